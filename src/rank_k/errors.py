@@ -1,0 +1,97 @@
+"""Everything Rank-K raises on purpose.
+
+    RankKError                     says what is wrong and, in `remedy`, what to do next
+    ├── InputError                 the user's data, options or environment need mending (exit 2)
+    │   ├── FormatError            a line of a file: carries path, line number, what was expected
+    │   ├── QueryTooLong           the query alone does not fit the model's context
+    │   ├── MissingExtra           an optional dependency is not installed (also an ImportError)
+    │   └── MissingWeights         the embedded model has not been fetched
+    ├── ModelError                 the model did not answer; `retryable` says whether asking again can help
+    │   ├── Unreachable            nobody answers at the address (retryable)
+    │   ├── Overloaded             429 or 503; carries `retry_after` seconds where the server said (retryable)
+    │   ├── ServerFault            another 5xx, a dropped connection, a broken stream (retryable)
+    │   ├── ContextOverflow        the server says the prompt does not fit; the prompt is then cut further
+    │   ├── Refused                any other 4xx: wrong key, unknown model, bad request
+    │   └── GaveUp                 retrying ended without an answer
+    └── JournalError               the journal cannot be opened or belongs to something else
+
+A bad *answer* is not an error: it is an `Answer` with repairs (see `rank_k.answer`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class RankKError(Exception):
+    """Base class. `str()` is one line: what is wrong, then what to do."""
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{problem}; {remedy}" if remedy else problem)
+
+
+class InputError(RankKError):
+    """The user's data, options or environment need mending."""
+
+
+class FormatError(InputError):
+    """A line of a file is not what it should be. `line` counts from 1; 0 means the file as a whole."""
+
+    def __init__(self, path: str | Path, line: int, found: str, expected: str) -> None:
+        self.path, self.line, self.expected = str(path), line, expected
+        where = f"{path}:{line}" if line else f"{path}"
+        super().__init__(f"{where}: {found}", f"expected {expected}")
+
+
+class QueryTooLong(InputError):
+    """The query alone leaves no room for passages and an answer in the model's context."""
+
+
+class MissingExtra(InputError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class MissingWeights(InputError):
+    """The embedded model's weights are not on this machine."""
+
+
+class ModelError(RankKError):
+    """The model did not answer."""
+
+    retryable = False
+
+
+class Unreachable(ModelError):
+    retryable = True
+
+
+class Overloaded(ModelError):
+    retryable = True
+
+    def __init__(self, problem: str, remedy: str = "", retry_after: float | None = None) -> None:
+        self.retry_after = retry_after
+        super().__init__(problem, remedy)
+
+
+class ServerFault(ModelError):
+    retryable = True
+
+
+class ContextOverflow(ModelError):
+    """The server counted more tokens than its context holds."""
+
+
+class Refused(ModelError):
+    def __init__(self, problem: str, remedy: str = "", status: int = 400) -> None:
+        self.status = status
+        super().__init__(problem, remedy)
+
+
+class GaveUp(ModelError):
+    """Retrying ended without an answer."""
+
+
+class JournalError(InputError):
+    """The journal cannot be opened, or is of a newer version."""

@@ -1,0 +1,30 @@
+"""The one door to optional dependencies: check, name the remedy, import."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from rank_k.errors import MissingExtra
+
+MODULES_OF_EXTRA = {
+    "data": ("bm25s", "yaml"),
+    "embedded": ("xllamacpp",),
+    "eval": ("ir_measures",),
+    "tokens": ("tokenizers",),
+}
+"""Which top-level modules each extra of `pyproject.toml` brings (a test compares the two)."""
+
+
+def load(module: str) -> ModuleType:
+    """Import `module`, or raise `MissingExtra` naming the extra that brings it."""
+    top = module.partition(".")[0]
+    extra = next((name for name, modules in MODULES_OF_EXTRA.items() if top in modules), None)
+    if extra is None:
+        raise KeyError(f"{top} belongs to no extra: list it in rank_k.extras")
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != top:
+            raise  # the dependency is there but one of its own is missing: its message says more
+        raise MissingExtra(f"{top} is not installed", f"pip install 'rank-k[{extra}]'") from error

@@ -1,0 +1,116 @@
+"""The seam to a language model: one request in, one reply out, text on the way.
+
+A model is anything with the attributes of `Model`. Three are shipped: `http.HttpModel` (every real
+server, the embedded one included), `simulated.SimulatedJudge` and `scripted.ScriptedModel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+
+class Message(NamedTuple):
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a request is about. Never sent to a server: for judges that simulate, logs and pages."""
+
+    query_id: str
+    doc_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to a model, before any server's dialect.
+
+    `max_tokens` covers thought and answer together. `think` None leaves the model its own way, False
+    asks it to answer directly. `sample` tells repeated questions apart in the journal.
+    """
+
+    messages: tuple[Message, ...]
+    max_tokens: int
+    temperature: float = 0.5
+    top_p: float | None = None
+    seed: int | None = None
+    think: bool | None = None
+    sample: int = 0
+    subject: Subject = field(default=Subject("", ()), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one reply. `estimated` says that the server did not count and we did, roughly."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    cached_tokens: int = 0
+    estimated: bool = False
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.estimated or other.estimated,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back. `reasoning` is the separate field where the server has one, else None.
+
+    `finish_reason` is the server's word ("stop", "length", ...); "stopped" where `on_text` said stop.
+    """
+
+    text: str
+    reasoning: str | None = None
+    finish_reason: str | None = None
+    usage: Usage = Usage()
+    seconds: float = 0.0
+
+
+class Delta(NamedTuple):
+    """A piece of a reply while it streams. Either part may be empty."""
+
+    reasoning: str
+    text: str
+
+
+OnText = Callable[[Delta], bool | None]
+"""Called with every piece as it arrives. Returning True ends the reply there."""
+
+
+class Model(Protocol):
+    @property
+    def name(self) -> str:
+        """How people know it."""
+
+    @property
+    def identity(self) -> str:
+        """All that decides the answers apart from the request: part of the journal's key."""
+
+    @property
+    def context(self) -> int:
+        """How many tokens prompt, thought and answer share. Known once `prepare` has run."""
+
+    async def prepare(self) -> None:
+        """Find out what must be known before the first request. Raises `ModelError` or `InputError`."""
+
+    def body(self, request: Request) -> Mapping[str, Any]:
+        """The request as sent (JSON): the other part of the journal's key."""
+
+    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+        """Ask once. Cancelling the call cancels the server's work. Raises `ModelError`."""
+
+    async def count_tokens(self, text: str) -> int | None:
+        """Exact number of tokens of `text`, or None where this model cannot tell."""
+
+    async def close(self) -> None:
+        """Free what is held. The model is not asked again."""
