@@ -1,0 +1,46 @@
+"""Strategies by name. Each lives in a file of its own; `protocol` says what one is.
+
+A strategy is a generator that yields rounds of windows and is sent their outcomes. It does no I/O: it
+never knows whether a model, a simulated judge or a journal replied.
+"""
+
+from __future__ import annotations
+
+import importlib
+from difflib import get_close_matches
+
+from rank_k.errors import InputError
+from rank_k.strategies.protocol import Strategy
+
+STRATEGIES = {
+    "sliding": "rank_k.strategies.sliding:Sliding",
+    "single": "rank_k.strategies.single:Single",
+    "topdown": "rank_k.strategies.topdown:TopDown",
+}
+"""Name -> `module:class`, a dataclass with those of the options of `make` that it has use for."""
+
+
+def make(name: str, *, window: int = 20, stride: int = 10) -> Strategy:
+    """The strategy called `name`, or the one at `MODULE:NAME` (a user's own).
+
+    Raises `InputError` for a name that does not exist or settings that it cannot work with.
+    """
+    path = STRATEGIES.get(name, name)
+    module_name, _, attribute = path.partition(":")
+    if not attribute:
+        near = get_close_matches(name, STRATEGIES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(
+            f"there is no strategy {name!r}", f"{hint}write one of {', '.join(STRATEGIES)} or MODULE:NAME"
+        )
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"strategy {name!r} cannot be imported: {error}",
+            "check the module's name and that it is on the Python path",
+        ) from error
+    options = {"window": window, "stride": stride}
+    accepted = getattr(factory, "__dataclass_fields__", {})
+    made: Strategy = factory(**{key: value for key, value in options.items() if key in accepted})
+    return made

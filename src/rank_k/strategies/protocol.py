@@ -1,0 +1,54 @@
+"""What a strategy is, and the one small tool they share: which neighbours are tied."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from typing import Protocol, TypeAlias
+
+from rank_k.errors import InputError
+from rank_k.records import Candidate, Order, Outcome, Ranking, Round
+
+Steps: TypeAlias = Generator[Round, list[Outcome], Ranking]
+"""Yields rounds; is sent, for each, the outcomes of its windows in their order; returns the ranking."""
+
+
+class Strategy(Protocol):
+    """Candidates, best first by the first stage, and a seed -> rounds.
+
+    Deterministic: the same candidates, seed and outcomes give the same rounds and the same ranking, so
+    that work can be resumed, simulated and stopped. Every ranking, of a round and returned, is a permutation
+    of the candidates. A window has two passages or more.
+    """
+
+    def __call__(self, candidates: Sequence[Candidate], seed: int) -> Steps: ...
+
+
+class Ties:
+    """Remembers, per passage, the tier it last stood in, to tell which neighbours of a ranking are tied.
+
+    Two neighbours are tied if the last window that ranked each is the same one and it put both into one tier.
+    """
+
+    def __init__(self) -> None:
+        self._tier_of: dict[str, tuple[int, int]] = {}
+        self._orders = 0
+
+    def record(self, order: Order) -> None:
+        self._orders += 1
+        for number, tier in enumerate(order.tiers):
+            for doc_id in tier:
+                if doc_id in order.placed:
+                    self._tier_of[doc_id] = (self._orders, number)
+                else:
+                    self._tier_of.pop(doc_id, None)
+
+    def ranking(self, doc_ids: Iterable[str]) -> Ranking:
+        ids = tuple(doc_ids)
+        tiers = [self._tier_of.get(doc_id) for doc_id in ids]
+        tied = tuple(i > 0 and tiers[i] is not None and tiers[i] == tiers[i - 1] for i in range(len(ids)))
+        return Ranking(ids, tied)
+
+
+def check_window(window: int) -> None:
+    if window < 2:
+        raise InputError(f"window is {window}", "give at least 2: a single passage cannot be compared")

@@ -1,0 +1,33 @@
+"""One question about the head of the list; the rest stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rank_k.records import Candidate, Round, Window
+from rank_k.strategies.consensus import consensus
+from rank_k.strategies.protocol import Steps, Ties, check_window
+
+
+@dataclass(frozen=True)
+class Single:
+    """The first `window` candidates, once."""
+
+    window: int = 20
+
+    def __post_init__(self) -> None:
+        check_window(self.window)
+
+    def __call__(self, candidates: Sequence[Candidate], seed: int) -> Steps:
+        ids = [candidate.doc_id for candidate in candidates]
+        ties = Ties()
+        head = ids[: self.window]
+        if len(head) > 1:
+            window = Window(tuple(head), (1, len(head)))
+            [outcome] = yield Round((window,), ties.ranking(ids), 1)
+            order = consensus(outcome)
+            ids[: self.window] = order.doc_ids
+            if order.ranked:
+                ties.record(order)
+        return ties.ranking(ids)

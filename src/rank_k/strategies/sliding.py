@@ -1,0 +1,58 @@
+"""The paper's way: a window that slides from the end of the list to its head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rank_k.errors import InputError
+from rank_k.records import Candidate, Round, Window
+from rank_k.strategies.consensus import consensus
+from rank_k.strategies.protocol import Steps, Ties, check_window
+
+
+def spans(length: int, window: int, stride: int) -> list[tuple[int, int]]:
+    """(start, end) of each window over a list of `length`, from the end to the head.
+
+    Planned on the true length: every span is full unless the list is shorter than a window, the last one
+    starts at 0, and a list of fewer than two passages has none.
+    """
+    if length < 2:
+        return []
+    found = []
+    end = length
+    while end > window:
+        found.append((end - window, end))
+        end -= stride
+    return [*found, (0, min(window, length))]
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """`window` passages at a time, moving by `stride`; one window a round.
+
+    With stride below window the best of each window are carried into the next, so that a passage can rise
+    from the end to the head in one pass. Defaults: 20 and 10, as in the paper.
+    """
+
+    window: int = 20
+    stride: int = 10
+
+    def __post_init__(self) -> None:
+        check_window(self.window)
+        if not 1 <= self.stride <= self.window:
+            raise InputError(f"stride is {self.stride}", f"give 1 to {self.window}, the window's size")
+
+    def __call__(self, candidates: Sequence[Candidate], seed: int) -> Steps:
+        ids = [candidate.doc_id for candidate in candidates]
+        ties = Ties()
+        plan = spans(len(ids), self.window, self.stride)
+        for done, (start, end) in enumerate(plan):
+            best = 1 if self.stride < self.window else start + 1
+            window = Window(tuple(ids[start:end]), (best, end))
+            [outcome] = yield Round((window,), ties.ranking(ids), len(plan) - done)
+            order = consensus(outcome)
+            ids[start:end] = order.doc_ids
+            if order.ranked:
+                ties.record(order)
+        return ties.ranking(ids)

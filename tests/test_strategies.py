@@ -1,0 +1,141 @@
+"""Every strategy keeps the promises of the protocol; each one's own plan is what it says."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rank_k.errors import InputError
+from rank_k.records import Candidate, Order, Outcome, Ranking, Round, Window
+from rank_k.strategies import STRATEGIES, make
+from rank_k.strategies.conformance import check
+from rank_k.strategies.consensus import consensus
+from rank_k.strategies.protocol import Strategy
+from rank_k.strategies.sliding import Sliding, spans
+from rank_k.strategies.topdown import TopDown
+
+
+def perfect(strategy: Strategy, grades: list[int]) -> tuple[Ranking, list[Round]]:
+    """Drive with a noiseless judge: higher grade first, equal grades tied."""
+    steps = strategy([Candidate(f"d{i}", -i) for i in range(len(grades))], 0)
+    rounds: list[Round] = []
+    try:
+        step = next(steps)
+        while True:
+            rounds.append(step)
+            step = steps.send([Outcome(w, (order_by_grade(w, grades),)) for w in step.windows])
+    except StopIteration as stop:
+        ranking: Ranking = stop.value
+        return ranking, rounds
+
+
+def order_by_grade(window: Window, grades: list[int]) -> Order:
+    levels = sorted({grades[int(d[1:])] for d in window.doc_ids}, reverse=True)
+    tiers = tuple(tuple(d for d in window.doc_ids if grades[int(d[1:])] == level) for level in levels)
+    return Order(tiers, frozenset(window.doc_ids), True)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@settings(max_examples=150, deadline=None)
+@given(
+    length=st.integers(0, 130),
+    window=st.integers(2, 30),
+    stride=st.integers(1, 30),
+    seed=st.integers(0, 2**32),
+    samples=st.integers(1, 3),
+)
+def test_conformance(name: str, length: int, window: int, stride: int, seed: int, samples: int) -> None:
+    strategy = make(name, window=window, stride=min(stride, window))
+    rounds = check(strategy, length, Random(seed), samples=samples)
+    assert all(len(w.doc_ids) <= window for step in rounds for w in step.windows)
+    if length < 2:
+        assert not rounds
+
+
+@given(length=st.integers(0, 300), window=st.integers(2, 40), stride=st.integers(1, 40))
+def test_spans_cover_the_head_and_every_passage(length: int, window: int, stride: int) -> None:
+    stride = min(stride, window)
+    found = spans(length, window, stride)
+    if length < 2:
+        assert not found
+        return
+    assert found[-1][0] == 0
+    assert found[0][1] == length
+    assert all(end - start == min(window, length) for start, end in found)
+    assert all(later[1] >= earlier[0] for earlier, later in pairwise(found)), "a gap"
+
+
+def test_the_papers_plan() -> None:
+    assert spans(100, 20, 10) == [(80 - 10 * i, 100 - 10 * i) for i in range(9)]
+
+
+def test_depth_55_asks_nothing_empty_and_covers_the_head() -> None:
+    assert spans(55, 20, 10) == [(35, 55), (25, 45), (15, 35), (5, 25), (0, 20)]
+
+
+def test_fewer_candidates_than_a_window_are_asked_once() -> None:
+    assert spans(15, 20, 10) == [(0, 15)]
+
+
+@given(grades=st.lists(st.integers(0, 3), min_size=2, max_size=120))
+def test_a_noiseless_judge_puts_the_best_ten_first(grades: list[int]) -> None:
+    best = sorted(grades, reverse=True)
+    for strategy in (Sliding(20, 10), TopDown(20)):
+        ranking, _ = perfect(strategy, grades)
+        found = [grades[int(d[1:])] for d in ranking.doc_ids]
+        cut = 9 if isinstance(strategy, TopDown) else 10  # the pivot of top-down stands at rank 10
+        assert found[:cut] == best[:cut]
+
+
+def test_ties_are_kept() -> None:
+    ranking, _ = perfect(Sliding(20, 10), [0, 2, 1, 2])
+    assert ranking.tiers == (("d1", "d3"), ("d2",), ("d0",))
+
+
+def test_topdown_needs_fewer_rounds_than_sliding() -> None:
+    grades = [i % 4 for i in range(100)]
+    _, down = perfect(TopDown(20), grades)
+    _, slid = perfect(Sliding(20, 10), grades)
+    assert len(down) < len(slid) == 9
+
+
+def test_a_forgotten_pivot_is_no_evidence() -> None:
+    steps = TopDown(4)([Candidate(f"d{i}", -i) for i in range(7)], 0)
+    head = next(steps).windows[0]
+    step = steps.send(
+        [Outcome(head, (Order((*((d,) for d in head.doc_ids),), frozenset(head.doc_ids), True),))]
+    )
+    pivot = step.windows[0].doc_ids[0]
+    others = [d for d in step.windows[0].doc_ids if d != pivot]
+    forgetful = Order((*((d,) for d in others), (pivot,)), frozenset(others), True)
+    with pytest.raises(StopIteration) as stop:
+        steps.send([Outcome(step.windows[0], (forgetful,))])
+    assert stop.value.value.doc_ids[:2] == ("d0", "d1")
+
+
+def test_consensus_of_samples_keeps_ties_and_ignores_what_was_not_placed() -> None:
+    window = Window(("a", "b", "c"), (1, 3))
+    first = Order((("a",), ("b",), ("c",)), frozenset("abc"), True)
+    second = Order((("b",), ("a",), ("c",)), frozenset("abc"), True)
+    assert consensus(Outcome(window, (first, second))).tiers == (("a", "b"), ("c",))
+    short = Order((("c",), ("a",), ("b",)), frozenset("c"), True)
+    assert consensus(Outcome(window, (Order.unranked(window), short))) == short
+    assert not consensus(Outcome(window, (Order.unranked(window),))).ranked
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("slidding", {}, "did you mean sliding"),
+        ("nowhere:Thing", {}, "cannot be imported"),
+        ("sliding", {"window": 1}, "at least 2"),
+        ("sliding", {"stride": 21}, "1 to 20"),
+    ],
+)
+def test_a_wrong_setting_names_itself_and_the_remedy(name: str, options: dict[str, int], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        make(name, **options)
