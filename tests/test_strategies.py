@@ -106,9 +106,8 @@ def test_topdown_needs_fewer_rounds_than_sliding() -> None:
 def test_a_forgotten_pivot_is_no_evidence() -> None:
     steps = TopDown(4)([Candidate(f"d{i}", -i) for i in range(7)], 0)
     head = next(steps).windows[0]
-    step = steps.send(
-        [Outcome(head, (Order((*((d,) for d in head.doc_ids),), frozenset(head.doc_ids), True),))]
-    )
+    as_shown = Order(tuple((d,) for d in head.doc_ids), frozenset(head.doc_ids), True)
+    step = steps.send([Outcome(head, (as_shown,))])
     pivot = step.windows[0].doc_ids[0]
     others = [d for d in step.windows[0].doc_ids if d != pivot]
     forgetful = Order((*((d,) for d in others), (pivot,)), frozenset(others), True)

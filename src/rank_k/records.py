@@ -8,6 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
+
+
+class Message(NamedTuple):
+    """One turn of a conversation with a model."""
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True, slots=True)

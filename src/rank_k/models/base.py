@@ -10,10 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-
-class Message(NamedTuple):
-    role: str
-    content: str
+from rank_k.records import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +31,7 @@ class Request:
 
     messages: tuple[Message, ...]
     max_tokens: int
-    temperature: float = 0.5
+    temperature: float | None = 0.5
     top_p: float | None = None
     seed: int | None = None
     think: bool | None = None

@@ -22,14 +22,9 @@ def consensus(outcome: Outcome) -> Order:
     if len(orders) == 1:
         return orders[0]
     positions = _positions(orders)
-    means = {doc_id: sum(found) / len(found) for doc_id, found in positions.items()}
+    means = {doc_id: round(sum(found) / len(found), 9) for doc_id, found in positions.items()}
     shown = [doc_id for doc_id in outcome.window.doc_ids if doc_id in means]
-    tiers = [
-        tuple(tier)
-        for _, tier in groupby(
-            sorted(shown, key=means.__getitem__), key=lambda doc_id: round(means[doc_id], 9)
-        )
-    ]
+    tiers = [tuple(tier) for _, tier in groupby(sorted(shown, key=means.__getitem__), key=means.__getitem__)]
     tiers.extend((doc_id,) for doc_id in outcome.window.doc_ids if doc_id not in means)
     return Order(tuple(tiers), frozenset(means), True)
 

@@ -1,0 +1,276 @@
+"""Every call to a model, kept in one SQLite file: cache, resume, accounting and training data at once.
+
+A call is found again by its key: the sha256 of the request as sent, the model's identity and the number of
+the sample. Address, time-outs, concurrency and keys are no part of it. Tables:
+
+    calls     what was sent, what came back, tokens, seconds
+    windows   which calls answered which window of which query, the order that was read, the repairs
+    rankings  finished queries waiting for their turn in the output
+
+The file is readable by its owner only (0600): it holds texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rank_k.errors import JournalError
+from rank_k.models.base import Reply, Usage
+from rank_k.records import Order, Ranking, Window
+
+_MIGRATIONS = (
+    """
+    CREATE TABLE calls (
+        key TEXT PRIMARY KEY,
+        model TEXT NOT NULL,
+        purpose TEXT NOT NULL,
+        request BLOB NOT NULL,
+        text TEXT NOT NULL,
+        reasoning TEXT,
+        finish_reason TEXT,
+        prompt_tokens INTEGER NOT NULL,
+        completion_tokens INTEGER NOT NULL,
+        reasoning_tokens INTEGER NOT NULL,
+        cached_tokens INTEGER NOT NULL,
+        estimated INTEGER NOT NULL,
+        seconds REAL NOT NULL,
+        finished_at REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE windows (
+        run TEXT NOT NULL,
+        query_id TEXT NOT NULL,
+        round INTEGER NOT NULL,
+        position INTEGER NOT NULL,
+        doc_ids TEXT NOT NULL,
+        calls TEXT NOT NULL,
+        orders TEXT NOT NULL,
+        repairs TEXT NOT NULL,
+        PRIMARY KEY (run, query_id, round, position)
+    ) WITHOUT ROWID;
+    CREATE TABLE rankings (
+        run TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        query_id TEXT NOT NULL,
+        ranking TEXT NOT NULL,
+        PRIMARY KEY (run, position)
+    ) WITHOUT ROWID;
+    """,
+)
+"""Applied in order; `PRAGMA user_version` says how many a file has had. Never edited, only added to."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRecord:
+    """One window as the journal keeps it; `calls` are keys into `calls`."""
+
+    query_id: str
+    round: int
+    position: int
+    window: Window
+    calls: tuple[str, ...]
+    orders: tuple[Order, ...]
+    repairs: Mapping[str, int]
+
+
+def call_key(identity: str, body: Mapping[str, Any], sample: int) -> str:
+    """The name of a call: what decides the reply, and nothing else."""
+    canonical = json.dumps([identity, body, sample], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class Journal:
+    """`Journal(path)` opens or makes the file; `Journal()` keeps a temporary one on disk, gone with the
+    process. Raises `JournalError` for a file that is no journal or of a newer version. Not for several threads
+    at once; several processes may share a file."""
+
+    def __init__(self, path: str | Path | None = None, *, read_only: bool = False) -> None:
+        self.path = None if path is None else Path(path)
+        try:
+            self._db = self._open(read_only)
+            self._db.execute("PRAGMA busy_timeout = 30000")
+            if not read_only:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                # With WAL, NORMAL loses nothing when the process dies; after a power cut the last calls may be gone.
+                self._db.execute("PRAGMA synchronous = NORMAL")
+            self._migrate(read_only)
+        except sqlite3.Error as error:
+            raise JournalError(
+                f"journal {path} cannot be opened: {error}", "give another file with --journal"
+            ) from error
+
+    def _open(self, read_only: bool) -> sqlite3.Connection:
+        if self.path is None:
+            return sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        if read_only:
+            uri = f"{self.path.resolve().as_uri()}?mode=ro"
+            return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        try:
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise JournalError(
+                f"journal {self.path} cannot be written: {error.strerror}", "give another file with --journal"
+            ) from error
+        return sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+
+    def _migrate(self, read_only: bool) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(_MIGRATIONS):
+            raise JournalError(
+                f"journal {self.path} was made by a newer rank-k", "update: pip install -U rank-k"
+            )
+        if version == 0 and self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+            raise JournalError(
+                f"{self.path} is a database but no journal", "give another file with --journal"
+            )
+        if version < len(_MIGRATIONS) and read_only:
+            raise JournalError(
+                f"journal {self.path} is of an older version", "run any command that writes to it"
+            )
+        for number in range(version, len(_MIGRATIONS)):
+            self._db.executescript(
+                f"BEGIN IMMEDIATE; {_MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;"
+            )
+
+    def close(self) -> None:
+        self._db.close()
+
+    # --- calls ---
+
+    def reply(self, key: str) -> Reply | None:
+        """The reply kept under `key`, or None."""
+        row = self._db.execute(
+            "SELECT text, reasoning, finish_reason, prompt_tokens, completion_tokens, reasoning_tokens,"
+            " cached_tokens, estimated, seconds FROM calls WHERE key = ?",
+            (key,),
+        ).fetchone()
+        if row is None:
+            return None
+        return Reply(row[0], row[1], row[2], Usage(*row[3:7], bool(row[7])), row[8])
+
+    def keep(self, key: str, model: str, purpose: str, body: Mapping[str, Any], reply: Reply) -> Reply:
+        """Keep a finished call; returns what the journal now holds (another process may have been first)."""
+        usage = reply.usage
+        kept = self._db.execute(
+            "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                key,
+                model,
+                purpose,
+                zlib.compress(json.dumps(body).encode(), 1),
+                _storable(reply.text),
+                None if reply.reasoning is None else _storable(reply.reasoning),
+                reply.finish_reason,
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                usage.reasoning_tokens,
+                usage.cached_tokens,
+                usage.estimated,
+                reply.seconds,
+                time.time(),
+            ),
+        )
+        return reply if kept.rowcount else self.reply(key) or reply
+
+    def request(self, key: str) -> Mapping[str, Any]:
+        """The body that was sent for the call `key`. Raises KeyError."""
+        row = self._db.execute("SELECT request FROM calls WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise KeyError(key)
+        body: Mapping[str, Any] = json.loads(zlib.decompress(row[0]))
+        return body
+
+    def totals(self) -> list[tuple[str, str, int, Usage, float]]:
+        """(model, purpose, calls, tokens, seconds) over the whole file."""
+        rows = self._db.execute(
+            "SELECT model, purpose, count(*), sum(prompt_tokens), sum(completion_tokens), sum(reasoning_tokens),"
+            " sum(cached_tokens), max(estimated), sum(seconds) FROM calls GROUP BY model, purpose ORDER BY 1, 2"
+        )
+        return [(r[0], r[1], r[2], Usage(*r[3:7], bool(r[7])), r[8]) for r in rows]
+
+    # --- windows ---
+
+    def keep_window(self, run: str, record: WindowRecord) -> None:
+        orders = [
+            [order.tiers, [d for d in order.doc_ids if d in order.placed], order.ranked]
+            for order in record.orders
+        ]
+        window = record.window
+        self._db.execute(
+            "INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                run,
+                _storable(record.query_id),
+                record.round,
+                record.position,
+                json.dumps([window.doc_ids, window.reach]),
+                json.dumps(record.calls),
+                json.dumps(orders),
+                json.dumps(dict(record.repairs)),
+            ),
+        )
+
+    def windows(self, run: str | None = None, query_id: str | None = None) -> Iterator[WindowRecord]:
+        """The windows of a run (default: the last one written), of one query or all, in the order asked."""
+        where, values = "run = ?", [run or self.last_run()]
+        if query_id is not None:
+            where, values = where + " AND query_id = ?", [*values, _storable(query_id)]
+        rows = self._db.execute(
+            "SELECT query_id, round, position, doc_ids, calls, orders, repairs FROM windows"
+            f" WHERE {where} ORDER BY query_id, round, position",
+            values,
+        )
+        for query, number, position, shown, calls, orders, repairs in rows:
+            doc_ids, reach = json.loads(shown)
+            yield WindowRecord(
+                query,
+                number,
+                position,
+                Window(tuple(doc_ids), (reach[0], reach[1])),
+                tuple(json.loads(calls)),
+                tuple(
+                    Order(tuple(map(tuple, tiers)), frozenset(placed), ranked)
+                    for tiers, placed, ranked in json.loads(orders)
+                ),
+                Counter(json.loads(repairs)),
+            )
+
+    def last_run(self) -> str:
+        row = self._db.execute("SELECT run FROM rankings ORDER BY rowid DESC LIMIT 1").fetchone()
+        return row[0] if row else ""
+
+    # --- rankings ---
+
+    def keep_ranking(self, run: str, position: int, query_id: str, ranking: Ranking) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO rankings VALUES (?, ?, ?, ?)",
+            (
+                run,
+                position,
+                _storable(query_id),
+                json.dumps([ranking.doc_ids, [int(t) for t in ranking.tied], ranking.probability]),
+            ),
+        )
+
+    def ranking(self, run: str, position: int) -> Ranking | None:
+        row = self._db.execute(
+            "SELECT ranking FROM rankings WHERE run = ? AND position = ?", (run, position)
+        ).fetchone()
+        if row is None:
+            return None
+        doc_ids, tied, probability = json.loads(row[0])
+        return Ranking(tuple(doc_ids), tuple(map(bool, tied)), probability)
+
+
+def _storable(text: str) -> str:
+    """SQLite takes no lone surrogates; ids with undecodable bytes are kept in escaped form."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,195 @@
+"""The differences between servers that speak the OpenAI chat API, as one table of rows. Pure.
+
+A row says which keys a server takes and where it puts what. Building a request's body and reading a reply's
+events are functions of row and data; the network is in `http.py`. Unknown keys are ignored silently by most
+servers: whatever a row asks for has to be verified on the reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from rank_k.models.base import Delta, Request, Usage
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One row: a kind of server.
+
+    `hosts`: host names that are it. `owners`: values of `owned_by` in GET /v1/models that give it away.
+    `max_tokens`: the key of the token limit. `extra`: sent with every request. `direct`: sent to have the
+    answer without a thought. `tokenize`: (path, key of the text, key of the ids) of its tokenizer, if any.
+    `context`: where a model's card states its context, as paths into the entry of GET /v1/models.
+    `lists_models`: whether GET /v1/models can be believed about which models exist.
+    """
+
+    name: str
+    hosts: tuple[str, ...] = ()
+    owners: tuple[str, ...] = ()
+    max_tokens: str = "max_tokens"
+    extra: Json = field(default_factory=dict)
+    direct: Json = field(default_factory=dict)
+    tokenize: tuple[str, str, str] | None = None
+    context: tuple[tuple[str, ...], ...] = (("max_model_len",), ("context_length",), ("context_window",))
+    seed: bool = True
+    lists_models: bool = True
+
+
+_NO_THINKING_TEMPLATE = {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}
+
+DIALECTS = {
+    row.name: row
+    for row in (
+        Dialect(
+            "vllm",
+            owners=("vllm",),
+            direct=_NO_THINKING_TEMPLATE,
+            tokenize=("/tokenize", "prompt", "tokens"),
+        ),
+        Dialect(
+            "sglang",
+            owners=("sglang",),
+            extra={"separate_reasoning": True},
+            direct=_NO_THINKING_TEMPLATE,
+            tokenize=("/tokenize", "prompt", "tokens"),
+        ),
+        Dialect(
+            "llamacpp",
+            owners=("llamacpp",),
+            extra={"cache_prompt": True},
+            direct=_NO_THINKING_TEMPLATE,
+            tokenize=("/tokenize", "content", "tokens"),
+            context=(("meta", "n_ctx"), ("meta", "n_ctx_train")),
+        ),
+        Dialect(
+            "deepseek",
+            hosts=("api.deepseek.com",),
+            direct={"thinking": {"type": "disabled"}},
+            seed=False,
+        ),
+        Dialect(
+            "openrouter",
+            hosts=("openrouter.ai",),
+            extra={"usage": {"include": True}},
+            direct={"reasoning": {"enabled": False}},
+        ),
+        Dialect(
+            "openai",
+            hosts=("api.openai.com",),
+            max_tokens="max_completion_tokens",
+            direct={"reasoning_effort": "none"},
+        ),
+        Dialect("plain", lists_models=False),
+    )
+}
+
+
+def recognised(url: str, models: Json | None) -> Dialect:
+    """The row of a server, from its host name or its answer to GET /v1/models; "plain" if neither tells."""
+    host = urlsplit(url).hostname or ""
+    for row in DIALECTS.values():
+        if any(host == name or host.endswith("." + name) for name in row.hosts):
+            return row
+    for card in model_cards(models):
+        for row in DIALECTS.values():
+            if card.get("owned_by") in row.owners:
+                return row
+    return DIALECTS["plain"]
+
+
+def model_cards(models: Json | None) -> list[Json]:
+    """The entries of an answer to GET /v1/models; [] if it is none."""
+    entries = models.get("data") if isinstance(models, Mapping) else None
+    return [card for card in entries if isinstance(card, Mapping)] if isinstance(entries, list) else []
+
+
+def context_of(dialect: Dialect, card: Json) -> int | None:
+    """The context length that a model's card states, in tokens."""
+    for path in dialect.context:
+        value: Any = card
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def request_body(dialect: Dialect, model: str, request: Request) -> dict[str, Any]:
+    """The JSON of POST /v1/chat/completions, streaming switches left out (`STREAMING` adds them)."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": role, "content": content} for role, content in request.messages],
+        dialect.max_tokens: request.max_tokens,
+    }
+    if request.temperature is not None:
+        body["temperature"] = request.temperature
+    if request.top_p is not None:
+        body["top_p"] = request.top_p
+    if request.seed is not None and dialect.seed:
+        body["seed"] = request.seed
+    body.update(dialect.extra)
+    if request.think is False:
+        body.update(dialect.direct)
+    return body
+
+
+STREAMING: Json = {"stream": True, "stream_options": {"include_usage": True}}
+
+_REASONING_FIELDS = ("reasoning", "reasoning_content")  # vLLM and OpenRouter; SGLang, llama.cpp, DeepSeek
+
+
+def read_delta(message: Json) -> Delta:
+    """The text of a `delta` (streaming) or a `message` (whole), its reasoning apart wherever it stands."""
+    content = message.get("content")
+    if isinstance(content, list):  # content parts
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+    text = content if isinstance(content, str) else ""
+    for key in _REASONING_FIELDS:
+        if isinstance(value := message.get(key), str) and value:
+            return Delta(value, text)
+    details = message.get("reasoning_details")
+    if isinstance(details, list):
+        parts = (part.get("text") or part.get("summary") for part in details if isinstance(part, Mapping))
+        return Delta("".join(part for part in parts if isinstance(part, str)), text)
+    return Delta("", text)
+
+
+def read_usage(usage: Json | None, reasoning_chars: int, text_chars: int) -> Usage:
+    """Token counts of a reply, from the server's `usage` where it has one.
+
+    Reasoning tokens that the server does not tell apart are the completion tokens in the proportion of the
+    characters; without any `usage`, all is estimated at four characters a token.
+    """
+    usage = usage if isinstance(usage, Mapping) else {}
+    completion_details, prompt_details = (
+        usage.get("completion_tokens_details"),
+        usage.get("prompt_tokens_details"),
+    )
+    completion = _count(usage.get("completion_tokens"))
+    if completion is None:
+        total = reasoning_chars + text_chars
+        return Usage(
+            _count(usage.get("prompt_tokens")) or 0, -(-total // 4), -(-reasoning_chars // 4), 0, True
+        )
+    reasoning = _count(_inside(completion_details, "reasoning_tokens"))
+    if reasoning is None:
+        reasoning = _count(usage.get("reasoning_tokens"))
+    if reasoning is None or (reasoning == 0 and reasoning_chars):
+        reasoning = round(completion * reasoning_chars / max(reasoning_chars + text_chars, 1))
+    cached = _count(_inside(prompt_details, "cached_tokens"))
+    if cached is None:
+        cached = _count(usage.get("prompt_cache_hit_tokens"))  # DeepSeek
+    return Usage(_count(usage.get("prompt_tokens")) or 0, completion, reasoning, cached or 0)
+
+
+def _inside(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, Mapping) else None
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

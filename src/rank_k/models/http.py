@@ -1,0 +1,432 @@
+"""A model behind an OpenAI-compatible server: one streaming POST per question.
+
+aiohttp rather than httpx: its C parser reads a stream of some 400 events for 40 % of the processor time
+(`benchmarks/http_clients.py`), and events are most of what a client of a thinking model does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from rank_k.errors import (
+    ContextOverflow,
+    InputError,
+    ModelError,
+    Overloaded,
+    Refused,
+    ServerFault,
+    Unreachable,
+)
+from rank_k.models import dialects
+from rank_k.models.base import Delta, OnText, Reply, Request
+from rank_k.models.dialects import DIALECTS, Dialect
+
+if TYPE_CHECKING:
+    import aiohttp
+
+ASSUMED_CONTEXT = 32_768
+"""Tokens, where neither the server nor the user says: what current reasoning models have at least."""
+
+_LONGEST_REPLY = 8_000_000  # characters; a server that sends more is broken or hostile
+_LONGEST_ERROR = 65_536  # bytes of an error's body that are read
+_CONTEXT_WORDS = re.compile(
+    r"context.{0,40}(?:length|size|window|exceed)|exceed.{0,60}context|maximum.{0,40}tokens|too many tokens"
+    r"|prompt is too long|longer than the (?:maximum )?model|input is too long",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+class HttpModel:
+    """`model` at `url` (with or without a trailing `/v1`).
+
+    `dialect`: a name of `DIALECTS`, or "auto" to recognise it in `prepare`. `context`: tokens; None believes
+    the server, else `ASSUMED_CONTEXT`. `identity`: what the journal keys on instead of model and revision
+    (the embedded model gives its weights' checksum). `read_timeout`: seconds without a byte before a call
+    counts as dropped; None waits, since a thinking model behind a queue is silent for long.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        *,
+        api_key: str | None = None,
+        dialect: str = "auto",
+        context: int | None = None,
+        revision: str = "",
+        identity: str = "",
+        read_timeout: float | None = None,
+    ) -> None:
+        self._url = base_url(url)
+        if dialect != "auto" and dialect not in DIALECTS:
+            raise InputError(
+                f"there is no dialect {dialect!r}", f"write auto or one of {', '.join(DIALECTS)}"
+            )
+        self._dialect = DIALECTS.get(dialect, DIALECTS["plain"])
+        self._recognise = dialect == "auto"
+        self._model = model or ""
+        self._api_key = api_key
+        self._context = context
+        self._revision = revision
+        self._identity = identity
+        self._read_timeout = read_timeout
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def name(self) -> str:
+        return self._model
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    @property
+    def dialect(self) -> Dialect:
+        return self._dialect
+
+    @property
+    def identity(self) -> str:
+        return self._identity or f"{self._model}@{self._revision}"
+
+    @property
+    def context(self) -> int:
+        return self._context or ASSUMED_CONTEXT
+
+    def body(self, request: Request) -> Mapping[str, Any]:
+        body = dialects.request_body(self._dialect, self._model, request)
+        if self._identity:
+            body.pop("model")  # whose name depends on where the file lies
+        return body
+
+    async def prepare(self) -> None:
+        """Ask the server which models it has: learns dialect and context, checks address, key and model."""
+        try:
+            models = await self._get_json("/models")
+        except Refused as error:
+            if error.status in (401, 403):
+                raise
+            models = None  # a server without this endpoint; the first question will tell more
+        if self._recognise:
+            self._dialect = dialects.recognised(self._url, models)
+        cards = dialects.model_cards(models)
+        names = [str(card.get("id")) for card in cards]
+        if not self._model:
+            if len(names) != 1:
+                raise InputError(
+                    f"the server at {self._url} has {len(names) or 'no list of'} models",
+                    f"name one with --model{': ' + ', '.join(names[:8]) if names else ''}",
+                )
+            self._model = names[0]
+        card = next((card for card in cards if card.get("id") == self._model), None)
+        if card is None and names and self._dialect.lists_models and self._dialect.name != "llamacpp":
+            raise InputError(
+                f"the server at {self._url} has no model {self._model!r}", f"it has: {', '.join(names[:8])}"
+            )
+        if card is None and len(cards) == 1:
+            card = cards[0]
+        if self._context is None and card is not None:
+            self._context = dialects.context_of(self._dialect, card)
+
+    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+        body = {**dialects.request_body(self._dialect, self._model, request), **dialects.STREAMING}
+        reader = _ReplyReader(on_text)
+        started = time.monotonic()
+        async with self._exchange("POST", "/chat/completions", body) as response:
+            if response.headers.get("Content-Type", "").startswith("application/json"):
+                reader.whole(await self._json(response))  # a server that cannot stream
+            else:
+                async for chunk in response.content.iter_any():
+                    if reader.feed(chunk):
+                        break
+                if reader.complete:
+                    await _drained(response)
+        return reader.reply(time.monotonic() - started)
+
+    async def count_tokens(self, text: str) -> int | None:
+        if self._dialect.tokenize is None:
+            return None
+        path, text_key, ids_key = self._dialect.tokenize
+        root = self._url.removesuffix("/v1")
+        try:
+            counted = await self._post_json(root + path, {"model": self._model, text_key: text})
+        except Refused:
+            return None  # switched off on this server
+        tokens = counted.get(ids_key) if isinstance(counted, Mapping) else None
+        return len(tokens) if isinstance(tokens, list) else None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # --- the wire ---
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        import aiohttp
+
+        if self._session is None:
+            headers = {"Accept": "text/event-stream, application/json", "User-Agent": "rank-k"}
+            if self._api_key:
+                headers["Authorization"] = f"Bearer {self._api_key}"
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, socket_factory=_keepalive_socket),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._read_timeout),
+                headers=headers,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=not _is_loopback(self._url),
+                auto_decompress=True,
+            )
+        return self._session
+
+    @contextlib.asynccontextmanager
+    async def _exchange(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request; whatever goes wrong comes out as a `ModelError` that says so."""
+        import aiohttp
+
+        url = path if path.startswith("http") else self._url + path
+        session = self._open_session()
+        try:
+            async with session.request(
+                method,
+                url,
+                data=None if body is None else json.dumps(body).encode("ascii"),
+                headers=None if body is None else {"Content-Type": "application/json"},
+                allow_redirects=False,
+            ) as response:
+                if response.status != 200:
+                    raise await self._error_of(response)
+                yield response
+        except aiohttp.ClientConnectorError as error:
+            reason = error.os_error.strerror or error.os_error or "no connection"
+            raise Unreachable(
+                f"nobody answers at {self._url} ({reason})", "start the server or correct --server"
+            ) from error
+        except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+            raise ServerFault(
+                f"the server at {self._url} dropped the connection ({type(error).__name__})",
+                "look into its log; the same command goes on from here",
+            ) from error
+        except UnicodeError as error:
+            raise ServerFault(
+                f"the server at {self._url} sent what is not text", "look into its log"
+            ) from error
+
+    async def _error_of(self, response: aiohttp.ClientResponse) -> ModelError:
+        status = response.status
+        raw = await response.content.read(_LONGEST_ERROR)
+        said = _message(raw)
+        if 300 <= status < 400:
+            where = response.headers.get("Location", "elsewhere")[:200]
+            return Refused(f"{self._url} redirects to {where}", "give that address with --server", status)
+        return error_of(status, said, self._url, self._model, _seconds(response.headers.get("Retry-After")))
+
+    async def _json(self, response: aiohttp.ClientResponse) -> Any:
+        raw = b""
+        async for chunk in response.content.iter_any():
+            raw += chunk
+            if len(raw) > _LONGEST_REPLY:
+                raise ServerFault(f"the server at {self._url} sends without end", "look into its log")
+        try:
+            return json.loads(raw)
+        except ValueError as error:
+            raise ServerFault(
+                f"the server at {self._url} sent what is not JSON", "is it an LLM server?"
+            ) from error
+
+    async def _get_json(self, path: str) -> Any:
+        async with self._exchange("GET", path) as response:
+            return await self._json(response)
+
+    async def _post_json(self, path: str, body: Mapping[str, Any]) -> Any:
+        async with self._exchange("POST", path, body) as response:
+            return await self._json(response)
+
+
+async def _drained(response: aiohttp.ClientResponse) -> None:
+    """Read past the last event, so that the connection can serve the next question too."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            async for _ in response.content.iter_any():
+                pass
+
+
+def base_url(url: str) -> str:
+    """`url` in one spelling, ending in `/v1` unless it has a path of its own. Raises `InputError`."""
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"{url!r} is no server address", "write it like http://localhost:8000/v1")
+    if parts.username or parts.password:
+        raise InputError("the server address holds a password", "give the key with --api-key-env instead")
+    path = parts.path.rstrip("/").removesuffix("/chat/completions")
+    return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+
+
+def error_of(status: int, said: str, url: str, model: str, retry_after: float | None) -> ModelError:
+    """The error that an HTTP status and the server's words amount to."""
+    words = f": {said}" if said else ""
+    if status in (400, 413, 422) and _CONTEXT_WORDS.search(said):
+        return ContextOverflow(
+            f"the prompt does not fit the model's context{words}", "lower --passage-tokens"
+        )
+    if status in (429, 503, 529):
+        return Overloaded(f"{url} is overloaded ({status}){words}", "lower --concurrency", retry_after)
+    if status in (408, 409, 425) or status >= 500:
+        return ServerFault(f"{url} failed ({status}){words}", "look into the server's log")
+    if status in (401, 403):
+        return Refused(
+            f"{url} refused the key ({status}){words}", "name the right variable with --api-key-env", status
+        )
+    if status == 404:
+        return Refused(
+            f"{url} does not know the model {model!r} or the path (404){words}",
+            "check --model, and that --server ends in /v1",
+            status,
+        )
+    return Refused(f"{url} refused the request ({status}){words}", "see docs/servers.md", status)
+
+
+class _ReplyReader:
+    """Server-sent events, fed as bytes, to a `Reply`."""
+
+    def __init__(self, on_text: OnText | None) -> None:
+        self._on_text = on_text
+        self._pending = b""
+        self._reasoning: list[str] = []
+        self._text: list[str] = []
+        self._chars = [0, 0]  # of reasoning, of text
+        self._usage: Any = None
+        self._finish: str | None = None
+        self.complete = False
+
+    def feed(self, chunk: bytes) -> bool:
+        """Take in bytes; True when the reply is over (by the server's word or `on_text`'s)."""
+        lines = (self._pending + chunk).split(b"\n")
+        self._pending = lines.pop()
+        if len(self._pending) > _LONGEST_REPLY:
+            raise ServerFault("the server sent an event without end", "look into its log")
+        for line in lines:
+            if line.startswith(b"data:") and self._event(line[5:].strip()):
+                return True
+        return False
+
+    def _event(self, data: bytes) -> bool:
+        if data == b"[DONE]":
+            self.complete = True
+            return True
+        try:
+            event = json.loads(data)
+        except ValueError as error:
+            raise ServerFault("the server sent an event that is not JSON", "look into its log") from error
+        return self._take(event, "delta")
+
+    def whole(self, body: Any) -> None:
+        """Take in a reply that came in one piece."""
+        self._take(body, "message")
+        self.complete = True
+
+    def _take(self, event: Any, key: str) -> bool:
+        if not isinstance(event, Mapping):
+            return False
+        if event.get("error"):
+            raise _error_in_stream(event["error"])
+        if isinstance(event.get("usage"), Mapping):
+            self._usage = event["usage"]
+        choices = event.get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
+            return False
+        choice = choices[0]
+        if isinstance(choice.get("finish_reason"), str):
+            self._finish = choice["finish_reason"]
+        message = choice.get(key)
+        return isinstance(message, Mapping) and self._grow(dialects.read_delta(message))
+
+    def _grow(self, delta: Delta) -> bool:
+        if delta.reasoning:
+            self._reasoning.append(delta.reasoning)
+            self._chars[0] += len(delta.reasoning)
+        if delta.text:
+            self._text.append(delta.text)
+            self._chars[1] += len(delta.text)
+        if sum(self._chars) > _LONGEST_REPLY:
+            self._finish = "length"
+            return True
+        if self._on_text is not None and (delta.reasoning or delta.text) and self._on_text(delta):
+            self._finish = "stopped"
+            return True
+        return False
+
+    def reply(self, seconds: float) -> Reply:
+        if self._finish is None and not self.complete:
+            raise ServerFault("the server ended the stream in mid-reply", "look into its log")
+        return Reply(
+            text="".join(self._text),
+            reasoning="".join(self._reasoning) or None,
+            finish_reason=self._finish,
+            usage=dialects.read_usage(self._usage, *self._chars),
+            seconds=seconds,
+        )
+
+
+def _error_in_stream(error: Any) -> ModelError:
+    said = error.get("message") if isinstance(error, Mapping) else error
+    code = error.get("code") if isinstance(error, Mapping) else None
+    status = code if isinstance(code, int) and 400 <= code < 600 else 500
+    return error_of(status, str(said)[:300], "the server", "", None)
+
+
+def _message(raw: bytes) -> str:
+    """What an error's body says, on one line."""
+    said: Any = raw.decode("utf-8", "replace")
+    try:
+        body = json.loads(raw)
+    except ValueError:
+        body = None
+    if isinstance(body, Mapping):
+        inner = body.get("error", body)
+        found = inner.get("message") or inner.get("detail") if isinstance(inner, Mapping) else inner
+        said = found or said
+    return " ".join(str(said).split())[:300]
+
+
+def _seconds(header: str | None) -> float | None:
+    """A Retry-After header in seconds: a number, or a date."""
+    if not header:
+        return None
+    try:
+        return max(float(header), 0.0)
+    except ValueError:
+        pass
+    from datetime import UTC, datetime
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return max((parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds(), 0.0)
+    except (ValueError, TypeError):
+        return None
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _keepalive_socket(address: Any) -> socket.socket:
+    """A socket that notices a peer that vanished: without a read time-out nothing else would."""
+    family, kind, protocol, _, _ = address
+    sock = socket.socket(family, kind, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 6)):
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return sock

@@ -1,0 +1,61 @@
+"""The one layer that asks again. Pure delays, and a loop over them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+from rank_k.errors import GaveUp, ModelError, Overloaded
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often and how long. Delays double from `first` to `longest` seconds, each drawn between half and
+    all of its bound; a server's Retry-After is believed up to `longest_wait` seconds.
+
+    `overloaded`: tries where the server said it has too much to do; `broken`: where it failed or was gone.
+    """
+
+    overloaded: int = 12
+    broken: int = 6
+    first: float = 0.5
+    longest: float = 30.0
+    longest_wait: float = 300.0
+
+    def tries(self, error: ModelError) -> int:
+        return self.overloaded if isinstance(error, Overloaded) else self.broken
+
+    def delay(self, failures: int, error: ModelError, random: Random) -> float:
+        """Seconds to wait after the `failures`-th failure in a row."""
+        if isinstance(error, Overloaded) and error.retry_after is not None:
+            return min(error.retry_after, self.longest_wait) + random.uniform(0, self.first)
+        bound = min(self.first * 2 ** min(failures - 1, 30), self.longest)
+        return random.uniform(bound / 2, bound)
+
+
+async def with_retries(
+    call: Callable[[], Awaitable[T]],
+    retries: Retries,
+    random: Random,
+    on_retry: Callable[[ModelError, float], None] | None = None,
+) -> T:
+    """`call()`, again while it raises a retryable `ModelError`; `GaveUp` when the tries are used up."""
+    failures = 0
+    while True:
+        try:
+            return await call()
+        except ModelError as error:
+            if not error.retryable:
+                raise
+            failures += 1
+            if failures >= retries.tries(error):
+                raise GaveUp(f"no answer after {failures} tries: {error.problem}", error.remedy) from error
+            wait = retries.delay(failures, error, random)
+            if on_retry is not None:
+                on_retry(error, wait)
+        await asyncio.sleep(wait)

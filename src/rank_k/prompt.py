@@ -1,0 +1,197 @@
+"""A query and a window of passages -> the messages of a request. Pure, but for reading a template file.
+
+Passages are data. What in them could forge structure (the `[n]` of other passages, think tags, the tokens of
+chat templates) is replaced by look-alikes here, and only here: the text that users get back is untouched.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from rank_k.errors import InputError
+from rank_k.records import Message
+
+OFFICIAL_SHA256 = "075c6a7c2f8229976cb6154eabd39b7680bb5f3970171f1ba932d22b14f70541"
+"""Of the prompt string in the Rank-K authors' script, with which Rank-K-32B was trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTemplate:
+    """How windows become messages.
+
+    `before`, `passage` and `after` hold the fields {query}, {count}, and `passage` also {i} and {text};
+    `between` stands between passages. `name` is for people, `sha256` for journals and reports.
+    """
+
+    before: str
+    after: str
+    passage: str = "[{i}] {text}"
+    between: str = "\n"
+    system: str = ""
+    name: str = "rank-k"
+    sha256: str = ""
+
+    def messages(self, query: str, passages: Sequence[str]) -> tuple[Message, ...]:
+        """The question about `passages`, which are shown as 1, 2, ... in this order.
+
+        `query` and `passages` must have been through `harmless`.
+        """
+        shown = self.between.join(
+            _filled(self.passage, {"i": str(i), "rank": str(i), "text": text, "candidate": text})
+            for i, text in enumerate(passages, 1)
+        )
+        known = {"query": query, "count": str(len(passages)), "num": str(len(passages))}
+        content = _filled(self.before, known) + shown + _filled(self.after, known)
+        user = Message("user", content)
+        return (Message("system", _filled(self.system, known)), user) if self.system else (user,)
+
+
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+def _filled(template: str, values: dict[str, str]) -> str:
+    """`template` with its fields replaced, in one pass: braces in the values stay as they are."""
+    return _FIELD.sub(lambda m: values.get(m[1], m[0]), template)
+
+
+# --- Making text harmless --------------------------------------------------------------------------
+
+_MARKER = re.compile(r"[\[［【]\s*(\d{1,4})\s*[\]］】]")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
+_TAG = re.compile(
+    r"<(?=[|｜▁]|\s{0,3}/?\s{0,3}(?:seed:)?(?:think|thinking|thought|reasoning|analysis|answer|s|unk|pad|bos|eos|sep|cls"
+    r"|sys|im_start|im_end|start_of_turn|end_of_turn|tool_call|tool_response|\w{0,12}_token)\b)|(?<=[|｜])>",
+    re.IGNORECASE,
+)
+_INSTRUCTION = re.compile(
+    r"\[(/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|THINK))\]", re.I
+)
+
+
+def one_line(text: str) -> str:
+    """`text` on one line: blanks folded, control characters and lone surrogates gone."""
+    return " ".join(_CONTROL.sub("", text).split())
+
+
+def harmless(text: str, *, markers: bool = True) -> str:
+    """`text` on one line with nothing in it that the model could take for structure.
+
+    `[3]` becomes `(3)` (left alone in queries: `markers=False`), `<think>`, `<|im_end|>`, `</s>` and their
+    kin get a look-alike bracket, `[INST]` becomes `(INST)`.
+    """
+    text = one_line(text)
+    if markers and ("[" in text or "［" in text or "【" in text):
+        text = _MARKER.sub(r"(\1)", text)
+    if "<" in text or "|>" in text or "｜>" in text:
+        text = _TAG.sub(lambda m: "‹" if m[0] == "<" else "›", text)
+    if "[" in text:
+        text = _INSTRUCTION.sub(r"(\1)", text)
+    return text
+
+
+# --- Templates -------------------------------------------------------------------------------------
+
+
+@cache
+def default_template() -> PromptTemplate:
+    """The package's own: the instructions of the Rank-K paper in our words."""
+    text = (Path(__file__).parent / "prompts" / "listwise.txt").read_text(encoding="utf-8")
+    return _from_text(text.rstrip("\n"), "rank-k")
+
+
+def read_template(path: str | Path) -> PromptTemplate:
+    """A template from the user's file.
+
+    Three kinds: plain text with `{query}` and `{passages}` (or `{docs}`); the Rank-K authors' `rerank.py`,
+    whose `rank_k_prompt` is read out of the source without running it; a rank_llm prompt template in YAML of
+    the single-turn listwise method. Raises `InputError` naming what is missing.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"prompt {path} cannot be read: {reason}", "give --prompt a text file") from error
+    if path.suffix == ".py":
+        return _from_script(text, path)
+    if path.suffix in (".yaml", ".yml"):
+        return _from_yaml(text, path)
+    return _from_text(text, path.name, path)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _from_text(text: str, name: str, path: Path | None = None, between: str = "\n") -> PromptTemplate:
+    where = path or name
+    spots = [m for m in _FIELD.finditer(text) if m[1] in ("passages", "docs")]
+    if len(spots) != 1:
+        found = "no" if not spots else f"{len(spots)}"
+        raise InputError(
+            f"prompt {where} has {found} {{passages}} field", "write {passages} (or {docs}) once"
+        )
+    if "{query}" not in text:
+        raise InputError(f"prompt {where} has no {{query}} field", "write {query} where the query belongs")
+    sha256 = _sha256(text)
+    if sha256 == OFFICIAL_SHA256:
+        name, between = "Rank-K official", "\n\n"
+    before, after = text[: spots[0].start()], text[spots[0].end() :]
+    return PromptTemplate(before, after, between=between, name=name, sha256=sha256)
+
+
+def _from_script(source: str, path: Path) -> PromptTemplate:
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise InputError(f"prompt {path} is not Python source", "give the authors' rerank.py") from error
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Assign)
+            and any(isinstance(target, ast.Name) and target.id == "rank_k_prompt" for target in node.targets)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
+            return _from_text(node.value.value, path.name, path, between="\n\n")
+    raise InputError(f"prompt {path} assigns no string to rank_k_prompt", "give the authors' rerank.py")
+
+
+def _from_yaml(text: str, path: Path) -> PromptTemplate:
+    from rank_k.extras import load
+
+    yaml = load("yaml")
+    try:
+        fields = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"prompt {path} is not YAML", "give a rank_llm prompt template") from error
+    if not isinstance(fields, dict) or not all(
+        isinstance(fields.get(key, ""), str)
+        for key in ("method", "system_message", "prefix", "body", "suffix")
+    ):
+        raise InputError(f"prompt {path} is no rank_llm prompt template", "its fields must be texts")
+    method = fields.get("method", "")
+    if method not in ("singleturn_listwise", "listwise"):
+        raise InputError(
+            f"prompt {path} is of the method {method!r}", "give a template of singleturn_listwise"
+        )
+    body = fields.get("body", "")
+    if "{candidate}" not in body or "{rank}" not in body:
+        raise InputError(f"the body of prompt {path} lacks a field", "write {rank} and {candidate} in it")
+    prefix, suffix = fields.get("prefix", ""), fields.get("suffix", "")
+    if "{query}" not in prefix + suffix:
+        raise InputError(f"prompt {path} has no {{query}} field", "write {query} in its prefix or suffix")
+    return PromptTemplate(
+        before=prefix,
+        after=("\n" if not body.endswith("\n") and suffix else "") + suffix,
+        passage=body,
+        between="" if body.endswith("\n") else "\n",
+        system=fields.get("system_message", ""),
+        name=path.name,
+        sha256=_sha256(text),
+    )
