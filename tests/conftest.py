@@ -1,0 +1,44 @@
+"""What every test may count on: an environment without the user's own settings, and a server to talk to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from tests.loopback import Loopback, Plan, in_child, in_thread
+
+
+@pytest.fixture(autouse=True)
+def isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """No keys, no settings, and a home of the test's own, which is returned."""
+    for name in list(os.environ):
+        if name.startswith("RANK_K_") or name == "OPENAI_API_KEY":
+            monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
+    return home
+
+
+class StartLoopback(Protocol):
+    def __call__(self, *, child: bool = False, **plan: Any) -> Loopback: ...
+
+
+QUICK = {"first_token": 0.002, "per_token": 0.00001, "flush": 0.002}
+
+
+@pytest.fixture
+def loopback() -> Iterator[StartLoopback]:
+    """`loopback(cut=0.28, ...)` starts a server of that plan, quick unless it says otherwise."""
+    with ExitStack() as stack:
+
+        def start(*, child: bool = False, **plan: Any) -> Loopback:
+            wanted = Plan().changed(QUICK | plan)
+            return stack.enter_context(in_child(wanted) if child else in_thread(wanted))
+
+        yield start
