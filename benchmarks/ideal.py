@@ -14,6 +14,7 @@ import argparse
 import heapq
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
+from zlib import crc32
 
 from tests.loopback import Dataset, latency, make_queries, oracle, peak_concurrency
 
@@ -135,7 +136,7 @@ def simulate_dataset(
         return Order(tiers, frozenset(shown.doc_ids), True)
 
     return simulate(
-        (plan(dataset.run[query_id], 0) for query_id in ids),
+        (plan(dataset.run[query_id], crc32(query_id.encode())) for query_id in ids),  # the engine's seed
         slots,
         lambda query, shown: latency(marks(query, shown), first_token, per_token),
         judge,
