@@ -1,0 +1,72 @@
+"""Rank-K: listwise reranking by language models that reason.
+
+    from rank_k import Reranker
+    ranking = Reranker().rank("why is the sky blue", passages)
+
+Names are imported when first used, so that `import rank_k` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Answer": "rank_k.answer",
+    "Candidate": "rank_k.records",
+    "Hit": "rank_k.hits",
+    "HttpModel": "rank_k.models.http",
+    "Journal": "rank_k.journal",
+    "Noise": "rank_k.models.simulated",
+    "Passage": "rank_k.records",
+    "Query": "rank_k.records",
+    "RankKError": "rank_k.errors",
+    "RankedHits": "rank_k.hits",
+    "Reranker": "rank_k.reranker",
+    "ScriptedModel": "rank_k.models.scripted",
+    "SimulatedJudge": "rank_k.models.simulated",
+    "parse_answer": "rank_k.answer",
+}
+
+__all__ = [
+    "Answer",
+    "Candidate",
+    "Hit",
+    "HttpModel",
+    "Journal",
+    "Noise",
+    "Passage",
+    "Query",
+    "RankKError",
+    "RankedHits",
+    "Reranker",
+    "ScriptedModel",
+    "SimulatedJudge",
+    "parse_answer",
+]
+
+if TYPE_CHECKING:
+    from rank_k.answer import Answer, parse_answer
+    from rank_k.errors import RankKError
+    from rank_k.hits import Hit, RankedHits
+    from rank_k.journal import Journal
+    from rank_k.models.http import HttpModel
+    from rank_k.models.scripted import ScriptedModel
+    from rank_k.models.simulated import Noise, SimulatedJudge
+    from rank_k.records import Candidate, Passage, Query
+    from rank_k.reranker import Reranker
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rank_k' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,6 +4,7 @@ A call is found again by its key: the sha256 of the request as sent, the model's
 the sample. Address, time-outs, concurrency and keys are no part of it. Tables:
 
     calls     what was sent, what came back, tokens, seconds
+    runs      what was to be done: one row for each command's settings
     windows   which calls answered which window of which query, the order that was read, the repairs
     rankings  finished queries waiting for their turn in the output
 
@@ -19,7 +20,7 @@ import sqlite3
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ _MIGRATIONS = (
         estimated INTEGER NOT NULL,
         seconds REAL NOT NULL,
         finished_at REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE runs (
+        run TEXT PRIMARY KEY,
+        started_at REAL NOT NULL,
+        settings TEXT NOT NULL
     ) WITHOUT ROWID;
     CREATE TABLE windows (
         run TEXT NOT NULL,
@@ -90,8 +96,8 @@ def call_key(identity: str, body: Mapping[str, Any], sample: int) -> str:
 
 class Journal:
     """`Journal(path)` opens or makes the file; `Journal()` keeps a temporary one on disk, gone with the
-    process. Raises `JournalError` for a file that is no journal or of a newer version. Not for several threads
-    at once; several processes may share a file."""
+    process. Raises `JournalError` for a file that is no journal or of a newer version. Not for several
+    threads at once; several processes may share a file."""
 
     def __init__(self, path: str | Path | None = None, *, read_only: bool = False) -> None:
         self.path = None if path is None else Path(path)
@@ -100,7 +106,7 @@ class Journal:
             self._db.execute("PRAGMA busy_timeout = 30000")
             if not read_only:
                 self._db.execute("PRAGMA journal_mode = WAL")
-                # With WAL, NORMAL loses nothing when the process dies; after a power cut the last calls may be gone.
+                # NORMAL loses nothing when the process dies; after a power cut the last calls may be gone.
                 self._db.execute("PRAGMA synchronous = NORMAL")
             self._migrate(read_only)
         except sqlite3.Error as error:
@@ -125,17 +131,11 @@ class Journal:
     def _migrate(self, read_only: bool) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > len(_MIGRATIONS):
-            raise JournalError(
-                f"journal {self.path} was made by a newer rank-k", "update: pip install -U rank-k"
-            )
+            raise JournalError(f"journal {self.path} was made by a newer rank-k", "update: pip install -U rank-k")
         if version == 0 and self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
-            raise JournalError(
-                f"{self.path} is a database but no journal", "give another file with --journal"
-            )
+            raise JournalError(f"{self.path} is a database but no journal", "give another file with --journal")
         if version < len(_MIGRATIONS) and read_only:
-            raise JournalError(
-                f"journal {self.path} is of an older version", "run any command that writes to it"
-            )
+            raise JournalError(f"journal {self.path} is of an older version", "run any command that writes to it")
         for number in range(version, len(_MIGRATIONS)):
             self._db.executescript(
                 f"BEGIN IMMEDIATE; {_MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;"
@@ -155,7 +155,7 @@ class Journal:
         ).fetchone()
         if row is None:
             return None
-        return Reply(row[0], row[1], row[2], Usage(*row[3:7], bool(row[7])), row[8])
+        return Reply(row[0], row[1], row[2], _usage(row[3:8]), row[8])
 
     def keep(self, key: str, model: str, purpose: str, body: Mapping[str, Any], reply: Reply) -> Reply:
         """Keep a finished call; returns what the journal now holds (another process may have been first)."""
@@ -192,17 +192,24 @@ class Journal:
     def totals(self) -> list[tuple[str, str, int, Usage, float]]:
         """(model, purpose, calls, tokens, seconds) over the whole file."""
         rows = self._db.execute(
-            "SELECT model, purpose, count(*), sum(prompt_tokens), sum(completion_tokens), sum(reasoning_tokens),"
-            " sum(cached_tokens), max(estimated), sum(seconds) FROM calls GROUP BY model, purpose ORDER BY 1, 2"
+            "SELECT model, purpose, count(*), sum(prompt_tokens), sum(completion_tokens),"
+            " sum(reasoning_tokens), sum(cached_tokens), max(estimated), sum(seconds)"
+            " FROM calls GROUP BY model, purpose ORDER BY 1, 2"
         )
-        return [(r[0], r[1], r[2], Usage(*r[3:7], bool(r[7])), r[8]) for r in rows]
+        return [(r[0], r[1], r[2], _usage(r[3:8]), r[8]) for r in rows]
 
     # --- windows ---
 
+    def begin_run(self, settings: Mapping[str, Any]) -> str:
+        """Note that a run with these settings starts (or goes on); returns its name."""
+        written = json.dumps(settings, sort_keys=True, default=str)
+        run = hashlib.sha256(written.encode()).hexdigest()[:16]
+        self._db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", (run, time.time(), written))
+        return run
+
     def keep_window(self, run: str, record: WindowRecord) -> None:
         orders = [
-            [order.tiers, [d for d in order.doc_ids if d in order.placed], order.ranked]
-            for order in record.orders
+            [order.tiers, [d for d in order.doc_ids if d in order.placed], order.ranked] for order in record.orders
         ]
         window = record.window
         self._db.execute(
@@ -245,7 +252,7 @@ class Journal:
             )
 
     def last_run(self) -> str:
-        row = self._db.execute("SELECT run FROM rankings ORDER BY rowid DESC LIMIT 1").fetchone()
+        row = self._db.execute("SELECT run FROM runs ORDER BY started_at DESC LIMIT 1").fetchone()
         return row[0] if row else ""
 
     # --- rankings ---
@@ -269,6 +276,11 @@ class Journal:
             return None
         doc_ids, tied, probability = json.loads(row[0])
         return Ranking(tuple(doc_ids), tuple(map(bool, tied)), probability)
+
+
+def _usage(row: Sequence[int]) -> Usage:
+    prompt, completion, reasoning, cached, estimated = row
+    return Usage(prompt, completion, reasoning, cached, bool(estimated))
 
 
 def _storable(text: str) -> str:

@@ -69,9 +69,7 @@ _TAG = re.compile(
     r"|sys|im_start|im_end|start_of_turn|end_of_turn|tool_call|tool_response|\w{0,12}_token)\b)|(?<=[|｜])>",
     re.IGNORECASE,
 )
-_INSTRUCTION = re.compile(
-    r"\[(/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|THINK))\]", re.I
-)
+_INSTRUCTION = re.compile(r"\[(/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|THINK))\]", re.I)
 
 
 def one_line(text: str) -> str:
@@ -134,9 +132,7 @@ def _from_text(text: str, name: str, path: Path | None = None, between: str = "\
     spots = [m for m in _FIELD.finditer(text) if m[1] in ("passages", "docs")]
     if len(spots) != 1:
         found = "no" if not spots else f"{len(spots)}"
-        raise InputError(
-            f"prompt {where} has {found} {{passages}} field", "write {passages} (or {docs}) once"
-        )
+        raise InputError(f"prompt {where} has {found} {{passages}} field", "write {passages} (or {docs}) once")
     if "{query}" not in text:
         raise InputError(f"prompt {where} has no {{query}} field", "write {query} where the query belongs")
     sha256 = _sha256(text)
@@ -171,15 +167,12 @@ def _from_yaml(text: str, path: Path) -> PromptTemplate:
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"prompt {path} is not YAML", "give a rank_llm prompt template") from error
     if not isinstance(fields, dict) or not all(
-        isinstance(fields.get(key, ""), str)
-        for key in ("method", "system_message", "prefix", "body", "suffix")
+        isinstance(fields.get(key, ""), str) for key in ("method", "system_message", "prefix", "body", "suffix")
     ):
         raise InputError(f"prompt {path} is no rank_llm prompt template", "its fields must be texts")
     method = fields.get("method", "")
     if method not in ("singleturn_listwise", "listwise"):
-        raise InputError(
-            f"prompt {path} is of the method {method!r}", "give a template of singleturn_listwise"
-        )
+        raise InputError(f"prompt {path} is of the method {method!r}", "give a template of singleturn_listwise")
     body = fields.get("body", "")
     if "{candidate}" not in body or "{rank}" not in body:
         raise InputError(f"the body of prompt {path} lacks a field", "write {rank} and {candidate} in it")

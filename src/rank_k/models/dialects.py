@@ -173,9 +173,7 @@ def read_usage(usage: Json | None, reasoning_chars: int, text_chars: int) -> Usa
     completion = _count(usage.get("completion_tokens"))
     if completion is None:
         total = reasoning_chars + text_chars
-        return Usage(
-            _count(usage.get("prompt_tokens")) or 0, -(-total // 4), -(-reasoning_chars // 4), 0, True
-        )
+        return Usage(_count(usage.get("prompt_tokens")) or 0, -(-total // 4), -(-reasoning_chars // 4), 0, True)
     reasoning = _count(_inside(completion_details, "reasoning_tokens"))
     if reasoning is None:
         reasoning = _count(usage.get("reasoning_tokens"))

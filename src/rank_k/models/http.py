@@ -67,9 +67,7 @@ class HttpModel:
     ) -> None:
         self._url = base_url(url)
         if dialect != "auto" and dialect not in DIALECTS:
-            raise InputError(
-                f"there is no dialect {dialect!r}", f"write auto or one of {', '.join(DIALECTS)}"
-            )
+            raise InputError(f"there is no dialect {dialect!r}", f"write auto or one of {', '.join(DIALECTS)}")
         self._dialect = DIALECTS.get(dialect, DIALECTS["plain"])
         self._recognise = dialect == "auto"
         self._model = model or ""
@@ -100,6 +98,11 @@ class HttpModel:
     def context(self) -> int:
         return self._context or ASSUMED_CONTEXT
 
+    @property
+    def context_is_known(self) -> bool:
+        """Whether the user or the server said how long the context is."""
+        return self._context is not None
+
     def body(self, request: Request) -> Mapping[str, Any]:
         body = dialects.request_body(self._dialect, self._model, request)
         if self._identity:
@@ -111,7 +114,7 @@ class HttpModel:
         try:
             models = await self._get_json("/models")
         except Refused as error:
-            if error.status in (401, 403):
+            if error.status in (401, 403) or 300 <= error.status < 400:
                 raise
             models = None  # a server without this endpoint; the first question will tell more
         if self._recognise:
@@ -216,10 +219,6 @@ class HttpModel:
                 f"the server at {self._url} dropped the connection ({type(error).__name__})",
                 "look into its log; the same command goes on from here",
             ) from error
-        except UnicodeError as error:
-            raise ServerFault(
-                f"the server at {self._url} sent what is not text", "look into its log"
-            ) from error
 
     async def _error_of(self, response: aiohttp.ClientResponse) -> ModelError:
         status = response.status
@@ -239,9 +238,7 @@ class HttpModel:
         try:
             return json.loads(raw)
         except ValueError as error:
-            raise ServerFault(
-                f"the server at {self._url} sent what is not JSON", "is it an LLM server?"
-            ) from error
+            raise ServerFault(f"the server at {self._url} sent what is not JSON", "is it an LLM server?") from error
 
     async def _get_json(self, path: str) -> Any:
         async with self._exchange("GET", path) as response:
@@ -275,17 +272,13 @@ def error_of(status: int, said: str, url: str, model: str, retry_after: float | 
     """The error that an HTTP status and the server's words amount to."""
     words = f": {said}" if said else ""
     if status in (400, 413, 422) and _CONTEXT_WORDS.search(said):
-        return ContextOverflow(
-            f"the prompt does not fit the model's context{words}", "lower --passage-tokens"
-        )
+        return ContextOverflow(f"the prompt does not fit the model's context{words}", "lower --passage-tokens")
     if status in (429, 503, 529):
         return Overloaded(f"{url} is overloaded ({status}){words}", "lower --concurrency", retry_after)
     if status in (408, 409, 425) or status >= 500:
         return ServerFault(f"{url} failed ({status}){words}", "look into the server's log")
     if status in (401, 403):
-        return Refused(
-            f"{url} refused the key ({status}){words}", "name the right variable with --api-key-env", status
-        )
+        return Refused(f"{url} refused the key ({status}){words}", "name the right variable with --api-key-env", status)
     if status == 404:
         return Refused(
             f"{url} does not know the model {model!r} or the path (404){words}",
@@ -324,7 +317,7 @@ class _ReplyReader:
             self.complete = True
             return True
         try:
-            event = json.loads(data)
+            event = json.loads(data.decode("utf-8", "replace"))
         except ValueError as error:
             raise ServerFault("the server sent an event that is not JSON", "look into its log") from error
         return self._take(event, "delta")

@@ -30,9 +30,7 @@ def make(name: str, *, window: int = 20, stride: int = 10) -> Strategy:
     if not attribute:
         near = get_close_matches(name, STRATEGIES, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(
-            f"there is no strategy {name!r}", f"{hint}write one of {', '.join(STRATEGIES)} or MODULE:NAME"
-        )
+        raise InputError(f"there is no strategy {name!r}", f"{hint}write one of {', '.join(STRATEGIES)} or MODULE:NAME")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:

@@ -1,0 +1,89 @@
+"""An event loop on a thread of its own, so that one reranker serves sync code, async code and notebooks alike.
+
+All of a reranker's connections belong to this one loop; that they are used from many places, or from several
+loops one after another, does not matter to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import CancelledError, Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class BackgroundLoop:
+    """Runs coroutines. The thread starts with the first one and is a daemon: it never keeps a process alive."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="rank-k", daemon=True)
+                self._thread.start()
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run to the end and return the result; an interruption (Ctrl-C) cancels the coroutine."""
+        future = self.submit(coroutine)
+        try:
+            return future.result()
+        except BaseException:
+            _cancel_and_wait(future)
+            raise
+
+    def iterate(self, source: AsyncIterator[T], ahead: int = 64) -> Iterator[T]:
+        """The items of `source`, which runs at most `ahead` items in front of the reader.
+
+        Leaving the iteration early, in any way, cancels the source and waits until it has cleaned up.
+        """
+        items: queue.Queue[T | None] = queue.Queue()
+        room = asyncio.Semaphore(ahead)
+
+        async def pump() -> None:
+            try:
+                async for item in source:
+                    items.put(item)
+                    await room.acquire()
+            finally:
+                items.put(None)
+                if hasattr(source, "aclose"):
+                    await source.aclose()
+
+        future = self.submit(pump())
+        try:
+            while (item := items.get()) is not None:
+                yield item
+                assert self._loop is not None
+                self._loop.call_soon_threadsafe(room.release)
+            future.result()
+        finally:
+            _cancel_and_wait(future)
+
+    def stop(self) -> None:
+        with self._lock:
+            loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
+        if loop is None or thread is None:
+            return
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def _cancel_and_wait(future: Future[Any]) -> None:
+    if future.done():
+        return
+    future.cancel()
+    with contextlib.suppress(CancelledError, TimeoutError):
+        future.exception(timeout=10)

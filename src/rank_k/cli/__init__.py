@@ -1,0 +1,87 @@
+"""The command `rank-k`: one verb a file. Only the verb that is asked for is imported.
+
+A verb's module has `HELP` (one line), `EXAMPLE` (a command that runs as printed), `add_arguments(parser)` and
+`run(args) -> exit code`. Exit codes: 0 done; 1 something in the input did not hold; 2 a mistake in options or
+data, or a model that cannot be had; 3 done, but with `--strict` and windows left unranked; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+VERBS = ("demo", "fetch", "retrieve", "rerank", "evaluate", "journal", "doctor")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    parser = _parser(arguments)
+    args = parser.parse_args(arguments)
+    if not getattr(args, "verb", None):
+        parser.print_help()
+        return 2
+    return _guarded(args)
+
+
+def _guarded(args: argparse.Namespace) -> int:
+    """Run the verb; a user's mistake comes out as one line, an interruption without a traceback."""
+    from rank_k.errors import RankKError
+
+    try:
+        code: int = _verb(args.verb).run(args)
+        sys.stdout.flush()
+    except RankKError as error:
+        print(f"rank-k {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nrank-k {args.verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _verb(name: str) -> ModuleType:
+    return importlib.import_module(f"rank_k.cli.{name}")
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser; of the verbs, only the one named is filled in."""
+    from rank_k import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="rank-k",
+        description="Listwise reranking by language models that reason.",
+        epilog="example: rank-k demo",
+    )
+    parser.add_argument("--version", action="version", version=f"rank-k {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb")
+    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name in VERBS:
+        if asked in VERBS and name != asked:
+            verbs.add_parser(name)  # known, but not needed now
+            continue
+        module = _verb(name)
+        verb = verbs.add_parser(
+            name,
+            help=module.HELP,
+            description=module.HELP,
+            epilog=f"example: {module.EXAMPLE}",
+            formatter_class=_HelpFormatter,
+        )
+        module.add_arguments(verb)
+    return parser
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but for those that say nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False) or action.required:
+            return action.help
+        return super()._get_help_string(action)

@@ -1,0 +1,130 @@
+"""`rank-k demo`: the main job on real text that is on every machine, with the embedded model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+import time
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from rank_k.cli.model import add_server, api_key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rank_k.hits import RankedHits
+    from rank_k.records import Candidate, Passage, Query
+    from rank_k.reranker import Reranker
+
+NAME = "demo"
+HELP = "rerank passages of Python's own documentation, with traces, before and after"
+EXAMPLE = "rank-k demo"
+
+DEPTH = 12
+PASSAGE_TOKENS = 120  # a docstring's gist; the embedded model reads some 200 tokens a second
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--query", metavar="TEXT", help="a question of your own about Python")
+    parser.add_argument("--all", action="store_true", help="all judged questions rather than six")
+    parser.add_argument("--depth", type=int, default=DEPTH, metavar="N", help="passages per question")
+    parser.add_argument("--think", default="full", choices=("full", "off"), help="reason before the answer, or not")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="thought and answer (256; with --server 8000)")
+    add_server(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from rank_k.data.python_docs import passages, qrels, questions
+    from rank_k.errors import InputError
+    from rank_k.first_stage import retrieve
+    from rank_k.records import Query
+    from rank_k.reranker import Reranker
+
+    if args.depth < 2:
+        raise InputError(f"--depth is {args.depth}", "give 2 or more")
+    started = time.monotonic()
+    texts = {passage.doc_id: passage for passage in passages()}
+    if args.query:
+        queries = {"yours": Query("yours", args.query)}
+    else:
+        queries = {q.query.query_id: q.query for q in questions() if args.all or q.featured}
+    found = dict(retrieve(queries.values(), texts.values(), depth=args.depth))
+    judged = {query_id: grades for query_id, grades in qrels().items() if query_id in queries}
+    before: dict[str, Sequence[Candidate]] = {}
+    after: dict[str, Sequence[Candidate]] = {}
+    embedded = args.server is None
+    with Reranker(
+        args.model,
+        server=args.server,
+        api_key=api_key(args.server, args.api_key_env),
+        dialect=args.dialect,
+        context=args.context,
+        think=False if args.think == "off" else None,
+        passage_tokens=PASSAGE_TOKENS if embedded else 450,
+        max_tokens=args.max_tokens or (256 if embedded else None),
+        temperature=0.0 if embedded else 0.5,
+    ) as reranker:
+        reranker.prepare()
+        print(f"{len(texts):,} passages of Python's documentation, BM25, then {reranker.model.name}\n")
+        for query_id, query in queries.items():
+            candidates = found[query_id]
+            before[query_id] = candidates
+            after[query_id] = _one(reranker, query, candidates, texts, judged.get(query_id, {}))
+    if judged:
+        _measured(judged, before, after)
+    print(f"{time.monotonic() - started:.0f} s in all", file=sys.stderr)
+    return 0
+
+
+def _one(
+    reranker: Reranker,
+    query: Query,
+    candidates: Sequence[Candidate],
+    texts: Mapping[str, Passage],
+    grades: Mapping[str, int],
+) -> Sequence[Candidate]:
+    """Rerank and show one question."""
+    from rank_k.records import Candidate
+
+    print(f"── {query.text}")
+    if len(candidates) < 2:
+        print("   BM25 found fewer than two passages: nothing to compare\n")
+        return candidates
+    ids = [candidate.doc_id for candidate in candidates]
+    hits = reranker.rank(query.text, [texts[doc_id].text for doc_id in ids])
+    _show_trace(hits)
+    for hit in hits:
+        doc_id = ids[hit.index]
+        grade = f"grade {grades[doc_id]}" if doc_id in grades else "       "
+        tie = "=" if hit.tied else " "
+        gist = textwrap.shorten(texts[doc_id].text, 64, placeholder="...")
+        print(f"  {tie}{hit.rank:>3}  was {hit.index + 1:>2}  {grade}  {doc_id}: {gist}")
+    usage = hits.usage
+    repairs = "".join(f", {kind} {count}" for kind, count in sorted(hits.repairs.items()))
+    print(f"   {usage.prompt_tokens} tokens in, {usage.completion_tokens} out{repairs}\n")
+    return [Candidate(ids[hit.index], hit.score) for hit in hits]
+
+
+def _show_trace(hits: RankedHits) -> None:
+    trace = " ".join(" ".join(hits.traces).split())
+    if trace:
+        print(textwrap.indent(textwrap.fill(textwrap.shorten(trace, 400, placeholder=" ..."), 96), "   │ "))
+
+
+def _measured(
+    judged: Mapping[str, Mapping[str, int]],
+    before: Mapping[str, Sequence[Candidate]],
+    after: Mapping[str, Sequence[Candidate]],
+) -> None:
+    """nDCG@10 before and after, and what that says."""
+    from rank_k.evaluation.measures import evaluate
+
+    bm25 = evaluate(judged, before, ["nDCG@10"]).per_query["nDCG@10"]
+    reranked = evaluate(judged, after, ["nDCG@10"]).per_query["nDCG@10"]
+    better = sum(reranked[q] > bm25[q] + 1e-9 for q in bm25)
+    worse = sum(reranked[q] < bm25[q] - 1e-9 for q in bm25)
+    moved = sum(tuple(c.doc_id for c in after[q]) != tuple(c.doc_id for c in before[q]) for q in before)
+    print(f"nDCG@10  BM25 {fmean(bm25.values()):.4f}   reranked {fmean(reranked.values()):.4f}")
+    print(f"{len(bm25)} questions: {better} better, {worse} worse, order changed in {moved}")

@@ -1,0 +1,156 @@
+"""`rank-k doctor`: what is installed, which server answers, what it can do."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import platform
+import sys
+from collections.abc import Awaitable, Callable
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rank_k.cli.model import add_server, api_key
+
+if TYPE_CHECKING:
+    from rank_k.models.base import Model
+
+NAME = "doctor"
+HELP = "say what is installed, which model answers, and (with --probe) what it can do"
+EXAMPLE = "rank-k doctor --probe"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--probe", action="store_true", help="ask the model a few small questions")
+    parser.add_argument("--prompt", type=Path, metavar="FILE", help="a prompt template to look at")
+    add_server(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from rank_k import __version__
+    from rank_k.errors import RankKError
+
+    _say("rank-k", f"{__version__}, Python {platform.python_version()}, {sys.platform}")
+    _extras()
+    if args.prompt is not None:
+        _prompt(args.prompt)
+    try:
+        model = _model(args)
+    except RankKError as error:
+        _say("model", str(error))
+        return 1
+    return asyncio.run(_look_at(model, args.probe))
+
+
+def _say(what: str, found: str) -> None:
+    print(f"{what:<12} {found}")
+
+
+def _extras() -> None:
+    from rank_k.extras import MODULES_OF_EXTRA
+
+    for extra, modules in MODULES_OF_EXTRA.items():
+        absent = [module for module in modules if find_spec(module) is None]
+        found = ", ".join(f"{module} {_version(module)}" for module in modules if module not in absent)
+        _say(f"[{extra}]", f"not installed: pip install 'rank-k[{extra}]'" if absent else found)
+
+
+def _version(module: str) -> str:
+    names = metadata.packages_distributions().get(module, [])
+    return metadata.version(names[0]) if names else ""
+
+
+def _prompt(path: Path) -> None:
+    from rank_k.prompt import OFFICIAL_SHA256, read_template
+
+    template = read_template(path)
+    official = ", the Rank-K authors' own" if template.sha256 == OFFICIAL_SHA256 else ""
+    _say("prompt", f"{template.name}, sha256 {template.sha256}{official}")
+
+
+def _model(args: argparse.Namespace) -> Model:
+    from rank_k.models.embedded import DEFAULT_WEIGHTS, EmbeddedModel
+    from rank_k.models.http import HttpModel
+
+    if args.server is None:
+        return EmbeddedModel(args.model or DEFAULT_WEIGHTS, context=args.context)
+    key = api_key(args.server, args.api_key_env)
+    return HttpModel(args.server, args.model, api_key=key, dialect=args.dialect, context=args.context)
+
+
+async def _look_at(model: Model, probe: bool) -> int:
+    from rank_k.errors import ModelError, RankKError
+    from rank_k.models.http import HttpModel
+
+    try:
+        await model.prepare()
+        _say("model", f"{model.name} answers")
+        if isinstance(model, HttpModel):
+            _say("server", f"{model.url}, dialect {model.dialect.name}")
+        _say("context", f"{model.context:,} tokens{_is_assumed(model)}")
+        if probe:
+            for what, question in PROBES.items():
+                try:
+                    _say(what, await question(model))
+                except ModelError as error:
+                    _say(what, f"no: {error}")
+    except RankKError as error:
+        _say("model", str(error))
+        return 1
+    finally:
+        await model.close()
+    return 0
+
+
+def _is_assumed(model: Model) -> str:
+    from rank_k.models.http import HttpModel
+
+    assumed = isinstance(model, HttpModel) and not model.context_is_known
+    return " (assumed: the server does not say; --context sets it)" if assumed else ""
+
+
+async def _probe_order(model: Model) -> str:
+    """One window of three passages through the whole path."""
+    from rank_k.answer import parse_answer
+    from rank_k.models.base import Request
+    from rank_k.prompt import default_template
+
+    passages = ["Rain is water that falls from clouds.", "The sky is blue since air scatters blue light.", "Cats purr."]
+    messages = default_template().messages("why is the sky blue", passages)
+    reply = await model.ask(Request(messages, max_tokens=min(2000, model.context // 2), seed=0))
+    answer = parse_answer(reply.text, 3, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
+    where = "in a field of its own" if reply.reasoning else "in the text" if answer.trace else "none"
+    shown = " > ".join(" = ".join(f"[{i}]" for i in tier) for tier in answer.tiers) if answer.ranked else "not usable"
+    usage = reply.usage
+    return (
+        f"{shown} in {reply.seconds:.1f} s; trace {where}; {usage.prompt_tokens} tokens in,"
+        f" {usage.completion_tokens} out{' (estimated)' if usage.estimated else ''}; {_mended(dict(answer.repairs))}"
+    )
+
+
+def _mended(repairs: dict[str, int]) -> str:
+    return "repairs: " + ", ".join(f"{k} {n}" for k, n in repairs.items()) if repairs else "no repairs"
+
+
+async def _probe_tokens(model: Model) -> str:
+    tokens = await model.count_tokens("why is the sky blue")
+    return "not offered: lengths are estimated" if tokens is None else f"exact (five words: {tokens})"
+
+
+async def _probe_direct(model: Model) -> str:
+    """Whether asking for the answer at once is honoured."""
+    from rank_k.models.base import Request
+    from rank_k.records import Message
+
+    reply = await model.ask(Request((Message("user", "What is 2 + 2? Answer with the number."),), 256, think=False))
+    thought = reply.reasoning or ("<think>" in reply.text and reply.text)
+    return "ignored: the model thinks all the same" if thought else "honoured, or a model without a thought"
+
+
+PROBES: dict[str, Callable[[Model], Awaitable[str]]] = {
+    "order": _probe_order,
+    "tokens": _probe_tokens,
+    "think off": _probe_direct,
+}

@@ -1,0 +1,99 @@
+"""`rank-k journal`: what was asked, answered and spent."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rank_k.journal import Journal, WindowRecord
+
+NAME = "journal"
+HELP = "look into the file in which every call is kept"
+EXAMPLE = "rank-k journal cost reranked.trec.journal.sqlite"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("show", "export", "cost"), help="windows as text, as JSONL, or the totals")
+    parser.add_argument("journal", type=Path, metavar="FILE", help="the journal")
+    parser.add_argument("--query", metavar="ID", help="only this query")
+    parser.add_argument("--price-in", type=float, default=0.0, metavar="P", help="per million tokens in")
+    parser.add_argument("--price-out", type=float, default=0.0, metavar="P", help="per million tokens out")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rank_k.errors import InputError
+    from rank_k.journal import Journal
+
+    if not args.journal.is_file():
+        raise InputError(f"there is no journal {args.journal}", "name the file that rank-k rerank --journal wrote")
+    journal = Journal(args.journal, read_only=True)
+    if args.what == "cost":
+        print("\n".join(_cost(journal, args.price_in, args.price_out)))
+        return 0
+    found = journal.windows(query_id=args.query)
+    lines = (
+        (json.dumps(_told(journal, record)) for record in found) if args.what == "export" else _shown(journal, found)
+    )
+    for line in lines:
+        print(line)
+    return 0
+
+
+def _cost(journal: Journal, price_in: float, price_out: float) -> list[str]:
+    head = f"{'model':<32} {'purpose':<8} {'calls':>7} {'tokens in':>12} {'cached':>12} {'tokens out':>12} "
+    lines = [head + f"{'reasoning':>12} {'seconds':>9}" + (f" {'cost':>10}" if price_in or price_out else "")]
+    for model, purpose, calls, usage, seconds in journal.totals():
+        line = f"{model[:32]:<32} {purpose:<8} {calls:>7,} {usage.prompt_tokens:>12,} {usage.cached_tokens:>12,} "
+        line += f"{usage.completion_tokens:>12,} {usage.reasoning_tokens:>12,} {seconds:>9,.0f}"
+        if price_in or price_out:
+            cost = usage.prompt_tokens * price_in / 1e6 + usage.completion_tokens * price_out / 1e6
+            line += f" {cost:>10,.4f}"
+        lines.append(line)
+    return lines
+
+
+def _told(journal: Journal, record: WindowRecord) -> dict[str, Any]:
+    replies = [journal.reply(key) for key in record.calls]
+    return {
+        "query_id": record.query_id,
+        "round": record.round,
+        "window": record.position,
+        "doc_ids": record.window.doc_ids,
+        "reach": record.window.reach,
+        "orders": [
+            {"tiers": order.tiers, "placed": sorted(order.placed), "ranked": order.ranked} for order in record.orders
+        ],
+        "repairs": dict(record.repairs),
+        "calls": [
+            {
+                "request": journal.request(key),
+                "reasoning": reply.reasoning,
+                "text": reply.text,
+                "finish_reason": reply.finish_reason,
+                "prompt_tokens": reply.usage.prompt_tokens,
+                "completion_tokens": reply.usage.completion_tokens,
+                "seconds": reply.seconds,
+            }
+            for key, reply in zip(record.calls, replies, strict=True)
+            if reply is not None
+        ],
+    }
+
+
+def _shown(journal: Journal, records: Iterator[WindowRecord]) -> Iterator[str]:
+    for record in records:
+        yield f"== query {record.query_id}, round {record.round + 1}, window {record.position + 1}"
+        for key in record.calls:
+            reply = journal.reply(key)
+            if reply is not None:
+                yield (f"<think>{reply.reasoning.strip()}</think>\n" if reply.reasoning else "") + reply.text.strip()
+        for order in record.orders:
+            yield "-> " + " > ".join(" = ".join(tier) for tier in order.tiers) if order.ranked else "-> unranked"
+        if record.repairs:
+            yield "repairs: " + ", ".join(f"{kind} {count}" for kind, count in sorted(record.repairs.items()))
+        yield ""

@@ -1,0 +1,105 @@
+"""The options that name a model and say how it is asked, shared by the verbs that ask one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from rank_k.models.base import Model
+
+DEFAULT_KEY = "RANK_K_API_KEY"
+
+
+def add_server(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """--server, --model and what goes with them."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--server", metavar="URL", help="OpenAI-compatible server; without it, the embedded model")
+    group.add_argument("--model", metavar="NAME", help="its name on the server, or the embedded weights' name or path")
+    group.add_argument("--api-key-env", metavar="NAME", help=f"variable that holds the API key ({DEFAULT_KEY})")
+    group.add_argument("--dialect", default="auto", metavar="NAME", help="kind of server, see docs/servers.md")
+    group.add_argument("--context", type=int, metavar="TOKENS", help="the model's context, where the server says none")
+    group.add_argument("--model-revision", default="", metavar="TEXT", help="tells weights of one name apart")
+    return group
+
+
+def add_asking(parser: argparse.ArgumentParser) -> None:
+    """How windows are made and asked."""
+    group = parser.add_argument_group("asking")
+    group.add_argument("--strategy", default="sliding", metavar="NAME", help="sliding, single, topdown or MODULE:NAME")
+    group.add_argument("--depth", type=int, default=100, metavar="N", help="candidates compared per query")
+    group.add_argument("--window", type=int, default=20, metavar="N", help="passages shown at a time")
+    group.add_argument("--stride", type=int, default=10, metavar="N", help="by which a window slides")
+    group.add_argument("--think", default="full", choices=("full", "off"), help="reason before the answer, or not")
+    group.add_argument("--prompt", type=Path, metavar="FILE", help="template: text, the authors' rerank.py, or YAML")
+    group.add_argument("--passage-tokens", type=int, default=450, metavar="N", help="passages are cut to this")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="thought and answer (8000; embedded 512)")
+    group.add_argument("--temperature", type=_number_or_none, default=0.5, metavar="T", help="'none': the server's own")
+    group.add_argument("--top-p", type=float, metavar="P", help="nucleus sampling")
+    group.add_argument("--concurrency", type=int, metavar="N", help="questions at a time (16; embedded 1)")
+    group.add_argument("--read-timeout", type=float, metavar="S", help="drop a call silent for so long (never)")
+    group.add_argument("--preset", choices=("paper",), help="exactly the paper's settings, which are the defaults")
+
+
+def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments for `Reranker` from the options of `add_server` and `add_asking`."""
+    from rank_k.errors import InputError
+
+    if args.concurrency is not None and args.concurrency < 1:
+        raise InputError(f"--concurrency is {args.concurrency}", "give 1 or more")
+    return {
+        "server": args.server,
+        "api_key": api_key(args.server, args.api_key_env),
+        "dialect": args.dialect,
+        "revision": args.model_revision,
+        "context": args.context,
+        "strategy": args.strategy,
+        "depth": args.depth,
+        "window": args.window,
+        "stride": args.stride,
+        "think": False if args.think == "off" else None,
+        "passage_tokens": args.passage_tokens,
+        "max_tokens": args.max_tokens,
+        "temperature": args.temperature,
+        "top_p": args.top_p,
+        "prompt": args.prompt,
+        "concurrency": args.concurrency,
+        "read_timeout": args.read_timeout,
+        "on_retry": say_retry,
+    }
+
+
+def simulated(qrels: Path, noise: str) -> Model:
+    from rank_k.data.files import read_qrels
+    from rank_k.models.simulated import SimulatedJudge
+
+    return SimulatedJudge(read_qrels(qrels), noise)
+
+
+def api_key(server: str | None, variable: str | None) -> str | None:
+    """The key for `server`. OPENAI_API_KEY is for api.openai.com alone; a variable that is named must be set."""
+    from rank_k.errors import InputError
+
+    if variable is not None:
+        if not os.environ.get(variable):
+            raise InputError(f"the variable {variable} is not set", f"export {variable}=... or leave --api-key-env out")
+        return os.environ[variable]
+    key = os.environ.get(DEFAULT_KEY)
+    if key is None and server is not None:
+        host = urlsplit(server if "://" in server else f"http://{server}").hostname
+        if host == "api.openai.com":
+            key = os.environ.get("OPENAI_API_KEY")
+    return key or None
+
+
+def say_retry(error: Exception, wait: float) -> None:
+    if wait >= 5:
+        print(f"\nwaiting {wait:.0f} s: {getattr(error, 'problem', error)}", file=sys.stderr)
+
+
+def _number_or_none(text: str) -> float | None:
+    return None if text == "none" else float(text)

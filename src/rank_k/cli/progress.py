@@ -1,0 +1,77 @@
+"""One line on stderr about long work: done/total, rate, time left, tokens. On a thread of its own."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rank_k.engine import Tally
+
+
+class Progress:
+    """Shows `tally()` of `total` queries until left: twice a second on a terminal, else every 30 seconds."""
+
+    def __init__(self, tally: Callable[[], Tally], total: int, *, quiet: bool = False) -> None:
+        self._tally = tally
+        self._total = total
+        self._terminal = sys.stderr.isatty()
+        self._quiet = quiet
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._show, daemon=True)
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if not self._quiet:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if not self._quiet:
+            self._thread.join()
+            if self._terminal:
+                print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def _show(self) -> None:
+        while not self._stop.wait(0.5 if self._terminal else 30):
+            line = self._line()
+            print(f"\r\x1b[K{line}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr)
+            sys.stderr.flush()
+
+    def _line(self) -> str:
+        tally = self._tally()
+        seconds = time.monotonic() - self._started
+        parts = [f"{tally.queries}/{self._total} queries", f"{tally.windows} windows"]
+        if tally.asked:
+            parts.append(f"{tally.asked / seconds:.1f} calls/s")
+            parts.append(f"{compact(tally.usage.completion_tokens)} tokens out")
+        if tally.queries:
+            parts.append(f"{clock((self._total - tally.queries) * seconds / tally.queries)} left")
+        if tally.unranked_windows:
+            parts.append(f"{tally.unranked_windows} windows unranked")
+        return ", ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people read them: 42 s, 3 min 05 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def compact(number: int) -> str:
+    """1,234,567 -> 1.2M"""
+    for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{letter}"
+    return str(number)

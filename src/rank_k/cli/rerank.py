@@ -1,0 +1,137 @@
+"""`rank-k rerank`: a run in, a better run out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rank_k.cli.collection import add_collection, named_files
+from rank_k.cli.model import add_asking, add_server, reranker_options, simulated
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rank_k.data.files import RunFile
+    from rank_k.engine import Tally
+    from rank_k.records import Query
+
+NAME = "rerank"
+HELP = "rerank a first-stage run with a language model that reasons"
+EXAMPLE = (
+    "rank-k rerank --run bm25.trec --queries queries.jsonl --documents corpus.jsonl.gz --output reranked.trec"
+    " --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", required=True, type=Path, metavar="FILE", help="TREC run, or score.json")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the new run")
+    add_collection(parser)
+    group = add_server(parser)
+    group.add_argument("--simulate", type=Path, metavar="QRELS", help="a simulated judge instead: plan before you pay")
+    group.add_argument("--noise", default="none", choices=("none", "strong", "weak"), help="of the simulated judge")
+    add_asking(parser)
+    group = parser.add_argument_group("keeping")
+    group.add_argument("--journal", type=Path, metavar="FILE", help="where calls are kept (OUTPUT.journal.sqlite)")
+    group.add_argument("--report", type=Path, metavar="FILE", help="the summary as JSON")
+    group.add_argument("--max-seconds", type=float, metavar="S", help="stop then, with the best so far for every query")
+    group.add_argument("--strict", action="store_true", help="exit 3 if a window was left in input order")
+    group.add_argument("--tag", default="rank-k", metavar="TEXT", help="last column of the new run")
+    group.add_argument("--quiet", action="store_true", help="no progress, no summary")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rank_k.data.collections import PassageStore
+    from rank_k.data.files import RunFile, RunWriter, read_queries
+    from rank_k.errors import InputError
+    from rank_k.reranker import Reranker
+
+    started = time.monotonic()
+    options = reranker_options(args)  # mistakes in options come before work on files
+    queries_file, documents_file = named_files(args)
+    _check_output(args.output)
+    first_stage = RunFile(args.run)
+    queries = read_queries(queries_file)
+    _check_queries(first_stage, queries, queries_file)
+    store = PassageStore.of_file(documents_file, _wanted(first_stage, args.depth))
+    _check_documents(first_stage, store, args.depth)
+    if args.simulate is not None and args.server is not None:
+        raise InputError("--simulate and --server exclude each other", "leave one out")
+    model = simulated(args.simulate, args.noise) if args.simulate is not None else args.model
+    journal = args.journal or args.output.with_name(args.output.name + ".journal.sqlite")
+    settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
+    with Reranker(model, journal=journal, **options) as reranker:
+        try:
+            reranker.prepare()
+            name = reranker.journal.begin_run(settings)
+            with RunWriter(args.output, args.tag) as writer, _progress(reranker, len(first_stage), args.quiet):
+                results = reranker.rerank(first_stage, queries, store, max_seconds=args.max_seconds, run_name=name)
+                for result in results:
+                    writer.write(result.query_id, result.ranking.doc_ids)
+        except KeyboardInterrupt:
+            print(
+                f"\nstopped; every finished call is in {journal}: the same command goes on from there", file=sys.stderr
+            )
+            return 130
+        tally = reranker.tally
+        if first_stage.duplicates:
+            tally.repairs["duplicates"] = first_stage.duplicates
+        return _close(args, tally, time.monotonic() - started, settings)
+
+
+_NOT_SETTINGS = ("verb", "quiet", "strict", "report", "concurrency", "api_key_env", "read_timeout", "max_seconds")
+
+
+def _progress(reranker: Any, total: int, quiet: bool) -> Any:
+    from rank_k.cli.progress import Progress
+
+    return Progress(lambda: reranker.tally, total, quiet=quiet)
+
+
+def _close(args: argparse.Namespace, tally: Tally, seconds: float, settings: dict[str, Any]) -> int:
+    from rank_k.cli import summary
+
+    if not args.quiet:
+        print("\n".join(summary.lines(tally, seconds)), file=sys.stderr)
+    if args.report is not None:
+        told = summary.report(tally, seconds, {key: str(value) for key, value in settings.items()})
+        args.report.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    return 3 if args.strict and tally.unranked_windows else 0
+
+
+def _check_output(output: Path) -> None:
+    from rank_k.errors import InputError
+
+    if output.is_dir():
+        raise InputError(f"--output {output} is a directory", "name a file in it")
+    folder = output.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"--output {output}: there is no folder {folder} that can be written to", "make it first")
+
+
+def _check_queries(first_stage: RunFile, queries: Mapping[str, Query], file: Path) -> None:
+    from rank_k.errors import InputError
+
+    absent = [query_id for query_id in first_stage.query_ids if query_id not in queries]
+    if absent:
+        named = ", ".join(absent[:3])
+        raise InputError(
+            f"{len(absent)} of the run's {len(first_stage)} queries are not in {file}, for one {named}",
+            "give the queries that belong to the run",
+        )
+
+
+def _wanted(first_stage: RunFile, depth: int) -> set[str]:
+    return {candidate.doc_id for _, candidates in first_stage for candidate in candidates[:depth]}
+
+
+def _check_documents(first_stage: RunFile, store: Any, depth: int) -> None:
+    """Every text is there: found out before the first call is paid."""
+    for query_id, candidates in first_stage:
+        for candidate in candidates[:depth]:
+            store.get(candidate.doc_id, query_id)

@@ -1,0 +1,70 @@
+"""What a run came to: the lines at its end, and the same as JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rank_k.cli.progress import clock
+
+if TYPE_CHECKING:
+    from rank_k.engine import Tally
+
+REPAIRS = {
+    "missing": "passages the model forgot, appended in input order",
+    "repeated": "passages named twice, first mention kept",
+    "out_of_range": "numbers that no passage has, dropped",
+    "cut": "thoughts or answers cut by the token limit",
+    "thought_closed": "cut thoughts closed and asked for their answer",
+    "stray_tag": "ends of a thought where none belongs",
+    "unranked": "windows without a usable answer",
+    "gave_up": "windows given up after retrying",
+    "passages_cut": "passages cut to --passage-tokens",
+    "context_cut": "passages cut further, to share the context",
+    "budget_cut": "windows whose token limit was lowered, to share the context",
+    "tokens_estimated": "texts whose tokens could only be estimated",
+    "duplicates": "candidates that stood in the run twice, best kept",
+}
+"""Every kind of repair, in words."""
+
+
+def lines(tally: Tally, seconds: float) -> list[str]:
+    """The summary for people."""
+    usage = tally.usage
+    about = "about " if usage.estimated else ""
+    found = [
+        f"{tally.queries} queries, {tally.rounds} rounds, {tally.calls} calls"
+        f" ({tally.calls - tally.asked} from the journal), {clock(seconds)}",
+        f"tokens: {about}{usage.prompt_tokens:,} in ({usage.cached_tokens:,} cached),"
+        f" {usage.completion_tokens:,} out, of these {usage.reasoning_tokens:,} reasoning",
+    ]
+    found += [f"repairs: {count:,} {REPAIRS.get(kind, kind)}" for kind, count in sorted(tally.repairs.items()) if count]
+    if tally.unranked_windows:
+        named = ", ".join(f"{query_id} (round {number + 1})" for query_id, number in tally.unranked[:5])
+        found.append(f"left in input order: {tally.unranked_windows} of {tally.windows} windows: {named}")
+    if tally.unfinished:
+        found.append(f"unfinished, best so far: {len(tally.unfinished)} queries: {', '.join(tally.unfinished[:5])}")
+    return found
+
+
+def report(tally: Tally, seconds: float, settings: dict[str, Any]) -> dict[str, Any]:
+    """The summary for programs."""
+    usage = tally.usage
+    return {
+        "settings": settings,
+        "queries": tally.queries,
+        "rounds": tally.rounds,
+        "windows": tally.windows,
+        "calls": tally.calls,
+        "calls_asked_now": tally.asked,
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+        "tokens_estimated": usage.estimated,
+        "seconds": round(seconds, 3),
+        "model_seconds": round(tally.model_seconds, 3),
+        "repairs": dict(sorted(tally.repairs.items())),
+        "unranked_windows": tally.unranked_windows,
+        "unranked": [{"query_id": query_id, "round": number + 1} for query_id, number in tally.unranked],
+        "unfinished": tally.unfinished,
+    }

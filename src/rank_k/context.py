@@ -1,0 +1,65 @@
+"""How prompt, thought and answer share the model's context. Pure.
+
+The rule: passages are cut evenly first, the longest first; then the budget; then passages again. Nothing is
+ever left for the server to refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rank_k.errors import QueryTooLong
+
+LEAST_PASSAGE = 100
+"""Tokens a passage keeps before the budget is touched: about an MS MARCO passage."""
+
+LEAST_BUDGET = 512
+"""Tokens of thought and answer kept before passages are cut below `LEAST_PASSAGE`."""
+
+BARE_PASSAGE = 16
+"""Tokens below which a passage says nothing; a window that cannot give each this much is an error."""
+
+
+class Share(NamedTuple):
+    """`passage` tokens for each passage at most; `budget` tokens for thought and answer."""
+
+    passage: int
+    budget: int
+
+
+def shared(context: int, frame: int, passages: Sequence[int], budget: int) -> Share:
+    """The share of each, in tokens.
+
+    `frame` is everything in the prompt that is not a passage, `passages` their lengths, `budget` what was
+    asked for. Raises `QueryTooLong` if not even bare passages and a short answer fit.
+    """
+    longest = max(passages, default=0)
+    least_budget = min(budget, LEAST_BUDGET)
+    for least_passage, least in (
+        (LEAST_PASSAGE, budget),
+        (LEAST_PASSAGE, least_budget),
+        (BARE_PASSAGE, least_budget),
+    ):
+        limit = even_limit(passages, context - frame - least)
+        if limit >= min(least_passage, longest):
+            room = context - frame - sum(min(length, limit) for length in passages)
+            return Share(limit, min(budget, room))
+    raise QueryTooLong(
+        f"the query and its instructions take {frame} of the model's {context} tokens: no room for"
+        f" {len(passages)} passages and an answer",
+        "shorten the query, use a smaller --window, or a model with a longer context",
+    )
+
+
+def even_limit(lengths: Sequence[int], room: int) -> int:
+    """The largest limit for which `lengths`, cut to it, fit into `room` together (below 0 if none does)."""
+    if sum(lengths) <= room:
+        return max(lengths, default=0)
+    left, rest = room, len(lengths)
+    for length in sorted(lengths):
+        if length * rest > left:
+            return left // rest
+        left -= length
+        rest -= 1
+    return left

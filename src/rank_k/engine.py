@@ -1,0 +1,287 @@
+"""Many queries' strategies over one pool of slots.
+
+Scheduling: a free slot takes the ready window of the query with most windows left (the longest chain is the
+one that everything waits for in the end), the earlier query first among equals. At most `OPEN_PER_SLOT` x
+slots queries are open at once. Finished ones wait in the journal for their turn, so that memory does not grow
+with the number of queries and the output comes in input order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from zlib import crc32
+
+from rank_k.ask import Asked, Asker, QueryTexts
+from rank_k.errors import GaveUp
+from rank_k.journal import Journal, WindowRecord
+from rank_k.models.base import Usage
+from rank_k.records import Candidate, Order, Outcome, Passage, Query, Ranking, Round, Window
+from rank_k.strategies.protocol import Steps, Strategy
+
+OPEN_PER_SLOT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A query to be reranked. `candidates` are compared; `tail` follows them as it is."""
+
+    query: Query
+    candidates: Sequence[Candidate]
+    passages: Mapping[str, Passage]
+    tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A query's ranking. `finished` is False where time ran out: the ranking is then the best so far."""
+
+    query_id: str
+    ranking: Ranking
+    finished: bool = True
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run has come to so far. `calls` counts all, `asked` those that were not in the journal."""
+
+    queries: int = 0
+    windows: int = 0
+    calls: int = 0
+    asked: int = 0
+    rounds: int = 0
+    usage: Usage = field(default_factory=Usage)
+    model_seconds: float = 0.0
+    repairs: Counter[str] = field(default_factory=Counter)
+    unranked: list[tuple[str, int]] = field(default_factory=list)
+    """(query id, round) of windows left in input order, the first `NAMED` of them."""
+    unfinished: list[str] = field(default_factory=list)
+
+    NAMED = 1000
+
+    def add(self, query_id: str, round_number: int, asked: Asked) -> None:
+        self.windows += 1
+        self.calls += len(asked.calls)
+        self.asked += asked.asked
+        self.usage += asked.usage
+        self.model_seconds += asked.seconds
+        self.repairs.update(asked.repairs)
+        if not any(order.ranked for order in asked.outcome.orders) and len(self.unranked) < self.NAMED:
+            self.unranked.append((query_id, round_number))
+
+    @property
+    def unranked_windows(self) -> int:
+        return self.repairs["unranked"] + self.repairs["gave_up"]
+
+
+@dataclass(slots=True)
+class _Open:
+    """A query under way."""
+
+    position: int
+    job: Job
+    steps: Steps
+    step: Round
+    round_number: int = 0
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    texts: asyncio.Task[QueryTexts] | None = None
+
+
+class Engine:
+    """Drives `strategy` for one job after another, asking through `asker` on `slots` at a time.
+
+    `deadline`: a `time.monotonic()` at which the work stops and every query gets its best ranking so far.
+    `on_asked(query_id, round, window number, asked)` hears of every window.
+    """
+
+    def __init__(
+        self,
+        asker: Asker,
+        strategy: Strategy,
+        journal: Journal,
+        *,
+        slots: int = 16,
+        run: str = "",
+        deadline: float | None = None,
+        on_asked: Callable[[str, int, int, Asked], None] | None = None,
+    ) -> None:
+        self.tally = Tally()
+        self._asker = asker
+        self._strategy = strategy
+        self._journal = journal
+        self._slots = slots
+        self._run = run
+        self._deadline = deadline
+        self._on_asked = on_asked
+        self._ready: list[tuple[int, int, int, _Open]] = []
+        self._open: dict[int, _Open] = {}
+        self._waiting: dict[int, tuple[str, bool]] = {}  # finished, by position; the ranking is in the journal
+        self._tasks: set[asyncio.Task[Asked]] = set()
+        self._done: asyncio.Queue[tuple[asyncio.Task[Asked], _Open, int]] = asyncio.Queue()
+        self._failures = 0  # in a row, without an answer between
+
+    async def run(self, jobs: Iterable[Job]) -> AsyncGenerator[Result, None]:
+        """The results, in the order of `jobs`. Raises what the model cannot recover from."""
+        source = enumerate(jobs)
+        next_out = 0
+        exhausted = False
+        try:
+            while True:
+                while not exhausted and len(self._open) < OPEN_PER_SLOT * self._slots:
+                    exhausted = not self._open_next(source)
+                self._fill_slots()
+                while next_out in self._waiting:
+                    yield self._result(next_out)
+                    next_out += 1
+                if not self._tasks:
+                    if exhausted:
+                        return
+                    continue
+                if not await self._completion():
+                    self._stop_now()
+                    exhausted = True
+                    for position, job in source:
+                        self._finish(position, job, Ranking.of(c.doc_id for c in job.candidates), False)
+                        while next_out in self._waiting:
+                            yield self._result(next_out)
+                            next_out += 1
+        finally:
+            await self._cancel()
+
+    # --- queries ---
+
+    def _open_next(self, source: Iterable[tuple[int, Job]]) -> bool:
+        """Open one more query; False if there is none."""
+        for position, job in source:
+            seed = crc32(job.query.query_id.encode("utf-8", "surrogateescape"))
+            steps = self._strategy(job.candidates, seed)
+            try:
+                step = next(steps)
+            except StopIteration as stop:
+                self._finish(position, job, stop.value, True)
+            else:
+                opened = _Open(position, job, steps, step)
+                self._open[position] = opened
+                self._enqueue(opened)
+            return True
+        return False
+
+    def _enqueue(self, opened: _Open) -> None:
+        for number in range(len(opened.step.windows)):
+            heapq.heappush(self._ready, (-opened.step.windows_left, opened.position, number, opened))
+
+    def _advance(self, opened: _Open, number: int, outcome: Outcome) -> None:
+        """Take in an outcome; when it was the round's last, go on to the next round or to the end."""
+        opened.outcomes[number] = outcome
+        if len(opened.outcomes) < len(opened.step.windows):
+            return
+        outcomes = [opened.outcomes[i] for i in range(len(opened.step.windows))]
+        opened.outcomes = {}
+        self.tally.rounds += 1
+        try:
+            opened.step = opened.steps.send(outcomes)
+        except StopIteration as stop:
+            del self._open[opened.position]
+            self._finish(opened.position, opened.job, stop.value, True)
+        else:
+            opened.round_number += 1
+            self._enqueue(opened)
+
+    def _finish(self, position: int, job: Job, ranking: Ranking, finished: bool) -> None:
+        whole = Ranking(ranking.doc_ids + job.tail, ranking.tied + (False,) * len(job.tail), ranking.probability)
+        self._journal.keep_ranking(self._run, position, job.query.query_id, whole)
+        self._waiting[position] = (job.query.query_id, finished)
+        self.tally.queries += 1
+        if not finished:
+            self.tally.unfinished.append(job.query.query_id)
+
+    def _result(self, position: int) -> Result:
+        query_id, finished = self._waiting.pop(position)
+        ranking = self._journal.ranking(self._run, position)
+        assert ranking is not None, "a finished ranking is in the journal"
+        return Result(query_id, ranking, finished)
+
+    # --- windows ---
+
+    def _fill_slots(self) -> None:
+        while self._ready and len(self._tasks) < self._slots:
+            _, _, number, opened = heapq.heappop(self._ready)
+            task = asyncio.create_task(self._ask(opened, opened.step.windows[number]))
+            self._tasks.add(task)
+            task.add_done_callback(
+                lambda done, opened=opened, number=number: self._done.put_nowait((done, opened, number))  # type: ignore[misc]
+            )
+
+    async def _ask(self, opened: _Open, window: Window) -> Asked:
+        if opened.texts is None:
+            opened.texts = asyncio.create_task(self._asker.texts(opened.job.query, opened.job.passages))
+            opened.texts.add_done_callback(self._count_texts)
+        texts = await opened.texts
+        try:
+            asked = await self._asker.ask(texts, window)
+        except GaveUp:
+            self._failures += 1
+            if self._failures >= max(3, self._slots):
+                raise  # nobody has had an answer for long: the server is gone
+            return Asked(Outcome(window, (Order.unranked(window),)), ("",), (), Usage(), Counter(gave_up=1))
+        self._failures = 0
+        return asked
+
+    def _count_texts(self, task: asyncio.Task[QueryTexts]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self.tally.repairs.update(task.result().repairs)
+
+    async def _completion(self) -> bool:
+        """Wait for a window and take it in; False if the deadline came first."""
+        try:
+            async with asyncio.timeout_at(self._loop_deadline()):
+                task, opened, number = await self._done.get()
+        except TimeoutError:
+            return False
+        self._tasks.discard(task)
+        asked = task.result()
+        self.tally.add(opened.job.query.query_id, opened.round_number, asked)
+        record = WindowRecord(
+            opened.job.query.query_id,
+            opened.round_number,
+            number,
+            asked.outcome.window,
+            asked.calls,
+            asked.outcome.orders,
+            asked.repairs,
+        )
+        self._journal.keep_window(self._run, record)
+        if self._on_asked is not None:
+            self._on_asked(opened.job.query.query_id, opened.round_number, number, asked)
+        self._advance(opened, number, asked.outcome)
+        return True
+
+    def _loop_deadline(self) -> float | None:
+        if self._deadline is None:
+            return None
+        return asyncio.get_running_loop().time() + (self._deadline - time.monotonic())
+
+    def _stop_now(self) -> None:
+        """The deadline has come: every open query gets its best ranking so far."""
+        for task in self._tasks:
+            task.cancel()
+        self._tasks.clear()
+        self._ready.clear()
+        for position, opened in sorted(self._open.items()):
+            opened.steps.close()
+            self._finish(position, opened.job, opened.step.ranking, False)
+        self._open.clear()
+
+    async def _cancel(self) -> None:
+        tasks: list[asyncio.Task[Asked] | asyncio.Task[QueryTexts]] = [*self._tasks]
+        tasks += [opened.texts for opened in self._open.values() if opened.texts is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks.clear()
+        for opened in self._open.values():
+            opened.steps.close()

@@ -1,0 +1,78 @@
+"""The embedded model: a llama.cpp server of our own on this machine, spoken to like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rank_k.models.base import OnText, Reply, Request
+from rank_k.models.http import HttpModel
+from rank_k.models.launch import EmbeddedServer
+from rank_k.models.weights import Weights, locate
+
+DEFAULT_WEIGHTS = "smollm2-135m-instruct"
+
+
+class EmbeddedModel:
+    """`weights`: a name of `weights.NAMED` or the path of a GGUF file. The server starts in `prepare`.
+
+    `context`: tokens per slot, None for what the weights were made for; `slots`: questions answered at a time;
+    `threads`: None for all cores. Raises `MissingWeights` at once if the weights are not on this machine.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path = DEFAULT_WEIGHTS,
+        *,
+        context: int | None = None,
+        slots: int = 1,
+        threads: int | None = None,
+    ) -> None:
+        self.weights: Weights = locate(weights)
+        self.name = self.weights.name
+        self.context = context or self.weights.context or 8192
+        self._slots = slots
+        self._threads = threads
+        self._server: EmbeddedServer | None = None
+        self._http: HttpModel | None = None
+
+    @property
+    def identity(self) -> str:
+        return self.weights.sha256
+
+    async def prepare(self) -> None:
+        if self._http is not None:
+            return
+        self._server = await EmbeddedServer.start(
+            self.weights, context=self.context, slots=self._slots, threads=self._threads
+        )
+        self._http = HttpModel(
+            self._server.url,
+            self.name,
+            api_key=self._server.api_key,
+            dialect="llamacpp",
+            context=self.context,
+            identity=self.identity,
+        )
+
+    @property
+    def _wire(self) -> HttpModel:
+        assert self._http is not None, "prepare() comes before the first question"
+        return self._http
+
+    def body(self, request: Request) -> Mapping[str, Any]:
+        return self._wire.body(request)
+
+    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+        return await self._wire.ask(request, on_text)
+
+    async def count_tokens(self, text: str) -> int | None:
+        return await self._wire.count_tokens(text)
+
+    async def close(self) -> None:
+        if self._http is not None:
+            await self._http.close()
+        if self._server is not None:
+            await self._server.close()
+        self._http = self._server = None

@@ -1,0 +1,61 @@
+"""A model that plays back replies: for tests, documentation and trying things out without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from rank_k.errors import ModelError
+from rank_k.models.base import Delta, OnText, Reply, Request
+
+
+class ScriptedModel:
+    """Answers with `replies` in turn, or with what a function of the request returns.
+
+    A reply may be a text, a `Reply`, or an exception, which is raised. `history` holds the requests asked. When
+    the script is at its end, asking raises `ModelError`.
+    """
+
+    name = "scripted"
+    identity = "scripted"
+
+    def __init__(
+        self,
+        replies: Iterable[str | Reply | Exception] | Callable[[Request], str | Reply | Exception],
+        *,
+        context: int = 32_768,
+        tokens: Callable[[str], int] | None = None,
+    ) -> None:
+        self._reply = replies if callable(replies) else None
+        self._script = iter(()) if callable(replies) else iter(replies)
+        self._tokens = tokens
+        self.context = context
+        self.history: list[Request] = []
+
+    async def prepare(self) -> None:
+        """Nothing to find out."""
+
+    def body(self, request: Request) -> Mapping[str, Any]:
+        return {
+            "messages": [list(message) for message in request.messages],
+            "max_tokens": request.max_tokens,
+            "think": request.think,
+        }
+
+    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+        self.history.append(request)
+        found = self._reply(request) if self._reply is not None else next(self._script, None)
+        if found is None:
+            raise ModelError("the script is at its end", "give ScriptedModel more replies")
+        if isinstance(found, Exception):
+            raise found
+        reply = Reply(found, finish_reason="stop") if isinstance(found, str) else found
+        if on_text is not None and on_text(Delta(reply.reasoning or "", reply.text)):
+            return Reply(reply.text, reply.reasoning, "stopped", reply.usage, reply.seconds)
+        return reply
+
+    async def count_tokens(self, text: str) -> int | None:
+        return None if self._tokens is None else self._tokens(text)
+
+    async def close(self) -> None:
+        """Nothing to free."""

@@ -1,0 +1,176 @@
+"""A judge made of judgments and noise: to test with, and to plan before paying.
+
+It sees what a passage is worth as its grade plus three errors, and answers as a model would, with a trace,
+ties, and now and then a malformed answer:
+
+    persistent    of a passage for a query, the same in every call: repeating does not help against it
+    composition   of a pair of passages, so that who wins depends on who else is in the window
+    fresh         of a call, larger in larger windows
+
+plus what presentation does: a bonus for passages shown first, and passages in the middle seen less sharply.
+Every error is a function of ids and seed alone, so that two runs, and two strategies, meet the same judge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from statistics import NormalDist, fmean
+from typing import Any
+
+from rank_k.models.base import Delta, OnText, Reply, Request, Usage
+
+Grades = Mapping[str, Mapping[str, int]]
+"""Qrels: query id -> doc id -> grade."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """How a judge errs. Standard deviations and biases are in grades.
+
+    `sd`: of all errors of one look at one passage together; the shares say what part of its variance each of
+    the three has. `growth`: fresh error grows as (window / 20) to this power. `position_bias`: from the first
+    passage shown to the last. `middle`: how much of the differences is lost on passages in the middle.
+    `tie_gap`: closer than this is a tie. `malformed`: share of answers malformed at 20 passages (of these 40 %
+    hold no order, 40 % are cut short, 20 % forget ids), in proportion to the window. `query_spread`: sigma of
+    the lognormal factor by which queries differ in `sd`.
+    """
+
+    sd: float = 0.0
+    persistent: float = 1.0
+    composition: float = 0.0
+    fresh: float = 0.0
+    growth: float = 0.0
+    position_bias: float = 0.0
+    middle: float = 0.0
+    tie_gap: float = 0.0
+    malformed: float = 0.0
+    query_spread: float = 0.0
+
+
+PRESETS = {
+    "none": Noise(),
+    "strong": Noise(0.62, 0.92, 0.04, 0.04, 0.3, 0.35, 0.1, 0.05, 0.02, 0.3),
+    "weak": Noise(1.1, 0.60, 0.10, 0.30, 0.6, 0.35, 0.1, 0.05, 0.06, 0.3),
+}
+"""`strong` errs like today's best reasoning models, `weak` like small ones."""
+
+
+class SimulatedJudge:
+    """Ranks windows by `grades` with `noise`. Unjudged passages have grade 0. `seed` makes another judge."""
+
+    def __init__(self, grades: Grades, noise: Noise | str = "none", *, seed: int = 0, context: int = 32_768) -> None:
+        self._grades = grades
+        self.noise = PRESETS[noise] if isinstance(noise, str) else noise
+        self._seed = seed
+        self.context = context
+        told = json.dumps([grades, asdict(self.noise), seed], sort_keys=True)
+        self.identity = f"simulated-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+        self.name = "simulated"
+
+    async def prepare(self) -> None:
+        """Nothing to find out."""
+
+    def body(self, request: Request) -> Mapping[str, Any]:
+        return {"query": request.subject.query_id, "window": request.subject.doc_ids, "think": request.think}
+
+    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+        query_id, doc_ids = request.subject.query_id, request.subject.doc_ids
+        tiers = self.tiers(query_id, doc_ids, request.sample)
+        order = " > ".join(" = ".join(f"[{i + 1}]" for i in tier) for tier in tiers)
+        order = self._maybe_malformed(order, query_id, doc_ids, request.sample)
+        thought = (
+            "" if request.think is False else " ".join(f"Passage [{i + 1}] is weighed." for i in range(len(doc_ids)))
+        )
+        if on_text is not None:
+            on_text(Delta(thought, order))
+        words = sum(len(message.content) for message in request.messages) // 4
+        usage = Usage(words, (len(thought) + len(order)) // 4, len(thought) // 4, 0, True)
+        return Reply(order, thought or None, "stop", usage)
+
+    async def count_tokens(self, text: str) -> int | None:
+        return None
+
+    async def close(self) -> None:
+        """Nothing to free."""
+
+    def tiers(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> list[list[int]]:
+        """The order of the window as 0-based positions, best first, ties together."""
+        worth = self._worth(query_id, doc_ids, sample)
+        tiers: list[list[int]] = []
+        for i in sorted(range(len(doc_ids)), key=lambda i: (-worth[i], i)):
+            if tiers and worth[tiers[-1][0]] - worth[i] <= self.noise.tie_gap:
+                tiers[-1].append(i)
+            else:
+                tiers.append([i])
+        return tiers
+
+    def _worth(self, query_id: str, doc_ids: Sequence[str], sample: int) -> list[float]:
+        noise, size = self.noise, len(doc_ids)
+        grades = self._grades.get(query_id, {})
+        worth = [float(grades.get(doc_id, 0)) for doc_id in doc_ids]
+        if noise.middle and size > 2:
+            mean = fmean(worth)
+            for i, value in enumerate(worth):
+                depth = 4 * (i / (size - 1)) * (1 - i / (size - 1))
+                worth[i] = mean + (value - mean) * (1 - noise.middle * depth)
+        if noise.sd:
+            sd = noise.sd * math.exp(noise.query_spread * self._normal("query", query_id))
+            call = (str(sample), *doc_ids)
+            for i, doc_id in enumerate(doc_ids):
+                worth[i] += sd * math.sqrt(noise.persistent) * self._normal("doc", query_id, doc_id)
+                worth[i] += sd * math.sqrt(noise.composition) * self._company(query_id, doc_id, doc_ids)
+                fresh = sd * math.sqrt(noise.fresh) * (size / 20) ** noise.growth
+                worth[i] += fresh * self._normal("call", query_id, doc_id, *call)
+        if noise.position_bias and size > 1:
+            worth = [value - noise.position_bias * i / (size - 1) for i, value in enumerate(worth)]
+        return worth
+
+    def _company(self, query_id: str, doc_id: str, doc_ids: Sequence[str]) -> float:
+        """The error that the others in the window cause: antisymmetric in pairs, of variance 1."""
+        total = 0.0
+        for other in doc_ids:
+            if other < doc_id:
+                total += self._normal("pair", query_id, other, doc_id)
+            elif other > doc_id:
+                total -= self._normal("pair", query_id, doc_id, other)
+        return total / math.sqrt(max(len(doc_ids) - 1, 1))
+
+    def _maybe_malformed(self, order: str, query_id: str, doc_ids: Sequence[str], sample: int) -> str:
+        chance = self.noise.malformed * len(doc_ids) / 20
+        drawn = self._uniform("malformed", query_id, str(sample), *doc_ids)
+        if drawn >= chance:
+            return order
+        kind = drawn / chance
+        if kind < 0.4:
+            return "The passages are hard to compare."
+        if kind < 0.8:
+            return order[: len(order) // 2].rpartition(" ")[0]
+        kept = [part for n, part in enumerate(order.split(" > ")) if n % 5 != 4]
+        return " > ".join(kept)
+
+    def _uniform(self, *names: str) -> float:
+        return _uniform(self._seed, names)
+
+    def _normal(self, *names: str) -> float:
+        return _normal(self._seed, names)
+
+
+def _uniform(seed: int, names: tuple[str, ...]) -> float:
+    """A number in (0, 1) that depends on `seed` and `names` alone."""
+    told = "\x1f".join((str(seed), *names)).encode("utf-8", "surrogateescape")
+    return (int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), "big") + 0.5) / 2**64
+
+
+@lru_cache(maxsize=262_144)
+def _normal(seed: int, names: tuple[str, ...]) -> float:
+    return NormalDist().inv_cdf(min(max(_uniform(seed, names), 1e-12), 1 - 1e-12))
+
+
+def with_sd(noise: Noise, sd: float) -> Noise:
+    """`noise` at another level."""
+    return replace(noise, sd=sd)

@@ -1,0 +1,270 @@
+"""The facade: a query and documents in, a ranking out; or a whole run.
+
+from rank_k import Reranker
+with Reranker("hltcoe/Rank-K-32B", server="http://localhost:8000/v1") as reranker:
+    for hit in reranker.rank("why is the sky blue", passages):
+        print(hit.rank, hit.text)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rank_k.ask import Asked, Asker, AskSettings
+from rank_k.background import BackgroundLoop
+from rank_k.engine import Engine, Job, Result, Tally
+from rank_k.errors import InputError
+from rank_k.hits import Hit, RankedHits
+from rank_k.journal import Journal
+from rank_k.models.base import Model
+from rank_k.models.http import HttpModel
+from rank_k.models.retries import Retries
+from rank_k.prompt import PromptTemplate, read_template
+from rank_k.records import Candidate, Passage, Query
+from rank_k.strategies import make
+from rank_k.strategies.protocol import Strategy
+
+
+class PassageSource(Protocol):
+    """Where texts come from, if not from a mapping of ids to passages."""
+
+    def get(self, doc_id: str, query_id: str | None = None) -> Passage:
+        """The passage, for that query's sake. Raises `InputError` if there is none."""
+
+
+class Reranker:
+    """Compares passages by a language model that reasons.
+
+    `model`: with `server`, the name of a model there; without, the name or path of embedded weights (default:
+    the ones `rank-k fetch` gets); or any object that is a `models.base.Model`. `strategy`: a name of
+    `strategies.STRATEGIES`, `MODULE:NAME`, or a strategy. `journal`: a file to keep every call in, to go on from
+    after an interruption. `prompt`: a template's file (see `prompt.read_template`). `think` False asks for the
+    order without reasoning. Tokens are the model's; `max_tokens` (thought and answer) defaults to 8,000, and to
+    512 for embedded models. `concurrency` (16; embedded 1) questions are asked at a time. Raises `InputError`s.
+
+    May be used from any thread and any event loop. Close it, or use it in a `with`.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Model | None = None,
+        *,
+        server: str | None = None,
+        api_key: str | None = None,
+        dialect: str = "auto",
+        revision: str = "",
+        context: int | None = None,
+        strategy: str | Strategy = "sliding",
+        depth: int = 100,
+        window: int = 20,
+        stride: int = 10,
+        think: bool | None = None,
+        passage_tokens: int = 450,
+        max_tokens: int | None = None,
+        temperature: float | None = 0.5,
+        top_p: float | None = None,
+        prompt: str | Path | PromptTemplate | None = None,
+        concurrency: int | None = None,
+        journal: str | Path | None = None,
+        retries: Retries = Retries(),
+        read_timeout: float | None = None,
+        on_retry: Callable[[Exception, float], None] | None = None,
+    ) -> None:
+        for name, number in (("depth", depth), ("passage_tokens", passage_tokens), ("max_tokens", max_tokens or 1)):
+            if number < 1:
+                raise InputError(f"{name} is {number}", "give 1 or more")
+        self.strategy = make(strategy, window=window, stride=stride) if isinstance(strategy, str) else strategy
+        self.depth = depth
+        template = prompt if prompt is None or isinstance(prompt, PromptTemplate) else read_template(prompt)
+        embedded = server is None and (model is None or isinstance(model, str | Path))
+        self.concurrency = concurrency or (1 if embedded else 16)
+        self.model = _model(model, server, api_key, dialect, revision, context, self.concurrency, read_timeout)
+        self.journal = Journal(journal)
+        settings = AskSettings(passage_tokens, max_tokens or (512 if embedded else 8000), temperature, top_p, think)
+        self.asker = Asker(self.model, self.journal, settings, template, retries, on_retry, self.concurrency)
+        self.tally = Tally()
+        self._loop = BackgroundLoop()
+        self._prepared: asyncio.Task[None] | None = None
+
+    def rank(self, query: str, documents: Sequence[str | Mapping[str, Any]], **options: Any) -> RankedHits:
+        """`documents` (texts, or mappings with a "text") in the order of their relevance to `query`."""
+        return self._loop.run(self._rank(query, documents, **options))
+
+    async def arank(self, query: str, documents: Sequence[str | Mapping[str, Any]], **options: Any) -> RankedHits:
+        """`rank` for async code. Cancelling it cancels the server's work."""
+        return await asyncio.wrap_future(self._loop.submit(self._rank(query, documents, **options)))
+
+    def rerank(
+        self,
+        run: Mapping[str, Sequence[Candidate]] | Iterable[tuple[str, Sequence[Candidate]]],
+        queries: Mapping[str, Query],
+        passages: Mapping[str, Passage] | PassageSource,
+        *,
+        max_seconds: float | None = None,
+        run_name: str = "",
+        on_asked: Callable[[str, int, int, Asked], None] | None = None,
+    ) -> Iterator[Result]:
+        """The run's queries, each with its new ranking, in the run's order and as soon as they are done.
+
+        The first `depth` candidates of each are compared, the rest follow as they are. `max_seconds`: stop then,
+        with the best ranking so far for every query. `tally` says meanwhile, and after, what it took.
+        """
+        pairs = run.items() if isinstance(run, Mapping) else run
+        jobs = (self._job(query_id, candidates, queries, passages) for query_id, candidates in pairs)
+        return self._loop.iterate(self._results(jobs, max_seconds, run_name, on_asked))
+
+    def prepare(self) -> None:
+        """Connect (or start the embedded model) now rather than with the first query. Raises `ModelError`."""
+        self._loop.run(self._prepare())
+
+    def close(self) -> None:
+        """End the embedded model, close connections and the journal."""
+        self._loop.run(self.model.close())
+        self._loop.stop()
+        self.journal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- on the background loop ---
+
+    async def _prepare(self) -> None:
+        """Once, for all who come at the same time; again after a failure."""
+        if self._prepared is None or (self._prepared.done() and _failed(self._prepared)):
+            self._prepared = asyncio.create_task(self.model.prepare())
+        await asyncio.shield(self._prepared)
+
+    def _job(
+        self,
+        query_id: str,
+        candidates: Sequence[Candidate],
+        queries: Mapping[str, Query],
+        passages: Mapping[str, Passage] | PassageSource,
+    ) -> Job:
+        query = queries.get(query_id)
+        if query is None:
+            raise InputError(f"query {query_id} of the run has no text", "add it to the queries")
+        head = candidates[: self.depth]
+        texts = {candidate.doc_id: _passage(passages, candidate.doc_id, query_id) for candidate in head}
+        return Job(query, head, texts, tuple(candidate.doc_id for candidate in candidates[self.depth :]))
+
+    async def _results(
+        self,
+        jobs: Iterable[Job],
+        max_seconds: float | None = None,
+        run_name: str = "",
+        on_asked: Callable[[str, int, int, Asked], None] | None = None,
+        strategy: Strategy | None = None,
+    ) -> AsyncIterator[Result]:
+        deadline = None if max_seconds is None else time.monotonic() + max_seconds
+        await self._prepare()
+        engine = Engine(
+            self.asker,
+            strategy or self.strategy,
+            self.journal,
+            slots=self.concurrency,
+            run=run_name,
+            deadline=deadline,
+            on_asked=on_asked,
+        )
+        self.tally = engine.tally
+        results = engine.run(jobs)
+        try:
+            async for result in results:
+                yield result
+        finally:
+            await results.aclose()
+
+    async def _rank(
+        self,
+        query: str,
+        documents: Sequence[str | Mapping[str, Any]],
+        *,
+        max_seconds: float | None = None,
+        strategy: Strategy | None = None,
+    ) -> RankedHits:
+        texts = [_text(document) for document in documents]
+        candidates = tuple(Candidate(str(i), 1 / (i + 1)) for i in range(len(texts)))
+        passages = {str(i): Passage(str(i), text) for i, text in enumerate(texts[: self.depth])}
+        tail = tuple(str(i) for i in range(self.depth, len(texts)))
+        job = Job(Query("", query), candidates[: self.depth], passages, tail)
+        traces: list[str] = []
+        asked_of_this = Tally()
+
+        def note(query_id: str, round_number: int, number: int, asked: Asked) -> None:
+            traces.extend(asked.traces)
+            asked_of_this.add(query_id, round_number, asked)
+
+        results = self._results([job], max_seconds, f"rank-{id(job)}", note, strategy)
+        [result] = [result async for result in results]
+        ranking = result.ranking
+        chances = ranking.probability or {}
+        hits = tuple(
+            Hit(int(doc_id), texts[int(doc_id)], rank, 1 / rank, tied, chances.get(doc_id))
+            for rank, (doc_id, tied) in enumerate(zip(ranking.doc_ids, ranking.tied, strict=True), 1)
+        )
+        return RankedHits(
+            hits,
+            tuple(traces),
+            asked_of_this.usage,
+            dict(asked_of_this.repairs),
+            asked_of_this.unranked_windows,
+            result.finished,
+        )
+
+
+def _model(
+    model: str | Path | Model | None,
+    server: str | None,
+    api_key: str | None,
+    dialect: str,
+    revision: str,
+    context: int | None,
+    slots: int,
+    read_timeout: float | None,
+) -> Model:
+    if model is not None and not isinstance(model, str | Path):
+        return model
+    if server is not None:
+        return HttpModel(
+            server,
+            None if model is None else str(model),
+            api_key=api_key,
+            dialect=dialect,
+            context=context,
+            revision=revision,
+            read_timeout=read_timeout,
+        )
+    from rank_k.models.embedded import DEFAULT_WEIGHTS, EmbeddedModel
+
+    return EmbeddedModel(model or DEFAULT_WEIGHTS, context=context, slots=slots)
+
+
+def _passage(passages: Mapping[str, Passage] | PassageSource, doc_id: str, query_id: str) -> Passage:
+    if not isinstance(passages, Mapping):
+        return passages.get(doc_id, query_id)
+    if doc_id not in passages:
+        raise InputError(f"document {doc_id} of query {query_id} has no text", "add it to the passages")
+    return passages[doc_id]
+
+
+def _failed(task: asyncio.Task[None]) -> bool:
+    return task.cancelled() or task.exception() is not None
+
+
+def _text(document: str | Mapping[str, Any]) -> str:
+    if isinstance(document, str):
+        return document
+    if isinstance(document, Mapping) and isinstance(document.get("text"), str):
+        return str(document["text"])
+    raise InputError(f"a document is of type {type(document).__name__}", 'give texts, or mappings with a "text"')
