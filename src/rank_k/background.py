@@ -29,7 +29,7 @@ class BackgroundLoop:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="rank-k", daemon=True)
+                self._thread = threading.Thread(target=_serve, args=(self._loop,), name="rank-k", daemon=True)
                 self._thread.start()
             return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
@@ -77,8 +77,17 @@ class BackgroundLoop:
             return
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    """Run until stopped; then let what is left clean up, still on this thread."""
+    loop.run_forever()
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
 
 
 def _cancel_and_wait(future: Future[Any]) -> None:

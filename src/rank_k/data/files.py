@@ -1,0 +1,407 @@
+"""Runs, judgments, queries and passages on disk: every line checked, every error with its line number.
+
+What is read (gzip is recognised by its first bytes, never by the name; a byte order mark, CRLF and blank
+lines are fine):
+
+    run       TREC: `query_id Q0 doc_id rank score tag`      or JSON: `{query_id: {doc_id: score}}`
+    qrels     TREC: `query_id iteration doc_id grade`        or BEIR: `query-id<TAB>corpus-id<TAB>score`
+                                                             under a header line
+    queries   JSONL: `_id`, `id`, `query_id` or `qid`, with `text` or `query`
+    passages  JSONL: `_id`, `id`, `doc_id` or `docid`, with `text`, `contents` or `content`, maybe `title`
+              both also as TSV: `id<TAB>text` (further tabs belong to the text)
+
+Where several accepted keys stand in one object the first of the list above counts. Ids leave as the bytes
+they came as (UTF-8 with surrogateescape, a field of a TREC file ends at ASCII white space only); in the
+text of queries and passages what cannot be decoded becomes U+FFFD.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import json
+import math
+import os
+import re
+import zlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rank_k.errors import FormatError, InputError
+from rank_k.records import Candidate, Passage, Query
+
+_RUN = "'query_id Q0 doc_id rank score tag' on each line (no white space in ids or tag) or a score.json"
+_QRELS = "'query_id iteration doc_id grade' on each line, or BEIR's 'query-id corpus-id score' and its lines"
+_QUERIES = '{"_id": ..., "text": ...} on each line (JSONL) or id<TAB>text'
+_PASSAGES = '{"_id": ..., "title": ..., "text": ...} on each line (JSONL) or id<TAB>text'
+
+_Row = tuple[str, str, float]
+_NOT_IN_TREC = re.compile(r"[ \t\n\r\v\f\0]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BEIR_HEADER = (b"query-id", b"query_id", b"qid")
+_GRADE = re.compile(rb"[+-]?[0-9]{1,9}")  # trec_eval keeps grades in 32 bits
+_LEADING_ID = re.compile(rb'\s*\{\s*"(?:_id|id)"\s*:\s*"([^"\\]*)"')
+
+
+class RunFile:
+    """A first-stage run on disk, checked as a whole when opened and then read again for every iteration.
+
+    Iterating yields `(query_id, candidates)` in the file's order of queries. Candidates stand by score,
+    highest first, equal scores in the file's order (the rank column is ignored, as trec_eval does); a
+    document repeated within a query is kept once, at its best score.
+
+    Memory holds one query at a time as long as the lines of each query stand together. Where they do not,
+    and for JSON, the whole run is held.
+
+    Raises `FormatError` for the first line that is not as it should be, `InputError` if the file cannot be
+    read or is no regular file (a pipe cannot be read twice).
+    """
+
+    path: Path
+    query_ids: tuple[str, ...]
+    duplicates: int
+    """How many repeated documents were dropped."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_file() and not self.path.is_dir():
+            raise InputError(f"{path} is a pipe or device", "a run is read twice: write it to a file first")
+        is_json = _is_json(self.path)
+        self._rows: Callable[[Path], Iterator[_Row]] = _json_rows if is_json else _trec_rows
+        self._held: dict[str, tuple[Candidate, ...]] | None = None
+        self.duplicates = 0
+        seen: dict[str, None] = {}
+        together = not is_json
+        if together:
+            for query_id, rows in groupby(self._rows(self.path), itemgetter(0)):
+                together = together and query_id not in seen
+                seen[query_id] = None
+                doc_ids = [doc_id for _, doc_id, _ in rows]
+                self.duplicates += len(doc_ids) - len(set(doc_ids))
+        if not together:
+            scattered: dict[str, list[_Row]] = {}
+            for row in self._rows(self.path):
+                scattered.setdefault(row[0], []).append(row)
+            self._held = {query_id: _best_first(rows) for query_id, rows in scattered.items()}
+            self.duplicates = sum(map(len, scattered.values())) - sum(map(len, self._held.values()))
+            seen = dict.fromkeys(scattered)
+        self.query_ids = tuple(seen)
+
+    def __len__(self) -> int:
+        return len(self.query_ids)
+
+    def __iter__(self) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
+        if self._held is not None:
+            yield from self._held.items()
+            return
+        for query_id, rows in groupby(self._rows(self.path), itemgetter(0)):
+            yield query_id, _best_first(rows)
+
+
+def read_run(path: str | Path) -> dict[str, tuple[Candidate, ...]]:
+    """The whole run at once: `query_id -> candidates, best first`. See `RunFile` for order and errors."""
+    return dict(iter(RunFile(path)))
+
+
+class RunWriter:
+    """Writes a TREC run: `with RunWriter(path) as run: run.write(query_id, doc_ids)`.
+
+    The lines go to `path` + ".part", query by query; a clean exit renames that file to `path`. After an
+    exception the ".part" file stays for inspection and what stood at `path` before is untouched.
+    A link is followed. The score is 1/rank with 12 decimals, which decreases strictly up to rank 999,999.
+    """
+
+    def __init__(self, path: str | Path, tag: str = "rank-k") -> None:
+        self._tag = _trec_field("tag", tag)
+        self._path = Path(os.path.realpath(path))
+        self._part = self._path.with_name(self._path.name + ".part")
+        if self._path.exists() and not self._path.is_file():
+            raise InputError(f"{path} is not a regular file", "name a file to write the run to")
+
+    def __enter__(self) -> RunWriter:
+        try:
+            self._file = self._part.open("wb")
+        except OSError as error:
+            raise InputError(f"cannot write {self._part} ({error.strerror})", "name another file") from error
+        return self
+
+    def write(self, query_id: str, doc_ids: Sequence[str]) -> None:
+        """Append one query, `doc_ids` best first. Raises `InputError` for an id that TREC cannot hold."""
+        query = _trec_field("query id", query_id)
+        lines = [
+            b"%b Q0 %b %d %.12f %b\n" % (query, _trec_field("document id", doc_id), rank, 1 / rank, self._tag)
+            for rank, doc_id in enumerate(doc_ids, 1)
+        ]
+        self._file.writelines(lines)
+        self._file.flush()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        if kind is None:
+            self._part.replace(self._path)
+
+
+def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
+    """Judgments: `query_id -> {doc_id: grade}`. Grades are whole numbers, negative ones included.
+
+    Raises `FormatError` for a bad line or a document judged twice with different grades.
+    """
+    path = Path(path)
+    qrels: dict[str, dict[str, int]] = {}
+    beir = False
+    for count, (number, line) in enumerate(_lines(path, _QRELS)):
+        fields = [field.strip() for field in line.split(b"\t")]
+        if count == 0 and len(fields) == 3 and fields[0].lower() in _BEIR_HEADER:
+            beir = True
+            continue
+        if not beir:
+            fields = line.split()
+        if len(fields) != (3 if beir else 4) or not all(fields):
+            raise FormatError(path, number, _columns(fields), _QRELS)
+        if not _GRADE.fullmatch(fields[-1]):
+            found = f"grade {_shown(fields[-1])}"
+            raise FormatError(path, number, found, "a whole number of at most 9 digits in the last column")
+        query_id, doc_id, grade = _decoded(fields[0]), _decoded(fields[-2]), int(fields[-1])
+        before = qrels.setdefault(query_id, {}).setdefault(doc_id, grade)
+        if before != grade:
+            found = f"document {doc_id} of query {query_id} judged {grade} here and {before} before"
+            raise FormatError(path, number, found, "one grade for each document of a query")
+    if not qrels:
+        raise FormatError(path, 0, "a header and nothing below it", _QRELS)
+    return qrels
+
+
+def read_queries(path: str | Path) -> dict[str, Query]:
+    """Queries by id, in the file's order. Raises `FormatError`, also for one id with two texts."""
+    path = Path(path)
+    queries: dict[str, Query] = {}
+    keys = ("_id", "id", "query_id", "qid"), ("text", "query")
+    for number, query_id, _, text in _records(path, *keys, _QUERIES):
+        if queries.setdefault(query_id, Query(query_id, text)).text != text:
+            raise FormatError(path, number, f"query {query_id} again with another text", "each query id once")
+    return queries
+
+
+def read_passages(path: str | Path, wanted: Collection[str] | None = None) -> Iterator[Passage]:
+    """Stream the passages of a corpus, or only those whose id is in `wanted`, as the file has them.
+
+    The text is "title text"; the title is left out when it is empty or the text already begins with it.
+    Lines that are not wanted are parsed no further than their id, so faults after it go unnoticed there.
+    Raises `FormatError` while reading.
+    """
+    keys = ("_id", "id", "doc_id", "docid"), ("text", "contents", "content")
+    for _, doc_id, title, text in _records(Path(path), *keys, _PASSAGES, wanted):
+        if title and not text.startswith(title):
+            text = f"{title} {text}" if text else title
+        yield Passage(doc_id, text)
+
+
+# Bytes and lines
+
+
+@contextmanager
+def _opened(path: Path, expected: str) -> Iterator[io.BufferedReader | gzip.GzipFile]:
+    if path.is_dir():
+        raise FormatError(path, 0, "a directory", f"a file with {expected}")
+    try:
+        with path.open("rb") as raw:
+            if raw.peek(2)[:2] == b"\x1f\x8b":
+                with gzip.open(raw) as plain:
+                    yield plain
+            else:
+                yield raw
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file", "check the path") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise FormatError(path, 0, f"damaged gzip data ({error})", "a whole gzip file") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror or error})", "check its permissions") from error
+
+
+def _lines(path: Path, expected: str) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, without their line ends, numbered from 1; at least one."""
+    empty = True
+    with _opened(path, expected) as file:
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if b"\0" in line:
+                found = "a NUL byte (binary data, or UTF-16)"
+                raise FormatError(path, number, found, f"UTF-8 text, {expected}")
+            if line.strip():
+                empty = False
+                yield number, line.rstrip(b"\r\n")
+    if empty:
+        raise FormatError(path, 0, "an empty file", expected)
+
+
+def _decoded(field: bytes) -> str:
+    return field.decode("utf-8", "surrogateescape")
+
+
+def _trec_field(what: str, value: str) -> bytes:
+    if not _fits_trec(value):
+        raise InputError(
+            f"{what} {_shown(value)} cannot stand in a TREC run",
+            "ids and tags must be non-empty and without white space",
+        )
+    return value.encode("utf-8", "surrogateescape")
+
+
+def _fits_trec(identifier: str) -> bool:
+    return bool(identifier) and not _NOT_IN_TREC.search(identifier) and _is_encodable(identifier)
+
+
+def _is_encodable(identifier: str) -> bool:
+    """False for half a surrogate pair, which JSON can spell and no file can hold."""
+    try:
+        identifier.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(value: object) -> str:
+    shown = repr(_decoded(value) if isinstance(value, bytes) else value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def _columns(fields: Sequence[bytes]) -> str:
+    return f"{len(fields)} column{'s' * (len(fields) != 1)} ({_shown(b' '.join(fields))})"
+
+
+# Runs
+
+
+def _best_first(rows: Iterator[_Row] | list[_Row]) -> tuple[Candidate, ...]:
+    best: dict[str, Candidate] = {}
+    for _, doc_id, score in sorted(rows, key=lambda row: -row[2]):
+        best.setdefault(doc_id, Candidate(doc_id, score))
+    return tuple(best.values())
+
+
+def _trec_rows(path: Path) -> Iterator[_Row]:
+    for number, line in _lines(path, _RUN):
+        fields = line.split()
+        if len(fields) != 6:
+            raise FormatError(path, number, _columns(fields), _RUN)
+        try:
+            score = float(fields[4])
+        except ValueError:
+            score = math.nan
+        if not math.isfinite(score) or b"_" in fields[4]:  # Python reads 1_0 as ten; no other tool does
+            raise FormatError(path, number, f"score {_shown(fields[4])}", "a finite number in column 5")
+        yield _decoded(fields[0]), _decoded(fields[2]), score
+
+
+def _is_json(path: Path) -> bool:
+    lines = _lines(path, _RUN)
+    return next(lines)[1].lstrip().startswith(b"{")
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as its pairs: `dict` would silently keep the last of two equal keys."""
+
+
+def _json_rows(path: Path) -> Iterator[_Row]:
+    with _opened(path, _RUN) as file:
+        run = _parsed(path, 0, _decoded(file.read().removeprefix(codecs.BOM_UTF8)), _RUN, _Pairs)
+    if not isinstance(run, _Pairs) or not run:
+        raise FormatError(path, 0, "JSON without queries", _RUN)
+    for query_id, scores in run:
+        if not isinstance(scores, _Pairs):
+            raise FormatError(path, 0, f"query {_shown(query_id)} with {_shown(scores)}", _RUN)
+        for doc_id, score in scores:
+            for identifier in (query_id, doc_id):
+                if not _fits_trec(identifier):
+                    found = f"id {_shown(identifier)}"
+                    raise FormatError(path, 0, found, "ids that are non-empty and without white space")
+            try:
+                value = math.nan if isinstance(score, bool | str | None) else float(score)
+            except (TypeError, OverflowError):
+                value = math.nan
+            if not math.isfinite(value):
+                found = f"score {_shown(score)} of document {doc_id} for query {query_id}"
+                raise FormatError(path, 0, found, "a finite number")
+            yield query_id, doc_id, value
+
+
+def _parsed(path: Path, number: int, text: str, expected: str, pairs: type[_Pairs] | None = None) -> Any:
+    try:
+        return json.loads(text, strict=False, object_pairs_hook=pairs)
+    except json.JSONDecodeError as error:
+        found = f"invalid JSON ({error.msg} at column {error.colno})"
+        raise FormatError(path, number or error.lineno, found, expected) from error
+    except RecursionError as error:
+        raise FormatError(path, number, "JSON nested too deeply", expected) from error
+    except ValueError as error:  # Python refuses to read numbers of thousands of digits
+        raise FormatError(path, number, "JSON with an overlong number", expected) from error
+
+
+# Queries and passages
+
+
+def _records(
+    path: Path,
+    id_keys: Sequence[str],
+    text_keys: Sequence[str],
+    expected: str,
+    wanted: Collection[str] | None = None,
+) -> Iterator[tuple[int, str, str, str]]:
+    """Line number, id, title and text of every record. The first line tells JSONL from TSV."""
+    chosen = None if wanted is None else frozenset(wanted)
+    jsonl: bool | None = None
+    for number, line in _lines(path, expected):
+        if jsonl is None:
+            jsonl = line.lstrip().startswith(b"{")
+        if not jsonl:
+            identifier, tab, rest = line.partition(b"\t")
+            if not tab or not identifier.strip():
+                found = "no id before the tab" if tab else "no tab"
+                raise FormatError(path, number, f"{found} in {_shown(line)}", expected)
+            if chosen is None or _decoded(identifier) in chosen:
+                yield number, _decoded(identifier), "", rest.decode("utf-8", "replace")
+            continue
+        if chosen is not None:
+            leading = _LEADING_ID.match(line)
+            # a second "_id" would outrank the first key: such a line is parsed
+            if leading and _decoded(leading[1]) not in chosen and b'"_id"' not in line[leading.end() :]:
+                continue
+        record = _parsed(path, number, _decoded(line), expected)
+        if not isinstance(record, dict):
+            raise FormatError(path, number, f"JSON that is no object: {_shown(record)}", expected)
+        name = _value(path, number, record, id_keys, "id")
+        if isinstance(name, int) and not isinstance(name, bool):
+            name = str(name)
+        if not isinstance(name, str) or not name or not _is_encodable(name):
+            raise FormatError(path, number, f"id {_shown(name)}", "an id that is a non-empty string")
+        if chosen is not None and name not in chosen:
+            continue
+        text, title = _value(path, number, record, text_keys, "text"), record.get("title") or ""
+        for part in (text, title):
+            if not isinstance(part, str):
+                raise FormatError(path, number, f"{_shown(part)} as text or title", "strings")
+        yield number, name, _mended(title).strip(), _mended(text)
+
+
+def _value(path: Path, number: int, record: dict[str, Any], keys: Sequence[str], what: str) -> Any:
+    for key in keys:
+        if key in record:
+            return record[key]
+    found = f"no {what} (keys: {_shown(', '.join(record))})"
+    raise FormatError(path, number, found, f"one of the keys {', '.join(keys)}")
+
+
+def _mended(text: str) -> str:
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)

@@ -1,0 +1,137 @@
+"""Quality of a run against judgments, computed by ir_measures (trec_eval underneath)."""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rank_k.errors import InputError
+from rank_k.extras import load
+from rank_k.records import Candidate, Run
+
+DEFAULT_MEASURES = ("nDCG@10", "nDCG@20", "AP", "RR@10", "R@100", "Judged@10")
+
+_REMEDY = "write ir_measures names such as nDCG@10, AP, RR@10, R@100, P@5, AP(rel=2)"
+_DEEPEST = 1_000_000  # the C code beneath allocates by the cutoff, and crashes on a negative one
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Values of one run. Measures go by ir_measures's own spelling ("nDCG@10"), in the order asked for.
+
+    `per_query`: measure -> query_id -> value, over every judged query. `means`: measure -> mean over the
+    same queries (for measures that count, such as NumRet, the sum). `missing`: judged queries for which the
+    run has nothing; they count as zero. `unjudged`: queries of the run without judgments; they are left out.
+    """
+
+    measures: tuple[str, ...]
+    per_query: Mapping[str, Mapping[str, float]]
+    means: Mapping[str, float]
+    missing: tuple[str, ...]
+    unjudged: tuple[str, ...]
+
+
+def evaluate(
+    qrels: Mapping[str, Mapping[str, int]], run: Run, measures: Sequence[str] = DEFAULT_MEASURES
+) -> Evaluation:
+    """Evaluate `run` (`query_id -> candidates`) against `qrels` (`query_id -> {doc_id: grade}`).
+
+    The candidates are put in trec_eval's order, whatever order they come in: by score as a 32-bit float,
+    highest first, equal scores by document id, descending. That order is used for every measure;
+    left to themselves, RR@10 and Judged@10 of ir_measures break ties the other way round. nDCG has linear
+    gains and log2 discounts (trec_eval's, Järvelin and Kekäläinen 2002).
+
+    Raises `InputError` for an unknown measure or where nothing is judged, `MissingExtra` without ir_measures.
+    """
+    if not qrels:
+        raise InputError("there are no judgments to evaluate against", "check the qrels file")
+    ir_measures = load("ir_measures")
+    parsed = {str(measure): measure for measure in (_measure(name) for name in measures)}
+    if not parsed:
+        raise InputError("no measure is given", _REMEDY)
+
+    # pytrec_eval takes neither undecodable ids nor NUL in them, so it sees numbers instead.
+    numbers: dict[str, str] = {}
+
+    def number(identifier: str) -> str:
+        return numbers.setdefault(identifier, str(len(numbers)))
+
+    asked = {number(query_id): query_id for query_id in qrels}
+    judged = {
+        number(query_id): {number(doc_id): grade for doc_id, grade in grades.items()}
+        for query_id, grades in qrels.items()
+    }
+    ranked = {
+        number(query_id): {number(doc_id): -float(rank) for rank, doc_id in enumerate(_trec_eval_order(candidates))}
+        for query_id, candidates in run.items()
+        if query_id in qrels and candidates
+    }
+    try:
+        result = ir_measures.evaluator(list(parsed.values()), judged).calc(ranked)
+    except ValueError as error:
+        raise InputError(f"measure not available here: {str(error).splitlines()[0]}", _REMEDY) from error
+    per_query: dict[str, dict[str, float]] = {name: dict.fromkeys(qrels, 0.0) for name in parsed}
+    for metric in result.per_query:
+        per_query[str(metric.measure)][asked[metric.query_id]] = metric.value
+    return Evaluation(
+        measures=tuple(parsed),
+        per_query=per_query,
+        means={name: float(result.aggregated[measure]) for name, measure in parsed.items()},
+        missing=tuple(query_id for query_id in qrels if not run.get(query_id)),
+        unjudged=tuple(query_id for query_id in run if query_id not in qrels),
+    )
+
+
+def _trec_eval_order(candidates: Sequence[Candidate]) -> list[str]:
+    def key(candidate: Candidate) -> tuple[float, bytes]:
+        return ctypes.c_float(candidate.score).value, candidate.doc_id.encode("utf-8", "surrogatepass")
+
+    best_first = sorted(candidates, key=key, reverse=True)
+    return list(dict.fromkeys(candidate.doc_id for candidate in best_first))
+
+
+def _measure(name: str) -> Any:
+    """The measure called `name`. ir_measures's own parser needs a part of `ast` that Python 3.14 dropped."""
+    registry = load("ir_measures").measures.registry
+    try:
+        node: ast.expr = ast.parse(name.strip(), mode="eval").body
+        at: Any = None
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+            at = ast.literal_eval(node.right)
+            node = node.left
+        parameters: dict[str, Any] = {}
+        if isinstance(node, ast.Call) and not node.args:
+            parameters = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+            node = node.func
+        measure = registry[node.id if isinstance(node, ast.Name) else ""]
+        if at is not None:
+            measure = measure @ at
+        measure = measure(**parameters)
+        measure.validate_params()
+    except (
+        SyntaxError,
+        ValueError,
+        KeyError,
+        AssertionError,
+        TypeError,
+        RecursionError,
+        MemoryError,
+    ) as error:
+        near = _nearest(name, registry)
+        hint = f" (did you mean {near}?)" if near else ""
+        raise InputError(f"unknown measure {name!r}{hint}", _REMEDY) from error
+    cutoff = measure.params.get("cutoff", 1)
+    if not 1 <= cutoff <= _DEEPEST:
+        raise InputError(f"measure {name!r} has the cutoff {cutoff}", f"cut off between 1 and {_DEEPEST:,}")
+    return measure
+
+
+def _nearest(name: str, registry: Mapping[str, Any]) -> str:
+    stem, at, cutoff = name.partition("@")
+    by_lower = {known.lower(): known for known in registry}
+    near = difflib.get_close_matches(stem.lower(), by_lower, n=1)
+    return by_lower[near[0]] + at + cutoff if near and by_lower[near[0]] != stem else ""

@@ -1,0 +1,187 @@
+"""Scheduling: who is asked first, how much is open, in which order results come, what stops the work."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rank_k.ask import Asker
+from rank_k.engine import OPEN_PER_SLOT, Engine, Job, Result
+from rank_k.errors import ModelError, Refused
+from rank_k.journal import Journal
+from rank_k.models.base import OnText, Reply, Request
+from rank_k.models.retries import Retries
+from rank_k.models.scripted import ScriptedModel
+from rank_k.records import Candidate, Passage, Query
+from rank_k.strategies import make
+from rank_k.strategies.protocol import Strategy
+
+
+class Timed(ScriptedModel):
+    """Answers in input order after `seconds(request)`; knows how many questions were open at once."""
+
+    def __init__(self, seconds: Callable[[Request], float] = lambda _: 0.001) -> None:
+        super().__init__(lambda request: " > ".join(f"[{i + 1}]" for i in range(len(request.subject.doc_ids))))
+        self._seconds = seconds
+        self.open = self.most_open = 0
+
+    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        try:
+            await asyncio.sleep(self._seconds(request))
+            return await super().ask(request, on_text)
+        finally:
+            self.open -= 1
+
+
+def jobs(sizes: list[int], opened: list[int] | None = None) -> Iterator[Job]:
+    for number, size in enumerate(sizes):
+        if opened is not None:
+            opened.append(number)
+        ids = [f"d{i}" for i in range(size)]
+        yield Job(
+            Query(f"q{number}", f"question {number}"),
+            [Candidate(doc_id, -i) for i, doc_id in enumerate(ids)],
+            {doc_id: Passage(doc_id, f"text of {doc_id}") for doc_id in ids},
+            ("tail",),
+        )
+
+
+def drive(
+    model: Any, source: Iterator[Job], *, slots: int = 4, strategy: Strategy | None = None, **options: Any
+) -> tuple[list[Result], Engine]:
+    async def run() -> tuple[list[Result], Engine]:
+        journal = Journal()
+        asker = Asker(model, journal, retries=Retries(first=0.001, longest=0.002))
+        engine = Engine(asker, strategy or make("sliding"), journal, slots=slots, **options)
+        try:
+            return [result async for result in engine.run(source)], engine
+        finally:
+            journal.close()
+
+    return asyncio.run(run())
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes=st.lists(st.integers(0, 45), max_size=12), slots=st.integers(1, 6))
+def test_results_come_in_input_order_and_hold_every_candidate(sizes: list[int], slots: int) -> None:
+    model = Timed(lambda request: (hash(request.messages) % 5) / 2000)
+    results, engine = drive(model, jobs(sizes), slots=slots)
+    assert [result.query_id for result in results] == [f"q{i}" for i in range(len(sizes))]
+    for result, size in zip(results, sizes, strict=True):
+        assert sorted(result.ranking.doc_ids) == sorted([*(f"d{i}" for i in range(size)), "tail"])
+        assert result.ranking.doc_ids[-1] == "tail"
+        assert result.finished
+    assert model.most_open <= slots
+    assert engine.tally.queries == len(sizes)
+
+
+def test_the_longest_chain_goes_first() -> None:
+    model = Timed()
+    drive(model, jobs([20, 100, 50, 20]), slots=1)
+    asked = [request.subject.query_id for request in model.history]
+    assert asked[:5] == ["q1"] * 5  # nine windows left; at four left, the fifty take turns with it
+    assert asked[-2:] != ["q1", "q1"]
+
+
+def test_slots_are_filled_and_never_overfilled() -> None:
+    model = Timed(lambda _: 0.005)
+    drive(model, jobs([100] * 12), slots=8)
+    assert model.most_open == 8
+
+
+def test_no_more_queries_are_open_than_promised() -> None:
+    opened: list[int] = []
+    most: list[int] = []
+    done = 0
+
+    def seconds(request: Request) -> float:
+        most.append(len(opened) - done)
+        return 0.001
+
+    model = Timed(seconds)
+
+    async def run() -> None:
+        nonlocal done
+        journal = Journal()
+        engine = Engine(Asker(model, journal), make("sliding"), journal, slots=2)
+        async for _ in engine.run(jobs([30] * 50, opened)):
+            done += 1
+        journal.close()
+
+    asyncio.run(run())
+    assert done == 50
+    assert max(most) <= OPEN_PER_SLOT * 2 + 2  # a result or two may be on their way out
+
+
+def test_the_deadline_leaves_the_best_so_far_for_every_query() -> None:
+    started = time.monotonic()
+    model = Timed(lambda _: 0.05)
+    results, engine = drive(model, jobs([100] * 30), slots=4, deadline=started + 0.4)
+    assert time.monotonic() - started < 2
+    assert [result.query_id for result in results] == [f"q{i}" for i in range(30)]
+    assert all(len(result.ranking.doc_ids) == 101 for result in results)
+    assert not all(result.finished for result in results)
+    assert engine.tally.unfinished == [result.query_id for result in results if not result.finished]
+    assert model.open == 0, "what was under way is cancelled"
+
+
+def test_an_error_that_cannot_be_mended_cancels_the_rest() -> None:
+    class Refusing(Timed):
+        async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+            if request.subject.query_id == "q3":
+                raise Refused("no", "yes")
+            return await super().ask(request, on_text)
+
+    model = Refusing(lambda _: 0.01)
+    with pytest.raises(Refused):
+        drive(model, jobs([100] * 10), slots=8)
+    assert model.open == 0
+
+
+def test_a_strategy_that_fails_is_not_swallowed() -> None:
+    def broken(candidates: Any, seed: int) -> Any:
+        raise ZeroDivisionError
+        yield
+
+    with pytest.raises(ZeroDivisionError):
+        drive(Timed(), jobs([3]), strategy=broken)
+
+
+def test_leaving_early_cancels_what_is_under_way() -> None:
+    model = Timed(lambda _: 0.01)
+
+    async def run() -> None:
+        journal = Journal()
+        engine = Engine(Asker(model, journal), make("sliding"), journal, slots=4)
+        results = engine.run(jobs([20] * 10))
+        await anext(results)
+        await results.aclose()
+        journal.close()
+
+    asyncio.run(run())
+    assert model.open == 0
+    assert len(model.history) < 10
+
+
+def test_a_window_that_is_given_up_is_counted() -> None:
+    class Faulty(Timed):
+        async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+            if request.subject.query_id == "q1":
+                raise _Broken("broken")
+            return await super().ask(request, on_text)
+
+    class _Broken(ModelError):
+        retryable = True
+
+    results, engine = drive(Faulty(), jobs([20] * 6), slots=4)
+    assert len(results) == 6
+    assert engine.tally.repairs["gave_up"] == 1
+    assert engine.tally.unranked == [("q1", 0)]
