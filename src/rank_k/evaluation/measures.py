@@ -16,7 +16,8 @@ from rank_k.records import Candidate, Run
 DEFAULT_MEASURES = ("nDCG@10", "nDCG@20", "AP", "RR@10", "R@100", "Judged@10")
 
 _REMEDY = "write ir_measures names such as nDCG@10, AP, RR@10, R@100, P@5, AP(rel=2)"
-_DEEPEST = 1_000_000  # the C code beneath allocates by the cutoff, and crashes on a negative one
+_LARGEST = 1_000_000
+"""trec_eval allocates memory by cutoffs and grades, unchecked: too large or too small a number crashes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ def evaluate(
     left to themselves, RR@10 and Judged@10 of ir_measures break ties the other way round. nDCG has linear
     gains and log2 discounts (trec_eval's, Järvelin and Kekäläinen 2002).
 
-    Raises `InputError` for an unknown measure or where nothing is judged, `MissingExtra` without ir_measures.
+    Raises `InputError` for an unknown measure, a grade above a million or where nothing is judged, and
+    `MissingExtra` without ir_measures.
     """
     if not qrels:
         raise InputError("there are no judgments to evaluate against", "check the qrels file")
@@ -62,9 +64,13 @@ def evaluate(
 
     asked = {number(query_id): query_id for query_id in qrels}
     judged = {
-        number(query_id): {number(doc_id): grade for doc_id, grade in grades.items()}
+        # all that is below zero means "not relevant"; trec_eval writes beyond its memory where no grade is above -2
+        number(query_id): {number(doc_id): max(grade, -1) for doc_id, grade in grades.items()}
         for query_id, grades in qrels.items()
     }
+    highest = max((grade for grades in judged.values() for grade in grades.values()), default=0)
+    if highest > _LARGEST:
+        raise InputError(f"a judgment has the grade {highest}", f"keep grades up to {_LARGEST:,}")
     ranked = {
         number(query_id): {number(doc_id): -float(rank) for rank, doc_id in enumerate(_trec_eval_order(candidates))}
         for query_id, candidates in run.items()
@@ -72,8 +78,9 @@ def evaluate(
     }
     try:
         result = ir_measures.evaluator(list(parsed.values()), judged).calc(ranked)
-    except ValueError as error:
-        raise InputError(f"measure not available here: {str(error).splitlines()[0]}", _REMEDY) from error
+    except (ValueError, TypeError) as error:
+        reason = str(error).partition(" The following providers")[0].rstrip(".")
+        raise InputError(f"ir_measures cannot compute this here: {reason}", _REMEDY) from error
     per_query: dict[str, dict[str, float]] = {name: dict.fromkeys(qrels, 0.0) for name in parsed}
     for metric in result.per_query:
         per_query[str(metric.measure)][asked[metric.query_id]] = metric.value
@@ -124,14 +131,20 @@ def _measure(name: str) -> Any:
         near = _nearest(name, registry)
         hint = f" (did you mean {near}?)" if near else ""
         raise InputError(f"unknown measure {name!r}{hint}", _REMEDY) from error
-    cutoff = measure.params.get("cutoff", 1)
-    if not 1 <= cutoff <= _DEEPEST:
-        raise InputError(f"measure {name!r} has the cutoff {cutoff}", f"cut off between 1 and {_DEEPEST:,}")
+    numbers = [value for value in measure.params.values() if isinstance(value, int)]
+    gains = measure.params.get("gains", {}).values()
+    if not all(1 <= value <= _LARGEST for value in numbers if not isinstance(value, bool)) or not all(
+        isinstance(gain, int) and 0 <= gain <= _LARGEST for gain in gains
+    ):
+        raise InputError(
+            f"measure {name!r} has a number out of range",
+            f"write cutoffs and rel between 1 and {_LARGEST:,}, gains as whole numbers from 0",
+        )
     return measure
 
 
 def _nearest(name: str, registry: Mapping[str, Any]) -> str:
     stem, at, cutoff = name.partition("@")
-    by_lower = {known.lower(): known for known in registry}
+    by_lower = {known.lower(): known for known in reversed(list(registry))}  # aliases come last
     near = difflib.get_close_matches(stem.lower(), by_lower, n=1)
     return by_lower[near[0]] + at + cutoff if near and by_lower[near[0]] != stem else ""
