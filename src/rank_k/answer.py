@@ -8,6 +8,7 @@ read as a ranking. Then the answer is read as *chains*: ids with separators betw
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -63,9 +64,9 @@ def parse_answer(
         repairs["cut"] = 1
         return _unranked(size, repairs, parts.trace)
     cut = finish_reason == "length"
-    chain = _choose(_chains(parts.answer), size, ends_cut=cut)
+    chain = _choose(_chains(parts.answer, cut), size, ends_cut=cut)
     if chain is None and thought_closed and parts.alternative:
-        chain = _choose(_chains(parts.alternative), size, ends_cut=cut)
+        chain = _choose(_chains(parts.alternative, cut), size, ends_cut=cut)
     if cut:
         repairs["cut"] = 1
     if chain is None:
@@ -124,7 +125,10 @@ def _split(text: str, reasoning: str, finish_reason: str | None, thought_closed:
         inline = _CLOSE.sub("", inline).strip()
         trace = "\n".join(filter(None, (reasoning.strip(), inline)))
         stray = len(closes) - (0 if reasoning else 1)
-        return _after_thought(trace, text[closes[-1].end() :], finish_reason, stray)
+        answer = text[closes[-1].end() :]
+        if len(closes) > 1 and not answer.strip() and finish_reason != "length":
+            answer = text[closes[-2].end() : closes[-1].start()]  # the end was said once more behind the answer
+        return _after_thought(trace, answer, finish_reason, stray)
     if opened := _OPEN.search(text):
         trace = "\n".join(filter(None, (reasoning.strip(), text[opened.end() :].strip())))
         return _Parts(trace, "", cut_thought=True)
@@ -193,9 +197,10 @@ _LATEX = re.compile(r"\\(?:(succ|gt|to|rightarrow|Rightarrow)|(sim|approx|simeq)
 _ENTITY = re.compile(r"&(gt|rarr|equals|nbsp);")
 _BREAK_TAG = re.compile(r"<(?:br|/?p|/?li|/?[ou]l|/?tr|/?div)\s*/?>", re.IGNORECASE)
 _OTHER_TAG = re.compile(r"</?[a-zA-Z][\w-]{0,20}(?:\s[^<>\n]{0,80})?/?>")
+_ASIDE = re.compile(r"\((?=[^()\n]{0,80}(?:[^\W\d_]|\d[.%]))[^()\[\]>=\n]{1,80}\)")  # [3] (0.95) > [1] (partly)
 _LABEL = re.compile(
     r"(?:\b(?:passage|document|doc|text|item|id)|段落|文档|文章|篇章|متن|سند|отрывок|документ|текст)"
-    r"\s{0,3}\#?\s{0,3}(?=\[?\d)",
+    r"\s{0,3}\#?\s{0,3}(?=\[?\d)|\#(?=\d)|(?<=,)\s{0,3}and\b",
     re.IGNORECASE,
 )
 
@@ -206,14 +211,14 @@ def _plain(text: str) -> str:
     text = _ENTITY.sub(lambda m: {"gt": ">", "rarr": ">", "equals": "="}.get(m[1], " "), text)
     text = _OTHER_TAG.sub(" ", _BREAK_TAG.sub("\n", text))
     text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
-    return _LABEL.sub(" ", text)
+    return _LABEL.sub(" ", _ASIDE.sub(" ", text))
 
 
 _TOKEN = re.compile(
     r"""
     (?P<group>\[\s{0,9}\d{1,9}(?:\s{0,9}[,=]\s{0,9}\d{1,9}){1,999}\s{0,9},?\s{0,9}\])  # [3, 1]
-    | (?P<id>\[\s{0,9}\#?\d{1,9}\s{0,9}\])                                              # [3]
-    | (?P<bare>(?<![\w.\-+\[/:%])\d{1,9}(?![\w\-/%°]|[.:]\d))                           # 3
+    | (?P<id>\[\s{0,9}\#?-?\d+\s{0,9}\])                                               # [3]
+    | (?P<bare>(?:(?<![\w.\-+\[/:%])|(?<=\[)(?=\d+\s{0,9},))\d+(?![\w\-/%°]|[.:]\d))                             # 3
     | (?P<sep>(?:-{1,3}|=)?>+|={1,2}|,)
     | (?P<newline>\r?\n|\r)
     | (?P<blank>[^\S\r\n]+)
@@ -222,6 +227,12 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
+_MOST_DIGITS = 9  # of a number that can be an id; int() refuses thousands of them
+
+
+def _number(digits: str) -> int:
+    """The id written as `digits`; 0, which no passage has, if it cannot be one."""
+    return int(digits) if digits.isdecimal() and len(digits) <= _MOST_DIGITS else 0
 
 
 @dataclass(slots=True)
@@ -236,6 +247,7 @@ class _Chain:
     listed: bool = False  # a numbered list
     at_end: bool = False  # its last id is the last thing in the text
     groups: int = 0
+    opened: bool = False  # begins behind the bracket of a JSON list
 
     @property
     def ids(self) -> list[int]:
@@ -252,21 +264,29 @@ class _Chain:
             self.tiers.append(ids)
 
 
-_LONGEST_ANSWER = 32_768
-"""Characters of an answer that are read, from its end: five times a ranking of 1,000 passages."""
+_READ = 10_000
+"""Characters read at each end of a long answer: more than a ranking of 1,000 passages takes."""
 
 
-def _chains(text: str) -> list[_Chain]:
-    """All chains of `text`, in the order in which they stand."""
-    if len(text) > _LONGEST_ANSWER:
-        text = text[-_LONGEST_ANSWER:]
-        text = text[(re.search(r"\s", text) or re.search("$", text)).end() :]  # type: ignore[union-attr]
+def _chains(text: str, cut: bool = False) -> list[_Chain]:
+    """All chains of `text`, in the order in which they stand. `cut`: its end is not where it was to end."""
+    if len(text) > 2 * _READ:
+        text = f"{text[:_READ]}\n...\n{text[-_READ:].partition(' ')[2]}"
+    if cut:
+        text = re.sub(r"[^\W\d]+\s*$", "", text)  # half a word: "Passage 3 > Pass"
+    if _is_error(text):
+        return []
     plain = _plain(text)
+    numbered = list(_numbered_lists(plain))
+    if numbered:
+        plain = _NUMBER_OF_ITEM.sub("", plain)
     lines = [chain for chain in _scanned(plain) if chain.tiers]
     chains: list[_Chain] = []
+    said: set[int] = set()  # ids of the last chain
     for chain in lines:
-        if chains and _continues(chains[-1], chain):
+        if chains and _continues(chains[-1], chain, said):
             last = chains[-1]
+            said.update(chain.ids)
             last.tiers.extend(chain.tiers)
             last.bracketed &= chain.bracketed
             last.graded |= chain.graded
@@ -274,20 +294,32 @@ def _chains(text: str) -> list[_Chain]:
             last.at_end = chain.at_end
         else:
             chains.append(chain)
+            said = set(chain.ids)
     for chain in chains:
         if chain.groups == 1 and len(chain.tiers) == 1 and not chain.graded:
             chain.tiers = [[i] for i in chain.tiers[0]]  # a JSON list, not one big tie
-    return chains + list(_numbered_lists(plain))
+    return chains + numbered
 
 
-def _continues(first: _Chain, second: _Chain) -> bool:
+def _is_error(text: str) -> bool:
+    """Whether a JSON error stands where the answer should: no number in it is an id."""
+    if not re.match(r"\s*\{", text):
+        return False
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and "error" in found
+
+
+def _continues(first: _Chain, second: _Chain, said: set[int]) -> bool:
     """Whether a chain that fills its line(s) goes on in the next line, rather than being said again."""
     return (
         first.alone
         and second.alone
         and not first.listed
         and first.bracketed == second.bracketed
-        and not set(first.ids) & set(second.ids)
+        and said.isdisjoint(second.ids)
         and (first.graded == second.graded or len(second.tiers) == 1 or len(first.tiers) == 1)
     )
 
@@ -298,21 +330,23 @@ def _scanned(text: str) -> Iterator[_Chain]:
     separator = ""  # what stands between the last id and here; "" at the start of a chain
     clean_line = True  # nothing but chains on this line so far
     broken = False  # words have stood since the last id
+    opened = False  # a bracket stands before the next one
     for token in _TOKEN.finditer(text):
         kind, value = token.lastgroup, token.group()
         if kind in ("id", "bare", "group"):
-            ids = [int(digits) for digits in re.findall(r"\d+", value)]
+            ids = [_number(digits) for digits in re.findall(r"-?\d+", value)]
             joined = bool(chain.tiers) and not broken and separator not in ("", "\n")
             if joined and separator == " " and not (kind != "bare" and chain.bracketed):
                 joined = chain.alone and kind == "bare"  # 3 1 2: only where nothing else is on the line
             if not joined:
                 chain.at_end = False
                 yield chain
-                chain = _Chain(alone=clean_line)
+                chain = _Chain(alone=clean_line, opened=opened)
             chain.add(ids, separator if joined else "", kind != "bare", kind == "group")
             chain.at_end = True
-            separator, broken = " ", False
+            separator, broken, opened = " ", False, False
         elif kind == "sep":
+            chain.at_end = False
             written = ">" if ">" in value else "=" if "=" in value else ","
             separator = _stronger(separator, written)
         elif kind == "newline":
@@ -329,6 +363,7 @@ def _scanned(text: str) -> Iterator[_Chain]:
             continue  # a bullet, a table's bar, the bracket of a JSON list
         elif value in "[(":
             chain.at_end = False
+            opened = value == "["
         else:
             if separator not in ("\n",):
                 chain.alone = False
@@ -341,9 +376,11 @@ def _stronger(old: str, new: str) -> str:
     return new if rank[new] >= rank[old] else old
 
 
+_NUMBER_OF_ITEM = re.compile(r"^[ \t|\-•#(]{0,9}\d{1,6}[ \t]{0,3}[.):|][ \t]{1,3}(?=\[?\d)", re.MULTILINE)
 _ITEM = re.compile(
     r"^[\s|\-•#(]{0,9}(?:rank\s{0,3})?(?P<rank>\d{1,6})\s{0,3}[.):|\-]\s{0,3}"
-    r"(?:\[\s{0,3}(?P<bracketed>\d{1,9})\s{0,3}\]|(?P<bare>\d{1,9})(?=\s*(?:$|[|,.:;(\-–—])))(?P<rest>.*)$",
+    r"(?:\[\s{0,3}(?P<bracketed>\d{1,9})\s{0,3}\]|(?P<bare>\d{1,9})(?=\s*(?:$|[|,.:;(=\-–—])))"
+    r"(?P<ties>(?:\s{0,9}=\s{0,9}\[?\s{0,3}\d{1,9}\s{0,3}\]?){0,999})(?P<rest>.*)$",
     re.IGNORECASE,
 )
 
@@ -351,7 +388,8 @@ _ITEM = re.compile(
 def _numbered_lists(text: str) -> Iterator[_Chain]:
     """Lists of the shape `1. [3]`, `2. [1] because ...`, counted from 1."""
     chain = _Chain(listed=True)
-    for line in text.splitlines():
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
         if not line.strip() or re.fullmatch(r"[\s|:\-]+", line):
             continue
         item = _ITEM.match(line)
@@ -361,7 +399,9 @@ def _numbered_lists(text: str) -> Iterator[_Chain]:
                 yield chain
             chain = _Chain(listed=True)
         if item is not None and rank == len(chain.tiers) + 1:
-            chain.add([int(item["bracketed"] or item["bare"])], "", item["bracketed"] is not None, False)
+            chain.at_end = number == len(lines) - 1 and not item["rest"].strip()
+            tied = [_number(digits) for digits in re.findall(r"\d+", item["ties"])]
+            chain.add([_number(item["bracketed"] or item["bare"]), *tied], "", item["bracketed"] is not None, False)
     if len(chain.tiers) > 1:
         yield chain
 
@@ -373,9 +413,10 @@ def _choose(chains: list[_Chain], size: int, ends_cut: bool) -> _Chain | None:
     lists, later before earlier. A few bare numbers in the middle of a sentence are not a ranking, nor is a
     single id unless it is all there is.
     """
-    if ends_cut and chains and chains[-1].at_end and not chains[-1].bracketed:
-        chains[-1].tiers[-1].pop()  # the last number may be the first digit of a longer one
-        chains[-1].tiers = [tier for tier in chains[-1].tiers if tier]
+    for chain in chains:
+        if ends_cut and chain.at_end and not chain.bracketed:
+            chain.tiers[-1].pop()  # the last number may be the first digit of a longer one
+            chain.tiers = [tier for tier in chain.tiers if tier]
     best: _Chain | None = None
     best_key: tuple[bool, int, int] | None = None
     only = len(chains) == 1
@@ -385,8 +426,8 @@ def _choose(chains: list[_Chain], size: int, ends_cut: bool) -> _Chain | None:
         if not placed or not _is_ranking(chain, len(placed), size, only):
             continue
         complete = len(placed) == size
-        if complete and any_graded and not chain.graded and not chain.listed and _ascends(chain.ids):
-            complete = False  # "[1], [2] and [3] were compared" beside a graded chain
+        if complete and any_graded and not chain.graded and _ascends(chain.ids):
+            complete = False  # "[1], [2] and [3] were compared", or explained, beside a graded chain
         key = (complete, 0, 0) if complete else (False, int(chain.graded or chain.listed), len(placed))
         if best_key is None or key >= best_key:
             best, best_key = chain, key
@@ -406,6 +447,6 @@ def _is_ranking(chain: _Chain, placed: int, size: int, only: bool) -> bool:
         return True
     if len(chain.ids) == 1:
         return only and chain.alone and (chain.bracketed or size == 1)
-    if chain.bracketed or chain.alone:
+    if chain.bracketed or chain.alone or chain.opened:
         return True
     return placed >= max(3, (size + 1) // 2) or placed == size
