@@ -8,7 +8,7 @@ from types import ModuleType
 from rank_k.errors import MissingExtra
 
 MODULES_OF_EXTRA = {
-    "data": ("bm25s", "yaml"),
+    "data": ("bm25s", "Stemmer", "yaml"),
     "embedded": ("xllamacpp",),
     "eval": ("ir_measures",),
     "tokens": ("tokenizers",),
