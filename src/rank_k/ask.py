@@ -124,6 +124,10 @@ class Asker:
         await self._check_query(text)
         return found
 
+    async def check(self, query: Query) -> None:
+        """Raise `QueryTooLong` if the query leaves no room for two passages and a short answer."""
+        await self._check_query(harmless(query.text, markers=False))
+
     async def ask(self, texts: QueryTexts, window: Window, *, sample: int = 0, on_text: OnText | None = None) -> Asked:
         """Ask about one window. Raises `ModelError` when the model cannot be had, never for a bad answer."""
         spent = _Spent()

@@ -82,12 +82,15 @@ class BackgroundLoop:
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
     """Run until stopped; then let what is left clean up, still on this thread."""
     loop.run_forever()
-    left = asyncio.all_tasks(loop)
-    for task in left:
-        task.cancel()
-    loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    loop.run_until_complete(_cancel_all(asyncio.all_tasks(loop)))
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
+
+
+async def _cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _cancel_and_wait(future: Future[Any]) -> None:

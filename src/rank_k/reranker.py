@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
+from uuid import uuid4
 
 from rank_k.ask import Asked, Asker, AskSettings
 from rank_k.background import BackgroundLoop
@@ -75,8 +76,9 @@ class Reranker:
         read_timeout: float | None = None,
         on_retry: Callable[[Exception, float], None] | None = None,
     ) -> None:
-        for name, number in (("depth", depth), ("passage_tokens", passage_tokens), ("max_tokens", max_tokens or 1)):
-            if number < 1:
+        numbers = {"depth": depth, "passage_tokens": passage_tokens, "max_tokens": max_tokens}
+        for name, number in {**numbers, "concurrency": concurrency, "context": context}.items():
+            if number is not None and number < 1:
                 raise InputError(f"{name} is {number}", "give 1 or more")
         self.strategy = make(strategy, window=window, stride=stride) if isinstance(strategy, str) else strategy
         self.depth = depth
@@ -122,6 +124,16 @@ class Reranker:
         """Connect (or start the embedded model) now rather than with the first query. Raises `ModelError`."""
         self._loop.run(self._prepare())
 
+    def check(self, queries: Iterable[Query]) -> None:
+        """Raise `QueryTooLong` for the first query that leaves no room in the context, before any is asked about."""
+
+        async def each() -> None:
+            await self._prepare()
+            for query in queries:
+                await self.asker.check(query)
+
+        self._loop.run(each())
+
     def close(self) -> None:
         """End the embedded model, close connections and the journal."""
         self._loop.run(self.model.close())
@@ -164,19 +176,8 @@ class Reranker:
         max_seconds: float | None = None,
         run_name: str = "",
         on_asked: Callable[[str, int, int, Asked], None] | None = None,
-        strategy: Strategy | None = None,
     ) -> AsyncIterator[Result]:
-        deadline = None if max_seconds is None else time.monotonic() + max_seconds
-        await self._prepare()
-        engine = Engine(
-            self.asker,
-            strategy or self.strategy,
-            self.journal,
-            slots=self.concurrency,
-            run=run_name,
-            deadline=deadline,
-            on_asked=on_asked,
-        )
+        engine = await self._engine(self.strategy, max_seconds, run_name, on_asked)
         self.tally = engine.tally
         results = engine.run(jobs)
         try:
@@ -184,6 +185,26 @@ class Reranker:
                 yield result
         finally:
             await results.aclose()
+
+    async def _engine(
+        self,
+        strategy: Strategy,
+        max_seconds: float | None,
+        run_name: str,
+        on_asked: Callable[[str, int, int, Asked], None] | None,
+    ) -> Engine:
+        """For one run. Without a name it gets one that no other has: runs at the same time share the journal."""
+        deadline = None if max_seconds is None else time.monotonic() + max_seconds
+        await self._prepare()
+        return Engine(
+            self.asker,
+            strategy,
+            self.journal,
+            slots=self.concurrency,
+            run=run_name or uuid4().hex,
+            deadline=deadline,
+            on_asked=on_asked,
+        )
 
     async def _rank(
         self,
@@ -199,14 +220,14 @@ class Reranker:
         tail = tuple(str(i) for i in range(self.depth, len(texts)))
         job = Job(Query("", query), candidates[: self.depth], passages, tail)
         traces: list[str] = []
-        asked_of_this = Tally()
-
-        def note(query_id: str, round_number: int, number: int, asked: Asked) -> None:
-            traces.extend(asked.traces)
-            asked_of_this.add(query_id, round_number, asked)
-
-        results = self._results([job], max_seconds, f"rank-{id(job)}", note, strategy)
-        [result] = [result async for result in results]
+        engine = await self._engine(
+            strategy or self.strategy,
+            max_seconds,
+            "",
+            lambda _query, _round, _number, asked: traces.extend(asked.traces),
+        )
+        [result] = [result async for result in engine.run([job])]
+        tally = engine.tally
         ranking = result.ranking
         chances = ranking.probability or {}
         hits = tuple(
@@ -216,9 +237,9 @@ class Reranker:
         return RankedHits(
             hits,
             tuple(traces),
-            asked_of_this.usage,
-            dict(asked_of_this.repairs),
-            asked_of_this.unranked_windows,
+            tally.usage,
+            dict(tally.repairs),
+            tally.unranked_windows,
             result.finished,
         )
 

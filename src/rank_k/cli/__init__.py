@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 VERBS = ("demo", "fetch", "retrieve", "rerank", "evaluate", "journal", "doctor")
 
@@ -20,9 +22,13 @@ VERBS = ("demo", "fetch", "retrieve", "rerank", "evaluate", "journal", "doctor")
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     parser = _parser(arguments)
-    args = parser.parse_args(arguments)
-    if not getattr(args, "verb", None):
+    args, unknown = parser.parse_known_args(arguments)
+    if not args.verb:
         parser.print_help()
+        return 2
+    if unknown:  # named without its value, which may be a key
+        name = unknown[0].partition("=")[0]
+        print(f"rank-k {args.verb}: there is no option {name}; see rank-k {args.verb} --help", file=sys.stderr)
         return 2
     return _guarded(args)
 
@@ -31,19 +37,33 @@ def _guarded(args: argparse.Namespace) -> int:
     """Run the verb; a user's mistake comes out as one line, an interruption without a traceback."""
     from rank_k.errors import RankKError
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a trace may hold what the terminal cannot show
     try:
         code: int = _verb(args.verb).run(args)
         sys.stdout.flush()
     except RankKError as error:
-        print(f"rank-k {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _mistake(args, str(error))
     except KeyboardInterrupt:
         print(f"\nrank-k {args.verb}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a file that was taken away
+        return _mistake(args, f"{error.filename or 'the system'}: {error.strerror or error}")
+    except Exception as error:
+        from sqlite3 import Error as DatabaseError
+
+        if not isinstance(error, DatabaseError):
+            raise
+        return _mistake(args, f"the journal cannot be used: {error}; give another file with --journal")
     return code
+
+
+def _mistake(args: argparse.Namespace, told: str) -> int:
+    print(f"rank-k {args.verb}: {' '.join(told.split())}", file=sys.stderr)
+    return 2
 
 
 def _verb(name: str) -> ModuleType:
@@ -54,7 +74,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser; of the verbs, only the one named is filled in."""
     from rank_k import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="rank-k",
         description="Listwise reranking by language models that reason.",
         epilog="example: rank-k demo",
@@ -73,9 +93,17 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             description=module.HELP,
             epilog=f"example: {module.EXAMPLE}",
             formatter_class=_HelpFormatter,
+            allow_abbrev=False,
         )
         module.add_arguments(verb)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line. The usage, which is long, is there for --help."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -9,7 +9,7 @@ import time
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from rank_k.cli.model import add_server, api_key
+from rank_k.cli.model import add_server, api_key, count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,9 +29,9 @@ PASSAGE_TOKENS = 120  # a docstring's gist; the embedded model reads some 200 to
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query", metavar="TEXT", help="a question of your own about Python")
     parser.add_argument("--all", action="store_true", help="all judged questions rather than six")
-    parser.add_argument("--depth", type=int, default=DEPTH, metavar="N", help="passages per question")
+    parser.add_argument("--depth", type=count, default=DEPTH, metavar="N", help="passages per question")
     parser.add_argument("--think", default="full", choices=("full", "off"), help="reason before the answer, or not")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="thought and answer (256; with --server 8000)")
+    parser.add_argument("--max-tokens", type=count, metavar="N", help="thought and answer (256; with --server 8000)")
     add_server(parser)
 
 

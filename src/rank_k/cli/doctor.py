@@ -71,10 +71,11 @@ def _prompt(path: Path) -> None:
 
 
 def _model(args: argparse.Namespace) -> Model:
-    from rank_k.models.embedded import DEFAULT_WEIGHTS, EmbeddedModel
     from rank_k.models.http import HttpModel
 
     if args.server is None:
+        from rank_k.models.embedded import DEFAULT_WEIGHTS, EmbeddedModel
+
         return EmbeddedModel(args.model or DEFAULT_WEIGHTS, context=args.context)
     key = api_key(args.server, args.api_key_env)
     return HttpModel(args.server, args.model, api_key=key, dialect=args.dialect, context=args.context)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,17 +33,30 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.journal.is_file():
         raise InputError(f"there is no journal {args.journal}", "name the file that rank-k rerank --journal wrote")
-    journal = Journal(args.journal, read_only=True)
-    if args.what == "cost":
-        print("\n".join(_cost(journal, args.price_in, args.price_out)))
-        return 0
-    found = journal.windows(query_id=args.query)
-    lines = (
-        (json.dumps(_told(journal, record)) for record in found) if args.what == "export" else _shown(journal, found)
-    )
-    for line in lines:
-        print(line)
+    with closing(Journal(args.journal, read_only=True)) as journal:
+        if args.what == "cost":
+            print("\n".join(_cost(journal, args.price_in, args.price_out)))
+            return 0
+        found = journal.windows(query_id=args.query)
+        if args.query is not None:
+            found = _at_least_one(found, args)
+        lines = (
+            (json.dumps(_told(journal, record)) for record in found)
+            if args.what == "export"
+            else _shown(journal, found)
+        )
+        for line in lines:
+            print(line)
     return 0
+
+
+def _at_least_one(found: Iterator[WindowRecord], args: argparse.Namespace) -> Iterator[WindowRecord]:
+    from rank_k.errors import InputError
+
+    first = next(found, None)
+    if first is None:
+        raise InputError(f"the last run in {args.journal} asked nothing about query {args.query}", "check --query")
+    return chain([first], found)
 
 
 def _cost(journal: Journal, price_in: float, price_out: float) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,21 @@ if TYPE_CHECKING:
 
 DEFAULT_KEY = "RANK_K_API_KEY"
 
+PAPER = {
+    "strategy": "sliding",
+    "depth": 100,
+    "window": 20,
+    "stride": 10,
+    "think": "full",
+    "passage_tokens": 450,
+    "max_tokens": 8000,
+    "temperature": 0.5,
+    "top_p": None,
+}
+"""The Rank-K paper's settings, which are the defaults but where the embedded model's size forbids it."""
+
+_VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
+
 
 def add_server(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """--server, --model and what goes with them."""
@@ -22,7 +39,7 @@ def add_server(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument("--model", metavar="NAME", help="its name on the server, or the embedded weights' name or path")
     group.add_argument("--api-key-env", metavar="NAME", help=f"variable that holds the API key ({DEFAULT_KEY})")
     group.add_argument("--dialect", default="auto", metavar="NAME", help="kind of server, see docs/servers.md")
-    group.add_argument("--context", type=int, metavar="TOKENS", help="the model's context, where the server says none")
+    group.add_argument("--context", type=count, metavar="TOKENS", help="its context, where the server does not say")
     group.add_argument("--model-revision", default="", metavar="TEXT", help="tells weights of one name apart")
     return group
 
@@ -31,26 +48,24 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
     """How windows are made and asked."""
     group = parser.add_argument_group("asking")
     group.add_argument("--strategy", default="sliding", metavar="NAME", help="sliding, single, topdown or MODULE:NAME")
-    group.add_argument("--depth", type=int, default=100, metavar="N", help="candidates compared per query")
-    group.add_argument("--window", type=int, default=20, metavar="N", help="passages shown at a time")
-    group.add_argument("--stride", type=int, default=10, metavar="N", help="by which a window slides")
+    group.add_argument("--depth", type=count, default=100, metavar="N", help="candidates compared per query")
+    group.add_argument("--window", type=count, default=20, metavar="N", help="passages shown at a time")
+    group.add_argument("--stride", type=count, default=10, metavar="N", help="by which a window slides")
     group.add_argument("--think", default="full", choices=("full", "off"), help="reason before the answer, or not")
     group.add_argument("--prompt", type=Path, metavar="FILE", help="template: text, the authors' rerank.py, or YAML")
-    group.add_argument("--passage-tokens", type=int, default=450, metavar="N", help="passages are cut to this")
-    group.add_argument("--max-tokens", type=int, metavar="N", help="thought and answer (8000; embedded 512)")
-    group.add_argument("--temperature", type=_number_or_none, default=0.5, metavar="T", help="'none': the server's own")
-    group.add_argument("--top-p", type=float, metavar="P", help="nucleus sampling")
-    group.add_argument("--concurrency", type=int, metavar="N", help="questions at a time (16; embedded 1)")
-    group.add_argument("--read-timeout", type=float, metavar="S", help="drop a call silent for so long (never)")
+    group.add_argument("--passage-tokens", type=count, default=450, metavar="N", help="passages are cut to this")
+    group.add_argument("--max-tokens", type=count, metavar="N", help="thought and answer (8000; embedded 512)")
+    group.add_argument("--temperature", type=number_or_none, default=0.5, metavar="T", help="'none': the server's own")
+    group.add_argument("--top-p", type=number, metavar="P", help="nucleus sampling")
+    group.add_argument("--concurrency", type=count, metavar="N", help="questions at a time (16; embedded 1)")
+    group.add_argument("--read-timeout", type=duration, metavar="S", help="drop a call silent for so long (never)")
     group.add_argument("--preset", choices=("paper",), help="exactly the paper's settings, which are the defaults")
 
 
 def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for `Reranker` from the options of `add_server` and `add_asking`."""
-    from rank_k.errors import InputError
-
-    if args.concurrency is not None and args.concurrency < 1:
-        raise InputError(f"--concurrency is {args.concurrency}", "give 1 or more")
+    if args.preset == "paper":
+        _check_paper(args)
     return {
         "server": args.server,
         "api_key": api_key(args.server, args.api_key_env),
@@ -63,7 +78,7 @@ def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
         "stride": args.stride,
         "think": False if args.think == "off" else None,
         "passage_tokens": args.passage_tokens,
-        "max_tokens": args.max_tokens,
+        "max_tokens": PAPER["max_tokens"] if args.preset == "paper" else args.max_tokens,
         "temperature": args.temperature,
         "top_p": args.top_p,
         "prompt": args.prompt,
@@ -83,16 +98,19 @@ def simulated(qrels: Path, noise: str) -> Model:
 def api_key(server: str | None, variable: str | None) -> str | None:
     """The key for `server`. OPENAI_API_KEY is for api.openai.com alone; a variable that is named must be set."""
     from rank_k.errors import InputError
+    from rank_k.models.http import base_url
 
-    if variable is not None:
-        if not os.environ.get(variable):
-            raise InputError(f"the variable {variable} is not set", f"export {variable}=... or leave --api-key-env out")
-        return os.environ[variable]
-    key = os.environ.get(DEFAULT_KEY)
-    if key is None and server is not None:
-        host = urlsplit(server if "://" in server else f"http://{server}").hostname
-        if host == "api.openai.com":
-            key = os.environ.get("OPENAI_API_KEY")
+    name = variable or DEFAULT_KEY
+    if name not in os.environ and not _VARIABLE.fullmatch(name):  # not shown: it may be the key itself
+        raise InputError("--api-key-env takes the name of a variable, not a key", "export KEY=..., --api-key-env KEY")
+    if variable is not None and not os.environ.get(variable):
+        raise InputError(f"the variable {variable} is not set", f"export {variable}=... or leave --api-key-env out")
+    host = urlsplit(base_url(server)).hostname if server is not None else None
+    if variable is None and name not in os.environ and host == "api.openai.com":
+        name = "OPENAI_API_KEY"
+    key = os.environ.get(name, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"the key in {name} holds characters that no key has", "copy it again")
     return key or None
 
 
@@ -101,5 +119,40 @@ def say_retry(error: Exception, wait: float) -> None:
         print(f"\nwaiting {wait:.0f} s: {getattr(error, 'problem', error)}", file=sys.stderr)
 
 
-def _number_or_none(text: str) -> float | None:
-    return None if text == "none" else float(text)
+def count(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A number from 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0 <= value < math.inf):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    return value
+
+
+def number_or_none(text: str) -> float | None:
+    return None if text == "none" else number(text)
+
+
+def duration(text: str) -> float:
+    """A time longer than nothing, for argparse."""
+    value = number(text)
+    if not value:
+        raise argparse.ArgumentTypeError("it must be more than 0 seconds")
+    return value
+
+
+def _check_paper(args: argparse.Namespace) -> None:
+    from rank_k.errors import InputError
+
+    for name, value in PAPER.items():
+        if getattr(args, name) not in (None, value):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"--preset paper and {option} {getattr(args, name)} exclude each other", "leave one out")

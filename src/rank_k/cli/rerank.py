@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.collection import add_collection, named_files
-from rank_k.cli.model import add_asking, add_server, reranker_options, simulated
+from rank_k.cli.model import add_asking, add_server, duration, reranker_options, simulated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("keeping")
     group.add_argument("--journal", type=Path, metavar="FILE", help="where calls are kept (OUTPUT.journal.sqlite)")
     group.add_argument("--report", type=Path, metavar="FILE", help="the summary as JSON")
-    group.add_argument("--max-seconds", type=float, metavar="S", help="stop then, with the best so far for every query")
+    group.add_argument("--max-seconds", type=duration, metavar="S", help="stop then, with the best so far everywhere")
     group.add_argument("--strict", action="store_true", help="exit 3 if a window was left in input order")
     group.add_argument("--tag", default="rank-k", metavar="TEXT", help="last column of the new run")
     group.add_argument("--quiet", action="store_true", help="no progress, no summary")
@@ -53,21 +53,24 @@ def run(args: argparse.Namespace) -> int:
 
     started = time.monotonic()
     options = reranker_options(args)  # mistakes in options come before work on files
+    if args.simulate is not None and args.server is not None:
+        raise InputError("--simulate and --server exclude each other", "leave one out")
     queries_file, documents_file = named_files(args)
-    _check_output(args.output)
+    _check_output("--output", args.output, (args.run, queries_file, documents_file))
+    if args.report is not None:
+        _check_output("--report", args.report, (args.run, queries_file, documents_file, args.output))
     first_stage = RunFile(args.run)
     queries = read_queries(queries_file)
     _check_queries(first_stage, queries, queries_file)
     store = PassageStore.of_file(documents_file, _wanted(first_stage, args.depth))
     _check_documents(first_stage, store, args.depth)
-    if args.simulate is not None and args.server is not None:
-        raise InputError("--simulate and --server exclude each other", "leave one out")
     model = simulated(args.simulate, args.noise) if args.simulate is not None else args.model
     journal = args.journal or args.output.with_name(args.output.name + ".journal.sqlite")
     settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
     with Reranker(model, journal=journal, **options) as reranker:
         try:
             reranker.prepare()
+            reranker.check(queries[query_id] for query_id in first_stage.query_ids)
             name = reranker.journal.begin_run(settings)
             with RunWriter(args.output, args.tag) as writer, _progress(reranker, len(first_stage), args.quiet):
                 results = reranker.rerank(first_stage, queries, store, max_seconds=args.max_seconds, run_name=name)
@@ -99,19 +102,22 @@ def _close(args: argparse.Namespace, tally: Tally, seconds: float, settings: dic
     if not args.quiet:
         print("\n".join(summary.lines(tally, seconds)), file=sys.stderr)
     if args.report is not None:
-        told = summary.report(tally, seconds, {key: str(value) for key, value in settings.items()})
-        args.report.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        told = summary.report(tally, seconds, settings)
+        args.report.write_text(json.dumps(told, indent=2, default=str) + "\n", encoding="utf-8")
     return 3 if args.strict and tally.unranked_windows else 0
 
 
-def _check_output(output: Path) -> None:
+def _check_output(option: str, file: Path, others: tuple[Path, ...]) -> None:
+    """It can be written and nothing of the user's is lost by that: found out before the first call is paid."""
     from rank_k.errors import InputError
 
-    if output.is_dir():
-        raise InputError(f"--output {output} is a directory", "name a file in it")
-    folder = output.parent
+    if file.is_dir():
+        raise InputError(f"{option} {file} is a directory", "name a file in it")
+    folder = file.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"--output {output}: there is no folder {folder} that can be written to", "make it first")
+        raise InputError(f"{option} {file}: there is no folder {folder} that can be written to", "make it first")
+    if any(os.path.realpath(file) == os.path.realpath(other) for other in others):
+        raise InputError(f"{option} {file} would replace a file that is read", "name another one")
 
 
 def _check_queries(first_stage: RunFile, queries: Mapping[str, Query], file: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from rank_k.cli.collection import add_collection, named_files
+from rank_k.cli.model import count
 
 NAME = "retrieve"
 HELP = "make a first-stage run with BM25"
@@ -15,17 +16,14 @@ EXAMPLE = "rank-k retrieve --documents corpus.jsonl.gz --queries queries.jsonl -
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the run")
-    parser.add_argument("--depth", type=int, default=100, metavar="N", help="candidates per query")
+    parser.add_argument("--depth", type=count, default=100, metavar="N", help="candidates per query")
     add_collection(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from rank_k.data.files import RunWriter, read_passages, read_queries
-    from rank_k.errors import InputError
     from rank_k.first_stage import retrieve
 
-    if args.depth < 1:
-        raise InputError(f"--depth is {args.depth}", "give 1 or more")
     queries_file, documents_file = named_files(args)
     queries = read_queries(queries_file)
     empty = 0

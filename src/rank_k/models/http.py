@@ -259,11 +259,15 @@ async def _drained(response: aiohttp.ClientResponse) -> None:
 
 def base_url(url: str) -> str:
     """`url` in one spelling, ending in `/v1` unless it has a path of its own. Raises `InputError`."""
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port out of range, half an IPv6 address
+        usable = False
+    if not usable:
         raise InputError(f"{url!r} is no server address", "write it like http://localhost:8000/v1")
-    if parts.username or parts.password:
-        raise InputError("the server address holds a password", "give the key with --api-key-env instead")
+    if parts.username or parts.password or parts.query:  # not shown
+        raise InputError("the server address holds a password or a query", "give the key with --api-key-env instead")
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
 

@@ -33,12 +33,19 @@ def make(name: str, *, window: int = 20, stride: int = 10) -> Strategy:
         raise InputError(f"there is no strategy {name!r}", f"{hint}write one of {', '.join(STRATEGIES)} or MODULE:NAME")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(
             f"strategy {name!r} cannot be imported: {error}",
             "check the module's name and that it is on the Python path",
         ) from error
     options = {"window": window, "stride": stride}
     accepted = getattr(factory, "__dataclass_fields__", {})
-    made: Strategy = factory(**{key: value for key, value in options.items() if key in accepted})
+    try:
+        made: Strategy = factory(**{key: value for key, value in options.items() if key in accepted})
+    except TypeError as error:
+        raise InputError(
+            f"strategy {name!r} cannot be made: {error}", "name a class that needs no arguments"
+        ) from error
+    if not callable(made):
+        raise InputError(f"{name!r} is no strategy", "name a class whose objects are strategies")
     return made
