@@ -1,0 +1,214 @@
+"""Starts the embedded model's server as a child process and ends it.
+
+A child and not a thread: native code that fails ends the child alone, and cancelling, memory and cores are the
+system's to account for. The child ends with us, however we end (`llamacpp_server.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO, Any
+
+from rank_k import extras
+from rank_k.errors import InputError
+from rank_k.models.weights import Weights, checksum
+
+_PROGRAM = Path(__file__).with_name("llamacpp_server.py")
+_TAIL = 8192  # bytes of the child's stderr that are kept
+_ERROR_LINE = re.compile(r"^[\d.]+ E (.+)$", re.MULTILINE)
+
+
+class EmbeddedServer:
+    """A llama.cpp server on a loopback port that only we have the key to. Made by `start`.
+
+    `url`: ends in `/v1`. `api_key`: random, sent as a bearer token. `context`: tokens per slot as the server
+    has it, never more than the weights were trained for. `identity`: the weights' sha256, and "+" and the
+    adapter's where there is one.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], tail: _Tail, url: str, api_key: str, context: int) -> None:
+        self.url = url
+        self.api_key = api_key
+        self.context = context
+        self.identity = ""
+        self._process = process
+        self._tail = tail
+
+    @classmethod
+    async def start(
+        cls,
+        weights: Weights,
+        *,
+        context: int = 8192,
+        slots: int = 1,
+        threads: int | None = None,
+        adapter: str | Path | None = None,
+        load_timeout: float = 300,
+    ) -> EmbeddedServer:
+        """Start a server for `weights` and wait until it answers.
+
+        `context`: tokens per slot; prompt, thought and answer share them. `slots`: requests worked on at a time;
+        each takes its part of the memory at once. `threads`: None for all cores this process may use. `adapter`:
+        a LoRA adapter as a GGUF file. `load_timeout`: seconds until the weights must be loaded.
+
+        Raises `MissingExtra` without xllamacpp, `FormatError` if the adapter is no GGUF file, `InputError` with
+        the server's own words if it does not come up.
+        """
+        for name, value in (("context", context), ("slots", slots), ("threads", 1 if threads is None else threads)):
+            if value < 1:
+                raise InputError(f"{name} is {value}", "give 1 or more")
+        if importlib.util.find_spec("xllamacpp") is None:
+            extras.load("xllamacpp")  # raises, and names the extra
+        identity = weights.sha256
+        if adapter is not None:
+            identity += "+" + await asyncio.to_thread(checksum, Path(adapter))
+        api_key = secrets.token_urlsafe(32)
+        wanted = {
+            "weights": _absolute(weights.path),
+            "name": weights.name,
+            "adapter": None if adapter is None else _absolute(adapter),
+            "api_key": api_key,
+            "context": context,
+            "slots": slots,
+            "threads": threads or available_cores(),
+        }
+        process = _spawn()
+        tail = _Tail(process.stderr)
+        try:
+            facts = await asyncio.wait_for(asyncio.to_thread(_introduce, process, wanted), load_timeout)
+        except TimeoutError:
+            await _end(process, tail)
+            raise InputError(
+                f"the embedded server did not load {weights.path} within {load_timeout:g} s",
+                "try again on a quieter machine, or smaller weights",
+            ) from None
+        except BaseException:
+            await _end(process, tail)
+            raise
+        if facts is None:
+            await _end(process, tail, patience=5)
+            raise InputError(
+                f"the embedded server could not start with {weights.path}: {_last_words(process, tail)}",
+                "check the weights, or give a smaller context or fewer slots if memory ran out",
+            )
+        server = cls(process, tail, f"{facts['url']}/v1", api_key, facts["context"])
+        server.identity = identity
+        return server
+
+    @property
+    def failure(self) -> str | None:
+        """Why the server ended by itself, in its own words; None while it runs."""
+        if self._process.poll() is None:
+            return None
+        self._tail.join()
+        return _last_words(self._process, self._tail)
+
+    async def close(self) -> None:
+        """End the server and what it is working on. Closing twice does nothing."""
+        await _end(self._process, self._tail, patience=5)
+
+
+class _Tail:
+    """Reads all that a pipe brings, on a thread of its own, and keeps the end.
+
+    A thread, since the pipe has to be emptied also while the event loop is busy: a full one stops the child.
+    """
+
+    def __init__(self, pipe: IO[bytes] | None) -> None:
+        assert pipe is not None
+        self._pipe = pipe
+        self._kept = b""
+        self._thread = threading.Thread(target=self._drain, name="rank-k llama.cpp stderr", daemon=True)
+        self._thread.start()
+
+    def _drain(self) -> None:
+        while chunk := os.read(self._pipe.fileno(), 65536):
+            self._kept = (self._kept + chunk)[-_TAIL:]
+
+    def join(self) -> None:
+        """Wait for the end of the pipe, which comes with the end of the child."""
+        self._thread.join(5)
+        if not self._thread.is_alive():
+            self._pipe.close()
+
+    @property
+    def text(self) -> str:
+        return self._kept.decode("utf-8", "replace")
+
+
+def available_cores() -> int:
+    """How many threads can run at the same time: cores this process may use, less where its container has fewer."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # Linux control groups, version 2: "200000 100000" is two cores
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        cores = min(cores, max(int(quota) // int(period), 1))
+    return cores
+
+
+def _spawn() -> subprocess.Popen[bytes]:
+    # -P: the program's own folder must not shadow modules (it has an http.py). A session of its own, so that
+    # signals meant for us, Ctrl-C first, do not reach the server before we have decided what they mean.
+    apart: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return subprocess.Popen(
+        [sys.executable, "-P", str(_PROGRAM)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **apart,
+    )
+
+
+def _introduce(process: subprocess.Popen[bytes], wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """Say what to serve and wait for address and context; None if the child ended instead. Blocks."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(json.dumps(wanted).encode() + b"\n")
+        process.stdin.flush()  # and left open: its end ends the child
+    line = process.stdout.readline()
+    return json.loads(line) if line else None
+
+
+def _absolute(path: str | Path) -> str:
+    return str(Path(path).absolute())
+
+
+async def _end(process: subprocess.Popen[bytes], tail: _Tail, patience: float = 0) -> None:
+    """Close the child's stdin, which ends it; kill it where that is not enough. Not to be cancelled half-way."""
+    await asyncio.shield(asyncio.to_thread(_end_now, process, tail, patience))
+
+
+def _end_now(process: subprocess.Popen[bytes], tail: _Tail, patience: float) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()
+    tail.join()
+
+
+def _last_words(process: subprocess.Popen[bytes], tail: _Tail) -> str:
+    """What the child said last, on one line: the first of its errors, which name the cause; else its last lines."""
+    said = tail.text
+    errors = list(dict.fromkeys(_ERROR_LINE.findall(said)))[:2]
+    lines = errors or [line for line in said.splitlines() if line.strip()][-3:]
+    if process.returncode is not None and process.returncode < 0:
+        lines.append(f"killed by signal {-process.returncode}")
+    return " | ".join(" ".join(line.split()) for line in lines)[:500] or f"exit code {process.returncode}"

