@@ -71,6 +71,7 @@ _MIGRATIONS = (
         PRIMARY KEY (run, position)
     ) WITHOUT ROWID;
     """,
+    "ALTER TABLE calls ADD COLUMN tokens BLOB;",  # [[text, log-probability], ...], compressed
 )
 """Applied in order; `PRAGMA user_version` says how many a file has had. Never edited, only added to."""
 
@@ -150,18 +151,19 @@ class Journal:
         """The reply kept under `key`, or None."""
         row = self._db.execute(
             "SELECT text, reasoning, finish_reason, prompt_tokens, completion_tokens, reasoning_tokens,"
-            " cached_tokens, estimated, seconds FROM calls WHERE key = ?",
+            " cached_tokens, estimated, seconds, tokens FROM calls WHERE key = ?",
             (key,),
         ).fetchone()
         if row is None:
             return None
-        return Reply(row[0], row[1], row[2], _usage(row[3:8]), row[8])
+        tokens = None if row[9] is None else tuple((t, p) for t, p in json.loads(zlib.decompress(row[9])))
+        return Reply(row[0], row[1], row[2], _usage(row[3:8]), row[8], tokens)
 
     def keep(self, key: str, model: str, purpose: str, body: Mapping[str, Any], reply: Reply) -> Reply:
         """Keep a finished call; returns what the journal now holds (another process may have been first)."""
         usage = reply.usage
         kept = self._db.execute(
-            "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 key,
                 model,
@@ -177,6 +179,7 @@ class Journal:
                 usage.estimated,
                 reply.seconds,
                 time.time(),
+                None if reply.tokens is None else zlib.compress(json.dumps(reply.tokens).encode(), 1),
             ),
         )
         return reply if kept.rowcount else self.reply(key) or reply

@@ -26,7 +26,11 @@ class Request:
     """One question to a model, before any server's dialect.
 
     `max_tokens` covers thought and answer together. `think` None leaves the model its own way, False
-    asks it to answer directly. `sample` tells repeated questions apart in the journal.
+    asks it to answer directly. `budget`: reasoning tokens, for servers that keep one themselves. `prefill`:
+    what the assistant's turn says already; the reply goes on from there. `stop`: texts that end the reply.
+    `ranking_of`: hold the reply to a ranking of so many passages. `logprobs`: tell each token's probability.
+    `sample` tells repeated questions apart in the journal. What a model cannot do (`Model.abilities`) it
+    is not asked for.
     """
 
     messages: tuple[Message, ...]
@@ -35,6 +39,11 @@ class Request:
     top_p: float | None = None
     seed: int | None = None
     think: bool | None = None
+    budget: int | None = None
+    prefill: str = ""
+    stop: tuple[str, ...] = ()
+    ranking_of: int | None = None
+    logprobs: bool = False
     sample: int = 0
     subject: Subject = field(default=Subject("", ()), compare=False)
 
@@ -64,6 +73,7 @@ class Reply:
     """What came back. `reasoning` is the separate field where the server has one, else None.
 
     `finish_reason` is the server's word ("stop", "length", ...); "stopped" where `on_text` said stop.
+    `tokens`: (text, log-probability) of each token of the answer, where that was asked for and told.
     """
 
     text: str
@@ -71,6 +81,7 @@ class Reply:
     finish_reason: str | None = None
     usage: Usage = Usage()
     seconds: float = 0.0
+    tokens: tuple[tuple[str, float], ...] | None = None
 
 
 class Delta(NamedTuple):
@@ -82,6 +93,21 @@ class Delta(NamedTuple):
 
 OnText = Callable[[Delta], bool | None]
 """Called with every piece as it arrives. Returning True ends the reply there."""
+
+
+class Abilities(NamedTuple):
+    """What a model can be asked for beyond a plain reply. A reply must still be checked: servers forget.
+
+    `prefill`: to go on from a given beginning; `grammar`: to be held to a ranking; `budget`: to keep a
+    reasoning budget itself; `logprobs`: to tell probabilities; `thinks`: it has a thought of its own, else
+    one is begun for it (with `prefill`).
+    """
+
+    prefill: bool = False
+    grammar: bool = False
+    budget: bool = False
+    logprobs: bool = False
+    thinks: bool = True
 
 
 class Model(Protocol):
@@ -96,6 +122,10 @@ class Model(Protocol):
     @property
     def context(self) -> int:
         """How many tokens prompt, thought and answer share. Known once `prepare` has run."""
+
+    @property
+    def abilities(self) -> Abilities:
+        """What may be asked for. Known once `prepare` has run."""
 
     async def prepare(self) -> None:
         """Find out what must be known before the first request. Raises `ModelError` or `InputError`."""

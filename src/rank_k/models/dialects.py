@@ -26,6 +26,10 @@ class Dialect:
     answer without a thought. `tokenize`: (path, key of the text, key of the ids) of its tokenizer, if any.
     `context`: where a model's card states its context, as paths into the entry of GET /v1/models.
     `lists_models`: whether GET /v1/models can be believed about which models exist.
+    `budget`: the path of keys under which it takes a reasoning budget of its own, () if none.
+    `prefill`: ways to go on from a given beginning, best first: "raw" renders the chat template on the server
+    and completes the text, "continue" leaves the assistant's last message open. `continuing`: sent for the latter.
+    `grammar`: how it takes a grammar: "gbnf", "structured" or "regex"; "" if it does not.
     """
 
     name: str
@@ -38,8 +42,14 @@ class Dialect:
     context: tuple[tuple[str, ...], ...] = (("max_model_len",), ("context_length",), ("context_window",))
     seed: bool = True
     lists_models: bool = True
+    budget: tuple[str, ...] = ()
+    prefill: tuple[str, ...] = ()
+    continuing: Json = field(default_factory=dict)
+    grammar: str = ""
+    logprobs: bool = False
 
 
+_OPEN_LAST_MESSAGE = {"continue_final_message": True, "add_generation_prompt": False}
 _NO_THINKING_TEMPLATE = {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}
 
 DIALECTS = {
@@ -50,6 +60,11 @@ DIALECTS = {
             owners=("vllm",),
             direct=_NO_THINKING_TEMPLATE,
             tokenize=("/tokenize", "prompt", "tokens"),
+            budget=("thinking_token_budget",),
+            prefill=("raw", "continue"),
+            continuing=_OPEN_LAST_MESSAGE,
+            grammar="structured",
+            logprobs=True,
         ),
         Dialect(
             "sglang",
@@ -57,6 +72,11 @@ DIALECTS = {
             extra={"separate_reasoning": True},
             direct=_NO_THINKING_TEMPLATE,
             tokenize=("/tokenize", "prompt", "tokens"),
+            budget=("custom_params", "thinking_budget"),
+            prefill=("continue",),
+            continuing=_OPEN_LAST_MESSAGE,
+            grammar="regex",
+            logprobs=True,
         ),
         Dialect(
             "llamacpp",
@@ -65,6 +85,9 @@ DIALECTS = {
             direct=_NO_THINKING_TEMPLATE,
             tokenize=("/tokenize", "content", "tokens"),
             context=(("meta", "n_ctx"), ("meta", "n_ctx_train")),
+            prefill=("raw", "continue"),
+            grammar="gbnf",
+            logprobs=True,
         ),
         Dialect(
             "deepseek",
@@ -77,12 +100,15 @@ DIALECTS = {
             hosts=("openrouter.ai",),
             extra={"usage": {"include": True}},
             direct={"reasoning": {"enabled": False}},
+            budget=("reasoning", "max_tokens"),
+            logprobs=True,
         ),
         Dialect(
             "openai",
             hosts=("api.openai.com",),
             max_tokens="max_completion_tokens",
             direct={"reasoning_effort": "none"},
+            logprobs=True,
         ),
         Dialect("plain", lists_models=False),
     )
@@ -120,25 +146,93 @@ def context_of(dialect: Dialect, card: Json) -> int | None:
 
 
 def request_body(dialect: Dialect, model: str, request: Request) -> dict[str, Any]:
-    """The JSON of POST /v1/chat/completions, streaming switches left out (`STREAMING` adds them)."""
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [{"role": role, "content": content} for role, content in request.messages],
-        dialect.max_tokens: request.max_tokens,
-    }
+    """The JSON of POST /v1/chat/completions, streaming switches left out (`STREAMING` adds them).
+
+    A prefill is the assistant's message at the end, left open: the form "continue".
+    """
+    messages = [{"role": role, "content": content} for role, content in request.messages]
+    body: dict[str, Any] = {"model": model, "messages": messages, **_sampling(dialect, request), **dialect.extra}
+    if request.prefill:
+        messages.append({"role": "assistant", "content": request.prefill})
+        body.update(dialect.continuing)
+    if request.think is False:
+        body.update(dialect.direct)
+    elif request.budget is not None and dialect.budget:
+        _set(body, dialect.budget, request.budget)
+    if request.logprobs and dialect.logprobs:
+        body.update(logprobs=True, top_logprobs=0)
+    return body
+
+
+def completion_body(dialect: Dialect, model: str, request: Request, prompt: str | list[int]) -> dict[str, Any]:
+    """The JSON of POST /v1/completions: a rendered prompt that is to be gone on with, the form "raw"."""
+    extra = {key: value for key, value in dialect.extra.items() if key == "cache_prompt"}
+    body: dict[str, Any] = {"model": model, "prompt": prompt, **_sampling(dialect, request), **extra}
+    body["max_tokens"] = body.pop(dialect.max_tokens)
+    if request.logprobs and dialect.logprobs:
+        body["logprobs"] = 1
+    return body
+
+
+def _sampling(dialect: Dialect, request: Request) -> dict[str, Any]:
+    """What both endpoints take alike."""
+    body: dict[str, Any] = {dialect.max_tokens: request.max_tokens}
     if request.temperature is not None:
         body["temperature"] = request.temperature
     if request.top_p is not None:
         body["top_p"] = request.top_p
     if request.seed is not None and dialect.seed:
         body["seed"] = request.seed
-    body.update(dialect.extra)
-    if request.think is False:
-        body.update(dialect.direct)
+    if request.stop:
+        body["stop"] = list(request.stop)
+    if request.ranking_of is not None:
+        body.update(_constraint(dialect, request.ranking_of))
     return body
 
 
+def _constraint(dialect: Dialect, size: int) -> dict[str, Any]:
+    from rank_k import grammar  # its rules are only needed here
+
+    if dialect.grammar == "gbnf":
+        return {"grammar": grammar.gbnf(size)}
+    if dialect.grammar == "structured":
+        return {"structured_outputs": {"regex": grammar.regex(size)}}
+    if dialect.grammar == "regex":
+        return {"regex": grammar.regex(size)}
+    return {}
+
+
+def _set(body: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for key in path[:-1]:
+        body = body.setdefault(key, {})
+    body[path[-1]] = value
+
+
+def read_logprobs(choice: Json) -> list[tuple[str, float]]:
+    """(text, log-probability) of the tokens a choice tells of, in the chat form or that of completions."""
+    told = choice.get("logprobs")
+    if not isinstance(told, Mapping):
+        return []
+    content = told.get("content")
+    if isinstance(content, list):
+        pairs = [(_inside(entry, "token"), _inside(entry, "logprob")) for entry in content]
+    elif isinstance(told.get("tokens"), list) and isinstance(told.get("token_logprobs"), list):
+        pairs = list(zip(told["tokens"], told["token_logprobs"], strict=False))
+    else:
+        return []
+    return [(text, float(p)) for text, p in pairs if isinstance(text, str) and isinstance(p, int | float)]
+
+
 STREAMING: Json = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+def joined(prompt: str, prefill: str) -> str:
+    """A rendered prompt and a prefill. A template that opens the thought itself is not made to open it twice."""
+    opening = "<think>"
+    if prompt.rstrip().endswith(opening) and prefill.startswith(opening):
+        return prompt.rstrip() + prefill.removeprefix(opening)
+    return prompt + prefill
+
 
 _REASONING_FIELDS = ("reasoning", "reasoning_content")  # vLLM and OpenRouter; SGLang, llama.cpp, DeepSeek
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rank_k.models.base import OnText, Reply, Request
+from rank_k.models.base import Abilities, OnText, Reply, Request
 from rank_k.models.http import HttpModel
 from rank_k.models.launch import EmbeddedServer
 from rank_k.models.weights import Weights, locate
@@ -54,12 +54,17 @@ class EmbeddedModel:
             dialect="llamacpp",
             context=self.context,
             identity=self.identity,
+            thinks=False,  # the model's template knows no thought: it is begun for it
         )
 
     @property
     def _wire(self) -> HttpModel:
         assert self._http is not None, "prepare() comes before the first question"
         return self._http
+
+    @property
+    def abilities(self) -> Abilities:
+        return self._wire.abilities
 
     def body(self, request: Request) -> Mapping[str, Any]:
         return self._wire.body(request)

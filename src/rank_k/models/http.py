@@ -26,7 +26,7 @@ from rank_k.errors import (
     Unreachable,
 )
 from rank_k.models import dialects
-from rank_k.models.base import Delta, OnText, Reply, Request
+from rank_k.models.base import Abilities, Delta, OnText, Reply, Request
 from rank_k.models.dialects import DIALECTS, Dialect
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class HttpModel:
     `dialect`: a name of `DIALECTS`, or "auto" to recognise it in `prepare`. `context`: tokens; None believes
     the server, else `ASSUMED_CONTEXT`. `identity`: what the journal keys on instead of model and revision
     (the embedded model gives its weights' checksum). `read_timeout`: seconds without a byte before a call
-    counts as dropped; None waits, since a thinking model behind a queue is silent for long.
+    counts as dropped; None waits, since a thinking model behind a queue is silent for long. `thinks`: whether
+    the model has a thought of its own.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class HttpModel:
         revision: str = "",
         identity: str = "",
         read_timeout: float | None = None,
+        thinks: bool = True,
     ) -> None:
         self._url = base_url(url)
         if dialect != "auto" and dialect not in DIALECTS:
@@ -76,6 +78,8 @@ class HttpModel:
         self._revision = revision
         self._identity = identity
         self._read_timeout = read_timeout
+        self._thinks = thinks
+        self._prefill = list(self._dialect.prefill)  # forms that have not been refused
         self._session: aiohttp.ClientSession | None = None
 
     @property
@@ -103,6 +107,11 @@ class HttpModel:
         """Whether the user or the server said how long the context is."""
         return self._context is not None
 
+    @property
+    def abilities(self) -> Abilities:
+        row = self._dialect
+        return Abilities(bool(self._prefill), bool(row.grammar), bool(row.budget), row.logprobs, self._thinks)
+
     def body(self, request: Request) -> Mapping[str, Any]:
         body = dialects.request_body(self._dialect, self._model, request)
         if self._identity:
@@ -119,6 +128,7 @@ class HttpModel:
             models = None  # a server without this endpoint; the first question will tell more
         if self._recognise:
             self._dialect = dialects.recognised(self._url, models)
+            self._prefill = list(self._dialect.prefill)
         cards = dialects.model_cards(models)
         names = [str(card.get("id")) for card in cards]
         if not self._model:
@@ -139,10 +149,56 @@ class HttpModel:
             self._context = dialects.context_of(self._dialect, card)
 
     async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
-        body = {**dialects.request_body(self._dialect, self._model, request), **dialects.STREAMING}
-        reader = _ReplyReader(on_text)
+        """Ask once. A prefill is sent in the best form that this server has not refused; `Refused` if none is left."""
+        while request.prefill and self._prefill:
+            form = self._prefill[0]
+            try:
+                return await (self._complete(request, on_text) if form == "raw" else self._chat(request, on_text))
+            except Refused as error:
+                if error.status in (401, 403):
+                    raise
+                if form in self._prefill:
+                    self._prefill.remove(form)
+        if request.prefill:
+            raise Refused(f"{self._url} cannot go on from a given beginning", "see docs/servers.md")
+        return await self._chat(request, on_text)
+
+    async def _chat(self, request: Request, on_text: OnText | None) -> Reply:
+        body = dialects.request_body(self._dialect, self._model, request)
+        return await self._streamed("/chat/completions", body, on_text, request.prefill)
+
+    async def _complete(self, request: Request, on_text: OnText | None) -> Reply:
+        """The chat template rendered by the server, the prefill behind it, gone on with as plain text."""
+        prompt = await self._rendered(request)
+        body = dialects.completion_body(self._dialect, self._model, request, prompt)
+        return await self._streamed("/completions", body, on_text)
+
+    async def _rendered(self, request: Request) -> str | list[int]:
+        root = self._url.removesuffix("/v1")
+        messages = [{"role": role, "content": content} for role, content in request.messages]
+        if self._dialect.name == "llamacpp":
+            answer = await self._post_json(root + "/apply-template", {"messages": messages})
+            prompt = answer.get("prompt") if isinstance(answer, Mapping) else None
+            if not isinstance(prompt, str):
+                raise Refused(f"{self._url} does not render chat templates", "see docs/servers.md", 501)
+            return dialects.joined(prompt, request.prefill)
+        # vLLM renders into token ids, which its completions take as a prompt.
+        ask = {"model": self._model, "messages": messages, "add_generation_prompt": True}
+        begun = await self._token_ids(root + "/tokenize", ask)
+        told = {"model": self._model, "prompt": request.prefill, "add_special_tokens": False}
+        return begun + await self._token_ids(root + "/tokenize", told)
+
+    async def _token_ids(self, url: str, body: Mapping[str, Any]) -> list[int]:
+        answer = await self._post_json(url, body)
+        tokens = answer.get("tokens") if isinstance(answer, Mapping) else None
+        if not isinstance(tokens, list):
+            raise Refused(f"{self._url} does not tokenize chats", "see docs/servers.md", 501)
+        return tokens
+
+    async def _streamed(self, path: str, body: Mapping[str, Any], on_text: OnText | None, echoed: str = "") -> Reply:
+        reader = _ReplyReader(on_text, echoed)
         started = time.monotonic()
-        async with self._exchange("POST", "/chat/completions", body) as response:
+        async with self._exchange("POST", path, {**body, **dialects.STREAMING}) as response:
             if response.headers.get("Content-Type", "").startswith("application/json"):
                 reader.whole(await self._json(response))  # a server that cannot stream
             else:
@@ -295,8 +351,10 @@ def error_of(status: int, said: str, url: str, model: str, retry_after: float | 
 class _ReplyReader:
     """Server-sent events, fed as bytes, to a `Reply`."""
 
-    def __init__(self, on_text: OnText | None) -> None:
+    def __init__(self, on_text: OnText | None, echoed: str = "") -> None:
         self._on_text = on_text
+        self._echoed = echoed  # a prefill that some servers say again at the beginning of a whole reply
+        self._tokens: list[tuple[str, float]] = []
         self._pending = b""
         self._reasoning: list[str] = []
         self._text: list[str] = []
@@ -329,6 +387,8 @@ class _ReplyReader:
     def whole(self, body: Any) -> None:
         """Take in a reply that came in one piece."""
         self._take(body, "message")
+        if self._echoed and "".join(self._text).startswith(self._echoed):
+            self._text = ["".join(self._text)[len(self._echoed) :]]
         self.complete = True
 
     def _take(self, event: Any, key: str) -> bool:
@@ -344,7 +404,10 @@ class _ReplyReader:
         choice = choices[0]
         if isinstance(choice.get("finish_reason"), str):
             self._finish = choice["finish_reason"]
+        self._tokens += dialects.read_logprobs(choice)
         message = choice.get(key)
+        if message is None and isinstance(choice.get("text"), str):  # of /v1/completions
+            message = {"content": choice["text"]}
         return isinstance(message, Mapping) and self._grow(dialects.read_delta(message))
 
     def _grow(self, delta: Delta) -> bool:
@@ -371,6 +434,7 @@ class _ReplyReader:
             finish_reason=self._finish,
             usage=dialects.read_usage(self._usage, *self._chars),
             seconds=seconds,
+            tokens=tuple(self._tokens) or None,
         )
 
 

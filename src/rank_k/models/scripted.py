@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rank_k.errors import ModelError
-from rank_k.models.base import Delta, OnText, Reply, Request
+from rank_k.models.base import Abilities, Delta, OnText, Reply, Request
 
 
 class ScriptedModel:
@@ -25,10 +25,12 @@ class ScriptedModel:
         *,
         context: int = 32_768,
         tokens: Callable[[str], int] | None = None,
+        abilities: Abilities = Abilities(),
     ) -> None:
         self._reply = replies if callable(replies) else None
         self._script = iter(()) if callable(replies) else iter(replies)
         self._tokens = tokens
+        self.abilities = abilities
         self.context = context
         self.history: list[Request] = []
 
@@ -40,6 +42,9 @@ class ScriptedModel:
             "messages": [list(message) for message in request.messages],
             "max_tokens": request.max_tokens,
             "think": request.think,
+            "budget": request.budget,
+            "prefill": request.prefill,
+            "ranking_of": request.ranking_of,
         }
 
     async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:

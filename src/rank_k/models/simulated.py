@@ -22,7 +22,7 @@ from functools import lru_cache
 from statistics import NormalDist, fmean
 from typing import Any
 
-from rank_k.models.base import Delta, OnText, Reply, Request, Usage
+from rank_k.models.base import Abilities, Delta, OnText, Reply, Request, Usage
 
 Grades = Mapping[str, Mapping[str, int]]
 """Qrels: query id -> doc id -> grade."""
@@ -68,6 +68,7 @@ class SimulatedJudge:
         self.noise = PRESETS[noise] if isinstance(noise, str) else noise
         self._seed = seed
         self.context = context
+        self.abilities = Abilities()
         told = json.dumps([grades, asdict(self.noise), seed], sort_keys=True)
         self.identity = f"simulated-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
         self.name = "simulated"
