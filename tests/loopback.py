@@ -169,6 +169,11 @@ class Fault(NamedTuple):
 NEVER = Fault()
 ENGINE_FAULT = "EngineCore encountered an issue."
 QUIRKS = ("inline", "missing_open", "reasoning", "reasoning_content", "reasoning_details", "none")
+ABILITIES = ("raw", "continue", "grammar", "budget", "logprobs")
+"""Going on from a rendered prompt, or from an open last message; grammars; budgets; probabilities."""
+TRAPS = ("", "answer_in_reasoning", "two_ends", "always_thinks", "loops")
+"""A closed thought's answer comes as reasoning with null content; an end of thought leaks into the content; the
+switch for direct answers is forgotten; thoughts go in circles for ever."""
 TRANSIENT = ("http_429", "http_500", "drop", "error_in_stream", "bad_utf8", "bad_json")
 
 
@@ -186,6 +191,8 @@ class Plan:
     per_token: float = 0.002
     flush: float = 0.05  # seconds between the pieces of a stream
     quirk: str = "inline"  # where the trace goes: one of QUIRKS
+    abilities: str = ""  # of ABILITIES, with blanks between: what is honoured; the rest is refused or forgotten
+    trap: str = ""  # one of TRAPS
     cut: float = 0.0  # share of windows whose thought ends by "length" unless a later turn asks for the order
     prose: float = 0.0  # answered as a sentence with a bare comma list of all numbers
     garbage: float = 0.0  # answered with an apology and no order
@@ -205,10 +212,14 @@ class Plan:
     def changed(self, changes: Mapping[str, Any]) -> Plan:
         """Raises `ValueError` for a name or a quirk that does not exist."""
         unknown = changes.keys() - {f.name for f in fields(self)}
-        if unknown or changes.get("quirk", self.quirk) not in QUIRKS:
-            raise ValueError(f"no such setting or quirk: {', '.join(unknown) or changes['quirk']}")
+        able = set(str(changes.get("abilities", "")).split())
+        if unknown or changes.get("quirk", self.quirk) not in QUIRKS or not able <= set(ABILITIES):
+            raise ValueError(f"no such setting, quirk or ability: {', '.join(unknown) or changes}")
         values: dict[str, Any] = {k: Fault.of(v) if k in TRANSIENT else v for k, v in changes.items()}
         return replace(self, **values)
+
+    def can(self, ability: str) -> bool:
+        return ability in self.abilities.split()
 
     def strikes(self, fault: str, window: str) -> bool:
         value = getattr(self, fault)
@@ -264,13 +275,14 @@ class Script:
         )
 
 
-def _answer(plan: Plan, marks: Sequence[str], window: str) -> list[str]:
+def _answer(plan: Plan, marks: Sequence[str], window: str, held: bool) -> list[str]:
+    """The answer as tokens; `held` to a grammar, it is always well formed."""
     tiers = oracle(marks)
     if not marks:
         text = "Hello there."
-    elif plan.strikes("garbage", window):
+    elif not held and plan.strikes("garbage", window):
         text = "I am sorry, but I cannot help with that request."
-    elif plan.strikes("prose", window):
+    elif not held and plan.strikes("prose", window):
         listed = ", ".join(str(i) for tier in tiers for i in tier)
         text = f"Of the {len(marks)} passages, the 3 best answer the question directly: {listed}"
     else:
@@ -285,6 +297,9 @@ def _thought(plan: Plan, marks: Sequence[str], window: str, length: int) -> list
     closing = ["\n</think>\n\n"] if plan.quirk in ("inline", "missing_open") else []
     room = length - len(opening) - len(closing)
     words: list[str] = []
+    if plan.trap == "loops":
+        words = re.findall(r"\S+\s", "Wait, let me think about [2] again, since it might be better than [1].\n")
+        words = (words * (room // len(words) + 1))[:room]
     while len(words) < room:
         for i in rng.sample(range(1, len(marks) + 1), len(marks)) or [0]:
             j = rng.randint(1, len(marks) or 1)
@@ -294,14 +309,32 @@ def _thought(plan: Plan, marks: Sequence[str], window: str, length: int) -> list
 
 
 def compose(plan: Plan, marks: tuple[str, ...], window: str, body: Mapping[str, Any]) -> Script:
-    answer = _answer(plan, marks, window)
+    held = plan.can("grammar") and any(key in body for key in ("grammar", "regex", "structured_outputs"))
+    answer = _answer(plan, marks, window, held)
     switches = body.get("chat_template_kwargs") or {}
     direct = plan.quirk == "none" or switches.get("enable_thinking", switches.get("thinking")) is False
-    if direct or _is_follow_up(body):
+    prefill = str(body.get("prefill") or "")
+    if plan.trap == "always_thinks" and plan.quirk != "none" and "</think>" not in prefill:
+        direct = False
+    elif _is_follow_up(body) or "</think>" in prefill:
+        direct = True
+    if direct:
         thought = []
+        if plan.trap == "two_ends" and "</think>" in prefill:
+            answer = ["</think>\n\n", *answer]
     else:
         wanted = reply_tokens(marks) if marks else 40
+        if plan.trap == "loops":
+            wanted = 100_000
+        budget = body.get("thinking_token_budget")
+        if plan.can("budget") and isinstance(budget, int):
+            wanted = min(wanted, budget + len(answer))
         thought = _thought(plan, marks, window, max(wanted - len(answer), 3))
+        if prefill.startswith("<think>") and thought and thought[0].startswith("<think>"):
+            thought = thought[1:]
+    if "</think>" in (body.get("stop") or ()):
+        thought = [token for token in thought if "</think>" not in token]
+        answer = []
     said = min(len(thought) + len(answer), _max_tokens(body) or sys.maxsize)
     if thought and plan.strikes("cut", window):
         said = min(said, 2 + int((len(thought) - 2) * _fraction("where", window)))
@@ -313,8 +346,24 @@ def _max_tokens(body: Mapping[str, Any]) -> int | None:
     return limit
 
 
+def rendered(messages: Iterable[Mapping[str, Any]]) -> str:
+    """Messages in this server's chat template, which is JSON, and the beginning of the assistant's turn."""
+    return f"{json.dumps(list(messages))}\n<|assistant|>\n"
+
+
+def token_ids(text: str) -> list[int]:
+    """Four characters a token, as numbers that tell them."""
+    return [int.from_bytes(text[i : i + 4].encode("utf-32-be", "surrogatepass"), "big") for i in range(0, len(text), 4)]
+
+
+def text_of(ids: Iterable[int]) -> str:
+    """The text whose `token_ids` are `ids`."""
+    pieces = (i.to_bytes(16, "big").decode("utf-32-be", "surrogatepass") for i in ids)
+    return "".join(piece.lstrip("\0") for piece in pieces)
+
+
 def _is_follow_up(body: Mapping[str, Any]) -> bool:
-    """Whether the order is asked for in a later turn, or the assistant's words are to be gone on with."""
+    """Whether the order is asked for in a later turn."""
     return len([message for message in body["messages"] if message.get("role") != "system"]) > 1
 
 
@@ -444,11 +493,21 @@ class Server:
             length = {"max_model_len": plan.max_model_len} if plan.max_model_len else {}
             exchange.send(200, {"object": "list", "data": [card | length]})
         elif (method, path) == ("POST", "/tokenize"):
-            text = body["prompt"] if "prompt" in body else "".join(m["content"] for m in body["messages"])
-            count = len(text) // 4
-            exchange.send(200, {"count": count, "max_model_len": plan.max_model_len, "tokens": list(range(count))})
+            text = body.get("prompt", body.get("content"))
+            ids = token_ids(rendered(body["messages"]) if text is None else text)
+            exchange.send(200, {"count": len(ids), "max_model_len": plan.max_model_len, "tokens": ids})
+        elif (method, path) == ("POST", "/apply-template") and plan.can("raw") and plan.owned_by == "llamacpp":
+            exchange.send(200, {"prompt": rendered(body["messages"])})
+        elif (method, path) == ("POST", "/v1/completions") and plan.can("raw"):
+            await self._complete(exchange, _as_chat(body))
         elif (method, path) == ("POST", "/v1/chat/completions"):
-            await self._complete(exchange, body)
+            if not (isinstance(body, dict) and body.get("continue_final_message")):
+                await self._complete(exchange, body)
+            elif plan.can("continue"):
+                *messages, last = body["messages"]
+                await self._complete(exchange, body | {"messages": messages, "prefill": last["content"]})
+            else:
+                exchange.refuse(400, "continue_final_message is not supported", "BadRequestError")
         else:
             exchange.refuse(404, "Not Found", "NotFoundError")
 
@@ -535,6 +594,13 @@ class Server:
         return True
 
 
+def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A request for a completion as the chat that its prompt was rendered from; its text begins the answer."""
+    prompt = body["prompt"] if isinstance(body["prompt"], str) else text_of(body["prompt"])
+    messages, _, prefill = prompt.partition("\n<|assistant|>\n")
+    return {**body, "messages": json.loads(messages), "prefill": prefill, "completion": True}
+
+
 def _placed(quirk: str, thought: str, answer: str) -> dict[str, Any]:
     """Thought and answer in the fields where this kind of server puts them; no answer is a null content."""
     if quirk in ("inline", "missing_open", "none"):
@@ -563,6 +629,13 @@ async def _stream(
 
     def say(start: int, to: int) -> None:
         thought, answer = script.text(start, to)
+        if body.get("completion"):
+            choice = {"index": 0, "text": thought + answer, "finish_reason": None}
+            send(event(shape | {"object": "text_completion", "choices": [choice]}))
+            return
+        if plan.trap == "answer_in_reasoning" and "</think>" in str(body.get("prefill")):
+            send(chunk({"reasoning": answer, "content": None}))
+            return
         inline = plan.quirk in ("inline", "missing_open", "none")
         pieces = [(thought, answer)] if inline else [(thought, ""), ("", answer)]
         send(*(chunk(_placed(plan.quirk, *piece)) for piece in pieces if any(piece)))

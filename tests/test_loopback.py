@@ -492,7 +492,7 @@ def test_models_tokenize_and_health(loopback: StartLoopback) -> None:
     models, tokens, health = asyncio.run(main())
     [card] = models["data"]
     assert (card["id"], card["owned_by"], card["max_model_len"]) == ("rank-k", "llamacpp", 8192)
-    assert (tokens["count"], len(tokens["tokens"]), tokens["max_model_len"]) == (10, 10, 8192)
+    assert (tokens["count"], len(tokens["tokens"]), tokens["max_model_len"]) == (11, 11, 8192)
     assert health == 200
     assert [seen.path for seen in server.requests] == ["/v1/models", "/tokenize", "/health"]
     assert server.calls == []

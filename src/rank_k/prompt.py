@@ -93,6 +93,12 @@ def harmless(text: str, *, markers: bool = True) -> str:
     return text
 
 
+def defused(text: str) -> str:
+    """`text` as it is, lines and all, but for think tags and the tokens of chat templates: for a model's own notes."""
+    text = _CONTROL.sub("", text)
+    return _INSTRUCTION.sub(r"(\1)", _TAG.sub(lambda m: "‹" if m[0] == "<" else "›", text))
+
+
 # --- Templates -------------------------------------------------------------------------------------
 
 
