@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
+from rank_k.errors import InputError
+
 T = TypeVar("T")
 
 
@@ -24,9 +26,14 @@ class BackgroundLoop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self.stopped = False
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start `coroutine`. Raises `InputError` after `stop`."""
         with self._lock:
+            if self.stopped:
+                coroutine.close()
+                raise InputError("this reranker is closed", "make a new one")
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=_serve, args=(self._loop,), name="rank-k", daemon=True)
@@ -73,6 +80,7 @@ class BackgroundLoop:
     def stop(self) -> None:
         with self._lock:
             loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
+            self.stopped = True
         if loop is None or thread is None:
             return
         loop.call_soon_threadsafe(loop.stop)

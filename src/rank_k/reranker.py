@@ -135,7 +135,9 @@ class Reranker:
         self._loop.run(each())
 
     def close(self) -> None:
-        """End the embedded model, close connections and the journal."""
+        """End the embedded model, close connections and the journal. Closing again does nothing."""
+        if self._loop.stopped:
+            return
         self._loop.run(self.model.close())
         self._loop.stop()
         self.journal.close()

@@ -105,8 +105,8 @@ def api_key(server: str | None, variable: str | None) -> str | None:
         raise InputError("--api-key-env takes the name of a variable, not a key", "export KEY=..., --api-key-env KEY")
     if variable is not None and not os.environ.get(variable):
         raise InputError(f"the variable {variable} is not set", f"export {variable}=... or leave --api-key-env out")
-    host = urlsplit(base_url(server)).hostname if server is not None else None
-    if variable is None and name not in os.environ and host == "api.openai.com":
+    origin = urlsplit(base_url(server))[:2] if server is not None else None
+    if variable is None and name not in os.environ and origin == ("https", "api.openai.com"):
         name = "OPENAI_API_KEY"
     key = os.environ.get(name, "").strip()
     if not (key.isascii() and key.isprintable()):
