@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 ASSUMED_CONTEXT = 32_768
 """Tokens, where neither the server nor the user says: what current reasoning models have at least."""
 
+_KEPT_OPEN = 4.0  # seconds an idle connection is kept: less than the 5 s of uvicorn's and llama.cpp's servers
 _LONGEST_REPLY = 8_000_000  # characters; a server that sends more is broken or hostile
 _LONGEST_ERROR = 65_536  # bytes of an error's body that are read
 _CONTEXT_WORDS = re.compile(
@@ -236,7 +237,9 @@ class HttpModel:
             if self._api_key:
                 headers["Authorization"] = f"Bearer {self._api_key}"
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, socket_factory=_keepalive_socket),
+                connector=aiohttp.TCPConnector(
+                    limit=0, keepalive_timeout=_KEPT_OPEN, socket_factory=_keepalive_socket
+                ),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._read_timeout),
                 headers=headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
