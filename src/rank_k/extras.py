@@ -11,6 +11,7 @@ MODULES_OF_EXTRA = {
     "data": ("bm25s", "Stemmer", "yaml"),
     "embedded": ("xllamacpp",),
     "eval": ("ir_measures",),
+    "fit": ("numpy",),
     "tokens": ("tokenizers",),
 }
 """Which top-level modules each extra of `pyproject.toml` brings (a test compares the two)."""
