@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,8 +26,8 @@ OFFICIAL_SHA256 = "075c6a7c2f8229976cb6154eabd39b7680bb5f3970171f1ba932d22b14f70
 class PromptTemplate:
     """How windows become messages.
 
-    `before`, `passage` and `after` hold the fields {query}, {count}, and `passage` also {i} and {text};
-    `between` stands between passages. `name` is for people, `sha256` for journals and reports.
+    `before` and `after` hold the fields {query} and {count} (or {num}), `passage` {i} and {text} (or {rank} and
+    {candidate}); `between` stands between passages. `name` is for people, `sha256` for journals and reports.
     """
 
     before: str
@@ -49,7 +50,7 @@ class PromptTemplate:
         known = {"query": query, "count": str(len(passages)), "num": str(len(passages))}
         content = _filled(self.before, known) + shown + _filled(self.after, known)
         user = Message("user", content)
-        return (Message("system", _filled(self.system, known)), user) if self.system else (user,)
+        return (Message("system", self.system), user) if self.system else (user,)
 
 
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -64,12 +65,21 @@ def _filled(template: str, values: dict[str, str]) -> str:
 
 _MARKER = re.compile(r"[\[［【]\s*(\d{1,4})\s*[\]］】]")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
-_TAG = re.compile(
-    r"<(?=[|｜▁]|\s{0,3}/?\s{0,3}(?:seed:)?(?:think|thinking|thought|reasoning|analysis|answer|s|unk|pad|bos|eos|sep|cls"
-    r"|sys|im_start|im_end|start_of_turn|end_of_turn|tool_call|tool_response|\w{0,12}_token)\b)|(?<=[|｜])>",
+_TOKEN = re.compile(
+    # <|im_end|>, <｜User｜>; and with one bar only: <|turn>, <turn|>
+    r"<(?=[|｜▁]|/?\w{1,20}[|｜]>)"
+    # tags of thoughts, turns, tools and sequences; with the closing bracket: `a < s` is mathematics
+    r"|<(?=\s?/?\s?(?:\w+:)?(?i:think|thinking|thought|reasoning|analysis|answer|sys|s|mask|unk|pad|bos|eos|sep|cls|sop|eop"
+    r"|(?:unused|extra_id_|special_)\d+|tools?|(?:tool|function)_(?:call|response|output)s?|im_\w+|(?:start|end)_of_\w+"
+    r"|(?:fim|cot)_\w+|\w{0,12}_token)(?:[\s=][^>]{0,60})?\s?/?>)"
+    # ◁think▷; [|user|]; ]~b] and [e~[
+    r"|◁(?=/?think)|\[(?=\|(?:user|assistant|system|tool|endofturn)\|\])|~(?:(?<=\]~)(?=!?b[\[\]])|(?<=\[e~)(?=\[))"
+)
+_LOOK_ALIKE = {"<": "‹", "◁": "‹", "[": "(", "~": "∼"}
+_INSTRUCTION = re.compile(
+    r"\[(/?(?:INST|THINK|ARGS|CALL_ID|gMASK|SYSTEM_PROMPT|MODEL_SETTINGS|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT)))\]",
     re.IGNORECASE,
 )
-_INSTRUCTION = re.compile(r"\[(/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|THINK))\]", re.I)
 
 
 def one_line(text: str) -> str:
@@ -86,17 +96,16 @@ def harmless(text: str, *, markers: bool = True) -> str:
     text = one_line(text)
     if markers and ("[" in text or "［" in text or "【" in text):
         text = _MARKER.sub(r"(\1)", text)
-    if "<" in text or "|>" in text or "｜>" in text:
-        text = _TAG.sub(lambda m: "‹" if m[0] == "<" else "›", text)
-    if "[" in text:
-        text = _INSTRUCTION.sub(r"(\1)", text)
-    return text
+    return _without_tokens(text)
 
 
 def defused(text: str) -> str:
     """`text` as it is, lines and all, but for think tags and the tokens of chat templates: for a model's own notes."""
-    text = _CONTROL.sub("", text)
-    return _INSTRUCTION.sub(r"(\1)", _TAG.sub(lambda m: "‹" if m[0] == "<" else "›", text))
+    return _without_tokens(_CONTROL.sub("", text))
+
+
+def _without_tokens(text: str) -> str:
+    return _INSTRUCTION.sub(r"(\1)", _TOKEN.sub(lambda m: _LOOK_ALIKE[m[0]], text))
 
 
 # --- Templates -------------------------------------------------------------------------------------
@@ -118,7 +127,7 @@ def read_template(path: str | Path) -> PromptTemplate:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"prompt {path} cannot be read: {reason}", "give --prompt a text file") from error
@@ -138,7 +147,7 @@ def _from_text(text: str, name: str, path: Path | None = None, between: str = "\
     spots = [m for m in _FIELD.finditer(text) if m[1] in ("passages", "docs")]
     if len(spots) != 1:
         found = "no" if not spots else f"{len(spots)}"
-        raise InputError(f"prompt {where} has {found} {{passages}} field", "write {passages} (or {docs}) once")
+        raise InputError(f"prompt {where} has {found} {{passages}} fields", "write {passages} (or {docs}) once")
     if "{query}" not in text:
         raise InputError(f"prompt {where} has no {{query}} field", "write {query} where the query belongs")
     sha256 = _sha256(text)
@@ -150,8 +159,10 @@ def _from_text(text: str, name: str, path: Path | None = None, between: str = "\
 
 def _from_script(source: str, path: Path) -> PromptTemplate:
     try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is odd about the script is not ours to tell
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"prompt {path} is not Python source", "give the authors' rerank.py") from error
     for node in ast.walk(tree):
         if (
@@ -170,27 +181,25 @@ def _from_yaml(text: str, path: Path) -> PromptTemplate:
     yaml = load("yaml")
     try:
         fields = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"prompt {path} is not YAML", "give a rank_llm prompt template") from error
-    if not isinstance(fields, dict) or not all(
-        isinstance(fields.get(key, ""), str) for key in ("method", "system_message", "prefix", "body", "suffix")
-    ):
-        raise InputError(f"prompt {path} is no rank_llm prompt template", "its fields must be texts")
-    method = fields.get("method", "")
-    if method not in ("singleturn_listwise", "listwise"):
+    parts = ("method", "system_message", "prefix", "body", "suffix")
+    if not isinstance(fields, dict) or not all(isinstance(fields.get(part) or "", str) for part in parts):
+        raise InputError(f"prompt {path} is no rank_llm prompt template", f"write {', '.join(parts)} as texts")
+    method, system, prefix, body, suffix = (fields.get(part) or "" for part in parts)
+    if method != "singleturn_listwise":
         raise InputError(f"prompt {path} is of the method {method!r}", "give a template of singleturn_listwise")
-    body = fields.get("body", "")
     if "{candidate}" not in body or "{rank}" not in body:
         raise InputError(f"the body of prompt {path} lacks a field", "write {rank} and {candidate} in it")
-    prefix, suffix = fields.get("prefix", ""), fields.get("suffix", "")
     if "{query}" not in prefix + suffix:
         raise InputError(f"prompt {path} has no {{query}} field", "write {query} in its prefix or suffix")
-    return PromptTemplate(
-        before=prefix,
-        after=("\n" if not body.endswith("\n") and suffix else "") + suffix,
-        passage=body,
-        between="" if body.endswith("\n") else "\n",
-        system=fields.get("system_message", ""),
-        name=path.name,
-        sha256=_sha256(text),
-    )
+    known = {"prefix": ("query", "num"), "body": ("rank", "candidate"), "suffix": ("query", "num")}
+    for part, names in known.items():
+        # rank_llm fills its templates by str.format: what that reads as a field must be one that is known here
+        for found in re.findall(r"\{\{|\}\}|\{.*?\}", fields.get(part) or ""):
+            if found[1:-1] not in names:
+                raise InputError(
+                    f"the {part} of prompt {path} holds {found}",
+                    f"of fields, only {{{'}, {'.join(names)}}} can be filled",
+                )
+    return PromptTemplate(prefix, suffix, body, between="", system=system, name=path.name, sha256=_sha256(text))
