@@ -17,8 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.models.embedded import DEFAULT_WEIGHTS
-    from rank_k.models.weights import fetch, named
+    from rank_k.models.weights import DEFAULT_WEIGHTS, fetch, named
 
     row = named(args.name or DEFAULT_WEIGHTS)
     for label, fact in (

@@ -43,6 +43,7 @@ class EmbeddedServer:
         self.identity = ""
         self._process = process
         self._tail = tail
+        self._closed = False
 
     @classmethod
     async def start(
@@ -107,14 +108,15 @@ class EmbeddedServer:
 
     @property
     def failure(self) -> str | None:
-        """Why the server ended by itself, in its own words; None while it runs."""
-        if self._process.poll() is None:
+        """Why the server ended by itself, in its own words; None while it runs or if it was closed."""
+        if self._closed or self._process.poll() is None:
             return None
         self._tail.join()
         return _last_words(self._process, self._tail)
 
     async def close(self) -> None:
         """End the server and what it is working on. Closing twice does nothing."""
+        self._closed = True
         await _end(self._process, self._tail, patience=5)
 
 

@@ -63,6 +63,8 @@ class Weights:
     context: int | None = None
 
 
+DEFAULT_WEIGHTS = "smollm2-135m-instruct"
+
 NAMED = {
     row.name: row
     for row in (
@@ -107,8 +109,12 @@ def locate(name_or_path: str | Path) -> Weights:
         if not _is_right(row):
             raise MissingWeights(f"{row.path} is not the published {row.name}", f"run: rank-k fetch {row.name}")
         return Weights(row.name, row.path, row.sha256, row.context)
-    path = Path(text).expanduser()
-    if not path.exists() and not isinstance(name_or_path, Path) and path.suffix != ".gguf" and path.name == text:
+    try:
+        path = Path(text).expanduser()
+        missing = not path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long for the system, no such user, a null byte
+        raise InputError(f"no such file: {text[:100]!r} ({error})", "give the path of a .gguf file") from error
+    if missing and isinstance(name_or_path, str) and path.suffix != ".gguf" and path.name == text:
         named(text)  # looks like a name: the error lists those there are
     return Weights(path.stem, path, checksum(path))
 
