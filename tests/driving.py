@@ -1,0 +1,39 @@
+"""Drives a strategy without a model: a function answers every window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rank_k.records import Candidate, Order, Outcome, Ranking, Round, Window
+from rank_k.strategies.protocol import Strategy
+
+
+def drive(
+    strategy: Strategy, length: int, answer: Callable[[Window], Order], seed: int = 0
+) -> tuple[Ranking, list[Round]]:
+    """The ranking of the candidates d0, d1, ... and the rounds that were asked for."""
+    steps = strategy([Candidate(f"d{i}", -i) for i in range(length)], seed)
+    rounds: list[Round] = []
+    try:
+        step = next(steps)
+        while True:
+            rounds.append(step)
+            step = steps.send([Outcome(window, (answer(window),)) for window in step.windows])
+    except StopIteration as stop:
+        ranking: Ranking = stop.value
+        return ranking, rounds
+
+
+def by_grade(grades: list[int]) -> Callable[[Window], Order]:
+    """A judge without noise: d0 is worth `grades[0]`, and so on; equal grades are tied."""
+
+    def answer(window: Window) -> Order:
+        worth = {doc_id: grades[int(doc_id[1:])] for doc_id in window.doc_ids}
+        tiers = (tuple(d for d in worth if worth[d] == level) for level in sorted(set(worth.values()), reverse=True))
+        return Order(tuple(tiers), frozenset(worth), True)
+
+    return answer
+
+
+def one_by_one(doc_ids: tuple[str, ...]) -> Order:
+    return Order(tuple((doc_id,) for doc_id in doc_ids), frozenset(doc_ids), True)
