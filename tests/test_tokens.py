@@ -1,0 +1,142 @@
+"""Counts that are only estimated, bounds that must hold, and cuts that fall between characters as people see them."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+import regex
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from rank_k.tokens import cut_at, estimated_tokens, most_tokens
+
+SCRIPTS = {
+    "thai": "ภาษาไทยเป็นภาษาที่มีระดับเสียงของคำแน่นอน กำลังน้ำใจ",
+    "lao": "ພາສາລາວ ນ້ຳ ຄຳ",
+    "persian": "می‌خواهم کتاب‌های قدیمیِ کتابخانه را بخوانم؛ آیا می‌شود؟",
+    "arabic": "اللُّغَةُ العَرَبِيَّةُ \u0600١٢٣ وكلماتٌ",
+    "hindi": "हिन्दी में लिखा हुआ क्षत्रिय और ज्ञान का वाक्य, स्त्री शक्ति",
+    "bengali": "বাংলা ভাষায় লেখা ক্ষুদ্র একটি বাক্য",
+    "tamil": "தமிழில் எழுதப்பட்ட ஒரு வாக்கியம்",
+    "malayalam": "മലയാളം ൎക ഭാഷയിൽ",
+    "chinese": "中文没有空格，所以只能在字与字之间切开。辻󠄀",
+    "japanese": "日本語の文章です。か\u3099き\u3099 ﾊﾞﾋﾞ プログラミング",
+    "korean": "한국어 문장입니다 각 \u1112\u1161\u11ab\u1100\u1173\u11af \ua960\u1161",
+    "emoji": "👩‍👩‍👧‍👦👍🏽🇮🇷🇩🇪🇫🏴󠁧󠁢󠁥󠁮󠁧󠁿❤️‍🔥1️⃣🧑🏿‍🚀",
+    "combining": "Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A̴̵̜̰͔ͫ͗͢ e\u0301 a\u030a\u0323 n\u0303",
+    "latin": "an ordinary sentence with words, some extraordinarily long",
+}
+assigned = st.characters().filter(lambda char: unicodedata.category(char) not in ("Cn", "Cs", "Cc"))
+pieces = st.one_of(
+    st.text(assigned, max_size=4),
+    st.sampled_from(list("".join(SCRIPTS.values()))),
+    st.sampled_from(list(SCRIPTS.values())),
+)
+multilingual = st.lists(pieces, max_size=8).map("".join)
+
+
+def cuts(text: str) -> set[str]:
+    """What a cut between graphemes can leave, blanks at its end removed."""
+    left, found = "", {""}
+    for grapheme in regex.findall(r"\X", text):
+        left += grapheme
+        found.add(left.rstrip())
+    return found
+
+
+# --- cutting ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_length_cuts_a_grapheme(script: str) -> None:
+    text = SCRIPTS[script]
+    allowed = cuts(text)
+    for length in range(-1, len(text) + 2):
+        assert cut_at(text, length) in allowed
+
+
+@settings(max_examples=400)
+@given(multilingual, st.integers(0, 60))
+@example("\u0600 ", 1)
+@example("a\u200d ", 2)
+def test_a_cut_is_a_beginning_of_whole_graphemes(text: str, length: int) -> None:
+    cut = cut_at(text, length)
+    assert text.startswith(cut)
+    assert cut == text if length >= len(text) else len(cut) <= length
+    assert cut == text or cut in cuts(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "length", "expected"),
+    [
+        ("one two three", 9, "one two"),  # back to the last blank
+        ("one two three", 7, "one two"),
+        ("one two three", 8, "one two"),
+        ("unbreakablylongwordwithoutanyblank", 30, "unbreakablylongwordwithoutanyb"),
+        ("中文没有空格", 4, "中文没有"),
+        ("กำลัง", 1, ""),  # sara am belongs to its consonant
+        ("👩‍👩‍👧 x", 4, ""),
+        ("🇮🇷🇩🇪", 3, "🇮🇷"),
+        ("e\u0301e\u0301", 3, "e\u0301"),
+        ("क्षण", 2, ""),  # a conjunct
+        ("ab", 0, ""),
+        ("ab", -3, ""),
+        ("ab", 5, "ab"),
+        ("", 3, ""),
+    ],
+)
+def test_cuts(text: str, length: int, expected: str) -> None:
+    assert cut_at(text, length) == expected
+
+
+def test_a_cut_keeps_most_of_what_it_may() -> None:
+    """Stepping back costs at most a word or a grapheme, not the text."""
+    for script in ("thai", "persian", "hindi", "chinese", "japanese", "korean", "latin"):
+        text = " ".join([SCRIPTS[script]] * 20)
+        for length in range(100, 400, 7):
+            assert len(cut_at(text, length)) >= length - 30
+
+
+# --- counting --------------------------------------------------------------------------------------
+
+
+@given(st.text(st.characters()))
+def test_bounds(text: str) -> None:
+    assert most_tokens(text) == len(text.encode("utf-8", "surrogatepass")) + 1
+    assert 0 <= estimated_tokens(text) <= 2 * len(text)
+
+
+@given(multilingual, multilingual)
+def test_the_estimate_adds_up_and_counts_no_blanks(a: str, b: str) -> None:
+    assert estimated_tokens(f"{a} {b}") == estimated_tokens(a) + estimated_tokens(b)
+    assert estimated_tokens(f" {a}\n\n") == estimated_tokens(a)
+
+
+@given(st.text(st.characters(exclude_categories=["Z", "Cc"]), min_size=1))
+def test_text_costs_something(text: str) -> None:
+    assert estimated_tokens(text) >= max(1, len(text) // 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        # counted with a vocabulary of 151,643 entries for many languages (byte-level BPE)
+        ("Αυτή είναι μια πρόταση στα ελληνικά.", 30),
+        ("यह एक उदाहरण वाक्य है जो हिंदी में लिखा गया है।", 45),
+        ("இது தமிழில் எழுதப்பட்ட ஒரு வாக்கியம்.", 38),
+        ("이것은 한국어로 작성된 예문입니다.", 12),
+        ("זה משפט בעברית.", 6),
+        ("ეს არის ქართული წინადადება.", 27),
+        ("3.14159265358979", 16),
+        ("😀👩‍👩‍👧‍👦🇮🇷", 13),
+    ],
+)
+def test_the_estimate_is_not_far_off(text: str, tokens: int) -> None:
+    assert 0.8 * tokens <= estimated_tokens(text) <= 1.6 * tokens
+
+
+def test_what_looks_like_no_word_is_counted_too() -> None:
+    assert estimated_tokens("____") == 4
+    assert estimated_tokens("∀x∈ℝ") == 4
+    assert estimated_tokens("𝐀𝐁") == 4
