@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rank_k.cache import cache_directory as cache_directory
 from rank_k.errors import FormatError, InputError, MissingWeights
 
 OnProgress = Callable[[str, int, int], None]
@@ -283,19 +284,3 @@ def _remember(note: Path, facts: dict[str, object]) -> None:
         with tempfile.NamedTemporaryFile("w", dir=note.parent, encoding="utf-8", delete=False) as file:
             json.dump(facts, file)
         Path(file.name).replace(note)
-
-
-def cache_directory() -> Path:
-    """`RANK_K_CACHE`, else `rank-k` in `XDG_CACHE_HOME`, else where the system keeps caches."""
-    if own := os.environ.get("RANK_K_CACHE"):
-        return Path(own).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(base).is_absolute():  # the XDG specification has relative ones ignored
-        return Path(base, "rank-k")
-    if sys.platform == "win32" and (base := os.environ.get("LOCALAPPDATA", "")):
-        return Path(base, "rank-k", "Cache")
-    try:
-        home = Path.home()
-    except RuntimeError as error:
-        raise InputError("there is no home directory to keep weights in", "set RANK_K_CACHE to a directory") from error
-    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "rank-k"
