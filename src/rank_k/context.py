@@ -1,7 +1,7 @@
 """How prompt, thought and answer share the model's context. Pure.
 
-The rule: passages are cut evenly first, the longest first; then the budget; then passages again. Nothing is
-ever left for the server to refuse.
+The rule: passages are cut evenly first, the longest first, down to `LEAST_PASSAGE`; then the budget, down to
+`LEAST_BUDGET`; then passages again. Nothing is ever left for the server to refuse.
 """
 
 from __future__ import annotations
@@ -35,16 +35,13 @@ def shared(context: int, frame: int, passages: Sequence[int], budget: int) -> Sh
     asked for. Raises `QueryTooLong` if not even bare passages and a short answer fit.
     """
     longest = max(passages, default=0)
-    least_budget = min(budget, LEAST_BUDGET)
-    for least_passage, least in (
-        (LEAST_PASSAGE, budget),
-        (LEAST_PASSAGE, least_budget),
-        (BARE_PASSAGE, least_budget),
-    ):
-        limit = even_limit(passages, context - frame - least)
-        if limit >= min(least_passage, longest):
-            room = context - frame - sum(min(length, limit) for length in passages)
-            return Share(limit, min(budget, room))
+    limit = even_limit(passages, context - frame - budget)
+    if limit >= min(LEAST_PASSAGE, longest):
+        return Share(limit, budget)
+    limit = min(even_limit(passages, context - frame - min(budget, LEAST_BUDGET)), LEAST_PASSAGE)
+    if limit >= min(BARE_PASSAGE, longest):
+        room = context - frame - sum(min(length, limit) for length in passages)
+        return Share(limit, min(budget, room))
     raise QueryTooLong(
         f"the query and its instructions take {frame} of the model's {context} tokens: no room for"
         f" {len(passages)} passages and an answer",
