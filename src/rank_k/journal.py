@@ -17,11 +17,13 @@ import hashlib
 import json
 import os
 import sqlite3
+import stat
 import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,20 @@ class WindowRecord:
     repairs: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class QueryCost:
+    """What a query of a run came to."""
+
+    query_id: str
+    rounds: int
+    windows: int
+    calls: int
+    unranked: int
+    usage: Usage
+    seconds: float
+    repairs: Mapping[str, int]
+
+
 def call_key(identity: str, body: Mapping[str, Any], sample: int) -> str:
     """The name of a call: what decides the reply, and nothing else."""
     canonical = json.dumps([identity, body, sample], sort_keys=True, separators=(",", ":"))
@@ -104,16 +120,21 @@ class Journal:
         self.path = None if path is None else Path(path)
         try:
             self._db = self._open(read_only)
+        except sqlite3.Error as error:
+            raise _cannot_be_opened(path, error) from error
+        try:
             self._db.execute("PRAGMA busy_timeout = 30000")
+            self._migrate(read_only)
             if not read_only:
                 self._db.execute("PRAGMA journal_mode = WAL")
                 # NORMAL loses nothing when the process dies; after a power cut the last calls may be gone.
                 self._db.execute("PRAGMA synchronous = NORMAL")
-            self._migrate(read_only)
         except sqlite3.Error as error:
-            raise JournalError(
-                f"journal {path} cannot be opened: {error}", "give another file with --journal"
-            ) from error
+            self._db.close()
+            raise _cannot_be_opened(path, error) from error
+        except JournalError:
+            self._db.close()
+            raise
 
     def _open(self, read_only: bool) -> sqlite3.Connection:
         if self.path is None:
@@ -122,7 +143,11 @@ class Journal:
             uri = f"{self.path.resolve().as_uri()}?mode=ro"
             return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         try:
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+            descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
+            opened = os.fstat(descriptor)
+            os.close(descriptor)
+            if stat.S_ISREG(opened.st_mode) and not opened.st_size:
+                self.path.chmod(0o600)  # an empty file that was there before is made into a journal
         except OSError as error:
             raise JournalError(
                 f"journal {self.path} cannot be written: {error.strerror}", "give another file with --journal"
@@ -130,17 +155,28 @@ class Journal:
         return sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
 
     def _migrate(self, read_only: bool) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and "calls" not in tables:
+            raise JournalError(f"{self.path} is a database but no journal", "give another file with --journal")
+        if self._version() == len(_MIGRATIONS):
+            return
+        if not read_only:
+            self._db.execute("BEGIN IMMEDIATE")  # another process may be making the same file: one at a time
+        version = self._version()
         if version > len(_MIGRATIONS):
             raise JournalError(f"journal {self.path} was made by a newer rank-k", "update: pip install -U rank-k")
-        if version == 0 and self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
-            raise JournalError(f"{self.path} is a database but no journal", "give another file with --journal")
         if version < len(_MIGRATIONS) and read_only:
             raise JournalError(f"journal {self.path} is of an older version", "run any command that writes to it")
         for number in range(version, len(_MIGRATIONS)):
-            self._db.executescript(
-                f"BEGIN IMMEDIATE; {_MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;"
-            )
+            for statement in _MIGRATIONS[number].split(";"):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {number + 1}")
+        if not read_only:
+            self._db.execute("COMMIT")
+
+    def _version(self) -> int:
+        version: int = self._db.execute("PRAGMA user_version").fetchone()[0]
+        return version
 
     def close(self) -> None:
         self._db.close()
@@ -157,7 +193,8 @@ class Journal:
         if row is None:
             return None
         tokens = None if row[9] is None else tuple((t, p) for t, p in json.loads(zlib.decompress(row[9])))
-        return Reply(row[0], row[1], row[2], _usage(row[3:8]), row[8], tokens)
+        text, reasoning, finish_reason = (None if part is None else _text(part) for part in row[:3])
+        return Reply(text or "", reasoning, finish_reason, _usage(row[3:8]), row[8], tokens)
 
     def keep(self, key: str, model: str, purpose: str, body: Mapping[str, Any], reply: Reply) -> Reply:
         """Keep a finished call; returns what the journal now holds (another process may have been first)."""
@@ -166,12 +203,12 @@ class Journal:
             "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 key,
-                model,
+                _storable(model),
                 purpose,
                 zlib.compress(json.dumps(body).encode(), 1),
                 _storable(reply.text),
                 None if reply.reasoning is None else _storable(reply.reasoning),
-                reply.finish_reason,
+                None if reply.finish_reason is None else _storable(reply.finish_reason),
                 usage.prompt_tokens,
                 usage.completion_tokens,
                 usage.reasoning_tokens,
@@ -199,7 +236,7 @@ class Journal:
             " sum(reasoning_tokens), sum(cached_tokens), max(estimated), sum(seconds)"
             " FROM calls GROUP BY model, purpose ORDER BY 1, 2"
         )
-        return [(r[0], r[1], r[2], _usage(r[3:8]), r[8]) for r in rows]
+        return [(_text(r[0]), r[1], r[2], _usage(r[3:8]), r[8]) for r in rows]
 
     # --- windows ---
 
@@ -231,7 +268,8 @@ class Journal:
 
     def windows(self, run: str | None = None, query_id: str | None = None) -> Iterator[WindowRecord]:
         """The windows of a run (default: the last one written), of one query or all, in the order asked."""
-        where, values = "run = ?", [run or self.last_run()]
+        where = "run = ?"
+        values: list[str | bytes] = [run or self.last_run()]
         if query_id is not None:
             where, values = where + " AND query_id = ?", [*values, _storable(query_id)]
         rows = self._db.execute(
@@ -242,7 +280,7 @@ class Journal:
         for query, number, position, shown, calls, orders, repairs in rows:
             doc_ids, reach = json.loads(shown)
             yield WindowRecord(
-                query,
+                _text(query),
                 number,
                 position,
                 Window(tuple(doc_ids), (reach[0], reach[1])),
@@ -252,6 +290,22 @@ class Journal:
                     for tiers, placed, ranked in json.loads(orders)
                 ),
                 Counter(json.loads(repairs)),
+            )
+
+    def queries(self, run: str) -> Iterator[QueryCost]:
+        """What each query of a run came to, by query id."""
+        for query_id, records in groupby(self.windows(run), key=lambda record: record.query_id):
+            windows = list(records)
+            calls = [self.reply(key) for record in windows for key in record.calls]
+            yield QueryCost(
+                query_id,
+                len({record.round for record in windows}),
+                len(windows),
+                len(calls),
+                sum(not any(order.ranked for order in record.orders) for record in windows),
+                sum((reply.usage for reply in calls if reply), Usage()),
+                sum(reply.seconds for reply in calls if reply),
+                sum((Counter(record.repairs) for record in windows), Counter()),
             )
 
     def last_run(self) -> str:
@@ -281,11 +335,23 @@ class Journal:
         return Ranking(tuple(doc_ids), tuple(map(bool, tied)), probability)
 
 
+def _cannot_be_opened(path: str | Path | None, error: sqlite3.Error) -> JournalError:
+    return JournalError(f"journal {path} cannot be opened: {error}", "give another file with --journal")
+
+
 def _usage(row: Sequence[int]) -> Usage:
     prompt, completion, reasoning, cached, estimated = row
     return Usage(prompt, completion, reasoning, cached, bool(estimated))
 
 
-def _storable(text: str) -> str:
-    """SQLite takes no lone surrogates; ids with undecodable bytes are kept in escaped form."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+def _storable(text: str) -> str | bytes:
+    """`text` as SQLite takes it: lone surrogates (undecodable bytes of ids, say) can only be kept as bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+    return text
+
+
+def _text(stored: str | bytes) -> str:
+    return stored if isinstance(stored, str) else stored.decode("utf-8", "surrogatepass")
