@@ -402,7 +402,7 @@ def test_the_journal_shows_exports_and_adds_up(folder: Path, rank_k: RankK, loop
 
     shown = rank_k("journal", "show", journal, "--query", "q2").out
     assert shown.startswith("== query q2, round 1, window 1\n")
-    assert "naïve reader" in shown, "the trace"
+    assert "<think>" in shown, "the trace"
     assert "-> q2-d4 > q2-d1 > q2-d2 > q2-d0 = q2-d3 = q2-d5" in shown
     assert "q1" not in shown
 
@@ -746,5 +746,5 @@ def test_no_verb_and_a_wrong_one(rank_k: RankK) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
 def test_a_full_disk_is_one_line(folder: Path, rank_k: RankK) -> None:
     told = rank_k(*RERANK, "--simulate", "qrels.trec", "--quiet", "--report", "/dev/full")
-    assert (told.code, told.err) == (2, "rank-k rerank: No space left on device\n")
+    assert (told.code, told.err) == (2, "rank-k rerank: the system: No space left on device\n")
     assert ranking("out.trec") == BEST, "the run itself is there"

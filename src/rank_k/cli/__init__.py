@@ -110,6 +110,6 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, but for those that say nothing."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False) or action.required:
+        if action.default in (None, False, "") or action.required:
             return action.help
         return super()._get_help_string(action)
