@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
@@ -18,7 +19,8 @@ class Retries:
     """How often and how long. Delays double from `first` to `longest` seconds, each drawn between half and
     all of its bound; a server's Retry-After is believed up to `longest_wait` seconds.
 
-    `overloaded`: tries where the server said it has too much to do; `broken`: where it failed or was gone.
+    `overloaded`: tries where the server said it has too much to do; `broken`: where it failed or was gone. The two
+    are counted apart: a connection that drops after a busy hour is a first failure.
     """
 
     overloaded: int = 12
@@ -31,9 +33,10 @@ class Retries:
         return self.overloaded if isinstance(error, Overloaded) else self.broken
 
     def delay(self, failures: int, error: ModelError, random: Random) -> float:
-        """Seconds to wait after the `failures`-th failure in a row."""
+        """Seconds to wait after the `failures`-th failure of this kind."""
         if isinstance(error, Overloaded) and error.retry_after is not None:
-            return min(error.retry_after, self.longest_wait) + random.uniform(0, self.first)
+            # in this order a server's NaN is 0
+            return min(self.longest_wait, max(0.0, error.retry_after)) + random.uniform(0, self.first)
         bound = min(self.first * 2 ** min(failures - 1, 30), self.longest)
         return random.uniform(bound / 2, bound)
 
@@ -45,17 +48,18 @@ async def with_retries(
     on_retry: Callable[[ModelError, float], None] | None = None,
 ) -> T:
     """`call()`, again while it raises a retryable `ModelError`; `GaveUp` when the tries are used up."""
-    failures = 0
+    failures: Counter[bool] = Counter()
     while True:
         try:
             return await call()
         except ModelError as error:
             if not error.retryable:
                 raise
-            failures += 1
-            if failures >= retries.tries(error):
-                raise GaveUp(f"no answer after {failures} tries: {error.problem}", error.remedy) from error
-            wait = retries.delay(failures, error, random)
+            kind = isinstance(error, Overloaded)
+            failures[kind] += 1
+            if failures[kind] >= retries.tries(error):
+                raise GaveUp(f"no answer after {failures.total()} tries: {error.problem}", error.remedy) from error
+            wait = retries.delay(failures[kind], error, random)
             if on_retry is not None:
                 on_retry(error, wait)
         await asyncio.sleep(wait)
