@@ -81,7 +81,7 @@ def measure(slots: int, flush: float = 0.05, queries: int = 40, *options: str, *
     return Cost(
         slots,
         len(calls),
-        max(call.end for call in calls) - min(call.start for call in calls),
+        max(call.end or 0.0 for call in calls) - min(call.start for call in calls),
         bound,
         (usage.ru_utime + usage.ru_stime) / len(calls) * 1000,
         usage.ru_maxrss / 1024,

@@ -290,6 +290,10 @@ def _answer(plan: Plan, marks: Sequence[str], window: str, held: bool) -> list[s
     return re.findall(r"\S+\s*", text)
 
 
+_MUSINGS = [f"{a}{b}{c}" for a in ("ka", "mo", "ti", "su", "re") for b in ("l", "n", "st", "v") for c in "aeiou"]
+"""Words to muse in, so many that a thought is not one that goes in circles."""
+
+
 def _thought(plan: Plan, marks: Sequence[str], window: str, length: int) -> list[str]:
     """`length` tokens that mention passages, and even orders of them, at random: none is the answer."""
     rng = random.Random(window)
@@ -303,7 +307,8 @@ def _thought(plan: Plan, marks: Sequence[str], window: str, length: int) -> list
     while len(words) < room:
         for i in rng.sample(range(1, len(marks) + 1), len(marks)) or [0]:
             j = rng.randint(1, len(marks) or 1)
-            phrase = f"A naïve reader of [{i}] might say [{i}] > [{j}], but wait — is that so?\n"
+            aside = " ".join(rng.choices(_MUSINGS, k=rng.randint(6, 14)))
+            phrase = f"{aside} [{i}] {rng.choice(_MUSINGS)} [{i}] > [{j}], {rng.choice(_MUSINGS)} — naïve?\n"
             words += re.findall(r"\S+\s", phrase)
     return [*opening, *words[:room], *closing]
 

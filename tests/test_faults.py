@@ -94,19 +94,16 @@ def test_overload_is_waited_out(loopback: StartLoopback, clean: dict[str, tuple[
 
 
 @pytest.mark.parametrize("fault", ["http_500", "drop", "error_in_stream", "bad_json"])
-def test_broken_replies_are_asked_again(
-    loopback: StartLoopback, clean: dict[str, tuple[str, ...]], fault: str
-) -> None:
-    server = loopback(**{fault: (0.3, 2)})
+def test_broken_replies_are_asked_again(loopback: StartLoopback, clean: dict[str, tuple[str, ...]], fault: str) -> None:
+    plan: dict[str, Any] = {fault: (0.3, 2)}
+    server = loopback(**plan)
     results, tally = rerank(server)
     assert results == clean
     assert any(call.fault == fault for call in server.calls)
     assert not tally.unranked_windows
 
 
-def test_bytes_that_are_no_text_cost_no_second_call(
-    loopback: StartLoopback, clean: dict[str, tuple[str, ...]]
-) -> None:
+def test_bytes_that_are_no_text_cost_no_second_call(loopback: StartLoopback, clean: dict[str, tuple[str, ...]]) -> None:
     server = loopback(bad_utf8=(1.0, 1))
     results, tally = rerank(server)
     assert results == clean
@@ -166,7 +163,7 @@ def test_nobody_there() -> None:
 
 def test_the_context_is_shared_so_that_the_server_never_refuses(loopback: StartLoopback) -> None:
     """Passages far too long for the context are cut evenly; no request is refused."""
-    server = loopback(max_model_len=3000)
+    server = loopback(max_model_len=3000, abilities="raw continue grammar")
     long = [f"{DATA.passages[d].text} " + "many words of no importance " * 300 for d in list(DATA.passages)[:20]]
     with Reranker("oracle", server=server.url, max_tokens=1000) as reranker:
         hits = reranker.rank("q", long)

@@ -195,7 +195,7 @@ def test_quirk_decides_where_the_trace_goes(loopback: StartLoopback, quirk: str,
     assert bool(close) == (quirk in ("inline", "missing_open"))
     assert before.startswith("<think>") == (quirk == "inline")
     if quirk != "none":
-        mentioned = re.findall(r"say \[(\d+)\]", before + heard.trace)
+        mentioned = re.findall(r"\[(\d+)\] >", before + heard.trace)
         assert len(set(mentioned)) > 5
         assert mentioned != sorted(mentioned, key=int)
     assert heard.usage is not None

@@ -264,7 +264,7 @@ class _Chain:
             self.tiers.append(ids)
 
 
-_READ = 10_000
+_READ = 8_000
 """Characters read at each end of a long answer: more than a ranking of 1,000 passages takes."""
 
 

@@ -1,6 +1,5 @@
-"""One window in, one outcome out: the prompt made, the model asked, a cut thought closed, the answer read.
-
-Every call goes through the journal: it is looked up there first, and kept there before it is used.
+"""One window in, one outcome out: asked directly or with thought, a thought closed, an answer constrained,
+samples taken. Every call goes through the journal: looked up there first, and kept there before it is used.
 """
 
 from __future__ import annotations
@@ -13,20 +12,24 @@ from random import Random
 from zlib import crc32
 
 from rank_k.answer import Answer, parse_answer
-from rank_k.context import shared
-from rank_k.errors import ContextOverflow, QueryTooLong
+from rank_k.errors import ContextOverflow, Refused
+from rank_k.grammar import follows
 from rank_k.journal import Journal, call_key
-from rank_k.models.base import Model, OnText, Reply, Request, Subject, Usage
+from rank_k.loops import LoopWatch
+from rank_k.models.base import Delta, Model, OnText, Reply, Request, Subject, Usage
 from rank_k.models.retries import Retries, with_retries
-from rank_k.prompt import PromptTemplate, default_template, harmless, one_line
+from rank_k.prompt import PromptTemplate, default_template, defused
 from rank_k.records import Message, Order, Outcome, Passage, Query, Window
-from rank_k.tokens import cut_at, estimated_tokens, most_tokens
+from rank_k.showing import CHAT_TOKENS, QueryTexts, Showing
+from rank_k.thinking import AutoRule, Think, agreement, confidence, pays
+from rank_k.tokens import estimated_tokens
 
-_CHAT_TOKENS = 64  # what a chat template adds to the messages, at most
-_MARKER_TOKENS = 8  # "[12] " and the line's end
-_ESTIMATE_MARGIN = 1.15  # on estimated lengths, where the context is nearly full
 _SHRINK = 0.8  # of the context, after the server counted more tokens than we did
 _SHRINKS = 6
+
+_OPENED = "<think>\n"
+_CLOSED = "\n</think>\n\n"
+_EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 
 _CLOSE = (
     "Stop here. Going by your notes, give the order now: one line of passage numbers, best first, like"
@@ -39,37 +42,28 @@ class AskSettings:
     """How a window is asked. Tokens are the model's.
 
     `passage_tokens` 450, `max_tokens` 8,000 (thought and answer) and temperature 0.5 are the paper's.
-    `think` None: the model's own way; False: the answer at once. `temperature` None: the server's own.
+    `temperature` None: the server's own. `constrain`: hold answers to the grammar of a ranking where the server
+    can. `samples`: how often each window is asked, in different presented orders; `agree`: stop early when the
+    first so many agree. `rule`: when a thought pays, for `Think("auto")`.
     """
 
     passage_tokens: int = 450
     max_tokens: int = 8000
     temperature: float | None = 0.5
     top_p: float | None = None
-    think: bool | None = None
-
-
-@dataclass(slots=True)
-class Shown:
-    """One passage as it can be shown: harmless, and no longer than `passage_tokens`."""
-
-    text: str
-    tokens: int | None = None  # counted only where it matters
-
-
-@dataclass(frozen=True, slots=True)
-class QueryTexts:
-    """A query's texts, ready to be shown. `repairs`: what had to be cut or could only be estimated."""
-
-    query: Query
-    text: str
-    passages: Mapping[str, Shown]
-    repairs: Mapping[str, int]
+    think: Think = Think()
+    constrain: bool = True
+    samples: int = 1
+    agree: int = 2
+    rule: AutoRule = AutoRule()
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What became of one window. `calls` are keys of the journal; `asked` of them went to the model now."""
+    """What became of one window. `calls` are keys of the journal; `asked` of them went to the model now.
+
+    `traces`: one per order. `saved`: tokens not spent since a thought that went in circles was ended.
+    """
 
     outcome: Outcome
     traces: tuple[str, ...]
@@ -78,6 +72,7 @@ class Asked:
     repairs: Mapping[str, int]
     asked: int = 0
     seconds: float = 0.0
+    saved: int = 0
 
 
 @dataclass(slots=True)
@@ -89,10 +84,23 @@ class _Spent:
     repairs: Counter[str] = field(default_factory=Counter)
     asked: int = 0
     seconds: float = 0.0
+    saved: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One look at a window: all that its calls have in common. `context`: tokens believed to be there."""
+
+    texts: QueryTexts
+    window: Window
+    sample: int
+    context: int
+    spent: _Spent
+    on_text: OnText | None
 
 
 class Asker:
-    """Asks `model` about windows, through `journal`."""
+    """Asks `model` about windows, through `journal`. `prepare` comes first."""
 
     def __init__(
         self,
@@ -107,185 +115,314 @@ class Asker:
         self.model = model
         self.settings = settings
         self.template = template or default_template()
+        self._showing = Showing(model, self.template, settings.passage_tokens, settings.max_tokens)
         self._journal = journal
         self._retries = retries
         self._random = Random()
         self._on_retry = on_retry
         self._slots = asyncio.Semaphore(slots)  # shared by all who ask at the same time
+        self._empty_thought = False  # the model thinks although asked not to: show it a thought that is over
+
+    async def prepare(self) -> None:
+        """Find out, once and through the journal, what the model makes of being asked not to think."""
+        able = self.model.abilities
+        if self.settings.think.kind in ("off", "auto") and able.thinks and able.prefill:
+            question = Request(
+                (Message("user", "What is two and two? Answer with the number alone."),), 64, 0.0, think=False
+            )
+            reply = await self._call(question, "probe", None)
+            answer = parse_answer(reply.text, 1, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
+            self._empty_thought = bool(answer.trace.strip()) or answer.thought_was_cut
 
     async def texts(self, query: Query, passages: Mapping[str, Passage]) -> QueryTexts:
         """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
-        repairs: Counter[str] = Counter()
-        text = harmless(query.text, markers=False)
-        shown = {}
-        for doc_id, passage in passages.items():
-            shown[doc_id] = await self._within(harmless(passage.text), self.settings.passage_tokens, repairs)
-        found = QueryTexts(query, text, shown, repairs)
-        await self._check_query(text)
-        return found
+        return await self._showing.texts(query, passages)
 
     async def check(self, query: Query) -> None:
         """Raise `QueryTooLong` if the query leaves no room for two passages and a short answer."""
-        await self._check_query(harmless(query.text, markers=False))
+        await self._showing.check(query)
 
-    async def ask(self, texts: QueryTexts, window: Window, *, sample: int = 0, on_text: OnText | None = None) -> Asked:
+    async def ask(self, texts: QueryTexts, window: Window, *, on_text: OnText | None = None) -> Asked:
         """Ask about one window. Raises `ModelError` when the model cannot be had, never for a bad answer."""
         spent = _Spent()
-        context = self.model.context
+        settings = self.settings
+        first = min(settings.agree, settings.samples)
+        taken = list(await asyncio.gather(*(self._sample(texts, window, n, spent, on_text) for n in range(first))))
+        orders = [orders[-1] for orders, _ in taken]
+        if any(not order.ranked or order.tiers != orders[0].tiers for order in orders) or first < 2:
+            taken += await asyncio.gather(
+                *(self._sample(texts, window, n, spent, on_text) for n in range(first, settings.samples))
+            )
+        else:
+            spent.repairs["samples_spared"] += settings.samples - first
+        found = tuple(order for orders, _ in taken for order in orders)
+        return Asked(
+            Outcome(window, found),
+            tuple(trace for _, trace in taken),
+            tuple(spent.calls),
+            spent.usage,
+            +spent.repairs,
+            spent.asked,
+            spent.seconds,
+            spent.saved,
+        )
+
+    async def _sample(
+        self, texts: QueryTexts, window: Window, sample: int, spent: _Spent, on_text: OnText | None
+    ) -> tuple[tuple[Order, ...], str]:
+        """One look at the window: its orders (two where a direct one and a thoughtful one were taken) and trace."""
+        look = _Look(texts, window, sample, self.model.context, spent, on_text)
         for shrinks in range(_SHRINKS + 1):
-            request = await self._request(texts, window, context, sample, spent.repairs)
             try:
-                answer = await self._answer(request, len(window.doc_ids), spent, on_text)
-                break
+                return await self._looked(look)
             except ContextOverflow:
                 if shrinks == _SHRINKS:
                     raise
-                context = int(context * _SHRINK)
-        spent.repairs.update(answer.repairs)
-        order = _order(answer, window)
-        return Asked(
-            Outcome(window, (order,)),
-            (answer.trace,),
-            tuple(spent.calls),
-            spent.usage,
-            spent.repairs,
-            spent.asked,
-            spent.seconds,
-        )
+                look = replace(look, context=int(look.context * _SHRINK))
+        raise AssertionError("the loop returns or raises")
 
-    # --- prompt ---
+    async def _looked(self, look: _Look) -> tuple[tuple[Order, ...], str]:
+        think = self.settings.think
+        shown = _presented(look.texts.query.query_id, look.window.doc_ids, look.sample)
+        question = await self._question(look, shown)
+        if think.kind in ("full", "budget"):
+            answer = await self._thoughtful(question, think.tokens, look)
+            look.spent.repairs.update(answer.repairs)
+            return (_order(answer, shown, look.window),), answer.trace
+        direct, reply = await self._direct(question, look)
+        direct_order = _order(direct, shown, look.window)
+        if think.kind == "off" or not await self._is_worth_a_thought(question, direct_order, reply, look):
+            look.spent.repairs.update(direct.repairs)
+            return (direct_order,), direct.trace
+        look.spent.repairs["thought_about"] += 1
+        answer = await self._thoughtful(question, None, look)
+        look.spent.repairs.update(answer.repairs)
+        thought_order = _order(answer, shown, look.window)
+        orders = tuple(order for order in (direct_order, thought_order) if order.ranked)
+        return orders or (thought_order,), answer.trace
 
-    async def _check_query(self, text: str) -> None:
-        """A query must leave room for two bare passages and a short answer: said before money is spent."""
-        frame = self._frame(text, 2)
-        bound = most_tokens(frame) + _CHAT_TOKENS
-        if bound + 2 * _MARKER_TOKENS + self.settings.max_tokens > self.model.context:
-            tokens = await self._count(frame, Counter()) + _CHAT_TOKENS + 2 * _MARKER_TOKENS
-            try:
-                shared(self.model.context, tokens, (16, 16), self.settings.max_tokens)
-            except QueryTooLong as error:
-                raise QueryTooLong(f"query {one_line(text)[:60]!r}...: {error.problem}", error.remedy) from None
-
-    def _frame(self, query: str, size: int) -> str:
-        return "\n".join(message.content for message in self.template.messages(query, [""] * size))
-
-    async def _request(
-        self, texts: QueryTexts, window: Window, context: int, sample: int, repairs: Counter[str]
-    ) -> Request:
-        """The question, everything in it sharing `context` by the rule of `rank_k.context`."""
-        settings = self.settings
-        passages = [texts.passages[doc_id] for doc_id in window.doc_ids]
-        budget = settings.max_tokens
-        frame = self._frame(texts.text, len(passages))
-        overhead = _CHAT_TOKENS + _MARKER_TOKENS * len(passages)
-        bound = most_tokens(frame) + overhead + sum(most_tokens(passage.text) for passage in passages)
-        shown = [passage.text for passage in passages]
-        if bound + budget > context:
-            frame_tokens = await self._count(frame, repairs) + overhead
-            for passage in passages:
-                if passage.tokens is None:
-                    passage.tokens = await self._count(passage.text, repairs)
-            share = shared(context, frame_tokens, [passage.tokens or 0 for passage in passages], budget)
-            if share.budget < budget:
-                repairs["budget_cut"] = 1
-                budget = share.budget
-            shown = []
-            for passage in passages:
-                if (passage.tokens or 0) > share.passage:
-                    repairs["context_cut"] += 1
-                    cut = await self._within(passage.text, share.passage, Counter())
-                    shown.append(cut.text)
-                else:
-                    shown.append(passage.text)
+    async def _question(self, look: _Look, shown: tuple[str, ...]) -> Request:
+        query_id = look.texts.query.query_id
+        messages, budget = await self._showing.messages(look.texts, shown, look.context, look.spent.repairs)
         return Request(
-            messages=self.template.messages(texts.text, shown),
-            max_tokens=budget,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=(crc32(texts.query.query_id.encode("utf-8", "surrogateescape")) + sample) % 2**31,
-            think=settings.think,
-            sample=sample,
-            subject=Subject(texts.query.query_id, window.doc_ids),
+            messages,
+            budget,
+            self.settings.temperature,
+            self.settings.top_p,
+            seed=(crc32(query_id.encode("utf-8", "surrogateescape")) + look.sample) % 2**31,
+            sample=look.sample,
+            subject=Subject(query_id, shown),
         )
 
-    async def _count(self, text: str, repairs: Counter[str]) -> int:
-        """Tokens of `text`: by the model where it can tell, else estimated, with a margin, and counted."""
-        tokens = await self.model.count_tokens(text)
-        if tokens is None:
-            repairs["tokens_estimated"] = 1
-            tokens = int(estimated_tokens(text) * _ESTIMATE_MARGIN)
-        return tokens
+    # --- without a thought ---
 
-    async def _within(self, text: str, limit: int, repairs: Counter[str]) -> Shown:
-        """`text`, cut to `limit` tokens if it has more."""
-        if most_tokens(text) <= limit:
-            return Shown(text)
-        tokens = await self.model.count_tokens(text)
-        if tokens is None:
-            tokens = estimated_tokens(text)
-            if tokens > limit:
-                repairs["tokens_estimated"] = 1
-        if tokens <= limit:
-            return Shown(text, tokens)
-        repairs["passages_cut"] += 1
-        while tokens > limit and text:
-            text = cut_at(text, min(len(text) * limit // tokens, len(text) - 1))
-            counted = await self.model.count_tokens(text)
-            tokens = estimated_tokens(text) if counted is None else counted
-        return Shown(text, tokens)
+    async def _direct(self, question: Request, look: _Look) -> tuple[Answer, Reply]:
+        """The answer at once."""
+        asking = self._answering(question)
+        wants_logprobs = self.settings.think.kind == "auto" and self.model.abilities.logprobs
+        asking = replace(asking, think=False, logprobs=wants_logprobs)
+        if self._empty_thought:
+            asking = replace(asking, prefill=_EMPTY_THOUGHT)
+        reply = await self._call(asking, "direct", look)
+        return self._read(reply, asking, look.spent, thought_closed=self._empty_thought), reply
+
+    async def _is_worth_a_thought(self, question: Request, order: Order, reply: Reply, look: _Look) -> bool:
+        """What the rule says, going by the reply's probabilities, or by a second look at the window turned round."""
+        rule = self.settings.rule
+        if not order.ranked:
+            return True
+        if not pays(look.window, None, rule):
+            return False
+        sure = None if reply.tokens is None else confidence(reply.tokens, len(question.subject.doc_ids), rule.cut)
+        if sure is None:
+            turned = tuple(reversed(question.subject.doc_ids))
+            other, _ = await self._direct(await self._question(look, turned), look)
+            sure = agreement(order, _order(other, turned, look.window), rule.cut)
+        return pays(look.window, sure, rule)
+
+    # --- with a thought ---
+
+    async def _thoughtful(self, question: Request, tokens: int | None, look: _Look) -> Answer:
+        """The answer after a thought of at most `tokens` (None: as long as it likes)."""
+        able = self.model.abilities
+        size = len(question.subject.doc_ids)
+        if not able.thinks and able.prefill:
+            return await self._begun(question, tokens, look)
+        asking = question
+        if tokens is not None and able.budget:
+            room = min(tokens + _answer_tokens(size), question.max_tokens)
+            asking = replace(question, budget=tokens, max_tokens=room)
+        elif tokens is not None:
+            asking = replace(question, max_tokens=min(tokens, question.max_tokens))
+        reply = await self._call(asking, "ask", look)
+        if tokens is not None and reply.usage.reasoning_tokens > tokens:
+            look.spent.repairs["budget_ignored"] += 1
+        answer = _parsed(reply, size)
+        short = "cut" in answer.repairs and "missing" in answer.repairs
+        if answer.thought_was_cut:
+            look.spent.repairs["thought_closed"] += 1
+        elif short and answer.trace and tokens is not None:
+            look.spent.repairs["answer_asked_again"] += 1  # the budget ended in the midst of the answer
+        elif not answer.ranked and answer.trace and able.prefill and able.grammar and self.settings.constrain:
+            look.spent.repairs["answer_asked_again"] += 1
+        else:
+            return answer
+        return await self._closed(question, answer, look)
+
+    async def _begun(self, question: Request, tokens: int | None, look: _Look) -> Answer:
+        """A thought for a model that has none of its own: begun for it, ended at the budget, then the answer."""
+        size = len(question.subject.doc_ids)
+        room = max(question.max_tokens - _answer_tokens(size), 1)
+        asking = replace(question, prefill=_OPENED, stop=("</think>",), max_tokens=min(tokens or room, room))
+        reply = await self._call(asking, "ask", look)
+        if reply.finish_reason != "stop":
+            look.spent.repairs["thought_closed"] += 1
+        thought = (reply.reasoning or "") + reply.text
+        trace = thought.partition("</think>")[0].replace("<think>", "").strip()
+        cut = {} if reply.finish_reason == "stop" else {"cut": 1}
+        return await self._closed(question, Answer((), frozenset(), cut, False, trace), look)
+
+    async def _closed(self, question: Request, so_far: Answer, look: _Look) -> Answer:
+        """The answer that follows from a thought that was ended: with the trace in place where the server can
+        go on from it, else in a fresh turn that carries the notes."""
+        size = len(question.subject.doc_ids)
+        trace = so_far.trace
+        answer = None
+        if self.model.abilities.prefill:
+            asking = self._answering(question)
+            kept = self._kept(trace, question, asking.max_tokens)
+            asking = replace(asking, prefill=f"{_OPENED}{defused(kept)}{_CLOSED}")
+            try:
+                reply = await self._call(asking, "close", look)
+                answer = self._read(reply, asking, look.spent, thought_closed=True)
+            except Refused as error:
+                if error.status in (401, 403):
+                    raise
+        if answer is None or not answer.ranked:
+            asking = self._fresh_turn(question, trace, size)
+            reply = await self._call(asking, "close", look)
+            answer = self._read(reply, asking, look.spent, thought_closed=False)
+        traces = (trace, answer.trace if answer.trace not in trace else "")
+        repairs = Counter(answer.repairs)
+        repairs["cut"] += so_far.repairs.get("cut", 0)
+        return replace(answer, trace="\n".join(filter(None, traces)), repairs=+repairs)
+
+    def _answering(self, question: Request) -> Request:
+        """`question` for the answer alone: short, and held to a ranking where the server can."""
+        size = len(question.subject.doc_ids)
+        constrained = self.settings.constrain and self.model.abilities.grammar
+        tokens = min(question.max_tokens, _answer_tokens(size))
+        return replace(question, max_tokens=tokens, ranking_of=size if constrained else None)
+
+    def _fresh_turn(self, question: Request, trace: str, size: int) -> Request:
+        """The question again, the notes so far, and the demand for the order."""
+        asking = replace(self._answering(question), think=False)
+        budget = min(question.max_tokens, 1024 + 8 * size)  # it may think again
+        notes = " ".join(defused(self._kept(trace, question, budget)).split())
+        turns = (Message("assistant", f"My notes so far: {notes}"), Message("user", _CLOSE))
+        return replace(asking, messages=(*question.messages, *turns), max_tokens=budget)
+
+    def _kept(self, trace: str, question: Request, budget: int) -> str:
+        """The end of `trace`, as much of it as fits beside the prompt and `budget` tokens."""
+        prompt = sum(estimated_tokens(message.content) for message in question.messages)
+        room = max(self.model.context - prompt - budget - 2 * CHAT_TOKENS, question.max_tokens - budget, 64)
+        length = estimated_tokens(trace)
+        return trace if length <= room else "... " + trace[-(len(trace) * room // length) :]
 
     # --- calls ---
 
-    async def _answer(self, request: Request, size: int, spent: _Spent, on_text: OnText | None) -> Answer:
-        reply = await self._call(request, "ask", spent, on_text)
-        answer = _read(reply, size)
-        if not answer.thought_was_cut:
-            return answer
-        spent.repairs["thought_closed"] = 1
-        closing = self._closing(request, answer.trace, size)
-        reply = await self._call(closing, "close", spent, on_text)
-        closed = _read(reply, size)
-        trace = "\n".join(filter(None, (answer.trace, closed.trace)))
-        repairs = Counter(answer.repairs) + Counter(closed.repairs)
-        if closed.ranked:
-            del repairs["unranked"]
-        return replace(closed, trace=trace, repairs=repairs)
-
-    def _closing(self, request: Request, trace: str, size: int) -> Request:
-        """The question again, the notes so far, and the demand for the order: a fresh turn."""
-        budget = min(request.max_tokens, 1024 + 8 * size)
-        room = self.model.context - request.max_tokens - budget - _CHAT_TOKENS
-        prompt = sum(estimated_tokens(message.content) for message in request.messages)
-        kept = max(min(request.max_tokens, self.model.context - prompt - budget - _CHAT_TOKENS, room), 64)
-        notes = harmless(trace, markers=False)
-        if estimated_tokens(notes) > kept:
-            notes = "... " + notes[-(len(notes) * kept // estimated_tokens(notes)) :]
-        turns = (Message("assistant", f"My notes so far: {notes}"), Message("user", _CLOSE))
-        return replace(request, messages=(*request.messages, *turns), max_tokens=budget, think=False)
-
-    async def _call(self, request: Request, purpose: str, spent: _Spent, on_text: OnText | None) -> Reply:
+    async def _call(self, request: Request, purpose: str, look: _Look | None) -> Reply:
         body = self.model.body(request)
         key = call_key(self.model.identity, body, request.sample)
+        spent = look.spent if look else _Spent()
         reply = self._journal.reply(key)
         if reply is None:
             async with self._slots:
                 reply = await with_retries(
-                    lambda: self.model.ask(request, on_text), self._retries, self._random, self._on_retry
+                    lambda: self._asked(request, look.on_text if look else None),
+                    self._retries,
+                    self._random,
+                    self._on_retry,
                 )
             reply = self._journal.keep(key, self.model.name, purpose, body, reply)
             spent.asked += 1
             spent.seconds += reply.seconds
         spent.calls.append(key)
         spent.usage += reply.usage
+        if reply.finish_reason == "stopped":
+            spent.repairs["loops"] += 1
+            spent.saved += max(request.max_tokens - reply.usage.completion_tokens, 0)
         return reply
 
+    async def _asked(self, request: Request, on_text: OnText | None) -> Reply:
+        """Ask, and end a reply that goes in circles before its circles."""
+        watch = _Watch(on_text)
+        reply = await self.model.ask(request, watch)
+        if reply.finish_reason == "stopped" and watch.looped:
+            reasoning, text = watch.before(reply)
+            reply = replace(reply, reasoning=reasoning, text=text)
+        if request.prefill and "</think>" not in request.prefill:  # all that came was thought
+            reply = replace(reply, usage=replace(reply.usage, reasoning_tokens=reply.usage.completion_tokens))
+        return reply
 
-def _read(reply: Reply, size: int) -> Answer:
-    return parse_answer(reply.text, size, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
+    def _read(self, reply: Reply, asking: Request, spent: _Spent, thought_closed: bool) -> Answer:
+        """The answer in a reply; notes where the server forgot the grammar."""
+        size = len(asking.subject.doc_ids)
+        if asking.ranking_of is not None and not follows(reply.text, size) and reply.finish_reason != "length":
+            spent.repairs["grammar_ignored"] += 1
+        return _parsed(reply, size, thought_closed)
 
 
-def _order(answer: Answer, window: Window) -> Order:
-    def ids(numbers: Sequence[int]) -> tuple[str, ...]:
-        return tuple(window.doc_ids[number - 1] for number in numbers)
+class _Watch:
+    """Looks at a reply while it streams: passes it on, and says stop when it goes in circles."""
 
-    return Order(tuple(map(ids, answer.tiers)), frozenset(ids(sorted(answer.placed))), answer.ranked)
+    def __init__(self, on_text: OnText | None) -> None:
+        self._on_text = on_text
+        self._thought, self._text = LoopWatch(), LoopWatch()
+        self.looped = False
+
+    def __call__(self, delta: Delta) -> bool:
+        if self._on_text is not None:
+            self._on_text(delta)
+        if delta.reasoning and self._thought.feed(delta.reasoning):
+            self.looped = True
+        if delta.text and self._text.feed(delta.text):
+            self.looped = True
+        return self.looped
+
+    def before(self, reply: Reply) -> tuple[str | None, str]:
+        """Reasoning and text of `reply` up to where they begin to repeat themselves."""
+        reasoning, text = reply.reasoning, reply.text
+        if reasoning is not None and self._thought.start is not None:
+            reasoning = reasoning[: self._thought.start]
+        if self._text.start is not None:
+            text = text[: self._text.start]
+        return reasoning, text
+
+
+def _parsed(reply: Reply, size: int, thought_closed: bool = False) -> Answer:
+    finish = "length" if reply.finish_reason == "stopped" else reply.finish_reason
+    return parse_answer(
+        reply.text, size, reasoning=reply.reasoning, finish_reason=finish, thought_closed=thought_closed
+    )
+
+
+def _answer_tokens(size: int) -> int:
+    """Tokens of a ranking of `size` passages: up to eight each in a vocabulary that splits digits."""
+    return 32 + 8 * size
+
+
+def _presented(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[str, ...]:
+    """The order in which a sample shows the window: the first as it is, the others shuffled."""
+    shown = list(doc_ids)
+    if sample:
+        Random(f"{sample}|{query_id}|{'|'.join(doc_ids)}").shuffle(shown)
+    return tuple(shown)
+
+
+def _order(answer: Answer, shown: Sequence[str], window: Window) -> Order:
+    """The answer in terms of ids; what the model did not place follows in the window's order."""
+    placed = frozenset(shown[number - 1] for number in answer.placed)
+    tiers = [tuple(shown[number - 1] for number in tier if number in answer.placed) for tier in answer.tiers]
+    rest = ((doc_id,) for doc_id in window.doc_ids if doc_id not in placed)
+    return Order((*filter(None, tiers), *rest), placed, answer.ranked)

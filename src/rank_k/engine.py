@@ -16,11 +16,12 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from zlib import crc32
 
-from rank_k.ask import Asked, Asker, QueryTexts
+from rank_k.ask import Asked, Asker
 from rank_k.errors import GaveUp
 from rank_k.journal import Journal, WindowRecord
 from rank_k.models.base import Usage
 from rank_k.records import Candidate, Order, Outcome, Passage, Query, Ranking, Round, Window
+from rank_k.showing import QueryTexts
 from rank_k.strategies.protocol import Steps, Strategy
 
 OPEN_PER_SLOT = 4
@@ -56,6 +57,8 @@ class Tally:
     rounds: int = 0
     usage: Usage = field(default_factory=Usage)
     model_seconds: float = 0.0
+    saved: int = 0
+    """Tokens not spent since thoughts that went in circles were ended."""
     repairs: Counter[str] = field(default_factory=Counter)
     unranked: list[tuple[str, int]] = field(default_factory=list)
     """(query id, round) of windows left in input order, the first `NAMED` of them."""
@@ -69,6 +72,7 @@ class Tally:
         self.asked += asked.asked
         self.usage += asked.usage
         self.model_seconds += asked.seconds
+        self.saved += asked.saved
         self.repairs.update(asked.repairs)
         if not any(order.ranked for order in asked.outcome.orders) and len(self.unranked) < self.NAMED:
             self.unranked.append((query_id, round_number))
@@ -95,6 +99,8 @@ class Engine:
     """Drives `strategy` for one job after another, asking through `asker` on `slots` at a time.
 
     `deadline`: a `time.monotonic()` at which the work stops and every query gets its best ranking so far.
+    `token_budget`: tokens, in and out, after which no further window is asked; what is under way is finished, and
+    every query gets its best ranking so far. Calls found in the journal count as what they cost then.
     `on_asked(query_id, round, window number, asked)` hears of every window.
     """
 
@@ -107,6 +113,7 @@ class Engine:
         slots: int = 16,
         run: str = "",
         deadline: float | None = None,
+        token_budget: int | None = None,
         on_asked: Callable[[str, int, int, Asked], None] | None = None,
     ) -> None:
         self.tally = Tally()
@@ -116,6 +123,7 @@ class Engine:
         self._slots = slots
         self._run = run
         self._deadline = deadline
+        self._token_budget = token_budget
         self._on_asked = on_asked
         self._ready: list[tuple[int, int, int, _Open]] = []
         self._open: dict[int, _Open] = {}
@@ -137,18 +145,21 @@ class Engine:
                 while next_out in self._waiting:
                     yield self._result(next_out)
                     next_out += 1
-                if not self._tasks:
-                    if exhausted:
-                        return
+                if self._tasks and await self._completion():
                     continue
-                if not await self._completion():
+                if self._tasks or self._spent:  # time or tokens have run out
                     self._stop_now()
-                    exhausted = True
                     for position, job in source:
                         self._finish(position, job, Ranking.of(c.doc_id for c in job.candidates), False)
                         while next_out in self._waiting:
                             yield self._result(next_out)
                             next_out += 1
+                    exhausted = True
+                if exhausted and not self._open:
+                    while next_out in self._waiting:
+                        yield self._result(next_out)
+                        next_out += 1
+                    return
         finally:
             await self._cancel()
 
@@ -208,13 +219,19 @@ class Engine:
     # --- windows ---
 
     def _fill_slots(self) -> None:
-        while self._ready and len(self._tasks) < self._slots:
+        while self._ready and len(self._tasks) < self._slots and not self._spent:
             _, _, number, opened = heapq.heappop(self._ready)
             task = asyncio.create_task(self._ask(opened, opened.step.windows[number]))
             self._tasks.add(task)
             task.add_done_callback(
                 lambda done, opened=opened, number=number: self._done.put_nowait((done, opened, number))  # type: ignore[misc]
             )
+
+    @property
+    def _spent(self) -> bool:
+        """Whether the token budget is used up."""
+        usage = self.tally.usage
+        return self._token_budget is not None and usage.prompt_tokens + usage.completion_tokens >= self._token_budget
 
     async def _ask(self, opened: _Open, window: Window) -> Asked:
         if opened.texts is None:

@@ -29,6 +29,7 @@ from rank_k.prompt import PromptTemplate, read_template
 from rank_k.records import Candidate, Passage, Query
 from rank_k.strategies import make
 from rank_k.strategies.protocol import Strategy
+from rank_k.thinking import Think
 
 
 class PassageSource(Protocol):
@@ -44,9 +45,11 @@ class Reranker:
     `model`: with `server`, the name of a model there; without, the name or path of embedded weights (default:
     the ones `rank-k fetch` gets); or any object that is a `models.base.Model`. `strategy`: a name of
     `strategies.STRATEGIES`, `MODULE:NAME`, or a strategy. `journal`: a file to keep every call in, to go on from
-    after an interruption. `prompt`: a template's file (see `prompt.read_template`). `think` False asks for the
-    order without reasoning. Tokens are the model's; `max_tokens` (thought and answer) defaults to 8,000, and to
-    512 for embedded models. `concurrency` (16; embedded 1) questions are asked at a time. Raises `InputError`s.
+    after an interruption. `prompt`: a template's file (see `prompt.read_template`).
+    `think`: "full", "off", "auto", or reasoning tokens per window (see `thinking.Think`). `constrain`: hold answers
+    to the grammar of a ranking where the server can. `samples`: ask each window so often, in different orders.
+    Tokens are the model's; `max_tokens` (thought and answer) defaults to 8,000, and to 512 for embedded models.
+    `concurrency` (16; embedded 1) questions are asked at a time. Raises `InputError`s.
 
     May be used from any thread and any event loop. Close it, or use it in a `with`.
     """
@@ -64,12 +67,14 @@ class Reranker:
         depth: int = 100,
         window: int = 20,
         stride: int = 10,
-        think: bool | None = None,
+        think: str | int | Think = "full",
         passage_tokens: int = 450,
         max_tokens: int | None = None,
         temperature: float | None = 0.5,
         top_p: float | None = None,
         prompt: str | Path | PromptTemplate | None = None,
+        constrain: bool = True,
+        samples: int = 1,
         concurrency: int | None = None,
         journal: str | Path | None = None,
         retries: Retries = Retries(),
@@ -87,7 +92,15 @@ class Reranker:
         self.concurrency = concurrency or (1 if embedded else 16)
         self.model = _model(model, server, api_key, dialect, revision, context, self.concurrency, read_timeout)
         self.journal = Journal(journal)
-        settings = AskSettings(passage_tokens, max_tokens or (512 if embedded else 8000), temperature, top_p, think)
+        settings = AskSettings(
+            passage_tokens,
+            max_tokens or (512 if embedded else 8000),
+            temperature,
+            top_p,
+            think if isinstance(think, Think) else Think.parse(str(think)),
+            constrain,
+            samples,
+        )
         self.asker = Asker(self.model, self.journal, settings, template, retries, on_retry, self.concurrency)
         self.tally = Tally()
         self._loop = BackgroundLoop()
@@ -108,6 +121,7 @@ class Reranker:
         passages: Mapping[str, Passage] | PassageSource,
         *,
         max_seconds: float | None = None,
+        token_budget: int | None = None,
         run_name: str = "",
         on_asked: Callable[[str, int, int, Asked], None] | None = None,
     ) -> Iterator[Result]:
@@ -118,7 +132,7 @@ class Reranker:
         """
         pairs = run.items() if isinstance(run, Mapping) else run
         jobs = (self._job(query_id, candidates, queries, passages) for query_id, candidates in pairs)
-        return self._loop.iterate(self._results(jobs, max_seconds, run_name, on_asked))
+        return self._loop.iterate(self._results(jobs, max_seconds, token_budget, run_name, on_asked))
 
     def prepare(self) -> None:
         """Connect (or start the embedded model) now rather than with the first query. Raises `ModelError`."""
@@ -155,8 +169,12 @@ class Reranker:
     async def _prepare(self) -> None:
         """Once, for all who come at the same time; again after a failure."""
         if self._prepared is None or (self._prepared.done() and _failed(self._prepared)):
-            self._prepared = asyncio.create_task(self.model.prepare())
+            self._prepared = asyncio.create_task(self._prepare_once())
         await asyncio.shield(self._prepared)
+
+    async def _prepare_once(self) -> None:
+        await self.model.prepare()
+        await self.asker.prepare()
 
     def _job(
         self,
@@ -176,10 +194,11 @@ class Reranker:
         self,
         jobs: Iterable[Job],
         max_seconds: float | None = None,
+        token_budget: int | None = None,
         run_name: str = "",
         on_asked: Callable[[str, int, int, Asked], None] | None = None,
     ) -> AsyncIterator[Result]:
-        engine = await self._engine(self.strategy, max_seconds, run_name, on_asked)
+        engine = await self._engine(self.strategy, max_seconds, token_budget, run_name, on_asked)
         self.tally = engine.tally
         results = engine.run(jobs)
         try:
@@ -192,6 +211,7 @@ class Reranker:
         self,
         strategy: Strategy,
         max_seconds: float | None,
+        token_budget: int | None,
         run_name: str,
         on_asked: Callable[[str, int, int, Asked], None] | None,
     ) -> Engine:
@@ -205,6 +225,7 @@ class Reranker:
             slots=self.concurrency,
             run=run_name or uuid4().hex,
             deadline=deadline,
+            token_budget=token_budget,
             on_asked=on_asked,
         )
 
@@ -225,6 +246,7 @@ class Reranker:
         engine = await self._engine(
             strategy or self.strategy,
             max_seconds,
+            None,
             "",
             lambda _query, _round, _number, asked: traces.extend(asked.traces),
         )
@@ -268,7 +290,8 @@ def _model(
             revision=revision,
             read_timeout=read_timeout,
         )
-    from rank_k.models.embedded import DEFAULT_WEIGHTS, EmbeddedModel
+    from rank_k.models.embedded import EmbeddedModel
+    from rank_k.models.weights import DEFAULT_WEIGHTS
 
     return EmbeddedModel(model or DEFAULT_WEIGHTS, context=context, slots=slots)
 

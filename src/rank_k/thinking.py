@@ -22,7 +22,7 @@ class Think:
 
     @classmethod
     def parse(cls, text: str) -> Think:
-        """"full", "off", "auto", or a number of tokens such as "500" or "2k"."""
+        """ "full", "off", "auto", or a number of tokens such as "500" or "2k"."""
         if text in ("full", "off", "auto"):
             return cls(text)  # type: ignore[arg-type]
         found = re.fullmatch(r"(\d{1,9})(k?)", text.strip().lower())

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query", metavar="TEXT", help="a question of your own about Python")
     parser.add_argument("--all", action="store_true", help="all judged questions rather than six")
     parser.add_argument("--depth", type=count, default=DEPTH, metavar="N", help="passages per question")
-    parser.add_argument("--think", default="full", choices=("full", "off"), help="reason before the answer, or not")
+    parser.add_argument("--think", default="full", metavar="T", help="full, off, auto, or reasoning tokens")
     parser.add_argument("--max-tokens", type=count, metavar="N", help="thought and answer (256; with --server 8000)")
     add_server(parser)
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         api_key=api_key(args.server, args.api_key_env),
         dialect=args.dialect,
         context=args.context,
-        think=False if args.think == "off" else None,
+        think=args.think,
         passage_tokens=PASSAGE_TOKENS if embedded else 450,
         max_tokens=args.max_tokens or (256 if embedded else None),
         temperature=0.0 if embedded else 0.5,

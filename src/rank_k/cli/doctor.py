@@ -74,7 +74,8 @@ def _model(args: argparse.Namespace) -> Model:
     from rank_k.models.http import HttpModel
 
     if args.server is None:
-        from rank_k.models.embedded import DEFAULT_WEIGHTS, EmbeddedModel
+        from rank_k.models.embedded import EmbeddedModel
+        from rank_k.models.weights import DEFAULT_WEIGHTS
 
         return EmbeddedModel(args.model or DEFAULT_WEIGHTS, context=args.context)
     key = api_key(args.server, args.api_key_env)

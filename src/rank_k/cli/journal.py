@@ -9,6 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rank_k.cli.prices import add_prices, prices
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -23,8 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("show", "export", "cost"), help="windows as text, as JSONL, or the totals")
     parser.add_argument("journal", type=Path, metavar="FILE", help="the journal")
     parser.add_argument("--query", metavar="ID", help="only this query")
-    parser.add_argument("--price-in", type=float, default=0.0, metavar="P", help="per million tokens in")
-    parser.add_argument("--price-out", type=float, default=0.0, metavar="P", help="per million tokens out")
+    add_prices(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"there is no journal {args.journal}", "name the file that rank-k rerank --journal wrote")
     with closing(Journal(args.journal, read_only=True)) as journal:
         if args.what == "cost":
-            print("\n".join(_cost(journal, args.price_in, args.price_out)))
+            print("\n".join(_cost(journal, args)))
             return 0
         found = journal.windows(query_id=args.query)
         if args.query is not None:
@@ -59,16 +60,16 @@ def _at_least_one(found: Iterator[WindowRecord], args: argparse.Namespace) -> It
     return chain([first], found)
 
 
-def _cost(journal: Journal, price_in: float, price_out: float) -> list[str]:
+def _cost(journal: Journal, args: argparse.Namespace) -> list[str]:
+    """A line for each model and purpose; money where prices are given."""
+    paid = any(value is not None for value in (args.price_in, args.price_out, args.price_file))
     head = f"{'model':<32} {'purpose':<8} {'calls':>7} {'tokens in':>12} {'cached':>12} {'tokens out':>12} "
-    lines = [head + f"{'reasoning':>12} {'seconds':>9}" + (f" {'cost':>10}" if price_in or price_out else "")]
+    lines = [head + f"{'reasoning':>12} {'seconds':>9}" + (f" {'cost':>10}" if paid else "")]
     for model, purpose, calls, usage, seconds in journal.totals():
         line = f"{model[:32]:<32} {purpose:<8} {calls:>7,} {usage.prompt_tokens:>12,} {usage.cached_tokens:>12,} "
         line += f"{usage.completion_tokens:>12,} {usage.reasoning_tokens:>12,} {seconds:>9,.0f}"
-        if price_in or price_out:
-            cost = usage.prompt_tokens * price_in / 1e6 + usage.completion_tokens * price_out / 1e6
-            line += f" {cost:>10,.4f}"
-        lines.append(line)
+        price = prices(args, model)
+        lines.append(line + (f" {price.of(usage):>10,.4f}" if price else ""))
     return lines
 
 

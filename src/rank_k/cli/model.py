@@ -51,7 +51,13 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--depth", type=count, default=100, metavar="N", help="candidates compared per query")
     group.add_argument("--window", type=count, default=20, metavar="N", help="passages shown at a time")
     group.add_argument("--stride", type=count, default=10, metavar="N", help="by which a window slides")
-    group.add_argument("--think", default="full", choices=("full", "off"), help="reason before the answer, or not")
+    group.add_argument("--think", default="full", metavar="T", help="full, off, auto, or reasoning tokens per window")
+    group.add_argument(
+        "--samples", type=int, default=1, metavar="K", help="ask each window K times, in different orders"
+    )
+    group.add_argument(
+        "--constrain", default="auto", choices=("auto", "off"), help="hold answers to a ranking's grammar"
+    )
     group.add_argument("--prompt", type=Path, metavar="FILE", help="template: text, the authors' rerank.py, or YAML")
     group.add_argument("--passage-tokens", type=count, default=450, metavar="N", help="passages are cut to this")
     group.add_argument("--max-tokens", type=count, metavar="N", help="thought and answer (8000; embedded 512)")
@@ -76,7 +82,9 @@ def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
         "depth": args.depth,
         "window": args.window,
         "stride": args.stride,
-        "think": False if args.think == "off" else None,
+        "think": args.think,
+        "samples": args.samples,
+        "constrain": args.constrain == "auto",
         "passage_tokens": args.passage_tokens,
         "max_tokens": PAPER["max_tokens"] if args.preset == "paper" else args.max_tokens,
         "temperature": args.temperature,

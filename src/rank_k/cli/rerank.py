@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -12,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.collection import add_collection, named_files
 from rank_k.cli.model import add_asking, add_server, duration, reranker_options, simulated
+from rank_k.cli.prices import Prices, add_prices, prices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rank_k.data.files import RunFile
-    from rank_k.engine import Tally
     from rank_k.records import Query
+    from rank_k.reranker import Reranker
 
 NAME = "rerank"
 HELP = "rerank a first-stage run with a language model that reasons"
@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, type=Path, metavar="FILE", help="TREC run, or score.json")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the new run")
     add_collection(parser)
+    fields = "what the model sees of a query (text), such as title,description,narrative"
+    parser.add_argument("--query-fields", metavar="NAMES", help=fields)
     group = add_server(parser)
     group.add_argument("--simulate", type=Path, metavar="QRELS", help="a simulated judge instead: plan before you pay")
     group.add_argument("--noise", default="none", choices=("none", "strong", "weak"), help="of the simulated judge")
@@ -40,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--journal", type=Path, metavar="FILE", help="where calls are kept (OUTPUT.journal.sqlite)")
     group.add_argument("--report", type=Path, metavar="FILE", help="the summary as JSON")
     group.add_argument("--max-seconds", type=duration, metavar="S", help="stop then, with the best so far everywhere")
+    group.add_argument("--token-budget", type=tokens, metavar="N", help="stop asking after so many tokens, such as 2M")
+    add_prices(group)
     group.add_argument("--strict", action="store_true", help="exit 3 if a window was left in input order")
     group.add_argument("--tag", default="rank-k", metavar="TEXT", help="last column of the new run")
     group.add_argument("--quiet", action="store_true", help="no progress, no summary")
@@ -60,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         _check_output("--report", args.report, (args.run, queries_file, documents_file, args.output))
     first_stage = RunFile(args.run)
-    queries = read_queries(queries_file)
+    queries = read_queries(queries_file, args.query_fields)
     _check_queries(first_stage, queries, queries_file)
     store = PassageStore.of_file(documents_file, _wanted(first_stage, args.depth))
     _check_documents(first_stage, store, args.depth)
@@ -70,10 +74,18 @@ def run(args: argparse.Namespace) -> int:
     with Reranker(model, journal=journal, **options) as reranker:
         try:
             reranker.prepare()
+            price = prices(args, reranker.model.name)
             reranker.check(queries[query_id] for query_id in first_stage.query_ids)
             name = reranker.journal.begin_run(settings)
             with RunWriter(args.output, args.tag) as writer, _progress(reranker, len(first_stage), args.quiet):
-                results = reranker.rerank(first_stage, queries, store, max_seconds=args.max_seconds, run_name=name)
+                results = reranker.rerank(
+                    first_stage,
+                    queries,
+                    store,
+                    max_seconds=args.max_seconds,
+                    token_budget=args.token_budget,
+                    run_name=name,
+                )
                 for result in results:
                     writer.write(result.query_id, result.ranking.doc_ids)
         except KeyboardInterrupt:
@@ -84,27 +96,45 @@ def run(args: argparse.Namespace) -> int:
         tally = reranker.tally
         if first_stage.duplicates:
             tally.repairs["duplicates"] = first_stage.duplicates
-        return _close(args, tally, time.monotonic() - started, settings)
+        return _close(args, reranker, price, time.monotonic() - started, settings)
 
 
-_NOT_SETTINGS = ("verb", "quiet", "strict", "report", "concurrency", "api_key_env", "read_timeout", "max_seconds")
+_NOT_SETTINGS = frozenset(
+    "verb quiet strict report concurrency api_key_env read_timeout max_seconds token_budget price_in price_out"
+    " price_file".split()
+)
+"""Options that do not change what is asked: with others of them, it is the same run."""
 
 
-def _progress(reranker: Any, total: int, quiet: bool) -> Any:
+def _progress(reranker: Reranker, total: int, quiet: bool) -> Any:
     from rank_k.cli.progress import Progress
 
     return Progress(lambda: reranker.tally, total, quiet=quiet)
 
 
-def _close(args: argparse.Namespace, tally: Tally, seconds: float, settings: dict[str, Any]) -> int:
+def _close(
+    args: argparse.Namespace, reranker: Reranker, price: Prices | None, seconds: float, settings: dict[str, Any]
+) -> int:
     from rank_k.cli import summary
 
+    tally = reranker.tally
     if not args.quiet:
-        print("\n".join(summary.lines(tally, seconds)), file=sys.stderr)
+        print("\n".join(summary.lines(tally, seconds, price)), file=sys.stderr)
     if args.report is not None:
-        told = summary.report(tally, seconds, settings)
-        args.report.write_text(json.dumps(told, indent=2, default=str) + "\n", encoding="utf-8")
+        told = summary.report(tally, seconds, settings, price)
+        run = reranker.journal.begin_run(settings)
+        with args.report.open("w", encoding="utf-8") as file:
+            summary.write_report(file, told, reranker.journal.queries(run))
     return 3 if args.strict and tally.unranked_windows else 0
+
+
+def tokens(text: str) -> int:
+    """500, 20k, 2M"""
+    factor = {"k": 10**3, "m": 10**6, "g": 10**9}.get(text[-1:].lower(), 1)
+    number = float(text if factor == 1 else text[:-1])
+    if not 1 <= number * factor < 2**62:
+        raise ValueError
+    return int(number * factor)
 
 
 def _check_output(option: str, file: Path, others: tuple[Path, ...]) -> None:

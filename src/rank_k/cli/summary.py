@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rank_k.cli.progress import clock
 
 if TYPE_CHECKING:
+    from rank_k.cli.prices import Prices
     from rank_k.engine import Tally
+    from rank_k.journal import QueryCost
 
 REPAIRS = {
     "missing": "passages the model forgot, appended in input order",
@@ -15,6 +19,12 @@ REPAIRS = {
     "out_of_range": "numbers that no passage has, dropped",
     "cut": "thoughts or answers cut by the token limit",
     "thought_closed": "cut thoughts closed and asked for their answer",
+    "answer_asked_again": "answers that could not be used, asked for again with the thought in place",
+    "budget_ignored": "thoughts that went over the reasoning budget",
+    "grammar_ignored": "answers that did not keep the grammar they were held to",
+    "loops": "thoughts that went in circles, ended early",
+    "samples_spared": "samples not taken since the first ones agreed",
+    "thought_about": "windows thought about, as their direct order was not sure",
     "stray_tag": "ends of a thought where none belongs",
     "unranked": "windows without a usable answer",
     "gave_up": "windows given up after retrying",
@@ -27,7 +37,7 @@ REPAIRS = {
 """Every kind of repair, in words."""
 
 
-def lines(tally: Tally, seconds: float) -> list[str]:
+def lines(tally: Tally, seconds: float, price: Prices | None = None) -> list[str]:
     """The summary for people."""
     usage = tally.usage
     about = "about " if usage.estimated else ""
@@ -37,6 +47,10 @@ def lines(tally: Tally, seconds: float) -> list[str]:
         f"tokens: {about}{usage.prompt_tokens:,} in ({usage.cached_tokens:,} cached),"
         f" {usage.completion_tokens:,} out, of these {usage.reasoning_tokens:,} reasoning",
     ]
+    if price is not None:
+        found.append(f"cost: {price.of(usage):.4f}")
+    if tally.saved:
+        found.append(f"saved: at least {tally.saved:,} tokens, by ending thoughts that went in circles")
     found += [f"repairs: {count:,} {REPAIRS.get(kind, kind)}" for kind, count in sorted(tally.repairs.items()) if count]
     if tally.unranked_windows:
         named = ", ".join(f"{query_id} (round {number + 1})" for query_id, number in tally.unranked[:5])
@@ -46,7 +60,7 @@ def lines(tally: Tally, seconds: float) -> list[str]:
     return found
 
 
-def report(tally: Tally, seconds: float, settings: dict[str, Any]) -> dict[str, Any]:
+def report(tally: Tally, seconds: float, settings: dict[str, Any], price: Prices | None = None) -> dict[str, Any]:
     """The summary for programs."""
     usage = tally.usage
     return {
@@ -60,7 +74,12 @@ def report(tally: Tally, seconds: float, settings: dict[str, Any]) -> dict[str, 
         "cached_tokens": usage.cached_tokens,
         "completion_tokens": usage.completion_tokens,
         "reasoning_tokens": usage.reasoning_tokens,
+        "answer_tokens": usage.completion_tokens - usage.reasoning_tokens,
+        "saved_tokens": tally.saved,
         "tokens_estimated": usage.estimated,
+        "cost": None if price is None else round(price.of(usage), 6),
+        "forced_endings": tally.repairs["thought_closed"],
+        "budgets_ignored": tally.repairs["budget_ignored"],
         "seconds": round(seconds, 3),
         "model_seconds": round(tally.model_seconds, 3),
         "repairs": dict(sorted(tally.repairs.items())),
@@ -68,3 +87,25 @@ def report(tally: Tally, seconds: float, settings: dict[str, Any]) -> dict[str, 
         "unranked": [{"query_id": query_id, "round": number + 1} for query_id, number in tally.unranked],
         "unfinished": tally.unfinished,
     }
+
+
+def write_report(file: TextIO, told: dict[str, Any], queries: Iterable[QueryCost]) -> None:
+    """The report as JSON, the queries of the run written one by one."""
+    file.write(json.dumps(told, indent=2, default=str)[:-2] + ',\n  "per_query": [')
+    for number, query in enumerate(queries):
+        usage = query.usage
+        row = {
+            "query_id": query.query_id,
+            "rounds": query.rounds,
+            "windows": query.windows,
+            "calls": query.calls,
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "reasoning_tokens": usage.reasoning_tokens,
+            "answer_tokens": usage.completion_tokens - usage.reasoning_tokens,
+            "seconds": round(query.seconds, 3),
+            "unranked_windows": query.unranked,
+            "repairs": dict(sorted(query.repairs.items())),
+        }
+        file.write(("," if number else "") + "\n    " + json.dumps(row))
+    file.write("\n  ]\n}\n")

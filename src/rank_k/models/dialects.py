@@ -85,6 +85,7 @@ DIALECTS = {
             direct=_NO_THINKING_TEMPLATE,
             tokenize=("/tokenize", "content", "tokens"),
             context=(("meta", "n_ctx"), ("meta", "n_ctx_train")),
+            budget=("thinking_budget_tokens",),
             prefill=("raw", "continue"),
             grammar="gbnf",
             logprobs=True,
@@ -140,8 +141,8 @@ def context_of(dialect: Dialect, card: Json) -> int | None:
         value: Any = card
         for key in path:
             value = value.get(key) if isinstance(value, Mapping) else None
-        if isinstance(value, int) and value > 0:
-            return value
+        if count := _count(value):
+            return count
     return None
 
 
@@ -220,7 +221,7 @@ def read_logprobs(choice: Json) -> list[tuple[str, float]]:
         pairs = list(zip(told["tokens"], told["token_logprobs"], strict=False))
     else:
         return []
-    return [(text, float(p)) for text, p in pairs if isinstance(text, str) and isinstance(p, int | float)]
+    return [(text, float(p)) for text, p in pairs if isinstance(text, str) and isinstance(p, float | int) and p <= 0]
 
 
 STREAMING: Json = {"stream": True, "stream_options": {"include_usage": True}}
@@ -240,8 +241,14 @@ _REASONING_FIELDS = ("reasoning", "reasoning_content")  # vLLM and OpenRouter; S
 def read_delta(message: Json) -> Delta:
     """The text of a `delta` (streaming) or a `message` (whole), its reasoning apart wherever it stands."""
     content = message.get("content")
-    if isinstance(content, list):  # content parts
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+    if isinstance(content, list):  # content parts, of which a thought may be one
+        content = "".join(
+            part["text"]
+            for part in content
+            if isinstance(part, Mapping)
+            and part.get("type", "text") in ("text", "output_text")
+            and isinstance(part.get("text"), str)
+        )
     text = content if isinstance(content, str) else ""
     for key in _REASONING_FIELDS:
         if isinstance(value := message.get(key), str) and value:
@@ -284,4 +291,5 @@ def _inside(value: Any, key: str) -> Any:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """`value` if it is a number of tokens; what is larger than any is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rank_k.errors import Refused, ServerFault, Unreachable
 from rank_k.models.base import Abilities, OnText, Reply, Request
 from rank_k.models.http import HttpModel
 from rank_k.models.launch import EmbeddedServer
-from rank_k.models.weights import Weights, locate
-
-DEFAULT_WEIGHTS = "smollm2-135m-instruct"
+from rank_k.models.weights import DEFAULT_WEIGHTS, Weights, locate
 
 
 class EmbeddedModel:
@@ -47,6 +46,7 @@ class EmbeddedModel:
         self._server = await EmbeddedServer.start(
             self.weights, context=self.context, slots=self._slots, threads=self._threads
         )
+        self.context = self._server.context  # what it really has
         self._http = HttpModel(
             self._server.url,
             self.name,
@@ -70,7 +70,12 @@ class EmbeddedModel:
         return self._wire.body(request)
 
     async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
-        return await self._wire.ask(request, on_text)
+        try:
+            return await self._wire.ask(request, on_text)
+        except (Unreachable, ServerFault) as error:
+            if self._server is not None and (words := self._server.failure) is not None:
+                raise Refused(f"the embedded server has died: {words}", "start again; calls made are kept") from error
+            raise
 
     async def count_tokens(self, text: str) -> int | None:
         return await self._wire.count_tokens(text)

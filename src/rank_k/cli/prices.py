@@ -1,0 +1,56 @@
+"""What tokens cost: prices per million, from options or from a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from rank_k.models.base import Usage
+
+
+class Prices(NamedTuple):
+    """Per million tokens; `cached`: prompt tokens that the server had in its cache (None: like any other)."""
+
+    prompt: float
+    completion: float
+    cached: float | None = None
+
+    def of(self, usage: Usage) -> float:
+        """What `usage` costs."""
+        cached = self.prompt if self.cached is None else self.cached
+        fresh = max(usage.prompt_tokens - usage.cached_tokens, 0)
+        return (fresh * self.prompt + usage.cached_tokens * cached + usage.completion_tokens * self.completion) / 1e6
+
+
+def add_prices(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument("--price-in", type=float, metavar="P", help="per million tokens in")
+    parser.add_argument("--price-out", type=float, metavar="P", help="per million tokens out, reasoning included")
+    parser.add_argument(
+        "--price-file", type=Path, metavar="FILE", help='JSON: {"model": {"in": 0.5, "out": 2, "cached": 0.1}, ...}'
+    )
+
+
+def prices(args: argparse.Namespace, model: str) -> Prices | None:
+    """The prices for `model`; None if none are given. Raises `InputError` for a file that has none for it."""
+    from rank_k.errors import FormatError, InputError
+
+    if args.price_file is None:
+        if args.price_in is None and args.price_out is None:
+            return None
+        return Prices(args.price_in or 0.0, args.price_out or 0.0)
+    try:
+        table = json.loads(args.price_file.read_text(encoding="utf-8"))
+        row = table[model]
+        cached = row.get("cached")
+        return Prices(float(row["in"]), float(row["out"]), None if cached is None else float(cached))
+    except OSError as error:
+        raise InputError(f"--price-file {args.price_file}: {error.strerror}", "name a JSON file") from error
+    except KeyError as error:
+        raise InputError(
+            f"--price-file {args.price_file} has no {error} for the model {model}", 'write {"in": ..., "out": ...}'
+        ) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise FormatError(args.price_file, 0, "no table of prices", '{"model": {"in": 0.5, "out": 2}}') from error

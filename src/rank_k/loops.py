@@ -1,0 +1,249 @@
+"""Notices, while a thought streams in, that it has begun to repeat itself. Pure.
+
+The text is read as words, numbers, marks and single ideographs (about as many as a model has tokens for it).
+Blank space does not count. What makes a loop is said by four rules, the constants below; each is a *run*: a
+stretch in which every token is the one a fixed `lag` before.
+
+What is honest sets the limits. A thought may read its list twice, so saying all of something twice is never a
+loop. A list of verdicts is the same sentence again and again with other numbers, so a run in which numbers
+change may be as long as two lists. A run of words broken by a new word is over: "[1] is about ..., [2] is
+about ..." never becomes one.
+
+A run is found by the last place where the same eight tokens stood. Two ways to look at them find two kinds: as
+they are, and with all numbers alike. All state together is about 300 kB, however long the text.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from dataclasses import dataclass
+from functools import lru_cache
+from zlib import crc32
+
+LONGEST_PERIOD = 2048
+"""Tokens, about 1,600 English words. A thought of 8,000 tokens holds what repeats at a longer distance twice or
+three times at most, which cannot be told from reading again."""
+
+TAIL = 100
+"""Tokens that must be said a third time, word for word, behind a second saying. It leaves room within the 256 of
+a model's own tokens, by which a loop has to be noticed, for languages in which a word is two of them. No thought
+says so much three times over."""
+
+TAIL_CHARACTERS = 800
+"""The same for what has few tokens and many characters, such as a line of dashes without end."""
+
+CHANGED_TAIL = 160
+CHANGES = 2
+SHORTEST_PARAGRAPH = 64
+"""A paragraph of at least `SHORTEST_PARAGRAPH` tokens (about 50 words) that comes again with at most `CHANGES`
+numbers changed in each saying is a loop when `CHANGED_TAIL` tokens of it are said a third time. A shorter one may
+be the sentence that a plain list says of every passage."""
+
+LISTS = 2
+LEAST_LIST = 512
+"""The same sentence with other numbers is a loop when it has come more than `LISTS` times for every passage shown
+and for `LEAST_LIST` tokens: going through all passages one by one, and once again, is honest, and so is a matrix
+of small numbers."""
+
+STALE = 256
+STALE_TIMES = 3
+NEWS = 16
+"""A few sentences that come again and again without any fixed order are a loop when `STALE` tokens in a row stood
+in the same surroundings `STALE_TIMES` times before; a token that did not takes back `NEWS` of them."""
+
+_WORD = r"[^\W\d_\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+_TOKEN = re.compile(
+    rf"""
+      {_WORD}{{1,24}}+(?!{_WORD})   # a word; a longer one goes letter by letter, as ideographs do
+    | \d{{1,9}}                     # a number
+    | ([^\w\s\u2600-\U0010ffff]|_)\1{{0,23}}  # a mark, or a line of it; an emoji is a word
+    | \s{{32}}                      # so much of nothing is something: blank lines without end
+    | \S
+    """,
+    re.VERBOSE,
+)
+
+# Eight tokens leave their trace in 64 bits: with each token the sum is shifted by a byte, so that the ninth last
+# is shifted out. The upper bits, which all eight reach, give the place in the table.
+_SPREAD = 0x9E3779B97F4A7C15  # odd; 2^64 by the golden ratio, whose multiples fall far from each other
+_SHIFT = _SPREAD << 8
+_NUMBER = _SPREAD
+_BITS = (1 << 64) - 1
+_PLACES = 1 << 13  # four times the longest period, so that most are found where they were put
+_PLACE = 64 - 13
+_RUNS = 8  # at a time; more than two is rare
+
+
+class LoopWatch:
+    """Fed with a thought piece by piece, says from which moment on it repeats itself.
+
+    `passages`: how many the window shows; a list of so many lines is no loop, however alike they are.
+    `start`: where the repetition begins, in characters: `text[:start]` is the thought with what is repeated in
+    it once. `period`: characters after which it says the same again. Both None until a loop is seen. How the
+    text is cut into pieces changes nothing but that a loop is seen at the end of a piece.
+    """
+
+    def __init__(self, passages: int = 20) -> None:
+        self.start: int | None = None
+        self.period: int | None = None
+        self._passages = passages
+        self._pending = ""  # the beginning of a token that may go on
+        self._read = 0  # characters before it
+        self._count = 0  # tokens
+        self._exact = array("Q")  # the last tokens, as they are
+        self._shapes = array("Q")  # and with all numbers alike
+        self._ends = array("Q")  # where each ends
+        self._sums = array("Q", bytes(8 * _PLACES))
+        self._places = array("Q", bytes(8 * _PLACES))
+        self._times = bytearray(_PLACES)
+        self._exact_sum = self._shape_sum = 0
+        self._runs: list[_Run] = []
+        self._stale = 0
+        self._stale_start = 0
+
+    def feed(self, text: str) -> bool:
+        """Read on. True from the moment the thought is seen to repeat itself; what comes later is not read."""
+        if self.start is not None:
+            return True
+        text = self._pending + text
+        taken = 0
+        for match in _TOKEN.finditer(text):
+            end = match.end()
+            if end == len(text):
+                break  # it may go on
+            taken = end
+            if self._take(match.group(), self._read + end):
+                self._pending = ""
+                return True
+        self._pending = text[taken:]
+        self._read += taken
+        return False
+
+    def _take(self, token: str, end: int) -> bool:
+        exact, shape = _codes(token)
+        self._exact.append(exact)
+        self._shapes.append(shape)
+        self._ends.append(end)
+        self._count += 1
+        alike = exact == shape and self._exact_sum == self._shape_sum  # no number among the eight
+        self._exact_sum = (self._exact_sum * _SHIFT + exact) & _BITS
+        self._shape_sum = self._exact_sum if alike else (self._shape_sum * _SHIFT + shape) & _BITS
+        if self._runs and self._follow(exact, shape):
+            return True
+        times = self._note(self._exact_sum)
+        if self._shape_sum != self._exact_sum:
+            self._note(self._shape_sum)
+        if (times or self._stale) and self._is_stale(times):
+            return True
+        if len(self._ends) >= 4 * LONGEST_PERIOD:
+            for kept in (self._exact, self._shapes, self._ends):
+                del kept[: -2 * LONGEST_PERIOD]
+        return False
+
+    def _note(self, trace: int) -> int:
+        """Remember where these eight tokens stand; how often they stood somewhere else lately, at most `STALE_TIMES`."""
+        place = trace >> _PLACE
+        lag = self._count - self._places[place]
+        self._places[place] = self._count
+        if self._sums[place] != trace or lag > LONGEST_PERIOD:
+            self._sums[place] = trace
+            self._times[place] = 0
+            return 0
+        self._begin(lag)
+        times = min(self._times[place] + 1, STALE_TIMES)
+        self._times[place] = times
+        return times
+
+    def _begin(self, lag: int) -> None:
+        """Follow the run of this lag, unless it is being followed, from where it began."""
+        if len(self._runs) >= _RUNS or any(run.lag == lag for run in self._runs):
+            return
+        shapes, exact = self._shapes, self._exact
+        first = here = len(shapes) - 1
+        changes, last_change = 0, -1
+        while first >= lag and shapes[first] == shapes[first - lag]:
+            if exact[first] != exact[first - lag]:
+                changes += 1
+                last_change = max(last_change, first)  # met from the end
+            first -= 1
+        if first == here:
+            return  # another eight with the same trace
+        length = here - first
+        same = here - max(first, last_change)
+        self._runs.append(_Run(lag, length, same, changes, self._ends[first], self._ends[here - same]))
+
+    def _follow(self, exact: int, shape: int) -> bool:
+        """Take the newest token into all runs; whether one of them is a loop."""
+        broken = False
+        for run in self._runs:
+            lag = run.lag
+            if self._shapes[-1 - lag] != shape:
+                run.lag = 0
+                broken = True
+                continue
+            run.length += 1
+            if self._exact[-1 - lag] == exact:
+                run.same += 1
+            else:
+                run.changes += 1
+                run.same = 0
+                run.same_start = self._ends[-1]
+            if run.length > lag and self._is_loop(run):
+                return True
+        if broken:
+            self._runs = [run for run in self._runs if run.lag]
+        return False
+
+    def _is_loop(self, run: _Run) -> bool:
+        lag, end = run.lag, self._ends[-1]
+        if run.same >= lag:
+            characters = end - self._ends[-1 - lag]
+            if run.same >= lag + TAIL or end - run.same_start >= characters + TAIL_CHARACTERS:
+                return self._found(run.same_start, characters)
+        if (
+            lag >= SHORTEST_PARAGRAPH
+            and run.length >= lag + CHANGED_TAIL
+            and run.changes * lag <= CHANGES * run.length
+        ):
+            return self._found(run.start, end - self._ends[-1 - lag])
+        if run.length >= LEAST_LIST and run.length > LISTS * self._passages * lag:
+            return self._found(run.start, end - self._ends[-1 - lag])
+        return False
+
+    def _is_stale(self, times: int) -> bool:
+        if times < STALE_TIMES:
+            self._stale = max(0, self._stale - NEWS)
+            return False
+        if not self._stale:
+            self._stale_start = self._ends[-1]
+        self._stale += 1
+        # there is no one period: what is said again is in what was said since
+        return self._stale >= STALE and self._found(self._stale_start, self._ends[-1] - self._stale_start)
+
+    def _found(self, start: int, period: int) -> bool:
+        self.start, self.period = start, period
+        return True
+
+
+@dataclass(slots=True)
+class _Run:
+    """A stretch in which every token is the one `lag` before, numbers taken for alike.
+
+    `length` of it in tokens; `same`, how many of the last are alike to the letter; `changes`, how many numbers
+    are not. `start`, `same_start`: where the two stretches begin, in characters.
+    """
+
+    lag: int
+    length: int
+    same: int
+    changes: int
+    start: int
+    same_start: int
+
+
+@lru_cache(maxsize=8192)
+def _codes(token: str) -> tuple[int, int]:
+    """A token as a number that is the same in every process, and the same with all numbers alike."""
+    code = crc32(token.encode("utf-8", "surrogatepass")) * _SPREAD & _BITS
+    return code, _NUMBER if token[0].isdecimal() else code
