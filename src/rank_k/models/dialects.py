@@ -221,7 +221,12 @@ def read_logprobs(choice: Json) -> list[tuple[str, float]]:
         pairs = list(zip(told["tokens"], told["token_logprobs"], strict=False))
     else:
         return []
-    return [(text, float(p)) for text, p in pairs if isinstance(text, str) and isinstance(p, float | int) and p <= 0]
+    # -9999 is what vLLM says for "never"; in this order it also stands for NaN
+    return [
+        (text, float(min(0.0, max(-9999.0, p))))
+        for text, p in pairs
+        if isinstance(text, str) and isinstance(p, float | int)
+    ]
 
 
 STREAMING: Json = {"stream": True, "stream_options": {"include_usage": True}}

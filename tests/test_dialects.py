@@ -1,0 +1,395 @@
+"""The table of servers: for each what is sent, and what is read, whatever shape a reply has."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rank_k import grammar
+from rank_k.models.base import Delta, Request, Subject, Usage
+from rank_k.models.dialects import (
+    DIALECTS,
+    completion_body,
+    context_of,
+    joined,
+    model_cards,
+    read_delta,
+    read_logprobs,
+    read_usage,
+    recognised,
+    request_body,
+)
+from rank_k.records import Message
+
+MESSAGES = (Message("system", "S"), Message("user", "U"))
+SENT = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
+NO_THOUGHT = {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}
+OPEN = {"continue_final_message": True, "add_generation_prompt": False}
+PLAIN = {"model": "m", "messages": SENT, "max_tokens": 100, "temperature": 0.5}
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+hostile_json = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+)
+
+
+def hostile(*keys: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Objects with these keys, or some of them, and anything inside that has such keys again."""
+    inside = st.recursive(
+        scalars,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(keys), inner, max_size=4),
+        max_leaves=12,
+    )
+    return st.dictionaries(st.sampled_from(keys), inside | st.just(10**400), max_size=len(keys))
+
+
+# --- requests --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("plain", {}),
+        ("vllm", {}),
+        ("sglang", {"separate_reasoning": True}),
+        ("llamacpp", {"cache_prompt": True}),
+        ("deepseek", {}),
+        ("openrouter", {"usage": {"include": True}}),
+    ],
+)
+def test_a_plain_request(name: str, changes: dict[str, Any]) -> None:
+    assert request_body(DIALECTS[name], "m", Request(MESSAGES, 100)) == PLAIN | changes
+
+
+def test_openai_has_a_name_of_its_own_for_the_limit() -> None:
+    expected = {"model": "m", "messages": SENT, "max_completion_tokens": 100, "temperature": 0.5}
+    assert request_body(DIALECTS["openai"], "m", Request(MESSAGES, 100)) == expected
+    assert "max_completion_tokens" not in completion_body(DIALECTS["openai"], "m", Request(MESSAGES, 100), "p")
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_sampling(name: str) -> None:
+    asked = Request(MESSAGES, 100, temperature=None, top_p=0.9, seed=7, stop=("</think>", "\n\n"))
+    body = request_body(DIALECTS[name], "m", asked)
+    assert "temperature" not in body
+    assert body["top_p"] == 0.9
+    assert body.get("seed") == (None if name == "deepseek" else 7)
+    assert body["stop"] == ["</think>", "\n\n"]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("vllm", NO_THOUGHT),
+        ("sglang", NO_THOUGHT),
+        ("llamacpp", NO_THOUGHT),
+        ("deepseek", {"thinking": {"type": "disabled"}}),
+        ("openrouter", {"reasoning": {"enabled": False}}),
+        ("openai", {"reasoning_effort": "none"}),
+        ("plain", {}),
+    ],
+)
+def test_an_answer_without_a_thought(name: str, changes: dict[str, Any]) -> None:
+    row = DIALECTS[name]
+    usual = request_body(row, "m", Request(MESSAGES, 100))
+    assert request_body(row, "m", Request(MESSAGES, 100, think=False)) == usual | changes
+    assert request_body(row, "m", Request(MESSAGES, 100, think=True)) == usual
+    assert request_body(row, "m", Request(MESSAGES, 100, think=False, budget=50)) == usual | changes
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("vllm", {"thinking_token_budget": 50}),
+        ("sglang", {"custom_params": {"thinking_budget": 50}}),
+        ("llamacpp", {"thinking_budget_tokens": 50}),
+        ("openrouter", {"reasoning": {"max_tokens": 50}}),
+        ("deepseek", {}),
+        ("openai", {}),
+        ("plain", {}),
+    ],
+)
+def test_a_budget_goes_to_those_who_keep_one(name: str, changes: dict[str, Any]) -> None:
+    row = DIALECTS[name]
+    assert bool(row.budget) == bool(changes)
+    usual = request_body(row, "m", Request(MESSAGES, 100))
+    assert request_body(row, "m", Request(MESSAGES, 100, budget=50)) == usual | changes
+
+
+@pytest.mark.parametrize(("name", "switches"), [("vllm", OPEN), ("sglang", OPEN), ("llamacpp", {})])
+def test_a_prefill_is_the_assistants_last_message_left_open(name: str, switches: dict[str, Any]) -> None:
+    row = DIALECTS[name]
+    assert "continue" in row.prefill
+    body = request_body(row, "m", Request(MESSAGES, 100, prefill="<think>\nSo"))
+    assert body.pop("messages") == [*SENT, {"role": "assistant", "content": "<think>\nSo"}]
+    usual = request_body(row, "m", Request(MESSAGES, 100))
+    assert body == {key: value for key, value in usual.items() if key != "messages"} | switches
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("vllm", {"structured_outputs": {"regex": grammar.regex(3)}}),
+        ("sglang", {"regex": grammar.regex(3)}),
+        ("llamacpp", {"grammar": grammar.gbnf(3)}),
+        ("deepseek", {}),
+        ("openrouter", {}),
+        ("openai", {}),
+        ("plain", {}),
+    ],
+)
+def test_a_grammar_in_the_servers_own_notation(name: str, changes: dict[str, Any]) -> None:
+    row = DIALECTS[name]
+    assert bool(row.grammar) == bool(changes)
+    usual, held = Request(MESSAGES, 100), Request(MESSAGES, 100, ranking_of=3)
+    assert request_body(row, "m", held) == request_body(row, "m", usual) | changes
+    assert completion_body(row, "m", held, "p") == completion_body(row, "m", usual, "p") | changes
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_logprobs_are_asked_of_those_who_tell_them(name: str) -> None:
+    row, request = DIALECTS[name], Request(MESSAGES, 100, logprobs=True)
+    asked = {"logprobs": True, "top_logprobs": 0} if row.logprobs else {}
+    usual = Request(MESSAGES, 100)
+    assert request_body(row, "m", request) == request_body(row, "m", usual) | asked
+    asked = {"logprobs": 1} if row.logprobs else {}
+    assert completion_body(row, "m", request, "p") == completion_body(row, "m", usual, "p") | asked
+    assert row.logprobs == (name in ("vllm", "sglang", "llamacpp", "openrouter", "openai"))
+
+
+def test_a_completion_carries_a_prompt_and_no_chat() -> None:
+    request = Request(MESSAGES, 100, seed=3, stop=("x",), think=False, budget=5)
+    expected = {"model": "m", "prompt": "rendered", "max_tokens": 100, "temperature": 0.5, "seed": 3, "stop": ["x"]}
+    assert completion_body(DIALECTS["vllm"], "m", request, "rendered") == expected
+    assert completion_body(DIALECTS["llamacpp"], "m", request, [1, 2]) == expected | {
+        "prompt": [1, 2],
+        "cache_prompt": True,
+    }
+    assert completion_body(DIALECTS["sglang"], "m", request, "rendered") == expected
+
+
+def test_building_bodies_leaves_the_table_as_it_is() -> None:
+    before = copy.deepcopy({name: (row.extra, row.direct, row.continuing) for name, row in DIALECTS.items()})
+    for row in DIALECTS.values():
+        for think in (None, False):
+            request = Request(
+                MESSAGES, 100, think=think, budget=9, prefill="p", ranking_of=2, logprobs=True, seed=1, stop=("s",)
+            )
+            body = request_body(row, "m", request)
+            assert json.loads(json.dumps(body)) == body  # plain JSON
+    assert {name: (row.extra, row.direct, row.continuing) for name, row in DIALECTS.items()} == before
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_what_a_request_is_about_is_never_sent(name: str) -> None:
+    secret = Subject("query-id-37", ("doc-id-11",))
+    for sample in (0, 3):
+        request = Request(MESSAGES, 100, subject=secret, sample=sample)
+        assert request_body(DIALECTS[name], "m", request) == request_body(DIALECTS[name], "m", Request(MESSAGES, 100))
+
+
+def test_rows_are_found_under_their_names() -> None:
+    assert set(DIALECTS) == {"vllm", "sglang", "llamacpp", "deepseek", "openrouter", "openai", "plain"}
+    assert all(row.name == name for name, row in DIALECTS.items())
+
+
+# --- recognising servers ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "owner", "name"),
+    [
+        ("http://localhost:8000/v1", "vllm", "vllm"),
+        ("http://localhost:30000/v1", "sglang", "sglang"),
+        ("http://127.0.0.1:8080", "llamacpp", "llamacpp"),
+        ("https://api.deepseek.com/v1", None, "deepseek"),
+        ("https://openrouter.ai/api/v1", None, "openrouter"),
+        ("https://api.openai.com/v1", "system", "openai"),
+        ("https://API.OpenAI.com:443/v1", None, "openai"),
+        ("https://eu.api.openai.com/v1", None, "openai"),
+        ("https://api.openai.com/v1", "vllm", "openai"),  # the host knows best
+        ("https://api.openai.com.example.org/v1", None, "plain"),
+        ("https://notopenrouter.ai/api/v1", None, "plain"),
+        ("http://localhost:8000/v1", "somebody", "plain"),
+        ("http://localhost:8000/v1", None, "plain"),
+    ],
+)
+def test_servers_are_recognised_by_host_then_by_owner(url: str, owner: str | None, name: str) -> None:
+    models = None if owner is None else {"object": "list", "data": [{"id": "m", "owned_by": owner}]}
+    assert recognised(url, models).name == name
+
+
+def test_any_model_may_give_the_server_away() -> None:
+    models = {"data": [{"id": "a"}, "nonsense", {"id": "b", "owned_by": "vllm"}]}
+    assert recognised("http://x/v1", models).name == "vllm"
+
+
+@pytest.mark.parametrize(
+    ("name", "card", "tokens"),
+    [
+        ("vllm", {"max_model_len": 40960}, 40960),
+        ("openrouter", {"context_length": 131072}, 131072),
+        ("plain", {"context_window": 8192}, 8192),
+        ("llamacpp", {"meta": {"n_ctx": 4096, "n_ctx_train": 8192}}, 4096),
+        ("llamacpp", {"meta": {"n_ctx_train": 8192}}, 8192),
+        ("llamacpp", {"meta": None}, None),
+        ("vllm", {"max_model_len": None, "context_length": 4096}, 4096),
+        ("vllm", {"max_model_len": 0}, None),
+        ("vllm", {"max_model_len": True}, None),
+        ("vllm", {"max_model_len": "40960"}, None),
+        ("vllm", {}, None),
+    ],
+)
+def test_the_context_a_card_states(name: str, card: dict[str, Any], tokens: int | None) -> None:
+    assert context_of(DIALECTS[name], card) == tokens
+
+
+# --- what comes back -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "delta"),
+    [
+        ({"content": "text"}, ("", "text")),
+        ({"content": None}, ("", "")),
+        ({}, ("", "")),
+        ({"role": "assistant", "content": ""}, ("", "")),
+        ({"reasoning": "r", "content": None}, ("r", "")),  # vLLM
+        ({"reasoning_content": "r", "content": None}, ("r", "")),  # SGLang, llama.cpp, DeepSeek
+        ({"reasoning_content": "r", "content": "t"}, ("r", "t")),
+        ({"reasoning": None, "reasoning_content": "r"}, ("r", "")),
+        ({"reasoning": "", "reasoning_content": "r"}, ("r", "")),
+        ({"reasoning": "r", "reasoning_content": "r"}, ("r", "")),  # said twice, counted once
+        ({"reasoning": "r", "reasoning_details": [{"type": "reasoning.text", "text": "r"}]}, ("r", "")),
+        ({"reasoning_details": [{"type": "reasoning.text", "text": "a"}, {"text": "b"}], "content": "t"}, ("ab", "t")),
+        ({"reasoning_details": [{"type": "reasoning.summary", "summary": "s"}]}, ("s", "")),
+        ({"reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}], "content": "t"}, ("", "t")),
+        ({"reasoning_details": []}, ("", "")),
+        (
+            {"content": [{"type": "text", "text": "a"}, {"type": "output_text", "text": "b"}, {"text": "c"}]},
+            ("", "abc"),
+        ),
+        ({"content": [{"type": "text", "text": None}, {"type": "image_url"}, "x", None]}, ("", "")),
+        # digits of a thought must not get into the answer
+        ({"content": [{"type": "reasoning", "text": "[9] > [8]"}, {"type": "text", "text": "[1]"}]}, ("", "[1]")),
+        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "[9]"}]}]}, ("", "")),
+        ({"content": {"text": "x"}, "reasoning": 5, "reasoning_content": ["x"]}, ("", "")),
+    ],
+)
+def test_thought_and_answer_wherever_they_stand(message: dict[str, Any], delta: tuple[str, str]) -> None:
+    assert read_delta(message) == Delta(*delta)
+
+
+@given(hostile("content", "reasoning", "reasoning_content", "reasoning_details", "text", "type", "summary"))
+def test_reading_a_message_never_raises(message: dict[str, Any]) -> None:
+    delta = read_delta(message)
+    assert isinstance(delta.reasoning, str)
+    assert isinstance(delta.text, str)
+
+
+VLLM = {"prompt_tokens": 1000, "completion_tokens": 300, "total_tokens": 1300}
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        # told apart by nobody: in the proportion of the characters, here 800 of 1000
+        (VLLM, Usage(1000, 300, 240)),
+        (VLLM | {"prompt_tokens_details": {"cached_tokens": 512}}, Usage(1000, 300, 240, 512)),
+        (VLLM | {"prompt_tokens_details": None, "completion_tokens_details": None}, Usage(1000, 300, 240)),
+        (VLLM | {"completion_tokens_details": {"reasoning_tokens": 250}}, Usage(1000, 300, 250)),  # OpenAI, OpenRouter
+        (VLLM | {"reasoning_tokens": 260}, Usage(1000, 300, 260)),  # SGLang
+        (VLLM | {"completion_tokens_details": {"reasoning_tokens": 0}}, Usage(1000, 300, 240)),  # it cannot be none
+        (
+            VLLM | {"prompt_cache_hit_tokens": 64, "prompt_cache_miss_tokens": 936},
+            Usage(1000, 300, 240, 64),
+        ),  # DeepSeek
+        (None, Usage(0, 250, 200, 0, True)),
+        ({}, Usage(0, 250, 200, 0, True)),
+        ({"prompt_tokens": 1000}, Usage(1000, 250, 200, 0, True)),
+        ({"prompt_tokens": "1000", "completion_tokens": 300.0}, Usage(0, 250, 200, 0, True)),
+        ({"prompt_tokens": -1, "completion_tokens": True}, Usage(0, 250, 200, 0, True)),
+        ({"prompt_tokens": 10**30, "completion_tokens": 10**30}, Usage(0, 250, 200, 0, True)),
+    ],
+)
+def test_the_usage_of_every_server(usage: dict[str, Any] | None, expected: Usage) -> None:
+    assert read_usage(usage, reasoning_chars=800, text_chars=200) == expected
+
+
+def test_no_thought_no_reasoning_tokens() -> None:
+    assert read_usage(VLLM, 0, 200) == Usage(1000, 300, 0)
+    assert read_usage(VLLM, 0, 0) == Usage(1000, 300, 0)
+    assert read_usage(None, 0, 5) == Usage(0, 2, 0, 0, True)
+
+
+USAGE_KEYS = (
+    *("prompt_tokens", "completion_tokens", "completion_tokens_details", "prompt_tokens_details"),
+    *("reasoning_tokens", "cached_tokens", "prompt_cache_hit_tokens"),
+)
+
+
+@given(hostile(*USAGE_KEYS), st.integers(0, 10**7), st.integers(0, 10**7))
+def test_reading_usage_never_raises_and_fits_a_database(usage: dict[str, Any], reasoning: int, text: int) -> None:
+    read = read_usage(usage, reasoning, text)
+    for count in (read.prompt_tokens, read.completion_tokens, read.reasoning_tokens, read.cached_tokens):
+        assert 0 <= count < 2**63
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (
+            {"logprobs": {"content": [{"token": "[", "logprob": -0.5}, {"token": "1", "logprob": 0}]}},
+            [("[", -0.5), ("1", 0.0)],
+        ),
+        ({"logprobs": {"tokens": ["[", "1"], "token_logprobs": [-0.5, -1]}}, [("[", -0.5), ("1", -1.0)]),
+        ({"logprobs": {"tokens": ["["], "token_logprobs": [None]}}, []),
+        ({"logprobs": {"content": [{"token": "x"}, {"logprob": -1}, "y", {"token": 3, "logprob": -1}]}}, []),
+        ({"logprobs": {"content": [{"token": "x", "logprob": float("-inf")}]}}, [("x", -9999.0)]),
+        ({"logprobs": {"content": [{"token": "x", "logprob": float("nan")}]}}, [("x", -9999.0)]),
+        ({"logprobs": {"content": [{"token": "x", "logprob": 1e-7}]}}, [("x", 0.0)]),
+        ({"logprobs": {"content": [{"token": "x", "logprob": -(10**400)}]}}, [("x", -9999.0)]),
+        ({"logprobs": None}, []),
+        ({}, []),
+    ],
+)
+def test_logprobs_of_both_endpoints(choice: dict[str, Any], expected: list[tuple[str, float]]) -> None:
+    assert read_logprobs(choice) == expected
+
+
+@given(hostile("logprobs", "content", "token", "logprob", "tokens", "token_logprobs"))
+def test_reading_logprobs_never_raises(choice: dict[str, Any]) -> None:
+    for text, logprob in read_logprobs(choice):
+        assert isinstance(text, str)
+        assert -9999 <= logprob <= 0
+
+
+@given(hostile_json | hostile("data", "id", "owned_by", "max_model_len", "meta", "n_ctx", "context_length"))
+def test_reading_models_never_raises(models: Any) -> None:
+    row = recognised("http://localhost:8000/v1", models)
+    for card in model_cards(models):
+        for dialect in (row, *DIALECTS.values()):
+            context = context_of(dialect, card)
+            assert context is None or context > 0
+
+
+# --- prefills --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prefill", "expected"),
+    [
+        ("<|assistant|>", "<think>\nSo", "<|assistant|><think>\nSo"),
+        ("<|assistant|><think>\n", "<think>\nSo", "<|assistant|><think>\nSo"),  # a template that opens the thought
+        ("<|assistant|><think>", "<think>\nSo", "<|assistant|><think>\nSo"),
+        ("<|assistant|><think>\n", "[3", "<|assistant|><think>\n[3"),
+        ("<|assistant|>", "", "<|assistant|>"),
+    ],
+)
+def test_a_thought_is_opened_once(prompt: str, prefill: str, expected: str) -> None:
+    assert joined(prompt, prefill) == expected
