@@ -1,23 +1,18 @@
-"""BM25: the formula, the order of ties, the figures that the default analyser was chosen by."""
+"""BM25: the formula, the order of ties, what is found and what is refused."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rank_k.data.collections import load_collection
-from rank_k.data.files import RunWriter, read_passages, read_qrels, read_queries, read_run
 from rank_k.errors import InputError
-from rank_k.evaluation.measures import evaluate
-from rank_k.first_stage import english, retrieve
+from rank_k.first_stage import retrieve
 from rank_k.records import Passage, Query
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 TEXTS = st.lists(st.sampled_from("abcde"), max_size=8).map(" ".join)
 
 
@@ -60,14 +55,6 @@ def test_of_many_equal_passages_the_first_are_kept() -> None:
     assert [candidate.doc_id for candidate in found] == ["d501", "d1", "d2", "d3"]
 
 
-def test_english_analysis() -> None:
-    analyse = english()
-    assert analyse("The Wings, AND the winging of a wing") == ["wing", "wing", "wing"]
-    assert analyse("vitamin C") == ["vitamin", "c"]
-    assert analyse("Überraschung № 5") == ["überraschung", "5"]
-    assert analyse("...") == []
-
-
 def test_queries_keep_their_order_and_may_find_nothing() -> None:
     queries = [Query("2", "zebra"), Query("1", "the sky"), Query("0", "")]
     found = list(retrieve(queries, passages_of(["blue sky", "grass"])))
@@ -92,20 +79,3 @@ def test_nothing_to_search_and_no_depth_are_errors_at_once() -> None:
         retrieve([Query("q", "sky")], [])
     with pytest.raises(InputError, match="depth 0"):
         retrieve([Query("q", "sky")], passages_of(["sky"]), depth=0)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("cranfield", 0.4901), ("vaswani", 0.4412), ("wikiqa", 0.5082), ("noveleval", 0.6883)],
-)
-def test_figures_of_the_default_analyser(tmp_path: Path, name: str, expected: float) -> None:
-    if not SHARED.is_dir():
-        pytest.skip("needs the collections in ../shared beside the checkout")
-    files = load_collection(f"beir:{SHARED / name}")
-    assert files.qrels is not None
-    queries = read_queries(files.queries)
-    with RunWriter(tmp_path / "run") as run:
-        for query_id, candidates in retrieve(queries.values(), read_passages(files.documents)):
-            run.write(query_id, [candidate.doc_id for candidate in candidates])
-    found = evaluate(read_qrels(files.qrels), read_run(tmp_path / "run"), ["nDCG@10"])
-    assert round(found.means["nDCG@10"], 4) == expected

@@ -2,46 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from rank_k.analysers import Analyser, analyser_for
 from rank_k.errors import InputError
 from rank_k.extras import load
 from rank_k.records import Candidate, Passage, Query
-
-Analyser = Callable[[str], list[str]]
-"""Text to index terms, repeated as often as they occur. The same for passages and queries."""
-
-_WORD = re.compile(r"\w+")
-
-
-def english() -> Analyser:
-    """Lower-cased words, less Lucene's 33 English stop words, stemmed by Snowball's English stemmer.
-
-    Chosen by measurement, nDCG@10 over the whole corpus (k1 0.9, b 0.4, equal scores in document order):
-
-                                            cranfield  vaswani  wikiqa  noveleval
-        stop words, English stemmer (this)      .4901    .4412   .5082      .6883
-        stop words, Porter's stemmer            .4900    .4378   .5116      .6883
-        stop words, no stemmer                  .4713    .3807   .4841      .6106
-        no stop words, English stemmer          .4813    .4334   .5187      .6888
-
-    Dropping words of one letter (bm25s's own tokenizer) gains on the first two (.4906, .4449) and loses on
-    wikiqa (.5023), and it loses what such words can mean ("vitamin C").
-
-    Raises `MissingExtra`.
-    """
-    stop_words = frozenset(load("bm25s.stopwords").STOPWORDS_EN)
-    stemmer = load("Stemmer").Stemmer("english")
-
-    def analyse(text: str) -> list[str]:
-        words = [word for word in _WORD.findall(text.lower()) if word not in stop_words]
-        terms: list[str] = stemmer.stemWords(words)
-        return terms
-
-    return analyse
 
 
 def retrieve(
@@ -58,15 +26,15 @@ def retrieve(
     Only passages that share a term with the query are candidates, so there can be fewer than `depth`, or
     none. Equal scores stand in the order of `passages`. The formula is Lucene's variant (Kamphuis et al.,
     ECIR 2020, without the constant factor k1 + 1) and k1, b are Anserini's defaults. `analyser` is
-    `english()` unless given. The index is built at once, in memory (4 bytes a term and the postings); the
-    queries are then answered one by one as the result is consumed.
+    `analyser_for("en")` unless given. The index is built at once, in memory (4 bytes a term and the
+    postings); the queries are then answered one by one as the result is consumed.
 
     Raises `InputError` (no passages, one id with two texts, depth below 1) and `MissingExtra`.
     """
     if depth < 1:
         raise InputError(f"depth {depth} is below 1", "ask for at least one candidate a query")
     bm25s = load("bm25s")
-    analyse = analyser or english()
+    analyse = analyser or analyser_for("en")
     positions: dict[str, int] = {}
     vocabulary: dict[str, int] = {}
     terms_of: list[array[int]] = []

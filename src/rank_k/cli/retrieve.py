@@ -17,18 +17,25 @@ EXAMPLE = "rank-k retrieve --documents corpus.jsonl.gz --queries queries.jsonl -
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the run")
     parser.add_argument("--depth", type=count, default=100, metavar="N", help="candidates per query")
+    language = "of the documents, an ISO 639-1 code (en); see docs/languages.md"
+    parser.add_argument("--language", default="en", metavar="CODE", help=language)
     add_collection(parser)
+    fields = "what to search with (text): title,description of topics, or ht, a translation the model will not see"
+    parser.add_argument("--query-field", "--query-fields", metavar="NAMES", help=fields)
 
 
 def run(args: argparse.Namespace) -> int:
+    from rank_k.analysers import analyser_for
     from rank_k.data.files import RunWriter, read_passages, read_queries
     from rank_k.first_stage import retrieve
 
+    analyser = analyser_for(args.language)
     queries_file, documents_file = named_files(args)
-    queries = read_queries(queries_file)
+    queries = read_queries(queries_file, args.query_field)
     empty = 0
     with RunWriter(args.output, "bm25") as writer:
-        for query_id, candidates in retrieve(queries.values(), read_passages(documents_file), depth=args.depth):
+        passages = read_passages(documents_file)
+        for query_id, candidates in retrieve(queries.values(), passages, depth=args.depth, analyser=analyser):
             empty += not candidates
             writer.write(query_id, [candidate.doc_id for candidate in candidates])
     note = f"; {empty} of them found nothing" if empty else ""
