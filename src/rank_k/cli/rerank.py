@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-seconds", type=duration, metavar="S", help="stop then, with the best so far everywhere")
     group.add_argument("--token-budget", type=tokens, metavar="N", help="stop asking after so many tokens, such as 2M")
     add_prices(group)
-    group.add_argument("--strict", action="store_true", help="exit 3 if a window was left in input order")
+    group.add_argument("--strict", action="store_true", help="exit 3 if a window was left in input order or a query unfinished")
     group.add_argument("--tag", default="rank-k", metavar="TEXT", help="last column of the new run")
     group.add_argument("--quiet", action="store_true", help="no progress, no summary")
 
@@ -125,7 +125,7 @@ def _close(
         run = reranker.journal.begin_run(settings)
         with args.report.open("w", encoding="utf-8") as file:
             summary.write_report(file, told, reranker.journal.queries(run))
-    return 3 if args.strict and tally.unranked_windows else 0
+    return 3 if args.strict and (tally.unranked_windows or tally.unfinished) else 0
 
 
 def tokens(text: str) -> int:
