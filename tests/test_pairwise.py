@@ -211,8 +211,8 @@ def test_in_top_of_no_more_than_k_is_certain() -> None:
 
 
 def test_both_sizes_are_quick() -> None:
-    # 5 and 200 ms on a free machine (benchmarks/strategies.py measures); six times that on a busy one
-    for length, seconds in ((100, 0.03), (1000, 1.2)):
+    # 5 and 200 ms on a free machine (benchmarks/strategies.py measures); processor time, as others may be at work
+    for length, seconds in ((100, 0.015), (1000, 0.6)):
         ids = tuple(f"d{i}" for i in range(length))
         random = Random(length)
         windows = [Window(ids[i :: length // 20], (1, length)) for i in range(length // 20)] + [
@@ -222,7 +222,7 @@ def test_both_sizes_are_quick() -> None:
         fit(ids, outcomes)
         times = []
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             fit(ids, outcomes).in_top()
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         assert min(times) < seconds

@@ -33,7 +33,7 @@ _DENSE = 128
 """Up to so many passages, inverting the whole is faster than taking the windows one by one."""
 
 _LEAF = 64
-"""Larger matrices are inverted in parts. BLAS gives them to several threads, which wait for each other a hundred
+"""Larger matrices are handled in parts. BLAS gives them to several threads, which wait for each other a hundred
 times longer than they work where something else, such as a model, keeps the cores busy."""
 
 _ENOUGH = 1e-6
@@ -61,18 +61,19 @@ class Fit:
         expected to. 1 for all where there are no more than `k`."""
         if k >= len(self.doc_ids):
             return dict.fromkeys(self.doc_ids, 1.0)
+        scaled = [
+            (strength, 1 / (error * sqrt(2))) for strength, error in zip(self.strengths, self.errors, strict=True)
+        ]
+
+        def above(threshold: float) -> list[float]:
+            return [erfc((threshold - strength) * scale) / 2 for strength, scale in scaled]
+
         low = min(self.strengths) - 10 * max(self.errors)
         high = max(self.strengths) + 10 * max(self.errors)
-        for _ in range(50):  # halves the interval: exact to well below any difference that matters
+        for _ in range(45):  # halvings: exact to well below any difference that matters
             middle = (low + high) / 2
-            low, high = (middle, high) if sum(self._above(middle)) > k else (low, middle)
-        return dict(zip(self.doc_ids, self._above(high), strict=True))
-
-    def _above(self, threshold: float) -> list[float]:
-        return [
-            erfc((threshold - strength) / (error * sqrt(2))) / 2
-            for strength, error in zip(self.strengths, self.errors, strict=True)
-        ]
+            low, high = (middle, high) if sum(above(middle)) > k else (low, middle)
+        return dict(zip(self.doc_ids, above(high), strict=True))
 
 
 def fit(doc_ids: Sequence[str], outcomes: Iterable[Outcome], fuse: float = 1.0) -> Fit:
@@ -165,7 +166,7 @@ def _posterior(pairs: _Pairs, strengths: Floats, prior: Floats) -> float:
     """The logarithm of the posterior density, but for a constant."""
     np = load("numpy")
     lead = strengths[pairs.one] - strengths[pairs.other]
-    likelihood = pairs.won @ lead - pairs.weight @ np.logaddexp(0, lead)
+    likelihood = (pairs.won * lead - pairs.weight * np.logaddexp(0, lead)).sum()
     return float(likelihood - PRECISION / 2 * ((strengths - prior) ** 2).sum())
 
 
@@ -213,8 +214,8 @@ class _Curvature:
         for group in apart:
             towards = whole[np.ix_(group, self._shared)]
             inverse = _inverse(whole[np.ix_(group, group)])
-            bridge = inverse @ towards
-            core -= towards.T @ bridge
+            bridge = _product(inverse, towards)
+            core -= _product(towards.T, bridge)
             self._sets.append((group, inverse, bridge))
         self._core = _inverse(core)
 
@@ -223,7 +224,7 @@ class _Curvature:
         np = self._np
         solution = np.zeros(self._length)
         remaining = right[self._shared] - sum(bridge.T @ right[group] for group, _, bridge in self._sets)
-        shared = solution[self._shared] = self._core @ remaining
+        shared = solution[self._shared] = np.einsum("ij,j", self._core, remaining)
         for group, inverse, bridge in self._sets:
             solution[group] = inverse @ right[group] - bridge @ shared
         return solution  # type: ignore[no-any-return]
@@ -234,7 +235,7 @@ class _Curvature:
         found = np.zeros(self._length)
         found[self._shared] = self._core.diagonal()
         for group, inverse, bridge in self._sets:
-            found[group] = inverse.diagonal() + ((bridge @ self._core) * bridge).sum(axis=1)
+            found[group] = inverse.diagonal() + (_product(bridge, self._core) * bridge).sum(axis=1)
         return found  # type: ignore[no-any-return]
 
 
@@ -245,7 +246,22 @@ def _inverse(matrix: Floats) -> Floats:
         return np.linalg.inv(matrix)  # type: ignore[no-any-return]
     half = len(matrix) // 2
     first = _inverse(matrix[:half, :half])
-    bridge = first @ matrix[:half, half:]
-    second = _inverse(matrix[half:, half:] - matrix[half:, :half] @ bridge)
-    corner = -bridge @ second
-    return np.block([[first - corner @ bridge.T, corner], [corner.T, second]])  # type: ignore[no-any-return]
+    bridge = _product(first, matrix[:half, half:])
+    second = _inverse(matrix[half:, half:] - _product(bridge.T, matrix[:half, half:]))
+    corner = -_product(bridge, second)
+    return np.block([[first - _product(corner, bridge.T), corner], [corner.T, second]])  # type: ignore[no-any-return]
+
+
+def _product(left: Floats, right: Floats) -> Floats:
+    """Of two matrices, by halves of the longest side."""
+    np = load("numpy")
+    (rows, inner), columns = left.shape, right.shape[1]
+    if rows * inner * columns <= _LEAF**3:
+        return left @ right
+    longest = max(rows, inner, columns)
+    half = longest // 2
+    if longest == inner:
+        return _product(left[:, :half], right[:half]) + _product(left[:, half:], right[half:])
+    if longest == rows:
+        return np.concatenate([_product(left[:half], right), _product(left[half:], right)])  # type: ignore[no-any-return]
+    return np.concatenate([_product(left, right[:, :half]), _product(left, right[:, half:])], axis=1)  # type: ignore[no-any-return]
