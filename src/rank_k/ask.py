@@ -233,11 +233,12 @@ class Asker:
             return True
         if not pays(look.window, None, rule):
             return False
-        sure = None if reply.tokens is None else confidence(reply.tokens, len(question.subject.doc_ids), rule.cut)
+        size, cut = len(question.subject.doc_ids), rule.places(look.window)
+        sure = None if reply.tokens is None else confidence(reply.tokens, size, cut)
         if sure is None:
             turned = tuple(reversed(question.subject.doc_ids))
             other, _ = await self._direct(await self._question(look, turned), look)
-            sure = agreement(order, _order(other, turned, look.window), rule.cut)
+            sure = agreement(order, _order(other, turned, look.window), cut)
         return pays(look.window, sure, rule)
 
     # --- with a thought ---
