@@ -12,8 +12,8 @@ with "\\n\\n", in many tokenizers a token of its own, and forbidding it would mo
 than that there may not be, and nothing may follow the last bracket: a model held to the grammar has to end there.
 
 GBNF is the notation of llama.cpp, and by the documentation of XGrammar, the default of vLLM and SGLang, its EBNF
-as well, so there is no third way to write it. LLGuidance, the other choice of both servers, reads Lark instead
-and not GBNF; a regular expression is what all of them read, hence `regex` for those two.
+as well, so there is no third way to write it. LLGuidance, the other choice of both servers, documents Lark
+instead; a regular expression is what all of them read, hence `regex` for those two.
 """
 
 from __future__ import annotations

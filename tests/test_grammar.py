@@ -1,0 +1,280 @@
+"""The grammar admits rankings of exactly the passages shown, each of which the parser reads without a repair."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rank_k.answer import parse_answer
+from rank_k.errors import InputError, MissingWeights
+from rank_k.grammar import EXACT_UP_TO, follows, gbnf, regex
+from rank_k.models.base import Reply, Request
+from rank_k.models.embedded import EmbeddedModel
+from rank_k.models.retries import Retries, with_retries
+from rank_k.models.weights import Weights, locate
+from rank_k.records import Message
+
+# --- a reader of GBNF, as far as our grammars go: what they generate is asked of them, not of ourselves ---
+
+Node = tuple[str, object]  # ("text", str) | ("class", list[str]) | ("rule", str) | ("all"|"any", list[Node]) | repeats
+
+_GBNF = re.compile(r'"((?:[^"\\]|\\.)*)"|\[([^\]]+)\]|(\w+)|\{(\d+)\}|([()|?])|[ ]+')
+
+
+def read_gbnf(grammar: str) -> dict[str, Node]:
+    rules = {}
+    for line in grammar.splitlines():
+        name, _, body = line.partition(" ::= ")
+        assert name not in rules
+        tokens = list(_GBNF.finditer(body))
+        assert "".join(token[0] for token in tokens) == body
+        node, rest = read_alternatives([token for token in tokens if token[0].strip()])
+        assert not rest
+        rules[name] = node
+    return rules
+
+
+def read_alternatives(tokens: list[re.Match[str]]) -> tuple[Node, list[re.Match[str]]]:
+    alternatives: list[Node] = []
+    sequence: list[Node] = []
+    while tokens and tokens[0][0] != ")":
+        token, *tokens = tokens
+        text, characters, rule, count, sign = token.groups()
+        if text is not None:
+            sequence.append(("text", text.replace(r"\n", "\n")))
+        elif characters is not None:
+            low, dash, high = characters.partition("-")
+            one_of = [chr(c) for c in range(ord(low), ord(high) + 1)] if dash else list(characters)
+            sequence.append(("class", one_of))
+        elif rule is not None:
+            sequence.append(("rule", rule))
+        elif count is not None:
+            sequence.append(("all", [sequence.pop()] * int(count)))
+        elif sign == "?":
+            sequence.append(("any", [("text", ""), sequence.pop()]))
+        elif sign == "(":
+            node, tokens = read_alternatives(tokens)
+            assert tokens.pop(0)[0] == ")"
+            sequence.append(node)
+        else:
+            alternatives.append(("all", sequence))
+            sequence = []
+    return ("any", [*alternatives, ("all", sequence)]), tokens
+
+
+def everything(rules: dict[str, Node], node: Node) -> Iterator[str]:
+    """All texts of a node."""
+    kind, inside = node
+    if kind == "text":
+        yield str(inside)
+    elif kind == "rule":
+        yield from everything(rules, rules[str(inside)])
+    elif isinstance(inside, list) and kind == "class":
+        yield from inside
+    elif isinstance(inside, list) and kind == "any":
+        for one in inside:
+            yield from everything(rules, one)
+    elif isinstance(inside, list):
+        if not inside:
+            yield ""
+        for first in everything(rules, inside[0]) if inside else ():
+            for rest in everything(rules, ("all", inside[1:])):
+                yield first + rest
+
+
+def something(rules: dict[str, Node], node: Node, random: Random) -> str:
+    """One text of a node, drawn."""
+    kind, inside = node
+    if kind == "text":
+        return str(inside)
+    if kind == "rule":
+        return something(rules, rules[str(inside)], random)
+    assert isinstance(inside, list)
+    if kind == "class":
+        return str(random.choice(inside))
+    if kind == "any":
+        return something(rules, random.choice(inside), random)
+    return "".join(something(rules, one, random) for one in inside)
+
+
+def generated(size: int, seed: int) -> str:
+    rules = read_gbnf(gbnf(size))
+    return something(rules, rules["root"], Random(seed))
+
+
+LEADS = ("", " ", "\n", "\n\n")
+
+
+def rankings(size: int) -> Iterator[str]:
+    """All that the grammar of a small window should admit."""
+    for lead, order in itertools.product(LEADS, itertools.permutations(range(1, size + 1))):
+        for separators in itertools.product((" > ", " = "), repeat=size - 1):
+            yield lead + "".join(f"[{i}]{after}" for i, after in zip(order, (*separators, ""), strict=True))
+
+
+# --- what it admits ---
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_a_small_window_has_all_permutations_with_all_ties_and_nothing_else(size: int) -> None:
+    rules = read_gbnf(gbnf(size))
+    texts = list(everything(rules, rules["root"]))
+    assert sorted(texts) == sorted(rankings(size))
+    for text in texts:
+        answer = parse_answer(text, size)
+        assert answer.ranked
+        assert not answer.repairs
+        tiers = [[int(i) for i in re.findall(r"\d+", tier)] for tier in text.split(">")]
+        assert [sorted(tier) for tier in answer.tiers] == [sorted(tier) for tier in tiers]
+        assert follows(text, size, each_once=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(size=st.integers(1, EXACT_UP_TO), seed=st.integers(0, 10**6))
+def test_up_to_eight_no_answer_needs_a_repair(size: int, seed: int) -> None:
+    text = generated(size, seed)
+    answer = parse_answer(text, size)
+    assert answer.placed == set(range(1, size + 1))
+    assert not answer.repairs
+    assert follows(text, size, each_once=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    size=st.one_of(st.integers(EXACT_UP_TO + 1, 30), st.sampled_from([99, 100, 101, 1000])), seed=st.integers(0, 10**6)
+)
+def test_beyond_eight_none_but_missing_and_repeated(size: int, seed: int) -> None:
+    text = generated(size, seed)
+    answer = parse_answer(text, size)
+    assert answer.ranked
+    assert answer.repairs.keys() <= {"missing", "repeated"}
+    assert answer.repairs.get("missing") == answer.repairs.get("repeated")
+    ids = re.findall(r"\d+", text)
+    assert len(ids) == size
+    assert len(set(ids)) + answer.repairs.get("missing", 0) == size
+    assert follows(text, size)
+    assert follows(text, size, each_once=True) == (not answer.repairs)
+
+
+def as_expression(rules: dict[str, Node], node: Node) -> str:
+    kind, inside = node
+    if kind == "text":
+        return re.escape(str(inside))
+    if kind == "rule":
+        return as_expression(rules, rules[str(inside)])
+    assert isinstance(inside, list)
+    if kind == "class":
+        return "[" + "".join(inside) + "]"
+    return "(?:" + ("|" if kind == "any" else "").join(as_expression(rules, one) for one in inside) + ")"
+
+
+@settings(max_examples=200, deadline=None)
+@given(size=st.integers(EXACT_UP_TO + 1, 25), seed=st.integers(0, 10**6), data=st.data())
+def test_the_expression_admits_what_the_grammar_does(size: int, seed: int, data: st.DataObject) -> None:
+    rules = read_gbnf(gbnf(size))
+    text = generated(size, seed)
+    if data.draw(st.booleans()):  # spoil it, or not: a digit more, a bracket less, another number ...
+        at = data.draw(st.integers(0, len(text)))
+        text = (
+            text[:at]
+            + data.draw(st.sampled_from([*"0123456789[]>= \nx", ""]))
+            + text[at + data.draw(st.integers(0, 2)) :]
+        )
+    by_grammar = re.fullmatch(as_expression(rules, rules["root"]), text) is not None
+    assert by_grammar == (re.fullmatch(regex(size), text) is not None) == follows(text, size)
+
+
+@pytest.mark.parametrize("size", [1, 5, 9, 10, 19, 20, 21, 99, 100, 101, 110, 1000])
+def test_every_id_and_no_other(size: int) -> None:
+    for i in [*range(1, size + 12), 0, 10 * size, 1111]:
+        text = " > ".join([f"[{i}]"] + ["[1]"] * (size - 1))
+        assert follows(text, size) == (1 <= i <= size)
+    assert not follows(" > ".join(["[01]"] + ["[1]"] * (size - 1)), size)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[1]", "[1] > [2]", "[1] > [2] > [3] > [1]", "[1] > [2] > [4]", "[1]>[2]>[3]", "[1] > [2] > [3].",
+        "[1] > [2] > [3]\n", "\n\n\n[1] > [2] > [3]", "  [1] > [2] > [3]", "1 > 2 > 3", "[1], [2], [3]",
+        "The order is [1] > [2] > [3]", "<think>x</think>[1] > [2] > [3]", "[1] > [2] > [３]", "[1] > [2] > [3",
+    ],
+)  # fmt: skip
+def test_what_does_not_follow(text: str) -> None:
+    assert not follows(text, 3)
+
+
+def test_each_once_is_asked_for_apart() -> None:
+    assert follows("[1] > [1] = [3]", 3)
+    assert not follows("[1] > [1] = [3]", 3, each_once=True)
+
+
+@pytest.mark.parametrize("make", [gbnf, regex, lambda size: follows("[1]", size)])
+def test_no_window_is_empty(make: object) -> None:
+    assert callable(make)
+    for size in (0, -1):
+        with pytest.raises(InputError, match=f"{size} passages"):
+            make(size)
+
+
+def test_what_travels_with_a_request_is_small() -> None:
+    assert max(len(gbnf(size)) for size in range(1, 1001)) == len(gbnf(EXACT_UP_TO)) < 16_000
+    assert max(len(regex(size)) for size in range(1, 1001)) < 500
+
+
+# --- llama.cpp itself ---
+
+
+def fetched() -> Weights | None:
+    try:
+        return locate("smollm2-135m-instruct")
+    except MissingWeights:
+        return None
+
+
+WEIGHTS = fetched()  # before a test's environment hides them
+
+
+async def answers(sizes: list[int]) -> list[Reply]:
+    assert WEIGHTS is not None
+    model = EmbeddedModel(WEIGHTS.path, context=2048, threads=1)
+    await model.prepare()
+    try:
+        replies = []
+        for size in sizes:
+            request = Request(
+                (Message("user", f"Rank passages 1 to {size}, best first, like this: [2] > [1] = [3]."),),
+                max_tokens=8 * size + 8,
+                temperature=1.5,  # far from what it would say of itself
+                seed=size,
+                ranking_of=size,
+            )
+            replies.append(await with_retries(lambda: model.ask(request), Retries(first=0.05), Random(0)))  # noqa: B023
+        return replies
+    finally:
+        await model.close()
+
+
+def assert_held(sizes: list[int]) -> None:
+    pytest.importorskip("xllamacpp")
+    if WEIGHTS is None:
+        pytest.skip("needs the weights that `rank-k fetch` gets")
+    for size, reply in zip(sizes, asyncio.run(answers(sizes)), strict=True):
+        assert reply.finish_reason == "stop"
+        assert follows(reply.text, size, each_once=size <= EXACT_UP_TO), (size, reply.text)
+
+
+def test_llama_cpp_keeps_to_it() -> None:
+    assert_held([1, EXACT_UP_TO, EXACT_UP_TO + 1])
+
+
+@pytest.mark.slow
+def test_llama_cpp_keeps_to_it_at_every_size() -> None:
+    assert_held([*range(1, 26), 50])
