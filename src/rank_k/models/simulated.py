@@ -19,6 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import combinations
 from statistics import NormalDist, fmean
 from typing import Any
 
@@ -54,10 +55,16 @@ class Noise:
 
 PRESETS = {
     "none": Noise(),
-    "strong": Noise(0.62, 0.92, 0.04, 0.04, 0.3, 0.35, 0.1, 0.05, 0.02, 0.3),
-    "weak": Noise(1.1, 0.60, 0.10, 0.30, 0.6, 0.35, 0.1, 0.05, 0.06, 0.3),
+    "strong": Noise(0.94, 0.92, 0.04, 0.04, 0.3, 0.35, 0.1, 0.05, 0.02, 0.3),
+    "weak": Noise(1.6, 0.60, 0.10, 0.30, 0.6, 0.35, 0.1, 0.05, 0.06, 0.3),
 }
-"""`strong` errs like today's best reasoning models, `weak` like small ones."""
+"""`strong` errs like today's best reasoning models, `weak` like small ones.
+
+The shape of `strong` is the one whose strategies differ from each other as those of five language models did (the
+published comparison of BlitzRank, table 3); that of `weak` is an assumption. Their `sd` is what makes sliding
+windows of 20 with a stride of 10 over the published BM25 run of TREC DL 2019 reach nDCG@10 .727 and .62
+(`benchmarks/calibrate_noise.py`).
+"""
 
 
 class SimulatedJudge:
@@ -87,11 +94,10 @@ class SimulatedJudge:
         thought = (
             "" if request.think is False else " ".join(f"Passage [{i + 1}] is weighed." for i in range(len(doc_ids)))
         )
-        if on_text is not None:
-            on_text(Delta(thought, order))
+        stopped = on_text is not None and on_text(Delta(thought, order))
         words = sum(len(message.content) for message in request.messages) // 4
         usage = Usage(words, (len(thought) + len(order)) // 4, len(thought) // 4, 0, True)
-        return Reply(order, thought or None, "stop", usage)
+        return Reply(order, thought or None, "stopped" if stopped else "stop", usage)
 
     async def count_tokens(self, text: str) -> int | None:
         return None
@@ -121,25 +127,26 @@ class SimulatedJudge:
                 worth[i] = mean + (value - mean) * (1 - noise.middle * depth)
         if noise.sd:
             sd = noise.sd * math.exp(noise.query_spread * self._normal("query", query_id))
-            call = (str(sample), *doc_ids)
+            fresh = math.sqrt(noise.fresh) * (size / 20) ** noise.growth
+            company = self._errors_of_company(query_id, doc_ids) if noise.composition else [0.0] * size
             for i, doc_id in enumerate(doc_ids):
                 worth[i] += sd * math.sqrt(noise.persistent) * self._normal("doc", query_id, doc_id)
-                worth[i] += sd * math.sqrt(noise.composition) * self._company(query_id, doc_id, doc_ids)
-                fresh = sd * math.sqrt(noise.fresh) * (size / 20) ** noise.growth
-                worth[i] += fresh * self._normal("call", query_id, doc_id, *call)
+                worth[i] += sd * math.sqrt(noise.composition) * company[i]
+                worth[i] += sd * fresh * _normal(self._seed, ("call", query_id, doc_id, str(sample), *doc_ids))
         if noise.position_bias and size > 1:
             worth = [value - noise.position_bias * i / (size - 1) for i, value in enumerate(worth)]
         return worth
 
-    def _company(self, query_id: str, doc_id: str, doc_ids: Sequence[str]) -> float:
-        """The error that the others in the window cause: antisymmetric in pairs, of variance 1."""
-        total = 0.0
-        for other in doc_ids:
-            if other < doc_id:
-                total += self._normal("pair", query_id, other, doc_id)
-            elif other > doc_id:
-                total -= self._normal("pair", query_id, doc_id, other)
-        return total / math.sqrt(max(len(doc_ids) - 1, 1))
+    def _errors_of_company(self, query_id: str, doc_ids: Sequence[str]) -> list[float]:
+        """The error that the others in the window cause to each: antisymmetric in pairs, of variance 1."""
+        total = [0.0] * len(doc_ids)
+        for (i, one), (j, other) in combinations(enumerate(doc_ids), 2):
+            if one != other:
+                low, high = (i, j) if one < other else (j, i)
+                error = self._normal("pair", query_id, doc_ids[low], doc_ids[high])
+                total[high] += error
+                total[low] -= error
+        return [error / math.sqrt(max(len(doc_ids) - 1, 1)) for error in total]
 
     def _maybe_malformed(self, order: str, query_id: str, doc_ids: Sequence[str], sample: int) -> str:
         chance = self.noise.malformed * len(doc_ids) / 20
@@ -158,7 +165,8 @@ class SimulatedJudge:
         return _uniform(self._seed, names)
 
     def _normal(self, *names: str) -> float:
-        return _normal(self._seed, names)
+        """A draw that other calls will meet again."""
+        return _met_again(self._seed, names)
 
 
 def _uniform(seed: int, names: tuple[str, ...]) -> float:
@@ -167,9 +175,11 @@ def _uniform(seed: int, names: tuple[str, ...]) -> float:
     return (int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), "big") + 0.5) / 2**64
 
 
-@lru_cache(maxsize=262_144)
 def _normal(seed: int, names: tuple[str, ...]) -> float:
     return NormalDist().inv_cdf(min(max(_uniform(seed, names), 1e-12), 1 - 1e-12))
+
+
+_met_again = lru_cache(maxsize=32_768)(_normal)
 
 
 def with_sd(noise: Noise, sd: float) -> Noise:
