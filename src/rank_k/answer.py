@@ -124,7 +124,7 @@ def _split(text: str, reasoning: str, finish_reason: str | None, thought_closed:
         inline = _OPEN.sub("", text[: closes[-1].start()])
         inline = _CLOSE.sub("", inline).strip()
         trace = "\n".join(filter(None, (reasoning.strip(), inline)))
-        stray = len(closes) - (0 if reasoning else 1)
+        stray = len(closes) - (0 if reasoning or thought_closed else 1)
         answer = text[closes[-1].end() :]
         if len(closes) > 1 and not answer.strip() and finish_reason != "length":
             answer = text[closes[-2].end() : closes[-1].start()]  # the end was said once more behind the answer

@@ -357,7 +357,7 @@ class Asker:
 
     async def _asked(self, request: Request, on_text: OnText | None) -> Reply:
         """Ask, and end a reply that goes in circles before its circles."""
-        watch = _Watch(on_text)
+        watch = _Watch(on_text, max(len(request.subject.doc_ids), 1))
         reply = await self.model.ask(request, watch)
         if reply.finish_reason == "stopped" and watch.looped:
             reasoning, text = watch.before(reply)
@@ -369,7 +369,8 @@ class Asker:
     def _read(self, reply: Reply, asking: Request, spent: _Spent, thought_closed: bool) -> Answer:
         """The answer in a reply; notes where the server forgot the grammar."""
         size = len(asking.subject.doc_ids)
-        if asking.ranking_of is not None and not follows(reply.text, size) and reply.finish_reason != "length":
+        said = reply.text.rpartition("</think>")[2]
+        if asking.ranking_of is not None and not follows(said, size) and reply.finish_reason != "length":
             spent.repairs["grammar_ignored"] += 1
         return _parsed(reply, size, thought_closed)
 
@@ -377,9 +378,9 @@ class Asker:
 class _Watch:
     """Looks at a reply while it streams: passes it on, and says stop when it goes in circles."""
 
-    def __init__(self, on_text: OnText | None) -> None:
+    def __init__(self, on_text: OnText | None, passages: int) -> None:
         self._on_text = on_text
-        self._thought, self._text = LoopWatch(), LoopWatch()
+        self._thought, self._text = LoopWatch(passages), LoopWatch(passages)
         self.looped = False
 
     def __call__(self, delta: Delta) -> bool:

@@ -26,7 +26,8 @@ class Dialect:
     answer without a thought. `tokenize`: (path, key of the text, key of the ids) of its tokenizer, if any.
     `context`: where a model's card states its context, as paths into the entry of GET /v1/models.
     `lists_models`: whether GET /v1/models can be believed about which models exist.
-    `budget`: the path of keys under which it takes a reasoning budget of its own, () if none.
+    `keeps_connections`: False where a connection kept open is closed under the next question, as llama.cpp's server
+    does after nearly every answer. `budget`: the path of keys under which it takes a reasoning budget, () if none.
     `prefill`: ways to go on from a given beginning, best first: "raw" renders the chat template on the server
     and completes the text, "continue" leaves the assistant's last message open. `continuing`: sent for the latter.
     `grammar`: how it takes a grammar: "gbnf", "structured" or "regex"; "" if it does not.
@@ -42,6 +43,7 @@ class Dialect:
     context: tuple[tuple[str, ...], ...] = (("max_model_len",), ("context_length",), ("context_window",))
     seed: bool = True
     lists_models: bool = True
+    keeps_connections: bool = True
     budget: tuple[str, ...] = ()
     prefill: tuple[str, ...] = ()
     continuing: Json = field(default_factory=dict)
@@ -85,6 +87,7 @@ DIALECTS = {
             direct=_NO_THINKING_TEMPLATE,
             tokenize=("/tokenize", "content", "tokens"),
             context=(("meta", "n_ctx"), ("meta", "n_ctx_train")),
+            keeps_connections=False,
             budget=("thinking_budget_tokens",),
             prefill=("raw", "continue"),
             grammar="gbnf",

@@ -256,13 +256,16 @@ class HttpModel:
         import aiohttp
 
         url = path if path.startswith("http") else self._url + path
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        if not self._dialect.keeps_connections:
+            headers["Connection"] = "close"
         session = self._open_session()
         try:
             async with session.request(
                 method,
                 url,
                 data=None if body is None else json.dumps(body).encode("ascii"),
-                headers=None if body is None else {"Content-Type": "application/json"},
+                headers=headers,
                 allow_redirects=False,
             ) as response:
                 if response.status != 200:

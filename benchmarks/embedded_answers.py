@@ -1,0 +1,114 @@
+"""What a small model's answers are worth with and without a grammar, and whether a budget holds.
+
+    python -m benchmarks.embedded_answers [--windows 500] [--think 64]
+
+Windows of 4 to 12 passages of the demo collection, drawn at random for its questions, put to the embedded model
+with a reasoning budget; once with answers held to the grammar of a ranking, once without. An answer is *clean* if
+it parses with no repair other than missing or repeated ids, which are counted apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from rank_k.ask import Asker, AskSettings
+from rank_k.data.python_docs import passages, questions
+from rank_k.journal import Journal
+from rank_k.models.embedded import EmbeddedModel
+from rank_k.prompt import PromptTemplate
+from rank_k.records import Passage, Query, Window
+from rank_k.thinking import Think
+
+TEMPLATE = PromptTemplate(
+    "Rank the passages by relevance to the query, best first, like [2] > [1] = [3].\nQuery: {query}\n", ""
+)
+"""Short, so that 500 windows take minutes: the embedded model reads some 200 tokens a second."""
+
+MENDED = {"missing", "repeated", "cut", "thought_closed", "passages_cut"}
+"""Repairs that leave an answer clean: ids missing or repeated, a thought ended as planned, passages cut."""
+
+
+@dataclass
+class Tried:
+    windows: int = 0
+    clean: int = 0
+    unranked: int = 0
+    most_reasoning: int = 0
+    repairs: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+
+def drawn(count: int, seed: int) -> list[tuple[Query, list[Passage]]]:
+    """Windows: a question with 4 to 12 passages, judged ones for the question first among them."""
+    random = Random(seed)
+    texts = {passage.doc_id: passage for passage in passages()}
+    asked = questions()
+    found = []
+    for number in range(count):
+        question = asked[number % len(asked)]
+        judged = [doc_id for doc_id in question.judgments if doc_id in texts]
+        size = random.randint(4, 12)
+        found.append((question.query, [texts[doc_id] for doc_id in random.sample(judged, min(size, len(judged)))]))
+    return found
+
+
+async def tried(
+    model: EmbeddedModel, windows: Sequence[tuple[Query, list[Passage]]], think: Think, constrain: bool
+) -> Tried:
+    journal = Journal()
+    settings = AskSettings(passage_tokens=24, max_tokens=512, temperature=0.5, think=think, constrain=constrain)
+    asker = Asker(model, journal, settings, TEMPLATE)
+    result, started = Tried(), time.monotonic()
+
+    async def one(query: Query, shown: list[Passage]) -> None:
+        texts = await asker.texts(query, {passage.doc_id: passage for passage in shown})
+        window = Window(tuple(passage.doc_id for passage in shown), (1, len(shown)))
+        asked = await asker.ask(texts, window)
+        result.windows += 1
+        result.unranked += not asked.outcome.orders[0].ranked
+        result.clean += asked.outcome.orders[0].ranked and set(asked.repairs) <= MENDED
+        result.repairs.update(asked.repairs)
+        result.most_reasoning = max(result.most_reasoning, asked.usage.reasoning_tokens)
+
+    for query, shown in windows:
+        await one(query, shown)
+    journal.close()
+    result.seconds = time.monotonic() - started
+    return result
+
+
+async def compare(count: int, think: Think) -> None:
+    windows = drawn(count, seed=0)
+    model = EmbeddedModel()
+    await model.prepare()
+    try:
+        print("answers        windows   clean  unranked  ids missing  ids repeated  most reasoning  s/window")
+        for name, constrain in (("constrained", True), ("free", False)):
+            found = await tried(model, windows, think, constrain)
+            print(
+                f"{name:<13} {found.windows:>8}  {found.clean / found.windows:>6.1%}  {found.unranked:>8}"
+                f"  {found.repairs['missing']:>11}  {found.repairs['repeated']:>12}  {found.most_reasoning:>14}"
+                f"  {found.seconds / found.windows:>8.2f}",
+                flush=True,
+            )
+            print(f"               repairs: {dict(sorted(found.repairs.items()))}", flush=True)
+    finally:
+        await model.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--windows", type=int, default=500)
+    parser.add_argument("--think", type=Think.parse, default=Think("budget", 64))
+    args = parser.parse_args()
+    asyncio.run(compare(args.windows, args.think))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The embedded model for real: the weights that `rank-k fetch` gets, the server as a child, the whole path."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rank_k.errors import MissingWeights
+from rank_k.models.weights import DEFAULT_WEIGHTS, cache_directory, locate
+from rank_k.reranker import Reranker
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "trec-dl19"
+PASSAGES = [
+    "Rain falls from clouds.",
+    "Rayleigh scattering of sunlight by the molecules of air makes the sky look blue.",
+    "Cats purr when they are content.",
+]
+
+
+def _user_cache() -> Path | None:
+    try:
+        locate(DEFAULT_WEIGHTS)
+    except MissingWeights:
+        return None
+    return cache_directory()
+
+
+USER_CACHE = _user_cache()  # before the tests are given homes of their own
+needs_weights = pytest.mark.skipif(USER_CACHE is None, reason="the embedded weights are not here: rank-k fetch")
+
+
+@pytest.fixture(autouse=True)
+def fetched(isolated_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if USER_CACHE is not None:
+        monkeypatch.setenv("RANK_K_CACHE", str(USER_CACHE))
+
+
+@pytest.fixture(scope="module")
+def thinking() -> Iterator[Reranker]:
+    assert USER_CACHE is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK_K_CACHE", str(USER_CACHE))
+        with Reranker(think=32, max_tokens=128, context=2048) as reranker:
+            yield reranker
+
+
+@needs_weights
+def test_a_thought_within_its_budget_and_a_ranking_after_it(thinking: Reranker) -> None:
+    """The model has no thought of its own: one is begun for it, ended at 32 tokens, and the answer held to ids."""
+    hits = thinking.rank("why is the sky blue", PASSAGES)
+    assert sorted(hit.index for hit in hits) == [0, 1, 2]
+    assert not hits.unranked
+    assert not hits.repairs.get("missing")
+    assert hits.traces[0]
+    assert 0 < hits.usage.reasoning_tokens <= 32
+    assert not hits.usage.estimated
+    assert hits.usage.cached_tokens > hits.usage.prompt_tokens / 3, "the second call found the first one's prompt"
+
+
+@needs_weights
+def test_the_same_question_costs_nothing_the_second_time(thinking: Reranker) -> None:
+    first = thinking.rank("why is the sky blue", PASSAGES)
+    second = thinking.rank("why is the sky blue", PASSAGES)
+    assert [hit.index for hit in first] == [hit.index for hit in second]
+    assert first.traces == second.traces
+
+
+@needs_weights
+def test_off_answers_at_once() -> None:
+    with Reranker(think="off", context=2048) as reranker:
+        hits = reranker.rank("why is the sky blue", PASSAGES)
+    assert hits.usage.reasoning_tokens == 0
+    assert not hits.unranked
+
+
+@needs_weights
+def test_auto_has_probabilities_to_go_by() -> None:
+    with Reranker(think="auto", max_tokens=128, context=2048) as reranker:
+        hits = reranker.rank("why is the sky blue", PASSAGES)
+    assert not hits.unranked
+    assert hits.repairs.get("thought_about", 0) <= 1
+
+
+@needs_weights
+def test_passages_share_the_context_and_the_server_never_refuses() -> None:
+    with Reranker(think="off", context=1024) as reranker:
+        hits = reranker.rank("why is the sky blue", [f"{text} " + "The sky is wide. " * 100 for text in PASSAGES])
+    assert hits.repairs["context_cut"] == 3
+    assert not hits.unranked
+
+
+def rank_k(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rank_k.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+    )
+
+
+@pytest.mark.slow
+@needs_weights
+def test_the_demo() -> None:
+    done = rank_k("demo")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("── ") == 6
+    found = re.search(r"nDCG@10  BM25 (\d\.\d{4})   reranked (\d\.\d{4})", done.stdout)
+    assert found, done.stdout
+    assert "6 questions:" in done.stdout
+
+
+@pytest.mark.slow
+@needs_weights
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the collection trec-dl19 is not beside this checkout")
+def test_a_real_run_with_the_embedded_model(tmp_path: Path) -> None:
+    """Three queries of TREC DL 2019, depth 20; all 43 by `python -m benchmarks.embedded`."""
+    lines = (SHARED / "run.anserini-bm25-condensed100.trec").read_text().splitlines(keepends=True)
+    kept = sorted({line.split()[0] for line in lines})[:3]
+    run = tmp_path / "bm25.trec"
+    run.write_text("".join(line for line in lines if line.split()[0] in kept))
+    output = tmp_path / "out.trec"
+    done = rank_k(
+        *("rerank", "--run", run, "--queries", SHARED / "queries.jsonl", "--documents", SHARED / "corpus.jsonl.gz"),
+        *("--output", output, "--depth", "20", "--max-tokens", "256", "--strict"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(output.read_text().splitlines()) == sum(line.split()[0] in kept for line in lines)
+    told = rank_k("evaluate", "--qrels", SHARED / "qrels.trec", run, output)
+    assert told.returncode == 0
+    assert told.stdout.count("\n") == 3
+    assert "nDCG@10" in told.stdout
