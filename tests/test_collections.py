@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from rank_k.data.collections import CollectionFiles, PassageStore, load_collection
-from rank_k.errors import InputError
-from rank_k.records import Passage
+from rank_k.data.collections import CollectionFiles, PassageStore, WithoutExcluded, find_collection, load_collection
+from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
+from rank_k.errors import FormatError, InputError, MissingExtra
+from rank_k.records import Candidate, Passage
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 
 def folder_of(tmp_path: Path, *names: str) -> Path:
@@ -74,10 +82,10 @@ def test_what_is_missing_is_named(tmp_path: Path, names: list[str], problem: str
     assert remedy in caught.value.remedy
 
 
-@pytest.mark.parametrize("name", ["beir", "beir:", "msmarco", "bright:biology", "", "BEIR:x"])
+@pytest.mark.parametrize("name", ["beir:", "msmarco", "bright:", "", "BEIR:x", "hub:x"])
 def test_what_is_not_understood_says_what_is(name: str) -> None:
     with pytest.raises(InputError, match="beir:DIR"):
-        load_collection(name)
+        find_collection(name)
 
 
 def test_no_folder(tmp_path: Path) -> None:
@@ -90,21 +98,61 @@ def test_home_is_understood(isolated_environment: Path) -> None:
     assert load_collection("beir:~/set").documents == isolated_environment / "set" / "corpus.jsonl"
 
 
-def test_passages_by_id(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd.compress])
+def test_passages_by_id(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "corpus.tsv"
-    path.write_bytes(gzip.compress(b"d1\tone\nd2\ttwo\nd1\tone\n"))
-    store = PassageStore.of_file(path, ["d1", "d7"])
-    assert store.get("d1") == Passage("d1", "one")
-    with pytest.raises(InputError) as caught:
-        store.get("d7", "q3")
-    assert str(caught.value).startswith(f"document d7 of query q3 is not in {path}; ")
-    with pytest.raises(InputError, match="document d2 is not in"):
-        store.get("d2")
+    path.write_bytes(pack(b"d1\tone\nd2\ttwo\nd1\tone\n"))
+    with PassageStore.of_file(path) as store:
+        assert store.get("d1") == Passage("d1", "one")
+        assert store.get("d2", "q3") == Passage("d2", "two")
+        with pytest.raises(InputError) as caught:
+            store.get("d7", "q3")
+        assert str(caught.value).startswith(f"document d7 of query q3 is not in {path}; ")
+        with pytest.raises(InputError, match="document d7 is not in"):
+            store.get("d7")
 
 
 def test_one_id_with_two_texts(tmp_path: Path) -> None:
     path = tmp_path / "corpus.tsv"
     path.write_text("d1\tone\nd2\ttwo\nd1\tother\n")
-    assert PassageStore.of_file(path, ["d2"]).get("d2") == Passage("d2", "two")
-    with pytest.raises(InputError, match="document d1 stands twice"):
-        PassageStore.of_file(path, ["d1"])
+    with PassageStore.of_file(path) as store:
+        assert store.get("d2") == Passage("d2", "two")
+        with pytest.raises(InputError, match="document d1 stands twice"):
+            store.get("d1")
+
+
+def test_everything_may_be_zstandard(tmp_path: Path) -> None:
+    root = folder_of(tmp_path, "corpus.jsonl.zst", "queries.jsonl.zst", "qrels/test.tsv.zst", "run.a.trec.zst")
+    (root / "queries.jsonl.zst").write_bytes(zstd.compress(b'{"_id": "q", "text": "sky"}\n'))
+    (root / "qrels/test.tsv.zst").write_bytes(zstd.compress(b"query-id\tcorpus-id\tscore\nq\td\t1\n"))
+    (root / "run.a.trec.zst").write_bytes(zstd.compress(b"q Q0 d 1 0.5 t\n") + zstd.compress(b"q Q0 e 2 0.4 t\n"))
+    files = load_collection(f"beir:{root}")
+    assert files.qrels is not None
+    assert read_queries(files.queries)["q"].text == "sky"
+    assert read_qrels(files.qrels) == {"q": {"d": 1}}
+    assert [candidate.doc_id for candidate in read_run(files.runs[0])["q"]] == ["d", "e"]
+
+
+def test_damaged_zstandard_is_told(tmp_path: Path) -> None:
+    path, whole = tmp_path / "corpus.tsv", zstd.compress(b"".join(b"%d\t%d\n" % (i, i**9) for i in range(999)))
+    for damaged in (whole[:-5], whole[:20] + b"damage" + whole[26:]):
+        path.write_bytes(damaged)
+        with pytest.raises(FormatError, match="damaged Zstandard data"):
+            list(read_passages(path))
+
+
+def test_zstandard_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "corpus.tsv"
+    path.write_bytes(zstd.compress(b"d1\tone\n"))
+    monkeypatch.setitem(sys.modules, zstd.__name__, None)
+    if sys.version_info < (3, 14):
+        with pytest.raises(MissingExtra, match=r"rank-k\[data\]"):
+            PassageStore.of_file(path)
+
+
+def test_excluded_documents_leave_a_run_as_often_as_it_is_read() -> None:
+    run = {"q": (Candidate("a", 3.0), Candidate("b", 2.0), Candidate("c", 1.0)), "r": (Candidate("a", 1.0),)}
+    allowed = WithoutExcluded(run.items(), {"q": frozenset("ac")})
+    for _ in range(2):
+        assert dict(allowed) == {"q": (Candidate("b", 2.0),), "r": (Candidate("a", 1.0),)}
+    assert allowed.count() == 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from rank_k.errors import InputError
@@ -23,3 +25,25 @@ def cache_directory() -> Path:
     except RuntimeError as error:
         raise InputError("there is no home directory to keep a cache in", "set RANK_K_CACHE to a directory") from error
     return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "rank-k"
+
+
+def keep(name: str, lines: Iterable[bytes]) -> Path:
+    """Write `lines` to the file `name` (folders in it by `/`) in the cache, whole or not at all; returns its path.
+
+    Raises `InputError` if that cannot be.
+    """
+    path = cache_directory() / name
+    part = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as file:
+            part = Path(file.name)
+            file.writelines(lines)
+        part.replace(path)
+    except OSError as error:
+        problem = f"{error.filename or path}: {error.strerror or error}"
+        raise InputError(problem, "see to the disk, or set RANK_K_CACHE to another folder") from error
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+    return path

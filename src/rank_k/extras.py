@@ -8,7 +8,8 @@ from types import ModuleType
 from rank_k.errors import MissingExtra
 
 MODULES_OF_EXTRA = {
-    "data": ("bm25s", "Stemmer", "yaml"),
+    "bright": ("huggingface_hub", "pyarrow"),
+    "data": ("backports", "bm25s", "ir_datasets", "Stemmer", "yaml"),
     "embedded": ("xllamacpp",),
     "eval": ("ir_measures",),
     "fit": ("numpy",),

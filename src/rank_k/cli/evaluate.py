@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rank_k.cli.collection import DATASET
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -21,7 +23,7 @@ EXAMPLE = "rank-k evaluate --qrels qrels.trec bm25.trec reranked.trec"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="TREC runs, or score.json files")
     parser.add_argument("--qrels", type=Path, metavar="FILE", help="TREC or BEIR judgments")
-    parser.add_argument("--dataset", metavar="NAME", help="beir:DIR, whose judgments are used")
+    parser.add_argument("--dataset", metavar="NAME", help=f"{DATASET}, whose judgments are used")
     parser.add_argument(
         "--measures",
         nargs="+",
@@ -33,16 +35,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from rank_k.cli.collection import collection
+    from rank_k.data.collections import WithoutExcluded
     from rank_k.data.files import read_qrels, read_run
     from rank_k.errors import InputError
     from rank_k.evaluation.measures import DEFAULT_MEASURES, evaluate
 
-    file = args.qrels or (collection(args.dataset).qrels if args.dataset else None)
+    dataset = collection(args.dataset) if args.dataset else None
+    file = args.qrels or (None if dataset is None else dataset.qrels)
     if file is None:
-        raise InputError("--qrels is missing", "give --qrels FILE, or --dataset beir:DIR")
+        without = "" if dataset is None else f" ({args.dataset} has no judgments)"
+        raise InputError(f"--qrels is missing{without}", f"give --qrels FILE, or --dataset with {DATASET}")
     qrels = read_qrels(file)
     measures = args.measures or DEFAULT_MEASURES
-    found = {str(path): evaluate(qrels, read_run(path), measures) for path in args.runs}
+    found: dict[str, Evaluation] = {}
+    for path in args.runs:
+        run = WithoutExcluded(read_run(path).items(), {} if dataset is None else dataset.excluded)
+        if left_out := run.count():
+            print(f"{path}: {left_out} documents that {args.dataset} excludes, left out", file=sys.stderr)
+        found[str(path)] = evaluate(qrels, dict(run), measures)
     for path, evaluation in found.items():
         if evaluation.missing:
             named = ", ".join(evaluation.missing[:5])

@@ -103,6 +103,16 @@ def simulated(qrels: Path, noise: str) -> Model:
     return SimulatedJudge(read_qrels(qrels), noise)
 
 
+def simulated_by_passage(qrels: Path, noise: str) -> Model:
+    """The judge for passages of the documents that are judged: each is worth what its document is."""
+    from rank_k.data.documents import DocumentGrades
+    from rank_k.data.files import read_qrels
+    from rank_k.models.simulated import SimulatedJudge
+
+    grades = {query_id: DocumentGrades(of_query) for query_id, of_query in read_qrels(qrels).items()}
+    return SimulatedJudge(grades, noise)
+
+
 def api_key(server: str | None, variable: str | None) -> str | None:
     """The key for `server`. OPENAI_API_KEY is for api.openai.com alone; a variable that is named must be set."""
     from rank_k.errors import InputError

@@ -6,18 +6,21 @@ import argparse
 import os
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rank_k.cli.collection import add_collection, named_files
-from rank_k.cli.model import add_asking, add_server, duration, reranker_options, simulated
+from rank_k.cli.collection import add_collection, index_progress, named_collection
+from rank_k.cli.model import add_asking, add_server, count, duration, reranker_options, simulated, simulated_by_passage
 from rank_k.cli.prices import Prices, add_prices, prices
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from rank_k.data.collections import Store
+    from rank_k.data.documents import Split
     from rank_k.data.files import RunFile
-    from rank_k.records import Query
+    from rank_k.records import Candidate, Query
     from rank_k.reranker import Reranker
 
 NAME = "rerank"
@@ -29,11 +32,17 @@ EXAMPLE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", required=True, type=Path, metavar="FILE", help="TREC run, or score.json")
+    parser.add_argument("--run", type=Path, metavar="FILE", help="TREC run, or score.json (the data set's own)")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the new run")
     add_collection(parser)
     fields = "what the model sees of a query (text), such as title,description,narrative"
     parser.add_argument("--query-fields", metavar="NAMES", help=fields)
+    group = parser.add_argument_group("long documents")
+    group.add_argument("--split", type=count, metavar="TOKENS", help="cut into passages; the best one counts (MaxP)")
+    group.add_argument(
+        "--overlap", type=count, metavar="TOKENS", help="that a passage repeats of the one before (none)"
+    )
+    group.add_argument("--passages-per-document", type=count, metavar="N", help="only the first N (all)")
     group = add_server(parser)
     group.add_argument("--simulate", type=Path, metavar="QRELS", help="a simulated judge instead: plan before you pay")
     group.add_argument("--noise", default="none", choices=("none", "strong", "weak"), help="of the simulated judge")
@@ -44,13 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-seconds", type=duration, metavar="S", help="stop then, with the best so far everywhere")
     group.add_argument("--token-budget", type=tokens, metavar="N", help="stop asking after so many tokens, such as 2M")
     add_prices(group)
-    group.add_argument("--strict", action="store_true", help="exit 3 if a window was left in input order or a query unfinished")
+    group.add_argument(
+        "--strict", action="store_true", help="exit 3 if a window was left in input order or a query unfinished"
+    )
     group.add_argument("--tag", default="rank-k", metavar="TEXT", help="last column of the new run")
     group.add_argument("--quiet", action="store_true", help="no progress, no summary")
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.data.collections import PassageStore
+    from rank_k.data.collections import WithoutExcluded
+    from rank_k.data.documents import SplitRun
     from rank_k.data.files import RunFile, RunWriter, read_queries
     from rank_k.errors import InputError
     from rank_k.reranker import Reranker
@@ -59,19 +71,27 @@ def run(args: argparse.Namespace) -> int:
     options = reranker_options(args)  # mistakes in options come before work on files
     if args.simulate is not None and args.server is not None:
         raise InputError("--simulate and --server exclude each other", "leave one out")
-    queries_file, documents_file = named_files(args)
-    _check_output("--output", args.output, (args.run, queries_file, documents_file))
+    split = _split(args)
+    named = named_collection(args)
+    run_file = named.run(args.run)
+    _check_output("--output", args.output, (run_file, *named.files))
     if args.report is not None:
-        _check_output("--report", args.report, (args.run, queries_file, documents_file, args.output))
-    first_stage = RunFile(args.run)
-    queries = read_queries(queries_file, args.query_fields)
-    _check_queries(first_stage, queries, queries_file)
-    store = PassageStore.of_file(documents_file, _wanted(first_stage, args.depth))
-    _check_documents(first_stage, store, args.depth)
-    model = simulated(args.simulate, args.noise) if args.simulate is not None else args.model
+        _check_output("--report", args.report, (run_file, *named.files, args.output))
+    first_stage = RunFile(run_file)
+    candidates = WithoutExcluded(first_stage, named.excluded)
+    queries = read_queries(named.queries, args.query_fields)
+    _check_queries(first_stage, queries, named.queries)
+    store = named.corpus.store(index_progress(args.quiet))
+    _check_documents(candidates, store, args.depth)
+    passages = None if split is None else SplitRun(candidates, store, split, args.depth)
+    if passages is not None:
+        options["depth"] = sys.maxsize  # --depth counts documents
+    model = args.model
+    if args.simulate is not None:
+        model = (simulated if passages is None else simulated_by_passage)(args.simulate, args.noise)
     journal = args.journal or args.output.with_name(args.output.name + ".journal.sqlite")
     settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
-    with Reranker(model, journal=journal, **options) as reranker:
+    with closing(store), Reranker(model, journal=journal, **options) as reranker:
         try:
             reranker.prepare()
             price = prices(args, reranker.model.name)
@@ -79,15 +99,16 @@ def run(args: argparse.Namespace) -> int:
             name = reranker.journal.begin_run(settings)
             with RunWriter(args.output, args.tag) as writer, _progress(reranker, len(first_stage), args.quiet):
                 results = reranker.rerank(
-                    first_stage,
+                    candidates if passages is None else passages,
                     queries,
-                    store,
+                    store if passages is None else passages,
                     max_seconds=args.max_seconds,
                     token_budget=args.token_budget,
                     run_name=name,
                 )
-                for result in results:
-                    writer.write(result.query_id, result.ranking.doc_ids)
+                rankings = ((result.query_id, result.ranking) for result in results)
+                for query_id, ranking in rankings if passages is None else passages.collapsed(rankings):
+                    writer.write(query_id, ranking.doc_ids)
         except KeyboardInterrupt:
             print(
                 f"\nstopped; every finished call is in {journal}: the same command goes on from there", file=sys.stderr
@@ -96,6 +117,8 @@ def run(args: argparse.Namespace) -> int:
         tally = reranker.tally
         if first_stage.duplicates:
             tally.repairs["duplicates"] = first_stage.duplicates
+        if left_out := candidates.count():
+            tally.repairs["excluded"] = left_out
         return _close(args, reranker, price, time.monotonic() - started, settings)
 
 
@@ -162,12 +185,24 @@ def _check_queries(first_stage: RunFile, queries: Mapping[str, Query], file: Pat
         )
 
 
-def _wanted(first_stage: RunFile, depth: int) -> set[str]:
-    return {candidate.doc_id for _, candidates in first_stage for candidate in candidates[:depth]}
+def _split(args: argparse.Namespace) -> Split | None:
+    """How long documents are to be cut. Raises `InputError` for numbers that do not go together."""
+    from rank_k.data.documents import Split
+    from rank_k.errors import InputError
+
+    if args.split is None:
+        for option, value in (("--overlap", args.overlap), ("--passages-per-document", args.passages_per_document)):
+            if value is not None:
+                raise InputError(f"{option} says how to split documents", "give --split TOKENS too")
+        return None
+    if args.split > args.passage_tokens:
+        problem = f"passages of --split {args.split} would be cut again to --passage-tokens {args.passage_tokens}"
+        raise InputError(problem, "lower the one or raise the other")
+    return Split(args.split, args.overlap or 0, args.passages_per_document)
 
 
-def _check_documents(first_stage: RunFile, store: Any, depth: int) -> None:
+def _check_documents(run: Iterable[tuple[str, Sequence[Candidate]]], store: Store, depth: int) -> None:
     """Every text is there: found out before the first call is paid."""
-    for query_id, candidates in first_stage:
+    for query_id, candidates in run:
         for candidate in candidates[:depth]:
             store.get(candidate.doc_id, query_id)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rank_k.cli.collection import add_collection, named_files
+from rank_k.cli.collection import add_collection, named_collection
 from rank_k.cli.model import count
 
 NAME = "retrieve"
@@ -26,18 +26,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from rank_k.analysers import analyser_for
-    from rank_k.data.files import RunWriter, read_passages, read_queries
+    from rank_k.data.collections import WithoutExcluded
+    from rank_k.data.files import RunWriter, read_queries
     from rank_k.first_stage import retrieve
 
     analyser = analyser_for(args.language)
-    queries_file, documents_file = named_files(args)
-    queries = read_queries(queries_file, args.query_field)
+    named = named_collection(args)
+    queries = read_queries(named.queries, args.query_field)
+    excluded = named.excluded
+    more = args.depth + max(map(len, excluded.values()), default=0)
     empty = 0
     with RunWriter(args.output, "bm25") as writer:
-        passages = read_passages(documents_file)
-        for query_id, candidates in retrieve(queries.values(), passages, depth=args.depth, analyser=analyser):
+        found = retrieve(queries.values(), named.corpus.passages(), depth=more, analyser=analyser)
+        for query_id, candidates in WithoutExcluded(found, excluded):
             empty += not candidates
-            writer.write(query_id, [candidate.doc_id for candidate in candidates])
+            writer.write(query_id, [candidate.doc_id for candidate in candidates[: args.depth]])
     note = f"; {empty} of them found nothing" if empty else ""
     print(f"{len(queries)} queries{note}: {args.output}", file=sys.stderr)
     return 0

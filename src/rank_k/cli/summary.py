@@ -33,6 +33,7 @@ REPAIRS = {
     "budget_cut": "windows whose token limit was lowered, to share the context",
     "tokens_estimated": "texts whose tokens could only be estimated",
     "duplicates": "candidates that stood in the run twice, best kept",
+    "excluded": "candidates that the data set excludes, left out of the run",
 }
 """Every kind of repair, in words."""
 

@@ -1,12 +1,13 @@
 """Runs, judgments, queries and passages on disk: every line checked, every error with its line number.
 
-What is read (gzip is recognised by its first bytes, never by the name; a byte order mark, CRLF and blank
+What is read (gzip and Zstandard are told by their first bytes, never by the name; a byte order mark, CRLF and blank
 lines are fine):
 
     run       TREC: `query_id Q0 doc_id rank score tag`      or JSON: `{query_id: {doc_id: score}}`
     qrels     TREC: `query_id iteration doc_id grade`        or BEIR: `query-id<TAB>corpus-id<TAB>score`
                                                              under a header line
-    queries   JSONL: `_id`, `id`, `query_id` or `qid`, with `text` or `query`
+    queries   JSONL: `_id`, `id`, `query_id` or `qid`, with `text` or `query`, or any other fields
+              TREC topics, classic or XML: see `rank_k.data.topics`
     passages  JSONL: `_id`, `id`, `doc_id` or `docid`, with `text`, `contents` or `content`, maybe `title`
               both also as TSV: `id<TAB>text` (further tabs belong to the text)
 
@@ -18,35 +19,42 @@ text of queries and passages what cannot be decoded becomes U+FFFD.
 from __future__ import annotations
 
 import codecs
-import gzip
-import io
 import json
 import math
 import os
 import re
-import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import groupby
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rank_k.data.streams import opened
 from rank_k.errors import FormatError, InputError
 from rank_k.records import Candidate, Passage, Query
 
 _RUN = "'query_id Q0 doc_id rank score tag' on each line (no white space in ids or tag) or a score.json"
 _QRELS = "'query_id iteration doc_id grade' on each line, or BEIR's 'query-id corpus-id score' and its lines"
-_QUERIES = '{"_id": ..., "text": ...} on each line (JSONL) or id<TAB>text'
-_PASSAGES = '{"_id": ..., "title": ..., "text": ...} on each line (JSONL) or id<TAB>text'
+_QUERIES = '{"_id": ..., "text": ...} on each line (JSONL), id<TAB>text, or TREC topics'
+PASSAGES = '{"_id": ..., "title": ..., "text": ...} on each line (JSONL) or id<TAB>text'
 
 _Row = tuple[str, str, float]
 _NOT_IN_TREC = re.compile(r"[ \t\n\r\v\f\0]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BEIR_HEADER = (b"query-id", b"query_id", b"qid")
 _GRADE = re.compile(rb"[+-]?[0-9]{1,9}")  # trec_eval keeps grades in 32 bits
-_LEADING_ID = re.compile(rb'\s*\{\s*"(?:_id|id)"\s*:\s*"([^"\\]*)"')
+_ALSO = {
+    "text": ("query",),
+    "query": ("text",),
+    "description": ("desc",),
+    "desc": ("description",),
+    "narrative": ("narr",),
+    "narr": ("narrative",),
+}
+"""Other names of query fields."""
+_PASSAGE_KEYS = ("_id", "id", "doc_id", "docid"), ("text", "contents", "content")
+_LEADING_ID = re.compile(rb'\s*\{\s*("_?id")\s*:\s*"([^"\\]+)"')
 
 
 class RunFile:
@@ -118,7 +126,7 @@ class RunWriter:
     """
 
     def __init__(self, path: str | Path, tag: str = "rank-k") -> None:
-        self._tag = _trec_field("tag", tag)
+        self._tag = trec_field("tag", tag)
         self._path = Path(os.path.realpath(path))
         self._part = self._path.with_name(self._path.name + ".part")
         if self._path.exists() and not self._path.is_file():
@@ -133,9 +141,9 @@ class RunWriter:
 
     def write(self, query_id: str, doc_ids: Sequence[str]) -> None:
         """Append one query, `doc_ids` best first. Raises `InputError` for an id that TREC cannot hold."""
-        query = _trec_field("query id", query_id)
+        query = trec_field("query id", query_id)
         lines = [
-            b"%b Q0 %b %d %.12f %b\n" % (query, _trec_field("document id", doc_id), rank, 1 / rank, self._tag)
+            b"%b Q0 %b %d %.12f %b\n" % (query, trec_field("document id", doc_id), rank, 1 / rank, self._tag)
             for rank, doc_id in enumerate(doc_ids, 1)
         ]
         self._file.writelines(lines)
@@ -182,12 +190,23 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
     return qrels
 
 
-def read_queries(path: str | Path) -> dict[str, Query]:
-    """Queries by id, in the file's order. Raises `FormatError`, also for one id with two texts."""
+def read_queries(path: str | Path, fields: str | None = None) -> dict[str, Query]:
+    """Queries by id, in the file's order.
+
+    `fields` ("title,description") names what a query's text is made of, one below the other; empty ones are left
+    out. Without, it is `text` or `query`; of TREC topics `title`, `query` or `text`. `desc` and `narr`
+    also stand for `description` and `narrative`.
+
+    Raises `FormatError`, also for a query without one of the fields, with nothing in any, and for one id with two
+    texts; `InputError` for names that are empty or repeated.
+    """
     path = Path(path)
+    names = [] if fields is None else [name.strip() for name in fields.split(",")]
+    if "" in names or len(set(names)) < len(names):
+        problem = f"query fields {fields!r}: a name is empty or repeated"
+        raise InputError(problem, "write names of fields with commas between, such as title,description")
     queries: dict[str, Query] = {}
-    keys = ("_id", "id", "query_id", "qid"), ("text", "query")
-    for number, query_id, _, text in _records(path, *keys, _QUERIES):
+    for number, query_id, text in _query_rows(path, names):
         if queries.setdefault(query_id, Query(query_id, text)).text != text:
             raise FormatError(path, number, f"query {query_id} again with another text", "each query id once")
     return queries
@@ -200,57 +219,76 @@ def read_passages(path: str | Path, wanted: Collection[str] | None = None) -> It
     Lines that are not wanted are parsed no further than their id, so faults after it go unnoticed there.
     Raises `FormatError` while reading.
     """
-    keys = ("_id", "id", "doc_id", "docid"), ("text", "contents", "content")
-    for _, doc_id, title, text in _records(Path(path), *keys, _PASSAGES, wanted):
-        if title and not text.startswith(title):
-            text = f"{title} {text}" if text else title
-        yield Passage(doc_id, text)
+    path = Path(path)
+    for _, doc_id, title, text in _records(path, _lines(path, PASSAGES), *_PASSAGE_KEYS, PASSAGES, wanted):
+        yield _passage(doc_id, title, text)
+
+
+def parse_passage(path: Path, number: int, line: bytes, jsonl: bool) -> Passage:
+    """The passage of one line, as `read_passages` has it. `jsonl`: what `is_jsonl` says of the file's first line."""
+    return _passage(*_record(path, number, line, jsonl, *_PASSAGE_KEYS, PASSAGES))
+
+
+def parse_passage_id(path: Path, number: int, line: bytes, jsonl: bool) -> str:
+    """Its id, the rest of the line unread where that is possible."""
+    leading = _leading_id(line) if jsonl else None
+    return leading or _identified(path, number, line, jsonl, _PASSAGE_KEYS[0], PASSAGES)[0]
+
+
+def is_jsonl(first_line: bytes) -> bool:
+    """Whether a file that begins so is JSONL, not TSV."""
+    return first_line.lstrip().startswith(b"{")
+
+
+def _passage(doc_id: str, title: str, text: str) -> Passage:
+    if title and not text.startswith(title):
+        text = f"{title} {text}" if text else title
+    return Passage(doc_id, text)
+
+
+def read_objects(path: Path, expected: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file, each with its line number. Raises `FormatError` while reading."""
+    for number, line in _lines(path, expected):
+        found = _parsed(path, number, _decoded(line), expected)
+        if not isinstance(found, dict):
+            raise FormatError(path, number, f"JSON that is no object: {_shown(found)}", expected)
+        yield number, found
 
 
 # Bytes and lines
 
 
-@contextmanager
-def _opened(path: Path, expected: str) -> Iterator[io.BufferedReader | gzip.GzipFile]:
-    if path.is_dir():
-        raise FormatError(path, 0, "a directory", f"a file with {expected}")
-    try:
-        with path.open("rb") as raw:
-            if raw.peek(2)[:2] == b"\x1f\x8b":
-                with gzip.open(raw) as plain:
-                    yield plain
-            else:
-                yield raw
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file", "check the path") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise FormatError(path, 0, f"damaged gzip data ({error})", "a whole gzip file") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror or error})", "check its permissions") from error
+def numbered_lines(path: Path, lines: Iterable[bytes], expected: str) -> Iterator[tuple[int, int, bytes]]:
+    """The lines that are not blank (at least one), each with its number from 1 and the place of its first byte."""
+    empty, start = True, 0
+    for number, line in enumerate(lines, 1):
+        length = len(line)
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if b"\0" in line:
+            found = "a NUL byte (binary data, or UTF-16)"
+            raise FormatError(path, number, found, f"UTF-8 text, {expected}")
+        if line.strip():
+            empty = False
+            yield number, start + length - len(line), line
+        start += length
+    if empty:
+        raise FormatError(path, 0, "an empty file", expected)
 
 
 def _lines(path: Path, expected: str) -> Iterator[tuple[int, bytes]]:
     """The lines that are not blank, without their line ends, numbered from 1; at least one."""
-    empty = True
-    with _opened(path, expected) as file:
-        for number, line in enumerate(file, 1):
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if b"\0" in line:
-                found = "a NUL byte (binary data, or UTF-16)"
-                raise FormatError(path, number, found, f"UTF-8 text, {expected}")
-            if line.strip():
-                empty = False
-                yield number, line.rstrip(b"\r\n")
-    if empty:
-        raise FormatError(path, 0, "an empty file", expected)
+    with opened(path, expected) as stream:
+        for number, _, line in numbered_lines(path, stream.plain, expected):
+            yield number, line.rstrip(b"\r\n")
 
 
 def _decoded(field: bytes) -> str:
     return field.decode("utf-8", "surrogateescape")
 
 
-def _trec_field(what: str, value: str) -> bytes:
+def trec_field(what: str, value: str) -> bytes:
+    """`value` as it stands in a TREC file. Raises `InputError` for what cannot stand there."""
     if not _fits_trec(value):
         raise InputError(
             f"{what} {_shown(value)} cannot stand in a TREC run",
@@ -315,8 +353,8 @@ class _Pairs(list[tuple[str, Any]]):
 
 
 def _json_rows(path: Path) -> Iterator[_Row]:
-    with _opened(path, _RUN) as file:
-        run = _parsed(path, 0, _decoded(file.read().removeprefix(codecs.BOM_UTF8)), _RUN, _Pairs)
+    with opened(path, _RUN) as stream:
+        run = _parsed(path, 0, _decoded(stream.plain.read().removeprefix(codecs.BOM_UTF8)), _RUN, _Pairs)
     if not isinstance(run, _Pairs) or not run:
         raise FormatError(path, 0, "JSON without queries", _RUN)
     for query_id, scores in run:
@@ -354,45 +392,114 @@ def _parsed(path: Path, number: int, text: str, expected: str, pairs: type[_Pair
 
 def _records(
     path: Path,
+    lines: Iterator[tuple[int, bytes]],
     id_keys: Sequence[str],
     text_keys: Sequence[str],
     expected: str,
     wanted: Collection[str] | None = None,
+    fields: Sequence[str] = (),
 ) -> Iterator[tuple[int, str, str, str]]:
-    """Line number, id, title and text of every record. The first line tells JSONL from TSV."""
+    """Line number, id, title and text of every record. The first line tells JSONL from TSV.
+
+    With `fields`, the text is composed of those instead of standing under one of `text_keys`.
+    """
     chosen = None if wanted is None else frozenset(wanted)
     jsonl: bool | None = None
-    for number, line in _lines(path, expected):
+    for number, line in lines:
         if jsonl is None:
-            jsonl = line.lstrip().startswith(b"{")
-        if not jsonl:
-            identifier, tab, rest = line.partition(b"\t")
-            if not tab or not identifier.strip():
-                found = "no id before the tab" if tab else "no tab"
-                raise FormatError(path, number, f"{found} in {_shown(line)}", expected)
-            if chosen is None or _decoded(identifier) in chosen:
-                yield number, _decoded(identifier), "", rest.decode("utf-8", "replace")
+            jsonl = is_jsonl(line)
+        if chosen is not None and jsonl and (leading := _leading_id(line)) and leading not in chosen:
             continue
-        if chosen is not None:
-            leading = _LEADING_ID.match(line)
-            # a second "_id" would outrank the first key: such a line is parsed
-            if leading and _decoded(leading[1]) not in chosen and b'"_id"' not in line[leading.end() :]:
-                continue
-        record = _parsed(path, number, _decoded(line), expected)
-        if not isinstance(record, dict):
-            raise FormatError(path, number, f"JSON that is no object: {_shown(record)}", expected)
-        name = _value(path, number, record, id_keys, "id")
-        if isinstance(name, int) and not isinstance(name, bool):
-            name = str(name)
-        if not isinstance(name, str) or not name or not _is_encodable(name):
-            raise FormatError(path, number, f"id {_shown(name)}", "an id that is a non-empty string")
-        if chosen is not None and name not in chosen:
+        if chosen is not None and _identified(path, number, line, jsonl, id_keys, expected)[0] not in chosen:
             continue
-        text, title = _value(path, number, record, text_keys, "text"), record.get("title") or ""
-        for part in (text, title):
-            if not isinstance(part, str):
-                raise FormatError(path, number, f"{_shown(part)} as text or title", "strings")
-        yield number, name, _mended(title).strip(), _mended(text)
+        yield number, *_record(path, number, line, jsonl, id_keys, text_keys, expected, fields)
+
+
+def _record(
+    path: Path,
+    number: int,
+    line: bytes,
+    jsonl: bool,
+    id_keys: Sequence[str],
+    text_keys: Sequence[str],
+    expected: str,
+    fields: Sequence[str] = (),
+) -> tuple[str, str, str]:
+    """Id, title and text of one line."""
+    name, record = _identified(path, number, line, jsonl, id_keys, expected)
+    if isinstance(record, bytes):
+        if fields:
+            raise FormatError(path, number, "TSV, which has no fields to choose from", "JSONL or TREC topics")
+        return name, "", record.decode("utf-8", "replace")
+    title = record.get("title") or ""
+    text = _composed(path, number, record, fields) if fields else _value(path, number, record, text_keys, "text")
+    for part in (text, title):
+        if not isinstance(part, str):
+            raise FormatError(path, number, f"{_shown(part)} as text or title", "strings")
+    return name, _mended(title).strip(), _mended(text)
+
+
+def _identified(
+    path: Path, number: int, line: bytes, jsonl: bool, id_keys: Sequence[str], expected: str
+) -> tuple[str, dict[str, Any] | bytes]:
+    """The id of one line and what goes with it: a JSON object, or all that follows the tab."""
+    if not jsonl:
+        identifier, tab, rest = line.partition(b"\t")
+        if not tab or not identifier.strip():
+            found = "no id before the tab" if tab else "no tab"
+            raise FormatError(path, number, f"{found} in {_shown(line)}", expected)
+        return _decoded(identifier), rest
+    record = _parsed(path, number, _decoded(line), expected)
+    if not isinstance(record, dict):
+        raise FormatError(path, number, f"JSON that is no object: {_shown(record)}", expected)
+    name = _value(path, number, record, id_keys, "id")
+    if isinstance(name, int) and not isinstance(name, bool):
+        name = str(name)
+    if not isinstance(name, str) or not name or not _is_encodable(name):
+        raise FormatError(path, number, f"id {_shown(name)}", "an id that is a non-empty string")
+    return name, record
+
+
+def _leading_id(line: bytes) -> str | None:
+    """The id of a JSON line that begins with it; None where the line must be parsed, as when another `_id`, which
+    would count more, or the same key, which would count last, may follow."""
+    leading = _LEADING_ID.match(line)
+    if leading is None or line.find(b'"_id"', leading.end()) >= 0 or line.find(leading[1], leading.end()) >= 0:
+        return None
+    return _decoded(leading[2])
+
+
+def _query_rows(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """Line number, id and text of every query."""
+    lines = _lines(path, _QUERIES)
+    first = next(lines)
+    lines = chain([first], lines)  # read once: it may be a pipe
+    if not first[1].lstrip().startswith(b"<"):
+        id_keys = ("_id", "id", "query_id", "qid")
+        for number, query_id, _, text in _records(path, lines, id_keys, ("text", "query"), _QUERIES, None, fields):
+            yield number, query_id, text
+        return
+    from rank_k.data.topics import read_topics
+
+    by_number = dict(lines)
+    content = b"\n".join(by_number.get(number, b"") for number in range(1, max(by_number) + 1))
+    for number, query_id, record in read_topics(path, content):
+        main = next(([key] for key in ("title", "query", "text") if key in record), ["title"])
+        yield number, query_id, _composed(path, number, record, fields or main)
+
+
+def _composed(path: Path, number: int, record: Mapping[str, Any], fields: Sequence[str]) -> str:
+    parts = []
+    for name in fields:
+        key = next((key for key in (name, *_ALSO.get(name, ())) if key in record), None)
+        if key is None:
+            raise FormatError(path, number, f"no field {name}", f"one of the fields {', '.join(record) or '(none)'}")
+        if not isinstance(record[key], str | None):
+            raise FormatError(path, number, f"{_shown(record[key])} as {key}", "strings")
+        parts.append((record[key] or "").strip())
+    if not any(parts):
+        raise FormatError(path, number, f"nothing in {', '.join(fields)}", "a query with some text")
+    return "\n".join(filter(None, parts))
 
 
 def _value(path: Path, number: int, record: dict[str, Any], keys: Sequence[str], what: str) -> Any:
