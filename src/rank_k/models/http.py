@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import re
 import socket
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -17,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rank_k.errors import (
-    ContextOverflow,
     InputError,
     ModelError,
-    Overloaded,
     Refused,
     ServerFault,
     Unreachable,
 )
 from rank_k.models import dialects
-from rank_k.models.base import Abilities, Delta, OnText, Reply, Request
+from rank_k.models.base import Abilities, OnText, Reply, Request
 from rank_k.models.dialects import DIALECTS, Dialect
+from rank_k.models.refusals import error_of, message_of, seconds_of
+from rank_k.models.stream import LONGEST_REPLY, ReplyReader
 
 if TYPE_CHECKING:
     import aiohttp
@@ -36,13 +35,7 @@ ASSUMED_CONTEXT = 32_768
 """Tokens, where neither the server nor the user says: what current reasoning models have at least."""
 
 _KEPT_OPEN = 4.0  # seconds an idle connection is kept: less than the 5 s of uvicorn's and llama.cpp's servers
-_LONGEST_REPLY = 8_000_000  # characters; a server that sends more is broken or hostile
 _LONGEST_ERROR = 65_536  # bytes of an error's body that are read
-_CONTEXT_WORDS = re.compile(
-    r"context.{0,40}(?:length|size|window|exceed)|exceed.{0,60}context|maximum.{0,40}tokens|too many tokens"
-    r"|prompt is too long|longer than the (?:maximum )?model|input is too long",
-    re.IGNORECASE | re.DOTALL,
-)
 
 
 class HttpModel:
@@ -197,7 +190,7 @@ class HttpModel:
         return tokens
 
     async def _streamed(self, path: str, body: Mapping[str, Any], on_text: OnText | None, echoed: str = "") -> Reply:
-        reader = _ReplyReader(on_text, echoed)
+        reader = ReplyReader(on_text, echoed)
         started = time.monotonic()
         async with self._exchange("POST", path, {**body, **dialects.STREAMING}) as response:
             if response.headers.get("Content-Type", "").startswith("application/json"):
@@ -237,9 +230,7 @@ class HttpModel:
             if self._api_key:
                 headers["Authorization"] = f"Bearer {self._api_key}"
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=0, keepalive_timeout=_KEPT_OPEN, socket_factory=_keepalive_socket
-                ),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_OPEN, socket_factory=_keepalive_socket),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._read_timeout),
                 headers=headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -285,19 +276,19 @@ class HttpModel:
     async def _error_of(self, response: aiohttp.ClientResponse) -> ModelError:
         status = response.status
         raw = await response.content.read(_LONGEST_ERROR)
-        said = _message(raw)
+        said = message_of(raw)
         if self._api_key:
             said = said.replace(self._api_key, "***")
         if 300 <= status < 400:
             where = response.headers.get("Location", "elsewhere")[:200]
             return Refused(f"{self._url} redirects to {where}", "give that address with --server", status)
-        return error_of(status, said, self._url, self._model, _seconds(response.headers.get("Retry-After")))
+        return error_of(status, said, self._url, self._model, seconds_of(response.headers.get("Retry-After")))
 
     async def _json(self, response: aiohttp.ClientResponse) -> Any:
         raw = b""
         async for chunk in response.content.iter_any():
             raw += chunk
-            if len(raw) > _LONGEST_REPLY:
+            if len(raw) > LONGEST_REPLY:
                 raise ServerFault(f"the server at {self._url} sends without end", "look into its log")
         try:
             return json.loads(raw)
@@ -341,154 +332,6 @@ def base_url(url: str) -> str:
         raise InputError("the server address holds a password or a query", "give the key with --api-key-env instead")
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
-
-
-def error_of(status: int, said: str, url: str, model: str, retry_after: float | None) -> ModelError:
-    """The error that an HTTP status and the server's words amount to."""
-    words = f": {said}" if said else ""
-    if status in (400, 413, 422) and _CONTEXT_WORDS.search(said):
-        return ContextOverflow(f"the prompt does not fit the model's context{words}", "lower --passage-tokens")
-    if status in (429, 503, 529):
-        return Overloaded(f"{url} is overloaded ({status}){words}", "lower --concurrency", retry_after)
-    if status in (408, 409, 425) or status >= 500:
-        return ServerFault(f"{url} failed ({status}){words}", "look into the server's log")
-    if status in (401, 403):
-        return Refused(f"{url} refused the key ({status}){words}", "name the right variable with --api-key-env", status)
-    if status == 404:
-        return Refused(
-            f"{url} does not know the model {model!r} or the path (404){words}",
-            "check --model, and that --server ends in /v1",
-            status,
-        )
-    return Refused(f"{url} refused the request ({status}){words}", "see docs/servers.md", status)
-
-
-class _ReplyReader:
-    """Server-sent events, fed as bytes, to a `Reply`."""
-
-    def __init__(self, on_text: OnText | None, echoed: str = "") -> None:
-        self._on_text = on_text
-        self._echoed = echoed  # a prefill that some servers say again at the beginning of a whole reply
-        self._tokens: list[tuple[str, float]] = []
-        self._pending = b""
-        self._reasoning: list[str] = []
-        self._text: list[str] = []
-        self._chars = [0, 0]  # of reasoning, of text
-        self._usage: Any = None
-        self._finish: str | None = None
-        self.complete = False
-
-    def feed(self, chunk: bytes) -> bool:
-        """Take in bytes; True when the reply is over (by the server's word or `on_text`'s)."""
-        lines = (self._pending + chunk).split(b"\n")
-        self._pending = lines.pop()
-        if len(self._pending) > _LONGEST_REPLY:
-            raise ServerFault("the server sent an event without end", "look into its log")
-        for line in lines:
-            if line.startswith(b"data:") and self._event(line[5:].strip()):
-                return True
-        return False
-
-    def _event(self, data: bytes) -> bool:
-        if data == b"[DONE]":
-            self.complete = True
-            return True
-        try:
-            event = json.loads(data.decode("utf-8", "replace"))
-        except ValueError as error:
-            raise ServerFault("the server sent an event that is not JSON", "look into its log") from error
-        return self._take(event, "delta")
-
-    def whole(self, body: Any) -> None:
-        """Take in a reply that came in one piece."""
-        self._take(body, "message")
-        if self._echoed and "".join(self._text).startswith(self._echoed):
-            self._text = ["".join(self._text)[len(self._echoed) :]]
-        self.complete = True
-
-    def _take(self, event: Any, key: str) -> bool:
-        if not isinstance(event, Mapping):
-            return False
-        if event.get("error"):
-            raise _error_in_stream(event["error"])
-        if isinstance(event.get("usage"), Mapping):
-            self._usage = event["usage"]
-        choices = event.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
-            return False
-        choice = choices[0]
-        if isinstance(choice.get("finish_reason"), str):
-            self._finish = choice["finish_reason"]
-        self._tokens += dialects.read_logprobs(choice)
-        message = choice.get(key)
-        if message is None and isinstance(choice.get("text"), str):  # of /v1/completions
-            message = {"content": choice["text"]}
-        return isinstance(message, Mapping) and self._grow(dialects.read_delta(message))
-
-    def _grow(self, delta: Delta) -> bool:
-        if delta.reasoning:
-            self._reasoning.append(delta.reasoning)
-            self._chars[0] += len(delta.reasoning)
-        if delta.text:
-            self._text.append(delta.text)
-            self._chars[1] += len(delta.text)
-        if sum(self._chars) > _LONGEST_REPLY:
-            self._finish = "length"
-            return True
-        if self._on_text is not None and (delta.reasoning or delta.text) and self._on_text(delta):
-            self._finish = "stopped"
-            return True
-        return False
-
-    def reply(self, seconds: float) -> Reply:
-        if self._finish is None and not self.complete:
-            raise ServerFault("the server ended the stream in mid-reply", "look into its log")
-        return Reply(
-            text="".join(self._text),
-            reasoning="".join(self._reasoning) or None,
-            finish_reason=self._finish,
-            usage=dialects.read_usage(self._usage, *self._chars),
-            seconds=seconds,
-            tokens=tuple(self._tokens) or None,
-        )
-
-
-def _error_in_stream(error: Any) -> ModelError:
-    said = error.get("message") if isinstance(error, Mapping) else error
-    code = error.get("code") if isinstance(error, Mapping) else None
-    status = code if isinstance(code, int) and 400 <= code < 600 else 500
-    return error_of(status, str(said)[:300], "the server", "", None)
-
-
-def _message(raw: bytes) -> str:
-    """What an error's body says, on one line."""
-    said: Any = raw.decode("utf-8", "replace")
-    try:
-        body = json.loads(raw)
-    except ValueError:
-        body = None
-    if isinstance(body, Mapping):
-        inner = body.get("error", body)
-        found = inner.get("message") or inner.get("detail") if isinstance(inner, Mapping) else inner
-        said = found or said
-    return " ".join(str(said).split())[:300]
-
-
-def _seconds(header: str | None) -> float | None:
-    """A Retry-After header in seconds: a number, or a date."""
-    if not header:
-        return None
-    try:
-        return max(float(header), 0.0)
-    except ValueError:
-        pass
-    from datetime import UTC, datetime
-    from email.utils import parsedate_to_datetime
-
-    try:
-        return max((parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds(), 0.0)
-    except (ValueError, TypeError):
-        return None
 
 
 def _is_loopback(url: str) -> bool:

@@ -1,0 +1,74 @@
+"""What a server's refusal amounts to: HTTP statuses, headers and words -> our errors. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from rank_k.errors import ContextOverflow, ModelError, Overloaded, Refused, ServerFault
+
+_CONTEXT_WORDS = re.compile(
+    r"context.{0,40}(?:length|size|window|exceed)|exceed.{0,60}context|maximum.{0,40}tokens|too many tokens"
+    r"|prompt is too long|longer than the (?:maximum )?model|input is too long",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def error_of(status: int, said: str, url: str, model: str, retry_after: float | None) -> ModelError:
+    """The error that an HTTP status and the server's words amount to."""
+    words = f": {said}" if said else ""
+    if status in (400, 413, 422) and _CONTEXT_WORDS.search(said):
+        return ContextOverflow(f"the prompt does not fit the model's context{words}", "lower --passage-tokens")
+    if status in (429, 503, 529):
+        return Overloaded(f"{url} is overloaded ({status}){words}", "lower --concurrency", retry_after)
+    if status in (408, 409, 425) or status >= 500:
+        return ServerFault(f"{url} failed ({status}){words}", "look into the server's log")
+    if status in (401, 403):
+        return Refused(f"{url} refused the key ({status}){words}", "name the right variable with --api-key-env", status)
+    if status == 404:
+        return Refused(
+            f"{url} does not know the model {model!r} or the path (404){words}",
+            "check --model, and that --server ends in /v1",
+            status,
+        )
+    return Refused(f"{url} refused the request ({status}){words}", "see docs/servers.md", status)
+
+
+def error_in_stream(error: Any) -> ModelError:
+    said = error.get("message") if isinstance(error, Mapping) else error
+    code = error.get("code") if isinstance(error, Mapping) else None
+    status = code if isinstance(code, int) and 400 <= code < 600 else 500
+    return error_of(status, str(said)[:300], "the server", "", None)
+
+
+def message_of(raw: bytes) -> str:
+    """What an error's body says, on one line."""
+    said: Any = raw.decode("utf-8", "replace")
+    try:
+        body = json.loads(raw)
+    except ValueError:
+        body = None
+    if isinstance(body, Mapping):
+        inner = body.get("error", body)
+        found = inner.get("message") or inner.get("detail") if isinstance(inner, Mapping) else inner
+        said = found or said
+    return " ".join(str(said).split())[:300]
+
+
+def seconds_of(header: str | None) -> float | None:
+    """A Retry-After header in seconds: a number, or a date."""
+    if not header:
+        return None
+    try:
+        return max(float(header), 0.0)
+    except ValueError:
+        pass
+    from datetime import UTC, datetime
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return max((parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds(), 0.0)
+    except (ValueError, TypeError):
+        return None
