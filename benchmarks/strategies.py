@@ -5,8 +5,8 @@
 
 Every seed is another judge; all strategies meet the same ones. The first strategy is the baseline: differences are
 paired by query, averaged over seeds, and their standard error is that over queries. nDCG@10 has linear gains and
-an ideal from all judgments. Ends with 1 if `blocks` is not better on average or in some cell surely worse by half a
-point.
+an ideal from all judgments. The exit status is 1 if `blocks` is not better on average, or surely worse by half a
+point in some cell.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from math import log2, sqrt
+from math import sqrt
 from pathlib import Path
 from random import Random
 from statistics import fmean, median, stdev
 from typing import NamedTuple
 from zlib import crc32
 
-import numpy as np
-
+from benchmarks.calibrate_noise import ndcg_at_10
 from rank_k.answer import parse_answer
 from rank_k.data.files import read_qrels, read_run
+from rank_k.models.base import Request, Subject
 from rank_k.models.simulated import Grades, SimulatedJudge
 from rank_k.records import Candidate, Order, Outcome, Window
 from rank_k.strategies import PRESETS, make
@@ -44,50 +44,6 @@ RUNS = {
 NOISES = ("strong", "weak")
 SURELY_WORSE = -0.5
 """Points of nDCG@10: no cell's interval may lie below this as a whole."""
-
-
-class QuickJudge(SimulatedJudge):
-    """The same answers in a tenth of the time: what pairs of passages do to each other is drawn once, and summed for
-    all passages of a window together, in the same order."""
-
-    def __init__(self, grades: Grades, noise: str, seed: int, drawn: dict[tuple[str, str], float]) -> None:
-        super().__init__(grades, noise, seed=seed)
-        self._drawn = drawn
-        self._shown: tuple[str, Sequence[str]] = ("", ())
-        self._errors: dict[str, float] = {}
-
-    def order(self, query_id: str, window: Window) -> Order:
-        """As the answer would be read, malformed ones too."""
-        ids = window.doc_ids
-        tiers = self.tiers(query_id, ids)
-        said = " > ".join(" = ".join(f"[{i + 1}]" for i in tier) for tier in tiers)
-        heard = self._maybe_malformed(said, query_id, ids, 0)
-        if heard == said:
-            return Order(tuple(tuple(ids[i] for i in tier) for tier in tiers), frozenset(ids), True)
-        answer = parse_answer(heard, len(ids), finish_reason="stop")
-        placed = frozenset(ids[i - 1] for i in answer.placed)
-        return Order(tuple(tuple(ids[i - 1] for i in tier) for tier in answer.tiers), placed, answer.ranked)
-
-    def _company(self, query_id: str, doc_id: str, doc_ids: Sequence[str]) -> float:
-        if self._shown != (query_id, doc_ids):
-            self._shown = (query_id, doc_ids)
-            self._errors = self._company_of_all(query_id, doc_ids)
-        return self._errors[doc_id]
-
-    def _company_of_all(self, query_id: str, doc_ids: Sequence[str]) -> dict[str, float]:
-        size = len(doc_ids)
-        errors = np.zeros((size, size))
-        for (i, one), (j, other) in itertools.combinations(enumerate(doc_ids), 2):
-            pair = (one, other) if one < other else (other, one)
-            value = self._drawn.get(pair)
-            if value is None:
-                value = self._drawn[pair] = self._normal("pair", query_id, *pair)
-            errors[i, j] = -value if pair[0] == one else value
-            errors[j, i] = -errors[i, j]
-        totals = np.zeros(size)
-        for j in range(size):
-            totals += errors[:, j]
-        return dict(zip(doc_ids, (totals / sqrt(max(size - 1, 1))).tolist(), strict=True))
 
 
 class Cell(NamedTuple):
@@ -130,13 +86,16 @@ def strategy_of(name: str) -> Strategy:
     return make(**PRESETS[name]) if name in PRESETS else make(name)
 
 
-def ndcg_at_10(doc_ids: Iterable[str], grades: Mapping[str, int]) -> float:
-    ideal = _discounted(sorted(grades.values(), reverse=True))
-    return _discounted(grades.get(doc_id, 0) for doc_id in doc_ids) / ideal if ideal else 0.0
-
-
-def _discounted(gains: Iterable[int]) -> float:
-    return sum(max(gain, 0) / log2(rank + 2) for rank, gain in enumerate(itertools.islice(gains, 10)))
+def answered(judge: SimulatedJudge, query_id: str, window: Window) -> Order:
+    """The judge's reply, read as any model's is: malformed ones too."""
+    ids = window.doc_ids
+    asked = judge.ask(Request((), 1, think=False, subject=Subject(query_id, ids)))
+    try:
+        asked.send(None)  # it waits for nothing, so that no event loop is needed
+    except StopIteration as stop:
+        answer = parse_answer(stop.value.text, len(ids), finish_reason=stop.value.finish_reason)
+    tiers = tuple(tuple(ids[i - 1] for i in tier) for tier in answer.tiers)
+    return Order(tiers, frozenset(ids[i - 1] for i in answer.placed), answer.ranked)
 
 
 @lru_cache
@@ -149,21 +108,20 @@ def simulate(task: tuple[Path, int], strategies: Sequence[str], queries: int | N
     folder, seed = task
     grades, runs = _collection(folder)
     found: dict[Cell, Sums] = {}
-    drawn: dict[tuple[str, str], float] = {}
-    judges = {noise: QuickJudge(grades, noise, seed, drawn) for noise in NOISES}
+    judges = {noise: SimulatedJudge(grades, noise, seed=seed) for noise in NOISES}
     plans = {name: strategy_of(name) for name in strategies}
+    # query by query: the judges remember the errors of the last few thousand pairs of passages
     for query_id in itertools.islice(grades, queries):
-        drawn.clear()
         for (run, lists), noise, name in itertools.product(runs.items(), NOISES, strategies):
             candidates = lists.get(query_id, ())
             ids, rounds = _asked(plans[name], candidates, judges[noise], query_id)
-            value = ndcg_at_10(ids, grades[query_id])
+            value = ndcg_at_10(ids, dict(grades[query_id]))
             found.setdefault(Cell(folder.name, run, noise, name), Sums()).add(query_id, value, rounds)
     return found
 
 
 def _asked(
-    plan: Strategy, candidates: Sequence[Candidate], judge: QuickJudge, query_id: str
+    plan: Strategy, candidates: Sequence[Candidate], judge: SimulatedJudge, query_id: str
 ) -> tuple[tuple[str, ...], list[tuple[Window, ...]]]:
     steps = plan(candidates, crc32(query_id.encode("utf-8", "surrogateescape")))  # the engine's seed
     rounds: list[tuple[Window, ...]] = []
@@ -171,7 +129,7 @@ def _asked(
         step = next(steps)
         while True:
             rounds.append(step.windows)
-            step = steps.send([Outcome(window, (judge.order(query_id, window),)) for window in step.windows])
+            step = steps.send([Outcome(window, (answered(judge, query_id, window),)) for window in step.windows])
     except StopIteration as stop:
         return stop.value.doc_ids, rounds
 

@@ -1,40 +1,46 @@
-"""The quick judge of benchmarks/strategies.py is the simulated judge; its figures are those of ir_measures."""
+"""The arithmetic of benchmarks/strategies.py, on collections of a few lines."""
 
 from __future__ import annotations
 
-import asyncio
+from pathlib import Path
 from random import Random
 
 import pytest
-from benchmarks.strategies import NOISES, QuickJudge, Sums, difference, ndcg_at_10
+from benchmarks.calibrate_noise import ndcg_at_10
+from benchmarks.strategies import NOISES, RUNS, Sums, answered, difference, simulate
 
-from rank_k.answer import parse_answer
 from rank_k.evaluation.measures import evaluate
-from rank_k.models.base import Request, Subject
-from rank_k.models.simulated import SimulatedJudge
-from rank_k.records import Candidate, Order, Window
+from rank_k.models.simulated import Noise, SimulatedJudge
+from rank_k.records import Candidate, Window
 
 
-@pytest.mark.parametrize("noise", NOISES)
-def test_the_quick_judge_answers_as_the_simulated_one(noise: str) -> None:
-    ids = [f"d{i}" for i in range(100)]
-    grades = {"q": {doc_id: Random(doc_id).randrange(4) for doc_id in ids}}
-    quick, slow = QuickJudge(grades, noise, 7, {}), SimulatedJudge(grades, noise, seed=7)
-    random = Random(0)
-    malformed = 0
-    for _ in range(150):
-        window = Window(tuple(random.sample(ids, random.randint(2, 30))), (1, 100))
-        assert quick.tiers("q", window.doc_ids) == slow.tiers("q", window.doc_ids)
-        reply = asyncio.run(slow.ask(Request((), 100, subject=Subject("q", window.doc_ids))))
-        answer = parse_answer(reply.text, len(window.doc_ids), reasoning=reply.reasoning, finish_reason="stop")
-        read = Order(
-            tuple(tuple(window.doc_ids[i - 1] for i in tier) for tier in answer.tiers),
-            frozenset(window.doc_ids[i - 1] for i in answer.placed),
-            answer.ranked,
-        )
-        assert quick.order("q", window) == read
-        malformed += len(read.placed) < len(window.doc_ids)
-    assert malformed, "no malformed answer among so many: the test compares less than it says"
+def test_strategies_meet_the_same_judge_and_every_seed_another(tmp_path: Path) -> None:
+    for name, runs in RUNS.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "qrels.trec").write_text("".join(f"q 0 d{i} {i % 3}\n" for i in range(40)))
+        for run in runs:
+            (tmp_path / name / run).write_text("".join(f"q Q0 d{i} {i} {-i} t\n" for i in range(40)))
+    folder = tmp_path / "cranfield"
+    found = simulate((folder, 0), ["sliding", "paper", "blocks"])
+    by_name = {(cell.noise, cell.strategy): sums for cell, sums in found.items()}
+    for noise in NOISES:
+        assert by_name[noise, "sliding"] == by_name[noise, "paper"]
+        assert (by_name[noise, "blocks"].calls, by_name[noise, "sliding"].calls) == (4, 3)
+        assert by_name[noise, "sliding"].passages == 60
+    assert all(found[cell] == sums for cell, sums in simulate((folder, 0), ["blocks"]).items())
+    assert any(found[cell] != sums for cell, sums in simulate((folder, 1), ["blocks"]).items())
+
+
+def test_a_malformed_reply_is_read_as_what_it_is() -> None:
+    ids = tuple(f"d{i}" for i in range(20))
+    grades = {str(query): {doc_id: i for i, doc_id in enumerate(ids)} for query in range(30)}
+    judge = SimulatedJudge(grades, Noise(malformed=1.0), seed=3)
+    read = [answered(judge, query_id, Window(ids, (1, 20))) for query_id in grades]
+    assert 5 < sum(not order.ranked for order in read) < 20
+    assert all(set(order.doc_ids) == set(ids) and order.placed < set(ids) for order in read)
+    sound = answered(SimulatedJudge({"q": {"d7": 1}}), "q", Window(ids, (1, 20)))
+    assert sound.tiers[0] == ("d7",)
+    assert sound.placed == set(ids)
 
 
 def test_ndcg_is_that_of_ir_measures() -> None:
