@@ -154,7 +154,7 @@ def test_a_grammar_in_the_servers_own_notation(name: str, changes: dict[str, Any
 @pytest.mark.parametrize("name", DIALECTS)
 def test_logprobs_are_asked_of_those_who_tell_them(name: str) -> None:
     row, request = DIALECTS[name], Request(MESSAGES, 100, logprobs=True)
-    asked = {"logprobs": True, "top_logprobs": 0} if row.logprobs else {}
+    asked = {"logprobs": True, "top_logprobs": 1} if row.logprobs else {}
     usual = Request(MESSAGES, 100)
     assert request_body(row, "m", request) == request_body(row, "m", usual) | asked
     asked = {"logprobs": 1} if row.logprobs else {}

@@ -7,6 +7,7 @@ import asyncio
 import platform
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from rank_k.cli.model import add_server, api_key
 
 if TYPE_CHECKING:
-    from rank_k.models.base import Model
+    from rank_k.models.base import Model, Request
 
 NAME = "doctor"
 HELP = "say what is installed, which model answers, and (with --probe) what it can do"
@@ -143,16 +144,66 @@ async def _probe_tokens(model: Model) -> str:
 
 async def _probe_direct(model: Model) -> str:
     """Whether asking for the answer at once is honoured."""
+    reply = await model.ask(_question("What is 2 + 2? Answer with the number.", 64, think=False))
+    thought = reply.reasoning or ("<think>" in reply.text and reply.text)
+    return "ignored: the model thinks all the same" if thought else "honoured, or a model without a thought"
+
+
+async def _probe_prefill(model: Model) -> str:
+    """Whether the model goes on from a given beginning."""
+    if not model.abilities.prefill:
+        return "not offered: cut thoughts are handed back in a fresh turn"
+    beginning = "The alphabet goes: A B C D E F"
+    reply = await model.ask(replace(_question("Say the alphabet.", 8), prefill=beginning))
+    goes_on = "".join(reply.text.split())[:1].upper() == "G"
+    return "honoured" if goes_on else f"accepted; it went on with {' '.join(reply.text.split())[:40]!r}"
+
+
+async def _probe_grammar(model: Model) -> str:
+    """Whether an answer is held to a ranking that nobody would say by himself."""
+    from rank_k.grammar import follows
+
+    if not model.abilities.grammar:
+        return "not offered: answers are free, and repaired where they must be"
+    reply = await model.ask(replace(_question("Tell me a story.", 64, think=False), ranking_of=4))
+    said = (reply.text or reply.reasoning or "").rpartition("</think>")[2]
+    return "honoured" if follows(said, 4) else f"forgotten: it said {' '.join(said.split())[:40]!r}"
+
+
+async def _probe_budget(model: Model) -> str:
+    """Whether the server keeps a reasoning budget itself."""
+    if not model.abilities.budget:
+        return "not offered: thoughts are ended by the token limit and closed from here"
+    if not model.abilities.thinks:
+        return "not needed: the model has no thought of its own"
+    reply = await model.ask(replace(_question("How many primes are below 100? Think it through.", 600), budget=32))
+    spent = reply.usage.reasoning_tokens
+    if not spent:
+        return "cannot be told: the model did not think"
+    return f"honoured ({spent} of 32 tokens)" if spent <= 40 else f"forgotten: it spent {spent} of 32 tokens"
+
+
+async def _probe_logprobs(model: Model) -> str:
+    """Whether the probabilities of tokens are told."""
+    if not model.abilities.logprobs:
+        return "not offered: confidence comes from a second look"
+    reply = await model.ask(replace(_question("Say yes.", 4, think=False), logprobs=True))
+    return f"told ({len(reply.tokens)} tokens)" if reply.tokens else "forgotten"
+
+
+def _question(text: str, max_tokens: int, think: bool | None = None) -> Request:
     from rank_k.models.base import Request
     from rank_k.records import Message
 
-    reply = await model.ask(Request((Message("user", "What is 2 + 2? Answer with the number."),), 256, think=False))
-    thought = reply.reasoning or ("<think>" in reply.text and reply.text)
-    return "ignored: the model thinks all the same" if thought else "honoured, or a model without a thought"
+    return Request((Message("user", text),), max_tokens, 0.0, seed=0, think=think)
 
 
 PROBES: dict[str, Callable[[Model], Awaitable[str]]] = {
     "order": _probe_order,
     "tokens": _probe_tokens,
     "think off": _probe_direct,
+    "going on": _probe_prefill,
+    "grammar": _probe_grammar,
+    "budget": _probe_budget,
+    "logprobs": _probe_logprobs,
 }

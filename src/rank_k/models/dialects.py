@@ -164,7 +164,7 @@ def request_body(dialect: Dialect, model: str, request: Request) -> dict[str, An
     elif request.budget is not None and dialect.budget:
         _set(body, dialect.budget, request.budget)
     if request.logprobs and dialect.logprobs:
-        body.update(logprobs=True, top_logprobs=0)
+        body.update(logprobs=True, top_logprobs=1)
     return body
 
 
