@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ideal import simulate_dataset
 from tests.loopback import Dataset, Plan, in_child, make_queries
+
+from benchmarks.ideal import simulate_dataset
 
 
 @dataclass(frozen=True)

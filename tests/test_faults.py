@@ -4,6 +4,8 @@ clean run; where it cannot, the window keeps its order and is counted. Nothing i
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -179,15 +181,19 @@ def test_a_cut_stream_is_noticed_when_cancelled(loopback: StartLoopback) -> None
     async def leave() -> None:
         with Reranker("oracle", server=server.url) as reranker:
             task = asyncio.create_task(reranker.arank("q", ["a", "b"]))
-            while not server.calls:
-                await asyncio.sleep(0.02)
+            await asyncio.to_thread(_until, lambda: bool(server.calls))
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
 
     asyncio.run(leave())
-    for _ in range(100):
-        if server.calls[0].cancelled:
-            break
-        asyncio.run(asyncio.sleep(0.02))
-    assert server.calls[0].cancelled
+    _until(lambda: server.calls[0].cancelled)
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    """Wait for `holds`, five seconds at most."""
+    for _ in range(250):
+        if holds():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not come true")
