@@ -52,7 +52,9 @@ def test_the_second_call_repeats_the_prompt_and_carries_the_trace(loopback: Star
 
     server = loopback(owned_by=owner, abilities=ABLE, quirk="reasoning_content", cut=1.0, bodies=True)
     rerank(server)
-    chats = [call.body for call in server.calls if call.path == "/v1/chat/completions"]
+    asked = [call.body for call in server.calls]
+    chats = [body for body in asked if "mark:" in body["messages"][0]["content"]]
+    assert len(asked) - len(chats) == 1, "one probe: whether grammars are taken"
     completions = [call.body for call in server.requests if call.path == "/v1/completions"]
     assert len(chats) == len(completions) == WINDOWS
     prompts = {rendered(body["messages"]) for body in chats}
@@ -94,7 +96,8 @@ def test_a_model_that_thinks_all_the_same_is_shown_a_thought_that_is_over(loopba
     results, tally = rerank(server, think="off")
     assert is_perfect(results)
     assert tally.usage.reasoning_tokens == 0
-    assert sum(call.path == "/v1/chat/completions" for call in server.calls) == 1, "one probe"
+    chats = [call for call in server.calls if call.path == "/v1/chat/completions"]
+    assert len(chats) == 2, "two probes: whether it thinks although asked not to, and whether grammars are taken"
 
 
 def test_an_answer_in_the_reasoning_field_is_read(loopback: StartLoopback) -> None:

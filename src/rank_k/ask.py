@@ -121,6 +121,7 @@ class Asker:
         self._random = Random()
         self._on_retry = on_retry
         self._slots = asyncio.Semaphore(slots)  # shared by all who ask at the same time
+        self._grammar: asyncio.Task[bool] | None = None  # whether the server takes one: asked when first needed
         self._empty_thought = False  # the model thinks although asked not to: show it a thought that is over
 
     async def prepare(self) -> None:
@@ -218,7 +219,7 @@ class Asker:
 
     async def _direct(self, question: Request, look: _Look) -> tuple[Answer, Reply]:
         """The answer at once."""
-        asking = self._answering(question)
+        asking = await self._answering(question)
         wants_logprobs = self.settings.think.kind == "auto" and self.model.abilities.logprobs
         asking = replace(asking, think=False, logprobs=wants_logprobs)
         if self._empty_thought:
@@ -290,7 +291,7 @@ class Asker:
         trace = so_far.trace
         answer = None
         if self.model.abilities.prefill:
-            asking = self._answering(question)
+            asking = await self._answering(question)
             kept = self._kept(trace, question, asking.max_tokens)
             asking = replace(asking, prefill=f"{_OPENED}{defused(kept)}{_CLOSED}")
             try:
@@ -300,7 +301,7 @@ class Asker:
                 if error.status in (401, 403):
                     raise
         if answer is None or not answer.ranked:
-            asking = self._fresh_turn(question, trace, size)
+            asking = await self._fresh_turn(question, trace, size)
             reply = await self._call(asking, "close", look)
             answer = self._read(reply, asking, look.spent, thought_closed=False)
         traces = (trace, answer.trace if answer.trace not in trace else "")
@@ -308,16 +309,32 @@ class Asker:
         repairs["cut"] += so_far.repairs.get("cut", 0)
         return replace(answer, trace="\n".join(filter(None, traces)), repairs=+repairs)
 
-    def _answering(self, question: Request) -> Request:
+    async def _answering(self, question: Request) -> Request:
         """`question` for the answer alone: short, and held to a ranking where the server can."""
         size = len(question.subject.doc_ids)
-        constrained = self.settings.constrain and self.model.abilities.grammar
+        held = self.settings.constrain and self.model.abilities.grammar and await self._takes_grammars()
         tokens = min(question.max_tokens, _answer_tokens(size))
-        return replace(question, max_tokens=tokens, ranking_of=size if constrained else None)
+        return replace(question, max_tokens=tokens, ranking_of=size if held else None)
 
-    def _fresh_turn(self, question: Request, trace: str, size: int) -> Request:
+    async def _takes_grammars(self) -> bool:
+        """Whether the server takes a grammar rather than refusing it: found out once, through the journal."""
+        if self._grammar is None:
+            self._grammar = asyncio.create_task(self._try_grammar())
+        return await asyncio.shield(self._grammar)
+
+    async def _try_grammar(self) -> bool:
+        question = Request((Message("user", "Put [1] and [2] in any order."),), 32, 0.0, think=False, ranking_of=2)
+        try:
+            await self._call(question, "probe", None)
+        except Refused as error:
+            if error.status in (401, 403):
+                raise
+            return False
+        return True
+
+    async def _fresh_turn(self, question: Request, trace: str, size: int) -> Request:
         """The question again, the notes so far, and the demand for the order."""
-        asking = replace(self._answering(question), think=False)
+        asking = replace(await self._answering(question), think=False)
         budget = min(question.max_tokens, 1024 + 8 * size)  # it may think again
         notes = " ".join(defused(self._kept(trace, question, budget)).split())
         turns = (Message("assistant", f"My notes so far: {notes}"), Message("user", _CLOSE))

@@ -6,7 +6,6 @@ import argparse
 import sys
 import textwrap
 import time
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from rank_k.cli.model import add_server, api_key, count
@@ -119,6 +118,8 @@ def _measured(
     after: Mapping[str, Sequence[Candidate]],
 ) -> None:
     """nDCG@10 before and after, and what that says."""
+    from statistics import fmean
+
     from rank_k.evaluation.measures import evaluate
 
     bm25 = evaluate(judged, before, ["nDCG@10"]).per_query["nDCG@10"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import platform
 import sys
 from collections.abc import Awaitable, Callable
@@ -42,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     except RankKError as error:
         _say("model", str(error))
         return 1
+    import asyncio
+
     return asyncio.run(_look_at(model, args.probe))
 
 
