@@ -118,7 +118,8 @@ class IrCorpus:
         self._name, self._dataset = name, dataset
 
     def passages(self) -> Iterator[Passage]:
-        documents = self._dataset.docs_iter()
+        with _one_message(self._name, "documents"):
+            documents = self._dataset.docs_iter()
         while True:
             with _one_message(self._name, "documents"):
                 document = next(documents, None)

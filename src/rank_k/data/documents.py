@@ -49,14 +49,18 @@ class Split:
             raise InputError(f"{self.most} passages of each document are none", "give 1 or more")
 
     def passages(self, text: str) -> Iterator[str]:
-        """The passages of a document, at least one. Without overlap and `most` they make up the whole text, joined.
+        """The passages of a document, at least one. Without overlap and `most` they make up the whole text, joined."""
+        return (text[start:end] for start, end in self.spans(text))
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where they begin and end in `text`.
 
         A passage ends with the last sentence that fits if that fills more than half of it, else with a word, else,
         in long words and scripts without blanks, with a character as people see it.
         """
-        return islice(self._all(text), self.most)
+        return islice(self._all_spans(text), self.most)
 
-    def _all(self, text: str) -> Iterator[str]:
+    def _all_spans(self, text: str) -> Iterator[tuple[int, int]]:
         places, counts = _pieces(text, max(LEAST_TOKENS // 2, self.tokens // 16))
         first, last = 0, len(places) - 1
         while True:
@@ -65,7 +69,7 @@ class Split:
                 enough = bisect_right(counts, counts[first] + (self.tokens + self.overlap) // 2)
                 sentences = (i for i in range(end, enough - 1, -1) if _ends_sentence(text, places[i - 1], places[i]))
                 end = next(sentences, end)
-            yield text[places[first] : places[end]]
+            yield places[first], places[end]
             if end == last:
                 return
             first = bisect_left(counts, counts[end] - self.overlap)
