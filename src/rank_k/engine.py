@@ -290,6 +290,8 @@ class Engine:
         self._ready.clear()
         for position, opened in sorted(self._open.items()):
             opened.steps.close()
+            if opened.texts is not None:
+                opened.texts.cancel()
             self._finish(position, opened.job, opened.step.ranking, False)
         self._open.clear()
 
