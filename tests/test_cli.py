@@ -748,3 +748,47 @@ def test_a_full_disk_is_one_line(folder: Path, rank_k: RankK) -> None:
     told = rank_k(*RERANK, "--simulate", "qrels.trec", "--quiet", "--report", "/dev/full")
     assert (told.code, told.err) == (2, "rank-k rerank: the system: No space left on device\n")
     assert ranking("out.trec") == BEST, "the run itself is there"
+
+
+@pytest.mark.parametrize(("preset", "windows", "rounds"), [("fast", 6, 2), ("balanced", 7, 3), ("thorough", 12, 3)])
+def test_presets_choose_the_strategy(tmp_path: Path, rank_k: RankK, preset: str, windows: int, rounds: int) -> None:
+    """100 candidates, one query, a noiseless judge: windows and rounds as docs/strategies.md says."""
+    ids = [f"d{i}" for i in range(100)]
+    (tmp_path / "run.trec").write_text("".join(f"q1 Q0 {d} {n + 1} {100 - n} x\n" for n, d in enumerate(ids)))
+    (tmp_path / "queries.tsv").write_text("q1\twhy\n")
+    (tmp_path / "documents.tsv").write_text("".join(f"{d}\ttext of {d}\n" for d in ids))
+    (tmp_path / "qrels.trec").write_text("".join(f"q1 0 {d} {n % 4}\n" for n, d in enumerate(ids)))
+    named = {name: str(tmp_path / name) for name in ("run.trec", "queries.tsv", "documents.tsv", "qrels.trec")}
+    given = ["--run", named["run.trec"], "--queries", named["queries.tsv"], "--documents", named["documents.tsv"]]
+    report = tmp_path / "report.json"
+    told = rank_k(
+        *("rerank", *given, "--simulate", named["qrels.trec"], "--preset", preset),
+        *("--output", str(tmp_path / "out.trec"), "--report", str(report)),
+    )
+    assert told.code == 0
+    found = json.loads(report.read_text())
+    assert (found["windows"], found["rounds"]) == (windows, rounds)
+    [query] = found["per_query"]
+    assert (query["query_id"], query["windows"], query["rounds"]) == ("q1", windows, rounds)
+
+
+def test_a_preset_and_a_strategy_exclude_each_other(folder: Path, rank_k: RankK) -> None:
+    told = rank_k(*RERANK, "--simulate", "qrels.trec", "--preset", "fast", "--strategy", "topdown")
+    assert (told.code, told.err.count("\n")) == (2, 1)
+    assert "--preset fast and --strategy exclude each other" in told.err
+
+
+def test_prices_and_budgets(folder: Path, rank_k: RankK, loopback: StartLoopback) -> None:
+    server = loopback()
+    Path("prices.json").write_text(json.dumps({"oracle": {"in": 1.0, "out": 2.0, "cached": 0.1}}))
+    told = rank_k(*RERANK, *at(server), "--price-file", "prices.json", "--report", "report.json")
+    assert told.code == 0
+    found = json.loads(Path("report.json").read_text())
+    assert found["cost"] == pytest.approx((found["prompt_tokens"] + 2 * found["completion_tokens"]) / 1e6, abs=1e-6)
+    assert sum(query["calls"] for query in found["per_query"]) == found["calls"]
+    assert sum(query["reasoning_tokens"] for query in found["per_query"]) == found["reasoning_tokens"]
+    again = rank_k(*RERANK, *at(server), "--token-budget", "1", "--concurrency", "1")
+    assert again.code == 0
+    assert any(line.startswith("unfinished, best so far:") for line in again.lines)
+    wrong = rank_k(*RERANK, *at(server), "--price-file", "nothing.json")
+    assert (wrong.code, wrong.err.count("\n")) == (2, 1)

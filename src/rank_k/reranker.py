@@ -44,8 +44,9 @@ class Reranker:
 
     `model`: with `server`, the name of a model there; without, the name or path of embedded weights (default:
     the ones `rank-k fetch` gets); or any object that is a `models.base.Model`. `strategy`: a name of
-    `strategies.STRATEGIES`, `MODULE:NAME`, or a strategy. `journal`: a file to keep every call in, to go on from
-    after an interruption. `prompt`: a template's file (see `prompt.read_template`).
+    `strategies.STRATEGIES`, `MODULE:NAME`, or a strategy; `fuse` weighs the first stage's order in those that fit.
+    `journal`: a file to keep every call in, to go on from after an interruption. `prompt`: a template's file (see
+    `prompt.read_template`).
     `think`: "full", "off", "auto", or reasoning tokens per window (see `thinking.Think`). `constrain`: hold answers
     to the grammar of a ranking where the server can. `samples`: ask each window so often, in different orders.
     Tokens are the model's; `max_tokens` (thought and answer) defaults to 8,000, and to 512 for embedded models.
@@ -67,6 +68,7 @@ class Reranker:
         depth: int = 100,
         window: int = 20,
         stride: int = 10,
+        fuse: float = 1.0,
         think: str | int | Think = "full",
         passage_tokens: int = 450,
         max_tokens: int | None = None,
@@ -85,7 +87,9 @@ class Reranker:
         for name, number in {**numbers, "concurrency": concurrency, "context": context}.items():
             if number is not None and number < 1:
                 raise InputError(f"{name} is {number}", "give 1 or more")
-        self.strategy = make(strategy, window=window, stride=stride) if isinstance(strategy, str) else strategy
+        self.strategy = (
+            make(strategy, window=window, stride=stride, fuse=fuse) if isinstance(strategy, str) else strategy
+        )
         self.depth = depth
         template = prompt if prompt is None or isinstance(prompt, PromptTemplate) else read_template(prompt)
         embedded = server is None and (model is None or isinstance(model, str | Path))

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from rank_k.models.base import Model
+    from rank_k.strategies.protocol import Strategy
 
 DEFAULT_KEY = "RANK_K_API_KEY"
 
@@ -47,10 +48,18 @@ def add_server(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 def add_asking(parser: argparse.ArgumentParser) -> None:
     """How windows are made and asked."""
     group = parser.add_argument_group("asking")
-    group.add_argument("--strategy", default="sliding", metavar="NAME", help="sliding, single, topdown or MODULE:NAME")
+    group.add_argument(
+        "--strategy",
+        default="sliding",
+        metavar="NAME",
+        help="sliding, single, topdown, blocks, tournament, setwise or MODULE:NAME",
+    )
     group.add_argument("--depth", type=count, default=100, metavar="N", help="candidates compared per query")
     group.add_argument("--window", type=count, default=20, metavar="N", help="passages shown at a time")
     group.add_argument("--stride", type=count, default=10, metavar="N", help="by which a window slides")
+    group.add_argument(
+        "--fuse", type=number, default=1.0, metavar="A", help="weight of the first stage's order, for blocks"
+    )
     group.add_argument("--think", default="full", metavar="T", help="full, off, auto, or reasoning tokens per window")
     group.add_argument(
         "--samples", type=int, default=1, metavar="K", help="ask each window K times, in different orders"
@@ -65,7 +74,11 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-p", type=number, metavar="P", help="nucleus sampling")
     group.add_argument("--concurrency", type=count, metavar="N", help="questions at a time (16; embedded 1)")
     group.add_argument("--read-timeout", type=duration, metavar="S", help="drop a call silent for so long (never)")
-    group.add_argument("--preset", choices=("paper",), help="exactly the paper's settings, which are the defaults")
+    group.add_argument(
+        "--preset",
+        choices=("paper", "fast", "balanced", "thorough"),
+        help="the paper's settings exactly, which are the defaults; or blocks with 6, 7 or 12 windows per 100 passages",
+    )
 
 
 def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -78,10 +91,11 @@ def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
         "dialect": args.dialect,
         "revision": args.model_revision,
         "context": args.context,
-        "strategy": args.strategy,
+        "strategy": _strategy(args),
         "depth": args.depth,
         "window": args.window,
         "stride": args.stride,
+        "fuse": args.fuse,
         "think": args.think,
         "samples": args.samples,
         "constrain": args.constrain == "auto",
@@ -165,6 +179,19 @@ def duration(text: str) -> float:
     if not value:
         raise argparse.ArgumentTypeError("it must be more than 0 seconds")
     return value
+
+
+def _strategy(args: argparse.Namespace) -> str | Strategy:
+    """The strategy's name, or the strategy itself where a preset says more than a name."""
+    from rank_k.errors import InputError
+    from rank_k.strategies import PRESETS, make
+
+    if args.preset in (None, "paper"):
+        return str(args.strategy)
+    for name in ("strategy", "window", "stride"):
+        if getattr(args, name) != PAPER[name]:
+            raise InputError(f"--preset {args.preset} and --{name} exclude each other", "leave one out")
+    return make(**PRESETS[args.preset], fuse=args.fuse)
 
 
 def _check_paper(args: argparse.Namespace) -> None:
