@@ -117,6 +117,11 @@ def test_the_answer_is_found_among_prose() -> None:
     assert confidence(tokens, 3) == pytest.approx(0.25 ** (1 / 3))
 
 
+def test_of_two_full_answers_the_last_counts() -> None:
+    tokens = [("[1] > [2]", -9.0), (". No: ", 0.0), ("[2] > [1]", -0.5)]
+    assert confidence(tokens, 2) == pytest.approx(math.exp(-0.5))
+
+
 def test_strange_and_repeated_ids_are_passed_over() -> None:
     tokens = [("[2]", -1.0), (" > [77]", -9.0), (" > [2]", -9.0), (" > [0]", -9.0), (" > [1]", -2.0)]
     assert confidence(tokens, 3) == pytest.approx(math.exp(-1.5))
