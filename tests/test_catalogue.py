@@ -174,14 +174,15 @@ def test_what_must_be_asked_for_says_where_and_where_to_put_it(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("part", ["queries", "qrels"])
+@pytest.mark.parametrize(("name", "part"), [("vaswani", "queries"), ("vaswani", "qrels"), ("antique/test", "queries")])
 def test_what_cannot_be_downloaded_is_one_message(
-    no_network: Path, part: str, capfd: pytest.CaptureFixture[str]
+    no_network: Path, name: str, part: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match=r"not on this machine and cannot be downloaded \(http") as caught:
-        getattr(IrDataset("vaswani"), part)
-    assert str(no_network / "vaswani") in caught.value.remedy
-    assert "https://ir-datasets.com/vaswani.html" in caught.value.remedy
+        getattr(IrDataset(name), part)
+    top = name.partition("/")[0]
+    assert str(no_network / top) in caught.value.remedy
+    assert f"https://ir-datasets.com/{top}.html" in caught.value.remedy
     assert capfd.readouterr() == ("", "")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rank_k.data.documents import (
@@ -31,6 +31,7 @@ splits = st.integers(LEAST_TOKENS, 60).flatmap(lambda n: st.builds(Split, st.jus
 
 
 @given(texts, splits)
+@example("???????\U0001f1e9 ??\U0001f1e9\U0001f1e9\U0001f1e9", Split(16))
 def test_every_character_is_in_some_passage(text: str, split: Split) -> None:
     spans = list(split.spans(text))
     assert (spans[0][0], spans[-1][1]) == (0, len(text))

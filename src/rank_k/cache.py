@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rank_k.errors import InputError
@@ -30,20 +31,36 @@ def cache_directory() -> Path:
 def keep(name: str, lines: Iterable[bytes]) -> Path:
     """Write `lines` to the file `name` (folders in it by `/`) in the cache, whole or not at all; returns its path.
 
-    Raises `InputError` if that cannot be.
+    Raises `InputError` if that cannot be, and whatever making the lines raises.
     """
     path = cache_directory() / name
-    part = None
-    try:
+    with _disk_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as file:
-            part = Path(file.name)
-            file.writelines(lines)
-        part.replace(path)
-    except OSError as error:
-        problem = f"{error.filename or path}: {error.strerror or error}"
-        raise InputError(problem, "see to the disk, or set RANK_K_CACHE to another folder") from error
+        descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for line in lines:  # an OSError of these is not the disk's: those of downloads are such
+                try:
+                    file.write(line)
+                except OSError as error:
+                    raise _disk_error(path, error) from error
+            with _disk_told(path):
+                file.flush()
+        with _disk_told(path):
+            Path(part).replace(path)
     finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
+        Path(part).unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def _disk_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _disk_error(path, error) from error
+
+
+def _disk_error(path: Path, error: OSError) -> InputError:
+    problem = f"{error.filename or path}: {error.strerror or error}"
+    return InputError(problem, "see to the disk, or set RANK_K_CACHE to another folder")

@@ -73,6 +73,7 @@ class Split:
             if end == last:
                 return
             first = bisect_left(counts, counts[end] - self.overlap)
+            first = min(end, bisect_right(counts, counts[first]) - 1)  # past blanks, which count nothing
 
 
 def _pieces(text: str, most: int) -> tuple[list[int], list[int]]:

@@ -123,17 +123,17 @@ def open_index(path: str | Path, on_progress: OnProgress | None = None, *, kept_
         raise InputError(f"{path} is a pipe or device", "passages are looked up by place: write it to a file first")
     with opened(path, PASSAGES):
         source = path.open("rb")
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(source.close)
         state = os.fstat(source.fileno())
         if state.st_size < kept_from:
-            db = _connected(":memory:")
+            db = stack.enter_context(contextlib.closing(_connected(":memory:")))
             _build(db, path, state, on_progress)
         else:
-            db = _kept(path, state, on_progress)
-        return OffsetIndex(path, db, source)
-    except BaseException:
-        source.close()
-        raise
+            db = stack.enter_context(contextlib.closing(_kept(path, state, on_progress)))
+        index = OffsetIndex(path, db, source)
+        stack.pop_all()  # all is well: the index closes them
+    return index
 
 
 def _kept(path: Path, state: os.stat_result, on_progress: OnProgress | None) -> sqlite3.Connection:
@@ -167,17 +167,13 @@ def _opened_index(place: Path, state: os.stat_result) -> sqlite3.Connection | No
     """The index at `place`, if there is one and it is of the file in this state."""
     if not place.is_file():
         return None
-    db = None
-    try:
+    with contextlib.ExitStack() as stack, contextlib.suppress(sqlite3.Error, TypeError):  # no database, or another's
         # immutable: no lock files beside it, which a read-only folder could not hold
-        db = _connected(f"{place.as_uri()}?mode=ro&immutable=1")
+        db = stack.enter_context(contextlib.closing(_connected(f"{place.as_uri()}?mode=ro&immutable=1")))
         facts = dict(db.execute("SELECT name, value FROM facts"))
         if facts.items() >= _state(state).items():
+            stack.pop_all()
             return db
-    except (sqlite3.Error, TypeError):  # no database, or something else's
-        pass
-    if db is not None:
-        db.close()
     return None
 
 
@@ -209,7 +205,11 @@ def _sweep(place: Path) -> None:
 
 def _connected(uri: str) -> sqlite3.Connection:
     db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-    db.execute(f"PRAGMA cache_size = {_PAGES}")
+    try:
+        db.execute(f"PRAGMA cache_size = {_PAGES}")
+    except sqlite3.Error:
+        db.close()
+        raise
     return db
 
 
