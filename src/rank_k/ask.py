@@ -15,7 +15,7 @@ from rank_k.answer import Answer, parse_answer
 from rank_k.errors import ContextOverflow, Refused
 from rank_k.grammar import follows
 from rank_k.journal import Journal, call_key
-from rank_k.loops import LoopWatch
+from rank_k.loop_guard import LoopGuard
 from rank_k.models.base import Delta, Model, OnText, Reply, Request, Subject, Usage
 from rank_k.models.retries import Retries, with_retries
 from rank_k.prompt import PromptTemplate, default_template, defused
@@ -147,15 +147,10 @@ class Asker:
         """Ask about one window. Raises `ModelError` when the model cannot be had, never for a bad answer."""
         spent = _Spent()
         settings = self.settings
-        first = min(settings.agree, settings.samples)
-        taken = list(await asyncio.gather(*(self._sample(texts, window, n, spent, on_text) for n in range(first))))
-        orders = [orders[-1] for orders, _ in taken]
-        if any(not order.ranked or order.tiers != orders[0].tiers for order in orders) or first < 2:
-            taken += await asyncio.gather(
-                *(self._sample(texts, window, n, spent, on_text) for n in range(first, settings.samples))
-            )
+        if settings.samples == 1:
+            taken = [await self._sample(texts, window, 0, spent, on_text)]
         else:
-            spent.repairs["samples_spared"] += settings.samples - first
+            taken = await self._samples(texts, window, spent, on_text)
         found = tuple(order for orders, _ in taken for order in orders)
         return Asked(
             Outcome(window, found),
@@ -167,6 +162,19 @@ class Asker:
             spent.seconds,
             spent.saved,
         )
+
+    async def _samples(
+        self, texts: QueryTexts, window: Window, spent: _Spent, on_text: OnText | None
+    ) -> list[tuple[tuple[Order, ...], str]]:
+        """Several looks at the window, each in an order of its own; no more than needed if the first ones agree."""
+        first, most = min(self.settings.agree, self.settings.samples), self.settings.samples
+        taken = await asyncio.gather(*(self._sample(texts, window, n, spent, on_text) for n in range(first)))
+        orders = [orders[-1] for orders, _ in taken]
+        if all(order.ranked and order.tiers == orders[0].tiers for order in orders):
+            spent.repairs["samples_spared"] += most - first
+            return taken
+        more = (self._sample(texts, window, n, spent, on_text) for n in range(first, most))
+        return taken + await asyncio.gather(*more)
 
     async def _sample(
         self, texts: QueryTexts, window: Window, sample: int, spent: _Spent, on_text: OnText | None
@@ -397,7 +405,7 @@ class _Watch:
 
     def __init__(self, on_text: OnText | None, passages: int) -> None:
         self._on_text = on_text
-        self._thought, self._text = LoopWatch(passages), LoopWatch(passages)
+        self._thought, self._text = LoopGuard(passages), LoopGuard(passages)
         self.looped = False
 
     def __call__(self, delta: Delta) -> bool:

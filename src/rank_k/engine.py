@@ -254,11 +254,14 @@ class Engine:
 
     async def _completion(self) -> bool:
         """Wait for a window and take it in; False if the deadline came first."""
-        try:
-            async with asyncio.timeout_at(self._loop_deadline()):
-                task, opened, number = await self._done.get()
-        except TimeoutError:
-            return False
+        if self._deadline is None:
+            task, opened, number = await self._done.get()
+        else:
+            try:
+                async with asyncio.timeout(self._deadline - time.monotonic()):
+                    task, opened, number = await self._done.get()
+            except TimeoutError:
+                return False
         self._tasks.discard(task)
         asked = task.result()
         self.tally.add(opened.job.query.query_id, opened.round_number, asked)
@@ -276,11 +279,6 @@ class Engine:
             self._on_asked(opened.job.query.query_id, opened.round_number, number, asked)
         self._advance(opened, number, asked.outcome)
         return True
-
-    def _loop_deadline(self) -> float | None:
-        if self._deadline is None:
-            return None
-        return asyncio.get_running_loop().time() + (self._deadline - time.monotonic())
 
     def _stop_now(self) -> None:
         """The deadline has come: every open query gets its best ranking so far."""

@@ -199,7 +199,7 @@ class HttpModel:
                 async for chunk in response.content.iter_any():
                     if reader.feed(chunk):
                         break
-                if reader.complete:
+                if reader.complete and not response.content.at_eof():
                     await _drained(response)
         return reader.reply(time.monotonic() - started)
 
