@@ -1,0 +1,340 @@
+"""Does the rule of `--think auto` hold its promises? The tables of docs/thinking.md.
+
+A simulated model ranks windows directly or with thought, in three worlds: thought errs less, as much, more. The rule
+sees what it would see of a real model: the window and a confidence of the direct order. That confidence is made here:
+it falls with the true error of the direct order and is blurred until it tells windows with more than the median error
+from the others with the wanted AUC. The last rows use none that is made, but `thinking.agreement` of two looks.
+
+Direct order and thought come from one model, so half of the variance of the direct order's error is shared between
+them. Other shares, rules and scales of the confidence are tried on the first collection. Every window has one direct
+order, one thought and one confidence, whichever policy asks for them, so that all comparisons are paired; standard
+errors are over queries, of means over seeds.
+
+    python -m benchmarks.auto_thinking --data ../shared/data/trec-dl19 ../shared/data/cranfield
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from random import Random
+from statistics import NormalDist, fmean, median, stdev
+
+from rank_k.data.files import read_qrels, read_run
+from rank_k.evaluation.measures import evaluate
+from rank_k.models.simulated import Noise, SimulatedJudge
+from rank_k.records import Candidate, Order, Outcome, Window
+from rank_k.strategies import make
+from rank_k.thinking import AutoRule, agreement, pays
+
+DIRECT = Noise(sd=1.25, persistent=0.92, fresh=0.08, growth=0.3, position_bias=0.35, middle=0.1)
+"""The direct judge, at a level at which it gains 25 to 30 points over BM25 on TREC DL 2019."""
+QUERY_SPREAD = 0.3  # sigma of the lognormal factor by which queries differ in error, for direct order and thought alike
+TIE_GAP = 0.05
+WORLDS = {"helps": 0.88, "neutral": 1.0, "hurts": 1.16}
+"""Error of the thought, in errors of the direct order: 3 to 6 points better or worse on TREC DL 2019."""
+LIMITS = (
+    *(("helps", 0.88, 0.0), ("neutral", 1.0, 0.0), ("hurts", 1.16, 0.0)),
+    *(("helps", 0.88, 0.6), ("neutral", 1.0, 0.8), ("hurts", 1.16, 0.8)),
+    *(("helps", 0.82, 0.5), ("hurts", 1.25, 0.5)),
+)
+"""Worlds, error of the thought and share of the error that is common to both, to see where the promises end."""
+FINE = 1000  # grades are whole numbers: thousandths of a grade let the shared error into them
+AUCS = (0.5, 0.6, 0.7, 0.8)  # .5: nothing is known, so that the rule draws from its head at random
+
+Sure = Callable[["Judges", str, Window], float]
+Policy = Callable[["Judges", str, Window], tuple[Order, ...]]
+
+
+@dataclass(frozen=True)
+class Data:
+    name: str
+    run: dict[str, tuple[Candidate, ...]]
+    qrels: dict[str, dict[str, int]]
+
+    @classmethod
+    def read(cls, folder: Path, queries: int) -> Data:
+        """The first `queries` queries with anything relevant, 100 candidates each."""
+        qrels = read_qrels(folder / "qrels.trec")
+        run = read_run(folder / "run.bm25.trec")
+        kept = [q for q in run if max(qrels.get(q, {"": 0}).values()) > 0][:queries]
+        return cls(folder.name, {q: tuple(run[q][:100]) for q in kept}, {q: qrels[q] for q in kept})
+
+
+class Judges:
+    """A model of one seed: its direct orders and its thoughts, whose error is `factor` times as large."""
+
+    def __init__(self, data: Data, factor: float, shared: float, seed: int) -> None:
+        self.data, self.seed = data, seed
+        self._judges = {
+            (query_id, thinks): _judge(data, query_id, factor if thinks else 1.0, shared, seed, thinks)
+            for query_id in data.run
+            for thinks in (False, True)
+        }
+        self._order = lru_cache(4096)(self._ordered)
+
+    def direct(self, query_id: str, doc_ids: tuple[str, ...]) -> Order:
+        return self._order(query_id, doc_ids, False)
+
+    def thought(self, query_id: str, doc_ids: tuple[str, ...]) -> Order:
+        return self._order(query_id, doc_ids, True)
+
+    def _ordered(self, query_id: str, doc_ids: tuple[str, ...], thinks: bool) -> Order:
+        tiers = self._judges[query_id, thinks].tiers(query_id, doc_ids)
+        return Order(tuple(tuple(doc_ids[i] for i in tier) for tier in tiers), frozenset(doc_ids), True)
+
+    def error(self, query_id: str, doc_ids: tuple[str, ...]) -> float:
+        """What the direct order of a window loses of the best nDCG@10 that its passages allow."""
+        grades = [self.data.qrels[query_id].get(doc_id, 0) for doc_id in self.direct(query_id, doc_ids).doc_ids]
+        best = _dcg(sorted(grades, reverse=True))
+        return 1 - _dcg(grades) / best if best else 0.0
+
+    def draw(self, what: str, query_id: str, doc_ids: tuple[str, ...]) -> Random:
+        """Chance that belongs to one window of this seed, whoever asks and whenever."""
+        return Random("|".join((what, str(self.seed), query_id, *doc_ids)))
+
+
+def _judge(data: Data, query_id: str, factor: float, shared: float, seed: int, thinks: bool) -> SimulatedJudge:
+    hard = math.exp(QUERY_SPREAD * Random(f"query|{seed}|{query_id}").gauss())
+    together = shared * (hard * DIRECT.sd) ** 2
+    whole = (factor * hard * DIRECT.sd) ** 2
+    own = whole - together
+    grades = {
+        c.doc_id: FINE * data.qrels[query_id].get(c.doc_id, 0)
+        + round(FINE * math.sqrt(together) * Random(f"doc|{seed}|{query_id}|{c.doc_id}").gauss())
+        for c in data.run[query_id]
+    }
+    noise = replace(
+        DIRECT,
+        sd=FINE * math.sqrt(own),
+        persistent=(DIRECT.persistent * whole - together) / own,  # what two looks share does not pass with the call
+        fresh=DIRECT.fresh * whole / own,
+        position_bias=FINE * DIRECT.position_bias,
+        tie_gap=FINE * TIE_GAP,
+    )
+    return SimulatedJudge({query_id: grades}, noise, seed=2 * seed + thinks)
+
+
+def _dcg(grades: Sequence[int]) -> float:
+    return sum(max(grade, 0) / math.log2(place + 2) for place, grade in enumerate(grades[:10]))
+
+
+# --- confidence ---
+
+
+def made_confidence(known: Sequence[tuple[Judges, str, Window]], auc: float) -> Sure:
+    """A confidence of the wanted AUC over the windows `known`, on which it is uniform from 0 to 1."""
+    errors = [judges.error(query_id, window.doc_ids) for judges, query_id, window in known]
+    errs = [error > median(errors) for error in errors]
+    ordered = sorted(errors)
+
+    @cache
+    def scores(judges: Judges, query_id: str, doc_ids: tuple[str, ...]) -> tuple[float, float]:
+        """Normal score of the window's error, and of its blur. Equal errors are spread over their ranks."""
+        draw = judges.draw("confidence", query_id, doc_ids)
+        error = judges.error(query_id, doc_ids)
+        low, high = bisect_left(ordered, error), bisect_right(ordered, error)
+        rank = (low + draw.random() * (high - low)) / len(ordered)
+        return NormalDist().inv_cdf(min(max(rank, 1e-4), 1 - 1e-4)), draw.gauss()
+
+    def sure(weight: float, judges: Judges, query_id: str, doc_ids: tuple[str, ...]) -> float:
+        error, blur = scores(judges, query_id, doc_ids)
+        return NormalDist().cdf(-(weight * error + math.sqrt(1 - weight**2) * blur))
+
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        weight = (low + high) / 2
+        found = auc_of(errs, [sure(weight, judges, query_id, window.doc_ids) for judges, query_id, window in known])
+        low, high = (weight, high) if found < auc else (low, weight)
+    return lambda judges, query_id, window: sure(low, judges, query_id, window.doc_ids)
+
+
+def auc_of(errs: Sequence[bool], sure: Sequence[float]) -> float:
+    """How often a window that errs is the less sure of a pair."""
+    good = sorted(value for value, err in zip(sure, errs, strict=True) if not err)
+    bad = [value for value, err in zip(sure, errs, strict=True) if err]
+    above = [len(good) - (bisect_left(good, value) + bisect_right(good, value)) / 2 for value in bad]
+    return fmean(above) / len(good)
+
+
+def of_two_looks(judges: Judges, query_id: str, window: Window) -> float:
+    first, turned = (judges.direct(query_id, ids) for ids in (window.doc_ids, window.doc_ids[::-1]))
+    return agreement(first, turned)
+
+
+# --- policies ---
+
+
+def off(judges: Judges, query_id: str, window: Window) -> tuple[Order, ...]:
+    return (judges.direct(query_id, window.doc_ids),)
+
+
+def full(judges: Judges, query_id: str, window: Window) -> tuple[Order, ...]:
+    return (judges.thought(query_id, window.doc_ids),)
+
+
+def both(judges: Judges, query_id: str, window: Window) -> tuple[Order, ...]:
+    return (*off(judges, query_id, window), *full(judges, query_id, window))
+
+
+def auto(sure: Sure, rule: AutoRule = AutoRule(), thinking: Policy = both) -> Policy:
+    def policy(judges: Judges, query_id: str, window: Window) -> tuple[Order, ...]:
+        return (thinking if pays(window, sure(judges, query_id, window), rule) else off)(judges, query_id, window)
+
+    return policy
+
+
+def at_random(share: float, thinking: Policy) -> Policy:
+    def policy(judges: Judges, query_id: str, window: Window) -> tuple[Order, ...]:
+        chosen = judges.draw("random", query_id, window.doc_ids).random() < share
+        return (thinking if chosen else off)(judges, query_id, window)
+
+    return policy
+
+
+@dataclass(frozen=True)
+class Result:
+    """nDCG@10 in points per query (mean over seeds), and the share of windows thought about."""
+
+    points: tuple[float, ...]
+    share: float
+    windows: tuple[tuple[Judges, str, Window], ...]
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.points)
+
+    def over(self, other: Result) -> tuple[float, float]:
+        """Mean paired difference to `other` and its standard error over queries."""
+        differences = [a - b for a, b in zip(self.points, other.points, strict=True)]
+        return fmean(differences), stdev(differences) / math.sqrt(len(differences))
+
+
+def play(model: Sequence[Judges], policy: Policy, strategy: str) -> Result:
+    data = model[0].data
+    sums = dict.fromkeys(data.run, 0.0)
+    seen: list[tuple[Judges, str, Window]] = []
+    thoughts = 0
+    for judges in model:
+        ranked: dict[str, list[Candidate]] = {}
+        for query_id, candidates in data.run.items():
+            steps = make(strategy)(candidates, judges.seed)
+            try:
+                asked = next(steps)
+                while True:
+                    orders = [policy(judges, query_id, window) for window in asked.windows]
+                    for window, given in zip(asked.windows, orders, strict=True):
+                        seen.append((judges, query_id, window))
+                        thoughts += given[-1] is not judges.direct(query_id, window.doc_ids)
+                    asked = steps.send([Outcome(*pair) for pair in zip(asked.windows, orders, strict=True)])
+            except StopIteration as finished:
+                ranked[query_id] = [Candidate(doc_id, -float(n)) for n, doc_id in enumerate(finished.value.doc_ids)]
+        for query_id, value in evaluate(data.qrels, ranked, ["nDCG@10"]).per_query["nDCG@10"].items():
+            sums[query_id] += 100 * value / len(model)
+    return Result(tuple(sums.values()), thoughts / len(seen), tuple(seen))
+
+
+# --- tables ---
+
+HEADER = """\
+| {first} | auto | thought about | above max(off, full) | above random | standard errors |
+|---|---|---|---|---|---|"""
+
+
+@dataclass(frozen=True)
+class World:
+    name: str
+    model: Sequence[Judges]
+    strategy: str
+    off: Result
+    full: Result
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        data: Data,
+        seeds: int,
+        strategy: str = "sliding",
+        factor: float | None = None,
+        shared: float = 0.5,
+    ) -> World:
+        model = [Judges(data, factor or WORLDS[name], shared, seed) for seed in range(seeds)]
+        return cls(name, model, strategy, play(model, off, strategy), play(model, full, strategy))
+
+    def row(self, label: str, policy: Policy, thinking: Policy = both) -> str:
+        """`policy` beside the better of off and full, and beside as many thoughts on windows drawn at random."""
+        result = play(self.model, policy, self.strategy)
+        drawn = play(self.model, at_random(result.share, thinking), self.strategy)
+        gain, error = result.over(drawn)
+        above = result.mean - max(self.off.mean, self.full.mean)
+        beside = f"{above:+.1f} | {gain:+.1f} ± {error:.1f} | {gain / error if error else 0:.1f}"
+        return f"| {label} | {result.mean:.1f} | {result.share:.0%} | {beside} |"
+
+    def __str__(self) -> str:
+        return f"{self.name} (off {self.off.mean:.1f}, full {self.full.mean:.1f})"
+
+
+def auto_at(world: World, auc: float) -> Policy:
+    return auto(made_confidence(world.off.windows, auc))
+
+
+def promises(world: World) -> Iterator[str]:
+    for auc in AUCS:
+        yield world.row(f"{world}, AUC {auc}", auto_at(world, auc))
+    errors = [judges.error(query_id, window.doc_ids) for judges, query_id, window in world.off.windows]
+    found = auc_of([error > median(errors) for error in errors], [of_two_looks(*key) for key in world.off.windows])
+    yield world.row(f"{world}, agreement, AUC {found:.2f}", auto(of_two_looks))
+
+
+def variants(world: World) -> Iterator[str]:
+    """Other rules and other scales of the confidence, at AUC .7."""
+    sure = made_confidence(world.off.windows, 0.7)
+    rules = {
+        "head 100, least .5: half of all windows": AutoRule(head=100, least=0.5),
+        "head 30": AutoRule(head=30),
+        "least .5": AutoRule(least=0.5),
+        "least 1: every window of the head": AutoRule(least=1.0),
+    }
+    for label, rule in rules.items():
+        yield world.row(f"{world.name}: {label}", auto(sure, rule))
+    yield world.row(
+        f"{world.name}: confidence's cube root, a model that is too sure", auto(lambda *key: sure(*key) ** (1 / 3))
+    )
+    yield world.row(f"{world.name}: the thought replaces the direct order", auto(sure, thinking=full), full)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.auto_thinking")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with run.bm25.trec and qrels.trec")
+    parser.add_argument("--queries", type=int, default=100, help="of each collection, at most")
+    parser.add_argument("--runs", type=int, default=860, help="queries times seeds, about")
+    options = parser.parse_args(argv)
+    collections = [Data.read(folder, options.queries) for folder in options.data]
+    for data in collections:
+        seeds = max(round(options.runs / len(data.run)), 1)
+        print(f"\n{data.name}: {len(data.run)} queries, {seeds} seeds\n\n{HEADER.format(first='world, confidence')}")
+        for name in WORLDS:
+            print(*promises(World.of(name, data, seeds)), sep="\n", flush=True)
+    data = collections[0]
+    seeds = max(round(options.runs / len(data.run)), 1)
+    print(f"\n{data.name}, AUC .7\n\n{HEADER.format(first='world, what is changed')}")
+    for name in WORLDS:
+        print(*variants(World.of(name, data, seeds)), sep="\n", flush=True)
+    print(f"\n{data.name}, AUC .7\n\n{HEADER.format(first='world')}")
+    for name, factor, shared in LIMITS:
+        world = World.of(name, data, seeds, factor=factor, shared=shared)
+        print(world.row(f"{world}, {shared:.0%} of the error shared", auto_at(world, 0.7)), flush=True)
+    for strategy in ("topdown", "tournament", "blocks", "setwise"):
+        for name in ("helps", "hurts"):
+            world = World.of(name, data, seeds, strategy)
+            print(world.row(f"{strategy}: {world}", auto_at(world, 0.7)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
