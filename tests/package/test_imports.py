@@ -25,7 +25,7 @@ TIERS = (
     ("records", "errors"),
     ("extras", "background", "cache"),
     ("tokens", "context", "grammar", "loops", "analysers"),  # pure
-    ("data", "first_stage", "prompt", "answer", "thinking", "strategies"),
+    ("data", "first_stage", "prompt", "answer", "thinking", "strategies", "loop_guard"),
     ("models",),
     ("journal", "hits", "showing"),
     ("ask",),
