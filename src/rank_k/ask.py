@@ -325,7 +325,12 @@ class Asker:
         return replace(question, max_tokens=tokens, ranking_of=size if held else None)
 
     async def _takes_grammars(self) -> bool:
-        """Whether the server takes a grammar rather than refusing it: found out once, through the journal."""
+        """Whether the server takes a grammar rather than refusing it: found out once, through the journal.
+
+        The embedded one does, and asking it would push the prompt just read out of its cache.
+        """
+        if not self.model.abilities.thinks:
+            return True
         if self._grammar is None:
             self._grammar = asyncio.create_task(self._try_grammar())
         return await asyncio.shield(self._grammar)
