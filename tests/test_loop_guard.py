@@ -63,3 +63,19 @@ def test_a_thought_costs_less() -> None:
         return time.process_time() - started
 
     assert min(cost(LoopGuard) for _ in range(5)) < 0.8 * min(cost(LoopWatch) for _ in range(5))
+
+
+def test_time_is_linear_in_thoughts_that_never_loop() -> None:
+    """Eight times the text takes about eight times as long; what is quadratic would take sixty-four."""
+    from random import Random
+
+    random = Random(0)
+    words = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=random.randint(2, 9))) for _ in range(20_000)]
+
+    def cost(count: int) -> float:
+        text = " ".join(random.choices(words, k=count))
+        started = time.process_time()
+        assert first_alarm(LoopGuard(), text, piece=64) is None
+        return time.process_time() - started
+
+    assert min(cost(320_000) for _ in range(2)) < 24 * min(cost(40_000) for _ in range(3))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from rank_k.engine import Tally
+from rank_k.errors import InputError, ServerFault
 from rank_k.models.base import Abilities, Reply, Request, Usage
 from rank_k.models.retries import Retries
 from rank_k.models.scripted import ScriptedModel
@@ -191,3 +192,25 @@ def test_a_token_budget_stops_the_spending_and_names_the_rest(loopback: StartLoo
     assert all(len(result.ranking.doc_ids) == 40 for result in results)
     assert 8_000 <= usage.prompt_tokens + usage.completion_tokens < 8_000 + 2 * 3_000
     assert reranker.tally.unfinished == [result.query_id for result in results if not result.finished] != []
+
+
+def test_a_probe_that_failed_is_made_again() -> None:
+    """The first question about grammars meets a server that is down for a while: only that window is given up."""
+    asked = 0
+
+    def reply(request: Request) -> Reply | Exception:
+        nonlocal asked
+        if not request.subject.doc_ids:
+            asked += 1
+            return ServerFault("down", "") if asked <= 2 else Reply("[1] > [2]", None, "stop")
+        return Reply("[2] > [1]", None, "stop")
+
+    model = ScriptedModel(reply, abilities=Abilities(grammar=True))
+    with Reranker(model, think="off", retries=Retries(broken=2, first=0.001, longest=0.002)) as reranker:
+        assert reranker.rank("q", ["a", "b"]).repairs == {"gave_up": 1}
+        assert [hit.index for hit in reranker.rank("q", ["a", "b"])] == [1, 0]
+
+
+def test_no_samples_is_a_mistake() -> None:
+    with pytest.raises(InputError, match="samples is 0"):
+        Reranker(ScriptedModel([]), samples=0)

@@ -295,12 +295,12 @@ class Asker:
     async def _closed(self, question: Request, so_far: Answer, look: _Look) -> Answer:
         """The answer that follows from a thought that was ended: with the trace in place where the server can
         go on from it, else in a fresh turn that carries the notes."""
-        size = len(question.subject.doc_ids)
+        len(question.subject.doc_ids)
         trace = so_far.trace
         answer = None
         if self.model.abilities.prefill:
             asking = await self._answering(question)
-            kept = self._kept(trace, question, asking.max_tokens)
+            kept = _kept(trace, question, asking.max_tokens, look.context)
             asking = replace(asking, prefill=f"{_OPENED}{defused(kept)}{_CLOSED}")
             try:
                 reply = await self._call(asking, "close", look)
@@ -309,7 +309,7 @@ class Asker:
                 if error.status in (401, 403):
                     raise
         if answer is None or not answer.ranked:
-            asking = await self._fresh_turn(question, trace, size)
+            asking = await self._fresh_turn(question, trace, look.context)
             reply = await self._call(asking, "close", look)
             answer = self._read(reply, asking, look.spent, thought_closed=False)
         traces = (trace, answer.trace if answer.trace not in trace else "")
@@ -331,7 +331,7 @@ class Asker:
         """
         if not self.model.abilities.thinks:
             return True
-        if self._grammar is None:
+        if self._grammar is None or (self._grammar.done() and _failed(self._grammar)):
             self._grammar = asyncio.create_task(self._try_grammar())
         return await asyncio.shield(self._grammar)
 
@@ -345,20 +345,14 @@ class Asker:
             return False
         return True
 
-    async def _fresh_turn(self, question: Request, trace: str, size: int) -> Request:
+    async def _fresh_turn(self, question: Request, trace: str, context: int) -> Request:
         """The question again, the notes so far, and the demand for the order."""
+        size = len(question.subject.doc_ids)
         asking = replace(await self._answering(question), think=False)
         budget = min(question.max_tokens, 1024 + 8 * size)  # it may think again
-        notes = " ".join(defused(self._kept(trace, question, budget)).split())
+        notes = " ".join(defused(_kept(trace, question, budget, context)).split())
         turns = (Message("assistant", f"My notes so far: {notes}"), Message("user", _CLOSE))
         return replace(asking, messages=(*question.messages, *turns), max_tokens=budget)
-
-    def _kept(self, trace: str, question: Request, budget: int) -> str:
-        """The end of `trace`, as much of it as fits beside the prompt and `budget` tokens."""
-        prompt = sum(estimated_tokens(message.content) for message in question.messages)
-        room = max(self.model.context - prompt - budget - 2 * CHAT_TOKENS, question.max_tokens - budget, 64)
-        length = estimated_tokens(trace)
-        return trace if length <= room else "... " + trace[-(len(trace) * room // length) :]
 
     # --- calls ---
 
@@ -430,6 +424,18 @@ class _Watch:
         if self._text.start is not None:
             text = text[: self._text.start]
         return reasoning, text
+
+
+def _kept(trace: str, question: Request, budget: int, context: int) -> str:
+    """The end of `trace`, as much of it as fits into `context` tokens beside the prompt and `budget`."""
+    prompt = sum(estimated_tokens(message.content) for message in question.messages)
+    room = max(context - prompt - budget - 2 * CHAT_TOKENS, question.max_tokens - budget, 64)
+    length = estimated_tokens(trace)
+    return trace if length <= room else "... " + trace[-(len(trace) * room // length) :]
+
+
+def _failed(task: asyncio.Task[bool]) -> bool:
+    return task.cancelled() or task.exception() is not None
 
 
 def _parsed(reply: Reply, size: int, thought_closed: bool = False) -> Answer:

@@ -28,8 +28,9 @@ class LoopGuard:
     def __init__(self, passages: int = 20) -> None:
         self._watch = LoopWatch(passages)
         self._unread: list[str] = []  # not yet looked at closely
+        self._recent: list[str] = []  # since the last look
         self._tail = ""
-        self._fresh = 0
+        self._fresh = 0  # characters in `_recent`
         self._steps = 0
 
     @property
@@ -42,12 +43,13 @@ class LoopGuard:
         if self._watch.start is not None:
             return True
         self._unread.append(text)
+        self._recent.append(text)
         self._fresh += len(text)
         if self._fresh < STEP:
             return False
         steps = self._fresh // STEP
-        self._tail = (self._tail + "".join(self._unread)[-self._fresh :])[-LOOKS[-1][0] :]
-        self._fresh = 0
+        self._tail = (self._tail + "".join(self._recent))[-LOOKS[-1][0] :]
+        self._recent, self._fresh = [], 0
         before, self._steps = self._steps, self._steps + steps
         if not self._is_suspicious(before):
             return False

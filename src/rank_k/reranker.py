@@ -83,7 +83,7 @@ class Reranker:
         read_timeout: float | None = None,
         on_retry: Callable[[Exception, float], None] | None = None,
     ) -> None:
-        numbers = {"depth": depth, "passage_tokens": passage_tokens, "max_tokens": max_tokens}
+        numbers = {"depth": depth, "passage_tokens": passage_tokens, "max_tokens": max_tokens, "samples": samples}
         for name, number in {**numbers, "concurrency": concurrency, "context": context}.items():
             if number is not None and number < 1:
                 raise InputError(f"{name} is {number}", "give 1 or more")

@@ -62,7 +62,7 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--think", default="full", metavar="T", help="full, off, auto, or reasoning tokens per window")
     group.add_argument(
-        "--samples", type=int, default=1, metavar="K", help="ask each window K times, in different orders"
+        "--samples", type=count, default=1, metavar="K", help="ask each window K times, in different orders"
     )
     group.add_argument(
         "--constrain", default="auto", choices=("auto", "off"), help="hold answers to a ranking's grammar"
