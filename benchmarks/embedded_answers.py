@@ -1,6 +1,6 @@
 """What a small model's answers are worth with and without a grammar, and whether a budget holds.
 
-    python -m benchmarks.embedded_answers [--windows 500] [--think 64]
+    python -m benchmarks.embedded_answers [--windows 500] [--think 64] [--answers free] [--threads 1]
 
 Windows of 4 to 12 passages of the demo collection, drawn at random for its questions, put to the embedded model
 with a reasoning budget; once with answers held to the grammar of a ranking, once without. An answer is *clean* if
@@ -29,6 +29,8 @@ TEMPLATE = PromptTemplate(
     "Rank the passages by relevance to the query, best first, like [2] > [1] = [3].\nQuery: {query}\n", ""
 )
 """Short, so that 500 windows take minutes: the embedded model reads some 200 tokens a second."""
+
+ANSWERS = ("constrained", "free")
 
 MENDED = {"missing", "repeated", "cut", "thought_closed", "passages_cut"}
 """Repairs that leave an answer clean: ids missing or repeated, a thought ended as planned, passages cut."""
@@ -83,14 +85,14 @@ async def tried(
     return result
 
 
-async def compare(count: int, think: Think) -> None:
+async def compare(count: int, think: Think, answers: Sequence[str], threads: int | None) -> None:
     windows = drawn(count, seed=0)
-    model = EmbeddedModel()
+    model = EmbeddedModel(threads=threads)
     await model.prepare()
     try:
         print("answers        windows   clean  unranked  ids missing  ids repeated  most reasoning  s/window")
-        for name, constrain in (("constrained", True), ("free", False)):
-            found = await tried(model, windows, think, constrain)
+        for name in answers:
+            found = await tried(model, windows, think, constrain=name == "constrained")
             print(
                 f"{name:<13} {found.windows:>8}  {found.clean / found.windows:>6.1%}  {found.unranked:>8}"
                 f"  {found.repairs['missing']:>11}  {found.repairs['repeated']:>12}  {found.most_reasoning:>14}"
@@ -106,8 +108,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=500)
     parser.add_argument("--think", type=Think.parse, default=Think("budget", 64))
+    parser.add_argument("--answers", nargs="+", choices=ANSWERS, default=ANSWERS, help="which to try")
+    parser.add_argument("--threads", type=int, help="of the model (all cores); 1 on a machine with other work")
     args = parser.parse_args()
-    asyncio.run(compare(args.windows, args.think))
+    asyncio.run(compare(args.windows, args.think, args.answers, args.threads))
 
 
 if __name__ == "__main__":
