@@ -85,7 +85,8 @@ def _hurt(assessment: Assessment) -> list[str]:
     columns = ["run", "query", "before", "after", "difference", "unjudged"]
     head, *rows = _table(columns, body, left=2)
     shown = [f"{row}  {command}".rstrip() for row, command in zip(rows, commands, strict=True)]
-    return [f"queries hurt worst in {measure}, and how to see their traces", head, *shown]
+    traces = ", and how to see their traces" if any(commands) else ""
+    return [f"queries hurt worst in {measure}{traces}", head, *shown]
 
 
 def _costs(assessment: Assessment) -> list[str]:
