@@ -162,7 +162,7 @@ def test_the_spreadsheet_has_a_line_for_each_run_measure_and_query(rank_k: RankK
 
 
 def test_a_run_that_loses_nowhere_and_a_single_query(rank_k: RankK) -> None:
-    out, _ = rank_k(*EVALUATE, "bm25.trec", "bm25.trec", "./bm25.trec", "good.trec", "--baseline", "./bm25.trec")
+    out, _ = rank_k(*EVALUATE, "bm25.trec", "./bm25.trec", "good.trec", "--baseline", Path("bm25.trec").resolve())
     assert len(sections(out)[0]) == 3, "one run is one run, however it is written"
     Path("copy.trec").write_bytes(Path("bm25.trec").read_bytes())
     out, _ = rank_k(*EVALUATE, "bm25.trec", "copy.trec", "--baseline", "bm25.trec", "--measures", "AP")
@@ -310,6 +310,7 @@ def test_the_report_is_written_and_says_how_to_make_it_again(rank_k: RankK) -> N
         (("bm25.trec", "--journal", "bm25.trec=none.sqlite"), ("none.sqlite",)),
         (("bm25.trec", "--report", "bm25.trec"), ("--report", "replace")),
         (("bm25.trec", "--csv", "none/values.csv"), ("--csv", "none")),
+        (("bm25.trec", "--csv", "same", "--report", "same"), ("--report", "replace")),
         (("bm25.trec", "--queries", "none.jsonl", "--report", "r.html"), ("none.jsonl",)),
     ],
 )
