@@ -65,7 +65,7 @@ def _parts(collection: Collection) -> _Parts:
     own_run: Path | None = None
     if dataset is not None:
         queries, qrels, corpus = queries or dataset.queries, qrels or dataset.qrels, corpus or dataset.corpus
-        beside = getattr(dataset, "runs", ())
+        beside: tuple[Path, ...] = getattr(dataset, "runs", ())
         own_run = dataset.first_stage or (beside[0] if len(beside) == 1 else None)
     if queries is None or corpus is None or qrels is None:
         what = "queries" if queries is None else "documents" if corpus is None else "judgments"
