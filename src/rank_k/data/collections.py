@@ -62,12 +62,17 @@ class Collection(Protocol):
 
 
 def find_collection(name: str) -> Collection:
-    """The collection called `name`: files on disk (see `load_collection`), or else an id of ir_datasets.
+    """The collection called `name`: files on disk (see `load_collection`), "python-docs" (Python's own documentation,
+    which is on every machine), or else an id of ir_datasets.
 
     Raises `InputError` saying what is missing, what to get and where to put it; `MissingExtra`.
     """
     if ":" in name:
         return load_collection(name)
+    if name == "python-docs":
+        from rank_k.data.python_docs_files import load_python_docs
+
+        return load_python_docs()
     from rank_k.data.catalogue import IrDataset
 
     return IrDataset(name)

@@ -40,7 +40,8 @@ def by_difficulty(rows: Sequence[Row], opened: Mapping[str, Opened], folder: Stu
     """For every compared cell. Queries are hard by the first stage's quality, which needs judgments, and by how little
     the baseline's first ten have in common with the first stage's, which needs none.
 
-    Neither looks at the compared cell, so that a difference is not there for the way in which queries were chosen.
+    Neither looks at the compared cell. The first does not look at the baseline's answers either; the second does, so
+    that where these come from chance, a part of a difference may come from the choice of queries.
     """
     found: list[ByDifficulty] = []
     by_name = {row.name: row for row in rows}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from zlib import crc32
 
@@ -66,7 +66,7 @@ class Cost:
     model_seconds: float = 0.0
     unranked: int = 0
     gave_up: int = 0
-    repairs: Mapping[str, int] = Counter()
+    repairs: Mapping[str, int] = field(default_factory=Counter)
     estimated: bool = False
 
     @property

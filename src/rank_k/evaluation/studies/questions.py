@@ -61,7 +61,7 @@ QUESTIONS = {
     ),
     "language": Question(
         "Does the language of the query matter?",
-        "collections, or the fields of a query (--query-fields text,ht: the query and its human translation)",
+        "collections, or the fields of a query (--query-fields text ht: the query and its human translation)",
         "the candidates, strategy, window and thought",
         "Within a collection the difference is paired by query and says what the language of the question costs;"
         " across collections only the columns can be compared, as the queries are others.",

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from rank_k.data.files import read_run
 from rank_k.errors import InputError
 from rank_k.evaluation.comparison import Paired, holm, interval, paired
+from rank_k.evaluation.figures import Point, pareto_set
 from rank_k.evaluation.measures import evaluate
 from rank_k.evaluation.studies.costs import Cost, QuerySpent, cost, spent_in
 from rank_k.evaluation.studies.folder import StudyFolder
@@ -156,8 +157,8 @@ def with_pareto_set(rows: Sequence[Row]) -> list[Row]:
     for group in dict.fromkeys(row.group for row in rows):
         for axis in axes_of(rows):
             members = [n for n, row in enumerate(found) if row.group == group and row.cell is not None]
-            points = [(getattr(found[n].cost, axis), found[n].first.mean) for n in members]
-            for n, best in zip(members, pareto(points), strict=True):
+            points = [Point(found[n].name, getattr(found[n].cost, axis), found[n].first.mean) for n in members]
+            for n, best in zip(members, pareto_set(points), strict=True):
                 if best:
                     found[n] = replace(found[n], on_set=found[n].on_set | {axis})
     return found
@@ -168,11 +169,16 @@ def axes_of(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(axis for axis in AXES if any(getattr(row.cost, axis) for row in rows))
 
 
-def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """For each (cost, quality) whether no other one costs as little and is as good, one of the two being better."""
-    return [
-        not any(c <= cost and q >= quality and (c, q) != (cost, quality) for c, q in points) for cost, quality in points
-    ]
+def labels_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Name -> the shortest that still tells the rows apart: of collection, first stage and model those that differ."""
+    parts = {row.name: (row.collection, row.first_stage, "" if row.cell is None else row.cell.model) for row in rows}
+    several = [len({part[n] for part in parts.values() if part[n]}) > 1 for n in range(3)]
+    return {
+        row.name: " ".join(
+            [*(p for p, differ in zip(parts[row.name], several, strict=True) if differ and p), row.setting]
+        )
+        for row in rows
+    }
 
 
 # --- averages and published figures ----------------------------------------------------------------
@@ -218,7 +224,7 @@ def published_for(row: Row, published: Sequence[Published]) -> Published | None:
 
 def write_cells(path: Path, rows: Sequence[Row]) -> None:
     """A line per row: what the cell is, its quality and cost, and how it compares."""
-    _write(path, map(_told, rows))
+    _write(path, map(cell_told, rows))
 
 
 def write_queries(path: Path, rows: Sequence[Row]) -> None:
@@ -226,7 +232,7 @@ def write_queries(path: Path, rows: Sequence[Row]) -> None:
     _write(path, (line for row in rows for line in _told_by_query(row)))
 
 
-def _told(row: Row) -> dict[str, Any]:
+def cell_told(row: Row) -> dict[str, Any]:
     cell, spent = row.cell, row.cost
     told: dict[str, Any] = {
         "cell": row.name,
