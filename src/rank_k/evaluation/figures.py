@@ -137,8 +137,16 @@ def scatter(
     return sheet.svg()
 
 
-def bars(values: Sequence[tuple[str, float]], *, title: str, y_label: str, description: str = "") -> str:
-    """A bar up or down for each (name, value), in the order given.
+def bars(
+    values: Sequence[tuple[str, float]],
+    *,
+    title: str,
+    y_label: str,
+    description: str = "",
+    ends: tuple[float, float] = (0.0, 0.0),
+) -> str:
+    """A bar up or down for each (name, value), in the order given. `ends`: what the axis must reach at least, for
+    figures beside each other.
 
     Raises `InputError` where there is nothing to draw, `MissingExtra`.
     """
@@ -158,8 +166,9 @@ def bars(values: Sequence[tuple[str, float]], *, title: str, y_label: str, descr
                 bar.set_gid(sheet.explained(f"bar{number}", f"{name}: {value:+.4f}"))
         axes.axhline(0, color=_INK, linewidth=1)
         axes.set_xlim(-0.7, len(values) - 0.3)
-        largest = max(map(abs, heights)) or 0.05
-        axes.set_ylim(min(0.0, *heights, -0.1 * largest) * 1.05, max(0.0, *heights, 0.1 * largest) * 1.05)
+        lowest, highest = min(0.0, ends[0], *heights), max(0.0, ends[1], *heights)
+        room = 0.06 * (highest - lowest) or 0.05
+        axes.set_ylim(lowest - room, highest + room)
         axes.grid(axis="y", color=_RULE, linewidth=0.8)
         _ticks(axes.yaxis, False, signed=True)
         named = len(values) <= _MOST_NAMED
@@ -202,14 +211,20 @@ class _Sheet:
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(
                 {"svg.fonttype": "none", "svg.hashsalt": "rank-k", "font.size": FONT, "axes.edgecolor": _SOFT}
-                | {"text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _SOFT, "ytick.color": _SOFT}
+                | {
+                    "text.color": _INK,
+                    "axes.titlecolor": _INK,
+                    "axes.labelcolor": _INK,
+                    "xtick.color": _SOFT,
+                    "ytick.color": _SOFT,
+                }
                 | {"xtick.labelcolor": _INK, "ytick.labelcolor": _INK, "axes.axisbelow": True}
                 | {"axes.spines.top": False, "axes.spines.right": False, "hatch.color": _INK}
             )
             figure = figures.Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72, layout="constrained")
             axes = figure.add_subplot()
             axes.set_xlabel(self.text(x_label, 60))
-            axes.set_ylabel(self.text(y_label, 40))
+            axes.set_title(self.text(y_label, 40), loc="left", fontsize=FONT)  # read without turning one's head
             yield axes
             written = io.StringIO()
             unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
