@@ -156,6 +156,15 @@ def test_every_question_is_a_grid_that_can_be_asked(name: str) -> None:
     assert question.read.count(".") == 1, "one sentence"
 
 
+def test_the_documentation_says_of_every_question_what_it_is() -> None:
+    page = " ".join((Path(__file__).parents[1] / "docs" / "studies.md").read_text(encoding="utf-8").split())
+    for name, question in QUESTIONS.items():
+        told = (
+            f"**`{name}`** {question.title} - Varies: {question.varies}. - Holds: {question.holds}. - {question.read}"
+        )
+        assert told in page
+
+
 def test_names_choose_cells_by_kind() -> None:
     runs = (FirstStage("bm25"), FirstStage("splade"))
     study = a_study(

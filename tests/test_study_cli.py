@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -74,6 +75,13 @@ def test_a_grid_on_a_real_server_and_again_for_nothing(
     assert any("seconds" in cell["pareto"] for cell in cells)
     with (output / "queries.csv").open(newline="") as file:
         assert sum(1 for _ in csv.DictReader(file)) == (CELLS + 1) * len(DATA.queries)
+
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 3, "against tokens, rounds and seconds"
+    assert "collection, run, oracle: 8 queries" in page
+    for cell in cells:
+        assert cell["cell"].rpartition(".")[2] in page
+    assert not re.search(r"<script|<link|src=|https?://(?!www\.w3\.org|127\.0\.0\.1)", page)
 
     calls, table = asked(server), (output / "cells.csv").read_bytes()
     assert main(command) == 0

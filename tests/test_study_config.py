@@ -255,6 +255,17 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_study(tmp_path / "none.toml", tmp_path)
 
 
+def test_the_example_in_the_documentation_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "studies.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "mine.toml").write_text(example)
+    study = read_study(tmp_path / "mine.toml", tmp_path)
+    assert [collection.dataset for collection in study.collections] == [
+        f"beir:{tmp_path / name}" for name in ("one", "two", "three")
+    ]
+    assert len(cells_of(study)) == 3 * 2 * (2 * 3 + 1)
+
+
 # --- the paper's format on real data ---------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from contextlib import AbstractContextManager, ExitStack, closing
@@ -53,32 +54,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="journal, runs, tables and report go there")
     group = parser.add_argument_group("what to ask", "a grid of settings, or one that is ready; see docs/studies.md")
     group.add_argument(
-        "--question", metavar="Q", choices=_questions(), help=f"a ready-made grid: {', '.join(_questions())}"
+        "--question",
+        metavar="Q",
+        choices=_questions(),
+        help=f"a ready-made grid, which --list explains: {', '.join(_questions())}",
     )
     group.add_argument("--preset", metavar="NAME", help="a study that comes with the package: rank-k-paper")
     group.add_argument("--config", type=Path, metavar="FILE", help="a study in TOML")
     group.add_argument(
         "--data", type=Path, metavar="DIR", help="where a preset's or FILE's data are ($RANK_K_DATA or .)"
     )
-    group.add_argument(
-        "--only", nargs="+", default=(), metavar="NAME", help="collections, first stages, models or cells"
-    )
+    group.add_argument("--only", nargs="+", metavar="NAME", help="collections, first stages, models or cells")
     group.add_argument("--list", action="store_true", help="show the cells, ask nothing")
     group = parser.add_argument_group("the grid", "values with commas between; every combination is a cell")
     for option, (_, values, told) in _AXES.items():
         group.add_argument(f"--{option.replace('_', '-')}", metavar=values, help=told)
     group = parser.add_argument_group("collection", "see docs/collections.md")
-    group.add_argument("--dataset", nargs="+", default=(), metavar="NAME", help=DATASET)
+    group.add_argument("--dataset", nargs="+", metavar="NAME", help=DATASET)
     group.add_argument("--queries", type=Path, metavar="FILE", help="JSONL (_id, text), TSV or TREC topics")
     group.add_argument("--documents", type=Path, metavar="FILE", help="JSONL (_id, title, text) or TSV")
     group.add_argument("--qrels", type=Path, metavar="FILE", help="TREC or BEIR judgments")
-    group.add_argument(
-        "--run", nargs="+", default=(), type=Path, metavar="FILE", help="first stages, or one per --dataset"
-    )
+    group.add_argument("--run", nargs="+", type=Path, metavar="FILE", help="first stages, or one per --dataset")
     group.add_argument(
         "--query-fields",
         nargs="+",
-        default=(),
         metavar="NAMES",
         help="what the model sees of a query; side by side if several",
     )
@@ -111,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     from rank_k.evaluation.studies.plan import cells_of, chosen, restricted
 
     study = _study(args)
-    cells = chosen(cells_of(study), args.only)
+    cells = chosen(cells_of(study), args.only or ())
     study = _with_server(args, restricted(study, cells))
     if args.list:
         print("\n".join(listing(study, cells)))
@@ -211,7 +210,7 @@ def _answer(
     answer = Answer.of(study, finished, opened, folder, journal, [c.name for c in known if c not in finished])
     write_cells(folder.path / "cells.csv", answer.rows)
     write_queries(folder.path / "queries.csv", answer.rows)
-    write_page(folder.path / "report.html", answer)
+    write_page(folder.path / "report.html", answer, _command(args))
     if not whole:
         return 0
     print(json.dumps(answer.told(), indent=2) if args.json else "\n".join(tables(answer)))
@@ -239,6 +238,20 @@ def _check(study: Study, cells: Sequence[Cell], opened: Mapping[str, Opened]) ->
         depths[run] = max(cell.depth, depths.get(run, 0))
     for (collection, first_stage), depth in depths.items():
         opened[collection].check_texts(first_stage, depth)
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command that has the options of `args` that are not as they would be without it."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = ["rank-k", NAME]
+    for action in parser._actions:
+        value = getattr(args, action.dest, action.default)
+        if value == action.default or action.dest == "help":
+            continue
+        values = value if isinstance(value, list | tuple) else [value]
+        words += [action.option_strings[-1], *(str(one) for one in values if value is not True and one != Path())]
+    return shlex.join(words)
 
 
 def _say(args: argparse.Namespace, line: str) -> None:
@@ -282,7 +295,7 @@ def _study(args: argparse.Namespace) -> Study:
         return _from_options(args)
     of_options = (*_AXES, "dataset", "queries", "documents", "qrels", "run", "query_fields", "model", *_ASKED)
     for option in of_options:
-        if getattr(args, option) not in (None, (), *_ASKED.get(option, ())):
+        if getattr(args, option) not in (None, *_ASKED.get(option, ())):
             raise InputError(
                 f"--{option.replace('_', '-')} and --{named[0]} exclude each other",
                 "write a study of your own: --config FILE",
@@ -328,9 +341,11 @@ def _from_options(args: argparse.Namespace) -> Study:
         args.api_key_env,
         settings={**fixed, "constrain": args.constrain == "auto"},
     )
+    collections = _collections(args)
+    title = f"Ways to rerank {', '.join(collection.name for collection in collections)}"
     return Study(
-        "A study" if question is None else question.title,
-        _collections(args),
+        title if question is None else question.title,
+        collections,
         (model,),
         grids,
         "" if question is None else question.about,
@@ -360,22 +375,24 @@ def _collections(args: argparse.Namespace) -> tuple[Collection, ...]:
     from rank_k.evaluation.studies.plan import Collection, FirstStage
 
     datasets: Sequence[str | None] = args.dataset or (None,)
+    given: Sequence[Path] = args.run or ()
+    kinds: Sequence[str | None] = args.query_fields or (None,)
     if len(datasets) > 1:
         for option in ("queries", "documents", "qrels"):
             if getattr(args, option) is not None:
                 raise InputError(
                     f"--{option} cannot stand for several data sets", "write a study of your own: --config FILE"
                 )
-        if args.run and len(args.run) != len(datasets):
+        if given and len(given) != len(datasets):
             raise InputError(
-                f"{len(args.run)} runs for {len(datasets)} data sets", "give one --run for each, in their order"
+                f"{len(given)} runs for {len(datasets)} data sets", "give one --run for each, in their order"
             )
     found = []
     for number, dataset in enumerate(datasets):
-        runs = args.run if len(datasets) == 1 else args.run[number : number + 1]
+        runs = given if len(datasets) == 1 else given[number : number + 1]
         first_stages = tuple(FirstStage(_run_name(file), file) for file in runs) or (FirstStage("own"),)
-        for fields in args.query_fields or (None,):
-            name = _collection_name(dataset) + (f"-{fields}" if len(args.query_fields) > 1 else "")
+        for fields in kinds:
+            name = _collection_name(dataset) + (f"-{fields}" if len(kinds) > 1 else "")
             found.append(Collection(name, first_stages, dataset, args.queries, args.documents, args.qrels, fields))
     for kind, names in (("data sets", [c.name for c in found]), ("runs", [f.name for f in found[0].first_stages])):
         if len(set(names)) < len(names):

@@ -15,7 +15,10 @@ from rank_k.records import Candidate, Passage
 Excluded = Mapping[str, frozenset[str]]
 """`query_id -> ids of documents that its collection forbids to rank`."""
 
-SCHEMES = "beir:DIR, bright:SUBSET, bright:DIR/SUBSET or an ir_datasets id such as msmarco-passage/trec-dl-2019/judged"
+SCHEMES = (
+    "beir:DIR, bright:SUBSET, bright:DIR/SUBSET, python-docs or an ir_datasets id such as"
+    " msmarco-passage/trec-dl-2019/judged"
+)
 
 
 class Store(Protocol):

@@ -104,8 +104,8 @@ class StudyFolder:
         return self.runs / f"{cell.name}.trec"
 
     def settings(self, cell: Cell) -> dict[str, Any]:
-        """What the journal notes of a cell."""
-        return {"verb": "study", **asdict(cell)}
+        """What the journal notes of a cell; by the name of its output, `rank-k evaluate --journal` finds its costs."""
+        return {"verb": "study", "output": self.output(cell).name, **asdict(cell)}
 
     def run(self, cell: Cell) -> str:
         """The cell's name in the journal."""
