@@ -152,7 +152,7 @@ def test_interrupted_it_goes_on_and_repeats_no_finished_call(
     assert main(study(files, undisturbed, *GRID, "--server", server.url)) == 0
     needed = asked(server)
 
-    kills = 3
+    kills = 2
     server, output = loopback(**SLOW), tmp_path / "study"
     last = kill_and_resume(files, server, output, number, kills)
     if number is signal.SIGINT:

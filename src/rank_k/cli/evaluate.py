@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--report", type=Path, metavar="FILE", help="one HTML page with tables and plots")
     group.add_argument("--queries", type=Path, metavar="FILE", help="texts of queries, for the report (the data set's)")
     group = parser.add_argument_group("cost", "from the journals of the runs; RUN.journal.sqlite is found by itself")
-    group.add_argument("--journal", action="append", default=[], metavar="RUN=FILE", help="where a run's journal is")
+    group.add_argument("--journal", action="append", metavar="RUN=FILE", help="where a run's journal is")
     add_prices(group)
 
 
@@ -65,9 +65,10 @@ def run(args: argparse.Namespace) -> int:
     paths, baseline = _runs(args)
     journals = _journals(args, paths)
     read = (judgments, *paths.values(), *journals.values(), *([args.queries] if args.queries else []))
-    for option, file in (("--csv", args.csv), ("--report", args.report)):
-        if file is not None:
-            check_output(option, file, read)
+    if args.csv is not None:
+        check_output("--csv", args.csv, read)
+    if args.report is not None:
+        check_output("--report", args.report, (*read, *([args.csv] if args.csv else [])))
 
     costs = {name: _cost(args, name, paths[name], file) for name, file in journals.items()}
     assessment = assess(
@@ -80,15 +81,15 @@ def run(args: argparse.Namespace) -> int:
     )
     for line in evaluation_output.notes(assessment):
         print(line, file=sys.stderr)
-    if args.json:
-        print(evaluation_output.as_json(assessment))
-    else:
-        print("\n".join(evaluation_output.lines(assessment)))
-    if args.csv is not None:
+    if args.csv is not None:  # files first: whoever reads the output may have seen enough before its end
         with args.csv.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(evaluation_output.rows(assessment))
     if args.report is not None:
         args.report.write_text(_report(args, assessment, judgments, dataset), encoding="utf-8")
+    if args.json:
+        print(evaluation_output.as_json(assessment))
+    else:
+        print("\n".join(evaluation_output.lines(assessment)))
     return 0
 
 
@@ -97,8 +98,11 @@ def _runs(args: argparse.Namespace) -> tuple[dict[str, Path], str]:
     paths = {str(path): path for path in args.runs}
     if args.baseline is None:
         return paths, ""
-    name = str(args.baseline)
-    return (paths if name in paths else {name: args.baseline, **paths}), name
+    here = args.baseline.resolve()
+    for name, path in paths.items():
+        if path.resolve() == here:
+            return paths, name
+    return {str(args.baseline): args.baseline, **paths}, str(args.baseline)
 
 
 def _read(paths: Mapping[str, Path], dataset: Collection | None, dataset_name: str) -> dict[str, Run]:
@@ -120,7 +124,7 @@ def _journals(args: argparse.Namespace, paths: Mapping[str, Path]) -> dict[str, 
     from rank_k.evaluation.costs import journal_beside
 
     found = {name: beside for name, path in paths.items() if (beside := journal_beside(path))}
-    for given in args.journal:
+    for given in args.journal or ():
         name = next((name for name in sorted(paths, key=len, reverse=True) if given.startswith(f"{name}=")), None)
         if name is None:
             raise InputError(
@@ -138,7 +142,7 @@ def _cost(args: argparse.Namespace, name: str, path: Path, journal: Path) -> Run
     try:
         cost = run_cost(journal, path)
     except JournalError as error:
-        if any(given.startswith(f"{name}=") for given in args.journal):
+        if any(given.startswith(f"{name}=") for given in args.journal or ()):
             raise
         print(f"{name}: without its cost: {error}", file=sys.stderr)
         return None
@@ -163,6 +167,6 @@ def _command(args: argparse.Namespace) -> str:
     for option in ("qrels", "dataset", "baseline", "queries", "price_in", "price_out", "price_file", "csv", "report"):
         if (value := getattr(args, option)) is not None:
             words += [f"--{option.replace('_', '-')}", str(value)]
-    for given in args.journal:
+    for given in args.journal or ():
         words += ["--journal", given]
     return shlex.join([*words, *(["--measures", *args.measures] if args.measures else [])])

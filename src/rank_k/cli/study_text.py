@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from rank_k.cli.evaluation_output import aligned
 from rank_k.cli.progress import compact
 from rank_k.cli.summary import REPAIRS
 
@@ -52,18 +53,6 @@ def notes(answer: Answer) -> Iterator[str]:
         yield f"{name}: not finished, not in the tables"
 
 
-def aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines: the first column to the left, the others to the right."""
-    widths = [max(len(row[n]) for row in table) for n in range(len(table[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if n == 0 else cell.rjust(width)
-            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
-
-
 def _cells(rows: Sequence[Row], answer: Answer) -> list[str]:
     measure = answer.study.measures[0]
     head = [
@@ -81,7 +70,7 @@ def _cells(rows: Sequence[Row], answer: Answer) -> list[str]:
         "seconds",
         "best",
     ]
-    table = [head]
+    table: list[list[str]] = []
     for row in rows:
         against, cost = row.against, row.cost
         difference = ["", "", ""]
@@ -97,23 +86,23 @@ def _cells(rows: Sequence[Row], answer: Answer) -> list[str]:
         best = " ".join(axis for axis in answer.axes if axis in row.on_set)
         quality = row.first
         table.append([row.setting, f"{quality.mean:.4f}", f"{quality.error:.4f}", *difference, *spent, best])
-    return aligned(table)
+    return aligned(head, table)
 
 
 def _averages(answer: Answer) -> list[str]:
     if not answer.averages:
         return []
-    table = [["average", "first stage", "model", "cell", answer.study.measures[0], "±"]]
-    table += [[*one[:4], f"{one.mean:.4f}", f"{one.error:.4f}"] for one in answer.averages]
-    return ["", *aligned(table)]
+    head = ["average", "first stage", "model", "cell", answer.study.measures[0], "±"]
+    table = [[*one[:4], f"{one.mean:.4f}", f"{one.error:.4f}"] for one in answer.averages]
+    return ["", *aligned(head, table, 4)]
 
 
 def _by_difficulty(answer: Answer) -> list[str]:
     lines: list[str] = []
     for (by, baseline), some in answer.difficulty_tables():
         labels = answer.labels
-        table = [["cell", "third", "range", labels[baseline], "the cell", "difference", "95 %", "reasoning"]]
-        table += [
+        head = ["cell", "third", "range", labels[baseline], "the cell", "difference", "95 %", "reasoning"]
+        table = [
             [
                 labels[one.name],
                 one.third,
@@ -126,7 +115,7 @@ def _by_difficulty(answer: Answer) -> list[str]:
             ]
             for one in some
         ]
-        lines += ["", f"queries by {by}", *aligned(table)]
+        lines += ["", f"queries by {by}", *aligned(head, table, 2)]
     return lines
 
 
@@ -134,25 +123,24 @@ def _by_round(answer: Answer) -> list[str]:
     if not answer.rounds:
         return []
     labels = answer.labels
-    table = [["stopped after", "round", answer.study.measures[0], "±", "seconds"]]
-    table += [
+    head = ["stopped after", "round", answer.study.measures[0], "±", "seconds"]
+    table = [
         [labels[one.name], str(one.rounds), f"{one.quality.mean:.4f}", f"{one.quality.error:.4f}", f"{one.seconds:.1f}"]
         for one in answer.rounds
     ]
     if not answer.timed:
-        return ["", *aligned([row[:-1] for row in table])]
-    slots = [["seconds per query", *(f"{slots or 'all'} at a time" for slots in answer.slot_counts())]]
-    slots += [[labels[name], *(f"{seconds:.1f}" for seconds in some)] for name, some in answer.slot_rows()]
-    return ["", *aligned(table), "", *aligned(slots)]
+        return ["", *aligned(head[:-1], [row[:-1] for row in table])]
+    waits = ["seconds per query", *(f"{slots or 'all'} at a time" for slots in answer.slot_counts())]
+    slots = [[labels[name], *(f"{seconds:.1f}" for seconds in some)] for name, some in answer.slot_rows()]
+    return ["", *aligned(head, table), "", *aligned(waits, slots)]
 
 
 def _published(answer: Answer) -> list[str]:
     if not answer.study.published:
         return []
-    table = [["published, not measured here", "first stage", "model", "measure", "value", "source"]]
-    table += [
-        [one.collection, one.first_stage, one.model, one.measure, f"{one.value:.4f}", one.source]
+    head = ["published, not measured here", "first stage", "model", "measure", "source", "value"]
+    table = [
+        [one.collection, one.first_stage, one.model, one.measure, one.source, f"{one.value:.4f}"]
         for one in answer.study.published
     ]
-    lines = aligned(table)
-    return ["", *lines]
+    return ["", *aligned(head, table, 5)]

@@ -15,7 +15,7 @@ from rank_k.evaluation.costs import RunCost
 from rank_k.evaluation.measures import Evaluation, evaluate, spelled
 from rank_k.records import Run
 
-FIRST = "Judged@10"
+JUDGED = "Judged@10"
 """By what the share of unjudged documents is told."""
 
 
@@ -60,7 +60,7 @@ class Assessed:
     def unjudged_of(self) -> Mapping[str, float]:
         """Per judged query that the run answers, the share of its first ten documents without judgment."""
         missing = set(self.evaluation.missing)
-        values = self.evaluation.per_query[FIRST]
+        values = self.evaluation.per_query[JUDGED]
         return {query_id: 1 - value for query_id, value in values.items() if query_id not in missing}
 
     @property
@@ -85,7 +85,7 @@ class Assessment:
         return tuple(run for run in self.runs if run.against)
 
     @property
-    def queries(self) -> int:
+    def query_count(self) -> int:
         return len(next(iter(self.runs[0].evaluation.per_query.values())))
 
     @property
@@ -135,7 +135,7 @@ def assess(
         raise InputError(f"there is no run to compare with the baseline {baseline}", "name another run")
     if baseline and not tested:
         raise InputError(f"{', '.join(asked)} cannot be compared", "add a measure of quality, such as nDCG@10")
-    evaluations = {name: evaluate(qrels, run, [*asked, FIRST]) for name, run in runs.items()}
+    evaluations = {name: evaluate(qrels, run, [*asked, JUDGED]) for name, run in runs.items()}
     against = _against(evaluations, baseline, tested)
     return Assessment(
         measures=asked,

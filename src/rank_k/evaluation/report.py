@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from rank_k.evaluation.assessment import Assessed, Assessment, Change
+from rank_k.evaluation.assessment import Assessed, Assessment, Change, Compared
 from rank_k.evaluation.comparison import LEVEL, RESAMPLES, SEED
 from rank_k.evaluation.figures import Point, bars, scatter
 from rank_k.evaluation.page import rendered, signed, whole
@@ -44,7 +44,7 @@ def report(assessment: Assessment, made: Made, queries: Mapping[str, str] | None
         measure=assessment.shown_measure,
         level=f"{LEVEL:.0%}".replace("%", "\u00a0%"),
         sure=SURE,
-        findings=[_Finding(assessment, run) for run in assessment.compared],
+        findings=[_Finding(run, run.against[assessment.shown_measure]) for run in assessment.compared],
         costs=_cost_figures(assessment),
         bars={run.name: _bars(assessment, run, _ends(assessment)) for run in assessment.compared},
         queries=queries or {},
@@ -57,14 +57,21 @@ def _title(assessment: Assessment) -> str:
     return f"Evaluation of {count} runs" if count > 1 else f"Evaluation of {assessment.runs[0].name}"
 
 
+@dataclass(frozen=True, slots=True)
 class _Finding:
-    """What can be said of a run in one sentence, and how it may be marked."""
+    """What can be said of a run in one sentence."""
 
-    def __init__(self, assessment: Assessment, run: Assessed) -> None:
-        self.run = run
-        self.compared = run.against[assessment.shown_measure]
-        self.established = self.compared.randomisation_p <= SURE
-        self.kind = ("gain" if self.compared.paired.mean > 0 else "loss") if self.established else ""
+    run: Assessed
+    compared: Compared
+
+    @property
+    def established(self) -> bool:
+        return self.compared.randomisation_p <= SURE
+
+    @property
+    def kind(self) -> str:
+        """How it is marked."""
+        return ("gain" if self.compared.paired.mean > 0 else "loss") if self.established else ""
 
 
 def _cost_figures(assessment: Assessment) -> list[Figure]:
@@ -144,7 +151,7 @@ def _facts(made: Made, assessment: Assessment) -> list[tuple[str, str]]:
     resampled = f"{RESAMPLES:,} resamples, seed {SEED}, level {LEVEL:.0%}".replace("%", "\u00a0%")
     return [
         ("Command", made.command),
-        ("Judgments", f"{made.judgments}: {assessment.queries:,} queries"),
+        ("Judgments", f"{made.judgments}: {assessment.query_count:,} queries"),
         ("Measures", ", ".join(assessment.measures)),
         ("Intervals", f"percentile bootstrap over queries, {resampled}"),
         ("Tests", f"paired, two-sided: randomisation of signs ({RESAMPLES:,} draws, seed {SEED}) and Student's t"),
