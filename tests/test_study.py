@@ -441,6 +441,39 @@ def test_a_folder_takes_more_cells_and_no_other_data(bench: Bench) -> None:
         bench.run(one)
 
 
+def test_a_cell_is_finished_when_its_output_and_its_windows_are_there(bench: Bench) -> None:
+    cell = Cell("c", "bm25", "judge")
+    bench.run(cell)
+    run = bench.folder.run(cell)
+    with bench.journal() as journal:
+        [first, *_] = journal.windows(run)
+        journal.keep_window(run, replace(first, repairs={"gave_up": 1}))
+        assert not bench.folder.is_finished(cell, journal), "a window that was given up is asked about again"
+    assert bench.run(cell)[0][1] == 0
+    with bench.journal() as journal:
+        assert bench.folder.is_finished(cell, journal)
+        bench.folder.output(cell).rename(bench.folder.path / "away")
+        assert not bench.folder.is_finished(cell, journal)
+    (bench.folder.path / "away").rename(bench.folder.output(cell))
+    for file in bench.folder.path.glob("journal.sqlite*"):
+        file.unlink()
+    with bench.journal() as journal:
+        assert not bench.folder.is_finished(cell, journal), "its cost is not known any more"
+
+
+def test_a_cell_done_anew_and_killed_is_not_finished(bench: Bench) -> None:
+    cell = Cell("c", "bm25", "judge")
+    bench.run(cell)
+
+    def interrupted(*_: object) -> Any:
+        raise KeyboardInterrupt
+
+    with bench.opened() as opened, pytest.raises(KeyboardInterrupt):
+        rerank_cell(cell, opened["c"], bench.model, {}, bench.folder, interrupted)
+    with bench.journal() as journal:
+        assert not bench.folder.is_finished(cell, journal)
+
+
 def test_a_model_that_is_not_the_one_it_was_is_refused(bench: Bench) -> None:
     bench.folder.identify("m", "weights 1")
     bench.folder.identify("m", "weights 1")

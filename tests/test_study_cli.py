@@ -175,7 +175,8 @@ def test_a_server_that_dies_leaves_what_is_finished(
     assert main(study(files, output, "--think", "off", *shallow)) == 0
     server.change(refuse=401)
     capsys.readouterr()
-    assert main(study(files, output, "--think", "off,full", *shallow)) == 2
+    later = ("--baseline", "sliding-full-w10-s5")  # which is not finished by then
+    assert main(study(files, output, "--think", "off,full", *shallow, *later)) == 2
     out, err = told(capsys)
     assert out == ""
     [line] = [line for line in err.splitlines() if line.startswith("rank-k study:")]

@@ -113,14 +113,10 @@ class StudyFolder:
 
     def is_finished(self, cell: Cell, journal: Journal) -> bool:
         """Whether there is nothing left to ask. A window that had to be given up is asked about again."""
-        if not self.output(cell).exists():
+        run = self.run(cell)
+        if not self.output(cell).exists() or all(record.run != run for record in journal.runs()):
             return False
-        windows = 0
-        for record in journal.windows(self.run(cell)):
-            windows += 1
-            if record.repairs.get("gave_up"):
-                return False
-        return windows > 0 or self.output(cell).stat().st_size > 0
+        return not any(record.repairs.get("gave_up") for record in journal.windows(run))
 
 
 def _sha256(file: Path) -> str:

@@ -53,6 +53,7 @@ def rerank_cell(
         if not model.simulate:
             folder.identify(model.name, reranker.model.identity)
         reranker.check(opened.queries[query_id] for query_id in first_stage.query_ids)
+        folder.output(cell).unlink(missing_ok=True)  # where it is, the cell counts as finished
         run = reranker.journal.begin_run(folder.settings(cell))
         reranker.journal.forget_windows(run)
         with RunWriter(folder.output(cell)) as writer, watch(lambda: reranker.tally, len(first_stage.query_ids)):
