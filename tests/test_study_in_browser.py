@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from rank_k.evaluation.studies.page import write_page
 from rank_k.evaluation.studies.plan import Published, cells_of
-from tests.test_report_in_browser import CHROMIUM, CONTRASTS, SIZES, THEMES, WIDER_THAN_THE_PAGE
+from tests.test_report_in_browser import (  # noqa: F401 (its fixture and its marks are ours too)
+    CONTRASTS,
+    SIZES,
+    THEMES,
+    WIDER_THAN_THE_PAGE,
+    browser,
+    pytestmark,
+)
 from tests.test_study import Bench
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
-]
-
 HOSTILE = "<img src=x onerror=alert(1)>"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +42,12 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("theme", THEMES)
-def test_it_fits_asks_for_nothing_and_can_be_read(size: str, theme: str, browser: Browser, file: Path) -> None:
+def test_it_fits_asks_for_nothing_and_can_be_read(
+    size: str,
+    theme: str,
+    browser: Browser,  # noqa: F811
+    file: Path,
+) -> None:
     width, height = SIZES[size]
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=theme)  # type: ignore[arg-type]
     requests: list[str] = []
