@@ -64,21 +64,26 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--samples", type=count, default=1, metavar="K", help="ask each window K times, in different orders"
     )
-    group.add_argument(
-        "--constrain", default="auto", choices=("auto", "off"), help="hold answers to a ranking's grammar"
-    )
-    group.add_argument("--prompt", type=Path, metavar="FILE", help="template: text, the authors' rerank.py, or YAML")
     group.add_argument("--passage-tokens", type=count, default=450, metavar="N", help="passages are cut to this")
-    group.add_argument("--max-tokens", type=count, metavar="N", help="thought and answer (8000; embedded 512)")
-    group.add_argument("--temperature", type=number_or_none, default=0.5, metavar="T", help="'none': the server's own")
-    group.add_argument("--top-p", type=number, metavar="P", help="nucleus sampling")
-    group.add_argument("--concurrency", type=count, metavar="N", help="questions at a time (16; embedded 1)")
-    group.add_argument("--read-timeout", type=duration, metavar="S", help="drop a call silent for so long (never)")
+    add_replies(group)
     group.add_argument(
         "--preset",
         choices=("paper", "fast", "balanced", "thorough"),
         help="the paper's settings exactly, which are the defaults; or blocks with 6, 7 or 12 windows per 100 passages",
     )
+
+
+def add_replies(group: argparse._ArgumentGroup) -> None:
+    """How a single question is put and answered."""
+    group.add_argument(
+        "--constrain", default="auto", choices=("auto", "off"), help="hold answers to a ranking's grammar"
+    )
+    group.add_argument("--prompt", type=Path, metavar="FILE", help="template: text, the authors' rerank.py, or YAML")
+    group.add_argument("--max-tokens", type=count, metavar="N", help="thought and answer (8000; embedded 512)")
+    group.add_argument("--temperature", type=number_or_none, default=0.5, metavar="T", help="'none': the server's own")
+    group.add_argument("--top-p", type=number, metavar="P", help="nucleus sampling")
+    group.add_argument("--concurrency", type=count, metavar="N", help="questions at a time (16; embedded 1)")
+    group.add_argument("--read-timeout", type=duration, metavar="S", help="drop a call silent for so long (never)")
 
 
 def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
