@@ -45,15 +45,20 @@ def add_server(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return group
 
 
-def add_asking(parser: argparse.ArgumentParser) -> None:
-    """How windows are made and asked."""
-    group = parser.add_argument_group("asking")
+def add_by(group: argparse._ActionsContainer) -> None:
+    """--by: what is ranked by."""
     group.add_argument(
         "--by",
         choices=("comparison", "likelihood"),
-        help="compare passages, or rank them by the likelihood of the query after each (the default for embedded"
-        " weights that were not trained to compare; --strategy, --think, --prompt and --samples ask for comparison)",
+        help="of passages, or of the query after each one (see docs/embedded.md). Likelihood is the default of embedded"
+        " weights that were not trained to compare, unless options ask for what only comparison has, such as --think",
     )
+
+
+def add_asking(parser: argparse.ArgumentParser) -> None:
+    """How windows are made and asked."""
+    group = parser.add_argument_group("asking")
+    add_by(group)
     group.add_argument(
         "--strategy",
         metavar="NAME",
