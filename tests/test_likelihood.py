@@ -6,11 +6,17 @@ import asyncio
 import json
 import math
 import re
+import sqlite3
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.overhead import write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +28,7 @@ from rank_k.likelihood import LikelihoodAsker, log_probability, ordered
 from rank_k.models.base import Abilities, Model, Reply, Request, Usage
 from rank_k.models.retries import Retries
 from rank_k.models.scripted import ScriptedModel
-from rank_k.models.spelling import Token, gbnf, most_tokens, tokens_of
+from rank_k.models.spelling import Token, gbnf, most_tokens, tokens_of, told
 from rank_k.records import Passage, Query, Window
 from rank_k.reranker import Reranker
 from tests.conftest import StartLoopback
@@ -32,6 +38,9 @@ SPELLS = Abilities(logprobs=True, thinks=False, spells=True)
 QUICK = Retries(first=0.001, longest=0.01)
 
 # --- the grammar -----------------------------------------------------------------------------------
+
+PARTS = (Token(7, b" a"), Token(8, b" \xf0\x9f"), Token(9, b"\x91"), Token(5, b"\xa9"), Token(6, b" b"))
+"""As byte-level vocabularies cut " a 👩 b"."""
 
 HARD = ['say "no" \\ [1]', "two\nlines\t", "👩‍👩‍👧 naïve", "שלום עליكم", "日本語の質問", "<|im_end|>", "", "a" * 300]
 texts = st.sampled_from(HARD) | st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -89,13 +98,12 @@ def _is_text(data: bytes) -> bool:
 
 
 def test_parts_of_a_character_are_written_out_with_what_shares_their_tokens() -> None:
-    tokens = (Token(7, b" a"), Token(8, b" \xf0\x9f"), Token(9, b"\x91"), Token(5, b"\xa9"), Token(6, b" b"))
-    assert gbnf(tokens) == 'root ::= <[7]> "\\U00000020\\U0001F469" <[6]>'
-    assert most_tokens(tokens) == 2 + 5
+    assert gbnf(PARTS) == 'root ::= <[7]> "\\U00000020\\U0001F469" <[6]>'
+    assert most_tokens(PARTS) == 2 + 5
 
 
 @pytest.mark.parametrize(
-    ("told", "tokens"),
+    ("answer", "tokens"),
     [
         ({"tokens": [{"id": 1, "piece": " a"}, {"id": 2, "piece": [240, 159]}]}, ((1, b" a"), (2, b"\xf0\x9f"))),
         ({"tokens": []}, ()),
@@ -107,8 +115,39 @@ def test_parts_of_a_character_are_written_out_with_what_shares_their_tokens() ->
         (None, None),
     ],
 )
-def test_tokens_as_a_server_tells_them(told: Any, tokens: Any) -> None:
-    assert tokens_of(told) == tokens
+def test_tokens_as_a_server_tells_them(answer: Any, tokens: Any) -> None:
+    assert tokens_of(answer) == tokens
+
+
+@pytest.mark.parametrize(
+    ("said", "counted"),
+    [
+        ([(" a", -1.0), (" 👩", -2.0), (" b", -3.0)], ((" a", -1.0), (" b", -3.0))),
+        ([(" a", -1.0), (" ", -9.0), ("👩", -2.0), (" b", -3.0), ("", -4.0)], ((" a", -1.0), (" b", -3.0))),
+        ([(" a", -1.0), (" 👩", -2.0)], None),
+        ([(" a", -1.0), (" 👩 b", -2.0)], None),
+        ([(" a 👩 b", -1.0)], None),
+        ([], None),
+    ],
+)
+def test_what_counts_of_what_was_said(said: list[tuple[str, float]], counted: Any) -> None:
+    """However the character was cut, the sum is over the same tokens."""
+    assert told(PARTS, said) == counted
+
+
+@given(tokenised(), st.data())
+def test_tokens_named_by_number_count_and_no_others(given: tuple[str, tuple[Token, ...]], data: st.DataObject) -> None:
+    _, tokens = given
+    by_number = {token.number: token.text for token in tokens}
+    said = []
+    for part in gbnf(tokens).removeprefix("root ::= ").split(" "):
+        text, named = read_gbnf(f"root ::= {part}", by_number)
+        cut = 0 if named else data.draw(st.integers(0, max(len(text.decode()) - 1, 0)))
+        said += [(piece, -1.0) for piece in (text.decode()[:cut], text.decode()[cut:]) if piece]
+    counted = told(tokens, [*said, ("", -5.0)])
+    _, named = read_gbnf(gbnf(tokens), by_number)
+    assert counted is not None
+    assert [text.encode() for text, _ in counted] == [by_number[number] for number in named]
 
 
 # --- scores and orders -----------------------------------------------------------------------------
@@ -140,21 +179,20 @@ def reply(*tokens: tuple[str, float], text: str | None = None, completion: int =
 
 
 @pytest.mark.parametrize(
-    ("told", "score"),
+    ("heard", "score"),
     [
         (reply((" a", -1.0), (" b", -2.5)), -3.5),
-        (reply((" a", -1.0), (" b", -2.5), ("", -7.0)), -3.5),  # the end is no part of it
+        (reply((" b", -2.5), text=" a b"), -2.5),
         (reply((" a", -1.0), (" c", -2.5)), None),
         (reply((" a", -1.0)), None),
         (reply((" a", -1.0), (" b", math.nan)), None),
         (reply((" a", -1.0), (" b", -math.inf)), None),
         (reply(text=" a b"), None),
-        (reply(("", -1.0), text=" a b"), None),
         (reply((" a", 0.0), (" b", 0.5)), 0.0),
     ],
 )
-def test_what_a_reply_tells(told: Reply, score: float | None) -> None:
-    assert log_probability(told, " a b") == score
+def test_what_a_reply_tells(heard: Reply, score: float | None) -> None:
+    assert log_probability(heard, " a b") == score
 
 
 # --- asking ----------------------------------------------------------------------------------------
@@ -221,9 +259,9 @@ def test_an_empty_query_is_not_asked_about() -> None:
     assert model.history == []
 
 
-def test_tokens_that_are_not_told_of_are_counted() -> None:
-    model = ScriptedModel(lambda request: reply((" ü", -2.0), completion=2), abilities=SPELLS)
-    assert dict(ask(model, "ü", ["a", "b"]).repairs) == {"tokens_untold": 2}
+def test_likelihoods_of_a_part_of_the_query_are_counted() -> None:
+    model = ScriptedModel(lambda request: reply((" b", -2.0), text=" ü b", completion=3), abilities=SPELLS)
+    assert dict(ask(model, "ü b", ["a", "b"]).repairs) == {"spelt_in_part": 2}
 
 
 def test_passages_are_cut_and_share_the_context() -> None:
@@ -355,20 +393,26 @@ def test_a_server_that_is_gone_ends_the_run(llamacpp: Callable[..., Loopback]) -
         rankings(by_likelihood)
 
 
-def test_what_is_in_the_journal_is_not_asked_again(llamacpp: Callable[..., Loopback], tmp_path: Path) -> None:
-    """Ended in the midst of a window, as by SIGKILL: finished calls are kept, whatever window they are of."""
-    server = llamacpp(first_token=0.01)
-    with reranker(server, journal=tmp_path / "j.sqlite", concurrency=1) as first:
-        results = first.rerank(DATA.run, QUERIES, DATA.passages, max_seconds=0.25)
-        assert [result.finished for result in results].count(False)
-    kept = len([seen for seen in questions(server) if seen.end and not seen.cancelled])
+def test_killed_in_the_midst_of_a_window_no_finished_call_is_repeated(
+    llamacpp: Callable[..., Loopback], tmp_path: Path
+) -> None:
+    server = llamacpp(first_token=0.1)
+    options = ["--server", server.url, "--model", "oracle", "--by", "likelihood", "--concurrency", "2", "--quiet"]
+    command = [sys.executable, "-m", "rank_k.cli", "rerank", *write_dataset(DATA, tmp_path), *options]
+    with subprocess.Popen(command) as child:
+        while len(questions(server)) < 9:
+            assert child.poll() is None
+            time.sleep(0.01)
+        child.kill()
+    with closing(sqlite3.connect(tmp_path / "out.trec.journal.sqlite")) as journal:
+        (kept,) = journal.execute("SELECT count(*) FROM calls WHERE purpose = 'likelihood'").fetchone()
+    assert 7 <= kept < 36
+    server.change(first_token=0.002)
     server.forget()
-    with reranker(server, journal=tmp_path / "j.sqlite") as second:
-        assert rankings(second) == PERFECT
-        assert second.tally.calls == 36
-    asked = len(questions(server))
-    assert 0 < asked <= 36 - kept + 1
-    assert kept > 2
+    subprocess.run(command, check=True)
+    assert len(questions(server)) == 36 - kept
+    found = [line.split()[2] for line in (tmp_path / "out.trec").read_text().splitlines()]
+    assert found == [doc_id for ids in PERFECT.values() for doc_id in ids]
 
 
 # --- what is ranked by -----------------------------------------------------------------------------
@@ -428,26 +472,8 @@ def test_the_command_says_what_it_ranked_by(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     server = llamacpp()
-    (tmp_path / "queries.jsonl").write_text(
-        "".join(json.dumps({"_id": q.query_id, "text": q.text}) + "\n" for q in DATA.queries)
-    )
-    documents = ({"_id": p.doc_id, "title": "", "text": p.text} for p in DATA.passages.values())
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
-    run = (f"{q} Q0 {c.doc_id} {i} {c.score} bm25\n" for q, cs in DATA.run.items() for i, c in enumerate(cs, 1))
-    (tmp_path / "run.trec").write_text("".join(run))
-    files = ["--run", "run.trec", "--queries", "queries.jsonl", "--documents", "corpus.jsonl", "--output", "out.trec"]
-    command = [
-        "rerank",
-        *files,
-        "--server",
-        server.url,
-        "--model",
-        "oracle",
-        "--report",
-        "r.json",
-        "--by",
-        "likelihood",
-    ]
+    options = ["--server", server.url, "--model", "oracle", "--report", str(tmp_path / "r.json"), "--by", "likelihood"]
+    command = ["rerank", *write_dataset(DATA, tmp_path), *options]
     assert main(command) == 0
     assert "ranked by query likelihood, not by comparison" in capfd.readouterr().err
     found = [line.split()[2] for line in (tmp_path / "out.trec").read_text().splitlines()]

@@ -63,8 +63,8 @@ class AskSettings:
 class Asked:
     """What became of one window. `calls` are keys of the journal; `asked` of them went to the model now.
 
-    `traces`: one per order. `saved`: tokens not spent since a thought that went in circles was ended.
-    `likelihoods`: by id, the log-probability of the query after the passage, where windows are ordered by that.
+    `traces`: one per order. `saved`: tokens not spent since a thought that went in circles was ended. `likelihoods`: by
+    id, the log-probability of the query after the passage, where windows are ordered by that; there are then no traces.
     """
 
     outcome: Outcome

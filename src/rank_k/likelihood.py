@@ -106,19 +106,17 @@ class LikelihoodAsker:
         subject = Subject(texts.query.query_id, (doc_id,))
         question = Request((Message("user", prompt),), 1, 0.0, spelling=spelling, subject=subject)
         reply = await self._calls.reply(question, "likelihood", spent)
-        spent.repairs["tokens_untold"] += _untold(reply)
-        return log_probability(reply, spelling)
+        score = log_probability(reply, spelling)
+        if score is not None and reply.usage.completion_tokens > len(reply.tokens or ()):
+            spent.repairs["spelt_in_part"] += 1
+        return score
 
 
 def log_probability(reply: Reply, spelling: str) -> float | None:
-    """What `reply` tells of the probability of `spelling` (natural logarithm); None if it says something else.
-
-    A token without text is the end, which a grammar that is at its own asks for: it is no part of what was spelt.
-    """
-    told = [probability for text, probability in reply.tokens or () if text]
-    if reply.text != spelling or not told:
+    """What `reply` tells of the probability of `spelling` (natural logarithm); None if it says something else."""
+    if reply.text != spelling or not reply.tokens:
         return None
-    total = fsum(told)
+    total = fsum(probability for _, probability in reply.tokens)
     return min(total, 0.0) if isfinite(total) else None
 
 
@@ -130,11 +128,3 @@ def ordered(window: Window, scores: Mapping[str, float]) -> Order:
     tiers = [tuple(tier) for _, tier in groupby(known, key=scores.__getitem__)]
     rest = [(doc_id,) for doc_id in window.doc_ids if doc_id not in scores]
     return Order((*tiers, *rest), frozenset(known), True)
-
-
-def _untold(reply: Reply) -> int:
-    """Tokens that were said but whose probability was not told: llama.cpp is silent about all but the last of those
-    that make up one character. They are the same after every passage, and left out of every sum."""
-    if reply.usage.estimated or reply.tokens is None:
-        return 0
-    return max(reply.usage.completion_tokens - len(reply.tokens), 0)

@@ -25,12 +25,11 @@ DEPTH = 12
 PASSAGE_TOKENS = 120  # a docstring's gist; the embedded model reads some 200 tokens a second
 
 HOW = {
-    "comparison": "ranked by comparing passages; what it thought stands before each ranking\n",
-    "likelihood": (
-        "ranked by query likelihood, for these weights were not trained to compare: no thoughts, but for each passage\n"
-        "the log-probability of the question after it\n"
-    ),
+    "comparison": "ranked by comparison; before each ranking stands what was thought",
+    "likelihood": "ranked by query likelihood, not by comparison: nothing was thought; before each passage stands the"
+    " log-probability of the question after it",
 }
+"""What is said of the rankings, by what they are ranked by."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     ) as reranker:
         reranker.prepare()
         print(f"{len(texts):,} passages of Python's documentation, BM25, then {reranker.model.name}")
-        print(HOW[reranker.by])
+        print(textwrap.fill(HOW[reranker.by], 96), end="\n\n")
         for query_id, query in queries.items():
             candidates = found[query_id]
             before[query_id] = candidates

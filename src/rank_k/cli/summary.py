@@ -32,7 +32,7 @@ REPAIRS = {
     "passages_cut": "passages cut to --passage-tokens",
     "context_cut": "passages cut further, to share the context",
     "budget_cut": "windows whose token limit was lowered, to share the context",
-    "tokens_untold": "tokens of queries, parts of characters, whose likelihood the server does not tell",
+    "spelt_in_part": "likelihoods without those characters that the model spells in several tokens",
     "tokens_estimated": "texts whose tokens could only be estimated",
     "duplicates": "candidates that stood in the run twice, best kept",
     "excluded": "candidates that the data set excludes, left out of the run",

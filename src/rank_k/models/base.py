@@ -79,7 +79,8 @@ class Reply:
     """What came back. `reasoning` is the separate field where the server has one, else None.
 
     `finish_reason` is the server's word ("stop", "length", ...); "stopped" where `on_text` said stop.
-    `tokens`: (text, log-probability) of each token of the answer, where that was asked for and told.
+    `tokens`: (text, log-probability) of each token of the answer, where that was asked for and told; of a spelling, of
+    those tokens that are the same behind every prompt.
     """
 
     text: str

@@ -183,10 +183,14 @@ def completion_body(dialect: Dialect, model: str, request: Request, prompt: str 
     return body
 
 
+def plain_prompt(request: Request) -> str:
+    """The messages' text as it stands: what a spelling goes on from."""
+    return "".join(message.content for message in request.messages)
+
+
 def spelling_body(model: str, request: Request) -> dict[str, Any]:
     """What is to be spelt, behind which text: all that decides the reply, and what the journal keeps of it."""
-    prompt = "".join(message.content for message in request.messages)
-    return {"model": model, "prompt": prompt, "spelling": request.spelling}
+    return {"model": model, "prompt": plain_prompt(request), "spelling": request.spelling}
 
 
 def spelt_body(dialect: Dialect, model: str, prompt: str, tokens: Sequence[Token]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -26,7 +27,7 @@ from rank_k.models import dialects
 from rank_k.models.base import Abilities, OnText, Reply, Request
 from rank_k.models.dialects import DIALECTS, Dialect
 from rank_k.models.refusals import error_of, message_of, seconds_of
-from rank_k.models.spelling import Token, tokens_of
+from rank_k.models.spelling import Token, tokens_of, told
 from rank_k.models.stream import LONGEST_REPLY, ReplyReader
 
 if TYPE_CHECKING:
@@ -176,14 +177,15 @@ class HttpModel:
 
     async def _spelt(self, request: Request, spelling: str, on_text: OnText | None) -> Reply:
         """The spelling said, in the tokens that it usually has behind the text before it."""
-        prompt = "".join(message.content for message in request.messages)
+        prompt = dialects.plain_prompt(request)
         before, whole = await self._tokens(prompt), await self._tokens(prompt + spelling)
         if whole[: len(before)] == before:
             said = whole[len(before) :]
         else:  # the end of the one and the beginning of the other have grown together
             said = await self._tokens(spelling)
         body = dialects.spelt_body(self._dialect, self._model, prompt, said)
-        return await self._streamed("/completions", body, on_text)
+        reply = await self._streamed("/completions", body, on_text)
+        return replace(reply, tokens=told(said, reply.tokens or ()))
 
     async def _tokens(self, text: str) -> tuple[Token, ...]:
         tokens = None

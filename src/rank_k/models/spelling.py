@@ -4,7 +4,8 @@ what it says, but not of what it is told, is made to tell how likely a text is. 
 The grammar names tokens by their numbers, `<[1701]>`, in llama.cpp's notation. One of characters would leave open how
 the text is cut into tokens, and greedy decoding then cuts it badly: after "query:" a blank is likelier than " why", and
 "why" after the blank is not likely at all. Tokens that are parts of characters are the exception: llama.cpp admits
-none by number, so that such a character is written out, with the blank before it if that is in the same token.
+none by number, so that such a character is written out, with the blank before it if that is in the same token. How it
+is then cut may differ from one prompt to the next, and only the last part's probability is told: none of it counts.
 """
 
 from __future__ import annotations
@@ -48,6 +49,26 @@ def gbnf(tokens: Sequence[Token]) -> str:
 def most_tokens(tokens: Sequence[Token]) -> int:
     """As many tokens as the grammar can take: one for each byte of what is written out."""
     return sum(1 if len(run) == 1 else len(_bytes(run)) for run in _runs(tokens))
+
+
+def told(tokens: Sequence[Token], said: Sequence[tuple[str, float]]) -> tuple[tuple[str, float], ...] | None:
+    """Of what a server tells it `said` (text and log-probability), that which stands for one of `tokens`.
+
+    What was written out is left out, and so is the end that a grammar asks for when it is at its own. None if it is
+    not the text of `tokens` that was said.
+    """
+    found = []
+    rest = list(reversed(said))
+    for run in _runs(tokens):
+        text, spelt = _bytes(run).decode("utf-8", "replace"), ""
+        while rest and len(spelt) < len(text):
+            last = rest.pop()
+            spelt += last[0]
+        if spelt != text:
+            return None
+        if len(run) == 1 and text:
+            found.append(last)
+    return tuple(found)
 
 
 _EMPTY = '""'
