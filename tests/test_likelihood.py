@@ -482,3 +482,12 @@ def test_the_command_says_what_it_ranked_by(
     assert report["settings"]["by"] == "likelihood"
     assert main([*command, "--think", "off"]) == 2
     assert "think is for comparison" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("abilities", "words"), [("spell logprobs", "told (' blue'"), ("spell", "forgotten")])
+def test_the_doctor_asks(
+    llamacpp: Callable[..., Loopback], capfd: pytest.CaptureFixture[str], abilities: str, words: str
+) -> None:
+    assert main(["doctor", "--server", llamacpp(abilities=abilities).url, "--probe"]) == 0
+    [line] = [line for line in capfd.readouterr().out.splitlines() if line.startswith("likelihood")]
+    assert words in line
