@@ -141,35 +141,39 @@ def test_any_query_can_be_spelt(likely: Reranker, query: str) -> None:
 
 @needs_weights
 def test_what_is_spelt_is_as_likely_as_if_it_had_been_said_freely() -> None:
-    """The probabilities told are the model's, not those left by the grammar, and the tokens are the usual ones."""
+    """The probabilities told are the model's, not those left by the grammar, and the tokens are the usual ones, which
+    those that greedy decoding chooses under a grammar of characters are not."""
+    prompt = "Document: Rayleigh scattering makes the sky look blue.\nSearch query:"
 
-    async def both() -> tuple[list[tuple[str, float]], Reply, Reply]:
+    async def three() -> tuple[list[tuple[str, float]], list[tuple[str, float]], list[Reply]]:
         server = await EmbeddedServer.start(locate(DEFAULT_WEIGHTS), context=512, threads=1)
         model = HttpModel(server.url, "m", api_key=server.api_key, dialect="llamacpp", thinks=False)
-        prompt = "Document: Cats purr when they are content.\nSearch query:"
-        body = {"prompt": prompt, "max_tokens": 6, "temperature": 0, "logprobs": 1}
-        headers = {"Authorization": f"Bearer {server.api_key}", "Content-Type": "application/json"}
-        asking = urllib.request.Request(f"{server.url}/completions", json.dumps(body).encode(), headers)
         try:
-            with await asyncio.to_thread(urllib.request.urlopen, asking) as told:
-                [choice] = json.load(told)["choices"]
-            free = read_logprobs(choice)
-            spelt = [
-                await model.ask(Request((Message("user", prompt),), 1, spelling=spelling))
-                for spelling in ("".join(text for text, _ in free), " zebra crossing")
-            ]
+            free = await asyncio.to_thread(said, server)
+            characters = await asyncio.to_thread(said, server, grammar='root ::= " why is the sky blue"')
+            spellings = ("".join(text for text, _ in free), " why is the sky blue")
+            requests = [Request((Message("user", prompt),), 1, spelling=spelling) for spelling in spellings]
+            return free, characters, [await model.ask(request) for request in requests]
         finally:
             await model.close()
             await server.close()
-        return free, spelt[0], spelt[1]
 
-    free, same, other = asyncio.run(both())
+    def said(server: EmbeddedServer, **constraint: str) -> list[tuple[str, float]]:
+        body = {"prompt": prompt, "max_tokens": 6, "temperature": 0, "logprobs": 1, **constraint}
+        headers = {"Authorization": f"Bearer {server.api_key}", "Content-Type": "application/json"}
+        asking = urllib.request.Request(f"{server.url}/completions", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(asking) as answer:
+            [choice] = json.load(answer)["choices"]
+        return read_logprobs(choice)
+
+    free, characters, [same, usual] = asyncio.run(three())
     assert same.tokens is not None
-    assert other.tokens is not None
+    assert usual.tokens is not None
     assert [text for text, _ in same.tokens] == [text for text, _ in free]
     assert [p for _, p in same.tokens] == pytest.approx([p for _, p in free], abs=0.05)
-    assert [text for text, _ in other.tokens] == [" zebra", " crossing"]
-    assert other.tokens[0][1] < -5
+    assert [text for text, _ in usual.tokens] == [" why", " is", " the", " sky", " blue"]
+    assert [text for text, _ in characters] == [" ", "why", " is", " the", " sky", " blue"]
+    assert sum(p for _, p in characters) < sum(p for _, p in usual.tokens) - 5
 
 
 # --- the command line ------------------------------------------------------------------------------

@@ -315,7 +315,7 @@ def test_a_run(llamacpp: Callable[..., Loopback]) -> None:
     for body in (seen.body for seen in sent):
         assert body["prompt"].startswith("Document: mark:")
         assert body["prompt"].endswith("\nSearch query:")
-        assert (body["temperature"], body["logprobs"], body["stream"]) == (0.0, 1, True)
+        assert (body["temperature"], body["logprobs"], body["stream"], body["cache_prompt"]) == (0.0, 1, True, False)
         assert body["max_tokens"] == body["grammar"].count("<[")
 
 

@@ -183,7 +183,7 @@ class HttpModel:
             said = whole[len(before) :]
         else:  # the end of the one and the beginning of the other have grown together
             said = await self._tokens(spelling)
-        body = dialects.spelt_body(self._dialect, self._model, prompt, said)
+        body = dialects.spelt_body(self._model, prompt, said)
         reply = await self._streamed("/completions", body, on_text)
         return replace(reply, tokens=told(said, reply.tokens or ()))
 
