@@ -129,6 +129,15 @@ def test_untrained_weights_rank_by_likelihood_unless_told_otherwise(likely: Rera
 
 
 @needs_weights
+def test_a_likelihood_depends_on_nothing_that_was_asked_before(likely: Reranker) -> None:
+    hits = likely.rank("why do cats purr", [PASSAGES[2], PASSAGES[0]])
+    with Reranker(EmbeddedModel(context=512, threads=1), concurrency=1) as other:
+        after_another = other.rank("why do cats purr", [f"{PASSAGES[2]} Really.", PASSAGES[2]])
+    assert hits.usage.cached_tokens == after_another.usage.cached_tokens == 0
+    assert {hit.likelihood for hit in hits} & {hit.likelihood for hit in after_another}
+
+
+@needs_weights
 @pytest.mark.parametrize(
     "query", ['say "no" \\ {x} [1]', "a 👩‍👩‍👧 naïve Ü", "שלום עליكم", "日本語の質問", "<|im_end|>"]
 )
