@@ -1,36 +1,81 @@
-"""TREC DL 2019, the 20 best of BM25, reranked by the embedded model through the command line.
+"""BM25's best reranked by the embedded model, through the command line: by comparison and by query likelihood.
 
-    python -m benchmarks.embedded [--data ../shared/data/trec-dl19] [--think off] [--queries 43]
+    python -m benchmarks.embedded [--data ../shared/data/trec-dl19 ...] [--by likelihood comparison] [--queries 43]
 
-Prints the commands, the summary and the table of measures. Interrupted, the same command goes on.
+Prints the commands, their summaries, what a query took, and the table of measures. Interrupted, the same command
+goes on. The model has as many threads as cores it may use: on a machine with other work, run it under `taskset -c 0`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
+RUNS = ("run.anserini-bm25-condensed100.trec", "run.bm25.trec")
+"""First stages, the first that is there; all are BM25."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/trec-dl19"))
-    parser.add_argument("--think", default="off")
+    parser.add_argument("--data", nargs="+", type=Path, default=[Path("../shared/data/trec-dl19")], help="BEIR folders")
+    parser.add_argument("--by", nargs="+", choices=("comparison", "likelihood"), default=["comparison", "likelihood"])
+    parser.add_argument("--think", default="off", help="of comparison")
+    parser.add_argument("--passage-tokens", nargs="+", type=int, default=[0], help="0: as long as is usual")
+    parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--queries", type=int, default=sys.maxsize, help="the first so many")
     parser.add_argument("--output", type=Path, default=Path("build/embedded"))
-    parser.add_argument("--queries", type=int, default=43)
     args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
-    whole = args.data / "run.anserini-bm25-condensed100.trec"
-    lines = whole.read_text().splitlines(keepends=True)
-    kept = set(list(dict.fromkeys(line.split()[0] for line in lines))[: args.queries])
-    run, output = args.output / "bm25.trec", args.output / f"think-{args.think}.trec"
-    run.write_text("".join(line for line in lines if line.split()[0] in kept))
+    for data in args.data:
+        output = args.output / data.name
+        output.mkdir(parents=True, exist_ok=True)
+        run, qrels = _first_stage(data, output, args.queries)
+        outputs = [
+            _reranked(data, run, output, by, args.think, passage_tokens, args.depth)
+            for by in args.by
+            for passage_tokens in args.passage_tokens
+        ]
+        _rank_k("evaluate", "--qrels", qrels, run, *outputs)
+
+
+def _first_stage(data: Path, output: Path, queries: int) -> tuple[Path, Path]:
+    """BM25's run of the first `queries` queries, and their judgments."""
+    whole = next(data / name for name in RUNS if (data / name).exists())
+    kept = set(list(dict.fromkeys(line.split()[0] for line in whole.open()))[:queries])
+    run, qrels = output / "bm25.trec", output / "qrels.trec"
+    for source, target in ((whole, run), (data / "qrels.trec", qrels)):
+        with source.open() as lines:
+            target.write_text("".join(line for line in lines if line.split()[0] in kept))
+    return run, qrels
+
+
+def _reranked(data: Path, run: Path, output: Path, by: str, think: str, passage_tokens: int, depth: int) -> Path:
+    """The run reranked; what a query took is printed."""
+    name = by if by == "likelihood" else f"think-{think}"
+    options: list[object] = ["--by", by] if by == "likelihood" else ["--think", think]
+    if passage_tokens:
+        name += f"-{passage_tokens}"
+        options += ["--passage-tokens", passage_tokens]
+    out, report = output / f"{name}.trec", output / f"{name}.json"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     _rank_k(
-        *("rerank", "--run", run, "--queries", args.data / "queries.jsonl"),
-        *("--documents", args.data / "corpus.jsonl.gz", "--output", output, "--depth", 20, "--think", args.think),
+        *("rerank", "--run", run, "--queries", data / "queries.jsonl", "--documents", data / "corpus.jsonl.gz"),
+        *("--output", out, "--report", report, "--depth", depth, *options),
     )
-    _rank_k("evaluate", "--qrels", args.data / "qrels.trec", run, output)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    told = json.loads(report.read_text(encoding="utf-8"))
+    count = told["queries"]
+    seconds = sum(query["seconds"] for query in told["per_query"]) / count
+    print(
+        f"a query: {seconds:.1f} s of the model, {told['prompt_tokens'] / count:,.0f} tokens in,"
+        f" {told['completion_tokens'] / count:,.0f} out; the command: {told['calls_asked_now']} calls,"
+        f" {after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime:.0f} s of processor time",
+        flush=True,
+    )
+    return out
 
 
 def _rank_k(*arguments: object) -> None:

@@ -169,8 +169,9 @@ class Fault(NamedTuple):
 NEVER = Fault()
 ENGINE_FAULT = "EngineCore encountered an issue."
 QUIRKS = ("inline", "missing_open", "reasoning", "reasoning_content", "reasoning_details", "none")
-ABILITIES = ("raw", "continue", "grammar", "budget", "logprobs")
-"""Going on from a rendered prompt, or from an open last message; grammars; budgets; probabilities."""
+ABILITIES = ("raw", "continue", "grammar", "budget", "logprobs", "spell")
+"""Going on from a rendered prompt, or from an open last message; grammars; budgets; probabilities; grammars of tokens
+behind any text, as llama.cpp takes them."""
 TRAPS = ("", "answer_in_reasoning", "two_ends", "always_thinks", "loops")
 """A closed thought's answer comes as reasoning with null content; an end of thought leaks into the content; the
 switch for direct answers is forgotten; thoughts go in circles for ever."""
@@ -195,7 +196,7 @@ class Plan:
     trap: str = ""  # one of TRAPS
     cut: float = 0.0  # share of windows whose thought ends by "length" unless a later turn asks for the order
     prose: float = 0.0  # answered as a sentence with a bare comma list of all numbers
-    garbage: float = 0.0  # answered with an apology and no order
+    garbage: float = 0.0  # answered with an apology and no order, or misspelt
     slow_start: float = 0.0  # begun `slow_seconds` late, with a comment in the stream meanwhile
     slow_seconds: float = 1.0
     http_429: Fault = NEVER
@@ -313,7 +314,22 @@ def _thought(plan: Plan, marks: Sequence[str], window: str, length: int) -> list
     return [*opening, *words[:room], *closing]
 
 
+def spelt(plan: Plan, window: str, tokens: list[str]) -> Script:
+    """A text that the grammar prescribes, unless this window is misspelt or cut."""
+    if plan.strikes("garbage", window):
+        tokens = [token.swapcase() for token in tokens]
+    said = len(tokens) // 2 if plan.strikes("cut", window) else len(tokens)
+    return Script([], tokens, said)
+
+
+def probability(mark: str, token: str) -> float:
+    """The log-probability of a token of the query behind a passage: the better the passage, the higher."""
+    return -100.0 + relevance(mark) - 0.001 * _fraction(token)
+
+
 def compose(plan: Plan, marks: tuple[str, ...], window: str, body: Mapping[str, Any]) -> Script:
+    if "spelling" in body:
+        return spelt(plan, window, body["spelling"])
     held = plan.can("grammar") and any(key in body for key in ("grammar", "regex", "structured_outputs"))
     answer = _answer(plan, marks, window, held)
     switches = body.get("chat_template_kwargs") or {}
@@ -499,10 +515,14 @@ class Server:
             exchange.send(200, {"object": "list", "data": [card | length]})
         elif (method, path) == ("POST", "/tokenize"):
             text = body.get("prompt", body.get("content"))
-            ids = token_ids(rendered(body["messages"]) if text is None else text)
+            ids: list[Any] = token_ids(rendered(body["messages"]) if text is None else text)
+            if body.get("with_pieces"):
+                ids = [{"id": i, "piece": text_of([i])} for i in ids]
             exchange.send(200, {"count": len(ids), "max_model_len": plan.max_model_len, "tokens": ids})
         elif (method, path) == ("POST", "/apply-template") and plan.can("raw") and plan.owned_by == "llamacpp":
             exchange.send(200, {"prompt": rendered(body["messages"])})
+        elif (method, path) == ("POST", "/v1/completions") and plan.can("spell") and "<[" in body.get("grammar", ""):
+            await self._complete(exchange, _as_spelling(body))
         elif (method, path) == ("POST", "/v1/completions") and plan.can("raw"):
             await self._complete(exchange, _as_chat(body))
         elif (method, path) == ("POST", "/v1/chat/completions"):
@@ -522,7 +542,7 @@ class Server:
         if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
             exchange.refuse(400, "messages: a list is required", "BadRequestError")
             return
-        marks = shown_marks(body["messages"])
+        marks = tuple(body["marks"]) if "marks" in body else shown_marks(body["messages"])
         seen.window = window_key(marks)
         seen.n_messages = len(body["messages"])
         seen.stream = bool(body.get("stream"))
@@ -606,6 +626,15 @@ def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     return {**body, "messages": json.loads(messages), "prefill": prefill, "completion": True}
 
 
+def _as_spelling(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A request for a given text behind a passage as a chat about that passage."""
+    mark = _MARK.search(body["prompt"])
+    marks = [mark[1] if mark else str(body["prompt"])]
+    tokens = [text_of([int(number)]) for number in re.findall(r"<\[(\d+)\]>", body["grammar"])]
+    messages = [{"role": "user", "content": body["prompt"]}]
+    return {**body, "messages": messages, "marks": marks, "spelling": tokens, "completion": True}
+
+
 def _placed(quirk: str, thought: str, answer: str) -> dict[str, Any]:
     """Thought and answer in the fields where this kind of server puts them; no answer is a null content."""
     if quirk in ("inline", "missing_open", "none"):
@@ -635,7 +664,10 @@ async def _stream(
     def say(start: int, to: int) -> None:
         thought, answer = script.text(start, to)
         if body.get("completion"):
-            choice = {"index": 0, "text": thought + answer, "finish_reason": None}
+            choice: dict[str, Any] = {"index": 0, "text": thought + answer, "finish_reason": None}
+            if "spelling" in body and plan.can("logprobs"):
+                told = [(token, probability(body["marks"][0], token)) for token in script.answer[start:to]]
+                choice["logprobs"] = {"content": [{"token": token, "logprob": p} for token, p in told]}
             send(event(shape | {"object": "text_completion", "choices": [choice]}))
             return
         if plan.trap == "answer_in_reasoning" and "</think>" in str(body.get("prefill")):

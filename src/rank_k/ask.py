@@ -1,5 +1,5 @@
 """One window in, one outcome out: asked directly or with thought, a thought closed, an answer constrained,
-samples taken. Every call goes through the journal: looked up there first, and kept there before it is used.
+samples taken. Every call goes through the journal (`calls.py`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from random import Random
 from zlib import crc32
 
 from rank_k.answer import Answer, parse_answer
+from rank_k.calls import Calls, Spent
 from rank_k.errors import ContextOverflow, Refused
 from rank_k.grammar import follows
-from rank_k.journal import Journal, call_key
+from rank_k.journal import Journal
 from rank_k.loop_guard import LoopGuard
 from rank_k.models.base import Delta, Model, OnText, Reply, Request, Subject, Usage
-from rank_k.models.retries import Retries, with_retries
+from rank_k.models.retries import Retries
 from rank_k.prompt import PromptTemplate, default_template, defused
 from rank_k.records import Message, Order, Outcome, Passage, Query, Window
 from rank_k.showing import CHAT_TOKENS, QueryTexts, Showing
@@ -62,7 +63,8 @@ class AskSettings:
 class Asked:
     """What became of one window. `calls` are keys of the journal; `asked` of them went to the model now.
 
-    `traces`: one per order. `saved`: tokens not spent since a thought that went in circles was ended.
+    `traces`: one per order. `saved`: tokens not spent since a thought that went in circles was ended. `likelihoods`: by
+    id, the log-probability of the query after the passage, where windows are ordered by that; there are then no traces.
     """
 
     outcome: Outcome
@@ -73,18 +75,7 @@ class Asked:
     asked: int = 0
     seconds: float = 0.0
     saved: int = 0
-
-
-@dataclass(slots=True)
-class _Spent:
-    """What the calls of one window add up to."""
-
-    calls: list[str] = field(default_factory=list)
-    usage: Usage = field(default_factory=Usage)
-    repairs: Counter[str] = field(default_factory=Counter)
-    asked: int = 0
-    seconds: float = 0.0
-    saved: int = 0
+    likelihoods: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +86,7 @@ class _Look:
     window: Window
     sample: int
     context: int
-    spent: _Spent
+    spent: Spent
     on_text: OnText | None
 
 
@@ -116,11 +107,7 @@ class Asker:
         self.settings = settings
         self.template = template or default_template()
         self._showing = Showing(model, self.template, settings.passage_tokens, settings.max_tokens)
-        self._journal = journal
-        self._retries = retries
-        self._random = Random()
-        self._on_retry = on_retry
-        self._slots = asyncio.Semaphore(slots)  # shared by all who ask at the same time
+        self._calls = Calls(model, journal, retries, on_retry, slots)
         self._grammar: asyncio.Task[bool] | None = None  # whether the server takes one: asked when first needed
         self._empty_thought = False  # the model thinks although asked not to: show it a thought that is over
 
@@ -145,7 +132,7 @@ class Asker:
 
     async def ask(self, texts: QueryTexts, window: Window, *, on_text: OnText | None = None) -> Asked:
         """Ask about one window. Raises `ModelError` when the model cannot be had, never for a bad answer."""
-        spent = _Spent()
+        spent = Spent()
         settings = self.settings
         if settings.samples == 1:
             taken = [await self._sample(texts, window, 0, spent, on_text)]
@@ -164,7 +151,7 @@ class Asker:
         )
 
     async def _samples(
-        self, texts: QueryTexts, window: Window, spent: _Spent, on_text: OnText | None
+        self, texts: QueryTexts, window: Window, spent: Spent, on_text: OnText | None
     ) -> list[tuple[tuple[Order, ...], str]]:
         """Several looks at the window, each in an order of its own; no more than needed if the first ones agree."""
         first, most = min(self.settings.agree, self.settings.samples), self.settings.samples
@@ -177,7 +164,7 @@ class Asker:
         return taken + await asyncio.gather(*more)
 
     async def _sample(
-        self, texts: QueryTexts, window: Window, sample: int, spent: _Spent, on_text: OnText | None
+        self, texts: QueryTexts, window: Window, sample: int, spent: Spent, on_text: OnText | None
     ) -> tuple[tuple[Order, ...], str]:
         """One look at the window: its orders (two where a direct one and a thoughtful one were taken) and trace."""
         look = _Look(texts, window, sample, self.model.context, spent, on_text)
@@ -356,23 +343,9 @@ class Asker:
     # --- calls ---
 
     async def _call(self, request: Request, purpose: str, look: _Look | None) -> Reply:
-        body = self.model.body(request)
-        key = call_key(self.model.identity, body, request.sample)
-        spent = look.spent if look else _Spent()
-        reply = self._journal.reply(key)
-        if reply is None:
-            async with self._slots:
-                reply = await with_retries(
-                    lambda: self._asked(request, look.on_text if look else None),
-                    self._retries,
-                    self._random,
-                    self._on_retry,
-                )
-            reply = self._journal.keep(key, self.model.name, purpose, body, reply)
-            spent.asked += 1
-            spent.seconds += reply.seconds
-        spent.calls.append(key)
-        spent.usage += reply.usage
+        spent = look.spent if look else Spent()
+        on_text = look.on_text if look else None
+        reply = await self._calls.reply(request, purpose, spent, lambda request: self._asked(request, on_text))
         if reply.finish_reason == "stopped":
             spent.repairs["loops"] += 1
             spent.saved += max(request.max_tokens - reply.usage.completion_tokens, 0)
@@ -389,7 +362,7 @@ class Asker:
             reply = replace(reply, usage=replace(reply.usage, reasoning_tokens=reply.usage.completion_tokens))
         return reply
 
-    def _read(self, reply: Reply, asking: Request, spent: _Spent, thought_closed: bool) -> Answer:
+    def _read(self, reply: Reply, asking: Request, spent: Spent, thought_closed: bool) -> Answer:
         """The answer in a reply; notes where the server forgot the grammar."""
         size = len(asking.subject.doc_ids)
         said = reply.text.rpartition("</think>")[2]

@@ -14,9 +14,10 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 from zlib import crc32
 
-from rank_k.ask import Asked, Asker
+from rank_k.ask import Asked
 from rank_k.errors import GaveUp
 from rank_k.journal import Journal, WindowRecord
 from rank_k.models.base import Usage
@@ -25,6 +26,22 @@ from rank_k.showing import QueryTexts
 from rank_k.strategies.protocol import Steps, Strategy
 
 OPEN_PER_SLOT = 4
+
+
+class AsksWindows(Protocol):
+    """What the engine asks through: an `ask.Asker`, which compares, or a `likelihood.LikelihoodAsker`."""
+
+    async def prepare(self) -> None:
+        """Find out, once, what must be known before the first window."""
+
+    async def check(self, query: Query) -> None:
+        """Raise `QueryTooLong` if the query leaves no room in the model's context."""
+
+    async def texts(self, query: Query, passages: Mapping[str, Passage]) -> QueryTexts:
+        """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
+
+    async def ask(self, texts: QueryTexts, window: Window) -> Asked:
+        """Ask about one window. Raises `ModelError` when the model cannot be had, never for a bad answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +123,7 @@ class Engine:
 
     def __init__(
         self,
-        asker: Asker,
+        asker: AsksWindows,
         strategy: Strategy,
         journal: Journal,
         *,

@@ -14,7 +14,8 @@ class Hit:
     """One document in its new place. `index` is its place in the input (from 0), `rank` counts from 1.
 
     `score` is 1 / rank. `tied` says that the model put it level with the hit before. `probability` (of being
-    among the ten best) is None unless the strategy fits one.
+    among the ten best) is None unless the strategy fits one. `likelihood` (natural logarithm of the probability of the
+    query after this text) is None unless that is what was ranked by.
     """
 
     index: int
@@ -23,14 +24,16 @@ class Hit:
     score: float
     tied: bool
     probability: float | None = None
+    likelihood: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RankedHits(Sequence[Hit]):
     """All documents, best first.
 
-    `traces`: the model's reasoning, one per window in the order asked. `usage`: tokens. `repairs`: what had to be
-    mended, by kind. `unranked`: windows that kept their input order. `finished`: False if time ran out.
+    `traces`: the model's reasoning, one per window in the order asked; none where likelihood was ranked by. `usage`:
+    tokens. `repairs`: what had to be mended, by kind. `unranked`: windows that kept their input order. `finished`:
+    False if time ran out.
     """
 
     hits: tuple[Hit, ...]

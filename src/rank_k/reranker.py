@@ -18,17 +18,19 @@ from uuid import uuid4
 
 from rank_k.ask import Asked, Asker, AskSettings
 from rank_k.background import BackgroundLoop
-from rank_k.engine import Engine, Job, Result, Tally
+from rank_k.engine import AsksWindows, Engine, Job, Result, Tally
 from rank_k.errors import InputError
 from rank_k.hits import Hit, RankedHits
 from rank_k.journal import Journal
-from rank_k.models.base import Model
+from rank_k.likelihood import PASSAGE_TOKENS, LikelihoodAsker
+from rank_k.models.base import Model, RanksBy
 from rank_k.models.http import HttpModel
 from rank_k.models.retries import Retries
 from rank_k.prompt import PromptTemplate, read_template
 from rank_k.records import Candidate, Passage, Query
 from rank_k.strategies import make
 from rank_k.strategies.protocol import Strategy
+from rank_k.strategies.single import Single
 from rank_k.thinking import Think
 
 
@@ -40,17 +42,22 @@ class PassageSource(Protocol):
 
 
 class Reranker:
-    """Compares passages by a language model that reasons.
+    """Ranks passages by a language model that reasons.
 
     `model`: with `server`, the name of a model there; without, the name or path of embedded weights (default:
-    the ones `rank-k fetch` gets); or any object that is a `models.base.Model`. `strategy`: a name of
-    `strategies.STRATEGIES`, `MODULE:NAME`, or a strategy; `fuse` weighs the first stage's order in those that fit.
-    `journal`: a file to keep every call in, to go on from after an interruption. `prompt`: a template's file (see
-    `prompt.read_template`).
-    `think`: "full", "off", "auto", or reasoning tokens per window (see `thinking.Think`). `constrain`: hold answers
-    to the grammar of a ranking where the server can. `samples`: ask each window so often, in different orders.
-    Tokens are the model's; `max_tokens` (thought and answer) defaults to 8,000, and to 512 for embedded models.
-    `concurrency` (16; embedded 1) questions are asked at a time. Raises `InputError`s.
+    the ones `rank-k fetch` gets); or any object that is a `models.base.Model`.
+    `by`: "comparison" of passages shown together, which all the settings below are about, or "likelihood" of the query
+    after each passage by itself (see `likelihood.py`), which has no strategy, thought or answer. By default it is
+    comparison, but likelihood for embedded weights that were not trained to compare; `strategy`, `think`, `prompt` or
+    `samples` given, it is comparison.
+    `strategy` ("sliding"): a name of `strategies.STRATEGIES`, `MODULE:NAME`, or a strategy; `fuse` weighs the first
+    stage's order in those that fit. `journal`: a file to keep every call in, to go on from after an interruption.
+    `prompt`: a template's file (see `prompt.read_template`).
+    `think`: "full" (the default), "off", "auto", or reasoning tokens per window (see `thinking.Think`). `constrain`:
+    hold answers to the grammar of a ranking where the server can. `samples`: ask each window so often, in different
+    orders. Tokens are the model's; `passage_tokens` defaults to 450, by likelihood to 128; `max_tokens` (thought and
+    answer) to 8,000, and to 512 for embedded models. `concurrency` (16; embedded 1) questions are asked at a time.
+    Raises `InputError`s.
 
     May be used from any thread and any event loop. Close it, or use it in a `with`.
     """
@@ -64,13 +71,14 @@ class Reranker:
         dialect: str = "auto",
         revision: str = "",
         context: int | None = None,
-        strategy: str | Strategy = "sliding",
+        by: RanksBy | None = None,
+        strategy: str | Strategy | None = None,
         depth: int = 100,
         window: int = 20,
         stride: int = 10,
         fuse: float = 1.0,
-        think: str | int | Think = "full",
-        passage_tokens: int = 450,
+        think: str | int | Think | None = None,
+        passage_tokens: int | None = None,
         max_tokens: int | None = None,
         temperature: float | None = 0.5,
         top_p: float | None = None,
@@ -87,25 +95,40 @@ class Reranker:
         for name, number in {**numbers, "concurrency": concurrency, "context": context}.items():
             if number is not None and number < 1:
                 raise InputError(f"{name} is {number}", "give 1 or more")
-        self.strategy = (
-            make(strategy, window=window, stride=stride, fuse=fuse) if isinstance(strategy, str) else strategy
-        )
-        self.depth = depth
+        told = {"strategy": strategy, "think": think, "prompt": prompt, "samples": samples if samples > 1 else None}
+        compares = [name for name, value in told.items() if value is not None]  # what only comparison has use for
+        if by == "likelihood" and compares:
+            raise InputError(f"{compares[0]} is for comparison, not for likelihood", "leave one out")
+        if by not in (None, "comparison", "likelihood"):
+            raise InputError(f"by is {by!r}", "write comparison or likelihood")
+        thinking = think if isinstance(think, Think) else Think.parse("full" if think is None else str(think))
         template = prompt if prompt is None or isinstance(prompt, PromptTemplate) else read_template(prompt)
+        plan = strategy or "sliding"
+        if isinstance(plan, str):
+            plan = make(plan, window=window, stride=stride, fuse=fuse)
         embedded = server is None and (model is None or isinstance(model, str | Path))
+        self.depth = depth
         self.concurrency = concurrency or (1 if embedded else 16)
         self.model = _model(model, server, api_key, dialect, revision, context, self.concurrency, read_timeout)
+        usual: RanksBy = "comparison" if compares else getattr(self.model, "ranks_by", "comparison")
+        self.by: RanksBy = usual if by is None else by
+        self.strategy: Strategy = Single(max(depth, 2)) if self.by == "likelihood" else plan
         self.journal = Journal(journal)
-        settings = AskSettings(
-            passage_tokens,
-            max_tokens or (512 if embedded else 8000),
-            temperature,
-            top_p,
-            think if isinstance(think, Think) else Think.parse(str(think)),
-            constrain,
-            samples,
-        )
-        self.asker = Asker(self.model, self.journal, settings, template, retries, on_retry, self.concurrency)
+        self.asker: AsksWindows
+        if self.by == "likelihood":
+            tokens = passage_tokens or PASSAGE_TOKENS
+            self.asker = LikelihoodAsker(self.model, self.journal, tokens, retries, on_retry, self.concurrency)
+        else:
+            settings = AskSettings(
+                passage_tokens or 450,
+                max_tokens or (512 if embedded else 8000),
+                temperature,
+                top_p,
+                thinking,
+                constrain,
+                samples,
+            )
+            self.asker = Asker(self.model, self.journal, settings, template, retries, on_retry, self.concurrency)
         self.tally = Tally()
         self._loop = BackgroundLoop()
         self._prepared: asyncio.Task[None] | None = None
@@ -247,19 +270,25 @@ class Reranker:
         tail = tuple(str(i) for i in range(self.depth, len(texts)))
         job = Job(Query("", query), candidates[: self.depth], passages, tail)
         traces: list[str] = []
+        likelihoods: dict[str, float] = {}
+
+        def hear(_query: str, _round: int, _number: int, asked: Asked) -> None:
+            traces.extend(asked.traces)
+            likelihoods.update(asked.likelihoods)
+
         engine = await self._engine(
             strategy or self.strategy,
             max_seconds,
             None,
             "",
-            lambda _query, _round, _number, asked: traces.extend(asked.traces),
+            hear,
         )
         [result] = [result async for result in engine.run([job])]
         tally = engine.tally
         ranking = result.ranking
         chances = ranking.probability or {}
         hits = tuple(
-            Hit(int(doc_id), texts[int(doc_id)], rank, 1 / rank, tied, chances.get(doc_id))
+            Hit(int(doc_id), texts[int(doc_id)], rank, 1 / rank, tied, chances.get(doc_id), likelihoods.get(doc_id))
             for rank, (doc_id, tied) in enumerate(zip(ranking.doc_ids, ranking.tied, strict=True), 1)
         )
         return RankedHits(

@@ -8,7 +8,7 @@ import textwrap
 import time
 from typing import TYPE_CHECKING
 
-from rank_k.cli.model import add_server, api_key, count
+from rank_k.cli.model import add_by, add_server, api_key, count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,18 +18,26 @@ if TYPE_CHECKING:
     from rank_k.reranker import Reranker
 
 NAME = "demo"
-HELP = "rerank passages of Python's own documentation, with traces, before and after"
+HELP = "rerank passages of Python's own documentation, and see them before and after"
 EXAMPLE = "rank-k demo"
 
 DEPTH = 12
 PASSAGE_TOKENS = 120  # a docstring's gist; the embedded model reads some 200 tokens a second
+
+HOW = {
+    "comparison": "ranked by comparison; before each ranking stands what was thought",
+    "likelihood": "ranked by query likelihood, not by comparison: nothing was thought; before each passage stands the"
+    " log-probability of the question after it",
+}
+"""What is said of the rankings, by what they are ranked by."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query", metavar="TEXT", help="a question of your own about Python")
     parser.add_argument("--all", action="store_true", help="all judged questions rather than six")
     parser.add_argument("--depth", type=count, default=DEPTH, metavar="N", help="passages per question")
-    parser.add_argument("--think", default="full", metavar="T", help="full, off, auto, or reasoning tokens")
+    add_by(parser)
+    parser.add_argument("--think", metavar="T", help="full (the default), off, auto, or reasoning tokens")
     parser.add_argument("--max-tokens", type=count, metavar="N", help="thought and answer (256; with --server 8000)")
     add_server(parser)
 
@@ -60,13 +68,15 @@ def run(args: argparse.Namespace) -> int:
         api_key=api_key(args.server, args.api_key_env),
         dialect=args.dialect,
         context=args.context,
+        by=args.by,
         think=args.think,
-        passage_tokens=PASSAGE_TOKENS if embedded else 450,
+        passage_tokens=PASSAGE_TOKENS if embedded else None,
         max_tokens=args.max_tokens or (256 if embedded else None),
         temperature=0.0 if embedded else 0.5,
     ) as reranker:
         reranker.prepare()
-        print(f"{len(texts):,} passages of Python's documentation, BM25, then {reranker.model.name}\n")
+        print(f"{len(texts):,} passages of Python's documentation, BM25, then {reranker.model.name}")
+        print(textwrap.fill(HOW[reranker.by], 96), end="\n\n")
         for query_id, query in queries.items():
             candidates = found[query_id]
             before[query_id] = candidates
@@ -99,7 +109,8 @@ def _one(
         grade = f"grade {grades[doc_id]}" if doc_id in grades else "       "
         tie = "=" if hit.tied else " "
         gist = textwrap.shorten(texts[doc_id].text, 64, placeholder="...")
-        print(f"  {tie}{hit.rank:>3}  was {hit.index + 1:>2}  {grade}  {doc_id}: {gist}")
+        score = "" if hit.likelihood is None else f"{hit.likelihood:>8.2f}  "
+        print(f"  {tie}{hit.rank:>3}  was {hit.index + 1:>2}  {grade}  {score}{doc_id}: {gist}")
     usage = hits.usage
     repairs = "".join(f", {kind} {count}" for kind, count in sorted(hits.repairs.items()))
     print(f"   {usage.prompt_tokens} tokens in, {usage.completion_tokens} out{repairs}\n")

@@ -192,6 +192,21 @@ async def _probe_logprobs(model: Model) -> str:
     return f"told ({len(reply.tokens)} tokens)" if reply.tokens else "forgotten"
 
 
+async def _probe_likelihood(model: Model) -> str:
+    """Whether a text that is given is told the probability of."""
+    from rank_k.likelihood import log_probability
+
+    if not model.abilities.spells:
+        return "not offered: --by likelihood is not for this server"
+    reply = await model.ask(replace(_question("The sky is", 1), spelling=" blue"))
+    found = log_probability(reply, " blue")
+    return (
+        f"forgotten: it said {reply.text[:40]!r}"
+        if found is None
+        else f"told (' blue' after 'The sky is': {found:.2f})"
+    )
+
+
 def _question(text: str, max_tokens: int, think: bool | None = None) -> Request:
     from rank_k.models.base import Request
     from rank_k.records import Message
@@ -207,4 +222,5 @@ PROBES: dict[str, Callable[[Model], Awaitable[str]]] = {
     "grammar": _probe_grammar,
     "budget": _probe_budget,
     "logprobs": _probe_logprobs,
+    "likelihood": _probe_likelihood,
 }

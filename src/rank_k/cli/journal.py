@@ -67,10 +67,10 @@ def _at_least_one(found: Iterator[WindowRecord], args: argparse.Namespace) -> It
 def _cost(journal: Journal, args: argparse.Namespace) -> list[str]:
     """A line for each model and purpose; money where prices are given."""
     paid = any(value is not None for value in (args.price_in, args.price_out, args.price_file))
-    head = f"{'model':<32} {'purpose':<8} {'calls':>7} {'tokens in':>12} {'cached':>12} {'tokens out':>12} "
+    head = f"{'model':<32} {'purpose':<10} {'calls':>7} {'tokens in':>12} {'cached':>12} {'tokens out':>12} "
     lines = [head + f"{'reasoning':>12} {'seconds':>9}" + (f" {'cost':>10}" if paid else "")]
     for model, purpose, calls, usage, seconds in journal.totals():
-        line = f"{model[:32]:<32} {purpose:<8} {calls:>7,} {usage.prompt_tokens:>12,} {usage.cached_tokens:>12,} "
+        line = f"{model[:32]:<32} {purpose:<10} {calls:>7,} {usage.prompt_tokens:>12,} {usage.cached_tokens:>12,} "
         line += f"{usage.completion_tokens:>12,} {usage.reasoning_tokens:>12,} {seconds:>9,.0f}"
         price = prices(args, model)
         lines.append(line + (f" {price.of(usage):>10,.4f}" if price else ""))

@@ -45,14 +45,24 @@ def add_server(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return group
 
 
+def add_by(group: argparse._ActionsContainer) -> None:
+    """--by: what is ranked by."""
+    group.add_argument(
+        "--by",
+        choices=("comparison", "likelihood"),
+        help="of passages, or of the query after each one (see docs/embedded.md). Likelihood is the default of embedded"
+        " weights that were not trained to compare, unless options ask for what only comparison has, such as --think",
+    )
+
+
 def add_asking(parser: argparse.ArgumentParser) -> None:
     """How windows are made and asked."""
     group = parser.add_argument_group("asking")
+    add_by(group)
     group.add_argument(
         "--strategy",
-        default="sliding",
         metavar="NAME",
-        help="sliding, single, topdown, blocks, tournament, setwise or MODULE:NAME",
+        help="sliding (the default), single, topdown, blocks, tournament, setwise or MODULE:NAME",
     )
     group.add_argument("--depth", type=count, default=100, metavar="N", help="candidates compared per query")
     group.add_argument("--window", type=count, default=20, metavar="N", help="passages shown at a time")
@@ -60,11 +70,13 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fuse", type=number, default=1.0, metavar="A", help="weight of the first stage's order, for blocks"
     )
-    group.add_argument("--think", default="full", metavar="T", help="full, off, auto, or reasoning tokens per window")
+    group.add_argument("--think", metavar="T", help="full (the default), off, auto, or reasoning tokens per window")
     group.add_argument(
         "--samples", type=count, default=1, metavar="K", help="ask each window K times, in different orders"
     )
-    group.add_argument("--passage-tokens", type=count, default=450, metavar="N", help="passages are cut to this")
+    group.add_argument(
+        "--passage-tokens", type=count, metavar="N", help="passages are cut to this (450; by likelihood 128)"
+    )
     add_replies(group)
     group.add_argument(
         "--preset",
@@ -96,6 +108,7 @@ def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
         "dialect": args.dialect,
         "revision": args.model_revision,
         "context": args.context,
+        "by": args.by,
         "strategy": _strategy(args),
         "depth": args.depth,
         "window": args.window,
@@ -186,15 +199,17 @@ def duration(text: str) -> float:
     return value
 
 
-def _strategy(args: argparse.Namespace) -> str | Strategy:
-    """The strategy's name, or the strategy itself where a preset says more than a name."""
+def _strategy(args: argparse.Namespace) -> str | Strategy | None:
+    """The strategy's name, or the strategy itself where a preset says more than a name; None if neither is given."""
     from rank_k.errors import InputError
     from rank_k.strategies import PRESETS, make
 
-    if args.preset in (None, "paper"):
-        return str(args.strategy)
+    if args.preset is None:
+        return None if args.strategy is None else str(args.strategy)
+    if args.preset == "paper":
+        return str(PAPER["strategy"])
     for name in ("strategy", "window", "stride"):
-        if getattr(args, name) != PAPER[name]:
+        if getattr(args, name) not in (None, PAPER[name]):
             raise InputError(f"--preset {args.preset} and --{name} exclude each other", "leave one out")
     return make(**PRESETS[args.preset], fuse=args.fuse)
 

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.collection import add_collection, index_progress, named_collection
-from rank_k.cli.model import add_asking, add_server, count, duration, reranker_options, simulated, simulated_by_passage
+from rank_k.cli.model import (
+    PAPER,
+    add_asking,
+    add_server,
+    count,
+    duration,
+    reranker_options,
+    simulated,
+    simulated_by_passage,
+)
 from rank_k.cli.outputs import check_output
 from rank_k.cli.prices import Prices, add_prices, prices
 
@@ -86,12 +95,16 @@ def run(args: argparse.Namespace) -> int:
     passages = None if split is None else SplitRun(candidates, store, split, args.depth)
     if passages is not None:
         options["depth"] = sys.maxsize  # --depth counts documents
+        options["passage_tokens"] = args.passage_tokens or PAPER["passage_tokens"]  # shown as they are split
     model = args.model
     if args.simulate is not None:
         model = (simulated if passages is None else simulated_by_passage)(args.simulate, args.noise)
     journal = args.journal or args.output.with_name(args.output.name + ".journal.sqlite")
     settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
     with closing(store), Reranker(model, journal=journal, **options) as reranker:
+        settings["by"] = reranker.by
+        if reranker.by == "comparison":
+            settings |= {name: settings[name] or PAPER[name] for name in ("strategy", "think", "passage_tokens")}
         try:
             reranker.prepare()
             price = prices(args, reranker.model.name)
@@ -142,7 +155,7 @@ def _close(
 
     tally = reranker.tally
     if not args.quiet:
-        print("\n".join(summary.lines(tally, seconds, price)), file=sys.stderr)
+        print("\n".join(summary.lines(tally, seconds, price, reranker.by)), file=sys.stderr)
     if args.report is not None:
         told = summary.report(tally, seconds, settings, price)
         run = reranker.journal.begin_run(settings)
@@ -182,8 +195,9 @@ def _split(args: argparse.Namespace) -> Split | None:
             if value is not None:
                 raise InputError(f"{option} says how to split documents", "give --split TOKENS too")
         return None
-    if args.split > args.passage_tokens:
-        problem = f"passages of --split {args.split} would be cut again to --passage-tokens {args.passage_tokens}"
+    longest = args.passage_tokens or PAPER["passage_tokens"]
+    if args.split > longest:
+        problem = f"passages of --split {args.split} would be cut again to --passage-tokens {longest}"
         raise InputError(problem, "lower the one or raise the other")
     return Split(args.split, args.overlap or 0, args.passages_per_document)
 

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from rank_k.cli.prices import Prices
     from rank_k.engine import Tally
     from rank_k.journal import QueryCost
+    from rank_k.models.base import RanksBy
 
 REPAIRS = {
-    "missing": "passages the model forgot, appended in input order",
+    "missing": "passages the model forgot or gave no likelihood, appended in input order",
     "repeated": "passages named twice, first mention kept",
     "out_of_range": "numbers that no passage has, dropped",
     "cut": "thoughts or answers cut by the token limit",
@@ -31,6 +32,7 @@ REPAIRS = {
     "passages_cut": "passages cut to --passage-tokens",
     "context_cut": "passages cut further, to share the context",
     "budget_cut": "windows whose token limit was lowered, to share the context",
+    "spelt_in_part": "likelihoods without those characters that the model spells in several tokens",
     "tokens_estimated": "texts whose tokens could only be estimated",
     "duplicates": "candidates that stood in the run twice, best kept",
     "excluded": "candidates that the data set excludes, left out of the run",
@@ -38,7 +40,10 @@ REPAIRS = {
 """Every kind of repair, in words."""
 
 
-def lines(tally: Tally, seconds: float, price: Prices | None = None) -> list[str]:
+BY_LIKELIHOOD = "ranked by query likelihood, not by comparison: see docs/embedded.md"
+
+
+def lines(tally: Tally, seconds: float, price: Prices | None = None, by: RanksBy = "comparison") -> list[str]:
     """The summary for people."""
     usage = tally.usage
     about = "about " if usage.estimated else ""
@@ -48,6 +53,8 @@ def lines(tally: Tally, seconds: float, price: Prices | None = None) -> list[str
         f"tokens: {about}{usage.prompt_tokens:,} in ({usage.cached_tokens:,} cached),"
         f" {usage.completion_tokens:,} out, of these {usage.reasoning_tokens:,} reasoning",
     ]
+    if by == "likelihood":
+        found.insert(0, BY_LIKELIHOOD)
     if price is not None:
         found.append(f"cost: {price.of(usage):.4f}")
     if tally.saved:

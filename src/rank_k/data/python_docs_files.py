@@ -33,7 +33,8 @@ def load_python_docs() -> CollectionFiles:
     for name, lines in parts.items():
         path = cache_directory() / NAME / digest / name
         paths.append(path if path.is_file() else keep(f"{NAME}/{digest}/{name}", lines))
-    return CollectionFiles(*paths)
+    documents, queries, qrels = paths
+    return CollectionFiles(documents, queries, qrels)
 
 
 def _line(record: dict[str, str]) -> bytes:

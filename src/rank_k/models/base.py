@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from rank_k.records import Message
+
+RanksBy = Literal["comparison", "likelihood"]
+"""Passages side by side and a reasoned answer about them, or each by itself (`likelihood.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class Request:
     asks it to answer directly. `budget`: reasoning tokens, for servers that keep one themselves. `prefill`:
     what the assistant's turn says already; the reply goes on from there. `stop`: texts that end the reply.
     `ranking_of`: hold the reply to a ranking of so many passages. `logprobs`: tell each token's probability.
+    `spelling`: go on from the messages' text as it stands, without a chat template, by exactly this, and tell how
+    probable each token of it was; how to sample then goes without saying.
     `sample` tells repeated questions apart in the journal. What a model cannot do (`Model.abilities`) it
     is not asked for.
     """
@@ -44,6 +49,7 @@ class Request:
     stop: tuple[str, ...] = ()
     ranking_of: int | None = None
     logprobs: bool = False
+    spelling: str | None = None
     sample: int = 0
     subject: Subject = field(default=Subject("", ()), compare=False)
 
@@ -73,7 +79,8 @@ class Reply:
     """What came back. `reasoning` is the separate field where the server has one, else None.
 
     `finish_reason` is the server's word ("stop", "length", ...); "stopped" where `on_text` said stop.
-    `tokens`: (text, log-probability) of each token of the answer, where that was asked for and told.
+    `tokens`: (text, log-probability) of each token of the answer, where that was asked for and told; of a spelling, of
+    those tokens that are the same behind every prompt.
     """
 
     text: str
@@ -100,7 +107,7 @@ class Abilities(NamedTuple):
 
     `prefill`: to go on from a given beginning; `grammar`: to be held to a ranking; `budget`: to keep a
     reasoning budget itself; `logprobs`: to tell probabilities; `thinks`: it has a thought of its own, else
-    one is begun for it (with `prefill`).
+    one is begun for it (with `prefill`); `spells`: to say a given text and tell how probable it was.
     """
 
     prefill: bool = False
@@ -108,6 +115,7 @@ class Abilities(NamedTuple):
     budget: bool = False
     logprobs: bool = False
     thinks: bool = True
+    spells: bool = False
 
 
 class Model(Protocol):

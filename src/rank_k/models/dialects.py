@@ -7,12 +7,14 @@ servers: whatever a row asks for has to be verified on the reply.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from rank_k.models import spelling
 from rank_k.models.base import Delta, Request, Usage
+from rank_k.models.spelling import Token
 
 Json = Mapping[str, Any]
 
@@ -30,7 +32,8 @@ class Dialect:
     does after nearly every answer. `budget`: the path of keys under which it takes a reasoning budget, () if none.
     `prefill`: ways to go on from a given beginning, best first: "raw" renders the chat template on the server
     and completes the text, "continue" leaves the assistant's last message open. `continuing`: sent for the latter.
-    `grammar`: how it takes a grammar: "gbnf", "structured" or "regex"; "" if it does not.
+    `grammar`: how it takes a grammar: "gbnf", "structured" or "regex"; "" if it does not. `spells`: its grammars
+    can name tokens, and it tells the probability that a token had before the grammar (see `spelling.py`).
     """
 
     name: str
@@ -49,6 +52,7 @@ class Dialect:
     continuing: Json = field(default_factory=dict)
     grammar: str = ""
     logprobs: bool = False
+    spells: bool = False
 
 
 _OPEN_LAST_MESSAGE = {"continue_final_message": True, "add_generation_prompt": False}
@@ -92,6 +96,7 @@ DIALECTS = {
             prefill=("raw", "continue"),
             grammar="gbnf",
             logprobs=True,
+            spells=True,
         ),
         Dialect(
             "deepseek",
@@ -176,6 +181,26 @@ def completion_body(dialect: Dialect, model: str, request: Request, prompt: str 
     if request.logprobs and dialect.logprobs:
         body["logprobs"] = 1
     return body
+
+
+def plain_prompt(request: Request) -> str:
+    """The messages' text as it stands: what a spelling goes on from."""
+    return "".join(message.content for message in request.messages)
+
+
+def spelling_body(model: str, request: Request) -> dict[str, Any]:
+    """What is to be spelt, behind which text: all that decides the reply, and what the journal keeps of it."""
+    return {"model": model, "prompt": plain_prompt(request), "spelling": request.spelling}
+
+
+def spelt_body(model: str, prompt: str, tokens: Sequence[Token]) -> dict[str, Any]:
+    """The JSON of POST /v1/completions that has `tokens` said behind `prompt`, always the likeliest next.
+
+    The prompt is read anew each time: llama.cpp's sums differ by what is read in one go, so that a prompt begun by what
+    was asked before would make the probabilities (by .1 to .4 of a logarithm) depend on that.
+    """
+    held = {"grammar": spelling.gbnf(tokens), "max_tokens": spelling.most_tokens(tokens)}
+    return {"model": model, "prompt": prompt, **held, "temperature": 0.0, "logprobs": 1, "cache_prompt": False}
 
 
 def _sampling(dialect: Dialect, request: Request) -> dict[str, Any]:

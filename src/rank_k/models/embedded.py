@@ -30,6 +30,7 @@ class EmbeddedModel:
     ) -> None:
         self.weights: Weights = locate(weights)
         self.name = self.weights.name
+        self.ranks_by = self.weights.ranks_by
         self.context = context or self.weights.context or 8192
         self._slots = slots
         self._threads = threads

@@ -12,6 +12,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -26,6 +27,7 @@ from rank_k.models import dialects
 from rank_k.models.base import Abilities, OnText, Reply, Request
 from rank_k.models.dialects import DIALECTS, Dialect
 from rank_k.models.refusals import error_of, message_of, seconds_of
+from rank_k.models.spelling import Token, tokens_of, told
 from rank_k.models.stream import LONGEST_REPLY, ReplyReader
 
 if TYPE_CHECKING:
@@ -104,10 +106,14 @@ class HttpModel:
     @property
     def abilities(self) -> Abilities:
         row = self._dialect
-        return Abilities(bool(self._prefill), bool(row.grammar), bool(row.budget), row.logprobs, self._thinks)
+        told = (bool(self._prefill), bool(row.grammar), bool(row.budget), row.logprobs, self._thinks, row.spells)
+        return Abilities(*told)
 
     def body(self, request: Request) -> Mapping[str, Any]:
-        body = dialects.request_body(self._dialect, self._model, request)
+        if request.spelling is not None:
+            body = dialects.spelling_body(self._model, request)
+        else:
+            body = dialects.request_body(self._dialect, self._model, request)
         if self._identity:
             body.pop("model")  # whose name depends on where the file lies
         return body
@@ -144,6 +150,8 @@ class HttpModel:
 
     async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
         """Ask once. A prefill is sent in the best form that this server has not refused; `Refused` if none is left."""
+        if request.spelling is not None:
+            return await self._spelt(request, request.spelling, on_text)
         while request.prefill and self._prefill:
             form = self._prefill[0]
             try:
@@ -166,6 +174,27 @@ class HttpModel:
         prompt = await self._rendered(request)
         body = dialects.completion_body(self._dialect, self._model, request, prompt)
         return await self._streamed("/completions", body, on_text)
+
+    async def _spelt(self, request: Request, spelling: str, on_text: OnText | None) -> Reply:
+        """The spelling said, in the tokens that it usually has behind the text before it."""
+        prompt = dialects.plain_prompt(request)
+        before, whole = await self._tokens(prompt), await self._tokens(prompt + spelling)
+        if whole[: len(before)] == before:
+            said = whole[len(before) :]
+        else:  # the end of the one and the beginning of the other have grown together
+            said = await self._tokens(spelling)
+        body = dialects.spelt_body(self._model, prompt, said)
+        reply = await self._streamed("/completions", body, on_text)
+        return replace(reply, tokens=told(said, reply.tokens or ()))
+
+    async def _tokens(self, text: str) -> tuple[Token, ...]:
+        tokens = None
+        if self._dialect.spells:
+            root = self._url.removesuffix("/v1")
+            tokens = tokens_of(await self._post_json(root + "/tokenize", {"content": text, "with_pieces": True}))
+        if tokens is None:
+            raise Refused(f"{self._url} does not tell how likely a text is", "see docs/servers.md", 501)
+        return tokens
 
     async def _rendered(self, request: Request) -> str | list[int]:
         root = self._url.removesuffix("/v1")

