@@ -5,8 +5,9 @@
 Only texts whose licences allow a trained model to be shipped. Writes `train.jsonl` and `heldout.jsonl` (5 % of the
 queries of each source) and tells how many rows there are of what.
 
-Verdicts: `yes` is judged relevant; `partly` is of the same article, or of the same illness, and among the first 20 of
-BM25; `no` is another of the first 15, but for the very first unjudged one, which may be relevant.
+Verdicts: `yes` is judged relevant; `partly` is about the same article, or names the same illness, and is among the
+first 20 of BM25; `no` is another of the first 15, but for the very first unjudged one, which may be relevant. Of health
+questions, of which many pages answer the same ones, passages that hold all words of the question are left out too.
 
 - Sets of questions on Wikipedia paragraphs are pooled, for harder negatives. Sets of answers in a style of their own
   are not: there the style would tell what is relevant.
@@ -30,9 +31,10 @@ from statistics import fmean
 from typing import Any
 from zlib import crc32
 
+from rank_k.analysers import analyser_for
 from rank_k.cli import main as rank_k
 from rank_k.data.documents import Split, document_id, passage_id
-from rank_k.data.files import read_qrels, read_run
+from rank_k.data.files import RunWriter, read_passages, read_qrels, read_queries, read_run
 
 PASSAGE_TOKENS = 50
 PIECES = Split(PASSAGE_TOKENS, most=3)
@@ -47,20 +49,17 @@ def _article(document: Document) -> str:
     return str(document["title"]).partition(" - ")[0]
 
 
-def _illness(document: Document) -> str:
-    """The page of a MedQuAD answer: GARD_0001725 of GARD_0001725_2."""
-    return str(document["_id"]).rpartition("_")[0]
-
-
 @dataclass(frozen=True)
 class Collection:
-    """`parts`: folders that are pooled. `topic`: what passages that are partly relevant share with a relevant one.
-    `pieces`: long texts are cut. `titled`: texts are shown with their titles."""
+    """`parts`: folders that are pooled. `topic`: what passages that are partly relevant share with a relevant one;
+    `names`: or they hold all words of the question but those of its mould. `pieces`: long texts are cut. `titled`:
+    texts are shown with their titles."""
 
     name: str
     parts: tuple[str, ...]
     licence: str
     topic: Callable[[Document], str] | None = None
+    names: bool = False
     pieces: bool = False
     titled: bool = True
 
@@ -81,7 +80,7 @@ COLLECTIONS = (
     ),
     Collection("dolly-qa", ("train/dolly-qa",), "CC BY-SA 3.0", pieces=True),
     Collection("pubmedqa", ("train/pubmedqa",), "MIT"),
-    Collection("medquad", ("medquad-train",), "CC BY 4.0", topic=_illness, pieces=True),
+    Collection("medquad", ("medquad-train",), "CC BY 4.0", names=True, pieces=True),
 )
 
 EVALUATED = (
@@ -96,6 +95,11 @@ EVALUATED = (
     "xquad-en-ru",
 )
 """Collections that the student is measured on: no query of theirs, and none that is nearly one, is trained on."""
+
+MOULD = """what is are the causes of symptoms treatments for how to diagnose inherited prevent who at risk many people
+affected by research clinical trials being done genetic changes related outlook complications stages do you have
+information about"""
+"""The words of MedQuAD's questions beside the names of illnesses."""
 
 DEPTH = 20
 SAMPLE = "--sizes 3-10 --ranks 1-15 --sets-per-query 1 --positives 1-3 --none 0.15 --skip-negatives 1".split()
@@ -123,18 +127,26 @@ def sampled(collection: Collection, root: Path, excluded: list[str], output: Pat
     """The candidate sets of one collection, with its passages, judgments and run beside them."""
     folder = output / collection.name
     folder.mkdir(exist_ok=True)
-    queries, documents, bm25, qrels, sets = (
-        folder / name for name in ("queries.jsonl", "corpus.jsonl", "bm25.trec", "qrels.trec", "sets.jsonl")
-    )
+    queries, documents, sets = (folder / name for name in ("queries.jsonl", "corpus.jsonl", "sets.jsonl"))
     places = [root / part for part in collection.parts]
     write(queries, ({"_id": row["_id"], "text": as_typed(row)} for place in places for row in rows(place, "queries")))
     topics: dict[str, str] = {}
     write(documents, passages(collection, places, topics))
-    run("retrieve", "--queries", queries, "--documents", documents, "--depth", str(DEPTH), "--output", bm25)
-    write_qrels(qrels, collection, places, topics, bm25)
-    files = ("--runs", bm25, "--queries", queries, "--documents", documents, "--qrels", qrels, "--output", sets)
+    run(
+        "retrieve",
+        "--queries",
+        queries,
+        "--documents",
+        documents,
+        "--depth",
+        str(DEPTH),
+        "--output",
+        folder / "bm25.trec",
+    )
+    write_judgments(collection, places, topics, folder)
+    files = ("--queries", queries, "--documents", documents, "--qrels", folder / "qrels.trec", "--output", sets)
     known = ("--source", collection.name, "--licence", collection.licence)
-    run("distil", "sample", *files, *SAMPLE, *known, "--exclude-queries", *excluded)
+    run("distil", "sample", "--runs", folder / "run.trec", *files, *SAMPLE, *known, "--exclude-queries", *excluded)
     return sets
 
 
@@ -169,21 +181,53 @@ def passages(collection: Collection, places: list[Path], topics: dict[str, str])
                 yield {"_id": doc_id, "title": title, "text": text}
 
 
-def write_qrels(path: Path, collection: Collection, places: list[Path], topics: dict[str, str], bm25: Path) -> None:
-    """Judgments of passages: as their document is judged, twice that where `partly` is to stand below it."""
+def write_judgments(collection: Collection, places: list[Path], topics: dict[str, str], folder: Path) -> None:
+    """Judgments of passages, 2 for those of a relevant document and 1 for related ones, if the collection knows any;
+    and the run without those that may be relevant though nobody said so."""
+    above = 2 if collection.topic or collection.names else 1
     of_document: defaultdict[str, list[str]] = defaultdict(list)
     for doc_id in topics:
         of_document[document_id(doc_id)].append(doc_id)
-    found = read_run(bm25)
-    with path.open("w", encoding="utf-8") as file:
+    found = read_run(folder / "bm25.trec")
+    related = by_name(folder) if collection.names else by_topic(topics)
+    with (folder / "qrels.trec").open("w", encoding="utf-8") as qrels, RunWriter(folder / "run.trec") as writer:
         for place in places:
             for query_id, judged in read_qrels(place / "qrels.trec").items():
-                grades = {p: g * (1 + bool(collection.topic)) for d, g in judged.items() for p in of_document[d]}
-                related = {topics[p] for p, grade in grades.items() if grade > 0} - {""}
-                for candidate in found.get(query_id, ()):
-                    if topics[candidate.doc_id] in related and not grades.get(candidate.doc_id):
-                        grades[candidate.doc_id] = 1
-                file.writelines(f"{query_id} 0 {doc_id} {grade}\n" for doc_id, grade in grades.items())
+                grades = {p: g * above for d, g in judged.items() for p in of_document[d]}
+                ranking = [candidate.doc_id for candidate in found.get(query_id, ())]
+                partly, doubtful = related(query_id, [p for p in ranking if grades.get(p, 0) <= 0], grades)
+                grades.update(dict.fromkeys(partly, 1))
+                qrels.writelines(f"{query_id} 0 {doc_id} {grade}\n" for doc_id, grade in grades.items())
+                writer.write(query_id, [doc_id for doc_id in ranking if doc_id not in doubtful])
+
+
+Related = Callable[[str, list[str], dict[str, int]], tuple[set[str], set[str]]]
+"""A query, its candidates not judged relevant, its grades -> the partly relevant ones, and those that may be relevant."""
+
+
+def by_topic(topics: dict[str, str]) -> Related:
+    def related(_: str, candidates: list[str], grades: dict[str, int]) -> tuple[set[str], set[str]]:
+        of_relevant = {topics[doc_id] for doc_id, grade in grades.items() if grade > 0} - {""}
+        return {doc_id for doc_id in candidates if topics[doc_id] in of_relevant}, set()
+
+    return related
+
+
+def by_name(folder: Path) -> Related:
+    analyse = analyser_for("en")
+    words = {passage.doc_id: frozenset(analyse(passage.text)) for passage in read_passages(folder / "corpus.jsonl")}
+    queries = {
+        query.query_id: frozenset(analyse(query.text)) for query in read_queries(folder / "queries.jsonl").values()
+    }
+    mould = frozenset(analyse(MOULD))
+
+    def related(query_id: str, candidates: list[str], grades: dict[str, int]) -> tuple[set[str], set[str]]:
+        asked = queries[query_id]
+        named = {doc_id for doc_id in candidates if asked - mould <= words[doc_id]}
+        doubtful = {doc_id for doc_id in named if asked <= words[doc_id]}
+        return named - doubtful, doubtful
+
+    return related
 
 
 def run(*arguments: str | Path) -> None:
