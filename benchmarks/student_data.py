@@ -202,7 +202,7 @@ def write_judgments(collection: Collection, places: list[Path], topics: dict[str
 
 
 Related = Callable[[str, list[str], dict[str, int]], tuple[set[str], set[str]]]
-"""A query, its candidates not judged relevant, its grades -> the partly relevant ones, and those that may be relevant."""
+"""A query, its candidates not judged relevant, its grades -> partly relevant ones, and doubtful ones."""
 
 
 def by_topic(topics: dict[str, str]) -> Related:
