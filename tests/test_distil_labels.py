@@ -69,7 +69,8 @@ def asked(row: CandidateSet, tmp_path: Path, *, form: Any = "verdicts", tops: di
     teacher = LabelsTeacher(under_way.set_of, tops or top_grades([row]), form)
     options: dict[str, Any] = {"prompt": "compact", "passage_tokens": 50, "journal": tmp_path / "j.sqlite"}
     with Reranker(teacher, strategy=WHOLE_SET, depth=LARGEST, **options) as reranker:
-        assert list(traced(reranker, [row], under_way)) == [row.set_id]
+        run_name = reranker.journal.begin_run({"grades": row.grades})
+        assert list(traced(reranker, [row], under_way, run_name=run_name)) == [row.set_id]
         ((facts, keys),) = reranker.journal.asked_sets()
         assert facts == json.loads(json.dumps(row.facts))
         return [reranker.journal.call(key) for key in keys]
@@ -110,10 +111,10 @@ def test_the_order_alone(tmp_path: Path) -> None:
     assert (call.reply.reasoning, call.reply.text) == (None, "[2] > [1]")
 
 
-def test_mended_labels_make_another_call(tmp_path: Path) -> None:
+def test_mended_labels_make_another_call_which_comes_first(tmp_path: Path) -> None:
     asked(a_set([0, 1]), tmp_path)
     calls = asked(a_set([1, 0]), tmp_path)
-    assert [call.reply.text for call in calls][-1] == "[1] > [2]"
+    assert [call.reply.text for call in calls] == ["[1] > [2]", "[2] > [1]"]
 
 
 def test_a_set_without_grades_is_told(tmp_path: Path) -> None:

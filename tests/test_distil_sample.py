@@ -118,6 +118,7 @@ def test_a_set_holds_as_many_relevant_passages_as_were_asked_for(
         {"positives": (3, 1)},
         {"none": 0.5},
         {"skip_negatives": 1},
+        {"positives": (0, 1), "skip_negatives": -1},
         {"positives": (0, 1), "none": 1.5},
     ],
 )
@@ -188,11 +189,24 @@ def test_sets_of_other_options_are_not_mixed(tmp_path: Path, store: PassageStore
     output = tmp_path / "sets.jsonl"
     sampled(sampler(), store, output, 3)
     whole = output.read_bytes()
-    with pytest.raises(InputError, match=r"sets\.jsonl:1: holds the set source/.* where the set source/.* belongs"):
+    with pytest.raises(InputError, match=r"sets\.jsonl:1: holds the set source/.* where source/.* belongs"):
         sampled(sampler(seed=1), store, output, 3)
     with pytest.raises(InputError, match=r"sets\.jsonl:5: .* where nothing more belongs"):
         sampled(sampler(), store, output, 2)
+    judged = sampler()
+    judged.grades = {query_id: {"d1": 1} for query_id in QUERIES}
+    with pytest.raises(InputError, match=r"sets\.jsonl:1: .* with grades None where source/.* with grades \{"):
+        sampled(judged, store, output, 3)
     assert output.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [b"\x1f\x8b compressed\nand more", b"q1 Q0 d1 1 1.0 bm25\nq1 Q0", b'{"_id": "d1"}'])
+def test_a_file_of_anything_else_is_left_as_it_is(tmp_path: Path, store: PassageStore, content: bytes) -> None:
+    output = tmp_path / "mine"
+    output.write_bytes(content)
+    with pytest.raises(FormatError, match=r"mine:1: .* expected a file of sets to go on with"):
+        sampled(sampler(), store, output, 3)
+    assert output.read_bytes() == content
 
 
 HARD = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)

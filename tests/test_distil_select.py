@@ -251,8 +251,8 @@ def test_all_runs_count_and_a_call_of_two_runs_once(traces: Traces) -> None:
     again = traces.journal.begin_run({"n": 2})
     traces.journal.keep("more", "other", "ask", a_call(a_reply()).request, a_reply(), SHOWN)
     window = Window(SHOWN, (1, 3))
-    traces.journal.keep_window(again, WindowRecord("set1", 0, 0, window, ("k0", "more"), (), {}))
-    assert [row["teacher"] for row in selected(traces, rule="all")[0]] == ["teacher", "other"]
+    traces.journal.keep_window(again, WindowRecord("set1", 0, 0, window, ("more", "k0"), (), {}))
+    assert [row["teacher"] for row in selected(traces, rule="all")[0]] == ["other", "teacher"]
 
 
 def test_repetitions_and_contamination_are_left_out(traces: Traces) -> None:
@@ -326,6 +326,22 @@ def test_the_command_writes_rows_and_holds_some_out(
         "20 sets without a usable trace",
     ]
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_nothing_that_is_read_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = tmp_path / "traces.sqlite"
+    Journal(journal).close()
+    assert main(["distil", "select", "--journal", str(journal), "--output", str(journal)]) == 2
+    assert "would replace a file that is read" in capsys.readouterr().err
+    taken = ("--output", str(tmp_path / "x"), "--held-out", str(tmp_path / "x"))
+    assert main(["distil", "select", "--journal", str(journal), *taken]) == 2
+    assert "would replace a file that is read" in capsys.readouterr().err
+
+
+def test_the_trace_in_the_sets_own_order_is_the_first(traces: Traces) -> None:
+    other = ("c", "a", "b")
+    traces.add(1, [a_call(a_reply("[3] > [1] > [2]"), shown=other), a_call(a_reply())])
+    assert selected(traces)[0][0]["doc_ids"] == list(SHOWN)
 
 
 @pytest.mark.parametrize("name", ["absent.sqlite", "empty.sqlite"])

@@ -366,10 +366,10 @@ class Journal:
 
     def asked_sets(self) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
         """What is known of each candidate set that was asked about, in the order in which they were first noted, and
-        the keys of all calls about it, whichever run made them, each once."""
+        the keys of all calls about it, each once, those of the latest run first."""
         rows = self._db.execute(
             "SELECT number, facts, calls FROM windows JOIN sets ON set_id = query_id"
-            " LEFT JOIN runs USING (run) ORDER BY number, started_at, run"
+            " LEFT JOIN runs USING (run) ORDER BY number, started_at DESC, run"
         )
         for _, windows in groupby(rows, key=lambda row: row[0]):
             found = [(facts, json.loads(calls)) for _, facts, calls in windows]

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 VERBS = ("demo", "fetch", "retrieve", "rerank", "evaluate", "distil", "journal", "doctor")
 
@@ -91,17 +91,21 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         if asked in VERBS and name != asked:
             verbs.add_parser(name)  # known, but not needed now
             continue
-        module = _verb(name)
-        verb = verbs.add_parser(
-            name,
-            help=module.HELP,
-            description=module.HELP,
-            epilog=f"example: {module.EXAMPLE}",
-            formatter_class=_HelpFormatter,
-            allow_abbrev=False,
-        )
-        module.add_arguments(verb)
+        add_verb(verbs, name, _verb(name))
     return parser
+
+
+def add_verb(verbs: argparse._SubParsersAction[Any], name: str, module: ModuleType) -> None:
+    """What `module` says of itself, as the verb `name`."""
+    verb = verbs.add_parser(
+        name,
+        help=module.HELP,
+        description=module.HELP,
+        epilog=f"example: {module.EXAMPLE}",
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(verb)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -74,9 +74,9 @@ def run(args: argparse.Namespace) -> int:
     split = _split(args)
     named = named_collection(args)
     run_file = named.run(args.run)
-    _check_output("--output", args.output, (run_file, *named.files))
+    check_output("--output", args.output, (run_file, *named.files))
     if args.report is not None:
-        _check_output("--report", args.report, (run_file, *named.files, args.output))
+        check_output("--report", args.report, (run_file, *named.files, args.output))
     first_stage = RunFile(run_file)
     candidates = WithoutExcluded(first_stage, named.excluded)
     queries = read_queries(named.queries, args.query_fields)
@@ -160,7 +160,7 @@ def tokens(text: str) -> int:
     return int(number * factor)
 
 
-def _check_output(option: str, file: Path, others: tuple[Path, ...]) -> None:
+def check_output(option: str, file: Path, others: tuple[Path, ...]) -> None:
     """It can be written and nothing of the user's is lost by that: found out before the first call is paid."""
     from rank_k.errors import InputError
 

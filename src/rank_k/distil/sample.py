@@ -61,6 +61,8 @@ class Sampling:
             raise InputError("ranks count from 1", "write ranges such as 1-20")
         if not 0 <= self.none <= 1:
             raise InputError(f"none is {self.none}", "give a share of the sets, from 0 to 1")
+        if self.skip_negatives < 0:
+            raise InputError(f"skip_negatives is {self.skip_negatives}", "give 0 or more")
         if self.positives is None and (self.none or self.skip_negatives):
             raise InputError("positives are not asked for, but how to leave some out", "say how many, such as 1-3")
 
@@ -125,9 +127,9 @@ def _relevant(random: Random, known: Mapping[str, int], count: tuple[int, int], 
 
 @dataclass(slots=True)
 class Sampler:
-    """Draws the sets of `queries`. `excluded`: queries that must not be trained on. `counts`: of "queries", "sets",
-    "passages", "relevant" ones among them, sets "with_none", and of what was left out and why: queries "contaminated",
-    sets "too_few", "no_positives", "repeated", queries "not_ranked"."""
+    """Draws the sets of `queries`. `excluded`: queries that must not be trained on. `counts`: "queries", "sets" and
+    "passages"; "with_2_relevant" and the like, sets; and what was left out: queries "contaminated" and "not_ranked",
+    sets "too_few", "no_positives" and "repeated"."""
 
     rankings: Rankings
     queries: Mapping[str, Query]
@@ -171,7 +173,7 @@ class Sampler:
 
     def _count(self, doc_ids: Sequence[str], grades: Mapping[str, int] | None) -> None:
         relevant = sum(grade > 0 for grade in (grades or {}).values())
-        self.counts.update(sets=1, passages=len(doc_ids), relevant=relevant)
+        self.counts.update(sets=1, passages=len(doc_ids))
         self.counts[f"with_{relevant}_relevant"] += grades is not None
 
 
@@ -186,11 +188,11 @@ def sampled(
     with Appended(output) as file:
         for drawn, before in zip_longest(sampler.drawn(queries_count), file.before()):
             if before is not None:
-                number, set_id = before
-                if drawn is None or drawn.set_id != set_id:
-                    belongs = "nothing more" if drawn is None else f"the set {drawn.set_id}"
+                number, set_id, grades = before
+                if drawn is None or (drawn.set_id, drawn.grades) != (set_id, grades):
+                    belongs = "nothing more" if drawn is None else f"{drawn.set_id} with grades {drawn.grades}"
                     raise InputError(
-                        f"{output}:{number}: holds the set {set_id} where {belongs} belongs",
+                        f"{output}:{number}: holds the set {set_id} with grades {grades} where {belongs} belongs",
                         "it was made with other options or data: name another --output, or remove it",
                     )
                 there += 1

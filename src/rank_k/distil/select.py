@@ -3,7 +3,7 @@
 A trace is *usable* if it ends in a complete order of its own accord: nothing mended, no thought cut or going in
 circles, a length within bounds. Of a set's usable traces a *rule* keeps some:
 
-    paper   the first one
+    paper   the first one, which was shown the set's own order
     best    the one that agrees best with the judgments, or where the set has no relevant passage with the consensus of
             its traces; the shorter of equals
     short   of those that agree at least as well as the set's mean and are shorter than its mean, the shortest; a set
@@ -226,7 +226,9 @@ class Selector:
     def _usable(self, facts: Mapping[str, Any], calls: Iterable[Call]) -> list[Trace]:
         grades = facts["grades"] if self.grades is None else self.grades.get(facts["query_id"])
         found = []
-        for sample in samples(calls):
+        own = tuple(facts["doc_ids"])
+        # the one that showed the set's own order first: which one was finished first is chance
+        for sample in sorted(samples(calls), key=lambda sample: (sample[0].shown != own, sample[0].shown)):
             self.counts["traces"] += 1
             answer = read_sample(sample)
             if isinstance(answer, str):

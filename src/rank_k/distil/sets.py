@@ -24,7 +24,7 @@ class CandidateSet:
 
     `grades`: of the passages that are judged, or None where nothing is known of the query. `source`: the name of
     the collection; `licence`: of its texts, None where it is not known. The id says what is in the set: two sets
-    of one id have the same query and passages in the same order.
+    of one id have the same query and documents in the same order.
     """
 
     set_id: str
@@ -119,23 +119,28 @@ class JsonLines:
 
 
 class Appended:
-    """A file of sets that grows: `with Appended(path) as file`. What an earlier run wrote is `before`, its last line
-    mended if the run was killed while writing it; `write` adds to it."""
+    """A file of sets that grows: `with Appended(path) as file`. What an earlier run wrote is `before`, without its last
+    line if the run was killed while writing it; `write` adds to it. Raises `FormatError` for a file of anything else,
+    which is left as it is."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
     def __enter__(self) -> Appended:
         self._file = self.path.open("ab")
-        _drop_torn_line(self.path)
+        try:
+            _drop_torn_line(self.path)
+        except FormatError:
+            self._file.close()
+            raise
         self.found = self.path.stat().st_size > 0
         return self
 
-    def before(self) -> Iterator[tuple[int, str]]:
-        """Line number and set id of what is there already."""
+    def before(self) -> Iterator[tuple[int, str, Any]]:
+        """Line number, set id and grades of what is there already."""
         if self.found:
             for number, row in read_objects(self.path, EXPECTED):
-                yield number, str(row.get("set_id"))
+                yield number, str(row.get("set_id")), row.get("grades")
 
     def write(self, row: CandidateSet) -> None:
         self._file.write(line_of(asdict(row)))
@@ -146,9 +151,14 @@ class Appended:
             os.fsync(self._file.fileno())
 
 
+_BEGINNING = b'{"set_id": "'
+
+
 def _drop_torn_line(path: Path) -> None:
-    """Cut off what stands after the last end of line."""
+    """Cut off what stands after the last end of line. Raises `FormatError` if the file is not one of sets."""
     with path.open("rb+") as file:
+        if not _BEGINNING.startswith(begun := file.read(len(_BEGINNING))):
+            raise FormatError(path, 1, f"{begun!r}...", f"a file of sets to go on with: {EXPECTED}")
         end = file.seek(0, os.SEEK_END)
         while end:
             start = max(end - 65_536, 0)

@@ -6,6 +6,8 @@ import argparse
 import importlib
 from types import ModuleType
 
+from rank_k.cli import add_verb
+
 NAME = "distil"
 HELP = "make a student: sample candidate sets, trace a teacher, select what to learn"
 EXAMPLE = "rank-k distil sample --help"
@@ -17,16 +19,7 @@ STEPS = ("sample", "trace", "select")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_subparsers(title="steps", metavar="STEP", dest="step", required=True)
     for name in STEPS:
-        module = _step(name)
-        step = steps.add_parser(
-            name,
-            help=module.HELP,
-            description=module.HELP,
-            epilog=f"example: {module.EXAMPLE}",
-            formatter_class=parser.formatter_class,
-            allow_abbrev=False,
-        )
-        module.add_arguments(step)
+        add_verb(steps, name, _step(name))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rank_k.cli.collection import add_collection, index_progress, named_collection
 from rank_k.cli.distil.excluding import add_exclude_queries, excluded_queries
 from rank_k.cli.model import count, number
+from rank_k.cli.rerank import check_output
 
 if TYPE_CHECKING:
     from rank_k.cli.collection import Named
@@ -82,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--positives needs judgments", "give --qrels FILE")
     named = named_collection(args)
     qrels_file = args.qrels or (named.collection.qrels if named.collection is not None else None)
+    check_output("--output", args.output, (*args.runs, *named.files, *filter(None, [qrels_file])))
     queries = read_queries(named.queries)
     depth = max(DEPTH, *(high for _, high in how.ranks))
     runs = (WithoutExcluded(RunFile(path), named.excluded) for path in args.runs)

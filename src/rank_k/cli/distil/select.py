@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rank_k.cli.distil.excluding import add_exclude_queries, excluded_queries
 from rank_k.cli.model import count, number
+from rank_k.cli.rerank import check_output
 
 NAME = "select"
 HELP = "select from a journal of traces what is worth learning, as rows of prompt and completion"
@@ -60,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.journal.is_file():
         raise InputError(f"there is no journal {args.journal}", "name the file that rank-k distil trace wrote")
+    read = (args.journal, *(args.exclude_queries or ()), *(args.sets or ()), *filter(None, [args.qrels]))
+    check_output("--output", args.output, read)
+    if args.held_out is not None:
+        check_output("--held-out", args.held_out, (*read, args.output))
     only = None if args.sets is None else frozenset(row.set_id for file in args.sets for row in read_sets(file))
     selector = Selector(
         args.rule,
