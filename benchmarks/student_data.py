@@ -3,7 +3,7 @@
     python -m benchmarks.student_data OUTPUT_FOLDER [--collections ../shared/data]
 
 Only texts whose licences allow a trained model to be shipped. Writes `train.jsonl` and `heldout.jsonl` (5 % of the
-queries of each source) and tells how many rows there are of what.
+queries of each source) and tells how many rows there are of what: two and a half minutes of one processor.
 
 Verdicts: `yes` is judged relevant; `partly` is about the same article, or names the same illness, and is among the
 first 20 of BM25; `no` is another of the first 15, but for the very first unjudged one, which may be relevant. Of health
@@ -132,17 +132,8 @@ def sampled(collection: Collection, root: Path, excluded: list[str], output: Pat
     write(queries, ({"_id": row["_id"], "text": as_typed(row)} for place in places for row in rows(place, "queries")))
     topics: dict[str, str] = {}
     write(documents, passages(collection, places, topics))
-    run(
-        "retrieve",
-        "--queries",
-        queries,
-        "--documents",
-        documents,
-        "--depth",
-        str(DEPTH),
-        "--output",
-        folder / "bm25.trec",
-    )
+    bm25 = folder / "bm25.trec"
+    run("retrieve", "--queries", queries, "--documents", documents, "--depth", str(DEPTH), "--output", bm25)
     write_judgments(collection, places, topics, folder)
     files = ("--queries", queries, "--documents", documents, "--qrels", folder / "qrels.trec", "--output", sets)
     known = ("--source", collection.name, "--licence", collection.licence)
