@@ -58,7 +58,8 @@ class Calls:
         if reply is None:
             async with self._slots:
                 reply = await with_retries(lambda: asking(request), self._retries, self._random, self._on_retry)
-            reply = self._journal.keep(key, self._model.name, purpose, body, reply)
+            shown = request.subject.doc_ids
+            reply = self._journal.keep(key, self._model.name, purpose, body, reply, shown)
             spent.asked += 1
             spent.seconds += reply.seconds
         spent.calls.append(key)
