@@ -369,7 +369,7 @@ class Asker:
                     self._random,
                     self._on_retry,
                 )
-            reply = self._journal.keep(key, self.model.name, purpose, body, reply)
+            reply = self._journal.keep(key, self.model.name, purpose, body, reply, request.subject.doc_ids)
             spent.asked += 1
             spent.seconds += reply.seconds
         spent.calls.append(key)

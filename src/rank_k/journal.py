@@ -7,6 +7,7 @@ the sample. Address, time-outs, concurrency and keys are no part of it. Tables:
     runs      what was to be done: one row for each command's settings
     windows   which calls answered which window of which query, the order that was read, the repairs
     rankings  finished queries waiting for their turn in the output
+    sets      candidate sets that a teacher was asked about: what is known of each but its texts
 
 The file is readable by its owner only (0600): it holds texts.
 """
@@ -74,6 +75,14 @@ _MIGRATIONS = (
     ) WITHOUT ROWID;
     """,
     "ALTER TABLE calls ADD COLUMN tokens BLOB;",  # [[text, log-probability], ...], compressed
+    """
+    ALTER TABLE calls ADD COLUMN shown TEXT;
+    CREATE TABLE sets (
+        number INTEGER PRIMARY KEY,
+        set_id TEXT NOT NULL UNIQUE,
+        facts TEXT NOT NULL
+    );
+    """,
 )
 """Applied in order; `PRAGMA user_version` says how many a file has had. Never edited, only added to."""
 
@@ -103,6 +112,18 @@ class QueryCost:
     usage: Usage
     seconds: float
     repairs: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call as the journal keeps it. `shown`: the ids of the passages it was about, in the order shown; empty in
+    journals of older versions."""
+
+    model: str
+    purpose: str
+    request: Mapping[str, Any]
+    reply: Reply
+    shown: tuple[str, ...]
 
 
 def call_key(identity: str, body: Mapping[str, Any], sample: int) -> str:
@@ -196,11 +217,22 @@ class Journal:
         text, reasoning, finish_reason = (None if part is None else _text(part) for part in row[:3])
         return Reply(text or "", reasoning, finish_reason, _usage(row[3:8]), row[8], tokens)
 
-    def keep(self, key: str, model: str, purpose: str, body: Mapping[str, Any], reply: Reply) -> Reply:
-        """Keep a finished call; returns what the journal now holds (another process may have been first)."""
+    def keep(
+        self,
+        key: str,
+        model: str,
+        purpose: str,
+        body: Mapping[str, Any],
+        reply: Reply,
+        shown: Sequence[str] = (),
+    ) -> Reply:
+        """Keep a finished call; returns what the journal now holds (another process may have been first).
+
+        `shown`: the ids of the passages it was about, in the order shown.
+        """
         usage = reply.usage
         kept = self._db.execute(
-            "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 key,
                 _storable(model),
@@ -217,6 +249,7 @@ class Journal:
                 reply.seconds,
                 time.time(),
                 None if reply.tokens is None else zlib.compress(json.dumps(reply.tokens).encode(), 1),
+                json.dumps(shown) if shown else None,
             ),
         )
         return reply if kept.rowcount else self.reply(key) or reply
@@ -228,6 +261,16 @@ class Journal:
             raise KeyError(key)
         body: Mapping[str, Any] = json.loads(zlib.decompress(row[0]))
         return body
+
+    def call(self, key: str) -> Call | None:
+        """The whole of the call kept under `key`, or None."""
+        row = self._db.execute("SELECT model, purpose, request, shown FROM calls WHERE key = ?", (key,)).fetchone()
+        reply = self.reply(key)
+        if row is None or reply is None:
+            return None
+        model, purpose, request, shown = row
+        body, doc_ids = json.loads(zlib.decompress(request)), json.loads(shown or "[]")
+        return Call(_text(model), purpose, body, reply, tuple(doc_ids))
 
     def totals(self) -> list[tuple[str, str, int, Usage, float]]:
         """(model, purpose, calls, tokens, seconds) over the whole file."""
@@ -311,6 +354,26 @@ class Journal:
     def last_run(self) -> str:
         row = self._db.execute("SELECT run FROM runs ORDER BY started_at DESC LIMIT 1").fetchone()
         return row[0] if row else ""
+
+    # --- candidate sets ---
+
+    def keep_set(self, set_id: str, facts: Mapping[str, Any]) -> None:
+        """Note what is known of a candidate set whose window is asked about under the query id `set_id`."""
+        self._db.execute(
+            "INSERT INTO sets (set_id, facts) VALUES (?, ?) ON CONFLICT (set_id) DO UPDATE SET facts = excluded.facts",
+            (_storable(set_id), json.dumps(facts)),
+        )
+
+    def asked_sets(self) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+        """What is known of each candidate set that was asked about, in the order in which they were first noted, and
+        the keys of all calls about it, whichever run made them, each once."""
+        rows = self._db.execute(
+            "SELECT number, facts, calls FROM windows JOIN sets ON set_id = query_id"
+            " LEFT JOIN runs USING (run) ORDER BY number, started_at, run"
+        )
+        for _, windows in groupby(rows, key=lambda row: row[0]):
+            found = [(facts, json.loads(calls)) for _, facts, calls in windows]
+            yield json.loads(found[0][0]), tuple(dict.fromkeys(key for _, calls in found for key in calls))
 
     # --- rankings ---
 

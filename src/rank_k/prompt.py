@@ -111,26 +111,40 @@ def _without_tokens(text: str) -> str:
 # --- Templates -------------------------------------------------------------------------------------
 
 
+SHIPPED = {"listwise": "rank-k", "compact": "compact"}
+"""The package's own templates, by file: the instructions of the Rank-K paper in our words, which is the default; and
+a short one for small students that are trained on it. What each is called in reports."""
+
+
 @cache
+def shipped_template(name: str) -> PromptTemplate:
+    """One of `SHIPPED`."""
+    text = (Path(__file__).parent / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
+    return _from_text(text.rstrip("\n"), SHIPPED[name])
+
+
 def default_template() -> PromptTemplate:
     """The package's own: the instructions of the Rank-K paper in our words."""
-    text = (Path(__file__).parent / "prompts" / "listwise.txt").read_text(encoding="utf-8")
-    return _from_text(text.rstrip("\n"), "rank-k")
+    return shipped_template("listwise")
 
 
 def read_template(path: str | Path) -> PromptTemplate:
-    """A template from the user's file.
+    """A template by its name (one of `SHIPPED`), or from the user's file.
 
-    Three kinds: plain text with `{query}` and `{passages}` (or `{docs}`); the Rank-K authors' `rerank.py`,
+    Three kinds of files: plain text with `{query}` and `{passages}` (or `{docs}`); the Rank-K authors' `rerank.py`,
     whose `rank_k_prompt` is read out of the source without running it; a rank_llm prompt template in YAML of
     the single-turn listwise method. Raises `InputError` naming what is missing.
     """
     path = Path(path)
+    if str(path) in SHIPPED:
+        return shipped_template(str(path))
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"prompt {path} cannot be read: {reason}", "give --prompt a text file") from error
+        raise InputError(
+            f"prompt {path} cannot be read: {reason}", f"give --prompt a text file, or one of {', '.join(SHIPPED)}"
+        ) from error
     if path.suffix == ".py":
         return _from_script(text, path)
     if path.suffix in (".yaml", ".yml"):

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import NoReturn
 
-VERBS = ("demo", "fetch", "retrieve", "rerank", "evaluate", "journal", "doctor")
+VERBS = ("demo", "fetch", "retrieve", "rerank", "evaluate", "distil", "journal", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if unknown:  # named without its value, which may be a key
         name = unknown[0].partition("=")[0]
-        print(f"rank-k {args.verb}: there is no option {name}; see rank-k {args.verb} --help", file=sys.stderr)
+        print(f"{_asked(args)}: there is no option {name}; see {_asked(args)} --help", file=sys.stderr)
         return 2
     return _guarded(args)
 
@@ -45,7 +45,7 @@ def _guarded(args: argparse.Namespace) -> int:
     except RankKError as error:
         return _mistake(args, str(error))
     except KeyboardInterrupt:
-        print(f"\nrank-k {args.verb}: interrupted", file=sys.stderr)
+        print(f"\n{_asked(args)}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,8 +62,13 @@ def _guarded(args: argparse.Namespace) -> int:
 
 
 def _mistake(args: argparse.Namespace, told: str) -> int:
-    print(f"rank-k {args.verb}: {' '.join(told.split())}", file=sys.stderr)
+    print(f"{_asked(args)}: {' '.join(told.split())}", file=sys.stderr)
     return 2
+
+
+def _asked(args: argparse.Namespace) -> str:
+    """The command as far as it names what is done: the verb, and the step of one that has steps."""
+    return " ".join(filter(None, ("rank-k", args.verb, getattr(args, "step", None))))
 
 
 def _verb(name: str) -> ModuleType:

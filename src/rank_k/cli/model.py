@@ -60,20 +60,7 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fuse", type=number, default=1.0, metavar="A", help="weight of the first stage's order, for blocks"
     )
-    group.add_argument("--think", default="full", metavar="T", help="full, off, auto, or reasoning tokens per window")
-    group.add_argument(
-        "--samples", type=count, default=1, metavar="K", help="ask each window K times, in different orders"
-    )
-    group.add_argument(
-        "--constrain", default="auto", choices=("auto", "off"), help="hold answers to a ranking's grammar"
-    )
-    group.add_argument("--prompt", type=Path, metavar="FILE", help="template: text, the authors' rerank.py, or YAML")
-    group.add_argument("--passage-tokens", type=count, default=450, metavar="N", help="passages are cut to this")
-    group.add_argument("--max-tokens", type=count, metavar="N", help="thought and answer (8000; embedded 512)")
-    group.add_argument("--temperature", type=number_or_none, default=0.5, metavar="T", help="'none': the server's own")
-    group.add_argument("--top-p", type=number, metavar="P", help="nucleus sampling")
-    group.add_argument("--concurrency", type=count, metavar="N", help="questions at a time (16; embedded 1)")
-    group.add_argument("--read-timeout", type=duration, metavar="S", help="drop a call silent for so long (never)")
+    add_questions(group)
     group.add_argument(
         "--preset",
         choices=("paper", "fast", "balanced", "thorough"),
@@ -81,26 +68,54 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_questions(group: argparse._ArgumentGroup, samples: int = 1) -> None:
+    """How a window is asked about, however it came about."""
+    group.add_argument("--think", default="full", metavar="T", help="full, off, auto, or reasoning tokens per window")
+    group.add_argument(
+        "--samples", type=count, default=samples, metavar="K", help="ask each window K times, in different orders"
+    )
+    group.add_argument(
+        "--constrain", default="auto", choices=("auto", "off"), help="hold answers to a ranking's grammar"
+    )
+    group.add_argument(
+        "--prompt", type=Path, metavar="FILE", help="compact, or a template's file: text, rerank.py, YAML"
+    )
+    group.add_argument("--passage-tokens", type=count, default=450, metavar="N", help="passages are cut to this")
+    group.add_argument("--max-tokens", type=count, metavar="N", help="thought and answer (8000; embedded 512)")
+    group.add_argument("--temperature", type=number_or_none, default=0.5, metavar="T", help="'none': the server's own")
+    group.add_argument("--top-p", type=number, metavar="P", help="nucleus sampling")
+    group.add_argument("--concurrency", type=count, metavar="N", help="questions at a time (16; embedded 1)")
+    group.add_argument("--read-timeout", type=duration, metavar="S", help="drop a call silent for so long (never)")
+
+
 def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for `Reranker` from the options of `add_server` and `add_asking`."""
     if args.preset == "paper":
         _check_paper(args)
+    return {
+        **asking_options(args),
+        "strategy": _strategy(args),
+        "depth": args.depth,
+        "window": args.window,
+        "stride": args.stride,
+        "fuse": args.fuse,
+        "max_tokens": PAPER["max_tokens"] if args.preset == "paper" else args.max_tokens,
+    }
+
+
+def asking_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Those that do not say how windows are made: from the options of `add_server` and `add_questions`."""
     return {
         "server": args.server,
         "api_key": api_key(args.server, args.api_key_env),
         "dialect": args.dialect,
         "revision": args.model_revision,
         "context": args.context,
-        "strategy": _strategy(args),
-        "depth": args.depth,
-        "window": args.window,
-        "stride": args.stride,
-        "fuse": args.fuse,
         "think": args.think,
         "samples": args.samples,
         "constrain": args.constrain == "auto",
         "passage_tokens": args.passage_tokens,
-        "max_tokens": PAPER["max_tokens"] if args.preset == "paper" else args.max_tokens,
+        "max_tokens": args.max_tokens,
         "temperature": args.temperature,
         "top_p": args.top_p,
         "prompt": args.prompt,

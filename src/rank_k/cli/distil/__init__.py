@@ -1,0 +1,38 @@
+"""`rank-k distil`: from a teacher's traces to a student that reranks, one step a file."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from types import ModuleType
+
+NAME = "distil"
+HELP = "make a student: sample candidate sets, trace a teacher, select what to learn"
+EXAMPLE = "rank-k distil sample --help"
+
+STEPS = ("sample", "trace", "select")
+"""In the order in which data flows. A step's module has what a verb's has."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    steps = parser.add_subparsers(title="steps", metavar="STEP", dest="step", required=True)
+    for name in STEPS:
+        module = _step(name)
+        step = steps.add_parser(
+            name,
+            help=module.HELP,
+            description=module.HELP,
+            epilog=f"example: {module.EXAMPLE}",
+            formatter_class=parser.formatter_class,
+            allow_abbrev=False,
+        )
+        module.add_arguments(step)
+
+
+def run(args: argparse.Namespace) -> int:
+    code: int = _step(args.step).run(args)
+    return code
+
+
+def _step(name: str) -> ModuleType:
+    return importlib.import_module(f"rank_k.cli.distil.{name}")

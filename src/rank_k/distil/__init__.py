@@ -1,0 +1,6 @@
+"""From a teacher's reasoning to a student that reranks, one step a file, in the order in which data flows.
+
+sample    first-stage runs -> candidate sets (`sets.py` says what a set is)
+trace     candidate sets -> the journal: a teacher's thoughts and orders, or what labels alone say
+select    the journal -> rows to train on, each with its provenance
+"""

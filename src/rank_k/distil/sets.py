@@ -1,0 +1,161 @@
+"""A candidate set: a query and the passages that a teacher is to compare, as one line of JSONL."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from rank_k.data.files import read_objects
+from rank_k.errors import FormatError
+
+EXPECTED = (
+    '{"set_id": ..., "query_id": ..., "query": ..., "doc_ids": [...], "passages": [...], ...} as distil sample writes'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateSet:
+    """What is shown to a teacher, in the order shown.
+
+    `grades`: of the passages that are judged, or None where nothing is known of the query. `source`: the name of
+    the collection; `licence`: of its texts, None where it is not known. The id says what is in the set: two sets
+    of one id have the same query and passages in the same order.
+    """
+
+    set_id: str
+    query_id: str
+    query: str
+    doc_ids: tuple[str, ...]
+    passages: tuple[str, ...]
+    grades: Mapping[str, int] | None
+    source: str
+    licence: str | None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All of it but the passages' texts."""
+        return {name: value for name, value in asdict(self).items() if name != "passages"}
+
+
+def set_id_of(source: str, query_id: str, number: int, query: str, doc_ids: Iterable[str]) -> str:
+    """The name of the `number`-th set of a query: readable, and another one where the set is another."""
+    told = json.dumps([query, list(doc_ids)]).encode()
+    return f"{source}/{query_id}/{number}-{sha256(told).hexdigest()[:8]}"
+
+
+def line_of(row: Mapping[str, Any]) -> bytes:
+    """One line of a JSONL file. Ids leave as the bytes they came as."""
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
+
+
+def read_sets(path: str | Path) -> Iterator[CandidateSet]:
+    """Stream the sets of a file. Raises `FormatError` for the first line that is none."""
+    path = Path(path)
+    for number, found in read_objects(path, EXPECTED):
+        yield _checked(path, number, found)
+
+
+def _checked(path: Path, number: int, found: Mapping[str, Any]) -> CandidateSet:
+    def wrong(what: str) -> FormatError:
+        return FormatError(path, number, what, EXPECTED)
+
+    for name in ("set_id", "query_id", "query", "source"):
+        if not isinstance(found.get(name), str):
+            raise wrong(f"no {name}" if name not in found else f"{name} that is no text")
+    doc_ids, passages = (_texts(found.get(name)) for name in ("doc_ids", "passages"))
+    if doc_ids is None or passages is None:
+        raise wrong("doc_ids or passages that are no lists of texts")
+    if len(doc_ids) != len(passages):
+        raise wrong(f"{len(doc_ids)} ids for {len(passages)} passages")
+    if len(doc_ids) < 2 or len(set(doc_ids)) < len(doc_ids):
+        raise wrong("fewer than two passages" if len(doc_ids) < 2 else "a passage that stands there twice")
+    grades, licence = found.get("grades"), found.get("licence")
+    if grades is not None and not (
+        isinstance(grades, dict) and all(isinstance(g, int) and not isinstance(g, bool) for g in grades.values())
+    ):
+        raise wrong("grades that are not whole numbers by document id")
+    if not isinstance(licence, str | None):
+        raise wrong("a licence that is no text")
+    return CandidateSet(
+        found["set_id"],
+        found["query_id"],
+        found["query"],
+        doc_ids,
+        passages,
+        grades,
+        found["source"],
+        licence,
+    )
+
+
+def _texts(found: Any) -> tuple[str, ...] | None:
+    is_texts = isinstance(found, list) and all(isinstance(text, str) for text in found)
+    return tuple(found) if is_texts else None
+
+
+class JsonLines:
+    """Writes a JSONL file: to `path` + ".part", which a clean exit renames; after an error it stays."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(os.path.realpath(path))
+        self._part = self._path.with_name(self._path.name + ".part")
+
+    def __enter__(self) -> JsonLines:
+        self._file = self._part.open("wb")
+        return self
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self._file.write(line_of(row))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.close()
+        if kind is None:
+            self._part.replace(self._path)
+
+
+class Appended:
+    """A file of sets that grows: `with Appended(path) as file`. What an earlier run wrote is `before`, its last line
+    mended if the run was killed while writing it; `write` adds to it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __enter__(self) -> Appended:
+        self._file = self.path.open("ab")
+        _drop_torn_line(self.path)
+        self.found = self.path.stat().st_size > 0
+        return self
+
+    def before(self) -> Iterator[tuple[int, str]]:
+        """Line number and set id of what is there already."""
+        if self.found:
+            for number, row in read_objects(self.path, EXPECTED):
+                yield number, str(row.get("set_id"))
+
+    def write(self, row: CandidateSet) -> None:
+        self._file.write(line_of(asdict(row)))
+
+    def __exit__(self, *_: object) -> None:
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off what stands after the last end of line."""
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(end - 65_536, 0)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        file.truncate(end)
