@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     journal = args.journal or args.output.with_name(args.output.name + ".journal.sqlite")
     settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
     with closing(store), Reranker(model, journal=journal, **options) as reranker:
+        settings |= reranker.effective
         try:
             reranker.prepare()
             price = prices(args, reranker.model.name)
@@ -189,14 +190,16 @@ def _split(args: argparse.Namespace) -> Split | None:
     """How long documents are to be cut. Raises `InputError` for numbers that do not go together."""
     from rank_k.data.documents import Split
     from rank_k.errors import InputError
+    from rank_k.reranker import PAPER
 
     if args.split is None:
         for option, value in (("--overlap", args.overlap), ("--passages-per-document", args.passages_per_document)):
             if value is not None:
                 raise InputError(f"{option} says how to split documents", "give --split TOKENS too")
         return None
-    if args.split > args.passage_tokens:
-        problem = f"passages of --split {args.split} would be cut again to --passage-tokens {args.passage_tokens}"
+    shown = args.passage_tokens or PAPER["passage_tokens"]
+    if args.split > shown:
+        problem = f"passages of --split {args.split} would be cut again to --passage-tokens {shown}"
         raise InputError(problem, "lower the one or raise the other")
     return Split(args.split, args.overlap or 0, args.passages_per_document)
 

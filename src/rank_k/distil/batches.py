@@ -117,7 +117,9 @@ def verdict_tokens(tokenizer: Any, words: Sequence[str]) -> list[int]:
         ids = tokenizer(f"[1] {word}", add_special_tokens=False)["input_ids"]
         before = tokenizer("[1]", add_special_tokens=False)["input_ids"]
         if ids[:-1] != before:
-            raise InputError(f"the verdict {word!r} is not one token to this model", "choose another word in [verdicts]")
+            raise InputError(
+                f"the verdict {word!r} is not one token to this model", "choose another word in [verdicts]"
+            )
         found.append(ids[-1])
     return found
 

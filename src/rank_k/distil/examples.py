@@ -74,9 +74,7 @@ def _is_row(row: Any) -> bool:
     return whole and completion[0]["role"] == "assistant" and bool(completion[0]["content"].strip())
 
 
-def build_examples(
-    rows: Iterator[dict[str, Any]], tokenizer: Any, max_length: int, words: Sequence[str]
-) -> Examples:
+def build_examples(rows: Iterator[dict[str, Any]], tokenizer: Any, max_length: int, words: Sequence[str]) -> Examples:
     """The rows that fit into `max_length` tokens, and how many did not."""
     kept: list[Example] = []
     too_long = 0

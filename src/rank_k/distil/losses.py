@@ -10,9 +10,7 @@ from rank_k.distil.recipes import Verdicts
 from rank_k.extras import load
 
 
-def verdict_loss(
-    hidden: Any, head: Any, labels: Any, verdicts: Any, tokens: Sequence[int], settings: Verdicts
-) -> Any:
+def verdict_loss(hidden: Any, head: Any, labels: Any, verdicts: Any, tokens: Sequence[int], settings: Verdicts) -> Any:
     """The loss of a batch, a scalar.
 
     `hidden`: batch x length x size, the last layer's states; `head`: vocabulary x size; `labels`: batch x length;

@@ -30,6 +30,7 @@ from rank_k.distil.losses import verdict_loss
 from rank_k.distil.recipes import Recipe
 from rank_k.errors import InputError
 from rank_k.extras import load
+from rank_k.prompt import PromptTemplate, harmless, read_template
 
 OnTold = Callable[[Mapping[str, Any]], None]
 """Called with each line of `measures.jsonl` as it is written."""
@@ -70,6 +71,7 @@ def train(run: Run, on_told: OnTold = lambda told: None) -> Trained:
     recipe = run.recipe
     base = load_base(recipe.base.weights, bf16=recipe.training.bf16 and recipe.method.kind == "lora")
     _check_length(recipe, base)
+    _check_prompt(run)
     words = recipe.verdicts.words
     rows = build_examples(read_rows(run.data), base.tokenizer, recipe.training.max_length, words)
     held = None
@@ -121,6 +123,30 @@ def _check_rows(run: Run, rows: Examples, base: LoadedBase) -> None:
                 f"the recipe {recipe.name} learns verdicts, but no trace in {run.data} is one of verdicts",
                 f"make them with: rank-k distil trace --teacher labels ({', '.join(recipe.verdicts.words)})",
             )
+
+
+def made_with(row: Mapping[str, Any], template: PromptTemplate) -> bool:
+    """Whether a row's prompt was made with that template, as far as can be told: True for rows that do not say what
+    was shown."""
+    if not isinstance(row.get("query"), str) or not isinstance(row.get("doc_ids"), list):
+        return True
+    *_, frame = template.messages(harmless(row["query"], markers=False), ["\0"] * len(row["doc_ids"]))
+    first, *parts = frame.content.split("\0")
+    content = str(row["prompt"][-1]["content"])
+    place = len(first) if content.startswith(first) else -1
+    for part in parts:
+        place = content.find(part, place) if place >= 0 else -1
+    return place >= 0
+
+
+def _check_prompt(run: Run) -> None:
+    row = next(read_rows(run.data), None)
+    if row is not None and not made_with(row, read_template(run.recipe.asking.prompt)):
+        prompt = run.recipe.asking.prompt
+        raise InputError(
+            f"the rows in {run.data} were not made with the prompt {prompt}, which the student is to be asked with",
+            f"make them with rank-k distil trace --prompt {prompt}, or name theirs in [asking]",
+        )
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -321,9 +347,7 @@ def _watch(run: Run, base: LoadedBase, held: list[Example], story: _Story, clock
             due = told.measure_seconds and clock.seconds - self.measured >= told.measure_seconds
             if chosen and (due or last or state.global_step % told.measure_steps == 0):
                 found = measure(model, base.tokenizer, chosen, free=told.measure_free)
-                story.tell(
-                    {"step": state.global_step, "seconds": round(clock.seconds, 1), "heldout": asdict(found)}
-                )
+                story.tell({"step": state.global_step, "seconds": round(clock.seconds, 1), "heldout": asdict(found)})
                 self.measured = clock.seconds
             return control
 
