@@ -50,7 +50,7 @@ def test_length_by_hand() -> None:
     assert one(length_reward, GOOD, [0, 1, 0]) == 0.0
     thought = "word " * (4 * FREE_TOKENS)
     times = estimated_tokens(thought.strip()) / FREE_TOKENS
-    assert 2 < times
+    assert times > 2
     assert one(length_reward, f"<think>\n{thought}</think>\n\n[1]", [1]) == -min(2.0, math.log2(times))
 
 

@@ -44,6 +44,8 @@ def load_base(weights: str, *, bf16: bool) -> LoadedBase:
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
             dtype = torch.bfloat16 if bf16 else torch.float32
+            if gguf is not None and hasattr(transformers, "GgufConfig"):  # newer ones may leave weights in blocks
+                where["quantization_config"] = transformers.GgufConfig(dequantize=True)
             model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
         except RankKError:
             raise
