@@ -75,7 +75,7 @@ def test_a_mistake_is_named(tmp_path: Path, change: tuple[str, str], told: str) 
 
 
 def test_a_recipe_that_is_not_there() -> None:
-    with pytest.raises(InputError, match="no recipe is called 'qwq'.*qwq-32b"):
+    with pytest.raises(InputError, match=r"no recipe is called 'qwq'.*qwq-32b"):
         read_recipe("qwq")
     with pytest.raises(InputError, match="No such file"):
         read_recipe("nowhere.toml")

@@ -75,7 +75,7 @@ def test_it_is_asked_as_it_was_trained_unless_told_otherwise(tmp_path: Path) -> 
 def test_other_models_are_asked_as_in_the_paper(tmp_path: Path) -> None:
     plain = gguf(tmp_path / "plain.gguf")
     with made(plain) as reranker:
-        assert reranker.effective == PAPER | {"max_tokens": 512}
+        assert reranker.effective == {**PAPER, "max_tokens": 512}
         assert isinstance(reranker.model, EmbeddedModel)
         assert reranker.model.adapter is None
     with made("m", server="http://127.0.0.1:9/v1") as reranker:

@@ -231,7 +231,7 @@ def estimated_memory(recipe: Recipe) -> Memory:
     number = _BYTES[training.bf16]
     if method.kind == "lora":
         # Every projection in x out gets rank * (in + out): about 2 * 7 projections of near-hidden size a layer.
-        trained = base.layers * method.rank * 18 * base.hidden
+        trained = float(base.layers * method.rank * 18 * base.hidden)
         weights, each = base.parameters * number, 16
     else:
         trained = base.parameters * (1 - method.freeze_layers / base.layers)

@@ -248,7 +248,7 @@ def _trainer(
 
             if self.lr_scheduler is None:
                 torch = load("torch")
-                self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, share)
+                self.lr_scheduler: Any = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, share)
             return self.lr_scheduler
 
     settings = trl.SFTConfig(
