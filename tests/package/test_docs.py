@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from rank_k.cli import VERBS, main
+from rank_k.cli.distil import STEPS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "cli.md"
@@ -40,9 +41,14 @@ def help_of(*arguments: str) -> str:
     return told.getvalue().rstrip()
 
 
+COMMANDS = [
+    command for verb in VERBS for command in [(verb,), *(("distil", step) for step in STEPS if verb == "distil")]
+]
+
+
 def page() -> str:
     parts = [HEAD, f"```\n{help_of()}\n```\n"]
-    parts += [f"## rank-k {verb}\n\n```\n{help_of(verb)}\n```\n" for verb in VERBS]
+    parts += [f"## rank-k {' '.join(command)}\n\n```\n{help_of(*command)}\n```\n" for command in COMMANDS]
     return "\n".join(parts)
 
 

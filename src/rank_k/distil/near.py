@@ -6,6 +6,7 @@ import math
 import re
 import unicodedata
 from array import array
+from collections import Counter
 from zlib import crc32
 
 SHINGLE = 3
@@ -34,40 +35,53 @@ class NearTexts:
         self._likeness = likeness
         self._shingles: list[array[int]] = []
         self._names: list[str] = []
-        self._holders: dict[int, list[int]] = {}  # shingle -> texts among whose first it is
+        self._counts: Counter[int] = Counter()
+        self._rarity: dict[int, int] = {}  # the counts as they were when the index was last made
+        self._holders: dict[int, list[int]] = {}  # shingle -> texts among whose rarest it is
 
     def __len__(self) -> int:
         return len(self._names)
 
     def add(self, text: str, name: str) -> None:
         shingles = _shingles(text)
-        for shingle in self._first(shingles):
-            self._holders.setdefault(shingle, []).append(len(self._names))
         self._shingles.append(shingles)
         self._names.append(name)
+        self._counts.update(shingles)
+        count = len(self._names)
+        if count & (count - 1):
+            self._index(count - 1)
+        else:  # twice as many as last time: another look at which ones are rare
+            self._rarity, self._holders = dict(self._counts), {}
+            for number in range(count):
+                self._index(number)
 
     def find(self, text: str) -> str | None:
         """The name of a text that is near `text`: the first one added; None if there is none."""
         shingles = _shingles(text)
         mine = set(shingles)
-        seen = {number for shingle in self._first(shingles) for number in self._holders.get(shingle, ())}
+        seen = {number for shingle in self._rarest(shingles) for number in self._holders.get(shingle, ())}
+        least, most = self._likeness * len(mine), len(mine) / self._likeness
         for number in sorted(seen):
             other = self._shingles[number]
-            if min(len(other), len(mine)) < self._likeness * max(len(other), len(mine)):
-                continue
-            common = sum(shingle in mine for shingle in other)
-            if common >= self._likeness * (len(mine) + len(other) - common):
-                return self._names[number]
+            if least <= len(other) <= most:
+                common = len(mine.intersection(other))
+                if common >= self._likeness * (len(mine) + len(other) - common):
+                    return self._names[number]
         return None
 
-    def _first(self, shingles: array[int]) -> array[int]:
-        """The first of sorted shingles, so many that near texts must share one (Chaudhuri et al., ICDE 2006)."""
-        return shingles[: len(shingles) - math.ceil(self._likeness * len(shingles)) + 1]
+    def _index(self, number: int) -> None:
+        for shingle in self._rarest(self._shingles[number]):
+            self._holders.setdefault(shingle, []).append(number)
+
+    def _rarest(self, shingles: array[int]) -> list[int]:
+        """The rarest shingles of a text, so many that two near texts must share one (the prefix filter of Chaudhuri,
+        Ganti and Kaushik, ICDE 2006)."""
+        count = len(shingles) - math.ceil(self._likeness * len(shingles)) + 1
+        return sorted(shingles, key=lambda shingle: (self._rarity.get(shingle, 0), shingle))[:count]
 
 
 def _shingles(text: str) -> array[int]:
-    """The trigrams of `text` as numbers, each once, sorted. The numbers are checksums, so that the sorted order is
-    one in which no letter comes before another."""
+    """The trigrams of `text`, each once, as checksums."""
     text = f" {normalised(text)} "
     parts = {text[i : i + SHINGLE] for i in range(max(len(text) - SHINGLE + 1, 1))}
-    return array("I", sorted({crc32(part.encode("utf-8", "surrogatepass")) for part in parts}))
+    return array("I", {crc32(part.encode("utf-8", "surrogatepass")) for part in parts})

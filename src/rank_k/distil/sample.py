@@ -36,9 +36,10 @@ class Sampling:
     the smallest size.
 
     With `positives` (needs judgments): so many passages judged relevant are in the set, wherever they were ranked
-    or if they were not, as far as there are enough; in a share `none` of the sets there are none. The rest are
-    passages of the range not judged relevant. Of the unjudged ones the first `skip_negatives` of the whole ranking
-    are left out: so high up, they may be relevant.
+    or if they were not, as far as there are enough. The first of them has the highest grade that the query has, for
+    the others a grade is drawn, then a passage of it. In a share `none` of the sets there is none of the highest
+    grade, and from 0 on of lower ones. The rest are passages of the range not judged relevant. Of the unjudged ones
+    the first `skip_negatives` of the whole ranking are left out: so high up, they may be relevant.
     """
 
     sizes: tuple[int, int] = (10, 20)
@@ -90,19 +91,36 @@ def draw(
         chosen = random.sample(pool, min(size, len(pool)))
     else:
         known = grades or {}
-        relevant = [doc_id for doc_id, grade in known.items() if grade > 0]
+        relevant = {doc_id for doc_id, grade in known.items() if grade > 0}
         if not relevant:
             return "no_positives"
-        wanted = 0 if random.random() < how.none else random.randint(*how.positives)
+        chosen = _relevant(random, known, how.positives, random.random() < how.none)[:size]
         unjudged = [doc_id for doc_id in ranking if doc_id not in known]
-        left_out = {*relevant, *unjudged[: how.skip_negatives]}
+        left_out = relevant.union(unjudged[: how.skip_negatives])
         others = [doc_id for doc_id in pool if doc_id not in left_out]
-        chosen = random.sample(relevant, min(wanted, len(relevant), size))
         chosen += random.sample(others, min(size - len(chosen), len(others)))
     if len(chosen) < how.sizes[0]:
         return "too_few"
     random.shuffle(chosen)
     return tuple(chosen)
+
+
+def _relevant(random: Random, known: Mapping[str, int], count: tuple[int, int], without_best: bool) -> list[str]:
+    """Relevant passages for one set."""
+    of_grade: dict[int, list[str]] = {}
+    for doc_id, grade in known.items():
+        if grade > 0:
+            of_grade.setdefault(grade, []).append(doc_id)
+    best = of_grade[max(of_grade)]
+    if without_best:
+        del of_grade[max(of_grade)]
+    wanted = random.randint(0 if without_best else count[0], count[1])
+    chosen: list[str] = []
+    while len(chosen) < wanted and of_grade:
+        left = best if not chosen and not without_best else of_grade[random.choice(sorted(of_grade))]
+        chosen.append(left.pop(random.randrange(len(left))))
+        of_grade = {grade: doc_ids for grade, doc_ids in of_grade.items() if doc_ids}
+    return chosen
 
 
 @dataclass(slots=True)

@@ -96,6 +96,8 @@ def traced(
     done, in order. Everything is in its journal then: `Journal.asked_sets` gives it back."""
     if reranker.strategy is not WHOLE_SET or reranker.depth < LARGEST:
         raise InputError("a set is one window", "make the reranker with strategy=WHOLE_SET, depth=LARGEST")
+    settings = reranker.asker.settings
+    reranker.asker.settings = replace(settings, agree=settings.samples)  # every sample is wanted, also of one mind
     results = reranker.rerank(
         under_way.opened(sets, reranker.journal.keep_set),
         under_way,

@@ -16,7 +16,6 @@ def add_exclude_queries(group: argparse._ArgumentGroup) -> None:
         type=Path,
         nargs="+",
         metavar="FILE",
-        default=[],
         help="queries to be evaluated on: the same or nearly the same are left out",
     )
 

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--qrels", type=Path, metavar="FILE", help="the grades that sets carry")
     group.add_argument("--positives", type=span, metavar="A-B", help="relevant passages in a set, ranked or not")
     group.add_argument(
-        "--none", type=number, default=0.0, metavar="SHARE", help="of the sets that have none all the same"
+        "--none", type=number, default=0.0, metavar="SHARE", help="of the sets that have none of the highest grade"
     )
     group.add_argument(
         "--skip-negatives",

@@ -54,16 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rank_k.cli import summary
     from rank_k.cli.progress import Progress
-    from rank_k.distil.sets import read_sets
     from rank_k.distil.trace import LARGEST, WHOLE_SET, SetsUnderWay, traced
     from rank_k.reranker import Reranker
 
     started = time.monotonic()
     options = asking_options(args)
     _check(args)
-    total = sum(1 for _ in _sets(args.sets))  # a fault in the files comes before the first call is paid
+    total, tops = _looked_at(args.sets)  # a fault in the files comes before the first call is paid
     under_way = SetsUnderWay()
-    model = _teacher(args, under_way)
+    model = _teacher(args, under_way, tops)
     if args.teacher == "labels":
         options |= {"samples": 1, "think": "full", "server": None}
     settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             price = prices(args, reranker.model.name)
             name = reranker.journal.begin_run(settings)
             with Progress(lambda: reranker.tally, total, quiet=args.quiet):
-                rows = chain.from_iterable(map(read_sets, args.sets))
+                rows = _sets(args.sets)
                 for _ in traced(reranker, rows, under_way, token_budget=args.token_budget, run_name=name):
                     pass
         except KeyboardInterrupt:
@@ -111,12 +110,28 @@ def _sets(files: list[Path]) -> Iterator[CandidateSet]:
     return chain.from_iterable(map(read_sets, files))
 
 
-def _teacher(args: argparse.Namespace, under_way: SetsUnderWay) -> Model | None:
+def _looked_at(files: list[Path]) -> tuple[int, dict[str, int]]:
+    """How many sets there are, and the highest grade of each source."""
+    from rank_k.distil.labels import top_grades
+
+    total = 0
+
+    def counted() -> Iterator[CandidateSet]:
+        nonlocal total
+        for row in _sets(files):
+            total += 1
+            yield row
+
+    tops = top_grades(counted())
+    return total, tops
+
+
+def _teacher(args: argparse.Namespace, under_way: SetsUnderWay, tops: dict[str, int]) -> Model | None:
     """The one that is no real model; None for one that is."""
     if args.teacher == "labels":
-        from rank_k.distil.labels import LabelsTeacher, top_grades
+        from rank_k.distil.labels import LabelsTeacher
 
-        return LabelsTeacher(under_way.set_of, top_grades(_sets(args.sets)), args.form, args.tokenizer)
+        return LabelsTeacher(under_way.set_of, tops, args.form, args.tokenizer)
     if args.simulate is not None:
         from rank_k.data.files import read_qrels
         from rank_k.distil.trace import JudgeOfSets

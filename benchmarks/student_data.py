@@ -1,0 +1,264 @@
+"""The data that our own student is trained on: made from labels by `rank-k distil`, step by step.
+
+    python -m benchmarks.student_data OUTPUT_FOLDER [--collections ../shared/data]
+
+Only texts whose licences allow a trained model to be shipped. Writes `train.jsonl` and `heldout.jsonl` (5 % of the
+queries of each source) and tells how many rows there are of what.
+
+Verdicts: `yes` is judged relevant; `partly` is about the same article, or names the same illness, and is among the
+first 20 of BM25; `no` is another of the first 15, but for the very first unjudged one, which may be relevant. Of health
+questions, of which many pages answer the same ones, passages that hold all words of the question are left out too.
+
+- Sets of questions on Wikipedia paragraphs are pooled, for harder negatives. Sets of answers in a style of their own
+  are not: there the style would tell what is relevant.
+- Collections of long answers are cut into pieces of the length that the student sees, so that a set can have several
+  relevant passages: where there is one at most, a student learns to say no to all after the first yes.
+- Half of the questions are in lower case and without question mark, as people type them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import re
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+from zlib import crc32
+
+from rank_k.analysers import analyser_for
+from rank_k.cli import main as rank_k
+from rank_k.data.documents import Split, document_id, passage_id
+from rank_k.data.files import RunWriter, read_passages, read_qrels, read_queries, read_run
+
+PASSAGE_TOKENS = 50
+PIECES = Split(PASSAGE_TOKENS, most=3)
+SHORTEST_PIECE = 40
+"""Characters: the rest of an answer behind its last cut may be a word or two."""
+
+Document = dict[str, Any]
+
+
+def _article(document: Document) -> str:
+    """The article of a paragraph: some titles are "article - section"."""
+    return str(document["title"]).partition(" - ")[0]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """`parts`: folders that are pooled. `topic`: what passages that are partly relevant share with a relevant one;
+    `names`: or they hold all words of the question but those of its mould. `pieces`: long texts are cut. `titled`:
+    texts are shown with their titles."""
+
+    name: str
+    parts: tuple[str, ...]
+    licence: str
+    topic: Callable[[Document], str] | None = None
+    names: bool = False
+    pieces: bool = False
+    titled: bool = True
+
+
+COLLECTIONS = (
+    Collection(
+        "wikipedia",
+        ("train/nq-litm", "train/nq-qed", "train/boolq", "train/selqa", "train/quotesum"),
+        "CC BY-SA 3.0 and 4.0 (Wikipedia; Natural Questions, QED, BoolQ, QuoteSum); Apache-2.0 (SelQA)",
+        topic=_article,
+    ),
+    Collection("nq-clapnq", ("train/nq-clapnq",), "CC BY-SA 3.0 (Natural Questions, Wikipedia)", titled=False),
+    Collection(
+        "ragqa-lotte-forum",
+        ("train/ragqa-lotte-forum",),
+        "Apache-2.0 (answers); StackExchange, CC BY-SA (questions)",
+        pieces=True,
+    ),
+    Collection("dolly-qa", ("train/dolly-qa",), "CC BY-SA 3.0", pieces=True),
+    Collection("pubmedqa", ("train/pubmedqa",), "MIT"),
+    Collection("medquad", ("medquad-train",), "CC BY 4.0", names=True, pieces=True),
+)
+
+EVALUATED = (
+    "trec-dl19",
+    "noveleval",
+    "cranfield",
+    "vaswani",
+    "wikiqa",
+    "birco-clinical-trial-dev",
+    "birco-wtb-dev",
+    "birco-doris-mae-dev",
+    "xquad-en-ru",
+)
+"""Collections that the student is measured on: no query of theirs, and none that is nearly one, is trained on."""
+
+MOULD = """what is are the causes of symptoms treatments for how to diagnose inherited prevent who at risk many people
+affected by research clinical trials being done genetic changes related outlook complications stages do you have
+information about"""
+"""The words of MedQuAD's questions beside the names of illnesses."""
+
+DEPTH = 20
+SAMPLE = "--sizes 3-10 --ranks 1-15 --sets-per-query 1 --positives 1-3 --none 0.15 --skip-negatives 1".split()
+TRACE = f"--teacher labels --prompt compact --passage-tokens {PASSAGE_TOKENS}".split()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="folder for the data")
+    parser.add_argument("--collections", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
+    args = parser.parse_args()
+    started = time.monotonic()
+    args.output.mkdir(parents=True, exist_ok=True)
+    excluded = [str(args.collections / name / "queries.jsonl") for name in EVALUATED]
+    sets = [sampled(collection, args.collections, excluded, args.output) for collection in COLLECTIONS]
+    journal, train, held_out = (args.output / name for name in ("traces.sqlite", "train.jsonl", "heldout.jsonl"))
+    run("distil", "trace", "--sets", *sets, *TRACE, "--journal", journal, "--quiet")
+    run("distil", "select", "--journal", journal, "--output", train, "--held-out", held_out)
+    for path in (train, held_out):
+        tell(path)
+    print(f"{time.monotonic() - started:.0f} s")
+
+
+def sampled(collection: Collection, root: Path, excluded: list[str], output: Path) -> Path:
+    """The candidate sets of one collection, with its passages, judgments and run beside them."""
+    folder = output / collection.name
+    folder.mkdir(exist_ok=True)
+    queries, documents, sets = (folder / name for name in ("queries.jsonl", "corpus.jsonl", "sets.jsonl"))
+    places = [root / part for part in collection.parts]
+    write(queries, ({"_id": row["_id"], "text": as_typed(row)} for place in places for row in rows(place, "queries")))
+    topics: dict[str, str] = {}
+    write(documents, passages(collection, places, topics))
+    run(
+        "retrieve",
+        "--queries",
+        queries,
+        "--documents",
+        documents,
+        "--depth",
+        str(DEPTH),
+        "--output",
+        folder / "bm25.trec",
+    )
+    write_judgments(collection, places, topics, folder)
+    files = ("--queries", queries, "--documents", documents, "--qrels", folder / "qrels.trec", "--output", sets)
+    known = ("--source", collection.name, "--licence", collection.licence)
+    run("distil", "sample", "--runs", folder / "run.trec", *files, *SAMPLE, *known, "--exclude-queries", *excluded)
+    return sets
+
+
+def rows(place: Path, what: str) -> Iterator[Document]:
+    path = next(place.glob(f"{what}.jsonl*"))
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+        yield from map(json.loads, file)
+
+
+def write(path: Path, found: Iterator[Document]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in found:
+            file.write(json.dumps(row) + "\n")
+
+
+def as_typed(row: Document) -> str:
+    text = " ".join(str(row["text"]).replace("(are)", "").replace(" ?", "?").split())
+    return text.lower().rstrip("?") if crc32(row["_id"].encode()) % 2 else re.sub(r"\?+$", "?", text)
+
+
+def passages(collection: Collection, places: list[Path], topics: dict[str, str]) -> Iterator[Document]:
+    """The passages of a collection; notes the topic of each in `topics`."""
+    for place in places:
+        for document in rows(place, "corpus"):
+            title = document["title"] if collection.titled else ""
+            texts = list(PIECES.passages(document["text"])) if collection.pieces else [document["text"]]
+            for number, text in enumerate(texts):
+                if number and len(text) < SHORTEST_PIECE:
+                    continue
+                doc_id = passage_id(document["_id"], number)
+                topics[doc_id] = collection.topic(document) if collection.topic else ""
+                yield {"_id": doc_id, "title": title, "text": text}
+
+
+def write_judgments(collection: Collection, places: list[Path], topics: dict[str, str], folder: Path) -> None:
+    """Judgments of passages, 2 for those of a relevant document and 1 for related ones, if the collection knows any;
+    and the run without those that may be relevant though nobody said so."""
+    above = 2 if collection.topic or collection.names else 1
+    of_document: defaultdict[str, list[str]] = defaultdict(list)
+    for doc_id in topics:
+        of_document[document_id(doc_id)].append(doc_id)
+    found = read_run(folder / "bm25.trec")
+    related = by_name(folder) if collection.names else by_topic(topics)
+    with (folder / "qrels.trec").open("w", encoding="utf-8") as qrels, RunWriter(folder / "run.trec") as writer:
+        for place in places:
+            for query_id, judged in read_qrels(place / "qrels.trec").items():
+                grades = {p: g * above for d, g in judged.items() for p in of_document[d]}
+                ranking = [candidate.doc_id for candidate in found.get(query_id, ())]
+                partly, doubtful = related(query_id, [p for p in ranking if grades.get(p, 0) <= 0], grades)
+                grades.update(dict.fromkeys(partly, 1))
+                qrels.writelines(f"{query_id} 0 {doc_id} {grade}\n" for doc_id, grade in grades.items())
+                writer.write(query_id, [doc_id for doc_id in ranking if doc_id not in doubtful])
+
+
+Related = Callable[[str, list[str], dict[str, int]], tuple[set[str], set[str]]]
+"""A query, its candidates not judged relevant, its grades -> partly relevant ones, and doubtful ones."""
+
+
+def by_topic(topics: dict[str, str]) -> Related:
+    def related(_: str, candidates: list[str], grades: dict[str, int]) -> tuple[set[str], set[str]]:
+        of_relevant = {topics[doc_id] for doc_id, grade in grades.items() if grade > 0} - {""}
+        return {doc_id for doc_id in candidates if topics[doc_id] in of_relevant}, set()
+
+    return related
+
+
+def by_name(folder: Path) -> Related:
+    analyse = analyser_for("en")
+    words = {passage.doc_id: frozenset(analyse(passage.text)) for passage in read_passages(folder / "corpus.jsonl")}
+    queries = {
+        query.query_id: frozenset(analyse(query.text)) for query in read_queries(folder / "queries.jsonl").values()
+    }
+    mould = frozenset(analyse(MOULD))
+
+    def related(query_id: str, candidates: list[str], grades: dict[str, int]) -> tuple[set[str], set[str]]:
+        asked = queries[query_id]
+        named = {doc_id for doc_id in candidates if asked - mould <= words[doc_id]}
+        doubtful = {doc_id for doc_id in named if asked <= words[doc_id]}
+        return named - doubtful, doubtful
+
+    return related
+
+
+def run(*arguments: str | Path) -> None:
+    code = rank_k([*map(str, arguments)])
+    if code:
+        raise SystemExit(code)
+
+
+def tell(path: Path) -> None:
+    """Counts, on standard output."""
+    rows: Counter[str] = Counter()
+    verdicts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    positives: Counter[int] = Counter()
+    sizes, lengths = [], []
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            said = row["completion"][0]["content"]
+            found = Counter(word for word in said.partition("</think>")[0].split() if word in ("no", "partly", "yes"))
+            rows[row["source"]] += 1
+            verdicts[row["source"]] += found
+            positives[found["yes"] + found["partly"]] += 1
+            sizes.append(len(row["doc_ids"]))
+            lengths.append(len(row["prompt"][0]["content"]) + len(said))
+    total = sum(rows.values())
+    print(f"\n{path}: {total:,} rows, {fmean(sizes):.1f} passages and {fmean(lengths):,.0f} characters a row")
+    print("relevant passages: " + ", ".join(f"{n} in {positives[n] / total:.0%}" for n in sorted(positives)))
+    for source, count in rows.items():
+        of = verdicts[source]
+        print(f"{source:<20} {count:>6,} rows, {of['no']:>7,} no {of['partly']:>6,} partly {of['yes']:>6,} yes")
+
+
+if __name__ == "__main__":
+    main()
