@@ -330,8 +330,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, factor, shared in LIMITS:
         world = World.of(name, data, seeds, factor=factor, shared=shared)
         print(world.row(f"{world}, {shared:.0%} of the error shared", auto_at(world, 0.7)), flush=True)
-    for strategy in ("topdown", "tournament", "blocks", "setwise"):
-        for name in ("helps", "hurts"):
+    for strategy in ("blocks", "topdown", "tournament", "setwise"):
+        for name in WORLDS:
             world = World.of(name, data, seeds, strategy)
             print(world.row(f"{strategy}: {world}", auto_at(world, 0.7)), flush=True)
 

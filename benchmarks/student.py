@@ -6,7 +6,7 @@ STUDENT: folders or GGUF files that `rank-k distil export` wrote; give the one t
 ablations (asked with its trace suppressed: add `:off` to its name). Each collection's own BM25 run is reranked to
 depth 20 through the embedded model, as a user would, with the commands of the package. Beside the students stand a
 random order, BM25, the untrained weights asked to compare, and query likelihood by the same weights. The first student
-is compared with BM25 and with query likelihood by a paired bootstrap over queries.
+is compared with BM25 and with query likelihood, paired by query, with the bootstrap's 95 % interval.
 
 Runs and journals stay in the output folder: the same command goes on after an interruption.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,12 @@ from statistics import fmean
 
 from rank_k.cli import main as rank_k
 from rank_k.data.files import read_qrels, read_run
+from rank_k.evaluation.comparison import paired
 from rank_k.evaluation.measures import evaluate
 from rank_k.records import Candidate
 
 DEPTH = 20
 NAMES = ("trec-dl19", "wikiqa", "noveleval")
-RESAMPLES = 10_000
 MEASURE = "nDCG@10"
 
 Run = Mapping[str, Sequence[Candidate]]
@@ -73,8 +72,11 @@ def main() -> None:
         student, others = rows[4:5], {row.name: row for row in rows[1:4]}
         for first in student:
             for other in ("BM25", "query likelihood"):
-                low, middle, high = gain(first, others[other])
-                print(f"{first.name} less {other}: {middle:+.4f} (95 % of resamples: {low:+.4f} to {high:+.4f})")
+                found = paired(first.per_query, others[other].per_query)
+                print(
+                    f"{first.name} less {other}: {found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f});"
+                    f" better in {found.better}, worse in {found.worse} of {found.queries} queries"
+                )
 
 
 def measured(collection: Path, folder: Path, students: Sequence[str]) -> Iterator[Row]:
@@ -99,27 +101,17 @@ def reranked(name: str, judged: Mapping[str, Mapping[str, int]], bm25: Run, fold
     """Rerank by the command, and measure. The cost is that of the calls, as the journal has it."""
     stem = "".join(letter if letter.isalnum() else "-" for letter in name)
     output, report = folder / f"{stem}.trec", folder / f"{stem}.json"
-    started = time.monotonic()
     code = rank_k([str(each) for each in ("rerank", *options, "--output", output, "--report", report)])
-    seconds = time.monotonic() - started
     if code:
         raise SystemExit(code)
     told = json.loads(report.read_text(encoding="utf-8"))
-    tokens = told["usage"]["prompt_tokens"] + told["usage"]["completion_tokens"]
+    tokens = told["prompt_tokens"] + told["completion_tokens"]
     run = {query_id: found[:DEPTH] for query_id, found in read_run(output).items()}
-    return Row(name, ndcg(judged, run), seconds / len(bm25), tokens / len(bm25))
+    return Row(name, ndcg(judged, run), told["model_seconds"] / len(bm25), tokens / len(bm25))
 
 
 def ndcg(judged: Mapping[str, Mapping[str, int]], run: Run) -> Mapping[str, float]:
     return evaluate(judged, run, [MEASURE]).per_query[MEASURE]
-
-
-def gain(one: Row, other: Row) -> tuple[float, float, float]:
-    """Mean gain of `one` over `other`, between the 2.5th and 97.5th percentile of resampled means (paired)."""
-    gains = [one.per_query[query_id] - other.per_query[query_id] for query_id in other.per_query]
-    random = Random(0)
-    means = sorted(fmean(random.choices(gains, k=len(gains))) for _ in range(RESAMPLES))
-    return means[RESAMPLES // 40], fmean(gains), means[-RESAMPLES // 40 - 1]
 
 
 if __name__ == "__main__":

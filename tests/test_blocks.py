@@ -29,6 +29,15 @@ def test_the_default_plan_for_100() -> None:
     assert [step.windows_left for step in rounds] == [7, 2, 1]
 
 
+def test_the_last_windows_reach_no_lower_than_their_passages_stand() -> None:
+    rounds = check(Blocks(), 100, Random(0))
+    assert [window.reach for window in rounds[0].windows] == [(1, 100)] * 5
+    assert rounds[1].windows[0].reach == (1, 20), "the head holds the best twenty"
+    standing = {doc_id: rank for rank, doc_id in enumerate(rounds[2].ranking.doc_ids, 1)}
+    [boundary] = rounds[2].windows
+    assert boundary.reach == (1, max(standing[doc_id] for doc_id in boundary.doc_ids))
+
+
 @pytest.mark.parametrize(
     ("preset", "windows", "rounds"), [("paper", 9, 9), ("fast", 6, 2), ("balanced", 7, 3), ("thorough", 12, 3)]
 )

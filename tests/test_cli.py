@@ -123,7 +123,9 @@ def test_from_documents_to_figures_with_a_simulated_judge(folder: Path, rank_k: 
     assert ranking("out.trec") == BEST
 
     told = rank_k("evaluate", "--qrels", "qrels.trec", "bm25.trec", "out.trec")
-    head, before, after = told.out.splitlines()
+    means, cost = told.out.split("\n\n")
+    assert cost.splitlines()[1].split()[:4] == ["out.trec", "3", "3", "1.0"], "its journal lies beside it"
+    head, before, after = means.splitlines()
     assert head.split() == ["run", "nDCG@10", "nDCG@20", "AP", "RR@10", "R@100", "Judged@10"]
     assert after.split() == ["out.trec", *["1.0000"] * 6]
     assert before.split()[0] == "bm25.trec"

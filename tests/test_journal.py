@@ -147,6 +147,28 @@ def test_a_run_is_named_by_its_settings_and_goes_on_under_that_name(kept: Journa
     assert kept.last_run() == first
 
 
+def test_runs_are_told_with_their_settings_the_last_one_first(kept: Journal) -> None:
+    assert kept.runs() == []
+    first, second = kept.begin_run({"a": 1, "output": Path("x")}), kept.begin_run({"a": 2})
+    assert [(record.run, record.settings) for record in kept.runs()] == [
+        (second, {"a": 2}),
+        (first, {"a": 1, "output": "x"}),
+    ]
+    kept.begin_run({"a": 1, "output": Path("x")})
+    assert [record.run for record in kept.runs()] == [first, second]
+    assert kept.runs()[0].started_at >= kept.runs()[1].started_at
+
+
+def test_a_run_knows_its_model(kept: Journal) -> None:
+    run = kept.begin_run({})
+    assert kept.model(run) == ""
+    kept.keep_window(run, a_window("a", calls=("lost",)))
+    kept.keep_window(run, a_window("b", calls=("k",)))
+    assert kept.model(run) == ""
+    kept.keep("k", "Rank-K", "ask", {}, Reply("[1]"))
+    assert kept.model(run) == "Rank-K"
+
+
 def test_windows_come_in_the_order_asked(kept: Journal) -> None:
     assert list(kept.windows()) == []
     run, other = kept.begin_run({"n": 1}), kept.begin_run({"n": 2})

@@ -48,10 +48,11 @@ def test_a_forgotten_parent_is_no_evidence_and_a_tie_changes_nothing() -> None:
         assert ranking.doc_ids == tuple(f"d{i}" for i in range(9))
 
 
-def test_reach_leaves_out_what_is_ranked() -> None:
+def test_reach_leaves_out_what_is_ranked_and_what_stands_below_the_family() -> None:
     rounds = check(Setwise(window=5, k=3), 30, Random(2))
-    assert rounds[0].windows[0].reach == (1, 30)
-    assert rounds[-1].windows[0].reach == (3, 30)
+    assert [window.reach for window in rounds[0].windows] == [(1, 25), (1, 29), (1, 30)]  # the deepest level
+    roots = [step.windows[0].reach for step in rounds if "d2" in step.windows[0].doc_ids and len(step.windows) == 1]
+    assert roots == [(1, 5), (2, 6), (3, 7)], "who wins at the root is ranked, whatever the rest does"
 
 
 def test_a_wrong_setting_names_itself() -> None:

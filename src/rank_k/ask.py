@@ -295,7 +295,6 @@ class Asker:
     async def _closed(self, question: Request, so_far: Answer, look: _Look) -> Answer:
         """The answer that follows from a thought that was ended: with the trace in place where the server can
         go on from it, else in a fresh turn that carries the notes."""
-        len(question.subject.doc_ids)
         trace = so_far.trace
         answer = None
         if self.model.abilities.prefill:

@@ -11,7 +11,7 @@ MODULES_OF_EXTRA = {
     "bright": ("huggingface_hub", "pyarrow"),
     "data": ("backports", "bm25s", "ir_datasets", "Stemmer", "yaml"),
     "embedded": ("xllamacpp",),
-    "eval": ("ir_measures",),
+    "eval": ("ir_measures", "jinja2", "matplotlib", "scipy"),
     "fit": ("numpy",),
     "tokens": ("tokenizers",),
     "train": ("accelerate", "datasets", "gguf", "peft", "safetensors", "torch", "transformers", "trl"),

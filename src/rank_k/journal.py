@@ -101,6 +101,15 @@ class WindowRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One command's work: its name, when it last began (seconds since 1970) and the settings it was begun with."""
+
+    run: str
+    started_at: float
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class QueryCost:
     """What a query of a run came to."""
 
@@ -350,6 +359,20 @@ class Journal:
                 sum(reply.seconds for reply in calls if reply),
                 sum((Counter(record.repairs) for record in windows), Counter()),
             )
+
+    def runs(self) -> list[RunRecord]:
+        """All runs, the last one begun first."""
+        rows = self._db.execute("SELECT run, started_at, settings FROM runs ORDER BY started_at DESC")
+        return [RunRecord(run, started_at, json.loads(settings)) for run, started_at, settings in rows]
+
+    def model(self, run: str) -> str:
+        """The name of the model that a run asked; empty if it asked nothing."""
+        for (calls,) in self._db.execute("SELECT calls FROM windows WHERE run = ?", (run,)):
+            for key in json.loads(calls):
+                row = self._db.execute("SELECT model FROM calls WHERE key = ?", (key,)).fetchone()
+                if row is not None:
+                    return _text(row[0])
+        return ""
 
     def last_run(self) -> str:
         row = self._db.execute("SELECT run FROM runs ORDER BY started_at DESC LIMIT 1").fetchone()

@@ -1,23 +1,30 @@
-"""`rank-k evaluate`: what runs are worth by judgments."""
+"""`rank-k evaluate`: what runs are worth by judgments, what they cost, and whether one is better than another."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import csv
+import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rank_k.cli.collection import DATASET
+from rank_k.cli.collection import DATASET, collection
+from rank_k.cli.outputs import check_output
+from rank_k.cli.prices import add_prices, prices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rank_k.evaluation.measures import Evaluation
+    from rank_k.data.collections import Collection
+    from rank_k.evaluation.assessment import Assessment
+    from rank_k.evaluation.costs import RunCost
+    from rank_k.records import Run
 
 NAME = "evaluate"
-HELP = "measure runs against judgments"
-EXAMPLE = "rank-k evaluate --qrels qrels.trec bm25.trec reranked.trec"
+HELP = "measure runs against judgments, and compare them"
+EXAMPLE = "rank-k evaluate --qrels qrels.trec bm25.trec reranked.trec --baseline bm25.trec --report report.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,60 +35,138 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--measures",
         nargs="+",
         metavar="M",
-        help="as ir_measures writes them (nDCG@10 nDCG@20 AP RR@10 R@100 Judged@10)",
+        help="as ir_measures writes them (nDCG@10 nDCG@20 AP RR@10 R@100 Judged@10), the one that counts most first",
     )
     parser.add_argument("--json", action="store_true", help="JSON with every query's values, on stdout")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="a line for each run, measure and query")
+    group = parser.add_argument_group(
+        "comparison", "paired by query, corrected for their number; see docs/evaluation.md"
+    )
+    group.add_argument("--baseline", type=Path, metavar="RUN", help="compare the others with this run")
+    group.add_argument("--report", type=Path, metavar="FILE", help="one HTML page with tables and plots")
+    group.add_argument("--queries", type=Path, metavar="FILE", help="texts of queries, for the report (the data set's)")
+    group = parser.add_argument_group("cost", "from the journals of the runs; RUN.journal.sqlite is found by itself")
+    group.add_argument("--journal", action="append", metavar="RUN=FILE", help="where a run's journal is")
+    add_prices(group)
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.cli.collection import collection
-    from rank_k.data.collections import WithoutExcluded
-    from rank_k.data.files import read_qrels, read_run
+    from rank_k.cli import evaluation_output
+    from rank_k.data.files import read_qrels
     from rank_k.errors import InputError
-    from rank_k.evaluation.measures import DEFAULT_MEASURES, evaluate
+    from rank_k.evaluation.assessment import assess
+    from rank_k.evaluation.measures import DEFAULT_MEASURES
 
     dataset = collection(args.dataset) if args.dataset else None
-    file = args.qrels or (None if dataset is None else dataset.qrels)
-    if file is None:
+    judgments = args.qrels or (None if dataset is None else dataset.qrels)
+    if judgments is None:
         without = "" if dataset is None else f" ({args.dataset} has no judgments)"
         raise InputError(f"--qrels is missing{without}", f"give --qrels FILE, or --dataset with {DATASET}")
-    qrels = read_qrels(file)
-    measures = args.measures or DEFAULT_MEASURES
-    found: dict[str, Evaluation] = {}
-    for path in args.runs:
-        run = WithoutExcluded(read_run(path).items(), {} if dataset is None else dataset.excluded)
-        if left_out := run.count():
-            print(f"{path}: {left_out} documents that {args.dataset} excludes, left out", file=sys.stderr)
-        found[str(path)] = evaluate(qrels, dict(run), measures)
-    for path, evaluation in found.items():
-        if evaluation.missing:
-            named = ", ".join(evaluation.missing[:5])
-            print(f"{path}: {len(evaluation.missing)} judged queries missing, counted as 0: {named}", file=sys.stderr)
-        if evaluation.unjudged:
-            print(f"{path}: {len(evaluation.unjudged)} queries without judgments, not counted", file=sys.stderr)
+    paths, baseline = _runs(args)
+    journals = _journals(args, paths)
+    read = (judgments, *paths.values(), *journals.values(), *([args.queries] if args.queries else []))
+    if args.csv is not None:
+        check_output("--csv", args.csv, read)
+    if args.report is not None:
+        check_output("--report", args.report, (*read, *([args.csv] if args.csv else [])))
+
+    costs = {name: _cost(args, name, paths[name], file) for name, file in journals.items()}
+    assessment = assess(
+        read_qrels(judgments),
+        _read(paths, dataset, args.dataset),
+        args.measures or DEFAULT_MEASURES,
+        baseline=baseline,
+        costs=costs,
+        intervals=bool(baseline or args.json or args.report),
+    )
+    for line in evaluation_output.notes(assessment):
+        print(line, file=sys.stderr)
+    if args.csv is not None:  # files first: whoever reads the output may have seen enough before its end
+        with args.csv.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(evaluation_output.rows(assessment))
+    if args.report is not None:
+        args.report.write_text(_report(args, assessment, judgments, dataset), encoding="utf-8")
     if args.json:
-        print(json.dumps({path: _told(evaluation) for path, evaluation in found.items()}, indent=2))
+        print(evaluation_output.as_json(assessment))
     else:
-        print("\n".join(table({path: evaluation.means for path, evaluation in found.items()})))
+        print("\n".join(evaluation_output.lines(assessment)))
     return 0
 
 
-def _told(evaluation: Evaluation) -> dict[str, Any]:
-    return {
-        "mean": dict(evaluation.means),
-        "per_query": {measure: dict(values) for measure, values in evaluation.per_query.items()},
-        "missing": list(evaluation.missing),
-        "unjudged": list(evaluation.unjudged),
-    }
+def _runs(args: argparse.Namespace) -> tuple[dict[str, Path], str]:
+    """The runs by name, the baseline's among them, and its name."""
+    paths = {str(path): path for path in args.runs}
+    if args.baseline is None:
+        return paths, ""
+    here = args.baseline.resolve()
+    for name, path in paths.items():
+        if path.resolve() == here:
+            return paths, name
+    return {str(args.baseline): args.baseline, **paths}, str(args.baseline)
 
 
-def table(means: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Lines of a table with a row per run and a column per measure."""
-    measures = list(next(iter(means.values()), {}))
-    width = max(len(name) for name in ("run", *means))
-    head = "run".ljust(width) + "".join(f"  {measure:>7}" for measure in measures)
-    rows = [
-        name.ljust(width) + "".join(f"  {values[measure]:{max(len(measure), 7)}.4f}" for measure in measures)
-        for name, values in means.items()
-    ]
-    return [head, *rows]
+def _read(paths: Mapping[str, Path], dataset: Collection | None, dataset_name: str) -> dict[str, Run]:
+    from rank_k.data.collections import WithoutExcluded
+    from rank_k.data.files import read_run
+
+    runs: dict[str, Run] = {}
+    for name, path in paths.items():
+        found = WithoutExcluded(read_run(path).items(), {} if dataset is None else dataset.excluded)
+        if left_out := found.count():
+            print(f"{path}: {left_out} documents that {dataset_name} excludes, left out", file=sys.stderr)
+        runs[name] = dict(found)
+    return runs
+
+
+def _journals(args: argparse.Namespace, paths: Mapping[str, Path]) -> dict[str, Path]:
+    """Where the journals of runs are: beside them, or where --journal says."""
+    from rank_k.errors import InputError
+    from rank_k.evaluation.costs import journal_beside
+
+    found = {name: beside for name, path in paths.items() if (beside := journal_beside(path))}
+    for given in args.journal or ():
+        name = next((name for name in sorted(paths, key=len, reverse=True) if given.startswith(f"{name}=")), None)
+        if name is None:
+            raise InputError(
+                f"--journal {given} names none of the runs", f"write RUN=FILE, RUN as you name it: {', '.join(paths)}"
+            )
+        found[name] = Path(given[len(name) + 1 :])
+    return found
+
+
+def _cost(args: argparse.Namespace, name: str, path: Path, journal: Path) -> RunCost | None:
+    """What a run cost, and money where prices are given. A journal that was not asked for may be unreadable."""
+    from rank_k.errors import JournalError
+    from rank_k.evaluation.costs import run_cost
+
+    try:
+        cost = run_cost(journal, path)
+    except JournalError as error:
+        if any(given.startswith(f"{name}=") for given in args.journal or ()):
+            raise
+        print(f"{name}: without its cost: {error}", file=sys.stderr)
+        return None
+    if cost is None:
+        return None
+    price = prices(args, cost.model)
+    return cost if price is None else replace(cost, money=price.of(cost.usage))
+
+
+def _report(args: argparse.Namespace, assessment: Assessment, judgments: Path, dataset: Collection | None) -> str:
+    from rank_k.data.files import read_queries
+    from rank_k.evaluation.report import Made, report
+
+    file = args.queries or (None if dataset is None else dataset.queries)
+    texts = {} if file is None else {query.query_id: query.text for query in read_queries(file).values()}
+    return report(assessment, Made(_command(args), str(judgments)), texts)
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command as it was given, for whoever wants to run it again."""
+    words = ["rank-k", NAME, *map(str, args.runs)]
+    for option in ("qrels", "dataset", "baseline", "queries", "price_in", "price_out", "price_file", "csv", "report"):
+        if (value := getattr(args, option)) is not None:
+            words += [f"--{option.replace('_', '-')}", str(value)]
+    for given in args.journal or ():
+        words += ["--journal", given]
+    return shlex.join([*words, *(["--measures", *args.measures] if args.measures else [])])

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("show", "export", "cost"), help="windows as text, as JSONL, or the totals")
     parser.add_argument("journal", type=Path, metavar="FILE", help="the journal")
     parser.add_argument("--query", metavar="ID", help="only this query")
+    parser.add_argument("--run", metavar="NAME", help="of the runs in the journal, the one so named (the last one)")
     add_prices(parser)
 
 
@@ -38,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
         if args.what == "cost":
             print("\n".join(_cost(journal, args)))
             return 0
-        found = journal.windows(query_id=args.query)
+        if args.run is not None and args.run not in (names := [record.run for record in journal.runs()]):
+            raise InputError(f"there is no run {args.run} in {args.journal}", f"one of: {', '.join(names) or 'none'}")
+        found = journal.windows(args.run, args.query)
         if args.query is not None:
             found = _at_least_one(found, args)
         lines = (
@@ -56,7 +59,8 @@ def _at_least_one(found: Iterator[WindowRecord], args: argparse.Namespace) -> It
 
     first = next(found, None)
     if first is None:
-        raise InputError(f"the last run in {args.journal} asked nothing about query {args.query}", "check --query")
+        run = "the last run" if args.run is None else f"run {args.run}"
+        raise InputError(f"{run} in {args.journal} asked nothing about query {args.query}", "check --query")
     return chain([first], found)
 
 

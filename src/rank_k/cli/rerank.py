@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from contextlib import closing
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.collection import add_collection, index_progress, named_collection
 from rank_k.cli.model import add_asking, add_server, count, duration, reranker_options, simulated, simulated_by_passage
+from rank_k.cli.outputs import check_output
 from rank_k.cli.prices import Prices, add_prices, prices
 
 if TYPE_CHECKING:
@@ -74,9 +74,9 @@ def run(args: argparse.Namespace) -> int:
     split = _split(args)
     named = named_collection(args)
     run_file = named.run(args.run)
-    _check_output("--output", args.output, (run_file, *named.files))
+    check_output("--output", args.output, (run_file, *named.files))
     if args.report is not None:
-        _check_output("--report", args.report, (run_file, *named.files, args.output))
+        check_output("--report", args.report, (run_file, *named.files, args.output))
     first_stage = RunFile(run_file)
     candidates = WithoutExcluded(first_stage, named.excluded)
     queries = read_queries(named.queries, args.query_fields)
@@ -159,19 +159,6 @@ def tokens(text: str) -> int:
     if not 1 <= number * factor < 2**62:
         raise ValueError
     return int(number * factor)
-
-
-def _check_output(option: str, file: Path, others: tuple[Path, ...]) -> None:
-    """It can be written and nothing of the user's is lost by that: found out before the first call is paid."""
-    from rank_k.errors import InputError
-
-    if file.is_dir():
-        raise InputError(f"{option} {file} is a directory", "name a file in it")
-    folder = file.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"{option} {file}: there is no folder {folder} that can be written to", "make it first")
-    if any(os.path.realpath(file) == os.path.realpath(other) for other in others):
-        raise InputError(f"{option} {file} would replace a file that is read", "name another one")
 
 
 def _check_queries(first_stage: RunFile, queries: Mapping[str, Query], file: Path) -> None:

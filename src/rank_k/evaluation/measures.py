@@ -52,9 +52,7 @@ def evaluate(
     if not qrels:
         raise InputError("there are no judgments to evaluate against", "check the qrels file")
     ir_measures = load("ir_measures")
-    parsed = {str(measure): measure for measure in (_measure(name) for name in measures)}
-    if not parsed:
-        raise InputError("no measure is given", _REMEDY)
+    parsed = _parsed(measures)
 
     # pytrec_eval takes neither undecodable ids nor NUL in them, so it sees numbers instead.
     numbers: dict[str, str] = {}
@@ -91,6 +89,18 @@ def evaluate(
         missing=tuple(query_id for query_id in qrels if not run.get(query_id)),
         unjudged=tuple(query_id for query_id in run if query_id not in qrels),
     )
+
+
+def spelled(measures: Sequence[str]) -> tuple[str, ...]:
+    """The measures in ir_measures's own spelling, each once. Raises `InputError` for one that is unknown."""
+    return tuple(_parsed(measures))
+
+
+def _parsed(measures: Sequence[str]) -> dict[str, Any]:
+    parsed = {str(measure): measure for measure in map(_measure, measures)}
+    if not parsed:
+        raise InputError("no measure is given", _REMEDY)
+    return parsed
 
 
 def _trec_eval_order(candidates: Sequence[Candidate]) -> list[str]:

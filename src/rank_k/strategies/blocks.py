@@ -17,7 +17,7 @@ from rank_k.extras import load
 from rank_k.records import Candidate, Outcome, Ranking, Round, Window
 from rank_k.strategies.consensus import consensus
 from rank_k.strategies.pairwise import fit
-from rank_k.strategies.protocol import Steps, Ties, check_window
+from rank_k.strategies.protocol import Steps, Ties, check_window, lowest_rank
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ class Blocks:
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> Steps:
         ids = tuple(candidate.doc_id for candidate in candidates)
-        everywhere = (1, len(ids))  # one fit over all: any answer can move any passage
+        everywhere = (1, len(ids))  # a block holds passages from all over the list
         outcomes: list[Outcome] = []
         ties = Ties()
         blocks = self._blocks(ids, Random(seed))
@@ -71,7 +71,9 @@ class Blocks:
             if shown in asked:  # the same question has the same answer, which must not count twice
                 break
             asked.add(shown)
-            answered = yield Round((Window(shown, everywhere),), ranking, later - done)
+            # it decides among the ranks that its passages stand at; through the fit, others move a little
+            reach = (1, lowest_rank(shown, ranking.doc_ids))
+            answered = yield Round((Window(shown, reach),), ranking, later - done)
             ranking = self._ranking(ids, answered, outcomes, ties)
             shown = _undecided(ranking, self.window)
         return ranking

@@ -23,6 +23,12 @@ class Strategy(Protocol):
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> Steps: ...
 
 
+def lowest_rank(doc_ids: Iterable[str], ranked: Iterable[str]) -> int:
+    """The rank, from 1, of the last of `doc_ids` in the list `ranked`, which holds them all."""
+    wanted = set(doc_ids)
+    return max(rank for rank, doc_id in enumerate(ranked, 1) if doc_id in wanted)
+
+
 class Ties:
     """Remembers, per passage, the tier it last stood in, to tell which neighbours of a ranking are tied.
 

@@ -59,14 +59,18 @@ class Setwise:
         return ties.ranking(_led(best, ids))
 
     def _families(self, places: Sequence[int], heap: Sequence[str], ranked: int) -> dict[int, Window]:
-        """A window of parent and children for each of `places` that has children."""
+        """A window of parent and children for each of `places` that has children.
+
+        The heap is the list that is being sorted: a window changes nothing below the last of its children, and later
+        windows show its winner again until that has risen to the head.
+        """
         count = self.window - 1
-        reach = (ranked + 1, ranked + len(heap))
-        return {
-            place: Window((heap[place], *heap[count * place + 1 : count * (place + 1) + 1]), reach)
-            for place in places
-            if count * place + 1 < len(heap)
-        }
+        windows: dict[int, Window] = {}
+        for place in places:
+            if children := heap[count * place + 1 : count * (place + 1) + 1]:
+                worst = ranked + count * place + 1 + len(children)
+                windows[place] = Window((heap[place], *children), (ranked + 1, worst))
+        return windows
 
 
 def _levels(length: int, children: int) -> list[list[int]]:

@@ -1,0 +1,237 @@
+"""The report: every figure in it, every text as text, nothing in it that asks, runs or styles from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from rank_k.evaluation.assessment import Assessment, assess
+from rank_k.evaluation.costs import RunCost
+from rank_k.evaluation.page import p_value, security_policy, share, signed, styles, whole
+from rank_k.evaluation.report import Made, report
+from rank_k.journal import QueryCost
+from rank_k.models.base import Usage
+from rank_k.records import Candidate
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+HEBREW = "מה גורם לגאות ושפל?"
+QUERIES = [HOSTILE, "\udcff\x1b[31m", "q & a", *(f"q{number}" for number in range(40))]
+TEXTS = {HOSTILE: "</td><script>alert(2)</script>", "q & a": HEBREW, "q1": "what moves the tides" * 10}
+MADE = Made("rank-k evaluate --qrels 'my \"qrels\"' a b <c>", "my qrels")
+RUNS = ("first/stage.trec", "sliding.trec", f"blocks {HOSTILE} with a long name indeed, of a strategy.trec")
+
+
+def assessed(queries: list[str] | None = None, baseline: str = RUNS[0], seed: int = 1) -> Assessment:
+    """Three runs, each better than the one before; the first has no journal."""
+    queries = QUERIES if queries is None else queries
+    chance = random.Random(seed)
+    qrels = {q: {f"d{n}": chance.choice([0, 0, 1, 2]) for n in range(12)} | {"d12": 3} for q in queries}
+    runs = {}
+    for merit, name in enumerate(RUNS):
+        runs[name] = {
+            q: [
+                Candidate(doc_id, merit * 0.4 * (grades.get(doc_id) or 0) + 2 * chance.random())
+                for doc_id in (*grades, "unjudged")
+            ]
+            for q, grades in qrels.items()
+        }
+    costs: dict[str, RunCost | None] = {
+        name: RunCost(
+            Path(f"{name.partition(' ')[0]}.journal.sqlite"),
+            "",
+            0,
+            True,
+            "hltcoe/Rank-K-32B",
+            {
+                q: QueryCost(
+                    q, rounds, calls, calls, 1, Usage(900 * calls, 4000 * calls, 3800 * calls), 31.5 * calls, {}
+                )
+                for q in queries[1:]
+            },
+            money,
+        )
+        for name, rounds, calls, money in ((RUNS[1], 9, 9, 1.25), (RUNS[2], 3, 7, None))
+    }
+    return assess(qrels, runs, ["nDCG@10", "AP", "Judged@10"], baseline=baseline, costs=costs)
+
+
+@pytest.fixture(scope="module")
+def assessment() -> Assessment:
+    return assessed()
+
+
+@pytest.fixture(scope="module")
+def page(assessment: Assessment) -> str:
+    return report(assessment, MADE, TEXTS)
+
+
+class Read(HTMLParser):
+    """What a browser would make of the page: elements with their attributes, and the text of each kind."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text: dict[str, list[str]] = {}
+        self._open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in ("meta", "br", "link"):
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self.text.setdefault(self._open[-1], []).append(data)
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def test_nothing_is_asked_of_anybody_and_nothing_runs(page: str) -> None:
+    read = Read(page)
+    allowed = (
+        "html head meta title style body header main section h1 h2 p ul li strong bdi span small div table caption"
+    )
+    allowed += " thead tbody tr th td code figure figcaption details summary dl dt dd"
+    allowed += " svg desc g defs path use text clippath rect"
+    assert {tag for tag, _ in read.elements} <= set(allowed.split())
+    for tag, attributes in read.elements:
+        assert not {
+            name for name in attributes if name.startswith("on") or name in ("style", "src", "srcset", "action")
+        }
+        assert attributes.get("href", "#").startswith("#"), tag
+    assert "url(" not in styles()
+    assert "@import" not in styles()
+    assert "://" not in page.replace('xmlns="http://www.w3.org/2000/svg"', "")
+
+
+def test_the_policy_lets_the_pages_own_styles_through_and_nothing_else(page: str) -> None:
+    [style] = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    [policy] = [meta["content"] for meta in Read(page).all("meta") if meta.get("http-equiv")]
+    assert policy == security_policy()
+    assert policy.split("; ") == [
+        "default-src 'none'",
+        f"style-src 'sha256-{digest}'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+
+
+def test_texts_of_runs_and_queries_are_shown_as_they_are(page: str) -> None:
+    read = Read(page)
+    page.encode()
+    assert HOSTILE in read.text["bdi"], "as an id"
+    assert RUNS[2] in read.text["bdi"], "in a name"
+    assert "q & a" in read.text["bdi"]
+    assert "\\udcff\\x1b[31m" in read.text["bdi"]
+    assert any(HOSTILE in title for title in read.text["title"]), "in a figure"
+    assert MADE.command in read.text["code"]
+
+
+def test_queries_are_read_in_their_own_direction(assessment: Assessment) -> None:
+    hurt = assessment.hurt(assessment.compared[0])[0].query_id
+    page = report(assessment, MADE, {hurt: HEBREW, **TEXTS})
+    assert f'<td class="text" dir="auto">{HEBREW}</td>' in page
+
+
+def test_every_figure_of_the_assessment_is_there(assessment: Assessment, page: str) -> None:
+    cells = [cell.strip() for cell in Read(page).text["td"]]
+    for run in assessment.runs:
+        for measure in assessment.measures:
+            assert f"{run.evaluation.means[measure]:.4f}" in cells
+            low, high = run.intervals[measure]
+            assert f"<small>{low:.4f} – {high:.4f}</small>" in page
+    assert assessment.comparisons == 4
+    assert "4 comparisons were made" in page
+    for run in assessment.compared:
+        for compared in run.against.values():
+            assert signed(compared.paired.mean) in cells
+            assert f"{signed(compared.paired.low)} to {signed(compared.paired.high)}" in cells
+            for p in (compared.randomisation_p, compared.t_p):
+                assert (p_value(p) in Read(page).text["strong"]) if p <= 0.05 else (p_value(p) in cells)
+        for change in assessment.hurt(run):
+            assert signed(change.difference) in cells
+            command = run.cost.command(change.query_id) if run.cost else None
+            if command:
+                assert command in [code.replace("\\udcff\\x1b", "\udcff\x1b") for code in Read(page).text["code"]]
+    for run in assessment.runs:
+        assert share(run.unjudged) in cells
+        if run.cost:
+            assert {whole(run.cost.calls), whole(run.cost.usage.prompt_tokens), whole(run.cost.seconds)} <= set(cells)
+    assert "1.2500" in cells
+    assert "–" in cells, "no price, no cost"
+    assert page.count('role="img"') == 2 + 3, "gains of two runs; quality against tokens, rounds and seconds"
+
+
+def test_the_first_sentences_say_only_what_was_shown(assessment: Assessment, page: str) -> None:
+    listed = page.split('<ul class="findings">')[1].split("</ul>")[0]
+    items = [" ".join(item.split()) for item in listed.split("<li")[1:]]
+    assert len(items) == 2
+    for item, run in zip(items, assessment.compared, strict=True):
+        compared = run.against["nDCG@10"]
+        sure = compared.randomisation_p <= 0.05
+        assert ("is better than the baseline" in item) == (sure and compared.paired.mean > 0)
+        assert ("is not shown to differ" in item) == (not sure)
+    none = report(assessed(QUERIES[:4], seed=3), MADE)
+    assert "is not shown to differ" in none
+    assert "better than the baseline" not in none
+    worse = report(assessed(baseline=RUNS[2]), MADE)
+    assert "is worse than the baseline" in worse
+
+
+def test_it_can_be_heard_and_walked_through(page: str) -> None:
+    read = Read(page)
+    ids = [attributes["id"] for _, attributes in read.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    named = [name for _, attributes in read.elements for name in attributes.get("aria-labelledby", "").split()]
+    assert set(named) <= set(ids)
+    assert len(read.all("table")) == len(read.all("caption"))
+    assert all("scope" in head for head in read.all("th"))
+    assert all(svg["role"] == "img" and svg["aria-labelledby"] for svg in read.all("svg"))
+    regions = [attributes for attributes in read.all("div") if attributes["class"] == "scroll"]
+    assert len(regions) == len(read.all("table"))
+    assert all(region["tabindex"] == "0" and region["aria-labelledby"] for region in regions)
+    assert read.all("html") == [{"lang": "en"}]
+
+
+def test_the_same_assessment_gives_the_same_page(page: str) -> None:
+    assert report(assessed(), MADE, TEXTS) == page
+
+
+def test_without_a_baseline_or_a_journal_nothing_is_said_of_them() -> None:
+    qrels = {"q": {"a": 1}}
+    whole_page = report(assess(qrels, {"one": {"q": [Candidate("a", 1.0)]}}, ["AP"]), MADE)
+    page = whole_page.partition("</style>")[2]
+    assert "<h1>Evaluation of one</h1>" in page
+    assert "baseline" not in page
+    assert "Cost beside quality" not in page
+    assert "<svg" not in page
+
+
+def test_a_run_that_gains_everywhere_and_one_that_is_the_same() -> None:
+    qrels = {"q": {"a": 1}, "r": {"a": 1}}
+    worst, best = ({q: [Candidate(d, -n) for n, d in enumerate(ids)] for q in qrels} for ids in ("ba", "ab"))
+    page = report(assess(qrels, {"worst": worst, "best": best, "same": worst}, ["RR"], baseline="worst"), MADE)
+    assert "<bdi>best</bdi>: no query lost." in page
+    assert "<bdi>same</bdi>: no query lost." in page
+
+
+def test_numbers() -> None:
+    assert [signed(number) for number in (0.1, -0.1, -0.00001, 0.0)] == ["+0.1000", "−0.1000", "0.0000", "0.0000"]
+    assert [p_value(number) for number in (0.00009, 0.0001, 1.0)] == ["< 0.0001", "0.0001", "1.0000"]
+    assert [whole(number) for number in (3, 2.54, 1234567, 99.96, 0.0)] == ["3", "2.5", "1,234,567", "100.0", "0"]
+    assert (share(None), share(0.125), share(0.125, 0)) == ("–", "12.5%", "12%")
