@@ -63,7 +63,8 @@ def main() -> None:
     for name in args.names:
         folder = args.output / name
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"\n{name}, the {DEPTH} best of BM25\n\n| ranked by | {MEASURE} | s/query | tokens/query |\n|---|---|---|---|")
+        print(f"\n{name}, the {DEPTH} best of BM25\n")
+        print(f"| ranked by | {MEASURE} | s/query | tokens/query |\n|---|---|---|---|")
         rows = []
         for row in measured(args.collections / name, folder, args.students):
             print(row, flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,12 @@ from rank_k.distil.export import export_gguf, export_merged
 from rank_k.distil.recipes import read_recipe
 from rank_k.distil.train import Run, train
 from rank_k.errors import InputError
-from rank_k.models.launch import EmbeddedServer
 from rank_k.models.student import find_student
-from rank_k.models.weights import locate
-from tests.tiny import WORDS, recipe_text, rows, write_rows, write_tiny_gguf
+from tests.tiny import PROMPT, WORDS, near, recipe_text, rows, served_tokens, write_rows, write_tiny_gguf
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 torch = pytest.importorskip("torch", reason="pip install 'rank-k[train]'")
-PROMPT = "The tide follows the moon, and the moon"
 
 
 @pytest.fixture(scope="module")
@@ -58,31 +54,6 @@ def next_tokens(model: Any, tokenizer: Any) -> dict[str, float]:
         chances = torch.log_softmax(model(ids).logits[0, -1].float(), -1)
     best = chances.topk(10)
     return {tokenizer.decode(token): float(value) for value, token in zip(best.values, best.indices, strict=True)}
-
-
-def served_tokens(gguf: Path, adapter: Path | None = None) -> dict[str, float]:
-    """The same by llama.cpp."""
-    import aiohttp
-
-    async def asked() -> dict[str, float]:
-        server = await EmbeddedServer.start(locate(gguf), context=512, threads=1, adapter=adapter)
-        try:
-            headers = {"Authorization": f"Bearer {server.api_key}"}
-            question = {"prompt": PROMPT, "n_predict": 1, "n_probs": 400, "temperature": 0.0, "cache_prompt": False}
-            url = server.url.removesuffix("/v1") + "/completion"
-            async with aiohttp.ClientSession(headers=headers) as session, session.post(url, json=question) as reply:
-                told = await reply.json()
-            return {each["token"]: each["logprob"] for each in told["completion_probabilities"][0]["top_logprobs"]}
-        finally:
-            await server.close()
-
-    return asyncio.run(asked())
-
-
-def near(one: dict[str, float], other: dict[str, float], within: float) -> bool:
-    shared = [token for token in one if token in other]
-    assert len(shared) >= 5
-    return all(abs(one[token] - other[token]) < within for token in shared)
 
 
 def merged_model(student: Path, folder: Path) -> tuple[Any, Any]:

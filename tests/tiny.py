@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import aiohttp
+
 from rank_k.distil.verdicts import VerdictTrace
 from rank_k.extras import load
+from rank_k.models.launch import EmbeddedServer
 from rank_k.models.weights import DEFAULT_WEIGHTS, locate
 from rank_k.prompt import read_template
 
 HIDDEN, LAYERS, HEADS, KEYS, INNER, CONTEXT = 64, 2, 4, 2, 128, 1024
 WORDS = ("no", "partly", "yes")
+PROMPT = "The tide follows the moon, and the moon"
 
 
 def write_tiny_gguf(path: Path) -> Path:
@@ -142,3 +147,28 @@ def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
 def write_rows(path: Path, made: Iterable[dict[str, Any]]) -> Path:
     path.write_text("".join(f"{json.dumps(each)}\n" for each in made), encoding="utf-8")
     return path
+
+
+def served_tokens(gguf: Path, adapter: Path | None = None) -> dict[str, float]:
+    """Log-probabilities of the likeliest next tokens after `PROMPT`, by llama.cpp."""
+
+    async def asked() -> dict[str, float]:
+        server = await EmbeddedServer.start(locate(gguf), context=512, threads=1, adapter=adapter)
+        try:
+            headers = {"Authorization": f"Bearer {server.api_key}"}
+            question = {"prompt": PROMPT, "n_predict": 1, "n_probs": 400, "temperature": 0.0, "cache_prompt": False}
+            url = server.url.removesuffix("/v1") + "/completion"
+            async with aiohttp.ClientSession(headers=headers) as session, session.post(url, json=question) as reply:
+                told = await reply.json()
+            return {each["token"]: each["logprob"] for each in told["completion_probabilities"][0]["top_logprobs"]}
+        finally:
+            await server.close()
+
+    return asyncio.run(asked())
+
+
+def near(one: dict[str, float], other: dict[str, float], within: float) -> bool:
+    """Whether two such tables agree on the tokens they share."""
+    shared = [token for token in one if token in other]
+    assert len(shared) >= 5
+    return all(abs(one[token] - other[token]) < within for token in shared)
