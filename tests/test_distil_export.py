@@ -115,7 +115,7 @@ def test_what_cannot_be_exported_is_told(adapted: Path, full: Path, tmp_path: Pa
     with pytest.raises(InputError, match="there is no type Q3"):
         export_gguf(adapted, kind="Q3")
     (tmp_path / "run.json").write_text(json.dumps({"recipe": {"base": {"weights": "Qwen/QwQ-32B"}}}))
-    with pytest.raises(InputError, match="has not ended"):
+    with pytest.raises(InputError, match="has left nothing yet"):
         export_gguf(tmp_path)
     (tmp_path / "trained").mkdir()
     with pytest.raises(InputError, match="did not come as a GGUF file"):

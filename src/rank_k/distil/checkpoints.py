@@ -37,8 +37,8 @@ def complete(folder: Path, step: int, seconds: float) -> None:
     part.replace(path / _WHOLE)
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint; those after it, which a kill left in pieces, are removed."""
+def newest(folder: Path, *, sweep: bool = False) -> Checkpoint | None:
+    """The newest whole checkpoint. `sweep`: remove those after it, which a kill left in pieces."""
     found = sorted(
         (int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))
     )
@@ -47,5 +47,6 @@ def newest(folder: Path) -> Checkpoint | None:
             told = json.loads((path / _WHOLE).read_text(encoding="utf-8"))
             return Checkpoint(path, step, float(told["seconds"]))
         except (OSError, ValueError, KeyError, TypeError):
-            shutil.rmtree(path, ignore_errors=True)
+            if sweep:
+                shutil.rmtree(path, ignore_errors=True)
     return None

@@ -12,6 +12,7 @@ from typing import Any
 
 from rank_k.distil.bases import load_base
 from rank_k.distil.card import card
+from rank_k.distil.checkpoints import newest
 from rank_k.distil.llama_gguf import TYPES, Trained, low_rank_of, write_adapter, write_whole
 from rank_k.distil.train import TRAINED
 from rank_k.errors import InputError
@@ -35,14 +36,15 @@ def export_gguf(student: Path, gguf: Path | None = None, *, kind: str = "F16", a
     """Write the GGUF file (default: `student.gguf` in the folder `student`), its settings and its card.
 
     `adapter`: what was trained alone, to be put on the weights it was trained on; else `kind` says how the whole is
-    stored. Raises `InputError` if there is no finished training in the folder, or what was trained on is no GGUF file.
+    stored. A run that has not ended is exported as of its newest checkpoint. Raises `InputError` if there is none, or
+    what was trained on is no GGUF file.
     """
     if kind not in TYPES:
         raise InputError(f"there is no type {kind}", f"give one of {', '.join(TYPES)}")
     facts = run_facts(student)
     recipe = facts["recipe"]
     base = _gguf_base(recipe["base"]["weights"])
-    trained = read_trained(student / TRAINED)
+    trained = read_trained(trained_folder(student))
     target = gguf or student / "student.gguf"
     part = target.with_name(target.name + ".part")
     if adapter:
@@ -63,7 +65,7 @@ def export_gguf(student: Path, gguf: Path | None = None, *, kind: str = "F16", a
 def export_merged(student: Path, folder: Path) -> None:
     """Write the whole weights and the tokenizer to `folder` in transformers' own format, in brain floats."""
     recipe = run_facts(student)["recipe"]
-    trained = student / TRAINED
+    trained = trained_folder(student)
     transformers, torch = load("transformers"), load("torch")
     if (trained / "adapter_config.json").is_file():
         base = load_base(recipe["base"]["weights"], bf16=False)
@@ -75,14 +77,22 @@ def export_merged(student: Path, folder: Path) -> None:
 
 
 def run_facts(student: Path) -> dict[str, Any]:
-    """`run.json` of a run that has left something trained."""
+    """`run.json` of a run."""
     try:
         facts: dict[str, Any] = json.loads((student / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{student} holds no run: {error}", "give the --output of rank-k distil train") from error
-    if not (student / TRAINED).is_dir():
-        raise InputError(f"the training in {student} has not ended", "run the same rank-k distil train again")
     return facts
+
+
+def trained_folder(student: Path) -> Path:
+    """What a run left at its end or, while it has not ended, its newest whole checkpoint."""
+    if (student / TRAINED).is_dir():
+        return student / TRAINED
+    start = newest(student)
+    if start is None:
+        raise InputError(f"the training in {student} has left nothing yet", "run the same rank-k distil train again")
+    return start.path
 
 
 def read_trained(folder: Path) -> Trained:

@@ -79,7 +79,7 @@ def train(run: Run, on_told: OnTold = lambda told: None) -> Trained:
         held = build_examples(read_rows(run.heldout), base.tokenizer, recipe.training.max_length, words)
     _check_rows(run, rows, base)
     _keep_facts(run.output, facts | {"rows": len(rows.kept), "too_long": rows.too_long, "sources": rows.sources})
-    start = checkpoints.newest(run.output)
+    start = checkpoints.newest(run.output, sweep=True)
     story = _Story(run.output / "measures.jsonl", start, on_told)
     trainer, clock = _trainer(run, base, rows, held, story, start.seconds if start else 0.0)
     trainer.train(resume_from_checkpoint=None if start is None else str(start.path))
