@@ -17,7 +17,8 @@ def card(student: Path, facts: Mapping[str, Any], file: str, kind: str, adapter:
     end = max((each.get("step", 0) for each in told), default=0)
     seconds = max((each.get("seconds", 0.0) for each in told), default=0.0)
     what = f"a LoRA adapter for {recipe['base']['weights']}" if adapter else f"whole weights, {kind}"
-    method = recipe["method"]
+    method, training = recipe["method"], recipe["training"]
+    learnt = min(end * training["batch"] * training["accumulate"], round(facts["rows"] * training["epochs"]))
     how = f"LoRA of rank {method['rank']}" if method["kind"] == "lora" else "all weights"
     verified = "" if recipe["verified"] else " The recipe was not run at its full size by its authors."
     parts = [
@@ -26,11 +27,12 @@ def card(student: Path, facts: Mapping[str, Any], file: str, kind: str, adapter:
         "    rank-k rerank --run RUN --queries QUERIES --documents DOCUMENTS --output NEW_RUN --model " + file,
         "## Made of",
         _sources(facts),
-        f"{facts['rows']:,} rows ({facts['too_long']:,} more were longer than {recipe['training']['max_length']} tokens"
-        f" and left out); sha256 of the data: `{facts['data_sha256']}`.",
+        f"{facts['rows']:,} rows ({facts['too_long']:,} more were longer than {training['max_length']} tokens and left"
+        f" out); the training came to {learnt:,} of them, drawn at random, all epochs together. sha256 of the data:"
+        f" `{facts['data_sha256']}`.",
         "## Trained",
-        f"{how}, {end:,} steps of {recipe['training']['batch'] * recipe['training']['accumulate']} rows,"
-        f" {seconds / 60:.0f} minutes, seed {recipe['training']['seed']}.{verified}",
+        f"{how}, {end:,} steps of {training['batch'] * training['accumulate']} rows, {seconds / 60:.0f} minutes, seed"
+        f" {training['seed']}.{verified}",
         "## Measured on held-out rows while training",
         _measures(told),
         "## Limits",

@@ -27,7 +27,9 @@ def verdict_loss(hidden: Any, head: Any, labels: Any, verdicts: Any, tokens: Seq
     is_verdict[verdicts[:, 0], verdicts[:, 1] - 1] = True
     # The head's product is the dearest single one of a small model: only where something is learnt.
     others = (hidden[:, :-1][learnt & ~is_verdict] @ head.T).float()
-    loss = settings.other_weight * cross_entropy(others, labels[:, 1:][learnt & ~is_verdict])
+    loss = hidden.sum() * 0  # where there is nothing to learn there is still something to go back through
+    if len(others):
+        loss = settings.other_weight * cross_entropy(others, labels[:, 1:][learnt & ~is_verdict])
     if not len(verdicts):
         return loss
     logits = (hidden[verdicts[:, 0], verdicts[:, 1] - 1] @ head.T).float()
