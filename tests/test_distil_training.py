@@ -53,7 +53,7 @@ def tokenizer(tiny: Path) -> Any:
     return load_base(str(tiny), bf16=False).tokenizer
 
 
-def recipe_of(folder: Path, tiny: Path, **changes: str) -> Any:
+def recipe_of(folder: Path, tiny: Path, /, **changes: str) -> Any:
     path = folder / "recipe.toml"
     path.write_text(recipe_text(tiny, **changes), encoding="utf-8")
     return read_recipe(str(path))
@@ -274,6 +274,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path: Path, tin
     assert again.steps == 8
     assert losses(parts) == pytest.approx(losses(whole), abs=1e-6)
     assert held(parts) == held(whole)
+    assert len((parts / "curves.csv").read_text().splitlines()) == 1 + len(held(whole)) > 2
     one, other = (load_weights(folder) for folder in (whole, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)
     finished = train(Run(data, recipe, parts, heldout))  # nothing is left to do, and nothing changes

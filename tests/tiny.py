@@ -71,7 +71,7 @@ def write_tiny_gguf(path: Path) -> Path:
     return path
 
 
-def recipe_text(weights: Path, **changes: str) -> str:
+def recipe_text(weights: Path, /, **changes: str) -> str:
     """A recipe for the tiny model; `changes` are lines that take the place of those with the same key."""
     lines = f"""
 name = "tiny"

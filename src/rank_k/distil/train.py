@@ -3,7 +3,7 @@
 A run lives in one folder:
 
     run.json          what is trained on what: the recipe, the data's checksum and sources, the base's
-    measures.jsonl    one line a log: step, seconds, loss; held-out measures in between
+    measures.jsonl    what is told as it goes on, and curves.csv: the held-out measures (see `story`)
     checkpoint-N/     whole or marked as not (see `checkpoints`)
     trained/          the adapter, or the weights, and the tokenizer, in transformers' own format
 
@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import file_digest
 from pathlib import Path
@@ -28,12 +27,10 @@ from rank_k.distil.examples import Example, Examples, build_examples, read_rows
 from rank_k.distil.heldout import hidden_states, measure
 from rank_k.distil.losses import verdict_loss
 from rank_k.distil.recipes import Recipe
+from rank_k.distil.story import Clock, OnTold, Story
 from rank_k.errors import InputError
 from rank_k.extras import load
 from rank_k.prompt import PromptTemplate, harmless, read_template
-
-OnTold = Callable[[Mapping[str, Any]], None]
-"""Called with each line of `measures.jsonl` as it is written."""
 
 TRAINED = "trained"
 
@@ -78,13 +75,16 @@ def train(run: Run, on_told: OnTold = lambda told: None) -> Trained:
     if run.heldout is not None:
         held = build_examples(read_rows(run.heldout), base.tokenizer, recipe.training.max_length, words)
     _check_rows(run, rows, base)
-    _keep_facts(run.output, facts | {"rows": len(rows.kept), "too_long": rows.too_long, "sources": rows.sources})
-    start = checkpoints.newest(run.output, sweep=True)
-    story = _Story(run.output / "measures.jsonl", start, on_told)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes one writes
+    if first:
+        _keep_facts(run.output, facts | {"rows": len(rows.kept), "too_long": rows.too_long, "sources": rows.sources})
+    start = checkpoints.newest(run.output, sweep=first)
+    story = Story(run.output if first else None, start, on_told if first else lambda told: None)
     trainer, clock = _trainer(run, base, rows, held, story, start.seconds if start else 0.0)
     trainer.train(resume_from_checkpoint=None if start is None else str(start.path))
     trainer.save_model(str(run.output / TRAINED))
-    base.tokenizer.save_pretrained(str(run.output / TRAINED))
+    if first:
+        base.tokenizer.save_pretrained(str(run.output / TRAINED))
     story.tell({"step": trainer.state.global_step, "seconds": round(clock.seconds, 1), "finished": True})
     return Trained(
         trainer.state.global_step,
@@ -183,50 +183,16 @@ def _keep_facts(output: Path, facts: Mapping[str, Any]) -> None:
 # --- the trainer ------------------------------------------------------------------------------------
 
 
-class _Story:
-    """`measures.jsonl`: what was told up to the checkpoint that is gone on from, and what is told now."""
-
-    def __init__(self, path: Path, start: checkpoints.Checkpoint | None, on_told: OnTold) -> None:
-        self._path, self._on_told = path, on_told
-        before = []
-        if start is not None and path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            told = [json.loads(line) for line in lines if line.endswith("}")]
-            before = [each for each in told if each.get("step", 0) <= start.step and not each.get("finished")]
-        path.write_text("".join(f"{json.dumps(each)}\n" for each in before), encoding="utf-8")
-
-    def tell(self, told: Mapping[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(f"{json.dumps(told)}\n")
-        self._on_told(told)
-
-
-class _Clock:
-    """Seconds of training, of all parts of the run. `share`: of the time limit that is gone; 0 without one."""
-
-    def __init__(self, before: float, limit: float | None) -> None:
-        self._before, self._limit = before, limit
-        self._start = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return self._before + time.monotonic() - self._start
-
-    @property
-    def share(self) -> float:
-        return min(self.seconds / self._limit, 1.0) if self._limit else 0.0
-
-
 def _trainer(
-    run: Run, base: LoadedBase, rows: Examples, held: Examples | None, story: _Story, seconds: float
-) -> tuple[Any, _Clock]:
+    run: Run, base: LoadedBase, rows: Examples, held: Examples | None, story: Story, seconds: float
+) -> tuple[Any, Clock]:
     transformers, trl, datasets = load("transformers"), load("trl"), load("datasets")
     recipe, told = run.recipe, run.recipe.training
     lengths = [len(example.prompt_ids) + len(example.completion) // 3 for example in rows.kept]
     order = training_order(lengths, told.epochs, told.batch, told.seed, told.group_by_length)
     batches = Batches(rows.kept, order, base.tokenizer, recipe.verdicts, told.seed)
     tokens = verdict_tokens(base.tokenizer, recipe.verdicts.words) if recipe.verdicts.on else []
-    clock = _Clock(seconds, run.time_limit)
+    clock = Clock(seconds, run.time_limit)
 
     class Trainer(trl.SFTTrainer):  # type: ignore[misc, name-defined]
         """SFTTrainer, its loss replaced where verdicts are learnt, its learning rate falling with time too."""
@@ -327,7 +293,7 @@ def layers(model: Any) -> int:
     return int(model.config.num_hidden_layers)
 
 
-def _watch(run: Run, base: LoadedBase, held: list[Example], story: _Story, clock: _Clock) -> Any:
+def _watch(run: Run, base: LoadedBase, held: list[Example], story: Story, clock: Clock) -> Any:
     """A callback: checkpoints and measures by step and by time, the log, and the end at the time limit."""
     transformers, told = load("transformers"), run.recipe.training
     chosen = held[: told.measure_rows]
