@@ -18,6 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.data import python_docs
+from rank_k.data.collections import find_collection
+from rank_k.data.files import read_qrels, read_queries
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
 from rank_k.first_stage import retrieve
@@ -34,6 +36,8 @@ SUMMARY = """
 import json, sys, time
 begin = time.process_time()
 from rank_k.data import python_docs
+from rank_k.data.collections import find_collection
+from rank_k.data.files import read_qrels, read_queries
 count = len(python_docs.passages())
 seconds = time.process_time() - begin
 listed = sum(len(entry.judgments) for entry in python_docs._entries().values())
@@ -208,3 +212,16 @@ def test_headings_definitions_and_tables() -> None:
     assert "* Name: Meaning\n* 'a': first letter" in body
     assert "::=" not in body
     assert "3.9" not in body
+
+
+def test_it_is_a_data_set_like_any_other() -> None:
+    collection = find_collection("python-docs")
+    assert collection.qrels is not None
+    assert read_qrels(collection.qrels) == python_docs.qrels()
+    queries = read_queries(collection.queries)
+    assert [query.text for query in queries.values()] == [q.query.text for q in python_docs.questions()]
+    store = collection.corpus.store()
+    some = python_docs.passages()[17]
+    assert store.get(some.doc_id) == some
+    store.close()
+    assert find_collection("python-docs") == collection, "made once"

@@ -141,6 +141,15 @@ def call_key(identity: str, body: Mapping[str, Any], sample: int) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def run_name(settings: Mapping[str, Any]) -> str:
+    """The name of the run with these settings."""
+    return hashlib.sha256(_written(settings).encode()).hexdigest()[:16]
+
+
+def _written(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
 class Journal:
     """`Journal(path)` opens or makes the file; `Journal()` keeps a temporary one on disk, gone with the
     process. Raises `JournalError` for a file that is no journal or of a newer version. Not for several
@@ -294,10 +303,15 @@ class Journal:
 
     def begin_run(self, settings: Mapping[str, Any]) -> str:
         """Note that a run with these settings starts (or goes on); returns its name."""
-        written = json.dumps(settings, sort_keys=True, default=str)
-        run = hashlib.sha256(written.encode()).hexdigest()[:16]
+        written = _written(settings)
+        run = run_name(settings)
         self._db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", (run, time.time(), written))
         return run
+
+    def forget_windows(self, run: str) -> None:
+        """Forget which windows a run asked about; its calls stay. For a run that is done anew: where a window that
+        was given up has an answer now, what follows may be fewer windows than before."""
+        self._db.execute("DELETE FROM windows WHERE run = ?", (run,))
 
     def keep_window(self, run: str, record: WindowRecord) -> None:
         orders = [

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rank_k.data.collections import Collection, Corpus, Excluded
     from rank_k.data.offsets import OnProgress
 
-DATASET = "beir:DIR, bright:SUBSET or an ir_datasets id"
+DATASET = "beir:DIR, bright:SUBSET, python-docs or an ir_datasets id"
 
 
 def add_collection(parser: argparse.ArgumentParser) -> None:

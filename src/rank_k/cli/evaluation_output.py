@@ -33,7 +33,7 @@ def notes(assessment: Assessment) -> Iterator[str]:
 
 def lines(assessment: Assessment) -> list[str]:
     """Tables with a blank line between them: means, and what else there is to say."""
-    found = _table(
+    found = aligned(
         ["run", *assessment.measures],
         [
             [run.name, *(f"{run.evaluation.means[measure]:.4f}" for measure in assessment.measures)]
@@ -64,7 +64,7 @@ def _comparisons(assessment: Assessment) -> list[str]:
                     *map(str, (paired.better, paired.equal, paired.worse)),
                 ]
             )
-    return [head, *_table(columns, body, left=2)]
+    return [head, *aligned(columns, body, left=2)]
 
 
 def _hurt(assessment: Assessment) -> list[str]:
@@ -83,7 +83,7 @@ def _hurt(assessment: Assessment) -> list[str]:
     if not body:
         return [f"no query lost {measure}"]
     columns = ["run", "query", "before", "after", "difference", "unjudged"]
-    head, *rows = _table(columns, body, left=2)
+    head, *rows = aligned(columns, body, left=2)
     shown = [f"{row}  {command}".rstrip() for row, command in zip(rows, commands, strict=True)]
     traces = ", and how to see their traces" if any(commands) else ""
     return [f"queries hurt worst in {measure}{traces}", head, *shown]
@@ -104,10 +104,10 @@ def _costs(assessment: Assessment) -> list[str]:
                 *(f"{about}{usage.reasoning_tokens:,}", f"{cost.seconds:,.0f}", *money),
             ]
         )
-    return _table([*columns, *(["money"] if with_money else [])], body)
+    return aligned([*columns, *(["money"] if with_money else [])], body)
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+def aligned(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     """Lines of a table; the first `left` columns begin, the others end at the same place."""
     widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
     widths = [width if place < left else max(width, 7) for place, width in enumerate(widths)]

@@ -63,13 +63,18 @@ def add_questions(group: argparse._ArgumentGroup, samples: int = 1) -> None:
     group.add_argument(
         "--samples", type=count, default=samples, metavar="K", help="ask each window K times, in different orders"
     )
+    group.add_argument("--passage-tokens", type=count, metavar="N", help="passages are cut to this (450; student's)")
+    add_replies(group)
+
+
+def add_replies(group: argparse._ArgumentGroup) -> None:
+    """How a single question is put and answered."""
     group.add_argument(
         "--constrain", default="auto", choices=("auto", "off"), help="hold answers to a ranking's grammar"
     )
     group.add_argument(
         "--prompt", type=Path, metavar="FILE", help="compact, or a template's file: text, rerank.py, YAML"
     )
-    group.add_argument("--passage-tokens", type=count, metavar="N", help="passages are cut to this (450; student's)")
     group.add_argument("--max-tokens", type=count, metavar="N", help="thought and answer (8000; embedded 512)")
     group.add_argument(
         "--temperature",

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Shows `tally()` of `total` queries until left: twice a second on a terminal, else every 30 seconds."""
+    """Shows `tally()` of `total` queries until left, after `title`: twice a second on a terminal, else every 30
+    seconds."""
 
-    def __init__(self, tally: Callable[[], Tally], total: int, *, quiet: bool = False) -> None:
+    def __init__(self, tally: Callable[[], Tally], total: int, *, quiet: bool = False, title: str = "") -> None:
+        self._title = title
         self._tally = tally
         self._total = total
         self._terminal = sys.stderr.isatty()
@@ -48,7 +50,7 @@ class Progress:
     def _line(self) -> str:
         tally = self._tally()
         seconds = time.monotonic() - self._started
-        parts = [f"{tally.queries}/{self._total} queries", f"{tally.windows} windows"]
+        parts = [f"{self._title}{tally.queries}/{self._total} queries", f"{tally.windows} windows"]
         if tally.asked:
             parts.append(f"{tally.asked / seconds:.1f} calls/s")
             parts.append(f"{compact(tally.usage.completion_tokens)} tokens out")

@@ -15,7 +15,10 @@ from rank_k.records import Candidate, Passage
 Excluded = Mapping[str, frozenset[str]]
 """`query_id -> ids of documents that its collection forbids to rank`."""
 
-SCHEMES = "beir:DIR, bright:SUBSET, bright:DIR/SUBSET or an ir_datasets id such as msmarco-passage/trec-dl-2019/judged"
+SCHEMES = (
+    "beir:DIR, bright:SUBSET, bright:DIR/SUBSET, python-docs or an ir_datasets id such as"
+    " msmarco-passage/trec-dl-2019/judged"
+)
 
 
 class Store(Protocol):
@@ -62,12 +65,17 @@ class Collection(Protocol):
 
 
 def find_collection(name: str) -> Collection:
-    """The collection called `name`: files on disk (see `load_collection`), or else an id of ir_datasets.
+    """The collection called `name`: files on disk (see `load_collection`), "python-docs" (Python's own documentation,
+    which is on every machine), or else an id of ir_datasets.
 
     Raises `InputError` saying what is missing, what to get and where to put it; `MissingExtra`.
     """
     if ":" in name:
         return load_collection(name)
+    if name == "python-docs":
+        from rank_k.data.python_docs_files import load_python_docs
+
+        return load_python_docs()
     from rank_k.data.catalogue import IrDataset
 
     return IrDataset(name)

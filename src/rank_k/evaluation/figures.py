@@ -81,10 +81,12 @@ def scatter(
     x_label: str,
     y_label: str,
     log_x: bool = False,
+    joined: bool = False,
     description: str = "",
 ) -> str:
     """Quality (`y`, more is better) against cost (`x`, less is better). The Pareto set is filled and joined by a
-    dashed line; what another point beats is hollow. `title` and `description` are for those who cannot see it.
+    dashed line; what another point beats is hollow. `joined`: so are the points of each series, by a line in its
+    colour, in the order given. `title` and `description` are for those who cannot see it.
 
     Raises `InputError` where there is nothing to draw or a logarithm cannot be taken, `MissingExtra`.
     """
@@ -103,6 +105,9 @@ def scatter(
         axes.grid(color=_RULE, linewidth=0.8)
         frontier = sorted({(point.x, point.y) for point, is_best in zip(points, best, strict=True) if is_best})
         axes.plot(*zip(*frontier, strict=True), "--", color=_SOFT, linewidth=1, drawstyle="steps-post", zorder=1.5)
+        for place, name in enumerate(names if joined else ()):
+            some = [(point.x, point.y) for point in points if point.series == name]
+            axes.plot(*zip(*some, strict=True), color=_SERIES[place % len(_SERIES)], linewidth=1.2, zorder=1.8)
         for number, (point, is_best) in enumerate(zip(points, best, strict=True)):
             place = names.index(point.series)
             colour = _SERIES[place % len(_SERIES)]
@@ -119,22 +124,27 @@ def scatter(
             (dot,) = axes.plot(
                 point.x,
                 point.y,
-                _SHAPES[place % len(_SHAPES)],
+                _shape(place),
                 markersize=8,
                 markeredgewidth=1.5,
                 color=colour,
                 markerfacecolor=colour if is_best else _PAPER,
                 zorder=3,
             )
-            dot.set_gid(sheet.explained(f"dot{number}", f"{point.name}: {point.x:,.6g}, {point.y:.4f}"))
+            dot.set_gid(sheet.explained(f"dot{number}", f"{point.name or point.series}: {point.x:,.6g}, {point.y:.4f}"))
         axes.margins(0.12, 0.15)
         if len(names) > 1:
             for place, name in enumerate(names):
-                colour, shape = _SERIES[place % len(_SERIES)], _SHAPES[place % len(_SHAPES)]
+                colour, shape = _SERIES[place % len(_SERIES)], _shape(place)
                 axes.plot([], [], shape, color=colour, label=sheet.text(name))
             axes.figure.legend(loc="outside upper left", ncols=3, frameon=False, handletextpad=0.2, labelcolor=_INK)
         _name_points(axes, points, sheet)
     return sheet.svg()
+
+
+def _shape(place: int) -> str:
+    """Of the series at `place`: where colours begin again, shapes are others."""
+    return _SHAPES[(place + place // len(_SERIES)) % len(_SHAPES)]
 
 
 def bars(

@@ -1,0 +1,200 @@
+"""The options of `rank-k study` as the study that they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rank_k.cli.model import api_key, say_retry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rank_k.evaluation.studies.plan import Collection, ModelPlan, Study
+
+AXES = {
+    "strategies": ("strategy", "S,...", "of rerank's, and the presets fast, balanced and thorough (sliding)"),
+    "think": ("think", "T,...", "full, off, auto, reasoning tokens per window (full)"),
+    "samples": ("samples", "K,...", "looks at each window (1)"),
+    "depths": ("depth", "N,...", "candidates compared per query (100)"),
+    "windows": ("window", "N,...", "passages shown at a time (20)"),
+    "strides": ("stride", "N,...", "by which windows slide (10)"),
+    "fuse": ("fuse", "A,...", "weight of the first stage's order, for blocks (1)"),
+    "passage_tokens": ("passage_tokens", "N,...", "to which passages are cut (450)"),
+    "splits": (
+        "split",
+        "S,...",
+        "none, or TOKENS[:OVERLAP[:MOST]]: documents cut into passages, the best counts (none)",
+    ),
+}
+"""Option -> the setting of a cell that it varies, and its help."""
+
+
+def study_of(args: argparse.Namespace) -> Study:
+    """The study that the options name or make. Raises `InputError`."""
+    from rank_k.errors import InputError
+    from rank_k.evaluation.studies.config import preset_file, read_study
+
+    if args.simulate is not None and args.server is not None:
+        raise InputError("--simulate and --server exclude each other", "leave one out")
+    named = [option for option in ("question", "preset", "config") if getattr(args, option) is not None]
+    if len(named) > 1:
+        raise InputError(f"--{named[0]} and --{named[1]} exclude each other", "leave one out")
+    if args.preset is None and args.config is None:
+        return _from_options(args)
+    of_options = (*AXES, "dataset", "queries", "documents", "qrels", "run", "query_fields", "model", *_ASKED)
+    for option in of_options:
+        if getattr(args, option) not in (None, *_ASKED.get(option, ())):
+            raise InputError(
+                f"--{option.replace('_', '-')} and --{named[0]} exclude each other",
+                "write a study of your own: --config FILE",
+            )
+    file = args.config or preset_file(args.preset)
+    data = args.data or (
+        Path(folder) if (folder := os.environ.get("RANK_K_DATA")) else file.parent if args.config else Path()
+    )
+    study = read_study(file, data)
+    measures = tuple(args.measures) if args.measures else study.measures
+    return replace(study, measures=measures, baseline=args.baseline or study.baseline)
+
+
+_ASKED: dict[str, tuple[Any, ...]] = {
+    "temperature": (0.5,),
+    "top_p": (),
+    "max_tokens": (),
+    "constrain": ("auto",),
+    "prompt": (),
+}
+"""Options of a cell that are no axes, with what they are if not given."""
+
+
+def _from_options(args: argparse.Namespace) -> Study:
+    from rank_k.evaluation.studies.plan import ModelPlan, Study, setting
+    from rank_k.evaluation.studies.questions import QUESTIONS
+
+    given = {axis: _values(args, option) for option, (axis, _, _) in AXES.items() if getattr(args, option) is not None}
+    parsed = {axis: [setting(axis, value) for value in values] for axis, values in given.items()}
+    question = None if args.question is None else QUESTIONS[args.question]
+    grids = ({},) if question is None else question.grids
+    varied = {axis for grid in grids for axis in grid}
+    grids = tuple({**grid, **{a: v for a, v in parsed.items() if a in grid or a not in varied}} for grid in grids)
+    fixed = {axis: getattr(args, axis) for axis in ("max_tokens", "temperature", "top_p")}
+    model = ModelPlan(
+        _model_name(args),
+        args.model,
+        args.server,
+        args.dialect,
+        args.model_revision,
+        args.context,
+        args.prompt,
+        args.api_key_env,
+        settings={**fixed, "constrain": args.constrain == "auto"},
+    )
+    collections = _collections(args)
+    title = f"Ways to rerank {', '.join(collection.name for collection in collections)}"
+    return Study(
+        title if question is None else question.title,
+        collections,
+        (model,),
+        grids,
+        "" if question is None else question.about,
+        tuple(args.measures or ("nDCG@10",)),
+        args.baseline,
+        by_difficulty=question is not None and question.by_difficulty,
+        by_round=question is not None and question.by_round,
+    )
+
+
+def _values(args: argparse.Namespace, option: str) -> list[str]:
+    values = [value.strip() for value in getattr(args, option).split(",")]
+    return [value for value in values if value] or [""]
+
+
+def _model_name(args: argparse.Namespace) -> str:
+    if args.simulate is not None:
+        return "judge"
+    if args.model:
+        return str(args.model).rstrip("/").rpartition("/")[2]
+    return "embedded" if args.server is None else "model"
+
+
+def _collections(args: argparse.Namespace) -> tuple[Collection, ...]:
+    """One for each data set and kind of query."""
+    from rank_k.errors import InputError
+    from rank_k.evaluation.studies.plan import Collection, FirstStage
+
+    datasets: Sequence[str | None] = args.dataset or (None,)
+    given: Sequence[Path] = args.run or ()
+    kinds: Sequence[str | None] = args.query_fields or (None,)
+    if len(datasets) > 1:
+        for option in ("queries", "documents", "qrels"):
+            if getattr(args, option) is not None:
+                raise InputError(
+                    f"--{option} cannot stand for several data sets", "write a study of your own: --config FILE"
+                )
+        if given and len(given) != len(datasets):
+            raise InputError(
+                f"{len(given)} runs for {len(datasets)} data sets", "give one --run for each, in their order"
+            )
+    found = []
+    for number, dataset in enumerate(datasets):
+        runs = given if len(datasets) == 1 else given[number : number + 1]
+        first_stages = tuple(FirstStage(_run_name(file), file) for file in runs) or (FirstStage("own"),)
+        for fields in kinds:
+            name = _collection_name(dataset) + (f"-{fields}" if len(kinds) > 1 else "")
+            found.append(Collection(name, first_stages, dataset, args.queries, args.documents, args.qrels, fields))
+    for kind, names in (("data sets", [c.name for c in found]), ("runs", [f.name for f in found[0].first_stages])):
+        if len(set(names)) < len(names):
+            raise InputError(f"two {kind} are called alike ({', '.join(names)})", "rename one")
+    return tuple(found)
+
+
+def _collection_name(dataset: str | None) -> str:
+    if dataset is None:
+        return "collection"
+    scheme, colon, place = dataset.partition(":")
+    name = place.rstrip("/").rpartition("/")[2] if colon else dataset
+    return f"bright-{name}" if scheme == "bright" else name
+
+
+def _run_name(file: Path) -> str:
+    name = re.sub(r"(\.(trec|txt|json|run|gz|zst))+$", "", file.name)
+    return name.removeprefix("run.") or file.name
+
+
+def with_server(args: argparse.Namespace, study: Study) -> Study:
+    """The study's models as --server and --simulate would have them reached."""
+    from rank_k.errors import InputError
+
+    if args.simulate is not None:
+        judgments = args.simulate if args.simulate != Path() else None
+        if judgments is not None and not judgments.exists():
+            raise InputError(f"--simulate {judgments} is not there", "name a file of judgments, or none")
+        models = (replace(model, simulate=args.noise, judgments=judgments, prompt=None) for model in study.models)
+        return replace(study, models=tuple(models))
+    if args.server is not None:
+        if len(study.models) > 1:
+            names = ", ".join(model.name for model in study.models)
+            raise InputError(f"--server is one for {len(study.models)} models ({names})", "choose one with --only")
+        return replace(study, models=tuple(replace(model, server=args.server) for model in study.models))
+    return study
+
+
+def reach_of(args: argparse.Namespace, model: ModelPlan) -> dict[str, Any]:
+    """How the model is reached, as options of `Reranker`."""
+    told = {"concurrency": args.concurrency, "read_timeout": args.read_timeout, "on_retry": say_retry}
+    if model.simulate:
+        return {**told, "prompt": None}
+    return {
+        **told,
+        "server": model.server,
+        "api_key": api_key(model.server, args.api_key_env or model.api_key_env),
+        "dialect": model.dialect,
+        "revision": model.revision,
+        "context": args.context or model.context,
+        "prompt": model.prompt,
+    }
