@@ -43,8 +43,8 @@ def export_gguf(student: Path, gguf: Path | None = None, *, kind: str = "F16", a
         raise InputError(f"there is no type {kind}", f"give one of {', '.join(TYPES)}")
     facts = run_facts(student)
     recipe = facts["recipe"]
-    base = _gguf_base(recipe["base"]["weights"])
     trained = read_trained(trained_folder(student))
+    base = _gguf_base(recipe["base"]["weights"])
     target = gguf or student / "student.gguf"
     part = target.with_name(target.name + ".part")
     if adapter:
@@ -54,9 +54,9 @@ def export_gguf(student: Path, gguf: Path | None = None, *, kind: str = "F16", a
     part.replace(target)
     asking = dict(recipe["asking"])
     template = read_template(asking.pop("prompt"))
-    settings = write_student(
-        target, recipe["name"], template, asking, {"name": base.name, "sha256": base.sha256} if adapter else None
-    )
+    found_by = base.name if base.name in NAMED else str(base.path.absolute())
+    adapter_of = {"name": found_by, "sha256": base.sha256} if adapter else None
+    settings = write_student(target, recipe["name"], template, asking, adapter_of)
     page = target.with_suffix(".md")
     page.write_text(card(student, facts, target.name, kind, adapter), encoding="utf-8")
     return Exported(target, settings, page, target.stat().st_size)

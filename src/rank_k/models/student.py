@@ -8,7 +8,7 @@ its numbers are.
      "prompt": {"before": ..., "passage": ..., "between": ..., "after": ..., "system": ...},
      "asking": {"passage_tokens": 48, "window": 8, "stride": 4, "think": "full", "max_tokens": 256, "temperature": 0}}
 
-`adapter_of` is absent where the GGUF file holds whole weights.
+`adapter_of` is absent where the GGUF file holds whole weights; its name is one of `rank-k fetch`, or a file's path.
 """
 
 from __future__ import annotations
