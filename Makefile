@@ -1,5 +1,7 @@
 # Everything a fresh machine with Python 3.11+ needs is set up by the targets themselves.
 PYTHON ?= python3
+# Training needs torch. Its CPU build will do; where pip finds that with GPU libraries only, it is several gigabytes.
+TORCH  ?= torch==2.13.0
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
@@ -21,6 +23,11 @@ $(BIN)/.dev: pyproject.toml $(BIN)/.user
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
+$(BIN)/.train: pyproject.toml $(BIN)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train]'
+	@touch $@
+
 demo: $(BIN)/.user
 	$(BIN)/rank-k fetch
 	$(BIN)/rank-k demo
@@ -29,7 +36,7 @@ test: $(BIN)/.dev
 	$(BIN)/rank-k fetch
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-all: $(BIN)/.dev
+test-all: $(BIN)/.train
 	$(BIN)/rank-k fetch
 	$(BIN)/python -m pytest -q
 

@@ -138,14 +138,14 @@ def test_passages_are_cut_by_the_tokenizer_that_is_given(tmp_path: Path) -> None
         list(traced(reranker, [row], under_way))
         ((_, (key,)),) = reranker.journal.asked_sets()
         lines = reranker.journal.request(key)["messages"][0]["content"].splitlines()
-    assert [len(line.split()) - 1 for line in lines[1:4]] == [6, 19, 20]
+    assert [len(line.split()) - 2 for line in lines[1:4]] == [6, 19, 20]  # its number stands before and after
     with pytest.raises(InputError, match=r"is no tokenizer"):
         LabelsTeacher(under_way.set_of, {}, "verdicts", __file__)
 
 
 def test_shipped_prompts_go_by_name(tmp_path: Path) -> None:
     (message,) = read_template("compact").messages("why", ["x", "y"])
-    assert message.content == "Query: why\n[1] x\n[2] y\nQuery: why\nWhich passages answer the query?"
+    assert message.content == "Query: why\n[1] x [1]\n[2] y [2]\nQuery: why\nWhich passages answer the query?"
     assert read_template("listwise").name == "rank-k"
     with pytest.raises(InputError, match="or one of listwise, compact"):
         read_template("compactt")

@@ -325,3 +325,15 @@ def test_a_template_made_by_hand_needs_no_file() -> None:
     template = PromptTemplate("{query}?\n", "\n{num} in all", passage="<{rank}> {candidate}", between=" / ", system="S")
     assert template.messages("q", ["a", "b"]) == (("system", "S"), ("user", "q?\n<1> a / <2> b\n2 in all"))
     assert template.messages("q", []) == (("system", "S"), ("user", "q?\n\n0 in all"))
+
+
+def test_a_line_of_a_template_may_stand_for_a_passage(tmp_path: Path) -> None:
+    path = tmp_path / "marked.txt"
+    path.write_text("Query: {query}\n<{i}> {text} <{i}>\nWhich of {count}?\n", encoding="utf-8")
+    (message,) = read_template(path).messages("why", ["a {i}", "b"])
+    assert message.content == "Query: why\n<1> a {i} <1>\n<2> b <2>\nWhich of 2?\n"
+
+
+def test_the_compact_template_has_a_passage_s_number_at_both_its_ends() -> None:
+    (message,) = read_template("compact").messages("why", ["a", "b"])
+    assert message.content == "Query: why\n[1] a [1]\n[2] b [2]\nQuery: why\nWhich passages answer the query?"

@@ -14,6 +14,7 @@ MODULES_OF_EXTRA = {
     "eval": ("ir_measures", "jinja2", "matplotlib", "scipy"),
     "fit": ("numpy",),
     "tokens": ("tokenizers",),
+    "train": ("accelerate", "datasets", "gguf", "peft", "safetensors", "torch", "transformers", "trl"),
 }
 """Which top-level modules each extra of `pyproject.toml` brings (a test compares the two)."""
 

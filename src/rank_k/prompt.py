@@ -22,6 +22,9 @@ OFFICIAL_SHA256 = "075c6a7c2f8229976cb6154eabd39b7680bb5f3970171f1ba932d22b14f70
 """Of the prompt string in the Rank-K authors' script, with which Rank-K-32B was trained."""
 
 
+_PASSAGE = "[{i}] {text}"
+
+
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
     """How windows become messages.
@@ -32,7 +35,7 @@ class PromptTemplate:
 
     before: str
     after: str
-    passage: str = "[{i}] {text}"
+    passage: str = _PASSAGE
     between: str = "\n"
     system: str = ""
     name: str = "rank-k"
@@ -54,6 +57,7 @@ class PromptTemplate:
 
 
 _FIELD = re.compile(r"\{(\w+)\}")
+_PASSAGE_LINE = re.compile(r"^.*\{i\}.*\{text\}.*$", re.MULTILINE)
 
 
 def _filled(template: str, values: dict[str, str]) -> str:
@@ -131,8 +135,9 @@ def default_template() -> PromptTemplate:
 def read_template(path: str | Path) -> PromptTemplate:
     """A template by its name (one of `SHIPPED`), or from the user's file.
 
-    Three kinds of files: plain text with `{query}` and `{passages}` (or `{docs}`); the Rank-K authors' `rerank.py`,
-    whose `rank_k_prompt` is read out of the source without running it; a rank_llm prompt template in YAML of
+    Three kinds of files: plain text with `{query}` and `{passages}` (or `{docs}`), or in place of these a line with
+    `{i}` and `{text}` that stands for one passage; the Rank-K authors' `rerank.py`, whose `rank_k_prompt` is read
+    out of the source without running it; a rank_llm prompt template in YAML of
     the single-turn listwise method. Raises `InputError` naming what is missing.
     """
     path = Path(path)
@@ -158,6 +163,9 @@ def _sha256(text: str) -> str:
 
 def _from_text(text: str, name: str, path: Path | None = None, between: str = "\n") -> PromptTemplate:
     where = path or name
+    passage = _PASSAGE
+    if (line := _PASSAGE_LINE.search(text)) is not None:
+        passage, text = line[0], f"{text[: line.start()]}{{passages}}{text[line.end() :]}"
     spots = [m for m in _FIELD.finditer(text) if m[1] in ("passages", "docs")]
     if len(spots) != 1:
         found = "no" if not spots else f"{len(spots)}"
@@ -168,7 +176,7 @@ def _from_text(text: str, name: str, path: Path | None = None, between: str = "\
     if sha256 == OFFICIAL_SHA256:
         name, between = "Rank-K official", "\n\n"
     before, after = text[: spots[0].start()], text[spots[0].end() :]
-    return PromptTemplate(before, after, between=between, name=name, sha256=sha256)
+    return PromptTemplate(before, after, passage, between, name=name, sha256=sha256)
 
 
 def _from_script(source: str, path: Path) -> PromptTemplate:

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 from uuid import uuid4
 
 from rank_k.ask import Asked, Asker, AskSettings
@@ -26,12 +26,23 @@ from rank_k.likelihood import PASSAGE_TOKENS, LikelihoodAsker
 from rank_k.models.base import Model, RanksBy
 from rank_k.models.http import HttpModel
 from rank_k.models.retries import Retries
+from rank_k.models.student import Student, find_student
 from rank_k.prompt import PromptTemplate, read_template
 from rank_k.records import Candidate, Passage, Query
 from rank_k.strategies import make
 from rank_k.strategies.protocol import Strategy
 from rank_k.strategies.single import Single
 from rank_k.thinking import Think
+
+PAPER: Mapping[str, Any] = {
+    "window": 20,
+    "stride": 10,
+    "think": "full",
+    "passage_tokens": 450,
+    "max_tokens": 8000,
+    "temperature": 0.5,
+}
+"""How the Rank-K paper asks, which is how any model is asked but a student, which has settings of its own."""
 
 
 class PassageSource(Protocol):
@@ -45,7 +56,7 @@ class Reranker:
     """Ranks passages by a language model that reasons.
 
     `model`: with `server`, the name of a model there; without, the name or path of embedded weights (default:
-    the ones `rank-k fetch` gets); or any object that is a `models.base.Model`.
+    the ones `rank-k fetch` gets), or a student's folder; or any object that is a `models.base.Model`.
     `by`: "comparison" of passages shown together, which all the settings below are about, or "likelihood" of the query
     after each passage by itself (see `likelihood.py`), which has no strategy, thought or answer. By default it is
     comparison, but likelihood for embedded weights that were not trained to compare; `strategy`, `think`, `prompt` or
@@ -53,11 +64,12 @@ class Reranker:
     `strategy` ("sliding"): a name of `strategies.STRATEGIES`, `MODULE:NAME`, or a strategy; `fuse` weighs the first
     stage's order in those that fit. `journal`: a file to keep every call in, to go on from after an interruption.
     `prompt`: a template's file (see `prompt.read_template`).
-    `think`: "full" (the default), "off", "auto", or reasoning tokens per window (see `thinking.Think`). `constrain`:
-    hold answers to the grammar of a ranking where the server can. `samples`: ask each window so often, in different
-    orders. Tokens are the model's; `passage_tokens` defaults to 450, by likelihood to 128; `max_tokens` (thought and
-    answer) to 8,000, and to 512 for embedded models. `concurrency` (16; embedded 1) questions are asked at a time.
-    Raises `InputError`s.
+    `think`: "full", "off", "auto", or reasoning tokens per window (see `thinking.Think`). `constrain`: hold answers
+    to the grammar of a ranking where the server can. `samples`: ask each window so often, in different orders.
+    Tokens are the model's; `passage_tokens` defaults to 450, by likelihood to 128; `max_tokens` (thought and answer)
+    to 8,000, and to 512 for embedded models. What is None (and `temperature`, for which None is the server's own) is
+    as a student was trained to be asked, or as in `PAPER`; `effective` says what it came to.
+    `concurrency` (16; embedded 1) questions are asked at a time. Raises `InputError`s.
 
     May be used from any thread and any event loop. Close it, or use it in a `with`.
     """
@@ -74,13 +86,13 @@ class Reranker:
         by: RanksBy | None = None,
         strategy: str | Strategy | None = None,
         depth: int = 100,
-        window: int = 20,
-        stride: int = 10,
+        window: int | None = None,
+        stride: int | None = None,
         fuse: float = 1.0,
         think: str | int | Think | None = None,
         passage_tokens: int | None = None,
         max_tokens: int | None = None,
-        temperature: float | None = 0.5,
+        temperature: float | Literal["default"] | None = "default",
         top_p: float | None = None,
         prompt: str | Path | PromptTemplate | None = None,
         constrain: bool = True,
@@ -91,38 +103,66 @@ class Reranker:
         read_timeout: float | None = None,
         on_retry: Callable[[Exception, float], None] | None = None,
     ) -> None:
-        numbers = {"depth": depth, "passage_tokens": passage_tokens, "max_tokens": max_tokens, "samples": samples}
+        embedded = server is None and (model is None or isinstance(model, str | Path))
+        student = find_student(model) if embedded and isinstance(model, str | Path) else None
+        given = {
+            "window": window,
+            "stride": stride,
+            "think": think,
+            "passage_tokens": passage_tokens,
+            "max_tokens": max_tokens,
+        }
+        own = student.asking if student else {"max_tokens": 512} if embedded else {}
+        self.effective = {**PAPER, **own, **{name: value for name, value in given.items() if value is not None}}
+        if temperature != "default":
+            self.effective["temperature"] = temperature
+        asked = self.effective
+        numbers = {"depth": depth, "passage_tokens": asked["passage_tokens"], "max_tokens": asked["max_tokens"]}
+        numbers["samples"] = samples
         for name, number in {**numbers, "concurrency": concurrency, "context": context}.items():
             if number is not None and number < 1:
                 raise InputError(f"{name} is {number}", "give 1 or more")
+        if by not in (None, "comparison", "likelihood"):
+            raise InputError(f"by is {by!r}", "write comparison or likelihood")
         told = {"strategy": strategy, "think": think, "prompt": prompt, "samples": samples if samples > 1 else None}
         compares = [name for name, value in told.items() if value is not None]  # what only comparison has use for
         if by == "likelihood" and compares:
             raise InputError(f"{compares[0]} is for comparison, not for likelihood", "leave one out")
-        if by not in (None, "comparison", "likelihood"):
-            raise InputError(f"by is {by!r}", "write comparison or likelihood")
-        thinking = think if isinstance(think, Think) else Think.parse("full" if think is None else str(think))
+        thinking = asked["think"] if isinstance(asked["think"], Think) else Think.parse(str(asked["think"]))
         template = prompt if prompt is None or isinstance(prompt, PromptTemplate) else read_template(prompt)
+        if prompt is None and student is not None:
+            template = student.template
         plan = strategy or "sliding"
         if isinstance(plan, str):
-            plan = make(plan, window=window, stride=stride, fuse=fuse)
-        embedded = server is None and (model is None or isinstance(model, str | Path))
+            plan = make(plan, window=asked["window"], stride=asked["stride"], fuse=fuse)
         self.depth = depth
         self.concurrency = concurrency or (1 if embedded else 16)
-        self.model = _model(model, server, api_key, dialect, revision, context, self.concurrency, read_timeout)
+        self.model = _model(
+            model if student is None else student,
+            server,
+            api_key,
+            dialect,
+            revision,
+            context,
+            self.concurrency,
+            read_timeout,
+        )
         usual: RanksBy = "comparison" if compares else getattr(self.model, "ranks_by", "comparison")
         self.by: RanksBy = usual if by is None else by
-        self.strategy: Strategy = Single(max(depth, 2)) if self.by == "likelihood" else plan
+        self.strategy: Strategy = plan
         self.journal = Journal(journal)
         self.asker: AsksWindows
         if self.by == "likelihood":
-            tokens = passage_tokens or PASSAGE_TOKENS
-            self.asker = LikelihoodAsker(self.model, self.journal, tokens, retries, on_retry, self.concurrency)
+            self.effective = {"passage_tokens": passage_tokens or PASSAGE_TOKENS}
+            self.strategy = Single(max(depth, 2))
+            self.asker = LikelihoodAsker(
+                self.model, self.journal, self.effective["passage_tokens"], retries, on_retry, self.concurrency
+            )
         else:
             settings = AskSettings(
-                passage_tokens or 450,
-                max_tokens or (512 if embedded else 8000),
-                temperature,
+                asked["passage_tokens"],
+                asked["max_tokens"],
+                asked["temperature"],
                 top_p,
                 thinking,
                 constrain,
@@ -302,7 +342,7 @@ class Reranker:
 
 
 def _model(
-    model: str | Path | Model | None,
+    model: str | Path | Student | Model | None,
     server: str | None,
     api_key: str | None,
     dialect: str,
@@ -311,6 +351,11 @@ def _model(
     slots: int,
     read_timeout: float | None,
 ) -> Model:
+    from rank_k.models.embedded import EmbeddedModel
+    from rank_k.models.weights import DEFAULT_WEIGHTS
+
+    if isinstance(model, Student):
+        return EmbeddedModel(model.weights, adapter=model.adapter, context=context, slots=slots)
     if model is not None and not isinstance(model, str | Path):
         return model
     if server is not None:
@@ -323,9 +368,6 @@ def _model(
             revision=revision,
             read_timeout=read_timeout,
         )
-    from rank_k.models.embedded import EmbeddedModel
-    from rank_k.models.weights import DEFAULT_WEIGHTS
-
     return EmbeddedModel(model or DEFAULT_WEIGHTS, context=context, slots=slots)
 
 

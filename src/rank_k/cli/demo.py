@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="all judged questions rather than six")
     parser.add_argument("--depth", type=count, default=DEPTH, metavar="N", help="passages per question")
     add_by(parser)
-    parser.add_argument("--think", metavar="T", help="full (the default), off, auto, or reasoning tokens")
+    parser.add_argument("--think", metavar="T", help="full (a student: its own), off, auto, or reasoning tokens")
     parser.add_argument("--max-tokens", type=count, metavar="N", help="thought and answer (256; with --server 8000)")
     add_server(parser)
 
@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from rank_k.data.python_docs import passages, qrels, questions
     from rank_k.errors import InputError
     from rank_k.first_stage import retrieve
+    from rank_k.models.student import find_student
     from rank_k.records import Query
     from rank_k.reranker import Reranker
 
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     judged = {query_id: grades for query_id, grades in qrels().items() if query_id in queries}
     before: dict[str, Sequence[Candidate]] = {}
     after: dict[str, Sequence[Candidate]] = {}
-    embedded = args.server is None
+    plain = args.server is None and (args.model is None or find_student(args.model) is None)  # no settings of its own
     with Reranker(
         args.model,
         server=args.server,
@@ -70,9 +71,9 @@ def run(args: argparse.Namespace) -> int:
         context=args.context,
         by=args.by,
         think=args.think,
-        passage_tokens=PASSAGE_TOKENS if embedded else None,
-        max_tokens=args.max_tokens or (256 if embedded else None),
-        temperature=0.0 if embedded else 0.5,
+        passage_tokens=PASSAGE_TOKENS if plain else None,
+        max_tokens=args.max_tokens or (256 if plain else None),
+        temperature=0.0 if plain else "default",
     ) as reranker:
         reranker.prepare()
         print(f"{len(texts):,} passages of Python's documentation, BM25, then {reranker.model.name}")

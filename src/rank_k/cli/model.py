@@ -17,19 +17,6 @@ if TYPE_CHECKING:
 
 DEFAULT_KEY = "RANK_K_API_KEY"
 
-PAPER = {
-    "strategy": "sliding",
-    "depth": 100,
-    "window": 20,
-    "stride": 10,
-    "think": "full",
-    "passage_tokens": 450,
-    "max_tokens": 8000,
-    "temperature": 0.5,
-    "top_p": None,
-}
-"""The Rank-K paper's settings, which are the defaults but where the embedded model's size forbids it."""
-
 _VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
 
 
@@ -65,8 +52,8 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
         help="sliding (the default), single, topdown, blocks, tournament, setwise or MODULE:NAME",
     )
     group.add_argument("--depth", type=count, default=100, metavar="N", help="candidates compared per query")
-    group.add_argument("--window", type=count, default=20, metavar="N", help="passages shown at a time")
-    group.add_argument("--stride", type=count, default=10, metavar="N", help="by which a window slides")
+    group.add_argument("--window", type=count, metavar="N", help="passages shown at a time (20; a student's own)")
+    group.add_argument("--stride", type=count, metavar="N", help="by which a window slides (10; a student's own)")
     group.add_argument(
         "--fuse", type=number, default=1.0, metavar="A", help="weight of the first stage's order, for blocks"
     )
@@ -80,12 +67,17 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
 
 def add_questions(group: argparse._ArgumentGroup, samples: int = 1) -> None:
     """How a window is asked about, however it came about."""
-    group.add_argument("--think", metavar="T", help="full (the default), off, auto, or reasoning tokens per window")
+    group.add_argument(
+        "--think", metavar="T", help="full (a student: its own), off, auto, or reasoning tokens per window"
+    )
     group.add_argument(
         "--samples", type=count, default=samples, metavar="K", help="ask each window K times, in different orders"
     )
     group.add_argument(
-        "--passage-tokens", type=count, metavar="N", help="passages are cut to this (450; by likelihood 128)"
+        "--passage-tokens",
+        type=count,
+        metavar="N",
+        help="passages are cut to this (450; by likelihood 128; a student's)",
     )
     add_replies(group)
 
@@ -99,7 +91,13 @@ def add_replies(group: argparse._ArgumentGroup) -> None:
         "--prompt", type=Path, metavar="FILE", help="compact, or a template's file: text, rerank.py, YAML"
     )
     group.add_argument("--max-tokens", type=count, metavar="N", help="thought and answer (8000; embedded 512)")
-    group.add_argument("--temperature", type=number_or_none, default=0.5, metavar="T", help="'none': the server's own")
+    group.add_argument(
+        "--temperature",
+        type=temperature,
+        default="default",
+        metavar="T",
+        help="0.5, or a student's; none: the server's",
+    )
     group.add_argument("--top-p", type=number, metavar="P", help="nucleus sampling")
     group.add_argument("--concurrency", type=count, metavar="N", help="questions at a time (16; embedded 1)")
     group.add_argument("--read-timeout", type=duration, metavar="S", help="drop a call silent for so long (never)")
@@ -108,7 +106,7 @@ def add_replies(group: argparse._ArgumentGroup) -> None:
 def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for `Reranker` from the options of `add_server` and `add_asking`."""
     if args.preset == "paper":
-        _check_paper(args)
+        _settle_paper(args)
     return {
         **asking_options(args),
         "by": args.by,
@@ -117,7 +115,6 @@ def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
         "window": args.window,
         "stride": args.stride,
         "fuse": args.fuse,
-        "max_tokens": PAPER["max_tokens"] if args.preset == "paper" else args.max_tokens,
     }
 
 
@@ -202,8 +199,9 @@ def number(text: str) -> float:
     return value
 
 
-def number_or_none(text: str) -> float | None:
-    return None if text == "none" else number(text)
+def temperature(text: str) -> float | str | None:
+    """A number from 0; "default"; None for "none", the server's own. For argparse."""
+    return text if text == "default" else None if text == "none" else number(text)
 
 
 def duration(text: str) -> float:
@@ -222,17 +220,26 @@ def _strategy(args: argparse.Namespace) -> str | Strategy | None:
     if args.preset is None:
         return None if args.strategy is None else str(args.strategy)
     if args.preset == "paper":
-        return str(PAPER["strategy"])
+        return str(_paper()["strategy"])
     for name in ("strategy", "window", "stride"):
-        if getattr(args, name) not in (None, PAPER[name]):
+        if getattr(args, name) not in (None, _paper()[name]):
             raise InputError(f"--preset {args.preset} and --{name} exclude each other", "leave one out")
     return make(**PRESETS[args.preset], fuse=args.fuse)
 
 
-def _check_paper(args: argparse.Namespace) -> None:
+def _paper() -> dict[str, Any]:
+    """The Rank-K paper's settings, by option."""
+    from rank_k.reranker import PAPER
+
+    return {"strategy": "sliding", "depth": 100, "top_p": None, **PAPER}
+
+
+def _settle_paper(args: argparse.Namespace) -> None:
+    """Make all options the paper's. Raises `InputError` for one that was given and is not."""
     from rank_k.errors import InputError
 
-    for name, value in PAPER.items():
-        if getattr(args, name) not in (None, value):
+    for name, value in _paper().items():
+        if getattr(args, name) not in (None, "default", value):
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"--preset paper and {option} {getattr(args, name)} exclude each other", "leave one out")
+        setattr(args, name, value)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.collection import add_collection, index_progress, named_collection
 from rank_k.cli.model import (
-    PAPER,
     add_asking,
     add_server,
     count,
@@ -74,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from rank_k.data.documents import SplitRun
     from rank_k.data.files import RunFile, RunWriter, read_queries
     from rank_k.errors import InputError
-    from rank_k.reranker import Reranker
+    from rank_k.reranker import PAPER, Reranker
 
     started = time.monotonic()
     options = reranker_options(args)  # mistakes in options come before work on files
@@ -103,8 +102,9 @@ def run(args: argparse.Namespace) -> int:
     settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
     with closing(store), Reranker(model, journal=journal, **options) as reranker:
         settings["by"] = reranker.by
-        if reranker.by == "comparison":
-            settings |= {name: settings[name] or PAPER[name] for name in ("strategy", "think", "passage_tokens")}
+        if reranker.by == "comparison" and args.preset is None:
+            settings["strategy"] = args.strategy or "sliding"
+        settings |= reranker.effective
         try:
             reranker.prepare()
             price = prices(args, reranker.model.name)
@@ -189,15 +189,16 @@ def _split(args: argparse.Namespace) -> Split | None:
     """How long documents are to be cut. Raises `InputError` for numbers that do not go together."""
     from rank_k.data.documents import Split
     from rank_k.errors import InputError
+    from rank_k.reranker import PAPER
 
     if args.split is None:
         for option, value in (("--overlap", args.overlap), ("--passages-per-document", args.passages_per_document)):
             if value is not None:
                 raise InputError(f"{option} says how to split documents", "give --split TOKENS too")
         return None
-    longest = args.passage_tokens or PAPER["passage_tokens"]
-    if args.split > longest:
-        problem = f"passages of --split {args.split} would be cut again to --passage-tokens {longest}"
+    shown = args.passage_tokens or PAPER["passage_tokens"]
+    if args.split > shown:
+        problem = f"passages of --split {args.split} would be cut again to --passage-tokens {shown}"
         raise InputError(problem, "lower the one or raise the other")
     return Split(args.split, args.overlap or 0, args.passages_per_document)
 

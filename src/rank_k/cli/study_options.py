@@ -63,7 +63,7 @@ def study_of(args: argparse.Namespace) -> Study:
 
 
 _ASKED: dict[str, tuple[Any, ...]] = {
-    "temperature": (0.5,),
+    "temperature": ("default",),
     "top_p": (),
     "max_tokens": (),
     "constrain": ("auto",),
@@ -83,6 +83,8 @@ def _from_options(args: argparse.Namespace) -> Study:
     varied = {axis for grid in grids for axis in grid}
     grids = tuple({**grid, **{a: v for a, v in parsed.items() if a in grid or a not in varied}} for grid in grids)
     fixed = {axis: getattr(args, axis) for axis in ("max_tokens", "temperature", "top_p")}
+    if fixed["temperature"] == "default":
+        del fixed["temperature"]  # a cell's own default
     model = ModelPlan(
         _model_name(args),
         args.model,

@@ -3,4 +3,6 @@
 sample    first-stage runs -> candidate sets (`sets.py` says what a set is)
 trace     candidate sets -> the journal: a teacher's thoughts and orders, or what labels alone say
 select    the journal -> rows to train on, each with its provenance
+train     rows and a recipe -> a trained student (`rewards.py`: for those who go on by reinforcement)
+export    a trained student -> GGUF with its settings, or merged weights
 """

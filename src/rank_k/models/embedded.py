@@ -10,11 +10,12 @@ from rank_k.errors import Refused, ServerFault, Unreachable
 from rank_k.models.base import Abilities, OnText, Reply, Request
 from rank_k.models.http import HttpModel
 from rank_k.models.launch import EmbeddedServer
-from rank_k.models.weights import DEFAULT_WEIGHTS, Weights, locate
+from rank_k.models.weights import DEFAULT_WEIGHTS, Weights, checksum, locate
 
 
 class EmbeddedModel:
-    """`weights`: a name of `weights.NAMED` or the path of a GGUF file. The server starts in `prepare`.
+    """`weights`: a name of `weights.NAMED`, the path of a GGUF file, or weights that were located; `adapter`: a LoRA
+    adapter for them, as a GGUF file. The server starts in `prepare`.
 
     `context`: tokens per slot, None for what the weights were made for; `slots`: questions answered at a time;
     `threads`: None for all cores. Raises `MissingWeights` at once if the weights are not on this machine.
@@ -22,13 +23,16 @@ class EmbeddedModel:
 
     def __init__(
         self,
-        weights: str | Path = DEFAULT_WEIGHTS,
+        weights: str | Path | Weights = DEFAULT_WEIGHTS,
         *,
+        adapter: Path | None = None,
         context: int | None = None,
         slots: int = 1,
         threads: int | None = None,
     ) -> None:
-        self.weights: Weights = locate(weights)
+        self.weights: Weights = weights if isinstance(weights, Weights) else locate(weights)
+        self.adapter = adapter
+        self.identity = self.weights.sha256 + ("" if adapter is None else f"+{checksum(adapter)}")
         self.name = self.weights.name
         self.ranks_by = self.weights.ranks_by
         self.context = context or self.weights.context or 8192
@@ -37,15 +41,11 @@ class EmbeddedModel:
         self._server: EmbeddedServer | None = None
         self._http: HttpModel | None = None
 
-    @property
-    def identity(self) -> str:
-        return self.weights.sha256
-
     async def prepare(self) -> None:
         if self._http is not None:
             return
         self._server = await EmbeddedServer.start(
-            self.weights, context=self.context, slots=self._slots, threads=self._threads
+            self.weights, context=self.context, slots=self._slots, threads=self._threads, adapter=self.adapter
         )
         self.context = self._server.context  # what it really has
         self._http = HttpModel(

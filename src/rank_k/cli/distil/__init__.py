@@ -9,10 +9,10 @@ from types import ModuleType
 from rank_k.cli import add_verb
 
 NAME = "distil"
-HELP = "make a student: sample candidate sets, trace a teacher, select what to learn"
+HELP = "make a student: sample candidate sets, trace a teacher, select what to learn, train, export"
 EXAMPLE = "rank-k distil sample --help"
 
-STEPS = ("sample", "trace", "select")
+STEPS = ("sample", "trace", "select", "train", "export")
 """In the order in which data flows. A step's module has what a verb's has."""
 
 

@@ -1,0 +1,119 @@
+"""What the student is worth: one table, on collections that neither it nor a choice about it has seen.
+
+    python -m benchmarks.student STUDENT... [--collections ../shared/data] [--names trec-dl19 ...] [--output FOLDER]
+
+STUDENT: folders or GGUF files that `rank-k distil export` wrote; give the one trained with traces first, then its
+ablations (asked with its trace suppressed: add `:off` to its name). Each collection's own BM25 run is reranked to
+depth 20 through the embedded model, as a user would, with the commands of the package. Beside the students stand a
+random order, BM25, the untrained weights asked to compare, and query likelihood by the same weights. The first student
+is compared with BM25 and with query likelihood, paired by query, with the bootstrap's 95 % interval.
+
+Runs and journals stay in the output folder: the same command goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from statistics import fmean
+
+from rank_k.cli import main as rank_k
+from rank_k.data.files import read_qrels, read_run
+from rank_k.evaluation.comparison import paired
+from rank_k.evaluation.measures import evaluate
+from rank_k.records import Candidate
+
+DEPTH = 20
+NAMES = ("trec-dl19", "wikiqa", "noveleval")
+MEASURE = "nDCG@10"
+
+Run = Mapping[str, Sequence[Candidate]]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table. `per_query`: nDCG@10; `seconds`, `tokens` (in and out) for a query, None where no model
+    was asked."""
+
+    name: str
+    per_query: Mapping[str, float]
+    seconds: float | None = None
+    tokens: float | None = None
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.per_query.values())
+
+    def __str__(self) -> str:
+        cost = "| - | - |" if self.seconds is None else f"| {self.seconds:.1f} | {self.tokens:,.0f} |"
+        return f"| {self.name} | {self.mean:.4f} {cost}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("students", nargs="*", metavar="STUDENT")
+    parser.add_argument("--collections", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
+    parser.add_argument("--names", nargs="+", default=NAMES)
+    parser.add_argument("--output", type=Path, default=Path("student-benchmark"))
+    args = parser.parse_args()
+    for name in args.names:
+        folder = args.output / name
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"\n{name}, the {DEPTH} best of BM25\n")
+        print(f"| ranked by | {MEASURE} | s/query | tokens/query |\n|---|---|---|---|")
+        rows = []
+        for row in measured(args.collections / name, folder, args.students):
+            print(row, flush=True)
+            rows.append(row)
+        print()
+        student, others = rows[4:5], {row.name: row for row in rows[1:4]}
+        for first in student:
+            for other in ("BM25", "query likelihood"):
+                found = paired(first.per_query, others[other].per_query)
+                print(
+                    f"{first.name} less {other}: {found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f});"
+                    f" better in {found.better}, worse in {found.worse} of {found.queries} queries"
+                )
+
+
+def measured(collection: Path, folder: Path, students: Sequence[str]) -> Iterator[Row]:
+    """The rows of one collection: random, BM25, untrained, likelihood, then the students."""
+    judged = read_qrels(collection / "qrels.trec")
+    file = next(iter(sorted(collection.glob("run.*bm25*"))))
+    bm25 = {query_id: run[:DEPTH] for query_id, run in read_run(file).items()}
+    random = {query_id: Random(query_id).sample(list(run), len(run)) for query_id, run in bm25.items()}
+    yield Row("random order", ndcg(judged, random))
+    yield Row("BM25", ndcg(judged, bm25))
+    queries, documents = collection / "queries.jsonl", collection / "corpus.jsonl.gz"
+    common = ("--run", file, "--queries", queries, "--documents", documents, "--depth", DEPTH, "--quiet")
+    yield reranked("untrained, compared", judged, bm25, folder, *common, "--by", "comparison", "--think", "off")
+    yield reranked("query likelihood", judged, bm25, folder, *common, "--by", "likelihood")
+    for told in students:
+        path, _, think = told.partition(":")
+        thinks = ("--think", think) if think else ()
+        yield reranked(f"student {told}", judged, bm25, folder, *common, "--model", path, *thinks)
+
+
+def reranked(name: str, judged: Mapping[str, Mapping[str, int]], bm25: Run, folder: Path, *options: object) -> Row:
+    """Rerank by the command, and measure. The cost is that of the calls, as the journal has it."""
+    stem = "".join(letter if letter.isalnum() else "-" for letter in name)
+    output, report = folder / f"{stem}.trec", folder / f"{stem}.json"
+    code = rank_k([str(each) for each in ("rerank", *options, "--output", output, "--report", report)])
+    if code:
+        raise SystemExit(code)
+    told = json.loads(report.read_text(encoding="utf-8"))
+    tokens = told["prompt_tokens"] + told["completion_tokens"]
+    run = {query_id: found[:DEPTH] for query_id, found in read_run(output).items()}
+    return Row(name, ndcg(judged, run), told["model_seconds"] / len(bm25), tokens / len(bm25))
+
+
+def ndcg(judged: Mapping[str, Mapping[str, int]], run: Run) -> Mapping[str, float]:
+    return evaluate(judged, run, [MEASURE]).per_query[MEASURE]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Rows of training data -> tokens and what is to be learnt of them.
+
+The prompt is rendered by the model's chat template; the completion is appended to it as it stands. Chat templates
+are known to drop `<think>...</think>` from an assistant's turn, so none gets to see it. Nothing is ever cut: a row
+that is too long is counted and left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rank_k.distil.verdicts import VerdictTrace, read_verdicts
+from rank_k.errors import FormatError, InputError
+
+IGNORED = -100
+"""The label of a token that is not to be learnt, as torch has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row, ready for batches. `verdicts`: where its trace is one of verdicts."""
+
+    row: int
+    prompt_ids: list[int]
+    completion: str
+    verdicts: VerdictTrace | None
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """`too_long`: rows left out since they have more tokens than the recipe's `max_length`."""
+
+    kept: list[Example]
+    too_long: int
+    sources: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def with_verdicts(self) -> int:
+        return sum(example.verdicts is not None for example in self.kept)
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSONL file as `rank-k distil select` writes them. Raises `FormatError` naming the line."""
+    expected = '{"prompt": [{"role", "content"}, ...], "completion": [{"role": "assistant", "content"}], ...}'
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise FormatError(path, number, f"not JSON ({error})", expected) from None
+                if not _is_row(row):
+                    raise FormatError(path, number, "no prompt, or no completion by the assistant", expected)
+                yield row
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"{path}: {reason}", "give the file that rank-k distil select wrote") from error
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict):
+        return False
+    prompt, completion = row.get("prompt"), row.get("completion")
+    if not (isinstance(prompt, list) and prompt and isinstance(completion, list) and len(completion) == 1):
+        return False
+    turns = [*prompt, *completion]
+    whole = all(isinstance(turn, dict) and isinstance(turn.get("content"), str) and turn.get("role") for turn in turns)
+    return whole and completion[0]["role"] == "assistant" and bool(completion[0]["content"].strip())
+
+
+def build_examples(rows: Iterator[dict[str, Any]], tokenizer: Any, max_length: int, words: Sequence[str]) -> Examples:
+    """The rows that fit into `max_length` tokens, and how many did not."""
+    kept: list[Example] = []
+    too_long = 0
+    sources: dict[str, dict[str, int]] = {}
+    for number, row in enumerate(rows):
+        prompt_ids = prompt_tokens(tokenizer, row["prompt"])
+        completion = row["completion"][0]["content"]
+        if len(prompt_ids) + len(completion_tokens(tokenizer, completion)) > max_length:
+            too_long += 1
+            continue
+        kept.append(Example(number, prompt_ids, completion, read_verdicts(completion, words)))
+        of_source = sources.setdefault(str(row.get("source", "unnamed")), {})
+        licence = str(row.get("licence", "unnamed"))
+        of_source[licence] = of_source.get(licence, 0) + 1
+    return Examples(kept, too_long, sources)
+
+
+def prompt_tokens(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """The prompt as the model will see it when it is asked: up to where its answer begins."""
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    # Templates of models that always think open the thought themselves, but the completion opens it too.
+    text = text.removesuffix("<think>\n")
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def completion_tokens(tokenizer: Any, completion: str) -> list[int]:
+    """The completion as it stands, and the end of the turn."""
+    return [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def labelled(example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids and labels: the completion is learnt, the prompt is not."""
+    completion = completion_tokens(tokenizer, example.completion)
+    return example.prompt_ids + completion, [IGNORED] * len(example.prompt_ids) + completion

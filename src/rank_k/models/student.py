@@ -1,0 +1,139 @@
+"""Students: weights of our own making, with the settings they were trained to be asked with.
+
+`rank-k distil export` writes a GGUF file and, beside it, a JSON file of the same name. Whoever names the GGUF file,
+or the folder it lies in as `student.gguf`, gets both: the prompt a student was trained on is as much a part of it as
+its numbers are.
+
+    {"rank_k_student": 1, "name": "nano", "gguf": "student.gguf", "adapter_of": {"name": ..., "sha256": ...},
+     "prompt": {"before": ..., "passage": ..., "between": ..., "after": ..., "system": ...},
+     "asking": {"passage_tokens": 48, "window": 8, "stride": 4, "think": "full", "max_tokens": 256, "temperature": 0}}
+
+`adapter_of` is absent where the GGUF file holds whole weights; its name is one of `rank-k fetch`, or a file's path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rank_k.errors import FormatError, InputError
+from rank_k.models.weights import Weights, checksum, locate
+from rank_k.prompt import PromptTemplate
+
+FOLDER_FILE = "student.json"
+_VERSION = 1
+_TEMPLATE_FIELDS = ("before", "passage", "between", "after", "system")
+_ASKING: dict[str, type | tuple[type, ...]] = {
+    "passage_tokens": int,
+    "window": int,
+    "stride": int,
+    "think": str,
+    "max_tokens": int,
+    "temperature": (int, float),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Student:
+    """`weights`: what is loaded; `adapter`: a LoRA adapter on top of it, or None. `asking`: its own settings, by the
+    names that `Reranker` has for them."""
+
+    name: str
+    weights: Weights
+    adapter: Path | None
+    template: PromptTemplate
+    asking: Mapping[str, Any]
+
+
+def find_student(name_or_path: str | Path) -> Student | None:
+    """The student in that folder, or of that GGUF file; None if there is none, and weights are meant.
+
+    Raises `FormatError` if its JSON file is not as above, `MissingWeights` if what it adapts was not fetched, and
+    `InputError` if that has other numbers than those it was trained on.
+    """
+    try:
+        path = Path(os.fspath(name_or_path)).expanduser()
+        told = path / FOLDER_FILE if path.is_dir() else path.with_suffix(".json")
+        if path.is_dir() and not told.is_file():
+            raise InputError(f"there is no {FOLDER_FILE} in {path}", f"run: rank-k distil export --student {path}")
+        if told.suffix == path.suffix or not told.is_file():
+            return None
+    except (OSError, RuntimeError, ValueError):
+        return None  # not a path that can be: whoever looks for weights will say so
+    facts = _read(told)
+    if facts is None:
+        return None
+    gguf = told.parent / facts["gguf"]
+    if not path.is_dir() and gguf.name != path.name:
+        return None  # a file of the same name that speaks of another one
+    template = PromptTemplate(
+        **{name: facts["prompt"][name] for name in _TEMPLATE_FIELDS},
+        name=facts["name"],
+        sha256=_sha256(facts["prompt"]),
+    )
+    base = facts.get("adapter_of")
+    if base is None:
+        weights = locate(gguf)
+        weights = Weights(facts["name"], weights.path, weights.sha256, weights.context)
+        return Student(facts["name"], weights, None, template, facts["asking"])
+    found = locate(base["name"])
+    if found.sha256 != base["sha256"]:
+        raise InputError(
+            f"{gguf} is an adapter of other weights than {found.path}", f"sha256 {base['sha256'][:16]}... is wanted"
+        )
+    checksum(gguf)  # raises if it cannot be read, or is no GGUF file
+    return Student(
+        facts["name"], Weights(facts["name"], found.path, found.sha256, found.context), gguf, template, facts["asking"]
+    )
+
+
+def write_student(
+    gguf: Path, name: str, template: PromptTemplate, asking: Mapping[str, Any], adapter_of: Mapping[str, str] | None
+) -> Path:
+    """Write the JSON file that belongs to `gguf`, and return its path."""
+    prompt = {key: value for key, value in asdict(template).items() if key in _TEMPLATE_FIELDS}
+    facts: dict[str, Any] = {"rank_k_student": _VERSION, "name": name, "gguf": gguf.name}
+    facts |= {"adapter_of": dict(adapter_of)} if adapter_of else {}
+    facts |= {"prompt": prompt, "asking": {key: asking[key] for key in _ASKING}}
+    path = gguf.with_suffix(".json")
+    path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The file's facts, checked; None if it is about something else than a student."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(facts, dict) or "rank_k_student" not in facts:
+        return None
+
+    def wrong(what: str) -> FormatError:
+        return FormatError(path, 0, what, "a student's settings as rank-k distil export writes them")
+
+    if facts["rank_k_student"] != _VERSION:
+        raise wrong(f"version {facts['rank_k_student']!r}")
+    prompt, asking, base = facts.get("prompt"), facts.get("asking"), facts.get("adapter_of")
+    if not all(isinstance(facts.get(key), str) for key in ("name", "gguf")) or "/" in facts["gguf"]:
+        raise wrong("no name, or no gguf file")
+    if not isinstance(prompt, dict) or not all(isinstance(prompt.get(key), str) for key in _TEMPLATE_FIELDS):
+        raise wrong("no whole prompt")
+    if not isinstance(asking, dict) or asking.keys() != _ASKING.keys():
+        raise wrong(f"asking without all of {', '.join(_ASKING)}")
+    if any(isinstance(asking[key], bool) or not isinstance(asking[key], kind) for key, kind in _ASKING.items()):
+        raise wrong("a setting of the wrong kind")
+    if base is not None and not (
+        isinstance(base, dict) and all(isinstance(base.get(key), str) for key in ("name", "sha256"))
+    ):
+        raise wrong("adapter_of without name and sha256")
+    return facts
+
+
+def _sha256(prompt: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps([prompt[name] for name in _TEMPLATE_FIELDS]).encode()).hexdigest()

@@ -1,0 +1,97 @@
+"""Recipes: the shipped ones are sound, and a mistake in one is named before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rank_k.distil.recipes import FOLDER, estimated_memory, read_recipe, recipe_names
+from rank_k.errors import InputError
+from rank_k.prompt import read_template
+
+LEAST = """
+name = "mine"
+[base]
+weights = "tiny.gguf"
+parameters = 1e6
+layers = 2
+hidden = 64
+[training]
+max_length = 512
+learning_rate = 1e-4
+"""
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_the_shipped_ones() -> None:
+    assert recipe_names() == ["qwen3-8b", "qwq-32b", "smollm2-135m"]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_shipped_recipe_is_sound(name: str) -> None:
+    recipe = read_recipe(name)
+    assert recipe.name == name
+    assert not recipe.launch or (FOLDER / recipe.launch).is_file()
+    template = read_template(recipe.asking.prompt)
+    assert template.messages("q", ["a", "b"])
+    assert recipe.asking.stride < recipe.asking.window
+    # A full window fits: passages, as many markers again, and an answer of eight tokens a passage.
+    shown = recipe.asking.window * (recipe.asking.passage_tokens + 16)
+    assert shown < recipe.training.max_length
+
+
+def test_what_is_left_out_has_defaults(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, LEAST))
+    assert (recipe.method.kind, recipe.training.batch, recipe.verdicts.on) == ("lora", 1, False)
+    assert not recipe.verified
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("learning_rate", "lerning_rate"), r"unknown key training\.lerning_rate; did you mean learning_rate\?"),
+        (('name = "mine"', 'name = "mine"\nzzz = 1'), "unknown key zzz; the keys there are: name, base"),
+        (("max_length = 512", ""), r"lacks training\.max_length"),
+        (("max_length = 512", 'max_length = "512"'), r"training\.max_length = '512'"),
+        (("max_length = 512", "max_length = true"), r"training\.max_length = True"),
+        (("max_length = 512", "max_length = 0"), r"training\.max_length = 0"),
+        (("[training]", '[method]\nkind = "lra"\n[training]'), "method.kind = 'lra'.*lora"),
+        (("[training]", "[verdicts]\ncorrupt = 1.5\n[training]"), r"verdicts\.corrupt = 1\.5"),
+        (("[training]", "[verdicts]\nwords = [1]\n[training]"), r"verdicts\.words = \[1\]"),
+        (('name = "mine"', 'name = "mine"\nmethod = 3'), "method in recipe .* is no table"),
+        (("[base]", "[base"), "cannot be read"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, change: tuple[str, str], told: str) -> None:
+    assert change[0] in LEAST
+    with pytest.raises(InputError, match=told):
+        read_recipe(written(tmp_path, LEAST.replace(*change)))
+
+
+def test_a_recipe_that_is_not_there() -> None:
+    with pytest.raises(InputError, match=r"no recipe is called 'qwq'.*qwq-32b"):
+        read_recipe("qwq")
+    with pytest.raises(InputError, match="No such file"):
+        read_recipe("nowhere.toml")
+
+
+def test_memory_by_hand(tmp_path: Path) -> None:
+    """A million parameters of which all are trained; 100 tokens through 2 layers of 64 numbers."""
+    text = LEAST.replace("max_length = 512", "max_length = 100") + '[method]\nkind = "full"\n'
+    memory = estimated_memory(read_recipe(written(tmp_path, text)))
+    assert memory.weights == 4e6
+    assert memory.trained == 12e6
+    assert memory.activations == 100 * 64 * 2 * 34 * 2 / 2
+    assert memory.total == memory.weights + memory.trained + memory.activations
+
+
+def test_memory_falls_where_it_should() -> None:
+    large, small = (estimated_memory(read_recipe(name)) for name in ("qwq-32b", "qwen3-8b"))
+    assert 65e9 < large.weights < 66e9  # 32.8 billion brain floats
+    assert small.total < 40e9 < large.total < 8 * 80e9

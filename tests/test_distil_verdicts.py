@@ -1,0 +1,72 @@
+"""Traces of verdicts: read back as written; what is shown may be random, what is learnt and what follows is not."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rank_k.answer import parse_answer
+from rank_k.distil.labels import thought_and_order
+from rank_k.distil.verdicts import VerdictTrace, corrupted, order_line, read_verdicts
+
+WORDS = ("no", "partly", "yes")
+verdicts = st.lists(st.integers(0, 2), min_size=1, max_size=20).map(tuple)
+
+
+def trace_of(levels: tuple[int, ...]) -> VerdictTrace:
+    return VerdictTrace(levels, levels, WORDS)
+
+
+def test_the_form() -> None:
+    assert trace_of((0, 2, 0)).text == "<think>\n[1] no\n[2] yes\n[3] no\n</think>\n\n[2] > [1] = [3]"
+
+
+@given(verdicts)
+def test_what_the_labels_teacher_writes_is_read(levels: tuple[int, ...]) -> None:
+    thought, order = thought_and_order(levels)
+    found = read_verdicts(f"<think>\n{thought}\n</think>\n\n{order}", WORDS)
+    assert found == trace_of(levels)
+
+
+@given(verdicts)
+def test_the_order_is_the_verdicts_order(levels: tuple[int, ...]) -> None:
+    answer = parse_answer(trace_of(levels).text, len(levels))
+    assert answer.ranked
+    assert not answer.repairs
+    assert [[levels[number - 1] for number in tier] for tier in answer.tiers] == [
+        [level] * levels.count(level) for level in sorted(set(levels), reverse=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1] > [2]",
+        "<think>\n[1] no\n[2] maybe\n</think>\n\n[1] = [2]",
+        "<think>\n[2] no\n[1] yes\n</think>\n\n[1] > [2]",
+        "<think>\n[1] no\n[2] yes\n</think>\n\n[1] > [2]",
+        "<think>\n[1] no\n[2] yes\n</think>\n[2] > [1]",
+        "<think>\nlet me see\n[1] no\n</think>\n\n[1]",
+    ],
+)
+def test_anything_else_is_no_trace_of_verdicts(text: str) -> None:
+    assert read_verdicts(text, WORDS) is None
+
+
+@given(verdicts, st.floats(0, 1), st.integers())
+def test_what_is_shown_changes_and_what_is_learnt_does_not(levels: tuple[int, ...], chance: float, seed: int) -> None:
+    found = corrupted(trace_of(levels), chance, Random(seed))
+    assert found.right == levels
+    assert order_line(found.shown) in found.text
+    assert read_verdicts(found.text, WORDS) == trace_of(found.shown)
+
+
+def test_how_much_is_changed() -> None:
+    levels = (0,) * 3000
+    shown = corrupted(trace_of(levels), 0.5, Random(0), used=(0, 2)).shown
+    assert set(shown) == {0, 2}
+    assert 0.2 < sum(map(bool, shown)) / 3000 < 0.3  # half are drawn, half of these are another
+    assert corrupted(trace_of(levels), 0.0, Random(0)).shown == levels

@@ -1,0 +1,145 @@
+"""Students: found by their file or folder, asked as they were trained, refused where something does not belong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rank_k.ask import Asker
+from rank_k.errors import FormatError, InputError
+from rank_k.models import student as students
+from rank_k.models import weights
+from rank_k.models.embedded import EmbeddedModel
+from rank_k.models.student import find_student, write_student
+from rank_k.prompt import PromptTemplate
+from rank_k.reranker import PAPER, Reranker
+
+TEMPLATE = PromptTemplate("Q: {query}\n", "\nA:", "<{i}> {text}", " | ", "be brief")
+ASKING = {"passage_tokens": 50, "window": 8, "stride": 4, "think": "full", "max_tokens": 256, "temperature": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK_K_CACHE", str(tmp_path / "cache"))
+
+
+def gguf(path: Path, content: bytes = b"numbers") -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"GGUF" + content)
+    return path
+
+
+def exported(folder: Path, **asking: Any) -> Path:
+    """A student's folder, with whole weights."""
+    file = gguf(folder / "student.gguf")
+    write_student(file, "tiny", TEMPLATE, ASKING | asking, None)
+    return folder
+
+
+@contextmanager
+def made(model: Any, **options: Any) -> Iterator[Reranker]:
+    reranker = Reranker(model, **options)
+    try:
+        yield reranker
+    finally:
+        reranker.journal.close()
+        reranker._loop.stop()
+
+
+def test_a_folder_and_its_file_are_the_same_student(tmp_path: Path) -> None:
+    folder = exported(tmp_path / "s")
+    found = find_student(folder)
+    assert found is not None
+    assert found == find_student(str(folder / "student.gguf"))
+    assert (found.name, found.adapter, found.weights.path) == ("tiny", None, folder / "student.gguf")
+    assert found.template.messages("q", ["a", "b"]) == TEMPLATE.messages("q", ["a", "b"])
+    assert dict(found.asking) == ASKING
+
+
+def test_it_is_asked_as_it_was_trained_unless_told_otherwise(tmp_path: Path) -> None:
+    folder = exported(tmp_path / "s")
+    with made(folder) as reranker:
+        assert reranker.effective == ASKING
+        assert isinstance(reranker.asker, Asker)
+        assert reranker.asker.template.before == TEMPLATE.before
+        settings = reranker.asker.settings
+        assert (settings.passage_tokens, settings.max_tokens, settings.temperature) == (50, 256, 0.0)
+    with made(folder, window=5, temperature=None, prompt="listwise") as reranker:
+        assert reranker.effective == ASKING | {"window": 5, "temperature": None}
+        assert isinstance(reranker.asker, Asker)
+        assert reranker.asker.template.name == "rank-k"
+
+
+def test_other_models_are_asked_as_in_the_paper(tmp_path: Path) -> None:
+    plain = gguf(tmp_path / "plain.gguf")
+    with made(plain) as reranker:
+        assert reranker.effective == {**PAPER, "max_tokens": 512}
+        assert isinstance(reranker.model, EmbeddedModel)
+        assert reranker.model.adapter is None
+    with made("m", server="http://127.0.0.1:9/v1") as reranker:
+        assert reranker.effective == PAPER
+
+
+def test_a_json_file_of_something_else_makes_no_student(tmp_path: Path) -> None:
+    file = gguf(tmp_path / "plain.gguf")
+    for content in ("{}", "[1]", "not json", '{"rank_k_student": 1, "gguf": "other.gguf", "name": "x"}'):
+        file.with_suffix(".json").write_text(content, encoding="utf-8")
+        if "other" in content:
+            with pytest.raises(FormatError):
+                find_student(file)
+        else:
+            assert find_student(file) is None
+
+
+def test_an_adapter_knows_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = weights.Weights("base", gguf(tmp_path / "base.gguf"), "ab" * 32, 2048)
+    monkeypatch.setattr(students, "locate", lambda name: base)
+    file = gguf(tmp_path / "s" / "student.gguf", b"adapter")
+    write_student(file, "tiny", TEMPLATE, ASKING, {"name": "base", "sha256": base.sha256})
+    found = find_student(file.parent)
+    assert found is not None
+    assert (found.weights.path, found.adapter, found.weights.context) == (base.path, file, 2048)
+    with made(file.parent) as reranker:
+        assert isinstance(reranker.model, EmbeddedModel)
+        assert reranker.model.identity == f"{base.sha256}+{weights.checksum(file)}"
+    write_student(file, "tiny", TEMPLATE, ASKING, {"name": "base", "sha256": "cd" * 32})
+    with pytest.raises(InputError, match="adapter of other weights"):
+        find_student(file.parent)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"rank_k_student": 2}, "version 2"),
+        ({"gguf": "../elsewhere.gguf"}, "no name, or no gguf"),
+        ({"prompt": {"before": "x"}}, "no whole prompt"),
+        ({"asking": {"window": 3}}, "asking without all"),
+        ({"asking": ASKING | {"window": "3"}}, "wrong kind"),
+        ({"asking": ASKING | {"window": True}}, "wrong kind"),
+        ({"adapter_of": {"name": "x"}}, "adapter_of without"),
+    ],
+)
+def test_settings_that_are_not_whole_are_named(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    folder = exported(tmp_path / "s")
+    path = folder / "student.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    with pytest.raises(FormatError, match=told):
+        find_student(folder)
+
+
+def test_a_folder_without_a_student(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no student\.json.*distil export"):
+        find_student(tmp_path)
+    assert find_student("smollm2-135m-instruct") is None
+    assert find_student("x" * 5000) is None
+    assert find_student("a\0b") is None
+
+
+def test_settings_are_checked_like_any(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="window is 0"):
+        Reranker(exported(tmp_path / "s"), window=0)
