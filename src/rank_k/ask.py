@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
-from zlib import crc32
 
 from rank_k.answer import Answer, parse_answer
 from rank_k.errors import ContextOverflow, Refused
@@ -21,6 +20,7 @@ from rank_k.models.retries import Retries, with_retries
 from rank_k.prompt import PromptTemplate, default_template, defused
 from rank_k.records import Message, Order, Outcome, Passage, Query, Window
 from rank_k.showing import CHAT_TOKENS, QueryTexts, Showing
+from rank_k.strategies.protocol import seed_of
 from rank_k.thinking import AutoRule, Think, agreement, confidence, pays
 from rank_k.tokens import estimated_tokens
 
@@ -218,7 +218,7 @@ class Asker:
             budget,
             self.settings.temperature,
             self.settings.top_p,
-            seed=(crc32(query_id.encode("utf-8", "surrogateescape")) + look.sample) % 2**31,
+            seed=(seed_of(query_id) + look.sample) % 2**31,
             sample=look.sample,
             subject=Subject(query_id, shown),
         )

@@ -1,9 +1,10 @@
-"""What a strategy is, and the one small tool they share: which neighbours are tied."""
+"""What a strategy is, and what goes with every one: the seed of a query, and which neighbours are tied."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from typing import Protocol, TypeAlias
+from zlib import crc32
 
 from rank_k.errors import InputError
 from rank_k.records import Candidate, Order, Outcome, Ranking, Round
@@ -21,6 +22,11 @@ class Strategy(Protocol):
     """
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> Steps: ...
+
+
+def seed_of(query_id: str) -> int:
+    """The seed of a query: the same whoever asks, today and tomorrow."""
+    return crc32(query_id.encode("utf-8", "surrogateescape"))
 
 
 class Ties:
