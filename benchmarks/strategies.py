@@ -5,9 +5,9 @@
 
 Every seed is another judge; all strategies meet the same ones. The first strategy is the baseline: differences are
 paired by query, averaged over seeds, and their standard error is that over queries. nDCG@10 has linear gains and
-an ideal from all judgments. Ctrl-C ends it with the table of the seeds that were done. The exit status is 1 if
-`blocks` is not better on average, surely worse by half a point in some cell, or asks more than 7 times or in more than
-3 rounds about some query.
+an ideal from all judgments. Ctrl-C ends it with the table of the seeds that were done; with `--keep FILE` the same
+command goes on from there. The exit status is 1 if `blocks` is not better on average, surely worse by half a point in
+some cell, or asks more than 7 times or in more than 3 rounds about some query.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import itertools
 import os
+import pickle
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -69,16 +70,45 @@ def simulated(task: tuple[Path, int], strategies: Sequence[str], queries: int | 
 
 
 def simulate_all(
-    data: Path, seeds: int, strategies: Sequence[str], processes: int, queries: int | None = None
+    data: Path,
+    seeds: int,
+    strategies: Sequence[str],
+    processes: int,
+    queries: int | None = None,
+    kept: Path | None = None,
 ) -> Found:
-    """Cells over all seeds; over those that were done, where it is interrupted."""
+    """Cells over all seeds; over those that were done, where it is interrupted. `kept`: a file to go on from."""
     tasks = [(data / name, seed) for seed in range(seeds) for name in RUNS]
+    one = partial(simulated, strategies=strategies, queries=queries)
     found: Found = {}
-    with contextlib.suppress(KeyboardInterrupt):
-        for part in _mapped(partial(simulated, strategies=strategies, queries=queries), tasks, processes):
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
+        parts = [] if kept is None else list(itertools.islice(_read(kept, strategies, queries), len(tasks)))
+        file = None if kept is None else stack.enter_context(kept.open("ab"))
+        for number, part in enumerate(itertools.chain(parts, _mapped(one, tasks[len(parts) :], processes))):
+            if file is not None and number >= len(parts):
+                pickle.dump((strategies, queries, part), file)
+                file.flush()
             for cell, sums in part.items():
                 found.setdefault(cell, Sums()).update(sums)
     return found
+
+
+def _read(kept: Path, strategies: Sequence[str], queries: int | None) -> Iterator[Found]:
+    """What an earlier run wrote; half a part at its end is cut off."""
+    if not kept.exists():
+        return
+    with kept.open("r+b") as file:
+        end = 0
+        while True:
+            try:
+                *settings, part = pickle.load(file)
+            except (EOFError, pickle.UnpicklingError):
+                file.truncate(end)
+                return
+            if settings != [strategies, queries]:
+                raise SystemExit(f"{kept} is of other strategies or queries: {settings}")
+            end = file.tell()
+            yield part
 
 
 def _mapped(one: partial[Found], tasks: Sequence[tuple[Path, int]], processes: int) -> Iterator[Found]:
@@ -142,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=5, help="judges 0 to this; 200 for a published figure")
     parser.add_argument("--strategies", default="sliding,blocks", help="names and presets, the baseline first")
     parser.add_argument("--queries", type=int, help="only the first so many of a collection")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="keep what is done, and go on from there")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(argv)
     missing = [str(options.data / name) for name in RUNS if not (options.data / name / "qrels.trec").is_file()]
@@ -149,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"there is no collection at {missing[0]}: name the folder that holds it with --data")
     strategies = options.strategies.split(",")
     start = time.perf_counter()
-    found = simulate_all(options.data, options.seeds, strategies, options.processes, options.queries)
+    found = simulate_all(options.data, options.seeds, strategies, options.processes, options.queries, options.keep)
     kept = print_table(found, strategies)
     done = min((len(sums.plays) for sums in found.values()), default=0)
     print(f"{done} seeds in {time.perf_counter() - start:.0f} s")

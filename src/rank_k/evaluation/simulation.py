@@ -14,12 +14,16 @@ from functools import lru_cache
 from itertools import product
 from math import log2, nan, sqrt
 from statistics import fmean, stdev
+from sys import maxsize
 from typing import NamedTuple
 
 from rank_k.answer import parse_answer
 from rank_k.models.simulated import Grades, Noise, SimulatedJudge
-from rank_k.records import Candidate, Order, Outcome, Run, Window
-from rank_k.strategies.protocol import Strategy, seed_of
+from rank_k.records import Candidate, Order, Outcome, Ranking, Run, Window
+from rank_k.strategies.protocol import Steps, Strategy, seed_of
+
+CUTOFF = 10
+"""Quality is nDCG at this rank."""
 
 _READ_AS_WRITTEN = 1_000
 """Passages in a window up to which a well-formed answer is certain to be read as it was written."""
@@ -59,6 +63,12 @@ def _kept_once(rounds: tuple[Asked, ...]) -> tuple[Asked, ...]:
     return rounds
 
 
+def unasked(candidates: Sequence[Candidate], seed: int) -> Steps:
+    """The strategy that asks nothing: the first stage as it is, to compare with."""
+    yield from ()
+    return Ranking.of(candidate.doc_id for candidate in candidates)
+
+
 def answered(judge: SimulatedJudge, query_id: str, window: Window) -> Order:
     """The judge's answer as the order that it is read as.
 
@@ -72,7 +82,7 @@ def answered(judge: SimulatedJudge, query_id: str, window: Window) -> Order:
     return Order(tiers, frozenset(ids[i - 1] for i in answer.placed), answer.ranked)
 
 
-def ndcg(doc_ids: Sequence[str], grades: Mapping[str, int], cutoff: int = 10) -> float:
+def ndcg(doc_ids: Sequence[str], grades: Mapping[str, int], cutoff: int = CUTOFF) -> float:
     """nDCG with linear gains and the ideal of all judgments, as trec_eval has it; 0 where nothing is relevant."""
 
     def gain(ordered: Iterable[int]) -> float:
@@ -147,8 +157,10 @@ def simulate(
     strategies: Mapping[str, Strategy],
     noises: Mapping[str, Noise],
     seed: int,
+    depth: int = maxsize,
 ) -> dict[Cell, Sums]:
-    """All strategies on all runs before the judges of one seed.
+    """All strategies on the first `depth` candidates of all runs, the rest following as it is, before the judges of
+    one seed.
 
     Over every query of `grades`; one for which a run has nothing counts as zero, as when runs are evaluated.
     """
@@ -158,8 +170,9 @@ def simulate(
     for query_id, of_query in grades.items():
         for cell, sums in cells.items():
             candidates = runs[cell.run].get(query_id, ())
-            played = play(strategies[cell.strategy], candidates, query_id, judges[cell.noise])
-            sums.ndcg[query_id] = [ndcg(played.doc_ids, of_query)]
+            played = play(strategies[cell.strategy], candidates[:depth], query_id, judges[cell.noise])
+            tail = tuple(candidate.doc_id for candidate in candidates[depth:][:CUTOFF])
+            sums.ndcg[query_id] = [ndcg(played.doc_ids + tail, of_query)]
             sums.plays[0].append(played.rounds)
     return cells
 

@@ -241,7 +241,7 @@ class _Curvature:
         """x of curvature @ x = right."""
         np = self._np
         if not self._sets:
-            return np.linalg.solve(self._core, right)  # type: ignore[no-any-return]
+            return _solution(self._core, right[:, None])[:, 0]
         solution = np.zeros(self._length)
         remaining = right[self._shared] - sum(bridge.T @ right[group] for group, _, bridge in self._sets)
         shared = solution[self._shared] = np.einsum("ij,j", self._core, remaining)
@@ -272,6 +272,23 @@ def _inverse(matrix: Floats) -> Floats:
     second = _inverse(matrix[half:, half:] - _product(bridge.T, matrix[:half, half:]))
     corner = -_product(bridge, second)
     return np.block([[first - _product(corner, bridge.T), corner], [corner.T, second]])  # type: ignore[no-any-return]
+
+
+def _solution(matrix: Floats, right: Floats) -> Floats:
+    """x of matrix @ x = right, for a symmetric positive definite matrix and several columns, by halves."""
+    np = load("numpy")
+    if len(matrix) <= _LEAF:
+        return np.linalg.solve(matrix, right)  # type: ignore[no-any-return]
+    half = len(matrix) // 2
+    bridge = matrix[:half, half:]
+    beside = bridge.shape[1]
+    solved = _solution(matrix[:half, :half], np.concatenate([bridge, right[:half]], axis=1))
+    across, alone = solved[:, :beside], solved[:, beside:]
+    second = _solution(
+        matrix[half:, half:] - _product(bridge.T, across),
+        right[half:] - _product(bridge.T, alone),
+    )
+    return np.concatenate([alone - _product(across, second), second])  # type: ignore[no-any-return]
 
 
 def _product(left: Floats, right: Floats) -> Floats:
