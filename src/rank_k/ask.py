@@ -192,7 +192,7 @@ class Asker:
 
     async def _looked(self, look: _Look) -> tuple[tuple[Order, ...], str]:
         think = self.settings.think
-        shown = _presented(look.texts.query.query_id, look.window.doc_ids, look.sample)
+        shown = presented(look.texts.query.query_id, look.window.doc_ids, look.sample)
         question = await self._question(look, shown)
         if think.kind in ("full", "budget"):
             answer = await self._thoughtful(question, think.tokens, look)
@@ -450,7 +450,7 @@ def _answer_tokens(size: int) -> int:
     return 32 + 8 * size
 
 
-def _presented(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[str, ...]:
+def presented(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[str, ...]:
     """The order in which a sample shows the window: the first as it is, the others shuffled."""
     shown = list(doc_ids)
     if sample:

@@ -110,10 +110,10 @@ class _Job:
         dataset = collection(args.dataset) if args.dataset else None
         qrels = args.qrels or (None if dataset is None else dataset.qrels)
         file = args.run or (None if dataset is None else dataset.first_stage)
-        for option, found in (("--run", file), ("--qrels", qrels)):
-            if found is None:
-                without = "" if dataset is None else f" ({args.dataset} has none)"
-                raise InputError(f"{option} is missing{without}", f"give {option} FILE, or --dataset with {DATASET}")
+        if file is None or qrels is None:
+            option = "--run" if file is None else "--qrels"
+            without = "" if dataset is None else f" ({args.dataset} has none)"
+            raise InputError(f"{option} is missing{without}", f"give {option} FILE, or --dataset with {DATASET}")
         self.grades = read_qrels(qrels)
         if not self.grades:
             raise InputError(f"{qrels} holds no judgments", "give the qrels that the run is evaluated by")

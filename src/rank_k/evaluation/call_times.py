@@ -110,11 +110,12 @@ class CallTime:
     @classmethod
     def parse(cls, text: str, spread: float = 0.0) -> CallTime:
         """ "45": every call; "20+2.5w": 20 seconds and 2.5 for each of the w passages; "3w"."""
-        number = r"\d+(?:\.\d*)?|\.\d+"
-        found = re.fullmatch(rf"(?:({number})(?!w))?(?:(?:(?<=\d)\+|(?<=\.)\+|^)({number})w)?", text.replace(" ", ""))
-        if not text.strip() or found is None:
+        number = r"(\d+\.?\d*|\.\d+)"
+        found = re.fullmatch(rf"\s*(?:{number}(?:\s*\+\s*{number}w)?|{number}w)\s*", text)
+        if found is None:
             raise InputError(f"{text!r} is no time of a call", "write seconds such as 45, or 20+2.5w (w: passages)")
-        return cls(float(found[1] or 0), float(found[2] or 0), spread)
+        fixed, beside, alone = (float(part or 0) for part in found.groups())
+        return cls(fixed, beside + alone, spread)
 
     def of(self, passages: int, random: Random) -> float:
         """Seconds of one call."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, reduce
 from hashlib import blake2b
@@ -123,7 +123,7 @@ class SimulatedJudge:
 
     def tiers(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> list[list[int]]:
         """The order of the window as 0-based positions, best first, ties together."""
-        worth = self._worth(query_id, doc_ids, sample)
+        worth = self.worth(query_id, doc_ids, sample)
         tiers: list[list[int]] = []
         for i in sorted(range(len(doc_ids)), key=worth.__getitem__, reverse=True):  # stable: the first shown leads
             if tiers and worth[tiers[-1][0]] - worth[i] <= self.noise.tie_gap:
@@ -132,7 +132,8 @@ class SimulatedJudge:
                 tiers.append([i])
         return tiers
 
-    def _worth(self, query_id: str, doc_ids: Sequence[str], sample: int) -> list[float]:
+    def worth(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> list[float]:
+        """What each passage seems to be worth in that look, in grades."""
         noise, size = self.noise, len(doc_ids)
         grades = self._grades.get(query_id, {})
         worth = [float(grades.get(doc_id, 0)) for doc_id in doc_ids]
@@ -144,7 +145,9 @@ class SimulatedJudge:
         if noise.sd:
             errors = _errors_of(self._seed, query_id)
             sd = noise.sd * math.exp(noise.query_spread * errors.level)
-            parts = [(sd * math.sqrt(noise.persistent), map(errors.persistent.__getitem__, doc_ids))]
+            parts: list[tuple[float, Iterable[float]]] = [
+                (sd * math.sqrt(noise.persistent), map(errors.persistent.__getitem__, doc_ids))
+            ]
             if noise.composition:
                 parts.append((sd * math.sqrt(noise.composition), errors.of_company(doc_ids)))
             growth = math.sqrt(noise.fresh) * (size / 20) ** noise.growth

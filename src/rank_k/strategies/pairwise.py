@@ -204,7 +204,8 @@ def _gradient(pairs: _Pairs, here: _Point, prior: Floats) -> Floats:
 
 def _summed(positions: Indices, values: Floats, length: int) -> Floats:
     np = load("numpy")
-    return np.bincount(positions, values, length).astype(np.float64, copy=False)  # of nothing it counts whole numbers
+    counted = np.bincount(positions, values, length)
+    return counted.astype(np.float64, copy=False)  # type: ignore[no-any-return]  # of nothing it counts whole numbers
 
 
 class _Curvature:
