@@ -166,29 +166,38 @@ def _parts(job: _Job, seeds: int) -> Iterator[dict[Cell, Sums]]:
     if processes == 1 or seeds * len(job.grades) * len(job.plans()) < _WORTH_A_PROCESS:
         yield from map(job.judged_by, range(seeds))
         return
+    import signal
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
+    from multiprocessing import active_children, get_context
 
     from rank_k.errors import RankKError
 
     # the judges share the cores already: libraries must not start threads on top
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (job,))
+    # they inherit that Ctrl-C does not reach them: it is for this process to end them, without a word of theirs
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield from pool.map(_judged_by, range(seeds))
+        judged = [pool.submit(_judged_by, seed) for seed in range(seeds)]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        for future in judged:
+            yield future.result()
     except BrokenProcessPool as error:
         raise RankKError("a process of the simulation was ended from outside", "is there enough memory?") from error
+    except BaseException:
+        for process in active_children():
+            process.terminate()
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()
 
 
 def _begin(job: _Job) -> None:
     """In a process of its own."""
-    import signal
-
     global _job
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and without a word
     _job = job
 
 
