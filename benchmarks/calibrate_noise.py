@@ -15,19 +15,13 @@ that of all judgments, as in trec_eval; means are over queries and ten judges (s
 from __future__ import annotations
 
 import argparse
-import asyncio
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from zlib import crc32
 
-from benchmarks.ideal import simulate
-from rank_k.answer import parse_answer
 from rank_k.data.files import read_qrels, read_run
-from rank_k.models.base import Request, Subject
-from rank_k.models.simulated import PRESETS, Grades, Noise, SimulatedJudge, with_sd
-from rank_k.records import Order, Run, Window
+from rank_k.evaluation.simulation import ndcg, simulate
+from rank_k.models.simulated import PRESETS, Grades, Noise, with_sd
+from rank_k.records import Run
 from rank_k.strategies import make
 
 TARGETS = {"strong": 0.727, "weak": 0.62}
@@ -35,31 +29,13 @@ DEPTH = 100
 SEEDS = 10
 
 
-def ndcg_at_10(doc_ids: Sequence[str], grades: dict[str, int]) -> float:
-    def gain(ordered: Sequence[int]) -> float:
-        return sum(max(grade, 0) / math.log2(rank + 1) for rank, grade in enumerate(ordered[:10], 1))
-
-    ideal = gain(sorted(grades.values(), reverse=True))
-    return gain([grades.get(doc_id, 0) for doc_id in doc_ids]) / ideal if ideal else 0.0
-
-
-def quality(run: Run, grades: Grades, noise: Noise, seed: int, loop: asyncio.AbstractEventLoop) -> float:
+def quality(run: Run, grades: Grades, noise: Noise, seed: int) -> float:
     """Mean nDCG@10 of sliding windows with the judge of `seed`, its answers read as any model's are."""
-    judge = SimulatedJudge(grades, noise, seed=seed)
-    queries = [query_id for query_id in run if query_id in grades]
-    sliding = make("sliding", window=20, stride=10)
-
-    def order(query: int, window: Window) -> Order:
-        ids = window.doc_ids
-        request = Request((), 1, think=False, subject=Subject(queries[query], ids))
-        answer = parse_answer(loop.run_until_complete(judge.ask(request)).text, len(ids), finish_reason="stop")
-        tiers = tuple(tuple(ids[i - 1] for i in tier) for tier in answer.tiers)
-        return Order(tiers, frozenset(ids[i - 1] for i in answer.placed), answer.ranked)
-
-    steps = (sliding(run[query_id][:DEPTH], crc32(query_id.encode())) for query_id in queries)
-    rankings = simulate(steps, 1, lambda query, window: 1.0, order).rankings
-    scores = zip(queries, rankings, strict=True)
-    return fmean(ndcg_at_10(ranking.doc_ids, dict(grades[query_id])) for query_id, ranking in scores)
+    head = {query_id: candidates[:DEPTH] for query_id, candidates in run.items()}
+    [sums] = simulate(
+        {"": head}, grades, {"sliding": make("sliding", window=20, stride=10)}, {"": noise}, seed
+    ).values()
+    return sums.quality.mean
 
 
 def main() -> None:
@@ -71,17 +47,17 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true", help="find the sd that meets each target")
     args = parser.parse_args()
     run, grades = read_run(args.data / args.run), read_qrels(args.data / args.qrels)
-    loop = asyncio.new_event_loop()
+    judged = {query_id: of_query for query_id, of_query in grades.items() if query_id in run}
 
     def qualities(noise: Noise) -> list[float]:
-        return [quality(run, grades, noise, seed, loop) for seed in range(args.seeds)]
+        return [quality(run, judged, noise, seed) for seed in range(args.seeds)]
 
     def row(name: str, noise: Noise) -> None:
         found = qualities(noise)
         target = f"{TARGETS[name]:.3f}" if name in TARGETS else ""
         print(f"{name:12}{noise.sd:6.2f}{fmean(found):10.4f}{stdev(found):10.4f}{target:>8}", flush=True)
 
-    first_stage = fmean(ndcg_at_10([c.doc_id for c in run[q]], grades[q]) for q in run if q in grades)
+    first_stage = fmean(ndcg([c.doc_id for c in run[q]], of_query) for q, of_query in judged.items())
     print(f"judge           sd   nDCG@10  sd(seeds)  target\n{'first stage':18}{first_stage:10.4f}")
     for name, noise in PRESETS.items():
         row(name, noise)
@@ -91,7 +67,6 @@ def main() -> None:
             middle = (low + high) / 2
             low, high = (middle, high) if fmean(qualities(with_sd(PRESETS[name], middle))) > target else (low, middle)
         row(name, with_sd(PRESETS[name], round((low + high) / 2, 2)))
-    loop.close()
 
 
 if __name__ == "__main__":

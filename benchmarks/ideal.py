@@ -1,9 +1,7 @@
 """The lower bound: what a client without any overhead of its own would need for the same work.
 
 A simulation by events, without a clock: calls take as long as the loopback server takes for the same windows,
-everything else takes no time. The scheduling rule is that of the package: queries are opened in input order,
-at most four per slot at once; a free slot takes the window whose query has most windows left, the earlier
-query where several have; a query's next round is ready when its last one is answered in full.
+everything else takes no time. The scheduling rule is that of the package (`rank_k.evaluation.call_times`).
 
     python -m benchmarks.ideal --queries 40 --passages 100 --slots 16
 """
@@ -11,18 +9,17 @@ query where several have; a query's next round is ready when its last one is ans
 from __future__ import annotations
 
 import argparse
-import heapq
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 from zlib import crc32
 
 from tests.loopback import Dataset, latency, make_queries, oracle, peak_concurrency
 
+from rank_k.evaluation.call_times import Due, scheduled
 from rank_k.records import Order, Outcome, Ranking, Window
 from rank_k.strategies import STRATEGIES, make
 from rank_k.strategies.protocol import Steps
-
-OPEN_PER_SLOT = 4
 
 
 class Call(NamedTuple):
@@ -67,52 +64,24 @@ def simulate(
     `queries` are drawn lazily, as they are opened. `seconds` and `judge` are told the number of the query and
     the window: how long that call takes, and what it answers.
     """
-    waiting = enumerate(queries)
-    steps: dict[int, Steps] = {}
-    outcomes: dict[int, list[Outcome | None]] = {}  # of the round that a query is in
     rankings: dict[int, Ranking] = {}
-    ready: list[tuple[int, int, int, Window]] = []  # heap: -windows left, query, place in its round, window
-    running: list[tuple[float, int, int, Window]] = []  # heap: end, query, place in its round, window
-    calls: list[Call] = []
-    now = 0.0
+    shown: dict[int, Sequence[Window]] = {}  # of the round that a query is in
 
-    def advance(query: int, answered: list[Outcome] | None) -> None:
+    def rounds(query: int, steps: Steps) -> Iterator[Due]:
         try:
-            step = next(steps[query]) if answered is None else steps[query].send(answered)
-            while not step.windows:
-                step = steps[query].send([])
+            step = next(steps)
+            while True:
+                shown[query] = step.windows
+                yield Due([seconds(query, window) for window in step.windows], step.windows_left)
+                step = steps.send([Outcome(window, (judge(query, window),)) for window in step.windows])
         except StopIteration as finished:
             rankings[query] = finished.value
-            del steps[query]
-            return
-        outcomes[query] = [None] * len(step.windows)
-        for place, window in enumerate(step.windows):
-            heapq.heappush(ready, (-step.windows_left, query, place, window))
 
-    def open_queries() -> None:
-        while len(steps) < OPEN_PER_SLOT * slots:
-            entry = next(waiting, None)
-            if entry is None:
-                return
-            query, steps[query] = entry[0], entry[1]
-            advance(query, None)
-
-    open_queries()
-    while ready or running:
-        while ready and len(running) < slots:
-            _, query, place, window = heapq.heappop(ready)
-            end = now + seconds(query, window)
-            heapq.heappush(running, (end, query, place, window))
-            calls.append(Call(query, window, now, end))
-        now = running[0][0]
-        while running and running[0][0] == now:
-            _, query, place, window = heapq.heappop(running)
-            outcomes[query][place] = Outcome(window, (judge(query, window),))
-            answered = [outcome for outcome in outcomes[query] if outcome is not None]
-            if len(answered) == len(outcomes[query]):
-                advance(query, answered)
-        open_queries()
-    return Simulated(tuple(calls), tuple(rankings[query] for query in sorted(rankings)))
+    calls = tuple(
+        Call(made.query, shown[made.query][made.place], made.start, made.end)
+        for made in scheduled(itertools.starmap(rounds, enumerate(queries)), slots)
+    )
+    return Simulated(calls, tuple(rankings[query] for query in sorted(rankings)))
 
 
 def simulate_dataset(

@@ -20,6 +20,7 @@ QUICK: dict[str, list[str]] = {
 }
 LONG: dict[str, list[str]] = {
     "strategies": ["--seeds", "200"],
+    "rounds": [],
     "calibrate_noise": [],
     "embedded": [],
     "embedded_answers": [],

@@ -5,35 +5,33 @@
 
 Every seed is another judge; all strategies meet the same ones. The first strategy is the baseline: differences are
 paired by query, averaged over seeds, and their standard error is that over queries. nDCG@10 has linear gains and
-an ideal from all judgments. The exit status is 1 if `blocks` is not better on average, or surely worse by half a
-point in some cell.
+an ideal from all judgments. Ctrl-C ends it with the table of the seeds that were done; with `--keep FILE` the same
+command goes on from there. The exit status is 1 if `blocks` is not better on average, surely worse by half a point in
+some cell, or asks more than 7 times or in more than 3 rounds about some query.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
+import pickle
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from math import sqrt
 from pathlib import Path
 from random import Random
-from statistics import fmean, median, stdev
-from typing import NamedTuple
-from zlib import crc32
+from statistics import fmean, median
 
-from benchmarks.calibrate_noise import ndcg_at_10
-from rank_k.answer import parse_answer
 from rank_k.data.files import read_qrels, read_run
-from rank_k.models.base import Request, Subject
-from rank_k.models.simulated import Grades, SimulatedJudge
-from rank_k.records import Candidate, Order, Outcome, Window
-from rank_k.strategies import PRESETS, make
+from rank_k.evaluation.simulation import Cell, Mean, Sums, difference, simulate
+from rank_k.models.simulated import PRESETS, Grades
+from rank_k.records import Order, Outcome, Run, Window
+from rank_k.strategies import PRESETS as PLANS
+from rank_k.strategies import make
 from rank_k.strategies.pairwise import fit
 from rank_k.strategies.protocol import Strategy
 
@@ -45,109 +43,75 @@ NOISES = ("strong", "weak")
 SURELY_WORSE = -0.5
 """Points of nDCG@10: no cell's interval may lie below this as a whole."""
 
+MOST_CALLS, MOST_ROUNDS = 7, 3
+"""Of `blocks` for any query: lists are of 100 candidates at most."""
 
-class Cell(NamedTuple):
-    collection: str
-    run: str
-    noise: str
-    strategy: str
-
-
-@dataclass
-class Sums:
-    """Over seeds, by query: nDCG@10; and over seeds and queries: cost."""
-
-    ndcg: dict[str, list[float]] = field(default_factory=dict)
-    asked: int = 0
-    calls: int = 0
-    passages: int = 0
-    rounds: int = 0
-
-    def add(self, query_id: str, ndcg: float, rounds: Sequence[Sequence[Window]]) -> None:
-        self.ndcg.setdefault(query_id, []).append(ndcg)
-        self.asked += 1
-        self.calls += sum(map(len, rounds))
-        self.passages += sum(len(window.doc_ids) for windows in rounds for window in windows)
-        self.rounds += len(rounds)
-
-    def update(self, other: Sums) -> None:
-        for query_id, values in other.ndcg.items():
-            self.ndcg.setdefault(query_id, []).extend(values)
-        self.asked += other.asked
-        self.calls += other.calls
-        self.passages += other.passages
-        self.rounds += other.rounds
-
-    def means(self) -> dict[str, float]:
-        return {query_id: fmean(values) for query_id, values in self.ndcg.items()}
+Found = dict[tuple[str, Cell], Sums]
+"""By collection and cell."""
 
 
 def strategy_of(name: str) -> Strategy:
-    return make(**PRESETS[name]) if name in PRESETS else make(name)
-
-
-def answered(judge: SimulatedJudge, query_id: str, window: Window) -> Order:
-    """The judge's reply, read as any model's is: malformed ones too."""
-    ids = window.doc_ids
-    asked = judge.ask(Request((), 1, think=False, subject=Subject(query_id, ids)))
-    try:
-        asked.send(None)  # it waits for nothing, so that no event loop is needed
-    except StopIteration as stop:
-        answer = parse_answer(stop.value.text, len(ids), finish_reason=stop.value.finish_reason)
-    tiers = tuple(tuple(ids[i - 1] for i in tier) for tier in answer.tiers)
-    return Order(tiers, frozenset(ids[i - 1] for i in answer.placed), answer.ranked)
+    return make(**PLANS[name]) if name in PLANS else make(name)
 
 
 @lru_cache
-def _collection(folder: Path) -> tuple[Grades, dict[str, dict[str, tuple[Candidate, ...]]]]:
-    return read_qrels(folder / "qrels.trec"), {run: read_run(folder / run) for run in RUNS[folder.name]}
+def _collection(folder: Path, queries: int | None) -> tuple[Grades, dict[str, Run]]:
+    grades = dict(itertools.islice(read_qrels(folder / "qrels.trec").items(), queries))
+    return grades, {run: read_run(folder / run) for run in RUNS[folder.name]}
 
 
-def simulate(task: tuple[Path, int], strategies: Sequence[str], queries: int | None = None) -> dict[Cell, Sums]:
+def simulated(task: tuple[Path, int], strategies: Sequence[str], queries: int | None = None) -> Found:
     """All cells of one collection before the judges of one seed."""
     folder, seed = task
-    grades, runs = _collection(folder)
-    found: dict[Cell, Sums] = {}
-    judges = {noise: SimulatedJudge(grades, noise, seed=seed) for noise in NOISES}
+    grades, runs = _collection(folder, queries)
     plans = {name: strategy_of(name) for name in strategies}
-    # query by query: the judges remember the errors of the last few thousand pairs of passages
-    for query_id in itertools.islice(grades, queries):
-        for (run, lists), noise, name in itertools.product(runs.items(), NOISES, strategies):
-            candidates = lists.get(query_id, ())
-            ids, rounds = _asked(plans[name], candidates, judges[noise], query_id)
-            value = ndcg_at_10(ids, dict(grades[query_id]))
-            found.setdefault(Cell(folder.name, run, noise, name), Sums()).add(query_id, value, rounds)
-    return found
-
-
-def _asked(
-    plan: Strategy, candidates: Sequence[Candidate], judge: SimulatedJudge, query_id: str
-) -> tuple[tuple[str, ...], list[tuple[Window, ...]]]:
-    steps = plan(candidates, crc32(query_id.encode("utf-8", "surrogateescape")))  # the engine's seed
-    rounds: list[tuple[Window, ...]] = []
-    try:
-        step = next(steps)
-        while True:
-            rounds.append(step.windows)
-            step = steps.send([Outcome(window, (answered(judge, query_id, window),)) for window in step.windows])
-    except StopIteration as stop:
-        return stop.value.doc_ids, rounds
+    found = simulate(runs, grades, plans, {name: PRESETS[name] for name in NOISES}, seed)
+    return {(folder.name, cell): sums for cell, sums in found.items()}
 
 
 def simulate_all(
-    data: Path, seeds: int, strategies: Sequence[str], processes: int, queries: int | None = None
-) -> dict[Cell, Sums]:
+    data: Path,
+    seeds: int,
+    strategies: Sequence[str],
+    processes: int,
+    queries: int | None = None,
+    kept: Path | None = None,
+) -> Found:
+    """Cells over all seeds; over those that were done, where it is interrupted. `kept`: a file to go on from."""
     tasks = [(data / name, seed) for seed in range(seeds) for name in RUNS]
-    found: dict[Cell, Sums] = {}
-    for part in _mapped(partial(simulate, strategies=strategies, queries=queries), tasks, processes):
-        for cell, sums in part.items():
-            found.setdefault(cell, Sums()).update(sums)
+    one = partial(simulated, strategies=strategies, queries=queries)
+    found: Found = {}
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
+        parts = [] if kept is None else list(itertools.islice(_read(kept, strategies, queries), len(tasks)))
+        file = None if kept is None else stack.enter_context(kept.open("ab"))
+        for number, part in enumerate(itertools.chain(parts, _mapped(one, tasks[len(parts) :], processes))):
+            if file is not None and number >= len(parts):
+                pickle.dump((strategies, queries, part), file)
+                file.flush()
+            for cell, sums in part.items():
+                found.setdefault(cell, Sums()).update(sums)
     return found
 
 
-def _mapped(
-    one: partial[dict[Cell, Sums]], tasks: Sequence[tuple[Path, int]], processes: int
-) -> Iterator[dict[Cell, Sums]]:
+def _read(kept: Path, strategies: Sequence[str], queries: int | None) -> Iterator[Found]:
+    """What an earlier run wrote; half a part at its end is cut off."""
+    if not kept.exists():
+        return
+    with kept.open("r+b") as file:
+        end = 0
+        while True:
+            try:
+                *settings, part = pickle.load(file)
+            except (EOFError, pickle.UnpicklingError):
+                file.truncate(end)
+                return
+            if settings != [strategies, queries]:
+                raise SystemExit(f"{kept} is of other strategies or queries: {settings}")
+            end = file.tell()
+            yield part
+
+
+def _mapped(one: partial[Found], tasks: Sequence[tuple[Path, int]], processes: int) -> Iterator[Found]:
     if processes == 1:
         yield from map(one, tasks)
         return
@@ -155,48 +119,32 @@ def _mapped(
         yield from pool.map(one, tasks)
 
 
-class Difference(NamedTuple):
-    """In points. `error`: the standard error over queries of the paired differences."""
-
-    mean: float
-    error: float
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return self.mean - 1.96 * self.error, self.mean + 1.96 * self.error
-
-
-def difference(one: Sums, baseline: Sums) -> Difference:
-    ours, theirs = one.means(), baseline.means()
-    by_query = [100 * (ours[query_id] - theirs[query_id]) for query_id in ours]
-    error = stdev(by_query) / sqrt(len(by_query)) if len(by_query) > 1 else float("nan")
-    return Difference(fmean(by_query), error)
-
-
-def print_table(found: Mapping[Cell, Sums], strategies: Sequence[str]) -> bool:
+def print_table(found: Found, strategies: Sequence[str]) -> bool:
     """Returns whether `blocks`, where it was run, keeps what is said of it."""
     print(
         f"{'collection, run, noise':58} {'strategy':10} nDCG@10  diff (se)     95 % interval    calls passages rounds"
     )
     kept = True
-    differences: dict[str, list[Difference]] = {name: [] for name in strategies[1:]}
-    for cell, sums in sorted(found.items(), key=lambda item: (item[0][:3], strategies.index(item[0].strategy))):
-        cost = f"{sums.calls / sums.asked:6.2f} {sums.passages / sums.asked:8.1f} {sums.rounds / sums.asked:6.2f}"
+    differences: dict[str, list[Mean]] = {name: [] for name in strategies[1:]}
+    for (collection, cell), sums in sorted(found.items(), key=lambda item: (item[0][0], item[0][1][:2])):
+        if cell.strategy == "blocks" and (sums.most[0] > MOST_CALLS or sums.most[1] > MOST_ROUNDS):
+            kept = False
+        cost = f"{sums.calls:6.2f} {sums.passages:8.1f} {sums.rounds:6.2f}"
         told = " " * 32
         if cell.strategy != strategies[0]:
-            of = difference(sums, found[cell._replace(strategy=strategies[0])])
+            of = difference(sums, found[collection, cell._replace(strategy=strategies[0])])
             differences[cell.strategy].append(of)
             low, high = of.interval
-            told = f"{of.mean:+6.2f} ({of.error:.2f})  {low:+6.2f} to {high:+6.2f}"
-        quality = 100 * fmean(sums.means().values())
-        place = f"{cell.collection} {cell.run} {cell.noise}"
+            told = f"{100 * of.mean:+6.2f} ({100 * of.error:.2f})  {100 * low:+6.2f} to {100 * high:+6.2f}"
+        quality = 100 * sums.quality.mean
+        place = f"{collection} {cell.run} {cell.noise}"
         print(f"{place:58} {cell.strategy:10} {quality:7.2f}  {told:32} {cost}")
     for name, of_cells in differences.items():
-        mean = fmean(of.mean for of in of_cells)
-        worst = min(of.interval[1] for of in of_cells)
+        mean = 100 * fmean(of.mean for of in of_cells)
+        worst = 100 * min(of.interval[1] for of in of_cells)
         print(f"{name}: mean difference over cells {mean:+.2f}; the lowest upper end of an interval {worst:+.2f}")
         if name == "blocks":
-            kept = mean > 0 and worst >= SURELY_WORSE
+            kept = kept and mean > 0 and worst >= SURELY_WORSE
     return kept
 
 
@@ -224,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=5, help="judges 0 to this; 200 for a published figure")
     parser.add_argument("--strategies", default="sliding,blocks", help="names and presets, the baseline first")
     parser.add_argument("--queries", type=int, help="only the first so many of a collection")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="keep what is done, and go on from there")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(argv)
     missing = [str(options.data / name) for name in RUNS if not (options.data / name / "qrels.trec").is_file()]
@@ -231,9 +180,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"there is no collection at {missing[0]}: name the folder that holds it with --data")
     strategies = options.strategies.split(",")
     start = time.perf_counter()
-    found = simulate_all(options.data, options.seeds, strategies, options.processes, options.queries)
+    found = simulate_all(options.data, options.seeds, strategies, options.processes, options.queries, options.keep)
     kept = print_table(found, strategies)
-    print(f"{options.seeds} seeds in {time.perf_counter() - start:.0f} s")
+    done = min((len(sums.plays) for sums in found.values()), default=0)
+    print(f"{done} seeds in {time.perf_counter() - start:.0f} s")
     for length in (100, 1000):
         print(f"fit of {length} passages: {1000 * fit_seconds(length):.1f} ms")
     return 0 if kept else 1

@@ -171,7 +171,7 @@ def test_more_sd_is_more_error() -> None:
 
 
 def worths(noise: Noise, doc_ids: Sequence[str], query_id: str = "q0", sample: int = 0, seed: int = 0) -> list[float]:
-    return SimulatedJudge(FLAT, noise, seed=seed)._worth(query_id, doc_ids, sample)
+    return SimulatedJudge(FLAT, noise, seed=seed).worth(query_id, doc_ids, sample)
 
 
 def test_persistent_error_is_the_same_in_every_call() -> None:
@@ -231,7 +231,7 @@ def test_what_stands_in_the_middle_is_seen_less_sharply() -> None:
     judge = SimulatedJudge(grades, Noise(middle=0.5))
 
     def seen(place: int) -> float:
-        return judge._worth("q", (*DOCS[:place], "best", *DOCS[place:20]), 0)[place]
+        return judge.worth("q", (*DOCS[:place], "best", *DOCS[place:20]), 0)[place]
 
     assert seen(0) == seen(20) == 3
     assert seen(10) < seen(5) < seen(1) < 3

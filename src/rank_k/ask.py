@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
-from zlib import crc32
 
 from rank_k.answer import Answer, parse_answer
 from rank_k.calls import Calls, Spent
@@ -22,6 +21,7 @@ from rank_k.models.retries import Retries
 from rank_k.prompt import PromptTemplate, default_template, defused
 from rank_k.records import Message, Order, Outcome, Passage, Query, Window
 from rank_k.showing import CHAT_TOKENS, QueryTexts, Showing
+from rank_k.strategies.protocol import seed_of
 from rank_k.thinking import AutoRule, Think, agreement, confidence, pays
 from rank_k.tokens import estimated_tokens
 
@@ -179,7 +179,7 @@ class Asker:
 
     async def _looked(self, look: _Look) -> tuple[tuple[Order, ...], str]:
         think = self.settings.think
-        shown = _presented(look.texts.query.query_id, look.window.doc_ids, look.sample)
+        shown = presented(look.texts.query.query_id, look.window.doc_ids, look.sample)
         question = await self._question(look, shown)
         if think.kind in ("full", "budget"):
             answer = await self._thoughtful(question, think.tokens, look)
@@ -205,7 +205,7 @@ class Asker:
             budget,
             self.settings.temperature,
             self.settings.top_p,
-            seed=(crc32(query_id.encode("utf-8", "surrogateescape")) + look.sample) % 2**31,
+            seed=(seed_of(query_id) + look.sample) % 2**31,
             sample=look.sample,
             subject=Subject(query_id, shown),
         )
@@ -422,7 +422,7 @@ def _answer_tokens(size: int) -> int:
     return 32 + 8 * size
 
 
-def _presented(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[str, ...]:
+def presented(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[str, ...]:
     """The order in which a sample shows the window: the first as it is, the others shuffled."""
     shown = list(doc_ids)
     if sample:

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
-from zlib import crc32
 
 from rank_k.ask import Asked
 from rank_k.errors import GaveUp
@@ -23,7 +22,7 @@ from rank_k.journal import Journal, WindowRecord
 from rank_k.models.base import Usage
 from rank_k.records import Candidate, Order, Outcome, Passage, Query, Ranking, Round, Window
 from rank_k.showing import QueryTexts
-from rank_k.strategies.protocol import Steps, Strategy
+from rank_k.strategies.protocol import Steps, Strategy, seed_of
 
 OPEN_PER_SLOT = 4
 
@@ -185,8 +184,7 @@ class Engine:
     def _open_next(self, source: Iterable[tuple[int, Job]]) -> bool:
         """Open one more query; False if there is none."""
         for position, job in source:
-            seed = crc32(job.query.query_id.encode("utf-8", "surrogateescape"))
-            steps = self._strategy(job.candidates, seed)
+            steps = self._strategy(job.candidates, seed_of(job.query.query_id))
             try:
                 step = next(steps)
             except StopIteration as stop:

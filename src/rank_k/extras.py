@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
 
 from rank_k.errors import MissingExtra
@@ -21,6 +22,8 @@ MODULES_OF_EXTRA = {
 
 def load(module: str) -> ModuleType:
     """Import `module`, or raise `MissingExtra` naming the extra that brings it."""
+    if (loaded := sys.modules.get(module)) is not None:
+        return loaded
     top = module.partition(".")[0]
     extra = next((name for name, modules in MODULES_OF_EXTRA.items() if top in modules), None)
     if extra is None:

@@ -20,13 +20,22 @@ NAME = "journal"
 HELP = "look into the file in which every call is kept"
 EXAMPLE = "rank-k journal cost reranked.trec.journal.sqlite"
 
+FIT = "fit-noise"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("show", "export", "cost"), help="windows as text, as JSONL, or the totals")
+    parser.add_argument(
+        "what",
+        choices=("show", "export", "cost", FIT),
+        help="windows as text, as JSONL, the totals, or how the model errs (docs/simulation.md)",
+    )
     parser.add_argument("journal", type=Path, metavar="FILE", help="the journal")
     parser.add_argument("--query", metavar="ID", help="only this query")
     parser.add_argument("--run", metavar="NAME", help="of the runs in the journal, the one so named (the last one)")
     add_prices(parser)
+    group = parser.add_argument_group(FIT)
+    group.add_argument("--qrels", type=Path, metavar="FILE", help="judgments of the queries that were asked about")
+    group.add_argument("--output", type=Path, metavar="FILE", help="the noise as JSON, for --noise FILE")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,7 +44,12 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.journal.is_file():
         raise InputError(f"there is no journal {args.journal}", "name the file that rank-k rerank --journal wrote")
+    if (args.what == FIT) != (args.qrels is not None):
+        raise InputError("fit-noise and --qrels go together", f"rank-k journal {FIT} JOURNAL --qrels FILE")
     with closing(Journal(args.journal, read_only=True)) as journal:
+        if args.what == FIT:
+            print("\n".join(_fitted(journal, args)))
+            return 0
         if args.what == "cost":
             print("\n".join(_cost(journal, args)))
             return 0
@@ -74,6 +88,33 @@ def _cost(journal: Journal, args: argparse.Namespace) -> list[str]:
         line += f"{usage.completion_tokens:>12,} {usage.reasoning_tokens:>12,} {seconds:>9,.0f}"
         price = prices(args, model)
         lines.append(line + (f" {price.of(usage):>10,.4f}" if price else ""))
+    return lines
+
+
+def _fitted(journal: Journal, args: argparse.Namespace) -> list[str]:
+    """The noise of the last run's answers, field by field; also written to --output."""
+    from dataclasses import asdict
+
+    from rank_k.data.files import read_qrels
+    from rank_k.evaluation.noise_fit import fit_noise, looks_of
+    from rank_k.models.noise_file import written
+
+    found = fit_noise(looks_of(journal.windows(query_id=args.query)), read_qrels(args.qrels))
+    if args.output is not None:
+        how = {
+            "journal": str(args.journal),
+            "qrels": str(args.qrels),
+            "queries": found.queries,
+            "answers": found.looks,
+            "comparisons": found.comparisons,
+            "standard_errors": {name: round(error, 4) for name, error in found.errors.items()},
+            "assumed": dict(found.assumed),
+        }
+        args.output.write_text(written(found.noise, how), encoding="utf-8")
+    lines = [f"{found.looks:,} answers about {found.queries:,} queries, {found.comparisons:,} comparisons", ""]
+    for name, value in asdict(found.noise).items():
+        error = f" +- {found.errors[name]:.3f}" if name in found.errors else ""
+        lines.append(f"{name:<14} {value:7.3f}{error:<9}  {found.assumed.get(name, '')}".rstrip())
     return lines
 
 

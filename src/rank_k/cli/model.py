@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 DEFAULT_KEY = "RANK_K_API_KEY"
 
+NOISES = "none, strong, weak, or a FILE from rank-k journal fit-noise"
+
 _VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
 
 
@@ -142,19 +144,21 @@ def asking_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def simulated(qrels: Path, noise: str) -> Model:
     from rank_k.data.files import read_qrels
+    from rank_k.models.noise_file import named_noise
     from rank_k.models.simulated import SimulatedJudge
 
-    return SimulatedJudge(read_qrels(qrels), noise)
+    return SimulatedJudge(read_qrels(qrels), named_noise(noise))
 
 
 def simulated_by_passage(qrels: Path, noise: str) -> Model:
     """The judge for passages of the documents that are judged: each is worth what its document is."""
     from rank_k.data.documents import DocumentGrades
     from rank_k.data.files import read_qrels
+    from rank_k.models.noise_file import named_noise
     from rank_k.models.simulated import SimulatedJudge
 
     grades = {query_id: DocumentGrades(of_query) for query_id, of_query in read_qrels(qrels).items()}
-    return SimulatedJudge(grades, noise)
+    return SimulatedJudge(grades, named_noise(noise))
 
 
 def api_key(server: str | None, variable: str | None) -> str | None:

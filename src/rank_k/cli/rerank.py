@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.collection import add_collection, index_progress, named_collection
 from rank_k.cli.model import (
+    NOISES,
     add_asking,
     add_server,
     count,
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--passages-per-document", type=count, metavar="N", help="only the first N (all)")
     group = add_server(parser)
     group.add_argument("--simulate", type=Path, metavar="QRELS", help="a simulated judge instead: plan before you pay")
-    group.add_argument("--noise", default="none", choices=("none", "strong", "weak"), help="of the simulated judge")
+    group.add_argument("--noise", default="none", metavar="NOISE", help=f"of the simulated judge: {NOISES}")
     add_asking(parser)
     group = parser.add_argument_group("keeping")
     group.add_argument("--journal", type=Path, metavar="FILE", help="where calls are kept (OUTPUT.journal.sqlite)")

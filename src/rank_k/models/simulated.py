@@ -16,10 +16,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from itertools import combinations
+from functools import lru_cache, reduce
+from hashlib import blake2b
+from operator import add
 from statistics import NormalDist, fmean
 from typing import Any
 
@@ -88,9 +89,7 @@ class SimulatedJudge:
 
     async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
         query_id, doc_ids = request.subject.query_id, request.subject.doc_ids
-        tiers = self.tiers(query_id, doc_ids, request.sample)
-        order = " > ".join(" = ".join(f"[{i + 1}]" for i in tier) for tier in tiers)
-        order = self._maybe_malformed(order, query_id, doc_ids, request.sample)
+        order = self.said(query_id, doc_ids, request.sample)
         thought = (
             "" if request.think is False else " ".join(f"Passage [{i + 1}] is weighed." for i in range(len(doc_ids)))
         )
@@ -105,18 +104,36 @@ class SimulatedJudge:
     async def close(self) -> None:
         """Nothing to free."""
 
+    def said(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> str:
+        """The text of the answer: `tiers` written down, or what a malformed answer makes of them."""
+        order = " > ".join(" = ".join(f"[{i + 1}]" for i in tier) for tier in self.tiers(query_id, doc_ids, sample))
+        kind = self._malformed(query_id, doc_ids, sample)
+        if kind is None:
+            return order
+        if kind < 0.4:
+            return "The passages are hard to compare."
+        if kind < 0.8:
+            return order[: len(order) // 2].rpartition(" ")[0]
+        kept = [part for n, part in enumerate(order.split(" > ")) if n % 5 != 4]
+        return " > ".join(kept)
+
+    def is_well_formed(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> bool:
+        """Whether `said` is `tiers` written down."""
+        return self._malformed(query_id, doc_ids, sample) is None
+
     def tiers(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> list[list[int]]:
         """The order of the window as 0-based positions, best first, ties together."""
-        worth = self._worth(query_id, doc_ids, sample)
+        worth = self.worth(query_id, doc_ids, sample)
         tiers: list[list[int]] = []
-        for i in sorted(range(len(doc_ids)), key=lambda i: (-worth[i], i)):
+        for i in sorted(range(len(doc_ids)), key=worth.__getitem__, reverse=True):  # stable: the first shown leads
             if tiers and worth[tiers[-1][0]] - worth[i] <= self.noise.tie_gap:
                 tiers[-1].append(i)
             else:
                 tiers.append([i])
         return tiers
 
-    def _worth(self, query_id: str, doc_ids: Sequence[str], sample: int) -> list[float]:
+    def worth(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> list[float]:
+        """What each passage seems to be worth in that look, in grades."""
         noise, size = self.noise, len(doc_ids)
         grades = self._grades.get(query_id, {})
         worth = [float(grades.get(doc_id, 0)) for doc_id in doc_ids]
@@ -126,60 +143,113 @@ class SimulatedJudge:
                 depth = 4 * (i / (size - 1)) * (1 - i / (size - 1))
                 worth[i] = mean + (value - mean) * (1 - noise.middle * depth)
         if noise.sd:
-            sd = noise.sd * math.exp(noise.query_spread * self._normal("query", query_id))
-            fresh = math.sqrt(noise.fresh) * (size / 20) ** noise.growth
-            company = self._errors_of_company(query_id, doc_ids) if noise.composition else [0.0] * size
-            for i, doc_id in enumerate(doc_ids):
-                worth[i] += sd * math.sqrt(noise.persistent) * self._normal("doc", query_id, doc_id)
-                worth[i] += sd * math.sqrt(noise.composition) * company[i]
-                worth[i] += sd * fresh * _normal(self._seed, ("call", query_id, doc_id, str(sample), *doc_ids))
+            errors = _errors_of(self._seed, query_id)
+            sd = noise.sd * math.exp(noise.query_spread * errors.level)
+            parts: list[tuple[float, Iterable[float]]] = [
+                (sd * math.sqrt(noise.persistent), map(errors.persistent.__getitem__, doc_ids))
+            ]
+            if noise.composition:
+                parts.append((sd * math.sqrt(noise.composition), errors.of_company(doc_ids)))
+            growth = math.sqrt(noise.fresh) * (size / 20) ** noise.growth
+            if growth:
+                parts.append((sd * growth, errors.fresh(doc_ids, sample)))
+            for size_of_error, drawn in parts:
+                worth = [value + size_of_error * error for value, error in zip(worth, drawn, strict=True)]
         if noise.position_bias and size > 1:
             worth = [value - noise.position_bias * i / (size - 1) for i, value in enumerate(worth)]
         return worth
 
-    def _errors_of_company(self, query_id: str, doc_ids: Sequence[str]) -> list[float]:
-        """The error that the others in the window cause to each: antisymmetric in pairs, of variance 1."""
-        total = [0.0] * len(doc_ids)
-        for (i, one), (j, other) in combinations(enumerate(doc_ids), 2):
-            if one != other:
-                low, high = (i, j) if one < other else (j, i)
-                error = self._normal("pair", query_id, doc_ids[low], doc_ids[high])
-                total[high] += error
-                total[low] -= error
-        return [error / math.sqrt(max(len(doc_ids) - 1, 1)) for error in total]
-
-    def _maybe_malformed(self, order: str, query_id: str, doc_ids: Sequence[str], sample: int) -> str:
+    def _malformed(self, query_id: str, doc_ids: Sequence[str], sample: int) -> float | None:
+        """None for an answer that is well formed, else a number from 0 to 1 that says in what way it is not."""
         chance = self.noise.malformed * len(doc_ids) / 20
-        drawn = self._uniform("malformed", query_id, str(sample), *doc_ids)
-        if drawn >= chance:
-            return order
-        kind = drawn / chance
-        if kind < 0.4:
-            return "The passages are hard to compare."
-        if kind < 0.8:
-            return order[: len(order) // 2].rpartition(" ")[0]
-        kept = [part for n, part in enumerate(order.split(" > ")) if n % 5 != 4]
-        return " > ".join(kept)
-
-    def _uniform(self, *names: str) -> float:
-        return _uniform(self._seed, names)
-
-    def _normal(self, *names: str) -> float:
-        """A draw that other calls will meet again."""
-        return _met_again(self._seed, names)
+        if not chance:
+            return None
+        drawn = _uniform(_told(str(self._seed), "malformed", query_id, str(sample), *doc_ids))
+        return None if drawn >= chance else drawn / chance
 
 
-def _uniform(seed: int, names: tuple[str, ...]) -> float:
-    """A number in (0, 1) that depends on `seed` and `names` alone."""
-    told = "\x1f".join((str(seed), *names)).encode("utf-8", "surrogateescape")
-    return (int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), "big") + 0.5) / 2**64
+class _Errors:
+    """All that one query's passages can meet before the judges of one seed: draws of mean 0 and variance 1.
+
+    `level`: of the query. `persistent`: by passage. Those that other calls will meet again are kept.
+    """
+
+    def __init__(self, seed: int, query_id: str) -> None:
+        self.level = _normal(_told(str(seed), "query", query_id))
+        self.persistent = _Persistent(_told(str(seed), "doc", query_id, ""))
+        self._pair = _told(str(seed), "pair", query_id, "")
+        self._call = _told(str(seed), "call", query_id, "")
+        self._companies: dict[str, _Company] = {}
+
+    def of_company(self, doc_ids: Sequence[str]) -> list[float]:
+        """The error that the others in the window cause to each: antisymmetric in pairs."""
+        known = self._companies
+        for doc_id in doc_ids:
+            if doc_id not in known:
+                known[doc_id] = _Company(doc_id, known, self._pair)
+        scale = math.sqrt(max(len(doc_ids) - 1, 1))
+        # added one by one: sum() rounds differently in newer Pythons
+        return [reduce(add, map(known[doc_id].__getitem__, doc_ids), 0.0) / scale for doc_id in doc_ids]
+
+    def fresh(self, doc_ids: Sequence[str], sample: int) -> list[float]:
+        """Of one call, which no other has."""
+        call = _told("", str(sample), *doc_ids)
+        return [_normal(self._call + _told(doc_id) + call) for doc_id in doc_ids]
 
 
-def _normal(seed: int, names: tuple[str, ...]) -> float:
-    return NormalDist().inv_cdf(min(max(_uniform(seed, names), 1e-12), 1 - 1e-12))
+class _Persistent(dict[str, float]):
+    """By passage; drawn when first asked for."""
+
+    def __init__(self, prefix: bytes) -> None:
+        self._prefix = prefix
+
+    def __missing__(self, doc_id: str) -> float:
+        drawn = self[doc_id] = _normal(self._prefix + _told(doc_id))
+        return drawn
 
 
-_met_again = lru_cache(maxsize=32_768)(_normal)
+class _Company(dict[str, float]):
+    """What the company of each other passage adds to one passage; what it gains, the other loses."""
+
+    def __init__(self, doc_id: str, known: dict[str, _Company], prefix: bytes) -> None:
+        self._doc_id, self._known = doc_id, known
+        self._told = _told(doc_id)
+        self._as_lower = prefix + self._told + _BETWEEN
+        self[doc_id] = 0.0
+
+    def __missing__(self, other_id: str) -> float:
+        other = self._known[other_id]
+        lower = self._doc_id < other_id
+        drawn = _normal(self._as_lower + other._told if lower else other._as_lower + self._told)
+        self[other_id] = -drawn if lower else drawn
+        other[self._doc_id] = -self[other_id]
+        return self[other_id]
+
+
+@lru_cache(maxsize=8)
+def _errors_of(seed: int, query_id: str) -> _Errors:
+    """Kept for the last few queries: a strategy, and others after it, come back to the same passages."""
+    return _Errors(seed, query_id)
+
+
+_BETWEEN = b"\x1f"
+
+
+def _told(*names: str) -> bytes:
+    return "\x1f".join(names).encode("utf-8", "surrogateescape")
+
+
+def _uniform(told: bytes) -> float:
+    """A number in (0, 1) that depends on `told` alone."""
+    return (int.from_bytes(blake2b(told, digest_size=8).digest(), "big") + 0.5) * 2.0**-64
+
+
+_inverse = NormalDist().inv_cdf
+
+
+def _normal(told: bytes) -> float:
+    drawn = _uniform(told)
+    return _inverse(drawn if 1e-12 < drawn < 1 - 1e-12 else min(max(drawn, 1e-12), 1 - 1e-12))
 
 
 def with_sd(noise: Noise, sd: float) -> Noise:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import erfc, log, sqrt
+from functools import lru_cache
+from math import erfc, exp, log, pi, sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from rank_k.errors import InputError
@@ -70,10 +71,17 @@ class Fit:
 
         low = min(self.strengths) - 10 * max(self.errors)
         high = max(self.strengths) + 10 * max(self.errors)
-        for _ in range(45):  # halvings: exact to well below any difference that matters
-            middle = (low + high) / 2
-            low, high = (middle, high) if sum(above(middle)) > k else (low, middle)
-        return dict(zip(self.doc_ids, above(high), strict=True))
+        threshold = sum(sorted(self.strengths)[-k - 1 :][:2]) / 2  # between the kth and the next
+        for _ in range(_MOST_STEPS):  # Newton's steps; halvings where one would lead out of what is known
+            chances = above(threshold)
+            excess = sum(chances) - k
+            if abs(excess) < 1e-11:  # well below any difference that matters
+                break
+            low, high = (threshold, high) if excess > 0 else (low, threshold)
+            slope = sum(scale * exp(-(((threshold - strength) * scale) ** 2)) for strength, scale in scaled) / sqrt(pi)
+            ahead = threshold + excess / slope if slope else high
+            threshold = ahead if low < ahead < high else (low + high) / 2
+        return dict(zip(self.doc_ids, chances, strict=True))
 
 
 def fit(doc_ids: Sequence[str], outcomes: Iterable[Outcome], fuse: float = 1.0) -> Fit:
@@ -93,19 +101,18 @@ def fit(doc_ids: Sequence[str], outcomes: Iterable[Outcome], fuse: float = 1.0) 
     prior -= prior.mean()
     pairs, homes = _evidence(ids, outcomes)
     apart = _apart(homes) if len(ids) > _DENSE else []
-    strengths = prior
-    value = _posterior(pairs, strengths, prior)
+    here = _Point.at(prior, pairs, prior)
     for _ in range(_MOST_STEPS):
-        curvature = _Curvature(pairs, strengths, apart)
-        step = curvature.solve(_gradient(pairs, strengths, prior))
+        curvature = _Curvature(pairs, here.chance, apart, len(ids))
+        step = curvature.solve(_gradient(pairs, here, prior))
         # The posterior is concave: close enough every full step is uphill, and far away a shorter one is.
-        while (ahead := _posterior(pairs, strengths + step, prior)) < value - 1e-9:
+        while (ahead := _Point.at(here.strengths + step, pairs, prior)).posterior < here.posterior - 1e-9:
             step /= 2
-        strengths, value = strengths + step, ahead
+        here = ahead
         if abs(step).max() < _ENOUGH:
             break
     errors = np.sqrt(curvature.variances())
-    return Fit(ids, tuple(strengths.tolist()), tuple(errors.tolist()))
+    return Fit(ids, tuple(here.strengths.tolist()), tuple(errors.tolist()))
 
 
 class _Pairs(NamedTuple):
@@ -129,7 +136,7 @@ def _evidence(ids: Sequence[str], outcomes: Iterable[Outcome]) -> tuple[_Pairs, 
         ranked = [order for order in outcome.orders if order.ranked]
         for order in ranked:
             placed, tiers = _placed(order, position)
-            first, second = np.triu_indices(len(placed), 1)
+            first, second = _pairs_of(len(placed))
             ranks, tier = np.array(placed, dtype=np.int64), np.array(tiers)
             one, other = ranks[first], ranks[second]
             weight = np.full(len(first), 2 / len(outcome.window.doc_ids) / len(ranked))
@@ -140,6 +147,12 @@ def _evidence(ids: Sequence[str], outcomes: Iterable[Outcome]) -> tuple[_Pairs, 
         nothing = np.zeros(0)
         return _Pairs(nothing.astype(np.int64), nothing.astype(np.int64), nothing, nothing), homes
     return _Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True))), homes
+
+
+@lru_cache
+def _pairs_of(size: int) -> tuple[Indices, Indices]:
+    first, second = load("numpy").triu_indices(size, 1)
+    return first, second
 
 
 def _placed(order: Order, position: Mapping[str, int]) -> tuple[list[int], list[int]]:
@@ -162,55 +175,61 @@ def _apart(homes: Sequence[set[int]]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _posterior(pairs: _Pairs, strengths: Floats, prior: Floats) -> float:
-    """The logarithm of the posterior density, but for a constant."""
-    np = load("numpy")
-    lead = strengths[pairs.one] - strengths[pairs.other]
-    likelihood = (pairs.won * lead - pairs.weight * np.logaddexp(0, lead)).sum()
-    return float(likelihood - PRECISION / 2 * ((strengths - prior) ** 2).sum())
+class _Point(NamedTuple):
+    """Where the search is. `chance`: by pair, that `one` wins. `posterior`: the logarithm of the posterior density,
+    but for a constant."""
+
+    strengths: Floats
+    chance: Floats
+    posterior: float
+
+    @classmethod
+    def at(cls, strengths: Floats, pairs: _Pairs, prior: Floats) -> _Point:
+        np = load("numpy")
+        lead = strengths[pairs.one] - strengths[pairs.other]
+        likely = np.logaddexp(0, lead)
+        likelihood = (pairs.won * lead - pairs.weight * likely).sum()
+        posterior = float(likelihood - PRECISION / 2 * ((strengths - prior) ** 2).sum())
+        return cls(strengths, np.exp(lead - likely), posterior)
 
 
-def _gradient(pairs: _Pairs, strengths: Floats, prior: Floats) -> Floats:
-    surplus = pairs.won - pairs.weight * _chance(pairs, strengths)
+def _gradient(pairs: _Pairs, here: _Point, prior: Floats) -> Floats:
+    surplus = pairs.won - pairs.weight * here.chance
     return (
         _summed(pairs.one, surplus, len(prior))
         - _summed(pairs.other, surplus, len(prior))
-        - PRECISION * (strengths - prior)
+        - PRECISION * (here.strengths - prior)
     )
 
 
-def _chance(pairs: _Pairs, strengths: Floats) -> Floats:
-    """That `one` wins."""
-    np = load("numpy")
-    return np.exp(-np.logaddexp(0, strengths[pairs.other] - strengths[pairs.one]))  # type: ignore[no-any-return]
-
-
 def _summed(positions: Indices, values: Floats, length: int) -> Floats:
-    return load("numpy").bincount(positions, values, length)  # type: ignore[no-any-return]
+    np = load("numpy")
+    counted = np.bincount(positions, values, length)
+    return counted.astype(np.float64, copy=False)  # type: ignore[no-any-return]  # of nothing it counts whole numbers
 
 
 class _Curvature:
-    """Minus the second derivative of the posterior at `strengths`: symmetric and positive definite.
+    """Minus the second derivative of the posterior where pairs have `chance`: symmetric and positive definite.
 
     A passage that has been in one window only meets the rest through that window. Each set of `apart` is therefore
     eliminated by itself (block elimination), and what remains to be solved at once are the passages that several
     windows share: 40 of 1,000 instead of all.
     """
 
-    def __init__(self, pairs: _Pairs, strengths: Floats, apart: Sequence[Sequence[int]]) -> None:
+    def __init__(self, pairs: _Pairs, chance: Floats, apart: Sequence[Sequence[int]], length: int) -> None:
         np = load("numpy")
-        self._np, self._length = np, len(strengths)
-        chance = _chance(pairs, strengths)
+        self._np, self._length = np, length
         curve = pairs.weight * chance * (1 - chance)
-        whole = np.zeros((self._length, self._length))
-        np.subtract.at(whole, (pairs.one, pairs.other), curve)
-        whole += whole.T
-        diagonal = _summed(pairs.one, curve, self._length) + _summed(pairs.other, curve, self._length)
-        whole[np.diag_indices(self._length)] = diagonal + PRECISION
+        upper = _summed(pairs.one * length + pairs.other, curve, length * length).reshape(length, length)
+        whole = -(upper + upper.T)
+        whole.flat[:: length + 1] = PRECISION - whole.sum(axis=1)
+        self._core = whole
+        self._sets: list[tuple[Sequence[int], Floats, Floats]] = []
+        if not apart:
+            return
         in_sets = {i for group in apart for i in group}
-        self._shared = np.array([i for i in range(self._length) if i not in in_sets], dtype=np.int64)
-        core = whole[np.ix_(self._shared, self._shared)] if apart else whole
-        self._sets = []
+        self._shared = np.array([i for i in range(length) if i not in in_sets], dtype=np.int64)
+        core = whole[np.ix_(self._shared, self._shared)]
         for group in apart:
             towards = whole[np.ix_(group, self._shared)]
             inverse = _inverse(whole[np.ix_(group, group)])
@@ -222,6 +241,8 @@ class _Curvature:
     def solve(self, right: Floats) -> Floats:
         """x of curvature @ x = right."""
         np = self._np
+        if not self._sets:
+            return _solution(self._core, right[:, None])[:, 0]
         solution = np.zeros(self._length)
         remaining = right[self._shared] - sum(bridge.T @ right[group] for group, _, bridge in self._sets)
         shared = solution[self._shared] = np.einsum("ij,j", self._core, remaining)
@@ -232,6 +253,8 @@ class _Curvature:
     def variances(self) -> Floats:
         """The diagonal of the inverse."""
         np = self._np
+        if not self._sets:
+            return _inverse(self._core).diagonal()
         found = np.zeros(self._length)
         found[self._shared] = self._core.diagonal()
         for group, inverse, bridge in self._sets:
@@ -250,6 +273,23 @@ def _inverse(matrix: Floats) -> Floats:
     second = _inverse(matrix[half:, half:] - _product(bridge.T, matrix[:half, half:]))
     corner = -_product(bridge, second)
     return np.block([[first - _product(corner, bridge.T), corner], [corner.T, second]])  # type: ignore[no-any-return]
+
+
+def _solution(matrix: Floats, right: Floats) -> Floats:
+    """x of matrix @ x = right, for a symmetric positive definite matrix and several columns, by halves."""
+    np = load("numpy")
+    if len(matrix) <= _LEAF:
+        return np.linalg.solve(matrix, right)  # type: ignore[no-any-return]
+    half = len(matrix) // 2
+    bridge = matrix[:half, half:]
+    beside = bridge.shape[1]
+    solved = _solution(matrix[:half, :half], np.concatenate([bridge, right[:half]], axis=1))
+    across, alone = solved[:, :beside], solved[:, beside:]
+    second = _solution(
+        matrix[half:, half:] - _product(bridge.T, across),
+        right[half:] - _product(bridge.T, alone),
+    )
+    return np.concatenate([alone - _product(across, second), second])  # type: ignore[no-any-return]
 
 
 def _product(left: Floats, right: Floats) -> Floats:

@@ -1,9 +1,10 @@
-"""What a strategy is, and the one small tool they share: which neighbours are tied."""
+"""What a strategy is, and what goes with every one: the seed of a query, and which neighbours are tied."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from typing import Protocol, TypeAlias
+from zlib import crc32
 
 from rank_k.errors import InputError
 from rank_k.records import Candidate, Order, Outcome, Ranking, Round
@@ -27,6 +28,11 @@ def lowest_rank(doc_ids: Iterable[str], ranked: Iterable[str]) -> int:
     """The rank, from 1, of the last of `doc_ids` in the list `ranked`, which holds them all."""
     wanted = set(doc_ids)
     return max(rank for rank, doc_id in enumerate(ranked, 1) if doc_id in wanted)
+
+
+def seed_of(query_id: str) -> int:
+    """The seed of a query: the same whoever asks, today and tomorrow."""
+    return crc32(query_id.encode("utf-8", "surrogateescape"))
 
 
 class Ties:

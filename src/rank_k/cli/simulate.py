@@ -1,0 +1,321 @@
+"""`rank-k simulate`: what strategies would be worth and cost, before a simulated judge."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rank_k.cli.collection import DATASET
+from rank_k.cli.model import NOISES, count, number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from rank_k.evaluation.call_times import CallTime, Seconds
+    from rank_k.evaluation.simulation import Cell, Sums
+    from rank_k.models.simulated import Grades, Noise
+    from rank_k.records import Run
+    from rank_k.strategies.protocol import Strategy
+
+NAME = "simulate"
+HELP = "try strategies on a simulated judge: plan before you pay"
+EXAMPLE = "rank-k simulate --run bm25.trec --qrels qrels.trec --noise strong --call-seconds 20+2.5w --slots 16,64"
+
+FIRST_STAGE = "(first stage)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", type=Path, metavar="FILE", help="TREC run, or score.json (the data set's own)")
+    parser.add_argument("--qrels", type=Path, metavar="FILE", help="judgments, which are what the judge knows")
+    parser.add_argument("--dataset", metavar="NAME", help=f"{DATASET}, whose judgments and run are used")
+    parser.add_argument(
+        "--strategies",
+        type=names,
+        default="sliding,topdown,blocks",
+        metavar="NAMES",
+        help="with commas between: strategies, presets (with windows of their own) or MODULE:NAME",
+    )
+    parser.add_argument("--baseline", metavar="NAME", help="the strategy to compare with (the first one)")
+    parser.add_argument("--noise", default="strong", metavar="NOISE", help=NOISES)
+    parser.add_argument("--seeds", type=count, default=20, metavar="N", help="so many judges, each asked everything")
+    parser.add_argument("--depth", type=count, default=100, metavar="N", help="candidates compared per query")
+    parser.add_argument("--window", type=count, default=20, metavar="N", help="passages shown at a time")
+    parser.add_argument("--stride", type=count, default=10, metavar="N", help="by which a window slides")
+    parser.add_argument("--fuse", type=number, default=1.0, metavar="A", help="weight of the first stage's order")
+    group = parser.add_argument_group("time and money", "for w passages in a window")
+    group.add_argument("--call-seconds", metavar="T", help="of a call on average: 45, or 20+2.5w")
+    group.add_argument("--call-spread", type=number, default=0.3, metavar="S", help="of its logarithm")
+    group.add_argument("--slots", type=slots, default="16", metavar="N,N", help="calls at a time")
+    group.add_argument("--tokens-per-passage", type=number, metavar="N", help="tokens in")
+    group.add_argument("--tokens-per-answer", type=number, metavar="N", help="tokens out per call, reasoning included")
+    group.add_argument("--price-in", type=number, metavar="P", help="per million tokens in")
+    group.add_argument("--price-out", type=number, metavar="P", help="per million tokens out")
+    parser.add_argument("--json", action="store_true", help="JSON with every query's values, on stdout")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rank_k.errors import InputError
+    from rank_k.evaluation.call_times import CallTime
+    from rank_k.models.noise_file import named_noise
+
+    call_time = None if args.call_seconds is None else CallTime.parse(args.call_seconds, args.call_spread)
+    if (args.price_in is not None or args.price_out is not None) and not _has_tokens(args):
+        raise InputError("prices are per token", "give --tokens-per-passage and --tokens-per-answer too")
+    baseline = args.baseline or args.strategies[0]
+    if baseline not in args.strategies:
+        raise InputError(f"--baseline {baseline} is none of --strategies", f"name one of {', '.join(args.strategies)}")
+    job = _Job(args, named_noise(args.noise))
+    job.plans()  # mistakes in names come before work on files
+    job.read()
+    if job.missing:
+        told = f"{len(job.missing)} judged queries missing in the run, counted as 0: {', '.join(job.missing[:5])}"
+        print(told, file=sys.stderr)
+    sums = _simulated(job, args.seeds, args.quiet)
+    rows = [_row(name, of, sums[baseline], call_time, args) for name, of in sums.items()]
+    if args.json:
+        settings = {key: value for key, value in vars(args).items() if key not in ("verb", "json", "quiet")}
+        print(json.dumps({"settings": settings | {"baseline": baseline}, "strategies": rows}, indent=2, default=str))
+    else:
+        print("\n".join(_lines(rows, baseline, len(job.grades), args)))
+    return 0
+
+
+class _Job:
+    """What every process has to know; it reads the files itself."""
+
+    def __init__(self, args: argparse.Namespace, noise: Noise) -> None:
+        self._args = args
+        self._noise = noise
+        self.grades: Grades = {}
+        self.run: Run = {}
+
+    @property
+    def missing(self) -> list[str]:
+        return [query_id for query_id in self.grades if not self.run.get(query_id)]
+
+    def read(self) -> None:
+        """Judgments, and the run's candidates for the judged queries."""
+        from rank_k.cli.collection import collection
+        from rank_k.data.collections import WithoutExcluded
+        from rank_k.data.files import read_qrels, read_run
+        from rank_k.errors import InputError
+
+        args = self._args
+        dataset = collection(args.dataset) if args.dataset else None
+        qrels = args.qrels or (None if dataset is None else dataset.qrels)
+        file = args.run or (None if dataset is None else dataset.first_stage)
+        if file is None or qrels is None:
+            option = "--run" if file is None else "--qrels"
+            without = "" if dataset is None else f" ({args.dataset} has none)"
+            raise InputError(f"{option} is missing{without}", f"give {option} FILE, or --dataset with {DATASET}")
+        self.grades = read_qrels(qrels)
+        if not self.grades:
+            raise InputError(f"{qrels} holds no judgments", "give the qrels that the run is evaluated by")
+        run = WithoutExcluded(read_run(file).items(), {} if dataset is None else dataset.excluded)
+        self.run = {query_id: candidates for query_id, candidates in run if query_id in self.grades}
+        if not self.run:
+            raise InputError(f"none of the queries of {file} is judged in {qrels}", "give files that belong together")
+
+    def plans(self) -> dict[str, Strategy]:
+        """The strategies by name, as they are now made. Raises `InputError` for one that cannot be."""
+        from rank_k.strategies import PRESETS, make
+
+        args = self._args
+        given = {"window": args.window, "stride": args.stride}
+        return {
+            name: make(**(PRESETS.get(name) or {"name": name, **given}), fuse=args.fuse) for name in args.strategies
+        }
+
+    def judged_by(self, seed: int) -> dict[Cell, Sums]:
+        """Everything before the judge of `seed`."""
+        from rank_k.evaluation.simulation import simulate, unasked
+
+        plans = {FIRST_STAGE: unasked, **self.plans()}
+        return simulate({"": self.run}, self.grades, plans, {"": self._noise}, seed, self._args.depth)
+
+
+# --- several judges at the same time ---------------------------------------------------------------
+
+_WORTH_A_PROCESS = 2_000
+"""Queries to be ranked, over all judges and strategies, from which on starting processes pays."""
+
+_job: _Job | None = None
+
+
+def _simulated(job: _Job, seeds: int, quiet: bool) -> dict[str, Sums]:
+    """By strategy, over all judges."""
+    from rank_k.evaluation.simulation import Sums
+
+    found: dict[str, Sums] = {}
+    with _Progress(seeds, quiet) as progress:
+        for part in _parts(job, seeds):
+            for cell, sums in part.items():
+                found.setdefault(cell.strategy, Sums()).update(sums)
+            progress.step()
+    return found
+
+
+def _parts(job: _Job, seeds: int) -> Iterator[dict[Cell, Sums]]:
+    processes = min(os.cpu_count() or 1, seeds)
+    if processes == 1 or seeds * len(job.grades) * len(job.plans()) < _WORTH_A_PROCESS:
+        yield from map(job.judged_by, range(seeds))
+        return
+    import signal
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import active_children, get_context
+
+    from rank_k.errors import RankKError
+
+    # the judges share the cores already: libraries must not start threads on top
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (job,))
+    # they inherit that Ctrl-C does not reach them: it is for this process to end them, without a word of theirs
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        judged = [pool.submit(_judged_by, seed) for seed in range(seeds)]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        for future in judged:
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise RankKError("a process of the simulation was ended from outside", "is there enough memory?") from error
+    except BaseException:
+        for process in active_children():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown()
+
+
+def _begin(job: _Job) -> None:
+    """In a process of its own."""
+    global _job
+    _job = job
+
+
+def _judged_by(seed: int) -> dict[Cell, Sums]:
+    assert _job is not None, "it was begun"
+    return _job.judged_by(seed)
+
+
+class _Progress:
+    """How many judges are done: often on a terminal, else every half minute."""
+
+    def __init__(self, total: int, quiet: bool) -> None:
+        self._total, self._quiet = total, quiet
+        self._terminal = sys.stderr.isatty()
+        self._done = 0
+        self._started = self._told = time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._terminal and not self._quiet:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def step(self) -> None:
+        from rank_k.cli.progress import clock
+
+        self._done += 1
+        now = time.monotonic()
+        if self._quiet or now - self._told < (0.2 if self._terminal else 30):
+            return
+        self._told = now
+        left = clock((self._total - self._done) * (now - self._started) / self._done)
+        line = f"{self._done}/{self._total} judges, {left} left"
+        print(f"\r\x1b[K{line}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr)
+        sys.stderr.flush()
+
+
+# --- what is told ----------------------------------------------------------------------------------
+
+
+def _row(name: str, sums: Sums, baseline: Sums, call_time: CallTime | None, args: argparse.Namespace) -> dict[str, Any]:
+    from rank_k.evaluation.call_times import expected
+    from rank_k.evaluation.simulation import difference
+
+    row: dict[str, Any] = {
+        "strategy": name,
+        "ndcg@10": sums.quality.mean,
+        "error": sums.quality.error,
+        "difference": None,
+        "calls": sums.calls,
+        "passages": sums.passages,
+        "rounds": sums.rounds,
+        "most_calls": sums.most[0],
+        "most_rounds": sums.most[1],
+    }
+    if sums is not baseline:
+        of = difference(sums, baseline)
+        row["difference"] = {"mean": of.mean, "error": of.error, "interval": of.interval}
+    if _has_tokens(args):
+        queries = len(sums.ndcg)
+        into = sums.passages * (args.tokens_per_passage or 0) * queries
+        out = sums.calls * (args.tokens_per_answer or 0) * queries
+        row |= {"tokens_in": into, "tokens_out": out}
+        if args.price_in is not None or args.price_out is not None:
+            row["cost"] = (into * (args.price_in or 0) + out * (args.price_out or 0)) / 1e6
+    if call_time is not None:
+        seconds: Mapping[int, Seconds] = {slots: expected(sums.plays, call_time, slots) for slots in args.slots}
+        row["seconds"] = {str(slots): of._asdict() for slots, of in seconds.items()}
+    return row | {"per_query": sums.by_query()}
+
+
+def _has_tokens(args: argparse.Namespace) -> bool:
+    return args.tokens_per_passage is not None or args.tokens_per_answer is not None
+
+
+def _lines(rows: Sequence[Mapping[str, Any]], baseline: str, queries: int, args: argparse.Namespace) -> list[str]:
+    from rank_k.cli.progress import clock, compact
+
+    heads = ["strategy", "nDCG@10 (se)", "difference (se)", "95 % interval", "calls", "passages", "rounds"]
+    tokens, money = "tokens_in" in rows[0], "cost" in rows[0]
+    heads += ["tokens in", "tokens out"] if tokens else []
+    heads += ["cost"] if money else []
+    slots = list(rows[0].get("seconds", {}))
+    heads += [f"{what} at {many}" for many in slots for what in ("a query", "all")]
+    table = [heads]
+    for row in rows:
+        of = row["difference"]
+        cells = [row["strategy"], f"{100 * row['ndcg@10']:.2f} ({100 * row['error']:.2f})"]
+        cells += ["", ""] if of is None else [f"{100 * of['mean']:+.2f} ({100 * of['error']:.2f})"]
+        cells += [] if of is None else ["{:+.2f} to {:+.2f}".format(*(100 * end for end in of["interval"]))]
+        cells += [f"{row['calls']:.1f}", f"{row['passages']:.1f}", f"{row['rounds']:.1f}"]
+        cells += [compact(round(row["tokens_in"])), compact(round(row["tokens_out"]))] if tokens else []
+        cells += [f"{row['cost']:.2f}"] if money else []
+        for many in slots:
+            cells += [clock(row["seconds"][many][what]) for what in ("query", "run")]
+        table.append(cells)
+    widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
+    told = f"{queries} queries, {args.seeds} judges, noise {args.noise}; differences to {baseline}, paired by query"
+    if tokens:
+        told += "; tokens of all queries"
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in table
+    ]
+    return [told, "", *lines]
+
+
+def names(text: str) -> list[str]:
+    """Strategies with commas between, each once, for argparse."""
+    found = list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
+    if not found:
+        raise argparse.ArgumentTypeError("it must name a strategy")
+    return found
+
+
+def slots(text: str) -> list[int]:
+    """Whole numbers with commas between, for argparse."""
+    return [count(part.strip()) for part in text.split(",")]
