@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Job:
-    """What every process has to know; it reads the files itself."""
+    """What is to be simulated: all that a process has to know. Strategies are made where they are needed."""
 
     def __init__(self, args: argparse.Namespace, noise: Noise) -> None:
         self._args = args
