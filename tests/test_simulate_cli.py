@@ -113,6 +113,33 @@ def test_ones_own_strategy_and_missing_queries(files: Path, capfd: pytest.Captur
     assert err == "1 judged queries missing in the run, counted as 0: q9\n"
 
 
+def test_a_single_query_has_no_error_and_the_dataset_brings_its_files(
+    files: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (files / "beir" / "qrels").mkdir(parents=True)
+    judged = "".join(f"q1\t{doc_id}\t{i % 3}\n" for i, doc_id in enumerate(DOCS))
+    (files / "beir" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    for name in ("queries.jsonl", "corpus.jsonl"):
+        (files / name).rename(files / "beir" / name)
+    given = (
+        "simulate",
+        "--dataset",
+        "beir:beir",
+        "--run",
+        "bm25.trec",
+        "--seeds",
+        "1",
+        "--strategies",
+        "sliding,single",
+    )
+    code, out, err = told(capfd, *given, "--json")
+    assert (code, err) == (0, "")
+    single = json.loads(out, parse_constant=pytest.fail)["strategies"][2]
+    assert list(single["per_query"]) == ["q1"]
+    assert single["difference"]["error"] is None
+    assert told(capfd, *given)[0] == 0
+
+
 MISTAKES = {
     "strategy": (("--strategies", "slding"), ("slding", "did you mean sliding")),
     "no strategy": (("--strategies", ","), ("--strategies", "must name")),

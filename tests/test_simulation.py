@@ -10,6 +10,7 @@ from random import Random
 from statistics import fmean
 
 import pytest
+from benchmarks.ideal import simulate_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ from rank_k.models.base import Request, Subject
 from rank_k.models.simulated import PRESETS, Noise, SimulatedJudge
 from rank_k.records import Candidate, Passage, Query, Window
 from rank_k.strategies import STRATEGIES, make
+from tests.loopback import make_queries
 
 DOCS = tuple(f"d{i:03d}" for i in range(100))
 GRADES = {f"q{n}": {doc_id: (i * 7 + n) % 4 for i, doc_id in enumerate(DOCS)} for n in range(40)}
@@ -241,3 +243,17 @@ def test_a_time_of_calls_is_read(text: str, told: tuple[float, float]) -> None:
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(InputError):
         CallTime.parse(text)
+
+
+def test_fewer_rounds_take_less_time_the_more_so_with_more_slots() -> None:
+    """Between clients without any work of their own, at the latencies of benchmarks/rounds.py."""
+    pytest.importorskip("numpy")
+    dataset = make_queries(40, 100)
+    ratios = []
+    for slots in (16, 64, 200):
+        sliding, blocks = (simulate_dataset(dataset, slots, strategy=name).makespan for name in ("sliding", "blocks"))
+        ratios.append(blocks / sliding)
+    assert ratios == sorted(ratios, reverse=True)
+    assert ratios[0] < 0.8
+    assert ratios[1] < 0.68
+    assert ratios[2] < 0.5

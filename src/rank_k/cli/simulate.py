@@ -74,20 +74,21 @@ def run(args: argparse.Namespace) -> int:
     job.plans()  # mistakes in names come before work on files
     job.read()
     if job.missing:
-        told = f"{len(job.missing)} judged queries missing in the run, counted as 0: {', '.join(job.missing[:5])}"
-        print(told, file=sys.stderr)
+        named = ", ".join(job.missing[:5])
+        print(f"{len(job.missing)} judged queries missing in the run, counted as 0: {named}", file=sys.stderr)
     sums = _simulated(job, args.seeds, args.quiet)
     rows = [_row(name, of, sums[baseline], call_time, args) for name, of in sums.items()]
     if args.json:
         settings = {key: value for key, value in vars(args).items() if key not in ("verb", "json", "quiet")}
-        print(json.dumps({"settings": settings | {"baseline": baseline}, "strategies": rows}, indent=2, default=str))
+        told = {"settings": settings | {"baseline": baseline}, "strategies": _without_nan(rows)}
+        print(json.dumps(told, indent=2, default=str))
     else:
         print("\n".join(_lines(rows, baseline, len(job.grades), args)))
     return 0
 
 
 class _Job:
-    """What every process has to know; it reads the files itself."""
+    """What is to be simulated: all that a process has to know. Strategies are made where they are needed."""
 
     def __init__(self, args: argparse.Namespace, noise: Noise) -> None:
         self._args = args
@@ -268,6 +269,15 @@ def _row(name: str, sums: Sums, baseline: Sums, call_time: CallTime | None, args
         seconds: Mapping[int, Seconds] = {slots: expected(sums.plays, call_time, slots) for slots in args.slots}
         row["seconds"] = {str(slots): of._asdict() for slots, of in seconds.items()}
     return row | {"per_query": sums.by_query()}
+
+
+def _without_nan(told: Any) -> Any:
+    """Errors that a single query does not have are null: JSON has no NaN."""
+    if isinstance(told, dict):
+        return {key: _without_nan(value) for key, value in told.items()}
+    if isinstance(told, list | tuple):
+        return [_without_nan(value) for value in told]
+    return None if told != told else told
 
 
 def _has_tokens(args: argparse.Namespace) -> bool:
