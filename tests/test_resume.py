@@ -49,7 +49,13 @@ def undisturbed(files: list[str], loopback: StartLoopback, tmp_path: Path) -> by
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    """A child that hears Ctrl-C, even where these tests run in the background and ignore it themselves."""
+    return subprocess.Popen(
+        arguments,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def calls_of(seen: Iterable[Seen]) -> set[Call]:
