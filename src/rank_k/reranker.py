@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -22,11 +23,12 @@ from rank_k.engine import Engine, Job, Result, Tally
 from rank_k.errors import InputError
 from rank_k.hits import Hit, RankedHits
 from rank_k.journal import Journal
-from rank_k.models.base import Model
+from rank_k.models.base import Delta, Model
 from rank_k.models.http import HttpModel
 from rank_k.models.retries import Retries
+from rank_k.once import Once
 from rank_k.prompt import PromptTemplate, read_template
-from rank_k.records import Candidate, Passage, Query
+from rank_k.records import Candidate, Passage, Query, Ranking
 from rank_k.strategies import make
 from rank_k.strategies.protocol import Strategy
 from rank_k.thinking import Think
@@ -87,9 +89,8 @@ class Reranker:
         for name, number in {**numbers, "concurrency": concurrency, "context": context}.items():
             if number is not None and number < 1:
                 raise InputError(f"{name} is {number}", "give 1 or more")
-        self.strategy = (
-            make(strategy, window=window, stride=stride, fuse=fuse) if isinstance(strategy, str) else strategy
-        )
+        self.make_strategy = partial(make, window=window, stride=stride, fuse=fuse)
+        self.strategy = self.make_strategy(strategy) if isinstance(strategy, str) else strategy
         self.depth = depth
         template = prompt if prompt is None or isinstance(prompt, PromptTemplate) else read_template(prompt)
         embedded = server is None and (model is None or isinstance(model, str | Path))
@@ -101,17 +102,22 @@ class Reranker:
             max_tokens or (512 if embedded else 8000),
             temperature,
             top_p,
-            think if isinstance(think, Think) else Think.parse(str(think)),
+            _thinking(think),
             constrain,
             samples,
         )
         self.asker = Asker(self.model, self.journal, settings, template, retries, on_retry, self.concurrency)
         self.tally = Tally()
         self._loop = BackgroundLoop()
-        self._prepared: asyncio.Task[None] | None = None
+        self._prepare = Once(self._prepare_once)
 
     def rank(self, query: str, documents: Sequence[str | Mapping[str, Any]], **options: Any) -> RankedHits:
-        """`documents` (texts, or mappings with a "text") in the order of their relevance to `query`."""
+        """`documents` (texts, or mappings with a "text") in the order of their relevance to `query`.
+
+        Options, for this query alone: `strategy` (a name or a strategy), `think`, `max_seconds` (stop then, with the
+        best ranking so far), and the hooks `on_text(round, window, piece)`, `on_asked(round, window, asked)` and
+        `on_ranking(round, ranking)` of `engine.Engine`. Hooks are called from another thread and must not block.
+        """
         return self._loop.run(self._rank(query, documents, **options))
 
     async def arank(self, query: str, documents: Sequence[str | Mapping[str, Any]], **options: Any) -> RankedHits:
@@ -170,12 +176,6 @@ class Reranker:
 
     # --- on the background loop ---
 
-    async def _prepare(self) -> None:
-        """Once, for all who come at the same time; again after a failure."""
-        if self._prepared is None or (self._prepared.done() and _failed(self._prepared)):
-            self._prepared = asyncio.create_task(self._prepare_once())
-        await asyncio.shield(self._prepared)
-
     async def _prepare_once(self) -> None:
         await self.model.prepare()
         await self.asker.prepare()
@@ -202,7 +202,7 @@ class Reranker:
         run_name: str = "",
         on_asked: Callable[[str, int, int, Asked], None] | None = None,
     ) -> AsyncIterator[Result]:
-        engine = await self._engine(self.strategy, max_seconds, token_budget, run_name, on_asked)
+        engine = await self._engine(self.strategy, max_seconds, run_name, token_budget=token_budget, on_asked=on_asked)
         self.tally = engine.tally
         results = engine.run(jobs)
         try:
@@ -215,13 +215,15 @@ class Reranker:
         self,
         strategy: Strategy,
         max_seconds: float | None,
-        token_budget: int | None,
-        run_name: str,
-        on_asked: Callable[[str, int, int, Asked], None] | None,
+        run_name: str = "",
+        think: Think | None = None,
+        **options: Any,
     ) -> Engine:
         """For one run. Without a name it gets one that no other has: runs at the same time share the journal."""
         deadline = None if max_seconds is None else time.monotonic() + max_seconds
         await self._prepare()
+        if think is not None:
+            await self.asker.prepare(think)
         return Engine(
             self.asker,
             strategy,
@@ -229,8 +231,8 @@ class Reranker:
             slots=self.concurrency,
             run=run_name or uuid4().hex,
             deadline=deadline,
-            token_budget=token_budget,
-            on_asked=on_asked,
+            think=think,
+            **options,
         )
 
     async def _rank(
@@ -239,7 +241,11 @@ class Reranker:
         documents: Sequence[str | Mapping[str, Any]],
         *,
         max_seconds: float | None = None,
-        strategy: Strategy | None = None,
+        strategy: str | Strategy | None = None,
+        think: str | int | Think | None = None,
+        on_text: Callable[[int, int, Delta], None] | None = None,
+        on_asked: Callable[[int, int, Asked], None] | None = None,
+        on_ranking: Callable[[int, Ranking], None] | None = None,
     ) -> RankedHits:
         texts = [_text(document) for document in documents]
         candidates = tuple(Candidate(str(i), 1 / (i + 1)) for i in range(len(texts)))
@@ -247,12 +253,19 @@ class Reranker:
         tail = tuple(str(i) for i in range(self.depth, len(texts)))
         job = Job(Query("", query), candidates[: self.depth], passages, tail)
         traces: list[str] = []
+
+        def asked_about(_query_id: str, round_number: int, number: int, asked: Asked) -> None:
+            traces.extend(asked.traces)
+            if on_asked is not None:
+                on_asked(round_number, number, asked)
+
         engine = await self._engine(
-            strategy or self.strategy,
+            self.make_strategy(strategy) if isinstance(strategy, str) else strategy or self.strategy,
             max_seconds,
-            None,
-            "",
-            lambda _query, _round, _number, asked: traces.extend(asked.traces),
+            think=None if think is None else _thinking(think),
+            on_asked=asked_about,
+            on_text=on_text and (lambda _query_id, *of_window: on_text(*of_window)),
+            on_ranking=on_ranking and (lambda _query_id, *of_round: on_ranking(*of_round)),
         )
         [result] = [result async for result in engine.run([job])]
         tally = engine.tally
@@ -270,6 +283,10 @@ class Reranker:
             tally.unranked_windows,
             result.finished,
         )
+
+
+def _thinking(think: str | int | Think) -> Think:
+    return think if isinstance(think, Think) else Think.parse(str(think))
 
 
 def _model(
@@ -306,10 +323,6 @@ def _passage(passages: Mapping[str, Passage] | PassageSource, doc_id: str, query
     if doc_id not in passages:
         raise InputError(f"document {doc_id} of query {query_id} has no text", "add it to the passages")
     return passages[doc_id]
-
-
-def _failed(task: asyncio.Task[None]) -> bool:
-    return task.cancelled() or task.exception() is not None
 
 
 def _text(document: str | Mapping[str, Any]) -> str:
