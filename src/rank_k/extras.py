@@ -13,6 +13,7 @@ MODULES_OF_EXTRA = {
     "embedded": ("xllamacpp",),
     "eval": ("ir_measures", "jinja2", "matplotlib", "scipy"),
     "fit": ("numpy",),
+    "serve": ("prometheus_client", "starlette", "uvicorn"),
     "tokens": ("tokenizers",),
 }
 """Which top-level modules each extra of `pyproject.toml` brings (a test compares the two)."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import NoReturn
 
-VERBS = ("demo", "fetch", "retrieve", "rerank", "evaluate", "journal", "doctor")
+VERBS = ("demo", "fetch", "retrieve", "rerank", "evaluate", "serve", "journal", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

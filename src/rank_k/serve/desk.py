@@ -9,10 +9,10 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Protocol
 
 from rank_k.ask import Asked
-from rank_k.errors import InputError, RankKError
+from rank_k.errors import GaveUp, InputError, RankKError
 from rank_k.hits import RankedHits
 from rank_k.models.base import Delta
 from rank_k.records import Ranking
@@ -25,7 +25,7 @@ from rank_k.serve.requests import Wanted
 from rank_k.serve.rules import Limits
 
 
-class Audience:
+class Audience(Protocol):
     """Hears of a ranking while it forms. Called from another thread; must not block."""
 
     def on_text(self, round_number: int, window: int, piece: Delta) -> None:
@@ -100,12 +100,12 @@ class Desk:
 
     async def _finished_or_refused(self, wanted: Wanted, ends: float | None, audience: Audience | None) -> RankedHits:
         answered = False
-        audience = audience or Audience()
 
         def on_asked(round_number: int, window: int, asked: Asked) -> None:
             nonlocal answered
             answered = answered or any(order.ranked for order in asked.outcome.orders)
-            audience.on_asked(round_number, window, asked)
+            if audience is not None:
+                audience.on_asked(round_number, window, asked)
 
         work = asyncio.create_task(
             self._reranker.arank(
@@ -114,9 +114,9 @@ class Desk:
                 strategy=self._strategy(wanted),
                 think=wanted.think,
                 max_seconds=None if ends is None else max(ends - time.monotonic(), 0.0),
-                on_text=audience.on_text if type(audience) is not Audience else None,
+                on_text=audience and audience.on_text,
                 on_asked=on_asked,
-                on_ranking=audience.on_ranking,
+                on_ranking=audience and audience.on_ranking,
             )
         )
         self._work.add(work)
@@ -131,8 +131,7 @@ class Desk:
         finally:
             self._work.discard(work)
         if hits.repairs.get("gave_up") and not answered and hits.finished:
-            self._tell("the model gave no answer to any window, after all tries")
-            raise Refusal(502, "the model's server gave no answer, after several tries")
+            raise self.failed(GaveUp("the model gave no answer to any window, after all tries"))
         return hits
 
     def _strategy(self, wanted: Wanted) -> Any:
@@ -140,10 +139,6 @@ class Desk:
             return None if wanted.strategy is None else self._reranker.make_strategy(wanted.strategy)
         except InputError as error:
             raise invalid("strategy", f"{wanted.strategy} does not go with this server's windows") from error
-
-    def _tell(self, problem: str) -> None:
-        if self._on_error is not None:
-            self._on_error(RankKError(problem))
 
 
 def _is_being_cancelled() -> bool:

@@ -34,7 +34,7 @@ _SENT_ALWAYS = {
 
 
 class Guard:
-    """An ASGI application before another. Leaves in `scope["state"]["client"]` who asks: a key's digest or an address."""
+    """An ASGI application before another. Leaves who asks, a key's digest or an address, in the scope's state."""
 
     def __init__(self, app: App, doors: Doors) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Every way of saying no: a status and a JSON body `{"message", "detail"}`, with the `field` at fault where there is one.
+"""Every way of saying no: a status and a JSON body `{"message", "detail"}`, and `field` where one is at fault.
 
 `message` and `detail` say the same: some clients read the one, some the other.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rank_k.errors import GaveUp, InputError, ModelError, Overloaded, QueryTooLong, RankKError, Refused, Unreachable
+from rank_k.errors import GaveUp, InputError, ModelError, Overloaded, QueryTooLong, Refused, Unreachable
 
 
 class Refusal(Exception):
@@ -39,7 +39,7 @@ def stopping() -> Refusal:
     return Refusal(503, "the server is stopping", headers={"Retry-After": "30"})
 
 
-def of_error(error: RankKError) -> Refusal:
+def of_error(error: Exception) -> Refusal:
     """What a client is told of an error behind the server. Addresses, keys and what the model's server said are
     none of its business: those are for who runs this one."""
     if isinstance(error, QueryTooLong):
@@ -54,6 +54,8 @@ def of_error(error: RankKError) -> Refusal:
             return Refusal(502, "the model's server cannot be reached")
         if isinstance(cause, Refused):
             return Refusal(502, f"the model's server refused the question ({cause.status})")
+        if cause is None:
+            return Refusal(502, "the model's server gave no answer, after several tries")
         return Refusal(502, "the model's server failed")
     if isinstance(error, InputError):
         return Refusal(502, "the model cannot be asked as this server is set up")

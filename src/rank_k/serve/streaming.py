@@ -117,7 +117,8 @@ class EventStream:
         while not work.done():
             news = asyncio.create_task(events.next())
             try:
-                await asyncio.wait({work, gone, news}, timeout=_HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
+                parts: set[asyncio.Future[Any]] = {work, gone, news}
+                await asyncio.wait(parts, timeout=_HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 came = news.done() and not news.cancelled()
                 news.cancel()
