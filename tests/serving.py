@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -55,7 +55,7 @@ class Answer:
 class Served:
     url: str
     desk: Desk | None = None
-    errors: tuple[Exception, ...] = ()
+    errors: list[Exception] = field(default_factory=list)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -95,11 +95,10 @@ def served(reranker: Reranker, limits: Limits = Limits(), doors: Doors = Doors()
     errors: list[Exception] = []
     desk = Desk(reranker, limits, errors.append)
     server, sock, url = bound(desk, doors, 0)
-    sock.listen()  # who comes before the loop runs waits
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     try:
-        yield Served(url, desk, errors)  # type: ignore[arg-type]
+        yield Served(url, desk, errors)
     finally:
         server.should_exit = True
         thread.join(timeout=30)

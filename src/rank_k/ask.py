@@ -13,7 +13,7 @@ from typing import Any
 from zlib import crc32
 
 from rank_k.answer import Answer, parse_answer
-from rank_k.errors import ContextOverflow, Refused
+from rank_k.errors import ContextOverflow, GaveUp, Refused
 from rank_k.grammar import follows
 from rank_k.journal import Journal, call_key
 from rank_k.loop_guard import LoopGuard
@@ -75,6 +75,8 @@ class Asked:
     asked: int = 0
     seconds: float = 0.0
     saved: int = 0
+    gave_up: GaveUp | None = None
+    """Why no answer came, where none did."""
 
 
 @dataclass(slots=True)

@@ -254,11 +254,12 @@ class Engine:
         texts = await opened.texts
         try:
             asked = await self._asker.ask(texts, window, think=self._think, on_text=self._listener(opened, number))
-        except GaveUp:
+        except GaveUp as error:
             self._failures += 1
             if self._failures >= max(3, self._slots):
                 raise  # nobody has had an answer for long: the server is gone
-            return Asked(Outcome(window, (Order.unranked(window),)), ("",), (), Usage(), Counter(gave_up=1))
+            unranked = Outcome(window, (Order.unranked(window),))
+            return Asked(unranked, ("",), (), Usage(), Counter(gave_up=1), gave_up=error)
         self._failures = 0
         return asked
 

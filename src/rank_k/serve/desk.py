@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
 from rank_k.ask import Asked
-from rank_k.errors import GaveUp, InputError, RankKError
+from rank_k.errors import InputError, RankKError
 from rank_k.hits import RankedHits
 from rank_k.models.base import Delta
 from rank_k.records import Ranking
@@ -99,10 +99,11 @@ class Desk:
         return of_error(error)
 
     async def _finished_or_refused(self, wanted: Wanted, ends: float | None, audience: Audience | None) -> RankedHits:
-        answered = False
+        answered, gave_up = False, None
 
         def on_asked(round_number: int, window: int, asked: Asked) -> None:
-            nonlocal answered
+            nonlocal answered, gave_up
+            gave_up = asked.gave_up or gave_up
             answered = answered or any(order.ranked for order in asked.outcome.orders)
             if audience is not None:
                 audience.on_asked(round_number, window, asked)
@@ -130,8 +131,8 @@ class Desk:
             raise self.failed(error) from None
         finally:
             self._work.discard(work)
-        if hits.repairs.get("gave_up") and not answered and hits.finished:
-            raise self.failed(GaveUp("the model gave no answer to any window, after all tries"))
+        if gave_up is not None and not answered and hits.finished:
+            raise self.failed(gave_up)  # a run goes on with its other queries, but here there is nothing else
         return hits
 
     def _strategy(self, wanted: Wanted) -> Any:

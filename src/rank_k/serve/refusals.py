@@ -54,8 +54,6 @@ def of_error(error: Exception) -> Refusal:
             return Refusal(502, "the model's server cannot be reached")
         if isinstance(cause, Refused):
             return Refusal(502, f"the model's server refused the question ({cause.status})")
-        if cause is None:
-            return Refusal(502, "the model's server gave no answer, after several tries")
         return Refusal(502, "the model's server failed")
     if isinstance(error, InputError):
         return Refusal(502, "the model cannot be asked as this server is set up")

@@ -15,6 +15,7 @@ from rank_k.serve.app import make_app
 from rank_k.serve.desk import Desk
 from rank_k.serve.rules import Doors
 
+_BACKLOG = 2048
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -78,6 +79,7 @@ def _listening(host: str, port: int) -> socket.socket:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
+            sock.listen(_BACKLOG)  # who comes before the loop runs waits
         except OSError:
             sock.close()
             raise
