@@ -142,7 +142,8 @@ _REFUSALS = {
 
 def _rerank(path: str, asked: dict[str, Any], answered: dict[str, Any]) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    events = {"schema": {"type": "string"}}
+    kinds = {"enum": ["trace", "order", "ranking", "result", "error"]}
+    events = {"schema": {**_object({"event": kinds, "data": _NAME}, "event", "data"), "description": "each event"}}
     return {
         "summary": "order documents by their relevance to a query",
         "operationId": path.strip("/").replace("/", "_"),

@@ -90,9 +90,8 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _punctual_protocol(seconds: float) -> Any:
-    """uvicorn's HTTP/1.1, but a connection whose request line and headers dawdle for `seconds` is closed.
-
-    uvicorn itself waits for ever once the first byte is there, or when none ever comes.
+    """uvicorn's HTTP/1.1, but a connection whose request line and headers dawdle for `seconds` is closed, and so is
+    one on which an answer is not read to its end. uvicorn itself waits for ever in these cases.
     """
     base: Any = load("uvicorn.protocols.http.h11_impl").H11Protocol
 
@@ -109,6 +108,10 @@ def _punctual_protocol(seconds: float) -> Any:
                 self._rest()
             elif self._patience is None:
                 self._patience = self.loop.call_later(seconds, self.transport.abort)
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()  # which waits until all that was sent has been read
+            self._patience = self.loop.call_later(seconds, self.transport.abort)
 
         def connection_lost(self, error: Exception | None) -> None:
             self._rest()
