@@ -47,7 +47,8 @@ def ask(url: str, requests: int) -> None:
     """Ask so often over `CONNECTIONS` connections. Ends the program at the first answer that is not right."""
     place = urlsplit(url).netloc
     left = iter(range(requests))
-    lock, wrong = threading.Lock(), []
+    lock = threading.Lock()
+    wrong: list[object] = []
 
     def one() -> None:
         connection = http.client.HTTPConnection(place, timeout=120)

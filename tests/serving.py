@@ -75,7 +75,7 @@ class Served:
             connection.close()
 
     def get(self, path: str, **headers: str) -> Answer:
-        return self.ask("GET", path, **headers)
+        return self.ask("GET", path, None, **headers)
 
     def post(self, body: Any, path: str = "/v2/rerank", **headers: str) -> Answer:
         """`body`: bytes as they are, anything else as JSON."""

@@ -24,7 +24,7 @@ def test_once_is_done_once_and_again_after_a_failure() -> None:
         once = Once(work)
         failed = await asyncio.gather(once(), once(), return_exceptions=True)
         assert [str(error) for error in failed] == ["the first time"] * 2
-        assert await asyncio.gather(once(), once()) == [7, 7]
+        assert list(await asyncio.gather(once(), once())) == [7, 7]
         assert await once() == 7
 
     asyncio.run(main())
@@ -64,7 +64,7 @@ def test_who_asks_meanwhile_shares_the_result_and_hears_all_of_it() -> None:
         other = asyncio.create_task(under_way.share("other key", work))
         await asyncio.sleep(0.01)
         work.go_on.set()
-        assert await asyncio.gather(first, late, other) == [(3, True), (3, False), (3, True)]
+        assert list(await asyncio.gather(first, late, other)) == [(3, True), (3, False), (3, True)]
         assert heard == [[1, 2], [1, 2]]
         assert work.begun == 2
         assert await under_way.share("key", work) == (3, True), "what is over is begun anew"

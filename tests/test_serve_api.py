@@ -73,9 +73,16 @@ def test_the_trace_comes_where_asked(server: Served) -> None:
 
 
 def test_unknown_fields_and_nulls_are_ignored(server: Served) -> None:
-    fields = {"max_tokens_per_doc": 4096, "rank_fields": ["x"], "instruction": None, "priority": 1, "truncate": True}
-    nulls = dict.fromkeys(("model", "top_n", "return_documents", "think", "strategy", "deadline_seconds", "stream"))
-    assert server.rerank(THREE, **fields, **nulls).indices == [1, 0, 2]
+    fields: dict[str, Any] = {
+        "max_tokens_per_doc": 4096,
+        "rank_fields": ["x"],
+        "instruction": None,
+        "priority": 1,
+        "truncate": True,
+    }
+    nullable = ("model", "top_n", "return_documents", "think", "strategy", "deadline_seconds", "stream")
+    fields |= dict.fromkeys(nullable)
+    assert server.rerank(THREE, **fields).indices == [1, 0, 2]
 
 
 def test_texts_get_a_bare_list(server: Served) -> None:
@@ -222,7 +229,8 @@ def test_an_error_of_the_model_is_told_without_its_insides(error: Exception, sta
 
 
 def test_an_error_in_mid_stream_is_an_event() -> None:
-    script = [second_first(Request((), 1, subject=type("S", (), {"doc_ids": range(20)})())), Refused("no", status=403)]
+    script: list[str | Reply | Exception] = [" > ".join(f"[{n}]" for n in range(1, 21))]
+    script.append(Refused("no", status=403))
     with served(Reranker(ScriptedModel(script), retries=NO_RETRIES)) as server:
         events = server.rerank([f"text {i}" for i in range(30)], stream=True).events
     assert [kind for kind, _ in events] == ["trace", "order", "ranking", "error"]

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ from tests.conftest import StartLoopback
 from tests.loopback import Loopback
 from tests.serving import Answer, Served, command, served, until
 
-STUCK = {"first_token": 60.0}
+STUCK: dict[str, Any] = {"first_token": 60.0}
 
 
 def marked(client: int) -> list[str]:
