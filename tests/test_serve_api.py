@@ -9,7 +9,7 @@ import pytest
 
 from rank_k import Reranker, ScriptedModel
 from rank_k.errors import InputError, ModelError, Overloaded, QueryTooLong, Refused, ServerFault, Unreachable
-from rank_k.models.base import Reply, Request, Usage
+from rank_k.models.base import Abilities, Reply, Request, Usage
 from rank_k.models.retries import Retries
 from tests.conftest import StartLoopback
 from tests.serving import Served, served
@@ -153,6 +153,29 @@ def test_a_field_that_is_wrong_is_named(server: Served, model: ScriptedModel, fi
     assert told["message"] == told["detail"]
     assert told["message"].startswith(f"{at}: ")
     assert len(model.history) == before
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_ranks_by_likelihood_has_neither_thought_nor_strategy(stream: bool) -> None:
+    def likelier_if_longer(request: Request) -> Reply:
+        assert request.spelling is not None
+        score = len(request.messages[0].content) - 1000.0
+        return Reply(request.spelling, None, "stop", Usage(10, 1), tokens=((request.spelling, score),))
+
+    model = ScriptedModel(likelier_if_longer, abilities=Abilities(logprobs=True, thinks=False, spells=True))
+    with served(Reranker(model, by="likelihood")) as server:
+        for fields in ({"think": "off"}, {"strategy": "single"}):
+            [name] = fields
+            answer = server.rerank(THREE, stream=stream, **fields)
+            assert (answer.status, answer.json["field"]) == (422, name)
+            assert "likelihood" in answer.json["message"]
+        assert model.history == []
+        answer = server.rerank(THREE, stream=stream, return_trace=True)
+        told = dict(answer.events)["result"] if stream else answer.json
+        assert [result["index"] for result in told["results"]] == [2, 0, 1]
+        assert [result.get("tied", False) for result in told["results"]] == [False, False, True]
+        assert told["traces"] == []
+        assert [kind for kind, _ in answer.events] == ["order", "result"] if stream else True
 
 
 # --- streams ---
