@@ -130,11 +130,12 @@ class Reranker:
         compares = [name for name, value in told.items() if value is not None]  # what only comparison has use for
         if by == "likelihood" and compares:
             raise InputError(f"{compares[0]} is for comparison, not for likelihood", "leave one out")
+        thinking = _thinking(asked["think"])
         template = prompt if prompt is None or isinstance(prompt, PromptTemplate) else read_template(prompt)
         if prompt is None and student is not None:
             template = student.template
         self.make_strategy = partial(make, window=asked["window"], stride=asked["stride"], fuse=fuse)
-        plan = strategy or "sliding"
+        plan = self.make_strategy(strategy or "sliding") if isinstance(strategy, str | None) else strategy
         self.depth = depth
         self.concurrency = concurrency or (1 if embedded else 16)
         self.model = _model(
@@ -149,7 +150,7 @@ class Reranker:
         )
         usual: RanksBy = "comparison" if compares else getattr(self.model, "ranks_by", "comparison")
         self.by: RanksBy = usual if by is None else by
-        self.strategy: Strategy = self.make_strategy(plan) if isinstance(plan, str) else plan
+        self.strategy: Strategy = plan
         self.journal = Journal(journal)
         self.asker: AsksWindows
         if self.by == "likelihood":
@@ -164,7 +165,7 @@ class Reranker:
                 asked["max_tokens"],
                 asked["temperature"],
                 top_p,
-                _thinking(asked["think"]),
+                thinking,
                 constrain,
                 samples,
             )
