@@ -13,6 +13,7 @@ import time
 
 QUICK: dict[str, list[str]] = {
     "overhead": [],
+    "serving": [],
     "http_clients": [],
     "token_estimate": [],
     "corpus_index": [],

@@ -25,7 +25,7 @@ from rank_k.cli import main
 from rank_k.errors import GaveUp, InputError, QueryTooLong, Refused
 from rank_k.journal import Journal
 from rank_k.likelihood import LikelihoodAsker, log_probability, ordered
-from rank_k.models.base import Abilities, Model, Reply, Request, Usage
+from rank_k.models.base import Abilities, Model, OnText, Reply, Request, Usage
 from rank_k.models.retries import Retries
 from rank_k.models.scripted import ScriptedModel
 from rank_k.models.spelling import Token, gbnf, most_tokens, tokens_of, told
@@ -252,6 +252,20 @@ def test_no_score_at_all_leaves_the_window_as_it_was() -> None:
     assert dict(asked.repairs) == {"unranked": 1}
 
 
+class Slow(ScriptedModel):
+    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+        await asyncio.sleep(0.02)
+        return await super().ask(request, on_text)
+
+
+def test_the_same_question_under_way_is_asked_once() -> None:
+    model = Slow(by_length, abilities=SPELLS)
+    asked = ask(model, "q", ["same", "longer", "same"])
+    assert len(model.history) == asked.asked == 2
+    assert len(asked.calls) == 3
+    assert asked.likelihoods["0"] == asked.likelihoods["2"]
+
+
 def test_an_empty_query_is_not_asked_about() -> None:
     model = ScriptedModel([], abilities=SPELLS)
     asked = ask(model, " \n ", ["a", "bb"])
@@ -457,6 +471,28 @@ def test_other_models_compare() -> None:
 def test_likelihood_has_no_use_for_what_is_about_comparing(told: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="is for comparison"):
         Reranker(Untrained([]), by="likelihood", **told)
+
+
+@pytest.mark.parametrize("told", [{"strategy": "single"}, {"think": "off"}], ids=lambda told: next(iter(told)))
+def test_nor_has_a_query_of_such_a_reranker(told: dict[str, Any]) -> None:
+    with untrained() as reranker:
+        with pytest.raises(InputError, match="is for comparison"):
+            reranker.rank("q", ["a", "bbb"], **told)
+        assert [hit.index for hit in reranker.rank("q", ["a", "bbb"])] == [1, 0]
+
+
+def test_hooks_hear_of_windows_and_there_is_no_text_to_hear() -> None:
+    windows: list[tuple[int, int, list[str]]] = []
+    pieces: list[Any] = []
+    with untrained() as reranker:
+        reranker.rank(
+            "q",
+            ["a", "bbb"],
+            on_asked=lambda round_number, number, asked: windows.append((round_number, number, [*asked.likelihoods])),
+            on_text=lambda *piece: pieces.append(piece),
+        )
+    assert windows == [(0, 0, ["0", "1"])]
+    assert pieces == []
 
 
 def test_there_is_nothing_else_to_rank_by() -> None:

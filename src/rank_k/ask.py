@@ -12,12 +12,13 @@ from random import Random
 
 from rank_k.answer import Answer, parse_answer
 from rank_k.calls import Calls, Spent
-from rank_k.errors import ContextOverflow, Refused
+from rank_k.errors import ContextOverflow, GaveUp, Refused
 from rank_k.grammar import follows
 from rank_k.journal import Journal
 from rank_k.loop_guard import LoopGuard
 from rank_k.models.base import Delta, Model, OnText, Reply, Request, Subject, Usage
 from rank_k.models.retries import Retries
+from rank_k.once import Once
 from rank_k.prompt import PromptTemplate, default_template, defused
 from rank_k.records import Message, Order, Outcome, Passage, Query, Window
 from rank_k.showing import CHAT_TOKENS, QueryTexts, Showing
@@ -76,6 +77,8 @@ class Asked:
     seconds: float = 0.0
     saved: int = 0
     likelihoods: Mapping[str, float] = field(default_factory=dict)
+    gave_up: GaveUp | None = None
+    """Why no answer came, where none did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ class _Look:
     window: Window
     sample: int
     context: int
+    think: Think
     spent: Spent
     on_text: OnText | None
 
@@ -108,19 +112,26 @@ class Asker:
         self.template = template or default_template()
         self._showing = Showing(model, self.template, settings.passage_tokens, settings.max_tokens)
         self._calls = Calls(model, journal, retries, on_retry, slots)
-        self._grammar: asyncio.Task[bool] | None = None  # whether the server takes one: asked when first needed
+        self._takes_a_grammar = Once(self._try_grammar)
+        self._thinks_anyway = Once(self._try_direct)
         self._empty_thought = False  # the model thinks although asked not to: show it a thought that is over
 
-    async def prepare(self) -> None:
-        """Find out, once and through the journal, what the model makes of being asked not to think."""
+    async def prepare(self, think: Think | None = None) -> None:
+        """Find out, once and through the journal, what the model makes of being asked not to think.
+
+        Only where `think` (default: the settings') asks for that.
+        """
         able = self.model.abilities
-        if self.settings.think.kind in ("off", "auto") and able.thinks and able.prefill:
-            question = Request(
-                (Message("user", "What is two and two? Answer with the number alone."),), 64, 0.0, think=False
-            )
-            reply = await self._call(question, "probe", None)
-            answer = parse_answer(reply.text, 1, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
-            self._empty_thought = bool(answer.trace.strip()) or answer.thought_was_cut
+        if (think or self.settings.think).kind in ("off", "auto") and able.thinks and able.prefill:
+            self._empty_thought = await self._thinks_anyway()
+
+    async def _try_direct(self) -> bool:
+        question = Request(
+            (Message("user", "What is two and two? Answer with the number alone."),), 64, 0.0, think=False
+        )
+        reply = await self._call(question, "probe", None)
+        answer = parse_answer(reply.text, 1, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
+        return bool(answer.trace.strip()) or answer.thought_was_cut
 
     async def texts(self, query: Query, passages: Mapping[str, Passage]) -> QueryTexts:
         """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
@@ -130,14 +141,17 @@ class Asker:
         """Raise `QueryTooLong` if the query leaves no room for two passages and a short answer."""
         await self._showing.check(query)
 
-    async def ask(self, texts: QueryTexts, window: Window, *, on_text: OnText | None = None) -> Asked:
-        """Ask about one window. Raises `ModelError` when the model cannot be had, never for a bad answer."""
+    async def ask(
+        self, texts: QueryTexts, window: Window, *, think: Think | None = None, on_text: OnText | None = None
+    ) -> Asked:
+        """Ask about one window, thinking as the settings say or as `think` does (`prepare(think)` comes first).
+
+        `on_text` hears replies as they arrive; one that is known already, at once. What it returns does not count.
+        Raises `ModelError` when the model cannot be had, never for a bad answer.
+        """
         spent = Spent()
-        settings = self.settings
-        if settings.samples == 1:
-            taken = [await self._sample(texts, window, 0, spent, on_text)]
-        else:
-            taken = await self._samples(texts, window, spent, on_text)
+        look = _Look(texts, window, 0, self.model.context, think or self.settings.think, spent, on_text)
+        taken = [await self._sample(look)] if self.settings.samples == 1 else await self._samples(look)
         found = tuple(order for orders, _ in taken for order in orders)
         return Asked(
             Outcome(window, found),
@@ -150,24 +164,19 @@ class Asker:
             spent.saved,
         )
 
-    async def _samples(
-        self, texts: QueryTexts, window: Window, spent: Spent, on_text: OnText | None
-    ) -> list[tuple[tuple[Order, ...], str]]:
+    async def _samples(self, look: _Look) -> list[tuple[tuple[Order, ...], str]]:
         """Several looks at the window, each in an order of its own; no more than needed if the first ones agree."""
         first, most = min(self.settings.agree, self.settings.samples), self.settings.samples
-        taken = await asyncio.gather(*(self._sample(texts, window, n, spent, on_text) for n in range(first)))
+        taken = await asyncio.gather(*(self._sample(replace(look, sample=n)) for n in range(first)))
         orders = [orders[-1] for orders, _ in taken]
         if all(order.ranked and order.tiers == orders[0].tiers for order in orders):
-            spent.repairs["samples_spared"] += most - first
+            look.spent.repairs["samples_spared"] += most - first
             return taken
-        more = (self._sample(texts, window, n, spent, on_text) for n in range(first, most))
+        more = (self._sample(replace(look, sample=n)) for n in range(first, most))
         return taken + await asyncio.gather(*more)
 
-    async def _sample(
-        self, texts: QueryTexts, window: Window, sample: int, spent: Spent, on_text: OnText | None
-    ) -> tuple[tuple[Order, ...], str]:
+    async def _sample(self, look: _Look) -> tuple[tuple[Order, ...], str]:
         """One look at the window: its orders (two where a direct one and a thoughtful one were taken) and trace."""
-        look = _Look(texts, window, sample, self.model.context, spent, on_text)
         for shrinks in range(_SHRINKS + 1):
             try:
                 return await self._looked(look)
@@ -178,7 +187,7 @@ class Asker:
         raise AssertionError("the loop returns or raises")
 
     async def _looked(self, look: _Look) -> tuple[tuple[Order, ...], str]:
-        think = self.settings.think
+        think = look.think
         shown = presented(look.texts.query.query_id, look.window.doc_ids, look.sample)
         question = await self._question(look, shown)
         if think.kind in ("full", "budget"):
@@ -215,7 +224,7 @@ class Asker:
     async def _direct(self, question: Request, look: _Look) -> tuple[Answer, Reply]:
         """The answer at once."""
         asking = await self._answering(question)
-        wants_logprobs = self.settings.think.kind == "auto" and self.model.abilities.logprobs
+        wants_logprobs = look.think.kind == "auto" and self.model.abilities.logprobs
         asking = replace(asking, think=False, logprobs=wants_logprobs)
         if self._empty_thought:
             asking = replace(asking, prefill=_EMPTY_THOUGHT)
@@ -317,9 +326,7 @@ class Asker:
         """
         if not self.model.abilities.thinks:
             return True
-        if self._grammar is None or (self._grammar.done() and _failed(self._grammar)):
-            self._grammar = asyncio.create_task(self._try_grammar())
-        return await asyncio.shield(self._grammar)
+        return await self._takes_a_grammar()
 
     async def _try_grammar(self) -> bool:
         question = Request((Message("user", "Put [1] and [2] in any order."),), 32, 0.0, think=False, ranking_of=2)
@@ -345,13 +352,13 @@ class Asker:
     async def _call(self, request: Request, purpose: str, look: _Look | None) -> Reply:
         spent = look.spent if look else Spent()
         on_text = look.on_text if look else None
-        reply = await self._calls.reply(request, purpose, spent, lambda request: self._asked(request, on_text))
+        reply = await self._calls.reply(request, purpose, spent, on_text, self._asked)
         if reply.finish_reason == "stopped":
             spent.repairs["loops"] += 1
             spent.saved += max(request.max_tokens - reply.usage.completion_tokens, 0)
         return reply
 
-    async def _asked(self, request: Request, on_text: OnText | None) -> Reply:
+    async def _asked(self, request: Request, on_text: OnText) -> Reply:
         """Ask, and end a reply that goes in circles before its circles."""
         watch = _Watch(on_text, max(len(request.subject.doc_ids), 1))
         reply = await self.model.ask(request, watch)
@@ -374,14 +381,13 @@ class Asker:
 class _Watch:
     """Looks at a reply while it streams: passes it on, and says stop when it goes in circles."""
 
-    def __init__(self, on_text: OnText | None, passages: int) -> None:
+    def __init__(self, on_text: OnText, passages: int) -> None:
         self._on_text = on_text
         self._thought, self._text = LoopGuard(passages), LoopGuard(passages)
         self.looped = False
 
     def __call__(self, delta: Delta) -> bool:
-        if self._on_text is not None:
-            self._on_text(delta)
+        self._on_text(delta)
         if delta.reasoning and self._thought.feed(delta.reasoning):
             self.looped = True
         if delta.text and self._text.feed(delta.text):
@@ -404,10 +410,6 @@ def _kept(trace: str, question: Request, budget: int, context: int) -> str:
     room = max(context - prompt - budget - 2 * CHAT_TOKENS, question.max_tokens - budget, 64)
     length = estimated_tokens(trace)
     return trace if length <= room else "... " + trace[-(len(trace) * room // length) :]
-
-
-def _failed(task: asyncio.Task[bool]) -> bool:
-    return task.cancelled() or task.exception() is not None
 
 
 def _parsed(reply: Reply, size: int, thought_closed: bool = False) -> Answer:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from random import Random
 
 from rank_k.journal import Journal, call_key
-from rank_k.models.base import Model, Reply, Request, Usage
+from rank_k.models.base import Delta, Model, OnText, Reply, Request, Usage
 from rank_k.models.retries import Retries, with_retries
+from rank_k.once import UnderWay
 
 
 @dataclass(slots=True)
@@ -43,25 +44,42 @@ class Calls:
         self._on_retry = on_retry
         self._random = Random()
         self._slots = asyncio.Semaphore(slots)
+        self._under_way: UnderWay[Reply, Delta] = UnderWay()
 
     async def reply(
-        self, request: Request, purpose: str, spent: Spent, ask: Callable[[Request], Awaitable[Reply]] | None = None
+        self,
+        request: Request,
+        purpose: str,
+        spent: Spent,
+        on_text: OnText | None = None,
+        ask: Callable[[Request, OnText], Awaitable[Reply]] | None = None,
     ) -> Reply:
         """The reply to `request`, asked for by `ask` (the model's own by default) unless the journal has it.
 
-        `purpose` is the journal's word for why. Raises `ModelError` when the model cannot be had.
+        Who asks what is being asked already waits for the same reply; it counts as asked once. `on_text` hears it as
+        it arrives, and one that is known already at once. `purpose` is the journal's word for why. Raises `ModelError`
+        when the model cannot be had.
         """
-        asking = ask or self._model.ask
         body = self._model.body(request)
         key = call_key(self._model.identity, body, request.sample)
         reply = self._journal.reply(key)
         if reply is None:
-            async with self._slots:
-                reply = await with_retries(lambda: asking(request), self._retries, self._random, self._on_retry)
-            shown = request.subject.doc_ids
-            reply = self._journal.keep(key, self._model.name, purpose, body, reply, shown)
-            spent.asked += 1
-            spent.seconds += reply.seconds
+            asking = ask or self._model.ask
+
+            async def kept(tell: OnText) -> Reply:
+                async with self._slots:
+                    told = await with_retries(
+                        lambda: asking(request, tell), self._retries, self._random, self._on_retry
+                    )
+                shown = request.subject.doc_ids
+                return self._journal.keep(key, self._model.name, purpose, body, told, shown)
+
+            reply, asked_here = await self._under_way.share(key, kept, on_text)
+            if asked_here:
+                spent.asked += 1
+                spent.seconds += reply.seconds
+        elif on_text is not None:
+            on_text(Delta(reply.reasoning or "", reply.text))
         spent.calls.append(key)
         spent.usage += reply.usage
         return reply

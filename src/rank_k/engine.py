@@ -14,15 +14,17 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from rank_k.ask import Asked
 from rank_k.errors import GaveUp
 from rank_k.journal import Journal, WindowRecord
-from rank_k.models.base import Usage
+from rank_k.models.base import Delta, OnText, Usage
 from rank_k.records import Candidate, Order, Outcome, Passage, Query, Ranking, Round, Window
 from rank_k.showing import QueryTexts
 from rank_k.strategies.protocol import Steps, Strategy, seed_of
+from rank_k.thinking import Think
 
 OPEN_PER_SLOT = 4
 
@@ -30,8 +32,8 @@ OPEN_PER_SLOT = 4
 class AsksWindows(Protocol):
     """What the engine asks through: an `ask.Asker`, which compares, or a `likelihood.LikelihoodAsker`."""
 
-    async def prepare(self) -> None:
-        """Find out, once, what must be known before the first window."""
+    async def prepare(self, think: Think | None = None) -> None:
+        """Find out, once, what must be known before the first window, or the first that `think` is for."""
 
     async def check(self, query: Query) -> None:
         """Raise `QueryTooLong` if the query leaves no room in the model's context."""
@@ -39,8 +41,13 @@ class AsksWindows(Protocol):
     async def texts(self, query: Query, passages: Mapping[str, Passage]) -> QueryTexts:
         """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
 
-    async def ask(self, texts: QueryTexts, window: Window) -> Asked:
-        """Ask about one window. Raises `ModelError` when the model cannot be had, never for a bad answer."""
+    async def ask(
+        self, texts: QueryTexts, window: Window, *, think: Think | None = None, on_text: OnText | None = None
+    ) -> Asked:
+        """Ask about one window. Raises `ModelError` when the model cannot be had, never for a bad answer.
+
+        `think`: how to think about it, if at all and if not as usual. `on_text` hears what the model says meanwhile.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,10 @@ class Engine:
     `deadline`: a `time.monotonic()` at which the work stops and every query gets its best ranking so far.
     `token_budget`: tokens, in and out, after which no further window is asked; what is under way is finished, and
     every query gets its best ranking so far. Calls found in the journal count as what they cost then.
-    `on_asked(query_id, round, window number, asked)` hears of every window.
+    `think`: how to think, if not as the asker's settings say. Hooks, called with the query's id and the round first:
+    `on_text(query_id, round, window number, piece)` hears what the model says while it says it,
+    `on_asked(query_id, round, window number, asked)` of every window, `on_ranking(query_id, round, ranking)` of the
+    best ranking so far whenever a round is over. Windows and rounds count from 0.
     """
 
     def __init__(
@@ -130,7 +140,10 @@ class Engine:
         run: str = "",
         deadline: float | None = None,
         token_budget: int | None = None,
+        think: Think | None = None,
         on_asked: Callable[[str, int, int, Asked], None] | None = None,
+        on_text: Callable[[str, int, int, Delta], None] | None = None,
+        on_ranking: Callable[[str, int, Ranking], None] | None = None,
     ) -> None:
         self.tally = Tally()
         self._asker = asker
@@ -140,7 +153,10 @@ class Engine:
         self._run = run
         self._deadline = deadline
         self._token_budget = token_budget
+        self._think = think
         self._on_asked = on_asked
+        self._on_text = on_text
+        self._on_ranking = on_ranking
         self._ready: list[tuple[int, int, int, _Open]] = []
         self._open: dict[int, _Open] = {}
         self._waiting: dict[int, tuple[str, bool]] = {}  # finished, by position; the ranking is in the journal
@@ -214,6 +230,8 @@ class Engine:
             del self._open[opened.position]
             self._finish(opened.position, opened.job, stop.value, True)
         else:
+            if self._on_ranking is not None:
+                self._on_ranking(opened.job.query.query_id, opened.round_number, opened.step.ranking)
             opened.round_number += 1
             self._enqueue(opened)
 
@@ -236,7 +254,7 @@ class Engine:
     def _fill_slots(self) -> None:
         while self._ready and len(self._tasks) < self._slots and not self._spent:
             _, _, number, opened = heapq.heappop(self._ready)
-            task = asyncio.create_task(self._ask(opened, opened.step.windows[number]))
+            task = asyncio.create_task(self._ask(opened, number))
             self._tasks.add(task)
             task.add_done_callback(
                 lambda done, opened=opened, number=number: self._done.put_nowait((done, opened, number))  # type: ignore[misc]
@@ -248,20 +266,27 @@ class Engine:
         usage = self.tally.usage
         return self._token_budget is not None and usage.prompt_tokens + usage.completion_tokens >= self._token_budget
 
-    async def _ask(self, opened: _Open, window: Window) -> Asked:
+    async def _ask(self, opened: _Open, number: int) -> Asked:
+        window = opened.step.windows[number]
         if opened.texts is None:
             opened.texts = asyncio.create_task(self._asker.texts(opened.job.query, opened.job.passages))
             opened.texts.add_done_callback(self._count_texts)
         texts = await opened.texts
         try:
-            asked = await self._asker.ask(texts, window)
-        except GaveUp:
+            asked = await self._asker.ask(texts, window, think=self._think, on_text=self._listener(opened, number))
+        except GaveUp as error:
             self._failures += 1
             if self._failures >= max(3, self._slots):
                 raise  # nobody has had an answer for long: the server is gone
-            return Asked(Outcome(window, (Order.unranked(window),)), ("",), (), Usage(), Counter(gave_up=1))
+            unranked = Outcome(window, (Order.unranked(window),))
+            return Asked(unranked, ("",), (), Usage(), Counter(gave_up=1), gave_up=error)
         self._failures = 0
         return asked
+
+    def _listener(self, opened: _Open, number: int) -> OnText | None:
+        if self._on_text is None:
+            return None
+        return partial(self._on_text, opened.job.query.query_id, opened.round_number, number)
 
     def _count_texts(self, task: asyncio.Task[QueryTexts]) -> None:
         if not task.cancelled() and task.exception() is None:

@@ -14,6 +14,7 @@ MODULES_OF_EXTRA = {
     "embedded": ("xllamacpp",),
     "eval": ("ir_measures", "jinja2", "matplotlib", "scipy"),
     "fit": ("numpy",),
+    "serve": ("prometheus_client", "starlette", "uvicorn"),
     "tokens": ("tokenizers",),
     "train": ("accelerate", "datasets", "gguf", "peft", "safetensors", "torch", "transformers", "trl"),
 }

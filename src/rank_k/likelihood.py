@@ -18,11 +18,12 @@ from rank_k.ask import Asked
 from rank_k.calls import Calls, Spent
 from rank_k.errors import InputError
 from rank_k.journal import Journal
-from rank_k.models.base import Model, Reply, Request, Subject
+from rank_k.models.base import Model, OnText, Reply, Request, Subject
 from rank_k.models.retries import Retries
 from rank_k.prompt import PromptTemplate
 from rank_k.records import Message, Order, Outcome, Passage, Query, Window
 from rank_k.showing import QueryTexts, Showing
+from rank_k.thinking import Think
 
 PASSAGE_TOKENS = 128
 
@@ -50,7 +51,7 @@ class LikelihoodAsker:
         self._calls = Calls(model, journal, retries, on_retry, slots)
         self._showing = Showing(model, TEMPLATE, passage_tokens, 1)
 
-    async def prepare(self) -> None:
+    async def prepare(self, think: Think | None = None) -> None:
         """Raise `InputError` if the model cannot tell how likely a text is."""
         if not self.model.abilities.spells:
             raise InputError(
@@ -66,10 +67,13 @@ class LikelihoodAsker:
         """Raise `QueryTooLong` if the query leaves no room for a passage."""
         await self._showing.check(query)
 
-    async def ask(self, texts: QueryTexts, window: Window) -> Asked:
+    async def ask(
+        self, texts: QueryTexts, window: Window, *, think: Think | None = None, on_text: OnText | None = None
+    ) -> Asked:
         """The window's passages, likeliest query first. Raises `ModelError` when the model cannot be had.
 
-        A passage without a usable reply comes after those that have one, and is counted as missing.
+        Nothing is thought or said here: `think` changes nothing, and `on_text` hears nothing. A passage without a
+        usable reply comes after those that have one, and is counted as missing.
         """
         spent = Spent()
         scores: Sequence[float | None] = [None] * len(window.doc_ids)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -23,12 +24,13 @@ from rank_k.errors import InputError
 from rank_k.hits import Hit, RankedHits
 from rank_k.journal import Journal
 from rank_k.likelihood import PASSAGE_TOKENS, LikelihoodAsker
-from rank_k.models.base import Model, RanksBy
+from rank_k.models.base import Delta, Model, RanksBy
 from rank_k.models.http import HttpModel
 from rank_k.models.retries import Retries
 from rank_k.models.student import Student, find_student
+from rank_k.once import Once
 from rank_k.prompt import PromptTemplate, read_template
-from rank_k.records import Candidate, Passage, Query
+from rank_k.records import Candidate, Passage, Query, Ranking
 from rank_k.strategies import make
 from rank_k.strategies.protocol import Strategy
 from rank_k.strategies.single import Single
@@ -128,13 +130,12 @@ class Reranker:
         compares = [name for name, value in told.items() if value is not None]  # what only comparison has use for
         if by == "likelihood" and compares:
             raise InputError(f"{compares[0]} is for comparison, not for likelihood", "leave one out")
-        thinking = asked["think"] if isinstance(asked["think"], Think) else Think.parse(str(asked["think"]))
+        thinking = _thinking(asked["think"])
         template = prompt if prompt is None or isinstance(prompt, PromptTemplate) else read_template(prompt)
         if prompt is None and student is not None:
             template = student.template
-        plan = strategy or "sliding"
-        if isinstance(plan, str):
-            plan = make(plan, window=asked["window"], stride=asked["stride"], fuse=fuse)
+        self.make_strategy = partial(make, window=asked["window"], stride=asked["stride"], fuse=fuse)
+        plan = self.make_strategy(strategy or "sliding") if isinstance(strategy, str | None) else strategy
         self.depth = depth
         self.concurrency = concurrency or (1 if embedded else 16)
         self.model = _model(
@@ -171,10 +172,15 @@ class Reranker:
             self.asker = Asker(self.model, self.journal, settings, template, retries, on_retry, self.concurrency)
         self.tally = Tally()
         self._loop = BackgroundLoop()
-        self._prepared: asyncio.Task[None] | None = None
+        self._prepare = Once(self._prepare_once)
 
     def rank(self, query: str, documents: Sequence[str | Mapping[str, Any]], **options: Any) -> RankedHits:
-        """`documents` (texts, or mappings with a "text") in the order of their relevance to `query`."""
+        """`documents` (texts, or mappings with a "text") in the order of their relevance to `query`.
+
+        Options, for this query alone: `strategy` (a name or a strategy), `think`, `max_seconds` (stop then, with the
+        best ranking so far), and the hooks `on_text(round, window, piece)`, `on_asked(round, window, asked)` and
+        `on_ranking(round, ranking)` of `engine.Engine`. Hooks are called from another thread and must not block.
+        """
         return self._loop.run(self._rank(query, documents, **options))
 
     async def arank(self, query: str, documents: Sequence[str | Mapping[str, Any]], **options: Any) -> RankedHits:
@@ -233,12 +239,6 @@ class Reranker:
 
     # --- on the background loop ---
 
-    async def _prepare(self) -> None:
-        """Once, for all who come at the same time; again after a failure."""
-        if self._prepared is None or (self._prepared.done() and _failed(self._prepared)):
-            self._prepared = asyncio.create_task(self._prepare_once())
-        await asyncio.shield(self._prepared)
-
     async def _prepare_once(self) -> None:
         await self.model.prepare()
         await self.asker.prepare()
@@ -265,7 +265,7 @@ class Reranker:
         run_name: str = "",
         on_asked: Callable[[str, int, int, Asked], None] | None = None,
     ) -> AsyncIterator[Result]:
-        engine = await self._engine(self.strategy, max_seconds, token_budget, run_name, on_asked)
+        engine = await self._engine(self.strategy, max_seconds, run_name, token_budget=token_budget, on_asked=on_asked)
         self.tally = engine.tally
         results = engine.run(jobs)
         try:
@@ -278,13 +278,15 @@ class Reranker:
         self,
         strategy: Strategy,
         max_seconds: float | None,
-        token_budget: int | None,
-        run_name: str,
-        on_asked: Callable[[str, int, int, Asked], None] | None,
+        run_name: str = "",
+        think: Think | None = None,
+        **options: Any,
     ) -> Engine:
         """For one run. Without a name it gets one that no other has: runs at the same time share the journal."""
         deadline = None if max_seconds is None else time.monotonic() + max_seconds
         await self._prepare()
+        if think is not None:
+            await self.asker.prepare(think)
         return Engine(
             self.asker,
             strategy,
@@ -292,8 +294,8 @@ class Reranker:
             slots=self.concurrency,
             run=run_name or uuid4().hex,
             deadline=deadline,
-            token_budget=token_budget,
-            on_asked=on_asked,
+            think=think,
+            **options,
         )
 
     async def _rank(
@@ -302,8 +304,15 @@ class Reranker:
         documents: Sequence[str | Mapping[str, Any]],
         *,
         max_seconds: float | None = None,
-        strategy: Strategy | None = None,
+        strategy: str | Strategy | None = None,
+        think: str | int | Think | None = None,
+        on_text: Callable[[int, int, Delta], None] | None = None,
+        on_asked: Callable[[int, int, Asked], None] | None = None,
+        on_ranking: Callable[[int, Ranking], None] | None = None,
     ) -> RankedHits:
+        for name, value in {"strategy": strategy, "think": think}.items():
+            if value is not None and self.by == "likelihood":
+                raise InputError(f"{name} is for comparison, not for likelihood", "leave it out")
         texts = [_text(document) for document in documents]
         candidates = tuple(Candidate(str(i), 1 / (i + 1)) for i in range(len(texts)))
         passages = {str(i): Passage(str(i), text) for i, text in enumerate(texts[: self.depth])}
@@ -312,16 +321,19 @@ class Reranker:
         traces: list[str] = []
         likelihoods: dict[str, float] = {}
 
-        def hear(_query: str, _round: int, _number: int, asked: Asked) -> None:
+        def asked_about(_query_id: str, round_number: int, number: int, asked: Asked) -> None:
             traces.extend(asked.traces)
             likelihoods.update(asked.likelihoods)
+            if on_asked is not None:
+                on_asked(round_number, number, asked)
 
         engine = await self._engine(
-            strategy or self.strategy,
+            self.make_strategy(strategy) if isinstance(strategy, str) else strategy or self.strategy,
             max_seconds,
-            None,
-            "",
-            hear,
+            think=None if think is None else _thinking(think),
+            on_asked=asked_about,
+            on_text=on_text and (lambda _query_id, *of_window: on_text(*of_window)),
+            on_ranking=on_ranking and (lambda _query_id, *of_round: on_ranking(*of_round)),
         )
         [result] = [result async for result in engine.run([job])]
         tally = engine.tally
@@ -339,6 +351,10 @@ class Reranker:
             tally.unranked_windows,
             result.finished,
         )
+
+
+def _thinking(think: str | int | Think) -> Think:
+    return think if isinstance(think, Think) else Think.parse(str(think))
 
 
 def _model(
@@ -377,10 +393,6 @@ def _passage(passages: Mapping[str, Passage] | PassageSource, doc_id: str, query
     if doc_id not in passages:
         raise InputError(f"document {doc_id} of query {query_id} has no text", "add it to the passages")
     return passages[doc_id]
-
-
-def _failed(task: asyncio.Task[None]) -> bool:
-    return task.cancelled() or task.exception() is not None
 
 
 def _text(document: str | Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from rank_k.tokens import cut_at, estimated_tokens, most_tokens
 
 CHAT_TOKENS = 64  # what a chat template adds to the messages, at most
 _MARKER_TOKENS = 8  # "[12] " and the line's end
+_LONGEST_TOKEN = 64  # characters: more than any but runs of blanks and the like
 _ESTIMATE_MARGIN = 1.15  # on estimated lengths, where the context is nearly full
 
 
@@ -52,12 +53,18 @@ class Showing:
         """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
         repairs: Counter[str] = Counter()
         text = harmless(query.text, markers=False)
-        shown = {
-            doc_id: await self._within(harmless(passage.text), self.passage_tokens, repairs)
-            for doc_id, passage in passages.items()
-        }
+        shown = {doc_id: await self._shown(passage.text, repairs) for doc_id, passage in passages.items()}
         await self._check_query(text)
         return QueryTexts(query, text, shown, repairs)
+
+    async def _shown(self, text: str, repairs: Counter[str]) -> Shown:
+        """A passage, harmless and cut. What lies far beyond the cut goes first: nobody counts tokens of megabytes."""
+        beginning = cut_at(text, self.passage_tokens * _LONGEST_TOKEN)
+        cuts = repairs["passages_cut"]
+        shown = await self._within(harmless(beginning), self.passage_tokens, repairs)
+        if len(beginning) < len(text):
+            repairs["passages_cut"] = cuts + 1
+        return shown
 
     async def check(self, query: Query) -> None:
         """Raise `QueryTooLong` if the query leaves no room for two passages and a short answer."""

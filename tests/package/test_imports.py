@@ -23,7 +23,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 
 TIERS = (
     ("records", "errors"),
-    ("extras", "background", "cache"),
+    ("extras", "background", "cache", "once"),
     ("tokens", "context", "grammar", "loops", "analysers"),  # pure
     ("data", "first_stage", "prompt", "answer", "thinking", "strategies", "loop_guard"),
     ("models",),

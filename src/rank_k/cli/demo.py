@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     with Reranker(
         args.model,
         server=args.server,
-        api_key=api_key(args.server, args.api_key_env),
+        api_key=api_key(args.server, args.model_key_env),
         dialect=args.dialect,
         context=args.context,
         by=args.by,

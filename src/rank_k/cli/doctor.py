@@ -80,7 +80,7 @@ def _model(args: argparse.Namespace) -> Model:
         from rank_k.models.weights import DEFAULT_WEIGHTS
 
         return EmbeddedModel(args.model or DEFAULT_WEIGHTS, context=args.context)
-    key = api_key(args.server, args.api_key_env)
+    key = api_key(args.server, args.model_key_env)
     return HttpModel(args.server, args.model, api_key=key, dialect=args.dialect, context=args.context)
 
 

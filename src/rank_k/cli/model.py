@@ -22,12 +22,13 @@ NOISES = "none, strong, weak, or a FILE from rank-k journal fit-noise"
 _VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
 
 
-def add_server(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """--server, --model and what goes with them."""
+def add_server(parser: argparse.ArgumentParser, key_option: str = "--api-key-env") -> argparse._ArgumentGroup:
+    """--server, --model and what goes with them. `key_option` names the variable of the key for that server."""
     group = parser.add_argument_group("model")
     group.add_argument("--server", metavar="URL", help="OpenAI-compatible server; without it, the embedded model")
     group.add_argument("--model", metavar="NAME", help="its name on the server, or the embedded weights' name or path")
-    group.add_argument("--api-key-env", metavar="NAME", help=f"variable that holds the API key ({DEFAULT_KEY})")
+    told = f"variable that holds the API key ({DEFAULT_KEY})"
+    group.add_argument(key_option, dest="model_key_env", metavar="NAME", help=told)
     group.add_argument("--dialect", default="auto", metavar="NAME", help="kind of server, see docs/servers.md")
     group.add_argument("--context", type=count, metavar="TOKENS", help="its context, where the server does not say")
     group.add_argument("--model-revision", default="", metavar="TEXT", help="tells weights of one name apart")
@@ -124,7 +125,7 @@ def asking_options(args: argparse.Namespace) -> dict[str, Any]:
     """Those that do not say how windows are made: from the options of `add_server` and `add_questions`."""
     return {
         "server": args.server,
-        "api_key": api_key(args.server, args.api_key_env),
+        "api_key": api_key(args.server, args.model_key_env),
         "dialect": args.dialect,
         "revision": args.model_revision,
         "context": args.context,
@@ -163,20 +164,27 @@ def simulated_by_passage(qrels: Path, noise: str) -> Model:
 
 def api_key(server: str | None, variable: str | None) -> str | None:
     """The key for `server`. OPENAI_API_KEY is for api.openai.com alone; a variable that is named must be set."""
-    from rank_k.errors import InputError
     from rank_k.models.http import base_url
 
-    name = variable or DEFAULT_KEY
-    if name not in os.environ and not _VARIABLE.fullmatch(name):  # not shown: it may be the key itself
-        raise InputError("--api-key-env takes the name of a variable, not a key", "export KEY=..., --api-key-env KEY")
-    if variable is not None and not os.environ.get(variable):
-        raise InputError(f"the variable {variable} is not set", f"export {variable}=... or leave --api-key-env out")
+    if variable is not None:
+        return key_in(variable)
     origin = urlsplit(base_url(server))[:2] if server is not None else None
-    if variable is None and name not in os.environ and origin == ("https", "api.openai.com"):
-        name = "OPENAI_API_KEY"
-    key = os.environ.get(name, "").strip()
+    unset = DEFAULT_KEY not in os.environ
+    name = "OPENAI_API_KEY" if unset and origin == ("https", "api.openai.com") else DEFAULT_KEY
+    return key_in(name) if os.environ.get(name) else None
+
+
+def key_in(variable: str) -> str | None:
+    """The key in the environment variable `variable`, which must be set; None if it is blank. Raises `InputError`."""
+    from rank_k.errors import InputError
+
+    if variable not in os.environ and not _VARIABLE.fullmatch(variable):  # not shown: it may be the key itself
+        raise InputError("--api-key-env takes the name of a variable, not a key", "export KEY=..., --api-key-env KEY")
+    if not os.environ.get(variable):
+        raise InputError(f"the variable {variable} is not set", f"export {variable}=... or leave --api-key-env out")
+    key = os.environ[variable].strip()
     if not (key.isascii() and key.isprintable()):
-        raise InputError(f"the key in {name} holds characters that no key has", "copy it again")
+        raise InputError(f"the key in {variable} holds characters that no key has", "copy it again")
     return key or None
 
 

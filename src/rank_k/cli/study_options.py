@@ -93,7 +93,7 @@ def _from_options(args: argparse.Namespace) -> Study:
         args.model_revision,
         args.context,
         args.prompt,
-        args.api_key_env,
+        args.model_key_env,
         settings={**fixed, "constrain": args.constrain == "auto"},
     )
     collections = _collections(args)
@@ -194,7 +194,7 @@ def reach_of(args: argparse.Namespace, model: ModelPlan) -> dict[str, Any]:
     return {
         **told,
         "server": model.server,
-        "api_key": api_key(model.server, args.api_key_env or model.api_key_env),
+        "api_key": api_key(model.server, args.model_key_env or model.api_key_env),
         "dialect": model.dialect,
         "revision": model.revision,
         "context": args.context or model.context,

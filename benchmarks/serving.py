@@ -1,0 +1,114 @@
+"""What the served API costs: processor time of the server per request, and whether its memory stays flat.
+
+    python -m benchmarks.serving [--requests 400] [--runs 3] [--soak 20000]
+
+The command is started as users start it, in a process of its own, before a model on loopback that answers at once;
+20 passages a request, one window each, no two requests alike. 16 connections ask one request after another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import statistics
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from urllib.parse import urlsplit
+
+import psutil
+from tests.loopback import Plan, in_child
+from tests.serving import Command, command
+
+CONNECTIONS = 16
+AT_ONCE = {"first_token": 0.0, "per_token": 0.00002, "flush": 0.05}
+WORDS = "what the passage says is of no weight here but that it is as long as passages are " * 4
+
+_number = count()
+
+
+@contextmanager
+def started() -> Iterator[Command]:
+    options = ("--queue", "1000", "--per-client", "1000")
+    with in_child(Plan().changed(AT_ONCE)) as model, command("--server", model.url, *options) as running:
+        yield running
+
+
+def request_body() -> bytes:
+    """No two are alike; the best passage stands last."""
+    n = next(_number)
+    documents = [f"mark:R{n}-D{i}-G{i} {WORDS}" for i in range(20)]
+    return json.dumps({"query": f"question {n}", "documents": documents}).encode()
+
+
+def ask(url: str, requests: int) -> None:
+    """Ask so often over `CONNECTIONS` connections. Ends the program at the first answer that is not right."""
+    place = urlsplit(url).netloc
+    left = iter(range(requests))
+    lock = threading.Lock()
+    wrong: list[object] = []
+
+    def one() -> None:
+        connection = http.client.HTTPConnection(place, timeout=120)
+        while not wrong:
+            with lock:
+                if next(left, None) is None:
+                    break
+                body = request_body()
+            connection.request("POST", "/v2/rerank", body, {"Content-Type": "application/json"})
+            told = json.load(connection.getresponse())
+            if [result["index"] for result in told.get("results", ())] != list(range(19, -1, -1)):
+                wrong.append(told)
+        connection.close()
+
+    threads = [threading.Thread(target=one) for _ in range(CONNECTIONS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if wrong:
+        raise SystemExit(f"a wrong answer: {wrong[0]}")
+
+
+def cpu_per_request(requests: int) -> float:
+    """Milliseconds, after some requests to warm up."""
+    with started() as running:
+        process = psutil.Process(running.process.pid)
+        ask(running.served.url, 50)
+        before = process.cpu_times()
+        ask(running.served.url, requests)
+        after = process.cpu_times()
+    return 1000 * (after.user + after.system - before.user - before.system) / requests
+
+
+def soak(requests: int) -> Iterator[tuple[int, float]]:
+    """(requests so far, MB resident) at ten points."""
+    with started() as running:
+        process = psutil.Process(running.process.pid)
+        for part in range(1, 11):
+            ask(running.served.url, requests // 10)
+            yield part * (requests // 10), process.memory_info().rss / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--soak", type=int, default=20_000)
+    args = parser.parse_args()
+    costs = []
+    for _ in range(args.runs):
+        costs.append(cpu_per_request(args.requests))
+        print(f"{costs[-1]:.2f} ms of processor time a request", flush=True)
+    if costs:
+        print(f"median of {args.runs}: {statistics.median(costs):.2f} ms")
+    if args.soak:
+        print("requests  resident")
+        for done, megabytes in soak(args.soak):
+            print(f"{done:>8}  {megabytes:>5.1f} MB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Where requests for rankings are taken: each waits for its turn, is worked on, and is answered or refused.
+
+Stands between HTTP, which it knows nothing of, and one reranker, whose model, journal and slots all requests share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any, Protocol
+
+from rank_k.ask import Asked
+from rank_k.errors import InputError, RankKError
+from rank_k.hits import RankedHits
+from rank_k.models.base import Delta
+from rank_k.records import Ranking
+from rank_k.reranker import Reranker
+from rank_k.serve.admission import Admission
+from rank_k.serve.answers import unchanged
+from rank_k.serve.metrics import Metrics
+from rank_k.serve.refusals import Refusal, invalid, of_error, stopping
+from rank_k.serve.requests import Wanted
+from rank_k.serve.rules import Limits
+
+
+class Audience(Protocol):
+    """Hears of a ranking while it forms. Called from another thread; must not block."""
+
+    def on_text(self, round_number: int, window: int, piece: Delta) -> None:
+        """A piece of what the model says of a window."""
+
+    def on_asked(self, round_number: int, window: int, asked: Asked) -> None:
+        """What became of a window."""
+
+    def on_ranking(self, round_number: int, ranking: Ranking) -> None:
+        """The best ranking after a round, where others follow. Ids are the documents' indices."""
+
+
+class Desk:
+    """`on_error` is told what goes wrong behind the server: clients get no more than its kind.
+
+    Does not own `reranker`: whoever made it closes it, after `stop`.
+    """
+
+    def __init__(
+        self, reranker: Reranker, limits: Limits = Limits(), on_error: Callable[[Exception], None] | None = None
+    ) -> None:
+        self.limits = limits
+        self.admission = Admission(limits)
+        self.metrics = Metrics(lambda: self.admission.running, lambda: self.admission.waiting)
+        self._reranker = reranker
+        self._on_error = on_error
+        self._work: set[asyncio.Task[RankedHits]] = set()
+        self._cut_short = False
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self._reranker.model.name
+
+    async def rank(self, wanted: Wanted, client: str, audience: Audience | None = None) -> RankedHits:
+        """The ranking. Cancelling it cancels the work down to the model. Raises a `Refusal` where there is none.
+
+        A deadline counts from now; whose turn has not come by then gets the documents as they are.
+        """
+        self._check(wanted)
+        ends = None if wanted.deadline_seconds is None else time.monotonic() + wanted.deadline_seconds
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(wanted.deadline_seconds):
+                    await stack.enter_async_context(self.admission.turn(client))
+            except TimeoutError:
+                hits = unchanged(wanted)
+            else:
+                hits = await self._finished_or_refused(wanted, ends, audience)
+        self.metrics.ranked(hits)
+        return hits
+
+    async def stop(self) -> None:
+        """Take no new work and turn away who waits; after the grace period, end what is still under way.
+
+        Every call that was finished is in the journal by then.
+        """
+        self.admission.close()
+        try:
+            async with asyncio.timeout(self.limits.grace_seconds):
+                await self.admission.idle()
+        except TimeoutError:
+            self._cut_short = True
+            for work in self._work:
+                work.cancel()
+            await self.admission.idle()
+
+    def failed(self, error: Exception) -> Refusal:
+        """What a client is told of `error`, which `on_error` hears of in full."""
+        if self._on_error is not None:
+            self._on_error(error)
+        return of_error(error)
+
+    def _check(self, wanted: Wanted) -> None:
+        """Refuse what this server's model has no use for: better than to leave it out in silence."""
+        for name, value in {"think": wanted.think, "strategy": wanted.strategy}.items():
+            if value is not None and self._reranker.by == "likelihood":
+                raise invalid(name, "this server ranks by likelihood, which has none; leave it out")
+
+    async def _finished_or_refused(self, wanted: Wanted, ends: float | None, audience: Audience | None) -> RankedHits:
+        answered, gave_up = False, None
+
+        def on_asked(round_number: int, window: int, asked: Asked) -> None:
+            nonlocal answered, gave_up
+            gave_up = asked.gave_up or gave_up
+            answered = answered or any(order.ranked for order in asked.outcome.orders)
+            if audience is not None:
+                audience.on_asked(round_number, window, asked)
+
+        work = asyncio.create_task(
+            self._reranker.arank(
+                wanted.query,
+                wanted.documents,
+                strategy=self._strategy(wanted),
+                think=wanted.think,
+                max_seconds=None if ends is None else max(ends - time.monotonic(), 0.0),
+                on_text=audience and audience.on_text,
+                on_asked=on_asked,
+                on_ranking=audience and audience.on_ranking,
+            )
+        )
+        self._work.add(work)
+        try:
+            hits = await work
+        except asyncio.CancelledError:
+            if self._cut_short and work.cancelled() and not _is_being_cancelled():
+                raise stopping() from None
+            raise
+        except RankKError as error:
+            raise self.failed(error) from None
+        finally:
+            self._work.discard(work)
+        if gave_up is not None and not answered and hits.finished:
+            raise self.failed(gave_up)  # a run goes on with its other queries, but here there is nothing else
+        return hits
+
+    def _strategy(self, wanted: Wanted) -> Any:
+        try:
+            return None if wanted.strategy is None else self._reranker.make_strategy(wanted.strategy)
+        except InputError as error:
+            raise invalid("strategy", f"{wanted.strategy} does not go with this server's windows") from error
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,68 @@
+"""Every way of saying no: a status and a JSON body `{"message", "detail"}`, and `field` where one is at fault.
+
+`message` and `detail` say the same: some clients read the one, some the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rank_k.errors import GaveUp, InputError, ModelError, Overloaded, QueryTooLong, Refused, Unreachable
+
+
+class Refusal(Exception):
+    """A request that gets no ranking."""
+
+    def __init__(self, status: int, message: str, field: str = "", headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.field = field
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        said = {"message": self.message, "detail": self.message}
+        return {**said, "field": self.field} if self.field else said
+
+
+def invalid(field: str, message: str) -> Refusal:
+    """A field of the request is not what it should be."""
+    return Refusal(422, f"{field}: {message}", field)
+
+
+def too_busy(seconds: int, message: str) -> Refusal:
+    return Refusal(429, f"{message}; try again in {seconds} s", headers={"Retry-After": str(seconds)})
+
+
+def stopping() -> Refusal:
+    return Refusal(503, "the server is stopping", headers={"Retry-After": "30"})
+
+
+def of_error(error: Exception) -> Refusal:
+    """What a client is told of an error behind the server. Addresses, keys and what the model's server said are
+    none of its business: those are for who runs this one."""
+    if isinstance(error, QueryTooLong):
+        return invalid("query", "it is too long for the model's context")
+    if isinstance(error, ModelError):
+        if _ran_out_of_time(error):
+            return Refusal(504, "the model did not answer in time")
+        cause = error.__cause__ if isinstance(error, GaveUp) else error
+        if isinstance(cause, Overloaded):
+            return Refusal(503, "the model's server has too much to do", headers={"Retry-After": "30"})
+        if isinstance(cause, Unreachable):
+            return Refusal(502, "the model's server cannot be reached")
+        if isinstance(cause, Refused):
+            return Refusal(502, f"the model's server refused the question ({cause.status})")
+        return Refusal(502, "the model's server failed")
+    if isinstance(error, InputError):
+        return Refusal(502, "the model cannot be asked as this server is set up")
+    return Refusal(500, "the server failed")
+
+
+def _ran_out_of_time(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, TimeoutError):
+            return True
+        error = error.__cause__
+    return False

@@ -1,0 +1,70 @@
+"""What the server allows: how much, how long, and from whom. Plain values; `InputError` for what cannot be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from rank_k.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one request, of all of them together, and of patience.
+
+    `running`: requests worked on at a time, `per_client` of them for one client. `queue`: how many may wait beyond
+    that; no client holds more than half of these places. `documents` and `characters` (query and documents together):
+    of a request. `body`: bytes. `head_seconds`, `body_seconds`: for a request's headers and body to arrive.
+    `stall_seconds`: for a reader to take in what is sent. `grace_seconds`: to finish in when the server stops.
+    """
+
+    running: int = 16
+    queue: int = 64
+    per_client: int = 8
+    documents: int = 1000
+    characters: int = 4_000_000
+    body: int = 16 * 2**20
+    connections: int = 1000
+    head_seconds: float = 10.0
+    body_seconds: float = 60.0
+    stall_seconds: float = 30.0
+    grace_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Who may come in.
+
+    `host`: the address listened on. `keys`: any one of them opens; none needed if there is none. `hosts`: names,
+    beside the loopback ones and `host` itself, by which the server may be called. `origins`: pages that may call it,
+    like `https://app.example.com`, beside those that it serves itself.
+    """
+
+    host: str = "127.0.0.1"
+    keys: tuple[str, ...] = ()
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_doors(doors: Doors, *, insecure: bool) -> None:
+    """Raise `InputError` for a server that anybody could use without having been told to be one."""
+    if not (is_loopback(doors.host) or doors.keys or insecure):
+        raise InputError(
+            f"anybody who reaches {doors.host} could spend your model's time",
+            "ask for a key with --api-key-env NAME, or say --insecure",
+        )
+    if "*" in doors.hosts or "*" in doors.origins:
+        raise InputError("--allow-host and --allow-origin take no wildcards", "give each name")

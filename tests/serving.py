@@ -1,0 +1,154 @@
+"""A real server around a reranker, in a thread of the test's own process or as the command; and a client for it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from rank_k import Reranker
+from rank_k.serve.desk import Desk
+from rank_k.serve.rules import Doors, Limits
+from rank_k.serve.run import bound
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    raw: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.raw)
+
+    @property
+    def indices(self) -> list[int]:
+        return [result["index"] for result in self.json["results"]]
+
+    @property
+    def events(self) -> list[tuple[str, Any]]:
+        """Of a stream: (kind, data) in the order sent. Comments are left out."""
+        found = []
+        for block in self.raw.decode().split("\n\n"):
+            lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+            if lines:
+                found.append((lines["event"], json.loads(lines["data"])))
+        return found
+
+
+@dataclass(frozen=True)
+class Served:
+    url: str
+    desk: Desk | None = None
+    errors: list[Exception] = field(default_factory=list)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        parts = urlsplit(self.url)
+        assert parts.hostname is not None
+        assert parts.port is not None
+        return parts.hostname, parts.port
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+        connection = http.client.HTTPConnection(*self.address, timeout=60)
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        try:
+            connection.request(method, path, body, sent)
+            response = connection.getresponse()
+            return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.ask("GET", path, None, **headers)
+
+    def post(self, body: Any, path: str = "/v2/rerank", **headers: str) -> Answer:
+        """`body`: bytes as they are, anything else as JSON."""
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.ask("POST", path, raw, **{"Content_Type": "application/json", **headers})
+
+    def rerank(self, documents: list[Any], query: str = "q", **fields: Any) -> Answer:
+        return self.post({"query": query, "documents": documents, **fields})
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.address, timeout=30)
+
+
+@contextmanager
+def served(reranker: Reranker, limits: Limits = Limits(), doors: Doors = Doors()) -> Iterator[Served]:
+    """In a thread. Closes `reranker` in the end."""
+    errors: list[Exception] = []
+    desk = Desk(reranker, limits, errors.append)
+    server, sock, url = bound(desk, doors, 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+    thread.start()
+    try:
+        yield Served(url, desk, errors)
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
+        reranker.close()
+        sock.close()
+        assert not thread.is_alive()
+
+
+class Command:
+    """`rank-k serve` in a process of its own."""
+
+    def __init__(self, *options: str, env: Mapping[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "rank_k.cli", "serve", "--port", "0", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **(env or {})},
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert " at http://" in line, self.end()
+        self.served = Served(line.rsplit(" ", 1)[1].strip())
+
+    def signal(self, name: signal.Signals) -> None:
+        self.process.send_signal(name)
+
+    def end(self, seconds: float = 60) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr."""
+        out, err = self.process.communicate(timeout=seconds)
+        return self.process.returncode, out, err
+
+
+@contextmanager
+def command(*options: str, env: Mapping[str, str] | None = None) -> Iterator[Command]:
+    running = Command(*options, env=env)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.signal(signal.SIGTERM)
+            try:
+                running.process.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                running.process.kill()
+                running.process.communicate()
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)

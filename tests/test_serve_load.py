@@ -1,0 +1,268 @@
+"""Many at once: turns, refusals, clients that leave, and a stop that loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rank_k import Journal, Reranker
+from rank_k.serve.admission import Admission
+from rank_k.serve.refusals import Refusal
+from rank_k.serve.rules import Doors, Limits
+from tests.conftest import StartLoopback
+from tests.loopback import Loopback
+from tests.serving import Answer, Served, command, served, until
+
+STUCK: dict[str, Any] = {"first_token": 60.0}
+
+
+def marked(client: int) -> list[str]:
+    """Passages that carry the client's own mark; the best one stands last."""
+    return [f"mark:C{client:03d}-D{i}-G{i} of client {client}" for i in range(4)]
+
+
+def is_asked(server: Loopback, calls: int = 1) -> Callable[[], bool]:
+    return lambda: len(server.calls) >= calls
+
+
+def was_cancelled(server: Loopback) -> Callable[[], bool]:
+    return lambda: bool(server.calls) and all(call.cancelled for call in server.calls)
+
+
+def posted(server: Served, **fields: object) -> socket.socket:
+    """A connection on which a request has been sent, to be left or read."""
+    body = json.dumps({"query": "q", "documents": marked(0), **fields}).encode()
+    sock = server.connect()
+    head = (
+        f"POST /v2/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    )
+    sock.sendall(f"{head}\r\n\r\n".encode() + body)
+    return sock
+
+
+# --- many at once ---
+
+
+def test_two_hundred_clients_each_get_their_own(loopback: StartLoopback) -> None:
+    model = loopback(child=True)
+    limits = Limits(running=16, queue=400, per_client=200)
+    ready = threading.Barrier(200)
+
+    def one(client: int) -> Answer:
+        ready.wait(60)
+        return server.rerank(marked(client), query=f"client {client}", return_documents=True)
+
+    with served(Reranker(server=model.url), limits) as server, ThreadPoolExecutor(200) as pool:
+        answers = list(pool.map(one, range(200)))
+        assert server.desk is not None
+        assert (server.desk.admission.running, server.desk.admission.waiting) == (0, 0)
+    for client, answer in enumerate(answers):
+        assert answer.status == 200, answer.raw
+        texts = [result["document"]["text"] for result in answer.json["results"]]
+        assert texts == marked(client)[::-1]
+    assert len(model.calls) == 200
+
+
+def test_beyond_the_queue_clients_are_told_when_to_come_again(loopback: StartLoopback) -> None:
+    model = loopback(first_token=0.5)
+    limits = Limits(running=1, queue=4, per_client=4)
+    with served(Reranker(server=model.url, concurrency=1), limits) as server, ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda client: server.rerank(marked(client)), range(12)))
+    done = [answer for answer in answers if answer.status == 200]
+    refused = [answer for answer in answers if answer.status == 429]
+    assert len(done) + len(refused) == 12
+    assert len(done) >= 3, "one at work, and half of the queue for a client"
+    assert refused
+    for answer in refused:
+        assert 1 <= int(answer.headers["retry-after"]) <= 120
+        assert answer.json["message"] == answer.json["detail"]
+
+
+def test_a_greedy_client_does_not_keep_others_out(loopback: StartLoopback) -> None:
+    model = loopback(first_token=0.3)
+    limits = Limits(running=2, queue=8, per_client=1)
+    doors = Doors(keys=("greedy-key", "modest-key"))
+    with served(Reranker(server=model.url), limits, doors) as server, ThreadPoolExecutor(12) as pool:
+
+        def one(client: int, key: str) -> Answer:
+            return server.post({"query": "q", "documents": marked(client)}, Authorization=f"Bearer {key}")
+
+        greedy = [pool.submit(one, client, "greedy-key") for client in range(10)]
+        until(is_asked(model), "nothing is asked")
+        started = time.monotonic()
+        assert one(50, "modest-key").status == 200
+        assert time.monotonic() - started < 2 * 0.3 + 1, "it did not wait for the greedy one's"
+        statuses = sorted(future.result().status for future in greedy)
+    assert statuses == [200] * 5 + [429] * 5, "one at work, four of eight places to wait in"
+
+
+# --- turns, without a network ---
+
+
+def test_turns_go_by_arrival_but_nobody_has_more_than_a_share() -> None:
+    async def main() -> list[str]:
+        admission = Admission(Limits(running=2, queue=10, per_client=1))
+        order: list[str] = []
+
+        async def work(name: str) -> None:
+            async with admission.turn(name[0]):
+                order.append(name)
+                await asyncio.sleep(0.01)
+
+        await asyncio.gather(*(work(name) for name in ("a1", "a2", "a3", "b1", "b2", "c1")))
+        assert (admission.running, admission.waiting) == (0, 0)
+        return order
+
+    assert asyncio.run(main()) == ["a1", "b1", "a2", "b2", "a3", "c1"]
+
+
+def test_who_leaves_the_queue_leaves_no_gap() -> None:
+    async def main() -> None:
+        admission = Admission(Limits(running=1, queue=4, per_client=4))
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(admission.turn("a"))
+            waiting = [asyncio.create_task(_hold(admission, "b", 0)) for _ in range(2)]
+            await asyncio.sleep(0)
+            waiting[0].cancel()
+            await asyncio.sleep(0)
+            assert admission.waiting == 1
+        waiting[1].cancel()  # in the moment in which its turn came
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert (admission.running, admission.waiting) == (0, 0)
+        await asyncio.wait_for(admission.idle(), 1)
+        await _hold(admission, "c", 0)
+
+    asyncio.run(main())
+
+
+def test_closing_turns_away_who_waits_and_who_comes() -> None:
+    async def main() -> None:
+        admission = Admission(Limits(running=1, queue=4, per_client=4))
+        at_work = asyncio.create_task(_hold(admission, "a", 0.05))
+        waiting = asyncio.create_task(_hold(admission, "b", 0))
+        await asyncio.sleep(0.01)
+        admission.close()
+        for late in (waiting, asyncio.create_task(_hold(admission, "c", 0))):
+            with pytest.raises(Refusal) as refused:
+                await late
+            assert refused.value.status == 503
+        await admission.idle()
+        assert at_work.done()
+
+    asyncio.run(main())
+
+
+async def _hold(admission: Admission, client: str, seconds: float) -> None:
+    async with admission.turn(client):
+        await asyncio.sleep(seconds)
+
+
+# --- clients that leave ---
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_ends_the_models_work(loopback: StartLoopback, stream: bool) -> None:
+    model = loopback(**STUCK)
+    with served(Reranker(server=model.url)) as server:
+        with posted(server, stream=stream):
+            until(is_asked(model), "nothing is asked")
+        until(was_cancelled(model), "the model works for nobody")
+        assert server.desk is not None
+        until(lambda: server.desk.admission.running == 0, "its place is not given back")  # type: ignore[union-attr]
+        model.change(first_token=0.001)
+        assert server.rerank(marked(1)).status == 200
+        assert server.errors == []
+
+
+def test_a_client_that_leaves_in_mid_stream_ends_the_models_work(loopback: StartLoopback) -> None:
+    model = loopback(first_token=0.01, per_token=0.05, flush=0.05)  # about 20 s of thought
+    with served(Reranker(server=model.url)) as server:
+        with posted(server, stream=True) as sock:
+            found = b""
+            while b"event: trace" not in found:
+                found += sock.recv(4096)
+        until(was_cancelled(model), "the model works for nobody")
+        assert server.errors == []
+
+
+def test_of_two_who_ask_the_same_one_may_leave(loopback: StartLoopback) -> None:
+    model = loopback(first_token=1.0)
+    with served(Reranker(server=model.url)) as server, ThreadPoolExecutor(1) as pool:
+        with posted(server):
+            until(is_asked(model), "nothing is asked")
+            other = pool.submit(server.rerank, marked(0))
+            assert server.desk is not None
+            until(lambda: server.desk.admission.running == 2, "the other is not at work")  # type: ignore[union-attr]
+        assert other.result().indices == [3, 2, 1, 0]
+    assert [call.cancelled for call in model.calls] == [False]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_reader_that_does_not_read_is_given_up(loopback: StartLoopback, stream: bool) -> None:
+    model, size = loopback(), 16_000_000  # more than the system's buffers hold
+    limits = Limits(characters=2 * size, body=2 * size, head_seconds=0.5, stall_seconds=0.5)
+    with served(Reranker(server=model.url), limits) as server:
+        documents = ["mark:a-G1 " + "y" * size, "mark:z-G9 last"]
+        with posted(server, documents=documents, stream=stream, return_documents=True) as sock:
+            until(lambda: b'path="/v2/rerank",status="200"} 1.0' in server.get("/metrics").raw, "no answer")
+            time.sleep(2)
+            came = 0
+            with contextlib.suppress(ConnectionError):
+                while piece := sock.recv(65_536):
+                    came += len(piece)
+            assert came < size, "all of it was kept for who did not read"
+
+
+# --- the end ---
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_finishes_what_is_under_way(loopback: StartLoopback, name: signal.Signals) -> None:
+    model = loopback(first_token=2.0)
+    options = ("--server", model.url, "--concurrency", "1", "--grace", "30")
+    with command(*options) as running, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(running.served.rerank, marked(1))
+        until(is_asked(model), "nothing is asked")
+        second = pool.submit(running.served.rerank, marked(2))  # waits for its turn
+        time.sleep(0.3)
+        running.signal(name)
+        assert first.result().indices == [3, 2, 1, 0]
+        assert second.result().status == 503
+        code, _, err = running.end()
+    assert (code, err.strip()) == (0, "rank-k serve: stopped")
+    assert len(model.calls) == 1
+
+
+def test_what_does_not_finish_in_time_is_cut_short_and_the_rest_is_journalled(
+    loopback: StartLoopback, tmp_path: Path
+) -> None:
+    model, journal = loopback(), tmp_path / "served.sqlite"
+    options = ("--server", model.url, "--journal", str(journal), "--grace", "0.5")
+    with command(*options) as running, ThreadPoolExecutor(1) as pool:
+        assert running.served.rerank(marked(1)).status == 200
+        model.change(**STUCK)
+        stuck = pool.submit(running.served.rerank, marked(2))
+        until(is_asked(model, 2), "nothing is asked")
+        running.signal(signal.SIGTERM)
+        assert stuck.result().status == 503
+        code, _, err = running.end()
+    assert (code, err.strip()) == (0, "rank-k serve: stopped")
+    until(lambda: model.calls[-1].cancelled, "the model works for nobody")
+    with closing(Journal(journal, read_only=True)) as kept:
+        assert sum(calls for _, _, calls, _, _ in kept.totals()) == 1
+    model.change(first_token=0.001)
+    with command(*options) as again:
+        assert again.served.rerank(marked(1)).indices == [3, 2, 1, 0]
+    assert len(model.calls) == 2, "what the journal knows is not asked again"
