@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rank_k.loops import LONGEST_PERIOD, LoopWatch
@@ -124,7 +124,8 @@ def sayings(beginning: str, unit: str) -> str:
 
 
 def without_blanks(text: str) -> str:
-    return "".join(text.split())
+    """Nor digits: sayings are the same whatever they number."""
+    return re.sub(r"[\s\d]", "", text)
 
 
 def assert_noticed(beginning: str, unit: str) -> None:
@@ -169,6 +170,7 @@ def test_a_loop_of_next_to_nothing_is_noticed(unit: str) -> None:
 @pytest.mark.parametrize("name", THOUGHTFUL)
 @settings(max_examples=8, deadline=None)
 @given(length=st.integers(10, 6000), seed=st.integers(0, 10**6))
+@example(length=343, seed=1)  # numbers of one digit and of two
 def test_a_thoughtful_trace_that_gets_stuck_is_noticed(name: str, length: int, seed: int) -> None:
     assert_noticed(*looped(THOUGHTFUL[name], length, seed))
 
