@@ -3,6 +3,7 @@
     python -m benchmarks.run [NAME ...]
 
 Each script can be run alone; what takes more than a few minutes says so and is left to be run by name.
+`student_data` and `student` want arguments and are run alone only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The data that our own student is trained on: made from labels by `rank-k distil`, step by step.
+"""The data for a student of our own: made from labels by `rank-k distil`, step by step.
 
     python -m benchmarks.student_data OUTPUT_FOLDER [--collections ../shared/data]
 
