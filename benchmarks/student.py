@@ -88,7 +88,7 @@ def measured(collection: Path, folder: Path, students: Sequence[str]) -> Iterato
     random = {query_id: Random(query_id).sample(list(run), len(run)) for query_id, run in bm25.items()}
     yield Row("random order", ndcg(judged, random))
     yield Row("BM25", ndcg(judged, bm25))
-    queries, documents = collection / "queries.jsonl", collection / "corpus.jsonl.gz"
+    queries, documents = collection / "queries.jsonl", next(collection.glob("corpus.jsonl*"))
     common = ("--run", file, "--queries", queries, "--documents", documents, "--depth", DEPTH, "--quiet")
     yield reranked("untrained, compared", judged, bm25, folder, *common, "--by", "comparison", "--think", "off")
     yield reranked("query likelihood", judged, bm25, folder, *common, "--by", "likelihood")

@@ -3,7 +3,11 @@
     python -m benchmarks.student_data OUTPUT_FOLDER [--collections ../shared/data]
 
 Only texts whose licences allow a trained model to be shipped. Writes `train.jsonl` and `heldout.jsonl` (5 % of the
-queries of each source) and tells how many rows there are of what: two and a half minutes of one processor.
+queries of each source) and tells how many rows there are of what: two and a half minutes of one processor. With
+`--form order` the rows hold the order alone, for a student that is not taught to think: the same sets, the same files.
+
+The held-out queries become collections of their own, `heldout-NAME/` with BM25's 20 best for up to 60 queries, on which
+`benchmarks.student` measures what is to be chosen: collections that the student is judged on choose nothing.
 
 Verdicts: `yes` is judged relevant; `partly` is about the same article, or names the same illness, and is among the
 first 20 of BM25; `no` is another of the first 15, but for the very first unjudged one, which may be relevant. Of health
@@ -102,24 +106,28 @@ information about"""
 """The words of MedQuAD's questions beside the names of illnesses."""
 
 DEPTH = 20
+HELD_OUT_QUERIES = 60
 SAMPLE = "--sizes 3-10 --ranks 1-15 --sets-per-query 1 --positives 1-3 --none 0.15 --skip-negatives 1".split()
-TRACE = f"--teacher labels --prompt compact --passage-tokens {PASSAGE_TOKENS}".split()
+TRACE = f"--teacher labels --prompt compact --passage-tokens {PASSAGE_TOKENS} --form".split()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder for the data")
     parser.add_argument("--collections", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
+    parser.add_argument("--form", choices=("verdicts", "order"), default="verdicts", help="what a row teaches")
     args = parser.parse_args()
     started = time.monotonic()
     args.output.mkdir(parents=True, exist_ok=True)
     excluded = [str(args.collections / name / "queries.jsonl") for name in EVALUATED]
     sets = [sampled(collection, args.collections, excluded, args.output) for collection in COLLECTIONS]
     journal, train, held_out = (args.output / name for name in ("traces.sqlite", "train.jsonl", "heldout.jsonl"))
-    run("distil", "trace", "--sets", *sets, *TRACE, "--journal", journal, "--quiet")
+    run("distil", "trace", "--sets", *sets, *TRACE, args.form, "--journal", journal, "--quiet")
     run("distil", "select", "--journal", journal, "--output", train, "--held-out", held_out)
     for path in (train, held_out):
         tell(path)
+    for collection in COLLECTIONS:
+        write_held_out(collection.name, held_out, args.output)
     print(f"{time.monotonic() - started:.0f} s")
 
 
@@ -139,6 +147,30 @@ def sampled(collection: Collection, root: Path, excluded: list[str], output: Pat
     known = ("--source", collection.name, "--licence", collection.licence)
     run("distil", "sample", "--runs", folder / "run.trec", *files, *SAMPLE, *known, "--exclude-queries", *excluded)
     return sets
+
+
+def write_held_out(name: str, held_out: Path, output: Path) -> None:
+    """The first held-out queries of a collection as one that can be reranked: queries, passages, judgments, BM25's run.
+
+    Only queries that have a relevant passage among BM25's best: the others are the same for every ranking of them.
+    """
+    source, folder = output / name, output / f"heldout-{name}"
+    folder.mkdir(exist_ok=True)
+    known = (json.loads(line) for line in held_out.open(encoding="utf-8"))
+    ids = dict.fromkeys(row["query_id"] for row in known if row["source"] == name)
+    judged, run = read_qrels(source / "qrels.trec"), read_run(source / "bm25.trec")
+
+    def relevant(query_id: str) -> bool:
+        return any(judged.get(query_id, {}).get(candidate.doc_id, 0) > 0 for candidate in run.get(query_id, ()))
+
+    chosen = list(filter(relevant, ids))[:HELD_OUT_QUERIES]
+    shown = {candidate.doc_id for query_id in chosen for candidate in run[query_id]}
+    write(folder / "queries.jsonl", (row for row in rows(source, "queries") if row["_id"] in set(chosen)))
+    write(folder / "corpus.jsonl", (row for row in rows(source, "corpus") if row["_id"] in shown))
+    with (folder / "qrels.trec").open("w", encoding="utf-8") as qrels, RunWriter(folder / "run.bm25.trec") as writer:
+        for query_id in chosen:
+            qrels.writelines(f"{query_id} 0 {doc_id} {grade}\n" for doc_id, grade in judged[query_id].items())
+            writer.write(query_id, [candidate.doc_id for candidate in run[query_id]])
 
 
 def rows(place: Path, what: str) -> Iterator[Document]:

@@ -132,6 +132,8 @@ def test_the_order_of_rows() -> None:
 
 # --- losses ---
 
+NOWHERE = torch.zeros(0, 3, dtype=torch.long)
+
 
 def test_the_loss_by_hand() -> None:
     """One row of four tokens over a vocabulary of three: a verdict at place 1, another token at place 3."""
@@ -142,9 +144,9 @@ def test_the_loss_by_hand() -> None:
     of_verdict = -math.log(1 / (math.e + 2))  # place 0 sees (1, 0), so logits 1, 0, 0; right is token 1
     of_other = -math.log(math.e**2 / (math.e**2 + 2))
     settings = Verdicts(words=["no", "yes"], other_weight=0.15, best_weight=1.5)
-    loss = verdict_loss(hidden, head, labels, verdicts, [0, 1], settings)
+    loss = verdict_loss(hidden, head, labels, verdicts, NOWHERE, [0, 1], settings)
     assert float(loss) == pytest.approx(of_verdict + 0.15 * of_other, abs=1e-5)
-    alone = verdict_loss(hidden, head, labels, torch.zeros(0, 3, dtype=torch.long), [0, 1], settings)
+    alone = verdict_loss(hidden, head, labels, NOWHERE, NOWHERE, [0, 1], settings)
     both = (-math.log(1 / (math.e + 2)) + of_other) / 2
     assert float(alone) == pytest.approx(0.15 * both, abs=1e-5)
 
@@ -156,7 +158,7 @@ def test_the_best_verdicts_weigh_more() -> None:
     easy, even = -math.log(1 / (1 + math.exp(-3))), math.log(2)
     for weight in (1.0, 3.0):
         settings = Verdicts(words=["no", "yes"], best_weight=weight)
-        loss = verdict_loss(hidden, head, labels, verdicts, [0, 1], settings)  # no other tokens are learnt
+        loss = verdict_loss(hidden, head, labels, verdicts, NOWHERE, [0, 1], settings)  # no other tokens are learnt
         assert float(loss) == pytest.approx((easy + weight * even) / (1 + weight), abs=1e-5)
 
 

@@ -6,7 +6,7 @@ nothing that happened before. A run that was killed and goes on sees what it wou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -50,13 +50,15 @@ def training_order(lengths: Sequence[int], epochs: float, batch: int, seed: int,
 class Sequenced:
     """One row as it stands in a batch.
 
-    `verdict_at`: places of the verdicts in `input_ids`; `right`: the verdicts to be learnt there.
+    `verdict_at`: places of the verdicts in `input_ids`; `right`: the verdicts to be learnt there. `ends`: places of
+    the last tokens of the passages, where they are known.
     """
 
     input_ids: list[int]
     labels: list[int]
     verdict_at: list[int]
     right: list[int]
+    ends: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def with_verdicts(example: Example, trace: VerdictTrace, tokenizer: Any) -> Sequ
         [IGNORED] * start + labels,
         [start + place for place in places],
         list(trace.right),
+        example.ends,
     )
 
 
@@ -125,21 +128,25 @@ def verdict_tokens(tokenizer: Any, words: Sequence[str]) -> list[int]:
 
 
 def padded(rows: Sequence[Sequenced], pad: int) -> dict[str, Any]:
-    """Tensors of a batch, padded on the right; verdicts as flat lists of (row, place, right one)."""
+    """Tensors of a batch, padded on the right; verdicts, and ends of passages, as flat lists of (row, place, right
+    verdict)."""
     torch = load("torch")
     longest = max(len(row.input_ids) for row in rows)
+
+    def flat(places: Iterable[tuple[int, Sequence[int], Sequence[int]]]) -> Any:
+        told = [
+            (number, place, right)
+            for number, found, verdicts in places
+            for place, right in zip(found, verdicts, strict=True)
+        ]
+        return torch.tensor(told, dtype=torch.long).reshape(-1, 3)
+
     return {
         "input_ids": torch.tensor([row.input_ids + [pad] * (longest - len(row.input_ids)) for row in rows]),
         "attention_mask": torch.tensor(
             [[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in rows]
         ),
         "labels": torch.tensor([row.labels + [IGNORED] * (longest - len(row.labels)) for row in rows]),
-        "verdicts": torch.tensor(
-            [
-                (number, place, right)
-                for number, row in enumerate(rows)
-                for place, right in zip(row.verdict_at, row.right, strict=True)
-            ],
-            dtype=torch.long,
-        ).reshape(-1, 3),
+        "verdicts": flat((number, row.verdict_at, row.right) for number, row in enumerate(rows)),
+        "ends": flat((number, row.ends, row.right) for number, row in enumerate(rows) if row.ends),
     }

@@ -8,6 +8,8 @@ that is too long is counted and left out.
 from __future__ import annotations
 
 import json
+import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +22,20 @@ IGNORED = -100
 """The label of a token that is not to be learnt, as torch has it."""
 
 
+_NUMBERED = re.compile(r"^\[(\d+)\] .*\[\1\]$", re.MULTILINE)
+"""A passage with its number at both its ends."""
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row, ready for batches. `verdicts`: where its trace is one of verdicts."""
+    """A row, ready for batches. `verdicts`: where its trace is one of verdicts. `ends`: place of the last token of
+    each passage in `prompt_ids`; empty where the prompt does not say where passages end."""
 
     row: int
     prompt_ids: list[int]
     completion: str
     verdicts: VerdictTrace | None
+    ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,24 +88,33 @@ def build_examples(rows: Iterator[dict[str, Any]], tokenizer: Any, max_length: i
     too_long = 0
     sources: dict[str, dict[str, int]] = {}
     for number, row in enumerate(rows):
-        prompt_ids = prompt_tokens(tokenizer, row["prompt"])
+        prompt_ids, ends = prompt_tokens(tokenizer, row["prompt"])
         completion = row["completion"][0]["content"]
         if len(prompt_ids) + len(completion_tokens(tokenizer, completion)) > max_length:
             too_long += 1
             continue
-        kept.append(Example(number, prompt_ids, completion, read_verdicts(completion, words)))
+        verdicts = read_verdicts(completion, words)
+        if verdicts is None or len(ends) != len(verdicts.right):
+            ends = ()
+        kept.append(Example(number, prompt_ids, completion, verdicts, ends))
         of_source = sources.setdefault(str(row.get("source", "unnamed")), {})
         licence = str(row.get("licence", "unnamed"))
         of_source[licence] = of_source.get(licence, 0) + 1
     return Examples(kept, too_long, sources)
 
 
-def prompt_tokens(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """The prompt as the model will see it when it is asked: up to where its answer begins."""
+def prompt_tokens(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], tuple[int, ...]]:
+    """The prompt as the model will see it when it is asked: up to where its answer begins. And the places of the
+    last tokens of passages that have their numbers at both their ends."""
     text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     # Templates of models that always think open the thought themselves, but the completion opens it too.
     text = text.removesuffix("<think>\n")
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    told = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    found = list(_NUMBERED.finditer(text)) if tokenizer.is_fast else []
+    if [int(match[1]) for match in found] != list(range(1, len(found) + 1)):
+        found = []
+    stops = [stop for _, stop in told["offset_mapping"]] if found else []
+    return list(told["input_ids"]), tuple(bisect_left(stops, match.end()) for match in found)
 
 
 def completion_tokens(tokenizer: Any, completion: str) -> list[int]:

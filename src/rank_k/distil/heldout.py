@@ -27,11 +27,13 @@ _TOKENS_AT_ONCE = 4096
 @dataclass(frozen=True, slots=True)
 class HeldOut:
     """`auc`, `ndcg` (cut at 10): by the chance of the best verdict, means over rows that have passages of more than
-    one kind. `presented`: nDCG of the order they are shown in. `free_ndcg`: of free answers; `well_formed`: their
-    share that needed no repair. None where there is nothing to measure."""
+    one kind. `early_auc`: by what is known at the passages' ends. `presented`: nDCG of the order they are shown in.
+    `free_ndcg`: of free answers; `well_formed`: their share that needed no repair. None where there is nothing to
+    measure."""
 
     rows: int
     auc: float | None
+    early_auc: float | None
     ndcg: float | None
     presented: float | None
     free_ndcg: float | None
@@ -83,13 +85,14 @@ def measure(
     model.eval()
     try:
         with torch.no_grad():
-            areas, gains, presented = _by_verdicts(model, tokenizer, examples)
+            areas, early, gains, presented = _by_verdicts(model, tokenizer, examples)
             answered = [_free(model, tokenizer, example, new_tokens) for example in examples[:free]]
     finally:
         model.train(training)
     return HeldOut(
         len(examples),
         fmean(areas) if areas else None,
+        fmean(early) if early else None,
         fmean(gains) if gains else None,
         fmean(presented) if presented else None,
         fmean(value for value, _ in answered) if answered else None,
@@ -98,16 +101,18 @@ def measure(
 
 
 def _by_verdicts(model: Any, tokenizer: Any, examples: Sequence[Example]) -> tuple[list[float], ...]:
-    areas, gains, presented = [], [], []
+    areas, early, gains, presented = [], [], [], []
     told = [each for each in examples if each.verdicts is not None and len(set(each.verdicts.right)) > 1]
     for batch in _batches(sorted(told, key=lambda each: len(each.prompt_ids))):
-        for example, values in zip(batch, _values(model, tokenizer, batch), strict=True):
+        for example, (values, known) in zip(batch, _values(model, tokenizer, batch), strict=True):
             grades = grades_of(example)
             areas.append(auc(values, grades))
+            if known:
+                early.append(auc(known, grades))
             ranked = sorted(range(len(grades)), key=lambda i: -values[i])
             gains.append(ndcg([grades[i] for i in ranked]))
             presented.append(ndcg(grades))
-    return areas, gains, presented
+    return areas, early, gains, presented
 
 
 def _batches(examples: Sequence[Example]) -> Iterable[list[Example]]:
@@ -121,20 +126,24 @@ def _batches(examples: Sequence[Example]) -> Iterable[list[Example]]:
         yield batch
 
 
-def _values(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[list[float]]:
-    """`scores` of the verdicts of each example."""
+def _values(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[tuple[list[float], list[float]]]:
+    """`scores` of the verdicts of each example, and at the ends of its passages, if these are known."""
     rows = []
     for example in examples:
         assert example.verdicts is not None
         shown = corrupted(example.verdicts, 1.0, Random(f"held out|{example.row}"))
         rows.append(with_verdicts(example, shown, tokenizer))
     batch = padded(rows, tokenizer.pad_token_id)
-    verdicts = batch["verdicts"].to(model.device)
     words = verdict_tokens(tokenizer, examples[0].verdicts.words) if examples[0].verdicts else []
     hidden = hidden_states(model)(batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device))
     head = model.get_output_embeddings().weight[words]
-    values = scores((hidden[verdicts[:, 0], verdicts[:, 1] - 1].to(head.dtype) @ head.T).float())
-    return [values[verdicts[:, 0] == number].tolist() for number in range(len(examples))]
+
+    def by_row(places: Any, back: int) -> list[list[float]]:
+        places = places.to(model.device)
+        values = scores((hidden[places[:, 0], places[:, 1] - back].to(head.dtype) @ head.T).float())
+        return [values[places[:, 0] == number].tolist() for number in range(len(examples))]
+
+    return list(zip(by_row(batch["verdicts"], 1), by_row(batch["ends"], 0), strict=True))
 
 
 def hidden_states(model: Any) -> Callable[[Any, Any], Any]:

@@ -10,15 +10,18 @@ from rank_k.distil.recipes import Verdicts
 from rank_k.extras import load
 
 
-def verdict_loss(hidden: Any, head: Any, labels: Any, verdicts: Any, tokens: Sequence[int], settings: Verdicts) -> Any:
+def verdict_loss(
+    hidden: Any, head: Any, labels: Any, verdicts: Any, ends: Any, tokens: Sequence[int], settings: Verdicts
+) -> Any:
     """The loss of a batch, a scalar.
 
     `hidden`: batch x length x size, the last layer's states; `head`: vocabulary x size; `labels`: batch x length;
-    `verdicts`: n x 3, of (row, place of the verdict, the right one), the rows in order; `tokens`: of the verdicts,
-    worst first.
+    `verdicts`: n x 3, of (row, place of the verdict, the right one), the rows in order; `ends`: m x 3, of (row, place
+    of a passage's last token, its right verdict); `tokens`: of the verdicts, worst first.
 
-    The mean over verdicts (the best kind weighing `best_weight`), plus `other_weight` times the mean over all other
-    tokens, plus `listwise` times the mean over windows of the softmax below.
+    The mean over verdicts (the best kind weighing `best_weight`) plus `listwise` times the mean over windows of the
+    softmax below; `other_weight` times the mean over all other tokens; and `early` times the same as for verdicts, but
+    of what the model, on reading a passage's end, would say of it if it had to choose among the verdicts there.
     """
     torch = load("torch")
     cross_entropy = torch.nn.functional.cross_entropy
@@ -32,12 +35,21 @@ def verdict_loss(hidden: Any, head: Any, labels: Any, verdicts: Any, tokens: Seq
         loss = settings.other_weight * cross_entropy(others, labels[:, 1:][learnt & ~is_verdict])
     if not len(verdicts):
         return loss
+    words = list(tokens)
+
+    def learnt_at(logits: Any, right: Any, places: Any) -> Any:
+        weights = torch.where(places[:, 2] == len(words) - 1, settings.best_weight, 1.0)
+        told = (cross_entropy(logits, right, reduction="none") * weights).sum() / weights.sum()
+        if not settings.listwise:
+            return told
+        among = logits if logits.shape[1] == len(words) else logits[:, words]
+        return told + settings.listwise * listwise_loss(among, places[:, 0], places[:, 2])
+
     logits = (hidden[verdicts[:, 0], verdicts[:, 1] - 1] @ head.T).float()
-    right = torch.tensor(tokens, device=labels.device)[verdicts[:, 2]]
-    weights = torch.where(verdicts[:, 2] == len(tokens) - 1, settings.best_weight, 1.0)
-    loss = loss + (cross_entropy(logits, right, reduction="none") * weights).sum() / weights.sum()
-    if settings.listwise:
-        loss = loss + settings.listwise * listwise_loss(logits[:, list(tokens)], verdicts[:, 0], verdicts[:, 2])
+    loss = loss + learnt_at(logits, torch.tensor(words, device=labels.device)[verdicts[:, 2]], verdicts)
+    if settings.early and len(ends):
+        logits = (hidden[ends[:, 0], ends[:, 1]] @ head[words].T).float()
+        loss = loss + settings.early * learnt_at(logits, ends[:, 2], ends)
     return loss
 
 

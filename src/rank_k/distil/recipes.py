@@ -79,6 +79,8 @@ class Verdicts:
     `clean`: share of rows left as they are, from which the step from verdicts to order is learnt.
     `other_weight`: weight of all other tokens; a verdict's is 1, and `best_weight` for one of the best kind.
     `listwise`: weight of a softmax over the window's verdicts, which compares passages with each other.
+    `early`: weight of learning the verdicts at the ends of their passages already, where the prompt shows these: a
+    short way for the gradient, after which the trace has but to find again what is known there.
     """
 
     words: list[str] = field(default_factory=lambda: ["no", "partly", "yes"])
@@ -87,10 +89,11 @@ class Verdicts:
     other_weight: float = 1.0
     best_weight: float = 1.0
     listwise: float = 0.0
+    early: float = 0.0
 
     @property
     def on(self) -> bool:
-        return bool(self.corrupt or self.listwise or self.other_weight != 1 or self.best_weight != 1)
+        return bool(self.corrupt or self.listwise or self.early or self.other_weight != 1 or self.best_weight != 1)
 
 
 @dataclass(frozen=True, slots=True)

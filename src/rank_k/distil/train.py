@@ -198,13 +198,13 @@ def _trainer(
         """SFTTrainer, its loss replaced where verdicts are learnt, its learning rate falling with time too."""
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **options: Any) -> Any:
-            verdicts = inputs.pop("verdicts")
+            verdicts, ends = inputs.pop("verdicts"), inputs.pop("ends")
             if not recipe.verdicts.on:
                 return super().compute_loss(model, inputs, *args, **options)
             with self.accelerator.autocast():
                 hidden = hidden_states(model)(inputs["input_ids"], inputs["attention_mask"])
                 head = model.get_output_embeddings().weight
-                loss = verdict_loss(hidden, head, inputs["labels"], verdicts, tokens, recipe.verdicts)
+                loss = verdict_loss(hidden, head, inputs["labels"], verdicts, ends, tokens, recipe.verdicts)
             return loss / self.current_gradient_accumulation_steps
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
