@@ -105,6 +105,22 @@ def test_shown_verdicts_are_read_and_right_ones_learnt(tokenizer: Any) -> None:
         verdict_tokens(tokenizer, ["unquestionably not", "yes"])
 
 
+def test_the_ends_of_passages_are_found(tokenizer: Any) -> None:
+    """They end with their numbers; a number that a passage holds is not its end."""
+    found = build_examples(iter([row("q", ["a", "b [1] c [9]", "c"], [0, 2, 1])]), tokenizer, 500, WORDS)
+    [example] = found.kept
+    ends = [tokenizer.decode(example.prompt_ids[: end + 1]) for end in example.ends]
+    assert [text[-3:] for text in ends] == ["[1]", "[2]", "[3]"]
+    assert [len(text.splitlines()) for text in ends] == sorted({len(text.splitlines()) for text in ends})
+    batch = Batches(found.kept, [0, 0], tokenizer, Verdicts(early=1.0), 0)([{"place": 0}, {"place": 1}])
+    assert batch["ends"].tolist() == [
+        [line, end, right] for line in (0, 1) for end, right in zip(example.ends, (0, 2, 1), strict=True)
+    ]
+    bare = row("q", ["a", "b"], [0, 2])
+    bare["prompt"][-1]["content"] = bare["prompt"][-1]["content"].replace(" [1]\n", "\n")
+    assert build_examples(iter([bare]), tokenizer, 500, WORDS).kept[0].ends == ()
+
+
 def test_some_rows_stay_clean(tokenizer: Any) -> None:
     found = build_examples(iter(rows(1)), tokenizer, 500, WORDS)
     batches = Batches(found.kept, [0] * 400, tokenizer, Verdicts(corrupt=1.0, clean=0.25), 0)
@@ -151,6 +167,18 @@ def test_the_loss_by_hand() -> None:
     assert float(alone) == pytest.approx(0.15 * both, abs=1e-5)
 
 
+def test_what_is_learnt_at_the_ends_by_hand() -> None:
+    """At place 2 the state is (2, 0): among the two verdicts alone that is log-odds of 2 for the first one."""
+    hidden = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 0.0]]])
+    head = torch.tensor([[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]])
+    labels, verdicts, ends = torch.tensor([[IGNORED, 1, 0, 0]]), torch.tensor([[0, 1, 1]]), torch.tensor([[0, 2, 1]])
+    losses = {
+        early: float(verdict_loss(hidden, head, labels, verdicts, ends, [0, 1], Verdicts(["no", "yes"], early=early)))
+        for early in (0.0, 0.5)
+    }
+    assert losses[0.5] - losses[0.0] == pytest.approx(0.5 * math.log(1 + math.exp(2)), abs=1e-5)
+
+
 def test_the_best_verdicts_weigh_more() -> None:
     hidden, head = torch.zeros(1, 3, 2), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     hidden[0, 0] = torch.tensor([3.0, 0.0])
@@ -182,7 +210,9 @@ def test_measures_by_hand(tiny: Path) -> None:
     found = measure(base.model, base.tokenizer, held.kept, free=1, new_tokens=8)
     assert found.rows == 6
     assert found.auc is not None
+    assert found.early_auc is not None
     assert 0 <= found.auc <= 1
+    assert 0 <= found.early_auc <= 1
     assert found.well_formed == 0.0  # eight random tokens are no order
     assert found == measure(base.model, base.tokenizer, held.kept, free=1, new_tokens=8)
 

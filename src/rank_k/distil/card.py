@@ -10,7 +10,7 @@ from typing import Any
 from rank_k import __version__
 
 
-def card(student: Path, facts: Mapping[str, Any], file: str, kind: str, adapter: bool) -> str:
+def card(student: Path, facts: Mapping[str, Any], name: str, file: str, kind: str, adapter: bool) -> str:
     """The card, in Markdown, of the run in the folder `student` (`facts`: its `run.json`)."""
     recipe = facts["recipe"]
     told = _told(student / "measures.jsonl")
@@ -22,7 +22,7 @@ def card(student: Path, facts: Mapping[str, Any], file: str, kind: str, adapter:
     how = f"LoRA of rank {method['rank']}" if method["kind"] == "lora" else "all weights"
     verified = "" if recipe["verified"] else " The recipe was not run at its full size by its authors."
     parts = [
-        f"# {recipe['name']}",
+        f"# {name}",
         f"A listwise reranker, {what}, in `{file}`. Made by rank-k {__version__} from {recipe['base']['weights']}.",
         "    rank-k rerank --run RUN --queries QUERIES --documents DOCUMENTS --output NEW_RUN --model " + file,
         "## Made of",
@@ -31,7 +31,7 @@ def card(student: Path, facts: Mapping[str, Any], file: str, kind: str, adapter:
         f" out); the training came to {learnt:,} of them, drawn at random, all epochs together. sha256 of the data:"
         f" `{facts['data_sha256']}`.",
         "## Trained",
-        f"{how}, {end:,} steps of {training['batch'] * training['accumulate']} rows, {seconds / 60:.0f} minutes, seed"
+        f"Recipe {recipe['name']}: {how}, {end:,} steps of {training['batch'] * training['accumulate']} rows, {seconds / 60:.0f} minutes, seed"
         f" {training['seed']}.{verified}",
         "## Measured on held-out rows while training",
         _measures(told),
@@ -61,12 +61,15 @@ def _sources(facts: Mapping[str, Any]) -> str:
 
 
 def _measures(told: list[dict[str, Any]]) -> str:
-    lines = ["| step | AUC of the verdicts | nDCG@10 by verdict | as presented | free answers | well formed |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = [
+        "| step | AUC of the verdicts | known at the passages' ends | nDCG@10 by verdict | as presented"
+        " | free answers | well formed |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|")
     for each in told:
         if "heldout" in each:
             held = each["heldout"]
-            names = ("auc", "ndcg", "presented", "free_ndcg", "well_formed")
+            names = ("auc", "early_auc", "ndcg", "presented", "free_ndcg", "well_formed")
             values = ("-" if held[name] is None else f"{held[name]:.3f}" for name in names)
             lines.append(f"| {each['step']} | {' | '.join(values)} |")
     return "\n".join(lines) if len(lines) > 2 else "Nothing was held out."

@@ -32,33 +32,36 @@ class Exported:
     size: int
 
 
-def export_gguf(student: Path, gguf: Path | None = None, *, kind: str = "F16", adapter: bool = False) -> Exported:
+def export_gguf(
+    student: Path, gguf: Path | None = None, *, kind: str = "F16", adapter: bool = False, name: str = ""
+) -> Exported:
     """Write the GGUF file (default: `student.gguf` in the folder `student`), its settings and its card.
 
     `adapter`: what was trained alone, to be put on the weights it was trained on; else `kind` says how the whole is
-    stored. A run that has not ended is exported as of its newest checkpoint. Raises `InputError` if there is none, or
+    stored. `name`: what the student is called, by default as its recipe. A run that has not ended is exported as of its newest checkpoint. Raises `InputError` if there is none, or
     what was trained on is no GGUF file.
     """
     if kind not in TYPES:
         raise InputError(f"there is no type {kind}", f"give one of {', '.join(TYPES)}")
     facts = run_facts(student)
     recipe = facts["recipe"]
+    name = name or recipe["name"]
     trained = read_trained(trained_folder(student))
     base = _gguf_base(recipe["base"]["weights"])
     target = gguf or student / "student.gguf"
     part = target.with_name(target.name + ".part")
     if adapter:
-        write_adapter(base.path, trained, part, recipe["name"])
+        write_adapter(base.path, trained, part, name)
     else:
-        write_whole(base.path, trained, part, kind, recipe["name"])
+        write_whole(base.path, trained, part, kind, name)
     part.replace(target)
     asking = dict(recipe["asking"])
     template = read_template(asking.pop("prompt"))
     found_by = base.name if base.name in NAMED else str(base.path.absolute())
     adapter_of = {"name": found_by, "sha256": base.sha256} if adapter else None
-    settings = write_student(target, recipe["name"], template, asking, adapter_of)
+    settings = write_student(target, name, template, asking, adapter_of)
     page = target.with_suffix(".md")
-    page.write_text(card(student, facts, target.name, kind, adapter), encoding="utf-8")
+    page.write_text(card(student, facts, name, target.name, kind, adapter), encoding="utf-8")
     return Exported(target, settings, page, target.stat().st_size)
 
 

@@ -26,6 +26,9 @@ from rank_k.models.weights import Weights, checksum, locate
 from rank_k.prompt import PromptTemplate
 
 FOLDER_FILE = "student.json"
+SHIPPED: Mapping[str, Path] = {"rank-k-nano": Path(__file__).parent / "nano" / "rank-k-nano.gguf"}
+"""Students that come with the package, by name: adapters for what `rank-k fetch` gets."""
+
 _VERSION = 1
 _TEMPLATE_FIELDS = ("before", "passage", "between", "after", "system")
 _ASKING: dict[str, type | tuple[type, ...]] = {
@@ -51,13 +54,13 @@ class Student:
 
 
 def find_student(name_or_path: str | Path) -> Student | None:
-    """The student in that folder, or of that GGUF file; None if there is none, and weights are meant.
+    """The student of that name, in that folder, or of that GGUF file; None if there is none, and weights are meant.
 
     Raises `FormatError` if its JSON file is not as above, `MissingWeights` if what it adapts was not fetched, and
     `InputError` if that has other numbers than those it was trained on.
     """
     try:
-        path = Path(os.fspath(name_or_path)).expanduser()
+        path = SHIPPED.get(os.fspath(name_or_path)) or Path(os.fspath(name_or_path)).expanduser()
         told = path / FOLDER_FILE if path.is_dir() else path.with_suffix(".json")
         if path.is_dir() and not told.is_file():
             raise InputError(f"there is no {FOLDER_FILE} in {path}", f"run: rank-k distil export --student {path}")

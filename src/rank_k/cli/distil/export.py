@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter", action="store_true", help="a LoRA adapter for the weights trained on, not the whole"
     )
+    parser.add_argument("--name", default="", metavar="NAME", help="what it is called (as the recipe)")
     parser.add_argument("--merged", type=Path, metavar="FOLDER", help="whole weights in transformers' format instead")
 
 
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         export_merged(args.student, args.merged)
         print(f"{args.merged}: merged weights", file=sys.stderr)
         return 0
-    made = export_gguf(args.student, args.gguf, kind=args.type, adapter=args.adapter)
+    made = export_gguf(args.student, args.gguf, kind=args.type, adapter=args.adapter, name=args.name)
     print(f"{made.gguf}: {made.size / 1e6:,.1f} MB, with {made.settings.name} and {made.card.name}", file=sys.stderr)
     print(f"rank-k rerank ... --model {made.gguf}", file=sys.stderr)
     return 0
