@@ -1,10 +1,13 @@
-"""`rank-k serve`: the model behind the API that retrieval systems know."""
+"""`rank-k serve`: the model behind the API that retrieval systems know, and a page to look at what it does."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from rank_k.cli.model import add_asking, add_server, count, duration, key_in, reranker_options
@@ -14,14 +17,20 @@ if TYPE_CHECKING:
     from rank_k.serve.rules import Doors, Limits
 
 NAME = "serve"
-HELP = "answer rerank requests over HTTP, as Cohere's, Jina's and other APIs do"
+HELP = "answer rerank requests over HTTP, as Cohere's, Jina's and other APIs do, and look at journals"
 EXAMPLE = "rank-k serve --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal served.sqlite"
+
+
+_JOURNAL = (
+    "with --server or --model, where calls are kept (a temporary one); with neither, a journal to look at, which is not"
+    " written to: that of a finished or a running job"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_server(parser, "--server-key-env")
     add_asking(parser)
-    parser.add_argument("--journal", type=Path, metavar="FILE", help="keeps every call (a temporary one)")
+    parser.add_argument("--journal", type=Path, metavar="FILE", help=_JOURNAL)
     door = parser.add_argument_group("who may ask")
     door.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="listen on this address")
     door.add_argument("--port", type=port, default=8787, metavar="N", help="0 takes a free one")
@@ -44,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from rank_k.errors import MissingWeights
     from rank_k.models.retries import Retries
     from rank_k.reranker import Reranker
     from rank_k.serve.desk import Desk
@@ -54,15 +64,48 @@ def run(args: argparse.Namespace) -> int:
     check_doors(doors, insecure=args.insecure)
     options = reranker_options(args)
     _check_keys(doors.keys, options["api_key"])
-    # Fewer tries than a run has: somebody is waiting.
-    with Reranker(args.model, journal=args.journal, retries=Retries(overloaded=6, broken=3), **options) as reranker:
-        _prepare(reranker)
-        desk = Desk(reranker, _limits(args, reranker.concurrency), _tell)
-        serve(
-            desk, doors, args.port, lambda url: print(f"rank-k serve: {desk.model or 'the model'} at {url}", flush=True)
-        )
+    looks = args.journal is not None and args.server is None and args.model is None
+    if looks:
+        _check_journal(args.journal)
+    with ExitStack() as stack:
+        file = stack.enter_context(_temporary()) if looks or args.journal is None else args.journal
+        try:
+            # Fewer tries than a run has: somebody is waiting.
+            made = Reranker(args.model, journal=file, retries=Retries(overloaded=6, broken=3), **options)
+        except MissingWeights as error:
+            if not looks:
+                raise
+            print(f"rank-k serve: {error.problem}: nothing can be ranked", file=sys.stderr)
+            reranker = None
+        else:
+            reranker = stack.enter_context(made)
+            if not looks:  # else the model starts when somebody has use for it
+                _prepare(reranker)
+        limits = _limits(args, reranker.concurrency if reranker else 1)
+        desk = Desk(reranker, limits, _tell, journal=args.journal if looks else None)
+        what = str(args.journal) if looks else desk.model or "the model"
+        serve(desk, doors, args.port, lambda url: print(f"rank-k serve: {what} at {url}", flush=True))
     print("rank-k serve: stopped", file=sys.stderr)
     return 0
+
+
+def _check_journal(file: Path) -> None:
+    from rank_k.errors import InputError
+    from rank_k.journal import Journal
+
+    if not file.is_file():
+        raise InputError(
+            f"there is no journal {file}", "name a model (--server or --model) whose calls are to be kept there"
+        )
+    with closing(Journal(file, read_only=True)):
+        pass
+
+
+@contextmanager
+def _temporary() -> Iterator[Path]:
+    """A journal's file for as long as the server runs, beside nobody else's: for the page to look at."""
+    with TemporaryDirectory(prefix="rank-k-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder) / "served.sqlite"
 
 
 def port(text: str) -> int:
