@@ -1,4 +1,6 @@
-"""`rank-k evaluate`: what runs are worth by judgments, what they cost, and whether one is better than another."""
+"""`rank-k evaluate`: what runs are worth by judgments, what they cost, and whether one is better than another; or which
+of two people prefer.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ EXAMPLE = "rank-k evaluate --qrels qrels.trec bm25.trec reranked.trec --baseline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="TREC runs, or score.json files")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="TREC runs, or score.json files")
     parser.add_argument("--qrels", type=Path, metavar="FILE", help="TREC or BEIR judgments")
     parser.add_argument("--dataset", metavar="NAME", help=f"{DATASET}, whose judgments are used")
     parser.add_argument(
@@ -48,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("cost", "from the journals of the runs; RUN.journal.sqlite is found by itself")
     group.add_argument("--journal", action="append", metavar="RUN=FILE", help="where a run's journal is")
     add_prices(group)
+    group = parser.add_argument_group(
+        "people", "who preferred what; instead of runs and judgments; see docs/judging.md"
+    )
+    group.add_argument(
+        "--preferences", nargs="+", type=Path, metavar="FILE", help="JSONL of the page Judge of rank-k serve"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,6 +65,10 @@ def run(args: argparse.Namespace) -> int:
     from rank_k.evaluation.assessment import assess
     from rank_k.evaluation.measures import DEFAULT_MEASURES
 
+    if args.preferences is not None:
+        return _preferences(args)
+    if not args.runs:
+        raise InputError("there is no run to evaluate", "name one or more, or --preferences FILE")
     dataset = collection(args.dataset) if args.dataset else None
     judgments = args.qrels or (None if dataset is None else dataset.qrels)
     if judgments is None:
@@ -90,6 +102,24 @@ def run(args: argparse.Namespace) -> int:
         print(evaluation_output.as_json(assessment))
     else:
         print("\n".join(evaluation_output.lines(assessment)))
+    return 0
+
+
+def _preferences(args: argparse.Namespace) -> int:
+    from itertools import chain
+
+    from rank_k.cli import preference_output
+    from rank_k.errors import InputError
+    from rank_k.evaluation.preferences import preferences, read_judgments
+
+    others = ("qrels", "dataset", "measures", "csv", "baseline", "report", "queries", "journal")
+    given = ["RUN"] if args.runs else [f"--{name}" for name in others if getattr(args, name)]
+    if given:
+        raise InputError(f"--preferences has no use for {given[0]}", "leave it out, or give two commands")
+    found = preferences(chain.from_iterable(map(read_judgments, args.preferences)))
+    for line in preference_output.notes(found):
+        print(line, file=sys.stderr)
+    print(preference_output.as_json(found) if args.json else "\n".join(preference_output.lines(found)))
     return 0
 
 
