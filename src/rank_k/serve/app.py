@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rank_k.extras import load
 from rank_k.hits import RankedHits
+from rank_k.serve import pages
 from rank_k.serve.answers import answer, encoded
 from rank_k.serve.desk import Desk
-from rank_k.serve.guard import App, Guard, Receive, Scope, Send
+from rank_k.serve.guard import OPEN_PATHS, App, Guard, Receive, Scope, Send
 from rank_k.serve.openapi import document
 from rank_k.serve.refusals import Refusal
 from rank_k.serve.requests import Wanted, wanted
@@ -36,6 +37,7 @@ def make_app(desk: Desk, doors: Doors = Doors()) -> App:
         routing.Route("/health", endpoints.health),
         routing.Route("/metrics", endpoints.metrics),
         routing.Route("/openapi.json", endpoints.openapi),
+        *pages.routes(),
     ]
     starlette = load("starlette.applications").Starlette(
         routes=routes,
@@ -46,7 +48,8 @@ def make_app(desk: Desk, doors: Doors = Doors()) -> App:
         },
     )
     starlette.router.redirect_slashes = False
-    return Guard(_Counted(starlette, desk, frozenset(route.path for route in routes)), doors)
+    counted = _Counted(starlette, desk, frozenset(route.path for route in routes))
+    return Guard(counted, doors, OPEN_PATHS | pages.paths())
 
 
 class _Endpoints:

@@ -1,0 +1,98 @@
+// The server's API, as seen from its own pages. Where a key is needed it is asked for once, kept for this tab
+// (sessionStorage) and sent in a header: never in an address.
+
+import { h } from "/page/dom.js";
+
+const KEPT = "rank-k key";
+
+/** What the server said instead of an answer. `field`: which one is at fault, if one is. */
+export class Refused extends Error {
+  constructor(status, message, field) {
+    super(message);
+    Object.assign(this, { status, field });
+  }
+}
+
+/** The JSON at `path`. Throws `Refused`. */
+export async function got(path, signal) {
+  return (await asked(path, { signal })).json();
+}
+
+/** The JSON that comes for `body`. Throws `Refused`. */
+export async function posted(path, body, signal) {
+  return (await asked(path, { ...post(body), signal })).json();
+}
+
+/** Server-sent events that come for `body`, one after another, as [kind, data]. Throws `Refused`. Ends by `signal`. */
+export async function* events(path, body, signal) {
+  const response = await asked(path, { ...post(body), signal });
+  let rest = "";
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const blocks = (rest + value).split("\n\n");
+      rest = blocks.pop();
+      for (const block of blocks) {
+        const lines = block.split("\n").filter(line => line && !line.startsWith(":"));
+        if (!lines.length) continue;
+        const [kind, data] = ["event: ", "data: "].map(name => lines.find(line => line.startsWith(name)).slice(name.length));
+        yield [kind, JSON.parse(data)];
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+/** The response at `path`. Asks for a key where one is needed. Throws `Refused`. */
+async function asked(path, options) {
+  for (;;) {
+    const key = sessionStorage.getItem(KEPT);
+    const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+    let response;
+    try {
+      response = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit" });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Refused(0, "The server does not answer.");
+    }
+    if (response.ok) return response;
+    const told = await response.json().catch(() => ({}));
+    if (response.status !== 401) throw new Refused(response.status, told.message ?? `Status ${response.status}`, told.field);
+    if (sessionStorage.getItem(KEPT) === key) sessionStorage.removeItem(KEPT);
+    await keyAsked(key !== null);
+  }
+}
+
+function post(body) {
+  return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+}
+
+let asking = null;
+
+/** Until a key was given: one dialog, however many ask. Throws `Refused` if it is closed without one. */
+function keyAsked(again) {
+  if (sessionStorage.getItem(KEPT)) return Promise.resolve();
+  asking ??= new Promise((resolve, reject) => {
+    const input = h("input", { type: "password", id: "key", autocomplete: "off", required: true, spellcheck: "false" });
+    const dialog = h("dialog", { class: "key", "aria-labelledby": "key-title" },
+      h("form", { method: "dialog", onsubmit: () => sessionStorage.setItem(KEPT, input.value.trim()) },
+        h("h2", { id: "key-title" }, "This server asks for a key"),
+        again && h("p", { class: "error", role: "alert" }, "The key was not accepted."),
+        h("label", { for: "key" }, "Key"), input,
+        h("p", { class: "soft" }, "It is kept for this tab only, and sent to this server only."),
+        h("div", { class: "row" }, h("button", { class: "main" }, "Go on"),
+          h("button", { type: "button", onclick: () => dialog.close() }, "Cancel"))));
+    dialog.addEventListener("close", () => {
+      dialog.remove();
+      asking = null;
+      if (sessionStorage.getItem(KEPT)) resolve();
+      else reject(new Refused(401, "A key is needed."));
+    });
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+  return asking;
+}
