@@ -270,7 +270,7 @@ def _compared(judgments: Iterable[Judgment]) -> tuple[Compared, ...]:
         )
         test = paired(dict(zip(by_query, scores, strict=True)), dict.fromkeys(by_query, 0.5))
         p = test.randomisation_p
-        found.append(Compared(first, second, count, len(theirs), rate, wins, ties, losses, p))
+        found.append(Compared(first, second, len(by_query), len(theirs), rate, wins, ties, losses, p))
     corrected = holm([compared.p for compared in found])
     return tuple(replace(compared, p=p) for compared, p in zip(found, corrected, strict=True))
 
