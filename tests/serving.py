@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rank_k import Reranker
+from rank_k.serve.app import Room
 from rank_k.serve.desk import Desk
 from rank_k.serve.rules import Doors, Limits
 from rank_k.serve.run import bound
@@ -90,11 +91,13 @@ class Served:
 
 
 @contextmanager
-def served(reranker: Reranker, limits: Limits = Limits(), doors: Doors = Doors()) -> Iterator[Served]:
+def served(
+    reranker: Reranker, limits: Limits = Limits(), doors: Doors = Doors(), rooms: Sequence[Room] = ()
+) -> Iterator[Served]:
     """In a thread. Closes `reranker` in the end."""
     errors: list[Exception] = []
     desk = Desk(reranker, limits, errors.append)
-    server, sock, url = bound(desk, doors, 0)
+    server, sock, url = bound(desk, doors, 0, rooms)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     try:

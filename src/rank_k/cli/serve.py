@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rank_k.cli import rooms
 from rank_k.cli.model import add_asking, add_server, count, duration, key_in, reranker_options
 
 if TYPE_CHECKING:
     from rank_k.reranker import Reranker
+    from rank_k.serve.desk import Desk
     from rank_k.serve.rules import Doors, Limits
 
 NAME = "serve"
@@ -22,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_server(parser, "--server-key-env")
     add_asking(parser)
     parser.add_argument("--journal", type=Path, metavar="FILE", help="keeps every call (a temporary one)")
+    rooms.add_arguments(parser)
     door = parser.add_argument_group("who may ask")
     door.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="listen on this address")
     door.add_argument("--port", type=port, default=8787, metavar="N", help="0 takes a free one")
@@ -55,14 +58,20 @@ def run(args: argparse.Namespace) -> int:
     options = reranker_options(args)
     _check_keys(doors.keys, options["api_key"])
     # Fewer tries than a run has: somebody is waiting.
-    with Reranker(args.model, journal=args.journal, retries=Retries(overloaded=6, broken=3), **options) as reranker:
+    retries = Retries(overloaded=6, broken=3)
+    with (
+        rooms.rooms(args) as beside,
+        Reranker(args.model, journal=args.journal, retries=retries, **options) as reranker,
+    ):
         _prepare(reranker)
         desk = Desk(reranker, _limits(args, reranker.concurrency), _tell)
-        serve(
-            desk, doors, args.port, lambda url: print(f"rank-k serve: {desk.model or 'the model'} at {url}", flush=True)
-        )
+        serve(desk, doors, args.port, lambda url: _say_ready(desk, url), beside)
     print("rank-k serve: stopped", file=sys.stderr)
     return 0
+
+
+def _say_ready(desk: Desk, url: str) -> None:
+    print(f"rank-k serve: {desk.model or 'the model'} at {url}", flush=True)
 
 
 def port(text: str) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rank_k.extras import load
 from rank_k.hits import RankedHits
@@ -26,7 +26,18 @@ if TYPE_CHECKING:
 RERANK_PATHS = ("/v2/rerank", "/v1/rerank", "/rerank")
 
 
-def make_app(desk: Desk, doors: Doors = Doors()) -> App:
+class Room(Protocol):
+    """Something else that is served behind the same door."""
+
+    @property
+    def open_paths(self) -> frozenset[str]:
+        """Those that need no key."""
+
+    def routes(self, desk: Desk) -> list[Any]:
+        """Starlette's. What goes wrong in there the desk is told."""
+
+
+def make_app(desk: Desk, doors: Doors = Doors(), rooms: Sequence[Room] = ()) -> App:
     """The application, its guard before it. Raises `MissingExtra`."""
     routing: Any = load("starlette.routing")
     exceptions: Any = load("starlette.exceptions")
@@ -38,6 +49,7 @@ def make_app(desk: Desk, doors: Doors = Doors()) -> App:
         routing.Route("/metrics", endpoints.metrics),
         routing.Route("/openapi.json", endpoints.openapi),
         *pages.routes(),
+        *(route for room in rooms for route in room.routes(desk)),
     ]
     starlette = load("starlette.applications").Starlette(
         routes=routes,
@@ -49,7 +61,7 @@ def make_app(desk: Desk, doors: Doors = Doors()) -> App:
     )
     starlette.router.redirect_slashes = False
     counted = _Counted(starlette, desk, frozenset(route.path for route in routes))
-    return Guard(counted, doors, OPEN_PATHS | pages.paths())
+    return Guard(counted, doors, OPEN_PATHS.union(pages.paths(), *(room.open_paths for room in rooms)))
 
 
 class _Endpoints:
