@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def report_page(args: argparse.Namespace, links: Sequence[tuple[str, str, bool]] = ()) -> str:
-    """What `--report` writes for these arguments. `links`: of a navigation, as `rank_k.evaluation.report` takes them."""
+    """What `--report` writes for these arguments. `links`: as `rank_k.evaluation.report` takes them."""
     named = _named(args)
     return _report(args, _assessed(args, named, intervals=True), named, links)
 

@@ -82,7 +82,7 @@ def _judging(args: argparse.Namespace, stack: ExitStack) -> Room | None:
 
     if args.judgments is None:
         return None
-    if len(args.compare) < 2:
+    if len(set(args.compare)) < 2:
         raise InputError("one run has nothing to be judged against", "name another with --compare")
     named = named_collection(args)
     read = (*args.compare, *named.files, *([args.qrels] if args.qrels else []))

@@ -214,8 +214,8 @@ def read_queries(path: str | Path, fields: str | None = None) -> dict[str, Query
 
 
 def read_translations(path: str | Path, field: str = "ht") -> dict[str, str]:
-    """What `field` of each query holds, by id, where it holds something: in BEIR's layout of cross-language sets `ht` is
-    a translation by hand. Files other than JSONL have no such fields. Raises `FormatError`."""
+    """What `field` of each query holds, by id, where it holds something. In cross-language sets in BEIR's layout `ht`
+    is a translation by hand. Files other than JSONL have no such fields. Raises `FormatError`."""
     path = Path(path)
     with opened(path, _QUERIES) as stream:
         if not is_jsonl(next(numbered_lines(path, stream.plain, _QUERIES))[2]):

@@ -27,7 +27,10 @@ RERANK_PATHS = ("/v2/rerank", "/v1/rerank", "/rerank")
 
 
 class Room(Protocol):
-    """Something else that is served behind the same door."""
+    """Something else that is served behind the same door. Its page asks whether it is there by its `name`."""
+
+    @property
+    def name(self) -> str: ...
 
     @property
     def open_paths(self) -> frozenset[str]:
@@ -49,6 +52,7 @@ def make_app(desk: Desk, doors: Doors = Doors(), rooms: Sequence[Room] = ()) -> 
         routing.Route("/metrics", endpoints.metrics),
         routing.Route("/openapi.json", endpoints.openapi),
         *pages.routes(),
+        routing.Route("/page/rooms.json", _Rooms(rooms).answer),
         *(route for room in rooms for route in room.routes(desk)),
     ]
     starlette = load("starlette.applications").Starlette(
@@ -62,6 +66,14 @@ def make_app(desk: Desk, doors: Doors = Doors(), rooms: Sequence[Room] = ()) -> 
     starlette.router.redirect_slashes = False
     counted = _Counted(starlette, desk, frozenset(route.path for route in routes))
     return Guard(counted, doors, OPEN_PATHS.union(pages.paths(), *(room.open_paths for room in rooms)))
+
+
+class _Rooms:
+    def __init__(self, rooms: Sequence[Room]) -> None:
+        self._names = [room.name for room in rooms]
+
+    async def answer(self, request: Request) -> Response:
+        return _json(self._names)
 
 
 class _Endpoints:

@@ -30,6 +30,8 @@ class ComparingRoom:
     """A `Room` of the application. `make_report`: the page, made in a thread of its own when it is first asked for,
     which may take minutes, and kept."""
 
+    name = "compare"
+
     def __init__(self, make_report: Callable[[], str]) -> None:
         self._make = make_report
         self._report: Once[bytes] = Once(self._made)

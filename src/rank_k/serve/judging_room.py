@@ -38,6 +38,7 @@ _JUDGES_KEPT = 100
 class JudgingRoom:
     """A `Room` of the application. Owns neither `store` nor `file`."""
 
+    name = "judge"
     open_paths: frozenset[str] = frozenset()
 
     def __init__(self, asked: Questions, store: Store, file: JudgmentFile) -> None:

@@ -27,7 +27,7 @@ export async function posted(path, body, signal) {
 export async function download(path, name) {
   const address = URL.createObjectURL(await (await asked(path, {})).blob());
   h("a", { href: address, download: name }).click();
-  URL.revokeObjectURL(address);
+  setTimeout(() => URL.revokeObjectURL(address), 60_000);
 }
 
 /** Server-sent events that come for `body`, one after another, as [kind, data]. Throws `Refused`. Ends by `signal`. */

@@ -4,8 +4,11 @@ import { got } from "/page/api.js";
 import { at, show } from "/page/dom.js";
 
 try {
-  location.replace((await got("/compare/report")).path);
+  const rooms = await got("/page/rooms.json");
+  if (rooms.includes("compare")) location.replace((await got("/compare/report")).path);
+  at("how").hidden = rooms.includes("compare");
+  if (!rooms.includes("compare")) show(at("told"), "This server has no runs to compare.");
 } catch (refused) {
-  at("how").hidden = refused.status !== 404;
-  show(at("told"), refused.status === 404 ? "This server has no runs to compare." : refused.message);
+  if (refused.status === undefined) throw refused;
+  show(at("told"), refused.message);
 }

@@ -37,7 +37,6 @@ async function go(work, heard) {
 }
 
 function failed(refused) {
-  if (refused.status === 404) return only("none");
   if (!state) only("welcome");
   at("told").hidden = false;
   show(at("told"), refused.message);
@@ -94,14 +93,13 @@ function ranking(passages, others, there) {
     const id = `${there.at(-1)}-${place}`;
     const body = h("div", { class: "text short", dir: "auto", id }, text);
     const more = h("button", { type: "button", class: "plain small more", "aria-expanded": "false", "aria-controls": id, hidden: true,
-      onclick: () => expand(more, body, body.classList.contains("short")) }, "Show all");
-    const item = h("li", { class: "passage", "data-number": number,
+      onclick: () => expand(more, body, body.classList.contains("short")) });
+    return h("li", { class: "passage", "data-number": number,
       onpointerenter: () => mark(number, true), onpointerleave: () => mark(number, false) },
       h("span", { class: "rank", "aria-hidden": "true" }, place + 1),
       h("div", {}, body, h("div", { class: "under small soft" }, more,
         cut && h("span", {}, "Only the beginning is shown."),
         places.has(number) && h("span", {}, `no. ${places.get(number)} in ${there}`))));
-    return item;
   });
 }
 
@@ -114,7 +112,7 @@ function mark(number, on) {
 function expand(button, body, full) {
   body.classList.toggle("short", !full);
   button.setAttribute("aria-expanded", full);
-  show(button, full ? "Show less" : "Show all");
+  show(button, full ? "Show less" : "Show all", h("span", { class: "unseen" }, ` of passage ${Number(body.id.split("-")[1]) + 1}`));
 }
 
 /** All passages in full, or all short; where a short one shows everything, there is nothing to press. */
@@ -177,9 +175,18 @@ at("enter").addEventListener("submit", event => {
   localStorage.setItem(KEPT, judge);
   begin();
 });
-addEventListener("resize", () => {
-  if (state?.question) inFull(at("all").getAttribute("aria-pressed") === "true");
+let width = innerWidth;
+addEventListener("resize", () => { // a phone's bars come and go: only the width says how long texts are
+  if (width !== innerWidth && state?.question) inFull(at("all").getAttribute("aria-pressed") === "true");
+  width = innerWidth;
 });
 
-if (judge) begin();
-else only("welcome");
+try {
+  const rooms = await got("/page/rooms.json");
+  if (!rooms.includes("judge")) only("none");
+  else if (judge) begin();
+  else only("welcome");
+} catch (refused) {
+  if (refused.status === undefined) throw refused;
+  failed(refused);
+}
