@@ -175,7 +175,7 @@ def test_a_server_that_ranks_by_likelihood_has_neither_thought_nor_strategy(stre
         assert [result["index"] for result in told["results"]] == [2, 0, 1]
         assert [result.get("tied", False) for result in told["results"]] == [False, False, True]
         assert told["traces"] == []
-        assert [kind for kind, _ in answer.events] == ["order", "result"] if stream else True
+        assert [kind for kind, _ in answer.events] == ["window", "order", "result"] if stream else True
 
 
 # --- streams ---
@@ -186,8 +186,10 @@ def test_a_stream_tells_traces_orders_rankings_and_the_result(server: Served) ->
     answer = server.rerank(many, stream=True, return_documents=True, top_n=2)
     assert answer.headers["content-type"].startswith("text/event-stream")
     kinds = [kind for kind, _ in answer.events]
-    assert kinds == ["trace", "order", "ranking", "trace", "order", "result"]
-    trace, order, ranking, _, last_order, result = [told for _, told in answer.events]
+    assert kinds == ["window", "trace", "order", "ranking", "window", "trace", "order", "result"]
+    window, trace, order, ranking, _, _, last_order, result = [told for _, told in answer.events]
+    assert window == {"round": 1, "window": 1, "shown": list(range(10, 30))}
+    assert order["usage"] == {"prompt_tokens": 100, "completion_tokens": 20}
     assert (trace["round"], trace["window"], trace["reasoning"]) == (1, 1, "a thought")
     assert (order["shown"], order["tiers"][0], order["ranked"]) == (list(range(10, 30)), [11], True)
     assert sorted(ranking["indices"]) == list(range(30))
@@ -256,7 +258,7 @@ def test_an_error_in_mid_stream_is_an_event() -> None:
     script.append(Refused("no", status=403))
     with served(Reranker(ScriptedModel(script), retries=NO_RETRIES)) as server:
         events = server.rerank([f"text {i}" for i in range(30)], stream=True).events
-    assert [kind for kind, _ in events] == ["trace", "order", "ranking", "error"]
+    assert [kind for kind, _ in events] == ["window", "trace", "order", "ranking", "window", "error"]
     assert (events[-1][1]["status"], events[-1][1]["message"]) == (502, events[-1][1]["detail"])
 
 

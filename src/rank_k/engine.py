@@ -52,12 +52,20 @@ class AsksWindows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A query to be reranked. `candidates` are compared; `tail` follows them as it is."""
+    """A query to be reranked. `candidates` are compared; `tail` follows them as it is.
+
+    `name`: what the journal calls it, if not by its query's id.
+    """
 
     query: Query
     candidates: Sequence[Candidate]
     passages: Mapping[str, Passage]
     tail: tuple[str, ...] = ()
+    name: str = ""
+
+    @property
+    def kept_as(self) -> str:
+        return self.name or self.query.query_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +132,9 @@ class Engine:
     `deadline`: a `time.monotonic()` at which the work stops and every query gets its best ranking so far.
     `token_budget`: tokens, in and out, after which no further window is asked; what is under way is finished, and
     every query gets its best ranking so far. Calls found in the journal count as what they cost then.
-    `think`: how to think, if not as the asker's settings say. Hooks, called with the query's id and the round first:
+    `first`: the position in the journal's run of the first job. `think`: how to think, if not as the asker's settings
+    say. Hooks, called with the query's id and the round first: `on_window(query_id, round, window number, window)` of
+    every window before it is asked,
     `on_text(query_id, round, window number, piece)` hears what the model says while it says it,
     `on_asked(query_id, round, window number, asked)` of every window, `on_ranking(query_id, round, ranking)` of the
     best ranking so far whenever a round is over. Windows and rounds count from 0.
@@ -138,9 +148,11 @@ class Engine:
         *,
         slots: int = 16,
         run: str = "",
+        first: int = 0,
         deadline: float | None = None,
         token_budget: int | None = None,
         think: Think | None = None,
+        on_window: Callable[[str, int, int, Window], None] | None = None,
         on_asked: Callable[[str, int, int, Asked], None] | None = None,
         on_text: Callable[[str, int, int, Delta], None] | None = None,
         on_ranking: Callable[[str, int, Ranking], None] | None = None,
@@ -151,9 +163,11 @@ class Engine:
         self._journal = journal
         self._slots = slots
         self._run = run
+        self._first = first
         self._deadline = deadline
         self._token_budget = token_budget
         self._think = think
+        self._on_window = on_window
         self._on_asked = on_asked
         self._on_text = on_text
         self._on_ranking = on_ranking
@@ -166,8 +180,8 @@ class Engine:
 
     async def run(self, jobs: Iterable[Job]) -> AsyncGenerator[Result, None]:
         """The results, in the order of `jobs`. Raises what the model cannot recover from."""
-        source = enumerate(jobs)
-        next_out = 0
+        source = enumerate(jobs, self._first)
+        next_out = self._first
         exhausted = False
         try:
             while True:
@@ -182,6 +196,7 @@ class Engine:
                 if self._tasks or self._spent:  # time or tokens have run out
                     self._stop_now()
                     for position, job in source:
+                        self._begin(position, job)
                         self._finish(position, job, Ranking.of(c.doc_id for c in job.candidates), False)
                         while next_out in self._waiting:
                             yield self._result(next_out)
@@ -200,6 +215,7 @@ class Engine:
     def _open_next(self, source: Iterable[tuple[int, Job]]) -> bool:
         """Open one more query; False if there is none."""
         for position, job in source:
+            self._begin(position, job)
             steps = self._strategy(job.candidates, seed_of(job.query.query_id))
             try:
                 step = next(steps)
@@ -212,7 +228,11 @@ class Engine:
             return True
         return False
 
+    def _begin(self, position: int, job: Job) -> None:
+        self._journal.keep_query(self._run, position, job.kept_as, job.query.text)
+
     def _enqueue(self, opened: _Open) -> None:
+        self._journal.keep_round(self._run, opened.position, opened.round_number, opened.step.ranking)
         for number in range(len(opened.step.windows)):
             heapq.heappush(self._ready, (-opened.step.windows_left, opened.position, number, opened))
 
@@ -237,7 +257,7 @@ class Engine:
 
     def _finish(self, position: int, job: Job, ranking: Ranking, finished: bool) -> None:
         whole = Ranking(ranking.doc_ids + job.tail, ranking.tied + (False,) * len(job.tail), ranking.probability)
-        self._journal.keep_ranking(self._run, position, job.query.query_id, whole)
+        self._journal.keep_ranking(self._run, position, job.kept_as, whole)
         self._waiting[position] = (job.query.query_id, finished)
         self.tally.queries += 1
         if not finished:
@@ -272,6 +292,8 @@ class Engine:
             opened.texts = asyncio.create_task(self._asker.texts(opened.job.query, opened.job.passages))
             opened.texts.add_done_callback(self._count_texts)
         texts = await opened.texts
+        if self._on_window is not None:
+            self._on_window(opened.job.query.query_id, opened.round_number, number, window)
         try:
             asked = await self._asker.ask(texts, window, think=self._think, on_text=self._listener(opened, number))
         except GaveUp as error:
@@ -306,7 +328,7 @@ class Engine:
         asked = task.result()
         self.tally.add(opened.job.query.query_id, opened.round_number, asked)
         record = WindowRecord(
-            opened.job.query.query_id,
+            opened.job.kept_as,
             opened.round_number,
             number,
             asked.outcome.window,

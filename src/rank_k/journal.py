@@ -5,7 +5,9 @@ the sample. Address, time-outs, concurrency and keys are no part of it. Tables:
 
     calls     what was sent, what came back, tokens, seconds
     runs      what was to be done: one row for each command's settings
+    queries   what each run was asked, in the order of its input
     windows   which calls answered which window of which query, the order that was read, the repairs
+    rounds    how each query's ranking stood before each of its rounds
     rankings  finished queries waiting for their turn in the output
     sets      candidate sets that a teacher was asked about: what is known of each but its texts
 
@@ -83,6 +85,24 @@ _MIGRATIONS = (
         facts TEXT NOT NULL
     );
     """,
+    """
+    CREATE TABLE queries (
+        run TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        query_id TEXT NOT NULL,
+        text TEXT,
+        opened_at REAL,
+        PRIMARY KEY (run, position)
+    ) WITHOUT ROWID;
+    CREATE TABLE rounds (
+        run TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        round INTEGER NOT NULL,
+        ranking BLOB NOT NULL,
+        PRIMARY KEY (run, position, round)
+    ) WITHOUT ROWID;
+    INSERT INTO queries SELECT run, position, query_id, NULL, NULL FROM rankings;
+    """,
 )
 """Applied in order; `PRAGMA user_version` says how many a file has had. Never edited, only added to."""
 
@@ -107,6 +127,19 @@ class RunRecord:
     run: str
     started_at: float
     settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRecord:
+    """A query of a run. `position`: its place in the run's input, from 0. `text` and `opened_at` (seconds since 1970)
+    are None in journals of older versions. `finished`: whether it has a ranking."""
+
+    run: str
+    position: int
+    query_id: str
+    text: str | None
+    opened_at: float | None
+    finished: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,6 +425,61 @@ class Journal:
         row = self._db.execute("SELECT run FROM runs ORDER BY started_at DESC LIMIT 1").fetchone()
         return row[0] if row else ""
 
+    # --- queries and how their rankings came about ---
+
+    def keep_query(self, run: str, position: int, query_id: str, text: str) -> None:
+        """Note that the query in this place of a run's input is begun (or begun again)."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO queries VALUES (?, ?, ?, ?, ?)",
+            (run, position, _storable(query_id), _storable(text), time.time()),
+        )
+        self._db.execute("DELETE FROM rounds WHERE run = ? AND position = ?", (run, position))
+
+    def keep_round(self, run: str, position: int, number: int, ranking: Ranking) -> None:
+        """Note how a query's ranking stood before its round `number`, from 0: that one is the first stage's."""
+        written = zlib.compress(_ranking_written(ranking).encode(), 1)
+        self._db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?)", (run, position, number, written))
+
+    def rounds(self, run: str, position: int) -> list[Ranking]:
+        """How a query's ranking stood before each of its rounds."""
+        rows = self._db.execute(
+            "SELECT ranking FROM rounds WHERE run = ? AND position = ? ORDER BY round", (run, position)
+        )
+        return [_ranking_read(zlib.decompress(row[0])) for row in rows]
+
+    def opened(
+        self, run: str | None = None, *, find: str = "", offset: int = 0, limit: int | None = None
+    ) -> tuple[int, list[QueryRecord]]:
+        """How many queries of a run (of all runs) were begun, and those from `offset` on, in the order of the input.
+
+        `find`: only those whose id or text holds it, in whatever case its letters a to z are.
+        """
+        where, values = "TRUE", list[str | bytes]()
+        if run is not None:
+            where, values = "run = ?", [run]
+        if find:
+            where += " AND (query_id LIKE ? ESCAPE '!' OR text LIKE ? ESCAPE '!')"
+            values += [_storable("%" + "".join(f"!{c}" if c in "%_!" else c for c in find) + "%")] * 2
+        [total] = self._db.execute(f"SELECT count(*) FROM queries WHERE {where}", values).fetchone()
+        end = "ORDER BY run, position LIMIT ? OFFSET ?"
+        return total, self._query_records(f"{where} {end}", (*values, -1 if limit is None else limit, offset))
+
+    def query(self, run: str, position: int) -> QueryRecord | None:
+        """The query in that place of the run's input, or None."""
+        return next(iter(self._query_records("run = ? AND position = ?", (run, position))), None)
+
+    def _query_records(self, where: str, values: Sequence[Any]) -> list[QueryRecord]:
+        rows = self._db.execute(
+            "SELECT run, position, query_id, text, opened_at, EXISTS"
+            " (SELECT 1 FROM rankings WHERE rankings.run = queries.run AND rankings.position = queries.position)"
+            f" FROM queries WHERE {where}",
+            values,
+        )
+        return [
+            QueryRecord(run, position, _text(query_id), None if text is None else _text(text), at, bool(finished))
+            for run, position, query_id, text, at, finished in rows
+        ]
+
     # --- candidate sets ---
 
     def keep_set(self, set_id: str, facts: Mapping[str, Any]) -> None:
@@ -421,7 +509,7 @@ class Journal:
                 run,
                 position,
                 _storable(query_id),
-                json.dumps([ranking.doc_ids, [int(t) for t in ranking.tied], ranking.probability]),
+                _ranking_written(ranking),
             ),
         )
 
@@ -431,12 +519,20 @@ class Journal:
         ).fetchone()
         if row is None:
             return None
-        doc_ids, tied, probability = json.loads(row[0])
-        return Ranking(tuple(doc_ids), tuple(map(bool, tied)), probability)
+        return _ranking_read(row[0])
 
 
 def _cannot_be_opened(path: str | Path | None, error: sqlite3.Error) -> JournalError:
     return JournalError(f"journal {path} cannot be opened: {error}", "give another file with --journal")
+
+
+def _ranking_written(ranking: Ranking) -> str:
+    return json.dumps([ranking.doc_ids, [int(t) for t in ranking.tied], ranking.probability])
+
+
+def _ranking_read(written: str | bytes) -> Ranking:
+    doc_ids, tied, probability = json.loads(written)
+    return Ranking(tuple(doc_ids), tuple(map(bool, tied)), probability)
 
 
 def _usage(row: Sequence[int]) -> Usage:

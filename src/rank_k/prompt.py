@@ -65,6 +65,24 @@ def _filled(template: str, values: dict[str, str]) -> str:
     return _FIELD.sub(lambda m: values.get(m[1], m[0]), template)
 
 
+_SHOWN = re.compile(r"^\[(\d{1,6})\] (.+)$", re.MULTILINE)
+
+
+def passages_in(content: str) -> tuple[str, ...]:
+    """The passages that a message shows as lines `[1] ...`, `[2] ...`, as most templates do. Of several such lists the
+    longest: an example of one comes before it. No passage can forge another: see `harmless`."""
+    best: list[str] = []
+    found: list[str] = []
+    for line in _SHOWN.finditer(content):
+        if line[1] == "1":
+            found = []
+        if int(line[1]) == len(found) + 1:
+            found.append(line[2].removesuffix(f" [{line[1]}]"))  # where a template says the number twice
+        if len(found) > len(best):
+            best = found
+    return tuple(best)
+
+
 # --- Making text harmless --------------------------------------------------------------------------
 
 _MARKER = re.compile(r"[\[［【]\s*(\d{1,4})\s*[\]］】]")

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -30,7 +31,7 @@ from rank_k.models.retries import Retries
 from rank_k.models.student import Student, find_student
 from rank_k.once import Once
 from rank_k.prompt import PromptTemplate, read_template
-from rank_k.records import Candidate, Passage, Query, Ranking
+from rank_k.records import Candidate, Passage, Query, Ranking, Window
 from rank_k.strategies import make
 from rank_k.strategies.protocol import Strategy
 from rank_k.strategies.single import Single
@@ -171,6 +172,11 @@ class Reranker:
             )
             self.asker = Asker(self.model, self.journal, settings, template, retries, on_retry, self.concurrency)
         self.tally = Tally()
+        self._settings = {"by": self.by, "depth": depth, **self.effective}
+        if self.by == "comparison":
+            self._settings["strategy"] = _named(strategy)
+        self._ranked_in = ""  # the journal's run of what `rank` is asked
+        self._ranked = count()
         self._loop = BackgroundLoop()
         self._prepare = Once(self._prepare_once)
 
@@ -178,8 +184,9 @@ class Reranker:
         """`documents` (texts, or mappings with a "text") in the order of their relevance to `query`.
 
         Options, for this query alone: `strategy` (a name or a strategy), `think`, `max_seconds` (stop then, with the
-        best ranking so far), and the hooks `on_text(round, window, piece)`, `on_asked(round, window, asked)` and
-        `on_ranking(round, ranking)` of `engine.Engine`. Hooks are called from another thread and must not block.
+        best ranking so far), `name` (what the journal calls it), and the hooks `on_window(round, number, window)`,
+        `on_text(round, number, piece)`, `on_asked(round, number, asked)` and `on_ranking(round, ranking)` of
+        `engine.Engine`. Hooks are called from another thread and must not block.
         """
         return self._loop.run(self._rank(query, documents, **options))
 
@@ -298,6 +305,14 @@ class Reranker:
             **options,
         )
 
+    async def _run_of_ranked(self) -> str:
+        """The journal's run of what `rank` is asked: one for each reranker, begun with the first question."""
+        await self._prepare()
+        if not self._ranked_in:
+            told = {"made": "one query at a time", "model": self.model.name, **self._settings, "name": uuid4().hex}
+            self._ranked_in = self.journal.begin_run(told)
+        return self._ranked_in
+
     async def _rank(
         self,
         query: str,
@@ -306,18 +321,21 @@ class Reranker:
         max_seconds: float | None = None,
         strategy: str | Strategy | None = None,
         think: str | int | Think | None = None,
+        name: str = "",
+        on_window: Callable[[int, int, Window], None] | None = None,
         on_text: Callable[[int, int, Delta], None] | None = None,
         on_asked: Callable[[int, int, Asked], None] | None = None,
         on_ranking: Callable[[int, Ranking], None] | None = None,
     ) -> RankedHits:
-        for name, value in {"strategy": strategy, "think": think}.items():
+        for option, value in {"strategy": strategy, "think": think}.items():
             if value is not None and self.by == "likelihood":
-                raise InputError(f"{name} is for comparison, not for likelihood", "leave it out")
+                raise InputError(f"{option} is for comparison, not for likelihood", "leave it out")
         texts = [_text(document) for document in documents]
         candidates = tuple(Candidate(str(i), 1 / (i + 1)) for i in range(len(texts)))
         passages = {str(i): Passage(str(i), text) for i, text in enumerate(texts[: self.depth])}
         tail = tuple(str(i) for i in range(self.depth, len(texts)))
-        job = Job(Query("", query), candidates[: self.depth], passages, tail)
+        position = next(self._ranked)
+        job = Job(Query("", query), candidates[: self.depth], passages, tail, name or str(position + 1))
         traces: list[str] = []
         likelihoods: dict[str, float] = {}
 
@@ -330,7 +348,10 @@ class Reranker:
         engine = await self._engine(
             self.make_strategy(strategy) if isinstance(strategy, str) else strategy or self.strategy,
             max_seconds,
+            await self._run_of_ranked(),
             think=None if think is None else _thinking(think),
+            first=position,
+            on_window=on_window and (lambda _query_id, *of_window: on_window(*of_window)),
             on_asked=asked_about,
             on_text=on_text and (lambda _query_id, *of_window: on_text(*of_window)),
             on_ranking=on_ranking and (lambda _query_id, *of_round: on_ranking(*of_round)),
@@ -351,6 +372,10 @@ class Reranker:
             tally.unranked_windows,
             result.finished,
         )
+
+
+def _named(strategy: str | Strategy | None) -> str:
+    return strategy or "sliding" if isinstance(strategy, str | None) else type(strategy).__name__
 
 
 def _thinking(think: str | int | Think) -> Think:

@@ -61,13 +61,16 @@ def _pair(compared: Compared) -> list[str]:
         *(compared.first, compared.second, str(compared.queries), str(compared.judgments)),
         *_share(compared.win_rate),
         *(f"{share.value:.3f}" for share in shares),
-        f"{compared.p:.4f}",
+        _p(compared.p),
     ]
 
 
 def _sides(sides: Sides) -> list[str]:
-    p = "-" if sides.p is None else f"{sides.p:.4f}"
-    return [str(sides.judgments), str(sides.ties), *_share(sides.share), p]
+    return [str(sides.judgments), str(sides.ties), *_share(sides.share), _p(sides.p)]
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else "<0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
 def _share(share: Share | None) -> list[str]:

@@ -1,10 +1,13 @@
-"""`rank-k serve`: the model behind the API that retrieval systems know."""
+"""`rank-k serve`: the model behind the API that retrieval systems know, and a page to look at what it does."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from rank_k.cli import rooms
@@ -12,18 +15,23 @@ from rank_k.cli.model import add_asking, add_server, count, duration, key_in, re
 
 if TYPE_CHECKING:
     from rank_k.reranker import Reranker
-    from rank_k.serve.desk import Desk
     from rank_k.serve.rules import Doors, Limits
 
 NAME = "serve"
-HELP = "answer rerank requests over HTTP, as Cohere's, Jina's and other APIs do"
+HELP = "answer rerank requests over HTTP, as Cohere's, Jina's and other APIs do, and look at journals"
 EXAMPLE = "rank-k serve --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal served.sqlite"
+
+
+_JOURNAL = (
+    "with --server or --model, where calls are kept (a temporary one); with neither, a journal to look at, which is not"
+    " written to: that of a finished or a running job"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_server(parser, "--server-key-env")
     add_asking(parser)
-    parser.add_argument("--journal", type=Path, metavar="FILE", help="keeps every call (a temporary one)")
+    parser.add_argument("--journal", type=Path, metavar="FILE", help=_JOURNAL)
     rooms.add_arguments(parser)
     door = parser.add_argument_group("who may ask")
     door.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="listen on this address")
@@ -47,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from rank_k.errors import MissingWeights
     from rank_k.models.retries import Retries
     from rank_k.reranker import Reranker
     from rank_k.serve.desk import Desk
@@ -57,21 +66,55 @@ def run(args: argparse.Namespace) -> int:
     check_doors(doors, insecure=args.insecure)
     options = reranker_options(args)
     _check_keys(doors.keys, options["api_key"])
-    # Fewer tries than a run has: somebody is waiting.
-    retries = Retries(overloaded=6, broken=3)
-    with (
-        rooms.rooms(args) as beside,
-        Reranker(args.model, journal=args.journal, retries=retries, **options) as reranker,
-    ):
-        _prepare(reranker)
-        desk = Desk(reranker, _limits(args, reranker.concurrency), _tell)
-        serve(desk, doors, args.port, lambda url: _say_ready(desk, url), beside)
+    looks = args.server is None and args.model is None and (args.journal is not None or args.compare is not None)
+    if looks and args.journal is not None:
+        _check_journal(args.journal)
+    with ExitStack() as stack:
+        beside = stack.enter_context(rooms.rooms(args))
+        file = stack.enter_context(_temporary()) if looks or args.journal is None else args.journal
+        try:
+            # Fewer tries than a run has: somebody is waiting.
+            made = Reranker(args.model, journal=file, retries=Retries(overloaded=6, broken=3), **options)
+        except MissingWeights as error:
+            if not looks:
+                raise
+            print(f"rank-k serve: {error.problem}: nothing can be ranked", file=sys.stderr)
+            reranker = None
+        else:
+            reranker = stack.enter_context(made)
+            if not looks:  # else the model starts when somebody has use for it
+                _prepare(reranker)
+        limits = _limits(args, reranker.concurrency if reranker else 1)
+        desk = Desk(reranker, limits, _tell, journal=args.journal if looks else None)
+        what = ", ".join(map(str, [args.journal] if args.journal else args.compare)) if looks else desk.model
+        serve(
+            desk,
+            doors,
+            args.port,
+            lambda url: print(f"rank-k serve: {what or 'the model'} at {url}", flush=True),
+            beside,
+        )
     print("rank-k serve: stopped", file=sys.stderr)
     return 0
 
 
-def _say_ready(desk: Desk, url: str) -> None:
-    print(f"rank-k serve: {desk.model or 'the model'} at {url}", flush=True)
+def _check_journal(file: Path) -> None:
+    from rank_k.errors import InputError
+    from rank_k.journal import Journal
+
+    if not file.is_file():
+        raise InputError(
+            f"there is no journal {file}", "name a model (--server or --model) whose calls are to be kept there"
+        )
+    with closing(Journal(file, read_only=True)):
+        pass
+
+
+@contextmanager
+def _temporary() -> Iterator[Path]:
+    """A journal's file for as long as the server runs, beside nobody else's: for the page to look at."""
+    with TemporaryDirectory(prefix="rank-k-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder) / "served.sqlite"
 
 
 def port(text: str) -> int:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from uuid import uuid4
 
 from rank_k.hits import Hit, RankedHits
 from rank_k.serve.requests import Wanted
 
 
-def answer(wanted: Wanted, hits: RankedHits, model: str) -> Any:
-    """What `wanted` is answered with. Scores are 1 / rank: within (0, 1] and strictly decreasing."""
+def answer(wanted: Wanted, hits: RankedHits, model: str, name: str) -> Any:
+    """What `wanted`, the request called `name`, is answered with. Scores are 1 / rank: within (0, 1] and strictly
+    decreasing."""
     if wanted.bare:
         return [_bare(hit, wanted.return_documents) for hit in hits]
     usage = hits.usage
     told: dict[str, Any] = {
-        "id": str(uuid4()),
+        "id": name,
         "object": "rerank",
         "model": model,
         "results": [_result(hit, wanted.return_documents) for hit in hits[: wanted.top_n]],

@@ -6,13 +6,16 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
 
+from rank_k.errors import MissingExtra
 from rank_k.extras import load
 from rank_k.hits import RankedHits
-from rank_k.serve import pages
+from rank_k.serve import demo, pages
 from rank_k.serve.answers import answer, encoded
 from rank_k.serve.desk import Desk
 from rank_k.serve.guard import OPEN_PATHS, App, Guard, Receive, Scope, Send
+from rank_k.serve.looking import Looking
 from rank_k.serve.openapi import document
 from rank_k.serve.refusals import Refusal
 from rank_k.serve.requests import Wanted, wanted
@@ -36,7 +39,7 @@ class Room(Protocol):
     def open_paths(self) -> frozenset[str]:
         """Those that need no key."""
 
-    def routes(self, desk: Desk) -> list[Any]:
+    def routes(self, desk: Desk, doors: Doors) -> list[Any]:
         """Starlette's. What goes wrong in there the desk is told."""
 
 
@@ -51,9 +54,11 @@ def make_app(desk: Desk, doors: Doors = Doors(), rooms: Sequence[Room] = ()) -> 
         routing.Route("/health", endpoints.health),
         routing.Route("/metrics", endpoints.metrics),
         routing.Route("/openapi.json", endpoints.openapi),
+        routing.Route("/demo", endpoints.demo),
+        *Looking(desk.journal, doors, _json).routes(),
         *pages.routes(),
         routing.Route("/page/rooms.json", _Rooms(rooms).answer),
-        *(route for room in rooms for route in room.routes(desk)),
+        *(route for room in rooms for route in room.routes(desk, doors)),
     ]
     starlette = load("starlette.applications").Starlette(
         routes=routes,
@@ -89,20 +94,26 @@ class _Endpoints:
         client = request.scope["state"]["client"]
         if asked.stream:
             return self._stream(asked, client)
-        hits = await _while_there(request, desk.rank(asked, client))
-        return _json(answer(asked, hits, desk.model))
+        name = str(uuid4())
+        hits = await _while_there(request, desk.rank(asked, client, name))
+        return _json(answer(asked, hits, desk.model, name))
 
     def _stream(self, asked: Wanted, client: str) -> EventStream:
-        desk = self._desk
+        desk, name = self._desk, str(uuid4())
 
         async def work(events: Events) -> RankedHits:
-            return await desk.rank(asked, client, events)
+            return await desk.rank(asked, client, name, events)
 
-        return EventStream(work, lambda hits: answer(asked, hits, desk.model), desk.failed, desk.limits.stall_seconds)
+        def finish(hits: RankedHits) -> Any:
+            return answer(asked, hits, desk.model, name)
+
+        return EventStream(work, finish, desk.failed, desk.limits.stall_seconds)
 
     async def models(self, request: Request) -> Response:
-        card = {"id": self._desk.model, "object": "model", "created": self._started, "owned_by": "rank-k"}
-        return _json({"object": "list", "data": [card]})
+        """The one model there is, if there is one; `ranks_by` is our own."""
+        desk = self._desk
+        card = {"id": desk.model, "object": "model", "created": self._started, "owned_by": "rank-k"}
+        return _json({"object": "list", "data": [{**card, "ranks_by": desk.by}] if desk.by else []})
 
     async def health(self, request: Request) -> Response:
         if self._desk.admission.closed:
@@ -114,6 +125,12 @@ class _Endpoints:
 
     async def openapi(self, request: Request) -> Response:
         return _response(self._openapi, 200, {"Content-Type": "application/json"})
+
+    async def demo(self, request: Request) -> Response:
+        try:
+            return _json({"questions": await asyncio.to_thread(demo.questions)})
+        except MissingExtra as error:
+            raise Refusal(404, f"the demo's passages cannot be had here: {error.remedy}") from None
 
     async def broken(self, request: Request, error: Exception) -> Response:
         """A fault of this program. Whoever runs it hears of it; the client does not see its insides."""

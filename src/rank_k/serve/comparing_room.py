@@ -20,6 +20,7 @@ from rank_k.serve.app import _json as json_response
 from rank_k.serve.app import _response as response
 from rank_k.serve.desk import Desk
 from rank_k.serve.refusals import Refusal
+from rank_k.serve.rules import Doors
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -41,13 +42,15 @@ class ComparingRoom:
     def open_paths(self) -> frozenset[str]:
         return frozenset({self._path})
 
-    def routes(self, desk: Desk) -> list[Any]:
+    def routes(self, desk: Desk, doors: Doors) -> list[Any]:
         route: Any = load("starlette.routing").Route
-        self._desk = desk
+        self._desk, self._doors = desk, doors
         return [route("/compare/report", self._address), route("/compare/{secret}", self._page)]
 
     async def _address(self, request: Request) -> Response:
         """Where the report is, once it is made."""
+        if self._doors.open_to_all:
+            raise Refusal(403, "anybody can reach this server: it shows the report only to who has a key")
         await self._made_or_refused()
         return json_response({"path": self._path})
 

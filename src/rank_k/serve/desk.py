@@ -9,13 +9,14 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, Protocol
 
 from rank_k.ask import Asked
 from rank_k.errors import InputError, RankKError
 from rank_k.hits import RankedHits
-from rank_k.models.base import Delta
-from rank_k.records import Ranking
+from rank_k.models.base import Delta, RanksBy
+from rank_k.records import Ranking, Window
 from rank_k.reranker import Reranker
 from rank_k.serve.admission import Admission
 from rank_k.serve.answers import unchanged
@@ -28,6 +29,9 @@ from rank_k.serve.rules import Limits
 class Audience(Protocol):
     """Hears of a ranking while it forms. Called from another thread; must not block."""
 
+    def on_window(self, round_number: int, number: int, window: Window) -> None:
+        """A window is being asked about."""
+
     def on_text(self, round_number: int, window: int, piece: Delta) -> None:
         """A piece of what the model says of a window."""
 
@@ -39,14 +43,21 @@ class Audience(Protocol):
 
 
 class Desk:
-    """`on_error` is told what goes wrong behind the server: clients get no more than its kind.
+    """`on_error` is told what goes wrong behind the server: clients get no more than its kind. Without a reranker no
+    request is worked on. `journal`: what the page shows, if not the reranker's own.
 
     Does not own `reranker`: whoever made it closes it, after `stop`.
     """
 
     def __init__(
-        self, reranker: Reranker, limits: Limits = Limits(), on_error: Callable[[Exception], None] | None = None
+        self,
+        reranker: Reranker | None,
+        limits: Limits = Limits(),
+        on_error: Callable[[Exception], None] | None = None,
+        *,
+        journal: Path | None = None,
     ) -> None:
+        self.journal = journal or (None if reranker is None else reranker.journal.path)
         self.limits = limits
         self.admission = Admission(limits)
         self.metrics = Metrics(lambda: self.admission.running, lambda: self.admission.waiting)
@@ -57,15 +68,21 @@ class Desk:
 
     @property
     def model(self) -> str:
-        """The model's name."""
-        return self._reranker.model.name
+        """The model's name; empty where there is none."""
+        return self._reranker.model.name if self._reranker else ""
 
-    async def rank(self, wanted: Wanted, client: str, audience: Audience | None = None) -> RankedHits:
-        """The ranking. Cancelling it cancels the work down to the model. Raises a `Refusal` where there is none.
+    @property
+    def by(self) -> RanksBy | None:
+        """What is ranked by, if anything is."""
+        return self._reranker.by if self._reranker else None
 
+    async def rank(self, wanted: Wanted, client: str, name: str, audience: Audience | None = None) -> RankedHits:
+        """The ranking, which the journal keeps as `name`. Cancelling it cancels the work down to the model.
+
+        Raises a `Refusal` where there is none.
         A deadline counts from now; whose turn has not come by then gets the documents as they are.
         """
-        self._check(wanted)
+        reranker = self._checked(wanted)
         ends = None if wanted.deadline_seconds is None else time.monotonic() + wanted.deadline_seconds
         async with AsyncExitStack() as stack:
             try:
@@ -74,7 +91,7 @@ class Desk:
             except TimeoutError:
                 hits = unchanged(wanted)
             else:
-                hits = await self._finished_or_refused(wanted, ends, audience)
+                hits = await self._finished_or_refused(reranker, wanted, ends, name, audience)
         self.metrics.ranked(hits)
         return hits
 
@@ -99,13 +116,18 @@ class Desk:
             self._on_error(error)
         return of_error(error)
 
-    def _check(self, wanted: Wanted) -> None:
+    def _checked(self, wanted: Wanted) -> Reranker:
         """Refuse what this server's model has no use for: better than to leave it out in silence."""
+        if self._reranker is None:
+            raise Refusal(503, "this server has no model: it shows a journal and ranks nothing")
         for name, value in {"think": wanted.think, "strategy": wanted.strategy}.items():
             if value is not None and self._reranker.by == "likelihood":
                 raise invalid(name, "this server ranks by likelihood, which has none; leave it out")
+        return self._reranker
 
-    async def _finished_or_refused(self, wanted: Wanted, ends: float | None, audience: Audience | None) -> RankedHits:
+    async def _finished_or_refused(
+        self, reranker: Reranker, wanted: Wanted, ends: float | None, name: str, audience: Audience | None
+    ) -> RankedHits:
         answered, gave_up = False, None
 
         def on_asked(round_number: int, window: int, asked: Asked) -> None:
@@ -116,12 +138,14 @@ class Desk:
                 audience.on_asked(round_number, window, asked)
 
         work = asyncio.create_task(
-            self._reranker.arank(
+            reranker.arank(
                 wanted.query,
                 wanted.documents,
-                strategy=self._strategy(wanted),
+                name=name,
+                strategy=_strategy(reranker, wanted),
                 think=wanted.think,
                 max_seconds=None if ends is None else max(ends - time.monotonic(), 0.0),
+                on_window=audience and audience.on_window,
                 on_text=audience and audience.on_text,
                 on_asked=on_asked,
                 on_ranking=audience and audience.on_ranking,
@@ -142,11 +166,12 @@ class Desk:
             raise self.failed(gave_up)  # a run goes on with its other queries, but here there is nothing else
         return hits
 
-    def _strategy(self, wanted: Wanted) -> Any:
-        try:
-            return None if wanted.strategy is None else self._reranker.make_strategy(wanted.strategy)
-        except InputError as error:
-            raise invalid("strategy", f"{wanted.strategy} does not go with this server's windows") from error
+
+def _strategy(reranker: Reranker, wanted: Wanted) -> Any:
+    try:
+        return None if wanted.strategy is None else reranker.make_strategy(wanted.strategy)
+    except InputError as error:
+        raise invalid("strategy", f"{wanted.strategy} does not go with this server's windows") from error
 
 
 def _is_being_cancelled() -> bool:

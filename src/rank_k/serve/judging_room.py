@@ -24,6 +24,7 @@ from rank_k.serve.judging import Judge, Question, Questions, Store, shown
 from rank_k.serve.judgments import JudgmentFile
 from rank_k.serve.refusals import Refusal, invalid
 from rank_k.serve.requests import json_object
+from rank_k.serve.rules import Doors
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -48,9 +49,9 @@ class JudgingRoom:
         self._judges: dict[str, Judge] = {}
         self._writing = asyncio.Lock()
 
-    def routes(self, desk: Desk) -> list[Any]:
+    def routes(self, desk: Desk, doors: Doors) -> list[Any]:
         route: Any = load("starlette.routing").Route
-        self._desk = desk
+        self._desk, self._doors = desk, doors
         return [
             route("/judge/question", self._question),
             route("/judge/choice", self._choice, methods=["POST"]),
@@ -85,6 +86,8 @@ class JudgingRoom:
         return await self._where(judge, question)
 
     async def _judgments(self, request: Request) -> Response:
+        if self._doors.open_to_all:
+            raise Refusal(403, "anybody can reach this server: take the file itself, or have it ask for a key")
         async with self._writing:
             content = await asyncio.to_thread(self._file.content)
         name = "judgments.jsonl"

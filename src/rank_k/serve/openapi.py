@@ -142,7 +142,7 @@ _REFUSALS = {
 
 def _rerank(path: str, asked: dict[str, Any], answered: dict[str, Any]) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    kinds = {"enum": ["trace", "order", "ranking", "result", "error"]}
+    kinds = {"enum": ["window", "trace", "order", "ranking", "result", "error"]}
     events = {"schema": {**_object({"event": kinds, "data": _NAME}, "event", "data"), "description": "each event"}}
     return {
         "summary": "order documents by their relevance to a query",

@@ -1,7 +1,8 @@
 """A ranking as server-sent events: what the model says of each window, each order, the ranking so far, the result.
 
+    event: window    {"round", "window", "shown"}                    it is being asked about
     event: trace     {"round", "window", "reasoning", "text"}        pieces, to be put together
-    event: order     {"round", "window", "shown", "tiers", "ranked", "repairs"}
+    event: order     {"round", "window", "shown", "tiers", "ranked", "repairs", "usage"}
     event: ranking   {"round", "indices"}                            the best so far, where more rounds follow
     event: result    what the same request gets without `stream`
     event: error     {"status", "message", "detail"}                 instead of a result
@@ -19,7 +20,7 @@ from typing import Any
 from rank_k.ask import Asked
 from rank_k.hits import RankedHits
 from rank_k.models.base import Delta
-from rank_k.records import Ranking
+from rank_k.records import Ranking, Window
 from rank_k.serve.answers import encoded
 from rank_k.serve.desk import Audience
 from rank_k.serve.guard import Receive, Scope, Send, send_refusal
@@ -36,11 +37,16 @@ class Events(Audience):
         self._pending: list[tuple[str, dict[str, Any]]] = []
         self._news = asyncio.Event()
 
+    def on_window(self, round_number: int, number: int, window: Window) -> None:
+        told = {"round": round_number + 1, "window": number + 1, "shown": _indices(window.doc_ids)}
+        self._post("window", told)
+
     def on_text(self, round_number: int, window: int, piece: Delta) -> None:
         told = {"round": round_number + 1, "window": window + 1, "reasoning": piece.reasoning, "text": piece.text}
         self._post("trace", told)
 
     def on_asked(self, round_number: int, window: int, asked: Asked) -> None:
+        usage = {"prompt_tokens": asked.usage.prompt_tokens, "completion_tokens": asked.usage.completion_tokens}
         for order in asked.outcome.orders:
             told = {
                 "round": round_number + 1,
@@ -49,6 +55,7 @@ class Events(Audience):
                 "tiers": [_indices(tier) for tier in order.tiers],
                 "ranked": order.ranked,
                 "repairs": dict(asked.repairs),
+                "usage": usage,
             }
             self._post("order", told)
 
