@@ -463,6 +463,19 @@ def test_where_a_key_is_asked_for_judging_needs_it(tmp_path: Path) -> None:
         assert server.get("/judge").status == 200, "the page itself tells nothing"
 
 
+def test_who_lets_in_everybody_gives_nobody_the_names(tmp_path: Path) -> None:
+    """Judges may come from elsewhere without a key; the export, and the report, are for who has one."""
+    file = JudgmentFile(tmp_path / "judgments.jsonl")
+    rooms = [JudgingRoom(asked(), Texts(), file), ComparingRoom(lambda: "secret")]
+    with served(Reranker(ScriptedModel([])), doors=Doors(host="0.0.0.0"), rooms=rooms) as server:
+        assert say(server, at(server), "left").status == 200
+        for path in ("/judge/judgments.jsonl", "/compare/report"):
+            answer = server.get(path)
+            assert answer.status == 403
+            assert "secret" not in answer.raw.decode()
+    file.close()
+
+
 def test_a_judgment_that_cannot_be_kept_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with study(tmp_path / "judgments.jsonl") as server:
         state = at(server)
