@@ -92,11 +92,15 @@ class Served:
 
 @contextmanager
 def served(
-    reranker: Reranker, limits: Limits = Limits(), doors: Doors = Doors(), rooms: Sequence[Room] = ()
+    reranker: Reranker | None,
+    limits: Limits = Limits(),
+    doors: Doors = Doors(),
+    journal: Path | None = None,
+    rooms: Sequence[Room] = (),
 ) -> Iterator[Served]:
     """In a thread. Closes `reranker` in the end."""
     errors: list[Exception] = []
-    desk = Desk(reranker, limits, errors.append)
+    desk = Desk(reranker, limits, errors.append, journal=journal)
     server, sock, url = bound(desk, doors, 0, rooms)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
@@ -105,7 +109,8 @@ def served(
     finally:
         server.should_exit = True
         thread.join(timeout=30)
-        reranker.close()
+        if reranker is not None:
+            reranker.close()
         sock.close()
         assert not thread.is_alive()
 

@@ -19,12 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rank_k import Reranker, ScriptedModel
 from rank_k.cli import main
 from rank_k.data.files import read_translations
 from rank_k.errors import FormatError, InputError
 from rank_k.evaluation.preferences import UNDONE, Judgment, read_judgments
 from rank_k.records import Candidate, Passage, Query
+from rank_k.serve.app import Room
 from rank_k.serve.comparing_room import ComparingRoom
 from rank_k.serve.judging import MOST_CHARACTERS, Judge, Questions, file_names, questions, shown
 from rank_k.serve.judging_room import JudgingRoom
@@ -277,7 +277,7 @@ def study(
     file = JudgmentFile(path)
     try:
         room = JudgingRoom(of or asked(), store or Texts(), file)
-        with served(Reranker(ScriptedModel([])), doors=doors, rooms=[room]) as running:
+        with served(None, doors=doors, rooms=[room]) as running:
             yield running
     finally:
         file.close()
@@ -466,8 +466,8 @@ def test_where_a_key_is_asked_for_judging_needs_it(tmp_path: Path) -> None:
 def test_who_lets_in_everybody_gives_nobody_the_names(tmp_path: Path) -> None:
     """Judges may come from elsewhere without a key; the export, and the report, are for who has one."""
     file = JudgmentFile(tmp_path / "judgments.jsonl")
-    rooms = [JudgingRoom(asked(), Texts(), file), ComparingRoom(lambda: "secret")]
-    with served(Reranker(ScriptedModel([])), doors=Doors(host="0.0.0.0"), rooms=rooms) as server:
+    rooms: list[Room] = [JudgingRoom(asked(), Texts(), file), ComparingRoom(lambda: "secret")]
+    with served(None, doors=Doors(host="0.0.0.0"), rooms=rooms) as server:
         assert say(server, at(server), "left").status == 200
         for path in ("/judge/judgments.jsonl", "/compare/report"):
             answer = server.get(path)
@@ -526,7 +526,7 @@ def test_the_report_is_made_once_beside_other_work() -> None:
 
     key = "sk-compare-0123456789"
     room = ComparingRoom(make)
-    with served(Reranker(ScriptedModel([])), doors=Doors(keys=(key,)), rooms=[room]) as server:
+    with served(None, doors=Doors(keys=(key,)), rooms=[room]) as server:
         assert server.get("/compare/report").status == 401
         answers: list[Answer] = []
         waiting = [
@@ -564,7 +564,7 @@ def test_a_report_that_cannot_be_made_may_be_made_later() -> None:
             raise result
         return result
 
-    with served(Reranker(ScriptedModel([])), rooms=[ComparingRoom(make)]) as server:
+    with served(None, rooms=[ComparingRoom(make)]) as server:
         refused = server.get("/compare/report")
         assert refused.status == 500
         assert "secret" not in refused.raw.decode()

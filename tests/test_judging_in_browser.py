@@ -10,7 +10,6 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from rank_k import Reranker, ScriptedModel
 from rank_k.evaluation.preferences import read_judgments
 from rank_k.evaluation.report import report
 from rank_k.records import Candidate, Query
@@ -65,7 +64,7 @@ def study(path: Path, doors: Doors = Doors()) -> Iterator[Served]:
         ComparingRoom(lambda: report(assessed(), MADE, TEXTS, links)),
     ]
     try:
-        with served(Reranker(ScriptedModel([])), doors=doors, rooms=rooms) as running:
+        with served(None, doors=doors, rooms=rooms) as running:
             yield running
     finally:
         file.close()
@@ -257,7 +256,7 @@ def test_the_report_stands_among_the_pages(opened: tuple[Page, Shoot], server: S
 
 
 def test_without_runs_both_pages_say_how_to_name_them(browser: Browser) -> None:
-    with served(Reranker(ScriptedModel([]))) as server:
+    with served(None) as server:
         page = browser.new_page()
         elsewhere, complaints = watched(page, server.url)
         for path in ("/judge", "/compare"):

@@ -1,0 +1,68 @@
+// A ranking as a list that rearranges itself under the reader's eyes.
+
+import { h, hue } from "/page/dom.js";
+
+const CALM = matchMedia("(prefers-reduced-motion: reduce)");
+
+/** Shows `passages` (texts) in `list`, an `ol`. They are named by their place, from 0, in which they came. */
+export class RankingList {
+  constructor(list, passages) {
+    this.list = list;
+    this.rows = passages.map((text, place) => new Row(text, place));
+    this.set(passages.map((_, place) => [place]));
+  }
+
+  /** `tiers`: places, best first, those of one tier level. */
+  set(tiers) {
+    const before = new Map(this.rows.map(row => [row, row.element.getBoundingClientRect().top]));
+    let rank = 0;
+    const order = tiers.flatMap(tier => tier.map((place, at) => this.rows[place].moved((rank += 1), at > 0, at < tier.length - 1)));
+    this.list.replaceChildren(...order.map(row => row.element));
+    if (CALM.matches) return;
+    for (const row of order) {
+      const way = before.get(row) - row.element.getBoundingClientRect().top;
+      if (before.get(row) && way) {
+        row.element.animate([{ transform: `translateY(${way}px)` }, { transform: "none" }], { duration: 450, easing: "ease" });
+      }
+    }
+  }
+
+  /** Mark the passages at these places (of a window, say), and no others. */
+  mark(places) {
+    const marked = new Set(places);
+    this.rows.forEach((row, place) => row.element.classList.toggle("marked", marked.has(place)));
+  }
+
+  /** Show where the passage at `place` stands. */
+  point(place) {
+    this.rows[place].element.scrollIntoView({ block: "nearest" });
+    this.rows[place].button.focus({ preventScroll: true });
+  }
+}
+
+class Row {
+  constructor(text, place) {
+    this.place = place;
+    this.rank = h("span", { class: "rank n" });
+    this.move = h("span", { class: "move n" });
+    this.button = h("button", { type: "button", class: "text", dir: "auto", "aria-expanded": "false", onclick: () => this.open() },
+      text.trim() || "(empty)");
+    this.element = h("li", { class: hue(place + 1) }, this.rank, h("span", { class: "dot", "aria-hidden": "true" }), this.button, this.move);
+  }
+
+  open() {
+    const open = this.element.classList.toggle("open");
+    this.button.setAttribute("aria-expanded", String(open));
+  }
+
+  moved(rank, level, levelWithNext) {
+    const up = this.place + 1 - rank;
+    this.rank.replaceChildren(level ? h("span", { class: "tie", title: "level with the one above" }, "=") : "", String(rank));
+    this.element.classList.toggle("level", level);
+    this.element.classList.toggle("level-next", levelWithNext);
+    this.move.className = `move n ${up > 0 ? "gain" : up < 0 ? "loss" : "soft"}`;
+    this.move.title = `was ${this.place + 1}`;
+    this.move.replaceChildren(up > 0 ? `▲ ${up}` : up < 0 ? `▼ ${-up}` : "–");
+    return this;
+  }
+}
