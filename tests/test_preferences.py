@@ -417,6 +417,34 @@ def test_the_command_tells_programs_the_same(evaluate: Told, files: list[Path]) 
     assert [judge["name"] for judge in told["judges"]] == ["anna", "ben"]
 
 
+DOCUMENTATION = (Path(__file__).parents[1] / "docs" / "judging.md").read_text(encoding="utf-8")
+
+
+def test_the_documentation_shows_what_the_command_says(evaluate: Told, tmp_path: Path) -> None:
+    """Two judges who see the same truth, each through a noise of their own."""
+    chance = random.Random(1)
+    rows = []
+    for query in range(30):
+        truth = chance.choices(CHOICES, [1, 6, 3])[0]
+        for judge, sharpness in (("anna", 0.8), ("ben", 0.7)):
+            said = truth if chance.random() < sharpness else chance.choice(CHOICES)
+            row = judgment(query, said, judge, chance.randint(5, 40), swapped=chance.random() < 0.5)
+            names = {"a": "bm25.trec", "b": "reranked.trec"}
+            rows.append(replace(row, left=names[row.left], right=names[row.right]))
+    out, _ = evaluate("--preferences", written(tmp_path / "said.jsonl", rows))
+    assert f"$ rank-k evaluate --preferences said.jsonl\n{out}```" in DOCUMENTATION
+
+
+def test_the_documentation_tells_how_many_queries_are_enough() -> None:
+    for count in (25, 50, 100, 200, 400):
+        ends = [
+            f"{end:.2f}".lstrip("0")
+            for value in (0.5, 0.7)
+            for end in (share(value, count).low, share(value, count).high)
+        ]
+        assert "| {} | {} to {} | {} to {} |".format(count, *ends) in DOCUMENTATION
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
