@@ -618,6 +618,12 @@ def test_the_command_serves_both_pages(folder: Path) -> None:
     assert "rank-k evaluate bad.trec good.trec --qrels qrels --baseline bad.trec" in report
 
 
+def test_judging_needs_no_model(folder: Path) -> None:
+    with command("--compare", "bad.trec", "good.trec", *FILES, "--judgments", "said.jsonl") as running:
+        assert running.served.get("/page/rooms.json").json == ["judge"]
+        assert say(running.served, at(running.served), "tie").json["done"] == 1
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -56,6 +56,7 @@ def rooms(args: argparse.Namespace) -> Iterator[list[Room]]:
 def _comparing(args: argparse.Namespace) -> Room | None:
     """The report that `rank-k evaluate` makes of the same arguments; None where nothing has been judged."""
     from rank_k.data.files import read_qrels
+    from rank_k.extras import load
     from rank_k.serve.comparing_room import ComparingRoom
     from rank_k.serve.pages import PAGES
 
@@ -63,7 +64,8 @@ def _comparing(args: argparse.Namespace) -> Room | None:
     judged = args.qrels or (None if dataset is None else dataset.qrels)
     if judged is None:
         return None
-    read_qrels(judged)  # mistakes are found now rather than when somebody looks
+    load("jinja2")  # what is missing, and mistakes in files, are found now rather than when somebody looks
+    read_qrels(judged)
     words = [*map(str, args.compare), *(["--baseline", str(args.compare[0])] if len(args.compare) > 1 else [])]
     for option in ("qrels", "dataset", "queries"):
         if (value := getattr(args, option)) is not None:

@@ -16,11 +16,10 @@ from rank_k.errors import RankKError
 from rank_k.evaluation.page import security_policy
 from rank_k.extras import load
 from rank_k.once import Once
-from rank_k.serve.app import _json as json_response
-from rank_k.serve.app import _response as response
 from rank_k.serve.desk import Desk
 from rank_k.serve.refusals import Refusal
 from rank_k.serve.rules import Doors
+from rank_k.serve.wire import json_response, response
 
 if TYPE_CHECKING:
     from starlette.requests import Request

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any
 from rank_k.errors import InputError, RankKError
 from rank_k.evaluation.preferences import CHOICES, UNDONE
 from rank_k.extras import load
-from rank_k.serve.app import _body as posted_body
-from rank_k.serve.app import _json as json_response
-from rank_k.serve.app import _response as response
 from rank_k.serve.desk import Desk
 from rank_k.serve.judging import Judge, Question, Questions, Store, shown
 from rank_k.serve.judgments import JudgmentFile
 from rank_k.serve.refusals import Refusal, invalid
 from rank_k.serve.requests import json_object
 from rank_k.serve.rules import Doors
+from rank_k.serve.wire import json_response, posted_body, response
 
 if TYPE_CHECKING:
     from starlette.requests import Request
