@@ -9,7 +9,7 @@ import stat
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -103,6 +103,17 @@ def test_sides_are_a_fair_coin_that_falls_the_same_again(judge: str, query_id: s
         return question.systems[question.sides(judge)[0]]
 
     assert sides(("a", "b")) == sides(("b", "a")), "in whatever order the runs are named"
+
+
+def test_sides_cannot_be_worked_out_from_what_is_shown() -> None:
+    """Who knows names, queries and the passages shown still lacks what is further down."""
+
+    def sides(further: str) -> tuple[int, int]:
+        runs = {"a": {"q1": candidates("d1", "d2", further)}, "b": {"q1": candidates("d2", "d1")}}
+        (question,) = questions(QUERIES, {}, runs, depth=2).asked
+        return question.sides("anna")
+
+    assert len({sides(f"d{number}") for number in range(3, 30)}) == 2
 
 
 def test_sides_change_with_judge_and_query() -> None:
@@ -272,12 +283,16 @@ def test_a_row_that_did_not_fit_is_not_there(tmp_path: Path, row: Judgment, monk
 
 @contextmanager
 def study(
-    path: Path, doors: Doors = Doors(), store: Texts | None = None, of: Questions | None = None
+    path: Path,
+    doors: Doors = Doors(),
+    store: Texts | None = None,
+    of: Questions | None = None,
+    beside: Sequence[Room] = (),
 ) -> Iterator[Served]:
     file = JudgmentFile(path)
     try:
         room = JudgingRoom(of or asked(), store or Texts(), file)
-        with served(None, doors=doors, rooms=[room]) as running:
+        with served(None, doors=doors, rooms=[room, *beside]) as running:
             yield running
     finally:
         file.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -13,15 +13,12 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from rank_k.evaluation.preferences import read_judgments
 from rank_k.evaluation.report import report
 from rank_k.records import Candidate, Query
-from rank_k.serve.app import Room
 from rank_k.serve.comparing_room import ComparingRoom
 from rank_k.serve.judging import questions
-from rank_k.serve.judging_room import JudgingRoom
-from rank_k.serve.judgments import JudgmentFile
 from rank_k.serve.pages import PAGES
 from rank_k.serve.rules import Doors
 from tests.serving import Served, served
-from tests.test_judging import HEBREW, HOSTILE, SYSTEMS, Texts
+from tests.test_judging import HEBREW, HOSTILE, SYSTEMS, Texts, study
 from tests.test_report import MADE, TEXTS, assessed
 from tests.test_report_in_browser import CHROMIUM, SIZES, THEMES, WIDER_THAN_THE_PAGE
 
@@ -49,8 +46,7 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
-@contextmanager
-def study(path: Path, doors: Doors = Doors()) -> Iterator[Served]:
+def small_study(path: Path, doors: Doors = Doors()) -> AbstractContextManager[Served]:
     """Four queries by two systems, and a report."""
     runs = {
         name: {q: [Candidate(f"{q}-{n}", -place) for place, n in enumerate(order)] for q in QUERIES}
@@ -58,21 +54,13 @@ def study(path: Path, doors: Doors = Doors()) -> Iterator[Served]:
     }
     store = Texts({f"{q}-{n}": text for q in QUERIES for n, text in PASSAGES.items()})
     links = [(page.path, page.title, page.path == "/compare") for page in PAGES]
-    file = JudgmentFile(path)
-    rooms: list[Room] = [
-        JudgingRoom(questions(QUERIES, TRANSLATIONS, runs), store, file),
-        ComparingRoom(lambda: report(assessed(), MADE, TEXTS, links)),
-    ]
-    try:
-        with served(None, doors=doors, rooms=rooms) as running:
-            yield running
-    finally:
-        file.close()
+    report_room = ComparingRoom(lambda: report(assessed(), MADE, TEXTS, links))
+    return study(path, doors, store, questions(QUERIES, TRANSLATIONS, runs), [report_room])
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Served]:
-    with study(tmp_path / "judgments.jsonl") as running:
+    with small_study(tmp_path / "judgments.jsonl") as running:
         yield running
 
 
@@ -268,7 +256,7 @@ def test_without_runs_both_pages_say_how_to_name_them(browser: Browser) -> None:
 
 
 def test_where_a_key_is_asked_for_it_is_given_once(browser: Browser, tmp_path: Path) -> None:
-    with study(tmp_path / "judgments.jsonl", Doors(keys=("sk-judges-0123456789",))) as server:
+    with small_study(tmp_path / "judgments.jsonl", Doors(keys=("sk-judges-0123456789",))) as server:
         page = browser.new_page()
         page.goto(f"{server.url}/judge")
         page.locator("#key").fill("sk-judges-0123456789")
@@ -287,7 +275,7 @@ def test_where_a_key_is_asked_for_it_is_given_once(browser: Browser, tmp_path: P
 
 def test_a_server_that_went_away_loses_nothing(browser: Browser, tmp_path: Path) -> None:
     page = browser.new_page()
-    with study(tmp_path / "judgments.jsonl") as server:
+    with small_study(tmp_path / "judgments.jsonl") as server:
         page.goto(f"{server.url}/judge")
         page.locator("#name").fill("anna")
         page.keyboard.press("Enter")

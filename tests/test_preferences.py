@@ -402,8 +402,8 @@ def test_the_command_tells_what_was_found(evaluate: Told, files: list[Path]) -> 
     assert [line.split()[0] for line in out.splitlines() if line][-2:] == ["judges", "anna,"]
     assert "Cohen's kappa" in out
     assert err.splitlines() == [
-        "not counted: 1 judgments replaced by later ones of the same judge",
-        "not counted: 1 judgments taken back",
+        "not counted, judgments replaced by later ones of the same judge: 1",
+        "not counted, judgments taken back: 1",
     ]
     assert evaluate("--preferences", *reversed(files))[0] == out
 

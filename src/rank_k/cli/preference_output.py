@@ -25,9 +25,9 @@ def notes(found: Preferences) -> Iterator[str]:
     }
     for what, number in told.items():
         if number:
-            yield f"not counted: {number} {what}"
+            yield f"not counted, {what}: {number}"
     if found.named:
-        yield f"{found.named} judgments were made with the systems' names in sight"
+        yield f"judgments made with the systems' names in sight: {found.named}"
 
 
 def lines(found: Preferences) -> list[str]:

@@ -111,12 +111,12 @@ def _questions(args: argparse.Namespace) -> Questions:
     translations = read_translations(named.queries, args.translation_field)
     asked = questions(read_queries(named.queries), translations, runs, args.shown)
     told = {
-        f"where both show the same first {args.shown}, which are ties and not asked about": asked.alike,
-        "that a run has nothing for": asked.lacking,
+        f"queries with the same first {args.shown} in two runs, ties that are not asked about": asked.alike,
+        "queries that a run has nothing for": asked.lacking,
     }
     for what, number in told.items():
         if number:
-            print(f"rank-k serve: {number} queries {what}", file=sys.stderr)
+            print(f"rank-k serve: {what}: {number}", file=sys.stderr)
     if not asked.asked:
         raise InputError("there is no query to judge", f"look whether the runs have the queries of {named.queries}")
     return asked

@@ -2,8 +2,9 @@
 been said.
 
 Whoever judges must not know which system made which ranking. So what is shown, `Shown`, holds nothing of the systems:
-no name, no score, no id of a document; and the sides are drawn by chance. They are drawn from the judge, the query and
-the systems, so that they stay the same after a reload, after a restart, and in whatever order the runs are named.
+no name, no score, no id of a document; and the sides are drawn by chance. They are drawn from the judge, the query, the
+systems and all of both rankings, so that they stay the same after a reload, after a restart, and in whatever order the
+runs are named, and that nobody can work them out who does not have the runs.
 """
 
 from __future__ import annotations
@@ -31,21 +32,23 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked: two rankings, each cut to what is shown, and who made them."""
+    """What is asked: two rankings, each cut to what is shown, and who made them. `seal`: stands for all of both."""
 
     query: Query
     translation: str | None
     systems: tuple[str, str]
     rankings: tuple[tuple[str, ...], tuple[str, ...]]
+    seal: str
 
     def sides(self, judge: str) -> tuple[int, int]:
         """Which of the two this judge sees on the left, and which on the right."""
-        return (1, 0) if _digest("sides", judge, self.query.query_id, *self.systems)[0] % 2 else (0, 1)
+        return (1, 0) if _digest("sides", self.seal, judge, self.query.query_id, *self.systems)[0] % 2 else (0, 1)
 
     def token(self, judge: str) -> str:
         """Names what this judge sees, without telling anything of it: other runs, or another depth, make another."""
         left, right = (self.rankings[side] for side in self.sides(judge))
-        return _digest("shown", judge, self.query.query_id, "left", *left, "right", *right, *self.systems).hex()[:32]
+        what = (self.query.query_id, *self.systems, "left", *left, "right", *right)
+        return _digest("shown", self.seal, judge, *what).hex()[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +73,16 @@ def questions(
     asked, alike, lacking = [], 0, 0
     for query in queries.values():
         for systems in combinations(sorted(runs), 2):
-            first, second = (
-                tuple(candidate.doc_id for candidate in runs[name].get(query.query_id, ())[:depth]) for name in systems
-            )
+            whole = [[candidate.doc_id for candidate in runs[name].get(query.query_id, ())] for name in systems]
+            first, second = (tuple(doc_ids[:depth]) for doc_ids in whole)
             if not (first and second):
                 lacking += 1
             elif first == second:
                 alike += 1
             else:
+                seal = _digest(*whole[0], "", *whole[1]).hex()
                 translation = translations.get(query.query_id)
-                asked.append(Question(query, translation, (systems[0], systems[1]), (first, second)))
+                asked.append(Question(query, translation, (systems[0], systems[1]), (first, second), seal))
     asked.sort(key=lambda question: _digest("order", question.query.query_id, *question.systems))
     return Questions(tuple(asked), depth, alike, lacking)
 

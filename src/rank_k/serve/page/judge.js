@@ -76,7 +76,7 @@ function shown(heard) {
     inFull(false);
     at("query").focus({ preventScroll: true });
   } else {
-    show(at("end-told"), `You have judged ${many(done, "query", "queries")}.`,
+    show(at("end-told"), `You have judged ${many(done, "pair")} of rankings.`,
       alike ? ` Where both rankings are the same (${alike}), nothing was asked.` : "");
     at("undo-last").hidden = !state.can_undo;
     at("end-title").focus({ preventScroll: true });
