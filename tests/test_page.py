@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
 from rank_k import Reranker, ScriptedModel
+from rank_k.cli import main
+from rank_k.cli.demo import DEPTH
+from rank_k.errors import MissingExtra
+from rank_k.serve import demo
 from rank_k.serve.pages import PAGES, POLICY, paths, stills
 from rank_k.serve.rules import Doors
-from tests.serving import Served, served
+from rank_k.strategies import STRATEGIES
+from tests.conftest import StartLoopback
+from tests.serving import Served, command, served
+
+KEY = "sk-page-0123456789"
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
     """One that asks for a key."""
-    with served(Reranker(ScriptedModel([])), doors=Doors(keys=("sk-page-0123456789",))) as running:
+    with served(Reranker(ScriptedModel([])), doors=Doors(keys=(KEY,))) as running:
         yield running
 
 
@@ -85,3 +95,79 @@ def test_scripts_make_no_markup_of_texts() -> None:
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", source), "nothing from elsewhere"
         for imported in re.findall(r"^import .* from \"(.*)\";$", source, re.MULTILINE):
             assert imported in paths()
+
+
+# --- what the scripts count on ---
+
+
+def test_the_strategies_that_can_be_chosen_are_those_there_are() -> None:
+    html = (files("rank_k.serve") / "page" / "try.html").read_text(encoding="utf-8")
+    chosen = re.search(r'<select id="strategy">(.*)</select>', html)
+    assert chosen is not None
+    assert re.findall(r"<option>(\w+)</option>", chosen[1]) == list(STRATEGIES)
+
+
+def test_the_demo_is_that_of_the_command(server: Served) -> None:
+    assert server.get("/demo").status == 401
+    told = server.get("/demo", Authorization=f"Bearer {KEY}").json["questions"]
+    assert len(told) == 6
+    assert all(len(question["passages"]) == DEPTH == demo.DEPTH for question in told)
+
+
+def test_the_demo_is_left_out_where_its_data_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing() -> None:
+        raise MissingExtra("no bm25s", "pip install 'rank-k[data]'")
+
+    monkeypatch.setattr("rank_k.serve.demo.questions", nothing)
+    with served(Reranker(ScriptedModel([]))) as running:
+        answer = running.get("/demo")
+    assert answer.json == {"questions": [], "missing": "pip install 'rank-k[data]'"}
+
+
+# --- a server that only looks ---
+
+
+def test_without_a_model_a_journal_is_looked_at_and_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "job.sqlite"
+    with Reranker(ScriptedModel(["[2] > [1]"]), journal=path) as reranker:
+        reranker.rank("what was asked", ["a", "b"])
+    before = path.read_bytes()
+    with command("--journal", str(path)) as running:
+        page = running.served
+        assert page.get("/").status == page.get("/runs").status == 200
+        assert page.get("/v1/models").json["data"] == []
+        [query] = page.get("/journal/queries").json["queries"]
+        assert query["text"] == "what was asked"
+        refused = page.rerank(["a", "b"])
+        assert (refused.status, "no model" in refused.json["message"]) == (503, True)
+        assert page.get("/journal/runs").json["runs"][0]["queries"] == 1
+        running.signal(signal.SIGTERM)
+        code, _, told = running.end()
+    assert code == 0
+    assert "rank-k fetch" in told or "nothing can be ranked" in told
+    assert path.read_bytes() == before
+
+
+def test_a_journal_that_is_not_there_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "none.sqlite"
+    assert main(["serve", "--journal", str(path)]) == 2
+    assert "there is no journal" in (told := capsys.readouterr().err)
+    assert "--server or --model" in told
+    assert not path.exists()
+    path.write_bytes(b"nothing of the kind")
+    assert main(["serve", "--journal", str(path)]) == 2
+
+
+def test_what_is_served_without_a_journal_can_be_looked_at_until_the_end(
+    loopback: StartLoopback, tmp_path: Path
+) -> None:
+    with command("--server", loopback().url, env={"TMPDIR": str(tmp_path)}) as running:
+        page = running.served
+        assert page.rerank(["a", "b", "c"], query="passing").status == 200
+        told = page.get("/journal/queries").json
+        assert (told["journal"], [q["text"] for q in told["queries"]]) == ("served.sqlite", ["passing"])
+        [file] = tmp_path.glob("rank-k-*/served.sqlite")
+        assert file.parent.stat().st_mode & 0o077 == file.stat().st_mode & 0o077 == 0, "nobody else's business"
+        running.signal(signal.SIGTERM)
+        assert running.end()[0] == 0
+    assert not file.parent.exists()

@@ -197,13 +197,8 @@ def test_looking_changes_nothing(path: Path) -> None:
     path.with_name("j.sqlite-wal").unlink(missing_ok=True)
     before = hashlib.sha256(path.read_bytes()).hexdigest()
     with served(None, journal=path) as server:
-        for what, parameters in {
-            "runs": {},
-            "queries": {"run": name},
-            "query": {"run": name, "position": 0},
-            "window": {"run": name, "position": 0, "round": 0, "window": 0},
-        }.items():
-            assert look(server, what, **parameters).status == 200
+        for what in ("runs", "queries", "query", "window"):
+            assert look(server, what, run=name, position=0, round=0, window=0).status == 200
     assert hashlib.sha256(path.read_bytes()).hexdigest() == before
 
 
@@ -216,7 +211,7 @@ def test_the_file_is_opened_so_that_it_cannot_be_written(path: Path) -> None:
 @pytest.mark.parametrize("what", ["runs", "queries", "query", "window"])
 def test_the_journal_needs_the_key(path: Path, what: str) -> None:
     name = filled(path, 1)
-    told = {"run": name, "position": 0, "round": 0, "window": 0}
+    told: dict[str, Any] = {"run": name, "position": 0, "round": 0, "window": 0}
     with served(Reranker(ThinkingAloud(), journal=path), doors=Doors(keys=(KEY,))) as server:
         assert look(server, what, **told).status == 401
         assert look(server, what, key="sk-wrong", **told).status == 401
@@ -258,7 +253,9 @@ def test_what_is_not_there_is_told(path: Path, what: str, parameters: dict[str, 
 
 def test_without_a_file_there_is_nothing_to_look_at() -> None:
     with served(Reranker(ThinkingAloud())) as server:
-        assert look(server, "runs").status == 404
+        assert look(server, "runs").json["journal"] is None
+        assert look(server, "queries").json["total"] == 0
+        assert look(server, "query", position=0).status == 404
 
 
 # --- older files, other templates, ids that are no text ---

@@ -54,8 +54,10 @@ class Looking:
     def _look(self, view: Callable[[Journal, Request], dict[str, Any]], request: Request) -> dict[str, Any]:
         if self._is_open_to_all:
             raise Refusal(403, "anybody can reach this server: it shows its journal only to who has a key")
+        if self._path is None and view in (_runs, _queries):
+            return {"journal": None, "total": 0, "offset": 0, "runs": [], "queries": []}
         if self._path is None:
-            raise Refusal(404, "this server keeps its calls where they cannot be looked at; give it a --journal FILE")
+            raise Refusal(404, "this server keeps its calls where they cannot be looked at")
         try:
             with closing(Journal(self._path, read_only=True)) as journal:
                 return {"journal": self._path.name, **view(journal, request)}

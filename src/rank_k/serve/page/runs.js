@@ -47,7 +47,8 @@ async function listed(told, turn) {
   document.title = "Runs · Rank-K";
   show(at("journal"), found.journal);
   if (!runs.length) {
-    show(at("silent"), "Nothing has been asked yet. What is asked in Try, or by any client of this server, is found here.");
+    if (found.journal === null) show(at("silent"), "This server keeps its calls where they cannot be looked at. Give it a --journal FILE.");
+    else show(at("silent"), "Nothing has been asked yet. What is asked in Try, or by any client of this server, is found here.");
     return;
   }
   const run = runs.find(({ run }) => run === told.run) ?? runs[0];

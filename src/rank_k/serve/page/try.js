@@ -270,5 +270,6 @@ got("/v1/models").then(({ data: [model] }) => {
   controls.think.disabled = controls.strategy.disabled = likelihood;
 }, error => without(error.message)).then(() => got("/demo")).then(({ questions }) => {
   demo = questions;
+  at("demo").hidden = !demo.length;
   at("demo").append(...questions.map(({ query }, number) => h("option", { value: number }, query)));
 }, () => { at("demo").hidden = true; });
