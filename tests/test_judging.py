@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rank_k.cli import main
-from rank_k.data.files import read_translations
+from rank_k.data.collections import load_collection
+from rank_k.data.files import read_queries, read_run, read_translations
 from rank_k.errors import FormatError, InputError
 from rank_k.evaluation.preferences import UNDONE, Judgment, read_judgments
 from rank_k.records import Candidate, Passage, Query
@@ -157,6 +158,24 @@ def test_translations_are_read_where_there_are_any(tmp_path: Path) -> None:
     file.write_text('{"_id": "1", "text": "a", "ht": ["b"]}')
     with pytest.raises(FormatError, match=r"queries.jsonl:1: .* as ht"):
         read_translations(file)
+
+
+XQUAD = Path(__file__).parents[2] / "shared" / "data" / "xquad-en-ru"
+
+
+@pytest.mark.skipif(not XQUAD.is_dir(), reason="needs the collections in ../shared beside the checkout")
+def test_a_real_cross_language_set_has_its_translations() -> None:
+    files = load_collection(f"beir:{XQUAD}")
+    translations = read_translations(files.queries)
+    assert translations.keys() == read_queries(files.queries).keys()
+    assert sum(any("а" <= letter <= "я" for letter in text) for text in translations.values()) > 1180
+    run = read_run(files.runs[0])
+    other = {query_id: found[::-1] for query_id, found in run.items()}
+    asked = questions(read_queries(files.queries), translations, {"bm25": run, "turned": other})
+    with files.corpus.store() as store:
+        seen = shown(asked.asked[0], "anna", store)
+    assert seen.translation == translations[asked.asked[0].query.query_id]
+    assert len(seen.left) == len(seen.right) == 10
 
 
 # --- a judge's way ---

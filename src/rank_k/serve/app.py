@@ -131,7 +131,7 @@ class _Endpoints:
         try:
             return json_response({"questions": await asyncio.to_thread(demo.questions)})
         except MissingExtra as error:
-            return _json({"questions": [], "missing": error.remedy})
+            return json_response({"questions": [], "missing": error.remedy})
 
     async def broken(self, request: Request, error: Exception) -> Response:
         """A fault of this program. Whoever runs it hears of it; the client does not see its insides."""
