@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from rank_k.journal import Journal
 from rank_k.models.base import OnText, Reply, Request
 from rank_k.models.retries import Retries
 from rank_k.models.scripted import ScriptedModel
-from rank_k.records import Candidate, Passage, Query
+from rank_k.records import Candidate, Passage, Query, Window
 from rank_k.strategies import make
 from rank_k.strategies.protocol import Strategy
 
@@ -185,3 +186,34 @@ def test_a_window_that_is_given_up_is_counted() -> None:
     assert len(results) == 6
     assert engine.tally.repairs["gave_up"] == 1
     assert engine.tally.unranked == [("q1", 0)]
+
+
+def test_the_journal_keeps_what_each_query_was_and_how_its_ranking_stood() -> None:
+    """From the position that the engine was told to begin at, and under the name that a job has."""
+    heard: list[tuple[str, int, int]] = []
+
+    def on_window(query_id: str, round_number: int, number: int, window: Window) -> None:
+        heard.append((query_id, round_number, len(window.doc_ids)))
+
+    async def run() -> None:
+        journal = Journal()
+        model = ScriptedModel(lambda request: " > ".join(f"[{n}]" for n in range(len(request.subject.doc_ids), 0, -1)))
+        engine = Engine(Asker(model, journal), make("sliding"), journal, run="r", first=7, on_window=on_window)
+        source = [replace(job, name=name) for job, name in zip(jobs([30, 1]), ("named", ""), strict=True)]
+        results = [result async for result in engine.run(source)]
+        assert [result.query_id for result in results] == ["q0", "q1"]
+        _, found = journal.opened("r")
+        assert [(q.position, q.query_id, q.text, q.finished) for q in found] == [
+            (7, "named", "question 0", True),
+            (8, "q1", "question 1", True),
+        ]
+        before, between = journal.rounds("r", 7)
+        assert before.doc_ids == tuple(f"d{i}" for i in range(30))
+        assert between.doc_ids == (*before.doc_ids[:10], *reversed(before.doc_ids[10:]))
+        assert journal.ranking("r", 7) == results[0].ranking
+        assert journal.rounds("r", 8) == []
+        assert [record.query_id for record in journal.windows("r")] == ["named"] * 2
+        journal.close()
+
+    asyncio.run(run())
+    assert heard == [("q0", 0, 20), ("q0", 1, 20)]

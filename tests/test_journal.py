@@ -471,3 +471,41 @@ def test_what_is_kept_is_json_that_other_programs_can_read(path: Path) -> None:
     assert json.loads(repairs) == {"missing": 1}
     assert database.execute("SELECT settings FROM runs").fetchone() == ('{"window": 20}',)
     database.close()
+
+
+# --- queries and rounds ----------------------------------------------------------------------------
+
+
+def test_queries_come_back_in_the_order_of_the_input(kept: Journal) -> None:
+    for position, query_id in ((1, "b"), (0, "a"), (2, HARD)):
+        kept.keep_query("r", position, query_id, f"text of {query_id}")
+    kept.keep_query("other", 0, "a", "elsewhere")
+    kept.keep_ranking("r", 1, "b", Ranking.of("xy"))
+    total, found = kept.opened("r")
+    assert (total, [record.query_id for record in found]) == (3, ["a", "b", HARD])
+    assert [record.finished for record in found] == [False, True, False]
+    assert found[2].text == f"text of {HARD}"
+    assert kept.opened("r", offset=1, limit=1) == (3, [found[1]])
+    assert kept.query("r", 2) == found[2]
+    assert kept.query("r", 3) is None
+    assert kept.opened()[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("find", "ids"), [("TEXT", ["a", "b_%"]), ("b_", ["b_%"]), ("%", ["b_%"]), ("!", []), ("", ["a", "b_%"])]
+)
+def test_queries_are_found_by_what_they_hold_and_not_by_patterns(kept: Journal, find: str, ids: list[str]) -> None:
+    kept.keep_query("r", 0, "a", "a text")
+    kept.keep_query("r", 1, "b_%", "the text")
+    assert [record.query_id for record in kept.opened("r", find=find)[1]] == ids
+
+
+def test_a_query_that_is_begun_again_has_no_rounds_yet(kept: Journal) -> None:
+    kept.keep_query("r", 0, "a", "text")
+    rankings = [Ranking.of("xyz"), Ranking(("y", "x", "z"), (False, True, False))]
+    for number, ranking in enumerate(rankings):
+        kept.keep_round("r", 0, number, ranking)
+    assert kept.rounds("r", 0) == rankings
+    assert kept.rounds("r", 1) == []
+    kept.keep_query("r", 0, "a", "text")
+    assert kept.rounds("r", 0) == []

@@ -307,7 +307,8 @@ def test_models_health_metrics_and_the_document(server: Served) -> None:
     document = server.get("/openapi.json").json
     assert document["openapi"].startswith("3.1")
     assert set(document["paths"]) == {
-        *("/v2/rerank", "/v1/rerank", "/rerank", "/v1/models", "/health", "/metrics", "/openapi.json")
+        *("/v2/rerank", "/v1/rerank", "/rerank", "/v1/models", "/health", "/metrics", "/openapi.json", "/demo"),
+        *("/journal/runs", "/journal/queries", "/journal/query", "/journal/window"),
     }
 
 

@@ -7,6 +7,7 @@ in here can change it. It holds texts, so that nobody but who has a key, or is o
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
@@ -61,7 +62,7 @@ class Looking:
         try:
             with closing(Journal(self._path, read_only=True)) as journal:
                 return {"journal": self._path.name, **view(journal, request)}
-        except JournalError as error:
+        except (JournalError, sqlite3.Error) as error:
             raise Refusal(503, "the journal cannot be read") from error
 
 

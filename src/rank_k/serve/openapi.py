@@ -60,6 +60,8 @@ def document(limits: Limits, *, needs_key: bool) -> dict[str, Any]:
     paths["/health"]["get"]["responses"]["503"] = {"description": "stopping"}
     paths["/metrics"] = {"get": _got("counters for Prometheus", "text/plain", {"type": "string"})}
     paths["/openapi.json"] = {"get": _got("this document", "application/json", {"type": "object"})}
+    paths["/demo"] = {"get": _got("the demo's questions and their passages", "application/json", {"type": "object"})}
+    paths |= {f"/journal/{what}": {"get": _looked(*told)} for what, told in _LOOKS.items()}
     told: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "Rank-K", "version": __version__, "description": "Listwise reranking, see docs/serving.md"},
@@ -156,6 +158,33 @@ def _rerank(path: str, asked: dict[str, Any], answered: dict[str, Any]) -> dict[
             **{status: {"description": said, "content": error} for status, said in _REFUSALS.items()},
         },
     }
+
+
+_RUN = {"name": "run", "in": "query", "schema": _NAME, "description": "a run's name"}
+_PLACE = {"name": "position", "in": "query", "required": True, "schema": _INTEGER, "description": "in its run, from 0"}
+_OFFSET = {"name": "offset", "in": "query", "schema": _INTEGER, "description": "of the first row, from 0"}
+_FIND = {"name": "find", "in": "query", "schema": _NAME, "description": "only those whose id or text holds this"}
+_ROUND = {"name": "round", "in": "query", "required": True, "schema": _INTEGER, "description": "from 0"}
+_WINDOW = {"name": "window", "in": "query", "required": True, "schema": _INTEGER, "description": "of the round, from 0"}
+_LOOKS: dict[str, tuple[str, tuple[dict[str, Any], ...]]] = {
+    "runs": ("the journal's runs, the last one begun first", (_OFFSET,)),
+    "queries": ("queries of a run, or of all", (_RUN, _FIND, _OFFSET)),
+    "query": ("a query's passages, rounds, windows and ranking", (_RUN, _PLACE)),
+    "window": ("a window's passages, orders and calls", (_RUN, _PLACE, _ROUND, _WINDOW)),
+}
+
+
+def _looked(summary: str, parameters: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    refused = {
+        "403": "without keys, the journal is shown on this machine only",
+        "404": "there is no such query or window",
+        "422": _REFUSALS["422"],
+        "503": "the journal cannot be read",
+    }
+    told = _got(summary, "application/json", {"type": "object"})
+    told["responses"] |= {status: {"description": said, "content": error} for status, said in refused.items()}
+    return {**told, "parameters": list(parameters)}
 
 
 def _got(summary: str, kind: str, schema: dict[str, Any]) -> dict[str, Any]:
