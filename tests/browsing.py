@@ -47,12 +47,7 @@ def visited(
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
     context.set_default_timeout(PATIENCE)
     page = context.new_page()
-    requests: list[str] = []
-    complaints: list[str] = []
-    page.on("request", lambda asked: requests.append(asked.url))
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: complaints.append(dialog.message))
+    requests, complaints = heard(page)
     try:
         page.goto(url)
         yield page
@@ -65,6 +60,17 @@ def visited(
         assert all(any(status in said for said in complaints) for status in told)
     finally:
         context.close()
+
+
+def heard(page: Page) -> tuple[list[str], list[str]]:
+    """From now on: the addresses that `page` asks for, and what the browser complains of."""
+    requests: list[str] = []
+    complaints: list[str] = []
+    page.on("request", lambda asked: requests.append(asked.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: complaints.append(dialog.message))
+    return requests, complaints
 
 
 def assert_in_order(page: Page) -> None:

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from rank_k.evaluation.report import report
+from tests.browsing import CHROMIUM, SIZES, THEMES, a_browser, heard
 from tests.test_report import HEBREW, HOSTILE, MADE, TEXTS, assessed
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
 ]
 
-SIZES = {"desk": (1280, 900), "hand": (390, 844)}
-THEMES = ("light", "dark")
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with a_browser() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +41,7 @@ def opened(request: pytest.FixtureRequest, browser: Browser, file: Path, tmp_pat
     width, height = SIZES[size]
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
     page = context.new_page()
-    requests: list[str] = []
-    complaints: list[str] = []
-    page.on("request", lambda asked: requests.append(asked.url))
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: complaints.append(dialog.message))
+    requests, complaints = heard(page)
     page.goto(file.as_uri())
     page.screenshot(path=tmp_path / f"{size}-{theme}.png", full_page=True)
     yield page
@@ -145,7 +133,7 @@ def test_wide_tables_scroll_in_their_own_box(opened: Page) -> None:
 def test_themes_differ_and_figures_follow(browser: Browser, file: Path) -> None:
     seen = {}
     for theme in THEMES:
-        page = browser.new_page(color_scheme=theme)  # type: ignore[arg-type]
+        page = browser.new_page(color_scheme=theme)
         page.goto(file.as_uri())
         seen[theme] = page.evaluate(
             "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,"

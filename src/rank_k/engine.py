@@ -133,11 +133,11 @@ class Engine:
     `token_budget`: tokens, in and out, after which no further window is asked; what is under way is finished, and
     every query gets its best ranking so far. Calls found in the journal count as what they cost then.
     `first`: the position in the journal's run of the first job. `think`: how to think, if not as the asker's settings
-    say. Hooks, called with the query's id and the round first: `on_window(query_id, round, window number, window)` of
-    every window before it is asked,
-    `on_text(query_id, round, window number, piece)` hears what the model says while it says it,
-    `on_asked(query_id, round, window number, asked)` of every window, `on_ranking(query_id, round, ranking)` of the
-    best ranking so far whenever a round is over. Windows and rounds count from 0.
+    say. Hooks, called with the query's id and the round first: `on_window(query_id, round, window number, window)`
+    hears of every window before it is asked about, `on_text(query_id, round, window number, piece)` what the model says
+    while it says it, `on_asked(query_id, round, window number, asked)` what became of the window, and
+    `on_ranking(query_id, round, ranking)` the best ranking so far whenever a round is over. Windows and rounds count
+    from 0.
     """
 
     def __init__(
@@ -232,6 +232,7 @@ class Engine:
         self._journal.keep_query(self._run, position, job.kept_as, job.query.text)
 
     def _enqueue(self, opened: _Open) -> None:
+        """A round begins: keep how the ranking stands, and have its windows asked about."""
         self._journal.keep_round(self._run, opened.position, opened.round_number, opened.step.ranking)
         for number in range(len(opened.step.windows)):
             heapq.heappush(self._ready, (-opened.step.windows_left, opened.position, number, opened))

@@ -16,7 +16,8 @@ export function drawn(place, list, { columns, passages, most, follow }) {
   const order = [...passages.keys()].filter(p => last[p] < most).sort((a, b) => last[a] - last[b]);
   const rows = Math.min(most, passages.length);
   const below = passages.length > rows;
-  const step = Math.max(44, Math.min(150, (place.clientWidth - 48) / Math.max(columns.length - 1, 1)));
+  const room = list.parentElement.clientWidth * (innerWidth < 640 ? .44 : .56); // the chart scrolls beyond that
+  const step = Math.max(44, Math.min(190, (room - 48) / Math.max(columns.length - 1, 1)));
   const width = 24 + step * (columns.length - 1) + 24;
   const height = TOP + (rows + (below ? 1 : 0)) * ROW;
   const x = column => 24 + column * step;

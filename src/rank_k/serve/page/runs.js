@@ -87,7 +87,7 @@ function rowOf(query) {
   return h("tr", {},
     h("th", { scope: "row" },
       h("a", { href: hash({ run: query.run, query: query.position }), dir: "auto" }, query.text?.trim() || query.query_id || "(no text)"),
-      h("span", { class: "soft small" }, [query.query_id, when(query.opened_at), query.finished ? null : "under way"].filter(Boolean).join(" · "))),
+      h("span", { class: "soft small" }, [query.query_id, when(query.opened_at), query.finished ? null : "no ranking yet"].filter(Boolean).join(" · "))),
     h("td", { class: "n wide" }, whole(query.passages)), h("td", { class: "n" }, whole(query.rounds)), h("td", { class: "n" }, whole(query.windows)),
     h("td", { class: "small wide" }, mended || "–"));
 }
@@ -125,7 +125,7 @@ function queryShown(query, told) {
   const took = windows.reduce((sum, window) => sum + window.seconds, 0);
   show(at("facts"), [query.query_id, many(passages.length, "passage"), many(new Set(windows.map(w => w.round)).size, "round"),
     many(windows.length, "window"), many(tokens, "token"), `${seconds(took)} of the model's time`, when(query.opened_at)].filter(Boolean).join(" · "));
-  const state = !query.finished ? "Under way: reload the page to see more."
+  const state = !query.finished ? "No ranking yet: it is under way (reload the page to see more), or was ended before it had one."
     : rounds.length || passages.length < 2 ? "" : "This journal was begun by an older version, which did not keep how rankings stood between rounds.";
   at("state").hidden = !state;
   show(at("state"), state);
