@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rank_k import Reranker
+from rank_k.serve.app import Room
 from rank_k.serve.desk import Desk
 from rank_k.serve.rules import Doors, Limits
 from rank_k.serve.run import bound
@@ -91,12 +92,16 @@ class Served:
 
 @contextmanager
 def served(
-    reranker: Reranker | None, limits: Limits = Limits(), doors: Doors = Doors(), journal: Path | None = None
+    reranker: Reranker | None,
+    limits: Limits = Limits(),
+    doors: Doors = Doors(),
+    journal: Path | None = None,
+    rooms: Sequence[Room] = (),
 ) -> Iterator[Served]:
     """In a thread. Closes `reranker` in the end."""
     errors: list[Exception] = []
     desk = Desk(reranker, limits, errors.append, journal=journal)
-    server, sock, url = bound(desk, doors, 0)
+    server, sock, url = bound(desk, doors, 0, rooms)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     try:

@@ -1,4 +1,6 @@
-"""`rank-k evaluate`: what runs are worth by judgments, what they cost, and whether one is better than another."""
+"""`rank-k evaluate`: what runs are worth by judgments, what they cost, and whether one is better than another; or which
+of two people prefer.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import argparse
 import csv
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ from rank_k.cli.outputs import check_output
 from rank_k.cli.prices import add_prices, prices
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from rank_k.data.collections import Collection
     from rank_k.evaluation.assessment import Assessment
@@ -28,7 +30,7 @@ EXAMPLE = "rank-k evaluate --qrels qrels.trec bm25.trec reranked.trec --baseline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="TREC runs, or score.json files")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="TREC runs, or score.json files")
     parser.add_argument("--qrels", type=Path, metavar="FILE", help="TREC or BEIR judgments")
     parser.add_argument("--dataset", metavar="NAME", help=f"{DATASET}, whose judgments are used")
     parser.add_argument(
@@ -48,14 +50,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("cost", "from the journals of the runs; RUN.journal.sqlite is found by itself")
     group.add_argument("--journal", action="append", metavar="RUN=FILE", help="where a run's journal is")
     add_prices(group)
+    group = parser.add_argument_group(
+        "people", "who preferred what; instead of runs and judgments; see docs/judging.md"
+    )
+    group.add_argument(
+        "--preferences", nargs="+", type=Path, metavar="FILE", help="JSONL of the page Judge of rank-k serve"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from rank_k.cli import evaluation_output
-    from rank_k.data.files import read_qrels
     from rank_k.errors import InputError
-    from rank_k.evaluation.assessment import assess
-    from rank_k.evaluation.measures import DEFAULT_MEASURES
+
+    if args.preferences is not None:
+        return _preferences(args)
+    if not args.runs:
+        raise InputError("there is no run to evaluate", "name one or more, or --preferences FILE")
+    named = _named(args)
+    if args.csv is not None:
+        check_output("--csv", args.csv, named.files)
+    if args.report is not None:
+        check_output("--report", args.report, (*named.files, *([args.csv] if args.csv else [])))
+
+    assessment = _assessed(args, named, intervals=bool(named.baseline or args.json or args.report))
+    for line in evaluation_output.notes(assessment):
+        print(line, file=sys.stderr)
+    if args.csv is not None:  # files first: whoever reads the output may have seen enough before its end
+        with args.csv.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(evaluation_output.rows(assessment))
+    if args.report is not None:
+        args.report.write_text(_report(args, assessment, named), encoding="utf-8")
+    if args.json:
+        print(evaluation_output.as_json(assessment))
+    else:
+        print("\n".join(evaluation_output.lines(assessment)))
+    return 0
+
+
+def report_page(args: argparse.Namespace, links: Sequence[tuple[str, str, bool]] = ()) -> str:
+    """What `--report` writes for these arguments. `links`: as `rank_k.evaluation.report` takes them."""
+    named = _named(args)
+    return _report(args, _assessed(args, named, intervals=True), named, links)
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """What the arguments name. `runs`, `journals`: by the run's name. `baseline`: the name of one, or empty."""
+
+    judgments: Path
+    dataset: Collection | None
+    runs: Mapping[str, Path]
+    baseline: str
+    journals: Mapping[str, Path]
+    queries: Path | None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What is read, and must not be written over."""
+        queries = [] if self.queries is None else [self.queries]
+        return (self.judgments, *self.runs.values(), *self.journals.values(), *queries)
+
+
+def _named(args: argparse.Namespace) -> _Named:
+    from rank_k.errors import InputError
 
     dataset = collection(args.dataset) if args.dataset else None
     judgments = args.qrels or (None if dataset is None else dataset.qrels)
@@ -63,33 +120,39 @@ def run(args: argparse.Namespace) -> int:
         without = "" if dataset is None else f" ({args.dataset} has no judgments)"
         raise InputError(f"--qrels is missing{without}", f"give --qrels FILE, or --dataset with {DATASET}")
     paths, baseline = _runs(args)
-    journals = _journals(args, paths)
-    read = (judgments, *paths.values(), *journals.values(), *([args.queries] if args.queries else []))
-    if args.csv is not None:
-        check_output("--csv", args.csv, read)
-    if args.report is not None:
-        check_output("--report", args.report, (*read, *([args.csv] if args.csv else [])))
+    return _Named(judgments, dataset, paths, baseline, _journals(args, paths), args.queries)
 
-    costs = {name: _cost(args, name, paths[name], file) for name, file in journals.items()}
-    assessment = assess(
-        read_qrels(judgments),
-        _read(paths, dataset, args.dataset),
+
+def _assessed(args: argparse.Namespace, named: _Named, *, intervals: bool) -> Assessment:
+    from rank_k.data.files import read_qrels
+    from rank_k.evaluation.assessment import assess
+    from rank_k.evaluation.measures import DEFAULT_MEASURES
+
+    return assess(
+        read_qrels(named.judgments),
+        read_runs(named.runs, named.dataset, args.dataset),
         args.measures or DEFAULT_MEASURES,
-        baseline=baseline,
-        costs=costs,
-        intervals=bool(baseline or args.json or args.report),
+        baseline=named.baseline,
+        costs={name: _cost(args, name, named.runs[name], file) for name, file in named.journals.items()},
+        intervals=intervals,
     )
-    for line in evaluation_output.notes(assessment):
+
+
+def _preferences(args: argparse.Namespace) -> int:
+    from itertools import chain
+
+    from rank_k.cli import preference_output
+    from rank_k.errors import InputError
+    from rank_k.evaluation.preferences import preferences, read_judgments
+
+    others = ("qrels", "dataset", "measures", "csv", "baseline", "report", "queries", "journal")
+    given = ["RUN"] if args.runs else [f"--{name}" for name in others if getattr(args, name)]
+    if given:
+        raise InputError(f"--preferences has no use for {given[0]}", "leave it out, or give two commands")
+    found = preferences(chain.from_iterable(map(read_judgments, args.preferences)))
+    for line in preference_output.notes(found):
         print(line, file=sys.stderr)
-    if args.csv is not None:  # files first: whoever reads the output may have seen enough before its end
-        with args.csv.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(evaluation_output.rows(assessment))
-    if args.report is not None:
-        args.report.write_text(_report(args, assessment, judgments, dataset), encoding="utf-8")
-    if args.json:
-        print(evaluation_output.as_json(assessment))
-    else:
-        print("\n".join(evaluation_output.lines(assessment)))
+    print(preference_output.as_json(found) if args.json else "\n".join(preference_output.lines(found)))
     return 0
 
 
@@ -105,7 +168,8 @@ def _runs(args: argparse.Namespace) -> tuple[dict[str, Path], str]:
     return {str(args.baseline): args.baseline, **paths}, str(args.baseline)
 
 
-def _read(paths: Mapping[str, Path], dataset: Collection | None, dataset_name: str) -> dict[str, Run]:
+def read_runs(paths: Mapping[str, Path], dataset: Collection | None, dataset_name: str) -> dict[str, Run]:
+    """The runs by name, less what the data set excludes, which is told."""
     from rank_k.data.collections import WithoutExcluded
     from rank_k.data.files import read_run
 
@@ -152,13 +216,15 @@ def _cost(args: argparse.Namespace, name: str, path: Path, journal: Path) -> Run
     return cost if price is None else replace(cost, money=price.of(cost.usage))
 
 
-def _report(args: argparse.Namespace, assessment: Assessment, judgments: Path, dataset: Collection | None) -> str:
+def _report(
+    args: argparse.Namespace, assessment: Assessment, named: _Named, links: Sequence[tuple[str, str, bool]] = ()
+) -> str:
     from rank_k.data.files import read_queries
     from rank_k.evaluation.report import Made, report
 
-    file = args.queries or (None if dataset is None else dataset.queries)
+    file = named.queries or (None if named.dataset is None else named.dataset.queries)
     texts = {} if file is None else {query.query_id: query.text for query in read_queries(file).values()}
-    return report(assessment, Made(_command(args), str(judgments)), texts)
+    return report(assessment, Made(_command(args), str(named.judgments)), texts, links)
 
 
 def _command(args: argparse.Namespace) -> str:

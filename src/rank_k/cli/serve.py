@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from rank_k.cli import rooms
 from rank_k.cli.model import add_asking, add_server, count, duration, key_in, reranker_options
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_server(parser, "--server-key-env")
     add_asking(parser)
     parser.add_argument("--journal", type=Path, metavar="FILE", help=_JOURNAL)
+    rooms.add_arguments(parser)
     door = parser.add_argument_group("who may ask")
     door.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="listen on this address")
     door.add_argument("--port", type=port, default=8787, metavar="N", help="0 takes a free one")
@@ -64,10 +66,11 @@ def run(args: argparse.Namespace) -> int:
     check_doors(doors, insecure=args.insecure)
     options = reranker_options(args)
     _check_keys(doors.keys, options["api_key"])
-    looks = args.journal is not None and args.server is None and args.model is None
-    if looks:
+    looks = args.server is None and args.model is None and (args.journal is not None or args.compare is not None)
+    if looks and args.journal is not None:
         _check_journal(args.journal)
     with ExitStack() as stack:
+        beside = stack.enter_context(rooms.rooms(args))
         file = stack.enter_context(_temporary()) if looks or args.journal is None else args.journal
         try:
             # Fewer tries than a run has: somebody is waiting.
@@ -83,8 +86,14 @@ def run(args: argparse.Namespace) -> int:
                 _prepare(reranker)
         limits = _limits(args, reranker.concurrency if reranker else 1)
         desk = Desk(reranker, limits, _tell, journal=args.journal if looks else None)
-        what = str(args.journal) if looks else desk.model or "the model"
-        serve(desk, doors, args.port, lambda url: print(f"rank-k serve: {what} at {url}", flush=True))
+        what = ", ".join(map(str, [args.journal] if args.journal else args.compare)) if looks else desk.model
+        serve(
+            desk,
+            doors,
+            args.port,
+            lambda url: print(f"rank-k serve: {what or 'the model'} at {url}", flush=True),
+            beside,
+        )
     print("rank-k serve: stopped", file=sys.stderr)
     return 0
 

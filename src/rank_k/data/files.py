@@ -53,6 +53,7 @@ _ALSO = {
     "narr": ("narrative",),
 }
 """Other names of query fields."""
+_QUERY_KEYS = ("_id", "id", "query_id", "qid")
 _PASSAGE_KEYS = ("_id", "id", "doc_id", "docid"), ("text", "contents", "content")
 _LEADING_ID = re.compile(rb'\s*\{\s*("_?id")\s*:\s*"([^"\\]+)"')
 
@@ -210,6 +211,24 @@ def read_queries(path: str | Path, fields: str | None = None) -> dict[str, Query
         if queries.setdefault(query_id, Query(query_id, text)).text != text:
             raise FormatError(path, number, f"query {query_id} again with another text", "each query id once")
     return queries
+
+
+def read_translations(path: str | Path, field: str = "ht") -> dict[str, str]:
+    """What `field` of each query holds, by id, where it holds something. In cross-language sets in BEIR's layout `ht`
+    is a translation by hand. Files other than JSONL have no such fields. Raises `FormatError`."""
+    path = Path(path)
+    with opened(path, _QUERIES) as stream:
+        if not is_jsonl(next(numbered_lines(path, stream.plain, _QUERIES))[2]):
+            return {}
+    found = {}
+    for number, row in read_objects(path, _QUERIES):
+        value = row.get(field) or ""
+        if not isinstance(value, str):
+            raise FormatError(path, number, f"{_shown(value)} as {field}", "a string")
+        if value.strip():
+            query_id = _identified_as(path, number, row, _QUERY_KEYS)
+            found[query_id] = _mended(value.strip())
+    return found
 
 
 def read_passages(path: str | Path, wanted: Collection[str] | None = None) -> Iterator[Passage]:
@@ -452,12 +471,16 @@ def _identified(
     record = _parsed(path, number, _decoded(line), expected)
     if not isinstance(record, dict):
         raise FormatError(path, number, f"JSON that is no object: {_shown(record)}", expected)
+    return _identified_as(path, number, record, id_keys), record
+
+
+def _identified_as(path: Path, number: int, record: dict[str, Any], id_keys: Sequence[str]) -> str:
     name = _value(path, number, record, id_keys, "id")
     if isinstance(name, int) and not isinstance(name, bool):
         name = str(name)
     if not isinstance(name, str) or not name or not _is_encodable(name):
         raise FormatError(path, number, f"id {_shown(name)}", "an id that is a non-empty string")
-    return name, record
+    return name
 
 
 def _leading_id(line: bytes) -> str | None:
@@ -475,8 +498,7 @@ def _query_rows(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, str, s
     first = next(lines)
     lines = chain([first], lines)  # read once: it may be a pipe
     if not first[1].lstrip().startswith(b"<"):
-        id_keys = ("_id", "id", "query_id", "qid")
-        for number, query_id, _, text in _records(path, lines, id_keys, ("text", "query"), _QUERIES, None, fields):
+        for number, query_id, _, text in _records(path, lines, _QUERY_KEYS, ("text", "query"), _QUERIES, None, fields):
             yield number, query_id, text
         return
     from rank_k.data.topics import read_topics

@@ -70,16 +70,21 @@ def interval(
     if not values:
         raise InputError("there are no queries to take an interval over", "check the judgments")
     np = load("numpy")
-    given = np.asarray(values, dtype=float)
-    generator = np.random.default_rng(seed)
-    means = np.concatenate(
-        [
-            given[generator.integers(0, len(given), (rows, len(given)))].mean(axis=1)
-            for rows in _blocks(resamples, len(given))
-        ]
-    )
+    means = resampled_means(np.asarray(values, dtype=float), resamples, seed)
     low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
+
+
+def resampled_means(values: Floats, resamples: int = RESAMPLES, seed: int = SEED) -> Floats:
+    """The means of `resamples` draws, with replacement, of as many rows as `values` has: of shape (queries, ...) comes
+    (resamples, ...). At least one row. Raises `MissingExtra` without numpy."""
+    np = load("numpy")
+    generator = np.random.default_rng(seed)
+    count = len(values)
+    means: Floats = np.concatenate(
+        [values[generator.integers(0, count, (rows, count))].mean(axis=1) for rows in _blocks(resamples, values.size)]
+    )
+    return means
 
 
 def paired(

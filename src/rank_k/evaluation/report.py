@@ -35,8 +35,14 @@ class Figure:
     caption: str
 
 
-def report(assessment: Assessment, made: Made, queries: Mapping[str, str] | None = None) -> str:
-    """The page. `queries`: the text of queries, by id, where it is known. Raises `MissingExtra`."""
+def report(
+    assessment: Assessment,
+    made: Made,
+    queries: Mapping[str, str] | None = None,
+    links: Sequence[tuple[str, str, bool]] = (),
+) -> str:
+    """The page. `queries`: the text of queries, by id, where it is known. `links`: to other pages, where it is one of
+    several: path, title, and whether it is this one. Raises `MissingExtra`."""
     return rendered(
         "report.html.j2",
         title=_title(assessment),
@@ -49,6 +55,7 @@ def report(assessment: Assessment, made: Made, queries: Mapping[str, str] | None
         bars={run.name: _bars(assessment, run, _ends(assessment)) for run in assessment.compared},
         queries=queries or {},
         made=_facts(made, assessment),
+        links=links,
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 from rank_k.errors import MissingExtra
@@ -21,6 +21,7 @@ from rank_k.serve.refusals import Refusal
 from rank_k.serve.requests import Wanted, wanted
 from rank_k.serve.rules import Doors
 from rank_k.serve.streaming import Events, EventStream, until_gone
+from rank_k.serve.wire import json_response, left, posted_body, response
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -29,7 +30,21 @@ if TYPE_CHECKING:
 RERANK_PATHS = ("/v2/rerank", "/v1/rerank", "/rerank")
 
 
-def make_app(desk: Desk, doors: Doors = Doors()) -> App:
+class Room(Protocol):
+    """Something else that is served behind the same door. Its page asks whether it is there by its `name`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def open_paths(self) -> frozenset[str]:
+        """Those that need no key."""
+
+    def routes(self, desk: Desk, doors: Doors) -> list[Any]:
+        """Starlette's. What goes wrong in there the desk is told."""
+
+
+def make_app(desk: Desk, doors: Doors = Doors(), rooms: Sequence[Room] = ()) -> App:
     """The application, its guard before it. Raises `MissingExtra`."""
     routing: Any = load("starlette.routing")
     exceptions: Any = load("starlette.exceptions")
@@ -41,8 +56,10 @@ def make_app(desk: Desk, doors: Doors = Doors()) -> App:
         routing.Route("/metrics", endpoints.metrics),
         routing.Route("/openapi.json", endpoints.openapi),
         routing.Route("/demo", endpoints.demo),
-        *Looking(desk.journal, doors, _json).routes(),
+        *Looking(desk.journal, doors, json_response).routes(),
         *pages.routes(),
+        routing.Route("/page/rooms.json", _Rooms(rooms).answer),
+        *(route for room in rooms for route in room.routes(desk, doors)),
     ]
     starlette = load("starlette.applications").Starlette(
         routes=routes,
@@ -54,7 +71,15 @@ def make_app(desk: Desk, doors: Doors = Doors()) -> App:
     )
     starlette.router.redirect_slashes = False
     counted = _Counted(starlette, desk, frozenset(route.path for route in routes))
-    return Guard(counted, doors, OPEN_PATHS | pages.paths())
+    return Guard(counted, doors, OPEN_PATHS.union(pages.paths(), *(room.open_paths for room in rooms)))
+
+
+class _Rooms:
+    def __init__(self, rooms: Sequence[Room]) -> None:
+        self._names = [room.name for room in rooms]
+
+    async def answer(self, request: Request) -> Response:
+        return json_response(self._names)
 
 
 class _Endpoints:
@@ -65,14 +90,14 @@ class _Endpoints:
 
     async def rerank(self, request: Request) -> Any:
         desk = self._desk
-        raw = await _body(request, desk.limits.body, desk.limits.body_seconds)
+        raw = await posted_body(request, desk.limits.body, desk.limits.body_seconds)
         asked = wanted(raw, desk.limits, texts_allowed=request.url.path == "/rerank")
         client = request.scope["state"]["client"]
         if asked.stream:
             return self._stream(asked, client)
         name = str(uuid4())
         hits = await _while_there(request, desk.rank(asked, client, name))
-        return _json(answer(asked, hits, desk.model, name))
+        return json_response(answer(asked, hits, desk.model, name))
 
     def _stream(self, asked: Wanted, client: str) -> EventStream:
         desk, name = self._desk, str(uuid4())
@@ -89,24 +114,24 @@ class _Endpoints:
         """The one model there is, if there is one; `ranks_by` is our own."""
         desk = self._desk
         card = {"id": desk.model, "object": "model", "created": self._started, "owned_by": "rank-k"}
-        return _json({"object": "list", "data": [{**card, "ranks_by": desk.by}] if desk.by else []})
+        return json_response({"object": "list", "data": [{**card, "ranks_by": desk.by}] if desk.by else []})
 
     async def health(self, request: Request) -> Response:
         if self._desk.admission.closed:
-            return _json({"status": "stopping"}, 503)
-        return _json({"status": "ok"})
+            return json_response({"status": "stopping"}, 503)
+        return json_response({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
-        return _response(self._desk.metrics.text(), 200, {"Content-Type": self._desk.metrics.content_type})
+        return response(self._desk.metrics.text(), 200, {"Content-Type": self._desk.metrics.content_type})
 
     async def openapi(self, request: Request) -> Response:
-        return _response(self._openapi, 200, {"Content-Type": "application/json"})
+        return response(self._openapi, 200, {"Content-Type": "application/json"})
 
     async def demo(self, request: Request) -> Response:
         try:
-            return _json({"questions": await asyncio.to_thread(demo.questions)})
+            return json_response({"questions": await asyncio.to_thread(demo.questions)})
         except MissingExtra as error:
-            return _json({"questions": [], "missing": error.remedy})
+            return json_response({"questions": [], "missing": error.remedy})
 
     async def broken(self, request: Request, error: Exception) -> Response:
         """A fault of this program. Whoever runs it hears of it; the client does not see its insides."""
@@ -145,27 +170,6 @@ class _Counted:
             self._desk.metrics.answered(path, status, time.monotonic() - started)
 
 
-async def _body(request: Request, most: int, seconds: float) -> bytes:
-    """The request's body, no longer than `most` bytes and not slower than `seconds`."""
-    too_large = Refusal(413, f"the body has more than {most:,} bytes", headers={"Connection": "close"})
-    told = request.headers.get("content-length", "")
-    if told.isdecimal() and int(told[:20]) > most:
-        raise too_large
-    gone: type[Exception] = load("starlette.requests").ClientDisconnect
-    body = bytearray()
-    try:
-        async with asyncio.timeout(seconds):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > most:
-                    raise too_large
-    except TimeoutError:
-        raise Refusal(408, f"the body did not arrive within {seconds:g} s", headers={"Connection": "close"}) from None
-    except gone:
-        raise _left() from None
-    return bytes(body)
-
-
 async def _while_there(request: Request, work: Awaitable[RankedHits]) -> RankedHits:
     """The result of `work`, which is cancelled when the client goes away."""
     working = asyncio.ensure_future(work)
@@ -173,16 +177,12 @@ async def _while_there(request: Request, work: Awaitable[RankedHits]) -> RankedH
     try:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise _left()
+            raise left()
         return working.result()
     finally:
         working.cancel()
         gone.cancel()
         await asyncio.gather(working, gone, return_exceptions=True)
-
-
-def _left() -> Refusal:
-    return Refusal(499, "the client went away")
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -197,13 +197,4 @@ async def _not_found(request: Request, error: Any) -> Response:
 
 
 def _refusal(refusal: Refusal) -> Response:
-    return _json(refusal.body(), refusal.status, refusal.headers)
-
-
-def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return _response(encoded(value), status, {**(headers or {}), "Content-Type": "application/json"})
-
-
-def _response(body: bytes, status: int, headers: Mapping[str, str]) -> Response:
-    make: Callable[..., Response] = load("starlette.responses").Response
-    return make(body, status, headers)
+    return json_response(refusal.body(), refusal.status, refusal.headers)

@@ -18,7 +18,7 @@ from rank_k.extras import load
 from rank_k.journal import Journal, QueryRecord
 from rank_k.serve import views
 from rank_k.serve.refusals import Refusal, invalid
-from rank_k.serve.rules import Doors, is_loopback
+from rank_k.serve.rules import Doors
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -33,7 +33,7 @@ class Looking:
 
     def __init__(self, path: Path | None, doors: Doors, answer: Callable[[Any], Any]) -> None:
         self._path = path
-        self._is_open_to_all = not (is_loopback(doors.host) or doors.keys)
+        self._is_open_to_all = doors.open_to_all
         self._answer = answer
 
     def routes(self) -> list[Any]:

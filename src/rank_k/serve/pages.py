@@ -32,6 +32,8 @@ class Page(NamedTuple):
 PAGES = (
     Page("/", "Try", "try"),
     Page("/runs", "Runs", "runs"),
+    Page("/compare", "Compare", "compare"),
+    Page("/judge", "Judge", "judge"),
 )
 """In the order of the navigation."""
 

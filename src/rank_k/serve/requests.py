@@ -41,7 +41,7 @@ class Wanted:
 
 def wanted(raw: bytes, limits: Limits, *, texts_allowed: bool = False) -> Wanted:
     """The request in `raw`. `texts_allowed`: a body with `texts` is one of Text Embeddings Inference."""
-    body = _object(raw)
+    body = json_object(raw)
     bare = texts_allowed and body.get("texts") is not None
     if bare and body.get("documents") is not None:
         raise invalid("texts", "give either texts or documents")
@@ -132,7 +132,7 @@ def _deadline(body: Mapping[str, Any]) -> float | None:
 # --- JSON, strictly ---
 
 
-def _object(raw: bytes) -> dict[str, Any]:
+def json_object(raw: bytes) -> dict[str, Any]:
     """The JSON object in `raw`. No NaN, no number beyond a double's, no name given twice, no depth without end."""
     try:
         text = raw.decode("utf-8-sig")

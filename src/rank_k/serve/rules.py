@@ -45,6 +45,11 @@ class Doors:
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
 
+    @property
+    def open_to_all(self) -> bool:
+        """Whether anybody may come in, from anywhere."""
+        return not (is_loopback(self.host) or self.keys)
+
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 

@@ -6,12 +6,12 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rank_k.errors import InputError
 from rank_k.extras import load
-from rank_k.serve.app import make_app
+from rank_k.serve.app import Room, make_app
 from rank_k.serve.desk import Desk
 from rank_k.serve.rules import Doors
 
@@ -19,14 +19,20 @@ _BACKLOG = 2048
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
-def serve(desk: Desk, doors: Doors, port: int, on_ready: Callable[[str], None] | None = None) -> None:
+def serve(
+    desk: Desk,
+    doors: Doors,
+    port: int,
+    on_ready: Callable[[str], None] | None = None,
+    rooms: Sequence[Room] = (),
+) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is under way.
 
-    `port` 0 takes a free one; `on_ready` hears the URL.
+    `port` 0 takes a free one; `on_ready` hears the URL; `rooms` are served beside what the desk is for.
 
     Blocks. Raises `InputError` for an address that cannot be had.
     """
-    server, sock, url = bound(desk, doors, port)
+    server, sock, url = bound(desk, doors, port, rooms)
     if on_ready is not None:
         on_ready(url)
     if threading.current_thread() is not threading.main_thread():
@@ -41,7 +47,7 @@ def serve(desk: Desk, doors: Doors, port: int, on_ready: Callable[[str], None] |
             signal.signal(name, handler)
 
 
-def bound(desk: Desk, doors: Doors, port: int) -> tuple[Any, socket.socket, str]:
+def bound(desk: Desk, doors: Doors, port: int, rooms: Sequence[Room] = ()) -> tuple[Any, socket.socket, str]:
     """A uvicorn server that is yet to be run, its listening socket and its URL."""
     uvicorn: Any = load("uvicorn")
     limits = desk.limits
@@ -54,7 +60,7 @@ def bound(desk: Desk, doors: Doors, port: int) -> tuple[Any, socket.socket, str]
             await stopping
 
     config = uvicorn.Config(
-        make_app(desk, doors),
+        make_app(desk, doors, rooms),
         http=_punctual_protocol(limits.head_seconds),
         ws="none",
         lifespan="off",

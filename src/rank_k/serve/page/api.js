@@ -23,6 +23,13 @@ export async function posted(path, body, signal) {
   return (await asked(path, { ...post(body), signal })).json();
 }
 
+/** Have the browser save what is at `path` as a file called `name`. Throws `Refused`. */
+export async function download(path, name) {
+  const address = URL.createObjectURL(await (await asked(path, {})).blob());
+  h("a", { href: address, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 60_000);
+}
+
 /** Server-sent events that come for `body`, one after another, as [kind, data]. Throws `Refused`. Ends by `signal`. */
 export async function* events(path, body, signal) {
   const response = await asked(path, { ...post(body), signal });

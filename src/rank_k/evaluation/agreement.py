@@ -1,0 +1,131 @@
+"""Do judges agree, beyond what chance would have them do? Cohen's kappa of two, Krippendorff's alpha of more.
+
+Both come from a square table of counts, and such tables add up over queries: so they are resampled by query, without
+looking at a judgment twice.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from rank_k.evaluation.comparison import LEVEL, resampled_means
+from rank_k.extras import load
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats: TypeAlias = NDArray[np.float64]
+
+KAPPA, ALPHA = "Cohen's kappa", "Krippendorff's alpha"
+
+Said = tuple[str, str, Any, int]
+"""Who said what: judge, query, what of the query was judged, and the number of a category, from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """`items`: how many things at least two of `judges` have judged, of `queries`. `observed`: how often two judges
+    say the same. `value`: 1 is perfect, 0 what chance brings; None where chance alone would have them agree always,
+    everybody having said one thing. `low`, `high`: its 95 % bootstrap interval over queries, None with `value`."""
+
+    judges: tuple[str, ...]
+    coefficient: str
+    items: int
+    queries: int
+    observed: float
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def agreements(said: Iterable[Said]) -> tuple[Agreement, ...]:
+    """Of every two judges, and of all where there are more than two; as far as they have judged the same things.
+    One who has said two things of one item counts with the last. Raises `MissingExtra` without numpy."""
+    items: dict[tuple[str, Any], dict[str, int]] = defaultdict(dict)
+    for judge, query_id, what, category in said:
+        items[query_id, what][judge] = category
+    judges = sorted({judge for of in items.values() for judge in of})
+    groups = [*combinations(judges, 2), *([tuple(judges)] if len(judges) > 2 else [])]
+    found = (_agreement(group, items) for group in groups)
+    return tuple(agreement for agreement in found if agreement is not None)
+
+
+def cohen(table: Floats) -> Floats:
+    """Kappa (Cohen 1960) of `table[..., c, k]`: how often the one judge says c and the other k, in counts or shares.
+    NaN where it is not defined."""
+    np = load("numpy")
+    shares = table / table.sum(axis=(-2, -1), keepdims=True)
+    observed = np.trace(shares, axis1=-2, axis2=-1)
+    expected = (shares.sum(axis=-1) * shares.sum(axis=-2)).sum(axis=-1)
+    return _beyond_chance(1 - observed, 1 - expected)
+
+
+def krippendorff(table: Floats) -> Floats:
+    """Alpha for categories without order (Krippendorff 2004, ch. 11) of `table[..., c, k]`: the coincidences, in
+    counts. Judges need not have judged the same things. NaN where it is not defined."""
+    np = load("numpy")
+    total = table.sum(axis=(-2, -1))
+    of = table.sum(axis=-1)
+    disagreeing = total - np.trace(table, axis1=-2, axis2=-1)
+    expected = (total**2 - (of**2).sum(axis=-1)) / (total - 1)
+    return _beyond_chance(disagreeing, expected)
+
+
+def coincidences(categories: Sequence[int], kinds: int) -> Floats:
+    """What one item with the judgments `categories`, at least two, adds to a table of coincidences: every two that
+    different judges made, both ways, each weighing 1 / (number of judgments - 1)."""
+    np = load("numpy")
+    counts = np.bincount(categories, minlength=kinds).astype(float)
+    table: Floats = (np.outer(counts, counts) - np.diag(counts)) / (len(categories) - 1)
+    return table
+
+
+def _agreement(judges: tuple[str, ...], items: dict[tuple[str, Any], dict[str, int]]) -> Agreement | None:
+    np = load("numpy")
+    kinds = 1 + max(category for of in items.values() for category in of.values())
+    by_query: dict[str, Floats] = defaultdict(lambda: np.zeros((kinds, kinds)))
+    number, agreeing, twos = 0, 0.0, 0.0
+    for (query_id, _), of in items.items():
+        given = [of[judge] for judge in judges if judge in of]
+        if len(given) < 2:
+            continue
+        number += 1
+        if len(judges) == 2:
+            by_query[query_id][given[0], given[1]] += 1
+        else:
+            by_query[query_id] += coincidences(given, kinds)
+        counts = np.bincount(given)
+        agreeing += float((counts * (counts - 1)).sum())
+        twos += len(given) * (len(given) - 1)
+    if not number:
+        return None
+    statistic = cohen if len(judges) == 2 else krippendorff
+    tables = np.stack([by_query[query_id] for query_id in sorted(by_query)])
+    value = float(statistic(tables.sum(axis=0)))
+    low = high = None
+    if not np.isnan(value):
+        drawn = statistic(resampled_means(tables) * len(tables))
+        low, high = map(float, np.nanquantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)))
+    return Agreement(
+        judges,
+        KAPPA if len(judges) == 2 else ALPHA,
+        number,
+        len(tables),
+        agreeing / twos,
+        None if np.isnan(value) else value,
+        low,
+        high,
+    )
+
+
+def _beyond_chance(observed: Floats, expected: Floats) -> Floats:
+    """1 - observed / expected disagreement. What rounding leaves of an expectation of none counts as none."""
+    np = load("numpy")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: Floats = np.where(expected > 1e-12, 1 - observed / expected, np.nan)
+    return found

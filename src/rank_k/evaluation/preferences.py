@@ -1,0 +1,329 @@
+"""What people prefer: two rankings of a query side by side, names hidden, and which of them somebody would rather have.
+
+One row of JSONL is one judgment, as the page *Judge* of `rank-k serve` keeps it:
+
+    {"judge": "anna", "query_id": "q7", "left": "bm25.trec", "right": "reranked.trec", "choice": "right",
+     "time": "2026-05-04T09:30:00.123456+00:00", "seconds": 12.4, "depth": 10, "names_hidden": true,
+     "query": "why is the sky blue", "translation": null, "left_doc_ids": ["d3", "d9"], "right_doc_ids": ["d9", "d1"]}
+
+`choice` is `left`, `right` or `tie`, or `undone`, which takes back what the judge had said of these two before.
+`seconds`: for how long it was looked at. `translation`: of the query, as it was shown; null if none was. The keys of
+the first two lines are needed, the others may be absent. Nothing is ever changed in such a file: what stands is the
+latest row of a judge on a query and two systems, whatever side they stood on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+from statistics import NormalDist, fmean, median
+from typing import Any
+
+from rank_k.data.files import read_objects
+from rank_k.errors import FormatError, InputError
+from rank_k.evaluation.agreement import Agreement, agreements
+from rank_k.evaluation.comparison import LEVEL, holm, paired
+from rank_k.extras import load
+
+LEFT, RIGHT, TIE, UNDONE = "left", "right", "tie", "undone"
+CHOICES = (LEFT, RIGHT, TIE)
+
+_ROW = '{"judge", "query_id", "left", "right", "choice", "time", ...} on each line (JSONL)'
+
+Pair = tuple[str, str]
+"""Two systems, in the order of their names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """One row. Times have a zone. `depth`: how many passages of each ranking were to be shown, `*_doc_ids`: those that
+    were. `seconds` and `depth` are None where nobody said."""
+
+    judge: str
+    query_id: str
+    left: str
+    right: str
+    choice: str
+    time: datetime
+    seconds: float | None = None
+    depth: int | None = None
+    names_hidden: bool = True
+    query: str = ""
+    translation: str | None = None
+    left_doc_ids: tuple[str, ...] = ()
+    right_doc_ids: tuple[str, ...] = ()
+
+    @property
+    def pair(self) -> Pair:
+        return (self.left, self.right) if self.left < self.right else (self.right, self.left)
+
+    @property
+    def winner(self) -> str | None:
+        """The name of the system that was preferred; None for a tie."""
+        return {LEFT: self.left, RIGHT: self.right}.get(self.choice)
+
+    def row(self) -> dict[str, Any]:
+        """As JSON has it: what `judgment_of` reads."""
+        return asdict(self) | {"time": self.time.isoformat(timespec="microseconds")}
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The judgments that count. `repeated`: rows that were there before, word for word; `replaced` and `undone`:
+    judgments that their judge has given anew, or taken back."""
+
+    judgments: tuple[Judgment, ...]
+    repeated: int = 0
+    replaced: int = 0
+    undone: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share and its 95 % interval, or None where there is nothing to take a share of."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What judges made of two systems. `won`, `tied`, `lost` are the first one's; `win_rate` is `won` and half of
+    `tied`. `p`: of there being no preference, corrected by Holm for all pairs."""
+
+    first: str
+    second: str
+    queries: int
+    judgments: int
+    win_rate: Share
+    won: Share
+    tied: Share
+    lost: Share
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """How often the left side was preferred to the right: half of the time, for sides are drawn by chance, whatever
+    the systems are worth. `p`: of a judge who looks at the rankings alone (exact binomial test, two-sided)."""
+
+    left: int
+    right: int
+    ties: int
+    share: Share | None
+    p: float | None
+
+    @property
+    def judgments(self) -> int:
+        return self.left + self.right + self.ties
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """`seconds`: the median, None if nobody counted."""
+
+    name: str
+    sides: Sides
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """`agreement`: of every two judges who have judged something in common, and of all where there are more than
+    two. `named`: judgments made with names in sight. `translated`: with the query's translation."""
+
+    pairs: tuple[Compared, ...]
+    sides: Sides
+    judges: tuple[Judge, ...]
+    agreement: tuple[Agreement, ...]
+    standing: Standing
+    named: int
+    translated: int
+
+
+# --- rows ---
+
+
+def read_judgments(path: Path) -> list[Judgment]:
+    """The rows of one file. Raises `FormatError` for the first that is not as it should be."""
+    return [judgment_of(row, path, number) for number, row in read_objects(path, _ROW)]
+
+
+def judgment_of(row: Mapping[str, Any], path: Path, number: int) -> Judgment:
+    """A row as a value. Raises `FormatError`, with path and line number."""
+
+    def valid(key: str, what: str, holds: Callable[[Any], bool], default: Any = None) -> Any:
+        value = row.get(key, default)
+        if not holds(value):
+            found = f"no {key}" if key not in row else f"{key} {_shown(value)}"
+            raise FormatError(path, number, found, f"{key}: {what}")
+        return value
+
+    def named(key: str) -> str:
+        found: str = valid(key, "a non-empty string", lambda value: isinstance(value, str) and value != "")
+        return found
+
+    def ids(key: str) -> tuple[str, ...]:
+        return tuple(valid(key, "a list of strings", _are_strings, default=()))
+
+    judge, query_id, left, right = map(named, ("judge", "query_id", "left", "right"))
+    if left == right:
+        raise FormatError(path, number, f"{_shown(left)} on both sides", "two systems")
+    choice = valid("choice", f"one of {', '.join((*CHOICES, UNDONE))}", (*CHOICES, UNDONE).__contains__)
+    time = valid("time", "a time with its zone, such as 2026-05-04T09:30:00+00:00", _is_time)
+    seconds = valid("seconds", "a number from 0, or null", lambda value: value is None or _is_amount(value))
+    depth = valid("depth", "a whole number from 1, or null", lambda value: value is None or _is_count(value))
+    return Judgment(
+        judge=judge,
+        query_id=query_id,
+        left=left,
+        right=right,
+        choice=choice,
+        time=datetime.fromisoformat(time),
+        seconds=seconds,
+        depth=depth,
+        names_hidden=valid("names_hidden", "true or false", lambda value: isinstance(value, bool), default=True),
+        query=valid("query", "a string", lambda value: isinstance(value, str), default=""),
+        translation=valid("translation", "a string, or null", lambda value: isinstance(value, str | None)),
+        left_doc_ids=ids("left_doc_ids"),
+        right_doc_ids=ids("right_doc_ids"),
+    )
+
+
+def standing(rows: Iterable[Judgment]) -> Standing:
+    """Those of `rows` that count, whatever order they come in; sorted by judge, query and systems."""
+    given = list(rows)
+    different = set(given)
+    latest: dict[tuple[str, str, Pair], Judgment] = {}
+    replaced = undone = 0
+    for row in sorted(different, key=lambda row: (row.time, repr(row))):
+        item = (row.judge, row.query_id, row.pair)
+        before = latest.pop(item, None)
+        if row.choice != UNDONE:
+            latest[item] = row
+            replaced += before is not None
+        else:
+            undone += before is not None
+    kept = tuple(latest[item] for item in sorted(latest))
+    return Standing(kept, len(given) - len(different), replaced, undone)
+
+
+# --- what they come to ---
+
+
+def preferences(rows: Iterable[Judgment]) -> Preferences:
+    """Everything that is told of judgments, in whatever order they come.
+
+    Raises `InputError` if none of them stands, `MissingExtra` without numpy and scipy.
+    """
+    found = standing(rows)
+    judgments = found.judgments
+    if not judgments:
+        raise InputError("there are no judgments, or all were taken back", "judge some on the page of rank-k serve")
+    return Preferences(
+        pairs=_compared(judgments),
+        sides=_sides(judgments),
+        judges=tuple(
+            Judge(name, _sides(theirs), _median_seconds(theirs))
+            for name, theirs in _grouped(judgments, lambda row: row.judge).items()
+        ),
+        agreement=agreements([(row.judge, row.query_id, row.pair, _outcome(row)) for row in judgments]),
+        standing=found,
+        named=sum(not row.names_hidden for row in judgments),
+        translated=sum(row.translation is not None for row in judgments),
+    )
+
+
+def share(value: float, count: int, level: float = LEVEL) -> Share:
+    """`value`, the mean of `count` numbers between 0 and 1, with its interval by Wilson's score (Wilson 1927).
+
+    Not the bootstrap that intervals of measures here come from: that shrinks to nothing where all say the same, and a
+    study by people has few queries; Wilson's holds what it promises for as few as ten (Brown, Cai and DasGupta 2001).
+    Made for numbers that are 0 or 1. Others of the same mean vary less, so that it is too wide then, never too narrow.
+    """
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    centre = (value + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(value * (1 - value) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return Share(value, max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
+
+
+def _compared(judgments: Iterable[Judgment]) -> tuple[Compared, ...]:
+    """Each query weighs the same, however many have judged it, and counts once: its judgments are not independent."""
+    found = []
+    for (first, second), theirs in _grouped(judgments, lambda row: row.pair).items():
+        by_query = {
+            query_id: Counter(map(_outcome, rows))
+            for query_id, rows in _grouped(theirs, lambda row: row.query_id).items()
+        }
+        won, tied, lost = (
+            [outcomes[kind] / outcomes.total() for outcomes in by_query.values()] for kind in (_WON, _TIED, _LOST)
+        )
+        scores = [win + tie / 2 for win, tie in zip(won, tied, strict=True)]
+        rate, wins, ties, losses = (
+            share(min(1.0, fmean(values)), len(by_query)) for values in (scores, won, tied, lost)
+        )
+        test = paired(dict(zip(by_query, scores, strict=True)), dict.fromkeys(by_query, 0.5))
+        p = test.randomisation_p
+        found.append(Compared(first, second, len(by_query), len(theirs), rate, wins, ties, losses, p))
+    corrected = holm([compared.p for compared in found])
+    return tuple(replace(compared, p=p) for compared, p in zip(found, corrected, strict=True))
+
+
+_WON, _TIED, _LOST = 0, 1, 2
+
+
+def _outcome(row: Judgment) -> int:
+    """For the first of its pair."""
+    return _TIED if row.winner is None else _WON if row.winner == row.pair[0] else _LOST
+
+
+def _sides(judgments: Iterable[Judgment]) -> Sides:
+    """Here every judgment counts: the sides of each were drawn anew."""
+    counts = Counter(row.choice for row in judgments)
+    decided = counts[LEFT] + counts[RIGHT]
+    if not decided:
+        return Sides(0, 0, counts[TIE], None, None)
+    p = float(load("scipy.stats").binomtest(counts[LEFT], decided).pvalue)
+    return Sides(counts[LEFT], counts[RIGHT], counts[TIE], share(counts[LEFT] / decided, decided), p)
+
+
+def _median_seconds(judgments: Iterable[Judgment]) -> float | None:
+    counted = [row.seconds for row in judgments if row.seconds is not None]
+    return median(counted) if counted else None
+
+
+def _grouped(judgments: Iterable[Judgment], key: Callable[[Judgment], Any]) -> dict[Any, list[Judgment]]:
+    return {name: list(rows) for name, rows in groupby(sorted(judgments, key=key), key)}
+
+
+# --- what may stand in a row ---
+
+
+def _is_time(value: object) -> bool:
+    try:
+        return isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _are_strings(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
