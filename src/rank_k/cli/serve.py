@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +14,7 @@ from rank_k.cli.model import add_asking, add_server, count, duration, key_in, re
 
 if TYPE_CHECKING:
     from rank_k.reranker import Reranker
+    from rank_k.serve.desk import Desk
     from rank_k.serve.rules import Doors, Limits
 
 NAME = "serve"
@@ -22,14 +26,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_server(parser, "--server-key-env")
     add_asking(parser)
     parser.add_argument("--journal", type=Path, metavar="FILE", help="keeps every call (a temporary one)")
-    door = parser.add_argument_group("who may ask")
+    add_doors(parser, 8787)
+    add_limits(parser)
+
+
+def add_doors(parser: argparse.ArgumentParser, usual_port: int, title: str = "who may ask") -> None:
+    """The address listened on, and who is let in there."""
+    door = parser.add_argument_group(title)
     door.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="listen on this address")
-    door.add_argument("--port", type=port, default=8787, metavar="N", help="0 takes a free one")
+    door.add_argument("--port", type=port, default=usual_port, metavar="N", help="0 takes a free one")
     told = "variable with the key that clients must show, or several keys with commas between"
     door.add_argument("--api-key-env", metavar="NAME", help=told)
     door.add_argument("--insecure", action="store_true", help="no key, though other machines can reach the address")
     door.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a name of this server")
     door.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="pages that may ask")
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """How much may be asked for, and how patiently."""
     limits = parser.add_argument_group("limits")
     limits.add_argument("--queue", type=count, default=64, metavar="N", help="requests that may wait")
     limits.add_argument(
@@ -44,25 +58,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.models.retries import Retries
-    from rank_k.reranker import Reranker
-    from rank_k.serve.desk import Desk
-    from rank_k.serve.rules import check_doors
     from rank_k.serve.run import serve
 
-    doors = _doors(args)
-    check_doors(doors, insecure=args.insecure)
-    options = reranker_options(args)
-    _check_keys(doors.keys, options["api_key"])
-    # Fewer tries than a run has: somebody is waiting.
-    with Reranker(args.model, journal=args.journal, retries=Retries(overloaded=6, broken=3), **options) as reranker:
-        _prepare(reranker)
-        desk = Desk(reranker, _limits(args, reranker.concurrency), _tell)
+    doors = checked_doors(args)
+    with opened_desk(args, doors) as desk:
         serve(
             desk, doors, args.port, lambda url: print(f"rank-k serve: {desk.model or 'the model'} at {url}", flush=True)
         )
     print("rank-k serve: stopped", file=sys.stderr)
     return 0
+
+
+@contextmanager
+def opened_desk(args: argparse.Namespace, doors: Doors | None = None) -> Iterator[Desk]:
+    """The desk of a reranker made of the options, which is closed in the end. `doors`: those that lead there."""
+    from rank_k.models.retries import Retries
+    from rank_k.reranker import Reranker
+    from rank_k.serve.desk import Desk
+
+    options = reranker_options(args)
+    if doors is not None:
+        _check_keys(doors.keys, options["api_key"])
+    # Fewer tries than a run has: somebody is waiting.
+    with Reranker(args.model, journal=args.journal, retries=Retries(overloaded=6, broken=3), **options) as reranker:
+        _prepare(reranker, args.verb)
+        yield Desk(reranker, _limits(args, reranker.concurrency), partial(_tell, args.verb))
 
 
 def port(text: str) -> int:
@@ -72,16 +92,19 @@ def port(text: str) -> int:
     return int(text)
 
 
-def _doors(args: argparse.Namespace) -> Doors:
+def checked_doors(args: argparse.Namespace) -> Doors:
+    """The doors that the options of `add_doors` describe. Raises `InputError` for some that stand wide open."""
     from rank_k.errors import InputError
-    from rank_k.serve.rules import Doors
+    from rank_k.serve.rules import Doors, check_doors
 
     keys: tuple[str, ...] = ()
     if args.api_key_env is not None:
         keys = tuple(filter(None, (key.strip() for key in (key_in(args.api_key_env) or "").split(","))))
         if not keys:
             raise InputError(f"the variable {args.api_key_env} holds no key", "give it one")
-    return Doors(args.host, keys, frozenset(args.allow_host), frozenset(args.allow_origin))
+    doors = Doors(args.host, keys, frozenset(args.allow_host), frozenset(args.allow_origin))
+    check_doors(doors, insecure=args.insecure)
+    return doors
 
 
 def _limits(args: argparse.Namespace, running: int) -> Limits:
@@ -108,24 +131,24 @@ def _check_keys(keys: tuple[str, ...], model_key: str | None) -> None:
         )
 
 
-def _prepare(reranker: Reranker) -> None:
+def _prepare(reranker: Reranker, verb: str) -> None:
     """Find out now whether the model can be had; one that does not answer yet may do so later."""
     from rank_k.errors import Unreachable
 
     try:
         reranker.prepare()
     except Unreachable as error:
-        print(f"rank-k serve: {error.problem}; requests fail until somebody does", file=sys.stderr)
+        print(f"rank-k {verb}: {error.problem}; requests fail until somebody does", file=sys.stderr)
 
 
-def _tell(error: Exception) -> None:
+def _tell(verb: str, error: Exception) -> None:
     """Say what a client was not told. A fault of this program comes with its place."""
     from rank_k.errors import RankKError
 
     if isinstance(error, RankKError):
-        print(f"rank-k serve: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"rank-k {verb}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return
     import traceback
 
-    print("rank-k serve: a fault of rank-k:", file=sys.stderr)
+    print(f"rank-k {verb}: a fault of rank-k:", file=sys.stderr)
     traceback.print_exception(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rank_k.extras import load
@@ -57,12 +57,12 @@ class _Endpoints:
 
     async def rerank(self, request: Request) -> Any:
         desk = self._desk
-        raw = await _body(request, desk.limits.body, desk.limits.body_seconds)
+        raw = await read_body(request, desk.limits.body, desk.limits.body_seconds)
         asked = wanted(raw, desk.limits, texts_allowed=request.url.path == "/rerank")
         client = request.scope["state"]["client"]
         if asked.stream:
             return self._stream(asked, client)
-        hits = await _while_there(request, desk.rank(asked, client))
+        hits = await while_there(until_gone(request.receive), desk.rank(asked, client))
         return _json(answer(asked, hits, desk.model))
 
     def _stream(self, asked: Wanted, client: str) -> EventStream:
@@ -125,8 +125,8 @@ class _Counted:
             self._desk.metrics.answered(path, status, time.monotonic() - started)
 
 
-async def _body(request: Request, most: int, seconds: float) -> bytes:
-    """The request's body, no longer than `most` bytes and not slower than `seconds`."""
+async def read_body(request: Request, most: int, seconds: float) -> bytes:
+    """The request's body, no longer than `most` bytes and not slower than `seconds`. Raises a `Refusal`."""
     too_large = Refusal(413, f"the body has more than {most:,} bytes", headers={"Connection": "close"})
     told = request.headers.get("content-length", "")
     if told.isdecimal() and int(told[:20]) > most:
@@ -146,19 +146,19 @@ async def _body(request: Request, most: int, seconds: float) -> bytes:
     return bytes(body)
 
 
-async def _while_there(request: Request, work: Awaitable[RankedHits]) -> RankedHits:
-    """The result of `work`, which is cancelled when the client goes away."""
+async def while_there(gone: Coroutine[Any, Any, Any], work: Awaitable[RankedHits]) -> RankedHits:
+    """The result of `work`, which is cancelled when the client goes away: when `gone` ends. Raises a `Refusal`."""
     working = asyncio.ensure_future(work)
-    gone = asyncio.create_task(until_gone(request.receive))
+    leaving = asyncio.create_task(gone)
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise _left()
         return working.result()
     finally:
         working.cancel()
-        gone.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 def _left() -> Refusal:

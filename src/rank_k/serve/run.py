@@ -13,20 +13,27 @@ from rank_k.errors import InputError
 from rank_k.extras import load
 from rank_k.serve.app import make_app
 from rank_k.serve.desk import Desk
+from rank_k.serve.guard import App
 from rank_k.serve.rules import Doors
 
 _BACKLOG = 2048
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
-def serve(desk: Desk, doors: Doors, port: int, on_ready: Callable[[str], None] | None = None) -> None:
+def serve(
+    desk: Desk,
+    doors: Doors,
+    port: int,
+    on_ready: Callable[[str], None] | None = None,
+    app: App | None = None,
+) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is under way.
 
-    `port` 0 takes a free one; `on_ready` hears the URL.
+    `port` 0 takes a free one; `on_ready` hears the URL. `app` stands before the desk; without one, the HTTP API.
 
     Blocks. Raises `InputError` for an address that cannot be had.
     """
-    server, sock, url = bound(desk, doors, port)
+    server, sock, url = bound(desk, doors, port, app)
     if on_ready is not None:
         on_ready(url)
     if threading.current_thread() is not threading.main_thread():
@@ -41,7 +48,7 @@ def serve(desk: Desk, doors: Doors, port: int, on_ready: Callable[[str], None] |
             signal.signal(name, handler)
 
 
-def bound(desk: Desk, doors: Doors, port: int) -> tuple[Any, socket.socket, str]:
+def bound(desk: Desk, doors: Doors, port: int, app: App | None = None) -> tuple[Any, socket.socket, str]:
     """A uvicorn server that is yet to be run, its listening socket and its URL."""
     uvicorn: Any = load("uvicorn")
     limits = desk.limits
@@ -54,10 +61,10 @@ def bound(desk: Desk, doors: Doors, port: int) -> tuple[Any, socket.socket, str]
             await stopping
 
     config = uvicorn.Config(
-        make_app(desk, doors),
+        app or make_app(desk, doors),
         http=_punctual_protocol(limits.head_seconds),
         ws="none",
-        lifespan="off",
+        lifespan="on",
         log_config=None,
         log_level="critical",  # its messages quote what clients send; ours go through the desk
         access_log=False,
