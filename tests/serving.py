@@ -19,7 +19,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rank_k import Reranker
+from rank_k.serve.app import make_app
 from rank_k.serve.desk import Desk
+from rank_k.serve.guard import App
 from rank_k.serve.rules import Doors, Limits
 from rank_k.serve.run import bound
 
@@ -90,11 +92,16 @@ class Served:
 
 
 @contextmanager
-def served(reranker: Reranker, limits: Limits = Limits(), doors: Doors = Doors()) -> Iterator[Served]:
-    """In a thread. Closes `reranker` in the end."""
+def served(
+    reranker: Reranker,
+    limits: Limits = Limits(),
+    doors: Doors = Doors(),
+    make: Callable[[Desk, Doors], App] = make_app,
+) -> Iterator[Served]:
+    """What `make` makes of a desk, in a thread. Closes `reranker` in the end."""
     errors: list[Exception] = []
     desk = Desk(reranker, limits, errors.append)
-    server, sock, url = bound(desk, doors, 0)
+    server, sock, url = bound(desk, doors, 0, make(desk, doors))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     try:
@@ -108,11 +115,11 @@ def served(reranker: Reranker, limits: Limits = Limits(), doors: Doors = Doors()
 
 
 class Command:
-    """`rank-k serve` in a process of its own."""
+    """`rank-k serve`, or another verb that serves, in a process of its own."""
 
-    def __init__(self, *options: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *options: str, env: Mapping[str, str] | None = None, verb: str = "serve") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "rank_k.cli", "serve", "--port", "0", *options],
+            [sys.executable, "-m", "rank_k.cli", verb, "--port", "0", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -133,8 +140,8 @@ class Command:
 
 
 @contextmanager
-def command(*options: str, env: Mapping[str, str] | None = None) -> Iterator[Command]:
-    running = Command(*options, env=env)
+def command(*options: str, env: Mapping[str, str] | None = None, verb: str = "serve") -> Iterator[Command]:
+    running = Command(*options, env=env, verb=verb)
     try:
         yield running
     finally:

@@ -28,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    load("mcp")  # says so now if it is not there
     logging.getLogger().addHandler(logging.NullHandler())  # the SDK's own words quote what clients send
     if args.http:
         _over_http(args)
@@ -43,6 +42,7 @@ def _over_http(args: argparse.Namespace) -> None:
     from rank_k.serve.run import serve
 
     doors = checked_doors(args)
+    load("mcp")  # or hear that it is not there, before a model is started
     with opened_desk(args, doors) as desk:
 
         def told(url: str) -> None:
@@ -55,6 +55,7 @@ def _over_pipes(args: argparse.Namespace) -> None:
     from rank_k.serve.mcp_stdio import private_pipes, serve_pipes
 
     _check_no_doors(args)
+    load("mcp")
     with private_pipes() as (source, sink), opened_desk(args) as desk:
         print(f"rank-k mcp: {desk.model or 'the model'} on standard input and output", file=sys.stderr)
         serve_pipes(desk, source, sink)

@@ -41,7 +41,7 @@ def make_mcp_app(desk: Desk, doors: Doors = Doors()) -> App:
 
 
 class _Door:
-    """Takes a whole request or none, notices when its client goes away, and does not wait for who does not read."""
+    """Takes a whole request or none, and notices when its client goes away."""
 
     def __init__(self, app: App, limits: Limits) -> None:
         self._app = app
@@ -72,18 +72,9 @@ class _Door:
         async def sending(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), _EXPOSED]
-            try:
-                async with asyncio.timeout(self._limits.stall_seconds):
-                    await send(message)
-            except TimeoutError:
-                gone.set()
-                raise
+            await send(message)
 
-        try:
-            await self._app(scope, receiving, sending)
-        except Exception:
-            if not gone.is_set():
-                raise
+        await self._app(scope, receiving, sending)
 
     async def _admitted(self, scope: Scope, receive: Receive) -> bytes:
         """The request's body. Raises a `Refusal`."""

@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rank_k.extras import load
 from rank_k.serve.desk import Desk
@@ -21,6 +21,8 @@ from rank_k.serve.mcp import make_server
 
 if TYPE_CHECKING:
     from mcp import types
+
+T = TypeVar("T")
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
@@ -64,7 +66,6 @@ class _Conversation:
         self._sink = sink
         self._server = make_server(desk)
         self._anyio: Any = load("anyio")
-        self._in_thread: Any = load("anyio.to_thread").run_sync
         self._types: Any = load("mcp.types")
         self._message: Any = load("mcp.shared.message").SessionMessage
         self._owed: set[str | int] = set()  # ids of requests that have no answer yet
@@ -91,7 +92,7 @@ class _Conversation:
                 await self._pass_on(to_server, outgoing)
 
     async def _pass_on(self, to_server: Any, outgoing: Any) -> None:
-        while line := await self._in_thread(self._source.readline, abandon_on_cancel=True):
+        while line := await _apart(self._source.readline):
             try:
                 message = self._types.jsonrpc_message_adapter.validate_python(
                     json.loads(line.decode("utf-8", "replace")), by_name=False
@@ -108,7 +109,7 @@ class _Conversation:
             async for item in from_server:
                 line = item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
                 try:
-                    await self._in_thread(self._put, line, abandon_on_cancel=True)
+                    await _apart(self._put, line)
                 except OSError:  # the pipe is broken
                     await to_server.aclose()
                     return
@@ -154,6 +155,32 @@ class _Conversation:
         error = self._types.ErrorData(code=self._types.PARSE_ERROR, message="this line is no JSON-RPC message")
         said: types.JSONRPCError = self._types.JSONRPCError(jsonrpc="2.0", id=None, error=error)
         return said
+
+
+async def _apart(work: Callable[..., T], *arguments: object) -> T:
+    """What `work` returns, in a thread that is left behind when this is cancelled: it may be waiting for ever."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: OSError | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(cast(T, result))
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work(*arguments)
+        except OSError as failure:
+            error = failure
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="rank-k pipe", daemon=True).start()
+    return await done
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import socket
 import threading
@@ -62,7 +63,7 @@ def bound(desk: Desk, doors: Doors, port: int, app: App | None = None) -> tuple[
 
     config = uvicorn.Config(
         app or make_app(desk, doors),
-        http=_punctual_protocol(limits.head_seconds),
+        http=_punctual_protocol(limits.head_seconds, limits.stall_seconds),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -96,14 +97,16 @@ def _listening(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _punctual_protocol(seconds: float) -> Any:
+def _punctual_protocol(seconds: float, stall_seconds: float) -> Any:
     """uvicorn's HTTP/1.1, but a connection whose request line and headers dawdle for `seconds` is closed, and so is
-    one on which an answer is not read to its end. uvicorn itself waits for ever in these cases.
+    one on which an answer is not read to its end, or of which nothing is read for `stall_seconds` while more is ready.
+    uvicorn itself waits for ever in these cases.
     """
     base: Any = load("uvicorn.protocols.http.h11_impl").H11Protocol
 
     class PunctualProtocol(base):  # type: ignore[misc]
         _patience: asyncio.TimerHandle | None = None
+        _stalled: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
@@ -120,9 +123,31 @@ def _punctual_protocol(seconds: float) -> Any:
             super().timeout_keep_alive_handler()  # which waits until all that was sent has been read
             self._patience = self.loop.call_later(seconds, self.transport.abort)
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._watch()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._unwatch()
+
         def connection_lost(self, error: Exception | None) -> None:
             self._rest()
+            self._unwatch()
             super().connection_lost(error)
+
+        def _watch(self, before: float = math.inf) -> None:
+            """Look now and then whether what is waiting to be read becomes less."""
+            waiting = self.transport.get_write_buffer_size()
+            if waiting >= before:
+                self.transport.abort()
+                return
+            self._stalled = self.loop.call_later(stall_seconds, self._watch, waiting)
+
+        def _unwatch(self) -> None:
+            if self._stalled is not None:
+                self._stalled.cancel()
+                self._stalled = None
 
         def _rest(self) -> None:
             if self._patience is not None:
