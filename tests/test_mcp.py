@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -23,7 +24,8 @@ from rank_k.serve.mcp_http import make_mcp_app
 from rank_k.serve.refusals import Refusal
 from rank_k.serve.rules import Doors, Limits
 from tests.conftest import StartLoopback
-from tests.serving import Served, served, until
+from tests.serving import ROOT, Served, served, until
+from tests.test_serve_door import reversed_order
 from tests.test_serve_load import STUCK, is_asked, marked, was_cancelled
 
 MODES = ["legacy", "auto"]
@@ -172,6 +174,19 @@ def test_progress_is_told_once_a_round(loopback: StartLoopback, mode: str) -> No
         (1, "round 1, windows answered: 1, best so far: 0, 1, 2"),
         (2, "round 2, windows answered: 2, best so far: 0, 1, 2"),
     ], "three windows, the last of which is the answer"
+
+
+def test_the_documented_program_prints_what_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "mcp.md").read_text(encoding="utf-8")
+    program, printed = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", page, re.DOTALL)[0]
+    with served(Reranker(ScriptedModel(reversed_order)), make=make_mcp_app) as server:
+        exec(program.replace("http://127.0.0.1:8788", server.url), {})
+    assert capsys.readouterr().out == printed
+
+
+def test_by_likelihood_nothing_is_offered_that_only_comparison_has() -> None:
+    everything, offered = (set(input_schema(Limits(), by)["properties"]) for by in ("comparison", "likelihood"))
+    assert everything - offered == {"think", "strategy", "return_trace"}
 
 
 # --- what is refused ---

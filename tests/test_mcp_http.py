@@ -121,7 +121,7 @@ def test_the_key_is_needed_and_pages_that_are_allowed_may_use_it() -> None:
             answer = post(locked, Authorization=given)
             assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
         asking = {"Origin": PAGE, "Access_Control_Request_Method": "POST"}
-        before = locked.ask("OPTIONS", "/mcp", Access_Control_Request_Headers="mcp-session-id", **asking)
+        before = locked.ask("OPTIONS", "/mcp", None, Access_Control_Request_Headers="mcp-session-id", **asking)
         assert (before.status, before.headers["access-control-allow-origin"]) == (204, PAGE)
         assert "Mcp-Session-Id" in before.headers["access-control-allow-headers"]
         assert "DELETE" in before.headers["access-control-allow-methods"]
@@ -145,7 +145,7 @@ def test_both_protocols_are_spoken(server: Served) -> None:
     session = opened(server)
     old = message("2025-06-18", query="q", documents=marked(0))
     assert indices(post(server, old, **session)) == [3, 2, 1, 0]
-    assert server.ask("DELETE", "/mcp", **session).status == 200
+    assert server.ask("DELETE", "/mcp", None, **session).status == 200
     assert post(server, old, **session).status == 404, "the session is over"
 
 

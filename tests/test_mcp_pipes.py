@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from tests.test_embedded import PASSAGES, USER_CACHE, needs_weights
 from tests.test_serve_load import STUCK, is_asked, marked, was_cancelled
 
 COMMAND = [sys.executable, "-m", "rank_k.cli", "mcp"]
+PAGE = ROOT / "docs" / "mcp.md"
 HELLO = {
     "method": "initialize",
     "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}},
@@ -102,9 +104,15 @@ def quiet(model: str = "oracle") -> str:
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
 def test_a_conversation(loopback: StartLoopback, mode: str) -> None:
-    model = loopback()
-    environment = {"PYTHONPATH": str(ROOT / "src")}
-    server = StdioServerParameters(command=COMMAND[0], args=[*COMMAND[1:], "--server", model.url], env=environment)
+    """Started as docs/mcp.md has it, but for the places."""
+    model = loopback(model="hltcoe/Rank-K-32B")
+    documented = json.loads(re.findall(r"```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0])
+    told = documented["mcpServers"]["rank-k"]
+    assert told["command"] == "rank-k"
+    assert told["args"][0] == "mcp"
+    arguments = [model.url if argument == "http://gpu:8000/v1" else argument for argument in told["args"][1:]]
+    environment = {**told["env"], "PYTHONPATH": str(ROOT / "src")}
+    server = StdioServerParameters(command=COMMAND[0], args=[*COMMAND[1:], *arguments], env=environment)
 
     async def one(client: Client, number: int) -> None:
         result = await client.call_tool("rerank", {"query": f"query {number}", "documents": marked(number), "top_n": 2})
@@ -118,7 +126,8 @@ def test_a_conversation(loopback: StartLoopback, mode: str) -> None:
             await asyncio.gather(*(one(client, number) for number in range(20)))
 
     asyncio.run(main())
-    assert len(model.calls) == 20
+    assert len({call.window for call in model.calls}) == 20
+    assert {call.authorization for call in model.calls} == {f"Bearer {told['env']['RANK_K_API_KEY']}"}
 
 
 # --- line by line ---

@@ -15,7 +15,8 @@ NAME = "mcp"
 HELP = "offer reranking as a tool to assistants and agents, over the Model Context Protocol"
 EXAMPLE = "rank-k mcp --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal asked.sqlite"
 
-_DOORS = ("host", "port", "api_key_env", "insecure", "allow_host", "allow_origin")
+_PORT = 8788
+_FOR_HTTP = ("host", "port", "api_key_env", "insecure", "allow_host", "allow_origin", "per_client", "max_body")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_server(parser, "--server-key-env")
     add_asking(parser)
     parser.add_argument("--journal", type=Path, metavar="FILE", help="keeps every call (a temporary one)")
-    add_doors(parser, 8788, "who may ask (with --http)")
+    add_doors(parser, _PORT, "who may ask (with --http)")
     add_limits(parser)
 
 
@@ -54,19 +55,20 @@ def _over_http(args: argparse.Namespace) -> None:
 def _over_pipes(args: argparse.Namespace) -> None:
     from rank_k.serve.mcp_stdio import private_pipes, serve_pipes
 
-    _check_no_doors(args)
+    _check_for_pipes(args)
     load("mcp")
     with private_pipes() as (source, sink), opened_desk(args) as desk:
         print(f"rank-k mcp: {desk.model or 'the model'} on standard input and output", file=sys.stderr)
         serve_pipes(desk, source, sink)
 
 
-def _check_no_doors(args: argparse.Namespace) -> None:
+def _check_for_pipes(args: argparse.Namespace) -> None:
     """Raise `InputError` for an option that would be without effect."""
     from rank_k.errors import InputError
 
     parser = argparse.ArgumentParser()
-    add_doors(parser, 8788)
-    for name in _DOORS:
+    add_doors(parser, _PORT)
+    add_limits(parser)
+    for name in _FOR_HTTP:
         if getattr(args, name) != parser.get_default(name):
             raise InputError(f"--{name.replace('_', '-')} goes with --http", "add --http, or leave it out")

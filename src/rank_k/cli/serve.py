@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def opened_desk(args: argparse.Namespace, doors: Doors | None = None) -> Iterator[Desk]:
-    """The desk of a reranker made of the options, which is closed in the end. `doors`: those that lead there."""
+    """The desk of a reranker made of the options, which is closed in the end. `doors`: those that lead there, or None
+    where there is one client and no door."""
     from rank_k.models.retries import Retries
     from rank_k.reranker import Reranker
     from rank_k.serve.desk import Desk
@@ -82,7 +84,10 @@ def opened_desk(args: argparse.Namespace, doors: Doors | None = None) -> Iterato
     # Fewer tries than a run has: somebody is waiting.
     with Reranker(args.model, journal=args.journal, retries=Retries(overloaded=6, broken=3), **options) as reranker:
         _prepare(reranker, args.verb)
-        yield Desk(reranker, _limits(args, reranker.concurrency), partial(_tell, args.verb))
+        limits = _limits(args, reranker.concurrency)
+        if doors is None:
+            limits = replace(limits, per_client=limits.running)
+        yield Desk(reranker, limits, partial(_tell, args.verb))
 
 
 def port(text: str) -> int:

@@ -60,6 +60,11 @@ class Desk:
         """The model's name."""
         return self._reranker.model.name
 
+    @property
+    def by(self) -> str:
+        """What is ranked by: comparison, or likelihood."""
+        return self._reranker.by
+
     async def rank(self, wanted: Wanted, client: str, audience: Audience | None = None) -> RankedHits:
         """The ranking. Cancelling it cancels the work down to the model. Raises a `Refusal` where there is none.
 

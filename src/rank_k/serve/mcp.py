@@ -52,6 +52,7 @@ _ARGUMENTS = {
     "deadline_seconds": "after so many seconds the best ranking so far is returned, with finished: false",
     "return_trace": "return the model's reasoning too",
 }
+_FOR_COMPARISON = ("think", "strategy", "return_trace")
 _SHOWN = 100  # characters of a document in the text of a result
 
 
@@ -86,7 +87,7 @@ class _Tool:
             name=NAME,
             title="Rerank",
             description=_DESCRIPTION,
-            input_schema=input_schema(self._desk.limits),
+            input_schema=input_schema(self._desk.limits, self._desk.by),
             output_schema=_OUTPUT,
             annotations=self._types.ToolAnnotations(
                 read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
@@ -184,12 +185,19 @@ def wanted_by(arguments: Mapping[str, Any], limits: Limits) -> Wanted:
     return wanted(raw, limits)
 
 
-def input_schema(limits: Limits) -> dict[str, Any]:
-    """What the HTTP API's document says of these fields, without the nulls, which models need not know of."""
+def input_schema(limits: Limits, by: str = "comparison") -> dict[str, Any]:
+    """What the HTTP API's document says of these fields, without the nulls, which models need not know of, and without
+    those that this server has no use for.
+    """
     fields = document(limits, needs_key=False)["components"]["schemas"]["Rerank"]["properties"]
+    useless = _FOR_COMPARISON if by == "likelihood" else ()
     return {
         "type": "object",
-        "properties": {name: {**_not_null(fields[name]), "description": told} for name, told in _ARGUMENTS.items()},
+        "properties": {
+            name: {**_not_null(fields[name]), "description": told}
+            for name, told in _ARGUMENTS.items()
+            if name not in useless
+        },
         "required": ["query", "documents"],
         "additionalProperties": False,
     }
