@@ -19,8 +19,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rank_k import Reranker
-from rank_k.serve.app import Room
+from rank_k.serve.app import Room, make_app
 from rank_k.serve.desk import Desk
+from rank_k.serve.guard import App
 from rank_k.serve.rules import Doors, Limits
 from rank_k.serve.run import bound
 
@@ -97,11 +98,13 @@ def served(
     doors: Doors = Doors(),
     journal: Path | None = None,
     rooms: Sequence[Room] = (),
+    make: Callable[[Desk, Doors], App] | None = None,
 ) -> Iterator[Served]:
-    """In a thread. Closes `reranker` in the end."""
+    """What `make` makes of a desk (the HTTP API, with `rooms` beside it), in a thread. Closes `reranker` in the end."""
     errors: list[Exception] = []
     desk = Desk(reranker, limits, errors.append, journal=journal)
-    server, sock, url = bound(desk, doors, 0, rooms)
+    app = make_app(desk, doors, rooms) if make is None else make(desk, doors)
+    server, sock, url = bound(desk, doors, 0, app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     try:
@@ -116,11 +119,11 @@ def served(
 
 
 class Command:
-    """`rank-k serve` in a process of its own."""
+    """`rank-k serve`, or another verb that serves, in a process of its own."""
 
-    def __init__(self, *options: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *options: str, env: Mapping[str, str] | None = None, verb: str = "serve") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "rank_k.cli", "serve", "--port", "0", *options],
+            [sys.executable, "-m", "rank_k.cli", verb, "--port", "0", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -141,8 +144,8 @@ class Command:
 
 
 @contextmanager
-def command(*options: str, env: Mapping[str, str] | None = None) -> Iterator[Command]:
-    running = Command(*options, env=env)
+def command(*options: str, env: Mapping[str, str] | None = None, verb: str = "serve") -> Iterator[Command]:
+    running = Command(*options, env=env, verb=verb)
     try:
         yield running
     finally:

@@ -16,9 +16,11 @@ MODULES_OF_EXTRA = {
     "fit": ("numpy",),
     "serve": ("prometheus_client", "starlette", "uvicorn"),
     "tokens": ("tokenizers",),
+    "mcp": ("anyio", "mcp", "prometheus_client", "sse_starlette", "starlette", "uvicorn"),
     "train": ("accelerate", "datasets", "gguf", "peft", "safetensors", "torch", "transformers", "trl"),
 }
-"""Which top-level modules each extra of `pyproject.toml` brings (a test compares the two)."""
+"""Which top-level modules each extra of `pyproject.toml` brings (a test compares the two). Of extras that share one,
+the first is named to who lacks it."""
 
 
 def load(module: str) -> ModuleType:

@@ -16,6 +16,7 @@ HEAVY = (
     "aiohttp",
     "bm25s",
     "ir_measures",
+    "mcp",
     "xllamacpp",
     "tokenizers",
     "yaml",

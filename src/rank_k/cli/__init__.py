@@ -16,7 +16,20 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
-VERBS = ("demo", "fetch", "retrieve", "rerank", "simulate", "evaluate", "study", "distil", "serve", "journal", "doctor")
+VERBS = (
+    "demo",
+    "fetch",
+    "retrieve",
+    "rerank",
+    "simulate",
+    "evaluate",
+    "study",
+    "distil",
+    "serve",
+    "mcp",
+    "journal",
+    "doctor",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

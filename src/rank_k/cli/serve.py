@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ from rank_k.cli.model import add_asking, add_server, count, duration, key_in, re
 
 if TYPE_CHECKING:
     from rank_k.reranker import Reranker
+    from rank_k.serve.desk import Desk
     from rank_k.serve.rules import Doors, Limits
 
 NAME = "serve"
@@ -33,14 +36,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_asking(parser)
     parser.add_argument("--journal", type=Path, metavar="FILE", help=_JOURNAL)
     rooms.add_arguments(parser)
-    door = parser.add_argument_group("who may ask")
+    add_doors(parser, 8787)
+    add_limits(parser)
+
+
+def add_doors(parser: argparse.ArgumentParser, usual_port: int, title: str = "who may ask") -> None:
+    """The address listened on, and who is let in there."""
+    door = parser.add_argument_group(title)
     door.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="listen on this address")
-    door.add_argument("--port", type=port, default=8787, metavar="N", help="0 takes a free one")
+    door.add_argument("--port", type=port, default=usual_port, metavar="N", help="0 takes a free one")
     told = "variable with the key that clients must show, or several keys with commas between"
     door.add_argument("--api-key-env", metavar="NAME", help=told)
     door.add_argument("--insecure", action="store_true", help="no key, though other machines can reach the address")
     door.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a name of this server")
     door.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="pages that may ask")
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """How much may be asked for, and how patiently."""
     limits = parser.add_argument_group("limits")
     limits.add_argument("--queue", type=count, default=64, metavar="N", help="requests that may wait")
     limits.add_argument(
@@ -55,44 +68,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.errors import MissingWeights
-    from rank_k.models.retries import Retries
-    from rank_k.reranker import Reranker
-    from rank_k.serve.desk import Desk
-    from rank_k.serve.rules import check_doors
+    from rank_k.serve.app import make_app
     from rank_k.serve.run import serve
 
-    doors = _doors(args)
-    check_doors(doors, insecure=args.insecure)
-    options = reranker_options(args)
-    _check_keys(doors.keys, options["api_key"])
+    doors = checked_doors(args)
     looks = args.server is None and args.model is None and (args.journal is not None or args.compare is not None)
     if looks and args.journal is not None:
         _check_journal(args.journal)
     with ExitStack() as stack:
         beside = stack.enter_context(rooms.rooms(args))
-        file = stack.enter_context(_temporary()) if looks or args.journal is None else args.journal
-        try:
-            # Fewer tries than a run has: somebody is waiting.
-            made = Reranker(args.model, journal=file, retries=Retries(overloaded=6, broken=3), **options)
-        except MissingWeights as error:
-            if not looks:
-                raise
-            print(f"rank-k serve: {error.problem}: nothing can be ranked", file=sys.stderr)
-            reranker = None
-        else:
-            reranker = stack.enter_context(made)
-            if not looks:  # else the model starts when somebody has use for it
-                _prepare(reranker)
-        limits = _limits(args, reranker.concurrency if reranker else 1)
-        desk = Desk(reranker, limits, _tell, journal=args.journal if looks else None)
+        desk = stack.enter_context(opened_desk(args, doors, looks=looks))
         what = ", ".join(map(str, [args.journal] if args.journal else args.compare)) if looks else desk.model
         serve(
             desk,
             doors,
             args.port,
             lambda url: print(f"rank-k serve: {what or 'the model'} at {url}", flush=True),
-            beside,
+            make_app(desk, doors, beside),
         )
     print("rank-k serve: stopped", file=sys.stderr)
     return 0
@@ -111,6 +103,39 @@ def _check_journal(file: Path) -> None:
 
 
 @contextmanager
+def opened_desk(args: argparse.Namespace, doors: Doors | None = None, *, looks: bool = False) -> Iterator[Desk]:
+    """The desk of a reranker made of the options, which is closed in the end. `doors`: those that lead there, or None
+    where there is one client and no door. `looks`: what matters is the journal, which is looked at only; a model, if
+    there is one, starts when somebody has use for it."""
+    from rank_k.errors import MissingWeights
+    from rank_k.models.retries import Retries
+    from rank_k.reranker import Reranker
+    from rank_k.serve.desk import Desk
+
+    options = reranker_options(args)
+    if doors is not None:
+        _check_keys(doors.keys, options["api_key"])
+    with ExitStack() as stack:
+        file = stack.enter_context(_temporary()) if looks or args.journal is None else args.journal
+        reranker = None
+        try:
+            # Fewer tries than a run has: somebody is waiting.
+            made = Reranker(args.model, journal=file, retries=Retries(overloaded=6, broken=3), **options)
+        except MissingWeights as error:
+            if not looks:
+                raise
+            print(f"rank-k {args.verb}: {error.problem}: nothing can be ranked", file=sys.stderr)
+        else:
+            reranker = stack.enter_context(made)
+            if not looks:
+                _prepare(reranker, args.verb)
+        limits = _limits(args, reranker.concurrency if reranker else 1)
+        if doors is None:
+            limits = replace(limits, per_client=limits.running)
+        yield Desk(reranker, limits, partial(_tell, args.verb), journal=args.journal if looks else None)
+
+
+@contextmanager
 def _temporary() -> Iterator[Path]:
     """A journal's file for as long as the server runs, beside nobody else's: for the page to look at."""
     with TemporaryDirectory(prefix="rank-k-", ignore_cleanup_errors=True) as folder:
@@ -124,16 +149,19 @@ def port(text: str) -> int:
     return int(text)
 
 
-def _doors(args: argparse.Namespace) -> Doors:
+def checked_doors(args: argparse.Namespace) -> Doors:
+    """The doors that the options of `add_doors` describe. Raises `InputError` for some that stand wide open."""
     from rank_k.errors import InputError
-    from rank_k.serve.rules import Doors
+    from rank_k.serve.rules import Doors, check_doors
 
     keys: tuple[str, ...] = ()
     if args.api_key_env is not None:
         keys = tuple(filter(None, (key.strip() for key in (key_in(args.api_key_env) or "").split(","))))
         if not keys:
             raise InputError(f"the variable {args.api_key_env} holds no key", "give it one")
-    return Doors(args.host, keys, frozenset(args.allow_host), frozenset(args.allow_origin))
+    doors = Doors(args.host, keys, frozenset(args.allow_host), frozenset(args.allow_origin))
+    check_doors(doors, insecure=args.insecure)
+    return doors
 
 
 def _limits(args: argparse.Namespace, running: int) -> Limits:
@@ -160,24 +188,24 @@ def _check_keys(keys: tuple[str, ...], model_key: str | None) -> None:
         )
 
 
-def _prepare(reranker: Reranker) -> None:
+def _prepare(reranker: Reranker, verb: str) -> None:
     """Find out now whether the model can be had; one that does not answer yet may do so later."""
     from rank_k.errors import Unreachable
 
     try:
         reranker.prepare()
     except Unreachable as error:
-        print(f"rank-k serve: {error.problem}; requests fail until somebody does", file=sys.stderr)
+        print(f"rank-k {verb}: {error.problem}; requests fail until somebody does", file=sys.stderr)
 
 
-def _tell(error: Exception) -> None:
+def _tell(verb: str, error: Exception) -> None:
     """Say what a client was not told. A fault of this program comes with its place."""
     from rank_k.errors import RankKError
 
     if isinstance(error, RankKError):
-        print(f"rank-k serve: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"rank-k {verb}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return
     import traceback
 
-    print("rank-k serve: a fault of rank-k:", file=sys.stderr)
+    print(f"rank-k {verb}: a fault of rank-k:", file=sys.stderr)
     traceback.print_exception(error)

@@ -31,8 +31,8 @@ def card(student: Path, facts: Mapping[str, Any], name: str, file: str, kind: st
         f" out); the training came to {learnt:,} of them, drawn at random, all epochs together. sha256 of the data:"
         f" `{facts['data_sha256']}`.",
         "## Trained",
-        f"Recipe {recipe['name']}: {how}, {end:,} steps of {training['batch'] * training['accumulate']} rows, {seconds / 60:.0f} minutes, seed"
-        f" {training['seed']}.{verified}",
+        f"Recipe {recipe['name']}: {how}, {end:,} steps of {training['batch'] * training['accumulate']} rows,"
+        f" {seconds / 60:.0f} minutes, seed {training['seed']}.{verified}",
         "## Measured on held-out rows while training",
         _measures(told),
         "## Limits",

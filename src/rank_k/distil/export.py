@@ -38,8 +38,8 @@ def export_gguf(
     """Write the GGUF file (default: `student.gguf` in the folder `student`), its settings and its card.
 
     `adapter`: what was trained alone, to be put on the weights it was trained on; else `kind` says how the whole is
-    stored. `name`: what the student is called, by default as its recipe. A run that has not ended is exported as of its newest checkpoint. Raises `InputError` if there is none, or
-    what was trained on is no GGUF file.
+    stored. `name`: what the student is called, by default as its recipe. A run that has not ended is exported as of its
+    newest checkpoint. Raises `InputError` if there is none, or what was trained on is no GGUF file.
     """
     if kind not in TYPES:
         raise InputError(f"there is no type {kind}", f"give one of {', '.join(TYPES)}")

@@ -30,7 +30,7 @@ def answer(wanted: Wanted, hits: RankedHits, model: str, name: str) -> Any:
         "meta": {
             "api_version": {"version": "2"},
             "tokens": {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens},
-            "warnings": _warnings(hits),
+            "warnings": warnings_of(hits),
         },
         "finished": hits.finished,
         "unranked_windows": hits.unranked,
@@ -67,7 +67,8 @@ def _bare(hit: Hit, with_text: bool) -> dict[str, Any]:
     return {**told, "text": hit.text} if with_text else told
 
 
-def _warnings(hits: RankedHits) -> list[str]:
+def warnings_of(hits: RankedHits) -> list[str]:
+    """What a reader should know before trusting the ranking."""
     found = []
     if not hits.finished:
         found.append("the deadline came first: this is the best ranking so far")

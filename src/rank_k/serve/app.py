@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
@@ -96,7 +96,7 @@ class _Endpoints:
         if asked.stream:
             return self._stream(asked, client)
         name = str(uuid4())
-        hits = await _while_there(request, desk.rank(asked, client, name))
+        hits = await while_there(until_gone(request.receive), desk.rank(asked, client, name))
         return json_response(answer(asked, hits, desk.model, name))
 
     def _stream(self, asked: Wanted, client: str) -> EventStream:
@@ -170,19 +170,19 @@ class _Counted:
             self._desk.metrics.answered(path, status, time.monotonic() - started)
 
 
-async def _while_there(request: Request, work: Awaitable[RankedHits]) -> RankedHits:
-    """The result of `work`, which is cancelled when the client goes away."""
+async def while_there(gone: Coroutine[Any, Any, Any], work: Awaitable[RankedHits]) -> RankedHits:
+    """The result of `work`, which is cancelled when the client goes away: when `gone` ends. Raises a `Refusal`."""
     working = asyncio.ensure_future(work)
-    gone = asyncio.create_task(until_gone(request.receive))
+    leaving = asyncio.create_task(gone)
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise left()
         return working.result()
     finally:
         working.cancel()
-        gone.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

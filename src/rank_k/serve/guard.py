@@ -33,11 +33,23 @@ _SENT_ALWAYS = {
 
 
 class Guard:
-    """An ASGI application before another. Leaves who asks, a key's digest or an address, in the scope's state."""
+    """An ASGI application before another. Leaves who asks, a key's digest or an address, in the scope's state.
 
-    def __init__(self, app: App, doors: Doors, open_paths: frozenset[str] = OPEN_PATHS) -> None:
+    `methods` and `headers`: what pages that are let in may send. `open_paths`: what needs no key.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        doors: Doors,
+        open_paths: frozenset[str] = OPEN_PATHS,
+        *,
+        methods: str = "GET, POST",
+        headers: str = "Authorization, Content-Type",
+    ) -> None:
         self._app = app
         self._open_paths = open_paths
+        self._allowed = {"Access-Control-Allow-Methods": methods, "Access-Control-Allow-Headers": headers}
         self._names = frozenset(name.lower() for name in {*doors.hosts, doors.host}) | LOOPBACK_NAMES
         self._any_address = not is_loopback(doors.host)
         self._origins = frozenset(origin.rstrip("/").lower() for origin in doors.origins)
@@ -56,7 +68,7 @@ class Guard:
                 extra |= {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
                 extra["Cross-Origin-Resource-Policy"] = "cross-origin"
                 if scope["method"] == "OPTIONS":
-                    await _answer_preflight(send, extra)
+                    await _answer_preflight(send, extra | self._allowed)
                     return
             client = self._client(scope, headers.get("authorization", ""))
             if scope["method"] == "POST":
@@ -106,12 +118,8 @@ async def send_refusal(send: Send, refusal: Refusal, headers: MutableMapping[str
 
 
 async def _answer_preflight(send: Send, headers: MutableMapping[str, str]) -> None:
-    allowed = {
-        "Access-Control-Allow-Methods": "GET, POST",
-        "Access-Control-Allow-Headers": "Authorization, Content-Type",
-        "Access-Control-Max-Age": "600",
-    }
-    await send({"type": "http.response.start", "status": 204, "headers": _raw({**headers, **allowed}.items())})
+    sent = {**headers, "Access-Control-Max-Age": "600"}
+    await send({"type": "http.response.start", "status": 204, "headers": _raw(sent.items())})
     await send({"type": "http.response.body", "body": b""})
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from rank_k.errors import InputError
 from rank_k.extras import load
-from rank_k.serve.app import Room, make_app
+from rank_k.serve.app import make_app
 from rank_k.serve.desk import Desk
+from rank_k.serve.guard import App
 from rank_k.serve.rules import Doors
 
 _BACKLOG = 2048
@@ -24,15 +26,15 @@ def serve(
     doors: Doors,
     port: int,
     on_ready: Callable[[str], None] | None = None,
-    rooms: Sequence[Room] = (),
+    app: App | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is under way.
 
-    `port` 0 takes a free one; `on_ready` hears the URL; `rooms` are served beside what the desk is for.
+    `port` 0 takes a free one; `on_ready` hears the URL. `app` stands before the desk; without one, the HTTP API.
 
     Blocks. Raises `InputError` for an address that cannot be had.
     """
-    server, sock, url = bound(desk, doors, port, rooms)
+    server, sock, url = bound(desk, doors, port, app)
     if on_ready is not None:
         on_ready(url)
     if threading.current_thread() is not threading.main_thread():
@@ -47,7 +49,7 @@ def serve(
             signal.signal(name, handler)
 
 
-def bound(desk: Desk, doors: Doors, port: int, rooms: Sequence[Room] = ()) -> tuple[Any, socket.socket, str]:
+def bound(desk: Desk, doors: Doors, port: int, app: App | None = None) -> tuple[Any, socket.socket, str]:
     """A uvicorn server that is yet to be run, its listening socket and its URL."""
     uvicorn: Any = load("uvicorn")
     limits = desk.limits
@@ -60,10 +62,10 @@ def bound(desk: Desk, doors: Doors, port: int, rooms: Sequence[Room] = ()) -> tu
             await stopping
 
     config = uvicorn.Config(
-        make_app(desk, doors, rooms),
-        http=_punctual_protocol(limits.head_seconds),
+        app or make_app(desk, doors),
+        http=_punctual_protocol(limits.head_seconds, limits.stall_seconds),
         ws="none",
-        lifespan="off",
+        lifespan="on",
         log_config=None,
         log_level="critical",  # its messages quote what clients send; ours go through the desk
         access_log=False,
@@ -95,14 +97,16 @@ def _listening(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _punctual_protocol(seconds: float) -> Any:
+def _punctual_protocol(seconds: float, stall_seconds: float) -> Any:
     """uvicorn's HTTP/1.1, but a connection whose request line and headers dawdle for `seconds` is closed, and so is
-    one on which an answer is not read to its end. uvicorn itself waits for ever in these cases.
+    one on which an answer is not read to its end, or of which nothing is read for `stall_seconds` while more is ready.
+    uvicorn itself waits for ever in these cases.
     """
     base: Any = load("uvicorn.protocols.http.h11_impl").H11Protocol
 
     class PunctualProtocol(base):  # type: ignore[misc]
         _patience: asyncio.TimerHandle | None = None
+        _stalled: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
@@ -119,9 +123,31 @@ def _punctual_protocol(seconds: float) -> Any:
             super().timeout_keep_alive_handler()  # which waits until all that was sent has been read
             self._patience = self.loop.call_later(seconds, self.transport.abort)
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._watch()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._unwatch()
+
         def connection_lost(self, error: Exception | None) -> None:
             self._rest()
+            self._unwatch()
             super().connection_lost(error)
+
+        def _watch(self, before: float = math.inf) -> None:
+            """Look now and then whether what is waiting to be read becomes less."""
+            waiting = self.transport.get_write_buffer_size()
+            if waiting >= before:
+                self.transport.abort()
+                return
+            self._stalled = self.loop.call_later(stall_seconds, self._watch, waiting)
+
+        def _unwatch(self) -> None:
+            if self._stalled is not None:
+                self._stalled.cancel()
+                self._stalled = None
 
         def _rest(self) -> None:
             if self._patience is not None:

@@ -1,0 +1,74 @@
+"""`rank-k mcp`: the model as a tool of programs that speak the Model Context Protocol."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from rank_k.cli.model import add_asking, add_server
+from rank_k.cli.serve import add_doors, add_limits, checked_doors, opened_desk
+from rank_k.extras import load
+
+NAME = "mcp"
+HELP = "offer reranking as a tool to assistants and agents, over the Model Context Protocol"
+EXAMPLE = "rank-k mcp --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal asked.sqlite"
+
+_PORT = 8788
+_FOR_HTTP = ("host", "port", "api_key_env", "insecure", "allow_host", "allow_origin", "per_client", "max_body")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--http", action="store_true", help="listen at an address; without it, answer on stdout")
+    add_server(parser, "--server-key-env")
+    add_asking(parser)
+    parser.add_argument("--journal", type=Path, metavar="FILE", help="keeps every call (a temporary one)")
+    add_doors(parser, _PORT, "who may ask (with --http)")
+    add_limits(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    logging.getLogger().addHandler(logging.NullHandler())  # the SDK's own words quote what clients send
+    if args.http:
+        _over_http(args)
+    else:
+        _over_pipes(args)
+    print("rank-k mcp: stopped", file=sys.stderr)
+    return 0
+
+
+def _over_http(args: argparse.Namespace) -> None:
+    from rank_k.serve.mcp_http import PATH, make_mcp_app
+    from rank_k.serve.run import serve
+
+    doors = checked_doors(args)
+    load("mcp")  # or hear that it is not there, before a model is started
+    with opened_desk(args, doors) as desk:
+
+        def told(url: str) -> None:
+            print(f"rank-k mcp: {desk.model or 'the model'} at {url}{PATH}", flush=True)
+
+        serve(desk, doors, args.port, told, make_mcp_app(desk, doors))
+
+
+def _over_pipes(args: argparse.Namespace) -> None:
+    from rank_k.serve.mcp_stdio import private_pipes, serve_pipes
+
+    _check_for_pipes(args)
+    load("mcp")
+    with private_pipes() as (source, sink), opened_desk(args) as desk:
+        print(f"rank-k mcp: {desk.model or 'the model'} on standard input and output", file=sys.stderr)
+        serve_pipes(desk, source, sink)
+
+
+def _check_for_pipes(args: argparse.Namespace) -> None:
+    """Raise `InputError` for an option that would be without effect."""
+    from rank_k.errors import InputError
+
+    parser = argparse.ArgumentParser()
+    add_doors(parser, _PORT)
+    add_limits(parser)
+    for name in _FOR_HTTP:
+        if getattr(args, name) != parser.get_default(name):
+            raise InputError(f"--{name.replace('_', '-')} goes with --http", "add --http, or leave it out")
