@@ -1,0 +1,22 @@
+"""Environments of their own for tests that need other people's packages."""
+
+from __future__ import annotations
+
+import subprocess
+import venv
+from pathlib import Path
+
+import pytest
+
+
+def environment(folder: Path, *requirements: str) -> Path:
+    """The Python of a fresh environment with `requirements`; skips where they cannot be had."""
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    for requirement in requirements:  # one after the other: an earlier one decides what a later one is content with
+        done = subprocess.run(
+            [str(python), "-m", "pip", "install", "--quiet", requirement], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"{requirement} cannot be installed: {done.stderr[-300:]}")
+    return python
