@@ -6,7 +6,9 @@ window kept its input order. So the first is raised here, and the second logged.
 
 from __future__ import annotations
 
+import atexit
 import logging
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,11 +29,19 @@ Source: TypeAlias = Reranker | str | Path | Model | None
 
 def reranker_of(given: Source, options: Mapping[str, Any]) -> Reranker:
     """`given` itself if it is a reranker, else one made of `given`, as its model, and `options`."""
-    if not isinstance(given, Reranker):
-        return Reranker(**options) if given is None else Reranker(given, **options)
-    if options:
-        raise InputError(f"{', '.join(options)} given beside a ready reranker", "make the reranker with it")
-    return given
+    if isinstance(given, Reranker):
+        if options:
+            raise InputError(f"{', '.join(options)} given beside a ready reranker", "make the reranker with it")
+        return given
+    made = Reranker(**options) if given is None else Reranker(given, **options)
+    atexit.register(_close, weakref.ref(made))  # frameworks have no place to say when they have done with it
+    return made
+
+
+def _close(reference: weakref.ref[Reranker]) -> None:
+    reranker = reference()
+    if reranker is not None:
+        reranker.close()
 
 
 def best(reranker: Reranker, query: str, texts: Sequence[str], top: int | None = None) -> Sequence[Hit]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rank_k.extras import load
 from rank_k.hits import Hit
@@ -16,13 +16,15 @@ else:
     BaseDocumentCompressor = load("langchain_core.documents").BaseDocumentCompressor
 
 
-class RankKCompressor(BaseDocumentCompressor, arbitrary_types_allowed=True):
+class RankKCompressor(BaseDocumentCompressor):
     """For a `ContextualCompressionRetriever`, or wherever documents are compressed: the best ones, best first.
 
     Documents come back as copies with everything they had and `metadata["relevance_score"]`, which is 1 / rank.
     `reranker`: a ready one, or the model for one; `options` are then `Reranker`'s. `top_n`: how many documents to
     return (None: all).
     """
+
+    model_config: ClassVar[Any] = {"arbitrary_types_allowed": True}
 
     reranker: Reranker
     top_n: int | None = None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rank_k.errors import InputError
 from rank_k.extras import load
@@ -25,6 +25,8 @@ class RankKReranker(pt.Transformer):
     on at once. `reranker`: a ready one, or the model for one; `options` are then `Reranker`'s. `text_field`: the
     column that holds the passages.
     """
+
+    schematic: ClassVar[Mapping[str, Any]] = {"label": "Rank-K", "help_url": None}  # else PyTerrier's site is asked
 
     def __init__(self, reranker: Source = None, *, text_field: str = "text", **options: Any) -> None:
         self.reranker = reranker_of(reranker, options)
