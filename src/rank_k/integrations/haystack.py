@@ -32,12 +32,7 @@ class RankKRanker:
     """
 
     def __init__(
-        self,
-        reranker: Source = None,
-        *,
-        top_k: int | None = None,
-        api_key: Secret | None = None,
-        **options: Any,
+        self, reranker: Source = None, *, top_k: int | None = None, api_key: Secret | None = None, **options: Any
     ) -> None:
         self._given = reranker
         self._options = options

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rank_k.errors import InputError
 from rank_k.extras import load
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from mteb.models import ModelMeta
 else:
     ModelMeta = load("mteb.models").ModelMeta
+
+TopRanked: TypeAlias = Mapping[str, Sequence[str]]
+"""`query_id -> doc_ids` of its candidates."""
 
 
 class RankKSearch:
@@ -38,7 +41,7 @@ class RankKSearch:
         name, asker = self.reranker.model.name, self.reranker.asker
         told = (getattr(asker, "settings", None), getattr(asker, "template", None), self.reranker.strategy)
         settings = {**self.reranker.effective, "by": self.reranker.by, "depth": self.reranker.depth}
-        settings["settings"] = sha256(repr(told).encode()).hexdigest()[:8]
+        settings["settings"] = sha256(repr(told).encode()).hexdigest()[:8]  # all of them; the others are to be read
         revision = self.reranker.model.identity.rpartition("@")[2]
         described = {
             "name": name if "/" in name else f"rank-k/{name or 'model'}",
@@ -53,13 +56,7 @@ class RankKSearch:
         self._corpus = corpus
 
     def search(
-        self,
-        queries: Any,
-        *,
-        task_metadata: Any,
-        top_k: int,
-        top_ranked: Mapping[str, Sequence[str]] | None = None,
-        **_: Any,
+        self, queries: Any, *, task_metadata: Any, top_k: int, top_ranked: TopRanked | None = None, **_: Any
     ) -> dict[str, dict[str, float]]:
         """`query_id -> doc_id -> 1 / rank` of the `top_k` best."""
         if top_ranked is None:
