@@ -189,19 +189,22 @@ def normalised(requirement: str) -> str:
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
 
+APART = {"train", "haystack", "langchain", "llama-index", "mteb", "pyterrier"}
+"""Extras that nobody gets who did not ask for them: gigabytes for training, and whole frameworks."""
+
+
 def test_the_door_knows_every_extra() -> None:
     assert set(MODULES_OF_EXTRA) == set(EXTRAS) - {"all", "dev"}
     (everything,) = EXTRAS["all"]
-    # Training brings gigabytes: nobody gets them who did not ask for them.
-    assert set(everything.removeprefix("rank-k[").removesuffix("]").split(",")) == set(MODULES_OF_EXTRA) - {"train"}
+    assert set(everything.removeprefix("rank-k[").removesuffix("]").split(",")) == set(MODULES_OF_EXTRA) - APART
     assert "rank-k[all]" in EXTRAS["dev"]
 
 
 @pytest.mark.parametrize("extra", MODULES_OF_EXTRA)
 def test_an_extra_brings_the_modules_that_the_door_lets_in(extra: str) -> None:
     brought_by = packages_distributions()
-    if extra == "train" and "torch" not in brought_by:
-        pytest.skip("pip install 'rank-k[train]'")
+    if extra in APART and ("torch" if extra == "train" else MODULES_OF_EXTRA[extra][0]) not in brought_by:
+        pytest.skip(f"pip install 'rank-k[{extra}]'")
     wanted = {normalised(requirement) for requirement in EXTRAS[extra]}
     met = set()
     for module in MODULES_OF_EXTRA[extra]:

@@ -1,0 +1,73 @@
+"""Rank-K as a node postprocessor of LlamaIndex. Needs `pip install 'rank-k[llama-index]'`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rank_k.errors import InputError
+from rank_k.extras import load
+from rank_k.hits import Hit
+from rank_k.integrations.asking import Source, abest, best, reranker_of
+from rank_k.reranker import Reranker
+
+if TYPE_CHECKING:
+    from llama_index.core.instrumentation import get_dispatcher
+    from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor
+    from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+else:
+    BaseNodePostprocessor = load("llama_index.core.postprocessor.types").BaseNodePostprocessor
+    get_dispatcher = load("llama_index.core.instrumentation").get_dispatcher
+    _events = load("llama_index.core.instrumentation.events.rerank")
+    ReRankEndEvent, ReRankStartEvent = _events.ReRankEndEvent, _events.ReRankStartEvent
+    _schema = load("llama_index.core.schema")
+    MetadataMode, NodeWithScore = _schema.MetadataMode, _schema.NodeWithScore
+
+
+class RankKPostprocessor(BaseNodePostprocessor):
+    """The best nodes, best first, each with the score 1 / rank.
+
+    The model sees what an embedding model would: a node's text with the metadata meant for embedding. `reranker`: a
+    ready one, or the model for one; `options` are then `Reranker`'s. `top_n`: how many nodes to return (None: all).
+    """
+
+    reranker: Reranker
+    top_n: int | None = None
+
+    def __init__(self, reranker: Source = None, *, top_n: int | None = None, **options: Any) -> None:
+        super().__init__(reranker=reranker_of(reranker, options), top_n=top_n)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "RankKPostprocessor"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        query = self._begun(nodes, query_bundle)
+        return _scored(nodes, best(self.reranker, query, _texts(nodes), self.top_n))
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        query = self._begun(nodes, query_bundle)
+        return _scored(nodes, await abest(self.reranker, query, _texts(nodes), self.top_n))
+
+    def _begun(self, nodes: list[NodeWithScore], query: QueryBundle | None) -> str:
+        """Tells LlamaIndex's observers, and returns the query's text."""
+        if query is None:
+            raise InputError("there is no query to rank by", "give query_bundle or query_str")
+        top_n, model = self.top_n or len(nodes), self.reranker.model.name
+        get_dispatcher(__name__).event(ReRankStartEvent(query=query, nodes=nodes, top_n=top_n, model_name=model))
+        return str(query.query_str)
+
+
+def _texts(nodes: Sequence[NodeWithScore]) -> list[str]:
+    return [node.node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
+
+
+def _scored(nodes: Sequence[NodeWithScore], hits: Sequence[Hit]) -> list[NodeWithScore]:
+    scored = [NodeWithScore(node=nodes[hit.index].node, score=hit.score) for hit in hits]
+    get_dispatcher(__name__).event(ReRankEndEvent(nodes=scored))
+    return scored
