@@ -119,9 +119,9 @@ class Command:
             env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **(env or {})},
         )
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert " at http://" in line, self.end()
-        self.served = Served(line.rsplit(" ", 1)[1].strip())
+        self.said = self.process.stdout.readline().strip()
+        assert " at http://" in self.said, self.end()
+        self.served = Served(self.said.rsplit(" ", 1)[1])
 
     def signal(self, name: signal.Signals) -> None:
         self.process.send_signal(name)

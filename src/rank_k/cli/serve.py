@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,17 +16,20 @@ if TYPE_CHECKING:
 
 NAME = "serve"
 HELP = "answer rerank requests over HTTP, as Cohere's, Jina's and other APIs do"
+HOST, CLIENT_KEYS = "RANK_K_HOST", "RANK_K_CLIENT_KEYS"
+"""Variables that stand for --host and --api-key-env where these are not given, as in a container."""
 EXAMPLE = "rank-k serve --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal served.sqlite"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_server(parser, "--server-key-env")
     add_asking(parser)
-    parser.add_argument("--journal", type=Path, metavar="FILE", help="keeps every call (a temporary one)")
+    told = "keeps every call (a temporary one, of the latest 256 MB)"
+    parser.add_argument("--journal", type=Path, metavar="FILE", help=told)
     door = parser.add_argument_group("who may ask")
-    door.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="listen on this address")
+    door.add_argument("--host", metavar="ADDRESS", help=f"listen on this address ({HOST}, or else 127.0.0.1)")
     door.add_argument("--port", type=port, default=8787, metavar="N", help="0 takes a free one")
-    told = "variable with the key that clients must show, or several keys with commas between"
+    told = f"variable with the key that clients must show, or several keys with commas between ({CLIENT_KEYS})"
     door.add_argument("--api-key-env", metavar="NAME", help=told)
     door.add_argument("--insecure", action="store_true", help="no key, though other machines can reach the address")
     door.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a name of this server")
@@ -40,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-characters", type=count, default=4_000_000, metavar="N", help="of query and documents together"
     )
     limits.add_argument("--max-body", type=count, default=16 * 2**20, metavar="BYTES", help="of a request")
+    limits.add_argument(
+        "--deadline", type=duration, metavar="S", help="the best ranking so far after S, if a request names no deadline"
+    )
     limits.add_argument("--grace", type=duration, default=30.0, metavar="S", help="to finish in when told to stop")
 
 
@@ -58,9 +65,8 @@ def run(args: argparse.Namespace) -> int:
     with Reranker(args.model, journal=args.journal, retries=Retries(overloaded=6, broken=3), **options) as reranker:
         _prepare(reranker)
         desk = Desk(reranker, _limits(args, reranker.concurrency), _tell)
-        serve(
-            desk, doors, args.port, lambda url: print(f"rank-k serve: {desk.model or 'the model'} at {url}", flush=True)
-        )
+        ranks = f"{desk.model or 'the model'}, by {reranker.by},"
+        serve(desk, doors, args.port, lambda url: print(f"rank-k serve: {ranks} at {url}", flush=True))
     print("rank-k serve: stopped", file=sys.stderr)
     return 0
 
@@ -77,11 +83,13 @@ def _doors(args: argparse.Namespace) -> Doors:
     from rank_k.serve.rules import Doors
 
     keys: tuple[str, ...] = ()
-    if args.api_key_env is not None:
-        keys = tuple(filter(None, (key.strip() for key in (key_in(args.api_key_env) or "").split(","))))
+    variable = args.api_key_env or (CLIENT_KEYS if os.environ.get(CLIENT_KEYS) else None)
+    if variable is not None:
+        keys = tuple(filter(None, (key.strip() for key in (key_in(variable) or "").split(","))))
         if not keys:
-            raise InputError(f"the variable {args.api_key_env} holds no key", "give it one")
-    return Doors(args.host, keys, frozenset(args.allow_host), frozenset(args.allow_origin))
+            raise InputError(f"the variable {variable} holds no key", "give it one")
+    host = args.host or os.environ.get(HOST) or "127.0.0.1"
+    return Doors(host, keys, frozenset(args.allow_host), frozenset(args.allow_origin))
 
 
 def _limits(args: argparse.Namespace, running: int) -> Limits:
@@ -95,6 +103,7 @@ def _limits(args: argparse.Namespace, running: int) -> Limits:
         characters=args.max_characters,
         body=args.max_body,
         grace_seconds=args.grace,
+        deadline_seconds=args.deadline,
     )
 
 

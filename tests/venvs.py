@@ -1,0 +1,21 @@
+"""Environments of their own for packages that ours must not depend on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+
+def environment(folder: Path, *requirements: str) -> Path:
+    """The Python of a fresh environment in `folder` with `requirements`. Skips the test where they cannot be had."""
+    venv.create(folder, with_pip=True)
+    python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
+    done = subprocess.run(install, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"{' '.join(requirements)} cannot be installed: {done.stderr[-300:]}")
+    return python
