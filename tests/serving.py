@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,15 +108,22 @@ def served(reranker: Reranker, limits: Limits = Limits(), doors: Doors = Doors()
 
 
 class Command:
-    """`rank-k serve` in a process of its own."""
+    """`rank-k serve` in a process of its own; `more` goes to `Popen`."""
 
-    def __init__(self, *options: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *options: str,
+        program: Sequence[str] = (sys.executable, "-m", "rank_k.cli", "serve"),
+        env: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "rank_k.cli", "serve", "--port", "0", *options],
+            [*program, "--port", "0", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **(env or {})},
+            **more,
         )
         assert self.process.stdout is not None
         self.said = self.process.stdout.readline().strip()
