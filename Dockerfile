@@ -6,7 +6,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
 RUN python -m venv /opt/rank-k \
-    && python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
+    && /opt/rank-k/bin/python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
     && /opt/rank-k/bin/python -m pip install --no-cache-dir "rank-k[embedded,serve] @ file://$(echo /wheels/*.whl)"
 # Weights are not part of the image unless asked for: --build-arg WEIGHTS=smollm2-135m-instruct
 ARG WEIGHTS=

@@ -145,8 +145,11 @@ def image() -> Iterator[Image]:
     folder = Path(tempfile.mkdtemp(prefix="rank-k-image-"))
     folder.chmod(0o755)  # others must get in: see `anybody`
     built = Image(folder, {})
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     try:
+        python = folder / "bin" / "python"
+        python.parent.mkdir()
+        python.write_text(f'#!/bin/sh\nexec {_interpreter()} "$@"\n')
+        python.chmod(0o755)
         arguments: dict[str, str] = {}
         where = folder / "src"
         for step in (step for step in steps() if step.stage == 0):
@@ -164,7 +167,7 @@ def image() -> Iterator[Image]:
                 done = subprocess.run(
                     ["/bin/sh", "-c", built.here(step.rest)],
                     cwd=where,
-                    env={**os.environ, **arguments, "PATH": path, "PYTHONPATH": ""},
+                    env={**os.environ, **arguments, "PATH": f"{python.parent}:/usr/bin:/bin", "PYTHONPATH": ""},
                     capture_output=True,
                     text=True,
                     timeout=600,
@@ -176,6 +179,13 @@ def image() -> Iterator[Image]:
         yield built
     finally:
         shutil.rmtree(folder)
+
+
+def _interpreter() -> str:
+    """A Python that others than we may run too, if there is one."""
+    system = "/usr/bin/python3"
+    fit = "import ensurepip, sys; sys.exit(sys.version_info < (3, 11))"
+    return system if Path(system).exists() and not subprocess.run([system, "-c", fit]).returncode else sys.executable
 
 
 def _copied(source: str, target: Path) -> None:
