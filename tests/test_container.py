@@ -61,6 +61,11 @@ def health_check() -> list[str]:
     return command
 
 
+def start() -> list[str]:
+    entry, command = json.loads(last("ENTRYPOINT")), json.loads(last("CMD"))
+    return [str(part) for part in (*entry, *command)]
+
+
 def in_context(path: str) -> bool:
     """Whether `.dockerignore` lets a file in: the last pattern that fits it, or a folder it is in, decides."""
     let_in = True
@@ -230,7 +235,7 @@ def run(image: Image, user: dict[str, int], command: list[str], **env: str) -> s
 @pytest.mark.slow
 def test_it_serves_and_its_health_check_tells(image: Image, anybody: dict[str, int], loopback: StartLoopback) -> None:
     model = loopback(child=True)
-    program, *arguments = [*json.loads(last("ENTRYPOINT")), *json.loads(last("CMD"))]
+    program, *arguments = start()
     running = Command(
         *("--server", model.url),
         program=[shutil.which(program, path=image.env["PATH"]) or "", *arguments],
@@ -258,11 +263,10 @@ def test_it_serves_and_its_health_check_tells(image: Image, anybody: dict[str, i
 
 @pytest.mark.slow
 def test_without_a_key_or_weights_it_says_what_is_missing(image: Image, anybody: dict[str, int]) -> None:
-    start = [*json.loads(last("ENTRYPOINT")), *json.loads(last("CMD"))]
-    keyless = run(image, anybody, start)
+    keyless = run(image, anybody, start())
     assert (keyless.returncode, keyless.stdout) == (2, "")
     assert "anybody who reaches 0.0.0.0 could spend your model's time" in keyless.stderr
-    weightless = run(image, anybody, start, **{CLIENT_KEYS: KEY})
+    weightless = run(image, anybody, start(), **{CLIENT_KEYS: KEY})
     assert weightless.returncode == 2
     assert "rank-k fetch" in weightless.stderr
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.embedded import USER_CACHE, needs_weights
-from tests.serving import Served, command
+from tests.serving import ROOT, Served, command
 from tests.venvs import environment
 
 pytestmark = [pytest.mark.slow, needs_weights]
@@ -142,8 +143,23 @@ for ranker in (
     refuse(name, lambda: ranker.run(query="", documents=documents))
 """
 
+TAIL = """
+print(json.dumps([told, refused, ranked]))
+"""
+
 ALONE = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HAYSTACK_TELEMETRY_ENABLED": "False", "DO_NOT_TRACK": "1"}
 """What keeps clients from speaking to anybody else."""
+
+
+def example(module: str) -> str:
+    """The documentation's, for the server of the tests."""
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    [block] = [block for block in blocks if block.split()[1].partition(".")[0] == module]
+    assert '"http://127.0.0.1:8787' in block
+    assert '"any"' in block
+    block = re.sub(r'"http://127\.0\.0\.1:8787([^"]*)"', r'f"{URL}\1"', block).replace('"any"', "KEY")
+    return f"\nquery, texts = QUERY, TEXTS\n{block}"
 
 
 @pytest.fixture(scope="module")
@@ -179,15 +195,15 @@ def expected(server: Served) -> list[list[Any]]:
 @pytest.mark.parametrize(
     ("script", "packages", "ways", "refusals"),
     [
-        pytest.param(COHERE, ["cohere>=5"], 3, 2, id="cohere"),
-        pytest.param(LANGCHAIN, ["langchain-cohere"], 3, 1, id="langchain"),
+        pytest.param(COHERE, ["cohere"], 3, 2, id="cohere"),
+        pytest.param(LANGCHAIN, ["langchain-cohere"], 3, 1, id="langchain_cohere"),
         pytest.param(LITELLM, ["litellm"], 8, 4, id="litellm"),
         pytest.param(
             LLAMA_INDEX,
             ["llama-index-postprocessor-cohere-rerank", "llama-index-postprocessor-jinaai-rerank"],
             2,
             2,
-            id="llama-index",
+            id="llama_index",
         ),
         pytest.param(HAYSTACK, ["cohere-haystack", "jina-haystack", "huggingface-api-haystack"], 6, 3, id="haystack"),
     ],
@@ -196,23 +212,26 @@ def test_an_unchanged_client_reads_the_ranking_and_the_refusal(
     server: Served,
     expected: list[list[Any]],
     tmp_path: Path,
+    request: pytest.FixtureRequest,
     script: str,
     packages: list[str],
     ways: int,
     refusals: int,
 ) -> None:
     python = environment(tmp_path / "venv", *packages)
+    shown = example(request.node.callspec.id)
     done = subprocess.run(
-        [str(python), "-c", f"{HEAD}{script}\nprint(json.dumps([told, refused]))", server.url, QUERY, *TEXTS],
+        [str(python), "-c", f"{HEAD}{script}{shown}{TAIL}", server.url, QUERY, *TEXTS],
         capture_output=True,
         text=True,
         timeout=300,
         env={**os.environ, **ALONE, "KEY": KEY},
     )
     assert done.returncode == 0, done.stderr
-    told, refused = json.loads(done.stdout.splitlines()[-1])
+    told, refused, ranked = json.loads(done.stdout.splitlines()[-1])
     assert (len(told), len(refused)) == (ways, refusals)
     for way, found in told.items():
         assert found == expected, way
     for way, words in refused.items():
         assert "query: a text is needed" in words, way
+    assert ranked == [text for text, _ in expected], "as the documentation shows it"

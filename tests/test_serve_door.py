@@ -211,6 +211,32 @@ def test_halves_of_surrogate_pairs_come_back_as_they_were(server: Served) -> Non
     assert streamed["results"] == answer.json["results"]
 
 
+MARKUP = "<img src=x onerror=alert(1)>"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status"),
+    [
+        ("/v2/rerank", {}, 200),
+        ("/v2/rerank", {"stream": True}, 200),
+        ("/v2/rerank", {"strategy": MARKUP}, 422),
+        ("/v2/rerank", {MARKUP: 1, "top_n": MARKUP}, 422),
+        (f"/{MARKUP.replace(' ', '%20')}", {}, 404),
+    ],
+)
+def test_markup_comes_back_as_it_was_in_what_no_browser_takes_for_a_page(
+    server: Served, path: str, fields: dict[str, Any], status: int
+) -> None:
+    body = {"query": MARKUP, "documents": [MARKUP, "other"], "return_documents": True, **fields}
+    answer = server.post(body, path)
+    kind = "text/event-stream" if fields.get("stream") else "application/json"
+    assert (answer.status, answer.headers["content-type"].partition(";")[0]) == (status, kind)
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    if status == 200:
+        told = answer.events[-1][1] if fields else answer.json
+        assert [result["document"]["text"] for result in told["results"]] == ["other", MARKUP]
+
+
 def test_ten_thousand_passages_are_too_many(server: Served, model: ScriptedModel) -> None:
     before = len(model.history)
     answer = server.rerank(["text"] * 10_000)
