@@ -31,7 +31,7 @@ def test_two_thousand_requests_made_from_the_document_find_no_fault(loopback: St
             ],
             capture_output=True,
             text=True,
-            timeout=1500,
+            timeout=3000,
             cwd=tmp_path,
         )
         assert told.returncode == 0, told.stdout[-4000:]
