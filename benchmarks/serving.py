@@ -1,4 +1,5 @@
-"""What the served API costs: processor time of the server per request, and whether its memory stays flat.
+"""What the served API costs: processor time of the server per request, what a request takes in the journal, and
+whether memory stays flat.
 
     python -m benchmarks.serving [--requests 400] [--runs 3] [--soak 20000]
 
@@ -16,6 +17,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 import psutil
@@ -30,8 +33,8 @@ _number = count()
 
 
 @contextmanager
-def started() -> Iterator[Command]:
-    options = ("--queue", "1000", "--per-client", "1000")
+def started(*more: str) -> Iterator[Command]:
+    options = ("--queue", "1000", "--per-client", "1000", *more)
     with in_child(Plan().changed(AT_ONCE)) as model, command("--server", model.url, *options) as running:
         yield running
 
@@ -83,6 +86,15 @@ def cpu_per_request(requests: int) -> float:
     return 1000 * (after.user + after.system - before.user - before.system) / requests
 
 
+def journal_bytes(requests: int) -> float:
+    """Per request, in a file that keeps them all."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "served.sqlite")
+        with started("--journal", str(path)) as running:
+            ask(running.served.url, requests)
+        return path.stat().st_size / requests
+
+
 def soak(requests: int) -> Iterator[tuple[int, float]]:
     """(requests so far, MB resident) at ten points."""
     with started() as running:
@@ -104,6 +116,8 @@ def main() -> None:
         print(f"{costs[-1]:.2f} ms of processor time a request", flush=True)
     if costs:
         print(f"median of {args.runs}: {statistics.median(costs):.2f} ms")
+    if args.requests:
+        print(f"{journal_bytes(args.requests) / 1000:.1f} kB of journal a request")
     if args.soak:
         print("requests  resident")
         for done, megabytes in soak(args.soak):

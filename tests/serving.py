@@ -119,20 +119,28 @@ def served(
 
 
 class Command:
-    """`rank-k serve`, or another verb that serves, in a process of its own."""
+    """`rank-k serve`, or another verb that serves, or a `program`, in a process of its own; `more` goes to `Popen`."""
 
-    def __init__(self, *options: str, env: Mapping[str, str] | None = None, verb: str = "serve") -> None:
+    def __init__(
+        self,
+        *options: str,
+        verb: str = "serve",
+        program: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "rank_k.cli", verb, "--port", "0", *options],
+            [*(program or (sys.executable, "-m", "rank_k.cli", verb)), "--port", "0", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **(env or {})},
+            **more,
         )
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert " at http://" in line, self.end()
-        self.served = Served(line.rsplit(" ", 1)[1].strip())
+        self.said = self.process.stdout.readline().strip()
+        assert " at http://" in self.said, self.end()
+        self.served = Served(self.said.rsplit(" ", 1)[1])
 
     def signal(self, name: signal.Signals) -> None:
         self.process.send_signal(name)

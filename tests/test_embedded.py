@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from rank_k.errors import MissingWeights
 from rank_k.models.base import Reply, Request
 from rank_k.models.dialects import read_logprobs
 from rank_k.models.embedded import EmbeddedModel
 from rank_k.models.http import HttpModel
 from rank_k.models.launch import EmbeddedServer
-from rank_k.models.weights import DEFAULT_WEIGHTS, cache_directory, locate
+from rank_k.models.weights import DEFAULT_WEIGHTS, locate
 from rank_k.records import Message
 from rank_k.reranker import Reranker
+from tests.embedded import USER_CACHE, needs_weights
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "trec-dl19"
 PASSAGES = [
@@ -30,18 +30,6 @@ PASSAGES = [
     "Rayleigh scattering of sunlight by the molecules of air makes the sky look blue.",
     "Cats purr when they are content.",
 ]
-
-
-def _user_cache() -> Path | None:
-    try:
-        locate(DEFAULT_WEIGHTS)
-    except MissingWeights:
-        return None
-    return cache_directory()
-
-
-USER_CACHE = _user_cache()  # before the tests are given homes of their own
-needs_weights = pytest.mark.skipif(USER_CACHE is None, reason="the embedded weights are not here: rank-k fetch")
 
 
 @pytest.fixture(autouse=True)

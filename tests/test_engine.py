@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rank_k import Reranker
 from rank_k.ask import Asker
 from rank_k.engine import OPEN_PER_SLOT, Engine, Job, Result
 from rank_k.errors import ModelError, Refused
 from rank_k.journal import Journal
-from rank_k.models.base import OnText, Reply, Request
+from rank_k.models.base import OnText, Reply, Request, Usage
 from rank_k.models.retries import Retries
 from rank_k.models.scripted import ScriptedModel
 from rank_k.records import Candidate, Passage, Query, Window
@@ -217,3 +219,25 @@ def test_the_journal_keeps_what_each_query_was_and_how_its_ranking_stood() -> No
 
     asyncio.run(run())
     assert heard == [("q0", 0, 20), ("q0", 1, 20)]
+
+
+def test_rankings_wait_for_their_turn_though_a_temporary_journal_forgets_their_calls() -> None:
+    """The first query takes many rounds; the others are done long before and their calls are dropped meanwhile."""
+    judgments = {f"q{n}": {f"d{i}": i for i in range(60 if n == 0 else 5)} for n in range(30)}
+    run = {query: tuple(Candidate(d, 1 / (i + 1)) for i, d in enumerate(docs)) for query, docs in judgments.items()}
+    queries = {query: Query(query, f"text of {query}") for query in run}
+    passages = {f"d{i}": Passage(f"d{i}", f"passage {i}") for i in range(60)}
+
+    def backwards(request: Request) -> Reply:
+        order = " > ".join(f"[{n}]" for n in range(len(request.subject.doc_ids), 0, -1))
+        return Reply(order, random.Random(len(model.history)).randbytes(10_000).hex(), "stop", Usage(1))
+
+    found = {}
+    for room in (100_000, 2**30):
+        model = ScriptedModel(backwards)
+        with Reranker(model, concurrency=4, window=10, stride=5) as reranker:
+            reranker.journal._room = room
+            found[room] = list(reranker.rerank(run, queries, passages))
+            assert (reranker.journal.bytes < 250_000) == (room == 100_000)
+    assert found[100_000] == found[2**30]
+    assert [result.query_id for result in found[2**30]] == list(run)

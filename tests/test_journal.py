@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import signal
 import sqlite3
 import stat
@@ -73,6 +74,35 @@ def test_a_call_is_found_again(path: Path) -> None:
     with pytest.raises(KeyError):
         again.request("other")
     again.close()
+
+
+def test_a_temporary_journal_forgets_what_is_oldest_and_never_takes_more_than_its_room() -> None:
+    """Half of the room is dropped at a time; rankings that wait for their turn are kept all the while."""
+    room, each = 2_000_000, 10_000
+    journal = Journal(room=room)
+    waiting = Ranking(("a", "b"), (False, False))
+    journal.keep_ranking("r", 0, "q", waiting)
+    for number in range(1000):  # five times the room
+        incompressible = random.Random(number).randbytes(each // 2).hex()
+        journal.keep(str(number), "m", "ask", {"n": number}, Reply(incompressible, None, "stop", Usage(1), 0.0))
+        assert journal.bytes <= 1.05 * room
+    found = [number for number in range(1000) if journal.reply(str(number)) is not None]
+    assert found == list(range(found[0], 1000)), "the latest are all there"
+    assert 0.4 * room < len(found) * each <= room
+    assert journal.call("999") is not None
+    assert journal.ranking("r", 0) == waiting
+    assert journal.ranking("r", 0) is None
+    journal.close()
+
+
+def test_a_file_forgets_nothing(path: Path) -> None:
+    journal = Journal(path, room=100_000)
+    for number in range(100):
+        journal.keep(str(number), "m", "ask", {"n": number}, Reply("x" * 10_000, None, "stop", Usage(1), 0.0))
+    journal.keep_ranking("r", 0, "q", Ranking(("a",), (False,)))
+    assert all(journal.reply(str(number)) for number in range(100))
+    assert journal.ranking("r", 0) == journal.ranking("r", 0) is not None
+    journal.close()
 
 
 @given(texts, st.none() | texts, st.none() | texts, texts)

@@ -11,6 +11,7 @@ from rank_k import Reranker, ScriptedModel
 from rank_k.errors import InputError, ModelError, Overloaded, QueryTooLong, Refused, ServerFault, Unreachable
 from rank_k.models.base import Abilities, Reply, Request, Usage
 from rank_k.models.retries import Retries
+from rank_k.serve.rules import Limits
 from tests.conftest import StartLoopback
 from tests.serving import Served, served
 
@@ -277,6 +278,16 @@ def test_a_deadline_gets_the_best_so_far(loopback: StartLoopback) -> None:
         answer = server.rerank(THREE, deadline_seconds=0.3)
     assert (answer.status, answer.indices, answer.json["finished"]) == (200, [0, 1, 2], False)
     assert "deadline" in answer.json["meta"]["warnings"][0]
+
+
+def test_clients_that_name_no_deadline_get_the_servers(loopback: StartLoopback) -> None:
+    stuck = loopback(first_token=60.0)
+    with served(Reranker(server=stuck.url), Limits(deadline_seconds=0.3)) as server:
+        assert server.rerank(THREE).json["finished"] is False
+        assert server.rerank(THREE, deadline_seconds=None, stream=True).events[-1][1]["finished"] is False
+        stuck.change(first_token=1.0)
+        answer = server.rerank(["mark:a-G1 x", "mark:b-G2 y"], deadline_seconds=30)
+    assert (answer.indices, answer.json["finished"]) == ([1, 0], True), "its own goes before"
 
 
 def test_the_same_request_again_or_at_once_is_asked_once(loopback: StartLoopback) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rank_k import Reranker, ScriptedModel
+from rank_k.cli import main
 from rank_k.errors import InputError
 from rank_k.models.base import Request
 from rank_k.serve.rules import Doors, Limits, check_doors
@@ -210,6 +211,32 @@ def test_halves_of_surrogate_pairs_come_back_as_they_were(server: Served) -> Non
     assert streamed["results"] == answer.json["results"]
 
 
+MARKUP = "<img src=x onerror=alert(1)>"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status"),
+    [
+        ("/v2/rerank", {}, 200),
+        ("/v2/rerank", {"stream": True}, 200),
+        ("/v2/rerank", {"strategy": MARKUP}, 422),
+        ("/v2/rerank", {MARKUP: 1, "top_n": MARKUP}, 422),
+        (f"/{MARKUP.replace(' ', '%20')}", {}, 404),
+    ],
+)
+def test_markup_comes_back_as_it_was_in_what_no_browser_takes_for_a_page(
+    server: Served, path: str, fields: dict[str, Any], status: int
+) -> None:
+    body = {"query": MARKUP, "documents": [MARKUP, "other"], "return_documents": True, **fields}
+    answer = server.post(body, path)
+    kind = "text/event-stream" if fields.get("stream") else "application/json"
+    assert (answer.status, answer.headers["content-type"].partition(";")[0]) == (status, kind)
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    if status == 200:
+        told = answer.events[-1][1] if fields else answer.json
+        assert [result["document"]["text"] for result in told["results"]] == ["other", MARKUP]
+
+
 def test_ten_thousand_passages_are_too_many(server: Served, model: ScriptedModel) -> None:
     before = len(model.history)
     answer = server.rerank(["text"] * 10_000)
@@ -338,6 +365,35 @@ def test_keys_are_nowhere_to_be_seen() -> None:
         assert secret not in told
     assert "nobody answers at http://127.0.0.1:9/v1" in err
     assert "127.0.0.1:9" not in answers[-1].raw.decode()
+
+
+NOBODY = ("--server", "http://127.0.0.1:9/v1", "--model", "m")
+
+
+def test_variables_stand_for_the_address_and_the_keys() -> None:
+    """As in a container, where it is the image that says on which address to listen."""
+    with command(*NOBODY, env={"RANK_K_HOST": "0.0.0.0", "RANK_K_CLIENT_KEYS": KEY}) as running:
+        assert running.said.startswith("rank-k serve: m, by comparison, at http://0.0.0.0:")
+        assert running.served.get("/v1/models").status == 401
+        assert running.served.get("/v1/models", Authorization=f"Bearer {KEY}").status == 200
+    options = ("--host", "127.0.0.1", "--api-key-env", "MINE")
+    with command(
+        *NOBODY, *options, env={"RANK_K_HOST": "0.0.0.0", "RANK_K_CLIENT_KEYS": KEY, "MINE": OTHER_KEY}
+    ) as own:
+        assert " at http://127.0.0.1:" in own.said
+        assert own.served.get("/v1/models", Authorization=f"Bearer {KEY}").status == 401
+        assert own.served.get("/v1/models", Authorization=f"Bearer {OTHER_KEY}").status == 200
+
+
+@pytest.mark.parametrize("key", ["", None])
+def test_an_address_from_a_variable_needs_a_key_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str | None
+) -> None:
+    monkeypatch.setenv("RANK_K_HOST", "0.0.0.0")
+    if key is not None:
+        monkeypatch.setenv("RANK_K_CLIENT_KEYS", key)
+    assert main(["serve", *NOBODY]) == 2
+    assert "anybody who reaches 0.0.0.0 could spend your model's time" in capsys.readouterr().err
 
 
 def received(sock: socket.socket) -> bytes:

@@ -185,11 +185,18 @@ def _written(settings: Mapping[str, Any]) -> str:
 
 class Journal:
     """`Journal(path)` opens or makes the file; `Journal()` keeps a temporary one on disk, gone with the
-    process. Raises `JournalError` for a file that is no journal or of a newer version. Not for several
-    threads at once; several processes may share a file."""
+    process, which forgets what is oldest rather than take more than about `room` bytes. Raises `JournalError` for a
+    file that is no journal or of a newer version. Not for several threads at once; several processes may share a
+    file."""
 
-    def __init__(self, path: str | Path | None = None, *, read_only: bool = False) -> None:
+    def __init__(self, path: str | Path | None = None, *, read_only: bool = False, room: int = 256 * 2**20) -> None:
         self.path = None if path is None else Path(path)
+        self._room = room
+        self._before: sqlite3.Connection | None = None  # of a temporary one: what was kept before the rest
+        self._connect(read_only)
+
+    def _connect(self, read_only: bool) -> None:
+        path = self.path
         try:
             self._db = self._open(read_only)
         except sqlite3.Error as error:
@@ -250,18 +257,44 @@ class Journal:
         version: int = self._db.execute("PRAGMA user_version").fetchone()[0]
         return version
 
+    def _make_room(self) -> None:
+        """Begin a temporary journal anew when it has taken half of its room, and drop the half before."""
+        if self.path is not None:
+            return
+        if _size(self._db) > self._room // 2:
+            if self._before is not None:
+                self._before.close()
+            self._before = self._db
+            self._connect(read_only=False)
+            waiting = self._before.execute("SELECT * FROM rankings")
+            self._db.executemany("INSERT INTO rankings VALUES (?, ?, ?, ?)", waiting)
+
+    @property
+    def bytes(self) -> int:
+        """What it takes on disk, without the log that SQLite keeps beside a file."""
+        return _size(self._db) + (0 if self._before is None else _size(self._before))
+
+    def _row(self, query: str, *values: str | int) -> Any:
+        """The first row, of what a temporary journal kept before if need be; None if there is none."""
+        row = self._db.execute(query, values).fetchone()
+        if row is None and self._before is not None:
+            row = self._before.execute(query, values).fetchone()
+        return row
+
     def close(self) -> None:
         self._db.close()
+        if self._before is not None:
+            self._before.close()
 
     # --- calls ---
 
     def reply(self, key: str) -> Reply | None:
         """The reply kept under `key`, or None."""
-        row = self._db.execute(
+        row = self._row(
             "SELECT text, reasoning, finish_reason, prompt_tokens, completion_tokens, reasoning_tokens,"
             " cached_tokens, estimated, seconds, tokens FROM calls WHERE key = ?",
-            (key,),
-        ).fetchone()
+            key,
+        )
         if row is None:
             return None
         tokens = None if row[9] is None else tuple((t, p) for t, p in json.loads(zlib.decompress(row[9])))
@@ -281,6 +314,7 @@ class Journal:
 
         `shown`: the ids of the passages it was about, in the order shown.
         """
+        self._make_room()
         usage = reply.usage
         kept = self._db.execute(
             "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -307,7 +341,7 @@ class Journal:
 
     def request(self, key: str) -> Mapping[str, Any]:
         """The body that was sent for the call `key`. Raises KeyError."""
-        row = self._db.execute("SELECT request FROM calls WHERE key = ?", (key,)).fetchone()
+        row = self._row("SELECT request FROM calls WHERE key = ?", key)
         if row is None:
             raise KeyError(key)
         body: Mapping[str, Any] = json.loads(zlib.decompress(row[0]))
@@ -315,7 +349,7 @@ class Journal:
 
     def call(self, key: str) -> Call | None:
         """The whole of the call kept under `key`, or None."""
-        row = self._db.execute("SELECT model, purpose, request, shown FROM calls WHERE key = ?", (key,)).fetchone()
+        row = self._row("SELECT model, purpose, request, shown FROM calls WHERE key = ?", key)
         reply = self.reply(key)
         if row is None or reply is None:
             return None
@@ -503,6 +537,7 @@ class Journal:
     # --- rankings ---
 
     def keep_ranking(self, run: str, position: int, query_id: str, ranking: Ranking) -> None:
+        self._make_room()
         self._db.execute(
             "INSERT OR REPLACE INTO rankings VALUES (?, ?, ?, ?)",
             (
@@ -514,11 +549,13 @@ class Journal:
         )
 
     def ranking(self, run: str, position: int) -> Ranking | None:
-        row = self._db.execute(
-            "SELECT ranking FROM rankings WHERE run = ? AND position = ?", (run, position)
-        ).fetchone()
+        """The ranking, or None. A temporary journal gives it once: nobody else can ask for it."""
+        where = "FROM rankings WHERE run = ? AND position = ?"
+        row = self._db.execute(f"SELECT ranking {where}", (run, position)).fetchone()
         if row is None:
             return None
+        if self.path is None:
+            self._db.execute(f"DELETE {where}", (run, position))
         return _ranking_read(row[0])
 
 
@@ -533,6 +570,11 @@ def _ranking_written(ranking: Ranking) -> str:
 def _ranking_read(written: str | bytes) -> Ranking:
     doc_ids, tied, probability = json.loads(written)
     return Ranking(tuple(doc_ids), tuple(map(bool, tied)), probability)
+
+
+def _size(db: sqlite3.Connection) -> int:
+    pages, size = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+    return int(pages * size)
 
 
 def _usage(row: Sequence[int]) -> Usage:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from rank_k.cli import rooms
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 NAME = "serve"
 HELP = "answer rerank requests over HTTP, as Cohere's, Jina's and other APIs do, and look at journals"
+HOST, CLIENT_KEYS = "RANK_K_HOST", "RANK_K_CLIENT_KEYS"
+"""Variables that stand for --host and --api-key-env where these are not given, as in a container."""
 EXAMPLE = "rank-k serve --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal served.sqlite"
 
 
@@ -43,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_doors(parser: argparse.ArgumentParser, usual_port: int, title: str = "who may ask") -> None:
     """The address listened on, and who is let in there."""
     door = parser.add_argument_group(title)
-    door.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="listen on this address")
+    door.add_argument("--host", metavar="ADDRESS", help=f"listen on this address ({HOST}, or else 127.0.0.1)")
     door.add_argument("--port", type=port, default=usual_port, metavar="N", help="0 takes a free one")
-    told = "variable with the key that clients must show, or several keys with commas between"
+    told = f"variable with the key that clients must show, or several keys with commas between ({CLIENT_KEYS})"
     door.add_argument("--api-key-env", metavar="NAME", help=told)
     door.add_argument("--insecure", action="store_true", help="no key, though other machines can reach the address")
     door.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a name of this server")
@@ -64,6 +66,9 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
         "--max-characters", type=count, default=4_000_000, metavar="N", help="of query and documents together"
     )
     limits.add_argument("--max-body", type=count, default=16 * 2**20, metavar="BYTES", help="of a request")
+    limits.add_argument(
+        "--deadline", type=duration, metavar="S", help="the best ranking so far after S, if a request names no deadline"
+    )
     limits.add_argument("--grace", type=duration, default=30.0, metavar="S", help="to finish in when told to stop")
 
 
@@ -78,12 +83,13 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         beside = stack.enter_context(rooms.rooms(args))
         desk = stack.enter_context(opened_desk(args, doors, looks=looks))
-        what = ", ".join(map(str, [args.journal] if args.journal else args.compare)) if looks else desk.model
+        ranks = f"{desk.model or 'the model'}, by {desk.by},"
+        what = ", ".join(map(str, [args.journal] if args.journal else args.compare)) if looks else ranks
         serve(
             desk,
             doors,
             args.port,
-            lambda url: print(f"rank-k serve: {what or 'the model'} at {url}", flush=True),
+            lambda url: print(f"rank-k serve: {what} at {url}", flush=True),
             make_app(desk, doors, beside),
         )
     print("rank-k serve: stopped", file=sys.stderr)
@@ -116,11 +122,10 @@ def opened_desk(args: argparse.Namespace, doors: Doors | None = None, *, looks: 
     if doors is not None:
         _check_keys(doors.keys, options["api_key"])
     with ExitStack() as stack:
-        file = stack.enter_context(_temporary()) if looks or args.journal is None else args.journal
-        reranker = None
+        reranker, journal = None, None if looks else args.journal
         try:
             # Fewer tries than a run has: somebody is waiting.
-            made = Reranker(args.model, journal=file, retries=Retries(overloaded=6, broken=3), **options)
+            made = Reranker(args.model, journal=journal, retries=Retries(overloaded=6, broken=3), **options)
         except MissingWeights as error:
             if not looks:
                 raise
@@ -133,13 +138,6 @@ def opened_desk(args: argparse.Namespace, doors: Doors | None = None, *, looks: 
         if doors is None:
             limits = replace(limits, per_client=limits.running)
         yield Desk(reranker, limits, partial(_tell, args.verb), journal=args.journal if looks else None)
-
-
-@contextmanager
-def _temporary() -> Iterator[Path]:
-    """A journal's file for as long as the server runs, beside nobody else's: for the page to look at."""
-    with TemporaryDirectory(prefix="rank-k-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder) / "served.sqlite"
 
 
 def port(text: str) -> int:
@@ -155,11 +153,13 @@ def checked_doors(args: argparse.Namespace) -> Doors:
     from rank_k.serve.rules import Doors, check_doors
 
     keys: tuple[str, ...] = ()
-    if args.api_key_env is not None:
-        keys = tuple(filter(None, (key.strip() for key in (key_in(args.api_key_env) or "").split(","))))
+    variable = args.api_key_env or (CLIENT_KEYS if os.environ.get(CLIENT_KEYS) else None)
+    if variable is not None:
+        keys = tuple(filter(None, (key.strip() for key in (key_in(variable) or "").split(","))))
         if not keys:
-            raise InputError(f"the variable {args.api_key_env} holds no key", "give it one")
-    doors = Doors(args.host, keys, frozenset(args.allow_host), frozenset(args.allow_origin))
+            raise InputError(f"the variable {variable} holds no key", "give it one")
+    host = args.host or os.environ.get(HOST) or "127.0.0.1"
+    doors = Doors(host, keys, frozenset(args.allow_host), frozenset(args.allow_origin))
     check_doors(doors, insecure=args.insecure)
     return doors
 
@@ -175,6 +175,7 @@ def _limits(args: argparse.Namespace, running: int) -> Limits:
         characters=args.max_characters,
         body=args.max_body,
         grace_seconds=args.grace,
+        deadline_seconds=args.deadline,
     )
 
 

@@ -83,10 +83,11 @@ class Desk:
         A deadline counts from now; whose turn has not come by then gets the documents as they are.
         """
         reranker = self._checked(wanted)
-        ends = None if wanted.deadline_seconds is None else time.monotonic() + wanted.deadline_seconds
+        seconds = self.limits.deadline_seconds if wanted.deadline_seconds is None else wanted.deadline_seconds
+        ends = None if seconds is None else time.monotonic() + seconds
         async with AsyncExitStack() as stack:
             try:
-                async with asyncio.timeout(wanted.deadline_seconds):
+                async with asyncio.timeout(seconds):
                     await stack.enter_async_context(self.admission.turn(client))
             except TimeoutError:
                 hits = unchanged(wanted)

@@ -16,6 +16,7 @@ class Limits:
     that; no client holds more than half of these places. `documents` and `characters` (query and documents together):
     of a request. `body`: bytes. `head_seconds`, `body_seconds`: for a request's headers and body to arrive.
     `stall_seconds`: for a reader to take in what is sent. `grace_seconds`: to finish in when the server stops.
+    `deadline_seconds`: of requests that name none themselves; None: as long as it takes.
     """
 
     running: int = 16
@@ -29,6 +30,7 @@ class Limits:
     body_seconds: float = 60.0
     stall_seconds: float = 30.0
     grace_seconds: float = 30.0
+    deadline_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
