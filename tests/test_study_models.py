@@ -59,7 +59,7 @@ def test_a_study_of_the_embedded_model(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """All of its path but llama.cpp itself: launched for each cell, and asked as a model without thoughts of its own."""
+    """All of its path but llama.cpp itself: launched for each cell, asked as a model without a thought of its own."""
     server = loopback(model="tiny", owned_by="llamacpp", abilities="raw grammar", quirk="none", bodies=True)
     launches = launched(monkeypatch, server)
     command = ["study", *files, "--model", str(weights), "--output", str(tmp_path / "study"), "--think", "off,200"]
