@@ -7,7 +7,7 @@ Every seed is another judge; all strategies meet the same ones. The first strate
 paired by query, averaged over seeds, and their standard error is that over queries. nDCG@10 has linear gains and
 an ideal from all judgments. Ctrl-C ends it with the table of the seeds that were done; with `--keep FILE` the same
 command goes on from there. The exit status is 1 if `blocks` is not better on average, surely worse by half a point in
-some cell, or asks more than 7 times or in more than 3 rounds about some query.
+some cell, or asks more than 7 times or in more than 2 rounds about some query.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NOISES = ("strong", "weak")
 SURELY_WORSE = -0.5
 """Points of nDCG@10: no cell's interval may lie below this as a whole."""
 
-MOST_CALLS, MOST_ROUNDS = 7, 3
+MOST_CALLS, MOST_ROUNDS = 7, 2
 """Of `blocks` for any query: lists are of 100 candidates at most."""
 
 Found = dict[tuple[str, Cell], Sums]

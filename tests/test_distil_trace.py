@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,22 @@ def test_with_a_simulated_judge(folder: Path, capsys: pytest.CaptureFixture[str]
     assert {row["teacher"] for row in found} == {"simulated"}
 
 
+def test_noise_from_a_file_is_that_of_the_judge(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whose error is all fresh: asked eight times, it does not say the same; without noise it does."""
+    Path("noise.json").write_text('{"sd": 3, "persistent": 0, "fresh": 1, "how": "by hand"}')
+    answers = {}
+    for noise in ("none", "noise.json"):
+        journal = f"{noise}.sqlite"
+        given = ("--simulate", "qrels.trec", "--noise", noise, "--samples", "8", "--journal", journal)
+        assert main([*TRACE, *given, "--quiet"]) == 0
+        with closing(Journal(journal, read_only=True)) as kept:
+            found = [[order.tiers for order in record.orders] for record in kept.windows()]
+        assert all(len(orders) == 8 for orders in found)
+        answers[noise] = [len(set(orders)) for orders in found]
+    assert answers["none"] == [1] * 6
+    assert all(several > 1 for several in answers["noise.json"])
+
+
 def test_with_the_labels(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TRACE, "--teacher", "labels", "--prompt", "compact", "--quiet"]) == 0
     assert main([*SELECT]) == 0
@@ -196,6 +213,7 @@ def test_a_token_budget_ends_it(folder: Path, capsys: pytest.CaptureFixture[str]
     [
         (("--teacher", "labels", "--server", "http://localhost:1/v1"), "--teacher labels asks no model"),
         (("--form", "order", "--simulate", "qrels.trec"), "--form and --tokenizer are for --teacher labels"),
+        (("--simulate", "qrels.trec", "--noise", "weka"), "there is no noise 'weka'; did you mean weak?"),
         (("--simulate", "qrels.trec", "--think", "auto"), "--think auto leaves some sets without a thought"),
         (("--sets", "broken.jsonl", "--simulate", "qrels.trec"), "broken.jsonl:2: no set_id"),
     ],

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError
-from rank_k.evaluation.figures import Point, bars, legible, pareto_set, scatter
+from rank_k.evaluation.figures import Point, bars, pareto_set, scatter
+from rank_k.evaluation.sheet import legible
 
 POINTS = [
     Point("sliding", 120_000, 0.512, (110_000, 130_000), (0.48, 0.54), "Rank-K"),

@@ -13,7 +13,8 @@ import pytest
 
 from rank_k import Reranker
 from rank_k.errors import FormatError, InputError
-from rank_k.evaluation.noise_fit import DEFAULT, Look, NoiseFit, fit_noise, looks_of
+from rank_k.evaluation.looks import Look, looks_of
+from rank_k.evaluation.noise_fit import DEFAULT, NoiseFit, fit_noise
 from rank_k.evaluation.simulation import simulate
 from rank_k.journal import Journal, WindowRecord
 from rank_k.models.noise_file import named_noise, read_noise, written

@@ -33,7 +33,7 @@ def test_strategies_meet_the_same_judge_and_every_seed_another(tmp_path: Path) -
     ids=["better", "worse", "no better", "better, but asks too often"],
 )
 def test_it_says_whether_what_is_said_of_blocks_holds(blocks: tuple[float, float], calls: int, kept: bool) -> None:
-    rounds = (Asked((20,) * (calls - 2), calls), Asked((20,), 2), Asked((20,), 1))
+    rounds = (Asked((20,) * (calls - 2), calls), Asked((20, 20), 2))
     values = {"sliding": (0.5, 0.5), "blocks": blocks}
     found = {
         ("c", Cell("run", "weak", name)): Sums({"a": [one], "b": [other]}, [[rounds, rounds]])

@@ -1,15 +1,11 @@
-"""Studies: grids into cells, what cells cost, how they are compared; one journal, nothing asked twice."""
+"""Studies: what cells cost, how they are compared; one journal, nothing asked twice."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from benchmarks.overhead import write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,175 +13,19 @@ from rank_k.data.files import read_run
 from rank_k.errors import InputError, JournalError
 from rank_k.evaluation.comparison import paired
 from rank_k.evaluation.measures import evaluate
-from rank_k.evaluation.studies.answer import Answer
 from rank_k.evaluation.studies.answers import average_overlap, thirds
 from rank_k.evaluation.studies.costs import makespan, rankings_by_round, seed_of, spent_in, window_seconds
-from rank_k.evaluation.studies.folder import StudyFolder
-from rank_k.evaluation.studies.opened import Opened, missing, reachable
 from rank_k.evaluation.studies.plan import (
-    Average,
     Cell,
-    Collection,
-    FirstStage,
-    ModelPlan,
-    Study,
     cells_of,
-    chosen,
-    restricted,
-    setting,
     strategy_of,
 )
 from rank_k.evaluation.studies.questions import QUESTIONS
-from rank_k.evaluation.studies.running import rerank_cell
-from rank_k.evaluation.studies.table import averages_of, compared, labels_of, published_for, write_cells
-from rank_k.journal import Journal, WindowRecord
+from rank_k.evaluation.studies.table import compared, labels_of, write_cells
+from rank_k.journal import WindowRecord
 from rank_k.records import Candidate, Order, Outcome
-from tests.loopback import make_queries
-
-DATA = make_queries(9, 60)
-
-
-def a_study(*grids: Mapping[str, Sequence[Any]], **more: Any) -> Study:
-    first_stages = (FirstStage("bm25"),)
-    values: dict[str, Any] = {"collections": (Collection("c", first_stages),), "models": (ModelPlan("m"),)} | more
-    return Study("a study", grids=grids or ({},), **values)
-
-
-def settings_of(study: Study) -> list[str]:
-    return [cell.setting for cell in cells_of(study)]
-
-
-# --- grids -----------------------------------------------------------------------------------------
-
-
-def test_every_combination_is_a_cell_once() -> None:
-    grid: dict[str, list[Any]] = {"strategy": ["sliding", "blocks"], "think": ["off", "2k"], "samples": ["1", 3]}
-    assert settings_of(a_study(grid, grid)) == [
-        *("sliding-off", "sliding-off-x3", "sliding-2000", "sliding-2000-x3"),
-        *("blocks-off", "blocks-off-x3", "blocks-2000", "blocks-2000-x3"),
-    ]
-    assert cells_of(a_study(grid))[0].name == "c.bm25.m.sliding-off"
-
-
-def test_what_a_strategy_has_no_use_for_makes_no_cells() -> None:
-    grid: dict[str, list[Any]] = {"strategy": ["sliding", "blocks", "setwise"], "stride": [5, 10], "fuse": [0, 1]}
-    assert settings_of(a_study(grid)) == [
-        *("sliding-full-s5", "sliding-full", "blocks-full-a0", "blocks-full", "setwise-full"),
-    ]
-
-
-def test_a_preset_is_a_strategy_and_differs_from_it() -> None:
-    fast, blocks = (Cell("c", "f", "m", strategy=name) for name in ("fast", "blocks"))
-    assert type(strategy_of(fast)) is type(strategy_of(blocks))
-    assert strategy_of(fast) != strategy_of(blocks)
-    assert strategy_of(replace(blocks, strategy="balanced")) == strategy_of(blocks)
-    assert strategy_of(replace(blocks, strategy="paper")) == strategy_of(replace(blocks, strategy="sliding"))
-
-
-def test_a_model_keeps_its_own_settings_whatever_the_grid_says() -> None:
-    zephyr = ModelPlan("zephyr", settings={"think": "off", "temperature": 0, "constrain": "off"})
-    study = a_study({"think": ["500", "full"]}, models=(ModelPlan("m"), zephyr))
-    assert [cell.setting for cell in cells_of(study) if cell.model == "m"] == ["sliding-500", "sliding-full"]
-    [cell] = [cell for cell in cells_of(study) if cell.model == "zephyr"]
-    assert (cell.think, cell.temperature, cell.constrain) == ("off", 0.0, False)
-    assert cell.setting == "sliding-off-t0-free"
-
-
-@pytest.mark.parametrize(
-    ("axis", "value"),
-    [
-        *(("think", "maybe"), ("think", "0"), ("samples", 0), ("samples", 1.5), ("samples", True), ("depth", "many")),
-        *(
-            ("fuse", -1),
-            ("fuse", "nan"),
-            ("split", "225;50"),
-            ("temperature", "hot"),
-            ("constrain", "maybe"),
-            ("thnk", "off"),
-        ),
-        ("max_tokens", 0),
-    ],
-)
-def test_a_value_that_cannot_be_is_told(axis: str, value: object) -> None:
-    with pytest.raises(InputError):
-        setting(axis, value)
-
-
-@pytest.mark.parametrize(
-    "grid", [{"strategy": ["slidng"]}, {"window": [1]}, {"split": ["500"]}, {"split": ["100:80"]}, {"stride": [30]}]
-)
-def test_a_cell_that_cannot_be_is_told_before_anything_is_asked(grid: dict[str, Any]) -> None:
-    with pytest.raises(InputError):
-        cells_of(a_study(grid))
-
-
-SETTINGS = st.fixed_dictionaries(
-    {},
-    optional={
-        "strategy": st.sampled_from(["sliding", "blocks", "fast", "single", "setwise"]),
-        "think": st.sampled_from(["off", "auto", "full", "500", "2k"]),
-        "samples": st.integers(1, 5),
-        "depth": st.sampled_from([20, 50, 100, 1000]),
-        "window": st.integers(10, 30),
-        "stride": st.integers(1, 10),
-        "fuse": st.sampled_from([0, 0.5, 1, 2]),
-        "split": st.sampled_from(["none", "100", "225:50", "225:50:4"]),
-        "temperature": st.sampled_from([None, 0, 0.5, 0.75]),
-    },
-)
-
-
-@given(st.lists(SETTINGS, min_size=1, max_size=12))
-def test_cells_that_differ_have_names_that_differ_and_fit_a_file(grids: list[dict[str, Any]]) -> None:
-    cells = cells_of(a_study(*({axis: [value] for axis, value in grid.items()} for grid in grids)))
-    assert len({cell.name for cell in cells}) == len(cells)
-    for cell in cells:
-        assert "/" not in cell.name
-        assert " " not in cell.name
-        assert Cell(**asdict(cell)) == cell
-
-
-@pytest.mark.parametrize("name", QUESTIONS)
-def test_every_question_is_a_grid_that_can_be_asked(name: str) -> None:
-    question = QUESTIONS[name]
-    cells = cells_of(a_study(*question.grids))
-    assert cells
-    assert question.varies
-    assert question.holds
-    assert question.read.endswith(".")
-    assert question.read.count(".") == 1, "one sentence"
-
-
-def test_the_documentation_says_of_every_question_what_it_is() -> None:
-    page = " ".join((Path(__file__).parents[1] / "docs" / "studies.md").read_text(encoding="utf-8").split())
-    for name, question in QUESTIONS.items():
-        told = (
-            f"**`{name}`** {question.title} - Varies: {question.varies}. - Holds: {question.holds}. - {question.read}"
-        )
-        assert told in page
-
-
-def test_names_choose_cells_by_kind() -> None:
-    runs = (FirstStage("bm25"), FirstStage("splade"))
-    study = a_study(
-        {"think": ["off", "full"]},
-        collections=(Collection("dl19", runs), Collection("dl20", runs)),
-        models=(ModelPlan("big"), ModelPlan("small")),
-    )
-    cells = cells_of(study)
-    assert chosen(cells, ()) == cells
-    assert len(chosen(cells, ["dl19"])) == len(cells) // 2
-    assert len(chosen(cells, ["dl19", "dl20", "big"])) == len(cells) // 2
-    some = chosen(cells, ["dl20", "splade", "small", "*-off"])
-    assert [cell.name for cell in some] == ["dl20.splade.small.sliding-off"]
-    left = restricted(study, some)
-    assert [(c.name, [f.name for f in c.first_stages]) for c in left.collections] == [("dl20", ["splade"])]
-    assert [model.name for model in left.models] == ["small"]
-    with pytest.raises(InputError, match="'dl21'"):
-        chosen(cells, ["dl21"])
-    with pytest.raises(InputError, match="fits all"):
-        chosen(cells, ["dl19", "dl20.*"])
-
+from tests.study_bench import DATA, Bench
+from tests.study_bench import bench as bench  # a fixture
 
 # --- seconds ---------------------------------------------------------------------------------------
 
@@ -235,62 +75,6 @@ def test_average_overlap() -> None:
 # --- a study on disk -------------------------------------------------------------------------------
 
 
-class Bench:
-    """A small collection, and a folder in which cells can be run by a simulated judge."""
-
-    def __init__(self, path: Path, noise: str = "weak", name: str = "c") -> None:
-        path.mkdir(exist_ok=True)
-        write_dataset(DATA, path)
-        lines = [f"{q} 0 {d} {grade}\n" for q, grades in DATA.qrels.items() for d, grade in grades.items()]
-        (path / "qrels.trec").write_text("".join(lines))
-        self.collection = Collection(
-            name,
-            (FirstStage("bm25", path / "run.trec"),),
-            None,
-            path / "queries.jsonl",
-            path / "corpus.jsonl",
-            path / "qrels.trec",
-        )
-        self.model = ModelPlan("judge", simulate=noise)
-        self.folder = StudyFolder(path / "study")
-        self.asked: list[tuple[int, int]] = []
-
-    def study(self, *grids: Mapping[str, Sequence[Any]], **more: Any) -> Study:
-        return a_study(*grids, collections=(self.collection,), models=(self.model,), **more)
-
-    @contextmanager
-    def opened(self) -> Iterator[dict[str, Opened]]:
-        with Opened(self.collection) as opened:
-            yield {self.collection.name: opened}
-
-    def run(self, *cells: Cell) -> list[tuple[int, int]]:
-        """(calls, of these asked now) of each cell."""
-        found = []
-        with self.opened() as opened:
-            self.folder.admit({name: of.fingerprints for name, of in opened.items()}, [self.model], cells)
-            for cell in cells:
-                tally = rerank_cell(
-                    cell, opened[self.collection.name], self.model, {}, self.folder, lambda *_: nullcontext()
-                )
-                found.append((tally.calls, tally.asked))
-        return found
-
-    def answer(self, study: Study) -> Answer:
-        with self.opened() as opened, self.journal() as journal:
-            return Answer.of(study, cells_of(study), opened, self.folder, journal)
-
-    @contextmanager
-    def journal(self) -> Iterator[Journal]:
-        journal = Journal(self.folder.journal)
-        yield journal
-        journal.close()
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path / "bench")
-
-
 def test_cells_share_calls_and_a_second_run_asks_nothing(bench: Bench) -> None:
     one, three, off, auto = (
         replace(Cell("c", "bm25", "judge"), samples=samples, think=think)
@@ -334,7 +118,7 @@ def test_a_table_says_what_each_cell_is_worth_and_costs(bench: Bench, tmp_path: 
         assert row.values["nDCG@10"] == found.per_query["nDCG@10"]
         assert set(row.quality) == {"nDCG@10", "AP"}
         assert row.quality["nDCG@10"].low <= row.quality["nDCG@10"].mean <= row.quality["nDCG@10"].high
-        assert row.cost.rounds == pytest.approx(5 if row.setting.startswith("sliding") else 3)
+        assert row.cost.rounds == pytest.approx(5 if row.setting.startswith("sliding") else 2)
         if row is not base:
             assert row.against == paired(row.values["nDCG@10"], base.values["nDCG@10"])
             assert row.p >= row.against.randomisation_p if row.against else False
@@ -356,7 +140,7 @@ def test_costs_are_the_journals_whether_asked_now_or_found_there(bench: Bench) -
     with bench.journal() as journal:
         assert list(spent_in(journal, bench.folder.run(cell))) == before
     assert sum(query.calls for query in before) == bench.run(cell)[0][0]
-    assert {len(query.rounds) for query in before} == {3}
+    assert {len(query.rounds) for query in before} == {2}
 
 
 def test_differences_are_paired_with_the_baseline_that_is_named(bench: Bench) -> None:
@@ -421,123 +205,3 @@ def test_documents_can_be_split(bench: Bench) -> None:
     }
     answer = bench.answer(bench.study({"split": ["none", "32:8:2"]}))
     assert answer.rows[2].cost.windows > answer.rows[1].cost.windows
-
-
-# --- the folder ------------------------------------------------------------------------------------
-
-
-def test_a_folder_takes_more_cells_and_no_other_data(bench: Bench) -> None:
-    one, other = Cell("c", "bm25", "judge"), Cell("c", "bm25", "judge", think="off")
-    bench.run(one)
-    bench.run(other)
-    again = StudyFolder(bench.folder.path)
-    assert again.cells == (one, other)
-    with bench.journal() as journal:
-        assert again.is_finished(one, journal)
-        assert not again.is_finished(replace(one, depth=20), journal)
-    assert bench.collection.qrels is not None
-    bench.collection.qrels.write_text(bench.collection.qrels.read_text() + "Q00 0 other 1\n")
-    with pytest.raises(InputError, match="another judgments for c"):
-        bench.run(one)
-
-
-def test_a_cell_is_finished_when_its_output_and_its_windows_are_there(bench: Bench) -> None:
-    cell = Cell("c", "bm25", "judge")
-    bench.run(cell)
-    run = bench.folder.run(cell)
-    with bench.journal() as journal:
-        [first, *_] = journal.windows(run)
-        journal.keep_window(run, replace(first, repairs={"gave_up": 1}))
-        assert not bench.folder.is_finished(cell, journal), "a window that was given up is asked about again"
-    assert bench.run(cell)[0][1] == 0
-    with bench.journal() as journal:
-        assert bench.folder.is_finished(cell, journal)
-        bench.folder.output(cell).rename(bench.folder.path / "away")
-        assert not bench.folder.is_finished(cell, journal)
-    (bench.folder.path / "away").rename(bench.folder.output(cell))
-    for file in bench.folder.path.glob("journal.sqlite*"):
-        file.unlink()
-    with bench.journal() as journal:
-        assert not bench.folder.is_finished(cell, journal), "its cost is not known any more"
-
-
-def test_a_cell_done_anew_and_killed_is_not_finished(bench: Bench) -> None:
-    cell = Cell("c", "bm25", "judge")
-    bench.run(cell)
-
-    def interrupted(*_: object) -> Any:
-        raise KeyboardInterrupt
-
-    with bench.opened() as opened, pytest.raises(KeyboardInterrupt):
-        rerank_cell(cell, opened["c"], bench.model, {}, bench.folder, interrupted)
-    with bench.journal() as journal:
-        assert not bench.folder.is_finished(cell, journal)
-
-
-def test_a_model_that_is_not_the_one_it_was_is_refused(bench: Bench) -> None:
-    bench.folder.identify("m", "weights 1")
-    bench.folder.identify("m", "weights 1")
-    with pytest.raises(InputError, match="identity for m: weights 1, now weights 2; name another --output"):
-        StudyFolder(bench.folder.path).identify("m", "weights 2")
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 99, "collections": {}, "models": {}, "cells": {}}'])
-def test_a_folder_that_is_no_study_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "study.json").write_text(content)
-    with pytest.raises(InputError, match="name another --output"):
-        StudyFolder(tmp_path)
-
-
-# --- collections -----------------------------------------------------------------------------------
-
-
-def test_all_that_is_missing_is_told_at_once(bench: Bench, tmp_path: Path) -> None:
-    gone = FirstStage("splade", tmp_path / "splade.trec", "run splade")
-    collections = (
-        replace(bench.collection, first_stages=(*bench.collection.first_stages, gone)),
-        Collection("far", (FirstStage("own"),), f"beir:{tmp_path}/nowhere", get="download it"),
-        Collection("near", (FirstStage("own"),), None, bench.collection.queries, bench.collection.documents),
-    )
-    prompted = ModelPlan("m", prompt=tmp_path / "prompt.txt", get="write it")
-    found = missing(Study("s", collections, (prompted,), ({},)))
-    assert [(lack.owner, lack.get) for lack in found] == [
-        ("c", "run splade"),
-        ("far", "download it"),
-        ("near", "name a file of judgments, or a data set that has them"),
-        ("m", "write it"),
-    ]
-
-
-def test_depths_beyond_the_run_are_left_out(bench: Bench) -> None:
-    cells = cells_of(bench.study({"depth": [20, 50, 100, 200]}))
-    with bench.opened() as opened:
-        assert [cell.depth for cell in reachable(cells, opened)] == [20, 50, 100]
-
-
-def test_queries_that_nobody_judged_are_not_paid_for(bench: Bench) -> None:
-    assert bench.collection.qrels is not None
-    lines = bench.collection.qrels.read_text().splitlines(keepends=True)
-    bench.collection.qrels.write_text("".join(line for line in lines if not line.startswith("Q00 ")))
-    cell = Cell("c", "bm25", "judge")
-    bench.run(cell)
-    assert set(read_run(bench.folder.output(cell))) == {query.query_id for query in DATA.queries} - {"Q00"}
-
-
-def test_a_text_that_is_not_there_is_found_before_the_first_call(bench: Bench) -> None:
-    assert bench.collection.documents is not None
-    lines = bench.collection.documents.read_text().splitlines(keepends=True)
-    bench.collection.documents.write_text("".join(lines[:-1]))
-    with bench.opened() as opened, pytest.raises(InputError, match="is not in"):
-        opened["c"].check_texts("bm25", 100)
-
-
-def test_averages_need_all_their_collections(bench: Bench) -> None:
-    study = bench.study({})
-    bench.run(*cells_of(study))
-    rows = bench.answer(study).rows
-    [first, cell] = averages_of(rows, [Average("all", ("c",))])
-    assert (first.setting, cell.setting) == ("first stage", "sliding-full")
-    assert cell.mean == rows[1].quality["nDCG@10"].mean
-    assert cell.error == pytest.approx(rows[1].quality["nDCG@10"].error)
-    assert averages_of(rows, [Average("all", ("c", "d"))]) == []
-    assert published_for(rows[0], ()) is None

@@ -26,7 +26,8 @@ class LoopGuard:
     """Fed and asked like a `LoopWatch`, with the same verdict; `feed` tells of it up to 1,024 characters later."""
 
     def __init__(self, passages: int = 20) -> None:
-        self._watch = LoopWatch(passages)
+        self._passages = passages
+        self._watch: LoopWatch | None = None  # made when something looks suspicious: it takes a third of a megabyte
         self._unread: list[str] = []  # not yet looked at closely
         self._recent: list[str] = []  # since the last look
         self._tail = ""
@@ -36,11 +37,11 @@ class LoopGuard:
     @property
     def start(self) -> int | None:
         """Where the repetition begins, in characters; None while there is none."""
-        return self._watch.start
+        return self._watch.start if self._watch else None
 
     def feed(self, text: str) -> bool:
         """Take in a piece of the thought; True once it is seen to go in circles."""
-        if self._watch.start is not None:
+        if self.start is not None:
             return True
         self._unread.append(text)
         self._recent.append(text)
@@ -53,6 +54,8 @@ class LoopGuard:
         before, self._steps = self._steps, self._steps + steps
         if not self._is_suspicious(before):
             return False
+        if self._watch is None:
+            self._watch = LoopWatch(self._passages)
         unread, self._unread = "".join(self._unread), []
         return self._watch.feed(unread)
 
@@ -63,7 +66,17 @@ class LoopGuard:
             if due and len(self._tail) > shorter:
                 whole = len(self._tail) < LOOKS[0][0]
                 raw = self._tail[-length:].encode("utf-8", "replace")
-                if len(zlib.compress(raw, 1)) < (SHORT_RATIO if whole else ratio) * len(raw):
+                if _compressed(raw) < (SHORT_RATIO if whole else ratio) * len(raw):
                     return True
             shorter = length
         return False
+
+
+def _compressed(raw: bytes) -> int:
+    """The length to which zlib, in haste, brings `raw`.
+
+    Its window is no larger than `raw`: to clear a full one takes ten times as long as to compress a short tail.
+    """
+    window = min(max(len(raw).bit_length(), 9), 15)  # as a power of two
+    deflate = zlib.compressobj(1, zlib.DEFLATED, window, memLevel=min(window - 7, 8))
+    return len(deflate.compress(raw)) + len(deflate.flush())

@@ -96,7 +96,8 @@ def _fitted(journal: Journal, args: argparse.Namespace) -> list[str]:
     from dataclasses import asdict
 
     from rank_k.data.files import read_qrels
-    from rank_k.evaluation.noise_fit import fit_noise, looks_of
+    from rank_k.evaluation.looks import looks_of
+    from rank_k.evaluation.noise_fit import fit_noise
     from rank_k.models.noise_file import written
 
     found = fit_noise(looks_of(journal.windows(query_id=args.query)), read_qrels(args.qrels))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.collection import DATASET, index_progress
-from rank_k.cli.model import add_replies, add_server
+from rank_k.cli.model import NOISES, add_replies, add_server
 from rank_k.cli.study_options import AXES, reach_of, study_of, with_server
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="QRELS",
         help="a simulated judge instead, by these judgments or the collection's",
     )
-    group.add_argument("--noise", default="strong", choices=("none", "strong", "weak"), help="of the simulated judge")
+    group.add_argument("--noise", default="strong", metavar="NOISE", help=f"of the simulated judge: {NOISES}")
     add_replies(parser.add_argument_group("asking"))
     group = parser.add_argument_group("answer")
     group.add_argument(

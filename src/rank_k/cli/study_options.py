@@ -171,11 +171,13 @@ def _run_name(file: Path) -> str:
 def with_server(args: argparse.Namespace, study: Study) -> Study:
     """The study's models as --server and --simulate would have them reached."""
     from rank_k.errors import InputError
+    from rank_k.models.noise_file import named_noise
 
     if args.simulate is not None:
         judgments = args.simulate if args.simulate != Path() else None
         if judgments is not None and not judgments.exists():
             raise InputError(f"--simulate {judgments} is not there", "name a file of judgments, or none")
+        named_noise(args.noise)  # a mistake in it is found now
         models = (replace(model, simulate=args.noise, judgments=judgments, prompt=None) for model in study.models)
         return replace(study, models=tuple(models))
     if args.server is not None:

@@ -24,6 +24,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
@@ -394,9 +395,15 @@ def _json_rows(path: Path) -> Iterator[_Row]:
             yield query_id, doc_id, value
 
 
+@cache
+def _decoder(pairs: type[_Pairs] | None) -> json.JSONDecoder:
+    """Made once: `json.loads` makes one for every line, which takes as long as to read a short line."""
+    return json.JSONDecoder(strict=False, object_pairs_hook=pairs)
+
+
 def _parsed(path: Path, number: int, text: str, expected: str, pairs: type[_Pairs] | None = None) -> Any:
     try:
-        return json.loads(text, strict=False, object_pairs_hook=pairs)
+        return _decoder(pairs).decode(text)
     except json.JSONDecodeError as error:
         found = f"invalid JSON ({error.msg} at column {error.colno})"
         raise FormatError(path, number or error.lineno, found, expected) from error

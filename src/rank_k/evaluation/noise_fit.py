@@ -12,8 +12,7 @@ An answer says of two passages which one came first, so that everything is read 
   observed agreement gives the shares.
 - `malformed` is counted. `tie_gap` is the gap at which a judge with the rest of the estimate ties as many passages.
 
-Later windows hold passages that earlier answers put there: their errors are a selection. Pairs count only where neither
-passage was shown in an earlier round, which makes them as good as drawn at random.
+Pairs count only where neither passage was shown in an earlier round (`rank_k.evaluation.looks`).
 
 What the answers do not tell stays as in the preset "strong" and is named. Standard errors treat queries as the units
 (a sandwich estimate over queries), those of the shares take `sd` and the biases as known.
@@ -21,19 +20,17 @@ What the answers do not tell stays as in the preset "strong" and is named. Stand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import combinations
 from math import exp, pi, sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from rank_k.ask import presented
 from rank_k.errors import InputError
+from rank_k.evaluation.looks import Comparisons, Look
 from rank_k.extras import load
-from rank_k.journal import WindowRecord
 from rank_k.models.simulated import PRESETS, Grades, Noise, SimulatedJudge
-from rank_k.records import Order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,18 +46,6 @@ _FEWEST = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One answer about one window: the passages as they were shown, the order read, and which of the passages had
-    not been shown in an earlier round."""
-
-    query_id: str
-    shown: tuple[str, ...]
-    order: Order
-    unseen: frozenset[str]
-    sample: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class NoiseFit:
     """`errors`: standard errors of what was estimated. `assumed`: why the other fields are what they are."""
 
@@ -70,27 +55,6 @@ class NoiseFit:
     queries: int
     looks: int
     comparisons: int
-
-
-def looks_of(records: Iterable[WindowRecord]) -> list[Look]:
-    """The looks that a run took, from its windows in the order asked."""
-    found: list[Look] = []
-    seen: dict[str, set[str]] = {}  # by query, in rounds before the present one
-    current: dict[str, tuple[int, set[str]]] = {}
-    for record in records:
-        number, now = current.get(record.query_id, (record.round, set()))
-        before = seen.setdefault(record.query_id, set())
-        if number != record.round:
-            before |= now
-            now = set()
-        ids = record.window.doc_ids
-        current[record.query_id] = record.round, now | set(ids)
-        # with two answers to one look it is not known any more in which order later ones were shown
-        orders = record.orders[:1] if record.repairs.get("thought_about") else record.orders
-        for sample, order in enumerate(orders):
-            shown = presented(record.query_id, ids, sample)
-            found.append(Look(record.query_id, shown, order, frozenset(ids) - before, sample))
-    return found
 
 
 def fit_noise(looks: Sequence[Look], grades: Grades) -> NoiseFit:
@@ -105,7 +69,7 @@ def fit_noise(looks: Sequence[Look], grades: Grades) -> NoiseFit:
     by_query: dict[str, list[Look]] = {}
     for look in judged:
         by_query.setdefault(look.query_id, []).append(look)
-    queries = [_Query(grades[query_id], of_query) for query_id, of_query in by_query.items()]
+    queries = [Comparisons(grades[query_id], of_query) for query_id, of_query in by_query.items()]
     assumed: dict[str, str] = {}
     errors: dict[str, float] = {}
     noise = replace(DEFAULT, malformed=_malformed(judged), tie_gap=0.0)
@@ -127,65 +91,10 @@ def _rounded(noise: Noise) -> Noise:
     return replace(found, persistent=round(1 - found.composition - found.fresh, 4))
 
 
-class _Query:
-    """One query's comparisons of two unseen passages in one look, as arrays.
-
-    `first`: 1 where the one came first, 0 where the other did, 1/2 for a tie; `other` and `one` are ordered so that
-    the grade of `one` is not lower. `gap`: difference of grades; `blurred`: what of it is lost on passages in the
-    middle, for a `middle` of 1; `lead`: how much earlier `one` was shown, as a part of the window; `size`: of the
-    window.
-    """
-
-    def __init__(self, grades: Mapping[str, int], looks: Sequence[Look]) -> None:
-        np = load("numpy")
-        ids = sorted({doc_id for look in looks for doc_id in look.shown})
-        number = {doc_id: i for i, doc_id in enumerate(ids)}
-        self.grade = np.array([float(grades.get(doc_id, 0)) for doc_id in ids])
-        self.looks = [_Seen(look, number) for look in looks]
-        parts = [_compared(seen, self.grade) for seen in self.looks]
-        self.gap, self.blurred, self.lead, self.size, self.first = (
-            np.concatenate(column) for column in zip(*parts, strict=True)
-        )
-
-
-class _Seen:
-    """A look as arrays over its unseen passages that the model placed: numbers, places shown, tiers."""
-
-    def __init__(self, look: Look, number: Mapping[str, int]) -> None:
-        np = load("numpy")
-        tier = {doc_id: n for n, tied in enumerate(look.order.tiers) for doc_id in tied}
-        kept = [
-            (number[doc_id], place, tier[doc_id])
-            for place, doc_id in enumerate(look.shown)
-            if doc_id in look.unseen and look.order.ranked and doc_id in look.order.placed
-        ]
-        self.ids, self.places, self.tiers = np.array(kept, dtype=np.int64).reshape(-1, 3).T
-        self.all = np.array([number[doc_id] for doc_id in look.shown])
-        self.members = frozenset(look.shown)
-
-
-def _compared(seen: _Seen, grade: Floats) -> tuple[Any, ...]:
-    np = load("numpy")
-    size = len(seen.all)
-    one, other = np.triu_indices(len(seen.ids), 1)
-    swap = grade[seen.ids[one]] < grade[seen.ids[other]]
-    one, other = np.where(swap, other, one), np.where(swap, one, other)
-    part = seen.places / max(size - 1, 1)
-    away = (grade[seen.ids] - grade[seen.all].mean()) * (4 * part * (1 - part) if size > 2 else 0.0)
-    first = (np.sign(seen.tiers[other] - seen.tiers[one]) + 1) / 2
-    return (
-        grade[seen.ids[one]] - grade[seen.ids[other]],
-        away[one] - away[other],
-        part[other] - part[one],
-        np.full(len(one), float(size)),
-        first,
-    )
-
-
 # --- the size of the error, and what presentation does ---------------------------------------------
 
 
-def _level(queries: Sequence[_Query], noise: Noise) -> tuple[Noise, dict[str, float]]:
+def _level(queries: Sequence[Comparisons], noise: Noise) -> tuple[Noise, dict[str, float]]:
     """`sd`, `position_bias` and `middle`, with their standard errors: a probit, by Fisher scoring."""
     np = load("numpy")
     columns = [(q.gap, -q.blurred, q.lead) for q in queries]
@@ -276,7 +185,7 @@ class _Agreement(NamedTuple):
     shared: Floats
 
 
-def _agreements(queries: Sequence[_Query]) -> tuple[_Agreement | None, _Agreement | None]:
+def _agreements(queries: Sequence[Comparisons]) -> tuple[_Agreement | None, _Agreement | None]:
     """In the same window, and in different ones."""
     np = load("numpy")
     rows: dict[bool, list[Any]] = {True: [], False: []}
@@ -326,7 +235,7 @@ def _expected_agreement(rows: _Agreement, noise: Noise) -> Floats:
     return 2 * (one_way * other_way + both) + 1 - one_way - other_way  # type: ignore[no-any-return]
 
 
-def _shares(queries: Sequence[_Query], noise: Noise) -> tuple[Noise, dict[str, float], dict[str, str]]:
+def _shares(queries: Sequence[Comparisons], noise: Noise) -> tuple[Noise, dict[str, float], dict[str, str]]:
     """The three shares, with standard errors, and what had to be assumed."""
     same, different = _agreements(queries)
     errors: dict[str, float] = {}

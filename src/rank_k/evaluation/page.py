@@ -12,7 +12,7 @@ import hashlib
 from importlib.resources import files
 from typing import Any
 
-from rank_k.evaluation.figures import legible
+from rank_k.evaluation.sheet import legible
 from rank_k.extras import load
 
 

@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {"name": "blocks", "window": 20},
     "thorough": {"name": "blocks", "window": 20, "partitions": 2},
 }
-"""What to give to `make`. 100 candidates take 9 windows in 9 rounds, 6 in 2, 7 in 3 and 12 in 3."""
+"""What to give to `make`. 100 candidates take 9 windows in 9 rounds, 6 in 2, 7 in 2 and 12 in 2."""
 
 
 def make(

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rank_k.cli.model import add_questions, add_server, asking_options
+from rank_k.cli.model import NOISES, add_questions, add_server, asking_options
 from rank_k.cli.prices import add_prices, prices
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = add_server(parser)
     group.add_argument("--simulate", type=Path, metavar="QRELS", help="a simulated judge instead: plan before you pay")
-    group.add_argument("--noise", default="none", choices=("none", "strong", "weak"), help="of the simulated judge")
+    group.add_argument("--noise", default="none", metavar="NOISE", help=f"of the simulated judge: {NOISES}")
     add_questions(parser.add_argument_group("asking"), samples=4)
     group = parser.add_argument_group("labels as the teacher")
     group.add_argument(
@@ -135,6 +135,7 @@ def _teacher(args: argparse.Namespace, under_way: SetsUnderWay, tops: dict[str, 
     if args.simulate is not None:
         from rank_k.data.files import read_qrels
         from rank_k.distil.trace import JudgeOfSets
+        from rank_k.models.noise_file import named_noise
 
-        return JudgeOfSets(read_qrels(args.simulate), args.noise, under_way.set_of)
+        return JudgeOfSets(read_qrels(args.simulate), named_noise(args.noise), under_way.set_of)
     return None

@@ -20,6 +20,7 @@ from rank_k.evaluation.studies.plan import (
     cells_of,
     setting,
 )
+from rank_k.models.noise_file import read_noise
 from rank_k.models.simulated import PRESETS as NOISES
 
 T = TypeVar("T")
@@ -135,9 +136,20 @@ class _Reader:
         if not isinstance(settings, dict):
             raise self._wrong("the settings of a model are no table", "[models.settings]")
         parsed = {axis: self._setting(axis, value) for axis, value in settings.items()}
-        if (noise := table.get("simulate", "")) and noise not in NOISES:
-            raise self._wrong(f"simulate is {noise!r}", f"one of {', '.join(NOISES)}")
-        return self._made(ModelPlan, {**table, "settings": parsed})
+        noise = {"simulate": self._noise(table["simulate"])} if "simulate" in table else {}
+        return self._made(ModelPlan, {**table, **noise, "settings": parsed})
+
+    def _noise(self, name: Any) -> str:
+        """The name of a noise, or where its file is."""
+        if self._text("simulate", name) in ("", *NOISES):
+            return str(name)
+        file = self._data / Path(name).expanduser()
+        if not file.is_file():
+            raise self._wrong(
+                f"simulate is {name!r}", f"one of {', '.join(NOISES)}, or a file of rank-k journal fit-noise"
+            )
+        read_noise(file)  # a mistake in it is found now
+        return str(file)
 
     def _grid(self, table: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
         grid: dict[str, Sequence[Any]] = {}

@@ -21,6 +21,8 @@ from typing import Any
 from rank_k.errors import InputError
 from rank_k.evaluation.studies.plan import Cell, ModelPlan
 from rank_k.journal import Journal, run_name
+from rank_k.models.noise_file import named_noise
+from rank_k.models.simulated import PRESETS as NOISES
 
 VERSION = 1
 
@@ -63,7 +65,7 @@ class StudyFolder:
                 "dialect": model.dialect,
                 "revision": model.revision,
                 "context": model.context,
-                "simulate": model.simulate,
+                "simulate": _told_noise(model.simulate),
                 "prompt": "" if model.prompt is None else _sha256(model.prompt),
             }
             self._agree("models", model.name, told_of_model)
@@ -117,6 +119,11 @@ class StudyFolder:
         if not self.output(cell).exists() or all(record.run != run for record in journal.runs()):
             return False
         return not any(record.repairs.get("gave_up") for record in journal.windows(run))
+
+
+def _told_noise(name: str) -> str | dict[str, float]:
+    """A noise as it is known again: one from a file by what the file says, not by where it lies."""
+    return name if name in ("", *NOISES) else asdict(named_noise(name))
 
 
 def _sha256(file: Path) -> str:

@@ -47,9 +47,10 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
-    """A model and how it is reached. `serve`: a command that serves it. `simulate`: the noise of a simulated judge
-    that stands in for it, by `judgments` or else the collection's own. `prompt` is a template's file, `get` says how to
-    come by it. `settings`: those in which its cells differ from the grid's, whatever the grid says."""
+    """A model and how it is reached. `serve`: a command that serves it. `simulate`: the noise (its name, or a file's
+    path) of a simulated judge that stands in for it, by `judgments` or else the collection's own. `prompt` is a
+    template's file, `get` says how to come by it. `settings`: those in which its cells differ from the grid's, whatever
+    the grid says."""
 
     name: str
     model: str | None = None

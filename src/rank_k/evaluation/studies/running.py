@@ -14,6 +14,7 @@ from rank_k.evaluation.studies.folder import StudyFolder
 from rank_k.evaluation.studies.opened import Opened
 from rank_k.evaluation.studies.plan import Cell, ModelPlan, strategy_of
 from rank_k.models.base import Model
+from rank_k.models.noise_file import named_noise
 from rank_k.models.simulated import SimulatedJudge
 from rank_k.reranker import Reranker
 
@@ -74,4 +75,4 @@ def _judge(model: ModelPlan, opened: Opened, *, by_passage: bool) -> Model:
     grades = read_qrels(model.judgments) if model.judgments else opened.qrels
     if by_passage:
         grades = {query_id: DocumentGrades(of_query) for query_id, of_query in grades.items()}
-    return SimulatedJudge(grades, model.simulate)
+    return SimulatedJudge(grades, named_noise(model.simulate))
