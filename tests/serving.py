@@ -127,7 +127,7 @@ class Command:
         verb: str = "serve",
         program: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
-        **more: Any,
+        more: Mapping[str, Any] = {},
     ) -> None:
         self.process = subprocess.Popen(
             [*(program or (sys.executable, "-m", "rank_k.cli", verb)), "--port", "0", *options],

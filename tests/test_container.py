@@ -240,8 +240,7 @@ def test_it_serves_and_its_health_check_tells(image: Image, anybody: dict[str, i
         *("--server", model.url),
         program=[shutil.which(program, path=image.env["PATH"]) or "", *arguments],
         env={**image.env, CLIENT_KEYS: KEY, "PYTHONPATH": ""},
-        cwd=image.here(last("WORKDIR")),
-        **anybody,
+        more={"cwd": image.here(last("WORKDIR")), **anybody},
     )
     try:
         server = running.served

@@ -23,9 +23,9 @@ from rank_k.integrations.crossencoder import RankKCrossEncoder
 from rank_k.models.base import Request
 from rank_k.models.retries import Retries
 from tests.conftest import StartLoopback
+from tests.embedded import USER_CACHE
 from tests.frameworks.common import BEST, MODEL, QUERY, TEXTS
 from tests.loopback import Plan, in_child, make_queries, peak_concurrency
-from tests.test_embedded import USER_CACHE
 from tests.venvs import environment
 
 ROOT = Path(__file__).parents[1]

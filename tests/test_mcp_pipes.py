@@ -21,9 +21,10 @@ from mcp import Client, StdioServerParameters
 from rank_k import Journal
 from rank_k.cli import main
 from tests.conftest import StartLoopback
+from tests.embedded import USER_CACHE, needs_weights
 from tests.loopback import Loopback
 from tests.serving import ROOT, until
-from tests.test_embedded import PASSAGES, USER_CACHE, needs_weights
+from tests.test_embedded import PASSAGES
 from tests.test_serve_load import STUCK, is_asked, marked, was_cancelled
 
 COMMAND = [sys.executable, "-m", "rank_k.cli", "mcp"]

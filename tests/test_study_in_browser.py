@@ -10,13 +10,13 @@ from playwright.sync_api import Browser
 from rank_k.evaluation.studies.page import write_page
 from rank_k.evaluation.studies.plan import Published, cells_of
 from tests.browsing import SIZES, THEMES
+from tests.study_bench import Bench
 from tests.test_report_in_browser import (  # noqa: F401 (its fixture and its marks are ours too)
     CONTRASTS,
     WIDER_THAN_THE_PAGE,
     browser,
     pytestmark,
 )
-from tests.test_study import Bench
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
