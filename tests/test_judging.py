@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import stat
 import threading
 import time
@@ -12,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -543,6 +545,16 @@ def test_more_judges_than_are_held_in_memory(server: Served) -> None:
     for number in range(101):
         at(server, f"passer-by{number}")
     assert at(server) == state
+
+
+def test_its_style_sheet_does_not_meet_the_other_pages() -> None:
+    """The pages' own sheet is loaded too: a class in both would be laid out by both."""
+    page, own = (
+        set(re.findall(r"\.([a-z][\w-]*)(?=[^{}]*\{)", (files("rank_k.serve") / "page" / name).read_text()))
+        for name in ("page.css", "judge.css")
+    )
+    assert {"headline", "offered"} <= own
+    assert own & page == {"card"}, "which is meant"
 
 
 # --- the report ---

@@ -146,11 +146,11 @@ def test_texts_are_shown_as_they_are_and_in_their_own_direction(
         for count in range(4):
             judged(page, count)
             assert page.locator("main img, main script, main iframe").count() == 0
-            passages = page.locator(".sides .text")
+            passages = page.locator(".sides .wording")
             assert passages.count() == 10
             assert passages.filter(has_text="onerror").first.inner_text() == HOSTILE
-            assert direction(page, f".sides .text:has-text('{HEBREW}')") == "rtl"
-            assert direction(page, ".sides .text:has-text('short')") == "ltr"
+            assert direction(page, f".sides .wording:has-text('{HEBREW}')") == "rtl"
+            assert direction(page, ".sides .wording:has-text('short')") == "ltr"
             query, translation = page.locator("#query").inner_text(), page.locator("#translation")
             translated = translation.inner_text() if translation.is_visible() else None
             seen.add((query, translated))
@@ -171,14 +171,14 @@ def test_long_passages_open_one_by_one(
 ) -> None:
     with visited(browser, f"{server.url}/judge", size, theme) as page:
         begun(page)
-        long = page.locator("#left .passage").filter(has_text="not in a hurry")
-        short = page.locator("#left .passage").filter(has_text="short")
+        long = page.locator("#left .offered").filter(has_text="not in a hurry")
+        short = page.locator("#left .offered").filter(has_text="short")
         expect(short.get_by_role("button")).to_have_count(0)
         expect(short).to_contain_text("in ranking 2")
         button = long.get_by_role("button")
 
         def height() -> float:
-            found: float = long.locator(".text").evaluate("element => element.getBoundingClientRect().height")
+            found: float = long.locator(".wording").evaluate("element => element.getBoundingClientRect().height")
             return found
 
         before = height()

@@ -91,12 +91,12 @@ function ranking(passages, others, there) {
   const places = new Map(others.map((passage, place) => [passage.number, place + 1]));
   return passages.map(({ number, text, cut }, place) => {
     const id = `${there.at(-1)}-${place}`;
-    const body = h("div", { class: "text short", dir: "auto", id }, text);
+    const body = h("div", { class: "wording short", dir: "auto", id }, text);
     const more = h("button", { type: "button", class: "plain small more", "aria-expanded": "false", "aria-controls": id, hidden: true,
       onclick: () => expand(more, body, body.classList.contains("short")) });
-    return h("li", { class: "passage", "data-number": number,
+    return h("li", { class: "offered", "data-number": number,
       onpointerenter: () => mark(number, true), onpointerleave: () => mark(number, false) },
-      h("span", { class: "rank", "aria-hidden": "true" }, place + 1),
+      h("span", { class: "place", "aria-hidden": "true" }, place + 1),
       h("div", {}, body, h("div", { class: "under small soft" }, more,
         cut && h("span", {}, "Only the beginning is shown."),
         places.has(number) && h("span", {}, `no. ${places.get(number)} in ${there}`))));
@@ -105,7 +105,7 @@ function ranking(passages, others, there) {
 
 /** The same passage on both sides, while it is pointed at. */
 function mark(number, on) {
-  const same = document.querySelectorAll(`.passage[data-number="${number}"]`);
+  const same = document.querySelectorAll(`.offered[data-number="${number}"]`);
   same.forEach(item => item.classList.toggle("same", on && same.length > 1));
 }
 
@@ -119,7 +119,7 @@ function expand(button, body, full) {
 function inFull(full) {
   at("all").setAttribute("aria-pressed", full);
   show(at("all"), full ? "Show all short" : "Show all in full", " ", h("kbd", {}, "X"));
-  const bodies = [...document.querySelectorAll(".sides .text")];
+  const bodies = [...document.querySelectorAll(".sides .wording")];
   bodies.forEach(body => expand(body.parentElement.querySelector(".more"), body, false));
   const long = bodies.map(body => body.scrollHeight > body.clientHeight + 2);
   bodies.forEach((body, place) => {
