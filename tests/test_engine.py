@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,7 +191,7 @@ def test_a_window_that_is_given_up_is_counted() -> None:
     assert engine.tally.unranked == [("q1", 0)]
 
 
-def test_the_journal_keeps_what_each_query_was_and_how_its_ranking_stood() -> None:
+def test_the_journal_keeps_what_each_query_was_and_how_its_ranking_stood(tmp_path: Path) -> None:
     """From the position that the engine was told to begin at, and under the name that a job has."""
     heard: list[tuple[str, int, int]] = []
 
@@ -198,7 +199,7 @@ def test_the_journal_keeps_what_each_query_was_and_how_its_ranking_stood() -> No
         heard.append((query_id, round_number, len(window.doc_ids)))
 
     async def run() -> None:
-        journal = Journal()
+        journal = Journal(tmp_path / "journal.sqlite")
         model = ScriptedModel(lambda request: " > ".join(f"[{n}]" for n in range(len(request.subject.doc_ids), 0, -1)))
         engine = Engine(Asker(model, journal), make("sliding"), journal, run="r", first=7, on_window=on_window)
         source = [replace(job, name=name) for job, name in zip(jobs([30, 1]), ("named", ""), strict=True)]
