@@ -715,7 +715,7 @@ def test_mistakes_of_the_other_verbs(folder: Path, rank_k: RankK, loopback: Star
         (("evaluate", "--qrels", "qrels.trec", "none.trec"), ("none.trec",)),
         (("evaluate", "--qrels", "run.trec", "run.trec"), ("run.trec:1", "6 columns")),
         (("evaluate", "--qrels", "qrels.trec", "run.trec", "--measures", "nDGC@10"), ("nDGC@10", "nDCG@10")),
-        (("evaluate", "--qrels", "qrels.trec"), ("RUN",)),
+        (("evaluate", "--qrels", "qrels.trec"), ("no run", "--preferences")),
         (("retrieve", *corpus, "--output", "o"), ("--queries",)),
         (("retrieve", *corpus, "--queries", "none", "--output", "o"), ("none",)),
         (("retrieve", *corpus, "--queries", "queries.jsonl", "--output", "none/o"), ("none/o",)),
@@ -755,7 +755,7 @@ def test_a_full_disk_is_one_line(folder: Path, rank_k: RankK) -> None:
     assert ranking("out.trec") == BEST, "the run itself is there"
 
 
-@pytest.mark.parametrize(("preset", "windows", "rounds"), [("fast", 6, 2), ("balanced", 7, 3), ("thorough", 12, 3)])
+@pytest.mark.parametrize(("preset", "windows", "rounds"), [("fast", 6, 2), ("balanced", 7, 2), ("thorough", 12, 2)])
 def test_presets_choose_the_strategy(tmp_path: Path, rank_k: RankK, preset: str, windows: int, rounds: int) -> None:
     """100 candidates, one query, a noiseless judge: windows and rounds as docs/strategies.md says."""
     ids = [f"d{i}" for i in range(100)]
