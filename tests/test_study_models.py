@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +15,9 @@ from rank_k.models.simulated import PRESETS
 from tests.conftest import StartLoopback
 from tests.loopback import Dataset, Loopback, make_queries
 from tests.test_study_cli import files as files  # a fixture
+from tests.test_study_cli import rows
 
 NOISE = {"sd": 0.8, "persistent": 0.5, "fresh": 0.5}
-
-
-def rows(output: Path) -> list[dict[str, str]]:
-    with (output / "cells.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 # --- the embedded model ---

@@ -75,7 +75,7 @@ class LoopGuard:
 def _compressed(raw: bytes) -> int:
     """The length to which zlib, in haste, brings `raw`.
 
-    Its window is no larger than `raw`: to clear a full one takes ten times as long as to compress a short tail.
+    Its window is no larger than `raw`: to make and clear a full one can take ten times as long as to read a short tail.
     """
     window = min(max(len(raw).bit_length(), 9), 15)  # as a power of two
     deflate = zlib.compressobj(1, zlib.DEFLATED, window, memLevel=min(window - 7, 8))
