@@ -3,7 +3,7 @@
 import { Refused, events, got } from "/page/api.js";
 import { at, h, hue, many, seconds, show, whole } from "/page/dom.js";
 import { oneTabStop } from "/page/keys.js";
-import { Growing, orderShown, withMentions } from "/page/mentions.js";
+import { Growing, orderShown } from "/page/mentions.js";
 import { RankingList } from "/page/ranking.js";
 
 const controls = { query: at("query"), passages: at("passages"), think: at("think"), strategy: at("strategy"), deadline: at("deadline") };
