@@ -548,13 +548,16 @@ def test_more_judges_than_are_held_in_memory(server: Served) -> None:
 
 
 def test_its_style_sheet_does_not_meet_the_other_pages() -> None:
-    """The pages' own sheet is loaded too: a class in both would be laid out by both."""
+    """The pages' own sheet is loaded too: what both name would be laid out by both."""
+    folder = files("rank_k.serve") / "page"
     page, own = (
-        set(re.findall(r"\.([a-z][\w-]*)(?=[^{}]*\{)", (files("rank_k.serve") / "page" / name).read_text()))
+        set(re.findall(r"[.#][a-z][\w-]*(?=[^{}]*\{)", (folder / name).read_text()))
         for name in ("page.css", "judge.css")
     )
-    assert {"headline", "offered"} <= own
-    assert own & page == {"card"}, "which is meant"
+    assert {".headline", "#asked"} <= own
+    assert own & page == {".card"}, "which is meant"
+    ids = re.findall(r'id="([^"]*)"', (folder / "judge.html").read_text())
+    assert not {f"#{name}" for name in ids} & page
 
 
 # --- the report ---

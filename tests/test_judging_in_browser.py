@@ -84,6 +84,16 @@ def begun(page: Page) -> None:
     judged(page, 0)
 
 
+def in_rows(page: Page) -> bool:
+    """Whether what stands above something ends above it."""
+    rows = page.evaluate("""() => [".headline", "#asked", "#translation", ".sides"]
+      .map(name => document.querySelector(name)).filter(element => element.checkVisibility()).flatMap(element => {
+        const top = element.getBoundingClientRect().top + scrollY;
+        return [top, top + Math.max(element.scrollHeight, element.offsetHeight) - 1];
+      })""")
+    return list(rows) == sorted(rows)
+
+
 def direction(page: Page, selector: str) -> str:
     found: str = page.locator(selector).first.evaluate("element => getComputedStyle(element).direction")
     return found
@@ -96,8 +106,9 @@ def test_a_study_by_keyboard_alone(browser: Browser, server: Served, tmp_path: P
         assert_in_order(page)
         page.screenshot(path=tmp_path / "welcome.png")
         begun(page)
-        assert page.evaluate("document.activeElement.id") == "query", "which is what a screen reader reads next"
+        assert page.evaluate("document.activeElement.id") == "asked", "which is what a screen reader reads next"
         assert_in_order(page)
+        assert in_rows(page)
         page.screenshot(path=tmp_path / "question.png")
         press(page, "x")
         expect(page.locator("#all")).to_have_attribute("aria-pressed", "true")
@@ -106,14 +117,14 @@ def test_a_study_by_keyboard_alone(browser: Browser, server: Served, tmp_path: P
         for count, key in enumerate("120", 1):
             press(page, key)
             judged(page, count)
-        last = page.locator("#query").inner_text()
+        last = page.locator("#asked").inner_text()
         press(page, "u")
         judged(page, 2)
         press(page, "1")
         judged(page, 3)
         page.reload()
         judged(page, 3)
-        assert page.locator("#query").inner_text() == last
+        assert page.locator("#asked").inner_text() == last
         press(page, "2")
         judged(page, 4)
         expect(page.locator("#end")).to_be_visible()
@@ -151,10 +162,10 @@ def test_texts_are_shown_as_they_are_and_in_their_own_direction(
             assert passages.filter(has_text="onerror").first.inner_text() == HOSTILE
             assert direction(page, f".sides .wording:has-text('{HEBREW}')") == "rtl"
             assert direction(page, ".sides .wording:has-text('short')") == "ltr"
-            query, translation = page.locator("#query").inner_text(), page.locator("#translation")
+            query, translation = page.locator("#asked").inner_text(), page.locator("#translation")
             translated = translation.inner_text() if translation.is_visible() else None
             seen.add((query, translated))
-            assert direction(page, "#query") == ("rtl" if query == HEBREW else "ltr")
+            assert direction(page, "#asked") == ("rtl" if query == HEBREW else "ltr")
             if translated is not None:
                 assert direction(page, "#translation") == ("rtl" if translated == HEBREW else "ltr")
             if query == HEBREW:
@@ -242,9 +253,9 @@ def test_a_server_that_went_away_loses_nothing(browser: Browser, tmp_path: Path)
     with small_study(tmp_path / "judgments.jsonl") as server:
         page.goto(f"{server.url}/judge")
         begun(page)
-    asked = page.locator("#query").inner_text()
+    asked = page.locator("#asked").inner_text()
     press(page, "1")
     expect(page.locator("#told")).to_have_text("The server does not answer.")
-    assert page.locator("#query").inner_text() == asked
+    assert page.locator("#asked").inner_text() == asked
     expect(page.locator("[data-choice=left]")).to_be_enabled()
     page.close()

@@ -65,16 +65,16 @@ function shown(heard) {
     show(at("count"), `${done} of ${total} judged`);
     Object.assign(at("progress"), { max: total, value: done });
     at("undo").disabled = !state.can_undo;
-    show(at("query"), question.query);
-    at("query").dir = "auto";
-    at("query").classList.toggle("long", question.query.length > 140);
+    show(at("asked"), question.query);
+    at("asked").dir = "auto";
+    at("asked").classList.toggle("long", question.query.length > 140);
     at("translation").hidden = question.translation === null;
     at("translation").dir = "auto";
     show(at("translation"), question.translation ?? "");
     show(at("left"), ranking(question.left, question.right, "ranking 2"));
     show(at("right"), ranking(question.right, question.left, "ranking 1"));
     inFull(false);
-    at("query").focus({ preventScroll: true });
+    at("asked").focus({ preventScroll: true });
   } else {
     show(at("end-told"), `You have judged ${many(done, "pair")} of rankings.`,
       alike ? ` Where both rankings are the same (${alike}), nothing was asked.` : "");
