@@ -25,6 +25,7 @@ from rank_k.showing import CHAT_TOKENS, QueryTexts, Showing
 from rank_k.strategies.protocol import seed_of
 from rank_k.thinking import AutoRule, Think, agreement, confidence, pays
 from rank_k.tokens import estimated_tokens
+from rank_k.verdicts import parse_verdicts
 
 _SHRINK = 0.8  # of the context, after the server counted more tokens than we did
 _SHRINKS = 6
@@ -46,7 +47,8 @@ class AskSettings:
     `passage_tokens` 450, `max_tokens` 8,000 (thought and answer) and temperature 0.5 are the paper's.
     `temperature` None: the server's own. `constrain`: hold answers to the grammar of a ranking where the server
     can. `samples`: how often each window is asked, in different presented orders; `agree`: stop early when the
-    first so many agree. `rule`: when a thought pays, for `Think("auto")`.
+    first so many agree. `rule`: when a thought pays, for `Think("auto")`. `verdicts`: words, worst first, for models
+    that think in one verdict a passage, which is then their answer (see `verdicts.py`).
     """
 
     passage_tokens: int = 450
@@ -58,6 +60,7 @@ class AskSettings:
     samples: int = 1
     agree: int = 2
     rule: AutoRule = AutoRule()
+    verdicts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,12 +283,18 @@ class Asker:
         size = len(question.subject.doc_ids)
         room = max(question.max_tokens - _answer_tokens(size), 1)
         asking = replace(question, prefill=_OPENED, stop=("</think>",), max_tokens=min(tokens or room, room))
+        words = self.settings.verdicts
+        asking = replace(asking, logprobs=bool(words) and self.model.abilities.logprobs)
         reply = await self._call(asking, "ask", look)
         if reply.finish_reason != "stop":
             look.spent.repairs["thought_closed"] += 1
         thought = (reply.reasoning or "") + reply.text
         trace = thought.partition("</think>")[0].replace("<think>", "").strip()
         cut = {} if reply.finish_reason == "stop" else {"cut": 1}
+        if words:
+            answer = parse_verdicts(trace, size, words, reply.tokens)
+            if answer.ranked:
+                return replace(answer, repairs={**answer.repairs, **cut})
         return await self._closed(question, Answer((), frozenset(), cut, False, trace), look)
 
     async def _closed(self, question: Request, so_far: Answer, look: _Look) -> Answer:

@@ -169,6 +169,7 @@ class Reranker:
                 thinking,
                 constrain,
                 samples,
+                verdicts=student.verdicts if student is not None and prompt is None else (),
             )
             self.asker = Asker(self.model, self.journal, settings, template, retries, on_retry, self.concurrency)
         self.tally = Tally()

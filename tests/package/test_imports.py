@@ -27,7 +27,7 @@ TIERS = (
     ("tokens", "context", "grammar", "loops", "analysers"),  # pure
     ("data", "first_stage", "prompt", "answer", "thinking", "strategies", "loop_guard"),
     ("models",),
-    ("journal", "hits", "showing"),
+    ("journal", "hits", "showing", "verdicts"),
     ("calls",),
     ("ask",),
     ("likelihood",),

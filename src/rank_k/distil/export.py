@@ -14,6 +14,7 @@ from rank_k.distil.bases import load_base
 from rank_k.distil.card import card
 from rank_k.distil.checkpoints import newest
 from rank_k.distil.llama_gguf import TYPES, Trained, low_rank_of, write_adapter, write_whole
+from rank_k.distil.recipes import Verdicts
 from rank_k.distil.train import TRAINED
 from rank_k.errors import InputError
 from rank_k.extras import load
@@ -59,7 +60,8 @@ def export_gguf(
     template = read_template(asking.pop("prompt"))
     found_by = base.name if base.name in NAMED else str(base.path.absolute())
     adapter_of = {"name": found_by, "sha256": base.sha256} if adapter else None
-    settings = write_student(target, name, template, asking, adapter_of)
+    verdicts = recipe["verdicts"]["words"] if Verdicts(**recipe["verdicts"]).on else ()
+    settings = write_student(target, name, template, asking, adapter_of, verdicts)
     page = target.with_suffix(".md")
     page.write_text(card(student, facts, name, target.name, kind, adapter), encoding="utf-8")
     return Exported(target, settings, page, target.stat().st_size)

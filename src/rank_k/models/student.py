@@ -6,9 +6,11 @@ its numbers are.
 
     {"rank_k_student": 1, "name": "nano", "gguf": "student.gguf", "adapter_of": {"name": ..., "sha256": ...},
      "prompt": {"before": ..., "passage": ..., "between": ..., "after": ..., "system": ...},
-     "asking": {"passage_tokens": 48, "window": 8, "stride": 4, "think": "full", "max_tokens": 256, "temperature": 0}}
+     "asking": {"passage_tokens": 48, "window": 8, "stride": 4, "think": "full", "max_tokens": 256, "temperature": 0},
+     "verdicts": ["no", "partly", "yes"]}
 
 `adapter_of` is absent where the GGUF file holds whole weights; its name is one of `rank-k fetch`, or a file's path.
+`verdicts` is there for students that think in one of these words a passage, worst first.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,13 +46,14 @@ _ASKING: dict[str, type | tuple[type, ...]] = {
 @dataclass(frozen=True, slots=True)
 class Student:
     """`weights`: what is loaded; `adapter`: a LoRA adapter on top of it, or None. `asking`: its own settings, by the
-    names that `Reranker` has for them."""
+    names that `Reranker` has for them. `verdicts`: the words it thinks in, worst first, if it does."""
 
     name: str
     weights: Weights
     adapter: Path | None
     template: PromptTemplate
     asking: Mapping[str, Any]
+    verdicts: tuple[str, ...] = ()
 
 
 def find_student(name_or_path: str | Path) -> Student | None:
@@ -79,30 +82,35 @@ def find_student(name_or_path: str | Path) -> Student | None:
         name=facts["name"],
         sha256=_sha256(facts["prompt"]),
     )
-    base = facts.get("adapter_of")
+    base, verdicts = facts.get("adapter_of"), tuple(facts.get("verdicts", ()))
     if base is None:
         weights = locate(gguf)
         weights = Weights(facts["name"], weights.path, weights.sha256, weights.context)
-        return Student(facts["name"], weights, None, template, facts["asking"])
+        return Student(facts["name"], weights, None, template, facts["asking"], verdicts)
     found = locate(base["name"])
     if found.sha256 != base["sha256"]:
         raise InputError(
             f"{gguf} is an adapter of other weights than {found.path}", f"sha256 {base['sha256'][:16]}... is wanted"
         )
     checksum(gguf)  # raises if it cannot be read, or is no GGUF file
-    return Student(
-        facts["name"], Weights(facts["name"], found.path, found.sha256, found.context), gguf, template, facts["asking"]
-    )
+    weights = Weights(facts["name"], found.path, found.sha256, found.context)
+    return Student(facts["name"], weights, gguf, template, facts["asking"], verdicts)
 
 
 def write_student(
-    gguf: Path, name: str, template: PromptTemplate, asking: Mapping[str, Any], adapter_of: Mapping[str, str] | None
+    gguf: Path,
+    name: str,
+    template: PromptTemplate,
+    asking: Mapping[str, Any],
+    adapter_of: Mapping[str, str] | None,
+    verdicts: Sequence[str] = (),
 ) -> Path:
     """Write the JSON file that belongs to `gguf`, and return its path."""
     prompt = {key: value for key, value in asdict(template).items() if key in _TEMPLATE_FIELDS}
     facts: dict[str, Any] = {"rank_k_student": _VERSION, "name": name, "gguf": gguf.name}
     facts |= {"adapter_of": dict(adapter_of)} if adapter_of else {}
     facts |= {"prompt": prompt, "asking": {key: asking[key] for key in _ASKING}}
+    facts |= {"verdicts": list(verdicts)} if verdicts else {}
     path = gguf.with_suffix(".json")
     path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
@@ -135,6 +143,9 @@ def _read(path: Path) -> dict[str, Any] | None:
         isinstance(base, dict) and all(isinstance(base.get(key), str) for key in ("name", "sha256"))
     ):
         raise wrong("adapter_of without name and sha256")
+    verdicts = facts.get("verdicts", [])
+    if not isinstance(verdicts, list) or not all(isinstance(word, str) for word in verdicts) or len(verdicts) == 1:
+        raise wrong("verdicts that are not two words or more")
     return facts
 
 
