@@ -20,6 +20,7 @@ from rank_k.distil.examples import Example
 from rank_k.distil.losses import scores
 from rank_k.distil.verdicts import corrupted
 from rank_k.extras import load
+from rank_k.verdicts import parse_verdicts
 
 _TOKENS_AT_ONCE = 4096
 
@@ -165,6 +166,9 @@ def _free(model: Any, tokenizer: Any, example: Example, new_tokens: int) -> tupl
     )
     grades = grades_of(example)
     text = tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)
-    answer = parse_answer(text, len(grades))
+    if example.verdicts is None:
+        answer = parse_answer(text, len(grades))
+    else:
+        answer = parse_verdicts(text.partition("</think>")[0], len(grades), example.verdicts.words)
     ranked = [number for tier in answer.tiers for number in sorted(tier)]
     return ndcg([grades[number - 1] for number in ranked]), float(answer.ranked and not answer.repairs)
