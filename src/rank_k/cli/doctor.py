@@ -53,15 +53,16 @@ def _say(what: str, found: str) -> None:
 def _extras() -> None:
     from rank_k.extras import MODULES_OF_EXTRA
 
+    packages = metadata.packages_distributions()  # reads what every installed package brings: once is enough
+
+    def told(module: str) -> str:
+        names = packages.get(module, [])
+        return f"{module} {metadata.version(names[0])}" if names else module
+
     for extra, modules in MODULES_OF_EXTRA.items():
         absent = [module for module in modules if find_spec(module) is None]
-        found = ", ".join(f"{module} {_version(module)}" for module in modules if module not in absent)
+        found = ", ".join(told(module) for module in modules if module not in absent)
         _say(f"[{extra}]", f"not installed: pip install 'rank-k[{extra}]'" if absent else found)
-
-
-def _version(module: str) -> str:
-    names = metadata.packages_distributions().get(module, [])
-    return metadata.version(names[0]) if names else ""
 
 
 def _prompt(path: Path) -> None:
