@@ -46,9 +46,9 @@ def export_gguf(
         raise InputError(f"there is no type {kind}", f"give one of {', '.join(TYPES)}")
     facts = run_facts(student)
     recipe = facts["recipe"]
-    name = name or recipe["name"]
     trained = read_trained(trained_folder(student))
     base = _gguf_base(recipe["base"]["weights"])
+    name = name or recipe["name"]
     target = gguf or student / "student.gguf"
     part = target.with_name(target.name + ".part")
     if adapter:
