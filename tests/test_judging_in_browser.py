@@ -18,7 +18,8 @@ from rank_k.serve.pages import PAGES
 from rank_k.serve.rules import Doors
 from tests.browsing import CHROMIUM, LOOKS, Theme, a_browser, assert_in_order, tabbed_to, visited
 from tests.serving import Served, served
-from tests.test_judging import HEBREW, HOSTILE, SYSTEMS, Texts, study
+from tests.test_judging import HEBREW, HOSTILE, SYSTEMS, Texts
+from tests.test_judging_room import study
 from tests.test_report import MADE, TEXTS, assessed
 
 pytestmark = [

@@ -50,7 +50,10 @@ def parse_verdicts(
         else:
             scores[number] = _score(words.index(line[2]), len(words), chances(line.start(2)))
     rest = [number for number in range(1, size + 1) if number not in scores]
-    repairs["missing" if scores else "unranked"] += len(rest) if scores else 1
+    if scores:
+        repairs["missing"] = len(rest)
+    else:
+        repairs["unranked"] = 1
     ranked = sorted(scores, key=lambda number: -scores[number])
     tiers = [tuple(tier) for _, tier in groupby(ranked, key=scores.__getitem__)]
     return Answer(

@@ -26,10 +26,9 @@ HOST, CLIENT_KEYS = "RANK_K_HOST", "RANK_K_CLIENT_KEYS"
 """Variables that stand for --host and --api-key-env where these are not given, as in a container."""
 EXAMPLE = "rank-k serve --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal served.sqlite"
 
-
 _JOURNAL = (
-    "with --server or --model, where calls are kept (a temporary one); with neither, a journal to look at, which is not"
-    " written to: that of a finished or a running job"
+    "with --server or --model, where calls are kept (a temporary one, of the latest 256 MB); with neither, a journal to"
+    " look at, which is not written to: that of a finished or a running job"
 )
 
 
