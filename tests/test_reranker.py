@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from rank_k import Reranker, ScriptedModel
+from rank_k.background import BackgroundLoop
 from rank_k.errors import InputError, MissingWeights, QueryTooLong, Refused, Unreachable
 from rank_k.hits import Hit, RankedHits
 from rank_k.models.base import Reply, Usage
@@ -193,6 +194,26 @@ def test_leaving_early_cancels_what_was_under_way(loopback: StartLoopback) -> No
         until(lambda: sum(call.cancelled for call in server.calls) == 2, "the server works for nobody")
         server.change(first_token=0.001)
         assert found(reranker.rank("q", texts("Q05"))) == ten_best("Q05"), "it goes on"
+
+
+def test_what_is_under_way_is_cancelled_before_its_connections_close() -> None:
+    loop = BackgroundLoop()
+    seen: list[str] = []
+
+    async def asked() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.01)
+            seen.append("asked")
+
+    async def closed() -> None:
+        seen.append("closed")
+
+    under_way = loop.submit(asked())
+    loop.run(asyncio.sleep(0))  # it has begun
+    loop.stop(closed())
+    assert (under_way.cancelled(), seen, loop.stopped) == (True, ["asked", "closed"], True)
 
 
 def test_a_reranker_closed_under_a_run_ends_it_quietly(loopback: StartLoopback) -> None:

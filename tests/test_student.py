@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +39,6 @@ def exported(folder: Path, **asking: Any) -> Path:
     return folder
 
 
-@contextmanager
-def made(model: Any, **options: Any) -> Iterator[Reranker]:
-    reranker = Reranker(model, **options)
-    try:
-        yield reranker
-    finally:
-        reranker.journal.close()
-        reranker._loop.stop()
-
-
 def test_a_folder_and_its_file_are_the_same_student(tmp_path: Path) -> None:
     folder = exported(tmp_path / "s")
     found = find_student(folder)
@@ -63,13 +51,13 @@ def test_a_folder_and_its_file_are_the_same_student(tmp_path: Path) -> None:
 
 def test_it_is_asked_as_it_was_trained_unless_told_otherwise(tmp_path: Path) -> None:
     folder = exported(tmp_path / "s")
-    with made(folder) as reranker:
+    with Reranker(folder) as reranker:
         assert reranker.effective == ASKING
         assert isinstance(reranker.asker, Asker)
         assert reranker.asker.template.before == TEMPLATE.before
         settings = reranker.asker.settings
         assert (settings.passage_tokens, settings.max_tokens, settings.temperature) == (50, 256, 0.0)
-    with made(folder, window=5, temperature=None, prompt="listwise") as reranker:
+    with Reranker(folder, window=5, temperature=None, prompt="listwise") as reranker:
         assert reranker.effective == ASKING | {"window": 5, "temperature": None}
         assert isinstance(reranker.asker, Asker)
         assert reranker.asker.template.name == "rank-k"
@@ -77,11 +65,11 @@ def test_it_is_asked_as_it_was_trained_unless_told_otherwise(tmp_path: Path) -> 
 
 def test_other_models_are_asked_as_in_the_paper(tmp_path: Path) -> None:
     plain = gguf(tmp_path / "plain.gguf")
-    with made(plain) as reranker:
+    with Reranker(plain) as reranker:
         assert reranker.effective == {**PAPER, "max_tokens": 512}
         assert isinstance(reranker.model, EmbeddedModel)
         assert reranker.model.adapter is None
-    with made("m", server="http://127.0.0.1:9/v1") as reranker:
+    with Reranker("m", server="http://127.0.0.1:9/v1") as reranker:
         assert reranker.effective == PAPER
 
 
@@ -104,7 +92,7 @@ def test_an_adapter_knows_what_it_is_for(tmp_path: Path, monkeypatch: pytest.Mon
     found = find_student(file.parent)
     assert found is not None
     assert (found.weights.path, found.adapter, found.weights.context) == (base.path, file, 2048)
-    with made(file.parent) as reranker:
+    with Reranker(file.parent) as reranker:
         assert isinstance(reranker.model, EmbeddedModel)
         assert reranker.model.identity == f"{base.sha256}+{weights.checksum(file)}"
     write_student(file, "tiny", TEMPLATE, ASKING, {"name": "base", "sha256": "cd" * 32})

@@ -77,14 +77,22 @@ class BackgroundLoop:
         finally:
             _cancel_and_wait(future)
 
-    def stop(self) -> None:
-        with self._lock:
-            loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
-            self.stopped = True
-        if loop is None or thread is None:
-            return
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
+    def stop(self, last: Coroutine[Any, Any, None]) -> None:
+        """Cancel what is under way; once that has cleaned up, run `last`, and end. Raises what `last` raises."""
+
+        async def end() -> None:
+            await _cancel_all(asyncio.all_tasks() - {asyncio.current_task()})
+            await last
+
+        try:
+            self.run(end())
+        finally:
+            with self._lock:
+                loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
+                self.stopped = True
+            if loop is not None and thread is not None:
+                loop.call_soon_threadsafe(loop.stop)
+                thread.join()
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

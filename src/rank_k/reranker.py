@@ -233,8 +233,7 @@ class Reranker:
         """End the embedded model, close connections and the journal. Closing again does nothing."""
         if self._loop.stopped:
             return
-        self._loop.run(self.model.close())
-        self._loop.stop()
+        self._loop.stop(self.model.close())
         self.journal.close()
 
     def __enter__(self) -> Self:
