@@ -62,6 +62,7 @@ def test_what_is_left_out_has_defaults(tmp_path: Path) -> None:
         (("max_length = 512", "max_length = true"), r"training\.max_length = True"),
         (("max_length = 512", "max_length = 0"), r"training\.max_length = 0"),
         (("[training]", '[method]\nkind = "lra"\n[training]'), "method.kind = 'lra'.*lora"),
+        (("[training]", '[asking]\nstrategy = "os:system"\n[training]'), r"asking\.strategy = 'os:system'.*sliding"),
         (("[training]", "[verdicts]\ncorrupt = 1.5\n[training]"), r"verdicts\.corrupt = 1\.5"),
         (("[training]", "[verdicts]\nwords = [1]\n[training]"), r"verdicts\.words = \[1\]"),
         (('name = "mine"', 'name = "mine"\nmethod = 3'), "method in recipe .* is no table"),

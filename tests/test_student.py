@@ -18,7 +18,15 @@ from rank_k.prompt import PromptTemplate
 from rank_k.reranker import PAPER, Reranker
 
 TEMPLATE = PromptTemplate("Q: {query}\n", "\nA:", "<{i}> {text}", " | ", "be brief")
-ASKING = {"passage_tokens": 50, "window": 8, "stride": 4, "think": "full", "max_tokens": 256, "temperature": 0.0}
+ASKING = {
+    "strategy": "blocks",
+    "passage_tokens": 50,
+    "window": 8,
+    "stride": 4,
+    "think": "full",
+    "max_tokens": 256,
+    "temperature": 0.0,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +117,7 @@ def test_an_adapter_knows_what_it_is_for(tmp_path: Path, monkeypatch: pytest.Mon
         ({"asking": {"window": 3}}, "asking without all"),
         ({"asking": ASKING | {"window": "3"}}, "wrong kind"),
         ({"asking": ASKING | {"window": True}}, "wrong kind"),
+        ({"asking": ASKING | {"strategy": "os:system"}}, "strategy 'os:system'"),
         ({"adapter_of": {"name": "x"}}, "adapter_of without"),
     ],
 )

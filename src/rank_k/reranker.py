@@ -38,6 +38,7 @@ from rank_k.strategies.single import Single
 from rank_k.thinking import Think
 
 PAPER: Mapping[str, Any] = {
+    "strategy": "sliding",
     "window": 20,
     "stride": 10,
     "think": "full",
@@ -64,7 +65,7 @@ class Reranker:
     after each passage by itself (see `likelihood.py`), which has no strategy, thought or answer. By default it is
     comparison, but likelihood for embedded weights that were not trained to compare; `strategy`, `think`, `prompt` or
     `samples` given, it is comparison.
-    `strategy` ("sliding"): a name of `strategies.STRATEGIES`, `MODULE:NAME`, or a strategy; `fuse` weighs the first
+    `strategy`: a name of `strategies.STRATEGIES`, `MODULE:NAME`, or a strategy; `fuse` weighs the first
     stage's order in those that fit. `journal`: a file to keep every call in, to go on from after an interruption.
     `prompt`: a template's file (see `prompt.read_template`).
     `think`: "full", "off", "auto", or reasoning tokens per window (see `thinking.Think`). `constrain`: hold answers
@@ -109,6 +110,7 @@ class Reranker:
         embedded = server is None and (model is None or isinstance(model, str | Path))
         student = find_student(model) if embedded and isinstance(model, str | Path) else None
         given = {
+            "strategy": None if strategy is None else _named(strategy),
             "window": window,
             "stride": stride,
             "think": think,
@@ -136,7 +138,7 @@ class Reranker:
         if prompt is None and student is not None:
             template = student.template
         self.make_strategy = partial(make, window=asked["window"], stride=asked["stride"], fuse=fuse)
-        plan = self.make_strategy(strategy or "sliding") if isinstance(strategy, str | None) else strategy
+        plan = self.make_strategy(asked["strategy"]) if isinstance(strategy, str | None) else strategy
         self.depth = depth
         self.concurrency = concurrency or (1 if embedded else 16)
         self.model = _model(
@@ -174,8 +176,6 @@ class Reranker:
             self.asker = Asker(self.model, self.journal, settings, template, retries, on_retry, self.concurrency)
         self.tally = Tally()
         self._settings = {"by": self.by, "depth": depth, **self.effective}
-        if self.by == "comparison":
-            self._settings["strategy"] = _named(strategy)
         self._ranked_in = ""  # the journal's run of what `rank` is asked
         self._ranked = count()
         self._loop = BackgroundLoop()
@@ -374,8 +374,8 @@ class Reranker:
         )
 
 
-def _named(strategy: str | Strategy | None) -> str:
-    return strategy or "sliding" if isinstance(strategy, str | None) else type(strategy).__name__
+def _named(strategy: str | Strategy) -> str:
+    return strategy if isinstance(strategy, str) else type(strategy).__name__
 
 
 def _thinking(think: str | int | Think) -> Think:

@@ -243,7 +243,7 @@ def _paper() -> dict[str, Any]:
     """The Rank-K paper's settings, by option."""
     from rank_k.reranker import PAPER
 
-    return {"strategy": "sliding", "depth": 100, "top_p": None, **PAPER}
+    return {"depth": 100, "top_p": None, **PAPER}
 
 
 def _settle_paper(args: argparse.Namespace) -> None:

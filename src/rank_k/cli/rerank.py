@@ -103,8 +103,6 @@ def run(args: argparse.Namespace) -> int:
     settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
     with closing(store), Reranker(model, journal=journal, **options) as reranker:
         settings["by"] = reranker.by
-        if reranker.by == "comparison" and args.preset is None:
-            settings["strategy"] = args.strategy or "sliding"
         settings |= reranker.effective
         try:
             reranker.prepare()

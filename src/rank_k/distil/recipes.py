@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from rank_k.errors import InputError
+from rank_k.strategies import STRATEGIES
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -104,6 +105,7 @@ class Asking:
     """
 
     prompt: str = "listwise"
+    strategy: str = "sliding"
     passage_tokens: int = 450
     window: int = 20
     stride: int = 10
@@ -200,6 +202,8 @@ def _check(recipe: Recipe, path: str) -> None:
             refuse(f"training.{key}", getattr(recipe.training, key), "give more than 0")
     if len(recipe.verdicts.words) < 2:
         refuse("verdicts.words", recipe.verdicts.words, "name two or more, worst first")
+    if recipe.asking.strategy not in STRATEGIES:
+        refuse("asking.strategy", recipe.asking.strategy, f"name one of {', '.join(STRATEGIES)}")
     if recipe.method.rank < 1:
         refuse("method.rank", recipe.method.rank, "give 1 or more")
 

@@ -6,7 +6,8 @@ its numbers are.
 
     {"rank_k_student": 1, "name": "nano", "gguf": "student.gguf", "adapter_of": {"name": ..., "sha256": ...},
      "prompt": {"before": ..., "passage": ..., "between": ..., "after": ..., "system": ...},
-     "asking": {"passage_tokens": 48, "window": 8, "stride": 4, "think": "full", "max_tokens": 256, "temperature": 0},
+     "asking": {"strategy": "blocks", "passage_tokens": 48, "window": 8, "stride": 4, "think": "full",
+                "max_tokens": 256, "temperature": 0},
      "verdicts": ["no", "partly", "yes"]}
 
 `adapter_of` is absent where the GGUF file holds whole weights; its name is one of `rank-k fetch`, or a file's path.
@@ -26,6 +27,7 @@ from typing import Any
 from rank_k.errors import FormatError, InputError
 from rank_k.models.weights import Weights, checksum, locate
 from rank_k.prompt import PromptTemplate
+from rank_k.strategies import STRATEGIES
 
 FOLDER_FILE = "student.json"
 SHIPPED: Mapping[str, Path] = {"rank-k-nano": Path(__file__).parent / "nano" / "rank-k-nano.gguf"}
@@ -34,6 +36,7 @@ SHIPPED: Mapping[str, Path] = {"rank-k-nano": Path(__file__).parent / "nano" / "
 _VERSION = 1
 _TEMPLATE_FIELDS = ("before", "passage", "between", "after", "system")
 _ASKING: dict[str, type | tuple[type, ...]] = {
+    "strategy": str,
     "passage_tokens": int,
     "window": int,
     "stride": int,
@@ -139,6 +142,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         raise wrong(f"asking without all of {', '.join(_ASKING)}")
     if any(isinstance(asking[key], bool) or not isinstance(asking[key], kind) for key, kind in _ASKING.items()):
         raise wrong("a setting of the wrong kind")
+    if asking["strategy"] not in STRATEGIES:  # never MODULE:NAME: a student from elsewhere must not run code here
+        raise wrong(f"strategy {asking['strategy'][:40]!r}")
     if base is not None and not (
         isinstance(base, dict) and all(isinstance(base.get(key), str) for key in ("name", "sha256"))
     ):
