@@ -15,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rank_k.models.weights import DEFAULT_WEIGHTS
+
 RUNS = ("run.anserini-bm25-condensed100.trec", "run.bm25.trec")
 """First stages, the first that is there; all are BM25."""
 
@@ -55,7 +57,7 @@ def _first_stage(data: Path, output: Path, queries: int) -> tuple[Path, Path]:
 def _reranked(data: Path, run: Path, output: Path, by: str, think: str, passage_tokens: int, depth: int) -> Path:
     """The run reranked; what a query took is printed."""
     name = by if by == "likelihood" else f"think-{think}"
-    options: list[object] = ["--by", by] if by == "likelihood" else ["--think", think]
+    options: list[object] = ["--by", by] if by == "likelihood" else ["--model", DEFAULT_WEIGHTS, "--think", think]
     if passage_tokens:
         name += f"-{passage_tokens}"
         options += ["--passage-tokens", passage_tokens]

@@ -1,12 +1,14 @@
 """What the student is worth: one table, on collections that neither it nor a choice about it has seen.
 
-    python -m benchmarks.student STUDENT... [--collections ../shared/data] [--names trec-dl19 ...] [--output FOLDER]
+    python -m benchmarks.student STUDENT... [--collections ../shared/data] [--names trec-dl19 ...] [--queries N]
+                                 [--output FOLDER]
 
 STUDENT: folders or GGUF files that `rank-k distil export` wrote; give the one trained with traces first, then its
-ablations (asked with its trace suppressed: add `:off` to its name). Each collection's own BM25 run is reranked to
-depth 20 through the embedded model, as a user would, with the commands of the package. Beside the students stand a
-random order, BM25, the untrained weights asked to compare, and query likelihood by the same weights. The first student
-is compared with BM25 and with query likelihood, paired by query, with the bootstrap's 95 % interval.
+ablations (asked with its trace suppressed: add `:off` to its name). Each collection's own BM25 run, or its first N
+queries, is reranked to depth 20 through the embedded model, as a user would, with the commands of the package. Beside
+the students stand a random order, BM25, the untrained weights asked to compare, and query likelihood by the same
+weights. The first student is compared with BM25 and with query likelihood, paired by query, with the bootstrap's 95 %
+interval.
 
 Runs and journals stay in the output folder: the same command goes on after an interruption.
 """
@@ -17,14 +19,16 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from random import Random
 from statistics import fmean
 
 from rank_k.cli import main as rank_k
-from rank_k.data.files import read_qrels, read_run
+from rank_k.data.files import RunWriter, read_qrels, read_run
 from rank_k.evaluation.comparison import paired
 from rank_k.evaluation.measures import evaluate
+from rank_k.models.weights import DEFAULT_WEIGHTS
 from rank_k.records import Candidate
 
 DEPTH = 20
@@ -58,6 +62,7 @@ def main() -> None:
     parser.add_argument("students", nargs="*", metavar="STUDENT")
     parser.add_argument("--collections", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--names", nargs="+", default=NAMES)
+    parser.add_argument("--queries", type=int, metavar="N", help="the first N of each run (all)")
     parser.add_argument("--output", type=Path, default=Path("student-benchmark"))
     args = parser.parse_args()
     for name in args.names:
@@ -66,7 +71,7 @@ def main() -> None:
         print(f"\n{name}, the {DEPTH} best of BM25\n")
         print(f"| ranked by | {MEASURE} | s/query | tokens/query |\n|---|---|---|---|")
         rows = []
-        for row in measured(args.collections / name, folder, args.students):
+        for row in measured(args.collections / name, folder, args.students, args.queries):
             print(row, flush=True)
             rows.append(row)
         print()
@@ -80,17 +85,22 @@ def main() -> None:
                 )
 
 
-def measured(collection: Path, folder: Path, students: Sequence[str]) -> Iterator[Row]:
+def measured(collection: Path, folder: Path, students: Sequence[str], queries_count: int | None) -> Iterator[Row]:
     """The rows of one collection: random, BM25, untrained, likelihood, then the students."""
     judged = read_qrels(collection / "qrels.trec")
-    file = next(iter(sorted(collection.glob("run.*bm25*"))))
-    bm25 = {query_id: run[:DEPTH] for query_id, run in read_run(file).items()}
+    first_stage = dict(islice(read_run(next(iter(sorted(collection.glob("run.*bm25*"))))).items(), queries_count))
+    judged = {query_id: judged[query_id] for query_id in first_stage if query_id in judged}
+    file = folder / "bm25.trec"
+    with RunWriter(file, "bm25") as copy:
+        for query_id, run in first_stage.items():
+            copy.write(query_id, [candidate.doc_id for candidate in run])
+    bm25 = {query_id: run[:DEPTH] for query_id, run in first_stage.items()}
     random = {query_id: Random(query_id).sample(list(run), len(run)) for query_id, run in bm25.items()}
     yield Row("random order", ndcg(judged, random))
     yield Row("BM25", ndcg(judged, bm25))
     queries, documents = collection / "queries.jsonl", next(collection.glob("corpus.jsonl*"))
     common = ("--run", file, "--queries", queries, "--documents", documents, "--depth", DEPTH, "--quiet")
-    yield reranked("untrained, compared", judged, bm25, folder, *common, "--by", "comparison", "--think", "off")
+    yield reranked("untrained, compared", judged, bm25, folder, *common, "--model", DEFAULT_WEIGHTS, "--think", "off")
     yield reranked("query likelihood", judged, bm25, folder, *common, "--by", "likelihood")
     for told in students:
         path, _, think = told.partition(":")

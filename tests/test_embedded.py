@@ -43,7 +43,7 @@ def thinking() -> Iterator[Reranker]:
     assert USER_CACHE is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANK_K_CACHE", str(USER_CACHE))
-        with Reranker(think=32, max_tokens=128, context=2048) as reranker:
+        with Reranker(DEFAULT_WEIGHTS, think=32, max_tokens=128, context=2048) as reranker:
             yield reranker
 
 
@@ -70,7 +70,7 @@ def test_the_same_question_costs_nothing_the_second_time(thinking: Reranker) -> 
 
 @needs_weights
 def test_off_answers_at_once() -> None:
-    with Reranker(think="off", context=2048) as reranker:
+    with Reranker(DEFAULT_WEIGHTS, think="off", context=2048) as reranker:
         hits = reranker.rank("why is the sky blue", PASSAGES)
     assert hits.usage.reasoning_tokens == 0
     assert not hits.unranked
@@ -78,7 +78,7 @@ def test_off_answers_at_once() -> None:
 
 @needs_weights
 def test_auto_has_probabilities_to_go_by() -> None:
-    with Reranker(think="auto", max_tokens=128, context=2048) as reranker:
+    with Reranker(DEFAULT_WEIGHTS, think="auto", max_tokens=128, context=2048) as reranker:
         hits = reranker.rank("why is the sky blue", PASSAGES)
     assert not hits.unranked
     assert hits.repairs.get("thought_about", 0) <= 1
@@ -86,7 +86,7 @@ def test_auto_has_probabilities_to_go_by() -> None:
 
 @needs_weights
 def test_passages_share_the_context_and_the_server_never_refuses() -> None:
-    with Reranker(think="off", context=1024) as reranker:
+    with Reranker(DEFAULT_WEIGHTS, think="off", context=1024) as reranker:
         hits = reranker.rank("why is the sky blue", [f"{text} " + "The sky is wide. " * 100 for text in PASSAGES])
     assert hits.repairs["context_cut"] == 3
     assert not hits.unranked
@@ -107,8 +107,11 @@ def likely() -> Iterator[Reranker]:
 @needs_weights
 def test_untrained_weights_rank_by_likelihood_unless_told_otherwise(likely: Reranker) -> None:
     assert likely.by == "likelihood"
-    with Reranker() as usual, Reranker(think="off") as told:
+    with Reranker(DEFAULT_WEIGHTS) as usual, Reranker(DEFAULT_WEIGHTS, think="off") as told:
         assert (usual.by, told.by) == ("likelihood", "comparison")
+    with Reranker() as nobody, Reranker(by="likelihood") as asked:
+        assert (nobody.by, nobody.model.name) == ("comparison", "rank-k-nano")
+        assert (asked.by, asked.model.name) == ("likelihood", DEFAULT_WEIGHTS)
     hits = likely.rank("why is the sky blue", PASSAGES)
     assert hits[0].index == 1
     assert not hits.repairs

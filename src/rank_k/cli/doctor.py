@@ -78,9 +78,13 @@ def _model(args: argparse.Namespace) -> Model:
 
     if args.server is None:
         from rank_k.models.embedded import EmbeddedModel
-        from rank_k.models.weights import DEFAULT_WEIGHTS
+        from rank_k.models.student import find_student, usual_model
 
-        return EmbeddedModel(args.model or DEFAULT_WEIGHTS, context=args.context)
+        named = args.model or usual_model(None)
+        student = find_student(named)
+        if student is not None:
+            return EmbeddedModel(student.weights, adapter=student.adapter, context=args.context)
+        return EmbeddedModel(named, context=args.context)
     key = api_key(args.server, args.model_key_env)
     return HttpModel(args.server, args.model, api_key=key, dialect=args.dialect, context=args.context)
 

@@ -26,7 +26,11 @@ def add_server(parser: argparse.ArgumentParser, key_option: str = "--api-key-env
     """--server, --model and what goes with them. `key_option` names the variable of the key for that server."""
     group = parser.add_argument_group("model")
     group.add_argument("--server", metavar="URL", help="OpenAI-compatible server; without it, the embedded model")
-    group.add_argument("--model", metavar="NAME", help="its name on the server, or the embedded weights' name or path")
+    group.add_argument(
+        "--model",
+        metavar="NAME",
+        help="its name on the server; embedded, a student or weights by name or path (rank-k-nano)",
+    )
     told = f"variable that holds the API key ({DEFAULT_KEY})"
     group.add_argument(key_option, dest="model_key_env", metavar="NAME", help=told)
     group.add_argument("--dialect", default="auto", metavar="NAME", help="kind of server, see docs/servers.md")
@@ -41,7 +45,8 @@ def add_by(group: argparse._ActionsContainer) -> None:
         "--by",
         choices=("comparison", "likelihood"),
         help="of passages, or of the query after each one (see docs/embedded.md). Likelihood is the default of embedded"
-        " weights that were not trained to compare, unless options ask for what only comparison has, such as --think",
+        " weights that were not trained to compare, unless options ask for what only comparison has, such as --think;"
+        " given, it takes the embedded weights without the student",
     )
 
 
@@ -52,7 +57,7 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--strategy",
         metavar="NAME",
-        help="sliding (the default), single, topdown, blocks, tournament, setwise or MODULE:NAME",
+        help="sliding (the default but for students), single, topdown, blocks, tournament, setwise or MODULE:NAME",
     )
     group.add_argument("--depth", type=count, default=100, metavar="N", help="candidates compared per query")
     group.add_argument("--window", type=count, metavar="N", help="passages shown at a time (20; a student's own)")
