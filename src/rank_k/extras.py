@@ -11,9 +11,9 @@ from rank_k.errors import MissingExtra
 MODULES_OF_EXTRA = {
     "bright": ("huggingface_hub", "pyarrow"),
     "data": ("backports", "bm25s", "ir_datasets", "Stemmer", "yaml"),
-    "embedded": ("xllamacpp",),
-    "eval": ("ir_measures", "jinja2", "matplotlib", "scipy"),
     "fit": ("numpy",),
+    "embedded": ("numpy", "xllamacpp"),
+    "eval": ("ir_measures", "jinja2", "matplotlib", "scipy"),
     "haystack": ("haystack",),
     "langchain": ("langchain_core",),
     "llama-index": ("llama_index",),
