@@ -6,7 +6,7 @@ Beside a GGUF file go its settings (`rank_k.models.student`) and a card that say
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rank_k.distil.bases import load_base
 from rank_k.distil.card import card
 from rank_k.distil.checkpoints import newest
 from rank_k.distil.llama_gguf import TYPES, Trained, low_rank_of, write_adapter, write_whole
-from rank_k.distil.recipes import Verdicts
+from rank_k.distil.recipes import Asking, Verdicts
 from rank_k.distil.train import TRAINED
 from rank_k.errors import InputError
 from rank_k.extras import load
@@ -56,7 +56,7 @@ def export_gguf(
     else:
         write_whole(base.path, trained, part, kind, name)
     part.replace(target)
-    asking = dict(recipe["asking"])
+    asking = asdict(Asking(**recipe["asking"]))  # a run that is older than a setting has its default
     template = read_template(asking.pop("prompt"))
     found_by = base.name if base.name in NAMED else str(base.path.absolute())
     adapter_of = {"name": found_by, "sha256": base.sha256} if adapter else None
