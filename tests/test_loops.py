@@ -171,6 +171,7 @@ def test_a_loop_of_next_to_nothing_is_noticed(unit: str) -> None:
 @settings(max_examples=8, deadline=None)
 @given(length=st.integers(10, 6000), seed=st.integers(0, 10**6))
 @example(length=343, seed=1)  # numbers of one digit and of two
+@example(length=10, seed=32)  # a long word and a comma, in Russian
 def test_a_thoughtful_trace_that_gets_stuck_is_noticed(name: str, length: int, seed: int) -> None:
     assert_noticed(*looped(THOUGHTFUL[name], length, seed))
 
