@@ -167,11 +167,12 @@ def test_a_loop_of_next_to_nothing_is_noticed(unit: str) -> None:
     assert_noticed("Okay, so.", unit)
 
 
-@pytest.mark.parametrize("name", THOUGHTFUL)
+@pytest.mark.parametrize("name", sorted(THOUGHTFUL.keys() - {"matrix"}))  # whose rows are alike: it begins anywhere
 @settings(max_examples=8, deadline=None)
 @given(length=st.integers(10, 6000), seed=st.integers(0, 10**6))
 @example(length=343, seed=1)  # numbers of one digit and of two
 @example(length=10, seed=32)  # a long word and a comma, in Russian
+@example(length=15, seed=222143)  # two long words, in Turkish
 def test_a_thoughtful_trace_that_gets_stuck_is_noticed(name: str, length: int, seed: int) -> None:
     assert_noticed(*looped(THOUGHTFUL[name], length, seed))
 

@@ -26,7 +26,7 @@ LONGEST_PERIOD = 2048
 three times at most, which cannot be told from reading again."""
 
 TAIL = 100
-TAIL_CHARACTERS = 450
+TAIL_CHARACTERS = 400
 """Tokens, or characters, that must be said a third time, word for word, behind a second saying. No thought says so
 much three times over, and both stay within the 256 tokens of a model by which a loop has to be noticed: the
 characters where words are long, as in German and Russian, and for what has few words or none, such as a line of
