@@ -95,7 +95,7 @@ def measured(collection: Path, folder: Path, students: Sequence[str], queries_co
         for query_id, run in first_stage.items():
             copy.write(query_id, [candidate.doc_id for candidate in run])
     bm25 = {query_id: run[:DEPTH] for query_id, run in first_stage.items()}
-    random = {query_id: Random(query_id).sample(list(run), len(run)) for query_id, run in bm25.items()}
+    random = {query_id: shuffled(query_id, run) for query_id, run in bm25.items()}
     yield Row("random order", ndcg(judged, random))
     yield Row("BM25", ndcg(judged, bm25))
     queries, documents = collection / "queries.jsonl", next(collection.glob("corpus.jsonl*"))
@@ -106,6 +106,12 @@ def measured(collection: Path, folder: Path, students: Sequence[str], queries_co
         path, _, think = told.partition(":")
         thinks = ("--think", think) if think else ()
         yield reranked(f"student {told}", judged, bm25, folder, *common, "--model", path, *thinks)
+
+
+def shuffled(seed: str, run: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates in a random order, with scores that say so: measures go by score."""
+    drawn = Random(seed).sample(list(run), len(run))
+    return [Candidate(candidate.doc_id, 1 / rank) for rank, candidate in enumerate(drawn, 1)]
 
 
 def reranked(name: str, judged: Mapping[str, Mapping[str, int]], bm25: Run, folder: Path, *options: object) -> Row:

@@ -92,6 +92,14 @@ def test_passages_share_the_context_and_the_server_never_refuses() -> None:
     assert not hits.unranked
 
 
+@needs_weights
+def test_closed_as_python_ends_it_says_nothing() -> None:
+    """Frameworks have no place to say when they have done with a reranker (`integrations.asking`)."""
+    program = "import atexit, rank_k; r = rank_k.Reranker(context=512); r.prepare(); atexit.register(r.close)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # --- query likelihood ------------------------------------------------------------------------------
 
 

@@ -189,7 +189,10 @@ def _absolute(path: str | Path) -> str:
 
 async def _end(process: subprocess.Popen[bytes], tail: _Tail, patience: float = 0) -> None:
     """Close the child's stdin, which ends it; kill it where that is not enough. Not to be cancelled half-way."""
-    await asyncio.shield(asyncio.to_thread(_end_now, process, tail, patience))
+    try:
+        await asyncio.shield(asyncio.to_thread(_end_now, process, tail, patience))
+    except RuntimeError:  # Python itself is ending, and starts no thread any more
+        _end_now(process, tail, patience)
 
 
 def _end_now(process: subprocess.Popen[bytes], tail: _Tail, patience: float) -> None:
