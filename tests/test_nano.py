@@ -55,7 +55,7 @@ def test_it_is_small_and_asked_as_it_was_trained(tmp_path: Path, monkeypatch: py
 @pytest.mark.slow
 def test_its_order_follows_from_its_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK_K_CACHE", str(USER_CACHE))
-    with Reranker() as reranker:
+    with Reranker("rank-k-nano") as reranker:
         hits = reranker.rank("why is the sky blue", PASSAGES)
     [trace] = hits.traces
     said = dict(re.findall(r"^\[(\d+)\] (no|partly|yes)$", trace, re.MULTILINE))

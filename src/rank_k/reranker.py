@@ -28,7 +28,7 @@ from rank_k.likelihood import PASSAGE_TOKENS, LikelihoodAsker
 from rank_k.models.base import Delta, Model, RanksBy
 from rank_k.models.http import HttpModel
 from rank_k.models.retries import Retries
-from rank_k.models.student import Student, find_student, usual_model
+from rank_k.models.student import Student, find_student
 from rank_k.once import Once
 from rank_k.prompt import PromptTemplate, read_template
 from rank_k.records import Candidate, Passage, Query, Ranking, Window
@@ -59,9 +59,8 @@ class PassageSource(Protocol):
 class Reranker:
     """Ranks passages by a language model that reasons.
 
-    `model`: with `server`, the name of a model there; without, the name or path of embedded weights or of a student
-    (default: rank-k-nano, which comes with the package; by likelihood or with a `prompt`, the weights that `rank-k
-    fetch` gets); or any object that is a `models.base.Model`.
+    `model`: with `server`, the name of a model there; without, the name or path of embedded weights (default:
+    the ones `rank-k fetch` gets) or of a student, such as rank-k-nano; or any object that is a `models.base.Model`.
     `by`: "comparison" of passages shown together, which all the settings below are about, or "likelihood" of the query
     after each passage by itself (see `likelihood.py`), which has no strategy, thought or answer. By default it is
     comparison, but likelihood for embedded weights that were not trained to compare; `strategy`, `think`, `prompt` or
@@ -109,8 +108,6 @@ class Reranker:
         on_retry: Callable[[Exception, float], None] | None = None,
     ) -> None:
         embedded = server is None and (model is None or isinstance(model, str | Path))
-        if embedded and model is None:
-            model = usual_model(by if prompt is None else "likelihood")
         student = find_student(model) if embedded and isinstance(model, str | Path) else None
         given = {
             "strategy": None if strategy is None else _named(strategy),
@@ -396,6 +393,7 @@ def _model(
     read_timeout: float | None,
 ) -> Model:
     from rank_k.models.embedded import EmbeddedModel
+    from rank_k.models.weights import DEFAULT_WEIGHTS
 
     if isinstance(model, Student):
         return EmbeddedModel(model.weights, adapter=model.adapter, context=context, slots=slots)
@@ -411,8 +409,7 @@ def _model(
             revision=revision,
             read_timeout=read_timeout,
         )
-    assert model is not None, "without a server, somebody is named"
-    return EmbeddedModel(model, context=context, slots=slots)
+    return EmbeddedModel(model or DEFAULT_WEIGHTS, context=context, slots=slots)
 
 
 def _passage(passages: Mapping[str, Passage] | PassageSource, doc_id: str, query_id: str) -> Passage:

@@ -78,9 +78,10 @@ def _model(args: argparse.Namespace) -> Model:
 
     if args.server is None:
         from rank_k.models.embedded import EmbeddedModel
-        from rank_k.models.student import find_student, usual_model
+        from rank_k.models.student import find_student
+        from rank_k.models.weights import DEFAULT_WEIGHTS
 
-        named = args.model or usual_model(None)
+        named = args.model or DEFAULT_WEIGHTS
         student = find_student(named)
         if student is not None:
             return EmbeddedModel(student.weights, adapter=student.adapter, context=args.context)
