@@ -387,3 +387,12 @@ def test_a_hundred_kilobytes_take_less_than_fifty_milliseconds(text: str) -> Non
                 break
         check(answer, 20)
         assert best < 0.05
+
+
+@pytest.mark.parametrize("prose", ["{answer}\n{words}", "{words}\n{answer}"], ids=["before", "behind"])
+@pytest.mark.parametrize("size", [20, 1_000])
+def test_a_ranking_is_read_whole_beside_a_long_text(size: int, prose: str) -> None:
+    order = " > ".join(f"[{i}]" for i in range(size, 0, -1))
+    answer = parse_answer(prose.format(answer=order, words="they were compared " * 10_000), size)
+    assert answer.tiers == tuple((i,) for i in range(size, 0, -1))
+    assert not answer.repairs

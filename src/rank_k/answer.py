@@ -64,9 +64,9 @@ def parse_answer(
         repairs["cut"] = 1
         return _unranked(size, repairs, parts.trace)
     cut = finish_reason == "length"
-    chain = _choose(_chains(parts.answer, cut), size, ends_cut=cut)
+    chain = _choose(_chains(parts.answer, size, cut), size, ends_cut=cut)
     if chain is None and thought_closed and parts.alternative:
-        chain = _choose(_chains(parts.alternative, cut), size, ends_cut=cut)
+        chain = _choose(_chains(parts.alternative, size, cut), size, ends_cut=cut)
     if cut:
         repairs["cut"] = 1
     if chain is None:
@@ -227,6 +227,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
+_DIGITS = re.compile(r"-?\d+")
 _MOST_DIGITS = 9  # of a number that can be an id; int() refuses thousands of them
 
 
@@ -264,14 +265,17 @@ class _Chain:
             self.tiers.append(ids)
 
 
-_READ = 8_000
-"""Characters read at each end of a long answer: more than a ranking of 1,000 passages takes."""
+_READ = 5_000
+"""Characters read at each end of a long answer: a paragraph about each of 20 passages, at both ends together."""
+_READ_PER_PASSAGE = 10
+"""And so many more for each passage of the window: `[1000] > ` takes nine."""
 
 
-def _chains(text: str, cut: bool = False) -> list[_Chain]:
+def _chains(text: str, size: int, cut: bool = False) -> list[_Chain]:
     """All chains of `text`, in the order in which they stand. `cut`: its end is not where it was to end."""
-    if len(text) > 2 * _READ:
-        text = f"{text[:_READ]}\n...\n{text[-_READ:].partition(' ')[2]}"
+    read = _READ + _READ_PER_PASSAGE * size
+    if len(text) > 2 * read:
+        text = f"{text[:read]}\n...\n{text[-read:].partition(' ')[2]}"
     if cut:
         text = re.sub(r"[^\W\d]+\s*$", "", text)  # half a word: "Passage 3 > Pass"
     if _is_error(text):
@@ -334,7 +338,7 @@ def _scanned(text: str) -> Iterator[_Chain]:
     for token in _TOKEN.finditer(text):
         kind, value = token.lastgroup, token.group()
         if kind in ("id", "bare", "group"):
-            ids = [_number(digits) for digits in re.findall(r"-?\d+", value)]
+            ids = [_number(digits) for digits in _DIGITS.findall(value)]
             joined = bool(chain.tiers) and not broken and separator not in ("", "\n")
             if joined and separator == " " and not (kind != "bare" and chain.bracketed):
                 joined = chain.alone and kind == "bare"  # 3 1 2: only where nothing else is on the line
