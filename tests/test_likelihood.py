@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 import re
@@ -24,7 +25,7 @@ from rank_k.ask import Asked
 from rank_k.cli import main
 from rank_k.errors import GaveUp, InputError, QueryTooLong, Refused
 from rank_k.journal import Journal
-from rank_k.likelihood import LikelihoodAsker, log_probability, ordered
+from rank_k.likelihood import LikelihoodAsker, log_probability, ordered, weighed
 from rank_k.models.base import Abilities, Model, OnText, Reply, Request, Usage
 from rank_k.models.retries import Retries
 from rank_k.models.scripted import ScriptedModel
@@ -171,6 +172,29 @@ def test_an_order_follows_the_scores(scores: dict[str, float]) -> None:
     for tier in order.tiers:
         assert len({scores.get(doc_id, doc_id) for doc_id in tier}) == 1
     assert len(order.tiers) == len(set(scores.values())) + len(rest)
+
+
+fuses = st.floats(0, 100)
+
+
+@given(scores, fuses)
+def test_the_first_stage_weighs_in(scores: dict[str, float], fuse: float) -> None:
+    told = weighed(WINDOW, scores, fuse)
+    assert told.keys() == scores.keys()
+    for a, b in itertools.pairwise(doc_id for doc_id in DOCS if doc_id in scores):
+        if scores[a] >= scores[b]:
+            assert told[a] >= told[b], "what both say stays so"
+
+
+@pytest.mark.parametrize(("fuse", "order"), [(0.0, "edcba"), (0.5, "edcba"), (2.0, "abcde")])
+def test_how_much_it_weighs(fuse: float, order: str) -> None:
+    scores = {doc_id: float(n) for n, doc_id in enumerate(DOCS)}  # the contrary of the first stage
+    assert "".join(ordered(WINDOW, weighed(WINDOW, scores, fuse)).doc_ids) == order
+
+
+def test_one_score_or_equal_ones_leave_the_first_stage_alone() -> None:
+    assert list(weighed(WINDOW, {"c": -7.0}, 1.0)) == ["c"]
+    assert "".join(ordered(WINDOW, weighed(WINDOW, dict.fromkeys(DOCS, -7.0), 1.0)).doc_ids) == "abcde"
 
 
 def reply(*tokens: tuple[str, float], text: str | None = None, completion: int = 0) -> Reply:
@@ -496,7 +520,7 @@ def test_hooks_hear_of_windows_and_there_is_no_text_to_hear() -> None:
 
 
 def test_there_is_nothing_else_to_rank_by() -> None:
-    with pytest.raises(InputError, match="comparison or likelihood"):
+    with pytest.raises(InputError, match="comparison, likelihood or both"):
         Reranker(Untrained([]), by="magic")  # type: ignore[arg-type]
 
 

@@ -19,6 +19,7 @@ from rank_k.reranker import PAPER, Reranker
 
 TEMPLATE = PromptTemplate("Q: {query}\n", "\nA:", "<{i}> {text}", " | ", "be brief")
 ASKING = {
+    "by": "comparison",
     "strategy": "blocks",
     "passage_tokens": 50,
     "window": 8,
@@ -60,13 +61,13 @@ def test_a_folder_and_its_file_are_the_same_student(tmp_path: Path) -> None:
 def test_it_is_asked_as_it_was_trained_unless_told_otherwise(tmp_path: Path) -> None:
     folder = exported(tmp_path / "s")
     with Reranker(folder) as reranker:
-        assert reranker.effective == ASKING
+        assert {"by": reranker.by, **reranker.effective} == ASKING
         assert isinstance(reranker.asker, Asker)
         assert reranker.asker.template.before == TEMPLATE.before
         settings = reranker.asker.settings
         assert (settings.passage_tokens, settings.max_tokens, settings.temperature) == (50, 256, 0.0)
     with Reranker(folder, window=5, temperature=None, prompt="listwise") as reranker:
-        assert reranker.effective == ASKING | {"window": 5, "temperature": None}
+        assert {"by": reranker.by, **reranker.effective} == ASKING | {"window": 5, "temperature": None}
         assert isinstance(reranker.asker, Asker)
         assert reranker.asker.template.name == "rank-k"
 

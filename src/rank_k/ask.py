@@ -98,7 +98,10 @@ class _Look:
 
 
 class Asker:
-    """Asks `model` about windows, through `journal`. `prepare` comes first."""
+    """Asks `model` about windows, through `journal`. `prepare` comes first.
+
+    `calls`: those of another asker, to share its slots.
+    """
 
     def __init__(
         self,
@@ -109,12 +112,13 @@ class Asker:
         retries: Retries = Retries(),
         on_retry: Callable[[Exception, float], None] | None = None,
         slots: int = 1_000_000,
+        calls: Calls | None = None,
     ) -> None:
         self.model = model
         self.settings = settings
         self.template = template or default_template()
         self._showing = Showing(model, self.template, settings.passage_tokens, settings.max_tokens)
-        self._calls = Calls(model, journal, retries, on_retry, slots)
+        self._calls = calls or Calls(model, journal, retries, on_retry, slots)
         self._takes_a_grammar = Once(self._try_grammar)
         self._thinks_anyway = Once(self._try_direct)
         self._empty_thought = False  # the model thinks although asked not to: show it a thought that is over

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Message(NamedTuple):
@@ -48,11 +48,13 @@ Run = Mapping[str, Sequence[Candidate]]
 class Window:
     """The passages of one question, in the order in which they are shown.
 
-    `reach` is the (best, worst) final rank, counted from 1, that this window can still affect.
+    `reach` is the (best, worst) final rank, counted from 1, that this window can still affect. `by`: what orders them,
+    the model's comparison, or the likelihood of the query after each (`likelihood.py`).
     """
 
     doc_ids: tuple[str, ...]
     reach: tuple[int, int]
+    by: Literal["comparison", "likelihood"] = "comparison"
 
 
 @dataclass(frozen=True, slots=True)

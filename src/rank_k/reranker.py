@@ -20,6 +20,8 @@ from uuid import uuid4
 
 from rank_k.ask import Asked, Asker, AskSettings
 from rank_k.background import BackgroundLoop
+from rank_k.calls import Calls
+from rank_k.cascade import CascadeAsker
 from rank_k.engine import AsksWindows, Engine, Job, Result, Tally
 from rank_k.errors import InputError
 from rank_k.hits import Hit, RankedHits
@@ -33,6 +35,7 @@ from rank_k.once import Once
 from rank_k.prompt import PromptTemplate, read_template
 from rank_k.records import Candidate, Passage, Query, Ranking, Window
 from rank_k.strategies import make
+from rank_k.strategies.cascade import Cascade
 from rank_k.strategies.protocol import Strategy
 from rank_k.strategies.single import Single
 from rank_k.thinking import Think
@@ -62,11 +65,13 @@ class Reranker:
     `model`: with `server`, the name of a model there; without, the name or path of embedded weights (default:
     the ones `rank-k fetch` gets) or of a student, such as rank-k-nano; or any object that is a `models.base.Model`.
     `by`: "comparison" of passages shown together, which all the settings below are about, or "likelihood" of the query
-    after each passage by itself (see `likelihood.py`), which has no strategy, thought or answer. By default it is
-    comparison, but likelihood for embedded weights that were not trained to compare; `strategy`, `think`, `prompt` or
-    `samples` given, it is comparison.
-    `strategy`: a name of `strategies.STRATEGIES`, `MODULE:NAME`, or a strategy; `fuse` weighs the first
-    stage's order in those that fit. `journal`: a file to keep every call in, to go on from after an interruption.
+    after each passage by itself (see `likelihood.py`), which has no strategy, thought or answer; or "both": likelihood
+    and the first stage give the order from which passages are compared. By default it is comparison, or as a student
+    wants to be asked, but likelihood for embedded weights that were not trained to compare; `strategy`, `think`,
+    `prompt` or `samples` given, those are asked to compare as well.
+    `strategy`: a name of `strategies.STRATEGIES`, `MODULE:NAME`, or a strategy; `fuse` weighs the first stage's order
+    in those that fit, or, by both, against the likelihoods. `journal`: a file to keep every call in, to go on from
+    after an interruption.
     `prompt`: a template's file (see `prompt.read_template`).
     `think`: "full", "off", "auto", or reasoning tokens per window (see `thinking.Think`). `constrain`: hold answers
     to the grammar of a ranking where the server can. `samples`: ask each window so often, in different orders.
@@ -117,7 +122,8 @@ class Reranker:
             "passage_tokens": passage_tokens,
             "max_tokens": max_tokens,
         }
-        own = student.asking if student else {"max_tokens": 512} if embedded else {}
+        own: dict[str, Any] = dict(student.asking) if student else {"max_tokens": 512} if embedded else {}
+        own_by: RanksBy | None = own.pop("by", None)
         self.effective = {**PAPER, **own, **{name: value for name, value in given.items() if value is not None}}
         if temperature != "default":
             self.effective["temperature"] = temperature
@@ -127,8 +133,8 @@ class Reranker:
         for name, number in {**numbers, "concurrency": concurrency, "context": context}.items():
             if number is not None and number < 1:
                 raise InputError(f"{name} is {number}", "give 1 or more")
-        if by not in (None, "comparison", "likelihood"):
-            raise InputError(f"by is {by!r}", "write comparison or likelihood")
+        if by not in (None, "comparison", "likelihood", "both"):
+            raise InputError(f"by is {by!r}", "write comparison, likelihood or both")
         told = {"strategy": strategy, "think": think, "prompt": prompt, "samples": samples if samples > 1 else None}
         compares = [name for name, value in told.items() if value is not None]  # what only comparison has use for
         if by == "likelihood" and compares:
@@ -137,8 +143,9 @@ class Reranker:
         template = prompt if prompt is None or isinstance(prompt, PromptTemplate) else read_template(prompt)
         if prompt is None and student is not None:
             template = student.template
-        self.make_strategy = partial(make, window=asked["window"], stride=asked["stride"], fuse=fuse)
-        plan = self.make_strategy(asked["strategy"]) if isinstance(strategy, str | None) else strategy
+        self._cascades = (by or own_by) == "both"
+        self._make = partial(make, window=asked["window"], stride=asked["stride"], fuse=1.0 if self._cascades else fuse)
+        self.strategy = self.make_strategy(asked["strategy"] if strategy is None else strategy)
         self.depth = depth
         self.concurrency = concurrency or (1 if embedded else 16)
         self.model = _model(
@@ -152,16 +159,14 @@ class Reranker:
             read_timeout,
         )
         usual: RanksBy = "comparison" if compares else getattr(self.model, "ranks_by", "comparison")
-        self.by: RanksBy = usual if by is None else by
-        self.strategy: Strategy = plan
+        self.by: RanksBy = by or own_by or usual
         self.journal = Journal(journal)
+        calls = Calls(self.model, self.journal, retries, on_retry, self.concurrency)
         self.asker: AsksWindows
         if self.by == "likelihood":
             self.effective = {"passage_tokens": passage_tokens or PASSAGE_TOKENS}
             self.strategy = Single(max(depth, 2))
-            self.asker = LikelihoodAsker(
-                self.model, self.journal, self.effective["passage_tokens"], retries, on_retry, self.concurrency
-            )
+            self.asker = LikelihoodAsker(self.model, self.journal, self.effective["passage_tokens"], calls=calls)
         else:
             settings = AskSettings(
                 asked["passage_tokens"],
@@ -173,7 +178,11 @@ class Reranker:
                 samples,
                 verdicts=student.verdicts if student is not None and prompt is None else (),
             )
-            self.asker = Asker(self.model, self.journal, settings, template, retries, on_retry, self.concurrency)
+            self.asker = comparison = Asker(self.model, self.journal, settings, template, calls=calls)
+            if self._cascades:
+                likelihood = LikelihoodAsker(self.model, self.journal, fuse=fuse, calls=calls)
+                self.asker = CascadeAsker(likelihood, comparison)
+                self.effective["fuse"] = fuse
         self.tally = Tally()
         self._settings = {"by": self.by, "depth": depth, **self.effective}
         self._ranked_in = ""  # the journal's run of what `rank` is asked
@@ -228,6 +237,11 @@ class Reranker:
                 await self.asker.check(query)
 
         self._loop.run(each())
+
+    def make_strategy(self, strategy: str | Strategy) -> Strategy:
+        """The strategy of that name, or that one, as it is asked here. Raises `InputError` if there is none."""
+        plan = self._make(strategy) if isinstance(strategy, str) else strategy
+        return Cascade(plan) if self._cascades and not isinstance(plan, Cascade) else plan
 
     def close(self) -> None:
         """End the embedded model, close connections and the journal. Closing again does nothing."""
@@ -346,7 +360,7 @@ class Reranker:
                 on_asked(round_number, number, asked)
 
         engine = await self._engine(
-            self.make_strategy(strategy) if isinstance(strategy, str) else strategy or self.strategy,
+            self.strategy if strategy is None else self.make_strategy(strategy),
             max_seconds,
             await self._run_of_ranked(),
             think=None if think is None else _thinking(think),

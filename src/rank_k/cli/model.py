@@ -43,9 +43,10 @@ def add_by(group: argparse._ActionsContainer) -> None:
     """--by: what is ranked by."""
     group.add_argument(
         "--by",
-        choices=("comparison", "likelihood"),
-        help="of passages, or of the query after each one (see docs/embedded.md). Likelihood is the default of embedded"
-        " weights that were not trained to compare, unless options ask for what only comparison has, such as --think",
+        choices=("comparison", "likelihood", "both"),
+        help="of passages, or of the query after each one (see docs/embedded.md), or first the one and from there the"
+        " other. Likelihood is the default of embedded weights that were not trained to compare, unless options ask for"
+        " what only comparison has, such as --think; a student has its own",
     )
 
 
@@ -62,7 +63,7 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--window", type=count, metavar="N", help="passages shown at a time (20; a student's own)")
     group.add_argument("--stride", type=count, metavar="N", help="by which a window slides (10; a student's own)")
     group.add_argument(
-        "--fuse", type=number, default=1.0, metavar="A", help="weight of the first stage's order, for blocks"
+        "--fuse", type=number, default=1.0, metavar="A", help="weight of the first stage's order, for blocks or by both"
     )
     add_questions(group)
     group.add_argument(

@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from rank_k.errors import InputError
+from rank_k.models.base import RanksBy
 from rank_k.strategies import STRATEGIES
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -102,9 +103,11 @@ class Asking:
     """How the student is asked once it is trained: its defaults in `rank-k rerank --model STUDENT`.
 
     `prompt`: name of a file of the package's `prompts` folder, or a path; the training data must be made with it.
+    `by`: as in `Reranker`.
     """
 
     prompt: str = "listwise"
+    by: str = "comparison"
     strategy: str = "sliding"
     passage_tokens: int = 450
     window: int = 20
@@ -202,6 +205,8 @@ def _check(recipe: Recipe, path: str) -> None:
             refuse(f"training.{key}", getattr(recipe.training, key), "give more than 0")
     if len(recipe.verdicts.words) < 2:
         refuse("verdicts.words", recipe.verdicts.words, "name two or more, worst first")
+    if recipe.asking.by not in get_args(RanksBy):
+        refuse("asking.by", recipe.asking.by, f"name one of {', '.join(get_args(RanksBy))}")
     if recipe.asking.strategy not in STRATEGIES:
         refuse("asking.strategy", recipe.asking.strategy, f"name one of {', '.join(STRATEGIES)}")
     if recipe.method.rank < 1:

@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from rank_k.records import Message
 
-RanksBy = Literal["comparison", "likelihood"]
-"""Passages side by side and a reasoned answer about them, or each by itself (`likelihood.py`)."""
+RanksBy = Literal["comparison", "likelihood", "both"]
+"""Passages side by side and a reasoned answer about them, or each by itself (`likelihood.py`); or first the one and
+from there the other (`cascade.py`)."""
 
 
 @dataclass(frozen=True, slots=True)

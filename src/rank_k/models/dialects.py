@@ -193,14 +193,20 @@ def spelling_body(model: str, request: Request) -> dict[str, Any]:
     return {"model": model, "prompt": plain_prompt(request), "spelling": request.spelling}
 
 
+_BARE: Json = {"lora": [{"id": 0, "scale": 0.0}]}
+"""The weights as they are: adapters that such a list does not name are out as well. An empty list counts as none."""
+
+
 def spelt_body(model: str, prompt: str, tokens: Sequence[Token]) -> dict[str, Any]:
     """The JSON of POST /v1/completions that has `tokens` said behind `prompt`, always the likeliest next.
 
     The prompt is read anew each time: llama.cpp's sums differ by what is read in one go, so that a prompt begun by what
-    was asked before would make the probabilities (by .1 to .4 of a logarithm) depend on that.
+    was asked before would make the probabilities (by .1 to .4 of a logarithm) depend on that. A LoRA adapter is left
+    out: one that was trained to compare has forgotten what is likely (rank-k-nano: a query after the passage that
+    answers it has a logarithm of -22 with it, and of -9 without). Servers without one take no notice.
     """
     held = {"grammar": spelling.gbnf(tokens), "max_tokens": spelling.most_tokens(tokens)}
-    return {"model": model, "prompt": prompt, **held, "temperature": 0.0, "logprobs": 1, "cache_prompt": False}
+    return {"model": model, "prompt": prompt, **held, "temperature": 0.0, "logprobs": 1, "cache_prompt": False, **_BARE}
 
 
 def _sampling(dialect: Dialect, request: Request) -> dict[str, Any]:

@@ -6,7 +6,7 @@ its numbers are.
 
     {"rank_k_student": 1, "name": "nano", "gguf": "student.gguf", "adapter_of": {"name": ..., "sha256": ...},
      "prompt": {"before": ..., "passage": ..., "between": ..., "after": ..., "system": ...},
-     "asking": {"strategy": "blocks", "passage_tokens": 48, "window": 8, "stride": 4, "think": "full",
+     "asking": {"by": "both", "strategy": "blocks", "passage_tokens": 48, "window": 8, "stride": 4, "think": "full",
                 "max_tokens": 256, "temperature": 0},
      "verdicts": ["no", "partly", "yes"]}
 
@@ -22,9 +22,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rank_k.errors import FormatError, InputError
+from rank_k.models.base import RanksBy
 from rank_k.models.weights import Weights, checksum, locate
 from rank_k.prompt import PromptTemplate
 from rank_k.strategies import STRATEGIES
@@ -36,6 +37,7 @@ SHIPPED: Mapping[str, Path] = {"rank-k-nano": Path(__file__).parent / "nano" / "
 _VERSION = 1
 _TEMPLATE_FIELDS = ("before", "passage", "between", "after", "system")
 _ASKING: dict[str, type | tuple[type, ...]] = {
+    "by": str,
     "strategy": str,
     "passage_tokens": int,
     "window": int,
@@ -144,6 +146,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         raise wrong("a setting of the wrong kind")
     if asking["strategy"] not in STRATEGIES:  # never MODULE:NAME: a student from elsewhere must not run code here
         raise wrong(f"strategy {asking['strategy'][:40]!r}")
+    if asking["by"] not in get_args(RanksBy):
+        raise wrong(f"by {asking['by'][:40]!r}")
     if base is not None and not (
         isinstance(base, dict) and all(isinstance(base.get(key), str) for key in ("name", "sha256"))
     ):

@@ -1,0 +1,133 @@
+"""Ranking by both: likelihood first, and comparison from the order that it gives."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rank_k.errors import InputError
+from rank_k.models.base import Abilities, Reply, Request, Usage
+from rank_k.models.scripted import ScriptedModel
+from rank_k.records import Candidate, Order, Outcome, Round
+from rank_k.reranker import Reranker
+from rank_k.strategies import STRATEGIES, make
+from rank_k.strategies.cascade import Cascade
+from rank_k.strategies.conformance import check
+from rank_k.strategies.single import Single
+from tests.loopback import make_queries
+
+SPELLS = Abilities(logprobs=True, thinks=False, spells=True)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@settings(max_examples=25, deadline=None)
+@given(length=st.integers(0, 60), seed=st.integers(0, 2**32 - 1))
+def test_of_any_strategy_it_is_one(name: str, length: int, seed: int) -> None:
+    rounds = check(Cascade(make(name)), length, Random(seed))
+    ways = [[window.by for window in one.windows] for one in rounds]
+    assert ways[:1] == [["likelihood"]] * (length > 1), "every passage is looked at once, first"
+    assert not any("likelihood" in way for way in ways[1:])
+
+
+def candidates(*doc_ids: str) -> list[Candidate]:
+    return [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(doc_ids, 1)]
+
+
+def test_the_second_begins_where_the_first_ends() -> None:
+    steps = Cascade(Single(2))(candidates("a", "b", "c"), 0)
+    first: Round = next(steps)
+    assert first.windows[0].doc_ids == ("a", "b", "c")
+    assert (first.ranking.doc_ids, first.windows_left) == (("a", "b", "c"), 2)
+    order = Order((("c",), ("a",), ("b",)), frozenset("abc"), True)
+    second = steps.send([Outcome(first.windows[0], (order,))])
+    assert (second.windows[0].doc_ids, second.windows[0].by) == (("c", "a"), "comparison")
+    assert second.ranking.doc_ids == ("c", "a", "b"), "if time runs out here, the likelihoods decide"
+
+
+class Model(ScriptedModel):
+    """Likelihood grows with a passage's length; compared, what holds an x comes first."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(self.say, abilities=SPELLS, **options)
+
+    def say(self, request: Request) -> Reply:
+        text = request.messages[0].content
+        if request.spelling is not None:
+            return Reply(request.spelling, usage=Usage(10, 1), tokens=((request.spelling, len(text) - 1000.0),))
+        lines = [line for line in text.splitlines() if line.startswith("[")]
+        numbers = sorted(range(1, len(lines) + 1), key=lambda n: "x" not in lines[n - 1])
+        return Reply(" > ".join(f"[{n}]" for n in numbers), finish_reason="stop", usage=Usage(100, 5))
+
+
+TEXTS = ["a", "bb", "cxc", "dddd", "eeeee"]
+
+
+def shown(model: Model) -> list[list[str]]:
+    """The passages of each comparison, by the order they were shown in."""
+    lines = (
+        [line for line in request.messages[0].content.splitlines() if line.startswith("[")] for request in model.history
+    )
+    return [[line.partition("] ")[2] for line in of] for of in lines if of]
+
+
+def test_passages_are_compared_in_the_order_of_both() -> None:
+    model = Model()
+    with Reranker(model, by="both", strategy="single", window=4, think="off", fuse=0) as reranker:
+        hits = reranker.rank("q", TEXTS)
+        assert reranker.by == "both"
+    assert shown(model)[0] == ["eeeee", "dddd", "cxc", "bb"]
+    assert [hit.text for hit in hits] == ["cxc", "eeeee", "dddd", "bb", "a"]
+    assert all(hit.likelihood is not None for hit in hits)
+    assert hits.usage == Usage(150, 10)
+
+
+def test_the_first_stage_weighs_as_told() -> None:
+    model = Model()
+    with Reranker(model, by="both", strategy="single", window=4, think="off", fuse=50) as reranker:
+        reranker.rank("q", TEXTS)
+    assert shown(model)[0] == TEXTS[:4]
+
+
+def test_a_query_may_have_its_own_strategy() -> None:
+    for strategy in ("sliding", Single(3)):
+        model = Model()
+        with Reranker(model, by="both", think="off", fuse=0) as reranker:
+            assert reranker.rank("q", TEXTS, strategy=strategy)[0].text == "cxc"
+            assert reranker.rank("q", TEXTS, strategy=reranker.make_strategy("single"))[0].text == "cxc"
+        assert sum(request.spelling is not None for request in model.history) == len(TEXTS), "the journal has the rest"
+
+
+def test_one_passage_needs_neither() -> None:
+    model = Model()
+    with Reranker(model, by="both") as reranker:
+        assert [hit.text for hit in reranker.rank("q", ["alone"])] == ["alone"]
+    assert model.history == []
+
+
+def test_a_model_that_cannot_is_named() -> None:
+    with (
+        Reranker(ScriptedModel([]), by="both") as reranker,
+        pytest.raises(InputError, match="cannot be asked how likely"),
+    ):
+        reranker.rank("q", TEXTS)
+
+
+def test_a_run_counts_what_either_asks() -> None:
+    data = make_queries(2, 9)
+    model = Model()
+    with Reranker(model, by="both", window=4, stride=2, think="off", concurrency=2) as reranker:
+        results = list(reranker.rerank(data.run, {q.query_id: q for q in data.queries}, data.passages))
+        tally = reranker.tally
+    assert [sorted(r.ranking.doc_ids) for r in results] == [sorted(c.doc_id for c in run) for run in data.run.values()]
+    assert tally.calls == tally.asked == len(model.history)
+    assert sum(request.spelling is not None for request in model.history) == 18
+
+
+def test_cut_passages_are_counted_once() -> None:
+    with Reranker(Model(), by="both", strategy="single", think="off", passage_tokens=40) as reranker:
+        hits = reranker.rank("q", ["word " * 500, "b"])
+    assert hits.repairs["passages_cut"] == 1
