@@ -4,11 +4,11 @@
                                  [--output FOLDER]
 
 STUDENT: folders or GGUF files that `rank-k distil export` wrote; give the one trained with traces first, then its
-ablations (asked with its trace suppressed: add `:off` to its name). Each collection's own BM25 run, or its first N
-queries, is reranked to depth 20 through the embedded model, as a user would, with the commands of the package. Beside
-the students stand a random order, BM25, the untrained weights asked to compare, and query likelihood by the same
-weights. The first student is compared with BM25 and with query likelihood, paired by query, with the bootstrap's 95 %
-interval.
+ablations (asked with its trace suppressed: add `:off` to its name; asked to compare alone: `:comparison`; likelihood
+first: `:both`). Each collection's own BM25 run, or its first N queries, is reranked to depth 20 through the embedded
+model, as a user would, with the commands of the package. Beside the students stand a random order, BM25, the untrained
+weights asked to compare, and query likelihood by the same weights. The first student is compared with BM25 and with
+query likelihood, paired by query, with the bootstrap's 95 % interval.
 
 Runs and journals stay in the output folder: the same command goes on after an interruption.
 """
@@ -23,11 +23,13 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 from statistics import fmean
+from typing import get_args
 
 from rank_k.cli import main as rank_k
 from rank_k.data.files import RunWriter, read_qrels, read_run
 from rank_k.evaluation.comparison import paired
 from rank_k.evaluation.measures import evaluate
+from rank_k.models.base import RanksBy
 from rank_k.models.weights import DEFAULT_WEIGHTS
 from rank_k.records import Candidate
 
@@ -103,9 +105,9 @@ def measured(collection: Path, folder: Path, students: Sequence[str], queries_co
     yield reranked("untrained, compared", judged, bm25, folder, *common, "--model", DEFAULT_WEIGHTS, "--think", "off")
     yield reranked("query likelihood", judged, bm25, folder, *common, "--by", "likelihood")
     for told in students:
-        path, _, think = told.partition(":")
-        thinks = ("--think", think) if think else ()
-        yield reranked(f"student {told}", judged, bm25, folder, *common, "--model", path, *thinks)
+        path, *words = told.split(":")
+        options = [option for word in words for option in ("--by" if word in get_args(RanksBy) else "--think", word)]
+        yield reranked(f"student {told}", judged, bm25, folder, *common, "--model", path, *options)
 
 
 def shuffled(seed: str, run: Sequence[Candidate]) -> list[Candidate]:

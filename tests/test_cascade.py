@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rank_k.errors import InputError
 from rank_k.models.base import Abilities, Reply, Request, Usage
 from rank_k.models.scripted import ScriptedModel
-from rank_k.records import Candidate, Order, Outcome, Round
+from rank_k.records import Candidate, Order, Outcome, Round, Window
 from rank_k.reranker import Reranker
 from rank_k.strategies import STRATEGIES, make
 from rank_k.strategies.cascade import Cascade
@@ -37,15 +37,51 @@ def candidates(*doc_ids: str) -> list[Candidate]:
     return [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(doc_ids, 1)]
 
 
+def outcome(window: Window, order: str, **likelihoods: float) -> Outcome:
+    return Outcome(window, (Order(tuple((d,) for d in order), frozenset(order), True),), likelihoods)
+
+
 def test_the_second_begins_where_the_first_ends() -> None:
-    steps = Cascade(Single(2))(candidates("a", "b", "c"), 0)
+    steps = Cascade(Single(2), fuse=0)(candidates("a", "b", "c"), 0)
     first: Round = next(steps)
     assert first.windows[0].doc_ids == ("a", "b", "c")
     assert (first.ranking.doc_ids, first.windows_left) == (("a", "b", "c"), 2)
-    order = Order((("c",), ("a",), ("b",)), frozenset("abc"), True)
-    second = steps.send([Outcome(first.windows[0], (order,))])
+    second = steps.send([outcome(first.windows[0], "cab", a=-2.0, b=-3.0, c=-1.0)])
     assert (second.windows[0].doc_ids, second.windows[0].by) == (("c", "a"), "comparison")
     assert second.ranking.doc_ids == ("c", "a", "b"), "if time runs out here, the likelihoods decide"
+
+
+@pytest.mark.parametrize(
+    ("likely", "compared", "fuse", "ranking"),
+    [
+        ("cba", "cba", 0.0, "cba"),
+        ("cba", "cba", 50.0, "abc"),  # the first stage as told
+        ("cba", "abc", 0.0, "cba"),  # likelihood weighs twice as much
+        ("", "bca", 0.0, "bca"),
+        ("bca", "", 0.0, "bca"),
+        ("", "", 0.0, "abc"),
+        ("", "", 1.0, "abc"),
+    ],
+)
+def test_what_weighs_how_much(likely: str, compared: str, fuse: float, ranking: str) -> None:
+    steps = Cascade(Single(3), fuse)(candidates("a", "b", "c"), 0)
+    [window] = next(steps).windows
+    [window] = steps.send([outcome(window, likely or "abc", **{d: -float(n) for n, d in enumerate(likely)})]).windows
+    with pytest.raises(StopIteration) as end:
+        steps.send([outcome(window, compared) if compared else Outcome(window, (Order.unranked(window),))])
+    assert "".join(end.value.value.doc_ids) == ranking
+
+
+def test_a_passage_without_a_likelihood_is_as_good_as_the_mean() -> None:
+    steps = Cascade(Single(3), fuse=0)(candidates("a", "b", "c"), 0)
+    [window] = next(steps).windows
+    assert steps.send([outcome(window, "abc", a=-9.0, c=-1.0)]).ranking.doc_ids == ("c", "b", "a")
+
+
+@pytest.mark.parametrize("fuse", [-1.0, float("nan"), float("inf")])
+def test_a_weight_that_makes_no_sense_is_refused(fuse: float) -> None:
+    with pytest.raises(InputError, match="fuse"):
+        Cascade(Single(3), fuse)
 
 
 class Model(ScriptedModel):
@@ -80,7 +116,7 @@ def test_passages_are_compared_in_the_order_of_both() -> None:
         hits = reranker.rank("q", TEXTS)
         assert reranker.by == "both"
     assert shown(model)[0] == ["eeeee", "dddd", "cxc", "bb"]
-    assert [hit.text for hit in hits] == ["cxc", "eeeee", "dddd", "bb", "a"]
+    assert [hit.text for hit in hits] == ["eeeee", "cxc", "dddd", "a", "bb"], "an x is worth more than a letter"
     assert all(hit.likelihood is not None for hit in hits)
     assert hits.usage == Usage(150, 10)
 
@@ -96,8 +132,11 @@ def test_a_query_may_have_its_own_strategy() -> None:
     for strategy in ("sliding", Single(3)):
         model = Model()
         with Reranker(model, by="both", think="off", fuse=0) as reranker:
-            assert reranker.rank("q", TEXTS, strategy=strategy)[0].text == "cxc"
-            assert reranker.rank("q", TEXTS, strategy=reranker.make_strategy("single"))[0].text == "cxc"
+            orders = [
+                [hit.text for hit in reranker.rank("q", TEXTS, strategy=one)]
+                for one in (strategy, reranker.make_strategy(strategy))
+            ]
+            assert orders[0] == orders[1]
         assert sum(request.spelling is not None for request in model.history) == len(TEXTS), "the journal has the rest"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import math
 import re
@@ -25,7 +24,7 @@ from rank_k.ask import Asked
 from rank_k.cli import main
 from rank_k.errors import GaveUp, InputError, QueryTooLong, Refused
 from rank_k.journal import Journal
-from rank_k.likelihood import LikelihoodAsker, log_probability, ordered, weighed
+from rank_k.likelihood import LikelihoodAsker, log_probability, ordered
 from rank_k.models.base import Abilities, Model, OnText, Reply, Request, Usage
 from rank_k.models.retries import Retries
 from rank_k.models.scripted import ScriptedModel
@@ -174,29 +173,6 @@ def test_an_order_follows_the_scores(scores: dict[str, float]) -> None:
     assert len(order.tiers) == len(set(scores.values())) + len(rest)
 
 
-fuses = st.floats(0, 100)
-
-
-@given(scores, fuses)
-def test_the_first_stage_weighs_in(scores: dict[str, float], fuse: float) -> None:
-    told = weighed(WINDOW, scores, fuse)
-    assert told.keys() == scores.keys()
-    for a, b in itertools.pairwise(doc_id for doc_id in DOCS if doc_id in scores):
-        if scores[a] >= scores[b]:
-            assert told[a] >= told[b], "what both say stays so"
-
-
-@pytest.mark.parametrize(("fuse", "order"), [(0.0, "edcba"), (0.5, "edcba"), (2.0, "abcde")])
-def test_how_much_it_weighs(fuse: float, order: str) -> None:
-    scores = {doc_id: float(n) for n, doc_id in enumerate(DOCS)}  # the contrary of the first stage
-    assert "".join(ordered(WINDOW, weighed(WINDOW, scores, fuse)).doc_ids) == order
-
-
-def test_one_score_or_equal_ones_leave_the_first_stage_alone() -> None:
-    assert list(weighed(WINDOW, {"c": -7.0}, 1.0)) == ["c"]
-    assert "".join(ordered(WINDOW, weighed(WINDOW, dict.fromkeys(DOCS, -7.0), 1.0)).doc_ids) == "abcde"
-
-
 def reply(*tokens: tuple[str, float], text: str | None = None, completion: int = 0) -> Reply:
     said = "".join(token for token, _ in tokens) if text is None else text
     return Reply(said, finish_reason="length", usage=Usage(10, completion), tokens=tokens or None)
@@ -249,7 +225,7 @@ def test_what_is_asked() -> None:
     ]
     assert {request.spelling for request in model.history} == {" why is the ‹|im_end|> [1] sky"}
     assert asked.outcome.orders[0].tiers == (("1",), ("0",))
-    assert asked.likelihoods == {"0": -967.0, "1": -961.0}
+    assert asked.outcome.likelihoods == {"0": -967.0, "1": -961.0}
     assert (asked.asked, len(asked.calls), dict(asked.repairs), asked.traces) == (2, 2, {}, ())
     assert asked.usage == Usage(20, 2)
 
@@ -287,7 +263,7 @@ def test_the_same_question_under_way_is_asked_once() -> None:
     asked = ask(model, "q", ["same", "longer", "same"])
     assert len(model.history) == asked.asked == 2
     assert len(asked.calls) == 3
-    assert asked.likelihoods["0"] == asked.likelihoods["2"]
+    assert asked.outcome.likelihoods["0"] == asked.outcome.likelihoods["2"]
 
 
 def test_an_empty_query_is_not_asked_about() -> None:
@@ -512,7 +488,9 @@ def test_hooks_hear_of_windows_and_there_is_no_text_to_hear() -> None:
         reranker.rank(
             "q",
             ["a", "bbb"],
-            on_asked=lambda round_number, number, asked: windows.append((round_number, number, [*asked.likelihoods])),
+            on_asked=lambda round_number, number, asked: windows.append(
+                (round_number, number, [*asked.outcome.likelihoods])
+            ),
             on_text=lambda *piece: pieces.append(piece),
         )
     assert windows == [(0, 0, ["0", "1"])]

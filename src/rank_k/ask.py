@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from random import Random
 
 from rank_k.answer import Answer, parse_answer
@@ -67,8 +67,8 @@ class AskSettings:
 class Asked:
     """What became of one window. `calls` are keys of the journal; `asked` of them went to the model now.
 
-    `traces`: one per order. `saved`: tokens not spent since a thought that went in circles was ended. `likelihoods`: by
-    id, the log-probability of the query after the passage, where windows are ordered by that; there are then no traces.
+    `traces`: one per order; none where windows are ordered by likelihood. `saved`: tokens not spent since a thought
+    that went in circles was ended.
     """
 
     outcome: Outcome
@@ -79,7 +79,6 @@ class Asked:
     asked: int = 0
     seconds: float = 0.0
     saved: int = 0
-    likelihoods: Mapping[str, float] = field(default_factory=dict)
     gave_up: GaveUp | None = None
     """Why no answer came, where none did."""
 

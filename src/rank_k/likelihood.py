@@ -12,8 +12,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
-from math import fsum, isfinite, log
-from statistics import fmean, pstdev
+from math import fsum, isfinite
 
 from rank_k.ask import Asked
 from rank_k.calls import Calls, Spent
@@ -24,7 +23,6 @@ from rank_k.models.retries import Retries
 from rank_k.prompt import PromptTemplate
 from rank_k.records import Message, Order, Outcome, Passage, Query, Window
 from rank_k.showing import QueryTexts, Showing
-from rank_k.strategies.pairwise import RANK_OFFSET
 from rank_k.thinking import Think
 
 PASSAGE_TOKENS = 128
@@ -37,8 +35,7 @@ class LikelihoodAsker:
     """Orders windows by the query's likelihood after each of their passages. In an `Engine`, an `Asker`'s equal.
 
     `passage_tokens`: passages are cut to this. Each passage is one call, kept in `journal`; those of a window are
-    made at the same time, as `slots` allow. `fuse`: the weight of the first stage, whose order is the window's (see
-    `weighed`). `calls`: those of another asker, to share its slots.
+    made at the same time, as `slots` allow. `calls`: those of another asker, to share its slots.
     """
 
     def __init__(
@@ -49,11 +46,9 @@ class LikelihoodAsker:
         retries: Retries = Retries(),
         on_retry: Callable[[Exception, float], None] | None = None,
         slots: int = 1_000_000,
-        fuse: float = 0.0,
         calls: Calls | None = None,
     ) -> None:
         self.model = model
-        self.fuse = fuse
         self._calls = calls or Calls(model, journal, retries, on_retry, slots)
         self._showing = Showing(model, TEMPLATE, passage_tokens, 1)
 
@@ -96,14 +91,13 @@ class LikelihoodAsker:
         else:
             spent.repairs["unranked"] += 1
         return Asked(
-            Outcome(window, (ordered(window, weighed(window, told, self.fuse) if self.fuse else told),)),
+            Outcome(window, (ordered(window, told),), told),
             (),
             tuple(spent.calls),
             spent.usage,
             +spent.repairs,
             spent.asked,
             spent.seconds,
-            likelihoods=told,
         )
 
     async def _likelihood(self, texts: QueryTexts, doc_id: str, spent: Spent) -> float | None:
@@ -128,26 +122,6 @@ def log_probability(reply: Reply, spelling: str) -> float | None:
         return None
     total = fsum(probability for _, probability in reply.tokens)
     return min(total, 0.0) if isfinite(total) else None
-
-
-def weighed(window: Window, scores: Mapping[str, float], fuse: float) -> Mapping[str, float]:
-    """`scores` and what the first stage says, each in standard deviations from its mean over the passages that have a
-    score, summed with the weights 1 and `fuse`.
-
-    The first stage says -ln(rank + 10), as in `strategies.pairwise.fit`, and the window's order is its own.
-    """
-    ranked = [(rank, doc_id) for rank, doc_id in enumerate(window.doc_ids) if doc_id in scores]
-    first_stage = _standardised([-log(rank + RANK_OFFSET) for rank, _ in ranked])
-    own = _standardised([scores[doc_id] for _, doc_id in ranked])
-    return {doc_id: a + fuse * b for (_, doc_id), a, b in zip(ranked, own, first_stage, strict=True)}
-
-
-def _standardised(values: Sequence[float]) -> Sequence[float]:
-    """In standard deviations from the mean; zeros where all are equal."""
-    if not values:
-        return values
-    mean, deviation = fmean(values), pstdev(values)
-    return [(value - mean) / deviation if deviation else 0.0 for value in values]
 
 
 def ordered(window: Window, scores: Mapping[str, float]) -> Order:

@@ -6,7 +6,7 @@ Everything here is data. Nothing computes, reads or writes; every other module s
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal, NamedTuple
 
@@ -81,10 +81,14 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a strategy is sent for a window: its orders, one per sample (never empty)."""
+    """What a strategy is sent for a window: its orders, one per sample (never empty).
+
+    `likelihoods`: by id, the log-probability of the query after the passage, where windows are ordered by that.
+    """
 
     window: Window
     orders: tuple[Order, ...]
+    likelihoods: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

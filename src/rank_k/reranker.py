@@ -65,13 +65,13 @@ class Reranker:
     `model`: with `server`, the name of a model there; without, the name or path of embedded weights (default:
     the ones `rank-k fetch` gets) or of a student, such as rank-k-nano; or any object that is a `models.base.Model`.
     `by`: "comparison" of passages shown together, which all the settings below are about, or "likelihood" of the query
-    after each passage by itself (see `likelihood.py`), which has no strategy, thought or answer; or "both": likelihood
-    and the first stage give the order from which passages are compared. By default it is comparison, or as a student
-    wants to be asked, but likelihood for embedded weights that were not trained to compare; `strategy`, `think`,
-    `prompt` or `samples` given, those are asked to compare as well.
+    after each passage by itself (see `likelihood.py`), which has no strategy, thought or answer; or "both": the one,
+    the other, and the first stage (see `strategies.cascade`). By default it is comparison, or as a student wants to be
+    asked, but likelihood for embedded weights that were not trained to compare; `strategy`, `think`, `prompt` or
+    `samples` given, those are asked to compare as well.
     `strategy`: a name of `strategies.STRATEGIES`, `MODULE:NAME`, or a strategy; `fuse` weighs the first stage's order
-    in those that fit, or, by both, against the likelihoods. `journal`: a file to keep every call in, to go on from
-    after an interruption.
+    in those that fit, or, by both, beside comparison and likelihood. `journal`: a file to keep every call in, to go on
+    from after an interruption.
     `prompt`: a template's file (see `prompt.read_template`).
     `think`: "full", "off", "auto", or reasoning tokens per window (see `thinking.Think`). `constrain`: hold answers
     to the grammar of a ranking where the server can. `samples`: ask each window so often, in different orders.
@@ -144,7 +144,9 @@ class Reranker:
         if prompt is None and student is not None:
             template = student.template
         self._cascades = (by or own_by) == "both"
-        self._make = partial(make, window=asked["window"], stride=asked["stride"], fuse=1.0 if self._cascades else fuse)
+        self._fuse = fuse
+        inner = 1.0 if self._cascades else fuse  # by both, what comparison begins with is no more the first stage's
+        self._make = partial(make, window=asked["window"], stride=asked["stride"], fuse=inner)
         self.strategy = self.make_strategy(asked["strategy"] if strategy is None else strategy)
         self.depth = depth
         self.concurrency = concurrency or (1 if embedded else 16)
@@ -180,8 +182,7 @@ class Reranker:
             )
             self.asker = comparison = Asker(self.model, self.journal, settings, template, calls=calls)
             if self._cascades:
-                likelihood = LikelihoodAsker(self.model, self.journal, fuse=fuse, calls=calls)
-                self.asker = CascadeAsker(likelihood, comparison)
+                self.asker = CascadeAsker(LikelihoodAsker(self.model, self.journal, calls=calls), comparison)
                 self.effective["fuse"] = fuse
         self.tally = Tally()
         self._settings = {"by": self.by, "depth": depth, **self.effective}
@@ -241,7 +242,7 @@ class Reranker:
     def make_strategy(self, strategy: str | Strategy) -> Strategy:
         """The strategy of that name, or that one, as it is asked here. Raises `InputError` if there is none."""
         plan = self._make(strategy) if isinstance(strategy, str) else strategy
-        return Cascade(plan) if self._cascades and not isinstance(plan, Cascade) else plan
+        return Cascade(plan, self._fuse) if self._cascades and not isinstance(plan, Cascade) else plan
 
     def close(self) -> None:
         """End the embedded model, close connections and the journal. Closing again does nothing."""
@@ -355,7 +356,7 @@ class Reranker:
 
         def asked_about(_query_id: str, round_number: int, number: int, asked: Asked) -> None:
             traces.extend(asked.traces)
-            likelihoods.update(asked.likelihoods)
+            likelihoods.update(asked.outcome.likelihoods)
             if on_asked is not None:
                 on_asked(round_number, number, asked)
 

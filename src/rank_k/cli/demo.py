@@ -28,7 +28,7 @@ HOW = {
     "comparison": "ranked by comparison; before each ranking stands what was thought",
     "likelihood": "ranked by query likelihood, not by comparison: nothing was thought; before each passage stands the"
     " log-probability of the question after it",
-    "both": "ranked by query likelihood, and compared in that order; before each ranking stands what was thought, and"
+    "both": "ranked by comparison, query likelihood and BM25 together; before each ranking stands what was thought, and"
     " before each passage the log-probability of the question after it",
 }
 """What is said of the rankings, by what they are ranked by."""
