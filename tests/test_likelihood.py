@@ -331,6 +331,7 @@ def test_a_run(llamacpp: Callable[..., Loopback]) -> None:
         assert body["prompt"].endswith("\nSearch query:")
         assert (body["temperature"], body["logprobs"], body["stream"], body["cache_prompt"]) == (0.0, 1, True, False)
         assert body["max_tokens"] == body["grammar"].count("<[")
+        assert body["lora"] == [{"id": 0, "scale": 0.0}], "an adapter is left out"
 
 
 def test_hits_tell_their_likelihood(llamacpp: Callable[..., Loopback]) -> None:

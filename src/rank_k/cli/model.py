@@ -44,8 +44,9 @@ def add_by(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--by",
         choices=("comparison", "likelihood", "both"),
-        help="of passages, or of the query after each one (see docs/embedded.md), or both. Likelihood is the default of embedded weights that were not trained to compare, unless options ask for"
-        " what only comparison has, such as --think; a student has its own",
+        help="of passages, or of the query after each one (see docs/embedded.md), or both. Likelihood is the default of"
+        " embedded weights that were not trained to compare, unless options ask for what only comparison has, such as"
+        " --think; a student has its own",
     )
 
 
