@@ -50,9 +50,9 @@ class Cascade:
             return Ranking.of(ids)
         window = Window(ids, (1, len(ids)), by="likelihood")
         [alone] = yield Round((window,), Ranking.of(ids), 1 + later.windows_left)
-        first_stage = _standardised({doc_id: -log(rank + RANK_OFFSET) for rank, doc_id in enumerate(ids)})
-        likelihood = _standardised(alone.likelihoods)
-        begun = _ranked(ids, (1.0, likelihood), (self.fuse, first_stage))
+        first_stage = standardised({doc_id: -log(rank + RANK_OFFSET) for rank, doc_id in enumerate(ids)})
+        likelihood = standardised(alone.likelihoods)
+        begun = ranked(ids, (1.0, likelihood), (self.fuse, first_stage))
         compared: list[Outcome] = []
         steps = self.then([Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(begun, 1)], seed)
         try:
@@ -69,11 +69,11 @@ class Cascade:
         self, ids: Sequence[str], compared: Sequence[Outcome], likelihood: Scores, first_stage: Scores
     ) -> Ranking:
         fitted = fit(ids, compared, fuse=0)
-        strength = _standardised(dict(zip(fitted.doc_ids, fitted.strengths, strict=True)))
-        return Ranking.of(_ranked(ids, (1.0, strength), (LIKELIHOOD, likelihood), (self.fuse, first_stage)))
+        strength = standardised(dict(zip(fitted.doc_ids, fitted.strengths, strict=True)))
+        return Ranking.of(ranked(ids, (1.0, strength), (LIKELIHOOD, likelihood), (self.fuse, first_stage)))
 
 
-def _standardised(scores: Scores) -> Scores:
+def standardised(scores: Scores) -> Scores:
     """In standard deviations from the mean; zeros where all are equal."""
     if not scores:
         return scores
@@ -81,7 +81,7 @@ def _standardised(scores: Scores) -> Scores:
     return {doc_id: (score - mean) / deviation if deviation > _NOTHING else 0.0 for doc_id, score in scores.items()}
 
 
-def _ranked(ids: Sequence[str], *weighed: tuple[float, Scores]) -> list[str]:
+def ranked(ids: Sequence[str], *weighed: tuple[float, Scores]) -> list[str]:
     """`ids` by the sum of their scores, highest first; equal ones as they stand. One that is missing is a mean one."""
 
     def total(doc_id: str) -> float:

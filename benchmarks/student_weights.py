@@ -1,0 +1,101 @@
+"""How much comparison, likelihood and first stage should each weigh where a student is asked by both.
+
+    python -m benchmarks.student_weights STUDENT COLLECTION... [--queries N] [--output FOLDER]
+
+COLLECTION: folders that `benchmarks.student_data` wrote for this, `heldout-NAME`, or others of the same layout that the
+student is not judged on. The first N queries of each are ranked by both, through the embedded model; which windows are
+asked does not depend on the weights, so that the rankings of all of them follow from one set of answers.
+
+Calls stay in the output folder: the same command goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from math import log
+from pathlib import Path
+from statistics import fmean
+
+from rank_k import Reranker
+from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
+from rank_k.evaluation.measures import evaluate
+from rank_k.records import Candidate, Outcome
+from rank_k.strategies.cascade import Scores, ranked, standardised
+from rank_k.strategies.pairwise import RANK_OFFSET, fit
+
+DEPTH = 20
+MEASURE = "nDCG@10"
+WEIGHTS = ((0.5, 0.0), (1.0, 0.0), (2.0, 0.0), (0.5, 0.5), (1.0, 0.5), (1.0, 1.0), (2.0, 1.0), (3.0, 1.0), (3.0, 2.0))
+"""Of likelihood and first stage, beside 1 for comparison."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("student")
+    parser.add_argument("collections", nargs="+", type=Path)
+    parser.add_argument("--queries", type=int, default=15, metavar="N")
+    parser.add_argument("--output", type=Path, default=Path("student-weights"))
+    args = parser.parse_args()
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for collection in args.collections:
+        for name, value in measured(args.student, collection, args.queries, args.output / collection.name):
+            found[name].append(value)
+    print(f"| ranked by | {' | '.join(collection.name for collection in args.collections)} | mean |")
+    print("|---" * (len(args.collections) + 2) + "|")
+    for name, values in found.items():
+        print(f"| {name} | {' | '.join(f'{value:.4f}' for value in values)} | {fmean(values):.4f} |")
+
+
+def measured(student: str, collection: Path, queries_count: int, folder: Path) -> Iterator[tuple[str, float]]:
+    """Mean nDCG@10 by what is ranked by."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run = {
+        query_id: candidates[:DEPTH]
+        for query_id, candidates in islice(read_run(next(collection.glob("run.*bm25*"))).items(), queries_count)
+    }
+    judged = read_qrels(collection / "qrels.trec")
+    judged = {query_id: judged[query_id] for query_id in run}
+    passages = {passage.doc_id: passage for passage in read_passages(next(collection.glob("corpus.jsonl*")))}
+    seen: defaultdict[str, list[Outcome]] = defaultdict(list)
+    with Reranker(student, by="both", depth=DEPTH, journal=folder / "calls.sqlite") as reranker:
+        queries = read_queries(collection / "queries.jsonl")
+        for _ in reranker.rerank(
+            run, queries, passages, on_asked=lambda query_id, _r, _n, asked: seen[query_id].append(asked.outcome)
+        ):
+            pass
+    rankings: defaultdict[str, dict[str, Sequence[Candidate]]] = defaultdict(dict)
+    for query_id, candidates in run.items():
+        ids = [candidate.doc_id for candidate in candidates]
+        for name, order in orders(ids, seen[query_id]):
+            rankings[name][query_id] = [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(order, 1)]
+    for name, ranking in rankings.items():
+        yield name, fmean(evaluate(judged, ranking, [MEASURE]).per_query[MEASURE].values())
+
+
+def orders(ids: Sequence[str], outcomes: Sequence[Outcome]) -> Iterator[tuple[str, Sequence[str]]]:
+    """What each way to rank makes of one query. `ids`: best of the first stage first."""
+    first_stage = standardised({doc_id: -log(rank + RANK_OFFSET) for rank, doc_id in enumerate(ids)})
+    [likelihood] = [standardised(outcome.likelihoods) for outcome in outcomes if outcome.window.by == "likelihood"]
+    compared = [outcome for outcome in outcomes if outcome.window.by == "comparison"]
+    yield "BM25", ids
+    yield "likelihood", ranked(ids, (1.0, likelihood))
+    yield "likelihood + first stage", ranked(ids, (1.0, likelihood), (1.0, first_stage))
+    yield "comparison, first stage as prior", fit(ids, compared).ranked()
+    strength = strengths(ids, compared)
+    yield "comparison", ranked(ids, (1.0, strength))
+    for of_likelihood, of_first_stage in WEIGHTS:
+        name = f"comparison + {of_likelihood:g} likelihood + {of_first_stage:g} first stage"
+        yield name, ranked(ids, (1.0, strength), (of_likelihood, likelihood), (of_first_stage, first_stage))
+
+
+def strengths(ids: Sequence[str], compared: Sequence[Outcome]) -> Scores:
+    fitted = fit(ids, compared, fuse=0)
+    found: Mapping[str, float] = dict(zip(fitted.doc_ids, fitted.strengths, strict=True))
+    return standardised(found)
+
+
+if __name__ == "__main__":
+    main()
