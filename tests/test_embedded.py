@@ -115,8 +115,13 @@ def likely() -> Iterator[Reranker]:
 @needs_weights
 def test_untrained_weights_rank_by_likelihood_unless_told_otherwise(likely: Reranker) -> None:
     assert likely.by == "likelihood"
-    with Reranker() as usual, Reranker(think="off") as told:
+    with Reranker(DEFAULT_WEIGHTS) as usual, Reranker(DEFAULT_WEIGHTS, think="off") as told:
         assert (usual.by, told.by) == ("likelihood", "comparison")
+    with Reranker() as nobody, Reranker(by="likelihood") as asked:
+        assert (nobody.by, nobody.model.name) == ("both", "rank-k-nano")
+        assert (asked.by, asked.model.name) == ("likelihood", DEFAULT_WEIGHTS)
+    with Reranker(prompt="listwise") as own:  # not the student's, which knows one prompt
+        assert (own.by, own.model.name) == ("comparison", DEFAULT_WEIGHTS)
     hits = likely.rank("why is the sky blue", PASSAGES)
     assert hits[0].index == 1
     assert not hits.repairs

@@ -280,7 +280,7 @@ def test_a_model_that_is_not_there_is_told_in_a_line() -> None:
 def test_the_embedded_model_answers_over_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert USER_CACHE is not None
     monkeypatch.setenv("RANK_K_CACHE", str(USER_CACHE))
-    with child("--context", "512") as server:
+    with child("--by", "likelihood", "--context", "512") as server:
         server.greet()
         server.call(1, query="why is the sky blue", documents=PASSAGES)
         told = server.receive()

@@ -173,7 +173,9 @@ def server() -> Iterator[Served]:
         with command("--api-key-env", "KEY", env={"RANK_K_CACHE": str(USER_CACHE), "KEY": KEY}) as running:
             if cores:
                 os.sched_setaffinity(0, cores)
-            assert running.said.startswith("rank-k serve: smollm2-135m-instruct, by likelihood, at http://127.0.0.1:")
+            assert running.said.startswith(
+                "rank-k serve: rank-k-nano, by comparison and likelihood, at http://127.0.0.1:"
+            )
             yield running.served
     finally:
         if cores:

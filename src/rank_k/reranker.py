@@ -30,7 +30,7 @@ from rank_k.likelihood import PASSAGE_TOKENS, LikelihoodAsker
 from rank_k.models.base import Delta, Model, RanksBy
 from rank_k.models.http import HttpModel
 from rank_k.models.retries import Retries
-from rank_k.models.student import Student, find_student
+from rank_k.models.student import Student, find_student, usual_model
 from rank_k.once import Once
 from rank_k.prompt import PromptTemplate, read_template
 from rank_k.records import Candidate, Passage, Query, Ranking, Window
@@ -62,8 +62,9 @@ class PassageSource(Protocol):
 class Reranker:
     """Ranks passages by a language model that reasons.
 
-    `model`: with `server`, the name of a model there; without, the name or path of embedded weights (default:
-    the ones `rank-k fetch` gets) or of a student, such as rank-k-nano; or any object that is a `models.base.Model`.
+    `model`: with `server`, the name of a model there; without, the name or path of embedded weights or of a student
+    (default: rank-k-nano, which comes with the package; by likelihood or with a `prompt`, the weights that `rank-k
+    fetch` gets); or any object that is a `models.base.Model`.
     `by`: "comparison" of passages shown together, which all the settings below are about, or "likelihood" of the query
     after each passage by itself (see `likelihood.py`), which has no strategy, thought or answer; or "both": the one,
     the other, and the first stage (see `strategies.cascade`). By default it is comparison, or as a student wants to be
@@ -113,6 +114,8 @@ class Reranker:
         on_retry: Callable[[Exception, float], None] | None = None,
     ) -> None:
         embedded = server is None and (model is None or isinstance(model, str | Path))
+        if embedded and model is None:
+            model = usual_model(by if prompt is None else "likelihood")
         student = find_student(model) if embedded and isinstance(model, str | Path) else None
         given = {
             "strategy": None if strategy is None else _named(strategy),
@@ -408,7 +411,6 @@ def _model(
     read_timeout: float | None,
 ) -> Model:
     from rank_k.models.embedded import EmbeddedModel
-    from rank_k.models.weights import DEFAULT_WEIGHTS
 
     if isinstance(model, Student):
         return EmbeddedModel(model.weights, adapter=model.adapter, context=context, slots=slots)
@@ -424,7 +426,8 @@ def _model(
             revision=revision,
             read_timeout=read_timeout,
         )
-    return EmbeddedModel(model or DEFAULT_WEIGHTS, context=context, slots=slots)
+    assert model is not None, "without a server, somebody is named"
+    return EmbeddedModel(model, context=context, slots=slots)
 
 
 def _passage(passages: Mapping[str, Passage] | PassageSource, doc_id: str, query_id: str) -> Passage:

@@ -49,7 +49,7 @@ def with_the_embedded_model() -> None:
     texts = ["Cats purr when they are content.", "The sky is blue since air scatters blue light most."]
     [best] = compressor.compress_documents([Document(text) for text in texts], "why is the sky blue")
     assert best.page_content == texts[1]
-    assert compressor.reranker.by == "likelihood"
+    assert compressor.reranker.model.name == "rank-k-nano"
 
 
 if __name__ == "__main__":

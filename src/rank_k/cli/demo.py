@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from rank_k.data.python_docs import passages, qrels, questions
     from rank_k.errors import InputError
     from rank_k.first_stage import retrieve
-    from rank_k.models.student import find_student
+    from rank_k.models.student import find_student, usual_model
     from rank_k.records import Query
     from rank_k.reranker import Reranker
 
@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     judged = {query_id: grades for query_id, grades in qrels().items() if query_id in queries}
     before: dict[str, Sequence[Candidate]] = {}
     after: dict[str, Sequence[Candidate]] = {}
-    plain = args.server is None and (args.model is None or find_student(args.model) is None)  # no settings of its own
+    named = args.model or usual_model(args.by)
+    plain = args.server is None and find_student(named) is None  # no settings of its own
     with Reranker(
         args.model,
         server=args.server,

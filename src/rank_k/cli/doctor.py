@@ -78,10 +78,9 @@ def _model(args: argparse.Namespace) -> Model:
 
     if args.server is None:
         from rank_k.models.embedded import EmbeddedModel
-        from rank_k.models.student import find_student
-        from rank_k.models.weights import DEFAULT_WEIGHTS
+        from rank_k.models.student import find_student, usual_model
 
-        named = args.model or DEFAULT_WEIGHTS
+        named = args.model or usual_model(None)
         student = find_student(named)
         if student is not None:
             return EmbeddedModel(student.weights, adapter=student.adapter, context=args.context)

@@ -29,7 +29,7 @@ def add_server(parser: argparse.ArgumentParser, key_option: str = "--api-key-env
     group.add_argument(
         "--model",
         metavar="NAME",
-        help="its name on the server; embedded, weights or a student by name or path",
+        help="its name on the server; embedded, a student or weights by name or path (rank-k-nano)",
     )
     told = f"variable that holds the API key ({DEFAULT_KEY})"
     group.add_argument(key_option, dest="model_key_env", metavar="NAME", help=told)
@@ -44,9 +44,9 @@ def add_by(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--by",
         choices=("comparison", "likelihood", "both"),
-        help="of passages, or of the query after each one (see docs/embedded.md), or both. Likelihood is the default of"
-        " embedded weights that were not trained to compare, unless options ask for what only comparison has, such as"
-        " --think; a student has its own",
+        help="of passages, or of the query after each one (see docs/embedded.md), or both; a student has its own."
+        " Likelihood is the default of embedded weights that were not trained to compare, unless options ask for what"
+        " only comparison has, such as --think; given, it takes the embedded weights without the student",
     )
 
 

@@ -82,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         beside = stack.enter_context(rooms.rooms(args))
         desk = stack.enter_context(opened_desk(args, doors, looks=looks))
-        ranks = f"{desk.model or 'the model'}, by {desk.by},"
+        by = "comparison and likelihood" if desk.by == "both" else desk.by
+        ranks = f"{desk.model or 'the model'}, by {by},"
         what = ", ".join(map(str, [args.journal] if args.journal else args.compare)) if looks else ranks
         serve(
             desk,

@@ -26,13 +26,20 @@ from typing import Any, get_args
 
 from rank_k.errors import FormatError, InputError
 from rank_k.models.base import RanksBy
-from rank_k.models.weights import Weights, checksum, locate
+from rank_k.models.weights import DEFAULT_WEIGHTS, Weights, checksum, locate
 from rank_k.prompt import PromptTemplate
 from rank_k.strategies import STRATEGIES
 
 FOLDER_FILE = "student.json"
 SHIPPED: Mapping[str, Path] = {"rank-k-nano": Path(__file__).parent / "nano" / "rank-k-nano.gguf"}
 """Students that come with the package, by name: adapters for what `rank-k fetch` gets."""
+
+
+def usual_model(by: str | None) -> str:
+    """Who ranks, embedded, for those who name nobody: the student that comes with the package; by likelihood alone, the
+    weights as they are."""
+    return DEFAULT_WEIGHTS if by == "likelihood" else next(iter(SHIPPED))
+
 
 _VERSION = 1
 _TEMPLATE_FIELDS = ("before", "passage", "between", "after", "system")
