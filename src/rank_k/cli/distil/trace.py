@@ -66,7 +66,13 @@ def run(args: argparse.Namespace) -> int:
     if args.teacher == "labels":
         options |= {"samples": 1, "think": "full", "server": None}
     settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
-    with Reranker(model or args.model, journal=args.journal, strategy=WHOLE_SET, depth=LARGEST, **options) as reranker:
+    asked = {
+        "by": "comparison",
+        "strategy": WHOLE_SET,
+        "depth": LARGEST,
+        **options,
+    }  # a student may want more than that
+    with Reranker(model or args.model, journal=args.journal, **asked) as reranker:
         try:
             reranker.prepare()
             price = prices(args, reranker.model.name)
