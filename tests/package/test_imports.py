@@ -31,6 +31,7 @@ TIERS = (
     ("calls",),
     ("ask",),
     ("likelihood",),
+    ("cascade",),
     ("engine",),
     ("reranker",),
     ("evaluation",),
