@@ -88,6 +88,18 @@ def test_an_adapter_on_its_base_is_the_whole(adapted: Path, tiny: Path, tmp_path
     assert (found.adapter, found.weights.path) == (adapter.gguf, tiny)
 
 
+def test_likelihood_counts_only_beside_an_adapter_that_can_be_left_out(adapted: Path, tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(adapted, student)
+    facts = json.loads((student / "run.json").read_text())
+    facts["recipe"]["asking"]["by"] = "both"
+    (student / "run.json").write_text(json.dumps(facts))
+    for adapter, by in ((True, "both"), (False, "comparison")):
+        found = find_student(export_gguf(student, tmp_path / f"{by}.gguf", adapter=adapter).gguf)
+        assert found is not None
+        assert found.asking["by"] == by
+
+
 def test_weights_as_they_were_come_out_as_they_went_in(full: Path, tmp_path: Path) -> None:
     """What is exported and loaded again by transformers is what was trained: names, halves of pairs, all of it."""
     from safetensors.torch import load_file

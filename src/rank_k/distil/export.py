@@ -57,6 +57,8 @@ def export_gguf(
         write_whole(base.path, trained, part, kind, name)
     part.replace(target)
     asking = asdict(Asking(**recipe["asking"]))  # a run that is older than a setting has its default
+    if not adapter and asking["by"] == "both":
+        asking["by"] = "comparison"  # without its adapter nothing is left that knows what is likely
     template = read_template(asking.pop("prompt"))
     found_by = base.name if base.name in NAMED else str(base.path.absolute())
     adapter_of = {"name": found_by, "sha256": base.sha256} if adapter else None
