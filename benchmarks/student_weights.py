@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from math import log
 from pathlib import Path
 from statistics import fmean
 
@@ -23,8 +22,8 @@ from rank_k import Reranker
 from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
 from rank_k.evaluation.measures import evaluate
 from rank_k.records import Candidate, Outcome
-from rank_k.strategies.cascade import Scores, ranked, standardised
-from rank_k.strategies.pairwise import RANK_OFFSET, fit
+from rank_k.strategies.cascade import of_comparison, of_first_stage, ranked, standardised
+from rank_k.strategies.pairwise import fit
 
 DEPTH = 20
 MEASURE = "nDCG@10"
@@ -77,24 +76,18 @@ def measured(student: str, collection: Path, queries_count: int, folder: Path) -
 
 def orders(ids: Sequence[str], outcomes: Sequence[Outcome]) -> Iterator[tuple[str, Sequence[str]]]:
     """What each way to rank makes of one query. `ids`: best of the first stage first."""
-    first_stage = standardised({doc_id: -log(rank + RANK_OFFSET) for rank, doc_id in enumerate(ids)})
+    first_stage = of_first_stage(ids)
     [likelihood] = [standardised(outcome.likelihoods) for outcome in outcomes if outcome.window.by == "likelihood"]
     compared = [outcome for outcome in outcomes if outcome.window.by == "comparison"]
     yield "BM25", ids
     yield "likelihood", ranked(ids, (1.0, likelihood))
     yield "likelihood + first stage", ranked(ids, (1.0, likelihood), (1.0, first_stage))
     yield "comparison, first stage as prior", fit(ids, compared).ranked()
-    strength = strengths(ids, compared)
-    yield "comparison", ranked(ids, (1.0, strength))
-    for of_likelihood, of_first_stage in WEIGHTS:
-        name = f"comparison + {of_likelihood:g} likelihood + {of_first_stage:g} first stage"
-        yield name, ranked(ids, (1.0, strength), (of_likelihood, likelihood), (of_first_stage, first_stage))
-
-
-def strengths(ids: Sequence[str], compared: Sequence[Outcome]) -> Scores:
-    fitted = fit(ids, compared, fuse=0)
-    found: Mapping[str, float] = dict(zip(fitted.doc_ids, fitted.strengths, strict=True))
-    return standardised(found)
+    comparison = of_comparison(ids, compared)
+    yield "comparison", ranked(ids, (1.0, comparison))
+    for a, b in WEIGHTS:
+        name = f"comparison + {a:g} likelihood + {b:g} first stage"
+        yield name, ranked(ids, (1.0, comparison), (a, likelihood), (b, first_stage))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class Cascade:
             return Ranking.of(ids)
         window = Window(ids, (1, len(ids)), by="likelihood")
         [alone] = yield Round((window,), Ranking.of(ids), 1 + later.windows_left)
-        first_stage = standardised({doc_id: -log(rank + RANK_OFFSET) for rank, doc_id in enumerate(ids)})
+        first_stage = of_first_stage(ids)
         likelihood = standardised(alone.likelihoods)
         begun = ranked(ids, (1.0, likelihood), (self.fuse, first_stage))
         compared: list[Outcome] = []
@@ -68,9 +68,19 @@ class Cascade:
     def _ranking(
         self, ids: Sequence[str], compared: Sequence[Outcome], likelihood: Scores, first_stage: Scores
     ) -> Ranking:
-        fitted = fit(ids, compared, fuse=0)
-        strength = standardised(dict(zip(fitted.doc_ids, fitted.strengths, strict=True)))
-        return Ranking.of(ranked(ids, (1.0, strength), (LIKELIHOOD, likelihood), (self.fuse, first_stage)))
+        comparison = of_comparison(ids, compared)
+        return Ranking.of(ranked(ids, (1.0, comparison), (LIKELIHOOD, likelihood), (self.fuse, first_stage)))
+
+
+def of_first_stage(ids: Sequence[str]) -> Scores:
+    """What the first stage says of `ids`, best first."""
+    return standardised({doc_id: -log(rank + RANK_OFFSET) for rank, doc_id in enumerate(ids)})
+
+
+def of_comparison(ids: Sequence[str], compared: Sequence[Outcome]) -> Scores:
+    """What the comparisons say: the strengths that fit them best, without a prior."""
+    fitted = fit(ids, compared, fuse=0)
+    return standardised(dict(zip(fitted.doc_ids, fitted.strengths, strict=True)))
 
 
 def standardised(scores: Scores) -> Scores:
