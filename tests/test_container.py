@@ -30,7 +30,8 @@ KEY = "sk-of-the-clients"
 OWN = ("/opt/rank-k", "/src", "/var/lib/rank-k", "/wheels")
 """Folders of the image that are ours; here they are below another root."""
 
-IN_SLIM = re.compile(r"lib(c|dl|m|pthread|rt|stdc\+\+|gcc_s)\.so\.\d+|linux-vdso\.so\.1|.*/?ld-linux-.*")
+IN_SLIM = re.compile(r"lib(c|dl|m|pthread|rt|stdc\+\+|gcc_s|z)\.so\.\d+|linux-vdso\.so\.1|.*/?ld-linux-.*")
+"""What every Debian image with apt has: the C and C++ libraries, and zlib, without which its dpkg does not run."""
 BY_PACKAGE = {"libgomp.so.1": "libgomp1"}
 
 
