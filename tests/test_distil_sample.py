@@ -189,14 +189,20 @@ def test_sets_of_other_options_are_not_mixed(tmp_path: Path, store: PassageStore
     output = tmp_path / "sets.jsonl"
     sampled(sampler(), store, output, 3)
     whole = output.read_bytes()
-    with pytest.raises(InputError, match=r"sets\.jsonl:1: holds the set source/.* where source/.* belongs"):
+    with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(source/.* does\)"):
         sampled(sampler(seed=1), store, output, 3)
-    with pytest.raises(InputError, match=r"sets\.jsonl:5: .* where nothing more belongs"):
+    with pytest.raises(InputError, match=r"sets\.jsonl:5: .* \(nothing more does\)"):
         sampled(sampler(), store, output, 2)
     judged = sampler()
     judged.grades = {query_id: {"d1": 1} for query_id in QUERIES}
-    with pytest.raises(InputError, match=r"sets\.jsonl:1: .* with grades None where source/.* with grades \{"):
+    with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another grades\)"):
         sampled(judged, store, output, 3)
+    with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another licence\)"):
+        sampled(sampler(), store, output, 3, "CC0")
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text("".join(f'{{"_id": "{doc_id}", "text": "another"}}\n' for doc_id in RANKING), encoding="utf-8")
+    with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another passages\)"):
+        sampled(sampler(), PassageStore.of_file(changed), output, 3)
     assert output.read_bytes() == whole
 
 

@@ -176,6 +176,26 @@ def test_calls_made_at_the_same_time_are_told_apart() -> None:
     assert samples([one, one]) == [[one], [one]]
 
 
+def test_looks_that_show_the_same_order_are_told_apart_by_what_they_thought() -> None:
+    """Of few passages samples repeat an order; which look was ended first is chance."""
+    begun = [a_call(Reply(f"Number {n} is best.\n", None, "stop"), stop=["</think>"], seed=n) for n in range(3)]
+
+    def ended(thought: str, **request: Any) -> Call:
+        turns = [
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": f"<think>\n{thought}\n</think>\n\n"},
+        ]
+        return Call("teacher", "close", {"messages": turns, **request}, a_reply("[1] > [2] > [3]", None), SHOWN)
+
+    closes = [ended(f"... {n} is best.", seed=n) for n in (2, 0, 1)]  # the thought's beginning had no room
+    assert samples([*begun, *closes]) == [[begun[n], closes[(n + 1) % 3]] for n in range(3)]
+    same = [a_call(Reply("Two.", None, "stop"), stop=["</think>"], seed=n) for n in range(2)]
+    alike = [ended("Two.", seed=n) for n in (1, 0)]
+    assert samples([*same, *alike]) == [[same[0], alike[1]], [same[1], alike[0]]]
+    without = [a_call(Reply("Two.", None, "stop"), stop=["</think>"]) for _ in range(2)]
+    assert list(map(len, samples([*without, ended("Two."), ended("Two.")]))) == [2, 2]
+
+
 # --- rows ------------------------------------------------------------------------------------------
 
 
@@ -268,6 +288,17 @@ def test_repetitions_and_contamination_are_left_out(traces: Traces) -> None:
     rows, counts = selected(traces, excluded=excluded)
     assert [row["set_id"] for row in rows] == ["set1", "set4"]
     assert (counts["repeated_sets"], counts["near_queries"], counts["contaminated"]) == (1, 1, 1)
+
+
+def test_a_set_that_gives_no_row_stands_in_no_other_s_way(traces: Traces) -> None:
+    bad, good = a_call(a_reply("I cannot say.")), a_call(a_reply())
+    traces.add(1, [bad], "why is the sky blue in the morning")
+    traces.add(2, [good], "why is the sky blue in the morning?")  # the same query and passages
+    traces.add(3, [bad], "who wrote the tragedy of hamlet")
+    traces.add(4, [good], "who wrote the tragedy of Hamlet?", doc_ids=("x", "y", "z"))
+    rows, counts = selected(traces)
+    assert [row["set_id"] for row in rows] == ["set2", "set4"]
+    assert counts["without_trace"] == 2
 
 
 def test_only_some_sets_are_taken(traces: Traces) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,28 @@ def test_with_the_labels(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert {row["teacher"] for row in rows()} == {"labels"}
 
 
+def test_labels_say_nothing_of_queries_that_nobody_judged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = [replace(row, grades=None if n < 2 else row.grades) for n, row in enumerate(some_sets(6))]
+    Path("sets.jsonl").write_bytes(b"".join(line_of({**row.facts, "passages": row.passages}) for row in sets))
+    assert main([*TRACE, "--teacher", "labels"]) == 0
+    assert "2 sets left out: nothing is known of their queries" in capsys.readouterr().err
+    assert main([*SELECT]) == 0
+    assert [row["query_id"] for row in rows()] == ["q2", "q3", "q4", "q5"]
+
+
+def test_a_query_that_is_too_long_is_told_before_anything_is_asked(
+    folder: Path, capsys: pytest.CaptureFixture[str], loopback: StartLoopback
+) -> None:
+    *short, last = some_sets(6)
+    sets = [*short, replace(last, query="word " * 40_000)]
+    Path("sets.jsonl").write_bytes(b"".join(line_of({**row.facts, "passages": row.passages}) for row in sets))
+    server = loopback()
+    assert main([*TRACE, *at(server)]) == 2
+    assert "shorten the query" in capsys.readouterr().err
+    with closing(Journal("traces.sqlite", read_only=True)) as journal:
+        assert not [purpose for _, purpose, *_ in journal.totals() if purpose != "probe"]
+
+
 def test_a_token_budget_ends_it(folder: Path, capsys: pytest.CaptureFixture[str], loopback: StartLoopback) -> None:
     assert main([*TRACE, *at(loopback()), "--samples", "1", "--concurrency", "1", "--token-budget", "300"]) == 0
     assert "unfinished, best so far: " in capsys.readouterr().err
@@ -215,6 +238,7 @@ def test_a_token_budget_ends_it(folder: Path, capsys: pytest.CaptureFixture[str]
         (("--form", "order", "--simulate", "qrels.trec"), "--form and --tokenizer are for --teacher labels"),
         (("--simulate", "qrels.trec", "--noise", "weka"), "there is no noise 'weka'; did you mean weak?"),
         (("--simulate", "qrels.trec", "--think", "auto"), "--think auto leaves some sets without a thought"),
+        (("--sets", "unjudged.jsonl", "--teacher", "labels"), "no set has grades that labels could speak of"),
         (("--sets", "broken.jsonl", "--simulate", "qrels.trec"), "broken.jsonl:2: no set_id"),
     ],
 )
@@ -223,6 +247,7 @@ def test_mistakes_are_told_before_anything_is_asked(
 ) -> None:
     (first, *_) = Path("sets.jsonl").read_text().splitlines(keepends=True)
     Path("broken.jsonl").write_text(first + '{"query": 1}\n')
+    Path("unjudged.jsonl").write_text(json.dumps(json.loads(first) | {"grades": None}))
     assert main([*TRACE, *options]) == 2
     told = capsys.readouterr().err
     assert told.startswith("rank-k distil trace: ")

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from itertools import zip_longest
 from pathlib import Path
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rank_k.data.collections import Store
 from rank_k.distil.near import NearTexts
@@ -156,7 +156,7 @@ class Sampler:
         if self.excluded is not None and self.excluded.find(query.text) is not None:
             self.counts["contaminated"] += 1
             return []
-        judged = None if self.grades is None else self.grades.get(query.query_id, {})
+        judged = None if self.grades is None else self.grades.get(query.query_id)
         found: list[Drawn] = []
         for number in range(self.how.sets_per_query):
             doc_ids = draw(query.query_id, ranking, judged, number, self.how)
@@ -187,31 +187,41 @@ def sampled(
     there = 0
     with Appended(output) as file:
         for drawn, before in zip_longest(sampler.drawn(queries_count), file.before()):
+            row = None if drawn is None else _with_texts(drawn, store, sampler.source, licence)
             if before is not None:
-                number, set_id, grades = before
-                if drawn is None or (drawn.set_id, drawn.grades) != (set_id, grades):
-                    belongs = "nothing more" if drawn is None else f"{drawn.set_id} with grades {drawn.grades}"
+                number, told = before
+                if row is None or told != _as_read(row):
                     raise InputError(
-                        f"{output}:{number}: holds the set {set_id} with grades {grades} where {belongs} belongs",
+                        f"{output}:{number}: the set {told.get('set_id')} is not what belongs there"
+                        f" ({_difference(told, row)})",
                         "it was made with other options or data: name another --output, or remove it",
                     )
                 there += 1
-                continue
-            query = drawn.query
-            passages = tuple(store.get(doc_id, query.query_id).text for doc_id in drawn.doc_ids)
-            file.write(
-                CandidateSet(
-                    drawn.set_id,
-                    query.query_id,
-                    query.text,
-                    drawn.doc_ids,
-                    passages,
-                    drawn.grades,
-                    sampler.source,
-                    licence,
-                )
-            )
+            elif row is not None:
+                file.write(row)
     return there
+
+
+def _with_texts(drawn: Drawn, store: Store, source: str, licence: str | None) -> CandidateSet:
+    query_id = drawn.query.query_id
+    passages = tuple(store.get(doc_id, query_id).text for doc_id in drawn.doc_ids)
+    return CandidateSet(
+        drawn.set_id, query_id, drawn.query.text, drawn.doc_ids, passages, drawn.grades, source, licence
+    )
+
+
+def _difference(told: Mapping[str, Any], row: CandidateSet | None) -> str:
+    """In what a set that is there is another one than would be written."""
+    if row is None:
+        return "nothing more does"
+    if told.get("set_id") != row.set_id:
+        return f"{row.set_id} does"
+    return "another " + ", ".join(name for name, value in _as_read(row).items() if told.get(name) != value)
+
+
+def _as_read(row: CandidateSet) -> dict[str, Any]:
+    """The set as its line of JSON says it."""
+    return asdict(row) | {"doc_ids": [*row.doc_ids], "passages": [*row.passages]}
 
 
 def _place(seed: int, query_id: str) -> bytes:

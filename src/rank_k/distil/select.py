@@ -84,15 +84,36 @@ def _dcg(gains: Iterable[float]) -> float:
 
 
 def samples(calls: Iterable[Call]) -> list[list[Call]]:
-    """The calls of a set, those of one look at it together: the question, and what was asked again to end it."""
+    """The calls of a set, those of one look at it together: the question, and what was asked again to end it.
+
+    Looks may show the same order and end in any order: what was asked again belongs to the look whose thought it
+    carries, and of several such ones to that of its seed, where the model was given one.
+    """
     found: list[list[Call]] = []
     for call in calls:
-        before = next((s for s in reversed(found) if s[0].shown == call.shown and s[0].model == call.model), None)
-        if call.purpose == "close" and before is not None:
-            before.append(call)
+        looks = [look for look in found if (look[0].shown, look[0].model) == (call.shown, call.model)]
+        if call.purpose == "close" and looks:
+            max(reversed(looks), key=lambda look: _belongs(call, look)).append(call)
         else:
             found.append([call])
     return found
+
+
+_END = 200
+"""Characters of a thought's end by which it is known again: its beginning may have been left out for want of room."""
+
+
+def _belongs(close: Call, look: Sequence[Call]) -> tuple[bool, bool, bool]:
+    """How well `close` fits to a look: by its thought, its seed, and whether it lacks an end yet."""
+    first = look[0]
+    said = " ".join(" ".join(str(message["content"]) for message in close.request.get("messages", ())).split())
+    thought = " ".join(defused(_thought(first)).split())
+    return thought[-_END:] in said, first.request.get("seed") == close.request.get("seed"), len(look) == 1
+
+
+def _thought(call: Call) -> str:
+    """The thought in a reply that was begun for the model, or that the model has apart."""
+    return ((call.reply.reasoning or "") + call.reply.text).partition("</think>")[0].replace("<think>", "").strip()
 
 
 def read_sample(calls: Sequence[Call]) -> Answer | str:
@@ -106,7 +127,7 @@ def read_sample(calls: Sequence[Call]) -> Answer | str:
     if "</think>" in (first.request.get("stop") or ()):  # the thought was begun for the model, its answer asked for
         if reply.finish_reason != "stop" or len(calls) == 1:
             return "cut"
-        thought = ((reply.reasoning or "") + reply.text).partition("</think>")[0].replace("<think>", "").strip()
+        thought = _thought(first)
         last = calls[-1].reply
         answer = parse_answer(
             last.text, size, reasoning=last.reasoning, finish_reason=last.finish_reason, thought_closed=True
@@ -184,7 +205,7 @@ class Selector:
     excluded: NearTexts | None = None
     counts: Counter[str] = field(default_factory=Counter)
     _met: NearTexts = field(default_factory=lambda: NearTexts(REPEATED))
-    _queries: dict[tuple[str, str], bool] = field(default_factory=dict)
+    _queries: set[tuple[str, str]] = field(default_factory=set)
     _sets: set[bytes] = field(default_factory=set)
 
     def rows(self, journal: Journal) -> Iterator[dict[str, Any]]:
@@ -201,6 +222,8 @@ class Selector:
                 self.counts["without_trace"] += 1
                 continue
             kept = [traces[i] for i in RULES[self.rule](traces, worth_of(traces))]
+            if kept:
+                self._remember(facts)
             self.counts["not_by_rule"] += len(traces) - len(kept)
             self.counts["rows"] += len(kept)
             yield from (self._row(facts, trace) for trace in kept)
@@ -208,20 +231,21 @@ class Selector:
     def _why_not(self, facts: Mapping[str, Any]) -> str | None:
         """Why a set is left out unread."""
         query = facts["query"]
-        same = sha256(repr((normalised(query), sorted(facts["doc_ids"]))).encode("utf-8", "surrogatepass")).digest()
-        if same in self._sets:
-            return "repeated_sets"
-        owner = (facts["source"], facts["query_id"])
-        if owner not in self._queries:
-            self._queries[owner] = self._met.find(query) is None
-            if self._queries[owner]:
-                self._met.add(query, facts["query_id"])
-        if not self._queries[owner]:
-            return "near_queries"
         if self.excluded is not None and self.excluded.find(query) is not None:
             return "contaminated"
-        self._sets.add(same)
+        if _same(facts) in self._sets:
+            return "repeated_sets"
+        if (facts["source"], facts["query_id"]) not in self._queries and self._met.find(query) is not None:
+            return "near_queries"
         return None
+
+    def _remember(self, facts: Mapping[str, Any]) -> None:
+        """A set that gave a row: the next one like it is left out. One that gave none stands in no other's way."""
+        self._sets.add(_same(facts))
+        owner = (facts["source"], facts["query_id"])
+        if owner not in self._queries:
+            self._queries.add(owner)
+            self._met.add(facts["query"], facts["query_id"])
 
     def _usable(self, facts: Mapping[str, Any], calls: Iterable[Call]) -> list[Trace]:
         grades = facts["grades"] if self.grades is None else self.grades.get(facts["query_id"])
@@ -263,6 +287,12 @@ class Selector:
             "source": facts["source"],
             "licence": facts["licence"],
         }
+
+
+def _same(facts: Mapping[str, Any]) -> bytes:
+    """What two sets of the same query and passages have in common."""
+    told = repr((normalised(facts["query"]), sorted(facts["doc_ids"])))
+    return sha256(told.encode("utf-8", "surrogatepass")).digest()
 
 
 def _trace(call: Call, answer: Answer, grades: Mapping[str, int]) -> Trace:

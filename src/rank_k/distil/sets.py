@@ -136,11 +136,10 @@ class Appended:
         self.found = self.path.stat().st_size > 0
         return self
 
-    def before(self) -> Iterator[tuple[int, str, Any]]:
-        """Line number, set id and grades of what is there already."""
+    def before(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """What is there already, with its line numbers."""
         if self.found:
-            for number, row in read_objects(self.path, EXPECTED):
-                yield number, str(row.get("set_id")), row.get("grades")
+            yield from read_objects(self.path, EXPECTED)
 
     def write(self, row: CandidateSet) -> None:
         self._file.write(line_of(asdict(row)))

@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     from rank_k.errors import InputError
     from rank_k.journal import Journal
 
+    if not 0 <= args.held_out_share < 1:
+        raise InputError(f"--held-out-share is {args.held_out_share:g}", "give a share from 0 to less than 1")
     if not args.journal.is_file():
         raise InputError(f"there is no journal {args.journal}", "name the file that rank-k distil trace wrote")
     read = (args.journal, *(args.exclude_queries or ()), *(args.sets or ()), *filter(None, [args.qrels]))

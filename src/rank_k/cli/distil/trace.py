@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rank_k.cli.model import NOISES, add_questions, add_server, asking_options
 from rank_k.cli.prices import add_prices, prices
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rank_k.distil.sets import CandidateSet
     from rank_k.distil.trace import SetsUnderWay
     from rank_k.models.base import Model
+    from rank_k.records import Query
 
 NAME = "trace"
 HELP = "ask a teacher about candidate sets; every call is kept, the same command goes on after an interruption"
@@ -60,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     options = asking_options(args)
     _check(args)
-    total, tops = _looked_at(args.sets)  # a fault in the files comes before the first call is paid
+    looked_at = _looked_at(args)  # a fault in the files comes before the first call is paid
     under_way = SetsUnderWay()
-    model = _teacher(args, under_way, tops)
+    model = _teacher(args, under_way, looked_at.tops)
     if args.teacher == "labels":
         options |= {"samples": 1, "think": "full", "server": None}
     settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
@@ -75,11 +77,11 @@ def run(args: argparse.Namespace) -> int:
     with Reranker(model or args.model, journal=args.journal, **asked) as reranker:
         try:
             reranker.prepare()
+            reranker.check(_queries(args))  # a query that is too long should be no surprise behind paid calls
             price = prices(args, reranker.model.name)
             name = reranker.journal.begin_run(settings)
-            with Progress(lambda: reranker.tally, total, quiet=args.quiet):
-                rows = _sets(args.sets)
-                for _ in traced(reranker, rows, under_way, token_budget=args.token_budget, run_name=name):
+            with Progress(lambda: reranker.tally, looked_at.total, quiet=args.quiet):
+                for _ in traced(reranker, _sets(args), under_way, token_budget=args.token_budget, run_name=name):
                     pass
         except KeyboardInterrupt:
             print(
@@ -88,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
             )
             return 130
         if not args.quiet:
+            if looked_at.unjudged:
+                print(f"{looked_at.unjudged:,} sets left out: nothing is known of their queries", file=sys.stderr)
             print("\n".join(summary.lines(reranker.tally, time.monotonic() - started, price)), file=sys.stderr)
     return 0
 
@@ -110,26 +114,48 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--think auto leaves some sets without a thought", "give full, off or a number of tokens")
 
 
-def _sets(files: list[Path]) -> Iterator[CandidateSet]:
+def _sets(args: argparse.Namespace) -> Iterator[CandidateSet]:
+    """The sets that the teacher can be asked about: labels know nothing of queries that nobody judged."""
     from rank_k.distil.sets import read_sets
 
-    return chain.from_iterable(map(read_sets, files))
+    found = chain.from_iterable(map(read_sets, args.sets))
+    return (row for row in found if row.grades is not None) if args.teacher == "labels" else found
 
 
-def _looked_at(files: list[Path]) -> tuple[int, dict[str, int]]:
-    """How many sets there are, and the highest grade of each source."""
+def _queries(args: argparse.Namespace) -> Iterator[Query]:
+    """Their queries; one of several sets, which stand together, once."""
+    from rank_k.records import Query
+
+    return (Query(*asked) for asked, _ in groupby(_sets(args), lambda row: (row.query_id, row.query)))
+
+
+class _LookedAt(NamedTuple):
+    """`total` sets to ask about; `unjudged` ones, of which the labels say nothing; `tops`: the highest grade of each
+    source."""
+
+    total: int
+    unjudged: int
+    tops: dict[str, int]
+
+
+def _looked_at(args: argparse.Namespace) -> _LookedAt:
     from rank_k.distil.labels import top_grades
+    from rank_k.distil.sets import read_sets
+    from rank_k.errors import InputError
 
-    total = 0
+    judged: Counter[bool] = Counter()
 
     def counted() -> Iterator[CandidateSet]:
-        nonlocal total
-        for row in _sets(files):
-            total += 1
+        for row in chain.from_iterable(map(read_sets, args.sets)):
+            judged[row.grades is not None] += 1
             yield row
 
     tops = top_grades(counted())
-    return total, tops
+    if args.teacher != "labels":
+        return _LookedAt(judged.total(), 0, tops)
+    if not judged[True]:
+        raise InputError("no set has grades that labels could speak of", "give --qrels to rank-k distil sample")
+    return _LookedAt(judged[True], judged[False], tops)
 
 
 def _teacher(args: argparse.Namespace, under_way: SetsUnderWay, tops: dict[str, int]) -> Model | None:
