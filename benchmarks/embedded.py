@@ -64,7 +64,7 @@ def _reranked(data: Path, run: Path, output: Path, by: str, think: str, passage_
     out, report = output / f"{name}.trec", output / f"{name}.json"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     _rank_k(
-        *("rerank", "--run", run, "--queries", data / "queries.jsonl", "--documents", data / "corpus.jsonl.gz"),
+        *("rerank", "--run", run, "--queries", data / "queries.jsonl", "--documents", next(data.glob("corpus.jsonl*"))),
         *("--output", out, "--report", report, "--depth", depth, *options),
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -11,12 +11,14 @@ import pytest
 
 from rank_k.cli import main as rank_k
 from rank_k.distil.bases import load_base
+from rank_k.distil.card import card
 from rank_k.distil.examples import build_examples
 from rank_k.distil.export import export_gguf, export_merged
 from rank_k.distil.recipes import read_recipe
 from rank_k.distil.train import Run, train
 from rank_k.errors import InputError
 from rank_k.models.student import find_student
+from rank_k.prompt import read_template
 from tests.tiny import PROMPT, WORDS, near, recipe_text, rows, served_tokens, write_rows, write_tiny_gguf
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -100,6 +102,28 @@ def test_likelihood_counts_only_beside_an_adapter_that_can_be_left_out(adapted: 
         assert found.asking["by"] == by
 
 
+def test_a_student_is_asked_as_it_was_trained_and_on_what_it_was_trained_on(adapted: Path, tmp_path: Path) -> None:
+    """Whatever became of the prompt's file and of the weights since."""
+    student = tmp_path / "student"
+    shutil.copytree(adapted, student)
+    facts = json.loads((student / "run.json").read_text())
+    facts["recipe"]["asking"]["prompt"] = "no-longer-there.txt"
+    (student / "run.json").write_text(json.dumps(facts))
+    found = find_student(export_gguf(student, adapter=True).gguf)
+    assert found is not None
+    assert found.template.messages("q", ["a", "b"]) == read_template("compact").messages("q", ["a", "b"])
+    (student / "run.json").write_text(json.dumps(facts | {"base_sha256": "0" * 64}))
+    with pytest.raises(InputError, match="is not what"):
+        export_gguf(student, adapter=True)
+
+
+def test_a_card_holds_what_rows_from_elsewhere_say(adapted: Path) -> None:
+    facts = json.loads((adapted / "run.json").read_text())
+    facts["sources"] = {"a | b\n## Trained": {"CC0\n| forged | 9 | MIT |": 3}}
+    told = card(adapted, facts, "name", "file", "F16", adapter=True)
+    assert "| a \\| b ## Trained | 3 | CC0 \\| forged \\| 9 \\| MIT \\| |" in told
+
+
 def test_weights_as_they_were_come_out_as_they_went_in(full: Path, tmp_path: Path) -> None:
     """What is exported and loaded again by transformers is what was trained: names, halves of pairs, all of it."""
     from safetensors.torch import load_file
@@ -127,7 +151,13 @@ def test_what_cannot_be_exported_is_told(adapted: Path, full: Path, tmp_path: Pa
     assert not (tmp_path / "x.gguf").exists()
     with pytest.raises(InputError, match="there is no type Q3"):
         export_gguf(adapted, kind="Q3")
-    (tmp_path / "run.json").write_text(json.dumps({"recipe": {"base": {"weights": "Qwen/QwQ-32B"}}}))
+    for content in ("{}", "[]", "[" * 100_000):
+        (tmp_path / "run.json").write_text(content)
+        with pytest.raises(InputError, match="holds no run"):
+            export_gguf(tmp_path)
+    facts = json.loads((adapted / "run.json").read_text())
+    facts["recipe"]["base"]["weights"] = "Qwen/QwQ-32B"
+    (tmp_path / "run.json").write_text(json.dumps(facts))
     with pytest.raises(InputError, match="has left nothing yet"):
         export_gguf(tmp_path)
     shutil.copytree(adapted / "trained", tmp_path / "trained")

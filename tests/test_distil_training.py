@@ -209,11 +209,15 @@ def test_measures_by_hand(tiny: Path) -> None:
     held = build_examples(iter(rows(6)), base.tokenizer, 500, WORDS)
     found = measure(base.model, base.tokenizer, held.kept, free=1, new_tokens=8)
     assert found.rows == 6
+    ids, labels = labelled(held.kept[0], base.tokenizer)
+    with torch.no_grad():  # of one row by the model's own loss, a mean over its tokens
+        own = base.model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
+    assert measure(base.model, base.tokenizer, held.kept[:1]).loss == pytest.approx(float(own), rel=1e-5)
     assert found.auc is not None
     assert found.early_auc is not None
     assert 0 <= found.auc <= 1
     assert 0 <= found.early_auc <= 1
-    assert found.well_formed == 0.0  # eight random tokens are no order
+    assert (found.free_ndcg, found.well_formed) == (None, 0.0)  # eight random tokens are no order
     assert found == measure(base.model, base.tokenizer, held.kept, free=1, new_tokens=8)
 
 
@@ -249,7 +253,10 @@ def test_rows_without_a_completion_stop_it(tmp_path: Path, tiny: Path) -> None:
         train(Run(data, recipe_of(tmp_path, tiny), tmp_path / "out"))
     with pytest.raises(InputError, match="No such file"):
         train(Run(tmp_path / "nowhere", recipe_of(tmp_path, tiny), tmp_path / "out"))
-    with pytest.raises(FormatError, match="not JSON"):
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(FormatError, match="nested too deeply"):
+        list(read_rows(tmp_path / "deep.jsonl"))
+    with pytest.raises(FormatError, match="invalid JSON"):
         list(read_rows(write_rows(tmp_path / "x", []).with_name("recipe.toml")))
 
 
@@ -260,6 +267,17 @@ def test_another_run_s_folder_is_left_alone(tmp_path: Path, tiny: Path) -> None:
         train(Run(data, replace(recipe, name="other"), tmp_path / "out"))
     with pytest.raises(InputError, match="another data_sha256"):
         train(Run(write_rows(tmp_path / "more.jsonl", rows(5)), recipe, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_one_row_of_another_prompt_stops_it(tmp_path: Path, tiny: Path, held_out: bool) -> None:
+    *made, last = rows(4)
+    last["prompt"][-1]["content"] = last["prompt"][-1]["content"].replace("Which passages", "Tell which passages")
+    right, mixed = write_rows(tmp_path / "rows.jsonl", made), write_rows(tmp_path / "mixed.jsonl", [*made, last])
+    run = Run(right, recipe_of(tmp_path, tiny), tmp_path / "out", mixed)
+    run = run if held_out else replace(run, data=mixed, heldout=None)
+    with pytest.raises(InputError, match=r"row 4 of .*mixed\.jsonl was not made with the prompt compact"):
+        train(run)
 
 
 # --- killed and gone on ---
@@ -289,7 +307,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path: Path, tin
     recipe = recipe_of(tmp_path, tiny)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     ended = train(Run(data, recipe, whole, heldout))
-    assert (ended.steps, ended.rows, ended.finished) == (8, 8, True)
+    assert (ended.steps, ended.rows) == (8, 8)
     assert len(losses(whole)) == 8
     command = [sys.executable, "-c", PROGRAM, str(data), str(tmp_path / "recipe.toml"), str(parts), str(heldout)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ}) as killed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from random import Random
 
 import pytest
@@ -56,6 +57,14 @@ def test_anything_else_is_no_trace_of_verdicts(text: str) -> None:
     assert read_verdicts(text, WORDS) is None
 
 
+def test_a_trace_that_looks_like_one_of_verdicts_takes_no_longer() -> None:
+    """Notes of a teacher of another kind, a thousand of them, and one line end too few."""
+    notes = "".join(f"[{i}] is about [{i}] and [{i + 1}]\n" for i in range(1, 1000))
+    started = time.perf_counter()
+    assert read_verdicts(f"<think>\n{notes}</think>\n[1] > [2]", WORDS) is None
+    assert time.perf_counter() - started < 1
+
+
 @given(verdicts, st.floats(0, 1), st.integers())
 def test_what_is_shown_changes_and_what_is_learnt_does_not(levels: tuple[int, ...], chance: float, seed: int) -> None:
     found = corrupted(trace_of(levels), chance, Random(seed))
@@ -66,7 +75,7 @@ def test_what_is_shown_changes_and_what_is_learnt_does_not(levels: tuple[int, ..
 
 def test_how_much_is_changed() -> None:
     levels = (0,) * 3000
-    shown = corrupted(trace_of(levels), 0.5, Random(0), used=(0, 2)).shown
-    assert set(shown) == {0, 2}
-    assert 0.2 < sum(map(bool, shown)) / 3000 < 0.3  # half are drawn, half of these are another
+    shown = corrupted(trace_of(levels), 0.5, Random(0)).shown
+    assert set(shown) == {0, 1, 2}
+    assert 0.3 < sum(map(bool, shown)) / 3000 < 0.37  # half are drawn, two thirds of these are another
     assert corrupted(trace_of(levels), 0.0, Random(0)).shown == levels

@@ -84,7 +84,7 @@ def test_other_models_are_asked_as_in_the_paper(tmp_path: Path) -> None:
 
 def test_a_json_file_of_something_else_makes_no_student(tmp_path: Path) -> None:
     file = gguf(tmp_path / "plain.gguf")
-    for content in ("{}", "[1]", "not json", '{"rank_k_student": 1, "gguf": "other.gguf", "name": "x"}'):
+    for content in ("{}", "[1]", "not json", '{"rank_k_student": 1, "gguf": "other.gguf", "name": "x"}', "[" * 99_999):
         file.with_suffix(".json").write_text(content, encoding="utf-8")
         if "other" in content:
             with pytest.raises(FormatError):

@@ -29,13 +29,18 @@ class LoadedBase:
         return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
 
 
+def gguf_of(weights: str) -> Weights | None:
+    """The GGUF file, with its checksum; None for weights of another format. Raises `RankKError` if it cannot be had."""
+    return locate(weights) if weights in NAMED or weights.endswith(".gguf") else None
+
+
 def load_base(weights: str, *, bf16: bool) -> LoadedBase:
     """Model and tokenizer. `bf16`: as brain floats, for weights that are not trained themselves.
 
     Raises `InputError` with transformers' own words if they cannot be had.
     """
     transformers, torch = load("transformers"), load("torch")
-    gguf = locate(weights) if weights in NAMED or weights.endswith(".gguf") else None
+    gguf = gguf_of(weights)
     if gguf is None:
         where: dict[str, Any] = {"pretrained_model_name_or_path": weights}
     else:

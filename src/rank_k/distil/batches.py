@@ -89,7 +89,7 @@ class Batches:
 def with_verdicts(example: Example, trace: VerdictTrace, tokenizer: Any) -> Sequenced:
     """`example` with `trace` as its completion: what is shown is read, what is right is learnt.
 
-    Each verdict is the last token of its line; `check_words` has seen to that.
+    Each verdict is the last token of its line: a word of several tokens was refused by `verdict_tokens`.
     """
     completion = completion_tokens(tokenizer, trace.text)
     labels = list(completion)
@@ -105,7 +105,7 @@ def with_verdicts(example: Example, trace: VerdictTrace, tokenizer: Any) -> Sequ
         at += newline
     start = len(example.prompt_ids)
     return Sequenced(
-        example.prompt_ids + completion,
+        [*example.prompt_ids, *completion],
         [IGNORED] * start + labels,
         [start + place for place in places],
         list(trace.right),

@@ -53,23 +53,28 @@ def _told(path: Path) -> list[dict[str, Any]]:
 def _sources(facts: Mapping[str, Any]) -> str:
     lines = ["| source | rows | licence |", "|---|---|---|"]
     lines += [
-        f"| {source} | {count:,} | {licence} |"
+        f"| {_cell(source)} | {count:,} | {_cell(licence)} |"
         for source, licences in sorted(facts.get("sources", {}).items())
         for licence, count in licences.items()
     ]
     return "\n".join(lines)
 
 
+def _cell(text: str) -> str:
+    """`text` as it can stand in a table: rows may come from elsewhere, and say what they like."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
 def _measures(told: list[dict[str, Any]]) -> str:
     lines = [
-        "| step | AUC of the verdicts | known at the passages' ends | nDCG@10 by verdict | as presented"
+        "| step | loss | AUC of the verdicts | known at the passages' ends | nDCG@10 by verdict | as presented"
         " | free answers | well formed |"
     ]
-    lines.append("|---|---|---|---|---|---|---|")
+    lines.append("|---" * 8 + "|")
     for each in told:
         if "heldout" in each:
             held = each["heldout"]
-            names = ("auc", "early_auc", "ndcg", "presented", "free_ndcg", "well_formed")
-            values = ("-" if held[name] is None else f"{held[name]:.3f}" for name in names)
+            names = ("loss", "auc", "early_auc", "ndcg", "presented", "free_ndcg", "well_formed")
+            values = ("-" if held.get(name) is None else f"{held[name]:.3f}" for name in names)
             lines.append(f"| {each['step']} | {' | '.join(values)} |")
     return "\n".join(lines) if len(lines) > 2 else "Nothing was held out."

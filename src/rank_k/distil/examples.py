@@ -7,16 +7,17 @@ that is too long is counted and left out.
 
 from __future__ import annotations
 
-import json
 import re
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rank_k.data.files import read_objects
 from rank_k.distil.verdicts import VerdictTrace, read_verdicts
-from rank_k.errors import FormatError, InputError
+from rank_k.errors import FormatError
 
 IGNORED = -100
 """The label of a token that is not to be learnt, as torch has it."""
@@ -32,7 +33,7 @@ class Example:
     each passage in `prompt_ids`; empty where the prompt does not say where passages end."""
 
     row: int
-    prompt_ids: list[int]
+    prompt_ids: Sequence[int]
     completion: str
     verdicts: VerdictTrace | None
     ends: tuple[int, ...] = ()
@@ -54,26 +55,13 @@ class Examples:
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a JSONL file as `rank-k distil select` writes them. Raises `FormatError` naming the line."""
     expected = '{"prompt": [{"role", "content"}, ...], "completion": [{"role": "assistant", "content"}], ...}'
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise FormatError(path, number, f"not JSON ({error})", expected) from None
-                if not _is_row(row):
-                    raise FormatError(path, number, "no prompt, or no completion by the assistant", expected)
-                yield row
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"{path}: {reason}", "give the file that rank-k distil select wrote") from error
+    for number, row in read_objects(path, expected):
+        if not _is_row(row):
+            raise FormatError(path, number, "no prompt, or no completion by the assistant", expected)
+        yield row
 
 
-def _is_row(row: Any) -> bool:
-    if not isinstance(row, dict):
-        return False
+def _is_row(row: Mapping[str, Any]) -> bool:
     prompt, completion = row.get("prompt"), row.get("completion")
     if not (isinstance(prompt, list) and prompt and isinstance(completion, list) and len(completion) == 1):
         return False
@@ -96,9 +84,9 @@ def build_examples(rows: Iterator[dict[str, Any]], tokenizer: Any, max_length: i
         verdicts = read_verdicts(completion, words)
         if verdicts is None or len(ends) != len(verdicts.right):
             ends = ()
-        kept.append(Example(number, prompt_ids, completion, verdicts, ends))
-        of_source = sources.setdefault(str(row.get("source", "unnamed")), {})
-        licence = str(row.get("licence", "unnamed"))
+        kept.append(Example(number, array("i", prompt_ids), completion, verdicts, ends))  # a tenth of a list's size
+        of_source = sources.setdefault(str(row.get("source") or "unnamed"), {})
+        licence = str(row.get("licence") or "unnamed")
         of_source[licence] = of_source.get(licence, 0) + 1
     return Examples(kept, too_long, sources)
 
@@ -125,4 +113,4 @@ def completion_tokens(tokenizer: Any, completion: str) -> list[int]:
 def labelled(example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
     """Token ids and labels: the completion is learnt, the prompt is not."""
     completion = completion_tokens(tokenizer, example.completion)
-    return example.prompt_ids + completion, [IGNORED] * len(example.prompt_ids) + completion
+    return [*example.prompt_ids, *completion], [IGNORED] * len(example.prompt_ids) + completion

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rank_k.distil.bases import load_base
+from rank_k.distil.bases import gguf_of, load_base
 from rank_k.distil.card import card
 from rank_k.distil.checkpoints import newest
 from rank_k.distil.llama_gguf import TYPES, Trained, low_rank_of, write_adapter, write_whole
@@ -19,8 +19,8 @@ from rank_k.distil.train import TRAINED
 from rank_k.errors import InputError
 from rank_k.extras import load
 from rank_k.models.student import write_student
-from rank_k.models.weights import NAMED, Weights, locate
-from rank_k.prompt import read_template
+from rank_k.models.weights import NAMED, Weights
+from rank_k.prompt import PromptTemplate, read_template
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ def export_gguf(
     recipe = facts["recipe"]
     trained = read_trained(trained_folder(student))
     base = _gguf_base(recipe["base"]["weights"])
+    if facts.get("base_sha256", base.sha256) != base.sha256:
+        raise InputError(f"{base.path} is not what {student} was trained on", "put those weights there again")
     name = name or recipe["name"]
     target = gguf or student / "student.gguf"
     part = target.with_name(target.name + ".part")
@@ -59,7 +61,8 @@ def export_gguf(
     asking = asdict(Asking(**recipe["asking"]))  # a run that is older than a setting has its default
     if not adapter and asking["by"] == "both":
         asking["by"] = "comparison"  # without its adapter nothing is left that knows what is likely
-    template = read_template(asking.pop("prompt"))
+    prompt = asking.pop("prompt")
+    template = PromptTemplate(**facts["prompt"]) if "prompt" in facts else read_template(prompt)
     found_by = base.name if base.name in NAMED else str(base.path.absolute())
     adapter_of = {"name": found_by, "sha256": base.sha256} if adapter else None
     verdicts = recipe["verdicts"]["words"] if Verdicts(**recipe["verdicts"]).on else ()
@@ -85,10 +88,13 @@ def export_merged(student: Path, folder: Path) -> None:
 
 def run_facts(student: Path) -> dict[str, Any]:
     """`run.json` of a run."""
+    remedy = "give the --output of rank-k distil train"
     try:
-        facts: dict[str, Any] = json.loads((student / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{student} holds no run: {error}", "give the --output of rank-k distil train") from error
+        facts = json.loads((student / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{student} holds no run: {error}", remedy) from error
+    if not isinstance(facts, dict) or not {"recipe", "rows", "too_long", "data_sha256"} <= facts.keys():
+        raise InputError(f"{student} holds no run: its run.json says nothing of one", remedy)
     return facts
 
 
@@ -124,9 +130,10 @@ def _safetensors(folder: Path, pattern: str) -> dict[str, Any]:
 
 
 def _gguf_base(weights: str) -> Weights:
-    if weights not in NAMED and not weights.endswith(".gguf"):
+    found = gguf_of(weights)
+    if found is None:
         raise InputError(
             f"{weights} did not come as a GGUF file, which the export copies all but the numbers from",
             "export --merged, which servers such as vLLM load, or llama.cpp's convert_hf_to_gguf.py converts",
         )
-    return locate(weights)
+    return found

@@ -16,7 +16,7 @@ from typing import Any
 
 from rank_k.answer import parse_answer
 from rank_k.distil.batches import padded, verdict_tokens, with_verdicts
-from rank_k.distil.examples import Example
+from rank_k.distil.examples import Example, completion_tokens
 from rank_k.distil.losses import scores
 from rank_k.distil.verdicts import corrupted
 from rank_k.extras import load
@@ -27,12 +27,13 @@ _TOKENS_AT_ONCE = 4096
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """`auc`, `ndcg` (cut at 10): by the chance of the best verdict, means over rows that have passages of more than
-    one kind. `early_auc`: by what is known at the passages' ends. `presented`: nDCG of the order they are shown in.
-    `free_ndcg`: of free answers; `well_formed`: their share that needed no repair. None where there is nothing to
-    measure."""
+    """`loss`: of the completions, a token. `auc`, `ndcg` (cut at 10): by the chance of the best verdict, means over
+    rows that have passages of more than one kind. `early_auc`: by what is known at the ends of passages. `presented`:
+    nDCG of the order they are shown in. `free_ndcg`: of free answers that rank anything; `well_formed`: their share
+    that needed no repair. None where there is nothing to measure."""
 
     rows: int
+    loss: float | None
     auc: float | None
     early_auc: float | None
     ndcg: float | None
@@ -86,19 +87,33 @@ def measure(
     model.eval()
     try:
         with torch.no_grad():
+            loss = [_loss(model, tokenizer, example) for example in examples]
             areas, early, gains, presented = _by_verdicts(model, tokenizer, examples)
             answered = [_free(model, tokenizer, example, new_tokens) for example in examples[:free]]
     finally:
         model.train(training)
     return HeldOut(
         len(examples),
+        sum(total for total, _ in loss) / sum(tokens for _, tokens in loss) if loss else None,
         fmean(areas) if areas else None,
         fmean(early) if early else None,
         fmean(gains) if gains else None,
         fmean(presented) if presented else None,
-        fmean(value for value, _ in answered) if answered else None,
+        fmean(ranked) if (ranked := [value for value, _ in answered if value is not None]) else None,
         fmean(whole for _, whole in answered) if answered else None,
     )
+
+
+def _loss(model: Any, tokenizer: Any, example: Example) -> tuple[float, int]:
+    """Cross entropy of the completion, in nats, and how many tokens it has."""
+    torch = load("torch")
+    ids = [*example.prompt_ids, *completion_tokens(tokenizer, example.completion)]
+    start = len(example.prompt_ids)
+    before = torch.arange(start - 1, len(ids) - 1, device=model.device)  # the head's product for the completion alone
+    told = torch.tensor([ids], device=model.device)
+    logits = model(input_ids=told, attention_mask=torch.ones_like(told), logits_to_keep=before).logits[0]
+    total = torch.nn.functional.cross_entropy(logits.float(), told[0, start:], reduction="sum")
+    return float(total), len(ids) - start
 
 
 def _by_verdicts(model: Any, tokenizer: Any, examples: Sequence[Example]) -> tuple[list[float], ...]:
@@ -153,15 +168,16 @@ def hidden_states(model: Any) -> Callable[[Any, Any], Any]:
     return lambda ids, mask: causal.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
 
-def _free(model: Any, tokenizer: Any, example: Example, new_tokens: int) -> tuple[float, float]:
-    """nDCG of what the model answers by itself, and 1 if the answer is whole."""
+def _free(model: Any, tokenizer: Any, example: Example, new_tokens: int) -> tuple[float | None, float]:
+    """nDCG of what the model answers by itself (None if that ranks nothing), and 1 if the answer is whole."""
     torch = load("torch")
-    ids = torch.tensor([example.prompt_ids], device=model.device)
+    ids = torch.tensor([[*example.prompt_ids]], device=model.device)
     said = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=new_tokens,
         do_sample=False,
+        synced_gpus=torch.distributed.is_available() and torch.distributed.is_initialized(),
         pad_token_id=tokenizer.pad_token_id,
     )
     grades = grades_of(example)
@@ -170,5 +186,7 @@ def _free(model: Any, tokenizer: Any, example: Example, new_tokens: int) -> tupl
         answer = parse_answer(text, len(grades))
     else:
         answer = parse_verdicts(text.partition("</think>")[0], len(grades), example.verdicts.words)
+    if not answer.ranked:
+        return None, 0.0
     ranked = [number for tier in answer.tiers for number in sorted(tier)]
-    return ndcg([grades[number - 1] for number in ranked]), float(answer.ranked and not answer.repairs)
+    return ndcg([grades[number - 1] for number in ranked]), float(not answer.repairs)

@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from rank_k.errors import InputError
 from rank_k.models.base import RanksBy
 from rank_k.strategies import STRATEGIES
+from rank_k.thinking import Think
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -50,7 +51,8 @@ class Method:
 class Training:
     """`max_length`: tokens; longer rows are counted and left out. `batch`: rows in one forward pass; `accumulate`
     of them make a step. `checkpoint_seconds`, `measure_seconds`: how often, in time; 0 for never (the end apart).
-    `measure_rows` held-out rows are measured, `measure_free` of them answered freely too, which is slow."""
+    `measure_rows` held-out rows are measured, `measure_free` of them answered freely too, in at most the student's
+    own `max_tokens`, which is slow."""
 
     max_length: int
     learning_rate: float
@@ -200,9 +202,17 @@ def _check(recipe: Recipe, path: str) -> None:
     for key in ("corrupt", "clean"):
         if not 0 <= getattr(recipe.verdicts, key) <= 1:
             refuse(f"verdicts.{key}", getattr(recipe.verdicts, key), "give a share from 0 to 1")
-    for key in ("max_length", "batch", "accumulate", "learning_rate", "epochs"):
-        if getattr(recipe.training, key) <= 0:
-            refuse(f"training.{key}", getattr(recipe.training, key), "give more than 0")
+    more_than_nothing = {
+        "base": ("parameters", "layers", "hidden"),
+        "training": "max_length batch accumulate learning_rate epochs checkpoint_steps measure_steps".split(),
+        "asking": ("passage_tokens", "max_tokens"),
+    }
+    for table, keys in more_than_nothing.items():
+        for key in keys:
+            if (value := getattr(getattr(recipe, table), key)) <= 0:
+                refuse(f"{table}.{key}", value, "give more than 0")
+    if not 0 <= recipe.method.freeze_layers < recipe.base.layers:
+        refuse("method.freeze_layers", recipe.method.freeze_layers, f"give fewer than all {recipe.base.layers}")
     if len(recipe.verdicts.words) < 2:
         refuse("verdicts.words", recipe.verdicts.words, "name two or more, worst first")
     if recipe.asking.by not in get_args(RanksBy):
@@ -211,6 +221,16 @@ def _check(recipe: Recipe, path: str) -> None:
         refuse("asking.strategy", recipe.asking.strategy, f"name one of {', '.join(STRATEGIES)}")
     if recipe.method.rank < 1:
         refuse("method.rank", recipe.method.rank, "give 1 or more")
+    if recipe.asking.temperature < 0:
+        refuse("asking.temperature", recipe.asking.temperature, "give 0 or more")
+    if recipe.asking.window < 2:
+        refuse("asking.window", recipe.asking.window, "give 2 or more")
+    if not 1 <= recipe.asking.stride <= recipe.asking.window:
+        refuse("asking.stride", recipe.asking.stride, f"give 1 to {recipe.asking.window}, the window's size")
+    try:
+        Think.parse(recipe.asking.think)
+    except InputError as error:
+        refuse("asking.think", recipe.asking.think, error.remedy)
 
 
 # --- memory -----------------------------------------------------------------------------------------

@@ -65,15 +65,28 @@ def _write_curves(path: Path, measured: Sequence[Mapping[str, Any]]) -> None:
 
 
 class Clock:
-    """Seconds of training, of all parts of the run. `share`: of the time limit that is gone; 0 without one."""
+    """Seconds of training, of all parts of the run. `share`: of the time limit that is gone; 0 without one.
 
-    def __init__(self, before: float, limit: float | None) -> None:
-        self._before, self._limit = before, limit
+    `agreed`: makes all processes that train together go by one clock, so that what they do by time they do in the
+    same step; it is asked at each `tick`, in between the time stands still. None for one process.
+    """
+
+    def __init__(self, before: float, limit: float | None, agreed: Callable[[float], float] | None = None) -> None:
+        self._before, self._limit, self._agreed = before, limit, agreed
         self._start = time.monotonic()
+        self._ticked = before
+
+    def tick(self) -> None:
+        """To be called by all processes in the same places."""
+        if self._agreed is not None:
+            self._ticked = self._agreed(self._gone())
+
+    def _gone(self) -> float:
+        return self._before + time.monotonic() - self._start
 
     @property
     def seconds(self) -> float:
-        return self._before + time.monotonic() - self._start
+        return self._gone() if self._agreed is None else self._ticked
 
     @property
     def share(self) -> float:

@@ -2,7 +2,7 @@
 
 A run lives in one folder:
 
-    run.json          what is trained on what: the recipe, the data's checksum and sources, the base's
+    run.json          what is trained on what: the recipe, its prompt, the checksums of data and base, the sources
     measures.jsonl    what is told as it goes on, and curves.csv: the held-out measures (see `story`)
     checkpoint-N/     whole or marked as not (see `checkpoints`)
     trained/          the adapter, or the weights, and the tokenizer, in transformers' own format
@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from rank_k.distil import checkpoints
-from rank_k.distil.bases import LoadedBase, load_base
+from rank_k.distil.bases import LoadedBase, gguf_of, load_base
 from rank_k.distil.batches import Batches, training_order, verdict_tokens
 from rank_k.distil.examples import Example, Examples, build_examples, read_rows
 from rank_k.distil.heldout import hidden_states, measure
@@ -30,6 +30,7 @@ from rank_k.distil.recipes import Recipe
 from rank_k.distil.story import Clock, OnTold, Story
 from rank_k.errors import InputError
 from rank_k.extras import load
+from rank_k.models.student import TEMPLATE_FIELDS
 from rank_k.prompt import PromptTemplate, harmless, read_template
 
 TRAINED = "trained"
@@ -56,7 +57,6 @@ class Trained:
     seconds: float
     rows: int
     too_long: int
-    finished: bool
 
 
 def train(run: Run, on_told: OnTold = lambda told: None) -> Trained:
@@ -68,12 +68,12 @@ def train(run: Run, on_told: OnTold = lambda told: None) -> Trained:
     recipe = run.recipe
     base = load_base(recipe.base.weights, bf16=recipe.training.bf16 and recipe.method.kind == "lora")
     _check_length(recipe, base)
-    _check_prompt(run)
-    words = recipe.verdicts.words
-    rows = build_examples(read_rows(run.data), base.tokenizer, recipe.training.max_length, words)
+    template, words = read_template(recipe.asking.prompt), recipe.verdicts.words
+    rows = build_examples(_rows(run, run.data, template), base.tokenizer, recipe.training.max_length, words)
     held = None
     if run.heldout is not None:
-        held = build_examples(read_rows(run.heldout), base.tokenizer, recipe.training.max_length, words)
+        made = _rows(run, run.heldout, template)
+        held = build_examples(made, base.tokenizer, recipe.training.max_length, words)
     _check_rows(run, rows, base)
     first = os.environ.get("RANK", "0") == "0"  # of several processes one writes
     if first:
@@ -82,7 +82,7 @@ def train(run: Run, on_told: OnTold = lambda told: None) -> Trained:
     story = Story(run.output if first else None, start, on_told if first else lambda told: None)
     trainer, clock = _trainer(run, base, rows, held, story, start.seconds if start else 0.0)
     trainer.train(resume_from_checkpoint=None if start is None else str(start.path))
-    trainer.save_model(str(run.output / TRAINED))
+    _save(trainer, run.output / TRAINED)
     if first:
         base.tokenizer.save_pretrained(str(run.output / TRAINED))
     story.tell({"step": trainer.state.global_step, "seconds": round(clock.seconds, 1), "finished": True})
@@ -91,8 +91,16 @@ def train(run: Run, on_told: OnTold = lambda told: None) -> Trained:
         clock.seconds,
         len(rows.kept),
         rows.too_long + (held.too_long if held else 0),
-        clock.share < 1 or trainer.state.global_step >= trainer.state.max_steps,
     )
+
+
+def _save(trainer: Any, folder: Path) -> None:
+    """What was trained, whole. Checkpoints of sharded training are in shards, which nothing else can load."""
+    if trainer.is_fsdp_enabled:
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(str(folder))
+    if trainer.is_world_process_zero() and not list(folder.glob("*.safetensors")):
+        raise InputError(f"the trainer has left no weights in {folder}", "the newest checkpoint has them, in shards")
 
 
 # --- what cannot be ---------------------------------------------------------------------------------
@@ -139,14 +147,16 @@ def made_with(row: Mapping[str, Any], template: PromptTemplate) -> bool:
     return place >= 0
 
 
-def _check_prompt(run: Run) -> None:
-    row = next(read_rows(run.data), None)
-    if row is not None and not made_with(row, read_template(run.recipe.asking.prompt)):
-        prompt = run.recipe.asking.prompt
-        raise InputError(
-            f"the rows in {run.data} were not made with the prompt {prompt}, which the student is to be asked with",
-            f"make them with rank-k distil trace --prompt {prompt}, or name theirs in [asking]",
-        )
+def _rows(run: Run, path: Path, template: PromptTemplate) -> Iterator[dict[str, Any]]:
+    """The rows of a file, each of them made with the prompt that the student is to be asked with."""
+    for number, row in enumerate(read_rows(path), 1):
+        if not made_with(row, template):
+            prompt = run.recipe.asking.prompt
+            raise InputError(
+                f"row {number} of {path} was not made with the prompt {prompt}, which the student is to be asked with",
+                f"make them with rank-k distil trace --prompt {prompt}, or name theirs in [asking]",
+            )
+        yield row
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -156,7 +166,15 @@ def _facts(run: Run) -> dict[str, Any]:
             sha256 = file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{run.data}: {error.strerror or error}", "give the rows to learn from") from error
-    return {"recipe": asdict(run.recipe), "data": run.data.name, "data_sha256": sha256}
+    template = read_template(run.recipe.asking.prompt)
+    base = gguf_of(run.recipe.base.weights)
+    return {
+        "recipe": asdict(run.recipe),
+        "prompt": {name: getattr(template, name) for name in TEMPLATE_FIELDS},
+        "data": run.data.name,
+        "data_sha256": sha256,
+        "base_sha256": base and base.sha256,
+    }
 
 
 def _check_folder(output: Path, facts: Mapping[str, Any]) -> None:
@@ -167,7 +185,11 @@ def _check_folder(output: Path, facts: Mapping[str, Any]) -> None:
         return
     except (OSError, ValueError) as error:
         raise InputError(f"{output} cannot hold a run: {error}", "name another folder") from error
-    changed = [key for key in ("recipe", "data_sha256") if known.get(key) != json.loads(json.dumps(facts[key]))]
+    known = known if isinstance(known, dict) else {}
+    told = json.loads(json.dumps(facts))
+    since = ("prompt", "base_sha256")  # what runs of earlier versions do not say of themselves
+    changed = [key for key in ("recipe", "data_sha256") if known.get(key) != told[key]]
+    changed += [key for key in since if key in known and known[key] != told[key]]
     if changed:
         raise InputError(
             f"{output} holds a run with another {' and '.join(changed)}", "name another folder, or remove that one"
@@ -192,7 +214,7 @@ def _trainer(
     order = training_order(lengths, told.epochs, told.batch, told.seed, told.group_by_length)
     batches = Batches(rows.kept, order, base.tokenizer, recipe.verdicts, told.seed)
     tokens = verdict_tokens(base.tokenizer, recipe.verdicts.words) if recipe.verdicts.on else []
-    clock = Clock(seconds, run.time_limit)
+    clock = Clock(seconds, run.time_limit, _agreed if processes() > 1 else None)
 
     class Trainer(trl.SFTTrainer):  # type: ignore[misc, name-defined]
         """SFTTrainer, its loss replaced where verdicts are learnt, its learning rate falling with time too."""
@@ -303,6 +325,7 @@ def _watch(run: Run, base: LoadedBase, held: list[Example], story: Story, clock:
             self.saved = self.measured = clock.seconds
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> Any:
+            clock.tick()
             late = clock.share >= 1
             if late:
                 control.should_training_stop = True
@@ -312,7 +335,8 @@ def _watch(run: Run, base: LoadedBase, held: list[Example], story: Story, clock:
                 control.should_save = True
             due = told.measure_seconds and clock.seconds - self.measured >= told.measure_seconds
             if chosen and (due or last or state.global_step % told.measure_steps == 0):
-                found = measure(model, base.tokenizer, chosen, free=told.measure_free)
+                tokens = run.recipe.asking.max_tokens
+                found = measure(model, base.tokenizer, chosen, free=told.measure_free, new_tokens=tokens)
                 story.tell({"step": state.global_step, "seconds": round(clock.seconds, 1), "heldout": asdict(found)})
                 self.measured = clock.seconds
             return control
@@ -329,6 +353,13 @@ def _watch(run: Run, base: LoadedBase, held: list[Example], story: Story, clock:
             self.saved = clock.seconds
 
     return Watch()
+
+
+def _agreed(seconds: float) -> float:
+    """The first process's time, in all of them."""
+    told = [seconds]
+    load("accelerate.utils").broadcast_object_list(told)
+    return told[0]
 
 
 def processes() -> int:

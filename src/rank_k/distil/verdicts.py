@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-_COMPLETION = re.compile(r"<think>\n((?:\[\d+\] .+\n)+)</think>\n\n(.+)", re.DOTALL)
 _LINE = re.compile(r"\[(\d+)\] (.+)")
 
 
@@ -57,11 +56,12 @@ def order_line(verdicts: Sequence[int]) -> str:
 
 def read_verdicts(completion: str, words: Sequence[str]) -> VerdictTrace | None:
     """The verdicts in a completion of exactly the form above; None if it is of another form."""
-    found = _COMPLETION.fullmatch(completion)
-    if found is None:
+    opened, _, rest = completion.partition("<think>\n")
+    thought, closed, _ = rest.partition("\n</think>\n\n")
+    if opened or not closed:
         return None
     verdicts = []
-    for number, line in enumerate(found[1].splitlines(), 1):
+    for number, line in enumerate(thought.split("\n"), 1):
         match = _LINE.fullmatch(line)
         if match is None or int(match[1]) != number or match[2] not in words:
             return None
@@ -70,8 +70,8 @@ def read_verdicts(completion: str, words: Sequence[str]) -> VerdictTrace | None:
     return trace if trace.text == completion else None
 
 
-def corrupted(trace: VerdictTrace, chance: float, random: Random, used: Sequence[int] | None = None) -> VerdictTrace:
-    """`trace` with each verdict that is shown replaced, by `chance`, by any of those in `used` (default: all)."""
-    among = range(len(trace.words)) if used is None else used
+def corrupted(trace: VerdictTrace, chance: float, random: Random) -> VerdictTrace:
+    """`trace` with each verdict that is shown replaced, by `chance`, by any of the words."""
+    among = range(len(trace.words))
     shown = tuple(random.choice(among) if random.random() < chance else verdict for verdict in trace.right)
     return VerdictTrace(shown, trace.right, trace.words)

@@ -42,7 +42,7 @@ def usual_model(by: str | None) -> str:
 
 
 _VERSION = 1
-_TEMPLATE_FIELDS = ("before", "passage", "between", "after", "system")
+TEMPLATE_FIELDS = ("before", "passage", "between", "after", "system")
 _ASKING: dict[str, type | tuple[type, ...]] = {
     "by": str,
     "strategy": str,
@@ -90,7 +90,7 @@ def find_student(name_or_path: str | Path) -> Student | None:
     if not path.is_dir() and gguf.name != path.name:
         return None  # a file of the same name that speaks of another one
     template = PromptTemplate(
-        **{name: facts["prompt"][name] for name in _TEMPLATE_FIELDS},
+        **{name: facts["prompt"][name] for name in TEMPLATE_FIELDS},
         name=facts["name"],
         sha256=_sha256(facts["prompt"]),
     )
@@ -118,7 +118,7 @@ def write_student(
     verdicts: Sequence[str] = (),
 ) -> Path:
     """Write the JSON file that belongs to `gguf`, and return its path."""
-    prompt = {key: value for key, value in asdict(template).items() if key in _TEMPLATE_FIELDS}
+    prompt = {key: value for key, value in asdict(template).items() if key in TEMPLATE_FIELDS}
     facts: dict[str, Any] = {"rank_k_student": _VERSION, "name": name, "gguf": gguf.name}
     facts |= {"adapter_of": dict(adapter_of)} if adapter_of else {}
     facts |= {"prompt": prompt, "asking": {key: asking[key] for key in _ASKING}}
@@ -132,7 +132,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     """The file's facts, checked; None if it is about something else than a student."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(facts, dict) or "rank_k_student" not in facts:
         return None
@@ -145,7 +145,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     prompt, asking, base = facts.get("prompt"), facts.get("asking"), facts.get("adapter_of")
     if not all(isinstance(facts.get(key), str) for key in ("name", "gguf")) or "/" in facts["gguf"]:
         raise wrong("no name, or no gguf file")
-    if not isinstance(prompt, dict) or not all(isinstance(prompt.get(key), str) for key in _TEMPLATE_FIELDS):
+    if not isinstance(prompt, dict) or not all(isinstance(prompt.get(key), str) for key in TEMPLATE_FIELDS):
         raise wrong("no whole prompt")
     if not isinstance(asking, dict) or asking.keys() != _ASKING.keys():
         raise wrong(f"asking without all of {', '.join(_ASKING)}")
@@ -166,4 +166,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _sha256(prompt: Mapping[str, str]) -> str:
-    return hashlib.sha256(json.dumps([prompt[name] for name in _TEMPLATE_FIELDS]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([prompt[name] for name in TEMPLATE_FIELDS]).encode()).hexdigest()
