@@ -28,6 +28,7 @@ from typing import get_args
 from rank_k.cli import main as rank_k
 from rank_k.data.files import RunWriter, read_qrels, read_run
 from rank_k.evaluation.comparison import paired
+from rank_k.evaluation.costs import run_cost
 from rank_k.evaluation.measures import evaluate
 from rank_k.models.base import RanksBy
 from rank_k.models.weights import DEFAULT_WEIGHTS
@@ -126,7 +127,8 @@ def reranked(name: str, judged: Mapping[str, Mapping[str, int]], bm25: Run, fold
     told = json.loads(report.read_text(encoding="utf-8"))
     tokens = told["prompt_tokens"] + told["completion_tokens"]
     run = {query_id: found[:DEPTH] for query_id, found in read_run(output).items()}
-    return Row(name, ndcg(judged, run), told["model_seconds"] / len(bm25), tokens / len(bm25))
+    cost = run_cost(Path(f"{output}.journal.sqlite"), output)  # what is replayed took no time now
+    return Row(name, ndcg(judged, run), cost.seconds / len(bm25) if cost else None, tokens / len(bm25))
 
 
 def ndcg(judged: Mapping[str, Mapping[str, int]], run: Run) -> Mapping[str, float]:

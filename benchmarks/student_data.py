@@ -39,6 +39,7 @@ from rank_k.analysers import analyser_for
 from rank_k.cli import main as rank_k
 from rank_k.data.documents import Split, document_id, passage_id
 from rank_k.data.files import RunWriter, read_passages, read_qrels, read_queries, read_run
+from rank_k.distil.sets import licence_of
 
 PASSAGE_TOKENS = 50
 PIECES = Split(PASSAGE_TOKENS, most=3)
@@ -55,36 +56,36 @@ def _article(document: Document) -> str:
 
 @dataclass(frozen=True)
 class Collection:
-    """`parts`: folders that are pooled. `topic`: what passages that are partly relevant share with a relevant one;
-    `names`: or they hold all words of the question but those of its mould. `pieces`: long texts are cut. `titled`:
-    texts are shown with their titles."""
+    """`parts`: folders that are pooled, each with a PROVENANCE.md that says its licence. `topic`: what passages that
+    are partly relevant share with a relevant one; `names`: or they hold all words of the question but those of its
+    mould. `pieces`: long texts are cut. `titled`: texts are shown with their titles."""
 
     name: str
     parts: tuple[str, ...]
-    licence: str
     topic: Callable[[Document], str] | None = None
     names: bool = False
     pieces: bool = False
     titled: bool = True
+
+    def licence(self, root: Path) -> str:
+        """Of its texts, as its parts have it; `root`: the folder of all collections."""
+        told = {part.rpartition("/")[2]: licence_of(root / part) for part in self.parts}
+        if len(told) == 1:
+            return next(iter(told.values())) or "unnamed"
+        return "; ".join(f"{name}: {licence}" for name, licence in told.items())
 
 
 COLLECTIONS = (
     Collection(
         "wikipedia",
         ("train/nq-litm", "train/nq-qed", "train/boolq", "train/selqa", "train/quotesum"),
-        "CC BY-SA 3.0 and 4.0 (Wikipedia; Natural Questions, QED, BoolQ, QuoteSum); Apache-2.0 (SelQA)",
         topic=_article,
     ),
-    Collection("nq-clapnq", ("train/nq-clapnq",), "CC BY-SA 3.0 (Natural Questions, Wikipedia)", titled=False),
-    Collection(
-        "ragqa-lotte-forum",
-        ("train/ragqa-lotte-forum",),
-        "Apache-2.0 (answers); StackExchange, CC BY-SA (questions)",
-        pieces=True,
-    ),
-    Collection("dolly-qa", ("train/dolly-qa",), "CC BY-SA 3.0", pieces=True),
-    Collection("pubmedqa", ("train/pubmedqa",), "MIT"),
-    Collection("medquad", ("medquad-train",), "CC BY 4.0", names=True, pieces=True),
+    Collection("nq-clapnq", ("train/nq-clapnq",), titled=False),
+    Collection("ragqa-lotte-forum", ("train/ragqa-lotte-forum",), pieces=True),
+    Collection("dolly-qa", ("train/dolly-qa",), pieces=True),
+    Collection("pubmedqa", ("train/pubmedqa",)),
+    Collection("medquad", ("medquad-train",), names=True, pieces=True),
 )
 
 EVALUATED = (
@@ -144,7 +145,7 @@ def sampled(collection: Collection, root: Path, excluded: list[str], output: Pat
     run("retrieve", "--queries", queries, "--documents", documents, "--depth", str(DEPTH), "--output", bm25)
     write_judgments(collection, places, topics, folder)
     files = ("--queries", queries, "--documents", documents, "--qrels", folder / "qrels.trec", "--output", sets)
-    known = ("--source", collection.name, "--licence", collection.licence)
+    known = ("--source", collection.name, "--licence", collection.licence(root))
     run("distil", "sample", "--runs", folder / "run.trec", *files, *SAMPLE, *known, "--exclude-queries", *excluded)
     return sets
 
@@ -224,14 +225,14 @@ def write_judgments(collection: Collection, places: list[Path], topics: dict[str
                 writer.write(query_id, [doc_id for doc_id in ranking if doc_id not in doubtful])
 
 
-Related = Callable[[str, list[str], dict[str, int]], tuple[set[str], set[str]]]
+Related = Callable[[str, list[str], dict[str, int]], tuple[list[str], list[str]]]
 """A query, its candidates not judged relevant, its grades -> partly relevant ones, and doubtful ones."""
 
 
 def by_topic(topics: dict[str, str]) -> Related:
-    def related(_: str, candidates: list[str], grades: dict[str, int]) -> tuple[set[str], set[str]]:
+    def related(_: str, candidates: list[str], grades: dict[str, int]) -> tuple[list[str], list[str]]:
         of_relevant = {topics[doc_id] for doc_id, grade in grades.items() if grade > 0} - {""}
-        return {doc_id for doc_id in candidates if topics[doc_id] in of_relevant}, set()
+        return [doc_id for doc_id in candidates if topics[doc_id] in of_relevant], []
 
     return related
 
@@ -244,11 +245,11 @@ def by_name(folder: Path) -> Related:
     }
     mould = frozenset(analyse(MOULD))
 
-    def related(query_id: str, candidates: list[str], grades: dict[str, int]) -> tuple[set[str], set[str]]:
+    def related(query_id: str, candidates: list[str], grades: dict[str, int]) -> tuple[list[str], list[str]]:
         asked = queries[query_id]
-        named = {doc_id for doc_id in candidates if asked - mould <= words[doc_id]}
-        doubtful = {doc_id for doc_id in named if asked <= words[doc_id]}
-        return named - doubtful, doubtful
+        named = [doc_id for doc_id in candidates if asked - mould <= words[doc_id]]
+        doubtful = [doc_id for doc_id in named if asked <= words[doc_id]]
+        return [doc_id for doc_id in named if doc_id not in doubtful], doubtful
 
     return related
 

@@ -18,7 +18,7 @@ from rank_k.data.collections import PassageStore
 from rank_k.distil.fusion import FusedRuns, K, fused
 from rank_k.distil.near import CONTAMINATED, REPEATED, NearTexts, normalised
 from rank_k.distil.sample import Sampler, Sampling, draw, sampled
-from rank_k.distil.sets import Appended, CandidateSet, line_of, read_sets
+from rank_k.distil.sets import Appended, CandidateSet, licence_of, line_of, read_sets
 from rank_k.errors import FormatError, InputError
 from rank_k.records import Candidate, Query
 
@@ -52,6 +52,22 @@ def test_runs_are_fused_by_query_whatever_order_their_queries_are_in() -> None:
     both = FusedRuns(runs, depth=2)
     assert [both.ranking(q) for q in ("q1", "q2", "q3", "q4")] == [["b", "a"], ["c", "d"], ["e", "f"], []]
     both.close()
+
+
+@pytest.mark.parametrize(
+    ("told", "licence"),
+    [
+        ("Texts of 2024. Licence of the data: **MIT; Wikipedia text CC BY-SA**\n", "MIT; Wikipedia text CC BY-SA"),
+        ("- Licence: MIT, for code\n\nLicence of the data: CC BY 4.0.", "CC BY 4.0"),
+        ("- Source: somewhere @ 577bd37b96. License CC BY-SA 4.0. 400 queries.", "CC BY-SA 4.0"),
+        ("- License: none stated; see LICENSE.txt for code", "none stated; see LICENSE.txt for code"),
+        ("Nobody knows.", None),
+    ],
+)
+def test_a_collection_says_its_licence(tmp_path: Path, told: str, licence: str | None) -> None:
+    assert licence_of(tmp_path) is None
+    (tmp_path / "PROVENANCE.md").write_text(told, encoding="utf-8")
+    assert licence_of(tmp_path) == licence
 
 
 # --- drawing ---------------------------------------------------------------------------------------
@@ -105,6 +121,14 @@ def test_a_set_holds_as_many_relevant_passages_as_were_asked_for(
     assert others <= set(ranking[:15])
     unjudged = [doc_id for doc_id in ranking if doc_id not in grades]
     assert not others & set(unjudged[:skip])
+
+
+def test_it_does_not_matter_in_what_order_judgments_were_written_down() -> None:
+    how = Sampling((4, 8), ((1, 15),), 1, (1, 3))
+    known = {f"d{rank}": 1 + rank % 2 for rank in range(1, 40, 3)}
+    turned = dict(reversed(known.items()))
+    for query in map(str, range(50)):
+        assert draw(query, RANKING, known, 0, how) == draw(query, RANKING, turned, 0, how)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ def card(student: Path, facts: Mapping[str, Any], name: str, file: str, kind: st
     seconds = max((each.get("seconds", 0.0) for each in told), default=0.0)
     what = f"a LoRA adapter for {recipe['base']['weights']}" if adapter else f"whole weights, {kind}"
     method, training = recipe["method"], recipe["training"]
-    learnt = min(end * training["batch"] * training["accumulate"], round(facts["rows"] * training["epochs"]))
+    step = training["batch"] * training["accumulate"] * facts.get("processes", 1)
+    learnt = min(end * step, round(facts["rows"] * training["epochs"]))
     how = f"LoRA of rank {method['rank']}" if method["kind"] == "lora" else "all weights"
     verified = "" if recipe["verified"] else " The recipe was not run at its full size by its authors."
     parts = [
@@ -31,15 +32,16 @@ def card(student: Path, facts: Mapping[str, Any], name: str, file: str, kind: st
         f" out); the training came to {learnt:,} of them, drawn at random, all epochs together. sha256 of the data:"
         f" `{facts['data_sha256']}`.",
         "## Trained",
-        f"Recipe {recipe['name']}: {how}, {end:,} steps of {training['batch'] * training['accumulate']} rows,"
+        f"Recipe {recipe['name']}: {how}, {end:,} steps of {step} rows,"
         f" {seconds / 60:.0f} minutes, seed {training['seed']}.{verified}",
         "## Measured on held-out rows while training",
         _measures(told),
         "## Limits",
-        f"It was trained on windows of up to {recipe['asking']['window']} passages cut to"
-        f" {recipe['asking']['passage_tokens']} tokens, with the prompt that is stored beside it; other settings are"
-        " other questions than it knows. Its training texts are in the languages of the sources above. What is"
-        " measured on held-out rows of the training sources says little about other collections: measure yours.",
+        f"It is asked about windows of {recipe['asking']['window']} passages cut to"
+        f" {recipe['asking']['passage_tokens']} tokens, with the prompt that it was trained with and that is stored"
+        " beside it; other settings are other questions than it knows. Its training texts are in the languages of the"
+        " sources above. What is measured on held-out rows of the training sources says little about other collections:"
+        " measure yours.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -110,7 +110,7 @@ def draw(
 def _relevant(random: Random, known: Mapping[str, int], count: tuple[int, int], without_best: bool) -> list[str]:
     """Relevant passages for one set."""
     of_grade: dict[int, list[str]] = {}
-    for doc_id, grade in known.items():
+    for doc_id, grade in sorted(known.items()):  # not in the order in which somebody wrote judgments down
         if grade > 0:
             of_grade.setdefault(grade, []).append(doc_id)
     best = of_grade[max(of_grade)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -46,6 +47,19 @@ def set_id_of(source: str, query_id: str, number: int, query: str, doc_ids: Iter
     """The name of the `number`-th set of a query: readable, and another one where the set is another."""
     told = json.dumps([query, list(doc_ids)]).encode()
     return f"{source}/{query_id}/{number}-{sha256(told).hexdigest()[:8]}"
+
+
+def licence_of(collection: Path) -> str | None:
+    """What the PROVENANCE.md of a collection's folder says behind "Licence of the data:", to the end of the line, or
+    else behind the first "Licence", to the end of the sentence."""
+    provenance = collection / "PROVENANCE.md"
+    if not provenance.is_file():
+        return None
+    text = provenance.read_text(encoding="utf-8", errors="replace")
+    told = re.search(r"Licen[cs]e of the data:\s*(.+)", text) or re.search(
+        r"Licen[cs]e:?\s+(.+?)(?:\.\s|\.?$)", text, re.M
+    )
+    return told[1].strip().strip("*.").strip() or None if told else None
 
 
 def line_of(row: Mapping[str, Any]) -> bytes:

@@ -75,8 +75,7 @@ def train(run: Run, on_told: OnTold = lambda told: None) -> Trained:
         made = _rows(run, run.heldout, template)
         held = build_examples(made, base.tokenizer, recipe.training.max_length, words)
     _check_rows(run, rows, base)
-    first = os.environ.get("RANK", "0") == "0"  # of several processes one writes
-    if first:
+    if first := is_first():  # of several processes one writes
         _keep_facts(run.output, facts | {"rows": len(rows.kept), "too_long": rows.too_long, "sources": rows.sources})
     start = checkpoints.newest(run.output, sweep=first)
     story = Story(run.output if first else None, start, on_told if first else lambda told: None)
@@ -174,6 +173,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "data": run.data.name,
         "data_sha256": sha256,
         "base_sha256": base and base.sha256,
+        "processes": processes(),
     }
 
 
@@ -187,7 +187,7 @@ def _check_folder(output: Path, facts: Mapping[str, Any]) -> None:
         raise InputError(f"{output} cannot hold a run: {error}", "name another folder") from error
     known = known if isinstance(known, dict) else {}
     told = json.loads(json.dumps(facts))
-    since = ("prompt", "base_sha256")  # what runs of earlier versions do not say of themselves
+    since = ("prompt", "base_sha256", "processes")  # what runs of earlier versions do not say of themselves
     changed = [key for key in ("recipe", "data_sha256") if known.get(key) != told[key]]
     changed += [key for key in since if key in known and known[key] != told[key]]
     if changed:
@@ -360,6 +360,11 @@ def _agreed(seconds: float) -> float:
     told = [seconds]
     load("accelerate.utils").broadcast_object_list(told)
     return told[0]
+
+
+def is_first() -> bool:
+    """Whether this process is the one of those that train together which speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def processes() -> int:

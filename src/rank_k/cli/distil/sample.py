@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections import Counter
 from contextlib import closing
@@ -74,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from rank_k.data.files import RunFile, read_qrels, read_queries
     from rank_k.distil.fusion import FusedRuns
     from rank_k.distil.sample import Sampler, Sampling, sampled
+    from rank_k.distil.sets import licence_of
     from rank_k.errors import InputError
 
     how = Sampling(
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
             None if qrels_file is None else read_qrels(qrels_file),
             excluded_queries(args),
         )
-        licence = args.licence or _licence(_folder(args, named) / "PROVENANCE.md")
+        licence = args.licence or licence_of(_folder(args, named))
         try:
             there = sampled(sampler, store, args.output, args.queries_count, licence)
         except KeyboardInterrupt:
@@ -123,14 +123,6 @@ def _folder(args: argparse.Namespace, named: Named) -> Path:
     """Where the collection lies."""
     file = args.documents or next(iter(named.corpus.files), named.queries)
     return Path(file).resolve().parent
-
-
-def _licence(provenance: Path) -> str | None:
-    """What a PROVENANCE.md says in the line that has "Licence of the data:"."""
-    if not provenance.is_file():
-        return None
-    told = re.search(r"Licen[cs]e of the data:\s*(.+)", provenance.read_text(encoding="utf-8", errors="replace"))
-    return told[1].strip().strip("*.").strip() or None if told else None
 
 
 def _told(counts: Counter[str], there: int, output: Path, licence: str | None) -> list[str]:

@@ -35,18 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from rank_k.distil.recipes import read_recipe
+    from rank_k.distil.train import Run, is_first, train
 
     recipe = read_recipe(args.recipe)
-    if not args.quiet or args.estimate:
+    if is_first() and (not args.quiet or args.estimate):
         print("\n".join(_announced(recipe)), file=sys.stderr)
     if args.estimate:
         return 0
-    from rank_k.distil.train import Run, train
-
     told = (lambda line: None) if args.quiet else _say
     run = Run(args.data, recipe, args.output, args.heldout, args.max_steps, args.time_limit)
     trained = train(run, told)
     left_out = f"; {trained.too_long:,} longer than {recipe.training.max_length} tokens left out"
+    if not is_first():
+        return 0
     print(
         f"{args.output}: {trained.steps:,} steps in {trained.seconds:.0f} s on {trained.rows:,} rows"
         f"{left_out if trained.too_long else ''}",
