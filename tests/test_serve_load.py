@@ -13,11 +13,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from rank_k import Journal, Reranker
+from rank_k.serve import desk
 from rank_k.serve.admission import Admission
 from rank_k.serve.refusals import Refusal
 from rank_k.serve.rules import Doors, Limits
@@ -147,6 +149,58 @@ def test_who_leaves_the_queue_leaves_no_gap() -> None:
     asyncio.run(main())
 
 
+def test_who_leaves_the_queue_as_a_turn_ends_harms_nobody() -> None:
+    """Cancelled, its task has not run yet when the place that it waited for becomes free."""
+
+    async def main() -> None:
+        admission = Admission(Limits(running=1, queue=4, per_client=4))
+        async with admission.turn("a"):
+            leaving, staying = (asyncio.create_task(_hold(admission, "b", 0)) for _ in range(2))
+            await asyncio.sleep(0)
+            leaving.cancel()
+        await asyncio.wait_for(staying, 1)
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert (admission.running, admission.waiting) == (0, 0)
+        await asyncio.wait_for(admission.idle(), 1)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_however_clients_come_and_leave_no_place_is_lost(seed: int) -> None:
+    """Some moves come in the same step of the loop as the one before, some in the next."""
+    random = Random(seed)
+
+    async def work(admission: Admission, client: str, over: asyncio.Event) -> None:
+        async with admission.turn(client):
+            await over.wait()
+
+    async def main() -> None:
+        admission = Admission(Limits(running=2, queue=6, per_client=1))
+        came: list[tuple[asyncio.Task[None], asyncio.Event]] = []
+        for _ in range(500):
+            move, there = random.choice(("come", "leave", "finish")), [pair for pair in came if not pair[0].done()]
+            if move == "come" or not there:
+                over = asyncio.Event()
+                came.append((asyncio.create_task(work(admission, random.choice("abc"), over)), over))
+            elif move == "leave":
+                random.choice(there)[0].cancel()
+            else:
+                random.choice(there)[1].set()
+            if random.random() < 0.5:
+                await asyncio.sleep(0)
+            assert admission.running <= 2
+        for _, over in came:
+            over.set()
+        await asyncio.wait_for(asyncio.gather(*(task for task, _ in came), return_exceptions=True), 2)
+        assert all(task.cancelled() or isinstance(task.exception(), Refusal | None) for task, _ in came)
+        assert (admission.running, admission.waiting) == (0, 0)
+        await asyncio.wait_for(admission.idle(), 1)
+
+    asyncio.run(main())
+
+
 def test_closing_turns_away_who_waits_and_who_comes() -> None:
     async def main() -> None:
         admission = Admission(Limits(running=1, queue=4, per_client=4))
@@ -167,6 +221,17 @@ def test_closing_turns_away_who_waits_and_who_comes() -> None:
 async def _hold(admission: Admission, client: str, seconds: float) -> None:
     async with admission.turn(client):
         await asyncio.sleep(seconds)
+
+
+def test_stopping_ends_though_a_place_is_never_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk, "_LEAVING", 0.05)
+
+    async def main() -> None:
+        of_nobody = desk.Desk(None, Limits(grace_seconds=0.05))
+        async with of_nobody.admission.turn("a"):
+            await asyncio.wait_for(of_nobody.stop(), 5)
+
+    asyncio.run(main())
 
 
 # --- clients that leave ---

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,8 @@ from rank_k.serve.metrics import Metrics
 from rank_k.serve.refusals import Refusal, invalid, of_error, stopping
 from rank_k.serve.requests import Wanted
 from rank_k.serve.rules import Limits
+
+_LEAVING = 5.0  # seconds that work which was ended has to clean up in: stopping must come to an end
 
 
 class Audience(Protocol):
@@ -106,10 +108,16 @@ class Desk:
             async with asyncio.timeout(self.limits.grace_seconds):
                 await self.admission.idle()
         except TimeoutError:
-            self._cut_short = True
-            for work in self._work:
-                work.cancel()
-            await self.admission.idle()
+            self.cut_short()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LEAVING):
+                    await self.admission.idle()
+
+    def cut_short(self) -> None:
+        """End what is under way now: who waits for it is refused."""
+        self._cut_short = True
+        for work in self._work:
+            work.cancel()
 
     def failed(self, error: Exception) -> Refusal:
         """What a client is told of `error`, which `on_error` hears of in full."""
