@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -278,6 +280,17 @@ def test_a_deadline_gets_the_best_so_far(loopback: StartLoopback) -> None:
         answer = server.rerank(THREE, deadline_seconds=0.3)
     assert (answer.status, answer.indices, answer.json["finished"]) == (200, [0, 1, 2], False)
     assert "deadline" in answer.json["meta"]["warnings"][0]
+
+
+def test_a_deadline_covers_getting_to_know_the_model() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        with served(Reranker("m", server=url)) as server:
+            started = time.monotonic()
+            for fields in ({}, {"think": "off"}):
+                answer = server.rerank(THREE, deadline_seconds=0.3, **fields)
+                assert (answer.status, answer.indices, answer.json["finished"]) == (200, [0, 1, 2], False)
+            assert time.monotonic() - started < 10
 
 
 def test_clients_that_name_no_deadline_get_the_servers(loopback: StartLoopback) -> None:

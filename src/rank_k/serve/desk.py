@@ -14,12 +14,11 @@ from typing import Any, Protocol
 
 from rank_k.ask import Asked
 from rank_k.errors import InputError, RankKError
-from rank_k.hits import RankedHits
+from rank_k.hits import RankedHits, as_they_came
 from rank_k.models.base import Delta, RanksBy
 from rank_k.records import Ranking, Window
 from rank_k.reranker import Reranker
 from rank_k.serve.admission import Admission
-from rank_k.serve.answers import unchanged
 from rank_k.serve.metrics import Metrics
 from rank_k.serve.refusals import Refusal, invalid, of_error, stopping
 from rank_k.serve.requests import Wanted
@@ -92,7 +91,7 @@ class Desk:
                 async with asyncio.timeout(seconds):
                     await stack.enter_async_context(self.admission.turn(client))
             except TimeoutError:
-                hits = unchanged(wanted)
+                hits = as_they_came(wanted.documents)
             else:
                 hits = await self._finished_or_refused(reranker, wanted, ends, name, audience)
         self.metrics.ranked(hits)
