@@ -321,6 +321,15 @@ def test_at_the_deadline_the_best_so_far_comes(loopback: StartLoopback) -> None:
     until(was_cancelled(model), "the model works for nobody")
 
 
+def test_documents_beyond_the_depth_are_noted() -> None:
+    with served(Reranker(ScriptedModel(tied), depth=5), make=make_mcp_app) as server:
+        result = call(server, query="q", documents=[f"text {i}" for i in range(9)], top_n=1)
+    assert texts(result)[0].splitlines()[1:] == [
+        "1. index 4: text 4",
+        "Note: only the first 5 of 9 documents were compared: see --depth.",
+    ]
+
+
 def test_too_many_are_told_to_come_again(loopback: StartLoopback) -> None:
     model = loopback(first_token=1.0)
 

@@ -114,6 +114,16 @@ def test_what_the_server_says_no_to_is_told(browser: Browser) -> None:
         assert_in_order(page)
 
 
+def test_what_a_ranking_is_not_to_be_trusted_for_is_told(browser: Browser) -> None:
+    reranker = Reranker(ThinkingAloud(), depth=2)
+    with served(reranker) as running, visited(browser, f"{running.url}/") as page:
+        page.fill("#query", "more than are compared")
+        page.fill("#passages", "one\ntwo\nthree")
+        page.click("#go")
+        expect(page.locator("#status")).to_contain_text("only the first 2 of 3 documents were compared")
+        assert_in_order(page)
+
+
 def test_a_key_is_asked_for_once_and_never_put_into_an_address(browser: Browser) -> None:
     with served(Reranker(ThinkingAloud()), doors=Doors(keys=(KEY,))) as running:
         asked: list[str] = []

@@ -137,7 +137,7 @@ def test_what_lies_beyond_the_depth_follows_as_it_is_and_is_not_shown() -> None:
     model = ScriptedModel(["[5] > [4] > [3] > [2] > [1]"])
     with Reranker(model, depth=5) as reranker:
         hits = reranker.rank("q", [f"text-{i}" for i in range(9)])
-    assert [hit.index for hit in hits] == [4, 3, 2, 1, 0, 5, 6, 7, 8]
+    assert ([hit.index for hit in hits], hits.beyond) == ([4, 3, 2, 1, 0, 5, 6, 7, 8], 4)
     [request] = model.history
     assert "text-4" in request.messages[-1].content
     assert "text-5" not in request.messages[-1].content

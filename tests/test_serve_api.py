@@ -66,6 +66,15 @@ def test_top_n_none_or_zero_means_all(server: Served, top_n: Any, count: int) ->
     assert server.rerank(THREE, top_n=top_n).indices == [1, 0, 2][:count]
 
 
+@pytest.mark.parametrize("count", [5, 9])
+def test_documents_beyond_the_depth_are_warned_of(count: int) -> None:
+    with served(Reranker(ScriptedModel(second_first), depth=5)) as shallow:
+        answer = shallow.rerank([f"text {i}" for i in range(count)], top_n=3)
+    assert answer.indices == [1, 0, 2]
+    warnings = ["only the first 5 of 9 documents were compared: see --depth"] if count == 9 else []
+    assert answer.json["meta"]["warnings"] == warnings
+
+
 def test_documents_come_back_as_objects_with_a_text_where_asked(server: Served) -> None:
     answer = server.rerank(["one", {"text": "two", "id": 7}, {"text": "three"}], return_documents=True)
     assert [result["document"] for result in answer.json["results"]] == [{"text": t} for t in ("two", "one", "three")]

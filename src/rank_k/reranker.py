@@ -396,6 +396,7 @@ class Reranker:
             dict(tally.repairs),
             tally.unranked_windows,
             result.finished,
+            len(tail),
         )
 
 

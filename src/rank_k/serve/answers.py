@@ -67,4 +67,7 @@ def warnings_of(hits: RankedHits) -> list[str]:
         found.append("the deadline came first: this is the best ranking so far")
     if hits.unranked:
         found.append(f"{hits.unranked} windows had no usable answer and kept their order")
+    if hits.beyond:
+        compared = len(hits) - hits.beyond
+        found.append(f"only the first {compared} of {len(hits)} documents were compared: see --depth")
     return found
