@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 
 from rank_k import Reranker, ScriptedModel
-from rank_k.errors import InputError, ModelError, Overloaded, QueryTooLong, Refused, ServerFault, Unreachable
+from rank_k.errors import (
+    InputError,
+    JournalError,
+    ModelError,
+    Overloaded,
+    QueryTooLong,
+    Refused,
+    ServerFault,
+    Unreachable,
+)
 from rank_k.models.base import Abilities, Reply, Request, Usage
 from rank_k.models.retries import Retries
 from rank_k.serve.rules import Limits
@@ -263,6 +272,17 @@ def test_an_error_of_the_model_is_told_without_its_insides(error: Exception, sta
         for secret in ("inner-host", "sk-secret", "Traceback", "ValueError"):
             assert secret.encode() not in answer.raw
     assert len(server.errors) == 2, "who runs the server hears of it"
+
+
+def test_an_answer_that_cannot_be_kept_is_not_taken_for_a_fault_of_ours() -> None:
+    reranker = Reranker(ScriptedModel(second_first))
+    with served(reranker) as server:
+        assert server.rerank(THREE, query="before").status == 200
+        reranker.journal._db.execute("PRAGMA query_only = ON")  # as if the disk were full
+        answers = [server.rerank(THREE), server.rerank(THREE, stream=True)]
+    for answer in answers:
+        assert (answer.status, answer.json["message"]) == (507, "the answer could not be kept")
+    assert [type(error) for error in server.errors] == [JournalError] * 2
 
 
 def test_an_error_in_mid_stream_is_an_event() -> None:

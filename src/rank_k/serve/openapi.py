@@ -139,6 +139,7 @@ _REFUSALS = {
     "502": "the model cannot be had",
     "503": "the server is stopping, or the model's is overloaded",
     "504": "the model did not answer in time",
+    "507": "the answer could not be kept",
 }
 
 
