@@ -17,6 +17,7 @@ from rank_k.errors import InputError
 from rank_k.models.base import Request
 from rank_k.serve.rules import Doors, Limits, check_doors
 from rank_k.serve.run import bound
+from tests.conftest import StartLoopback
 from tests.serving import Answer, Served, command, served
 
 THREE = ["one", "two", "three"]
@@ -394,6 +395,25 @@ def test_an_address_from_a_variable_needs_a_key_like_any_other(
         monkeypatch.setenv("RANK_K_CLIENT_KEYS", key)
     assert main(["serve", *NOBODY]) == 2
     assert "anybody who reaches 0.0.0.0 could spend your model's time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["serve", "mcp"])
+def test_what_is_amiss_with_the_models_key_is_not_said_of_the_clients(
+    loopback: StartLoopback, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    monkeypatch.setenv("RANK_K_API_KEY", "sk-wrong")
+    for options, told in (
+        (("--server", loopback(api_key="sk-right").url), "(of serve and mcp: --server-key-env)"),
+        (("--server", "http://user:sk@localhost/v1"), "(of serve and mcp: --server-key-env)"),
+        ((*NOBODY, "--server-key-env", "UNSET"), "leave --server-key-env out"),
+        ((*NOBODY, "--server-key-env", KEY), "--server-key-env takes the name of a variable"),
+    ):
+        assert main([verb, *options]) == 2
+        err = capsys.readouterr().err
+        assert (told in err, KEY in err, err.count("\n")) == (True, False, 1), err
+    if verb == "serve":
+        assert main([verb, *NOBODY, "--api-key-env", "UNSET"]) == 2
+        assert "leave --api-key-env out" in capsys.readouterr().err
 
 
 def received(sock: socket.socket) -> bytes:
