@@ -131,7 +131,8 @@ def test_off_loopback_a_key_is_needed_or_a_word() -> None:
 
 def test_an_address_that_cannot_be_had_is_told(server: Served) -> None:
     assert server.desk is not None
-    for host, port in (server.address, ("no.such.host.invalid", 0), ("203.0.113.9", 0)):
+    elsewhere = ["no.such.host.invalid", "203.0.113.9", "a..b", "a" * 64]
+    for host, port in (server.address, *((host, 0) for host in elsewhere)):
         with pytest.raises(InputError, match="cannot listen"):
             bound(server.desk, Doors(host), port)
 

@@ -352,8 +352,9 @@ def base_url(url: str) -> str:
     """`url` in one spelling, ending in `/v1` unless it has a path of its own. Raises `InputError`."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port out of range, half an IPv6 address
+        name = (parts.hostname or "").encode("idna")  # as it will be looked up
+        usable = parts.scheme in ("http", "https") and bool(name) and parts.port != 0
+    except ValueError:  # a port out of range, half an IPv6 address, a name with a part that is empty or too long
         usable = False
     if not usable:
         raise InputError(f"{url!r} is no server address", "write it like http://localhost:8000/v1")

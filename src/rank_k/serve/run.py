@@ -91,8 +91,8 @@ def _listening(host: str, port: int) -> socket.socket:
         except OSError:
             sock.close()
             raise
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = "no name of a host" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
         raise InputError(f"cannot listen on {host} port {port}: {reason}", "give another --host or --port") from error
     return sock
 
