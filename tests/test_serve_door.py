@@ -59,7 +59,10 @@ def everybody_else_is_still_served(request: pytest.FixtureRequest) -> Iterator[N
 # --- names, origins, keys ---
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8787", "127.0.0.1:1", "[::1]:9"])
+OWN_NAMES = ["localhost", "LOCALHOST:8787", "localhost.", "localhost.:1", "127.0.0.1:1", "[::1]:9"]
+
+
+@pytest.mark.parametrize("host", OWN_NAMES)
 def test_it_answers_to_its_own_names(server: Served, host: str) -> None:
     assert server.get("/health", Host=host).status == 200
 
@@ -127,6 +130,30 @@ def test_off_loopback_a_key_is_needed_or_a_word() -> None:
         check_doors(Doors(host, keys=(KEY,)), insecure=False)
     for host in ("127.0.0.1", "::1", "localhost", "127.0.0.2"):
         check_doors(Doors(host), insecure=False)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "origins"),
+    [
+        *(({name}, ()) for name in ("rerank.internal:80", "http://rerank.internal", "a/b", "[fe80::1]", "", "*")),
+        *(((), {origin}) for origin in ("app.example.com", "null", f"{PAGE}/path", f"{PAGE}:443", "https://", "*", "")),
+    ],
+)
+def test_what_nobody_can_come_by_is_refused(hosts: set[str], origins: set[str]) -> None:
+    with pytest.raises(InputError, match="--allow-origin" if origins else "--allow-host"):
+        check_doors(Doors(hosts=frozenset(hosts), origins=frozenset(origins)), insecure=False)
+
+
+def test_names_and_origins_that_are_spelt_otherwise_are_known() -> None:
+    hosts = frozenset({"Rerank.Internal.", "fe80::1", "10.0.0.7"})
+    origins = frozenset({f"{PAGE}/", "http://LOCALHOST:3000", "chrome-extension://abcdef"})
+    doors = Doors(hosts=hosts, origins=origins)
+    check_doors(doors, insecure=False)
+    with served(Reranker(ScriptedModel(reversed_order)), doors=doors) as server:
+        for host in ("rerank.internal", "RERANK.internal.:80", "[fe80::1]:8787", "10.0.0.7"):
+            assert server.get("/health", Host=host).status == 200
+        for origin in (PAGE, "http://localhost:3000", "chrome-extension://abcdef"):
+            assert server.get("/health", Origin=origin).status == 200
 
 
 def test_an_address_that_cannot_be_had_is_told(server: Served) -> None:
