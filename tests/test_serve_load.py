@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import signal
 import socket
@@ -308,6 +309,44 @@ def test_told_to_stop_it_finishes_what_is_under_way(loopback: StartLoopback, nam
         code, _, err = running.end()
     assert (code, err.strip()) == (0, "rank-k serve: stopped")
     assert len(model.calls) == 1
+
+
+def test_while_it_stops_it_takes_no_connection_and_none_is_kept_open(loopback: StartLoopback) -> None:
+    model = loopback(first_token=2.0)
+    with command("--server", model.url) as running, ThreadPoolExecutor(1) as pool:
+        kept = http.client.HTTPConnection(*running.served.address, timeout=30)
+        with closing(kept):
+            kept.request("GET", "/health")
+            assert kept.getresponse().read() == b'{"status":"ok"}'
+            first = pool.submit(running.served.rerank, marked(1))
+            until(is_asked(model), "nothing is asked")
+            running.signal(signal.SIGTERM)
+            assert kept.sock.recv(1) == b"", "it is closed"
+            with pytest.raises(ConnectionRefusedError):
+                running.served.get("/health")
+            assert not first.done()
+        assert first.result().status == 200
+
+
+def test_told_twice_it_leaves_at_once_and_says_so(loopback: StartLoopback) -> None:
+    model = loopback(**STUCK)
+    with command("--server", model.url, "--grace", "60") as running, ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(running.served.rerank, marked(1), stream=stream) for stream in (False, True)]
+        until(is_asked(model), "nothing is asked")
+        with running.served.connect() as dripping:
+            dripping.sendall(
+                b"POST /v2/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 9\r\n\r\n{"
+            )
+            time.sleep(0.5)
+            running.signal(signal.SIGINT)
+            time.sleep(0.5)
+            assert running.process.poll() is None, "once, it has patience"
+            running.signal(signal.SIGINT)
+            code, _, err = running.end(15)
+        assert (code, err.strip()) == (0, "rank-k serve: stopped")
+        assert (answers[0].result().status, answers[0].result().json["message"]) == (503, "the server is stopping")
+        assert answers[1].result().events[-1][1]["message"] == "the server is stopping"
 
 
 def test_what_does_not_finish_in_time_is_cut_short_and_the_rest_is_journalled(
