@@ -207,6 +207,12 @@ def test_a_server_that_ranks_by_likelihood_offers_no_thought(browser: Browser, t
 # --- Runs ---
 
 
+def choose_the_job(page: Page) -> None:
+    """And wait for its queries: others may be shown until then."""
+    page.select_option("#run", label=page.locator("#run option", has_text="out.trec").inner_text())
+    expect(page.locator("#place")).to_have_text("1–50 of 60")
+
+
 @look
 def test_a_run_is_looked_through_by_keyboard_alone(
     browser: Browser, server: Served, tmp_path: Path, size: str, theme: Theme
@@ -269,7 +275,7 @@ def test_a_run_is_looked_through_by_keyboard_alone(
 
 def test_a_pointer_follows_a_line(browser: Browser, server: Served) -> None:
     with visited(browser, f"{server.url}/runs") as page:
-        page.select_option("#run", label=page.locator("#run option", has_text="out.trec").inner_text())
+        choose_the_job(page)
         page.click("#queries tr:nth-child(1) a")
         box = page.locator(".chart .line circle").last.bounding_box()
         assert box is not None
@@ -282,7 +288,7 @@ def test_a_pointer_follows_a_line(browser: Browser, server: Served) -> None:
 
 def test_a_long_list_is_shown_in_part_and_then_whole(browser: Browser, server: Served) -> None:
     with visited(browser, f"{server.url}/runs") as page:
-        page.select_option("#run", label=page.locator("#run option", has_text="out.trec").inner_text())
+        choose_the_job(page)
         page.click("#queries tr:nth-child(2) a")
         expect(page.locator("#ranking li")).to_have_count(26)
         expect(page.locator("#ranking .below")).to_have_text("and 5 more below")
@@ -292,7 +298,7 @@ def test_a_long_list_is_shown_in_part_and_then_whole(browser: Browser, server: S
 
 def test_a_query_opens_a_second_time(browser: Browser, server: Served) -> None:
     with visited(browser, f"{server.url}/runs") as page:
-        page.select_option("#run", label=page.locator("#run option", has_text="out.trec").inner_text())
+        choose_the_job(page)
         for _ in range(2):
             page.click("#queries tr:nth-child(2) a")
             expect(page.locator("#text")).to_be_visible()
@@ -329,8 +335,7 @@ def test_the_oldest_of_many_runs_is_found_and_one_that_is_not_there_is_missed(br
 
 def test_words_that_queries_are_not_searched_for_do_not_stay_in_the_box(browser: Browser, server: Served) -> None:
     with visited(browser, f"{server.url}/runs") as page:
-        job = page.locator("#run option", has_text="out.trec")
-        page.select_option("#run", label=job.inner_text())
+        choose_the_job(page)
         page.fill("#find", "zeta 7")
         page.press("#find", "Enter")
         expect(page.locator("#queries tr")).to_have_count(1)
