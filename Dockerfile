@@ -31,7 +31,7 @@ WORKDIR /var/lib/rank-k
 USER 10001:10001
 EXPOSE 8787
 STOPSIGNAL SIGTERM
-# No proxy is asked, whatever the environment says, and 503 (the server stops) is not healthy.
+# No proxy is asked, whatever the environment says. A server that stops takes no connection, which is not healthy.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=2m \
     CMD ["python", "-c", "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8787, timeout=4); c.request('GET', '/health'); raise SystemExit(c.getresponse().status != 200)"]
 ENTRYPOINT ["rank-k"]

@@ -14,6 +14,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -288,7 +289,7 @@ def test_readers_see_what_a_writer_keeps_and_cannot_write(path: Path) -> None:
     reader = Journal(path, read_only=True)
     writer.keep("k", "m", "ask", {}, a_reply())
     assert reader.reply("k") == a_reply()
-    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with pytest.raises(JournalError, match="readonly"):
         reader.keep("l", "m", "ask", {}, a_reply())
     reader.close()
     writer.close()
@@ -355,6 +356,15 @@ def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="unable to open"):
         Journal(tmp_path / "missing.sqlite", read_only=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_kept_is_told(path: Path) -> None:
+    for journal, name in ((Journal(path), str(path)), (Journal(), "the temporary journal")):
+        with closing(journal):
+            journal._db.execute("PRAGMA max_page_count = 1")  # it is full as it is
+            with pytest.raises(JournalError, match=f"{name} cannot be used: .* full; give another file"):
+                journal.keep("k", "m", "ask", {}, a_reply("long " * 10_000))
+            assert journal.reply("k") is None, "and it goes on"
 
 
 # --- migrations ------------------------------------------------------------------------------------

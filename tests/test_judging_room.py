@@ -416,9 +416,13 @@ def test_judging_needs_no_model(folder: Path) -> None:
         (["--compare", "good.trec", "bad.trec", "--judgments", "said.jsonl"], "--queries is missing"),
         (["--compare", "good.trec", "bad.trec", "--judgments", "qrels", *FILES], "qrels"),
         (["--compare", "good.trec", "bad.trec", "--judgments", "corpus.jsonl", *FILES], "would replace a file"),
-        (["--compare", "good.trec", "good.trec", "--judgments", "said.jsonl", *FILES], "one run has nothing"),
+        (["--compare", "good.trec", "./good.trec", "--judgments", "said.jsonl", *FILES], "names good.trec twice"),
         (["--compare", "good.trec", "no.trec", "--judgments", "said.jsonl", *FILES], "no.trec"),
         (["--compare", "good.trec", "bad.trec", "--qrels", "nowhere"], "nowhere"),
+        (["--compare", "good.trec", "no.trec", "--qrels", "qrels"], "no.trec: no such file"),
+        (["--compare", "good.trec", ".", "--qrels", "qrels"], ".: a directory"),
+        (["--compare", "good.trec", "bad.trec", "good.trec", "--qrels", "qrels"], "names good.trec twice"),
+        (["--compare", "good.trec", "--qrels", "qrels", "--queries", "nowhere"], "nowhere"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_served(

@@ -17,6 +17,7 @@ from mcp.shared._httpx_utils import create_mcp_http_client
 from mcp.types import CallToolResult, TextContent
 
 from rank_k import Reranker, ScriptedModel
+from rank_k.errors import JournalError
 from rank_k.models.base import Request
 from rank_k.models.retries import Retries
 from rank_k.serve.mcp import input_schema, wanted_by
@@ -319,6 +320,23 @@ def test_at_the_deadline_the_best_so_far_comes(loopback: StartLoopback) -> None:
     assert result.structured_content["finished"] is False
     assert texts(result)[0].endswith("Note: the deadline came first: this is the best ranking so far.")
     until(was_cancelled(model), "the model works for nobody")
+
+
+def test_an_answer_that_cannot_be_kept_is_told_in_a_line() -> None:
+    reranker = Reranker(ScriptedModel(tied))
+    reranker.journal._db.execute("PRAGMA query_only = ON")  # as if the disk were full
+    with served(reranker, make=make_mcp_app) as server:
+        assert refused(call(server, query="q", documents=["one", "two"])) == "the answer could not be kept"
+        assert [type(error) for error in server.errors] == [JournalError]
+
+
+def test_documents_beyond_the_depth_are_noted() -> None:
+    with served(Reranker(ScriptedModel(tied), depth=5), make=make_mcp_app) as server:
+        result = call(server, query="q", documents=[f"text {i}" for i in range(9)], top_n=1)
+    assert texts(result)[0].splitlines()[1:] == [
+        "1. index 4: text 4",
+        "Note: only the first 5 of 9 documents were compared: see --depth.",
+    ]
 
 
 def test_too_many_are_told_to_come_again(loopback: StartLoopback) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from rank_k import Reranker, ScriptedModel
+from rank_k.journal import Journal
 from rank_k.models.base import Abilities, Reply, Request, Usage
 from rank_k.serve.rules import Doors
 from tests.browsing import CHROMIUM, LOOKS, Theme, a_browser, assert_in_order, tabbed_to, visited
@@ -114,6 +116,16 @@ def test_what_the_server_says_no_to_is_told(browser: Browser) -> None:
         assert_in_order(page)
 
 
+def test_what_a_ranking_is_not_to_be_trusted_for_is_told(browser: Browser) -> None:
+    reranker = Reranker(ThinkingAloud(), depth=2)
+    with served(reranker) as running, visited(browser, f"{running.url}/") as page:
+        page.fill("#query", "more than are compared")
+        page.fill("#passages", "one\ntwo\nthree")
+        page.click("#go")
+        expect(page.locator("#status")).to_contain_text("only the first 2 of 3 documents were compared")
+        assert_in_order(page)
+
+
 def test_a_key_is_asked_for_once_and_never_put_into_an_address(browser: Browser) -> None:
     with served(Reranker(ThinkingAloud()), doors=Doors(keys=(KEY,))) as running:
         asked: list[str] = []
@@ -195,6 +207,12 @@ def test_a_server_that_ranks_by_likelihood_offers_no_thought(browser: Browser, t
 # --- Runs ---
 
 
+def choose_the_job(page: Page) -> None:
+    """And wait for its queries: others may be shown until then."""
+    page.select_option("#run", label=page.locator("#run option", has_text="out.trec").inner_text())
+    expect(page.locator("#place")).to_have_text("1–50 of 60")
+
+
 @look
 def test_a_run_is_looked_through_by_keyboard_alone(
     browser: Browser, server: Served, tmp_path: Path, size: str, theme: Theme
@@ -257,7 +275,7 @@ def test_a_run_is_looked_through_by_keyboard_alone(
 
 def test_a_pointer_follows_a_line(browser: Browser, server: Served) -> None:
     with visited(browser, f"{server.url}/runs") as page:
-        page.select_option("#run", label=page.locator("#run option", has_text="out.trec").inner_text())
+        choose_the_job(page)
         page.click("#queries tr:nth-child(1) a")
         box = page.locator(".chart .line circle").last.bounding_box()
         assert box is not None
@@ -270,12 +288,61 @@ def test_a_pointer_follows_a_line(browser: Browser, server: Served) -> None:
 
 def test_a_long_list_is_shown_in_part_and_then_whole(browser: Browser, server: Served) -> None:
     with visited(browser, f"{server.url}/runs") as page:
-        page.select_option("#run", label=page.locator("#run option", has_text="out.trec").inner_text())
+        choose_the_job(page)
         page.click("#queries tr:nth-child(2) a")
         expect(page.locator("#ranking li")).to_have_count(26)
         expect(page.locator("#ranking .below")).to_have_text("and 5 more below")
         page.click("#all")
         expect(page.locator("#ranking li")).to_have_count(30)
+
+
+def test_a_query_opens_a_second_time(browser: Browser, server: Served) -> None:
+    with visited(browser, f"{server.url}/runs") as page:
+        choose_the_job(page)
+        for _ in range(2):
+            page.click("#queries tr:nth-child(2) a")
+            expect(page.locator("#text")).to_be_visible()
+            expect(page.locator("#list")).to_be_hidden()
+            page.click("#up")
+            expect(page.locator("#queries")).to_be_visible()
+            expect(page.locator("#one")).to_be_hidden()
+
+
+def test_the_oldest_of_many_runs_is_found_and_one_that_is_not_there_is_missed(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "j.sqlite"
+    oldest = filled(path, 1)
+    with closing(Journal(path)) as journal:
+        for number in range(120):
+            journal.begin_run({"output": f"later-{number}.trec"})
+    with served(None, journal=path) as running, visited(browser, f"{running.url}/runs#run={oldest}") as page:
+        chosen = page.locator("#run option:checked")
+        expect(page.locator("#queries tr")).to_have_count(1)
+        expect(chosen).to_contain_text("out.trec")
+        expect(page.locator("#run option")).to_have_count(121)
+        with closing(Journal(path)) as journal:
+            journal.begin_run({"output": "latest.trec"})
+        page.select_option("#run", label=page.locator("#run option", has_text="later-0.trec").inner_text())
+        expect(page.locator("#none")).to_be_visible()
+        expect(chosen).to_contain_text("later-0.trec")
+        expect(page.locator("#run option")).to_have_count(122)
+        page.evaluate("location.hash = '#run=nowhere'")
+        expect(page.locator("#silent")).to_contain_text("no such run")
+        expect(page.locator("#found")).to_be_hidden()
+        assert_in_order(page)
+        page.click("#silent a")
+        expect(chosen).to_contain_text("latest.trec")
+
+
+def test_words_that_queries_are_not_searched_for_do_not_stay_in_the_box(browser: Browser, server: Served) -> None:
+    with visited(browser, f"{server.url}/runs") as page:
+        choose_the_job(page)
+        page.fill("#find", "zeta 7")
+        page.press("#find", "Enter")
+        expect(page.locator("#queries tr")).to_have_count(1)
+        page.click("#queries a")
+        page.click("#up")
+        expect(page.locator("#queries tr")).to_have_count(50)
+        expect(page.locator("#find")).to_have_value("")
 
 
 def test_hebrew_runs_from_right_to_left(browser: Browser) -> None:

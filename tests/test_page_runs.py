@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 import pytest
 
 from rank_k import Reranker, ScriptedModel
+from rank_k.errors import JournalError
 from rank_k.journal import Journal
 from rank_k.models.base import Abilities, Reply, Request, Usage
 from rank_k.prompt import passages_in, shipped_template
@@ -204,7 +205,7 @@ def test_looking_changes_nothing(path: Path) -> None:
 
 def test_the_file_is_opened_so_that_it_cannot_be_written(path: Path) -> None:
     filled(path, 1)
-    with closing(Journal(path, read_only=True)) as journal, pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with closing(Journal(path, read_only=True)) as journal, pytest.raises(JournalError, match="readonly"):
         journal.keep_query("r", 0, "q", "text")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -136,7 +137,7 @@ def test_what_lies_beyond_the_depth_follows_as_it_is_and_is_not_shown() -> None:
     model = ScriptedModel(["[5] > [4] > [3] > [2] > [1]"])
     with Reranker(model, depth=5) as reranker:
         hits = reranker.rank("q", [f"text-{i}" for i in range(9)])
-    assert [hit.index for hit in hits] == [4, 3, 2, 1, 0, 5, 6, 7, 8]
+    assert ([hit.index for hit in hits], hits.beyond) == ([4, 3, 2, 1, 0, 5, 6, 7, 8], 4)
     [request] = model.history
     assert "text-4" in request.messages[-1].content
     assert "text-5" not in request.messages[-1].content
@@ -180,6 +181,40 @@ def test_when_time_is_up_every_query_has_its_best_so_far(loopback: StartLoopback
         assert reranker.tally.unfinished == list(DATA.run)
         hits = reranker.rank("q", texts("Q00"), max_seconds=0.1)
         assert (hits.finished, [hit.index for hit in hits]) == (False, list(range(30)))
+
+
+def test_time_that_getting_to_know_the_model_takes_counts(loopback: StartLoopback) -> None:
+    """Whether it accepts and is silent, or is asked what it makes of being told not to think."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, Reranker("m", server=_url(silent)) as reranker:
+        started = time.monotonic()
+        hits = reranker.rank("q", ["a", "b"], max_seconds=0.2)
+        assert (hits.finished, [(hit.index, hit.text) for hit in hits]) == (False, [(0, "a"), (1, "b")])
+        results = list(reranker.rerank(DATA.run, QUERIES, DATA.passages, max_seconds=0.2))
+        assert [(r.query_id, r.finished) for r in results] == [(query_id, False) for query_id in DATA.run]
+        assert time.monotonic() - started < 10
+    server = loopback(abilities="raw continue grammar budget", first_token=1.0)
+    with Reranker(server=server.url) as reranker:
+        reranker.prepare()
+        for think in ("off", "auto"):
+            assert not reranker.rank("q", ["a", "b"], think=think, max_seconds=0.2).finished
+        assert len(server.calls) == 1, "one question for all"
+        assert reranker.rank("q", ["mark:a-G1 x", "mark:b-G2 y"], think="off", max_seconds=30).finished
+        assert len(server.calls) == 3, "it went on, and its answer counts; beside it, whether grammars are taken"
+
+
+def test_a_model_that_says_that_it_timed_out_has_not_met_our_deadline() -> None:
+    class Slow(ScriptedModel):
+        async def prepare(self) -> None:
+            raise TimeoutError("somewhere within")
+
+    with Reranker(Slow([])) as reranker:
+        for seconds in (None, 60):
+            with pytest.raises(TimeoutError, match="somewhere within"):
+                reranker.rank("q", ["a", "b"], max_seconds=seconds)
+
+
+def _url(listening: socket.socket) -> str:
+    return f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
 
 
 def test_leaving_early_cancels_what_was_under_way(loopback: StartLoopback) -> None:

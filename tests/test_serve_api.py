@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from rank_k import Reranker, ScriptedModel
-from rank_k.errors import InputError, ModelError, Overloaded, QueryTooLong, Refused, ServerFault, Unreachable
+from rank_k.errors import (
+    InputError,
+    JournalError,
+    ModelError,
+    Overloaded,
+    QueryTooLong,
+    Refused,
+    ServerFault,
+    Unreachable,
+)
 from rank_k.models.base import Abilities, Reply, Request, Usage
 from rank_k.models.retries import Retries
 from rank_k.serve.rules import Limits
@@ -62,6 +73,15 @@ def test_results_are_sorted_and_scored_by_rank(server: Served, path: str) -> Non
 @pytest.mark.parametrize(("top_n", "count"), [(None, 3), (0, 3), (1, 1), (2.0, 2), (3, 3), (99, 3)])
 def test_top_n_none_or_zero_means_all(server: Served, top_n: Any, count: int) -> None:
     assert server.rerank(THREE, top_n=top_n).indices == [1, 0, 2][:count]
+
+
+@pytest.mark.parametrize("count", [5, 9])
+def test_documents_beyond_the_depth_are_warned_of(count: int) -> None:
+    with served(Reranker(ScriptedModel(second_first), depth=5)) as shallow:
+        answer = shallow.rerank([f"text {i}" for i in range(count)], top_n=3)
+    assert answer.indices == [1, 0, 2]
+    warnings = ["only the first 5 of 9 documents were compared: see --depth"] if count == 9 else []
+    assert answer.json["meta"]["warnings"] == warnings
 
 
 def test_documents_come_back_as_objects_with_a_text_where_asked(server: Served) -> None:
@@ -254,6 +274,17 @@ def test_an_error_of_the_model_is_told_without_its_insides(error: Exception, sta
     assert len(server.errors) == 2, "who runs the server hears of it"
 
 
+def test_an_answer_that_cannot_be_kept_is_not_taken_for_a_fault_of_ours() -> None:
+    reranker = Reranker(ScriptedModel(second_first))
+    with served(reranker) as server:
+        assert server.rerank(THREE, query="before").status == 200
+        reranker.journal._db.execute("PRAGMA query_only = ON")  # as if the disk were full
+        answers = [server.rerank(THREE), server.rerank(THREE, stream=True)]
+    for answer in answers:
+        assert (answer.status, answer.json["message"]) == (507, "the answer could not be kept")
+    assert [type(error) for error in server.errors] == [JournalError] * 2
+
+
 def test_an_error_in_mid_stream_is_an_event() -> None:
     script: list[str | Reply | Exception] = [" > ".join(f"[{n}]" for n in range(1, 21))]
     script.append(Refused("no", status=403))
@@ -278,6 +309,17 @@ def test_a_deadline_gets_the_best_so_far(loopback: StartLoopback) -> None:
         answer = server.rerank(THREE, deadline_seconds=0.3)
     assert (answer.status, answer.indices, answer.json["finished"]) == (200, [0, 1, 2], False)
     assert "deadline" in answer.json["meta"]["warnings"][0]
+
+
+def test_a_deadline_covers_getting_to_know_the_model() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        with served(Reranker("m", server=url)) as server:
+            started = time.monotonic()
+            for fields in ({}, {"think": "off"}):
+                answer = server.rerank(THREE, deadline_seconds=0.3, **fields)
+                assert (answer.status, answer.indices, answer.json["finished"]) == (200, [0, 1, 2], False)
+            assert time.monotonic() - started < 10
 
 
 def test_clients_that_name_no_deadline_get_the_servers(loopback: StartLoopback) -> None:

@@ -17,6 +17,7 @@ from rank_k.errors import InputError
 from rank_k.models.base import Request
 from rank_k.serve.rules import Doors, Limits, check_doors
 from rank_k.serve.run import bound
+from tests.conftest import StartLoopback
 from tests.serving import Answer, Served, command, served
 
 THREE = ["one", "two", "three"]
@@ -58,7 +59,10 @@ def everybody_else_is_still_served(request: pytest.FixtureRequest) -> Iterator[N
 # --- names, origins, keys ---
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8787", "127.0.0.1:1", "[::1]:9"])
+OWN_NAMES = ["localhost", "LOCALHOST:8787", "localhost.", "localhost.:1", "127.0.0.1:1", "[::1]:9"]
+
+
+@pytest.mark.parametrize("host", OWN_NAMES)
 def test_it_answers_to_its_own_names(server: Served, host: str) -> None:
     assert server.get("/health", Host=host).status == 200
 
@@ -128,9 +132,34 @@ def test_off_loopback_a_key_is_needed_or_a_word() -> None:
         check_doors(Doors(host), insecure=False)
 
 
+@pytest.mark.parametrize(
+    ("hosts", "origins"),
+    [
+        *(({name}, ()) for name in ("rerank.internal:80", "http://rerank.internal", "a/b", "[fe80::1]", "", "*")),
+        *(((), {origin}) for origin in ("app.example.com", "null", f"{PAGE}/path", f"{PAGE}:443", "https://", "*", "")),
+    ],
+)
+def test_what_nobody_can_come_by_is_refused(hosts: set[str], origins: set[str]) -> None:
+    with pytest.raises(InputError, match="--allow-origin" if origins else "--allow-host"):
+        check_doors(Doors(hosts=frozenset(hosts), origins=frozenset(origins)), insecure=False)
+
+
+def test_names_and_origins_that_are_spelt_otherwise_are_known() -> None:
+    hosts = frozenset({"Rerank.Internal.", "fe80::1", "10.0.0.7"})
+    origins = frozenset({f"{PAGE}/", "http://LOCALHOST:3000", "chrome-extension://abcdef"})
+    doors = Doors(hosts=hosts, origins=origins)
+    check_doors(doors, insecure=False)
+    with served(Reranker(ScriptedModel(reversed_order)), doors=doors) as server:
+        for host in ("rerank.internal", "RERANK.internal.:80", "[fe80::1]:8787", "10.0.0.7"):
+            assert server.get("/health", Host=host).status == 200
+        for origin in (PAGE, "http://localhost:3000", "chrome-extension://abcdef"):
+            assert server.get("/health", Origin=origin).status == 200
+
+
 def test_an_address_that_cannot_be_had_is_told(server: Served) -> None:
     assert server.desk is not None
-    for host, port in (server.address, ("no.such.host.invalid", 0), ("203.0.113.9", 0)):
+    elsewhere = ["no.such.host.invalid", "203.0.113.9", "a..b", "a" * 64]
+    for host, port in (server.address, *((host, 0) for host in elsewhere)):
         with pytest.raises(InputError, match="cannot listen"):
             bound(server.desk, Doors(host), port)
 
@@ -394,6 +423,25 @@ def test_an_address_from_a_variable_needs_a_key_like_any_other(
         monkeypatch.setenv("RANK_K_CLIENT_KEYS", key)
     assert main(["serve", *NOBODY]) == 2
     assert "anybody who reaches 0.0.0.0 could spend your model's time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["serve", "mcp"])
+def test_what_is_amiss_with_the_models_key_is_not_said_of_the_clients(
+    loopback: StartLoopback, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    monkeypatch.setenv("RANK_K_API_KEY", "sk-wrong")
+    for options, told in (
+        (("--server", loopback(api_key="sk-right").url), "(of serve and mcp: --server-key-env)"),
+        (("--server", "http://user:sk@localhost/v1"), "(of serve and mcp: --server-key-env)"),
+        ((*NOBODY, "--server-key-env", "UNSET"), "leave --server-key-env out"),
+        ((*NOBODY, "--server-key-env", KEY), "--server-key-env takes the name of a variable"),
+    ):
+        assert main([verb, *options]) == 2
+        err = capsys.readouterr().err
+        assert (told in err, KEY in err, err.count("\n")) == (True, False, 1), err
+    if verb == "serve":
+        assert main([verb, *NOBODY, "--api-key-env", "UNSET"]) == 2
+        assert "leave --api-key-env out" in capsys.readouterr().err
 
 
 def received(sock: socket.socket) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import signal
 import socket
@@ -13,11 +14,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from rank_k import Journal, Reranker
+from rank_k.serve import desk
 from rank_k.serve.admission import Admission
 from rank_k.serve.refusals import Refusal
 from rank_k.serve.rules import Doors, Limits
@@ -147,6 +150,58 @@ def test_who_leaves_the_queue_leaves_no_gap() -> None:
     asyncio.run(main())
 
 
+def test_who_leaves_the_queue_as_a_turn_ends_harms_nobody() -> None:
+    """Cancelled, its task has not run yet when the place that it waited for becomes free."""
+
+    async def main() -> None:
+        admission = Admission(Limits(running=1, queue=4, per_client=4))
+        async with admission.turn("a"):
+            leaving, staying = (asyncio.create_task(_hold(admission, "b", 0)) for _ in range(2))
+            await asyncio.sleep(0)
+            leaving.cancel()
+        await asyncio.wait_for(staying, 1)
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert (admission.running, admission.waiting) == (0, 0)
+        await asyncio.wait_for(admission.idle(), 1)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_however_clients_come_and_leave_no_place_is_lost(seed: int) -> None:
+    """Some moves come in the same step of the loop as the one before, some in the next."""
+    random = Random(seed)
+
+    async def work(admission: Admission, client: str, over: asyncio.Event) -> None:
+        async with admission.turn(client):
+            await over.wait()
+
+    async def main() -> None:
+        admission = Admission(Limits(running=2, queue=6, per_client=1))
+        came: list[tuple[asyncio.Task[None], asyncio.Event]] = []
+        for _ in range(500):
+            move, there = random.choice(("come", "leave", "finish")), [pair for pair in came if not pair[0].done()]
+            if move == "come" or not there:
+                over = asyncio.Event()
+                came.append((asyncio.create_task(work(admission, random.choice("abc"), over)), over))
+            elif move == "leave":
+                random.choice(there)[0].cancel()
+            else:
+                random.choice(there)[1].set()
+            if random.random() < 0.5:
+                await asyncio.sleep(0)
+            assert admission.running <= 2
+        for _, over in came:
+            over.set()
+        await asyncio.wait_for(asyncio.gather(*(task for task, _ in came), return_exceptions=True), 2)
+        assert all(task.cancelled() or isinstance(task.exception(), Refusal | None) for task, _ in came)
+        assert (admission.running, admission.waiting) == (0, 0)
+        await asyncio.wait_for(admission.idle(), 1)
+
+    asyncio.run(main())
+
+
 def test_closing_turns_away_who_waits_and_who_comes() -> None:
     async def main() -> None:
         admission = Admission(Limits(running=1, queue=4, per_client=4))
@@ -167,6 +222,17 @@ def test_closing_turns_away_who_waits_and_who_comes() -> None:
 async def _hold(admission: Admission, client: str, seconds: float) -> None:
     async with admission.turn(client):
         await asyncio.sleep(seconds)
+
+
+def test_stopping_ends_though_a_place_is_never_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk, "_LEAVING", 0.05)
+
+    async def main() -> None:
+        of_nobody = desk.Desk(None, Limits(grace_seconds=0.05))
+        async with of_nobody.admission.turn("a"):
+            await asyncio.wait_for(of_nobody.stop(), 5)
+
+    asyncio.run(main())
 
 
 # --- clients that leave ---
@@ -243,6 +309,44 @@ def test_told_to_stop_it_finishes_what_is_under_way(loopback: StartLoopback, nam
         code, _, err = running.end()
     assert (code, err.strip()) == (0, "rank-k serve: stopped")
     assert len(model.calls) == 1
+
+
+def test_while_it_stops_it_takes_no_connection_and_none_is_kept_open(loopback: StartLoopback) -> None:
+    model = loopback(first_token=2.0)
+    with command("--server", model.url) as running, ThreadPoolExecutor(1) as pool:
+        kept = http.client.HTTPConnection(*running.served.address, timeout=30)
+        with closing(kept):
+            kept.request("GET", "/health")
+            assert kept.getresponse().read() == b'{"status":"ok"}'
+            first = pool.submit(running.served.rerank, marked(1))
+            until(is_asked(model), "nothing is asked")
+            running.signal(signal.SIGTERM)
+            assert kept.sock.recv(1) == b"", "it is closed"
+            with pytest.raises(ConnectionRefusedError):
+                running.served.get("/health")
+            assert not first.done()
+        assert first.result().status == 200
+
+
+def test_told_twice_it_leaves_at_once_and_says_so(loopback: StartLoopback) -> None:
+    model = loopback(**STUCK)
+    with command("--server", model.url, "--grace", "60") as running, ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(running.served.rerank, marked(1), stream=stream) for stream in (False, True)]
+        until(is_asked(model), "nothing is asked")
+        with running.served.connect() as dripping:
+            dripping.sendall(
+                b"POST /v2/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 9\r\n\r\n{"
+            )
+            time.sleep(0.5)
+            running.signal(signal.SIGINT)
+            time.sleep(0.5)
+            assert running.process.poll() is None, "once, it has patience"
+            running.signal(signal.SIGINT)
+            code, _, err = running.end(15)
+        assert (code, err.strip()) == (0, "rank-k serve: stopped")
+        assert (answers[0].result().status, answers[0].result().json["message"]) == (503, "the server is stopping")
+        assert answers[1].result().events[-1][1]["message"] == "the server is stopping"
 
 
 def test_what_does_not_finish_in_time_is_cut_short_and_the_rest_is_journalled(

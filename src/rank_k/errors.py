@@ -13,7 +13,7 @@
     │   ├── ContextOverflow        the server says the prompt does not fit; the prompt is then cut further
     │   ├── Refused                any other 4xx: wrong key, unknown model, bad request
     │   └── GaveUp                 retrying ended without an answer
-    └── JournalError               the journal cannot be opened or belongs to something else
+    └── JournalError               the journal cannot be used or belongs to something else
 
 A bad *answer* is not an error: it is an `Answer` with repairs (see `rank_k.answer`).
 """
@@ -94,4 +94,4 @@ class GaveUp(ModelError):
 
 
 class JournalError(InputError):
-    """The journal cannot be opened, or is of a newer version."""
+    """The journal cannot be used (its disk may be full), or is of a newer version."""

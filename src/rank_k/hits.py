@@ -33,7 +33,8 @@ class RankedHits(Sequence[Hit]):
 
     `traces`: the model's reasoning, one per window in the order asked; none where likelihood was ranked by. `usage`:
     tokens. `repairs`: what had to be mended, by kind. `unranked`: windows that kept their input order. `finished`:
-    False if time ran out.
+    False if time ran out. `beyond`: how many lay beyond the reranker's `depth`: not compared, they come last, in the
+    order in which they came.
     """
 
     hits: tuple[Hit, ...]
@@ -42,6 +43,7 @@ class RankedHits(Sequence[Hit]):
     repairs: Mapping[str, int] = field(default_factory=dict)
     unranked: int = 0
     finished: bool = True
+    beyond: int = 0
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...
@@ -55,3 +57,8 @@ class RankedHits(Sequence[Hit]):
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)
+
+
+def as_they_came(texts: Sequence[str]) -> RankedHits:
+    """The documents as they are, where time ran out before any was looked at."""
+    return RankedHits(tuple(Hit(i, text, i + 1, 1 / (i + 1), False) for i, text in enumerate(texts)), finished=False)

@@ -183,16 +183,34 @@ def _written(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True, default=str)
 
 
+class _Database(sqlite3.Connection):
+    """One whose failures, of which a full disk is the usual one, are those of the journal in `path`."""
+
+    path: Path | None = None
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        try:
+            return super().execute(sql, parameters)
+        except sqlite3.Error as error:
+            raise _cannot_be_used(self.path, error) from error
+
+    def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
+        try:
+            return super().executemany(sql, parameters)
+        except sqlite3.Error as error:
+            raise _cannot_be_used(self.path, error) from error
+
+
 class Journal:
     """`Journal(path)` opens or makes the file; `Journal()` keeps a temporary one on disk, gone with the
     process, which forgets what is oldest rather than take more than about `room` bytes. Raises `JournalError` for a
-    file that is no journal or of a newer version. Not for several threads at once; several processes may share a
-    file."""
+    file that is no journal or of a newer version, and when nothing can be kept, as on a full disk. Not for several
+    threads at once; several processes may share a file."""
 
     def __init__(self, path: str | Path | None = None, *, read_only: bool = False, room: int = 256 * 2**20) -> None:
         self.path = None if path is None else Path(path)
         self._room = room
-        self._before: sqlite3.Connection | None = None  # of a temporary one: what was kept before the rest
+        self._before: _Database | None = None  # of a temporary one: what was kept before the rest
         self._connect(read_only)
 
     def _connect(self, read_only: bool) -> None:
@@ -200,7 +218,8 @@ class Journal:
         try:
             self._db = self._open(read_only)
         except sqlite3.Error as error:
-            raise _cannot_be_opened(path, error) from error
+            raise _cannot_be_used(path, error) from error
+        self._db.path = path
         try:
             self._db.execute("PRAGMA busy_timeout = 30000")
             self._migrate(read_only)
@@ -210,17 +229,17 @@ class Journal:
                 self._db.execute("PRAGMA synchronous = NORMAL")
         except sqlite3.Error as error:
             self._db.close()
-            raise _cannot_be_opened(path, error) from error
+            raise _cannot_be_used(path, error) from error
         except JournalError:
             self._db.close()
             raise
 
-    def _open(self, read_only: bool) -> sqlite3.Connection:
+    def _open(self, read_only: bool) -> _Database:
         if self.path is None:
-            return sqlite3.connect("", isolation_level=None, check_same_thread=False)
+            return _connected("")
         if read_only:
             uri = f"{self.path.resolve().as_uri()}?mode=ro"
-            return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+            return _connected(uri, uri=True)
         try:
             descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
             opened = os.fstat(descriptor)
@@ -231,7 +250,7 @@ class Journal:
             raise JournalError(
                 f"journal {self.path} cannot be written: {error.strerror}", "give another file with --journal"
             ) from error
-        return sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        return _connected(self.path)
 
     def _migrate(self, read_only: bool) -> None:
         tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -559,8 +578,13 @@ class Journal:
         return _ranking_read(row[0])
 
 
-def _cannot_be_opened(path: str | Path | None, error: sqlite3.Error) -> JournalError:
-    return JournalError(f"journal {path} cannot be opened: {error}", "give another file with --journal")
+def _connected(to: str | Path, *, uri: bool = False) -> _Database:
+    return sqlite3.connect(to, uri=uri, isolation_level=None, check_same_thread=False, factory=_Database)
+
+
+def _cannot_be_used(path: Path | None, error: sqlite3.Error) -> JournalError:
+    name = "the temporary journal" if path is None else f"journal {path}"
+    return JournalError(f"{name} cannot be used: {error}", "give another file with --journal")
 
 
 def _ranking_written(ranking: Ranking) -> str:

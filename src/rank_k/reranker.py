@@ -24,7 +24,7 @@ from rank_k.calls import Calls
 from rank_k.cascade import CascadeAsker
 from rank_k.engine import AsksWindows, Engine, Job, Result, Tally
 from rank_k.errors import InputError
-from rank_k.hits import Hit, RankedHits
+from rank_k.hits import Hit, RankedHits, as_they_came
 from rank_k.journal import Journal
 from rank_k.likelihood import PASSAGE_TOKENS, LikelihoodAsker
 from rank_k.models.base import Delta, Model, RanksBy
@@ -290,7 +290,9 @@ class Reranker:
         run_name: str = "",
         on_asked: Callable[[str, int, int, Asked], None] | None = None,
     ) -> AsyncIterator[Result]:
-        engine = await self._engine(self.strategy, max_seconds, run_name, token_budget=token_budget, on_asked=on_asked)
+        deadline = _deadline(max_seconds)
+        await self._prepared(deadline)  # if not in time, the engine gives every query as it is
+        engine = self._engine(self.strategy, deadline, run_name, token_budget=token_budget, on_asked=on_asked)
         self.tally = engine.tally
         results = engine.run(jobs)
         try:
@@ -299,19 +301,21 @@ class Reranker:
         finally:
             await results.aclose()
 
-    async def _engine(
-        self,
-        strategy: Strategy,
-        max_seconds: float | None,
-        run_name: str = "",
-        think: Think | None = None,
-        **options: Any,
-    ) -> Engine:
+    async def _prepared(self, deadline: float | None, think: Think | None = None) -> bool:
+        """Whether what must be known first was found out by the `deadline`. If not, it goes on: others wait for it."""
+        try:
+            async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()) as limit:
+                await self._prepare()
+                if think is not None:
+                    await self.asker.prepare(think)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return False
+        return True
+
+    def _engine(self, strategy: Strategy, deadline: float | None, run_name: str = "", **options: Any) -> Engine:
         """For one run. Without a name it gets one that no other has: runs at the same time share the journal."""
-        deadline = None if max_seconds is None else time.monotonic() + max_seconds
-        await self._prepare()
-        if think is not None:
-            await self.asker.prepare(think)
         return Engine(
             self.asker,
             strategy,
@@ -319,13 +323,11 @@ class Reranker:
             slots=self.concurrency,
             run=run_name or uuid4().hex,
             deadline=deadline,
-            think=think,
             **options,
         )
 
-    async def _run_of_ranked(self) -> str:
+    def _run_of_ranked(self) -> str:
         """The journal's run of what `rank` is asked: one for each reranker, begun with the first question."""
-        await self._prepare()
         if not self._ranked_in:
             told = {"made": "one query at a time", "model": self.model.name, **self._settings, "name": uuid4().hex}
             self._ranked_in = self.journal.begin_run(told)
@@ -345,10 +347,15 @@ class Reranker:
         on_asked: Callable[[int, int, Asked], None] | None = None,
         on_ranking: Callable[[int, Ranking], None] | None = None,
     ) -> RankedHits:
+        deadline = _deadline(max_seconds)
         for option, value in {"strategy": strategy, "think": think}.items():
             if value is not None and self.by == "likelihood":
                 raise InputError(f"{option} is for comparison, not for likelihood", "leave it out")
         texts = [_text(document) for document in documents]
+        plan = self.strategy if strategy is None else self.make_strategy(strategy)
+        thinks = None if think is None else _thinking(think)
+        if not await self._prepared(deadline, thinks):
+            return as_they_came(texts)
         candidates = tuple(Candidate(str(i), 1 / (i + 1)) for i in range(len(texts)))
         passages = {str(i): Passage(str(i), text) for i, text in enumerate(texts[: self.depth])}
         tail = tuple(str(i) for i in range(self.depth, len(texts)))
@@ -363,11 +370,11 @@ class Reranker:
             if on_asked is not None:
                 on_asked(round_number, number, asked)
 
-        engine = await self._engine(
-            self.strategy if strategy is None else self.make_strategy(strategy),
-            max_seconds,
-            await self._run_of_ranked(),
-            think=None if think is None else _thinking(think),
+        engine = self._engine(
+            plan,
+            deadline,
+            self._run_of_ranked(),
+            think=thinks,
             first=position,
             on_window=on_window and (lambda _query_id, *of_window: on_window(*of_window)),
             on_asked=asked_about,
@@ -389,11 +396,16 @@ class Reranker:
             dict(tally.repairs),
             tally.unranked_windows,
             result.finished,
+            len(tail),
         )
 
 
 def _named(strategy: str | Strategy) -> str:
     return strategy if isinstance(strategy, str) else type(strategy).__name__
+
+
+def _deadline(max_seconds: float | None) -> float | None:
+    return None if max_seconds is None else time.monotonic() + max_seconds
 
 
 def _thinking(think: str | int | Think) -> Think:

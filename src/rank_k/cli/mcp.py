@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from rank_k.cli.model import add_asking, add_server
-from rank_k.cli.serve import add_doors, add_limits, checked_doors, opened_desk
+from rank_k.cli.serve import MODEL_KEY, add_doors, add_limits, checked_doors, opened_desk
 from rank_k.extras import load
 
 NAME = "mcp"
@@ -21,7 +21,7 @@ _FOR_HTTP = ("host", "port", "api_key_env", "insecure", "allow_host", "allow_ori
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--http", action="store_true", help="listen at an address; without it, answer on stdout")
-    add_server(parser, "--server-key-env")
+    add_server(parser, MODEL_KEY)
     add_asking(parser)
     parser.add_argument("--journal", type=Path, metavar="FILE", help="keeps every call (a temporary one)")
     add_doors(parser, _PORT, "who may ask (with --http)")

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from rank_k.strategies.protocol import Strategy
 
 DEFAULT_KEY = "RANK_K_API_KEY"
+KEY_OPTION = "--api-key-env"
 
 NOISES = "none, strong, weak, or a FILE from rank-k journal fit-noise"
 
 _VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
 
 
-def add_server(parser: argparse.ArgumentParser, key_option: str = "--api-key-env") -> argparse._ArgumentGroup:
+def add_server(parser: argparse.ArgumentParser, key_option: str = KEY_OPTION) -> argparse._ArgumentGroup:
     """--server, --model and what goes with them. `key_option` names the variable of the key for that server."""
     group = parser.add_argument_group("model")
     group.add_argument("--server", metavar="URL", help="OpenAI-compatible server; without it, the embedded model")
@@ -111,12 +112,12 @@ def add_replies(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--read-timeout", type=duration, metavar="S", help="drop a call silent for so long (never)")
 
 
-def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments for `Reranker` from the options of `add_server` and `add_asking`."""
+def reranker_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> dict[str, Any]:
+    """Keyword arguments for `Reranker` from the options of `add_server`, `key_option` among them, and `add_asking`."""
     if args.preset == "paper":
         _settle_paper(args)
     return {
-        **asking_options(args),
+        **asking_options(args, key_option),
         "by": args.by,
         "strategy": _strategy(args),
         "depth": args.depth,
@@ -126,11 +127,11 @@ def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def asking_options(args: argparse.Namespace) -> dict[str, Any]:
+def asking_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> dict[str, Any]:
     """Those that do not say how windows are made: from the options of `add_server` and `add_questions`."""
     return {
         "server": args.server,
-        "api_key": api_key(args.server, args.model_key_env),
+        "api_key": api_key(args.server, args.model_key_env, key_option),
         "dialect": args.dialect,
         "revision": args.model_revision,
         "context": args.context,
@@ -167,26 +168,30 @@ def simulated_by_passage(qrels: Path, noise: str) -> Model:
     return SimulatedJudge(grades, named_noise(noise))
 
 
-def api_key(server: str | None, variable: str | None) -> str | None:
-    """The key for `server`. OPENAI_API_KEY is for api.openai.com alone; a variable that is named must be set."""
+def api_key(server: str | None, variable: str | None, option: str = KEY_OPTION) -> str | None:
+    """The key for `server`. OPENAI_API_KEY is for api.openai.com alone; a variable that is named, which `option` does,
+    must be set."""
     from rank_k.models.http import base_url
 
     if variable is not None:
-        return key_in(variable)
+        return key_in(variable, option)
     origin = urlsplit(base_url(server))[:2] if server is not None else None
     unset = DEFAULT_KEY not in os.environ
     name = "OPENAI_API_KEY" if unset and origin == ("https", "api.openai.com") else DEFAULT_KEY
     return key_in(name) if os.environ.get(name) else None
 
 
-def key_in(variable: str) -> str | None:
-    """The key in the environment variable `variable`, which must be set; None if it is blank. Raises `InputError`."""
+def key_in(variable: str, option: str = KEY_OPTION) -> str | None:
+    """The key in the environment variable `variable`, which must be set; None if it is blank. Raises `InputError`.
+
+    `option`: the one by which the variable was named.
+    """
     from rank_k.errors import InputError
 
     if variable not in os.environ and not _VARIABLE.fullmatch(variable):  # not shown: it may be the key itself
-        raise InputError("--api-key-env takes the name of a variable, not a key", "export KEY=..., --api-key-env KEY")
+        raise InputError(f"{option} takes the name of a variable, not a key", f"export KEY=..., {option} KEY")
     if not os.environ.get(variable):
-        raise InputError(f"the variable {variable} is not set", f"export {variable}=... or leave --api-key-env out")
+        raise InputError(f"the variable {variable} is not set", f"export {variable}=... or leave {option} out")
     key = os.environ[variable].strip()
     if not (key.isascii() and key.isprintable()):
         raise InputError(f"the key in {variable} holds characters that no key has", "copy it again")

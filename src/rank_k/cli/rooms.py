@@ -43,6 +43,9 @@ def rooms(args: argparse.Namespace) -> Iterator[list[Room]]:
             raise InputError(f"{given[0]} is for runs to look at", "name them with --compare RUN RUN")
         yield []
         return
+    for number, run in enumerate(args.compare):
+        if run.resolve() in {other.resolve() for other in args.compare[:number]}:
+            raise InputError(f"--compare names {run} twice", "name each run once")
     with ExitStack() as stack:
         found = [room for room in (_comparing(args), _judging(args, stack)) if room is not None]
         if not found:
@@ -55,7 +58,7 @@ def rooms(args: argparse.Namespace) -> Iterator[list[Room]]:
 
 def _comparing(args: argparse.Namespace) -> Room | None:
     """The report that `rank-k evaluate` makes of the same arguments; None where nothing has been judged."""
-    from rank_k.data.files import read_qrels
+    from rank_k.data.files import RunFile, read_qrels, read_queries
     from rank_k.extras import load
     from rank_k.serve.comparing_room import ComparingRoom
     from rank_k.serve.pages import PAGES
@@ -66,6 +69,10 @@ def _comparing(args: argparse.Namespace) -> Room | None:
         return None
     load("jinja2")  # what is missing, and mistakes in files, are found now rather than when somebody looks
     read_qrels(judged)
+    for run in args.compare:
+        RunFile(run)
+    if args.queries is not None:
+        read_queries(args.queries)
     words = [*map(str, args.compare), *(["--baseline", str(args.compare[0])] if len(args.compare) > 1 else [])]
     for option in ("qrels", "dataset", "queries"):
         if (value := getattr(args, option)) is not None:
@@ -84,7 +91,7 @@ def _judging(args: argparse.Namespace, stack: ExitStack) -> Room | None:
 
     if args.judgments is None:
         return None
-    if len(set(args.compare)) < 2:
+    if len(args.compare) < 2:
         raise InputError("one run has nothing to be judged against", "name another with --compare")
     named = named_collection(args)
     read = (*args.compare, *named.files, *([args.qrels] if args.qrels else []))
@@ -106,7 +113,7 @@ def _questions(args: argparse.Namespace) -> Questions:
     from rank_k.serve.judging import file_names, questions
 
     named = named_collection(args)
-    names = file_names(list(dict.fromkeys(map(str, args.compare))))
+    names = file_names([*map(str, args.compare)])
     runs = evaluate.read_runs({name: Path(path) for path, name in names.items()}, named.collection, args.dataset)
     translations = read_translations(named.queries, args.translation_field)
     asked = questions(read_queries(named.queries), translations, runs, args.shown)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 NAME = "serve"
 HELP = "answer rerank requests over HTTP, as Cohere's, Jina's and other APIs do, and look at journals"
+MODEL_KEY = "--server-key-env"
+"""The option for the key of the model's server: --api-key-env is for the one that clients must show."""
 HOST, CLIENT_KEYS = "RANK_K_HOST", "RANK_K_CLIENT_KEYS"
 """Variables that stand for --host and --api-key-env where these are not given, as in a container."""
 EXAMPLE = "rank-k serve --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal served.sqlite"
@@ -33,7 +35,7 @@ _JOURNAL = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_server(parser, "--server-key-env")
+    add_server(parser, MODEL_KEY)
     add_asking(parser)
     parser.add_argument("--journal", type=Path, metavar="FILE", help=_JOURNAL)
     rooms.add_arguments(parser)
@@ -118,7 +120,7 @@ def opened_desk(args: argparse.Namespace, doors: Doors | None = None, *, looks: 
     from rank_k.reranker import Reranker
     from rank_k.serve.desk import Desk
 
-    options = reranker_options(args)
+    options = reranker_options(args, MODEL_KEY)
     if doors is not None:
         _check_keys(doors.keys, options["api_key"])
     with ExitStack() as stack:
@@ -185,7 +187,7 @@ def _check_keys(keys: tuple[str, ...], model_key: str | None) -> None:
     if model_key in keys:
         raise InputError(
             "the key that clients must show is the one for the model's server",
-            "give clients a key of their own: --api-key-env; the model's is --server-key-env",
+            f"give clients a key of their own: --api-key-env; the model's is {MODEL_KEY}",
         )
 
 

@@ -26,7 +26,7 @@ from rank_k.errors import (
 from rank_k.models import dialects
 from rank_k.models.base import Abilities, OnText, Reply, Request
 from rank_k.models.dialects import DIALECTS, Dialect
-from rank_k.models.refusals import error_of, message_of, seconds_of
+from rank_k.models.refusals import KEY_OPTIONS, error_of, message_of, seconds_of
 from rank_k.models.spelling import Token, tokens_of, told
 from rank_k.models.stream import LONGEST_REPLY, ReplyReader
 
@@ -352,13 +352,14 @@ def base_url(url: str) -> str:
     """`url` in one spelling, ending in `/v1` unless it has a path of its own. Raises `InputError`."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port out of range, half an IPv6 address
+        name = (parts.hostname or "").encode("idna")  # as it will be looked up
+        usable = parts.scheme in ("http", "https") and bool(name) and parts.port != 0
+    except ValueError:  # a port out of range, half an IPv6 address, a name with a part that is empty or too long
         usable = False
     if not usable:
         raise InputError(f"{url!r} is no server address", "write it like http://localhost:8000/v1")
     if parts.username or parts.password or parts.query:  # not shown
-        raise InputError("the server address holds a password or a query", "give the key with --api-key-env instead")
+        raise InputError("the server address holds a password or a query", f"give the key with {KEY_OPTIONS} instead")
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
 

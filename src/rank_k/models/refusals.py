@@ -16,6 +16,10 @@ _CONTEXT_WORDS = re.compile(
 )
 
 
+KEY_OPTIONS = "--api-key-env (of serve and mcp: --server-key-env)"
+"""What names the variable that holds the key for a model's server."""
+
+
 def error_of(status: int, said: str, url: str, model: str, retry_after: float | None) -> ModelError:
     """The error that an HTTP status and the server's words amount to."""
     words = f": {said}" if said else ""
@@ -26,7 +30,9 @@ def error_of(status: int, said: str, url: str, model: str, retry_after: float | 
     if status in (408, 409, 425) or status >= 500:
         return ServerFault(f"{url} failed ({status}){words}", "look into the server's log")
     if status in (401, 403):
-        return Refused(f"{url} refused the key ({status}){words}", "name the right variable with --api-key-env", status)
+        return Refused(
+            f"{url} refused the key ({status}){words}", f"name the right variable with {KEY_OPTIONS}", status
+        )
     if status == 404:
         return Refused(
             f"{url} does not know the model {model!r} or the path (404){words}",

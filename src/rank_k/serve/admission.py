@@ -103,7 +103,8 @@ class Admission:
         for waiting in list(self._waiting):
             if self.running >= self._limits.running:
                 break
-            if self._has_room(waiting.client):
+            # One whose client has just left stands here until its task runs again, and takes nothing any more.
+            if not waiting.turn.done() and self._has_room(waiting.client):
                 self._waiting.remove(waiting)
                 self._start(waiting.client)
                 waiting.turn.set_result(None)

@@ -41,13 +41,6 @@ def answer(wanted: Wanted, hits: RankedHits, model: str, name: str) -> Any:
     return told
 
 
-def unchanged(wanted: Wanted) -> RankedHits:
-    """The documents as they came: for who had no time to wait for a turn."""
-    return RankedHits(
-        tuple(Hit(i, text, i + 1, 1 / (i + 1), False) for i, text in enumerate(wanted.documents)), finished=False
-    )
-
-
 def encoded(value: Any) -> bytes:
     """As JSON in ASCII: halves of surrogate pairs, which UTF-8 cannot hold, come back as they were sent."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
@@ -74,4 +67,7 @@ def warnings_of(hits: RankedHits) -> list[str]:
         found.append("the deadline came first: this is the best ranking so far")
     if hits.unranked:
         found.append(f"{hits.unranked} windows had no usable answer and kept their order")
+    if hits.beyond:
+        compared = len(hits) - hits.beyond
+        found.append(f"only the first {compared} of {len(hits)} documents were compared: see --depth")
     return found

@@ -117,8 +117,6 @@ class _Endpoints:
         return json_response({"object": "list", "data": [{**card, "ranks_by": desk.by}] if desk.by else []})
 
     async def health(self, request: Request) -> Response:
-        if self._desk.admission.closed:
-            return json_response({"status": "stopping"}, 503)
         return json_response({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:

@@ -8,22 +8,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from rank_k.ask import Asked
 from rank_k.errors import InputError, RankKError
-from rank_k.hits import RankedHits
+from rank_k.hits import RankedHits, as_they_came
 from rank_k.models.base import Delta, RanksBy
 from rank_k.records import Ranking, Window
 from rank_k.reranker import Reranker
 from rank_k.serve.admission import Admission
-from rank_k.serve.answers import unchanged
 from rank_k.serve.metrics import Metrics
 from rank_k.serve.refusals import Refusal, invalid, of_error, stopping
 from rank_k.serve.requests import Wanted
 from rank_k.serve.rules import Limits
+
+_LEAVING = 5.0  # seconds that work which was ended has to clean up in: stopping must come to an end
 
 
 class Audience(Protocol):
@@ -90,7 +91,7 @@ class Desk:
                 async with asyncio.timeout(seconds):
                     await stack.enter_async_context(self.admission.turn(client))
             except TimeoutError:
-                hits = unchanged(wanted)
+                hits = as_they_came(wanted.documents)
             else:
                 hits = await self._finished_or_refused(reranker, wanted, ends, name, audience)
         self.metrics.ranked(hits)
@@ -106,10 +107,16 @@ class Desk:
             async with asyncio.timeout(self.limits.grace_seconds):
                 await self.admission.idle()
         except TimeoutError:
-            self._cut_short = True
-            for work in self._work:
-                work.cancel()
-            await self.admission.idle()
+            self.cut_short()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LEAVING):
+                    await self.admission.idle()
+
+    def cut_short(self) -> None:
+        """End what is under way now: who waits for it is refused."""
+        self._cut_short = True
+        for work in self._work:
+            work.cancel()
 
     def failed(self, error: Exception) -> Refusal:
         """What a client is told of `error`, which `on_error` hears of in full."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from rank_k.serve.answers import encoded
 from rank_k.serve.refusals import Refusal
-from rank_k.serve.rules import LOOPBACK_NAMES, Doors, is_loopback
+from rank_k.serve.rules import LOOPBACK_NAMES, Doors, host_name, is_loopback
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -50,7 +50,7 @@ class Guard:
         self._app = app
         self._open_paths = open_paths
         self._allowed = {"Access-Control-Allow-Methods": methods, "Access-Control-Allow-Headers": headers}
-        self._names = frozenset(name.lower() for name in {*doors.hosts, doors.host}) | LOOPBACK_NAMES
+        self._names = frozenset(map(host_name, {*doors.hosts, doors.host})) | LOOPBACK_NAMES
         self._any_address = not is_loopback(doors.host)
         self._origins = frozenset(origin.rstrip("/").lower() for origin in doors.origins)
         self._keys = tuple(_digest(key.encode()) for key in doors.keys)
@@ -81,7 +81,7 @@ class Guard:
 
     def _check_host(self, host: str) -> None:
         """Raise unless the server is called by a name it has. An address cannot be made to point elsewhere."""
-        name = _host_name(host)
+        name = host_name(host)
         if name in self._names or (self._any_address and _is_address(name)):
             return
         raise Refusal(421, "this server is not known under the name in the Host header; see --allow-host")
@@ -143,14 +143,6 @@ def _check_content_type(value: str) -> None:
     charset = parameters.lower().replace(" ", "").replace('"', "").partition("charset=")[2] or "utf-8"
     if kind.strip().lower() != "application/json" or charset not in ("utf-8", "utf8"):
         raise Refusal(415, "send JSON in UTF-8, with Content-Type: application/json", "Content-Type")
-
-
-def _host_name(host: str) -> str:
-    """The name in a Host header, without port, brackets and final dot."""
-    name = host.strip().lower()
-    if name.startswith("["):
-        return name[1:].partition("]")[0]
-    return name.rpartition(":")[0] if name.count(":") == 1 else name
 
 
 def _is_address(name: str) -> bool:

@@ -38,7 +38,7 @@ GONE = "rank_k.gone"
 
 _DESCRIPTION = (
     "Orders documents by how relevant they are to a query, best first. A language model compares the documents with"
-    " each other and reasons about them, so it takes seconds to minutes: use it on a few to a few hundred candidates"
+    " each other and reasons about them, so it takes seconds to minutes: use it on a few to a hundred candidates"
     " that a search has found, not on a whole collection. Results name documents by their index in the list given,"
     " from 0."
 )
@@ -46,7 +46,7 @@ _DESCRIPTION = (
 _ARGUMENTS = {
     "query": "what is being looked for, in words",
     "documents": "the texts to be ordered, or objects with a text, in the order of the search that found them",
-    "top_n": "how many results to return; 0 or absent: all. All documents are compared either way",
+    "top_n": "how many results to return; 0 or absent: all. As many documents are compared either way",
     "return_documents": "repeat each document's whole text in its result",
     "think": "how long to reason about each window of documents: full, off, auto, or a number of tokens such as 500",
     "strategy": "which windows of documents are compared; leave it out unless you know",

@@ -57,7 +57,6 @@ def document(limits: Limits, *, needs_key: bool) -> dict[str, Any]:
     }
     paths["/v1/models"] = {"get": _got("the model behind this server", "application/json", {"type": "object"})}
     paths["/health"] = {"get": {**_got("alive", "application/json", {"type": "object"}), "security": []}}
-    paths["/health"]["get"]["responses"]["503"] = {"description": "stopping"}
     paths["/metrics"] = {"get": _got("counters for Prometheus", "text/plain", {"type": "string"})}
     paths["/openapi.json"] = {"get": _got("this document", "application/json", {"type": "object"})}
     paths["/demo"] = {"get": _got("the demo's questions and their passages", "application/json", {"type": "object"})}
@@ -139,6 +138,7 @@ _REFUSALS = {
     "502": "the model cannot be had",
     "503": "the server is stopping, or the model's is overloaded",
     "504": "the model did not answer in time",
+    "507": "the answer could not be kept",
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rank_k.errors import GaveUp, InputError, ModelError, Overloaded, QueryTooLong, Refused, Unreachable
+from rank_k.errors import GaveUp, InputError, JournalError, ModelError, Overloaded, QueryTooLong, Refused, Unreachable
 
 
 class Refusal(Exception):
@@ -55,6 +55,8 @@ def of_error(error: Exception) -> Refusal:
         if isinstance(cause, Refused):
             return Refusal(502, f"the model's server refused the question ({cause.status})")
         return Refusal(502, "the model's server failed")
+    if isinstance(error, JournalError):
+        return Refusal(507, "the answer could not be kept")
     if isinstance(error, InputError):
         return Refusal(502, "the model cannot be asked as this server is set up")
     return Refusal(500, "the server failed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -66,8 +67,22 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def host_name(host: str) -> str:
+    """The name in a Host header, without port, brackets and final dot."""
+    name = host.strip().lower()
+    if name.startswith("["):
+        return name[1:].partition("]")[0]
+    name = name.rpartition(":")[0] if name.count(":") == 1 else name
+    return name.removesuffix(".")
+
+
+_ORIGIN = re.compile(r"(?!http://.*:80$|https://.*:443$)[a-z][a-z0-9+.-]*://[\w.:\[\]-]+", re.ASCII)
+"""As browsers send it: no path, no port that goes without saying, and not `null`, which any page may be."""
+
+
 def check_doors(doors: Doors, *, insecure: bool) -> None:
-    """Raise `InputError` for a server that anybody could use without having been told to be one."""
+    """Raise `InputError` for a server that anybody could use without having been told to be one, and for names and
+    origins that nobody can come by."""
     if not (is_loopback(doors.host) or doors.keys or insecure):
         raise InputError(
             f"anybody who reaches {doors.host} could spend your model's time",
@@ -75,3 +90,9 @@ def check_doors(doors: Doors, *, insecure: bool) -> None:
         )
     if "*" in doors.hosts or "*" in doors.origins:
         raise InputError("--allow-host and --allow-origin take no wildcards", "give each name")
+    for name in doors.hosts:
+        if not name or "/" in name or host_name(name) != name.lower().removesuffix("."):
+            raise InputError(f"--allow-host {name} is not a name alone", "write it like rerank.example.com")
+    for origin in doors.origins:
+        if not _ORIGIN.fullmatch(origin.lower().rstrip("/")):
+            raise InputError(f"--allow-origin {origin} names no origin", "write it like https://app.example.com")

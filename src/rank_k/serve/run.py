@@ -18,6 +18,7 @@ from rank_k.serve.guard import App
 from rank_k.serve.rules import Doors
 
 _BACKLOG = 2048
+_LAST_WORDS = 1.0  # seconds in which clients are told that what they wait for was cut short
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -28,7 +29,7 @@ def serve(
     on_ready: Callable[[str], None] | None = None,
     app: App | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then finish what is under way.
+    """Serve until SIGINT or SIGTERM, then finish what is under way; at a second SIGINT, cut it short.
 
     `port` 0 takes a free one; `on_ready` hears the URL. `app` stands before the desk; without one, the HTTP API.
 
@@ -57,9 +58,15 @@ def bound(desk: Desk, doors: Doors, port: int, app: App | None = None) -> tuple[
 
     class Server(uvicorn.Server):  # type: ignore[misc]
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            stopping = asyncio.create_task(desk.stop())
-            await super().shutdown(sockets)
-            await stopping
+            """Finish what is under way; at a second Ctrl-C, which uvicorn calls `force_exit`, refuse it and leave."""
+            ending = late = {asyncio.create_task(desk.stop()), asyncio.create_task(super().shutdown(sockets))}
+            while late and not self.force_exit:
+                _, late = await asyncio.wait(late, timeout=0.1)
+            if self.force_exit:
+                desk.cut_short()
+                _, late = await asyncio.wait({*ending, *self.server_state.tasks}, timeout=_LAST_WORDS)
+            for task in ending - late:
+                task.result()
 
     config = uvicorn.Config(
         app or make_app(desk, doors),
@@ -91,8 +98,8 @@ def _listening(host: str, port: int) -> socket.socket:
         except OSError:
             sock.close()
             raise
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = "no name of a host" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
         raise InputError(f"cannot listen on {host} port {port}: {reason}", "give another --host or --port") from error
     return sock
 

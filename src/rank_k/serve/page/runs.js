@@ -37,23 +37,23 @@ function failed(error) {
 // --- the list ---
 
 async function listed(told, turn) {
-  const found = await got("/journal/runs");
+  const journal = await runsRead();
   if (turn !== looked) return;
-  runs = found.runs;
+  const run = told.run === undefined ? runs[0] : runs.find(({ run }) => run === told.run);
   at("one").hidden = true;
   at("list").hidden = false;
-  at("silent").hidden = runs.length > 0;
-  at("found").hidden = runs.length === 0;
+  at("silent").hidden = Boolean(run);
+  at("found").hidden = !run;
   document.title = "Runs · Rank-K";
-  show(at("journal"), found.journal);
-  if (!runs.length) {
-    if (found.journal === null) show(at("silent"), "This server keeps its calls where they cannot be looked at. Give it a --journal FILE.");
-    else show(at("silent"), "Nothing has been asked yet. What is asked in Try, or by any client of this server, is found here.");
+  show(at("journal"), journal);
+  if (!run) {
+    if (journal === null) show(at("silent"), "This server keeps its calls where they cannot be looked at. Give it a --journal FILE.");
+    else if (!runs.length) show(at("silent"), "Nothing has been asked yet. What is asked in Try, or by any client of this server, is found here.");
+    else show(at("silent"), ["This journal has no such run. ", h("a", { href: "/runs" }, "Look at the latest one")]);
     return;
   }
-  const run = runs.find(({ run }) => run === told.run) ?? runs[0];
   show(at("run"), runs.map(each => h("option", { value: each.run, selected: each === run }, `${titleOf(each)} · ${when(each.started_at)} · ${many(each.queries, "query", "queries")}`)));
-  at("find").value = told.find ?? at("find").value;
+  at("find").value = told.find ?? "";
   settingsShown(run.settings);
   const offset = Number(told.offset ?? 0);
   const page = await got(`/journal/queries?${new URLSearchParams({ run: run.run, find: told.find ?? "", offset })}`);
@@ -68,6 +68,21 @@ async function listed(told, turn) {
   const size = Math.max(page.queries.length, 50);
   at("back").onclick = () => { location.hash = hash({ ...told, run: run.run, offset: Math.max(offset - size, 0) }); };
   at("on").onclick = () => { location.hash = hash({ ...told, run: run.run, offset: last }); };
+}
+
+/** Read all runs anew, older ones only where some are not known yet. Returns the journal's name. */
+async function runsRead() {
+  const first = await got("/journal/runs");
+  const others = runs.filter(({ run }) => first.runs.every(each => each.run !== run));
+  const found = first.runs;
+  if (found.length + others.length === first.total) found.push(...others);
+  while (found.length < first.total) {
+    const { runs: more } = await got(`/journal/runs?offset=${found.length}`);
+    if (!more.length) break;
+    found.push(...more);
+  }
+  runs = found;
+  return first.journal;
 }
 
 /** What a run is called: what it read or wrote, or that it is of single queries. */
@@ -96,7 +111,7 @@ function rowOf(query) {
 
 async function queried(told, turn) {
   const key = `${told.run} ${told.query}`;
-  if (shownQuery?.key !== key) {
+  if (at("one").hidden || shownQuery.key !== key) {
     const query = await got(`/journal/query?${new URLSearchParams({ run: told.run ?? "", position: told.query })}`);
     if (turn !== looked) return;
     shownQuery = { key, query, hues: huesOf(query) };
@@ -203,7 +218,7 @@ at("pick").addEventListener("submit", event => {
   location.hash = hash({ run: at("run").value, find: at("find").value.trim() });
 });
 at("find").addEventListener("search", () => { if (!at("find").value && here().find) location.hash = hash({ run: at("run").value }); });
-at("again").addEventListener("click", look);
+at("again").addEventListener("click", () => { runs = []; look(); });
 addEventListener("hashchange", look);
 let width = innerWidth;
 addEventListener("resize", () => {

@@ -101,7 +101,7 @@ class Outcome {
     this.ranking.set(tiers);
   }
 
-  finish({ results, usage, finished, unranked_windows: unranked, id }) {
+  finish({ results, usage, meta, id }) {
     const tiers = [];
     for (const { index, tied } of results) {
       if (tied) tiers.at(-1).push(index);
@@ -110,7 +110,7 @@ class Outcome {
     this.ranking.mark([]);
     this.rank(tiers);
     this.tokens = usage.total_tokens;
-    this.end([!finished && "the time ran out: the best so far", unranked && `${many(unranked, "window")} without a usable answer`]);
+    this.end(meta.warnings);
     got(`/journal/queries?find=${encodeURIComponent(id)}`).then(({ queries: [query] }) => {
       if (!query) return;
       at("seen").href = `/runs#run=${encodeURIComponent(query.run)}&query=${query.position}`;
@@ -124,7 +124,7 @@ class Outcome {
     for (const window of this.windows.values()) window.end();
     this.settled = true;
     this.took = performance.now() - this.started;
-    this.notes = notes.filter(Boolean);
+    this.notes = notes;
     this.tell();
   }
 
