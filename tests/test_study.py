@@ -154,6 +154,17 @@ def test_differences_are_paired_with_the_baseline_that_is_named(bench: Bench) ->
         compared(rows, "x")
 
 
+def test_a_first_stage_with_ties_is_worth_as_much_when_nothing_of_it_is_reranked(bench: Bench) -> None:
+    file = bench.collection.first_stages[0].file
+    assert file is not None
+    file.write_text("".join(f"{q} Q0 {c.doc_id} 1 0.5 t\n" for q, found in DATA.run.items() for c in found))
+    study = bench.study({"depth": [1]}, baseline="first stage")
+    bench.run(*cells_of(study))
+    first, one = bench.answer(study).rows
+    assert one.values == first.values
+    assert one.values != {"nDCG@10": evaluate(DATA.qrels, read_run(file), ties="trec_eval").per_query["nDCG@10"]}
+
+
 def test_reasoning_by_thirds_adds_up_to_the_whole(bench: Bench) -> None:
     study = bench.study(*QUESTIONS["reasoning"].grids, by_difficulty=True)
     bench.run(*cells_of(study))

@@ -24,6 +24,9 @@ def notes(assessment: Assessment) -> Iterator[str]:
             yield f"{run.name}: {len(evaluation.missing)} judged queries missing, counted as 0: {named}"
         if evaluation.unjudged:
             yield f"{run.name}: {len(evaluation.unjudged)} queries without judgments, not counted"
+        if evaluation.tied:
+            tied = f"{len(evaluation.tied)} queries with equal scores, taken in the order of the file"
+            yield f"{run.name}: {tied}; --ties trec_eval puts them by descending id, as trec_eval does"
         if cost is not None and cost.others and not cost.exact:
             yield f"{run.name}: no run in {cost.journal} wrote a file of this name; its last run is taken"
 
