@@ -73,6 +73,18 @@ def test_queries_are_told_whose_ties_trec_eval_would_put_otherwise() -> None:
     assert evaluate(qrels, run, ties="trec_eval").tied == ()
 
 
+def test_a_mean_is_that_over_all_judged_queries_whatever_ir_measures_leaves_out() -> None:
+    qrels = {"q": {"a": 1}, "nothing relevant": {"a": 0}, "missing": {"a": 1}}
+    found = evaluate(qrels, {query_id: ranked("a", "b") for query_id in ("q", "nothing relevant")}, ["Accuracy"])
+    assert found.per_query["Accuracy"] == {"q": 1.0, "nothing relevant": 0.0, "missing": 0.0}
+    assert found.means["Accuracy"] == pytest.approx(1 / 3)
+
+
+def test_a_measure_that_cannot_be_computed_is_told_with_what_to_do() -> None:
+    with pytest.raises(InputError, match=r"one of AP, Accuracy cannot be computed .* leave that measure out"):
+        evaluate({"q": {"a": 1}}, {"q": ranked("a")}, ["AP", "Accuracy"])
+
+
 SCORES = st.sampled_from([0.0, -2.5, 1.0, 0.99999998, 0.99999999, 1e-45, 1e300, -1e300, 3.1])
 DOCS = st.text("abé\u4e2d", min_size=1, max_size=2)
 

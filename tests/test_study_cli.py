@@ -255,6 +255,7 @@ def test_the_cells_can_be_seen_before(files: list[str], capsys: pytest.CaptureFi
         (["--samples", "1,,x"], "'x'"),
         (["--baseline", "nothing", "--simulate"], "no cell is called 'nothing'"),
         (["--measures", "nDGC@10", "--simulate"], "unknown measure"),
+        (["--measures", "Accuracy@1", "--simulate"], "one of Accuracy@1 cannot be computed"),
         (["--simulate", "--server", "http://127.0.0.1:9/v1"], "exclude each other"),
         (["--question", "depth", "--preset", "rank-k-paper"], "exclude each other"),
         (["--preset", "rank-k-papr"], "write one of rank-k-paper"),
@@ -271,6 +272,11 @@ def test_mistakes_are_told_in_one_line_before_anything_is_asked(
     assert out == ""
     [line] = err.strip().splitlines()
     assert problem in line
+
+
+def test_a_measure_that_says_nothing_of_an_empty_run_may_be_asked_for(files: list[str], tmp_path: Path) -> None:
+    assert main(["study", *files, "--simulate", "--measures", "Accuracy", "--output", str(tmp_path / "study")]) == 0
+    assert all(0 < float(row["Accuracy"]) <= 1 for row in rows(tmp_path / "study"))
 
 
 def test_another_study_in_the_same_folder_is_refused(

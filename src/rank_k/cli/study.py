@@ -208,8 +208,6 @@ def _check(study: Study, cells: Sequence[Cell], opened: Mapping[str, Opened]) ->
     from rank_k.evaluation.measures import evaluate
     from rank_k.evaluation.studies.table import FIRST_STAGE
 
-    some = opened[cells[0].collection]
-    evaluate(some.qrels, {}, study.measures)
     known = dict.fromkeys(name for cell in cells for name in (cell.setting, cell.name))
     if study.baseline not in (None, FIRST_STAGE, *known):
         settings = ", ".join(dict.fromkeys(cell.setting for cell in cells))
@@ -221,7 +219,9 @@ def _check(study: Study, cells: Sequence[Cell], opened: Mapping[str, Opened]) ->
         run = (cell.collection, cell.first_stage)
         depths[run] = max(cell.depth, depths.get(run, 0))
     for (collection, first_stage), depth in depths.items():
-        opened[collection].check_texts(first_stage, depth)
+        of = opened[collection]
+        evaluate(of.qrels, of.first_stage(first_stage), study.measures)
+        of.check_texts(first_stage, depth)
 
 
 def _command(args: argparse.Namespace) -> str:

@@ -7,6 +7,7 @@ import ctypes
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 from rank_k.errors import InputError
@@ -56,8 +57,8 @@ def evaluate(
     themselves, RR@10 and Judged@10 of ir_measures break ties otherwise than nDCG@10. nDCG has linear gains and log2
     discounts (trec_eval's, Järvelin and Kekäläinen 2002).
 
-    Raises `InputError` for an unknown measure, a grade above a million or where nothing is judged, and
-    `MissingExtra` without ir_measures.
+    Raises `InputError` for an unknown measure, one that cannot be computed for this run, a grade above a million or
+    where nothing is judged, and `MissingExtra` without ir_measures.
     """
     if not qrels:
         raise InputError("there are no judgments to evaluate against", "check the qrels file")
@@ -90,13 +91,23 @@ def evaluate(
     except (ValueError, TypeError) as error:
         reason = str(error).partition(" The following providers")[0].rstrip(".")
         raise InputError(f"ir_measures cannot compute this here: {reason}", _REMEDY) from error
+    except ArithmeticError as error:  # Accuracy, of a query whose documents are all relevant
+        raise InputError(
+            f"one of {', '.join(parsed)} cannot be computed for this run ({error})", "leave that measure out"
+        ) from error
     per_query: dict[str, dict[str, float]] = {name: dict.fromkeys(qrels, 0.0) for name in parsed}
     for metric in result.per_query:
         per_query[str(metric.measure)][asked[metric.query_id]] = metric.value
     return Evaluation(
         measures=tuple(parsed),
         per_query=per_query,
-        means={name: float(result.aggregated[measure]) for name, measure in parsed.items()},
+        # of all judged queries: Accuracy of ir_measures takes the mean over those that have a value
+        means={
+            name: fmean(per_query[name].values())
+            if isinstance(measure.aggregator(), ir_measures.MeanAgg)
+            else float(result.aggregated[measure])
+            for name, measure in parsed.items()
+        },
         missing=tuple(query_id for query_id in qrels if not run.get(query_id)),
         unjudged=tuple(query_id for query_id in run if query_id not in qrels),
         tied=tuple(
