@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 
 from rank_k.cli import VERBS, main
 from rank_k.cli.model import api_key
+from rank_k.journal import Journal
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback
 
@@ -427,6 +429,16 @@ def test_the_journal_shows_exports_and_adds_up(folder: Path, rank_k: RankK, loop
     assert float(cells[-1]) == pytest.approx(cost, abs=1e-4)
     assert "cost" not in rank_k("journal", "cost", journal).out
 
+    rank_k(*RERANK, *at(loopback()), "--depth", "3")
+    of_all, of_two = rank_k("journal", "cost", journal), rank_k("journal", "cost", journal, "--query", "q2")
+    assert [found.out.splitlines()[1].split()[2] for found in (of_all, of_two)] == ["6", "2"]
+    with closing(Journal(Path(journal), read_only=True)) as kept:
+        last, first = kept.runs()
+    assert rank_k("journal", "cost", journal, "--run", first.run).out.splitlines()[1].split() == cells[:-1]
+    of_last = rank_k("journal", "cost", journal, "--run", last.run, "--query", "q2").out.splitlines()[1].split()
+    assert of_last[:3] == ["oracle", "ask", "1"]
+    assert int(of_last[3]) < report["prompt_tokens"] / 3
+
 
 def test_a_reader_that_has_seen_enough_is_no_error(folder: Path, rank_k: RankK, loopback: StartLoopback) -> None:
     rank_k(*RERANK, *at(loopback()))
@@ -724,6 +736,7 @@ def test_mistakes_of_the_other_verbs(folder: Path, rank_k: RankK, loopback: Star
         (("journal", "cost", "run.trec"), ("run.trec",)),
         (("journal", "show", "garbage.sqlite"), ("journal",)),
         (("journal", "show", str(journal), "--query", "q7"), ("q7",)),
+        (("journal", "cost", str(journal), "--query", "q7"), ("q7",)),
         (("journal", "burn", str(journal)), ("burn", "show")),
         (("doctor", "--prompt", "none.txt"), ("none.txt",)),
         (("demo", "--depth", "x"), ("--depth",)),

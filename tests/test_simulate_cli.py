@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from rank_k.cli import main, simulate
+from rank_k.journal import Journal
 from rank_k.models.noise_file import read_noise
 
 DOCS = [f"d{i}" for i in range(30)]
@@ -215,9 +217,29 @@ def test_noise_from_a_journal_is_for_the_next_simulation(files: Path, capfd: pyt
     assert json.loads((files / "noise.json").read_text())["how"]["answers"] == 36
     assert told(capfd, *GIVEN, "--noise", "noise.json")[0] == 0
 
+    assert told(capfd, "rerank", *asked, *judge, "--strategy", "single", "--samples", "2")[0] == 0
+    with closing(Journal(files / "o.trec.journal.sqlite", read_only=True)) as journal:
+        last, first = journal.runs()
+    assert told(capfd, *fitting)[1].startswith("12 answers")
+    assert told(capfd, *fitting, "--run", last.run)[1].startswith("12 answers")
+    assert told(capfd, *fitting, "--run", first.run)[1].startswith("36 answers"), "which is not the last one"
+    assert "there is no run nobody" in told(capfd, *fitting, "--run", "nobody")[2]
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("output", ["j.sqlite", "./qrels.trec", "nowhere/noise.json"])
+def test_fitted_noise_replaces_nothing_that_is_read(output: str, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("j.sqlite").touch()
+    before = Path("qrels.trec").read_bytes()
+    code, _, err = told(capfd, "journal", "fit-noise", "j.sqlite", "--qrels", "qrels.trec", "--output", output)
+    assert code == 2
+    assert f"--output {Path(output)}" in err
+    assert (Path("j.sqlite").read_bytes(), Path("qrels.trec").read_bytes()) == (b"", before)
+
 
 @pytest.mark.usefixtures("files")
 def test_fitting_needs_judgments_and_nothing_else_does(capfd: pytest.CaptureFixture[str]) -> None:
     Path("j.sqlite").touch()
     assert "go together" in told(capfd, "journal", "fit-noise", "j.sqlite")[2]
     assert "go together" in told(capfd, "journal", "cost", "j.sqlite", "--qrels", "qrels.trec")[2]
+    assert "no use for --output" in told(capfd, "journal", "cost", "j.sqlite", "--output", "noise.json")[2]

@@ -357,12 +357,17 @@ class Journal:
         body, doc_ids = json.loads(zlib.decompress(request)), json.loads(shown or "[]")
         return Call(_text(model), purpose, body, reply, tuple(doc_ids))
 
-    def totals(self) -> list[tuple[str, str, int, Usage, float]]:
-        """(model, purpose, calls, tokens, seconds) over the whole file."""
+    def totals(self, run: str | None = None, query_id: str | None = None) -> list[tuple[str, str, int, Usage, float]]:
+        """(model, purpose, calls, tokens, seconds) over the whole file, or over what the windows of a run, of a query
+        or of both were asked by."""
+        given = {"run": run, "query_id": None if query_id is None else _storable(query_id)}
+        wanted = {name: value for name, value in given.items() if value is not None}
+        asked = f"SELECT value FROM windows, json_each(calls) WHERE {' AND '.join(f'{name} = ?' for name in wanted)}"
         rows = self._db.execute(
             "SELECT model, purpose, count(*), sum(prompt_tokens), sum(completion_tokens),"
             " sum(reasoning_tokens), sum(cached_tokens), max(estimated), sum(seconds)"
-            " FROM calls GROUP BY model, purpose ORDER BY 1, 2"
+            f" FROM calls {f'WHERE key IN ({asked})' if wanted else ''} GROUP BY model, purpose ORDER BY 1, 2",
+            tuple(wanted.values()),
         )
         return [(_text(r[0]), r[1], r[2], _usage(r[3:8]), r[8]) for r in rows]
 
