@@ -197,6 +197,54 @@ def test_as_a_program_of_its_own(folder: Path, loopback: StartLoopback) -> None:
     assert version.stdout.startswith("rank-k ")
 
 
+OWN = """
+from dataclasses import dataclass
+
+from colours import RED
+from rank_k.records import Ranking
+
+@dataclass(frozen=True)
+class Backwards:
+    window: int = 20
+
+    def __call__(self, candidates, seed):
+        yield from ()
+        return Ranking.of(c.doc_id for c in reversed(candidates))
+
+class Failing:
+    def __init__(self):
+        raise OSError("no such luck")
+"""
+
+
+def test_a_strategy_of_ones_own_lies_in_the_current_folder(folder: Path) -> None:
+    script = Path(sys.executable).with_name("rank-k")
+    if not script.exists():
+        pytest.skip("needs the installed command, whose Python does not look in the current folder")
+    for name, content in (("own", OWN), ("colours", "RED = 1"), ("broken", "class A("), ("failing", "1 / 0")):
+        (folder / f"{name}.py").write_text(content)
+    judged = (*RERANK, "--simulate", "qrels.trec")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([str(script), *arguments], capture_output=True, text=True, check=False)
+
+    done = run(*judged, "--strategy", "own:Backwards")
+    assert done.returncode == 0, done.stderr
+    assert ranking("out.trec") == {query_id: ids[::-1] for query_id, ids in BEFORE.items()}
+    grid = ("study", *RERANK[1:-2], "--qrels", "qrels.trec", "--simulate", "--strategies", "own:Backwards")
+    assert run(*grid, "--output", "study").returncode == 0
+    for name, told in {
+        "own:Failing": "cannot be made: no such luck",
+        "own:Backward": "cannot be imported: module 'own' has no attribute 'Backward'",
+        "broken:A": "cannot be imported: '(' was never closed",
+        "failing:A": "cannot be imported: division by zero",
+        "missing:A": "cannot be imported: No module named 'missing'",
+    }.items():
+        done = run(*judged, "--strategy", name)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert f"strategy '{name}' {told}" in done.stderr
+
+
 # --- Input in all its forms ---
 
 

@@ -96,7 +96,12 @@ def test_several_processes_find_the_same_as_one(
     assert told(capfd, *GIVEN, "--strategies", "sliding,single") == alone
 
 
-def test_ones_own_strategy_and_missing_queries(files: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ones_own_strategy_and_missing_queries(
+    processes: int, files: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulate, "_WORTH_A_PROCESS", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: processes)
     (files / "mine.py").write_text(
         "from dataclasses import dataclass\nfrom rank_k.records import Ranking\n\n@dataclass(frozen=True)\n"
         "class Mine:\n    def __call__(self, candidates, seed):\n        yield from ()\n"
@@ -104,13 +109,13 @@ def test_ones_own_strategy_and_missing_queries(files: Path, capfd: pytest.Captur
     )
     with (files / "qrels.trec").open("a") as file:
         file.write("q9 0 d1 1\n")
-    sys.path.insert(0, str(files))
+    known = list(sys.path)
     try:
         code, out, err = told(capfd, *GIVEN, "--strategies", "mine:Mine,sliding")
     finally:
-        sys.path.remove(str(files))
         sys.modules.pop("mine", None)
     assert code == 0
+    assert sys.path == known
     assert "mine:Mine" in out
     assert err == "1 judged queries missing in the run, counted as 0: q9\n"
 

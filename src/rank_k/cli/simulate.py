@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.collection import DATASET
-from rank_k.cli.model import NOISES, count, number
+from rank_k.cli.model import NOISES, count, import_own, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -128,6 +128,7 @@ class _Job:
         from rank_k.strategies import PRESETS, make
 
         args = self._args
+        import_own(args.strategies)
         given = {"window": args.window, "stride": args.stride}
         return {
             name: make(**(PRESETS.get(name) or {"name": name, **given}), fuse=args.fuse) for name in args.strategies
