@@ -42,10 +42,12 @@ def _collection(queries: int) -> tuple[dict[str, dict[str, int]], dict[str, list
 GRADES, RUN = _collection(60)
 
 
-def asked(noise: Noise, path: Path, *, strategy: str = "blocks", partitions: int = 1, samples: int = 3) -> list[Look]:
+def asked(
+    noise: Noise, path: Path, *, strategy: str = "blocks", window: int = 20, partitions: int = 1, samples: int = 3
+) -> list[Look]:
     """The looks in the journal of a whole run."""
     queries = {query_id: Query(query_id, "?") for query_id in RUN}
-    plan = make(strategy, partitions=partitions)
+    plan = make(strategy, window=window, partitions=partitions)
     judge = SimulatedJudge(GRADES, noise, seed=4)
     with Reranker(judge, strategy=plan, samples=samples, journal=path, think="off") as reranker:
         run = reranker.journal.begin_run({"noise": asdict(noise)})
@@ -126,6 +128,16 @@ def test_samples_tell_the_fresh_share_with_any_strategy(tmp_path: Path) -> None:
         DEFAULT.composition / DEFAULT.persistent, 0.02
     )
     assert set(found.assumed) == {"growth", "query_spread", "composition"}
+
+
+def test_small_windows_in_which_most_samples_agree_tell_the_shares_too(tmp_path: Path) -> None:
+    noise = Noise(1.0, 0.6, 0.2, 0.2, 0.3, query_spread=0.3)
+    looks = asked(noise, tmp_path / "j.sqlite", window=4, partitions=2)
+    thirds = sum(look.sample == 2 for look in looks)
+    assert thirds < 0.6 * sum(look.sample == 0 for look in looks), "where the first two disagreed"
+    found = fit_noise(looks, GRADES).noise
+    assert found.fresh == pytest.approx(noise.fresh, abs=0.03)
+    assert found.composition == pytest.approx(noise.composition, abs=0.06)
 
 
 # --- looks -----------------------------------------------------------------------------------------
