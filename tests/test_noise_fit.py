@@ -155,6 +155,13 @@ def test_what_an_earlier_round_showed_is_not_unseen_and_what_this_one_showed_is(
     assert sorted(looks[2].shown) == ["b", "c"]
 
 
+def test_what_was_looked_at_by_likelihood_is_no_look_and_was_not_seen() -> None:
+    alone = record(0, ("a", "b", "c"))
+    alone = replace(alone, window=replace(alone.window, by="likelihood"))
+    [look] = looks_of([alone, record(1, ("b", "a"))])
+    assert set(look.shown) == look.unseen == {"a", "b"}
+
+
 def test_of_two_answers_to_one_look_the_first_counts() -> None:
     assert len(looks_of([record(0, ("a", "b"), orders=3, thought_about=2)])) == 1
 

@@ -138,6 +138,7 @@ def _told(journal: Journal, record: WindowRecord) -> dict[str, Any]:
         "window": record.position,
         "doc_ids": record.window.doc_ids,
         "reach": record.window.reach,
+        "by": record.window.by,
         "orders": [
             {"tiers": order.tiers, "placed": sorted(order.placed), "ranked": order.ranked} for order in record.orders
         ],

@@ -69,7 +69,9 @@ def fit_noise(looks: Sequence[Look], grades: Grades) -> NoiseFit:
     """
     judged = [look for look in looks if look.query_id in grades and len(look.shown) > 1]
     if not judged:
-        raise InputError("none of the windows belongs to a judged query", "give the qrels of the collection asked")
+        raise InputError(
+            "none of the windows compares passages of a judged query", "give the qrels of the collection asked"
+        )
     by_query: dict[str, list[Look]] = {}
     for look in judged:
         if look.sample < _ALWAYS:
