@@ -274,6 +274,16 @@ def test_mistakes_are_told_in_one_line_before_anything_is_asked(
     assert problem in line
 
 
+def test_cells_that_the_run_is_too_short_for_are_named(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["study", *files, "--simulate", "--depths", "10,40,80", "--output", str(tmp_path / "study")]
+    assert main(command) == 0
+    left_out = [line for line in told(capsys)[1].splitlines() if "left out" in line]
+    name = "collection.run.judge.sliding-full-d80"
+    assert left_out == [f"{name}: left out: at less depth all candidates are compared already"]
+
+
 def test_a_measure_that_says_nothing_of_an_empty_run_may_be_asked_for(files: list[str], tmp_path: Path) -> None:
     assert main(["study", *files, "--simulate", "--measures", "Accuracy", "--output", str(tmp_path / "study")]) == 0
     assert all(0 < float(row["Accuracy"]) <= 1 for row in rows(tmp_path / "study"))

@@ -119,7 +119,10 @@ def _run(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) -> int:
     with ExitStack() as stack:
         progress = index_progress(args.quiet)
         opened = {c.name: stack.enter_context(Opened(c, progress)) for c in study.collections}
-        cells = reachable(cells, opened)
+        cells, wanted = reachable(cells, opened), cells
+        for cell in wanted:
+            if cell not in cells:
+                print(f"{cell.name}: left out: at less depth all candidates are compared already", file=sys.stderr)
         _check(study, cells, opened)
         folder.admit({name: of.fingerprints for name, of in opened.items()}, study.models, cells)
         journal = stack.enter_context(closing(Journal(folder.journal)))
