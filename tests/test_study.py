@@ -21,7 +21,7 @@ from rank_k.evaluation.studies.plan import (
     strategy_of,
 )
 from rank_k.evaluation.studies.questions import QUESTIONS
-from rank_k.evaluation.studies.table import compared, labels_of, write_cells
+from rank_k.evaluation.studies.table import compared, labels_of, write_cells, write_queries
 from rank_k.journal import WindowRecord
 from rank_k.records import Candidate, Order, Outcome
 from tests.study_bench import DATA, Bench
@@ -129,6 +129,17 @@ def test_a_table_says_what_each_cell_is_worth_and_costs(bench: Bench, tmp_path: 
     lines = (tmp_path / "cells.csv").read_text().splitlines()
     assert len(lines) == 6
     assert labels_of(answer.rows)[base.name] == "sliding-full"
+
+
+def test_ids_that_are_no_utf8_stand_in_the_tables_as_the_bytes_they_are(bench: Bench, tmp_path: Path) -> None:
+    of = bench.collection
+    for file in (of.queries, of.documents, of.qrels, of.first_stages[0].file):
+        assert file is not None
+        file.write_bytes(file.read_bytes().replace(b"Q00", b"Q\xff"))
+    study = bench.study({"strategy": ["single"]})
+    bench.run(*cells_of(study))
+    write_queries(tmp_path / "queries.csv", bench.answer(study).rows)
+    assert (tmp_path / "queries.csv").read_bytes().count(b",Q\xff,") == 2
 
 
 def test_costs_are_the_journals_whether_asked_now_or_found_there(bench: Bench) -> None:
