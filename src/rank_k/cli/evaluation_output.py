@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from math import isnan
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -128,7 +127,16 @@ def aligned(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -
 
 def as_json(assessment: Assessment) -> str:
     """An object per run. What cannot be computed is null."""
-    return json.dumps({run.name: _told(run, assessment) for run in assessment.runs}, indent=2)
+    return json.dumps(without_nan({run.name: _told(run, assessment) for run in assessment.runs}), indent=2)
+
+
+def without_nan(told: Any) -> Any:
+    """Errors that a single query does not have are null: JSON has no NaN."""
+    if isinstance(told, dict):
+        return {key: without_nan(value) for key, value in told.items()}
+    if isinstance(told, list | tuple):
+        return [without_nan(value) for value in told]
+    return None if told != told else told
 
 
 def _told(run: Assessed, assessment: Assessment) -> dict[str, Any]:
@@ -161,7 +169,7 @@ def _compared(compared: Compared) -> dict[str, Any]:
     paired = compared.paired
     return {
         "difference": paired.mean,
-        "standard_error": None if isnan(paired.error) else paired.error,
+        "standard_error": paired.error,
         "interval": [paired.low, paired.high],
         "t_p": paired.t_p,
         "t_p_corrected": compared.t_p,
