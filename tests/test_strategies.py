@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -122,6 +123,12 @@ def test_a_forgotten_pivot_is_no_evidence() -> None:
     with pytest.raises(StopIteration) as stop:
         steps.send([Outcome(step.windows[0], (forgetful,))])
     assert stop.value.value.doc_ids[:2] == ("d0", "d1")
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_shows_a_tie_of_neighbours(name: str) -> None:
+    ranking, _ = perfect(make(name), [1, 1])
+    assert ranking == replace(ranking, doc_ids=("d0", "d1"), tied=(False, True))
 
 
 def test_consensus_of_samples_keeps_ties_and_ignores_what_was_not_placed() -> None:
