@@ -347,10 +347,12 @@ def test_the_report_is_written_and_says_how_to_make_it_again(rank_k: RankK) -> N
         (("bm25.trec", "--csv", "none/values.csv"), ("--csv", "none")),
         (("bm25.trec", "--csv", "same", "--report", "same"), ("--report", "replace")),
         (("bm25.trec", "--queries", "none.jsonl", "--report", "r.html"), ("none.jsonl",)),
+        (("bm25.trec", "other.trec"), ("none of the queries of other.trec is judged in qrels",)),
     ],
 )
 def test_mistakes_are_told_in_one_line(rank_k: RankK, arguments: tuple[str, ...], named: tuple[str, ...]) -> None:
     before = Path("bm25.trec").read_bytes()
+    write_run("other.trec", {"x1": ["q00-0"]})
     _, err = rank_k(*EVALUATE, *arguments, code=2)
     assert all(part in err for part in named), err
     assert Path("bm25.trec").read_bytes() == before

@@ -130,12 +130,20 @@ def _named(args: argparse.Namespace) -> _Named:
 
 def _assessed(args: argparse.Namespace, named: _Named, *, intervals: bool) -> Assessment:
     from rank_k.data.files import read_qrels
+    from rank_k.errors import InputError
     from rank_k.evaluation.assessment import assess
     from rank_k.evaluation.measures import DEFAULT_MEASURES
 
+    judged = read_qrels(named.judgments)
+    runs = read_runs(named.runs, named.dataset, args.dataset)
+    for name, found in runs.items():
+        if judged.keys().isdisjoint(found):
+            raise InputError(
+                f"none of the queries of {name} is judged in {named.judgments}", "give files that belong together"
+            )
     return assess(
-        read_qrels(named.judgments),
-        read_runs(named.runs, named.dataset, args.dataset),
+        judged,
+        runs,
         args.measures or DEFAULT_MEASURES,
         baseline=named.baseline,
         ties=args.ties or "file",
