@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError
-from rank_k.models.base import Abilities, Reply, Request, Usage
+from rank_k.evaluation.looks import looks_of
+from rank_k.models.base import Abilities, RanksBy, Reply, Request, Usage
 from rank_k.models.scripted import ScriptedModel
 from rank_k.records import Candidate, Order, Outcome, Round, Window
 from rank_k.reranker import Reranker
@@ -126,6 +127,15 @@ def test_the_first_stage_weighs_as_told() -> None:
     with Reranker(model, by="both", strategy="single", window=4, think="off", fuse=50) as reranker:
         reranker.rank("q", TEXTS)
     assert shown(model)[0] == TEXTS[:4]
+
+
+@pytest.mark.parametrize(("by", "ways"), [("both", ["likelihood", "comparison"]), ("likelihood", ["likelihood"])])
+def test_the_journal_knows_by_what_each_window_was_ordered(by: RanksBy, ways: list[str]) -> None:
+    options: dict[str, Any] = {"strategy": "single", "window": 4, "think": "off"} if by == "both" else {}
+    with Reranker(Model(), by=by, **options) as reranker:
+        reranker.rank("q", TEXTS)
+        assert [record.window.by for record in reranker.journal.windows()] == ways
+        assert len(looks_of(reranker.journal.windows())) == ways.count("comparison"), "how a model compares"
 
 
 def test_a_query_may_have_its_own_strategy() -> None:

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 
 from rank_k.cli import VERBS, main
 from rank_k.cli.model import api_key
+from rank_k.journal import Journal
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback
 
@@ -193,6 +195,54 @@ def test_as_a_program_of_its_own(folder: Path, loopback: StartLoopback) -> None:
     assert (failed.returncode, len(failed.stderr.splitlines())) == (2, 1)
     version = subprocess.run([*program, "--version"], capture_output=True, text=True, check=True)
     assert version.stdout.startswith("rank-k ")
+
+
+OWN = """
+from dataclasses import dataclass
+
+from colours import RED
+from rank_k.records import Ranking
+
+@dataclass(frozen=True)
+class Backwards:
+    window: int = 20
+
+    def __call__(self, candidates, seed):
+        yield from ()
+        return Ranking.of(c.doc_id for c in reversed(candidates))
+
+class Failing:
+    def __init__(self):
+        raise OSError("no such luck")
+"""
+
+
+def test_a_strategy_of_ones_own_lies_in_the_current_folder(folder: Path) -> None:
+    script = Path(sys.executable).with_name("rank-k")
+    if not script.exists():
+        pytest.skip("needs the installed command, whose Python does not look in the current folder")
+    for name, content in (("own", OWN), ("colours", "RED = 1"), ("broken", "class A("), ("failing", "1 / 0")):
+        (folder / f"{name}.py").write_text(content)
+    judged = (*RERANK, "--simulate", "qrels.trec")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([str(script), *arguments], capture_output=True, text=True, check=False)
+
+    done = run(*judged, "--strategy", "own:Backwards")
+    assert done.returncode == 0, done.stderr
+    assert ranking("out.trec") == {query_id: ids[::-1] for query_id, ids in BEFORE.items()}
+    grid = ("study", *RERANK[1:-2], "--qrels", "qrels.trec", "--simulate", "--strategies", "own:Backwards")
+    assert run(*grid, "--output", "study").returncode == 0
+    for name, told in {
+        "own:Failing": "cannot be made: no such luck",
+        "own:Backward": "cannot be imported: module 'own' has no attribute 'Backward'",
+        "broken:A": "cannot be imported: '(' was never closed",
+        "failing:A": "cannot be imported: division by zero",
+        "missing:A": "cannot be imported: No module named 'missing'",
+    }.items():
+        done = run(*judged, "--strategy", name)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert f"strategy '{name}' {told}" in done.stderr
 
 
 # --- Input in all its forms ---
@@ -426,6 +476,16 @@ def test_the_journal_shows_exports_and_adds_up(folder: Path, rank_k: RankK, loop
     cost = (2 * report["prompt_tokens"] + 10 * report["completion_tokens"]) / 1e6
     assert float(cells[-1]) == pytest.approx(cost, abs=1e-4)
     assert "cost" not in rank_k("journal", "cost", journal).out
+
+    rank_k(*RERANK, *at(loopback()), "--depth", "3")
+    of_all, of_two = rank_k("journal", "cost", journal), rank_k("journal", "cost", journal, "--query", "q2")
+    assert [found.out.splitlines()[1].split()[2] for found in (of_all, of_two)] == ["6", "2"]
+    with closing(Journal(Path(journal), read_only=True)) as kept:
+        last, first = kept.runs()
+    assert rank_k("journal", "cost", journal, "--run", first.run).out.splitlines()[1].split() == cells[:-1]
+    of_last = rank_k("journal", "cost", journal, "--run", last.run, "--query", "q2").out.splitlines()[1].split()
+    assert of_last[:3] == ["oracle", "ask", "1"]
+    assert int(of_last[3]) < report["prompt_tokens"] / 3
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(folder: Path, rank_k: RankK, loopback: StartLoopback) -> None:
@@ -725,6 +785,7 @@ def test_mistakes_of_the_other_verbs(folder: Path, rank_k: RankK, loopback: Star
         (("journal", "cost", "run.trec"), ("run.trec",)),
         (("journal", "show", "garbage.sqlite"), ("journal",)),
         (("journal", "show", str(journal), "--query", "q7"), ("q7",)),
+        (("journal", "cost", str(journal), "--query", "q7"), ("q7",)),
         (("journal", "burn", str(journal)), ("burn", "show")),
         (("doctor", "--prompt", "none.txt"), ("none.txt",)),
         (("demo", "--depth", "x"), ("--depth",)),

@@ -130,6 +130,12 @@ def test_queries_on_one_side_only_are_not_left_out_silently() -> None:
         paired({"a": 1.0, "b": 1.0}, {"a": 1.0, "c": 0.0})
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_refused_rather_than_called_sure(value: float) -> None:
+    with pytest.raises(InputError, match="not a finite number"):
+        paired({"a": value, "b": 1.0}, {"a": 0.0, "b": 0.0})
+
+
 def test_nothing_to_compare() -> None:
     with pytest.raises(InputError, match="no queries"):
         paired({}, {})

@@ -180,6 +180,41 @@ def test_sums_have_no_interval(rank_k: RankK) -> None:
     assert list(told["interval"]) == ["AP"]
 
 
+# --- equal scores ---
+
+
+def write_tied() -> None:
+    """bm25.trec once more, with every other score that of the line before."""
+    lines = [line.split() for line in Path("bm25.trec").read_text().splitlines()]
+    Path("tied.trec").write_text("".join(f"{q} Q0 {d} {rank} {-(int(rank) // 2)} t\n" for q, _, d, rank, *_ in lines))
+
+
+def test_a_run_with_ties_that_is_reranked_to_no_depth_is_worth_what_it_was(rank_k: RankK) -> None:
+    write_tied()
+    rank_k(*RERANK, *JUDGE, "--run", "tied.trec", "--depth", "1", "--output", "new.trec")
+    command = (*EVALUATE, "new.trec", "--baseline", "tied.trec", "--measures", "nDCG@10", "AP", "RR@10", "--json")
+    told = json.loads(rank_k(*command)[0])
+    assert {found["difference"] for found in told["new.trec"]["against_baseline"].values()} == {0}
+    simulated = json.loads(rank_k("simulate", "--run", "tied.trec", "--qrels", "qrels", "--seeds", "1", "--json")[0])
+    assert simulated["strategies"][0]["per_query"] == pytest.approx(told["tied.trec"]["per_query"]["nDCG@10"])
+    by_id = json.loads(rank_k(*command, "--ties", "trec_eval")[0])
+    assert any(found["difference"] for found in by_id["new.trec"]["against_baseline"].values())
+    assert by_id["new.trec"]["mean"] == told["new.trec"]["mean"], "it has none"
+
+
+def test_ties_are_told_with_the_way_to_trec_evals_own_rule(rank_k: RankK) -> None:
+    write_tied()
+    command = (*EVALUATE, "bm25.trec", "tied.trec", "--report", "report.html")
+    _, err = rank_k(*command)
+    assert err == (
+        "tied.trec: 12 queries with equal scores, taken in the order of the file;"
+        " --ties trec_eval puts them by descending id, as trec_eval does\n"
+    )
+    _, err = rank_k(*command, "--ties", "trec_eval")
+    assert err == ""
+    assert "--ties trec_eval" in Path("report.html").read_text(encoding="utf-8")
+
+
 # --- cost and traces ---
 
 
@@ -312,10 +347,12 @@ def test_the_report_is_written_and_says_how_to_make_it_again(rank_k: RankK) -> N
         (("bm25.trec", "--csv", "none/values.csv"), ("--csv", "none")),
         (("bm25.trec", "--csv", "same", "--report", "same"), ("--report", "replace")),
         (("bm25.trec", "--queries", "none.jsonl", "--report", "r.html"), ("none.jsonl",)),
+        (("bm25.trec", "other.trec"), ("none of the queries of other.trec is judged in qrels",)),
     ],
 )
 def test_mistakes_are_told_in_one_line(rank_k: RankK, arguments: tuple[str, ...], named: tuple[str, ...]) -> None:
     before = Path("bm25.trec").read_bytes()
+    write_run("other.trec", {"x1": ["q00-0"]})
     _, err = rank_k(*EVALUATE, *arguments, code=2)
     assert all(part in err for part in named), err
     assert Path("bm25.trec").read_bytes() == before

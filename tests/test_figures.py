@@ -100,6 +100,12 @@ def test_the_pareto_set_is_filled_and_the_rest_hollow() -> None:
     }
 
 
+@pytest.mark.parametrize("best", [[True, False, False, True], [False] * 4])
+def test_the_pareto_set_may_be_that_of_more_points(best: list[bool]) -> None:
+    dots = points(scatter(POINTS, **LABELS, best=best)).values()
+    assert ["--paper" not in ElementTree.tostring(dot, "unicode") for dot in dots] == best
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
 def test_every_point_is_in_the_pareto_set_or_beaten_by_one_that_is(values: list[tuple[int, int]]) -> None:
     given_points = [Point("", x, y) for x, y in values]

@@ -125,7 +125,7 @@ def test_every_id_survives_exactly(doc_ids: list[str], query_id: str, data: st.D
     journal.keep_ranking("r", 0, query_id, ranking)
     assert journal.ranking("r", 0) == ranking
     run = journal.begin_run({"a": 1})
-    window = Window(tuple(doc_ids), (1, 5))
+    window = Window(tuple(doc_ids), (1, 5), data.draw(st.sampled_from(["comparison", "likelihood"])))
     order = Order((tuple(doc_ids),), frozenset(doc_ids[:1]), True)
     record = WindowRecord(query_id, 0, 0, window, ("k",), (order,), {"missing": 1})
     journal.keep_window(run, record)
@@ -392,6 +392,10 @@ def test_an_older_journal_is_brought_up_to_date_once(path: Path, version: int, m
         "INSERT INTO calls (key, model, purpose, request, text, prompt_tokens, completion_tokens, reasoning_tokens,"
         " cached_tokens, estimated, seconds, finished_at) VALUES ('k', 'm', 'ask', x'', 'old', 1, 2, 3, 4, 0, 5.0, 6.0)"
     )
+    database.execute(
+        "INSERT INTO windows (run, query_id, round, position, doc_ids, calls, orders, repairs)"
+        """ VALUES ('r', 'q', 0, 0, '[["a", "b"], [1, 2]]', '["k"]', '[]', '{}')"""
+    )
     database.commit()
     database.close()
     with pytest.raises(JournalError, match="older"):
@@ -400,6 +404,7 @@ def test_an_older_journal_is_brought_up_to_date_once(path: Path, version: int, m
         journal = Journal(path)
         assert journal.reply("k") == Reply("old", None, None, Usage(1, 2, 3, 4), 5.0)
         assert journal._version() == len(everything)
+        assert [record.window for record in journal.windows("r")] == [Window(("a", "b"), (1, 2), "comparison")]
         journal.close()
     Journal(path, read_only=True).close()
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rank_k.data.files import read_qrels, read_run
 from rank_k.errors import InputError
-from rank_k.evaluation.measures import DEFAULT_MEASURES, evaluate
+from rank_k.evaluation.measures import DEFAULT_MEASURES, Ties, evaluate
 from rank_k.records import Candidate
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -52,10 +52,37 @@ def test_missing_queries_count_as_zero_and_unjudged_ones_not_at_all() -> None:
     assert found.unjudged == ("other",)
 
 
-def test_ties_stand_by_descending_id_for_every_measure() -> None:
-    tied = {"q": [Candidate("a", 1.0), Candidate("b", 1.0), Candidate("c", 0.5)]}
-    found = evaluate({"q": {"a": 1}}, tied, ["RR", "RR@10", "Judged@1", "P@1", "nDCG@1"])
-    assert found.means == {"RR": 0.5, "RR@10": 0.5, "Judged@1": 0.0, "P@1": 0.0, "nDCG@1": 0.0}
+@pytest.mark.parametrize(("ties", "value"), [("file", 1.0), ("trec_eval", 0.0)])
+def test_ties_stand_as_listed_or_by_descending_id_for_every_measure(ties: Ties, value: float) -> None:
+    tied = {"q": [Candidate("c", 0.5), Candidate("a", 1.0), Candidate("b", 1.0)]}
+    found = evaluate({"q": {"a": 1}}, tied, ["RR", "RR@10", "Judged@1", "P@1", "nDCG@1"], ties=ties)
+    half = (1 + value) / 2
+    assert found.means == {"RR": half, "RR@10": half, "Judged@1": value, "P@1": value, "nDCG@1": value}
+
+
+def test_queries_are_told_whose_ties_trec_eval_would_put_otherwise() -> None:
+    run = {
+        "tied": [Candidate("a", 1.0), Candidate("b", 1.0)],
+        "tied in single precision": [Candidate("a", 1.00000001), Candidate("b", 1.0)],
+        "tied as trec_eval has it": [Candidate("b", 1.0), Candidate("a", 1.0)],
+        "not tied": ranked("a", "b"),
+        "not judged": [Candidate("a", 1.0), Candidate("b", 1.0)],
+    }
+    qrels = {query_id: {"a": 1} for query_id in run if query_id != "not judged"}
+    assert evaluate(qrels, run).tied == ("tied", "tied in single precision")
+    assert evaluate(qrels, run, ties="trec_eval").tied == ()
+
+
+def test_a_mean_is_that_over_all_judged_queries_whatever_ir_measures_leaves_out() -> None:
+    qrels = {"q": {"a": 1}, "nothing relevant": {"a": 0}, "missing": {"a": 1}}
+    found = evaluate(qrels, {query_id: ranked("a", "b") for query_id in ("q", "nothing relevant")}, ["Accuracy"])
+    assert found.per_query["Accuracy"] == {"q": 1.0, "nothing relevant": 0.0, "missing": 0.0}
+    assert found.means["Accuracy"] == pytest.approx(1 / 3)
+
+
+def test_a_measure_that_cannot_be_computed_is_told_with_what_to_do() -> None:
+    with pytest.raises(InputError, match=r"one of AP, Accuracy cannot be computed .* leave that measure out"):
+        evaluate({"q": {"a": 1}}, {"q": ranked("a")}, ["AP", "Accuracy"])
 
 
 SCORES = st.sampled_from([0.0, -2.5, 1.0, 0.99999998, 0.99999999, 1e-45, 1e300, -1e300, 3.1])
@@ -67,12 +94,12 @@ DOCS = st.text("abé\u4e2d", min_size=1, max_size=2)
     qrels=st.dictionaries(st.sampled_from("pqr"), st.dictionaries(DOCS, st.integers(-1, 4), min_size=1), min_size=1),
     run=st.dictionaries(st.sampled_from("pqrs"), st.dictionaries(DOCS, SCORES, min_size=1)),
 )
-def test_values_are_those_of_trec_eval_in_its_own_order(
+def test_values_are_those_of_trec_eval_by_its_own_rule(
     qrels: dict[str, dict[str, int]], run: dict[str, dict[str, float]]
 ) -> None:
     candidates = {q: [Candidate(d, score) for d, score in docs.items()] for q, docs in run.items()}
     names = {"nDCG@2": "ndcg_cut_2", "nDCG@10": "ndcg_cut_10", "AP": "map", "RR": "recip_rank", "P@1": "P_1"}
-    found = evaluate(qrels, candidates, list(names))
+    found = evaluate(qrels, candidates, list(names), ties="trec_eval")
     theirs = pytrec_eval.RelevanceEvaluator(qrels, set(names.values())).evaluate(run)
     for ours, trec in names.items():
         expected = {query_id: theirs.get(query_id, {}).get(trec, 0.0) for query_id in qrels}
@@ -164,12 +191,11 @@ def published() -> list[tuple[str, str]]:
     published() or [pytest.param("", "", marks=pytest.mark.skip("needs ../shared beside the checkout"))],
 )
 def test_published_figures(collection: str, run_name: str) -> None:
-    """The figures were taken from lists, ties in the order of the file; trec_eval puts those by id."""
+    """They were taken from lists, ties in the order of the file."""
     folder = SHARED / collection
     figures = json.loads((folder / "stats.json").read_text())["runs"][run_name]
     qrels, run = read_qrels(folder / "qrels.trec"), read_run(folder / f"run.{run_name}.trec")
-    as_listed = {query_id: ranked(*(c.doc_id for c in candidates)) for query_id, candidates in run.items()}
-    found = evaluate(qrels, as_listed)
+    found = evaluate(qrels, run)
     assert found.missing == found.unjudged == ()
     for name in ("nDCG@10", "RR@10", "R@100"):
         assert round(found.means[name], 4) == figures[name]
@@ -177,4 +203,4 @@ def test_published_figures(collection: str, run_name: str) -> None:
     scores = {query_id: {c.doc_id: c.score for c in candidates} for query_id, candidates in run.items()}
     values = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut_10"}).evaluate(scores)
     trec_eval = sum(value["ndcg_cut_10"] for value in values.values()) / len(qrels)
-    assert evaluate(qrels, run).means["nDCG@10"] == pytest.approx(trec_eval, abs=1e-12)
+    assert evaluate(qrels, run, ties="trec_eval").means["nDCG@10"] == pytest.approx(trec_eval, abs=1e-12)

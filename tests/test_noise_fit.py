@@ -42,10 +42,12 @@ def _collection(queries: int) -> tuple[dict[str, dict[str, int]], dict[str, list
 GRADES, RUN = _collection(60)
 
 
-def asked(noise: Noise, path: Path, *, strategy: str = "blocks", partitions: int = 1, samples: int = 3) -> list[Look]:
+def asked(
+    noise: Noise, path: Path, *, strategy: str = "blocks", window: int = 20, partitions: int = 1, samples: int = 3
+) -> list[Look]:
     """The looks in the journal of a whole run."""
     queries = {query_id: Query(query_id, "?") for query_id in RUN}
-    plan = make(strategy, partitions=partitions)
+    plan = make(strategy, window=window, partitions=partitions)
     judge = SimulatedJudge(GRADES, noise, seed=4)
     with Reranker(judge, strategy=plan, samples=samples, journal=path, think="off") as reranker:
         run = reranker.journal.begin_run({"noise": asdict(noise)})
@@ -128,6 +130,16 @@ def test_samples_tell_the_fresh_share_with_any_strategy(tmp_path: Path) -> None:
     assert set(found.assumed) == {"growth", "query_spread", "composition"}
 
 
+def test_small_windows_in_which_most_samples_agree_tell_the_shares_too(tmp_path: Path) -> None:
+    noise = Noise(1.0, 0.6, 0.2, 0.2, 0.3, query_spread=0.3)
+    looks = asked(noise, tmp_path / "j.sqlite", window=4, partitions=2)
+    thirds = sum(look.sample == 2 for look in looks)
+    assert thirds < 0.6 * sum(look.sample == 0 for look in looks), "where the first two disagreed"
+    found = fit_noise(looks, GRADES).noise
+    assert found.fresh == pytest.approx(noise.fresh, abs=0.03)
+    assert found.composition == pytest.approx(noise.composition, abs=0.06)
+
+
 # --- looks -----------------------------------------------------------------------------------------
 
 
@@ -141,6 +153,13 @@ def test_what_an_earlier_round_showed_is_not_unseen_and_what_this_one_showed_is(
     assert [look.unseen for look in looks] == [{"a", "b"}, {"b", "c"}, {"b", "c"}, {"d", "e"}]
     assert [look.sample for look in looks] == [0, 0, 1, 0]
     assert sorted(looks[2].shown) == ["b", "c"]
+
+
+def test_what_was_looked_at_by_likelihood_is_no_look_and_was_not_seen() -> None:
+    alone = record(0, ("a", "b", "c"))
+    alone = replace(alone, window=replace(alone.window, by="likelihood"))
+    [look] = looks_of([alone, record(1, ("b", "a"))])
+    assert set(look.shown) == look.unseen == {"a", "b"}
 
 
 def test_of_two_answers_to_one_look_the_first_counts() -> None:

@@ -265,7 +265,8 @@ def test_without_a_file_there_is_nothing_to_look_at() -> None:
 def test_a_run_of_an_older_version_shows_what_it_has(path: Path) -> None:
     name = filled(path)
     with sqlite3.connect(path) as db:
-        db.executescript("DROP TABLE queries; DROP TABLE rounds; PRAGMA user_version = 3;")
+        db.executescript("DROP TABLE queries; DROP TABLE rounds; ALTER TABLE windows DROP COLUMN ordered_by;")
+        db.execute("PRAGMA user_version = 3")
     db.close()
     Journal(path).close()
     with closing(Journal(path, read_only=True)) as journal:

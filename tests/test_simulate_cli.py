@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from rank_k.cli import main, simulate
+from rank_k.journal import Journal
 from rank_k.models.noise_file import read_noise
 
 DOCS = [f"d{i}" for i in range(30)]
@@ -94,7 +96,12 @@ def test_several_processes_find_the_same_as_one(
     assert told(capfd, *GIVEN, "--strategies", "sliding,single") == alone
 
 
-def test_ones_own_strategy_and_missing_queries(files: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ones_own_strategy_and_missing_queries(
+    processes: int, files: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulate, "_WORTH_A_PROCESS", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: processes)
     (files / "mine.py").write_text(
         "from dataclasses import dataclass\nfrom rank_k.records import Ranking\n\n@dataclass(frozen=True)\n"
         "class Mine:\n    def __call__(self, candidates, seed):\n        yield from ()\n"
@@ -102,13 +109,13 @@ def test_ones_own_strategy_and_missing_queries(files: Path, capfd: pytest.Captur
     )
     with (files / "qrels.trec").open("a") as file:
         file.write("q9 0 d1 1\n")
-    sys.path.insert(0, str(files))
+    known = list(sys.path)
     try:
         code, out, err = told(capfd, *GIVEN, "--strategies", "mine:Mine,sliding")
     finally:
-        sys.path.remove(str(files))
         sys.modules.pop("mine", None)
     assert code == 0
+    assert sys.path == known
     assert "mine:Mine" in out
     assert err == "1 judged queries missing in the run, counted as 0: q9\n"
 
@@ -215,9 +222,29 @@ def test_noise_from_a_journal_is_for_the_next_simulation(files: Path, capfd: pyt
     assert json.loads((files / "noise.json").read_text())["how"]["answers"] == 36
     assert told(capfd, *GIVEN, "--noise", "noise.json")[0] == 0
 
+    assert told(capfd, "rerank", *asked, *judge, "--strategy", "single", "--samples", "2")[0] == 0
+    with closing(Journal(files / "o.trec.journal.sqlite", read_only=True)) as journal:
+        last, first = journal.runs()
+    assert told(capfd, *fitting)[1].startswith("12 answers")
+    assert told(capfd, *fitting, "--run", last.run)[1].startswith("12 answers")
+    assert told(capfd, *fitting, "--run", first.run)[1].startswith("36 answers"), "which is not the last one"
+    assert "there is no run nobody" in told(capfd, *fitting, "--run", "nobody")[2]
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("output", ["j.sqlite", "./qrels.trec", "nowhere/noise.json"])
+def test_fitted_noise_replaces_nothing_that_is_read(output: str, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("j.sqlite").touch()
+    before = Path("qrels.trec").read_bytes()
+    code, _, err = told(capfd, "journal", "fit-noise", "j.sqlite", "--qrels", "qrels.trec", "--output", output)
+    assert code == 2
+    assert f"--output {Path(output)}" in err
+    assert (Path("j.sqlite").read_bytes(), Path("qrels.trec").read_bytes()) == (b"", before)
+
 
 @pytest.mark.usefixtures("files")
 def test_fitting_needs_judgments_and_nothing_else_does(capfd: pytest.CaptureFixture[str]) -> None:
     Path("j.sqlite").touch()
     assert "go together" in told(capfd, "journal", "fit-noise", "j.sqlite")[2]
     assert "go together" in told(capfd, "journal", "cost", "j.sqlite", "--qrels", "qrels.trec")[2]
+    assert "no use for --output" in told(capfd, "journal", "cost", "j.sqlite", "--output", "noise.json")[2]

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rank_k.errors import InputError
-from rank_k.records import Candidate, Order, Outcome, Ranking, Round, Window
+from rank_k import Reranker
+from rank_k.errors import InputError, StrategyError
+from rank_k.evaluation.simulation import play
+from rank_k.models.base import RanksBy
+from rank_k.models.scripted import ScriptedModel
+from rank_k.models.simulated import SimulatedJudge
+from rank_k.records import Candidate, Order, Outcome, Passage, Query, Ranking, Round, Window
 from rank_k.strategies import STRATEGIES, make
+from rank_k.strategies.cascade import Cascade
 from rank_k.strategies.conformance import check
 from rank_k.strategies.consensus import consensus
-from rank_k.strategies.protocol import Strategy
+from rank_k.strategies.protocol import Strategy, held
 from rank_k.strategies.sliding import Sliding, spans
 from rank_k.strategies.topdown import TopDown
 
@@ -116,6 +125,12 @@ def test_a_forgotten_pivot_is_no_evidence() -> None:
     assert stop.value.value.doc_ids[:2] == ("d0", "d1")
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_shows_a_tie_of_neighbours(name: str) -> None:
+    ranking, _ = perfect(make(name), [1, 1])
+    assert ranking == replace(ranking, doc_ids=("d0", "d1"), tied=(False, True))
+
+
 def test_consensus_of_samples_keeps_ties_and_ignores_what_was_not_placed() -> None:
     window = Window(("a", "b", "c"), (1, 3))
     first = Order((("a",), ("b",), ("c",)), frozenset("abc"), True)
@@ -124,6 +139,77 @@ def test_consensus_of_samples_keeps_ties_and_ignores_what_was_not_placed() -> No
     short = Order((("c",), ("a",), ("b",)), frozenset("c"), True)
     assert consensus(Outcome(window, (Order.unranked(window), short))) == short
     assert not consensus(Outcome(window, (Order.unranked(window),))).ranked
+
+
+# --- promises that are broken ----------------------------------------------------------------------
+
+IDS = ("a", "b", "c")
+
+
+def asking(windows: object, *, meanwhile: object = Ranking.of(IDS), last: object = Ranking.of(IDS)) -> Strategy:
+    """A strategy with one round of these windows, and these rankings."""
+
+    def own(candidates: Sequence[Candidate], seed: int) -> Any:
+        yield Round(windows, meanwhile, 1)  # type: ignore[arg-type]
+        return last
+
+    return own
+
+
+def window_of(*doc_ids: str) -> tuple[Window, ...]:
+    return (Window(doc_ids, (1, 3)),)
+
+
+def own_without_rounds(candidates: Sequence[Candidate], seed: int) -> Any:
+    return Ranking.of(IDS)
+
+
+def own_without_a_seed(candidates: Sequence[Candidate]) -> Iterator[Any]:
+    yield
+
+
+def own_of_windows(candidates: Sequence[Candidate], seed: int) -> Iterator[Any]:
+    yield Window(IDS, (1, 3))
+
+
+BROKEN: list[tuple[Any, str]] = [
+    (asking(window_of("a", "b"), last=Ranking.of("ab")), "every candidate"),
+    (asking(window_of("a", "b"), last=Ranking.of("abx")), "every candidate"),
+    (asking(window_of("a", "b"), last=Ranking.of("abb")), "every candidate"),
+    (asking(window_of("a", "b"), meanwhile=Ranking.of("ab")), "every candidate"),
+    (asking(window_of("a", "b"), last=Ranking(IDS, ())), "one entry per passage"),
+    (asking(window_of("a", "b"), last=list(IDS)), "a list where a Ranking must be"),
+    (asking(window_of("a", "b"), last=None), "a NoneType where a Ranking must be"),
+    (asking(window_of("a", "x")), "no candidate"),
+    (asking(window_of("a", "b", "a")), "twice"),
+    (asking(window_of("a")), "fewer than two"),
+    (asking(()), "without windows"),
+    (own_of_windows, "a Window where a Round must be"),
+    (own_without_rounds, "no generator"),
+    (own_without_a_seed, "cannot be called with candidates and a seed"),
+]
+
+
+@pytest.mark.parametrize(("strategy", "promise"), BROKEN)
+@pytest.mark.parametrize("by", ["comparison", "both"])
+def test_a_strategy_that_breaks_a_promise_is_named_whoever_asks(strategy: Any, promise: str, by: RanksBy) -> None:
+    candidates = [Candidate(doc_id, -rank) for rank, doc_id in enumerate(IDS)]
+    judge = SimulatedJudge({"q": {}})
+    with pytest.raises(StrategyError, match=rf"strategy own\w*: .*{promise}.*; test it with .*docs/strategies\.md"):
+        play(Cascade(strategy) if by == "both" else strategy, candidates, "q", judge)
+    passages = {doc_id: Passage(doc_id, "text") for doc_id in IDS}
+    with (
+        Reranker(ScriptedModel(lambda _: "[1] > [2]"), strategy=strategy) as reranker,
+        pytest.raises(StrategyError, match=promise),
+    ):
+        list(reranker.rerank({"q": candidates}, {"q": Query("q", "?")}, passages))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_candidate_that_stands_twice_is_refused(name: str) -> None:
+    candidates = [Candidate(f"d{n % 30}", -n) for n in range(40)]
+    with pytest.raises(InputError, match="twice among the candidates"):
+        next(held(make(name), candidates, 0))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from rank_k.evaluation.studies.plan import (
     strategy_of,
 )
 from rank_k.evaluation.studies.questions import QUESTIONS
-from rank_k.evaluation.studies.table import compared, labels_of, write_cells
+from rank_k.evaluation.studies.table import compared, labels_of, write_cells, write_queries
 from rank_k.journal import WindowRecord
 from rank_k.records import Candidate, Order, Outcome
 from tests.study_bench import DATA, Bench
@@ -131,6 +131,17 @@ def test_a_table_says_what_each_cell_is_worth_and_costs(bench: Bench, tmp_path: 
     assert labels_of(answer.rows)[base.name] == "sliding-full"
 
 
+def test_ids_that_are_no_utf8_stand_in_the_tables_as_the_bytes_they_are(bench: Bench, tmp_path: Path) -> None:
+    of = bench.collection
+    for file in (of.queries, of.documents, of.qrels, of.first_stages[0].file):
+        assert file is not None
+        file.write_bytes(file.read_bytes().replace(b"Q00", b"Q\xff"))
+    study = bench.study({"strategy": ["single"]})
+    bench.run(*cells_of(study))
+    write_queries(tmp_path / "queries.csv", bench.answer(study).rows)
+    assert (tmp_path / "queries.csv").read_bytes().count(b",Q\xff,") == 2
+
+
 def test_costs_are_the_journals_whether_asked_now_or_found_there(bench: Bench) -> None:
     cell = Cell("c", "bm25", "judge", strategy="blocks", samples=3)
     bench.run(cell)
@@ -152,6 +163,17 @@ def test_differences_are_paired_with_the_baseline_that_is_named(bench: Bench) ->
     assert [row.baseline for row in against_first] == ["c.bm25"] * 3
     with pytest.raises(InputError, match="no cell is called 'x'"):
         compared(rows, "x")
+
+
+def test_a_first_stage_with_ties_is_worth_as_much_when_nothing_of_it_is_reranked(bench: Bench) -> None:
+    file = bench.collection.first_stages[0].file
+    assert file is not None
+    file.write_text("".join(f"{q} Q0 {c.doc_id} 1 0.5 t\n" for q, found in DATA.run.items() for c in found))
+    study = bench.study({"depth": [1]}, baseline="first stage")
+    bench.run(*cells_of(study))
+    first, one = bench.answer(study).rows
+    assert one.values == first.values
+    assert one.values != {"nDCG@10": evaluate(DATA.qrels, read_run(file), ties="trec_eval").per_query["nDCG@10"]}
 
 
 def test_reasoning_by_thirds_adds_up_to_the_whole(bench: Bench) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import pytest
 from benchmarks.overhead import write_dataset
 
 from rank_k.cli import main
+from rank_k.cli.study import _command, add_arguments
 from rank_k.data.files import read_run
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, make_queries
@@ -116,6 +119,38 @@ def test_a_finished_study_needs_no_server_and_is_json(
     assert three["seconds"] < 2.5 * one["seconds"], "samples are taken at the same time"
     assert three["model_seconds"] > one["model_seconds"]
     assert found["unfinished"] == []
+
+
+@pytest.mark.parametrize("simulate", [["--simulate"], ["--simulate", "qrels.trec"]])
+def test_the_command_in_the_report_is_the_one_that_was_given(simulate: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    numbers = ["--concurrency", "1", "--max-tokens", "1", "--top-p", "1", "--read-timeout", "1.5"]
+    others = ["--temperature", "none", "--data", ".", "--api-key-env", "KEY", "--only", "a b", "c", "--quiet"]
+    args = parser.parse_args([*numbers, *others, *simulate, "--output", "."])
+    program, verb, *words = shlex.split(_command(args))
+    assert (program, verb) == ("rank-k", "study")
+    assert parser.parse_args(words) == args
+
+
+def test_json_has_null_where_a_single_query_has_no_error(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    qrels = Path(files[-1])
+    qrels.write_text("".join(line for line in qrels.read_text().splitlines(True) if line[:4] == "Q00 "))
+    command = ["study", *files, "--question", "reasoning", "--simulate", "--json", "--output", str(tmp_path / "study")]
+    assert main(command) == 0
+    first, *_ = json.loads(told(capsys)[0], parse_constant=pytest.fail)["cells"]
+    assert first["nDCG@10_error"] is None
+
+
+def test_a_cell_of_an_earlier_command_may_be_the_baseline(files: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "study"
+    command = ["study", *files, "--simulate", "--output", str(output), "--strategies"]
+    assert main([*command, "sliding"]) == 0
+    assert main([*command, "single", "--baseline", "sliding-full"]) == 0
+    _, sliding, single = rows(output)
+    assert single["baseline"] == sliding["cell"] == "collection.run.judge.sliding-full"
 
 
 def kill_and_resume(files: list[str], server: Loopback, output: Path, number: signal.Signals, kills: int) -> str:
@@ -255,6 +290,7 @@ def test_the_cells_can_be_seen_before(files: list[str], capsys: pytest.CaptureFi
         (["--samples", "1,,x"], "'x'"),
         (["--baseline", "nothing", "--simulate"], "no cell is called 'nothing'"),
         (["--measures", "nDGC@10", "--simulate"], "unknown measure"),
+        (["--measures", "Accuracy@1", "--simulate"], "one of Accuracy@1 cannot be computed"),
         (["--simulate", "--server", "http://127.0.0.1:9/v1"], "exclude each other"),
         (["--question", "depth", "--preset", "rank-k-paper"], "exclude each other"),
         (["--preset", "rank-k-papr"], "write one of rank-k-paper"),
@@ -271,6 +307,21 @@ def test_mistakes_are_told_in_one_line_before_anything_is_asked(
     assert out == ""
     [line] = err.strip().splitlines()
     assert problem in line
+
+
+def test_cells_that_the_run_is_too_short_for_are_named(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["study", *files, "--simulate", "--depths", "10,40,80", "--output", str(tmp_path / "study")]
+    assert main(command) == 0
+    left_out = [line for line in told(capsys)[1].splitlines() if "left out" in line]
+    name = "collection.run.judge.sliding-full-d80"
+    assert left_out == [f"{name}: left out: at less depth all candidates are compared already"]
+
+
+def test_a_measure_that_says_nothing_of_an_empty_run_may_be_asked_for(files: list[str], tmp_path: Path) -> None:
+    assert main(["study", *files, "--simulate", "--measures", "Accuracy", "--output", str(tmp_path / "study")]) == 0
+    assert all(0 < float(row["Accuracy"]) <= 1 for row in rows(tmp_path / "study"))
 
 
 def test_another_study_in_the_same_folder_is_refused(

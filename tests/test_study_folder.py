@@ -117,6 +117,12 @@ def test_depths_beyond_the_run_are_left_out(bench: Bench) -> None:
         assert [cell.depth for cell in reachable(cells, opened)] == [20, 50, 100]
 
 
+def test_depths_beyond_the_run_stay_where_no_other_cell_is_as_deep(bench: Bench) -> None:
+    cells = cells_of(bench.study({"strategy": ["single"], "depth": [60]}, {"strategy": ["sliding", "blocks"]}))
+    with bench.opened() as opened:
+        assert reachable(cells, opened) == cells
+
+
 def test_queries_that_nobody_judged_are_not_paid_for(bench: Bench) -> None:
     assert bench.collection.qrels is not None
     lines = bench.collection.qrels.read_text().splitlines(keepends=True)

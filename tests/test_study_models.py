@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -14,6 +16,7 @@ from rank_k.models.launch import EmbeddedServer
 from rank_k.models.simulated import PRESETS
 from tests.conftest import StartLoopback
 from tests.loopback import Dataset, Loopback, make_queries
+from tests.test_figures import points
 from tests.test_study_cli import files as files  # a fixture
 from tests.test_study_cli import rows
 
@@ -157,6 +160,11 @@ def test_a_configuration_names_the_file_too(noise: Path, tmp_path: Path, capsys:
     assert main(["study", "--config", str(config), "--output", str(output), "--quiet"]) == 0
     quality = {row["model"]: float(row["nDCG@10"]) for row in rows(output)}
     assert quality["ours"] < quality["exact"] == 1.0
+    page = (output / "report.html").read_text(encoding="utf-8")
+    plots = [points(plot) for plot in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if "against tokens" in plot]
+    filled = ["--paper" not in ElementTree.tostring(dot, "unicode") for plot in plots for dot in plot.values()]
+    assert filled == [False, True], "what the other model beats is hollow"
+    assert [row["pareto"] for row in rows(output) if row["model"]] == ["", "tokens rounds"]
     capsys.readouterr()
     config.write_text(config.read_text().replace("noise.json", "nosie.json"))
     assert main(["study", "--config", str(config), "--output", str(output)]) == 2

@@ -23,7 +23,7 @@ from rank_k.journal import Journal, WindowRecord
 from rank_k.models.base import Delta, OnText, Usage
 from rank_k.records import Candidate, Order, Outcome, Passage, Query, Ranking, Round, Window
 from rank_k.showing import QueryTexts
-from rank_k.strategies.protocol import Steps, Strategy, seed_of
+from rank_k.strategies.protocol import Steps, Strategy, held, seed_of
 from rank_k.thinking import Think
 
 OPEN_PER_SLOT = 4
@@ -216,7 +216,7 @@ class Engine:
         """Open one more query; False if there is none."""
         for position, job in source:
             self._begin(position, job)
-            steps = self._strategy(job.candidates, seed_of(job.query.query_id))
+            steps = held(self._strategy, job.candidates, seed_of(job.query.query_id))
             try:
                 step = next(steps)
             except StopIteration as stop:

@@ -4,6 +4,7 @@
     ├── InputError                 the user's data, options or environment need mending (exit 2)
     │   ├── FormatError            a line of a file: carries path, line number, what was expected
     │   ├── QueryTooLong           the query alone does not fit the model's context
+    │   ├── StrategyError          a strategy asks or ranks what it was not given, or loses some of it
     │   ├── MissingExtra           an optional dependency is not installed (also an ImportError)
     │   └── MissingWeights         the embedded model has not been fetched
     ├── ModelError                 the model did not answer; `retryable` says whether asking again can help
@@ -47,6 +48,10 @@ class FormatError(InputError):
 
 class QueryTooLong(InputError):
     """The query alone leaves no room for passages and an answer in the model's context."""
+
+
+class StrategyError(InputError):
+    """A strategy breaks a promise that every strategy makes."""
 
 
 class MissingExtra(InputError, ImportError):

@@ -6,7 +6,7 @@ the sample. Address, time-outs, concurrency and keys are no part of it. Tables:
     calls     what was sent, what came back, tokens, seconds
     runs      what was to be done: one row for each command's settings
     queries   what each run was asked, in the order of its input
-    windows   which calls answered which window of which query, the order that was read, the repairs
+    windows   which calls answered which window of which query, by what, the order that was read, the repairs
     rounds    how each query's ranking stood before each of its rounds
     rankings  finished queries waiting for their turn in the output
     sets      candidate sets that a teacher was asked about: what is known of each but its texts
@@ -103,6 +103,7 @@ _MIGRATIONS = (
     ) WITHOUT ROWID;
     INSERT INTO queries SELECT run, position, query_id, NULL, NULL FROM rankings;
     """,
+    "ALTER TABLE windows ADD COLUMN ordered_by TEXT NOT NULL DEFAULT 'comparison';",  # `Window.by`
 )
 """Applied in order; `PRAGMA user_version` says how many a file has had. Never edited, only added to."""
 
@@ -376,12 +377,17 @@ class Journal:
         body, doc_ids = json.loads(zlib.decompress(request)), json.loads(shown or "[]")
         return Call(_text(model), purpose, body, reply, tuple(doc_ids))
 
-    def totals(self) -> list[tuple[str, str, int, Usage, float]]:
-        """(model, purpose, calls, tokens, seconds) over the whole file."""
+    def totals(self, run: str | None = None, query_id: str | None = None) -> list[tuple[str, str, int, Usage, float]]:
+        """(model, purpose, calls, tokens, seconds) over the whole file, or over what the windows of a run, of a query
+        or of both were asked by."""
+        given = {"run": run, "query_id": None if query_id is None else _storable(query_id)}
+        wanted = {name: value for name, value in given.items() if value is not None}
+        asked = f"SELECT value FROM windows, json_each(calls) WHERE {' AND '.join(f'{name} = ?' for name in wanted)}"
         rows = self._db.execute(
             "SELECT model, purpose, count(*), sum(prompt_tokens), sum(completion_tokens),"
             " sum(reasoning_tokens), sum(cached_tokens), max(estimated), sum(seconds)"
-            " FROM calls GROUP BY model, purpose ORDER BY 1, 2"
+            f" FROM calls {f'WHERE key IN ({asked})' if wanted else ''} GROUP BY model, purpose ORDER BY 1, 2",
+            tuple(wanted.values()),
         )
         return [(_text(r[0]), r[1], r[2], _usage(r[3:8]), r[8]) for r in rows]
 
@@ -405,7 +411,7 @@ class Journal:
         ]
         window = record.window
         self._db.execute(
-            "INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 run,
                 _storable(record.query_id),
@@ -415,6 +421,7 @@ class Journal:
                 json.dumps(record.calls),
                 json.dumps(orders),
                 json.dumps(dict(record.repairs)),
+                window.by,
             ),
         )
 
@@ -425,17 +432,17 @@ class Journal:
         if query_id is not None:
             where, values = where + " AND query_id = ?", [*values, _storable(query_id)]
         rows = self._db.execute(
-            "SELECT query_id, round, position, doc_ids, calls, orders, repairs FROM windows"
+            "SELECT query_id, round, position, doc_ids, calls, orders, repairs, ordered_by FROM windows"
             f" WHERE {where} ORDER BY query_id, round, position",
             values,
         )
-        for query, number, position, shown, calls, orders, repairs in rows:
+        for query, number, position, shown, calls, orders, repairs, by in rows:
             doc_ids, reach = json.loads(shown)
             yield WindowRecord(
                 _text(query),
                 number,
                 position,
-                Window(tuple(doc_ids), (reach[0], reach[1])),
+                Window(tuple(doc_ids), (reach[0], reach[1]), by),
                 tuple(json.loads(calls)),
                 tuple(
                     Order(tuple(map(tuple, tiers)), frozenset(placed), ranked)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from math import fsum, isfinite
 
@@ -91,7 +92,7 @@ class LikelihoodAsker:
         else:
             spent.repairs["unranked"] += 1
         return Asked(
-            Outcome(window, (ordered(window, told),), told),
+            Outcome(replace(window, by="likelihood"), (ordered(window, told),), told),
             (),
             tuple(spent.calls),
             spent.usage,

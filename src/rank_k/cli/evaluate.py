@@ -39,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="as ir_measures writes them (nDCG@10 nDCG@20 AP RR@10 R@100 Judged@10), the one that counts most first",
     )
+    parser.add_argument(
+        "--ties",
+        choices=("file", "trec_eval"),
+        help="equal scores: in the order of the file (the default), or by descending id as in trec_eval",
+    )
     parser.add_argument("--json", action="store_true", help="JSON with every query's values, on stdout")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="a line for each run, measure and query")
     group = parser.add_argument_group(
@@ -125,14 +130,23 @@ def _named(args: argparse.Namespace) -> _Named:
 
 def _assessed(args: argparse.Namespace, named: _Named, *, intervals: bool) -> Assessment:
     from rank_k.data.files import read_qrels
+    from rank_k.errors import InputError
     from rank_k.evaluation.assessment import assess
     from rank_k.evaluation.measures import DEFAULT_MEASURES
 
+    judged = read_qrels(named.judgments)
+    runs = read_runs(named.runs, named.dataset, args.dataset)
+    for name, found in runs.items():
+        if judged.keys().isdisjoint(found):
+            raise InputError(
+                f"none of the queries of {name} is judged in {named.judgments}", "give files that belong together"
+            )
     return assess(
-        read_qrels(named.judgments),
-        read_runs(named.runs, named.dataset, args.dataset),
+        judged,
+        runs,
         args.measures or DEFAULT_MEASURES,
         baseline=named.baseline,
+        ties=args.ties or "file",
         costs={name: _cost(args, name, named.runs[name], file) for name, file in named.journals.items()},
         intervals=intervals,
     )
@@ -145,7 +159,7 @@ def _preferences(args: argparse.Namespace) -> int:
     from rank_k.errors import InputError
     from rank_k.evaluation.preferences import preferences, read_judgments
 
-    others = ("qrels", "dataset", "measures", "csv", "baseline", "report", "queries", "journal")
+    others = ("qrels", "dataset", "measures", "ties", "csv", "baseline", "report", "queries", "journal")
     given = ["RUN"] if args.runs else [f"--{name}" for name in others if getattr(args, name)]
     if given:
         raise InputError(f"--preferences has no use for {given[0]}", "leave it out, or give two commands")
@@ -230,7 +244,18 @@ def _report(
 def _command(args: argparse.Namespace) -> str:
     """The command as it was given, for whoever wants to run it again."""
     words = ["rank-k", NAME, *map(str, args.runs)]
-    for option in ("qrels", "dataset", "baseline", "queries", "price_in", "price_out", "price_file", "csv", "report"):
+    for option in (
+        "qrels",
+        "dataset",
+        "ties",
+        "baseline",
+        "queries",
+        "price_in",
+        "price_out",
+        "price_file",
+        "csv",
+        "report",
+    ):
         if (value := getattr(args, option)) is not None:
             words += [f"--{option.replace('_', '-')}", str(value)]
     for given in args.journal or ():

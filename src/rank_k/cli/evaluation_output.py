@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from math import isnan
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +23,9 @@ def notes(assessment: Assessment) -> Iterator[str]:
             yield f"{run.name}: {len(evaluation.missing)} judged queries missing, counted as 0: {named}"
         if evaluation.unjudged:
             yield f"{run.name}: {len(evaluation.unjudged)} queries without judgments, not counted"
+        if evaluation.tied:
+            tied = f"{len(evaluation.tied)} queries with equal scores, taken in the order of the file"
+            yield f"{run.name}: {tied}; --ties trec_eval puts them by descending id, as trec_eval does"
         if cost is not None and cost.others and not cost.exact:
             yield f"{run.name}: no run in {cost.journal} wrote a file of this name; its last run is taken"
 
@@ -125,7 +127,16 @@ def aligned(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -
 
 def as_json(assessment: Assessment) -> str:
     """An object per run. What cannot be computed is null."""
-    return json.dumps({run.name: _told(run, assessment) for run in assessment.runs}, indent=2)
+    return json.dumps(without_nan({run.name: _told(run, assessment) for run in assessment.runs}), indent=2)
+
+
+def without_nan(told: Any) -> Any:
+    """Errors that a single query does not have are null: JSON has no NaN."""
+    if isinstance(told, dict):
+        return {key: without_nan(value) for key, value in told.items()}
+    if isinstance(told, list | tuple):
+        return [without_nan(value) for value in told]
+    return None if told != told else told
 
 
 def _told(run: Assessed, assessment: Assessment) -> dict[str, Any]:
@@ -158,7 +169,7 @@ def _compared(compared: Compared) -> dict[str, Any]:
     paired = compared.paired
     return {
         "difference": paired.mean,
-        "standard_error": None if isnan(paired.error) else paired.error,
+        "standard_error": paired.error,
         "interval": [paired.low, paired.high],
         "t_p": paired.t_p,
         "t_p_corrected": compared.t_p,

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rank_k.cli.outputs import check_output
 from rank_k.cli.prices import add_prices, prices
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("journal", type=Path, metavar="FILE", help="the journal")
     parser.add_argument("--query", metavar="ID", help="only this query")
-    parser.add_argument("--run", metavar="NAME", help="of the runs in the journal, the one so named (the last one)")
+    told = "of the runs in the journal, the one so named (the last one; of cost: all)"
+    parser.add_argument("--run", metavar="NAME", help=told)
     add_prices(parser)
     group = parser.add_argument_group(FIT)
     group.add_argument("--qrels", type=Path, metavar="FILE", help="judgments of the queries that were asked about")
@@ -46,18 +48,22 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"there is no journal {args.journal}", "name the file that rank-k rerank --journal wrote")
     if (args.what == FIT) != (args.qrels is not None):
         raise InputError("fit-noise and --qrels go together", f"rank-k journal {FIT} JOURNAL --qrels FILE")
+    if args.output is not None:
+        if args.what != FIT:
+            raise InputError(f"{args.what} has no use for --output", "it writes to standard output")
+        check_output("--output", args.output, (args.journal, args.qrels))
     with closing(Journal(args.journal, read_only=True)) as journal:
-        if args.what == FIT:
-            print("\n".join(_fitted(journal, args)))
-            return 0
+        if args.run is not None and args.run not in (names := [record.run for record in journal.runs()]):
+            raise InputError(f"there is no run {args.run} in {args.journal}", f"one of: {', '.join(names) or 'none'}")
         if args.what == "cost":
             print("\n".join(_cost(journal, args)))
             return 0
-        if args.run is not None and args.run not in (names := [record.run for record in journal.runs()]):
-            raise InputError(f"there is no run {args.run} in {args.journal}", f"one of: {', '.join(names) or 'none'}")
         found = journal.windows(args.run, args.query)
         if args.query is not None:
             found = _at_least_one(found, args)
+        if args.what == FIT:
+            print("\n".join(_fitted(found, args)))
+            return 0
         lines = (
             (json.dumps(_told(journal, record)) for record in found)
             if args.what == "export"
@@ -80,10 +86,15 @@ def _at_least_one(found: Iterator[WindowRecord], args: argparse.Namespace) -> It
 
 def _cost(journal: Journal, args: argparse.Namespace) -> list[str]:
     """A line for each model and purpose; money where prices are given."""
+    from rank_k.errors import InputError
+
     paid = any(value is not None for value in (args.price_in, args.price_out, args.price_file))
     head = f"{'model':<32} {'purpose':<10} {'calls':>7} {'tokens in':>12} {'cached':>12} {'tokens out':>12} "
     lines = [head + f"{'reasoning':>12} {'seconds':>9}" + (f" {'cost':>10}" if paid else "")]
-    for model, purpose, calls, usage, seconds in journal.totals():
+    totals = journal.totals(args.run, args.query)
+    if args.query is not None and not totals:
+        raise InputError(f"{args.journal} holds no call about query {args.query}", "check --query")
+    for model, purpose, calls, usage, seconds in totals:
         line = f"{model[:32]:<32} {purpose:<10} {calls:>7,} {usage.prompt_tokens:>12,} {usage.cached_tokens:>12,} "
         line += f"{usage.completion_tokens:>12,} {usage.reasoning_tokens:>12,} {seconds:>9,.0f}"
         price = prices(args, model)
@@ -91,8 +102,8 @@ def _cost(journal: Journal, args: argparse.Namespace) -> list[str]:
     return lines
 
 
-def _fitted(journal: Journal, args: argparse.Namespace) -> list[str]:
-    """The noise of the last run's answers, field by field; also written to --output."""
+def _fitted(records: Iterator[WindowRecord], args: argparse.Namespace) -> list[str]:
+    """The noise of a run's answers, field by field; also written to --output."""
     from dataclasses import asdict
 
     from rank_k.data.files import read_qrels
@@ -100,7 +111,7 @@ def _fitted(journal: Journal, args: argparse.Namespace) -> list[str]:
     from rank_k.evaluation.noise_fit import fit_noise
     from rank_k.models.noise_file import written
 
-    found = fit_noise(looks_of(journal.windows(query_id=args.query)), read_qrels(args.qrels))
+    found = fit_noise(looks_of(records), read_qrels(args.qrels))
     if args.output is not None:
         how = {
             "journal": str(args.journal),
@@ -127,6 +138,7 @@ def _told(journal: Journal, record: WindowRecord) -> dict[str, Any]:
         "window": record.position,
         "doc_ids": record.window.doc_ids,
         "reach": record.window.reach,
+        "by": record.window.by,
         "orders": [
             {"tiers": order.tiers, "placed": sorted(order.placed), "ranked": order.ranked} for order in record.orders
         ],

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rank_k.models.base import Model
     from rank_k.strategies.protocol import Strategy
 
@@ -234,12 +236,28 @@ def duration(text: str) -> float:
     return value
 
 
+def import_own(strategies: Iterable[str]) -> None:
+    """Import those that are a user's own, MODULE:NAME, from the current folder too: the installed command does not
+    look there, and nothing but these is to be taken from it. Raises `InputError` if one cannot be."""
+    from rank_k.strategies import factory_of
+
+    for name in strategies:
+        if ":" in name:
+            known = sys.path
+            sys.path = [*known, str(Path.cwd())]
+            try:
+                factory_of(name)
+            finally:
+                sys.path = known
+
+
 def _strategy(args: argparse.Namespace) -> str | Strategy | None:
     """The strategy's name, or the strategy itself where a preset says more than a name; None if neither is given."""
     from rank_k.errors import InputError
     from rank_k.strategies import PRESETS, make
 
     if args.preset is None:
+        import_own([args.strategy] if args.strategy else [])
         return None if args.strategy is None else str(args.strategy)
     if args.preset == "paper":
         return str(_paper()["strategy"])

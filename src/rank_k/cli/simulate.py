@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.collection import DATASET
-from rank_k.cli.model import NOISES, count, number
+from rank_k.cli.model import NOISES, count, import_own, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from rank_k.cli.evaluation_output import without_nan
     from rank_k.errors import InputError
     from rank_k.evaluation.call_times import CallTime
     from rank_k.models.noise_file import named_noise
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     rows = [_row(name, of, sums[baseline], call_time, args) for name, of in sums.items()]
     if args.json:
         settings = {key: value for key, value in vars(args).items() if key not in ("verb", "json", "quiet")}
-        told = {"settings": settings | {"baseline": baseline}, "strategies": _without_nan(rows)}
+        told = {"settings": settings | {"baseline": baseline}, "strategies": without_nan(rows)}
         print(json.dumps(told, indent=2, default=str))
     else:
         print("\n".join(_lines(rows, baseline, len(job.grades), args)))
@@ -128,6 +129,7 @@ class _Job:
         from rank_k.strategies import PRESETS, make
 
         args = self._args
+        import_own(args.strategies)
         given = {"window": args.window, "stride": args.stride}
         return {
             name: make(**(PRESETS.get(name) or {"name": name, **given}), fuse=args.fuse) for name in args.strategies
@@ -269,15 +271,6 @@ def _row(name: str, sums: Sums, baseline: Sums, call_time: CallTime | None, args
         seconds: Mapping[int, Seconds] = {slots: expected(sums.plays, call_time, slots) for slots in args.slots}
         row["seconds"] = {str(slots): of._asdict() for slots, of in seconds.items()}
     return row | {"per_query": sums.by_query()}
-
-
-def _without_nan(told: Any) -> Any:
-    """Errors that a single query does not have are null: JSON has no NaN."""
-    if isinstance(told, dict):
-        return {key: _without_nan(value) for key, value in told.items()}
-    if isinstance(told, list | tuple):
-        return [_without_nan(value) for value in told]
-    return None if told != told else told
 
 
 def _has_tokens(args: argparse.Namespace) -> bool:

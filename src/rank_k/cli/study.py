@@ -119,8 +119,11 @@ def _run(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) -> int:
     with ExitStack() as stack:
         progress = index_progress(args.quiet)
         opened = {c.name: stack.enter_context(Opened(c, progress)) for c in study.collections}
-        cells = reachable(cells, opened)
-        _check(study, cells, opened)
+        cells, wanted = reachable(cells, opened), cells
+        for cell in wanted:
+            if cell not in cells:
+                print(f"{cell.name}: left out: at less depth all candidates are compared already", file=sys.stderr)
+        _check(study, cells, folder.cells, opened)
         folder.admit({name: of.fingerprints for name, of in opened.items()}, study.models, cells)
         journal = stack.enter_context(closing(Journal(folder.journal)))
         try:
@@ -179,6 +182,7 @@ def _answer(
     whole: bool,
 ) -> int:
     """Write and show what is known by now. An answer that is not `whole` is written only."""
+    from rank_k.cli.evaluation_output import without_nan
     from rank_k.cli.study_text import notes, tables
     from rank_k.evaluation.studies.answer import Answer
     from rank_k.evaluation.studies.page import write_page
@@ -197,22 +201,21 @@ def _answer(
     write_page(folder.path / "report.html", answer, _command(args))
     if not whole:
         return 0
-    print(json.dumps(answer.told(), indent=2) if args.json else "\n".join(tables(answer)))
+    print(json.dumps(without_nan(answer.told()), indent=2) if args.json else "\n".join(tables(answer)))
     print("\n".join([*notes(answer), f"report: {folder.path / 'report.html'}"]), file=sys.stderr)
     return 3 if args.strict and any(row.cost.unranked for row in answer.rows) else 0
 
 
-def _check(study: Study, cells: Sequence[Cell], opened: Mapping[str, Opened]) -> None:
-    """What can be found out before the first call: measures, the baseline's name, every text."""
+def _check(study: Study, cells: Sequence[Cell], asked: Sequence[Cell], opened: Mapping[str, Opened]) -> None:
+    """What can be found out before the first call: measures, the baseline's name, every text. `asked`: cells of earlier
+    commands, one of which may be the baseline."""
     from rank_k.errors import InputError
     from rank_k.evaluation.measures import evaluate
     from rank_k.evaluation.studies.table import FIRST_STAGE
 
-    some = opened[cells[0].collection]
-    evaluate(some.qrels, {}, study.measures)
-    known = dict.fromkeys(name for cell in cells for name in (cell.setting, cell.name))
-    if study.baseline not in (None, FIRST_STAGE, *known):
-        settings = ", ".join(dict.fromkeys(cell.setting for cell in cells))
+    known = (*cells, *asked)
+    if study.baseline not in (None, FIRST_STAGE, *(name for cell in known for name in (cell.setting, cell.name))):
+        settings = ", ".join(dict.fromkeys(cell.setting for cell in known))
         raise InputError(
             f"no cell is called {study.baseline!r}", f"write {FIRST_STAGE!r}, a cell's whole name or {settings}"
         )
@@ -221,19 +224,25 @@ def _check(study: Study, cells: Sequence[Cell], opened: Mapping[str, Opened]) ->
         run = (cell.collection, cell.first_stage)
         depths[run] = max(cell.depth, depths.get(run, 0))
     for (collection, first_stage), depth in depths.items():
-        opened[collection].check_texts(first_stage, depth)
+        of = opened[collection]
+        evaluate(of.qrels, of.first_stage(first_stage), study.measures)
+        of.check_texts(first_stage, depth)
 
 
 def _command(args: argparse.Namespace) -> str:
     """The command that was given, less what is so without saying."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
+    options = {action.dest: action for action in parser._actions}
     words = ["rank-k", NAME]
     for name, default in vars(parser.parse_args([])).items():
-        value = getattr(args, name)
+        value, option = getattr(args, name), options[name]
         if value != default:
-            values = value if isinstance(value, list) else [value]
-            words += [f"--{name.replace('_', '-')}", *(str(one) for one in values if one not in (True, Path()))]
+            words.append(option.option_strings[0])
+            if value != option.const or option.const is None:  # which stands for the option without a value
+                words += [
+                    "none" if one is None else str(one) for one in (value if isinstance(value, list) else [value])
+                ]
     return shlex.join(words)
 
 

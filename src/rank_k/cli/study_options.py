@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rank_k.cli.model import api_key, say_retry
+from rank_k.cli.model import api_key, import_own, say_retry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +76,7 @@ def _from_options(args: argparse.Namespace) -> Study:
     from rank_k.evaluation.studies.plan import ModelPlan, Study, setting
     from rank_k.evaluation.studies.questions import QUESTIONS
 
+    import_own([] if args.strategies is None else _values(args, "strategies"))
     given = {axis: _values(args, option) for option, (axis, _, _) in AXES.items() if getattr(args, option) is not None}
     parsed = {axis: [setting(axis, value) for value in values] for axis, values in given.items()}
     question = None if args.question is None else QUESTIONS[args.question]

@@ -12,7 +12,7 @@ from statistics import fmean
 from rank_k.errors import InputError
 from rank_k.evaluation.comparison import NO_DIFFERENCE, Paired, holm, interval, paired
 from rank_k.evaluation.costs import RunCost
-from rank_k.evaluation.measures import Evaluation, evaluate, spelled
+from rank_k.evaluation.measures import Evaluation, Ties, evaluate, spelled
 from rank_k.records import Run
 
 JUDGED = "Judged@10"
@@ -119,13 +119,14 @@ def assess(
     measures: Sequence[str],
     *,
     baseline: str = "",
+    ties: Ties = "file",
     costs: Mapping[str, RunCost | None] | None = None,
     intervals: bool = True,
 ) -> Assessment:
     """Evaluate the runs, by name, and compare each with the one called `baseline` in every measure of quality.
 
     Judged@k says how far the judgments reach, not how good a run is: it is measured, but not compared.
-    Without `intervals`, and without a baseline, only ir_measures is needed.
+    `ties`: as `evaluate` takes it. Without `intervals`, and without a baseline, only ir_measures is needed.
 
     Raises `InputError` as `evaluate` does, or if there is nothing to compare; `MissingExtra`.
     """
@@ -135,7 +136,7 @@ def assess(
         raise InputError(f"there is no run to compare with the baseline {baseline}", "name another run")
     if baseline and not tested:
         raise InputError(f"{', '.join(asked)} cannot be compared", "add a measure of quality, such as nDCG@10")
-    evaluations = {name: evaluate(qrels, run, [*asked, JUDGED]) for name, run in runs.items()}
+    evaluations = {name: evaluate(qrels, run, [*asked, JUDGED], ties=ties) for name, run in runs.items()}
     against = _against(evaluations, baseline, tested)
     return Assessment(
         measures=asked,

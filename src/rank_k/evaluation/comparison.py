@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import nan, sqrt
+from math import isfinite, nan, sqrt
 from typing import TYPE_CHECKING, TypeAlias
 
 from rank_k.errors import InputError
@@ -102,7 +102,7 @@ def paired(
     thrown by a coin: all combinations where there are no more than `resamples`, else as many drawn, the observed
     one among them, so that p is never 0 (Phipson and Smyth 2010).
 
-    Raises `InputError` if the queries are not the same, `MissingExtra` without numpy and scipy.
+    Raises `InputError` if the queries are not the same or a value is no number, `MissingExtra` without numpy and scipy.
     """
     if different := ours.keys() ^ baseline.keys():
         raise InputError(
@@ -110,6 +110,8 @@ def paired(
             "evaluate both runs by the same judgments",
         )
     differences = [ours[query_id] - baseline[query_id] for query_id in sorted(ours)]
+    if not all(map(isfinite, differences)):
+        raise InputError("a value that is to be compared is not a finite number", "leave its query or measure out")
     differences = [0.0 if abs(value) < NO_DIFFERENCE else value for value in differences]
     low, high = interval(differences, level=level, resamples=resamples, seed=seed)
     mean, error = _mean_and_error(differences)

@@ -50,11 +50,13 @@ def scatter(
     y_label: str,
     log_x: bool = False,
     joined: bool = False,
+    best: Sequence[bool] | None = None,
     description: str = "",
 ) -> str:
     """Quality (`y`, more is better) against cost (`x`, less is better). The Pareto set is filled and joined by a
-    dashed line; what another point beats is hollow. `joined`: so are the points of each series, by a line in its
-    colour, in the order given. `title` and `description` are for those who cannot see it.
+    dashed line; what another point beats is hollow. `best`: which points are on it, where it is that of more points
+    than these. `joined`: so are the points of each series, by a line in its colour, in the order given. `title` and
+    `description` are for those who cannot see it.
 
     Raises `InputError` where there is nothing to draw or a logarithm cannot be taken, `MissingExtra`.
     """
@@ -63,7 +65,7 @@ def scatter(
     if log_x and any(min((point.x, *(point.x_ends or ()))) <= 0 for point in points):
         raise InputError("a logarithmic axis has no place for zero", "draw it with log_x=False")
     sheet = Sheet(title, description)
-    best = pareto_set(points)
+    best = pareto_set(points) if best is None else best
     names = list(dict.fromkeys(point.series for point in points))
     with sheet.axes(x_label, y_label) as axes:
         if log_x:
@@ -72,7 +74,8 @@ def scatter(
         _ticks(axes.yaxis, False)
         axes.grid(color=RULE, linewidth=0.8)
         frontier = sorted({(point.x, point.y) for point, is_best in zip(points, best, strict=True) if is_best})
-        axes.plot(*zip(*frontier, strict=True), "--", color=SOFT, linewidth=1, drawstyle="steps-post", zorder=1.5)
+        if frontier:
+            axes.plot(*zip(*frontier, strict=True), "--", color=SOFT, linewidth=1, drawstyle="steps-post", zorder=1.5)
         for place, name in enumerate(names if joined else ()):
             some = [(point.x, point.y) for point in points if point.series == name]
             axes.plot(*zip(*some, strict=True), color=SERIES[place % len(SERIES)], linewidth=1.2, zorder=1.8)

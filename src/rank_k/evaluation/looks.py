@@ -35,11 +35,14 @@ class Look:
 
 
 def looks_of(records: Iterable[WindowRecord]) -> list[Look]:
-    """The looks that a run took, from its windows in the order asked."""
+    """The looks that a run took, from its windows in the order asked; those by likelihood, which compare nothing, are
+    left out."""
     found: list[Look] = []
     seen: dict[str, set[str]] = {}  # by query, in rounds before the present one
     current: dict[str, tuple[int, set[str]]] = {}
     for record in records:
+        if record.window.by != "comparison":
+            continue
         number, now = current.get(record.query_id, (record.round, set()))
         before = seen.setdefault(record.query_id, set())
         if number != record.round:

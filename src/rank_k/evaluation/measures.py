@@ -7,11 +7,15 @@ import ctypes
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from statistics import fmean
+from typing import Any, Literal
 
 from rank_k.errors import InputError
 from rank_k.extras import load
 from rank_k.records import Candidate, Run
+
+Ties = Literal["file", "trec_eval"]
+"""How equal scores are ordered: as the run lists them, or by descending id, as trec_eval does."""
 
 DEFAULT_MEASURES = ("nDCG@10", "nDCG@20", "AP", "RR@10", "R@100", "Judged@10")
 
@@ -27,6 +31,7 @@ class Evaluation:
     `per_query`: measure -> query_id -> value, over every judged query. `means`: measure -> mean over the
     same queries (for measures that count, such as NumRet, the sum). `missing`: judged queries for which the
     run has nothing; they count as zero. `unjudged`: queries of the run without judgments; they are left out.
+    `tied`: judged queries with equal scores that stand otherwise than trec_eval would put them.
     """
 
     measures: tuple[str, ...]
@@ -34,20 +39,26 @@ class Evaluation:
     means: Mapping[str, float]
     missing: tuple[str, ...]
     unjudged: tuple[str, ...]
+    tied: tuple[str, ...]
 
 
 def evaluate(
-    qrels: Mapping[str, Mapping[str, int]], run: Run, measures: Sequence[str] = DEFAULT_MEASURES
+    qrels: Mapping[str, Mapping[str, int]],
+    run: Run,
+    measures: Sequence[str] = DEFAULT_MEASURES,
+    *,
+    ties: Ties = "file",
 ) -> Evaluation:
     """Evaluate `run` (`query_id -> candidates`) against `qrels` (`query_id -> {doc_id: grade}`).
 
-    The candidates are put in trec_eval's order, whatever order they come in: by score as a 32-bit float,
-    highest first, equal scores by document id, descending. That order is used for every measure;
-    left to themselves, RR@10 and Judged@10 of ir_measures break ties the other way round. nDCG has linear
-    gains and log2 discounts (trec_eval's, Järvelin and Kekäläinen 2002).
+    The candidates are put in the order of their scores, highest first, equal ones in the order they come in: that
+    of the file for `read_run`, and that in which a reranker is shown them. With `ties="trec_eval"` scores are
+    32-bit floats and equal ones stand by document id, descending. The order is used for every measure; left to
+    themselves, RR@10 and Judged@10 of ir_measures break ties otherwise than nDCG@10. nDCG has linear gains and log2
+    discounts (trec_eval's, Järvelin and Kekäläinen 2002).
 
-    Raises `InputError` for an unknown measure, a grade above a million or where nothing is judged, and
-    `MissingExtra` without ir_measures.
+    Raises `InputError` for an unknown measure, one that cannot be computed for this run, a grade above a million or
+    where nothing is judged, and `MissingExtra` without ir_measures.
     """
     if not qrels:
         raise InputError("there are no judgments to evaluate against", "check the qrels file")
@@ -69,25 +80,41 @@ def evaluate(
     highest = max((grade for grades in judged.values() for grade in grades.values()), default=0)
     if highest > _LARGEST:
         raise InputError(f"a judgment has the grade {highest}", f"keep grades up to {_LARGEST:,}")
+    measured = {query_id: candidates for query_id, candidates in run.items() if query_id in qrels and candidates}
+    orders = {query_id: _ordered(candidates, ties) for query_id, candidates in measured.items()}
     ranked = {
-        number(query_id): {number(doc_id): -float(rank) for rank, doc_id in enumerate(_trec_eval_order(candidates))}
-        for query_id, candidates in run.items()
-        if query_id in qrels and candidates
+        number(query_id): {number(doc_id): -float(rank) for rank, doc_id in enumerate(doc_ids)}
+        for query_id, doc_ids in orders.items()
     }
     try:
         result = ir_measures.evaluator(list(parsed.values()), judged).calc(ranked)
     except (ValueError, TypeError) as error:
         reason = str(error).partition(" The following providers")[0].rstrip(".")
         raise InputError(f"ir_measures cannot compute this here: {reason}", _REMEDY) from error
+    except ArithmeticError as error:  # Accuracy, of a query whose documents are all relevant
+        raise InputError(
+            f"one of {', '.join(parsed)} cannot be computed for this run ({error})", "leave that measure out"
+        ) from error
     per_query: dict[str, dict[str, float]] = {name: dict.fromkeys(qrels, 0.0) for name in parsed}
     for metric in result.per_query:
         per_query[str(metric.measure)][asked[metric.query_id]] = metric.value
     return Evaluation(
         measures=tuple(parsed),
         per_query=per_query,
-        means={name: float(result.aggregated[measure]) for name, measure in parsed.items()},
+        # of all judged queries: Accuracy of ir_measures takes the mean over those that have a value
+        means={
+            name: fmean(per_query[name].values())
+            if isinstance(measure.aggregator(), ir_measures.MeanAgg)
+            else float(result.aggregated[measure])
+            for name, measure in parsed.items()
+        },
         missing=tuple(query_id for query_id in qrels if not run.get(query_id)),
         unjudged=tuple(query_id for query_id in run if query_id not in qrels),
+        tied=tuple(
+            query_id
+            for query_id, candidates in measured.items()
+            if ties == "file" and orders[query_id] != _ordered(candidates, "trec_eval")
+        ),
     )
 
 
@@ -103,11 +130,14 @@ def _parsed(measures: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
-def _trec_eval_order(candidates: Sequence[Candidate]) -> list[str]:
-    def key(candidate: Candidate) -> tuple[float, bytes]:
+def _ordered(candidates: Sequence[Candidate], ties: Ties) -> list[str]:
+    def trec_eval(candidate: Candidate) -> tuple[float, bytes]:
         return ctypes.c_float(candidate.score).value, candidate.doc_id.encode("utf-8", "surrogatepass")
 
-    best_first = sorted(candidates, key=key, reverse=True)
+    def score(candidate: Candidate) -> float:
+        return candidate.score
+
+    best_first = sorted(candidates, key=score if ties == "file" else trec_eval, reverse=True)
     return list(dict.fromkeys(candidate.doc_id for candidate in best_first))
 
 

@@ -12,7 +12,8 @@ An answer says of two passages which one came first, so that everything is read 
   observed agreement gives the shares.
 - `malformed` is counted. `tie_gap` is the gap at which a judge with the rest of the estimate ties as many passages.
 
-Pairs count only where neither passage was shown in an earlier round (`rank_k.evaluation.looks`).
+Pairs count only where neither passage was shown in an earlier round (`rank_k.evaluation.looks`), and only in the first
+two looks at a window.
 
 What the answers do not tell stays as in the preset "strong" and is named. Standard errors treat queries as the units
 (a sandwich estimate over queries), those of the shares take `sd` and the biases as known.
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 DEFAULT = PRESETS["strong"]
 """What stays where the answers say nothing."""
 
+_ALWAYS = 2
+"""Looks at a window that are taken in any case. Later ones are a selection: they are taken where these disagree."""
+
 _FEWEST = 200
 """Comparisons of two looks below which nothing is read from how often they agree."""
 
@@ -65,10 +69,13 @@ def fit_noise(looks: Sequence[Look], grades: Grades) -> NoiseFit:
     """
     judged = [look for look in looks if look.query_id in grades and len(look.shown) > 1]
     if not judged:
-        raise InputError("none of the windows belongs to a judged query", "give the qrels of the collection asked")
+        raise InputError(
+            "none of the windows compares passages of a judged query", "give the qrels of the collection asked"
+        )
     by_query: dict[str, list[Look]] = {}
     for look in judged:
-        by_query.setdefault(look.query_id, []).append(look)
+        if look.sample < _ALWAYS:
+            by_query.setdefault(look.query_id, []).append(look)
     queries = [Comparisons(grades[query_id], of_query) for query_id, of_query in by_query.items()]
     assumed: dict[str, str] = {}
     errors: dict[str, float] = {}

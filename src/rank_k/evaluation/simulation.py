@@ -20,7 +20,7 @@ from typing import NamedTuple
 from rank_k.answer import parse_answer
 from rank_k.models.simulated import Grades, Noise, SimulatedJudge
 from rank_k.records import Candidate, Order, Outcome, Ranking, Run, Window
-from rank_k.strategies.protocol import Steps, Strategy, seed_of
+from rank_k.strategies.protocol import Steps, Strategy, held, seed_of
 
 CUTOFF = 10
 """Quality is nDCG at this rank."""
@@ -46,7 +46,7 @@ class Played(NamedTuple):
 
 def play(strategy: Strategy, candidates: Sequence[Candidate], query_id: str, judge: SimulatedJudge) -> Played:
     """What `strategy` makes of `candidates` (best first) with `judge`, under the seed that the engine gives it."""
-    steps = strategy(candidates, seed_of(query_id))
+    steps = held(strategy, candidates, seed_of(query_id))
     rounds: list[Asked] = []
     try:
         step = next(steps)

@@ -39,6 +39,24 @@ def make(
 
     Raises `InputError` for a name that does not exist or settings that it cannot work with.
     """
+    factory = factory_of(name)
+    options = {"window": window, "stride": stride, "fuse": fuse, "partitions": partitions, "boundary": boundary}
+    accepted = getattr(factory, "__dataclass_fields__", {})
+    try:
+        made: Strategy = factory(**{key: value for key, value in options.items() if key in accepted})
+    except InputError:
+        raise
+    except Exception as error:  # whatever a user's own class may raise
+        raise InputError(
+            f"strategy {name!r} cannot be made: {error}", "name a class that needs no arguments"
+        ) from error
+    if not callable(made):
+        raise InputError(f"{name!r} is no strategy", "name a class whose objects are strategies")
+    return made
+
+
+def factory_of(name: str) -> Any:
+    """What makes the strategy called `name`, its module imported. Raises `InputError` if there is none."""
     path = STRATEGIES.get(name, name)
     module_name, _, attribute = path.partition(":")
     if not attribute:
@@ -46,20 +64,9 @@ def make(
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(f"there is no strategy {name!r}", f"{hint}write one of {', '.join(STRATEGIES)} or MODULE:NAME")
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        return getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:  # whatever the code of a user's own module may raise
         raise InputError(
             f"strategy {name!r} cannot be imported: {error}",
             "check the module's name and that it is on the Python path",
         ) from error
-    options = {"window": window, "stride": stride, "fuse": fuse, "partitions": partitions, "boundary": boundary}
-    accepted = getattr(factory, "__dataclass_fields__", {})
-    try:
-        made: Strategy = factory(**{key: value for key, value in options.items() if key in accepted})
-    except TypeError as error:
-        raise InputError(
-            f"strategy {name!r} cannot be made: {error}", "name a class that needs no arguments"
-        ) from error
-    if not callable(made):
-        raise InputError(f"{name!r} is no strategy", "name a class whose objects are strategies")
-    return made

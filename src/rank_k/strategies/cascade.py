@@ -11,7 +11,7 @@ from rank_k.errors import InputError
 from rank_k.extras import load
 from rank_k.records import Candidate, Outcome, Ranking, Round, Window
 from rank_k.strategies.pairwise import RANK_OFFSET, fit
-from rank_k.strategies.protocol import Steps, Strategy
+from rank_k.strategies.protocol import Steps, Strategy, held
 
 LIKELIHOOD = 2.0
 """The weight of the likelihoods beside the comparisons' 1, chosen for rank-k-nano (docs/student.md says on what)."""
@@ -45,7 +45,7 @@ class Cascade:
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> Steps:
         ids = tuple(candidate.doc_id for candidate in candidates)
-        later = next(self.then(candidates, seed), None) if len(ids) > 1 else None
+        later = next(held(self.then, candidates, seed), None) if len(ids) > 1 else None
         if later is None:
             return Ranking.of(ids)
         window = Window(ids, (1, len(ids)), by="likelihood")
@@ -54,7 +54,7 @@ class Cascade:
         likelihood = standardised(alone.likelihoods)
         begun = ranked(ids, (1.0, likelihood), (self.fuse, first_stage))
         compared: list[Outcome] = []
-        steps = self.then([Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(begun, 1)], seed)
+        steps = held(self.then, [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(begun, 1)], seed)
         try:
             step = next(steps)
             while True:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from random import Random
 
 from rank_k.records import Candidate, Order, Outcome, Ranking, Round, Window
-from rank_k.strategies.protocol import Strategy
+from rank_k.strategies.protocol import Strategy, broken_by_ranking, broken_by_round
 
 MOST_WINDOWS_PER_PASSAGE = 50
 """A strategy that asks more than this many windows per candidate is taken to run for ever."""
@@ -84,20 +84,14 @@ def _drive(
 
 
 def _check_round(step: Round, ids: set[str]) -> None:
-    assert step.windows, "a round without windows: yield only what is to be asked"
+    assert not (promise := broken_by_round(step, ids)), promise
     assert step.windows_left >= len(step.windows), "windows_left must count the windows of this round"
     for window in step.windows:
-        assert len(window.doc_ids) >= 2, "a window with fewer than two passages asks nothing"
-        assert len(set(window.doc_ids)) == len(window.doc_ids), "a passage stands twice in a window"
-        assert set(window.doc_ids) <= ids, "a window holds an id that is no candidate"
         best, worst = window.reach
         assert 1 <= best <= worst <= len(ids), f"reach {window.reach} is not within 1..{len(ids)}"
     _check_ranking(step.ranking, ids)
 
 
 def _check_ranking(ranking: Ranking, ids: set[str]) -> None:
-    assert isinstance(ranking, Ranking), f"not a Ranking: {ranking!r}"
-    assert len(ranking.doc_ids) == len(ids), "a ranking must list every candidate exactly once"
-    assert set(ranking.doc_ids) == ids, "a ranking must list the candidates and nothing else"
-    assert len(ranking.tied) == len(ranking.doc_ids), "tied must have one entry per passage"
+    assert not (promise := broken_by_ranking(ranking, ids)), promise
     assert not (ranking.tied and ranking.tied[0]), "the first passage has nobody before it to be tied with"

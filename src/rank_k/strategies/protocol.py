@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import closing
 from typing import Protocol, TypeAlias
 from zlib import crc32
 
-from rank_k.errors import InputError
+from rank_k.errors import InputError, StrategyError
 from rank_k.records import Candidate, Order, Outcome, Ranking, Round
 
 Steps: TypeAlias = Generator[Round, list[Outcome], Ranking]
@@ -22,6 +24,67 @@ class Strategy(Protocol):
     """
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> Steps: ...
+
+
+def held(strategy: Strategy, candidates: Sequence[Candidate], seed: int) -> Steps:
+    """The steps of `strategy`, which raise `StrategyError` where it breaks a promise: a passage that it forgets would
+    be lost from the ranking, and nobody would notice. Raises `InputError` for a candidate that stands twice."""
+    ids = frozenset(candidate.doc_id for candidate in candidates)
+    if len(ids) < len(candidates):
+        raise InputError("a document stands twice among the candidates of a query", "name each once")
+    name = getattr(strategy, "__name__", type(strategy).__name__)
+
+    def broken(promise: str) -> StrategyError:
+        return StrategyError(
+            f"strategy {name}: {promise}", "test it with rank_k.strategies.conformance.check (docs/strategies.md)"
+        )
+
+    try:
+        steps = strategy(candidates, seed)
+    except TypeError as error:
+        raise broken(f"it cannot be called with candidates and a seed ({error})") from error
+    if not isinstance(steps, Generator):
+        raise broken("it is no generator: it must yield rounds and return a ranking")
+    with closing(steps):
+        try:
+            step = next(steps)
+            while True:
+                if promise := broken_by_round(step, ids):
+                    raise broken(promise)
+                step = steps.send((yield step))
+        except StopIteration as stop:
+            if promise := broken_by_ranking(stop.value, ids):
+                raise broken(promise) from None
+            ranking: Ranking = stop.value
+            return ranking
+
+
+def broken_by_round(step: object, ids: AbstractSet[str]) -> str:
+    """What a round over the candidates `ids` does not keep of the promises of a strategy; empty if it keeps them."""
+    if not isinstance(step, Round):
+        return f"a {type(step).__name__} where a Round must be"
+    if not step.windows:
+        return "a round without windows: yield only what is to be asked"
+    for window in step.windows:
+        if len(window.doc_ids) < 2:
+            return "a window with fewer than two passages asks nothing"
+        shown = set(window.doc_ids)
+        if len(shown) < len(window.doc_ids):
+            return "a passage stands twice in a window"
+        if not shown <= ids:
+            return "a window holds an id that is no candidate"
+    return broken_by_ranking(step.ranking, ids)
+
+
+def broken_by_ranking(ranking: object, ids: AbstractSet[str]) -> str:
+    """The same of a ranking, a round's or the last one."""
+    if not isinstance(ranking, Ranking):
+        return f"a {type(ranking).__name__} where a Ranking must be"
+    if len(ranking.doc_ids) != len(ids) or set(ranking.doc_ids) != ids:
+        return "a ranking must list every candidate exactly once, and nothing else"
+    if len(ranking.tied) != len(ranking.doc_ids):
+        return "tied must have one entry per passage"
+    return ""
 
 
 def lowest_rank(doc_ids: Iterable[str], ranked: Iterable[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -169,17 +169,19 @@ class Opened:
 
 
 def reachable(cells: Sequence[Cell], opened: Mapping[str, Opened]) -> tuple[Cell, ...]:
-    """`cells` without those that compare no more candidates than a shallower one, as the run ends before."""
-    depths: dict[tuple[str, str], int] = {}
+    """`cells` without those that compare no more candidates than a shallower one, alike in all else, as the run ends
+    before."""
+    deepest: dict[tuple[str, str], int] = {}
+    alike: dict[Cell, list[int]] = {}
     for cell in cells:
         key = (cell.collection, cell.first_stage)
-        if key not in depths:
-            depths[key] = opened[cell.collection].runs[cell.first_stage].deepest
-    asked = sorted({cell.depth for cell in cells})
+        if key not in deepest:
+            deepest[key] = opened[cell.collection].runs[cell.first_stage].deepest
+        alike.setdefault(replace(cell, depth=0), []).append(cell.depth)
 
     def reaches(cell: Cell) -> bool:
-        shallower = [depth for depth in asked if depth < cell.depth]
-        return not shallower or depths[cell.collection, cell.first_stage] > shallower[-1]
+        shallower = [depth for depth in alike[replace(cell, depth=0)] if depth < cell.depth]
+        return not shallower or deepest[cell.collection, cell.first_stage] > max(shallower)
 
     return tuple(cell for cell in cells if reaches(cell))
 

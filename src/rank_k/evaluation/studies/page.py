@@ -87,11 +87,19 @@ def _costs(answer: Answer, heading: str, rows: Sequence[Row]) -> list[Figure]:
             )
             for row, cell in cells
         ]
-        figures.append(_scatter(points, answer.study.measures[0], _LABELS[axis], f"{heading}: quality"))
+        best = [axis in row.on_set for row, _ in cells]
+        figures.append(_scatter(points, answer.study.measures[0], _LABELS[axis], f"{heading}: quality", best=best))
     return figures
 
 
-def _scatter(points: Sequence[Point], measure: str, label: str, what: str, joined: bool = False) -> Figure:
+def _scatter(
+    points: Sequence[Point],
+    measure: str,
+    label: str,
+    what: str,
+    joined: bool = False,
+    best: Sequence[bool] | None = None,
+) -> Figure:
     spent = [point.x for point in points]
     logarithmic = min(spent) > 0 and max(spent) / min(spent) >= _LOGARITHMIC
     caption = f"{measure} against {label}"
@@ -103,6 +111,7 @@ def _scatter(points: Sequence[Point], measure: str, label: str, what: str, joine
         y_label=measure,
         log_x=logarithmic,
         joined=joined,
+        best=best,
     )
     return Figure(svg, f"{caption}.")
 

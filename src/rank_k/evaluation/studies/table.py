@@ -304,7 +304,7 @@ def _told_by_query(row: Row) -> Iterator[dict[str, Any]]:
 
 def _write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8", newline="") as file:
+    with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer: csv.DictWriter[str] | None = None
         for line in lines:
             if writer is None:
