@@ -1,10 +1,11 @@
 """How much comparison, likelihood and first stage should each weigh where a student is asked by both.
 
-    python -m benchmarks.student_weights STUDENT COLLECTION... [--queries N] [--output FOLDER]
+    python -m benchmarks.student_weights STUDENT COLLECTION... [--queries N] [--output FOLDER] [--likelihood-tokens N]
 
 COLLECTION: folders that `benchmarks.student_data` wrote for this, `heldout-NAME`, or others of the same layout that the
 student is not judged on. The first N queries of each are ranked by both, through the embedded model; which windows are
-asked does not depend on the weights, so that the rankings of all of them follow from one set of answers.
+asked does not depend on the weights, so that the rankings of all of them follow from one set of answers. It does depend
+on the likelihoods, and these on how much of a passage is looked at by itself: --likelihood-tokens tries another cut.
 
 Calls stay in the output folder: the same command goes on after an interruption.
 """
@@ -19,8 +20,10 @@ from pathlib import Path
 from statistics import fmean
 
 from rank_k import Reranker
+from rank_k.cascade import CascadeAsker
 from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
 from rank_k.evaluation.measures import evaluate
+from rank_k.likelihood import PASSAGE_TOKENS, LikelihoodAsker
 from rank_k.records import Candidate, Outcome
 from rank_k.strategies.cascade import of_comparison, of_first_stage, ranked, standardised
 from rank_k.strategies.pairwise import fit
@@ -36,11 +39,13 @@ def main() -> None:
     parser.add_argument("student")
     parser.add_argument("collections", nargs="+", type=Path)
     parser.add_argument("--queries", type=int, default=15, metavar="N")
+    parser.add_argument("--likelihood-tokens", type=int, default=PASSAGE_TOKENS, metavar="N")
     parser.add_argument("--output", type=Path, default=Path("student-weights"))
     args = parser.parse_args()
     found: defaultdict[str, list[float]] = defaultdict(list)
     for collection in args.collections:
-        for name, value in measured(args.student, collection, args.queries, args.output / collection.name):
+        folder = args.output / collection.name
+        for name, value in measured(args.student, collection, args.queries, args.likelihood_tokens, folder):
             found[name].append(value)
     print(f"| ranked by | {' | '.join(collection.name for collection in args.collections)} | mean |")
     print("|---" * (len(args.collections) + 2) + "|")
@@ -48,7 +53,9 @@ def main() -> None:
         print(f"| {name} | {' | '.join(f'{value:.4f}' for value in values)} | {fmean(values):.4f} |")
 
 
-def measured(student: str, collection: Path, queries_count: int, folder: Path) -> Iterator[tuple[str, float]]:
+def measured(
+    student: str, collection: Path, queries_count: int, likelihood_tokens: int, folder: Path
+) -> Iterator[tuple[str, float]]:
     """Mean nDCG@10 by what is ranked by."""
     folder.mkdir(parents=True, exist_ok=True)
     run = {
@@ -60,6 +67,8 @@ def measured(student: str, collection: Path, queries_count: int, folder: Path) -
     passages = {passage.doc_id: passage for passage in read_passages(next(collection.glob("corpus.jsonl*")))}
     seen: defaultdict[str, list[Outcome]] = defaultdict(list)
     with Reranker(student, by="both", depth=DEPTH, journal=folder / "calls.sqlite") as reranker:
+        assert isinstance(reranker.asker, CascadeAsker)
+        reranker.asker.likelihood = LikelihoodAsker(reranker.model, reranker.journal, likelihood_tokens, slots=1)
         queries = read_queries(collection / "queries.jsonl")
         for _ in reranker.rerank(
             run, queries, passages, on_asked=lambda query_id, _r, _n, asked: seen[query_id].append(asked.outcome)

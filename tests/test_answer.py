@@ -260,6 +260,7 @@ def test_a_legal_order_is_read_back_exactly(
 
 
 @settings(deadline=None)
+@example("numbered bare", 5, 0, 0.25)  # 1. 4, and the 2 of a second item
 @given(
     style=st.sampled_from([*WITH_TIES, *WITHOUT_TIES]),
     size=st.integers(2, 20),

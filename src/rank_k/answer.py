@@ -281,7 +281,7 @@ def _chains(text: str, size: int, cut: bool = False) -> list[_Chain]:
     if _is_error(text):
         return []
     plain = _plain(text)
-    numbered = list(_numbered_lists(plain))
+    numbered = list(_numbered_lists(plain, cut))
     if numbered:
         plain = _NUMBER_OF_ITEM.sub("", plain)
     lines = [chain for chain in _scanned(plain) if chain.tiers]
@@ -389,8 +389,12 @@ _ITEM = re.compile(
 )
 
 
-def _numbered_lists(text: str) -> Iterator[_Chain]:
-    """Lists of the shape `1. [3]`, `2. [1] because ...`, counted from 1."""
+_NUMBER_ALONE = re.compile(r"[\s|\-•#(]{0,9}(\d{1,6})\s{0,3}[.):|\-]?\s*")
+"""The beginning of an item that never came."""
+
+
+def _numbered_lists(text: str, cut: bool) -> Iterator[_Chain]:
+    """Lists of the shape `1. [3]`, `2. [1] because ...`, counted from 1. `cut`: the last one may have been going on."""
     chain = _Chain(listed=True)
     lines = text.splitlines()
     for number, line in enumerate(lines):
@@ -399,7 +403,9 @@ def _numbered_lists(text: str) -> Iterator[_Chain]:
         item = _ITEM.match(line)
         rank = 0 if item is None or re.search(r"[>=]\s*\[?\d", item["rest"]) else int(item["rank"])
         if rank != len(chain.tiers) + 1:
-            if len(chain.tiers) > 1:
+            begun = _NUMBER_ALONE.fullmatch(line) if cut and number == len(lines) - 1 else None
+            # One item is no list, but for the number of a second one.
+            if len(chain.tiers) > 1 or (begun is not None and chain.tiers and int(begun[1]) == len(chain.tiers) + 1):
                 yield chain
             chain = _Chain(listed=True)
         if item is not None and rank == len(chain.tiers) + 1:

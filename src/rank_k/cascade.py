@@ -25,23 +25,23 @@ class CascadeAsker:
     """Asks about each window as its `by` says. In an `Engine`, an `Asker`'s equal."""
 
     def __init__(self, likelihood: LikelihoodAsker, comparison: Asker) -> None:
-        self._likelihood = likelihood
-        self._comparison = comparison
+        self.likelihood = likelihood
+        self.comparison = comparison
 
     async def prepare(self, think: Think | None = None) -> None:
         """Raise `InputError` if the model cannot tell how likely a text is."""
-        await self._likelihood.prepare(think)
-        await self._comparison.prepare(think)
+        await self.likelihood.prepare(think)
+        await self.comparison.prepare(think)
 
     async def check(self, query: Query) -> None:
         """Raise `QueryTooLong` if the query leaves no room for either."""
-        await self._likelihood.check(query)
-        await self._comparison.check(query)
+        await self.likelihood.check(query)
+        await self.comparison.check(query)
 
     async def texts(self, query: Query, passages: Mapping[str, Passage]) -> QueryTexts:
         """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
-        alone = await self._likelihood.texts(query, passages)
-        compared = await self._comparison.texts(query, passages)
+        alone = await self.likelihood.texts(query, passages)
+        compared = await self.comparison.texts(query, passages)
         repairs = Counter(alone.repairs) | Counter(compared.repairs)  # a passage cut for both is cut once
         return _Texts(query, compared.text, compared.passages, repairs, alone)
 
@@ -50,5 +50,5 @@ class CascadeAsker:
     ) -> Asked:
         """What either makes of the window. Raises `ModelError` when the model cannot be had."""
         if window.by == "likelihood" and isinstance(texts, _Texts):
-            return await self._likelihood.ask(texts.alone, window, think=think, on_text=on_text)
-        return await self._comparison.ask(texts, window, think=think, on_text=on_text)
+            return await self.likelihood.ask(texts.alone, window, think=think, on_text=on_text)
+        return await self.comparison.ask(texts, window, think=think, on_text=on_text)
