@@ -26,7 +26,7 @@ from rank_k.records import Message, Order, Outcome, Passage, Query, Window
 from rank_k.showing import QueryTexts, Showing
 from rank_k.thinking import Think
 
-PASSAGE_TOKENS = 128
+PASSAGE_TOKENS = 64
 
 TEMPLATE = PromptTemplate("Document: ", "\nSearch query: {query}", passage="{text}", name="query likelihood")
 """Of one passage. The query is what is spelt, with the blank before it; the text before that is the prompt."""

@@ -76,7 +76,7 @@ class Reranker:
     `prompt`: a template's file (see `prompt.read_template`).
     `think`: "full", "off", "auto", or reasoning tokens per window (see `thinking.Think`). `constrain`: hold answers
     to the grammar of a ranking where the server can. `samples`: ask each window so often, in different orders.
-    Tokens are the model's; `passage_tokens` defaults to 450, by likelihood to 128; `max_tokens` (thought and answer)
+    Tokens are the model's; `passage_tokens` defaults to 450, by likelihood to 64; `max_tokens` (thought and answer)
     to 8,000, and to 512 for embedded models. What is None (and `temperature`, for which None is the server's own) is
     as a student was trained to be asked, or as in `PAPER`; `effective` says what it came to.
     `concurrency` (16; embedded 1) questions are asked at a time. Raises `InputError`s.

@@ -88,7 +88,7 @@ def add_questions(group: argparse._ArgumentGroup, samples: int = 1) -> None:
         "--passage-tokens",
         type=count,
         metavar="N",
-        help="passages are cut to this (450; by likelihood 128; a student's)",
+        help="passages are cut to this (450; by likelihood 64; a student's)",
     )
     add_replies(group)
 
