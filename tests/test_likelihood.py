@@ -320,7 +320,7 @@ PERFECT = {query_id: DATA.perfect(query_id) for query_id in QUERIES}
 
 def test_a_run(llamacpp: Callable[..., Loopback]) -> None:
     server = llamacpp(bodies=True)
-    with reranker(server) as by_likelihood:
+    with reranker(server, passage_tokens=200) as by_likelihood:
         assert rankings(by_likelihood) == PERFECT
         tally = by_likelihood.tally
     assert (tally.windows, tally.calls, tally.unranked_windows, dict(tally.repairs)) == (3, 36, 0, {})
