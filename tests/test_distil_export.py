@@ -90,12 +90,18 @@ def test_an_adapter_on_its_base_is_the_whole(adapted: Path, tiny: Path, tmp_path
     assert (found.adapter, found.weights.path) == (adapter.gguf, tiny)
 
 
+def asked_otherwise(run: Path, student: Path, **asking: str) -> dict[str, Any]:
+    """A copy of a run in the folder `student` whose recipe says that; its facts."""
+    shutil.copytree(run, student)
+    facts: dict[str, Any] = json.loads((student / "run.json").read_text())
+    facts["recipe"]["asking"] |= asking
+    (student / "run.json").write_text(json.dumps(facts))
+    return facts
+
+
 def test_likelihood_counts_only_beside_an_adapter_that_can_be_left_out(adapted: Path, tmp_path: Path) -> None:
     student = tmp_path / "student"
-    shutil.copytree(adapted, student)
-    facts = json.loads((student / "run.json").read_text())
-    facts["recipe"]["asking"]["by"] = "both"
-    (student / "run.json").write_text(json.dumps(facts))
+    asked_otherwise(adapted, student, by="both")
     for adapter, by in ((True, "both"), (False, "comparison")):
         found = find_student(export_gguf(student, tmp_path / f"{by}.gguf", adapter=adapter).gguf)
         assert found is not None
@@ -105,10 +111,7 @@ def test_likelihood_counts_only_beside_an_adapter_that_can_be_left_out(adapted: 
 def test_a_student_is_asked_as_it_was_trained_and_on_what_it_was_trained_on(adapted: Path, tmp_path: Path) -> None:
     """Whatever became of the prompt's file and of the weights since."""
     student = tmp_path / "student"
-    shutil.copytree(adapted, student)
-    facts = json.loads((student / "run.json").read_text())
-    facts["recipe"]["asking"]["prompt"] = "no-longer-there.txt"
-    (student / "run.json").write_text(json.dumps(facts))
+    facts = asked_otherwise(adapted, student, prompt="no-longer-there.txt")
     found = find_student(export_gguf(student, adapter=True).gguf)
     assert found is not None
     assert found.template.messages("q", ["a", "b"]) == read_template("compact").messages("q", ["a", "b"])

@@ -27,6 +27,7 @@ from rank_k.showing import QueryTexts, Showing
 from rank_k.thinking import Think
 
 PASSAGE_TOKENS = 64
+"""Of a passage; chosen among 64, 128 and 256 on held-out collections (docs/embedded.md)."""
 
 TEMPLATE = PromptTemplate("Document: ", "\nSearch query: {query}", passage="{text}", name="query likelihood")
 """Of one passage. The query is what is spelt, with the blank before it; the text before that is the prompt."""
