@@ -415,7 +415,7 @@ def test_judging_needs_no_model(folder: Path) -> None:
         (["--compare", "good.trec", "--judgments", "said.jsonl", *FILES], "one run has nothing to be judged against"),
         (["--compare", "good.trec", "bad.trec", "--judgments", "said.jsonl"], "--queries is missing"),
         (["--compare", "good.trec", "bad.trec", "--judgments", "qrels", *FILES], "qrels"),
-        (["--compare", "good.trec", "bad.trec", "--judgments", "corpus.jsonl", *FILES], "would replace a file"),
+        (["--compare", "good.trec", "bad.trec", "--judgments", "corpus.jsonl", *FILES], "which this command also uses"),
         (["--compare", "good.trec", "./good.trec", "--judgments", "said.jsonl", *FILES], "names good.trec twice"),
         (["--compare", "good.trec", "no.trec", "--judgments", "said.jsonl", *FILES], "no.trec"),
         (["--compare", "good.trec", "bad.trec", "--qrels", "nowhere"], "nowhere"),

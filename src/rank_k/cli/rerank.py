@@ -83,9 +83,12 @@ def run(args: argparse.Namespace) -> int:
     split = _split(args)
     named = named_collection(args)
     run_file = named.run(args.run)
-    check_output("--output", args.output, (run_file, *named.files))
+    journal = args.journal or args.output.with_name(args.output.name + ".journal.sqlite")
+    inputs = (run_file, *named.files, *filter(None, [args.simulate]))
+    check_output("--output", args.output, inputs)
+    check_output("--journal", journal, (*inputs, args.output))
     if args.report is not None:
-        check_output("--report", args.report, (run_file, *named.files, args.output))
+        check_output("--report", args.report, (*inputs, args.output, journal))
     first_stage = RunFile(run_file)
     candidates = WithoutExcluded(first_stage, named.excluded)
     queries = read_queries(named.queries, args.query_fields)
@@ -99,7 +102,6 @@ def run(args: argparse.Namespace) -> int:
     model = args.model
     if args.simulate is not None:
         model = (simulated if passages is None else simulated_by_passage)(args.simulate, args.noise)
-    journal = args.journal or args.output.with_name(args.output.name + ".journal.sqlite")
     settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
     with closing(store), Reranker(model, journal=journal, **options) as reranker:
         settings["by"] = reranker.by

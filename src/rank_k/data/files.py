@@ -21,7 +21,6 @@ from __future__ import annotations
 import codecs
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -31,6 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rank_k.data.part_file import PartFile
 from rank_k.data.streams import opened
 from rank_k.errors import FormatError, InputError
 from rank_k.records import Candidate, Passage, Query
@@ -122,23 +122,16 @@ def read_run(path: str | Path) -> dict[str, tuple[Candidate, ...]]:
 class RunWriter:
     """Writes a TREC run: `with RunWriter(path) as run: run.write(query_id, doc_ids)`.
 
-    The lines go to `path` + ".part", query by query; a clean exit renames that file to `path`. After an
-    exception the ".part" file stays for inspection and what stood at `path` before is untouched.
-    A link is followed. The score is 1/rank with 12 decimals, which decreases strictly up to rank 999,999.
+    The run is complete or absent, and one process writes it at a time (see `PartFile`); queries are appended to
+    `path` + ".part" one by one. The score is 1/rank with 12 decimals, which decreases strictly up to rank 999,999.
     """
 
     def __init__(self, path: str | Path, tag: str = "rank-k") -> None:
         self._tag = trec_field("tag", tag)
-        self._path = Path(os.path.realpath(path))
-        self._part = self._path.with_name(self._path.name + ".part")
-        if self._path.exists() and not self._path.is_file():
-            raise InputError(f"{path} is not a regular file", "name a file to write the run to")
+        self._file = PartFile(path)
 
     def __enter__(self) -> RunWriter:
-        try:
-            self._file = self._part.open("wb")
-        except OSError as error:
-            raise InputError(f"cannot write {self._part} ({error.strerror})", "name another file") from error
+        self._file.__enter__()
         return self
 
     def write(self, query_id: str, doc_ids: Sequence[str]) -> None:
@@ -148,18 +141,13 @@ class RunWriter:
             b"%b Q0 %b %d %.12f %b\n" % (query, trec_field("document id", doc_id), rank, 1 / rank, self._tag)
             for rank, doc_id in enumerate(doc_ids, 1)
         ]
-        self._file.writelines(lines)
+        self._file.write(b"".join(lines))
         self._file.flush()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._file:
-            if kind is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        if kind is None:
-            self._part.replace(self._path)
+        self._file.__exit__(kind, error, trace)
 
 
 def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rank_k.data.part_file import PartFile
 from rank_k.distil.bases import gguf_of, load_base
 from rank_k.distil.card import card
 from rank_k.distil.checkpoints import newest
@@ -52,12 +53,11 @@ def export_gguf(
         raise InputError(f"{base.path} is not what {student} was trained on", "put those weights there again")
     name = name or recipe["name"]
     target = gguf or student / "student.gguf"
-    part = target.with_name(target.name + ".part")
-    if adapter:
-        write_adapter(base.path, trained, part, name)
-    else:
-        write_whole(base.path, trained, part, kind, name)
-    part.replace(target)
+    with PartFile(target) as part:
+        if adapter:
+            write_adapter(base.path, trained, part.path, name)
+        else:
+            write_whole(base.path, trained, part.path, kind, name)
     asking = asdict(Asking(**recipe["asking"]))  # a run that is older than a setting has its default
     if not adapter and asking["by"] == "both":
         asking["by"] = "comparison"  # without its adapter nothing is left that knows what is likely

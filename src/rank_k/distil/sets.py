@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rank_k.data.files import read_objects
+from rank_k.data.part_file import PartFile
 from rank_k.errors import FormatError
 
 EXPECTED = (
@@ -112,24 +113,12 @@ def _texts(found: Any) -> tuple[str, ...] | None:
     return tuple(found) if is_texts else None
 
 
-class JsonLines:
-    """Writes a JSONL file: to `path` + ".part", which a clean exit renames; after an error it stays."""
+class JsonLines(PartFile):
+    """Writes a JSONL file, complete or not at all: `with JsonLines(path) as file: file.append(row)`."""
 
-    def __init__(self, path: str | Path) -> None:
-        self._path = Path(os.path.realpath(path))
-        self._part = self._path.with_name(self._path.name + ".part")
-
-    def __enter__(self) -> JsonLines:
-        self._file = self._part.open("wb")
-        return self
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(line_of(row))
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._file.close()
-        if kind is None:
-            self._part.replace(self._path)
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Append one row."""
+        self.write(line_of(row))
 
 
 class Appended:

@@ -82,10 +82,10 @@ def run(args: argparse.Namespace) -> int:
         test = None if args.held_out is None else files.enter_context(JsonLines(args.held_out))
         for row in selector.rows(journal):
             if test is not None and held_out(row["query_id"], row["source"], args.held_out_share):
-                test.write(row)
+                test.append(row)
                 apart += 1
             else:
-                training.write(row)
+                training.append(row)
         if not selector.counts["sets"]:
             raise InputError(f"{args.journal} holds no candidate sets", "rank-k distil trace asks about some")
     print("\n".join(_told(selector.counts, apart, args)), file=sys.stderr)

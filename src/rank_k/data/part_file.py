@@ -1,0 +1,96 @@
+"""Files that are complete or absent, written by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rank_k.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open for writing cannot be replaced anyway
+    fcntl = None  # type: ignore[assignment]
+
+
+class PartFile:
+    """A binary file that takes the place of `path` once it is complete.
+
+    Bytes go to `path` + ".part". A clean exit from the `with` block renames that file to `path`; after an exception
+    it stays for inspection, and the file at `path` is untouched. A link at `path` is followed; one at the part file
+    is not. The part file is locked while it is written, so that two commands with the same output never mix their
+    lines: the second one is refused. The lock ends with the process, however that ends.
+
+    Raises:
+        InputError: On entering, if the file cannot be written or another process is writing it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.target = Path(os.path.realpath(path))
+        self.path = self.target.with_name(self.target.name + ".part")
+        if self.target.exists() and not self.target.is_file():
+            raise InputError(f"{path} is not a regular file", "name a file that can be replaced")
+
+    def __enter__(self) -> Self:
+        try:
+            descriptor = self._lock()
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise InputError(f"{self.path} is a symbolic link", "remove it") from error
+            raise InputError(f"cannot write {self.path} ({error.strerror})", "name another file") from error
+        self._file = os.fdopen(descriptor, "wb")
+        return self
+
+    def write(self, data: bytes) -> None:
+        """Append `data`. It may stay in a buffer until `flush`."""
+        self._file.write(data)
+
+    def flush(self) -> None:
+        """Hand everything written so far to the operating system."""
+        self._file.flush()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                if fcntl is not None:  # renamed while it is locked, or the next process would write into it
+                    self.path.replace(self.target)
+        if kind is None and fcntl is None:
+            self.path.replace(self.target)
+
+    def _lock(self) -> int:
+        """Return a descriptor of the empty part file, locked for this process."""
+        while True:
+            flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+            descriptor = os.open(self.path, flags, 0o666)
+            try:
+                if fcntl is None:
+                    os.ftruncate(descriptor, 0)
+                    return descriptor
+                self._lock_exclusively(descriptor)
+                with contextlib.suppress(FileNotFoundError):  # finished and renamed by another process meanwhile
+                    if os.path.samestat(os.fstat(descriptor), self.path.lstat()):
+                        os.ftruncate(descriptor, 0)
+                        return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def _lock_exclusively(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"another process is writing {self.target}", "wait until it has finished, or name another file"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
+                raise
