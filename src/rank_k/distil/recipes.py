@@ -50,7 +50,8 @@ class Method:
 @dataclass(frozen=True, slots=True)
 class Training:
     """`max_length`: tokens; longer rows are counted and left out. `batch`: rows in one forward pass; `accumulate`
-    of them make a step. `checkpoint_seconds`, `measure_seconds`: how often, in time; 0 for never (the end apart).
+    of them make a step. `bf16`: train in bfloat16 on machines that are fast at it, elsewhere in float32.
+    `checkpoint_seconds`, `measure_seconds`: how often, in time; 0 for never (the end apart).
     `measure_rows` held-out rows are measured, `measure_free` of them answered freely too, in at most the student's
     own `max_tokens`, which is slow."""
 

@@ -19,7 +19,7 @@ from rank_k.distil.checkpoints import Checkpoint
 LINES, CURVES = "measures.jsonl", "curves.csv"
 
 OnTold = Callable[[Mapping[str, Any]], None]
-"""Called with each line of `measures.jsonl` as it is written."""
+"""Called with each line of `measures.jsonl`, and first with the number format: {"bf16", "wanted"}."""
 
 
 class Story:

@@ -26,6 +26,7 @@ from rank_k.distil.batches import Batches, training_order, verdict_tokens
 from rank_k.distil.examples import Example, Examples, build_examples, read_rows
 from rank_k.distil.heldout import hidden_states, measure
 from rank_k.distil.losses import verdict_loss
+from rank_k.distil.precision import bf16_is_fast
 from rank_k.distil.recipes import Recipe
 from rank_k.distil.story import Clock, OnTold, Story
 from rank_k.errors import InputError
@@ -64,9 +65,12 @@ def train(run: Run, on_told: OnTold = lambda told: None) -> Trained:
     for module in ("torch", "transformers", "trl", "peft", "datasets"):
         load(module)
     facts = _facts(run)
-    _check_folder(run.output, facts)
+    known = _check_folder(run.output, facts)
     recipe = run.recipe
-    base = load_base(recipe.base.weights, bf16=recipe.training.bf16 and recipe.method.kind == "lora")
+    bf16 = known.get("bf16", recipe.training.bf16 and bf16_is_fast())  # a run resumes in the format it began in
+    if is_first():
+        on_told({"bf16": bf16, "wanted": recipe.training.bf16})
+    base = load_base(recipe.base.weights, bf16=bf16 and recipe.method.kind == "lora")
     _check_length(recipe, base)
     template, words = read_template(recipe.asking.prompt), recipe.verdicts.words
     rows = build_examples(_rows(run, run.data, template), base.tokenizer, recipe.training.max_length, words)
@@ -76,10 +80,11 @@ def train(run: Run, on_told: OnTold = lambda told: None) -> Trained:
         held = build_examples(made, base.tokenizer, recipe.training.max_length, words)
     _check_rows(run, rows, base)
     if first := is_first():  # of several processes one writes
-        _keep_facts(run.output, facts | {"rows": len(rows.kept), "too_long": rows.too_long, "sources": rows.sources})
+        counts = {"rows": len(rows.kept), "too_long": rows.too_long, "sources": rows.sources}
+        _keep_facts(run.output, facts | {"bf16": bf16} | counts)
     start = checkpoints.newest(run.output, sweep=first)
     story = Story(run.output if first else None, start, on_told if first else lambda told: None)
-    trainer, clock = _trainer(run, base, rows, held, story, start.seconds if start else 0.0)
+    trainer, clock = _trainer(run, base, rows, held, story, start.seconds if start else 0.0, bf16)
     trainer.train(resume_from_checkpoint=None if start is None else str(start.path))
     _save(trainer, run.output / TRAINED)
     if first:
@@ -177,12 +182,13 @@ def _facts(run: Run) -> dict[str, Any]:
     }
 
 
-def _check_folder(output: Path, facts: Mapping[str, Any]) -> None:
+def _check_folder(output: Path, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what `run.json` in `output` holds, {} for a new run. Raises `InputError` if it is another run."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         known = json.loads((output / "run.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return
+        return {}
     except (OSError, ValueError) as error:
         raise InputError(f"{output} cannot hold a run: {error}", "name another folder") from error
     known = known if isinstance(known, dict) else {}
@@ -194,6 +200,7 @@ def _check_folder(output: Path, facts: Mapping[str, Any]) -> None:
         raise InputError(
             f"{output} holds a run with another {' and '.join(changed)}", "name another folder, or remove that one"
         )
+    return known
 
 
 def _keep_facts(output: Path, facts: Mapping[str, Any]) -> None:
@@ -206,7 +213,7 @@ def _keep_facts(output: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _trainer(
-    run: Run, base: LoadedBase, rows: Examples, held: Examples | None, story: Story, seconds: float
+    run: Run, base: LoadedBase, rows: Examples, held: Examples | None, story: Story, seconds: float, bf16: bool
 ) -> tuple[Any, Clock]:
     transformers, trl, datasets = load("transformers"), load("trl"), load("datasets")
     recipe, told = run.recipe, run.recipe.training
@@ -253,7 +260,7 @@ def _trainer(
         weight_decay=told.weight_decay,
         adam_beta2=told.adam_beta2,
         max_grad_norm=told.max_grad_norm,
-        bf16=told.bf16,
+        bf16=bf16,
         gradient_checkpointing=told.gradient_checkpointing,
         seed=told.seed,
         save_strategy="steps",

@@ -72,6 +72,8 @@ def _announced(recipe: Recipe) -> list[str]:
 
 def _say(told: Mapping[str, Any]) -> None:
     """A line of progress: losses now and then, held-out measures always."""
+    if told.get("wanted") and not told["bf16"]:
+        print("training in float32: this machine is slow in bfloat16, which the recipe asks for", file=sys.stderr)
     if "heldout" in told:
         measured = told["heldout"]
         shown = ", ".join(f"{name} {value:.3f}" for name, value in measured.items() if isinstance(value, float))
