@@ -12,7 +12,7 @@ from random import Random
 
 from rank_k.answer import Answer, parse_answer
 from rank_k.calls import Calls, Spent
-from rank_k.errors import ContextOverflow, GaveUp, Refused
+from rank_k.errors import ContentFiltered, ContextOverflow, ModelError, Refused, UnsupportedField
 from rank_k.grammar import follows
 from rank_k.journal import Journal
 from rank_k.loop_guard import LoopGuard
@@ -79,7 +79,7 @@ class Asked:
     asked: int = 0
     seconds: float = 0.0
     saved: int = 0
-    gave_up: GaveUp | None = None
+    gave_up: ModelError | None = None
     """Why no answer came, where none did."""
 
 
@@ -120,6 +120,7 @@ class Asker:
         self._calls = calls or Calls(model, journal, retries, on_retry, slots)
         self._takes_a_grammar = Once(self._try_grammar)
         self._thinks_anyway = Once(self._try_direct)
+        self._budget_refused = False  # by the server: the token limit is used instead
         self._empty_thought = False  # the model thinks although asked not to: show it a thought that is over
 
     async def prepare(self, think: Think | None = None) -> None:
@@ -260,13 +261,7 @@ class Asker:
         size = len(question.subject.doc_ids)
         if not able.thinks and able.prefill:
             return await self._begun(question, tokens, look)
-        asking = question
-        if tokens is not None and able.budget:
-            room = min(tokens + _answer_tokens(size), question.max_tokens)
-            asking = replace(question, budget=tokens, max_tokens=room)
-        elif tokens is not None:
-            asking = replace(question, max_tokens=min(tokens, question.max_tokens))
-        reply = await self._call(asking, "ask", look)
+        reply = await self._reasoned(question, tokens, look)
         if tokens is not None and reply.usage.reasoning_tokens > tokens:
             look.spent.repairs["budget_ignored"] += 1
         answer = _parsed(reply, size)
@@ -280,6 +275,23 @@ class Asker:
         else:
             return answer
         return await self._closed(question, answer, look)
+
+    async def _reasoned(self, question: Request, tokens: int | None, look: _Look) -> Reply:
+        """Return the reply to `question`, its reasoning limited to `tokens` (None: not limited).
+
+        The server's own budget is used where it has one. A server that refuses it (vLLM without a reasoning parser)
+        gets `tokens` as the token limit of the whole reply instead, and the answer is requested in a second call.
+        """
+        if tokens is None:
+            return await self._call(question, "ask", look)
+        if self.model.abilities.budget:
+            max_tokens = min(tokens + _answer_tokens(len(question.subject.doc_ids)), question.max_tokens)
+            try:
+                return await self._call(replace(question, budget=tokens, max_tokens=max_tokens), "ask", look)
+            except UnsupportedField:
+                self._budget_refused = True
+        look.spent.repairs["budget_refused"] += self._budget_refused
+        return await self._call(replace(question, max_tokens=min(tokens, question.max_tokens)), "ask", look)
 
     async def _begun(self, question: Request, tokens: int | None, look: _Look) -> Answer:
         """A thought for a model that has none of its own: begun for it, ended at the budget, then the answer."""
@@ -312,6 +324,8 @@ class Asker:
             try:
                 reply = await self._call(asking, "close", look)
                 answer = self._read(reply, asking, look.spent, thought_closed=True)
+            except ContentFiltered:
+                raise
             except Refused as error:
                 if error.status in (401, 403):
                     raise

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Protocol
 
 from rank_k.ask import Asked
-from rank_k.errors import GaveUp
+from rank_k.errors import ContentFiltered, GaveUp, ModelError
 from rank_k.journal import Journal, WindowRecord
 from rank_k.models.base import Delta, OnText, Usage
 from rank_k.records import Candidate, Order, Outcome, Passage, Query, Ranking, Round, Window
@@ -110,7 +110,7 @@ class Tally:
 
     @property
     def unranked_windows(self) -> int:
-        return self.repairs["unranked"] + self.repairs["gave_up"]
+        return self.repairs["unranked"] + self.repairs["gave_up"] + self.repairs["filtered"]
 
 
 @dataclass(slots=True)
@@ -297,12 +297,13 @@ class Engine:
             self._on_window(opened.job.query.query_id, opened.round_number, number, window)
         try:
             asked = await self._asker.ask(texts, window, think=self._think, on_text=self._listener(opened, number))
+        except ContentFiltered as error:
+            return _unanswered(window, "filtered", error)
         except GaveUp as error:
             self._failures += 1
             if self._failures >= max(3, self._slots):
                 raise  # nobody has had an answer for long: the server is gone
-            unranked = Outcome(window, (Order.unranked(window),))
-            return Asked(unranked, ("",), (), Usage(), Counter(gave_up=1), gave_up=error)
+            return _unanswered(window, "gave_up", error)
         self._failures = 0
         return asked
 
@@ -365,3 +366,8 @@ class Engine:
         self._tasks.clear()
         for opened in self._open.values():
             opened.steps.close()
+
+
+def _unanswered(window: Window, repair: str, error: ModelError) -> Asked:
+    """Return `window` in its input order, counted as `repair`, because `error` kept it from being answered."""
+    return Asked(Outcome(window, (Order.unranked(window),)), ("",), (), Usage(), Counter({repair: 1}), gave_up=error)

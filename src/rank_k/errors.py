@@ -13,6 +13,8 @@
     │   ├── ServerFault            another 5xx, a dropped connection, a broken stream (retryable)
     │   ├── ContextOverflow        the server says the prompt does not fit; the prompt is then cut further
     │   ├── Refused                any other 4xx: wrong key, unknown model, bad request
+    │   │   ├── UnsupportedField   the server refuses an optional field; the request can be sent without it
+    │   │   └── ContentFiltered    a content filter refuses one prompt; other windows are not affected
     │   └── GaveUp                 retrying ended without an answer
     └── JournalError               the journal cannot be used or belongs to something else
 
@@ -92,6 +94,14 @@ class Refused(ModelError):
     def __init__(self, problem: str, remedy: str = "", status: int = 400) -> None:
         self.status = status
         super().__init__(problem, remedy)
+
+
+class UnsupportedField(Refused):
+    """The server refuses an optional field of the request, such as a reasoning budget."""
+
+
+class ContentFiltered(Refused):
+    """The server's content filter refuses one prompt. The next prompt may be accepted."""
 
 
 class GaveUp(ModelError):

@@ -21,6 +21,8 @@ REPAIRS = {
     "cut": "thoughts or answers cut by the token limit",
     "thought_closed": "cut thoughts closed and asked for their answer",
     "answer_asked_again": "answers that could not be used, asked for again with the thought in place",
+    "budget_refused": "windows whose reasoning budget the server refused; the token limit was used instead"
+    " (vLLM: start it with --reasoning-parser)",
     "budget_ignored": "thoughts that went over the reasoning budget",
     "grammar_ignored": "answers that did not keep the grammar they were held to",
     "loops": "thoughts that went in circles, ended early",
@@ -29,6 +31,7 @@ REPAIRS = {
     "stray_tag": "ends of a thought where none belongs",
     "unranked": "windows without a usable answer",
     "gave_up": "windows given up after retrying",
+    "filtered": "windows refused by the server's content filter",
     "passages_cut": "passages cut to --passage-tokens",
     "context_cut": "passages cut further, to share the context",
     "budget_cut": "windows whose token limit was lowered, to share the context",

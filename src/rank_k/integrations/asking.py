@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from rank_k.ask import Asked
 from rank_k.engine import Result
-from rank_k.errors import GaveUp, InputError
+from rank_k.errors import InputError, ModelError
 from rank_k.hits import Hit, RankedHits
 from rank_k.models.base import Model
 from rank_k.records import Candidate, Passage, Query
@@ -90,7 +90,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self._windows = self._unranked = 0
-        self._gave_up: GaveUp | None = None
+        self._gave_up: ModelError | None = None
         self._answered = False
 
     def __call__(self, *window: Any) -> None:

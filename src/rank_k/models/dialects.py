@@ -237,6 +237,14 @@ def _constraint(dialect: Dialect, size: int) -> dict[str, Any]:
     return {}
 
 
+def refuses_budget(dialect: Dialect, message: str) -> bool:
+    """Return whether a server's error message is about the field that holds the reasoning budget.
+
+    vLLM without a reasoning parser answers 400: "thinking_token_budget is set but reasoning_config is not configured".
+    """
+    return any(key in message for key in dialect.budget if key != dialect.max_tokens)
+
+
 def _set(body: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for key in path[:-1]:
         body = body.setdefault(key, {})
@@ -266,11 +274,13 @@ def read_logprobs(choice: Json) -> list[tuple[str, float]]:
 STREAMING: Json = {"stream": True, "stream_options": {"include_usage": True}}
 
 
+OPENING = "<think>"
+
+
 def joined(prompt: str, prefill: str) -> str:
-    """A rendered prompt and a prefill. A template that opens the thought itself is not made to open it twice."""
-    opening = "<think>"
-    if prompt.rstrip().endswith(opening) and prefill.startswith(opening):
-        return prompt.rstrip() + prefill.removeprefix(opening)
+    """Return a rendered prompt followed by a prefill; the reasoning block is opened once if both open it."""
+    if prompt.rstrip().endswith(OPENING) and prefill.startswith(OPENING):
+        return prompt.rstrip() + prefill.removeprefix(OPENING)
     return prompt + prefill
 
 

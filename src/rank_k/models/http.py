@@ -11,17 +11,19 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rank_k.errors import (
+    ContentFiltered,
     InputError,
     ModelError,
     Refused,
     ServerFault,
     Unreachable,
+    UnsupportedField,
 )
 from rank_k.models import dialects
 from rank_k.models.base import Abilities, OnText, Reply, Request
@@ -76,6 +78,8 @@ class HttpModel:
         self._read_timeout = read_timeout
         self._thinks = thinks
         self._prefill = list(self._dialect.prefill)  # forms that have not been refused
+        self._accepts_budget = True
+        self._opening: tuple[int, ...] | None = None  # see `_template_opening`
         self._session: aiohttp.ClientSession | None = None
 
     @property
@@ -106,8 +110,8 @@ class HttpModel:
     @property
     def abilities(self) -> Abilities:
         row = self._dialect
-        told = (bool(self._prefill), bool(row.grammar), bool(row.budget), row.logprobs, self._thinks, row.spells)
-        return Abilities(*told)
+        budget = bool(row.budget) and self._accepts_budget
+        return Abilities(bool(self._prefill), bool(row.grammar), budget, row.logprobs, self._thinks, row.spells)
 
     def body(self, request: Request) -> Mapping[str, Any]:
         if request.spelling is not None:
@@ -149,13 +153,19 @@ class HttpModel:
             self._context = dialects.context_of(self._dialect, card)
 
     async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
-        """Ask once. A prefill is sent in the best form that this server has not refused; `Refused` if none is left."""
+        """Send one request. A prefill is sent in the best form that this server has not refused.
+
+        Raises `Refused` if no form is left, and `UnsupportedField` if the server refuses the reasoning budget; from
+        then on `abilities` has no budget.
+        """
         if request.spelling is not None:
             return await self._spelt(request, request.spelling, on_text)
         while request.prefill and self._prefill:
             form = self._prefill[0]
             try:
                 return await (self._complete(request, on_text) if form == "raw" else self._chat(request, on_text))
+            except ContentFiltered:
+                raise
             except Refused as error:
                 if error.status in (401, 403):
                     raise
@@ -167,7 +177,13 @@ class HttpModel:
 
     async def _chat(self, request: Request, on_text: OnText | None) -> Reply:
         body = dialects.request_body(self._dialect, self._model, request)
-        return await self._streamed("/chat/completions", body, on_text, request.prefill)
+        try:
+            return await self._streamed("/chat/completions", body, on_text, request.prefill)
+        except Refused as error:
+            if request.budget is None or not dialects.refuses_budget(self._dialect, error.problem):
+                raise
+            self._accepts_budget = False
+            raise UnsupportedField(error.problem, error.remedy, error.status) from error
 
     async def _complete(self, request: Request, on_text: OnText | None) -> Reply:
         """The chat template rendered by the server, the prefill behind it, gone on with as plain text."""
@@ -206,10 +222,34 @@ class HttpModel:
                 raise Refused(f"{self._url} does not render chat templates", "see docs/servers.md", 501)
             return dialects.joined(prompt, request.prefill)
         # vLLM renders into token ids, which its completions take as a prompt.
-        ask = {"model": self._model, "messages": messages, "add_generation_prompt": True}
-        begun = await self._token_ids(root + "/tokenize", ask)
-        told = {"model": self._model, "prompt": request.prefill, "add_special_tokens": False}
-        return begun + await self._token_ids(root + "/tokenize", told)
+        body = {"model": self._model, "messages": messages, "add_generation_prompt": True}
+        prompt_ids = await self._token_ids(root + "/tokenize", body)
+        prefill = request.prefill
+        if prefill.startswith(dialects.OPENING):
+            opening = await self._template_opening(prompt_ids)
+            prompt_ids = prompt_ids[: len(prompt_ids) - len(opening)]
+        return prompt_ids + await self._text_ids(prefill)
+
+    async def _template_opening(self, prompt_ids: Sequence[int]) -> tuple[int, ...]:
+        """Return the token ids with which the chat template opens the reasoning block; () if it does not.
+
+        Templates of QwQ, DeepSeek-R1 and Qwen3-Thinking end a prompt with `<think>` and a line end. A prefill that
+        opens the block too takes the place of these tokens. The template is the same for every prompt, so that
+        the result is kept.
+        """
+        if self._opening is None:
+            opening: tuple[int, ...] = ()
+            for line_ends in ("\n", "", "\n\n"):
+                ids = tuple(await self._text_ids(dialects.OPENING + line_ends))
+                if ids and tuple(prompt_ids[-len(ids) :]) == ids:
+                    opening = ids
+                    break
+            self._opening = opening
+        return self._opening
+
+    async def _text_ids(self, text: str) -> list[int]:
+        body = {"model": self._model, "prompt": text, "add_special_tokens": False}
+        return await self._token_ids(self._url.removesuffix("/v1") + "/tokenize", body)
 
     async def _token_ids(self, url: str, body: Mapping[str, Any]) -> list[int]:
         answer = await self._post_json(url, body)
@@ -225,11 +265,7 @@ class HttpModel:
             if response.headers.get("Content-Type", "").startswith("application/json"):
                 reader.whole(await self._json(response))  # a server that cannot stream
             else:
-                async for chunk in response.content.iter_any():
-                    if reader.feed(chunk):
-                        break
-                if reader.complete and not response.content.at_eof():
-                    await _drained(response)
+                await _read_events(response, reader)
         return reader.reply(time.monotonic() - started)
 
     async def count_tokens(self, text: str) -> int | None:
@@ -315,10 +351,14 @@ class HttpModel:
 
     async def _json(self, response: aiohttp.ClientResponse) -> Any:
         raw = b""
-        async for chunk in response.content.iter_any():
-            raw += chunk
-            if len(raw) > LONGEST_REPLY:
-                raise ServerFault(f"the server at {self._url} sends without end", "look into its log")
+        try:
+            async for chunk in response.content.iter_any():
+                raw += chunk
+                if len(raw) > LONGEST_REPLY:
+                    raise ServerFault(f"the server at {self._url} sends without end", "look into its log")
+        except _connection_errors():
+            if not _is_json(raw):
+                raise
         try:
             return json.loads(raw)
         except ValueError as error:
@@ -340,12 +380,45 @@ class HttpModel:
             return await self._json(response)
 
 
+async def _read_events(response: aiohttp.ClientResponse, reader: ReplyReader) -> None:
+    """Feed the events of a stream to `reader`, to the end of the reply.
+
+    A reply that is complete is kept even if the connection breaks before the HTTP body ends, as with proxies that
+    drop the last chunk: it is paid for, and another request would cost the same again.
+    """
+    try:
+        async for chunk in response.content.iter_any():
+            if reader.feed(chunk):
+                break
+        if reader.complete and not response.content.at_eof():
+            await _drained(response)
+    except _connection_errors():
+        if not reader.finished:
+            raise
+
+
 async def _drained(response: aiohttp.ClientResponse) -> None:
-    """Read past the last event, so that the connection can serve the next question too."""
+    """Read past the last event, so that the connection can serve the next request too."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1):
             async for _ in response.content.iter_any():
                 pass
+
+
+def _connection_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions that a broken connection raises while a body is read."""
+    import aiohttp
+
+    return (aiohttp.ClientError, ConnectionError, TimeoutError)
+
+
+def _is_json(raw: bytes) -> bool:
+    """Return whether `raw` is a JSON document. One that is cut off is not."""
+    try:
+        json.loads(raw)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def base_url(url: str) -> str:

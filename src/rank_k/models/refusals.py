@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rank_k.errors import ContextOverflow, ModelError, Overloaded, Refused, ServerFault
+from rank_k.errors import ContentFiltered, ContextOverflow, ModelError, Overloaded, Refused, ServerFault
 
 _CONTEXT_WORDS = re.compile(
     r"context.{0,40}(?:length|size|window|exceed)|exceed.{0,60}context|maximum.{0,40}tokens|too many tokens"
@@ -15,6 +15,12 @@ _CONTEXT_WORDS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
+_CONTENT_FILTER = re.compile(
+    r"content[ _-]?(?:filter|policy|moderation|management policy)|usage polic|moderation|\bflagged\b"
+    r"|data_inspection_failed|inappropriate content|content exists risk|prohibited_content|safety system",
+    re.IGNORECASE,
+)
+"""Codes and words of content filters: OpenAI and Azure, OpenRouter, Alibaba Cloud, DeepSeek, Gemini."""
 
 KEY_OPTIONS = "--api-key-env (of serve and mcp: --server-key-env)"
 """What names the variable that holds the key for a model's server."""
@@ -29,6 +35,12 @@ def error_of(status: int, said: str, url: str, model: str, retry_after: float | 
         return Overloaded(f"{url} is overloaded ({status}){words}", "lower --concurrency", retry_after)
     if status in (408, 409, 425) or status >= 500:
         return ServerFault(f"{url} failed ({status}){words}", "look into the server's log")
+    if status in (400, 403, 422, 451) and _CONTENT_FILTER.search(said):
+        return ContentFiltered(
+            f"the content filter of {url} refused a prompt ({status}){words}",
+            "the window keeps its input order; rephrase the query or remove the passage to have it ranked",
+            status,
+        )
     if status in (401, 403):
         return Refused(
             f"{url} refused the key ({status}){words}", f"name the right variable with {KEY_OPTIONS}", status
@@ -43,10 +55,11 @@ def error_of(status: int, said: str, url: str, model: str, retry_after: float | 
 
 
 def error_in_stream(error: Any) -> ModelError:
-    said = error.get("message") if isinstance(error, Mapping) else error
+    message = str(_code_and_message(error) if isinstance(error, Mapping) else error)[:300]
     code = error.get("code") if isinstance(error, Mapping) else None
-    status = code if isinstance(code, int) and 400 <= code < 600 else 500
-    return error_of(status, str(said)[:300], "the server", "", None)
+    status = 400 if _CONTENT_FILTER.search(message) else 500
+    status = code if isinstance(code, int) and 400 <= code < 600 else status
+    return error_of(status, message, "the server", "", None)
 
 
 def message_of(raw: bytes) -> str:
@@ -58,9 +71,16 @@ def message_of(raw: bytes) -> str:
         body = None
     if isinstance(body, Mapping):
         inner = body.get("error", body)
-        found = inner.get("message") or inner.get("detail") if isinstance(inner, Mapping) else inner
-        said = found or said
+        message = _code_and_message(inner) if isinstance(inner, Mapping) else inner
+        said = message or said
     return " ".join(str(said).split())[:300]
+
+
+def _code_and_message(error: Mapping[str, Any]) -> Any:
+    """Return the message of an error object, after its code where that is a word such as "content_filter"."""
+    message, code = error.get("message") or error.get("detail"), error.get("code")
+    is_word = isinstance(code, str) and bool(code) and not code.isdecimal() and code not in str(message)
+    return f"{code}: {message}" if message and is_word else message
 
 
 def seconds_of(header: str | None) -> float | None:

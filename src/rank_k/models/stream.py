@@ -30,6 +30,11 @@ class ReplyReader:
         self._finish: str | None = None
         self.complete = False
 
+    @property
+    def finished(self) -> bool:
+        """Whether the reply is over by the server's word: a finish reason, or the last event."""
+        return self.complete or self._finish is not None
+
     def feed(self, chunk: bytes) -> bool:
         """Take in bytes; True when the reply is over (by the server's word or `on_text`'s)."""
         lines = (self._pending + chunk).split(b"\n")
@@ -93,7 +98,7 @@ class ReplyReader:
         return False
 
     def reply(self, seconds: float) -> Reply:
-        if self._finish is None and not self.complete:
+        if not self.finished:
             raise ServerFault("the server ended the stream in mid-reply", "look into its log")
         return Reply(
             text="".join(self._text),

@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rank_k.errors import GaveUp, InputError, JournalError, ModelError, Overloaded, QueryTooLong, Refused, Unreachable
+from rank_k.errors import (
+    ContentFiltered,
+    GaveUp,
+    InputError,
+    JournalError,
+    ModelError,
+    Overloaded,
+    QueryTooLong,
+    Refused,
+    Unreachable,
+)
 
 
 class Refusal(Exception):
@@ -52,6 +62,8 @@ def of_error(error: Exception) -> Refusal:
             return Refusal(503, "the model's server has too much to do", headers={"Retry-After": "30"})
         if isinstance(cause, Unreachable):
             return Refusal(502, "the model's server cannot be reached")
+        if isinstance(cause, ContentFiltered):
+            return Refusal(422, "the model's content filter refused the query or a document")
         if isinstance(cause, Refused):
             return Refusal(502, f"the model's server refused the question ({cause.status})")
         return Refusal(502, "the model's server failed")

@@ -13,6 +13,8 @@ const REPAIRS = {
   missing: "passages the answer left out, put at the end", repeated: "repeated numbers, dropped",
   out_of_range: "numbers of no passage, dropped", cut: "thought or answer ended by the limit of tokens",
   unranked: "no usable answer: the window kept its order", gave_up: "no answer at all: the window kept its order",
+  filtered: "refused by the server's content filter: the window kept its order",
+  budget_refused: "the server refused the reasoning budget: the token limit was used instead",
   thought_closed: "the thought was ended, and the order asked for", answer_asked_again: "the order was asked for again",
   budget_ignored: "more was thought than was allowed", grammar_ignored: "the answer is none of the grammar's",
   thought_about: "worth a thought after a first answer", samples_spared: "samples not needed, as the first agreed",

@@ -1,0 +1,1 @@
+"""Fake servers and models, one per file."""

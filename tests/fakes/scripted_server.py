@@ -1,0 +1,125 @@
+"""An HTTP server whose every reply is decided by a function, down to how the connection ends.
+
+For replies that no well-behaved server sends, and for those of one particular server. `tests.loopback` is the fake of a
+whole reasoning model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Ending = Literal["complete", "no_last_chunk", "reset", "short"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReply:
+    """One HTTP response.
+
+    `ending`: "complete"; "no_last_chunk" closes a chunked body before its last chunk; "reset" aborts the connection
+    after the body; "short" states a Content-Length that is larger than the body, and closes.
+    """
+
+    body: bytes
+    status: int = 200
+    content_type: str = "application/json"
+    ending: Ending = "complete"
+
+
+def as_json(value: Any, status: int = 200) -> ServerReply:
+    return ServerReply(json.dumps(value).encode(), status)
+
+
+def as_events(*events: Any, done: bool = True, ending: Ending = "complete") -> ServerReply:
+    """A stream of server-sent events: JSON objects, and `[DONE]` unless `done` is False."""
+    lines = [f"data: {json.dumps(event)}\n\n" for event in events] + ["data: [DONE]\n\n"] * done
+    return ServerReply("".join(lines).encode(), content_type="text/event-stream", ending=ending)
+
+
+def chat_chunk(content: str, finish_reason: str | None = None, **delta: Any) -> dict[str, Any]:
+    """A chunk of a streamed chat completion."""
+    return {"choices": [{"index": 0, "delta": {"content": content, **delta}, "finish_reason": finish_reason}]}
+
+
+Answer = Callable[[str, str, Any], ServerReply]
+"""Called with the method, the path and the parsed JSON body (None without one)."""
+
+
+@dataclass(slots=True)
+class ScriptedServer:
+    """A running server. `requests`: (path, parsed body) of every POST so far."""
+
+    url: str
+    requests: list[tuple[str, Any]] = field(default_factory=list)
+
+    def bodies(self, path: str) -> list[Any]:
+        """The bodies of the POST requests to `path`, in the order of their arrival."""
+        return [body for requested, body in self.requests if requested == path]
+
+
+@contextmanager
+def scripted_server(answer: Answer) -> Iterator[ScriptedServer]:
+    """Run a server on a free port of the loopback interface, in a thread."""
+    ready: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+    server = ScriptedServer("")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await _exchange(reader, writer, server, answer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the client has closed the connection
+        finally:
+            writer.close()
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = listening.sockets[0].getsockname()[1]
+        ready.set_result((f"http://127.0.0.1:{port}/v1", asyncio.get_running_loop(), stop))
+        await stop.wait()
+        listening.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    thread.start()
+    server.url, loop, stop = ready.result(timeout=60)
+    try:
+        yield server
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(timeout=60)
+
+
+async def _exchange(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: ScriptedServer, answer: Answer
+) -> bool:
+    """Answer one request; return whether the connection stays open."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    request_line, *lines = head.rstrip().split("\r\n")
+    method, path, _ = request_line.split(" ")
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    raw = await reader.readexactly(int(headers.get("content-length", 0)))
+    body = json.loads(raw) if raw else None
+    if method == "POST":
+        server.requests.append((path, body))
+    reply = answer(method, path, body)
+    head = f"HTTP/1.1 {reply.status} Status\r\nContent-Type: {reply.content_type}\r\n"
+    if reply.ending == "short":
+        head += f"Content-Length: {len(reply.body) + 100}\r\n\r\n"
+        payload = reply.body
+    else:
+        head += "Transfer-Encoding: chunked\r\n\r\n"
+        last = b"0\r\n\r\n" if reply.ending == "complete" else b""
+        payload = b"%x\r\n%b\r\n" % (len(reply.body), reply.body) + last
+    writer.write(head.encode() + payload)
+    await writer.drain()
+    if reply.ending == "reset":
+        await asyncio.sleep(0.05)  # the body should arrive first, as from a proxy that drops the connection behind it
+        writer.transport.abort()
+    return reply.ending == "complete"
