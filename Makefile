@@ -4,46 +4,67 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-all lint bench clean
+# Test files run in parallel processes, one per core. The markers are explained in pyproject.toml.
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile
+SLOW   := slow or training or live
+
+.PHONY: help demo test-fast test test-slow lint golden count call-path bench clean
 help:
-	@echo "make demo      rerank real text with the embedded model"
-	@echo "make test      the tests (under 10 minutes)"
-	@echo "make test-all  the tests, the long ones too"
-	@echo "make lint      ruff and mypy"
-	@echo "make bench     the figures of the documentation"
+	@echo "make demo       rerank real text with the embedded model"
+	@echo "make test       the tests (up to 8 minutes on 2 cores)"
+	@echo "make test-fast  the quickest of them, for the inner loop (up to 1 minute)"
+	@echo "make test-slow  the tests that make test leaves out: training, whole runs, other frameworks"
+	@echo "make lint       ruff and mypy"
+	@echo "make golden     record request bodies, rankings and tables again (see tests/golden)"
+	@echo "make count      statements and files per package, and the largest files"
+	@echo "make call-path  the classes between the command and the HTTP request"
+	@echo "make bench      the figures of the documentation"
 
 $(BIN)/.user: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Rank-K needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,data,eval]'
+	$(PIP) -e '.[embedded,data,eval]'
 	@touch $@
 
 $(BIN)/.dev: pyproject.toml $(BIN)/.user
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(PIP) -e '.[dev]'
 	@touch $@
 
 $(BIN)/.train: pyproject.toml $(BIN)/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train]'
+	$(PIP) '$(TORCH)'
+	$(PIP) -e '.[train]'
 	@touch $@
 
 demo: $(BIN)/.user
 	$(BIN)/rank-k fetch
 	$(BIN)/rank-k demo
 
+test-fast: $(BIN)/.dev
+	$(PYTEST) -m "not (slow or browser or embedded or training or integration or live)"
+
 test: $(BIN)/.dev
 	$(BIN)/rank-k fetch
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not ($(SLOW))"
 
-test-all: $(BIN)/.train
+test-slow: $(BIN)/.train
 	$(BIN)/rank-k fetch
-	$(BIN)/python -m pytest -q
+	$(PYTEST) -m "$(SLOW)"
 
 lint: $(BIN)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+golden: $(BIN)/.dev
+	$(BIN)/python -m tests.golden.record
+
+count: $(BIN)/.user
+	@$(BIN)/python -m benchmarks.code_size
+
+call-path: $(BIN)/.user
+	@$(BIN)/python -m benchmarks.call_path
 
 bench: $(BIN)/.dev
 	$(BIN)/python -m benchmarks.run
