@@ -65,7 +65,7 @@ EVALUATION = (
         "compared, JSON, CSV and HTML",
         (
             Command(
-                f"{_EVALUATE} --baseline {{data}}/base.trec --json --csv {{work}}/values.csv --measures nDCG@10 RR@10"
+                f"{_EVALUATE} --baseline {{data}}/base.trec --json --csv {{work}}/values.csv --measures nDCG@10 AP"
                 " --report {work}/report.html",
                 "json",
                 {"values.csv": "csv", "report.html": "exists"},
@@ -103,6 +103,34 @@ _STUDY = (
 )
 _STUDY_FILES: dict[str, Any] = {"study/cells.csv": "csv", "study/queries.csv": "csv", "study/report.html": "exists"}
 
+_DEPENDS_ON_TIME = ("pareto",)
+_STUDY_FILE = """
+title = "A small study"
+measures = ["nDCG@10", "RR@10"]
+
+[[grids]]
+strategy = ["sliding", "topdown"]
+window = [6]
+stride = [3]
+depth = [9]
+think = ["off"]
+
+[[collections]]
+name = "small"
+queries = "{data}/queries.jsonl"
+documents = "{data}/corpus.jsonl"
+qrels = "{data}/qrels.trec"
+
+[[collections.runs]]
+name = "first"
+file = "{data}/two.trec"
+
+[[models]]
+name = "fake"
+model = "golden-model"
+server = "{server:sglang}"
+"""
+
 STUDIES = (
     Case(
         "grid, JSON",
@@ -125,6 +153,31 @@ STUDIES = (
         (Command(f"{_STUDY} --question strategy --depths 20 --noise weak --json", "json"),),
     ),
     Case("list", (Command(f"{_STUDY} --strategies sliding,blocks --list", "exists"),)),
+    Case("list of the paper's study", (Command("study --preset rank-k-paper --data {data} --list", "exists"),)),
+    Case(
+        "grid on a model server",
+        (
+            Command(
+                f"{_STUDY.replace('--simulate', '--server {server:vllm} --concurrency 1')} --depths 6 --think off,16"
+                " --samples 1 --json",
+                "json",
+                {"study/cells.csv": "csv"},
+                drop=_DEPENDS_ON_TIME,
+            ),
+        ),
+    ),
+    Case(
+        "study in TOML",
+        (
+            Command(
+                "study --config {work}/study.toml --output {work}/study --concurrency 1 --json --quiet",
+                "json",
+                {"study/cells.csv": "csv"},
+                drop=_DEPENDS_ON_TIME,
+            ),
+        ),
+        files={"study.toml": _STUDY_FILE},
+    ),
 )
 
 # --- Distillation -----------------------------------------------------------------------------------
@@ -226,6 +279,7 @@ JOURNALS = (
                 {"noise.json": "json"},
                 tolerance=1e-3,
             ),
+            Command(f"{_SIMULATED} --strategy sliding --noise {{work}}/noise.json", **_RUN_AND_REPORT),
         ),
     ),
 )

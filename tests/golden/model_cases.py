@@ -79,7 +79,7 @@ BEHAVIORS = (
     _rerank("template opens the reasoning", f"--server {{server:llamacpp/truncated+opens-reasoning}} {_TWO}"),
     _rerank("vllm template opens the reasoning", f"--server {{server:vllm/truncated+opens-reasoning}} {_TWO}"),
     _rerank("repetition", f"--server {{server:vllm/loops}} {_TWO}"),
-    _rerank("small context", "--server {server:vllm/small-context} --depth 12 --window 8 --stride 4"),
+    _rerank("small context", "--server {server:vllm/small-context} --depth 6 --window 4 --stride 2"),
     _rerank("no tokenizer", "--server {server:vllm/no-tokenize} --depth 5 --passage-tokens 8"),
     _rerank("not streamed", f"--server {{server:sglang/no-stream}} {_TWO}"),
     _rerank("no list of models", f"--server {{server:plain/no-models}} --model golden-model {_TWO}"),
@@ -89,7 +89,7 @@ BEHAVIORS = (
     _rerank(
         "content filter", f"--server {{server:openai/content-filter}} --dialect openai {_TWO} --model golden-model"
     ),
-    _rerank("probed", "--server {server:llamacpp} --depth 4 --samples 3 --think 30"),
+    _rerank("llamacpp, samples and budget", "--server {server:llamacpp} --depth 4 --samples 3 --think 30"),
     *(
         Case(f"doctor, {kind}", (Command(f"doctor --probe --server {{server:{kind}}}", "exists"),))
         for kind in ("vllm", "llamacpp", "sglang", "plain")
@@ -151,11 +151,12 @@ OPTIONS = (
     _option("temperature 0 and top-p", "--temperature 0 --top-p 0.9"),
     _option("max-tokens", "--max-tokens 60"),
     _option("passage-tokens", "--passage-tokens 6"),
-    _option("context", "--context 1000"),
+    _option("context", "--context 1500"),
     _option("key", "--api-key-env GOLDEN_MODEL_KEY"),
     _option("revision", "--model-revision abc --model golden-model"),
     _option("prices, tag and strict", "--price-in 1.5 --price-out 6 --tag mine --strict"),
     _option("token budget", "--token-budget 300 --window 3 --stride 1"),
+    _option("unknown option", "--nothing 3"),
     _option("wrong model", "--model another"),
     _option("unknown dialect", "--dialect nothing"),
     _rerank("long passage and markers", "--server {server:vllm} --window 25", run="two"),

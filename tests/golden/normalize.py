@@ -26,6 +26,9 @@ VOLATILE_SUFFIX = "_at"
 PROSE_KEYS = frozenset(("message", "detail", "trace"))
 """Texts for people, which are not recorded; that they are there is."""
 
+PROSE_OBJECTS = frozenset(("assumed",))
+"""Objects whose values are texts for people."""
+
 DROPPED_KEYS = frozenset(("description", "summary", "title", "about", "instructions"))
 """Texts for people that may come and go, in schemas and headings."""
 
@@ -76,6 +79,8 @@ class Normalizer:
                 return "<time>"
         if key in PROSE_KEYS and isinstance(value, str):
             return "<prose>" if value else ""
+        if key in PROSE_OBJECTS and isinstance(value, Mapping):
+            return dict.fromkeys(value, "<prose>")
         if isinstance(value, Mapping):
             return {
                 self.string(str(name)): self.value(child, str(name))

@@ -176,8 +176,8 @@ def refusal(profile: Profile, path: str, body: Mapping[str, Any]) -> tuple[int, 
         message = "thinking_token_budget needs --reasoning-config"
     elif "content-filter" in behaviors and fraction("filter", question_of(body).text) < 0.5:
         message = "content filter: the request was rejected"
-    elif "small-context" in behaviors and _prompt_tokens(body) + int(body.get("max_tokens", 0)) > 1000:
-        message = "This model's maximum context length is 1000 tokens. Please reduce the length of the messages."
+    elif "small-context" in behaviors and _prompt_tokens(body) + int(body.get("max_tokens", 0)) > 800:
+        message = "This model's maximum context length is 800 tokens. Please reduce the length of the messages."
     elif server_type in ("deepseek", "openrouter", "openai", "plain") and path != "/v1/chat/completions":
         return 404, {"error": {"message": "Not Found"}}
     return (400, {"error": {"message": message, "type": "BadRequestError", "code": 400}}) if message else None
@@ -265,8 +265,9 @@ def _answer(profile: Profile, question: Question, body: Mapping[str, Any]) -> st
     tiers = question.tiers()
     if not tiers:
         return "Four."
-    if "unsure" in profile.behaviors and fraction("unsure", question.text) < 0.6:
-        tiers = [*tiers[1:], tiers[0]]
+    if "unsure" in profile.behaviors:
+        shift = int(len(tiers) * fraction("unsure", question.text))
+        tiers = [*tiers[shift:], *tiers[:shift]]
     ranking = " > ".join(" = ".join(f"[{number}]" for number in tier) for tier in tiers)
     is_constrained = any(key in body for key in ("grammar", "regex", "structured_outputs"))
     if "malformed" not in profile.behaviors or (is_constrained and "</think>" in question.prefill):

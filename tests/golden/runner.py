@@ -11,7 +11,7 @@ import shlex
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,8 @@ class _Runner:
 
     def run(self) -> dict[str, Json]:
         """Return exit codes, outputs and model requests of the case."""
+        for name, text in self._case.files.items():
+            (self._work / name).write_text(self._filled(text), encoding="utf-8")
         self._server.take()
         url = self._server.url("llamacpp")
         starts: list[dict[str, Json]] = []
@@ -87,8 +89,11 @@ class _Runner:
         return self._serving(step) if isinstance(step, Serving) else self._session(step)
 
     def _argv(self, line: str) -> list[str]:
-        line = line.replace("{data}", str(self._data)).replace("{work}", str(self._work))
-        return shlex.split(re.sub(r"\{server:([\w-]+)/?([\w+-]*)\}", self._url, line))
+        return shlex.split(self._filled(line))
+
+    def _filled(self, text: str) -> str:
+        text = text.replace("{data}", str(self._data)).replace("{work}", str(self._work))
+        return re.sub(r"\{server:([\w-]+)/?([\w+-]*)\}", self._url, text)
 
     def _url(self, match: re.Match[str]) -> str:
         return self._server.url(match[1], match[2] or "normal")
@@ -112,14 +117,12 @@ class _Runner:
         if kind == "run":
             return _rankings(text)
         if kind == "json":
-            value = json.loads(text) if text.strip() else {}
-            for key in step.drop:
-                value.pop(key, None)
-            return self._normalizer.value(value)
+            return self._normalizer.value(_without(json.loads(text or "null"), step.drop))
         if kind == "jsonl":
             return [self._normalizer.value(json.loads(line)) for line in text.splitlines() if line]
         if kind == "csv":
-            return [self._normalizer.value(_parsed(row)) for row in csv.DictReader(text.splitlines())]
+            rows = [_parsed(row) for row in csv.DictReader(text.splitlines())]
+            return self._normalizer.value(_without(rows, step.drop))
         if kind in ("table", "rows"):
             return table(text.splitlines(), step.columns, decimals_only=kind == "table")
         return bool(text)
@@ -221,6 +224,13 @@ def _rankings(text: str) -> dict[str, Json]:
         scores.append(float(score))
     top = [round(score, 6) for score in scores[:5]]
     return {"rankings": {q: " ".join(ids) for q, ids in rankings.items()}, "tags": sorted(tags), "top_scores": top}
+
+
+def _without(value: Json, keys: Collection[str]) -> Json:
+    """`value` without `keys`, at any depth."""
+    if isinstance(value, dict):
+        return {key: _without(child, keys) for key, child in value.items() if key not in keys}
+    return [_without(child, keys) for child in value] if isinstance(value, list) else value
 
 
 def _parsed(row: Mapping[str, str]) -> dict[str, Json]:

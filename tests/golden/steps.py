@@ -20,7 +20,7 @@ class Command:
 
     `stdout`: how standard output is recorded. `files`: file names in `{work}`, and how each is recorded. `tolerance`:
     by how much numbers of resampled text tables may differ. `columns`: record the first N numbers of a row (negative:
-    all but the last ones). `drop`: keys of JSON objects that are not recorded.
+    all but the last ones). `drop`: keys and columns that are not recorded.
     """
 
     argv: str
@@ -64,8 +64,10 @@ Step = Command | Serving | Session
 
 @dataclass(frozen=True)
 class Case:
-    """A named list of steps. `embedded`: the embedded model's requests go to the fake model server."""
+    """A named list of steps. `embedded`: the embedded model's requests go to the fake model server. `files`: written to
+    `{work}` first; placeholders in them are replaced too."""
 
     name: str
     steps: tuple[Step, ...]
     embedded: bool = False
+    files: Mapping[str, str] = field(default_factory=dict)
