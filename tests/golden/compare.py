@@ -17,6 +17,7 @@ from tests.golden.runner import AUXILIARY
 RENAMES = Path(__file__).with_name("renames.toml")
 _CLOSE = 1e-8
 _MOST_DIFFS = 3
+_LONGEST_DIFF = 40
 _REFERENCE = "text:"
 
 
@@ -163,8 +164,14 @@ def _requests(place: str, old: list[Any], new: list[Any], texts: Mapping[str, st
         candidates = {other: _rendered(json.loads(other), texts) for other in extra}
         nearest = max(candidates, key=lambda other: _similarity(rendered, candidates[other]), default=None)
         lines = candidates[nearest] if nearest is not None else []
-        diff = difflib.unified_diff(rendered, lines, "recorded", "now", lineterm="", n=1)
-        yield "\n".join([f"{place} / request {request[:80]}...", *(f"  {line}" for line in diff)])
+        diff = list(difflib.unified_diff(rendered, lines, "recorded", "now", lineterm="", n=1))
+        if nearest is not None:
+            extra.remove(nearest)
+        most = _LONGEST_DIFF if nearest is not None else _LONGEST_DIFF // 4
+        yield "\n".join([f"{place} / request {rendered[0]}", *(f"  {line}" for line in diff[:most])])
+    for request in extra[:_MOST_DIFFS]:
+        lines = _rendered(json.loads(request), texts)[: _LONGEST_DIFF // 4]
+        yield "\n".join([f"{place} / new request {lines[0]}", *(f"  +{line}" for line in lines[1:])])
 
 
 def _counted(requests: list[Any]) -> Counter[str]:
@@ -191,8 +198,10 @@ def _rendered(request: Mapping[str, Any], texts: Mapping[str, str]) -> list[str]
         elif isinstance(value, list):
             for number, child in enumerate(value):
                 walk(f"{name}[{number}]", child)
-        elif isinstance(value, str) and value.startswith(_REFERENCE):
-            lines.extend(f"{name}: {line}" for line in texts.get(value, value).split("\n"))
+        elif isinstance(value, str) and _REFERENCE in value:
+            before, _, reference = value.partition(_REFERENCE)
+            text = before + texts.get(_REFERENCE + reference, _REFERENCE + reference)
+            lines.extend(f"{name}: {line}" for line in text.split("\n"))
         else:
             lines.append(f"{name}: {json.dumps(value, ensure_ascii=False)}")
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tests.golden.data import passages
+from tests.golden.replies import decoded
 
 VOLATILE_KEYS = {
     **dict.fromkeys(("seconds", "model_seconds", "created", "started", "ended", "time", "begun"), "<time>"),
@@ -88,8 +89,8 @@ class Normalizer:
                 if not (name in DROPPED_KEYS and isinstance(child, str))
             }
         if isinstance(value, list | tuple):
-            if len(value) > 8 and all(isinstance(item, int) for item in value):
-                return f"ids:{len(value)}:{_digest(json.dumps(value).encode())}"
+            if _are_token_ids(value):
+                return f"{len(value)} tokens of {self._texts.reference(decoded(value))}"
             return [self.value(item, key) for item in value]
         if isinstance(value, float):
             return round(value, DIGITS)
@@ -120,8 +121,8 @@ class Normalizer:
         if isinstance(value, Mapping):
             return {name: self._body(child) for name, child in value.items()}
         if isinstance(value, list):
-            if len(value) > 8 and all(isinstance(item, int) for item in value):
-                return f"ids:{len(value)}:{_digest(json.dumps(value).encode())}"
+            if _are_token_ids(value):
+                return f"{len(value)} tokens of {self._texts.reference(decoded(value))}"
             return [self._body(item) for item in value]
         if isinstance(value, str) and len(value) > LONGEST_STRING:
             return self._texts.reference(value)
@@ -139,6 +140,11 @@ def table(lines: Iterable[str], columns: int | None, *, decimals_only: bool) -> 
     rows = [line for line in lines if line.strip()]
     rows = [line for line in rows if re.search(r"\d\.\d", line)] if decimals_only else rows[1:]
     return [numbers_in(line)[:columns] for line in rows]
+
+
+def _are_token_ids(value: Sequence[Any]) -> bool:
+    """Whether a list holds token ids of the fake model server: long, and with larger numbers than any other list."""
+    return len(value) > 8 and all(isinstance(item, int) and item > 255 for item in value) and max(value) > 2**24
 
 
 def _digest(data: bytes) -> str:

@@ -150,7 +150,7 @@ class Question:
 def question_of(body: Mapping[str, Any]) -> Question:
     """Read a chat request, or a completion request for a rendered chat."""
     if "messages" not in body:
-        prompt = body["prompt"] if isinstance(body["prompt"], str) else _decoded(body["prompt"])
+        prompt = body["prompt"] if isinstance(body["prompt"], str) else decoded(body["prompt"])
         text, separator, prefill = prompt.rpartition(_ASSISTANT)
         return Question(text, prefill, 1, _numbered_passages(text)) if separator else Question(prompt, "", 1, ())
     messages = list(body["messages"])
@@ -297,7 +297,7 @@ def _spelled(profile: Profile, body: Mapping[str, Any]) -> Reply:
     pieces: list[str] = []
     for number, literal in re.findall(r'<\[(\d+)\]>|"([^"]*)"', body["grammar"]):
         written = re.sub(r"\\U(.{8})", lambda match: chr(int(match[1], 16)), literal)
-        pieces.append(_decoded([int(number)]) if number else written)
+        pieces.append(decoded([int(number)]) if number else written)
     prompt = str(body["prompt"])
     tokens = [(piece, -0.1 - 3 * fraction("likelihood", piece, prompt)) for piece in pieces]
     return Reply(profile, "", "".join(pieces), "stop", _prompt_tokens(body), True, tokens)
@@ -376,6 +376,7 @@ def _piece_text(piece: bytes) -> Any:
         return list(piece)
 
 
-def _decoded(ids: Sequence[int]) -> str:
+def decoded(ids: Sequence[int]) -> str:
+    """The text of tokens of this server."""
     raw = b"".join(number.to_bytes((number.bit_length() + 7) // 8, "big")[1:] for number in ids)
     return raw.decode("utf-8", "replace")

@@ -263,10 +263,10 @@ def _events(text: str) -> list[tuple[str, Json]]:
 
 
 def _metrics(text: str) -> list[Json]:
-    """Names and labels of Prometheus samples, and the values of counters."""
+    """Names and labels of Prometheus samples, and the values of counters. Times of creation are optional there."""
     samples = set()
     for line in text.splitlines():
-        if not line.startswith("#"):
+        if not line.startswith("#") and "_created" not in line:
             name, _, value = line.rpartition(" ")
             name = re.sub(r'le="[^"]*",?', "", name)
             samples.add(f"{name} {float(value):g}" if name.partition("{")[0].endswith("_total") else name)

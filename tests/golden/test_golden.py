@@ -62,7 +62,9 @@ def test_differences_report_a_changed_request_byte() -> None:
 def test_differences_report_a_request_sent_twice() -> None:
     recorded, current = _copies("strategies", "sliding")
     next(r for r in current["sliding"]["requests"] if "body" in r)["times"] = 2
-    assert "0 recorded ones are not sent, 1 are new" in differences("strategies", recorded, current, Renames(), {})[0]
+    new, summary = differences("strategies", recorded, current, Renames(), {})
+    assert new.startswith("strategies / sliding / new request POST /v1/chat/completions")
+    assert summary == "strategies / sliding / requests: 0 recorded ones are not sent, 1 are new"
 
 
 def test_differences_ignore_how_often_tokens_are_counted() -> None:
