@@ -1,8 +1,9 @@
 """The golden cases.
 
-Rule: this is the only file of the golden tests that mentions flags, verbs, paths and field names of the product. When
-one of them is renamed, edit the command lines and bodies here, add renamed JSON keys to `renames.toml`, and change
-nothing else: neither the names of the cases, nor their number, nor the record.
+Rule: this file, and the two it imports cases from, are the only ones of the golden tests that mention flags, verbs,
+paths and field names of the product. When one of them is renamed, edit the command lines and bodies here, add renamed
+JSON keys to `renames.toml` (and to the rules of `normalize.py` if their values are times), and change nothing else:
+neither the names of the cases, nor their number, nor the record. Python names are in `adapter.py`.
 """
 
 from __future__ import annotations

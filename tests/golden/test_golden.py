@@ -34,9 +34,9 @@ def _copies(group: str, case: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return recorded, copy.deepcopy(recorded)
 
 
-def _report(current: dict[str, Any]) -> Any:
-    [case] = current.values()
-    return case["steps"][0]["files"]["report.json"]
+def _output(**fields: Any) -> dict[str, Any]:
+    """A made-up record of one case, whose command wrote `fields` as JSON."""
+    return {"case": {"steps": [{"code": 0, "stdout": fields}], "requests": []}}
 
 
 def test_differences_none_for_equal_records() -> None:
@@ -90,39 +90,39 @@ def test_differences_report_a_changed_ranking() -> None:
 
 
 def test_differences_report_a_renamed_key_unless_it_is_in_the_table() -> None:
-    recorded, current = _copies("strategies", "sliding")
-    report = _report(current)
-    report["forced_answers"] = report.pop("forced_endings")
-    paragraphs = differences("strategies", recorded, current, Renames(), {})
-    assert ["'forced_answers' is new" in paragraphs[0], "'forced_endings' is missing" in paragraphs[1]] == [True, True]
+    recorded, current = _output(old=1, same=2), _output(new=1, same=2)
+    assert differences("group", recorded, current, Renames(), {}) == [
+        "group / case / step 1 / stdout: key 'new' is new (1); if renamed, add it to renames.toml",
+        "group / case / step 1 / stdout: key 'old' is missing (recorded 1); if renamed, add it to renames.toml",
+    ]
     for table in (
-        Renames(keys={"forced_endings": "forced_answers"}),
-        Renames(groups={"strategies": {"keys": {"forced_endings": "forced_answers"}}}),
-        Renames(added=("forced_answers",), removed=("forced_endings",)),
+        Renames(keys={"old": "new"}),
+        Renames(groups={"group": {"keys": {"old": "new"}}}),
+        Renames(added=("new",), removed=("old",)),
     ):
-        assert differences("strategies", recorded, current, table, {}) == []
-    other_group = Renames(groups={"options": {"keys": {"forced_endings": "forced_answers"}}})
-    assert len(differences("strategies", recorded, current, other_group, {})) == 2
+        assert differences("group", recorded, current, table, {}) == []
+    assert len(differences("group", recorded, current, Renames(groups={"other": {"keys": {"old": "new"}}}), {})) == 2
+
+
+def test_differences_report_a_changed_value_under_a_renamed_key() -> None:
+    [paragraph] = differences("group", _output(old=1), _output(new=2), Renames(keys={"old": "new"}), {})
+    assert paragraph == "group / case / step 1 / stdout / new: recorded 1, now 2"
 
 
 def test_differences_report_a_renamed_value_unless_it_is_in_the_table() -> None:
-    recorded, current = _copies("options", "defaults, with settings")
-    assert _report(current)["settings"]["by"] == "comparison"
-    _report(current)["settings"]["by"] = "listwise"
-    [paragraph] = differences("options", recorded, current, Renames(), {})
-    assert 'recorded "comparison", now "listwise"' in paragraph
-    assert differences("options", recorded, current, Renames(values={"by": {"comparison": "listwise"}}), {}) == []
+    recorded, current = _output(method="old", other="old"), _output(method="new", other="old")
+    [paragraph] = differences("group", recorded, current, Renames(), {})
+    assert paragraph == 'group / case / step 1 / stdout / method: recorded "old", now "new"'
+    assert differences("group", recorded, current, Renames(values={"method": {"old": "new"}}), {}) == []
 
 
 def test_differences_allow_monte_carlo_error_in_resampled_values_only() -> None:
-    recorded, current = _copies("evaluation", "compared, JSON, CSV and HTML")
-    case = current["compared, JSON, CSV and HTML"]
-    compared = next(run for run in case["steps"][0]["stdout"].values() if run["against_baseline"])
-    compared["against_baseline"]["nDCG@10"]["interval"][0] += 0.005
-    assert differences("evaluation", recorded, current, Renames(statistics=STATISTICS), {}) == []
-    compared["against_baseline"]["nDCG@10"]["interval"][0] += 0.5
-    compared["against_baseline"]["nDCG@10"]["difference"] += 0.005
-    assert len(differences("evaluation", recorded, current, Renames(statistics=STATISTICS), {})) == 2
+    table = Renames(statistics={"interval": 0.02})
+    recorded = _output(mean=0.1, interval=[0.05, 0.15])
+    assert differences("group", recorded, _output(mean=0.1, interval=[0.06, 0.14]), table, {}) == []
+    assert len(differences("group", recorded, _output(mean=0.11, interval=[0.05, 0.15]), table, {})) == 1
+    assert len(differences("group", recorded, _output(mean=0.1, interval=[0.0, 0.15]), table, {})) == 1
+    assert len(differences("group", recorded, _output(mean=0.1, interval=[0.06, 0.14]), Renames(), {})) == 2
 
 
 def test_differences_report_missing_and_new_cases() -> None:
