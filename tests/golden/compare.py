@@ -1,0 +1,209 @@
+"""Compares a run of golden cases with the record, after applying the table of renames."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.golden.runner import AUXILIARY
+
+RENAMES = Path(__file__).with_name("renames.toml")
+_CLOSE = 1e-8
+_MOST_DIFFS = 3
+_LONGEST_DIFF = 40
+_REFERENCE = "text:"
+
+
+@dataclass(frozen=True)
+class Renames:
+    """The table `renames.toml`. `keys` and `values` hold in all groups, `groups` in one of them."""
+
+    keys: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    statistics: Mapping[str, float] = field(default_factory=dict)
+
+    def of_group(self, group: str) -> Renames:
+        """The names that hold in a group."""
+        more = self.groups.get(group, {})
+        keys = {**self.keys, **more.get("keys", {})}
+        values = {**self.values, **more.get("values", {})}
+        added, removed = (*self.added, *more.get("added", ())), (*self.removed, *more.get("removed", ()))
+        return Renames(keys, values, {}, added, removed, self.statistics)
+
+
+def read_renames(path: Path = RENAMES) -> Renames:
+    """Read the table."""
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    return Renames(
+        table.get("keys", {}),
+        table.get("values", {}),
+        table.get("groups", {}),
+        tuple(table.get("added", ())),
+        tuple(table.get("removed", ())),
+        table.get("statistics", {}),
+    )
+
+
+def differences(
+    group: str,
+    recorded: Mapping[str, Any],
+    current: Mapping[str, Any],
+    renames: Renames,
+    texts: Mapping[str, str],
+) -> list[str]:
+    """Return a paragraph for each difference of a group; none if there is no difference.
+
+    `texts`: the texts that both sides refer to, for the diffs of requests.
+    """
+    names = renames.of_group(group)
+    paragraphs = [f"{group} / {case}: not run anymore" for case in recorded.keys() - current.keys()]
+    paragraphs += [f"{group} / {case}: not in the record" for case in current.keys() - recorded.keys()]
+    for case in recorded.keys() & current.keys():
+        place = f"{group} / {case}"
+        old, new = recorded[case], current[case]
+        paragraphs += _steps(place, old["steps"], new["steps"], names)
+        paragraphs += _requests(place, old["requests"], new["requests"], texts)
+        for part in ("headers", "embedded"):
+            if old.get(part) != new.get(part):
+                paragraphs.append(f"{place} / {part}:\n  recorded {old.get(part)}\n  now      {new.get(part)}")
+    return sorted(paragraphs)
+
+
+# --- What the product writes ------------------------------------------------------------------------
+
+
+def _steps(place: str, old: list[Any], new: list[Any], names: Renames) -> Iterator[str]:
+    if len(old) != len(new):
+        yield f"{place}: {len(new)} steps instead of {len(old)}"
+    for number, (before, after) in enumerate(zip(old, new, strict=False), 1):
+        tolerance = float(before.get("tolerance", 0.0))
+        where = f"{place} / step {number}"
+        for part in sorted({*before, *after} - {"answers", "files"}):
+            yield from _values(f"{where} / {part}", before.get(part), after.get(part), names, tolerance)
+        for name in sorted({*before.get("files", {}), *after.get("files", {})}):
+            one, other = before["files"].get(name), after["files"].get(name)
+            yield from _values(f"{where} / {name}", one, other, names, tolerance)
+        yield from _answers(where, before.get("answers", []), after.get("answers", []), names)
+
+
+def _answers(place: str, old: list[Any], new: list[Any], names: Renames) -> Iterator[str]:
+    if len(old) != len(new):
+        yield f"{place}: {len(new)} answers instead of {len(old)}"
+    for number, (before, after) in enumerate(zip(old, new, strict=False), 1):
+        is_http = "request" in before
+        where = f"{place} / answer {number}" + (f" to {before['request']}" if is_http else "")
+        before, after = ({k: v for k, v in one.items() if not (is_http and k == "request")} for one in (before, after))
+        yield from _values(where, before, after, names, 0.0)
+
+
+def _values(place: str, old: Any, new: Any, names: Renames, tolerance: float, key: str = "") -> Iterator[str]:
+    """Walk two JSON values at the same time. `key`: the recorded key under which they are."""
+    tolerance = names.statistics.get(key, tolerance)
+    if isinstance(old, dict) and isinstance(new, dict):
+        yield from _objects(place, old, new, names, tolerance)
+    elif isinstance(old, list) and isinstance(new, list):
+        if len(old) != len(new):
+            yield f"{place}: {len(new)} items instead of {len(old)}\n  recorded {_brief(old)}\n  now      {_brief(new)}"
+        for number, (before, after) in enumerate(zip(old, new, strict=False)):
+            yield from _values(f"{place}[{number}]", before, after, names, tolerance, key)
+    elif _is_number(old) and _is_number(new):
+        if not math.isclose(old, new, rel_tol=_CLOSE, abs_tol=max(tolerance, _CLOSE)):
+            yield f"{place}: recorded {old}, now {new}" + (f" (tolerance {tolerance})" if tolerance else "")
+    else:
+        expected = names.values.get(key, {}).get(old, old) if isinstance(old, str) else old
+        if expected != new or type(expected) is not type(new):
+            yield f"{place}: recorded {_brief(expected)}, now {_brief(new)}"
+
+
+def _objects(
+    place: str, old: Mapping[str, Any], new: Mapping[str, Any], names: Renames, tolerance: float
+) -> Iterator[str]:
+    seen = set()
+    for key, value in old.items():
+        name = names.keys.get(key, key)
+        seen.add(name)
+        if name in new:
+            yield from _values(f"{place} / {name}", value, new[name], names, tolerance, key)
+        elif key not in names.removed:
+            yield f"{place}: key {name!r} is missing (recorded {_brief(value)}); if renamed, add it to renames.toml"
+    for name in new.keys() - seen - set(names.added):
+        yield f"{place}: key {name!r} is new ({_brief(new[name])}); if renamed, add it to renames.toml"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+# --- What the product sends to models ---------------------------------------------------------------
+
+
+def _requests(place: str, old: list[Any], new: list[Any], texts: Mapping[str, str]) -> Iterator[str]:
+    """Requests that were sent and are not, and the other way round, each with the most similar one."""
+    before, after = _counted(old), _counted(new)
+    lost, extra = list((before - after).elements()), list((after - before).elements())
+    if not lost and not extra:
+        return
+    yield f"{place} / requests: {len(lost)} recorded ones are not sent, {len(extra)} are new"
+    for request in lost[:_MOST_DIFFS]:
+        rendered = _rendered(json.loads(request), texts)
+        candidates = {other: _rendered(json.loads(other), texts) for other in extra}
+        nearest = max(candidates, key=lambda other: _similarity(rendered, candidates[other]), default=None)
+        lines = candidates[nearest] if nearest is not None else []
+        diff = list(difflib.unified_diff(rendered, lines, "recorded", "now", lineterm="", n=1))
+        if nearest is not None:
+            extra.remove(nearest)
+        most = _LONGEST_DIFF if nearest is not None else _LONGEST_DIFF // 4
+        yield "\n".join([f"{place} / request {rendered[0]}", *(f"  {line}" for line in diff[:most])])
+    for request in extra[:_MOST_DIFFS]:
+        lines = _rendered(json.loads(request), texts)[: _LONGEST_DIFF // 4]
+        yield "\n".join([f"{place} / new request {lines[0]}", *(f"  +{line}" for line in lines[1:])])
+
+
+def _counted(requests: list[Any]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for request in requests:
+        is_auxiliary = request["request"].partition(" ")[2] in AUXILIARY
+        identity = {name: value for name, value in request.items() if name != "times"}
+        counts[json.dumps(identity, sort_keys=True)] += 1 if is_auxiliary else request.get("times", 1)
+    return counts
+
+
+def _similarity(one: list[str], other: list[str]) -> float:
+    return difflib.SequenceMatcher(None, one, other).quick_ratio()
+
+
+def _rendered(request: Mapping[str, Any], texts: Mapping[str, str]) -> list[str]:
+    """A request as lines, its texts in full."""
+    lines = [str(request["request"]), str(request.get("sha256", ""))]
+
+    def walk(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, child in value.items():
+                walk(f"{name}.{key}" if name else key, child)
+        elif isinstance(value, list):
+            for number, child in enumerate(value):
+                walk(f"{name}[{number}]", child)
+        elif isinstance(value, str) and _REFERENCE in value:
+            before, _, reference = value.partition(_REFERENCE)
+            text = before + texts.get(_REFERENCE + reference, _REFERENCE + reference)
+            lines.extend(f"{name}: {line}" for line in text.split("\n"))
+        else:
+            lines.append(f"{name}: {json.dumps(value, ensure_ascii=False)}")
+
+    walk("", request.get("body"))
+    return lines
