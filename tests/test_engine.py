@@ -73,7 +73,7 @@ def drive(
     return asyncio.run(run())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sizes=st.lists(st.integers(0, 45), max_size=12), slots=st.integers(1, 6))
 def test_results_come_in_input_order_and_hold_every_candidate(sizes: list[int], slots: int) -> None:
     model = Timed(lambda request: (hash(request.messages) % 5) / 2000)
