@@ -64,9 +64,7 @@ def test_importing_the_package_imports_nothing_of_weight() -> None:
 
 
 def test_import_costs_little_more_than_python_itself() -> None:
-    assert (
-        cost("-c", "import rank_k") < 4
-    )  # measured: 2.0 without cached bytecode; numpy adds 10 or more
+    assert cost("-c", "import rank_k") < 4  # measured: 2.0 without cached bytecode; numpy adds 10 or more
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
