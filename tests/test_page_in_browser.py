@@ -14,9 +14,10 @@ from rank_k.journal import Journal
 from rank_k.models.base import Abilities, Reply, Request, Usage
 from rank_k.serve.rules import Doors
 from tests.browsing import CHROMIUM, LOOKS, Theme, a_browser, assert_in_order, tabbed_to, visited
-from tests.serving import Served, served, until
+from tests.serving import Served, served
 from tests.test_page_runs import filled
 from tests.thinking_aloud import ThinkingAloud
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.slow,
