@@ -13,6 +13,9 @@ from collections.abc import Callable
 PATIENCE = 120.0
 """Seconds after which a wait fails. The longest usual wait, for a command to start and stop, takes a few seconds."""
 
+LONG_PATIENCE = 10 * PATIENCE
+"""The same for programs that take a minute or two: those that install packages, build an image or train."""
+
 STUCK_SECONDS = 10 * PATIENCE
 """How long something takes that must be ended early: a test that waits for it fails first."""
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from rank_k.cli import VERBS
+from tests.waiting import PATIENCE
 
 HEAVY = (
     "numpy",
@@ -32,7 +33,7 @@ ROUNDS = 8
 def imported_by(*arguments: str) -> set[str]:
     """The names of all modules that a Python run with `arguments` imports."""
     child = subprocess.run(
-        [sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     lines = child.stderr.splitlines()
     return {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
