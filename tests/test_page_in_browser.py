@@ -95,7 +95,7 @@ def test_a_ranking_is_tried_by_keyboard_alone(
 
 
 def test_stop_ends_the_models_work(browser: Browser) -> None:
-    model = ThinkingAloud(0.2)
+    model = ThinkingAloud(0.5)
     with served(Reranker(model)) as running, visited(browser, f"{running.url}/") as page:
         page.fill("#query", "to be stopped")
         page.fill("#passages", "one stopped\ntwo\nthree")
