@@ -21,6 +21,7 @@ from benchmarks.overhead import write_dataset
 from rank_k.journal import Journal
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, Seen, make_queries, shown_marks, window_key
+from tests.signals import hear_ctrl_c
 from tests.waiting import PATIENCE, STUCK_SECONDS, until
 
 SLOTS = 4
@@ -50,13 +51,7 @@ def undisturbed(files: list[str], loopback: StartLoopback, tmp_path: Path) -> by
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
-    """A child that hears Ctrl-C, even where these tests run in the background and ignore it themselves."""
-    return subprocess.Popen(
-        arguments,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c)
 
 
 def calls_of(seen: Iterable[Seen]) -> set[Call]:

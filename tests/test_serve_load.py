@@ -279,14 +279,19 @@ def test_a_client_that_leaves_in_mid_stream_ends_the_models_work(loopback: Start
 
 
 def test_of_two_who_ask_the_same_one_may_leave(loopback: StartLoopback) -> None:
-    model = loopback(first_token=3.0)
-    with served(Reranker(server=model.url)) as server, ThreadPoolExecutor(1) as pool:
-        with posted(server):
+    model = loopback(first_token=0.01, per_token=0.01)  # some seconds of reasoning
+    body = json.dumps({"query": "q", "documents": marked(0), "stream": True})
+    with served(Reranker(server=model.url)) as server:
+        with posted(server, stream=True):
             until(is_asked(model), "nothing is asked")
-            other = pool.submit(server.rerank, marked(0))
-            assert server.desk is not None
-            until(lambda: server.desk.admission.running == 2, "the other is not at work")  # type: ignore[union-attr]
-        assert other.result().indices == [3, 2, 1, 0]
+            other = http.client.HTTPConnection(*server.address, timeout=PATIENCE)
+            other.request("POST", "/v2/rerank", body, {"Content-Type": "application/json"})
+            response, received = other.getresponse(), b""
+            while b"event: trace" not in received:  # then the other takes part
+                received += response.read1()
+        with closing(other):
+            events = Answer(response.status, {}, received + response.read()).events
+        assert [result["index"] for result in events[-1][1]["results"]] == [3, 2, 1, 0]
     assert [call.cancelled for call in model.calls] == [False]
 
 

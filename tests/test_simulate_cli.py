@@ -17,6 +17,7 @@ import pytest
 from rank_k.cli import main, simulate
 from rank_k.journal import Journal
 from rank_k.models.noise_file import read_noise
+from tests.signals import hear_ctrl_c
 from tests.waiting import PATIENCE, until
 
 DOCS = [f"d{i}" for i in range(30)]
@@ -199,7 +200,13 @@ def test_ctrl_c_ends_it_and_its_processes(files: Path) -> None:
     command = [sys.executable, "-m", "rank_k.cli", *GIVEN[:-1], "5000", "--strategies", "sliding"]
     environment = os.environ | {"PYTHONPATH": str(source)}
     with subprocess.Popen(
-        command, cwd=files, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        command,
+        cwd=files,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=hear_ctrl_c,
     ) as process:
         # Two seconds of work are far more than starting takes, and far less than all of the simulation.
         until(lambda: process.poll() is not None or busiest_child(process.pid) > 2, "its processes do not begin")
@@ -208,7 +215,8 @@ def test_ctrl_c_ends_it_and_its_processes(files: Path) -> None:
         try:
             out, err = process.communicate(timeout=PATIENCE)
         finally:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130
     assert out == b""
     assert err.decode().strip().endswith("rank-k simulate: interrupted")

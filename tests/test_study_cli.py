@@ -22,6 +22,7 @@ from rank_k.cli.study import _command, add_arguments
 from rank_k.data.files import read_run
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, make_queries
+from tests.signals import hear_ctrl_c
 from tests.waiting import PATIENCE, until
 
 DATA = make_queries(8, 40, strict=True)
@@ -159,7 +160,9 @@ def kill_and_resume(files: list[str], server: Loopback, output: Path, number: si
     told = ""
     for _ in range(kills):
         before = asked(server)
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
+        ) as child:
             enough = before + 25
             until(lambda n=enough, c=child: asked(server) >= n or c.poll() is not None, "the client asks nothing")  # type: ignore[misc]
             child.send_signal(number)
