@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.loopback import Loopback, Plan, in_child, in_thread
+
+# An example may take as long as it takes, and so may making one: machines differ, and others work on them.
+settings.register_profile("local", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("continuous-integration", parent=settings.get_profile("local"), derandomize=True)
+settings.load_profile("continuous-integration" if os.environ.get("CI", "").lower() == "true" else "local")
 
 
 @pytest.fixture(autouse=True)

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rank_k.records import Candidate, Passage, Query, Run
+from tests.waiting import PATIENCE
 
 # --- Marked passages and the oracle that ranks them ------------------------------------------------
 
@@ -728,7 +729,7 @@ class Loopback:
     pid: int | None = None  # of the child process, where it runs in one
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
-        connection = HTTPConnection(self.url.split("/")[2], timeout=30)
+        connection = HTTPConnection(self.url.split("/")[2], timeout=PATIENCE)
         try:
             connection.request(method, path, json.dumps(body))
             response = connection.getresponse()
@@ -777,11 +778,11 @@ def in_thread(plan: Plan) -> Iterator[Loopback]:
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
     try:
-        yield Loopback(ready.result(timeout=30))
+        yield Loopback(ready.result(timeout=PATIENCE))
     finally:
         for loop, stop in handles:
             loop.call_soon_threadsafe(stop.set)
-        thread.join(timeout=30)
+        thread.join(timeout=PATIENCE)
 
 
 @contextmanager
@@ -801,7 +802,7 @@ def in_child(plan: Plan) -> Iterator[Loopback]:
             with suppress(BrokenPipeError):
                 child.stdin.close()
             try:
-                child.wait(timeout=10)
+                child.wait(timeout=PATIENCE)
             except subprocess.TimeoutExpired:
                 child.kill()
 

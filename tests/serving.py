@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,12 +17,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
+
 from rank_k import Reranker
 from rank_k.serve.app import Room, make_app
 from rank_k.serve.desk import Desk
 from rank_k.serve.guard import App
 from rank_k.serve.rules import Doors, Limits
 from rank_k.serve.run import bound
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,7 +69,7 @@ class Served:
         return parts.hostname, parts.port
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
-        connection = http.client.HTTPConnection(*self.address, timeout=60)
+        connection = http.client.HTTPConnection(*self.address, timeout=PATIENCE)
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         try:
             connection.request(method, path, body, sent)
@@ -87,8 +89,18 @@ class Served:
     def rerank(self, documents: list[Any], query: str = "q", **fields: Any) -> Answer:
         return self.post({"query": query, "documents": documents, **fields})
 
+    def gauge(self, name: str) -> float:
+        """Return the value of `rank_k_<name>` at /metrics."""
+        lines = self.get("/metrics").raw.decode().splitlines()
+        return float(next(line for line in lines if line.startswith(f"rank_k_{name} ")).split()[1])
+
+    def is_connected(self, client: socket.socket) -> bool:
+        """Whether a server in this process still has its end of the connection `client` open."""
+        ends = psutil.Process().net_connections("tcp")
+        return any((end.laddr, end.raddr) == (self.address, client.getsockname()) for end in ends)
+
     def connect(self) -> socket.socket:
-        return socket.create_connection(self.address, timeout=30)
+        return socket.create_connection(self.address, timeout=PATIENCE)
 
 
 @contextmanager
@@ -111,7 +123,7 @@ def served(
         yield Served(url, desk, errors)
     finally:
         server.should_exit = True
-        thread.join(timeout=30)
+        thread.join(timeout=PATIENCE)
         if reranker is not None:
             reranker.close()
         sock.close()
@@ -145,7 +157,7 @@ class Command:
     def signal(self, name: signal.Signals) -> None:
         self.process.send_signal(name)
 
-    def end(self, seconds: float = 60) -> tuple[int, str, str]:
+    def end(self, seconds: float = PATIENCE) -> tuple[int, str, str]:
         """Exit code, stdout and stderr."""
         out, err = self.process.communicate(timeout=seconds)
         return self.process.returncode, out, err
@@ -160,14 +172,7 @@ def command(*options: str, env: Mapping[str, str] | None = None, verb: str = "se
         if running.process.poll() is None:
             running.signal(signal.SIGTERM)
             try:
-                running.process.communicate(timeout=60)
+                running.process.communicate(timeout=PATIENCE)
             except subprocess.TimeoutExpired:
                 running.process.kill()
                 running.process.communicate()
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)

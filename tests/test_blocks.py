@@ -52,7 +52,7 @@ def test_presets_cost_what_they_say(preset: str, windows: int, rounds: int) -> N
     assert (sum(len(step.windows) for step in asked), len(asked)) == (windows, rounds)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     length=st.integers(0, 120),
     window=st.integers(2, 30),

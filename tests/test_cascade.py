@@ -25,7 +25,7 @@ SPELLS = Abilities(logprobs=True, thinks=False, spells=True)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(length=st.integers(0, 60), seed=st.integers(0, 2**32 - 1))
 def test_of_any_strategy_it_is_one(name: str, length: int, seed: int) -> None:
     rounds = check(Cascade(make(name)), length, Random(seed))

@@ -156,7 +156,7 @@ def test_memory_is_bounded_by_blocks_and_they_change_no_number(monkeypatch: pyte
 DIFFERENCES = st.lists(st.integers(-20, 20).map(lambda n: n / 20), min_size=1, max_size=25)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(values=DIFFERENCES)
 @example(values=[0.0])
 def test_exchanging_the_runs_mirrors_everything(values: list[float]) -> None:
@@ -172,7 +172,7 @@ def test_exchanging_the_runs_mirrors_everything(values: list[float]) -> None:
     assert 0 < one.randomisation_p <= 1
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(values=st.dictionaries(st.text(max_size=3), st.floats(0, 1), min_size=1, max_size=12), chance=st.randoms())
 def test_the_order_of_the_queries_does_not_matter(values: dict[str, float], chance: Random) -> None:
     shuffled = dict(sorted(values.items(), key=lambda _: chance.random()))

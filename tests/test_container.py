@@ -24,6 +24,7 @@ import pytest
 from rank_k.cli.serve import CLIENT_KEYS, HOST
 from tests.conftest import StartLoopback
 from tests.serving import Command
+from tests.waiting import LONG_PATIENCE, PATIENCE
 
 ROOT = Path(__file__).parents[1]
 KEY = "sk-of-the-clients"
@@ -176,7 +177,7 @@ def image() -> Iterator[Image]:
                     env={**os.environ, **arguments, "PATH": f"{python.parent}:/usr/bin:/bin", "PYTHONPATH": ""},
                     capture_output=True,
                     text=True,
-                    timeout=600,
+                    timeout=LONG_PATIENCE,
                 )
                 assert done.returncode == 0, done.stderr
         for part in shlex.split(built.here(last("ENV"))):
@@ -228,7 +229,7 @@ def run(image: Image, user: dict[str, int], command: list[str], **env: str) -> s
         cwd=image.here(last("WORKDIR")),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         **user,
     )
 

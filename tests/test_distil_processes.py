@@ -18,6 +18,7 @@ from rank_k.distil.export import export_merged, run_facts
 from rank_k.distil.recipes import FOLDER
 from rank_k.distil.story import Clock
 from tests.tiny import LAYERS, recipe_text, rows, write_rows, write_tiny_gguf
+from tests.waiting import LONG_PATIENCE
 
 torch = pytest.importorskip("torch", reason="pip install 'rank-k[train]'")
 
@@ -64,7 +65,7 @@ def trained(folder: Path, output: str) -> str:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=LONG_PATIENCE,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.answer import parse_answer
@@ -81,7 +81,6 @@ def selected(traces: Traces, **options: Any) -> tuple[list[dict[str, Any]], Coun
 grades = st.lists(st.integers(-1, 4), min_size=1, max_size=20)
 
 
-@settings(deadline=None)  # the first call imports ir_measures
 @given(grades)
 def test_ndcg_without_ties_is_that_of_the_evaluation(found: list[int]) -> None:
     mine = ndcg([[grade] for grade in found])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rank_k.answer import parse_answer
 from rank_k.distil.labels import thought_and_order
 from rank_k.distil.verdicts import VerdictTrace, corrupted, order_line, read_verdicts
+from tests.waiting import cpu_seconds
 
 WORDS = ("no", "partly", "yes")
 verdicts = st.lists(st.integers(0, 2), min_size=1, max_size=20).map(tuple)
@@ -57,12 +58,20 @@ def test_anything_else_is_no_trace_of_verdicts(text: str) -> None:
     assert read_verdicts(text, WORDS) is None
 
 
-def test_a_trace_that_looks_like_one_of_verdicts_takes_no_longer() -> None:
-    """Notes of a teacher of another kind, a thousand of them, and one line end too few."""
-    notes = "".join(f"[{i}] is about [{i}] and [{i + 1}]\n" for i in range(1, 1000))
-    started = time.perf_counter()
-    assert read_verdicts(f"<think>\n{notes}</think>\n[1] > [2]", WORDS) is None
-    assert time.perf_counter() - started < 1
+def test_a_trace_that_looks_like_one_of_verdicts_takes_linear_time() -> None:
+    """Notes of a teacher of another kind, and one line end too few; with quadratic time the ratio would be 64."""
+
+    def reading(lines: int) -> Callable[[], None]:
+        notes = "".join(f"[{i}] is about [{i}] and [{i + 1}]\n" for i in range(1, lines))
+
+        def read() -> None:
+            for _ in range(50):
+                assert read_verdicts(f"<think>\n{notes}</think>\n[1] > [2]", WORDS) is None
+
+        return read
+
+    short, long = cpu_seconds(reading(1000), reading(8000))
+    assert long < 24 * short
 
 
 @given(verdicts, st.floats(0, 1), st.integers())

@@ -4,8 +4,6 @@ clean run; where it cannot, the window keeps its order and is counted. Nothing i
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from rank_k.models.retries import Retries
 from rank_k.reranker import Reranker
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, make_queries
+from tests.waiting import until
 
 DATA = make_queries(6, 60, strict=True)
 QUERIES = {query.query_id: query for query in DATA.queries}
@@ -176,24 +175,15 @@ def test_the_context_is_shared_so_that_the_server_never_refuses(loopback: StartL
 
 
 def test_a_cut_stream_is_noticed_when_cancelled(loopback: StartLoopback) -> None:
-    server = loopback(first_token=0.05, per_token=0.05)
+    server = loopback(first_token=0.05, per_token=5.0)
 
     async def leave() -> None:
         with Reranker("oracle", server=server.url) as reranker:
             task = asyncio.create_task(reranker.arank("q", ["a", "b"]))
-            await asyncio.to_thread(_until, lambda: bool(server.calls))
+            await asyncio.to_thread(until, lambda: bool(server.calls), "nothing is asked")
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
 
     asyncio.run(leave())
-    _until(lambda: server.calls[0].cancelled)
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    """Wait for `holds`, five seconds at most."""
-    for _ in range(250):
-        if holds():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it did not come true")
+    until(lambda: server.calls[0].cancelled, "the server works for nobody")

@@ -26,7 +26,7 @@ from rank_k.data.files import (
 from rank_k.errors import FormatError, InputError, RankKError
 from rank_k.records import Candidate, Passage, Query
 
-quiet = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+quiet = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def file_of(tmp_path: Path, content: str | bytes, name: str = "file") -> Path:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError
@@ -20,7 +20,6 @@ def passages_of(texts: list[str]) -> list[Passage]:
     return [Passage(f"d{i}", text) for i, text in enumerate(texts)]
 
 
-@settings(deadline=None)
 @given(texts=st.lists(TEXTS, min_size=1, max_size=8), query=TEXTS, depth=st.integers(1, 10))
 def test_scores_are_lucene_bm25_and_ties_stand_in_document_order(texts: list[str], query: str, depth: int) -> None:
     documents = [Counter(text.split()) for text in texts]

@@ -136,7 +136,7 @@ def test_a_small_window_has_all_permutations_with_all_ties_and_nothing_else(size
         assert follows(text, size, each_once=True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(size=st.integers(1, EXACT_UP_TO), seed=st.integers(0, 10**6))
 def test_up_to_eight_no_answer_needs_a_repair(size: int, seed: int) -> None:
     text = generated(size, seed)
@@ -146,7 +146,7 @@ def test_up_to_eight_no_answer_needs_a_repair(size: int, seed: int) -> None:
     assert follows(text, size, each_once=True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     size=st.one_of(st.integers(EXACT_UP_TO + 1, 30), st.sampled_from([99, 100, 101, 1000])), seed=st.integers(0, 10**6)
 )
@@ -175,7 +175,7 @@ def as_expression(rules: dict[str, Node], node: Node) -> str:
     return "(?:" + ("|" if kind == "any" else "").join(as_expression(rules, one) for one in inside) + ")"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(size=st.integers(EXACT_UP_TO + 1, 25), seed=st.integers(0, 10**6), data=st.data())
 def test_the_expression_admits_what_the_grammar_does(size: int, seed: int, data: st.DataObject) -> None:
     rules = read_gbnf(gbnf(size))

@@ -27,6 +27,7 @@ from tests.embedded import USER_CACHE
 from tests.frameworks.common import BEST, MODEL, QUERY, TEXTS
 from tests.loopback import Plan, in_child, make_queries, peak_concurrency
 from tests.venvs import environment
+from tests.waiting import LONG_PATIENCE, PATIENCE
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "integrations.md"
@@ -101,7 +102,7 @@ def test_nobody_has_to_close(loopback: StartLoopback) -> None:
         "print(len(model.rank('q', ['a', 'b'])))"
     )
     command = [sys.executable, "-c", program, loopback(model=MODEL).url]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    told = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert (told.returncode, told.stdout, told.stderr) == (0, "2\n", "")
 
 
@@ -185,7 +186,12 @@ def test_in_the_framework_itself(name: str, tmp_path: Path) -> None:
         script = ["-m", f"tests.frameworks.check_{name}", server.url, str(page)]
         for command in ([str(page)], script):
             told = subprocess.run(
-                [str(python), *command], capture_output=True, text=True, cwd=tmp_path, env=settings, timeout=300
+                [str(python), *command],
+                capture_output=True,
+                text=True,
+                cwd=tmp_path,
+                env=settings,
+                timeout=LONG_PATIENCE,
             )
             assert told.returncode == 0, told.stdout[-2000:] + told.stderr[-6000:]
             assert "Unclosed" not in told.stderr

@@ -83,7 +83,7 @@ def test_the_order_is_drawn_and_the_same_for_files_in_any_order() -> None:
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_sides_are_a_fair_coin_that_falls_the_same_again(judge: str, query_id: str) -> None:
     def sides(systems: tuple[str, str]) -> str:
         (question,) = questions(

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k import analysers
@@ -98,7 +98,6 @@ def test_an_old_stemmer_library_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         analyser_for("fa")
 
 
-@settings(deadline=None)
 @given(text=st.text(), language=st.sampled_from(["en", "tr", "zh", "fa", "hi", "und"]))
 def test_any_text_becomes_terms_that_hold_no_blanks(text: str, language: str) -> None:
     for term in analyser_for(language)(text + "\ud800"):

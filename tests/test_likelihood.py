@@ -9,7 +9,6 @@ import re
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -33,6 +32,7 @@ from rank_k.records import Passage, Query, Window
 from rank_k.reranker import Reranker
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, Seen, make_queries
+from tests.waiting import until
 
 SPELLS = Abilities(logprobs=True, thinks=False, spells=True)
 QUICK = Retries(first=0.001, longest=0.01)
@@ -411,13 +411,12 @@ def test_a_server_that_is_gone_ends_the_run(llamacpp: Callable[..., Loopback]) -
 def test_killed_in_the_midst_of_a_window_no_finished_call_is_repeated(
     llamacpp: Callable[..., Loopback], tmp_path: Path
 ) -> None:
-    server = llamacpp(first_token=0.1)
+    server = llamacpp(first_token=0.3)
     options = ["--server", server.url, "--model", "oracle", "--by", "likelihood", "--concurrency", "2", "--quiet"]
     command = [sys.executable, "-m", "rank_k.cli", "rerank", *write_dataset(DATA, tmp_path), *options]
     with subprocess.Popen(command) as child:
-        while len(questions(server)) < 9:
-            assert child.poll() is None
-            time.sleep(0.01)
+        until(lambda: len(questions(server)) >= 9 or child.poll() is not None, "the client asks nothing")
+        assert child.poll() is None
         child.kill()
     with closing(sqlite3.connect(tmp_path / "out.trec.journal.sqlite")) as journal:
         (kept,) = journal.execute("SELECT count(*) FROM calls WHERE purpose = 'likelihood'").fetchone()

@@ -38,6 +38,7 @@ from tests.loopback import (
     shown_marks,
     window_key,
 )
+from tests.waiting import PATIENCE, until
 
 DATASET = make_queries(30, 100)
 FIRST = DATASET.queries[0].query_id
@@ -270,40 +271,56 @@ def test_ragged_chunks_change_nothing(loopback: StartLoopback, quirk: str) -> No
 # --- Time ------------------------------------------------------------------------------------------
 
 
+async def drift(step: float, seconds: float) -> float:
+    """Return by how much waiting for `seconds` is late when it consists of waits of `step` seconds each."""
+    start = time.monotonic()
+    for _ in range(round(seconds / step)):
+        await asyncio.sleep(step)
+    return time.monotonic() - start - seconds
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_latency_is_exact_and_does_not_drift(loopback: StartLoopback, stream: bool) -> None:
     doc_ids = window_of()
-    server = loopback(first_token=0.1, per_token=0.001, flush=0.003)
-    expected = latency(marks_of(doc_ids), 0.1, 0.001)
+    server = loopback(first_token=0.1, per_token=0.004, flush=0.003)
+    expected = latency(marks_of(doc_ids), 0.1, 0.004)
+    drifts = []
     for _ in range(3):
         heard = ask_once(server, question(doc_ids, stream=stream))
         if stream:
-            assert heard.pieces > (expected - 0.1) / 0.003 / 4  # it streamed: not all at the end
+            assert heard.pieces > 10  # it streamed: not all at the end
+        drifts.append(asyncio.run(drift(0.003, expected - 0.1)))
     late = [(call.end or 0.0) - call.start - expected for call in server.calls]
     assert min(late) >= -0.005
-    assert min(late) < 0.03  # the best of three: other work on the machine may delay one
+    assert min(late) < min(drifts) / 2
 
 
 def test_sixty_four_streams_at_once_stay_on_time(loopback: StartLoopback) -> None:
-    server = loopback(child=True, first_token=0.1, per_token=0.001, flush=0.05)
+    """All are open at the same time, no answer takes as long as two, and each costs no more than one of a few does."""
+    server = loopback(child=True, first_token=3.0, per_token=0.01, flush=0.02)
     windows = [window_of(query.query_id, start) for query in DATASET.queries[:22] for start in (0, 20, 40)][:64]
     child = psutil.Process(server.pid)
-    before = child.cpu_times()
 
-    async def main() -> None:
+    async def ask_all(number: int) -> None:
         async with client() as session:
-            await asyncio.gather(*(ask(session, server.url, question(window)) for window in windows))
+            await asyncio.gather(*(ask(session, server.url, question(window)) for window in windows[:number]))
 
-    asyncio.run(main())
-    after = child.cpu_times()
+    def cpu_seconds_of(number: int) -> float:
+        server.forget()
+        before = child.cpu_times()
+        asyncio.run(ask_all(number))
+        after = child.cpu_times()
+        return after.user + after.system - before.user - before.system
+
+    few, all_of_them = cpu_seconds_of(16), cpu_seconds_of(64)
+    assert all_of_them / 64 < 3 * few / 16
     calls = server.calls
     assert {call.window: call.status for call in calls} == {window_key(marks_of(w)): 200 for w in windows}
     assert peak_concurrency((call.start, call.end or 0.0) for call in calls) == 64
-    expected = {window_key(marks_of(w)): latency(marks_of(w), 0.1, 0.001) for w in windows}
+    expected = {window_key(marks_of(w)): latency(marks_of(w), 3.0, 0.01) for w in windows}
     late = sorted((call.end or 0.0) - call.start - expected[call.window] for call in calls)
     assert late[0] >= -0.005
-    assert late[32] < 0.1  # the median, on a machine that is busy with other things
-    assert after.user + after.system - before.user - before.system < 64 * 0.02
+    assert late[-1] < min(expected.values())
 
 
 def test_slow_start_keeps_the_line_open_with_a_comment(loopback: StartLoopback) -> None:
@@ -311,28 +328,28 @@ def test_slow_start_keeps_the_line_open_with_a_comment(loopback: StartLoopback) 
     heard = ask_once(server, question(window_of()))
     [call] = server.calls
     assert call.end is not None
-    assert 0.2 <= call.end - call.start < 1.2
+    assert call.end - call.start >= 0.2
     assert heard.broken == 1  # the comment
     assert heard.finish_reason == "stop"
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_is_noticed(loopback: StartLoopback, stream: bool) -> None:
-    server = loopback(first_token=0.05, per_token=0.1)
+    server = loopback(first_token=0.05, per_token=10.0)
 
     async def main() -> None:
         async with client() as session:
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(ask(session, server.url, question(window_of(), stream=stream)), 0.2)
+            asking = asyncio.create_task(ask(session, server.url, question(window_of(), stream=stream)))
+            await asyncio.to_thread(until, lambda: bool(server.calls), "nothing is asked")
+            await asyncio.sleep(0.2)  # of a stream, the beginning is sent meanwhile
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
 
     asyncio.run(main())
-    deadline = time.monotonic() + 5
-    while server.calls[0].end is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: server.calls[0].end is not None, "the server goes on for a client that has left")
     [call] = server.calls
     assert call.cancelled
-    assert call.end is not None
-    assert call.end - call.start < 2
 
 
 # --- Faults that pass ------------------------------------------------------------------------------
@@ -534,7 +551,7 @@ def test_child_announces_its_address_and_ends_with_its_input() -> None:
         assert (heard.status, heard.headers["Retry-After"]) == (429, "0.5")
         assert server.calls[0].body is not None
         child.stdin.close()
-        assert child.wait(timeout=10) == 0
+        assert child.wait(timeout=PATIENCE) == 0
 
 
 # --- The fixtures ----------------------------------------------------------------------------------

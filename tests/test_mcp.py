@@ -25,9 +25,10 @@ from rank_k.serve.mcp_http import make_mcp_app
 from rank_k.serve.refusals import Refusal
 from rank_k.serve.rules import Doors, Limits
 from tests.conftest import StartLoopback
-from tests.serving import ROOT, Served, served, until
+from tests.serving import ROOT, Served, served
 from tests.test_serve_door import reversed_order
 from tests.test_serve_load import STUCK, is_asked, marked, was_cancelled
+from tests.waiting import until
 
 MODES = ["legacy", "auto"]
 """The handshake and sessions of 2025, and the self-contained requests of 2026."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,14 +16,16 @@ from rank_k import Reranker, ScriptedModel
 from rank_k.serve.mcp_http import make_mcp_app
 from rank_k.serve.rules import Doors, Limits
 from tests.conftest import StartLoopback
-from tests.serving import Answer, Served, command, served, until
+from tests.serving import Answer, Served, command, served
 from tests.test_serve_door import reversed_order
 from tests.test_serve_load import STUCK, is_asked, marked, was_cancelled
+from tests.waiting import PATIENCE, until
 
 KEY = "sk-client-0123456789"
 PAGE = "https://app.example.com"
 VERSION = "2026-07-28"
-PATIENCE = Limits(body=2 * 2**20, characters=1_000_000, head_seconds=0.5, body_seconds=0.7, stall_seconds=0.5)
+LIMITS = Limits(body=2 * 2**20, characters=1_000_000)
+HASTY = replace(LIMITS, head_seconds=0.5, body_seconds=0.7, stall_seconds=0.5)
 
 
 def message(version: str = VERSION, **arguments: Any) -> bytes:
@@ -81,7 +83,15 @@ def model() -> ScriptedModel:
 
 @pytest.fixture(scope="module")
 def server(model: ScriptedModel) -> Iterator[Served]:
-    with served(Reranker(model), PATIENCE, make=make_mcp_app) as running:
+    with served(Reranker(model), LIMITS, make=make_mcp_app) as running:
+        yield running
+        assert running.errors == [], "nothing went wrong inside"
+
+
+@pytest.fixture(scope="module")
+def hasty(model: ScriptedModel) -> Iterator[Served]:
+    """A server that does not wait long for slow clients."""
+    with served(Reranker(model), HASTY, make=make_mcp_app) as running:
         yield running
         assert running.errors == [], "nothing went wrong inside"
 
@@ -89,8 +99,8 @@ def server(model: ScriptedModel) -> Iterator[Served]:
 @pytest.fixture(autouse=True)
 def everybody_else_is_still_served(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
-    if "server" in request.fixturenames:
-        assert indices(post(request.getfixturevalue("server"))) == [3, 2, 1, 0]
+    for name in {"server", "hasty"} & set(request.fixturenames):
+        assert indices(post(request.getfixturevalue(name))) == [3, 2, 1, 0]
 
 
 # --- who is let in ---
@@ -166,7 +176,7 @@ def test_halves_of_surrogate_pairs_do_no_harm(server: Served) -> None:
 
 @pytest.mark.parametrize("version", [VERSION, "2025-06-18"])
 def test_a_body_that_is_too_large_is_refused(server: Served, version: str) -> None:
-    with sent(server, b"", {"Content-Length": str(PATIENCE.body + 1), "Mcp-Protocol-Version": version}) as sock:
+    with sent(server, b"", {"Content-Length": str(LIMITS.body + 1), "Mcp-Protocol-Version": version}) as sock:
         told = b"".join(iter(lambda: sock.recv(65_536), b""))
     assert told.startswith(b"HTTP/1.1 413 ")
     assert b"the body has more than 2,097,152 bytes" in told
@@ -175,13 +185,13 @@ def test_a_body_that_is_too_large_is_refused(server: Served, version: str) -> No
 # --- who is waited for ---
 
 
-def test_a_client_that_drips_its_body_is_cut_off(server: Served) -> None:
-    with sent(server, b"{", {"Content-Length": "100"}) as sock:
+def test_a_client_that_drips_its_body_is_cut_off(hasty: Served) -> None:
+    with sent(hasty, b"{", {"Content-Length": "100"}) as sock:
         assert sock.recv(65_536).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_client_that_says_nothing_is_cut_off(server: Served) -> None:
-    with server.connect() as sock:
+def test_a_client_that_says_nothing_is_cut_off(hasty: Served) -> None:
+    with hasty.connect() as sock:
         assert sock.recv(1) == b""
 
 
@@ -211,7 +221,7 @@ def test_a_reader_that_does_not_read_is_given_up(loopback: StartLoopback, versio
         body = message(version, query="q", documents=documents, return_documents=True)
         with sent(server, body, {name.replace("_", "-"): value for name, value in headers.items()}) as sock:
             until(lambda: len(model.calls) == 1 and model.calls[0].end is not None, "no answer")
-            time.sleep(3)
+            until(lambda: not server.is_connected(sock), "the connection is kept for a reader that does not read")
             came = 0
             try:
                 while piece := sock.recv(65_536):
@@ -226,20 +236,23 @@ def test_a_reader_that_does_not_read_is_given_up(loopback: StartLoopback, versio
 
 @pytest.mark.parametrize("version", [VERSION, "2025-06-18"])
 def test_told_to_stop_it_finishes_what_is_under_way(loopback: StartLoopback, version: str) -> None:
-    model = loopback(first_token=2.0)
-    options = ("--http", "--server", model.url, "--concurrency", "1")
-    with command(*options, verb="mcp") as running, ThreadPoolExecutor(2) as pool:
+    model = loopback(first_token=3.0)
+    options = ("--http", "--server", model.url, "--concurrency", "1", "--queue", "1", "--grace", str(PATIENCE))
+    with command(*options, verb="mcp") as running, ThreadPoolExecutor(3) as pool:
         server = Served(running.served.url.removesuffix("/mcp"))
         assert running.served.url.endswith("/mcp")
         headers = {} if version == VERSION else opened(server)
-        bodies = [message(version, query="q", documents=marked(number)) for number in (1, 2)]
+        bodies = [message(version, query="q", documents=marked(number)) for number in (1, 2, 3)]
         first = pool.submit(post, server, bodies[0], **headers)
         until(is_asked(model), "nothing is asked")
-        second = pool.submit(post, server, bodies[1], **(headers and opened(server)))  # waits for its turn
-        time.sleep(0.3)
+        # There is room for one to wait in. That one of two is refused shows that the other waits for its turn.
+        others = [pool.submit(post, server, body, **(headers and opened(server))) for body in bodies[1:]]
+        refused = next(as_completed(others))
+        assert b"waiting already" in refused.result().raw
         running.signal(signal.SIGTERM)
         assert indices(first.result()) == [3, 2, 1, 0]
-        assert b"the server is stopping" in second.result().raw
+        [waiting] = set(others) - {refused}
+        assert b"the server is stopping" in waiting.result().raw
         code, _, err = running.end()
     assert (code, err.strip()) == (0, "rank-k mcp: stopped")
     assert len(model.calls) == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import pytrec_eval
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.data.files import read_qrels, read_run
@@ -89,7 +89,6 @@ SCORES = st.sampled_from([0.0, -2.5, 1.0, 0.99999998, 0.99999999, 1e-45, 1e300, 
 DOCS = st.text("abé\u4e2d", min_size=1, max_size=2)
 
 
-@settings(deadline=None)
 @given(
     qrels=st.dictionaries(st.sampled_from("pqr"), st.dictionaries(DOCS, st.integers(-1, 4), min_size=1), min_size=1),
     run=st.dictionaries(st.sampled_from("pqrs"), st.dictionaries(DOCS, SCORES, min_size=1)),
@@ -114,7 +113,6 @@ def test_odd_ids(odd: str) -> None:
     assert found.per_query["nDCG@10"] == {odd: 1.0}
 
 
-@settings(deadline=None)
 @given(grades=st.dictionaries(DOCS, st.integers(-(10**9), 0), min_size=1))
 def test_grades_below_zero_are_not_relevant(grades: dict[str, int]) -> None:
     found = evaluate({"q": grades, "r": {"a": 1, "b": -3}}, {"q": ranked(*grades), "r": ranked("b", "a")})

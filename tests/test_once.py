@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from rank_k.once import Once, UnderWay
+from tests.waiting import settled
 
 
 def test_once_is_done_once_and_again_after_a_failure() -> None:
@@ -59,10 +60,10 @@ def test_who_asks_meanwhile_shares_the_result_and_hears_all_of_it() -> None:
         work = Work()
         heard: list[list[int]] = [[], []]
         first = asyncio.create_task(under_way.share("key", work, heard[0].append))
-        await asyncio.sleep(0.01)
+        await settled()
         late = asyncio.create_task(under_way.share("key", work, heard[1].append))
         other = asyncio.create_task(under_way.share("other key", work))
-        await asyncio.sleep(0.01)
+        await settled()
         work.go_on.set()
         assert list(await asyncio.gather(first, late, other)) == [(3, True), (3, False), (3, True)]
         assert heard == [[1, 2], [1, 2]]
@@ -77,9 +78,9 @@ def test_work_goes_on_while_somebody_waits_and_ends_with_the_last() -> None:
         under_way: UnderWay[int, int] = UnderWay()
         work = Work()
         first, second = (asyncio.create_task(under_way.share("key", work)) for _ in range(2))
-        await asyncio.sleep(0.01)
+        await settled()
         first.cancel()
-        await asyncio.sleep(0.01)
+        await settled()
         assert work.cancelled == 0
         second.cancel()
         with pytest.raises(asyncio.CancelledError):

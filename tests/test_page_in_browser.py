@@ -14,9 +14,10 @@ from rank_k.journal import Journal
 from rank_k.models.base import Abilities, Reply, Request, Usage
 from rank_k.serve.rules import Doors
 from tests.browsing import CHROMIUM, LOOKS, Theme, a_browser, assert_in_order, tabbed_to, visited
-from tests.serving import Served, served, until
+from tests.serving import Served, served
 from tests.test_page_runs import filled
 from tests.thinking_aloud import ThinkingAloud
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.slow,
@@ -94,7 +95,7 @@ def test_a_ranking_is_tried_by_keyboard_alone(
 
 
 def test_stop_ends_the_models_work(browser: Browser) -> None:
-    model = ThinkingAloud(0.2)
+    model = ThinkingAloud(0.5)
     with served(Reranker(model)) as running, visited(browser, f"{running.url}/") as page:
         page.fill("#query", "to be stopped")
         page.fill("#passages", "one stopped\ntwo\nthree")

@@ -232,13 +232,13 @@ def test_a_judge_who_looks_at_one_side_only_is_seen() -> None:
 
 
 @given(ROWS, st.randoms())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_order_of_rows_changes_nothing(rows: list[Judgment], chance: random.Random) -> None:
     assert preferences(chance.sample(rows, len(rows))) == preferences(rows)
 
 
 @given(ROWS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_sides_do_not_matter_to_systems(rows: list[Judgment]) -> None:
     swapped = [replace(row, left=row.right, right=row.left, choice=OTHER[row.choice]) for row in rows]
     found, other = preferences(rows), preferences(swapped)
@@ -248,7 +248,7 @@ def test_sides_do_not_matter_to_systems(rows: list[Judgment]) -> None:
 
 
 @given(ROWS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_names_do_not_matter_either(rows: list[Judgment]) -> None:
     """What one wins the other loses."""
     renamed = [replace(row, left=_renamed(row.left), right=_renamed(row.right)) for row in rows]
@@ -264,7 +264,7 @@ def _renamed(name: str) -> str:
 
 
 @given(ROWS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_row_is_accounted_for(rows: list[Judgment]) -> None:
     found = standing([*rows, *rows])
     assert found.repeated == len(rows)

@@ -24,6 +24,7 @@ from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
 from rank_k.first_stage import retrieve
 from rank_k.records import Passage
+from tests.waiting import PATIENCE
 
 SOURCE = Path(__file__).parents[1] / "src"
 RELEASES_READ = {(3, 11, 2), (3, 11, 7), (3, 12, 1), (3, 13, 0)}
@@ -33,16 +34,25 @@ PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
 """Found at import: within a test HOME is another."""
 
 SUMMARY = """
-import json, sys, time
+import ast, json, sys, sysconfig, time
+from pathlib import Path
 begin = time.process_time()
 from rank_k.data import python_docs
 from rank_k.data.collections import find_collection
 from rank_k.data.files import read_qrels, read_queries
 count = len(python_docs.passages())
 seconds = time.process_time() - begin
+begin = time.process_time()
+root = Path(sysconfig.get_path("stdlib"))
+for place in (root.joinpath(*module.split(".")) for module in python_docs.SOURCES):
+    for source in (place.with_name(place.name + ".py"), place / "__init__.py"):
+        if source.is_file():
+            ast.parse(source.read_bytes())
+parsing = time.process_time() - begin
 listed = sum(len(entry.judgments) for entry in python_docs._entries().values())
 print(json.dumps({
-    "release": list(sys.version_info[:3]), "passages": count, "seconds": seconds, "listed": listed,
+    "release": list(sys.version_info[:3]), "passages": count, "seconds": seconds, "parsing": parsing,
+    "listed": listed,
     "qrels": python_docs.qrels(), "modules": sorted(sys.modules),
 }))
 """
@@ -52,7 +62,7 @@ def summary(interpreter: str, *options: str) -> dict[str, Any]:
     """What `interpreter` makes of the collection, with no third-party package in reach."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONDONTWRITEBYTECODE": "1"}
     run = subprocess.run(
-        [interpreter, "-S", *options, "-c", SUMMARY], env=environment, capture_output=True, text=True, timeout=120
+        [interpreter, "-S", *options, "-c", SUMMARY], env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
     assert run.returncode == 0, run.stderr
     found: dict[str, Any] = json.loads(run.stdout)
@@ -90,7 +100,7 @@ def test_judgments_hold_in_every_version(version: str) -> None:
         assert sum(grade >= 1 for grade in grades.values()) >= 2, query_id
         assert max(grades.values()) >= 2, query_id
     assert found["passages"] > 3000
-    assert found["seconds"] < 4  # about 0.8 of a second of one core; machines differ and are busy
+    assert found["seconds"] < 6 * found["parsing"]  # measured: 1.7 to 1.9 times as long as parsing the same sources
     assert not {"antigravity", "this", "tkinter", "idlelib", "turtle", "numpy", "bm25s"} & set(found["modules"])
 
 

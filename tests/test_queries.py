@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.cli import main
@@ -217,7 +217,6 @@ TAGS = ["<top>", "</top>", "<num>", "<title>", "<desc>", "</title>", "1", "a b",
 XML_PARTS = ["<t>", "</t>", "<topic number='1'>", "</topic>", "<query>", "</query>", "x", "&amp;", "&b;", "<!--", "\n"]
 
 
-@settings(deadline=None)
 @given(st.one_of(*(st.lists(st.sampled_from(parts), max_size=14).map("".join) for parts in (TAGS, XML_PARTS))))
 def test_any_content_is_topics_or_one_clear_error(text: str) -> None:
     topics = []
@@ -230,7 +229,6 @@ def test_any_content_is_topics_or_one_clear_error(text: str) -> None:
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="<>&", exclude_categories=("Cc", "Cs")), min_size=1)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.integers(1, 999).map(str), st.tuples(WORDS, WORDS), min_size=1, max_size=4))
 def test_what_a_topic_says_comes_back(texts: dict[str, tuple[str, str]]) -> None:
     told = {number: tuple(part.strip() for part in parts) for number, parts in texts.items()}

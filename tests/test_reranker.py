@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,11 +24,12 @@ from rank_k.models.base import Reply, Usage
 from rank_k.records import Query
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, make_queries, peak_concurrency
+from tests.waiting import PATIENCE, STUCK_SECONDS, until
 
 DATA = make_queries(8, 30, strict=True)
 QUERIES = {query.query_id: query for query in DATA.queries}
 SLOW: dict[str, Any] = {"first_token": 0.05, "per_token": 0.0001}
-STUCK: dict[str, Any] = {"first_token": 60.0}
+STUCK: dict[str, Any] = {"first_token": STUCK_SECONDS}
 
 
 def texts(query_id: str) -> list[str]:
@@ -42,15 +44,13 @@ def found(hits: RankedHits) -> list[str]:
     return [hit.text for hit in hits[:10]]
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
-
-
 def is_under_way(server: Loopback, calls: int = 1) -> Callable[[], bool]:
     return lambda: len(server.calls) >= calls
+
+
+def calls_began_after(server: Loopback, moment: float, number: int) -> bool:
+    """Whether all calls that are under way, `number` of them, began after `moment`."""
+    return [call.start > moment for call in server.calls if call.end is None] == [True] * number
 
 
 def was_cancelled(server: Loopback) -> Callable[[], bool]:
@@ -186,19 +186,17 @@ def test_when_time_is_up_every_query_has_its_best_so_far(loopback: StartLoopback
 def test_time_that_getting_to_know_the_model_takes_counts(loopback: StartLoopback) -> None:
     """Whether it accepts and is silent, or is asked what it makes of being told not to think."""
     with socket.create_server(("127.0.0.1", 0)) as silent, Reranker("m", server=_url(silent)) as reranker:
-        started = time.monotonic()
         hits = reranker.rank("q", ["a", "b"], max_seconds=0.2)
         assert (hits.finished, [(hit.index, hit.text) for hit in hits]) == (False, [(0, "a"), (1, "b")])
         results = list(reranker.rerank(DATA.run, QUERIES, DATA.passages, max_seconds=0.2))
         assert [(r.query_id, r.finished) for r in results] == [(query_id, False) for query_id in DATA.run]
-        assert time.monotonic() - started < 10
-    server = loopback(abilities="raw continue grammar budget", first_token=1.0)
+    server = loopback(abilities="raw continue grammar budget", first_token=3.0)
     with Reranker(server=server.url) as reranker:
         reranker.prepare()
         for think in ("off", "auto"):
             assert not reranker.rank("q", ["a", "b"], think=think, max_seconds=0.2).finished
         assert len(server.calls) == 1, "one question for all"
-        assert reranker.rank("q", ["mark:a-G1 x", "mark:b-G2 y"], think="off", max_seconds=30).finished
+        assert reranker.rank("q", ["mark:a-G1 x", "mark:b-G2 y"], think="off", max_seconds=PATIENCE).finished
         assert len(server.calls) == 3, "it went on, and its answer counts; beside it, whether grammars are taken"
 
 
@@ -223,8 +221,7 @@ def test_leaving_early_cancels_what_was_under_way(loopback: StartLoopback) -> No
         for result in reranker.rerank(DATA.run, QUERIES, DATA.passages):
             assert result.query_id == "Q00"
             server.change(**STUCK)
-            time.sleep(0.2)  # what was under way before has ended
-            until(lambda: [call.end for call in server.calls].count(None) == 2, "nothing is under way")
+            until(partial(calls_began_after, server, time.monotonic(), 2), "nothing is under way")
             break
         until(lambda: sum(call.cancelled for call in server.calls) == 2, "the server works for nobody")
         server.change(first_token=0.001)
@@ -237,7 +234,7 @@ def test_what_is_under_way_is_cancelled_before_its_connections_close() -> None:
 
     async def asked() -> None:
         try:
-            await asyncio.sleep(60)
+            await asyncio.sleep(STUCK_SECONDS)
         finally:
             await asyncio.sleep(0.01)
             seen.append("asked")
@@ -260,7 +257,7 @@ def test_a_reranker_closed_under_a_run_ends_it_quietly(loopback: StartLoopback) 
         until(is_under_way(server, 8), "nothing is asked")
         reranker.close()
         with pytest.raises(CancelledError):
-            reading.result(timeout=10)
+            reading.result(timeout=PATIENCE)
     until(was_cancelled(server), "the server works for nobody")
 
 
@@ -294,7 +291,7 @@ def test_it_serves_a_notebook_whose_loop_is_running(loopback: StartLoopback) -> 
 
 
 def test_threads_and_loops_at_once_share_the_slots(loopback: StartLoopback) -> None:
-    server = loopback(**SLOW)
+    server = loopback(first_token=0.5)
     ids = list(QUERIES)
     with Reranker(server=server.url, concurrency=3) as reranker, ThreadPoolExecutor(4) as pool:
 

@@ -21,6 +21,8 @@ from benchmarks.overhead import write_dataset
 from rank_k.journal import Journal
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, Seen, make_queries, shown_marks, window_key
+from tests.signals import hear_ctrl_c
+from tests.waiting import PATIENCE, STUCK_SECONDS, until
 
 SLOTS = 4
 DATA = make_queries(24, 40, strict=True)  # window 10, stride 5: 7 windows a query
@@ -49,13 +51,7 @@ def undisturbed(files: list[str], loopback: StartLoopback, tmp_path: Path) -> by
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
-    """A child that hears Ctrl-C, even where these tests run in the background and ignore it themselves."""
-    return subprocess.Popen(
-        arguments,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c)
 
 
 def calls_of(seen: Iterable[Seen]) -> set[Call]:
@@ -78,10 +74,7 @@ def kept(output: Path) -> set[Call]:
 
 def wait_for_calls(server: Loopback, number: int, child: subprocess.Popen[str]) -> None:
     """Until the server has been asked `number` questions, or the client has ended."""
-    give_up = time.monotonic() + 60
-    while len(server.calls) < number and child.poll() is None:
-        assert time.monotonic() < give_up, "the client asks nothing"
-        time.sleep(0.01)
+    until(lambda: len(server.calls) >= number or child.poll() is not None, "the client asks nothing")
 
 
 def test_killed_at_30_random_moments_it_repeats_no_finished_call(
@@ -134,7 +127,7 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(
             wait_for_calls(server, len(before) + SLOTS + 1, child)
             time.sleep(rng.uniform(0, 0.1))
             child.send_signal(signal.SIGINT)
-            _, told = child.communicate(timeout=30)
+            _, told = child.communicate(timeout=PATIENCE)
         [line] = told.strip().splitlines()
         assert "out.trec.journal.sqlite" in line
         assert "goes on" in line
@@ -147,17 +140,14 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(
 
 
 def test_ctrl_c_before_anything_was_asked(files: list[str], loopback: StartLoopback, tmp_path: Path) -> None:
-    server = loopback(first_token=30)
+    server = loopback(first_token=STUCK_SECONDS)
     with start(command(files, server, tmp_path / "out.trec")) as child:
         wait_for_calls(server, 1, child)
         child.send_signal(signal.SIGINT)
-        _, told = child.communicate(timeout=30)
+        _, told = child.communicate(timeout=PATIENCE)
     assert (child.returncode, len(told.strip().splitlines())) == (130, 1)
     assert not (tmp_path / "out.trec").exists()
-    deadline = time.monotonic() + 10
-    while not all(call.cancelled for call in server.calls):
-        assert time.monotonic() < deadline, "the server still works for a client that is gone"
-        time.sleep(0.02)
+    until(lambda: all(call.cancelled for call in server.calls), "the server still works for a client that is gone")
 
 
 def test_several_at_once_may_share_a_new_journal(
@@ -167,6 +157,6 @@ def test_several_at_once_may_share_a_new_journal(
     outputs = [tmp_path / f"out{i}.trec" for i in range(3)]
     shared = ("--journal", str(tmp_path / "shared.sqlite"))
     children = [start([*command(files, server, output), *shared]) for output in outputs]
-    assert [child.communicate(timeout=60)[1] for child in children] == [""] * 3
+    assert [child.communicate(timeout=PATIENCE)[1] for child in children] == [""] * 3
     assert [child.returncode for child in children] == [0] * 3
     assert [output.read_bytes() for output in outputs] == [undisturbed] * 3

@@ -22,6 +22,7 @@ from rank_k.errors import (
     Unreachable,
 )
 from rank_k.models.retries import Retries, with_retries
+from tests.waiting import PATIENCE, STUCK_SECONDS
 
 
 @pytest.fixture
@@ -172,16 +173,16 @@ def test_cancelling_ends_a_wait_at_once_and_asks_no_more() -> None:
     async def call() -> str:
         nonlocal calls
         calls += 1
-        raise Overloaded("busy", retry_after=200)
+        raise Overloaded("busy", retry_after=STUCK_SECONDS)
 
     async def cancelled_after(seconds: float) -> None:
         async with asyncio.timeout(seconds):
-            await with_retries(call, Retries(), Random(0))
+            await with_retries(call, Retries(longest_wait=STUCK_SECONDS), Random(0))
 
     begun = time.monotonic()
     with pytest.raises(TimeoutError):
-        asyncio.run(cancelled_after(0.05))
-    assert time.monotonic() - begun < 2
+        asyncio.run(cancelled_after(0.5))
+    assert time.monotonic() - begun < PATIENCE
     assert calls == 1
 
 

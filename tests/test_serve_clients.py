@@ -19,6 +19,7 @@ import pytest
 from tests.embedded import USER_CACHE, needs_weights
 from tests.serving import ROOT, Served, command
 from tests.venvs import environment
+from tests.waiting import LONG_PATIENCE
 
 pytestmark = [pytest.mark.slow, needs_weights]
 
@@ -226,7 +227,7 @@ def test_an_unchanged_client_reads_the_ranking_and_the_refusal(
         [str(python), "-c", f"{HEAD}{script}{shown}{TAIL}", server.url, QUERY, *TEXTS],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LONG_PATIENCE,
         env={**os.environ, **ALONE, "KEY": KEY},
     )
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,6 @@ import json
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, closing
@@ -25,10 +24,11 @@ from rank_k.serve.admission import Admission
 from rank_k.serve.refusals import Refusal
 from rank_k.serve.rules import Doors, Limits
 from tests.conftest import StartLoopback
-from tests.loopback import Loopback
-from tests.serving import Answer, Served, command, served, until
+from tests.loopback import Loopback, window_key
+from tests.serving import Answer, Served, command, served
+from tests.waiting import PATIENCE, STUCK_SECONDS, settled, until
 
-STUCK: dict[str, Any] = {"first_token": 60.0}
+STUCK: dict[str, Any] = {"first_token": STUCK_SECONDS}
 
 
 def marked(client: int) -> list[str]:
@@ -42,6 +42,18 @@ def is_asked(server: Loopback, calls: int = 1) -> Callable[[], bool]:
 
 def was_cancelled(server: Loopback) -> Callable[[], bool]:
     return lambda: bool(server.calls) and all(call.cancelled for call in server.calls)
+
+
+def waits_for_its_turn(server: Served) -> Callable[[], bool]:
+    return lambda: server.gauge("requests_waiting") == 1
+
+
+def refuses_connections(server: Served) -> bool:
+    try:
+        socket.create_connection(server.address, timeout=PATIENCE).close()
+    except ConnectionError:
+        return True
+    return False
 
 
 def posted(server: Served, **fields: object) -> socket.socket:
@@ -64,7 +76,7 @@ def test_two_hundred_clients_each_get_their_own(loopback: StartLoopback) -> None
     ready = threading.Barrier(200)
 
     def one(client: int) -> Answer:
-        ready.wait(60)
+        ready.wait(PATIENCE)
         return server.rerank(marked(client), query=f"client {client}", return_documents=True)
 
     with served(Reranker(server=model.url), limits) as server, ThreadPoolExecutor(200) as pool:
@@ -94,7 +106,7 @@ def test_beyond_the_queue_clients_are_told_when_to_come_again(loopback: StartLoo
 
 
 def test_a_greedy_client_does_not_keep_others_out(loopback: StartLoopback) -> None:
-    model = loopback(first_token=0.3)
+    model = loopback(first_token=1.0)  # all ten must arrive before the first one is done
     limits = Limits(running=2, queue=8, per_client=1)
     doors = Doors(keys=("greedy-key", "modest-key"))
     with served(Reranker(server=model.url), limits, doors) as server, ThreadPoolExecutor(12) as pool:
@@ -104,9 +116,9 @@ def test_a_greedy_client_does_not_keep_others_out(loopback: StartLoopback) -> No
 
         greedy = [pool.submit(one, client, "greedy-key") for client in range(10)]
         until(is_asked(model), "nothing is asked")
-        started = time.monotonic()
         assert one(50, "modest-key").status == 200
-        assert time.monotonic() - started < 2 * 0.3 + 1, "it did not wait for the greedy one's"
+        modest = [call.window for call in model.calls].index(window_key([f"C050-D{i}-G{i}" for i in range(4)]))
+        assert modest < 4, "it did not wait until the greedy one's five requests had been taken"
         statuses = sorted(future.result().status for future in greedy)
     assert statuses == [200] * 5 + [429] * 5, "one at work, four of eight places to wait in"
 
@@ -136,7 +148,7 @@ def test_who_leaves_the_queue_leaves_no_gap() -> None:
         admission = Admission(Limits(running=1, queue=4, per_client=4))
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(admission.turn("a"))
-            waiting = [asyncio.create_task(_hold(admission, "b", 0)) for _ in range(2)]
+            waiting = [asyncio.create_task(_hold(admission, "b")) for _ in range(2)]
             await asyncio.sleep(0)
             waiting[0].cancel()
             await asyncio.sleep(0)
@@ -144,8 +156,8 @@ def test_who_leaves_the_queue_leaves_no_gap() -> None:
         waiting[1].cancel()  # in the moment in which its turn came
         await asyncio.gather(*waiting, return_exceptions=True)
         assert (admission.running, admission.waiting) == (0, 0)
-        await asyncio.wait_for(admission.idle(), 1)
-        await _hold(admission, "c", 0)
+        await asyncio.wait_for(admission.idle(), PATIENCE)
+        await _hold(admission, "c")
 
     asyncio.run(main())
 
@@ -156,14 +168,14 @@ def test_who_leaves_the_queue_as_a_turn_ends_harms_nobody() -> None:
     async def main() -> None:
         admission = Admission(Limits(running=1, queue=4, per_client=4))
         async with admission.turn("a"):
-            leaving, staying = (asyncio.create_task(_hold(admission, "b", 0)) for _ in range(2))
+            leaving, staying = (asyncio.create_task(_hold(admission, "b")) for _ in range(2))
             await asyncio.sleep(0)
             leaving.cancel()
-        await asyncio.wait_for(staying, 1)
+        await asyncio.wait_for(staying, PATIENCE)
         with pytest.raises(asyncio.CancelledError):
             await leaving
         assert (admission.running, admission.waiting) == (0, 0)
-        await asyncio.wait_for(admission.idle(), 1)
+        await asyncio.wait_for(admission.idle(), PATIENCE)
 
     asyncio.run(main())
 
@@ -194,10 +206,10 @@ def test_however_clients_come_and_leave_no_place_is_lost(seed: int) -> None:
             assert admission.running <= 2
         for _, over in came:
             over.set()
-        await asyncio.wait_for(asyncio.gather(*(task for task, _ in came), return_exceptions=True), 2)
+        await asyncio.wait_for(asyncio.gather(*(task for task, _ in came), return_exceptions=True), PATIENCE)
         assert all(task.cancelled() or isinstance(task.exception(), Refusal | None) for task, _ in came)
         assert (admission.running, admission.waiting) == (0, 0)
-        await asyncio.wait_for(admission.idle(), 1)
+        await asyncio.wait_for(admission.idle(), PATIENCE)
 
     asyncio.run(main())
 
@@ -205,23 +217,26 @@ def test_however_clients_come_and_leave_no_place_is_lost(seed: int) -> None:
 def test_closing_turns_away_who_waits_and_who_comes() -> None:
     async def main() -> None:
         admission = Admission(Limits(running=1, queue=4, per_client=4))
-        at_work = asyncio.create_task(_hold(admission, "a", 0.05))
-        waiting = asyncio.create_task(_hold(admission, "b", 0))
-        await asyncio.sleep(0.01)
+        finish = asyncio.Event()
+        at_work = asyncio.create_task(_hold(admission, "a", finish))
+        waiting = asyncio.create_task(_hold(admission, "b"))
+        await settled()
         admission.close()
-        for late in (waiting, asyncio.create_task(_hold(admission, "c", 0))):
+        for late in (waiting, asyncio.create_task(_hold(admission, "c"))):
             with pytest.raises(Refusal) as refused:
                 await late
             assert refused.value.status == 503
+        assert not at_work.done()
+        finish.set()
         await admission.idle()
-        assert at_work.done()
+        await at_work
 
     asyncio.run(main())
 
 
-async def _hold(admission: Admission, client: str, seconds: float) -> None:
+async def _hold(admission: Admission, client: str, finish: asyncio.Event | None = None) -> None:
     async with admission.turn(client):
-        await asyncio.sleep(seconds)
+        await (asyncio.sleep(0) if finish is None else finish.wait())
 
 
 def test_stopping_ends_though_a_place_is_never_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +245,7 @@ def test_stopping_ends_though_a_place_is_never_given_back(monkeypatch: pytest.Mo
     async def main() -> None:
         of_nobody = desk.Desk(None, Limits(grace_seconds=0.05))
         async with of_nobody.admission.turn("a"):
-            await asyncio.wait_for(of_nobody.stop(), 5)
+            await asyncio.wait_for(of_nobody.stop(), PATIENCE)
 
     asyncio.run(main())
 
@@ -253,7 +268,7 @@ def test_a_client_that_leaves_ends_the_models_work(loopback: StartLoopback, stre
 
 
 def test_a_client_that_leaves_in_mid_stream_ends_the_models_work(loopback: StartLoopback) -> None:
-    model = loopback(first_token=0.01, per_token=0.05, flush=0.05)  # about 20 s of thought
+    model = loopback(first_token=0.01, per_token=1.0, flush=0.05)  # some 400 s of reasoning
     with served(Reranker(server=model.url)) as server:
         with posted(server, stream=True) as sock:
             found = b""
@@ -264,14 +279,19 @@ def test_a_client_that_leaves_in_mid_stream_ends_the_models_work(loopback: Start
 
 
 def test_of_two_who_ask_the_same_one_may_leave(loopback: StartLoopback) -> None:
-    model = loopback(first_token=1.0)
-    with served(Reranker(server=model.url)) as server, ThreadPoolExecutor(1) as pool:
-        with posted(server):
+    model = loopback(first_token=0.01, per_token=0.01)  # some seconds of reasoning
+    body = json.dumps({"query": "q", "documents": marked(0), "stream": True})
+    with served(Reranker(server=model.url)) as server:
+        with posted(server, stream=True):
             until(is_asked(model), "nothing is asked")
-            other = pool.submit(server.rerank, marked(0))
-            assert server.desk is not None
-            until(lambda: server.desk.admission.running == 2, "the other is not at work")  # type: ignore[union-attr]
-        assert other.result().indices == [3, 2, 1, 0]
+            other = http.client.HTTPConnection(*server.address, timeout=PATIENCE)
+            other.request("POST", "/v2/rerank", body, {"Content-Type": "application/json"})
+            response, received = other.getresponse(), b""
+            while b"event: trace" not in received:  # then the other takes part
+                received += response.read1()
+        with closing(other):
+            events = Answer(response.status, {}, received + response.read()).events
+        assert [result["index"] for result in events[-1][1]["results"]] == [3, 2, 1, 0]
     assert [call.cancelled for call in model.calls] == [False]
 
 
@@ -283,7 +303,7 @@ def test_a_reader_that_does_not_read_is_given_up(loopback: StartLoopback, stream
         documents = ["mark:a-G1 " + "y" * size, "mark:z-G9 last"]
         with posted(server, documents=documents, stream=stream, return_documents=True) as sock:
             until(lambda: b'path="/v2/rerank",status="200"} 1.0' in server.get("/metrics").raw, "no answer")
-            time.sleep(2)
+            until(lambda: not server.is_connected(sock), "the connection is kept for a reader that does not read")
             came = 0
             with contextlib.suppress(ConnectionError):
                 while piece := sock.recv(65_536):
@@ -296,13 +316,13 @@ def test_a_reader_that_does_not_read_is_given_up(loopback: StartLoopback, stream
 
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_it_finishes_what_is_under_way(loopback: StartLoopback, name: signal.Signals) -> None:
-    model = loopback(first_token=2.0)
-    options = ("--server", model.url, "--concurrency", "1", "--grace", "30")
+    model = loopback(first_token=3.0)
+    options = ("--server", model.url, "--concurrency", "1", "--grace", str(PATIENCE))
     with command(*options) as running, ThreadPoolExecutor(2) as pool:
         first = pool.submit(running.served.rerank, marked(1))
         until(is_asked(model), "nothing is asked")
         second = pool.submit(running.served.rerank, marked(2))  # waits for its turn
-        time.sleep(0.3)
+        until(waits_for_its_turn(running.served), "the second one does not wait")
         running.signal(name)
         assert first.result().indices == [3, 2, 1, 0]
         assert second.result().status == 503
@@ -312,9 +332,9 @@ def test_told_to_stop_it_finishes_what_is_under_way(loopback: StartLoopback, nam
 
 
 def test_while_it_stops_it_takes_no_connection_and_none_is_kept_open(loopback: StartLoopback) -> None:
-    model = loopback(first_token=2.0)
+    model = loopback(first_token=5.0)
     with command("--server", model.url) as running, ThreadPoolExecutor(1) as pool:
-        kept = http.client.HTTPConnection(*running.served.address, timeout=30)
+        kept = http.client.HTTPConnection(*running.served.address, timeout=PATIENCE)
         with closing(kept):
             kept.request("GET", "/health")
             assert kept.getresponse().read() == b'{"status":"ok"}'
@@ -330,7 +350,7 @@ def test_while_it_stops_it_takes_no_connection_and_none_is_kept_open(loopback: S
 
 def test_told_twice_it_leaves_at_once_and_says_so(loopback: StartLoopback) -> None:
     model = loopback(**STUCK)
-    with command("--server", model.url, "--grace", "60") as running, ThreadPoolExecutor(2) as pool:
+    with command("--server", model.url, "--grace", str(STUCK_SECONDS)) as running, ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(running.served.rerank, marked(1), stream=stream) for stream in (False, True)]
         until(is_asked(model), "nothing is asked")
         with running.served.connect() as dripping:
@@ -338,12 +358,12 @@ def test_told_twice_it_leaves_at_once_and_says_so(loopback: StartLoopback) -> No
                 b"POST /v2/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b"Content-Length: 9\r\n\r\n{"
             )
-            time.sleep(0.5)
+            until(lambda: running.served.gauge("requests_running") == 2, "the second one is not at work")
             running.signal(signal.SIGINT)
-            time.sleep(0.5)
+            until(lambda: refuses_connections(running.served), "it does not begin to stop")
             assert running.process.poll() is None, "once, it has patience"
             running.signal(signal.SIGINT)
-            code, _, err = running.end(15)
+            code, _, err = running.end()
         assert (code, err.strip()) == (0, "rank-k serve: stopped")
         assert (answers[0].result().status, answers[0].result().json["message"]) == (503, "the server is stopping")
         assert answers[1].result().events[-1][1]["message"] == "the server is stopping"

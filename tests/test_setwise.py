@@ -16,7 +16,7 @@ from rank_k.strategies.setwise import Setwise
 from tests.driving import by_grade, drive, one_by_one
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     grades=st.lists(st.integers(0, 1000), min_size=2, max_size=120, unique=True),
     window=st.integers(2, 25),

@@ -49,7 +49,7 @@ def order_by_grade(window: Window, grades: list[int]) -> Order:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     length=st.integers(0, 130),
     window=st.integers(2, 30),

@@ -10,7 +10,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ from rank_k.cli.study import _command, add_arguments
 from rank_k.data.files import read_run
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, make_queries
+from tests.signals import hear_ctrl_c
+from tests.waiting import PATIENCE, until
 
 DATA = make_queries(8, 40, strict=True)
 GRID = ("--strategies", "sliding,blocks", "--think", "off,full", "--windows", "10", "--strides", "5")
@@ -159,13 +160,13 @@ def kill_and_resume(files: list[str], server: Loopback, output: Path, number: si
     told = ""
     for _ in range(kills):
         before = asked(server)
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
-            give_up = time.monotonic() + 60
-            while asked(server) < before + 25 and child.poll() is None:
-                assert time.monotonic() < give_up, "the client asks nothing"
-                time.sleep(0.01)
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
+        ) as child:
+            enough = before + 25
+            until(lambda n=enough, c=child: asked(server) >= n or c.poll() is not None, "the client asks nothing")  # type: ignore[misc]
             child.send_signal(number)
-            _, told = child.communicate(timeout=30)
+            _, told = child.communicate(timeout=PATIENCE)
         assert child.returncode in (-number, 130), told
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     return told

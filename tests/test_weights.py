@@ -150,7 +150,7 @@ def test_what_is_no_package(what: str, package: Path, tiny: NamedWeights, monkey
         locate("tiny")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=150)
 @given(cut=st.integers(0, 1500), place=st.integers(0, 1500), byte=st.integers(0, 255))
 def test_a_damaged_package_gives_the_right_file_or_none(
     cut: int, place: int, byte: int, package: Path, tmp_path: Path, tiny: NamedWeights

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from rank_k.cli import VERBS
+from tests.waiting import PATIENCE
 
 HEAVY = (
     "numpy",
@@ -25,26 +26,35 @@ HEAVY = (
 )
 FOR_WORK = ("asyncio", "sqlite3", "json", "argparse", "dataclasses", "zlib", "logging", "email")
 
-TRIES = 12
-"""Of a measurement: what else runs on the machine can only make it larger, so one below the limit is enough."""
+ROUNDS = 8
+"""How often a measurement is repeated. Other work on the machine can only make one larger, so the least counts."""
 
 
 def imported_by(*arguments: str) -> set[str]:
     """The names of all modules that a Python run with `arguments` imports."""
     child = subprocess.run(
-        [sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     lines = child.stderr.splitlines()
     return {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
 
 
-def processor_seconds(*arguments: str) -> float:
-    """User and system time of a Python run with `arguments`."""
+def cpu_seconds(*arguments: str) -> float:
+    """Return the user and system time of a Python run with `arguments`."""
     child = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     assert child.returncode == 0
     return usage.ru_utime + usage.ru_stime
+
+
+def cost(*arguments: str) -> float:
+    """Return the processor time of a Python run with `arguments` as a multiple of that of a Python that does nothing.
+
+    Both are measured in turn, so that the ratio holds on machines of any speed.
+    """
+    runs = [(cpu_seconds(*arguments), cpu_seconds("-c", "pass")) for _ in range(ROUNDS)]
+    return min(run for run, _ in runs) / min(bare for _, bare in runs)
 
 
 def test_importing_the_package_imports_nothing_of_weight() -> None:
@@ -54,13 +64,8 @@ def test_importing_the_package_imports_nothing_of_weight() -> None:
     assert not new & {*HEAVY, *FOR_WORK}
 
 
-def test_importing_the_package_takes_less_than_50_ms() -> None:
-    code = "import time; begun = time.perf_counter(); import rank_k; print(time.perf_counter() - begun)"
-
-    def seconds() -> float:
-        return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-
-    assert any(seconds() < 0.05 for _ in range(TRIES))
+def test_import_costs_little_more_than_python_itself() -> None:
+    assert cost("-c", "import rank_k") < 4  # measured: 2.0 without cached bytecode; numpy adds 10 or more
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
@@ -70,7 +75,7 @@ def test_help_imports_nothing_of_weight(verb: str) -> None:
     assert not [name for name in imported if name.partition(".")[0] in HEAVY]
 
 
-@pytest.mark.parametrize("verb", ["", "rerank"])
-def test_help_takes_less_than_150_ms_of_the_processor(verb: str) -> None:
-    arguments = ("-m", "rank_k.cli", *filter(None, [verb]), "--help")
-    assert any(processor_seconds(*arguments) < 0.15 for _ in range(TRIES))
+@pytest.mark.parametrize(("verb", "most"), [("", 18), ("rerank", 10)])
+def test_help_costs_a_small_multiple_of_python_itself(verb: str, most: float) -> None:
+    # Measured on two machines, without cached bytecode: 9.4 to 12 for all verbs, 4.9 to 6 for one.
+    assert cost("-m", "rank_k.cli", *filter(None, [verb]), "--help") < most

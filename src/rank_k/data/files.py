@@ -267,7 +267,11 @@ def read_objects(path: Path, expected: str) -> Iterator[tuple[int, dict[str, Any
 
 
 def numbered_lines(path: Path, lines: Iterable[bytes], expected: str) -> Iterator[tuple[int, int, bytes]]:
-    """The lines that are not blank (at least one), each with its number from 1 and the place of its first byte."""
+    """Yield line number (from 1), byte offset and bytes of each line that is not blank, without its line end.
+
+    Every reader of lines uses this function, so that columns in error messages never depend on the reader.
+    Raises `FormatError` for a NUL byte and where all lines are blank.
+    """
     empty, start = True, 0
     for number, line in enumerate(lines, 1):
         length = len(line)
@@ -278,7 +282,7 @@ def numbered_lines(path: Path, lines: Iterable[bytes], expected: str) -> Iterato
             raise FormatError(path, number, found, f"UTF-8 text, {expected}")
         if line.strip():
             empty = False
-            yield number, start + length - len(line), line
+            yield number, start + length - len(line), line.rstrip(b"\r\n")
         start += length
     if empty:
         raise FormatError(path, 0, "an empty file", expected)
@@ -288,7 +292,7 @@ def _lines(path: Path, expected: str) -> Iterator[tuple[int, bytes]]:
     """The lines that are not blank, without their line ends, numbered from 1; at least one."""
     with opened(path, expected) as stream:
         for number, _, line in numbered_lines(path, stream.plain, expected):
-            yield number, line.rstrip(b"\r\n")
+            yield number, line
 
 
 def _decoded(field: bytes) -> str:

@@ -33,7 +33,7 @@ OnProgress = Callable[[int, int], None]
 """Called while an index is made with bytes of the file read so far and bytes in all."""
 
 SUFFIX = ".offsets"
-FORMAT = 1
+FORMAT = 2
 """Part of every index: another number than this one's makes it stale."""
 
 PART = 16_384
@@ -68,7 +68,7 @@ class OffsetIndex:
                 lines = [(number, self._read(start, length)) for number, start, length in rows]
             if _state(os.fstat(self._source.fileno())) != self._opened_in:
                 raise InputError(f"{self.path} was changed while it was in use", "run the same command again")
-            return [parse_passage(self.path, number, line.rstrip(b"\r\n"), self._jsonl) for number, line in lines]
+            return [parse_passage(self.path, number, line, self._jsonl) for number, line in lines]
         except UnicodeEncodeError:  # half a surrogate pair, which no file can hold
             return []
         except (sqlite3.Error, zlib.error, OSError) as error:
