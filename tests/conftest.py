@@ -19,6 +19,18 @@ settings.register_profile("continuous-integration", parent=settings.get_profile(
 settings.load_profile("continuous-integration" if os.environ.get("CI", "").lower() == "true" else "local")
 
 
+def pytest_configure() -> None:
+    """Give each of several test processes a core of its own.
+
+    The embedded model and torch use as many threads as there are cores; two such processes on the same two cores are
+    many times slower than one after the other.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker.startswith("gw") and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
+
+
 @pytest.fixture(autouse=True)
 def isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """No keys, no settings, and a home of the test's own, which is returned."""

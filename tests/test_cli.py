@@ -24,6 +24,8 @@ from rank_k.journal import Journal
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback
 
+pytestmark = pytest.mark.integration
+
 KEY = "sk-loopback-0123456789"
 STUCK: dict[str, Any] = {"first_token": 60.0}
 DEPTH = 6

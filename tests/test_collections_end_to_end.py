@@ -21,6 +21,8 @@ from rank_k.models.simulated import SimulatedJudge
 from rank_k.records import Candidate, Passage, Ranking
 from rank_k.reranker import Reranker
 
+pytestmark = pytest.mark.integration
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 RankK = Callable[..., str]

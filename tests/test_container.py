@@ -26,6 +26,8 @@ from tests.conftest import StartLoopback
 from tests.serving import Command
 from tests.waiting import LONG_PATIENCE, PATIENCE
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 KEY = "sk-of-the-clients"
 OWN = ("/opt/rank-k", "/src", "/var/lib/rank-k", "/wheels")

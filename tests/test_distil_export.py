@@ -21,7 +21,7 @@ from rank_k.models.student import find_student
 from rank_k.prompt import read_template
 from tests.tiny import PROMPT, WORDS, near, recipe_text, rows, served_tokens, write_rows, write_tiny_gguf
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 
 torch = pytest.importorskip("torch", reason="pip install 'rank-k[train]'")
 

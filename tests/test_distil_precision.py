@@ -16,7 +16,7 @@ from rank_k.distil.recipes import read_recipe
 from rank_k.distil.train import Run, train
 from tests.tiny import recipe_text, rows, write_rows, write_tiny_gguf
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 
 torch = pytest.importorskip("torch", reason="pip install 'rank-k[train]'")
 

@@ -22,7 +22,7 @@ from tests.waiting import LONG_PATIENCE
 
 torch = pytest.importorskip("torch", reason="pip install 'rank-k[train]'")
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 
 
 def test_processes_go_by_the_first_one_s_clock() -> None:

@@ -26,7 +26,7 @@ from rank_k.distil.verdicts import VerdictTrace
 from rank_k.errors import FormatError, InputError
 from tests.tiny import WORDS, recipe_text, row, rows, write_rows, write_tiny_gguf
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 
 torch = pytest.importorskip("torch", reason="pip install 'rank-k[train]'")
 

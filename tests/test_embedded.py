@@ -24,6 +24,8 @@ from rank_k.records import Message
 from rank_k.reranker import Reranker
 from tests.embedded import USER_CACHE, needs_weights
 
+pytestmark = pytest.mark.embedded
+
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "trec-dl19"
 PASSAGES = [
     "Rain falls from clouds.",

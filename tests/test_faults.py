@@ -16,6 +16,8 @@ from tests.conftest import StartLoopback
 from tests.loopback import Loopback, make_queries
 from tests.waiting import until
 
+pytestmark = pytest.mark.integration
+
 DATA = make_queries(6, 60, strict=True)
 QUERIES = {query.query_id: query for query in DATA.queries}
 WINDOWS = 6 * 5

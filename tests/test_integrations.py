@@ -29,6 +29,8 @@ from tests.loopback import Plan, in_child, make_queries, peak_concurrency
 from tests.venvs import environment
 from tests.waiting import LONG_PATIENCE, PATIENCE
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "integrations.md"
 URL_OF_THE_PAGE = "http://localhost:8000/v1"

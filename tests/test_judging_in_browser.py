@@ -23,7 +23,7 @@ from tests.test_judging_room import study
 from tests.test_report import MADE, TEXTS, assessed
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
 ]
 

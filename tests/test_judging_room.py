@@ -32,6 +32,8 @@ from tests.serving import Answer, Served, command, served
 from tests.test_judging import HEBREW, SYSTEMS, Texts, asked
 from tests.waiting import PATIENCE
 
+pytestmark = pytest.mark.integration
+
 # --- over HTTP ---
 
 

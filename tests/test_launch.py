@@ -27,6 +27,8 @@ from rank_k.models.launch import EmbeddedServer, available_cores
 from rank_k.models.weights import NAMED, Weights
 from tests.waiting import PATIENCE, until
 
+pytestmark = pytest.mark.embedded
+
 _ROW = NAMED["smollm2-135m-instruct"]
 WEIGHTS = Weights(_ROW.name, _ROW.path, _ROW.sha256, _ROW.context)  # in the user's own cache, found before it is hidden
 real = pytest.mark.skipif(not WEIGHTS.path.exists(), reason="needs the weights that `rank-k fetch` gets")

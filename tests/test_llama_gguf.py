@@ -11,7 +11,7 @@ from rank_k.distil.llama_gguf import Trained, low_rank_of, paired, write_adapter
 from rank_k.errors import InputError
 from tests.tiny import HEADS, HIDDEN, INNER, KEYS, LAYERS, near, served_tokens, write_tiny_gguf
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.training
 
 gguf = pytest.importorskip("gguf", reason="pip install 'rank-k[train]'")
 np = pytest.importorskip("numpy")

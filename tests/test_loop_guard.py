@@ -66,6 +66,7 @@ def test_a_thought_costs_less() -> None:
     assert guard < 0.8 * watch
 
 
+@pytest.mark.slow
 def test_time_is_linear_in_thoughts_that_never_loop() -> None:
     """The last words of a million cost as much as the first; copying all text at each look costs five times as much."""
     from random import Random

@@ -40,6 +40,8 @@ from tests.loopback import (
 )
 from tests.waiting import PATIENCE, until
 
+pytestmark = pytest.mark.integration
+
 DATASET = make_queries(30, 100)
 FIRST = DATASET.queries[0].query_id
 

@@ -30,6 +30,8 @@ from tests.test_serve_door import reversed_order
 from tests.test_serve_load import STUCK, is_asked, marked, was_cancelled
 from tests.waiting import until
 
+pytestmark = pytest.mark.integration
+
 MODES = ["legacy", "auto"]
 """The handshake and sessions of 2025, and the self-contained requests of 2026."""
 

@@ -21,6 +21,8 @@ from tests.test_serve_door import reversed_order
 from tests.test_serve_load import STUCK, is_asked, marked, was_cancelled
 from tests.waiting import PATIENCE, until
 
+pytestmark = pytest.mark.integration
+
 KEY = "sk-client-0123456789"
 PAGE = "https://app.example.com"
 VERSION = "2026-07-28"

@@ -28,6 +28,8 @@ from tests.test_embedded import PASSAGES
 from tests.test_serve_load import STUCK, is_asked, marked, was_cancelled
 from tests.waiting import PATIENCE, STUCK_SECONDS, until
 
+pytestmark = pytest.mark.integration
+
 COMMAND = [sys.executable, "-m", "rank_k.cli", "mcp"]
 PAGE = ROOT / "docs" / "mcp.md"
 HELLO = {

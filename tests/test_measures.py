@@ -16,6 +16,8 @@ from rank_k.errors import InputError
 from rank_k.evaluation.measures import DEFAULT_MEASURES, Ties, evaluate
 from rank_k.records import Candidate
 
+pytestmark = pytest.mark.integration
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 

@@ -15,6 +15,8 @@ from rank_k.prompt import read_template
 from tests.embedded import USER_CACHE, needs_weights
 from tests.test_embedded import PASSAGES
 
+pytestmark = pytest.mark.embedded
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 ADAPTER = SHIPPED["rank-k-nano"]
 CARD = ADAPTER.with_suffix(".md")

@@ -71,6 +71,7 @@ def recovered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return noise, fit_noise(asked(noise, tmp_path_factory.mktemp("j") / "j.sqlite", partitions=2), GRADES)
 
 
+@pytest.mark.slow
 def test_noise_is_recovered(recovered: tuple[Noise, NoiseFit]) -> None:
     noise, found = recovered
     assert found.noise.sd == pytest.approx(noise.sd, rel=0.12)
@@ -130,6 +131,7 @@ def test_samples_tell_the_fresh_share_with_any_strategy(tmp_path: Path) -> None:
     assert set(found.assumed) == {"growth", "query_spread", "composition"}
 
 
+@pytest.mark.slow
 def test_small_windows_in_which_most_samples_agree_tell_the_shares_too(tmp_path: Path) -> None:
     noise = Noise(1.0, 0.6, 0.2, 0.2, 0.3, query_spread=0.3)
     looks = asked(noise, tmp_path / "j.sqlite", window=4, partitions=2)

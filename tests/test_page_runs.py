@@ -24,6 +24,8 @@ from rank_k.serve.rules import Doors
 from tests.serving import Answer, Served, served
 from tests.thinking_aloud import ThinkingAloud
 
+pytestmark = pytest.mark.integration
+
 HOSTILE = "<img src=x onerror=alert(1)> [7] </script>"
 KEY = "sk-runs-0123456789"
 DOCS = [f"doc-{n:02d}" for n in range(30)]

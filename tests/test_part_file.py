@@ -12,6 +12,8 @@ from rank_k.cli import main
 from rank_k.data.files import RunWriter
 from rank_k.errors import InputError
 
+pytestmark = pytest.mark.integration
+
 WRITER = """
 import sys
 from rank_k.data.files import RunWriter

@@ -13,7 +13,7 @@ from tests.browsing import CHROMIUM, SIZES, THEMES, a_browser, heard
 from tests.test_report import HEBREW, HOSTILE, MADE, TEXTS, assessed
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
 ]
 

@@ -26,6 +26,8 @@ from tests.conftest import StartLoopback
 from tests.loopback import Loopback, make_queries, peak_concurrency
 from tests.waiting import PATIENCE, STUCK_SECONDS, until
 
+pytestmark = pytest.mark.integration
+
 DATA = make_queries(8, 30, strict=True)
 QUERIES = {query.query_id: query for query in DATA.queries}
 SLOW: dict[str, Any] = {"first_token": 0.05, "per_token": 0.0001}

@@ -24,6 +24,8 @@ from tests.loopback import Loopback, Seen, make_queries, shown_marks, window_key
 from tests.signals import hear_ctrl_c
 from tests.waiting import PATIENCE, STUCK_SECONDS, until
 
+pytestmark = pytest.mark.integration
+
 SLOTS = 4
 DATA = make_queries(24, 40, strict=True)  # window 10, stride 5: 7 windows a query
 ASKING = ("--model", "oracle", "--window", "10", "--stride", "5", "--concurrency", str(SLOTS))
@@ -77,6 +79,7 @@ def wait_for_calls(server: Loopback, number: int, child: subprocess.Popen[str]) 
     until(lambda: len(server.calls) >= number or child.poll() is not None, "the client asks nothing")
 
 
+@pytest.mark.slow
 def test_killed_at_30_random_moments_it_repeats_no_finished_call(
     files: list[str], loopback: StartLoopback, tmp_path: Path, undisturbed: bytes
 ) -> None:

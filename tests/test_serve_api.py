@@ -26,6 +26,8 @@ from tests.conftest import StartLoopback
 from tests.serving import Served, served
 from tests.waiting import PATIENCE, STUCK_SECONDS
 
+pytestmark = pytest.mark.integration
+
 THREE = ["one", "two", "three"]
 NO_RETRIES = Retries(overloaded=1, broken=1)
 

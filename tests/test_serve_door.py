@@ -24,6 +24,8 @@ from tests.conftest import StartLoopback
 from tests.serving import Answer, Served, command, served
 from tests.waiting import cpu_seconds
 
+pytestmark = pytest.mark.integration
+
 THREE = ["one", "two", "three"]
 KEY, OTHER_KEY = "sk-first-0123456789", "sk-second-0123456789"
 PAGE = "https://app.example.com"

@@ -28,6 +28,8 @@ from tests.loopback import Loopback, window_key
 from tests.serving import Answer, Served, command, served
 from tests.waiting import PATIENCE, STUCK_SECONDS, settled, until
 
+pytestmark = pytest.mark.integration
+
 STUCK: dict[str, Any] = {"first_token": STUCK_SECONDS}
 
 

@@ -20,6 +20,8 @@ from rank_k.models.noise_file import read_noise
 from tests.signals import hear_ctrl_c
 from tests.waiting import PATIENCE, until
 
+pytestmark = pytest.mark.integration
+
 DOCS = [f"d{i}" for i in range(30)]
 
 

@@ -25,6 +25,8 @@ from tests.loopback import Loopback, make_queries
 from tests.signals import hear_ctrl_c
 from tests.waiting import PATIENCE, until
 
+pytestmark = pytest.mark.integration
+
 DATA = make_queries(8, 40, strict=True)
 GRID = ("--strategies", "sliding,blocks", "--think", "off,full", "--windows", "10", "--strides", "5")
 CELLS = 4
@@ -175,6 +177,7 @@ def kill_and_resume(files: list[str], server: Loopback, output: Path, number: si
 SLOW: dict[str, Any] = {"first_token": 0.03, "per_token": 0.0001, "flush": 0.02}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_interrupted_it_goes_on_and_repeats_no_finished_call(
     number: signal.Signals,

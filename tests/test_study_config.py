@@ -269,6 +269,7 @@ def test_the_example_in_the_documentation_is_one(tmp_path: Path) -> None:
 # --- the paper's format on real data ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_papers_format_on_trec_dl_2019(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """TREC DL 2019 with the texts that are there, a SPLADE++ run for SPLADE-v3's, and judges for the models."""
     source = SHARED / "trec-dl19"

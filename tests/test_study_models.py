@@ -20,6 +20,8 @@ from tests.test_figures import points
 from tests.test_study_cli import files as files  # a fixture
 from tests.test_study_cli import rows
 
+pytestmark = pytest.mark.integration
+
 NOISE = {"sd": 0.8, "persistent": 0.5, "fresh": 0.5}
 
 

@@ -15,6 +15,8 @@ from rank_k.reranker import Reranker
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, make_queries
 
+pytestmark = pytest.mark.integration
+
 DATA = make_queries(4, 40, strict=True)
 QUERIES = {query.query_id: query for query in DATA.queries}
 WINDOWS = 4 * 3

@@ -24,6 +24,8 @@ from rank_k.errors import FormatError, InputError, MissingWeights, RankKError
 from rank_k.models import weights
 from rank_k.models.weights import NAMED, NamedWeights, cache_directory, checksum, fetch, locate
 
+pytestmark = pytest.mark.integration
+
 CONTENT = b"GGUF" + bytes(range(256)) * 40
 PUBLISHED = NAMED["smollm2-135m-instruct"]
 PUBLISHED_PATH = PUBLISHED.path  # the user's own cache: the tests' environment is not in place yet

@@ -17,6 +17,8 @@ import pytest
 import rank_k
 from rank_k.extras import MODULES_OF_EXTRA
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "rank_k"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -11,6 +11,8 @@ import pytest
 from rank_k.cli import VERBS
 from tests.waiting import PATIENCE
 
+pytestmark = pytest.mark.integration
+
 HEAVY = (
     "numpy",
     "scipy",
