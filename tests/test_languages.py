@@ -27,6 +27,8 @@ from rank_k.records import Candidate, Passage, Query
 from rank_k.reranker import Reranker
 from rank_k.tokens import cut_at
 
+pytestmark = pytest.mark.integration
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 # --- analysers ---

@@ -85,6 +85,7 @@ def test_noise_is_recovered(recovered: tuple[Noise, NoiseFit]) -> None:
     assert found.noise.persistent + found.noise.composition + found.noise.fresh == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_standard_errors_say_how_far_off_it_may_be(recovered: tuple[Noise, NoiseFit]) -> None:
     noise, found = recovered
     assert set(found.errors) == {"sd", "position_bias", "middle", "persistent", "composition", "fresh"}

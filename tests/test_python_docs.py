@@ -26,6 +26,8 @@ from rank_k.first_stage import retrieve
 from rank_k.records import Passage
 from tests.waiting import PATIENCE
 
+pytestmark = pytest.mark.integration
+
 SOURCE = Path(__file__).parents[1] / "src"
 RELEASES_READ = {(3, 11, 2), (3, 11, 7), (3, 12, 1), (3, 13, 0)}
 """Where the judged texts come from. Other releases of these versions have a text here and there of their own."""

@@ -24,6 +24,8 @@ from rank_k.prompt import harmless
 from rank_k.records import Candidate, Passage, Query
 from rank_k.reranker import Reranker
 
+pytestmark = pytest.mark.integration
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 FLAGS = {"_id": "1", "title": "flags", "description": "Why two?", "narrative": "Not ships.", "ht": "Flaggen"}
 
