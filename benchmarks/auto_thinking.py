@@ -28,9 +28,9 @@ from statistics import NormalDist, fmean, median, stdev
 from rank_k.data.files import read_qrels, read_run
 from rank_k.evaluation.measures import evaluate
 from rank_k.models.simulated import Noise, SimulatedJudge
-from rank_k.records import Candidate, Order, Outcome, Window
 from rank_k.strategies import make
-from rank_k.thinking import AutoRule, agreement, pays
+from rank_k.types import Candidate, Order, Outcome, Window
+from rank_k.window.reasoning import AutoRule, agreement, pays
 
 DIRECT = Noise(sd=1.25, persistent=0.92, fresh=0.08, growth=0.3, position_bias=0.35, middle=0.1)
 """The direct judge, at a level at which it gains 25 to 30 points over BM25 on TREC DL 2019."""

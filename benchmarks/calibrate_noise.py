@@ -19,10 +19,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from rank_k.data.files import read_qrels, read_run
-from rank_k.evaluation.simulation import ndcg, simulate
 from rank_k.models.simulated import PRESETS, Grades, Noise, with_sd
-from rank_k.records import Run
+from rank_k.simulation.replay import ndcg, simulate
 from rank_k.strategies import make
+from rank_k.types import Run
 
 TARGETS = {"strong": 0.727, "weak": 0.62}
 DEPTH = 100

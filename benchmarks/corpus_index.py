@@ -25,8 +25,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import IO, Any
 
-from rank_k.data.offsets import SUFFIX, open_index
-from rank_k.extras import load
+from rank_k.data.corpus_index import SUFFIX, open_index
+from rank_k.optional_deps import load
 
 LOOKUPS = 10_000
 FORMS = ("jsonl", "jsonl.gz", "jsonl.zst", "tsv", "tsv.gz", "tsv.zst")

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from rank_k.ask import Asker, AskSettings
-from rank_k.data.python_docs import passages, questions
+from rank_k.data.collections.demo import passages, questions
 from rank_k.journal import Journal
 from rank_k.models.embedded import EmbeddedModel
-from rank_k.prompt import PromptTemplate
-from rank_k.records import Passage, Query, Window
-from rank_k.thinking import Think
+from rank_k.types import Passage, Query, Window
+from rank_k.window.listwise import Asker, AskSettings
+from rank_k.window.prompt import PromptTemplate
+from rank_k.window.reasoning import Think
 
 TEMPLATE = PromptTemplate(
     "Rank the passages by relevance to the query, best first, like [2] > [1] = [3].\nQuery: {query}\n", ""

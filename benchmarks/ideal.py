@@ -1,7 +1,7 @@
 """The lower bound: what a client without any overhead of its own would need for the same work.
 
 A simulation by events, without a clock: calls take as long as the loopback server takes for the same windows,
-everything else takes no time. The scheduling rule is that of the package (`rank_k.evaluation.call_times`).
+everything else takes no time. The scheduling rule is that of the package (`rank_k.simulation.call_times`).
 
     python -m benchmarks.ideal --queries 40 --passages 100 --slots 16
 """
@@ -16,10 +16,10 @@ from zlib import crc32
 
 from tests.loopback import Dataset, latency, make_queries, oracle, peak_concurrency
 
-from rank_k.evaluation.call_times import Due, scheduled
-from rank_k.records import Order, Outcome, Ranking, Window
+from rank_k.simulation.call_times import Due, scheduled
 from rank_k.strategies import STRATEGIES, make
-from rank_k.strategies.protocol import Steps
+from rank_k.strategies.base import Steps
+from rank_k.types import Order, Outcome, Ranking, Window
 
 
 class Call(NamedTuple):

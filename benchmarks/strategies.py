@@ -27,13 +27,13 @@ from random import Random
 from statistics import fmean, median
 
 from rank_k.data.files import read_qrels, read_run
-from rank_k.evaluation.simulation import Cell, Mean, Sums, difference, simulate
 from rank_k.models.simulated import PRESETS, Grades
-from rank_k.records import Order, Outcome, Run, Window
+from rank_k.simulation.replay import Cell, Mean, Sums, difference, simulate
 from rank_k.strategies import PRESETS as PLANS
 from rank_k.strategies import make
-from rank_k.strategies.pairwise import fit
-from rank_k.strategies.protocol import Strategy
+from rank_k.strategies.base import Strategy
+from rank_k.strategies.bradley_terry import fit
+from rank_k.types import Order, Outcome, Run, Window
 
 RUNS = {
     "trec-dl19": ("run.bm25.trec", "run.anserini-bm25-condensed100.trec", "run.splade-pp-ed.textonly.trec"),

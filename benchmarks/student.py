@@ -3,7 +3,7 @@
     python -m benchmarks.student STUDENT... [--collections ../shared/data] [--names trec-dl19 ...] [--queries N]
                                  [--output FOLDER]
 
-STUDENT: folders or GGUF files that `rank-k distil export` wrote; give the one trained with traces first, then its
+STUDENT: folders or GGUF files that `rank-k distill export` wrote; give the one trained with traces first, then its
 ablations (asked with its trace suppressed: add `:off` to its name; asked to compare alone: `:comparison`; likelihood
 first: `:both`). Each collection's own BM25 run, or its first N queries, is reranked to depth 20 through the embedded
 model, as a user would, with the commands of the package. Beside the students stand a random order, BM25, the untrained
@@ -27,12 +27,12 @@ from typing import get_args
 
 from rank_k.cli import main as rank_k
 from rank_k.data.files import RunWriter, read_qrels, read_run
-from rank_k.evaluation.comparison import paired
-from rank_k.evaluation.costs import run_cost
 from rank_k.evaluation.measures import evaluate
+from rank_k.evaluation.run_costs import run_cost
+from rank_k.evaluation.significance import paired
 from rank_k.models.base import RanksBy
 from rank_k.models.weights import DEFAULT_WEIGHTS
-from rank_k.records import Candidate
+from rank_k.types import Candidate
 
 DEPTH = 20
 NAMES = ("trec-dl19", "wikiqa", "noveleval")

@@ -1,4 +1,4 @@
-"""The data for a student of our own: made from labels by `rank-k distil`, step by step.
+"""The data for a student of our own: made from labels by `rank-k distill`, step by step.
 
     python -m benchmarks.student_data OUTPUT_FOLDER [--collections ../shared/data]
 
@@ -35,11 +35,11 @@ from statistics import fmean
 from typing import Any
 from zlib import crc32
 
-from rank_k.analysers import analyser_for
 from rank_k.cli import main as rank_k
-from rank_k.data.documents import Split, document_id, passage_id
 from rank_k.data.files import RunWriter, read_passages, read_qrels, read_queries, read_run
-from rank_k.distil.sets import licence_of
+from rank_k.data.long_documents import Split, document_id, passage_id
+from rank_k.distill.candidate_sets import licence_of
+from rank_k.retrieval.analyzers import analyser_for
 
 PASSAGE_TOKENS = 50
 PIECES = Split(PASSAGE_TOKENS, most=3)
@@ -123,8 +123,8 @@ def main() -> None:
     excluded = [str(args.collections / name / "queries.jsonl") for name in EVALUATED]
     sets = [sampled(collection, args.collections, excluded, args.output) for collection in COLLECTIONS]
     journal, train, held_out = (args.output / name for name in ("traces.sqlite", "train.jsonl", "heldout.jsonl"))
-    run("distil", "trace", "--sets", *sets, *TRACE, args.form, "--journal", journal, "--quiet")
-    run("distil", "select", "--journal", journal, "--output", train, "--held-out", held_out)
+    run("distill", "trace", "--sets", *sets, *TRACE, args.form, "--journal", journal, "--quiet")
+    run("distill", "select", "--journal", journal, "--output", train, "--held-out", held_out)
     for path in (train, held_out):
         tell(path)
     for collection in COLLECTIONS:
@@ -146,7 +146,7 @@ def sampled(collection: Collection, root: Path, excluded: list[str], output: Pat
     write_judgments(collection, places, topics, folder)
     files = ("--queries", queries, "--documents", documents, "--qrels", folder / "qrels.trec", "--output", sets)
     known = ("--source", collection.name, "--licence", collection.licence(root))
-    run("distil", "sample", "--runs", folder / "run.trec", *files, *SAMPLE, *known, "--exclude-queries", *excluded)
+    run("distill", "sample", "--runs", folder / "run.trec", *files, *SAMPLE, *known, "--exclude-queries", *excluded)
     return sets
 
 

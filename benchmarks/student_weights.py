@@ -20,13 +20,13 @@ from pathlib import Path
 from statistics import fmean
 
 from rank_k import Reranker
-from rank_k.cascade import CascadeAsker
 from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
 from rank_k.evaluation.measures import evaluate
-from rank_k.likelihood import PASSAGE_TOKENS, LikelihoodAsker
-from rank_k.records import Candidate, Outcome
-from rank_k.strategies.cascade import of_comparison, of_first_stage, ranked, standardised
-from rank_k.strategies.pairwise import fit
+from rank_k.strategies.bradley_terry import fit
+from rank_k.strategies.combined import of_comparison, of_first_stage, ranked, standardised
+from rank_k.types import Candidate, Outcome
+from rank_k.window.combined import CascadeAsker
+from rank_k.window.query_likelihood import PASSAGE_TOKENS, LikelihoodAsker
 
 DEPTH = 20
 MEASURE = "nDCG@10"

@@ -22,11 +22,11 @@ from statistics import quantiles
 from typing import Protocol
 
 from rank_k.data.files import read_passages
-from rank_k.extras import load
+from rank_k.data.token_estimate import estimated_tokens, most_tokens
 from rank_k.models.embedded import EmbeddedModel
 from rank_k.models.http import HttpModel
-from rank_k.prompt import harmless
-from rank_k.tokens import estimated_tokens, most_tokens
+from rank_k.optional_deps import load
+from rank_k.window.prompt import harmless
 
 COLLECTIONS = {
     "en": "trec-dl19",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rank_k.records import Candidate, Order, Outcome, Ranking, Round, Window
-from rank_k.strategies.protocol import Strategy
+from rank_k.strategies.base import Strategy
+from rank_k.types import Candidate, Order, Outcome, Ranking, Round, Window
 
 
 def drive(

@@ -36,7 +36,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rank_k.records import Candidate, Passage, Query, Run
+from rank_k.types import Candidate, Passage, Query, Run
 from tests.waiting import PATIENCE
 
 # --- Marked passages and the oracle that ranks them ------------------------------------------------

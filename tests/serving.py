@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 import psutil
 
 from rank_k import Reranker
-from rank_k.serve.app import Room, make_app
-from rank_k.serve.desk import Desk
-from rank_k.serve.guard import App
-from rank_k.serve.rules import Doors, Limits
-from rank_k.serve.run import bound
+from rank_k.server.access import App
+from rank_k.server.app import Room, make_app
+from rank_k.server.config import Doors, Limits
+from rank_k.server.run import bound
+from rank_k.server.service import Desk
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[1]

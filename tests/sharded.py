@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from rank_k.cli import main
-from rank_k.extras import load
+from rank_k.optional_deps import load
 
 state = load("accelerate.state")
 _begin = state.PartialState.__init__

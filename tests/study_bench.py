@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from benchmarks.overhead import write_dataset
 
-from rank_k.evaluation.studies.answer import Answer
-from rank_k.evaluation.studies.folder import StudyFolder
-from rank_k.evaluation.studies.opened import Opened
-from rank_k.evaluation.studies.plan import (
+from rank_k.journal import Journal
+from rank_k.study.folder import StudyFolder
+from rank_k.study.grid import (
     Cell,
     Collection,
     FirstStage,
@@ -21,8 +20,9 @@ from rank_k.evaluation.studies.plan import (
     Study,
     cells_of,
 )
-from rank_k.evaluation.studies.running import rerank_cell
-from rank_k.journal import Journal
+from rank_k.study.inputs import Opened
+from rank_k.study.results import Answer
+from rank_k.study.runner import rerank_cell
 from tests.loopback import make_queries
 
 DATA = make_queries(9, 60)

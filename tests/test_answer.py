@@ -21,7 +21,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import rank_k
-from rank_k.answer import Answer, parse_answer
+from rank_k.window.parsing import Answer, parse_answer
 from tests.waiting import cpu_seconds
 
 REPAIRS = ("missing", "repeated", "out_of_range", "cut", "unranked")

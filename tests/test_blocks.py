@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError, MissingExtra
-from rank_k.records import Candidate, Order, Outcome, Ranking, Round, Window
 from rank_k.strategies import PRESETS, make
 from rank_k.strategies.blocks import Blocks, dealt
-from rank_k.strategies.conformance import check
-from rank_k.strategies.pairwise import fit
+from rank_k.strategies.bradley_terry import fit
+from rank_k.strategies.testing import check
+from rank_k.types import Candidate, Order, Outcome, Ranking, Round, Window
 from tests.driving import by_grade, drive, one_by_one
 
 

@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError
-from rank_k.evaluation.looks import looks_of
 from rank_k.models.base import Abilities, RanksBy, Reply, Request, Usage
-from rank_k.models.scripted import ScriptedModel
-from rank_k.records import Candidate, Order, Outcome, Round, Window
+from rank_k.models.mock import ScriptedModel
 from rank_k.reranker import Reranker
+from rank_k.simulation.observations import looks_of
 from rank_k.strategies import STRATEGIES, make
-from rank_k.strategies.cascade import Cascade
-from rank_k.strategies.conformance import check
+from rank_k.strategies.combined import Cascade
 from rank_k.strategies.single import Single
+from rank_k.strategies.testing import check
+from rank_k.types import Candidate, Order, Outcome, Round, Window
 from tests.loopback import make_queries
 
 SPELLS = Abilities(logprobs=True, thinks=False, spells=True)

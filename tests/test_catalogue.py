@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from rank_k.data.bright import SUBSETS, load_bright
-from rank_k.data.catalogue import IrDataset
-from rank_k.data.collections import find_collection, load_collection
+from rank_k.data.collections.bright import SUBSETS, load_bright
+from rank_k.data.collections.ir_datasets import IrDataset
+from rank_k.data.collections.registry import find_collection, load_collection
 from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
 from rank_k.errors import FormatError, InputError, MissingExtra
-from rank_k.records import Candidate, Passage
+from rank_k.types import Candidate, Passage
 
 ir_datasets: Any = pytest.importorskip("ir_datasets", reason="needs the extra [data]")
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import pytest
 
 from rank_k.cli import VERBS, main
-from rank_k.cli.model import api_key
+from rank_k.cli.model_options import api_key
 from rank_k.journal import Journal
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback
@@ -203,7 +203,7 @@ OWN = """
 from dataclasses import dataclass
 
 from colours import RED
-from rank_k.records import Ranking
+from rank_k.types import Ranking
 
 @dataclass(frozen=True)
 class Backwards:

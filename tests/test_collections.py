@@ -9,10 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from rank_k.data.collections import CollectionFiles, PassageStore, WithoutExcluded, find_collection, load_collection
+from rank_k.data.collections.registry import (
+    CollectionFiles,
+    PassageStore,
+    WithoutExcluded,
+    find_collection,
+    load_collection,
+)
 from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
 from rank_k.errors import FormatError, InputError, MissingExtra
-from rank_k.records import Candidate, Passage
+from rank_k.types import Candidate, Passage
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from rank_k.cli import main
-from rank_k.data.collections import load_collection
-from rank_k.data.documents import Split, SplitRun, document_id, passage_id
+from rank_k.data.collections.registry import load_collection
 from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
+from rank_k.data.long_documents import Split, SplitRun, document_id, passage_id
 from rank_k.evaluation.measures import evaluate
-from rank_k.first_stage import retrieve
 from rank_k.models.simulated import SimulatedJudge
-from rank_k.records import Candidate, Passage, Ranking
 from rank_k.reranker import Reranker
+from rank_k.retrieval.bm25 import retrieve
+from rank_k.types import Candidate, Passage, Ranking
 
 pytestmark = pytest.mark.integration
 

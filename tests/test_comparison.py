@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rank_k.errors import InputError
-from rank_k.evaluation.comparison import Paired, holm, interval, paired
+from rank_k.evaluation.significance import Paired, holm, interval, paired
 
 SAMPLES = {
     "alike": np.random.default_rng(1).normal(0.0, 0.1, 40),
@@ -147,7 +147,7 @@ def test_nothing_to_compare() -> None:
 
 def test_memory_is_bounded_by_blocks_and_they_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = against_nothing(SAMPLES["skewed"])
-    monkeypatch.setattr("rank_k.evaluation.comparison._BLOCK", 97 * 10)
+    monkeypatch.setattr("rank_k.evaluation.significance._BLOCK", 97 * 10)
     assert against_nothing(SAMPLES["skewed"]) == whole
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.context import BARE_PASSAGE, LEAST_BUDGET, LEAST_PASSAGE, Share, even_limit, shared
 from rank_k.errors import QueryTooLong
+from rank_k.window.token_allocation import BARE_PASSAGE, LEAST_BUDGET, LEAST_PASSAGE, Share, even_limit, shared
 
 lengths = st.lists(st.integers(0, 600), max_size=25)
 contexts = st.integers(0, 20_000)

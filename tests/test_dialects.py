@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k import grammar
 from rank_k.models.base import Delta, Request, Subject, Usage
-from rank_k.models.dialects import (
+from rank_k.models.server_types import (
     DIALECTS,
     completion_body,
     context_of,
@@ -24,7 +23,8 @@ from rank_k.models.dialects import (
     recognised,
     request_body,
 )
-from rank_k.records import Message
+from rank_k.types import Message
+from rank_k.window import grammar
 
 MESSAGES = (Message("system", "S"), Message("user", "U"))
 SENT = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]

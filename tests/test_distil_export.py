@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from rank_k.cli import main as rank_k
-from rank_k.distil.bases import load_base
-from rank_k.distil.card import card
-from rank_k.distil.examples import build_examples
-from rank_k.distil.export import export_gguf, export_merged
-from rank_k.distil.recipes import read_recipe
-from rank_k.distil.train import Run, train
+from rank_k.distill.base_model import load_base
+from rank_k.distill.export import export_gguf, export_merged
+from rank_k.distill.model_card import card
+from rank_k.distill.recipes import read_recipe
+from rank_k.distill.train import Run, train
+from rank_k.distill.training_examples import build_examples
 from rank_k.errors import InputError
 from rank_k.models.student import find_student
-from rank_k.prompt import read_template
+from rank_k.window.prompt import read_template
 from tests.tiny import PROMPT, WORDS, near, recipe_text, rows, served_tokens, write_rows, write_tiny_gguf
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
@@ -196,7 +196,7 @@ def test_from_runs_to_a_student_that_reranks(tmp_path: Path, tiny: Path, capsys:
     sets, journal, data, held = (tmp_path / name for name in ("sets.jsonl", "t.sqlite", "data.jsonl", "held.jsonl"))
     sizes = ("--sizes", "3-6", "--ranks", "1-15", "--sets-per-query", 2, "--source", "weather", "--licence", "CC0")
     run(
-        "distil",
+        "distill",
         "sample",
         "--runs",
         paths["bm25.trec"],
@@ -208,14 +208,24 @@ def test_from_runs_to_a_student_that_reranks(tmp_path: Path, tiny: Path, capsys:
         *sizes,
     )
     run(
-        "distil", "trace", "--sets", sets, "--teacher", "labels", "--prompt", "compact", "--journal", journal, "--quiet"
+        "distill",
+        "trace",
+        "--sets",
+        sets,
+        "--teacher",
+        "labels",
+        "--prompt",
+        "compact",
+        "--journal",
+        journal,
+        "--quiet",
     )
-    run("distil", "select", "--journal", journal, "--output", data, "--held-out", held, "--held-out-share", 0.3)
+    run("distill", "select", "--journal", journal, "--output", data, "--held-out", held, "--held-out-share", 0.3)
     (tmp_path / "tiny.toml").write_text(recipe_text(tiny), encoding="utf-8")
     student = tmp_path / "student"
     options = ("--data", data, "--heldout", held, "--recipe", tmp_path / "tiny.toml", "--output", student)
-    run("distil", "train", *options, "--max-steps", 4)
-    run("distil", "export", "--student", student, "--adapter")
+    run("distill", "train", *options, "--max-steps", 4)
+    run("distill", "export", "--student", student, "--adapter")
     new = tmp_path / "new.trec"
     run("rerank", "--run", paths["bm25.trec"], *collection, "--output", new, "--model", student, "--depth", 6)
     run("evaluate", "--qrels", paths["qrels.trec"], paths["bm25.trec"], new)

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.answer import parse_answer
-from rank_k.distil.labels import LabelsTeacher, thought_and_order, top_grades, verdict
-from rank_k.distil.sets import CandidateSet
-from rank_k.distil.trace import LARGEST, WHOLE_SET, SetsUnderWay, traced
+from rank_k.distill.candidate_sets import CandidateSet
+from rank_k.distill.labels_teacher import LabelsTeacher, thought_and_order, top_grades, verdict
+from rank_k.distill.trace import LARGEST, WHOLE_SET, SetsUnderWay, traced
 from rank_k.errors import InputError
-from rank_k.models.scripted import ScriptedModel
-from rank_k.prompt import SHIPPED, read_template
-from rank_k.records import Candidate, Passage, Query
+from rank_k.models.mock import ScriptedModel
 from rank_k.reranker import Reranker
+from rank_k.types import Candidate, Passage, Query
+from rank_k.window.parsing import parse_answer
+from rank_k.window.prompt import SHIPPED, read_template
 
 
 def a_set(grades: Sequence[int | None], query: str = "what moves the tides?", source: str = "tides") -> CandidateSet:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from rank_k.distil import train as training
-from rank_k.distil.bases import load_base
-from rank_k.distil.precision import bf16_is_fast
-from rank_k.distil.recipes import read_recipe
-from rank_k.distil.train import Run, train
+from rank_k.distill import train as training
+from rank_k.distill.base_model import load_base
+from rank_k.distill.precision import bf16_is_fast
+from rank_k.distill.recipes import read_recipe
+from rank_k.distill.train import Run, train
 from tests.tiny import recipe_text, rows, write_rows, write_tiny_gguf
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]

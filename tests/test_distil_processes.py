@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from rank_k.distil.bases import load_base
-from rank_k.distil.card import card
-from rank_k.distil.export import export_merged, run_facts
-from rank_k.distil.recipes import FOLDER
-from rank_k.distil.story import Clock
+from rank_k.distill.base_model import load_base
+from rank_k.distill.export import export_merged, run_facts
+from rank_k.distill.model_card import card
+from rank_k.distill.recipes import FOLDER
+from rank_k.distill.training_log import Clock
 from tests.tiny import LAYERS, recipe_text, rows, write_rows, write_tiny_gguf
 from tests.waiting import LONG_PATIENCE
 
@@ -58,7 +58,7 @@ def trained(folder: Path, output: str) -> str:
     """What the processes said."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "fsdp.yaml"]
     sharded = Path(__file__).with_name("sharded.py")
-    asked = ["distil", "train", "--data", "rows.jsonl", "--heldout", "held.jsonl", "--recipe", "recipe.toml"]
+    asked = ["distill", "train", "--data", "rows.jsonl", "--heldout", "held.jsonl", "--recipe", "recipe.toml"]
     done = subprocess.run(
         [*launch, str(sharded), *asked, "--output", output],
         cwd=folder,

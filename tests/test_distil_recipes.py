@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rank_k.distil.recipes import FOLDER, estimated_memory, read_recipe, recipe_names
+from rank_k.distill.recipes import FOLDER, estimated_memory, read_recipe, recipe_names
 from rank_k.errors import InputError
-from rank_k.prompt import read_template
+from rank_k.window.prompt import read_template
 
 LEAST = """
 name = "mine"

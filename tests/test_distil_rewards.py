@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.distil.rewards import FREE_TOKENS, format_reward, length_reward, ndcg_reward
-from rank_k.tokens import estimated_tokens
+from rank_k.data.token_estimate import estimated_tokens
+from rank_k.distill.rewards import FREE_TOKENS, format_reward, length_reward, ndcg_reward
 
 GOOD = "<think>\nthe second answers it\n</think>\n\n[2] > [1] = [3]"
 

@@ -14,13 +14,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rank_k.cli import main
-from rank_k.data.collections import PassageStore
-from rank_k.distil.fusion import FusedRuns, K, fused
-from rank_k.distil.near import CONTAMINATED, REPEATED, NearTexts, normalised
-from rank_k.distil.sample import Sampler, Sampling, draw, sampled
-from rank_k.distil.sets import Appended, CandidateSet, licence_of, line_of, read_sets
+from rank_k.data.collections.registry import PassageStore
+from rank_k.distill.candidate_sets import Appended, CandidateSet, licence_of, line_of, read_sets
+from rank_k.distill.near_duplicates import CONTAMINATED, REPEATED, NearTexts, normalised
+from rank_k.distill.sample import Sampler, Sampling, draw, sampled
 from rank_k.errors import FormatError, InputError
-from rank_k.records import Candidate, Query
+from rank_k.retrieval.fusion import FusedRuns, K, fused
+from rank_k.types import Candidate, Query
 
 RANKING = [f"d{rank}" for rank in range(1, 51)]
 ids = st.lists(st.sampled_from(RANKING), unique=True)
@@ -350,7 +350,7 @@ def collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-SAMPLE = ("distil", "sample", "--dataset", "beir:.", "--runs", "run.trec", "--sizes", "3-5", "--ranks", "1-10")
+SAMPLE = ("distill", "sample", "--dataset", "beir:.", "--runs", "run.trec", "--sizes", "3-5", "--ranks", "1-10")
 
 
 def test_the_command_draws_and_counts(collection: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -379,8 +379,8 @@ def test_the_command_goes_on_and_says_so(collection: Path, capsys: pytest.Captur
     [
         (("--sizes", "many"), "'many' is no range such as 10-20"),
         (("--ranks", "1-20,x"), "'x' is no range such as 10-20"),
-        (("--none", "0.1"), "rank-k distil sample: positives are not asked for"),
-        (("--nothing",), "rank-k distil sample: there is no option --nothing; see rank-k distil sample --help"),
+        (("--none", "0.1"), "rank-k distill sample: positives are not asked for"),
+        (("--nothing",), "rank-k distill sample: there is no option --nothing; see rank-k distill sample --help"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.answer import parse_answer
 from rank_k.cli import main
-from rank_k.distil.near import CONTAMINATED, NearTexts
-from rank_k.distil.select import RULES, Selector, Trace, held_out, ndcg, read_sample, samples, worth_of
+from rank_k.distill.near_duplicates import CONTAMINATED, NearTexts
+from rank_k.distill.select import RULES, Selector, Trace, held_out, ndcg, read_sample, samples, worth_of
 from rank_k.evaluation.measures import evaluate
 from rank_k.journal import Call, Journal, WindowRecord
 from rank_k.models.base import Reply
-from rank_k.records import Candidate, Window
+from rank_k.types import Candidate, Window
+from rank_k.window.parsing import parse_answer
 
 SHOWN = ("a", "b", "c")
 GRADES = {"a": 0, "b": 2, "c": 1}
@@ -339,7 +339,7 @@ def test_the_command_writes_rows_and_holds_some_out(
     for number in range(60):
         traces.add(number, [a_call(a_reply("[3] > [2] > [1]") if number % 3 else a_reply("nothing"))])
     traces.journal.close()
-    command = ("distil", "select", "--journal", "traces.sqlite", "--output", "sft.jsonl")
+    command = ("distill", "select", "--journal", "traces.sqlite", "--output", "sft.jsonl")
     assert main([*command, "--held-out", "held.jsonl", "--held-out-share", "0.3"]) == 0
     training, held = (
         [json.loads(line) for line in Path(name).read_text().splitlines()] for name in ("sft.jsonl", "held.jsonl")
@@ -361,10 +361,10 @@ def test_the_command_writes_rows_and_holds_some_out(
 def test_nothing_that_is_read_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     journal = tmp_path / "traces.sqlite"
     Journal(journal).close()
-    assert main(["distil", "select", "--journal", str(journal), "--output", str(journal)]) == 2
+    assert main(["distill", "select", "--journal", str(journal), "--output", str(journal)]) == 2
     assert "which this command also uses" in capsys.readouterr().err
     taken = ("--output", str(tmp_path / "x"), "--held-out", str(tmp_path / "x"))
-    assert main(["distil", "select", "--journal", str(journal), *taken]) == 2
+    assert main(["distill", "select", "--journal", str(journal), *taken]) == 2
     assert "which this command also uses" in capsys.readouterr().err
 
 
@@ -380,6 +380,6 @@ def test_a_journal_without_traces_is_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Journal("empty.sqlite").close()
-    assert main(["distil", "select", "--journal", name, "--output", "sft.jsonl"]) == 2
-    assert f"rank-k distil select: {'there is no journal' if 'absent' in name else name}" in capsys.readouterr().err
+    assert main(["distill", "select", "--journal", name, "--output", "sft.jsonl"]) == 2
+    assert f"rank-k distill select: {'there is no journal' if 'absent' in name else name}" in capsys.readouterr().err
     assert not Path("sft.jsonl").exists()

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from rank_k.cli import main
-from rank_k.distil.sets import CandidateSet, line_of, read_sets
-from rank_k.distil.trace import LARGEST, WHOLE_SET, SetsUnderWay, traced
+from rank_k.distill.candidate_sets import CandidateSet, line_of, read_sets
+from rank_k.distill.trace import LARGEST, WHOLE_SET, SetsUnderWay, traced
 from rank_k.errors import InputError, Refused
 from rank_k.journal import Journal
 from rank_k.models.base import Request
-from rank_k.models.scripted import ScriptedModel
+from rank_k.models.mock import ScriptedModel
 from rank_k.reranker import Reranker
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback
@@ -120,8 +120,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-TRACE = ("distil", "trace", "--sets", "sets.jsonl", "--journal", "traces.sqlite")
-SELECT = ("distil", "select", "--journal", "traces.sqlite", "--output", "sft.jsonl")
+TRACE = ("distill", "trace", "--sets", "sets.jsonl", "--journal", "traces.sqlite")
+SELECT = ("distill", "select", "--journal", "traces.sqlite", "--output", "sft.jsonl")
 
 
 def at(server: Loopback) -> tuple[str, ...]:
@@ -250,6 +250,6 @@ def test_mistakes_are_told_before_anything_is_asked(
     Path("unjudged.jsonl").write_text(json.dumps(json.loads(first) | {"grades": None}))
     assert main([*TRACE, *options]) == 2
     told = capsys.readouterr().err
-    assert told.startswith("rank-k distil trace: ")
+    assert told.startswith("rank-k distill trace: ")
     assert said in told
     assert not Path("traces.sqlite").exists()

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from rank_k.distil.bases import load_base
-from rank_k.distil.batches import Batches, training_order, verdict_tokens, with_verdicts
-from rank_k.distil.examples import IGNORED, build_examples, labelled, read_rows
-from rank_k.distil.heldout import auc, measure, ndcg
-from rank_k.distil.losses import listwise_loss, verdict_loss
-from rank_k.distil.recipes import Verdicts, read_recipe, recipe_names
-from rank_k.distil.train import Run, train
-from rank_k.distil.verdicts import VerdictTrace
+from rank_k.distill.base_model import load_base
+from rank_k.distill.batches import Batches, training_order, verdict_tokens, with_verdicts
+from rank_k.distill.heldout_measures import auc, measure, ndcg
+from rank_k.distill.label_traces import VerdictTrace
+from rank_k.distill.losses import listwise_loss, verdict_loss
+from rank_k.distill.recipes import Verdicts, read_recipe, recipe_names
+from rank_k.distill.train import Run, train
+from rank_k.distill.training_examples import IGNORED, build_examples, labelled, read_rows
 from rank_k.errors import FormatError, InputError
 from tests.tiny import WORDS, recipe_text, row, rows, write_rows, write_tiny_gguf
 
@@ -285,8 +285,8 @@ def test_one_row_of_another_prompt_stops_it(tmp_path: Path, tiny: Path, held_out
 PROGRAM = """
 import sys
 from pathlib import Path
-from rank_k.distil.recipes import read_recipe
-from rank_k.distil.train import Run, train
+from rank_k.distill.recipes import read_recipe
+from rank_k.distill.train import Run, train
 data, recipe, output, heldout = sys.argv[1:]
 train(Run(Path(data), read_recipe(recipe), Path(output), Path(heldout)), lambda told: print(told, flush=True))
 """
@@ -361,7 +361,7 @@ def test_rewards_drive_a_trainer(tmp_path: Path, tiny: Path) -> None:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from rank_k.distil.rewards import format_reward, length_reward, ndcg_reward
+    from rank_k.distill.rewards import format_reward, length_reward, ndcg_reward
 
     base = load_base(str(tiny), bf16=False)
     made = [{"prompt": each["prompt"], "grades": [1, 0]} for each in rows(4)]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.answer import parse_answer
-from rank_k.distil.labels import thought_and_order
-from rank_k.distil.verdicts import VerdictTrace, corrupted, order_line, read_verdicts
+from rank_k.distill.label_traces import VerdictTrace, corrupted, order_line, read_verdicts
+from rank_k.distill.labels_teacher import thought_and_order
+from rank_k.window.parsing import parse_answer
 from tests.waiting import cpu_seconds
 
 WORDS = ("no", "partly", "yes")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rank_k.data.documents import (
+from rank_k.data.long_documents import (
     LEAST_TOKENS,
     DocumentGrades,
     Split,
@@ -20,9 +20,9 @@ from rank_k.data.documents import (
     expand,
     passage_id,
 )
+from rank_k.data.token_estimate import estimated_tokens
 from rank_k.errors import InputError
-from rank_k.records import Candidate, Passage, Ranking
-from rank_k.tokens import estimated_tokens
+from rank_k.types import Candidate, Passage, Ranking
 
 words = st.text("ab.é ß\n。中文字สวัสดีक्ष👩‍🚀🇩🇪e\u0301\t!?x", max_size=400)
 long_words = st.integers(0, 3000).map(lambda count: "abcdefgh" * count)

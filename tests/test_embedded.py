@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from rank_k.models.base import Reply, Request
-from rank_k.models.dialects import read_logprobs
 from rank_k.models.embedded import EmbeddedModel
 from rank_k.models.http import HttpModel
 from rank_k.models.launch import EmbeddedServer
+from rank_k.models.server_types import read_logprobs
 from rank_k.models.weights import DEFAULT_WEIGHTS, locate
-from rank_k.records import Message
 from rank_k.reranker import Reranker
+from rank_k.types import Message
 from tests.embedded import USER_CACHE, needs_weights
 
 pytestmark = pytest.mark.embedded

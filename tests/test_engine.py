@@ -16,16 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rank_k import Reranker
-from rank_k.ask import Asker
 from rank_k.engine import OPEN_PER_SLOT, Engine, Job, Result
 from rank_k.errors import ModelError, Refused
 from rank_k.journal import Journal
 from rank_k.models.base import OnText, Reply, Request, Usage
-from rank_k.models.retries import Retries
-from rank_k.models.scripted import ScriptedModel
-from rank_k.records import Candidate, Passage, Query, Window
+from rank_k.models.mock import ScriptedModel
+from rank_k.models.retry import Retries
 from rank_k.strategies import make
-from rank_k.strategies.protocol import Strategy
+from rank_k.strategies.base import Strategy
+from rank_k.types import Candidate, Passage, Query, Window
+from rank_k.window.listwise import Asker
 from tests.waiting import PATIENCE, STUCK_SECONDS
 
 

@@ -16,7 +16,7 @@ from scipy import stats
 
 from rank_k.cli import main
 from rank_k.data.files import read_qrels, read_run
-from rank_k.evaluation.costs import run_cost
+from rank_k.evaluation.run_costs import run_cost
 
 QUERIES = [f"q{number:02}" for number in range(12)]
 DEPTH = 12

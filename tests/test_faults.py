@@ -10,7 +10,7 @@ import pytest
 
 from rank_k.engine import Tally
 from rank_k.errors import GaveUp, InputError, Refused, Unreachable
-from rank_k.models.retries import Retries
+from rank_k.models.retry import Retries
 from rank_k.reranker import Reranker
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, make_queries

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError
-from rank_k.evaluation.figures import Point, bars, pareto_set, scatter
-from rank_k.evaluation.sheet import legible
+from rank_k.reports.charts import legible
+from rank_k.reports.figures import Point, bars, pareto_set, scatter
 
 POINTS = [
     Point("sliding", 120_000, 0.512, (110_000, 130_000), (0.48, 0.54), "Rank-K"),
@@ -79,7 +79,7 @@ def test_names_are_text_whatever_they_hold() -> None:
 def test_the_same_data_gives_the_same_bytes_in_another_process_and_under_other_settings() -> None:
     code = (
         "import matplotlib; matplotlib.rcParams.update({'font.size': 30, 'axes.grid': True, 'svg.fonttype': 'path'})\n"
-        "import sys; from rank_k.evaluation.figures import bars\n"
+        "import sys; from rank_k.reports.figures import bars\n"
         "sys.stdout.write(bars([('a', 0.5), ('b', -0.25)], title='t', y_label='d'))\n"
         "assert matplotlib.rcParams['font.size'] == 30"
     )

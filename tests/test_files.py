@@ -24,7 +24,7 @@ from rank_k.data.files import (
     read_run,
 )
 from rank_k.errors import FormatError, InputError, RankKError
-from rank_k.records import Candidate, Passage, Query
+from rank_k.types import Candidate, Passage, Query
 
 quiet = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 

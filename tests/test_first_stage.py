@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError
-from rank_k.first_stage import retrieve
-from rank_k.records import Passage, Query
+from rank_k.retrieval.bm25 import retrieve
+from rank_k.types import Passage, Query
 
 TEXTS = st.lists(st.sampled_from("abcde"), max_size=8).map(" ".join)
 

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rank_k.answer import parse_answer
 from rank_k.errors import InputError, MissingWeights
-from rank_k.grammar import EXACT_UP_TO, follows, gbnf, regex
 from rank_k.models.base import Reply, Request
 from rank_k.models.embedded import EmbeddedModel
-from rank_k.models.retries import Retries, with_retries
+from rank_k.models.retry import Retries, with_retries
 from rank_k.models.weights import Weights, locate
-from rank_k.records import Message
+from rank_k.types import Message
+from rank_k.window.grammar import EXACT_UP_TO, follows, gbnf, regex
+from rank_k.window.parsing import parse_answer
 
 # --- a reader of GBNF, as far as our grammars go: what they generate is asked of them, not of ourselves ---
 

@@ -18,10 +18,10 @@ import pytest
 
 from rank_k import Reranker, ScriptedModel
 from rank_k.errors import GaveUp, InputError, MissingExtra, ServerFault, Unreachable
-from rank_k.extras import MODULES_OF_EXTRA
-from rank_k.integrations.crossencoder import RankKCrossEncoder
+from rank_k.integrations.cross_encoder import RankKCrossEncoder
 from rank_k.models.base import Request
-from rank_k.models.retries import Retries
+from rank_k.models.retry import Retries
+from rank_k.optional_deps import MODULES_OF_EXTRA
 from tests.conftest import StartLoopback
 from tests.embedded import USER_CACHE
 from tests.frameworks.common import BEST, MODEL, QUERY, TEXTS
@@ -99,7 +99,7 @@ def test_windows_left_in_input_order_are_told(caplog: pytest.LogCaptureFixture) 
 def test_nobody_has_to_close(loopback: StartLoopback) -> None:
     """A program that ends without a word to the reranker hears nothing of open connections."""
     program = (
-        "import sys; from rank_k.integrations.crossencoder import RankKCrossEncoder\n"
+        "import sys; from rank_k.integrations.cross_encoder import RankKCrossEncoder\n"
         f"model = RankKCrossEncoder({MODEL!r}, server=sys.argv[1])\n"
         "print(len(model.rank('q', ['a', 'b'])))"
     )

@@ -27,7 +27,7 @@ from rank_k import journal as journal_module
 from rank_k.errors import JournalError
 from rank_k.journal import Journal, WindowRecord, call_key
 from rank_k.models.base import Reply, Usage
-from rank_k.records import Order, Ranking, Window
+from rank_k.types import Order, Ranking, Window
 from tests.waiting import PATIENCE, cpu_seconds
 
 HARD = "line\nbreak\0nul \ud800 lone \udcff undecodable \\udcff literal \N{GRINNING FACE} é"
@@ -467,7 +467,7 @@ ENDLESS = """
     import itertools, sys
     from rank_k.journal import Journal
     from rank_k.models.base import Reply
-    from rank_k.records import Ranking
+    from rank_k.types import Ranking
     journal = Journal(sys.argv[1])
     for number in itertools.count():
         journal.keep(str(number), "m", "ask", {"n": number}, Reply("text " * 200, "thought " * 200))

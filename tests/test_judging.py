@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rank_k.data.collections import load_collection
+from rank_k.data.collections.registry import load_collection
 from rank_k.data.files import read_queries, read_run, read_translations
 from rank_k.errors import FormatError, InputError
 from rank_k.evaluation.preferences import UNDONE, Judgment, read_judgments
-from rank_k.records import Candidate, Passage, Query
-from rank_k.serve.judging import MOST_CHARACTERS, Judge, Questions, file_names, questions, shown
-from rank_k.serve.judgments import JudgmentFile
+from rank_k.server.judging_session import MOST_CHARACTERS, Judge, Questions, file_names, questions, shown
+from rank_k.server.preferences_file import JudgmentFile
+from rank_k.types import Candidate, Passage, Query
 
 SYSTEMS = ("secret-bm25.trec", "secret-reranked.trec")
 HOSTILE = "<img src=x onerror=alert(1)>"

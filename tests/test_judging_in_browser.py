@@ -10,12 +10,12 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from rank_k.evaluation.preferences import read_judgments
-from rank_k.evaluation.report import report
-from rank_k.records import Candidate, Query
-from rank_k.serve.comparing_room import ComparingRoom
-from rank_k.serve.judging import questions
-from rank_k.serve.pages import PAGES
-from rank_k.serve.rules import Doors
+from rank_k.reports.evaluation_report import report
+from rank_k.server.config import Doors
+from rank_k.server.judging_session import questions
+from rank_k.server.report_routes import ComparingRoom
+from rank_k.server.web_pages import PAGES
+from rank_k.types import Candidate, Query
 from tests.browsing import CHROMIUM, LOOKS, Theme, a_browser, assert_in_order, tabbed_to, visited
 from tests.serving import Served, served
 from tests.test_judging import HEBREW, HOSTILE, SYSTEMS, Texts

@@ -20,14 +20,14 @@ import pytest
 from rank_k.cli import main
 from rank_k.errors import InputError
 from rank_k.evaluation.preferences import read_judgments
-from rank_k.records import Passage
-from rank_k.serve.app import Room
-from rank_k.serve.comparing_room import ComparingRoom
-from rank_k.serve.judging import Questions
-from rank_k.serve.judging_room import JudgingRoom
-from rank_k.serve.judgments import JudgmentFile
-from rank_k.serve.pages import paths
-from rank_k.serve.rules import Doors
+from rank_k.server.app import Room
+from rank_k.server.config import Doors
+from rank_k.server.judging_routes import JudgingRoom
+from rank_k.server.judging_session import Questions
+from rank_k.server.preferences_file import JudgmentFile
+from rank_k.server.report_routes import ComparingRoom
+from rank_k.server.web_pages import paths
+from rank_k.types import Passage
 from tests.serving import Answer, Served, command, served
 from tests.test_judging import HEBREW, SYSTEMS, Texts, asked
 from tests.waiting import PATIENCE
@@ -284,7 +284,7 @@ def test_more_judges_than_are_held_in_memory(server: Served) -> None:
 
 def test_its_style_sheet_does_not_meet_the_other_pages() -> None:
     """The pages' own sheet is loaded too: what both name would be laid out by both."""
-    folder = files("rank_k.serve") / "page"
+    folder = files("rank_k.server") / "page"
     page, own = (
         set(re.findall(r"[.#][a-z][\w-]*(?=[^{}]*\{)", (folder / name).read_text()))
         for name in ("page.css", "judge.css")

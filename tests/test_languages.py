@@ -11,21 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k import analysers
-from rank_k.analysers import LANGUAGES, analyser_for
-from rank_k.answer import parse_answer
 from rank_k.cli import main
-from rank_k.data.collections import CollectionFiles, load_collection
+from rank_k.data.collections.registry import CollectionFiles, load_collection
 from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
+from rank_k.data.token_estimate import cut_at
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
-from rank_k.first_stage import retrieve
 from rank_k.models.base import OnText, Reply, Request
 from rank_k.models.simulated import SimulatedJudge
-from rank_k.prompt import harmless
-from rank_k.records import Candidate, Passage, Query
 from rank_k.reranker import Reranker
-from rank_k.tokens import cut_at
+from rank_k.retrieval import analyzers
+from rank_k.retrieval.analyzers import LANGUAGES, analyser_for
+from rank_k.retrieval.bm25 import retrieve
+from rank_k.types import Candidate, Passage, Query
+from rank_k.window.parsing import parse_answer
+from rank_k.window.prompt import harmless
 
 pytestmark = pytest.mark.integration
 
@@ -84,7 +84,7 @@ def test_every_language_analyses_every_script() -> None:
 
 def test_the_stemmers_of_the_list_are_snowballs() -> None:
     stemmer = pytest.importorskip("Stemmer")
-    assert set(analysers._STEMMERS.values()) <= set(stemmer.algorithms())
+    assert set(analyzers._STEMMERS.values()) <= set(stemmer.algorithms())
 
 
 @pytest.mark.parametrize("language", ["xx", "", "english", "zho", "en-US"])
@@ -95,7 +95,7 @@ def test_an_unknown_language_is_one_error_that_lists_the_known(language: str) ->
 
 def test_an_old_stemmer_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     old = SimpleNamespace(version=lambda: "2.2.0", Stemmer=lambda name: {}[name])
-    monkeypatch.setattr(analysers, "load", lambda _: old)
+    monkeypatch.setattr(analyzers, "load", lambda _: old)
     with pytest.raises(InputError, match=r"PyStemmer 2\.2\.0 has no persian stemmer; pip install"):
         analyser_for("fa")
 

@@ -19,17 +19,17 @@ from benchmarks.overhead import write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.ask import Asked
 from rank_k.cli import main
 from rank_k.errors import GaveUp, InputError, QueryTooLong, Refused
 from rank_k.journal import Journal
-from rank_k.likelihood import LikelihoodAsker, log_probability, ordered
 from rank_k.models.base import Abilities, Model, OnText, Reply, Request, Usage
-from rank_k.models.retries import Retries
-from rank_k.models.scripted import ScriptedModel
-from rank_k.models.spelling import Token, gbnf, most_tokens, tokens_of, told
-from rank_k.records import Passage, Query, Window
+from rank_k.models.forced_text import Token, gbnf, most_tokens, tokens_of, told
+from rank_k.models.mock import ScriptedModel
+from rank_k.models.retry import Retries
 from rank_k.reranker import Reranker
+from rank_k.types import Passage, Query, Window
+from rank_k.window.listwise import Asked
+from rank_k.window.query_likelihood import LikelihoodAsker, log_probability, ordered
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, Seen, make_queries
 from tests.waiting import until

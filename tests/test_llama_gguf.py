@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rank_k.distil.llama_gguf import Trained, low_rank_of, paired, write_adapter, write_whole
+from rank_k.distill.gguf_writer import Trained, low_rank_of, paired, write_adapter, write_whole
 from rank_k.errors import InputError
 from tests.tiny import HEADS, HIDDEN, INNER, KEYS, LAYERS, near, served_tokens, write_tiny_gguf
 

@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 
-from rank_k.loop_guard import LoopGuard
-from rank_k.loops import LoopWatch
+from rank_k.window.repetition import LoopWatch
+from rank_k.window.repetition_guard import LoopGuard
 from tests.test_loops import LOOPS, THOUGHTFUL, looped
 from tests.waiting import cpu_seconds
 

@@ -21,8 +21,8 @@ import psutil
 import pytest
 from benchmarks.ideal import simulate, simulate_dataset
 
-from rank_k.records import Order, Ranking, Round, Window
-from rank_k.strategies.protocol import Steps
+from rank_k.strategies.base import Steps
+from rank_k.types import Order, Ranking, Round, Window
 from tests.conftest import StartLoopback
 from tests.loopback import (
     QUIRKS,

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rank_k.loops import LONGEST_PERIOD, LoopWatch
-from rank_k.tokens import estimated_tokens
+from rank_k.data.token_estimate import estimated_tokens
+from rank_k.window.repetition import LONGEST_PERIOD, LoopWatch
 from tests.waiting import cpu_seconds
 
 TRACES = Path(__file__).parent / "traces"

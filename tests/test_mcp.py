@@ -19,11 +19,11 @@ from mcp.types import CallToolResult, TextContent
 from rank_k import Reranker, ScriptedModel
 from rank_k.errors import JournalError
 from rank_k.models.base import Request
-from rank_k.models.retries import Retries
-from rank_k.serve.mcp import input_schema, wanted_by
-from rank_k.serve.mcp_http import make_mcp_app
-from rank_k.serve.refusals import Refusal
-from rank_k.serve.rules import Doors, Limits
+from rank_k.models.retry import Retries
+from rank_k.server.api_errors import Refusal
+from rank_k.server.config import Doors, Limits
+from rank_k.server.mcp import input_schema, wanted_by
+from rank_k.server.mcp_http import make_mcp_app
 from tests.conftest import StartLoopback
 from tests.serving import ROOT, Served, served
 from tests.test_serve_door import reversed_order

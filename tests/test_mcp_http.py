@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from rank_k import Reranker, ScriptedModel
-from rank_k.serve.mcp_http import make_mcp_app
-from rank_k.serve.rules import Doors, Limits
+from rank_k.server.config import Doors, Limits
+from rank_k.server.mcp_http import make_mcp_app
 from tests.conftest import StartLoopback
 from tests.serving import Answer, Served, command, served
 from tests.test_serve_door import reversed_order

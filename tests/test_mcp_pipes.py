@@ -252,7 +252,7 @@ def test_told_twice_it_ends_at_once(loopback: StartLoopback) -> None:
 def test_who_prints_or_reads_does_not_get_into_the_conversation() -> None:
     program = """
 import os, subprocess, sys
-from rank_k.serve.mcp_stdio import private_pipes
+from rank_k.server.mcp_stdio import private_pipes
 with private_pipes() as (source, sink):
     print("printed", flush=True)
     subprocess.run(["echo", "by a child"], check=True)

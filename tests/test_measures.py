@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rank_k.data.files import read_qrels, read_run
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import DEFAULT_MEASURES, Ties, evaluate
-from rank_k.records import Candidate
+from rank_k.types import Candidate
 
 pytestmark = pytest.mark.integration
 

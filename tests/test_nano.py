@@ -9,9 +9,9 @@ import pytest
 from benchmarks.student_data import COLLECTIONS, EVALUATED
 
 from rank_k import Reranker
-from rank_k.distil.sets import licence_of
+from rank_k.distill.candidate_sets import licence_of
 from rank_k.models.student import SHIPPED, find_student
-from rank_k.prompt import read_template
+from rank_k.window.prompt import read_template
 from tests.embedded import USER_CACHE, needs_weights
 from tests.test_embedded import PASSAGES
 

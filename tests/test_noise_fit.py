@@ -13,14 +13,14 @@ import pytest
 
 from rank_k import Reranker
 from rank_k.errors import FormatError, InputError
-from rank_k.evaluation.looks import Look, looks_of
-from rank_k.evaluation.noise_fit import DEFAULT, NoiseFit, fit_noise
-from rank_k.evaluation.simulation import simulate
 from rank_k.journal import Journal, WindowRecord
-from rank_k.models.noise_file import named_noise, read_noise, written
 from rank_k.models.simulated import PRESETS, Noise, SimulatedJudge
-from rank_k.records import Candidate, Order, Passage, Query, Window
+from rank_k.simulation.noise_file import named_noise, read_noise, written
+from rank_k.simulation.noise_fit import DEFAULT, NoiseFit, fit_noise
+from rank_k.simulation.observations import Look, looks_of
+from rank_k.simulation.replay import simulate
 from rank_k.strategies import make
+from rank_k.types import Candidate, Order, Passage, Query, Window
 
 pytest.importorskip("numpy")
 

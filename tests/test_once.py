@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rank_k.once import Once, UnderWay
+from rank_k.models.single_flight import Once, UnderWay
 from tests.waiting import settled
 
 

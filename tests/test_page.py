@@ -15,9 +15,9 @@ from rank_k import Reranker, ScriptedModel
 from rank_k.cli import main
 from rank_k.cli.demo import DEPTH
 from rank_k.errors import MissingExtra
-from rank_k.serve import demo
-from rank_k.serve.pages import PAGES, POLICY, paths, stills
-from rank_k.serve.rules import Doors
+from rank_k.server import demo_queries
+from rank_k.server.config import Doors
+from rank_k.server.web_pages import PAGES, POLICY, paths, stills
 from rank_k.strategies import STRATEGIES
 from tests.conftest import StartLoopback
 from tests.serving import Served, command, served
@@ -85,7 +85,7 @@ def test_pages_hold_no_script_and_no_style_of_their_own() -> None:
 
 def test_scripts_make_no_markup_of_texts() -> None:
     """And import nothing but each other."""
-    scripts = [file for file in (files("rank_k.serve") / "page").iterdir() if file.name.endswith(".js")]
+    scripts = [file for file in (files("rank_k.server") / "page").iterdir() if file.name.endswith(".js")]
     assert len(scripts) > 3
     for file in scripts:
         source = file.read_text(encoding="utf-8")
@@ -101,7 +101,7 @@ def test_scripts_make_no_markup_of_texts() -> None:
 
 
 def test_the_strategies_that_can_be_chosen_are_those_there_are() -> None:
-    html = (files("rank_k.serve") / "page" / "try.html").read_text(encoding="utf-8")
+    html = (files("rank_k.server") / "page" / "try.html").read_text(encoding="utf-8")
     chosen = re.search(r'<select id="strategy">(.*)</select>', html)
     assert chosen is not None
     assert re.findall(r"<option>(\w+)</option>", chosen[1]) == list(STRATEGIES)
@@ -111,14 +111,14 @@ def test_the_demo_is_that_of_the_command(server: Served) -> None:
     assert server.get("/demo").status == 401
     told = server.get("/demo", Authorization=f"Bearer {KEY}").json["questions"]
     assert len(told) == 6
-    assert all(len(question["passages"]) == DEPTH == demo.DEPTH for question in told)
+    assert all(len(question["passages"]) == DEPTH == demo_queries.DEPTH for question in told)
 
 
 def test_the_demo_is_left_out_where_its_data_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing() -> None:
         raise MissingExtra("no bm25s", "pip install 'rank-k[data]'")
 
-    monkeypatch.setattr("rank_k.serve.demo.questions", nothing)
+    monkeypatch.setattr("rank_k.server.demo_queries.questions", nothing)
     with served(Reranker(ScriptedModel([]))) as running:
         answer = running.get("/demo")
     assert answer.json == {"questions": [], "missing": "pip install 'rank-k[data]'"}

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from rank_k import Reranker, ScriptedModel
 from rank_k.journal import Journal
 from rank_k.models.base import Abilities, Reply, Request, Usage
-from rank_k.serve.rules import Doors
+from rank_k.server.config import Doors
 from tests.browsing import CHROMIUM, LOOKS, Theme, a_browser, assert_in_order, tabbed_to, visited
 from tests.serving import Served, served
 from tests.test_page_runs import filled

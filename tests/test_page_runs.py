@@ -17,10 +17,10 @@ from rank_k import Reranker, ScriptedModel
 from rank_k.errors import JournalError
 from rank_k.journal import Journal
 from rank_k.models.base import Abilities, Reply, Request, Usage
-from rank_k.prompt import passages_in, shipped_template
-from rank_k.records import Candidate, Passage, Query
-from rank_k.serve import views
-from rank_k.serve.rules import Doors
+from rank_k.server import journal_views
+from rank_k.server.config import Doors
+from rank_k.types import Candidate, Passage, Query
+from rank_k.window.prompt import passages_in, shipped_template
 from tests.serving import Answer, Served, served
 from tests.thinking_aloud import ThinkingAloud
 
@@ -106,8 +106,12 @@ def test_a_list_of_thousands_comes_in_pages_and_can_be_searched(path: Path) -> N
             reranker.journal.keep_query(run, n, f"id-{n:04d}", "100% sure" if n == 1234 else f"what of {n}")
     with served(Reranker(ScriptedModel([]), journal=path)) as server:
         page = look(server, "queries", run=run, offset=2950).json
-        assert (page["total"], len(page["queries"]), page["queries"][-1]["query_id"]) == (3000, views.PAGE, "id-2999")
-        assert len(look(server, "queries", run=run).json["queries"]) == views.PAGE
+        assert (page["total"], len(page["queries"]), page["queries"][-1]["query_id"]) == (
+            3000,
+            journal_views.PAGE,
+            "id-2999",
+        )
+        assert len(look(server, "queries", run=run).json["queries"]) == journal_views.PAGE
         assert [q["query_id"] for q in look(server, "queries", find="100% SURE").json["queries"]] == ["id-1234"]
         assert [q["position"] for q in look(server, "queries", run=run, find="ID-0077").json["queries"]] == [77]
         assert look(server, "queries", find="nothing like it").json["total"] == 0
@@ -122,7 +126,7 @@ def test_a_job_that_is_under_way_shows_how_far_it_is(path: Path) -> None:
         if len(model.history) == 3:
             with closing(Journal(path, read_only=True)) as journal:
                 [record] = journal.opened()[1]
-                seen.append(views.query(journal, record))
+                seen.append(journal_views.query(journal, record))
         return " > ".join(f"[{n}]" for n in range(len(request.subject.doc_ids), 0, -1))
 
     model = ScriptedModel(answers)
@@ -137,7 +141,7 @@ def test_samples_are_shown_in_the_order_that_each_had(path: Path) -> None:
     with closing(Journal(path, read_only=True)) as journal:
         record = journal.query(name, 0)
         assert record is not None
-        told = views.window(journal, record, 0, 0)
+        told = journal_views.window(journal, record, 0, 0)
     assert told is not None
     shown = [call["shown"] for call in told["calls"]]
     assert len(shown) >= 2
@@ -158,8 +162,8 @@ def test_likelihoods_are_told_with_their_passages(path: Path) -> None:
         reranker.rank("q", ["one", "three", "eleven"])
     with closing(Journal(path, read_only=True)) as journal:
         [record] = journal.opened()[1]
-        told = views.window(journal, record, 0, 0)
-        assert [p["text"] for p in views.query(journal, record)["passages"]] == ["one", "three", "eleven"]
+        told = journal_views.window(journal, record, 0, 0)
+        assert [p["text"] for p in journal_views.query(journal, record)["passages"]] == ["one", "three", "eleven"]
     assert told is not None
     assert [p["text"] for p in told["passages"]] == ["one", "three", "eleven"]
     assert [call["shown"] for call in told["calls"]] == [[0], [1], [2]]
@@ -274,7 +278,7 @@ def test_a_run_of_an_older_version_shows_what_it_has(path: Path) -> None:
     with closing(Journal(path, read_only=True)) as journal:
         total, [record, _] = journal.opened(name)
         assert (total, record.query_id, record.text, record.finished) == (2, "q0", None, True)
-        told = views.query(journal, record)
+        told = journal_views.query(journal, record)
     assert (told["rounds"], len(told["windows"]), len(told["passages"])) == ([], 2, 30)
     assert sorted(n for tier in told["ranking"] for n in tier) == list(range(30))
 

@@ -14,10 +14,10 @@ from scipy.optimize import minimize
 from scipy.stats import norm
 
 from rank_k.errors import InputError
-from rank_k.records import Order, Outcome, Window
-from rank_k.strategies import pairwise
-from rank_k.strategies.conformance import arbitrary_order
-from rank_k.strategies.pairwise import PRECISION, Fit, fit
+from rank_k.strategies import bradley_terry
+from rank_k.strategies.bradley_terry import PRECISION, Fit, fit
+from rank_k.strategies.testing import arbitrary_order
+from rank_k.types import Order, Outcome, Window
 from tests.waiting import cpu_seconds
 
 
@@ -87,7 +87,7 @@ def test_taking_windows_apart_changes_nothing(seed: int, blanks: bool) -> None:
     outcomes = [Outcome(w, (arbitrary_order(w, random),)) for w in (Window(shown, (1, 80)) for shown in windows)]
     whole = fit(ids, outcomes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairwise, "_DENSE", 0)
+        patch.setattr(bradley_terry, "_DENSE", 0)
         apart = fit(ids, outcomes)
     assert np.allclose(whole.strengths, apart.strengths, atol=1e-9)
     assert np.allclose(whole.errors, apart.errors, atol=1e-9)

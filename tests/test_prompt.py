@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k import prompt
 from rank_k.errors import InputError
-from rank_k.prompt import PromptTemplate, default_template, defused, harmless, one_line, read_template
+from rank_k.window import prompt
+from rank_k.window.prompt import PromptTemplate, default_template, defused, harmless, one_line, read_template
 
 TOKENS = (
     *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|begin_of_text|>"),

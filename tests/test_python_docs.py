@@ -17,13 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.data import python_docs
-from rank_k.data.collections import find_collection
+from rank_k.data.collections import demo
+from rank_k.data.collections.registry import find_collection
 from rank_k.data.files import read_qrels, read_queries
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
-from rank_k.first_stage import retrieve
-from rank_k.records import Passage
+from rank_k.retrieval.bm25 import retrieve
+from rank_k.types import Passage
 from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.integration
@@ -40,7 +40,7 @@ import ast, json, sys, sysconfig, time
 from pathlib import Path
 begin = time.process_time()
 from rank_k.data import python_docs
-from rank_k.data.collections import find_collection
+from rank_k.data.collections.registry import find_collection
 from rank_k.data.files import read_qrels, read_queries
 count = len(python_docs.passages())
 seconds = time.process_time() - begin
@@ -85,9 +85,9 @@ def interpreter_of(version: str) -> str | None:
 @pytest.fixture
 def anew() -> Iterator[None]:
     """Passages are made again, in the test and after it."""
-    python_docs._passages.cache_clear()
+    demo._passages.cache_clear()
     yield
-    python_docs._passages.cache_clear()
+    demo._passages.cache_clear()
 
 
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
@@ -108,35 +108,35 @@ def test_judgments_hold_in_every_version(version: str) -> None:
 
 def test_without_docstrings_nothing_changes() -> None:
     """`python -OO` drops the docstrings of what it imports; ours are read from source."""
-    assert summary(sys.executable, "-OO")["qrels"] == python_docs.qrels()
+    assert summary(sys.executable, "-OO")["qrels"] == demo.qrels()
 
 
 @pytest.mark.usefixtures("anew")
 def test_a_python_without_help_texts_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(InputError, match=r"pydoc_data.*; install"):
-        python_docs.passages()
+        demo.passages()
 
 
 @pytest.mark.usefixtures("anew")
 def test_a_python_without_sources_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(InputError, match=r"source of its standard library.*; run"):
-        python_docs.questions()
+        demo.questions()
 
 
 def test_passages_are_distinct_and_of_a_size() -> None:
-    passages = python_docs.passages()
+    passages = demo.passages()
     assert len({passage.doc_id for passage in passages}) == len(passages)
     assert len({passage.text for passage in passages}) == len(passages)
     words = [len(passage.text.split()) for passage in passages]
-    assert min(words) > python_docs.SHORTEST
+    assert min(words) > demo.SHORTEST
     assert sum(count > 150 for count in words) < 20  # a sentence or an example that cannot be cut
     assert not any(character.isspace() for passage in passages for character in passage.doc_id)
 
 
 def test_known_passages() -> None:
-    texts = {passage.doc_id: passage.text for passage in python_docs.passages()}
+    texts = {passage.doc_id: passage.text for passage in demo.passages()}
     assert texts["list.copy"] == "list.copy()\nReturn a shallow copy of the list."
     assert texts["asyncio.wait_for"].startswith("asyncio.wait_for(fut, timeout)\nWait for the single Future")
     assert texts["topic:pass/pass-is-a-null-operation"].startswith('The "pass" statement\n"pass" is a null operation')
@@ -144,7 +144,7 @@ def test_known_passages() -> None:
 
 
 def test_questions_are_judged_well_enough_to_measure() -> None:
-    questions = python_docs.questions()
+    questions = demo.questions()
     assert 38 <= len(questions) <= 45
     assert [q.query.query_id for q in questions if q.featured] == [q.query.query_id for q in questions][::7]
     assert sum(question.featured for question in questions) == 6
@@ -158,21 +158,21 @@ def test_questions_are_judged_well_enough_to_measure() -> None:
 
 
 def test_a_text_that_nobody_read_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    judgments = python_docs.qrels()["cache-results"]
+    judgments = demo.qrels()["cache-results"]
     assert judgments["functools.cache"] == 3
-    texts = dict(python_docs._passages())
+    texts = dict(demo._passages())
     changed = Passage("functools.cache", f"{texts['functools.cache'].text} It is deprecated.")
-    monkeypatch.setattr(python_docs, "_passages", lambda: {**texts, "functools.cache": changed})
-    assert python_docs.qrels()["cache-results"] == {k: v for k, v in judgments.items() if k != "functools.cache"}
+    monkeypatch.setattr(demo, "_passages", lambda: {**texts, "functools.cache": changed})
+    assert demo.qrels()["cache-results"] == {k: v for k, v in judgments.items() if k != "functools.cache"}
     del texts["functools.lru_cache"]
-    monkeypatch.setattr(python_docs, "_passages", lambda: texts)
-    assert python_docs.qrels()["cache-results"] == {k: v for k, v in judgments.items() if k != "functools.lru_cache"}
+    monkeypatch.setattr(demo, "_passages", lambda: texts)
+    assert demo.qrels()["cache-results"] == {k: v for k, v in judgments.items() if k != "functools.lru_cache"}
 
 
 def test_bm25_finds_something_and_leaves_room() -> None:
     """A first stage that found all or nothing would leave a reranker nothing to show."""
-    questions, qrels = python_docs.questions(), python_docs.qrels()
-    run = dict(retrieve([question.query for question in questions], python_docs.passages(), depth=12))
+    questions, qrels = demo.questions(), demo.qrels()
+    run = dict(retrieve([question.query for question in questions], demo.passages(), depth=12))
     found = [any(qrels[query_id].get(candidate.doc_id, 0) for candidate in run[query_id]) for query_id in run]
     assert sum(found) > 0.9 * len(questions)
     assert 0.25 < evaluate(qrels, run, ["nDCG@10"]).means["nDCG@10"] < 0.75
@@ -186,7 +186,7 @@ WORDS = st.lists(st.text("abcdefgh", min_size=1, max_size=8), min_size=1, max_si
 @given(st.lists(WORDS, min_size=1, max_size=8))
 def test_cutting_loses_no_word(paragraphs: list[str]) -> None:
     text = "\n\n".join(f"{paragraph}." for paragraph in paragraphs)
-    parts = list(python_docs._parts(text, "title"))
+    parts = list(demo._parts(text, "title"))
     assert " ".join(part.body for part in parts).split() == text.split()
     assert all(part.title == "title" and part.body for part in parts)
 
@@ -196,16 +196,16 @@ def test_a_fingerprint_sees_words_only(words: list[str], chance: random.Random) 
     plain = " ".join(words)
     before, after = ["", "``", "“", "(", "*"], [" ", ", ", ")\n   "]
     other = "".join(f"{chance.choice(before)}{word}{chance.choice(after)}" for word in words)
-    assert python_docs.fingerprint(plain) == python_docs.fingerprint(other.upper())
-    assert python_docs.fingerprint(plain) != python_docs.fingerprint(f"{plain} more")
+    assert demo.fingerprint(plain) == demo.fingerprint(other.upper())
+    assert demo.fingerprint(plain) != demo.fingerprint(f"{plain} more")
 
 
 def test_cuts_fall_back_into_step_after_an_inserted_paragraph() -> None:
     chance = random.Random(7)
     paragraphs = [f"Paragraph {n} " + "says so. " * chance.randint(8, 30) for n in range(40)]
-    before = [part.body for part in python_docs._parts("\n\n".join(paragraphs), "")]
+    before = [part.body for part in demo._parts("\n\n".join(paragraphs), "")]
     paragraphs.insert(3, "This one is new, and it is here only to move what follows it.")
-    after = [part.body for part in python_docs._parts("\n\n".join(paragraphs), "")]
+    after = [part.body for part in demo._parts("\n\n".join(paragraphs), "")]
     assert len(set(before) - set(after)) <= 6 < len(before) / 2
 
 
@@ -217,7 +217,7 @@ def test_headings_definitions_and_tables() -> None:
         "+------+---------+\n| Name | Meaning |\n|======|=========|\n"
         "| 'a'  | first   |\n|      | letter  |\n+------+---------+\n"
     )
-    parts = list(python_docs._parts(text, "topic"))
+    parts = list(demo._parts(text, "topic"))
     assert {part.title for part in parts} == {"Methods"}
     assert [part.body.split()[0] for part in parts][:3] == ["The", "x.join(items)", "x.split()"]
     body = "\n".join(part.body for part in parts)
@@ -229,11 +229,11 @@ def test_headings_definitions_and_tables() -> None:
 def test_it_is_a_data_set_like_any_other() -> None:
     collection = find_collection("python-docs")
     assert collection.qrels is not None
-    assert read_qrels(collection.qrels) == python_docs.qrels()
+    assert read_qrels(collection.qrels) == demo.qrels()
     queries = read_queries(collection.queries)
-    assert [query.text for query in queries.values()] == [q.query.text for q in python_docs.questions()]
+    assert [query.text for query in queries.values()] == [q.query.text for q in demo.questions()]
     store = collection.corpus.store()
-    some = python_docs.passages()[17]
+    some = demo.passages()[17]
     assert store.get(some.doc_id) == some
     store.close()
     assert find_collection("python-docs") == collection, "made once"

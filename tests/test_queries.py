@@ -13,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.cli import main
-from rank_k.data.collections import load_collection
+from rank_k.data.collections.registry import load_collection
 from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
 from rank_k.data.topics import read_topics
 from rank_k.errors import FormatError, InputError, QueryTooLong
 from rank_k.evaluation.measures import evaluate
 from rank_k.models.base import OnText, Reply, Request
 from rank_k.models.simulated import SimulatedJudge
-from rank_k.prompt import harmless
-from rank_k.records import Candidate, Passage, Query
 from rank_k.reranker import Reranker
+from rank_k.types import Candidate, Passage, Query
+from rank_k.window.prompt import harmless
 
 pytestmark = pytest.mark.integration
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from rank_k.evaluation.assessment import Assessment, assess
-from rank_k.evaluation.costs import RunCost
-from rank_k.evaluation.page import p_value, security_policy, share, signed, styles, whole
-from rank_k.evaluation.report import Made, report
+from rank_k.evaluation.run_comparison import Assessment, assess
+from rank_k.evaluation.run_costs import RunCost
 from rank_k.journal import QueryCost
 from rank_k.models.base import Usage
-from rank_k.records import Candidate
+from rank_k.reports.evaluation_report import Made, report
+from rank_k.reports.html import p_value, security_policy, share, signed, styles, whole
+from rank_k.types import Candidate
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 HEBREW = "מה גורם לגאות ושפל?"

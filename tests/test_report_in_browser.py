@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
-from rank_k.evaluation.report import report
+from rank_k.reports.evaluation_report import report
 from tests.browsing import CHROMIUM, SIZES, THEMES, a_browser, heard
 from tests.test_report import HEBREW, HOSTILE, MADE, TEXTS, assessed
 

@@ -17,11 +17,11 @@ import psutil
 import pytest
 
 from rank_k import Reranker, ScriptedModel
-from rank_k.background import BackgroundLoop
 from rank_k.errors import InputError, MissingWeights, QueryTooLong, Refused, Unreachable
 from rank_k.hits import Hit, RankedHits
+from rank_k.loop_thread import BackgroundLoop
 from rank_k.models.base import Reply, Usage
-from rank_k.records import Query
+from rank_k.types import Query
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, make_queries, peak_concurrency
 from tests.waiting import PATIENCE, STUCK_SECONDS, until

@@ -21,7 +21,7 @@ from rank_k.errors import (
     ServerFault,
     Unreachable,
 )
-from rank_k.models.retries import Retries, with_retries
+from rank_k.models.retry import Retries, with_retries
 from tests.waiting import PATIENCE, STUCK_SECONDS
 
 

@@ -20,8 +20,8 @@ from rank_k.errors import (
     Unreachable,
 )
 from rank_k.models.base import Abilities, Reply, Request, Usage
-from rank_k.models.retries import Retries
-from rank_k.serve.rules import Limits
+from rank_k.models.retry import Retries
+from rank_k.server.config import Limits
 from tests.conftest import StartLoopback
 from tests.serving import Served, served
 from tests.waiting import PATIENCE, STUCK_SECONDS

@@ -13,7 +13,7 @@ import pytest
 
 from rank_k import Reranker, ScriptedModel
 from rank_k.models.base import Request
-from rank_k.serve.rules import Doors
+from rank_k.server.config import Doors
 from tests.serving import Served, served
 
 KEY = "sk-of-the-client"

@@ -18,8 +18,8 @@ from rank_k import Reranker, ScriptedModel
 from rank_k.cli import main
 from rank_k.errors import InputError
 from rank_k.models.base import Request
-from rank_k.serve.rules import Doors, Limits, check_doors
-from rank_k.serve.run import bound
+from rank_k.server.config import Doors, Limits, check_doors
+from rank_k.server.run import bound
 from tests.conftest import StartLoopback
 from tests.serving import Answer, Served, command, served
 from tests.waiting import cpu_seconds

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from rank_k import Journal, Reranker
-from rank_k.serve import desk
-from rank_k.serve.admission import Admission
-from rank_k.serve.refusals import Refusal
-from rank_k.serve.rules import Doors, Limits
+from rank_k.server import service
+from rank_k.server.api_errors import Refusal
+from rank_k.server.config import Doors, Limits
+from rank_k.server.queue import Admission
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, window_key
 from tests.serving import Answer, Served, command, served
@@ -242,10 +242,10 @@ async def _hold(admission: Admission, client: str, finish: asyncio.Event | None 
 
 
 def test_stopping_ends_though_a_place_is_never_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk, "_LEAVING", 0.05)
+    monkeypatch.setattr(service, "_LEAVING", 0.05)
 
     async def main() -> None:
-        of_nobody = desk.Desk(None, Limits(grace_seconds=0.05))
+        of_nobody = service.Desk(None, Limits(grace_seconds=0.05))
         async with of_nobody.admission.turn("a"):
             await asyncio.wait_for(of_nobody.stop(), PATIENCE)
 

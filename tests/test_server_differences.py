@@ -8,9 +8,9 @@ import pytest
 
 from rank_k.engine import Tally
 from rank_k.errors import GaveUp
-from rank_k.models.retries import Retries
-from rank_k.records import Candidate, Passage, Query
+from rank_k.models.retry import Retries
 from rank_k.reranker import Reranker
+from rank_k.types import Candidate, Passage, Query
 from tests.fakes.scripted_server import (
     Answer,
     Ending,

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError
-from rank_k.records import Order
-from rank_k.strategies.conformance import check
 from rank_k.strategies.setwise import Setwise
+from rank_k.strategies.testing import check
+from rank_k.types import Order
 from tests.driving import by_grade, drive, one_by_one
 
 

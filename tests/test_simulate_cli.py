@@ -16,7 +16,7 @@ import pytest
 
 from rank_k.cli import main, simulate
 from rank_k.journal import Journal
-from rank_k.models.noise_file import read_noise
+from rank_k.simulation.noise_file import read_noise
 from tests.signals import hear_ctrl_c
 from tests.waiting import PATIENCE, until
 
@@ -107,7 +107,7 @@ def test_ones_own_strategy_and_missing_queries(
     monkeypatch.setattr(simulate, "_WORTH_A_PROCESS", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: processes)
     (files / "mine.py").write_text(
-        "from dataclasses import dataclass\nfrom rank_k.records import Ranking\n\n@dataclass(frozen=True)\n"
+        "from dataclasses import dataclass\nfrom rank_k.types import Ranking\n\n@dataclass(frozen=True)\n"
         "class Mine:\n    def __call__(self, candidates, seed):\n        yield from ()\n"
         "        return Ranking.of(c.doc_id for c in reversed(candidates))\n"
     )

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.answer import parse_answer
 from rank_k.models.base import Delta, Reply, Request, Subject
 from rank_k.models.simulated import PRESETS, Noise, SimulatedJudge, with_sd
-from rank_k.records import Message
+from rank_k.types import Message
+from rank_k.window.parsing import parse_answer
 
 DOCS = tuple(f"d{i:03d}" for i in range(100))
 GRADES = {f"q{n}": {doc_id: (i * 7 + n) % 4 for i, doc_id in enumerate(DOCS)} for n in range(40)}

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rank_k import Reranker
-from rank_k.answer import parse_answer
 from rank_k.errors import InputError
-from rank_k.evaluation.call_times import Call, CallTime, Due, expected, makespan, scheduled, timed
 from rank_k.evaluation.measures import evaluate
-from rank_k.evaluation.simulation import Asked, Cell, Sums, answered, difference, ndcg, play, simulate, unasked
 from rank_k.models.base import Request, Subject
 from rank_k.models.simulated import PRESETS, Noise, SimulatedJudge
-from rank_k.records import Candidate, Passage, Query, Window
+from rank_k.simulation.call_times import Call, CallTime, Due, expected, makespan, scheduled, timed
+from rank_k.simulation.replay import Asked, Cell, Sums, answered, difference, ndcg, play, simulate, unasked
 from rank_k.strategies import STRATEGIES, make
+from rank_k.types import Candidate, Passage, Query, Window
+from rank_k.window.parsing import parse_answer
 from tests.loopback import make_queries
 
 DOCS = tuple(f"d{i:03d}" for i in range(100))

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 
 from rank_k import Reranker
 from rank_k.errors import InputError, StrategyError
-from rank_k.evaluation.simulation import play
 from rank_k.models.base import RanksBy
-from rank_k.models.scripted import ScriptedModel
+from rank_k.models.mock import ScriptedModel
 from rank_k.models.simulated import SimulatedJudge
-from rank_k.records import Candidate, Order, Outcome, Passage, Query, Ranking, Round, Window
+from rank_k.simulation.replay import play
 from rank_k.strategies import STRATEGIES, make
-from rank_k.strategies.cascade import Cascade
-from rank_k.strategies.conformance import check
-from rank_k.strategies.consensus import consensus
-from rank_k.strategies.protocol import Strategy, held
+from rank_k.strategies.aggregate import consensus
+from rank_k.strategies.base import Strategy, held
+from rank_k.strategies.combined import Cascade
 from rank_k.strategies.sliding import Sliding, spans
+from rank_k.strategies.testing import check
 from rank_k.strategies.topdown import TopDown
+from rank_k.types import Candidate, Order, Outcome, Passage, Query, Ranking, Round, Window
 
 
 def perfect(strategy: Strategy, grades: list[int]) -> tuple[Ranking, list[Round]]:

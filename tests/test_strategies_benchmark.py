@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from benchmarks.strategies import NOISES, RUNS, print_table, simulated
 
-from rank_k.evaluation.simulation import Asked, Cell, Sums
+from rank_k.simulation.replay import Asked, Cell, Sums
 
 
 def test_strategies_meet_the_same_judge_and_every_seed_another(tmp_path: Path) -> None:

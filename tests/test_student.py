@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from rank_k.ask import Asker
 from rank_k.errors import FormatError, InputError
 from rank_k.models import student as students
 from rank_k.models import weights
 from rank_k.models.embedded import EmbeddedModel
 from rank_k.models.student import find_student, write_student
-from rank_k.prompt import PromptTemplate
 from rank_k.reranker import PAPER, Reranker
+from rank_k.window.listwise import Asker
+from rank_k.window.prompt import PromptTemplate
 
 TEMPLATE = PromptTemplate("Q: {query}\n", "\nA:", "<{i}> {text}", " | ", "be brief")
 ASKING = {
@@ -131,7 +131,7 @@ def test_settings_that_are_not_whole_are_named(tmp_path: Path, change: dict[str,
 
 
 def test_a_folder_without_a_student(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no student\.json.*distil export"):
+    with pytest.raises(InputError, match=r"no student\.json.*distill export"):
         find_student(tmp_path)
     assert find_student("smollm2-135m-instruct") is None
     assert find_student("x" * 5000) is None

@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 
 from rank_k.data.files import read_run
 from rank_k.errors import InputError, JournalError
-from rank_k.evaluation.comparison import paired
 from rank_k.evaluation.measures import evaluate
-from rank_k.evaluation.studies.answers import average_overlap, thirds
-from rank_k.evaluation.studies.costs import makespan, rankings_by_round, seed_of, spent_in, window_seconds
-from rank_k.evaluation.studies.plan import (
+from rank_k.evaluation.significance import paired
+from rank_k.journal import WindowRecord
+from rank_k.study.breakdowns import average_overlap, thirds
+from rank_k.study.cell_costs import makespan, rankings_by_round, seed_of, spent_in, window_seconds
+from rank_k.study.grid import (
     Cell,
     cells_of,
     strategy_of,
 )
-from rank_k.evaluation.studies.questions import QUESTIONS
-from rank_k.evaluation.studies.table import compared, labels_of, write_cells, write_queries
-from rank_k.journal import WindowRecord
-from rank_k.records import Candidate, Order, Outcome
+from rank_k.study.questions import QUESTIONS
+from rank_k.study.table import compared, labels_of, write_cells, write_queries
+from rank_k.types import Candidate, Order, Outcome
 from tests.study_bench import DATA, Bench
 from tests.study_bench import bench as bench  # a fixture
 

@@ -10,9 +10,9 @@ import pytest
 
 from rank_k.cli import main
 from rank_k.errors import InputError
-from rank_k.evaluation.studies.config import preset_file, read_study
-from rank_k.evaluation.studies.plan import Study, cells_of
-from rank_k.prompt import read_template
+from rank_k.study.config import preset_file, read_study
+from rank_k.study.grid import Study, cells_of
+from rank_k.window.prompt import read_template
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

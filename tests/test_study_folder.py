@@ -10,9 +10,8 @@ import pytest
 
 from rank_k.data.files import read_run
 from rank_k.errors import InputError
-from rank_k.evaluation.studies.folder import StudyFolder
-from rank_k.evaluation.studies.opened import missing, reachable
-from rank_k.evaluation.studies.plan import (
+from rank_k.study.folder import StudyFolder
+from rank_k.study.grid import (
     Average,
     Cell,
     Collection,
@@ -21,8 +20,9 @@ from rank_k.evaluation.studies.plan import (
     Study,
     cells_of,
 )
-from rank_k.evaluation.studies.running import rerank_cell
-from rank_k.evaluation.studies.table import averages_of, published_for
+from rank_k.study.inputs import missing, reachable
+from rank_k.study.runner import rerank_cell
+from rank_k.study.table import averages_of, published_for
 from tests.study_bench import DATA, Bench
 from tests.study_bench import bench as bench  # a fixture
 

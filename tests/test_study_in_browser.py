@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from rank_k.evaluation.studies.page import write_page
-from rank_k.evaluation.studies.plan import Published, cells_of
+from rank_k.reports.study_report import write_page
+from rank_k.study.grid import Published, cells_of
 from tests.browsing import SIZES, THEMES
 from tests.study_bench import Bench
 from tests.test_report_in_browser import (  # noqa: F401 (its fixture and its marks are ours too)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError
-from rank_k.evaluation.studies.plan import (
+from rank_k.study.grid import (
     Cell,
     Collection,
     FirstStage,
@@ -23,7 +23,7 @@ from rank_k.evaluation.studies.plan import (
     setting,
     strategy_of,
 )
-from rank_k.evaluation.studies.questions import QUESTIONS
+from rank_k.study.questions import QUESTIONS
 from tests.study_bench import a_study
 from tests.study_bench import bench as bench  # a fixture
 

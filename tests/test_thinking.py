@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError
-from rank_k.records import Order, Window
-from rank_k.thinking import AutoRule, Think, agreement, confidence, pays
+from rank_k.types import Order, Window
+from rank_k.window.reasoning import AutoRule, Think, agreement, confidence, pays
 
 RULE = AutoRule()
 
@@ -242,8 +242,8 @@ def test_places_that_can_still_reach_the_top(best: int, size: int, places: int) 
 
 def test_less_than_half_of_a_sliding_pass_is_thought_about() -> None:
     """Whatever scale a model's confidence has: four windows of nine."""
-    from rank_k.records import Candidate, Outcome
     from rank_k.strategies import make
+    from rank_k.types import Candidate, Outcome
 
     steps = make("sliding")([Candidate(str(i), -float(i)) for i in range(100)], 0)
     asked = next(steps)

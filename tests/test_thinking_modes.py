@@ -9,8 +9,8 @@ import pytest
 from rank_k.engine import Tally
 from rank_k.errors import InputError, ServerFault
 from rank_k.models.base import Abilities, Reply, Request, Usage
-from rank_k.models.retries import Retries
-from rank_k.models.scripted import ScriptedModel
+from rank_k.models.mock import ScriptedModel
+from rank_k.models.retry import Retries
 from rank_k.reranker import Reranker
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, make_queries

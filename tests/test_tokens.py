@@ -9,7 +9,7 @@ import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rank_k.tokens import cut_at, estimated_tokens, most_tokens
+from rank_k.data.token_estimate import cut_at, estimated_tokens, most_tokens
 
 SCRIPTS = {
     "thai": "ภาษาไทยเป็นภาษาที่มีระดับเสียงของคำแน่นอน กำลังน้ำใจ",

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError
-from rank_k.records import Order, Window
-from rank_k.strategies.conformance import check
+from rank_k.strategies.testing import check
 from rank_k.strategies.tournament import Tournament, stages
+from rank_k.types import Order, Window
 from tests.driving import by_grade, drive, one_by_one
 
 

@@ -8,12 +8,12 @@ from math import log
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.ask import Asker, AskSettings
 from rank_k.journal import Journal
 from rank_k.models.base import Abilities, Reply, Request, Usage
-from rank_k.models.scripted import ScriptedModel
-from rank_k.records import Passage, Query, Window
-from rank_k.verdicts import parse_verdicts
+from rank_k.models.mock import ScriptedModel
+from rank_k.types import Passage, Query, Window
+from rank_k.window.labels import parse_verdicts
+from rank_k.window.listwise import Asker, AskSettings
 
 WORDS = ("no", "partly", "yes")
 SAID = "[1] no\n[2] yes\n[3] partly\n[4] yes\n[5] no\n"

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from rank_k import Reranker
 from rank_k.models.base import Delta, OnText, Reply, Request, Usage
-from rank_k.models.scripted import ScriptedModel
-from rank_k.prompt import passages_in
+from rank_k.models.mock import ScriptedModel
+from rank_k.window.prompt import passages_in
 
 _QUERY = re.compile(r"^Query: (.*)$", re.MULTILINE)
 
@@ -73,9 +73,9 @@ class ThinkingAloud(ScriptedModel):
 
 
 def main() -> None:
-    from rank_k.serve.desk import Desk
-    from rank_k.serve.rules import Doors
-    from rank_k.serve.run import serve
+    from rank_k.server.config import Doors
+    from rank_k.server.run import serve
+    from rank_k.server.service import Desk
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=8788)

@@ -11,11 +11,11 @@ from typing import Any
 
 import aiohttp
 
-from rank_k.distil.verdicts import VerdictTrace
-from rank_k.extras import load
+from rank_k.distill.label_traces import VerdictTrace
 from rank_k.models.launch import EmbeddedServer
 from rank_k.models.weights import DEFAULT_WEIGHTS, locate
-from rank_k.prompt import read_template
+from rank_k.optional_deps import load
+from rank_k.window.prompt import read_template
 
 HIDDEN, LAYERS, HEADS, KEYS, INNER, CONTEXT = 64, 2, 4, 2, 128, 1024
 WORDS = ("no", "partly", "yes")
@@ -120,7 +120,7 @@ temperature = 0.0
 
 
 def row(query: str, passages: Sequence[str], verdicts: Sequence[int], source: str = "made up") -> dict[str, Any]:
-    """A row as `rank-k distil select` writes them, by the labels teacher."""
+    """A row as `rank-k distill select` writes them, by the labels teacher."""
     (message,) = read_template("compact").messages(query, passages)
     completion = VerdictTrace(tuple(verdicts), tuple(verdicts), WORDS).text
     return {

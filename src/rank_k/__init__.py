@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Answer": "rank_k.answer",
-    "Candidate": "rank_k.records",
+    "Answer": "rank_k.window.parsing",
+    "Candidate": "rank_k.types",
     "Hit": "rank_k.hits",
     "HttpModel": "rank_k.models.http",
     "Journal": "rank_k.journal",
     "Noise": "rank_k.models.simulated",
-    "Passage": "rank_k.records",
-    "Query": "rank_k.records",
+    "Passage": "rank_k.types",
+    "Query": "rank_k.types",
     "RankKError": "rank_k.errors",
     "RankedHits": "rank_k.hits",
     "Reranker": "rank_k.reranker",
-    "ScriptedModel": "rank_k.models.scripted",
+    "ScriptedModel": "rank_k.models.mock",
     "SimulatedJudge": "rank_k.models.simulated",
-    "parse_answer": "rank_k.answer",
+    "parse_answer": "rank_k.window.parsing",
 }
 
 __all__ = [
@@ -47,15 +47,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from rank_k.answer import Answer, parse_answer
     from rank_k.errors import RankKError
     from rank_k.hits import Hit, RankedHits
     from rank_k.journal import Journal
     from rank_k.models.http import HttpModel
-    from rank_k.models.scripted import ScriptedModel
+    from rank_k.models.mock import ScriptedModel
     from rank_k.models.simulated import Noise, SimulatedJudge
-    from rank_k.records import Candidate, Passage, Query
     from rank_k.reranker import Reranker
+    from rank_k.types import Candidate, Passage, Query
+    from rank_k.window.parsing import Answer, parse_answer
 
 
 def __getattr__(name: str) -> Any:

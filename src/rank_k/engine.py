@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from rank_k.ask import Asked
 from rank_k.errors import ContentFiltered, GaveUp, ModelError
 from rank_k.journal import Journal, WindowRecord
 from rank_k.models.base import Delta, OnText, Usage
-from rank_k.records import Candidate, Order, Outcome, Passage, Query, Ranking, Round, Window
-from rank_k.showing import QueryTexts
-from rank_k.strategies.protocol import Steps, Strategy, held, seed_of
-from rank_k.thinking import Think
+from rank_k.strategies.base import Steps, Strategy, held, seed_of
+from rank_k.types import Candidate, Order, Outcome, Passage, Query, Ranking, Round, Window
+from rank_k.window.listwise import Asked
+from rank_k.window.prompt_builder import QueryTexts
+from rank_k.window.reasoning import Think
 
 OPEN_PER_SLOT = 4
 

@@ -18,7 +18,7 @@
     │   └── GaveUp                 retrying ended without an answer
     └── JournalError               the journal cannot be used or belongs to something else
 
-A bad *answer* is not an error: it is an `Answer` with repairs (see `rank_k.answer`).
+A bad *answer* is not an error: it is an `Answer` with repairs (see `rank_k.window.parsing`).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from typing import Any
 
 from rank_k.errors import JournalError
 from rank_k.models.base import Reply, Usage
-from rank_k.records import Order, Ranking, Window
+from rank_k.types import Order, Ranking, Window
 
 _MIGRATIONS = (
     """

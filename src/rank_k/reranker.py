@@ -18,27 +18,27 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 from uuid import uuid4
 
-from rank_k.ask import Asked, Asker, AskSettings
-from rank_k.background import BackgroundLoop
-from rank_k.calls import Calls
-from rank_k.cascade import CascadeAsker
 from rank_k.engine import AsksWindows, Engine, Job, Result, Tally
 from rank_k.errors import InputError
 from rank_k.hits import Hit, RankedHits, as_they_came
 from rank_k.journal import Journal
-from rank_k.likelihood import PASSAGE_TOKENS, LikelihoodAsker
+from rank_k.loop_thread import BackgroundLoop
 from rank_k.models.base import Delta, Model, RanksBy
+from rank_k.models.cached import Calls
 from rank_k.models.http import HttpModel
-from rank_k.models.retries import Retries
+from rank_k.models.retry import Retries
+from rank_k.models.single_flight import Once
 from rank_k.models.student import Student, find_student, usual_model
-from rank_k.once import Once
-from rank_k.prompt import PromptTemplate, read_template
-from rank_k.records import Candidate, Passage, Query, Ranking, Window
 from rank_k.strategies import make
-from rank_k.strategies.cascade import Cascade
-from rank_k.strategies.protocol import Strategy
+from rank_k.strategies.base import Strategy
+from rank_k.strategies.combined import Cascade
 from rank_k.strategies.single import Single
-from rank_k.thinking import Think
+from rank_k.types import Candidate, Passage, Query, Ranking, Window
+from rank_k.window.combined import CascadeAsker
+from rank_k.window.listwise import Asked, Asker, AskSettings
+from rank_k.window.prompt import PromptTemplate, read_template
+from rank_k.window.query_likelihood import PASSAGE_TOKENS, LikelihoodAsker
+from rank_k.window.reasoning import Think
 
 PAPER: Mapping[str, Any] = {
     "strategy": "sliding",

@@ -184,10 +184,10 @@ STUDIES = (
 # --- Distillation -----------------------------------------------------------------------------------
 
 _SAMPLE = (
-    "distil sample --runs {data}/run.trec --queries {data}/queries.jsonl --documents {data}/corpus.jsonl"
+    "distill sample --runs {data}/run.trec --queries {data}/queries.jsonl --documents {data}/corpus.jsonl"
     " --output {work}/sets.jsonl --licence CC0 --source golden"
 )
-_SELECT = "distil select --journal {work}/traces.sqlite --output {work}/rows.jsonl"
+_SELECT = "distill select --journal {work}/traces.sqlite --output {work}/rows.jsonl"
 
 DISTILLATION = (
     Case("sample", (Command(f"{_SAMPLE} --sizes 5-8 --seed 3", files={"sets.jsonl": "jsonl"}),)),
@@ -205,7 +205,7 @@ DISTILLATION = (
         (
             Command(f"{_SAMPLE} --sizes 5-6 --qrels {{data}}/qrels.trec"),
             Command(
-                "distil trace --sets {work}/sets.jsonl --journal {work}/traces.sqlite --simulate {data}/qrels.trec"
+                "distill trace --sets {work}/sets.jsonl --journal {work}/traces.sqlite --simulate {data}/qrels.trec"
                 " --noise weak --samples 2 --concurrency 1 --quiet"
             ),
             Command(f"{_SELECT} --rule all --held-out {{work}}/heldout.jsonl --held-out-share 0.4"),
@@ -217,8 +217,8 @@ DISTILLATION = (
         (
             Command(f"{_SAMPLE} --sizes 5-6 --ranks 1-12 --sets-per-query 1 --qrels {{data}}/qrels.trec"),
             Command(
-                "distil trace --sets {work}/sets.jsonl --journal {work}/traces.sqlite --teacher labels --prompt compact"
-                " --concurrency 1 --quiet"
+                "distill trace --sets {work}/sets.jsonl --journal {work}/traces.sqlite --teacher labels"
+                " --prompt compact --concurrency 1 --quiet"
             ),
             Command(f"{_SELECT} --rule short", files={"rows.jsonl": "jsonl"}),
         ),
@@ -228,7 +228,7 @@ DISTILLATION = (
         (
             Command(f"{_SAMPLE} --sizes 4-4 --ranks 1-12 --sets-per-query 1 --queries-count 2"),
             Command(
-                "distil trace --sets {work}/sets.jsonl --journal {work}/traces.sqlite --server {server:vllm}"
+                "distill trace --sets {work}/sets.jsonl --journal {work}/traces.sqlite --server {server:vllm}"
                 " --samples 2 --think full --concurrency 1 --quiet"
             ),
             Command(f"{_SELECT} --rule paper", files={"rows.jsonl": "jsonl"}),

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from rank_k.cli import VERBS, main
-from rank_k.cli.distil import STEPS
+from rank_k.cli.distill import STEPS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "cli.md"
@@ -42,7 +42,7 @@ def help_of(*arguments: str) -> str:
 
 
 COMMANDS = [
-    command for verb in VERBS for command in [(verb,), *(("distil", step) for step in STEPS if verb == "distil")]
+    command for verb in VERBS for command in [(verb,), *(("distill", step) for step in STEPS if verb == "distill")]
 ]
 
 

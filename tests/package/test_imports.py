@@ -7,7 +7,7 @@ import importlib
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import rank_k
-from rank_k.extras import MODULES_OF_EXTRA
+from rank_k.optional_deps import MODULES_OF_EXTRA
 
 pytestmark = pytest.mark.integration
 
@@ -24,34 +24,44 @@ SOURCE = ROOT / "src" / "rank_k"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 TIERS = (
-    ("records", "errors"),
-    ("extras", "background", "cache", "once"),
-    ("tokens", "context", "grammar", "loops", "analysers"),  # pure
-    ("data", "first_stage", "prompt", "answer", "thinking", "strategies", "loop_guard"),
+    ("types", "errors"),
+    ("optional_deps", "loop_thread", "data/cache_directory", "models/single_flight"),
+    ("data/token_estimate", "window/token_allocation", "window/grammar", "window/repetition", "retrieval/analyzers"),
+    (
+        "data",
+        "retrieval",
+        "window/prompt",
+        "window/parsing",
+        "window/reasoning",
+        "window/repetition_guard",
+        "strategies",
+    ),
     ("models",),
-    ("journal", "hits", "showing", "verdicts"),
-    ("calls",),
-    ("ask",),
-    ("likelihood",),
-    ("cascade",),
+    ("journal", "hits", "window/prompt_builder", "window/labels"),
+    ("models/cached",),
+    ("window/listwise",),
+    ("window/query_likelihood",),
+    ("window/combined",),
     ("engine",),
     ("reranker",),
-    ("evaluation",),
-    ("distil",),
-    ("serve",),
-    ("cluster",),
+    ("evaluation", "simulation", "study", "reports"),
+    ("distill",),
+    ("server",),
     ("integrations",),
     ("cli",),
 )
-"""The rooms (modules and folders of `rank_k`). One may import what stands in a tier above its own."""
+"""Modules and packages of `rank_k`; the longest matching name counts. Each may import those in the lines above it."""
+
+EVALUATION = {"evaluation", "simulation", "study", "reports"}
+"""Packages that may also import each other."""
 
 EXCUSED = {
-    ("llamacpp_server.py", "xllamacpp"): "a script that runs by itself",
-    ("first_stage.py", "numpy"): "comes with bm25s, which was let in before",
+    ("llama_server.py", "xllamacpp"): "a script that runs in a process of its own",
+    ("bm25.py", "numpy"): "comes with bm25s, which is checked before",
 }
-"""(file, module) of imports that do not go through `rank_k.extras.load`."""
+"""(file, module) of imports that do not go through `rank_k.optional_deps.load`."""
 
-TIER_OF = {room: number for number, tier in enumerate(TIERS) for room in tier}
+TIER_OF = {unit: number for number, tier in enumerate(TIERS) for unit in tier}
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -62,8 +72,13 @@ class Import(NamedTuple):
     in_function: bool
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(SOURCE).with_suffix("").parts[0]
+def unit_of(parts: Sequence[str]) -> str | None:
+    """Return the entry of `TIERS` that a module belongs to, by the parts of its name below `rank_k`."""
+    return next((name for size in (3, 2, 1) if (name := "/".join(parts[:size])) in TIER_OF), None)
+
+
+def parts_of(path: Path) -> tuple[str, ...]:
+    return path.relative_to(SOURCE).with_suffix("").parts
 
 
 def imports_of(path: Path) -> Iterator[Import]:
@@ -76,8 +91,9 @@ def imports_of(path: Path) -> Iterator[Import]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}:{node.lineno}: a relative import"
             for alias in node.names:
-                name = f"rank_k.{alias.name}" if node.module == "rank_k" else str(node.module)
-                yield Import(name, node.lineno, for_typing, in_function)
+                name = f"{node.module}.{alias.name}"
+                is_module = str(node.module).startswith("rank_k") and unit_of(name.split(".")[1:]) is not None
+                yield Import(name if is_module else str(node.module), node.lineno, for_typing, in_function)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             for child in node.body:
                 yield from visit(child, True, in_function)
@@ -91,31 +107,40 @@ def imports_of(path: Path) -> Iterator[Import]:
     yield from visit(ast.parse(path.read_text(encoding="utf-8")), False, False)
 
 
-def test_every_room_has_a_place_in_the_plan() -> None:
-    unplaced = {room_of(path) for path in MODULES} - TIER_OF.keys() - {"__init__"}
-    assert not unplaced, f"say in TIERS where {unplaced} belong: what may they import, and who them?"
+def test_tiers_cover_every_module() -> None:
+    modules = [path for path in MODULES if not is_package_file(path) and path != SOURCE / "__init__.py"]
+    assert [str(path.relative_to(SOURCE)) for path in modules if unit_of(parts_of(path)) is None] == []
+    assert [str(path) for path in modules if not (path.parent / "__init__.py").is_file()] == []
+
+
+def is_package_file(path: Path) -> bool:
+    """Whether `path` is an `__init__.py` that only describes its package."""
+    return path.name == "__init__.py" and all(isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_imports_go_up_only(path: Path) -> None:
-    room = room_of(path)
-    if room == "__init__":
+def test_modules_import_only_what_is_above_them(path: Path) -> None:
+    unit = unit_of(parts_of(path))
+    if path == SOURCE / "__init__.py" or is_package_file(path):
         return
-    for found in imports_of(path):
-        top, _, rest = found.module.partition(".")
-        other = rest.partition(".")[0]
-        if top != "rank_k" or other == room:
+    assert unit is not None
+    for imported in imports_of(path):
+        top, *parts = imported.module.split(".")
+        if top != "rank_k":
             continue
-        where = f"{path.relative_to(ROOT)}:{found.line}: {room} imports {found.module}"
-        if other in ("", "__version__"):  # the package itself, whose names lead everywhere
-            assert TIER_OF[room] > TIER_OF["reranker"], where
-        else:
-            assert TIER_OF[other] < TIER_OF[room], where
+        where = f"{path.relative_to(ROOT)}:{imported.line}: {unit} imports {imported.module}"
+        if parts in ([], ["__version__"]):  # the package itself, whose names lead everywhere
+            assert TIER_OF[unit] > TIER_OF["reranker"], where
+            continue
+        other = unit_of(parts)
+        assert other is not None, where
+        if other != unit and not {unit, other} <= EVALUATION:
+            assert TIER_OF[other] < TIER_OF[unit], where
 
 
-def test_records_and_errors_know_nobody() -> None:
-    for room in TIERS[0]:
-        assert [found for found in imports_of(SOURCE / f"{room}.py") if found.module.startswith("rank_k")] == []
+def test_types_and_errors_import_nothing_of_the_package() -> None:
+    for unit in TIERS[0]:
+        assert [each for each in imports_of(SOURCE / f"{unit}.py") if each.module.startswith("rank_k")] == []
 
 
 def test_the_package_itself_imports_nothing_until_asked() -> None:
@@ -134,12 +159,12 @@ def test_what_is_not_in_every_python_is_imported_where_it_is_used(path: Path) ->
         where = f"{path.relative_to(ROOT)}:{found.line}: {found.module}"
         assert found.in_function, f"{where} at the head of a module"
         if (path.name, top) not in EXCUSED:
-            assert top not in brought, f"{where}: use rank_k.extras.load"
+            assert top not in brought, f"{where}: use rank_k.optional_deps.load"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_only_the_command_line_prints(path: Path) -> None:
-    if room_of(path) == "cli":
+    if parts_of(path)[0] == "cli":
         return
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
@@ -225,7 +250,7 @@ def test_what_is_let_in_belongs_to_an_extra() -> None:
         for path in MODULES
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call)
-        and ast.unparse(node.func) in ("load", "extras.load")
+        and ast.unparse(node.func) in ("load", "optional_deps.load")
         and node.args
         and isinstance(node.args[0], ast.Constant)
         and isinstance(node.args[0].value, str)

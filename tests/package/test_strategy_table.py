@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from rank_k.strategies import PRESETS, STRATEGIES, make
-from rank_k.strategies.conformance import check
-from rank_k.strategies.protocol import Strategy
+from rank_k.strategies.base import Strategy
+from rank_k.strategies.testing import check
 from tests.driving import by_grade, drive
 
 PAGE = Path(__file__).parents[2] / "docs" / "strategies.md"

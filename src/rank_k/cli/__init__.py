@@ -26,7 +26,7 @@ VERBS = (
     "simulate",
     "evaluate",
     "study",
-    "distil",
+    "distill",
     "serve",
     "mcp",
     "journal",

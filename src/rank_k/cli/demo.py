@@ -8,14 +8,14 @@ import textwrap
 import time
 from typing import TYPE_CHECKING
 
-from rank_k.cli.model import add_by, add_server, api_key, count
+from rank_k.cli.model_options import add_by, add_server, api_key, count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rank_k.hits import RankedHits
-    from rank_k.records import Candidate, Passage, Query
     from rank_k.reranker import Reranker
+    from rank_k.types import Candidate, Passage, Query
 
 NAME = "demo"
 HELP = "rerank passages of Python's own documentation, and see them before and after"
@@ -45,12 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.data.python_docs import passages, qrels, questions
+    from rank_k.data.collections.demo import passages, qrels, questions
     from rank_k.errors import InputError
-    from rank_k.first_stage import retrieve
     from rank_k.models.student import find_student, usual_model
-    from rank_k.records import Query
     from rank_k.reranker import Reranker
+    from rank_k.retrieval.bm25 import retrieve
+    from rank_k.types import Query
 
     if args.depth < 2:
         raise InputError(f"--depth is {args.depth}", "give 2 or more")
@@ -99,7 +99,7 @@ def _one(
     grades: Mapping[str, int],
 ) -> Sequence[Candidate]:
     """Rerank and show one question."""
-    from rank_k.records import Candidate
+    from rank_k.types import Candidate
 
     print(f"── {query.text}")
     if len(candidates) < 2:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rank_k.cli.model import add_server, api_key
+from rank_k.cli.model_options import add_server, api_key
 
 if TYPE_CHECKING:
     from rank_k.models.base import Model, Request
@@ -51,7 +51,7 @@ def _say(what: str, found: str) -> None:
 
 
 def _extras() -> None:
-    from rank_k.extras import MODULES_OF_EXTRA
+    from rank_k.optional_deps import MODULES_OF_EXTRA
 
     packages = metadata.packages_distributions()  # reads what every installed package brings: once is enough
 
@@ -66,7 +66,7 @@ def _extras() -> None:
 
 
 def _prompt(path: Path) -> None:
-    from rank_k.prompt import OFFICIAL_SHA256, read_template
+    from rank_k.window.prompt import OFFICIAL_SHA256, read_template
 
     template = read_template(path)
     official = ", the Rank-K authors' own" if template.sha256 == OFFICIAL_SHA256 else ""
@@ -122,9 +122,9 @@ def _is_assumed(model: Model) -> str:
 
 async def _probe_order(model: Model) -> str:
     """One window of three passages through the whole path."""
-    from rank_k.answer import parse_answer
     from rank_k.models.base import Request
-    from rank_k.prompt import default_template
+    from rank_k.window.parsing import parse_answer
+    from rank_k.window.prompt import default_template
 
     passages = ["Rain is water that falls from clouds.", "The sky is blue since air scatters blue light.", "Cats purr."]
     messages = default_template().messages("why is the sky blue", passages)
@@ -167,7 +167,7 @@ async def _probe_prefill(model: Model) -> str:
 
 async def _probe_grammar(model: Model) -> str:
     """Whether an answer is held to a ranking that nobody would say by himself."""
-    from rank_k.grammar import follows
+    from rank_k.window.grammar import follows
 
     if not model.abilities.grammar:
         return "not offered: answers are free, and repaired where they must be"
@@ -199,7 +199,7 @@ async def _probe_logprobs(model: Model) -> str:
 
 async def _probe_likelihood(model: Model) -> str:
     """Whether a text that is given is told the probability of."""
-    from rank_k.likelihood import log_probability
+    from rank_k.window.query_likelihood import log_probability
 
     if not model.abilities.spells:
         return "not offered: --by likelihood is not for this server"
@@ -214,7 +214,7 @@ async def _probe_likelihood(model: Model) -> str:
 
 def _question(text: str, max_tokens: int, think: bool | None = None) -> Request:
     from rank_k.models.base import Request
-    from rank_k.records import Message
+    from rank_k.types import Message
 
     return Request((Message("user", text),), max_tokens, 0.0, seed=0, think=think)
 

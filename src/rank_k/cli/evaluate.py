@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rank_k.cli.collection import DATASET, collection
-from rank_k.cli.outputs import check_output
-from rank_k.cli.prices import add_prices, prices
+from rank_k.cli.collection_options import DATASET, collection
+from rank_k.cli.output_files import check_output
+from rank_k.cli.price_options import add_prices, prices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rank_k.data.collections import Collection
-    from rank_k.evaluation.assessment import Assessment
-    from rank_k.evaluation.costs import RunCost
-    from rank_k.records import Run
+    from rank_k.data.collections.registry import Collection
+    from rank_k.evaluation.run_comparison import Assessment
+    from rank_k.evaluation.run_costs import RunCost
+    from rank_k.types import Run
 
 NAME = "evaluate"
 HELP = "measure runs against judgments, and compare them"
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.cli import evaluation_output
+    from rank_k.cli.render import evaluation_text
     from rank_k.errors import InputError
 
     if args.preferences is not None:
@@ -78,22 +78,22 @@ def run(args: argparse.Namespace) -> int:
         check_output("--report", args.report, (*named.files, *([args.csv] if args.csv else [])))
 
     assessment = _assessed(args, named, intervals=bool(named.baseline or args.json or args.report))
-    for line in evaluation_output.notes(assessment):
+    for line in evaluation_text.notes(assessment):
         print(line, file=sys.stderr)
     if args.csv is not None:  # files first: whoever reads the output may have seen enough before its end
         with args.csv.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(evaluation_output.rows(assessment))
+            csv.writer(file, lineterminator="\n").writerows(evaluation_text.rows(assessment))
     if args.report is not None:
         args.report.write_text(_report(args, assessment, named), encoding="utf-8")
     if args.json:
-        print(evaluation_output.as_json(assessment))
+        print(evaluation_text.as_json(assessment))
     else:
-        print("\n".join(evaluation_output.lines(assessment)))
+        print("\n".join(evaluation_text.lines(assessment)))
     return 0
 
 
 def report_page(args: argparse.Namespace, links: Sequence[tuple[str, str, bool]] = ()) -> str:
-    """What `--report` writes for these arguments. `links`: as `rank_k.evaluation.report` takes them."""
+    """What `--report` writes for these arguments. `links`: as `rank_k.reports.evaluation_report` takes them."""
     named = _named(args)
     return _report(args, _assessed(args, named, intervals=True), named, links)
 
@@ -131,8 +131,8 @@ def _named(args: argparse.Namespace) -> _Named:
 def _assessed(args: argparse.Namespace, named: _Named, *, intervals: bool) -> Assessment:
     from rank_k.data.files import read_qrels
     from rank_k.errors import InputError
-    from rank_k.evaluation.assessment import assess
     from rank_k.evaluation.measures import DEFAULT_MEASURES
+    from rank_k.evaluation.run_comparison import assess
 
     judged = read_qrels(named.judgments)
     runs = read_runs(named.runs, named.dataset, args.dataset)
@@ -155,7 +155,7 @@ def _assessed(args: argparse.Namespace, named: _Named, *, intervals: bool) -> As
 def _preferences(args: argparse.Namespace) -> int:
     from itertools import chain
 
-    from rank_k.cli import preference_output
+    from rank_k.cli.render import preferences_text
     from rank_k.errors import InputError
     from rank_k.evaluation.preferences import preferences, read_judgments
 
@@ -164,9 +164,9 @@ def _preferences(args: argparse.Namespace) -> int:
     if given:
         raise InputError(f"--preferences has no use for {given[0]}", "leave it out, or give two commands")
     found = preferences(chain.from_iterable(map(read_judgments, args.preferences)))
-    for line in preference_output.notes(found):
+    for line in preferences_text.notes(found):
         print(line, file=sys.stderr)
-    print(preference_output.as_json(found) if args.json else "\n".join(preference_output.lines(found)))
+    print(preferences_text.as_json(found) if args.json else "\n".join(preferences_text.lines(found)))
     return 0
 
 
@@ -184,7 +184,7 @@ def _runs(args: argparse.Namespace) -> tuple[dict[str, Path], str]:
 
 def read_runs(paths: Mapping[str, Path], dataset: Collection | None, dataset_name: str) -> dict[str, Run]:
     """The runs by name, less what the data set excludes, which is told."""
-    from rank_k.data.collections import WithoutExcluded
+    from rank_k.data.collections.registry import WithoutExcluded
     from rank_k.data.files import read_run
 
     runs: dict[str, Run] = {}
@@ -199,7 +199,7 @@ def read_runs(paths: Mapping[str, Path], dataset: Collection | None, dataset_nam
 def _journals(args: argparse.Namespace, paths: Mapping[str, Path]) -> dict[str, Path]:
     """Where the journals of runs are: beside them, or where --journal says."""
     from rank_k.errors import InputError
-    from rank_k.evaluation.costs import journal_beside
+    from rank_k.evaluation.run_costs import journal_beside
 
     found = {name: beside for name, path in paths.items() if (beside := journal_beside(path))}
     for given in args.journal or ():
@@ -215,7 +215,7 @@ def _journals(args: argparse.Namespace, paths: Mapping[str, Path]) -> dict[str, 
 def _cost(args: argparse.Namespace, name: str, path: Path, journal: Path) -> RunCost | None:
     """What a run cost, and money where prices are given. A journal that was not asked for may be unreadable."""
     from rank_k.errors import JournalError
-    from rank_k.evaluation.costs import run_cost
+    from rank_k.evaluation.run_costs import run_cost
 
     try:
         cost = run_cost(journal, path)
@@ -234,7 +234,7 @@ def _report(
     args: argparse.Namespace, assessment: Assessment, named: _Named, links: Sequence[tuple[str, str, bool]] = ()
 ) -> str:
     from rank_k.data.files import read_queries
-    from rank_k.evaluation.report import Made, report
+    from rank_k.reports.evaluation_report import Made, report
 
     file = named.queries or (None if named.dataset is None else named.dataset.queries)
     texts = {} if file is None else {query.query_id: query.text for query in read_queries(file).values()}

@@ -9,8 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rank_k.cli.outputs import check_output
-from rank_k.cli.prices import add_prices, prices
+from rank_k.cli.output_files import check_output
+from rank_k.cli.price_options import add_prices, prices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,9 +107,9 @@ def _fitted(records: Iterator[WindowRecord], args: argparse.Namespace) -> list[s
     from dataclasses import asdict
 
     from rank_k.data.files import read_qrels
-    from rank_k.evaluation.looks import looks_of
-    from rank_k.evaluation.noise_fit import fit_noise
-    from rank_k.models.noise_file import written
+    from rank_k.simulation.noise_file import written
+    from rank_k.simulation.noise_fit import fit_noise
+    from rank_k.simulation.observations import looks_of
 
     found = fit_noise(looks_of(records), read_qrels(args.qrels))
     if args.output is not None:

@@ -7,9 +7,9 @@ import logging
 import sys
 from pathlib import Path
 
-from rank_k.cli.model import add_asking, add_server
+from rank_k.cli.model_options import add_asking, add_server
 from rank_k.cli.serve import MODEL_KEY, add_doors, add_limits, checked_doors, opened_desk
-from rank_k.extras import load
+from rank_k.optional_deps import load
 
 NAME = "mcp"
 HELP = "offer reranking as a tool to assistants and agents, over the Model Context Protocol"
@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _over_http(args: argparse.Namespace) -> None:
-    from rank_k.serve.mcp_http import PATH, make_mcp_app
-    from rank_k.serve.run import serve
+    from rank_k.server.mcp_http import PATH, make_mcp_app
+    from rank_k.server.run import serve
 
     doors = checked_doors(args)
     load("mcp")  # or hear that it is not there, before a model is started
@@ -53,7 +53,7 @@ def _over_http(args: argparse.Namespace) -> None:
 
 
 def _over_pipes(args: argparse.Namespace) -> None:
-    from rank_k.serve.mcp_stdio import private_pipes, serve_pipes
+    from rank_k.server.mcp_stdio import private_pipes, serve_pipes
 
     _check_for_pipes(args)
     load("mcp")

@@ -9,8 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rank_k.cli.collection import add_collection, index_progress, named_collection
-from rank_k.cli.model import (
+from rank_k.cli.collection_options import add_collection, index_progress, named_collection
+from rank_k.cli.model_options import (
     NOISES,
     add_asking,
     add_server,
@@ -20,17 +20,17 @@ from rank_k.cli.model import (
     simulated,
     simulated_by_passage,
 )
-from rank_k.cli.outputs import check_output
-from rank_k.cli.prices import Prices, add_prices, prices
+from rank_k.cli.output_files import check_output
+from rank_k.cli.price_options import Prices, add_prices, prices
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from rank_k.data.collections import Store
-    from rank_k.data.documents import Split
+    from rank_k.data.collections.registry import Store
     from rank_k.data.files import RunFile
-    from rank_k.records import Candidate, Query
+    from rank_k.data.long_documents import Split
     from rank_k.reranker import Reranker
+    from rank_k.types import Candidate, Query
 
 NAME = "rerank"
 HELP = "rerank a first-stage run with a language model that reasons"
@@ -70,9 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.data.collections import WithoutExcluded
-    from rank_k.data.documents import SplitRun
+    from rank_k.data.collections.registry import WithoutExcluded
     from rank_k.data.files import RunFile, RunWriter, read_queries
+    from rank_k.data.long_documents import SplitRun
     from rank_k.errors import InputError
     from rank_k.reranker import PAPER, Reranker
 
@@ -152,16 +152,16 @@ def _progress(reranker: Reranker, total: int, quiet: bool) -> Any:
 def _close(
     args: argparse.Namespace, reranker: Reranker, price: Prices | None, seconds: float, settings: dict[str, Any]
 ) -> int:
-    from rank_k.cli import summary
+    from rank_k.cli.render import rerank_summary
 
     tally = reranker.tally
     if not args.quiet:
-        print("\n".join(summary.lines(tally, seconds, price, reranker.by)), file=sys.stderr)
+        print("\n".join(rerank_summary.lines(tally, seconds, price, reranker.by)), file=sys.stderr)
     if args.report is not None:
-        told = summary.report(tally, seconds, settings, price)
+        told = rerank_summary.report(tally, seconds, settings, price)
         run = reranker.journal.begin_run(settings)
         with args.report.open("w", encoding="utf-8") as file:
-            summary.write_report(file, told, reranker.journal.queries(run))
+            rerank_summary.write_report(file, told, reranker.journal.queries(run))
     return 3 if args.strict and (tally.unranked_windows or tally.unfinished) else 0
 
 
@@ -188,7 +188,7 @@ def _check_queries(first_stage: RunFile, queries: Mapping[str, Query], file: Pat
 
 def _split(args: argparse.Namespace) -> Split | None:
     """How long documents are to be cut. Raises `InputError` for numbers that do not go together."""
-    from rank_k.data.documents import Split
+    from rank_k.data.long_documents import Split
     from rank_k.errors import InputError
     from rank_k.reranker import PAPER
 

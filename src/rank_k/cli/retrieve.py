@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from rank_k.cli.collection import add_collection, named_collection
-from rank_k.cli.model import count
+from rank_k.cli.collection_options import add_collection, named_collection
+from rank_k.cli.model_options import count
 
 NAME = "retrieve"
 HELP = "make a first-stage run with BM25"
@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.analysers import analyser_for
-    from rank_k.data.collections import WithoutExcluded
+    from rank_k.data.collections.registry import WithoutExcluded
     from rank_k.data.files import RunWriter, read_queries
-    from rank_k.first_stage import retrieve
+    from rank_k.retrieval.analyzers import analyser_for
+    from rank_k.retrieval.bm25 import retrieve
 
     analyser = analyser_for(args.language)
     named = named_collection(args)

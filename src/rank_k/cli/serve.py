@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rank_k.cli import rooms
-from rank_k.cli.model import add_asking, add_server, count, duration, key_in, reranker_options
+from rank_k.cli import page_options
+from rank_k.cli.model_options import add_asking, add_server, count, duration, key_in, reranker_options
 
 if TYPE_CHECKING:
     from rank_k.reranker import Reranker
-    from rank_k.serve.desk import Desk
-    from rank_k.serve.rules import Doors, Limits
+    from rank_k.server.config import Doors, Limits
+    from rank_k.server.service import Desk
 
 NAME = "serve"
 HELP = "answer rerank requests over HTTP, as Cohere's, Jina's and other APIs do, and look at journals"
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_server(parser, MODEL_KEY)
     add_asking(parser)
     parser.add_argument("--journal", type=Path, metavar="FILE", help=_JOURNAL)
-    rooms.add_arguments(parser)
+    page_options.add_arguments(parser)
     add_doors(parser, 8787)
     add_limits(parser)
 
@@ -74,15 +74,15 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.serve.app import make_app
-    from rank_k.serve.run import serve
+    from rank_k.server.app import make_app
+    from rank_k.server.run import serve
 
     doors = checked_doors(args)
     looks = args.server is None and args.model is None and (args.journal is not None or args.compare is not None)
     if looks and args.journal is not None:
         _check_journal(args.journal)
     with ExitStack() as stack:
-        beside = stack.enter_context(rooms.rooms(args))
+        beside = stack.enter_context(page_options.rooms(args))
         desk = stack.enter_context(opened_desk(args, doors, looks=looks))
         by = "comparison and likelihood" if desk.by == "both" else desk.by
         ranks = f"{desk.model or 'the model'}, by {by},"
@@ -116,9 +116,9 @@ def opened_desk(args: argparse.Namespace, doors: Doors | None = None, *, looks: 
     where there is one client and no door. `looks`: what matters is the journal, which is looked at only; a model, if
     there is one, starts when somebody has use for it."""
     from rank_k.errors import MissingWeights
-    from rank_k.models.retries import Retries
+    from rank_k.models.retry import Retries
     from rank_k.reranker import Reranker
-    from rank_k.serve.desk import Desk
+    from rank_k.server.service import Desk
 
     options = reranker_options(args, MODEL_KEY)
     if doors is not None:
@@ -152,7 +152,7 @@ def port(text: str) -> int:
 def checked_doors(args: argparse.Namespace) -> Doors:
     """The doors that the options of `add_doors` describe. Raises `InputError` for some that stand wide open."""
     from rank_k.errors import InputError
-    from rank_k.serve.rules import Doors, check_doors
+    from rank_k.server.config import Doors, check_doors
 
     keys: tuple[str, ...] = ()
     variable = args.api_key_env or (CLIENT_KEYS if os.environ.get(CLIENT_KEYS) else None)
@@ -167,7 +167,7 @@ def checked_doors(args: argparse.Namespace) -> Doors:
 
 
 def _limits(args: argparse.Namespace, running: int) -> Limits:
-    from rank_k.serve.rules import Limits
+    from rank_k.server.config import Limits
 
     return Limits(
         running=running,

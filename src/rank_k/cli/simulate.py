@@ -10,17 +10,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rank_k.cli.collection import DATASET
-from rank_k.cli.model import NOISES, count, import_own, number
+from rank_k.cli.collection_options import DATASET
+from rank_k.cli.model_options import NOISES, count, import_own, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from rank_k.evaluation.call_times import CallTime, Seconds
-    from rank_k.evaluation.simulation import Cell, Sums
     from rank_k.models.simulated import Grades, Noise
-    from rank_k.records import Run
-    from rank_k.strategies.protocol import Strategy
+    from rank_k.simulation.call_times import CallTime, Seconds
+    from rank_k.simulation.replay import Cell, Sums
+    from rank_k.strategies.base import Strategy
+    from rank_k.types import Run
 
 NAME = "simulate"
 HELP = "try strategies on a simulated judge: plan before you pay"
@@ -60,10 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.cli.evaluation_output import without_nan
+    from rank_k.cli.render.evaluation_text import without_nan
     from rank_k.errors import InputError
-    from rank_k.evaluation.call_times import CallTime
-    from rank_k.models.noise_file import named_noise
+    from rank_k.simulation.call_times import CallTime
+    from rank_k.simulation.noise_file import named_noise
 
     call_time = None if args.call_seconds is None else CallTime.parse(args.call_seconds, args.call_spread)
     if (args.price_in is not None or args.price_out is not None) and not _has_tokens(args):
@@ -103,8 +103,8 @@ class _Job:
 
     def read(self) -> None:
         """Judgments, and the run's candidates for the judged queries."""
-        from rank_k.cli.collection import collection
-        from rank_k.data.collections import WithoutExcluded
+        from rank_k.cli.collection_options import collection
+        from rank_k.data.collections.registry import WithoutExcluded
         from rank_k.data.files import read_qrels, read_run
         from rank_k.errors import InputError
 
@@ -137,7 +137,7 @@ class _Job:
 
     def judged_by(self, seed: int) -> dict[Cell, Sums]:
         """Everything before the judge of `seed`."""
-        from rank_k.evaluation.simulation import simulate, unasked
+        from rank_k.simulation.replay import simulate, unasked
 
         plans = {FIRST_STAGE: unasked, **self.plans()}
         return simulate({"": self.run}, self.grades, plans, {"": self._noise}, seed, self._args.depth)
@@ -153,7 +153,7 @@ _job: _Job | None = None
 
 def _simulated(job: _Job, seeds: int, quiet: bool) -> dict[str, Sums]:
     """By strategy, over all judges."""
-    from rank_k.evaluation.simulation import Sums
+    from rank_k.simulation.replay import Sums
 
     found: dict[str, Sums] = {}
     with _Progress(seeds, quiet) as progress:
@@ -243,8 +243,8 @@ class _Progress:
 
 
 def _row(name: str, sums: Sums, baseline: Sums, call_time: CallTime | None, args: argparse.Namespace) -> dict[str, Any]:
-    from rank_k.evaluation.call_times import expected
-    from rank_k.evaluation.simulation import difference
+    from rank_k.simulation.call_times import expected
+    from rank_k.simulation.replay import difference
 
     row: dict[str, Any] = {
         "strategy": name,

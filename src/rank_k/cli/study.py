@@ -12,17 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rank_k.cli.collection import DATASET, index_progress
-from rank_k.cli.model import NOISES, add_replies, add_server
+from rank_k.cli.collection_options import DATASET, index_progress
+from rank_k.cli.model_options import NOISES, add_replies, add_server
 from rank_k.cli.study_options import AXES, reach_of, study_of, with_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from rank_k.engine import Tally
-    from rank_k.evaluation.studies.folder import StudyFolder
-    from rank_k.evaluation.studies.opened import Missing, Opened
-    from rank_k.evaluation.studies.plan import Cell, Study
+    from rank_k.study.folder import StudyFolder
+    from rank_k.study.grid import Cell, Study
+    from rank_k.study.inputs import Missing, Opened
 
 NAME = "study"
 HELP = "compare strategies, budgets, samples, depths and models on a collection: quality, tokens, rounds, seconds"
@@ -87,9 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.cli.study_text import listing
-    from rank_k.evaluation.studies.opened import missing
-    from rank_k.evaluation.studies.plan import cells_of, chosen, restricted
+    from rank_k.cli.render.study_text import listing
+    from rank_k.study.grid import cells_of, chosen, restricted
+    from rank_k.study.inputs import missing
 
     study = study_of(args)
     cells = chosen(cells_of(study), args.only or ())
@@ -105,10 +105,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) -> int:
     from rank_k.errors import InputError
-    from rank_k.evaluation.studies.folder import StudyFolder
-    from rank_k.evaluation.studies.opened import Opened, reachable
-    from rank_k.extras import load
     from rank_k.journal import Journal
+    from rank_k.optional_deps import load
+    from rank_k.study.folder import StudyFolder
+    from rank_k.study.inputs import Opened, reachable
 
     if args.output is None:
         raise InputError("--output is missing", "name a folder for journal, runs and report")
@@ -147,7 +147,7 @@ def _ask(
     """Rerank what is not finished. Raises a `RankKError` that says how far one has come."""
     from rank_k.cli.progress import Progress, clock
     from rank_k.errors import GaveUp, RankKError, Unreachable
-    from rank_k.evaluation.studies.running import rerank_cell
+    from rank_k.study.runner import rerank_cell
 
     for number, cell in enumerate(cells, 1):
         title = f"cell {number}/{len(cells)} {cell.name}: "
@@ -182,11 +182,11 @@ def _answer(
     whole: bool,
 ) -> int:
     """Write and show what is known by now. An answer that is not `whole` is written only."""
-    from rank_k.cli.evaluation_output import without_nan
-    from rank_k.cli.study_text import notes, tables
-    from rank_k.evaluation.studies.answer import Answer
-    from rank_k.evaluation.studies.page import write_page
-    from rank_k.evaluation.studies.table import FIRST_STAGE, write_cells, write_queries
+    from rank_k.cli.render.evaluation_text import without_nan
+    from rank_k.cli.render.study_text import notes, tables
+    from rank_k.reports.study_report import write_page
+    from rank_k.study.results import Answer
+    from rank_k.study.table import FIRST_STAGE, write_cells, write_queries
 
     mine = {(c.name, f.name) for c in study.collections for f in c.first_stages}
     known = [cell for cell in folder.cells if (cell.collection, cell.first_stage) in mine]
@@ -211,7 +211,7 @@ def _check(study: Study, cells: Sequence[Cell], asked: Sequence[Cell], opened: M
     commands, one of which may be the baseline."""
     from rank_k.errors import InputError
     from rank_k.evaluation.measures import evaluate
-    from rank_k.evaluation.studies.table import FIRST_STAGE
+    from rank_k.study.table import FIRST_STAGE
 
     known = (*cells, *asked)
     if study.baseline not in (None, FIRST_STAGE, *(name for cell in known for name in (cell.setting, cell.name))):
@@ -266,6 +266,6 @@ def _tell_missing(lacking: Sequence[Missing]) -> None:
 
 
 def _questions() -> tuple[str, ...]:
-    from rank_k.evaluation.studies.questions import QUESTIONS
+    from rank_k.study.questions import QUESTIONS
 
     return tuple(QUESTIONS)

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rank_k.cli.model import api_key, import_own, say_retry
+from rank_k.cli.model_options import api_key, import_own, say_retry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rank_k.evaluation.studies.plan import Collection, ModelPlan, Study
+    from rank_k.study.grid import Collection, ModelPlan, Study
 
 AXES = {
     "strategies": ("strategy", "S,...", "of rerank's, and the presets fast, balanced and thorough (sliding)"),
@@ -37,7 +37,7 @@ AXES = {
 def study_of(args: argparse.Namespace) -> Study:
     """The study that the options name or make. Raises `InputError`."""
     from rank_k.errors import InputError
-    from rank_k.evaluation.studies.config import preset_file, read_study
+    from rank_k.study.config import preset_file, read_study
 
     if args.simulate is not None and args.server is not None:
         raise InputError("--simulate and --server exclude each other", "leave one out")
@@ -73,8 +73,8 @@ _ASKED: dict[str, tuple[Any, ...]] = {
 
 
 def _from_options(args: argparse.Namespace) -> Study:
-    from rank_k.evaluation.studies.plan import ModelPlan, Study, setting
-    from rank_k.evaluation.studies.questions import QUESTIONS
+    from rank_k.study.grid import ModelPlan, Study, setting
+    from rank_k.study.questions import QUESTIONS
 
     import_own([] if args.strategies is None else _values(args, "strategies"))
     given = {axis: _values(args, option) for option, (axis, _, _) in AXES.items() if getattr(args, option) is not None}
@@ -128,7 +128,7 @@ def _model_name(args: argparse.Namespace) -> str:
 def _collections(args: argparse.Namespace) -> tuple[Collection, ...]:
     """One for each data set and kind of query."""
     from rank_k.errors import InputError
-    from rank_k.evaluation.studies.plan import Collection, FirstStage
+    from rank_k.study.grid import Collection, FirstStage
 
     datasets: Sequence[str | None] = args.dataset or (None,)
     given: Sequence[Path] = args.run or ()
@@ -172,7 +172,7 @@ def _run_name(file: Path) -> str:
 def with_server(args: argparse.Namespace, study: Study) -> Study:
     """The study's models as --server and --simulate would have them reached."""
     from rank_k.errors import InputError
-    from rank_k.models.noise_file import named_noise
+    from rank_k.simulation.noise_file import named_noise
 
     if args.simulate is not None:
         judgments = args.simulate if args.simulate != Path() else None

@@ -30,10 +30,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rank_k.data.compression import opened
 from rank_k.data.part_file import PartFile
-from rank_k.data.streams import opened
 from rank_k.errors import FormatError, InputError
-from rank_k.records import Candidate, Passage, Query
+from rank_k.types import Candidate, Passage, Query
 
 _RUN = "'query_id Q0 doc_id rank score tag' on each line (no white space in ids or tag) or a score.json"
 _QRELS = "'query_id iteration doc_id grade' on each line, or BEIR's 'query-id corpus-id score' and its lines"

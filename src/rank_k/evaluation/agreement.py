@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rank_k.evaluation.comparison import LEVEL, resampled_means
-from rank_k.extras import load
+from rank_k.evaluation.significance import LEVEL, resampled_means
+from rank_k.optional_deps import load
 
 if TYPE_CHECKING:
     import numpy as np

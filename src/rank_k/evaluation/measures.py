@@ -11,8 +11,8 @@ from statistics import fmean
 from typing import Any, Literal
 
 from rank_k.errors import InputError
-from rank_k.extras import load
-from rank_k.records import Candidate, Run
+from rank_k.optional_deps import load
+from rank_k.types import Candidate, Run
 
 Ties = Literal["file", "trec_eval"]
 """How equal scores are ordered: as the run lists them, or by descending id, as trec_eval does."""

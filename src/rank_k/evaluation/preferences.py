@@ -27,8 +27,8 @@ from typing import Any
 from rank_k.data.files import read_objects
 from rank_k.errors import FormatError, InputError
 from rank_k.evaluation.agreement import Agreement, agreements
-from rank_k.evaluation.comparison import LEVEL, holm, paired
-from rank_k.extras import load
+from rank_k.evaluation.significance import LEVEL, holm, paired
+from rank_k.optional_deps import load
 
 LEFT, RIGHT, TIE, UNDONE = "left", "right", "tie", "undone"
 CHOICES = (LEFT, RIGHT, TIE)

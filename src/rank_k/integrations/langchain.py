@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rank_k.extras import load
 from rank_k.hits import Hit
-from rank_k.integrations.asking import Source, abest, best, reranker_of
+from rank_k.integrations.common import Source, abest, best, reranker_of
+from rank_k.optional_deps import load
 from rank_k.reranker import Reranker
 
 if TYPE_CHECKING:

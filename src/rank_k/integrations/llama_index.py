@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rank_k.errors import InputError
-from rank_k.extras import load
 from rank_k.hits import Hit
-from rank_k.integrations.asking import Source, abest, best, reranker_of
+from rank_k.integrations.common import Source, abest, best, reranker_of
+from rank_k.optional_deps import load
 from rank_k.reranker import Reranker
 
 if TYPE_CHECKING:

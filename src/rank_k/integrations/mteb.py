@@ -8,9 +8,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rank_k.errors import InputError
-from rank_k.extras import load
-from rank_k.integrations.asking import Source, rerank, reranker_of
-from rank_k.records import Candidate, Passage, Query
+from rank_k.integrations.common import Source, rerank, reranker_of
+from rank_k.optional_deps import load
+from rank_k.types import Candidate, Passage, Query
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rank_k.errors import InputError
-from rank_k.extras import load
-from rank_k.integrations.asking import Source, rerank, reranker_of
-from rank_k.records import Candidate, Passage, Query
+from rank_k.integrations.common import Source, rerank, reranker_of
+from rank_k.optional_deps import load
+from rank_k.types import Candidate, Passage, Query
 
 if TYPE_CHECKING:
     import pandas as pd

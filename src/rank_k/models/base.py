@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
-from rank_k.records import Message
+from rank_k.types import Message
 
 RanksBy = Literal["comparison", "likelihood", "both"]
 """Passages side by side and a reasoned answer about them, or each by itself (`likelihood.py`); or first the one and

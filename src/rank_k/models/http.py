@@ -25,12 +25,12 @@ from rank_k.errors import (
     Unreachable,
     UnsupportedField,
 )
-from rank_k.models import dialects
+from rank_k.models import server_types
 from rank_k.models.base import Abilities, OnText, Reply, Request
-from rank_k.models.dialects import DIALECTS, Dialect
-from rank_k.models.refusals import KEY_OPTIONS, error_of, message_of, seconds_of
-from rank_k.models.spelling import Token, tokens_of, told
-from rank_k.models.stream import LONGEST_REPLY, ReplyReader
+from rank_k.models.forced_text import Token, tokens_of, told
+from rank_k.models.http_errors import KEY_OPTIONS, error_of, message_of, seconds_of
+from rank_k.models.server_types import DIALECTS, Dialect
+from rank_k.models.sse import LONGEST_REPLY, ReplyReader
 
 if TYPE_CHECKING:
     import aiohttp
@@ -115,9 +115,9 @@ class HttpModel:
 
     def body(self, request: Request) -> Mapping[str, Any]:
         if request.spelling is not None:
-            body = dialects.spelling_body(self._model, request)
+            body = server_types.spelling_body(self._model, request)
         else:
-            body = dialects.request_body(self._dialect, self._model, request)
+            body = server_types.request_body(self._dialect, self._model, request)
         if self._identity:
             body.pop("model")  # whose name depends on where the file lies
         return body
@@ -131,9 +131,9 @@ class HttpModel:
                 raise
             models = None  # a server without this endpoint; the first question will tell more
         if self._recognise:
-            self._dialect = dialects.recognised(self._url, models)
+            self._dialect = server_types.recognised(self._url, models)
             self._prefill = list(self._dialect.prefill)
-        cards = dialects.model_cards(models)
+        cards = server_types.model_cards(models)
         names = [str(card.get("id")) for card in cards]
         if not self._model:
             if len(names) != 1:
@@ -150,7 +150,7 @@ class HttpModel:
         if card is None and len(cards) == 1:
             card = cards[0]
         if self._context is None and card is not None:
-            self._context = dialects.context_of(self._dialect, card)
+            self._context = server_types.context_of(self._dialect, card)
 
     async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
         """Send one request. A prefill is sent in the best form that this server has not refused.
@@ -176,11 +176,11 @@ class HttpModel:
         return await self._chat(request, on_text)
 
     async def _chat(self, request: Request, on_text: OnText | None) -> Reply:
-        body = dialects.request_body(self._dialect, self._model, request)
+        body = server_types.request_body(self._dialect, self._model, request)
         try:
             return await self._streamed("/chat/completions", body, on_text, request.prefill)
         except Refused as error:
-            if request.budget is None or not dialects.refuses_budget(self._dialect, error.problem):
+            if request.budget is None or not server_types.refuses_budget(self._dialect, error.problem):
                 raise
             self._accepts_budget = False
             raise UnsupportedField(error.problem, error.remedy, error.status) from error
@@ -188,18 +188,18 @@ class HttpModel:
     async def _complete(self, request: Request, on_text: OnText | None) -> Reply:
         """The chat template rendered by the server, the prefill behind it, gone on with as plain text."""
         prompt = await self._rendered(request)
-        body = dialects.completion_body(self._dialect, self._model, request, prompt)
+        body = server_types.completion_body(self._dialect, self._model, request, prompt)
         return await self._streamed("/completions", body, on_text)
 
     async def _spelt(self, request: Request, spelling: str, on_text: OnText | None) -> Reply:
         """The spelling said, in the tokens that it usually has behind the text before it."""
-        prompt = dialects.plain_prompt(request)
+        prompt = server_types.plain_prompt(request)
         before, whole = await self._tokens(prompt), await self._tokens(prompt + spelling)
         if whole[: len(before)] == before:
             said = whole[len(before) :]
         else:  # the end of the one and the beginning of the other have grown together
             said = await self._tokens(spelling)
-        body = dialects.spelt_body(self._model, prompt, said)
+        body = server_types.spelt_body(self._model, prompt, said)
         reply = await self._streamed("/completions", body, on_text)
         return replace(reply, tokens=told(said, reply.tokens or ()))
 
@@ -220,12 +220,12 @@ class HttpModel:
             prompt = answer.get("prompt") if isinstance(answer, Mapping) else None
             if not isinstance(prompt, str):
                 raise Refused(f"{self._url} does not render chat templates", "see docs/servers.md", 501)
-            return dialects.joined(prompt, request.prefill)
+            return server_types.joined(prompt, request.prefill)
         # vLLM renders into token ids, which its completions take as a prompt.
         body = {"model": self._model, "messages": messages, "add_generation_prompt": True}
         prompt_ids = await self._token_ids(root + "/tokenize", body)
         prefill = request.prefill
-        if prefill.startswith(dialects.OPENING):
+        if prefill.startswith(server_types.OPENING):
             opening = await self._template_opening(prompt_ids)
             prompt_ids = prompt_ids[: len(prompt_ids) - len(opening)]
         return prompt_ids + await self._text_ids(prefill)
@@ -240,7 +240,7 @@ class HttpModel:
         if self._opening is None:
             opening: tuple[int, ...] = ()
             for line_ends in ("\n", "", "\n\n"):
-                ids = tuple(await self._text_ids(dialects.OPENING + line_ends))
+                ids = tuple(await self._text_ids(server_types.OPENING + line_ends))
                 if ids and tuple(prompt_ids[-len(ids) :]) == ids:
                     opening = ids
                     break
@@ -261,7 +261,7 @@ class HttpModel:
     async def _streamed(self, path: str, body: Mapping[str, Any], on_text: OnText | None, echoed: str = "") -> Reply:
         reader = ReplyReader(on_text, echoed)
         started = time.monotonic()
-        async with self._exchange("POST", path, {**body, **dialects.STREAMING}) as response:
+        async with self._exchange("POST", path, {**body, **server_types.STREAMING}) as response:
             if response.headers.get("Content-Type", "").startswith("application/json"):
                 reader.whole(await self._json(response))  # a server that cannot stream
             else:

@@ -1,7 +1,7 @@
 """Starts the embedded model's server as a child process and ends it.
 
 A child and not a thread: native code that fails ends the child alone, and cancelling, memory and cores are the
-system's to account for. The child ends with us, however we end (`llamacpp_server.py`).
+system's to account for. The child ends with us, however we end (`llama_server.py`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
-from rank_k import extras
+from rank_k import optional_deps
 from rank_k.errors import InputError
 from rank_k.models.weights import Weights, checksum
 
-_PROGRAM = Path(__file__).with_name("llamacpp_server.py")
+_PROGRAM = Path(__file__).with_name("llama_server.py")
 _TAIL = 8192  # bytes of the child's stderr that are kept
 _ERROR_LINE = re.compile(r"^[\d.]+ E (.+)$", re.MULTILINE)
 
@@ -69,7 +69,7 @@ class EmbeddedServer:
             if value < 1:
                 raise InputError(f"{name} is {value}", "give 1 or more")
         if importlib.util.find_spec("xllamacpp") is None:
-            extras.load("xllamacpp")  # raises, and names the extra
+            optional_deps.load("xllamacpp")  # raises, and names the extra
         identity = weights.sha256
         if adapter is not None:
             identity += "+" + await asyncio.to_thread(checksum, Path(adapter))

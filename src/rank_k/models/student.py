@@ -1,6 +1,6 @@
 """Students: weights of our own making, with the settings they were trained to be asked with.
 
-`rank-k distil export` writes a GGUF file and, beside it, a JSON file of the same name. Whoever names the GGUF file,
+`rank-k distill export` writes a GGUF file and, beside it, a JSON file of the same name. Whoever names the GGUF file,
 or the folder it lies in as `student.gguf`, gets both: the prompt a student was trained on is as much a part of it as
 its numbers are.
 
@@ -27,8 +27,8 @@ from typing import Any, get_args
 from rank_k.errors import FormatError, InputError
 from rank_k.models.base import RanksBy
 from rank_k.models.weights import DEFAULT_WEIGHTS, Weights, checksum, locate
-from rank_k.prompt import PromptTemplate
 from rank_k.strategies import STRATEGIES
+from rank_k.window.prompt import PromptTemplate
 
 FOLDER_FILE = "student.json"
 SHIPPED: Mapping[str, Path] = {"rank-k-nano": Path(__file__).parent / "nano" / "rank-k-nano.gguf"}
@@ -78,7 +78,7 @@ def find_student(name_or_path: str | Path) -> Student | None:
         path = SHIPPED.get(os.fspath(name_or_path)) or Path(os.fspath(name_or_path)).expanduser()
         told = path / FOLDER_FILE if path.is_dir() else path.with_suffix(".json")
         if path.is_dir() and not told.is_file():
-            raise InputError(f"there is no {FOLDER_FILE} in {path}", f"run: rank-k distil export --student {path}")
+            raise InputError(f"there is no {FOLDER_FILE} in {path}", f"run: rank-k distill export --student {path}")
         if told.suffix == path.suffix or not told.is_file():
             return None
     except (OSError, RuntimeError, ValueError):
@@ -138,7 +138,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
 
     def wrong(what: str) -> FormatError:
-        return FormatError(path, 0, what, "a student's settings as rank-k distil export writes them")
+        return FormatError(path, 0, what, "a student's settings as rank-k distill export writes them")
 
     if facts["rank_k_student"] != _VERSION:
         raise wrong(f"version {facts['rank_k_student']!r}")

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rank_k.cache import cache_directory as cache_directory
+from rank_k.data.cache_directory import cache_directory as cache_directory
 from rank_k.errors import FormatError, InputError, MissingWeights
 from rank_k.models.base import RanksBy
 

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from rank_k.errors import InputError
-from rank_k.strategies.protocol import Strategy
+from rank_k.strategies.base import Strategy
 
 STRATEGIES = {
     "sliding": "rank_k.strategies.sliding:Sliding",

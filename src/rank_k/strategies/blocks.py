@@ -13,11 +13,11 @@ from random import Random
 from typing import TypeVar
 
 from rank_k.errors import InputError
-from rank_k.extras import load
-from rank_k.records import Candidate, Outcome, Ranking, Round, Window
-from rank_k.strategies.consensus import consensus
-from rank_k.strategies.pairwise import fit
-from rank_k.strategies.protocol import Steps, Ties, check_window, lowest_rank
+from rank_k.optional_deps import load
+from rank_k.strategies.aggregate import consensus
+from rank_k.strategies.base import Steps, Ties, check_window, lowest_rank
+from rank_k.strategies.bradley_terry import fit
+from rank_k.types import Candidate, Outcome, Ranking, Round, Window
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from rank_k.errors import InputError
-from rank_k.records import Candidate, Outcome, Round, Window
-from rank_k.strategies.consensus import consensus
-from rank_k.strategies.protocol import Steps, Ties, check_window
+from rank_k.strategies.aggregate import consensus
+from rank_k.strategies.base import Steps, Ties, check_window
+from rank_k.types import Candidate, Outcome, Round, Window
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rank_k.records import Candidate, Round, Window
-from rank_k.strategies.consensus import consensus
-from rank_k.strategies.protocol import Steps, Ties, check_window
+from rank_k.strategies.aggregate import consensus
+from rank_k.strategies.base import Steps, Ties, check_window
+from rank_k.types import Candidate, Round, Window
 
 
 @dataclass(frozen=True)

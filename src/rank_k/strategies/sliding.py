@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rank_k.errors import InputError
-from rank_k.records import Candidate, Round, Window
-from rank_k.strategies.consensus import consensus
-from rank_k.strategies.protocol import Steps, Ties, check_window
+from rank_k.strategies.aggregate import consensus
+from rank_k.strategies.base import Steps, Ties, check_window
+from rank_k.types import Candidate, Round, Window
 
 
 def spans(length: int, window: int, stride: int) -> list[tuple[int, int]]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import chain, pairwise, zip_longest
 from math import ceil
 
-from rank_k.records import Candidate, Outcome, Round, Window
-from rank_k.strategies.consensus import consensus
-from rank_k.strategies.protocol import Steps, Ties, check_window
+from rank_k.strategies.aggregate import consensus
+from rank_k.strategies.base import Steps, Ties, check_window
+from rank_k.types import Candidate, Outcome, Round, Window
 
 
 @dataclass(frozen=True)

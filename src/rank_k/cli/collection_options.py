@@ -1,0 +1,86 @@
+"""The options that name a collection, shared by the verbs that need one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rank_k.data.collections.registry import Collection, Corpus, Excluded
+    from rank_k.data.corpus_index import OnProgress
+
+DATASET = "beir:DIR, bright:SUBSET, python-docs or an ir_datasets id"
+
+
+def add_collection(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("collection", "files may be compressed (.gz, .zst); see docs/collections.md")
+    stands = f"{DATASET}; stands for queries, documents and qrels together"
+    group.add_argument("--dataset", metavar="NAME", help=stands)
+    group.add_argument("--queries", type=Path, metavar="FILE", help="JSONL (_id, text), TSV or TREC topics")
+    group.add_argument("--documents", type=Path, metavar="FILE", help="JSONL (_id, title, text) or TSV")
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What the options name: a collection, or the files that stand in for its parts."""
+
+    queries: Path
+    corpus: Corpus
+    collection: Collection | None
+
+    @property
+    def excluded(self) -> Excluded:
+        return {} if self.collection is None else self.collection.excluded
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What is read, and must not be written over."""
+        return (self.queries, *self.corpus.files)
+
+    def run(self, file: Path | None) -> Path:
+        """The run to rerank: `file`, or else the collection's own. Raises `InputError` if there is none."""
+        from rank_k.errors import InputError
+
+        own = self.collection.first_stage if file is None and self.collection is not None else None
+        if (found := file or own) is None:
+            beside = getattr(self.collection, "runs", ())
+            named = f", such as {beside[0]}" if beside else "; rank-k retrieve makes one"
+            raise InputError("--run is missing", f"give --run FILE{named}")
+        return found
+
+
+def named_collection(args: argparse.Namespace) -> Named:
+    """What --dataset, --queries and --documents name. Raises `InputError` if one is not named."""
+    from rank_k.data.collections.registry import CorpusFile
+    from rank_k.errors import InputError
+
+    found = collection(args.dataset) if args.dataset else None
+    queries: Path | None = args.queries
+    corpus: Corpus | None = None if args.documents is None else CorpusFile(args.documents)
+    if found is not None:
+        queries, corpus = queries or found.queries, corpus or found.corpus
+    if queries is None or corpus is None:
+        option = "--queries" if queries is None else "--documents"
+        raise InputError(f"{option} is missing", f"give {option} FILE, or --dataset with {DATASET}")
+    return Named(queries, corpus, found)
+
+
+def collection(name: str) -> Collection:
+    from rank_k.data.collections.registry import find_collection
+
+    return find_collection(name)
+
+
+def index_progress(quiet: bool) -> OnProgress | None:
+    """Shows how far the making of an index has come, to people only."""
+    if quiet or not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        line = f"indexing the documents: {done / max(total, 1):.0%}" if done < total else ""
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+    return show

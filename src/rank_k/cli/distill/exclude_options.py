@@ -1,0 +1,34 @@
+"""The option that keeps evaluation queries out of training data, shared by the steps that can."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rank_k.distill.near_duplicates import NearTexts
+
+
+def add_exclude_queries(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--exclude-queries",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="queries to be evaluated on: the same or nearly the same are left out",
+    )
+
+
+def excluded_queries(args: argparse.Namespace) -> NearTexts | None:
+    """What --exclude-queries names."""
+    from rank_k.data.files import read_queries
+    from rank_k.distill.near_duplicates import CONTAMINATED, NearTexts
+
+    if not args.exclude_queries:
+        return None
+    found = NearTexts(CONTAMINATED)
+    for file in args.exclude_queries:
+        for query in read_queries(file).values():
+            found.add(query.text, f"{file}: {query.query_id}")
+    return found

@@ -1,0 +1,38 @@
+"""`rank-k distill export`: a trained student as something that can be loaded."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+NAME = "export"
+HELP = "write a trained student as GGUF, with its settings and its card, or as merged weights"
+EXAMPLE = "rank-k distill export --student student --adapter"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--student", required=True, type=Path, metavar="FOLDER", help="the --output of distill train")
+    parser.add_argument("--gguf", type=Path, metavar="FILE", help="where to (student.gguf in that folder)")
+    parser.add_argument("--type", default="F16", choices=("F16", "Q8_0", "Q4_0"), help="how whole weights are stored")
+    parser.add_argument(
+        "--adapter", action="store_true", help="a LoRA adapter for the weights trained on, not the whole"
+    )
+    parser.add_argument("--name", default="", metavar="NAME", help="what it is called (as the recipe)")
+    parser.add_argument("--merged", type=Path, metavar="FOLDER", help="whole weights in transformers' format instead")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rank_k.distill.export import export_gguf, export_merged
+    from rank_k.errors import InputError
+
+    if args.gguf is not None and args.gguf.suffix != ".gguf":
+        raise InputError(f"--gguf {args.gguf} has no .gguf at its end", "add it: that is how weights are told")
+    if args.merged is not None:
+        export_merged(args.student, args.merged)
+        print(f"{args.merged}: merged weights", file=sys.stderr)
+        return 0
+    made = export_gguf(args.student, args.gguf, kind=args.type, adapter=args.adapter, name=args.name)
+    print(f"{made.gguf}: {made.size / 1e6:,.1f} MB, with {made.settings.name} and {made.card.name}", file=sys.stderr)
+    print(f"rank-k rerank ... --model {made.gguf}", file=sys.stderr)
+    return 0

@@ -1,0 +1,139 @@
+"""`rank-k distill sample`: first-stage runs in, candidate sets out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rank_k.cli.collection_options import add_collection, index_progress, named_collection
+from rank_k.cli.distill.exclude_options import add_exclude_queries, excluded_queries
+from rank_k.cli.model_options import count, number
+from rank_k.cli.output_files import check_output
+
+if TYPE_CHECKING:
+    from rank_k.cli.collection_options import Named
+
+NAME = "sample"
+HELP = "draw candidate sets from first-stage runs, as the paper does, or with a say in their positives"
+EXAMPLE = (
+    "rank-k distill sample --runs bm25.trec splade.trec --queries queries.jsonl --documents corpus.jsonl.gz"
+    " --queries-count 50000 --output sets.jsonl"
+)
+
+OUTCOMES = {
+    "not_ranked": "queries left out: no run has them",
+    "contaminated": "queries left out: the same or nearly the same as one of --exclude-queries",
+    "no_positives": "sets not made: nothing is judged relevant",
+    "too_few": "sets not made: fewer passages than the smallest size",
+    "repeated": "sets not made: the same passages as another one of the query",
+}
+DEPTH = 100
+"""Of each run, so many candidates are fused (more where ranges of ranks go deeper)."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the sets, as JSONL; goes on there")
+    parser.add_argument(
+        "--runs", required=True, type=Path, nargs="+", metavar="FILE", help="first-stage runs, fused by rank"
+    )
+    add_collection(parser)
+    group = parser.add_argument_group("drawing")
+    group.add_argument("--queries-count", type=count, metavar="N", help="queries that sets are drawn for (all)")
+    group.add_argument("--sizes", type=span, default="10-20", metavar="A-B", help="passages in a set")
+    group.add_argument(
+        "--ranks", type=spans, default="1-20,10-30", metavar="A-B,...", help="where the first, second ... set is from"
+    )
+    group.add_argument("--sets-per-query", type=count, default=2, metavar="N", help="sets of one query")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn")
+    add_exclude_queries(group)
+    group = parser.add_argument_group("judgments")
+    group.add_argument("--qrels", type=Path, metavar="FILE", help="the grades that sets carry")
+    group.add_argument("--positives", type=span, metavar="A-B", help="relevant passages in a set, ranked or not")
+    group.add_argument(
+        "--none", type=number, default=0.0, metavar="SHARE", help="of the sets that have none of the highest grade"
+    )
+    group.add_argument(
+        "--skip-negatives",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out the first N unjudged passages of a ranking, which may be relevant",
+    )
+    group = parser.add_argument_group("provenance", "kept with every set, and with every row made of it")
+    group.add_argument("--source", metavar="NAME", help="of the collection (the name of its folder)")
+    group.add_argument("--licence", metavar="TEXT", help="of its texts (what its PROVENANCE.md says)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rank_k.data.collections.registry import WithoutExcluded
+    from rank_k.data.files import RunFile, read_qrels, read_queries
+    from rank_k.distill.candidate_sets import licence_of
+    from rank_k.distill.sample import Sampler, Sampling, sampled
+    from rank_k.errors import InputError
+    from rank_k.retrieval.fusion import FusedRuns
+
+    how = Sampling(
+        args.sizes, args.ranks, args.sets_per_query, args.positives, args.none, args.skip_negatives, args.seed
+    )
+    if args.positives is not None and args.qrels is None and args.dataset is None:
+        raise InputError("--positives needs judgments", "give --qrels FILE")
+    named = named_collection(args)
+    qrels_file = args.qrels or (named.collection.qrels if named.collection is not None else None)
+    check_output("--output", args.output, (*args.runs, *named.files, *filter(None, [qrels_file])))
+    queries = read_queries(named.queries)
+    depth = max(DEPTH, *(high for _, high in how.ranks))
+    runs = (WithoutExcluded(RunFile(path), named.excluded) for path in args.runs)
+    with closing(FusedRuns(runs, depth)) as fused, closing(named.corpus.store(index_progress(False))) as store:
+        sampler = Sampler(
+            fused,
+            queries,
+            how,
+            args.source or _folder(args, named).name,
+            None if qrels_file is None else read_qrels(qrels_file),
+            excluded_queries(args),
+        )
+        licence = args.licence or licence_of(_folder(args, named))
+        try:
+            there = sampled(sampler, store, args.output, args.queries_count, licence)
+        except KeyboardInterrupt:
+            print(f"\nstopped; the same command goes on with {args.output}", file=sys.stderr)
+            return 130
+    print("\n".join(_told(sampler.counts, there, args.output, licence)), file=sys.stderr)
+    return 0
+
+
+def span(text: str) -> tuple[int, int]:
+    """10-20, or 5"""
+    low, dash, high = text.partition("-")
+    if not low.isdecimal() or not (high.isdecimal() if dash else not high):
+        raise argparse.ArgumentTypeError(f"{text!r} is no range such as 10-20")
+    return int(low), int(high if dash else low)
+
+
+def spans(text: str) -> tuple[tuple[int, int], ...]:
+    """1-20,10-30"""
+    return tuple(span(part) for part in text.split(","))
+
+
+def _folder(args: argparse.Namespace, named: Named) -> Path:
+    """Where the collection lies."""
+    file = args.documents or next(iter(named.corpus.files), named.queries)
+    return Path(file).resolve().parent
+
+
+def _told(counts: Counter[str], there: int, output: Path, licence: str | None) -> list[str]:
+    sets = counts["sets"]
+    been = f", {there:,} of them there already" if there else ""
+    lines = [f"{output}: {sets:,} sets{been}, {counts['passages']:,} passages, {counts['queries']:,} queries"]
+    relevant = sorted((int(kind.split("_")[1]), n) for kind, n in counts.items() if kind.endswith("_relevant"))
+    if relevant:
+        shares = ", ".join(f"{number} in {n / max(sets, 1):.0%}" for number, n in relevant)
+        lines.append(f"relevant passages in a set: {shares}")
+    lines += [f"{counts[kind]:,} {words}" for kind, words in OUTCOMES.items() if counts[kind]]
+    if licence is None:
+        lines.append("no licence is known of these texts; --licence TEXT says one")
+    return lines

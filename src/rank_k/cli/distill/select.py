@@ -1,0 +1,100 @@
+"""`rank-k distill select`: a journal of traces in, rows to train on out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from rank_k.cli.distill.exclude_options import add_exclude_queries, excluded_queries
+from rank_k.cli.model_options import count, number
+from rank_k.cli.output_files import check_output
+
+NAME = "select"
+HELP = "select from a journal of traces what is worth learning, as rows of prompt and completion"
+EXAMPLE = "rank-k distill select --journal traces.sqlite --qrels qrels.trec --rule short --output sft.jsonl"
+
+OUTCOMES = {
+    "contaminated": "sets left out: query the same or nearly the same as one of --exclude-queries",
+    "near_queries": "sets left out: query nearly the same as another one",
+    "repeated_sets": "sets left out: same query and passages as another one",
+    "unranked": "traces left out: no usable order",
+    "repaired": "traces left out: order incomplete or mended",
+    "cut": "traces left out: thought or answer ended by a limit",
+    "loops": "traces left out: thought goes in circles",
+    "not_told": "traces left out: the journal does not say what was shown",
+    "too_short": "traces left out: thought shorter than --min-tokens",
+    "too_long": "traces left out: thought longer than --max-tokens",
+    "below_ndcg": "traces left out: nDCG@10 below --min-ndcg",
+    "not_by_rule": "usable traces that the rule did not take",
+    "without_trace": "sets without a usable trace",
+}
+"""What becomes of sets and traces, in words."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--journal", required=True, type=Path, metavar="FILE", help="what distill trace wrote")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the rows, as JSONL")
+    group = parser.add_argument_group("selecting")
+    group.add_argument(
+        "--rule", default="paper", choices=("paper", "short", "best", "all"), help="which of a set's usable traces"
+    )
+    group.add_argument("--qrels", type=Path, metavar="FILE", help="judgments (the grades that the sets carry)")
+    group.add_argument("--sets", type=Path, nargs="+", metavar="FILE", help="only the sets of these files (all)")
+    group.add_argument("--min-ndcg", type=number, default=0.0, metavar="X", help="of an order, where it can be told")
+    group.add_argument("--min-tokens", type=int, default=0, metavar="N", help="of a thought, estimated")
+    group.add_argument("--max-tokens", type=count, metavar="N", help="of a thought, estimated (any)")
+    add_exclude_queries(group)
+    group = parser.add_argument_group("held out")
+    group.add_argument("--held-out", type=Path, metavar="FILE", help="rows of queries to be kept from training")
+    group.add_argument("--held-out-share", type=number, default=0.05, metavar="SHARE", help="of the queries")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rank_k.data.files import read_qrels
+    from rank_k.distill.candidate_sets import JsonLines, read_sets
+    from rank_k.distill.select import Selector, held_out
+    from rank_k.errors import InputError
+    from rank_k.journal import Journal
+
+    if not 0 <= args.held_out_share < 1:
+        raise InputError(f"--held-out-share is {args.held_out_share:g}", "give a share from 0 to less than 1")
+    if not args.journal.is_file():
+        raise InputError(f"there is no journal {args.journal}", "name the file that rank-k distill trace wrote")
+    read = (args.journal, *(args.exclude_queries or ()), *(args.sets or ()), *filter(None, [args.qrels]))
+    check_output("--output", args.output, read)
+    if args.held_out is not None:
+        check_output("--held-out", args.held_out, (*read, args.output))
+    only = None if args.sets is None else frozenset(row.set_id for file in args.sets for row in read_sets(file))
+    selector = Selector(
+        args.rule,
+        None if args.qrels is None else read_qrels(args.qrels),
+        only,
+        (args.min_tokens, args.max_tokens),
+        args.min_ndcg,
+        excluded_queries(args),
+    )
+    apart = 0
+    with closing(Journal(args.journal, read_only=True)) as journal, ExitStack() as files:
+        training = files.enter_context(JsonLines(args.output))
+        test = None if args.held_out is None else files.enter_context(JsonLines(args.held_out))
+        for row in selector.rows(journal):
+            if test is not None and held_out(row["query_id"], row["source"], args.held_out_share):
+                test.append(row)
+                apart += 1
+            else:
+                training.append(row)
+        if not selector.counts["sets"]:
+            raise InputError(f"{args.journal} holds no candidate sets", "rank-k distill trace asks about some")
+    print("\n".join(_told(selector.counts, apart, args)), file=sys.stderr)
+    return 0
+
+
+def _told(counts: Counter[str], apart: int, args: argparse.Namespace) -> list[str]:
+    lines = [f"{args.output}: {counts['rows'] - apart:,} rows"]
+    if args.held_out is not None:
+        lines.append(f"{args.held_out}: {apart:,} rows")
+    lines.append(f"of {counts['sets']:,} sets with {counts['traces']:,} traces looked at")
+    return lines + [f"{counts[kind]:,} {words}" for kind, words in OUTCOMES.items() if counts[kind]]

@@ -1,0 +1,173 @@
+"""`rank-k distill trace`: candidate sets in, a teacher's thoughts and orders into the journal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain, groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from rank_k.cli.model_options import NOISES, add_questions, add_server, asking_options
+from rank_k.cli.price_options import add_prices, prices
+
+if TYPE_CHECKING:
+    from rank_k.distill.candidate_sets import CandidateSet
+    from rank_k.distill.trace import SetsUnderWay
+    from rank_k.models.base import Model
+    from rank_k.types import Query
+
+NAME = "trace"
+HELP = "ask a teacher about candidate sets; every call is kept, the same command goes on after an interruption"
+EXAMPLE = (
+    "rank-k distill trace --sets sets.jsonl --server https://teacher.example/v1 --model deepseek-reasoner --samples 4"
+    " --journal traces.sqlite"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from rank_k.cli.rerank import tokens
+
+    parser.add_argument("--sets", required=True, type=Path, nargs="+", metavar="FILE", help="what distill sample wrote")
+    parser.add_argument("--journal", required=True, type=Path, metavar="FILE", help="where every call is kept")
+    parser.add_argument(
+        "--teacher", default="model", choices=("model", "labels"), help="a model, or verdicts made of the sets' grades"
+    )
+    group = add_server(parser)
+    group.add_argument("--simulate", type=Path, metavar="QRELS", help="a simulated judge instead: plan before you pay")
+    group.add_argument("--noise", default="none", metavar="NOISE", help=f"of the simulated judge: {NOISES}")
+    add_questions(parser.add_argument_group("asking"), samples=4)
+    group = parser.add_argument_group("labels as the teacher")
+    group.add_argument(
+        "--form", default="verdicts", choices=("verdicts", "order"), help="a verdict a passage as the thought, or none"
+    )
+    group.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="tokenizer.json by which passages are cut (lengths estimated)"
+    )
+    group = parser.add_argument_group("spending")
+    group.add_argument("--token-budget", type=tokens, metavar="N", help="stop asking after so many tokens, such as 2M")
+    add_prices(group)
+    group.add_argument("--quiet", action="store_true", help="no progress, no summary")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rank_k.cli.progress import Progress
+    from rank_k.cli.render import rerank_summary
+    from rank_k.distill.trace import LARGEST, WHOLE_SET, SetsUnderWay, traced
+    from rank_k.reranker import Reranker
+
+    started = time.monotonic()
+    options = asking_options(args)
+    _check(args)
+    looked_at = _looked_at(args)  # a fault in the files comes before the first call is paid
+    under_way = SetsUnderWay()
+    model = _teacher(args, under_way, looked_at.tops)
+    if args.teacher == "labels":
+        options |= {"samples": 1, "think": "full", "server": None}
+    settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
+    asked = {
+        "by": "comparison",
+        "strategy": WHOLE_SET,
+        "depth": LARGEST,
+        **options,
+    }  # a student may want more than that
+    with Reranker(model or args.model, journal=args.journal, **asked) as reranker:
+        try:
+            reranker.prepare()
+            reranker.check(_queries(args))  # a query that is too long should be no surprise behind paid calls
+            price = prices(args, reranker.model.name)
+            name = reranker.journal.begin_run(settings)
+            with Progress(lambda: reranker.tally, looked_at.total, quiet=args.quiet):
+                for _ in traced(reranker, _sets(args), under_way, token_budget=args.token_budget, run_name=name):
+                    pass
+        except KeyboardInterrupt:
+            print(
+                f"\nstopped; every finished call is in {args.journal}: the same command goes on from there",
+                file=sys.stderr,
+            )
+            return 130
+        if not args.quiet:
+            if looked_at.unjudged:
+                print(f"{looked_at.unjudged:,} sets left out: nothing is known of their queries", file=sys.stderr)
+            print("\n".join(rerank_summary.lines(reranker.tally, time.monotonic() - started, price)), file=sys.stderr)
+    return 0
+
+
+_NOT_SETTINGS = frozenset(
+    "verb quiet concurrency model_key_env read_timeout token_budget price_in price_out price_file".split()
+)
+
+
+def _check(args: argparse.Namespace) -> None:
+    from rank_k.errors import InputError
+
+    if args.teacher == "labels" and (args.server or args.model or args.simulate):
+        raise InputError("--teacher labels asks no model", "leave --server, --model and --simulate out")
+    if args.teacher != "labels" and (args.tokenizer or args.form != "verdicts"):
+        raise InputError("--form and --tokenizer are for --teacher labels", "leave them out")
+    if args.simulate is not None and args.server is not None:
+        raise InputError("--simulate and --server exclude each other", "leave one out")
+    if args.think == "auto":
+        raise InputError("--think auto leaves some sets without a thought", "give full, off or a number of tokens")
+
+
+def _sets(args: argparse.Namespace) -> Iterator[CandidateSet]:
+    """The sets that the teacher can be asked about: labels know nothing of queries that nobody judged."""
+    from rank_k.distill.candidate_sets import read_sets
+
+    found = chain.from_iterable(map(read_sets, args.sets))
+    return (row for row in found if row.grades is not None) if args.teacher == "labels" else found
+
+
+def _queries(args: argparse.Namespace) -> Iterator[Query]:
+    """Their queries; one of several sets, which stand together, once."""
+    from rank_k.types import Query
+
+    return (Query(*asked) for asked, _ in groupby(_sets(args), lambda row: (row.query_id, row.query)))
+
+
+class _LookedAt(NamedTuple):
+    """`total` sets to ask about; `unjudged` ones, of which the labels say nothing; `tops`: the highest grade of each
+    source."""
+
+    total: int
+    unjudged: int
+    tops: dict[str, int]
+
+
+def _looked_at(args: argparse.Namespace) -> _LookedAt:
+    from rank_k.distill.candidate_sets import read_sets
+    from rank_k.distill.labels_teacher import top_grades
+    from rank_k.errors import InputError
+
+    judged: Counter[bool] = Counter()
+
+    def counted() -> Iterator[CandidateSet]:
+        for row in chain.from_iterable(map(read_sets, args.sets)):
+            judged[row.grades is not None] += 1
+            yield row
+
+    tops = top_grades(counted())
+    if args.teacher != "labels":
+        return _LookedAt(judged.total(), 0, tops)
+    if not judged[True]:
+        raise InputError("no set has grades that labels could speak of", "give --qrels to rank-k distill sample")
+    return _LookedAt(judged[True], judged[False], tops)
+
+
+def _teacher(args: argparse.Namespace, under_way: SetsUnderWay, tops: dict[str, int]) -> Model | None:
+    """The one that is no real model; None for one that is."""
+    if args.teacher == "labels":
+        from rank_k.distill.labels_teacher import LabelsTeacher
+
+        return LabelsTeacher(under_way.set_of, tops, args.form, args.tokenizer)
+    if args.simulate is not None:
+        from rank_k.data.files import read_qrels
+        from rank_k.distill.trace import JudgeOfSets
+        from rank_k.simulation.noise_file import named_noise
+
+        return JudgeOfSets(read_qrels(args.simulate), named_noise(args.noise), under_way.set_of)
+    return None

@@ -1,0 +1,82 @@
+"""`rank-k distill train`: selected rows and a recipe in, a student out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rank_k.cli.model_options import count, duration
+
+if TYPE_CHECKING:
+    from rank_k.distill.recipes import Recipe
+
+NAME = "train"
+HELP = "train a student on selected rows; the same command goes on from the last checkpoint"
+EXAMPLE = "rank-k distill train --data sft.jsonl --heldout heldout.jsonl --recipe smollm2-135m --output student"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="rows that distill select wrote")
+    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="the run and its student")
+    parser.add_argument(
+        "--recipe", required=True, metavar="NAME", help="qwen3-8b, qwq-32b, smollm2-135m, or a TOML file like theirs"
+    )
+    parser.add_argument("--heldout", type=Path, metavar="FILE", help="rows to measure on, which are not learnt")
+    parser.add_argument("--max-steps", type=count, metavar="N", help="end after so many (when the rows are learnt)")
+    parser.add_argument(
+        "--time-limit", type=duration, metavar="S", help="end after so many seconds, all parts of a run"
+    )
+    parser.add_argument("--estimate", action="store_true", help="say what memory it takes, and no more")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rank_k.distill.recipes import read_recipe
+    from rank_k.distill.train import Run, is_first, train
+
+    recipe = read_recipe(args.recipe)
+    if is_first() and (not args.quiet or args.estimate):
+        print("\n".join(_announced(recipe)), file=sys.stderr)
+    if args.estimate:
+        return 0
+    told = (lambda line: None) if args.quiet else _say
+    run = Run(args.data, recipe, args.output, args.heldout, args.max_steps, args.time_limit)
+    trained = train(run, told)
+    left_out = f"; {trained.too_long:,} longer than {recipe.training.max_length} tokens left out"
+    if not is_first():
+        return 0
+    print(
+        f"{args.output}: {trained.steps:,} steps in {trained.seconds:.0f} s on {trained.rows:,} rows"
+        f"{left_out if trained.too_long else ''}",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _announced(recipe: Recipe) -> list[str]:
+    from rank_k.distill.recipes import FOLDER, estimated_memory
+
+    memory = estimated_memory(recipe)
+    parts = {"weights": memory.weights, "what is trained": memory.trained, "activations": memory.activations}
+    told = ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in parts.items())
+    lines = [f"{recipe.name}: about {memory.total / 1e9:,.1f} GB over all devices ({told})"]
+    if recipe.launch:
+        lines.append(f"for several devices: accelerate launch --config_file {FOLDER / recipe.launch} -m rank_k.cli ...")
+    if not recipe.verified:
+        lines.append("this recipe was never run at its full size by its authors: watch the held-out measures")
+    return lines
+
+
+def _say(told: Mapping[str, Any]) -> None:
+    """A line of progress: losses now and then, held-out measures always."""
+    if told.get("wanted") and not told["bf16"]:
+        print("training in float32: this machine is slow in bfloat16, which the recipe asks for", file=sys.stderr)
+    if "heldout" in told:
+        measured = told["heldout"]
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in measured.items() if isinstance(value, float))
+        print(f"step {told['step']}, {told['seconds']:.0f} s, held out: {shown}", file=sys.stderr)
+    elif "loss" in told and told["step"] % 10 == 0:
+        print(f"step {told['step']}, {told['seconds']:.0f} s, loss {told['loss']:.4f}", file=sys.stderr)

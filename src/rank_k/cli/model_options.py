@@ -1,0 +1,285 @@
+"""The options that name a model and say how it is asked, shared by the verbs that ask one."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rank_k.models.base import Model
+    from rank_k.strategies.base import Strategy
+
+DEFAULT_KEY = "RANK_K_API_KEY"
+KEY_OPTION = "--api-key-env"
+
+NOISES = "none, strong, weak, or a FILE from rank-k journal fit-noise"
+
+_VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
+
+
+def add_server(parser: argparse.ArgumentParser, key_option: str = KEY_OPTION) -> argparse._ArgumentGroup:
+    """--server, --model and what goes with them. `key_option` names the variable of the key for that server."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--server", metavar="URL", help="OpenAI-compatible server; without it, the embedded model")
+    group.add_argument(
+        "--model",
+        metavar="NAME",
+        help="its name on the server; embedded, a student or weights by name or path (rank-k-nano)",
+    )
+    told = f"variable that holds the API key ({DEFAULT_KEY})"
+    group.add_argument(key_option, dest="model_key_env", metavar="NAME", help=told)
+    group.add_argument("--dialect", default="auto", metavar="NAME", help="kind of server, see docs/servers.md")
+    group.add_argument("--context", type=count, metavar="TOKENS", help="its context, where the server does not say")
+    group.add_argument("--model-revision", default="", metavar="TEXT", help="tells weights of one name apart")
+    return group
+
+
+def add_by(group: argparse._ActionsContainer) -> None:
+    """--by: what is ranked by."""
+    group.add_argument(
+        "--by",
+        choices=("comparison", "likelihood", "both"),
+        help="of passages, or of the query after each one (see docs/embedded.md), or both; a student has its own."
+        " Likelihood is the default of embedded weights that were not trained to compare, unless options ask for what"
+        " only comparison has, such as --think; given, it takes the embedded weights without the student",
+    )
+
+
+def add_asking(parser: argparse.ArgumentParser) -> None:
+    """How windows are made and asked."""
+    group = parser.add_argument_group("asking")
+    add_by(group)
+    group.add_argument(
+        "--strategy",
+        metavar="NAME",
+        help="sliding (the default but for students), single, topdown, blocks, tournament, setwise or MODULE:NAME",
+    )
+    group.add_argument("--depth", type=count, default=100, metavar="N", help="candidates compared per query")
+    group.add_argument("--window", type=count, metavar="N", help="passages shown at a time (20; a student's own)")
+    group.add_argument("--stride", type=count, metavar="N", help="by which a window slides (10; a student's own)")
+    group.add_argument(
+        "--fuse", type=number, default=1.0, metavar="A", help="weight of the first stage's order, for blocks or by both"
+    )
+    add_questions(group)
+    group.add_argument(
+        "--preset",
+        choices=("paper", "fast", "balanced", "thorough"),
+        help="the paper's settings exactly, which are the defaults; or blocks with 6, 7 or 12 windows per 100 passages",
+    )
+
+
+def add_questions(group: argparse._ArgumentGroup, samples: int = 1) -> None:
+    """How a window is asked about, however it came about."""
+    group.add_argument(
+        "--think", metavar="T", help="full (a student: its own), off, auto, or reasoning tokens per window"
+    )
+    group.add_argument(
+        "--samples", type=count, default=samples, metavar="K", help="ask each window K times, in different orders"
+    )
+    group.add_argument(
+        "--passage-tokens",
+        type=count,
+        metavar="N",
+        help="passages are cut to this (450; by likelihood 64; a student's)",
+    )
+    add_replies(group)
+
+
+def add_replies(group: argparse._ArgumentGroup) -> None:
+    """How a single question is put and answered."""
+    group.add_argument(
+        "--constrain", default="auto", choices=("auto", "off"), help="hold answers to a ranking's grammar"
+    )
+    group.add_argument(
+        "--prompt", type=Path, metavar="FILE", help="compact, or a template's file: text, rerank.py, YAML"
+    )
+    group.add_argument("--max-tokens", type=count, metavar="N", help="thought and answer (8000; embedded 512)")
+    group.add_argument(
+        "--temperature",
+        type=temperature,
+        default="default",
+        metavar="T",
+        help="0.5, or a student's; none: the server's",
+    )
+    group.add_argument("--top-p", type=number, metavar="P", help="nucleus sampling")
+    group.add_argument("--concurrency", type=count, metavar="N", help="questions at a time (16; embedded 1)")
+    group.add_argument("--read-timeout", type=duration, metavar="S", help="drop a call silent for so long (never)")
+
+
+def reranker_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> dict[str, Any]:
+    """Keyword arguments for `Reranker` from the options of `add_server`, `key_option` among them, and `add_asking`."""
+    if args.preset == "paper":
+        _settle_paper(args)
+    return {
+        **asking_options(args, key_option),
+        "by": args.by,
+        "strategy": _strategy(args),
+        "depth": args.depth,
+        "window": args.window,
+        "stride": args.stride,
+        "fuse": args.fuse,
+    }
+
+
+def asking_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> dict[str, Any]:
+    """Those that do not say how windows are made: from the options of `add_server` and `add_questions`."""
+    return {
+        "server": args.server,
+        "api_key": api_key(args.server, args.model_key_env, key_option),
+        "dialect": args.dialect,
+        "revision": args.model_revision,
+        "context": args.context,
+        "think": args.think,
+        "samples": args.samples,
+        "constrain": args.constrain == "auto",
+        "passage_tokens": args.passage_tokens,
+        "max_tokens": args.max_tokens,
+        "temperature": args.temperature,
+        "top_p": args.top_p,
+        "prompt": args.prompt,
+        "concurrency": args.concurrency,
+        "read_timeout": args.read_timeout,
+        "on_retry": say_retry,
+    }
+
+
+def simulated(qrels: Path, noise: str) -> Model:
+    from rank_k.data.files import read_qrels
+    from rank_k.models.simulated import SimulatedJudge
+    from rank_k.simulation.noise_file import named_noise
+
+    return SimulatedJudge(read_qrels(qrels), named_noise(noise))
+
+
+def simulated_by_passage(qrels: Path, noise: str) -> Model:
+    """The judge for passages of the documents that are judged: each is worth what its document is."""
+    from rank_k.data.files import read_qrels
+    from rank_k.data.long_documents import DocumentGrades
+    from rank_k.models.simulated import SimulatedJudge
+    from rank_k.simulation.noise_file import named_noise
+
+    grades = {query_id: DocumentGrades(of_query) for query_id, of_query in read_qrels(qrels).items()}
+    return SimulatedJudge(grades, named_noise(noise))
+
+
+def api_key(server: str | None, variable: str | None, option: str = KEY_OPTION) -> str | None:
+    """The key for `server`. OPENAI_API_KEY is for api.openai.com alone; a variable that is named, which `option` does,
+    must be set."""
+    from rank_k.models.http import base_url
+
+    if variable is not None:
+        return key_in(variable, option)
+    origin = urlsplit(base_url(server))[:2] if server is not None else None
+    unset = DEFAULT_KEY not in os.environ
+    name = "OPENAI_API_KEY" if unset and origin == ("https", "api.openai.com") else DEFAULT_KEY
+    return key_in(name) if os.environ.get(name) else None
+
+
+def key_in(variable: str, option: str = KEY_OPTION) -> str | None:
+    """The key in the environment variable `variable`, which must be set; None if it is blank. Raises `InputError`.
+
+    `option`: the one by which the variable was named.
+    """
+    from rank_k.errors import InputError
+
+    if variable not in os.environ and not _VARIABLE.fullmatch(variable):  # not shown: it may be the key itself
+        raise InputError(f"{option} takes the name of a variable, not a key", f"export KEY=..., {option} KEY")
+    if not os.environ.get(variable):
+        raise InputError(f"the variable {variable} is not set", f"export {variable}=... or leave {option} out")
+    key = os.environ[variable].strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"the key in {variable} holds characters that no key has", "copy it again")
+    return key or None
+
+
+def say_retry(error: Exception, wait: float) -> None:
+    if wait >= 5:
+        print(f"\nwaiting {wait:.0f} s: {getattr(error, 'problem', error)}", file=sys.stderr)
+
+
+def count(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A number from 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0 <= value < math.inf):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    return value
+
+
+def temperature(text: str) -> float | str | None:
+    """A number from 0; "default"; None for "none", the server's own. For argparse."""
+    return text if text == "default" else None if text == "none" else number(text)
+
+
+def duration(text: str) -> float:
+    """A time longer than nothing, for argparse."""
+    value = number(text)
+    if not value:
+        raise argparse.ArgumentTypeError("it must be more than 0 seconds")
+    return value
+
+
+def import_own(strategies: Iterable[str]) -> None:
+    """Import those that are a user's own, MODULE:NAME, from the current folder too: the installed command does not
+    look there, and nothing but these is to be taken from it. Raises `InputError` if one cannot be."""
+    from rank_k.strategies import factory_of
+
+    for name in strategies:
+        if ":" in name:
+            known = sys.path
+            sys.path = [*known, str(Path.cwd())]
+            try:
+                factory_of(name)
+            finally:
+                sys.path = known
+
+
+def _strategy(args: argparse.Namespace) -> str | Strategy | None:
+    """The strategy's name, or the strategy itself where a preset says more than a name; None if neither is given."""
+    from rank_k.errors import InputError
+    from rank_k.strategies import PRESETS, make
+
+    if args.preset is None:
+        import_own([args.strategy] if args.strategy else [])
+        return None if args.strategy is None else str(args.strategy)
+    if args.preset == "paper":
+        return str(_paper()["strategy"])
+    for name in ("strategy", "window", "stride"):
+        if getattr(args, name) not in (None, _paper()[name]):
+            raise InputError(f"--preset {args.preset} and --{name} exclude each other", "leave one out")
+    return make(**PRESETS[args.preset], fuse=args.fuse)
+
+
+def _paper() -> dict[str, Any]:
+    """The Rank-K paper's settings, by option."""
+    from rank_k.reranker import PAPER
+
+    return {"depth": 100, "top_p": None, **PAPER}
+
+
+def _settle_paper(args: argparse.Namespace) -> None:
+    """Make all options the paper's. Raises `InputError` for one that was given and is not."""
+    from rank_k.errors import InputError
+
+    for name, value in _paper().items():
+        if getattr(args, name) not in (None, "default", value):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"--preset paper and {option} {getattr(args, name)} exclude each other", "leave one out")
+        setattr(args, name, value)

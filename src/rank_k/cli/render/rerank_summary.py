@@ -1,0 +1,122 @@
+"""What a run came to: the lines at its end, and the same as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rank_k.cli.progress import clock
+
+if TYPE_CHECKING:
+    from rank_k.cli.price_options import Prices
+    from rank_k.engine import Tally
+    from rank_k.journal import QueryCost
+    from rank_k.models.base import RanksBy
+
+REPAIRS = {
+    "missing": "passages the model forgot or gave no likelihood, appended in input order",
+    "repeated": "passages named twice, first mention kept",
+    "out_of_range": "numbers that no passage has, dropped",
+    "cut": "thoughts or answers cut by the token limit",
+    "thought_closed": "cut thoughts closed and asked for their answer",
+    "answer_asked_again": "answers that could not be used, asked for again with the thought in place",
+    "budget_refused": "windows whose reasoning budget the server refused; the token limit was used instead"
+    " (vLLM: start it with --reasoning-parser)",
+    "budget_ignored": "thoughts that went over the reasoning budget",
+    "grammar_ignored": "answers that did not keep the grammar they were held to",
+    "loops": "thoughts that went in circles, ended early",
+    "samples_spared": "samples not taken since the first ones agreed",
+    "thought_about": "windows thought about, as their direct order was not sure",
+    "stray_tag": "ends of a thought where none belongs",
+    "unranked": "windows without a usable answer",
+    "gave_up": "windows given up after retrying",
+    "filtered": "windows refused by the server's content filter",
+    "passages_cut": "passages cut to --passage-tokens",
+    "context_cut": "passages cut further, to share the context",
+    "budget_cut": "windows whose token limit was lowered, to share the context",
+    "spelt_in_part": "likelihoods without those characters that the model spells in several tokens",
+    "tokens_estimated": "texts whose tokens could only be estimated",
+    "duplicates": "candidates that stood in the run twice, best kept",
+    "excluded": "candidates that the data set excludes, left out of the run",
+}
+"""Every kind of repair, in words."""
+
+
+BY_LIKELIHOOD = "ranked by query likelihood, not by comparison: see docs/embedded.md"
+
+
+def lines(tally: Tally, seconds: float, price: Prices | None = None, by: RanksBy = "comparison") -> list[str]:
+    """The summary for people."""
+    usage = tally.usage
+    about = "about " if usage.estimated else ""
+    found = [
+        f"{tally.queries} queries, {tally.rounds} rounds, {tally.calls} calls"
+        f" ({tally.calls - tally.asked} from the journal), {clock(seconds)}",
+        f"tokens: {about}{usage.prompt_tokens:,} in ({usage.cached_tokens:,} cached),"
+        f" {usage.completion_tokens:,} out, of these {usage.reasoning_tokens:,} reasoning",
+    ]
+    if by == "likelihood":
+        found.insert(0, BY_LIKELIHOOD)
+    if price is not None:
+        found.append(f"cost: {price.of(usage):.4f}")
+    if tally.saved:
+        found.append(f"saved: at least {tally.saved:,} tokens, by ending thoughts that went in circles")
+    found += [f"repairs: {count:,} {REPAIRS.get(kind, kind)}" for kind, count in sorted(tally.repairs.items()) if count]
+    if tally.unranked_windows:
+        named = ", ".join(f"{query_id} (round {number + 1})" for query_id, number in tally.unranked[:5])
+        found.append(f"left in input order: {tally.unranked_windows} of {tally.windows} windows: {named}")
+    if tally.unfinished:
+        found.append(f"unfinished, best so far: {len(tally.unfinished)} queries: {', '.join(tally.unfinished[:5])}")
+    return found
+
+
+def report(tally: Tally, seconds: float, settings: dict[str, Any], price: Prices | None = None) -> dict[str, Any]:
+    """The summary for programs."""
+    usage = tally.usage
+    return {
+        "settings": settings,
+        "queries": tally.queries,
+        "rounds": tally.rounds,
+        "windows": tally.windows,
+        "calls": tally.calls,
+        "calls_asked_now": tally.asked,
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+        "answer_tokens": usage.completion_tokens - usage.reasoning_tokens,
+        "saved_tokens": tally.saved,
+        "tokens_estimated": usage.estimated,
+        "cost": None if price is None else round(price.of(usage), 6),
+        "forced_endings": tally.repairs["thought_closed"],
+        "budgets_ignored": tally.repairs["budget_ignored"],
+        "seconds": round(seconds, 3),
+        "model_seconds": round(tally.model_seconds, 3),
+        "repairs": dict(sorted(tally.repairs.items())),
+        "unranked_windows": tally.unranked_windows,
+        "unranked": [{"query_id": query_id, "round": number + 1} for query_id, number in tally.unranked],
+        "unfinished": tally.unfinished,
+    }
+
+
+def write_report(file: TextIO, told: dict[str, Any], queries: Iterable[QueryCost]) -> None:
+    """The report as JSON, the queries of the run written one by one."""
+    file.write(json.dumps(told, indent=2, default=str)[:-2] + ',\n  "per_query": [')
+    for number, query in enumerate(queries):
+        usage = query.usage
+        row = {
+            "query_id": query.query_id,
+            "rounds": query.rounds,
+            "windows": query.windows,
+            "calls": query.calls,
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "reasoning_tokens": usage.reasoning_tokens,
+            "answer_tokens": usage.completion_tokens - usage.reasoning_tokens,
+            "seconds": round(query.seconds, 3),
+            "unranked_windows": query.unranked,
+            "repairs": dict(sorted(query.repairs.items())),
+        }
+        file.write(("," if number else "") + "\n    " + json.dumps(row))
+    file.write("\n  ]\n}\n")

@@ -1,0 +1,227 @@
+"""The data sets of ir_datasets (MacAvaney et al., SIGIR 2021), by their ids.
+
+Its queries, judgments and scored documents become files in the cache, anew each time they are asked for, so
+that everything after reads them as it reads the user's own. Its documents stay in its own store.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from rank_k.data.cache_directory import keep
+from rank_k.data.collections.registry import SCHEMES, Excluded, absent
+from rank_k.data.corpus_index import OnProgress
+from rank_k.data.files import trec_field
+from rank_k.errors import InputError
+from rank_k.optional_deps import load
+from rank_k.types import Passage
+
+
+class IrDataset:
+    """A data set of ir_datasets. Each part is fetched when it is first asked for, as ir_datasets does it: its
+    terms of use are shown in its own words, and its progress where standard error is a terminal.
+
+    Raises `InputError` for an id that nobody knows, a part that the data set lacks, and data that can neither be
+    found nor downloaded: one message with all that ir_datasets says about where to get them and put them.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        registry = load("ir_datasets").registry
+        try:
+            self._dataset = load("ir_datasets").load(name)
+        except KeyError:
+            near = difflib.get_close_matches(name, registry, 3, 0.8)
+            meant = f"did you mean {' or '.join(near)}? " if near else ""
+            raise InputError(f"there is no data set {name!r}", f"{meant}write {SCHEMES}") from None
+
+    @property
+    def corpus(self) -> IrCorpus:
+        self._require("docs", "documents")
+        return IrCorpus(self.name, self._dataset)
+
+    @cached_property
+    def queries(self) -> Path:
+        """JSONL: `text` is ir_datasets' own choice of text; all fields that are text stand beside it."""
+        self._require("queries", "queries")
+        with _one_message(self.name, "queries"):
+            return keep(f"{self._folder}/queries.jsonl", map(_query_line, self._dataset.queries_iter()))
+
+    @cached_property
+    def qrels(self) -> Path | None:
+        """TREC format, less what is marked as excluded. Judged for several subtopics, the highest grade counts."""
+        if not self._dataset.has_qrels():
+            return None
+        grades: dict[tuple[str, str], int] = {}
+        with _one_message(self.name, "judgments"):
+            for qrel in self._dataset.qrels_iter():
+                if qrel.relevance not in self._marks:
+                    pair = (qrel.query_id, qrel.doc_id)
+                    grades[pair] = max(int(qrel.relevance), grades.get(pair, int(qrel.relevance)))
+            lines = (b"%b 0 %b %d\n" % (*_trec_ids(*pair), grade) for pair, grade in grades.items())
+            return keep(f"{self._folder}/qrels.trec", lines)
+
+    @cached_property
+    def first_stage(self) -> Path | None:
+        """The scored documents, in TREC format."""
+        if not self._dataset.has_scoreddocs():
+            return None
+        with _one_message(self.name, "scored documents"):
+            scored = self._dataset.scoreddocs_iter()
+            lines = (b"%b Q0 %b 0 %r scoreddocs\n" % (*_trec_ids(row[0], row[1]), float(row[2])) for row in scored)
+            return keep(f"{self._folder}/run.scoreddocs.trec", lines)
+
+    @cached_property
+    def excluded(self) -> Excluded:
+        """Documents whose grade means that they are excluded, as in the data sets of BRIGHT."""
+        found: dict[str, set[str]] = {}
+        if self._marks:
+            with _one_message(self.name, "judgments"):
+                for qrel in self._dataset.qrels_iter():
+                    if qrel.relevance in self._marks:
+                        found.setdefault(qrel.query_id, set()).add(qrel.doc_id)
+        return {query_id: frozenset(doc_ids) for query_id, doc_ids in found.items()}
+
+    @property
+    def _marks(self) -> frozenset[int]:
+        if not self._dataset.has_qrels():
+            return frozenset()
+        meanings = self._dataset.qrels_defs()
+        return frozenset(grade for grade, meaning in meanings.items() if "excluded" in str(meaning).lower())
+
+    @property
+    def _folder(self) -> str:
+        return f"ir_datasets/{quote(self.name, safe='')}"
+
+    def _require(self, part: str, words: str) -> None:
+        if not self._dataset.has(part):
+            raise InputError(f"data set {self.name} has no {words}", "name a part of it that has, or give the files")
+
+
+class IrCorpus:
+    """The documents of a data set."""
+
+    files: tuple[Path, ...] = ()
+
+    def __init__(self, name: str, dataset: Any) -> None:
+        self._name, self._dataset = name, dataset
+
+    def passages(self) -> Iterator[Passage]:
+        with _one_message(self._name, "documents"):
+            documents = self._dataset.docs_iter()
+        while True:
+            with _one_message(self._name, "documents"):
+                document = next(documents, None)
+            if document is None:
+                return
+            yield Passage(document.doc_id, _text(document))
+
+    def store(self, on_progress: OnProgress | None = None) -> IrStore:
+        with _one_message(self._name, "documents"):
+            store = self._dataset.docs_store()
+            if hasattr(store, "build"):
+                store.build()
+        return IrStore(self._name, store)
+
+
+class IrStore:
+    """Documents by id, out of ir_datasets' own store. Any thread may use it."""
+
+    def __init__(self, name: str, store: Any) -> None:
+        self._name, self._store, self._lock = name, store, threading.Lock()
+
+    def get(self, doc_id: str, query_id: str | None = None) -> Passage:
+        """The passage. Raises `InputError` if the data set lacks it; `query_id` only serves that message."""
+        try:
+            with self._lock:
+                return Passage(doc_id, _text(self._store.get(doc_id)))
+        except KeyError:
+            raise absent(doc_id, query_id, f"data set {self._name}") from None
+        except Exception as error:
+            raise _cannot_be_had(self._name, "documents", error, []) from error
+
+    def close(self) -> None:
+        """Nothing to free: ir_datasets keeps its files open."""
+
+
+def _query_line(query: Any) -> bytes:
+    told = {key: value for key, value in query._asdict().items() if isinstance(value, str)}
+    told |= {"_id": query.query_id, "text": _text(query)}
+    return json.dumps(told).encode() + b"\n"
+
+
+def _text(record: Any) -> str:
+    """What ir_datasets takes for the text of a query or document, else its first field after the id."""
+    if hasattr(record, "default_text"):
+        return str(record.default_text() or "")
+    return str(getattr(record, "text", record[1]) or "")
+
+
+def _trec_ids(query_id: str, doc_id: str) -> tuple[bytes, bytes]:
+    return trec_field("query id", query_id), trec_field("document id", doc_id)
+
+
+@contextmanager
+def _one_message(name: str, part: str) -> Iterator[None]:
+    """Whatever goes wrong inside comes out as one `InputError`, with what ir_datasets told about it before."""
+    logger = logging.getLogger("ir_datasets")
+    told: list[logging.LogRecord] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        told.append(record)
+        return False
+
+    try:
+        with ExitStack() as stack:
+            logger.addFilter(collect)
+            stack.callback(logger.removeFilter, collect)
+            if not sys.stderr.isatty():
+                stack.enter_context(redirect_stderr(io.StringIO()))  # progress bars are for people
+            yield
+    except InputError:
+        raise
+    except Exception as error:  # ir_datasets and its readers raise all kinds
+        raise _cannot_be_had(name, part, error, told) from error
+    for record in told:
+        if _is_notice(record):
+            logger.handle(record)
+
+
+def _is_notice(record: logging.LogRecord) -> bool:
+    return "agree" in record.getMessage()
+
+
+def _cannot_be_had(name: str, part: str, error: Exception, told: Iterable[logging.LogRecord]) -> InputError:
+    messages = dict.fromkeys(record.getMessage() for record in told if record.levelno == logging.INFO)
+    hints = [message for message in messages if not message.startswith(("[", "download error"))]
+    addresses = ", ".join(dict.fromkeys(_addresses(error)))
+    if addresses:
+        problem = f"the {part} of {name} are not on this machine and cannot be downloaded ({addresses})"
+    else:
+        problem = f"the {part} of {name} cannot be had ({type(error).__name__}: {str(error)[:200]})"
+    home = load("ir_datasets").util.home_path()
+    page = f"https://ir-datasets.com/{name.partition('/')[0]}.html"
+    copy = f"run this once where they can be downloaded and copy {home / name.partition('/')[0]} here, see {page}"
+    return InputError(problem, " ".join(hints) if any(str(home) in hint for hint in hints) else copy)
+
+
+def _addresses(error: BaseException) -> Iterator[str]:
+    """The URLs that were tried."""
+    if (url := getattr(getattr(error, "request", None), "url", None)) is not None:
+        yield str(url)
+    for argument in error.args:
+        for attempt in argument if isinstance(argument, list) else ():
+            mirror = attempt[0] if isinstance(attempt, tuple) and attempt else None
+            if (url := getattr(mirror, "url", None)) is not None:
+                yield str(url)

@@ -1,0 +1,65 @@
+"""The bytes of a file, decompressed where they need to be: gzip and Zstandard, told by their first bytes."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from rank_k.errors import FormatError, InputError
+from rank_k.optional_deps import load
+
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+
+class Stream(NamedTuple):
+    """`plain` reads decompressed bytes, line by line or in parts; `raw` is the file beneath, equal to it where
+    nothing is compressed, whose position tells how far the reading has come."""
+
+    plain: IO[bytes] | gzip.GzipFile
+    raw: IO[bytes]
+
+
+@contextmanager
+def opened(path: Path, expected: str) -> Iterator[Stream]:
+    """Open `path` for reading. `expected` says what the file should hold, for messages.
+
+    Raises `InputError` where it cannot be opened or read, `FormatError` for a directory and for compressed
+    data that are damaged or end too early, also while it is being read; `MissingExtra` for Zstandard.
+    """
+    if path.is_dir():
+        raise FormatError(path, 0, "a directory", f"a file with {expected}")
+    try:
+        with path.open("rb") as raw:
+            start = raw.peek(4)[:4]
+            if start[:2] == _GZIP:
+                with gzip.open(raw) as plain:
+                    yield Stream(plain, raw)
+            elif start == _ZSTD:
+                with _whole_zstd(path, raw) as plain:
+                    yield Stream(plain, raw)
+            else:
+                yield Stream(raw, raw)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file", "check the path") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise FormatError(path, 0, f"damaged gzip data ({error})", "a whole gzip file") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror or error})", "check its permissions") from error
+
+
+@contextmanager
+def _whole_zstd(path: Path, raw: IO[bytes]) -> Iterator[IO[bytes]]:
+    """The standard library's module, which Python has from 3.14 on, or the same for older ones. Both, unlike
+    other packages, raise `EOFError` for a file that was cut short."""
+    zstd = import_module("compression.zstd") if sys.version_info >= (3, 14) else load("backports.zstd")
+    try:
+        with zstd.open(raw) as plain:
+            yield plain
+    except (zstd.ZstdError, EOFError) as error:
+        raise FormatError(path, 0, f"damaged Zstandard data ({error})", "a whole Zstandard file") from error

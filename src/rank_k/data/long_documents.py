@@ -1,0 +1,179 @@
+"""Long documents: cut into passages, reranked as passages, and ranked again by their best one (MaxP, Dai and
+Callan, SIGIR 2019).
+
+The passages of document `d` are `d#0`, `d#1`, ...: the number follows the last `#`, so that no two are alike
+whatever the documents are called.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+from rank_k.data.token_estimate import cut_at, estimated_tokens
+from rank_k.errors import InputError
+from rank_k.types import Candidate, Passage, Ranking
+
+LEAST_TOKENS = 16
+"""Passages are not cut shorter: words and characters must fit into them."""
+
+_PIECE = re.compile(r"\s+|\S+?[。！？｡]+[”’」』）]*\s*|\S+\s*")
+_SENTENCE_END = re.compile(r"(?:[.!?؟۔।…][\"'”’»)\]]*\s+|[。！？｡]+[”’」』）]*\s*|\n\s*\n\s*)\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How documents are cut: into passages of at most `tokens` tokens (as `estimated_tokens` counts them), each
+    beginning with at most the last `overlap` tokens of the one before. `most`: only the first so many of each
+    document are kept, all if None; the first, because they cost nothing to choose and are where most documents say
+    what they are about.
+
+    Raises `InputError` for numbers that cannot be.
+    """
+
+    tokens: int
+    overlap: int = 0
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens < LEAST_TOKENS:
+            raise InputError(f"passages of {self.tokens} tokens are too short", f"give {LEAST_TOKENS} or more")
+        if not 0 <= self.overlap <= self.tokens // 2:
+            problem = f"passages of {self.tokens} tokens cannot overlap by {self.overlap}"
+            raise InputError(problem, f"give at most half, {self.tokens // 2}")
+        if self.most is not None and self.most < 1:
+            raise InputError(f"{self.most} passages of each document are none", "give 1 or more")
+
+    def passages(self, text: str) -> Iterator[str]:
+        """The passages of a document, at least one. Without overlap and `most` they make up the whole text, joined."""
+        return (text[start:end] for start, end in self.spans(text))
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where they begin and end in `text`.
+
+        A passage ends with the last sentence that fits if that fills more than half of it, else with a word, else,
+        in long words and scripts without blanks, with a character as people see it.
+        """
+        return islice(self._all_spans(text), self.most)
+
+    def _all_spans(self, text: str) -> Iterator[tuple[int, int]]:
+        places, counts = _pieces(text, max(LEAST_TOKENS // 2, self.tokens // 16))
+        first, last = 0, len(places) - 1
+        while True:
+            end = bisect_right(counts, counts[first] + self.tokens) - 1
+            if end < last:
+                enough = bisect_right(counts, counts[first] + (self.tokens + self.overlap) // 2)
+                sentences = (i for i in range(end, enough - 1, -1) if _ends_sentence(text, places[i - 1], places[i]))
+                end = next(sentences, end)
+            yield places[first], places[end]
+            if end == last:
+                return
+            first = bisect_left(counts, counts[end] - self.overlap)
+            first = min(end, bisect_right(counts, counts[first]) - 1)  # past blanks, which count nothing
+
+
+def _pieces(text: str, most: int) -> tuple[list[int], list[int]]:
+    """Where `text` may be cut: after words with the blanks behind them, after sentences, and so that no piece has more
+    than `most` tokens; and how many tokens lie before each place. Both begin with 0. Counts add up because what
+    counts as one never spans a blank; where a long word is cut they are on the high side."""
+    places, counts = [0], [0]
+    for match in _PIECE.finditer(text):
+        start, end = match.span()
+        while estimated_tokens(text[start : min(end, start + 8 * most)]) > most:  # letters are at least 1/5 token
+            cut = start + (len(cut_at(text[start : start + most + 1], most)) or most)
+            places.append(cut)
+            counts.append(counts[-1] + estimated_tokens(text[start:cut]))
+            start = cut
+        places.append(end)
+        counts.append(counts[-1] + estimated_tokens(text[start:end]))
+    return places, counts
+
+
+def _ends_sentence(text: str, start: int, end: int) -> bool:
+    return _SENTENCE_END.search(text, start, end) is not None
+
+
+def passage_id(doc_id: str, number: int) -> str:
+    return f"{doc_id}#{number}"
+
+
+def document_id(passage: str) -> str:
+    """The document that a passage is of."""
+    return passage.rpartition("#")[0]
+
+
+def expand(candidates: Iterable[Candidate], count: Callable[[str], int]) -> tuple[Candidate, ...]:
+    """A run of passages from one of documents: `count(doc_id)` of each, in the documents' order and then their own."""
+    return tuple(
+        Candidate(passage_id(candidate.doc_id, number), candidate.score)
+        for candidate in candidates
+        for number in range(count(candidate.doc_id))
+    )
+
+
+def collapse(ranking: Ranking) -> Ranking:
+    """A ranking of documents from one of passages, each where its best passage stands (MaxP). Two are tied if their
+    best passages are."""
+    doc_ids: dict[str, bool] = {}
+    for tier in ranking.tiers:
+        first = True
+        for passage in tier:
+            if (doc_id := document_id(passage)) not in doc_ids:
+                doc_ids[doc_id] = not first
+                first = False
+    return Ranking(tuple(doc_ids), tuple(doc_ids.values()))
+
+
+class Store(Protocol):
+    """Where whole documents come from."""
+
+    def get(self, doc_id: str, query_id: str | None = None) -> Passage: ...
+
+
+class SplitRun:
+    """A run of documents as a run of passages: the first `depth` documents of each query, cut.
+
+    Iterating yields `(query_id, candidates)`, `get` has the passages' texts, and `collapsed` turns their rankings
+    into rankings of all the run's documents. Memory holds one query at a time.
+    """
+
+    def __init__(
+        self, run: Iterable[tuple[str, Sequence[Candidate]]], store: Store, split: Split, depth: int = 100
+    ) -> None:
+        self._run, self._store, self._split, self._depth = run, store, split, depth
+        self._cut: dict[str, tuple[str, ...]] = {}  # the documents of the query that was come to last
+
+    def __iter__(self) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
+        for query_id, candidates in self._run:
+            self._cut = {}
+            counts = {c.doc_id: len(self._passages(c.doc_id, query_id)) for c in candidates[: self._depth]}
+            yield query_id, expand(candidates[: self._depth], counts.__getitem__)
+
+    def get(self, doc_id: str, query_id: str | None = None) -> Passage:
+        """The passage `doc_id` (`d#3`). Raises `InputError` where the store has no such document."""
+        document, _, number = doc_id.rpartition("#")
+        return Passage(doc_id, self._passages(document, query_id)[int(number)])
+
+    def collapsed(self, rankings: Iterable[tuple[str, Ranking]]) -> Iterator[tuple[str, Ranking]]:
+        """`(query_id, ranking of documents)` from rankings of passages that come in the run's order. Documents beyond
+        `depth` follow as they stood."""
+        for (query_id, ranking), (_, candidates) in zip(rankings, self._run, strict=True):
+            whole = collapse(ranking)
+            tail = tuple(candidate.doc_id for candidate in candidates[self._depth :])
+            yield query_id, Ranking(whole.doc_ids + tail, whole.tied + (False,) * len(tail))
+
+    def _passages(self, doc_id: str, query_id: str | None) -> tuple[str, ...]:
+        if doc_id not in self._cut:
+            self._cut[doc_id] = tuple(self._split.passages(self._store.get(doc_id, query_id).text))
+        return self._cut[doc_id]
+
+
+class DocumentGrades(dict[str, int]):
+    """Grades of documents that answer for passages: each is worth what its document is."""
+
+    def get(self, doc_id: str, default: int = 0) -> int:  # type: ignore[override]
+        return super().get(document_id(doc_id), default)

@@ -1,0 +1,173 @@
+"""A candidate set: a query and the passages that a teacher is to compare, as one line of JSONL."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from rank_k.data.files import read_objects
+from rank_k.data.part_file import PartFile
+from rank_k.errors import FormatError
+
+EXPECTED = (
+    '{"set_id": ..., "query_id": ..., "query": ..., "doc_ids": [...], "passages": [...], ...} as distill sample writes'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateSet:
+    """What is shown to a teacher, in the order shown.
+
+    `grades`: of the passages that are judged, or None where nothing is known of the query. `source`: the name of
+    the collection; `licence`: of its texts, None where it is not known. The id says what is in the set: two sets
+    of one id have the same query and documents in the same order.
+    """
+
+    set_id: str
+    query_id: str
+    query: str
+    doc_ids: tuple[str, ...]
+    passages: tuple[str, ...]
+    grades: Mapping[str, int] | None
+    source: str
+    licence: str | None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All of it but the passages' texts."""
+        return {name: value for name, value in asdict(self).items() if name != "passages"}
+
+
+def set_id_of(source: str, query_id: str, number: int, query: str, doc_ids: Iterable[str]) -> str:
+    """The name of the `number`-th set of a query: readable, and another one where the set is another."""
+    told = json.dumps([query, list(doc_ids)]).encode()
+    return f"{source}/{query_id}/{number}-{sha256(told).hexdigest()[:8]}"
+
+
+def licence_of(collection: Path) -> str | None:
+    """What the PROVENANCE.md of a collection's folder says behind "Licence of the data:", to the end of the line, or
+    else behind the first "Licence", to the end of the sentence."""
+    provenance = collection / "PROVENANCE.md"
+    if not provenance.is_file():
+        return None
+    text = provenance.read_text(encoding="utf-8", errors="replace")
+    told = re.search(r"Licen[cs]e of the data:\s*(.+)", text) or re.search(
+        r"Licen[cs]e:?\s+(.+?)(?:\.\s|\.?$)", text, re.M
+    )
+    return told[1].strip().strip("*.").strip() or None if told else None
+
+
+def line_of(row: Mapping[str, Any]) -> bytes:
+    """One line of a JSONL file. Ids leave as the bytes they came as."""
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
+
+
+def read_sets(path: str | Path) -> Iterator[CandidateSet]:
+    """Stream the sets of a file. Raises `FormatError` for the first line that is none."""
+    path = Path(path)
+    for number, found in read_objects(path, EXPECTED):
+        yield _checked(path, number, found)
+
+
+def _checked(path: Path, number: int, found: Mapping[str, Any]) -> CandidateSet:
+    def wrong(what: str) -> FormatError:
+        return FormatError(path, number, what, EXPECTED)
+
+    for name in ("set_id", "query_id", "query", "source"):
+        if not isinstance(found.get(name), str):
+            raise wrong(f"no {name}" if name not in found else f"{name} that is no text")
+    doc_ids, passages = (_texts(found.get(name)) for name in ("doc_ids", "passages"))
+    if doc_ids is None or passages is None:
+        raise wrong("doc_ids or passages that are no lists of texts")
+    if len(doc_ids) != len(passages):
+        raise wrong(f"{len(doc_ids)} ids for {len(passages)} passages")
+    if len(doc_ids) < 2 or len(set(doc_ids)) < len(doc_ids):
+        raise wrong("fewer than two passages" if len(doc_ids) < 2 else "a passage that stands there twice")
+    grades, licence = found.get("grades"), found.get("licence")
+    if grades is not None and not (
+        isinstance(grades, dict) and all(isinstance(g, int) and not isinstance(g, bool) for g in grades.values())
+    ):
+        raise wrong("grades that are not whole numbers by document id")
+    if not isinstance(licence, str | None):
+        raise wrong("a licence that is no text")
+    return CandidateSet(
+        found["set_id"],
+        found["query_id"],
+        found["query"],
+        doc_ids,
+        passages,
+        grades,
+        found["source"],
+        licence,
+    )
+
+
+def _texts(found: Any) -> tuple[str, ...] | None:
+    is_texts = isinstance(found, list) and all(isinstance(text, str) for text in found)
+    return tuple(found) if is_texts else None
+
+
+class JsonLines(PartFile):
+    """Writes a JSONL file, complete or not at all: `with JsonLines(path) as file: file.append(row)`."""
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Append one row."""
+        self.write(line_of(row))
+
+
+class Appended:
+    """A file of sets that grows: `with Appended(path) as file`. What an earlier run wrote is `before`, without its last
+    line if the run was killed while writing it; `write` adds to it. Raises `FormatError` for a file of anything else,
+    which is left as it is."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __enter__(self) -> Appended:
+        self._file = self.path.open("ab")
+        try:
+            _drop_torn_line(self.path)
+        except FormatError:
+            self._file.close()
+            raise
+        self.found = self.path.stat().st_size > 0
+        return self
+
+    def before(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """What is there already, with its line numbers."""
+        if self.found:
+            yield from read_objects(self.path, EXPECTED)
+
+    def write(self, row: CandidateSet) -> None:
+        self._file.write(line_of(asdict(row)))
+
+    def __exit__(self, *_: object) -> None:
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+
+_BEGINNING = b'{"set_id": "'
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off what stands after the last end of line. Raises `FormatError` if the file is not one of sets."""
+    with path.open("rb+") as file:
+        if not _BEGINNING.startswith(begun := file.read(len(_BEGINNING))):
+            raise FormatError(path, 1, f"{begun!r}...", f"a file of sets to go on with: {EXPECTED}")
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(end - 65_536, 0)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        file.truncate(end)

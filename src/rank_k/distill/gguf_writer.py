@@ -1,0 +1,174 @@
+"""Trained weights of the llama architecture -> GGUF: whole, or as an adapter on the weights they came from.
+
+Everything but the numbers (vocabulary, chat template, sizes) is copied from the GGUF file that the student started
+from, so that nothing but what was trained can differ. No torch is needed: numpy and `gguf` do.
+
+transformers keeps the two halves of each rotary pair apart, llama.cpp keeps the pairs together: rows of the query and
+key projections are put in the other order on the way (`paired`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rank_k.errors import InputError
+from rank_k.optional_deps import load
+
+Tensors = Mapping[str, Any]
+"""Names as transformers has them, without what peft puts before -> numpy arrays in single precision."""
+
+TYPES = ("F16", "Q8_0", "Q4_0")
+_PEFT = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_([AB])(?:\.default)?\.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training left. `low_rank`: (A, B) by the name of the weight that they change, by `scale` * B @ A;
+    `whole`: weights that took the place of others."""
+
+    low_rank: Mapping[str, tuple[Any, Any]]
+    whole: Tensors
+    rank: int
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank if self.rank else 0.0
+
+
+def low_rank_of(tensors: Tensors) -> dict[str, tuple[Any, Any]]:
+    """The pairs in an adapter as peft saves it. Raises `InputError` for parts that are not of LoRA."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, values in tensors.items():
+        match = _PEFT.fullmatch(name)
+        if match is None:
+            raise InputError(f"the adapter holds {name}, which is not of LoRA", "train with the targets of a recipe")
+        found.setdefault(f"{match[1]}.weight", {})[match[2]] = values
+    return {name: (pair["A"], pair["B"]) for name, pair in found.items()}
+
+
+def write_whole(source: Path, trained: Trained, target: Path, kind: str, name: str) -> None:
+    """Write `source`'s weights with what was trained put in, as `kind` (one of `TYPES`)."""
+    gguf, numpy = load("gguf"), load("numpy")
+    reader = _llama(source)
+    names, heads = _names(reader), _heads(reader)
+    low = {names(each): pair for each, pair in trained.low_rank.items()}
+    whole = {names(each): values for each, values in trained.whole.items()}
+    writer = gguf.GGUFWriter(str(target), "llama")
+    _copy_facts(reader, writer, name, kind)
+    for tensor in reader.tensors:
+        if tensor.name in whole:
+            values = paired(whole.pop(tensor.name), tensor.name, heads)
+        else:
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        if tensor.name in low:
+            a, b = low.pop(tensor.name)
+            values = values + trained.scale * (paired(b, tensor.name, heads) @ a)
+        as_kind = _kind_of(tensor.name, values, kind)
+        stored = gguf.quants.quantize(numpy.ascontiguousarray(values, dtype=numpy.float32), as_kind)
+        writer.add_tensor(tensor.name, stored, raw_dtype=as_kind)
+    if low or whole:
+        raise InputError(
+            f"{source} has no weights called {', '.join([*low, *whole])[:200]}", "name the weights trained"
+        )
+    _finish(writer)
+
+
+def write_adapter(source: Path, trained: Trained, target: Path, name: str) -> None:
+    """Write what was trained as a LoRA adapter for `source`, in half precision."""
+    gguf, numpy = load("gguf"), load("numpy")
+    if trained.whole:
+        raise InputError("all weights were trained: there is no adapter", "leave --adapter out")
+    reader = _llama(source)
+    names, heads = _names(reader), _heads(reader)
+    writer = gguf.GGUFWriter(str(target), "llama")
+    writer.add_type("adapter")
+    writer.add_name(name)
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", trained.alpha)
+    for each, (a, b) in trained.low_rank.items():
+        place = names(each)
+        writer.add_tensor(f"{place}.lora_a", numpy.ascontiguousarray(a, dtype=numpy.float16))
+        writer.add_tensor(f"{place}.lora_b", numpy.ascontiguousarray(paired(b, place, heads), dtype=numpy.float16))
+    _finish(writer)
+
+
+def paired(values: Any, name: str, heads: tuple[int, int]) -> Any:
+    """Rows of a query or key projection in llama.cpp's order; anything else as it is.
+
+    `heads`: of queries, and of keys. A head of n rows holds the pairs as rows (i, i + n / 2) in transformers, and as
+    rows (2i, 2i + 1) in llama.cpp.
+    """
+    count = heads[0] if ".attn_q." in name else heads[1] if ".attn_k." in name else 0
+    if not count:
+        return values
+    return (
+        values.reshape(count, 2, values.shape[0] // count // 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+    )
+
+
+def _llama(source: Path) -> Any:
+    reader = load("gguf").GGUFReader(str(source))
+    architecture = reader.get_field("general.architecture").contents()
+    if architecture != "llama":
+        raise InputError(
+            f"{source} is of the architecture {architecture}, and only llama is exported to GGUF here",
+            "export --merged, and convert that with llama.cpp's convert_hf_to_gguf.py",
+        )
+    return reader
+
+
+def _heads(reader: Any) -> tuple[int, int]:
+    count = reader.get_field("llama.attention.head_count").contents()
+    keys = reader.get_field("llama.attention.head_count_kv")
+    return int(count), int(keys.contents() if keys else count)
+
+
+def _names(reader: Any) -> Any:
+    """transformers' name of a weight -> its name in GGUF."""
+    gguf = load("gguf")
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, reader.get_field("llama.block_count").contents())
+
+    def name_of(name: str) -> str:
+        found = table.get_name(name, try_suffixes=(".weight", ".bias"))
+        if found is None:
+            raise InputError(f"llama.cpp knows no weights called {name}", "train with the targets of a recipe")
+        return str(found)
+
+    return name_of
+
+
+def _kind_of(name: str, values: Any, kind: str) -> Any:
+    """How a tensor is stored: vectors in full; the embeddings, which are the output's too, never below 8 bits."""
+    types = load("gguf").GGMLQuantizationType
+    if values.ndim == 1 or values.shape[-1] % 32:
+        return types.F32 if values.ndim == 1 else types.F16
+    return types.Q8_0 if kind == "Q4_0" and name.startswith(("token_embd", "output")) else types[kind]
+
+
+def _copy_facts(reader: Any, writer: Any, name: str, kind: str) -> None:
+    gguf = load("gguf")
+    own = {"general.architecture", "general.name", "general.file_type", "general.quantization_version"}
+    for field in _fields(reader):
+        if field.name not in own:
+            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], inner)
+    writer.add_name(name)
+    writer.add_file_type(getattr(gguf.LlamaFileType, f"MOSTLY_{kind}"))
+    if kind != "F16":
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def _fields(reader: Any) -> Iterator[Any]:
+    return (field for name, field in reader.fields.items() if not name.startswith("GGUF."))
+
+
+def _finish(writer: Any) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

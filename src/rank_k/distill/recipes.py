@@ -1,0 +1,275 @@
+"""Recipes: how a student is trained, as a TOML file read into frozen values.
+
+A key that is misspelt or has the wrong kind of value stops here, with the key's name, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from rank_k.errors import InputError
+from rank_k.models.base import RanksBy
+from rank_k.strategies import STRATEGIES
+from rank_k.window.reasoning import Think
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The model that is trained.
+
+    `weights`: a name of `rank-k fetch`, a GGUF file, a folder of transformers' own format, or a name on the
+    Hugging Face hub. `parameters`, `layers`, `hidden`: its size, for the memory estimate before anything is loaded.
+    """
+
+    weights: str
+    parameters: float
+    layers: int
+    hidden: int
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """`kind` "lora" trains an adapter of `rank` on the modules `targets` ("all-linear": every projection); "full"
+    trains the weights themselves, but for the embeddings. The first `freeze_layers` layers stay as they are."""
+
+    kind: str = "lora"
+    rank: int = 32
+    alpha: int = 64
+    dropout: float = 0.0
+    targets: str | list[str] = "all-linear"
+    freeze_layers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """`max_length`: tokens; longer rows are counted and left out. `batch`: rows in one forward pass; `accumulate`
+    of them make a step. `bf16`: train in bfloat16 on machines that are fast at it, elsewhere in float32.
+    `checkpoint_seconds`, `measure_seconds`: how often, in time; 0 for never (the end apart).
+    `measure_rows` held-out rows are measured, `measure_free` of them answered freely too, in at most the student's
+    own `max_tokens`, which is slow."""
+
+    max_length: int
+    learning_rate: float
+    batch: int = 1
+    accumulate: int = 1
+    epochs: float = 1.0
+    warmup_steps: int = 10
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    adam_beta2: float = 0.999
+    bf16: bool = True
+    gradient_checkpointing: bool = False
+    group_by_length: bool = False
+    seed: int = 0
+    checkpoint_steps: int = 100
+    checkpoint_seconds: float = 0.0
+    measure_steps: int = 100
+    measure_seconds: float = 0.0
+    measure_rows: int = 32
+    measure_free: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """For students whose trace is one verdict a passage (see `rank_k.distill.label_traces`). All of it is off by
+    default.
+
+    `corrupt`: chance that a verdict which is *shown* is a random one, while the one to be learnt stays right.
+    `clean`: share of rows left as they are, from which the step from verdicts to order is learnt.
+    `other_weight`: weight of all other tokens; a verdict's is 1, and `best_weight` for one of the best kind.
+    `listwise`: weight of a softmax over the window's verdicts, which compares passages with each other.
+    `early`: weight of learning the verdicts at the ends of their passages already, where the prompt shows these: a
+    short way for the gradient, after which the trace has but to find again what is known there.
+    """
+
+    words: list[str] = field(default_factory=lambda: ["no", "partly", "yes"])
+    corrupt: float = 0.0
+    clean: float = 0.0
+    other_weight: float = 1.0
+    best_weight: float = 1.0
+    listwise: float = 0.0
+    early: float = 0.0
+
+    @property
+    def on(self) -> bool:
+        return bool(self.corrupt or self.listwise or self.early or self.other_weight != 1 or self.best_weight != 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How the student is asked once it is trained: its defaults in `rank-k rerank --model STUDENT`.
+
+    `prompt`: name of a file of the package's `prompts` folder, or a path; the training data must be made with it.
+    `by`: as in `Reranker`.
+    """
+
+    prompt: str = "listwise"
+    by: str = "comparison"
+    strategy: str = "sliding"
+    passage_tokens: int = 450
+    window: int = 20
+    stride: int = 10
+    think: str = "full"
+    max_tokens: int = 8000
+    temperature: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """`verified`: whether a run at this size was done by us. `launch`: file of `accelerate launch --config_file`."""
+
+    name: str
+    base: Base
+    training: Training
+    verified: bool = False
+    launch: str = ""
+    method: Method = field(default_factory=Method)
+    verdicts: Verdicts = field(default_factory=Verdicts)
+    asking: Asking = field(default_factory=Asking)
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def read_recipe(name_or_path: str) -> Recipe:
+    """The recipe of that name, or in that file. Raises `InputError`."""
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        if name_or_path not in recipe_names():
+            known = ", ".join(recipe_names())
+            raise InputError(f"no recipe is called {name_or_path!r}", f"give a .toml file, or one of: {known}")
+        path = FOLDER / f"{name_or_path}.toml"
+    try:
+        told = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"recipe {path} cannot be read: {reason}", "give a recipe as a TOML file") from error
+    recipe: Recipe = _filled(Recipe, told, str(path), "")
+    _check(recipe, str(path))
+    return recipe
+
+
+def _filled(kind: type, told: dict[str, Any], path: str, where: str) -> Any:
+    """A `kind` (a dataclass) with the values `told`."""
+    hints = get_type_hints(kind)
+    known = [each.name for each in fields(kind)]
+    for key in told:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            remedy = f"did you mean {close[0]}?" if close else f"the keys there are: {', '.join(known)}"
+            raise InputError(f"recipe {path} has an unknown key {where}{key}", remedy)
+    values = {}
+    for each in fields(kind):
+        if each.name not in told:
+            if each.default is MISSING and each.default_factory is MISSING:
+                raise InputError(f"recipe {path} lacks {where}{each.name}", "add it")
+            continue
+        value, hint = told[each.name], hints[each.name]
+        if is_dataclass(hint) and isinstance(hint, type):
+            if not isinstance(value, dict):
+                raise InputError(f"{where}{each.name} in recipe {path} is no table", f"write [{where}{each.name}]")
+            values[each.name] = _filled(hint, value, path, f"{where}{each.name}.")
+        elif not _fits(value, hint):
+            shown = getattr(hint, "__name__", str(hint))
+            raise InputError(f"{where}{each.name} = {value!r} in recipe {path}", f"give it a value of kind {shown}")
+        else:
+            values[each.name] = float(value) if hint is float else value
+    return kind(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(hint, UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _check(recipe: Recipe, path: str) -> None:
+    def refuse(key: str, value: object, remedy: str) -> None:
+        raise InputError(f"{key} = {value!r} in recipe {path}", remedy)
+
+    if recipe.method.kind not in ("lora", "full"):
+        refuse("method.kind", recipe.method.kind, 'give "lora" or "full"')
+    for key in ("corrupt", "clean"):
+        if not 0 <= getattr(recipe.verdicts, key) <= 1:
+            refuse(f"verdicts.{key}", getattr(recipe.verdicts, key), "give a share from 0 to 1")
+    more_than_nothing = {
+        "base": ("parameters", "layers", "hidden"),
+        "training": "max_length batch accumulate learning_rate epochs checkpoint_steps measure_steps".split(),
+        "asking": ("passage_tokens", "max_tokens"),
+    }
+    for table, keys in more_than_nothing.items():
+        for key in keys:
+            if (value := getattr(getattr(recipe, table), key)) <= 0:
+                refuse(f"{table}.{key}", value, "give more than 0")
+    if not 0 <= recipe.method.freeze_layers < recipe.base.layers:
+        refuse("method.freeze_layers", recipe.method.freeze_layers, f"give fewer than all {recipe.base.layers}")
+    if len(recipe.verdicts.words) < 2:
+        refuse("verdicts.words", recipe.verdicts.words, "name two or more, worst first")
+    if recipe.asking.by not in get_args(RanksBy):
+        refuse("asking.by", recipe.asking.by, f"name one of {', '.join(get_args(RanksBy))}")
+    if recipe.asking.strategy not in STRATEGIES:
+        refuse("asking.strategy", recipe.asking.strategy, f"name one of {', '.join(STRATEGIES)}")
+    if recipe.method.rank < 1:
+        refuse("method.rank", recipe.method.rank, "give 1 or more")
+    if recipe.asking.temperature < 0:
+        refuse("asking.temperature", recipe.asking.temperature, "give 0 or more")
+    if recipe.asking.window < 2:
+        refuse("asking.window", recipe.asking.window, "give 2 or more")
+    if not 1 <= recipe.asking.stride <= recipe.asking.window:
+        refuse("asking.stride", recipe.asking.stride, f"give 1 to {recipe.asking.window}, the window's size")
+    try:
+        Think.parse(recipe.asking.think)
+    except InputError as error:
+        refuse("asking.think", recipe.asking.think, error.remedy)
+
+
+# --- memory -----------------------------------------------------------------------------------------
+
+_BYTES = {True: 2, False: 4}  # of one number, in bf16 or in single precision
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes that training needs over all devices together."""
+
+    weights: float
+    trained: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.trained + self.activations
+
+
+def estimated_memory(recipe: Recipe) -> Memory:
+    """What training takes, from sizes alone: an estimate within a factor of about 1.5, before anything is loaded.
+
+    Weights: 2 bytes a parameter that stays as it is (bf16), 4 (single precision) where all are trained. Each trained
+    parameter takes 4 bytes of gradient and 8 of Adam's moments, an adapter's 4 of its own too. Activations, in
+    numbers of `hidden` size per token and layer: 34 as they are (Korthikanti et al. 2022, equation 2, without the
+    attention scores, which fused kernels do not keep), 2 with checkpointing plus one layer in full.
+    """
+    base, method, training = recipe.base, recipe.method, recipe.training
+    number = _BYTES[training.bf16]
+    if method.kind == "lora":
+        # Every projection in x out gets rank * (in + out): about 2 * 7 projections of near-hidden size a layer.
+        trained = float(base.layers * method.rank * 18 * base.hidden)
+        weights, each = base.parameters * number, 16
+    else:
+        trained = base.parameters * (1 - method.freeze_layers / base.layers)
+        weights, each = base.parameters * 4, 12
+    tokens = training.batch * training.max_length
+    kept = 2 * base.layers + 34 if training.gradient_checkpointing else 34 * base.layers
+    return Memory(weights, trained * each, tokens * base.hidden * kept * number / 2)

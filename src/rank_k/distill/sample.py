@@ -1,0 +1,229 @@
+"""First-stage runs -> candidate sets, as the Rank-K paper draws them: 10 to 20 passages from ranks 1 to 20 and from
+ranks 10 to 30 of the fused runs, two sets a query, shuffled. Or, for training from labels, with a say in how many
+relevant passages a set holds.
+
+Everything drawn depends on the seed, the query and its candidates alone: another query more changes no set. Queries
+come in an order drawn by the seed, so that asking for more of them continues the same file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from itertools import zip_longest
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple, Protocol
+
+from rank_k.data.collections.registry import Store
+from rank_k.distill.candidate_sets import Appended, CandidateSet, set_id_of
+from rank_k.distill.near_duplicates import NearTexts
+from rank_k.errors import InputError
+from rank_k.types import Query
+
+Grades = Mapping[str, Mapping[str, int]]
+"""Qrels: `query_id -> {doc_id: grade}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How sets are drawn; the defaults are the paper's. Ranges are inclusive, ranks count from 1.
+
+    The n-th set of a query is of a size drawn from `sizes` and from the n-th of `ranks` (which begin again where
+    there are more sets than ranges). A query whose range has fewer passages gives all of them, if they are at least
+    the smallest size.
+
+    With `positives` (needs judgments): so many passages judged relevant are in the set, wherever they were ranked
+    or if they were not, as far as there are enough. The first of them has the highest grade that the query has, for
+    the others a grade is drawn, then a passage of it. In a share `none` of the sets there is none of the highest
+    grade, and from 0 on of lower ones. The rest are passages of the range not judged relevant. Of the unjudged ones
+    the first `skip_negatives` of the whole ranking are left out: so high up, they may be relevant.
+    """
+
+    sizes: tuple[int, int] = (10, 20)
+    ranks: tuple[tuple[int, int], ...] = ((1, 20), (10, 30))
+    sets_per_query: int = 2
+    positives: tuple[int, int] | None = None
+    none: float = 0.0
+    skip_negatives: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.sizes[0] < 2:
+            raise InputError(f"a set of {self.sizes[0]} passages", "give sizes from 2: one passage cannot be compared")
+        ranges = (("sizes", self.sizes), *(("ranks", pair) for pair in self.ranks), ("positives", self.positives))
+        for name, pair in ranges:
+            if pair is not None and pair[0] > pair[1]:
+                raise InputError(f"{name} {pair[0]}-{pair[1]} begin after their end", "write the smaller number first")
+        if not self.ranks or min(low for low, _ in self.ranks) < 1:
+            raise InputError("ranks count from 1", "write ranges such as 1-20")
+        if not 0 <= self.none <= 1:
+            raise InputError(f"none is {self.none}", "give a share of the sets, from 0 to 1")
+        if self.skip_negatives < 0:
+            raise InputError(f"skip_negatives is {self.skip_negatives}", "give 0 or more")
+        if self.positives is None and (self.none or self.skip_negatives):
+            raise InputError("positives are not asked for, but how to leave some out", "say how many, such as 1-3")
+
+
+class Drawn(NamedTuple):
+    """A set before its texts are read."""
+
+    set_id: str
+    query: Query
+    doc_ids: tuple[str, ...]
+    grades: Mapping[str, int] | None
+
+
+class Rankings(Protocol):
+    def ranking(self, query_id: str) -> Sequence[str]:
+        """Candidates of a query, best first; empty where there are none."""
+
+
+def draw(
+    query_id: str, ranking: Sequence[str], grades: Mapping[str, int] | None, number: int, how: Sampling
+) -> tuple[str, ...] | str:
+    """The documents of the `number`-th set (from 0) of a query in the order shown, or why there is none."""
+    random = Random(f"{how.seed}|{number}|{query_id}")
+    low, high = how.ranks[number % len(how.ranks)]
+    size = random.randint(*how.sizes)
+    pool = ranking[low - 1 : high]
+    if how.positives is None:
+        chosen = random.sample(pool, min(size, len(pool)))
+    else:
+        known = grades or {}
+        relevant = {doc_id for doc_id, grade in known.items() if grade > 0}
+        if not relevant:
+            return "no_positives"
+        chosen = _relevant(random, known, how.positives, random.random() < how.none)[:size]
+        unjudged = [doc_id for doc_id in ranking if doc_id not in known]
+        left_out = relevant.union(unjudged[: how.skip_negatives])
+        others = [doc_id for doc_id in pool if doc_id not in left_out]
+        chosen += random.sample(others, min(size - len(chosen), len(others)))
+    if len(chosen) < how.sizes[0]:
+        return "too_few"
+    random.shuffle(chosen)
+    return tuple(chosen)
+
+
+def _relevant(random: Random, known: Mapping[str, int], count: tuple[int, int], without_best: bool) -> list[str]:
+    """Relevant passages for one set."""
+    of_grade: dict[int, list[str]] = {}
+    for doc_id, grade in sorted(known.items()):  # not in the order in which somebody wrote judgments down
+        if grade > 0:
+            of_grade.setdefault(grade, []).append(doc_id)
+    best = of_grade[max(of_grade)]
+    if without_best:
+        del of_grade[max(of_grade)]
+    wanted = random.randint(0 if without_best else count[0], count[1])
+    chosen: list[str] = []
+    while len(chosen) < wanted and of_grade:
+        left = best if not chosen and not without_best else of_grade[random.choice(sorted(of_grade))]
+        chosen.append(left.pop(random.randrange(len(left))))
+        of_grade = {grade: doc_ids for grade, doc_ids in of_grade.items() if doc_ids}
+    return chosen
+
+
+@dataclass(slots=True)
+class Sampler:
+    """Draws the sets of `queries`. `excluded`: queries that must not be trained on. `counts`: "queries", "sets" and
+    "passages"; "with_2_relevant" and the like, sets; and what was left out: queries "contaminated" and "not_ranked",
+    sets "too_few", "no_positives" and "repeated"."""
+
+    rankings: Rankings
+    queries: Mapping[str, Query]
+    how: Sampling
+    source: str
+    grades: Grades | None = None
+    excluded: NearTexts | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def drawn(self, queries_count: int | None = None) -> Iterator[Drawn]:
+        """The sets of the first `queries_count` queries that have any (None: of all)."""
+        for query_id in sorted(self.queries, key=lambda query_id: _place(self.how.seed, query_id)):
+            if queries_count is not None and self.counts["queries"] >= queries_count:
+                return
+            found = self._of_query(self.queries[query_id])
+            self.counts["queries"] += bool(found)
+            yield from found
+
+    def _of_query(self, query: Query) -> list[Drawn]:
+        ranking = self.rankings.ranking(query.query_id)
+        if not ranking:
+            self.counts["not_ranked"] += 1
+            return []
+        if self.excluded is not None and self.excluded.find(query.text) is not None:
+            self.counts["contaminated"] += 1
+            return []
+        judged = None if self.grades is None else self.grades.get(query.query_id)
+        found: list[Drawn] = []
+        for number in range(self.how.sets_per_query):
+            doc_ids = draw(query.query_id, ranking, judged, number, self.how)
+            if isinstance(doc_ids, str):
+                self.counts[doc_ids] += 1
+            elif any(set(doc_ids) == set(other.doc_ids) for other in found):
+                self.counts["repeated"] += 1
+            else:
+                grades = None if judged is None else {d: judged[d] for d in doc_ids if d in judged}
+                set_id = set_id_of(self.source, query.query_id, number, query.text, doc_ids)
+                found.append(Drawn(set_id, query, doc_ids, grades))
+                self._count(doc_ids, grades)
+        return found
+
+    def _count(self, doc_ids: Sequence[str], grades: Mapping[str, int] | None) -> None:
+        relevant = sum(grade > 0 for grade in (grades or {}).values())
+        self.counts.update(sets=1, passages=len(doc_ids))
+        self.counts[f"with_{relevant}_relevant"] += grades is not None
+
+
+def sampled(
+    sampler: Sampler, store: Store, output: str | Path, queries_count: int | None = None, licence: str | None = None
+) -> int:
+    """Write the sets to `output`, going on where an earlier run was stopped; returns how many were there already.
+
+    Raises `InputError` if `output` holds anything but a beginning of the same sets.
+    """
+    there = 0
+    with Appended(output) as file:
+        for drawn, before in zip_longest(sampler.drawn(queries_count), file.before()):
+            row = None if drawn is None else _with_texts(drawn, store, sampler.source, licence)
+            if before is not None:
+                number, told = before
+                if row is None or told != _as_read(row):
+                    raise InputError(
+                        f"{output}:{number}: the set {told.get('set_id')} is not what belongs there"
+                        f" ({_difference(told, row)})",
+                        "it was made with other options or data: name another --output, or remove it",
+                    )
+                there += 1
+            elif row is not None:
+                file.write(row)
+    return there
+
+
+def _with_texts(drawn: Drawn, store: Store, source: str, licence: str | None) -> CandidateSet:
+    query_id = drawn.query.query_id
+    passages = tuple(store.get(doc_id, query_id).text for doc_id in drawn.doc_ids)
+    return CandidateSet(
+        drawn.set_id, query_id, drawn.query.text, drawn.doc_ids, passages, drawn.grades, source, licence
+    )
+
+
+def _difference(told: Mapping[str, Any], row: CandidateSet | None) -> str:
+    """In what a set that is there is another one than would be written."""
+    if row is None:
+        return "nothing more does"
+    if told.get("set_id") != row.set_id:
+        return f"{row.set_id} does"
+    return "another " + ", ".join(name for name, value in _as_read(row).items() if told.get(name) != value)
+
+
+def _as_read(row: CandidateSet) -> dict[str, Any]:
+    """The set as its line of JSON says it."""
+    return asdict(row) | {"doc_ids": [*row.doc_ids], "passages": [*row.passages]}
+
+
+def _place(seed: int, query_id: str) -> bytes:
+    """Where a query comes in the order drawn by `seed`."""
+    return sha256(f"{seed}|{query_id}".encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,185 @@
+"""Runs beside each other: what each is worth, what it cost, and how it differs from a baseline.
+
+Values in, values out; the command line's tables, its CSV and JSON, and the report are made from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from rank_k.errors import InputError
+from rank_k.evaluation.measures import Evaluation, Ties, evaluate, spelled
+from rank_k.evaluation.run_costs import RunCost
+from rank_k.evaluation.significance import NO_DIFFERENCE, Paired, holm, interval, paired
+from rank_k.types import Run
+
+JUDGED = "Judged@10"
+"""By what the share of unjudged documents is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A difference, and its p values corrected by Holm for all comparisons that were made."""
+
+    paired: Paired
+    t_p: float
+    randomisation_p: float
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of one query. `unjudged`: share of the first ten without judgment, before and after; None for a
+    run that has nothing for the query."""
+
+    query_id: str
+    before: float
+    after: float
+    unjudged: tuple[float | None, float | None]
+
+    @property
+    def difference(self) -> float:
+        """What rounding leaves counts as none."""
+        found = self.after - self.before
+        return 0.0 if abs(found) < NO_DIFFERENCE else found
+
+
+@dataclass(frozen=True, slots=True)
+class Assessed:
+    """One run. `intervals`: of the mean of each measure that is a mean over queries. `against`: by measure, empty
+    for the baseline itself or without one."""
+
+    name: str
+    evaluation: Evaluation
+    intervals: Mapping[str, tuple[float, float]]
+    cost: RunCost | None = None
+    against: Mapping[str, Compared] = field(default_factory=dict)
+
+    @property
+    def unjudged_of(self) -> Mapping[str, float]:
+        """Per judged query that the run answers, the share of its first ten documents without judgment."""
+        missing = set(self.evaluation.missing)
+        values = self.evaluation.per_query[JUDGED]
+        return {query_id: 1 - value for query_id, value in values.items() if query_id not in missing}
+
+    @property
+    def unjudged(self) -> float:
+        """The mean of `unjudged_of`."""
+        shares = self.unjudged_of.values()
+        return fmean(shares) if shares else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """`measures`: as asked for, the one that counts most first. `comparisons`: how many were made, over which p
+    values are corrected. `baseline`: the name of a run, or empty."""
+
+    measures: tuple[str, ...]
+    runs: tuple[Assessed, ...]
+    baseline: str
+    comparisons: int
+
+    @property
+    def compared(self) -> tuple[Assessed, ...]:
+        return tuple(run for run in self.runs if run.against)
+
+    @property
+    def query_count(self) -> int:
+        return len(next(iter(self.runs[0].evaluation.per_query.values())))
+
+    @property
+    def shown_measure(self) -> str:
+        """The measure whose queries are looked at one by one: the first that says something of quality."""
+        return next((measure for measure in self.measures if not _counts_judgments(measure)), self.measures[0])
+
+    def changes(self, run: Assessed, measure: str = "") -> list[Change]:
+        """What became of each query since the baseline, the largest gain first; empty without a baseline."""
+        base = next((other for other in self.runs if other.name == self.baseline), None)
+        if base is None:
+            return []
+        measure = measure or self.shown_measure
+        before, after = base.evaluation.per_query[measure], run.evaluation.per_query[measure]
+        unjudged = base.unjudged_of, run.unjudged_of
+        found = [
+            Change(query_id, before[query_id], value, (unjudged[0].get(query_id), unjudged[1].get(query_id)))
+            for query_id, value in after.items()
+        ]
+        return sorted(found, key=lambda change: (-change.difference, change.query_id))
+
+    def hurt(self, run: Assessed, most: int = 10) -> list[Change]:
+        """The queries that lost, the worst first."""
+        lost = [change for change in self.changes(run) if change.difference < 0]
+        return sorted(lost, key=lambda change: (change.difference, change.query_id))[:most]
+
+
+def assess(
+    qrels: Mapping[str, Mapping[str, int]],
+    runs: Mapping[str, Run],
+    measures: Sequence[str],
+    *,
+    baseline: str = "",
+    ties: Ties = "file",
+    costs: Mapping[str, RunCost | None] | None = None,
+    intervals: bool = True,
+) -> Assessment:
+    """Evaluate the runs, by name, and compare each with the one called `baseline` in every measure of quality.
+
+    Judged@k says how far the judgments reach, not how good a run is: it is measured, but not compared.
+    `ties`: as `evaluate` takes it. Without `intervals`, and without a baseline, only ir_measures is needed.
+
+    Raises `InputError` as `evaluate` does, or if there is nothing to compare; `MissingExtra`.
+    """
+    asked = spelled(measures)
+    tested = [measure for measure in asked if not _counts_judgments(measure)] if baseline else []
+    if baseline and len(runs) < 2:
+        raise InputError(f"there is no run to compare with the baseline {baseline}", "name another run")
+    if baseline and not tested:
+        raise InputError(f"{', '.join(asked)} cannot be compared", "add a measure of quality, such as nDCG@10")
+    evaluations = {name: evaluate(qrels, run, [*asked, JUDGED], ties=ties) for name, run in runs.items()}
+    against = _against(evaluations, baseline, tested)
+    return Assessment(
+        measures=asked,
+        runs=tuple(
+            Assessed(
+                name,
+                evaluation,
+                _intervals(evaluation, asked) if intervals else {},
+                (costs or {}).get(name),
+                against.get(name, {}),
+            )
+            for name, evaluation in evaluations.items()
+        ),
+        baseline=baseline,
+        comparisons=sum(map(len, against.values())),
+    )
+
+
+def _counts_judgments(measure: str) -> bool:
+    return measure.startswith("Judged")
+
+
+def _intervals(evaluation: Evaluation, measures: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Of the measures whose mean is that over queries: not of sums, such as NumRet."""
+    return {
+        measure: interval(values)
+        for measure in measures
+        if abs(fmean(values := list(evaluation.per_query[measure].values())) - evaluation.means[measure]) < 1e-6
+    }
+
+
+def _against(
+    evaluations: Mapping[str, Evaluation], baseline: str, measures: Sequence[str]
+) -> dict[str, dict[str, Compared]]:
+    others = [name for name in evaluations if name != baseline]
+    made = [
+        (name, measure, paired(evaluations[name].per_query[measure], evaluations[baseline].per_query[measure]))
+        for name in (others if baseline else ())
+        for measure in measures
+    ]
+    t_ps = holm([found.t_p for _, _, found in made])
+    randomisation_ps = holm([found.randomisation_p for _, _, found in made])
+    against: dict[str, dict[str, Compared]] = {}
+    for (name, measure, found), t_p, randomisation_p in zip(made, t_ps, randomisation_ps, strict=True):
+        against.setdefault(name, {})[measure] = Compared(found, t_p, randomisation_p)
+    return against

@@ -1,0 +1,85 @@
+"""Calls to a model through the journal: looked up there first, and kept there before they are used."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from rank_k.journal import Journal, call_key
+from rank_k.models.base import Delta, Model, OnText, Reply, Request, Usage
+from rank_k.models.retry import Retries, with_retries
+from rank_k.models.single_flight import UnderWay
+
+
+@dataclass(slots=True)
+class Spent:
+    """What the calls about one window add up to. `calls`: their keys in the journal; `asked` of them went to the
+    model now, for `seconds`."""
+
+    calls: list[str] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+    repairs: Counter[str] = field(default_factory=Counter)
+    asked: int = 0
+    seconds: float = 0.0
+    saved: int = 0
+
+
+class Calls:
+    """Asks `model` through `journal`, on `slots` at a time, whoever asks."""
+
+    def __init__(
+        self,
+        model: Model,
+        journal: Journal,
+        retries: Retries = Retries(),
+        on_retry: Callable[[Exception, float], None] | None = None,
+        slots: int = 1_000_000,
+    ) -> None:
+        self._model = model
+        self._journal = journal
+        self._retries = retries
+        self._on_retry = on_retry
+        self._random = Random()
+        self._slots = asyncio.Semaphore(slots)
+        self._under_way: UnderWay[Reply, Delta] = UnderWay()
+
+    async def reply(
+        self,
+        request: Request,
+        purpose: str,
+        spent: Spent,
+        on_text: OnText | None = None,
+        ask: Callable[[Request, OnText], Awaitable[Reply]] | None = None,
+    ) -> Reply:
+        """The reply to `request`, asked for by `ask` (the model's own by default) unless the journal has it.
+
+        Who asks what is being asked already waits for the same reply; it counts as asked once. `on_text` hears it as
+        it arrives, and one that is known already at once. `purpose` is the journal's word for why. Raises `ModelError`
+        when the model cannot be had.
+        """
+        body = self._model.body(request)
+        key = call_key(self._model.identity, body, request.sample)
+        reply = self._journal.reply(key)
+        if reply is None:
+            asking = ask or self._model.ask
+
+            async def kept(tell: OnText) -> Reply:
+                async with self._slots:
+                    told = await with_retries(
+                        lambda: asking(request, tell), self._retries, self._random, self._on_retry
+                    )
+                shown = request.subject.doc_ids
+                return self._journal.keep(key, self._model.name, purpose, body, told, shown)
+
+            reply, asked_here = await self._under_way.share(key, kept, on_text)
+            if asked_here:
+                spent.asked += 1
+                spent.seconds += reply.seconds
+        elif on_text is not None:
+            on_text(Delta(reply.reasoning or "", reply.text))
+        spent.calls.append(key)
+        spent.usage += reply.usage
+        return reply

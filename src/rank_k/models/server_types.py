@@ -1,0 +1,344 @@
+"""The differences between servers that speak the OpenAI chat API, as one table of rows. Pure.
+
+A row says which keys a server takes and where it puts what. Building a request's body and reading a reply's
+events are functions of row and data; the network is in `http.py`. Unknown keys are ignored silently by most
+servers: whatever a row asks for has to be verified on the reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from rank_k.models import forced_text
+from rank_k.models.base import Delta, Request, Usage
+from rank_k.models.forced_text import Token
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One row: a kind of server.
+
+    `hosts`: host names that are it. `owners`: values of `owned_by` in GET /v1/models that give it away.
+    `max_tokens`: the key of the token limit. `extra`: sent with every request. `direct`: sent to have the
+    answer without a thought. `tokenize`: (path, key of the text, key of the ids) of its tokenizer, if any.
+    `context`: where a model's card states its context, as paths into the entry of GET /v1/models.
+    `lists_models`: whether GET /v1/models can be believed about which models exist.
+    `keeps_connections`: False where a connection kept open is closed under the next question, as llama.cpp's server
+    does after nearly every answer. `budget`: the path of keys under which it takes a reasoning budget, () if none.
+    `prefill`: ways to go on from a given beginning, best first: "raw" renders the chat template on the server
+    and completes the text, "continue" leaves the assistant's last message open. `continuing`: sent for the latter.
+    `grammar`: how it takes a grammar: "gbnf", "structured" or "regex"; "" if it does not. `spells`: its grammars
+    can name tokens, and it tells the probability that a token had before the grammar (see `spelling.py`).
+    """
+
+    name: str
+    hosts: tuple[str, ...] = ()
+    owners: tuple[str, ...] = ()
+    max_tokens: str = "max_tokens"
+    extra: Json = field(default_factory=dict)
+    direct: Json = field(default_factory=dict)
+    tokenize: tuple[str, str, str] | None = None
+    context: tuple[tuple[str, ...], ...] = (("max_model_len",), ("context_length",), ("context_window",))
+    seed: bool = True
+    lists_models: bool = True
+    keeps_connections: bool = True
+    budget: tuple[str, ...] = ()
+    prefill: tuple[str, ...] = ()
+    continuing: Json = field(default_factory=dict)
+    grammar: str = ""
+    logprobs: bool = False
+    spells: bool = False
+
+
+_OPEN_LAST_MESSAGE = {"continue_final_message": True, "add_generation_prompt": False}
+_NO_THINKING_TEMPLATE = {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}
+
+DIALECTS = {
+    row.name: row
+    for row in (
+        Dialect(
+            "vllm",
+            owners=("vllm",),
+            direct=_NO_THINKING_TEMPLATE,
+            tokenize=("/tokenize", "prompt", "tokens"),
+            budget=("thinking_token_budget",),
+            prefill=("raw", "continue"),
+            continuing=_OPEN_LAST_MESSAGE,
+            grammar="structured",
+            logprobs=True,
+        ),
+        Dialect(
+            "sglang",
+            owners=("sglang",),
+            extra={"separate_reasoning": True},
+            direct=_NO_THINKING_TEMPLATE,
+            tokenize=("/tokenize", "prompt", "tokens"),
+            budget=("custom_params", "thinking_budget"),
+            prefill=("continue",),
+            continuing=_OPEN_LAST_MESSAGE,
+            grammar="regex",
+            logprobs=True,
+        ),
+        Dialect(
+            "llamacpp",
+            owners=("llamacpp",),
+            extra={"cache_prompt": True},
+            direct=_NO_THINKING_TEMPLATE,
+            tokenize=("/tokenize", "content", "tokens"),
+            context=(("meta", "n_ctx"), ("meta", "n_ctx_train")),
+            keeps_connections=False,
+            budget=("thinking_budget_tokens",),
+            prefill=("raw", "continue"),
+            grammar="gbnf",
+            logprobs=True,
+            spells=True,
+        ),
+        Dialect(
+            "deepseek",
+            hosts=("api.deepseek.com",),
+            direct={"thinking": {"type": "disabled"}},
+            seed=False,
+        ),
+        Dialect(
+            "openrouter",
+            hosts=("openrouter.ai",),
+            extra={"usage": {"include": True}},
+            direct={"reasoning": {"enabled": False}},
+            budget=("reasoning", "max_tokens"),
+            logprobs=True,
+        ),
+        Dialect(
+            "openai",
+            hosts=("api.openai.com",),
+            max_tokens="max_completion_tokens",
+            direct={"reasoning_effort": "none"},
+            logprobs=True,
+        ),
+        Dialect("plain", lists_models=False),
+    )
+}
+
+
+def recognised(url: str, models: Json | None) -> Dialect:
+    """The row of a server, from its host name or its answer to GET /v1/models; "plain" if neither tells."""
+    host = urlsplit(url).hostname or ""
+    for row in DIALECTS.values():
+        if any(host == name or host.endswith("." + name) for name in row.hosts):
+            return row
+    for card in model_cards(models):
+        for row in DIALECTS.values():
+            if card.get("owned_by") in row.owners:
+                return row
+    return DIALECTS["plain"]
+
+
+def model_cards(models: Json | None) -> list[Json]:
+    """The entries of an answer to GET /v1/models; [] if it is none."""
+    entries = models.get("data") if isinstance(models, Mapping) else None
+    return [card for card in entries if isinstance(card, Mapping)] if isinstance(entries, list) else []
+
+
+def context_of(dialect: Dialect, card: Json) -> int | None:
+    """The context length that a model's card states, in tokens."""
+    for path in dialect.context:
+        value: Any = card
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if count := _count(value):
+            return count
+    return None
+
+
+def request_body(dialect: Dialect, model: str, request: Request) -> dict[str, Any]:
+    """The JSON of POST /v1/chat/completions, streaming switches left out (`STREAMING` adds them).
+
+    A prefill is the assistant's message at the end, left open: the form "continue".
+    """
+    messages = [{"role": role, "content": content} for role, content in request.messages]
+    body: dict[str, Any] = {"model": model, "messages": messages, **_sampling(dialect, request), **dialect.extra}
+    if request.prefill:
+        messages.append({"role": "assistant", "content": request.prefill})
+        body.update(dialect.continuing)
+    if request.think is False:
+        body.update(dialect.direct)
+    elif request.budget is not None and dialect.budget:
+        _set(body, dialect.budget, request.budget)
+    if request.logprobs and dialect.logprobs:
+        body.update(logprobs=True, top_logprobs=1)
+    return body
+
+
+def completion_body(dialect: Dialect, model: str, request: Request, prompt: str | list[int]) -> dict[str, Any]:
+    """The JSON of POST /v1/completions: a rendered prompt that is to be gone on with, the form "raw"."""
+    extra = {key: value for key, value in dialect.extra.items() if key == "cache_prompt"}
+    body: dict[str, Any] = {"model": model, "prompt": prompt, **_sampling(dialect, request), **extra}
+    body["max_tokens"] = body.pop(dialect.max_tokens)
+    if request.logprobs and dialect.logprobs:
+        body["logprobs"] = 1
+    return body
+
+
+def plain_prompt(request: Request) -> str:
+    """The messages' text as it stands: what a spelling goes on from."""
+    return "".join(message.content for message in request.messages)
+
+
+def spelling_body(model: str, request: Request) -> dict[str, Any]:
+    """What is to be spelt, behind which text: all that decides the reply, and what the journal keeps of it."""
+    return {"model": model, "prompt": plain_prompt(request), "spelling": request.spelling}
+
+
+_BARE: Json = {"lora": [{"id": 0, "scale": 0.0}]}
+"""The weights as they are: adapters that such a list does not name are out as well. An empty list counts as none."""
+
+
+def spelt_body(model: str, prompt: str, tokens: Sequence[Token]) -> dict[str, Any]:
+    """The JSON of POST /v1/completions that has `tokens` said behind `prompt`, always the likeliest next.
+
+    The prompt is read anew each time: llama.cpp's sums differ by what is read in one go, so that a prompt begun by what
+    was asked before would make the probabilities (by .1 to .4 of a logarithm) depend on that. A LoRA adapter is left
+    out: one that was trained to compare has forgotten what is likely (rank-k-nano: a query after the passage that
+    answers it has a logarithm of -22 with it, and of -9 without). Servers without one take no notice.
+    """
+    held = {"grammar": forced_text.gbnf(tokens), "max_tokens": forced_text.most_tokens(tokens)}
+    return {"model": model, "prompt": prompt, **held, "temperature": 0.0, "logprobs": 1, "cache_prompt": False, **_BARE}
+
+
+def _sampling(dialect: Dialect, request: Request) -> dict[str, Any]:
+    """What both endpoints take alike."""
+    body: dict[str, Any] = {dialect.max_tokens: request.max_tokens}
+    if request.temperature is not None:
+        body["temperature"] = request.temperature
+    if request.top_p is not None:
+        body["top_p"] = request.top_p
+    if request.seed is not None and dialect.seed:
+        body["seed"] = request.seed
+    if request.stop:
+        body["stop"] = list(request.stop)
+    if request.ranking_of is not None:
+        body.update(_constraint(dialect, request.ranking_of))
+    return body
+
+
+def _constraint(dialect: Dialect, size: int) -> dict[str, Any]:
+    from rank_k.window import grammar  # its rules are only needed here
+
+    if dialect.grammar == "gbnf":
+        return {"grammar": grammar.gbnf(size)}
+    if dialect.grammar == "structured":
+        return {"structured_outputs": {"regex": grammar.regex(size)}}
+    if dialect.grammar == "regex":
+        return {"regex": grammar.regex(size)}
+    return {}
+
+
+def refuses_budget(dialect: Dialect, message: str) -> bool:
+    """Return whether a server's error message is about the field that holds the reasoning budget.
+
+    vLLM without a reasoning parser answers 400: "thinking_token_budget is set but reasoning_config is not configured".
+    """
+    return any(key in message for key in dialect.budget if key != dialect.max_tokens)
+
+
+def _set(body: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for key in path[:-1]:
+        body = body.setdefault(key, {})
+    body[path[-1]] = value
+
+
+def read_logprobs(choice: Json) -> list[tuple[str, float]]:
+    """(text, log-probability) of the tokens a choice tells of, in the chat form or that of completions."""
+    told = choice.get("logprobs")
+    if not isinstance(told, Mapping):
+        return []
+    content = told.get("content")
+    if isinstance(content, list):
+        pairs = [(_inside(entry, "token"), _inside(entry, "logprob")) for entry in content]
+    elif isinstance(told.get("tokens"), list) and isinstance(told.get("token_logprobs"), list):
+        pairs = list(zip(told["tokens"], told["token_logprobs"], strict=False))
+    else:
+        return []
+    # -9999 is what vLLM says for "never"; in this order it also stands for NaN
+    return [
+        (text, float(min(0.0, max(-9999.0, p))))
+        for text, p in pairs
+        if isinstance(text, str) and isinstance(p, float | int)
+    ]
+
+
+STREAMING: Json = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+OPENING = "<think>"
+
+
+def joined(prompt: str, prefill: str) -> str:
+    """Return a rendered prompt followed by a prefill; the reasoning block is opened once if both open it."""
+    if prompt.rstrip().endswith(OPENING) and prefill.startswith(OPENING):
+        return prompt.rstrip() + prefill.removeprefix(OPENING)
+    return prompt + prefill
+
+
+_REASONING_FIELDS = ("reasoning", "reasoning_content")  # vLLM and OpenRouter; SGLang, llama.cpp, DeepSeek
+
+
+def read_delta(message: Json) -> Delta:
+    """The text of a `delta` (streaming) or a `message` (whole), its reasoning apart wherever it stands."""
+    content = message.get("content")
+    if isinstance(content, list):  # content parts, of which a thought may be one
+        content = "".join(
+            part["text"]
+            for part in content
+            if isinstance(part, Mapping)
+            and part.get("type", "text") in ("text", "output_text")
+            and isinstance(part.get("text"), str)
+        )
+    text = content if isinstance(content, str) else ""
+    for key in _REASONING_FIELDS:
+        if isinstance(value := message.get(key), str) and value:
+            return Delta(value, text)
+    details = message.get("reasoning_details")
+    if isinstance(details, list):
+        parts = (part.get("text") or part.get("summary") for part in details if isinstance(part, Mapping))
+        return Delta("".join(part for part in parts if isinstance(part, str)), text)
+    return Delta("", text)
+
+
+def read_usage(usage: Json | None, reasoning_chars: int, text_chars: int) -> Usage:
+    """Token counts of a reply, from the server's `usage` where it has one.
+
+    Reasoning tokens that the server does not tell apart are the completion tokens in the proportion of the
+    characters; without any `usage`, all is estimated at four characters a token.
+    """
+    usage = usage if isinstance(usage, Mapping) else {}
+    completion_details, prompt_details = (
+        usage.get("completion_tokens_details"),
+        usage.get("prompt_tokens_details"),
+    )
+    completion = _count(usage.get("completion_tokens"))
+    if completion is None:
+        total = reasoning_chars + text_chars
+        return Usage(_count(usage.get("prompt_tokens")) or 0, -(-total // 4), -(-reasoning_chars // 4), 0, True)
+    reasoning = _count(_inside(completion_details, "reasoning_tokens"))
+    if reasoning is None:
+        reasoning = _count(usage.get("reasoning_tokens"))
+    if reasoning is None or (reasoning == 0 and reasoning_chars):
+        reasoning = round(completion * reasoning_chars / max(reasoning_chars + text_chars, 1))
+    cached = _count(_inside(prompt_details, "cached_tokens"))
+    if cached is None:
+        cached = _count(usage.get("prompt_cache_hit_tokens"))  # DeepSeek
+    return Usage(_count(usage.get("prompt_tokens")) or 0, completion, reasoning, cached or 0)
+
+
+def _inside(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, Mapping) else None
+
+
+def _count(value: Any) -> int | None:
+    """`value` if it is a number of tokens; what is larger than any is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None

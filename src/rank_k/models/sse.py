@@ -1,0 +1,110 @@
+"""Server-sent events, as bytes, to a `Reply`. Pure but for `on_text`, which is told of every piece."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rank_k.errors import ServerFault
+from rank_k.models import server_types
+from rank_k.models.base import Delta, OnText, Reply
+from rank_k.models.http_errors import error_in_stream
+
+LONGEST_REPLY = 8_000_000
+"""Characters; a server that sends more is broken or hostile."""
+
+
+class ReplyReader:
+    """Server-sent events, fed as bytes, to a `Reply`."""
+
+    def __init__(self, on_text: OnText | None, echoed: str = "") -> None:
+        self._on_text = on_text
+        self._echoed = echoed  # a prefill that some servers say again at the beginning of a whole reply
+        self._tokens: list[tuple[str, float]] = []
+        self._pending = b""
+        self._reasoning: list[str] = []
+        self._text: list[str] = []
+        self._chars = [0, 0]  # of reasoning, of text
+        self._usage: Any = None
+        self._finish: str | None = None
+        self.complete = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the reply is over by the server's word: a finish reason, or the last event."""
+        return self.complete or self._finish is not None
+
+    def feed(self, chunk: bytes) -> bool:
+        """Take in bytes; True when the reply is over (by the server's word or `on_text`'s)."""
+        lines = (self._pending + chunk).split(b"\n")
+        self._pending = lines.pop()
+        if len(self._pending) > LONGEST_REPLY:
+            raise ServerFault("the server sent an event without end", "look into its log")
+        for line in lines:
+            if line.startswith(b"data:") and self._event(line[5:].strip()):
+                return True
+        return False
+
+    def _event(self, data: bytes) -> bool:
+        if data == b"[DONE]":
+            self.complete = True
+            return True
+        try:
+            event = json.loads(data.decode("utf-8", "replace"))
+        except ValueError as error:
+            raise ServerFault("the server sent an event that is not JSON", "look into its log") from error
+        return self._take(event, "delta")
+
+    def whole(self, body: Any) -> None:
+        """Take in a reply that came in one piece."""
+        self._take(body, "message")
+        if self._echoed and "".join(self._text).startswith(self._echoed):
+            self._text = ["".join(self._text)[len(self._echoed) :]]
+        self.complete = True
+
+    def _take(self, event: Any, key: str) -> bool:
+        if not isinstance(event, Mapping):
+            return False
+        if event.get("error"):
+            raise error_in_stream(event["error"])
+        if isinstance(event.get("usage"), Mapping):
+            self._usage = event["usage"]
+        choices = event.get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
+            return False
+        choice = choices[0]
+        if isinstance(choice.get("finish_reason"), str):
+            self._finish = choice["finish_reason"]
+        self._tokens += server_types.read_logprobs(choice)
+        message = choice.get(key)
+        if message is None and isinstance(choice.get("text"), str):  # of /v1/completions
+            message = {"content": choice["text"]}
+        return isinstance(message, Mapping) and self._grow(server_types.read_delta(message))
+
+    def _grow(self, delta: Delta) -> bool:
+        if delta.reasoning:
+            self._reasoning.append(delta.reasoning)
+            self._chars[0] += len(delta.reasoning)
+        if delta.text:
+            self._text.append(delta.text)
+            self._chars[1] += len(delta.text)
+        if sum(self._chars) > LONGEST_REPLY:
+            self._finish = "length"
+            return True
+        if self._on_text is not None and (delta.reasoning or delta.text) and self._on_text(delta):
+            self._finish = "stopped"
+            return True
+        return False
+
+    def reply(self, seconds: float) -> Reply:
+        if not self.finished:
+            raise ServerFault("the server ended the stream in mid-reply", "look into its log")
+        return Reply(
+            text="".join(self._text),
+            reasoning="".join(self._reasoning) or None,
+            finish_reason=self._finish,
+            usage=server_types.read_usage(self._usage, *self._chars),
+            seconds=seconds,
+            tokens=tuple(self._tokens) or None,
+        )

@@ -1,0 +1,44 @@
+"""The one door to optional dependencies: check, name the remedy, import."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+
+from rank_k.errors import MissingExtra
+
+MODULES_OF_EXTRA = {
+    "bright": ("huggingface_hub", "pyarrow"),
+    "data": ("backports", "bm25s", "ir_datasets", "Stemmer", "yaml"),
+    "fit": ("numpy",),
+    "embedded": ("numpy", "xllamacpp"),
+    "eval": ("ir_measures", "jinja2", "matplotlib", "scipy"),
+    "haystack": ("haystack",),
+    "langchain": ("langchain_core",),
+    "llama-index": ("llama_index",),
+    "mteb": ("mteb",),
+    "pyterrier": ("pyterrier",),
+    "serve": ("prometheus_client", "starlette", "uvicorn"),
+    "tokens": ("tokenizers",),
+    "mcp": ("anyio", "mcp", "prometheus_client", "sse_starlette", "starlette", "uvicorn"),
+    "train": ("accelerate", "datasets", "gguf", "peft", "safetensors", "torch", "transformers", "trl"),
+}
+"""Which top-level modules each extra of `pyproject.toml` brings (a test compares the two). Of extras that share one,
+the first is named to who lacks it."""
+
+
+def load(module: str) -> ModuleType:
+    """Import `module`, or raise `MissingExtra` naming the extra that brings it."""
+    if (loaded := sys.modules.get(module)) is not None:
+        return loaded
+    top = module.partition(".")[0]
+    extra = next((name for name, modules in MODULES_OF_EXTRA.items() if top in modules), None)
+    if extra is None:
+        raise KeyError(f"{top} belongs to no extra: list it in rank_k.optional_deps")
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != top:
+            raise  # the dependency is there but one of its own is missing: its message says more
+        raise MissingExtra(f"{top} is not installed", f"pip install 'rank-k[{extra}]'") from error

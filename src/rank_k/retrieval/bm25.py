@@ -1,0 +1,77 @@
+"""BM25 for those who have no run of their own."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rank_k.errors import InputError
+from rank_k.optional_deps import load
+from rank_k.retrieval.analyzers import Analyser, analyser_for
+from rank_k.types import Candidate, Passage, Query
+
+
+def retrieve(
+    queries: Iterable[Query],
+    passages: Iterable[Passage],
+    *,
+    depth: int = 100,
+    analyser: Analyser | None = None,
+    k1: float = 0.9,
+    b: float = 0.4,
+) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
+    """The `depth` best passages for each query by BM25: `(query_id, candidates)` in the order of `queries`.
+
+    Only passages that share a term with the query are candidates, so there can be fewer than `depth`, or
+    none. Equal scores stand in the order of `passages`. The formula is Lucene's variant (Kamphuis et al.,
+    ECIR 2020, without the constant factor k1 + 1) and k1, b are Anserini's defaults. `analyser` is
+    `analyser_for("en")` unless given. The index is built at once, in memory (4 bytes a term and the
+    postings); the queries are then answered one by one as the result is consumed.
+
+    Raises `InputError` (no passages, one id with two texts, depth below 1) and `MissingExtra`.
+    """
+    if depth < 1:
+        raise InputError(f"depth {depth} is below 1", "ask for at least one candidate a query")
+    bm25s = load("bm25s")
+    analyse = analyser or analyser_for("en")
+    positions: dict[str, int] = {}
+    vocabulary: dict[str, int] = {}
+    terms_of: list[array[int]] = []
+    for passage in passages:
+        terms = array("i", [vocabulary.setdefault(term, len(vocabulary)) for term in analyse(passage.text)])
+        position = positions.setdefault(passage.doc_id, len(terms_of))
+        if position == len(terms_of):
+            terms_of.append(terms)
+        elif terms_of[position] != terms:
+            problem = f"document {passage.doc_id} is given twice, with different texts"
+            raise InputError(problem, "keep one of them")
+    if not terms_of:
+        raise InputError("there are no passages to search", "check the documents file")
+    index = None
+    if vocabulary:
+        index = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy", csc_backend="numpy")
+        corpus = bm25s.tokenization.Tokenized(ids=terms_of, vocab=vocabulary)
+        index.index(corpus, create_empty_token=False, show_progress=False)
+    doc_ids = list(positions)
+
+    def answers() -> Iterator[tuple[str, tuple[Candidate, ...]]]:
+        for query in queries:
+            terms = [vocabulary[term] for term in analyse(query.text) if term in vocabulary]
+            found = _best(index.get_scores_from_ids(terms), depth) if index is not None and terms else []
+            yield query.query_id, tuple(Candidate(doc_ids[position], score) for position, score in found)
+
+    return answers()
+
+
+def _best(scores: Any, depth: int) -> list[tuple[int, float]]:
+    """The `depth` highest positive scores with their positions. bm25s's own top k breaks ties at random."""
+    import numpy as np
+
+    if depth < len(scores):
+        floor = np.partition(scores, len(scores) - depth)[len(scores) - depth]
+        kept = np.flatnonzero((scores >= floor) & (scores > 0))
+    else:
+        kept = np.flatnonzero(scores > 0)
+    order = kept[np.argsort(-scores[kept], kind="stable")][:depth]
+    return [(int(position), float(scores[position])) for position in order]

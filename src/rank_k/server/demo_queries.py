@@ -1,0 +1,24 @@
+"""The demo's questions with their passages, for the page to try the server on."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+DEPTH = 12
+"""Passages per question, as `rank-k demo` takes."""
+
+
+@cache
+def questions() -> list[dict[str, Any]]:
+    """Some seconds of work at the first call. Raises `MissingExtra` without the extra `data`."""
+    from rank_k.data.collections import demo
+    from rank_k.retrieval.bm25 import retrieve
+
+    texts = {passage.doc_id: passage.text for passage in demo.passages()}
+    asked = {q.query.query_id: q.query for q in demo.questions() if q.featured}
+    found = retrieve(asked.values(), demo.passages(), depth=DEPTH)
+    return [
+        {"query": asked[query_id].text, "passages": [texts[candidate.doc_id] for candidate in candidates]}
+        for query_id, candidates in found
+    ]

@@ -1,0 +1,49 @@
+"""What every path needs: a body as it comes in, and an answer as it goes out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rank_k.optional_deps import load
+from rank_k.server.api_errors import Refusal
+from rank_k.server.responses import encoded
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+
+async def posted_body(request: Request, most: int, seconds: float) -> bytes:
+    """The request's body, no longer than `most` bytes and not slower than `seconds`. Raises a `Refusal`."""
+    too_large = Refusal(413, f"the body has more than {most:,} bytes", headers={"Connection": "close"})
+    told = request.headers.get("content-length", "")
+    if told.isdecimal() and int(told[:20]) > most:
+        raise too_large
+    gone: type[Exception] = load("starlette.requests").ClientDisconnect
+    body = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most:
+                    raise too_large
+    except TimeoutError:
+        raise Refusal(408, f"the body did not arrive within {seconds:g} s", headers={"Connection": "close"}) from None
+    except gone:
+        raise left() from None
+    return bytes(body)
+
+
+def left() -> Refusal:
+    return Refusal(499, "the client went away")
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return response(encoded(value), status, {**(headers or {}), "Content-Type": "application/json"})
+
+
+def response(body: bytes, status: int, headers: Mapping[str, str]) -> Response:
+    make: Callable[..., Response] = load("starlette.responses").Response
+    return make(body, status, headers)

@@ -1,0 +1,228 @@
+"""Two rankings of a query side by side, and which one somebody would rather have: what is asked of whom, and what has
+been said.
+
+Whoever judges must not know which system made which ranking. So what is shown, `Shown`, holds nothing of the systems:
+no name, no score, no id of a document; and the sides are drawn by chance. They are drawn from the judge, the query, the
+systems and all of both rankings, so that they stay the same after a reload, after a restart, and in whatever order the
+runs are named, and that nobody can work them out who does not have the runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from itertools import combinations
+from typing import Protocol
+
+from rank_k.evaluation.preferences import UNDONE, Judgment, standing
+from rank_k.types import Passage, Query, Run
+
+MOST_CHARACTERS = 20_000
+"""Of a passage, as it is shown."""
+
+
+class Store(Protocol):
+    """Where passages come from."""
+
+    def get(self, doc_id: str, query_id: str | None = None) -> Passage: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked: two rankings, each cut to what is shown, and who made them. `seal`: stands for all of both."""
+
+    query: Query
+    translation: str | None
+    systems: tuple[str, str]
+    rankings: tuple[tuple[str, ...], tuple[str, ...]]
+    seal: str
+
+    def sides(self, judge: str) -> tuple[int, int]:
+        """Which of the two this judge sees on the left, and which on the right."""
+        return (1, 0) if _digest("sides", self.seal, judge, self.query.query_id, *self.systems)[0] % 2 else (0, 1)
+
+    def token(self, judge: str) -> str:
+        """Names what this judge sees, without telling anything of it: other runs, or another depth, make another."""
+        left, right = (self.rankings[side] for side in self.sides(judge))
+        what = (self.query.query_id, *self.systems, "left", *left, "right", *right)
+        return _digest("shown", self.seal, judge, *what).hex()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Everything that can be asked. `alike`: how often two systems show the same, so that there is nothing to ask;
+    `lacking`: how often one of them has nothing for the query."""
+
+    asked: tuple[Question, ...]
+    depth: int
+    alike: int = 0
+    lacking: int = 0
+
+
+def questions(
+    queries: Mapping[str, Query], translations: Mapping[str, str], runs: Mapping[str, Run], depth: int = 10
+) -> Questions:
+    """Every query with every two of `runs`, by their names: the first `depth` passages of each.
+
+    In an order drawn by chance, the same for all judges: who stops early has then judged some of all kinds, and what
+    others have judged too, which agreement needs.
+    """
+    asked, alike, lacking = [], 0, 0
+    for query in queries.values():
+        for systems in combinations(sorted(runs), 2):
+            whole = [[candidate.doc_id for candidate in runs[name].get(query.query_id, ())] for name in systems]
+            first, second = (tuple(doc_ids[:depth]) for doc_ids in whole)
+            if not (first and second):
+                lacking += 1
+            elif first == second:
+                alike += 1
+            else:
+                seal = _digest(*whole[0], "", *whole[1]).hex()
+                translation = translations.get(query.query_id)
+                asked.append(Question(query, translation, (systems[0], systems[1]), (first, second), seal))
+    asked.sort(key=lambda question: _digest("order", question.query.query_id, *question.systems))
+    return Questions(tuple(asked), depth, alike, lacking)
+
+
+@dataclass(frozen=True, slots=True)
+class ShownPassage:
+    """`number`: the same for the same passage on both sides. `cut`: only its beginning is shown."""
+
+    number: int
+    text: str
+    cut: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a judge sees of a question. Reading passages may take a while."""
+
+    token: str
+    query: str
+    translation: str | None
+    left: tuple[ShownPassage, ...]
+    right: tuple[ShownPassage, ...]
+
+
+def shown(question: Question, judge: str, store: Store) -> Shown:
+    """Raises `InputError` for a passage that `store` lacks."""
+    left, right = (question.rankings[side] for side in question.sides(judge))
+    numbers = {doc_id: number for number, doc_id in enumerate(dict.fromkeys(left + right), 1)}
+    passages = {}
+    for doc_id, number in numbers.items():
+        text = store.get(doc_id, question.query.query_id).text
+        passages[doc_id] = ShownPassage(number, text[:MOST_CHARACTERS], len(text) > MOST_CHARACTERS)
+    return Shown(
+        question.token(judge),
+        question.query.text,
+        question.translation,
+        tuple(passages[doc_id] for doc_id in left),
+        tuple(passages[doc_id] for doc_id in right),
+    )
+
+
+class Judge:
+    """One judge's way through the questions. `rows` are what was said before, by anybody, about anything: only this
+    judge's count, and only those about what would be shown again."""
+
+    def __init__(self, name: str, asked: Questions, rows: Iterable[Judgment]) -> None:
+        self.name = name
+        self._asked = asked
+        self._said: dict[str, Judgment] = {}
+        rows = [row for row in rows if row.judge == name]
+        for row in standing(rows).judgments:
+            question = self._by_item.get((row.query_id, row.pair))
+            if question is not None and _saw(row) == _sees(question, name):
+                self._said[question.token(name)] = row
+        self._last = max((row.time for row in rows), default=datetime.min.replace(tzinfo=UTC))
+
+    @property
+    def done(self) -> int:
+        return len(self._said)
+
+    @property
+    def total(self) -> int:
+        return len(self._asked.asked)
+
+    def next(self) -> Question | None:
+        """The first that has not been judged; None at the end."""
+        return next((question for token, question in self._by_token.items() if token not in self._said), None)
+
+    def question(self, token: str) -> Question | None:
+        return self._by_token.get(token)
+
+    def said(self, token: str) -> str | None:
+        row = self._said.get(token)
+        return None if row is None else row.choice
+
+    def last(self) -> Question | None:
+        """What was judged last, and has not been taken back."""
+        row = max(self._said.values(), key=lambda row: row.time, default=None)
+        return None if row is None else self._by_item[row.query_id, row.pair]
+
+    def judgment(self, question: Question, choice: str, seconds: float | None, now: datetime) -> Judgment:
+        """The row that says so. Rows of a judge are told apart by time: each is later than the one before."""
+        (left, right), (left_ids, right_ids) = _sees(question, self.name)
+        return Judgment(
+            judge=self.name,
+            query_id=question.query.query_id,
+            left=left,
+            right=right,
+            choice=choice,
+            time=max(now, self._last + timedelta(microseconds=1)),
+            seconds=seconds,
+            depth=self._asked.depth,
+            names_hidden=True,
+            query=question.query.text,
+            translation=question.translation,
+            left_doc_ids=left_ids,
+            right_doc_ids=right_ids,
+        )
+
+    def take(self, row: Judgment) -> None:
+        """A row of `judgment` counts from now on."""
+        token = self._by_item[row.query_id, row.pair].token(self.name)
+        self._last = row.time
+        if row.choice == UNDONE:
+            self._said.pop(token, None)
+        else:
+            self._said[token] = row
+
+    @cached_property
+    def _by_token(self) -> dict[str, Question]:
+        return {question.token(self.name): question for question in self._asked.asked}
+
+    @cached_property
+    def _by_item(self) -> dict[tuple[str, tuple[str, str]], Question]:
+        return {(question.query.query_id, question.systems): question for question in self._asked.asked}
+
+
+_Seen = tuple[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]]
+"""Systems and document ids, each left and right."""
+
+
+def _sees(question: Question, judge: str) -> _Seen:
+    left, right = question.sides(judge)
+    return (
+        (question.systems[left], question.systems[right]),
+        (question.rankings[left], question.rankings[right]),
+    )
+
+
+def _saw(row: Judgment) -> _Seen:
+    return (row.left, row.right), (row.left_doc_ids, row.right_doc_ids)
+
+
+def _digest(*parts: str) -> bytes:
+    """Of texts, each told apart from the next."""
+    joined = "".join(f"{len(part)}:{part}" for part in parts)
+    return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).digest()
+
+
+def file_names(paths: Sequence[str]) -> dict[str, str]:
+    """Names of systems, by path: without folders, where that is enough to tell them apart."""
+    short = [path.replace("\\", "/").rpartition("/")[2] for path in paths]
+    return {path: name if short.count(name) == 1 else path for path, name in zip(paths, short, strict=True)}

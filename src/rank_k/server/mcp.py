@@ -1,0 +1,295 @@
+"""The tool `rerank` for programs that speak the Model Context Protocol, whichever way their messages come.
+
+What a call may ask for, and what becomes of it, is as over HTTP: arguments are read by the same code, admitted by the
+same desk, refused with the same words. A refusal is the tool's result, marked as an error, so that the model that
+called can read it and do better. A client that cancels, or goes away, ends the model's work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from rank_k import __version__
+from rank_k.hits import Hit, RankedHits
+from rank_k.models.base import Delta, RanksBy
+from rank_k.optional_deps import load
+from rank_k.server.api_errors import Refusal, invalid
+from rank_k.server.app import while_there
+from rank_k.server.config import Limits
+from rank_k.server.openapi import document
+from rank_k.server.requests import Wanted, wanted
+from rank_k.server.responses import warnings_of
+from rank_k.server.service import Audience, Desk
+from rank_k.types import Ranking, Window
+from rank_k.window.listwise import Asked
+
+if TYPE_CHECKING:
+    from mcp import types
+    from mcp.server.context import ServerRequestContext
+    from mcp.server.lowlevel import Server
+
+NAME = "rerank"
+GONE = "rank_k.gone"
+"""In the state of an HTTP request: the event that is set when its client has gone away."""
+
+_DESCRIPTION = (
+    "Orders documents by how relevant they are to a query, best first. A language model compares the documents with"
+    " each other and reasons about them, so it takes seconds to minutes: use it on a few to a hundred candidates"
+    " that a search has found, not on a whole collection. Results name documents by their index in the list given,"
+    " from 0."
+)
+
+_ARGUMENTS = {
+    "query": "what is being looked for, in words",
+    "documents": "the texts to be ordered, or objects with a text, in the order of the search that found them",
+    "top_n": "how many results to return; 0 or absent: all. As many documents are compared either way",
+    "return_documents": "repeat each document's whole text in its result",
+    "think": "how long to reason about each window of documents: full, off, auto, or a number of tokens such as 500",
+    "strategy": "which windows of documents are compared; leave it out unless you know",
+    "deadline_seconds": "after so many seconds the best ranking so far is returned, with finished: false",
+    "return_trace": "return the model's reasoning too",
+}
+_FOR_COMPARISON = ("think", "strategy", "return_trace")
+_SHOWN = 100  # characters of a document in the text of a result
+
+
+def make_server(desk: Desk) -> Server[Any]:
+    """An MCP server, to be run over any transport, that takes calls to `desk`. Raises `MissingExtra`."""
+    protocol: Any = load("mcp.types")
+    tool = _Tool(desk)
+    described = tool.described()
+
+    async def list_tools(context: object, params: object) -> types.ListToolsResult:
+        listed: types.ListToolsResult = protocol.ListToolsResult(tools=[described])
+        return listed
+
+    server: Server[Any] = load("mcp.server.lowlevel").Server(
+        "rank-k",
+        version=__version__,
+        title="Rank-K",
+        instructions=f"One tool, {NAME}: use it to order search results before reading them.",
+        on_list_tools=list_tools,
+        on_call_tool=tool.call,
+    )
+    return server
+
+
+class _Tool:
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._types: Any = load("mcp.types")
+
+    def described(self) -> types.Tool:
+        tool: types.Tool = self._types.Tool(
+            name=NAME,
+            title="Rerank",
+            description=_DESCRIPTION,
+            input_schema=input_schema(self._desk.limits, self._desk.by),
+            output_schema=_OUTPUT,
+            annotations=self._types.ToolAnnotations(
+                read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
+            ),
+        )
+        return tool
+
+    async def call(
+        self, context: ServerRequestContext[Any, Any], params: types.CallToolRequestParams
+    ) -> types.CallToolResult:
+        if params.name != NAME:
+            error: type[Exception] = load("mcp").MCPError
+            raise error(self._types.INVALID_PARAMS, f"there is no such tool here, only {NAME}")
+        try:
+            asked = wanted_by(params.arguments or {}, self._desk.limits)
+            return self._result(asked, await self._ranked(asked, context))
+        except Refusal as refusal:
+            return self._failure(refusal)
+        except Exception as fault:  # of this program: whoever runs it hears of it, the client gets one line
+            return self._failure(self._desk.failed(fault))
+
+    async def _ranked(self, asked: Wanted, context: ServerRequestContext[Any, Any]) -> RankedHits:
+        """The ranking, for as long as there is somebody to be told. Raises a `Refusal`."""
+        state = {} if context.request is None else context.request.scope["state"]
+        gone: asyncio.Event = state.get(GONE) or asyncio.Event()  # a pipe's end cancels this task instead
+        progress = _Progress(context.session.report_progress)
+        try:
+            work = self._desk.rank(asked, state.get("client", "pipe"), str(uuid4()), progress)
+            return await while_there(gone.wait(), work)
+        finally:
+            progress.end()
+
+    def _result(self, asked: Wanted, hits: RankedHits) -> types.CallToolResult:
+        texts = [_readable(asked, hits), *(_trace(n, trace) for n, trace in enumerate(_traces(asked, hits), 1))]
+        result: types.CallToolResult = self._types.CallToolResult(
+            content=[self._text(text) for text in texts], structured_content=_structured(asked, hits, self._desk.model)
+        )
+        return result
+
+    def _failure(self, refusal: Refusal) -> types.CallToolResult:
+        result: types.CallToolResult = self._types.CallToolResult(content=[self._text(refusal.message)], is_error=True)
+        return result
+
+    def _text(self, text: str) -> types.TextContent:
+        content: types.TextContent = self._types.TextContent(type="text", text=text)
+        return content
+
+
+class _Progress(Audience):
+    """Tells a client that wants to know how far its ranking is: once a round, the number of windows answered."""
+
+    def __init__(self, report: Callable[[float, float | None, str], Awaitable[None]]) -> None:
+        self._report = report
+        self._loop = asyncio.get_running_loop()
+        self._windows = 0
+        self._reports: set[asyncio.Future[None]] = set()
+        self._ended = False
+
+    def on_window(self, round_number: int, number: int, window: Window) -> None:
+        pass
+
+    def on_text(self, round_number: int, window: int, piece: Delta) -> None:
+        pass
+
+    def on_asked(self, round_number: int, window: int, asked: Asked) -> None:
+        self._windows += 1
+
+    def on_ranking(self, round_number: int, ranking: Ranking) -> None:
+        best = ", ".join(ranking.doc_ids[:3])
+        told = f"round {round_number + 1}, windows answered: {self._windows}, best so far: {best}"
+        self._loop.call_soon_threadsafe(self._send, self._windows, told)
+
+    def end(self) -> None:
+        """Nothing more is told: a client must not hear of a call that is over."""
+        self._ended = True
+        for report in self._reports:
+            report.cancel()
+
+    def _send(self, windows: int, told: str) -> None:
+        if self._ended:
+            return
+        report = asyncio.ensure_future(self._report(windows, None, told))
+        self._reports.add(report)
+        report.add_done_callback(self._reports.discard)
+
+
+def wanted_by(arguments: Mapping[str, Any], limits: Limits) -> Wanted:
+    """The request in the arguments of a call, which is read as the body of one over HTTP is. Raises a `Refusal`.
+
+    Arguments that there are not are refused, not ignored: a model that has misremembered a name should hear of it.
+    """
+    for name in arguments:
+        if name not in _ARGUMENTS:
+            raise invalid(_one_line(name, 60), f"there is no such argument, only {', '.join(_ARGUMENTS)}")
+    try:
+        raw = json.dumps(arguments).encode("ascii")
+    except (ValueError, RecursionError):
+        raise Refusal(400, "the arguments are nested too deeply, or hold a number that is too large") from None
+    return wanted(raw, limits)
+
+
+def input_schema(limits: Limits, by: RanksBy | None = "comparison") -> dict[str, Any]:
+    """What the HTTP API's document says of these fields, without the nulls, which models need not know of, and without
+    those that this server has no use for.
+    """
+    fields = document(limits, needs_key=False)["components"]["schemas"]["Rerank"]["properties"]
+    useless = _FOR_COMPARISON if by == "likelihood" else ()
+    return {
+        "type": "object",
+        "properties": {
+            name: {**_not_null(fields[name]), "description": told}
+            for name, told in _ARGUMENTS.items()
+            if name not in useless
+        },
+        "required": ["query", "documents"],
+        "additionalProperties": False,
+    }
+
+
+def _not_null(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    kinds: list[Mapping[str, Any]] = schema.get("anyOf", [])
+    return kinds[0] if kinds[1:] == [{"type": "null"}] else schema
+
+
+# --- what is answered ---
+
+_COUNT = {"type": "integer", "minimum": 0}
+_TEXT = {"type": "string"}
+_OUTPUT: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "results": {
+            "type": "array",
+            "description": "best first",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "index": {**_COUNT, "description": "of the document in the list given, from 0"},
+                    "score": {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "description": "1 / rank"},
+                    "tied": {"type": "boolean", "description": "level with the result before"},
+                    "text": _TEXT,
+                },
+                "required": ["index", "score", "tied"],
+            },
+        },
+        "model": _TEXT,
+        "finished": {"type": "boolean", "description": "false: the deadline came first"},
+        "unranked_windows": {**_COUNT, "description": "had no usable answer and kept their order"},
+        "usage": {"type": "object", "additionalProperties": _COUNT, "description": "tokens"},
+        "traces": {"type": "array", "items": _TEXT, "description": "the model's reasoning, one for each window"},
+    },
+    "required": ["results", "model", "finished", "unranked_windows", "usage"],
+}
+
+
+def _structured(asked: Wanted, hits: RankedHits, model: str) -> dict[str, Any]:
+    usage = hits.usage
+    told: dict[str, Any] = {
+        "results": [_told(hit, asked.return_documents) for hit in hits[: asked.top_n]],
+        "model": model,
+        "finished": hits.finished,
+        "unranked_windows": hits.unranked,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "reasoning_tokens": usage.reasoning_tokens,
+        },
+    }
+    return {**told, "traces": _traces(asked, hits)} if asked.return_trace else told
+
+
+def _told(hit: Hit, with_text: bool) -> dict[str, Any]:
+    told = {"index": hit.index, "score": hit.score, "tied": hit.tied}
+    return {**told, "text": _in_utf8(hit.text)} if with_text else told
+
+
+def _traces(asked: Wanted, hits: RankedHits) -> list[str]:
+    return [_in_utf8(trace) for trace in hits.traces] if asked.return_trace else []
+
+
+def _readable(asked: Wanted, hits: RankedHits) -> str:
+    """The ranking as a list for a model to read. A document has one line, so that none can forge another's place."""
+    shown = hits[: asked.top_n]
+    lines = [f"{len(shown)} of {len(hits)} documents, best first. Each is named by its index in the list given."]
+    for hit in shown:
+        level = " (level with the one before)" if hit.tied else ""
+        lines.append(f"{hit.rank}. index {hit.index}{level}: {_one_line(hit.text, _SHOWN)}")
+    return "\n".join([*lines, *(f"Note: {warning}." for warning in warnings_of(hits))])
+
+
+def _trace(number: int, trace: str) -> str:
+    return f"What the model thought of window {number}:\n{trace}"
+
+
+def _one_line(text: str, most: int) -> str:
+    """The beginning of `text` without line breaks and what cannot be seen."""
+    line = "".join(c if c.isprintable() else " " for c in text[: 4 * most])
+    line = " ".join(line.split())
+    return line if len(line) <= most and len(text) <= 4 * most else f"{line[:most]}..."
+
+
+def _in_utf8(text: str) -> str:
+    """Halves of surrogate pairs, which UTF-8 cannot hold, become question marks."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,87 @@
+"""The tool over streamable HTTP at `/mcp`, behind the same door as the HTTP API and with the same patience.
+
+There is no stream for a GET, which the protocol leaves open: the server has nothing to say that no call has asked for.
+Nothing is kept for a client that comes back after its connection broke, so the work for its call ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from rank_k.optional_deps import load
+from rank_k.server.access import App, Guard, Receive, Scope, Send, send_refusal
+from rank_k.server.api_errors import Refusal
+from rank_k.server.config import Doors, Limits
+from rank_k.server.http_io import posted_body
+from rank_k.server.mcp import GONE, make_server
+from rank_k.server.service import Desk
+
+PATH = "/mcp"
+
+_METHODS = ("POST", "DELETE")
+_HEADERS = "Authorization, Content-Type, Mcp-Session-Id, Mcp-Protocol-Version, Mcp-Method, Mcp-Name"
+_EXPOSED = (b"access-control-expose-headers", b"mcp-session-id")
+_IDLE_SECONDS = 30 * 60.0  # after which a session that was not ended counts as left
+
+
+def make_mcp_app(desk: Desk, doors: Doors = Doors()) -> App:
+    """The application, its guard before it. Raises `MissingExtra`."""
+    security: Any = load("mcp.server.transport_security").TransportSecuritySettings
+    # Streams must not end at the first signal: the desk finishes what is under way, and its answers end the streams.
+    load("sse_starlette.sse").AppStatus.disable_automatic_graceful_drain()
+    app = make_server(desk).streamable_http_app(
+        streamable_http_path=PATH,
+        max_request_body_size=desk.limits.body,
+        session_idle_timeout=_IDLE_SECONDS,
+        max_sessions=desk.limits.connections,
+        transport_security=security(enable_dns_rebinding_protection=False),  # the guard does that, and by --allow-host
+    )
+    return Guard(_Door(app, desk.limits), doors, methods=", ".join(_METHODS), headers=_HEADERS)
+
+
+class _Door:
+    """Takes a whole request or none, and notices when its client goes away."""
+
+    def __init__(self, app: App, limits: Limits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            body = await self._admitted(scope, receive)
+        except Refusal as refusal:
+            await send_refusal(send, refusal)
+            return
+        gone = scope["state"][GONE] = asyncio.Event()
+        given = False
+
+        async def receiving() -> Any:
+            nonlocal given
+            if not given:
+                given = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                gone.set()
+            return message
+
+        async def sending(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), _EXPOSED]
+            await send(message)
+
+        await self._app(scope, receiving, sending)
+
+    async def _admitted(self, scope: Scope, receive: Receive) -> bytes:
+        """The request's body. Raises a `Refusal`."""
+        method, path = scope["method"], scope["path"]
+        if path != PATH:
+            raise Refusal(404, f"there is nothing here but {PATH}")
+        if method not in _METHODS:
+            raise Refusal(405, f"there is no {method[:20]} here", headers={"Allow": ", ".join(_METHODS)})
+        request: Any = load("starlette.requests").Request(scope, receive)
+        return await posted_body(request, self._limits.body, self._limits.body_seconds)

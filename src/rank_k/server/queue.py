@@ -1,0 +1,117 @@
+"""Whose turn it is: first come first served, no client with more than its share, and nobody waits without end in sight.
+
+For one event loop. Nothing here knows what the work is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from rank_k.server.api_errors import stopping, too_busy
+from rank_k.server.config import Limits
+
+_WEIGHT = 0.1  # of the latest piece of work in the average duration
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    client: str
+    turn: asyncio.Future[None]
+
+
+class Admission:
+    """`async with admission.turn(client)` waits for a turn and holds it. Raises a `Refusal` where there is none."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._waiting: list[_Waiting] = []  # in the order in which they came
+        self._running: Counter[str] = Counter()
+        self._seconds = 1.0  # that a piece of work takes, on average
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.closed = False
+
+    @property
+    def running(self) -> int:
+        return self._running.total()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @asynccontextmanager
+    async def turn(self, client: str) -> AsyncIterator[None]:
+        await self._take(client)
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds += _WEIGHT * (time.monotonic() - started - self._seconds)
+            self._give_back(client)
+
+    def close(self) -> None:
+        """No new work: whoever waits is turned away, whoever has a turn keeps it."""
+        self.closed = True
+        for waiting in self._waiting:
+            if not waiting.turn.done():
+                waiting.turn.set_exception(stopping())
+        self._waiting.clear()
+
+    async def idle(self) -> None:
+        """Until nobody has a turn."""
+        await self._idle.wait()
+
+    async def _take(self, client: str) -> None:
+        if self.closed:
+            raise stopping()
+        if self._has_room(client):
+            self._start(client)
+            return
+        queue = self._limits.queue
+        if len(self._waiting) >= queue:
+            raise too_busy(self._expected(), f"{len(self._waiting)} requests are waiting already")
+        if sum(waiting.client == client for waiting in self._waiting) >= math.ceil(queue / 2):
+            raise too_busy(self._expected(), "too many requests of yours are waiting already")
+        waiting = _Waiting(client, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        try:
+            await waiting.turn
+        except asyncio.CancelledError:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+            elif waiting.turn.done() and not waiting.turn.cancelled() and waiting.turn.exception() is None:
+                self._give_back(client)  # cancelled in the moment in which its turn came
+            raise
+
+    def _has_room(self, client: str) -> bool:
+        return self.running < self._limits.running and self._running[client] < self._limits.per_client
+
+    def _start(self, client: str) -> None:
+        self._running[client] += 1
+        self._idle.clear()
+
+    def _give_back(self, client: str) -> None:
+        self._running[client] -= 1
+        if not self._running[client]:
+            del self._running[client]
+        for waiting in list(self._waiting):
+            if self.running >= self._limits.running:
+                break
+            # One whose client has just left stands here until its task runs again, and takes nothing any more.
+            if not waiting.turn.done() and self._has_room(waiting.client):
+                self._waiting.remove(waiting)
+                self._start(waiting.client)
+                waiting.turn.set_result(None)
+        if not self._running:
+            self._idle.set()
+
+    def _expected(self) -> int:
+        """Seconds until those who wait now have had their turn, going by how long the work took of late."""
+        rounds = (len(self._waiting) + self.running) / self._limits.running
+        return min(max(math.ceil(rounds * self._seconds), 1), 120)

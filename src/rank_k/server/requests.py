@@ -1,0 +1,175 @@
+"""Bytes in, a request for a ranking out. Pure: whatever the bytes are, the result is one or a `Refusal`.
+
+The dialects are Cohere's v2 and Jina's (`documents`), and that of Text Embeddings Inference (`texts`). Fields that are
+not known are ignored, and `null` is the same as left out: clients send both. Nothing in a request names a model to
+load, an address, a file or code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from rank_k.errors import InputError
+from rank_k.server.api_errors import Refusal, invalid
+from rank_k.server.config import Limits
+from rank_k.strategies import STRATEGIES
+from rank_k.window.reasoning import Think
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A ranking as it was asked for. `top_n` None: all documents. `deadline_seconds`: from the request's arrival.
+
+    `bare`: answer as Text Embeddings Inference does, with a list of `{"index", "score"}`.
+    """
+
+    query: str
+    documents: tuple[str, ...]
+    top_n: int | None = None
+    return_documents: bool = False
+    return_trace: bool = False
+    stream: bool = False
+    think: Think | None = None
+    strategy: str | None = None
+    deadline_seconds: float | None = None
+    bare: bool = False
+
+
+def wanted(raw: bytes, limits: Limits, *, texts_allowed: bool = False) -> Wanted:
+    """The request in `raw`. `texts_allowed`: a body with `texts` is one of Text Embeddings Inference."""
+    body = json_object(raw)
+    bare = texts_allowed and body.get("texts") is not None
+    if bare and body.get("documents") is not None:
+        raise invalid("texts", "give either texts or documents")
+    query = body.get("query")
+    if not isinstance(query, str) or not query:
+        raise invalid("query", "a text is needed")
+    if not isinstance(body.get("model") or "", str):
+        raise invalid("model", "must be a name; this server has one model, whatever the name")
+    documents = _documents(body, "texts" if bare else "documents", limits)
+    if sum(map(len, documents)) + len(query) > limits.characters:
+        at = "query" if len(query) > limits.characters else ("texts" if bare else "documents")
+        raise invalid(at, f"query and documents together have more than {limits.characters:,} characters")
+    return Wanted(
+        query,
+        documents,
+        None if bare else _top_n(body),
+        _flag(body, "return_text" if bare else "return_documents"),
+        _flag(body, "return_trace"),
+        not bare and _flag(body, "stream"),
+        _think(body),
+        _strategy(body),
+        _deadline(body),
+        bare,
+    )
+
+
+def _documents(body: Mapping[str, Any], at: str, limits: Limits) -> tuple[str, ...]:
+    given = body.get(at)
+    if not isinstance(given, list):
+        raise invalid(at, "a list of texts is needed")
+    if len(given) > limits.documents:
+        raise invalid(at, f"{len(given):,} are given, at most {limits.documents:,} are taken")
+    texts: list[str] = []
+    for number, document in enumerate(given):
+        text = document.get("text") if isinstance(document, dict) else document
+        if not isinstance(text, str):
+            raise invalid(f"{at}[{number}]", 'must be a text or an object with a "text"')
+        texts.append(text)
+    return tuple(texts)
+
+
+def _top_n(body: Mapping[str, Any]) -> int | None:
+    value = body.get("top_n")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value != int(value):
+        raise invalid("top_n", "must be a whole number; 0 or none means all")
+    return int(value) or None
+
+
+def _flag(body: Mapping[str, Any], at: str) -> bool:
+    value = body.get(at)
+    if value is not None and not isinstance(value, bool):
+        raise invalid(at, "must be true or false")
+    return bool(value)
+
+
+def _think(body: Mapping[str, Any]) -> Think | None:
+    value = body.get("think")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise invalid("think", "write full, off, auto, or reasoning tokens per window such as 500")
+    try:
+        return Think.parse(str(value))
+    except InputError as error:
+        raise invalid("think", error.remedy) from None
+
+
+def _strategy(body: Mapping[str, Any]) -> str | None:
+    value = body.get("strategy")
+    if value is None:
+        return None
+    if not isinstance(value, str) or value not in STRATEGIES:  # a module's name would be code of the client's choice
+        raise invalid("strategy", f"write one of {', '.join(STRATEGIES)}")
+    return value
+
+
+def _deadline(body: Mapping[str, Any]) -> float | None:
+    value = body.get("deadline_seconds")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise invalid("deadline_seconds", "must be a number of seconds above 0")
+    return min(float(value), 1e6) if value < 1e6 else None
+
+
+# --- JSON, strictly ---
+
+
+def json_object(raw: bytes) -> dict[str, Any]:
+    """The JSON object in `raw`. No NaN, no number beyond a double's, no name given twice, no depth without end."""
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Refusal(400, f"the body is not UTF-8 (byte {error.start})") from None
+    try:
+        body = json.loads(text, parse_constant=_no_constant, parse_float=_float, object_pairs_hook=_unique)
+    except RecursionError:
+        raise Refusal(400, "the body is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise Refusal(400, f"the body is not JSON: {error.msg} (character {error.pos})") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise Refusal(400, f"the body is not JSON: {str(error).partition(';')[0][:100]}") from None
+    if not isinstance(body, dict):
+        raise Refusal(400, "the body must be a JSON object")
+    return body
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise Refusal(400, f"the body is not JSON: {name} is no number there")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise Refusal(400, "the body holds a number that is too large")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise Refusal(400, f"{_legible(twice)} is given twice", _legible(twice))
+    return found
+
+
+def _legible(name: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in name[:60])

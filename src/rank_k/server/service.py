@@ -1,0 +1,187 @@
+"""Where requests for rankings are taken: each waits for its turn, is worked on, and is answered or refused.
+
+Stands between HTTP, which it knows nothing of, and one reranker, whose model, journal and slots all requests share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from rank_k.errors import InputError, RankKError
+from rank_k.hits import RankedHits, as_they_came
+from rank_k.models.base import Delta, RanksBy
+from rank_k.reranker import Reranker
+from rank_k.server.api_errors import Refusal, invalid, of_error, stopping
+from rank_k.server.config import Limits
+from rank_k.server.metrics import Metrics
+from rank_k.server.queue import Admission
+from rank_k.server.requests import Wanted
+from rank_k.types import Ranking, Window
+from rank_k.window.listwise import Asked
+
+_LEAVING = 5.0  # seconds that work which was ended has to clean up in: stopping must come to an end
+
+
+class Audience(Protocol):
+    """Hears of a ranking while it forms. Called from another thread; must not block."""
+
+    def on_window(self, round_number: int, number: int, window: Window) -> None:
+        """A window is being asked about."""
+
+    def on_text(self, round_number: int, window: int, piece: Delta) -> None:
+        """A piece of what the model says of a window."""
+
+    def on_asked(self, round_number: int, window: int, asked: Asked) -> None:
+        """What became of a window."""
+
+    def on_ranking(self, round_number: int, ranking: Ranking) -> None:
+        """The best ranking after a round, where others follow. Ids are the documents' indices."""
+
+
+class Desk:
+    """`on_error` is told what goes wrong behind the server: clients get no more than its kind. Without a reranker no
+    request is worked on. `journal`: what the page shows, if not the reranker's own.
+
+    Does not own `reranker`: whoever made it closes it, after `stop`.
+    """
+
+    def __init__(
+        self,
+        reranker: Reranker | None,
+        limits: Limits = Limits(),
+        on_error: Callable[[Exception], None] | None = None,
+        *,
+        journal: Path | None = None,
+    ) -> None:
+        self.journal = journal or (None if reranker is None else reranker.journal.path)
+        self.limits = limits
+        self.admission = Admission(limits)
+        self.metrics = Metrics(lambda: self.admission.running, lambda: self.admission.waiting)
+        self._reranker = reranker
+        self._on_error = on_error
+        self._work: set[asyncio.Task[RankedHits]] = set()
+        self._cut_short = False
+
+    @property
+    def model(self) -> str:
+        """The model's name; empty where there is none."""
+        return self._reranker.model.name if self._reranker else ""
+
+    @property
+    def by(self) -> RanksBy | None:
+        """What is ranked by, if anything is."""
+        return self._reranker.by if self._reranker else None
+
+    async def rank(self, wanted: Wanted, client: str, name: str, audience: Audience | None = None) -> RankedHits:
+        """The ranking, which the journal keeps as `name`. Cancelling it cancels the work down to the model.
+
+        Raises a `Refusal` where there is none.
+        A deadline counts from now; whose turn has not come by then gets the documents as they are.
+        """
+        reranker = self._checked(wanted)
+        seconds = self.limits.deadline_seconds if wanted.deadline_seconds is None else wanted.deadline_seconds
+        ends = None if seconds is None else time.monotonic() + seconds
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(seconds):
+                    await stack.enter_async_context(self.admission.turn(client))
+            except TimeoutError:
+                hits = as_they_came(wanted.documents)
+            else:
+                hits = await self._finished_or_refused(reranker, wanted, ends, name, audience)
+        self.metrics.ranked(hits)
+        return hits
+
+    async def stop(self) -> None:
+        """Take no new work and turn away who waits; after the grace period, end what is still under way.
+
+        Every call that was finished is in the journal by then.
+        """
+        self.admission.close()
+        try:
+            async with asyncio.timeout(self.limits.grace_seconds):
+                await self.admission.idle()
+        except TimeoutError:
+            self.cut_short()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LEAVING):
+                    await self.admission.idle()
+
+    def cut_short(self) -> None:
+        """End what is under way now: who waits for it is refused."""
+        self._cut_short = True
+        for work in self._work:
+            work.cancel()
+
+    def failed(self, error: Exception) -> Refusal:
+        """What a client is told of `error`, which `on_error` hears of in full."""
+        if self._on_error is not None:
+            self._on_error(error)
+        return of_error(error)
+
+    def _checked(self, wanted: Wanted) -> Reranker:
+        """Refuse what this server's model has no use for: better than to leave it out in silence."""
+        if self._reranker is None:
+            raise Refusal(503, "this server has no model: it shows a journal and ranks nothing")
+        for name, value in {"think": wanted.think, "strategy": wanted.strategy}.items():
+            if value is not None and self._reranker.by == "likelihood":
+                raise invalid(name, "this server ranks by likelihood, which has none; leave it out")
+        return self._reranker
+
+    async def _finished_or_refused(
+        self, reranker: Reranker, wanted: Wanted, ends: float | None, name: str, audience: Audience | None
+    ) -> RankedHits:
+        answered, gave_up = False, None
+
+        def on_asked(round_number: int, window: int, asked: Asked) -> None:
+            nonlocal answered, gave_up
+            gave_up = asked.gave_up or gave_up
+            answered = answered or any(order.ranked for order in asked.outcome.orders)
+            if audience is not None:
+                audience.on_asked(round_number, window, asked)
+
+        work = asyncio.create_task(
+            reranker.arank(
+                wanted.query,
+                wanted.documents,
+                name=name,
+                strategy=_strategy(reranker, wanted),
+                think=wanted.think,
+                max_seconds=None if ends is None else max(ends - time.monotonic(), 0.0),
+                on_window=audience and audience.on_window,
+                on_text=audience and audience.on_text,
+                on_asked=on_asked,
+                on_ranking=audience and audience.on_ranking,
+            )
+        )
+        self._work.add(work)
+        try:
+            hits = await work
+        except asyncio.CancelledError:
+            if self._cut_short and work.cancelled() and not _is_being_cancelled():
+                raise stopping() from None
+            raise
+        except RankKError as error:
+            raise self.failed(error) from None
+        finally:
+            self._work.discard(work)
+        if gave_up is not None and not answered and hits.finished:
+            raise self.failed(gave_up)  # a run goes on with its other queries, but here there is nothing else
+        return hits
+
+
+def _strategy(reranker: Reranker, wanted: Wanted) -> Any:
+    try:
+        return None if wanted.strategy is None else reranker.make_strategy(wanted.strategy)
+    except InputError as error:
+        raise invalid("strategy", f"{wanted.strategy} does not go with this server's windows") from error
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

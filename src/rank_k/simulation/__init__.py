@@ -1,0 +1,1 @@
+"""Strategies on simulated judges: plan before paying for calls."""

@@ -1,0 +1,199 @@
+"""Strategies before a simulated judge: what they are worth and what they cost, without a model and without waiting.
+
+A strategy never knows who answers. Here a `SimulatedJudge` does, query by query, and its replies are read as any
+model's are, malformed ones too. Every seed is another judge; all strategies meet the same ones, so that their
+differences are theirs and not the judges'. Nothing here reads files or clocks, and the same arguments give the same
+numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import product
+from math import log2, nan, sqrt
+from statistics import fmean, stdev
+from sys import maxsize
+from typing import NamedTuple
+
+from rank_k.models.simulated import Grades, Noise, SimulatedJudge
+from rank_k.strategies.base import Steps, Strategy, held, seed_of
+from rank_k.types import Candidate, Order, Outcome, Ranking, Run, Window
+from rank_k.window.parsing import parse_answer
+
+CUTOFF = 10
+"""Quality is nDCG at this rank."""
+
+_READ_AS_WRITTEN = 1_000
+"""Passages in a window up to which a well-formed answer is certain to be read as it was written."""
+
+
+class Asked(NamedTuple):
+    """A round as it costs: how many passages each of its windows shows, and how many windows were still to come,
+    these included."""
+
+    sizes: tuple[int, ...]
+    windows_left: int
+
+
+class Played(NamedTuple):
+    """One query from its first round to its ranking."""
+
+    doc_ids: tuple[str, ...]
+    rounds: tuple[Asked, ...]
+
+
+def play(strategy: Strategy, candidates: Sequence[Candidate], query_id: str, judge: SimulatedJudge) -> Played:
+    """What `strategy` makes of `candidates` (best first) with `judge`, under the seed that the engine gives it."""
+    steps = held(strategy, candidates, seed_of(query_id))
+    rounds: list[Asked] = []
+    try:
+        step = next(steps)
+        while True:
+            rounds.append(Asked(tuple(len(window.doc_ids) for window in step.windows), step.windows_left))
+            step = steps.send([Outcome(window, (answered(judge, query_id, window),)) for window in step.windows])
+    except StopIteration as stop:
+        return Played(stop.value.doc_ids, _kept_once(tuple(rounds)))
+
+
+@lru_cache(maxsize=4096)
+def _kept_once(rounds: tuple[Asked, ...]) -> tuple[Asked, ...]:
+    """`rounds` as they are: most queries take the same ones, which need not be kept for each."""
+    return rounds
+
+
+def unasked(candidates: Sequence[Candidate], seed: int) -> Steps:
+    """The strategy that asks nothing: the first stage as it is, to compare with."""
+    yield from ()
+    return Ranking.of(candidate.doc_id for candidate in candidates)
+
+
+def answered(judge: SimulatedJudge, query_id: str, window: Window) -> Order:
+    """The judge's answer as the order that it is read as.
+
+    Malformed answers go through the parser; the others need not, since it reads them as they were meant.
+    """
+    ids = window.doc_ids
+    if len(ids) <= _READ_AS_WRITTEN and judge.is_well_formed(query_id, ids):
+        return Order(tuple(tuple(ids[i] for i in tier) for tier in judge.tiers(query_id, ids)), frozenset(ids), True)
+    answer = parse_answer(judge.said(query_id, ids), len(ids), finish_reason="stop")
+    tiers = tuple(tuple(ids[i - 1] for i in tier) for tier in answer.tiers)
+    return Order(tiers, frozenset(ids[i - 1] for i in answer.placed), answer.ranked)
+
+
+def ndcg(doc_ids: Sequence[str], grades: Mapping[str, int], cutoff: int = CUTOFF) -> float:
+    """nDCG with linear gains and the ideal of all judgments, as trec_eval has it; 0 where nothing is relevant."""
+
+    def gain(ordered: Iterable[int]) -> float:
+        return sum(max(grade, 0) / log2(rank + 1) for rank, grade in enumerate(ordered, 1))
+
+    ideal = gain(sorted(grades.values(), reverse=True)[:cutoff])
+    return gain(grades.get(doc_id, 0) for doc_id in doc_ids[:cutoff]) / ideal if ideal else 0.0
+
+
+@dataclass
+class Sums:
+    """One strategy before the judges of one kind of noise.
+
+    `ndcg`: by query, the nDCG@10 with each judge. `plays`: the rounds of all queries, one list per judge.
+    """
+
+    ndcg: dict[str, list[float]] = field(default_factory=dict)
+    plays: list[list[tuple[Asked, ...]]] = field(default_factory=list)
+
+    def update(self, other: Sums) -> None:
+        """Take in what other judges found."""
+        for query_id, values in other.ndcg.items():
+            self.ndcg.setdefault(query_id, []).extend(values)
+        self.plays.extend([_kept_once(rounds) for rounds in play] for play in other.plays)
+
+    def by_query(self) -> dict[str, float]:
+        """nDCG@10, the mean over judges."""
+        return {query_id: fmean(values) for query_id, values in self.ndcg.items()}
+
+    @property
+    def quality(self) -> Mean:
+        return Mean.of(list(self.by_query().values()))
+
+    @property
+    def calls(self) -> float:
+        """Per query, as the others."""
+        return self._per_query(sum(len(asked.sizes) for asked in self._rounds()))
+
+    @property
+    def passages(self) -> float:
+        return self._per_query(sum(sum(asked.sizes) for asked in self._rounds()))
+
+    @property
+    def rounds(self) -> float:
+        return self._per_query(sum(1 for _ in self._rounds()))
+
+    @property
+    def most(self) -> tuple[int, int]:
+        """The most calls and the most rounds that any query took."""
+        each = [rounds for play in self.plays for rounds in play]
+        calls = (sum(len(asked.sizes) for asked in rounds) for rounds in each)
+        return max(calls, default=0), max(map(len, each), default=0)
+
+    def _rounds(self) -> Iterator[Asked]:
+        return (asked for play in self.plays for rounds in play for asked in rounds)
+
+    def _per_query(self, total: int) -> float:
+        return total / max(sum(map(len, self.plays)), 1)
+
+
+class Cell(NamedTuple):
+    """What was simulated, by its names."""
+
+    run: str
+    noise: str
+    strategy: str
+
+
+def simulate(
+    runs: Mapping[str, Run],
+    grades: Grades,
+    strategies: Mapping[str, Strategy],
+    noises: Mapping[str, Noise],
+    seed: int,
+    depth: int = maxsize,
+) -> dict[Cell, Sums]:
+    """All strategies on the first `depth` candidates of all runs, the rest following as it is, before the judges of
+    one seed.
+
+    Over every query of `grades`; one for which a run has nothing counts as zero, as when runs are evaluated.
+    """
+    judges = {name: SimulatedJudge(grades, noise, seed=seed) for name, noise in noises.items()}
+    cells = {Cell(*names): Sums(plays=[[]]) for names in product(runs, judges, strategies)}
+    # query by query: the judges of a seed remember what they drew for the last few
+    for query_id, of_query in grades.items():
+        for cell, sums in cells.items():
+            candidates = runs[cell.run].get(query_id, ())
+            played = play(strategies[cell.strategy], candidates[:depth], query_id, judges[cell.noise])
+            tail = tuple(candidate.doc_id for candidate in candidates[depth:][:CUTOFF])
+            sums.ndcg[query_id] = [ndcg(played.doc_ids + tail, of_query)]
+            sums.plays[0].append(played.rounds)
+    return cells
+
+
+class Mean(NamedTuple):
+    """Over queries, with its standard error (NaN for a single query)."""
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Mean:
+        return cls(fmean(values), stdev(values) / sqrt(len(values)) if len(values) > 1 else nan)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """That holds the true mean 95 times of a hundred, by the normal distribution."""
+        return self.mean - 1.96 * self.error, self.mean + 1.96 * self.error
+
+
+def difference(ours: Sums, baseline: Sums) -> Mean:
+    """Of nDCG@10, paired by query after averaging over the same judges."""
+    one, other = ours.by_query(), baseline.by_query()
+    return Mean.of([one[query_id] - other[query_id] for query_id in other])

@@ -1,0 +1,129 @@
+"""What a strategy is, and what goes with every one: the seed of a query, and which neighbours are tied."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import closing
+from typing import Protocol, TypeAlias
+from zlib import crc32
+
+from rank_k.errors import InputError, StrategyError
+from rank_k.types import Candidate, Order, Outcome, Ranking, Round
+
+Steps: TypeAlias = Generator[Round, list[Outcome], Ranking]
+"""Yields rounds; is sent, for each, the outcomes of its windows in their order; returns the ranking."""
+
+
+class Strategy(Protocol):
+    """Candidates, best first by the first stage, and a seed -> rounds.
+
+    Deterministic: the same candidates, seed and outcomes give the same rounds and the same ranking, so
+    that work can be resumed, simulated and stopped. Every ranking, of a round and returned, is a permutation
+    of the candidates. A window has two passages or more.
+    """
+
+    def __call__(self, candidates: Sequence[Candidate], seed: int) -> Steps: ...
+
+
+def held(strategy: Strategy, candidates: Sequence[Candidate], seed: int) -> Steps:
+    """The steps of `strategy`, which raise `StrategyError` where it breaks a promise: a passage that it forgets would
+    be lost from the ranking, and nobody would notice. Raises `InputError` for a candidate that stands twice."""
+    ids = frozenset(candidate.doc_id for candidate in candidates)
+    if len(ids) < len(candidates):
+        raise InputError("a document stands twice among the candidates of a query", "name each once")
+    name = getattr(strategy, "__name__", type(strategy).__name__)
+
+    def broken(promise: str) -> StrategyError:
+        return StrategyError(
+            f"strategy {name}: {promise}", "test it with rank_k.strategies.testing.check (docs/strategies.md)"
+        )
+
+    try:
+        steps = strategy(candidates, seed)
+    except TypeError as error:
+        raise broken(f"it cannot be called with candidates and a seed ({error})") from error
+    if not isinstance(steps, Generator):
+        raise broken("it is no generator: it must yield rounds and return a ranking")
+    with closing(steps):
+        try:
+            step = next(steps)
+            while True:
+                if promise := broken_by_round(step, ids):
+                    raise broken(promise)
+                step = steps.send((yield step))
+        except StopIteration as stop:
+            if promise := broken_by_ranking(stop.value, ids):
+                raise broken(promise) from None
+            ranking: Ranking = stop.value
+            return ranking
+
+
+def broken_by_round(step: object, ids: AbstractSet[str]) -> str:
+    """What a round over the candidates `ids` does not keep of the promises of a strategy; empty if it keeps them."""
+    if not isinstance(step, Round):
+        return f"a {type(step).__name__} where a Round must be"
+    if not step.windows:
+        return "a round without windows: yield only what is to be asked"
+    for window in step.windows:
+        if len(window.doc_ids) < 2:
+            return "a window with fewer than two passages asks nothing"
+        shown = set(window.doc_ids)
+        if len(shown) < len(window.doc_ids):
+            return "a passage stands twice in a window"
+        if not shown <= ids:
+            return "a window holds an id that is no candidate"
+    return broken_by_ranking(step.ranking, ids)
+
+
+def broken_by_ranking(ranking: object, ids: AbstractSet[str]) -> str:
+    """The same of a ranking, a round's or the last one."""
+    if not isinstance(ranking, Ranking):
+        return f"a {type(ranking).__name__} where a Ranking must be"
+    if len(ranking.doc_ids) != len(ids) or set(ranking.doc_ids) != ids:
+        return "a ranking must list every candidate exactly once, and nothing else"
+    if len(ranking.tied) != len(ranking.doc_ids):
+        return "tied must have one entry per passage"
+    return ""
+
+
+def lowest_rank(doc_ids: Iterable[str], ranked: Iterable[str]) -> int:
+    """The rank, from 1, of the last of `doc_ids` in the list `ranked`, which holds them all."""
+    wanted = set(doc_ids)
+    return max(rank for rank, doc_id in enumerate(ranked, 1) if doc_id in wanted)
+
+
+def seed_of(query_id: str) -> int:
+    """The seed of a query: the same whoever asks, today and tomorrow."""
+    return crc32(query_id.encode("utf-8", "surrogateescape"))
+
+
+class Ties:
+    """Remembers, per passage, the tier it last stood in, to tell which neighbours of a ranking are tied.
+
+    Two neighbours are tied if the last window that ranked each is the same one and it put both into one tier.
+    """
+
+    def __init__(self) -> None:
+        self._tier_of: dict[str, tuple[int, int]] = {}
+        self._orders = 0
+
+    def record(self, order: Order) -> None:
+        self._orders += 1
+        for number, tier in enumerate(order.tiers):
+            for doc_id in tier:
+                if doc_id in order.placed:
+                    self._tier_of[doc_id] = (self._orders, number)
+                else:
+                    self._tier_of.pop(doc_id, None)
+
+    def ranking(self, doc_ids: Iterable[str]) -> Ranking:
+        ids = tuple(doc_ids)
+        tiers = [self._tier_of.get(doc_id) for doc_id in ids]
+        tied = tuple(i > 0 and tiers[i] is not None and tiers[i] == tiers[i - 1] for i in range(len(ids)))
+        return Ranking(ids, tied)
+
+
+def check_window(window: int) -> None:
+    if window < 2:
+        raise InputError(f"window is {window}", "give at least 2: a single passage cannot be compared")

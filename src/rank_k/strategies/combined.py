@@ -1,0 +1,101 @@
+"""A first look at each passage by itself, comparison from there, and a ranking by both and the first stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, log
+from statistics import fmean, pstdev
+
+from rank_k.errors import InputError
+from rank_k.optional_deps import load
+from rank_k.strategies.base import Steps, Strategy, held
+from rank_k.strategies.bradley_terry import RANK_OFFSET, fit
+from rank_k.types import Candidate, Outcome, Ranking, Round, Window
+
+LIKELIHOOD = 2.0
+"""The weight of the likelihoods beside the comparisons' 1, chosen for rank-k-nano (docs/student.md says on what)."""
+
+_NOTHING = 1e-9
+"""A deviation that is no more than rounding."""
+
+Scores = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """All candidates by likelihood; then `then`, for which the order by likelihood and first stage is what the first
+    stage's is elsewhere.
+
+    The ranking is by the sum of what the three say, each in standard deviations from its mean over the candidates: the
+    strengths that fit the comparisons best (`pairwise.fit`, without a prior), `LIKELIHOOD` times the likelihoods, and
+    `fuse` times -ln(rank + 10) for the first stage, as in that fit. A passage without a likelihood has the mean one.
+
+    It has no name in `STRATEGIES`: `Reranker(by="both")` makes one of any strategy. Needs numpy. Raises `InputError`
+    for a weight that makes no sense and `MissingExtra` without numpy.
+    """
+
+    then: Strategy
+    fuse: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isfinite(self.fuse) or self.fuse < 0:
+            raise InputError(f"fuse is {self.fuse}", "give 0 (ignore the first stage) or more; 1 is usual")
+        load("numpy")  # now, not after everything has been paid for
+
+    def __call__(self, candidates: Sequence[Candidate], seed: int) -> Steps:
+        ids = tuple(candidate.doc_id for candidate in candidates)
+        later = next(held(self.then, candidates, seed), None) if len(ids) > 1 else None
+        if later is None:
+            return Ranking.of(ids)
+        window = Window(ids, (1, len(ids)), by="likelihood")
+        [alone] = yield Round((window,), Ranking.of(ids), 1 + later.windows_left)
+        first_stage = of_first_stage(ids)
+        likelihood = standardised(alone.likelihoods)
+        begun = ranked(ids, (1.0, likelihood), (self.fuse, first_stage))
+        compared: list[Outcome] = []
+        steps = held(self.then, [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(begun, 1)], seed)
+        try:
+            step = next(steps)
+            while True:
+                ranking = self._ranking(ids, compared, likelihood, first_stage)
+                answered = yield Round(step.windows, ranking, step.windows_left)
+                compared += answered
+                step = steps.send(answered)
+        except StopIteration:
+            return self._ranking(ids, compared, likelihood, first_stage)
+
+    def _ranking(
+        self, ids: Sequence[str], compared: Sequence[Outcome], likelihood: Scores, first_stage: Scores
+    ) -> Ranking:
+        comparison = of_comparison(ids, compared)
+        return Ranking.of(ranked(ids, (1.0, comparison), (LIKELIHOOD, likelihood), (self.fuse, first_stage)))
+
+
+def of_first_stage(ids: Sequence[str]) -> Scores:
+    """What the first stage says of `ids`, best first."""
+    return standardised({doc_id: -log(rank + RANK_OFFSET) for rank, doc_id in enumerate(ids)})
+
+
+def of_comparison(ids: Sequence[str], compared: Sequence[Outcome]) -> Scores:
+    """What the comparisons say: the strengths that fit them best, without a prior."""
+    fitted = fit(ids, compared, fuse=0)
+    return standardised(dict(zip(fitted.doc_ids, fitted.strengths, strict=True)))
+
+
+def standardised(scores: Scores) -> Scores:
+    """In standard deviations from the mean; zeros where all are equal."""
+    if not scores:
+        return scores
+    mean, deviation = fmean(scores.values()), pstdev(scores.values())
+    return {doc_id: (score - mean) / deviation if deviation > _NOTHING else 0.0 for doc_id, score in scores.items()}
+
+
+def ranked(ids: Sequence[str], *weighed: tuple[float, Scores]) -> list[str]:
+    """`ids` by the sum of their scores, highest first; equal ones as they stand. One that is missing is a mean one."""
+
+    def total(doc_id: str) -> float:
+        # rounded, so that the last bits, which differ between machines, decide nothing
+        return round(sum(weight * scores.get(doc_id, 0.0) for weight, scores in weighed), 7)
+
+    return sorted(ids, key=total, reverse=True)

@@ -1,0 +1,192 @@
+"""What a cell's queries cost and how long they take, from the journal alone: the same whether a call was made now or
+found there. And the rankings one would have had by stopping after any round.
+
+Seconds are those of the critical path: what a query takes when all windows of a round are asked at the same time.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from zlib import crc32
+
+from rank_k.errors import JournalError
+from rank_k.journal import Journal, WindowRecord
+from rank_k.models.base import Usage
+from rank_k.strategies.base import Strategy
+from rank_k.types import Candidate, Outcome, Ranking
+from rank_k.window.listwise import AskSettings
+
+AGREE = AskSettings().agree
+"""So many samples of a window are taken at once; the others at once after them."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuerySpent:
+    """What one query came to. `rounds`: the seconds of each of their windows."""
+
+    query_id: str
+    rounds: tuple[tuple[float, ...], ...]
+    calls: int
+    usage: Usage
+    model_seconds: float
+    unranked: int
+    gave_up: int
+    repairs: Mapping[str, int]
+
+    @property
+    def windows(self) -> int:
+        return sum(map(len, self.rounds))
+
+    def seconds(self, slots: int | None = None) -> float:
+        """Of the critical path, with `slots` windows at a time (None: as many as there are)."""
+        return sum(makespan(windows, slots) for windows in self.rounds)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of a cell: means per query, but for `model_seconds`, `unranked`, `gave_up` and `repairs`, which are totals.
+
+    `tokens` are those in and out together; `answer` is what came out after the thought. `seconds`: of the critical
+    path. `estimated`: some server did not count its tokens.
+    """
+
+    queries: int = 0
+    rounds: float = 0.0
+    windows: float = 0.0
+    calls: float = 0.0
+    tokens_in: float = 0.0
+    cached: float = 0.0
+    reasoning: float = 0.0
+    answer: float = 0.0
+    seconds: float = 0.0
+    model_seconds: float = 0.0
+    unranked: int = 0
+    gave_up: int = 0
+    repairs: Mapping[str, int] = field(default_factory=Counter)
+    estimated: bool = False
+
+    @property
+    def tokens(self) -> float:
+        return self.tokens_in + self.reasoning + self.answer
+
+
+def cost(spent: Sequence[QuerySpent], queries: int) -> Cost:
+    """Over `queries`, those included that needed no window."""
+    usage = sum((query.usage for query in spent), Usage())
+
+    def mean(total: float) -> float:
+        return total / queries if queries else 0.0
+
+    return Cost(
+        queries,
+        mean(sum(len(query.rounds) for query in spent)),
+        mean(sum(query.windows for query in spent)),
+        mean(sum(query.calls for query in spent)),
+        mean(usage.prompt_tokens),
+        mean(usage.cached_tokens),
+        mean(usage.reasoning_tokens),
+        mean(usage.completion_tokens - usage.reasoning_tokens),
+        mean(sum(query.seconds() for query in spent)),
+        sum(query.model_seconds for query in spent),
+        sum(query.unranked for query in spent),
+        sum(query.gave_up for query in spent),
+        sum((Counter(query.repairs) for query in spent), Counter()),
+        usage.estimated,
+    )
+
+
+def spent_in(journal: Journal, run: str) -> Iterator[QuerySpent]:
+    """What each query of a run came to, by query id."""
+    for query_id, of_query in groupby(journal.windows(run), key=lambda record: record.query_id):
+        records = list(of_query)
+        replies = {key: journal.reply(key) for record in records for key in record.calls}
+        if None in replies.values():
+            raise JournalError(f"journal {journal.path} lacks calls of its own windows", "delete it and ask again")
+        known = {key: reply for key, reply in replies.items() if reply is not None}
+        calls = [known[key] for record in records for key in record.calls]
+        yield QuerySpent(
+            query_id,
+            tuple(
+                tuple(
+                    _seconds(journal, record, {key: known[key].seconds for key in record.calls}) for record in windows
+                )
+                for _, windows in groupby(records, key=lambda record: record.round)
+            ),
+            len(calls),
+            sum((reply.usage for reply in calls), Usage()),
+            sum(reply.seconds for reply in calls),
+            sum(not any(order.ranked for order in record.orders) for record in records),
+            sum(record.repairs.get("gave_up", 0) for record in records),
+            sum((Counter(record.repairs) for record in records), Counter()),
+        )
+
+
+def _seconds(journal: Journal, record: WindowRecord, seconds: Mapping[str, float]) -> float:
+    """How long the calls of one window take. Samples are told apart by the seeds that were sent; where none were, they
+    count as if they had been taken one after another."""
+    if len(seconds) < 2:
+        return sum(seconds.values())
+    first = crc32(record.query_id.encode("utf-8", "surrogateescape"))
+    calls = []
+    for key in record.calls:
+        seed = journal.request(key).get("seed")
+        calls.append(((int(seed) - first) % 2**31 if isinstance(seed, int) else 0, seconds[key]))
+    return window_seconds(calls)
+
+
+def window_seconds(calls: Sequence[tuple[int, float]], agree: int = AGREE) -> float:
+    """(sample, seconds) of a window's calls -> seconds. The calls of a sample wait for each other, samples do not:
+    the first `agree` are taken at once, then the others at once."""
+    chains: Counter[int] = Counter()
+    for sample, seconds in calls:
+        chains[sample] += seconds  # type: ignore[assignment]
+    early = (seconds for sample, seconds in chains.items() if sample < agree)
+    late = (seconds for sample, seconds in chains.items() if sample >= agree)
+    return max(early, default=0.0) + max(late, default=0.0)
+
+
+def makespan(seconds: Sequence[float], slots: int | None = None) -> float:
+    """How long it takes to do all of `seconds`, `slots` at a time, a free slot taking the next in the order given."""
+    if slots is None or slots >= len(seconds):
+        return max(seconds, default=0.0)
+    busy = [0.0] * slots
+    for one in seconds:
+        heapq.heapreplace(busy, busy[0] + one)
+    return max(busy)
+
+
+# --- stopping early --------------------------------------------------------------------------------
+
+
+def rankings_by_round(
+    strategy: Strategy, candidates: Sequence[Candidate], seed: int, records: Sequence[WindowRecord]
+) -> list[Ranking]:
+    """The best ranking before the first round, after it, and so on, the last one being the final ranking: `strategy`
+    run again on the outcomes in `records` (of one query, in the order asked). Pure, nothing is asked.
+
+    Raises `JournalError` if the records are not of this strategy over these candidates.
+    """
+    asked = {number: list(of_round) for number, of_round in groupby(records, key=lambda record: record.round)}
+    steps = strategy(candidates, seed)
+    found: list[Ranking] = []
+    try:
+        step = next(steps)
+        for number in range(len(asked)):
+            found.append(step.ranking)
+            if [record.window for record in asked[number]] != list(step.windows):
+                raise JournalError(
+                    "the journal's windows are not those of this cell", "delete the journal and ask again"
+                )
+            step = steps.send([Outcome(record.window, record.orders) for record in asked[number]])
+    except StopIteration as stop:
+        return [*found, stop.value]
+    raise JournalError("the journal ends in the midst of a query", "give the same command again")
+
+
+def seed_of(query_id: str) -> int:
+    """The seed with which the engine runs a query's strategy."""
+    return crc32(query_id.encode("utf-8", "surrogateescape"))

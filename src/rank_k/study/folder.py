@@ -1,0 +1,130 @@
+"""The folder of a study: what was asked for, the journal, the cells' runs.
+
+    study.json      collections, models and cells, each with what it is known again by
+    journal.sqlite  every call, shared by all cells
+    runs/CELL.trec  the output of each finished cell
+    cells.csv, queries.csv, report.html   the answer, written anew by every command
+
+A later command may add cells, collections and models. It is refused where one of a name that is known already is
+not what it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rank_k.errors import InputError
+from rank_k.journal import Journal, run_name
+from rank_k.models.simulated import PRESETS as NOISES
+from rank_k.simulation.noise_file import named_noise
+from rank_k.study.grid import Cell, ModelPlan
+
+VERSION = 1
+
+
+class StudyFolder:
+    """Raises `InputError` for a folder that cannot be used."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.runs = path / "runs"
+        self.journal = path / "journal.sqlite"
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{path} cannot be made a folder: {error.strerror}", "name another --output") from error
+        self._told = self._read()
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        file = self.path / "study.json"
+        empty: dict[str, dict[str, Any]] = {"collections": {}, "models": {}, "cells": {}}
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))
+            if told["version"] != VERSION:
+                raise InputError(f"{file} was made by another version of rank-k", "name another --output")
+            return {part: dict(told[part]) for part in empty}
+        except FileNotFoundError:
+            return empty
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file} is no study of ours", "name another --output") from error
+
+    def admit(
+        self, collections: Mapping[str, Mapping[str, str]], models: Iterable[ModelPlan], cells: Iterable[Cell]
+    ) -> None:
+        """Take in what is to be asked. Raises `InputError` where it contradicts what was asked here before."""
+        for name, told in collections.items():
+            self._agree("collections", name, dict(told))
+        for model in models:
+            told_of_model = {
+                "model": model.model or "",
+                "dialect": model.dialect,
+                "revision": model.revision,
+                "context": model.context,
+                "simulate": _told_noise(model.simulate),
+                "prompt": "" if model.prompt is None else _sha256(model.prompt),
+            }
+            self._agree("models", model.name, told_of_model)
+        for cell in cells:
+            self._told["cells"][cell.name] = asdict(cell)
+        self._write()
+
+    def identify(self, model: str, identity: str) -> None:
+        """Note who the model turned out to be. Raises `InputError` if it was another one before."""
+        self._agree("models", model, {"identity": identity})
+        self._write()
+
+    def _agree(self, part: str, name: str, told: Mapping[str, Any]) -> None:
+        known = self._told[part].setdefault(name, {})
+        for key, value in told.items():
+            if key in known and known[key] != value:
+                shown = f": {known[key] or 'none'}, now {value or 'none'}" if len(f"{known[key]}{value}") < 80 else ""
+                raise InputError(
+                    f"the study in {self.path} had another {key} for {name}{shown}",
+                    "name another --output for this one",
+                )
+            known[key] = value
+
+    def _write(self) -> None:
+        """Whole or not at all."""
+        part = self.path / "study.json.part"
+        part.write_text(json.dumps({"version": VERSION, **self._told}, indent=2) + "\n", encoding="utf-8")
+        part.replace(self.path / "study.json")
+
+    # --- cells ---
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All that were ever asked for here, in the order in which they were."""
+        return tuple(Cell(**settings) for settings in self._told["cells"].values())
+
+    def output(self, cell: Cell) -> Path:
+        return self.runs / f"{cell.name}.trec"
+
+    def settings(self, cell: Cell) -> dict[str, Any]:
+        """What the journal notes of a cell; by the name of its output, `rank-k evaluate --journal` finds its costs."""
+        return {"verb": "study", "output": self.output(cell).name, **asdict(cell)}
+
+    def run(self, cell: Cell) -> str:
+        """The cell's name in the journal."""
+        return run_name(self.settings(cell))
+
+    def is_finished(self, cell: Cell, journal: Journal) -> bool:
+        """Whether there is nothing left to ask. A window that had to be given up is asked about again."""
+        run = self.run(cell)
+        if not self.output(cell).exists() or all(record.run != run for record in journal.runs()):
+            return False
+        return not any(record.repairs.get("gave_up") for record in journal.windows(run))
+
+
+def _told_noise(name: str) -> str | dict[str, float]:
+    """A noise as it is known again: one from a file by what the file says, not by where it lies."""
+    return name if name in ("", *NOISES) else asdict(named_noise(name))
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,0 +1,363 @@
+"""What a study asks: collections, first stages, models and the settings to try, as values; and the cells they make.
+
+A *cell* is one way of reranking one run with one model. All that decides its output stands in it or in what its
+names stand for. Pure: nothing is opened here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from rank_k.data.long_documents import Split
+from rank_k.errors import InputError
+from rank_k.strategies import PRESETS, make
+from rank_k.strategies.base import Strategy
+from rank_k.window.reasoning import Think
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStage:
+    """A run to rerank. `get`: how to come by its file. `file` None: the collection's own."""
+
+    name: str
+    file: Path | None = None
+    get: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """Queries, documents and judgments: a data set by its name (`beir:DIR`, `bright:DIR/SUBSET`, an ir_datasets id),
+    files, or both, the files going first. `query_fields`: what the model sees of a query. `get`: how to come by it."""
+
+    name: str
+    first_stages: tuple[FirstStage, ...]
+    dataset: str | None = None
+    queries: Path | None = None
+    documents: Path | None = None
+    qrels: Path | None = None
+    query_fields: str | None = None
+    get: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """A model and how it is reached. `serve`: a command that serves it. `simulate`: the noise (its name, or a file's
+    path) of a simulated judge that stands in for it, by `judgments` or else the collection's own. `prompt` is a
+    template's file, `get` says how to come by it. `settings`: those in which its cells differ from the grid's, whatever
+    the grid says."""
+
+    name: str
+    model: str | None = None
+    server: str | None = None
+    dialect: str = "auto"
+    revision: str = ""
+    context: int | None = None
+    prompt: Path | None = None
+    api_key_env: str | None = None
+    get: str = ""
+    serve: str = ""
+    simulate: str = ""
+    judgments: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A figure that somebody published. It is shown beside what was measured and never mixed with it."""
+
+    collection: str
+    first_stage: str
+    model: str
+    measure: str
+    value: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Average:
+    """A mean over collections, shown once all of them are there."""
+
+    name: str
+    collections: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """`grids`: each maps settings of a cell to the values to try; their products are united. `by_difficulty` and
+    `by_round` ask for the tables that the questions `reasoning` and `latency` are about."""
+
+    title: str
+    collections: tuple[Collection, ...]
+    models: tuple[ModelPlan, ...]
+    grids: tuple[Mapping[str, Sequence[Any]], ...]
+    about: str = ""
+    measures: tuple[str, ...] = ("nDCG@10",)
+    baseline: str | None = None
+    published: tuple[Published, ...] = ()
+    averages: tuple[Average, ...] = ()
+    by_difficulty: bool = False
+    by_round: bool = False
+
+    def collection(self, name: str) -> Collection:
+        return next(collection for collection in self.collections if collection.name == name)
+
+    def model(self, name: str) -> ModelPlan:
+        return next(model for model in self.models if model.name == name)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One way of reranking one run with one model. `split`: "none", or the tokens of a passage, of the overlap and
+    the most passages of a document ("225", "225:50", "225:50:4"). `max_tokens` None: 8,000, embedded 512."""
+
+    collection: str
+    first_stage: str
+    model: str
+    strategy: str = "sliding"
+    think: str = "full"
+    samples: int = 1
+    depth: int = 100
+    window: int = 20
+    stride: int = 10
+    fuse: float = 1.0
+    passage_tokens: int = 450
+    split: str = "none"
+    max_tokens: int | None = None
+    temperature: float | None = 0.5
+    top_p: float | None = None
+    constrain: bool = True
+
+    @property
+    def setting(self) -> str:
+        """The cell's name among those of its collection, first stage and model: strategy and thought, and what is
+        not at its default."""
+        told = [self.strategy.replace(":", "."), self.think]
+        for axis, letter in _LETTERS.items():
+            value = getattr(self, axis)
+            if axis == "constrain" and not value:
+                told.append("free")
+            elif value != DEFAULTS[axis]:
+                told.append(letter + (f"{value:g}" if isinstance(value, float) else str(value).replace(":", "+")))
+        return _for_files("-".join(told))
+
+    @property
+    def name(self) -> str:
+        """The cell's name, which is also that of its run's file."""
+        return ".".join((*map(_for_files, (self.collection, self.first_stage, self.model)), self.setting))
+
+    @property
+    def passages(self) -> Split | None:
+        """How documents are cut; None: they are not."""
+        if self.split == "none":
+            return None
+        tokens, overlap, most = (*map(int, self.split.split(":")), 0, 0)[:3]
+        return Split(tokens, overlap, most or None)
+
+
+_LETTERS = {
+    "samples": "x",
+    "depth": "d",
+    "window": "w",
+    "stride": "s",
+    "fuse": "a",
+    "passage_tokens": "p",
+    "split": "split",
+    "max_tokens": "m",
+    "temperature": "t",
+    "top_p": "top",
+    "constrain": "",
+}
+
+DEFAULTS = {f.name: f.default for f in fields(Cell) if f.name in _LETTERS or f.name in ("strategy", "think")}
+
+
+def strategy_of(cell: Cell) -> Strategy:
+    """Raises `InputError` for a strategy that does not exist or settings that it cannot work with."""
+    preset = PRESETS.get(cell.strategy)
+    options = {"name": cell.strategy} if preset is None else dict(preset)
+    return make(**{**options, "window": cell.window, "stride": cell.stride, "fuse": cell.fuse})
+
+
+def cells_of(study: Study) -> tuple[Cell, ...]:
+    """The cells, collection by collection, first stage by first stage and model by model, each once.
+
+    Settings that a strategy has no use for are left at their defaults, so that they make no cells of their own.
+    Raises `InputError` for a value that cannot be, and for a model's setting that no cell has.
+    """
+    cells: dict[Cell, None] = {}
+    for collection in study.collections:
+        for first_stage in collection.first_stages:
+            for model in study.models:
+                for settings in _settings(study.grids, model.settings):
+                    cell = _normal(Cell(collection.name, first_stage.name, model.name, **settings))
+                    cells.setdefault(cell)
+    names: dict[str, Cell] = {}
+    for cell in cells:
+        other = names.setdefault(cell.name, cell)
+        if other is not cell:
+            raise InputError(f"two cells of the study are called {cell.name}", "give their parts other names")
+    return tuple(cells)
+
+
+def _settings(grids: Iterable[Mapping[str, Sequence[Any]]], fixed: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for grid in grids:
+        axes = {**grid, **{axis: (value,) for axis, value in fixed.items()}}
+        parsed = {axis: [setting(axis, value) for value in values] for axis, values in axes.items()}
+        for values in product(*parsed.values()):
+            yield dict(zip(parsed, values, strict=True))
+
+
+def _normal(cell: Cell) -> Cell:
+    strategy = strategy_of(cell)
+    if is_dataclass(strategy):
+        known = {f.name for f in fields(strategy)}
+        unused = {axis: DEFAULTS[axis] for axis in ("window", "stride", "fuse") if axis not in known}
+        cell = replace(cell, **unused)
+    if cell.passages is not None and cell.passages.tokens > cell.passage_tokens:
+        raise InputError(
+            f"passages of split {cell.split} would be cut again to {cell.passage_tokens} tokens",
+            "lower the split or raise the passage tokens",
+        )
+    return cell
+
+
+# --- values of settings ----------------------------------------------------------------------------
+
+
+def setting(axis: str, value: Any) -> Any:
+    """`value` (as text, or as TOML has it) as the setting `axis` of a cell takes it. Raises `InputError`."""
+    parse = _PARSERS.get(axis)
+    if parse is None:
+        raise InputError(f"a cell has no setting {axis!r}", f"name some of {', '.join(_PARSERS)}")
+    try:
+        return parse(value)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{axis} cannot be {value!r}", f"write {_EXAMPLES.get(axis, 'a whole number from 1')}"
+        ) from error
+
+
+def _count(value: Any) -> int:
+    number = int(str(value))
+    if isinstance(value, float | bool) or number < 1:
+        raise ValueError
+    return number
+
+
+def _number(value: Any) -> float:
+    number = float(str(value))
+    if not 0 <= number < float("inf"):
+        raise ValueError
+    return number
+
+
+def _number_or_none(value: Any) -> float | None:
+    return None if value in (None, "none") else _number(value)
+
+
+def _think(value: Any) -> str:
+    return str(Think.parse(str(value)))
+
+
+def _split(value: Any) -> str:
+    text = str(value)
+    if text != "none" and not re.fullmatch(r"[1-9]\d{0,8}(:\d{1,9}(:[1-9]\d{0,8})?)?", text):
+        raise ValueError
+    return text
+
+
+def _constrain(value: Any) -> bool:
+    known = {True: True, False: False, "auto": True, "off": False}
+    if value not in known:
+        raise ValueError
+    return known[value]
+
+
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "strategy": str,
+    "think": _think,
+    "samples": _count,
+    "depth": _count,
+    "window": _count,
+    "stride": _count,
+    "fuse": _number,
+    "passage_tokens": _count,
+    "split": _split,
+    "max_tokens": lambda value: None if value is None else _count(value),
+    "temperature": _number_or_none,
+    "top_p": _number_or_none,
+    "constrain": _constrain,
+}
+
+_EXAMPLES = {
+    "fuse": "a number from 0",
+    "split": "none, or TOKENS[:OVERLAP[:MOST]] such as 225:50",
+    "temperature": "a number from 0, or none for the server's own",
+    "top_p": "a number between 0 and 1",
+    "constrain": "auto or off",
+}
+
+
+# --- choosing --------------------------------------------------------------------------------------
+
+
+def chosen(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...]:
+    """The cells that `names` (of collections, first stages, models, or patterns of cells) leave: names of one kind
+    add up, kinds narrow each other down. All cells where there are no names. Raises `InputError` for one that
+    fits nothing."""
+    if not names:
+        return tuple(cells)
+    kinds: dict[str, set[str]] = {}
+    for name in names:
+        kind = next((kind for kind in _KINDS if any(getattr(cell, kind) == name for cell in cells)), None)
+        if kind is None and not any(_fits(cell, name) for cell in cells):
+            known = [sorted({getattr(cell, kind) for cell in cells}) for kind in _KINDS]
+            told = "; ".join(
+                f"{kind.replace('_', ' ')}s {', '.join(some)}" for kind, some in zip(_KINDS, known, strict=True)
+            )
+            raise InputError(f"nothing in the study is called {name!r}", f"it has the {told}")
+        kinds.setdefault(kind or "", set()).add(name)
+    left = [
+        cell
+        for cell in cells
+        if all(
+            getattr(cell, kind) in wanted if kind else any(_fits(cell, name) for name in wanted)
+            for kind, wanted in kinds.items()
+        )
+    ]
+    if not left:
+        raise InputError(f"no cell of the study fits all of {', '.join(names)}", "name fewer of them")
+    return tuple(left)
+
+
+_KINDS = ("collection", "first_stage", "model")
+
+
+def _fits(cell: Cell, pattern: str) -> bool:
+    return fnmatchcase(cell.name, pattern) or fnmatchcase(cell.setting, pattern)
+
+
+def restricted(study: Study, cells: Sequence[Cell]) -> Study:
+    """`study` with no more collections, first stages and models than `cells` need."""
+    runs = {(cell.collection, cell.first_stage) for cell in cells}
+    models = {cell.model for cell in cells}
+    collections = (
+        replace(c, first_stages=tuple(f for f in c.first_stages if (c.name, f.name) in runs))
+        for c in study.collections
+        if any(c.name == name for name, _ in runs)
+    )
+    return replace(
+        study,
+        collections=tuple(collections),
+        models=tuple(model for model in study.models if model.name in models),
+    )
+
+
+def _for_files(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", name, flags=re.ASCII).strip("-") or "-"

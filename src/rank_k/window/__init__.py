@@ -1,0 +1,1 @@
+"""One window in, one ranked window out."""

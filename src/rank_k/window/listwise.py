@@ -1,0 +1,466 @@
+"""One window in, one outcome out: asked directly or with thought, a thought closed, an answer constrained,
+samples taken. Every call goes through the journal (`calls.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from rank_k.data.token_estimate import estimated_tokens
+from rank_k.errors import ContentFiltered, ContextOverflow, ModelError, Refused, UnsupportedField
+from rank_k.journal import Journal
+from rank_k.models.base import Delta, Model, OnText, Reply, Request, Subject, Usage
+from rank_k.models.cached import Calls, Spent
+from rank_k.models.retry import Retries
+from rank_k.models.single_flight import Once
+from rank_k.strategies.base import seed_of
+from rank_k.types import Message, Order, Outcome, Passage, Query, Window
+from rank_k.window.grammar import follows
+from rank_k.window.labels import parse_verdicts
+from rank_k.window.parsing import Answer, parse_answer
+from rank_k.window.prompt import PromptTemplate, default_template, defused
+from rank_k.window.prompt_builder import CHAT_TOKENS, QueryTexts, Showing
+from rank_k.window.reasoning import AutoRule, Think, agreement, confidence, pays
+from rank_k.window.repetition_guard import LoopGuard
+
+_SHRINK = 0.8  # of the context, after the server counted more tokens than we did
+_SHRINKS = 6
+
+_OPENED = "<think>\n"
+_CLOSED = "\n</think>\n\n"
+_EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+
+_CLOSE = (
+    "Stop here. Going by your notes, give the order now: one line of passage numbers, best first, like"
+    " [3] > [2] = [1], and nothing else."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AskSettings:
+    """How a window is asked. Tokens are the model's.
+
+    `passage_tokens` 450, `max_tokens` 8,000 (thought and answer) and temperature 0.5 are the paper's.
+    `temperature` None: the server's own. `constrain`: hold answers to the grammar of a ranking where the server
+    can. `samples`: how often each window is asked, in different presented orders; `agree`: stop early when the
+    first so many agree. `rule`: when a thought pays, for `Think("auto")`. `verdicts`: words, worst first, for models
+    that think in one verdict a passage, which is then their answer (see `verdicts.py`).
+    """
+
+    passage_tokens: int = 450
+    max_tokens: int = 8000
+    temperature: float | None = 0.5
+    top_p: float | None = None
+    think: Think = Think()
+    constrain: bool = True
+    samples: int = 1
+    agree: int = 2
+    rule: AutoRule = AutoRule()
+    verdicts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What became of one window. `calls` are keys of the journal; `asked` of them went to the model now.
+
+    `traces`: one per order; none where windows are ordered by likelihood. `saved`: tokens not spent since a thought
+    that went in circles was ended.
+    """
+
+    outcome: Outcome
+    traces: tuple[str, ...]
+    calls: tuple[str, ...]
+    usage: Usage
+    repairs: Mapping[str, int]
+    asked: int = 0
+    seconds: float = 0.0
+    saved: int = 0
+    gave_up: ModelError | None = None
+    """Why no answer came, where none did."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One look at a window: all that its calls have in common. `context`: tokens believed to be there."""
+
+    texts: QueryTexts
+    window: Window
+    sample: int
+    context: int
+    think: Think
+    spent: Spent
+    on_text: OnText | None
+
+
+class Asker:
+    """Asks `model` about windows, through `journal`. `prepare` comes first.
+
+    `calls`: those of another asker, to share its slots.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        journal: Journal,
+        settings: AskSettings = AskSettings(),
+        template: PromptTemplate | None = None,
+        retries: Retries = Retries(),
+        on_retry: Callable[[Exception, float], None] | None = None,
+        slots: int = 1_000_000,
+        calls: Calls | None = None,
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.template = template or default_template()
+        self._showing = Showing(model, self.template, settings.passage_tokens, settings.max_tokens)
+        self._calls = calls or Calls(model, journal, retries, on_retry, slots)
+        self._takes_a_grammar = Once(self._try_grammar)
+        self._thinks_anyway = Once(self._try_direct)
+        self._budget_refused = False  # by the server: the token limit is used instead
+        self._empty_thought = False  # the model thinks although asked not to: show it a thought that is over
+
+    async def prepare(self, think: Think | None = None) -> None:
+        """Find out, once and through the journal, what the model makes of being asked not to think.
+
+        Only where `think` (default: the settings') asks for that.
+        """
+        able = self.model.abilities
+        if (think or self.settings.think).kind in ("off", "auto") and able.thinks and able.prefill:
+            self._empty_thought = await self._thinks_anyway()
+
+    async def _try_direct(self) -> bool:
+        question = Request(
+            (Message("user", "What is two and two? Answer with the number alone."),), 64, 0.0, think=False
+        )
+        reply = await self._call(question, "probe", None)
+        answer = parse_answer(reply.text, 1, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
+        return bool(answer.trace.strip()) or answer.thought_was_cut
+
+    async def texts(self, query: Query, passages: Mapping[str, Passage]) -> QueryTexts:
+        """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
+        return await self._showing.texts(query, passages)
+
+    async def check(self, query: Query) -> None:
+        """Raise `QueryTooLong` if the query leaves no room for two passages and a short answer."""
+        await self._showing.check(query)
+
+    async def ask(
+        self, texts: QueryTexts, window: Window, *, think: Think | None = None, on_text: OnText | None = None
+    ) -> Asked:
+        """Ask about one window, thinking as the settings say or as `think` does (`prepare(think)` comes first).
+
+        `on_text` hears replies as they arrive; one that is known already, at once. What it returns does not count.
+        Raises `ModelError` when the model cannot be had, never for a bad answer.
+        """
+        spent = Spent()
+        look = _Look(texts, window, 0, self.model.context, think or self.settings.think, spent, on_text)
+        taken = [await self._sample(look)] if self.settings.samples == 1 else await self._samples(look)
+        found = tuple(order for orders, _ in taken for order in orders)
+        return Asked(
+            Outcome(window, found),
+            tuple(trace for _, trace in taken),
+            tuple(spent.calls),
+            spent.usage,
+            +spent.repairs,
+            spent.asked,
+            spent.seconds,
+            spent.saved,
+        )
+
+    async def _samples(self, look: _Look) -> list[tuple[tuple[Order, ...], str]]:
+        """Several looks at the window, each in an order of its own; no more than needed if the first ones agree."""
+        first, most = min(self.settings.agree, self.settings.samples), self.settings.samples
+        taken = await asyncio.gather(*(self._sample(replace(look, sample=n)) for n in range(first)))
+        orders = [orders[-1] for orders, _ in taken]
+        if all(order.ranked and order.tiers == orders[0].tiers for order in orders):
+            look.spent.repairs["samples_spared"] += most - first
+            return taken
+        more = (self._sample(replace(look, sample=n)) for n in range(first, most))
+        return taken + await asyncio.gather(*more)
+
+    async def _sample(self, look: _Look) -> tuple[tuple[Order, ...], str]:
+        """One look at the window: its orders (two where a direct one and a thoughtful one were taken) and trace."""
+        for shrinks in range(_SHRINKS + 1):
+            try:
+                return await self._looked(look)
+            except ContextOverflow:
+                if shrinks == _SHRINKS:
+                    raise
+                look = replace(look, context=int(look.context * _SHRINK))
+        raise AssertionError("the loop returns or raises")
+
+    async def _looked(self, look: _Look) -> tuple[tuple[Order, ...], str]:
+        think = look.think
+        shown = presented(look.texts.query.query_id, look.window.doc_ids, look.sample)
+        question = await self._question(look, shown)
+        if think.kind in ("full", "budget"):
+            answer = await self._thoughtful(question, think.tokens, look)
+            look.spent.repairs.update(answer.repairs)
+            return (_order(answer, shown, look.window),), answer.trace
+        direct, reply = await self._direct(question, look)
+        direct_order = _order(direct, shown, look.window)
+        if think.kind == "off" or not await self._is_worth_a_thought(question, direct_order, reply, look):
+            look.spent.repairs.update(direct.repairs)
+            return (direct_order,), direct.trace
+        look.spent.repairs["thought_about"] += 1
+        answer = await self._thoughtful(question, None, look)
+        look.spent.repairs.update(answer.repairs)
+        thought_order = _order(answer, shown, look.window)
+        orders = tuple(order for order in (direct_order, thought_order) if order.ranked)
+        return orders or (thought_order,), answer.trace
+
+    async def _question(self, look: _Look, shown: tuple[str, ...]) -> Request:
+        query_id = look.texts.query.query_id
+        messages, budget = await self._showing.messages(look.texts, shown, look.context, look.spent.repairs)
+        return Request(
+            messages,
+            budget,
+            self.settings.temperature,
+            self.settings.top_p,
+            seed=(seed_of(query_id) + look.sample) % 2**31,
+            sample=look.sample,
+            subject=Subject(query_id, shown),
+        )
+
+    # --- without a thought ---
+
+    async def _direct(self, question: Request, look: _Look) -> tuple[Answer, Reply]:
+        """The answer at once."""
+        asking = await self._answering(question)
+        wants_logprobs = look.think.kind == "auto" and self.model.abilities.logprobs
+        asking = replace(asking, think=False, logprobs=wants_logprobs)
+        if self._empty_thought:
+            asking = replace(asking, prefill=_EMPTY_THOUGHT)
+        reply = await self._call(asking, "direct", look)
+        return self._read(reply, asking, look.spent, thought_closed=self._empty_thought), reply
+
+    async def _is_worth_a_thought(self, question: Request, order: Order, reply: Reply, look: _Look) -> bool:
+        """What the rule says, going by the reply's probabilities, or by a second look at the window turned round."""
+        rule = self.settings.rule
+        if not order.ranked:
+            return True
+        if not pays(look.window, None, rule):
+            return False
+        size, cut = len(question.subject.doc_ids), rule.places(look.window)
+        sure = None if reply.tokens is None else confidence(reply.tokens, size, cut)
+        if sure is None:
+            turned = tuple(reversed(question.subject.doc_ids))
+            other, _ = await self._direct(await self._question(look, turned), look)
+            sure = agreement(order, _order(other, turned, look.window), cut)
+        return pays(look.window, sure, rule)
+
+    # --- with a thought ---
+
+    async def _thoughtful(self, question: Request, tokens: int | None, look: _Look) -> Answer:
+        """The answer after a thought of at most `tokens` (None: as long as it likes)."""
+        able = self.model.abilities
+        size = len(question.subject.doc_ids)
+        if not able.thinks and able.prefill:
+            return await self._begun(question, tokens, look)
+        reply = await self._reasoned(question, tokens, look)
+        if tokens is not None and reply.usage.reasoning_tokens > tokens:
+            look.spent.repairs["budget_ignored"] += 1
+        answer = _parsed(reply, size)
+        short = "cut" in answer.repairs and "missing" in answer.repairs
+        if answer.thought_was_cut:
+            look.spent.repairs["thought_closed"] += 1
+        elif short and answer.trace and tokens is not None:
+            look.spent.repairs["answer_asked_again"] += 1  # the budget ended in the midst of the answer
+        elif not answer.ranked and answer.trace and able.prefill and able.grammar and self.settings.constrain:
+            look.spent.repairs["answer_asked_again"] += 1
+        else:
+            return answer
+        return await self._closed(question, answer, look)
+
+    async def _reasoned(self, question: Request, tokens: int | None, look: _Look) -> Reply:
+        """Return the reply to `question`, its reasoning limited to `tokens` (None: not limited).
+
+        The server's own budget is used where it has one. A server that refuses it (vLLM without a reasoning parser)
+        gets `tokens` as the token limit of the whole reply instead, and the answer is requested in a second call.
+        """
+        if tokens is None:
+            return await self._call(question, "ask", look)
+        if self.model.abilities.budget:
+            max_tokens = min(tokens + _answer_tokens(len(question.subject.doc_ids)), question.max_tokens)
+            try:
+                return await self._call(replace(question, budget=tokens, max_tokens=max_tokens), "ask", look)
+            except UnsupportedField:
+                self._budget_refused = True
+        look.spent.repairs["budget_refused"] += self._budget_refused
+        return await self._call(replace(question, max_tokens=min(tokens, question.max_tokens)), "ask", look)
+
+    async def _begun(self, question: Request, tokens: int | None, look: _Look) -> Answer:
+        """A thought for a model that has none of its own: begun for it, ended at the budget, then the answer."""
+        size = len(question.subject.doc_ids)
+        room = max(question.max_tokens - _answer_tokens(size), 1)
+        asking = replace(question, prefill=_OPENED, stop=("</think>",), max_tokens=min(tokens or room, room))
+        words = self.settings.verdicts
+        asking = replace(asking, logprobs=bool(words) and self.model.abilities.logprobs)
+        reply = await self._call(asking, "ask", look)
+        if reply.finish_reason != "stop":
+            look.spent.repairs["thought_closed"] += 1
+        thought = (reply.reasoning or "") + reply.text
+        trace = thought.partition("</think>")[0].replace("<think>", "").strip()
+        cut = {} if reply.finish_reason == "stop" else {"cut": 1}
+        if words:
+            answer = parse_verdicts(trace, size, words, reply.tokens)
+            if answer.ranked:
+                return replace(answer, repairs={**answer.repairs, **cut})
+        return await self._closed(question, Answer((), frozenset(), cut, False, trace), look)
+
+    async def _closed(self, question: Request, so_far: Answer, look: _Look) -> Answer:
+        """The answer that follows from a thought that was ended: with the trace in place where the server can
+        go on from it, else in a fresh turn that carries the notes."""
+        trace = so_far.trace
+        answer = None
+        if self.model.abilities.prefill:
+            asking = await self._answering(question)
+            kept = _kept(trace, question, asking.max_tokens, look.context)
+            asking = replace(asking, prefill=f"{_OPENED}{defused(kept)}{_CLOSED}")
+            try:
+                reply = await self._call(asking, "close", look)
+                answer = self._read(reply, asking, look.spent, thought_closed=True)
+            except ContentFiltered:
+                raise
+            except Refused as error:
+                if error.status in (401, 403):
+                    raise
+        if answer is None or not answer.ranked:
+            asking = await self._fresh_turn(question, trace, look.context)
+            reply = await self._call(asking, "close", look)
+            answer = self._read(reply, asking, look.spent, thought_closed=False)
+        traces = (trace, answer.trace if answer.trace not in trace else "")
+        repairs = Counter(answer.repairs)
+        repairs["cut"] += so_far.repairs.get("cut", 0)
+        return replace(answer, trace="\n".join(filter(None, traces)), repairs=+repairs)
+
+    async def _answering(self, question: Request) -> Request:
+        """`question` for the answer alone: short, and held to a ranking where the server can."""
+        size = len(question.subject.doc_ids)
+        held = self.settings.constrain and self.model.abilities.grammar and await self._takes_grammars()
+        tokens = min(question.max_tokens, _answer_tokens(size))
+        return replace(question, max_tokens=tokens, ranking_of=size if held else None)
+
+    async def _takes_grammars(self) -> bool:
+        """Whether the server takes a grammar rather than refusing it: found out once, through the journal.
+
+        The embedded one does, and asking it would push the prompt just read out of its cache.
+        """
+        if not self.model.abilities.thinks:
+            return True
+        return await self._takes_a_grammar()
+
+    async def _try_grammar(self) -> bool:
+        question = Request((Message("user", "Put [1] and [2] in any order."),), 32, 0.0, think=False, ranking_of=2)
+        try:
+            await self._call(question, "probe", None)
+        except Refused as error:
+            if error.status in (401, 403):
+                raise
+            return False
+        return True
+
+    async def _fresh_turn(self, question: Request, trace: str, context: int) -> Request:
+        """The question again, the notes so far, and the demand for the order."""
+        size = len(question.subject.doc_ids)
+        asking = replace(await self._answering(question), think=False)
+        budget = min(question.max_tokens, 1024 + 8 * size)  # it may think again
+        notes = " ".join(defused(_kept(trace, question, budget, context)).split())
+        turns = (Message("assistant", f"My notes so far: {notes}"), Message("user", _CLOSE))
+        return replace(asking, messages=(*question.messages, *turns), max_tokens=budget)
+
+    # --- calls ---
+
+    async def _call(self, request: Request, purpose: str, look: _Look | None) -> Reply:
+        spent = look.spent if look else Spent()
+        on_text = look.on_text if look else None
+        reply = await self._calls.reply(request, purpose, spent, on_text, self._asked)
+        if reply.finish_reason == "stopped":
+            spent.repairs["loops"] += 1
+            spent.saved += max(request.max_tokens - reply.usage.completion_tokens, 0)
+        return reply
+
+    async def _asked(self, request: Request, on_text: OnText) -> Reply:
+        """Ask, and end a reply that goes in circles before its circles."""
+        watch = _Watch(on_text, max(len(request.subject.doc_ids), 1))
+        reply = await self.model.ask(request, watch)
+        if reply.finish_reason == "stopped" and watch.looped:
+            reasoning, text = watch.before(reply)
+            reply = replace(reply, reasoning=reasoning, text=text)
+        if request.prefill and "</think>" not in request.prefill:  # all that came was thought
+            reply = replace(reply, usage=replace(reply.usage, reasoning_tokens=reply.usage.completion_tokens))
+        return reply
+
+    def _read(self, reply: Reply, asking: Request, spent: Spent, thought_closed: bool) -> Answer:
+        """The answer in a reply; notes where the server forgot the grammar."""
+        size = len(asking.subject.doc_ids)
+        said = reply.text.rpartition("</think>")[2]
+        if asking.ranking_of is not None and not follows(said, size) and reply.finish_reason != "length":
+            spent.repairs["grammar_ignored"] += 1
+        return _parsed(reply, size, thought_closed)
+
+
+class _Watch:
+    """Looks at a reply while it streams: passes it on, and says stop when it goes in circles."""
+
+    def __init__(self, on_text: OnText, passages: int) -> None:
+        self._on_text = on_text
+        self._thought, self._text = LoopGuard(passages), LoopGuard(passages)
+        self.looped = False
+
+    def __call__(self, delta: Delta) -> bool:
+        self._on_text(delta)
+        if delta.reasoning and self._thought.feed(delta.reasoning):
+            self.looped = True
+        if delta.text and self._text.feed(delta.text):
+            self.looped = True
+        return self.looped
+
+    def before(self, reply: Reply) -> tuple[str | None, str]:
+        """Reasoning and text of `reply` up to where they begin to repeat themselves."""
+        reasoning, text = reply.reasoning, reply.text
+        if reasoning is not None and self._thought.start is not None:
+            reasoning = reasoning[: self._thought.start]
+        if self._text.start is not None:
+            text = text[: self._text.start]
+        return reasoning, text
+
+
+def _kept(trace: str, question: Request, budget: int, context: int) -> str:
+    """The end of `trace`, as much of it as fits into `context` tokens beside the prompt and `budget`."""
+    prompt = sum(estimated_tokens(message.content) for message in question.messages)
+    room = max(context - prompt - budget - 2 * CHAT_TOKENS, question.max_tokens - budget, 64)
+    length = estimated_tokens(trace)
+    return trace if length <= room else "... " + trace[-(len(trace) * room // length) :]
+
+
+def _parsed(reply: Reply, size: int, thought_closed: bool = False) -> Answer:
+    finish = "length" if reply.finish_reason == "stopped" else reply.finish_reason
+    return parse_answer(
+        reply.text, size, reasoning=reply.reasoning, finish_reason=finish, thought_closed=thought_closed
+    )
+
+
+def _answer_tokens(size: int) -> int:
+    """Tokens of a ranking of `size` passages: up to eight each in a vocabulary that splits digits."""
+    return 32 + 8 * size
+
+
+def presented(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[str, ...]:
+    """The order in which a sample shows the window: the first as it is, the others shuffled."""
+    shown = list(doc_ids)
+    if sample:
+        Random(f"{sample}|{query_id}|{'|'.join(doc_ids)}").shuffle(shown)
+    return tuple(shown)
+
+
+def _order(answer: Answer, shown: Sequence[str], window: Window) -> Order:
+    """The answer in terms of ids; what the model did not place follows in the window's order."""
+    placed = frozenset(shown[number - 1] for number in answer.placed)
+    tiers = [tuple(shown[number - 1] for number in tier if number in answer.placed) for tier in answer.tiers]
+    rest = ((doc_id,) for doc_id in window.doc_ids if doc_id not in placed)
+    return Order((*filter(None, tiers), *rest), placed, answer.ranked)
