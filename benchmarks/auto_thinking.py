@@ -27,10 +27,10 @@ from statistics import NormalDist, fmean, median, stdev
 
 from rank_k.data.files import read_qrels, read_run
 from rank_k.evaluation.measures import evaluate
-from rank_k.models.simulated import Noise, SimulatedJudge
+from rank_k.models.simulated import Noise, SimulatedModel
 from rank_k.strategies import make
-from rank_k.types import Candidate, Order, Outcome, Window
-from rank_k.window.reasoning import AutoRule, agreement, pays
+from rank_k.types import Candidate, Window, WindowRanking, WindowResult
+from rank_k.window.reasoning import AutoReasoningPolicy, agreement, should_reason
 
 DIRECT = Noise(sd=1.25, persistent=0.92, fresh=0.08, growth=0.3, position_bias=0.35, middle=0.1)
 """The direct judge, at a level at which it gains 25 to 30 points over BM25 on TREC DL 2019."""
@@ -48,7 +48,7 @@ FINE = 1000  # grades are whole numbers: thousandths of a grade let the shared e
 AUCS = (0.5, 0.6, 0.7, 0.8)  # .5: nothing is known, so that the rule draws from its head at random
 
 Sure = Callable[["Judges", str, Window], float]
-Policy = Callable[["Judges", str, Window], tuple[Order, ...]]
+Policy = Callable[["Judges", str, Window], tuple[WindowRanking, ...]]
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,15 @@ class Judges:
         }
         self._order = lru_cache(4096)(self._ordered)
 
-    def direct(self, query_id: str, doc_ids: tuple[str, ...]) -> Order:
+    def direct(self, query_id: str, doc_ids: tuple[str, ...]) -> WindowRanking:
         return self._order(query_id, doc_ids, False)
 
-    def thought(self, query_id: str, doc_ids: tuple[str, ...]) -> Order:
+    def thought(self, query_id: str, doc_ids: tuple[str, ...]) -> WindowRanking:
         return self._order(query_id, doc_ids, True)
 
-    def _ordered(self, query_id: str, doc_ids: tuple[str, ...], thinks: bool) -> Order:
+    def _ordered(self, query_id: str, doc_ids: tuple[str, ...], thinks: bool) -> WindowRanking:
         tiers = self._judges[query_id, thinks].tiers(query_id, doc_ids)
-        return Order(tuple(tuple(doc_ids[i] for i in tier) for tier in tiers), frozenset(doc_ids), True)
+        return WindowRanking(tuple(tuple(doc_ids[i] for i in tier) for tier in tiers), frozenset(doc_ids), True)
 
     def error(self, query_id: str, doc_ids: tuple[str, ...]) -> float:
         """What the direct order of a window loses of the best nDCG@10 that its passages allow."""
@@ -99,7 +99,7 @@ class Judges:
         return Random("|".join((what, str(self.seed), query_id, *doc_ids)))
 
 
-def _judge(data: Data, query_id: str, factor: float, shared: float, seed: int, thinks: bool) -> SimulatedJudge:
+def _judge(data: Data, query_id: str, factor: float, shared: float, seed: int, thinks: bool) -> SimulatedModel:
     hard = math.exp(QUERY_SPREAD * Random(f"query|{seed}|{query_id}").gauss())
     together = shared * (hard * DIRECT.sd) ** 2
     whole = (factor * hard * DIRECT.sd) ** 2
@@ -117,7 +117,7 @@ def _judge(data: Data, query_id: str, factor: float, shared: float, seed: int, t
         position_bias=FINE * DIRECT.position_bias,
         tie_gap=FINE * TIE_GAP,
     )
-    return SimulatedJudge({query_id: grades}, noise, seed=2 * seed + thinks)
+    return SimulatedModel({query_id: grades}, noise, seed=2 * seed + thinks)
 
 
 def _dcg(grades: Sequence[int]) -> float:
@@ -170,27 +170,29 @@ def of_two_looks(judges: Judges, query_id: str, window: Window) -> float:
 # --- policies ---
 
 
-def off(judges: Judges, query_id: str, window: Window) -> tuple[Order, ...]:
+def off(judges: Judges, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
     return (judges.direct(query_id, window.doc_ids),)
 
 
-def full(judges: Judges, query_id: str, window: Window) -> tuple[Order, ...]:
+def full(judges: Judges, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
     return (judges.thought(query_id, window.doc_ids),)
 
 
-def both(judges: Judges, query_id: str, window: Window) -> tuple[Order, ...]:
+def both(judges: Judges, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
     return (*off(judges, query_id, window), *full(judges, query_id, window))
 
 
-def auto(sure: Sure, rule: AutoRule = AutoRule(), thinking: Policy = both) -> Policy:
-    def policy(judges: Judges, query_id: str, window: Window) -> tuple[Order, ...]:
-        return (thinking if pays(window, sure(judges, query_id, window), rule) else off)(judges, query_id, window)
+def auto(sure: Sure, rule: AutoReasoningPolicy = AutoReasoningPolicy(), thinking: Policy = both) -> Policy:
+    def policy(judges: Judges, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
+        return (thinking if should_reason(window, sure(judges, query_id, window), rule) else off)(
+            judges, query_id, window
+        )
 
     return policy
 
 
 def at_random(share: float, thinking: Policy) -> Policy:
-    def policy(judges: Judges, query_id: str, window: Window) -> tuple[Order, ...]:
+    def policy(judges: Judges, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
         chosen = judges.draw("random", query_id, window.doc_ids).random() < share
         return (thinking if chosen else off)(judges, query_id, window)
 
@@ -231,7 +233,7 @@ def play(model: Sequence[Judges], policy: Policy, strategy: str) -> Result:
                     for window, given in zip(asked.windows, orders, strict=True):
                         seen.append((judges, query_id, window))
                         thoughts += given[-1] is not judges.direct(query_id, window.doc_ids)
-                    asked = steps.send([Outcome(*pair) for pair in zip(asked.windows, orders, strict=True)])
+                    asked = steps.send([WindowResult(*pair) for pair in zip(asked.windows, orders, strict=True)])
             except StopIteration as finished:
                 ranked[query_id] = [Candidate(doc_id, -float(n)) for n, doc_id in enumerate(finished.value.doc_ids)]
         for query_id, value in evaluate(data.qrels, ranked, ["nDCG@10"]).per_query["nDCG@10"].items():
@@ -296,10 +298,10 @@ def variants(world: World) -> Iterator[str]:
     """Other rules and other scales of the confidence, at AUC .7."""
     sure = made_confidence(world.off.windows, 0.7)
     rules = {
-        "head 100, least .5: half of all windows": AutoRule(head=100, least=0.5),
-        "head 30": AutoRule(head=30),
-        "least .5": AutoRule(least=0.5),
-        "least 1: every window of the head": AutoRule(least=1.0),
+        "head 100, least .5: half of all windows": AutoReasoningPolicy(head=100, least=0.5),
+        "head 30": AutoReasoningPolicy(head=30),
+        "least .5": AutoReasoningPolicy(least=0.5),
+        "least 1: every window of the head": AutoReasoningPolicy(least=1.0),
     }
     for label, rule in rules.items():
         yield world.row(f"{world.name}: {label}", auto(sure, rule))

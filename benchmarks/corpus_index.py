@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import IO, Any
 
-from rank_k.data.corpus_index import SUFFIX, open_index
+from rank_k.data.corpus_index import SUFFIX, open_corpus_index
 from rank_k.optional_deps import load
 
 LOOKUPS = 10_000
@@ -61,12 +61,12 @@ def opened(path: Path) -> IO[bytes]:
 def measure(path: Path, count: int) -> dict[str, Any]:
     """In the process of its own."""
     wall, cpu = time.perf_counter(), time.process_time()
-    open_index(path, kept_from=0).close()
+    open_corpus_index(path, kept_from=0).close()
     made = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 2**20)
     asked = [doc_id(number) for number in random.Random(1).choices(range(count), k=LOOKUPS)]
     times = []
-    with closing(open_index(path, kept_from=0)) as index:
+    with closing(open_corpus_index(path, kept_from=0)) as index:
         for wanted in asked:
             began = time.perf_counter()
             [passage] = index.passages(wanted)

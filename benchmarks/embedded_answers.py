@@ -21,9 +21,9 @@ from rank_k.data.collections.demo import passages, questions
 from rank_k.journal import Journal
 from rank_k.models.embedded import EmbeddedModel
 from rank_k.types import Passage, Query, Window
-from rank_k.window.listwise import Asker, AskSettings
+from rank_k.window.listwise import ListwiseRanker, ListwiseSettings
 from rank_k.window.prompt import PromptTemplate
-from rank_k.window.reasoning import Think
+from rank_k.window.reasoning import ReasoningMode
 
 TEMPLATE = PromptTemplate(
     "Rank the passages by relevance to the query, best first, like [2] > [1] = [3].\nQuery: {query}\n", ""
@@ -61,11 +61,11 @@ def drawn(count: int, seed: int) -> list[tuple[Query, list[Passage]]]:
 
 
 async def tried(
-    model: EmbeddedModel, windows: Sequence[tuple[Query, list[Passage]]], think: Think, constrain: bool
+    model: EmbeddedModel, windows: Sequence[tuple[Query, list[Passage]]], think: ReasoningMode, constrain: bool
 ) -> Tried:
     journal = Journal()
-    settings = AskSettings(passage_tokens=24, max_tokens=512, temperature=0.5, think=think, constrain=constrain)
-    asker = Asker(model, journal, settings, TEMPLATE)
+    settings = ListwiseSettings(passage_tokens=24, max_tokens=512, temperature=0.5, think=think, constrain=constrain)
+    asker = ListwiseRanker(model, journal, settings, TEMPLATE)
     result, started = Tried(), time.monotonic()
 
     async def one(query: Query, shown: list[Passage]) -> None:
@@ -85,7 +85,7 @@ async def tried(
     return result
 
 
-async def compare(count: int, think: Think, answers: Sequence[str], threads: int | None) -> None:
+async def compare(count: int, think: ReasoningMode, answers: Sequence[str], threads: int | None) -> None:
     windows = drawn(count, seed=0)
     model = EmbeddedModel(threads=threads)
     await model.prepare()
@@ -107,7 +107,7 @@ async def compare(count: int, think: Think, answers: Sequence[str], threads: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=500)
-    parser.add_argument("--think", type=Think.parse, default=Think("budget", 64))
+    parser.add_argument("--think", type=ReasoningMode.parse, default=ReasoningMode("budget", 64))
     parser.add_argument("--answers", nargs="+", choices=ANSWERS, default=ANSWERS, help="which to try")
     parser.add_argument("--threads", type=int, help="of the model (all cores); 1 on a machine with other work")
     args = parser.parse_args()

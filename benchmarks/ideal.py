@@ -16,10 +16,10 @@ from zlib import crc32
 
 from tests.loopback import Dataset, latency, make_queries, oracle, peak_concurrency
 
-from rank_k.simulation.call_times import Due, scheduled
+from rank_k.simulation.call_times import PendingRound, scheduled
 from rank_k.strategies import STRATEGIES, make
-from rank_k.strategies.base import Steps
-from rank_k.types import Order, Outcome, Ranking, Window
+from rank_k.strategies.base import StrategyGenerator
+from rank_k.types import Ranking, Window, WindowRanking, WindowResult
 
 
 class Call(NamedTuple):
@@ -54,10 +54,10 @@ class Simulated(NamedTuple):
 
 
 def simulate(
-    queries: Iterable[Steps],
+    queries: Iterable[StrategyGenerator],
     slots: int,
     seconds: Callable[[int, Window], float],
-    judge: Callable[[int, Window], Order],
+    judge: Callable[[int, Window], WindowRanking],
 ) -> Simulated:
     """Run all strategies over `slots` slots.
 
@@ -67,13 +67,13 @@ def simulate(
     rankings: dict[int, Ranking] = {}
     shown: dict[int, Sequence[Window]] = {}  # of the round that a query is in
 
-    def rounds(query: int, steps: Steps) -> Iterator[Due]:
+    def rounds(query: int, steps: StrategyGenerator) -> Iterator[PendingRound]:
         try:
             step = next(steps)
             while True:
                 shown[query] = step.windows
-                yield Due([seconds(query, window) for window in step.windows], step.windows_left)
-                step = steps.send([Outcome(window, (judge(query, window),)) for window in step.windows])
+                yield PendingRound([seconds(query, window) for window in step.windows], step.windows_left)
+                step = steps.send([WindowResult(window, (judge(query, window),)) for window in step.windows])
         except StopIteration as finished:
             rankings[query] = finished.value
 
@@ -100,9 +100,9 @@ def simulate_dataset(
     def marks(query: int, shown: Window) -> tuple[str, ...]:
         return dataset.marks(ids[query], shown.doc_ids)
 
-    def judge(query: int, shown: Window) -> Order:
+    def judge(query: int, shown: Window) -> WindowRanking:
         tiers = tuple(tuple(shown.doc_ids[i - 1] for i in tier) for tier in oracle(marks(query, shown)))
-        return Order(tiers, frozenset(shown.doc_ids), True)
+        return WindowRanking(tiers, frozenset(shown.doc_ids), True)
 
     return simulate(
         (plan(dataset.run[query_id], crc32(query_id.encode())) for query_id in ids),  # the engine's seed

@@ -28,12 +28,12 @@ from statistics import fmean, median
 
 from rank_k.data.files import read_qrels, read_run
 from rank_k.models.simulated import PRESETS, Grades
-from rank_k.simulation.replay import Cell, Mean, Sums, difference, simulate
+from rank_k.simulation.replay import Cell, Mean, SimulationTotals, difference, simulate
 from rank_k.strategies import PRESETS as PLANS
 from rank_k.strategies import make
 from rank_k.strategies.base import Strategy
 from rank_k.strategies.bradley_terry import fit
-from rank_k.types import Order, Outcome, Run, Window
+from rank_k.types import Run, Window, WindowRanking, WindowResult
 
 RUNS = {
     "trec-dl19": ("run.bm25.trec", "run.anserini-bm25-condensed100.trec", "run.splade-pp-ed.textonly.trec"),
@@ -46,7 +46,7 @@ SURELY_WORSE = -0.5
 MOST_CALLS, MOST_ROUNDS = 7, 2
 """Of `blocks` for any query: lists are of 100 candidates at most."""
 
-Found = dict[tuple[str, Cell], Sums]
+Found = dict[tuple[str, Cell], SimulationTotals]
 """By collection and cell."""
 
 
@@ -89,7 +89,7 @@ def simulate_all(
                 pickle.dump((strategies, queries, part), file)
                 file.flush()
             for cell, sums in part.items():
-                found.setdefault(cell, Sums()).update(sums)
+                found.setdefault(cell, SimulationTotals()).update(sums)
     return found
 
 
@@ -157,7 +157,7 @@ def fit_seconds(length: int, window: int = 20, repeats: int = 20) -> float:
     outcomes = []
     for doc_ids in shown:
         order = tuple((doc_id,) for doc_id in random.sample(doc_ids, len(doc_ids)))
-        outcomes.append(Outcome(Window(doc_ids, (1, length)), (Order(order, frozenset(doc_ids), True),)))
+        outcomes.append(WindowResult(Window(doc_ids, (1, length)), (WindowRanking(order, frozenset(doc_ids), True),)))
     times = []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -29,8 +29,8 @@ from rank_k.cli import main as rank_k
 from rank_k.data.files import RunWriter, read_qrels, read_run
 from rank_k.evaluation.measures import evaluate
 from rank_k.evaluation.run_costs import run_cost
-from rank_k.evaluation.significance import paired
-from rank_k.models.base import RanksBy
+from rank_k.evaluation.significance import paired_difference
+from rank_k.models.base import ScoringMethod
 from rank_k.models.weights import DEFAULT_WEIGHTS
 from rank_k.types import Candidate
 
@@ -81,7 +81,7 @@ def main() -> None:
         student, others = rows[4:5], {row.name: row for row in rows[1:4]}
         for first in student:
             for other in ("BM25", "query likelihood"):
-                found = paired(first.per_query, others[other].per_query)
+                found = paired_difference(first.per_query, others[other].per_query)
                 print(
                     f"{first.name} less {other}: {found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f});"
                     f" better in {found.better}, worse in {found.worse} of {found.queries} queries"
@@ -107,7 +107,9 @@ def measured(collection: Path, folder: Path, students: Sequence[str], queries_co
     yield reranked("query likelihood", judged, bm25, folder, *common, "--by", "likelihood")
     for told in students:
         path, *words = told.split(":")
-        options = [option for word in words for option in ("--by" if word in get_args(RanksBy) else "--think", word)]
+        options = [
+            option for word in words for option in ("--by" if word in get_args(ScoringMethod) else "--think", word)
+        ]
         yield reranked(f"student {told}", judged, bm25, folder, *common, "--model", path, *options)
 
 

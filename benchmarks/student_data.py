@@ -37,12 +37,12 @@ from zlib import crc32
 
 from rank_k.cli import main as rank_k
 from rank_k.data.files import RunWriter, read_passages, read_qrels, read_queries, read_run
-from rank_k.data.long_documents import Split, document_id, passage_id
-from rank_k.distill.candidate_sets import licence_of
-from rank_k.retrieval.analyzers import analyser_for
+from rank_k.data.long_documents import PassageSplit, document_id, passage_id
+from rank_k.distill.candidate_sets import license_of
+from rank_k.retrieval.analyzers import analyzer_for
 
 PASSAGE_TOKENS = 50
-PIECES = Split(PASSAGE_TOKENS, most=3)
+PIECES = PassageSplit(PASSAGE_TOKENS, most=3)
 SHORTEST_PIECE = 40
 """Characters: the rest of an answer behind its last cut may be a word or two."""
 
@@ -69,7 +69,7 @@ class Collection:
 
     def licence(self, root: Path) -> str:
         """Of its texts, as its parts have it; `root`: the folder of all collections."""
-        told = {part.rpartition("/")[2]: licence_of(root / part) for part in self.parts}
+        told = {part.rpartition("/")[2]: license_of(root / part) for part in self.parts}
         if len(told) == 1:
             return next(iter(told.values())) or "unnamed"
         return "; ".join(f"{name}: {licence}" for name, licence in told.items())
@@ -238,7 +238,7 @@ def by_topic(topics: dict[str, str]) -> Related:
 
 
 def by_name(folder: Path) -> Related:
-    analyse = analyser_for("en")
+    analyse = analyzer_for("en")
     words = {passage.doc_id: frozenset(analyse(passage.text)) for passage in read_passages(folder / "corpus.jsonl")}
     queries = {
         query.query_id: frozenset(analyse(query.text)) for query in read_queries(folder / "queries.jsonl").values()

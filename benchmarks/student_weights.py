@@ -23,10 +23,10 @@ from rank_k import Reranker
 from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
 from rank_k.evaluation.measures import evaluate
 from rank_k.strategies.bradley_terry import fit
-from rank_k.strategies.combined import of_comparison, of_first_stage, ranked, standardised
-from rank_k.types import Candidate, Outcome
-from rank_k.window.combined import CascadeAsker
-from rank_k.window.query_likelihood import PASSAGE_TOKENS, LikelihoodAsker
+from rank_k.strategies.combined import comparison_scores, first_stage_scores, ranked, standardized
+from rank_k.types import Candidate, WindowResult
+from rank_k.window.combined import CombinedRanker
+from rank_k.window.query_likelihood import PASSAGE_TOKENS, QueryLikelihoodRanker
 
 DEPTH = 20
 MEASURE = "nDCG@10"
@@ -65,10 +65,10 @@ def measured(
     judged = read_qrels(collection / "qrels.trec")
     judged = {query_id: judged[query_id] for query_id in run}
     passages = {passage.doc_id: passage for passage in read_passages(next(collection.glob("corpus.jsonl*")))}
-    seen: defaultdict[str, list[Outcome]] = defaultdict(list)
+    seen: defaultdict[str, list[WindowResult]] = defaultdict(list)
     with Reranker(student, by="both", depth=DEPTH, journal=folder / "calls.sqlite") as reranker:
-        assert isinstance(reranker.asker, CascadeAsker)
-        reranker.asker.likelihood = LikelihoodAsker(reranker.model, reranker.journal, likelihood_tokens, slots=1)
+        assert isinstance(reranker.asker, CombinedRanker)
+        reranker.asker.likelihood = QueryLikelihoodRanker(reranker.model, reranker.journal, likelihood_tokens, slots=1)
         queries = read_queries(collection / "queries.jsonl")
         for _ in reranker.rerank(
             run, queries, passages, on_asked=lambda query_id, _r, _n, asked: seen[query_id].append(asked.outcome)
@@ -83,16 +83,16 @@ def measured(
         yield name, fmean(evaluate(judged, ranking, [MEASURE]).per_query[MEASURE].values())
 
 
-def orders(ids: Sequence[str], outcomes: Sequence[Outcome]) -> Iterator[tuple[str, Sequence[str]]]:
+def orders(ids: Sequence[str], outcomes: Sequence[WindowResult]) -> Iterator[tuple[str, Sequence[str]]]:
     """What each way to rank makes of one query. `ids`: best of the first stage first."""
-    first_stage = of_first_stage(ids)
-    [likelihood] = [standardised(outcome.likelihoods) for outcome in outcomes if outcome.window.by == "likelihood"]
+    first_stage = first_stage_scores(ids)
+    [likelihood] = [standardized(outcome.likelihoods) for outcome in outcomes if outcome.window.by == "likelihood"]
     compared = [outcome for outcome in outcomes if outcome.window.by == "comparison"]
     yield "BM25", ids
     yield "likelihood", ranked(ids, (1.0, likelihood))
     yield "likelihood + first stage", ranked(ids, (1.0, likelihood), (1.0, first_stage))
     yield "comparison, first stage as prior", fit(ids, compared).ranked()
-    comparison = of_comparison(ids, compared)
+    comparison = comparison_scores(ids, compared)
     yield "comparison", ranked(ids, (1.0, comparison))
     for a, b in WEIGHTS:
         name = f"comparison + {a:g} likelihood + {b:g} first stage"

@@ -22,11 +22,11 @@ from statistics import quantiles
 from typing import Protocol
 
 from rank_k.data.files import read_passages
-from rank_k.data.token_estimate import estimated_tokens, most_tokens
+from rank_k.data.token_estimate import estimate_tokens, max_token_bound
 from rank_k.models.embedded import EmbeddedModel
 from rank_k.models.http import HttpModel
 from rank_k.optional_deps import load
-from rank_k.window.prompt import harmless
+from rank_k.window.prompt import sanitize
 
 COLLECTIONS = {
     "en": "trec-dl19",
@@ -71,9 +71,9 @@ async def row(counter: Counter, texts: Iterable[str]) -> str:
     for text in texts:
         real = await counter.count_tokens(text)
         assert real is not None, "this model does not tell how many tokens a text has"
-        assert real <= most_tokens(text), f"{real} tokens, more than most_tokens allows: {text[:80]!r}"
+        assert real <= max_token_bound(text), f"{real} tokens, more than most_tokens allows: {text[:80]!r}"
         characters += len(text)
-        pairs.append((estimated_tokens(text), max(real, 1)))
+        pairs.append((estimate_tokens(text), max(real, 1)))
     ratios = quantiles([estimated / real for estimated, real in pairs], n=20)
     estimated, real = (sum(numbers) for numbers in zip(*pairs, strict=True))
     return f"{len(pairs):8d}{characters / real:13.2f}{estimated / real:11.2f}{ratios[0]:8.2f}{ratios[-1]:8.2f}"
@@ -85,7 +85,7 @@ async def table(counter: Counter, data: Path, size: int) -> None:
         print(f"{'collection':28}passages  chars/token  est./real      5%     95%")
         for language, name in COLLECTIONS.items():
             passages = read_passages(data / name / "corpus.jsonl.gz")
-            texts = islice(filter(None, (harmless(passage.text) for passage in passages)), size)
+            texts = islice(filter(None, (sanitize(passage.text) for passage in passages)), size)
             print(f"{name + ' (' + language + ')':28}{await row(counter, texts)}", flush=True)
     finally:
         await counter.close()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rank_k.strategies.base import Strategy
-from rank_k.types import Candidate, Order, Outcome, Ranking, Round, Window
+from rank_k.types import Candidate, Ranking, Round, Window, WindowRanking, WindowResult
 
 
 def drive(
-    strategy: Strategy, length: int, answer: Callable[[Window], Order], seed: int = 0
+    strategy: Strategy, length: int, answer: Callable[[Window], WindowRanking], seed: int = 0
 ) -> tuple[Ranking, list[Round]]:
     """The ranking of the candidates d0, d1, ... and the rounds that were asked for."""
     steps = strategy([Candidate(f"d{i}", -i) for i in range(length)], seed)
@@ -18,22 +18,22 @@ def drive(
         step = next(steps)
         while True:
             rounds.append(step)
-            step = steps.send([Outcome(window, (answer(window),)) for window in step.windows])
+            step = steps.send([WindowResult(window, (answer(window),)) for window in step.windows])
     except StopIteration as stop:
         ranking: Ranking = stop.value
         return ranking, rounds
 
 
-def by_grade(grades: list[int]) -> Callable[[Window], Order]:
+def by_grade(grades: list[int]) -> Callable[[Window], WindowRanking]:
     """A judge without noise: d0 is worth `grades[0]`, and so on; equal grades are tied."""
 
-    def answer(window: Window) -> Order:
+    def answer(window: Window) -> WindowRanking:
         worth = {doc_id: grades[int(doc_id[1:])] for doc_id in window.doc_ids}
         tiers = (tuple(d for d in worth if worth[d] == level) for level in sorted(set(worth.values()), reverse=True))
-        return Order(tuple(tiers), frozenset(worth), True)
+        return WindowRanking(tuple(tiers), frozenset(worth), True)
 
     return answer
 
 
-def one_by_one(doc_ids: tuple[str, ...]) -> Order:
-    return Order(tuple((doc_id,) for doc_id in doc_ids), frozenset(doc_ids), True)
+def one_by_one(doc_ids: tuple[str, ...]) -> WindowRanking:
+    return WindowRanking(tuple((doc_id,) for doc_id in doc_ids), frozenset(doc_ids), True)

@@ -595,7 +595,7 @@ class Server:
         wanted = _max_tokens(body) or 1
         limit = plan.max_model_len or math.inf
         if plan.refuse:
-            exchange.refuse(plan.refuse, HTTPStatus(plan.refuse).description or "refused", "Refused")
+            exchange.refuse(plan.refuse, HTTPStatus(plan.refuse).description or "refused", "RequestRejected")
         elif body.get("model") != plan.model:
             name = body.get("model")
             exchange.refuse(404, f"The model `{name}` does not exist.", "NotFoundError")

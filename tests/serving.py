@@ -21,10 +21,10 @@ import psutil
 
 from rank_k import Reranker
 from rank_k.server.access import App
-from rank_k.server.app import Room, make_app
-from rank_k.server.config import Doors, Limits
+from rank_k.server.app import RouteGroup, make_app
+from rank_k.server.config import AccessConfig, Limits
 from rank_k.server.run import bound
-from rank_k.server.service import Desk
+from rank_k.server.service import RerankService
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ class Answer:
 @dataclass(frozen=True)
 class Served:
     url: str
-    desk: Desk | None = None
+    desk: RerankService | None = None
     errors: list[Exception] = field(default_factory=list)
 
     @property
@@ -107,14 +107,14 @@ class Served:
 def served(
     reranker: Reranker | None,
     limits: Limits = Limits(),
-    doors: Doors = Doors(),
+    doors: AccessConfig = AccessConfig(),
     journal: Path | None = None,
-    rooms: Sequence[Room] = (),
-    make: Callable[[Desk, Doors], App] | None = None,
+    rooms: Sequence[RouteGroup] = (),
+    make: Callable[[RerankService, AccessConfig], App] | None = None,
 ) -> Iterator[Served]:
     """What `make` makes of a desk (the HTTP API, with `rooms` beside it), in a thread. Closes `reranker` in the end."""
     errors: list[Exception] = []
-    desk = Desk(reranker, limits, errors.append, journal=journal)
+    desk = RerankService(reranker, limits, errors.append, journal=journal)
     app = make_app(desk, doors, rooms) if make is None else make(desk, doors)
     server, sock, url = bound(desk, doors, 0, app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)

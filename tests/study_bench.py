@@ -20,9 +20,9 @@ from rank_k.study.grid import (
     Study,
     cells_of,
 )
-from rank_k.study.inputs import Opened
-from rank_k.study.results import Answer
-from rank_k.study.runner import rerank_cell
+from rank_k.study.inputs import LoadedCollections
+from rank_k.study.results import StudyResults
+from rank_k.study.runner import run_cell
 from tests.loopback import make_queries
 
 DATA = make_queries(9, 60)
@@ -58,8 +58,8 @@ class Bench:
         return a_study(*grids, collections=(self.collection,), models=(self.model,), **more)
 
     @contextmanager
-    def opened(self) -> Iterator[dict[str, Opened]]:
-        with Opened(self.collection) as opened:
+    def opened(self) -> Iterator[dict[str, LoadedCollections]]:
+        with LoadedCollections(self.collection) as opened:
             yield {self.collection.name: opened}
 
     def run(self, *cells: Cell) -> list[tuple[int, int]]:
@@ -68,15 +68,15 @@ class Bench:
         with self.opened() as opened:
             self.folder.admit({name: of.fingerprints for name, of in opened.items()}, [self.model], cells)
             for cell in cells:
-                tally = rerank_cell(
+                tally = run_cell(
                     cell, opened[self.collection.name], self.model, {}, self.folder, lambda *_: nullcontext()
                 )
                 found.append((tally.calls, tally.asked))
         return found
 
-    def answer(self, study: Study) -> Answer:
+    def answer(self, study: Study) -> StudyResults:
         with self.opened() as opened, self.journal() as journal:
-            return Answer.of(study, cells_of(study), opened, self.folder, journal)
+            return StudyResults.of(study, cells_of(study), opened, self.folder, journal)
 
     @contextmanager
     def journal(self) -> Iterator[Journal]:

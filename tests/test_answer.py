@@ -21,7 +21,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import rank_k
-from rank_k.window.parsing import Answer, parse_answer
+from rank_k.window.parsing import ParsedAnswer, parse_ranking
 from tests.waiting import cpu_seconds
 
 REPAIRS = ("missing", "repeated", "out_of_range", "cut", "unranked")
@@ -36,7 +36,7 @@ def flat(tiers: Tiers) -> list[int]:
     return list(chain.from_iterable(tiers))
 
 
-def check(answer: Answer, size: int) -> None:
+def check(answer: ParsedAnswer, size: int) -> None:
     """What holds for every answer."""
     assert isinstance(answer.tiers, tuple)
     assert all(isinstance(tier, tuple) and tier for tier in answer.tiers)
@@ -63,7 +63,7 @@ def check(answer: Answer, size: int) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
 def test_case(case: dict[str, Any]) -> None:
-    answer = parse_answer(case["text"], case["size"], **case.get("kwargs", {}))
+    answer = parse_ranking(case["text"], case["size"], **case.get("kwargs", {}))
     check(answer, case["size"])
     assert answer.tiers == tuple(map(tuple, case["tiers"]))
     assert answer.ranked is case["ranked"]
@@ -76,17 +76,17 @@ def test_case(case: dict[str, Any]) -> None:
 
 
 def test_the_package_exports_it() -> None:
-    assert rank_k.parse_answer is parse_answer
+    assert rank_k.parse_answer is parse_ranking
 
 
 def test_a_long_remark_hides_no_order() -> None:
     remark = "\n\nThe evidence of 2024 is mixed." * 3_000
     for text in (f"[3] > [1] > [2]{remark}", f"{remark}\n\n[3] > [1] > [2]"):
-        assert parse_answer(text, 3).tiers == ((3,), (1,), (2,))
+        assert parse_ranking(text, 3).tiers == ((3,), (1,), (2,))
 
 
 def test_an_id_too_long_for_an_int_is_out_of_range() -> None:
-    answer = parse_answer(f"[{'9' * 5000}] > [2] > [1]", 2)  # Python refuses int() of more than 4,300 digits
+    answer = parse_ranking(f"[{'9' * 5000}] > [2] > [1]", 2)  # Python refuses int() of more than 4,300 digits
     assert (answer.tiers, answer.repairs.get("out_of_range")) == (((2,), (1,)), 1)
 
 
@@ -114,10 +114,10 @@ finish_reasons = st.sampled_from([None, "stop", "length", "stopped", "content_fi
 def test_anything_gives_a_partition_and_never_raises(
     text: str | None, size: int, reasoning: str | None, finish_reason: str | None, thought_closed: bool
 ) -> None:
-    answer = parse_answer(text, size, reasoning=reasoning, finish_reason=finish_reason, thought_closed=thought_closed)
+    answer = parse_ranking(text, size, reasoning=reasoning, finish_reason=finish_reason, thought_closed=thought_closed)
     check(answer, size)
     if size:
-        again = parse_answer(canonical(answer.tiers), size)
+        again = parse_ranking(canonical(answer.tiers), size)
         assert (again.tiers, again.ranked, dict(again.repairs)) == (answer.tiers, True, {})
         assert again.placed == set(range(1, size + 1))
 
@@ -161,7 +161,7 @@ def test_the_order_written_is_never_changed(size: int, chain_of_ids: list[tuple[
     assume(seen)
     missing = [i for i in range(1, size + 1) if i not in seen]
 
-    answer = parse_answer(text, size)
+    answer = parse_ranking(text, size)
     check(answer, size)
     assert answer.tiers == (*(tuple(t) for t in tiers if t), *((i,) for i in missing))
     assert answer.placed == seen
@@ -251,7 +251,7 @@ def test_a_legal_order_is_read_back_exactly(
     tiers = random_tiers(size, Random(seed), ties=style in WITH_TIES)
     text = before + (WITH_TIES | WITHOUT_TIES)[style](tiers) + after
     reply = TRACES[shape](without_tags(trace), text)
-    answer = parse_answer(reply.pop("text"), size, finish_reason=finish_reason, **reply)
+    answer = parse_ranking(reply.pop("text"), size, finish_reason=finish_reason, **reply)
     check(answer, size)
     assert (answer.tiers, answer.ranked) == (tiers, True)
     assert answer.placed == set(range(1, size + 1))
@@ -271,7 +271,7 @@ def test_an_answer_cut_anywhere_keeps_what_was_placed(style: str, size: int, see
     written = (WITH_TIES | WITHOUT_TIES)[style]
     text = written(tiers)
     text = text[: int(share * len(text))]
-    answer = parse_answer(text, size, reasoning="Let me see.", finish_reason="length")
+    answer = parse_ranking(text, size, reasoning="Let me see.", finish_reason="length")
     check(answer, size)
     if len(text) < len(written(tiers)):
         assert answer.repairs.get("cut") == 1
@@ -321,7 +321,7 @@ def test_what_the_trace_says_changes_nothing(
     results = []
     for trace in traces:
         reply = TRACES[shape](trace, text)
-        answer = parse_answer(reply.pop("text"), size, finish_reason=finish_reason, **reply)
+        answer = parse_ranking(reply.pop("text"), size, finish_reason=finish_reason, **reply)
         assert answer.trace.strip().startswith(trace.strip())
         results.append((answer.tiers, answer.placed, answer.ranked, dict(answer.repairs)))
     assert results[0] == results[1]
@@ -329,8 +329,8 @@ def test_what_the_trace_says_changes_nothing(
 
 @given(trace=soup.map(without_tags), size=sizes, finish_reason=finish_reasons, opening=st.booleans())
 def test_a_cut_thought_is_no_answer(trace: str, size: int, finish_reason: str | None, opening: bool) -> None:
-    answers = [parse_answer(f"<think>{trace}", size, finish_reason=finish_reason)]
-    answers += [parse_answer(t, size, reasoning=trace + " .", finish_reason=finish_reason) for t in (None, "", " ")]
+    answers = [parse_ranking(f"<think>{trace}", size, finish_reason=finish_reason)]
+    answers += [parse_ranking(t, size, reasoning=trace + " .", finish_reason=finish_reason) for t in (None, "", " ")]
     for answer in answers:
         check(answer, size)
         assert not answer.ranked
@@ -384,10 +384,10 @@ def test_parse_answer_costs_little_more_than_reading_a_long_text(text: str) -> N
         {"text": "", "reasoning": text, "thought_closed": True},
         {"text": text, "finish_reason": "length"},
     ):
-        check(parse_answer(size=20, **reply), 20)
-        parsing, scan = cpu_seconds(partial(parse_answer, size=20, **reply), scan_characters, rounds=2)
+        check(parse_ranking(size=20, **reply), 20)
+        parsing, scan = cpu_seconds(partial(parse_ranking, size=20, **reply), scan_characters, rounds=2)
         if parsing > 5 * scan:  # measure again before failing: the machine may be busy
-            parsing, scan = cpu_seconds(partial(parse_answer, size=20, **reply), scan_characters, rounds=10)
+            parsing, scan = cpu_seconds(partial(parse_ranking, size=20, **reply), scan_characters, rounds=10)
         assert parsing < 5 * scan
 
 
@@ -395,6 +395,6 @@ def test_parse_answer_costs_little_more_than_reading_a_long_text(text: str) -> N
 @pytest.mark.parametrize("size", [20, 1_000])
 def test_a_ranking_is_read_whole_beside_a_long_text(size: int, prose: str) -> None:
     order = " > ".join(f"[{i}]" for i in range(size, 0, -1))
-    answer = parse_answer(prose.format(answer=order, words="they were compared " * 10_000), size)
+    answer = parse_ranking(prose.format(answer=order, words="they were compared " * 10_000), size)
     assert answer.tiers == tuple((i,) for i in range(size, 0, -1))
     assert not answer.repairs

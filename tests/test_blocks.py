@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from rank_k.errors import InputError, MissingExtra
 from rank_k.strategies import PRESETS, make
-from rank_k.strategies.blocks import Blocks, dealt
+from rank_k.strategies.blocks import Blocks, snake_deal
 from rank_k.strategies.bradley_terry import fit
-from rank_k.strategies.testing import check
-from rank_k.types import Candidate, Order, Outcome, Ranking, Round, Window
+from rank_k.strategies.testing import check_strategy
+from rank_k.types import Candidate, Ranking, Round, Window, WindowRanking, WindowResult
 from tests.driving import by_grade, drive, one_by_one
 
 
@@ -24,19 +24,19 @@ def sizes(rounds: list[Round]) -> list[list[int]]:
 
 
 def test_the_default_plan_for_100() -> None:
-    rounds = check(Blocks(), 100, Random(0))
+    rounds = check_strategy(Blocks(), 100, Random(0))
     assert sizes(rounds) == [[20] * 5, [20, 20]]
     assert [step.windows_left for step in rounds] == [7, 2]
 
 
 def test_more_windows_at_the_boundary_come_one_after_another() -> None:
-    rounds = check(Blocks(boundary=3), 100, Random(0))
+    rounds = check_strategy(Blocks(boundary=3), 100, Random(0))
     assert sizes(rounds) == [[20] * 5, [20, 20], [20], [20]]
     assert [step.windows_left for step in rounds] == [9, 4, 2, 1]
 
 
 def test_the_last_windows_reach_no_lower_than_their_passages_stand() -> None:
-    rounds = check(Blocks(), 100, Random(0))
+    rounds = check_strategy(Blocks(), 100, Random(0))
     assert [window.reach for window in rounds[0].windows] == [(1, 100)] * 5
     head, boundary = rounds[1].windows
     assert head.reach == (1, 20), "the head holds the best twenty"
@@ -48,7 +48,7 @@ def test_the_last_windows_reach_no_lower_than_their_passages_stand() -> None:
     ("preset", "windows", "rounds"), [("paper", 9, 9), ("fast", 6, 2), ("balanced", 7, 2), ("thorough", 12, 2)]
 )
 def test_presets_cost_what_they_say(preset: str, windows: int, rounds: int) -> None:
-    asked = check(make(**PRESETS[preset]), 100, Random(1))
+    asked = check_strategy(make(**PRESETS[preset]), 100, Random(1))
     assert (sum(len(step.windows) for step in asked), len(asked)) == (windows, rounds)
 
 
@@ -62,7 +62,7 @@ def test_presets_cost_what_they_say(preset: str, windows: int, rounds: int) -> N
     samples=st.integers(1, 3),
 )
 def test_any_length(length: int, window: int, partitions: int, boundary: int, seed: int, samples: int) -> None:
-    rounds = check(Blocks(window, partitions, boundary), length, Random(seed), samples=samples)
+    rounds = check_strategy(Blocks(window, partitions, boundary), length, Random(seed), samples=samples)
     if length < 2:
         assert not rounds
     elif length <= window:
@@ -84,7 +84,7 @@ def test_any_length(length: int, window: int, partitions: int, boundary: int, se
 
 @given(length=st.integers(0, 200), count=st.integers(1, 30))
 def test_dealt_gives_every_hand_its_share_of_the_best(length: int, count: int) -> None:
-    hands = dealt(range(length), count)
+    hands = snake_deal(range(length), count)
     assert sorted(chain(*hands)) == list(range(length))
     for hand in hands:
         assert all(number * count <= item < (number + 1) * count for number, item in enumerate(hand))
@@ -146,13 +146,13 @@ def test_where_the_head_itself_is_least_certain_its_better_half_meets_those_behi
     assert boundary == best.doc_ids[:10] + best.doc_ids[20:30]
 
 
-def outcome_of(shown: tuple[str, ...], grades: list[int]) -> Outcome:
+def outcome_of(shown: tuple[str, ...], grades: list[int]) -> WindowResult:
     window = Window(shown, (1, len(grades)))
-    return Outcome(window, (by_grade(grades)(window),))
+    return WindowResult(window, (by_grade(grades)(window),))
 
 
 def test_without_any_answer_the_first_stage_stands() -> None:
-    ranking, _ = drive(Blocks(), 100, Order.unranked)
+    ranking, _ = drive(Blocks(), 100, WindowRanking.unranked)
     assert ranking.doc_ids == tuple(f"d{i}" for i in range(100))
     assert not any(ranking.tied)
 
@@ -184,4 +184,4 @@ def test_without_numpy_it_says_so_before_anything_is_asked(monkeypatch: pytest.M
     with pytest.raises(MissingExtra, match=r"pip install 'rank-k\[fit\]'"):
         make("blocks")
     for name in ("sliding", "single", "topdown", "tournament", "setwise"):
-        check(make(name), 30, Random(3))
+        check_strategy(make(name), 30, Random(3))

@@ -10,25 +10,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError
-from rank_k.models.base import Abilities, RanksBy, Reply, Request, Usage
+from rank_k.models.base import Capabilities, Request, Response, ScoringMethod, Usage
 from rank_k.models.mock import ScriptedModel
 from rank_k.reranker import Reranker
-from rank_k.simulation.observations import looks_of
+from rank_k.simulation.observations import observations_of
 from rank_k.strategies import STRATEGIES, make
-from rank_k.strategies.combined import Cascade
+from rank_k.strategies.combined import Combined
 from rank_k.strategies.single import Single
-from rank_k.strategies.testing import check
-from rank_k.types import Candidate, Order, Outcome, Round, Window
+from rank_k.strategies.testing import check_strategy
+from rank_k.types import Candidate, Round, Window, WindowRanking, WindowResult
 from tests.loopback import make_queries
 
-SPELLS = Abilities(logprobs=True, thinks=False, spells=True)
+SPELLS = Capabilities(logprobs=True, thinks=False, spells=True)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 @settings(max_examples=25)
 @given(length=st.integers(0, 60), seed=st.integers(0, 2**32 - 1))
 def test_of_any_strategy_it_is_one(name: str, length: int, seed: int) -> None:
-    rounds = check(Cascade(make(name)), length, Random(seed))
+    rounds = check_strategy(Combined(make(name)), length, Random(seed))
     ways = [[window.by for window in one.windows] for one in rounds]
     assert ways[:1] == [["likelihood"]] * (length > 1), "every passage is looked at once, first"
     assert not any("likelihood" in way for way in ways[1:])
@@ -38,12 +38,12 @@ def candidates(*doc_ids: str) -> list[Candidate]:
     return [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(doc_ids, 1)]
 
 
-def outcome(window: Window, order: str, **likelihoods: float) -> Outcome:
-    return Outcome(window, (Order(tuple((d,) for d in order), frozenset(order), True),), likelihoods)
+def outcome(window: Window, order: str, **likelihoods: float) -> WindowResult:
+    return WindowResult(window, (WindowRanking(tuple((d,) for d in order), frozenset(order), True),), likelihoods)
 
 
 def test_the_second_begins_where_the_first_ends() -> None:
-    steps = Cascade(Single(2), fuse=0)(candidates("a", "b", "c"), 0)
+    steps = Combined(Single(2), fuse=0)(candidates("a", "b", "c"), 0)
     first: Round = next(steps)
     assert first.windows[0].doc_ids == ("a", "b", "c")
     assert (first.ranking.doc_ids, first.windows_left) == (("a", "b", "c"), 2)
@@ -65,16 +65,16 @@ def test_the_second_begins_where_the_first_ends() -> None:
     ],
 )
 def test_what_weighs_how_much(likely: str, compared: str, fuse: float, ranking: str) -> None:
-    steps = Cascade(Single(3), fuse)(candidates("a", "b", "c"), 0)
+    steps = Combined(Single(3), fuse)(candidates("a", "b", "c"), 0)
     [window] = next(steps).windows
     [window] = steps.send([outcome(window, likely or "abc", **{d: -float(n) for n, d in enumerate(likely)})]).windows
     with pytest.raises(StopIteration) as end:
-        steps.send([outcome(window, compared) if compared else Outcome(window, (Order.unranked(window),))])
+        steps.send([outcome(window, compared) if compared else WindowResult(window, (WindowRanking.unranked(window),))])
     assert "".join(end.value.value.doc_ids) == ranking
 
 
 def test_a_passage_without_a_likelihood_is_as_good_as_the_mean() -> None:
-    steps = Cascade(Single(3), fuse=0)(candidates("a", "b", "c"), 0)
+    steps = Combined(Single(3), fuse=0)(candidates("a", "b", "c"), 0)
     [window] = next(steps).windows
     assert steps.send([outcome(window, "abc", a=-9.0, c=-1.0)]).ranking.doc_ids == ("c", "b", "a")
 
@@ -82,7 +82,7 @@ def test_a_passage_without_a_likelihood_is_as_good_as_the_mean() -> None:
 @pytest.mark.parametrize("fuse", [-1.0, float("nan"), float("inf")])
 def test_a_weight_that_makes_no_sense_is_refused(fuse: float) -> None:
     with pytest.raises(InputError, match="fuse"):
-        Cascade(Single(3), fuse)
+        Combined(Single(3), fuse)
 
 
 class Model(ScriptedModel):
@@ -91,13 +91,13 @@ class Model(ScriptedModel):
     def __init__(self, **options: Any) -> None:
         super().__init__(self.say, abilities=SPELLS, **options)
 
-    def say(self, request: Request) -> Reply:
+    def say(self, request: Request) -> Response:
         text = request.messages[0].content
         if request.spelling is not None:
-            return Reply(request.spelling, usage=Usage(10, 1), tokens=((request.spelling, len(text) - 1000.0),))
+            return Response(request.spelling, usage=Usage(10, 1), tokens=((request.spelling, len(text) - 1000.0),))
         lines = [line for line in text.splitlines() if line.startswith("[")]
         numbers = sorted(range(1, len(lines) + 1), key=lambda n: "x" not in lines[n - 1])
-        return Reply(" > ".join(f"[{n}]" for n in numbers), finish_reason="stop", usage=Usage(100, 5))
+        return Response(" > ".join(f"[{n}]" for n in numbers), finish_reason="stop", usage=Usage(100, 5))
 
 
 TEXTS = ["a", "bb", "cxc", "dddd", "eeeee"]
@@ -130,12 +130,12 @@ def test_the_first_stage_weighs_as_told() -> None:
 
 
 @pytest.mark.parametrize(("by", "ways"), [("both", ["likelihood", "comparison"]), ("likelihood", ["likelihood"])])
-def test_the_journal_knows_by_what_each_window_was_ordered(by: RanksBy, ways: list[str]) -> None:
+def test_the_journal_knows_by_what_each_window_was_ordered(by: ScoringMethod, ways: list[str]) -> None:
     options: dict[str, Any] = {"strategy": "single", "window": 4, "think": "off"} if by == "both" else {}
     with Reranker(Model(), by=by, **options) as reranker:
         reranker.rank("q", TEXTS)
         assert [record.window.by for record in reranker.journal.windows()] == ways
-        assert len(looks_of(reranker.journal.windows())) == ways.count("comparison"), "how a model compares"
+        assert len(observations_of(reranker.journal.windows())) == ways.count("comparison"), "how a model compares"
 
 
 def test_a_query_may_have_its_own_strategy() -> None:

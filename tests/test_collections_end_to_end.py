@@ -14,9 +14,9 @@ import pytest
 from rank_k.cli import main
 from rank_k.data.collections.registry import load_collection
 from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
-from rank_k.data.long_documents import Split, SplitRun, document_id, passage_id
+from rank_k.data.long_documents import PassageSplit, SplitRun, document_id, passage_id
 from rank_k.evaluation.measures import evaluate
-from rank_k.models.simulated import SimulatedJudge
+from rank_k.models.simulated import SimulatedModel
 from rank_k.reranker import Reranker
 from rank_k.retrieval.bm25 import retrieve
 from rank_k.types import Candidate, Passage, Ranking
@@ -193,7 +193,7 @@ def whole(abstracts: list[Passage]) -> str:
     return "\n".join(abstract.text for abstract in abstracts)
 
 
-def graded(joined: dict[str, list[Passage]], of_abstracts: dict[str, int], split: Split) -> dict[str, int]:
+def graded(joined: dict[str, list[Passage]], of_abstracts: dict[str, int], split: PassageSplit) -> dict[str, int]:
     """Grades of passages: the highest of an abstract that has half of its text in the passage, or all there is."""
     grades: dict[str, int] = {}
     for doc_id, abstracts in joined.items():
@@ -216,7 +216,7 @@ def test_documents_rank_as_their_best_passages_and_a_noiseless_judge_is_best(joi
     queries = {query_id: query for query_id, query in read_queries(files.queries).items() if int(query_id) <= 15}
     documents = {doc_id: Passage(doc_id, whole(abstracts)) for doc_id, abstracts in joined.items()}
     run = dict(retrieve(queries.values(), documents.values(), depth=30))
-    split, depth = Split(250, 50), 20
+    split, depth = PassageSplit(250, 50), 20
     judged = read_qrels(files.qrels)
     grades = {query_id: graded(joined, judged[query_id], split) for query_id in queries}
 
@@ -226,7 +226,7 @@ def test_documents_rank_as_their_best_passages_and_a_noiseless_judge_is_best(joi
 
     passages = SplitRun(run.items(), Texts(), split, depth)
     of_passages: dict[str, Ranking] = {}
-    with Reranker(SimulatedJudge(grades), window=80, stride=20, depth=10_000, passage_tokens=300) as reranker:
+    with Reranker(SimulatedModel(grades), window=80, stride=20, depth=10_000, passage_tokens=300) as reranker:
         for result in reranker.rerank(passages, queries, passages):
             of_passages[result.query_id] = result.ranking
     reranked = dict(passages.collapsed(of_passages.items()))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rank_k.errors import InputError
-from rank_k.evaluation.significance import Paired, holm, interval, paired
+from rank_k.evaluation.significance import PairedDifference, holm, interval, paired_difference
 
 SAMPLES = {
     "alike": np.random.default_rng(1).normal(0.0, 0.1, 40),
@@ -29,10 +29,10 @@ def by_query(values: Iterable[float]) -> dict[str, float]:
     return {f"q{number:03}": float(value) for number, value in enumerate(values)}
 
 
-def against_nothing(values: Iterable[float]) -> Paired:
+def against_nothing(values: Iterable[float]) -> PairedDifference:
     """The comparison whose differences are `values`."""
     found = by_query(values)
-    return paired(found, dict.fromkeys(found, 0.0))
+    return paired_difference(found, dict.fromkeys(found, 0.0))
 
 
 # --- against scipy ---
@@ -54,7 +54,7 @@ def test_the_interval_is_scipys(name: str) -> None:
 def test_the_t_test_is_scipys(name: str) -> None:
     baseline = np.random.default_rng(9).uniform(0, 1, len(SAMPLES[name]))
     ours = baseline + SAMPLES[name]
-    found = paired(by_query(ours), by_query(baseline))
+    found = paired_difference(by_query(ours), by_query(baseline))
     theirs = stats.ttest_rel(ours, baseline)
     assert found.t_p == pytest.approx(theirs.pvalue, rel=1e-9)
     assert found.mean == pytest.approx(np.mean(ours - baseline))
@@ -85,7 +85,7 @@ def test_few_queries_are_counted_out_and_scipy_finds_the_same() -> None:
 
 
 def test_three_queries_by_hand() -> None:
-    found = paired({"a": 0.5, "b": 0.7, "c": 0.2}, {"c": 0.3, "b": 0.4, "a": 0.5})
+    found = paired_difference({"a": 0.5, "b": 0.7, "c": 0.2}, {"c": 0.3, "b": 0.4, "a": 0.5})
     assert (found.better, found.equal, found.worse, found.queries) == (1, 1, 1, 3)
     assert found.mean == pytest.approx(0.2 / 3)
     # of the four combinations of signs, -.4, -.2, .2 and .4, all are as far from zero as .2
@@ -112,7 +112,7 @@ def test_no_difference_is_no_evidence_and_no_warning(count: int) -> None:
 
 
 def test_what_rounding_leaves_is_no_difference() -> None:
-    assert against_nothing([1e-17, -3e-16, 0.0]) == Paired(0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0, 3, 0)
+    assert against_nothing([1e-17, -3e-16, 0.0]) == PairedDifference(0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0, 3, 0)
 
 
 def test_one_query_has_no_error_and_proves_nothing() -> None:
@@ -127,18 +127,18 @@ def test_drawn_p_values_are_never_zero() -> None:
 
 def test_queries_on_one_side_only_are_not_left_out_silently() -> None:
     with pytest.raises(InputError, match="2 queries have a value on one side only, for one b"):
-        paired({"a": 1.0, "b": 1.0}, {"a": 1.0, "c": 0.0})
+        paired_difference({"a": 1.0, "b": 1.0}, {"a": 1.0, "c": 0.0})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_no_number_is_refused_rather_than_called_sure(value: float) -> None:
     with pytest.raises(InputError, match="not a finite number"):
-        paired({"a": value, "b": 1.0}, {"a": 0.0, "b": 0.0})
+        paired_difference({"a": value, "b": 1.0}, {"a": 0.0, "b": 0.0})
 
 
 def test_nothing_to_compare() -> None:
     with pytest.raises(InputError, match="no queries"):
-        paired({}, {})
+        paired_difference({}, {})
     with pytest.raises(InputError, match="level"):
         interval([1.0], level=95)
     with pytest.raises(InputError, match="resamples"):
@@ -161,8 +161,8 @@ DIFFERENCES = st.lists(st.integers(-20, 20).map(lambda n: n / 20), min_size=1, m
 @example(values=[0.0])
 def test_exchanging_the_runs_mirrors_everything(values: list[float]) -> None:
     zeros = dict.fromkeys(by_query(values), 0.0)
-    one = paired(by_query(values), zeros, resamples=500)
-    other = paired(zeros, by_query(values), resamples=500)
+    one = paired_difference(by_query(values), zeros, resamples=500)
+    other = paired_difference(zeros, by_query(values), resamples=500)
     assert one.mean == pytest.approx(-other.mean)
     assert (one.better, one.worse) == (other.worse, other.better)
     assert one.t_p == pytest.approx(other.t_p)
@@ -177,7 +177,7 @@ def test_exchanging_the_runs_mirrors_everything(values: list[float]) -> None:
 def test_the_order_of_the_queries_does_not_matter(values: dict[str, float], chance: Random) -> None:
     shuffled = dict(sorted(values.items(), key=lambda _: chance.random()))
     zeros = dict.fromkeys(values, 0.0)
-    one, other = paired(values, zeros, resamples=200), paired(shuffled, zeros, resamples=200)
+    one, other = paired_difference(values, zeros, resamples=200), paired_difference(shuffled, zeros, resamples=200)
     assert repr(one) == repr(other)
 
 

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.errors import QueryTooLong
-from rank_k.window.token_allocation import BARE_PASSAGE, LEAST_BUDGET, LEAST_PASSAGE, Share, even_limit, shared
+from rank_k.window.token_allocation import (
+    MIN_BARE_PASSAGE_TOKENS,
+    MIN_COMPLETION_TOKENS,
+    MIN_PASSAGE_TOKENS,
+    TokenAllocation,
+    allocate_tokens,
+    even_limit,
+)
 
 lengths = st.lists(st.integers(0, 600), max_size=25)
 contexts = st.integers(0, 20_000)
@@ -21,9 +28,9 @@ def used(passages: Sequence[int], limit: int) -> int:
     return sum(min(length, limit) for length in passages)
 
 
-def share_or_none(context: int, frame: int, passages: Sequence[int], budget: int) -> Share | None:
+def share_or_none(context: int, frame: int, passages: Sequence[int], budget: int) -> TokenAllocation | None:
     try:
-        return shared(context, frame, passages, budget)
+        return allocate_tokens(context, frame, passages, budget)
     except QueryTooLong:
         return None
 
@@ -69,16 +76,16 @@ def test_a_share_fits_and_gives_way_in_order(context: int, frame: int, passages:
     longest = max(passages, default=0)
     room = context - frame
     if share is None:  # only if not even bare passages and a short answer fit
-        assert used(passages, min(BARE_PASSAGE, longest)) + min(budget, LEAST_BUDGET) > room
+        assert used(passages, min(MIN_BARE_PASSAGE_TOKENS, longest)) + min(budget, MIN_COMPLETION_TOKENS) > room
         return
     assert used(passages, share.passage) + share.budget <= room
-    assert min(budget, LEAST_BUDGET) <= share.budget <= budget
-    assert min(BARE_PASSAGE, longest) <= share.passage <= longest
+    assert min(budget, MIN_COMPLETION_TOKENS) <= share.budget <= budget
+    assert min(MIN_BARE_PASSAGE_TOKENS, longest) <= share.passage <= longest
     if share.budget < budget:  # passages gave all they have to give first, and no token is left over
-        assert share.passage <= LEAST_PASSAGE
+        assert share.passage <= MIN_PASSAGE_TOKENS
         assert used(passages, share.passage) + share.budget == room
-    if share.passage < min(LEAST_PASSAGE, longest):  # then the budget did, before passages gave more
-        assert share.budget - min(budget, LEAST_BUDGET) < len(passages)
+    if share.passage < min(MIN_PASSAGE_TOKENS, longest):  # then the budget did, before passages gave more
+        assert share.budget - min(budget, MIN_COMPLETION_TOKENS) < len(passages)
     if share.budget == budget and share.passage < longest:  # no more is cut than must be
         assert used(passages, share.passage + 1) + budget > room
 
@@ -87,7 +94,7 @@ def test_a_share_fits_and_gives_way_in_order(context: int, frame: int, passages:
 def test_more_context_never_means_less(context: int, more: int, frame: int, passages: list[int], budget: int) -> None:
     small = share_or_none(context, frame, passages, budget)
     if small is not None:
-        large = shared(context + more, frame, passages, budget)
+        large = allocate_tokens(context + more, frame, passages, budget)
         assert large.passage >= small.passage
         assert large.budget >= small.budget - len(passages)  # what a passage limit of whole tokens leaves over
 
@@ -95,36 +102,36 @@ def test_more_context_never_means_less(context: int, more: int, frame: int, pass
 @given(contexts, frames, lengths, budgets)
 def test_all_is_given_where_all_fits(context: int, frame: int, passages: list[int], budget: int) -> None:
     if frame + sum(passages) + budget <= context:
-        assert shared(context, frame, passages, budget) == (max(passages, default=0), budget)
+        assert allocate_tokens(context, frame, passages, budget) == (max(passages, default=0), budget)
 
 
 def test_the_shares_of_the_paper_in_shrinking_contexts() -> None:
     """20 passages of 450 tokens, a frame of 500 and 8,000 tokens for thought and answer."""
     passages = [450] * 20
-    assert shared(17_500, 500, passages, 8000) == (450, 8000)
-    assert shared(16_384, 500, passages, 8000) == (394, 8000)
-    assert shared(10_500, 500, passages, 8000) == (100, 8000)
-    assert shared(10_499, 500, passages, 8000) == (100, 7999)  # the budget gives way by what is missing
-    assert shared(8192, 500, passages, 8000) == (100, 5692)
-    assert shared(3012, 500, passages, 8000) == (100, 512)
-    assert shared(2048, 500, passages, 8000) == (51, 528)
-    assert shared(1332, 500, passages, 8000) == (16, 512)
+    assert allocate_tokens(17_500, 500, passages, 8000) == (450, 8000)
+    assert allocate_tokens(16_384, 500, passages, 8000) == (394, 8000)
+    assert allocate_tokens(10_500, 500, passages, 8000) == (100, 8000)
+    assert allocate_tokens(10_499, 500, passages, 8000) == (100, 7999)  # the budget gives way by what is missing
+    assert allocate_tokens(8192, 500, passages, 8000) == (100, 5692)
+    assert allocate_tokens(3012, 500, passages, 8000) == (100, 512)
+    assert allocate_tokens(2048, 500, passages, 8000) == (51, 528)
+    assert allocate_tokens(1332, 500, passages, 8000) == (16, 512)
     with pytest.raises(QueryTooLong):
-        shared(1331, 500, passages, 8000)
+        allocate_tokens(1331, 500, passages, 8000)
 
 
 def test_short_passages_are_not_cut_before_the_budget() -> None:
-    assert shared(2000, 200, [40, 60, 90], 4000) == (90, 1610)
+    assert allocate_tokens(2000, 200, [40, 60, 90], 4000) == (90, 1610)
 
 
 def test_a_small_budget_is_not_raised() -> None:
-    assert shared(500, 100, [450, 450], 64) == (168, 64)
+    assert allocate_tokens(500, 100, [450, 450], 64) == (168, 64)
 
 
 def test_what_does_not_fit_is_told_with_numbers_and_a_remedy() -> None:
     with pytest.raises(QueryTooLong) as raised:
-        shared(4096, 5000, [450] * 20, 8000)
+        allocate_tokens(4096, 5000, [450] * 20, 8000)
     for word in ("5000", "4096", "20 passages", "--window", "shorten"):
         assert word in str(raised.value)
     with pytest.raises(QueryTooLong):
-        shared(0, 0, [], 1)
+        allocate_tokens(0, 0, [], 1)

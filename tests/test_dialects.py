@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.models.base import Delta, Request, Subject, Usage
+from rank_k.models.base import Request, RequestContext, StreamChunk, Usage
 from rank_k.models.server_types import (
-    DIALECTS,
+    SERVER_TYPES,
     completion_body,
-    context_of,
-    joined,
+    context_length,
+    detect_server_type,
+    join_prefill,
     model_cards,
     read_delta,
     read_logprobs,
     read_usage,
-    recognised,
     request_body,
 )
 from rank_k.types import Message
@@ -63,19 +63,19 @@ def hostile(*keys: str) -> st.SearchStrategy[dict[str, Any]]:
     ],
 )
 def test_a_plain_request(name: str, changes: dict[str, Any]) -> None:
-    assert request_body(DIALECTS[name], "m", Request(MESSAGES, 100)) == PLAIN | changes
+    assert request_body(SERVER_TYPES[name], "m", Request(MESSAGES, 100)) == PLAIN | changes
 
 
 def test_openai_has_a_name_of_its_own_for_the_limit() -> None:
     expected = {"model": "m", "messages": SENT, "max_completion_tokens": 100, "temperature": 0.5}
-    assert request_body(DIALECTS["openai"], "m", Request(MESSAGES, 100)) == expected
-    assert "max_completion_tokens" not in completion_body(DIALECTS["openai"], "m", Request(MESSAGES, 100), "p")
+    assert request_body(SERVER_TYPES["openai"], "m", Request(MESSAGES, 100)) == expected
+    assert "max_completion_tokens" not in completion_body(SERVER_TYPES["openai"], "m", Request(MESSAGES, 100), "p")
 
 
-@pytest.mark.parametrize("name", DIALECTS)
+@pytest.mark.parametrize("name", SERVER_TYPES)
 def test_sampling(name: str) -> None:
     asked = Request(MESSAGES, 100, temperature=None, top_p=0.9, seed=7, stop=("</think>", "\n\n"))
-    body = request_body(DIALECTS[name], "m", asked)
+    body = request_body(SERVER_TYPES[name], "m", asked)
     assert "temperature" not in body
     assert body["top_p"] == 0.9
     assert body.get("seed") == (None if name == "deepseek" else 7)
@@ -95,7 +95,7 @@ def test_sampling(name: str) -> None:
     ],
 )
 def test_an_answer_without_a_thought(name: str, changes: dict[str, Any]) -> None:
-    row = DIALECTS[name]
+    row = SERVER_TYPES[name]
     usual = request_body(row, "m", Request(MESSAGES, 100))
     assert request_body(row, "m", Request(MESSAGES, 100, think=False)) == usual | changes
     assert request_body(row, "m", Request(MESSAGES, 100, think=True)) == usual
@@ -115,7 +115,7 @@ def test_an_answer_without_a_thought(name: str, changes: dict[str, Any]) -> None
     ],
 )
 def test_a_budget_goes_to_those_who_keep_one(name: str, changes: dict[str, Any]) -> None:
-    row = DIALECTS[name]
+    row = SERVER_TYPES[name]
     assert bool(row.budget) == bool(changes)
     usual = request_body(row, "m", Request(MESSAGES, 100))
     assert request_body(row, "m", Request(MESSAGES, 100, budget=50)) == usual | changes
@@ -123,7 +123,7 @@ def test_a_budget_goes_to_those_who_keep_one(name: str, changes: dict[str, Any])
 
 @pytest.mark.parametrize(("name", "switches"), [("vllm", OPEN), ("sglang", OPEN), ("llamacpp", {})])
 def test_a_prefill_is_the_assistants_last_message_left_open(name: str, switches: dict[str, Any]) -> None:
-    row = DIALECTS[name]
+    row = SERVER_TYPES[name]
     assert "continue" in row.prefill
     body = request_body(row, "m", Request(MESSAGES, 100, prefill="<think>\nSo"))
     assert body.pop("messages") == [*SENT, {"role": "assistant", "content": "<think>\nSo"}]
@@ -144,16 +144,16 @@ def test_a_prefill_is_the_assistants_last_message_left_open(name: str, switches:
     ],
 )
 def test_a_grammar_in_the_servers_own_notation(name: str, changes: dict[str, Any]) -> None:
-    row = DIALECTS[name]
+    row = SERVER_TYPES[name]
     assert bool(row.grammar) == bool(changes)
     usual, held = Request(MESSAGES, 100), Request(MESSAGES, 100, ranking_of=3)
     assert request_body(row, "m", held) == request_body(row, "m", usual) | changes
     assert completion_body(row, "m", held, "p") == completion_body(row, "m", usual, "p") | changes
 
 
-@pytest.mark.parametrize("name", DIALECTS)
+@pytest.mark.parametrize("name", SERVER_TYPES)
 def test_logprobs_are_asked_of_those_who_tell_them(name: str) -> None:
-    row, request = DIALECTS[name], Request(MESSAGES, 100, logprobs=True)
+    row, request = SERVER_TYPES[name], Request(MESSAGES, 100, logprobs=True)
     asked = {"logprobs": True, "top_logprobs": 1} if row.logprobs else {}
     usual = Request(MESSAGES, 100)
     assert request_body(row, "m", request) == request_body(row, "m", usual) | asked
@@ -165,37 +165,39 @@ def test_logprobs_are_asked_of_those_who_tell_them(name: str) -> None:
 def test_a_completion_carries_a_prompt_and_no_chat() -> None:
     request = Request(MESSAGES, 100, seed=3, stop=("x",), think=False, budget=5)
     expected = {"model": "m", "prompt": "rendered", "max_tokens": 100, "temperature": 0.5, "seed": 3, "stop": ["x"]}
-    assert completion_body(DIALECTS["vllm"], "m", request, "rendered") == expected
-    assert completion_body(DIALECTS["llamacpp"], "m", request, [1, 2]) == expected | {
+    assert completion_body(SERVER_TYPES["vllm"], "m", request, "rendered") == expected
+    assert completion_body(SERVER_TYPES["llamacpp"], "m", request, [1, 2]) == expected | {
         "prompt": [1, 2],
         "cache_prompt": True,
     }
-    assert completion_body(DIALECTS["sglang"], "m", request, "rendered") == expected
+    assert completion_body(SERVER_TYPES["sglang"], "m", request, "rendered") == expected
 
 
 def test_building_bodies_leaves_the_table_as_it_is() -> None:
-    before = copy.deepcopy({name: (row.extra, row.direct, row.continuing) for name, row in DIALECTS.items()})
-    for row in DIALECTS.values():
+    before = copy.deepcopy({name: (row.extra, row.direct, row.continuing) for name, row in SERVER_TYPES.items()})
+    for row in SERVER_TYPES.values():
         for think in (None, False):
             request = Request(
                 MESSAGES, 100, think=think, budget=9, prefill="p", ranking_of=2, logprobs=True, seed=1, stop=("s",)
             )
             body = request_body(row, "m", request)
             assert json.loads(json.dumps(body)) == body  # plain JSON
-    assert {name: (row.extra, row.direct, row.continuing) for name, row in DIALECTS.items()} == before
+    assert {name: (row.extra, row.direct, row.continuing) for name, row in SERVER_TYPES.items()} == before
 
 
-@pytest.mark.parametrize("name", DIALECTS)
+@pytest.mark.parametrize("name", SERVER_TYPES)
 def test_what_a_request_is_about_is_never_sent(name: str) -> None:
-    secret = Subject("query-id-37", ("doc-id-11",))
+    secret = RequestContext("query-id-37", ("doc-id-11",))
     for sample in (0, 3):
         request = Request(MESSAGES, 100, subject=secret, sample=sample)
-        assert request_body(DIALECTS[name], "m", request) == request_body(DIALECTS[name], "m", Request(MESSAGES, 100))
+        assert request_body(SERVER_TYPES[name], "m", request) == request_body(
+            SERVER_TYPES[name], "m", Request(MESSAGES, 100)
+        )
 
 
 def test_rows_are_found_under_their_names() -> None:
-    assert set(DIALECTS) == {"vllm", "sglang", "llamacpp", "deepseek", "openrouter", "openai", "plain"}
-    assert all(row.name == name for name, row in DIALECTS.items())
+    assert set(SERVER_TYPES) == {"vllm", "sglang", "llamacpp", "deepseek", "openrouter", "openai", "plain"}
+    assert all(row.name == name for name, row in SERVER_TYPES.items())
 
 
 # --- recognising servers ---------------------------------------------------------------------------
@@ -221,12 +223,12 @@ def test_rows_are_found_under_their_names() -> None:
 )
 def test_servers_are_recognised_by_host_then_by_owner(url: str, owner: str | None, name: str) -> None:
     models = None if owner is None else {"object": "list", "data": [{"id": "m", "owned_by": owner}]}
-    assert recognised(url, models).name == name
+    assert detect_server_type(url, models).name == name
 
 
 def test_any_model_may_give_the_server_away() -> None:
     models = {"data": [{"id": "a"}, "nonsense", {"id": "b", "owned_by": "vllm"}]}
-    assert recognised("http://x/v1", models).name == "vllm"
+    assert detect_server_type("http://x/v1", models).name == "vllm"
 
 
 @pytest.mark.parametrize(
@@ -246,7 +248,7 @@ def test_any_model_may_give_the_server_away() -> None:
     ],
 )
 def test_the_context_a_card_states(name: str, card: dict[str, Any], tokens: int | None) -> None:
-    assert context_of(DIALECTS[name], card) == tokens
+    assert context_length(SERVER_TYPES[name], card) == tokens
 
 
 # --- what comes back -------------------------------------------------------------------------------
@@ -282,7 +284,7 @@ def test_the_context_a_card_states(name: str, card: dict[str, Any], tokens: int 
     ],
 )
 def test_thought_and_answer_wherever_they_stand(message: dict[str, Any], delta: tuple[str, str]) -> None:
-    assert read_delta(message) == Delta(*delta)
+    assert read_delta(message) == StreamChunk(*delta)
 
 
 @given(hostile("content", "reasoning", "reasoning_content", "reasoning_details", "text", "type", "summary"))
@@ -371,10 +373,10 @@ def test_reading_logprobs_never_raises(choice: dict[str, Any]) -> None:
 
 @given(hostile_json | hostile("data", "id", "owned_by", "max_model_len", "meta", "n_ctx", "context_length"))
 def test_reading_models_never_raises(models: Any) -> None:
-    row = recognised("http://localhost:8000/v1", models)
+    row = detect_server_type("http://localhost:8000/v1", models)
     for card in model_cards(models):
-        for dialect in (row, *DIALECTS.values()):
-            context = context_of(dialect, card)
+        for dialect in (row, *SERVER_TYPES.values()):
+            context = context_length(dialect, card)
             assert context is None or context > 0
 
 
@@ -392,4 +394,4 @@ def test_reading_models_never_raises(models: Any) -> None:
     ],
 )
 def test_a_thought_is_opened_once(prompt: str, prefill: str, expected: str) -> None:
-    assert joined(prompt, prefill) == expected
+    assert join_prefill(prompt, prefill) == expected

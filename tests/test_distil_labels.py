@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.distill.candidate_sets import CandidateSet
-from rank_k.distill.labels_teacher import LabelsTeacher, thought_and_order, top_grades, verdict
-from rank_k.distill.trace import LARGEST, WHOLE_SET, SetsUnderWay, traced
+from rank_k.distill.labels_teacher import LabelsTeacher, label_word, reasoning_and_ranking, top_grades
+from rank_k.distill.trace import LARGEST, WHOLE_SET, ActiveSets, traced
 from rank_k.errors import InputError
 from rank_k.models.mock import ScriptedModel
 from rank_k.reranker import Reranker
 from rank_k.types import Candidate, Passage, Query
-from rank_k.window.parsing import parse_answer
+from rank_k.window.parsing import parse_ranking
 from rank_k.window.prompt import SHIPPED, read_template
 
 
@@ -37,19 +37,19 @@ def a_set(grades: Sequence[int | None], query: str = "what moves the tides?", so
     [(-1, 1, 0), (0, 1, 0), (1, 1, 2), (0, 3, 0), (1, 3, 1), (2, 3, 1), (3, 3, 2), (1, 2, 1), (2, 2, 2), (5, 3, 2)],
 )
 def test_grades_as_verdicts(grade: int, top: int, said: int) -> None:
-    assert verdict(grade, top) == said
+    assert label_word(grade, top) == said
 
 
 def test_the_example_in_words() -> None:
-    assert thought_and_order([0, 2, 1]) == ("[1] no\n[2] yes\n[3] partly", "[2] > [3] > [1]")
-    assert thought_and_order([0, 0, 2, 2]) == ("[1] no\n[2] no\n[3] yes\n[4] yes", "[3] = [4] > [1] = [2]")
-    assert thought_and_order([0, 0])[1] == "[1] = [2]"
+    assert reasoning_and_ranking([0, 2, 1]) == ("[1] no\n[2] yes\n[3] partly", "[2] > [3] > [1]")
+    assert reasoning_and_ranking([0, 0, 2, 2]) == ("[1] no\n[2] no\n[3] yes\n[4] yes", "[3] = [4] > [1] = [2]")
+    assert reasoning_and_ranking([0, 0])[1] == "[1] = [2]"
 
 
 @given(st.lists(st.integers(0, 2), min_size=2, max_size=30))
 def test_the_order_is_the_one_that_follows_from_the_verdicts(verdicts: list[int]) -> None:
-    thought, order = thought_and_order(verdicts)
-    answer = parse_answer(order, len(verdicts), reasoning=thought, finish_reason="stop")
+    thought, order = reasoning_and_ranking(verdicts)
+    answer = parse_ranking(order, len(verdicts), reasoning=thought, finish_reason="stop")
     assert (answer.ranked, answer.repairs, len(answer.placed)) == (True, {}, len(verdicts))
     assert [{verdicts[i - 1] for i in tier} for tier in answer.tiers] == [{v} for v in (2, 1, 0) if v in verdicts]
     assert all(list(tier) == sorted(tier) for tier in answer.tiers)
@@ -65,7 +65,7 @@ def test_the_highest_grade_is_told_by_collection() -> None:
 
 def asked(row: CandidateSet, tmp_path: Path, *, form: Any = "verdicts", tops: dict[str, int] | None = None) -> Any:
     """The calls about one set."""
-    under_way = SetsUnderWay()
+    under_way = ActiveSets()
     teacher = LabelsTeacher(under_way.set_of, tops or top_grades([row]), form)
     options: dict[str, Any] = {"prompt": "compact", "passage_tokens": 50, "journal": tmp_path / "j.sqlite"}
     with Reranker(teacher, strategy=WHOLE_SET, depth=LARGEST, **options) as reranker:
@@ -80,7 +80,7 @@ def asked(row: CandidateSet, tmp_path: Path, *, form: Any = "verdicts", tops: di
 @pytest.mark.parametrize("passage_tokens", [50, 450])
 def test_a_set_is_shown_as_a_reranker_shows_it(tmp_path: Path, prompt: str, passage_tokens: int) -> None:
     row = a_set([0, 1, None, 0, 1, 0])
-    under_way = SetsUnderWay()
+    under_way = ActiveSets()
     options: dict[str, Any] = {"prompt": prompt, "passage_tokens": passage_tokens}
     teacher = LabelsTeacher(under_way.set_of, top_grades([row]))
     with Reranker(teacher, strategy=WHOLE_SET, depth=LARGEST, **options) as reranker:
@@ -132,7 +132,7 @@ def test_passages_are_cut_by_the_tokenizer_that_is_given(tmp_path: Path) -> None
     tokenizer.save(str(file))
     texts = tuple(" ".join(["incomprehensibilities"] * length) for length in (6, 19, 30))  # five tokens each, estimated
     row = replace(a_set([0, 1, 0]), passages=texts)
-    under_way = SetsUnderWay()
+    under_way = ActiveSets()
     teacher = LabelsTeacher(under_way.set_of, top_grades([row]), "verdicts", file)
     with Reranker(teacher, strategy=WHOLE_SET, depth=LARGEST, prompt="compact", passage_tokens=20) as reranker:
         list(traced(reranker, [row], under_way))

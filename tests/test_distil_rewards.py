@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.data.token_estimate import estimated_tokens
+from rank_k.data.token_estimate import estimate_tokens
 from rank_k.distill.rewards import FREE_TOKENS, format_reward, length_reward, ndcg_reward
 
 GOOD = "<think>\nthe second answers it\n</think>\n\n[2] > [1] = [3]"
@@ -49,7 +49,7 @@ def test_gain_by_hand() -> None:
 def test_length_by_hand() -> None:
     assert one(length_reward, GOOD, [0, 1, 0]) == 0.0
     thought = "word " * (4 * FREE_TOKENS)
-    times = estimated_tokens(thought.strip()) / FREE_TOKENS
+    times = estimate_tokens(thought.strip()) / FREE_TOKENS
     assert times > 2
     assert one(length_reward, f"<think>\n{thought}</think>\n\n[1]", [1]) == -min(2.0, math.log2(times))
 

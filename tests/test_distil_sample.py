@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from rank_k.cli import main
 from rank_k.data.collections.registry import PassageStore
-from rank_k.distill.candidate_sets import Appended, CandidateSet, licence_of, line_of, read_sets
-from rank_k.distill.near_duplicates import CONTAMINATED, REPEATED, NearTexts, normalised
-from rank_k.distill.sample import Sampler, Sampling, draw, sampled
+from rank_k.distill.candidate_sets import AppendedSets, CandidateSet, json_line, license_of, read_sets
+from rank_k.distill.near_duplicates import CONTAMINATED, REPEATED, NearDuplicateIndex, normalized
+from rank_k.distill.sample import Sampler, Sampling, draw, write_samples
 from rank_k.errors import FormatError, InputError
-from rank_k.retrieval.fusion import FusedRuns, K, fused
+from rank_k.retrieval.fusion import FusedRuns, K, reciprocal_rank_fusion
 from rank_k.types import Candidate, Query
 
 RANKING = [f"d{rank}" for rank in range(1, 51)]
@@ -36,7 +36,7 @@ class Rankings(dict[str, list[str]]):
 
 @given(st.lists(ids, max_size=4))
 def test_fusing_ranks_all_candidates_by_the_sum_of_their_reciprocal_ranks(rankings: list[list[str]]) -> None:
-    found = fused(rankings)
+    found = reciprocal_rank_fusion(rankings)
     assert Counter(found) == Counter({doc_id for ranking in rankings for doc_id in ranking})
     scores = [sum(1 / (K + r.index(doc_id) + 1) for r in rankings if doc_id in r) for doc_id in found]
     assert all(before >= after - 1e-12 for before, after in pairwise(scores))
@@ -65,9 +65,9 @@ def test_runs_are_fused_by_query_whatever_order_their_queries_are_in() -> None:
     ],
 )
 def test_a_collection_says_its_licence(tmp_path: Path, told: str, licence: str | None) -> None:
-    assert licence_of(tmp_path) is None
+    assert license_of(tmp_path) is None
     (tmp_path / "PROVENANCE.md").write_text(told, encoding="utf-8")
-    assert licence_of(tmp_path) == licence
+    assert license_of(tmp_path) == licence
 
 
 # --- drawing ---------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_more_queries_go_on_where_fewer_ended_and_another_seed_draws_others() ->
 
 def test_what_is_left_out_is_counted() -> None:
     queries = {q: Query(q, t) for q, t in (("a", "Who was Ada Lovelace?"), ("b", "short"), ("c", "unranked"))}
-    excluded = NearTexts(CONTAMINATED)
+    excluded = NearDuplicateIndex(CONTAMINATED)
     excluded.add("who was ada  lovelace", "evaluation")
     found = Sampler(Rankings(a=RANKING, b=RANKING[:10]), queries, Sampling(), "s", None, excluded)
     assert len(list(found.drawn())) == 1
@@ -198,35 +198,35 @@ def store(tmp_path: Path) -> Iterator[PassageStore]:
 
 def test_a_file_cut_anywhere_is_finished_to_the_same_bytes(tmp_path: Path, store: PassageStore) -> None:
     output = tmp_path / "sets.jsonl"
-    assert sampled(sampler(), store, output, 3, "CC0") == 0
+    assert write_samples(sampler(), store, output, 3, "CC0") == 0
     whole = output.read_bytes()
     rows = list(read_sets(output))
     assert len(rows) == 6
     assert all(row.passages == tuple(f"text Ã© of {d}" for d in row.doc_ids) for row in rows)
     for length in {*range(0, len(whole), 997), len(whole) - 1, len(whole)}:
         output.write_bytes(whole[:length])
-        assert sampled(sampler(), store, output, 3, "CC0") == whole[:length].count(b"\n")
+        assert write_samples(sampler(), store, output, 3, "CC0") == whole[:length].count(b"\n")
         assert output.read_bytes() == whole
 
 
 def test_sets_of_other_options_are_not_mixed(tmp_path: Path, store: PassageStore) -> None:
     output = tmp_path / "sets.jsonl"
-    sampled(sampler(), store, output, 3)
+    write_samples(sampler(), store, output, 3)
     whole = output.read_bytes()
     with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(source/.* does\)"):
-        sampled(sampler(seed=1), store, output, 3)
+        write_samples(sampler(seed=1), store, output, 3)
     with pytest.raises(InputError, match=r"sets\.jsonl:5: .* \(nothing more does\)"):
-        sampled(sampler(), store, output, 2)
+        write_samples(sampler(), store, output, 2)
     judged = sampler()
     judged.grades = {query_id: {"d1": 1} for query_id in QUERIES}
     with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another grades\)"):
-        sampled(judged, store, output, 3)
+        write_samples(judged, store, output, 3)
     with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another licence\)"):
-        sampled(sampler(), store, output, 3, "CC0")
+        write_samples(sampler(), store, output, 3, "CC0")
     changed = tmp_path / "changed.jsonl"
     changed.write_text("".join(f'{{"_id": "{doc_id}", "text": "another"}}\n' for doc_id in RANKING), encoding="utf-8")
     with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another passages\)"):
-        sampled(sampler(), PassageStore.of_file(changed), output, 3)
+        write_samples(sampler(), PassageStore.of_file(changed), output, 3)
     assert output.read_bytes() == whole
 
 
@@ -235,7 +235,7 @@ def test_a_file_of_anything_else_is_left_as_it_is(tmp_path: Path, store: Passage
     output = tmp_path / "mine"
     output.write_bytes(content)
     with pytest.raises(FormatError, match=r"mine:1: .* expected a file of sets to go on with"):
-        sampled(sampler(), store, output, 3)
+        write_samples(sampler(), store, output, 3)
     assert output.read_bytes() == content
 
 
@@ -250,7 +250,7 @@ def test_a_set_comes_back_as_it_was_written(
     path.unlink(missing_ok=True)
     doc_ids, passages = zip(*shown, strict=True)
     row = CandidateSet("set", "q\udcff", text, doc_ids, passages, {doc_ids[0]: 2}, "source", licence)
-    with Appended(path) as file:
+    with AppendedSets(path) as file:
         file.write(row)
     assert list(read_sets(path)) == [row]
 
@@ -278,7 +278,7 @@ GOOD = {
 )
 def test_a_line_that_is_no_set_is_told_with_its_number(tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "sets.jsonl"
-    path.write_bytes(line_of(GOOD) + line_of({**GOOD, **change}))
+    path.write_bytes(json_line(GOOD) + json_line({**GOOD, **change}))
     rows = read_sets(path)
     assert next(rows).set_id == "s"
     with pytest.raises(FormatError, match=r"sets\.jsonl:2: "):
@@ -289,7 +289,7 @@ def test_a_line_that_is_no_set_is_told_with_its_number(tmp_path: Path, change: d
 
 
 def trigrams(text: str) -> set[str]:
-    text = f" {normalised(text)} "
+    text = f" {normalized(text)} "
     return {text[i : i + 3] for i in range(max(len(text) - 2, 1))}
 
 
@@ -303,7 +303,7 @@ words = st.lists(st.sampled_from("who what is was the of in tide moon Ada ada? æ
 @given(st.lists(words.map(" ".join), max_size=12), words.map(" ".join), st.sampled_from([CONTAMINATED, REPEATED, 0.5]))
 @example(["", "a"], "", 0.75)
 def test_the_first_near_text_is_found_and_no_other(texts: list[str], text: str, threshold: float) -> None:
-    near = NearTexts(threshold)
+    near = NearDuplicateIndex(threshold)
     for number, known in enumerate(texts):
         near.add(known, str(number))
     expected = next((str(n) for n, known in enumerate(texts) if likeness(text, known) >= threshold), None)
@@ -323,7 +323,7 @@ def test_the_first_near_text_is_found_and_no_other(texts: list[str], text: str, 
     ],
 )
 def test_what_counts_as_contaminated(known: str, asked: str, is_near: bool) -> None:
-    near = NearTexts(CONTAMINATED)
+    near = NearDuplicateIndex(CONTAMINATED)
     near.add(known, "known")
     assert (near.find(asked) == "known") == is_near
 

@@ -14,24 +14,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.cli import main
-from rank_k.distill.near_duplicates import CONTAMINATED, NearTexts
+from rank_k.distill.near_duplicates import CONTAMINATED, NearDuplicateIndex
 from rank_k.distill.select import RULES, Selector, Trace, held_out, ndcg, read_sample, samples, worth_of
 from rank_k.evaluation.measures import evaluate
 from rank_k.journal import Call, Journal, WindowRecord
-from rank_k.models.base import Reply
+from rank_k.models.base import Response
 from rank_k.types import Candidate, Window
-from rank_k.window.parsing import parse_answer
+from rank_k.window.parsing import parse_ranking
 
 SHOWN = ("a", "b", "c")
 GRADES = {"a": 0, "b": 2, "c": 1}
 THOUGHT = "The second passage answers the question, the third mentions it."
 
 
-def a_reply(order: str = "[2] > [3] > [1]", thought: str | None = THOUGHT, finish: str = "stop") -> Reply:
-    return Reply(order, thought, finish)
+def a_reply(order: str = "[2] > [3] > [1]", thought: str | None = THOUGHT, finish: str = "stop") -> Response:
+    return Response(order, thought, finish)
 
 
-def a_call(reply: Reply, purpose: str = "ask", shown: Sequence[str] = SHOWN, **request: Any) -> Call:
+def a_call(reply: Response, purpose: str = "ask", shown: Sequence[str] = SHOWN, **request: Any) -> Call:
     body = {"messages": [{"role": "user", "content": f"which of {' '.join(shown)}?"}], **request}
     return Call("teacher", purpose, body, reply, tuple(shown))
 
@@ -161,8 +161,8 @@ def test_what_is_not_whole_is_left_out(calls: list[Call], reason: str) -> None:
 
 
 def test_a_thought_that_was_begun_for_the_model_is_put_together() -> None:
-    thought = a_call(Reply("Two is best.\n", None, "stop"), stop=["</think>"])
-    answer = read_sample([thought, a_call(Reply("[2] > [3] = [1]", None, "stop"), "close")])
+    thought = a_call(Response("Two is best.\n", None, "stop"), stop=["</think>"])
+    answer = read_sample([thought, a_call(Response("[2] > [3] = [1]", None, "stop"), "close")])
     assert not isinstance(answer, str)
     assert (answer.trace, answer.tiers) == ("Two is best.", ((2,), (3, 1)))
 
@@ -177,7 +177,7 @@ def test_calls_made_at_the_same_time_are_told_apart() -> None:
 
 def test_looks_that_show_the_same_order_are_told_apart_by_what_they_thought() -> None:
     """Of few passages samples repeat an order; which look was ended first is chance."""
-    begun = [a_call(Reply(f"Number {n} is best.\n", None, "stop"), stop=["</think>"], seed=n) for n in range(3)]
+    begun = [a_call(Response(f"Number {n} is best.\n", None, "stop"), stop=["</think>"], seed=n) for n in range(3)]
 
     def ended(thought: str, **request: Any) -> Call:
         turns = [
@@ -188,10 +188,10 @@ def test_looks_that_show_the_same_order_are_told_apart_by_what_they_thought() ->
 
     closes = [ended(f"... {n} is best.", seed=n) for n in (2, 0, 1)]  # the thought's beginning had no room
     assert samples([*begun, *closes]) == [[begun[n], closes[(n + 1) % 3]] for n in range(3)]
-    same = [a_call(Reply("Two.", None, "stop"), stop=["</think>"], seed=n) for n in range(2)]
+    same = [a_call(Response("Two.", None, "stop"), stop=["</think>"], seed=n) for n in range(2)]
     alike = [ended("Two.", seed=n) for n in (1, 0)]
     assert samples([*same, *alike]) == [[same[0], alike[1]], [same[1], alike[0]]]
-    without = [a_call(Reply("Two.", None, "stop"), stop=["</think>"]) for _ in range(2)]
+    without = [a_call(Response("Two.", None, "stop"), stop=["</think>"]) for _ in range(2)]
     assert list(map(len, samples([*without, ended("Two."), ended("Two.")]))) == [2, 2]
 
 
@@ -235,7 +235,7 @@ def test_a_completion_is_read_as_the_order_and_thought_it_was_made_of(
     order = " > ".join(" = ".join(f"[{n}]" for n in tier) for tier in tiers)
     shown = [f"d{n}" for n in range(len(numbers))]
     traces = Traces()
-    traces.add(1, [a_call(Reply(order, thought, "stop"), shown=shown)], doc_ids=shown)
+    traces.add(1, [a_call(Response(order, thought, "stop"), shown=shown)], doc_ids=shown)
     found, counts = selected(traces)
     traces.journal.close()
     if not found:  # tags inside of a thought are mended, a thought may loop: then it is not learnt
@@ -243,7 +243,7 @@ def test_a_completion_is_read_as_the_order_and_thought_it_was_made_of(
         assert counts["repaired"] + counts["loops"] + counts["cut"] + counts["unranked"] == 1
         return
     content = found[0]["completion"][0]["content"]
-    answer = parse_answer(content, len(numbers), finish_reason="stop")
+    answer = parse_ranking(content, len(numbers), finish_reason="stop")
     assert answer.tiers == tuple(tiers)
     assert (answer.repairs, answer.ranked) == ({}, True)
     assert content.count("</think>") == (1 if answer.trace else 0)
@@ -282,7 +282,7 @@ def test_repetitions_and_contamination_are_left_out(traces: Traces) -> None:
     traces.add(3, [call], asked + " ?", doc_ids=("x", "y", "z"))  # of another query id
     traces.add(4, [call], asked, query_id="q1", doc_ids=("x", "y", "z"))  # another set of the same query
     traces.add(5, [call], "who wrote the tragedy of hamlet")
-    excluded = NearTexts(CONTAMINATED)
+    excluded = NearDuplicateIndex(CONTAMINATED)
     excluded.add("Who wrote the tragedy of Hamlet?", "evaluation")
     rows, counts = selected(traces, excluded=excluded)
     assert [row["set_id"] for row in rows] == ["set1", "set4"]

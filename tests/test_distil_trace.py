@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from rank_k.cli import main
-from rank_k.distill.candidate_sets import CandidateSet, line_of, read_sets
-from rank_k.distill.trace import LARGEST, WHOLE_SET, SetsUnderWay, traced
-from rank_k.errors import InputError, Refused
+from rank_k.distill.candidate_sets import CandidateSet, json_line, read_sets
+from rank_k.distill.trace import LARGEST, WHOLE_SET, ActiveSets, traced
+from rank_k.errors import InputError, RequestRejected
 from rank_k.journal import Journal
 from rank_k.models.base import Request
 from rank_k.models.mock import ScriptedModel
@@ -36,7 +36,7 @@ def some_sets(count: int, size: int = 4) -> list[CandidateSet]:
 
 def trace(model: Any, sets: list[CandidateSet], journal: Path, **options: Any) -> int:
     """How many calls were made."""
-    under_way = SetsUnderWay()
+    under_way = ActiveSets()
     with Reranker(model, strategy=WHOLE_SET, depth=LARGEST, journal=journal, **options) as reranker:
         assert list(traced(reranker, sets, under_way)) == [row.set_id for row in sets]
         assert not under_way
@@ -76,9 +76,9 @@ def test_after_an_interruption_only_the_rest_is_asked(tmp_path: Path) -> None:
     def breaks_off(request: Request) -> str | Exception:
         nonlocal asked
         asked += 1
-        return Refused("enough") if asked > 4 else best_last(request)
+        return RequestRejected("enough") if asked > 4 else best_last(request)
 
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRejected):
         trace(ScriptedModel(breaks_off), sets, tmp_path / "j", concurrency=1)
     assert trace(ScriptedModel(best_last), sets, tmp_path / "j") == 5
     assert trace(ScriptedModel([]), sets, tmp_path / "j") == 0
@@ -89,7 +89,7 @@ def test_after_an_interruption_only_the_rest_is_asked(tmp_path: Path) -> None:
 
 def test_sets_are_read_as_they_are_needed(tmp_path: Path) -> None:
     """What is under way bounds what is in memory, not the number of sets."""
-    under_way, most = SetsUnderWay(), 0
+    under_way, most = ActiveSets(), 0
 
     def endless() -> Iterator[CandidateSet]:
         nonlocal most
@@ -104,7 +104,7 @@ def test_sets_are_read_as_they_are_needed(tmp_path: Path) -> None:
 
 def test_a_reranker_that_would_cut_sets_up_is_refused() -> None:
     with Reranker(ScriptedModel([])) as reranker, pytest.raises(InputError, match="a set is one window"):
-        list(traced(reranker, [], SetsUnderWay()))
+        list(traced(reranker, [], ActiveSets()))
 
 
 # --- the command -----------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def test_a_reranker_that_would_cut_sets_up_is_refused() -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    Path("sets.jsonl").write_bytes(b"".join(line_of({**row.facts, "passages": row.passages}) for row in some_sets(6)))
+    Path("sets.jsonl").write_bytes(b"".join(json_line({**row.facts, "passages": row.passages}) for row in some_sets(6)))
     qrels = (f"{row.query_id} 0 {d} {g}\n" for row in some_sets(6) for d, g in (row.grades or {}).items())
     Path("qrels.trec").write_text("".join(qrels))
     assert list(read_sets("sets.jsonl")) == some_sets(6)
@@ -204,7 +204,7 @@ def test_with_the_labels(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_labels_say_nothing_of_queries_that_nobody_judged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sets = [replace(row, grades=None if n < 2 else row.grades) for n, row in enumerate(some_sets(6))]
-    Path("sets.jsonl").write_bytes(b"".join(line_of({**row.facts, "passages": row.passages}) for row in sets))
+    Path("sets.jsonl").write_bytes(b"".join(json_line({**row.facts, "passages": row.passages}) for row in sets))
     assert main([*TRACE, "--teacher", "labels"]) == 0
     assert "2 sets left out: nothing is known of their queries" in capsys.readouterr().err
     assert main([*SELECT]) == 0
@@ -216,7 +216,7 @@ def test_a_query_that_is_too_long_is_told_before_anything_is_asked(
 ) -> None:
     *short, last = some_sets(6)
     sets = [*short, replace(last, query="word " * 40_000)]
-    Path("sets.jsonl").write_bytes(b"".join(line_of({**row.facts, "passages": row.passages}) for row in sets))
+    Path("sets.jsonl").write_bytes(b"".join(json_line({**row.facts, "passages": row.passages}) for row in sets))
     server = loopback()
     assert main([*TRACE, *at(server)]) == 2
     assert "shorten the query" in capsys.readouterr().err

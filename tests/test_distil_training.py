@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from rank_k.distill.base_model import load_base
-from rank_k.distill.batches import Batches, training_order, verdict_tokens, with_verdicts
+from rank_k.distill.batches import Batches, label_tokens, training_order, with_labels
 from rank_k.distill.heldout_measures import auc, measure, ndcg
-from rank_k.distill.label_traces import VerdictTrace
-from rank_k.distill.losses import listwise_loss, verdict_loss
-from rank_k.distill.recipes import Verdicts, read_recipe, recipe_names
+from rank_k.distill.label_traces import LabelTrace
+from rank_k.distill.losses import label_loss, listwise_loss
+from rank_k.distill.recipes import LabelOptions, read_recipe, recipe_names
 from rank_k.distill.train import Run, train
-from rank_k.distill.training_examples import IGNORED, build_examples, labelled, read_rows
+from rank_k.distill.training_examples import IGNORED, build_examples, read_rows, token_labels
 from rank_k.errors import FormatError, InputError
 from tests.tiny import WORDS, recipe_text, row, rows, write_rows, write_tiny_gguf
 
@@ -85,24 +85,24 @@ def test_a_row_too_long_is_counted_and_not_cut(tokenizer: Any) -> None:
     found = build_examples(iter(made), tokenizer, 200, WORDS)
     assert (len(found.kept), found.too_long) == (1, 1)
     assert found.sources == {"made up": {"CC0": 1}}
-    length = len(labelled(found.kept[0], tokenizer)[0])
+    length = len(token_labels(found.kept[0], tokenizer)[0])
     assert build_examples(iter(made), tokenizer, length, WORDS).too_long == 1
     assert build_examples(iter(made), tokenizer, length - 1, WORDS).too_long == 2
 
 
 def test_shown_verdicts_are_read_and_right_ones_learnt(tokenizer: Any) -> None:
     found = build_examples(iter([row("q", ["a", "b", "c"], [0, 2, 1])]), tokenizer, 500, WORDS)
-    shown = VerdictTrace((2, 2, 0), (0, 2, 1), WORDS)
-    made = with_verdicts(found.kept[0], shown, tokenizer)
+    shown = LabelTrace((2, 2, 0), (0, 2, 1), WORDS)
+    made = with_labels(found.kept[0], shown, tokenizer)
     learnt = [(token, label) for token, label in zip(made.input_ids, made.labels, strict=True) if label != IGNORED]
     assert tokenizer.decode([token for token, _ in learnt]) == f"{shown.text}{tokenizer.eos_token}"
     said = tokenizer.decode([label for _, label in learnt])
     assert said == "<think>\n[1] no\n[2] yes\n[3] partly\n</think>\n\n[1] = [2] > [3]" + tokenizer.eos_token
-    tokens = verdict_tokens(tokenizer, WORDS)
+    tokens = label_tokens(tokenizer, WORDS)
     assert [made.labels[at] for at in made.verdict_at] == [tokens[0], tokens[2], tokens[1]]
     assert [made.input_ids[at] for at in made.verdict_at] == [tokens[2], tokens[2], tokens[0]]
     with pytest.raises(InputError, match="'unquestionably not' is not one token"):
-        verdict_tokens(tokenizer, ["unquestionably not", "yes"])
+        label_tokens(tokenizer, ["unquestionably not", "yes"])
 
 
 def test_the_ends_of_passages_are_found(tokenizer: Any) -> None:
@@ -112,7 +112,7 @@ def test_the_ends_of_passages_are_found(tokenizer: Any) -> None:
     ends = [tokenizer.decode(example.prompt_ids[: end + 1]) for end in example.ends]
     assert [text[-3:] for text in ends] == ["[1]", "[2]", "[3]"]
     assert [len(text.splitlines()) for text in ends] == sorted({len(text.splitlines()) for text in ends})
-    batch = Batches(found.kept, [0, 0], tokenizer, Verdicts(early=1.0), 0)([{"place": 0}, {"place": 1}])
+    batch = Batches(found.kept, [0, 0], tokenizer, LabelOptions(early=1.0), 0)([{"place": 0}, {"place": 1}])
     assert batch["ends"].tolist() == [
         [line, end, right] for line in (0, 1) for end, right in zip(example.ends, (0, 2, 1), strict=True)
     ]
@@ -123,9 +123,9 @@ def test_the_ends_of_passages_are_found(tokenizer: Any) -> None:
 
 def test_some_rows_stay_clean(tokenizer: Any) -> None:
     found = build_examples(iter(rows(1)), tokenizer, 500, WORDS)
-    batches = Batches(found.kept, [0] * 400, tokenizer, Verdicts(corrupt=1.0, clean=0.25), 0)
+    batches = Batches(found.kept, [0] * 400, tokenizer, LabelOptions(corrupt=1.0, clean=0.25), 0)
     seen = [batches.row(place) for place in range(400)]
-    clean = sum(made.input_ids[-len(made.labels) :] == labelled(found.kept[0], tokenizer)[0] for made in seen)
+    clean = sum(made.input_ids[-len(made.labels) :] == token_labels(found.kept[0], tokenizer)[0] for made in seen)
     assert 100 <= clean < 220  # a quarter, and random ones that happen to be right
     assert seen == [batches.row(place) for place in range(400)]  # chance is a matter of the place alone
 
@@ -159,10 +159,10 @@ def test_the_loss_by_hand() -> None:
     verdicts = torch.tensor([[0, 1, 1]])
     of_verdict = -math.log(1 / (math.e + 2))  # place 0 sees (1, 0), so logits 1, 0, 0; right is token 1
     of_other = -math.log(math.e**2 / (math.e**2 + 2))
-    settings = Verdicts(words=["no", "yes"], other_weight=0.15, best_weight=1.5)
-    loss = verdict_loss(hidden, head, labels, verdicts, NOWHERE, [0, 1], settings)
+    settings = LabelOptions(words=["no", "yes"], other_weight=0.15, best_weight=1.5)
+    loss = label_loss(hidden, head, labels, verdicts, NOWHERE, [0, 1], settings)
     assert float(loss) == pytest.approx(of_verdict + 0.15 * of_other, abs=1e-5)
-    alone = verdict_loss(hidden, head, labels, NOWHERE, NOWHERE, [0, 1], settings)
+    alone = label_loss(hidden, head, labels, NOWHERE, NOWHERE, [0, 1], settings)
     both = (-math.log(1 / (math.e + 2)) + of_other) / 2
     assert float(alone) == pytest.approx(0.15 * both, abs=1e-5)
 
@@ -173,7 +173,7 @@ def test_what_is_learnt_at_the_ends_by_hand() -> None:
     head = torch.tensor([[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]])
     labels, verdicts, ends = torch.tensor([[IGNORED, 1, 0, 0]]), torch.tensor([[0, 1, 1]]), torch.tensor([[0, 2, 1]])
     losses = {
-        early: float(verdict_loss(hidden, head, labels, verdicts, ends, [0, 1], Verdicts(["no", "yes"], early=early)))
+        early: float(label_loss(hidden, head, labels, verdicts, ends, [0, 1], LabelOptions(["no", "yes"], early=early)))
         for early in (0.0, 0.5)
     }
     assert losses[0.5] - losses[0.0] == pytest.approx(0.5 * math.log(1 + math.exp(2)), abs=1e-5)
@@ -185,8 +185,8 @@ def test_the_best_verdicts_weigh_more() -> None:
     labels, verdicts = torch.tensor([[IGNORED, 0, 1]]), torch.tensor([[0, 1, 0], [0, 2, 1]])
     easy, even = -math.log(1 / (1 + math.exp(-3))), math.log(2)
     for weight in (1.0, 3.0):
-        settings = Verdicts(words=["no", "yes"], best_weight=weight)
-        loss = verdict_loss(hidden, head, labels, verdicts, NOWHERE, [0, 1], settings)  # no other tokens are learnt
+        settings = LabelOptions(words=["no", "yes"], best_weight=weight)
+        loss = label_loss(hidden, head, labels, verdicts, NOWHERE, [0, 1], settings)  # no other tokens are learnt
         assert float(loss) == pytest.approx((easy + weight * even) / (1 + weight), abs=1e-5)
 
 
@@ -209,7 +209,7 @@ def test_measures_by_hand(tiny: Path) -> None:
     held = build_examples(iter(rows(6)), base.tokenizer, 500, WORDS)
     found = measure(base.model, base.tokenizer, held.kept, free=1, new_tokens=8)
     assert found.rows == 6
-    ids, labels = labelled(held.kept[0], base.tokenizer)
+    ids, labels = token_labels(held.kept[0], base.tokenizer)
     with torch.no_grad():  # of one row by the model's own loss, a mean over its tokens
         own = base.model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
     assert measure(base.model, base.tokenizer, held.kept[:1]).loss == pytest.approx(float(own), rel=1e-5)

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.distill.label_traces import VerdictTrace, corrupted, order_line, read_verdicts
-from rank_k.distill.labels_teacher import thought_and_order
-from rank_k.window.parsing import parse_answer
+from rank_k.distill.label_traces import LabelTrace, corrupted, order_line, read_labels
+from rank_k.distill.labels_teacher import reasoning_and_ranking
+from rank_k.window.parsing import parse_ranking
 from tests.waiting import cpu_seconds
 
 WORDS = ("no", "partly", "yes")
 verdicts = st.lists(st.integers(0, 2), min_size=1, max_size=20).map(tuple)
 
 
-def trace_of(levels: tuple[int, ...]) -> VerdictTrace:
-    return VerdictTrace(levels, levels, WORDS)
+def trace_of(levels: tuple[int, ...]) -> LabelTrace:
+    return LabelTrace(levels, levels, WORDS)
 
 
 def test_the_form() -> None:
@@ -28,14 +28,14 @@ def test_the_form() -> None:
 
 @given(verdicts)
 def test_what_the_labels_teacher_writes_is_read(levels: tuple[int, ...]) -> None:
-    thought, order = thought_and_order(levels)
-    found = read_verdicts(f"<think>\n{thought}\n</think>\n\n{order}", WORDS)
+    thought, order = reasoning_and_ranking(levels)
+    found = read_labels(f"<think>\n{thought}\n</think>\n\n{order}", WORDS)
     assert found == trace_of(levels)
 
 
 @given(verdicts)
 def test_the_order_is_the_verdicts_order(levels: tuple[int, ...]) -> None:
-    answer = parse_answer(trace_of(levels).text, len(levels))
+    answer = parse_ranking(trace_of(levels).text, len(levels))
     assert answer.ranked
     assert not answer.repairs
     assert [[levels[number - 1] for number in tier] for tier in answer.tiers] == [
@@ -55,7 +55,7 @@ def test_the_order_is_the_verdicts_order(levels: tuple[int, ...]) -> None:
     ],
 )
 def test_anything_else_is_no_trace_of_verdicts(text: str) -> None:
-    assert read_verdicts(text, WORDS) is None
+    assert read_labels(text, WORDS) is None
 
 
 def test_a_trace_that_looks_like_one_of_verdicts_takes_linear_time() -> None:
@@ -66,7 +66,7 @@ def test_a_trace_that_looks_like_one_of_verdicts_takes_linear_time() -> None:
 
         def read() -> None:
             for _ in range(50):
-                assert read_verdicts(f"<think>\n{notes}</think>\n[1] > [2]", WORDS) is None
+                assert read_labels(f"<think>\n{notes}</think>\n[1] > [2]", WORDS) is None
 
         return read
 
@@ -79,7 +79,7 @@ def test_what_is_shown_changes_and_what_is_learnt_does_not(levels: tuple[int, ..
     found = corrupted(trace_of(levels), chance, Random(seed))
     assert found.right == levels
     assert order_line(found.shown) in found.text
-    assert read_verdicts(found.text, WORDS) == trace_of(found.shown)
+    assert read_labels(found.text, WORDS) == trace_of(found.shown)
 
 
 def test_how_much_is_changed() -> None:

@@ -13,33 +13,33 @@ from hypothesis import strategies as st
 from rank_k.data.long_documents import (
     LEAST_TOKENS,
     DocumentGrades,
-    Split,
+    PassageSplit,
     SplitRun,
     collapse,
     document_id,
     expand,
     passage_id,
 )
-from rank_k.data.token_estimate import estimated_tokens
+from rank_k.data.token_estimate import estimate_tokens
 from rank_k.errors import InputError
 from rank_k.types import Candidate, Passage, Ranking
 
 words = st.text("ab.é ß\n。中文字สวัสดีक्ष👩‍🚀🇩🇪e\u0301\t!?x", max_size=400)
 long_words = st.integers(0, 3000).map(lambda count: "abcdefgh" * count)
 texts = st.one_of(words, st.text(max_size=300), st.lists(st.one_of(words, long_words), max_size=4).map(" ".join))
-splits = st.integers(LEAST_TOKENS, 60).flatmap(lambda n: st.builds(Split, st.just(n), st.integers(0, n // 2)))
+splits = st.integers(LEAST_TOKENS, 60).flatmap(lambda n: st.builds(PassageSplit, st.just(n), st.integers(0, n // 2)))
 
 
 @given(texts, splits)
-@example("???????\U0001f1e9 ??\U0001f1e9\U0001f1e9\U0001f1e9", Split(16))
-def test_every_character_is_in_some_passage(text: str, split: Split) -> None:
+@example("???????\U0001f1e9 ??\U0001f1e9\U0001f1e9\U0001f1e9", PassageSplit(16))
+def test_every_character_is_in_some_passage(text: str, split: PassageSplit) -> None:
     spans = list(split.spans(text))
     assert (spans[0][0], spans[-1][1]) == (0, len(text))
     for start, end in spans:
-        assert estimated_tokens(text[start:end]) <= split.tokens
+        assert estimate_tokens(text[start:end]) <= split.tokens
     for (start, end), (next_start, next_end) in pairwise(spans):
         assert start < next_start <= end < next_end, "no gap, and always further"
-        assert estimated_tokens(text[next_start:end]) <= split.overlap
+        assert estimate_tokens(text[next_start:end]) <= split.overlap
     passages = list(split.passages(text))
     assert passages == [text[start:end] for start, end in spans]
     if not split.overlap:
@@ -47,19 +47,19 @@ def test_every_character_is_in_some_passage(text: str, split: Split) -> None:
 
 
 @given(texts, splits)
-def test_passages_are_about_full(text: str, split: Split) -> None:
+def test_passages_are_about_full(text: str, split: PassageSplit) -> None:
     """So that there are not many more of them than there must be."""
     for passage in list(split.passages(text))[:-1]:
-        assert estimated_tokens(passage) > (split.tokens + split.overlap) // 2 - max(8, split.tokens // 16)
+        assert estimate_tokens(passage) > (split.tokens + split.overlap) // 2 - max(8, split.tokens // 16)
 
 
 def test_they_end_with_sentences_words_or_characters_in_this_order() -> None:
     sentences = "One two three four five six seven. " * 9
-    assert all(passage.endswith(". ") for passage in Split(30).passages(sentences))
-    assert all(passage.endswith(" ") for passage in Split(30).passages("one two three " * 40))
-    assert all(passage.endswith("。") for passage in Split(30).passages("一二三四五六七八九十。" * 20))
+    assert all(passage.endswith(". ") for passage in PassageSplit(30).passages(sentences))
+    assert all(passage.endswith(" ") for passage in PassageSplit(30).passages("one two three " * 40))
+    assert all(passage.endswith("。") for passage in PassageSplit(30).passages("一二三四五六七八九十。" * 20))
     graphemes = "e\u0301" * 200 + "🇩🇪" * 60 + "👩‍🚀" * 60
-    for passage in Split(30).passages(graphemes):
+    for passage in PassageSplit(30).passages(graphemes):
         assert not unicodedata.combining(passage[0])
         assert passage[0] not in "\u200d🚀"
         assert passage.count("🇩") == passage.count("🇪")
@@ -67,26 +67,26 @@ def test_they_end_with_sentences_words_or_characters_in_this_order() -> None:
 
 def test_overlap_repeats_the_end_and_begins_with_a_word() -> None:
     text = " ".join(f"word{i}" for i in range(200))
-    for (_, end), (start, _) in pairwise(Split(40, 10).spans(text)):
-        assert 0 < estimated_tokens(text[start:end]) <= 10
+    for (_, end), (start, _) in pairwise(PassageSplit(40, 10).spans(text)):
+        assert 0 < estimate_tokens(text[start:end]) <= 10
         assert text[start:].startswith("word")
 
 
 def test_only_the_first_passages_are_made() -> None:
     text = "a few words here. " * 1000
-    assert list(Split(20, 4, most=3).passages(text)) == list(Split(20, 4).passages(text))[:3]
-    assert list(Split(20).passages("")) == [""]
+    assert list(PassageSplit(20, 4, most=3).passages(text)) == list(PassageSplit(20, 4).passages(text))[:3]
+    assert list(PassageSplit(20).passages("")) == [""]
 
 
 def test_a_megabyte_without_a_blank_is_cut_in_time() -> None:
-    assert len(list(Split(400).passages("字" * 1_000_000))) > 2400
-    assert len(list(Split(400).passages(" " * 1_000_000))) == 1
+    assert len(list(PassageSplit(400).passages("字" * 1_000_000))) > 2400
+    assert len(list(PassageSplit(400).passages(" " * 1_000_000))) == 1
 
 
 @pytest.mark.parametrize("numbers", [(15,), (0,), (20, -1), (20, 11), (20, 0, 0)])
 def test_numbers_that_cannot_be(numbers: tuple[int, ...]) -> None:
     with pytest.raises(InputError):
-        Split(*numbers)
+        PassageSplit(*numbers)
 
 
 ids = st.text(st.sampled_from("ab#01"), min_size=1, max_size=5)
@@ -155,7 +155,7 @@ def test_a_run_there_and_back() -> None:
         "empty": (),
         "r": (Candidate("e", 1.0),),
     }
-    passages = SplitRun(run.items(), store, Split(20), depth=3)
+    passages = SplitRun(run.items(), store, PassageSplit(20), depth=3)
     expanded = {}
     for query_id, candidates in passages:
         expanded[query_id] = [candidate.doc_id for candidate in candidates]
@@ -179,7 +179,7 @@ def test_a_run_there_and_back() -> None:
 
 
 def test_a_document_that_is_not_there_is_told_with_its_query() -> None:
-    passages = SplitRun({"q": (Candidate("gone", 1.0),)}.items(), Texts(), Split(20))
+    passages = SplitRun({"q": (Candidate("gone", 1.0),)}.items(), Texts(), PassageSplit(20))
     with pytest.raises(InputError, match="document gone of query q"):
         list(passages)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rank_k.models.base import Reply, Request
+from rank_k.models.base import Request, Response
 from rank_k.models.embedded import EmbeddedModel
 from rank_k.models.http import HttpModel
 from rank_k.models.launch import EmbeddedServer
@@ -157,7 +157,7 @@ def test_what_is_spelt_is_as_likely_as_if_it_had_been_said_freely() -> None:
     those that greedy decoding chooses under a grammar of characters are not."""
     prompt = "Document: Rayleigh scattering makes the sky look blue.\nSearch query:"
 
-    async def three() -> tuple[list[tuple[str, float]], list[tuple[str, float]], list[Reply]]:
+    async def three() -> tuple[list[tuple[str, float]], list[tuple[str, float]], list[Response]]:
         server = await EmbeddedServer.start(locate(DEFAULT_WEIGHTS), context=512, threads=1)
         model = HttpModel(server.url, "m", api_key=server.api_key, dialect="llamacpp", thinks=False)
         try:

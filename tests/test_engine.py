@@ -16,16 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rank_k import Reranker
-from rank_k.engine import OPEN_PER_SLOT, Engine, Job, Result
-from rank_k.errors import ModelError, Refused
+from rank_k.engine import OPEN_PER_SLOT, Engine, Job, QueryResult
+from rank_k.errors import ModelError, RequestRejected
 from rank_k.journal import Journal
-from rank_k.models.base import OnText, Reply, Request, Usage
+from rank_k.models.base import OnChunk, Request, Response, Usage
 from rank_k.models.mock import ScriptedModel
-from rank_k.models.retry import Retries
+from rank_k.models.retry import RetryPolicy
 from rank_k.strategies import make
 from rank_k.strategies.base import Strategy
 from rank_k.types import Candidate, Passage, Query, Window
-from rank_k.window.listwise import Asker
+from rank_k.window.listwise import ListwiseRanker
 from tests.waiting import PATIENCE, STUCK_SECONDS
 
 
@@ -37,7 +37,7 @@ class Timed(ScriptedModel):
         self._seconds = seconds
         self.open = self.most_open = 0
 
-    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         try:
@@ -62,10 +62,10 @@ def jobs(sizes: list[int], opened: list[int] | None = None) -> Iterator[Job]:
 
 def drive(
     model: Any, source: Iterator[Job], *, slots: int = 4, strategy: Strategy | None = None, **options: Any
-) -> tuple[list[Result], Engine]:
-    async def run() -> tuple[list[Result], Engine]:
+) -> tuple[list[QueryResult], Engine]:
+    async def run() -> tuple[list[QueryResult], Engine]:
         journal = Journal()
-        asker = Asker(model, journal, retries=Retries(first=0.001, longest=0.002))
+        asker = ListwiseRanker(model, journal, retries=RetryPolicy(first=0.001, longest=0.002))
         engine = Engine(asker, strategy or make("sliding"), journal, slots=slots, **options)
         try:
             return [result async for result in engine.run(source)], engine
@@ -117,7 +117,7 @@ def test_no_more_queries_are_open_than_promised() -> None:
     async def run() -> None:
         nonlocal done
         journal = Journal()
-        engine = Engine(Asker(model, journal), make("sliding"), journal, slots=2)
+        engine = Engine(ListwiseRanker(model, journal), make("sliding"), journal, slots=2)
         async for _ in engine.run(jobs([30] * 50, opened)):
             done += 1
         journal.close()
@@ -142,13 +142,13 @@ def test_the_deadline_leaves_the_best_so_far_for_every_query() -> None:
 
 def test_an_error_that_cannot_be_mended_cancels_the_rest() -> None:
     class Refusing(Timed):
-        async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+        async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
             if request.subject.query_id == "q3":
-                raise Refused("no", "yes")
+                raise RequestRejected("no", "yes")
             return await super().ask(request, on_text)
 
     model = Refusing(lambda _: 0.01)
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRejected):
         drive(model, jobs([100] * 10), slots=8)
     assert model.open == 0
 
@@ -167,7 +167,7 @@ def test_leaving_early_cancels_what_is_under_way() -> None:
 
     async def run() -> None:
         journal = Journal()
-        engine = Engine(Asker(model, journal), make("sliding"), journal, slots=4)
+        engine = Engine(ListwiseRanker(model, journal), make("sliding"), journal, slots=4)
         results = engine.run(jobs([20] * 10))
         await anext(results)
         await results.aclose()
@@ -180,7 +180,7 @@ def test_leaving_early_cancels_what_is_under_way() -> None:
 
 def test_a_window_that_is_given_up_is_counted() -> None:
     class Faulty(Timed):
-        async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+        async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
             if request.subject.query_id == "q1":
                 raise _Broken("broken")
             return await super().ask(request, on_text)
@@ -204,7 +204,7 @@ def test_the_journal_keeps_what_each_query_was_and_how_its_ranking_stood(tmp_pat
     async def run() -> None:
         journal = Journal(tmp_path / "journal.sqlite")
         model = ScriptedModel(lambda request: " > ".join(f"[{n}]" for n in range(len(request.subject.doc_ids), 0, -1)))
-        engine = Engine(Asker(model, journal), make("sliding"), journal, run="r", first=7, on_window=on_window)
+        engine = Engine(ListwiseRanker(model, journal), make("sliding"), journal, run="r", first=7, on_window=on_window)
         source = [replace(job, name=name) for job, name in zip(jobs([30, 1]), ("named", ""), strict=True)]
         results = [result async for result in engine.run(source)]
         assert [result.query_id for result in results] == ["q0", "q1"]
@@ -232,9 +232,9 @@ def test_rankings_wait_for_their_turn_though_a_temporary_journal_forgets_their_c
     queries = {query: Query(query, f"text of {query}") for query in run}
     passages = {f"d{i}": Passage(f"d{i}", f"passage {i}") for i in range(60)}
 
-    def backwards(request: Request) -> Reply:
+    def backwards(request: Request) -> Response:
         order = " > ".join(f"[{n}]" for n in range(len(request.subject.doc_ids), 0, -1))
-        return Reply(order, random.Random(len(model.history)).randbytes(10_000).hex(), "stop", Usage(1))
+        return Response(order, random.Random(len(model.history)).randbytes(10_000).hex(), "stop", Usage(1))
 
     found = {}
     for room in (100_000, 2**30):

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from rank_k.engine import Tally
-from rank_k.errors import GaveUp, InputError, Refused, Unreachable
-from rank_k.models.retry import Retries
+from rank_k.engine import RunStats
+from rank_k.errors import ConnectionFailed, InputError, RequestRejected, RetriesExhausted
+from rank_k.models.retry import RetryPolicy
 from rank_k.reranker import Reranker
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, make_queries
@@ -21,10 +21,10 @@ pytestmark = pytest.mark.integration
 DATA = make_queries(6, 60, strict=True)
 QUERIES = {query.query_id: query for query in DATA.queries}
 WINDOWS = 6 * 5
-QUICK = Retries(first=0.001, longest=0.01)
+QUICK = RetryPolicy(first=0.001, longest=0.01)
 
 
-def rerank(server: Loopback, **options: Any) -> tuple[dict[str, tuple[str, ...]], Tally]:
+def rerank(server: Loopback, **options: Any) -> tuple[dict[str, tuple[str, ...]], RunStats]:
     options = {"model": "oracle", "concurrency": 8, "retries": QUICK, **options}
     with Reranker(server=server.url, **options) as reranker:
         results = {r.query_id: r.ranking.doc_ids for r in reranker.rerank(DATA.run, QUERIES, DATA.passages)}
@@ -136,18 +136,18 @@ def test_one_window_given_up_is_counted_and_the_rest_goes_on(loopback: StartLoop
 
 
 def test_a_server_that_is_gone_ends_the_run(loopback: StartLoopback) -> None:
-    with pytest.raises(GaveUp, match="no answer after 6 tries"):
+    with pytest.raises(RetriesExhausted, match="no answer after 6 tries"):
         rerank(loopback(http_500=(1.0, 10**6)))
 
 
 @pytest.mark.parametrize(
     ("plan", "options", "error", "words"),
     [
-        ({"refuse": 401}, {}, Refused, "--api-key-env"),
-        ({"api_key": "right"}, {"api_key": "wrong"}, Refused, "--api-key-env"),
+        ({"refuse": 401}, {}, RequestRejected, "--api-key-env"),
+        ({"api_key": "right"}, {"api_key": "wrong"}, RequestRejected, "--api-key-env"),
         ({}, {"model": "other"}, InputError, "it has: oracle"),
-        ({"refuse": 404}, {}, Refused, "check --model"),
-        ({"redirect": "http://127.0.0.1:9/v1"}, {}, Refused, "give that address"),
+        ({"refuse": 404}, {}, RequestRejected, "check --model"),
+        ({"redirect": "http://127.0.0.1:9/v1"}, {}, RequestRejected, "give that address"),
     ],
 )
 def test_what_asking_again_cannot_mend_ends_at_once(
@@ -160,7 +160,10 @@ def test_what_asking_again_cannot_mend_ends_at_once(
 
 
 def test_nobody_there() -> None:
-    with pytest.raises(Unreachable, match="nobody answers"), Reranker("m", server="http://127.0.0.1:9/v1") as reranker:
+    with (
+        pytest.raises(ConnectionFailed, match="nobody answers"),
+        Reranker("m", server="http://127.0.0.1:9/v1") as reranker,
+    ):
         reranker.rank("q", ["a", "b"])
 
 

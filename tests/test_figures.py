@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError
-from rank_k.reports.charts import legible
+from rank_k.reports.charts import truncate_label
 from rank_k.reports.figures import Point, bars, pareto_set, scatter
 
 POINTS = [
@@ -95,7 +95,7 @@ def test_the_pareto_set_is_filled_and_the_rest_hollow() -> None:
         said.partition(":")[0]: "--paper" not in ElementTree.tostring(dot, "unicode") for said, dot in dots.items()
     }
     assert filled == {
-        point.name if point.name.isprintable() else legible(point.name): best
+        point.name if point.name.isprintable() else truncate_label(point.name): best
         for point, best in zip(POINTS, pareto_set(POINTS), strict=True)
     }
 
@@ -139,4 +139,4 @@ def test_bars_say_what_they_are_and_are_named_where_there_is_room() -> None:
 
 
 def test_control_characters_are_shown_as_escapes() -> None:
-    assert legible("a\x00\x1b[31m\udcff\x85é中") == "a\\x00\\x1b[31m\\udcff\\x85é中"
+    assert truncate_label("a\x00\x1b[31m\udcff\x85é中") == "a\\x00\\x1b[31m\\udcff\\x85é中"

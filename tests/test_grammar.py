@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError, MissingWeights
-from rank_k.models.base import Reply, Request
+from rank_k.models.base import Request, Response
 from rank_k.models.embedded import EmbeddedModel
-from rank_k.models.retry import Retries, with_retries
+from rank_k.models.retry import RetryPolicy, call_with_retries
 from rank_k.models.weights import Weights, locate
 from rank_k.types import Message
 from rank_k.window.grammar import EXACT_UP_TO, follows, gbnf, regex
-from rank_k.window.parsing import parse_answer
+from rank_k.window.parsing import parse_ranking
 
 # --- a reader of GBNF, as far as our grammars go: what they generate is asked of them, not of ourselves ---
 
@@ -128,7 +128,7 @@ def test_a_small_window_has_all_permutations_with_all_ties_and_nothing_else(size
     texts = list(everything(rules, rules["root"]))
     assert sorted(texts) == sorted(rankings(size))
     for text in texts:
-        answer = parse_answer(text, size)
+        answer = parse_ranking(text, size)
         assert answer.ranked
         assert not answer.repairs
         tiers = [[int(i) for i in re.findall(r"\d+", tier)] for tier in text.split(">")]
@@ -140,7 +140,7 @@ def test_a_small_window_has_all_permutations_with_all_ties_and_nothing_else(size
 @given(size=st.integers(1, EXACT_UP_TO), seed=st.integers(0, 10**6))
 def test_up_to_eight_no_answer_needs_a_repair(size: int, seed: int) -> None:
     text = generated(size, seed)
-    answer = parse_answer(text, size)
+    answer = parse_ranking(text, size)
     assert answer.placed == set(range(1, size + 1))
     assert not answer.repairs
     assert follows(text, size, each_once=True)
@@ -152,7 +152,7 @@ def test_up_to_eight_no_answer_needs_a_repair(size: int, seed: int) -> None:
 )
 def test_beyond_eight_none_but_missing_and_repeated(size: int, seed: int) -> None:
     text = generated(size, seed)
-    answer = parse_answer(text, size)
+    answer = parse_ranking(text, size)
     assert answer.ranked
     assert answer.repairs.keys() <= {"missing", "repeated"}
     assert answer.repairs.get("missing") == answer.repairs.get("repeated")
@@ -242,7 +242,7 @@ def fetched() -> Weights | None:
 WEIGHTS = fetched()  # before a test's environment hides them
 
 
-async def answers(sizes: list[int]) -> list[Reply]:
+async def answers(sizes: list[int]) -> list[Response]:
     assert WEIGHTS is not None
     model = EmbeddedModel(WEIGHTS.path, context=2048, threads=1)
     await model.prepare()
@@ -256,7 +256,7 @@ async def answers(sizes: list[int]) -> list[Reply]:
                 seed=size,
                 ranking_of=size,
             )
-            replies.append(await with_retries(lambda: model.ask(request), Retries(first=0.05), Random(0)))  # noqa: B023
+            replies.append(await call_with_retries(lambda: model.ask(request), RetryPolicy(first=0.05), Random(0)))  # noqa: B023
         return replies
     finally:
         await model.close()

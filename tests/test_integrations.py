@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from rank_k import Reranker, ScriptedModel
-from rank_k.errors import GaveUp, InputError, MissingExtra, ServerFault, Unreachable
+from rank_k.errors import ConnectionFailed, InputError, MissingExtra, RetriesExhausted, ServerError
 from rank_k.integrations.cross_encoder import RankKCrossEncoder
 from rank_k.models.base import Request
-from rank_k.models.retry import Retries
+from rank_k.models.retry import RetryPolicy
 from rank_k.optional_deps import MODULES_OF_EXTRA
 from tests.conftest import StartLoopback
 from tests.embedded import USER_CACHE
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "integrations.md"
 URL_OF_THE_PAGE = "http://localhost:8000/v1"
-AT_ONCE = Retries(broken=2, first=0.001, longest=0.002)
+AT_ONCE = RetryPolicy(broken=2, first=0.001, longest=0.002)
 
 
 def example(section: str) -> str:
@@ -73,13 +73,13 @@ def test_options_make_a_reranker_and_a_ready_one_takes_none() -> None:
 
 
 def test_a_model_that_cannot_be_had_is_no_ranking() -> None:
-    with Reranker(ScriptedModel(lambda request: ServerFault("down")), retries=AT_ONCE) as reranker:
+    with Reranker(ScriptedModel(lambda request: ServerError("down")), retries=AT_ONCE) as reranker:
         encoder = RankKCrossEncoder(reranker)
-        with pytest.raises(GaveUp):
+        with pytest.raises(RetriesExhausted):
             encoder.rank("q", ["a", "b"])
-        with pytest.raises(GaveUp):
+        with pytest.raises(RetriesExhausted):
             encoder.predict([("q", "a"), ("q", "b")])
-    with Reranker(MODEL, server="http://127.0.0.1:9/v1", retries=AT_ONCE) as reranker, pytest.raises(Unreachable):
+    with Reranker(MODEL, server="http://127.0.0.1:9/v1", retries=AT_ONCE) as reranker, pytest.raises(ConnectionFailed):
         RankKCrossEncoder(reranker).rank("q", ["a", "b"])
 
 

@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from rank_k import journal as journal_module
 from rank_k.errors import JournalError
 from rank_k.journal import Journal, WindowRecord, call_key
-from rank_k.models.base import Reply, Usage
-from rank_k.types import Order, Ranking, Window
+from rank_k.models.base import Response, Usage
+from rank_k.types import Ranking, Window, WindowRanking
 from tests.waiting import PATIENCE, cpu_seconds
 
 HARD = "line\nbreak\0nul \ud800 lone \udcff undecodable \\udcff literal \N{GRINNING FACE} é"
@@ -46,14 +46,16 @@ def kept() -> Iterator[Journal]:
     journal.close()
 
 
-def a_reply(text: str = "[1] > [2]") -> Reply:
-    return Reply(text, "thought", "stop", Usage(100, 20, 10, 50), 1.5, (("[", -0.25), ("1", -3.5)))
+def a_reply(text: str = "[1] > [2]") -> Response:
+    return Response(text, "thought", "stop", Usage(100, 20, 10, 50), 1.5, (("[", -0.25), ("1", -3.5)))
 
 
 def a_window(query_id: str = "q", number: int = 0, position: int = 0, calls: tuple[str, ...] = ("k",)) -> WindowRecord:
-    order = Order((("b",), ("a", "c"), ("d",)), frozenset({"b", "a", "c"}), True)
+    order = WindowRanking((("b",), ("a", "c"), ("d",)), frozenset({"b", "a", "c"}), True)
     window = Window(("a", "b", "c", "d"), (1, 4))
-    return WindowRecord(query_id, number, position, window, calls, (order, Order.unranked(window)), {"missing": 1})
+    return WindowRecord(
+        query_id, number, position, window, calls, (order, WindowRanking.unranked(window)), {"missing": 1}
+    )
 
 
 def in_child(code: str, *arguments: str | Path) -> subprocess.Popen[str]:
@@ -91,7 +93,7 @@ def test_a_temporary_journal_forgets_what_is_oldest_and_never_takes_more_than_it
     journal.keep_ranking("r", 0, "q", waiting)
     for number in range(1000):  # five times the room
         incompressible = random.Random(number).randbytes(each // 2).hex()
-        journal.keep(str(number), "m", "ask", {"n": number}, Reply(incompressible, None, "stop", Usage(1), 0.0))
+        journal.keep(str(number), "m", "ask", {"n": number}, Response(incompressible, None, "stop", Usage(1), 0.0))
         assert journal.bytes <= 1.05 * room
     found = [number for number in range(1000) if journal.reply(str(number)) is not None]
     assert found == list(range(found[0], 1000)), "the latest are all there"
@@ -105,7 +107,7 @@ def test_a_temporary_journal_forgets_what_is_oldest_and_never_takes_more_than_it
 def test_a_file_forgets_nothing(path: Path) -> None:
     journal = Journal(path, room=100_000)
     for number in range(100):
-        journal.keep(str(number), "m", "ask", {"n": number}, Reply("x" * 10_000, None, "stop", Usage(1), 0.0))
+        journal.keep(str(number), "m", "ask", {"n": number}, Response("x" * 10_000, None, "stop", Usage(1), 0.0))
     journal.keep_ranking("r", 0, "q", Ranking(("a",), (False,)))
     assert all(journal.reply(str(number)) for number in range(100))
     assert journal.ranking("r", 0) == journal.ranking("r", 0) is not None
@@ -115,7 +117,7 @@ def test_a_file_forgets_nothing(path: Path) -> None:
 @given(texts, st.none() | texts, st.none() | texts, texts)
 def test_every_text_survives_exactly(text: str, reasoning: str | None, finish_reason: str | None, model: str) -> None:
     journal = Journal()
-    reply = Reply(text, reasoning, finish_reason, Usage(1, 2, 3, 4, True), 0.0, ((text, -1.0),))
+    reply = Response(text, reasoning, finish_reason, Usage(1, 2, 3, 4, True), 0.0, ((text, -1.0),))
     journal.keep("k", model, "ask", {"content": text}, reply)
     assert journal.reply("k") == reply
     assert journal.request("k") == {"content": text}
@@ -132,7 +134,7 @@ def test_every_id_survives_exactly(doc_ids: list[str], query_id: str, data: st.D
     assert journal.ranking("r", 0) == ranking
     run = journal.begin_run({"a": 1})
     window = Window(tuple(doc_ids), (1, 5), data.draw(st.sampled_from(["comparison", "likelihood"])))
-    order = Order((tuple(doc_ids),), frozenset(doc_ids[:1]), True)
+    order = WindowRanking((tuple(doc_ids),), frozenset(doc_ids[:1]), True)
     record = WindowRecord(query_id, 0, 0, window, ("k",), (order,), {"missing": 1})
     journal.keep_window(run, record)
     assert list(journal.windows()) == [record]
@@ -163,7 +165,7 @@ def test_totals_add_up_by_model_and_purpose(kept: Journal) -> None:
         ("c", "m", "close", Usage(5, 5, 5, 5)),
         ("d", "l", "ask", Usage(7, 7, 7, 7)),
     ):
-        kept.keep(key, model, purpose, {}, Reply("", usage=usage, seconds=0.5))
+        kept.keep(key, model, purpose, {}, Response("", usage=usage, seconds=0.5))
     assert kept.totals() == [
         ("l", "ask", 1, Usage(7, 7, 7, 7), 0.5),
         ("m", "ask", 2, Usage(11, 22, 33, 44, True), 1.0),
@@ -202,7 +204,7 @@ def test_a_run_knows_its_model(kept: Journal) -> None:
     kept.keep_window(run, a_window("a", calls=("lost",)))
     kept.keep_window(run, a_window("b", calls=("k",)))
     assert kept.model(run) == ""
-    kept.keep("k", "Rank-K", "ask", {}, Reply("[1]"))
+    kept.keep("k", "Rank-K", "ask", {}, Response("[1]"))
     assert kept.model(run) == "Rank-K"
 
 
@@ -316,7 +318,7 @@ def test_a_temporary_journal_leaves_no_file_behind(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path))
     journal = Journal()
     for number in range(300):  # more than the page cache holds: it is on disk, not in memory
-        journal.keep(str(number), "m", "ask", {}, Reply(os.urandom(10_000).hex()))
+        journal.keep(str(number), "m", "ask", {}, Response(os.urandom(10_000).hex()))
     journal.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -408,7 +410,7 @@ def test_an_older_journal_is_brought_up_to_date_once(path: Path, version: int, m
         Journal(path, read_only=True)
     for _ in range(2):
         journal = Journal(path)
-        assert journal.reply("k") == Reply("old", None, None, Usage(1, 2, 3, 4), 5.0)
+        assert journal.reply("k") == Response("old", None, None, Usage(1, 2, 3, 4), 5.0)
         assert journal._version() == len(everything)
         assert [record.window for record in journal.windows("r")] == [Window(("a", "b"), (1, 2), "comparison")]
         journal.close()
@@ -505,7 +507,7 @@ def test_keeping_and_finding_a_call_is_quick_and_stays_so_as_the_journal_grows(p
     """Measured: 0.7 times as long as compressing the texts of the call, however many calls are in the journal."""
     journal = Journal(path)
     body = {"messages": [{"role": "user", "content": "a passage of some words " * 500}]}
-    reply = Reply("[1] > [2]", "a thought " * 2000, "stop", Usage(1, 2, 3, 4), 1.0)
+    reply = Response("[1] > [2]", "a thought " * 2000, "stop", Usage(1, 2, 3, 4), 1.0)
     text = json.dumps([body, reply.text, reply.reasoning]).encode()
     numbers = itertools.count()
 

@@ -18,8 +18,15 @@ from rank_k.data.collections.registry import load_collection
 from rank_k.data.files import read_queries, read_run, read_translations
 from rank_k.errors import FormatError, InputError
 from rank_k.evaluation.preferences import UNDONE, Judgment, read_judgments
-from rank_k.server.judging_session import MOST_CHARACTERS, Judge, Questions, file_names, questions, shown
-from rank_k.server.preferences_file import JudgmentFile
+from rank_k.server.judging_session import (
+    MOST_CHARACTERS,
+    JudgingSession,
+    PairwiseItems,
+    displayed_pair,
+    file_names,
+    pairwise_items,
+)
+from rank_k.server.preferences_file import PreferencesFile
 from rank_k.types import Candidate, Passage, Query
 
 SYSTEMS = ("secret-bm25.trec", "secret-reranked.trec")
@@ -34,7 +41,7 @@ def candidates(*doc_ids: str) -> list[Candidate]:
     return [Candidate(doc_id, -place) for place, doc_id in enumerate(doc_ids)]
 
 
-def asked(systems: tuple[str, ...] = SYSTEMS, depth: int = 3, *, turned: bool = False) -> Questions:
+def asked(systems: tuple[str, ...] = SYSTEMS, depth: int = 3, *, turned: bool = False) -> PairwiseItems:
     """The second run, and any further, is the first one turned round; of the last query all say the same. `turned`: the
     same runs and queries, read in another order."""
     forth, back = (0, 1, 2, 3), (3, 2, 1, 0)
@@ -43,8 +50,8 @@ def asked(systems: tuple[str, ...] = SYSTEMS, depth: int = 3, *, turned: bool = 
         for place, name in enumerate(systems)
     }
     if turned:
-        return questions(dict(reversed(QUERIES.items())), TRANSLATIONS, dict(reversed(runs.items())), depth)
-    return questions(QUERIES, TRANSLATIONS, runs, depth)
+        return pairwise_items(dict(reversed(QUERIES.items())), TRANSLATIONS, dict(reversed(runs.items())), depth)
+    return pairwise_items(QUERIES, TRANSLATIONS, runs, depth)
 
 
 class Texts:
@@ -66,7 +73,7 @@ def test_every_query_is_asked_about_unless_there_is_nothing_to_ask() -> None:
     assert (found.alike, found.lacking, found.depth) == (1, 0, 3)
     assert {question.rankings[0] for question in found.asked} == {(f"q{n}-0", f"q{n}-1", f"q{n}-2") for n in range(11)}
     assert [question.translation for question in found.asked if question.translation] == [HEBREW]
-    one_sided = questions(QUERIES, {}, {"a": {"q1": candidates("d")}, "b": {"q1": candidates("e"), "q2": []}})
+    one_sided = pairwise_items(QUERIES, {}, {"a": {"q1": candidates("d")}, "b": {"q1": candidates("e"), "q2": []}})
     assert (len(one_sided.asked), one_sided.lacking) == (1, 11)
 
 
@@ -86,7 +93,7 @@ def test_the_order_is_drawn_and_the_same_for_files_in_any_order() -> None:
 @settings(max_examples=50)
 def test_sides_are_a_fair_coin_that_falls_the_same_again(judge: str, query_id: str) -> None:
     def sides(systems: tuple[str, str]) -> str:
-        (question,) = questions(
+        (question,) = pairwise_items(
             {query_id: Query(query_id, "")}, {}, {s: {query_id: candidates(s)} for s in systems}
         ).asked
         return question.systems[question.sides(judge)[0]]
@@ -99,7 +106,7 @@ def test_sides_cannot_be_worked_out_from_what_is_shown() -> None:
 
     def sides(further: str) -> tuple[int, int]:
         runs = {"a": {"q1": candidates("d1", "d2", further)}, "b": {"q1": candidates("d2", "d1")}}
-        (question,) = questions(QUERIES, {}, runs, depth=2).asked
+        (question,) = pairwise_items(QUERIES, {}, runs, depth=2).asked
         return question.sides("anna")
 
     assert len({sides(f"d{number}") for number in range(3, 30)}) == 2
@@ -118,7 +125,7 @@ def test_what_is_shown_tells_nothing_of_systems() -> None:
     store = Texts({"q1-1": "x" * (MOST_CHARACTERS + 1), "q1-0": HOSTILE})
     question = next(question for question in asked(depth=4).asked if question.query.query_id == "q1")
     for judge in ("anna", "ben", "chen", "dora"):
-        seen = shown(question, judge, store)
+        seen = displayed_pair(question, judge, store)
         told = json.dumps([seen.query, seen.translation, *map(repr, (*seen.left, *seen.right))])
         assert "secret" not in told
         assert "q1-" not in told.replace("text of q1-", "")
@@ -159,9 +166,9 @@ def test_a_real_cross_language_set_has_its_translations() -> None:
     assert sum(any("а" <= letter <= "я" for letter in text) for text in translations.values()) > 1180
     run = read_run(files.runs[0])
     other = {query_id: found[::-1] for query_id, found in run.items()}
-    asked = questions(read_queries(files.queries), translations, {"bm25": run, "turned": other})
+    asked = pairwise_items(read_queries(files.queries), translations, {"bm25": run, "turned": other})
     with files.corpus.store() as store:
-        seen = shown(asked.asked[0], "anna", store)
+        seen = displayed_pair(asked.asked[0], "anna", store)
     assert seen.translation == translations[asked.asked[0].query.query_id]
     assert len(seen.left) == len(seen.right) == 10
 
@@ -171,7 +178,7 @@ def test_a_real_cross_language_set_has_its_translations() -> None:
 
 def test_a_judge_goes_through_all_and_back() -> None:
     found, rows = asked(), []
-    anna = Judge("anna", found, [])
+    anna = JudgingSession("anna", found, [])
     while (question := anna.next()) is not None:
         row = anna.judgment(question, "left", 1.5, NOON)  # a clock that stands still
         assert row.left_doc_ids == question.rankings[question.sides("anna")[0]]
@@ -184,19 +191,19 @@ def test_a_judge_goes_through_all_and_back() -> None:
     assert last is not None
     anna.take(anna.judgment(last, UNDONE, None, NOON - timedelta(days=1)))
     assert (anna.done, anna.next()) == (10, last)
-    again = Judge("anna", found, rows)
+    again = JudgingSession("anna", found, rows)
     assert (again.done, again.last()) == (11, last)
-    assert Judge("ben", found, rows).done == 0
+    assert JudgingSession("ben", found, rows).done == 0
 
 
 def test_what_was_said_of_other_passages_is_asked_again() -> None:
-    anna = Judge("anna", asked(), [])
+    anna = JudgingSession("anna", asked(), [])
     question = anna.next()
     assert question is not None
     row = anna.judgment(question, "tie", None, NOON)
-    assert Judge("anna", asked(), [row]).done == 1
-    assert Judge("anna", asked(depth=2), [row]).done == 0
-    assert Judge("anna", asked(("a", "b")), [row]).done == 0
+    assert JudgingSession("anna", asked(), [row]).done == 1
+    assert JudgingSession("anna", asked(depth=2), [row]).done == 0
+    assert JudgingSession("anna", asked(("a", "b")), [row]).done == 0
 
 
 # --- the file ---
@@ -204,21 +211,21 @@ def test_what_was_said_of_other_passages_is_asked_again() -> None:
 
 @pytest.fixture
 def row() -> Judgment:
-    anna = Judge("anna", asked(), [])
+    anna = JudgingSession("anna", asked(), [])
     question = anna.next()
     assert question is not None
     return anna.judgment(question, "tie", 3.25, NOON)
 
 
 def kept(path: Path) -> list[Judgment]:
-    file = JudgmentFile(path)
+    file = PreferencesFile(path)
     file.close()
     return file.rows
 
 
 def test_rows_are_on_disk_at_once_and_nobody_else_reads_them(tmp_path: Path, row: Judgment) -> None:
     path = tmp_path / "judgments.jsonl"
-    file = JudgmentFile(path)
+    file = PreferencesFile(path)
     assert file.rows == []
     file.append(row)
     assert read_judgments(path) == file.rows == [row]
@@ -230,9 +237,9 @@ def test_rows_are_on_disk_at_once_and_nobody_else_reads_them(tmp_path: Path, row
 
 
 def test_a_file_is_one_servers(tmp_path: Path, row: Judgment) -> None:
-    file = JudgmentFile(tmp_path / "judgments.jsonl")
+    file = PreferencesFile(tmp_path / "judgments.jsonl")
     with pytest.raises(InputError, match="another server writes"):
-        JudgmentFile(tmp_path / "judgments.jsonl")
+        PreferencesFile(tmp_path / "judgments.jsonl")
     file.close()
     assert kept(tmp_path / "judgments.jsonl") == []
 
@@ -259,13 +266,13 @@ def test_a_file_of_another_kind_is_left_alone(tmp_path: Path, text: str) -> None
     path = tmp_path / "qrels.trec"
     path.write_text(text)
     with pytest.raises(FormatError):
-        JudgmentFile(path)
+        PreferencesFile(path)
     assert path.read_text() == text
 
 
 def test_a_row_that_did_not_fit_is_not_there(tmp_path: Path, row: Judgment, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "judgments.jsonl"
-    file = JudgmentFile(path)
+    file = PreferencesFile(path)
     file.append(row)
     write = os.write
 

@@ -10,10 +10,10 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from rank_k.evaluation.preferences import read_judgments
-from rank_k.reports.evaluation_report import report
-from rank_k.server.config import Doors
-from rank_k.server.judging_session import questions
-from rank_k.server.report_routes import ComparingRoom
+from rank_k.reports.evaluation_report import render_report
+from rank_k.server.config import AccessConfig
+from rank_k.server.judging_session import pairwise_items
+from rank_k.server.report_routes import ReportRoutes
 from rank_k.server.web_pages import PAGES
 from rank_k.types import Candidate, Query
 from tests.browsing import CHROMIUM, LOOKS, Theme, a_browser, assert_in_order, tabbed_to, visited
@@ -45,7 +45,7 @@ def browser() -> Iterator[Browser]:
         yield started
 
 
-def small_study(path: Path, doors: Doors = Doors()) -> AbstractContextManager[Served]:
+def small_study(path: Path, doors: AccessConfig = AccessConfig()) -> AbstractContextManager[Served]:
     """Four queries by two systems, and a report."""
     runs = {
         name: {q: [Candidate(f"{q}-{n}", -place) for place, n in enumerate(order)] for q in QUERIES}
@@ -53,8 +53,8 @@ def small_study(path: Path, doors: Doors = Doors()) -> AbstractContextManager[Se
     }
     store = Texts({f"{q}-{n}": text for q in QUERIES for n, text in PASSAGES.items()})
     links = [(page.path, page.title, page.path == "/compare") for page in PAGES]
-    beside = ComparingRoom(lambda: report(assessed(), MADE, TEXTS, links))
-    return study(path, doors, store, questions(QUERIES, TRANSLATIONS, runs), [beside])
+    beside = ReportRoutes(lambda: render_report(assessed(), MADE, TEXTS, links))
+    return study(path, doors, store, pairwise_items(QUERIES, TRANSLATIONS, runs), [beside])
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_without_runs_both_pages_say_how_to_name_them(browser: Browser) -> None:
 
 def test_where_a_key_is_asked_for_it_is_given_once(browser: Browser, tmp_path: Path) -> None:
     with (
-        small_study(tmp_path / "judgments.jsonl", Doors(keys=(KEY,))) as server,
+        small_study(tmp_path / "judgments.jsonl", AccessConfig(keys=(KEY,))) as server,
         visited(browser, f"{server.url}/judge", refused=(401,)) as page,
     ):
         page.locator("#key").fill(KEY)

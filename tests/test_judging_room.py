@@ -20,12 +20,12 @@ import pytest
 from rank_k.cli import main
 from rank_k.errors import InputError
 from rank_k.evaluation.preferences import read_judgments
-from rank_k.server.app import Room
-from rank_k.server.config import Doors
-from rank_k.server.judging_routes import JudgingRoom
-from rank_k.server.judging_session import Questions
-from rank_k.server.preferences_file import JudgmentFile
-from rank_k.server.report_routes import ComparingRoom
+from rank_k.server.app import RouteGroup
+from rank_k.server.config import AccessConfig
+from rank_k.server.judging_routes import JudgingRoutes
+from rank_k.server.judging_session import PairwiseItems
+from rank_k.server.preferences_file import PreferencesFile
+from rank_k.server.report_routes import ReportRoutes
 from rank_k.server.web_pages import paths
 from rank_k.types import Passage
 from tests.serving import Answer, Served, command, served
@@ -40,14 +40,14 @@ pytestmark = pytest.mark.integration
 @contextmanager
 def study(
     path: Path,
-    doors: Doors = Doors(),
+    doors: AccessConfig = AccessConfig(),
     store: Texts | None = None,
-    of: Questions | None = None,
-    beside: Sequence[Room] = (),
+    of: PairwiseItems | None = None,
+    beside: Sequence[RouteGroup] = (),
 ) -> Iterator[Served]:
-    file = JudgmentFile(path)
+    file = PreferencesFile(path)
     try:
-        room = JudgingRoom(of or asked(), store or Texts(), file)
+        room = JudgingRoutes(of or asked(), store or Texts(), file)
         with served(None, doors=doors, rooms=[room, *beside]) as running:
             yield running
     finally:
@@ -226,7 +226,7 @@ def test_other_pages_and_other_kinds_of_body_are_refused(server: Served) -> None
 
 def test_where_a_key_is_asked_for_judging_needs_it(tmp_path: Path) -> None:
     key = "sk-judges-0123456789"
-    with study(tmp_path / "judgments.jsonl", Doors(keys=(key,))) as server:
+    with study(tmp_path / "judgments.jsonl", AccessConfig(keys=(key,))) as server:
         for path in ("/judge/question?judge=anna", "/judge/judgments.jsonl", "/page/rooms.json"):
             assert server.get(path).status == 401
             assert server.get(path, Authorization=f"Bearer {key}").status == 200
@@ -236,9 +236,9 @@ def test_where_a_key_is_asked_for_judging_needs_it(tmp_path: Path) -> None:
 
 def test_who_lets_in_everybody_gives_nobody_the_names(tmp_path: Path) -> None:
     """Judges may come from elsewhere without a key; the export, and the report, are for who has one."""
-    file = JudgmentFile(tmp_path / "judgments.jsonl")
-    rooms: list[Room] = [JudgingRoom(asked(), Texts(), file), ComparingRoom(lambda: "secret")]
-    with served(None, doors=Doors(host="0.0.0.0"), rooms=rooms) as server:
+    file = PreferencesFile(tmp_path / "judgments.jsonl")
+    rooms: list[RouteGroup] = [JudgingRoutes(asked(), Texts(), file), ReportRoutes(lambda: "secret")]
+    with served(None, doors=AccessConfig(host="0.0.0.0"), rooms=rooms) as server:
         assert say(server, at(server), "left").status == 200
         for path in ("/judge/judgments.jsonl", "/compare/report"):
             answer = server.get(path)
@@ -309,8 +309,8 @@ def test_the_report_is_made_once_beside_other_work() -> None:
         return "<!doctype html><title>r</title>"
 
     key = "sk-compare-0123456789"
-    room = ComparingRoom(make)
-    with served(None, doors=Doors(keys=(key,)), rooms=[room]) as server:
+    room = ReportRoutes(make)
+    with served(None, doors=AccessConfig(keys=(key,)), rooms=[room]) as server:
         assert server.get("/compare/report").status == 401
         answers: list[Answer] = []
         waiting = [
@@ -347,7 +347,7 @@ def test_a_report_that_cannot_be_made_may_be_made_later() -> None:
             raise result
         return result
 
-    with served(None, rooms=[ComparingRoom(make)]) as server:
+    with served(None, rooms=[ReportRoutes(make)]) as server:
         refused = server.get("/compare/report")
         assert refused.status == 500
         assert "secret" not in refused.raw.decode()

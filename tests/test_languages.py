@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from rank_k.cli import main
 from rank_k.data.collections.registry import CollectionFiles, load_collection
 from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
-from rank_k.data.token_estimate import cut_at
+from rank_k.data.token_estimate import truncate_graphemes
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
-from rank_k.models.base import OnText, Reply, Request
-from rank_k.models.simulated import SimulatedJudge
+from rank_k.models.base import OnChunk, Request, Response
+from rank_k.models.simulated import SimulatedModel
 from rank_k.reranker import Reranker
 from rank_k.retrieval import analyzers
-from rank_k.retrieval.analyzers import LANGUAGES, analyser_for
+from rank_k.retrieval.analyzers import LANGUAGES, analyzer_for
 from rank_k.retrieval.bm25 import retrieve
 from rank_k.types import Candidate, Passage, Query
-from rank_k.window.parsing import parse_answer
-from rank_k.window.prompt import harmless
+from rank_k.window.parsing import parse_ranking
+from rank_k.window.prompt import sanitize
 
 pytestmark = pytest.mark.integration
 
@@ -35,7 +35,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def test_english() -> None:
-    analyse = analyser_for("en")
+    analyse = analyzer_for("en")
     assert analyse("The Wings, AND the winging of a wing") == ["wing", "wing", "wing"]
     assert analyse("vitamin C") == ["vitamin", "c"]
     assert analyse("Überraschung № 5") == ["überraschung", "5"]
@@ -58,14 +58,14 @@ def test_english() -> None:
     ],
 )
 def test_forms_that_are_one_term(language: str, text: str, same: str) -> None:
-    analyse = analyser_for(language)
+    analyse = analyzer_for(language)
     assert analyse(text)
     assert [term for term in analyse(text) if len(term) > 1] == [term for term in analyse(same) if len(term) > 1]
 
 
 @pytest.mark.parametrize("language", ["zh", "en", "und"])
 def test_scripts_without_blanks_are_characters_and_bigrams_in_every_language(language: str) -> None:
-    analyse = analyser_for(language)
+    analyse = analyzer_for(language)
     assert sorted(analyse("東京都、茶")) == sorted(["東", "京", "都", "東京", "京都", "茶"])
     assert sorted(analyse("NHKは2024年")) == sorted(["nhk", "は", "2024", "年"])
     assert sorted(analyse("ที่นี่")) == sorted(["ที่", "นี่", "ที่นี่"]), "vowel signs and tones stay with their letter"
@@ -73,13 +73,13 @@ def test_scripts_without_blanks_are_characters_and_bigrams_in_every_language(lan
 
 
 def test_words_keep_their_marks() -> None:
-    assert analyser_for("und")("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
+    assert analyzer_for("und")("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
 
 
 def test_every_language_analyses_every_script() -> None:
     text = "Wörter, слова كلمات کلمات शब्द 言葉 คำ 단어 λέξεις երկու 12"
     for language in LANGUAGES:
-        assert len(analyser_for(language)(text)) >= 12
+        assert len(analyzer_for(language)(text)) >= 12
 
 
 def test_the_stemmers_of_the_list_are_snowballs() -> None:
@@ -90,19 +90,19 @@ def test_the_stemmers_of_the_list_are_snowballs() -> None:
 @pytest.mark.parametrize("language", ["xx", "", "english", "zho", "en-US"])
 def test_an_unknown_language_is_one_error_that_lists_the_known(language: str) -> None:
     with pytest.raises(InputError, match=rf"{language!r}; give one of ar, .* und leaves"):
-        analyser_for(language)
+        analyzer_for(language)
 
 
 def test_an_old_stemmer_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     old = SimpleNamespace(version=lambda: "2.2.0", Stemmer=lambda name: {}[name])
     monkeypatch.setattr(analyzers, "load", lambda _: old)
     with pytest.raises(InputError, match=r"PyStemmer 2\.2\.0 has no persian stemmer; pip install"):
-        analyser_for("fa")
+        analyzer_for("fa")
 
 
 @given(text=st.text(), language=st.sampled_from(["en", "tr", "zh", "fa", "hi", "und"]))
 def test_any_text_becomes_terms_that_hold_no_blanks(text: str, language: str) -> None:
-    for term in analyser_for(language)(text + "\ud800"):
+    for term in analyzer_for(language)(text + "\ud800"):
         assert term
         assert not any(char.isspace() for char in term)
 
@@ -128,12 +128,12 @@ def test_one_character_is_found() -> None:
     ],
 )
 def test_orders_are_read_in_any_language(reply: str) -> None:
-    assert parse_answer(reply, 3).tiers == ((3,), (1, 2))
+    assert parse_ranking(reply, 3).tiers == ((3,), (1, 2))
 
 
 def test_right_to_left_text_reaches_the_model_as_it_is() -> None:
     text = "\u202bمی\u200cشود [۱]\u202c \u200fשלום\u200e \u0645\u064e"
-    assert harmless(text) == text.replace("[۱]", "(۱)")
+    assert sanitize(text) == text.replace("[۱]", "(۱)")
 
 
 # --- whole runs ---
@@ -146,14 +146,14 @@ WHOLE = {
 }
 
 
-class Onlooker(SimulatedJudge):
+class Onlooker(SimulatedModel):
     """The noiseless judge, keeping what it was shown."""
 
     def __init__(self, grades: Mapping[str, Mapping[str, int]]) -> None:
         super().__init__(grades)
         self.shown: list[tuple[str, tuple[str, ...], str]] = []
 
-    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
         self.shown.append((request.subject.query_id, request.subject.doc_ids, request.messages[-1].content))
         return await super().ask(request, on_text)
 
@@ -184,7 +184,7 @@ def test_figures_that_the_analysers_were_chosen_by(name: str, language: str, exp
     files = files_of(name)
     assert files.qrels is not None
     queries = read_queries(files.queries).values()
-    run = dict(retrieve(queries, read_passages(files.documents), analyser=analyser_for(language)))
+    run = dict(retrieve(queries, read_passages(files.documents), analyser=analyzer_for(language)))
     found = {query_id: [candidate.doc_id for candidate in candidates] for query_id, candidates in run.items()}
     assert round(ndcg(read_qrels(files.qrels), found), 4) == expected
 
@@ -225,14 +225,14 @@ def test_whole_runs_in_other_languages(name: str, step: int, tmp_path: Path) -> 
 
     cuts = set()
     for query_id, doc_ids, prompt in judge.shown:
-        assert harmless(queries[query_id].text, markers=False) in prompt, "the original, not the translation"
+        assert sanitize(queries[query_id].text, markers=False) in prompt, "the original, not the translation"
         shown = prompt[prompt.index("\n[1] ") :].split("\n[")[1:]
         assert len(shown) == len(doc_ids)
         for number, (doc_id, text) in enumerate(zip(doc_ids, shown, strict=True), 1):
             cuts.add((doc_id, text.removeprefix(f"{number}] ").rstrip("\n")))
     cut_short = 0
     for doc_id, text in cuts:
-        whole = harmless(passages[doc_id].text)
+        whole = sanitize(passages[doc_id].text)
         assert whole.startswith(text)
         cut_short += len(text) < len(whole)
         assert_between_characters(whole, text)
@@ -255,7 +255,7 @@ def assert_between_characters(whole: str, cut: str) -> None:
 def texts_of(name: str) -> Iterator[str]:
     for number, passage in enumerate(read_passages(files_of(name).documents)):
         if number % 10 == 0:
-            yield harmless(passage.text)
+            yield sanitize(passage.text)
 
 
 @pytest.mark.parametrize("name", [*WHOLE, "train/iapp-th", "train/arcd-ar"])
@@ -263,7 +263,7 @@ def test_every_cut_of_real_texts_falls_between_characters(name: str) -> None:
     for text in texts_of(name):
         lengths = range(0, len(text), 7)
         for length in lengths:
-            cut = cut_at(text, length)
+            cut = truncate_graphemes(text, length)
             assert length - 40 < len(cut) <= length or not cut.strip(), "little is lost"
             assert text.startswith(cut)
             assert_between_characters(text, cut)

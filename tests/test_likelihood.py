@@ -20,22 +20,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.cli import main
-from rank_k.errors import GaveUp, InputError, QueryTooLong, Refused
+from rank_k.errors import InputError, QueryTooLong, RequestRejected, RetriesExhausted
 from rank_k.journal import Journal
-from rank_k.models.base import Abilities, Model, OnText, Reply, Request, Usage
-from rank_k.models.forced_text import Token, gbnf, most_tokens, tokens_of, told
+from rank_k.models.base import Capabilities, Model, OnChunk, Request, Response, Usage
+from rank_k.models.forced_text import Token, gbnf, max_token_bound, parse_tokens, token_log_probabilities
 from rank_k.models.mock import ScriptedModel
-from rank_k.models.retry import Retries
+from rank_k.models.retry import RetryPolicy
 from rank_k.reranker import Reranker
 from rank_k.types import Passage, Query, Window
-from rank_k.window.listwise import Asked
-from rank_k.window.query_likelihood import LikelihoodAsker, log_probability, ordered
+from rank_k.window.listwise import WindowReport
+from rank_k.window.query_likelihood import QueryLikelihoodRanker, log_probability, order_by_score
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, Seen, make_queries
 from tests.waiting import until
 
-SPELLS = Abilities(logprobs=True, thinks=False, spells=True)
-QUICK = Retries(first=0.001, longest=0.01)
+SPELLS = Capabilities(logprobs=True, thinks=False, spells=True)
+QUICK = RetryPolicy(first=0.001, longest=0.01)
 
 # --- the grammar -----------------------------------------------------------------------------------
 
@@ -78,7 +78,7 @@ def test_the_grammar_admits_the_text_and_nothing_else(given: tuple[str, tuple[To
     said, named = read_gbnf(gbnf(tokens), {token.number: token.text for token in tokens})
     assert said.decode() == text
     assert named == sorted(named)
-    assert len(tokens) <= most_tokens(tokens) <= len(text.encode())
+    assert len(tokens) <= max_token_bound(tokens) <= len(text.encode())
 
 
 @given(tokenised())
@@ -99,7 +99,7 @@ def _is_text(data: bytes) -> bool:
 
 def test_parts_of_a_character_are_written_out_with_what_shares_their_tokens() -> None:
     assert gbnf(PARTS) == 'root ::= <[7]> "\\U00000020\\U0001F469" <[6]>'
-    assert most_tokens(PARTS) == 2 + 5
+    assert max_token_bound(PARTS) == 2 + 5
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_parts_of_a_character_are_written_out_with_what_shares_their_tokens() ->
     ],
 )
 def test_tokens_as_a_server_tells_them(answer: Any, tokens: Any) -> None:
-    assert tokens_of(answer) == tokens
+    assert parse_tokens(answer) == tokens
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_tokens_as_a_server_tells_them(answer: Any, tokens: Any) -> None:
 )
 def test_what_counts_of_what_was_said(said: list[tuple[str, float]], counted: Any) -> None:
     """However the character was cut, the sum is over the same tokens."""
-    assert told(PARTS, said) == counted
+    assert token_log_probabilities(PARTS, said) == counted
 
 
 @given(tokenised(), st.data())
@@ -144,7 +144,7 @@ def test_tokens_named_by_number_count_and_no_others(given: tuple[str, tuple[Toke
         text, named = read_gbnf(f"root ::= {part}", by_number)
         cut = 0 if named else data.draw(st.integers(0, max(len(text.decode()) - 1, 0)))
         said += [(piece, -1.0) for piece in (text.decode()[:cut], text.decode()[cut:]) if piece]
-    counted = told(tokens, [*said, ("", -5.0)])
+    counted = token_log_probabilities(tokens, [*said, ("", -5.0)])
     _, named = read_gbnf(gbnf(tokens), by_number)
     assert counted is not None
     assert [text.encode() for text, _ in counted] == [by_number[number] for number in named]
@@ -159,7 +159,7 @@ scores = st.dictionaries(st.sampled_from(DOCS), st.sampled_from([-3.0, -2.0, -1.
 
 @given(scores)
 def test_an_order_follows_the_scores(scores: dict[str, float]) -> None:
-    order = ordered(WINDOW, scores)
+    order = order_by_score(WINDOW, scores)
     assert sorted(order.doc_ids) == sorted(DOCS)
     assert order.ranked == bool(scores)
     assert order.placed == scores.keys()
@@ -173,9 +173,9 @@ def test_an_order_follows_the_scores(scores: dict[str, float]) -> None:
     assert len(order.tiers) == len(set(scores.values())) + len(rest)
 
 
-def reply(*tokens: tuple[str, float], text: str | None = None, completion: int = 0) -> Reply:
+def reply(*tokens: tuple[str, float], text: str | None = None, completion: int = 0) -> Response:
     said = "".join(token for token, _ in tokens) if text is None else text
-    return Reply(said, finish_reason="length", usage=Usage(10, completion), tokens=tokens or None)
+    return Response(said, finish_reason="length", usage=Usage(10, completion), tokens=tokens or None)
 
 
 @pytest.mark.parametrize(
@@ -191,16 +191,16 @@ def reply(*tokens: tuple[str, float], text: str | None = None, completion: int =
         (reply((" a", 0.0), (" b", 0.5)), 0.0),
     ],
 )
-def test_what_a_reply_tells(heard: Reply, score: float | None) -> None:
+def test_what_a_reply_tells(heard: Response, score: float | None) -> None:
     assert log_probability(heard, " a b") == score
 
 
 # --- asking ----------------------------------------------------------------------------------------
 
 
-def ask(model: Model, query: str, passages: list[str], **options: Any) -> Asked:
-    async def once() -> Asked:
-        asker = LikelihoodAsker(model, Journal(), **options)
+def ask(model: Model, query: str, passages: list[str], **options: Any) -> WindowReport:
+    async def once() -> WindowReport:
+        asker = QueryLikelihoodRanker(model, Journal(), **options)
         await asker.prepare()
         shown = {str(i): Passage(str(i), text) for i, text in enumerate(passages)}
         texts = await asker.texts(Query("q", query), shown)
@@ -209,7 +209,7 @@ def ask(model: Model, query: str, passages: list[str], **options: Any) -> Asked:
     return asyncio.run(once())
 
 
-def by_length(request: Request) -> Reply:
+def by_length(request: Request) -> Response:
     """The longer the passage, the likelier the query."""
     assert request.spelling is not None
     [message] = request.messages
@@ -236,7 +236,7 @@ def test_equal_passages_are_tied() -> None:
 
 
 def test_a_passage_without_a_score_comes_last_and_is_counted() -> None:
-    def some(request: Request) -> Reply:
+    def some(request: Request) -> Response:
         return reply(text="no idea") if "bad" in request.messages[0].content else by_length(request)
 
     asked = ask(ScriptedModel(some, abilities=SPELLS), "q", ["bad", "x", "bad too, and long", "xyz"])
@@ -253,7 +253,7 @@ def test_no_score_at_all_leaves_the_window_as_it_was() -> None:
 
 
 class Slow(ScriptedModel):
-    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
         await asyncio.sleep(0.02)
         return await super().ask(request, on_text)
 
@@ -384,7 +384,7 @@ def test_a_server_that_tells_no_probabilities_leaves_the_run_as_it_was(llamacpp:
 
 
 def test_a_server_that_takes_no_grammar_of_tokens_is_named(llamacpp: Callable[..., Loopback]) -> None:
-    with reranker(llamacpp(abilities="logprobs")) as by_likelihood, pytest.raises(Refused):
+    with reranker(llamacpp(abilities="logprobs")) as by_likelihood, pytest.raises(RequestRejected):
         rankings(by_likelihood)
 
 
@@ -398,13 +398,13 @@ def test_a_server_that_cannot_is_told_before_any_call(loopback: StartLoopback, o
 
 def test_a_refusal_ends_the_run_and_nothing_goes_on_behind_it(llamacpp: Callable[..., Loopback]) -> None:
     server = llamacpp(refuse=403)
-    with reranker(server, concurrency=1) as by_likelihood, pytest.raises(Refused, match="--api-key-env"):
+    with reranker(server, concurrency=1) as by_likelihood, pytest.raises(RequestRejected, match="--api-key-env"):
         rankings(by_likelihood)
     assert len(questions(server)) <= 2
 
 
 def test_a_server_that_is_gone_ends_the_run(llamacpp: Callable[..., Loopback]) -> None:
-    with reranker(llamacpp(http_500=(1.0, 10**6))) as by_likelihood, pytest.raises(GaveUp):
+    with reranker(llamacpp(http_500=(1.0, 10**6))) as by_likelihood, pytest.raises(RetriesExhausted):
         rankings(by_likelihood)
 
 

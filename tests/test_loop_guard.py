@@ -7,15 +7,15 @@ from functools import partial
 
 import pytest
 
-from rank_k.window.repetition import LoopWatch
-from rank_k.window.repetition_guard import LoopGuard
+from rank_k.window.repetition import RepetitionTracker
+from rank_k.window.repetition_guard import RepetitionDetector
 from tests.test_loops import LOOPS, THOUGHTFUL, looped
 from tests.waiting import cpu_seconds
 
 LATE = 1_024 + 16
 
 
-def first_alarm(watch: LoopGuard | LoopWatch, text: str, piece: int = 16) -> int | None:
+def first_alarm(watch: RepetitionDetector | RepetitionTracker, text: str, piece: int = 16) -> int | None:
     for i in range(0, len(text), piece):
         if watch.feed(text[i : i + piece]):
             return i + piece
@@ -23,7 +23,7 @@ def first_alarm(watch: LoopGuard | LoopWatch, text: str, piece: int = 16) -> int
 
 
 def agree(text: str) -> None:
-    watch, guard = LoopWatch(), LoopGuard()
+    watch, guard = RepetitionTracker(), RepetitionDetector()
     told, later = first_alarm(watch, text), first_alarm(guard, text)
     assert told is not None, "not a loop: the example is wrong"
     assert later is not None
@@ -46,7 +46,7 @@ def test_thoughts_that_get_stuck(name: str, length: int) -> None:
 
 @pytest.mark.parametrize("name", THOUGHTFUL)
 def test_thoughtful_traces_are_left_alone(name: str) -> None:
-    guard = LoopGuard()
+    guard = RepetitionDetector()
     assert first_alarm(guard, THOUGHTFUL[name]) is None
     assert guard.start is None
 
@@ -58,11 +58,11 @@ def test_a_thought_costs_less() -> None:
     marks = tuple(f"Q1-D{i:02d}-G1" for i in range(20))
     thought = "".join(compose(Plan(), marks, "window", {"messages": []}).thought)
 
-    def feed(kind: type[LoopGuard] | type[LoopWatch]) -> None:
+    def feed(kind: type[RepetitionDetector] | type[RepetitionTracker]) -> None:
         for _ in range(20):
             assert first_alarm(kind(), thought, piece=60) is None
 
-    guard, watch = cpu_seconds(partial(feed, LoopGuard), partial(feed, LoopWatch))
+    guard, watch = cpu_seconds(partial(feed, RepetitionDetector), partial(feed, RepetitionTracker))
     assert guard < 0.8 * watch
 
 
@@ -74,7 +74,7 @@ def test_time_is_linear_in_thoughts_that_never_loop() -> None:
     random = Random(0)
     words = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=random.randint(2, 9))) for _ in range(20_000)]
 
-    guard, seconds = LoopGuard(), []
+    guard, seconds = RepetitionDetector(), []
     for _ in range(60):
         text = " ".join(random.choices(words, k=20_000)) + " "
         start = time.process_time()

@@ -21,8 +21,8 @@ import psutil
 import pytest
 from benchmarks.ideal import simulate, simulate_dataset
 
-from rank_k.strategies.base import Steps
-from rank_k.types import Order, Ranking, Round, Window
+from rank_k.strategies.base import StrategyGenerator
+from rank_k.types import Ranking, Round, Window, WindowRanking
 from tests.conftest import StartLoopback
 from tests.loopback import (
     QUIRKS,
@@ -582,7 +582,7 @@ def test_peak_concurrency_counts_overlaps_only() -> None:
     assert peak_concurrency([(0.0, 1.0), (1.0, 2.0)]) == 1
 
 
-def _steps(name: str, rounds: list[int], log: list[str]) -> Steps:
+def _steps(name: str, rounds: list[int], log: list[str]) -> StrategyGenerator:
     """A query of so many windows in each round, that says when it begins and checks what it is sent."""
     log.append(name)
     left = sum(rounds)
@@ -597,7 +597,9 @@ def _steps(name: str, rounds: list[int], log: list[str]) -> Steps:
 def _simulate(queries: dict[str, list[int]], slots: int, seconds: dict[str, float]) -> Any:
     log: list[str] = []
     made = (_steps(name, rounds, log) for name, rounds in queries.items())
-    done = simulate(made, slots, lambda _, window: seconds[window.doc_ids[0]], lambda _, window: Order.unranked(window))
+    done = simulate(
+        made, slots, lambda _, window: seconds[window.doc_ids[0]], lambda _, window: WindowRanking.unranked(window)
+    )
     return done, [(call.window.doc_ids[0], call.start, call.end) for call in done.calls]
 
 

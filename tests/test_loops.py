@@ -18,8 +18,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rank_k.data.token_estimate import estimated_tokens
-from rank_k.window.repetition import LONGEST_PERIOD, LoopWatch
+from rank_k.data.token_estimate import estimate_tokens
+from rank_k.window.repetition import LONGEST_PERIOD, RepetitionTracker
 from tests.waiting import cpu_seconds
 
 TRACES = Path(__file__).parent / "traces"
@@ -108,9 +108,9 @@ def pieces(text: str, cuts: Iterable[int]) -> list[str]:
     return [text[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-def read(parts: Iterable[str], passages: int = 20) -> tuple[LoopWatch, int | None]:
+def read(parts: Iterable[str], passages: int = 20) -> tuple[RepetitionTracker, int | None]:
     """The watch, and how many characters had been read when it saw a loop."""
-    watch = LoopWatch(passages)
+    watch = RepetitionTracker(passages)
     count = 0
     for part in parts:
         count += len(part)
@@ -137,7 +137,7 @@ def assert_noticed(beginning: str, unit: str) -> None:
     late = text[len(beginning) + 2 * len(unit) : seen]
     assert len(late) <= 1000
     words = re.sub(r"(?:([^\w\s]|_)\1+|\d)", "", late)  # the estimate has a token for each mark and digit
-    assert estimated_tokens(words) <= 256
+    assert estimate_tokens(words) <= 256
     start, period = watch.start, watch.period
     assert start is not None
     assert period is not None
@@ -317,7 +317,7 @@ def test_time_is_linear(kind: str) -> None:
     """Eight times the text takes about eight times as long; quadratic time would be 64 times as long."""
 
     def feed(size: int) -> None:
-        watch, text = LoopWatch(), hostile(kind, size)
+        watch, text = RepetitionTracker(), hostile(kind, size)
         for part in pieces(text, range(0, len(text), 1000)):
             watch.feed(part)
 
@@ -329,7 +329,7 @@ def test_memory_is_small() -> None:
     text = hostile("ideographs", 20_000)
     tracemalloc.start()
     try:
-        watches = [LoopWatch() for _ in range(4)]
+        watches = [RepetitionTracker() for _ in range(4)]
         for part in pieces(text, range(0, len(text), 1000)):
             assert not any(watch.feed(part) for watch in watches)
         assert tracemalloc.get_traced_memory()[0] < 4 * 500_000 + 2_000_000  # and what they share

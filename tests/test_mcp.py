@@ -19,10 +19,10 @@ from mcp.types import CallToolResult, TextContent
 from rank_k import Reranker, ScriptedModel
 from rank_k.errors import JournalError
 from rank_k.models.base import Request
-from rank_k.models.retry import Retries
-from rank_k.server.api_errors import Refusal
-from rank_k.server.config import Doors, Limits
-from rank_k.server.mcp import input_schema, wanted_by
+from rank_k.models.retry import RetryPolicy
+from rank_k.server.api_errors import ApiError
+from rank_k.server.config import AccessConfig, Limits
+from rank_k.server.mcp import input_schema, parse_tool_arguments
 from rank_k.server.mcp_http import make_mcp_app
 from tests.conftest import StartLoopback
 from tests.serving import ROOT, Served, served
@@ -226,20 +226,20 @@ def test_arguments_that_will_not_do_are_named(server: Served, arguments: dict[st
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["top_n", "deadline_seconds", "think", "documents"])
 def test_numbers_that_are_none_are_refused(name: str, value: float) -> None:
-    with pytest.raises(Refusal, match="no number"):
-        wanted_by({"query": "q", "documents": [], name: value}, Limits())
+    with pytest.raises(ApiError, match="no number"):
+        parse_tool_arguments({"query": "q", "documents": [], name: value}, Limits())
 
 
 def test_arguments_without_end_are_refused() -> None:
     nested: list[Any] = []
     for _ in range(100_000):
         nested = [nested]
-    with pytest.raises(Refusal, match="nested too deeply"):
-        wanted_by({"query": "q", "documents": nested}, Limits())
+    with pytest.raises(ApiError, match="nested too deeply"):
+        parse_tool_arguments({"query": "q", "documents": nested}, Limits())
     while nested:  # or else taking it apart is too deep as well
         [nested] = nested
-    with pytest.raises(Refusal, match="too large"):
-        wanted_by({"query": "q", "documents": [], "top_n": 10**5000}, Limits())
+    with pytest.raises(ApiError, match="too large"):
+        parse_tool_arguments({"query": "q", "documents": [], "top_n": 10**5000}, Limits())
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -253,7 +253,7 @@ def test_another_tool_is_an_error_of_the_protocol(server: Served, mode: str) -> 
 
 def test_of_a_failing_model_clients_hear_no_more_than_that_it_fails(loopback: StartLoopback) -> None:
     model = loopback(refuse=403, api_key="sk-model-0123456789")
-    reranker = Reranker(server=model.url, api_key="sk-model-0123456789", retries=Retries(overloaded=1, broken=1))
+    reranker = Reranker(server=model.url, api_key="sk-model-0123456789", retries=RetryPolicy(overloaded=1, broken=1))
     with served(reranker, make=make_mcp_app) as server:
         result = call(server, query="q", documents=["a", "b"])
         [error] = server.errors
@@ -359,7 +359,7 @@ def test_too_many_are_told_to_come_again(loopback: StartLoopback) -> None:
 
 def test_a_key_opens(loopback: StartLoopback) -> None:
     model = loopback()
-    doors = Doors(keys=(KEY,))
+    doors = AccessConfig(keys=(KEY,))
     with served(Reranker(server=model.url), doors=doors, make=make_mcp_app) as server:
         for mode in MODES:
             result = call(server, mode, KEY, query="q", documents=marked(0))

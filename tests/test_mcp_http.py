@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rank_k import Reranker, ScriptedModel
-from rank_k.server.config import Doors, Limits
+from rank_k.server.config import AccessConfig, Limits
 from rank_k.server.mcp_http import make_mcp_app
 from tests.conftest import StartLoopback
 from tests.serving import Answer, Served, command, served
@@ -127,7 +127,7 @@ def test_what_is_posted_must_say_that_it_is_json(server: Served, kind: str) -> N
 
 
 def test_the_key_is_needed_and_pages_that_are_allowed_may_use_it() -> None:
-    doors = Doors(keys=(KEY,), hosts=frozenset({"tools.internal"}), origins=frozenset({PAGE}))
+    doors = AccessConfig(keys=(KEY,), hosts=frozenset({"tools.internal"}), origins=frozenset({PAGE}))
     with served(Reranker(ScriptedModel(reversed_order)), doors=doors, make=make_mcp_app) as locked:
         for given in ("", "Bearer", f"Bearer {KEY}x", f"Basic {KEY}", KEY):
             answer = post(locked, Authorization=given)

@@ -9,8 +9,8 @@ import pytest
 from benchmarks.student_data import COLLECTIONS, EVALUATED
 
 from rank_k import Reranker
-from rank_k.distill.candidate_sets import licence_of
-from rank_k.models.student import SHIPPED, find_student
+from rank_k.distill.candidate_sets import license_of
+from rank_k.models.student import SHIPPED_STUDENTS, find_student
 from rank_k.window.prompt import read_template
 from tests.embedded import USER_CACHE, needs_weights
 from tests.test_embedded import PASSAGES
@@ -18,7 +18,7 @@ from tests.test_embedded import PASSAGES
 pytestmark = pytest.mark.embedded
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-ADAPTER = SHIPPED["rank-k-nano"]
+ADAPTER = SHIPPED_STUDENTS["rank-k-nano"]
 CARD = ADAPTER.with_suffix(".md")
 MOST_BYTES = 40_000_000
 
@@ -52,7 +52,7 @@ def test_its_card_says_what_the_collections_say_of_themselves() -> None:
     assert sources() == {collection.name: collection.licence(SHARED) for collection in COLLECTIONS}
     for part in (part for collection in COLLECTIONS for part in collection.parts):
         assert part.startswith("train/") or part in TRAINING, part
-        licence = licence_of(SHARED / part)
+        licence = license_of(SHARED / part)
         assert licence is not None
         assert all(ALLOWED.search(each) for each in licence.split(";")), (part, licence)
     assert not {part for collection in COLLECTIONS for part in collection.parts} & set(EVALUATED)

@@ -14,13 +14,13 @@ import pytest
 from rank_k import Reranker
 from rank_k.errors import FormatError, InputError
 from rank_k.journal import Journal, WindowRecord
-from rank_k.models.simulated import PRESETS, Noise, SimulatedJudge
-from rank_k.simulation.noise_file import named_noise, read_noise, written
+from rank_k.models.simulated import PRESETS, Noise, SimulatedModel
+from rank_k.simulation.noise_file import noise_by_name, noise_to_json, read_noise
 from rank_k.simulation.noise_fit import DEFAULT, NoiseFit, fit_noise
-from rank_k.simulation.observations import Look, looks_of
+from rank_k.simulation.observations import Observation, observations_of
 from rank_k.simulation.replay import simulate
 from rank_k.strategies import make
-from rank_k.types import Candidate, Order, Passage, Query, Window
+from rank_k.types import Candidate, Passage, Query, Window, WindowRanking
 
 pytest.importorskip("numpy")
 
@@ -44,17 +44,17 @@ GRADES, RUN = _collection(60)
 
 def asked(
     noise: Noise, path: Path, *, strategy: str = "blocks", window: int = 20, partitions: int = 1, samples: int = 3
-) -> list[Look]:
+) -> list[Observation]:
     """The looks in the journal of a whole run."""
     queries = {query_id: Query(query_id, "?") for query_id in RUN}
     plan = make(strategy, window=window, partitions=partitions)
-    judge = SimulatedJudge(GRADES, noise, seed=4)
+    judge = SimulatedModel(GRADES, noise, seed=4)
     with Reranker(judge, strategy=plan, samples=samples, journal=path, think="off") as reranker:
         run = reranker.journal.begin_run({"noise": asdict(noise)})
         for _ in reranker.rerank(RUN, queries, {doc_id: Passage(doc_id, "text") for doc_id in DOCS}, run_name=run):
             pass
     with closing(Journal(path, read_only=True)) as journal:
-        return looks_of(journal.windows())
+        return observations_of(journal.windows())
 
 
 TRUE = {
@@ -147,12 +147,12 @@ def test_small_windows_in_which_most_samples_agree_tell_the_shares_too(tmp_path:
 
 
 def record(number: int, ids: tuple[str, ...], orders: int = 1, **repairs: int) -> WindowRecord:
-    order = Order(tuple((doc_id,) for doc_id in ids), frozenset(ids), True)
+    order = WindowRanking(tuple((doc_id,) for doc_id in ids), frozenset(ids), True)
     return WindowRecord("q", number, 0, Window(ids, (1, 9)), (), (order,) * orders, Counter(repairs))
 
 
 def test_what_an_earlier_round_showed_is_not_unseen_and_what_this_one_showed_is() -> None:
-    looks = looks_of([record(0, ("a", "b")), record(0, ("b", "c"), orders=2), record(1, ("c", "d", "e"))])
+    looks = observations_of([record(0, ("a", "b")), record(0, ("b", "c"), orders=2), record(1, ("c", "d", "e"))])
     assert [look.unseen for look in looks] == [{"a", "b"}, {"b", "c"}, {"b", "c"}, {"d", "e"}]
     assert [look.sample for look in looks] == [0, 0, 1, 0]
     assert sorted(looks[2].shown) == ["b", "c"]
@@ -161,16 +161,16 @@ def test_what_an_earlier_round_showed_is_not_unseen_and_what_this_one_showed_is(
 def test_what_was_looked_at_by_likelihood_is_no_look_and_was_not_seen() -> None:
     alone = record(0, ("a", "b", "c"))
     alone = replace(alone, window=replace(alone.window, by="likelihood"))
-    [look] = looks_of([alone, record(1, ("b", "a"))])
+    [look] = observations_of([alone, record(1, ("b", "a"))])
     assert set(look.shown) == look.unseen == {"a", "b"}
 
 
 def test_of_two_answers_to_one_look_the_first_counts() -> None:
-    assert len(looks_of([record(0, ("a", "b"), orders=3, thought_about=2)])) == 1
+    assert len(observations_of([record(0, ("a", "b"), orders=3, thought_about=2)])) == 1
 
 
 def test_answers_without_judgments_tell_nothing() -> None:
-    looks = looks_of([record(0, ("a", "b", "c"))])
+    looks = observations_of([record(0, ("a", "b", "c"))])
     with pytest.raises(InputError, match="judged query"):
         fit_noise(looks, {"other": {"a": 1}})
     with pytest.raises(InputError, match="different grades"):
@@ -185,13 +185,13 @@ def test_answers_without_judgments_tell_nothing() -> None:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     file = tmp_path / "noise.json"
     for noise in (*PRESETS.values(), replace(PRESETS["weak"], position_bias=0.1)):
-        file.write_text(written(noise, {"journal": "j"}))
-        assert named_noise(str(file)) == noise
+        file.write_text(noise_to_json(noise, {"journal": "j"}))
+        assert noise_by_name(str(file)) == noise
     assert json.loads(file.read_text())["how"] == {"journal": "j"}
 
 
 def test_presets_go_by_name_and_what_is_left_out_is_nothing(tmp_path: Path) -> None:
-    assert named_noise("weak") == PRESETS["weak"]
+    assert noise_by_name("weak") == PRESETS["weak"]
     (tmp_path / "n.json").write_text('{"sd": 1, "persistent": 0.75, "fresh": 0.25}')
     assert read_noise(tmp_path / "n.json") == Noise(1.0, 0.75, 0.0, 0.25)
 
@@ -221,4 +221,4 @@ def test_a_file_that_is_no_noise_is_refused_in_one_line(text: str, told: str, tm
 
 def test_a_name_that_is_neither_preset_nor_file_is_told() -> None:
     with pytest.raises(InputError, match="did you mean strong"):
-        named_noise("strnog")
+        noise_by_name("strnog")

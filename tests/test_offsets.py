@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rank_k.data import corpus_index
-from rank_k.data.corpus_index import PART, SUFFIX, OffsetIndex, open_index
+from rank_k.data.corpus_index import PART, SUFFIX, CorpusIndex, open_corpus_index
 from rank_k.data.files import is_jsonl, read_passages
 from rank_k.errors import FormatError, InputError
 from rank_k.types import Passage
@@ -38,8 +38,8 @@ def corpus(tmp_path: Path, count: int = 300, pack: Callable[[bytes], bytes] = by
     return path
 
 
-def kept(path: Path) -> OffsetIndex:
-    return open_index(path, kept_from=0)
+def kept(path: Path) -> CorpusIndex:
+    return open_corpus_index(path, kept_from=0)
 
 
 def text_of(path: Path, doc_id: str) -> list[str]:
@@ -65,10 +65,10 @@ def test_any_passage_is_what_reading_the_file_finds(
         with pytest.raises(FormatError) as caught:
             list(read_passages(path))
         with pytest.raises(FormatError, match=re.escape(str(caught.value))):
-            open_index(path)
+            open_corpus_index(path)
         return
     expected = list(read_passages(path))
-    with open_index(path, kept_from=2**60 if in_memory else 0) as index:
+    with open_corpus_index(path, kept_from=2**60 if in_memory else 0) as index:
         assert len(index) == len(expected)
         for doc_id in {passage.doc_id for passage in expected}:
             assert index.passages(doc_id) == [passage for passage in expected if passage.doc_id == doc_id]
@@ -131,7 +131,7 @@ def test_bad_lines_are_named(tmp_path: Path, content: bytes, line: int, found: s
 def test_it_is_made_once_and_again_when_the_file_changes(tmp_path: Path) -> None:
     path, told = corpus(tmp_path), list[tuple[int, int]]()
     for _ in range(2):
-        with open_index(path, lambda *at: told.append(at), kept_from=0) as index:
+        with open_corpus_index(path, lambda *at: told.append(at), kept_from=0) as index:
             assert index.file == str(path) + SUFFIX
     size = path.stat().st_size
     assert told == [(size, size)]
@@ -147,7 +147,7 @@ def test_progress_is_told_and_ends_at_the_end(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(corpus_index, "_TOLD_EVERY", 50)
     for name, pack in PACKS.items():
         path, told = corpus(tmp_path, pack=pack, name=name), list[tuple[int, int]]()
-        open_index(path, lambda done, total, told=told: told.append((done, total)), kept_from=0).close()  # type: ignore[misc]
+        open_corpus_index(path, lambda done, total, told=told: told.append((done, total)), kept_from=0).close()  # type: ignore[misc]
         assert len(told) == 7
         assert [done for done, _ in told] == sorted(done for done, _ in told)
         assert told[-1] == (path.stat().st_size,) * 2
@@ -237,7 +237,7 @@ def test_a_file_that_is_replaced_in_use_stays_readable(tmp_path: Path) -> None:
 def test_a_pipe_is_told(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="is a pipe"):
-        open_index(tmp_path / "pipe")
+        open_corpus_index(tmp_path / "pipe")
 
 
 def test_leftovers_of_the_dead_are_swept(tmp_path: Path) -> None:

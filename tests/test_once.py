@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rank_k.models.single_flight import Once, UnderWay
+from rank_k.models.single_flight import RunOnce, SingleFlight
 from tests.waiting import settled
 
 
@@ -22,7 +22,7 @@ def test_once_is_done_once_and_again_after_a_failure() -> None:
         return 7
 
     async def main() -> None:
-        once = Once(work)
+        once = RunOnce(work)
         failed = await asyncio.gather(once(), once(), return_exceptions=True)
         assert [str(error) for error in failed] == ["the first time"] * 2
         assert list(await asyncio.gather(once(), once())) == [7, 7]
@@ -56,7 +56,7 @@ class Work:
 
 def test_who_asks_meanwhile_shares_the_result_and_hears_all_of_it() -> None:
     async def main() -> None:
-        under_way: UnderWay[int, int] = UnderWay()
+        under_way: SingleFlight[int, int] = SingleFlight()
         work = Work()
         heard: list[list[int]] = [[], []]
         first = asyncio.create_task(under_way.share("key", work, heard[0].append))
@@ -75,7 +75,7 @@ def test_who_asks_meanwhile_shares_the_result_and_hears_all_of_it() -> None:
 
 def test_work_goes_on_while_somebody_waits_and_ends_with_the_last() -> None:
     async def main() -> None:
-        under_way: UnderWay[int, int] = UnderWay()
+        under_way: SingleFlight[int, int] = SingleFlight()
         work = Work()
         first, second = (asyncio.create_task(under_way.share("key", work)) for _ in range(2))
         await settled()
@@ -98,7 +98,7 @@ def test_a_failure_reaches_all_and_is_not_kept() -> None:
         raise ValueError("broken")
 
     async def main() -> None:
-        under_way: UnderWay[int, int] = UnderWay()
+        under_way: SingleFlight[int, int] = SingleFlight()
         both = await asyncio.gather(*(under_way.share("key", broken) for _ in range(2)), return_exceptions=True)
         assert [str(error) for error in both] == ["broken"] * 2
         work = Work()

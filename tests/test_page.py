@@ -16,8 +16,8 @@ from rank_k.cli import main
 from rank_k.cli.demo import DEPTH
 from rank_k.errors import MissingExtra
 from rank_k.server import demo_queries
-from rank_k.server.config import Doors
-from rank_k.server.web_pages import PAGES, POLICY, paths, stills
+from rank_k.server.config import AccessConfig
+from rank_k.server.web_pages import PAGES, POLICY, paths, static_files
 from rank_k.strategies import STRATEGIES
 from tests.conftest import StartLoopback
 from tests.serving import Served, command, served
@@ -28,7 +28,7 @@ KEY = "sk-page-0123456789"
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
     """One that asks for a key."""
-    with served(Reranker(ScriptedModel([])), doors=Doors(keys=(KEY,))) as running:
+    with served(Reranker(ScriptedModel([])), doors=AccessConfig(keys=(KEY,))) as running:
         yield running
 
 
@@ -66,7 +66,7 @@ class Tags(HTMLParser):
 
 
 def test_pages_hold_no_script_and_no_style_of_their_own() -> None:
-    for still in stills():
+    for still in static_files():
         if still.kind != "text/html":
             continue
         tags = Tags()
@@ -118,7 +118,7 @@ def test_the_demo_is_left_out_where_its_data_cannot_be_had(monkeypatch: pytest.M
     def nothing() -> None:
         raise MissingExtra("no bm25s", "pip install 'rank-k[data]'")
 
-    monkeypatch.setattr("rank_k.server.demo_queries.questions", nothing)
+    monkeypatch.setattr("rank_k.server.demo_queries.demo_queries", nothing)
     with served(Reranker(ScriptedModel([]))) as running:
         answer = running.get("/demo")
     assert answer.json == {"questions": [], "missing": "pip install 'rank-k[data]'"}

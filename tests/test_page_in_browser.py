@@ -11,8 +11,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from rank_k import Reranker, ScriptedModel
 from rank_k.journal import Journal
-from rank_k.models.base import Abilities, Reply, Request, Usage
-from rank_k.server.config import Doors
+from rank_k.models.base import Capabilities, Request, Response, Usage
+from rank_k.server.config import AccessConfig
 from tests.browsing import CHROMIUM, LOOKS, Theme, a_browser, assert_in_order, tabbed_to, visited
 from tests.serving import Served, served
 from tests.test_page_runs import filled
@@ -128,7 +128,7 @@ def test_what_a_ranking_is_not_to_be_trusted_for_is_told(browser: Browser) -> No
 
 
 def test_a_key_is_asked_for_once_and_never_put_into_an_address(browser: Browser) -> None:
-    with served(Reranker(ThinkingAloud()), doors=Doors(keys=(KEY,))) as running:
+    with served(Reranker(ThinkingAloud()), doors=AccessConfig(keys=(KEY,))) as running:
         asked: list[str] = []
         with visited(browser, f"{running.url}/", refused=(401,)) as page:
             page.on("request", lambda request: asked.append(request.url))
@@ -182,12 +182,12 @@ def test_without_a_model_the_page_says_so(browser: Browser, tmp_path: Path) -> N
 
 
 def test_a_server_that_ranks_by_likelihood_offers_no_thought(browser: Browser, tmp_path: Path) -> None:
-    def likelier_if_longer(request: Request) -> Reply:
+    def likelier_if_longer(request: Request) -> Response:
         assert request.spelling is not None
         score = len(request.messages[0].content) - 1000.0
-        return Reply(request.spelling, None, "stop", Usage(10, 1), tokens=((request.spelling, score),))
+        return Response(request.spelling, None, "stop", Usage(10, 1), tokens=((request.spelling, score),))
 
-    model = ScriptedModel(likelier_if_longer, abilities=Abilities(logprobs=True, thinks=False, spells=True))
+    model = ScriptedModel(likelier_if_longer, abilities=Capabilities(logprobs=True, thinks=False, spells=True))
     reranker = Reranker(model, by="likelihood", journal=tmp_path / "j.sqlite")
     with served(reranker) as running, visited(browser, f"{running.url}/") as page:
         expect(page.locator("#model")).to_contain_text("likelihood")

@@ -16,9 +16,9 @@ import pytest
 from rank_k import Reranker, ScriptedModel
 from rank_k.errors import JournalError
 from rank_k.journal import Journal
-from rank_k.models.base import Abilities, Reply, Request, Usage
+from rank_k.models.base import Capabilities, Request, Response, Usage
 from rank_k.server import journal_views
-from rank_k.server.config import Doors
+from rank_k.server.config import AccessConfig
 from rank_k.types import Candidate, Passage, Query
 from rank_k.window.prompt import passages_in, shipped_template
 from tests.serving import Answer, Served, served
@@ -152,12 +152,12 @@ def test_samples_are_shown_in_the_order_that_each_had(path: Path) -> None:
 
 
 def test_likelihoods_are_told_with_their_passages(path: Path) -> None:
-    def likelier_if_longer(request: Request) -> Reply:
+    def likelier_if_longer(request: Request) -> Response:
         assert request.spelling is not None
         score = len(request.messages[0].content) - 1000.0
-        return Reply(request.spelling, None, "stop", Usage(10, 1), tokens=((request.spelling, score),))
+        return Response(request.spelling, None, "stop", Usage(10, 1), tokens=((request.spelling, score),))
 
-    model = ScriptedModel(likelier_if_longer, abilities=Abilities(logprobs=True, thinks=False, spells=True))
+    model = ScriptedModel(likelier_if_longer, abilities=Capabilities(logprobs=True, thinks=False, spells=True))
     with Reranker(model, by="likelihood", journal=path) as reranker:
         reranker.rank("q", ["one", "three", "eleven"])
     with closing(Journal(path, read_only=True)) as journal:
@@ -219,7 +219,7 @@ def test_the_file_is_opened_so_that_it_cannot_be_written(path: Path) -> None:
 def test_the_journal_needs_the_key(path: Path, what: str) -> None:
     name = filled(path, 1)
     told: dict[str, Any] = {"run": name, "position": 0, "round": 0, "window": 0}
-    with served(Reranker(ThinkingAloud(), journal=path), doors=Doors(keys=(KEY,))) as server:
+    with served(Reranker(ThinkingAloud(), journal=path), doors=AccessConfig(keys=(KEY,))) as server:
         assert look(server, what, **told).status == 401
         assert look(server, what, key="sk-wrong", **told).status == 401
         assert look(server, what, key=KEY, **told).status == 200
@@ -230,7 +230,7 @@ def test_the_journal_needs_the_key(path: Path, what: str) -> None:
 
 def test_whoever_can_reach_a_server_without_a_key_sees_no_journal(path: Path) -> None:
     filled(path, 1)
-    with served(Reranker(ThinkingAloud(), journal=path), doors=Doors(host="0.0.0.0")) as server:
+    with served(Reranker(ThinkingAloud(), journal=path), doors=AccessConfig(host="0.0.0.0")) as server:
         reached = Served(server.url.replace("0.0.0.0", "127.0.0.1"))
         assert reached.rerank(["a", "b"]).status == 200
         assert look(reached, "runs").status == 403

@@ -17,29 +17,29 @@ from rank_k.errors import InputError
 from rank_k.strategies import bradley_terry
 from rank_k.strategies.bradley_terry import PRECISION, Fit, fit
 from rank_k.strategies.testing import arbitrary_order
-from rank_k.types import Order, Outcome, Window
+from rank_k.types import Window, WindowRanking, WindowResult
 from tests.waiting import cpu_seconds
 
 
-def answered(*tiers: str, window: str = "", placed: str | None = None) -> Outcome:
+def answered(*tiers: str, window: str = "", placed: str | None = None) -> WindowResult:
     """The outcome of a window of one-letter ids with one order."""
     ids = "".join(tiers)
-    order = Order(tuple(map(tuple, tiers)), frozenset(ids if placed is None else placed), True)
-    return Outcome(Window(tuple(window or ids), (1, len(ids))), (order,))
+    order = WindowRanking(tuple(map(tuple, tiers)), frozenset(ids if placed is None else placed), True)
+    return WindowResult(Window(tuple(window or ids), (1, len(ids))), (order,))
 
 
-def arbitrary(length: int, seed: int, samples: int = 1) -> tuple[tuple[str, ...], list[Outcome]]:
+def arbitrary(length: int, seed: int, samples: int = 1) -> tuple[tuple[str, ...], list[WindowResult]]:
     """Candidates, and answers to some windows of them: ties, forgotten ids, some without an order."""
     random = Random(seed)
     ids = tuple(f"d{i}" for i in range(length))
     outcomes = []
     for _ in range(random.randrange(1, 8)):
         window = Window(tuple(random.sample(ids, random.randint(2, min(length, 12)))), (1, length))
-        outcomes.append(Outcome(window, tuple(arbitrary_order(window, random) for _ in range(samples))))
+        outcomes.append(WindowResult(window, tuple(arbitrary_order(window, random) for _ in range(samples))))
     return ids, outcomes
 
 
-def weights(ids: tuple[str, ...], outcomes: list[Outcome]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def weights(ids: tuple[str, ...], outcomes: list[WindowResult]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """W[i, j]: by how much i has beaten j. Written out from the definition, one comparison at a time."""
     found = np.zeros((len(ids), len(ids)))
     for outcome in outcomes:
@@ -84,7 +84,7 @@ def test_taking_windows_apart_changes_nothing(seed: int, blanks: bool) -> None:
     random = Random(seed)
     ids = tuple(f"d{i}" for i in range(80))
     windows = [ids[i : i + 10] for i in range(0, 40 if blanks else 80, 10)] + [tuple(random.sample(ids, 15))]
-    outcomes = [Outcome(w, (arbitrary_order(w, random),)) for w in (Window(shown, (1, 80)) for shown in windows)]
+    outcomes = [WindowResult(w, (arbitrary_order(w, random),)) for w in (Window(shown, (1, 80)) for shown in windows)]
     whole = fit(ids, outcomes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bradley_terry, "_DENSE", 0)
@@ -99,12 +99,12 @@ def test_names_and_the_order_of_answers_do_not_matter(length: int, seed: int) ->
     ids, outcomes = arbitrary(length, seed)
     renamed = {doc_id: f"x{(7 * i) % 41}-{i}" for i, doc_id in enumerate(ids)}
 
-    def other(order: Order) -> Order:
+    def other(order: WindowRanking) -> WindowRanking:
         tiers = tuple(tuple(renamed[d] for d in tier[::-1]) for tier in order.tiers)
-        return Order(tiers, frozenset(map(renamed.__getitem__, order.placed)), order.ranked)
+        return WindowRanking(tiers, frozenset(map(renamed.__getitem__, order.placed)), order.ranked)
 
     turned = [
-        Outcome(Window(tuple(renamed[d] for d in o.window.doc_ids), o.window.reach), tuple(map(other, o.orders)))
+        WindowResult(Window(tuple(renamed[d] for d in o.window.doc_ids), o.window.reach), tuple(map(other, o.orders)))
         for o in outcomes[::-1]
     ]
     one, two = fit(ids, outcomes), fit(tuple(renamed.values()), turned)
@@ -117,7 +117,9 @@ def test_names_and_the_order_of_answers_do_not_matter(length: int, seed: int) ->
 def test_the_opposite_answers_give_the_opposite_strengths(length: int, seed: int) -> None:
     ids, outcomes = arbitrary(length, seed)
     opposite = [
-        Outcome(o.window, tuple(Order(order.tiers[::-1], order.placed, order.ranked) for order in o.orders))
+        WindowResult(
+            o.window, tuple(WindowRanking(order.tiers[::-1], order.placed, order.ranked) for order in o.orders)
+        )
         for o in outcomes
     ]
     one, two = fit(ids, outcomes, fuse=0), fit(ids, opposite, fuse=0)
@@ -131,8 +133,8 @@ def test_a_win_lifts_the_winner_and_lowers_the_loser(length: int, seed: int) -> 
     ids, outcomes = arbitrary(length, seed)
     winner, loser = Random(seed).sample(range(length), 2)
     window = Window((ids[loser], ids[winner]), (1, length))
-    order = Order(((ids[winner],), (ids[loser],)), frozenset(window.doc_ids), True)
-    before, after = fit(ids, outcomes), fit(ids, [*outcomes, Outcome(window, (order,))])
+    order = WindowRanking(((ids[winner],), (ids[loser],)), frozenset(window.doc_ids), True)
+    before, after = fit(ids, outcomes), fit(ids, [*outcomes, WindowResult(window, (order,))])
     assert after.strengths[winner] > before.strengths[winner]
     assert after.strengths[loser] < before.strengths[loser]
 
@@ -140,7 +142,7 @@ def test_a_win_lifts_the_winner_and_lowers_the_loser(length: int, seed: int) -> 
 def test_without_evidence_the_first_stage_stands() -> None:
     ids = tuple(f"d{i}" for i in range(400))  # enough to take windows apart
     window = Window(ids[:20][::-1], (1, 400))
-    found = fit(ids, [Outcome(window, (Order.unranked(window),))])
+    found = fit(ids, [WindowResult(window, (WindowRanking.unranked(window),))])
     assert found.ranked() == ids
     assert np.allclose(found.errors, PRECISION**-0.5)
     assert np.allclose(np.diff(found.strengths), [log((r + 10) / (r + 11)) for r in range(399)])
@@ -165,10 +167,10 @@ def test_an_id_that_was_not_placed_is_no_evidence() -> None:
 def test_samples_of_a_window_share_its_weight() -> None:
     [order] = answered("b", "a", "c").orders
     window = Window(tuple("abc"), (1, 3))
-    failed = Order.unranked(window)
-    once = fit(tuple("abc"), [Outcome(window, (order,))])
+    failed = WindowRanking.unranked(window)
+    once = fit(tuple("abc"), [WindowResult(window, (order,))])
     for orders in ((order, order, order), (failed, order)):
-        again = fit(tuple("abc"), [Outcome(window, orders)])
+        again = fit(tuple("abc"), [WindowResult(window, orders)])
         assert np.allclose(again.strengths, once.strengths)
         assert np.allclose(again.errors, once.errors)
 
@@ -182,8 +184,8 @@ def test_a_strange_id_is_named() -> None:
 def test_extreme_weights_and_contradictions_are_borne(fuse: float) -> None:
     ids = tuple(f"d{i}" for i in range(30))
     window = Window(ids, (1, 30))
-    backwards = Order(tuple((d,) for d in ids[::-1]), frozenset(ids), True)
-    found = fit(ids, [Outcome(window, (backwards,))] * 500, fuse)
+    backwards = WindowRanking(tuple((d,) for d in ids[::-1]), frozenset(ids), True)
+    found = fit(ids, [WindowResult(window, (backwards,))] * 500, fuse)
     assert np.isfinite(found.strengths).all()
     assert found.ranked() == (ids if fuse > 1 else ids[::-1])
 
@@ -220,7 +222,7 @@ def test_fit_of_ten_times_the_passages_takes_far_less_than_cubic_time() -> None:
         windows = [Window(ids[i :: length // 20], (1, length)) for i in range(length // 20)] + [
             Window(ids[:20], (1, 20))
         ]
-        outcomes = [Outcome(window, (arbitrary_order(window, random),)) for window in windows]
+        outcomes = [WindowResult(window, (arbitrary_order(window, random),)) for window in windows]
         return lambda: fit(ids, outcomes).in_top()
 
     small, large = cpu_seconds(fitting(100), fitting(1000))

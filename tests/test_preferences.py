@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from rank_k.cli import main
 from rank_k.errors import FormatError, InputError
-from rank_k.evaluation.agreement import ALPHA, KAPPA, agreements, cohen, coincidences, krippendorff
+from rank_k.evaluation.agreement import ALPHA, KAPPA, agreements, cohen_kappa, coincidences, krippendorff_alpha
 from rank_k.evaluation.preferences import (
     CHOICES,
     LEFT,
@@ -28,10 +28,10 @@ from rank_k.evaluation.preferences import (
     TIE,
     UNDONE,
     Judgment,
+    current_judgments,
     preferences,
     read_judgments,
     share,
-    standing,
 )
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
@@ -56,7 +56,7 @@ ROWS = st.lists(
     ),
     max_size=30,
     unique_by=lambda row: row.time,
-).filter(lambda rows: bool(standing(rows).judgments))
+).filter(lambda rows: bool(current_judgments(rows).judgments))
 
 
 # --- intervals, against published values ---
@@ -111,21 +111,21 @@ def test_an_interval_holds_its_share_and_mirrors(halves_and_count: tuple[int, in
 
 def test_kappa_of_the_textbook() -> None:
     """50 proposals: both yes 20, both no 15, 5 and 10 apart. Observed .7, by chance .5, so .4."""
-    assert cohen(np.array([[20.0, 5.0], [10.0, 15.0]])) == pytest.approx(0.4)
+    assert cohen_kappa(np.array([[20.0, 5.0], [10.0, 15.0]])) == pytest.approx(0.4)
 
 
 def test_kappa_by_hand() -> None:
     """Three categories: observed (10 + 8 + 6) / 40 = .6, by chance (15 * 16 + 13 * 12 + 12 * 12) / 1600 = .3375."""
     table = np.array([[10.0, 2.0, 3.0], [2.0, 8.0, 3.0], [4.0, 2.0, 6.0]])
-    assert cohen(table) == pytest.approx((0.6 - 0.3375) / (1 - 0.3375))
-    assert cohen(table.T) == pytest.approx(cohen(table))
+    assert cohen_kappa(table) == pytest.approx((0.6 - 0.3375) / (1 - 0.3375))
+    assert cohen_kappa(table.T) == pytest.approx(cohen_kappa(table))
 
 
 def test_alpha_of_two_observers() -> None:
     """Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", A: ten things, two observers: 0.095."""
     first, second = [0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]
     table = sum(coincidences([a, b], 2) for a, b in zip(first, second, strict=True))
-    assert krippendorff(np.asarray(table)) == pytest.approx(0.095, abs=5e-4)
+    assert krippendorff_alpha(np.asarray(table)) == pytest.approx(0.095, abs=5e-4)
 
 
 def test_alpha_of_four_observers_with_gaps() -> None:
@@ -139,7 +139,7 @@ def test_alpha_of_four_observers_with_gaps() -> None:
     things = zip(*(row.split() for row in observers), strict=True)
     given = [[int(value) - 1 for value in thing if value != "."] for thing in things]
     table = sum(coincidences(values, 5) for values in given if len(values) > 1)
-    assert krippendorff(np.asarray(table)) == pytest.approx(0.743, abs=5e-4)
+    assert krippendorff_alpha(np.asarray(table)) == pytest.approx(0.743, abs=5e-4)
 
 
 def test_agreement_of_two_and_of_all() -> None:
@@ -266,7 +266,7 @@ def _renamed(name: str) -> str:
 @given(ROWS)
 @settings(max_examples=50)
 def test_every_row_is_accounted_for(rows: list[Judgment]) -> None:
-    found = standing([*rows, *rows])
+    found = current_judgments([*rows, *rows])
     assert found.repeated == len(rows)
     undone_rows = sum(row.choice == UNDONE for row in rows)
     assert len(found.judgments) + found.replaced + found.undone == len(rows) - undone_rows
@@ -276,10 +276,10 @@ def test_every_row_is_accounted_for(rows: list[Judgment]) -> None:
 
 def test_the_latest_counts_whatever_side_it_stood_on() -> None:
     rows = [judgment(1, LEFT, minute=2, swapped=True), judgment(1, RIGHT, minute=1), judgment(1, TIE, minute=0)]
-    found = standing(rows)
+    found = current_judgments(rows)
     assert [row.winner for row in found.judgments] == ["a"]
     assert found.replaced == 2
-    taken_back = standing([*rows, judgment(1, UNDONE, minute=3)])
+    taken_back = current_judgments([*rows, judgment(1, UNDONE, minute=3)])
     assert (taken_back.judgments, taken_back.replaced, taken_back.undone) == ((), 2, 1)
     with pytest.raises(InputError, match="taken back"):
         preferences([*rows, judgment(1, UNDONE, minute=3)])

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from rank_k.errors import InputError
 from rank_k.window import prompt
-from rank_k.window.prompt import PromptTemplate, default_template, defused, harmless, one_line, read_template
+from rank_k.window.prompt import (
+    PromptTemplate,
+    default_template,
+    join_lines,
+    read_template,
+    sanitize,
+    strip_template_tokens,
+)
 
 TOKENS = (
     *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|begin_of_text|>"),
@@ -92,8 +99,8 @@ def test_fields_in_query_and_passages_never_expand() -> None:
 
 @given(query=hostile, passages=st.lists(hostile, max_size=6))
 def test_as_many_numbered_lines_as_passages_whatever_they_hold(query: str, passages: Sequence[str]) -> None:
-    shown = [harmless(passage) for passage in passages]
-    (message,) = default_template().messages(harmless(query, markers=False), shown)
+    shown = [sanitize(passage) for passage in passages]
+    (message,) = default_template().messages(sanitize(query, markers=False), shown)
     assert len(LINE.findall(message.content)) == len(passages)
     if passages:
         assert message.content.endswith("\n".join(f"[{i}] {text}" for i, text in enumerate(shown, 1)))
@@ -105,51 +112,51 @@ def test_as_many_numbered_lines_as_passages_whatever_they_hold(query: str, passa
 @pytest.mark.parametrize("token", TOKENS)
 def test_tokens_and_think_tags_do_not_survive(token: str) -> None:
     for text in (token, f"before {token}after", f"{token}{token}"):
-        cleaned = harmless(text)
+        cleaned = sanitize(text)
         assert token not in cleaned
         assert len(cleaned) == len(text)  # a look-alike each: nothing is dropped
-        assert token not in defused(text)
-        assert token not in harmless(text, markers=False)
+        assert token not in strip_template_tokens(text)
+        assert token not in sanitize(text, markers=False)
 
 
 @pytest.mark.parametrize("marker", MARKERS)
 def test_markers_become_parentheses_but_for_queries(marker: str) -> None:
     number = marker.strip("[]［］【】 ")
-    assert harmless(f"as shown {marker} above") == f"as shown ({number}) above"
-    assert marker in harmless(f"as shown {marker} above", markers=False)
+    assert sanitize(f"as shown {marker} above") == f"as shown ({number}) above"
+    assert marker in sanitize(f"as shown {marker} above", markers=False)
 
 
 @pytest.mark.parametrize("text", ORDINARY)
 def test_ordinary_text_is_left_alone(text: str) -> None:
-    assert harmless(text) == text
-    assert defused(text) == text
+    assert sanitize(text) == text
+    assert strip_template_tokens(text) == text
 
 
 @given(hostile)
 def test_harmless_leaves_no_structure_and_does_nothing_twice(text: str) -> None:
-    cleaned = harmless(text)
+    cleaned = sanitize(text)
     assert not holds_structure(cleaned)
-    assert harmless(cleaned) == cleaned
+    assert sanitize(cleaned) == cleaned
     cleaned.encode()  # no lone surrogates
 
 
 @given(hostile)
 def test_defused_keeps_lines_and_does_nothing_twice(text: str) -> None:
-    cleaned = defused(text)
+    cleaned = strip_template_tokens(text)
     assert not any(token in cleaned for token in TOKENS)
-    assert defused(cleaned) == cleaned
+    assert strip_template_tokens(cleaned) == cleaned
     assert cleaned.count("\n") == text.count("\n")
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="[［【<◁~\ufffe\uffff")))
 def test_text_of_any_script_is_only_folded(text: str) -> None:
-    assert harmless(text) == " ".join(text.split())
+    assert sanitize(text) == " ".join(text.split())
 
 
 @given(st.text())
 def test_one_line_is_one_line(text: str) -> None:
-    assert len(one_line(text).splitlines()) <= 1
-    assert re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", one_line(text)) is None
+    assert len(join_lines(text).splitlines()) <= 1
+    assert re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", join_lines(text)) is None
 
 
 # --- templates: plain text -------------------------------------------------------------------------

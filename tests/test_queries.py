@@ -18,11 +18,11 @@ from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
 from rank_k.data.topics import read_topics
 from rank_k.errors import FormatError, InputError, QueryTooLong
 from rank_k.evaluation.measures import evaluate
-from rank_k.models.base import OnText, Reply, Request
-from rank_k.models.simulated import SimulatedJudge
+from rank_k.models.base import OnChunk, Request, Response
+from rank_k.models.simulated import SimulatedModel
 from rank_k.reranker import Reranker
 from rank_k.types import Candidate, Passage, Query
-from rank_k.window.prompt import harmless
+from rank_k.window.prompt import sanitize
 
 pytestmark = pytest.mark.integration
 
@@ -250,14 +250,14 @@ def test_what_a_topic_says_comes_back(texts: dict[str, tuple[str, str]]) -> None
 # --- nothing of a query is cut unnoticed ---
 
 
-class Onlooker(SimulatedJudge):
+class Onlooker(SimulatedModel):
     """The noiseless judge, keeping what it was shown."""
 
     def __init__(self, grades: Mapping[str, Mapping[str, int]], context: int = 32_768) -> None:
         super().__init__(grades, context=context)
         self.shown: list[tuple[str, str]] = []  # query id, prompt
 
-    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
         self.shown.append((request.subject.query_id, request.messages[-1].content))
         return await super().ask(request, on_text)
 
@@ -278,7 +278,7 @@ def test_long_queries_are_shown_whole_and_rank_as_well_as_can_be(name: str, cont
         tally = reranker.tally
     assert {query_id for query_id, _ in judge.shown} == set(run)
     for query_id, prompt in judge.shown:
-        assert harmless(queries[query_id].text, markers=False) in prompt
+        assert sanitize(queries[query_id].text, markers=False) in prompt
     if context == 8192:  # 8,000 tokens for thought and answer do not fit: said for every window
         assert tally.repairs["budget_cut"] == len(judge.shown)
     else:

@@ -11,23 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from rank_k.evaluation.run_comparison import Assessment, assess
+from rank_k.evaluation.run_comparison import RunComparison, compare_runs
 from rank_k.evaluation.run_costs import RunCost
 from rank_k.journal import QueryCost
 from rank_k.models.base import Usage
-from rank_k.reports.evaluation_report import Made, report
-from rank_k.reports.html import p_value, security_policy, share, signed, styles, whole
+from rank_k.reports.evaluation_report import ReportOrigin, render_report
+from rank_k.reports.html import format_integer, format_p_value, format_share, format_signed, security_policy, stylesheet
 from rank_k.types import Candidate
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 HEBREW = "מה גורם לגאות ושפל?"
 QUERIES = [HOSTILE, "\udcff\x1b[31m", "q & a", *(f"q{number}" for number in range(40))]
 TEXTS = {HOSTILE: "</td><script>alert(2)</script>", "q & a": HEBREW, "q1": "what moves the tides" * 10}
-MADE = Made("rank-k evaluate --qrels 'my \"qrels\"' a b <c>", "my qrels")
+MADE = ReportOrigin("rank-k evaluate --qrels 'my \"qrels\"' a b <c>", "my qrels")
 RUNS = ("first/stage.trec", "sliding.trec", f"blocks {HOSTILE} with a long name indeed, of a strategy.trec")
 
 
-def assessed(queries: list[str] | None = None, baseline: str = RUNS[0], seed: int = 1) -> Assessment:
+def assessed(queries: list[str] | None = None, baseline: str = RUNS[0], seed: int = 1) -> RunComparison:
     """Three runs, each better than the one before; the first has no journal."""
     queries = QUERIES if queries is None else queries
     chance = random.Random(seed)
@@ -58,17 +58,17 @@ def assessed(queries: list[str] | None = None, baseline: str = RUNS[0], seed: in
         )
         for name, rounds, calls, money in ((RUNS[1], 9, 9, 1.25), (RUNS[2], 3, 7, None))
     }
-    return assess(qrels, runs, ["nDCG@10", "AP", "Judged@10"], baseline=baseline, costs=costs)
+    return compare_runs(qrels, runs, ["nDCG@10", "AP", "Judged@10"], baseline=baseline, costs=costs)
 
 
 @pytest.fixture(scope="module")
-def assessment() -> Assessment:
+def assessment() -> RunComparison:
     return assessed()
 
 
 @pytest.fixture(scope="module")
-def page(assessment: Assessment) -> str:
-    return report(assessment, MADE, TEXTS)
+def page(assessment: RunComparison) -> str:
+    return render_report(assessment, MADE, TEXTS)
 
 
 class Read(HTMLParser):
@@ -113,8 +113,8 @@ def test_nothing_is_asked_of_anybody_and_nothing_runs(page: str) -> None:
             name for name in attributes if name.startswith("on") or name in ("style", "src", "srcset", "action")
         }
         assert attributes.get("href", "#").startswith("#"), tag
-    assert "url(" not in styles()
-    assert "@import" not in styles()
+    assert "url(" not in stylesheet()
+    assert "@import" not in stylesheet()
     assert "://" not in page.replace('xmlns="http://www.w3.org/2000/svg"', "")
 
 
@@ -142,13 +142,13 @@ def test_texts_of_runs_and_queries_are_shown_as_they_are(page: str) -> None:
     assert MADE.command in read.text["code"]
 
 
-def test_queries_are_read_in_their_own_direction(assessment: Assessment) -> None:
+def test_queries_are_read_in_their_own_direction(assessment: RunComparison) -> None:
     hurt = assessment.hurt(assessment.compared[0])[0].query_id
-    page = report(assessment, MADE, {hurt: HEBREW, **TEXTS})
+    page = render_report(assessment, MADE, {hurt: HEBREW, **TEXTS})
     assert f'<td class="text" dir="auto">{HEBREW}</td>' in page
 
 
-def test_every_figure_of_the_assessment_is_there(assessment: Assessment, page: str) -> None:
+def test_every_figure_of_the_assessment_is_there(assessment: RunComparison, page: str) -> None:
     cells = [cell.strip() for cell in Read(page).text["td"]]
     for run in assessment.runs:
         for measure in assessment.measures:
@@ -159,25 +159,29 @@ def test_every_figure_of_the_assessment_is_there(assessment: Assessment, page: s
     assert "4 comparisons were made" in page
     for run in assessment.compared:
         for compared in run.against.values():
-            assert signed(compared.paired.mean) in cells
-            assert f"{signed(compared.paired.low)} to {signed(compared.paired.high)}" in cells
+            assert format_signed(compared.paired.mean) in cells
+            assert f"{format_signed(compared.paired.low)} to {format_signed(compared.paired.high)}" in cells
             for p in (compared.randomisation_p, compared.t_p):
-                assert (p_value(p) in Read(page).text["strong"]) if p <= 0.05 else (p_value(p) in cells)
+                assert (format_p_value(p) in Read(page).text["strong"]) if p <= 0.05 else (format_p_value(p) in cells)
         for change in assessment.hurt(run):
-            assert signed(change.difference) in cells
+            assert format_signed(change.difference) in cells
             command = run.cost.command(change.query_id) if run.cost else None
             if command:
                 assert command in [code.replace("\\udcff\\x1b", "\udcff\x1b") for code in Read(page).text["code"]]
     for run in assessment.runs:
-        assert share(run.unjudged) in cells
+        assert format_share(run.unjudged) in cells
         if run.cost:
-            assert {whole(run.cost.calls), whole(run.cost.usage.prompt_tokens), whole(run.cost.seconds)} <= set(cells)
+            assert {
+                format_integer(run.cost.calls),
+                format_integer(run.cost.usage.prompt_tokens),
+                format_integer(run.cost.seconds),
+            } <= set(cells)
     assert "1.2500" in cells
     assert "–" in cells, "no price, no cost"
     assert page.count('role="img"') == 2 + 3, "gains of two runs; quality against tokens, rounds and seconds"
 
 
-def test_the_first_sentences_say_only_what_was_shown(assessment: Assessment, page: str) -> None:
+def test_the_first_sentences_say_only_what_was_shown(assessment: RunComparison, page: str) -> None:
     listed = page.split('<ul class="findings">')[1].split("</ul>")[0]
     items = [" ".join(item.split()) for item in listed.split("<li")[1:]]
     assert len(items) == 2
@@ -186,10 +190,10 @@ def test_the_first_sentences_say_only_what_was_shown(assessment: Assessment, pag
         sure = compared.randomisation_p <= 0.05
         assert ("is better than the baseline" in item) == (sure and compared.paired.mean > 0)
         assert ("is not shown to differ" in item) == (not sure)
-    none = report(assessed(QUERIES[:4], seed=3), MADE)
+    none = render_report(assessed(QUERIES[:4], seed=3), MADE)
     assert "is not shown to differ" in none
     assert "better than the baseline" not in none
-    worse = report(assessed(baseline=RUNS[2]), MADE)
+    worse = render_report(assessed(baseline=RUNS[2]), MADE)
     assert "is worse than the baseline" in worse
 
 
@@ -209,12 +213,12 @@ def test_it_can_be_heard_and_walked_through(page: str) -> None:
 
 
 def test_the_same_assessment_gives_the_same_page(page: str) -> None:
-    assert report(assessed(), MADE, TEXTS) == page
+    assert render_report(assessed(), MADE, TEXTS) == page
 
 
 def test_without_a_baseline_or_a_journal_nothing_is_said_of_them() -> None:
     qrels = {"q": {"a": 1}}
-    whole_page = report(assess(qrels, {"one": {"q": [Candidate("a", 1.0)]}}, ["AP"]), MADE)
+    whole_page = render_report(compare_runs(qrels, {"one": {"q": [Candidate("a", 1.0)]}}, ["AP"]), MADE)
     page = whole_page.partition("</style>")[2]
     assert "<h1>Evaluation of one</h1>" in page
     assert "baseline" not in page
@@ -225,13 +229,26 @@ def test_without_a_baseline_or_a_journal_nothing_is_said_of_them() -> None:
 def test_a_run_that_gains_everywhere_and_one_that_is_the_same() -> None:
     qrels = {"q": {"a": 1}, "r": {"a": 1}}
     worst, best = ({q: [Candidate(d, -n) for n, d in enumerate(ids)] for q in qrels} for ids in ("ba", "ab"))
-    page = report(assess(qrels, {"worst": worst, "best": best, "same": worst}, ["RR"], baseline="worst"), MADE)
+    page = render_report(
+        compare_runs(qrels, {"worst": worst, "best": best, "same": worst}, ["RR"], baseline="worst"), MADE
+    )
     assert "<bdi>best</bdi>: no query lost." in page
     assert "<bdi>same</bdi>: no query lost." in page
 
 
 def test_numbers() -> None:
-    assert [signed(number) for number in (0.1, -0.1, -0.00001, 0.0)] == ["+0.1000", "−0.1000", "0.0000", "0.0000"]
-    assert [p_value(number) for number in (0.00009, 0.0001, 1.0)] == ["< 0.0001", "0.0001", "1.0000"]
-    assert [whole(number) for number in (3, 2.54, 1234567, 99.96, 0.0)] == ["3", "2.5", "1,234,567", "100.0", "0"]
-    assert (share(None), share(0.125), share(0.125, 0)) == ("–", "12.5%", "12%")
+    assert [format_signed(number) for number in (0.1, -0.1, -0.00001, 0.0)] == [
+        "+0.1000",
+        "−0.1000",
+        "0.0000",
+        "0.0000",
+    ]
+    assert [format_p_value(number) for number in (0.00009, 0.0001, 1.0)] == ["< 0.0001", "0.0001", "1.0000"]
+    assert [format_integer(number) for number in (3, 2.54, 1234567, 99.96, 0.0)] == [
+        "3",
+        "2.5",
+        "1,234,567",
+        "100.0",
+        "0",
+    ]
+    assert (format_share(None), format_share(0.125), format_share(0.125, 0)) == ("–", "12.5%", "12%")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
-from rank_k.reports.evaluation_report import report
+from rank_k.reports.evaluation_report import render_report
 from tests.browsing import CHROMIUM, SIZES, THEMES, a_browser, heard
 from tests.test_report import HEBREW, HOSTILE, MADE, TEXTS, assessed
 
@@ -30,7 +30,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assessment = assessed()
     hurt = {change.query_id: HEBREW for run in assessment.compared for change in assessment.hurt(run)[:1]}
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(report(assessment, MADE, TEXTS | hurt), encoding="utf-8")
+    path.write_text(render_report(assessment, MADE, TEXTS | hurt), encoding="utf-8")
     return path
 
 

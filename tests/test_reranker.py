@@ -17,10 +17,10 @@ import psutil
 import pytest
 
 from rank_k import Reranker, ScriptedModel
-from rank_k.errors import InputError, MissingWeights, QueryTooLong, Refused, Unreachable
+from rank_k.errors import ConnectionFailed, InputError, MissingWeights, QueryTooLong, RequestRejected
 from rank_k.hits import Hit, RankedHits
-from rank_k.loop_thread import BackgroundLoop
-from rank_k.models.base import Reply, Usage
+from rank_k.loop_thread import LoopThread
+from rank_k.models.base import Response, Usage
 from rank_k.types import Query
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, make_queries, peak_concurrency
@@ -75,8 +75,8 @@ def test_hits_say_where_each_document_stands_now() -> None:
 
 
 def test_traces_tokens_and_repairs_of_all_windows_are_told() -> None:
-    def reply(number: int) -> Reply:
-        return Reply("[2] > [1] > [9]", f"thought {number}", "stop", Usage(100, 20, 15, 5), 1.0)
+    def reply(number: int) -> Response:
+        return Response("[2] > [1] > [9]", f"thought {number}", "stop", Usage(100, 20, 15, 5), 1.0)
 
     with Reranker(ScriptedModel([reply(1), reply(2)]), window=3, stride=2) as reranker:
         hits = reranker.rank("q", list("abcde"))
@@ -231,7 +231,7 @@ def test_leaving_early_cancels_what_was_under_way(loopback: StartLoopback) -> No
 
 
 def test_what_is_under_way_is_cancelled_before_its_connections_close() -> None:
-    loop = BackgroundLoop()
+    loop = LoopThread()
     seen: list[str] = []
 
     async def asked() -> None:
@@ -396,14 +396,17 @@ def test_a_failed_beginning_can_be_made_good(loopback: StartLoopback) -> None:
     server = loopback(api_key="right")
     with Reranker(server=server.url, api_key="wrong") as reranker:
         for _ in range(2):
-            with pytest.raises(Refused, match="401"):
+            with pytest.raises(RequestRejected, match="401"):
                 reranker.prepare()
         server.change(api_key="wrong")
         assert found(reranker.rank("q", texts("Q00"))) == ten_best("Q00")
 
 
 def test_without_a_server_there_is_one_clear_error() -> None:
-    with Reranker("m", server="http://127.0.0.1:9/v1") as reranker, pytest.raises(Unreachable, match=r"127\.0\.0\.1:9"):
+    with (
+        Reranker("m", server="http://127.0.0.1:9/v1") as reranker,
+        pytest.raises(ConnectionFailed, match=r"127\.0\.0\.1:9"),
+    ):
         reranker.rank("q", ["a", "b"])
 
 

@@ -10,17 +10,17 @@ import pytest
 
 from rank_k import Reranker, ScriptedModel
 from rank_k.errors import (
+    ConnectionFailed,
     InputError,
     JournalError,
     ModelError,
-    Overloaded,
     QueryTooLong,
-    Refused,
-    ServerFault,
-    Unreachable,
+    RequestRejected,
+    ServerError,
+    ServerOverloaded,
 )
-from rank_k.models.base import Abilities, Reply, Request, Usage
-from rank_k.models.retry import Retries
+from rank_k.models.base import Capabilities, Request, Response, Usage
+from rank_k.models.retry import RetryPolicy
 from rank_k.server.config import Limits
 from tests.conftest import StartLoopback
 from tests.serving import Served, served
@@ -29,14 +29,14 @@ from tests.waiting import PATIENCE, STUCK_SECONDS
 pytestmark = pytest.mark.integration
 
 THREE = ["one", "two", "three"]
-NO_RETRIES = Retries(overloaded=1, broken=1)
+NO_RETRIES = RetryPolicy(overloaded=1, broken=1)
 
 
-def second_first(request: Request) -> Reply:
+def second_first(request: Request) -> Response:
     """Ranks 2 first, then the others, the last one tied."""
     numbers = [2, 1, *range(3, len(request.subject.doc_ids) + 1)]
     text = " > ".join(f"[{n}]" for n in numbers[:-1]) + f" = [{numbers[-1]}]"
-    return Reply(text, "a thought", "stop", Usage(100, 20, 15, 5), 0.1)
+    return Response(text, "a thought", "stop", Usage(100, 20, 15, 5), 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -180,12 +180,12 @@ def test_a_field_that_is_wrong_is_named(server: Served, model: ScriptedModel, fi
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_server_that_ranks_by_likelihood_has_neither_thought_nor_strategy(stream: bool) -> None:
-    def likelier_if_longer(request: Request) -> Reply:
+    def likelier_if_longer(request: Request) -> Response:
         assert request.spelling is not None
         score = len(request.messages[0].content) - 1000.0
-        return Reply(request.spelling, None, "stop", Usage(10, 1), tokens=((request.spelling, score),))
+        return Response(request.spelling, None, "stop", Usage(10, 1), tokens=((request.spelling, score),))
 
-    model = ScriptedModel(likelier_if_longer, abilities=Abilities(logprobs=True, thinks=False, spells=True))
+    model = ScriptedModel(likelier_if_longer, abilities=Capabilities(logprobs=True, thinks=False, spells=True))
     with served(Reranker(model, by="likelihood")) as server:
         for fields in ({"think": "off"}, {"strategy": "single"}):
             [name] = fields
@@ -248,10 +248,10 @@ SECRET = "http://inner-host:9/v1 key sk-secret"
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (Unreachable(SECRET), 502),
-        (ServerFault(SECRET), 502),
-        (Refused(SECRET, status=401), 502),
-        (Overloaded(SECRET), 503),
+        (ConnectionFailed(SECRET), 502),
+        (ServerError(SECRET), 502),
+        (RequestRejected(SECRET, status=401), 502),
+        (ServerOverloaded(SECRET), 503),
         (ModelError(SECRET), 502),
         (InputError(SECRET), 502),
         (QueryTooLong(SECRET), 422),
@@ -288,8 +288,8 @@ def test_an_answer_that_cannot_be_kept_is_not_taken_for_a_fault_of_ours() -> Non
 
 
 def test_an_error_in_mid_stream_is_an_event() -> None:
-    script: list[str | Reply | Exception] = [" > ".join(f"[{n}]" for n in range(1, 21))]
-    script.append(Refused("no", status=403))
+    script: list[str | Response | Exception] = [" > ".join(f"[{n}]" for n in range(1, 21))]
+    script.append(RequestRejected("no", status=403))
     with served(Reranker(ScriptedModel(script), retries=NO_RETRIES)) as server:
         events = server.rerank([f"text {i}" for i in range(30)], stream=True).events
     assert [kind for kind, _ in events] == ["window", "trace", "order", "ranking", "window", "error"]

@@ -13,7 +13,7 @@ import pytest
 
 from rank_k import Reranker, ScriptedModel
 from rank_k.models.base import Request
-from rank_k.server.config import Doors
+from rank_k.server.config import AccessConfig
 from tests.serving import Served, served
 
 KEY = "sk-of-the-client"
@@ -33,7 +33,7 @@ def last_first(request: Request) -> str:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    doors = Doors("127.0.0.1", (KEY,), hosts=frozenset({"host.docker.internal"}))
+    doors = AccessConfig("127.0.0.1", (KEY,), hosts=frozenset({"host.docker.internal"}))
     with served(Reranker(ScriptedModel(last_first)), doors=doors) as running:
         yield running
 

@@ -18,7 +18,7 @@ from rank_k import Reranker, ScriptedModel
 from rank_k.cli import main
 from rank_k.errors import InputError
 from rank_k.models.base import Request
-from rank_k.server.config import Doors, Limits, check_doors
+from rank_k.server.config import AccessConfig, Limits, check_access
 from rank_k.server.run import bound
 from tests.conftest import StartLoopback
 from tests.serving import Answer, Served, command, served
@@ -59,7 +59,7 @@ def hasty(model: ScriptedModel) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Served]:
-    doors = Doors(keys=(KEY, OTHER_KEY), hosts=frozenset({"rerank.internal"}), origins=frozenset({PAGE}))
+    doors = AccessConfig(keys=(KEY, OTHER_KEY), hosts=frozenset({"rerank.internal"}), origins=frozenset({PAGE}))
     with served(Reranker(ScriptedModel(reversed_order)), doors=doors) as running:
         yield running
 
@@ -96,7 +96,7 @@ def test_a_rebound_host_name_is_turned_away(server: Served, model: ScriptedModel
 
 
 def test_names_may_be_allowed_and_addresses_off_loopback_are() -> None:
-    doors = Doors("0.0.0.0", hosts=frozenset({"rerank.internal"}))
+    doors = AccessConfig("0.0.0.0", hosts=frozenset({"rerank.internal"}))
     with served(Reranker(ScriptedModel(reversed_order)), doors=doors) as server:
         told = {host: server.get("/health", Host=host).status for host in ("rerank.internal:80", "10.0.0.7", "evil.io")}
     assert told == {"rerank.internal:80": 200, "10.0.0.7": 200, "evil.io": 421}
@@ -140,11 +140,11 @@ def test_anything_else_does_not(locked: Served, given: str) -> None:
 def test_off_loopback_a_key_is_needed_or_a_word() -> None:
     for host in ("0.0.0.0", "::", "192.168.1.5", "example.com"):
         with pytest.raises(InputError, match="--api-key-env"):
-            check_doors(Doors(host), insecure=False)
-        check_doors(Doors(host), insecure=True)
-        check_doors(Doors(host, keys=(KEY,)), insecure=False)
+            check_access(AccessConfig(host), insecure=False)
+        check_access(AccessConfig(host), insecure=True)
+        check_access(AccessConfig(host, keys=(KEY,)), insecure=False)
     for host in ("127.0.0.1", "::1", "localhost", "127.0.0.2"):
-        check_doors(Doors(host), insecure=False)
+        check_access(AccessConfig(host), insecure=False)
 
 
 @pytest.mark.parametrize(
@@ -156,14 +156,14 @@ def test_off_loopback_a_key_is_needed_or_a_word() -> None:
 )
 def test_what_nobody_can_come_by_is_refused(hosts: set[str], origins: set[str]) -> None:
     with pytest.raises(InputError, match="--allow-origin" if origins else "--allow-host"):
-        check_doors(Doors(hosts=frozenset(hosts), origins=frozenset(origins)), insecure=False)
+        check_access(AccessConfig(hosts=frozenset(hosts), origins=frozenset(origins)), insecure=False)
 
 
 def test_names_and_origins_that_are_spelt_otherwise_are_known() -> None:
     hosts = frozenset({"Rerank.Internal.", "fe80::1", "10.0.0.7"})
     origins = frozenset({f"{PAGE}/", "http://LOCALHOST:3000", "chrome-extension://abcdef"})
-    doors = Doors(hosts=hosts, origins=origins)
-    check_doors(doors, insecure=False)
+    doors = AccessConfig(hosts=hosts, origins=origins)
+    check_access(doors, insecure=False)
     with served(Reranker(ScriptedModel(reversed_order)), doors=doors) as server:
         for host in ("rerank.internal", "RERANK.internal.:80", "[fe80::1]:8787", "10.0.0.7"):
             assert server.get("/health", Host=host).status == 200
@@ -176,7 +176,7 @@ def test_an_address_that_cannot_be_had_is_told(server: Served) -> None:
     elsewhere = ["no.such.host.invalid", "203.0.113.9", "a..b", "a" * 64]
     for host, port in (server.address, *((host, 0) for host in elsewhere)):
         with pytest.raises(InputError, match="cannot listen"):
-            bound(server.desk, Doors(host), port)
+            bound(server.desk, AccessConfig(host), port)
 
 
 # --- bodies ---

@@ -20,9 +20,9 @@ import pytest
 
 from rank_k import Journal, Reranker
 from rank_k.server import service
-from rank_k.server.api_errors import Refusal
-from rank_k.server.config import Doors, Limits
-from rank_k.server.queue import Admission
+from rank_k.server.api_errors import ApiError
+from rank_k.server.config import AccessConfig, Limits
+from rank_k.server.queue import RequestQueue
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, window_key
 from tests.serving import Answer, Served, command, served
@@ -110,7 +110,7 @@ def test_beyond_the_queue_clients_are_told_when_to_come_again(loopback: StartLoo
 def test_a_greedy_client_does_not_keep_others_out(loopback: StartLoopback) -> None:
     model = loopback(first_token=1.0)  # all ten must arrive before the first one is done
     limits = Limits(running=2, queue=8, per_client=1)
-    doors = Doors(keys=("greedy-key", "modest-key"))
+    doors = AccessConfig(keys=("greedy-key", "modest-key"))
     with served(Reranker(server=model.url), limits, doors) as server, ThreadPoolExecutor(12) as pool:
 
         def one(client: int, key: str) -> Answer:
@@ -130,7 +130,7 @@ def test_a_greedy_client_does_not_keep_others_out(loopback: StartLoopback) -> No
 
 def test_turns_go_by_arrival_but_nobody_has_more_than_a_share() -> None:
     async def main() -> list[str]:
-        admission = Admission(Limits(running=2, queue=10, per_client=1))
+        admission = RequestQueue(Limits(running=2, queue=10, per_client=1))
         order: list[str] = []
 
         async def work(name: str) -> None:
@@ -147,7 +147,7 @@ def test_turns_go_by_arrival_but_nobody_has_more_than_a_share() -> None:
 
 def test_who_leaves_the_queue_leaves_no_gap() -> None:
     async def main() -> None:
-        admission = Admission(Limits(running=1, queue=4, per_client=4))
+        admission = RequestQueue(Limits(running=1, queue=4, per_client=4))
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(admission.turn("a"))
             waiting = [asyncio.create_task(_hold(admission, "b")) for _ in range(2)]
@@ -168,7 +168,7 @@ def test_who_leaves_the_queue_as_a_turn_ends_harms_nobody() -> None:
     """Cancelled, its task has not run yet when the place that it waited for becomes free."""
 
     async def main() -> None:
-        admission = Admission(Limits(running=1, queue=4, per_client=4))
+        admission = RequestQueue(Limits(running=1, queue=4, per_client=4))
         async with admission.turn("a"):
             leaving, staying = (asyncio.create_task(_hold(admission, "b")) for _ in range(2))
             await asyncio.sleep(0)
@@ -187,12 +187,12 @@ def test_however_clients_come_and_leave_no_place_is_lost(seed: int) -> None:
     """Some moves come in the same step of the loop as the one before, some in the next."""
     random = Random(seed)
 
-    async def work(admission: Admission, client: str, over: asyncio.Event) -> None:
+    async def work(admission: RequestQueue, client: str, over: asyncio.Event) -> None:
         async with admission.turn(client):
             await over.wait()
 
     async def main() -> None:
-        admission = Admission(Limits(running=2, queue=6, per_client=1))
+        admission = RequestQueue(Limits(running=2, queue=6, per_client=1))
         came: list[tuple[asyncio.Task[None], asyncio.Event]] = []
         for _ in range(500):
             move, there = random.choice(("come", "leave", "finish")), [pair for pair in came if not pair[0].done()]
@@ -209,7 +209,7 @@ def test_however_clients_come_and_leave_no_place_is_lost(seed: int) -> None:
         for _, over in came:
             over.set()
         await asyncio.wait_for(asyncio.gather(*(task for task, _ in came), return_exceptions=True), PATIENCE)
-        assert all(task.cancelled() or isinstance(task.exception(), Refusal | None) for task, _ in came)
+        assert all(task.cancelled() or isinstance(task.exception(), ApiError | None) for task, _ in came)
         assert (admission.running, admission.waiting) == (0, 0)
         await asyncio.wait_for(admission.idle(), PATIENCE)
 
@@ -218,14 +218,14 @@ def test_however_clients_come_and_leave_no_place_is_lost(seed: int) -> None:
 
 def test_closing_turns_away_who_waits_and_who_comes() -> None:
     async def main() -> None:
-        admission = Admission(Limits(running=1, queue=4, per_client=4))
+        admission = RequestQueue(Limits(running=1, queue=4, per_client=4))
         finish = asyncio.Event()
         at_work = asyncio.create_task(_hold(admission, "a", finish))
         waiting = asyncio.create_task(_hold(admission, "b"))
         await settled()
         admission.close()
         for late in (waiting, asyncio.create_task(_hold(admission, "c"))):
-            with pytest.raises(Refusal) as refused:
+            with pytest.raises(ApiError) as refused:
                 await late
             assert refused.value.status == 503
         assert not at_work.done()
@@ -236,7 +236,7 @@ def test_closing_turns_away_who_waits_and_who_comes() -> None:
     asyncio.run(main())
 
 
-async def _hold(admission: Admission, client: str, finish: asyncio.Event | None = None) -> None:
+async def _hold(admission: RequestQueue, client: str, finish: asyncio.Event | None = None) -> None:
     async with admission.turn(client):
         await (asyncio.sleep(0) if finish is None else finish.wait())
 
@@ -245,7 +245,7 @@ def test_stopping_ends_though_a_place_is_never_given_back(monkeypatch: pytest.Mo
     monkeypatch.setattr(service, "_LEAVING", 0.05)
 
     async def main() -> None:
-        of_nobody = service.Desk(None, Limits(grace_seconds=0.05))
+        of_nobody = service.RerankService(None, Limits(grace_seconds=0.05))
         async with of_nobody.admission.turn("a"):
             await asyncio.wait_for(of_nobody.stop(), PATIENCE)
 

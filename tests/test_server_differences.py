@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from rank_k.engine import Tally
-from rank_k.errors import GaveUp
-from rank_k.models.retry import Retries
+from rank_k.engine import RunStats
+from rank_k.errors import RetriesExhausted
+from rank_k.models.retry import RetryPolicy
 from rank_k.reranker import Reranker
 from rank_k.types import Candidate, Passage, Query
 from tests.fakes.scripted_server import (
@@ -29,8 +29,8 @@ RUN = {query_id: [Candidate(doc_id, 1.0) for doc_id in PASSAGES] for query_id in
 REVERSED = tuple(reversed(PASSAGES))
 
 
-def rerank(server: ScriptedServer, **options: Any) -> tuple[dict[str, tuple[str, ...]], Tally]:
-    options = {"model": "smol", "concurrency": 1, "retries": Retries(first=0.001, longest=0.01), **options}
+def rerank(server: ScriptedServer, **options: Any) -> tuple[dict[str, tuple[str, ...]], RunStats]:
+    options = {"model": "smol", "concurrency": 1, "retries": RetryPolicy(first=0.001, longest=0.01), **options}
     with Reranker(server=server.url, **options) as reranker:
         results = {result.query_id: result.ranking.doc_ids for result in reranker.rerank(RUN, QUERIES, PASSAGES)}
         return results, reranker.tally
@@ -132,9 +132,9 @@ def test_rerank_keeps_a_complete_json_reply_when_the_connection_breaks(ending: E
 def test_rerank_requests_a_partial_reply_again(ending: Ending) -> None:
     """The stream breaks before a finish reason: what arrived may be half an answer."""
     reply = as_events(chat_chunk("[5] > "), done=False, ending=ending)
-    with scripted_server(one_reply(reply)) as server, pytest.raises(GaveUp):
+    with scripted_server(one_reply(reply)) as server, pytest.raises(RetriesExhausted):
         rerank(server)
-    assert len(server.requests) == 3 * Retries().broken
+    assert len(server.requests) == 3 * RetryPolicy().broken
 
 
 # --- content filters ---

@@ -17,18 +17,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.models.base import Delta, Reply, Request, Subject
-from rank_k.models.simulated import PRESETS, Noise, SimulatedJudge, with_sd
+from rank_k.models.base import Request, RequestContext, Response, StreamChunk
+from rank_k.models.simulated import PRESETS, Noise, SimulatedModel, with_sd
 from rank_k.types import Message
-from rank_k.window.parsing import parse_answer
+from rank_k.window.parsing import parse_ranking
 
 DOCS = tuple(f"d{i:03d}" for i in range(100))
 GRADES = {f"q{n}": {doc_id: (i * 7 + n) % 4 for i, doc_id in enumerate(DOCS)} for n in range(40)}
 FLAT = {query_id: dict.fromkeys(DOCS, 1) for query_id in GRADES}
 
 
-def ask(judge: SimulatedJudge, query_id: str, doc_ids: Sequence[str], **changes: object) -> Reply:
-    request = Request((Message("user", "x" * 400),), 100, subject=Subject(query_id, tuple(doc_ids)))
+def ask(judge: SimulatedModel, query_id: str, doc_ids: Sequence[str], **changes: object) -> Response:
+    request = Request((Message("user", "x" * 400),), 100, subject=RequestContext(query_id, tuple(doc_ids)))
     return asyncio.run(judge.ask(replace(request, **changes)))  # type: ignore[arg-type]
 
 
@@ -36,7 +36,7 @@ def positions(tiers: list[list[int]]) -> list[int]:
     return [i for tier in tiers for i in tier]
 
 
-def inversions(judge: SimulatedJudge, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> float:
+def inversions(judge: SimulatedModel, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> float:
     """Share of the pairs of different grade that stand the wrong way round."""
     grades = [GRADES[query_id][doc_ids[i]] for i in positions(judge.tiers(query_id, doc_ids, sample))]
     pairs = [(a, b) for n, a in enumerate(grades) for b in grades[n + 1 :] if a != b]
@@ -48,7 +48,7 @@ def inversions(judge: SimulatedJudge, query_id: str, doc_ids: Sequence[str], sam
 
 @given(st.lists(st.sampled_from(DOCS), min_size=1, max_size=30, unique=True), st.sampled_from(sorted(GRADES)))
 def test_without_noise_the_order_is_that_of_the_grades_with_ties(doc_ids: list[str], query_id: str) -> None:
-    tiers = SimulatedJudge(GRADES).tiers(query_id, doc_ids)
+    tiers = SimulatedModel(GRADES).tiers(query_id, doc_ids)
     assert sorted(positions(tiers)) == list(range(len(doc_ids)))
     grades = [[GRADES[query_id][doc_ids[i]] for i in tier] for tier in tiers]
     assert all(len(set(tier)) == 1 for tier in grades)
@@ -57,9 +57,9 @@ def test_without_noise_the_order_is_that_of_the_grades_with_ties(doc_ids: list[s
 
 
 def test_its_reply_reads_as_that_order() -> None:
-    judge = SimulatedJudge(GRADES)
+    judge = SimulatedModel(GRADES)
     reply = ask(judge, "q0", DOCS[:20])
-    answer = parse_answer(reply.text, 20, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
+    answer = parse_ranking(reply.text, 20, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
     assert answer.tiers == tuple(tuple(i + 1 for i in tier) for tier in judge.tiers("q0", DOCS[:20]))
     assert answer.ranked
     assert not answer.repairs
@@ -67,13 +67,13 @@ def test_its_reply_reads_as_that_order() -> None:
 
 
 def test_unjudged_passages_and_unknown_queries_have_grade_zero() -> None:
-    judge = SimulatedJudge({"q": {"a": 1, "n": -1}})
+    judge = SimulatedModel({"q": {"a": 1, "n": -1}})
     assert judge.tiers("q", ["n", "x", "a"]) == [[2], [1], [0]]
     assert judge.tiers("unknown", ["x", "y"]) == [[0, 1]]
 
 
 def test_it_thinks_unless_asked_not_to() -> None:
-    judge = SimulatedJudge(GRADES)
+    judge = SimulatedModel(GRADES)
     assert ask(judge, "q0", DOCS[:3]).reasoning
     direct = ask(judge, "q0", DOCS[:3], think=False)
     assert direct.reasoning is None
@@ -83,16 +83,16 @@ def test_it_thinks_unless_asked_not_to() -> None:
 
 
 def test_text_is_told_as_it_comes_and_may_be_stopped() -> None:
-    judge = SimulatedJudge(GRADES)
-    request = Request((), 100, subject=Subject("q0", DOCS[:3]))
-    told: list[Delta] = []
+    judge = SimulatedModel(GRADES)
+    request = Request((), 100, subject=RequestContext("q0", DOCS[:3]))
+    told: list[StreamChunk] = []
     assert asyncio.run(judge.ask(request, told.append)).finish_reason == "stop"
     assert [delta.text for delta in told] == [ask(judge, "q0", DOCS[:3]).text]
     assert asyncio.run(judge.ask(request, lambda delta: True)).finish_reason == "stopped"
 
 
 def test_it_is_a_model() -> None:
-    judge = SimulatedJudge(GRADES, context=4096)
+    judge = SimulatedModel(GRADES, context=4096)
     asyncio.run(judge.prepare())
     assert judge.context == 4096
     assert asyncio.run(judge.count_tokens("text")) is None
@@ -104,7 +104,7 @@ def test_it_is_a_model() -> None:
 
 @pytest.mark.parametrize("noise", PRESETS)
 def test_the_same_judge_says_the_same(noise: str) -> None:
-    replies = [[ask(SimulatedJudge(GRADES, noise, seed=3), q, DOCS[:20]).text for q in GRADES] for _ in range(2)]
+    replies = [[ask(SimulatedModel(GRADES, noise, seed=3), q, DOCS[:20]).text for q in GRADES] for _ in range(2)]
     assert replies[0] == replies[1]
 
 
@@ -112,39 +112,39 @@ def test_it_says_the_same_in_another_process() -> None:
     """Nothing depends on the hash seed of the interpreter, nor on what was asked before."""
     code = (
         "import asyncio; from tests.test_simulated import *\n"
-        "print([ask(SimulatedJudge(GRADES, 'weak'), q, DOCS[5:25]).text for q in reversed(GRADES)])"
+        "print([ask(SimulatedModel(GRADES, 'weak'), q, DOCS[5:25]).text for q in reversed(GRADES)])"
     )
     root = Path(__file__).parents[1]
     said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
-    assert said.strip() == str([ask(SimulatedJudge(GRADES, "weak"), q, DOCS[5:25]).text for q in reversed(GRADES)])
+    assert said.strip() == str([ask(SimulatedModel(GRADES, "weak"), q, DOCS[5:25]).text for q in reversed(GRADES)])
 
 
 def test_another_seed_is_another_judge() -> None:
-    one, other = SimulatedJudge(GRADES, "weak", seed=1), SimulatedJudge(GRADES, "weak", seed=2)
+    one, other = SimulatedModel(GRADES, "weak", seed=1), SimulatedModel(GRADES, "weak", seed=2)
     assert one.identity != other.identity
     assert sum(one.tiers(q, DOCS[:20]) != other.tiers(q, DOCS[:20]) for q in GRADES) > 35
 
 
 def test_its_identity_is_all_that_decides_its_answers() -> None:
-    identity = SimulatedJudge(GRADES, "weak").identity
-    assert SimulatedJudge(GRADES, PRESETS["weak"], context=99).identity == identity
-    others = [SimulatedJudge(FLAT, "weak"), SimulatedJudge(GRADES, "strong"), SimulatedJudge(GRADES, "weak", seed=1)]
+    identity = SimulatedModel(GRADES, "weak").identity
+    assert SimulatedModel(GRADES, PRESETS["weak"], context=99).identity == identity
+    others = [SimulatedModel(FLAT, "weak"), SimulatedModel(GRADES, "strong"), SimulatedModel(GRADES, "weak", seed=1)]
     assert len({identity, *(other.identity for other in others)}) == 4
 
 
 def test_the_body_tells_windows_apart() -> None:
-    judge = SimulatedJudge(GRADES)
+    judge = SimulatedModel(GRADES)
     asked = [
-        Request((), 100, subject=Subject("q0", ("a", "b"))),
-        Request((), 100, subject=Subject("q0", ("b", "a"))),
-        Request((), 100, subject=Subject("q1", ("a", "b"))),
-        Request((), 100, subject=Subject("q0", ("a", "b")), think=False),
+        Request((), 100, subject=RequestContext("q0", ("a", "b"))),
+        Request((), 100, subject=RequestContext("q0", ("b", "a"))),
+        Request((), 100, subject=RequestContext("q1", ("a", "b"))),
+        Request((), 100, subject=RequestContext("q0", ("a", "b")), think=False),
     ]
     assert len({json.dumps(judge.body(request)) for request in asked}) == 4
 
 
 def test_ids_with_undecodable_bytes_are_judged_too() -> None:
-    judge = SimulatedJudge({"q\udcff": {"d\udc80": 2}}, "weak")
+    judge = SimulatedModel({"q\udcff": {"d\udc80": 2}}, "weak")
     assert sorted(positions(judge.tiers("q\udcff", ["x", "d\udc80"]))) == [0, 1]
 
 
@@ -153,7 +153,7 @@ def test_ids_with_undecodable_bytes_are_judged_too() -> None:
 
 def test_presets_err_the_weak_more_than_the_strong() -> None:
     wrong = {
-        name: fmean(inversions(SimulatedJudge(GRADES, name), q, DOCS[n : n + 20]) for n, q in enumerate(GRADES))
+        name: fmean(inversions(SimulatedModel(GRADES, name), q, DOCS[n : n + 20]) for n, q in enumerate(GRADES))
         for name in PRESETS
     }
     assert wrong["none"] == 0
@@ -163,7 +163,7 @@ def test_presets_err_the_weak_more_than_the_strong() -> None:
 
 def test_more_sd_is_more_error() -> None:
     wrong = [
-        fmean(inversions(SimulatedJudge(GRADES, with_sd(PRESETS["strong"], sd)), q, DOCS[:20]) for q in GRADES)
+        fmean(inversions(SimulatedModel(GRADES, with_sd(PRESETS["strong"], sd)), q, DOCS[:20]) for q in GRADES)
         for sd in (0.0, 0.5, 1.0, 2.0, 4.0)
     ]
     assert wrong == sorted(wrong)
@@ -171,7 +171,7 @@ def test_more_sd_is_more_error() -> None:
 
 
 def worths(noise: Noise, doc_ids: Sequence[str], query_id: str = "q0", sample: int = 0, seed: int = 0) -> list[float]:
-    return SimulatedJudge(FLAT, noise, seed=seed).worth(query_id, doc_ids, sample)
+    return SimulatedModel(FLAT, noise, seed=seed).worth(query_id, doc_ids, sample)
 
 
 def test_persistent_error_is_the_same_in_every_call() -> None:
@@ -216,19 +216,19 @@ def test_what_is_shown_first_gets_a_bonus() -> None:
     noise = Noise(position_bias=0.35)
     assert worths(noise, DOCS[:5]) == pytest.approx([1, 0.9125, 0.825, 0.7375, 0.65])
     assert worths(noise, DOCS[:1]) == [1]
-    judge = SimulatedJudge(FLAT, noise)
+    judge = SimulatedModel(FLAT, noise)
     assert positions(judge.tiers("q0", DOCS[:20])) == list(range(20))
     strong = replace(PRESETS["strong"], malformed=0.0)
-    places = [positions(SimulatedJudge(FLAT, strong).tiers(q, DOCS[:20])).index(0) for q in GRADES]
+    places = [positions(SimulatedModel(FLAT, strong).tiers(q, DOCS[:20])).index(0) for q in GRADES]
     unbiased = [
-        positions(SimulatedJudge(FLAT, replace(strong, position_bias=0)).tiers(q, DOCS[:20])).index(0) for q in GRADES
+        positions(SimulatedModel(FLAT, replace(strong, position_bias=0)).tiers(q, DOCS[:20])).index(0) for q in GRADES
     ]
     assert fmean(places) < fmean(unbiased)
 
 
 def test_what_stands_in_the_middle_is_seen_less_sharply() -> None:
     grades = {"q": {"best": 3, **dict.fromkeys(DOCS, 0)}}
-    judge = SimulatedJudge(grades, Noise(middle=0.5))
+    judge = SimulatedModel(grades, Noise(middle=0.5))
 
     def seen(place: int) -> float:
         return judge.worth("q", (*DOCS[:place], "best", *DOCS[place:20]), 0)[place]
@@ -240,7 +240,7 @@ def test_what_stands_in_the_middle_is_seen_less_sharply() -> None:
 
 def test_what_is_closer_than_the_gap_is_a_tie() -> None:
     noise = Noise(position_bias=0.3, tie_gap=0.15)
-    assert SimulatedJudge(FLAT, noise).tiers("q0", DOCS[:4]) == [[0, 1], [2, 3]]  # 1, .9, .8, .7
+    assert SimulatedModel(FLAT, noise).tiers("q0", DOCS[:4]) == [[0, 1], [2, 3]]  # 1, .9, .8, .7
 
 
 def test_queries_differ_in_how_hard_they_are() -> None:
@@ -253,12 +253,12 @@ def test_queries_differ_in_how_hard_they_are() -> None:
 
 @pytest.mark.parametrize(("share", "size"), [(0.0, 20), (0.1, 20), (0.1, 10), (0.1, 40), (1.0, 20)])
 def test_malformed_answers_come_as_often_as_it_says(share: float, size: int) -> None:
-    judge = SimulatedJudge(GRADES, Noise(malformed=share, position_bias=0.5))
+    judge = SimulatedModel(GRADES, Noise(malformed=share, position_bias=0.5))
     kinds = {"none": 0, "cut or forgotten": 0, "well formed": 0}
     calls = 0
     for query_id in GRADES:
         for sample in range(25):
-            answer = parse_answer(ask(judge, query_id, DOCS[:size], sample=sample).text, size, finish_reason="stop")
+            answer = parse_ranking(ask(judge, query_id, DOCS[:size], sample=sample).text, size, finish_reason="stop")
             whole = answer.ranked and len(answer.placed) == size
             kinds["well formed" if whole else "cut or forgotten" if answer.ranked else "none"] += 1
             calls += 1

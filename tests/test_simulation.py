@@ -17,13 +17,23 @@ from hypothesis import strategies as st
 from rank_k import Reranker
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
-from rank_k.models.base import Request, Subject
-from rank_k.models.simulated import PRESETS, Noise, SimulatedJudge
-from rank_k.simulation.call_times import Call, CallTime, Due, expected, makespan, scheduled, timed
-from rank_k.simulation.replay import Asked, Cell, Sums, answered, difference, ndcg, play, simulate, unasked
+from rank_k.models.base import Request, RequestContext
+from rank_k.models.simulated import PRESETS, Noise, SimulatedModel
+from rank_k.simulation.call_times import Call, CallTime, PendingRound, expected, makespan, scheduled, timed
+from rank_k.simulation.replay import (
+    Cell,
+    RoundSizes,
+    SimulationTotals,
+    difference,
+    ndcg,
+    replay_strategy,
+    simulate,
+    with_answers,
+    without_calls,
+)
 from rank_k.strategies import STRATEGIES, make
 from rank_k.types import Candidate, Passage, Query, Window
-from rank_k.window.parsing import parse_answer
+from rank_k.window.parsing import parse_ranking
 from tests.loopback import make_queries
 
 DOCS = tuple(f"d{i:03d}" for i in range(100))
@@ -37,7 +47,7 @@ RUN = {query_id: [Candidate(doc_id, -i) for i, doc_id in enumerate(DOCS[:60])] f
 @pytest.mark.parametrize(("noise", "told"), [("strong", "a17e1e74e9d7b5f5"), ("weak", "f7f56c7810108954")])
 def test_no_draw_has_changed(noise: str, told: str) -> None:
     """Figures in the documentation, and the calibration of the presets, are those of exactly these judges."""
-    judge, random, digest = SimulatedJudge(GRADES, noise, seed=3), Random(7), hashlib.sha256()
+    judge, random, digest = SimulatedModel(GRADES, noise, seed=3), Random(7), hashlib.sha256()
     for query_id in GRADES:
         for size in (2, 5, 20, 33):
             ids = tuple(random.sample(DOCS, size))
@@ -55,7 +65,7 @@ def tiers_of(draw: st.DrawFn) -> list[list[int]]:
     return [list(numbers[a:b]) for a, b in pairwise([0, *cuts, len(numbers)])]
 
 
-class Fixed(SimulatedJudge):
+class Fixed(SimulatedModel):
     """A judge whose mind is made up."""
 
     def __init__(self, tiers: list[list[int]]) -> None:
@@ -70,7 +80,7 @@ class Fixed(SimulatedJudge):
 def test_a_well_formed_answer_is_read_as_it_is_written(tiers: list[list[int]]) -> None:
     """So that reading it may be left out."""
     size = sum(map(len, tiers))
-    read = parse_answer(Fixed(tiers).said("q", DOCS[:size]), size, finish_reason="stop")
+    read = parse_ranking(Fixed(tiers).said("q", DOCS[:size]), size, finish_reason="stop")
     assert [[i - 1 for i in tier] for tier in read.tiers] == tiers
     assert (read.ranked, len(read.placed), dict(read.repairs)) == (True, size, {})
 
@@ -79,7 +89,7 @@ def test_a_well_formed_answer_is_read_as_it_is_written(tiers: list[list[int]]) -
 def test_so_is_one_about_a_thousand_passages(tied: bool) -> None:
     numbers = Random(3).sample(range(1000), 1000)
     tiers = [numbers[i : i + 2] for i in range(0, 1000, 2)] if tied else [[i] for i in numbers]
-    read = parse_answer(Fixed(tiers).said("q", [str(i) for i in range(1000)]), 1000, finish_reason="stop")
+    read = parse_ranking(Fixed(tiers).said("q", [str(i) for i in range(1000)]), 1000, finish_reason="stop")
     assert [[i - 1 for i in tier] for tier in read.tiers] == tiers
 
 
@@ -87,11 +97,11 @@ def test_so_is_one_about_a_thousand_passages(tied: bool) -> None:
 @given(st.integers(0, 2**32), st.sampled_from(sorted(GRADES)), st.integers(2, 40))
 def test_an_answer_is_what_the_parser_makes_of_the_reply(seed: int, query_id: str, size: int) -> None:
     ids = tuple(Random(seed).sample(DOCS, size))
-    judge = SimulatedJudge(GRADES, Noise(sd=1, malformed=0.5, tie_gap=0.1), seed=seed)
-    asked = Request((), 1, think=False, subject=Subject(query_id, ids))
+    judge = SimulatedModel(GRADES, Noise(sd=1, malformed=0.5, tie_gap=0.1), seed=seed)
+    asked = Request((), 1, think=False, subject=RequestContext(query_id, ids))
     reply = asyncio.run(judge.ask(asked))
-    read = parse_answer(reply.text, size, finish_reason=reply.finish_reason)
-    order = answered(judge, query_id, Window(ids, (1, size)))
+    read = parse_ranking(reply.text, size, finish_reason=reply.finish_reason)
+    order = with_answers(judge, query_id, Window(ids, (1, size)))
     assert order.tiers == tuple(tuple(ids[i - 1] for i in tier) for tier in read.tiers)
     assert order.placed == {ids[i - 1] for i in read.placed}
     assert order.ranked == read.ranked
@@ -100,13 +110,13 @@ def test_an_answer_is_what_the_parser_makes_of_the_reply(seed: int, query_id: st
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_query_ends_as_it_does_with_everything_in_between(strategy: str) -> None:
     """Prompt, reply, parser, journal and engine change nothing."""
-    judge = SimulatedJudge(GRADES, "weak", seed=1)
+    judge = SimulatedModel(GRADES, "weak", seed=1)
     queries = {query_id: Query(query_id, "?") for query_id in RUN}
     texts = {doc_id: Passage(doc_id, "text") for doc_id in DOCS}
     with Reranker(judge, strategy=strategy) as reranker:
         results = {result.query_id: result.ranking.doc_ids for result in reranker.rerank(RUN, queries, texts)}
         tally = reranker.tally
-    played = [play(make(strategy), RUN[query_id], query_id, judge) for query_id in RUN]
+    played = [replay_strategy(make(strategy), RUN[query_id], query_id, judge) for query_id in RUN]
     assert [one.doc_ids for one in played] == list(results.values())
     assert sum(len(asked.sizes) for one in played for asked in one.rounds) == tally.windows
     assert sum(len(one.rounds) for one in played) == tally.rounds
@@ -127,7 +137,7 @@ def test_ndcg_is_that_of_ir_measures() -> None:
 
 def test_every_strategy_on_every_run_before_every_judge() -> None:
     runs = {"short": {"q0": RUN["q0"][:20]}, "long": RUN}
-    plans = {"sliding": make("sliding"), "same": make("sliding"), "none": unasked}
+    plans = {"sliding": make("sliding"), "same": make("sliding"), "none": without_calls}
     found = simulate(runs, GRADES, plans, {name: PRESETS[name] for name in ("none", "weak")}, 5)
     assert set(found) == {Cell(r, n, s) for r in runs for n in ("none", "weak") for s in plans}
     for cell, sums in found.items():
@@ -152,8 +162,8 @@ def test_only_the_first_candidates_are_compared_and_the_rest_follows() -> None:
 
 
 def test_differences_are_paired_by_query_after_averaging_seeds() -> None:
-    ours = Sums({"a": [0.5, 0.7], "b": [0.3, 0.3]})
-    theirs = Sums({"b": [0.3, 0.1], "a": [0.4, 0.4]})
+    ours = SimulationTotals({"a": [0.5, 0.7], "b": [0.3, 0.3]})
+    theirs = SimulationTotals({"b": [0.3, 0.1], "a": [0.4, 0.4]})
     found = difference(ours, theirs)
     assert found.mean == pytest.approx(0.15)  # query a: .2, query b: .1
     assert found.error == pytest.approx(0.05)
@@ -161,9 +171,9 @@ def test_differences_are_paired_by_query_after_averaging_seeds() -> None:
 
 
 def test_sums_of_several_judges() -> None:
-    rounds = (Asked((20, 10), 3), Asked((20,), 1))
-    sums = Sums({"a": [0.5]}, [[rounds]])
-    sums.update(Sums({"a": [1.0]}, [[rounds[:1]]]))
+    rounds = (RoundSizes((20, 10), 3), RoundSizes((20,), 1))
+    sums = SimulationTotals({"a": [0.5]}, [[rounds]])
+    sums.update(SimulationTotals({"a": [1.0]}, [[rounds[:1]]]))
     assert sums.by_query() == {"a": 0.75}
     assert (sums.calls, sums.passages, sums.rounds, sums.most) == (2.5, 40, 1.5, (3, 2))
 
@@ -171,19 +181,19 @@ def test_sums_of_several_judges() -> None:
 # --- seconds ---------------------------------------------------------------------------------------
 
 
-def rounds_of(draw: st.DrawFn) -> list[Due]:
+def rounds_of(draw: st.DrawFn) -> list[PendingRound]:
     each = draw(st.lists(st.lists(st.floats(0.1, 9), max_size=5), max_size=4))
     left = [sum(map(len, each[i:])) for i in range(len(each))]
-    return [Due(seconds, many) for seconds, many in zip(each, left, strict=True)]
+    return [PendingRound(seconds, many) for seconds, many in zip(each, left, strict=True)]
 
 
 @st.composite
-def work(draw: st.DrawFn) -> list[list[Due]]:
+def work(draw: st.DrawFn) -> list[list[PendingRound]]:
     return [rounds_of(draw) for _ in range(draw(st.integers(0, 12)))]
 
 
 @given(work(), st.integers(1, 5))
-def test_calls_keep_to_the_slots_and_rounds_to_their_order(queries: list[list[Due]], slots: int) -> None:
+def test_calls_keep_to_the_slots_and_rounds_to_their_order(queries: list[list[PendingRound]], slots: int) -> None:
     calls = list(scheduled(map(iter, queries), slots))
     asked = [seconds for rounds in queries for due in rounds for seconds in due.seconds]
     assert sorted(call.end - call.start for call in calls) == pytest.approx(sorted(asked))
@@ -203,13 +213,13 @@ def test_calls_keep_to_the_slots_and_rounds_to_their_order(queries: list[list[Du
 
 
 def test_whose_windows_are_most_goes_first() -> None:
-    queries = [[Due([1.0], 1)], [Due([2.0], 2), Due([2.0], 1)], [Due([4.0], 1)]]
+    queries = [[PendingRound([1.0], 1)], [PendingRound([2.0], 2), PendingRound([2.0], 1)], [PendingRound([4.0], 1)]]
     calls = list(scheduled(map(iter, queries), 1))
     assert [(call.query, call.start) for call in calls] == [(1, 0), (0, 2), (1, 3), (2, 5)]
 
 
 def test_what_is_expected_of_fixed_times() -> None:
-    sliding, blocks = [Asked((20,), 2), Asked((20,), 1)], [Asked((20, 20), 3), Asked((10,), 1)]
+    sliding, blocks = [RoundSizes((20,), 2), RoundSizes((20,), 1)], [RoundSizes((20, 20), 3), RoundSizes((10,), 1)]
     assert expected([[sliding, sliding]], CallTime(10), 1) == (20, 40)
     assert expected([[sliding, sliding]], CallTime(10), 2) == (20, 20)
     assert expected([[blocks]], CallTime(10), 1) == (30, 30)
@@ -220,7 +230,7 @@ def test_what_is_expected_of_fixed_times() -> None:
 
 
 def test_times_spread_around_their_mean_and_are_the_same_again() -> None:
-    rounds = [Asked((20,) * 4000, 4000)]
+    rounds = [RoundSizes((20,) * 4000, 4000)]
     call_time = CallTime(20, 2.5, 0.3)
     [due] = timed(rounds, call_time, "a")
     assert timed(rounds, call_time, "a") == [due] != timed(rounds, call_time, "b")

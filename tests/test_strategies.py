@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 
 from rank_k import Reranker
 from rank_k.errors import InputError, StrategyError
-from rank_k.models.base import RanksBy
+from rank_k.models.base import ScoringMethod
 from rank_k.models.mock import ScriptedModel
-from rank_k.models.simulated import SimulatedJudge
-from rank_k.simulation.replay import play
+from rank_k.models.simulated import SimulatedModel
+from rank_k.simulation.replay import replay_strategy
 from rank_k.strategies import STRATEGIES, make
 from rank_k.strategies.aggregate import consensus
-from rank_k.strategies.base import Strategy, held
-from rank_k.strategies.combined import Cascade
+from rank_k.strategies.base import Strategy, validated
+from rank_k.strategies.combined import Combined
 from rank_k.strategies.sliding import Sliding, spans
-from rank_k.strategies.testing import check
+from rank_k.strategies.testing import check_strategy
 from rank_k.strategies.topdown import TopDown
-from rank_k.types import Candidate, Order, Outcome, Passage, Query, Ranking, Round, Window
+from rank_k.types import Candidate, Passage, Query, Ranking, Round, Window, WindowRanking, WindowResult
 
 
 def perfect(strategy: Strategy, grades: list[int]) -> tuple[Ranking, list[Round]]:
@@ -36,16 +36,16 @@ def perfect(strategy: Strategy, grades: list[int]) -> tuple[Ranking, list[Round]
         step = next(steps)
         while True:
             rounds.append(step)
-            step = steps.send([Outcome(w, (order_by_grade(w, grades),)) for w in step.windows])
+            step = steps.send([WindowResult(w, (order_by_grade(w, grades),)) for w in step.windows])
     except StopIteration as stop:
         ranking: Ranking = stop.value
         return ranking, rounds
 
 
-def order_by_grade(window: Window, grades: list[int]) -> Order:
+def order_by_grade(window: Window, grades: list[int]) -> WindowRanking:
     levels = sorted({grades[int(d[1:])] for d in window.doc_ids}, reverse=True)
     tiers = tuple(tuple(d for d in window.doc_ids if grades[int(d[1:])] == level) for level in levels)
-    return Order(tiers, frozenset(window.doc_ids), True)
+    return WindowRanking(tiers, frozenset(window.doc_ids), True)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -59,7 +59,7 @@ def order_by_grade(window: Window, grades: list[int]) -> Order:
 )
 def test_conformance(name: str, length: int, window: int, stride: int, seed: int, samples: int) -> None:
     strategy = make(name, window=window, stride=min(stride, window))
-    rounds = check(strategy, length, Random(seed), samples=samples)
+    rounds = check_strategy(strategy, length, Random(seed), samples=samples)
     assert all(len(w.doc_ids) <= window for step in rounds for w in step.windows)
     if length < 2:
         assert not rounds
@@ -115,13 +115,13 @@ def test_topdown_needs_fewer_rounds_than_sliding() -> None:
 def test_a_forgotten_pivot_is_no_evidence() -> None:
     steps = TopDown(4)([Candidate(f"d{i}", -i) for i in range(7)], 0)
     head = next(steps).windows[0]
-    as_shown = Order(tuple((d,) for d in head.doc_ids), frozenset(head.doc_ids), True)
-    step = steps.send([Outcome(head, (as_shown,))])
+    as_shown = WindowRanking(tuple((d,) for d in head.doc_ids), frozenset(head.doc_ids), True)
+    step = steps.send([WindowResult(head, (as_shown,))])
     pivot = step.windows[0].doc_ids[0]
     others = [d for d in step.windows[0].doc_ids if d != pivot]
-    forgetful = Order((*((d,) for d in others), (pivot,)), frozenset(others), True)
+    forgetful = WindowRanking((*((d,) for d in others), (pivot,)), frozenset(others), True)
     with pytest.raises(StopIteration) as stop:
-        steps.send([Outcome(step.windows[0], (forgetful,))])
+        steps.send([WindowResult(step.windows[0], (forgetful,))])
     assert stop.value.value.doc_ids[:2] == ("d0", "d1")
 
 
@@ -133,12 +133,12 @@ def test_every_strategy_shows_a_tie_of_neighbours(name: str) -> None:
 
 def test_consensus_of_samples_keeps_ties_and_ignores_what_was_not_placed() -> None:
     window = Window(("a", "b", "c"), (1, 3))
-    first = Order((("a",), ("b",), ("c",)), frozenset("abc"), True)
-    second = Order((("b",), ("a",), ("c",)), frozenset("abc"), True)
-    assert consensus(Outcome(window, (first, second))).tiers == (("a", "b"), ("c",))
-    short = Order((("c",), ("a",), ("b",)), frozenset("c"), True)
-    assert consensus(Outcome(window, (Order.unranked(window), short))) == short
-    assert not consensus(Outcome(window, (Order.unranked(window),))).ranked
+    first = WindowRanking((("a",), ("b",), ("c",)), frozenset("abc"), True)
+    second = WindowRanking((("b",), ("a",), ("c",)), frozenset("abc"), True)
+    assert consensus(WindowResult(window, (first, second))).tiers == (("a", "b"), ("c",))
+    short = WindowRanking((("c",), ("a",), ("b",)), frozenset("c"), True)
+    assert consensus(WindowResult(window, (WindowRanking.unranked(window), short))) == short
+    assert not consensus(WindowResult(window, (WindowRanking.unranked(window),))).ranked
 
 
 # --- promises that are broken ----------------------------------------------------------------------
@@ -192,11 +192,11 @@ BROKEN: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("strategy", "promise"), BROKEN)
 @pytest.mark.parametrize("by", ["comparison", "both"])
-def test_a_strategy_that_breaks_a_promise_is_named_whoever_asks(strategy: Any, promise: str, by: RanksBy) -> None:
+def test_a_strategy_that_breaks_a_promise_is_named_whoever_asks(strategy: Any, promise: str, by: ScoringMethod) -> None:
     candidates = [Candidate(doc_id, -rank) for rank, doc_id in enumerate(IDS)]
-    judge = SimulatedJudge({"q": {}})
+    judge = SimulatedModel({"q": {}})
     with pytest.raises(StrategyError, match=rf"strategy own\w*: .*{promise}.*; test it with .*docs/strategies\.md"):
-        play(Cascade(strategy) if by == "both" else strategy, candidates, "q", judge)
+        replay_strategy(Combined(strategy) if by == "both" else strategy, candidates, "q", judge)
     passages = {doc_id: Passage(doc_id, "text") for doc_id in IDS}
     with (
         Reranker(ScriptedModel(lambda _: "[1] > [2]"), strategy=strategy) as reranker,
@@ -209,7 +209,7 @@ def test_a_strategy_that_breaks_a_promise_is_named_whoever_asks(strategy: Any, p
 def test_a_candidate_that_stands_twice_is_refused(name: str) -> None:
     candidates = [Candidate(f"d{n % 30}", -n) for n in range(40)]
     with pytest.raises(InputError, match="twice among the candidates"):
-        next(held(make(name), candidates, 0))
+        next(validated(make(name), candidates, 0))
 
 
 @pytest.mark.parametrize(

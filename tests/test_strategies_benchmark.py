@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from benchmarks.strategies import NOISES, RUNS, print_table, simulated
 
-from rank_k.simulation.replay import Asked, Cell, Sums
+from rank_k.simulation.replay import Cell, RoundSizes, SimulationTotals
 
 
 def test_strategies_meet_the_same_judge_and_every_seed_another(tmp_path: Path) -> None:
@@ -33,10 +33,10 @@ def test_strategies_meet_the_same_judge_and_every_seed_another(tmp_path: Path) -
     ids=["better", "worse", "no better", "better, but asks too often"],
 )
 def test_it_says_whether_what_is_said_of_blocks_holds(blocks: tuple[float, float], calls: int, kept: bool) -> None:
-    rounds = (Asked((20,) * (calls - 2), calls), Asked((20, 20), 2))
+    rounds = (RoundSizes((20,) * (calls - 2), calls), RoundSizes((20, 20), 2))
     values = {"sliding": (0.5, 0.5), "blocks": blocks}
     found = {
-        ("c", Cell("run", "weak", name)): Sums({"a": [one], "b": [other]}, [[rounds, rounds]])
+        ("c", Cell("run", "weak", name)): SimulationTotals({"a": [one], "b": [other]}, [[rounds, rounds]])
         for name, (one, other) in values.items()
     }
     assert print_table(found, ["sliding", "blocks"]) is kept

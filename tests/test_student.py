@@ -14,7 +14,7 @@ from rank_k.models import weights
 from rank_k.models.embedded import EmbeddedModel
 from rank_k.models.student import find_student, write_student
 from rank_k.reranker import PAPER, Reranker
-from rank_k.window.listwise import Asker
+from rank_k.window.listwise import ListwiseRanker
 from rank_k.window.prompt import PromptTemplate
 
 TEMPLATE = PromptTemplate("Q: {query}\n", "\nA:", "<{i}> {text}", " | ", "be brief")
@@ -62,13 +62,13 @@ def test_it_is_asked_as_it_was_trained_unless_told_otherwise(tmp_path: Path) -> 
     folder = exported(tmp_path / "s")
     with Reranker(folder) as reranker:
         assert {"by": reranker.by, **reranker.effective} == ASKING
-        assert isinstance(reranker.asker, Asker)
+        assert isinstance(reranker.asker, ListwiseRanker)
         assert reranker.asker.template.before == TEMPLATE.before
         settings = reranker.asker.settings
         assert (settings.passage_tokens, settings.max_tokens, settings.temperature) == (50, 256, 0.0)
     with Reranker(folder, window=5, temperature=None, prompt="listwise") as reranker:
         assert {"by": reranker.by, **reranker.effective} == ASKING | {"window": 5, "temperature": None}
-        assert isinstance(reranker.asker, Asker)
+        assert isinstance(reranker.asker, ListwiseRanker)
         assert reranker.asker.template.name == "rank-k"
 
 

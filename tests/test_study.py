@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 from rank_k.data.files import read_run
 from rank_k.errors import InputError, JournalError
 from rank_k.evaluation.measures import evaluate
-from rank_k.evaluation.significance import paired
+from rank_k.evaluation.significance import paired_difference
 from rank_k.journal import WindowRecord
 from rank_k.study.breakdowns import average_overlap, thirds
-from rank_k.study.cell_costs import makespan, rankings_by_round, seed_of, spent_in, window_seconds
+from rank_k.study.cell_costs import makespan, rankings_by_round, read_costs, seed_of, window_seconds
 from rank_k.study.grid import (
     Cell,
     cells_of,
     strategy_of,
 )
 from rank_k.study.questions import QUESTIONS
-from rank_k.study.table import compared, labels_of, write_cells, write_queries
-from rank_k.types import Candidate, Order, Outcome
+from rank_k.study.table import compare_rows, labels_of, write_cells, write_queries
+from rank_k.types import Candidate, WindowRanking, WindowResult
 from tests.study_bench import DATA, Bench
 from tests.study_bench import bench as bench  # a fixture
 
@@ -120,7 +120,7 @@ def test_a_table_says_what_each_cell_is_worth_and_costs(bench: Bench, tmp_path: 
         assert row.quality["nDCG@10"].low <= row.quality["nDCG@10"].mean <= row.quality["nDCG@10"].high
         assert row.cost.rounds == pytest.approx(5 if row.setting.startswith("sliding") else 2)
         if row is not base:
-            assert row.against == paired(row.values["nDCG@10"], base.values["nDCG@10"])
+            assert row.against == paired_difference(row.values["nDCG@10"], base.values["nDCG@10"])
             assert row.p >= row.against.randomisation_p if row.against else False
         assert row.on_set <= {"tokens", "rounds"}, "a simulated judge takes no time"
     assert rows[1].cost.calls > rows[0].cost.calls
@@ -146,10 +146,10 @@ def test_costs_are_the_journals_whether_asked_now_or_found_there(bench: Bench) -
     cell = Cell("c", "bm25", "judge", strategy="blocks", samples=3)
     bench.run(cell)
     with bench.journal() as journal:
-        before = list(spent_in(journal, bench.folder.run(cell)))
+        before = list(read_costs(journal, bench.folder.run(cell)))
     assert bench.run(cell)[0][1] == 0
     with bench.journal() as journal:
-        assert list(spent_in(journal, bench.folder.run(cell))) == before
+        assert list(read_costs(journal, bench.folder.run(cell))) == before
     assert sum(query.calls for query in before) == bench.run(cell)[0][0]
     assert {len(query.rounds) for query in before} == {2}
 
@@ -159,10 +159,10 @@ def test_differences_are_paired_with_the_baseline_that_is_named(bench: Bench) ->
     bench.run(*cells_of(study))
     rows = bench.answer(study).rows
     assert [row.against is None for row in rows] == [True, False, True]
-    against_first = compared(rows, "first stage")
+    against_first = compare_rows(rows, "first stage")
     assert [row.baseline for row in against_first] == ["c.bm25"] * 3
     with pytest.raises(InputError, match="no cell is called 'x'"):
-        compared(rows, "x")
+        compare_rows(rows, "x")
 
 
 def test_a_first_stage_with_ties_is_worth_as_much_when_nothing_of_it_is_reranked(bench: Bench) -> None:
@@ -208,14 +208,14 @@ def test_a_replay_of_other_windows_is_refused() -> None:
     cell = Cell("c", "f", "m", depth=30)
     steps = strategy_of(cell)(candidates, seed_of("q"))
     step = next(steps)
-    order = Order.unranked(step.windows[0])
+    order = WindowRanking.unranked(step.windows[0])
     good = WindowRecord("q", 0, 0, step.windows[0], (), (order,), {})
     with pytest.raises(JournalError, match="in the midst"):
         rankings_by_round(strategy_of(cell), candidates, seed_of("q"), [good])
     with pytest.raises(JournalError, match="not those of this cell"):
         rankings_by_round(strategy_of(replace(cell, window=10)), candidates, seed_of("q"), [good])
     assert rankings_by_round(strategy_of(cell), candidates[:1], 0, [])[0].doc_ids == ("d0",)
-    steps.send([Outcome(step.windows[0], (order,))])
+    steps.send([WindowResult(step.windows[0], (order,))])
 
 
 def test_documents_can_be_split(bench: Bench) -> None:

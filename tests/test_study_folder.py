@@ -20,8 +20,8 @@ from rank_k.study.grid import (
     Study,
     cells_of,
 )
-from rank_k.study.inputs import missing, reachable
-from rank_k.study.runner import rerank_cell
+from rank_k.study.inputs import missing_files, reachable
+from rank_k.study.runner import run_cell
 from rank_k.study.table import averages_of, published_for
 from tests.study_bench import DATA, Bench
 from tests.study_bench import bench as bench  # a fixture
@@ -72,7 +72,7 @@ def test_a_cell_done_anew_and_killed_is_not_finished(bench: Bench) -> None:
         raise KeyboardInterrupt
 
     with bench.opened() as opened, pytest.raises(KeyboardInterrupt):
-        rerank_cell(cell, opened["c"], bench.model, {}, bench.folder, interrupted)
+        run_cell(cell, opened["c"], bench.model, {}, bench.folder, interrupted)
     with bench.journal() as journal:
         assert not bench.folder.is_finished(cell, journal)
 
@@ -102,7 +102,7 @@ def test_all_that_is_missing_is_told_at_once(bench: Bench, tmp_path: Path) -> No
         Collection("near", (FirstStage("own"),), None, bench.collection.queries, bench.collection.documents),
     )
     prompted = ModelPlan("m", prompt=tmp_path / "prompt.txt", get="write it")
-    found = missing(Study("s", collections, (prompted,), ({},)))
+    found = missing_files(Study("s", collections, (prompted,), ({},)))
     assert [(lack.owner, lack.get) for lack in found] == [
         ("c", "run splade"),
         ("far", "download it"),

@@ -18,8 +18,8 @@ from rank_k.study.grid import (
     ModelPlan,
     Study,
     cells_of,
-    chosen,
-    restricted,
+    parse_setting,
+    restrict_grid,
     setting,
     strategy_of,
 )
@@ -147,15 +147,15 @@ def test_names_choose_cells_by_kind() -> None:
         models=(ModelPlan("big"), ModelPlan("small")),
     )
     cells = cells_of(study)
-    assert chosen(cells, ()) == cells
-    assert len(chosen(cells, ["dl19"])) == len(cells) // 2
-    assert len(chosen(cells, ["dl19", "dl20", "big"])) == len(cells) // 2
-    some = chosen(cells, ["dl20", "splade", "small", "*-off"])
+    assert parse_setting(cells, ()) == cells
+    assert len(parse_setting(cells, ["dl19"])) == len(cells) // 2
+    assert len(parse_setting(cells, ["dl19", "dl20", "big"])) == len(cells) // 2
+    some = parse_setting(cells, ["dl20", "splade", "small", "*-off"])
     assert [cell.name for cell in some] == ["dl20.splade.small.sliding-off"]
-    left = restricted(study, some)
+    left = restrict_grid(study, some)
     assert [(c.name, [f.name for f in c.first_stages]) for c in left.collections] == [("dl20", ["splade"])]
     assert [model.name for model in left.models] == ["small"]
     with pytest.raises(InputError, match="'dl21'"):
-        chosen(cells, ["dl21"])
+        parse_setting(cells, ["dl21"])
     with pytest.raises(InputError, match="fits all"):
-        chosen(cells, ["dl19", "dl20.*"])
+        parse_setting(cells, ["dl19", "dl20.*"])

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError
-from rank_k.types import Order, Window
-from rank_k.window.reasoning import AutoRule, Think, agreement, confidence, pays
+from rank_k.types import Window, WindowRanking
+from rank_k.window.reasoning import AutoReasoningPolicy, ReasoningMode, agreement, confidence, should_reason
 
-RULE = AutoRule()
+RULE = AutoReasoningPolicy()
 
 
 def answer(ids: Sequence[int], separators: str = ">") -> str:
@@ -169,9 +169,9 @@ def test_odd_pieces_never_raise_confidence(ids: list[int], data: st.DataObject) 
 # --- agreement ---
 
 
-def order(*tiers: str, forgot: str = "") -> Order:
+def order(*tiers: str, forgot: str = "") -> WindowRanking:
     given_tiers = [tuple(tier) for tier in tiers]
-    return Order((*given_tiers, *((i,) for i in forgot)), frozenset("".join(tiers)), True)
+    return WindowRanking((*given_tiers, *((i,) for i in forgot)), frozenset("".join(tiers)), True)
 
 
 ALL = "abcdefghijklmnopqrst"
@@ -181,7 +181,7 @@ def test_agreement_at_its_ends() -> None:
     same, turned = order(*ALL), order(*ALL[::-1])
     assert agreement(same, same) == 1
     assert agreement(same, turned) == 0
-    assert agreement(same, Order.unranked(Window(tuple(ALL), (1, 20)))) == 0
+    assert agreement(same, WindowRanking.unranked(Window(tuple(ALL), (1, 20)))) == 0
     assert agreement(order(ALL), order(ALL)) == 0, "nothing was told apart"
     assert agreement(order(*ALL[:10], ALL[10:]), order(*ALL[:10], ALL[10:])) == 1
 
@@ -223,16 +223,16 @@ def window(best: int, worst: int, size: int = 20) -> Window:
 
 @pytest.mark.parametrize("sure", [None, 0.0, 0.5, RULE.least - 1e-9])
 def test_thinks_only_where_the_top_can_be_touched_near_the_head(sure: float | None) -> None:
-    assert pays(window(1, 20), sure, RULE)
-    assert pays(window(10, 50), sure, RULE)
-    assert not pays(window(11, 50), sure, RULE)
-    assert not pays(window(1, 51), sure, RULE)
-    assert pays(window(1, 100), sure, AutoRule(head=100))
+    assert should_reason(window(1, 20), sure, RULE)
+    assert should_reason(window(10, 50), sure, RULE)
+    assert not should_reason(window(11, 50), sure, RULE)
+    assert not should_reason(window(1, 51), sure, RULE)
+    assert should_reason(window(1, 100), sure, AutoReasoningPolicy(head=100))
 
 
 def test_who_is_sure_need_not_think() -> None:
-    assert not pays(window(1, 20), RULE.least, RULE)
-    assert not pays(window(1, 20), 1.0, RULE)
+    assert not should_reason(window(1, 20), RULE.least, RULE)
+    assert not should_reason(window(1, 20), 1.0, RULE)
 
 
 @pytest.mark.parametrize(("best", "size", "places"), [(1, 20, 10), (1, 4, 4), (6, 20, 5), (10, 20, 1), (11, 20, 0)])
@@ -243,7 +243,7 @@ def test_places_that_can_still_reach_the_top(best: int, size: int, places: int) 
 def test_less_than_half_of_a_sliding_pass_is_thought_about() -> None:
     """Whatever scale a model's confidence has: four windows of nine."""
     from rank_k.strategies import make
-    from rank_k.types import Candidate, Outcome
+    from rank_k.types import Candidate, WindowResult
 
     steps = make("sliding")([Candidate(str(i), -float(i)) for i in range(100)], 0)
     asked = next(steps)
@@ -251,9 +251,9 @@ def test_less_than_half_of_a_sliding_pass_is_thought_about() -> None:
     try:
         while True:
             windows.extend(asked.windows)
-            asked = steps.send([Outcome(each, (Order.unranked(each),)) for each in asked.windows])
+            asked = steps.send([WindowResult(each, (WindowRanking.unranked(each),)) for each in asked.windows])
     except StopIteration:
-        assert [pays(each, None, RULE) for each in windows] == [False] * 5 + [True] * 4
+        assert [should_reason(each, None, RULE) for each in windows] == [False] * 5 + [True] * 4
 
 
 # --- what the user writes ---
@@ -262,21 +262,21 @@ def test_less_than_half_of_a_sliding_pass_is_thought_about() -> None:
 @pytest.mark.parametrize(
     ("text", "think"),
     [
-        ("full", Think("full")),
-        ("off", Think("off")),
-        (" Auto ", Think("auto")),
-        ("500", Think("budget", 500)),
-        ("2k", Think("budget", 2000)),
-        ("2K", Think("budget", 2000)),
+        ("full", ReasoningMode("full")),
+        ("off", ReasoningMode("off")),
+        (" Auto ", ReasoningMode("auto")),
+        ("500", ReasoningMode("budget", 500)),
+        ("2k", ReasoningMode("budget", 2000)),
+        ("2K", ReasoningMode("budget", 2000)),
     ],
 )
-def test_think_is_read(text: str, think: Think) -> None:
-    assert Think.parse(text) == think
-    assert Think.parse(str(think)) == think
+def test_think_is_read(text: str, think: ReasoningMode) -> None:
+    assert ReasoningMode.parse(text) == think
+    assert ReasoningMode.parse(str(think)) == think
 
 
 @pytest.mark.parametrize("text", ["", "0", "0k", "-5", "1.5k", "yes", "2kk", "k", "1e3", "9" * 400])
 def test_what_is_no_budget_is_one_clear_line(text: str) -> None:
     with pytest.raises(InputError, match=r"write full, off, auto") as raised:
-        Think.parse(text)
+        ReasoningMode.parse(text)
     assert "\n" not in str(raised.value)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from rank_k.engine import Tally
-from rank_k.errors import InputError, ServerFault
-from rank_k.models.base import Abilities, Reply, Request, Usage
+from rank_k.engine import RunStats
+from rank_k.errors import InputError, ServerError
+from rank_k.models.base import Capabilities, Request, Response, Usage
 from rank_k.models.mock import ScriptedModel
-from rank_k.models.retry import Retries
+from rank_k.models.retry import RetryPolicy
 from rank_k.reranker import Reranker
 from tests.conftest import StartLoopback
 from tests.loopback import Loopback, make_queries
@@ -23,8 +23,8 @@ WINDOWS = 4 * 3
 ABLE = "raw continue grammar budget logprobs"
 
 
-def rerank(server: Loopback, **options: Any) -> tuple[dict[str, tuple[str, ...]], Tally]:
-    options = {"model": "oracle", "concurrency": 4, "retries": Retries(first=0.001, longest=0.01), **options}
+def rerank(server: Loopback, **options: Any) -> tuple[dict[str, tuple[str, ...]], RunStats]:
+    options = {"model": "oracle", "concurrency": 4, "retries": RetryPolicy(first=0.001, longest=0.01), **options}
     with Reranker(server=server.url, **options) as reranker:
         results = {r.query_id: r.ranking.doc_ids for r in reranker.rerank(DATA.run, QUERIES, DATA.passages)}
         return results, reranker.tally
@@ -172,14 +172,14 @@ def test_samples_that_disagree_are_all_taken() -> None:
 def test_the_forced_answer_uses_the_partial_trace() -> None:
     """A model whose answer depends on its notes: cut after noticing that 3 is best, it says so when asked."""
 
-    def reply(request: Request) -> Reply:
+    def reply(request: Request) -> Response:
         if not request.prefill:
-            return Reply("", "Passage 3 answers it, and then there is", "length", Usage(10, 8, 8))
+            return Response("", "Passage 3 answers it, and then there is", "length", Usage(10, 8, 8))
         best = "3" if "Passage 3 answers it" in request.prefill else "1"
         rest = [i for i in "123" if i != best]
-        return Reply(f"[{best}] > [{rest[0]}] > [{rest[1]}]", None, "stop")
+        return Response(f"[{best}] > [{rest[0]}] > [{rest[1]}]", None, "stop")
 
-    with Reranker(ScriptedModel(reply, abilities=Abilities(prefill=True))) as reranker:
+    with Reranker(ScriptedModel(reply, abilities=Capabilities(prefill=True))) as reranker:
         hits = reranker.rank("q", ["a", "b", "c"])
     assert [hit.index for hit in hits] == [2, 0, 1]
     assert hits.repairs == {"cut": 1, "thought_closed": 1}
@@ -200,15 +200,15 @@ def test_a_probe_that_failed_is_made_again() -> None:
     """The first question about grammars meets a server that is down for a while: only that window is given up."""
     asked = 0
 
-    def reply(request: Request) -> Reply | Exception:
+    def reply(request: Request) -> Response | Exception:
         nonlocal asked
         if not request.subject.doc_ids:
             asked += 1
-            return ServerFault("down", "") if asked <= 2 else Reply("[1] > [2]", None, "stop")
-        return Reply("[2] > [1]", None, "stop")
+            return ServerError("down", "") if asked <= 2 else Response("[1] > [2]", None, "stop")
+        return Response("[2] > [1]", None, "stop")
 
-    model = ScriptedModel(reply, abilities=Abilities(grammar=True))
-    with Reranker(model, think="off", retries=Retries(broken=2, first=0.001, longest=0.002)) as reranker:
+    model = ScriptedModel(reply, abilities=Capabilities(grammar=True))
+    with Reranker(model, think="off", retries=RetryPolicy(broken=2, first=0.001, longest=0.002)) as reranker:
         assert reranker.rank("q", ["a", "b"]).repairs == {"gave_up": 1}
         assert [hit.index for hit in reranker.rank("q", ["a", "b"])] == [1, 0]
 

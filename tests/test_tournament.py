@@ -9,20 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError
-from rank_k.strategies.testing import check
+from rank_k.strategies.testing import check_strategy
 from rank_k.strategies.tournament import Tournament, stages
-from rank_k.types import Order, Window
+from rank_k.types import Window, WindowRanking
 from tests.driving import by_grade, drive, one_by_one
 
 
 def test_the_papers_stages() -> None:
-    rounds = check(Tournament(), 100, Random(0))
+    rounds = check_strategy(Tournament(), 100, Random(0))
     assert [[len(w.doc_ids) for w in step.windows] for step in rounds] == [[20] * 5, [10] * 5, [20], [10], [5]]
     assert [step.windows_left for step in rounds] == [13, 8, 3, 2, 1]
 
 
 def test_tournaments_run_side_by_side_and_show_groups_in_different_orders() -> None:
-    rounds = check(Tournament(tournaments=3), 100, Random(0))
+    rounds = check_strategy(Tournament(tournaments=3), 100, Random(0))
     assert [len(step.windows) for step in rounds] == [15, 15, 3, 3, 3]
     first = [window.doc_ids for window in rounds[0].windows]
     assert {frozenset(group) for group in first[:5]} == {frozenset(group) for group in first[5:10]}
@@ -56,7 +56,7 @@ def test_more_tournaments_outvote_a_bad_answer() -> None:
     for tournaments in (1, 5):
         asked: list[Window] = []
 
-        def answer(window: Window, asked: list[Window] = asked) -> Order:
+        def answer(window: Window, asked: list[Window] = asked) -> WindowRanking:
             asked.append(window)
             return one_by_one(tuple(sorted(window.doc_ids, key=lambda d: int(d[1:]), reverse=len(asked) == 1)))
 
@@ -65,9 +65,9 @@ def test_more_tournaments_outvote_a_bad_answer() -> None:
 
 
 def test_ties_and_silence_are_decided_by_the_first_stage() -> None:
-    def answer(window: Window) -> Order:
-        tied = Order((window.doc_ids,), frozenset(window.doc_ids), True)
-        return tied if len(window.doc_ids) > 10 else Order.unranked(window)
+    def answer(window: Window) -> WindowRanking:
+        tied = WindowRanking((window.doc_ids,), frozenset(window.doc_ids), True)
+        return tied if len(window.doc_ids) > 10 else WindowRanking.unranked(window)
 
     ranking, rounds = drive(Tournament(), 20, answer, seed=5)
     ids = tuple(f"d{i}" for i in range(20))

@@ -360,4 +360,4 @@ def test_the_published_row_is_true() -> None:
     with PUBLISHED_PATH.open("rb") as file:
         assert hashlib.file_digest(file, "sha256").hexdigest() == PUBLISHED.sha256
     assert PUBLISHED_PATH.stat().st_size == PUBLISHED.size
-    assert weights.named(PUBLISHED.name) is PUBLISHED
+    assert weights.find_named_weights(PUBLISHED.name) is PUBLISHED

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 from rank_k import Reranker
-from rank_k.models.base import Delta, OnText, Reply, Request, Usage
+from rank_k.models.base import OnChunk, Request, Response, StreamChunk, Usage
 from rank_k.models.mock import ScriptedModel
 from rank_k.window.prompt import passages_in
 
@@ -55,7 +55,7 @@ class ThinkingAloud(ScriptedModel):
         self._pause = pause
         self.left = 0
 
-    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
         self.history.append(request)
         trace, answer = thought(request)
         started = time.monotonic()
@@ -64,18 +64,18 @@ class ThinkingAloud(ScriptedModel):
                 for piece in re.findall(r"\s*\S+", text):
                     await asyncio.sleep(self._pause)
                     if on_text is not None:
-                        on_text(Delta(piece, "") if kind == "reasoning" else Delta("", piece))
+                        on_text(StreamChunk(piece, "") if kind == "reasoning" else StreamChunk("", piece))
         except asyncio.CancelledError:
             self.left += 1
             raise
         usage = Usage(len(request.messages[-1].content) // 4, len(trace + answer) // 4, len(trace) // 4)
-        return Reply(answer, trace, "stop", usage, time.monotonic() - started)
+        return Response(answer, trace, "stop", usage, time.monotonic() - started)
 
 
 def main() -> None:
-    from rank_k.server.config import Doors
+    from rank_k.server.config import AccessConfig
     from rank_k.server.run import serve
-    from rank_k.server.service import Desk
+    from rank_k.server.service import RerankService
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=8788)
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.03)
     args = parser.parse_args()
     with Reranker(ThinkingAloud(args.pause), journal=args.journal) as reranker:
-        serve(Desk(reranker), Doors(), args.port, print)
+        serve(RerankService(reranker), AccessConfig(), args.port, print)
 
 
 if __name__ == "__main__":

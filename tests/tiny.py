@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from rank_k.distill.label_traces import VerdictTrace
+from rank_k.distill.label_traces import LabelTrace
 from rank_k.models.launch import EmbeddedServer
 from rank_k.models.weights import DEFAULT_WEIGHTS, locate
 from rank_k.optional_deps import load
@@ -122,7 +122,7 @@ temperature = 0.0
 def row(query: str, passages: Sequence[str], verdicts: Sequence[int], source: str = "made up") -> dict[str, Any]:
     """A row as `rank-k distill select` writes them, by the labels teacher."""
     (message,) = read_template("compact").messages(query, passages)
-    completion = VerdictTrace(tuple(verdicts), tuple(verdicts), WORDS).text
+    completion = LabelTrace(tuple(verdicts), tuple(verdicts), WORDS).text
     return {
         "prompt": [message._asdict()],
         "completion": [{"role": "assistant", "content": completion}],

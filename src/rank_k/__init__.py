@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Answer": "rank_k.window.parsing",
+    "ParsedAnswer": "rank_k.window.parsing",
     "Candidate": "rank_k.types",
     "Hit": "rank_k.hits",
     "HttpModel": "rank_k.models.http",
@@ -25,25 +25,25 @@ _HOMES = {
     "RankedHits": "rank_k.hits",
     "Reranker": "rank_k.reranker",
     "ScriptedModel": "rank_k.models.mock",
-    "SimulatedJudge": "rank_k.models.simulated",
-    "parse_answer": "rank_k.window.parsing",
+    "SimulatedModel": "rank_k.models.simulated",
+    "parse_ranking": "rank_k.window.parsing",
 }
 
 __all__ = [
-    "Answer",
     "Candidate",
     "Hit",
     "HttpModel",
     "Journal",
     "Noise",
+    "ParsedAnswer",
     "Passage",
     "Query",
     "RankKError",
     "RankedHits",
     "Reranker",
     "ScriptedModel",
-    "SimulatedJudge",
-    "parse_answer",
+    "SimulatedModel",
+    "parse_ranking",
 ]
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ if TYPE_CHECKING:
     from rank_k.journal import Journal
     from rank_k.models.http import HttpModel
     from rank_k.models.mock import ScriptedModel
-    from rank_k.models.simulated import Noise, SimulatedJudge
+    from rank_k.models.simulated import Noise, SimulatedModel
     from rank_k.reranker import Reranker
     from rank_k.types import Candidate, Passage, Query
-    from rank_k.window.parsing import Answer, parse_answer
+    from rank_k.window.parsing import ParsedAnswer, parse_ranking
 
 
 def __getattr__(name: str) -> Any:

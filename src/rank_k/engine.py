@@ -17,33 +17,38 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from rank_k.errors import ContentFiltered, GaveUp, ModelError
+from rank_k.errors import ModelError, PromptFiltered, RetriesExhausted
 from rank_k.journal import Journal, WindowRecord
-from rank_k.models.base import Delta, OnText, Usage
-from rank_k.strategies.base import Steps, Strategy, held, seed_of
-from rank_k.types import Candidate, Order, Outcome, Passage, Query, Ranking, Round, Window
-from rank_k.window.listwise import Asked
-from rank_k.window.prompt_builder import QueryTexts
-from rank_k.window.reasoning import Think
+from rank_k.models.base import OnChunk, StreamChunk, Usage
+from rank_k.strategies.base import Strategy, StrategyGenerator, seed_of, validated
+from rank_k.types import Candidate, Passage, Query, Ranking, Round, Window, WindowRanking, WindowResult
+from rank_k.window.listwise import WindowReport
+from rank_k.window.prompt_builder import PreparedQuery
+from rank_k.window.reasoning import ReasoningMode
 
 OPEN_PER_SLOT = 4
 
 
-class AsksWindows(Protocol):
+class WindowRanker(Protocol):
     """What the engine asks through: an `ask.Asker`, which compares, or a `likelihood.LikelihoodAsker`."""
 
-    async def prepare(self, think: Think | None = None) -> None:
+    async def prepare(self, think: ReasoningMode | None = None) -> None:
         """Find out, once, what must be known before the first window, or the first that `think` is for."""
 
     async def check(self, query: Query) -> None:
         """Raise `QueryTooLong` if the query leaves no room in the model's context."""
 
-    async def texts(self, query: Query, passages: Mapping[str, Passage]) -> QueryTexts:
+    async def texts(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
         """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
 
     async def ask(
-        self, texts: QueryTexts, window: Window, *, think: Think | None = None, on_text: OnText | None = None
-    ) -> Asked:
+        self,
+        texts: PreparedQuery,
+        window: Window,
+        *,
+        think: ReasoningMode | None = None,
+        on_text: OnChunk | None = None,
+    ) -> WindowReport:
         """Ask about one window. Raises `ModelError` when the model cannot be had, never for a bad answer.
 
         `think`: how to think about it, if at all and if not as usual. `on_text` hears what the model says meanwhile.
@@ -69,7 +74,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class QueryResult:
     """A query's ranking. `finished` is False where time ran out: the ranking is then the best so far."""
 
     query_id: str
@@ -78,7 +83,7 @@ class Result:
 
 
 @dataclass(slots=True)
-class Tally:
+class RunStats:
     """What a run has come to so far. `calls` counts all, `asked` those that were not in the journal."""
 
     queries: int = 0
@@ -97,7 +102,7 @@ class Tally:
 
     NAMED = 1000
 
-    def add(self, query_id: str, round_number: int, asked: Asked) -> None:
+    def add(self, query_id: str, round_number: int, asked: WindowReport) -> None:
         self.windows += 1
         self.calls += len(asked.calls)
         self.asked += asked.asked
@@ -114,16 +119,16 @@ class Tally:
 
 
 @dataclass(slots=True)
-class _Open:
+class _OpenQuery:
     """A query under way."""
 
     position: int
     job: Job
-    steps: Steps
+    steps: StrategyGenerator
     step: Round
     round_number: int = 0
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
-    texts: asyncio.Task[QueryTexts] | None = None
+    outcomes: dict[int, WindowResult] = field(default_factory=dict)
+    texts: asyncio.Task[PreparedQuery] | None = None
 
 
 class Engine:
@@ -142,7 +147,7 @@ class Engine:
 
     def __init__(
         self,
-        asker: AsksWindows,
+        asker: WindowRanker,
         strategy: Strategy,
         journal: Journal,
         *,
@@ -151,13 +156,13 @@ class Engine:
         first: int = 0,
         deadline: float | None = None,
         token_budget: int | None = None,
-        think: Think | None = None,
+        think: ReasoningMode | None = None,
         on_window: Callable[[str, int, int, Window], None] | None = None,
-        on_asked: Callable[[str, int, int, Asked], None] | None = None,
-        on_text: Callable[[str, int, int, Delta], None] | None = None,
+        on_asked: Callable[[str, int, int, WindowReport], None] | None = None,
+        on_text: Callable[[str, int, int, StreamChunk], None] | None = None,
         on_ranking: Callable[[str, int, Ranking], None] | None = None,
     ) -> None:
-        self.tally = Tally()
+        self.tally = RunStats()
         self._asker = asker
         self._strategy = strategy
         self._journal = journal
@@ -171,14 +176,14 @@ class Engine:
         self._on_asked = on_asked
         self._on_text = on_text
         self._on_ranking = on_ranking
-        self._ready: list[tuple[int, int, int, _Open]] = []
-        self._open: dict[int, _Open] = {}
+        self._ready: list[tuple[int, int, int, _OpenQuery]] = []
+        self._open: dict[int, _OpenQuery] = {}
         self._waiting: dict[int, tuple[str, bool]] = {}  # finished, by position; the ranking is in the journal
-        self._tasks: set[asyncio.Task[Asked]] = set()
-        self._done: asyncio.Queue[tuple[asyncio.Task[Asked], _Open, int]] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[WindowReport]] = set()
+        self._done: asyncio.Queue[tuple[asyncio.Task[WindowReport], _OpenQuery, int]] = asyncio.Queue()
         self._failures = 0  # in a row, without an answer between
 
-    async def run(self, jobs: Iterable[Job]) -> AsyncGenerator[Result, None]:
+    async def run(self, jobs: Iterable[Job]) -> AsyncGenerator[QueryResult, None]:
         """The results, in the order of `jobs`. Raises what the model cannot recover from."""
         source = enumerate(jobs, self._first)
         next_out = self._first
@@ -216,13 +221,13 @@ class Engine:
         """Open one more query; False if there is none."""
         for position, job in source:
             self._begin(position, job)
-            steps = held(self._strategy, job.candidates, seed_of(job.query.query_id))
+            steps = validated(self._strategy, job.candidates, seed_of(job.query.query_id))
             try:
                 step = next(steps)
             except StopIteration as stop:
                 self._finish(position, job, stop.value, True)
             else:
-                opened = _Open(position, job, steps, step)
+                opened = _OpenQuery(position, job, steps, step)
                 self._open[position] = opened
                 self._enqueue(opened)
             return True
@@ -231,13 +236,13 @@ class Engine:
     def _begin(self, position: int, job: Job) -> None:
         self._journal.keep_query(self._run, position, job.kept_as, job.query.text)
 
-    def _enqueue(self, opened: _Open) -> None:
+    def _enqueue(self, opened: _OpenQuery) -> None:
         """A round begins: keep how the ranking stands, and have its windows asked about."""
         self._journal.keep_round(self._run, opened.position, opened.round_number, opened.step.ranking)
         for number in range(len(opened.step.windows)):
             heapq.heappush(self._ready, (-opened.step.windows_left, opened.position, number, opened))
 
-    def _advance(self, opened: _Open, number: int, outcome: Outcome) -> None:
+    def _advance(self, opened: _OpenQuery, number: int, outcome: WindowResult) -> None:
         """Take in an outcome; when it was the round's last, go on to the next round or to the end."""
         opened.outcomes[number] = outcome
         if len(opened.outcomes) < len(opened.step.windows):
@@ -264,11 +269,11 @@ class Engine:
         if not finished:
             self.tally.unfinished.append(job.query.query_id)
 
-    def _result(self, position: int) -> Result:
+    def _result(self, position: int) -> QueryResult:
         query_id, finished = self._waiting.pop(position)
         ranking = self._journal.ranking(self._run, position)
         assert ranking is not None, "a finished ranking is in the journal"
-        return Result(query_id, ranking, finished)
+        return QueryResult(query_id, ranking, finished)
 
     # --- windows ---
 
@@ -287,7 +292,7 @@ class Engine:
         usage = self.tally.usage
         return self._token_budget is not None and usage.prompt_tokens + usage.completion_tokens >= self._token_budget
 
-    async def _ask(self, opened: _Open, number: int) -> Asked:
+    async def _ask(self, opened: _OpenQuery, number: int) -> WindowReport:
         window = opened.step.windows[number]
         if opened.texts is None:
             opened.texts = asyncio.create_task(self._asker.texts(opened.job.query, opened.job.passages))
@@ -297,22 +302,22 @@ class Engine:
             self._on_window(opened.job.query.query_id, opened.round_number, number, window)
         try:
             asked = await self._asker.ask(texts, window, think=self._think, on_text=self._listener(opened, number))
-        except ContentFiltered as error:
-            return _unanswered(window, "filtered", error)
-        except GaveUp as error:
+        except PromptFiltered as error:
+            return _unanswered_window(window, "filtered", error)
+        except RetriesExhausted as error:
             self._failures += 1
             if self._failures >= max(3, self._slots):
                 raise  # nobody has had an answer for long: the server is gone
-            return _unanswered(window, "gave_up", error)
+            return _unanswered_window(window, "gave_up", error)
         self._failures = 0
         return asked
 
-    def _listener(self, opened: _Open, number: int) -> OnText | None:
+    def _listener(self, opened: _OpenQuery, number: int) -> OnChunk | None:
         if self._on_text is None:
             return None
         return partial(self._on_text, opened.job.query.query_id, opened.round_number, number)
 
-    def _count_texts(self, task: asyncio.Task[QueryTexts]) -> None:
+    def _count_texts(self, task: asyncio.Task[PreparedQuery]) -> None:
         if not task.cancelled() and task.exception() is None:
             self.tally.repairs.update(task.result().repairs)
 
@@ -358,7 +363,7 @@ class Engine:
         self._open.clear()
 
     async def _cancel(self) -> None:
-        tasks: list[asyncio.Task[Asked] | asyncio.Task[QueryTexts]] = [*self._tasks]
+        tasks: list[asyncio.Task[WindowReport] | asyncio.Task[PreparedQuery]] = [*self._tasks]
         tasks += [opened.texts for opened in self._open.values() if opened.texts is not None]
         for task in tasks:
             task.cancel()
@@ -368,6 +373,8 @@ class Engine:
             opened.steps.close()
 
 
-def _unanswered(window: Window, repair: str, error: ModelError) -> Asked:
+def _unanswered_window(window: Window, repair: str, error: ModelError) -> WindowReport:
     """Return `window` in its input order, counted as `repair`, because `error` kept it from being answered."""
-    return Asked(Outcome(window, (Order.unranked(window),)), ("",), (), Usage(), Counter({repair: 1}), gave_up=error)
+    return WindowReport(
+        WindowResult(window, (WindowRanking.unranked(window),)), ("",), (), Usage(), Counter({repair: 1}), gave_up=error
+    )

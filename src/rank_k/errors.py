@@ -10,12 +10,12 @@
     ├── ModelError                 the model did not answer; `retryable` says whether asking again can help
     │   ├── Unreachable            nobody answers at the address (retryable)
     │   ├── Overloaded             429 or 503; carries `retry_after` seconds where the server said (retryable)
-    │   ├── ServerFault            another 5xx, a dropped connection, a broken stream (retryable)
+    │   ├── ServerError            another 5xx, a dropped connection, a broken stream (retryable)
     │   ├── ContextOverflow        the server says the prompt does not fit; the prompt is then cut further
-    │   ├── Refused                any other 4xx: wrong key, unknown model, bad request
-    │   │   ├── UnsupportedField   the server refuses an optional field; the request can be sent without it
-    │   │   └── ContentFiltered    a content filter refuses one prompt; other windows are not affected
-    │   └── GaveUp                 retrying ended without an answer
+    │   ├── RequestRejected                any other 4xx: wrong key, unknown model, bad request
+    │   │   ├── FieldRejected   the server refuses an optional field; the request can be sent without it
+    │   │   └── PromptFiltered    a content filter refuses one prompt; other windows are not affected
+    │   └── RetriesExhausted                 retrying ended without an answer
     └── JournalError               the journal cannot be used or belongs to something else
 
 A bad *answer* is not an error: it is an `Answer` with repairs (see `rank_k.window.parsing`).
@@ -70,11 +70,11 @@ class ModelError(RankKError):
     retryable = False
 
 
-class Unreachable(ModelError):
+class ConnectionFailed(ModelError):
     retryable = True
 
 
-class Overloaded(ModelError):
+class ServerOverloaded(ModelError):
     retryable = True
 
     def __init__(self, problem: str, remedy: str = "", retry_after: float | None = None) -> None:
@@ -82,7 +82,7 @@ class Overloaded(ModelError):
         super().__init__(problem, remedy)
 
 
-class ServerFault(ModelError):
+class ServerError(ModelError):
     retryable = True
 
 
@@ -90,21 +90,21 @@ class ContextOverflow(ModelError):
     """The server counted more tokens than its context holds."""
 
 
-class Refused(ModelError):
+class RequestRejected(ModelError):
     def __init__(self, problem: str, remedy: str = "", status: int = 400) -> None:
         self.status = status
         super().__init__(problem, remedy)
 
 
-class UnsupportedField(Refused):
+class FieldRejected(RequestRejected):
     """The server refuses an optional field of the request, such as a reasoning budget."""
 
 
-class ContentFiltered(Refused):
+class PromptFiltered(RequestRejected):
     """The server's content filter refuses one prompt. The next prompt may be accepted."""
 
 
-class GaveUp(ModelError):
+class RetriesExhausted(ModelError):
     """Retrying ended without an answer."""
 
 

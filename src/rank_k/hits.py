@@ -59,6 +59,6 @@ class RankedHits(Sequence[Hit]):
         return iter(self.hits)
 
 
-def as_they_came(texts: Sequence[str]) -> RankedHits:
+def unranked_hits(texts: Sequence[str]) -> RankedHits:
     """The documents as they are, where time ran out before any was looked at."""
     return RankedHits(tuple(Hit(i, text, i + 1, 1 / (i + 1), False) for i, text in enumerate(texts)), finished=False)

@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from rank_k.errors import JournalError
-from rank_k.models.base import Reply, Usage
-from rank_k.types import Order, Ranking, Window
+from rank_k.models.base import Response, Usage
+from rank_k.types import Ranking, Window, WindowRanking
 
 _MIGRATIONS = (
     """
@@ -117,7 +117,7 @@ class WindowRecord:
     position: int
     window: Window
     calls: tuple[str, ...]
-    orders: tuple[Order, ...]
+    orders: tuple[WindowRanking, ...]
     repairs: Mapping[str, int]
 
 
@@ -165,7 +165,7 @@ class Call:
     model: str
     purpose: str
     request: Mapping[str, Any]
-    reply: Reply
+    reply: Response
     shown: tuple[str, ...]
 
 
@@ -308,7 +308,7 @@ class Journal:
 
     # --- calls ---
 
-    def reply(self, key: str) -> Reply | None:
+    def reply(self, key: str) -> Response | None:
         """The reply kept under `key`, or None."""
         row = self._row(
             "SELECT text, reasoning, finish_reason, prompt_tokens, completion_tokens, reasoning_tokens,"
@@ -319,7 +319,7 @@ class Journal:
             return None
         tokens = None if row[9] is None else tuple((t, p) for t, p in json.loads(zlib.decompress(row[9])))
         text, reasoning, finish_reason = (None if part is None else _text(part) for part in row[:3])
-        return Reply(text or "", reasoning, finish_reason, _usage(row[3:8]), row[8], tokens)
+        return Response(text or "", reasoning, finish_reason, _usage(row[3:8]), row[8], tokens)
 
     def keep(
         self,
@@ -327,9 +327,9 @@ class Journal:
         model: str,
         purpose: str,
         body: Mapping[str, Any],
-        reply: Reply,
+        reply: Response,
         shown: Sequence[str] = (),
-    ) -> Reply:
+    ) -> Response:
         """Keep a finished call; returns what the journal now holds (another process may have been first).
 
         `shown`: the ids of the passages it was about, in the order shown.
@@ -445,7 +445,7 @@ class Journal:
                 Window(tuple(doc_ids), (reach[0], reach[1]), by),
                 tuple(json.loads(calls)),
                 tuple(
-                    Order(tuple(map(tuple, tiers)), frozenset(placed), ranked)
+                    WindowRanking(tuple(map(tuple, tiers)), frozenset(placed), ranked)
                     for tiers, placed, ranked in json.loads(orders)
                 ),
                 Counter(json.loads(repairs)),

@@ -19,7 +19,7 @@ from rank_k.errors import InputError
 T = TypeVar("T")
 
 
-class BackgroundLoop:
+class LoopThread:
     """Runs coroutines. The thread starts with the first one and is a daemon: it never keeps a process alive."""
 
     def __init__(self) -> None:

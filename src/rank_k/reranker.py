@@ -18,27 +18,27 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 from uuid import uuid4
 
-from rank_k.engine import AsksWindows, Engine, Job, Result, Tally
+from rank_k.engine import Engine, Job, QueryResult, RunStats, WindowRanker
 from rank_k.errors import InputError
-from rank_k.hits import Hit, RankedHits, as_they_came
+from rank_k.hits import Hit, RankedHits, unranked_hits
 from rank_k.journal import Journal
-from rank_k.loop_thread import BackgroundLoop
-from rank_k.models.base import Delta, Model, RanksBy
-from rank_k.models.cached import Calls
+from rank_k.loop_thread import LoopThread
+from rank_k.models.base import Model, ScoringMethod, StreamChunk
+from rank_k.models.cached import CachedCalls
 from rank_k.models.http import HttpModel
-from rank_k.models.retry import Retries
-from rank_k.models.single_flight import Once
-from rank_k.models.student import Student, find_student, usual_model
+from rank_k.models.retry import RetryPolicy
+from rank_k.models.single_flight import RunOnce
+from rank_k.models.student import Student, default_model, find_student
 from rank_k.strategies import make
 from rank_k.strategies.base import Strategy
-from rank_k.strategies.combined import Cascade
+from rank_k.strategies.combined import Combined
 from rank_k.strategies.single import Single
 from rank_k.types import Candidate, Passage, Query, Ranking, Window
-from rank_k.window.combined import CascadeAsker
-from rank_k.window.listwise import Asked, Asker, AskSettings
+from rank_k.window.combined import CombinedRanker
+from rank_k.window.listwise import ListwiseRanker, ListwiseSettings, WindowReport
 from rank_k.window.prompt import PromptTemplate, read_template
-from rank_k.window.query_likelihood import PASSAGE_TOKENS, LikelihoodAsker
-from rank_k.window.reasoning import Think
+from rank_k.window.query_likelihood import PASSAGE_TOKENS, QueryLikelihoodRanker
+from rank_k.window.reasoning import ReasoningMode
 
 PAPER: Mapping[str, Any] = {
     "strategy": "sliding",
@@ -93,13 +93,13 @@ class Reranker:
         dialect: str = "auto",
         revision: str = "",
         context: int | None = None,
-        by: RanksBy | None = None,
+        by: ScoringMethod | None = None,
         strategy: str | Strategy | None = None,
         depth: int = 100,
         window: int | None = None,
         stride: int | None = None,
         fuse: float = 1.0,
-        think: str | int | Think | None = None,
+        think: str | int | ReasoningMode | None = None,
         passage_tokens: int | None = None,
         max_tokens: int | None = None,
         temperature: float | Literal["default"] | None = "default",
@@ -109,13 +109,13 @@ class Reranker:
         samples: int = 1,
         concurrency: int | None = None,
         journal: str | Path | None = None,
-        retries: Retries = Retries(),
+        retries: RetryPolicy = RetryPolicy(),
         read_timeout: float | None = None,
         on_retry: Callable[[Exception, float], None] | None = None,
     ) -> None:
         embedded = server is None and (model is None or isinstance(model, str | Path))
         if embedded and model is None:
-            model = usual_model(by if prompt is None else "likelihood")
+            model = default_model(by if prompt is None else "likelihood")
         student = find_student(model) if embedded and isinstance(model, str | Path) else None
         given = {
             "strategy": None if strategy is None else _named(strategy),
@@ -126,7 +126,7 @@ class Reranker:
             "max_tokens": max_tokens,
         }
         own: dict[str, Any] = dict(student.asking) if student else {"max_tokens": 512} if embedded else {}
-        own_by: RanksBy | None = own.pop("by", None)
+        own_by: ScoringMethod | None = own.pop("by", None)
         self.effective = {**PAPER, **own, **{name: value for name, value in given.items() if value is not None}}
         if temperature != "default":
             self.effective["temperature"] = temperature
@@ -163,17 +163,17 @@ class Reranker:
             self.concurrency,
             read_timeout,
         )
-        usual: RanksBy = "comparison" if compares else getattr(self.model, "ranks_by", "comparison")
-        self.by: RanksBy = by or own_by or usual
+        usual: ScoringMethod = "comparison" if compares else getattr(self.model, "ranks_by", "comparison")
+        self.by: ScoringMethod = by or own_by or usual
         self.journal = Journal(journal)
-        calls = Calls(self.model, self.journal, retries, on_retry, self.concurrency)
-        self.asker: AsksWindows
+        calls = CachedCalls(self.model, self.journal, retries, on_retry, self.concurrency)
+        self.asker: WindowRanker
         if self.by == "likelihood":
             self.effective = {"passage_tokens": passage_tokens or PASSAGE_TOKENS}
             self.strategy = Single(max(depth, 2))
-            self.asker = LikelihoodAsker(self.model, self.journal, self.effective["passage_tokens"], calls=calls)
+            self.asker = QueryLikelihoodRanker(self.model, self.journal, self.effective["passage_tokens"], calls=calls)
         else:
-            settings = AskSettings(
+            settings = ListwiseSettings(
                 asked["passage_tokens"],
                 asked["max_tokens"],
                 asked["temperature"],
@@ -183,16 +183,16 @@ class Reranker:
                 samples,
                 verdicts=student.verdicts if student is not None and prompt is None else (),
             )
-            self.asker = comparison = Asker(self.model, self.journal, settings, template, calls=calls)
+            self.asker = comparison = ListwiseRanker(self.model, self.journal, settings, template, calls=calls)
             if self._cascades:
-                self.asker = CascadeAsker(LikelihoodAsker(self.model, self.journal, calls=calls), comparison)
+                self.asker = CombinedRanker(QueryLikelihoodRanker(self.model, self.journal, calls=calls), comparison)
                 self.effective["fuse"] = fuse
-        self.tally = Tally()
+        self.tally = RunStats()
         self._settings = {"by": self.by, "depth": depth, **self.effective}
         self._ranked_in = ""  # the journal's run of what `rank` is asked
         self._ranked = count()
-        self._loop = BackgroundLoop()
-        self._prepare = Once(self._prepare_once)
+        self._loop = LoopThread()
+        self._prepare = RunOnce(self._prepare_once)
 
     def rank(self, query: str, documents: Sequence[str | Mapping[str, Any]], **options: Any) -> RankedHits:
         """`documents` (texts, or mappings with a "text") in the order of their relevance to `query`.
@@ -217,8 +217,8 @@ class Reranker:
         max_seconds: float | None = None,
         token_budget: int | None = None,
         run_name: str = "",
-        on_asked: Callable[[str, int, int, Asked], None] | None = None,
-    ) -> Iterator[Result]:
+        on_asked: Callable[[str, int, int, WindowReport], None] | None = None,
+    ) -> Iterator[QueryResult]:
         """The run's queries, each with its new ranking, in the run's order and as soon as they are done.
 
         The first `depth` candidates of each are compared, the rest follow as they are. `max_seconds`: stop then,
@@ -245,7 +245,7 @@ class Reranker:
     def make_strategy(self, strategy: str | Strategy) -> Strategy:
         """The strategy of that name, or that one, as it is asked here. Raises `InputError` if there is none."""
         plan = self._make(strategy) if isinstance(strategy, str) else strategy
-        return Cascade(plan, self._fuse) if self._cascades and not isinstance(plan, Cascade) else plan
+        return Combined(plan, self._fuse) if self._cascades and not isinstance(plan, Combined) else plan
 
     def close(self) -> None:
         """End the embedded model, close connections and the journal. Closing again does nothing."""
@@ -288,8 +288,8 @@ class Reranker:
         max_seconds: float | None = None,
         token_budget: int | None = None,
         run_name: str = "",
-        on_asked: Callable[[str, int, int, Asked], None] | None = None,
-    ) -> AsyncIterator[Result]:
+        on_asked: Callable[[str, int, int, WindowReport], None] | None = None,
+    ) -> AsyncIterator[QueryResult]:
         deadline = _deadline(max_seconds)
         await self._prepared(deadline)  # if not in time, the engine gives every query as it is
         engine = self._engine(self.strategy, deadline, run_name, token_budget=token_budget, on_asked=on_asked)
@@ -301,7 +301,7 @@ class Reranker:
         finally:
             await results.aclose()
 
-    async def _prepared(self, deadline: float | None, think: Think | None = None) -> bool:
+    async def _prepared(self, deadline: float | None, think: ReasoningMode | None = None) -> bool:
         """Whether what must be known first was found out by the `deadline`. If not, it goes on: others wait for it."""
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()) as limit:
@@ -340,11 +340,11 @@ class Reranker:
         *,
         max_seconds: float | None = None,
         strategy: str | Strategy | None = None,
-        think: str | int | Think | None = None,
+        think: str | int | ReasoningMode | None = None,
         name: str = "",
         on_window: Callable[[int, int, Window], None] | None = None,
-        on_text: Callable[[int, int, Delta], None] | None = None,
-        on_asked: Callable[[int, int, Asked], None] | None = None,
+        on_text: Callable[[int, int, StreamChunk], None] | None = None,
+        on_asked: Callable[[int, int, WindowReport], None] | None = None,
         on_ranking: Callable[[int, Ranking], None] | None = None,
     ) -> RankedHits:
         deadline = _deadline(max_seconds)
@@ -355,7 +355,7 @@ class Reranker:
         plan = self.strategy if strategy is None else self.make_strategy(strategy)
         thinks = None if think is None else _thinking(think)
         if not await self._prepared(deadline, thinks):
-            return as_they_came(texts)
+            return unranked_hits(texts)
         candidates = tuple(Candidate(str(i), 1 / (i + 1)) for i in range(len(texts)))
         passages = {str(i): Passage(str(i), text) for i, text in enumerate(texts[: self.depth])}
         tail = tuple(str(i) for i in range(self.depth, len(texts)))
@@ -364,7 +364,7 @@ class Reranker:
         traces: list[str] = []
         likelihoods: dict[str, float] = {}
 
-        def asked_about(_query_id: str, round_number: int, number: int, asked: Asked) -> None:
+        def asked_about(_query_id: str, round_number: int, number: int, asked: WindowReport) -> None:
             traces.extend(asked.traces)
             likelihoods.update(asked.outcome.likelihoods)
             if on_asked is not None:
@@ -408,8 +408,8 @@ def _deadline(max_seconds: float | None) -> float | None:
     return None if max_seconds is None else time.monotonic() + max_seconds
 
 
-def _thinking(think: str | int | Think) -> Think:
-    return think if isinstance(think, Think) else Think.parse(str(think))
+def _thinking(think: str | int | ReasoningMode) -> ReasoningMode:
+    return think if isinstance(think, ReasoningMode) else ReasoningMode.parse(str(think))
 
 
 def _model(

@@ -58,7 +58,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class WindowRanking:
     """One answer to one window.
 
     `tiers`: best first, the passages of one tier tied; always a partition of the window.
@@ -75,19 +75,19 @@ class Order:
         return tuple(chain.from_iterable(self.tiers))
 
     @classmethod
-    def unranked(cls, window: Window) -> Order:
+    def unranked(cls, window: Window) -> WindowRanking:
         return cls(tuple((doc_id,) for doc_id in window.doc_ids), frozenset(), False)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class WindowResult:
     """What a strategy is sent for a window: its orders, one per sample (never empty).
 
     `likelihoods`: by id, the log-probability of the query after the passage, where windows are ordered by that.
     """
 
     window: Window
-    orders: tuple[Order, ...]
+    orders: tuple[WindowRanking, ...]
     likelihoods: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 

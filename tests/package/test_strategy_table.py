@@ -15,7 +15,7 @@ import pytest
 
 from rank_k.strategies import PRESETS, STRATEGIES, make
 from rank_k.strategies.base import Strategy
-from rank_k.strategies.testing import check
+from rank_k.strategies.testing import check_strategy
 from tests.driving import by_grade, drive
 
 PAGE = Path(__file__).parents[2] / "docs" / "strategies.md"
@@ -70,7 +70,7 @@ def example() -> dict[str, Any]:
 
 def test_the_example_passes_its_own_test(example: dict[str, Any]) -> None:
     exec(_examples()[1], example)
-    rounds = check(example["Halving"](), 100, Random(0))
+    rounds = check_strategy(example["Halving"](), 100, Random(0))
     assert [len(step.windows) for step in rounds] == [5, 3, 2, 1]
 
 
@@ -84,7 +84,7 @@ def test_the_example_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (tmp_path / "halving.py").write_text(_examples()[0], encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     made = make("halving:Halving", window=7)
-    assert {len(w.doc_ids) for step in check(made, 49, Random(0)) for w in step.windows} <= set(range(2, 8))
+    assert {len(w.doc_ids) for step in check_strategy(made, 49, Random(0)) for w in step.windows} <= set(range(2, 8))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def add_collection(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class ResolvedCollection:
     """What the options name: a collection, or the files that stand in for its parts."""
 
     queries: Path
@@ -52,12 +52,12 @@ class Named:
         return found
 
 
-def named_collection(args: argparse.Namespace) -> Named:
+def resolve_collection(args: argparse.Namespace) -> ResolvedCollection:
     """What --dataset, --queries and --documents name. Raises `InputError` if one is not named."""
     from rank_k.data.collections.registry import CorpusFile
     from rank_k.errors import InputError
 
-    found = collection(args.dataset) if args.dataset else None
+    found = find_named_collection(args.dataset) if args.dataset else None
     queries: Path | None = args.queries
     corpus: Corpus | None = None if args.documents is None else CorpusFile(args.documents)
     if found is not None:
@@ -65,10 +65,10 @@ def named_collection(args: argparse.Namespace) -> Named:
     if queries is None or corpus is None:
         option = "--queries" if queries is None else "--documents"
         raise InputError(f"{option} is missing", f"give {option} FILE, or --dataset with {DATASET}")
-    return Named(queries, corpus, found)
+    return ResolvedCollection(queries, corpus, found)
 
 
-def collection(name: str) -> Collection:
+def find_named_collection(name: str) -> Collection:
     from rank_k.data.collections.registry import find_collection
 
     return find_collection(name)

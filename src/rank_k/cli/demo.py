@@ -8,7 +8,7 @@ import textwrap
 import time
 from typing import TYPE_CHECKING
 
-from rank_k.cli.model_options import add_by, add_server, api_key, count
+from rank_k.cli.model_options import add_method, add_server, api_key, count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query", metavar="TEXT", help="a question of your own about Python")
     parser.add_argument("--all", action="store_true", help="all judged questions rather than six")
     parser.add_argument("--depth", type=count, default=DEPTH, metavar="N", help="passages per question")
-    add_by(parser)
+    add_method(parser)
     parser.add_argument("--think", metavar="T", help="full (a student: its own), off, auto, or reasoning tokens")
     parser.add_argument("--max-tokens", type=count, metavar="N", help="thought and answer (256; with --server 8000)")
     add_server(parser)
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rank_k.data.collections.demo import passages, qrels, questions
     from rank_k.errors import InputError
-    from rank_k.models.student import find_student, usual_model
+    from rank_k.models.student import default_model, find_student
     from rank_k.reranker import Reranker
     from rank_k.retrieval.bm25 import retrieve
     from rank_k.types import Query
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     judged = {query_id: grades for query_id, grades in qrels().items() if query_id in queries}
     before: dict[str, Sequence[Candidate]] = {}
     after: dict[str, Sequence[Candidate]] = {}
-    named = args.model or usual_model(args.by)
+    named = args.model or default_model(args.by)
     plain = args.server is None and find_student(named) is None  # no settings of its own
     with Reranker(
         args.model,

@@ -78,9 +78,9 @@ def _model(args: argparse.Namespace) -> Model:
 
     if args.server is None:
         from rank_k.models.embedded import EmbeddedModel
-        from rank_k.models.student import find_student, usual_model
+        from rank_k.models.student import default_model, find_student
 
-        named = args.model or usual_model(None)
+        named = args.model or default_model(None)
         student = find_student(named)
         if student is not None:
             return EmbeddedModel(student.weights, adapter=student.adapter, context=args.context)
@@ -123,13 +123,13 @@ def _is_assumed(model: Model) -> str:
 async def _probe_order(model: Model) -> str:
     """One window of three passages through the whole path."""
     from rank_k.models.base import Request
-    from rank_k.window.parsing import parse_answer
+    from rank_k.window.parsing import parse_ranking
     from rank_k.window.prompt import default_template
 
     passages = ["Rain is water that falls from clouds.", "The sky is blue since air scatters blue light.", "Cats purr."]
     messages = default_template().messages("why is the sky blue", passages)
     reply = await model.ask(Request(messages, max_tokens=min(2000, model.context // 2), seed=0))
-    answer = parse_answer(reply.text, 3, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
+    answer = parse_ranking(reply.text, 3, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
     where = "in a field of its own" if reply.reasoning else "in the text" if answer.trace else "none"
     shown = " > ".join(" = ".join(f"[{i}]" for i in tier) for tier in answer.tiers) if answer.ranked else "not usable"
     usage = reply.usage

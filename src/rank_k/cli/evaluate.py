@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rank_k.cli.collection_options import DATASET, collection
+from rank_k.cli.collection_options import DATASET, find_named_collection
 from rank_k.cli.output_files import check_output
 from rank_k.cli.price_options import add_prices, prices
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rank_k.data.collections.registry import Collection
-    from rank_k.evaluation.run_comparison import Assessment
+    from rank_k.evaluation.run_comparison import RunComparison
     from rank_k.evaluation.run_costs import RunCost
     from rank_k.types import Run
 
@@ -119,7 +119,7 @@ class _Named:
 def _named(args: argparse.Namespace) -> _Named:
     from rank_k.errors import InputError
 
-    dataset = collection(args.dataset) if args.dataset else None
+    dataset = find_named_collection(args.dataset) if args.dataset else None
     judgments = args.qrels or (None if dataset is None else dataset.qrels)
     if judgments is None:
         without = "" if dataset is None else f" ({args.dataset} has no judgments)"
@@ -128,11 +128,11 @@ def _named(args: argparse.Namespace) -> _Named:
     return _Named(judgments, dataset, paths, baseline, _journals(args, paths), args.queries)
 
 
-def _assessed(args: argparse.Namespace, named: _Named, *, intervals: bool) -> Assessment:
+def _assessed(args: argparse.Namespace, named: _Named, *, intervals: bool) -> RunComparison:
     from rank_k.data.files import read_qrels
     from rank_k.errors import InputError
     from rank_k.evaluation.measures import DEFAULT_MEASURES
-    from rank_k.evaluation.run_comparison import assess
+    from rank_k.evaluation.run_comparison import compare_runs
 
     judged = read_qrels(named.judgments)
     runs = read_runs(named.runs, named.dataset, args.dataset)
@@ -141,7 +141,7 @@ def _assessed(args: argparse.Namespace, named: _Named, *, intervals: bool) -> As
             raise InputError(
                 f"none of the queries of {name} is judged in {named.judgments}", "give files that belong together"
             )
-    return assess(
+    return compare_runs(
         judged,
         runs,
         args.measures or DEFAULT_MEASURES,
@@ -231,14 +231,14 @@ def _cost(args: argparse.Namespace, name: str, path: Path, journal: Path) -> Run
 
 
 def _report(
-    args: argparse.Namespace, assessment: Assessment, named: _Named, links: Sequence[tuple[str, str, bool]] = ()
+    args: argparse.Namespace, assessment: RunComparison, named: _Named, links: Sequence[tuple[str, str, bool]] = ()
 ) -> str:
     from rank_k.data.files import read_queries
-    from rank_k.reports.evaluation_report import Made, report
+    from rank_k.reports.evaluation_report import ReportOrigin, render_report
 
     file = named.queries or (None if named.dataset is None else named.dataset.queries)
     texts = {} if file is None else {query.query_id: query.text for query in read_queries(file).values()}
-    return report(assessment, Made(_command(args), str(named.judgments)), texts, links)
+    return render_report(assessment, ReportOrigin(_command(args), str(named.judgments)), texts, links)
 
 
 def _command(args: argparse.Namespace) -> str:

@@ -17,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.models.weights import DEFAULT_WEIGHTS, fetch, named
+    from rank_k.models.weights import DEFAULT_WEIGHTS, fetch, find_named_weights
 
-    row = named(args.name or DEFAULT_WEIGHTS)
+    row = find_named_weights(args.name or DEFAULT_WEIGHTS)
     for label, fact in (
         ("weights", row.name),
         ("source", row.source),

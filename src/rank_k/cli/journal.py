@@ -107,11 +107,11 @@ def _fitted(records: Iterator[WindowRecord], args: argparse.Namespace) -> list[s
     from dataclasses import asdict
 
     from rank_k.data.files import read_qrels
-    from rank_k.simulation.noise_file import written
+    from rank_k.simulation.noise_file import noise_to_json
     from rank_k.simulation.noise_fit import fit_noise
-    from rank_k.simulation.observations import looks_of
+    from rank_k.simulation.observations import observations_of
 
-    found = fit_noise(looks_of(records), read_qrels(args.qrels))
+    found = fit_noise(observations_of(records), read_qrels(args.qrels))
     if args.output is not None:
         how = {
             "journal": str(args.journal),
@@ -122,7 +122,7 @@ def _fitted(records: Iterator[WindowRecord], args: argparse.Namespace) -> list[s
             "standard_errors": {name: round(error, 4) for name, error in found.errors.items()},
             "assumed": dict(found.assumed),
         }
-        args.output.write_text(written(found.noise, how), encoding="utf-8")
+        args.output.write_text(noise_to_json(found.noise, how), encoding="utf-8")
     lines = [f"{found.looks:,} answers about {found.queries:,} queries, {found.comparisons:,} comparisons", ""]
     for name, value in asdict(found.noise).items():
         error = f" +- {found.errors[name]:.3f}" if name in found.errors else ""

@@ -7,8 +7,8 @@ import logging
 import sys
 from pathlib import Path
 
-from rank_k.cli.model_options import add_asking, add_server
-from rank_k.cli.serve import MODEL_KEY, add_doors, add_limits, checked_doors, opened_desk
+from rank_k.cli.model_options import add_ranking_options, add_server
+from rank_k.cli.serve import MODEL_KEY, access_config, add_access_options, add_limits, open_service
 from rank_k.optional_deps import load
 
 NAME = "mcp"
@@ -22,9 +22,9 @@ _FOR_HTTP = ("host", "port", "api_key_env", "insecure", "allow_host", "allow_ori
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--http", action="store_true", help="listen at an address; without it, answer on stdout")
     add_server(parser, MODEL_KEY)
-    add_asking(parser)
+    add_ranking_options(parser)
     parser.add_argument("--journal", type=Path, metavar="FILE", help="keeps every call (a temporary one)")
-    add_doors(parser, _PORT, "who may ask (with --http)")
+    add_access_options(parser, _PORT, "who may ask (with --http)")
     add_limits(parser)
 
 
@@ -42,9 +42,9 @@ def _over_http(args: argparse.Namespace) -> None:
     from rank_k.server.mcp_http import PATH, make_mcp_app
     from rank_k.server.run import serve
 
-    doors = checked_doors(args)
+    doors = access_config(args)
     load("mcp")  # or hear that it is not there, before a model is started
-    with opened_desk(args, doors) as desk:
+    with open_service(args, doors) as desk:
 
         def told(url: str) -> None:
             print(f"rank-k mcp: {desk.model or 'the model'} at {url}{PATH}", flush=True)
@@ -57,7 +57,7 @@ def _over_pipes(args: argparse.Namespace) -> None:
 
     _check_for_pipes(args)
     load("mcp")
-    with private_pipes() as (source, sink), opened_desk(args) as desk:
+    with private_pipes() as (source, sink), open_service(args) as desk:
         print(f"rank-k mcp: {desk.model or 'the model'} on standard input and output", file=sys.stderr)
         serve_pipes(desk, source, sink)
 
@@ -67,7 +67,7 @@ def _check_for_pipes(args: argparse.Namespace) -> None:
     from rank_k.errors import InputError
 
     parser = argparse.ArgumentParser()
-    add_doors(parser, _PORT)
+    add_access_options(parser, _PORT)
     add_limits(parser)
     for name in _FOR_HTTP:
         if getattr(args, name) != parser.get_default(name):

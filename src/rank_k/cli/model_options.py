@@ -42,7 +42,7 @@ def add_server(parser: argparse.ArgumentParser, key_option: str = KEY_OPTION) ->
     return group
 
 
-def add_by(group: argparse._ActionsContainer) -> None:
+def add_method(group: argparse._ActionsContainer) -> None:
     """--by: what is ranked by."""
     group.add_argument(
         "--by",
@@ -53,10 +53,10 @@ def add_by(group: argparse._ActionsContainer) -> None:
     )
 
 
-def add_asking(parser: argparse.ArgumentParser) -> None:
+def add_ranking_options(parser: argparse.ArgumentParser) -> None:
     """How windows are made and asked."""
     group = parser.add_argument_group("asking")
-    add_by(group)
+    add_method(group)
     group.add_argument(
         "--strategy",
         metavar="NAME",
@@ -68,7 +68,7 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fuse", type=number, default=1.0, metavar="A", help="weight of the first stage's order, for blocks or by both"
     )
-    add_questions(group)
+    add_window_options(group)
     group.add_argument(
         "--preset",
         choices=("paper", "fast", "balanced", "thorough"),
@@ -76,7 +76,7 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_questions(group: argparse._ArgumentGroup, samples: int = 1) -> None:
+def add_window_options(group: argparse._ArgumentGroup, samples: int = 1) -> None:
     """How a window is asked about, however it came about."""
     group.add_argument(
         "--think", metavar="T", help="full (a student: its own), off, auto, or reasoning tokens per window"
@@ -90,10 +90,10 @@ def add_questions(group: argparse._ArgumentGroup, samples: int = 1) -> None:
         metavar="N",
         help="passages are cut to this (450; by likelihood 64; a student's)",
     )
-    add_replies(group)
+    add_response_options(group)
 
 
-def add_replies(group: argparse._ArgumentGroup) -> None:
+def add_response_options(group: argparse._ArgumentGroup) -> None:
     """How a single question is put and answered."""
     group.add_argument(
         "--constrain", default="auto", choices=("auto", "off"), help="hold answers to a ranking's grammar"
@@ -119,7 +119,7 @@ def reranker_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> 
     if args.preset == "paper":
         _settle_paper(args)
     return {
-        **asking_options(args, key_option),
+        **window_options(args, key_option),
         "by": args.by,
         "strategy": _strategy(args),
         "depth": args.depth,
@@ -129,7 +129,7 @@ def reranker_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> 
     }
 
 
-def asking_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> dict[str, Any]:
+def window_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> dict[str, Any]:
     """Those that do not say how windows are made: from the options of `add_server` and `add_questions`."""
     return {
         "server": args.server,
@@ -147,27 +147,27 @@ def asking_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> di
         "prompt": args.prompt,
         "concurrency": args.concurrency,
         "read_timeout": args.read_timeout,
-        "on_retry": say_retry,
+        "on_retry": print_retry,
     }
 
 
 def simulated(qrels: Path, noise: str) -> Model:
     from rank_k.data.files import read_qrels
-    from rank_k.models.simulated import SimulatedJudge
-    from rank_k.simulation.noise_file import named_noise
+    from rank_k.models.simulated import SimulatedModel
+    from rank_k.simulation.noise_file import noise_by_name
 
-    return SimulatedJudge(read_qrels(qrels), named_noise(noise))
+    return SimulatedModel(read_qrels(qrels), noise_by_name(noise))
 
 
 def simulated_by_passage(qrels: Path, noise: str) -> Model:
     """The judge for passages of the documents that are judged: each is worth what its document is."""
     from rank_k.data.files import read_qrels
     from rank_k.data.long_documents import DocumentGrades
-    from rank_k.models.simulated import SimulatedJudge
-    from rank_k.simulation.noise_file import named_noise
+    from rank_k.models.simulated import SimulatedModel
+    from rank_k.simulation.noise_file import noise_by_name
 
     grades = {query_id: DocumentGrades(of_query) for query_id, of_query in read_qrels(qrels).items()}
-    return SimulatedJudge(grades, named_noise(noise))
+    return SimulatedModel(grades, noise_by_name(noise))
 
 
 def api_key(server: str | None, variable: str | None, option: str = KEY_OPTION) -> str | None:
@@ -200,7 +200,7 @@ def key_in(variable: str, option: str = KEY_OPTION) -> str | None:
     return key or None
 
 
-def say_retry(error: Exception, wait: float) -> None:
+def print_retry(error: Exception, wait: float) -> None:
     if wait >= 5:
         print(f"\nwaiting {wait:.0f} s: {getattr(error, 'problem', error)}", file=sys.stderr)
 
@@ -236,7 +236,7 @@ def duration(text: str) -> float:
     return value
 
 
-def import_own(strategies: Iterable[str]) -> None:
+def import_strategies(strategies: Iterable[str]) -> None:
     """Import those that are a user's own, MODULE:NAME, from the current folder too: the installed command does not
     look there, and nothing but these is to be taken from it. Raises `InputError` if one cannot be."""
     from rank_k.strategies import factory_of
@@ -257,7 +257,7 @@ def _strategy(args: argparse.Namespace) -> str | Strategy | None:
     from rank_k.strategies import PRESETS, make
 
     if args.preset is None:
-        import_own([args.strategy] if args.strategy else [])
+        import_strategies([args.strategy] if args.strategy else [])
         return None if args.strategy is None else str(args.strategy)
     if args.preset == "paper":
         return str(_paper()["strategy"])

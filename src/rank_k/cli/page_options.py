@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rank_k.cli import evaluate
-from rank_k.cli.collection_options import add_collection, collection, index_progress, named_collection
+from rank_k.cli.collection_options import add_collection, find_named_collection, index_progress, resolve_collection
 from rank_k.cli.model_options import count
 from rank_k.cli.output_files import check_output
 
 if TYPE_CHECKING:
-    from rank_k.server.app import Room
-    from rank_k.server.judging_session import Questions
+    from rank_k.server.app import RouteGroup
+    from rank_k.server.judging_session import PairwiseItems
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def rooms(args: argparse.Namespace) -> Iterator[list[Room]]:
+def route_groups(args: argparse.Namespace) -> Iterator[list[RouteGroup]]:
     """What --compare asks for, as long as the context is open. Empty without it. Raises `InputError`."""
     from rank_k.errors import InputError
 
@@ -56,14 +56,14 @@ def rooms(args: argparse.Namespace) -> Iterator[list[Room]]:
         yield found
 
 
-def _comparing(args: argparse.Namespace) -> Room | None:
+def _comparing(args: argparse.Namespace) -> RouteGroup | None:
     """The report that `rank-k evaluate` makes of the same arguments; None where nothing has been judged."""
     from rank_k.data.files import RunFile, read_qrels, read_queries
     from rank_k.optional_deps import load
-    from rank_k.server.report_routes import ComparingRoom
+    from rank_k.server.report_routes import ReportRoutes
     from rank_k.server.web_pages import PAGES
 
-    dataset = collection(args.dataset) if args.dataset else None
+    dataset = find_named_collection(args.dataset) if args.dataset else None
     judged = args.qrels or (None if dataset is None else dataset.qrels)
     if judged is None:
         return None
@@ -81,19 +81,19 @@ def _comparing(args: argparse.Namespace) -> Room | None:
     evaluate.add_arguments(parser)
     arguments = parser.parse_args(words)
     links = [(page.path, page.title, page.path == "/compare") for page in PAGES]
-    return ComparingRoom(lambda: evaluate.report_page(arguments, links))
+    return ReportRoutes(lambda: evaluate.report_page(arguments, links))
 
 
-def _judging(args: argparse.Namespace, stack: ExitStack) -> Room | None:
+def _judging(args: argparse.Namespace, stack: ExitStack) -> RouteGroup | None:
     from rank_k.errors import InputError
-    from rank_k.server.judging_routes import JudgingRoom
-    from rank_k.server.preferences_file import JudgmentFile
+    from rank_k.server.judging_routes import JudgingRoutes
+    from rank_k.server.preferences_file import PreferencesFile
 
     if args.judgments is None:
         return None
     if len(args.compare) < 2:
         raise InputError("one run has nothing to be judged against", "name another with --compare")
-    named = named_collection(args)
+    named = resolve_collection(args)
     read = (*args.compare, *named.files, *([args.qrels] if args.qrels else []))
     check_output("--judgments", args.judgments, read)
     asked = _questions(args)
@@ -102,21 +102,21 @@ def _judging(args: argparse.Namespace, stack: ExitStack) -> Room | None:
     for question in asked.asked:
         for doc_id in {doc_id for ranking in question.rankings for doc_id in ranking}:
             store.get(doc_id, question.query.query_id)
-    file = JudgmentFile(args.judgments)
+    file = PreferencesFile(args.judgments)
     stack.callback(file.close)
-    return JudgingRoom(asked, store, file)
+    return JudgingRoutes(asked, store, file)
 
 
-def _questions(args: argparse.Namespace) -> Questions:
+def _questions(args: argparse.Namespace) -> PairwiseItems:
     from rank_k.data.files import read_queries, read_translations
     from rank_k.errors import InputError
-    from rank_k.server.judging_session import file_names, questions
+    from rank_k.server.judging_session import file_names, pairwise_items
 
-    named = named_collection(args)
+    named = resolve_collection(args)
     names = file_names([*map(str, args.compare)])
     runs = evaluate.read_runs({name: Path(path) for path, name in names.items()}, named.collection, args.dataset)
     translations = read_translations(named.queries, args.translation_field)
-    asked = questions(read_queries(named.queries), translations, runs, args.shown)
+    asked = pairwise_items(read_queries(named.queries), translations, runs, args.shown)
     told = {
         f"queries with the same first {args.shown} in two runs, ties that are not asked about": asked.alike,
         "queries that a run has nothing for": asked.lacking,

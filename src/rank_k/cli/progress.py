@@ -10,14 +10,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from rank_k.engine import Tally
+    from rank_k.engine import RunStats
 
 
 class Progress:
     """Shows `tally()` of `total` queries until left, after `title`: twice a second on a terminal, else every 30
     seconds."""
 
-    def __init__(self, tally: Callable[[], Tally], total: int, *, quiet: bool = False, title: str = "") -> None:
+    def __init__(self, tally: Callable[[], RunStats], total: int, *, quiet: bool = False, title: str = "") -> None:
         self._title = title
         self._tally = tally
         self._total = total
@@ -53,15 +53,15 @@ class Progress:
         parts = [f"{self._title}{tally.queries}/{self._total} queries", f"{tally.windows} windows"]
         if tally.asked:
             parts.append(f"{tally.asked / seconds:.1f} calls/s")
-            parts.append(f"{compact(tally.usage.completion_tokens)} tokens out")
+            parts.append(f"{format_count(tally.usage.completion_tokens)} tokens out")
         if tally.queries:
-            parts.append(f"{clock((self._total - tally.queries) * seconds / tally.queries)} left")
+            parts.append(f"{format_seconds((self._total - tally.queries) * seconds / tally.queries)} left")
         if tally.unranked_windows:
             parts.append(f"{tally.unranked_windows} windows unranked")
         return ", ".join(parts)
 
 
-def clock(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Seconds as people read them: 42 s, 3 min 05 s, 2 h 10 min."""
     whole = round(seconds)
     if whole < 60:
@@ -71,7 +71,7 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def compact(number: int) -> str:
+def format_count(number: int) -> str:
     """1,234,567 -> 1.2M"""
     for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if number >= size:

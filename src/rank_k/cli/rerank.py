@@ -9,10 +9,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rank_k.cli.collection_options import add_collection, index_progress, named_collection
+from rank_k.cli.collection_options import add_collection, index_progress, resolve_collection
 from rank_k.cli.model_options import (
     NOISES,
-    add_asking,
+    add_ranking_options,
     add_server,
     count,
     duration,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from rank_k.data.collections.registry import Store
     from rank_k.data.files import RunFile
-    from rank_k.data.long_documents import Split
+    from rank_k.data.long_documents import PassageSplit
     from rank_k.reranker import Reranker
     from rank_k.types import Candidate, Query
 
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = add_server(parser)
     group.add_argument("--simulate", type=Path, metavar="QRELS", help="a simulated judge instead: plan before you pay")
     group.add_argument("--noise", default="none", metavar="NOISE", help=f"of the simulated judge: {NOISES}")
-    add_asking(parser)
+    add_ranking_options(parser)
     group = parser.add_argument_group("keeping")
     group.add_argument("--journal", type=Path, metavar="FILE", help="where calls are kept (OUTPUT.journal.sqlite)")
     group.add_argument("--report", type=Path, metavar="FILE", help="the summary as JSON")
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.simulate is not None and args.server is not None:
         raise InputError("--simulate and --server exclude each other", "leave one out")
     split = _split(args)
-    named = named_collection(args)
+    named = resolve_collection(args)
     run_file = named.run(args.run)
     journal = args.journal or args.output.with_name(args.output.name + ".journal.sqlite")
     inputs = (run_file, *named.files, *filter(None, [args.simulate]))
@@ -186,9 +186,9 @@ def _check_queries(first_stage: RunFile, queries: Mapping[str, Query], file: Pat
         )
 
 
-def _split(args: argparse.Namespace) -> Split | None:
+def _split(args: argparse.Namespace) -> PassageSplit | None:
     """How long documents are to be cut. Raises `InputError` for numbers that do not go together."""
-    from rank_k.data.long_documents import Split
+    from rank_k.data.long_documents import PassageSplit
     from rank_k.errors import InputError
     from rank_k.reranker import PAPER
 
@@ -201,7 +201,7 @@ def _split(args: argparse.Namespace) -> Split | None:
     if args.split > shown:
         problem = f"passages of --split {args.split} would be cut again to --passage-tokens {shown}"
         raise InputError(problem, "lower the one or raise the other")
-    return Split(args.split, args.overlap or 0, args.passages_per_document)
+    return PassageSplit(args.split, args.overlap or 0, args.passages_per_document)
 
 
 def _check_documents(run: Iterable[tuple[str, Sequence[Candidate]]], store: Store, depth: int) -> None:

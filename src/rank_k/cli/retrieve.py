@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rank_k.cli.collection_options import add_collection, named_collection
+from rank_k.cli.collection_options import add_collection, resolve_collection
 from rank_k.cli.model_options import count
 
 NAME = "retrieve"
@@ -27,11 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rank_k.data.collections.registry import WithoutExcluded
     from rank_k.data.files import RunWriter, read_queries
-    from rank_k.retrieval.analyzers import analyser_for
+    from rank_k.retrieval.analyzers import analyzer_for
     from rank_k.retrieval.bm25 import retrieve
 
-    analyser = analyser_for(args.language)
-    named = named_collection(args)
+    analyser = analyzer_for(args.language)
+    named = resolve_collection(args)
     queries = read_queries(named.queries, args.query_field)
     excluded = named.excluded
     more = args.depth + max(map(len, excluded.values()), default=0)

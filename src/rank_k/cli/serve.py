@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rank_k.cli import page_options
-from rank_k.cli.model_options import add_asking, add_server, count, duration, key_in, reranker_options
+from rank_k.cli.model_options import add_ranking_options, add_server, count, duration, key_in, reranker_options
 
 if TYPE_CHECKING:
     from rank_k.reranker import Reranker
-    from rank_k.server.config import Doors, Limits
-    from rank_k.server.service import Desk
+    from rank_k.server.config import AccessConfig, Limits
+    from rank_k.server.service import RerankService
 
 NAME = "serve"
 HELP = "answer rerank requests over HTTP, as Cohere's, Jina's and other APIs do, and look at journals"
@@ -36,14 +36,14 @@ _JOURNAL = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_server(parser, MODEL_KEY)
-    add_asking(parser)
+    add_ranking_options(parser)
     parser.add_argument("--journal", type=Path, metavar="FILE", help=_JOURNAL)
     page_options.add_arguments(parser)
-    add_doors(parser, 8787)
+    add_access_options(parser, 8787)
     add_limits(parser)
 
 
-def add_doors(parser: argparse.ArgumentParser, usual_port: int, title: str = "who may ask") -> None:
+def add_access_options(parser: argparse.ArgumentParser, usual_port: int, title: str = "who may ask") -> None:
     """The address listened on, and who is let in there."""
     door = parser.add_argument_group(title)
     door.add_argument("--host", metavar="ADDRESS", help=f"listen on this address ({HOST}, or else 127.0.0.1)")
@@ -77,13 +77,13 @@ def run(args: argparse.Namespace) -> int:
     from rank_k.server.app import make_app
     from rank_k.server.run import serve
 
-    doors = checked_doors(args)
+    doors = access_config(args)
     looks = args.server is None and args.model is None and (args.journal is not None or args.compare is not None)
     if looks and args.journal is not None:
         _check_journal(args.journal)
     with ExitStack() as stack:
-        beside = stack.enter_context(page_options.rooms(args))
-        desk = stack.enter_context(opened_desk(args, doors, looks=looks))
+        beside = stack.enter_context(page_options.route_groups(args))
+        desk = stack.enter_context(open_service(args, doors, looks=looks))
         by = "comparison and likelihood" if desk.by == "both" else desk.by
         ranks = f"{desk.model or 'the model'}, by {by},"
         what = ", ".join(map(str, [args.journal] if args.journal else args.compare)) if looks else ranks
@@ -111,14 +111,16 @@ def _check_journal(file: Path) -> None:
 
 
 @contextmanager
-def opened_desk(args: argparse.Namespace, doors: Doors | None = None, *, looks: bool = False) -> Iterator[Desk]:
+def open_service(
+    args: argparse.Namespace, doors: AccessConfig | None = None, *, looks: bool = False
+) -> Iterator[RerankService]:
     """The desk of a reranker made of the options, which is closed in the end. `doors`: those that lead there, or None
     where there is one client and no door. `looks`: what matters is the journal, which is looked at only; a model, if
     there is one, starts when somebody has use for it."""
     from rank_k.errors import MissingWeights
-    from rank_k.models.retry import Retries
+    from rank_k.models.retry import RetryPolicy
     from rank_k.reranker import Reranker
-    from rank_k.server.service import Desk
+    from rank_k.server.service import RerankService
 
     options = reranker_options(args, MODEL_KEY)
     if doors is not None:
@@ -127,7 +129,7 @@ def opened_desk(args: argparse.Namespace, doors: Doors | None = None, *, looks: 
         reranker, journal = None, None if looks else args.journal
         try:
             # Fewer tries than a run has: somebody is waiting.
-            made = Reranker(args.model, journal=journal, retries=Retries(overloaded=6, broken=3), **options)
+            made = Reranker(args.model, journal=journal, retries=RetryPolicy(overloaded=6, broken=3), **options)
         except MissingWeights as error:
             if not looks:
                 raise
@@ -139,7 +141,7 @@ def opened_desk(args: argparse.Namespace, doors: Doors | None = None, *, looks: 
         limits = _limits(args, reranker.concurrency if reranker else 1)
         if doors is None:
             limits = replace(limits, per_client=limits.running)
-        yield Desk(reranker, limits, partial(_tell, args.verb), journal=args.journal if looks else None)
+        yield RerankService(reranker, limits, partial(_print_error, args.verb), journal=args.journal if looks else None)
 
 
 def port(text: str) -> int:
@@ -149,10 +151,10 @@ def port(text: str) -> int:
     return int(text)
 
 
-def checked_doors(args: argparse.Namespace) -> Doors:
+def access_config(args: argparse.Namespace) -> AccessConfig:
     """The doors that the options of `add_doors` describe. Raises `InputError` for some that stand wide open."""
     from rank_k.errors import InputError
-    from rank_k.server.config import Doors, check_doors
+    from rank_k.server.config import AccessConfig, check_access
 
     keys: tuple[str, ...] = ()
     variable = args.api_key_env or (CLIENT_KEYS if os.environ.get(CLIENT_KEYS) else None)
@@ -161,8 +163,8 @@ def checked_doors(args: argparse.Namespace) -> Doors:
         if not keys:
             raise InputError(f"the variable {variable} holds no key", "give it one")
     host = args.host or os.environ.get(HOST) or "127.0.0.1"
-    doors = Doors(host, keys, frozenset(args.allow_host), frozenset(args.allow_origin))
-    check_doors(doors, insecure=args.insecure)
+    doors = AccessConfig(host, keys, frozenset(args.allow_host), frozenset(args.allow_origin))
+    check_access(doors, insecure=args.insecure)
     return doors
 
 
@@ -193,15 +195,15 @@ def _check_keys(keys: tuple[str, ...], model_key: str | None) -> None:
 
 def _prepare(reranker: Reranker, verb: str) -> None:
     """Find out now whether the model can be had; one that does not answer yet may do so later."""
-    from rank_k.errors import Unreachable
+    from rank_k.errors import ConnectionFailed
 
     try:
         reranker.prepare()
-    except Unreachable as error:
+    except ConnectionFailed as error:
         print(f"rank-k {verb}: {error.problem}; requests fail until somebody does", file=sys.stderr)
 
 
-def _tell(verb: str, error: Exception) -> None:
+def _print_error(verb: str, error: Exception) -> None:
     """Say what a client was not told. A fault of this program comes with its place."""
     from rank_k.errors import RankKError
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.collection_options import DATASET
-from rank_k.cli.model_options import NOISES, count, import_own, number
+from rank_k.cli.model_options import NOISES, count, import_strategies, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from rank_k.models.simulated import Grades, Noise
     from rank_k.simulation.call_times import CallTime, Seconds
-    from rank_k.simulation.replay import Cell, Sums
+    from rank_k.simulation.replay import Cell, SimulationTotals
     from rank_k.strategies.base import Strategy
     from rank_k.types import Run
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from rank_k.cli.render.evaluation_text import without_nan
     from rank_k.errors import InputError
     from rank_k.simulation.call_times import CallTime
-    from rank_k.simulation.noise_file import named_noise
+    from rank_k.simulation.noise_file import noise_by_name
 
     call_time = None if args.call_seconds is None else CallTime.parse(args.call_seconds, args.call_spread)
     if (args.price_in is not None or args.price_out is not None) and not _has_tokens(args):
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     baseline = args.baseline or args.strategies[0]
     if baseline not in args.strategies:
         raise InputError(f"--baseline {baseline} is none of --strategies", f"name one of {', '.join(args.strategies)}")
-    job = _Job(args, named_noise(args.noise))
+    job = _Job(args, noise_by_name(args.noise))
     job.plans()  # mistakes in names come before work on files
     job.read()
     if job.missing:
@@ -103,13 +103,13 @@ class _Job:
 
     def read(self) -> None:
         """Judgments, and the run's candidates for the judged queries."""
-        from rank_k.cli.collection_options import collection
+        from rank_k.cli.collection_options import find_named_collection
         from rank_k.data.collections.registry import WithoutExcluded
         from rank_k.data.files import read_qrels, read_run
         from rank_k.errors import InputError
 
         args = self._args
-        dataset = collection(args.dataset) if args.dataset else None
+        dataset = find_named_collection(args.dataset) if args.dataset else None
         qrels = args.qrels or (None if dataset is None else dataset.qrels)
         file = args.run or (None if dataset is None else dataset.first_stage)
         if file is None or qrels is None:
@@ -129,17 +129,17 @@ class _Job:
         from rank_k.strategies import PRESETS, make
 
         args = self._args
-        import_own(args.strategies)
+        import_strategies(args.strategies)
         given = {"window": args.window, "stride": args.stride}
         return {
             name: make(**(PRESETS.get(name) or {"name": name, **given}), fuse=args.fuse) for name in args.strategies
         }
 
-    def judged_by(self, seed: int) -> dict[Cell, Sums]:
+    def judged_by(self, seed: int) -> dict[Cell, SimulationTotals]:
         """Everything before the judge of `seed`."""
-        from rank_k.simulation.replay import simulate, unasked
+        from rank_k.simulation.replay import simulate, without_calls
 
-        plans = {FIRST_STAGE: unasked, **self.plans()}
+        plans = {FIRST_STAGE: without_calls, **self.plans()}
         return simulate({"": self.run}, self.grades, plans, {"": self._noise}, seed, self._args.depth)
 
 
@@ -151,20 +151,20 @@ _WORTH_A_PROCESS = 2_000
 _job: _Job | None = None
 
 
-def _simulated(job: _Job, seeds: int, quiet: bool) -> dict[str, Sums]:
+def _simulated(job: _Job, seeds: int, quiet: bool) -> dict[str, SimulationTotals]:
     """By strategy, over all judges."""
-    from rank_k.simulation.replay import Sums
+    from rank_k.simulation.replay import SimulationTotals
 
-    found: dict[str, Sums] = {}
+    found: dict[str, SimulationTotals] = {}
     with _Progress(seeds, quiet) as progress:
         for part in _parts(job, seeds):
             for cell, sums in part.items():
-                found.setdefault(cell.strategy, Sums()).update(sums)
+                found.setdefault(cell.strategy, SimulationTotals()).update(sums)
             progress.step()
     return found
 
 
-def _parts(job: _Job, seeds: int) -> Iterator[dict[Cell, Sums]]:
+def _parts(job: _Job, seeds: int) -> Iterator[dict[Cell, SimulationTotals]]:
     processes = min(os.cpu_count() or 1, seeds)
     if processes == 1 or seeds * len(job.grades) * len(job.plans()) < _WORTH_A_PROCESS:
         yield from map(job.judged_by, range(seeds))
@@ -204,7 +204,7 @@ def _begin(job: _Job) -> None:
     _job = job
 
 
-def _judged_by(seed: int) -> dict[Cell, Sums]:
+def _judged_by(seed: int) -> dict[Cell, SimulationTotals]:
     assert _job is not None, "it was begun"
     return _job.judged_by(seed)
 
@@ -226,14 +226,14 @@ class _Progress:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
     def step(self) -> None:
-        from rank_k.cli.progress import clock
+        from rank_k.cli.progress import format_seconds
 
         self._done += 1
         now = time.monotonic()
         if self._quiet or now - self._told < (0.2 if self._terminal else 30):
             return
         self._told = now
-        left = clock((self._total - self._done) * (now - self._started) / self._done)
+        left = format_seconds((self._total - self._done) * (now - self._started) / self._done)
         line = f"{self._done}/{self._total} judges, {left} left"
         print(f"\r\x1b[K{line}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr)
         sys.stderr.flush()
@@ -242,7 +242,9 @@ class _Progress:
 # --- what is told ----------------------------------------------------------------------------------
 
 
-def _row(name: str, sums: Sums, baseline: Sums, call_time: CallTime | None, args: argparse.Namespace) -> dict[str, Any]:
+def _row(
+    name: str, sums: SimulationTotals, baseline: SimulationTotals, call_time: CallTime | None, args: argparse.Namespace
+) -> dict[str, Any]:
     from rank_k.simulation.call_times import expected
     from rank_k.simulation.replay import difference
 
@@ -278,7 +280,7 @@ def _has_tokens(args: argparse.Namespace) -> bool:
 
 
 def _lines(rows: Sequence[Mapping[str, Any]], baseline: str, queries: int, args: argparse.Namespace) -> list[str]:
-    from rank_k.cli.progress import clock, compact
+    from rank_k.cli.progress import format_count, format_seconds
 
     heads = ["strategy", "nDCG@10 (se)", "difference (se)", "95 % interval", "calls", "passages", "rounds"]
     tokens, money = "tokens_in" in rows[0], "cost" in rows[0]
@@ -293,10 +295,10 @@ def _lines(rows: Sequence[Mapping[str, Any]], baseline: str, queries: int, args:
         cells += ["", ""] if of is None else [f"{100 * of['mean']:+.2f} ({100 * of['error']:.2f})"]
         cells += [] if of is None else ["{:+.2f} to {:+.2f}".format(*(100 * end for end in of["interval"]))]
         cells += [f"{row['calls']:.1f}", f"{row['passages']:.1f}", f"{row['rounds']:.1f}"]
-        cells += [compact(round(row["tokens_in"])), compact(round(row["tokens_out"]))] if tokens else []
+        cells += [format_count(round(row["tokens_in"])), format_count(round(row["tokens_out"]))] if tokens else []
         cells += [f"{row['cost']:.2f}"] if money else []
         for many in slots:
-            cells += [clock(row["seconds"][many][what]) for what in ("query", "run")]
+            cells += [format_seconds(row["seconds"][many][what]) for what in ("query", "run")]
         table.append(cells)
     widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
     told = f"{queries} queries, {args.seeds} judges, noise {args.noise}; differences to {baseline}, paired by query"

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.collection_options import DATASET, index_progress
-from rank_k.cli.model_options import NOISES, add_replies, add_server
+from rank_k.cli.model_options import NOISES, add_response_options, add_server
 from rank_k.cli.study_options import AXES, reach_of, study_of, with_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from rank_k.engine import Tally
+    from rank_k.engine import RunStats
     from rank_k.study.folder import StudyFolder
     from rank_k.study.grid import Cell, Study
-    from rank_k.study.inputs import Missing, Opened
+    from rank_k.study.inputs import LoadedCollections, MissingFile
 
 NAME = "study"
 HELP = "compare strategies, budgets, samples, depths and models on a collection: quality, tokens, rounds, seconds"
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a simulated judge instead, by these judgments or the collection's",
     )
     group.add_argument("--noise", default="strong", metavar="NOISE", help=f"of the simulated judge: {NOISES}")
-    add_replies(parser.add_argument_group("asking"))
+    add_response_options(parser.add_argument_group("asking"))
     group = parser.add_argument_group("answer")
     group.add_argument(
         "--measures", nargs="+", metavar="M", help="as ir_measures writes them; the first counts (nDCG@10)"
@@ -88,16 +88,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from rank_k.cli.render.study_text import listing
-    from rank_k.study.grid import cells_of, chosen, restricted
-    from rank_k.study.inputs import missing
+    from rank_k.study.grid import cells_of, parse_setting, restrict_grid
+    from rank_k.study.inputs import missing_files
 
     study = study_of(args)
-    cells = chosen(cells_of(study), args.only or ())
-    study = with_server(args, restricted(study, cells))
+    cells = parse_setting(cells_of(study), args.only or ())
+    study = with_server(args, restrict_grid(study, cells))
     if args.list:
         print("\n".join(listing(study, cells)))
         return 0
-    if lacking := missing(study):
+    if lacking := missing_files(study):
         _tell_missing(lacking)
         return 2
     return _run(args, study, cells)
@@ -108,7 +108,7 @@ def _run(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) -> int:
     from rank_k.journal import Journal
     from rank_k.optional_deps import load
     from rank_k.study.folder import StudyFolder
-    from rank_k.study.inputs import Opened, reachable
+    from rank_k.study.inputs import LoadedCollections, reachable
 
     if args.output is None:
         raise InputError("--output is missing", "name a folder for journal, runs and report")
@@ -118,7 +118,7 @@ def _run(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) -> int:
     folder = StudyFolder(args.output)
     with ExitStack() as stack:
         progress = index_progress(args.quiet)
-        opened = {c.name: stack.enter_context(Opened(c, progress)) for c in study.collections}
+        opened = {c.name: stack.enter_context(LoadedCollections(c, progress)) for c in study.collections}
         cells, wanted = reachable(cells, opened), cells
         for cell in wanted:
             if cell not in cells:
@@ -139,15 +139,15 @@ def _ask(
     args: argparse.Namespace,
     study: Study,
     cells: Sequence[Cell],
-    opened: Mapping[str, Opened],
+    opened: Mapping[str, LoadedCollections],
     reach: Mapping[str, Mapping[str, Any]],
     folder: StudyFolder,
     journal: Any,
 ) -> None:
     """Rerank what is not finished. Raises a `RankKError` that says how far one has come."""
-    from rank_k.cli.progress import Progress, clock
-    from rank_k.errors import GaveUp, RankKError, Unreachable
-    from rank_k.study.runner import rerank_cell
+    from rank_k.cli.progress import Progress, format_seconds
+    from rank_k.errors import ConnectionFailed, RankKError, RetriesExhausted
+    from rank_k.study.runner import run_cell
 
     for number, cell in enumerate(cells, 1):
         title = f"cell {number}/{len(cells)} {cell.name}: "
@@ -156,26 +156,30 @@ def _ask(
             continue
         started = time.monotonic()
 
-        def watch(tally: Callable[[], Tally], queries: int, title: str = title) -> AbstractContextManager[Any]:
+        def watch(tally: Callable[[], RunStats], queries: int, title: str = title) -> AbstractContextManager[Any]:
             return Progress(tally, queries, quiet=args.quiet, title=title)
 
         model = study.model(cell.model)
         try:
-            tally = rerank_cell(cell, opened[cell.collection], model, reach[cell.model], folder, watch)
+            tally = run_cell(cell, opened[cell.collection], model, reach[cell.model], folder, watch)
         except RankKError as error:
             _answer(args, study, opened, folder, journal, whole=False)
             problem = f"{cell.name}: {error.problem}; {number - 1} of {len(cells)} cells are finished in {folder.path}"
-            served = f"serve it: {model.serve}" if model.serve and isinstance(error, Unreachable | GaveUp) else ""
+            served = (
+                f"serve it: {model.serve}"
+                if model.serve and isinstance(error, ConnectionFailed | RetriesExhausted)
+                else ""
+            )
             remedy = "; ".join(filter(None, (error.remedy, served, "the same command goes on from there")))
             raise RankKError(problem, remedy) from error
         asked = f"{tally.calls:,} calls ({tally.calls - tally.asked:,} from the journal)"
-        _say(args, f"{title}{tally.queries} queries, {asked}, {clock(time.monotonic() - started)}")
+        _say(args, f"{title}{tally.queries} queries, {asked}, {format_seconds(time.monotonic() - started)}")
 
 
 def _answer(
     args: argparse.Namespace,
     study: Study,
-    opened: Mapping[str, Opened],
+    opened: Mapping[str, LoadedCollections],
     folder: StudyFolder,
     journal: Any,
     *,
@@ -185,7 +189,7 @@ def _answer(
     from rank_k.cli.render.evaluation_text import without_nan
     from rank_k.cli.render.study_text import notes, tables
     from rank_k.reports.study_report import write_page
-    from rank_k.study.results import Answer
+    from rank_k.study.results import StudyResults
     from rank_k.study.table import FIRST_STAGE, write_cells, write_queries
 
     mine = {(c.name, f.name) for c in study.collections for f in c.first_stages}
@@ -195,7 +199,7 @@ def _answer(
         return 0
     if not any(study.baseline in (FIRST_STAGE, cell.setting, cell.name) for cell in finished):
         study = replace(study, baseline=None)  # it is not finished yet
-    answer = Answer.of(study, finished, opened, folder, journal, [c.name for c in known if c not in finished])
+    answer = StudyResults.of(study, finished, opened, folder, journal, [c.name for c in known if c not in finished])
     write_cells(folder.path / "cells.csv", answer.rows)
     write_queries(folder.path / "queries.csv", answer.rows)
     write_page(folder.path / "report.html", answer, _command(args))
@@ -206,7 +210,7 @@ def _answer(
     return 3 if args.strict and any(row.cost.unranked for row in answer.rows) else 0
 
 
-def _check(study: Study, cells: Sequence[Cell], asked: Sequence[Cell], opened: Mapping[str, Opened]) -> None:
+def _check(study: Study, cells: Sequence[Cell], asked: Sequence[Cell], opened: Mapping[str, LoadedCollections]) -> None:
     """What can be found out before the first call: measures, the baseline's name, every text. `asked`: cells of earlier
     commands, one of which may be the baseline."""
     from rank_k.errors import InputError
@@ -251,7 +255,7 @@ def _say(args: argparse.Namespace, line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def _tell_missing(lacking: Sequence[Missing]) -> None:
+def _tell_missing(lacking: Sequence[MissingFile]) -> None:
     print(
         f"rank-k study: {len(lacking)} things are missing; --only NAME ... leaves parts of a study out", file=sys.stderr
     )

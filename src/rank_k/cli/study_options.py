@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rank_k.cli.model_options import api_key, import_own, say_retry
+from rank_k.cli.model_options import api_key, import_strategies, print_retry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +76,7 @@ def _from_options(args: argparse.Namespace) -> Study:
     from rank_k.study.grid import ModelPlan, Study, setting
     from rank_k.study.questions import QUESTIONS
 
-    import_own([] if args.strategies is None else _values(args, "strategies"))
+    import_strategies([] if args.strategies is None else _values(args, "strategies"))
     given = {axis: _values(args, option) for option, (axis, _, _) in AXES.items() if getattr(args, option) is not None}
     parsed = {axis: [setting(axis, value) for value in values] for axis, values in given.items()}
     question = None if args.question is None else QUESTIONS[args.question]
@@ -172,13 +172,13 @@ def _run_name(file: Path) -> str:
 def with_server(args: argparse.Namespace, study: Study) -> Study:
     """The study's models as --server and --simulate would have them reached."""
     from rank_k.errors import InputError
-    from rank_k.simulation.noise_file import named_noise
+    from rank_k.simulation.noise_file import noise_by_name
 
     if args.simulate is not None:
         judgments = args.simulate if args.simulate != Path() else None
         if judgments is not None and not judgments.exists():
             raise InputError(f"--simulate {judgments} is not there", "name a file of judgments, or none")
-        named_noise(args.noise)  # a mistake in it is found now
+        noise_by_name(args.noise)  # a mistake in it is found now
         models = (replace(model, simulate=args.noise, judgments=judgments, prompt=None) for model in study.models)
         return replace(study, models=tuple(models))
     if args.server is not None:
@@ -191,7 +191,7 @@ def with_server(args: argparse.Namespace, study: Study) -> Study:
 
 def reach_of(args: argparse.Namespace, model: ModelPlan) -> dict[str, Any]:
     """How the model is reached, as options of `Reranker`."""
-    told = {"concurrency": args.concurrency, "read_timeout": args.read_timeout, "on_retry": say_retry}
+    told = {"concurrency": args.concurrency, "read_timeout": args.read_timeout, "on_retry": print_retry}
     if model.simulate:
         return {**told, "prompt": None}
     return {

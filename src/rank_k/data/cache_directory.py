@@ -28,7 +28,7 @@ def cache_directory() -> Path:
     return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "rank-k"
 
 
-def keep(name: str, lines: Iterable[bytes]) -> Path:
+def write_cached(name: str, lines: Iterable[bytes]) -> Path:
     """Write `lines` to the file `name` (folders in it by `/`) in the cache, whole or not at all; returns its path.
 
     Raises `InputError` if that cannot be, and whatever making the lines raises.

@@ -17,7 +17,7 @@ from rank_k.optional_deps import load
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
-class Stream(NamedTuple):
+class DecompressedStream(NamedTuple):
     """`plain` reads decompressed bytes, line by line or in parts; `raw` is the file beneath, equal to it where
     nothing is compressed, whose position tells how far the reading has come."""
 
@@ -26,7 +26,7 @@ class Stream(NamedTuple):
 
 
 @contextmanager
-def opened(path: Path, expected: str) -> Iterator[Stream]:
+def open_compressed(path: Path, expected: str) -> Iterator[DecompressedStream]:
     """Open `path` for reading. `expected` says what the file should hold, for messages.
 
     Raises `InputError` where it cannot be opened or read, `FormatError` for a directory and for compressed
@@ -39,12 +39,12 @@ def opened(path: Path, expected: str) -> Iterator[Stream]:
             start = raw.peek(4)[:4]
             if start[:2] == _GZIP:
                 with gzip.open(raw) as plain:
-                    yield Stream(plain, raw)
+                    yield DecompressedStream(plain, raw)
             elif start == _ZSTD:
                 with _whole_zstd(path, raw) as plain:
-                    yield Stream(plain, raw)
+                    yield DecompressedStream(plain, raw)
             else:
-                yield Stream(raw, raw)
+                yield DecompressedStream(raw, raw)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file", "check the path") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from rank_k.data.cache_directory import cache_directory
-from rank_k.data.compression import opened
+from rank_k.data.compression import open_compressed
 from rank_k.data.files import PASSAGES, is_jsonl, numbered_lines, parse_passage, parse_passage_id
 from rank_k.errors import InputError
 from rank_k.types import Passage
@@ -46,7 +46,7 @@ _PAGES = -32_768  # SQLite's unit: 32 MiB, for sorting and for pages
 _TOLD_EVERY = 20_000
 
 
-class OffsetIndex:
+class CorpusIndex:
     """The lines of the passages in `path`, by id. Open it with `open_index`; any thread may use it."""
 
     def __init__(self, path: Path, db: sqlite3.Connection, source: IO[bytes]) -> None:
@@ -111,7 +111,9 @@ class OffsetIndex:
         return text[start - first * PART :][:length]
 
 
-def open_index(path: str | Path, on_progress: OnProgress | None = None, *, kept_from: int = KEPT_FROM) -> OffsetIndex:
+def open_corpus_index(
+    path: str | Path, on_progress: OnProgress | None = None, *, kept_from: int = KEPT_FROM
+) -> CorpusIndex:
     """The index of the passages in `path` (TSV or JSONL, as it is or compressed), made now if need be.
 
     Making one takes a few seconds a million passages and at most some 150 MB of memory, whatever their number
@@ -121,7 +123,7 @@ def open_index(path: str | Path, on_progress: OnProgress | None = None, *, kept_
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
         raise InputError(f"{path} is a pipe or device", "passages are looked up by place: write it to a file first")
-    with opened(path, PASSAGES):
+    with open_compressed(path, PASSAGES):
         source = path.open("rb")
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
@@ -131,7 +133,7 @@ def open_index(path: str | Path, on_progress: OnProgress | None = None, *, kept_
             _build(db, path, state, on_progress)
         else:
             db = stack.enter_context(contextlib.closing(_kept(path, state, on_progress)))
-        index = OffsetIndex(path, db, source)
+        index = CorpusIndex(path, db, source)
         stack.pop_all()  # all is well: the index closes them
     return index
 
@@ -254,7 +256,7 @@ class _Scan:
 
     def rows(self) -> Iterator[tuple[bytes, int, int, int]]:
         path = self._path
-        with opened(path, PASSAGES) as stream:
+        with open_compressed(path, PASSAGES) as stream:
             self.compressed = stream.plain is not stream.raw
             plain = self._keeping(stream.plain) if self.compressed else stream.plain
             begun = False

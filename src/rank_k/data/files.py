@@ -30,7 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rank_k.data.compression import opened
+from rank_k.data.compression import open_compressed
 from rank_k.data.part_file import PartFile
 from rank_k.errors import FormatError, InputError
 from rank_k.types import Candidate, Passage, Query
@@ -206,7 +206,7 @@ def read_translations(path: str | Path, field: str = "ht") -> dict[str, str]:
     """What `field` of each query holds, by id, where it holds something. In cross-language sets in BEIR's layout `ht`
     is a translation by hand. Files other than JSONL have no such fields. Raises `FormatError`."""
     path = Path(path)
-    with opened(path, _QUERIES) as stream:
+    with open_compressed(path, _QUERIES) as stream:
         if not is_jsonl(next(numbered_lines(path, stream.plain, _QUERIES))[2]):
             return {}
     found = {}
@@ -290,7 +290,7 @@ def numbered_lines(path: Path, lines: Iterable[bytes], expected: str) -> Iterato
 
 def _lines(path: Path, expected: str) -> Iterator[tuple[int, bytes]]:
     """The lines that are not blank, without their line ends, numbered from 1; at least one."""
-    with opened(path, expected) as stream:
+    with open_compressed(path, expected) as stream:
         for number, _, line in numbered_lines(path, stream.plain, expected):
             yield number, line
 
@@ -365,7 +365,7 @@ class _Pairs(list[tuple[str, Any]]):
 
 
 def _json_rows(path: Path) -> Iterator[_Row]:
-    with opened(path, _RUN) as stream:
+    with open_compressed(path, _RUN) as stream:
         run = _parsed(path, 0, _decoded(stream.plain.read().removeprefix(codecs.BOM_UTF8)), _RUN, _Pairs)
     if not isinstance(run, _Pairs) or not run:
         raise FormatError(path, 0, "JSON without queries", _RUN)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
-from rank_k.data.token_estimate import cut_at, estimated_tokens
+from rank_k.data.token_estimate import estimate_tokens, truncate_graphemes
 from rank_k.errors import InputError
 from rank_k.types import Candidate, Passage, Ranking
 
@@ -26,7 +26,7 @@ _SENTENCE_END = re.compile(r"(?:[.!?؟۔।…][\"'”’»)\]]*\s+|[。！？�
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class PassageSplit:
     """How documents are cut: into passages of at most `tokens` tokens (as `estimated_tokens` counts them), each
     beginning with at most the last `overlap` tokens of the one before. `most`: only the first so many of each
     document are kept, all if None; the first, because they cost nothing to choose and are where most documents say
@@ -83,13 +83,13 @@ def _pieces(text: str, most: int) -> tuple[list[int], list[int]]:
     places, counts = [0], [0]
     for match in _PIECE.finditer(text):
         start, end = match.span()
-        while estimated_tokens(text[start : min(end, start + 8 * most)]) > most:  # letters are at least 1/5 token
-            cut = start + (len(cut_at(text[start : start + most + 1], most)) or most)
+        while estimate_tokens(text[start : min(end, start + 8 * most)]) > most:  # letters are at least 1/5 token
+            cut = start + (len(truncate_graphemes(text[start : start + most + 1], most)) or most)
             places.append(cut)
-            counts.append(counts[-1] + estimated_tokens(text[start:cut]))
+            counts.append(counts[-1] + estimate_tokens(text[start:cut]))
             start = cut
         places.append(end)
-        counts.append(counts[-1] + estimated_tokens(text[start:end]))
+        counts.append(counts[-1] + estimate_tokens(text[start:end]))
     return places, counts
 
 
@@ -128,7 +128,7 @@ def collapse(ranking: Ranking) -> Ranking:
     return Ranking(tuple(doc_ids), tuple(doc_ids.values()))
 
 
-class Store(Protocol):
+class DocumentStore(Protocol):
     """Where whole documents come from."""
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage: ...
@@ -142,7 +142,11 @@ class SplitRun:
     """
 
     def __init__(
-        self, run: Iterable[tuple[str, Sequence[Candidate]]], store: Store, split: Split, depth: int = 100
+        self,
+        run: Iterable[tuple[str, Sequence[Candidate]]],
+        store: DocumentStore,
+        split: PassageSplit,
+        depth: int = 100,
     ) -> None:
         self._run, self._store, self._split, self._depth = run, store, split, depth
         self._cut: dict[str, tuple[str, ...]] = {}  # the documents of the query that was come to last

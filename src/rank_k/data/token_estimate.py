@@ -14,7 +14,7 @@ _RUNS = re.compile(
 )
 
 
-def estimated_tokens(text: str) -> int:
+def estimate_tokens(text: str) -> int:
     """Roughly the tokens of `text`, on the high side, for any script.
 
     A Latin word is one token per five letters begun; letters with accents, Cyrillic, Hebrew, Arabic and Thai ones
@@ -34,12 +34,12 @@ def estimated_tokens(text: str) -> int:
     return count
 
 
-def most_tokens(text: str) -> int:
+def max_token_bound(text: str) -> int:
     """A bound no tokenizer with byte fallback exceeds: one token per UTF-8 byte, and one to begin with."""
     return len(text) + 1 if text.isascii() else len(text.encode("utf-8", "surrogatepass")) + 1
 
 
-def cut_at(text: str, length: int) -> str:
+def truncate_graphemes(text: str, length: int) -> str:
     """The first `length` characters of `text`, fewer if the cut would fall inside a grapheme or a word.
 
     Steps back over what belongs to the character before (combining and spacing marks, joiners, variation

@@ -45,7 +45,7 @@ def load_base(weights: str, *, bf16: bool) -> LoadedBase:
         where: dict[str, Any] = {"pretrained_model_name_or_path": weights}
     else:
         where = {"pretrained_model_name_or_path": str(gguf.path.parent), "gguf_file": gguf.path.name}
-    with quiet():
+    with quiet_libraries():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
             dtype = torch.bfloat16 if bf16 else torch.float32
@@ -67,7 +67,7 @@ def load_base(weights: str, *, bf16: bool) -> LoadedBase:
     return LoadedBase(model, tokenizer, gguf)
 
 
-class quiet:  # noqa: N801  (used as a statement: `with quiet():`)
+class quiet_libraries:  # noqa: N801  (used as a statement: `with quiet():`)
     """transformers writes progress bars of its own to stderr, where ours belong."""
 
     def __enter__(self) -> None:

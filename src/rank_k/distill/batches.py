@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from rank_k.distill.label_traces import VerdictTrace, corrupted
-from rank_k.distill.recipes import Verdicts
-from rank_k.distill.training_examples import IGNORED, Example, completion_tokens, labelled
+from rank_k.distill.label_traces import LabelTrace, corrupted
+from rank_k.distill.recipes import LabelOptions
+from rank_k.distill.training_examples import IGNORED, Example, completion_tokens, token_labels
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
 
@@ -47,7 +47,7 @@ def training_order(lengths: Sequence[int], epochs: float, batch: int, seed: int,
 
 
 @dataclass(frozen=True, slots=True)
-class Sequenced:
+class TokenizedRow:
     """One row as it stands in a batch.
 
     `verdict_at`: places of the verdicts in `input_ids`; `right`: the verdicts to be learnt there. `ends`: places of
@@ -68,32 +68,32 @@ class Batches:
     examples: Sequence[Example]
     order: Sequence[int]
     tokenizer: Any
-    verdicts: Verdicts
+    verdicts: LabelOptions
     seed: int
 
     def __call__(self, places: Sequence[Mapping[str, int]]) -> dict[str, Any]:
         return padded([self.row(each["place"]) for each in places], self.tokenizer.pad_token_id)
 
-    def row(self, place: int) -> Sequenced:
+    def row(self, place: int) -> TokenizedRow:
         """What is learnt at that place of the order."""
         example = self.examples[self.order[place]]
         if example.verdicts is None or not self.verdicts.on:
-            return Sequenced(*labelled(example, self.tokenizer), [], [])
+            return TokenizedRow(*token_labels(example, self.tokenizer), [], [])
         random = Random(f"verdicts|{self.seed}|{place}")
         trace = example.verdicts
         if random.random() >= self.verdicts.clean:
             trace = corrupted(trace, self.verdicts.corrupt, random)
-        return with_verdicts(example, trace, self.tokenizer)
+        return with_labels(example, trace, self.tokenizer)
 
 
-def with_verdicts(example: Example, trace: VerdictTrace, tokenizer: Any) -> Sequenced:
+def with_labels(example: Example, trace: LabelTrace, tokenizer: Any) -> TokenizedRow:
     """`example` with `trace` as its completion: what is shown is read, what is right is learnt.
 
     Each verdict is the last token of its line: a word of several tokens was refused by `verdict_tokens`.
     """
     completion = completion_tokens(tokenizer, trace.text)
     labels = list(completion)
-    words = verdict_tokens(tokenizer, trace.words)
+    words = label_tokens(tokenizer, trace.words)
     at = len(tokenizer("<think>\n", add_special_tokens=False)["input_ids"])
     newline = len(tokenizer("\n", add_special_tokens=False)["input_ids"])
     places = []
@@ -104,7 +104,7 @@ def with_verdicts(example: Example, trace: VerdictTrace, tokenizer: Any) -> Sequ
         places.append(at - 1)
         at += newline
     start = len(example.prompt_ids)
-    return Sequenced(
+    return TokenizedRow(
         [*example.prompt_ids, *completion],
         [IGNORED] * start + labels,
         [start + place for place in places],
@@ -113,7 +113,7 @@ def with_verdicts(example: Example, trace: VerdictTrace, tokenizer: Any) -> Sequ
     )
 
 
-def verdict_tokens(tokenizer: Any, words: Sequence[str]) -> list[int]:
+def label_tokens(tokenizer: Any, words: Sequence[str]) -> list[int]:
     """The token of each verdict as it stands after "[1]". Raises `InputError` for a word of several tokens."""
     found = []
     for word in words:
@@ -127,7 +127,7 @@ def verdict_tokens(tokenizer: Any, words: Sequence[str]) -> list[int]:
     return found
 
 
-def padded(rows: Sequence[Sequenced], pad: int) -> dict[str, Any]:
+def padded(rows: Sequence[TokenizedRow], pad: int) -> dict[str, Any]:
     """Tensors of a batch, padded on the right; verdicts, and ends of passages, as flat lists of (row, place, right
     verdict)."""
     torch = load("torch")

@@ -50,7 +50,7 @@ def set_id_of(source: str, query_id: str, number: int, query: str, doc_ids: Iter
     return f"{source}/{query_id}/{number}-{sha256(told).hexdigest()[:8]}"
 
 
-def licence_of(collection: Path) -> str | None:
+def license_of(collection: Path) -> str | None:
     """What the PROVENANCE.md of a collection's folder says behind "Licence of the data:", to the end of the line, or
     else behind the first "Licence", to the end of the sentence."""
     provenance = collection / "PROVENANCE.md"
@@ -63,7 +63,7 @@ def licence_of(collection: Path) -> str | None:
     return told[1].strip().strip("*.").strip() or None if told else None
 
 
-def line_of(row: Mapping[str, Any]) -> bytes:
+def json_line(row: Mapping[str, Any]) -> bytes:
     """One line of a JSONL file. Ids leave as the bytes they came as."""
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
 
@@ -118,10 +118,10 @@ class JsonLines(PartFile):
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Append one row."""
-        self.write(line_of(row))
+        self.write(json_line(row))
 
 
-class Appended:
+class AppendedSets:
     """A file of sets that grows: `with Appended(path) as file`. What an earlier run wrote is `before`, without its last
     line if the run was killed while writing it; `write` adds to it. Raises `FormatError` for a file of anything else,
     which is left as it is."""
@@ -129,7 +129,7 @@ class Appended:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def __enter__(self) -> Appended:
+    def __enter__(self) -> AppendedSets:
         self._file = self.path.open("ab")
         try:
             _drop_torn_line(self.path)
@@ -145,7 +145,7 @@ class Appended:
             yield from read_objects(self.path, EXPECTED)
 
     def write(self, row: CandidateSet) -> None:
-        self._file.write(line_of(asdict(row)))
+        self._file.write(json_line(asdict(row)))
 
     def __exit__(self, *_: object) -> None:
         with self._file:

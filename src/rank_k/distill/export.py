@@ -15,7 +15,7 @@ from rank_k.distill.base_model import gguf_of, load_base
 from rank_k.distill.checkpoints import newest
 from rank_k.distill.gguf_writer import TYPES, Trained, low_rank_of, write_adapter, write_whole
 from rank_k.distill.model_card import card
-from rank_k.distill.recipes import Asking, Verdicts
+from rank_k.distill.recipes import InferenceOptions, LabelOptions
 from rank_k.distill.train import TRAINED
 from rank_k.errors import InputError
 from rank_k.models.student import write_student
@@ -58,14 +58,14 @@ def export_gguf(
             write_adapter(base.path, trained, part.path, name)
         else:
             write_whole(base.path, trained, part.path, kind, name)
-    asking = asdict(Asking(**recipe["asking"]))  # a run that is older than a setting has its default
+    asking = asdict(InferenceOptions(**recipe["asking"]))  # a run that is older than a setting has its default
     if not adapter and asking["by"] == "both":
         asking["by"] = "comparison"  # without its adapter nothing is left that knows what is likely
     prompt = asking.pop("prompt")
     template = PromptTemplate(**facts["prompt"]) if "prompt" in facts else read_template(prompt)
     found_by = base.name if base.name in NAMED else str(base.path.absolute())
     adapter_of = {"name": found_by, "sha256": base.sha256} if adapter else None
-    verdicts = recipe["verdicts"]["words"] if Verdicts(**recipe["verdicts"]).on else ()
+    verdicts = recipe["verdicts"]["words"] if LabelOptions(**recipe["verdicts"]).on else ()
     settings = write_student(target, name, template, asking, adapter_of, verdicts)
     page = target.with_suffix(".md")
     page.write_text(card(student, facts, name, target.name, kind, adapter), encoding="utf-8")

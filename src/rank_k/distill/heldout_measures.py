@@ -14,19 +14,19 @@ from random import Random
 from statistics import fmean
 from typing import Any
 
-from rank_k.distill.batches import padded, verdict_tokens, with_verdicts
+from rank_k.distill.batches import label_tokens, padded, with_labels
 from rank_k.distill.label_traces import corrupted
 from rank_k.distill.losses import scores
 from rank_k.distill.training_examples import Example, completion_tokens
 from rank_k.optional_deps import load
-from rank_k.window.labels import parse_verdicts
-from rank_k.window.parsing import parse_answer
+from rank_k.window.labels import parse_labels
+from rank_k.window.parsing import parse_ranking
 
 _TOKENS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
+class HeldOutMeasures:
     """`loss`: of the completions, a token. `auc`, `ndcg` (cut at 10): by the chance of the best verdict, means over
     rows that have passages of more than one kind. `early_auc`: by what is known at the ends of passages. `presented`:
     nDCG of the order they are shown in. `free_ndcg`: of free answers that rank anything; `well_formed`: their share
@@ -68,7 +68,7 @@ def grades_of(example: Example) -> list[int]:
     if example.verdicts is not None:
         return list(example.verdicts.right)
     size = len(set(_numbers(example.completion)))
-    tiers = parse_answer(example.completion, size).tiers
+    tiers = parse_ranking(example.completion, size).tiers
     grade = {number: len(tiers) - rank for rank, tier in enumerate(tiers, 1) for number in tier}
     return [grade[number] for number in range(1, size + 1)]
 
@@ -80,7 +80,7 @@ def _numbers(completion: str) -> list[int]:
 
 def measure(
     model: Any, tokenizer: Any, examples: Sequence[Example], *, free: int = 0, new_tokens: int = 256
-) -> HeldOut:
+) -> HeldOutMeasures:
     """Measure `model` on `examples`; `free` of them are answered freely too, in at most `new_tokens` tokens."""
     torch = load("torch")
     training = model.training
@@ -92,7 +92,7 @@ def measure(
             answered = [_free(model, tokenizer, example, new_tokens) for example in examples[:free]]
     finally:
         model.train(training)
-    return HeldOut(
+    return HeldOutMeasures(
         len(examples),
         sum(total for total, _ in loss) / sum(tokens for _, tokens in loss) if loss else None,
         fmean(areas) if areas else None,
@@ -148,9 +148,9 @@ def _values(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[tup
     for example in examples:
         assert example.verdicts is not None
         shown = corrupted(example.verdicts, 1.0, Random(f"held out|{example.row}"))
-        rows.append(with_verdicts(example, shown, tokenizer))
+        rows.append(with_labels(example, shown, tokenizer))
     batch = padded(rows, tokenizer.pad_token_id)
-    words = verdict_tokens(tokenizer, examples[0].verdicts.words) if examples[0].verdicts else []
+    words = label_tokens(tokenizer, examples[0].verdicts.words) if examples[0].verdicts else []
     hidden = hidden_states(model)(batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device))
     head = model.get_output_embeddings().weight[words]
 
@@ -183,9 +183,9 @@ def _free(model: Any, tokenizer: Any, example: Example, new_tokens: int) -> tupl
     grades = grades_of(example)
     text = tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)
     if example.verdicts is None:
-        answer = parse_answer(text, len(grades))
+        answer = parse_ranking(text, len(grades))
     else:
-        answer = parse_verdicts(text.partition("</think>")[0], len(grades), example.verdicts.words)
+        answer = parse_labels(text.partition("</think>")[0], len(grades), example.verdicts.words)
     if not answer.ranked:
         return None, 0.0
     ranked = [number for tier in answer.tiers for number in sorted(tier)]

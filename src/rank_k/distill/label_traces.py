@@ -25,7 +25,7 @@ _LINE = re.compile(r"\[(\d+)\] (.+)")
 
 
 @dataclass(frozen=True, slots=True)
-class VerdictTrace:
+class LabelTrace:
     """`shown[i]`: the verdict that stands in the text for passage i + 1; `right[i]`: the one to be learnt there.
     Numbers count `words` from the worst."""
 
@@ -54,7 +54,7 @@ def order_line(verdicts: Sequence[int]) -> str:
     return " > ".join(tiers)
 
 
-def read_verdicts(completion: str, words: Sequence[str]) -> VerdictTrace | None:
+def read_labels(completion: str, words: Sequence[str]) -> LabelTrace | None:
     """The verdicts in a completion of exactly the form above; None if it is of another form."""
     opened, _, rest = completion.partition("<think>\n")
     thought, closed, _ = rest.partition("\n</think>\n\n")
@@ -66,12 +66,12 @@ def read_verdicts(completion: str, words: Sequence[str]) -> VerdictTrace | None:
         if match is None or int(match[1]) != number or match[2] not in words:
             return None
         verdicts.append(words.index(match[2]))
-    trace = VerdictTrace(tuple(verdicts), tuple(verdicts), tuple(words))
+    trace = LabelTrace(tuple(verdicts), tuple(verdicts), tuple(words))
     return trace if trace.text == completion else None
 
 
-def corrupted(trace: VerdictTrace, chance: float, random: Random) -> VerdictTrace:
+def corrupted(trace: LabelTrace, chance: float, random: Random) -> LabelTrace:
     """`trace` with each verdict that is shown replaced, by `chance`, by any of the words."""
     among = range(len(trace.words))
     shown = tuple(random.choice(among) if random.random() < chance else verdict for verdict in trace.right)
-    return VerdictTrace(shown, trace.right, trace.words)
+    return LabelTrace(shown, trace.right, trace.words)

@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 
 from rank_k.distill.candidate_sets import CandidateSet
 from rank_k.errors import InputError
-from rank_k.models.base import Abilities, Delta, OnText, Reply, Request, Usage
+from rank_k.models.base import Capabilities, OnChunk, Request, Response, StreamChunk, Usage
 from rank_k.optional_deps import load
 
 Form = Literal["verdicts", "order"]
@@ -32,20 +32,20 @@ FORMS: tuple[Form, ...] = get_args(Form)
 """With verdicts as the thought, or the order alone."""
 
 NAME = "labels"
-VERDICTS = ("no", "partly", "yes")
+LABEL_WORDS = ("no", "partly", "yes")
 
 
-def verdict(grade: int, top: int) -> int:
+def label_word(grade: int, top: int) -> int:
     """0 (no), 1 (partly) or 2 (yes) for a grade, where `top` is the collection's highest."""
     if grade <= 0:
         return 0
     return 2 if grade >= top else 1
 
 
-def thought_and_order(verdicts: Iterable[int]) -> tuple[str, str]:
+def reasoning_and_ranking(verdicts: Iterable[int]) -> tuple[str, str]:
     """The verdicts in words, one line a passage in the order shown, and the ranking that follows."""
     found = list(verdicts)
-    thought = "\n".join(f"[{i}] {VERDICTS[level]}" for i, level in enumerate(found, 1))
+    thought = "\n".join(f"[{i}] {LABEL_WORDS[level]}" for i, level in enumerate(found, 1))
     tiers = ([i for i, level in enumerate(found, 1) if level == wanted] for wanted in (2, 1, 0))
     return thought, " > ".join(" = ".join(f"[{i}]" for i in tier) for tier in tiers if tier)
 
@@ -65,7 +65,7 @@ class LabelsTeacher:
     """
 
     context = 1 << 20  # nothing is cut but passages to their own limit
-    abilities = Abilities()
+    abilities = Capabilities()
 
     def __init__(
         self,
@@ -87,11 +87,11 @@ class LabelsTeacher:
         thought, order = self._said(request)
         return {"messages": [message._asdict() for message in request.messages], "says": f"{thought}\n{order}"}
 
-    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
         thought, order = self._said(request)
         if on_text is not None:
-            on_text(Delta(thought, order))
-        return Reply(order, thought or None, "stop", Usage())
+            on_text(StreamChunk(thought, order))
+        return Response(order, thought or None, "stop", Usage())
 
     async def count_tokens(self, text: str) -> int | None:
         return None if self._tokenizer is None else len(self._tokenizer.encode(text, add_special_tokens=False))
@@ -104,8 +104,8 @@ class LabelsTeacher:
         if row.grades is None:
             raise InputError(f"the set {row.set_id} has no grades", "give --qrels to rank-k distill sample")
         grades = row.grades
-        thought, order = thought_and_order(
-            verdict(grades.get(doc_id, 0), self._tops[row.source]) for doc_id in request.subject.doc_ids
+        thought, order = reasoning_and_ranking(
+            label_word(grades.get(doc_id, 0), self._tops[row.source]) for doc_id in request.subject.doc_ids
         )
         return ("" if self._form == "order" else thought), order
 

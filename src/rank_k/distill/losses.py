@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rank_k.distill.recipes import Verdicts
+from rank_k.distill.recipes import LabelOptions
 from rank_k.distill.training_examples import IGNORED
 from rank_k.optional_deps import load
 
 
-def verdict_loss(
-    hidden: Any, head: Any, labels: Any, verdicts: Any, ends: Any, tokens: Sequence[int], settings: Verdicts
+def label_loss(
+    hidden: Any, head: Any, labels: Any, verdicts: Any, ends: Any, tokens: Sequence[int], settings: LabelOptions
 ) -> Any:
     """The loss of a batch, a scalar.
 

@@ -19,12 +19,12 @@ REPEATED = 0.9
 _NO_WORD = re.compile(r"[\W_]+")
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """Lower case, compatible characters made one (NFKC), punctuation gone, words with one blank between."""
     return _NO_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
-class NearTexts:
+class NearDuplicateIndex:
     """Remembers texts and finds the one that another text repeats.
 
     Two texts are near if their *likeness* is at least `likeness`: the Jaccard coefficient of the sets of their
@@ -82,6 +82,6 @@ class NearTexts:
 
 def _shingles(text: str) -> array[int]:
     """The trigrams of `text`, each once, as checksums."""
-    text = f" {normalised(text)} "
+    text = f" {normalized(text)} "
     parts = {text[i : i + SHINGLE] for i in range(max(len(text) - SHINGLE + 1, 1))}
     return array("I", {crc32(part.encode("utf-8", "surrogatepass")) for part in parts})

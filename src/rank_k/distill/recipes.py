@@ -13,9 +13,9 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from rank_k.errors import InputError
-from rank_k.models.base import RanksBy
+from rank_k.models.base import ScoringMethod
 from rank_k.strategies import STRATEGIES
-from rank_k.window.reasoning import Think
+from rank_k.window.reasoning import ReasoningMode
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -77,7 +77,7 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdicts:
+class LabelOptions:
     """For students whose trace is one verdict a passage (see `rank_k.distill.label_traces`). All of it is off by
     default.
 
@@ -103,7 +103,7 @@ class Verdicts:
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class InferenceOptions:
     """How the student is asked once it is trained: its defaults in `rank-k rerank --model STUDENT`.
 
     `prompt`: name of a file of the package's `prompts` folder, or a path; the training data must be made with it.
@@ -131,8 +131,8 @@ class Recipe:
     verified: bool = False
     launch: str = ""
     method: Method = field(default_factory=Method)
-    verdicts: Verdicts = field(default_factory=Verdicts)
-    asking: Asking = field(default_factory=Asking)
+    verdicts: LabelOptions = field(default_factory=LabelOptions)
+    asking: InferenceOptions = field(default_factory=InferenceOptions)
 
 
 def recipe_names() -> list[str]:
@@ -152,12 +152,12 @@ def read_recipe(name_or_path: str) -> Recipe:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"recipe {path} cannot be read: {reason}", "give a recipe as a TOML file") from error
-    recipe: Recipe = _filled(Recipe, told, str(path), "")
+    recipe: Recipe = _parse_table(Recipe, told, str(path), "")
     _check(recipe, str(path))
     return recipe
 
 
-def _filled(kind: type, told: dict[str, Any], path: str, where: str) -> Any:
+def _parse_table(kind: type, told: dict[str, Any], path: str, where: str) -> Any:
     """A `kind` (a dataclass) with the values `told`."""
     hints = get_type_hints(kind)
     known = [each.name for each in fields(kind)]
@@ -176,7 +176,7 @@ def _filled(kind: type, told: dict[str, Any], path: str, where: str) -> Any:
         if is_dataclass(hint) and isinstance(hint, type):
             if not isinstance(value, dict):
                 raise InputError(f"{where}{each.name} in recipe {path} is no table", f"write [{where}{each.name}]")
-            values[each.name] = _filled(hint, value, path, f"{where}{each.name}.")
+            values[each.name] = _parse_table(hint, value, path, f"{where}{each.name}.")
         elif not _fits(value, hint):
             shown = getattr(hint, "__name__", str(hint))
             raise InputError(f"{where}{each.name} = {value!r} in recipe {path}", f"give it a value of kind {shown}")
@@ -217,8 +217,8 @@ def _check(recipe: Recipe, path: str) -> None:
         refuse("method.freeze_layers", recipe.method.freeze_layers, f"give fewer than all {recipe.base.layers}")
     if len(recipe.verdicts.words) < 2:
         refuse("verdicts.words", recipe.verdicts.words, "name two or more, worst first")
-    if recipe.asking.by not in get_args(RanksBy):
-        refuse("asking.by", recipe.asking.by, f"name one of {', '.join(get_args(RanksBy))}")
+    if recipe.asking.by not in get_args(ScoringMethod):
+        refuse("asking.by", recipe.asking.by, f"name one of {', '.join(get_args(ScoringMethod))}")
     if recipe.asking.strategy not in STRATEGIES:
         refuse("asking.strategy", recipe.asking.strategy, f"name one of {', '.join(STRATEGIES)}")
     if recipe.method.rank < 1:
@@ -230,7 +230,7 @@ def _check(recipe: Recipe, path: str) -> None:
     if not 1 <= recipe.asking.stride <= recipe.asking.window:
         refuse("asking.stride", recipe.asking.stride, f"give 1 to {recipe.asking.window}, the window's size")
     try:
-        Think.parse(recipe.asking.think)
+        ReasoningMode.parse(recipe.asking.think)
     except InputError as error:
         refuse("asking.think", recipe.asking.think, error.remedy)
 

@@ -14,9 +14,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rank_k.data.token_estimate import estimated_tokens
+from rank_k.data.token_estimate import estimate_tokens
 from rank_k.distill.select import ndcg
-from rank_k.window.parsing import Answer, parse_answer
+from rank_k.window.parsing import ParsedAnswer, parse_ranking
 
 Completion = str | Sequence[dict[str, Any]]
 """As TRL has it: text, or the assistant's turn where the prompt is a conversation."""
@@ -30,7 +30,7 @@ def format_reward(completions: Sequence[Completion], grades: Sequence[Sequence[i
     return [_format(answer) for answer, _, _ in _answers(completions, grades)]
 
 
-def _format(answer: Answer) -> float:
+def _format(answer: ParsedAnswer) -> float:
     if not answer.ranked:
         return 0.0
     return max(0.0, 1.0 - 0.5 * len(answer.repairs) - (0.0 if answer.trace.strip() else 0.5))
@@ -52,15 +52,15 @@ def ndcg_reward(
 
 def length_reward(completions: Sequence[Completion], grades: Sequence[Sequence[int]], **columns: object) -> list[float]:
     """0 for a thought of up to `FREE_TOKENS` (estimated), then falling by 1 each time the length doubles, to -2."""
-    lengths = (estimated_tokens(answer.trace or _text(said)) for answer, _, said in _answers(completions, grades))
+    lengths = (estimate_tokens(answer.trace or _text(said)) for answer, _, said in _answers(completions, grades))
     return [-min(2.0, math.log2(max(length / FREE_TOKENS, 1.0))) for length in lengths]
 
 
 def _answers(
     completions: Sequence[Completion], grades: Sequence[Sequence[int]]
-) -> Iterator[tuple[Answer, Sequence[int], Completion]]:
+) -> Iterator[tuple[ParsedAnswer, Sequence[int], Completion]]:
     for said, of_row in zip(completions, grades, strict=True):
-        yield parse_answer(_text(said), len(of_row)), of_row, said
+        yield parse_ranking(_text(said), len(of_row)), of_row, said
 
 
 def _text(completion: Completion) -> str:

@@ -18,8 +18,8 @@ from random import Random
 from typing import Any, NamedTuple, Protocol
 
 from rank_k.data.collections.registry import Store
-from rank_k.distill.candidate_sets import Appended, CandidateSet, set_id_of
-from rank_k.distill.near_duplicates import NearTexts
+from rank_k.distill.candidate_sets import AppendedSets, CandidateSet, set_id_of
+from rank_k.distill.near_duplicates import NearDuplicateIndex
 from rank_k.errors import InputError
 from rank_k.types import Query
 
@@ -67,7 +67,7 @@ class Sampling:
             raise InputError("positives are not asked for, but how to leave some out", "say how many, such as 1-3")
 
 
-class Drawn(NamedTuple):
+class SampledSet(NamedTuple):
     """A set before its texts are read."""
 
     set_id: str
@@ -136,10 +136,10 @@ class Sampler:
     how: Sampling
     source: str
     grades: Grades | None = None
-    excluded: NearTexts | None = None
+    excluded: NearDuplicateIndex | None = None
     counts: Counter[str] = field(default_factory=Counter)
 
-    def drawn(self, queries_count: int | None = None) -> Iterator[Drawn]:
+    def drawn(self, queries_count: int | None = None) -> Iterator[SampledSet]:
         """The sets of the first `queries_count` queries that have any (None: of all)."""
         for query_id in sorted(self.queries, key=lambda query_id: _place(self.how.seed, query_id)):
             if queries_count is not None and self.counts["queries"] >= queries_count:
@@ -148,7 +148,7 @@ class Sampler:
             self.counts["queries"] += bool(found)
             yield from found
 
-    def _of_query(self, query: Query) -> list[Drawn]:
+    def _of_query(self, query: Query) -> list[SampledSet]:
         ranking = self.rankings.ranking(query.query_id)
         if not ranking:
             self.counts["not_ranked"] += 1
@@ -157,7 +157,7 @@ class Sampler:
             self.counts["contaminated"] += 1
             return []
         judged = None if self.grades is None else self.grades.get(query.query_id)
-        found: list[Drawn] = []
+        found: list[SampledSet] = []
         for number in range(self.how.sets_per_query):
             doc_ids = draw(query.query_id, ranking, judged, number, self.how)
             if isinstance(doc_ids, str):
@@ -167,7 +167,7 @@ class Sampler:
             else:
                 grades = None if judged is None else {d: judged[d] for d in doc_ids if d in judged}
                 set_id = set_id_of(self.source, query.query_id, number, query.text, doc_ids)
-                found.append(Drawn(set_id, query, doc_ids, grades))
+                found.append(SampledSet(set_id, query, doc_ids, grades))
                 self._count(doc_ids, grades)
         return found
 
@@ -177,7 +177,7 @@ class Sampler:
         self.counts[f"with_{relevant}_relevant"] += grades is not None
 
 
-def sampled(
+def write_samples(
     sampler: Sampler, store: Store, output: str | Path, queries_count: int | None = None, licence: str | None = None
 ) -> int:
     """Write the sets to `output`, going on where an earlier run was stopped; returns how many were there already.
@@ -185,7 +185,7 @@ def sampled(
     Raises `InputError` if `output` holds anything but a beginning of the same sets.
     """
     there = 0
-    with Appended(output) as file:
+    with AppendedSets(output) as file:
         for drawn, before in zip_longest(sampler.drawn(queries_count), file.before()):
             row = None if drawn is None else _with_texts(drawn, store, sampler.source, licence)
             if before is not None:
@@ -202,7 +202,7 @@ def sampled(
     return there
 
 
-def _with_texts(drawn: Drawn, store: Store, source: str, licence: str | None) -> CandidateSet:
+def _with_texts(drawn: SampledSet, store: Store, source: str, licence: str | None) -> CandidateSet:
     query_id = drawn.query.query_id
     passages = tuple(store.get(doc_id, query_id).text for doc_id in drawn.doc_ids)
     return CandidateSet(

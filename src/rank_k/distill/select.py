@@ -22,15 +22,15 @@ from itertools import takewhile
 from statistics import fmean
 from typing import Any
 
-from rank_k.data.token_estimate import estimated_tokens
-from rank_k.distill.near_duplicates import REPEATED, NearTexts, normalised
+from rank_k.data.token_estimate import estimate_tokens
+from rank_k.distill.near_duplicates import REPEATED, NearDuplicateIndex, normalized
 from rank_k.journal import Call, Journal
 from rank_k.strategies.aggregate import consensus
-from rank_k.types import Order, Outcome, Window
-from rank_k.window.parsing import Answer, parse_answer
-from rank_k.window.prompt import defused
+from rank_k.types import Window, WindowRanking, WindowResult
+from rank_k.window.parsing import ParsedAnswer, parse_ranking
+from rank_k.window.prompt import strip_template_tokens
 from rank_k.window.reasoning import agreement
-from rank_k.window.repetition import LoopWatch
+from rank_k.window.repetition import RepetitionTracker
 
 CUT = 10
 """Of nDCG: the order's first ten."""
@@ -50,9 +50,9 @@ class Trace:
     ndcg: float | None
 
     @property
-    def order(self) -> Order:
+    def order(self) -> WindowRanking:
         tiers = tuple(tuple(self.shown[number - 1] for number in tier) for tier in self.tiers)
-        return Order(tiers, frozenset(self.shown), True)
+        return WindowRanking(tiers, frozenset(self.shown), True)
 
     @property
     def completion(self) -> str:
@@ -107,7 +107,7 @@ def _belongs(close: Call, look: Sequence[Call]) -> tuple[bool, bool, bool]:
     """How well `close` fits to a look: by its thought, its seed, and whether it lacks an end yet."""
     first = look[0]
     said = " ".join(" ".join(str(message["content"]) for message in close.request.get("messages", ())).split())
-    thought = " ".join(defused(_thought(first)).split())
+    thought = " ".join(strip_template_tokens(_thought(first)).split())
     return thought[-_END:] in said, first.request.get("seed") == close.request.get("seed"), len(look) == 1
 
 
@@ -116,7 +116,7 @@ def _thought(call: Call) -> str:
     return ((call.reply.reasoning or "") + call.reply.text).partition("</think>")[0].replace("<think>", "").strip()
 
 
-def read_sample(calls: Sequence[Call]) -> Answer | str:
+def read_sample(calls: Sequence[Call]) -> ParsedAnswer | str:
     """The answer of one look at a set, or why it is not one to learn from."""
     first, size = calls[0], len(calls[0].shown)
     reply = first.reply
@@ -129,19 +129,19 @@ def read_sample(calls: Sequence[Call]) -> Answer | str:
             return "cut"
         thought = _thought(first)
         last = calls[-1].reply
-        answer = parse_answer(
+        answer = parse_ranking(
             last.text, size, reasoning=last.reasoning, finish_reason=last.finish_reason, thought_closed=True
         )
-        answer = Answer(answer.tiers, answer.placed, answer.repairs, answer.ranked, thought)
+        answer = ParsedAnswer(answer.tiers, answer.placed, answer.repairs, answer.ranked, thought)
     elif len(calls) > 1:
         return "cut"
     else:
-        answer = parse_answer(reply.text, size, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
+        answer = parse_ranking(reply.text, size, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
     if not answer.ranked:
         return "cut" if answer.thought_was_cut else "unranked"
     if answer.repairs:
         return "repaired"
-    return "loops" if LoopWatch(size).feed(answer.trace) else answer
+    return "loops" if RepetitionTracker(size).feed(answer.trace) else answer
 
 
 # --- rules ---
@@ -180,7 +180,7 @@ def worth_of(traces: Sequence[Trace]) -> list[float]:
     if len(known) == len(traces):
         return known
     orders = tuple(trace.order for trace in traces)
-    middle = consensus(Outcome(Window(traces[0].shown, (1, len(traces[0].shown))), orders))
+    middle = consensus(WindowResult(Window(traces[0].shown, (1, len(traces[0].shown))), orders))
     return [agreement(order, middle) for order in orders]
 
 
@@ -202,9 +202,9 @@ class Selector:
     only: frozenset[str] | None = None
     lengths: tuple[int, int | None] = (0, None)
     least_ndcg: float = 0.0
-    excluded: NearTexts | None = None
+    excluded: NearDuplicateIndex | None = None
     counts: Counter[str] = field(default_factory=Counter)
-    _met: NearTexts = field(default_factory=lambda: NearTexts(REPEATED))
+    _met: NearDuplicateIndex = field(default_factory=lambda: NearDuplicateIndex(REPEATED))
     _queries: set[tuple[str, str]] = field(default_factory=set)
     _sets: set[bytes] = field(default_factory=set)
 
@@ -291,14 +291,14 @@ class Selector:
 
 def _same(facts: Mapping[str, Any]) -> bytes:
     """What two sets of the same query and passages have in common."""
-    told = repr((normalised(facts["query"]), sorted(facts["doc_ids"])))
+    told = repr((normalized(facts["query"]), sorted(facts["doc_ids"])))
     return sha256(told.encode("utf-8", "surrogatepass")).digest()
 
 
-def _trace(call: Call, answer: Answer, grades: Mapping[str, int]) -> Trace:
-    thought = defused(answer.trace).strip()
+def _trace(call: Call, answer: ParsedAnswer, grades: Mapping[str, int]) -> Trace:
+    thought = strip_template_tokens(answer.trace).strip()
     found = ndcg([[grades.get(call.shown[number - 1], 0) for number in tier] for tier in answer.tiers])
-    return Trace(call.model, _question(call), call.shown, thought, answer.tiers, estimated_tokens(thought), found)
+    return Trace(call.model, _question(call), call.shown, thought, answer.tiers, estimate_tokens(thought), found)
 
 
 def _question(call: Call) -> tuple[Mapping[str, str], ...]:

@@ -10,19 +10,19 @@ from typing import Any
 
 from rank_k.distill.candidate_sets import CandidateSet
 from rank_k.errors import InputError
-from rank_k.models.base import OnText, Reply, Request, Subject
-from rank_k.models.simulated import Grades, Noise, SimulatedJudge
+from rank_k.models.base import OnChunk, Request, RequestContext, Response
+from rank_k.models.simulated import Grades, Noise, SimulatedModel
 from rank_k.reranker import Reranker
 from rank_k.strategies.single import Single
 from rank_k.types import Candidate, Passage, Query
-from rank_k.window.listwise import Asker
+from rank_k.window.listwise import ListwiseRanker
 
 LARGEST = 10_000
 WHOLE_SET = Single(LARGEST)
 """The strategy: everything in one window."""
 
 
-class SetsUnderWay(Mapping[str, Query]):
+class ActiveSets(Mapping[str, Query]):
     """The sets that are being asked about, by id; the rest has not been read yet or is forgotten.
 
     As a mapping it gives the query of a set, as `Reranker.rerank` takes queries.
@@ -61,7 +61,7 @@ class SetsUnderWay(Mapping[str, Query]):
 class _Passages:
     """The passages of the sets under way, as `Reranker.rerank` takes them."""
 
-    def __init__(self, under_way: SetsUnderWay) -> None:
+    def __init__(self, under_way: ActiveSets) -> None:
         self._under_way = under_way
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
@@ -69,7 +69,7 @@ class _Passages:
         return Passage(doc_id, row.passages[row.doc_ids.index(doc_id)])
 
 
-class JudgeOfSets(SimulatedJudge):
+class SetJudge(SimulatedModel):
     """A simulated judge that is asked about sets: it looks up the grades of their queries, and its calls tell what was
     shown, as those of a real model do."""
 
@@ -80,15 +80,15 @@ class JudgeOfSets(SimulatedJudge):
     def body(self, request: Request) -> Mapping[str, Any]:
         return {**super().body(request), "messages": [message._asdict() for message in request.messages]}
 
-    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
         query_id = self._set_of(request.subject.query_id).query_id
-        return await super().ask(replace(request, subject=Subject(query_id, request.subject.doc_ids)), on_text)
+        return await super().ask(replace(request, subject=RequestContext(query_id, request.subject.doc_ids)), on_text)
 
 
 def traced(
     reranker: Reranker,
     sets: Iterable[CandidateSet],
-    under_way: SetsUnderWay,
+    under_way: ActiveSets,
     *,
     token_budget: int | None = None,
     run_name: str = "",
@@ -96,7 +96,7 @@ def traced(
     """Ask `reranker` (its strategy `WHOLE_SET`, its depth `LARGEST`) about every set; yields their ids as they are
     done, in order. Everything is in its journal then: `Journal.asked_sets` gives it back."""
     asker = reranker.asker
-    if reranker.strategy is not WHOLE_SET or reranker.depth < LARGEST or not isinstance(asker, Asker):
+    if reranker.strategy is not WHOLE_SET or reranker.depth < LARGEST or not isinstance(asker, ListwiseRanker):
         raise InputError("a set is one window", "make the reranker with strategy=WHOLE_SET, depth=LARGEST")
     asker.settings = replace(asker.settings, agree=asker.settings.samples)  # every sample is wanted, also of one mind
     results = reranker.rerank(

@@ -22,17 +22,17 @@ from typing import Any
 
 from rank_k.distill import checkpoints
 from rank_k.distill.base_model import LoadedBase, gguf_of, load_base
-from rank_k.distill.batches import Batches, training_order, verdict_tokens
+from rank_k.distill.batches import Batches, label_tokens, training_order
 from rank_k.distill.heldout_measures import hidden_states, measure
-from rank_k.distill.losses import verdict_loss
+from rank_k.distill.losses import label_loss
 from rank_k.distill.precision import bf16_is_fast
 from rank_k.distill.recipes import Recipe
 from rank_k.distill.training_examples import Example, Examples, build_examples, read_rows
-from rank_k.distill.training_log import Clock, OnTold, Story
+from rank_k.distill.training_log import Clock, OnRecord, TrainingLog
 from rank_k.errors import InputError
 from rank_k.models.student import TEMPLATE_FIELDS
 from rank_k.optional_deps import load
-from rank_k.window.prompt import PromptTemplate, harmless, read_template
+from rank_k.window.prompt import PromptTemplate, read_template, sanitize
 
 TRAINED = "trained"
 
@@ -60,7 +60,7 @@ class Trained:
     too_long: int
 
 
-def train(run: Run, on_told: OnTold = lambda told: None) -> Trained:
+def train(run: Run, on_told: OnRecord = lambda told: None) -> Trained:
     """Train until the last step or the time limit. Raises `InputError` before the first step for what cannot be."""
     for module in ("torch", "transformers", "trl", "peft", "datasets"):
         load(module)
@@ -83,7 +83,7 @@ def train(run: Run, on_told: OnTold = lambda told: None) -> Trained:
         counts = {"rows": len(rows.kept), "too_long": rows.too_long, "sources": rows.sources}
         _keep_facts(run.output, facts | {"bf16": bf16} | counts)
     start = checkpoints.newest(run.output, sweep=first)
-    story = Story(run.output if first else None, start, on_told if first else lambda told: None)
+    story = TrainingLog(run.output if first else None, start, on_told if first else lambda told: None)
     trainer, clock = _trainer(run, base, rows, held, story, start.seconds if start else 0.0, bf16)
     trainer.train(resume_from_checkpoint=None if start is None else str(start.path))
     _save(trainer, run.output / TRAINED)
@@ -129,7 +129,7 @@ def _check_rows(run: Run, rows: Examples, base: LoadedBase) -> None:
     if recipe.verdicts.on:
         if processes() > 1:
             raise InputError("verdicts are learnt by one process only", "start rank-k distill train without accelerate")
-        verdict_tokens(base.tokenizer, recipe.verdicts.words)
+        label_tokens(base.tokenizer, recipe.verdicts.words)
         if not rows.with_verdicts:
             raise InputError(
                 f"the recipe {recipe.name} learns verdicts, but no trace in {run.data} is one of verdicts",
@@ -142,7 +142,7 @@ def made_with(row: Mapping[str, Any], template: PromptTemplate) -> bool:
     was shown."""
     if not isinstance(row.get("query"), str) or not isinstance(row.get("doc_ids"), list):
         return True
-    *_, frame = template.messages(harmless(row["query"], markers=False), ["\0"] * len(row["doc_ids"]))
+    *_, frame = template.messages(sanitize(row["query"], markers=False), ["\0"] * len(row["doc_ids"]))
     first, *parts = frame.content.split("\0")
     content = str(row["prompt"][-1]["content"])
     place = len(first) if content.startswith(first) else -1
@@ -213,14 +213,14 @@ def _keep_facts(output: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _trainer(
-    run: Run, base: LoadedBase, rows: Examples, held: Examples | None, story: Story, seconds: float, bf16: bool
+    run: Run, base: LoadedBase, rows: Examples, held: Examples | None, story: TrainingLog, seconds: float, bf16: bool
 ) -> tuple[Any, Clock]:
     transformers, trl, datasets = load("transformers"), load("trl"), load("datasets")
     recipe, told = run.recipe, run.recipe.training
     lengths = [len(example.prompt_ids) + len(example.completion) // 3 for example in rows.kept]
     order = training_order(lengths, told.epochs, told.batch, told.seed, told.group_by_length)
     batches = Batches(rows.kept, order, base.tokenizer, recipe.verdicts, told.seed)
-    tokens = verdict_tokens(base.tokenizer, recipe.verdicts.words) if recipe.verdicts.on else []
+    tokens = label_tokens(base.tokenizer, recipe.verdicts.words) if recipe.verdicts.on else []
     clock = Clock(seconds, run.time_limit, _agreed if processes() > 1 else None)
 
     class Trainer(trl.SFTTrainer):  # type: ignore[misc, name-defined]
@@ -233,7 +233,7 @@ def _trainer(
             with self.accelerator.autocast():
                 hidden = hidden_states(model)(inputs["input_ids"], inputs["attention_mask"])
                 head = model.get_output_embeddings().weight
-                loss = verdict_loss(hidden, head, inputs["labels"], verdicts, ends, tokens, recipe.verdicts)
+                loss = label_loss(hidden, head, inputs["labels"], verdicts, ends, tokens, recipe.verdicts)
             return loss / self.current_gradient_accumulation_steps
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -322,7 +322,7 @@ def layers(model: Any) -> int:
     return int(model.config.num_hidden_layers)
 
 
-def _watch(run: Run, base: LoadedBase, held: list[Example], story: Story, clock: Clock) -> Any:
+def _watch(run: Run, base: LoadedBase, held: list[Example], story: TrainingLog, clock: Clock) -> Any:
     """A callback: checkpoints and measures by step and by time, the log, and the end at the time limit."""
     transformers, told = load("transformers"), run.recipe.training
     chosen = held[: told.measure_rows]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rank_k.data.files import read_objects
-from rank_k.distill.label_traces import VerdictTrace, read_verdicts
+from rank_k.distill.label_traces import LabelTrace, read_labels
 from rank_k.errors import FormatError
 
 IGNORED = -100
@@ -35,7 +35,7 @@ class Example:
     row: int
     prompt_ids: Sequence[int]
     completion: str
-    verdicts: VerdictTrace | None
+    verdicts: LabelTrace | None
     ends: tuple[int, ...] = ()
 
 
@@ -81,7 +81,7 @@ def build_examples(rows: Iterator[dict[str, Any]], tokenizer: Any, max_length: i
         if len(prompt_ids) + len(completion_tokens(tokenizer, completion)) > max_length:
             too_long += 1
             continue
-        verdicts = read_verdicts(completion, words)
+        verdicts = read_labels(completion, words)
         if verdicts is None or len(ends) != len(verdicts.right):
             ends = ()
         kept.append(Example(number, array("i", prompt_ids), completion, verdicts, ends))  # a tenth of a list's size
@@ -110,7 +110,7 @@ def completion_tokens(tokenizer: Any, completion: str) -> list[int]:
     return [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
-def labelled(example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
+def token_labels(example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
     """Token ids and labels: the completion is learnt, the prompt is not."""
     completion = completion_tokens(tokenizer, example.completion)
     return [*example.prompt_ids, *completion], [IGNORED] * len(example.prompt_ids) + completion

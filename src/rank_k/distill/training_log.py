@@ -18,15 +18,15 @@ from rank_k.distill.checkpoints import Checkpoint
 
 LINES, CURVES = "measures.jsonl", "curves.csv"
 
-OnTold = Callable[[Mapping[str, Any]], None]
+OnRecord = Callable[[Mapping[str, Any]], None]
 """Called with each line of `measures.jsonl`, and first with the number format: {"bf16", "wanted"}."""
 
 
-class Story:
+class TrainingLog:
     """The files in `folder` (None: nothing is written): what was told up to the checkpoint `start`, and what is told
     from now on. What was told after that checkpoint is dropped, since it will happen again."""
 
-    def __init__(self, folder: Path | None, start: Checkpoint | None, on_told: OnTold) -> None:
+    def __init__(self, folder: Path | None, start: Checkpoint | None, on_told: OnRecord) -> None:
         self._folder, self._on_told = folder, on_told
         self._measured: list[Mapping[str, Any]] = []
         if folder is not None:

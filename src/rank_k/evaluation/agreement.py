@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 KAPPA, ALPHA = "Cohen's kappa", "Krippendorff's alpha"
 
-Said = tuple[str, str, Any, int]
+Choices = tuple[str, str, Any, int]
 """Who said what: judge, query, what of the query was judged, and the number of a category, from 0."""
 
 
@@ -43,7 +43,7 @@ class Agreement:
     high: float | None
 
 
-def agreements(said: Iterable[Said]) -> tuple[Agreement, ...]:
+def agreements(said: Iterable[Choices]) -> tuple[Agreement, ...]:
     """Of every two judges, and of all where there are more than two; as far as they have judged the same things.
     One who has said two things of one item counts with the last. Raises `MissingExtra` without numpy."""
     items: dict[tuple[str, Any], dict[str, int]] = defaultdict(dict)
@@ -55,7 +55,7 @@ def agreements(said: Iterable[Said]) -> tuple[Agreement, ...]:
     return tuple(agreement for agreement in found if agreement is not None)
 
 
-def cohen(table: Floats) -> Floats:
+def cohen_kappa(table: Floats) -> Floats:
     """Kappa (Cohen 1960) of `table[..., c, k]`: how often the one judge says c and the other k, in counts or shares.
     NaN where it is not defined."""
     np = load("numpy")
@@ -65,7 +65,7 @@ def cohen(table: Floats) -> Floats:
     return _beyond_chance(1 - observed, 1 - expected)
 
 
-def krippendorff(table: Floats) -> Floats:
+def krippendorff_alpha(table: Floats) -> Floats:
     """Alpha for categories without order (Krippendorff 2004, ch. 11) of `table[..., c, k]`: the coincidences, in
     counts. Judges need not have judged the same things. NaN where it is not defined."""
     np = load("numpy")
@@ -104,7 +104,7 @@ def _agreement(judges: tuple[str, ...], items: dict[tuple[str, Any], dict[str, i
         twos += len(given) * (len(given) - 1)
     if not number:
         return None
-    statistic = cohen if len(judges) == 2 else krippendorff
+    statistic = cohen_kappa if len(judges) == 2 else krippendorff_alpha
     tables = np.stack([by_query[query_id] for query_id in sorted(by_query)])
     value = float(statistic(tables.sum(axis=0)))
     low = high = None

@@ -27,7 +27,7 @@ from typing import Any
 from rank_k.data.files import read_objects
 from rank_k.errors import FormatError, InputError
 from rank_k.evaluation.agreement import Agreement, agreements
-from rank_k.evaluation.significance import LEVEL, holm, paired
+from rank_k.evaluation.significance import LEVEL, holm, paired_difference
 from rank_k.optional_deps import load
 
 LEFT, RIGHT, TIE, UNDONE = "left", "right", "tie", "undone"
@@ -73,7 +73,7 @@ class Judgment:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class CurrentJudgments:
     """The judgments that count. `repeated`: rows that were there before, word for word; `replaced` and `undone`:
     judgments that their judge has given anew, or taken back."""
 
@@ -93,7 +93,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class ComparedPair:
     """What judges made of two systems. `won`, `tied`, `lost` are the first one's; `win_rate` is `won` and half of
     `tied`. `p`: of there being no preference, corrected by Holm for all pairs."""
 
@@ -125,7 +125,7 @@ class Sides:
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class JudgeSummary:
     """`seconds`: the median, None if nobody counted."""
 
     name: str
@@ -138,11 +138,11 @@ class Preferences:
     """`agreement`: of every two judges who have judged something in common, and of all where there are more than
     two. `named`: judgments made with names in sight. `translated`: with the query's translation."""
 
-    pairs: tuple[Compared, ...]
+    pairs: tuple[ComparedPair, ...]
     sides: Sides
-    judges: tuple[Judge, ...]
+    judges: tuple[JudgeSummary, ...]
     agreement: tuple[Agreement, ...]
-    standing: Standing
+    standing: CurrentJudgments
     named: int
     translated: int
 
@@ -196,7 +196,7 @@ def judgment_of(row: Mapping[str, Any], path: Path, number: int) -> Judgment:
     )
 
 
-def standing(rows: Iterable[Judgment]) -> Standing:
+def current_judgments(rows: Iterable[Judgment]) -> CurrentJudgments:
     """Those of `rows` that count, whatever order they come in; sorted by judge, query and systems."""
     given = list(rows)
     different = set(given)
@@ -211,7 +211,7 @@ def standing(rows: Iterable[Judgment]) -> Standing:
         else:
             undone += before is not None
     kept = tuple(latest[item] for item in sorted(latest))
-    return Standing(kept, len(given) - len(different), replaced, undone)
+    return CurrentJudgments(kept, len(given) - len(different), replaced, undone)
 
 
 # --- what they come to ---
@@ -222,7 +222,7 @@ def preferences(rows: Iterable[Judgment]) -> Preferences:
 
     Raises `InputError` if none of them stands, `MissingExtra` without numpy and scipy.
     """
-    found = standing(rows)
+    found = current_judgments(rows)
     judgments = found.judgments
     if not judgments:
         raise InputError("there are no judgments, or all were taken back", "judge some on the page of rank-k serve")
@@ -230,7 +230,7 @@ def preferences(rows: Iterable[Judgment]) -> Preferences:
         pairs=_compared(judgments),
         sides=_sides(judgments),
         judges=tuple(
-            Judge(name, _sides(theirs), _median_seconds(theirs))
+            JudgeSummary(name, _sides(theirs), _median_seconds(theirs))
             for name, theirs in _grouped(judgments, lambda row: row.judge).items()
         ),
         agreement=agreements([(row.judge, row.query_id, row.pair, _outcome(row)) for row in judgments]),
@@ -253,7 +253,7 @@ def share(value: float, count: int, level: float = LEVEL) -> Share:
     return Share(value, max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
 
 
-def _compared(judgments: Iterable[Judgment]) -> tuple[Compared, ...]:
+def _compared(judgments: Iterable[Judgment]) -> tuple[ComparedPair, ...]:
     """Each query weighs the same, however many have judged it, and counts once: its judgments are not independent."""
     found = []
     for (first, second), theirs in _grouped(judgments, lambda row: row.pair).items():
@@ -268,9 +268,9 @@ def _compared(judgments: Iterable[Judgment]) -> tuple[Compared, ...]:
         rate, wins, ties, losses = (
             share(min(1.0, fmean(values)), len(by_query)) for values in (scores, won, tied, lost)
         )
-        test = paired(dict(zip(by_query, scores, strict=True)), dict.fromkeys(by_query, 0.5))
+        test = paired_difference(dict(zip(by_query, scores, strict=True)), dict.fromkeys(by_query, 0.5))
         p = test.randomisation_p
-        found.append(Compared(first, second, len(by_query), len(theirs), rate, wins, ties, losses, p))
+        found.append(ComparedPair(first, second, len(by_query), len(theirs), rate, wins, ties, losses, p))
     corrected = holm([compared.p for compared in found])
     return tuple(replace(compared, p=p) for compared, p in zip(found, corrected, strict=True))
 

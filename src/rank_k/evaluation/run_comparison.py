@@ -12,7 +12,7 @@ from statistics import fmean
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import Evaluation, Ties, evaluate, spelled
 from rank_k.evaluation.run_costs import RunCost
-from rank_k.evaluation.significance import NO_DIFFERENCE, Paired, holm, interval, paired
+from rank_k.evaluation.significance import NO_DIFFERENCE, PairedDifference, holm, interval, paired_difference
 from rank_k.types import Run
 
 JUDGED = "Judged@10"
@@ -20,10 +20,10 @@ JUDGED = "Judged@10"
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class PairedComparison:
     """A difference, and its p values corrected by Holm for all comparisons that were made."""
 
-    paired: Paired
+    paired: PairedDifference
     t_p: float
     randomisation_p: float
 
@@ -46,7 +46,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Assessed:
+class ComparedRun:
     """One run. `intervals`: of the mean of each measure that is a mean over queries. `against`: by measure, empty
     for the baseline itself or without one."""
 
@@ -54,7 +54,7 @@ class Assessed:
     evaluation: Evaluation
     intervals: Mapping[str, tuple[float, float]]
     cost: RunCost | None = None
-    against: Mapping[str, Compared] = field(default_factory=dict)
+    against: Mapping[str, PairedComparison] = field(default_factory=dict)
 
     @property
     def unjudged_of(self) -> Mapping[str, float]:
@@ -71,17 +71,17 @@ class Assessed:
 
 
 @dataclass(frozen=True, slots=True)
-class Assessment:
+class RunComparison:
     """`measures`: as asked for, the one that counts most first. `comparisons`: how many were made, over which p
     values are corrected. `baseline`: the name of a run, or empty."""
 
     measures: tuple[str, ...]
-    runs: tuple[Assessed, ...]
+    runs: tuple[ComparedRun, ...]
     baseline: str
     comparisons: int
 
     @property
-    def compared(self) -> tuple[Assessed, ...]:
+    def compared(self) -> tuple[ComparedRun, ...]:
         return tuple(run for run in self.runs if run.against)
 
     @property
@@ -93,7 +93,7 @@ class Assessment:
         """The measure whose queries are looked at one by one: the first that says something of quality."""
         return next((measure for measure in self.measures if not _counts_judgments(measure)), self.measures[0])
 
-    def changes(self, run: Assessed, measure: str = "") -> list[Change]:
+    def changes(self, run: ComparedRun, measure: str = "") -> list[Change]:
         """What became of each query since the baseline, the largest gain first; empty without a baseline."""
         base = next((other for other in self.runs if other.name == self.baseline), None)
         if base is None:
@@ -107,13 +107,13 @@ class Assessment:
         ]
         return sorted(found, key=lambda change: (-change.difference, change.query_id))
 
-    def hurt(self, run: Assessed, most: int = 10) -> list[Change]:
+    def hurt(self, run: ComparedRun, most: int = 10) -> list[Change]:
         """The queries that lost, the worst first."""
         lost = [change for change in self.changes(run) if change.difference < 0]
         return sorted(lost, key=lambda change: (change.difference, change.query_id))[:most]
 
 
-def assess(
+def compare_runs(
     qrels: Mapping[str, Mapping[str, int]],
     runs: Mapping[str, Run],
     measures: Sequence[str],
@@ -122,7 +122,7 @@ def assess(
     ties: Ties = "file",
     costs: Mapping[str, RunCost | None] | None = None,
     intervals: bool = True,
-) -> Assessment:
+) -> RunComparison:
     """Evaluate the runs, by name, and compare each with the one called `baseline` in every measure of quality.
 
     Judged@k says how far the judgments reach, not how good a run is: it is measured, but not compared.
@@ -138,10 +138,10 @@ def assess(
         raise InputError(f"{', '.join(asked)} cannot be compared", "add a measure of quality, such as nDCG@10")
     evaluations = {name: evaluate(qrels, run, [*asked, JUDGED], ties=ties) for name, run in runs.items()}
     against = _against(evaluations, baseline, tested)
-    return Assessment(
+    return RunComparison(
         measures=asked,
         runs=tuple(
-            Assessed(
+            ComparedRun(
                 name,
                 evaluation,
                 _intervals(evaluation, asked) if intervals else {},
@@ -170,16 +170,20 @@ def _intervals(evaluation: Evaluation, measures: Sequence[str]) -> dict[str, tup
 
 def _against(
     evaluations: Mapping[str, Evaluation], baseline: str, measures: Sequence[str]
-) -> dict[str, dict[str, Compared]]:
+) -> dict[str, dict[str, PairedComparison]]:
     others = [name for name in evaluations if name != baseline]
     made = [
-        (name, measure, paired(evaluations[name].per_query[measure], evaluations[baseline].per_query[measure]))
+        (
+            name,
+            measure,
+            paired_difference(evaluations[name].per_query[measure], evaluations[baseline].per_query[measure]),
+        )
         for name in (others if baseline else ())
         for measure in measures
     ]
     t_ps = holm([found.t_p for _, _, found in made])
     randomisation_ps = holm([found.randomisation_p for _, _, found in made])
-    against: dict[str, dict[str, Compared]] = {}
+    against: dict[str, dict[str, PairedComparison]] = {}
     for (name, measure, found), t_p, randomisation_p in zip(made, t_ps, randomisation_ps, strict=True):
-        against.setdefault(name, {})[measure] = Compared(found, t_p, randomisation_p)
+        against.setdefault(name, {})[measure] = PairedComparison(found, t_p, randomisation_p)
     return against

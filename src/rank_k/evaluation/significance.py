@@ -32,7 +32,7 @@ _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
+class PairedDifference:
     """What `ours - baseline` came to over queries.
 
     `mean`: of the differences. `error`: its standard error over queries (NaN for a single one). `low`, `high`:
@@ -87,14 +87,14 @@ def resampled_means(values: Floats, resamples: int = RESAMPLES, seed: int = SEED
     return means
 
 
-def paired(
+def paired_difference(
     ours: Mapping[str, float],
     baseline: Mapping[str, float],
     *,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = SEED,
-) -> Paired:
+) -> PairedDifference:
     """`ours` against `baseline`, both `query_id -> value` over the same queries, whatever the order.
 
     The t test is Student's for the mean difference being zero. The randomisation test (Fisher's; Smucker, Allan
@@ -117,7 +117,7 @@ def paired(
     mean, error = _mean_and_error(differences)
     better = sum(value > 0 for value in differences)
     worse = sum(value < 0 for value in differences)
-    return Paired(
+    return PairedDifference(
         mean=mean,
         error=error,
         low=low,

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rank_k.engine import Result
+from rank_k.engine import QueryResult
 from rank_k.errors import InputError, ModelError
 from rank_k.hits import Hit, RankedHits
 from rank_k.models.base import Model
 from rank_k.reranker import PassageSource, Reranker
 from rank_k.types import Candidate, Passage, Query
-from rank_k.window.listwise import Asked
+from rank_k.window.listwise import WindowReport
 
 LOG = logging.getLogger("rank_k")
 
@@ -27,7 +27,7 @@ Source: TypeAlias = Reranker | str | Path | Model | None
 """A ready reranker, or the model for one as `Reranker` takes it."""
 
 
-def reranker_of(given: Source, options: Mapping[str, Any]) -> Reranker:
+def resolve_reranker(given: Source, options: Mapping[str, Any]) -> Reranker:
     """`given` itself if it is a reranker, else one made of `given`, as its model, and `options`."""
     if isinstance(given, Reranker):
         if options:
@@ -52,7 +52,7 @@ def best(reranker: Reranker, query: str, texts: Sequence[str], top: int | None =
     _check(top)
     if not texts:
         return ()
-    watch = _Watch()
+    watch = _WindowCounter()
     return watch.checked(reranker.rank(query, texts, on_asked=watch))[:top]
 
 
@@ -61,7 +61,7 @@ async def abest(reranker: Reranker, query: str, texts: Sequence[str], top: int |
     _check(top)
     if not texts:
         return ()
-    watch = _Watch()
+    watch = _WindowCounter()
     return watch.checked(await reranker.arank(query, texts, on_asked=watch))[:top]
 
 
@@ -70,12 +70,12 @@ def rerank(
     run: Iterable[tuple[str, Sequence[Candidate]]],
     queries: Mapping[str, Query],
     passages: Mapping[str, Passage] | PassageSource,
-) -> Iterator[Result]:
+) -> Iterator[QueryResult]:
     """The run's queries with their new rankings, in the run's order; windows of all of them share the slots.
 
     Raises `ModelError`, in the end, if the model could not be had for any window.
     """
-    watch = _Watch()
+    watch = _WindowCounter()
     yield from reranker.rerank(run, queries, passages, on_asked=watch)
     watch.check()
 
@@ -85,7 +85,7 @@ def _check(top: int | None) -> None:
         raise InputError(f"{top} documents are asked for", "give 1 or more, or None for all")
 
 
-class _Watch:
+class _WindowCounter:
     """Hears what becomes of every window. Called from another thread, and read when that is done with."""
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class _Watch:
         self._answered = False
 
     def __call__(self, *window: Any) -> None:
-        asked: Asked = window[-1]
+        asked: WindowReport = window[-1]
         self._windows += 1
         self._unranked += not any(order.ranked for order in asked.outcome.orders)
         self._gave_up = asked.gave_up or self._gave_up

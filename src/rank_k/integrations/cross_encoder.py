@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rank_k.errors import InputError
-from rank_k.integrations.common import Source, best, rerank, reranker_of
+from rank_k.integrations.common import Source, best, rerank, resolve_reranker
 from rank_k.types import Candidate, Passage, Query
 
 
@@ -17,7 +17,7 @@ class RankKCrossEncoder:
     """
 
     def __init__(self, reranker: Source = None, **options: Any) -> None:
-        self.reranker = reranker_of(reranker, options)
+        self.reranker = resolve_reranker(reranker, options)
 
     def rank(
         self,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rank_k.errors import InputError
 from rank_k.hits import Hit
-from rank_k.integrations.common import Source, abest, best, reranker_of
+from rank_k.integrations.common import Source, abest, best, resolve_reranker
 from rank_k.optional_deps import load
 from rank_k.reranker import Reranker
 
@@ -44,10 +44,10 @@ class RankKRanker:
     def reranker(self) -> Reranker:
         """The ready one, or one that is made when it is first needed: a pipeline may be loaded without its key."""
         if isinstance(self._given, Reranker):
-            return reranker_of(self._given, self._options)
+            return resolve_reranker(self._given, self._options)
         if self._made is None:
             key = {"api_key": self._api_key.resolve_value()} if self._api_key else {}
-            self._made = reranker_of(self._given, self._options | key)
+            self._made = resolve_reranker(self._given, self._options | key)
         return self._made
 
     def warm_up(self) -> None:

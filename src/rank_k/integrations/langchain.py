@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rank_k.hits import Hit
-from rank_k.integrations.common import Source, abest, best, reranker_of
+from rank_k.integrations.common import Source, abest, best, resolve_reranker
 from rank_k.optional_deps import load
 from rank_k.reranker import Reranker
 
@@ -30,7 +30,7 @@ class RankKCompressor(BaseDocumentCompressor):
     top_n: int | None = None
 
     def __init__(self, reranker: Source = None, *, top_n: int | None = None, **options: Any) -> None:
-        super().__init__(reranker=reranker_of(reranker, options), top_n=top_n)
+        super().__init__(reranker=resolve_reranker(reranker, options), top_n=top_n)
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: object = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rank_k.errors import InputError
 from rank_k.hits import Hit
-from rank_k.integrations.common import Source, abest, best, reranker_of
+from rank_k.integrations.common import Source, abest, best, resolve_reranker
 from rank_k.optional_deps import load
 from rank_k.reranker import Reranker
 
@@ -36,7 +36,7 @@ class RankKPostprocessor(BaseNodePostprocessor):
     top_n: int | None = None
 
     def __init__(self, reranker: Source = None, *, top_n: int | None = None, **options: Any) -> None:
-        super().__init__(reranker=reranker_of(reranker, options), top_n=top_n)
+        super().__init__(reranker=resolve_reranker(reranker, options), top_n=top_n)
 
     @classmethod
     def class_name(cls) -> str:

@@ -8,7 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rank_k.errors import InputError
-from rank_k.integrations.common import Source, rerank, reranker_of
+from rank_k.integrations.common import Source, rerank, resolve_reranker
 from rank_k.optional_deps import load
 from rank_k.types import Candidate, Passage, Query
 
@@ -31,7 +31,7 @@ class RankKSearch:
     """
 
     def __init__(self, reranker: Source = None, **options: Any) -> None:
-        self.reranker = reranker_of(reranker, options)
+        self.reranker = resolve_reranker(reranker, options)
         self._corpus: Any = None
 
     @property

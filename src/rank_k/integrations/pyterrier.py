@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rank_k.errors import InputError
-from rank_k.integrations.common import Source, rerank, reranker_of
+from rank_k.integrations.common import Source, rerank, resolve_reranker
 from rank_k.optional_deps import load
 from rank_k.types import Candidate, Passage, Query
 
@@ -29,7 +29,7 @@ class RankKReranker(pt.Transformer):
     schematic: ClassVar[Mapping[str, Any]] = {"label": "Rank-K", "help_url": None}  # else PyTerrier's site is asked
 
     def __init__(self, reranker: Source = None, *, text_field: str = "text", **options: Any) -> None:
-        self.reranker = reranker_of(reranker, options)
+        self.reranker = resolve_reranker(reranker, options)
         self.text_field = text_field
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:

@@ -12,13 +12,13 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from rank_k.types import Message
 
-RanksBy = Literal["comparison", "likelihood", "both"]
+ScoringMethod = Literal["comparison", "likelihood", "both"]
 """Passages side by side and a reasoned answer about them, or each by itself (`likelihood.py`); or first the one and
 from there the other (`cascade.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class RequestContext:
     """What a request is about. Never sent to a server: for judges that simulate, logs and pages."""
 
     query_id: str
@@ -52,7 +52,7 @@ class Request:
     logprobs: bool = False
     spelling: str | None = None
     sample: int = 0
-    subject: Subject = field(default=Subject("", ()), compare=False)
+    subject: RequestContext = field(default=RequestContext("", ()), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class Response:
     """What came back. `reasoning` is the separate field where the server has one, else None.
 
     `finish_reason` is the server's word ("stop", "length", ...); "stopped" where `on_text` said stop.
@@ -92,18 +92,18 @@ class Reply:
     tokens: tuple[tuple[str, float], ...] | None = None
 
 
-class Delta(NamedTuple):
+class StreamChunk(NamedTuple):
     """A piece of a reply while it streams. Either part may be empty."""
 
     reasoning: str
     text: str
 
 
-OnText = Callable[[Delta], bool | None]
+OnChunk = Callable[[StreamChunk], bool | None]
 """Called with every piece as it arrives. Returning True ends the reply there."""
 
 
-class Abilities(NamedTuple):
+class Capabilities(NamedTuple):
     """What a model can be asked for beyond a plain reply. A reply must still be checked: servers forget.
 
     `prefill`: to go on from a given beginning; `grammar`: to be held to a ranking; `budget`: to keep a
@@ -133,7 +133,7 @@ class Model(Protocol):
         """How many tokens prompt, thought and answer share. Known once `prepare` has run."""
 
     @property
-    def abilities(self) -> Abilities:
+    def abilities(self) -> Capabilities:
         """What may be asked for. Known once `prepare` has run."""
 
     async def prepare(self) -> None:
@@ -142,7 +142,7 @@ class Model(Protocol):
     def body(self, request: Request) -> Mapping[str, Any]:
         """The request as sent (JSON): the other part of the journal's key."""
 
-    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
         """Ask once. Cancelling the call cancels the server's work. Raises `ModelError`."""
 
     async def count_tokens(self, text: str) -> int | None:

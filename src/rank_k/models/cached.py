@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from random import Random
 
 from rank_k.journal import Journal, call_key
-from rank_k.models.base import Delta, Model, OnText, Reply, Request, Usage
-from rank_k.models.retry import Retries, with_retries
-from rank_k.models.single_flight import UnderWay
+from rank_k.models.base import Model, OnChunk, Request, Response, StreamChunk, Usage
+from rank_k.models.retry import RetryPolicy, call_with_retries
+from rank_k.models.single_flight import SingleFlight
 
 
 @dataclass(slots=True)
-class Spent:
+class CallStats:
     """What the calls about one window add up to. `calls`: their keys in the journal; `asked` of them went to the
     model now, for `seconds`."""
 
@@ -27,14 +27,14 @@ class Spent:
     saved: int = 0
 
 
-class Calls:
+class CachedCalls:
     """Asks `model` through `journal`, on `slots` at a time, whoever asks."""
 
     def __init__(
         self,
         model: Model,
         journal: Journal,
-        retries: Retries = Retries(),
+        retries: RetryPolicy = RetryPolicy(),
         on_retry: Callable[[Exception, float], None] | None = None,
         slots: int = 1_000_000,
     ) -> None:
@@ -44,16 +44,16 @@ class Calls:
         self._on_retry = on_retry
         self._random = Random()
         self._slots = asyncio.Semaphore(slots)
-        self._under_way: UnderWay[Reply, Delta] = UnderWay()
+        self._under_way: SingleFlight[Response, StreamChunk] = SingleFlight()
 
     async def reply(
         self,
         request: Request,
         purpose: str,
-        spent: Spent,
-        on_text: OnText | None = None,
-        ask: Callable[[Request, OnText], Awaitable[Reply]] | None = None,
-    ) -> Reply:
+        spent: CallStats,
+        on_text: OnChunk | None = None,
+        ask: Callable[[Request, OnChunk], Awaitable[Response]] | None = None,
+    ) -> Response:
         """The reply to `request`, asked for by `ask` (the model's own by default) unless the journal has it.
 
         Who asks what is being asked already waits for the same reply; it counts as asked once. `on_text` hears it as
@@ -66,9 +66,9 @@ class Calls:
         if reply is None:
             asking = ask or self._model.ask
 
-            async def kept(tell: OnText) -> Reply:
+            async def kept(tell: OnChunk) -> Response:
                 async with self._slots:
-                    told = await with_retries(
+                    told = await call_with_retries(
                         lambda: asking(request, tell), self._retries, self._random, self._on_retry
                     )
                 shown = request.subject.doc_ids
@@ -79,7 +79,7 @@ class Calls:
                 spent.asked += 1
                 spent.seconds += reply.seconds
         elif on_text is not None:
-            on_text(Delta(reply.reasoning or "", reply.text))
+            on_text(StreamChunk(reply.reasoning or "", reply.text))
         spent.calls.append(key)
         spent.usage += reply.usage
         return reply

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rank_k.errors import Refused, ServerFault, Unreachable
-from rank_k.models.base import Abilities, OnText, Reply, Request
+from rank_k.errors import ConnectionFailed, RequestRejected, ServerError
+from rank_k.models.base import Capabilities, OnChunk, Request, Response
 from rank_k.models.http import HttpModel
 from rank_k.models.launch import EmbeddedServer
 from rank_k.models.weights import DEFAULT_WEIGHTS, Weights, checksum, locate
@@ -64,18 +64,20 @@ class EmbeddedModel:
         return self._http
 
     @property
-    def abilities(self) -> Abilities:
+    def abilities(self) -> Capabilities:
         return self._wire.abilities
 
     def body(self, request: Request) -> Mapping[str, Any]:
         return self._wire.body(request)
 
-    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
         try:
             return await self._wire.ask(request, on_text)
-        except (Unreachable, ServerFault) as error:
+        except (ConnectionFailed, ServerError) as error:
             if self._server is not None and (words := self._server.failure) is not None:
-                raise Refused(f"the embedded server has died: {words}", "start again; calls made are kept") from error
+                raise RequestRejected(
+                    f"the embedded server has died: {words}", "start again; calls made are kept"
+                ) from error
             raise
 
     async def count_tokens(self, text: str) -> int | None:

@@ -21,7 +21,7 @@ class Token(NamedTuple):
     text: bytes
 
 
-def tokens_of(told: Any) -> tuple[Token, ...] | None:
+def parse_tokens(told: Any) -> tuple[Token, ...] | None:
     """The tokens in llama.cpp's answer to POST /tokenize `with_pieces`; None if it is none."""
     entries = told.get("tokens") if isinstance(told, Mapping) else None
     if not isinstance(entries, list):
@@ -46,12 +46,14 @@ def gbnf(tokens: Sequence[Token]) -> str:
     return f"root ::= {' '.join(parts) or _EMPTY}"
 
 
-def most_tokens(tokens: Sequence[Token]) -> int:
+def max_token_bound(tokens: Sequence[Token]) -> int:
     """As many tokens as the grammar can take: one for each byte of what is written out."""
     return sum(1 if len(run) == 1 else len(_bytes(run)) for run in _runs(tokens))
 
 
-def told(tokens: Sequence[Token], said: Sequence[tuple[str, float]]) -> tuple[tuple[str, float], ...] | None:
+def token_log_probabilities(
+    tokens: Sequence[Token], said: Sequence[tuple[str, float]]
+) -> tuple[tuple[str, float], ...] | None:
     """Of what a server tells it `said` (text and log-probability), that which stands for one of `tokens`.
 
     What was written out is left out, and so is the end that a grammar asks for when it is at its own. None if it is

@@ -17,25 +17,25 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rank_k.errors import (
-    ContentFiltered,
+    ConnectionFailed,
+    FieldRejected,
     InputError,
     ModelError,
-    Refused,
-    ServerFault,
-    Unreachable,
-    UnsupportedField,
+    PromptFiltered,
+    RequestRejected,
+    ServerError,
 )
 from rank_k.models import server_types
-from rank_k.models.base import Abilities, OnText, Reply, Request
-from rank_k.models.forced_text import Token, tokens_of, told
-from rank_k.models.http_errors import KEY_OPTIONS, error_of, message_of, seconds_of
-from rank_k.models.server_types import DIALECTS, Dialect
-from rank_k.models.sse import LONGEST_REPLY, ReplyReader
+from rank_k.models.base import Capabilities, OnChunk, Request, Response
+from rank_k.models.forced_text import Token, parse_tokens, token_log_probabilities
+from rank_k.models.http_errors import KEY_OPTIONS, error_for_status, error_message, retry_after_seconds
+from rank_k.models.server_types import SERVER_TYPES, ServerType
+from rank_k.models.sse import MAX_RESPONSE_CHARACTERS, ResponseReader
 
 if TYPE_CHECKING:
     import aiohttp
 
-ASSUMED_CONTEXT = 32_768
+DEFAULT_CONTEXT_LENGTH = 32_768
 """Tokens, where neither the server nor the user says: what current reasoning models have at least."""
 
 _KEPT_OPEN = 4.0  # seconds an idle connection is kept: less than the 5 s of uvicorn's and llama.cpp's servers
@@ -66,9 +66,9 @@ class HttpModel:
         thinks: bool = True,
     ) -> None:
         self._url = base_url(url)
-        if dialect != "auto" and dialect not in DIALECTS:
-            raise InputError(f"there is no dialect {dialect!r}", f"write auto or one of {', '.join(DIALECTS)}")
-        self._dialect = DIALECTS.get(dialect, DIALECTS["plain"])
+        if dialect != "auto" and dialect not in SERVER_TYPES:
+            raise InputError(f"there is no dialect {dialect!r}", f"write auto or one of {', '.join(SERVER_TYPES)}")
+        self._dialect = SERVER_TYPES.get(dialect, SERVER_TYPES["plain"])
         self._recognise = dialect == "auto"
         self._model = model or ""
         self._api_key = api_key
@@ -91,7 +91,7 @@ class HttpModel:
         return self._url
 
     @property
-    def dialect(self) -> Dialect:
+    def dialect(self) -> ServerType:
         return self._dialect
 
     @property
@@ -100,7 +100,7 @@ class HttpModel:
 
     @property
     def context(self) -> int:
-        return self._context or ASSUMED_CONTEXT
+        return self._context or DEFAULT_CONTEXT_LENGTH
 
     @property
     def context_is_known(self) -> bool:
@@ -108,14 +108,14 @@ class HttpModel:
         return self._context is not None
 
     @property
-    def abilities(self) -> Abilities:
+    def abilities(self) -> Capabilities:
         row = self._dialect
         budget = bool(row.budget) and self._accepts_budget
-        return Abilities(bool(self._prefill), bool(row.grammar), budget, row.logprobs, self._thinks, row.spells)
+        return Capabilities(bool(self._prefill), bool(row.grammar), budget, row.logprobs, self._thinks, row.spells)
 
     def body(self, request: Request) -> Mapping[str, Any]:
         if request.spelling is not None:
-            body = server_types.spelling_body(self._model, request)
+            body = server_types.forced_text_key_body(self._model, request)
         else:
             body = server_types.request_body(self._dialect, self._model, request)
         if self._identity:
@@ -126,12 +126,12 @@ class HttpModel:
         """Ask the server which models it has: learns dialect and context, checks address, key and model."""
         try:
             models = await self._get_json("/models")
-        except Refused as error:
+        except RequestRejected as error:
             if error.status in (401, 403) or 300 <= error.status < 400:
                 raise
             models = None  # a server without this endpoint; the first question will tell more
         if self._recognise:
-            self._dialect = server_types.recognised(self._url, models)
+            self._dialect = server_types.detect_server_type(self._url, models)
             self._prefill = list(self._dialect.prefill)
         cards = server_types.model_cards(models)
         names = [str(card.get("id")) for card in cards]
@@ -150,13 +150,13 @@ class HttpModel:
         if card is None and len(cards) == 1:
             card = cards[0]
         if self._context is None and card is not None:
-            self._context = server_types.context_of(self._dialect, card)
+            self._context = server_types.context_length(self._dialect, card)
 
-    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
         """Send one request. A prefill is sent in the best form that this server has not refused.
 
-        Raises `Refused` if no form is left, and `UnsupportedField` if the server refuses the reasoning budget; from
-        then on `abilities` has no budget.
+        Raises `RequestRejected` if no form is left, and `FieldRejected` if the server refuses the reasoning budget;
+        from then on `abilities` has no budget.
         """
         if request.spelling is not None:
             return await self._spelt(request, request.spelling, on_text)
@@ -164,52 +164,52 @@ class HttpModel:
             form = self._prefill[0]
             try:
                 return await (self._complete(request, on_text) if form == "raw" else self._chat(request, on_text))
-            except ContentFiltered:
+            except PromptFiltered:
                 raise
-            except Refused as error:
+            except RequestRejected as error:
                 if error.status in (401, 403):
                     raise
                 if form in self._prefill:
                     self._prefill.remove(form)
         if request.prefill:
-            raise Refused(f"{self._url} cannot go on from a given beginning", "see docs/servers.md")
+            raise RequestRejected(f"{self._url} cannot go on from a given beginning", "see docs/servers.md")
         return await self._chat(request, on_text)
 
-    async def _chat(self, request: Request, on_text: OnText | None) -> Reply:
+    async def _chat(self, request: Request, on_text: OnChunk | None) -> Response:
         body = server_types.request_body(self._dialect, self._model, request)
         try:
             return await self._streamed("/chat/completions", body, on_text, request.prefill)
-        except Refused as error:
-            if request.budget is None or not server_types.refuses_budget(self._dialect, error.problem):
+        except RequestRejected as error:
+            if request.budget is None or not server_types.rejects_budget(self._dialect, error.problem):
                 raise
             self._accepts_budget = False
-            raise UnsupportedField(error.problem, error.remedy, error.status) from error
+            raise FieldRejected(error.problem, error.remedy, error.status) from error
 
-    async def _complete(self, request: Request, on_text: OnText | None) -> Reply:
+    async def _complete(self, request: Request, on_text: OnChunk | None) -> Response:
         """The chat template rendered by the server, the prefill behind it, gone on with as plain text."""
         prompt = await self._rendered(request)
         body = server_types.completion_body(self._dialect, self._model, request, prompt)
         return await self._streamed("/completions", body, on_text)
 
-    async def _spelt(self, request: Request, spelling: str, on_text: OnText | None) -> Reply:
+    async def _spelt(self, request: Request, spelling: str, on_text: OnChunk | None) -> Response:
         """The spelling said, in the tokens that it usually has behind the text before it."""
-        prompt = server_types.plain_prompt(request)
+        prompt = server_types.raw_prompt(request)
         before, whole = await self._tokens(prompt), await self._tokens(prompt + spelling)
         if whole[: len(before)] == before:
             said = whole[len(before) :]
         else:  # the end of the one and the beginning of the other have grown together
             said = await self._tokens(spelling)
-        body = server_types.spelt_body(self._model, prompt, said)
+        body = server_types.forced_text_body(self._model, prompt, said)
         reply = await self._streamed("/completions", body, on_text)
-        return replace(reply, tokens=told(said, reply.tokens or ()))
+        return replace(reply, tokens=token_log_probabilities(said, reply.tokens or ()))
 
     async def _tokens(self, text: str) -> tuple[Token, ...]:
         tokens = None
         if self._dialect.spells:
             root = self._url.removesuffix("/v1")
-            tokens = tokens_of(await self._post_json(root + "/tokenize", {"content": text, "with_pieces": True}))
+            tokens = parse_tokens(await self._post_json(root + "/tokenize", {"content": text, "with_pieces": True}))
         if tokens is None:
-            raise Refused(f"{self._url} does not tell how likely a text is", "see docs/servers.md", 501)
+            raise RequestRejected(f"{self._url} does not tell how likely a text is", "see docs/servers.md", 501)
         return tokens
 
     async def _rendered(self, request: Request) -> str | list[int]:
@@ -219,8 +219,8 @@ class HttpModel:
             answer = await self._post_json(root + "/apply-template", {"messages": messages})
             prompt = answer.get("prompt") if isinstance(answer, Mapping) else None
             if not isinstance(prompt, str):
-                raise Refused(f"{self._url} does not render chat templates", "see docs/servers.md", 501)
-            return server_types.joined(prompt, request.prefill)
+                raise RequestRejected(f"{self._url} does not render chat templates", "see docs/servers.md", 501)
+            return server_types.join_prefill(prompt, request.prefill)
         # vLLM renders into token ids, which its completions take as a prompt.
         body = {"model": self._model, "messages": messages, "add_generation_prompt": True}
         prompt_ids = await self._token_ids(root + "/tokenize", body)
@@ -255,11 +255,13 @@ class HttpModel:
         answer = await self._post_json(url, body)
         tokens = answer.get("tokens") if isinstance(answer, Mapping) else None
         if not isinstance(tokens, list):
-            raise Refused(f"{self._url} does not tokenize chats", "see docs/servers.md", 501)
+            raise RequestRejected(f"{self._url} does not tokenize chats", "see docs/servers.md", 501)
         return tokens
 
-    async def _streamed(self, path: str, body: Mapping[str, Any], on_text: OnText | None, echoed: str = "") -> Reply:
-        reader = ReplyReader(on_text, echoed)
+    async def _streamed(
+        self, path: str, body: Mapping[str, Any], on_text: OnChunk | None, echoed: str = ""
+    ) -> Response:
+        reader = ResponseReader(on_text, echoed)
         started = time.monotonic()
         async with self._exchange("POST", path, {**body, **server_types.STREAMING}) as response:
             if response.headers.get("Content-Type", "").startswith("application/json"):
@@ -275,7 +277,7 @@ class HttpModel:
         root = self._url.removesuffix("/v1")
         try:
             counted = await self._post_json(root + path, {"model": self._model, text_key: text})
-        except Refused:
+        except RequestRejected:
             return None  # switched off on this server
         tokens = counted.get(ids_key) if isinstance(counted, Mapping) else None
         return len(tokens) if isinstance(tokens, list) else None
@@ -329,11 +331,11 @@ class HttpModel:
                 yield response
         except aiohttp.ClientConnectorError as error:
             reason = error.os_error.strerror or error.os_error or "no connection"
-            raise Unreachable(
+            raise ConnectionFailed(
                 f"nobody answers at {self._url} ({reason})", "start the server or correct --server"
             ) from error
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
-            raise ServerFault(
+            raise ServerError(
                 f"the server at {self._url} dropped the connection ({type(error).__name__})",
                 "look into its log; the same command goes on from here",
             ) from error
@@ -341,28 +343,30 @@ class HttpModel:
     async def _error_of(self, response: aiohttp.ClientResponse) -> ModelError:
         status = response.status
         raw = await response.content.read(_LONGEST_ERROR)
-        said = message_of(raw)
+        said = error_message(raw)
         if self._api_key:
             said = said.replace(self._api_key, "***")
         if 300 <= status < 400:
             where = response.headers.get("Location", "elsewhere")[:200]
-            return Refused(f"{self._url} redirects to {where}", "give that address with --server", status)
-        return error_of(status, said, self._url, self._model, seconds_of(response.headers.get("Retry-After")))
+            return RequestRejected(f"{self._url} redirects to {where}", "give that address with --server", status)
+        return error_for_status(
+            status, said, self._url, self._model, retry_after_seconds(response.headers.get("Retry-After"))
+        )
 
     async def _json(self, response: aiohttp.ClientResponse) -> Any:
         raw = b""
         try:
             async for chunk in response.content.iter_any():
                 raw += chunk
-                if len(raw) > LONGEST_REPLY:
-                    raise ServerFault(f"the server at {self._url} sends without end", "look into its log")
+                if len(raw) > MAX_RESPONSE_CHARACTERS:
+                    raise ServerError(f"the server at {self._url} sends without end", "look into its log")
         except _connection_errors():
             if not _is_json(raw):
                 raise
         try:
             return json.loads(raw)
         except ValueError as error:
-            raise ServerFault(f"the server at {self._url} sent what is not JSON", "is it an LLM server?") from error
+            raise ServerError(f"the server at {self._url} sent what is not JSON", "is it an LLM server?") from error
 
     async def _get_json(self, path: str) -> Any:
         async with self._exchange("GET", path) as response:
@@ -372,7 +376,7 @@ class HttpModel:
         """A small question about text. Asked once more at once if a connection kept open turns out to be closed."""
         try:
             return await self._posted(path, body)
-        except ServerFault:
+        except ServerError:
             return await self._posted(path, body)
 
     async def _posted(self, path: str, body: Mapping[str, Any]) -> Any:
@@ -380,7 +384,7 @@ class HttpModel:
             return await self._json(response)
 
 
-async def _read_events(response: aiohttp.ClientResponse, reader: ReplyReader) -> None:
+async def _read_events(response: aiohttp.ClientResponse, reader: ResponseReader) -> None:
     """Feed the events of a stream to `reader`, to the end of the reply.
 
     A reply that is complete is kept even if the connection breaks before the HTTP body ends, as with proxies that
@@ -391,13 +395,13 @@ async def _read_events(response: aiohttp.ClientResponse, reader: ReplyReader) ->
             if reader.feed(chunk):
                 break
         if reader.complete and not response.content.at_eof():
-            await _drained(response)
+            await _drain(response)
     except _connection_errors():
         if not reader.finished:
             raise
 
 
-async def _drained(response: aiohttp.ClientResponse) -> None:
+async def _drain(response: aiohttp.ClientResponse) -> None:
     """Read past the last event, so that the connection can serve the next request too."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1):

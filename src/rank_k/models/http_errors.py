@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rank_k.errors import ContentFiltered, ContextOverflow, ModelError, Overloaded, Refused, ServerFault
+from rank_k.errors import ContextOverflow, ModelError, PromptFiltered, RequestRejected, ServerError, ServerOverloaded
 
 _CONTEXT_WORDS = re.compile(
     r"context.{0,40}(?:length|size|window|exceed)|exceed.{0,60}context|maximum.{0,40}tokens|too many tokens"
@@ -26,43 +26,43 @@ KEY_OPTIONS = "--api-key-env (of serve and mcp: --server-key-env)"
 """What names the variable that holds the key for a model's server."""
 
 
-def error_of(status: int, said: str, url: str, model: str, retry_after: float | None) -> ModelError:
+def error_for_status(status: int, said: str, url: str, model: str, retry_after: float | None) -> ModelError:
     """The error that an HTTP status and the server's words amount to."""
     words = f": {said}" if said else ""
     if status in (400, 413, 422) and _CONTEXT_WORDS.search(said):
         return ContextOverflow(f"the prompt does not fit the model's context{words}", "lower --passage-tokens")
     if status in (429, 503, 529):
-        return Overloaded(f"{url} is overloaded ({status}){words}", "lower --concurrency", retry_after)
+        return ServerOverloaded(f"{url} is overloaded ({status}){words}", "lower --concurrency", retry_after)
     if status in (408, 409, 425) or status >= 500:
-        return ServerFault(f"{url} failed ({status}){words}", "look into the server's log")
+        return ServerError(f"{url} failed ({status}){words}", "look into the server's log")
     if status in (400, 403, 422, 451) and _CONTENT_FILTER.search(said):
-        return ContentFiltered(
+        return PromptFiltered(
             f"the content filter of {url} refused a prompt ({status}){words}",
             "the window keeps its input order; rephrase the query or remove the passage to have it ranked",
             status,
         )
     if status in (401, 403):
-        return Refused(
+        return RequestRejected(
             f"{url} refused the key ({status}){words}", f"name the right variable with {KEY_OPTIONS}", status
         )
     if status == 404:
-        return Refused(
+        return RequestRejected(
             f"{url} does not know the model {model!r} or the path (404){words}",
             "check --model, and that --server ends in /v1",
             status,
         )
-    return Refused(f"{url} refused the request ({status}){words}", "see docs/servers.md", status)
+    return RequestRejected(f"{url} refused the request ({status}){words}", "see docs/servers.md", status)
 
 
-def error_in_stream(error: Any) -> ModelError:
+def error_from_event(error: Any) -> ModelError:
     message = str(_code_and_message(error) if isinstance(error, Mapping) else error)[:300]
     code = error.get("code") if isinstance(error, Mapping) else None
     status = 400 if _CONTENT_FILTER.search(message) else 500
     status = code if isinstance(code, int) and 400 <= code < 600 else status
-    return error_of(status, message, "the server", "", None)
+    return error_for_status(status, message, "the server", "", None)
 
 
-def message_of(raw: bytes) -> str:
+def error_message(raw: bytes) -> str:
     """What an error's body says, on one line."""
     said: Any = raw.decode("utf-8", "replace")
     try:
@@ -83,7 +83,7 @@ def _code_and_message(error: Mapping[str, Any]) -> Any:
     return f"{code}: {message}" if message and is_word else message
 
 
-def seconds_of(header: str | None) -> float | None:
+def retry_after_seconds(header: str | None) -> float | None:
     """A Retry-After header in seconds: a number, or a date."""
     if not header:
         return None

@@ -86,7 +86,7 @@ class EmbeddedServer:
         process = _spawn()
         tail = _Tail(process.stderr)
         try:
-            facts = await asyncio.wait_for(asyncio.to_thread(_introduce, process, wanted), load_timeout)
+            facts = await asyncio.wait_for(asyncio.to_thread(_send_configuration, process, wanted), load_timeout)
         except TimeoutError:
             await _end(process, tail)
             raise InputError(
@@ -99,7 +99,7 @@ class EmbeddedServer:
         if facts is None:
             await _end(process, tail, patience=5)
             raise InputError(
-                f"the embedded server could not start with {weights.path}: {_last_words(process, tail)}",
+                f"the embedded server could not start with {weights.path}: {_exit_message(process, tail)}",
                 "check the weights, or give a smaller context or fewer slots if memory ran out",
             )
         server = cls(process, tail, f"{facts['url']}/v1", api_key, facts["context"])
@@ -112,7 +112,7 @@ class EmbeddedServer:
         if self._closed or self._process.poll() is None:
             return None
         self._tail.join()
-        return _last_words(self._process, self._tail)
+        return _exit_message(self._process, self._tail)
 
     async def close(self) -> None:
         """End the server and what it is working on. Closing twice does nothing."""
@@ -172,7 +172,7 @@ def _spawn() -> subprocess.Popen[bytes]:
     )
 
 
-def _introduce(process: subprocess.Popen[bytes], wanted: dict[str, Any]) -> dict[str, Any] | None:
+def _send_configuration(process: subprocess.Popen[bytes], wanted: dict[str, Any]) -> dict[str, Any] | None:
     """Say what to serve and wait for address and context; None if the child ended instead. Blocks."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -209,7 +209,7 @@ def _end_now(process: subprocess.Popen[bytes], tail: _Tail, patience: float) -> 
     tail.join()
 
 
-def _last_words(process: subprocess.Popen[bytes], tail: _Tail) -> str:
+def _exit_message(process: subprocess.Popen[bytes], tail: _Tail) -> str:
     """What the child said last, on one line: the first of its errors, which name the cause; else its last lines."""
     said = tail.text
     errors = list(dict.fromkeys(_ERROR_LINE.findall(said)))[:2]

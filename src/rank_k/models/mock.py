@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rank_k.errors import ModelError
-from rank_k.models.base import Abilities, Delta, OnText, Reply, Request
+from rank_k.models.base import Capabilities, OnChunk, Request, Response, StreamChunk
 
 
 class ScriptedModel:
@@ -21,11 +21,11 @@ class ScriptedModel:
 
     def __init__(
         self,
-        replies: Iterable[str | Reply | Exception] | Callable[[Request], str | Reply | Exception],
+        replies: Iterable[str | Response | Exception] | Callable[[Request], str | Response | Exception],
         *,
         context: int = 32_768,
         tokens: Callable[[str], int] | None = None,
-        abilities: Abilities = Abilities(),
+        abilities: Capabilities = Capabilities(),
     ) -> None:
         self._reply = replies if callable(replies) else None
         self._script = iter(()) if callable(replies) else iter(replies)
@@ -48,16 +48,16 @@ class ScriptedModel:
             "spelling": request.spelling,
         }
 
-    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
         self.history.append(request)
         found = self._reply(request) if self._reply is not None else next(self._script, None)
         if found is None:
             raise ModelError("the script is at its end", "give ScriptedModel more replies")
         if isinstance(found, Exception):
             raise found
-        reply = Reply(found, finish_reason="stop") if isinstance(found, str) else found
-        if on_text is not None and on_text(Delta(reply.reasoning or "", reply.text)):
-            return Reply(reply.text, reply.reasoning, "stopped", reply.usage, reply.seconds)
+        reply = Response(found, finish_reason="stop") if isinstance(found, str) else found
+        if on_text is not None and on_text(StreamChunk(reply.reasoning or "", reply.text)):
+            return Response(reply.text, reply.reasoning, "stopped", reply.usage, reply.seconds)
         return reply
 
     async def count_tokens(self, text: str) -> int | None:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
-from rank_k.errors import GaveUp, ModelError, Overloaded
+from rank_k.errors import ModelError, RetriesExhausted, ServerOverloaded
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Retries:
+class RetryPolicy:
     """How often and how long. Delays double from `first` to `longest` seconds, each drawn between half and
     all of its bound; a server's Retry-After is believed up to `longest_wait` seconds.
 
@@ -30,24 +30,24 @@ class Retries:
     longest_wait: float = 300.0
 
     def tries(self, error: ModelError) -> int:
-        return self.overloaded if isinstance(error, Overloaded) else self.broken
+        return self.overloaded if isinstance(error, ServerOverloaded) else self.broken
 
     def delay(self, failures: int, error: ModelError, random: Random) -> float:
         """Seconds to wait after the `failures`-th failure of this kind."""
-        if isinstance(error, Overloaded) and error.retry_after is not None:
+        if isinstance(error, ServerOverloaded) and error.retry_after is not None:
             # in this order a server's NaN is 0
             return min(self.longest_wait, max(0.0, error.retry_after)) + random.uniform(0, self.first)
         bound = min(self.first * 2 ** min(failures - 1, 30), self.longest)
         return random.uniform(bound / 2, bound)
 
 
-async def with_retries(
+async def call_with_retries(
     call: Callable[[], Awaitable[T]],
-    retries: Retries,
+    retries: RetryPolicy,
     random: Random,
     on_retry: Callable[[ModelError, float], None] | None = None,
 ) -> T:
-    """`call()`, again while it raises a retryable `ModelError`; `GaveUp` when the tries are used up."""
+    """`call()`, again while it raises a retryable `ModelError`; `RetriesExhausted` when the tries are used up."""
     failures: Counter[bool] = Counter()
     while True:
         try:
@@ -55,10 +55,12 @@ async def with_retries(
         except ModelError as error:
             if not error.retryable:
                 raise
-            kind = isinstance(error, Overloaded)
+            kind = isinstance(error, ServerOverloaded)
             failures[kind] += 1
             if failures[kind] >= retries.tries(error):
-                raise GaveUp(f"no answer after {failures.total()} tries: {error.problem}", error.remedy) from error
+                raise RetriesExhausted(
+                    f"no answer after {failures.total()} tries: {error.problem}", error.remedy
+                ) from error
             wait = retries.delay(failures[kind], error, random)
             if on_retry is not None:
                 on_retry(error, wait)

@@ -13,14 +13,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rank_k.models import forced_text
-from rank_k.models.base import Delta, Request, Usage
+from rank_k.models.base import Request, StreamChunk, Usage
 from rank_k.models.forced_text import Token
 
 Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Dialect:
+class ServerType:
     """One row: a kind of server.
 
     `hosts`: host names that are it. `owners`: values of `owned_by` in GET /v1/models that give it away.
@@ -58,10 +58,10 @@ class Dialect:
 _OPEN_LAST_MESSAGE = {"continue_final_message": True, "add_generation_prompt": False}
 _NO_THINKING_TEMPLATE = {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}
 
-DIALECTS = {
+SERVER_TYPES = {
     row.name: row
     for row in (
-        Dialect(
+        ServerType(
             "vllm",
             owners=("vllm",),
             direct=_NO_THINKING_TEMPLATE,
@@ -72,7 +72,7 @@ DIALECTS = {
             grammar="structured",
             logprobs=True,
         ),
-        Dialect(
+        ServerType(
             "sglang",
             owners=("sglang",),
             extra={"separate_reasoning": True},
@@ -84,7 +84,7 @@ DIALECTS = {
             grammar="regex",
             logprobs=True,
         ),
-        Dialect(
+        ServerType(
             "llamacpp",
             owners=("llamacpp",),
             extra={"cache_prompt": True},
@@ -98,13 +98,13 @@ DIALECTS = {
             logprobs=True,
             spells=True,
         ),
-        Dialect(
+        ServerType(
             "deepseek",
             hosts=("api.deepseek.com",),
             direct={"thinking": {"type": "disabled"}},
             seed=False,
         ),
-        Dialect(
+        ServerType(
             "openrouter",
             hosts=("openrouter.ai",),
             extra={"usage": {"include": True}},
@@ -112,29 +112,29 @@ DIALECTS = {
             budget=("reasoning", "max_tokens"),
             logprobs=True,
         ),
-        Dialect(
+        ServerType(
             "openai",
             hosts=("api.openai.com",),
             max_tokens="max_completion_tokens",
             direct={"reasoning_effort": "none"},
             logprobs=True,
         ),
-        Dialect("plain", lists_models=False),
+        ServerType("plain", lists_models=False),
     )
 }
 
 
-def recognised(url: str, models: Json | None) -> Dialect:
+def detect_server_type(url: str, models: Json | None) -> ServerType:
     """The row of a server, from its host name or its answer to GET /v1/models; "plain" if neither tells."""
     host = urlsplit(url).hostname or ""
-    for row in DIALECTS.values():
+    for row in SERVER_TYPES.values():
         if any(host == name or host.endswith("." + name) for name in row.hosts):
             return row
     for card in model_cards(models):
-        for row in DIALECTS.values():
+        for row in SERVER_TYPES.values():
             if card.get("owned_by") in row.owners:
                 return row
-    return DIALECTS["plain"]
+    return SERVER_TYPES["plain"]
 
 
 def model_cards(models: Json | None) -> list[Json]:
@@ -143,7 +143,7 @@ def model_cards(models: Json | None) -> list[Json]:
     return [card for card in entries if isinstance(card, Mapping)] if isinstance(entries, list) else []
 
 
-def context_of(dialect: Dialect, card: Json) -> int | None:
+def context_length(dialect: ServerType, card: Json) -> int | None:
     """The context length that a model's card states, in tokens."""
     for path in dialect.context:
         value: Any = card
@@ -154,7 +154,7 @@ def context_of(dialect: Dialect, card: Json) -> int | None:
     return None
 
 
-def request_body(dialect: Dialect, model: str, request: Request) -> dict[str, Any]:
+def request_body(dialect: ServerType, model: str, request: Request) -> dict[str, Any]:
     """The JSON of POST /v1/chat/completions, streaming switches left out (`STREAMING` adds them).
 
     A prefill is the assistant's message at the end, left open: the form "continue".
@@ -173,7 +173,7 @@ def request_body(dialect: Dialect, model: str, request: Request) -> dict[str, An
     return body
 
 
-def completion_body(dialect: Dialect, model: str, request: Request, prompt: str | list[int]) -> dict[str, Any]:
+def completion_body(dialect: ServerType, model: str, request: Request, prompt: str | list[int]) -> dict[str, Any]:
     """The JSON of POST /v1/completions: a rendered prompt that is to be gone on with, the form "raw"."""
     extra = {key: value for key, value in dialect.extra.items() if key == "cache_prompt"}
     body: dict[str, Any] = {"model": model, "prompt": prompt, **_sampling(dialect, request), **extra}
@@ -183,21 +183,21 @@ def completion_body(dialect: Dialect, model: str, request: Request, prompt: str 
     return body
 
 
-def plain_prompt(request: Request) -> str:
+def raw_prompt(request: Request) -> str:
     """The messages' text as it stands: what a spelling goes on from."""
     return "".join(message.content for message in request.messages)
 
 
-def spelling_body(model: str, request: Request) -> dict[str, Any]:
+def forced_text_key_body(model: str, request: Request) -> dict[str, Any]:
     """What is to be spelt, behind which text: all that decides the reply, and what the journal keeps of it."""
-    return {"model": model, "prompt": plain_prompt(request), "spelling": request.spelling}
+    return {"model": model, "prompt": raw_prompt(request), "spelling": request.spelling}
 
 
 _BARE: Json = {"lora": [{"id": 0, "scale": 0.0}]}
 """The weights as they are: adapters that such a list does not name are out as well. An empty list counts as none."""
 
 
-def spelt_body(model: str, prompt: str, tokens: Sequence[Token]) -> dict[str, Any]:
+def forced_text_body(model: str, prompt: str, tokens: Sequence[Token]) -> dict[str, Any]:
     """The JSON of POST /v1/completions that has `tokens` said behind `prompt`, always the likeliest next.
 
     The prompt is read anew each time: llama.cpp's sums differ by what is read in one go, so that a prompt begun by what
@@ -205,11 +205,11 @@ def spelt_body(model: str, prompt: str, tokens: Sequence[Token]) -> dict[str, An
     out: one that was trained to compare has forgotten what is likely (rank-k-nano: a query after the passage that
     answers it has a logarithm of -22 with it, and of -9 without). Servers without one take no notice.
     """
-    held = {"grammar": forced_text.gbnf(tokens), "max_tokens": forced_text.most_tokens(tokens)}
+    held = {"grammar": forced_text.gbnf(tokens), "max_tokens": forced_text.max_token_bound(tokens)}
     return {"model": model, "prompt": prompt, **held, "temperature": 0.0, "logprobs": 1, "cache_prompt": False, **_BARE}
 
 
-def _sampling(dialect: Dialect, request: Request) -> dict[str, Any]:
+def _sampling(dialect: ServerType, request: Request) -> dict[str, Any]:
     """What both endpoints take alike."""
     body: dict[str, Any] = {dialect.max_tokens: request.max_tokens}
     if request.temperature is not None:
@@ -225,7 +225,7 @@ def _sampling(dialect: Dialect, request: Request) -> dict[str, Any]:
     return body
 
 
-def _constraint(dialect: Dialect, size: int) -> dict[str, Any]:
+def _constraint(dialect: ServerType, size: int) -> dict[str, Any]:
     from rank_k.window import grammar  # its rules are only needed here
 
     if dialect.grammar == "gbnf":
@@ -237,7 +237,7 @@ def _constraint(dialect: Dialect, size: int) -> dict[str, Any]:
     return {}
 
 
-def refuses_budget(dialect: Dialect, message: str) -> bool:
+def rejects_budget(dialect: ServerType, message: str) -> bool:
     """Return whether a server's error message is about the field that holds the reasoning budget.
 
     vLLM without a reasoning parser answers 400: "thinking_token_budget is set but reasoning_config is not configured".
@@ -258,7 +258,7 @@ def read_logprobs(choice: Json) -> list[tuple[str, float]]:
         return []
     content = told.get("content")
     if isinstance(content, list):
-        pairs = [(_inside(entry, "token"), _inside(entry, "logprob")) for entry in content]
+        pairs = [(_get(entry, "token"), _get(entry, "logprob")) for entry in content]
     elif isinstance(told.get("tokens"), list) and isinstance(told.get("token_logprobs"), list):
         pairs = list(zip(told["tokens"], told["token_logprobs"], strict=False))
     else:
@@ -277,7 +277,7 @@ STREAMING: Json = {"stream": True, "stream_options": {"include_usage": True}}
 OPENING = "<think>"
 
 
-def joined(prompt: str, prefill: str) -> str:
+def join_prefill(prompt: str, prefill: str) -> str:
     """Return a rendered prompt followed by a prefill; the reasoning block is opened once if both open it."""
     if prompt.rstrip().endswith(OPENING) and prefill.startswith(OPENING):
         return prompt.rstrip() + prefill.removeprefix(OPENING)
@@ -287,7 +287,7 @@ def joined(prompt: str, prefill: str) -> str:
 _REASONING_FIELDS = ("reasoning", "reasoning_content")  # vLLM and OpenRouter; SGLang, llama.cpp, DeepSeek
 
 
-def read_delta(message: Json) -> Delta:
+def read_delta(message: Json) -> StreamChunk:
     """The text of a `delta` (streaming) or a `message` (whole), its reasoning apart wherever it stands."""
     content = message.get("content")
     if isinstance(content, list):  # content parts, of which a thought may be one
@@ -301,12 +301,12 @@ def read_delta(message: Json) -> Delta:
     text = content if isinstance(content, str) else ""
     for key in _REASONING_FIELDS:
         if isinstance(value := message.get(key), str) and value:
-            return Delta(value, text)
+            return StreamChunk(value, text)
     details = message.get("reasoning_details")
     if isinstance(details, list):
         parts = (part.get("text") or part.get("summary") for part in details if isinstance(part, Mapping))
-        return Delta("".join(part for part in parts if isinstance(part, str)), text)
-    return Delta("", text)
+        return StreamChunk("".join(part for part in parts if isinstance(part, str)), text)
+    return StreamChunk("", text)
 
 
 def read_usage(usage: Json | None, reasoning_chars: int, text_chars: int) -> Usage:
@@ -324,18 +324,18 @@ def read_usage(usage: Json | None, reasoning_chars: int, text_chars: int) -> Usa
     if completion is None:
         total = reasoning_chars + text_chars
         return Usage(_count(usage.get("prompt_tokens")) or 0, -(-total // 4), -(-reasoning_chars // 4), 0, True)
-    reasoning = _count(_inside(completion_details, "reasoning_tokens"))
+    reasoning = _count(_get(completion_details, "reasoning_tokens"))
     if reasoning is None:
         reasoning = _count(usage.get("reasoning_tokens"))
     if reasoning is None or (reasoning == 0 and reasoning_chars):
         reasoning = round(completion * reasoning_chars / max(reasoning_chars + text_chars, 1))
-    cached = _count(_inside(prompt_details, "cached_tokens"))
+    cached = _count(_get(prompt_details, "cached_tokens"))
     if cached is None:
         cached = _count(usage.get("prompt_cache_hit_tokens"))  # DeepSeek
     return Usage(_count(usage.get("prompt_tokens")) or 0, completion, reasoning, cached or 0)
 
 
-def _inside(value: Any, key: str) -> Any:
+def _get(value: Any, key: str) -> Any:
     return value.get(key) if isinstance(value, Mapping) else None
 
 

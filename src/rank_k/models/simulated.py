@@ -24,7 +24,7 @@ from operator import add
 from statistics import NormalDist, fmean
 from typing import Any
 
-from rank_k.models.base import Abilities, Delta, OnText, Reply, Request, Usage
+from rank_k.models.base import Capabilities, OnChunk, Request, Response, StreamChunk, Usage
 
 Grades = Mapping[str, Mapping[str, int]]
 """Qrels: query id -> doc id -> grade."""
@@ -68,7 +68,7 @@ windows of 20 with a stride of 10 over the published BM25 run of TREC DL 2019 re
 """
 
 
-class SimulatedJudge:
+class SimulatedModel:
     """Ranks windows by `grades` with `noise`. Unjudged passages have grade 0. `seed` makes another judge."""
 
     def __init__(self, grades: Grades, noise: Noise | str = "none", *, seed: int = 0, context: int = 32_768) -> None:
@@ -76,7 +76,7 @@ class SimulatedJudge:
         self.noise = PRESETS[noise] if isinstance(noise, str) else noise
         self._seed = seed
         self.context = context
-        self.abilities = Abilities()
+        self.abilities = Capabilities()
         told = json.dumps([grades, asdict(self.noise), seed], sort_keys=True)
         self.identity = f"simulated-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
         self.name = "simulated"
@@ -87,16 +87,16 @@ class SimulatedJudge:
     def body(self, request: Request) -> Mapping[str, Any]:
         return {"query": request.subject.query_id, "window": request.subject.doc_ids, "think": request.think}
 
-    async def ask(self, request: Request, on_text: OnText | None = None) -> Reply:
+    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
         query_id, doc_ids = request.subject.query_id, request.subject.doc_ids
         order = self.said(query_id, doc_ids, request.sample)
         thought = (
             "" if request.think is False else " ".join(f"Passage [{i + 1}] is weighed." for i in range(len(doc_ids)))
         )
-        stopped = on_text is not None and on_text(Delta(thought, order))
+        stopped = on_text is not None and on_text(StreamChunk(thought, order))
         words = sum(len(message.content) for message in request.messages) // 4
         usage = Usage(words, (len(thought) + len(order)) // 4, len(thought) // 4, 0, True)
-        return Reply(order, thought or None, "stopped" if stopped else "stop", usage)
+        return Response(order, thought or None, "stopped" if stopped else "stop", usage)
 
     async def count_tokens(self, text: str) -> int | None:
         return None
@@ -164,7 +164,7 @@ class SimulatedJudge:
         chance = self.noise.malformed * len(doc_ids) / 20
         if not chance:
             return None
-        drawn = _uniform(_told(str(self._seed), "malformed", query_id, str(sample), *doc_ids))
+        drawn = _uniform(_response(str(self._seed), "malformed", query_id, str(sample), *doc_ids))
         return None if drawn >= chance else drawn / chance
 
 
@@ -175,10 +175,10 @@ class _Errors:
     """
 
     def __init__(self, seed: int, query_id: str) -> None:
-        self.level = _normal(_told(str(seed), "query", query_id))
-        self.persistent = _Persistent(_told(str(seed), "doc", query_id, ""))
-        self._pair = _told(str(seed), "pair", query_id, "")
-        self._call = _told(str(seed), "call", query_id, "")
+        self.level = _normal(_response(str(seed), "query", query_id))
+        self.persistent = _Persistent(_response(str(seed), "doc", query_id, ""))
+        self._pair = _response(str(seed), "pair", query_id, "")
+        self._call = _response(str(seed), "call", query_id, "")
         self._companies: dict[str, _Company] = {}
 
     def of_company(self, doc_ids: Sequence[str]) -> list[float]:
@@ -193,8 +193,8 @@ class _Errors:
 
     def fresh(self, doc_ids: Sequence[str], sample: int) -> list[float]:
         """Of one call, which no other has."""
-        call = _told("", str(sample), *doc_ids)
-        return [_normal(self._call + _told(doc_id) + call) for doc_id in doc_ids]
+        call = _response("", str(sample), *doc_ids)
+        return [_normal(self._call + _response(doc_id) + call) for doc_id in doc_ids]
 
 
 class _Persistent(dict[str, float]):
@@ -204,7 +204,7 @@ class _Persistent(dict[str, float]):
         self._prefix = prefix
 
     def __missing__(self, doc_id: str) -> float:
-        drawn = self[doc_id] = _normal(self._prefix + _told(doc_id))
+        drawn = self[doc_id] = _normal(self._prefix + _response(doc_id))
         return drawn
 
 
@@ -213,7 +213,7 @@ class _Company(dict[str, float]):
 
     def __init__(self, doc_id: str, known: dict[str, _Company], prefix: bytes) -> None:
         self._doc_id, self._known = doc_id, known
-        self._told = _told(doc_id)
+        self._told = _response(doc_id)
         self._as_lower = prefix + self._told + _BETWEEN
         self[doc_id] = 0.0
 
@@ -235,7 +235,7 @@ def _errors_of(seed: int, query_id: str) -> _Errors:
 _BETWEEN = b"\x1f"
 
 
-def _told(*names: str) -> bytes:
+def _response(*names: str) -> bytes:
     return "\x1f".join(names).encode("utf-8", "surrogateescape")
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
-News = TypeVar("News")
+Chunk = TypeVar("Chunk")
 
 
-class Once(Generic[Result]):
+class RunOnce(Generic[Result]):
     """`await once()` gives what `work` returned: done once for all who ask, and again after a failure."""
 
     def __init__(self, work: Callable[[], Coroutine[Any, Any, Result]]) -> None:
@@ -23,42 +23,42 @@ class Once(Generic[Result]):
         return await asyncio.shield(self._task)
 
 
-class _Shared(Generic[Result, News]):
+class _SharedCall(Generic[Result, Chunk]):
     """One piece of work and all who wait for it."""
 
-    def __init__(self, work: Callable[[Callable[[News], None]], Coroutine[Any, Any, Result]]) -> None:
+    def __init__(self, work: Callable[[Callable[[Chunk], None]], Coroutine[Any, Any, Result]]) -> None:
         self.waiting = 0
-        self.listeners: list[Callable[[News], object]] = []
-        self.told: list[News] = []
+        self.listeners: list[Callable[[Chunk], object]] = []
+        self.told: list[Chunk] = []
         self.task = asyncio.create_task(work(self._tell))
         self.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # somebody has seen it
 
-    def _tell(self, news: News) -> None:
+    def _tell(self, news: Chunk) -> None:
         self.told.append(news)
         for listener in self.listeners:
             listener(news)
 
 
-class UnderWay(Generic[Result, News]):
+class SingleFlight(Generic[Result, Chunk]):
     """Work under way, by key. Who asks for the same meanwhile waits for the same result.
 
     All hear the same news, late-comers from the beginning. When the last one who waits is cancelled, so is the work.
     """
 
     def __init__(self) -> None:
-        self._shared: dict[str, _Shared[Result, News]] = {}
+        self._shared: dict[str, _SharedCall[Result, Chunk]] = {}
 
     async def share(
         self,
         key: str,
-        work: Callable[[Callable[[News], None]], Coroutine[Any, Any, Result]],
-        listener: Callable[[News], object] | None = None,
+        work: Callable[[Callable[[Chunk], None]], Coroutine[Any, Any, Result]],
+        listener: Callable[[Chunk], object] | None = None,
     ) -> tuple[Result, bool]:
         """The result of `work(tell)`, and whether it was begun here rather than found under way."""
         shared = self._shared.get(key)
         begun = shared is None
         if shared is None:
-            shared = self._shared[key] = _Shared(work)
+            shared = self._shared[key] = _SharedCall(work)
             shared.task.add_done_callback(lambda _: self._forget(key, shared))
         shared.waiting += 1
         if listener is not None:
@@ -75,7 +75,7 @@ class UnderWay(Generic[Result, News]):
                 self._forget(key, shared)
                 await _ended(shared.task)
 
-    def _forget(self, key: str, shared: _Shared[Result, News]) -> None:
+    def _forget(self, key: str, shared: _SharedCall[Result, Chunk]) -> None:
         if self._shared.get(key) is shared:
             del self._shared[key]
 

@@ -6,19 +6,19 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rank_k.errors import ServerFault
+from rank_k.errors import ServerError
 from rank_k.models import server_types
-from rank_k.models.base import Delta, OnText, Reply
-from rank_k.models.http_errors import error_in_stream
+from rank_k.models.base import OnChunk, Response, StreamChunk
+from rank_k.models.http_errors import error_from_event
 
-LONGEST_REPLY = 8_000_000
+MAX_RESPONSE_CHARACTERS = 8_000_000
 """Characters; a server that sends more is broken or hostile."""
 
 
-class ReplyReader:
+class ResponseReader:
     """Server-sent events, fed as bytes, to a `Reply`."""
 
-    def __init__(self, on_text: OnText | None, echoed: str = "") -> None:
+    def __init__(self, on_text: OnChunk | None, echoed: str = "") -> None:
         self._on_text = on_text
         self._echoed = echoed  # a prefill that some servers say again at the beginning of a whole reply
         self._tokens: list[tuple[str, float]] = []
@@ -39,8 +39,8 @@ class ReplyReader:
         """Take in bytes; True when the reply is over (by the server's word or `on_text`'s)."""
         lines = (self._pending + chunk).split(b"\n")
         self._pending = lines.pop()
-        if len(self._pending) > LONGEST_REPLY:
-            raise ServerFault("the server sent an event without end", "look into its log")
+        if len(self._pending) > MAX_RESPONSE_CHARACTERS:
+            raise ServerError("the server sent an event without end", "look into its log")
         for line in lines:
             if line.startswith(b"data:") and self._event(line[5:].strip()):
                 return True
@@ -53,7 +53,7 @@ class ReplyReader:
         try:
             event = json.loads(data.decode("utf-8", "replace"))
         except ValueError as error:
-            raise ServerFault("the server sent an event that is not JSON", "look into its log") from error
+            raise ServerError("the server sent an event that is not JSON", "look into its log") from error
         return self._take(event, "delta")
 
     def whole(self, body: Any) -> None:
@@ -67,7 +67,7 @@ class ReplyReader:
         if not isinstance(event, Mapping):
             return False
         if event.get("error"):
-            raise error_in_stream(event["error"])
+            raise error_from_event(event["error"])
         if isinstance(event.get("usage"), Mapping):
             self._usage = event["usage"]
         choices = event.get("choices")
@@ -82,14 +82,14 @@ class ReplyReader:
             message = {"content": choice["text"]}
         return isinstance(message, Mapping) and self._grow(server_types.read_delta(message))
 
-    def _grow(self, delta: Delta) -> bool:
+    def _grow(self, delta: StreamChunk) -> bool:
         if delta.reasoning:
             self._reasoning.append(delta.reasoning)
             self._chars[0] += len(delta.reasoning)
         if delta.text:
             self._text.append(delta.text)
             self._chars[1] += len(delta.text)
-        if sum(self._chars) > LONGEST_REPLY:
+        if sum(self._chars) > MAX_RESPONSE_CHARACTERS:
             self._finish = "length"
             return True
         if self._on_text is not None and (delta.reasoning or delta.text) and self._on_text(delta):
@@ -97,10 +97,10 @@ class ReplyReader:
             return True
         return False
 
-    def reply(self, seconds: float) -> Reply:
+    def reply(self, seconds: float) -> Response:
         if not self.finished:
-            raise ServerFault("the server ended the stream in mid-reply", "look into its log")
-        return Reply(
+            raise ServerError("the server ended the stream in mid-reply", "look into its log")
+        return Response(
             text="".join(self._text),
             reasoning="".join(self._reasoning) or None,
             finish_reason=self._finish,

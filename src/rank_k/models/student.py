@@ -25,25 +25,25 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rank_k.errors import FormatError, InputError
-from rank_k.models.base import RanksBy
+from rank_k.models.base import ScoringMethod
 from rank_k.models.weights import DEFAULT_WEIGHTS, Weights, checksum, locate
 from rank_k.strategies import STRATEGIES
 from rank_k.window.prompt import PromptTemplate
 
 FOLDER_FILE = "student.json"
-SHIPPED: Mapping[str, Path] = {"rank-k-nano": Path(__file__).parent / "nano" / "rank-k-nano.gguf"}
+SHIPPED_STUDENTS: Mapping[str, Path] = {"rank-k-nano": Path(__file__).parent / "nano" / "rank-k-nano.gguf"}
 """Students that come with the package, by name: adapters for what `rank-k fetch` gets."""
 
 
-def usual_model(by: str | None) -> str:
+def default_model(by: str | None) -> str:
     """Who ranks, embedded, for those who name nobody: the student that comes with the package; by likelihood alone, the
     weights as they are."""
-    return DEFAULT_WEIGHTS if by == "likelihood" else next(iter(SHIPPED))
+    return DEFAULT_WEIGHTS if by == "likelihood" else next(iter(SHIPPED_STUDENTS))
 
 
 _VERSION = 1
 TEMPLATE_FIELDS = ("before", "passage", "between", "after", "system")
-_ASKING: dict[str, type | tuple[type, ...]] = {
+_INFERENCE_OPTIONS: dict[str, type | tuple[type, ...]] = {
     "by": str,
     "strategy": str,
     "passage_tokens": int,
@@ -75,7 +75,7 @@ def find_student(name_or_path: str | Path) -> Student | None:
     `InputError` if that has other numbers than those it was trained on.
     """
     try:
-        path = SHIPPED.get(os.fspath(name_or_path)) or Path(os.fspath(name_or_path)).expanduser()
+        path = SHIPPED_STUDENTS.get(os.fspath(name_or_path)) or Path(os.fspath(name_or_path)).expanduser()
         told = path / FOLDER_FILE if path.is_dir() else path.with_suffix(".json")
         if path.is_dir() and not told.is_file():
             raise InputError(f"there is no {FOLDER_FILE} in {path}", f"run: rank-k distill export --student {path}")
@@ -121,7 +121,7 @@ def write_student(
     prompt = {key: value for key, value in asdict(template).items() if key in TEMPLATE_FIELDS}
     facts: dict[str, Any] = {"rank_k_student": _VERSION, "name": name, "gguf": gguf.name}
     facts |= {"adapter_of": dict(adapter_of)} if adapter_of else {}
-    facts |= {"prompt": prompt, "asking": {key: asking[key] for key in _ASKING}}
+    facts |= {"prompt": prompt, "asking": {key: asking[key] for key in _INFERENCE_OPTIONS}}
     facts |= {"verdicts": list(verdicts)} if verdicts else {}
     path = gguf.with_suffix(".json")
     path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -147,13 +147,15 @@ def _read(path: Path) -> dict[str, Any] | None:
         raise wrong("no name, or no gguf file")
     if not isinstance(prompt, dict) or not all(isinstance(prompt.get(key), str) for key in TEMPLATE_FIELDS):
         raise wrong("no whole prompt")
-    if not isinstance(asking, dict) or asking.keys() != _ASKING.keys():
-        raise wrong(f"asking without all of {', '.join(_ASKING)}")
-    if any(isinstance(asking[key], bool) or not isinstance(asking[key], kind) for key, kind in _ASKING.items()):
+    if not isinstance(asking, dict) or asking.keys() != _INFERENCE_OPTIONS.keys():
+        raise wrong(f"asking without all of {', '.join(_INFERENCE_OPTIONS)}")
+    if any(
+        isinstance(asking[key], bool) or not isinstance(asking[key], kind) for key, kind in _INFERENCE_OPTIONS.items()
+    ):
         raise wrong("a setting of the wrong kind")
     if asking["strategy"] not in STRATEGIES:  # never MODULE:NAME: a student from elsewhere must not run code here
         raise wrong(f"strategy {asking['strategy'][:40]!r}")
-    if asking["by"] not in get_args(RanksBy):
+    if asking["by"] not in get_args(ScoringMethod):
         raise wrong(f"by {asking['by'][:40]!r}")
     if base is not None and not (
         isinstance(base, dict) and all(isinstance(base.get(key), str) for key in ("name", "sha256"))

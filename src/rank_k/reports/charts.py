@@ -43,7 +43,7 @@ _LONGEST = 22
 """Characters of a name in a figure; the page's tables have the whole."""
 
 
-def legible(text: str) -> str:
+def truncate_label(text: str) -> str:
     """`text` as XML and UTF-8 can hold it: control characters and undecodable bytes written as escapes."""
     return "".join(
         character.encode("unicode_escape").decode()
@@ -54,7 +54,7 @@ def legible(text: str) -> str:
 
 
 @dataclass
-class Sheet:
+class Chart:
     """One figure being drawn: matplotlib's, and what its placeholders stand for."""
 
     title: str
@@ -95,7 +95,7 @@ class Sheet:
         """A placeholder about as wide as `text`, which takes its place at the end."""
         if not text:
             return ""
-        text = legible(text)
+        text = truncate_label(text)
         shown = text if len(text) <= longest else f"{text[: longest // 2]}…{text[-(longest // 2 - 1) :]}"
         width = sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in shown)
         placeholder = f"@{len(self.texts)}@".ljust(width, "n")
@@ -104,7 +104,7 @@ class Sheet:
 
     def explained(self, mark: str, text: str) -> str:
         """`mark`, whose element will say `text` when pointed at."""
-        self.explanations[mark] = legible(text)
+        self.explanations[mark] = truncate_label(text)
         return mark
 
     def svg(self) -> str:
@@ -120,7 +120,7 @@ class Sheet:
         labels = []
         for place, (tag, identifier, text) in enumerate(entry for entry in said if entry[2]):
             element = ElementTree.Element(tag, {"id": identifier})
-            element.text = legible(text)
+            element.text = truncate_label(text)
             root.insert(place, element)
             labels.append(identifier)
         root.attrib = {

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from rank_k.evaluation.run_comparison import Assessed, Assessment, Change, Compared
+from rank_k.evaluation.run_comparison import Change, ComparedRun, PairedComparison, RunComparison
 from rank_k.evaluation.significance import LEVEL, RESAMPLES, SEED
 from rank_k.reports.figures import Point, bars, scatter
-from rank_k.reports.html import rendered, signed, whole
+from rank_k.reports.html import format_integer, format_signed, render_template
 
 SURE = 0.05
 """A corrected p value up to this is called a difference; the usual convention, not more."""
@@ -20,7 +20,7 @@ _LOGARITHMIC = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class ReportOrigin:
     """How a page came about: the command, and what the runs were judged by."""
 
     command: str
@@ -35,15 +35,15 @@ class Figure:
     caption: str
 
 
-def report(
-    assessment: Assessment,
-    made: Made,
+def render_report(
+    assessment: RunComparison,
+    made: ReportOrigin,
     queries: Mapping[str, str] | None = None,
     links: Sequence[tuple[str, str, bool]] = (),
 ) -> str:
     """The page. `queries`: the text of queries, by id, where it is known. `links`: to other pages, where it is one of
     several: path, title, and whether it is this one. Raises `MissingExtra`."""
-    return rendered(
+    return render_template(
         "report.html.j2",
         title=_title(assessment),
         assessment=assessment,
@@ -59,7 +59,7 @@ def report(
     )
 
 
-def _title(assessment: Assessment) -> str:
+def _title(assessment: RunComparison) -> str:
     count = len(assessment.runs)
     return f"Evaluation of {count} runs" if count > 1 else f"Evaluation of {assessment.runs[0].name}"
 
@@ -68,8 +68,8 @@ def _title(assessment: Assessment) -> str:
 class _Finding:
     """What can be said of a run in one sentence."""
 
-    run: Assessed
-    compared: Compared
+    run: ComparedRun
+    compared: PairedComparison
 
     @property
     def established(self) -> bool:
@@ -81,7 +81,7 @@ class _Finding:
         return ("gain" if self.compared.paired.mean > 0 else "loss") if self.established else ""
 
 
-def _cost_figures(assessment: Assessment) -> list[Figure]:
+def _cost_figures(assessment: RunComparison) -> list[Figure]:
     """Quality against what it cost, in each currency that was spent."""
     measure = assessment.shown_measure
     paid = [(run, run.cost) for run in assessment.runs if run.cost is not None]
@@ -99,7 +99,7 @@ def _cost_figures(assessment: Assessment) -> list[Figure]:
             for (run, _), x in zip(paid, spent, strict=True)
         ]
         logarithmic = min(spent) > 0 and max(spent) / min(spent) >= _LOGARITHMIC
-        told = "; ".join(f"{point.name}: {whole(point.x)}, {point.y:.4f}" for point in points)
+        told = "; ".join(f"{point.name}: {format_integer(point.x)}, {point.y:.4f}" for point in points)
         svg = scatter(
             points,
             title=f"{measure} against {label}",
@@ -112,13 +112,13 @@ def _cost_figures(assessment: Assessment) -> list[Figure]:
     return figures
 
 
-def _ends(assessment: Assessment) -> tuple[float, float]:
+def _ends(assessment: RunComparison) -> tuple[float, float]:
     """The largest loss and gain of any run: all are drawn on one scale."""
     differences = [change.difference for run in assessment.compared for change in assessment.changes(run)]
     return min(differences, default=0.0), max(differences, default=0.0)
 
 
-def _bars(assessment: Assessment, run: Assessed, ends: tuple[float, float]) -> Figure:
+def _bars(assessment: RunComparison, run: ComparedRun, ends: tuple[float, float]) -> Figure:
     changes = assessment.changes(run)
     measure, base = assessment.shown_measure, _short_name(assessment.baseline, assessment.runs)
     name = _short(run, assessment.runs)
@@ -126,8 +126,8 @@ def _bars(assessment: Assessment, run: Assessed, ends: tuple[float, float]) -> F
     svg = bars(
         [(change.query_id, change.difference) for change in changes],
         title=f"Gains and losses of {name} over {base}, query by query",
-        description=f"{_counts(changes)}. From {signed(most.difference)} (query {most.query_id})"
-        f" to {signed(least.difference)} (query {least.query_id}).",
+        description=f"{_counts(changes)}. From {format_signed(most.difference)} (query {most.query_id})"
+        f" to {format_signed(least.difference)} (query {least.query_id}).",
         y_label=f"difference in {measure}",
         ends=ends,
     )
@@ -140,18 +140,18 @@ def _counts(changes: Sequence[Change]) -> str:
     return f"{better} of {len(changes)} queries gain, {worse} lose, {len(changes) - better - worse} stay"
 
 
-def _short(run: Assessed, runs: Sequence[Assessed]) -> str:
+def _short(run: ComparedRun, runs: Sequence[ComparedRun]) -> str:
     return _short_name(run.name, runs)
 
 
-def _short_name(name: str, runs: Sequence[Assessed]) -> str:
+def _short_name(name: str, runs: Sequence[ComparedRun]) -> str:
     """The file's name without folders, where that is enough to tell the runs apart."""
     names = [run.name.rpartition("/")[2] for run in runs]
     short = name.rpartition("/")[2]
     return short if names.count(short) == 1 else name
 
 
-def _facts(made: Made, assessment: Assessment) -> list[tuple[str, str]]:
+def _facts(made: ReportOrigin, assessment: RunComparison) -> list[tuple[str, str]]:
     """What is needed to make the page again."""
     versions = [f"rank-k {_version('rank-k')}", f"Python {platform.python_version()}"]
     versions += [f"{name} {_version(name)}" for name in ("ir-measures", "pytrec-eval-terrier", "numpy", "scipy")]

@@ -12,7 +12,7 @@ from typing import Any
 
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
-from rank_k.reports.charts import FONT, GAIN, HALO, INK, LOSS, PAPER, RULE, SERIES, SOFT, Sheet
+from rank_k.reports.charts import FONT, GAIN, HALO, INK, LOSS, PAPER, RULE, SERIES, SOFT, Chart
 
 _SHAPES = ("o", "s", "^", "D", "v", "P")
 
@@ -64,7 +64,7 @@ def scatter(
         raise InputError("there are no points to draw", "give at least one")
     if log_x and any(min((point.x, *(point.x_ends or ()))) <= 0 for point in points):
         raise InputError("a logarithmic axis has no place for zero", "draw it with log_x=False")
-    sheet = Sheet(title, description)
+    sheet = Chart(title, description)
     best = pareto_set(points) if best is None else best
     names = list(dict.fromkeys(point.series for point in points))
     with sheet.axes(x_label, y_label) as axes:
@@ -133,7 +133,7 @@ def bars(
     """
     if not values:
         raise InputError("there are no bars to draw", "give at least one value")
-    sheet = Sheet(title, description)
+    sheet = Chart(title, description)
     heights = [value for _, value in values]
     with sheet.axes("", y_label) as axes:
         places = range(len(values))
@@ -192,7 +192,7 @@ _SIDES = (
 """Where the name of a point may stand: offset, and which side of the name is there."""
 
 
-def _name_points(axes: Any, points: Sequence[Point], sheet: Sheet) -> None:
+def _name_points(axes: Any, points: Sequence[Point], sheet: Chart) -> None:
     """Each name beside its point, where it covers least: no dot, then no other name, then no error bar."""
     axes.figure.draw_without_rendering()
     boxes = load("matplotlib.transforms").Bbox

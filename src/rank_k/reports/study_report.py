@@ -11,9 +11,9 @@ import rank_k
 from rank_k.evaluation.significance import LEVEL, RESAMPLES, SEED
 from rank_k.reports.evaluation_report import SURE, Figure
 from rank_k.reports.figures import Point, bars, scatter
-from rank_k.reports.html import rendered, signed, whole
+from rank_k.reports.html import format_integer, format_signed, render_template
 from rank_k.study.breakdowns import ByDifficulty
-from rank_k.study.results import Answer
+from rank_k.study.results import StudyResults
 from rank_k.study.table import Row
 
 _LABELS = {
@@ -45,10 +45,10 @@ class _Thirds:
     figures: Sequence[Figure]
 
 
-def write_page(path: Path, answer: Answer, command: str = "") -> None:
+def write_page(path: Path, answer: StudyResults, command: str = "") -> None:
     """`command`: how the study was asked for. Raises `MissingExtra`."""
     labels = answer.labels
-    page = rendered(
+    page = render_template(
         "study.html.j2",
         title=answer.study.title,
         answer=answer,
@@ -71,7 +71,7 @@ def write_page(path: Path, answer: Answer, command: str = "") -> None:
     part.replace(path)
 
 
-def _costs(answer: Answer, heading: str, rows: Sequence[Row]) -> list[Figure]:
+def _costs(answer: StudyResults, heading: str, rows: Sequence[Row]) -> list[Figure]:
     """Quality against each cost, with intervals; cells of one strategy look alike."""
     figures = []
     cells = [(row, row.cell) for row in rows if row.cell is not None]
@@ -106,7 +106,9 @@ def _scatter(
     svg = scatter(
         points,
         title=f"{what} against {label}",
-        description="; ".join(f"{point.name or point.series}: {whole(point.x)}, {point.y:.4f}" for point in points),
+        description="; ".join(
+            f"{point.name or point.series}: {format_integer(point.x)}, {point.y:.4f}" for point in points
+        ),
         x_label=label + (" (logarithmic)" if logarithmic else ""),
         y_label=measure,
         log_x=logarithmic,
@@ -116,7 +118,7 @@ def _scatter(
     return Figure(svg, f"{caption}.")
 
 
-def _thirds(answer: Answer, by: str, rows: Sequence[ByDifficulty]) -> list[Figure]:
+def _thirds(answer: StudyResults, by: str, rows: Sequence[ByDifficulty]) -> list[Figure]:
     """A bar for each third, cell by cell, all on one scale."""
     labels = answer.labels
     differences = [row.against.mean for row in rows]
@@ -128,7 +130,7 @@ def _thirds(answer: Answer, by: str, rows: Sequence[ByDifficulty]) -> list[Figur
         svg = bars(
             [(row.third, row.against.mean) for row in some],
             title=f"Gains of {labels[name]} by {by}",
-            description="; ".join(f"{row.third}: {signed(row.against.mean)}" for row in some),
+            description="; ".join(f"{row.third}: {format_signed(row.against.mean)}" for row in some),
             y_label=f"difference in {answer.study.measures[0]}",
             ends=(min(differences), max(differences)),
         )
@@ -136,7 +138,7 @@ def _thirds(answer: Answer, by: str, rows: Sequence[ByDifficulty]) -> list[Figur
     return figures
 
 
-def _rounds(answer: Answer) -> list[Figure]:
+def _rounds(answer: StudyResults) -> list[Figure]:
     """Quality by the moment of stopping, run by run; the last point of each cell is the whole of it."""
     figures = []
     axis = "seconds" if answer.timed else "rounds"
@@ -156,7 +158,7 @@ def _rounds(answer: Answer) -> list[Figure]:
     return figures
 
 
-def _facts(answer: Answer, command: str) -> list[tuple[str, str]]:
+def _facts(answer: StudyResults, command: str) -> list[tuple[str, str]]:
     """What is needed to make the page again."""
     resampled = f"{RESAMPLES:,} resamples, seed {SEED}, level {LEVEL:.0%}".replace("%", "\u00a0%")
     comparisons = sum(row.against is not None for row in answer.rows)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
 
-Analyser = Callable[[str], list[str]]
+Analyzer = Callable[[str], list[str]]
 """Text to index terms, repeated as often as they occur. The same for passages and queries."""
 
 _STEMMERS = {
@@ -98,7 +98,7 @@ class _Patterns(NamedTuple):
     graphemes: re.Pattern[str]
 
 
-def analyser_for(language: str = "en") -> Analyser:
+def analyzer_for(language: str = "en") -> Analyzer:
     """The analyser for passages in `language`, one of `LANGUAGES`, and for queries put to them.
 
     Text is normalised to NFKC and lower-cased. Words are runs of letters, digits and combining marks; stop words

@@ -8,7 +8,7 @@ from typing import Any
 
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
-from rank_k.retrieval.analyzers import Analyser, analyser_for
+from rank_k.retrieval.analyzers import Analyzer, analyzer_for
 from rank_k.types import Candidate, Passage, Query
 
 
@@ -17,7 +17,7 @@ def retrieve(
     passages: Iterable[Passage],
     *,
     depth: int = 100,
-    analyser: Analyser | None = None,
+    analyser: Analyzer | None = None,
     k1: float = 0.9,
     b: float = 0.4,
 ) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
@@ -34,7 +34,7 @@ def retrieve(
     if depth < 1:
         raise InputError(f"depth {depth} is below 1", "ask for at least one candidate a query")
     bm25s = load("bm25s")
-    analyse = analyser or analyser_for("en")
+    analyse = analyser or analyzer_for("en")
     positions: dict[str, int] = {}
     vocabulary: dict[str, int] = {}
     terms_of: list[array[int]] = []

@@ -13,7 +13,7 @@ K = 60
 """The constant of reciprocal rank fusion, from Cormack, Clarke and Büttcher (SIGIR 2009), where it was not tuned."""
 
 
-def fused(rankings: Iterable[Sequence[str]], k: int = K) -> list[str]:
+def reciprocal_rank_fusion(rankings: Iterable[Sequence[str]], k: int = K) -> list[str]:
     """Ids by the sum of 1 / (k + rank) over the rankings that have them; equal sums in the order first met."""
     scores: defaultdict[str, float] = defaultdict(float)
     for ranking in rankings:
@@ -45,7 +45,7 @@ class FusedRuns:
     def ranking(self, query_id: str) -> list[str]:
         """All candidates of a query, best first; empty for one that no run has."""
         rows = self._db.execute("SELECT doc_ids FROM ranked WHERE query_id = ? ORDER BY run", (_key(query_id),))
-        return fused(json.loads(doc_ids) for (doc_ids,) in rows)
+        return reciprocal_rank_fusion(json.loads(doc_ids) for (doc_ids,) in rows)
 
     def close(self) -> None:
         self._db.close()

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from ipaddress import ip_address
 from typing import Any
 
-from rank_k.server.api_errors import Refusal
-from rank_k.server.config import LOOPBACK_NAMES, Doors, host_name, is_loopback
-from rank_k.server.responses import encoded
+from rank_k.server.api_errors import ApiError
+from rank_k.server.config import LOOPBACK_NAMES, AccessConfig, host_name, is_loopback
+from rank_k.server.responses import to_json_bytes
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -32,7 +32,7 @@ _SENT_ALWAYS = {
 }
 
 
-class Guard:
+class AccessMiddleware:
     """An ASGI application before another. Leaves who asks, a key's digest or an address, in the scope's state.
 
     `methods` and `headers`: what pages that are let in may send. `open_paths`: what needs no key.
@@ -41,7 +41,7 @@ class Guard:
     def __init__(
         self,
         app: App,
-        doors: Doors,
+        doors: AccessConfig,
         open_paths: frozenset[str] = OPEN_PATHS,
         *,
         methods: str = "GET, POST",
@@ -73,8 +73,8 @@ class Guard:
             client = self._client(scope, headers.get("authorization", ""))
             if scope["method"] == "POST":
                 _check_content_type(headers.get("content-type", ""))
-        except Refusal as refusal:
-            await send_refusal(send, refusal, extra)
+        except ApiError as refusal:
+            await send_error(send, refusal, extra)
             return
         scope.setdefault("state", {})["client"] = client
         await self._app(scope, receive, _with_headers(send, extra))
@@ -84,7 +84,7 @@ class Guard:
         name = host_name(host)
         if name in self._names or (self._any_address and _is_address(name)):
             return
-        raise Refusal(421, "this server is not known under the name in the Host header; see --allow-host")
+        raise ApiError(421, "this server is not known under the name in the Host header; see --allow-host")
 
     def _is_let_in(self, origin: str, host: str) -> bool:
         """Whether the page is one of those allowed by name; False for the server's own. Raises for all others."""
@@ -94,7 +94,7 @@ class Guard:
         scheme, _, place = origin.partition("://")
         if scheme in ("http", "https") and place == host.lower():
             return False
-        raise Refusal(403, "pages of this origin may not use this server; see --allow-origin")
+        raise ApiError(403, "pages of this origin may not use this server; see --allow-origin")
 
     def _client(self, scope: Scope, authorization: str) -> str:
         address = scope.get("client")
@@ -105,13 +105,13 @@ class Guard:
         given = _digest(key.strip().encode("latin-1", "replace"))
         fits = [hmac.compare_digest(given, known) for known in self._keys]  # all of them: the time tells nothing
         if scheme.lower() != "bearer" or not any(fits):
-            raise Refusal(401, "a key is needed: Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"})
+            raise ApiError(401, "a key is needed: Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"})
         return f"key {given.hex()}"
 
 
-async def send_refusal(send: Send, refusal: Refusal, headers: MutableMapping[str, str] | None = None) -> None:
+async def send_error(send: Send, refusal: ApiError, headers: MutableMapping[str, str] | None = None) -> None:
     """Answer with `refusal`, as JSON."""
-    body = encoded(refusal.body())
+    body = to_json_bytes(refusal.body())
     sent = {**(headers or {}), "Content-Type": "application/json", **refusal.headers, "Content-Length": str(len(body))}
     await send({"type": "http.response.start", "status": refusal.status, "headers": _raw(sent.items())})
     await send({"type": "http.response.body", "body": body})
@@ -142,7 +142,7 @@ def _check_content_type(value: str) -> None:
     kind, _, parameters = value.partition(";")
     charset = parameters.lower().replace(" ", "").replace('"', "").partition("charset=")[2] or "utf-8"
     if kind.strip().lower() != "application/json" or charset not in ("utf-8", "utf8"):
-        raise Refusal(415, "send JSON in UTF-8, with Content-Type: application/json", "Content-Type")
+        raise ApiError(415, "send JSON in UTF-8, with Content-Type: application/json", "Content-Type")
 
 
 def _is_address(name: str) -> bool:

@@ -9,19 +9,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from rank_k.errors import (
-    ContentFiltered,
-    GaveUp,
+    ConnectionFailed,
     InputError,
     JournalError,
     ModelError,
-    Overloaded,
+    PromptFiltered,
     QueryTooLong,
-    Refused,
-    Unreachable,
+    RequestRejected,
+    RetriesExhausted,
+    ServerOverloaded,
 )
 
 
-class Refusal(Exception):
+class ApiError(Exception):
     """A request that gets no ranking."""
 
     def __init__(self, status: int, message: str, field: str = "", headers: Mapping[str, str] | None = None) -> None:
@@ -36,42 +36,42 @@ class Refusal(Exception):
         return {**said, "field": self.field} if self.field else said
 
 
-def invalid(field: str, message: str) -> Refusal:
+def invalid_field(field: str, message: str) -> ApiError:
     """A field of the request is not what it should be."""
-    return Refusal(422, f"{field}: {message}", field)
+    return ApiError(422, f"{field}: {message}", field)
 
 
-def too_busy(seconds: int, message: str) -> Refusal:
-    return Refusal(429, f"{message}; try again in {seconds} s", headers={"Retry-After": str(seconds)})
+def too_busy(seconds: int, message: str) -> ApiError:
+    return ApiError(429, f"{message}; try again in {seconds} s", headers={"Retry-After": str(seconds)})
 
 
-def stopping() -> Refusal:
-    return Refusal(503, "the server is stopping", headers={"Retry-After": "30"})
+def server_stopping() -> ApiError:
+    return ApiError(503, "the server is stopping", headers={"Retry-After": "30"})
 
 
-def of_error(error: Exception) -> Refusal:
+def to_api_error(error: Exception) -> ApiError:
     """What a client is told of an error behind the server. Addresses, keys and what the model's server said are
     none of its business: those are for who runs this one."""
     if isinstance(error, QueryTooLong):
-        return invalid("query", "it is too long for the model's context")
+        return invalid_field("query", "it is too long for the model's context")
     if isinstance(error, ModelError):
         if _ran_out_of_time(error):
-            return Refusal(504, "the model did not answer in time")
-        cause = error.__cause__ if isinstance(error, GaveUp) else error
-        if isinstance(cause, Overloaded):
-            return Refusal(503, "the model's server has too much to do", headers={"Retry-After": "30"})
-        if isinstance(cause, Unreachable):
-            return Refusal(502, "the model's server cannot be reached")
-        if isinstance(cause, ContentFiltered):
-            return Refusal(422, "the model's content filter refused the query or a document")
-        if isinstance(cause, Refused):
-            return Refusal(502, f"the model's server refused the question ({cause.status})")
-        return Refusal(502, "the model's server failed")
+            return ApiError(504, "the model did not answer in time")
+        cause = error.__cause__ if isinstance(error, RetriesExhausted) else error
+        if isinstance(cause, ServerOverloaded):
+            return ApiError(503, "the model's server has too much to do", headers={"Retry-After": "30"})
+        if isinstance(cause, ConnectionFailed):
+            return ApiError(502, "the model's server cannot be reached")
+        if isinstance(cause, PromptFiltered):
+            return ApiError(422, "the model's content filter refused the query or a document")
+        if isinstance(cause, RequestRejected):
+            return ApiError(502, f"the model's server refused the question ({cause.status})")
+        return ApiError(502, "the model's server failed")
     if isinstance(error, JournalError):
-        return Refusal(507, "the answer could not be kept")
+        return ApiError(507, "the answer could not be kept")
     if isinstance(error, InputError):
-        return Refusal(502, "the model cannot be asked as this server is set up")
-    return Refusal(500, "the server failed")
+        return ApiError(502, "the model cannot be asked as this server is set up")
+    return ApiError(500, "the server failed")
 
 
 def _ran_out_of_time(error: BaseException | None) -> bool:

@@ -12,16 +12,16 @@ from rank_k.errors import MissingExtra
 from rank_k.hits import RankedHits
 from rank_k.optional_deps import load
 from rank_k.server import demo_queries, web_pages
-from rank_k.server.access import OPEN_PATHS, App, Guard, Receive, Scope, Send
-from rank_k.server.api_errors import Refusal
-from rank_k.server.config import Doors
-from rank_k.server.event_stream import Events, EventStream, until_gone
-from rank_k.server.http_io import json_response, left, posted_body, response
-from rank_k.server.journal_routes import Looking
+from rank_k.server.access import OPEN_PATHS, AccessMiddleware, App, Receive, Scope, Send
+from rank_k.server.api_errors import ApiError
+from rank_k.server.config import AccessConfig
+from rank_k.server.event_stream import EventStream, ProgressEvents, wait_for_disconnect
+from rank_k.server.http_io import client_disconnected, json_response, read_body, response
+from rank_k.server.journal_routes import JournalRoutes
 from rank_k.server.openapi import document
-from rank_k.server.requests import Wanted, wanted
-from rank_k.server.responses import answer, encoded
-from rank_k.server.service import Desk
+from rank_k.server.requests import RerankRequest, parse_rerank_request
+from rank_k.server.responses import ranking_response, to_json_bytes
+from rank_k.server.service import RerankService
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 RERANK_PATHS = ("/v2/rerank", "/v1/rerank", "/rerank")
 
 
-class Room(Protocol):
+class RouteGroup(Protocol):
     """Something else that is served behind the same door. Its page asks whether it is there by its `name`."""
 
     @property
@@ -40,11 +40,11 @@ class Room(Protocol):
     def open_paths(self) -> frozenset[str]:
         """Those that need no key."""
 
-    def routes(self, desk: Desk, doors: Doors) -> list[Any]:
+    def routes(self, desk: RerankService, doors: AccessConfig) -> list[Any]:
         """Starlette's. What goes wrong in there the desk is told."""
 
 
-def make_app(desk: Desk, doors: Doors = Doors(), rooms: Sequence[Room] = ()) -> App:
+def make_app(desk: RerankService, doors: AccessConfig = AccessConfig(), rooms: Sequence[RouteGroup] = ()) -> App:
     """The application, its guard before it. Raises `MissingExtra`."""
     routing: Any = load("starlette.routing")
     exceptions: Any = load("starlette.exceptions")
@@ -56,26 +56,26 @@ def make_app(desk: Desk, doors: Doors = Doors(), rooms: Sequence[Room] = ()) -> 
         routing.Route("/metrics", endpoints.metrics),
         routing.Route("/openapi.json", endpoints.openapi),
         routing.Route("/demo", endpoints.demo),
-        *Looking(desk.journal, doors, json_response).routes(),
+        *JournalRoutes(desk.journal, doors, json_response).routes(),
         *web_pages.routes(),
-        routing.Route("/page/rooms.json", _Rooms(rooms).answer),
+        routing.Route("/page/rooms.json", _RouteGroups(rooms).answer),
         *(route for room in rooms for route in room.routes(desk, doors)),
     ]
     starlette = load("starlette.applications").Starlette(
         routes=routes,
         exception_handlers={
             exceptions.HTTPException: _not_found,
-            Refusal: _refused,
+            ApiError: _refused,
             Exception: endpoints.broken,
         },
     )
     starlette.router.redirect_slashes = False
-    counted = _Counted(starlette, desk, frozenset(route.path for route in routes))
-    return Guard(counted, doors, OPEN_PATHS.union(web_pages.paths(), *(room.open_paths for room in rooms)))
+    counted = _MeteredApp(starlette, desk, frozenset(route.path for route in routes))
+    return AccessMiddleware(counted, doors, OPEN_PATHS.union(web_pages.paths(), *(room.open_paths for room in rooms)))
 
 
-class _Rooms:
-    def __init__(self, rooms: Sequence[Room]) -> None:
+class _RouteGroups:
+    def __init__(self, rooms: Sequence[RouteGroup]) -> None:
         self._names = [room.name for room in rooms]
 
     async def answer(self, request: Request) -> Response:
@@ -83,30 +83,30 @@ class _Rooms:
 
 
 class _Endpoints:
-    def __init__(self, desk: Desk, openapi: Mapping[str, Any]) -> None:
+    def __init__(self, desk: RerankService, openapi: Mapping[str, Any]) -> None:
         self._desk = desk
-        self._openapi = encoded(openapi)
+        self._openapi = to_json_bytes(openapi)
         self._started = int(time.time())
 
     async def rerank(self, request: Request) -> Any:
         desk = self._desk
-        raw = await posted_body(request, desk.limits.body, desk.limits.body_seconds)
-        asked = wanted(raw, desk.limits, texts_allowed=request.url.path == "/rerank")
+        raw = await read_body(request, desk.limits.body, desk.limits.body_seconds)
+        asked = parse_rerank_request(raw, desk.limits, texts_allowed=request.url.path == "/rerank")
         client = request.scope["state"]["client"]
         if asked.stream:
             return self._stream(asked, client)
         name = str(uuid4())
-        hits = await while_there(until_gone(request.receive), desk.rank(asked, client, name))
-        return json_response(answer(asked, hits, desk.model, name))
+        hits = await cancel_on_disconnect(wait_for_disconnect(request.receive), desk.rank(asked, client, name))
+        return json_response(ranking_response(asked, hits, desk.model, name))
 
-    def _stream(self, asked: Wanted, client: str) -> EventStream:
+    def _stream(self, asked: RerankRequest, client: str) -> EventStream:
         desk, name = self._desk, str(uuid4())
 
-        async def work(events: Events) -> RankedHits:
+        async def work(events: ProgressEvents) -> RankedHits:
             return await desk.rank(asked, client, name, events)
 
         def finish(hits: RankedHits) -> Any:
-            return answer(asked, hits, desk.model, name)
+            return ranking_response(asked, hits, desk.model, name)
 
         return EventStream(work, finish, desk.failed, desk.limits.stall_seconds)
 
@@ -127,7 +127,7 @@ class _Endpoints:
 
     async def demo(self, request: Request) -> Response:
         try:
-            return json_response({"questions": await asyncio.to_thread(demo_queries.questions)})
+            return json_response({"questions": await asyncio.to_thread(demo_queries.demo_queries)})
         except MissingExtra as error:
             return json_response({"questions": [], "missing": error.remedy})
 
@@ -136,10 +136,10 @@ class _Endpoints:
         return _refusal(self._desk.failed(error))
 
 
-class _Counted:
+class _MeteredApp:
     """Counts requests by path and status. Paths that do not exist are one."""
 
-    def __init__(self, app: App, desk: Desk, paths: frozenset[str]) -> None:
+    def __init__(self, app: App, desk: RerankService, paths: frozenset[str]) -> None:
         self._app = app
         self._desk = desk
         self._paths = paths
@@ -168,14 +168,14 @@ class _Counted:
             self._desk.metrics.answered(path, status, time.monotonic() - started)
 
 
-async def while_there(gone: Coroutine[Any, Any, Any], work: Awaitable[RankedHits]) -> RankedHits:
+async def cancel_on_disconnect(gone: Coroutine[Any, Any, Any], work: Awaitable[RankedHits]) -> RankedHits:
     """The result of `work`, which is cancelled when the client goes away: when `gone` ends. Raises a `Refusal`."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.create_task(gone)
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise left()
+            raise client_disconnected()
         return working.result()
     finally:
         working.cancel()
@@ -184,15 +184,15 @@ async def while_there(gone: Coroutine[Any, Any, Any], work: Awaitable[RankedHits
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
+    assert isinstance(error, ApiError)
     return _refusal(error)
 
 
 async def _not_found(request: Request, error: Any) -> Response:
     """404 and 405, as JSON too."""
     said = f"there is no {request.method} {request.url.path[:100]!r} here" if error.status_code < 500 else "no answer"
-    return _refusal(Refusal(error.status_code, said, headers=error.headers))
+    return _refusal(ApiError(error.status_code, said, headers=error.headers))
 
 
-def _refusal(refusal: Refusal) -> Response:
+def _refusal(refusal: ApiError) -> Response:
     return json_response(refusal.body(), refusal.status, refusal.headers)

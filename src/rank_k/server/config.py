@@ -35,7 +35,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
+class AccessConfig:
     """Who may come in.
 
     `host`: the address listened on. `keys`: any one of them opens; none needed if there is none. `hosts`: names,
@@ -80,7 +80,7 @@ _ORIGIN = re.compile(r"(?!http://.*:80$|https://.*:443$)[a-z][a-z0-9+.-]*://[\w.
 """As browsers send it: no path, no port that goes without saying, and not `null`, which any page may be."""
 
 
-def check_doors(doors: Doors, *, insecure: bool) -> None:
+def check_access(doors: AccessConfig, *, insecure: bool) -> None:
     """Raise `InputError` for a server that anybody could use without having been told to be one, and for names and
     origins that nobody can come by."""
     if not (is_loopback(doors.host) or doors.keys or insecure):

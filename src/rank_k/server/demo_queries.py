@@ -10,7 +10,7 @@ DEPTH = 12
 
 
 @cache
-def questions() -> list[dict[str, Any]]:
+def demo_queries() -> list[dict[str, Any]]:
     """Some seconds of work at the first call. Raises `MissingExtra` without the extra `data`."""
     from rank_k.data.collections import demo
     from rank_k.retrieval.bm25 import retrieve

@@ -18,18 +18,18 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from rank_k.hits import RankedHits
-from rank_k.models.base import Delta
-from rank_k.server.access import Receive, Scope, Send, send_refusal
-from rank_k.server.api_errors import Refusal
-from rank_k.server.responses import encoded
-from rank_k.server.service import Audience
+from rank_k.models.base import StreamChunk
+from rank_k.server.access import Receive, Scope, Send, send_error
+from rank_k.server.api_errors import ApiError
+from rank_k.server.responses import to_json_bytes
+from rank_k.server.service import ProgressListener
 from rank_k.types import Ranking, Window
-from rank_k.window.listwise import Asked
+from rank_k.window.listwise import WindowReport
 
 _HEARTBEAT = 15.0  # seconds of silence after which a comment shows that somebody is there
 
 
-class Events(Audience):
+class ProgressEvents(ProgressListener):
     """Takes what it hears, in the model's thread, to a queue of `loop`. Pieces wait together, one per window."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -41,11 +41,11 @@ class Events(Audience):
         told = {"round": round_number + 1, "window": number + 1, "shown": _indices(window.doc_ids)}
         self._post("window", told)
 
-    def on_text(self, round_number: int, window: int, piece: Delta) -> None:
+    def on_text(self, round_number: int, window: int, piece: StreamChunk) -> None:
         told = {"round": round_number + 1, "window": window + 1, "reasoning": piece.reasoning, "text": piece.text}
         self._post("trace", told)
 
-    def on_asked(self, round_number: int, window: int, asked: Asked) -> None:
+    def on_asked(self, round_number: int, window: int, asked: WindowReport) -> None:
         usage = {"prompt_tokens": asked.usage.prompt_tokens, "completion_tokens": asked.usage.completion_tokens}
         for order in asked.outcome.orders:
             told = {
@@ -67,11 +67,11 @@ class Events(Audience):
         await self._news.wait()
         self._news.clear()
         ready, self._pending = self._pending, []
-        return b"".join(event(kind, told) for kind, told in ready)
+        return b"".join(format_event(kind, told) for kind, told in ready)
 
     def rest(self) -> bytes:
         ready, self._pending = self._pending, []
-        return b"".join(event(kind, told) for kind, told in ready)
+        return b"".join(format_event(kind, told) for kind, told in ready)
 
     def _post(self, kind: str, told: dict[str, Any]) -> None:
         self._loop.call_soon_threadsafe(self._take, kind, told)
@@ -94,9 +94,9 @@ class EventStream:
 
     def __init__(
         self,
-        work: Callable[[Events], Awaitable[RankedHits]],
+        work: Callable[[ProgressEvents], Awaitable[RankedHits]],
         finish: Callable[[RankedHits], Any],
-        fail: Callable[[Exception], Refusal],
+        fail: Callable[[Exception], ApiError],
         stall_seconds: float,
     ) -> None:
         self._work = work
@@ -106,9 +106,9 @@ class EventStream:
         self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        events = Events(asyncio.get_running_loop())
+        events = ProgressEvents(asyncio.get_running_loop())
         work = asyncio.ensure_future(self._work(events))
-        gone = asyncio.create_task(until_gone(receive))
+        gone = asyncio.create_task(wait_for_disconnect(receive))
         try:
             await self._pass_on(events, work, gone, send)
         except TimeoutError:
@@ -119,7 +119,7 @@ class EventStream:
             await asyncio.gather(work, gone, return_exceptions=True)
 
     async def _pass_on(
-        self, events: Events, work: asyncio.Future[RankedHits], gone: asyncio.Task[None], send: Send
+        self, events: ProgressEvents, work: asyncio.Future[RankedHits], gone: asyncio.Task[None], send: Send
     ) -> None:
         while not work.done():
             news = asyncio.create_task(events.next())
@@ -137,13 +137,13 @@ class EventStream:
                 await self._send(send, b": waiting\n\n")
         await asyncio.sleep(0)  # what the model's thread has posted before the end
         try:
-            last = event("result", self._finish(work.result()))
+            last = format_event("result", self._finish(work.result()))
         except Exception as error:
-            refusal = error if isinstance(error, Refusal) else self._fail(error)
+            refusal = error if isinstance(error, ApiError) else self._fail(error)
             if not self._begun:
-                await send_refusal(send, refusal)
+                await send_error(send, refusal)
                 return
-            last = event("error", {"status": refusal.status, **refusal.body()})
+            last = format_event("error", {"status": refusal.status, **refusal.body()})
         await self._send(send, events.rest() + last, more=False)
 
     async def _send(self, send: Send, body: bytes, more: bool = True) -> None:
@@ -155,14 +155,14 @@ class EventStream:
             await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-async def until_gone(receive: Receive) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
     """Until the client has gone away (or has its whole answer). The body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def event(kind: str, told: Any) -> bytes:
-    return b"event: " + kind.encode() + b"\ndata: " + encoded(told) + b"\n\n"
+def format_event(kind: str, told: Any) -> bytes:
+    return b"event: " + kind.encode() + b"\ndata: " + to_json_bytes(told) + b"\n\n"
 
 
 def _indices(doc_ids: tuple[str, ...]) -> list[int]:

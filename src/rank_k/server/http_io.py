@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rank_k.optional_deps import load
-from rank_k.server.api_errors import Refusal
-from rank_k.server.responses import encoded
+from rank_k.server.api_errors import ApiError
+from rank_k.server.responses import to_json_bytes
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
 
-async def posted_body(request: Request, most: int, seconds: float) -> bytes:
+async def read_body(request: Request, most: int, seconds: float) -> bytes:
     """The request's body, no longer than `most` bytes and not slower than `seconds`. Raises a `Refusal`."""
-    too_large = Refusal(413, f"the body has more than {most:,} bytes", headers={"Connection": "close"})
+    too_large = ApiError(413, f"the body has more than {most:,} bytes", headers={"Connection": "close"})
     told = request.headers.get("content-length", "")
     if told.isdecimal() and int(told[:20]) > most:
         raise too_large
@@ -30,18 +30,18 @@ async def posted_body(request: Request, most: int, seconds: float) -> bytes:
                 if len(body) > most:
                     raise too_large
     except TimeoutError:
-        raise Refusal(408, f"the body did not arrive within {seconds:g} s", headers={"Connection": "close"}) from None
+        raise ApiError(408, f"the body did not arrive within {seconds:g} s", headers={"Connection": "close"}) from None
     except gone:
-        raise left() from None
+        raise client_disconnected() from None
     return bytes(body)
 
 
-def left() -> Refusal:
-    return Refusal(499, "the client went away")
+def client_disconnected() -> ApiError:
+    return ApiError(499, "the client went away")
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return response(encoded(value), status, {**(headers or {}), "Content-Type": "application/json"})
+    return response(to_json_bytes(value), status, {**(headers or {}), "Content-Type": "application/json"})
 
 
 def response(body: bytes, status: int, headers: Mapping[str, str]) -> Response:

@@ -17,8 +17,8 @@ from rank_k.errors import JournalError
 from rank_k.journal import Journal, QueryRecord
 from rank_k.optional_deps import load
 from rank_k.server import journal_views
-from rank_k.server.api_errors import Refusal, invalid
-from rank_k.server.config import Doors
+from rank_k.server.api_errors import ApiError, invalid_field
+from rank_k.server.config import AccessConfig
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -28,10 +28,10 @@ _MOST = 2**53  # what JSON can say of a whole number
 Answer = Callable[["Request"], Awaitable[Any]]
 
 
-class Looking:
+class JournalRoutes:
     """`path`: the journal, None where it is no file. `answer` makes a response of what is told."""
 
-    def __init__(self, path: Path | None, doors: Doors, answer: Callable[[Any], Any]) -> None:
+    def __init__(self, path: Path | None, doors: AccessConfig, answer: Callable[[Any], Any]) -> None:
         self._path = path
         self._is_open_to_all = doors.open_to_all
         self._answer = answer
@@ -54,16 +54,16 @@ class Looking:
 
     def _look(self, view: Callable[[Journal, Request], dict[str, Any]], request: Request) -> dict[str, Any]:
         if self._is_open_to_all:
-            raise Refusal(403, "anybody can reach this server: it shows its journal only to who has a key")
+            raise ApiError(403, "anybody can reach this server: it shows its journal only to who has a key")
         if self._path is None and view in (_runs, _queries):
             return {"journal": None, "total": 0, "offset": 0, "runs": [], "queries": []}
         if self._path is None:
-            raise Refusal(404, "this server keeps its calls where they cannot be looked at")
+            raise ApiError(404, "this server keeps its calls where they cannot be looked at")
         try:
             with closing(Journal(self._path, read_only=True)) as journal:
                 return {"journal": self._path.name, **view(journal, request)}
         except (JournalError, sqlite3.Error) as error:
-            raise Refusal(503, "the journal cannot be read") from error
+            raise ApiError(503, "the journal cannot be read") from error
 
 
 def _runs(journal: Journal, request: Request) -> dict[str, Any]:
@@ -84,14 +84,14 @@ def _window(journal: Journal, request: Request) -> dict[str, Any]:
         journal, _record(journal, request), _whole(request, "round"), _whole(request, "window")
     )
     if found is None:
-        raise Refusal(404, "this query has no such window in the journal", "window")
+        raise ApiError(404, "this query has no such window in the journal", "window")
     return found
 
 
 def _record(journal: Journal, request: Request) -> QueryRecord:
     found = journal.query(request.query_params.get("run", ""), _whole(request, "position"))
     if found is None:
-        raise Refusal(404, "there is no such query in the journal", "position")
+        raise ApiError(404, "there is no such query in the journal", "position")
     return found
 
 
@@ -101,5 +101,5 @@ def _whole(request: Request, name: str, default: int | None = None) -> int:
     if given is None and default is not None:
         return default
     if given is None or not (given.isascii() and given.isdecimal()) or int(given[:20]) > _MOST:
-        raise invalid(name, "a whole number of 0 or more is needed")
+        raise invalid_field(name, "a whole number of 0 or more is needed")
     return int(given[:20])

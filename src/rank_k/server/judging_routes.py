@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from rank_k.errors import InputError, RankKError
 from rank_k.evaluation.preferences import CHOICES, UNDONE
 from rank_k.optional_deps import load
-from rank_k.server.api_errors import Refusal, invalid
-from rank_k.server.config import Doors
-from rank_k.server.http_io import json_response, posted_body, response
-from rank_k.server.judging_session import Judge, Question, Questions, Store, shown
-from rank_k.server.preferences_file import JudgmentFile
+from rank_k.server.api_errors import ApiError, invalid_field
+from rank_k.server.config import AccessConfig
+from rank_k.server.http_io import json_response, read_body, response
+from rank_k.server.judging_session import JudgingSession, PairwiseItem, PairwiseItems, PassageStore, displayed_pair
+from rank_k.server.preferences_file import PreferencesFile
 from rank_k.server.requests import json_object
-from rank_k.server.service import Desk
+from rank_k.server.service import RerankService
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -34,20 +34,20 @@ _JUDGES_KEPT = 100
 """In memory. Any other is made again from the rows."""
 
 
-class JudgingRoom:
+class JudgingRoutes:
     """A `Room` of the application. Owns neither `store` nor `file`."""
 
     name = "judge"
     open_paths: frozenset[str] = frozenset()
 
-    def __init__(self, asked: Questions, store: Store, file: JudgmentFile) -> None:
+    def __init__(self, asked: PairwiseItems, store: PassageStore, file: PreferencesFile) -> None:
         self._asked = asked
         self._store = store
         self._file = file
-        self._judges: dict[str, Judge] = {}
+        self._judges: dict[str, JudgingSession] = {}
         self._writing = asyncio.Lock()
 
-    def routes(self, desk: Desk, doors: Doors) -> list[Any]:
+    def routes(self, desk: RerankService, doors: AccessConfig) -> list[Any]:
         route: Any = load("starlette.routing").Route
         self._desk, self._doors = desk, doors
         return [
@@ -64,12 +64,12 @@ class JudgingRoom:
         body = await self._body(request)
         judge, token, choice = self._judge(body), body.get("token"), body.get("choice")
         if choice not in CHOICES:
-            raise invalid("choice", f"write one of {', '.join(CHOICES)}")
+            raise invalid_field("choice", f"write one of {', '.join(CHOICES)}")
         seconds = _seconds(body)
         async with self._writing:
             question = judge.question(token) if isinstance(token, str) else None
             if question is None:
-                raise Refusal(409, "this is no longer asked: load the page again", "token")
+                raise ApiError(409, "this is no longer asked: load the page again", "token")
             if judge.said(question.token(judge.name)) != choice:  # else it was sent twice
                 await self._keep(judge, question, choice, seconds)
         return await self._where(judge)
@@ -79,20 +79,20 @@ class JudgingRoom:
         async with self._writing:
             question = judge.last()
             if question is None:
-                raise Refusal(409, "there is nothing to take back")
+                raise ApiError(409, "there is nothing to take back")
             await self._keep(judge, question, UNDONE, None)
         return await self._where(judge, question)
 
     async def _judgments(self, request: Request) -> Response:
         if self._doors.open_to_all:
-            raise Refusal(403, "anybody can reach this server: take the file itself, or have it ask for a key")
+            raise ApiError(403, "anybody can reach this server: take the file itself, or have it ask for a key")
         async with self._writing:
             content = await asyncio.to_thread(self._file.content)
         name = "judgments.jsonl"
         headers = {"Content-Type": "application/jsonl", "Content-Disposition": f'attachment; filename="{name}"'}
         return response(content, 200, headers)
 
-    async def _where(self, judge: Judge, question: Question | None = None) -> Response:
+    async def _where(self, judge: JudgingSession, question: PairwiseItem | None = None) -> Response:
         """Where a judge stands: how far, and what comes next, `question` or the first that is left."""
         question = question or judge.next()
         told: dict[str, Any] = {
@@ -105,28 +105,28 @@ class JudgingRoom:
         }
         if question is not None:
             try:
-                told["question"] = asdict(await asyncio.to_thread(shown, question, judge.name, self._store))
+                told["question"] = asdict(await asyncio.to_thread(displayed_pair, question, judge.name, self._store))
             except (RankKError, OSError) as error:
                 self._desk.failed(error if isinstance(error, RankKError) else _unreadable(error))
-                raise Refusal(500, "a passage cannot be read; whoever runs this server has been told why") from None
+                raise ApiError(500, "a passage cannot be read; whoever runs this server has been told why") from None
         return json_response(told)
 
-    async def _keep(self, judge: Judge, question: Question, choice: str, seconds: float | None) -> None:
+    async def _keep(self, judge: JudgingSession, question: PairwiseItem, choice: str, seconds: float | None) -> None:
         """Returns once it is on disk, and counts."""
         row = judge.judgment(question, choice, seconds, datetime.now(UTC))
         try:
             await asyncio.to_thread(self._file.append, row)
         except OSError as error:
             self._desk.failed(_unwritable(self._file.path, error))
-            raise Refusal(507, "it could not be kept; whoever runs this server has been told why") from None
+            raise ApiError(507, "it could not be kept; whoever runs this server has been told why") from None
         judge.take(row)
 
-    def _judge(self, told: Mapping[str, Any]) -> Judge:
+    def _judge(self, told: Mapping[str, Any]) -> JudgingSession:
         name = told.get("judge")
         name = name.strip() if isinstance(name, str) else ""
         if not name or len(name) > _LONGEST_NAME or not name.isprintable():
-            raise invalid("judge", f"a name of 1 to {_LONGEST_NAME} letters is needed")
-        judge = self._judges.pop(name, None) or Judge(name, self._asked, self._file.rows)
+            raise invalid_field("judge", f"a name of 1 to {_LONGEST_NAME} letters is needed")
+        judge = self._judges.pop(name, None) or JudgingSession(name, self._asked, self._file.rows)
         self._judges[name] = judge  # the last one used stands last
         if len(self._judges) > _JUDGES_KEPT:
             del self._judges[next(iter(self._judges))]
@@ -134,7 +134,7 @@ class JudgingRoom:
 
     async def _body(self, request: Request) -> dict[str, Any]:
         limits = self._desk.limits
-        return json_object(await posted_body(request, limits.body, limits.body_seconds))
+        return json_object(await read_body(request, limits.body, limits.body_seconds))
 
 
 def _seconds(body: Mapping[str, Any]) -> float | None:
@@ -142,7 +142,7 @@ def _seconds(body: Mapping[str, Any]) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise invalid("seconds", "must be a number from 0")
+        raise invalid_field("seconds", "must be a number from 0")
     return round(min(float(value), _MOST_SECONDS), 1) if value < _MOST_SECONDS else _MOST_SECONDS
 
 

@@ -17,21 +17,21 @@ from functools import cached_property
 from itertools import combinations
 from typing import Protocol
 
-from rank_k.evaluation.preferences import UNDONE, Judgment, standing
+from rank_k.evaluation.preferences import UNDONE, Judgment, current_judgments
 from rank_k.types import Passage, Query, Run
 
 MOST_CHARACTERS = 20_000
 """Of a passage, as it is shown."""
 
 
-class Store(Protocol):
+class PassageStore(Protocol):
     """Where passages come from."""
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class PairwiseItem:
     """What is asked: two rankings, each cut to what is shown, and who made them. `seal`: stands for all of both."""
 
     query: Query
@@ -52,19 +52,19 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
+class PairwiseItems:
     """Everything that can be asked. `alike`: how often two systems show the same, so that there is nothing to ask;
     `lacking`: how often one of them has nothing for the query."""
 
-    asked: tuple[Question, ...]
+    asked: tuple[PairwiseItem, ...]
     depth: int
     alike: int = 0
     lacking: int = 0
 
 
-def questions(
+def pairwise_items(
     queries: Mapping[str, Query], translations: Mapping[str, str], runs: Mapping[str, Run], depth: int = 10
-) -> Questions:
+) -> PairwiseItems:
     """Every query with every two of `runs`, by their names: the first `depth` passages of each.
 
     In an order drawn by chance, the same for all judges: who stops early has then judged some of all kinds, and what
@@ -82,13 +82,13 @@ def questions(
             else:
                 seal = _digest(*whole[0], "", *whole[1]).hex()
                 translation = translations.get(query.query_id)
-                asked.append(Question(query, translation, (systems[0], systems[1]), (first, second), seal))
+                asked.append(PairwiseItem(query, translation, (systems[0], systems[1]), (first, second), seal))
     asked.sort(key=lambda question: _digest("order", question.query.query_id, *question.systems))
-    return Questions(tuple(asked), depth, alike, lacking)
+    return PairwiseItems(tuple(asked), depth, alike, lacking)
 
 
 @dataclass(frozen=True, slots=True)
-class ShownPassage:
+class DisplayedPassage:
     """`number`: the same for the same passage on both sides. `cut`: only its beginning is shown."""
 
     number: int
@@ -97,25 +97,25 @@ class ShownPassage:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class DisplayedPair:
     """What a judge sees of a question. Reading passages may take a while."""
 
     token: str
     query: str
     translation: str | None
-    left: tuple[ShownPassage, ...]
-    right: tuple[ShownPassage, ...]
+    left: tuple[DisplayedPassage, ...]
+    right: tuple[DisplayedPassage, ...]
 
 
-def shown(question: Question, judge: str, store: Store) -> Shown:
+def displayed_pair(question: PairwiseItem, judge: str, store: PassageStore) -> DisplayedPair:
     """Raises `InputError` for a passage that `store` lacks."""
     left, right = (question.rankings[side] for side in question.sides(judge))
     numbers = {doc_id: number for number, doc_id in enumerate(dict.fromkeys(left + right), 1)}
     passages = {}
     for doc_id, number in numbers.items():
         text = store.get(doc_id, question.query.query_id).text
-        passages[doc_id] = ShownPassage(number, text[:MOST_CHARACTERS], len(text) > MOST_CHARACTERS)
-    return Shown(
+        passages[doc_id] = DisplayedPassage(number, text[:MOST_CHARACTERS], len(text) > MOST_CHARACTERS)
+    return DisplayedPair(
         question.token(judge),
         question.query.text,
         question.translation,
@@ -124,16 +124,16 @@ def shown(question: Question, judge: str, store: Store) -> Shown:
     )
 
 
-class Judge:
+class JudgingSession:
     """One judge's way through the questions. `rows` are what was said before, by anybody, about anything: only this
     judge's count, and only those about what would be shown again."""
 
-    def __init__(self, name: str, asked: Questions, rows: Iterable[Judgment]) -> None:
+    def __init__(self, name: str, asked: PairwiseItems, rows: Iterable[Judgment]) -> None:
         self.name = name
         self._asked = asked
         self._said: dict[str, Judgment] = {}
         rows = [row for row in rows if row.judge == name]
-        for row in standing(rows).judgments:
+        for row in current_judgments(rows).judgments:
             question = self._by_item.get((row.query_id, row.pair))
             if question is not None and _saw(row) == _sees(question, name):
                 self._said[question.token(name)] = row
@@ -147,23 +147,23 @@ class Judge:
     def total(self) -> int:
         return len(self._asked.asked)
 
-    def next(self) -> Question | None:
+    def next(self) -> PairwiseItem | None:
         """The first that has not been judged; None at the end."""
         return next((question for token, question in self._by_token.items() if token not in self._said), None)
 
-    def question(self, token: str) -> Question | None:
+    def question(self, token: str) -> PairwiseItem | None:
         return self._by_token.get(token)
 
     def said(self, token: str) -> str | None:
         row = self._said.get(token)
         return None if row is None else row.choice
 
-    def last(self) -> Question | None:
+    def last(self) -> PairwiseItem | None:
         """What was judged last, and has not been taken back."""
         row = max(self._said.values(), key=lambda row: row.time, default=None)
         return None if row is None else self._by_item[row.query_id, row.pair]
 
-    def judgment(self, question: Question, choice: str, seconds: float | None, now: datetime) -> Judgment:
+    def judgment(self, question: PairwiseItem, choice: str, seconds: float | None, now: datetime) -> Judgment:
         """The row that says so. Rows of a judge are told apart by time: each is later than the one before."""
         (left, right), (left_ids, right_ids) = _sees(question, self.name)
         return Judgment(
@@ -192,19 +192,19 @@ class Judge:
             self._said[token] = row
 
     @cached_property
-    def _by_token(self) -> dict[str, Question]:
+    def _by_token(self) -> dict[str, PairwiseItem]:
         return {question.token(self.name): question for question in self._asked.asked}
 
     @cached_property
-    def _by_item(self) -> dict[tuple[str, tuple[str, str]], Question]:
+    def _by_item(self) -> dict[tuple[str, tuple[str, str]], PairwiseItem]:
         return {(question.query.query_id, question.systems): question for question in self._asked.asked}
 
 
-_Seen = tuple[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]]
+_Seal = tuple[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]]
 """Systems and document ids, each left and right."""
 
 
-def _sees(question: Question, judge: str) -> _Seen:
+def _sees(question: PairwiseItem, judge: str) -> _Seal:
     left, right = question.sides(judge)
     return (
         (question.systems[left], question.systems[right]),
@@ -212,7 +212,7 @@ def _sees(question: Question, judge: str) -> _Seen:
     )
 
 
-def _saw(row: Judgment) -> _Seen:
+def _saw(row: Judgment) -> _Seal:
     return (row.left, row.right), (row.left_doc_ids, row.right_doc_ids)
 
 

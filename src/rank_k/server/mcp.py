@@ -15,17 +15,17 @@ from uuid import uuid4
 
 from rank_k import __version__
 from rank_k.hits import Hit, RankedHits
-from rank_k.models.base import Delta, RanksBy
+from rank_k.models.base import ScoringMethod, StreamChunk
 from rank_k.optional_deps import load
-from rank_k.server.api_errors import Refusal, invalid
-from rank_k.server.app import while_there
+from rank_k.server.api_errors import ApiError, invalid_field
+from rank_k.server.app import cancel_on_disconnect
 from rank_k.server.config import Limits
 from rank_k.server.openapi import document
-from rank_k.server.requests import Wanted, wanted
-from rank_k.server.responses import warnings_of
-from rank_k.server.service import Audience, Desk
+from rank_k.server.requests import RerankRequest, parse_rerank_request
+from rank_k.server.responses import response_warnings
+from rank_k.server.service import ProgressListener, RerankService
 from rank_k.types import Ranking, Window
-from rank_k.window.listwise import Asked
+from rank_k.window.listwise import WindowReport
 
 if TYPE_CHECKING:
     from mcp import types
@@ -57,7 +57,7 @@ _FOR_COMPARISON = ("think", "strategy", "return_trace")
 _SHOWN = 100  # characters of a document in the text of a result
 
 
-def make_server(desk: Desk) -> Server[Any]:
+def make_mcp_server(desk: RerankService) -> Server[Any]:
     """An MCP server, to be run over any transport, that takes calls to `desk`. Raises `MissingExtra`."""
     protocol: Any = load("mcp.types")
     tool = _Tool(desk)
@@ -79,7 +79,7 @@ def make_server(desk: Desk) -> Server[Any]:
 
 
 class _Tool:
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: RerankService) -> None:
         self._desk = desk
         self._types: Any = load("mcp.types")
 
@@ -103,32 +103,32 @@ class _Tool:
             error: type[Exception] = load("mcp").MCPError
             raise error(self._types.INVALID_PARAMS, f"there is no such tool here, only {NAME}")
         try:
-            asked = wanted_by(params.arguments or {}, self._desk.limits)
+            asked = parse_tool_arguments(params.arguments or {}, self._desk.limits)
             return self._result(asked, await self._ranked(asked, context))
-        except Refusal as refusal:
+        except ApiError as refusal:
             return self._failure(refusal)
         except Exception as fault:  # of this program: whoever runs it hears of it, the client gets one line
             return self._failure(self._desk.failed(fault))
 
-    async def _ranked(self, asked: Wanted, context: ServerRequestContext[Any, Any]) -> RankedHits:
+    async def _ranked(self, asked: RerankRequest, context: ServerRequestContext[Any, Any]) -> RankedHits:
         """The ranking, for as long as there is somebody to be told. Raises a `Refusal`."""
         state = {} if context.request is None else context.request.scope["state"]
         gone: asyncio.Event = state.get(GONE) or asyncio.Event()  # a pipe's end cancels this task instead
         progress = _Progress(context.session.report_progress)
         try:
             work = self._desk.rank(asked, state.get("client", "pipe"), str(uuid4()), progress)
-            return await while_there(gone.wait(), work)
+            return await cancel_on_disconnect(gone.wait(), work)
         finally:
             progress.end()
 
-    def _result(self, asked: Wanted, hits: RankedHits) -> types.CallToolResult:
+    def _result(self, asked: RerankRequest, hits: RankedHits) -> types.CallToolResult:
         texts = [_readable(asked, hits), *(_trace(n, trace) for n, trace in enumerate(_traces(asked, hits), 1))]
         result: types.CallToolResult = self._types.CallToolResult(
             content=[self._text(text) for text in texts], structured_content=_structured(asked, hits, self._desk.model)
         )
         return result
 
-    def _failure(self, refusal: Refusal) -> types.CallToolResult:
+    def _failure(self, refusal: ApiError) -> types.CallToolResult:
         result: types.CallToolResult = self._types.CallToolResult(content=[self._text(refusal.message)], is_error=True)
         return result
 
@@ -137,7 +137,7 @@ class _Tool:
         return content
 
 
-class _Progress(Audience):
+class _Progress(ProgressListener):
     """Tells a client that wants to know how far its ranking is: once a round, the number of windows answered."""
 
     def __init__(self, report: Callable[[float, float | None, str], Awaitable[None]]) -> None:
@@ -150,10 +150,10 @@ class _Progress(Audience):
     def on_window(self, round_number: int, number: int, window: Window) -> None:
         pass
 
-    def on_text(self, round_number: int, window: int, piece: Delta) -> None:
+    def on_text(self, round_number: int, window: int, piece: StreamChunk) -> None:
         pass
 
-    def on_asked(self, round_number: int, window: int, asked: Asked) -> None:
+    def on_asked(self, round_number: int, window: int, asked: WindowReport) -> None:
         self._windows += 1
 
     def on_ranking(self, round_number: int, ranking: Ranking) -> None:
@@ -175,22 +175,22 @@ class _Progress(Audience):
         report.add_done_callback(self._reports.discard)
 
 
-def wanted_by(arguments: Mapping[str, Any], limits: Limits) -> Wanted:
+def parse_tool_arguments(arguments: Mapping[str, Any], limits: Limits) -> RerankRequest:
     """The request in the arguments of a call, which is read as the body of one over HTTP is. Raises a `Refusal`.
 
     Arguments that there are not are refused, not ignored: a model that has misremembered a name should hear of it.
     """
     for name in arguments:
         if name not in _ARGUMENTS:
-            raise invalid(_one_line(name, 60), f"there is no such argument, only {', '.join(_ARGUMENTS)}")
+            raise invalid_field(_one_line(name, 60), f"there is no such argument, only {', '.join(_ARGUMENTS)}")
     try:
         raw = json.dumps(arguments).encode("ascii")
     except (ValueError, RecursionError):
-        raise Refusal(400, "the arguments are nested too deeply, or hold a number that is too large") from None
-    return wanted(raw, limits)
+        raise ApiError(400, "the arguments are nested too deeply, or hold a number that is too large") from None
+    return parse_rerank_request(raw, limits)
 
 
-def input_schema(limits: Limits, by: RanksBy | None = "comparison") -> dict[str, Any]:
+def input_schema(limits: Limits, by: ScoringMethod | None = "comparison") -> dict[str, Any]:
     """What the HTTP API's document says of these fields, without the nulls, which models need not know of, and without
     those that this server has no use for.
     """
@@ -244,7 +244,7 @@ _OUTPUT: dict[str, Any] = {
 }
 
 
-def _structured(asked: Wanted, hits: RankedHits, model: str) -> dict[str, Any]:
+def _structured(asked: RerankRequest, hits: RankedHits, model: str) -> dict[str, Any]:
     usage = hits.usage
     told: dict[str, Any] = {
         "results": [_told(hit, asked.return_documents) for hit in hits[: asked.top_n]],
@@ -265,18 +265,18 @@ def _told(hit: Hit, with_text: bool) -> dict[str, Any]:
     return {**told, "text": _in_utf8(hit.text)} if with_text else told
 
 
-def _traces(asked: Wanted, hits: RankedHits) -> list[str]:
+def _traces(asked: RerankRequest, hits: RankedHits) -> list[str]:
     return [_in_utf8(trace) for trace in hits.traces] if asked.return_trace else []
 
 
-def _readable(asked: Wanted, hits: RankedHits) -> str:
+def _readable(asked: RerankRequest, hits: RankedHits) -> str:
     """The ranking as a list for a model to read. A document has one line, so that none can forge another's place."""
     shown = hits[: asked.top_n]
     lines = [f"{len(shown)} of {len(hits)} documents, best first. Each is named by its index in the list given."]
     for hit in shown:
         level = " (level with the one before)" if hit.tied else ""
         lines.append(f"{hit.rank}. index {hit.index}{level}: {_one_line(hit.text, _SHOWN)}")
-    return "\n".join([*lines, *(f"Note: {warning}." for warning in warnings_of(hits))])
+    return "\n".join([*lines, *(f"Note: {warning}." for warning in response_warnings(hits))])
 
 
 def _trace(number: int, trace: str) -> str:

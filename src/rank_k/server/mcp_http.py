@@ -10,12 +10,12 @@ import asyncio
 from typing import Any
 
 from rank_k.optional_deps import load
-from rank_k.server.access import App, Guard, Receive, Scope, Send, send_refusal
-from rank_k.server.api_errors import Refusal
-from rank_k.server.config import Doors, Limits
-from rank_k.server.http_io import posted_body
-from rank_k.server.mcp import GONE, make_server
-from rank_k.server.service import Desk
+from rank_k.server.access import AccessMiddleware, App, Receive, Scope, Send, send_error
+from rank_k.server.api_errors import ApiError
+from rank_k.server.config import AccessConfig, Limits
+from rank_k.server.http_io import read_body
+from rank_k.server.mcp import GONE, make_mcp_server
+from rank_k.server.service import RerankService
 
 PATH = "/mcp"
 
@@ -25,22 +25,22 @@ _EXPOSED = (b"access-control-expose-headers", b"mcp-session-id")
 _IDLE_SECONDS = 30 * 60.0  # after which a session that was not ended counts as left
 
 
-def make_mcp_app(desk: Desk, doors: Doors = Doors()) -> App:
+def make_mcp_app(desk: RerankService, doors: AccessConfig = AccessConfig()) -> App:
     """The application, its guard before it. Raises `MissingExtra`."""
     security: Any = load("mcp.server.transport_security").TransportSecuritySettings
     # Streams must not end at the first signal: the desk finishes what is under way, and its answers end the streams.
     load("sse_starlette.sse").AppStatus.disable_automatic_graceful_drain()
-    app = make_server(desk).streamable_http_app(
+    app = make_mcp_server(desk).streamable_http_app(
         streamable_http_path=PATH,
         max_request_body_size=desk.limits.body,
         session_idle_timeout=_IDLE_SECONDS,
         max_sessions=desk.limits.connections,
         transport_security=security(enable_dns_rebinding_protection=False),  # the guard does that, and by --allow-host
     )
-    return Guard(_Door(app, desk.limits), doors, methods=", ".join(_METHODS), headers=_HEADERS)
+    return AccessMiddleware(_SessionAccess(app, desk.limits), doors, methods=", ".join(_METHODS), headers=_HEADERS)
 
 
-class _Door:
+class _SessionAccess:
     """Takes a whole request or none, and notices when its client goes away."""
 
     def __init__(self, app: App, limits: Limits) -> None:
@@ -53,8 +53,8 @@ class _Door:
             return
         try:
             body = await self._admitted(scope, receive)
-        except Refusal as refusal:
-            await send_refusal(send, refusal)
+        except ApiError as refusal:
+            await send_error(send, refusal)
             return
         gone = scope["state"][GONE] = asyncio.Event()
         given = False
@@ -80,8 +80,8 @@ class _Door:
         """The request's body. Raises a `Refusal`."""
         method, path = scope["method"], scope["path"]
         if path != PATH:
-            raise Refusal(404, f"there is nothing here but {PATH}")
+            raise ApiError(404, f"there is nothing here but {PATH}")
         if method not in _METHODS:
-            raise Refusal(405, f"there is no {method[:20]} here", headers={"Allow": ", ".join(_METHODS)})
+            raise ApiError(405, f"there is no {method[:20]} here", headers={"Allow": ", ".join(_METHODS)})
         request: Any = load("starlette.requests").Request(scope, receive)
-        return await posted_body(request, self._limits.body, self._limits.body_seconds)
+        return await read_body(request, self._limits.body, self._limits.body_seconds)

@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rank_k.optional_deps import load
-from rank_k.server.mcp import make_server
-from rank_k.server.service import Desk
+from rank_k.server.mcp import make_mcp_server
+from rank_k.server.service import RerankService
 
 if TYPE_CHECKING:
     from mcp import types
@@ -49,10 +49,10 @@ def private_pipes() -> Iterator[tuple[int, int]]:
         os.dup2(ours[1], 1)  # and ours stay open: a thread may still be reading
 
 
-def serve_pipes(desk: Desk, source: int, sink: int) -> None:
+def serve_pipes(desk: RerankService, source: int, sink: int) -> None:
     """Serve whoever is at the other end, until it closes its end: then what is under way is given up.
 
-    At SIGINT or SIGTERM finish what is under way, as `Desk.stop` does, and end; at a second one, end.
+    At SIGINT or SIGTERM finish what is under way, as `RerankService.stop` does, and end; at a second one, end.
 
     Blocks. Raises `MissingExtra`.
     """
@@ -60,11 +60,11 @@ def serve_pipes(desk: Desk, source: int, sink: int) -> None:
 
 
 class _Conversation:
-    def __init__(self, desk: Desk, source: int, sink: int) -> None:
+    def __init__(self, desk: RerankService, source: int, sink: int) -> None:
         self._desk = desk
         self._source = os.fdopen(source, "rb", closefd=False)
         self._sink = sink
-        self._server = make_server(desk)
+        self._server = make_mcp_server(desk)
         self._anyio: Any = load("anyio")
         self._types: Any = load("mcp.types")
         self._message: Any = load("mcp.shared.message").SessionMessage

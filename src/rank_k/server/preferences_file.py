@@ -10,7 +10,7 @@ from rank_k.errors import FormatError, InputError
 from rank_k.evaluation.preferences import Judgment, read_judgments
 
 
-class JudgmentFile:
+class PreferencesFile:
     """Readable and writable by its owner only, for it says who judged what. Held by one server at a time.
 
     `rows` are all of it. What was half written when the machine stopped, and so was never acknowledged, is cut off.

@@ -13,24 +13,24 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from rank_k.server.api_errors import stopping, too_busy
+from rank_k.server.api_errors import server_stopping, too_busy
 from rank_k.server.config import Limits
 
 _WEIGHT = 0.1  # of the latest piece of work in the average duration
 
 
 @dataclass(eq=False, slots=True)
-class _Waiting:
+class _QueuedRequest:
     client: str
     turn: asyncio.Future[None]
 
 
-class Admission:
+class RequestQueue:
     """`async with admission.turn(client)` waits for a turn and holds it. Raises a `Refusal` where there is none."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._waiting: list[_Waiting] = []  # in the order in which they came
+        self._waiting: list[_QueuedRequest] = []  # in the order in which they came
         self._running: Counter[str] = Counter()
         self._seconds = 1.0  # that a piece of work takes, on average
         self._idle = asyncio.Event()
@@ -60,7 +60,7 @@ class Admission:
         self.closed = True
         for waiting in self._waiting:
             if not waiting.turn.done():
-                waiting.turn.set_exception(stopping())
+                waiting.turn.set_exception(server_stopping())
         self._waiting.clear()
 
     async def idle(self) -> None:
@@ -69,7 +69,7 @@ class Admission:
 
     async def _take(self, client: str) -> None:
         if self.closed:
-            raise stopping()
+            raise server_stopping()
         if self._has_room(client):
             self._start(client)
             return
@@ -78,7 +78,7 @@ class Admission:
             raise too_busy(self._expected(), f"{len(self._waiting)} requests are waiting already")
         if sum(waiting.client == client for waiting in self._waiting) >= math.ceil(queue / 2):
             raise too_busy(self._expected(), "too many requests of yours are waiting already")
-        waiting = _Waiting(client, asyncio.get_running_loop().create_future())
+        waiting = _QueuedRequest(client, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         try:
             await waiting.turn

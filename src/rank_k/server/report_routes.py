@@ -13,20 +13,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rank_k.errors import RankKError
-from rank_k.models.single_flight import Once
+from rank_k.models.single_flight import RunOnce
 from rank_k.optional_deps import load
 from rank_k.reports.html import security_policy
-from rank_k.server.api_errors import Refusal
-from rank_k.server.config import Doors
+from rank_k.server.api_errors import ApiError
+from rank_k.server.config import AccessConfig
 from rank_k.server.http_io import json_response, response
-from rank_k.server.service import Desk
+from rank_k.server.service import RerankService
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
 
-class ComparingRoom:
+class ReportRoutes:
     """A `Room` of the application. `make_report`: the page, made in a thread of its own when it is first asked for,
     which may take minutes, and kept."""
 
@@ -34,14 +34,14 @@ class ComparingRoom:
 
     def __init__(self, make_report: Callable[[], str]) -> None:
         self._make = make_report
-        self._report: Once[bytes] = Once(self._made)
+        self._report: RunOnce[bytes] = RunOnce(self._made)
         self._path = f"/compare/{secrets.token_urlsafe(24)}"
 
     @property
     def open_paths(self) -> frozenset[str]:
         return frozenset({self._path})
 
-    def routes(self, desk: Desk, doors: Doors) -> list[Any]:
+    def routes(self, desk: RerankService, doors: AccessConfig) -> list[Any]:
         route: Any = load("starlette.routing").Route
         self._desk, self._doors = desk, doors
         return [route("/compare/report", self._address), route("/compare/{secret}", self._page)]
@@ -49,13 +49,13 @@ class ComparingRoom:
     async def _address(self, request: Request) -> Response:
         """Where the report is, once it is made."""
         if self._doors.open_to_all:
-            raise Refusal(403, "anybody can reach this server: it shows the report only to who has a key")
+            raise ApiError(403, "anybody can reach this server: it shows the report only to who has a key")
         await self._made_or_refused()
         return json_response({"path": self._path})
 
     async def _page(self, request: Request) -> Response:
         if not secrets.compare_digest(request.url.path.encode(), self._path.encode()):
-            raise Refusal(404, "there is no such report")
+            raise ApiError(404, "there is no such report")
         report = await self._made_or_refused()
         headers = {
             "Content-Type": "text/html; charset=utf-8",
@@ -69,7 +69,7 @@ class ComparingRoom:
             return await self._report()
         except (RankKError, OSError) as error:
             self._desk.failed(error)
-            raise Refusal(500, "there is no report; whoever runs this server has been told why") from None
+            raise ApiError(500, "there is no report; whoever runs this server has been told why") from None
 
     async def _made(self) -> bytes:
         return (await asyncio.to_thread(self._make)).encode()

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from rank_k.errors import InputError
-from rank_k.server.api_errors import Refusal, invalid
+from rank_k.server.api_errors import ApiError, invalid_field
 from rank_k.server.config import Limits
 from rank_k.strategies import STRATEGIES
-from rank_k.window.reasoning import Think
+from rank_k.window.reasoning import ReasoningMode
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RerankRequest:
     """A ranking as it was asked for. `top_n` None: all documents. `deadline_seconds`: from the request's arrival.
 
     `bare`: answer as Text Embeddings Inference does, with a list of `{"index", "score"}`.
@@ -33,28 +33,28 @@ class Wanted:
     return_documents: bool = False
     return_trace: bool = False
     stream: bool = False
-    think: Think | None = None
+    think: ReasoningMode | None = None
     strategy: str | None = None
     deadline_seconds: float | None = None
     bare: bool = False
 
 
-def wanted(raw: bytes, limits: Limits, *, texts_allowed: bool = False) -> Wanted:
+def parse_rerank_request(raw: bytes, limits: Limits, *, texts_allowed: bool = False) -> RerankRequest:
     """The request in `raw`. `texts_allowed`: a body with `texts` is one of Text Embeddings Inference."""
     body = json_object(raw)
     bare = texts_allowed and body.get("texts") is not None
     if bare and body.get("documents") is not None:
-        raise invalid("texts", "give either texts or documents")
+        raise invalid_field("texts", "give either texts or documents")
     query = body.get("query")
     if not isinstance(query, str) or not query:
-        raise invalid("query", "a text is needed")
+        raise invalid_field("query", "a text is needed")
     if not isinstance(body.get("model") or "", str):
-        raise invalid("model", "must be a name; this server has one model, whatever the name")
+        raise invalid_field("model", "must be a name; this server has one model, whatever the name")
     documents = _documents(body, "texts" if bare else "documents", limits)
     if sum(map(len, documents)) + len(query) > limits.characters:
         at = "query" if len(query) > limits.characters else ("texts" if bare else "documents")
-        raise invalid(at, f"query and documents together have more than {limits.characters:,} characters")
-    return Wanted(
+        raise invalid_field(at, f"query and documents together have more than {limits.characters:,} characters")
+    return RerankRequest(
         query,
         documents,
         None if bare else _top_n(body),
@@ -71,14 +71,14 @@ def wanted(raw: bytes, limits: Limits, *, texts_allowed: bool = False) -> Wanted
 def _documents(body: Mapping[str, Any], at: str, limits: Limits) -> tuple[str, ...]:
     given = body.get(at)
     if not isinstance(given, list):
-        raise invalid(at, "a list of texts is needed")
+        raise invalid_field(at, "a list of texts is needed")
     if len(given) > limits.documents:
-        raise invalid(at, f"{len(given):,} are given, at most {limits.documents:,} are taken")
+        raise invalid_field(at, f"{len(given):,} are given, at most {limits.documents:,} are taken")
     texts: list[str] = []
     for number, document in enumerate(given):
         text = document.get("text") if isinstance(document, dict) else document
         if not isinstance(text, str):
-            raise invalid(f"{at}[{number}]", 'must be a text or an object with a "text"')
+            raise invalid_field(f"{at}[{number}]", 'must be a text or an object with a "text"')
         texts.append(text)
     return tuple(texts)
 
@@ -88,27 +88,27 @@ def _top_n(body: Mapping[str, Any]) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value != int(value):
-        raise invalid("top_n", "must be a whole number; 0 or none means all")
+        raise invalid_field("top_n", "must be a whole number; 0 or none means all")
     return int(value) or None
 
 
 def _flag(body: Mapping[str, Any], at: str) -> bool:
     value = body.get(at)
     if value is not None and not isinstance(value, bool):
-        raise invalid(at, "must be true or false")
+        raise invalid_field(at, "must be true or false")
     return bool(value)
 
 
-def _think(body: Mapping[str, Any]) -> Think | None:
+def _think(body: Mapping[str, Any]) -> ReasoningMode | None:
     value = body.get("think")
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise invalid("think", "write full, off, auto, or reasoning tokens per window such as 500")
+        raise invalid_field("think", "write full, off, auto, or reasoning tokens per window such as 500")
     try:
-        return Think.parse(str(value))
+        return ReasoningMode.parse(str(value))
     except InputError as error:
-        raise invalid("think", error.remedy) from None
+        raise invalid_field("think", error.remedy) from None
 
 
 def _strategy(body: Mapping[str, Any]) -> str | None:
@@ -116,7 +116,7 @@ def _strategy(body: Mapping[str, Any]) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or value not in STRATEGIES:  # a module's name would be code of the client's choice
-        raise invalid("strategy", f"write one of {', '.join(STRATEGIES)}")
+        raise invalid_field("strategy", f"write one of {', '.join(STRATEGIES)}")
     return value
 
 
@@ -125,7 +125,7 @@ def _deadline(body: Mapping[str, Any]) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise invalid("deadline_seconds", "must be a number of seconds above 0")
+        raise invalid_field("deadline_seconds", "must be a number of seconds above 0")
     return min(float(value), 1e6) if value < 1e6 else None
 
 
@@ -137,28 +137,28 @@ def json_object(raw: bytes) -> dict[str, Any]:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Refusal(400, f"the body is not UTF-8 (byte {error.start})") from None
+        raise ApiError(400, f"the body is not UTF-8 (byte {error.start})") from None
     try:
         body = json.loads(text, parse_constant=_no_constant, parse_float=_float, object_pairs_hook=_unique)
     except RecursionError:
-        raise Refusal(400, "the body is nested too deeply") from None
+        raise ApiError(400, "the body is nested too deeply") from None
     except json.JSONDecodeError as error:
-        raise Refusal(400, f"the body is not JSON: {error.msg} (character {error.pos})") from None
+        raise ApiError(400, f"the body is not JSON: {error.msg} (character {error.pos})") from None
     except ValueError as error:  # a number of thousands of digits
-        raise Refusal(400, f"the body is not JSON: {str(error).partition(';')[0][:100]}") from None
+        raise ApiError(400, f"the body is not JSON: {str(error).partition(';')[0][:100]}") from None
     if not isinstance(body, dict):
-        raise Refusal(400, "the body must be a JSON object")
+        raise ApiError(400, "the body must be a JSON object")
     return body
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise Refusal(400, f"the body is not JSON: {name} is no number there")
+    raise ApiError(400, f"the body is not JSON: {name} is no number there")
 
 
 def _float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise Refusal(400, "the body holds a number that is too large")
+        raise ApiError(400, "the body holds a number that is too large")
     return value
 
 
@@ -167,9 +167,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise Refusal(400, f"{_legible(twice)} is given twice", _legible(twice))
+        raise ApiError(400, f"{_decode_body(twice)} is given twice", _decode_body(twice))
     return found
 
 
-def _legible(name: str) -> str:
+def _decode_body(name: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in name[:60])

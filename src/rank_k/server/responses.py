@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 from rank_k.hits import Hit, RankedHits
-from rank_k.server.requests import Wanted
+from rank_k.server.requests import RerankRequest
 
 
-def answer(wanted: Wanted, hits: RankedHits, model: str, name: str) -> Any:
+def ranking_response(wanted: RerankRequest, hits: RankedHits, model: str, name: str) -> Any:
     """What `wanted`, the request called `name`, is answered with. Scores are 1 / rank: within (0, 1] and strictly
     decreasing."""
     if wanted.bare:
@@ -30,7 +30,7 @@ def answer(wanted: Wanted, hits: RankedHits, model: str, name: str) -> Any:
         "meta": {
             "api_version": {"version": "2"},
             "tokens": {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens},
-            "warnings": warnings_of(hits),
+            "warnings": response_warnings(hits),
         },
         "finished": hits.finished,
         "unranked_windows": hits.unranked,
@@ -41,7 +41,7 @@ def answer(wanted: Wanted, hits: RankedHits, model: str, name: str) -> Any:
     return told
 
 
-def encoded(value: Any) -> bytes:
+def to_json_bytes(value: Any) -> bytes:
     """As JSON in ASCII: halves of surrogate pairs, which UTF-8 cannot hold, come back as they were sent."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
 
@@ -60,7 +60,7 @@ def _bare(hit: Hit, with_text: bool) -> dict[str, Any]:
     return {**told, "text": hit.text} if with_text else told
 
 
-def warnings_of(hits: RankedHits) -> list[str]:
+def response_warnings(hits: RankedHits) -> list[str]:
     """What a reader should know before trusting the ranking."""
     found = []
     if not hits.finished:

@@ -14,8 +14,8 @@ from rank_k.errors import InputError
 from rank_k.optional_deps import load
 from rank_k.server.access import App
 from rank_k.server.app import make_app
-from rank_k.server.config import Doors
-from rank_k.server.service import Desk
+from rank_k.server.config import AccessConfig
+from rank_k.server.service import RerankService
 
 _BACKLOG = 2048
 _LAST_WORDS = 1.0  # seconds in which clients are told that what they wait for was cut short
@@ -23,8 +23,8 @@ _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(
-    desk: Desk,
-    doors: Doors,
+    desk: RerankService,
+    doors: AccessConfig,
     port: int,
     on_ready: Callable[[str], None] | None = None,
     app: App | None = None,
@@ -50,7 +50,9 @@ def serve(
             signal.signal(name, handler)
 
 
-def bound(desk: Desk, doors: Doors, port: int, app: App | None = None) -> tuple[Any, socket.socket, str]:
+def bound(
+    desk: RerankService, doors: AccessConfig, port: int, app: App | None = None
+) -> tuple[Any, socket.socket, str]:
     """A uvicorn server that is yet to be run, its listening socket and its URL."""
     uvicorn: Any = load("uvicorn")
     limits = desk.limits

@@ -13,37 +13,37 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rank_k.errors import InputError, RankKError
-from rank_k.hits import RankedHits, as_they_came
-from rank_k.models.base import Delta, RanksBy
+from rank_k.hits import RankedHits, unranked_hits
+from rank_k.models.base import ScoringMethod, StreamChunk
 from rank_k.reranker import Reranker
-from rank_k.server.api_errors import Refusal, invalid, of_error, stopping
+from rank_k.server.api_errors import ApiError, invalid_field, server_stopping, to_api_error
 from rank_k.server.config import Limits
 from rank_k.server.metrics import Metrics
-from rank_k.server.queue import Admission
-from rank_k.server.requests import Wanted
+from rank_k.server.queue import RequestQueue
+from rank_k.server.requests import RerankRequest
 from rank_k.types import Ranking, Window
-from rank_k.window.listwise import Asked
+from rank_k.window.listwise import WindowReport
 
 _LEAVING = 5.0  # seconds that work which was ended has to clean up in: stopping must come to an end
 
 
-class Audience(Protocol):
+class ProgressListener(Protocol):
     """Hears of a ranking while it forms. Called from another thread; must not block."""
 
     def on_window(self, round_number: int, number: int, window: Window) -> None:
         """A window is being asked about."""
 
-    def on_text(self, round_number: int, window: int, piece: Delta) -> None:
+    def on_text(self, round_number: int, window: int, piece: StreamChunk) -> None:
         """A piece of what the model says of a window."""
 
-    def on_asked(self, round_number: int, window: int, asked: Asked) -> None:
+    def on_asked(self, round_number: int, window: int, asked: WindowReport) -> None:
         """What became of a window."""
 
     def on_ranking(self, round_number: int, ranking: Ranking) -> None:
         """The best ranking after a round, where others follow. Ids are the documents' indices."""
 
 
-class Desk:
+class RerankService:
     """`on_error` is told what goes wrong behind the server: clients get no more than its kind. Without a reranker no
     request is worked on. `journal`: what the page shows, if not the reranker's own.
 
@@ -60,7 +60,7 @@ class Desk:
     ) -> None:
         self.journal = journal or (None if reranker is None else reranker.journal.path)
         self.limits = limits
-        self.admission = Admission(limits)
+        self.admission = RequestQueue(limits)
         self.metrics = Metrics(lambda: self.admission.running, lambda: self.admission.waiting)
         self._reranker = reranker
         self._on_error = on_error
@@ -73,11 +73,13 @@ class Desk:
         return self._reranker.model.name if self._reranker else ""
 
     @property
-    def by(self) -> RanksBy | None:
+    def by(self) -> ScoringMethod | None:
         """What is ranked by, if anything is."""
         return self._reranker.by if self._reranker else None
 
-    async def rank(self, wanted: Wanted, client: str, name: str, audience: Audience | None = None) -> RankedHits:
+    async def rank(
+        self, wanted: RerankRequest, client: str, name: str, audience: ProgressListener | None = None
+    ) -> RankedHits:
         """The ranking, which the journal keeps as `name`. Cancelling it cancels the work down to the model.
 
         Raises a `Refusal` where there is none.
@@ -91,7 +93,7 @@ class Desk:
                 async with asyncio.timeout(seconds):
                     await stack.enter_async_context(self.admission.turn(client))
             except TimeoutError:
-                hits = as_they_came(wanted.documents)
+                hits = unranked_hits(wanted.documents)
             else:
                 hits = await self._finished_or_refused(reranker, wanted, ends, name, audience)
         self.metrics.ranked(hits)
@@ -118,27 +120,32 @@ class Desk:
         for work in self._work:
             work.cancel()
 
-    def failed(self, error: Exception) -> Refusal:
+    def failed(self, error: Exception) -> ApiError:
         """What a client is told of `error`, which `on_error` hears of in full."""
         if self._on_error is not None:
             self._on_error(error)
-        return of_error(error)
+        return to_api_error(error)
 
-    def _checked(self, wanted: Wanted) -> Reranker:
+    def _checked(self, wanted: RerankRequest) -> Reranker:
         """Refuse what this server's model has no use for: better than to leave it out in silence."""
         if self._reranker is None:
-            raise Refusal(503, "this server has no model: it shows a journal and ranks nothing")
+            raise ApiError(503, "this server has no model: it shows a journal and ranks nothing")
         for name, value in {"think": wanted.think, "strategy": wanted.strategy}.items():
             if value is not None and self._reranker.by == "likelihood":
-                raise invalid(name, "this server ranks by likelihood, which has none; leave it out")
+                raise invalid_field(name, "this server ranks by likelihood, which has none; leave it out")
         return self._reranker
 
     async def _finished_or_refused(
-        self, reranker: Reranker, wanted: Wanted, ends: float | None, name: str, audience: Audience | None
+        self,
+        reranker: Reranker,
+        wanted: RerankRequest,
+        ends: float | None,
+        name: str,
+        audience: ProgressListener | None,
     ) -> RankedHits:
         answered, gave_up = False, None
 
-        def on_asked(round_number: int, window: int, asked: Asked) -> None:
+        def on_asked(round_number: int, window: int, asked: WindowReport) -> None:
             nonlocal answered, gave_up
             gave_up = asked.gave_up or gave_up
             answered = answered or any(order.ranked for order in asked.outcome.orders)
@@ -164,7 +171,7 @@ class Desk:
             hits = await work
         except asyncio.CancelledError:
             if self._cut_short and work.cancelled() and not _is_being_cancelled():
-                raise stopping() from None
+                raise server_stopping() from None
             raise
         except RankKError as error:
             raise self.failed(error) from None
@@ -175,11 +182,11 @@ class Desk:
         return hits
 
 
-def _strategy(reranker: Reranker, wanted: Wanted) -> Any:
+def _strategy(reranker: Reranker, wanted: RerankRequest) -> Any:
     try:
         return None if wanted.strategy is None else reranker.make_strategy(wanted.strategy)
     except InputError as error:
-        raise invalid("strategy", f"{wanted.strategy} does not go with this server's windows") from error
+        raise invalid_field("strategy", f"{wanted.strategy} does not go with this server's windows") from error
 
 
 def _is_being_cancelled() -> bool:

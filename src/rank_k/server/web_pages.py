@@ -47,7 +47,7 @@ _KINDS = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
 
 
-class Still(NamedTuple):
+class StaticFile(NamedTuple):
     """What is sent for a path: the same to everybody, as it tells nothing."""
 
     path: str
@@ -56,45 +56,45 @@ class Still(NamedTuple):
 
 
 @cache
-def stills() -> tuple[Still, ...]:
+def static_files() -> tuple[StaticFile, ...]:
     """The pages, then what they are made of."""
     return (*_pages(), *_assets())
 
 
 def paths() -> frozenset[str]:
     """What needs no key. The data that pages show does."""
-    return frozenset(still.path for still in stills())
+    return frozenset(still.path for still in static_files())
 
 
-def _pages() -> Iterator[Still]:
+def _pages() -> Iterator[StaticFile]:
     folder = files("rank_k.server") / "web"
     shell = Template((folder / "shell.html").read_text(encoding="utf-8"))
     for page in PAGES:
         main = (folder / f"{page.file}.html").read_text(encoding="utf-8")
         html = shell.substitute(title=page.title, file=page.file, links=_links(page), main=main)
-        yield Still(page.path, "text/html", html.encode())
+        yield StaticFile(page.path, "text/html", html.encode())
 
 
-def _assets() -> Iterator[Still]:
+def _assets() -> Iterator[StaticFile]:
     folder = files("rank_k.server") / "web"
     for file in sorted(folder.iterdir(), key=lambda file: file.name):
         kind = _KINDS.get(file.name.rpartition(".")[2])
         if kind is not None:
-            yield Still(f"/page/{file.name}", kind, file.read_bytes())
+            yield StaticFile(f"/page/{file.name}", kind, file.read_bytes())
 
 
 def routes() -> list[Any]:
     """Starlette's routes for `stills()`. Raises `MissingExtra`."""
     route, response = load("starlette.routing").Route, load("starlette.responses").Response
 
-    def found(still: Still) -> Any:
+    def found(still: StaticFile) -> Any:
         async def answer(request: Request) -> Response:
             sent: Response = response(still.body, 200, _HEADERS, f"{still.kind}; charset=utf-8")
             return sent
 
         return route(still.path, answer)
 
-    return [found(still) for still in stills()]
+    return [found(still) for still in static_files()]
 
 
 def _links(here: Page) -> str:

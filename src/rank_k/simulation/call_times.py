@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 from rank_k.engine import OPEN_PER_SLOT
 from rank_k.errors import InputError
-from rank_k.simulation.replay import Asked
+from rank_k.simulation.replay import RoundSizes
 
 
-class Due(NamedTuple):
+class PendingRound(NamedTuple):
     """A round as the scheduler sees it: the seconds of each of its calls, and how many windows were left."""
 
     seconds: Sequence[float]
@@ -36,14 +36,14 @@ class Call(NamedTuple):
     end: float
 
 
-def scheduled(queries: Iterable[Iterator[Due]], slots: int) -> Iterator[Call]:
+def scheduled(queries: Iterable[Iterator[PendingRound]], slots: int) -> Iterator[Call]:
     """When each call is made, by time of their start.
 
     `queries` are drawn lazily, as they are opened, and so is a query's next round once the last one is over: while
     a call is yielded, its query is in the round that it belongs to.
     """
     waiting = enumerate(queries)
-    rounds: dict[int, Iterator[Due]] = {}
+    rounds: dict[int, Iterator[PendingRound]] = {}
     unanswered: dict[int, int] = {}  # calls of the round that a query is in
     ready: list[tuple[int, int, int, float]] = []  # heap: -windows left, query, place, seconds
     running: list[tuple[float, int, int]] = []  # heap: end, query, place
@@ -123,10 +123,10 @@ class CallTime:
         return mean * exp(random.gauss(-(self.spread**2) / 2, self.spread)) if self.spread else mean
 
 
-def timed(rounds: Sequence[Asked], call_time: CallTime, seed: str) -> list[Due]:
+def timed(rounds: Sequence[RoundSizes], call_time: CallTime, seed: str) -> list[PendingRound]:
     """`rounds` of one query with the seconds that their calls take, the same whenever they are made."""
     random = Random(seed)
-    return [Due([call_time.of(size, random) for size in asked.sizes], asked.windows_left) for asked in rounds]
+    return [PendingRound([call_time.of(size, random) for size in asked.sizes], asked.windows_left) for asked in rounds]
 
 
 class Seconds(NamedTuple):
@@ -136,7 +136,7 @@ class Seconds(NamedTuple):
     run: float
 
 
-def expected(plays: Sequence[Sequence[Sequence[Asked]]], call_time: CallTime, slots: int) -> Seconds:
+def expected(plays: Sequence[Sequence[Sequence[RoundSizes]]], call_time: CallTime, slots: int) -> Seconds:
     """Seconds on `slots` slots, the mean over `plays`, each of which holds the rounds of every query."""
     if slots < 1:
         raise InputError(f"there are {slots} slots", "give 1 or more")

@@ -24,7 +24,7 @@ _SHARES = ("persistent", "composition", "fresh")
 _AT_MOST_ONE = frozenset((*_SHARES, "middle", "malformed"))
 
 
-def named_noise(name: str) -> Noise:
+def noise_by_name(name: str) -> Noise:
     """The preset called `name`, or what the file at that path says. Raises `InputError`."""
     if name in PRESETS:
         return PRESETS[name]
@@ -63,6 +63,6 @@ def read_noise(path: Path) -> Noise:
     return noise
 
 
-def written(noise: Noise, how: Mapping[str, Any]) -> str:
+def noise_to_json(noise: Noise, how: Mapping[str, Any]) -> str:
     """The text of a file that `read_noise` reads."""
     return json.dumps({**asdict(noise), HOW: how}, indent=2) + "\n"

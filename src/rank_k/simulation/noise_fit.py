@@ -1,6 +1,6 @@
 """How a model errs, estimated from its answers and from judgments: the `Noise` of a judge that errs like it.
 
-The model is that of `SimulatedJudge`: a passage's worth in one look is its grade plus three independent normal errors
+The model is that of `SimulatedModel`: a passage's worth in one look is its grade plus three independent normal errors
 (of the passage, of the company, of the call) plus what presentation does, and the answer is the order of the worths.
 An answer says of two passages which one came first, so that everything is read from pairs (Thurstone 1927, case V):
 
@@ -29,9 +29,9 @@ from math import exp, pi, sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from rank_k.errors import InputError
-from rank_k.models.simulated import PRESETS, Grades, Noise, SimulatedJudge
+from rank_k.models.simulated import PRESETS, Grades, Noise, SimulatedModel
 from rank_k.optional_deps import load
-from rank_k.simulation.observations import Comparisons, Look
+from rank_k.simulation.observations import Comparisons, Observation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +61,7 @@ class NoiseFit:
     comparisons: int
 
 
-def fit_noise(looks: Sequence[Look], grades: Grades) -> NoiseFit:
+def fit_noise(looks: Sequence[Observation], grades: Grades) -> NoiseFit:
     """The noise of the judge that most likely gave these answers, if passages are worth their `grades`.
 
     Unjudged passages have grade 0; queries without judgments are left out. Raises `InputError` where nothing can be
@@ -72,7 +72,7 @@ def fit_noise(looks: Sequence[Look], grades: Grades) -> NoiseFit:
         raise InputError(
             "none of the windows compares passages of a judged query", "give the qrels of the collection asked"
         )
-    by_query: dict[str, list[Look]] = {}
+    by_query: dict[str, list[Observation]] = {}
     for look in judged:
         if look.sample < _ALWAYS:
             by_query.setdefault(look.query_id, []).append(look)
@@ -294,15 +294,15 @@ def _matching(rows: _Agreement, split: Callable[[float], Noise]) -> tuple[float,
 # --- what is counted -------------------------------------------------------------------------------
 
 
-def _malformed(looks: Sequence[Look]) -> float:
+def _malformed(looks: Sequence[Observation]) -> float:
     """The share of answers that were malformed, at a window of 20."""
     bad = sum(not look.order.ranked or len(look.order.placed) < len(look.shown) for look in looks)
     return min(bad / sum(len(look.shown) / 20 for look in looks), 1.0)
 
 
-def _tie_gap(looks: Sequence[Look], grades: Grades, noise: Noise) -> float:
+def _tie_gap(looks: Sequence[Observation], grades: Grades, noise: Noise) -> float:
     """At which a judge with `noise` ties as many passages of these windows as were tied."""
-    judge = SimulatedJudge(grades, noise)
+    judge = SimulatedModel(grades, noise)
     whole = [look for look in looks if look.order.ranked and len(look.order.placed) == len(look.shown)]
     whole = [look for look in whole if look.unseen.issuperset(look.shown)] or whole
     tied = sum(len(look.shown) - len(look.order.tiers) for look in whole)

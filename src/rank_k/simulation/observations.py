@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rank_k.journal import WindowRecord
 from rank_k.optional_deps import load
-from rank_k.types import Order
-from rank_k.window.listwise import presented
+from rank_k.types import WindowRanking
+from rank_k.window.listwise import sample_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Observation:
     """One answer about one window: the passages as they were shown, the order read, and which of the passages had
     not been shown in an earlier round."""
 
     query_id: str
     shown: tuple[str, ...]
-    order: Order
+    order: WindowRanking
     unseen: frozenset[str]
     sample: int = 0
 
 
-def looks_of(records: Iterable[WindowRecord]) -> list[Look]:
+def observations_of(records: Iterable[WindowRecord]) -> list[Observation]:
     """The looks that a run took, from its windows in the order asked; those by likelihood, which compare nothing, are
     left out."""
-    found: list[Look] = []
+    found: list[Observation] = []
     seen: dict[str, set[str]] = {}  # by query, in rounds before the present one
     current: dict[str, tuple[int, set[str]]] = {}
     for record in records:
@@ -53,8 +53,8 @@ def looks_of(records: Iterable[WindowRecord]) -> list[Look]:
         # with two answers to one look it is not known any more in which order later ones were shown
         orders = record.orders[:1] if record.repairs.get("thought_about") else record.orders
         for sample, order in enumerate(orders):
-            shown = presented(record.query_id, ids, sample)
-            found.append(Look(record.query_id, shown, order, frozenset(ids) - before, sample))
+            shown = sample_order(record.query_id, ids, sample)
+            found.append(Observation(record.query_id, shown, order, frozenset(ids) - before, sample))
     return found
 
 
@@ -67,22 +67,22 @@ class Comparisons:
     window.
     """
 
-    def __init__(self, grades: Mapping[str, int], looks: Sequence[Look]) -> None:
+    def __init__(self, grades: Mapping[str, int], looks: Sequence[Observation]) -> None:
         np = load("numpy")
         ids = sorted({doc_id for look in looks for doc_id in look.shown})
         number = {doc_id: i for i, doc_id in enumerate(ids)}
         self.grade = np.array([float(grades.get(doc_id, 0)) for doc_id in ids])
-        self.looks = [Seen(look, number) for look in looks]
+        self.looks = [ObservedPairs(look, number) for look in looks]
         parts = [_compared(seen, self.grade) for seen in self.looks]
         self.gap, self.blurred, self.lead, self.size, self.first = (
             np.concatenate(column) for column in zip(*parts, strict=True)
         )
 
 
-class Seen:
+class ObservedPairs:
     """A look as arrays over its unseen passages that the model placed: numbers, places shown, tiers."""
 
-    def __init__(self, look: Look, number: Mapping[str, int]) -> None:
+    def __init__(self, look: Observation, number: Mapping[str, int]) -> None:
         np = load("numpy")
         tier = {doc_id: n for n, tied in enumerate(look.order.tiers) for doc_id in tied}
         kept = [
@@ -95,7 +95,7 @@ class Seen:
         self.members = frozenset(look.shown)
 
 
-def _compared(seen: Seen, grade: Floats) -> tuple[Any, ...]:
+def _compared(seen: ObservedPairs, grade: Floats) -> tuple[Any, ...]:
     np = load("numpy")
     size = len(seen.all)
     one, other = np.triu_indices(len(seen.ids), 1)

@@ -1,6 +1,6 @@
 """Strategies before a simulated judge: what they are worth and what they cost, without a model and without waiting.
 
-A strategy never knows who answers. Here a `SimulatedJudge` does, query by query, and its replies are read as any
+A strategy never knows who answers. Here a `SimulatedModel` does, query by query, and its replies are read as any
 model's are, malformed ones too. Every seed is another judge; all strategies meet the same ones, so that their
 differences are theirs and not the judges'. Nothing here reads files or clocks, and the same arguments give the same
 numbers.
@@ -17,10 +17,10 @@ from statistics import fmean, stdev
 from sys import maxsize
 from typing import NamedTuple
 
-from rank_k.models.simulated import Grades, Noise, SimulatedJudge
-from rank_k.strategies.base import Steps, Strategy, held, seed_of
-from rank_k.types import Candidate, Order, Outcome, Ranking, Run, Window
-from rank_k.window.parsing import parse_answer
+from rank_k.models.simulated import Grades, Noise, SimulatedModel
+from rank_k.strategies.base import Strategy, StrategyGenerator, seed_of, validated
+from rank_k.types import Candidate, Ranking, Run, Window, WindowRanking, WindowResult
+from rank_k.window.parsing import parse_ranking
 
 CUTOFF = 10
 """Quality is nDCG at this rank."""
@@ -29,7 +29,7 @@ _READ_AS_WRITTEN = 1_000
 """Passages in a window up to which a well-formed answer is certain to be read as it was written."""
 
 
-class Asked(NamedTuple):
+class RoundSizes(NamedTuple):
     """A round as it costs: how many passages each of its windows shows, and how many windows were still to come,
     these included."""
 
@@ -37,49 +37,55 @@ class Asked(NamedTuple):
     windows_left: int
 
 
-class Played(NamedTuple):
+class ReplayedQuery(NamedTuple):
     """One query from its first round to its ranking."""
 
     doc_ids: tuple[str, ...]
-    rounds: tuple[Asked, ...]
+    rounds: tuple[RoundSizes, ...]
 
 
-def play(strategy: Strategy, candidates: Sequence[Candidate], query_id: str, judge: SimulatedJudge) -> Played:
+def replay_strategy(
+    strategy: Strategy, candidates: Sequence[Candidate], query_id: str, judge: SimulatedModel
+) -> ReplayedQuery:
     """What `strategy` makes of `candidates` (best first) with `judge`, under the seed that the engine gives it."""
-    steps = held(strategy, candidates, seed_of(query_id))
-    rounds: list[Asked] = []
+    steps = validated(strategy, candidates, seed_of(query_id))
+    rounds: list[RoundSizes] = []
     try:
         step = next(steps)
         while True:
-            rounds.append(Asked(tuple(len(window.doc_ids) for window in step.windows), step.windows_left))
-            step = steps.send([Outcome(window, (answered(judge, query_id, window),)) for window in step.windows])
+            rounds.append(RoundSizes(tuple(len(window.doc_ids) for window in step.windows), step.windows_left))
+            step = steps.send(
+                [WindowResult(window, (with_answers(judge, query_id, window),)) for window in step.windows]
+            )
     except StopIteration as stop:
-        return Played(stop.value.doc_ids, _kept_once(tuple(rounds)))
+        return ReplayedQuery(stop.value.doc_ids, _kept_once(tuple(rounds)))
 
 
 @lru_cache(maxsize=4096)
-def _kept_once(rounds: tuple[Asked, ...]) -> tuple[Asked, ...]:
+def _kept_once(rounds: tuple[RoundSizes, ...]) -> tuple[RoundSizes, ...]:
     """`rounds` as they are: most queries take the same ones, which need not be kept for each."""
     return rounds
 
 
-def unasked(candidates: Sequence[Candidate], seed: int) -> Steps:
+def without_calls(candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
     """The strategy that asks nothing: the first stage as it is, to compare with."""
     yield from ()
     return Ranking.of(candidate.doc_id for candidate in candidates)
 
 
-def answered(judge: SimulatedJudge, query_id: str, window: Window) -> Order:
+def with_answers(judge: SimulatedModel, query_id: str, window: Window) -> WindowRanking:
     """The judge's answer as the order that it is read as.
 
     Malformed answers go through the parser; the others need not, since it reads them as they were meant.
     """
     ids = window.doc_ids
     if len(ids) <= _READ_AS_WRITTEN and judge.is_well_formed(query_id, ids):
-        return Order(tuple(tuple(ids[i] for i in tier) for tier in judge.tiers(query_id, ids)), frozenset(ids), True)
-    answer = parse_answer(judge.said(query_id, ids), len(ids), finish_reason="stop")
+        return WindowRanking(
+            tuple(tuple(ids[i] for i in tier) for tier in judge.tiers(query_id, ids)), frozenset(ids), True
+        )
+    answer = parse_ranking(judge.said(query_id, ids), len(ids), finish_reason="stop")
     tiers = tuple(tuple(ids[i - 1] for i in tier) for tier in answer.tiers)
-    return Order(tiers, frozenset(ids[i - 1] for i in answer.placed), answer.ranked)
+    return WindowRanking(tiers, frozenset(ids[i - 1] for i in answer.placed), answer.ranked)
 
 
 def ndcg(doc_ids: Sequence[str], grades: Mapping[str, int], cutoff: int = CUTOFF) -> float:
@@ -93,16 +99,16 @@ def ndcg(doc_ids: Sequence[str], grades: Mapping[str, int], cutoff: int = CUTOFF
 
 
 @dataclass
-class Sums:
+class SimulationTotals:
     """One strategy before the judges of one kind of noise.
 
     `ndcg`: by query, the nDCG@10 with each judge. `plays`: the rounds of all queries, one list per judge.
     """
 
     ndcg: dict[str, list[float]] = field(default_factory=dict)
-    plays: list[list[tuple[Asked, ...]]] = field(default_factory=list)
+    plays: list[list[tuple[RoundSizes, ...]]] = field(default_factory=list)
 
-    def update(self, other: Sums) -> None:
+    def update(self, other: SimulationTotals) -> None:
         """Take in what other judges found."""
         for query_id, values in other.ndcg.items():
             self.ndcg.setdefault(query_id, []).extend(values)
@@ -136,7 +142,7 @@ class Sums:
         calls = (sum(len(asked.sizes) for asked in rounds) for rounds in each)
         return max(calls, default=0), max(map(len, each), default=0)
 
-    def _rounds(self) -> Iterator[Asked]:
+    def _rounds(self) -> Iterator[RoundSizes]:
         return (asked for play in self.plays for rounds in play for asked in rounds)
 
     def _per_query(self, total: int) -> float:
@@ -158,19 +164,19 @@ def simulate(
     noises: Mapping[str, Noise],
     seed: int,
     depth: int = maxsize,
-) -> dict[Cell, Sums]:
+) -> dict[Cell, SimulationTotals]:
     """All strategies on the first `depth` candidates of all runs, the rest following as it is, before the judges of
     one seed.
 
     Over every query of `grades`; one for which a run has nothing counts as zero, as when runs are evaluated.
     """
-    judges = {name: SimulatedJudge(grades, noise, seed=seed) for name, noise in noises.items()}
-    cells = {Cell(*names): Sums(plays=[[]]) for names in product(runs, judges, strategies)}
+    judges = {name: SimulatedModel(grades, noise, seed=seed) for name, noise in noises.items()}
+    cells = {Cell(*names): SimulationTotals(plays=[[]]) for names in product(runs, judges, strategies)}
     # query by query: the judges of a seed remember what they drew for the last few
     for query_id, of_query in grades.items():
         for cell, sums in cells.items():
             candidates = runs[cell.run].get(query_id, ())
-            played = play(strategies[cell.strategy], candidates[:depth], query_id, judges[cell.noise])
+            played = replay_strategy(strategies[cell.strategy], candidates[:depth], query_id, judges[cell.noise])
             tail = tuple(candidate.doc_id for candidate in candidates[depth:][:CUTOFF])
             sums.ndcg[query_id] = [ndcg(played.doc_ids + tail, of_query)]
             sums.plays[0].append(played.rounds)
@@ -193,7 +199,7 @@ class Mean(NamedTuple):
         return self.mean - 1.96 * self.error, self.mean + 1.96 * self.error
 
 
-def difference(ours: Sums, baseline: Sums) -> Mean:
+def difference(ours: SimulationTotals, baseline: SimulationTotals) -> Mean:
     """Of nDCG@10, paired by query after averaging over the same judges."""
     one, other = ours.by_query(), baseline.by_query()
     return Mean.of([one[query_id] - other[query_id] for query_id in other])

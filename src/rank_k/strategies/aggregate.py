@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import groupby
 
-from rank_k.types import Order, Outcome
+from rank_k.types import WindowRanking, WindowResult
 
 
-def consensus(outcome: Outcome) -> Order:
+def consensus(outcome: WindowResult) -> WindowRanking:
     """The order that the samples of a window agree on: by mean position (Borda), equal means tied.
 
     The members of a tier share the mean of its positions. A passage counts only where a sample placed it;
@@ -18,7 +18,7 @@ def consensus(outcome: Outcome) -> Order:
     """
     orders = [order for order in outcome.orders if order.ranked]
     if not orders:
-        return Order.unranked(outcome.window)
+        return WindowRanking.unranked(outcome.window)
     if len(orders) == 1:
         return orders[0]
     positions = _positions(orders)
@@ -26,10 +26,10 @@ def consensus(outcome: Outcome) -> Order:
     shown = [doc_id for doc_id in outcome.window.doc_ids if doc_id in means]
     tiers = [tuple(tier) for _, tier in groupby(sorted(shown, key=means.__getitem__), key=means.__getitem__)]
     tiers.extend((doc_id,) for doc_id in outcome.window.doc_ids if doc_id not in means)
-    return Order(tuple(tiers), frozenset(means), True)
+    return WindowRanking(tuple(tiers), frozenset(means), True)
 
 
-def _positions(orders: Sequence[Order]) -> dict[str, list[float]]:
+def _positions(orders: Sequence[WindowRanking]) -> dict[str, list[float]]:
     """Per passage, its position in each order that placed it, from 0 (first) to 1 (last)."""
     positions: dict[str, list[float]] = defaultdict(list)
     for order in orders:

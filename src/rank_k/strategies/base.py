@@ -9,9 +9,9 @@ from typing import Protocol, TypeAlias
 from zlib import crc32
 
 from rank_k.errors import InputError, StrategyError
-from rank_k.types import Candidate, Order, Outcome, Ranking, Round
+from rank_k.types import Candidate, Ranking, Round, WindowRanking, WindowResult
 
-Steps: TypeAlias = Generator[Round, list[Outcome], Ranking]
+StrategyGenerator: TypeAlias = Generator[Round, list[WindowResult], Ranking]
 """Yields rounds; is sent, for each, the outcomes of its windows in their order; returns the ranking."""
 
 
@@ -23,10 +23,10 @@ class Strategy(Protocol):
     of the candidates. A window has two passages or more.
     """
 
-    def __call__(self, candidates: Sequence[Candidate], seed: int) -> Steps: ...
+    def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator: ...
 
 
-def held(strategy: Strategy, candidates: Sequence[Candidate], seed: int) -> Steps:
+def validated(strategy: Strategy, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
     """The steps of `strategy`, which raise `StrategyError` where it breaks a promise: a passage that it forgets would
     be lost from the ranking, and nobody would notice. Raises `InputError` for a candidate that stands twice."""
     ids = frozenset(candidate.doc_id for candidate in candidates)
@@ -49,17 +49,17 @@ def held(strategy: Strategy, candidates: Sequence[Candidate], seed: int) -> Step
         try:
             step = next(steps)
             while True:
-                if promise := broken_by_round(step, ids):
+                if promise := round_violation(step, ids):
                     raise broken(promise)
                 step = steps.send((yield step))
         except StopIteration as stop:
-            if promise := broken_by_ranking(stop.value, ids):
+            if promise := ranking_violation(stop.value, ids):
                 raise broken(promise) from None
             ranking: Ranking = stop.value
             return ranking
 
 
-def broken_by_round(step: object, ids: AbstractSet[str]) -> str:
+def round_violation(step: object, ids: AbstractSet[str]) -> str:
     """What a round over the candidates `ids` does not keep of the promises of a strategy; empty if it keeps them."""
     if not isinstance(step, Round):
         return f"a {type(step).__name__} where a Round must be"
@@ -73,10 +73,10 @@ def broken_by_round(step: object, ids: AbstractSet[str]) -> str:
             return "a passage stands twice in a window"
         if not shown <= ids:
             return "a window holds an id that is no candidate"
-    return broken_by_ranking(step.ranking, ids)
+    return ranking_violation(step.ranking, ids)
 
 
-def broken_by_ranking(ranking: object, ids: AbstractSet[str]) -> str:
+def ranking_violation(ranking: object, ids: AbstractSet[str]) -> str:
     """The same of a ranking, a round's or the last one."""
     if not isinstance(ranking, Ranking):
         return f"a {type(ranking).__name__} where a Ranking must be"
@@ -87,7 +87,7 @@ def broken_by_ranking(ranking: object, ids: AbstractSet[str]) -> str:
     return ""
 
 
-def lowest_rank(doc_ids: Iterable[str], ranked: Iterable[str]) -> int:
+def lowest_reachable_rank(doc_ids: Iterable[str], ranked: Iterable[str]) -> int:
     """The rank, from 1, of the last of `doc_ids` in the list `ranked`, which holds them all."""
     wanted = set(doc_ids)
     return max(rank for rank, doc_id in enumerate(ranked, 1) if doc_id in wanted)
@@ -98,7 +98,7 @@ def seed_of(query_id: str) -> int:
     return crc32(query_id.encode("utf-8", "surrogateescape"))
 
 
-class Ties:
+class TieTracker:
     """Remembers, per passage, the tier it last stood in, to tell which neighbours of a ranking are tied.
 
     Two neighbours are tied if the last window that ranked each is the same one and it put both into one tier.
@@ -108,7 +108,7 @@ class Ties:
         self._tier_of: dict[str, tuple[int, int]] = {}
         self._orders = 0
 
-    def record(self, order: Order) -> None:
+    def record(self, order: WindowRanking) -> None:
         self._orders += 1
         for number, tier in enumerate(order.tiers):
             for doc_id in tier:

@@ -15,9 +15,9 @@ from typing import TypeVar
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
 from rank_k.strategies.aggregate import consensus
-from rank_k.strategies.base import Steps, Ties, check_window, lowest_rank
+from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window, lowest_reachable_rank
 from rank_k.strategies.bradley_terry import fit
-from rank_k.types import Candidate, Outcome, Ranking, Round, Window
+from rank_k.types import Candidate, Ranking, Round, Window, WindowResult
 
 T = TypeVar("T")
 
@@ -53,11 +53,11 @@ class Blocks:
             raise InputError(f"fuse is {self.fuse}", "give 0 (ignore the first stage) or more; 1 is usual")
         load("numpy")  # now, not after the first round has been paid for
 
-    def __call__(self, candidates: Sequence[Candidate], seed: int) -> Steps:
+    def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = tuple(candidate.doc_id for candidate in candidates)
         everywhere = (1, len(ids))  # a block holds passages from all over the list
-        outcomes: list[Outcome] = []
-        ties = Ties()
+        outcomes: list[WindowResult] = []
+        ties = TieTracker()
         blocks = self._blocks(ids, Random(seed))
         if not blocks:
             return ties.ranking(ids)
@@ -74,7 +74,7 @@ class Blocks:
                 break
             asked.update(fresh)
             # it decides among the ranks that its passages stand at; through the fit, others move a little
-            windows = (Window(doc_ids, (1, lowest_rank(doc_ids, ranking.doc_ids))) for doc_ids in fresh)
+            windows = (Window(doc_ids, (1, lowest_reachable_rank(doc_ids, ranking.doc_ids))) for doc_ids in fresh)
             answered = yield Round(tuple(windows), ranking, later)
             later -= len(shown)
             ranking = self._ranking(ids, answered, outcomes, ties)
@@ -99,14 +99,16 @@ class Blocks:
     def _blocks(self, ids: Sequence[str], random: Random) -> list[tuple[str, ...]]:
         """What to ask in the first round. A passage left over alone has nothing to be compared with."""
         count = ceil(len(ids) / self.window)
-        divisions = [dealt(ids, count)]
+        divisions = [snake_deal(ids, count)]
         if count > 1:
             for _ in range(self.partitions - 1):
                 shuffled = random.sample(range(len(ids)), len(ids))
-                divisions.append([tuple(ids[i] for i in sorted(part)) for part in dealt(shuffled, count)])
+                divisions.append([tuple(ids[i] for i in sorted(part)) for part in snake_deal(shuffled, count)])
         return [block for division in divisions for block in division if len(block) > 1]
 
-    def _ranking(self, ids: Sequence[str], answered: Sequence[Outcome], outcomes: list[Outcome], ties: Ties) -> Ranking:
+    def _ranking(
+        self, ids: Sequence[str], answered: Sequence[WindowResult], outcomes: list[WindowResult], ties: TieTracker
+    ) -> Ranking:
         """The best so far, once `answered` has joined `outcomes` and `ties`."""
         outcomes.extend(answered)
         for outcome in answered:
@@ -118,7 +120,7 @@ class Blocks:
         return Ranking(ranking.doc_ids, ranking.tied, fitted.in_top(CUT))
 
 
-def dealt(items: Sequence[T], count: int) -> list[tuple[T, ...]]:
+def snake_deal(items: Sequence[T], count: int) -> list[tuple[T, ...]]:
     """`items` dealt to `count` hands, forth and back, so that each has its share of the best. Hands keep the order
     of `items` and differ in size by one at most."""
     hands: list[list[T]] = [[] for _ in range(count)]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
-from rank_k.types import Order, Outcome
+from rank_k.types import WindowRanking, WindowResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,7 +84,7 @@ class Fit:
         return dict(zip(self.doc_ids, chances, strict=True))
 
 
-def fit(doc_ids: Sequence[str], outcomes: Iterable[Outcome], fuse: float = 1.0) -> Fit:
+def fit(doc_ids: Sequence[str], outcomes: Iterable[WindowResult], fuse: float = 1.0) -> Fit:
     """The strengths of `doc_ids`, best of the first stage first, given all that was answered about them.
 
     `fuse` is the weight of the first stage: the prior means are -fuse x ln(rank + 10), centred. In a window of w
@@ -124,7 +124,7 @@ class _Pairs(NamedTuple):
     weight: Floats
 
 
-def _evidence(ids: Sequence[str], outcomes: Iterable[Outcome]) -> tuple[_Pairs, list[set[int]]]:
+def _evidence(ids: Sequence[str], outcomes: Iterable[WindowResult]) -> tuple[_Pairs, list[set[int]]]:
     """The comparisons in `outcomes`, and for each passage the numbers of the windows that compare it."""
     np = load("numpy")
     position = {doc_id: i for i, doc_id in enumerate(ids)}
@@ -155,7 +155,7 @@ def _pairs_of(size: int) -> tuple[Indices, Indices]:
     return first, second
 
 
-def _placed(order: Order, position: Mapping[str, int]) -> tuple[list[int], list[int]]:
+def _placed(order: WindowRanking, position: Mapping[str, int]) -> tuple[list[int], list[int]]:
     """Positions of the passages that the model placed, best first, and the tier of each."""
     found = [(position[d], number) for number, tier in enumerate(order.tiers) for d in tier if d in order.placed]
     return [i for i, _ in found], [number for _, number in found]

@@ -9,9 +9,9 @@ from statistics import fmean, pstdev
 
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
-from rank_k.strategies.base import Steps, Strategy, held
+from rank_k.strategies.base import Strategy, StrategyGenerator, validated
 from rank_k.strategies.bradley_terry import RANK_OFFSET, fit
-from rank_k.types import Candidate, Outcome, Ranking, Round, Window
+from rank_k.types import Candidate, Ranking, Round, Window, WindowResult
 
 LIKELIHOOD = 2.0
 """The weight of the likelihoods beside the comparisons' 1, chosen for rank-k-nano (docs/student.md says on what)."""
@@ -23,7 +23,7 @@ Scores = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Cascade:
+class Combined:
     """All candidates by likelihood; then `then`, for which the order by likelihood and first stage is what the first
     stage's is elsewhere.
 
@@ -43,18 +43,18 @@ class Cascade:
             raise InputError(f"fuse is {self.fuse}", "give 0 (ignore the first stage) or more; 1 is usual")
         load("numpy")  # now, not after everything has been paid for
 
-    def __call__(self, candidates: Sequence[Candidate], seed: int) -> Steps:
+    def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = tuple(candidate.doc_id for candidate in candidates)
-        later = next(held(self.then, candidates, seed), None) if len(ids) > 1 else None
+        later = next(validated(self.then, candidates, seed), None) if len(ids) > 1 else None
         if later is None:
             return Ranking.of(ids)
         window = Window(ids, (1, len(ids)), by="likelihood")
         [alone] = yield Round((window,), Ranking.of(ids), 1 + later.windows_left)
-        first_stage = of_first_stage(ids)
-        likelihood = standardised(alone.likelihoods)
+        first_stage = first_stage_scores(ids)
+        likelihood = standardized(alone.likelihoods)
         begun = ranked(ids, (1.0, likelihood), (self.fuse, first_stage))
-        compared: list[Outcome] = []
-        steps = held(self.then, [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(begun, 1)], seed)
+        compared: list[WindowResult] = []
+        steps = validated(self.then, [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(begun, 1)], seed)
         try:
             step = next(steps)
             while True:
@@ -66,24 +66,24 @@ class Cascade:
             return self._ranking(ids, compared, likelihood, first_stage)
 
     def _ranking(
-        self, ids: Sequence[str], compared: Sequence[Outcome], likelihood: Scores, first_stage: Scores
+        self, ids: Sequence[str], compared: Sequence[WindowResult], likelihood: Scores, first_stage: Scores
     ) -> Ranking:
-        comparison = of_comparison(ids, compared)
+        comparison = comparison_scores(ids, compared)
         return Ranking.of(ranked(ids, (1.0, comparison), (LIKELIHOOD, likelihood), (self.fuse, first_stage)))
 
 
-def of_first_stage(ids: Sequence[str]) -> Scores:
+def first_stage_scores(ids: Sequence[str]) -> Scores:
     """What the first stage says of `ids`, best first."""
-    return standardised({doc_id: -log(rank + RANK_OFFSET) for rank, doc_id in enumerate(ids)})
+    return standardized({doc_id: -log(rank + RANK_OFFSET) for rank, doc_id in enumerate(ids)})
 
 
-def of_comparison(ids: Sequence[str], compared: Sequence[Outcome]) -> Scores:
+def comparison_scores(ids: Sequence[str], compared: Sequence[WindowResult]) -> Scores:
     """What the comparisons say: the strengths that fit them best, without a prior."""
     fitted = fit(ids, compared, fuse=0)
-    return standardised(dict(zip(fitted.doc_ids, fitted.strengths, strict=True)))
+    return standardized(dict(zip(fitted.doc_ids, fitted.strengths, strict=True)))
 
 
-def standardised(scores: Scores) -> Scores:
+def standardized(scores: Scores) -> Scores:
     """In standard deviations from the mean; zeros where all are equal."""
     if not scores:
         return scores

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from rank_k.errors import InputError
 from rank_k.strategies.aggregate import consensus
-from rank_k.strategies.base import Steps, Ties, check_window
-from rank_k.types import Candidate, Outcome, Round, Window
+from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window
+from rank_k.types import Candidate, Round, Window, WindowResult
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Setwise:
         if self.k < 1:
             raise InputError(f"k is {self.k}", "give 1 or more: how many passages are to be ranked")
 
-    def __call__(self, candidates: Sequence[Candidate], seed: int) -> Steps:
+    def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = [candidate.doc_id for candidate in candidates]
         heap = list(ids)
         best: list[str] = []
-        ties = Ties()
+        ties = TieTracker()
         levels = _levels(len(heap), self.window - 1)
 
-        def sift(places: Sequence[int], levels_left: int) -> Generator[Round, list[Outcome], None]:
+        def sift(places: Sequence[int], levels_left: int) -> Generator[Round, list[WindowResult], None]:
             """Let the passages at `places` sink to where no child is better, all at once."""
             while windows := self._families(places, heap, len(best)):
                 left = len(windows) + levels_left + (self.k - len(best) - 1) * len(levels)
@@ -83,7 +83,7 @@ def _levels(length: int, children: int) -> list[list[int]]:
     return levels[::-1]
 
 
-def _winner(outcome: Outcome, ties: Ties) -> str:
+def _winner(outcome: WindowResult, ties: TieTracker) -> str:
     """The best of a window. The parent, shown first, stays where the model put nothing above it or forgot it."""
     order = consensus(outcome)
     parent = outcome.window.doc_ids[0]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rank_k.strategies.aggregate import consensus
-from rank_k.strategies.base import Steps, Ties, check_window
+from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window
 from rank_k.types import Candidate, Round, Window
 
 
@@ -19,9 +19,9 @@ class Single:
     def __post_init__(self) -> None:
         check_window(self.window)
 
-    def __call__(self, candidates: Sequence[Candidate], seed: int) -> Steps:
+    def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = [candidate.doc_id for candidate in candidates]
-        ties = Ties()
+        ties = TieTracker()
         head = ids[: self.window]
         if len(head) > 1:
             window = Window(tuple(head), (1, len(head)))

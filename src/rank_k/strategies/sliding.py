@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rank_k.errors import InputError
 from rank_k.strategies.aggregate import consensus
-from rank_k.strategies.base import Steps, Ties, check_window
+from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window
 from rank_k.types import Candidate, Round, Window
 
 
@@ -43,9 +43,9 @@ class Sliding:
         if not 1 <= self.stride <= self.window:
             raise InputError(f"stride is {self.stride}", f"give 1 to {self.window}, the window's size")
 
-    def __call__(self, candidates: Sequence[Candidate], seed: int) -> Steps:
+    def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = [candidate.doc_id for candidate in candidates]
-        ties = Ties()
+        ties = TieTracker()
         plan = spans(len(ids), self.window, self.stride)
         for done, (start, end) in enumerate(plan):
             best = 1 if self.stride < self.window else start + 1

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 from random import Random
 
-from rank_k.strategies.base import Strategy, broken_by_ranking, broken_by_round
-from rank_k.types import Candidate, Order, Outcome, Ranking, Round, Window
+from rank_k.strategies.base import Strategy, ranking_violation, round_violation
+from rank_k.types import Candidate, Ranking, Round, Window, WindowRanking, WindowResult
 
 MOST_WINDOWS_PER_PASSAGE = 50
 """A strategy that asks more than this many windows per candidate is taken to run for ever."""
 
 
-def check(strategy: Strategy, length: int, random: Random, *, samples: int = 1) -> list[Round]:
+def check_strategy(strategy: Strategy, length: int, random: Random, *, samples: int = 1) -> list[Round]:
     """Drive `strategy` over `length` candidates twice; returns the rounds it asked for."""
     candidates = tuple(Candidate(f"d{i}", 1 / (i + 1)) for i in range(length))
     seed = random.randrange(2**32)
-    outcomes: list[list[Outcome]] = []
+    outcomes: list[list[WindowResult]] = []
     rounds, final = _drive(strategy, candidates, seed, outcomes, random, samples)
     replayed, again = _drive(strategy, candidates, seed, outcomes, None, samples)
     assert replayed == rounds, "the same outcomes led to other rounds: a replay must rebuild the same state"
@@ -30,10 +30,10 @@ def check(strategy: Strategy, length: int, random: Random, *, samples: int = 1) 
     return rounds
 
 
-def arbitrary_order(window: Window, random: Random) -> Order:
+def arbitrary_order(window: Window, random: Random) -> WindowRanking:
     """A legal order of `window`: sometimes with ties, forgotten ids, or none at all."""
     if random.random() < 0.1:
-        return Order.unranked(window)
+        return WindowRanking.unranked(window)
     ids = list(window.doc_ids)
     random.shuffle(ids)
     forgotten = set(random.sample(ids, random.randrange(len(ids)))) if random.random() < 0.2 else set()
@@ -46,14 +46,14 @@ def arbitrary_order(window: Window, random: Random) -> Order:
         else:
             tiers.append((doc_id,))
     tiers.extend((doc_id,) for doc_id in window.doc_ids if doc_id in forgotten)
-    return Order(tuple(tiers), frozenset(ids) - forgotten, True)
+    return WindowRanking(tuple(tiers), frozenset(ids) - forgotten, True)
 
 
 def _drive(
     strategy: Strategy,
     candidates: tuple[Candidate, ...],
     seed: int,
-    outcomes: list[list[Outcome]],
+    outcomes: list[list[WindowResult]],
     random: Random | None,
     samples: int,
 ) -> tuple[list[Round], Ranking]:
@@ -72,7 +72,7 @@ def _drive(
             if random is not None:
                 outcomes.append(
                     [
-                        Outcome(window, tuple(arbitrary_order(window, random) for _ in range(samples)))
+                        WindowResult(window, tuple(arbitrary_order(window, random) for _ in range(samples)))
                         for window in step.windows
                     ]
                 )
@@ -84,7 +84,7 @@ def _drive(
 
 
 def _check_round(step: Round, ids: set[str]) -> None:
-    assert not (promise := broken_by_round(step, ids)), promise
+    assert not (promise := round_violation(step, ids)), promise
     assert step.windows_left >= len(step.windows), "windows_left must count the windows of this round"
     for window in step.windows:
         best, worst = window.reach
@@ -93,5 +93,5 @@ def _check_round(step: Round, ids: set[str]) -> None:
 
 
 def _check_ranking(ranking: Ranking, ids: set[str]) -> None:
-    assert not (promise := broken_by_ranking(ranking, ids)), promise
+    assert not (promise := ranking_violation(ranking, ids)), promise
     assert not (ranking.tied and ranking.tied[0]), "the first passage has nobody before it to be tied with"

@@ -11,8 +11,8 @@ from itertools import chain, pairwise, zip_longest
 from math import ceil
 
 from rank_k.strategies.aggregate import consensus
-from rank_k.strategies.base import Steps, Ties, check_window
-from rank_k.types import Candidate, Outcome, Round, Window
+from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window
+from rank_k.types import Candidate, Round, Window, WindowResult
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class TopDown:
     def __post_init__(self) -> None:
         check_window(self.window)
 
-    def __call__(self, candidates: Sequence[Candidate], seed: int) -> Steps:
+    def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         contenders = [candidate.doc_id for candidate in candidates]  # may still reach the top
         settled: list[str] = []  # below every contender, best first
-        ties = Ties()
+        ties = TieTracker()
         while len(contenders) > 1:
             head, rest = contenders[: self.window], contenders[self.window :]
             left = 1 + (ceil(len(rest) / (self.window - 1)) + 1 if rest else 0)
@@ -68,7 +68,7 @@ def _parts(doc_ids: Sequence[str], size: int) -> list[tuple[str, ...]]:
     return [tuple(doc_ids[a:b]) for a, b in pairwise(bounds)]
 
 
-def _split_at(pivot: str, outcome: Outcome, ties: Ties) -> tuple[list[str], list[str]]:
+def _split_at(pivot: str, outcome: WindowResult, ties: TieTracker) -> tuple[list[str], list[str]]:
     """Those placed before the pivot, and the rest. Without an order, or without the pivot in it, nobody has
     beaten the pivot: what a model forgot is no evidence."""
     order = consensus(outcome)

@@ -14,8 +14,8 @@ from random import Random
 
 from rank_k.errors import InputError
 from rank_k.strategies.aggregate import consensus
-from rank_k.strategies.base import Steps, Ties, check_window
-from rank_k.types import Candidate, Outcome, Round, Window
+from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window
+from rank_k.types import Candidate, Round, Window, WindowResult
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Tournament:
         if self.tournaments < 1:
             raise InputError(f"tournaments is {self.tournaments}", "give 1 or more")
 
-    def __call__(self, candidates: Sequence[Candidate], seed: int) -> Steps:
+    def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = [candidate.doc_id for candidate in candidates]
         rank = {doc_id: i for i, doc_id in enumerate(ids)}
         random = Random(seed)
-        ties = Ties()
+        ties = TieTracker()
         points = Counter(dict.fromkeys(ids, 0))
         pools = [ids] * self.tournaments  # of each tournament: who is still in it, as the first stage ranks them
         plan = stages(len(ids), self.window)
@@ -87,7 +87,7 @@ def _half(length: int) -> int:
     return max(step * unit for step in (1, 2, 5) if 2 * step * unit <= length)
 
 
-def _best_first(outcome: Outcome, rank: dict[str, int], ties: Ties) -> list[str]:
+def _best_first(outcome: WindowResult, rank: dict[str, int], ties: TieTracker) -> list[str]:
     """The group as the model ranks it; the first stage decides ties, and about those whom the model forgot."""
     order = consensus(outcome)
     if order.ranked:

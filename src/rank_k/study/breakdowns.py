@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from rank_k.data.files import read_run
 from rank_k.evaluation.measures import evaluate
-from rank_k.evaluation.significance import Paired, paired
+from rank_k.evaluation.significance import PairedDifference, paired_difference
 from rank_k.journal import Journal
 from rank_k.study.cell_costs import makespan, rankings_by_round, seed_of
 from rank_k.study.folder import StudyFolder
 from rank_k.study.grid import Cell, strategy_of
-from rank_k.study.inputs import Opened
+from rank_k.study.inputs import LoadedCollections
 from rank_k.study.table import Estimate, Row, estimate
 from rank_k.types import Candidate, Ranking
 
@@ -32,11 +32,13 @@ class ByDifficulty(NamedTuple):
     high: float
     baseline: float
     quality: float
-    against: Paired
+    against: PairedDifference
     reasoning: float
 
 
-def by_difficulty(rows: Sequence[Row], opened: Mapping[str, Opened], folder: StudyFolder) -> list[ByDifficulty]:
+def by_difficulty(
+    rows: Sequence[Row], opened: Mapping[str, LoadedCollections], folder: StudyFolder
+) -> list[ByDifficulty]:
     """For every compared cell. Queries are hard by the first stage's quality, which needs judgments, and by how little
     the baseline's first ten have in common with the first stage's, which needs none.
 
@@ -75,7 +77,7 @@ def by_difficulty(rows: Sequence[Row], opened: Mapping[str, Opened], folder: Stu
                             difficulty[queries[-1]],
                             fmean(theirs.values()),
                             fmean(ours.values()),
-                            paired(ours, theirs),
+                            paired_difference(ours, theirs),
                             fmean(reasoning.get(query_id, 0) for query_id in queries),
                         )
                     )
@@ -128,7 +130,7 @@ class WithSlots(NamedTuple):
 
 
 def by_round(
-    rows: Sequence[Row], opened: Mapping[str, Opened], folder: StudyFolder, journal: Journal
+    rows: Sequence[Row], opened: Mapping[str, LoadedCollections], folder: StudyFolder, journal: Journal
 ) -> list[AfterRound]:
     """For every cell that does not split its documents, by replay of the journal."""
     found: list[AfterRound] = []
@@ -160,7 +162,7 @@ def with_slots(rows: Sequence[Row]) -> list[WithSlots]:
     ]
 
 
-def _replayed(cell: Cell, opened: Opened, folder: StudyFolder, journal: Journal) -> dict[str, list[Ranking]]:
+def _replayed(cell: Cell, opened: LoadedCollections, folder: StudyFolder, journal: Journal) -> dict[str, list[Ranking]]:
     """Query id -> its rankings after 0, 1, ... rounds, of all its candidates."""
     strategy = strategy_of(cell)
     records = journal.windows(folder.run(cell))

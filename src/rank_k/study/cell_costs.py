@@ -17,15 +17,15 @@ from rank_k.errors import JournalError
 from rank_k.journal import Journal, WindowRecord
 from rank_k.models.base import Usage
 from rank_k.strategies.base import Strategy
-from rank_k.types import Candidate, Outcome, Ranking
-from rank_k.window.listwise import AskSettings
+from rank_k.types import Candidate, Ranking, WindowResult
+from rank_k.window.listwise import ListwiseSettings
 
-AGREE = AskSettings().agree
+AGREE = ListwiseSettings().agree
 """So many samples of a window are taken at once; the others at once after them."""
 
 
 @dataclass(frozen=True, slots=True)
-class QuerySpent:
+class QueryCosts:
     """What one query came to. `rounds`: the seconds of each of their windows."""
 
     query_id: str
@@ -47,7 +47,7 @@ class QuerySpent:
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class CellCost:
     """Of a cell: means per query, but for `model_seconds`, `unranked`, `gave_up` and `repairs`, which are totals.
 
     `tokens` are those in and out together; `answer` is what came out after the thought. `seconds`: of the critical
@@ -74,14 +74,14 @@ class Cost:
         return self.tokens_in + self.reasoning + self.answer
 
 
-def cost(spent: Sequence[QuerySpent], queries: int) -> Cost:
+def mean_cost(spent: Sequence[QueryCosts], queries: int) -> CellCost:
     """Over `queries`, those included that needed no window."""
     usage = sum((query.usage for query in spent), Usage())
 
     def mean(total: float) -> float:
         return total / queries if queries else 0.0
 
-    return Cost(
+    return CellCost(
         queries,
         mean(sum(len(query.rounds) for query in spent)),
         mean(sum(query.windows for query in spent)),
@@ -99,7 +99,7 @@ def cost(spent: Sequence[QuerySpent], queries: int) -> Cost:
     )
 
 
-def spent_in(journal: Journal, run: str) -> Iterator[QuerySpent]:
+def read_costs(journal: Journal, run: str) -> Iterator[QueryCosts]:
     """What each query of a run came to, by query id."""
     for query_id, of_query in groupby(journal.windows(run), key=lambda record: record.query_id):
         records = list(of_query)
@@ -108,7 +108,7 @@ def spent_in(journal: Journal, run: str) -> Iterator[QuerySpent]:
             raise JournalError(f"journal {journal.path} lacks calls of its own windows", "delete it and ask again")
         known = {key: reply for key, reply in replies.items() if reply is not None}
         calls = [known[key] for record in records for key in record.calls]
-        yield QuerySpent(
+        yield QueryCosts(
             query_id,
             tuple(
                 tuple(
@@ -181,7 +181,7 @@ def rankings_by_round(
                 raise JournalError(
                     "the journal's windows are not those of this cell", "delete the journal and ask again"
                 )
-            step = steps.send([Outcome(record.window, record.orders) for record in asked[number]])
+            step = steps.send([WindowResult(record.window, record.orders) for record in asked[number]])
     except StopIteration as stop:
         return [*found, stop.value]
     raise JournalError("the journal ends in the midst of a query", "give the same command again")

@@ -21,7 +21,7 @@ from typing import Any
 from rank_k.errors import InputError
 from rank_k.journal import Journal, run_name
 from rank_k.models.simulated import PRESETS as NOISES
-from rank_k.simulation.noise_file import named_noise
+from rank_k.simulation.noise_file import noise_by_name
 from rank_k.study.grid import Cell, ModelPlan
 
 VERSION = 1
@@ -65,7 +65,7 @@ class StudyFolder:
                 "dialect": model.dialect,
                 "revision": model.revision,
                 "context": model.context,
-                "simulate": _told_noise(model.simulate),
+                "simulate": _noise_identity(model.simulate),
                 "prompt": "" if model.prompt is None else _sha256(model.prompt),
             }
             self._agree("models", model.name, told_of_model)
@@ -121,9 +121,9 @@ class StudyFolder:
         return not any(record.repairs.get("gave_up") for record in journal.windows(run))
 
 
-def _told_noise(name: str) -> str | dict[str, float]:
+def _noise_identity(name: str) -> str | dict[str, float]:
     """A noise as it is known again: one from a file by what the file says, not by where it lies."""
-    return name if name in ("", *NOISES) else asdict(named_noise(name))
+    return name if name in ("", *NOISES) else asdict(noise_by_name(name))
 
 
 def _sha256(file: Path) -> str:

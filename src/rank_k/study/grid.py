@@ -14,11 +14,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from rank_k.data.long_documents import Split
+from rank_k.data.long_documents import PassageSplit
 from rank_k.errors import InputError
 from rank_k.strategies import PRESETS, make
 from rank_k.strategies.base import Strategy
-from rank_k.window.reasoning import Think
+from rank_k.window.reasoning import ReasoningMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +152,12 @@ class Cell:
         return ".".join((*map(_for_files, (self.collection, self.first_stage, self.model)), self.setting))
 
     @property
-    def passages(self) -> Split | None:
+    def passages(self) -> PassageSplit | None:
         """How documents are cut; None: they are not."""
         if self.split == "none":
             return None
         tokens, overlap, most = (*map(int, self.split.split(":")), 0, 0)[:3]
-        return Split(tokens, overlap, most or None)
+        return PassageSplit(tokens, overlap, most or None)
 
 
 _LETTERS = {
@@ -262,7 +262,7 @@ def _number_or_none(value: Any) -> float | None:
 
 
 def _think(value: Any) -> str:
-    return str(Think.parse(str(value)))
+    return str(ReasoningMode.parse(str(value)))
 
 
 def _split(value: Any) -> str:
@@ -307,7 +307,7 @@ _EXAMPLES = {
 # --- choosing --------------------------------------------------------------------------------------
 
 
-def chosen(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...]:
+def parse_setting(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...]:
     """The cells that `names` (of collections, first stages, models, or patterns of cells) leave: names of one kind
     add up, kinds narrow each other down. All cells where there are no names. Raises `InputError` for one that
     fits nothing."""
@@ -343,7 +343,7 @@ def _fits(cell: Cell, pattern: str) -> bool:
     return fnmatchcase(cell.name, pattern) or fnmatchcase(cell.setting, pattern)
 
 
-def restricted(study: Study, cells: Sequence[Cell]) -> Study:
+def restrict_grid(study: Study, cells: Sequence[Cell]) -> Study:
     """`study` with no more collections, first stages and models than `cells` need."""
     runs = {(cell.collection, cell.first_stage) for cell in cells}
     models = {cell.model for cell in cells}

@@ -18,7 +18,7 @@ from rank_k.study.grid import Cell, Collection, FirstStage, Study
 from rank_k.types import Candidate, Query, Run
 
 
-class Missing(NamedTuple):
+class MissingFile(NamedTuple):
     """Something a study needs and does not have. `place`: where it was looked for; `get`: how to come by it."""
 
     owner: str
@@ -34,27 +34,29 @@ class _Parts(NamedTuple):
     own_run: Path | None
 
 
-def missing(study: Study) -> list[Missing]:
+def missing_files(study: Study) -> list[MissingFile]:
     """All that is not there, so that it can be got at one go. Documents of ir_datasets, which may be many gigabytes,
     are not asked for."""
-    found: list[Missing] = []
+    found: list[MissingFile] = []
     for collection in study.collections:
         own_run = None
         try:
             own_run = _parts(collection).own_run
         except InputError as error:
-            found.append(Missing(collection.name, error.problem, collection.get or error.remedy))
+            found.append(MissingFile(collection.name, error.problem, collection.get or error.remedy))
         for first_stage in collection.first_stages:
             file = first_stage.file or own_run
             if first_stage.file is not None and not first_stage.file.exists():
-                found.append(Missing(collection.name, f"{first_stage.file} is not there", first_stage.get))
+                found.append(MissingFile(collection.name, f"{first_stage.file} is not there", first_stage.get))
             elif file is None and not any(m.owner == collection.name for m in found):
                 found.append(
-                    Missing(collection.name, "it has no run of its own", "give --run FILE; rank-k retrieve makes one")
+                    MissingFile(
+                        collection.name, "it has no run of its own", "give --run FILE; rank-k retrieve makes one"
+                    )
                 )
     for model in study.models:
         if model.prompt is not None and not model.prompt.exists():
-            found.append(Missing(model.name, f"its prompt {model.prompt} is not there", model.get))
+            found.append(MissingFile(model.name, f"its prompt {model.prompt} is not there", model.get))
     return found
 
 
@@ -100,7 +102,7 @@ class FirstStageRun:
         return max((len(candidates) for _, candidates in self), default=0)
 
 
-class Opened:
+class LoadedCollections:
     """A collection with its runs, judgments and texts. Close it, or use it in a `with`.
 
     Raises `InputError` for what cannot be read, does not go together or leaves nothing to measure.
@@ -168,7 +170,7 @@ class Opened:
         self._stack.close()
 
 
-def reachable(cells: Sequence[Cell], opened: Mapping[str, Opened]) -> tuple[Cell, ...]:
+def reachable(cells: Sequence[Cell], opened: Mapping[str, LoadedCollections]) -> tuple[Cell, ...]:
     """`cells` without those that compare no more candidates than a shallower one, alike in all else, as the run ends
     before."""
     deepest: dict[tuple[str, str], int] = {}

@@ -19,18 +19,18 @@ from rank_k.study.breakdowns import (
 )
 from rank_k.study.folder import StudyFolder
 from rank_k.study.grid import Cell, Study
-from rank_k.study.inputs import Opened
-from rank_k.study.table import Averaged, Row, averages_of, axes_of, cell_told, labels_of, rows_of
+from rank_k.study.inputs import LoadedCollections
+from rank_k.study.table import AverageRow, Row, averages_of, axes_of, cell_to_dict, labels_of, rows_of
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StudyResults:
     """`unfinished`: names of cells that have no rows."""
 
     study: Study
     rows: tuple[Row, ...]
     unfinished: tuple[str, ...]
-    averages: tuple[Averaged, ...]
+    averages: tuple[AverageRow, ...]
     difficulty: tuple[ByDifficulty, ...]
     rounds: tuple[AfterRound, ...]
     slots: tuple[WithSlots, ...]
@@ -40,7 +40,7 @@ class Answer:
         cls,
         study: Study,
         cells: Iterable[Cell],
-        opened: Mapping[str, Opened],
+        opened: Mapping[str, LoadedCollections],
         folder: StudyFolder,
         journal: Journal,
         unfinished: Sequence[str] = (),
@@ -99,7 +99,7 @@ class Answer:
         return {
             "title": self.study.title,
             "about": self.study.about,
-            "cells": [cell_told(row) for row in self.rows],
+            "cells": [cell_to_dict(row) for row in self.rows],
             "unfinished": list(self.unfinished),
             "averages": [one._asdict() for one in self.averages],
             "by_difficulty": [

@@ -9,22 +9,22 @@ from typing import Any
 
 from rank_k.data.files import RunWriter, read_qrels
 from rank_k.data.long_documents import DocumentGrades, SplitRun
-from rank_k.engine import Tally
+from rank_k.engine import RunStats
 from rank_k.models.base import Model
-from rank_k.models.simulated import SimulatedJudge
+from rank_k.models.simulated import SimulatedModel
 from rank_k.reranker import Reranker
-from rank_k.simulation.noise_file import named_noise
+from rank_k.simulation.noise_file import noise_by_name
 from rank_k.study.folder import StudyFolder
 from rank_k.study.grid import Cell, ModelPlan, strategy_of
-from rank_k.study.inputs import Opened
+from rank_k.study.inputs import LoadedCollections
 
-Watch = Callable[[Callable[[], Tally], int], AbstractContextManager[Any]]
+Watch = Callable[[Callable[[], RunStats], int], AbstractContextManager[Any]]
 """Given what tells how far a cell has come, and of how many queries: shows it while the cell runs."""
 
 
-def rerank_cell(
-    cell: Cell, opened: Opened, model: ModelPlan, reach: Mapping[str, Any], folder: StudyFolder, watch: Watch
-) -> Tally:
+def run_cell(
+    cell: Cell, opened: LoadedCollections, model: ModelPlan, reach: Mapping[str, Any], folder: StudyFolder, watch: Watch
+) -> RunStats:
     """Rerank the cell's run and put it into the folder. What the journal holds is not asked again.
 
     `reach`: options of `Reranker` that say how `model` is reached. Raises what `Reranker` raises; what was finished
@@ -71,8 +71,8 @@ def rerank_cell(
         return reranker.tally
 
 
-def _judge(model: ModelPlan, opened: Opened, *, by_passage: bool) -> Model:
+def _judge(model: ModelPlan, opened: LoadedCollections, *, by_passage: bool) -> Model:
     grades = read_qrels(model.judgments) if model.judgments else opened.qrels
     if by_passage:
         grades = {query_id: DocumentGrades(of_query) for query_id, of_query in grades.items()}
-    return SimulatedJudge(grades, named_noise(model.simulate))
+    return SimulatedModel(grades, noise_by_name(model.simulate))

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 from rank_k.data.files import read_run
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
-from rank_k.evaluation.significance import Paired, holm, interval, paired
+from rank_k.evaluation.significance import PairedDifference, holm, interval, paired_difference
 from rank_k.journal import Journal
 from rank_k.models.base import Usage
 from rank_k.reports.figures import Point, pareto_set
-from rank_k.study.cell_costs import Cost, QuerySpent, cost, spent_in
+from rank_k.study.cell_costs import CellCost, QueryCosts, mean_cost, read_costs
 from rank_k.study.folder import StudyFolder
 from rank_k.study.grid import Average, Cell, Published, Study
-from rank_k.study.inputs import Opened
+from rank_k.study.inputs import LoadedCollections
 from rank_k.types import Run
 
 AXES = ("tokens", "rounds", "seconds")
@@ -61,9 +61,9 @@ class Row:
     cell: Cell | None
     values: Mapping[str, Mapping[str, float]]
     quality: Mapping[str, Estimate]
-    spent: tuple[QuerySpent, ...] = ()
-    cost: Cost = field(default_factory=Cost)
-    against: Paired | None = None
+    spent: tuple[QueryCosts, ...] = ()
+    cost: CellCost = field(default_factory=CellCost)
+    against: PairedDifference | None = None
     baseline: str = ""
     p: float = nan
     on_set: frozenset[str] = frozenset()
@@ -90,7 +90,7 @@ class Row:
 
 
 def rows_of(
-    study: Study, cells: Iterable[Cell], opened: Mapping[str, Opened], folder: StudyFolder, journal: Journal
+    study: Study, cells: Iterable[Cell], opened: Mapping[str, LoadedCollections], folder: StudyFolder, journal: Journal
 ) -> list[Row]:
     """A row for every first stage and every cell, which must be finished, the rows of a run together."""
     rows: list[Row] = []
@@ -100,13 +100,18 @@ def rows_of(
         if (cell.collection, cell.first_stage) not in known:
             known.add((cell.collection, cell.first_stage))
             rows.append(_row(study, of, cell.first_stage, None, of.first_stage(cell.first_stage), ()))
-        spent = tuple(spent_in(journal, folder.run(cell)))
+        spent = tuple(read_costs(journal, folder.run(cell)))
         rows.append(_row(study, of, cell.first_stage, cell, read_run(folder.output(cell)), spent))
-    return with_pareto_set(compared(rows, study.baseline))
+    return with_pareto_set(compare_rows(rows, study.baseline))
 
 
 def _row(
-    study: Study, opened: Opened, first_stage: str, cell: Cell | None, run: Run, spent: tuple[QuerySpent, ...]
+    study: Study,
+    opened: LoadedCollections,
+    first_stage: str,
+    cell: Cell | None,
+    run: Run,
+    spent: tuple[QueryCosts, ...],
 ) -> Row:
     found = evaluate(opened.qrels, run, study.measures)
     values = {measure: found.per_query[measure] for measure in found.measures}
@@ -118,7 +123,7 @@ def _row(
         values,
         {measure: estimate(list(of_queries.values())) for measure, of_queries in values.items()},
         spent,
-        cost(spent, 0 if cell is None else len(opened.runs[first_stage].query_ids)),
+        mean_cost(spent, 0 if cell is None else len(opened.runs[first_stage].query_ids)),
     )
 
 
@@ -127,7 +132,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(fmean(values), error, *interval(values))
 
 
-def compared(rows: Sequence[Row], baseline: str | None = None) -> list[Row]:
+def compare_rows(rows: Sequence[Row], baseline: str | None = None) -> list[Row]:
     """The rows, each cell's compared with its group's baseline: the cell whose name or setting that is (or the first
     stage), by default the group's first cell. Raises `InputError` if no group has such a one."""
     baselines: dict[Group, Row] = {}
@@ -145,7 +150,7 @@ def compared(rows: Sequence[Row], baseline: str | None = None) -> list[Row]:
         if row.cell is None or base is None or base is row:
             found.append(replace(row, baseline=row.name if base is row else ""))
         else:
-            against = paired(row.first_values, base.first_values)
+            against = paired_difference(row.first_values, base.first_values)
             found.append(replace(row, against=against, baseline=base.name))
     corrected = iter(holm([row.against.randomisation_p for row in found if row.against is not None]))
     return [row if row.against is None else replace(row, p=next(corrected)) for row in found]
@@ -184,7 +189,7 @@ def labels_of(rows: Sequence[Row]) -> dict[str, str]:
 # --- averages and published figures ----------------------------------------------------------------
 
 
-class Averaged(NamedTuple):
+class AverageRow(NamedTuple):
     """The mean of a measure over collections, all weighing the same; `error` from those of the collections, whose
     queries are others."""
 
@@ -196,8 +201,8 @@ class Averaged(NamedTuple):
     error: float
 
 
-def averages_of(rows: Sequence[Row], averages: Sequence[Average]) -> list[Averaged]:
-    found: list[Averaged] = []
+def averages_of(rows: Sequence[Row], averages: Sequence[Average]) -> list[AverageRow]:
+    found: list[AverageRow] = []
     for average in averages:
         kinds: dict[tuple[str, str, str], dict[str, Estimate]] = {}
         for row in rows:
@@ -208,7 +213,7 @@ def averages_of(rows: Sequence[Row], averages: Sequence[Average]) -> list[Averag
             if all(name in by_collection for name in average.collections):
                 some = [by_collection[name] for name in average.collections]
                 error = sqrt(sum(one.error**2 for one in some)) / len(some)
-                found.append(Averaged(average.name, *kind, fmean(one.mean for one in some), error))
+                found.append(AverageRow(average.name, *kind, fmean(one.mean for one in some), error))
     return found
 
 
@@ -224,7 +229,7 @@ def published_for(row: Row, published: Sequence[Published]) -> Published | None:
 
 def write_cells(path: Path, rows: Sequence[Row]) -> None:
     """A line per row: what the cell is, its quality and cost, and how it compares."""
-    _write(path, map(cell_told, rows))
+    _write(path, map(cell_to_dict, rows))
 
 
 def write_queries(path: Path, rows: Sequence[Row]) -> None:
@@ -232,7 +237,7 @@ def write_queries(path: Path, rows: Sequence[Row]) -> None:
     _write(path, (line for row in rows for line in _told_by_query(row)))
 
 
-def cell_told(row: Row) -> dict[str, Any]:
+def cell_to_dict(row: Row) -> dict[str, Any]:
     cell, spent = row.cell, row.cost
     told: dict[str, Any] = {
         "cell": row.name,
@@ -283,7 +288,7 @@ _SETTINGS = (
 
 def _told_by_query(row: Row) -> Iterator[dict[str, Any]]:
     spent = {query.query_id: query for query in row.spent}
-    nothing = QuerySpent("", (), 0, Usage(), 0.0, 0, 0, {})
+    nothing = QueryCosts("", (), 0, Usage(), 0.0, 0, 0, {})
     for query_id in row.first_values:
         query = spent.get(query_id, nothing)
         yield {

@@ -6,29 +6,29 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rank_k.models.base import OnText
+from rank_k.models.base import OnChunk
 from rank_k.types import Passage, Query, Window
-from rank_k.window.listwise import Asked, Asker
-from rank_k.window.prompt_builder import QueryTexts
-from rank_k.window.query_likelihood import LikelihoodAsker
-from rank_k.window.reasoning import Think
+from rank_k.window.listwise import ListwiseRanker, WindowReport
+from rank_k.window.prompt_builder import PreparedQuery
+from rank_k.window.query_likelihood import QueryLikelihoodRanker
+from rank_k.window.reasoning import ReasoningMode
 
 
 @dataclass(frozen=True, slots=True)
-class _Texts(QueryTexts):
+class _PreparedQueries(PreparedQuery):
     """The texts to be compared, and `alone` those to be looked at by themselves: they may be cut elsewhere."""
 
-    alone: QueryTexts
+    alone: PreparedQuery
 
 
-class CascadeAsker:
-    """Asks about each window as its `by` says. In an `Engine`, an `Asker`'s equal."""
+class CombinedRanker:
+    """Asks about each window as its `by` says. In an `Engine`, an `ListwiseRanker`'s equal."""
 
-    def __init__(self, likelihood: LikelihoodAsker, comparison: Asker) -> None:
+    def __init__(self, likelihood: QueryLikelihoodRanker, comparison: ListwiseRanker) -> None:
         self.likelihood = likelihood
         self.comparison = comparison
 
-    async def prepare(self, think: Think | None = None) -> None:
+    async def prepare(self, think: ReasoningMode | None = None) -> None:
         """Raise `InputError` if the model cannot tell how likely a text is."""
         await self.likelihood.prepare(think)
         await self.comparison.prepare(think)
@@ -38,17 +38,22 @@ class CascadeAsker:
         await self.likelihood.check(query)
         await self.comparison.check(query)
 
-    async def texts(self, query: Query, passages: Mapping[str, Passage]) -> QueryTexts:
+    async def texts(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
         """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
         alone = await self.likelihood.texts(query, passages)
         compared = await self.comparison.texts(query, passages)
         repairs = Counter(alone.repairs) | Counter(compared.repairs)  # a passage cut for both is cut once
-        return _Texts(query, compared.text, compared.passages, repairs, alone)
+        return _PreparedQueries(query, compared.text, compared.passages, repairs, alone)
 
     async def ask(
-        self, texts: QueryTexts, window: Window, *, think: Think | None = None, on_text: OnText | None = None
-    ) -> Asked:
+        self,
+        texts: PreparedQuery,
+        window: Window,
+        *,
+        think: ReasoningMode | None = None,
+        on_text: OnChunk | None = None,
+    ) -> WindowReport:
         """What either makes of the window. Raises `ModelError` when the model cannot be had."""
-        if window.by == "likelihood" and isinstance(texts, _Texts):
+        if window.by == "likelihood" and isinstance(texts, _PreparedQueries):
             return await self.likelihood.ask(texts.alone, window, think=think, on_text=on_text)
         return await self.comparison.ask(texts, window, think=think, on_text=on_text)

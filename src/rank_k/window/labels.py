@@ -19,16 +19,16 @@ from itertools import accumulate, groupby
 from math import exp
 from types import MappingProxyType
 
-from rank_k.window.parsing import Answer
+from rank_k.window.parsing import ParsedAnswer
 
 _LINE = re.compile(r"^\[(\d{1,6})\] (\S+)[ \t]*$", re.MULTILINE)
 _DOUBT = 0.4
 """How far a verdict that is not sure at all stands from one that is, on the way to the next: less than half."""
 
 
-def parse_verdicts(
+def parse_labels(
     said: str, size: int, words: Sequence[str], tokens: Sequence[tuple[str, float]] | None = None
-) -> Answer:
+) -> ParsedAnswer:
     """Read verdicts on a window of `size` passages. Never raises, whatever the text.
 
     `words`: the verdicts, worst first; `tokens`: (text, log-probability) of the tokens of `said`, if they are known.
@@ -56,7 +56,7 @@ def parse_verdicts(
         repairs["unranked"] = 1
     ranked = sorted(scores, key=lambda number: -scores[number])
     tiers = [tuple(tier) for _, tier in groupby(ranked, key=scores.__getitem__)]
-    return Answer(
+    return ParsedAnswer(
         (*tiers, *((number,) for number in rest)),
         frozenset(scores),
         MappingProxyType(dict(+repairs)),

@@ -10,38 +10,38 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from rank_k.data.token_estimate import estimated_tokens
-from rank_k.errors import ContentFiltered, ContextOverflow, ModelError, Refused, UnsupportedField
+from rank_k.data.token_estimate import estimate_tokens
+from rank_k.errors import ContextOverflow, FieldRejected, ModelError, PromptFiltered, RequestRejected
 from rank_k.journal import Journal
-from rank_k.models.base import Delta, Model, OnText, Reply, Request, Subject, Usage
-from rank_k.models.cached import Calls, Spent
-from rank_k.models.retry import Retries
-from rank_k.models.single_flight import Once
+from rank_k.models.base import Model, OnChunk, Request, RequestContext, Response, StreamChunk, Usage
+from rank_k.models.cached import CachedCalls, CallStats
+from rank_k.models.retry import RetryPolicy
+from rank_k.models.single_flight import RunOnce
 from rank_k.strategies.base import seed_of
-from rank_k.types import Message, Order, Outcome, Passage, Query, Window
+from rank_k.types import Message, Passage, Query, Window, WindowRanking, WindowResult
 from rank_k.window.grammar import follows
-from rank_k.window.labels import parse_verdicts
-from rank_k.window.parsing import Answer, parse_answer
-from rank_k.window.prompt import PromptTemplate, default_template, defused
-from rank_k.window.prompt_builder import CHAT_TOKENS, QueryTexts, Showing
-from rank_k.window.reasoning import AutoRule, Think, agreement, confidence, pays
-from rank_k.window.repetition_guard import LoopGuard
+from rank_k.window.labels import parse_labels
+from rank_k.window.parsing import ParsedAnswer, parse_ranking
+from rank_k.window.prompt import PromptTemplate, default_template, strip_template_tokens
+from rank_k.window.prompt_builder import CHAT_TOKENS, PreparedQuery, PromptBuilder
+from rank_k.window.reasoning import AutoReasoningPolicy, ReasoningMode, agreement, confidence, should_reason
+from rank_k.window.repetition_guard import RepetitionDetector
 
 _SHRINK = 0.8  # of the context, after the server counted more tokens than we did
 _SHRINKS = 6
 
-_OPENED = "<think>\n"
-_CLOSED = "\n</think>\n\n"
-_EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+_REASONING_START = "<think>\n"
+_REASONING_END = "\n</think>\n\n"
+_EMPTY_REASONING = "<think>\n\n</think>\n\n"
 
-_CLOSE = (
+_FORCED_ANSWER_PROMPT = (
     "Stop here. Going by your notes, give the order now: one line of passage numbers, best first, like"
     " [3] > [2] = [1], and nothing else."
 )
 
 
 @dataclass(frozen=True, slots=True)
-class AskSettings:
+class ListwiseSettings:
     """How a window is asked. Tokens are the model's.
 
     `passage_tokens` 450, `max_tokens` 8,000 (thought and answer) and temperature 0.5 are the paper's.
@@ -55,23 +55,23 @@ class AskSettings:
     max_tokens: int = 8000
     temperature: float | None = 0.5
     top_p: float | None = None
-    think: Think = Think()
+    think: ReasoningMode = ReasoningMode()
     constrain: bool = True
     samples: int = 1
     agree: int = 2
-    rule: AutoRule = AutoRule()
+    rule: AutoReasoningPolicy = AutoReasoningPolicy()
     verdicts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class WindowReport:
     """What became of one window. `calls` are keys of the journal; `asked` of them went to the model now.
 
     `traces`: one per order; none where windows are ordered by likelihood. `saved`: tokens not spent since a thought
     that went in circles was ended.
     """
 
-    outcome: Outcome
+    outcome: WindowResult
     traces: tuple[str, ...]
     calls: tuple[str, ...]
     usage: Usage
@@ -84,19 +84,19 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class _Sample:
     """One look at a window: all that its calls have in common. `context`: tokens believed to be there."""
 
-    texts: QueryTexts
+    texts: PreparedQuery
     window: Window
     sample: int
     context: int
-    think: Think
-    spent: Spent
-    on_text: OnText | None
+    think: ReasoningMode
+    spent: CallStats
+    on_text: OnChunk | None
 
 
-class Asker:
+class ListwiseRanker:
     """Asks `model` about windows, through `journal`. `prepare` comes first.
 
     `calls`: those of another asker, to share its slots.
@@ -106,24 +106,24 @@ class Asker:
         self,
         model: Model,
         journal: Journal,
-        settings: AskSettings = AskSettings(),
+        settings: ListwiseSettings = ListwiseSettings(),
         template: PromptTemplate | None = None,
-        retries: Retries = Retries(),
+        retries: RetryPolicy = RetryPolicy(),
         on_retry: Callable[[Exception, float], None] | None = None,
         slots: int = 1_000_000,
-        calls: Calls | None = None,
+        calls: CachedCalls | None = None,
     ) -> None:
         self.model = model
         self.settings = settings
         self.template = template or default_template()
-        self._showing = Showing(model, self.template, settings.passage_tokens, settings.max_tokens)
-        self._calls = calls or Calls(model, journal, retries, on_retry, slots)
-        self._takes_a_grammar = Once(self._try_grammar)
-        self._thinks_anyway = Once(self._try_direct)
+        self._showing = PromptBuilder(model, self.template, settings.passage_tokens, settings.max_tokens)
+        self._calls = calls or CachedCalls(model, journal, retries, on_retry, slots)
+        self._takes_a_grammar = RunOnce(self._try_grammar)
+        self._thinks_anyway = RunOnce(self._try_direct)
         self._budget_refused = False  # by the server: the token limit is used instead
         self._empty_thought = False  # the model thinks although asked not to: show it a thought that is over
 
-    async def prepare(self, think: Think | None = None) -> None:
+    async def prepare(self, think: ReasoningMode | None = None) -> None:
         """Find out, once and through the journal, what the model makes of being asked not to think.
 
         Only where `think` (default: the settings') asks for that.
@@ -137,10 +137,10 @@ class Asker:
             (Message("user", "What is two and two? Answer with the number alone."),), 64, 0.0, think=False
         )
         reply = await self._call(question, "probe", None)
-        answer = parse_answer(reply.text, 1, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
+        answer = parse_ranking(reply.text, 1, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
         return bool(answer.trace.strip()) or answer.thought_was_cut
 
-    async def texts(self, query: Query, passages: Mapping[str, Passage]) -> QueryTexts:
+    async def texts(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
         """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
         return await self._showing.texts(query, passages)
 
@@ -149,19 +149,24 @@ class Asker:
         await self._showing.check(query)
 
     async def ask(
-        self, texts: QueryTexts, window: Window, *, think: Think | None = None, on_text: OnText | None = None
-    ) -> Asked:
+        self,
+        texts: PreparedQuery,
+        window: Window,
+        *,
+        think: ReasoningMode | None = None,
+        on_text: OnChunk | None = None,
+    ) -> WindowReport:
         """Ask about one window, thinking as the settings say or as `think` does (`prepare(think)` comes first).
 
         `on_text` hears replies as they arrive; one that is known already, at once. What it returns does not count.
         Raises `ModelError` when the model cannot be had, never for a bad answer.
         """
-        spent = Spent()
-        look = _Look(texts, window, 0, self.model.context, think or self.settings.think, spent, on_text)
+        spent = CallStats()
+        look = _Sample(texts, window, 0, self.model.context, think or self.settings.think, spent, on_text)
         taken = [await self._sample(look)] if self.settings.samples == 1 else await self._samples(look)
         found = tuple(order for orders, _ in taken for order in orders)
-        return Asked(
-            Outcome(window, found),
+        return WindowReport(
+            WindowResult(window, found),
             tuple(trace for _, trace in taken),
             tuple(spent.calls),
             spent.usage,
@@ -171,7 +176,7 @@ class Asker:
             spent.saved,
         )
 
-    async def _samples(self, look: _Look) -> list[tuple[tuple[Order, ...], str]]:
+    async def _samples(self, look: _Sample) -> list[tuple[tuple[WindowRanking, ...], str]]:
         """Several looks at the window, each in an order of its own; no more than needed if the first ones agree."""
         first, most = min(self.settings.agree, self.settings.samples), self.settings.samples
         taken = await asyncio.gather(*(self._sample(replace(look, sample=n)) for n in range(first)))
@@ -182,7 +187,7 @@ class Asker:
         more = (self._sample(replace(look, sample=n)) for n in range(first, most))
         return taken + await asyncio.gather(*more)
 
-    async def _sample(self, look: _Look) -> tuple[tuple[Order, ...], str]:
+    async def _sample(self, look: _Sample) -> tuple[tuple[WindowRanking, ...], str]:
         """One look at the window: its orders (two where a direct one and a thoughtful one were taken) and trace."""
         for shrinks in range(_SHRINKS + 1):
             try:
@@ -193,27 +198,27 @@ class Asker:
                 look = replace(look, context=int(look.context * _SHRINK))
         raise AssertionError("the loop returns or raises")
 
-    async def _looked(self, look: _Look) -> tuple[tuple[Order, ...], str]:
+    async def _looked(self, look: _Sample) -> tuple[tuple[WindowRanking, ...], str]:
         think = look.think
-        shown = presented(look.texts.query.query_id, look.window.doc_ids, look.sample)
+        shown = sample_order(look.texts.query.query_id, look.window.doc_ids, look.sample)
         question = await self._question(look, shown)
         if think.kind in ("full", "budget"):
             answer = await self._thoughtful(question, think.tokens, look)
             look.spent.repairs.update(answer.repairs)
-            return (_order(answer, shown, look.window),), answer.trace
+            return (_window_ranking(answer, shown, look.window),), answer.trace
         direct, reply = await self._direct(question, look)
-        direct_order = _order(direct, shown, look.window)
+        direct_order = _window_ranking(direct, shown, look.window)
         if think.kind == "off" or not await self._is_worth_a_thought(question, direct_order, reply, look):
             look.spent.repairs.update(direct.repairs)
             return (direct_order,), direct.trace
         look.spent.repairs["thought_about"] += 1
         answer = await self._thoughtful(question, None, look)
         look.spent.repairs.update(answer.repairs)
-        thought_order = _order(answer, shown, look.window)
+        thought_order = _window_ranking(answer, shown, look.window)
         orders = tuple(order for order in (direct_order, thought_order) if order.ranked)
         return orders or (thought_order,), answer.trace
 
-    async def _question(self, look: _Look, shown: tuple[str, ...]) -> Request:
+    async def _question(self, look: _Sample, shown: tuple[str, ...]) -> Request:
         query_id = look.texts.query.query_id
         messages, budget = await self._showing.messages(look.texts, shown, look.context, look.spent.repairs)
         return Request(
@@ -223,39 +228,41 @@ class Asker:
             self.settings.top_p,
             seed=(seed_of(query_id) + look.sample) % 2**31,
             sample=look.sample,
-            subject=Subject(query_id, shown),
+            subject=RequestContext(query_id, shown),
         )
 
     # --- without a thought ---
 
-    async def _direct(self, question: Request, look: _Look) -> tuple[Answer, Reply]:
+    async def _direct(self, question: Request, look: _Sample) -> tuple[ParsedAnswer, Response]:
         """The answer at once."""
         asking = await self._answering(question)
         wants_logprobs = look.think.kind == "auto" and self.model.abilities.logprobs
         asking = replace(asking, think=False, logprobs=wants_logprobs)
         if self._empty_thought:
-            asking = replace(asking, prefill=_EMPTY_THOUGHT)
+            asking = replace(asking, prefill=_EMPTY_REASONING)
         reply = await self._call(asking, "direct", look)
         return self._read(reply, asking, look.spent, thought_closed=self._empty_thought), reply
 
-    async def _is_worth_a_thought(self, question: Request, order: Order, reply: Reply, look: _Look) -> bool:
+    async def _is_worth_a_thought(
+        self, question: Request, order: WindowRanking, reply: Response, look: _Sample
+    ) -> bool:
         """What the rule says, going by the reply's probabilities, or by a second look at the window turned round."""
         rule = self.settings.rule
         if not order.ranked:
             return True
-        if not pays(look.window, None, rule):
+        if not should_reason(look.window, None, rule):
             return False
         size, cut = len(question.subject.doc_ids), rule.places(look.window)
         sure = None if reply.tokens is None else confidence(reply.tokens, size, cut)
         if sure is None:
             turned = tuple(reversed(question.subject.doc_ids))
             other, _ = await self._direct(await self._question(look, turned), look)
-            sure = agreement(order, _order(other, turned, look.window), cut)
-        return pays(look.window, sure, rule)
+            sure = agreement(order, _window_ranking(other, turned, look.window), cut)
+        return should_reason(look.window, sure, rule)
 
     # --- with a thought ---
 
-    async def _thoughtful(self, question: Request, tokens: int | None, look: _Look) -> Answer:
+    async def _thoughtful(self, question: Request, tokens: int | None, look: _Sample) -> ParsedAnswer:
         """The answer after a thought of at most `tokens` (None: as long as it likes)."""
         able = self.model.abilities
         size = len(question.subject.doc_ids)
@@ -264,7 +271,7 @@ class Asker:
         reply = await self._reasoned(question, tokens, look)
         if tokens is not None and reply.usage.reasoning_tokens > tokens:
             look.spent.repairs["budget_ignored"] += 1
-        answer = _parsed(reply, size)
+        answer = _parse_response(reply, size)
         short = "cut" in answer.repairs and "missing" in answer.repairs
         if answer.thought_was_cut:
             look.spent.repairs["thought_closed"] += 1
@@ -276,7 +283,7 @@ class Asker:
             return answer
         return await self._closed(question, answer, look)
 
-    async def _reasoned(self, question: Request, tokens: int | None, look: _Look) -> Reply:
+    async def _reasoned(self, question: Request, tokens: int | None, look: _Sample) -> Response:
         """Return the reply to `question`, its reasoning limited to `tokens` (None: not limited).
 
         The server's own budget is used where it has one. A server that refuses it (vLLM without a reasoning parser)
@@ -288,16 +295,16 @@ class Asker:
             max_tokens = min(tokens + _answer_tokens(len(question.subject.doc_ids)), question.max_tokens)
             try:
                 return await self._call(replace(question, budget=tokens, max_tokens=max_tokens), "ask", look)
-            except UnsupportedField:
+            except FieldRejected:
                 self._budget_refused = True
         look.spent.repairs["budget_refused"] += self._budget_refused
         return await self._call(replace(question, max_tokens=min(tokens, question.max_tokens)), "ask", look)
 
-    async def _begun(self, question: Request, tokens: int | None, look: _Look) -> Answer:
+    async def _begun(self, question: Request, tokens: int | None, look: _Sample) -> ParsedAnswer:
         """A thought for a model that has none of its own: begun for it, ended at the budget, then the answer."""
         size = len(question.subject.doc_ids)
         room = max(question.max_tokens - _answer_tokens(size), 1)
-        asking = replace(question, prefill=_OPENED, stop=("</think>",), max_tokens=min(tokens or room, room))
+        asking = replace(question, prefill=_REASONING_START, stop=("</think>",), max_tokens=min(tokens or room, room))
         words = self.settings.verdicts
         asking = replace(asking, logprobs=bool(words) and self.model.abilities.logprobs)
         reply = await self._call(asking, "ask", look)
@@ -307,26 +314,26 @@ class Asker:
         trace = thought.partition("</think>")[0].replace("<think>", "").strip()
         cut = {} if reply.finish_reason == "stop" else {"cut": 1}
         if words:
-            answer = parse_verdicts(trace, size, words, reply.tokens)
+            answer = parse_labels(trace, size, words, reply.tokens)
             if answer.ranked:
                 return replace(answer, repairs={**answer.repairs, **cut})
-        return await self._closed(question, Answer((), frozenset(), cut, False, trace), look)
+        return await self._closed(question, ParsedAnswer((), frozenset(), cut, False, trace), look)
 
-    async def _closed(self, question: Request, so_far: Answer, look: _Look) -> Answer:
+    async def _closed(self, question: Request, so_far: ParsedAnswer, look: _Sample) -> ParsedAnswer:
         """The answer that follows from a thought that was ended: with the trace in place where the server can
         go on from it, else in a fresh turn that carries the notes."""
         trace = so_far.trace
         answer = None
         if self.model.abilities.prefill:
             asking = await self._answering(question)
-            kept = _kept(trace, question, asking.max_tokens, look.context)
-            asking = replace(asking, prefill=f"{_OPENED}{defused(kept)}{_CLOSED}")
+            kept = _fitting_trace(trace, question, asking.max_tokens, look.context)
+            asking = replace(asking, prefill=f"{_REASONING_START}{strip_template_tokens(kept)}{_REASONING_END}")
             try:
                 reply = await self._call(asking, "close", look)
                 answer = self._read(reply, asking, look.spent, thought_closed=True)
-            except ContentFiltered:
+            except PromptFiltered:
                 raise
-            except Refused as error:
+            except RequestRejected as error:
                 if error.status in (401, 403):
                     raise
         if answer is None or not answer.ranked:
@@ -358,7 +365,7 @@ class Asker:
         question = Request((Message("user", "Put [1] and [2] in any order."),), 32, 0.0, think=False, ranking_of=2)
         try:
             await self._call(question, "probe", None)
-        except Refused as error:
+        except RequestRejected as error:
             if error.status in (401, 403):
                 raise
             return False
@@ -369,14 +376,14 @@ class Asker:
         size = len(question.subject.doc_ids)
         asking = replace(await self._answering(question), think=False)
         budget = min(question.max_tokens, 1024 + 8 * size)  # it may think again
-        notes = " ".join(defused(_kept(trace, question, budget, context)).split())
-        turns = (Message("assistant", f"My notes so far: {notes}"), Message("user", _CLOSE))
+        notes = " ".join(strip_template_tokens(_fitting_trace(trace, question, budget, context)).split())
+        turns = (Message("assistant", f"My notes so far: {notes}"), Message("user", _FORCED_ANSWER_PROMPT))
         return replace(asking, messages=(*question.messages, *turns), max_tokens=budget)
 
     # --- calls ---
 
-    async def _call(self, request: Request, purpose: str, look: _Look | None) -> Reply:
-        spent = look.spent if look else Spent()
+    async def _call(self, request: Request, purpose: str, look: _Sample | None) -> Response:
+        spent = look.spent if look else CallStats()
         on_text = look.on_text if look else None
         reply = await self._calls.reply(request, purpose, spent, on_text, self._asked)
         if reply.finish_reason == "stopped":
@@ -384,9 +391,9 @@ class Asker:
             spent.saved += max(request.max_tokens - reply.usage.completion_tokens, 0)
         return reply
 
-    async def _asked(self, request: Request, on_text: OnText) -> Reply:
+    async def _asked(self, request: Request, on_text: OnChunk) -> Response:
         """Ask, and end a reply that goes in circles before its circles."""
-        watch = _Watch(on_text, max(len(request.subject.doc_ids), 1))
+        watch = _RepetitionWatch(on_text, max(len(request.subject.doc_ids), 1))
         reply = await self.model.ask(request, watch)
         if reply.finish_reason == "stopped" and watch.looped:
             reasoning, text = watch.before(reply)
@@ -395,24 +402,24 @@ class Asker:
             reply = replace(reply, usage=replace(reply.usage, reasoning_tokens=reply.usage.completion_tokens))
         return reply
 
-    def _read(self, reply: Reply, asking: Request, spent: Spent, thought_closed: bool) -> Answer:
+    def _read(self, reply: Response, asking: Request, spent: CallStats, thought_closed: bool) -> ParsedAnswer:
         """The answer in a reply; notes where the server forgot the grammar."""
         size = len(asking.subject.doc_ids)
         said = reply.text.rpartition("</think>")[2]
         if asking.ranking_of is not None and not follows(said, size) and reply.finish_reason != "length":
             spent.repairs["grammar_ignored"] += 1
-        return _parsed(reply, size, thought_closed)
+        return _parse_response(reply, size, thought_closed)
 
 
-class _Watch:
+class _RepetitionWatch:
     """Looks at a reply while it streams: passes it on, and says stop when it goes in circles."""
 
-    def __init__(self, on_text: OnText, passages: int) -> None:
+    def __init__(self, on_text: OnChunk, passages: int) -> None:
         self._on_text = on_text
-        self._thought, self._text = LoopGuard(passages), LoopGuard(passages)
+        self._thought, self._text = RepetitionDetector(passages), RepetitionDetector(passages)
         self.looped = False
 
-    def __call__(self, delta: Delta) -> bool:
+    def __call__(self, delta: StreamChunk) -> bool:
         self._on_text(delta)
         if delta.reasoning and self._thought.feed(delta.reasoning):
             self.looped = True
@@ -420,7 +427,7 @@ class _Watch:
             self.looped = True
         return self.looped
 
-    def before(self, reply: Reply) -> tuple[str | None, str]:
+    def before(self, reply: Response) -> tuple[str | None, str]:
         """Reasoning and text of `reply` up to where they begin to repeat themselves."""
         reasoning, text = reply.reasoning, reply.text
         if reasoning is not None and self._thought.start is not None:
@@ -430,17 +437,17 @@ class _Watch:
         return reasoning, text
 
 
-def _kept(trace: str, question: Request, budget: int, context: int) -> str:
+def _fitting_trace(trace: str, question: Request, budget: int, context: int) -> str:
     """The end of `trace`, as much of it as fits into `context` tokens beside the prompt and `budget`."""
-    prompt = sum(estimated_tokens(message.content) for message in question.messages)
+    prompt = sum(estimate_tokens(message.content) for message in question.messages)
     room = max(context - prompt - budget - 2 * CHAT_TOKENS, question.max_tokens - budget, 64)
-    length = estimated_tokens(trace)
+    length = estimate_tokens(trace)
     return trace if length <= room else "... " + trace[-(len(trace) * room // length) :]
 
 
-def _parsed(reply: Reply, size: int, thought_closed: bool = False) -> Answer:
+def _parse_response(reply: Response, size: int, thought_closed: bool = False) -> ParsedAnswer:
     finish = "length" if reply.finish_reason == "stopped" else reply.finish_reason
-    return parse_answer(
+    return parse_ranking(
         reply.text, size, reasoning=reply.reasoning, finish_reason=finish, thought_closed=thought_closed
     )
 
@@ -450,7 +457,7 @@ def _answer_tokens(size: int) -> int:
     return 32 + 8 * size
 
 
-def presented(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[str, ...]:
+def sample_order(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[str, ...]:
     """The order in which a sample shows the window: the first as it is, the others shuffled."""
     shown = list(doc_ids)
     if sample:
@@ -458,9 +465,9 @@ def presented(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[str, 
     return tuple(shown)
 
 
-def _order(answer: Answer, shown: Sequence[str], window: Window) -> Order:
+def _window_ranking(answer: ParsedAnswer, shown: Sequence[str], window: Window) -> WindowRanking:
     """The answer in terms of ids; what the model did not place follows in the window's order."""
     placed = frozenset(shown[number - 1] for number in answer.placed)
     tiers = [tuple(shown[number - 1] for number in tier if number in answer.placed) for tier in answer.tiers]
     rest = ((doc_id,) for doc_id in window.doc_ids if doc_id not in placed)
-    return Order((*filter(None, tiers), *rest), placed, answer.ranked)
+    return WindowRanking((*filter(None, tiers), *rest), placed, answer.ranked)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ParsedAnswer:
     """One reply, read.
 
     `tiers`: 1-based ids, best first, ids of one tier tied; always a partition of 1..size.
@@ -42,14 +42,14 @@ class Answer:
         return not self.ranked and "cut" in self.repairs
 
 
-def parse_answer(
+def parse_ranking(
     text: str | None,
     size: int,
     *,
     reasoning: str | None = None,
     finish_reason: str | None = None,
     thought_closed: bool = False,
-) -> Answer:
+) -> ParsedAnswer:
     """Read a reply about a window of `size` passages.
 
     `reasoning` is the reply's separate reasoning field, where the server has one. `thought_closed` says
@@ -71,16 +71,16 @@ def parse_answer(
         repairs["cut"] = 1
     if chain is None:
         return _unranked(size, repairs, parts.trace)
-    return _mended(chain, size, repairs, parts.trace)
+    return _repaired(chain, size, repairs, parts.trace)
 
 
-def _unranked(size: int, repairs: Counter[str], trace: str) -> Answer:
+def _unranked(size: int, repairs: Counter[str], trace: str) -> ParsedAnswer:
     repairs["unranked"] = 1
     tiers = tuple((i,) for i in range(1, size + 1))
-    return Answer(tiers, frozenset(), MappingProxyType(dict(repairs)), False, trace)
+    return ParsedAnswer(tiers, frozenset(), MappingProxyType(dict(repairs)), False, trace)
 
 
-def _mended(chain: _Chain, size: int, repairs: Counter[str], trace: str) -> Answer:
+def _repaired(chain: _Chain, size: int, repairs: Counter[str], trace: str) -> ParsedAnswer:
     tiers: list[tuple[int, ...]] = []
     placed: set[int] = set()
     for tier in chain.tiers:
@@ -99,7 +99,7 @@ def _mended(chain: _Chain, size: int, repairs: Counter[str], trace: str) -> Answ
     if missing:
         repairs["missing"] = len(missing)
     tiers.extend((i,) for i in missing)
-    return Answer(tuple(tiers), frozenset(placed), MappingProxyType(dict(repairs)), True, trace)
+    return ParsedAnswer(tuple(tiers), frozenset(placed), MappingProxyType(dict(repairs)), True, trace)
 
 
 # --- The trace -----------------------------------------------------------------------------------

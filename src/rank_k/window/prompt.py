@@ -104,24 +104,24 @@ _INSTRUCTION = re.compile(
 )
 
 
-def one_line(text: str) -> str:
+def join_lines(text: str) -> str:
     """`text` on one line: blanks folded, control characters and lone surrogates gone."""
     return " ".join(_CONTROL.sub("", text).split())
 
 
-def harmless(text: str, *, markers: bool = True) -> str:
+def sanitize(text: str, *, markers: bool = True) -> str:
     """`text` on one line with nothing in it that the model could take for structure.
 
     `[3]` becomes `(3)` (left alone in queries: `markers=False`), `<think>`, `<|im_end|>`, `</s>` and their
     kin get a look-alike bracket, `[INST]` becomes `(INST)`.
     """
-    text = one_line(text)
+    text = join_lines(text)
     if markers and ("[" in text or "［" in text or "【" in text):
         text = _MARKER.sub(r"(\1)", text)
     return _without_tokens(text)
 
 
-def defused(text: str) -> str:
+def strip_template_tokens(text: str) -> str:
     """`text` as it is, lines and all, but for think tags and the tokens of chat templates: for a model's own notes."""
     return _without_tokens(_CONTROL.sub("", text))
 

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rank_k.data.token_estimate import cut_at, estimated_tokens, most_tokens
+from rank_k.data.token_estimate import estimate_tokens, max_token_bound, truncate_graphemes
 from rank_k.errors import QueryTooLong
 from rank_k.models.base import Model
 from rank_k.types import Message, Passage, Query
-from rank_k.window.prompt import PromptTemplate, harmless, one_line
-from rank_k.window.token_allocation import shared
+from rank_k.window.prompt import PromptTemplate, join_lines, sanitize
+from rank_k.window.token_allocation import allocate_tokens
 
 CHAT_TOKENS = 64  # what a chat template adds to the messages, at most
 _MARKER_TOKENS = 8  # "[12] " and the line's end
@@ -20,7 +20,7 @@ _ESTIMATE_MARGIN = 1.15  # on estimated lengths, where the context is nearly ful
 
 
 @dataclass(slots=True)
-class Shown:
+class PreparedPassage:
     """One passage as it can be shown: harmless, and no longer than `passage_tokens`."""
 
     text: str
@@ -28,17 +28,17 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class QueryTexts:
+class PreparedQuery:
     """A query's texts, ready to be shown. `repairs`: what had to be cut or could only be estimated."""
 
     query: Query
     text: str
-    passages: Mapping[str, Shown]
+    passages: Mapping[str, PreparedPassage]
     repairs: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Showing:
+class PromptBuilder:
     """Makes the messages of windows. Lengths are counted by `model` where it can, else estimated.
 
     Counting is left out wherever a bound already says that everything fits: for most passages it does.
@@ -49,29 +49,29 @@ class Showing:
     passage_tokens: int
     max_tokens: int
 
-    async def texts(self, query: Query, passages: Mapping[str, Passage]) -> QueryTexts:
+    async def texts(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
         """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
         repairs: Counter[str] = Counter()
-        text = harmless(query.text, markers=False)
+        text = sanitize(query.text, markers=False)
         shown = {doc_id: await self._shown(passage.text, repairs) for doc_id, passage in passages.items()}
         await self._check_query(text)
-        return QueryTexts(query, text, shown, repairs)
+        return PreparedQuery(query, text, shown, repairs)
 
-    async def _shown(self, text: str, repairs: Counter[str]) -> Shown:
+    async def _shown(self, text: str, repairs: Counter[str]) -> PreparedPassage:
         """A passage, harmless and cut. What lies far beyond the cut goes first: nobody counts tokens of megabytes."""
-        beginning = cut_at(text, self.passage_tokens * _LONGEST_TOKEN)
+        beginning = truncate_graphemes(text, self.passage_tokens * _LONGEST_TOKEN)
         cuts = repairs["passages_cut"]
-        shown = await self._within(harmless(beginning), self.passage_tokens, repairs)
+        shown = await self._within(sanitize(beginning), self.passage_tokens, repairs)
         if len(beginning) < len(text):
             repairs["passages_cut"] = cuts + 1
         return shown
 
     async def check(self, query: Query) -> None:
         """Raise `QueryTooLong` if the query leaves no room for two passages and a short answer."""
-        await self._check_query(harmless(query.text, markers=False))
+        await self._check_query(sanitize(query.text, markers=False))
 
     async def messages(
-        self, texts: QueryTexts, doc_ids: Sequence[str], context: int, repairs: Counter[str]
+        self, texts: PreparedQuery, doc_ids: Sequence[str], context: int, repairs: Counter[str]
     ) -> tuple[tuple[Message, ...], int]:
         """The messages about `doc_ids` in this order, and the tokens that thought and answer may have together.
 
@@ -80,7 +80,7 @@ class Showing:
         passages = [texts.passages[doc_id] for doc_id in doc_ids]
         frame = self._frame(texts.text, len(passages))
         overhead = CHAT_TOKENS + _MARKER_TOKENS * len(passages)
-        bound = most_tokens(frame) + overhead + sum(most_tokens(passage.text) for passage in passages)
+        bound = max_token_bound(frame) + overhead + sum(max_token_bound(passage.text) for passage in passages)
         shown = [passage.text for passage in passages]
         if bound + self.max_tokens <= context:
             return self.template.messages(texts.text, shown), self.max_tokens
@@ -88,7 +88,7 @@ class Showing:
         for passage in passages:
             if passage.tokens is None:
                 passage.tokens = await self._count(passage.text, repairs)
-        share = shared(context, frame_tokens, [passage.tokens or 0 for passage in passages], self.max_tokens)
+        share = allocate_tokens(context, frame_tokens, [passage.tokens or 0 for passage in passages], self.max_tokens)
         if share.budget < self.max_tokens:
             repairs["budget_cut"] = 1
         for i, passage in enumerate(passages):
@@ -100,13 +100,13 @@ class Showing:
     async def _check_query(self, text: str) -> None:
         frame = self._frame(text, 2)
         overhead = CHAT_TOKENS + 2 * _MARKER_TOKENS
-        if most_tokens(frame) + overhead + self.max_tokens <= self.model.context:
+        if max_token_bound(frame) + overhead + self.max_tokens <= self.model.context:
             return
         tokens = await self._count(frame, Counter()) + overhead
         try:
-            shared(self.model.context, tokens, (16, 16), self.max_tokens)
+            allocate_tokens(self.model.context, tokens, (16, 16), self.max_tokens)
         except QueryTooLong as error:
-            raise QueryTooLong(f"query {one_line(text)[:60]!r}...: {error.problem}", error.remedy) from None
+            raise QueryTooLong(f"query {join_lines(text)[:60]!r}...: {error.problem}", error.remedy) from None
 
     def _frame(self, query: str, size: int) -> str:
         return "\n".join(message.content for message in self.template.messages(query, [""] * size))
@@ -116,23 +116,23 @@ class Showing:
         tokens = await self.model.count_tokens(text)
         if tokens is None:
             repairs["tokens_estimated"] = 1
-            tokens = int(estimated_tokens(text) * _ESTIMATE_MARGIN)
+            tokens = int(estimate_tokens(text) * _ESTIMATE_MARGIN)
         return tokens
 
-    async def _within(self, text: str, limit: int, repairs: Counter[str]) -> Shown:
+    async def _within(self, text: str, limit: int, repairs: Counter[str]) -> PreparedPassage:
         """`text`, cut to `limit` tokens if it has more."""
-        if most_tokens(text) <= limit:
-            return Shown(text)
+        if max_token_bound(text) <= limit:
+            return PreparedPassage(text)
         tokens = await self.model.count_tokens(text)
         if tokens is None:
-            tokens = estimated_tokens(text)
+            tokens = estimate_tokens(text)
             if tokens > limit:
                 repairs["tokens_estimated"] = 1
         if tokens <= limit:
-            return Shown(text, tokens)
+            return PreparedPassage(text, tokens)
         repairs["passages_cut"] += 1
         while tokens > limit and text:
-            text = cut_at(text, min(len(text) * limit // tokens, len(text) - 1))
+            text = truncate_graphemes(text, min(len(text) * limit // tokens, len(text) - 1))
             counted = await self.model.count_tokens(text)
-            tokens = estimated_tokens(text) if counted is None else counted
-        return Shown(text, tokens)
+            tokens = estimate_tokens(text) if counted is None else counted
+        return PreparedPassage(text, tokens)

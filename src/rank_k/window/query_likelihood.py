@@ -17,14 +17,14 @@ from math import fsum, isfinite
 
 from rank_k.errors import InputError
 from rank_k.journal import Journal
-from rank_k.models.base import Model, OnText, Reply, Request, Subject
-from rank_k.models.cached import Calls, Spent
-from rank_k.models.retry import Retries
-from rank_k.types import Message, Order, Outcome, Passage, Query, Window
-from rank_k.window.listwise import Asked
+from rank_k.models.base import Model, OnChunk, Request, RequestContext, Response
+from rank_k.models.cached import CachedCalls, CallStats
+from rank_k.models.retry import RetryPolicy
+from rank_k.types import Message, Passage, Query, Window, WindowRanking, WindowResult
+from rank_k.window.listwise import WindowReport
 from rank_k.window.prompt import PromptTemplate
-from rank_k.window.prompt_builder import QueryTexts, Showing
-from rank_k.window.reasoning import Think
+from rank_k.window.prompt_builder import PreparedQuery, PromptBuilder
+from rank_k.window.reasoning import ReasoningMode
 
 PASSAGE_TOKENS = 64
 """Of a passage; chosen among 64, 128 and 256 on held-out collections (docs/embedded.md)."""
@@ -33,8 +33,9 @@ TEMPLATE = PromptTemplate("Document: ", "\nSearch query: {query}", passage="{tex
 """Of one passage. The query is what is spelt, with the blank before it; the text before that is the prompt."""
 
 
-class LikelihoodAsker:
-    """Orders windows by the query's likelihood after each of their passages. In an `Engine`, an `Asker`'s equal.
+class QueryLikelihoodRanker:
+    """Orders windows by the query's likelihood after each of their passages. In an `Engine`, an `ListwiseRanker`'s
+    equal.
 
     `passage_tokens`: passages are cut to this. Each passage is one call, kept in `journal`; those of a window are
     made at the same time, as `slots` allow. `calls`: those of another asker, to share its slots.
@@ -45,16 +46,16 @@ class LikelihoodAsker:
         model: Model,
         journal: Journal,
         passage_tokens: int = PASSAGE_TOKENS,
-        retries: Retries = Retries(),
+        retries: RetryPolicy = RetryPolicy(),
         on_retry: Callable[[Exception, float], None] | None = None,
         slots: int = 1_000_000,
-        calls: Calls | None = None,
+        calls: CachedCalls | None = None,
     ) -> None:
         self.model = model
-        self._calls = calls or Calls(model, journal, retries, on_retry, slots)
-        self._showing = Showing(model, TEMPLATE, passage_tokens, 1)
+        self._calls = calls or CachedCalls(model, journal, retries, on_retry, slots)
+        self._showing = PromptBuilder(model, TEMPLATE, passage_tokens, 1)
 
-    async def prepare(self, think: Think | None = None) -> None:
+    async def prepare(self, think: ReasoningMode | None = None) -> None:
         """Raise `InputError` if the model cannot tell how likely a text is."""
         if not self.model.abilities.spells:
             raise InputError(
@@ -62,7 +63,7 @@ class LikelihoodAsker:
                 "rank by comparison, or with the embedded model or a llama.cpp server",
             )
 
-    async def texts(self, query: Query, passages: Mapping[str, Passage]) -> QueryTexts:
+    async def texts(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
         """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
         return await self._showing.texts(query, passages)
 
@@ -71,14 +72,19 @@ class LikelihoodAsker:
         await self._showing.check(query)
 
     async def ask(
-        self, texts: QueryTexts, window: Window, *, think: Think | None = None, on_text: OnText | None = None
-    ) -> Asked:
+        self,
+        texts: PreparedQuery,
+        window: Window,
+        *,
+        think: ReasoningMode | None = None,
+        on_text: OnChunk | None = None,
+    ) -> WindowReport:
         """The window's passages, likeliest query first. Raises `ModelError` when the model cannot be had.
 
         Nothing is thought or said here: `think` changes nothing, and `on_text` hears nothing. A passage without a
         usable reply comes after those that have one, and is counted as missing.
         """
-        spent = Spent()
+        spent = CallStats()
         scores: Sequence[float | None] = [None] * len(window.doc_ids)
         if texts.text:  # nothing is as likely after one passage as after another
             tasks = [asyncio.create_task(self._likelihood(texts, doc_id, spent)) for doc_id in window.doc_ids]
@@ -92,8 +98,8 @@ class LikelihoodAsker:
             spent.repairs["missing"] += len(window.doc_ids) - len(told)
         else:
             spent.repairs["unranked"] += 1
-        return Asked(
-            Outcome(replace(window, by="likelihood"), (ordered(window, told),), told),
+        return WindowReport(
+            WindowResult(replace(window, by="likelihood"), (order_by_score(window, told),), told),
             (),
             tuple(spent.calls),
             spent.usage,
@@ -102,14 +108,14 @@ class LikelihoodAsker:
             spent.seconds,
         )
 
-    async def _likelihood(self, texts: QueryTexts, doc_id: str, spent: Spent) -> float | None:
+    async def _likelihood(self, texts: PreparedQuery, doc_id: str, spent: CallStats) -> float | None:
         """The log-probability of the query after this passage, or None if the reply does not tell."""
         repairs: Counter[str] = Counter()
         [message], _ = await self._showing.messages(texts, [doc_id], self.model.context, repairs)
         spent.repairs.update(repairs)
         spelling = f" {texts.text}"
         prompt = message.content.removesuffix(spelling)
-        subject = Subject(texts.query.query_id, (doc_id,))
+        subject = RequestContext(texts.query.query_id, (doc_id,))
         question = Request((Message("user", prompt),), 1, 0.0, spelling=spelling, subject=subject)
         reply = await self._calls.reply(question, "likelihood", spent)
         score = log_probability(reply, spelling)
@@ -118,7 +124,7 @@ class LikelihoodAsker:
         return score
 
 
-def log_probability(reply: Reply, spelling: str) -> float | None:
+def log_probability(reply: Response, spelling: str) -> float | None:
     """What `reply` tells of the probability of `spelling` (natural logarithm); None if it says something else."""
     if reply.text != spelling or not reply.tokens:
         return None
@@ -126,11 +132,11 @@ def log_probability(reply: Reply, spelling: str) -> float | None:
     return min(total, 0.0) if isfinite(total) else None
 
 
-def ordered(window: Window, scores: Mapping[str, float]) -> Order:
+def order_by_score(window: Window, scores: Mapping[str, float]) -> WindowRanking:
     """`window` by `scores`, highest first; equal ones tied, those without one last, as they stood."""
     if not scores:
-        return Order.unranked(window)
+        return WindowRanking.unranked(window)
     known = sorted((doc_id for doc_id in window.doc_ids if doc_id in scores), key=lambda doc_id: -scores[doc_id])
     tiers = [tuple(tier) for _, tier in groupby(known, key=scores.__getitem__)]
     rest = [(doc_id,) for doc_id in window.doc_ids if doc_id not in scores]
-    return Order((*tiers, *rest), frozenset(known), True)
+    return WindowRanking((*tiers, *rest), frozenset(known), True)

@@ -10,11 +10,11 @@ from math import exp, isnan
 from typing import Literal
 
 from rank_k.errors import InputError
-from rank_k.types import Order, Window
+from rank_k.types import Window, WindowRanking
 
 
 @dataclass(frozen=True, slots=True)
-class Think:
+class ReasoningMode:
     """`full`: as the model likes. `off`: the answer at once. `budget`: at most `tokens` reasoning tokens a window.
     `auto`: the answer at once, and a thought where it pays."""
 
@@ -22,7 +22,7 @@ class Think:
     tokens: int | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Think:
+    def parse(cls, text: str) -> ReasoningMode:
         """ "full", "off", "auto", or a number of tokens such as "500" or "2k" (2,000). Raises `InputError`."""
         word = text.strip().lower()
         if word in ("full", "off", "auto"):
@@ -38,7 +38,7 @@ class Think:
 
 
 @dataclass(frozen=True, slots=True)
-class AutoRule:
+class AutoReasoningPolicy:
     """When a thought pays. Defaults: chosen by `benchmarks/auto_thinking.py`, see docs/thinking.md.
 
     `cut`: the rank that matters. `head`: a window that can still move ranks below this one is ranked directly, since
@@ -55,7 +55,7 @@ class AutoRule:
         return min(max(self.cut - window.reach[0] + 1, 0), len(window.doc_ids))
 
 
-def pays(window: Window, sure: float | None, rule: AutoRule) -> bool:
+def should_reason(window: Window, sure: float | None, rule: AutoReasoningPolicy) -> bool:
     """Whether to think about `window`, whose direct order is `sure`, from 0 to 1 (None: cannot be told).
 
     A pure function of what is given: nothing is learnt from other windows, so that a replay decides alike. What the
@@ -110,7 +110,7 @@ def _longest_chain(text: str, size: int) -> list[tuple[int, int]]:
     return longest
 
 
-def agreement(one: Order, other: Order, cut: int = 10) -> float:
+def agreement(one: WindowRanking, other: WindowRanking, cut: int = 10) -> float:
     """How far two orders of one window agree near its head, from 0 (no more than by chance) to 1.
 
     Kendall's tau, nothing below 0, over the pairs of which one passage or both are among the first `cut` of either

@@ -77,7 +77,7 @@ _PLACE = 64 - 13
 _RUNS = 8  # at a time; more than two is rare
 
 
-class LoopWatch:
+class RepetitionTracker:
     """Fed with a thought piece by piece, says from which moment on it repeats itself.
 
     `passages`: how many the window shows; a list of so many lines is no loop, however alike they are.

@@ -1,4 +1,5 @@
-"""A `LoopWatch` at a fraction of its cost: looks closely only at text that compresses like text that repeats itself.
+"""A `RepetitionTracker` at a fraction of its cost: looks closely only at text that compresses like text that repeats
+itself.
 
 Most thoughts never go in circles, and reading them token by token to be sure of that would be a quarter of what a
 call costs. A thought that does so compresses well, and to find that out takes a third of the time.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 
-from rank_k.window.repetition import LoopWatch
+from rank_k.window.repetition import RepetitionTracker
 
 STEP = 256
 """Characters between looks."""
@@ -22,12 +23,15 @@ SHORT_RATIO = 0.5
 """The ratio for texts shorter than the first tail, which shrink less."""
 
 
-class LoopGuard:
-    """Fed and asked like a `LoopWatch`, with the same verdict; `feed` tells of it up to 1,024 characters later."""
+class RepetitionDetector:
+    """Fed and asked like a `RepetitionTracker`, with the same verdict; `feed` tells of it up to 1,024 characters
+    later."""
 
     def __init__(self, passages: int = 20) -> None:
         self._passages = passages
-        self._watch: LoopWatch | None = None  # made when something looks suspicious: it takes a third of a megabyte
+        self._watch: RepetitionTracker | None = (
+            None  # made when something looks suspicious: it takes a third of a megabyte
+        )
         self._unread: list[str] = []  # not yet looked at closely
         self._recent: list[str] = []  # since the last look
         self._tail = ""
@@ -55,7 +59,7 @@ class LoopGuard:
         if not self._is_suspicious(before):
             return False
         if self._watch is None:
-            self._watch = LoopWatch(self._passages)
+            self._watch = RepetitionTracker(self._passages)
         unread, self._unread = "".join(self._unread), []
         return self._watch.feed(unread)
 

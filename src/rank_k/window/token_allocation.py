@@ -11,24 +11,24 @@ from typing import NamedTuple
 
 from rank_k.errors import QueryTooLong
 
-LEAST_PASSAGE = 100
+MIN_PASSAGE_TOKENS = 100
 """Tokens a passage keeps before the budget is touched: about an MS MARCO passage."""
 
-LEAST_BUDGET = 512
+MIN_COMPLETION_TOKENS = 512
 """Tokens of thought and answer kept before passages are cut below `LEAST_PASSAGE`."""
 
-BARE_PASSAGE = 16
+MIN_BARE_PASSAGE_TOKENS = 16
 """Tokens below which a passage says nothing; a window that cannot give each this much is an error."""
 
 
-class Share(NamedTuple):
+class TokenAllocation(NamedTuple):
     """`passage` tokens for each passage at most; `budget` tokens for thought and answer."""
 
     passage: int
     budget: int
 
 
-def shared(context: int, frame: int, passages: Sequence[int], budget: int) -> Share:
+def allocate_tokens(context: int, frame: int, passages: Sequence[int], budget: int) -> TokenAllocation:
     """The share of each, in tokens.
 
     `frame` is everything in the prompt that is not a passage, `passages` their lengths, `budget` what was
@@ -36,12 +36,12 @@ def shared(context: int, frame: int, passages: Sequence[int], budget: int) -> Sh
     """
     longest = max(passages, default=0)
     limit = even_limit(passages, context - frame - budget)
-    if limit >= min(LEAST_PASSAGE, longest):
-        return Share(limit, budget)
-    limit = min(even_limit(passages, context - frame - min(budget, LEAST_BUDGET)), LEAST_PASSAGE)
-    if limit >= min(BARE_PASSAGE, longest):
+    if limit >= min(MIN_PASSAGE_TOKENS, longest):
+        return TokenAllocation(limit, budget)
+    limit = min(even_limit(passages, context - frame - min(budget, MIN_COMPLETION_TOKENS)), MIN_PASSAGE_TOKENS)
+    if limit >= min(MIN_BARE_PASSAGE_TOKENS, longest):
         room = context - frame - sum(min(length, limit) for length in passages)
-        return Share(limit, min(budget, room))
+        return TokenAllocation(limit, min(budget, room))
     raise QueryTooLong(
         f"the query and its instructions take {frame} of the model's {context} tokens: no room for"
         f" {len(passages)} passages and an answer",

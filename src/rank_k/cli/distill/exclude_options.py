@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rank_k.distill.near_duplicates import NearTexts
+    from rank_k.distill.near_duplicates import NearDuplicateIndex
 
 
 def add_exclude_queries(group: argparse._ArgumentGroup) -> None:
@@ -20,14 +20,14 @@ def add_exclude_queries(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def excluded_queries(args: argparse.Namespace) -> NearTexts | None:
+def read_excluded_queries(args: argparse.Namespace) -> NearDuplicateIndex | None:
     """What --exclude-queries names."""
     from rank_k.data.files import read_queries
-    from rank_k.distill.near_duplicates import CONTAMINATED, NearTexts
+    from rank_k.distill.near_duplicates import CONTAMINATED, NearDuplicateIndex
 
     if not args.exclude_queries:
         return None
-    found = NearTexts(CONTAMINATED)
+    found = NearDuplicateIndex(CONTAMINATED)
     for file in args.exclude_queries:
         for query in read_queries(file).values():
             found.add(query.text, f"{file}: {query.query_id}")

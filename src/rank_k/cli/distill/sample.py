@@ -9,13 +9,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rank_k.cli.collection_options import add_collection, index_progress, named_collection
-from rank_k.cli.distill.exclude_options import add_exclude_queries, excluded_queries
+from rank_k.cli.collection_options import add_collection, index_progress, resolve_collection
+from rank_k.cli.distill.exclude_options import add_exclude_queries, read_excluded_queries
 from rank_k.cli.model_options import count, number
 from rank_k.cli.output_files import check_output
 
 if TYPE_CHECKING:
-    from rank_k.cli.collection_options import Named
+    from rank_k.cli.collection_options import ResolvedCollection
 
 NAME = "sample"
 HELP = "draw candidate sets from first-stage runs, as the paper does, or with a say in their positives"
@@ -71,8 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rank_k.data.collections.registry import WithoutExcluded
     from rank_k.data.files import RunFile, read_qrels, read_queries
-    from rank_k.distill.candidate_sets import licence_of
-    from rank_k.distill.sample import Sampler, Sampling, sampled
+    from rank_k.distill.candidate_sets import license_of
+    from rank_k.distill.sample import Sampler, Sampling, write_samples
     from rank_k.errors import InputError
     from rank_k.retrieval.fusion import FusedRuns
 
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.positives is not None and args.qrels is None and args.dataset is None:
         raise InputError("--positives needs judgments", "give --qrels FILE")
-    named = named_collection(args)
+    named = resolve_collection(args)
     qrels_file = args.qrels or (named.collection.qrels if named.collection is not None else None)
     check_output("--output", args.output, (*args.runs, *named.files, *filter(None, [qrels_file])))
     queries = read_queries(named.queries)
@@ -94,11 +94,11 @@ def run(args: argparse.Namespace) -> int:
             how,
             args.source or _folder(args, named).name,
             None if qrels_file is None else read_qrels(qrels_file),
-            excluded_queries(args),
+            read_excluded_queries(args),
         )
-        licence = args.licence or licence_of(_folder(args, named))
+        licence = args.licence or license_of(_folder(args, named))
         try:
-            there = sampled(sampler, store, args.output, args.queries_count, licence)
+            there = write_samples(sampler, store, args.output, args.queries_count, licence)
         except KeyboardInterrupt:
             print(f"\nstopped; the same command goes on with {args.output}", file=sys.stderr)
             return 130
@@ -119,7 +119,7 @@ def spans(text: str) -> tuple[tuple[int, int], ...]:
     return tuple(span(part) for part in text.split(","))
 
 
-def _folder(args: argparse.Namespace, named: Named) -> Path:
+def _folder(args: argparse.Namespace, named: ResolvedCollection) -> Path:
     """Where the collection lies."""
     file = args.documents or next(iter(named.corpus.files), named.queries)
     return Path(file).resolve().parent

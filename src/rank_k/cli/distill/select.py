@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from rank_k.cli.distill.exclude_options import add_exclude_queries, excluded_queries
+from rank_k.cli.distill.exclude_options import add_exclude_queries, read_excluded_queries
 from rank_k.cli.model_options import count, number
 from rank_k.cli.output_files import check_output
 
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         only,
         (args.min_tokens, args.max_tokens),
         args.min_ndcg,
-        excluded_queries(args),
+        read_excluded_queries(args),
     )
     apart = 0
     with closing(Journal(args.journal, read_only=True)) as journal, ExitStack() as files:

@@ -11,12 +11,12 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rank_k.cli.model_options import NOISES, add_questions, add_server, asking_options
+from rank_k.cli.model_options import NOISES, add_server, add_window_options, window_options
 from rank_k.cli.price_options import add_prices, prices
 
 if TYPE_CHECKING:
     from rank_k.distill.candidate_sets import CandidateSet
-    from rank_k.distill.trace import SetsUnderWay
+    from rank_k.distill.trace import ActiveSets
     from rank_k.models.base import Model
     from rank_k.types import Query
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = add_server(parser)
     group.add_argument("--simulate", type=Path, metavar="QRELS", help="a simulated judge instead: plan before you pay")
     group.add_argument("--noise", default="none", metavar="NOISE", help=f"of the simulated judge: {NOISES}")
-    add_questions(parser.add_argument_group("asking"), samples=4)
+    add_window_options(parser.add_argument_group("asking"), samples=4)
     group = parser.add_argument_group("labels as the teacher")
     group.add_argument(
         "--form", default="verdicts", choices=("verdicts", "order"), help="a verdict a passage as the thought, or none"
@@ -56,14 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rank_k.cli.progress import Progress
     from rank_k.cli.render import rerank_summary
-    from rank_k.distill.trace import LARGEST, WHOLE_SET, SetsUnderWay, traced
+    from rank_k.distill.trace import LARGEST, WHOLE_SET, ActiveSets, traced
     from rank_k.reranker import Reranker
 
     started = time.monotonic()
-    options = asking_options(args)
+    options = window_options(args)
     _check(args)
     looked_at = _looked_at(args)  # a fault in the files comes before the first call is paid
-    under_way = SetsUnderWay()
+    under_way = ActiveSets()
     model = _teacher(args, under_way, looked_at.tops)
     if args.teacher == "labels":
         options |= {"samples": 1, "think": "full", "server": None}
@@ -158,7 +158,7 @@ def _looked_at(args: argparse.Namespace) -> _LookedAt:
     return _LookedAt(judged[True], judged[False], tops)
 
 
-def _teacher(args: argparse.Namespace, under_way: SetsUnderWay, tops: dict[str, int]) -> Model | None:
+def _teacher(args: argparse.Namespace, under_way: ActiveSets, tops: dict[str, int]) -> Model | None:
     """The one that is no real model; None for one that is."""
     if args.teacher == "labels":
         from rank_k.distill.labels_teacher import LabelsTeacher
@@ -166,8 +166,8 @@ def _teacher(args: argparse.Namespace, under_way: SetsUnderWay, tops: dict[str, 
         return LabelsTeacher(under_way.set_of, tops, args.form, args.tokenizer)
     if args.simulate is not None:
         from rank_k.data.files import read_qrels
-        from rank_k.distill.trace import JudgeOfSets
-        from rank_k.simulation.noise_file import named_noise
+        from rank_k.distill.trace import SetJudge
+        from rank_k.simulation.noise_file import noise_by_name
 
-        return JudgeOfSets(read_qrels(args.simulate), named_noise(args.noise), under_way.set_of)
+        return SetJudge(read_qrels(args.simulate), noise_by_name(args.noise), under_way.set_of)
     return None

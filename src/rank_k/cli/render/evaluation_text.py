@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from rank_k.evaluation.run_comparison import Assessed, Assessment, Compared
+    from rank_k.evaluation.run_comparison import ComparedRun, PairedComparison, RunComparison
     from rank_k.evaluation.run_costs import RunCost
 
 _MOST_HURT = 5
 
 
-def notes(assessment: Assessment) -> Iterator[str]:
+def notes(assessment: RunComparison) -> Iterator[str]:
     """What one should know of the runs beside their figures."""
     for run in assessment.runs:
         evaluation, cost = run.evaluation, run.cost
@@ -33,7 +33,7 @@ def notes(assessment: Assessment) -> Iterator[str]:
 # --- for the terminal ---
 
 
-def lines(assessment: Assessment) -> list[str]:
+def lines(assessment: RunComparison) -> list[str]:
     """Tables with a blank line between them: means, and what else there is to say."""
     found = aligned(
         ["run", *assessment.measures],
@@ -52,7 +52,7 @@ def lines(assessment: Assessment) -> list[str]:
     return found
 
 
-def _comparisons(assessment: Assessment) -> list[str]:
+def _comparisons(assessment: RunComparison) -> list[str]:
     head = f"against {assessment.baseline}: {assessment.comparisons} comparisons, p values corrected for all (Holm)"
     columns = ["run", "measure", "difference", "95 % interval", "p (random.)", "p (t)", "gain", "stay", "lose"]
     body = []
@@ -69,7 +69,7 @@ def _comparisons(assessment: Assessment) -> list[str]:
     return [head, *aligned(columns, body, left=2)]
 
 
-def _hurt(assessment: Assessment) -> list[str]:
+def _hurt(assessment: RunComparison) -> list[str]:
     measure = assessment.shown_measure
     body, commands = [], []
     for run in assessment.compared:
@@ -91,7 +91,7 @@ def _hurt(assessment: Assessment) -> list[str]:
     return [f"queries hurt worst in {measure}{traces}", head, *shown]
 
 
-def _costs(assessment: Assessment) -> list[str]:
+def _costs(assessment: RunComparison) -> list[str]:
     paid = [(run.name, run.cost) for run in assessment.runs if run.cost is not None]
     columns = ["cost", "queries", "calls", "rounds", "tokens in", "tokens out", "reasoning", "seconds"]
     with_money = any(cost.money is not None for _, cost in paid)
@@ -125,7 +125,7 @@ def aligned(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -
 # --- for programs ---
 
 
-def as_json(assessment: Assessment) -> str:
+def as_json(assessment: RunComparison) -> str:
     """An object per run. What cannot be computed is null."""
     return json.dumps(without_nan({run.name: _told(run, assessment) for run in assessment.runs}), indent=2)
 
@@ -139,7 +139,7 @@ def without_nan(told: Any) -> Any:
     return None if told != told else told
 
 
-def _told(run: Assessed, assessment: Assessment) -> dict[str, Any]:
+def _told(run: ComparedRun, assessment: RunComparison) -> dict[str, Any]:
     evaluation, measures = run.evaluation, assessment.measures
     return {
         "mean": {measure: evaluation.means[measure] for measure in measures},
@@ -165,7 +165,7 @@ def _told(run: Assessed, assessment: Assessment) -> dict[str, Any]:
     }
 
 
-def _compared(compared: Compared) -> dict[str, Any]:
+def _compared(compared: PairedComparison) -> dict[str, Any]:
     paired = compared.paired
     return {
         "difference": paired.mean,
@@ -202,7 +202,7 @@ def _cost(cost: RunCost) -> dict[str, Any]:
 # --- for spreadsheets ---
 
 
-def rows(assessment: Assessment) -> Iterator[list[Any]]:
+def rows(assessment: RunComparison) -> Iterator[list[Any]]:
     """A head, then a row for each run, measure and query. Without a baseline the last two columns are empty."""
     yield ["run", "measure", "query_id", "value", "baseline", "difference"]
     for run in assessment.runs:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rank_k.evaluation.agreement import Agreement
-    from rank_k.evaluation.preferences import Compared, Preferences, Share, Sides
+    from rank_k.evaluation.preferences import ComparedPair, Preferences, Share, Sides
 
 
 def notes(found: Preferences) -> Iterator[str]:
@@ -55,7 +55,7 @@ def lines(found: Preferences) -> list[str]:
     return shown
 
 
-def _pair(compared: Compared) -> list[str]:
+def _pair(compared: ComparedPair) -> list[str]:
     shares = (compared.won, compared.tied, compared.lost)
     return [
         *(compared.first, compared.second, str(compared.queries), str(compared.judgments)),

@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rank_k.cli.progress import clock
+from rank_k.cli.progress import format_seconds
 
 if TYPE_CHECKING:
     from rank_k.cli.price_options import Prices
-    from rank_k.engine import Tally
+    from rank_k.engine import RunStats
     from rank_k.journal import QueryCost
-    from rank_k.models.base import RanksBy
+    from rank_k.models.base import ScoringMethod
 
 REPAIRS = {
     "missing": "passages the model forgot or gave no likelihood, appended in input order",
@@ -46,13 +46,13 @@ REPAIRS = {
 BY_LIKELIHOOD = "ranked by query likelihood, not by comparison: see docs/embedded.md"
 
 
-def lines(tally: Tally, seconds: float, price: Prices | None = None, by: RanksBy = "comparison") -> list[str]:
+def lines(tally: RunStats, seconds: float, price: Prices | None = None, by: ScoringMethod = "comparison") -> list[str]:
     """The summary for people."""
     usage = tally.usage
     about = "about " if usage.estimated else ""
     found = [
         f"{tally.queries} queries, {tally.rounds} rounds, {tally.calls} calls"
-        f" ({tally.calls - tally.asked} from the journal), {clock(seconds)}",
+        f" ({tally.calls - tally.asked} from the journal), {format_seconds(seconds)}",
         f"tokens: {about}{usage.prompt_tokens:,} in ({usage.cached_tokens:,} cached),"
         f" {usage.completion_tokens:,} out, of these {usage.reasoning_tokens:,} reasoning",
     ]
@@ -71,7 +71,7 @@ def lines(tally: Tally, seconds: float, price: Prices | None = None, by: RanksBy
     return found
 
 
-def report(tally: Tally, seconds: float, settings: dict[str, Any], price: Prices | None = None) -> dict[str, Any]:
+def report(tally: RunStats, seconds: float, settings: dict[str, Any], price: Prices | None = None) -> dict[str, Any]:
     """The summary for programs."""
     usage = tally.usage
     return {

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rank_k.cli.progress import compact
+from rank_k.cli.progress import format_count
 from rank_k.cli.render.evaluation_text import aligned
 from rank_k.cli.render.rerank_summary import REPAIRS
 
 if TYPE_CHECKING:
     from rank_k.study.grid import Cell, Study
-    from rank_k.study.results import Answer
+    from rank_k.study.results import StudyResults
     from rank_k.study.table import Row
 
 
@@ -25,7 +25,7 @@ def listing(study: Study, cells: Sequence[Cell]) -> list[str]:
     return lines
 
 
-def tables(answer: Answer) -> list[str]:
+def tables(answer: StudyResults) -> list[str]:
     """For each run the cells with quality and cost, and what the study's question is about."""
     lines: list[str] = []
     for heading, rows in answer.by_run():
@@ -37,7 +37,7 @@ def tables(answer: Answer) -> list[str]:
     return lines[1:]
 
 
-def notes(answer: Answer) -> Iterator[str]:
+def notes(answer: StudyResults) -> Iterator[str]:
     """What one should know before one quotes a number."""
     for row in answer.rows:
         cost = row.cost
@@ -53,7 +53,7 @@ def notes(answer: Answer) -> Iterator[str]:
         yield f"{name}: not finished, not in the tables"
 
 
-def _cells(rows: Sequence[Row], answer: Answer) -> list[str]:
+def _cells(rows: Sequence[Row], answer: StudyResults) -> list[str]:
     measure = answer.study.measures[0]
     head = [
         "cell",
@@ -81,7 +81,7 @@ def _cells(rows: Sequence[Row], answer: Answer) -> list[str]:
         spent = [""] * 6
         if row.cell is not None:
             about = "~" if cost.estimated else ""
-            tokens = (f"{about}{compact(round(n))}" for n in (cost.tokens_in, cost.reasoning, cost.answer))
+            tokens = (f"{about}{format_count(round(n))}" for n in (cost.tokens_in, cost.reasoning, cost.answer))
             spent = [f"{cost.rounds:.1f}", f"{cost.calls:.1f}", *tokens, f"{cost.seconds:.1f}" if cost.seconds else "-"]
         best = " ".join(axis for axis in answer.axes if axis in row.on_set)
         quality = row.first
@@ -89,7 +89,7 @@ def _cells(rows: Sequence[Row], answer: Answer) -> list[str]:
     return aligned(head, table)
 
 
-def _averages(answer: Answer) -> list[str]:
+def _averages(answer: StudyResults) -> list[str]:
     if not answer.averages:
         return []
     head = ["average", "first stage", "model", "cell", answer.study.measures[0], "±"]
@@ -97,7 +97,7 @@ def _averages(answer: Answer) -> list[str]:
     return ["", *aligned(head, table, 4)]
 
 
-def _by_difficulty(answer: Answer) -> list[str]:
+def _by_difficulty(answer: StudyResults) -> list[str]:
     lines: list[str] = []
     for (by, baseline), some in answer.difficulty_tables():
         labels = answer.labels
@@ -111,7 +111,7 @@ def _by_difficulty(answer: Answer) -> list[str]:
                 f"{one.quality:.4f}",
                 f"{one.against.mean:+.4f}",
                 f"{one.against.low:+.4f} {one.against.high:+.4f}",
-                compact(round(one.reasoning)),
+                format_count(round(one.reasoning)),
             ]
             for one in some
         ]
@@ -119,7 +119,7 @@ def _by_difficulty(answer: Answer) -> list[str]:
     return lines
 
 
-def _by_round(answer: Answer) -> list[str]:
+def _by_round(answer: StudyResults) -> list[str]:
     if not answer.rounds:
         return []
     labels = answer.labels
@@ -135,7 +135,7 @@ def _by_round(answer: Answer) -> list[str]:
     return ["", *aligned(head, table), "", *aligned(waits, slots)]
 
 
-def _published(answer: Answer) -> list[str]:
+def _published(answer: StudyResults) -> list[str]:
     if not answer.study.published:
         return []
     head = ["published, not measured here", "first stage", "model", "measure", "source", "value"]

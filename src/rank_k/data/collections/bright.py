@@ -19,7 +19,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from rank_k.data.cache_directory import cache_directory, keep
+from rank_k.data.cache_directory import cache_directory, write_cached
 from rank_k.data.collections.registry import CollectionFiles
 from rank_k.data.files import read_objects, trec_field
 from rank_k.errors import FormatError, InputError, MissingExtra
@@ -117,7 +117,7 @@ def _documents(paths: list[Path], kept: str) -> Path:
 
 def _kept(name: str, lines: Iterable[bytes]) -> Path:
     path = cache_directory() / name
-    return path if path.is_file() else keep(name, lines)
+    return path if path.is_file() else write_cached(name, lines)
 
 
 def _rows(paths: list[Path], part: str) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from rank_k.data.cache_directory import cache_directory, keep
+from rank_k.data.cache_directory import cache_directory, write_cached
 from rank_k.data.collections.demo import passages, questions
 from rank_k.data.collections.registry import CollectionFiles
 from rank_k.data.files import trec_field
@@ -32,7 +32,7 @@ def load_python_docs() -> CollectionFiles:
     paths = []
     for name, lines in parts.items():
         path = cache_directory() / NAME / digest / name
-        paths.append(path if path.is_file() else keep(f"{NAME}/{digest}/{name}", lines))
+        paths.append(path if path.is_file() else write_cached(f"{NAME}/{digest}/{name}", lines))
     documents, queries, qrels = paths
     return CollectionFiles(documents, queries, qrels)
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from rank_k.data.cache_directory import keep
-from rank_k.data.collections.registry import SCHEMES, Excluded, absent
+from rank_k.data.cache_directory import write_cached
+from rank_k.data.collections.registry import SCHEMES, Excluded, missing_file_error
 from rank_k.data.corpus_index import OnProgress
 from rank_k.data.files import trec_field
 from rank_k.errors import InputError
@@ -56,7 +56,7 @@ class IrDataset:
         """JSONL: `text` is ir_datasets' own choice of text; all fields that are text stand beside it."""
         self._require("queries", "queries")
         with _one_message(self.name, "queries"):
-            return keep(f"{self._folder}/queries.jsonl", map(_query_line, self._dataset.queries_iter()))
+            return write_cached(f"{self._folder}/queries.jsonl", map(_query_line, self._dataset.queries_iter()))
 
     @cached_property
     def qrels(self) -> Path | None:
@@ -70,7 +70,7 @@ class IrDataset:
                     pair = (qrel.query_id, qrel.doc_id)
                     grades[pair] = max(int(qrel.relevance), grades.get(pair, int(qrel.relevance)))
             lines = (b"%b 0 %b %d\n" % (*_trec_ids(*pair), grade) for pair, grade in grades.items())
-            return keep(f"{self._folder}/qrels.trec", lines)
+            return write_cached(f"{self._folder}/qrels.trec", lines)
 
     @cached_property
     def first_stage(self) -> Path | None:
@@ -80,7 +80,7 @@ class IrDataset:
         with _one_message(self.name, "scored documents"):
             scored = self._dataset.scoreddocs_iter()
             lines = (b"%b Q0 %b 0 %r scoreddocs\n" % (*_trec_ids(row[0], row[1]), float(row[2])) for row in scored)
-            return keep(f"{self._folder}/run.scoreddocs.trec", lines)
+            return write_cached(f"{self._folder}/run.scoreddocs.trec", lines)
 
     @cached_property
     def excluded(self) -> Excluded:
@@ -147,7 +147,7 @@ class IrStore:
             with self._lock:
                 return Passage(doc_id, _text(self._store.get(doc_id)))
         except KeyError:
-            raise absent(doc_id, query_id, f"data set {self._name}") from None
+            raise missing_file_error(doc_id, query_id, f"data set {self._name}") from None
         except Exception as error:
             raise _cannot_be_had(self._name, "documents", error, []) from error
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
 
-from rank_k.data.corpus_index import OffsetIndex, OnProgress, open_index
+from rank_k.data.corpus_index import CorpusIndex, OnProgress, open_corpus_index
 from rank_k.data.files import read_passages
 from rank_k.errors import InputError
 from rank_k.types import Candidate, Passage
@@ -178,7 +178,7 @@ class CorpusFile:
 class PassageStore:
     """The passages of one file, by id; none is in memory. Made by `of_file`. Any thread may use it."""
 
-    def __init__(self, index: OffsetIndex) -> None:
+    def __init__(self, index: CorpusIndex) -> None:
         self._index = index
 
     @classmethod
@@ -188,14 +188,14 @@ class PassageStore:
 
         Raises `FormatError` for a line without an id, `InputError` if the file cannot be read or indexed.
         """
-        return cls(open_index(path, on_progress))
+        return cls(open_corpus_index(path, on_progress))
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
         """The passage. Raises `InputError` if the file lacks it or has several texts of that id, `FormatError` if
         its line is not as it should be; `query_id` only serves the messages."""
         found = self._index.passages(doc_id)
         if not found:
-            raise absent(doc_id, query_id, str(self._index.path))
+            raise missing_file_error(doc_id, query_id, str(self._index.path))
         if any(passage != found[0] for passage in found):
             raise InputError(
                 f"document {doc_id} stands twice in {self._index.path}, with different texts", "keep one of them"
@@ -212,7 +212,7 @@ class PassageStore:
         self.close()
 
 
-def absent(doc_id: str, query_id: str | None, place: str) -> InputError:
+def missing_file_error(doc_id: str, query_id: str | None, place: str) -> InputError:
     """The error for a document that is not where the run says it is."""
     of_query = "" if query_id is None else f" of query {query_id}"
     return InputError(f"document {doc_id}{of_query} is not in {place}", "give the documents that the run was made from")
