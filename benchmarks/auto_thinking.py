@@ -298,10 +298,10 @@ def variants(world: World) -> Iterator[str]:
     """Other rules and other scales of the confidence, at AUC .7."""
     sure = made_confidence(world.off.windows, 0.7)
     rules = {
-        "head 100, least .5: half of all windows": AutoReasoningPolicy(head=100, least=0.5),
-        "head 30": AutoReasoningPolicy(head=30),
-        "least .5": AutoReasoningPolicy(least=0.5),
-        "least 1: every window of the head": AutoReasoningPolicy(least=1.0),
+        "head 100, least .5: half of all windows": AutoReasoningPolicy(max_rank=100, min_confidence=0.5),
+        "head 30": AutoReasoningPolicy(max_rank=30),
+        "least .5": AutoReasoningPolicy(min_confidence=0.5),
+        "least 1: every window of the head": AutoReasoningPolicy(min_confidence=1.0),
     }
     for label, rule in rules.items():
         yield world.row(f"{world.name}: {label}", auto(sure, rule))

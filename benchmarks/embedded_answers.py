@@ -64,17 +64,17 @@ async def tried(
     model: EmbeddedModel, windows: Sequence[tuple[Query, list[Passage]]], think: ReasoningMode, constrain: bool
 ) -> Tried:
     journal = Journal()
-    settings = ListwiseSettings(passage_tokens=24, max_tokens=512, temperature=0.5, think=think, constrain=constrain)
+    settings = ListwiseSettings(passage_tokens=24, max_tokens=512, temperature=0.5, reasoning=think, constrained=constrain)
     asker = ListwiseRanker(model, journal, settings, TEMPLATE)
     result, started = Tried(), time.monotonic()
 
     async def one(query: Query, shown: list[Passage]) -> None:
-        texts = await asker.texts(query, {passage.doc_id: passage for passage in shown})
+        texts = await asker.prepare_query(query, {passage.doc_id: passage for passage in shown})
         window = Window(tuple(passage.doc_id for passage in shown), (1, len(shown)))
-        asked = await asker.ask(texts, window)
+        asked = await asker.rank(texts, window)
         result.windows += 1
-        result.unranked += not asked.outcome.orders[0].ranked
-        result.clean += asked.outcome.orders[0].ranked and set(asked.repairs) <= MENDED
+        result.unranked += not asked.result.rankings[0].is_valid
+        result.clean += asked.result.rankings[0].is_valid and set(asked.repairs) <= MENDED
         result.repairs.update(asked.repairs)
         result.most_reasoning = max(result.most_reasoning, asked.usage.reasoning_tokens)
 

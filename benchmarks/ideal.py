@@ -72,7 +72,7 @@ def simulate(
             step = next(steps)
             while True:
                 shown[query] = step.windows
-                yield PendingRound([seconds(query, window) for window in step.windows], step.windows_left)
+                yield PendingRound([seconds(query, window) for window in step.windows], step.remaining_windows)
                 step = steps.send([WindowResult(window, (judge(query, window),)) for window in step.windows])
         except StopIteration as finished:
             rankings[query] = finished.value

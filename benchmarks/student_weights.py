@@ -67,11 +67,11 @@ def measured(
     passages = {passage.doc_id: passage for passage in read_passages(next(collection.glob("corpus.jsonl*")))}
     seen: defaultdict[str, list[WindowResult]] = defaultdict(list)
     with Reranker(student, by="both", depth=DEPTH, journal=folder / "calls.sqlite") as reranker:
-        assert isinstance(reranker.asker, CombinedRanker)
-        reranker.asker.likelihood = QueryLikelihoodRanker(reranker.model, reranker.journal, likelihood_tokens, slots=1)
+        assert isinstance(reranker.ranker, CombinedRanker)
+        reranker.ranker.likelihood = QueryLikelihoodRanker(reranker.model, reranker.journal, likelihood_tokens, slots=1)
         queries = read_queries(collection / "queries.jsonl")
         for _ in reranker.rerank(
-            run, queries, passages, on_asked=lambda query_id, _r, _n, asked: seen[query_id].append(asked.outcome)
+            run, queries, passages, on_asked=lambda query_id, _r, _n, asked: seen[query_id].append(asked.result)
         ):
             pass
     rankings: defaultdict[str, dict[str, Sequence[Candidate]]] = defaultdict(dict)
@@ -86,8 +86,8 @@ def measured(
 def orders(ids: Sequence[str], outcomes: Sequence[WindowResult]) -> Iterator[tuple[str, Sequence[str]]]:
     """What each way to rank makes of one query. `ids`: best of the first stage first."""
     first_stage = first_stage_scores(ids)
-    [likelihood] = [standardized(outcome.likelihoods) for outcome in outcomes if outcome.window.by == "likelihood"]
-    compared = [outcome for outcome in outcomes if outcome.window.by == "comparison"]
+    [likelihood] = [standardized(outcome.likelihoods) for outcome in outcomes if outcome.window.method == "likelihood"]
+    compared = [outcome for outcome in outcomes if outcome.window.method == "comparison"]
     yield "BM25", ids
     yield "likelihood", ranked(ids, (1.0, likelihood))
     yield "likelihood + first stage", ranked(ids, (1.0, likelihood), (1.0, first_stage))

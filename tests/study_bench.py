@@ -71,7 +71,7 @@ class Bench:
                 tally = run_cell(
                     cell, opened[self.collection.name], self.model, {}, self.folder, lambda *_: nullcontext()
                 )
-                found.append((tally.calls, tally.asked))
+                found.append((tally.calls, tally.new_calls))
         return found
 
     def answer(self, study: Study) -> StudyResults:

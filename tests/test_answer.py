@@ -42,19 +42,19 @@ def check(answer: ParsedAnswer, size: int) -> None:
     assert all(isinstance(tier, tuple) and tier for tier in answer.tiers)
     ids = flat(answer.tiers)
     assert sorted(ids) == list(range(1, size + 1))
-    assert isinstance(answer.placed, frozenset)
-    assert answer.placed <= set(ids)
+    assert isinstance(answer.ranked_numbers, frozenset)
+    assert answer.ranked_numbers <= set(ids)
     assert isinstance(answer.trace, str)
     assert all(isinstance(name, str) and count > 0 for name, count in answer.repairs.items())
 
-    filled = tuple((i,) for i in range(1, size + 1) if i not in answer.placed)
+    filled = tuple((i,) for i in range(1, size + 1) if i not in answer.ranked_numbers)
     assert answer.tiers[len(answer.tiers) - len(filled) :] == filled, "filled in last, in input order"
-    if answer.ranked:
-        assert answer.placed
+    if answer.is_valid:
+        assert answer.ranked_numbers
         assert answer.repairs.get("missing", 0) == len(filled)
         assert "unranked" not in answer.repairs
     else:
-        assert not answer.placed
+        assert not answer.ranked_numbers
         assert {"cut", "unranked"} & answer.repairs.keys(), "no silent failure"
 
 
@@ -66,8 +66,8 @@ def test_case(case: dict[str, Any]) -> None:
     answer = parse_ranking(case["text"], case["size"], **case.get("kwargs", {}))
     check(answer, case["size"])
     assert answer.tiers == tuple(map(tuple, case["tiers"]))
-    assert answer.ranked is case["ranked"]
-    assert answer.placed == set(case["placed"])
+    assert answer.is_valid is case["ranked"]
+    assert answer.ranked_numbers == set(case["placed"])
     expected = {name: count for name, count in case["repairs"].items() if count is not None}
     judged = [name for name in REPAIRS if name in expected or (case["ranked"] and name not in case["repairs"])]
     assert {name: answer.repairs[name] for name in judged if name in answer.repairs} == expected
@@ -118,8 +118,8 @@ def test_anything_gives_a_partition_and_never_raises(
     check(answer, size)
     if size:
         again = parse_ranking(canonical(answer.tiers), size)
-        assert (again.tiers, again.ranked, dict(again.repairs)) == (answer.tiers, True, {})
-        assert again.placed == set(range(1, size + 1))
+        assert (again.tiers, again.is_valid, dict(again.repairs)) == (answer.tiers, True, {})
+        assert again.ranked_numbers == set(range(1, size + 1))
 
 
 def canonical(tiers: Tiers) -> str:
@@ -164,7 +164,7 @@ def test_the_order_written_is_never_changed(size: int, chain_of_ids: list[tuple[
     answer = parse_ranking(text, size)
     check(answer, size)
     assert answer.tiers == (*(tuple(t) for t in tiers if t), *((i,) for i in missing))
-    assert answer.placed == seen
+    assert answer.ranked_numbers == seen
     expected = {"repeated": repeated, "out_of_range": out_of_range, "missing": len(missing)}
     assert {name: answer.repairs.get(name, 0) for name in expected} == expected
 
@@ -253,8 +253,8 @@ def test_a_legal_order_is_read_back_exactly(
     reply = TRACES[shape](without_tags(trace), text)
     answer = parse_ranking(reply.pop("text"), size, finish_reason=finish_reason, **reply)
     check(answer, size)
-    assert (answer.tiers, answer.ranked) == (tiers, True)
-    assert answer.placed == set(range(1, size + 1))
+    assert (answer.tiers, answer.is_valid) == (tiers, True)
+    assert answer.ranked_numbers == set(range(1, size + 1))
     assert not answer.repairs.keys() & set(REPAIRS)
 
 
@@ -276,7 +276,7 @@ def test_an_answer_cut_anywhere_keeps_what_was_placed(style: str, size: int, see
     if len(text) < len(written(tiers)):
         assert answer.repairs.get("cut") == 1
     ids = flat(tiers)
-    placed = [i for i in flat(answer.tiers) if i in answer.placed]
+    placed = [i for i in flat(answer.tiers) if i in answer.ranked_numbers]
     assert placed == ids[: len(placed)]
     begun = sum(text.startswith(written(first(tiers, k)).rstrip("]}\n |*］")) for k in range(1, size + 1))
     if begun >= 3:  # of one or two ids it may be doubted that they are a ranking
@@ -323,7 +323,7 @@ def test_what_the_trace_says_changes_nothing(
         reply = TRACES[shape](trace, text)
         answer = parse_ranking(reply.pop("text"), size, finish_reason=finish_reason, **reply)
         assert answer.trace.strip().startswith(trace.strip())
-        results.append((answer.tiers, answer.placed, answer.ranked, dict(answer.repairs)))
+        results.append((answer.tiers, answer.ranked_numbers, answer.is_valid, dict(answer.repairs)))
     assert results[0] == results[1]
 
 
@@ -333,7 +333,7 @@ def test_a_cut_thought_is_no_answer(trace: str, size: int, finish_reason: str | 
     answers += [parse_ranking(t, size, reasoning=trace + " .", finish_reason=finish_reason) for t in (None, "", " ")]
     for answer in answers:
         check(answer, size)
-        assert not answer.ranked
+        assert not answer.is_valid
         assert answer.repairs.get("cut") == 1
 
 

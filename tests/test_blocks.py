@@ -26,22 +26,22 @@ def sizes(rounds: list[Round]) -> list[list[int]]:
 def test_the_default_plan_for_100() -> None:
     rounds = check_strategy(Blocks(), 100, Random(0))
     assert sizes(rounds) == [[20] * 5, [20, 20]]
-    assert [step.windows_left for step in rounds] == [7, 2]
+    assert [step.remaining_windows for step in rounds] == [7, 2]
 
 
 def test_more_windows_at_the_boundary_come_one_after_another() -> None:
     rounds = check_strategy(Blocks(boundary=3), 100, Random(0))
     assert sizes(rounds) == [[20] * 5, [20, 20], [20], [20]]
-    assert [step.windows_left for step in rounds] == [9, 4, 2, 1]
+    assert [step.remaining_windows for step in rounds] == [9, 4, 2, 1]
 
 
 def test_the_last_windows_reach_no_lower_than_their_passages_stand() -> None:
     rounds = check_strategy(Blocks(), 100, Random(0))
-    assert [window.reach for window in rounds[0].windows] == [(1, 100)] * 5
+    assert [window.rank_range for window in rounds[0].windows] == [(1, 100)] * 5
     head, boundary = rounds[1].windows
-    assert head.reach == (1, 20), "the head holds the best twenty"
+    assert head.rank_range == (1, 20), "the head holds the best twenty"
     standing = {doc_id: rank for rank, doc_id in enumerate(rounds[1].ranking.doc_ids, 1)}
-    assert boundary.reach == (1, max(standing[doc_id] for doc_id in boundary.doc_ids))
+    assert boundary.rank_range == (1, max(standing[doc_id] for doc_id in boundary.doc_ids))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_noiseless_judge_finds_a_needle_anywhere() -> None:
 
 def test_the_ranking_and_its_probabilities_are_those_of_the_fit() -> None:
     grades = [(7 * i) % 4 for i in range(100)]
-    ranking, rounds = drive(Blocks(fuse=0.5), len(grades), by_grade(grades))
+    ranking, rounds = drive(Blocks(first_stage_weight=0.5), len(grades), by_grade(grades))
     chances = ranking.probability
     assert chances is not None
     assert sum(chances.values()) == pytest.approx(10, abs=1e-6)

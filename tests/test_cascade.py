@@ -21,7 +21,7 @@ from rank_k.strategies.testing import check_strategy
 from rank_k.types import Candidate, Round, Window, WindowRanking, WindowResult
 from tests.loopback import make_queries
 
-SPELLS = Capabilities(logprobs=True, thinks=False, spells=True)
+SPELLS = Capabilities(logprobs=True, reasons=False, scores_given_text=True)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -29,7 +29,7 @@ SPELLS = Capabilities(logprobs=True, thinks=False, spells=True)
 @given(length=st.integers(0, 60), seed=st.integers(0, 2**32 - 1))
 def test_of_any_strategy_it_is_one(name: str, length: int, seed: int) -> None:
     rounds = check_strategy(Combined(make(name)), length, Random(seed))
-    ways = [[window.by for window in one.windows] for one in rounds]
+    ways = [[window.method for window in one.windows] for one in rounds]
     assert ways[:1] == [["likelihood"]] * (length > 1), "every passage is looked at once, first"
     assert not any("likelihood" in way for way in ways[1:])
 
@@ -43,12 +43,12 @@ def outcome(window: Window, order: str, **likelihoods: float) -> WindowResult:
 
 
 def test_the_second_begins_where_the_first_ends() -> None:
-    steps = Combined(Single(2), fuse=0)(candidates("a", "b", "c"), 0)
+    steps = Combined(Single(2), first_stage_weight=0)(candidates("a", "b", "c"), 0)
     first: Round = next(steps)
     assert first.windows[0].doc_ids == ("a", "b", "c")
-    assert (first.ranking.doc_ids, first.windows_left) == (("a", "b", "c"), 2)
+    assert (first.ranking.doc_ids, first.remaining_windows) == (("a", "b", "c"), 2)
     second = steps.send([outcome(first.windows[0], "cab", a=-2.0, b=-3.0, c=-1.0)])
-    assert (second.windows[0].doc_ids, second.windows[0].by) == (("c", "a"), "comparison")
+    assert (second.windows[0].doc_ids, second.windows[0].method) == (("c", "a"), "comparison")
     assert second.ranking.doc_ids == ("c", "a", "b"), "if time runs out here, the likelihoods decide"
 
 
@@ -74,7 +74,7 @@ def test_what_weighs_how_much(likely: str, compared: str, fuse: float, ranking: 
 
 
 def test_a_passage_without_a_likelihood_is_as_good_as_the_mean() -> None:
-    steps = Combined(Single(3), fuse=0)(candidates("a", "b", "c"), 0)
+    steps = Combined(Single(3), first_stage_weight=0)(candidates("a", "b", "c"), 0)
     [window] = next(steps).windows
     assert steps.send([outcome(window, "abc", a=-9.0, c=-1.0)]).ranking.doc_ids == ("c", "b", "a")
 
@@ -93,8 +93,8 @@ class Model(ScriptedModel):
 
     def say(self, request: Request) -> Response:
         text = request.messages[0].content
-        if request.spelling is not None:
-            return Response(request.spelling, usage=Usage(10, 1), tokens=((request.spelling, len(text) - 1000.0),))
+        if request.forced_text is not None:
+            return Response(request.forced_text, usage=Usage(10, 1), tokens=((request.forced_text, len(text) - 1000.0),))
         lines = [line for line in text.splitlines() if line.startswith("[")]
         numbers = sorted(range(1, len(lines) + 1), key=lambda n: "x" not in lines[n - 1])
         return Response(" > ".join(f"[{n}]" for n in numbers), finish_reason="stop", usage=Usage(100, 5))
@@ -115,7 +115,7 @@ def test_passages_are_compared_in_the_order_of_both() -> None:
     model = Model()
     with Reranker(model, by="both", strategy="single", window=4, think="off", fuse=0) as reranker:
         hits = reranker.rank("q", TEXTS)
-        assert reranker.by == "both"
+        assert reranker.method == "both"
     assert shown(model)[0] == ["eeeee", "dddd", "cxc", "bb"]
     assert [hit.text for hit in hits] == ["eeeee", "cxc", "dddd", "a", "bb"], "an x is worth more than a letter"
     assert all(hit.likelihood is not None for hit in hits)
@@ -134,7 +134,7 @@ def test_the_journal_knows_by_what_each_window_was_ordered(by: ScoringMethod, wa
     options: dict[str, Any] = {"strategy": "single", "window": 4, "think": "off"} if by == "both" else {}
     with Reranker(Model(), by=by, **options) as reranker:
         reranker.rank("q", TEXTS)
-        assert [record.window.by for record in reranker.journal.windows()] == ways
+        assert [record.window.method for record in reranker.journal.windows()] == ways
         assert len(observations_of(reranker.journal.windows())) == ways.count("comparison"), "how a model compares"
 
 
@@ -147,7 +147,7 @@ def test_a_query_may_have_its_own_strategy() -> None:
                 for one in (strategy, reranker.make_strategy(strategy))
             ]
             assert orders[0] == orders[1]
-        assert sum(request.spelling is not None for request in model.history) == len(TEXTS), "the journal has the rest"
+        assert sum(request.forced_text is not None for request in model.history) == len(TEXTS), "the journal has the rest"
 
 
 def test_one_passage_needs_neither() -> None:
@@ -170,10 +170,10 @@ def test_a_run_counts_what_either_asks() -> None:
     model = Model()
     with Reranker(model, by="both", window=4, stride=2, think="off", concurrency=2) as reranker:
         results = list(reranker.rerank(data.run, {q.query_id: q for q in data.queries}, data.passages))
-        tally = reranker.tally
+        tally = reranker.stats
     assert [sorted(r.ranking.doc_ids) for r in results] == [sorted(c.doc_id for c in run) for run in data.run.values()]
-    assert tally.calls == tally.asked == len(model.history)
-    assert sum(request.spelling is not None for request in model.history) == 18
+    assert tally.calls == tally.new_calls == len(model.history)
+    assert sum(request.forced_text is not None for request in model.history) == 18
 
 
 def test_cut_passages_are_counted_once() -> None:

@@ -78,16 +78,16 @@ def test_a_share_fits_and_gives_way_in_order(context: int, frame: int, passages:
     if share is None:  # only if not even bare passages and a short answer fit
         assert used(passages, min(MIN_BARE_PASSAGE_TOKENS, longest)) + min(budget, MIN_COMPLETION_TOKENS) > room
         return
-    assert used(passages, share.passage) + share.budget <= room
-    assert min(budget, MIN_COMPLETION_TOKENS) <= share.budget <= budget
-    assert min(MIN_BARE_PASSAGE_TOKENS, longest) <= share.passage <= longest
-    if share.budget < budget:  # passages gave all they have to give first, and no token is left over
-        assert share.passage <= MIN_PASSAGE_TOKENS
-        assert used(passages, share.passage) + share.budget == room
-    if share.passage < min(MIN_PASSAGE_TOKENS, longest):  # then the budget did, before passages gave more
-        assert share.budget - min(budget, MIN_COMPLETION_TOKENS) < len(passages)
-    if share.budget == budget and share.passage < longest:  # no more is cut than must be
-        assert used(passages, share.passage + 1) + budget > room
+    assert used(passages, share.passage_tokens) + share.max_tokens <= room
+    assert min(budget, MIN_COMPLETION_TOKENS) <= share.max_tokens <= budget
+    assert min(MIN_BARE_PASSAGE_TOKENS, longest) <= share.passage_tokens <= longest
+    if share.max_tokens < budget:  # passages gave all they have to give first, and no token is left over
+        assert share.passage_tokens <= MIN_PASSAGE_TOKENS
+        assert used(passages, share.passage_tokens) + share.max_tokens == room
+    if share.passage_tokens < min(MIN_PASSAGE_TOKENS, longest):  # then the budget did, before passages gave more
+        assert share.max_tokens - min(budget, MIN_COMPLETION_TOKENS) < len(passages)
+    if share.max_tokens == budget and share.passage_tokens < longest:  # no more is cut than must be
+        assert used(passages, share.passage_tokens + 1) + budget > room
 
 
 @given(contexts, st.integers(1, 3000), frames, lengths, budgets)
@@ -95,8 +95,8 @@ def test_more_context_never_means_less(context: int, more: int, frame: int, pass
     small = share_or_none(context, frame, passages, budget)
     if small is not None:
         large = allocate_tokens(context + more, frame, passages, budget)
-        assert large.passage >= small.passage
-        assert large.budget >= small.budget - len(passages)  # what a passage limit of whole tokens leaves over
+        assert large.passage_tokens >= small.passage_tokens
+        assert large.max_tokens >= small.max_tokens - len(passages)  # what a passage limit of whole tokens leaves over
 
 
 @given(contexts, frames, lengths, budgets)

@@ -97,9 +97,9 @@ def test_sampling(name: str) -> None:
 def test_an_answer_without_a_thought(name: str, changes: dict[str, Any]) -> None:
     row = SERVER_TYPES[name]
     usual = request_body(row, "m", Request(MESSAGES, 100))
-    assert request_body(row, "m", Request(MESSAGES, 100, think=False)) == usual | changes
-    assert request_body(row, "m", Request(MESSAGES, 100, think=True)) == usual
-    assert request_body(row, "m", Request(MESSAGES, 100, think=False, budget=50)) == usual | changes
+    assert request_body(row, "m", Request(MESSAGES, 100, reasoning=False)) == usual | changes
+    assert request_body(row, "m", Request(MESSAGES, 100, reasoning=True)) == usual
+    assert request_body(row, "m", Request(MESSAGES, 100, reasoning=False, reasoning_budget=50)) == usual | changes
 
 
 @pytest.mark.parametrize(
@@ -116,9 +116,9 @@ def test_an_answer_without_a_thought(name: str, changes: dict[str, Any]) -> None
 )
 def test_a_budget_goes_to_those_who_keep_one(name: str, changes: dict[str, Any]) -> None:
     row = SERVER_TYPES[name]
-    assert bool(row.budget) == bool(changes)
+    assert bool(row.budget_path) == bool(changes)
     usual = request_body(row, "m", Request(MESSAGES, 100))
-    assert request_body(row, "m", Request(MESSAGES, 100, budget=50)) == usual | changes
+    assert request_body(row, "m", Request(MESSAGES, 100, reasoning_budget=50)) == usual | changes
 
 
 @pytest.mark.parametrize(("name", "switches"), [("vllm", OPEN), ("sglang", OPEN), ("llamacpp", {})])
@@ -146,7 +146,7 @@ def test_a_prefill_is_the_assistants_last_message_left_open(name: str, switches:
 def test_a_grammar_in_the_servers_own_notation(name: str, changes: dict[str, Any]) -> None:
     row = SERVER_TYPES[name]
     assert bool(row.grammar) == bool(changes)
-    usual, held = Request(MESSAGES, 100), Request(MESSAGES, 100, ranking_of=3)
+    usual, held = Request(MESSAGES, 100), Request(MESSAGES, 100, constrain_to_ranking_of=3)
     assert request_body(row, "m", held) == request_body(row, "m", usual) | changes
     assert completion_body(row, "m", held, "p") == completion_body(row, "m", usual, "p") | changes
 
@@ -163,7 +163,7 @@ def test_logprobs_are_asked_of_those_who_tell_them(name: str) -> None:
 
 
 def test_a_completion_carries_a_prompt_and_no_chat() -> None:
-    request = Request(MESSAGES, 100, seed=3, stop=("x",), think=False, budget=5)
+    request = Request(MESSAGES, 100, seed=3, stop=("x",), reasoning=False, reasoning_budget=5)
     expected = {"model": "m", "prompt": "rendered", "max_tokens": 100, "temperature": 0.5, "seed": 3, "stop": ["x"]}
     assert completion_body(SERVER_TYPES["vllm"], "m", request, "rendered") == expected
     assert completion_body(SERVER_TYPES["llamacpp"], "m", request, [1, 2]) == expected | {
@@ -174,22 +174,22 @@ def test_a_completion_carries_a_prompt_and_no_chat() -> None:
 
 
 def test_building_bodies_leaves_the_table_as_it_is() -> None:
-    before = copy.deepcopy({name: (row.extra, row.direct, row.continuing) for name, row in SERVER_TYPES.items()})
+    before = copy.deepcopy({name: (row.extra, row.no_reasoning, row.continuation) for name, row in SERVER_TYPES.items()})
     for row in SERVER_TYPES.values():
         for think in (None, False):
             request = Request(
-                MESSAGES, 100, think=think, budget=9, prefill="p", ranking_of=2, logprobs=True, seed=1, stop=("s",)
+                MESSAGES, 100, reasoning=think, reasoning_budget=9, prefill="p", constrain_to_ranking_of=2, logprobs=True, seed=1, stop=("s",)
             )
             body = request_body(row, "m", request)
             assert json.loads(json.dumps(body)) == body  # plain JSON
-    assert {name: (row.extra, row.direct, row.continuing) for name, row in SERVER_TYPES.items()} == before
+    assert {name: (row.extra, row.no_reasoning, row.continuation) for name, row in SERVER_TYPES.items()} == before
 
 
 @pytest.mark.parametrize("name", SERVER_TYPES)
 def test_what_a_request_is_about_is_never_sent(name: str) -> None:
     secret = RequestContext("query-id-37", ("doc-id-11",))
     for sample in (0, 3):
-        request = Request(MESSAGES, 100, subject=secret, sample=sample)
+        request = Request(MESSAGES, 100, context=secret, sample=sample)
         assert request_body(SERVER_TYPES[name], "m", request) == request_body(
             SERVER_TYPES[name], "m", Request(MESSAGES, 100)
         )

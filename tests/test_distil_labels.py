@@ -50,7 +50,7 @@ def test_the_example_in_words() -> None:
 def test_the_order_is_the_one_that_follows_from_the_verdicts(verdicts: list[int]) -> None:
     thought, order = reasoning_and_ranking(verdicts)
     answer = parse_ranking(order, len(verdicts), reasoning=thought, finish_reason="stop")
-    assert (answer.ranked, answer.repairs, len(answer.placed)) == (True, {}, len(verdicts))
+    assert (answer.is_valid, answer.repairs, len(answer.ranked_numbers)) == (True, {}, len(verdicts))
     assert [{verdicts[i - 1] for i in tier} for tier in answer.tiers] == [{v} for v in (2, 1, 0) if v in verdicts]
     assert all(list(tier) == sorted(tier) for tier in answer.tiers)
     assert [line.split() for line in thought.splitlines()] == [
@@ -71,7 +71,7 @@ def asked(row: CandidateSet, tmp_path: Path, *, form: Any = "verdicts", tops: di
     with Reranker(teacher, strategy=WHOLE_SET, depth=LARGEST, **options) as reranker:
         run_name = reranker.journal.begin_run({"grades": row.grades})
         assert list(traced(reranker, [row], under_way, run_name=run_name)) == [row.set_id]
-        ((facts, keys),) = reranker.journal.asked_sets()
+        ((facts, keys),) = reranker.journal.traced_sets()
         assert facts == json.loads(json.dumps(row.facts))
         return [reranker.journal.call(key) for key in keys]
 
@@ -85,7 +85,7 @@ def test_a_set_is_shown_as_a_reranker_shows_it(tmp_path: Path, prompt: str, pass
     teacher = LabelsTeacher(under_way.set_of, top_grades([row]))
     with Reranker(teacher, strategy=WHOLE_SET, depth=LARGEST, **options) as reranker:
         list(traced(reranker, [row], under_way))
-        ((_, (key,)),) = reranker.journal.asked_sets()
+        ((_, (key,)),) = reranker.journal.traced_sets()
         shown = reranker.journal.request(key)["messages"]
     model = ScriptedModel(["[1] > [2] > [3] > [4] > [5] > [6]"])
     with Reranker(model, strategy="sliding", depth=6, **options) as reranker:
@@ -136,7 +136,7 @@ def test_passages_are_cut_by_the_tokenizer_that_is_given(tmp_path: Path) -> None
     teacher = LabelsTeacher(under_way.set_of, top_grades([row]), "verdicts", file)
     with Reranker(teacher, strategy=WHOLE_SET, depth=LARGEST, prompt="compact", passage_tokens=20) as reranker:
         list(traced(reranker, [row], under_way))
-        ((_, (key,)),) = reranker.journal.asked_sets()
+        ((_, (key,)),) = reranker.journal.traced_sets()
         lines = reranker.journal.request(key)["messages"][0]["content"].splitlines()
     assert [len(line.split()) - 2 for line in lines[1:4]] == [6, 19, 20]  # its number stands before and after
     with pytest.raises(InputError, match=r"is no tokenizer"):

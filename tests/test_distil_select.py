@@ -49,7 +49,7 @@ class Traces:
         for call in calls:
             keys.append(f"k{self._keys}")
             self._keys += 1
-            self.journal.keep(keys[-1], call.model, call.purpose, call.request, call.reply, call.shown)
+            self.journal.store_call(keys[-1], call.model, call.purpose, call.request, call.response, call.doc_ids)
         told = {
             "set_id": f"set{number}",
             "query_id": f"q{number}",
@@ -59,9 +59,9 @@ class Traces:
             "source": "s",
             "licence": "CC0",
         }
-        self.journal.keep_set(f"set{number}", {**told, **facts})
+        self.journal.store_set(f"set{number}", {**told, **facts})
         window = Window(SHOWN, (1, 3))
-        self.journal.keep_window(self._run, WindowRecord(f"set{number}", 0, 0, window, tuple(keys), (), {}))
+        self.journal.store_window(self._run, WindowRecord(f"set{number}", 0, 0, window, tuple(keys), (), {}))
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ def test_a_completion_is_read_as_the_order_and_thought_it_was_made_of(
     content = found[0]["completion"][0]["content"]
     answer = parse_ranking(content, len(numbers), finish_reason="stop")
     assert answer.tiers == tuple(tiers)
-    assert (answer.repairs, answer.ranked) == ({}, True)
+    assert (answer.repairs, answer.is_valid) == ({}, True)
     assert content.count("</think>") == (1 if answer.trace else 0)
 
 
@@ -268,9 +268,9 @@ def test_lengths_have_bounds(traces: Traces) -> None:
 def test_all_runs_count_and_a_call_of_two_runs_once(traces: Traces) -> None:
     traces.add(1, [a_call(a_reply())])
     again = traces.journal.begin_run({"n": 2})
-    traces.journal.keep("more", "other", "ask", a_call(a_reply()).request, a_reply(), SHOWN)
+    traces.journal.store_call("more", "other", "ask", a_call(a_reply()).request, a_reply(), SHOWN)
     window = Window(SHOWN, (1, 3))
-    traces.journal.keep_window(again, WindowRecord("set1", 0, 0, window, ("more", "k0"), (), {}))
+    traces.journal.store_window(again, WindowRecord("set1", 0, 0, window, ("more", "k0"), (), {}))
     assert [row["teacher"] for row in selected(traces, rule="all")[0]] == ["other", "teacher"]
 
 

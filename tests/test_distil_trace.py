@@ -40,17 +40,17 @@ def trace(model: Any, sets: list[CandidateSet], journal: Path, **options: Any) -
     with Reranker(model, strategy=WHOLE_SET, depth=LARGEST, journal=journal, **options) as reranker:
         assert list(traced(reranker, sets, under_way)) == [row.set_id for row in sets]
         assert not under_way
-        return reranker.tally.asked
+        return reranker.stats.new_calls
 
 
 def best_last(request: Request) -> str:
-    return " > ".join(f"[{n}]" for n in range(len(request.subject.doc_ids), 0, -1))
+    return " > ".join(f"[{n}]" for n in range(len(request.context.doc_ids), 0, -1))
 
 
 def test_each_set_is_one_window_in_its_own_order(tmp_path: Path) -> None:
     sets, model = some_sets(5, size=25), ScriptedModel(best_last)
     assert trace(model, sets, tmp_path / "j") == 5
-    assert sorted(request.subject.doc_ids for request in model.history) == sorted(row.doc_ids for row in sets)
+    assert sorted(request.context.doc_ids for request in model.history) == sorted(row.doc_ids for row in sets)
     content = model.history[0].messages[0].content
     assert content.index("[1] mark:") < content.index("[2] mark:") < content.index("[25] mark:")
 
@@ -59,10 +59,10 @@ def test_the_journal_gives_back_sets_and_calls_in_order(tmp_path: Path) -> None:
     sets = some_sets(5)
     trace(ScriptedModel(best_last), sets, tmp_path / "j", samples=3)
     journal = Journal(tmp_path / "j", read_only=True)
-    found = list(journal.asked_sets())
+    found = list(journal.traced_sets())
     assert [facts["set_id"] for facts, _ in found] == [row.set_id for row in sets]
     for (_, keys), row in zip(found, sets, strict=True):
-        shown = [call.shown for key in keys if (call := journal.call(key))]
+        shown = [call.doc_ids for key in keys if (call := journal.call(key))]
         assert len(shown) == 3
         assert shown[0] == row.doc_ids
         assert all(sorted(order) == sorted(row.doc_ids) for order in shown)
@@ -83,7 +83,7 @@ def test_after_an_interruption_only_the_rest_is_asked(tmp_path: Path) -> None:
     assert trace(ScriptedModel(best_last), sets, tmp_path / "j") == 5
     assert trace(ScriptedModel([]), sets, tmp_path / "j") == 0
     journal = Journal(tmp_path / "j", read_only=True)
-    assert [len(keys) for _, keys in journal.asked_sets()] == [1] * 9
+    assert [len(keys) for _, keys in journal.traced_sets()] == [1] * 9
     journal.close()
 
 
@@ -186,7 +186,7 @@ def test_noise_from_a_file_is_that_of_the_judge(folder: Path, capsys: pytest.Cap
         given = ("--simulate", "qrels.trec", "--noise", noise, "--samples", "8", "--journal", journal)
         assert main([*TRACE, *given, "--quiet"]) == 0
         with closing(Journal(journal, read_only=True)) as kept:
-            found = [[order.tiers for order in record.orders] for record in kept.windows()]
+            found = [[order.tiers for order in record.rankings] for record in kept.windows()]
         assert all(len(orders) == 8 for orders in found)
         answers[noise] = [len(set(orders)) for orders in found]
     assert answers["none"] == [1] * 6

@@ -36,7 +36,7 @@ def test_what_the_labels_teacher_writes_is_read(levels: tuple[int, ...]) -> None
 @given(verdicts)
 def test_the_order_is_the_verdicts_order(levels: tuple[int, ...]) -> None:
     answer = parse_ranking(trace_of(levels).text, len(levels))
-    assert answer.ranked
+    assert answer.is_valid
     assert not answer.repairs
     assert [[levels[number - 1] for number in tier] for tier in answer.tiers] == [
         [level] * levels.count(level) for level in sorted(set(levels), reverse=True)

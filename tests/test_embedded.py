@@ -54,7 +54,7 @@ def test_a_thought_within_its_budget_and_a_ranking_after_it(thinking: Reranker) 
     """The model has no thought of its own: one is begun for it, ended at 32 tokens, and the answer held to ids."""
     hits = thinking.rank("why is the sky blue", PASSAGES)
     assert sorted(hit.index for hit in hits) == [0, 1, 2]
-    assert not hits.unranked
+    assert not hits.unranked_windows
     assert not hits.repairs.get("missing")
     assert hits.traces[0]
     assert 0 < hits.usage.reasoning_tokens <= 32
@@ -75,14 +75,14 @@ def test_off_answers_at_once() -> None:
     with Reranker(DEFAULT_WEIGHTS, think="off", context=2048) as reranker:
         hits = reranker.rank("why is the sky blue", PASSAGES)
     assert hits.usage.reasoning_tokens == 0
-    assert not hits.unranked
+    assert not hits.unranked_windows
 
 
 @needs_weights
 def test_auto_has_probabilities_to_go_by() -> None:
     with Reranker(DEFAULT_WEIGHTS, think="auto", max_tokens=128, context=2048) as reranker:
         hits = reranker.rank("why is the sky blue", PASSAGES)
-    assert not hits.unranked
+    assert not hits.unranked_windows
     assert hits.repairs.get("thought_about", 0) <= 1
 
 
@@ -91,7 +91,7 @@ def test_passages_share_the_context_and_the_server_never_refuses() -> None:
     with Reranker(DEFAULT_WEIGHTS, think="off", context=1024) as reranker:
         hits = reranker.rank("why is the sky blue", [f"{text} " + "The sky is wide. " * 100 for text in PASSAGES])
     assert hits.repairs["context_cut"] == 3
-    assert not hits.unranked
+    assert not hits.unranked_windows
 
 
 @needs_weights
@@ -116,14 +116,14 @@ def likely() -> Iterator[Reranker]:
 
 @needs_weights
 def test_untrained_weights_rank_by_likelihood_unless_told_otherwise(likely: Reranker) -> None:
-    assert likely.by == "likelihood"
+    assert likely.method == "likelihood"
     with Reranker(DEFAULT_WEIGHTS) as usual, Reranker(DEFAULT_WEIGHTS, think="off") as told:
-        assert (usual.by, told.by) == ("likelihood", "comparison")
+        assert (usual.method, told.method) == ("likelihood", "comparison")
     with Reranker() as nobody, Reranker(by="likelihood") as asked:
-        assert (nobody.by, nobody.model.name) == ("both", "rank-k-nano")
-        assert (asked.by, asked.model.name) == ("likelihood", DEFAULT_WEIGHTS)
+        assert (nobody.method, nobody.model.name) == ("both", "rank-k-nano")
+        assert (asked.method, asked.model.name) == ("likelihood", DEFAULT_WEIGHTS)
     with Reranker(prompt="listwise") as own:  # not the student's, which knows one prompt
-        assert (own.by, own.model.name) == ("comparison", DEFAULT_WEIGHTS)
+        assert (own.method, own.model.name) == ("comparison", DEFAULT_WEIGHTS)
     hits = likely.rank("why is the sky blue", PASSAGES)
     assert hits[0].index == 1
     assert not hits.repairs
@@ -146,7 +146,7 @@ def test_a_likelihood_depends_on_nothing_that_was_asked_before(likely: Reranker)
 )
 def test_any_query_can_be_spelt(likely: Reranker, query: str) -> None:
     hits = likely.rank(query, ["Rain falls.", "Cats purr."])
-    assert not hits.unranked
+    assert not hits.unranked_windows
     assert set(hits.repairs) <= {"spelt_in_part"}
     assert all(hit.likelihood is not None and hit.likelihood < -1 for hit in hits)
 
@@ -164,8 +164,8 @@ def test_what_is_spelt_is_as_likely_as_if_it_had_been_said_freely() -> None:
             free = await asyncio.to_thread(said, server)
             characters = await asyncio.to_thread(said, server, grammar='root ::= " why is the sky blue"')
             spellings = ("".join(text for text, _ in free), " why is the sky blue")
-            requests = [Request((Message("user", prompt),), 1, spelling=spelling) for spelling in spellings]
-            return free, characters, [await model.ask(request) for request in requests]
+            requests = [Request((Message("user", prompt),), 1, forced_text=spelling) for spelling in spellings]
+            return free, characters, [await model.complete(request) for request in requests]
         finally:
             await model.close()
             await server.close()

@@ -33,16 +33,16 @@ class Timed(ScriptedModel):
     """Answers in input order after `seconds(request)`; knows how many questions were open at once."""
 
     def __init__(self, seconds: Callable[[Request], float] = lambda _: 0.001) -> None:
-        super().__init__(lambda request: " > ".join(f"[{i + 1}]" for i in range(len(request.subject.doc_ids))))
+        super().__init__(lambda request: " > ".join(f"[{i + 1}]" for i in range(len(request.context.doc_ids))))
         self._seconds = seconds
         self.open = self.most_open = 0
 
-    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
+    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         try:
             await asyncio.sleep(self._seconds(request))
-            return await super().ask(request, on_text)
+            return await super().complete(request, on_text)
         finally:
             self.open -= 1
 
@@ -86,13 +86,13 @@ def test_results_come_in_input_order_and_hold_every_candidate(sizes: list[int], 
         assert result.ranking.doc_ids[-1] == "tail"
         assert result.finished
     assert model.most_open <= slots
-    assert engine.tally.queries == len(sizes)
+    assert engine.stats.queries == len(sizes)
 
 
 def test_the_longest_chain_goes_first() -> None:
     model = Timed()
     drive(model, jobs([20, 100, 50, 20]), slots=1)
-    asked = [request.subject.query_id for request in model.history]
+    asked = [request.context.query_id for request in model.history]
     assert asked[:5] == ["q1"] * 5  # nine windows left; at four left, the fifty take turns with it
     assert asked[-2:] != ["q1", "q1"]
 
@@ -136,16 +136,16 @@ def test_the_deadline_leaves_the_best_so_far_for_every_query() -> None:
     assert [result.query_id for result in results] == [f"q{i}" for i in range(30)]
     assert all(len(result.ranking.doc_ids) == 101 for result in results)
     assert not all(result.finished for result in results)
-    assert engine.tally.unfinished == [result.query_id for result in results if not result.finished]
+    assert engine.stats.unfinished == [result.query_id for result in results if not result.finished]
     assert model.open == 0, "what was under way is cancelled"
 
 
 def test_an_error_that_cannot_be_mended_cancels_the_rest() -> None:
     class Refusing(Timed):
-        async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
-            if request.subject.query_id == "q3":
+        async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
+            if request.context.query_id == "q3":
                 raise RequestRejected("no", "yes")
-            return await super().ask(request, on_text)
+            return await super().complete(request, on_text)
 
     model = Refusing(lambda _: 0.01)
     with pytest.raises(RequestRejected):
@@ -180,18 +180,18 @@ def test_leaving_early_cancels_what_is_under_way() -> None:
 
 def test_a_window_that_is_given_up_is_counted() -> None:
     class Faulty(Timed):
-        async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
-            if request.subject.query_id == "q1":
+        async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
+            if request.context.query_id == "q1":
                 raise _Broken("broken")
-            return await super().ask(request, on_text)
+            return await super().complete(request, on_text)
 
     class _Broken(ModelError):
         retryable = True
 
     results, engine = drive(Faulty(), jobs([20] * 6), slots=4)
     assert len(results) == 6
-    assert engine.tally.repairs["gave_up"] == 1
-    assert engine.tally.unranked == [("q1", 0)]
+    assert engine.stats.repairs["gave_up"] == 1
+    assert engine.stats.unranked == [("q1", 0)]
 
 
 def test_the_journal_keeps_what_each_query_was_and_how_its_ranking_stood(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_the_journal_keeps_what_each_query_was_and_how_its_ranking_stood(tmp_pat
 
     async def run() -> None:
         journal = Journal(tmp_path / "journal.sqlite")
-        model = ScriptedModel(lambda request: " > ".join(f"[{n}]" for n in range(len(request.subject.doc_ids), 0, -1)))
+        model = ScriptedModel(lambda request: " > ".join(f"[{n}]" for n in range(len(request.context.doc_ids), 0, -1)))
         engine = Engine(ListwiseRanker(model, journal), make("sliding"), journal, run="r", first=7, on_window=on_window)
         source = [replace(job, name=name) for job, name in zip(jobs([30, 1]), ("named", ""), strict=True)]
         results = [result async for result in engine.run(source)]
@@ -233,7 +233,7 @@ def test_rankings_wait_for_their_turn_though_a_temporary_journal_forgets_their_c
     passages = {f"d{i}": Passage(f"d{i}", f"passage {i}") for i in range(60)}
 
     def backwards(request: Request) -> Response:
-        order = " > ".join(f"[{n}]" for n in range(len(request.subject.doc_ids), 0, -1))
+        order = " > ".join(f"[{n}]" for n in range(len(request.context.doc_ids), 0, -1))
         return Response(order, random.Random(len(model.history)).randbytes(10_000).hex(), "stop", Usage(1))
 
     found = {}

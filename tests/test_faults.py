@@ -28,7 +28,7 @@ def rerank(server: Loopback, **options: Any) -> tuple[dict[str, tuple[str, ...]]
     options = {"model": "oracle", "concurrency": 8, "retries": QUICK, **options}
     with Reranker(server=server.url, **options) as reranker:
         results = {r.query_id: r.ranking.doc_ids for r in reranker.rerank(DATA.run, QUERIES, DATA.passages)}
-        return results, reranker.tally
+        return results, reranker.stats
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_the_context_is_shared_so_that_the_server_never_refuses(loopback: StartL
         hits = reranker.rank("q", long)
     assert len(hits) == 20
     assert hits.repairs["context_cut"] == 20
-    assert not hits.unranked
+    assert not hits.unranked_windows
     assert {call.status for call in server.calls} == {200}
 
 

@@ -129,7 +129,7 @@ def test_a_small_window_has_all_permutations_with_all_ties_and_nothing_else(size
     assert sorted(texts) == sorted(rankings(size))
     for text in texts:
         answer = parse_ranking(text, size)
-        assert answer.ranked
+        assert answer.is_valid
         assert not answer.repairs
         tiers = [[int(i) for i in re.findall(r"\d+", tier)] for tier in text.split(">")]
         assert [sorted(tier) for tier in answer.tiers] == [sorted(tier) for tier in tiers]
@@ -141,7 +141,7 @@ def test_a_small_window_has_all_permutations_with_all_ties_and_nothing_else(size
 def test_up_to_eight_no_answer_needs_a_repair(size: int, seed: int) -> None:
     text = generated(size, seed)
     answer = parse_ranking(text, size)
-    assert answer.placed == set(range(1, size + 1))
+    assert answer.ranked_numbers == set(range(1, size + 1))
     assert not answer.repairs
     assert follows(text, size, each_once=True)
 
@@ -153,7 +153,7 @@ def test_up_to_eight_no_answer_needs_a_repair(size: int, seed: int) -> None:
 def test_beyond_eight_none_but_missing_and_repeated(size: int, seed: int) -> None:
     text = generated(size, seed)
     answer = parse_ranking(text, size)
-    assert answer.ranked
+    assert answer.is_valid
     assert answer.repairs.keys() <= {"missing", "repeated"}
     assert answer.repairs.get("missing") == answer.repairs.get("repeated")
     ids = re.findall(r"\d+", text)
@@ -254,9 +254,9 @@ async def answers(sizes: list[int]) -> list[Response]:
                 max_tokens=8 * size + 8,
                 temperature=1.5,  # far from what it would say of itself
                 seed=size,
-                ranking_of=size,
+                constrain_to_ranking_of=size,
             )
-            replies.append(await call_with_retries(lambda: model.ask(request), RetryPolicy(first=0.05), Random(0)))  # noqa: B023
+            replies.append(await call_with_retries(lambda: model.complete(request), RetryPolicy(first=0.05), Random(0)))  # noqa: B023
         return replies
     finally:
         await model.close()

@@ -73,12 +73,12 @@ def in_child(code: str, *arguments: str | Path) -> subprocess.Popen[str]:
 def test_a_call_is_found_again(path: Path) -> None:
     reply = a_reply()
     journal = Journal(path)
-    assert journal.reply("k") is None
-    assert journal.keep("k", "m", "ask", {"messages": ["é"]}, reply) == reply
-    assert journal.reply("k") == reply
+    assert journal.find_response("k") is None
+    assert journal.store_call("k", "m", "ask", {"messages": ["é"]}, reply) == reply
+    assert journal.find_response("k") == reply
     journal.close()
     again = Journal(path)  # by another opening of the file
-    assert again.reply("k") == reply
+    assert again.find_response("k") == reply
     assert again.request("k") == {"messages": ["é"]}
     with pytest.raises(KeyError):
         again.request("other")
@@ -90,12 +90,12 @@ def test_a_temporary_journal_forgets_what_is_oldest_and_never_takes_more_than_it
     room, each = 2_000_000, 10_000
     journal = Journal(room=room)
     waiting = Ranking(("a", "b"), (False, False))
-    journal.keep_ranking("r", 0, "q", waiting)
+    journal.store_ranking("r", 0, "q", waiting)
     for number in range(1000):  # five times the room
         incompressible = random.Random(number).randbytes(each // 2).hex()
-        journal.keep(str(number), "m", "ask", {"n": number}, Response(incompressible, None, "stop", Usage(1), 0.0))
+        journal.store_call(str(number), "m", "ask", {"n": number}, Response(incompressible, None, "stop", Usage(1), 0.0))
         assert journal.bytes <= 1.05 * room
-    found = [number for number in range(1000) if journal.reply(str(number)) is not None]
+    found = [number for number in range(1000) if journal.find_response(str(number)) is not None]
     assert found == list(range(found[0], 1000)), "the latest are all there"
     assert 0.4 * room < len(found) * each <= room
     assert journal.call("999") is not None
@@ -107,9 +107,9 @@ def test_a_temporary_journal_forgets_what_is_oldest_and_never_takes_more_than_it
 def test_a_file_forgets_nothing(path: Path) -> None:
     journal = Journal(path, room=100_000)
     for number in range(100):
-        journal.keep(str(number), "m", "ask", {"n": number}, Response("x" * 10_000, None, "stop", Usage(1), 0.0))
-    journal.keep_ranking("r", 0, "q", Ranking(("a",), (False,)))
-    assert all(journal.reply(str(number)) for number in range(100))
+        journal.store_call(str(number), "m", "ask", {"n": number}, Response("x" * 10_000, None, "stop", Usage(1), 0.0))
+    journal.store_ranking("r", 0, "q", Ranking(("a",), (False,)))
+    assert all(journal.find_response(str(number)) for number in range(100))
     assert journal.ranking("r", 0) == journal.ranking("r", 0) is not None
     journal.close()
 
@@ -118,8 +118,8 @@ def test_a_file_forgets_nothing(path: Path) -> None:
 def test_every_text_survives_exactly(text: str, reasoning: str | None, finish_reason: str | None, model: str) -> None:
     journal = Journal()
     reply = Response(text, reasoning, finish_reason, Usage(1, 2, 3, 4, True), 0.0, ((text, -1.0),))
-    journal.keep("k", model, "ask", {"content": text}, reply)
-    assert journal.reply("k") == reply
+    journal.store_call("k", model, "ask", {"content": text}, reply)
+    assert journal.find_response("k") == reply
     assert journal.request("k") == {"content": text}
     assert journal.totals() == [(model, "ask", 1, Usage(1, 2, 3, 4, True), 0.0)]
     journal.close()
@@ -130,13 +130,13 @@ def test_every_id_survives_exactly(doc_ids: list[str], query_id: str, data: st.D
     journal = Journal()
     tied = (False, *(data.draw(st.booleans()) for _ in doc_ids[1:]))
     ranking = Ranking(tuple(doc_ids), tied, data.draw(st.none() | st.just({doc_ids[0]: 0.75})))
-    journal.keep_ranking("r", 0, query_id, ranking)
+    journal.store_ranking("r", 0, query_id, ranking)
     assert journal.ranking("r", 0) == ranking
     run = journal.begin_run({"a": 1})
     window = Window(tuple(doc_ids), (1, 5), data.draw(st.sampled_from(["comparison", "likelihood"])))
     order = WindowRanking((tuple(doc_ids),), frozenset(doc_ids[:1]), True)
     record = WindowRecord(query_id, 0, 0, window, ("k",), (order,), {"missing": 1})
-    journal.keep_window(run, record)
+    journal.store_window(run, record)
     assert list(journal.windows()) == [record]
     assert list(journal.windows(query_id=query_id)) == [record]
     journal.close()
@@ -145,16 +145,16 @@ def test_every_id_survives_exactly(doc_ids: list[str], query_id: str, data: st.D
 def test_ids_that_only_look_alike_when_escaped_are_told_apart(kept: Journal) -> None:
     run = kept.begin_run({})
     for query_id in ("\udcff", "\\udcff"):
-        kept.keep_window(run, a_window(query_id))
+        kept.store_window(run, a_window(query_id))
     assert {record.query_id for record in kept.windows()} == {"\udcff", "\\udcff"}
     assert [record.query_id for record in kept.windows(query_id="\udcff")] == ["\udcff"]
 
 
 def test_the_first_reply_kept_is_the_one_that_counts(kept: Journal) -> None:
     first, second = a_reply("first"), a_reply("second")
-    assert kept.keep("k", "m", "ask", {}, first) == first
-    assert kept.keep("k", "m", "ask", {}, second) == first
-    assert kept.reply("k") == first
+    assert kept.store_call("k", "m", "ask", {}, first) == first
+    assert kept.store_call("k", "m", "ask", {}, second) == first
+    assert kept.find_response("k") == first
     assert kept.totals() == [("m", "ask", 1, first.usage, first.seconds)]
 
 
@@ -165,7 +165,7 @@ def test_totals_add_up_by_model_and_purpose(kept: Journal) -> None:
         ("c", "m", "close", Usage(5, 5, 5, 5)),
         ("d", "l", "ask", Usage(7, 7, 7, 7)),
     ):
-        kept.keep(key, model, purpose, {}, Response("", usage=usage, seconds=0.5))
+        kept.store_call(key, model, purpose, {}, Response("", usage=usage, seconds=0.5))
     assert kept.totals() == [
         ("l", "ask", 1, Usage(7, 7, 7, 7), 0.5),
         ("m", "ask", 2, Usage(11, 22, 33, 44, True), 1.0),
@@ -201,10 +201,10 @@ def test_runs_are_told_with_their_settings_the_last_one_first(kept: Journal) -> 
 def test_a_run_knows_its_model(kept: Journal) -> None:
     run = kept.begin_run({})
     assert kept.model(run) == ""
-    kept.keep_window(run, a_window("a", calls=("lost",)))
-    kept.keep_window(run, a_window("b", calls=("k",)))
+    kept.store_window(run, a_window("a", calls=("lost",)))
+    kept.store_window(run, a_window("b", calls=("k",)))
     assert kept.model(run) == ""
-    kept.keep("k", "Rank-K", "ask", {}, Response("[1]"))
+    kept.store_call("k", "Rank-K", "ask", {}, Response("[1]"))
     assert kept.model(run) == "Rank-K"
 
 
@@ -215,8 +215,8 @@ def test_windows_come_in_the_order_asked(kept: Journal) -> None:
         a_window(query_id, number, position) for query_id in "ab" for number in (0, 1, 10) for position in (0, 1)
     ]
     for record in reversed(records):
-        kept.keep_window(run, record)
-    kept.keep_window(other, a_window("c"))
+        kept.store_window(run, record)
+    kept.store_window(other, a_window("c"))
     assert list(kept.windows(run)) == records
     assert list(kept.windows(run, "b")) == records[6:]
     assert [record.query_id for record in kept.windows()] == ["c"]  # of the last run
@@ -225,16 +225,16 @@ def test_windows_come_in_the_order_asked(kept: Journal) -> None:
 
 def test_a_window_asked_again_replaces_itself(kept: Journal) -> None:
     run = kept.begin_run({})
-    kept.keep_window(run, a_window(calls=("k",)))
-    kept.keep_window(run, a_window(calls=("k", "l")))
-    assert [record.calls for record in kept.windows()] == [("k", "l")]
+    kept.store_window(run, a_window(calls=("k",)))
+    kept.store_window(run, a_window(calls=("k", "l")))
+    assert [record.call_keys for record in kept.windows()] == [("k", "l")]
 
 
 def test_rankings_belong_to_a_run_and_a_place(kept: Journal) -> None:
     ranking = Ranking(("b", "a", "c"), (False, False, True), {"b": 0.9})
     assert kept.ranking("r", 0) is None
-    kept.keep_ranking("r", 0, "q", Ranking.of("ab"))
-    kept.keep_ranking("r", 0, "q", ranking)
+    kept.store_ranking("r", 0, "q", Ranking.of("ab"))
+    kept.store_ranking("r", 0, "q", ranking)
     assert kept.ranking("r", 0) == ranking
     assert kept.ranking("r", 1) is None
     assert kept.ranking("s", 0) is None
@@ -270,7 +270,7 @@ def test_only_its_owner_may_read_it(path: Path) -> None:
         journal = Journal(path)
     finally:
         os.umask(before)
-    journal.keep("k", "m", "ask", {}, a_reply())
+    journal.store_call("k", "m", "ask", {}, a_reply())
     files = list(path.parent.iterdir())
     assert len(files) > 1  # the write-ahead log is there too
     for file in files:
@@ -295,10 +295,10 @@ def test_it_writes_ahead(path: Path) -> None:
 def test_readers_see_what_a_writer_keeps_and_cannot_write(path: Path) -> None:
     writer = Journal(path)
     reader = Journal(path, read_only=True)
-    writer.keep("k", "m", "ask", {}, a_reply())
-    assert reader.reply("k") == a_reply()
+    writer.store_call("k", "m", "ask", {}, a_reply())
+    assert reader.find_response("k") == a_reply()
     with pytest.raises(JournalError, match="readonly"):
-        reader.keep("l", "m", "ask", {}, a_reply())
+        reader.store_call("l", "m", "ask", {}, a_reply())
     reader.close()
     writer.close()
 
@@ -306,10 +306,10 @@ def test_readers_see_what_a_writer_keeps_and_cannot_write(path: Path) -> None:
 def test_odd_names_of_files(tmp_path: Path) -> None:
     for name in ("with blank?mode=rw#x%20.sqlite", "é中.sqlite"):
         journal = Journal(tmp_path / name)
-        journal.keep("k", "m", "ask", {}, a_reply())
+        journal.store_call("k", "m", "ask", {}, a_reply())
         journal.close()
         reader = Journal(tmp_path / name, read_only=True)
-        assert reader.reply("k") == a_reply()
+        assert reader.find_response("k") == a_reply()
         reader.close()
 
 
@@ -318,7 +318,7 @@ def test_a_temporary_journal_leaves_no_file_behind(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path))
     journal = Journal()
     for number in range(300):  # more than the page cache holds: it is on disk, not in memory
-        journal.keep(str(number), "m", "ask", {}, Response(os.urandom(10_000).hex()))
+        journal.store_call(str(number), "m", "ask", {}, Response(os.urandom(10_000).hex()))
     journal.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -371,8 +371,8 @@ def test_what_cannot_be_kept_is_told(path: Path) -> None:
         with closing(journal):
             journal._db.execute("PRAGMA max_page_count = 1")  # it is full as it is
             with pytest.raises(JournalError, match=f"{name} cannot be used: .* full; give another file"):
-                journal.keep("k", "m", "ask", {}, a_reply("long " * 10_000))
-            assert journal.reply("k") is None, "and it goes on"
+                journal.store_call("k", "m", "ask", {}, a_reply("long " * 10_000))
+            assert journal.find_response("k") is None, "and it goes on"
 
 
 # --- migrations ------------------------------------------------------------------------------------
@@ -410,7 +410,7 @@ def test_an_older_journal_is_brought_up_to_date_once(path: Path, version: int, m
         Journal(path, read_only=True)
     for _ in range(2):
         journal = Journal(path)
-        assert journal.reply("k") == Response("old", None, None, Usage(1, 2, 3, 4), 5.0)
+        assert journal.find_response("k") == Response("old", None, None, Usage(1, 2, 3, 4), 5.0)
         assert journal._version() == len(everything)
         assert [record.window for record in journal.windows("r")] == [Window(("a", "b"), (1, 2), "comparison")]
         journal.close()
@@ -491,12 +491,12 @@ def test_a_process_killed_while_writing_loses_nothing_it_had_kept(path: Path, af
     last = max(told, default=after)
     journal = Journal(path)
     for number in range(last + 1):
-        reply = journal.reply(str(number))
+        reply = journal.find_response(str(number))
         assert reply is not None
         assert reply.reasoning == "thought " * 200
         assert journal.request(str(number)) == {"n": number}
         assert journal.ranking("r", number) == Ranking.of("abc")
-    journal.keep("more", "m", "ask", {}, a_reply())
+    journal.store_call("more", "m", "ask", {}, a_reply())
     journal.close()
     database = sqlite3.connect(path)
     assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -513,8 +513,8 @@ def test_keeping_and_finding_a_call_is_quick_and_stays_so_as_the_journal_grows(p
 
     def keep_and_find() -> None:
         key = str(next(numbers))
-        journal.keep(key, "m", "ask", body, reply)
-        assert journal.reply(key) == reply
+        journal.store_call(key, "m", "ask", body, reply)
+        assert journal.find_response(key) == reply
 
     early, _ = cpu_seconds(keep_and_find, partial(zlib.compress, text), rounds=100)
     while next(numbers) < 5000:
@@ -528,7 +528,7 @@ def test_keeping_and_finding_a_call_is_quick_and_stays_so_as_the_journal_grows(p
 def test_what_is_kept_is_json_that_other_programs_can_read(path: Path) -> None:
     journal = Journal(path)
     run = journal.begin_run({"window": 20})
-    journal.keep_window(run, a_window())
+    journal.store_window(run, a_window())
     journal.close()
     database = sqlite3.connect(path)
     shown, calls, orders, repairs = database.execute("SELECT doc_ids, calls, orders, repairs FROM windows").fetchone()
@@ -545,9 +545,9 @@ def test_what_is_kept_is_json_that_other_programs_can_read(path: Path) -> None:
 
 def test_queries_come_back_in_the_order_of_the_input(kept: Journal) -> None:
     for position, query_id in ((1, "b"), (0, "a"), (2, HARD)):
-        kept.keep_query("r", position, query_id, f"text of {query_id}")
-    kept.keep_query("other", 0, "a", "elsewhere")
-    kept.keep_ranking("r", 1, "b", Ranking.of("xy"))
+        kept.store_query("r", position, query_id, f"text of {query_id}")
+    kept.store_query("other", 0, "a", "elsewhere")
+    kept.store_ranking("r", 1, "b", Ranking.of("xy"))
     total, found = kept.opened("r")
     assert (total, [record.query_id for record in found]) == (3, ["a", "b", HARD])
     assert [record.finished for record in found] == [False, True, False]
@@ -562,17 +562,17 @@ def test_queries_come_back_in_the_order_of_the_input(kept: Journal) -> None:
     ("find", "ids"), [("TEXT", ["a", "b_%"]), ("b_", ["b_%"]), ("%", ["b_%"]), ("!", []), ("", ["a", "b_%"])]
 )
 def test_queries_are_found_by_what_they_hold_and_not_by_patterns(kept: Journal, find: str, ids: list[str]) -> None:
-    kept.keep_query("r", 0, "a", "a text")
-    kept.keep_query("r", 1, "b_%", "the text")
+    kept.store_query("r", 0, "a", "a text")
+    kept.store_query("r", 1, "b_%", "the text")
     assert [record.query_id for record in kept.opened("r", find=find)[1]] == ids
 
 
 def test_a_query_that_is_begun_again_has_no_rounds_yet(kept: Journal) -> None:
-    kept.keep_query("r", 0, "a", "text")
+    kept.store_query("r", 0, "a", "text")
     rankings = [Ranking.of("xyz"), Ranking(("y", "x", "z"), (False, True, False))]
     for number, ranking in enumerate(rankings):
-        kept.keep_round("r", 0, number, ranking)
+        kept.store_round("r", 0, number, ranking)
     assert kept.rounds("r", 0) == rankings
     assert kept.rounds("r", 1) == []
-    kept.keep_query("r", 0, "a", "text")
+    kept.store_query("r", 0, "a", "text")
     assert kept.rounds("r", 0) == []

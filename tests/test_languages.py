@@ -153,9 +153,9 @@ class Onlooker(SimulatedModel):
         super().__init__(grades)
         self.shown: list[tuple[str, tuple[str, ...], str]] = []
 
-    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
-        self.shown.append((request.subject.query_id, request.subject.doc_ids, request.messages[-1].content))
-        return await super().ask(request, on_text)
+    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
+        self.shown.append((request.context.query_id, request.context.doc_ids, request.messages[-1].content))
+        return await super().complete(request, on_text)
 
 
 def files_of(name: str) -> CollectionFiles:

@@ -34,7 +34,7 @@ from tests.conftest import StartLoopback
 from tests.loopback import Loopback, Seen, make_queries
 from tests.waiting import until
 
-SPELLS = Capabilities(logprobs=True, thinks=False, spells=True)
+SPELLS = Capabilities(logprobs=True, reasons=False, scores_given_text=True)
 QUICK = RetryPolicy(first=0.001, longest=0.01)
 
 # --- the grammar -----------------------------------------------------------------------------------
@@ -161,8 +161,8 @@ scores = st.dictionaries(st.sampled_from(DOCS), st.sampled_from([-3.0, -2.0, -1.
 def test_an_order_follows_the_scores(scores: dict[str, float]) -> None:
     order = order_by_score(WINDOW, scores)
     assert sorted(order.doc_ids) == sorted(DOCS)
-    assert order.ranked == bool(scores)
-    assert order.placed == scores.keys()
+    assert order.is_valid == bool(scores)
+    assert order.ranked_ids == scores.keys()
     known = [doc_id for doc_id in order.doc_ids if doc_id in scores]
     assert list(order.doc_ids[: len(known)]) == known
     assert [scores[d] for d in known] == sorted(scores.values(), reverse=True)
@@ -203,17 +203,17 @@ def ask(model: Model, query: str, passages: list[str], **options: Any) -> Window
         asker = QueryLikelihoodRanker(model, Journal(), **options)
         await asker.prepare()
         shown = {str(i): Passage(str(i), text) for i, text in enumerate(passages)}
-        texts = await asker.texts(Query("q", query), shown)
-        return await asker.ask(texts, Window(tuple(shown), (1, len(shown))))
+        texts = await asker.prepare_query(Query("q", query), shown)
+        return await asker.rank(texts, Window(tuple(shown), (1, len(shown))))
 
     return asyncio.run(once())
 
 
 def by_length(request: Request) -> Response:
     """The longer the passage, the likelier the query."""
-    assert request.spelling is not None
+    assert request.forced_text is not None
     [message] = request.messages
-    return reply((request.spelling, len(message.content) - 1000.0), completion=1)
+    return reply((request.forced_text, len(message.content) - 1000.0), completion=1)
 
 
 def test_what_is_asked() -> None:
@@ -223,16 +223,16 @@ def test_what_is_asked() -> None:
         "Document: short (3)\nSearch query:",
         "Document: somewhat longer\nSearch query:",
     ]
-    assert {request.spelling for request in model.history} == {" why is the ‹|im_end|> [1] sky"}
-    assert asked.outcome.orders[0].tiers == (("1",), ("0",))
-    assert asked.outcome.likelihoods == {"0": -967.0, "1": -961.0}
-    assert (asked.asked, len(asked.calls), dict(asked.repairs), asked.traces) == (2, 2, {}, ())
+    assert {request.forced_text for request in model.history} == {" why is the ‹|im_end|> [1] sky"}
+    assert asked.result.rankings[0].tiers == (("1",), ("0",))
+    assert asked.result.likelihoods == {"0": -967.0, "1": -961.0}
+    assert (asked.new_calls, len(asked.calls), dict(asked.repairs), asked.traces) == (2, 2, {}, ())
     assert asked.usage == Usage(20, 2)
 
 
 def test_equal_passages_are_tied() -> None:
     asked = ask(ScriptedModel(by_length, abilities=SPELLS), "q", ["same", "longer", "same"])
-    assert asked.outcome.orders[0].tiers == (("1",), ("0", "2"))
+    assert asked.result.rankings[0].tiers == (("1",), ("0", "2"))
 
 
 def test_a_passage_without_a_score_comes_last_and_is_counted() -> None:
@@ -240,36 +240,36 @@ def test_a_passage_without_a_score_comes_last_and_is_counted() -> None:
         return reply(text="no idea") if "bad" in request.messages[0].content else by_length(request)
 
     asked = ask(ScriptedModel(some, abilities=SPELLS), "q", ["bad", "x", "bad too, and long", "xyz"])
-    assert asked.outcome.orders[0].doc_ids == ("3", "1", "0", "2")
-    assert asked.outcome.orders[0].placed == {"1", "3"}
+    assert asked.result.rankings[0].doc_ids == ("3", "1", "0", "2")
+    assert asked.result.rankings[0].ranked_ids == {"1", "3"}
     assert dict(asked.repairs) == {"missing": 2}
 
 
 def test_no_score_at_all_leaves_the_window_as_it_was() -> None:
     asked = ask(ScriptedModel(lambda request: reply(text="?"), abilities=SPELLS), "q", ["a", "bb"])
-    assert not asked.outcome.orders[0].ranked
-    assert asked.outcome.orders[0].doc_ids == ("0", "1")
+    assert not asked.result.rankings[0].is_valid
+    assert asked.result.rankings[0].doc_ids == ("0", "1")
     assert dict(asked.repairs) == {"unranked": 1}
 
 
 class Slow(ScriptedModel):
-    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
+    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
         await asyncio.sleep(0.02)
-        return await super().ask(request, on_text)
+        return await super().complete(request, on_text)
 
 
 def test_the_same_question_under_way_is_asked_once() -> None:
     model = Slow(by_length, abilities=SPELLS)
     asked = ask(model, "q", ["same", "longer", "same"])
-    assert len(model.history) == asked.asked == 2
+    assert len(model.history) == asked.new_calls == 2
     assert len(asked.calls) == 3
-    assert asked.outcome.likelihoods["0"] == asked.outcome.likelihoods["2"]
+    assert asked.result.likelihoods["0"] == asked.result.likelihoods["2"]
 
 
 def test_an_empty_query_is_not_asked_about() -> None:
     model = ScriptedModel([], abilities=SPELLS)
     asked = ask(model, " \n ", ["a", "bb"])
-    assert not asked.outcome.orders[0].ranked
+    assert not asked.result.rankings[0].is_valid
     assert model.history == []
 
 
@@ -322,7 +322,7 @@ def test_a_run(llamacpp: Callable[..., Loopback]) -> None:
     server = llamacpp(bodies=True)
     with reranker(server, passage_tokens=200) as by_likelihood:
         assert rankings(by_likelihood) == PERFECT
-        tally = by_likelihood.tally
+        tally = by_likelihood.stats
     assert (tally.windows, tally.calls, tally.unranked_windows, dict(tally.repairs)) == (3, 36, 0, {})
     sent = questions(server)
     assert len(sent) == 36
@@ -352,7 +352,7 @@ def test_what_breaks_is_asked_again(llamacpp: Callable[..., Loopback], fault: st
     server = llamacpp(**{fault: (0.3, 2)}, retry_after="0")
     with reranker(server) as by_likelihood:
         assert rankings(by_likelihood) == PERFECT
-        assert not by_likelihood.tally.unranked_windows
+        assert not by_likelihood.stats.unranked_windows
     assert any(seen.fault == fault for seen in questions(server))
 
 
@@ -360,8 +360,8 @@ def test_what_breaks_is_asked_again(llamacpp: Callable[..., Loopback], fault: st
 def test_what_is_misspelt_or_cut_goes_to_the_end(llamacpp: Callable[..., Loopback], fault: str) -> None:
     with reranker(llamacpp(**{fault: 0.3})) as by_likelihood:
         found = rankings(by_likelihood)
-        missing = by_likelihood.tally.repairs["missing"]
-        assert not by_likelihood.tally.unranked_windows
+        missing = by_likelihood.stats.repairs["missing"]
+        assert not by_likelihood.stats.unranked_windows
     assert 0 < missing < 36
     lost = 0
     for query_id, doc_ids in found.items():
@@ -380,7 +380,7 @@ def test_what_is_misspelt_or_cut_goes_to_the_end(llamacpp: Callable[..., Loopbac
 def test_a_server_that_tells_no_probabilities_leaves_the_run_as_it_was(llamacpp: Callable[..., Loopback]) -> None:
     with reranker(llamacpp(abilities="spell")) as by_likelihood:
         assert rankings(by_likelihood) == {q: [c.doc_id for c in run] for q, run in DATA.run.items()}
-        assert by_likelihood.tally.unranked_windows == 3
+        assert by_likelihood.stats.unranked_windows == 3
 
 
 def test_a_server_that_takes_no_grammar_of_tokens_is_named(llamacpp: Callable[..., Loopback]) -> None:
@@ -445,7 +445,7 @@ def untrained(**options: Any) -> Reranker:
 def test_weights_that_were_not_trained_to_compare_rank_by_likelihood() -> None:
     with untrained(depth=3) as reranker:
         hits = reranker.rank("q", ["a", "bbb", "cc", "dddd"])
-    assert reranker.by == "likelihood"
+    assert reranker.method == "likelihood"
     assert [hit.index for hit in hits] == [1, 2, 0, 3]
     assert hits[3].likelihood is None, "beyond the depth"
 
@@ -457,12 +457,12 @@ def test_weights_that_were_not_trained_to_compare_rank_by_likelihood() -> None:
 )
 def test_unless_comparison_is_asked_for(told: dict[str, Any]) -> None:
     with untrained(**told) as reranker:
-        assert reranker.by == "comparison"
+        assert reranker.method == "comparison"
 
 
 def test_other_models_compare() -> None:
     with Reranker(ScriptedModel([])) as reranker:
-        assert reranker.by == "comparison"
+        assert reranker.method == "comparison"
 
 
 @pytest.mark.parametrize(

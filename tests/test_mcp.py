@@ -41,7 +41,7 @@ Work = Callable[[Client], Awaitable[Any]]
 
 def tied(request: Request) -> str:
     """The last one first, the others level behind it."""
-    count = len(request.subject.doc_ids)
+    count = len(request.context.doc_ids)
     return f"[{count}] > " + " = ".join(f"[{n}]" for n in range(1, count))
 
 
@@ -349,7 +349,7 @@ def test_too_many_are_told_to_come_again(loopback: StartLoopback) -> None:
         arguments = [{"query": "q", "documents": marked(number)} for number in range(4)]
         return await asyncio.gather(*(client.call_tool("rerank", given) for given in arguments))
 
-    with served(Reranker(server=model.url), Limits(running=1, queue=2), make=make_mcp_app) as server:
+    with served(Reranker(server=model.url), Limits(max_concurrent=1, queue=2), make=make_mcp_app) as server:
         results = with_client(server, work)
     assert sum(not result.is_error for result in results) == 2, "one at work, one of two places for a client to wait in"
     for result in results:

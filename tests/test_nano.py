@@ -88,7 +88,7 @@ def test_its_order_follows_from_its_verdicts(monkeypatch: pytest.MonkeyPatch) ->
 def test_it_knows_what_is_likely_as_its_weights_do_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK_K_CACHE", str(USER_CACHE))
     with Reranker("rank-k-nano") as reranker, Reranker(by="likelihood") as plain:
-        assert reranker.by == "both"
+        assert reranker.method == "both"
         hits = reranker.rank("why is the sky blue", PASSAGES)
         told = {hit.index: hit.likelihood for hit in plain.rank("why is the sky blue", PASSAGES)}
     assert {hit.index: hit.likelihood for hit in hits} == told

@@ -160,7 +160,7 @@ def test_what_an_earlier_round_showed_is_not_unseen_and_what_this_one_showed_is(
 
 def test_what_was_looked_at_by_likelihood_is_no_look_and_was_not_seen() -> None:
     alone = record(0, ("a", "b", "c"))
-    alone = replace(alone, window=replace(alone.window, by="likelihood"))
+    alone = replace(alone, window=replace(alone.window, method="likelihood"))
     [look] = observations_of([alone, record(1, ("b", "a"))])
     assert set(look.shown) == look.unseen == {"a", "b"}
 

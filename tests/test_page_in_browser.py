@@ -183,11 +183,11 @@ def test_without_a_model_the_page_says_so(browser: Browser, tmp_path: Path) -> N
 
 def test_a_server_that_ranks_by_likelihood_offers_no_thought(browser: Browser, tmp_path: Path) -> None:
     def likelier_if_longer(request: Request) -> Response:
-        assert request.spelling is not None
+        assert request.forced_text is not None
         score = len(request.messages[0].content) - 1000.0
-        return Response(request.spelling, None, "stop", Usage(10, 1), tokens=((request.spelling, score),))
+        return Response(request.forced_text, None, "stop", Usage(10, 1), tokens=((request.forced_text, score),))
 
-    model = ScriptedModel(likelier_if_longer, abilities=Capabilities(logprobs=True, thinks=False, spells=True))
+    model = ScriptedModel(likelier_if_longer, abilities=Capabilities(logprobs=True, reasons=False, scores_given_text=True))
     reranker = Reranker(model, by="likelihood", journal=tmp_path / "j.sqlite")
     with served(reranker) as running, visited(browser, f"{running.url}/") as page:
         expect(page.locator("#model")).to_contain_text("likelihood")

@@ -103,7 +103,7 @@ def test_a_list_of_thousands_comes_in_pages_and_can_be_searched(path: Path) -> N
         reranker.rank("first", ["alone"])
         run = reranker.journal.last_run()
         for n in range(1, 3000):
-            reranker.journal.keep_query(run, n, f"id-{n:04d}", "100% sure" if n == 1234 else f"what of {n}")
+            reranker.journal.store_query(run, n, f"id-{n:04d}", "100% sure" if n == 1234 else f"what of {n}")
     with served(Reranker(ScriptedModel([]), journal=path)) as server:
         page = look(server, "queries", run=run, offset=2950).json
         assert (page["total"], len(page["queries"]), page["queries"][-1]["query_id"]) == (
@@ -127,7 +127,7 @@ def test_a_job_that_is_under_way_shows_how_far_it_is(path: Path) -> None:
             with closing(Journal(path, read_only=True)) as journal:
                 [record] = journal.opened()[1]
                 seen.append(journal_views.query(journal, record))
-        return " > ".join(f"[{n}]" for n in range(len(request.subject.doc_ids), 0, -1))
+        return " > ".join(f"[{n}]" for n in range(len(request.context.doc_ids), 0, -1))
 
     model = ScriptedModel(answers)
     with Reranker(model, journal=path) as reranker:
@@ -153,11 +153,11 @@ def test_samples_are_shown_in_the_order_that_each_had(path: Path) -> None:
 
 def test_likelihoods_are_told_with_their_passages(path: Path) -> None:
     def likelier_if_longer(request: Request) -> Response:
-        assert request.spelling is not None
+        assert request.forced_text is not None
         score = len(request.messages[0].content) - 1000.0
-        return Response(request.spelling, None, "stop", Usage(10, 1), tokens=((request.spelling, score),))
+        return Response(request.forced_text, None, "stop", Usage(10, 1), tokens=((request.forced_text, score),))
 
-    model = ScriptedModel(likelier_if_longer, abilities=Capabilities(logprobs=True, thinks=False, spells=True))
+    model = ScriptedModel(likelier_if_longer, abilities=Capabilities(logprobs=True, reasons=False, scores_given_text=True))
     with Reranker(model, by="likelihood", journal=path) as reranker:
         reranker.rank("q", ["one", "three", "eleven"])
     with closing(Journal(path, read_only=True)) as journal:
@@ -212,7 +212,7 @@ def test_looking_changes_nothing(path: Path) -> None:
 def test_the_file_is_opened_so_that_it_cannot_be_written(path: Path) -> None:
     filled(path, 1)
     with closing(Journal(path, read_only=True)) as journal, pytest.raises(JournalError, match="readonly"):
-        journal.keep_query("r", 0, "q", "text")
+        journal.store_query("r", 0, "q", "text")
 
 
 @pytest.mark.parametrize("what", ["runs", "queries", "query", "window"])

@@ -43,10 +43,10 @@ def weights(ids: tuple[str, ...], outcomes: list[WindowResult]) -> np.ndarray[tu
     """W[i, j]: by how much i has beaten j. Written out from the definition, one comparison at a time."""
     found = np.zeros((len(ids), len(ids)))
     for outcome in outcomes:
-        orders = [order for order in outcome.orders if order.ranked]
+        orders = [order for order in outcome.rankings if order.is_valid]
         for order in orders:
             unit = 2 / len(outcome.window.doc_ids) / len(orders)
-            tier = {d: n for n, members in enumerate(order.tiers) for d in members if d in order.placed}
+            tier = {d: n for n, members in enumerate(order.tiers) for d in members if d in order.ranked_ids}
             for one in tier:
                 for other in tier:
                     if tier[one] < tier[other]:
@@ -101,10 +101,10 @@ def test_names_and_the_order_of_answers_do_not_matter(length: int, seed: int) ->
 
     def other(order: WindowRanking) -> WindowRanking:
         tiers = tuple(tuple(renamed[d] for d in tier[::-1]) for tier in order.tiers)
-        return WindowRanking(tiers, frozenset(map(renamed.__getitem__, order.placed)), order.ranked)
+        return WindowRanking(tiers, frozenset(map(renamed.__getitem__, order.ranked_ids)), order.is_valid)
 
     turned = [
-        WindowResult(Window(tuple(renamed[d] for d in o.window.doc_ids), o.window.reach), tuple(map(other, o.orders)))
+        WindowResult(Window(tuple(renamed[d] for d in o.window.doc_ids), o.window.rank_range), tuple(map(other, o.rankings)))
         for o in outcomes[::-1]
     ]
     one, two = fit(ids, outcomes), fit(tuple(renamed.values()), turned)
@@ -118,7 +118,7 @@ def test_the_opposite_answers_give_the_opposite_strengths(length: int, seed: int
     ids, outcomes = arbitrary(length, seed)
     opposite = [
         WindowResult(
-            o.window, tuple(WindowRanking(order.tiers[::-1], order.placed, order.ranked) for order in o.orders)
+            o.window, tuple(WindowRanking(order.tiers[::-1], order.ranked_ids, order.is_valid) for order in o.rankings)
         )
         for o in outcomes
     ]
@@ -165,7 +165,7 @@ def test_an_id_that_was_not_placed_is_no_evidence() -> None:
 
 
 def test_samples_of_a_window_share_its_weight() -> None:
-    [order] = answered("b", "a", "c").orders
+    [order] = answered("b", "a", "c").rankings
     window = Window(tuple("abc"), (1, 3))
     failed = WindowRanking.unranked(window)
     once = fit(tuple("abc"), [WindowResult(window, (order,))])

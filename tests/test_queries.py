@@ -257,9 +257,9 @@ class Onlooker(SimulatedModel):
         super().__init__(grades, context=context)
         self.shown: list[tuple[str, str]] = []  # query id, prompt
 
-    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
-        self.shown.append((request.subject.query_id, request.messages[-1].content))
-        return await super().ask(request, on_text)
+    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
+        self.shown.append((request.context.query_id, request.messages[-1].content))
+        return await super().complete(request, on_text)
 
 
 @pytest.mark.parametrize("context", [8192, 32_768])
@@ -275,7 +275,7 @@ def test_long_queries_are_shown_whole_and_rank_as_well_as_can_be(name: str, cont
     with Reranker(judge) as reranker:
         reranker.check(queries.values())
         reranked = {result.query_id: result.ranking.doc_ids for result in reranker.rerank(run, queries, passages)}
-        tally = reranker.tally
+        tally = reranker.stats
     assert {query_id for query_id, _ in judge.shown} == set(run)
     for query_id, prompt in judge.shown:
         assert sanitize(queries[query_id].text, markers=False) in prompt

@@ -71,7 +71,7 @@ def test_hits_say_where_each_document_stands_now() -> None:
         Hit(0, "a", 3, 1 / 3, True),
     ]
     assert (len(hits), hits[0].text, [hit.index for hit in hits[1:]]) == (3, "b", [2, 0])
-    assert (hits.finished, hits.unranked, dict(hits.repairs)) == (True, 0, {})
+    assert (hits.finished, hits.unranked_windows, dict(hits.repairs)) == (True, 0, {})
 
 
 def test_traces_tokens_and_repairs_of_all_windows_are_told() -> None:
@@ -96,7 +96,7 @@ def test_a_window_without_an_answer_keeps_its_order_and_is_counted() -> None:
     with Reranker(ScriptedModel(["I cannot help with that."])) as reranker:
         hits = reranker.rank("q", ["a", "b", "c"])
     assert [hit.index for hit in hits] == [0, 1, 2]
-    assert (hits.unranked, hits.repairs["unranked"]) == (1, 1)
+    assert (hits.unranked_windows, hits.repairs["unranked"]) == (1, 1)
     assert not any(hit.tied for hit in hits)
 
 
@@ -139,7 +139,7 @@ def test_what_lies_beyond_the_depth_follows_as_it_is_and_is_not_shown() -> None:
     model = ScriptedModel(["[5] > [4] > [3] > [2] > [1]"])
     with Reranker(model, depth=5) as reranker:
         hits = reranker.rank("q", [f"text-{i}" for i in range(9)])
-    assert ([hit.index for hit in hits], hits.beyond) == ([4, 3, 2, 1, 0, 5, 6, 7, 8], 4)
+    assert ([hit.index for hit in hits], hits.not_compared) == ([4, 3, 2, 1, 0, 5, 6, 7, 8], 4)
     [request] = model.history
     assert "text-4" in request.messages[-1].content
     assert "text-5" not in request.messages[-1].content
@@ -163,7 +163,7 @@ def test_rerank_gives_every_query_in_the_order_of_the_run(loopback: StartLoopbac
             before = [candidate.doc_id for candidate in DATA.run[result.query_id]]
             assert sorted(result.ranking.doc_ids) == sorted(before)
             assert list(result.ranking.doc_ids[20:]) == before[20:]
-        assert (reranker.tally.queries, reranker.tally.windows) == (len(DATA.run), len(DATA.run))
+        assert (reranker.stats.queries, reranker.stats.windows) == (len(DATA.run), len(DATA.run))
 
 
 def test_a_query_or_a_document_without_text_is_named(loopback: StartLoopback) -> None:
@@ -180,7 +180,7 @@ def test_when_time_is_up_every_query_has_its_best_so_far(loopback: StartLoopback
     with Reranker(server=loopback(**STUCK).url) as reranker:
         results = list(reranker.rerank(DATA.run, QUERIES, DATA.passages, max_seconds=0.2))
         assert [(r.query_id, r.finished) for r in results] == [(query_id, False) for query_id in DATA.run]
-        assert reranker.tally.unfinished == list(DATA.run)
+        assert reranker.stats.unfinished == list(DATA.run)
         hits = reranker.rank("q", texts("Q00"), max_seconds=0.1)
         assert (hits.finished, [hit.index for hit in hits]) == (False, list(range(30)))
 

@@ -34,7 +34,7 @@ NO_RETRIES = RetryPolicy(overloaded=1, broken=1)
 
 def second_first(request: Request) -> Response:
     """Ranks 2 first, then the others, the last one tied."""
-    numbers = [2, 1, *range(3, len(request.subject.doc_ids) + 1)]
+    numbers = [2, 1, *range(3, len(request.context.doc_ids) + 1)]
     text = " > ".join(f"[{n}]" for n in numbers[:-1]) + f" = [{numbers[-1]}]"
     return Response(text, "a thought", "stop", Usage(100, 20, 15, 5), 0.1)
 
@@ -128,9 +128,9 @@ def test_nothing_to_compare_is_answered_without_a_question(server: Served, model
 
 def test_a_request_may_say_how_to_think_and_by_which_strategy(server: Served, model: ScriptedModel) -> None:
     server.rerank(THREE, query="off", think="off")
-    assert model.history[-1].think is False
+    assert model.history[-1].reasoning is False
     server.rerank(THREE, query="full")
-    assert model.history[-1].think is None
+    assert model.history[-1].reasoning is None
     many = [f"text {i}" for i in range(30)]
     before = len(model.history)
     assert sorted(server.rerank(many, query="one window", strategy="single").indices) == list(range(30))
@@ -181,11 +181,11 @@ def test_a_field_that_is_wrong_is_named(server: Served, model: ScriptedModel, fi
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_server_that_ranks_by_likelihood_has_neither_thought_nor_strategy(stream: bool) -> None:
     def likelier_if_longer(request: Request) -> Response:
-        assert request.spelling is not None
+        assert request.forced_text is not None
         score = len(request.messages[0].content) - 1000.0
-        return Response(request.spelling, None, "stop", Usage(10, 1), tokens=((request.spelling, score),))
+        return Response(request.forced_text, None, "stop", Usage(10, 1), tokens=((request.forced_text, score),))
 
-    model = ScriptedModel(likelier_if_longer, abilities=Capabilities(logprobs=True, thinks=False, spells=True))
+    model = ScriptedModel(likelier_if_longer, abilities=Capabilities(logprobs=True, reasons=False, scores_given_text=True))
     with served(Reranker(model, by="likelihood")) as server:
         for fields in ({"think": "off"}, {"strategy": "single"}):
             [name] = fields

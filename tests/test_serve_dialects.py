@@ -28,7 +28,7 @@ BEST_FIRST = [2, 1, 0]
 
 
 def last_first(request: Request) -> str:
-    return " > ".join(f"[{n}]" for n in range(len(request.subject.doc_ids), 0, -1))
+    return " > ".join(f"[{n}]" for n in range(len(request.context.doc_ids), 0, -1))
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ HASTY = replace(LIMITS, head_seconds=0.5, body_seconds=0.7, stall_seconds=1)
 
 
 def reversed_order(request: Request) -> str:
-    return " > ".join(f"[{n}]" for n in range(len(request.subject.doc_ids), 0, -1))
+    return " > ".join(f"[{n}]" for n in range(len(request.context.doc_ids), 0, -1))
 
 
 @pytest.fixture(scope="module")

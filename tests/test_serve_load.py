@@ -74,7 +74,7 @@ def posted(server: Served, **fields: object) -> socket.socket:
 
 def test_two_hundred_clients_each_get_their_own(loopback: StartLoopback) -> None:
     model = loopback(child=True)
-    limits = Limits(running=16, queue=400, per_client=200)
+    limits = Limits(max_concurrent=16, queue=400, per_client=200)
     ready = threading.Barrier(200)
 
     def one(client: int) -> Answer:
@@ -94,7 +94,7 @@ def test_two_hundred_clients_each_get_their_own(loopback: StartLoopback) -> None
 
 def test_beyond_the_queue_clients_are_told_when_to_come_again(loopback: StartLoopback) -> None:
     model = loopback(first_token=0.5)
-    limits = Limits(running=1, queue=4, per_client=4)
+    limits = Limits(max_concurrent=1, queue=4, per_client=4)
     with served(Reranker(server=model.url, concurrency=1), limits) as server, ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda client: server.rerank(marked(client)), range(12)))
     done = [answer for answer in answers if answer.status == 200]
@@ -109,7 +109,7 @@ def test_beyond_the_queue_clients_are_told_when_to_come_again(loopback: StartLoo
 
 def test_a_greedy_client_does_not_keep_others_out(loopback: StartLoopback) -> None:
     model = loopback(first_token=1.0)  # all ten must arrive before the first one is done
-    limits = Limits(running=2, queue=8, per_client=1)
+    limits = Limits(max_concurrent=2, queue=8, per_client=1)
     doors = AccessConfig(keys=("greedy-key", "modest-key"))
     with served(Reranker(server=model.url), limits, doors) as server, ThreadPoolExecutor(12) as pool:
 
@@ -130,7 +130,7 @@ def test_a_greedy_client_does_not_keep_others_out(loopback: StartLoopback) -> No
 
 def test_turns_go_by_arrival_but_nobody_has_more_than_a_share() -> None:
     async def main() -> list[str]:
-        admission = RequestQueue(Limits(running=2, queue=10, per_client=1))
+        admission = RequestQueue(Limits(max_concurrent=2, queue=10, per_client=1))
         order: list[str] = []
 
         async def work(name: str) -> None:
@@ -147,7 +147,7 @@ def test_turns_go_by_arrival_but_nobody_has_more_than_a_share() -> None:
 
 def test_who_leaves_the_queue_leaves_no_gap() -> None:
     async def main() -> None:
-        admission = RequestQueue(Limits(running=1, queue=4, per_client=4))
+        admission = RequestQueue(Limits(max_concurrent=1, queue=4, per_client=4))
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(admission.turn("a"))
             waiting = [asyncio.create_task(_hold(admission, "b")) for _ in range(2)]
@@ -168,7 +168,7 @@ def test_who_leaves_the_queue_as_a_turn_ends_harms_nobody() -> None:
     """Cancelled, its task has not run yet when the place that it waited for becomes free."""
 
     async def main() -> None:
-        admission = RequestQueue(Limits(running=1, queue=4, per_client=4))
+        admission = RequestQueue(Limits(max_concurrent=1, queue=4, per_client=4))
         async with admission.turn("a"):
             leaving, staying = (asyncio.create_task(_hold(admission, "b")) for _ in range(2))
             await asyncio.sleep(0)
@@ -192,7 +192,7 @@ def test_however_clients_come_and_leave_no_place_is_lost(seed: int) -> None:
             await over.wait()
 
     async def main() -> None:
-        admission = RequestQueue(Limits(running=2, queue=6, per_client=1))
+        admission = RequestQueue(Limits(max_concurrent=2, queue=6, per_client=1))
         came: list[tuple[asyncio.Task[None], asyncio.Event]] = []
         for _ in range(500):
             move, there = random.choice(("come", "leave", "finish")), [pair for pair in came if not pair[0].done()]
@@ -218,7 +218,7 @@ def test_however_clients_come_and_leave_no_place_is_lost(seed: int) -> None:
 
 def test_closing_turns_away_who_waits_and_who_comes() -> None:
     async def main() -> None:
-        admission = RequestQueue(Limits(running=1, queue=4, per_client=4))
+        admission = RequestQueue(Limits(max_concurrent=1, queue=4, per_client=4))
         finish = asyncio.Event()
         at_work = asyncio.create_task(_hold(admission, "a", finish))
         waiting = asyncio.create_task(_hold(admission, "b"))

@@ -33,7 +33,7 @@ def rerank(server: ScriptedServer, **options: Any) -> tuple[dict[str, tuple[str,
     options = {"model": "smol", "concurrency": 1, "retries": RetryPolicy(first=0.001, longest=0.01), **options}
     with Reranker(server=server.url, **options) as reranker:
         results = {result.query_id: result.ranking.doc_ids for result in reranker.rerank(RUN, QUERIES, PASSAGES)}
-        return results, reranker.tally
+        return results, reranker.stats
 
 
 def one_reply(reply: ServerReply) -> Answer:
@@ -173,4 +173,4 @@ def test_rank_counts_a_window_that_a_content_filter_refuses() -> None:
     ):
         hits = reranker.rank("query", ["a", "b"])
     assert [hit.index for hit in hits] == [0, 1]
-    assert hits.unranked == hits.repairs["filtered"] == 1
+    assert hits.unranked_windows == hits.repairs["filtered"] == 1

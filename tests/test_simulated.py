@@ -28,8 +28,8 @@ FLAT = {query_id: dict.fromkeys(DOCS, 1) for query_id in GRADES}
 
 
 def ask(judge: SimulatedModel, query_id: str, doc_ids: Sequence[str], **changes: object) -> Response:
-    request = Request((Message("user", "x" * 400),), 100, subject=RequestContext(query_id, tuple(doc_ids)))
-    return asyncio.run(judge.ask(replace(request, **changes)))  # type: ignore[arg-type]
+    request = Request((Message("user", "x" * 400),), 100, context=RequestContext(query_id, tuple(doc_ids)))
+    return asyncio.run(judge.complete(replace(request, **changes)))  # type: ignore[arg-type]
 
 
 def positions(tiers: list[list[int]]) -> list[int]:
@@ -61,9 +61,9 @@ def test_its_reply_reads_as_that_order() -> None:
     reply = ask(judge, "q0", DOCS[:20])
     answer = parse_ranking(reply.text, 20, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
     assert answer.tiers == tuple(tuple(i + 1 for i in tier) for tier in judge.tiers("q0", DOCS[:20]))
-    assert answer.ranked
+    assert answer.is_valid
     assert not answer.repairs
-    assert answer.placed == frozenset(range(1, 21))
+    assert answer.ranked_numbers == frozenset(range(1, 21))
 
 
 def test_unjudged_passages_and_unknown_queries_have_grade_zero() -> None:
@@ -84,17 +84,17 @@ def test_it_thinks_unless_asked_not_to() -> None:
 
 def test_text_is_told_as_it_comes_and_may_be_stopped() -> None:
     judge = SimulatedModel(GRADES)
-    request = Request((), 100, subject=RequestContext("q0", DOCS[:3]))
+    request = Request((), 100, context=RequestContext("q0", DOCS[:3]))
     told: list[StreamChunk] = []
-    assert asyncio.run(judge.ask(request, told.append)).finish_reason == "stop"
+    assert asyncio.run(judge.complete(request, told.append)).finish_reason == "stop"
     assert [delta.text for delta in told] == [ask(judge, "q0", DOCS[:3]).text]
-    assert asyncio.run(judge.ask(request, lambda delta: True)).finish_reason == "stopped"
+    assert asyncio.run(judge.complete(request, lambda delta: True)).finish_reason == "stopped"
 
 
 def test_it_is_a_model() -> None:
     judge = SimulatedModel(GRADES, context=4096)
     asyncio.run(judge.prepare())
-    assert judge.context == 4096
+    assert judge.context_length == 4096
     assert asyncio.run(judge.count_tokens("text")) is None
     asyncio.run(judge.close())
 
@@ -135,12 +135,12 @@ def test_its_identity_is_all_that_decides_its_answers() -> None:
 def test_the_body_tells_windows_apart() -> None:
     judge = SimulatedModel(GRADES)
     asked = [
-        Request((), 100, subject=RequestContext("q0", ("a", "b"))),
-        Request((), 100, subject=RequestContext("q0", ("b", "a"))),
-        Request((), 100, subject=RequestContext("q1", ("a", "b"))),
-        Request((), 100, subject=RequestContext("q0", ("a", "b")), think=False),
+        Request((), 100, context=RequestContext("q0", ("a", "b"))),
+        Request((), 100, context=RequestContext("q0", ("b", "a"))),
+        Request((), 100, context=RequestContext("q1", ("a", "b"))),
+        Request((), 100, context=RequestContext("q0", ("a", "b")), reasoning=False),
     ]
-    assert len({json.dumps(judge.body(request)) for request in asked}) == 4
+    assert len({json.dumps(judge.request_body(request)) for request in asked}) == 4
 
 
 def test_ids_with_undecodable_bytes_are_judged_too() -> None:
@@ -171,7 +171,7 @@ def test_more_sd_is_more_error() -> None:
 
 
 def worths(noise: Noise, doc_ids: Sequence[str], query_id: str = "q0", sample: int = 0, seed: int = 0) -> list[float]:
-    return SimulatedModel(FLAT, noise, seed=seed).worth(query_id, doc_ids, sample)
+    return SimulatedModel(FLAT, noise, seed=seed).perceived_relevance(query_id, doc_ids, sample)
 
 
 def test_persistent_error_is_the_same_in_every_call() -> None:
@@ -231,7 +231,7 @@ def test_what_stands_in_the_middle_is_seen_less_sharply() -> None:
     judge = SimulatedModel(grades, Noise(middle=0.5))
 
     def seen(place: int) -> float:
-        return judge.worth("q", (*DOCS[:place], "best", *DOCS[place:20]), 0)[place]
+        return judge.perceived_relevance("q", (*DOCS[:place], "best", *DOCS[place:20]), 0)[place]
 
     assert seen(0) == seen(20) == 3
     assert seen(10) < seen(5) < seen(1) < 3
@@ -259,8 +259,8 @@ def test_malformed_answers_come_as_often_as_it_says(share: float, size: int) -> 
     for query_id in GRADES:
         for sample in range(25):
             answer = parse_ranking(ask(judge, query_id, DOCS[:size], sample=sample).text, size, finish_reason="stop")
-            whole = answer.ranked and len(answer.placed) == size
-            kinds["well formed" if whole else "cut or forgotten" if answer.ranked else "none"] += 1
+            whole = answer.is_valid and len(answer.ranked_numbers) == size
+            kinds["well formed" if whole else "cut or forgotten" if answer.is_valid else "none"] += 1
             calls += 1
     expected = share * size / 20
     malformed = calls - kinds["well formed"]

@@ -51,7 +51,7 @@ def test_no_draw_has_changed(noise: str, told: str) -> None:
     for query_id in GRADES:
         for size in (2, 5, 20, 33):
             ids = tuple(random.sample(DOCS, size))
-            digest.update("\n".join(judge.said(query_id, ids, sample) for sample in (0, 1)).encode())
+            digest.update("\n".join(judge.ranking_text(query_id, ids, sample) for sample in (0, 1)).encode())
     assert digest.hexdigest()[:16] == told
 
 
@@ -80,16 +80,16 @@ class Fixed(SimulatedModel):
 def test_a_well_formed_answer_is_read_as_it_is_written(tiers: list[list[int]]) -> None:
     """So that reading it may be left out."""
     size = sum(map(len, tiers))
-    read = parse_ranking(Fixed(tiers).said("q", DOCS[:size]), size, finish_reason="stop")
+    read = parse_ranking(Fixed(tiers).ranking_text("q", DOCS[:size]), size, finish_reason="stop")
     assert [[i - 1 for i in tier] for tier in read.tiers] == tiers
-    assert (read.ranked, len(read.placed), dict(read.repairs)) == (True, size, {})
+    assert (read.is_valid, len(read.ranked_numbers), dict(read.repairs)) == (True, size, {})
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_so_is_one_about_a_thousand_passages(tied: bool) -> None:
     numbers = Random(3).sample(range(1000), 1000)
     tiers = [numbers[i : i + 2] for i in range(0, 1000, 2)] if tied else [[i] for i in numbers]
-    read = parse_ranking(Fixed(tiers).said("q", [str(i) for i in range(1000)]), 1000, finish_reason="stop")
+    read = parse_ranking(Fixed(tiers).ranking_text("q", [str(i) for i in range(1000)]), 1000, finish_reason="stop")
     assert [[i - 1 for i in tier] for tier in read.tiers] == tiers
 
 
@@ -98,13 +98,13 @@ def test_so_is_one_about_a_thousand_passages(tied: bool) -> None:
 def test_an_answer_is_what_the_parser_makes_of_the_reply(seed: int, query_id: str, size: int) -> None:
     ids = tuple(Random(seed).sample(DOCS, size))
     judge = SimulatedModel(GRADES, Noise(sd=1, malformed=0.5, tie_gap=0.1), seed=seed)
-    asked = Request((), 1, think=False, subject=RequestContext(query_id, ids))
-    reply = asyncio.run(judge.ask(asked))
+    asked = Request((), 1, reasoning=False, context=RequestContext(query_id, ids))
+    reply = asyncio.run(judge.complete(asked))
     read = parse_ranking(reply.text, size, finish_reason=reply.finish_reason)
     order = with_answers(judge, query_id, Window(ids, (1, size)))
     assert order.tiers == tuple(tuple(ids[i - 1] for i in tier) for tier in read.tiers)
-    assert order.placed == {ids[i - 1] for i in read.placed}
-    assert order.ranked == read.ranked
+    assert order.ranked_ids == {ids[i - 1] for i in read.ranked_numbers}
+    assert order.is_valid == read.is_valid
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -115,7 +115,7 @@ def test_a_query_ends_as_it_does_with_everything_in_between(strategy: str) -> No
     texts = {doc_id: Passage(doc_id, "text") for doc_id in DOCS}
     with Reranker(judge, strategy=strategy) as reranker:
         results = {result.query_id: result.ranking.doc_ids for result in reranker.rerank(RUN, queries, texts)}
-        tally = reranker.tally
+        tally = reranker.stats
     played = [replay_strategy(make(strategy), RUN[query_id], query_id, judge) for query_id in RUN]
     assert [one.doc_ids for one in played] == list(results.values())
     assert sum(len(asked.sizes) for one in played for asked in one.rounds) == tally.windows

@@ -138,7 +138,7 @@ def test_consensus_of_samples_keeps_ties_and_ignores_what_was_not_placed() -> No
     assert consensus(WindowResult(window, (first, second))).tiers == (("a", "b"), ("c",))
     short = WindowRanking((("c",), ("a",), ("b",)), frozenset("c"), True)
     assert consensus(WindowResult(window, (WindowRanking.unranked(window), short))) == short
-    assert not consensus(WindowResult(window, (WindowRanking.unranked(window),))).ranked
+    assert not consensus(WindowResult(window, (WindowRanking.unranked(window),))).is_valid
 
 
 # --- promises that are broken ----------------------------------------------------------------------

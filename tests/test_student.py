@@ -61,25 +61,25 @@ def test_a_folder_and_its_file_are_the_same_student(tmp_path: Path) -> None:
 def test_it_is_asked_as_it_was_trained_unless_told_otherwise(tmp_path: Path) -> None:
     folder = exported(tmp_path / "s")
     with Reranker(folder) as reranker:
-        assert {"by": reranker.by, **reranker.effective} == ASKING
-        assert isinstance(reranker.asker, ListwiseRanker)
-        assert reranker.asker.template.before == TEMPLATE.before
-        settings = reranker.asker.settings
+        assert {"by": reranker.method, **reranker.effective_settings} == ASKING
+        assert isinstance(reranker.ranker, ListwiseRanker)
+        assert reranker.ranker.template.before == TEMPLATE.before
+        settings = reranker.ranker.settings
         assert (settings.passage_tokens, settings.max_tokens, settings.temperature) == (50, 256, 0.0)
     with Reranker(folder, window=5, temperature=None, prompt="listwise") as reranker:
-        assert {"by": reranker.by, **reranker.effective} == ASKING | {"window": 5, "temperature": None}
-        assert isinstance(reranker.asker, ListwiseRanker)
-        assert reranker.asker.template.name == "rank-k"
+        assert {"by": reranker.method, **reranker.effective_settings} == ASKING | {"window": 5, "temperature": None}
+        assert isinstance(reranker.ranker, ListwiseRanker)
+        assert reranker.ranker.template.name == "rank-k"
 
 
 def test_other_models_are_asked_as_in_the_paper(tmp_path: Path) -> None:
     plain = gguf(tmp_path / "plain.gguf")
     with Reranker(plain) as reranker:
-        assert reranker.effective == {**PAPER, "max_tokens": 512}
+        assert reranker.effective_settings == {**PAPER, "max_tokens": 512}
         assert isinstance(reranker.model, EmbeddedModel)
         assert reranker.model.adapter is None
     with Reranker("m", server="http://127.0.0.1:9/v1") as reranker:
-        assert reranker.effective == PAPER
+        assert reranker.effective_settings == PAPER
 
 
 def test_a_json_file_of_something_else_makes_no_student(tmp_path: Path) -> None:

@@ -221,17 +221,17 @@ def window(best: int, worst: int, size: int = 20) -> Window:
     return Window(tuple(map(str, range(size))), (best, worst))
 
 
-@pytest.mark.parametrize("sure", [None, 0.0, 0.5, RULE.least - 1e-9])
+@pytest.mark.parametrize("sure", [None, 0.0, 0.5, RULE.min_confidence - 1e-9])
 def test_thinks_only_where_the_top_can_be_touched_near_the_head(sure: float | None) -> None:
     assert should_reason(window(1, 20), sure, RULE)
     assert should_reason(window(10, 50), sure, RULE)
     assert not should_reason(window(11, 50), sure, RULE)
     assert not should_reason(window(1, 51), sure, RULE)
-    assert should_reason(window(1, 100), sure, AutoReasoningPolicy(head=100))
+    assert should_reason(window(1, 100), sure, AutoReasoningPolicy(max_rank=100))
 
 
 def test_who_is_sure_need_not_think() -> None:
-    assert not should_reason(window(1, 20), RULE.least, RULE)
+    assert not should_reason(window(1, 20), RULE.min_confidence, RULE)
     assert not should_reason(window(1, 20), 1.0, RULE)
 
 

@@ -27,7 +27,7 @@ def rerank(server: Loopback, **options: Any) -> tuple[dict[str, tuple[str, ...]]
     options = {"model": "oracle", "concurrency": 4, "retries": RetryPolicy(first=0.001, longest=0.01), **options}
     with Reranker(server=server.url, **options) as reranker:
         results = {r.query_id: r.ranking.doc_ids for r in reranker.rerank(DATA.run, QUERIES, DATA.passages)}
-        return results, reranker.tally
+        return results, reranker.stats
 
 
 def is_perfect(results: dict[str, tuple[str, ...]]) -> bool:
@@ -139,7 +139,7 @@ def test_a_thought_in_circles_is_ended_early(loopback: StartLoopback) -> None:
     results, tally = rerank(server, max_tokens=20_000)
     assert is_perfect(results)
     assert tally.repairs["loops"] == tally.repairs["thought_closed"] == WINDOWS
-    assert tally.saved > WINDOWS * 15_000
+    assert tally.saved_tokens > WINDOWS * 15_000
     assert sum(call.cancelled for call in server.calls) == WINDOWS
 
 
@@ -189,11 +189,11 @@ def test_a_token_budget_stops_the_spending_and_names_the_rest(loopback: StartLoo
     server = loopback()
     with Reranker("oracle", server=server.url, concurrency=1) as reranker:
         results = list(reranker.rerank(DATA.run, QUERIES, DATA.passages, token_budget=8_000))
-        usage = reranker.tally.usage
+        usage = reranker.stats.usage
     assert [result.query_id for result in results] == list(QUERIES)
     assert all(len(result.ranking.doc_ids) == 40 for result in results)
     assert 8_000 <= usage.prompt_tokens + usage.completion_tokens < 8_000 + 2 * 3_000
-    assert reranker.tally.unfinished == [result.query_id for result in results if not result.finished] != []
+    assert reranker.stats.unfinished == [result.query_id for result in results if not result.finished] != []
 
 
 def test_a_probe_that_failed_is_made_again() -> None:
@@ -202,7 +202,7 @@ def test_a_probe_that_failed_is_made_again() -> None:
 
     def reply(request: Request) -> Response | Exception:
         nonlocal asked
-        if not request.subject.doc_ids:
+        if not request.context.doc_ids:
             asked += 1
             return ServerError("down", "") if asked <= 2 else Response("[1] > [2]", None, "stop")
         return Response("[2] > [1]", None, "stop")

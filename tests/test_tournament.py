@@ -18,7 +18,7 @@ from tests.driving import by_grade, drive, one_by_one
 def test_the_papers_stages() -> None:
     rounds = check_strategy(Tournament(), 100, Random(0))
     assert [[len(w.doc_ids) for w in step.windows] for step in rounds] == [[20] * 5, [10] * 5, [20], [10], [5]]
-    assert [step.windows_left for step in rounds] == [13, 8, 3, 2, 1]
+    assert [step.remaining_windows for step in rounds] == [13, 8, 3, 2, 1]
 
 
 def test_tournaments_run_side_by_side_and_show_groups_in_different_orders() -> None:

@@ -31,8 +31,8 @@ def tokens(said: str, chances: dict[str, float], before: str = "") -> list[tuple
 def test_better_verdicts_come_first_and_equal_ones_are_tied() -> None:
     answer = parse_labels(SAID, 5, WORDS)
     assert answer.tiers == ((2, 4), (3,), (1, 5))
-    assert answer.placed == {1, 2, 3, 4, 5}
-    assert (answer.ranked, dict(answer.repairs), answer.trace) == (True, {}, SAID)
+    assert answer.ranked_numbers == {1, 2, 3, 4, 5}
+    assert (answer.is_valid, dict(answer.repairs), answer.trace) == (True, {}, SAID)
 
 
 def test_of_one_verdict_the_surer_yes_and_the_less_sure_no_come_first() -> None:
@@ -48,10 +48,10 @@ def test_what_is_not_as_it_should_be_is_counted() -> None:
     said = "[2] yes\n[2] no\n[9] yes\n[1] maybe\nand so on [3] yes\n"
     answer = parse_labels(said, 3, WORDS)
     assert answer.tiers == ((2,), (1,), (3,))
-    assert answer.placed == {2}
+    assert answer.ranked_numbers == {2}
     assert dict(answer.repairs) == {"repeated": 1, "out_of_range": 1, "missing": 2}
     nothing = parse_labels("[1] > [2]", 2, WORDS)
-    assert (nothing.ranked, nothing.tiers, dict(nothing.repairs)) == (False, ((1,), (2,)), {"unranked": 1})
+    assert (nothing.is_valid, nothing.tiers, dict(nothing.repairs)) == (False, ((1,), (2,)), {"unranked": 1})
 
 
 @given(
@@ -62,7 +62,7 @@ def test_what_is_not_as_it_should_be_is_counted() -> None:
 def test_whatever_is_said_the_answer_is_a_partition(said: str, size: int, told: list[tuple[str, float]] | None) -> None:
     answer = parse_labels(said, size, WORDS, told)
     assert sorted(number for tier in answer.tiers for number in tier) == list(range(1, size + 1))
-    assert answer.ranked == bool(answer.placed)
+    assert answer.is_valid == bool(answer.ranked_numbers)
 
 
 @given(st.lists(st.tuples(st.sampled_from(WORDS), st.floats(0.01, 1)), min_size=1, max_size=12))
@@ -74,7 +74,7 @@ def test_no_doubt_puts_a_verdict_beyond_the_next(given_: list[tuple[str, float]]
     assert levels == sorted(levels, reverse=True)
 
 
-ABLE = Capabilities(prefill=True, grammar=True, logprobs=True, thinks=False)
+ABLE = Capabilities(prefill=True, grammar=True, logprobs=True, reasons=False)
 
 
 def asked(said: str, finish: str = "stop") -> tuple[tuple[tuple[str, ...], ...], dict[str, int], list[Request]]:
@@ -86,13 +86,13 @@ def asked(said: str, finish: str = "stop") -> tuple[tuple[tuple[str, ...], ...],
 
     async def run() -> tuple[tuple[tuple[str, ...], ...], dict[str, int], list[Request]]:
         journal, model = Journal(), ScriptedModel(reply, abilities=ABLE)
-        asker = ListwiseRanker(model, journal, ListwiseSettings(verdicts=WORDS))
+        asker = ListwiseRanker(model, journal, ListwiseSettings(label_words=WORDS))
         await asker.prepare()
         window = Window(("a", "b", "c"), (1, 3))
-        texts = await asker.texts(Query("q", "why"), {d: Passage(d, f"text {d}") for d in window.doc_ids})
-        found = await asker.ask(texts, window)
+        texts = await asker.prepare_query(Query("q", "why"), {d: Passage(d, f"text {d}") for d in window.doc_ids})
+        found = await asker.rank(texts, window)
         journal.close()
-        return found.outcome.orders[0].tiers, dict(found.repairs), list(model.history)
+        return found.result.rankings[0].tiers, dict(found.repairs), list(model.history)
 
     return asyncio.run(run())
 

@@ -55,7 +55,7 @@ class ThinkingAloud(ScriptedModel):
         self._pause = pause
         self.left = 0
 
-    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
+    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
         self.history.append(request)
         trace, answer = thought(request)
         started = time.monotonic()

@@ -35,13 +35,13 @@ class WindowRanker(Protocol):
     async def prepare(self, think: ReasoningMode | None = None) -> None:
         """Find out, once, what must be known before the first window, or the first that `think` is for."""
 
-    async def check(self, query: Query) -> None:
+    async def check_query(self, query: Query) -> None:
         """Raise `QueryTooLong` if the query leaves no room in the model's context."""
 
-    async def texts(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
+    async def prepare_query(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
         """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
 
-    async def ask(
+    async def rank(
         self,
         texts: PreparedQuery,
         window: Window,
@@ -69,7 +69,7 @@ class Job:
     name: str = ""
 
     @property
-    def kept_as(self) -> str:
+    def journal_name(self) -> str:
         return self.name or self.query.query_id
 
 
@@ -89,28 +89,28 @@ class RunStats:
     queries: int = 0
     windows: int = 0
     calls: int = 0
-    asked: int = 0
+    new_calls: int = 0
     rounds: int = 0
     usage: Usage = field(default_factory=Usage)
     model_seconds: float = 0.0
-    saved: int = 0
+    saved_tokens: int = 0
     """Tokens not spent since thoughts that went in circles were ended."""
     repairs: Counter[str] = field(default_factory=Counter)
     unranked: list[tuple[str, int]] = field(default_factory=list)
     """(query id, round) of windows left in input order, the first `NAMED` of them."""
     unfinished: list[str] = field(default_factory=list)
 
-    NAMED = 1000
+    MAX_LISTED = 1000
 
     def add(self, query_id: str, round_number: int, asked: WindowReport) -> None:
         self.windows += 1
         self.calls += len(asked.calls)
-        self.asked += asked.asked
+        self.new_calls += asked.new_calls
         self.usage += asked.usage
         self.model_seconds += asked.seconds
-        self.saved += asked.saved
+        self.saved_tokens += asked.saved_tokens
         self.repairs.update(asked.repairs)
-        if not any(order.ranked for order in asked.outcome.orders) and len(self.unranked) < self.NAMED:
+        if not any(order.is_valid for order in asked.result.rankings) and len(self.unranked) < self.MAX_LISTED:
             self.unranked.append((query_id, round_number))
 
     @property
@@ -124,11 +124,11 @@ class _OpenQuery:
 
     position: int
     job: Job
-    steps: StrategyGenerator
-    step: Round
+    generator: StrategyGenerator
+    round: Round
     round_number: int = 0
-    outcomes: dict[int, WindowResult] = field(default_factory=dict)
-    texts: asyncio.Task[PreparedQuery] | None = None
+    results: dict[int, WindowResult] = field(default_factory=dict)
+    prepared: asyncio.Task[PreparedQuery] | None = None
 
 
 class Engine:
@@ -162,8 +162,8 @@ class Engine:
         on_text: Callable[[str, int, int, StreamChunk], None] | None = None,
         on_ranking: Callable[[str, int, Ranking], None] | None = None,
     ) -> None:
-        self.tally = RunStats()
-        self._asker = asker
+        self.stats = RunStats()
+        self._ranker = asker
         self._strategy = strategy
         self._journal = journal
         self._slots = slots
@@ -171,10 +171,10 @@ class Engine:
         self._first = first
         self._deadline = deadline
         self._token_budget = token_budget
-        self._think = think
+        self._reasoning = think
         self._on_window = on_window
-        self._on_asked = on_asked
-        self._on_text = on_text
+        self._on_result = on_asked
+        self._on_chunk = on_text
         self._on_ranking = on_ranking
         self._ready: list[tuple[int, int, int, _OpenQuery]] = []
         self._open: dict[int, _OpenQuery] = {}
@@ -198,7 +198,7 @@ class Engine:
                     next_out += 1
                 if self._tasks and await self._completion():
                     continue
-                if self._tasks or self._spent:  # time or tokens have run out
+                if self._tasks or self._is_over_budget:  # time or tokens have run out
                     self._stop_now()
                     for position, job in source:
                         self._begin(position, job)
@@ -234,40 +234,40 @@ class Engine:
         return False
 
     def _begin(self, position: int, job: Job) -> None:
-        self._journal.keep_query(self._run, position, job.kept_as, job.query.text)
+        self._journal.store_query(self._run, position, job.journal_name, job.query.text)
 
     def _enqueue(self, opened: _OpenQuery) -> None:
         """A round begins: keep how the ranking stands, and have its windows asked about."""
-        self._journal.keep_round(self._run, opened.position, opened.round_number, opened.step.ranking)
-        for number in range(len(opened.step.windows)):
-            heapq.heappush(self._ready, (-opened.step.windows_left, opened.position, number, opened))
+        self._journal.store_round(self._run, opened.position, opened.round_number, opened.round.ranking)
+        for number in range(len(opened.round.windows)):
+            heapq.heappush(self._ready, (-opened.round.remaining_windows, opened.position, number, opened))
 
     def _advance(self, opened: _OpenQuery, number: int, outcome: WindowResult) -> None:
         """Take in an outcome; when it was the round's last, go on to the next round or to the end."""
-        opened.outcomes[number] = outcome
-        if len(opened.outcomes) < len(opened.step.windows):
+        opened.results[number] = outcome
+        if len(opened.results) < len(opened.round.windows):
             return
-        outcomes = [opened.outcomes[i] for i in range(len(opened.step.windows))]
-        opened.outcomes = {}
-        self.tally.rounds += 1
+        outcomes = [opened.results[i] for i in range(len(opened.round.windows))]
+        opened.results = {}
+        self.stats.rounds += 1
         try:
-            opened.step = opened.steps.send(outcomes)
+            opened.round = opened.generator.send(outcomes)
         except StopIteration as stop:
             del self._open[opened.position]
             self._finish(opened.position, opened.job, stop.value, True)
         else:
             if self._on_ranking is not None:
-                self._on_ranking(opened.job.query.query_id, opened.round_number, opened.step.ranking)
+                self._on_ranking(opened.job.query.query_id, opened.round_number, opened.round.ranking)
             opened.round_number += 1
             self._enqueue(opened)
 
     def _finish(self, position: int, job: Job, ranking: Ranking, finished: bool) -> None:
         whole = Ranking(ranking.doc_ids + job.tail, ranking.tied + (False,) * len(job.tail), ranking.probability)
-        self._journal.keep_ranking(self._run, position, job.kept_as, whole)
+        self._journal.store_ranking(self._run, position, job.journal_name, whole)
         self._waiting[position] = (job.query.query_id, finished)
-        self.tally.queries += 1
+        self.stats.queries += 1
         if not finished:
-            self.tally.unfinished.append(job.query.query_id)
+            self.stats.unfinished.append(job.query.query_id)
 
     def _result(self, position: int) -> QueryResult:
         query_id, finished = self._waiting.pop(position)
@@ -278,30 +278,30 @@ class Engine:
     # --- windows ---
 
     def _fill_slots(self) -> None:
-        while self._ready and len(self._tasks) < self._slots and not self._spent:
+        while self._ready and len(self._tasks) < self._slots and not self._is_over_budget:
             _, _, number, opened = heapq.heappop(self._ready)
-            task = asyncio.create_task(self._ask(opened, number))
+            task = asyncio.create_task(self._rank_window(opened, number))
             self._tasks.add(task)
             task.add_done_callback(
                 lambda done, opened=opened, number=number: self._done.put_nowait((done, opened, number))  # type: ignore[misc]
             )
 
     @property
-    def _spent(self) -> bool:
+    def _is_over_budget(self) -> bool:
         """Whether the token budget is used up."""
-        usage = self.tally.usage
+        usage = self.stats.usage
         return self._token_budget is not None and usage.prompt_tokens + usage.completion_tokens >= self._token_budget
 
-    async def _ask(self, opened: _OpenQuery, number: int) -> WindowReport:
-        window = opened.step.windows[number]
-        if opened.texts is None:
-            opened.texts = asyncio.create_task(self._asker.texts(opened.job.query, opened.job.passages))
-            opened.texts.add_done_callback(self._count_texts)
-        texts = await opened.texts
+    async def _rank_window(self, opened: _OpenQuery, number: int) -> WindowReport:
+        window = opened.round.windows[number]
+        if opened.prepared is None:
+            opened.prepared = asyncio.create_task(self._ranker.prepare_query(opened.job.query, opened.job.passages))
+            opened.prepared.add_done_callback(self._count_texts)
+        texts = await opened.prepared
         if self._on_window is not None:
             self._on_window(opened.job.query.query_id, opened.round_number, number, window)
         try:
-            asked = await self._asker.ask(texts, window, think=self._think, on_text=self._listener(opened, number))
+            asked = await self._ranker.rank(texts, window, think=self._reasoning, on_text=self._listener(opened, number))
         except PromptFiltered as error:
             return _unanswered_window(window, "filtered", error)
         except RetriesExhausted as error:
@@ -313,13 +313,13 @@ class Engine:
         return asked
 
     def _listener(self, opened: _OpenQuery, number: int) -> OnChunk | None:
-        if self._on_text is None:
+        if self._on_chunk is None:
             return None
-        return partial(self._on_text, opened.job.query.query_id, opened.round_number, number)
+        return partial(self._on_chunk, opened.job.query.query_id, opened.round_number, number)
 
     def _count_texts(self, task: asyncio.Task[PreparedQuery]) -> None:
         if not task.cancelled() and task.exception() is None:
-            self.tally.repairs.update(task.result().repairs)
+            self.stats.repairs.update(task.result().repairs)
 
     async def _completion(self) -> bool:
         """Wait for a window and take it in; False if the deadline came first."""
@@ -333,20 +333,20 @@ class Engine:
                 return False
         self._tasks.discard(task)
         asked = task.result()
-        self.tally.add(opened.job.query.query_id, opened.round_number, asked)
+        self.stats.add(opened.job.query.query_id, opened.round_number, asked)
         record = WindowRecord(
-            opened.job.kept_as,
+            opened.job.journal_name,
             opened.round_number,
             number,
-            asked.outcome.window,
+            asked.result.window,
             asked.calls,
-            asked.outcome.orders,
+            asked.result.rankings,
             asked.repairs,
         )
-        self._journal.keep_window(self._run, record)
-        if self._on_asked is not None:
-            self._on_asked(opened.job.query.query_id, opened.round_number, number, asked)
-        self._advance(opened, number, asked.outcome)
+        self._journal.store_window(self._run, record)
+        if self._on_result is not None:
+            self._on_result(opened.job.query.query_id, opened.round_number, number, asked)
+        self._advance(opened, number, asked.result)
         return True
 
     def _stop_now(self) -> None:
@@ -356,25 +356,25 @@ class Engine:
         self._tasks.clear()
         self._ready.clear()
         for position, opened in sorted(self._open.items()):
-            opened.steps.close()
-            if opened.texts is not None:
-                opened.texts.cancel()
-            self._finish(position, opened.job, opened.step.ranking, False)
+            opened.generator.close()
+            if opened.prepared is not None:
+                opened.prepared.cancel()
+            self._finish(position, opened.job, opened.round.ranking, False)
         self._open.clear()
 
     async def _cancel(self) -> None:
         tasks: list[asyncio.Task[WindowReport] | asyncio.Task[PreparedQuery]] = [*self._tasks]
-        tasks += [opened.texts for opened in self._open.values() if opened.texts is not None]
+        tasks += [opened.prepared for opened in self._open.values() if opened.prepared is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks.clear()
         for opened in self._open.values():
-            opened.steps.close()
+            opened.generator.close()
 
 
 def _unanswered_window(window: Window, repair: str, error: ModelError) -> WindowReport:
     """Return `window` in its input order, counted as `repair`, because `error` kept it from being answered."""
     return WindowReport(
-        WindowResult(window, (WindowRanking.unranked(window),)), ("",), (), Usage(), Counter({repair: 1}), gave_up=error
+        WindowResult(window, (WindowRanking.unranked(window),)), ("",), (), Usage(), Counter({repair: 1}), error=error
     )

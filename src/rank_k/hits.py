@@ -41,9 +41,9 @@ class RankedHits(Sequence[Hit]):
     traces: tuple[str, ...] = ()
     usage: Usage = Usage()
     repairs: Mapping[str, int] = field(default_factory=dict)
-    unranked: int = 0
+    unranked_windows: int = 0
     finished: bool = True
-    beyond: int = 0
+    not_compared: int = 0
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...

@@ -116,8 +116,8 @@ class WindowRecord:
     round: int
     position: int
     window: Window
-    calls: tuple[str, ...]
-    orders: tuple[WindowRanking, ...]
+    call_keys: tuple[str, ...]
+    rankings: tuple[WindowRanking, ...]
     repairs: Mapping[str, int]
 
 
@@ -139,7 +139,7 @@ class QueryRecord:
     position: int
     query_id: str
     text: str | None
-    opened_at: float | None
+    started_at: float | None
     finished: bool
 
 
@@ -151,7 +151,7 @@ class QueryCost:
     rounds: int
     windows: int
     calls: int
-    unranked: int
+    unranked_windows: int
     usage: Usage
     seconds: float
     repairs: Mapping[str, int]
@@ -165,8 +165,8 @@ class Call:
     model: str
     purpose: str
     request: Mapping[str, Any]
-    reply: Response
-    shown: tuple[str, ...]
+    response: Response
+    doc_ids: tuple[str, ...]
 
 
 def call_key(identity: str, body: Mapping[str, Any], sample: int) -> str:
@@ -308,7 +308,7 @@ class Journal:
 
     # --- calls ---
 
-    def reply(self, key: str) -> Response | None:
+    def find_response(self, key: str) -> Response | None:
         """The reply kept under `key`, or None."""
         row = self._row(
             "SELECT text, reasoning, finish_reason, prompt_tokens, completion_tokens, reasoning_tokens,"
@@ -321,7 +321,7 @@ class Journal:
         text, reasoning, finish_reason = (None if part is None else _text(part) for part in row[:3])
         return Response(text or "", reasoning, finish_reason, _usage(row[3:8]), row[8], tokens)
 
-    def keep(
+    def store_call(
         self,
         key: str,
         model: str,
@@ -357,7 +357,7 @@ class Journal:
                 json.dumps(shown) if shown else None,
             ),
         )
-        return reply if kept.rowcount else self.reply(key) or reply
+        return reply if kept.rowcount else self.find_response(key) or reply
 
     def request(self, key: str) -> Mapping[str, Any]:
         """The body that was sent for the call `key`. Raises KeyError."""
@@ -370,7 +370,7 @@ class Journal:
     def call(self, key: str) -> Call | None:
         """The whole of the call kept under `key`, or None."""
         row = self._row("SELECT model, purpose, request, shown FROM calls WHERE key = ?", key)
-        reply = self.reply(key)
+        reply = self.find_response(key)
         if row is None or reply is None:
             return None
         model, purpose, request, shown = row
@@ -405,9 +405,9 @@ class Journal:
         was given up has an answer now, what follows may be fewer windows than before."""
         self._db.execute("DELETE FROM windows WHERE run = ?", (run,))
 
-    def keep_window(self, run: str, record: WindowRecord) -> None:
+    def store_window(self, run: str, record: WindowRecord) -> None:
         orders = [
-            [order.tiers, [d for d in order.doc_ids if d in order.placed], order.ranked] for order in record.orders
+            [order.tiers, [d for d in order.doc_ids if d in order.ranked_ids], order.is_valid] for order in record.rankings
         ]
         window = record.window
         self._db.execute(
@@ -417,11 +417,11 @@ class Journal:
                 _storable(record.query_id),
                 record.round,
                 record.position,
-                json.dumps([window.doc_ids, window.reach]),
-                json.dumps(record.calls),
+                json.dumps([window.doc_ids, window.rank_range]),
+                json.dumps(record.call_keys),
                 json.dumps(orders),
                 json.dumps(dict(record.repairs)),
-                window.by,
+                window.method,
             ),
         )
 
@@ -455,13 +455,13 @@ class Journal:
         """What each query of a run came to, by query id."""
         for query_id, records in groupby(self.windows(run), key=lambda record: record.query_id):
             windows = list(records)
-            calls = [self.reply(key) for record in windows for key in record.calls]
+            calls = [self.find_response(key) for record in windows for key in record.call_keys]
             yield QueryCost(
                 query_id,
                 len({record.round for record in windows}),
                 len(windows),
                 len(calls),
-                sum(not any(order.ranked for order in record.orders) for record in windows),
+                sum(not any(order.is_valid for order in record.rankings) for record in windows),
                 sum((reply.usage for reply in calls if reply), Usage()),
                 sum(reply.seconds for reply in calls if reply),
                 sum((Counter(record.repairs) for record in windows), Counter()),
@@ -487,7 +487,7 @@ class Journal:
 
     # --- queries and how their rankings came about ---
 
-    def keep_query(self, run: str, position: int, query_id: str, text: str) -> None:
+    def store_query(self, run: str, position: int, query_id: str, text: str) -> None:
         """Note that the query in this place of a run's input is begun (or begun again)."""
         self._db.execute(
             "INSERT OR REPLACE INTO queries VALUES (?, ?, ?, ?, ?)",
@@ -495,7 +495,7 @@ class Journal:
         )
         self._db.execute("DELETE FROM rounds WHERE run = ? AND position = ?", (run, position))
 
-    def keep_round(self, run: str, position: int, number: int, ranking: Ranking) -> None:
+    def store_round(self, run: str, position: int, number: int, ranking: Ranking) -> None:
         """Note how a query's ranking stood before its round `number`, from 0: that one is the first stage's."""
         written = zlib.compress(_ranking_written(ranking).encode(), 1)
         self._db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?)", (run, position, number, written))
@@ -542,14 +542,14 @@ class Journal:
 
     # --- candidate sets ---
 
-    def keep_set(self, set_id: str, facts: Mapping[str, Any]) -> None:
+    def store_set(self, set_id: str, facts: Mapping[str, Any]) -> None:
         """Note what is known of a candidate set whose window is asked about under the query id `set_id`."""
         self._db.execute(
             "INSERT INTO sets (set_id, facts) VALUES (?, ?) ON CONFLICT (set_id) DO UPDATE SET facts = excluded.facts",
             (_storable(set_id), json.dumps(facts)),
         )
 
-    def asked_sets(self) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+    def traced_sets(self) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
         """What is known of each candidate set that was asked about, in the order in which they were first noted, and
         the keys of all calls about it, each once, those of the latest run first."""
         rows = self._db.execute(
@@ -562,7 +562,7 @@ class Journal:
 
     # --- rankings ---
 
-    def keep_ranking(self, run: str, position: int, query_id: str, ranking: Ranking) -> None:
+    def store_ranking(self, run: str, position: int, query_id: str, ranking: Ranking) -> None:
         self._make_room()
         self._db.execute(
             "INSERT OR REPLACE INTO rankings VALUES (?, ?, ?, ?)",

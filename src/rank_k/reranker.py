@@ -127,10 +127,10 @@ class Reranker:
         }
         own: dict[str, Any] = dict(student.asking) if student else {"max_tokens": 512} if embedded else {}
         own_by: ScoringMethod | None = own.pop("by", None)
-        self.effective = {**PAPER, **own, **{name: value for name, value in given.items() if value is not None}}
+        self.effective_settings = {**PAPER, **own, **{name: value for name, value in given.items() if value is not None}}
         if temperature != "default":
-            self.effective["temperature"] = temperature
-        asked = self.effective
+            self.effective_settings["temperature"] = temperature
+        asked = self.effective_settings
         numbers = {"depth": depth, "passage_tokens": asked["passage_tokens"], "max_tokens": asked["max_tokens"]}
         numbers["samples"] = samples
         for name, number in {**numbers, "concurrency": concurrency, "context": context}.items():
@@ -146,10 +146,10 @@ class Reranker:
         template = prompt if prompt is None or isinstance(prompt, PromptTemplate) else read_template(prompt)
         if prompt is None and student is not None:
             template = student.template
-        self._cascades = (by or own_by) == "both"
-        self._fuse = fuse
-        inner = 1.0 if self._cascades else fuse  # by both, what comparison begins with is no more the first stage's
-        self._make = partial(make, window=asked["window"], stride=asked["stride"], fuse=inner)
+        self._is_combined = (by or own_by) == "both"
+        self._first_stage_weight = fuse
+        inner = 1.0 if self._is_combined else fuse  # by both, what comparison begins with is no more the first stage's
+        self._make = partial(make, window=asked["window"], stride=asked["stride"], first_stage_weight=inner)
         self.strategy = self.make_strategy(asked["strategy"] if strategy is None else strategy)
         self.depth = depth
         self.concurrency = concurrency or (1 if embedded else 16)
@@ -164,14 +164,14 @@ class Reranker:
             read_timeout,
         )
         usual: ScoringMethod = "comparison" if compares else getattr(self.model, "ranks_by", "comparison")
-        self.by: ScoringMethod = by or own_by or usual
+        self.method: ScoringMethod = by or own_by or usual
         self.journal = Journal(journal)
         calls = CachedCalls(self.model, self.journal, retries, on_retry, self.concurrency)
-        self.asker: WindowRanker
-        if self.by == "likelihood":
-            self.effective = {"passage_tokens": passage_tokens or PASSAGE_TOKENS}
+        self.ranker: WindowRanker
+        if self.method == "likelihood":
+            self.effective_settings = {"passage_tokens": passage_tokens or PASSAGE_TOKENS}
             self.strategy = Single(max(depth, 2))
-            self.asker = QueryLikelihoodRanker(self.model, self.journal, self.effective["passage_tokens"], calls=calls)
+            self.ranker = QueryLikelihoodRanker(self.model, self.journal, self.effective_settings["passage_tokens"], calls=calls)
         else:
             settings = ListwiseSettings(
                 asked["passage_tokens"],
@@ -181,14 +181,14 @@ class Reranker:
                 thinking,
                 constrain,
                 samples,
-                verdicts=student.verdicts if student is not None and prompt is None else (),
+                label_words=student.verdicts if student is not None and prompt is None else (),
             )
-            self.asker = comparison = ListwiseRanker(self.model, self.journal, settings, template, calls=calls)
-            if self._cascades:
-                self.asker = CombinedRanker(QueryLikelihoodRanker(self.model, self.journal, calls=calls), comparison)
-                self.effective["fuse"] = fuse
-        self.tally = RunStats()
-        self._settings = {"by": self.by, "depth": depth, **self.effective}
+            self.ranker = comparison = ListwiseRanker(self.model, self.journal, settings, template, calls=calls)
+            if self._is_combined:
+                self.ranker = CombinedRanker(QueryLikelihoodRanker(self.model, self.journal, calls=calls), comparison)
+                self.effective_settings["fuse"] = fuse
+        self.stats = RunStats()
+        self._settings = {"by": self.method, "depth": depth, **self.effective_settings}
         self._ranked_in = ""  # the journal's run of what `rank` is asked
         self._ranked = count()
         self._loop = LoopThread()
@@ -238,14 +238,14 @@ class Reranker:
         async def each() -> None:
             await self._prepare()
             for query in queries:
-                await self.asker.check(query)
+                await self.ranker.check_query(query)
 
         self._loop.run(each())
 
     def make_strategy(self, strategy: str | Strategy) -> Strategy:
         """The strategy of that name, or that one, as it is asked here. Raises `InputError` if there is none."""
         plan = self._make(strategy) if isinstance(strategy, str) else strategy
-        return Combined(plan, self._fuse) if self._cascades and not isinstance(plan, Combined) else plan
+        return Combined(plan, self._first_stage_weight) if self._is_combined and not isinstance(plan, Combined) else plan
 
     def close(self) -> None:
         """End the embedded model, close connections and the journal. Closing again does nothing."""
@@ -266,7 +266,7 @@ class Reranker:
 
     async def _prepare_once(self) -> None:
         await self.model.prepare()
-        await self.asker.prepare()
+        await self.ranker.prepare()
 
     def _job(
         self,
@@ -293,7 +293,7 @@ class Reranker:
         deadline = _deadline(max_seconds)
         await self._prepared(deadline)  # if not in time, the engine gives every query as it is
         engine = self._engine(self.strategy, deadline, run_name, token_budget=token_budget, on_asked=on_asked)
-        self.tally = engine.tally
+        self.stats = engine.stats
         results = engine.run(jobs)
         try:
             async for result in results:
@@ -307,7 +307,7 @@ class Reranker:
             async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()) as limit:
                 await self._prepare()
                 if think is not None:
-                    await self.asker.prepare(think)
+                    await self.ranker.prepare(think)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -317,7 +317,7 @@ class Reranker:
     def _engine(self, strategy: Strategy, deadline: float | None, run_name: str = "", **options: Any) -> Engine:
         """For one run. Without a name it gets one that no other has: runs at the same time share the journal."""
         return Engine(
-            self.asker,
+            self.ranker,
             strategy,
             self.journal,
             slots=self.concurrency,
@@ -349,7 +349,7 @@ class Reranker:
     ) -> RankedHits:
         deadline = _deadline(max_seconds)
         for option, value in {"strategy": strategy, "think": think}.items():
-            if value is not None and self.by == "likelihood":
+            if value is not None and self.method == "likelihood":
                 raise InputError(f"{option} is for comparison, not for likelihood", "leave it out")
         texts = [_text(document) for document in documents]
         plan = self.strategy if strategy is None else self.make_strategy(strategy)
@@ -366,7 +366,7 @@ class Reranker:
 
         def asked_about(_query_id: str, round_number: int, number: int, asked: WindowReport) -> None:
             traces.extend(asked.traces)
-            likelihoods.update(asked.outcome.likelihoods)
+            likelihoods.update(asked.result.likelihoods)
             if on_asked is not None:
                 on_asked(round_number, number, asked)
 
@@ -382,7 +382,7 @@ class Reranker:
             on_ranking=on_ranking and (lambda _query_id, *of_round: on_ranking(*of_round)),
         )
         [result] = [result async for result in engine.run([job])]
-        tally = engine.tally
+        tally = engine.stats
         ranking = result.ranking
         chances = ranking.probability or {}
         hits = tuple(

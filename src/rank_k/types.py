@@ -53,8 +53,8 @@ class Window:
     """
 
     doc_ids: tuple[str, ...]
-    reach: tuple[int, int]
-    by: Literal["comparison", "likelihood"] = "comparison"
+    rank_range: tuple[int, int]
+    method: Literal["comparison", "likelihood"] = "comparison"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,8 @@ class WindowRanking:
     """
 
     tiers: tuple[tuple[str, ...], ...]
-    placed: frozenset[str]
-    ranked: bool
+    ranked_ids: frozenset[str]
+    is_valid: bool
 
     @property
     def doc_ids(self) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ class WindowResult:
     """
 
     window: Window
-    orders: tuple[WindowRanking, ...]
+    rankings: tuple[WindowRanking, ...]
     likelihoods: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
@@ -131,4 +131,4 @@ class Round:
 
     windows: tuple[Window, ...]
     ranking: Ranking
-    windows_left: int
+    remaining_windows: int

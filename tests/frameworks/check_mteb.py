@@ -116,7 +116,7 @@ def nothing_is_given_away() -> None:
     shown = []
 
     def reply(request: Request) -> str:
-        shown.append(request.subject.doc_ids)
+        shown.append(request.context.doc_ids)
         return "I would rather not."
 
     with Reranker(ScriptedModel(reply)) as reranker:

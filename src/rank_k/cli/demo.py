@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     ) as reranker:
         reranker.prepare()
         print(f"{len(texts):,} passages of Python's documentation, BM25, then {reranker.model.name}")
-        print(textwrap.fill(HOW[reranker.by], 96), end="\n\n")
+        print(textwrap.fill(HOW[reranker.method], 96), end="\n\n")
         for query_id, query in queries.items():
             candidates = found[query_id]
             before[query_id] = candidates

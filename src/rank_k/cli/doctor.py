@@ -97,8 +97,8 @@ async def _look_at(model: Model, probe: bool) -> int:
         await model.prepare()
         _say("model", f"{model.name} answers")
         if isinstance(model, HttpModel):
-            _say("server", f"{model.url}, dialect {model.dialect.name}")
-        _say("context", f"{model.context:,} tokens{_is_assumed(model)}")
+            _say("server", f"{model.url}, dialect {model.server_type.name}")
+        _say("context", f"{model.context_length:,} tokens{_is_assumed(model)}")
         if probe:
             for what, question in PROBES.items():
                 try:
@@ -116,7 +116,7 @@ async def _look_at(model: Model, probe: bool) -> int:
 def _is_assumed(model: Model) -> str:
     from rank_k.models.http import HttpModel
 
-    assumed = isinstance(model, HttpModel) and not model.context_is_known
+    assumed = isinstance(model, HttpModel) and not model.context_length_is_known
     return " (assumed: the server does not say; --context sets it)" if assumed else ""
 
 
@@ -128,10 +128,10 @@ async def _probe_order(model: Model) -> str:
 
     passages = ["Rain is water that falls from clouds.", "The sky is blue since air scatters blue light.", "Cats purr."]
     messages = default_template().messages("why is the sky blue", passages)
-    reply = await model.ask(Request(messages, max_tokens=min(2000, model.context // 2), seed=0))
+    reply = await model.complete(Request(messages, max_tokens=min(2000, model.context_length // 2), seed=0))
     answer = parse_ranking(reply.text, 3, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
     where = "in a field of its own" if reply.reasoning else "in the text" if answer.trace else "none"
-    shown = " > ".join(" = ".join(f"[{i}]" for i in tier) for tier in answer.tiers) if answer.ranked else "not usable"
+    shown = " > ".join(" = ".join(f"[{i}]" for i in tier) for tier in answer.tiers) if answer.is_valid else "not usable"
     usage = reply.usage
     return (
         f"{shown} in {reply.seconds:.1f} s; trace {where}; {usage.prompt_tokens} tokens in,"
@@ -150,17 +150,17 @@ async def _probe_tokens(model: Model) -> str:
 
 async def _probe_direct(model: Model) -> str:
     """Whether asking for the answer at once is honoured."""
-    reply = await model.ask(_question("What is 2 + 2? Answer with the number.", 64, think=False))
+    reply = await model.complete(_question("What is 2 + 2? Answer with the number.", 64, think=False))
     thought = reply.reasoning or ("<think>" in reply.text and reply.text)
     return "ignored: the model thinks all the same" if thought else "honoured, or a model without a thought"
 
 
 async def _probe_prefill(model: Model) -> str:
     """Whether the model goes on from a given beginning."""
-    if not model.abilities.prefill:
+    if not model.capabilities.prefill:
         return "not offered: cut thoughts are handed back in a fresh turn"
     beginning = "The alphabet goes: A B C D E F"
-    reply = await model.ask(replace(_question("Say the alphabet.", 8), prefill=beginning))
+    reply = await model.complete(replace(_question("Say the alphabet.", 8), prefill=beginning))
     goes_on = "".join(reply.text.split())[:1].upper() == "G"
     return "honoured" if goes_on else f"accepted; it went on with {' '.join(reply.text.split())[:40]!r}"
 
@@ -169,20 +169,20 @@ async def _probe_grammar(model: Model) -> str:
     """Whether an answer is held to a ranking that nobody would say by himself."""
     from rank_k.window.grammar import follows
 
-    if not model.abilities.grammar:
+    if not model.capabilities.grammar:
         return "not offered: answers are free, and repaired where they must be"
-    reply = await model.ask(replace(_question("Tell me a story.", 64, think=False), ranking_of=4))
+    reply = await model.complete(replace(_question("Tell me a story.", 64, think=False), constrain_to_ranking_of=4))
     said = (reply.text or reply.reasoning or "").rpartition("</think>")[2]
     return "honoured" if follows(said, 4) else f"forgotten: it said {' '.join(said.split())[:40]!r}"
 
 
 async def _probe_budget(model: Model) -> str:
     """Whether the server keeps a reasoning budget itself."""
-    if not model.abilities.budget:
+    if not model.capabilities.reasoning_budget:
         return "not offered: thoughts are ended by the token limit and closed from here"
-    if not model.abilities.thinks:
+    if not model.capabilities.reasons:
         return "not needed: the model has no thought of its own"
-    reply = await model.ask(replace(_question("How many primes are below 100? Think it through.", 600), budget=32))
+    reply = await model.complete(replace(_question("How many primes are below 100? Think it through.", 600), reasoning_budget=32))
     spent = reply.usage.reasoning_tokens
     if not spent:
         return "cannot be told: the model did not think"
@@ -191,9 +191,9 @@ async def _probe_budget(model: Model) -> str:
 
 async def _probe_logprobs(model: Model) -> str:
     """Whether the probabilities of tokens are told."""
-    if not model.abilities.logprobs:
+    if not model.capabilities.logprobs:
         return "not offered: confidence comes from a second look"
-    reply = await model.ask(replace(_question("Say yes.", 4, think=False), logprobs=True))
+    reply = await model.complete(replace(_question("Say yes.", 4, think=False), logprobs=True))
     return f"told ({len(reply.tokens)} tokens)" if reply.tokens else "forgotten"
 
 
@@ -201,9 +201,9 @@ async def _probe_likelihood(model: Model) -> str:
     """Whether a text that is given is told the probability of."""
     from rank_k.window.query_likelihood import log_probability
 
-    if not model.abilities.spells:
+    if not model.capabilities.scores_given_text:
         return "not offered: --by likelihood is not for this server"
-    reply = await model.ask(replace(_question("The sky is", 1), spelling=" blue"))
+    reply = await model.complete(replace(_question("The sky is", 1), forced_text=" blue"))
     found = log_probability(reply, " blue")
     return (
         f"forgotten: it said {reply.text[:40]!r}"
@@ -216,7 +216,7 @@ def _question(text: str, max_tokens: int, think: bool | None = None) -> Request:
     from rank_k.models.base import Request
     from rank_k.types import Message
 
-    return Request((Message("user", text),), max_tokens, 0.0, seed=0, think=think)
+    return Request((Message("user", text),), max_tokens, 0.0, seed=0, reasoning=think)
 
 
 PROBES: dict[str, Callable[[Model], Awaitable[str]]] = {

@@ -131,16 +131,16 @@ def _fitted(records: Iterator[WindowRecord], args: argparse.Namespace) -> list[s
 
 
 def _told(journal: Journal, record: WindowRecord) -> dict[str, Any]:
-    replies = [journal.reply(key) for key in record.calls]
+    replies = [journal.find_response(key) for key in record.call_keys]
     return {
         "query_id": record.query_id,
         "round": record.round,
         "window": record.position,
         "doc_ids": record.window.doc_ids,
-        "reach": record.window.reach,
-        "by": record.window.by,
+        "reach": record.window.rank_range,
+        "by": record.window.method,
         "orders": [
-            {"tiers": order.tiers, "placed": sorted(order.placed), "ranked": order.ranked} for order in record.orders
+            {"tiers": order.tiers, "placed": sorted(order.ranked_ids), "ranked": order.is_valid} for order in record.rankings
         ],
         "repairs": dict(record.repairs),
         "calls": [
@@ -153,7 +153,7 @@ def _told(journal: Journal, record: WindowRecord) -> dict[str, Any]:
                 "completion_tokens": reply.usage.completion_tokens,
                 "seconds": reply.seconds,
             }
-            for key, reply in zip(record.calls, replies, strict=True)
+            for key, reply in zip(record.call_keys, replies, strict=True)
             if reply is not None
         ],
     }
@@ -162,12 +162,12 @@ def _told(journal: Journal, record: WindowRecord) -> dict[str, Any]:
 def _shown(journal: Journal, records: Iterator[WindowRecord]) -> Iterator[str]:
     for record in records:
         yield f"== query {record.query_id}, round {record.round + 1}, window {record.position + 1}"
-        for key in record.calls:
-            reply = journal.reply(key)
+        for key in record.call_keys:
+            reply = journal.find_response(key)
             if reply is not None:
                 yield (f"<think>{reply.reasoning.strip()}</think>\n" if reply.reasoning else "") + reply.text.strip()
-        for order in record.orders:
-            yield "-> " + " > ".join(" = ".join(tier) for tier in order.tiers) if order.ranked else "-> unranked"
+        for order in record.rankings:
+            yield "-> " + " > ".join(" = ".join(tier) for tier in order.tiers) if order.is_valid else "-> unranked"
         if record.repairs:
             yield "repairs: " + ", ".join(f"{kind} {count}" for kind, count in sorted(record.repairs.items()))
         yield ""

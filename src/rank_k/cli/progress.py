@@ -51,8 +51,8 @@ class Progress:
         tally = self._tally()
         seconds = time.monotonic() - self._started
         parts = [f"{self._title}{tally.queries}/{self._total} queries", f"{tally.windows} windows"]
-        if tally.asked:
-            parts.append(f"{tally.asked / seconds:.1f} calls/s")
+        if tally.new_calls:
+            parts.append(f"{tally.new_calls / seconds:.1f} calls/s")
             parts.append(f"{format_count(tally.usage.completion_tokens)} tokens out")
         if tally.queries:
             parts.append(f"{format_seconds((self._total - tally.queries) * seconds / tally.queries)} left")

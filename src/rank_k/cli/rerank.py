@@ -104,8 +104,8 @@ def run(args: argparse.Namespace) -> int:
         model = (simulated if passages is None else simulated_by_passage)(args.simulate, args.noise)
     settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
     with closing(store), Reranker(model, journal=journal, **options) as reranker:
-        settings["by"] = reranker.by
-        settings |= reranker.effective
+        settings["by"] = reranker.method
+        settings |= reranker.effective_settings
         try:
             reranker.prepare()
             price = prices(args, reranker.model.name)
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
                 f"\nstopped; every finished call is in {journal}: the same command goes on from there", file=sys.stderr
             )
             return 130
-        tally = reranker.tally
+        tally = reranker.stats
         if first_stage.duplicates:
             tally.repairs["duplicates"] = first_stage.duplicates
         if left_out := candidates.count():
@@ -146,7 +146,7 @@ _NOT_SETTINGS = frozenset(
 def _progress(reranker: Reranker, total: int, quiet: bool) -> Any:
     from rank_k.cli.progress import Progress
 
-    return Progress(lambda: reranker.tally, total, quiet=quiet)
+    return Progress(lambda: reranker.stats, total, quiet=quiet)
 
 
 def _close(
@@ -154,9 +154,9 @@ def _close(
 ) -> int:
     from rank_k.cli.render import rerank_summary
 
-    tally = reranker.tally
+    tally = reranker.stats
     if not args.quiet:
-        print("\n".join(rerank_summary.lines(tally, seconds, price, reranker.by)), file=sys.stderr)
+        print("\n".join(rerank_summary.lines(tally, seconds, price, reranker.method)), file=sys.stderr)
     if args.report is not None:
         told = rerank_summary.report(tally, seconds, settings, price)
         run = reranker.journal.begin_run(settings)

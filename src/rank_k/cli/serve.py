@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         beside = stack.enter_context(page_options.route_groups(args))
         desk = stack.enter_context(open_service(args, doors, looks=looks))
-        by = "comparison and likelihood" if desk.by == "both" else desk.by
+        by = "comparison and likelihood" if desk.method == "both" else desk.method
         ranks = f"{desk.model or 'the model'}, by {by},"
         what = ", ".join(map(str, [args.journal] if args.journal else args.compare)) if looks else ranks
         serve(
@@ -140,7 +140,7 @@ def open_service(
                 _prepare(reranker, args.verb)
         limits = _limits(args, reranker.concurrency if reranker else 1)
         if doors is None:
-            limits = replace(limits, per_client=limits.running)
+            limits = replace(limits, per_client=limits.max_concurrent)
         yield RerankService(reranker, limits, partial(_print_error, args.verb), journal=args.journal if looks else None)
 
 
@@ -172,7 +172,7 @@ def _limits(args: argparse.Namespace, running: int) -> Limits:
     from rank_k.server.config import Limits
 
     return Limits(
-        running=running,
+        max_concurrent=running,
         queue=args.queue,
         per_client=args.per_client,
         documents=args.max_documents,

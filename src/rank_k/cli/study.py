@@ -172,7 +172,7 @@ def _ask(
             )
             remedy = "; ".join(filter(None, (error.remedy, served, "the same command goes on from there")))
             raise RankKError(problem, remedy) from error
-        asked = f"{tally.calls:,} calls ({tally.calls - tally.asked:,} from the journal)"
+        asked = f"{tally.calls:,} calls ({tally.calls - tally.new_calls:,} from the journal)"
         _say(args, f"{title}{tally.queries} queries, {asked}, {format_seconds(time.monotonic() - started)}")
 
 

@@ -186,7 +186,7 @@ def _free(model: Any, tokenizer: Any, example: Example, new_tokens: int) -> tupl
         answer = parse_ranking(text, len(grades))
     else:
         answer = parse_labels(text.partition("</think>")[0], len(grades), example.verdicts.words)
-    if not answer.ranked:
+    if not answer.is_valid:
         return None, 0.0
     ranked = [number for tier in answer.tiers for number in sorted(tier)]
     return ndcg([grades[number - 1] for number in ranked]), float(not answer.repairs)

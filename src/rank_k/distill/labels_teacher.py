@@ -64,8 +64,8 @@ class LabelsTeacher:
     `tops`: see `top_grades`. `tokenizer`: a `tokenizer.json` by which passages are cut, else lengths are estimated.
     """
 
-    context = 1 << 20  # nothing is cut but passages to their own limit
-    abilities = Capabilities()
+    context_length = 1 << 20  # nothing is cut but passages to their own limit
+    capabilities = Capabilities()
 
     def __init__(
         self,
@@ -82,12 +82,12 @@ class LabelsTeacher:
     async def prepare(self) -> None:
         """Nothing to find out."""
 
-    def body(self, request: Request) -> Mapping[str, Any]:
+    def request_body(self, request: Request) -> Mapping[str, Any]:
         """The question, and the answer: labels that have been mended make another call."""
         thought, order = self._said(request)
         return {"messages": [message._asdict() for message in request.messages], "says": f"{thought}\n{order}"}
 
-    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
+    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
         thought, order = self._said(request)
         if on_text is not None:
             on_text(StreamChunk(thought, order))
@@ -100,12 +100,12 @@ class LabelsTeacher:
         """Nothing to free."""
 
     def _said(self, request: Request) -> tuple[str, str]:
-        row = self._set_of(request.subject.query_id)
+        row = self._set_of(request.context.query_id)
         if row.grades is None:
             raise InputError(f"the set {row.set_id} has no grades", "give --qrels to rank-k distill sample")
         grades = row.grades
         thought, order = reasoning_and_ranking(
-            label_word(grades.get(doc_id, 0), self._tops[row.source]) for doc_id in request.subject.doc_ids
+            label_word(grades.get(doc_id, 0), self._tops[row.source]) for doc_id in request.context.doc_ids
         )
         return ("" if self._form == "order" else thought), order
 

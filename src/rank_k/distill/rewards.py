@@ -31,7 +31,7 @@ def format_reward(completions: Sequence[Completion], grades: Sequence[Sequence[i
 
 
 def _format(answer: ParsedAnswer) -> float:
-    if not answer.ranked:
+    if not answer.is_valid:
         return 0.0
     return max(0.0, 1.0 - 0.5 * len(answer.repairs) - (0.0 if answer.trace.strip() else 0.5))
 
@@ -43,10 +43,10 @@ def ndcg_reward(
     passage is relevant. Passages that the answer left out come last, in the order shown, but tied."""
     found: list[float | None] = []
     for answer, of_row, _ in _answers(completions, grades):
-        tiers = [[of_row[number - 1] for number in tier if number in answer.placed] for tier in answer.tiers]
-        left = [grade for number, grade in enumerate(of_row, 1) if number not in answer.placed]
+        tiers = [[of_row[number - 1] for number in tier if number in answer.ranked_numbers] for tier in answer.tiers]
+        left = [grade for number, grade in enumerate(of_row, 1) if number not in answer.ranked_numbers]
         value = ndcg([*filter(None, tiers), *([left] if left else [])])
-        found.append(value if value is None or answer.ranked else 0.0)
+        found.append(value if value is None or answer.is_valid else 0.0)
     return found
 
 

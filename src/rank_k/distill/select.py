@@ -91,7 +91,7 @@ def samples(calls: Iterable[Call]) -> list[list[Call]]:
     """
     found: list[list[Call]] = []
     for call in calls:
-        looks = [look for look in found if (look[0].shown, look[0].model) == (call.shown, call.model)]
+        looks = [look for look in found if (look[0].doc_ids, look[0].model) == (call.doc_ids, call.model)]
         if call.purpose == "close" and looks:
             max(reversed(looks), key=lambda look: _belongs(call, look)).append(call)
         else:
@@ -113,13 +113,13 @@ def _belongs(close: Call, look: Sequence[Call]) -> tuple[bool, bool, bool]:
 
 def _thought(call: Call) -> str:
     """The thought in a reply that was begun for the model, or that the model has apart."""
-    return ((call.reply.reasoning or "") + call.reply.text).partition("</think>")[0].replace("<think>", "").strip()
+    return ((call.response.reasoning or "") + call.response.text).partition("</think>")[0].replace("<think>", "").strip()
 
 
 def read_sample(calls: Sequence[Call]) -> ParsedAnswer | str:
     """The answer of one look at a set, or why it is not one to learn from."""
-    first, size = calls[0], len(calls[0].shown)
-    reply = first.reply
+    first, size = calls[0], len(calls[0].doc_ids)
+    reply = first.response
     if not size or "messages" not in first.request:
         return "not_told"
     if reply.finish_reason == "stopped":
@@ -128,17 +128,17 @@ def read_sample(calls: Sequence[Call]) -> ParsedAnswer | str:
         if reply.finish_reason != "stop" or len(calls) == 1:
             return "cut"
         thought = _thought(first)
-        last = calls[-1].reply
+        last = calls[-1].response
         answer = parse_ranking(
             last.text, size, reasoning=last.reasoning, finish_reason=last.finish_reason, thought_closed=True
         )
-        answer = ParsedAnswer(answer.tiers, answer.placed, answer.repairs, answer.ranked, thought)
+        answer = ParsedAnswer(answer.tiers, answer.ranked_numbers, answer.repairs, answer.is_valid, thought)
     elif len(calls) > 1:
         return "cut"
     else:
         answer = parse_ranking(reply.text, size, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
-    if not answer.ranked:
-        return "cut" if answer.thought_was_cut else "unranked"
+    if not answer.is_valid:
+        return "cut" if answer.reasoning_truncated else "unranked"
     if answer.repairs:
         return "repaired"
     return "loops" if RepetitionTracker(size).feed(answer.trace) else answer
@@ -210,7 +210,7 @@ class Selector:
 
     def rows(self, journal: Journal) -> Iterator[dict[str, Any]]:
         """The rows of prompt and completion, as TRL takes them, in the order in which the sets were traced."""
-        for facts, keys in journal.asked_sets():
+        for facts, keys in journal.traced_sets():
             if self.only is not None and facts["set_id"] not in self.only:
                 continue
             self.counts["sets"] += 1
@@ -252,7 +252,7 @@ class Selector:
         found = []
         own = tuple(facts["doc_ids"])
         # the one that showed the set's own order first: which one was finished first is chance
-        for sample in sorted(samples(calls), key=lambda sample: (sample[0].shown != own, sample[0].shown)):
+        for sample in sorted(samples(calls), key=lambda sample: (sample[0].doc_ids != own, sample[0].doc_ids)):
             self.counts["traces"] += 1
             answer = read_sample(sample)
             if isinstance(answer, str):
@@ -297,8 +297,8 @@ def _same(facts: Mapping[str, Any]) -> bytes:
 
 def _trace(call: Call, answer: ParsedAnswer, grades: Mapping[str, int]) -> Trace:
     thought = strip_template_tokens(answer.trace).strip()
-    found = ndcg([[grades.get(call.shown[number - 1], 0) for number in tier] for tier in answer.tiers])
-    return Trace(call.model, _question(call), call.shown, thought, answer.tiers, estimate_tokens(thought), found)
+    found = ndcg([[grades.get(call.doc_ids[number - 1], 0) for number in tier] for tier in answer.tiers])
+    return Trace(call.model, _question(call), call.doc_ids, thought, answer.tiers, estimate_tokens(thought), found)
 
 
 def _question(call: Call) -> tuple[Mapping[str, str], ...]:

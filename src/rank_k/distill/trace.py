@@ -77,12 +77,12 @@ class SetJudge(SimulatedModel):
         super().__init__(grades, noise)
         self._set_of = set_of
 
-    def body(self, request: Request) -> Mapping[str, Any]:
-        return {**super().body(request), "messages": [message._asdict() for message in request.messages]}
+    def request_body(self, request: Request) -> Mapping[str, Any]:
+        return {**super().request_body(request), "messages": [message._asdict() for message in request.messages]}
 
-    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
-        query_id = self._set_of(request.subject.query_id).query_id
-        return await super().ask(replace(request, subject=RequestContext(query_id, request.subject.doc_ids)), on_text)
+    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
+        query_id = self._set_of(request.context.query_id).query_id
+        return await super().complete(replace(request, context=RequestContext(query_id, request.context.doc_ids)), on_text)
 
 
 def traced(
@@ -95,12 +95,12 @@ def traced(
 ) -> Iterator[str]:
     """Ask `reranker` (its strategy `WHOLE_SET`, its depth `LARGEST`) about every set; yields their ids as they are
     done, in order. Everything is in its journal then: `Journal.asked_sets` gives it back."""
-    asker = reranker.asker
+    asker = reranker.ranker
     if reranker.strategy is not WHOLE_SET or reranker.depth < LARGEST or not isinstance(asker, ListwiseRanker):
         raise InputError("a set is one window", "make the reranker with strategy=WHOLE_SET, depth=LARGEST")
-    asker.settings = replace(asker.settings, agree=asker.settings.samples)  # every sample is wanted, also of one mind
+    asker.settings = replace(asker.settings, agreeing_samples=asker.settings.samples)  # every sample is wanted, also of one mind
     results = reranker.rerank(
-        under_way.opened(sets, reranker.journal.keep_set),
+        under_way.opened(sets, reranker.journal.store_set),
         under_way,
         _Passages(under_way),
         token_budget=token_budget,

@@ -57,7 +57,7 @@ class RunCost:
     @property
     def unranked(self) -> int:
         """Windows without a usable answer."""
-        return sum(query.unranked for query in self.queries.values())
+        return sum(query.unranked_windows for query in self.queries.values())
 
     def command(self, query_id: str) -> str | None:
         """The command that shows all that was asked and thought about a query; None if nothing was."""

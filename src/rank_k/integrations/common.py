@@ -96,9 +96,9 @@ class _WindowCounter:
     def __call__(self, *window: Any) -> None:
         asked: WindowReport = window[-1]
         self._windows += 1
-        self._unranked += not any(order.ranked for order in asked.outcome.orders)
-        self._gave_up = asked.gave_up or self._gave_up
-        self._answered = self._answered or asked.gave_up is None
+        self._unranked += not any(order.is_valid for order in asked.result.rankings)
+        self._gave_up = asked.error or self._gave_up
+        self._answered = self._answered or asked.error is None
 
     def check(self) -> None:
         if self._gave_up is not None and not self._answered:

@@ -38,9 +38,9 @@ class RankKSearch:
     def mteb_model_meta(self) -> ModelMeta:
         """Names model and settings: MTEB takes results of the same name from its cache."""
         self.reranker.prepare()
-        name, asker = self.reranker.model.name, self.reranker.asker
+        name, asker = self.reranker.model.name, self.reranker.ranker
         told = (getattr(asker, "settings", None), getattr(asker, "template", None), self.reranker.strategy)
-        settings = {**self.reranker.effective, "by": self.reranker.by, "depth": self.reranker.depth}
+        settings = {**self.reranker.effective_settings, "by": self.reranker.method, "depth": self.reranker.depth}
         settings["settings"] = sha256(repr(told).encode()).hexdigest()[:8]  # all of them; the others are to be read
         revision = self.reranker.model.identity.rpartition("@")[2]
         described = {

@@ -44,15 +44,15 @@ class Request:
     temperature: float | None = 0.5
     top_p: float | None = None
     seed: int | None = None
-    think: bool | None = None
-    budget: int | None = None
+    reasoning: bool | None = None
+    reasoning_budget: int | None = None
     prefill: str = ""
     stop: tuple[str, ...] = ()
-    ranking_of: int | None = None
+    constrain_to_ranking_of: int | None = None
     logprobs: bool = False
-    spelling: str | None = None
+    forced_text: str | None = None
     sample: int = 0
-    subject: RequestContext = field(default=RequestContext("", ()), compare=False)
+    context: RequestContext = field(default=RequestContext("", ()), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +113,10 @@ class Capabilities(NamedTuple):
 
     prefill: bool = False
     grammar: bool = False
-    budget: bool = False
+    reasoning_budget: bool = False
     logprobs: bool = False
-    thinks: bool = True
-    spells: bool = False
+    reasons: bool = True
+    scores_given_text: bool = False
 
 
 class Model(Protocol):
@@ -129,20 +129,20 @@ class Model(Protocol):
         """All that decides the answers apart from the request: part of the journal's key."""
 
     @property
-    def context(self) -> int:
+    def context_length(self) -> int:
         """How many tokens prompt, thought and answer share. Known once `prepare` has run."""
 
     @property
-    def abilities(self) -> Capabilities:
+    def capabilities(self) -> Capabilities:
         """What may be asked for. Known once `prepare` has run."""
 
     async def prepare(self) -> None:
         """Find out what must be known before the first request. Raises `ModelError` or `InputError`."""
 
-    def body(self, request: Request) -> Mapping[str, Any]:
+    def request_body(self, request: Request) -> Mapping[str, Any]:
         """The request as sent (JSON): the other part of the journal's key."""
 
-    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
+    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
         """Ask once. Cancelling the call cancels the server's work. Raises `ModelError`."""
 
     async def count_tokens(self, text: str) -> int | None:

@@ -22,9 +22,9 @@ class CallStats:
     calls: list[str] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
     repairs: Counter[str] = field(default_factory=Counter)
-    asked: int = 0
+    new_calls: int = 0
     seconds: float = 0.0
-    saved: int = 0
+    saved_tokens: int = 0
 
 
 class CachedCalls:
@@ -46,7 +46,7 @@ class CachedCalls:
         self._slots = asyncio.Semaphore(slots)
         self._under_way: SingleFlight[Response, StreamChunk] = SingleFlight()
 
-    async def reply(
+    async def complete(
         self,
         request: Request,
         purpose: str,
@@ -60,23 +60,23 @@ class CachedCalls:
         it arrives, and one that is known already at once. `purpose` is the journal's word for why. Raises `ModelError`
         when the model cannot be had.
         """
-        body = self._model.body(request)
+        body = self._model.request_body(request)
         key = call_key(self._model.identity, body, request.sample)
-        reply = self._journal.reply(key)
+        reply = self._journal.find_response(key)
         if reply is None:
-            asking = ask or self._model.ask
+            asking = ask or self._model.complete
 
             async def kept(tell: OnChunk) -> Response:
                 async with self._slots:
                     told = await call_with_retries(
                         lambda: asking(request, tell), self._retries, self._random, self._on_retry
                     )
-                shown = request.subject.doc_ids
-                return self._journal.keep(key, self._model.name, purpose, body, told, shown)
+                shown = request.context.doc_ids
+                return self._journal.store_call(key, self._model.name, purpose, body, told, shown)
 
             reply, asked_here = await self._under_way.share(key, kept, on_text)
             if asked_here:
-                spent.asked += 1
+                spent.new_calls += 1
                 spent.seconds += reply.seconds
         elif on_text is not None:
             on_text(StreamChunk(reply.reasoning or "", reply.text))

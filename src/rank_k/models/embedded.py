@@ -35,7 +35,7 @@ class EmbeddedModel:
         self.identity = self.weights.sha256 + ("" if adapter is None else f"+{checksum(adapter)}")
         self.name = self.weights.name
         self.ranks_by = self.weights.ranks_by
-        self.context = context or self.weights.context or 8192
+        self.context_length = context or self.weights.context or 8192
         self._slots = slots
         self._threads = threads
         self._server: EmbeddedServer | None = None
@@ -45,15 +45,15 @@ class EmbeddedModel:
         if self._http is not None:
             return
         self._server = await EmbeddedServer.start(
-            self.weights, context=self.context, slots=self._slots, threads=self._threads, adapter=self.adapter
+            self.weights, context=self.context_length, slots=self._slots, threads=self._threads, adapter=self.adapter
         )
-        self.context = self._server.context  # what it really has
+        self.context_length = self._server.context  # what it really has
         self._http = HttpModel(
             self._server.url,
             self.name,
             api_key=self._server.api_key,
             dialect="llamacpp",
-            context=self.context,
+            context=self.context_length,
             identity=self.identity,
             thinks=False,  # the model's template knows no thought: it is begun for it
         )
@@ -64,15 +64,15 @@ class EmbeddedModel:
         return self._http
 
     @property
-    def abilities(self) -> Capabilities:
-        return self._wire.abilities
+    def capabilities(self) -> Capabilities:
+        return self._wire.capabilities
 
-    def body(self, request: Request) -> Mapping[str, Any]:
-        return self._wire.body(request)
+    def request_body(self, request: Request) -> Mapping[str, Any]:
+        return self._wire.request_body(request)
 
-    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
+    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
         try:
-            return await self._wire.ask(request, on_text)
+            return await self._wire.complete(request, on_text)
         except (ConnectionFailed, ServerError) as error:
             if self._server is not None and (words := self._server.failure) is not None:
                 raise RequestRejected(

@@ -68,16 +68,16 @@ class HttpModel:
         self._url = base_url(url)
         if dialect != "auto" and dialect not in SERVER_TYPES:
             raise InputError(f"there is no dialect {dialect!r}", f"write auto or one of {', '.join(SERVER_TYPES)}")
-        self._dialect = SERVER_TYPES.get(dialect, SERVER_TYPES["plain"])
-        self._recognise = dialect == "auto"
+        self._server_type = SERVER_TYPES.get(dialect, SERVER_TYPES["plain"])
+        self._detect = dialect == "auto"
         self._model = model or ""
         self._api_key = api_key
         self._context = context
         self._revision = revision
         self._identity = identity
         self._read_timeout = read_timeout
-        self._thinks = thinks
-        self._prefill = list(self._dialect.prefill)  # forms that have not been refused
+        self._reasons = thinks
+        self._prefill = list(self._server_type.prefill)  # forms that have not been refused
         self._accepts_budget = True
         self._opening: tuple[int, ...] | None = None  # see `_template_opening`
         self._session: aiohttp.ClientSession | None = None
@@ -91,33 +91,33 @@ class HttpModel:
         return self._url
 
     @property
-    def dialect(self) -> ServerType:
-        return self._dialect
+    def server_type(self) -> ServerType:
+        return self._server_type
 
     @property
     def identity(self) -> str:
         return self._identity or f"{self._model}@{self._revision}"
 
     @property
-    def context(self) -> int:
+    def context_length(self) -> int:
         return self._context or DEFAULT_CONTEXT_LENGTH
 
     @property
-    def context_is_known(self) -> bool:
+    def context_length_is_known(self) -> bool:
         """Whether the user or the server said how long the context is."""
         return self._context is not None
 
     @property
-    def abilities(self) -> Capabilities:
-        row = self._dialect
-        budget = bool(row.budget) and self._accepts_budget
-        return Capabilities(bool(self._prefill), bool(row.grammar), budget, row.logprobs, self._thinks, row.spells)
+    def capabilities(self) -> Capabilities:
+        row = self._server_type
+        budget = bool(row.budget_path) and self._accepts_budget
+        return Capabilities(bool(self._prefill), bool(row.grammar), budget, row.logprobs, self._reasons, row.scores_given_text)
 
-    def body(self, request: Request) -> Mapping[str, Any]:
-        if request.spelling is not None:
+    def request_body(self, request: Request) -> Mapping[str, Any]:
+        if request.forced_text is not None:
             body = server_types.forced_text_key_body(self._model, request)
         else:
-            body = server_types.request_body(self._dialect, self._model, request)
+            body = server_types.request_body(self._server_type, self._model, request)
         if self._identity:
             body.pop("model")  # whose name depends on where the file lies
         return body
@@ -130,9 +130,9 @@ class HttpModel:
             if error.status in (401, 403) or 300 <= error.status < 400:
                 raise
             models = None  # a server without this endpoint; the first question will tell more
-        if self._recognise:
-            self._dialect = server_types.detect_server_type(self._url, models)
-            self._prefill = list(self._dialect.prefill)
+        if self._detect:
+            self._server_type = server_types.detect_server_type(self._url, models)
+            self._prefill = list(self._server_type.prefill)
         cards = server_types.model_cards(models)
         names = [str(card.get("id")) for card in cards]
         if not self._model:
@@ -143,23 +143,23 @@ class HttpModel:
                 )
             self._model = names[0]
         card = next((card for card in cards if card.get("id") == self._model), None)
-        if card is None and names and self._dialect.lists_models and self._dialect.name != "llamacpp":
+        if card is None and names and self._server_type.lists_models and self._server_type.name != "llamacpp":
             raise InputError(
                 f"the server at {self._url} has no model {self._model!r}", f"it has: {', '.join(names[:8])}"
             )
         if card is None and len(cards) == 1:
             card = cards[0]
         if self._context is None and card is not None:
-            self._context = server_types.context_length(self._dialect, card)
+            self._context = server_types.context_length(self._server_type, card)
 
-    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
+    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
         """Send one request. A prefill is sent in the best form that this server has not refused.
 
         Raises `RequestRejected` if no form is left, and `FieldRejected` if the server refuses the reasoning budget;
         from then on `abilities` has no budget.
         """
-        if request.spelling is not None:
-            return await self._spelt(request, request.spelling, on_text)
+        if request.forced_text is not None:
+            return await self._complete_forced_text(request, request.forced_text, on_text)
         while request.prefill and self._prefill:
             form = self._prefill[0]
             try:
@@ -176,22 +176,22 @@ class HttpModel:
         return await self._chat(request, on_text)
 
     async def _chat(self, request: Request, on_text: OnChunk | None) -> Response:
-        body = server_types.request_body(self._dialect, self._model, request)
+        body = server_types.request_body(self._server_type, self._model, request)
         try:
-            return await self._streamed("/chat/completions", body, on_text, request.prefill)
+            return await self._stream("/chat/completions", body, on_text, request.prefill)
         except RequestRejected as error:
-            if request.budget is None or not server_types.rejects_budget(self._dialect, error.problem):
+            if request.reasoning_budget is None or not server_types.rejects_budget(self._server_type, error.problem):
                 raise
             self._accepts_budget = False
             raise FieldRejected(error.problem, error.remedy, error.status) from error
 
     async def _complete(self, request: Request, on_text: OnChunk | None) -> Response:
         """The chat template rendered by the server, the prefill behind it, gone on with as plain text."""
-        prompt = await self._rendered(request)
-        body = server_types.completion_body(self._dialect, self._model, request, prompt)
-        return await self._streamed("/completions", body, on_text)
+        prompt = await self._render_prompt(request)
+        body = server_types.completion_body(self._server_type, self._model, request, prompt)
+        return await self._stream("/completions", body, on_text)
 
-    async def _spelt(self, request: Request, spelling: str, on_text: OnChunk | None) -> Response:
+    async def _complete_forced_text(self, request: Request, spelling: str, on_text: OnChunk | None) -> Response:
         """The spelling said, in the tokens that it usually has behind the text before it."""
         prompt = server_types.raw_prompt(request)
         before, whole = await self._tokens(prompt), await self._tokens(prompt + spelling)
@@ -200,22 +200,22 @@ class HttpModel:
         else:  # the end of the one and the beginning of the other have grown together
             said = await self._tokens(spelling)
         body = server_types.forced_text_body(self._model, prompt, said)
-        reply = await self._streamed("/completions", body, on_text)
+        reply = await self._stream("/completions", body, on_text)
         return replace(reply, tokens=token_log_probabilities(said, reply.tokens or ()))
 
     async def _tokens(self, text: str) -> tuple[Token, ...]:
         tokens = None
-        if self._dialect.spells:
+        if self._server_type.scores_given_text:
             root = self._url.removesuffix("/v1")
             tokens = parse_tokens(await self._post_json(root + "/tokenize", {"content": text, "with_pieces": True}))
         if tokens is None:
             raise RequestRejected(f"{self._url} does not tell how likely a text is", "see docs/servers.md", 501)
         return tokens
 
-    async def _rendered(self, request: Request) -> str | list[int]:
+    async def _render_prompt(self, request: Request) -> str | list[int]:
         root = self._url.removesuffix("/v1")
         messages = [{"role": role, "content": content} for role, content in request.messages]
-        if self._dialect.name == "llamacpp":
+        if self._server_type.name == "llamacpp":
             answer = await self._post_json(root + "/apply-template", {"messages": messages})
             prompt = answer.get("prompt") if isinstance(answer, Mapping) else None
             if not isinstance(prompt, str):
@@ -258,22 +258,22 @@ class HttpModel:
             raise RequestRejected(f"{self._url} does not tokenize chats", "see docs/servers.md", 501)
         return tokens
 
-    async def _streamed(
+    async def _stream(
         self, path: str, body: Mapping[str, Any], on_text: OnChunk | None, echoed: str = ""
     ) -> Response:
         reader = ResponseReader(on_text, echoed)
         started = time.monotonic()
         async with self._exchange("POST", path, {**body, **server_types.STREAMING}) as response:
             if response.headers.get("Content-Type", "").startswith("application/json"):
-                reader.whole(await self._json(response))  # a server that cannot stream
+                reader.read_json(await self._json(response))  # a server that cannot stream
             else:
                 await _read_events(response, reader)
-        return reader.reply(time.monotonic() - started)
+        return reader.response(time.monotonic() - started)
 
     async def count_tokens(self, text: str) -> int | None:
-        if self._dialect.tokenize is None:
+        if self._server_type.tokenize is None:
             return None
-        path, text_key, ids_key = self._dialect.tokenize
+        path, text_key, ids_key = self._server_type.tokenize
         root = self._url.removesuffix("/v1")
         try:
             counted = await self._post_json(root + path, {"model": self._model, text_key: text})
@@ -315,7 +315,7 @@ class HttpModel:
 
         url = path if path.startswith("http") else self._url + path
         headers = {} if body is None else {"Content-Type": "application/json"}
-        if not self._dialect.keeps_connections:
+        if not self._server_type.keeps_connections:
             headers["Connection"] = "close"
         session = self._open_session()
         try:
@@ -375,11 +375,11 @@ class HttpModel:
     async def _post_json(self, path: str, body: Mapping[str, Any]) -> Any:
         """A small question about text. Asked once more at once if a connection kept open turns out to be closed."""
         try:
-            return await self._posted(path, body)
+            return await self._post_json_once(path, body)
         except ServerError:
-            return await self._posted(path, body)
+            return await self._post_json_once(path, body)
 
-    async def _posted(self, path: str, body: Mapping[str, Any]) -> Any:
+    async def _post_json_once(self, path: str, body: Mapping[str, Any]) -> Any:
         async with self._exchange("POST", path, body) as response:
             return await self._json(response)
 

@@ -30,25 +30,25 @@ class ScriptedModel:
         self._reply = replies if callable(replies) else None
         self._script = iter(()) if callable(replies) else iter(replies)
         self._tokens = tokens
-        self.abilities = abilities
-        self.context = context
+        self.capabilities = abilities
+        self.context_length = context
         self.history: list[Request] = []
 
     async def prepare(self) -> None:
         """Nothing to find out."""
 
-    def body(self, request: Request) -> Mapping[str, Any]:
+    def request_body(self, request: Request) -> Mapping[str, Any]:
         return {
             "messages": [list(message) for message in request.messages],
             "max_tokens": request.max_tokens,
-            "think": request.think,
-            "budget": request.budget,
+            "think": request.reasoning,
+            "budget": request.reasoning_budget,
             "prefill": request.prefill,
-            "ranking_of": request.ranking_of,
-            "spelling": request.spelling,
+            "ranking_of": request.constrain_to_ranking_of,
+            "spelling": request.forced_text,
         }
 
-    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
+    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
         self.history.append(request)
         found = self._reply(request) if self._reply is not None else next(self._script, None)
         if found is None:

@@ -41,18 +41,18 @@ class ServerType:
     owners: tuple[str, ...] = ()
     max_tokens: str = "max_tokens"
     extra: Json = field(default_factory=dict)
-    direct: Json = field(default_factory=dict)
+    no_reasoning: Json = field(default_factory=dict)
     tokenize: tuple[str, str, str] | None = None
     context: tuple[tuple[str, ...], ...] = (("max_model_len",), ("context_length",), ("context_window",))
     seed: bool = True
     lists_models: bool = True
     keeps_connections: bool = True
-    budget: tuple[str, ...] = ()
+    budget_path: tuple[str, ...] = ()
     prefill: tuple[str, ...] = ()
-    continuing: Json = field(default_factory=dict)
+    continuation: Json = field(default_factory=dict)
     grammar: str = ""
     logprobs: bool = False
-    spells: bool = False
+    scores_given_text: bool = False
 
 
 _OPEN_LAST_MESSAGE = {"continue_final_message": True, "add_generation_prompt": False}
@@ -64,11 +64,11 @@ SERVER_TYPES = {
         ServerType(
             "vllm",
             owners=("vllm",),
-            direct=_NO_THINKING_TEMPLATE,
+            no_reasoning=_NO_THINKING_TEMPLATE,
             tokenize=("/tokenize", "prompt", "tokens"),
-            budget=("thinking_token_budget",),
+            budget_path=("thinking_token_budget",),
             prefill=("raw", "continue"),
-            continuing=_OPEN_LAST_MESSAGE,
+            continuation=_OPEN_LAST_MESSAGE,
             grammar="structured",
             logprobs=True,
         ),
@@ -76,11 +76,11 @@ SERVER_TYPES = {
             "sglang",
             owners=("sglang",),
             extra={"separate_reasoning": True},
-            direct=_NO_THINKING_TEMPLATE,
+            no_reasoning=_NO_THINKING_TEMPLATE,
             tokenize=("/tokenize", "prompt", "tokens"),
-            budget=("custom_params", "thinking_budget"),
+            budget_path=("custom_params", "thinking_budget"),
             prefill=("continue",),
-            continuing=_OPEN_LAST_MESSAGE,
+            continuation=_OPEN_LAST_MESSAGE,
             grammar="regex",
             logprobs=True,
         ),
@@ -88,35 +88,35 @@ SERVER_TYPES = {
             "llamacpp",
             owners=("llamacpp",),
             extra={"cache_prompt": True},
-            direct=_NO_THINKING_TEMPLATE,
+            no_reasoning=_NO_THINKING_TEMPLATE,
             tokenize=("/tokenize", "content", "tokens"),
             context=(("meta", "n_ctx"), ("meta", "n_ctx_train")),
             keeps_connections=False,
-            budget=("thinking_budget_tokens",),
+            budget_path=("thinking_budget_tokens",),
             prefill=("raw", "continue"),
             grammar="gbnf",
             logprobs=True,
-            spells=True,
+            scores_given_text=True,
         ),
         ServerType(
             "deepseek",
             hosts=("api.deepseek.com",),
-            direct={"thinking": {"type": "disabled"}},
+            no_reasoning={"thinking": {"type": "disabled"}},
             seed=False,
         ),
         ServerType(
             "openrouter",
             hosts=("openrouter.ai",),
             extra={"usage": {"include": True}},
-            direct={"reasoning": {"enabled": False}},
-            budget=("reasoning", "max_tokens"),
+            no_reasoning={"reasoning": {"enabled": False}},
+            budget_path=("reasoning", "max_tokens"),
             logprobs=True,
         ),
         ServerType(
             "openai",
             hosts=("api.openai.com",),
             max_tokens="max_completion_tokens",
-            direct={"reasoning_effort": "none"},
+            no_reasoning={"reasoning_effort": "none"},
             logprobs=True,
         ),
         ServerType("plain", lists_models=False),
@@ -163,11 +163,11 @@ def request_body(dialect: ServerType, model: str, request: Request) -> dict[str,
     body: dict[str, Any] = {"model": model, "messages": messages, **_sampling(dialect, request), **dialect.extra}
     if request.prefill:
         messages.append({"role": "assistant", "content": request.prefill})
-        body.update(dialect.continuing)
-    if request.think is False:
-        body.update(dialect.direct)
-    elif request.budget is not None and dialect.budget:
-        _set(body, dialect.budget, request.budget)
+        body.update(dialect.continuation)
+    if request.reasoning is False:
+        body.update(dialect.no_reasoning)
+    elif request.reasoning_budget is not None and dialect.budget_path:
+        _set(body, dialect.budget_path, request.reasoning_budget)
     if request.logprobs and dialect.logprobs:
         body.update(logprobs=True, top_logprobs=1)
     return body
@@ -190,7 +190,7 @@ def raw_prompt(request: Request) -> str:
 
 def forced_text_key_body(model: str, request: Request) -> dict[str, Any]:
     """What is to be spelt, behind which text: all that decides the reply, and what the journal keeps of it."""
-    return {"model": model, "prompt": raw_prompt(request), "spelling": request.spelling}
+    return {"model": model, "prompt": raw_prompt(request), "spelling": request.forced_text}
 
 
 _BARE: Json = {"lora": [{"id": 0, "scale": 0.0}]}
@@ -220,8 +220,8 @@ def _sampling(dialect: ServerType, request: Request) -> dict[str, Any]:
         body["seed"] = request.seed
     if request.stop:
         body["stop"] = list(request.stop)
-    if request.ranking_of is not None:
-        body.update(_constraint(dialect, request.ranking_of))
+    if request.constrain_to_ranking_of is not None:
+        body.update(_constraint(dialect, request.constrain_to_ranking_of))
     return body
 
 
@@ -242,7 +242,7 @@ def rejects_budget(dialect: ServerType, message: str) -> bool:
 
     vLLM without a reasoning parser answers 400: "thinking_token_budget is set but reasoning_config is not configured".
     """
-    return any(key in message for key in dialect.budget if key != dialect.max_tokens)
+    return any(key in message for key in dialect.budget_path if key != dialect.max_tokens)
 
 
 def _set(body: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

@@ -75,8 +75,8 @@ class SimulatedModel:
         self._grades = grades
         self.noise = PRESETS[noise] if isinstance(noise, str) else noise
         self._seed = seed
-        self.context = context
-        self.abilities = Capabilities()
+        self.context_length = context
+        self.capabilities = Capabilities()
         told = json.dumps([grades, asdict(self.noise), seed], sort_keys=True)
         self.identity = f"simulated-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
         self.name = "simulated"
@@ -84,14 +84,14 @@ class SimulatedModel:
     async def prepare(self) -> None:
         """Nothing to find out."""
 
-    def body(self, request: Request) -> Mapping[str, Any]:
-        return {"query": request.subject.query_id, "window": request.subject.doc_ids, "think": request.think}
+    def request_body(self, request: Request) -> Mapping[str, Any]:
+        return {"query": request.context.query_id, "window": request.context.doc_ids, "think": request.reasoning}
 
-    async def ask(self, request: Request, on_text: OnChunk | None = None) -> Response:
-        query_id, doc_ids = request.subject.query_id, request.subject.doc_ids
-        order = self.said(query_id, doc_ids, request.sample)
+    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
+        query_id, doc_ids = request.context.query_id, request.context.doc_ids
+        order = self.ranking_text(query_id, doc_ids, request.sample)
         thought = (
-            "" if request.think is False else " ".join(f"Passage [{i + 1}] is weighed." for i in range(len(doc_ids)))
+            "" if request.reasoning is False else " ".join(f"Passage [{i + 1}] is weighed." for i in range(len(doc_ids)))
         )
         stopped = on_text is not None and on_text(StreamChunk(thought, order))
         words = sum(len(message.content) for message in request.messages) // 4
@@ -104,7 +104,7 @@ class SimulatedModel:
     async def close(self) -> None:
         """Nothing to free."""
 
-    def said(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> str:
+    def ranking_text(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> str:
         """The text of the answer: `tiers` written down, or what a malformed answer makes of them."""
         order = " > ".join(" = ".join(f"[{i + 1}]" for i in tier) for tier in self.tiers(query_id, doc_ids, sample))
         kind = self._malformed(query_id, doc_ids, sample)
@@ -123,7 +123,7 @@ class SimulatedModel:
 
     def tiers(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> list[list[int]]:
         """The order of the window as 0-based positions, best first, ties together."""
-        worth = self.worth(query_id, doc_ids, sample)
+        worth = self.perceived_relevance(query_id, doc_ids, sample)
         tiers: list[list[int]] = []
         for i in sorted(range(len(doc_ids)), key=worth.__getitem__, reverse=True):  # stable: the first shown leads
             if tiers and worth[tiers[-1][0]] - worth[i] <= self.noise.tie_gap:
@@ -132,7 +132,7 @@ class SimulatedModel:
                 tiers.append([i])
         return tiers
 
-    def worth(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> list[float]:
+    def perceived_relevance(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> list[float]:
         """What each passage seems to be worth in that look, in grades."""
         noise, size = self.noise, len(doc_ids)
         grades = self._grades.get(query_id, {})

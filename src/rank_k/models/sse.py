@@ -56,7 +56,7 @@ class ResponseReader:
             raise ServerError("the server sent an event that is not JSON", "look into its log") from error
         return self._take(event, "delta")
 
-    def whole(self, body: Any) -> None:
+    def read_json(self, body: Any) -> None:
         """Take in a reply that came in one piece."""
         self._take(body, "message")
         if self._echoed and "".join(self._text).startswith(self._echoed):
@@ -97,7 +97,7 @@ class ResponseReader:
             return True
         return False
 
-    def reply(self, seconds: float) -> Response:
+    def response(self, seconds: float) -> Response:
         if not self.finished:
             raise ServerError("the server ended the stream in mid-reply", "look into its log")
         return Response(

@@ -114,7 +114,7 @@ class _Endpoints:
         """The one model there is, if there is one; `ranks_by` is our own."""
         desk = self._desk
         card = {"id": desk.model, "object": "model", "created": self._started, "owned_by": "rank-k"}
-        return json_response({"object": "list", "data": [{**card, "ranks_by": desk.by}] if desk.by else []})
+        return json_response({"object": "list", "data": [{**card, "ranks_by": desk.method}] if desk.method else []})
 
     async def health(self, request: Request) -> Response:
         return json_response({"status": "ok"})

@@ -20,7 +20,7 @@ class Limits:
     `deadline_seconds`: of requests that name none themselves; None: as long as it takes.
     """
 
-    running: int = 16
+    max_concurrent: int = 16
     queue: int = 64
     per_client: int = 8
     documents: int = 1000

@@ -41,19 +41,19 @@ class ProgressEvents(ProgressListener):
         told = {"round": round_number + 1, "window": number + 1, "shown": _indices(window.doc_ids)}
         self._post("window", told)
 
-    def on_text(self, round_number: int, window: int, piece: StreamChunk) -> None:
+    def on_chunk(self, round_number: int, window: int, piece: StreamChunk) -> None:
         told = {"round": round_number + 1, "window": window + 1, "reasoning": piece.reasoning, "text": piece.text}
         self._post("trace", told)
 
-    def on_asked(self, round_number: int, window: int, asked: WindowReport) -> None:
+    def on_result(self, round_number: int, window: int, asked: WindowReport) -> None:
         usage = {"prompt_tokens": asked.usage.prompt_tokens, "completion_tokens": asked.usage.completion_tokens}
-        for order in asked.outcome.orders:
+        for order in asked.result.rankings:
             told = {
                 "round": round_number + 1,
                 "window": window + 1,
-                "shown": _indices(asked.outcome.window.doc_ids),
+                "shown": _indices(asked.result.window.doc_ids),
                 "tiers": [_indices(tier) for tier in order.tiers],
-                "ranked": order.ranked,
+                "ranked": order.is_valid,
                 "repairs": dict(asked.repairs),
                 "usage": usage,
             }

@@ -76,11 +76,11 @@ def window(journal: Journal, record: QueryRecord, number: int, position: int) ->
     return {
         "round": number,
         "window": position,
-        "reach": wanted.window.reach,
+        "reach": wanted.window.rank_range,
         "passages": [{"doc_id": doc_id, "text": texts.get(doc_id)} for doc_id in shown],
         "orders": _orders(wanted, place),
         "repairs": dict(wanted.repairs),
-        "calls": [_call(call, shown) for call in map(journal.call, wanted.calls) if call is not None],
+        "calls": [_call(call, shown) for call in map(journal.call, wanted.call_keys) if call is not None],
     }
 
 
@@ -93,7 +93,7 @@ def _identity(record: QueryRecord) -> dict[str, Any]:
         "position": record.position,
         "query_id": record.query_id,
         "text": record.text,
-        "opened_at": record.opened_at,
+        "opened_at": record.started_at,
         "finished": record.finished,
     }
 
@@ -114,16 +114,16 @@ def _summed_up(journal: Journal, record: QueryRecord) -> dict[str, Any]:
 
 
 def _window(journal: Journal, found: WindowRecord, place: Mapping[str, int]) -> dict[str, Any]:
-    replies = [reply for reply in map(journal.reply, found.calls) if reply is not None]
+    replies = [reply for reply in map(journal.find_response, found.call_keys) if reply is not None]
     usage = sum((reply.usage for reply in replies), Usage())
     return {
         "round": found.round,
         "window": found.position,
         "shown": [place[doc_id] for doc_id in found.window.doc_ids if doc_id in place],
-        "reach": found.window.reach,
+        "reach": found.window.rank_range,
         "orders": _orders(found, place),
         "repairs": dict(found.repairs),
-        "calls": len(found.calls),
+        "calls": len(found.call_keys),
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "seconds": sum(reply.seconds for reply in replies),
@@ -134,10 +134,10 @@ def _orders(found: WindowRecord, place: Mapping[str, int]) -> list[dict[str, Any
     return [
         {
             "tiers": [[place[doc_id] for doc_id in tier if doc_id in place] for tier in order.tiers],
-            "placed": sorted(place[doc_id] for doc_id in order.placed if doc_id in place),
-            "ranked": order.ranked,
+            "placed": sorted(place[doc_id] for doc_id in order.ranked_ids if doc_id in place),
+            "ranked": order.is_valid,
         }
-        for order in found.orders
+        for order in found.rankings
     ]
 
 
@@ -145,22 +145,22 @@ def _call(call: Call, shown: Sequence[str]) -> dict[str, Any]:
     """`shown`: for each number that the prompt and the trace say, the place in the window of the passage it means."""
     place = {doc_id: number for number, doc_id in enumerate(shown)}
     numbered = _numbered(call, shown)
-    usage = call.reply.usage
-    likelihood = log_probability(call.reply, call.reply.text) if call.purpose == "likelihood" else None
+    usage = call.response.usage
+    likelihood = log_probability(call.response, call.response.text) if call.purpose == "likelihood" else None
     return {
         "purpose": call.purpose,
         "model": call.model,
         "messages": _messages(call.request),
         "shown": [place[doc_id] for doc_id in numbered],
-        "reasoning": call.reply.reasoning,
-        "text": call.reply.text,
-        "finish_reason": call.reply.finish_reason,
+        "reasoning": call.response.reasoning,
+        "text": call.response.text,
+        "finish_reason": call.response.finish_reason,
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "reasoning_tokens": usage.reasoning_tokens,
         "cached_tokens": usage.cached_tokens,
         "estimated": usage.estimated,
-        "seconds": call.reply.seconds,
+        "seconds": call.response.seconds,
         "likelihood": likelihood,
     }
 
@@ -169,8 +169,8 @@ def _numbered(call: Call, shown: Sequence[str]) -> Sequence[str]:
     """The ids behind the numbers of a prompt. Samples and second looks show a window in an order of their own, which
     is kept with the call; but who asks the same later may call the passages by other ids."""
     if call.purpose == "likelihood":
-        return call.shown if set(call.shown) <= set(shown) else ()
-    return call.shown if sorted(call.shown) == sorted(shown) else shown
+        return call.doc_ids if set(call.doc_ids) <= set(shown) else ()
+    return call.doc_ids if sorted(call.doc_ids) == sorted(shown) else shown
 
 
 def _messages(request: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -188,7 +188,7 @@ def _texts(journal: Journal, windows: Iterable[WindowRecord], wanted: Mapping[st
     for found in windows:
         if all(doc_id in texts for doc_id in found.window.doc_ids):
             continue
-        for key in found.calls:
+        for key in found.call_keys:
             call = journal.call(key)
             if call is not None:
                 texts |= _shown_in(call, found.window.doc_ids)

@@ -88,7 +88,7 @@ class _Tool:
             name=NAME,
             title="Rerank",
             description=_DESCRIPTION,
-            input_schema=input_schema(self._desk.limits, self._desk.by),
+            input_schema=input_schema(self._desk.limits, self._desk.method),
             output_schema=_OUTPUT,
             annotations=self._types.ToolAnnotations(
                 read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
@@ -150,10 +150,10 @@ class _Progress(ProgressListener):
     def on_window(self, round_number: int, number: int, window: Window) -> None:
         pass
 
-    def on_text(self, round_number: int, window: int, piece: StreamChunk) -> None:
+    def on_chunk(self, round_number: int, window: int, piece: StreamChunk) -> None:
         pass
 
-    def on_asked(self, round_number: int, window: int, asked: WindowReport) -> None:
+    def on_result(self, round_number: int, window: int, asked: WindowReport) -> None:
         self._windows += 1
 
     def on_ranking(self, round_number: int, ranking: Ranking) -> None:
@@ -250,7 +250,7 @@ def _structured(asked: RerankRequest, hits: RankedHits, model: str) -> dict[str,
         "results": [_told(hit, asked.return_documents) for hit in hits[: asked.top_n]],
         "model": model,
         "finished": hits.finished,
-        "unranked_windows": hits.unranked,
+        "unranked_windows": hits.unranked_windows,
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,

@@ -50,7 +50,7 @@ class Metrics:
             self._tokens.labels(kind).inc(number)
         for kind, number in hits.repairs.items():
             self._repairs.labels(kind).inc(number)
-        self._unranked.inc(hits.unranked)
+        self._unranked.inc(hits.unranked_windows)
         self._unfinished.inc(not hits.finished)
 
     def text(self) -> bytes:

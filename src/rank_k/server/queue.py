@@ -90,7 +90,7 @@ class RequestQueue:
             raise
 
     def _has_room(self, client: str) -> bool:
-        return self.running < self._limits.running and self._running[client] < self._limits.per_client
+        return self.running < self._limits.max_concurrent and self._running[client] < self._limits.per_client
 
     def _start(self, client: str) -> None:
         self._running[client] += 1
@@ -101,7 +101,7 @@ class RequestQueue:
         if not self._running[client]:
             del self._running[client]
         for waiting in list(self._waiting):
-            if self.running >= self._limits.running:
+            if self.running >= self._limits.max_concurrent:
                 break
             # One whose client has just left stands here until its task runs again, and takes nothing any more.
             if not waiting.turn.done() and self._has_room(waiting.client):
@@ -113,5 +113,5 @@ class RequestQueue:
 
     def _expected(self) -> int:
         """Seconds until those who wait now have had their turn, going by how long the work took of late."""
-        rounds = (len(self._waiting) + self.running) / self._limits.running
+        rounds = (len(self._waiting) + self.running) / self._limits.max_concurrent
         return min(max(math.ceil(rounds * self._seconds), 1), 120)

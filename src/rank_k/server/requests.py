@@ -33,10 +33,10 @@ class RerankRequest:
     return_documents: bool = False
     return_trace: bool = False
     stream: bool = False
-    think: ReasoningMode | None = None
+    reasoning: ReasoningMode | None = None
     strategy: str | None = None
     deadline_seconds: float | None = None
-    bare: bool = False
+    bare_list: bool = False
 
 
 def parse_rerank_request(raw: bytes, limits: Limits, *, texts_allowed: bool = False) -> RerankRequest:

@@ -12,7 +12,7 @@ from rank_k.server.requests import RerankRequest
 def ranking_response(wanted: RerankRequest, hits: RankedHits, model: str, name: str) -> Any:
     """What `wanted`, the request called `name`, is answered with. Scores are 1 / rank: within (0, 1] and strictly
     decreasing."""
-    if wanted.bare:
+    if wanted.bare_list:
         return [_bare(hit, wanted.return_documents) for hit in hits]
     usage = hits.usage
     told: dict[str, Any] = {
@@ -33,7 +33,7 @@ def ranking_response(wanted: RerankRequest, hits: RankedHits, model: str, name: 
             "warnings": response_warnings(hits),
         },
         "finished": hits.finished,
-        "unranked_windows": hits.unranked,
+        "unranked_windows": hits.unranked_windows,
         "repairs": {kind: number for kind, number in sorted(hits.repairs.items()) if number},
     }
     if wanted.return_trace:
@@ -65,9 +65,9 @@ def response_warnings(hits: RankedHits) -> list[str]:
     found = []
     if not hits.finished:
         found.append("the deadline came first: this is the best ranking so far")
-    if hits.unranked:
-        found.append(f"{hits.unranked} windows had no usable answer and kept their order")
-    if hits.beyond:
-        compared = len(hits) - hits.beyond
+    if hits.unranked_windows:
+        found.append(f"{hits.unranked_windows} windows had no usable answer and kept their order")
+    if hits.not_compared:
+        compared = len(hits) - hits.not_compared
         found.append(f"only the first {compared} of {len(hits)} documents were compared: see --depth")
     return found

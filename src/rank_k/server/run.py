@@ -65,7 +65,7 @@ def bound(
             while late and not self.force_exit:
                 _, late = await asyncio.wait(late, timeout=0.1)
             if self.force_exit:
-                desk.cut_short()
+                desk.cancel_all()
                 _, late = await asyncio.wait({*ending, *self.server_state.tasks}, timeout=_LAST_WORDS)
             for task in ending - late:
                 task.result()

@@ -33,10 +33,10 @@ class ProgressListener(Protocol):
     def on_window(self, round_number: int, number: int, window: Window) -> None:
         """A window is being asked about."""
 
-    def on_text(self, round_number: int, window: int, piece: StreamChunk) -> None:
+    def on_chunk(self, round_number: int, window: int, piece: StreamChunk) -> None:
         """A piece of what the model says of a window."""
 
-    def on_asked(self, round_number: int, window: int, asked: WindowReport) -> None:
+    def on_result(self, round_number: int, window: int, asked: WindowReport) -> None:
         """What became of a window."""
 
     def on_ranking(self, round_number: int, ranking: Ranking) -> None:
@@ -73,9 +73,9 @@ class RerankService:
         return self._reranker.model.name if self._reranker else ""
 
     @property
-    def by(self) -> ScoringMethod | None:
+    def method(self) -> ScoringMethod | None:
         """What is ranked by, if anything is."""
-        return self._reranker.by if self._reranker else None
+        return self._reranker.method if self._reranker else None
 
     async def rank(
         self, wanted: RerankRequest, client: str, name: str, audience: ProgressListener | None = None
@@ -109,12 +109,12 @@ class RerankService:
             async with asyncio.timeout(self.limits.grace_seconds):
                 await self.admission.idle()
         except TimeoutError:
-            self.cut_short()
+            self.cancel_all()
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LEAVING):
                     await self.admission.idle()
 
-    def cut_short(self) -> None:
+    def cancel_all(self) -> None:
         """End what is under way now: who waits for it is refused."""
         self._cut_short = True
         for work in self._work:
@@ -130,8 +130,8 @@ class RerankService:
         """Refuse what this server's model has no use for: better than to leave it out in silence."""
         if self._reranker is None:
             raise ApiError(503, "this server has no model: it shows a journal and ranks nothing")
-        for name, value in {"think": wanted.think, "strategy": wanted.strategy}.items():
-            if value is not None and self._reranker.by == "likelihood":
+        for name, value in {"think": wanted.reasoning, "strategy": wanted.strategy}.items():
+            if value is not None and self._reranker.method == "likelihood":
                 raise invalid_field(name, "this server ranks by likelihood, which has none; leave it out")
         return self._reranker
 
@@ -147,10 +147,10 @@ class RerankService:
 
         def on_asked(round_number: int, window: int, asked: WindowReport) -> None:
             nonlocal answered, gave_up
-            gave_up = asked.gave_up or gave_up
-            answered = answered or any(order.ranked for order in asked.outcome.orders)
+            gave_up = asked.error or gave_up
+            answered = answered or any(order.is_valid for order in asked.result.rankings)
             if audience is not None:
-                audience.on_asked(round_number, window, asked)
+                audience.on_result(round_number, window, asked)
 
         work = asyncio.create_task(
             reranker.arank(
@@ -158,10 +158,10 @@ class RerankService:
                 wanted.documents,
                 name=name,
                 strategy=_strategy(reranker, wanted),
-                think=wanted.think,
+                think=wanted.reasoning,
                 max_seconds=None if ends is None else max(ends - time.monotonic(), 0.0),
                 on_window=audience and audience.on_window,
-                on_text=audience and audience.on_text,
+                on_text=audience and audience.on_chunk,
                 on_asked=on_asked,
                 on_ranking=audience and audience.on_ranking,
             )

@@ -296,17 +296,17 @@ def _matching(rows: _Agreement, split: Callable[[float], Noise]) -> tuple[float,
 
 def _malformed(looks: Sequence[Observation]) -> float:
     """The share of answers that were malformed, at a window of 20."""
-    bad = sum(not look.order.ranked or len(look.order.placed) < len(look.shown) for look in looks)
+    bad = sum(not look.order.is_valid or len(look.order.ranked_ids) < len(look.shown) for look in looks)
     return min(bad / sum(len(look.shown) / 20 for look in looks), 1.0)
 
 
 def _tie_gap(looks: Sequence[Observation], grades: Grades, noise: Noise) -> float:
     """At which a judge with `noise` ties as many passages of these windows as were tied."""
     judge = SimulatedModel(grades, noise)
-    whole = [look for look in looks if look.order.ranked and len(look.order.placed) == len(look.shown)]
+    whole = [look for look in looks if look.order.is_valid and len(look.order.ranked_ids) == len(look.shown)]
     whole = [look for look in whole if look.unseen.issuperset(look.shown)] or whole
     tied = sum(len(look.shown) - len(look.order.tiers) for look in whole)
-    worths = [sorted(judge.worth(look.query_id, look.shown, look.sample), reverse=True) for look in whole]
+    worths = [sorted(judge.perceived_relevance(look.query_id, look.shown, look.sample), reverse=True) for look in whole]
     low, high = 0.0, 4 * max(noise.sd, 1.0)
     if not tied:
         return 0.0

@@ -41,7 +41,7 @@ def observations_of(records: Iterable[WindowRecord]) -> list[Observation]:
     seen: dict[str, set[str]] = {}  # by query, in rounds before the present one
     current: dict[str, tuple[int, set[str]]] = {}
     for record in records:
-        if record.window.by != "comparison":
+        if record.window.method != "comparison":
             continue
         number, now = current.get(record.query_id, (record.round, set()))
         before = seen.setdefault(record.query_id, set())
@@ -51,7 +51,7 @@ def observations_of(records: Iterable[WindowRecord]) -> list[Observation]:
         ids = record.window.doc_ids
         current[record.query_id] = record.round, now | set(ids)
         # with two answers to one look it is not known any more in which order later ones were shown
-        orders = record.orders[:1] if record.repairs.get("thought_about") else record.orders
+        orders = record.rankings[:1] if record.repairs.get("thought_about") else record.rankings
         for sample, order in enumerate(orders):
             shown = sample_order(record.query_id, ids, sample)
             found.append(Observation(record.query_id, shown, order, frozenset(ids) - before, sample))
@@ -88,7 +88,7 @@ class ObservedPairs:
         kept = [
             (number[doc_id], place, tier[doc_id])
             for place, doc_id in enumerate(look.shown)
-            if doc_id in look.unseen and look.order.ranked and doc_id in look.order.placed
+            if doc_id in look.unseen and look.order.is_valid and doc_id in look.order.ranked_ids
         ]
         self.ids, self.places, self.tiers = np.array(kept, dtype=np.int64).reshape(-1, 3).T
         self.all = np.array([number[doc_id] for doc_id in look.shown])

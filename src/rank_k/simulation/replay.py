@@ -53,7 +53,7 @@ def replay_strategy(
     try:
         step = next(steps)
         while True:
-            rounds.append(RoundSizes(tuple(len(window.doc_ids) for window in step.windows), step.windows_left))
+            rounds.append(RoundSizes(tuple(len(window.doc_ids) for window in step.windows), step.remaining_windows))
             step = steps.send(
                 [WindowResult(window, (with_answers(judge, query_id, window),)) for window in step.windows]
             )
@@ -83,9 +83,9 @@ def with_answers(judge: SimulatedModel, query_id: str, window: Window) -> Window
         return WindowRanking(
             tuple(tuple(ids[i] for i in tier) for tier in judge.tiers(query_id, ids)), frozenset(ids), True
         )
-    answer = parse_ranking(judge.said(query_id, ids), len(ids), finish_reason="stop")
+    answer = parse_ranking(judge.ranking_text(query_id, ids), len(ids), finish_reason="stop")
     tiers = tuple(tuple(ids[i - 1] for i in tier) for tier in answer.tiers)
-    return WindowRanking(tiers, frozenset(ids[i - 1] for i in answer.placed), answer.ranked)
+    return WindowRanking(tiers, frozenset(ids[i - 1] for i in answer.ranked_numbers), answer.is_valid)
 
 
 def ndcg(doc_ids: Sequence[str], grades: Mapping[str, int], cutoff: int = CUTOFF) -> float:

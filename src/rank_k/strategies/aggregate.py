@@ -16,7 +16,7 @@ def consensus(outcome: WindowResult) -> WindowRanking:
     one that no sample placed comes last, in input order. Positions are scaled by how many passages a sample
     placed, so that a short answer does not flatter its ids.
     """
-    orders = [order for order in outcome.orders if order.ranked]
+    orders = [order for order in outcome.rankings if order.is_valid]
     if not orders:
         return WindowRanking.unranked(outcome.window)
     if len(orders) == 1:
@@ -34,9 +34,9 @@ def _positions(orders: Sequence[WindowRanking]) -> dict[str, list[float]]:
     positions: dict[str, list[float]] = defaultdict(list)
     for order in orders:
         before = 0
-        last = max(len(order.placed) - 1, 1)
+        last = max(len(order.ranked_ids) - 1, 1)
         for tier in order.tiers:
-            placed = [doc_id for doc_id in tier if doc_id in order.placed]
+            placed = [doc_id for doc_id in tier if doc_id in order.ranked_ids]
             for doc_id in placed:
                 positions[doc_id].append((before + (len(placed) - 1) / 2) / last)
             before += len(placed)

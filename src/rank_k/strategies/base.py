@@ -112,7 +112,7 @@ class TieTracker:
         self._orders += 1
         for number, tier in enumerate(order.tiers):
             for doc_id in tier:
-                if doc_id in order.placed:
+                if doc_id in order.ranked_ids:
                     self._tier_of[doc_id] = (self._orders, number)
                 else:
                     self._tier_of.pop(doc_id, None)

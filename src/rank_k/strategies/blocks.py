@@ -41,7 +41,7 @@ class Blocks:
     window: int = 20
     partitions: int = 1
     boundary: int = 1
-    fuse: float = 1.0
+    first_stage_weight: float = 1.0
 
     def __post_init__(self) -> None:
         check_window(self.window)
@@ -49,8 +49,8 @@ class Blocks:
             raise InputError(f"partitions is {self.partitions}", "give 1 or more")
         if self.boundary < 0:
             raise InputError(f"boundary is {self.boundary}", "give 0 or more")
-        if not isfinite(self.fuse) or self.fuse < 0:
-            raise InputError(f"fuse is {self.fuse}", "give 0 (ignore the first stage) or more; 1 is usual")
+        if not isfinite(self.first_stage_weight) or self.first_stage_weight < 0:
+            raise InputError(f"fuse is {self.first_stage_weight}", "give 0 (ignore the first stage) or more; 1 is usual")
         load("numpy")  # now, not after the first round has been paid for
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
@@ -113,9 +113,9 @@ class Blocks:
         outcomes.extend(answered)
         for outcome in answered:
             order = consensus(outcome)
-            if order.ranked:
+            if order.is_valid:
                 ties.record(order)
-        fitted = fit(ids, outcomes, self.fuse)
+        fitted = fit(ids, outcomes, self.first_stage_weight)
         ranking = ties.ranking(fitted.ranked())
         return Ranking(ranking.doc_ids, ranking.tied, fitted.in_top(CUT))
 

@@ -133,7 +133,7 @@ def _evidence(ids: Sequence[str], outcomes: Iterable[WindowResult]) -> tuple[_Pa
     for number, outcome in enumerate(outcomes):
         if strange := next((doc_id for doc_id in outcome.window.doc_ids if doc_id not in position), None):
             raise InputError(f"an outcome holds {strange!r}, which is no candidate", "fit outcomes of one query only")
-        ranked = [order for order in outcome.orders if order.ranked]
+        ranked = [order for order in outcome.rankings if order.is_valid]
         for order in ranked:
             placed, tiers = _placed(order, position)
             first, second = _pairs_of(len(placed))
@@ -157,7 +157,7 @@ def _pairs_of(size: int) -> tuple[Indices, Indices]:
 
 def _placed(order: WindowRanking, position: Mapping[str, int]) -> tuple[list[int], list[int]]:
     """Positions of the passages that the model placed, best first, and the tier of each."""
-    found = [(position[d], number) for number, tier in enumerate(order.tiers) for d in tier if d in order.placed]
+    found = [(position[d], number) for number, tier in enumerate(order.tiers) for d in tier if d in order.ranked_ids]
     return [i for i, _ in found], [number for _, number in found]
 
 

@@ -35,31 +35,31 @@ class Combined:
     for a weight that makes no sense and `MissingExtra` without numpy.
     """
 
-    then: Strategy
-    fuse: float = 1.0
+    strategy: Strategy
+    first_stage_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isfinite(self.fuse) or self.fuse < 0:
-            raise InputError(f"fuse is {self.fuse}", "give 0 (ignore the first stage) or more; 1 is usual")
+        if not isfinite(self.first_stage_weight) or self.first_stage_weight < 0:
+            raise InputError(f"fuse is {self.first_stage_weight}", "give 0 (ignore the first stage) or more; 1 is usual")
         load("numpy")  # now, not after everything has been paid for
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = tuple(candidate.doc_id for candidate in candidates)
-        later = next(validated(self.then, candidates, seed), None) if len(ids) > 1 else None
+        later = next(validated(self.strategy, candidates, seed), None) if len(ids) > 1 else None
         if later is None:
             return Ranking.of(ids)
-        window = Window(ids, (1, len(ids)), by="likelihood")
-        [alone] = yield Round((window,), Ranking.of(ids), 1 + later.windows_left)
+        window = Window(ids, (1, len(ids)), method="likelihood")
+        [alone] = yield Round((window,), Ranking.of(ids), 1 + later.remaining_windows)
         first_stage = first_stage_scores(ids)
         likelihood = standardized(alone.likelihoods)
-        begun = ranked(ids, (1.0, likelihood), (self.fuse, first_stage))
+        begun = ranked(ids, (1.0, likelihood), (self.first_stage_weight, first_stage))
         compared: list[WindowResult] = []
-        steps = validated(self.then, [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(begun, 1)], seed)
+        steps = validated(self.strategy, [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(begun, 1)], seed)
         try:
             step = next(steps)
             while True:
                 ranking = self._ranking(ids, compared, likelihood, first_stage)
-                answered = yield Round(step.windows, ranking, step.windows_left)
+                answered = yield Round(step.windows, ranking, step.remaining_windows)
                 compared += answered
                 step = steps.send(answered)
         except StopIteration:
@@ -69,7 +69,7 @@ class Combined:
         self, ids: Sequence[str], compared: Sequence[WindowResult], likelihood: Scores, first_stage: Scores
     ) -> Ranking:
         comparison = comparison_scores(ids, compared)
-        return Ranking.of(ranked(ids, (1.0, comparison), (LIKELIHOOD, likelihood), (self.fuse, first_stage)))
+        return Ranking.of(ranked(ids, (1.0, comparison), (LIKELIHOOD, likelihood), (self.first_stage_weight, first_stage)))
 
 
 def first_stage_scores(ids: Sequence[str]) -> Scores:

@@ -87,7 +87,7 @@ def _winner(outcome: WindowResult, ties: TieTracker) -> str:
     """The best of a window. The parent, shown first, stays where the model put nothing above it or forgot it."""
     order = consensus(outcome)
     parent = outcome.window.doc_ids[0]
-    if not order.ranked or parent not in order.placed:
+    if not order.is_valid or parent not in order.ranked_ids:
         return parent
     ties.record(order)
     return parent if parent in order.tiers[0] else order.tiers[0][0]

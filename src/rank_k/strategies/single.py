@@ -28,6 +28,6 @@ class Single:
             [outcome] = yield Round((window,), ties.ranking(ids), 1)
             order = consensus(outcome)
             ids[: self.window] = order.doc_ids
-            if order.ranked:
+            if order.is_valid:
                 ties.record(order)
         return ties.ranking(ids)

@@ -53,6 +53,6 @@ class Sliding:
             [outcome] = yield Round((window,), ties.ranking(ids), len(plan) - done)
             order = consensus(outcome)
             ids[start:end] = order.doc_ids
-            if order.ranked:
+            if order.is_valid:
                 ties.record(order)
         return ties.ranking(ids)

@@ -85,10 +85,10 @@ def _drive(
 
 def _check_round(step: Round, ids: set[str]) -> None:
     assert not (promise := round_violation(step, ids)), promise
-    assert step.windows_left >= len(step.windows), "windows_left must count the windows of this round"
+    assert step.remaining_windows >= len(step.windows), "windows_left must count the windows of this round"
     for window in step.windows:
-        best, worst = window.reach
-        assert 1 <= best <= worst <= len(ids), f"reach {window.reach} is not within 1..{len(ids)}"
+        best, worst = window.rank_range
+        assert 1 <= best <= worst <= len(ids), f"reach {window.rank_range} is not within 1..{len(ids)}"
     _check_ranking(step.ranking, ids)
 
 

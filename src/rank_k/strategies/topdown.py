@@ -39,7 +39,7 @@ class TopDown:
             )
             order = consensus(outcome)
             head = list(order.doc_ids)
-            if order.ranked:
+            if order.is_valid:
                 ties.record(order)
             if not rest:
                 return ties.ranking(head + settled)
@@ -72,7 +72,7 @@ def _split_at(pivot: str, outcome: WindowResult, ties: TieTracker) -> tuple[list
     """Those placed before the pivot, and the rest. Without an order, or without the pivot in it, nobody has
     beaten the pivot: what a model forgot is no evidence."""
     order = consensus(outcome)
-    if not order.ranked or pivot not in order.placed:
+    if not order.is_valid or pivot not in order.ranked_ids:
         return [], [doc_id for doc_id in order.doc_ids if doc_id != pivot]
     ties.record(order)
     better: list[str] = []

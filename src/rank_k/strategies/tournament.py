@@ -90,12 +90,12 @@ def _half(length: int) -> int:
 def _best_first(outcome: WindowResult, rank: dict[str, int], ties: TieTracker) -> list[str]:
     """The group as the model ranks it; the first stage decides ties, and about those whom the model forgot."""
     order = consensus(outcome)
-    if order.ranked:
+    if order.is_valid:
         ties.record(order)
     tier = {doc_id: number for number, members in enumerate(order.tiers) for doc_id in members}
     return sorted(
         outcome.window.doc_ids,
-        key=lambda doc_id: (doc_id not in order.placed, tier[doc_id] if doc_id in order.placed else 0, rank[doc_id]),
+        key=lambda doc_id: (doc_id not in order.ranked_ids, tier[doc_id] if doc_id in order.ranked_ids else 0, rank[doc_id]),
     )
 
 

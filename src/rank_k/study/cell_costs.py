@@ -20,7 +20,7 @@ from rank_k.strategies.base import Strategy
 from rank_k.types import Candidate, Ranking, WindowResult
 from rank_k.window.listwise import ListwiseSettings
 
-AGREE = ListwiseSettings().agree
+AGREE = ListwiseSettings().agreeing_samples
 """So many samples of a window are taken at once; the others at once after them."""
 
 
@@ -103,23 +103,23 @@ def read_costs(journal: Journal, run: str) -> Iterator[QueryCosts]:
     """What each query of a run came to, by query id."""
     for query_id, of_query in groupby(journal.windows(run), key=lambda record: record.query_id):
         records = list(of_query)
-        replies = {key: journal.reply(key) for record in records for key in record.calls}
+        replies = {key: journal.find_response(key) for record in records for key in record.call_keys}
         if None in replies.values():
             raise JournalError(f"journal {journal.path} lacks calls of its own windows", "delete it and ask again")
         known = {key: reply for key, reply in replies.items() if reply is not None}
-        calls = [known[key] for record in records for key in record.calls]
+        calls = [known[key] for record in records for key in record.call_keys]
         yield QueryCosts(
             query_id,
             tuple(
                 tuple(
-                    _seconds(journal, record, {key: known[key].seconds for key in record.calls}) for record in windows
+                    _seconds(journal, record, {key: known[key].seconds for key in record.call_keys}) for record in windows
                 )
                 for _, windows in groupby(records, key=lambda record: record.round)
             ),
             len(calls),
             sum((reply.usage for reply in calls), Usage()),
             sum(reply.seconds for reply in calls),
-            sum(not any(order.ranked for order in record.orders) for record in records),
+            sum(not any(order.is_valid for order in record.rankings) for record in records),
             sum(record.repairs.get("gave_up", 0) for record in records),
             sum((Counter(record.repairs) for record in records), Counter()),
         )
@@ -132,7 +132,7 @@ def _seconds(journal: Journal, record: WindowRecord, seconds: Mapping[str, float
         return sum(seconds.values())
     first = crc32(record.query_id.encode("utf-8", "surrogateescape"))
     calls = []
-    for key in record.calls:
+    for key in record.call_keys:
         seed = journal.request(key).get("seed")
         calls.append(((int(seed) - first) % 2**31 if isinstance(seed, int) else 0, seconds[key]))
     return window_seconds(calls)
@@ -181,7 +181,7 @@ def rankings_by_round(
                 raise JournalError(
                     "the journal's windows are not those of this cell", "delete the journal and ask again"
                 )
-            step = steps.send([WindowResult(record.window, record.orders) for record in asked[number]])
+            step = steps.send([WindowResult(record.window, record.rankings) for record in asked[number]])
     except StopIteration as stop:
         return [*found, stop.value]
     raise JournalError("the journal ends in the midst of a query", "give the same command again")

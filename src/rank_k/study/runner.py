@@ -58,7 +58,7 @@ def run_cell(
         folder.output(cell).unlink(missing_ok=True)  # where it is, the cell counts as finished
         run = reranker.journal.begin_run(folder.settings(cell))
         reranker.journal.forget_windows(run)
-        with RunWriter(folder.output(cell)) as writer, watch(lambda: reranker.tally, len(first_stage.query_ids)):
+        with RunWriter(folder.output(cell)) as writer, watch(lambda: reranker.stats, len(first_stage.query_ids)):
             results = reranker.rerank(
                 first_stage if passages is None else passages,
                 opened.queries,
@@ -68,7 +68,7 @@ def run_cell(
             rankings = ((result.query_id, result.ranking) for result in results)
             for query_id, ranking in rankings if passages is None else passages.collapsed(rankings):
                 writer.write(query_id, ranking.doc_ids)
-        return reranker.tally
+        return reranker.stats
 
 
 def _judge(model: ModelPlan, opened: LoadedCollections, *, by_passage: bool) -> Model:

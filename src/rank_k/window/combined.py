@@ -18,7 +18,7 @@ from rank_k.window.reasoning import ReasoningMode
 class _PreparedQueries(PreparedQuery):
     """The texts to be compared, and `alone` those to be looked at by themselves: they may be cut elsewhere."""
 
-    alone: PreparedQuery
+    single: PreparedQuery
 
 
 class CombinedRanker:
@@ -26,26 +26,26 @@ class CombinedRanker:
 
     def __init__(self, likelihood: QueryLikelihoodRanker, comparison: ListwiseRanker) -> None:
         self.likelihood = likelihood
-        self.comparison = comparison
+        self.listwise = comparison
 
     async def prepare(self, think: ReasoningMode | None = None) -> None:
         """Raise `InputError` if the model cannot tell how likely a text is."""
         await self.likelihood.prepare(think)
-        await self.comparison.prepare(think)
+        await self.listwise.prepare(think)
 
-    async def check(self, query: Query) -> None:
+    async def check_query(self, query: Query) -> None:
         """Raise `QueryTooLong` if the query leaves no room for either."""
-        await self.likelihood.check(query)
-        await self.comparison.check(query)
+        await self.likelihood.check_query(query)
+        await self.listwise.check_query(query)
 
-    async def texts(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
+    async def prepare_query(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
         """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
-        alone = await self.likelihood.texts(query, passages)
-        compared = await self.comparison.texts(query, passages)
+        alone = await self.likelihood.prepare_query(query, passages)
+        compared = await self.listwise.prepare_query(query, passages)
         repairs = Counter(alone.repairs) | Counter(compared.repairs)  # a passage cut for both is cut once
         return _PreparedQueries(query, compared.text, compared.passages, repairs, alone)
 
-    async def ask(
+    async def rank(
         self,
         texts: PreparedQuery,
         window: Window,
@@ -54,6 +54,6 @@ class CombinedRanker:
         on_text: OnChunk | None = None,
     ) -> WindowReport:
         """What either makes of the window. Raises `ModelError` when the model cannot be had."""
-        if window.by == "likelihood" and isinstance(texts, _PreparedQueries):
-            return await self.likelihood.ask(texts.alone, window, think=think, on_text=on_text)
-        return await self.comparison.ask(texts, window, think=think, on_text=on_text)
+        if window.method == "likelihood" and isinstance(texts, _PreparedQueries):
+            return await self.likelihood.rank(texts.single, window, think=think, on_text=on_text)
+        return await self.listwise.rank(texts, window, think=think, on_text=on_text)

@@ -55,12 +55,12 @@ class ListwiseSettings:
     max_tokens: int = 8000
     temperature: float | None = 0.5
     top_p: float | None = None
-    think: ReasoningMode = ReasoningMode()
-    constrain: bool = True
+    reasoning: ReasoningMode = ReasoningMode()
+    constrained: bool = True
     samples: int = 1
-    agree: int = 2
-    rule: AutoReasoningPolicy = AutoReasoningPolicy()
-    verdicts: tuple[str, ...] = ()
+    agreeing_samples: int = 2
+    auto_policy: AutoReasoningPolicy = AutoReasoningPolicy()
+    label_words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +71,15 @@ class WindowReport:
     that went in circles was ended.
     """
 
-    outcome: WindowResult
+    result: WindowResult
     traces: tuple[str, ...]
     calls: tuple[str, ...]
     usage: Usage
     repairs: Mapping[str, int]
-    asked: int = 0
+    new_calls: int = 0
     seconds: float = 0.0
-    saved: int = 0
-    gave_up: ModelError | None = None
+    saved_tokens: int = 0
+    error: ModelError | None = None
     """Why no answer came, where none did."""
 
 
@@ -87,13 +87,13 @@ class WindowReport:
 class _Sample:
     """One look at a window: all that its calls have in common. `context`: tokens believed to be there."""
 
-    texts: PreparedQuery
+    query: PreparedQuery
     window: Window
-    sample: int
+    number: int
     context: int
-    think: ReasoningMode
-    spent: CallStats
-    on_text: OnChunk | None
+    reasoning: ReasoningMode
+    stats: CallStats
+    on_chunk: OnChunk | None
 
 
 class ListwiseRanker:
@@ -116,39 +116,39 @@ class ListwiseRanker:
         self.model = model
         self.settings = settings
         self.template = template or default_template()
-        self._showing = PromptBuilder(model, self.template, settings.passage_tokens, settings.max_tokens)
+        self._prompt_builder = PromptBuilder(model, self.template, settings.passage_tokens, settings.max_tokens)
         self._calls = calls or CachedCalls(model, journal, retries, on_retry, slots)
-        self._takes_a_grammar = RunOnce(self._try_grammar)
-        self._thinks_anyway = RunOnce(self._try_direct)
+        self._grammar_probe = RunOnce(self._probe_grammar)
+        self._no_reasoning_probe = RunOnce(self._probe_no_reasoning)
         self._budget_refused = False  # by the server: the token limit is used instead
-        self._empty_thought = False  # the model thinks although asked not to: show it a thought that is over
+        self._needs_empty_reasoning = False  # the model thinks although asked not to: show it a thought that is over
 
     async def prepare(self, think: ReasoningMode | None = None) -> None:
         """Find out, once and through the journal, what the model makes of being asked not to think.
 
         Only where `think` (default: the settings') asks for that.
         """
-        able = self.model.abilities
-        if (think or self.settings.think).kind in ("off", "auto") and able.thinks and able.prefill:
-            self._empty_thought = await self._thinks_anyway()
+        able = self.model.capabilities
+        if (think or self.settings.reasoning).kind in ("off", "auto") and able.reasons and able.prefill:
+            self._needs_empty_reasoning = await self._no_reasoning_probe()
 
-    async def _try_direct(self) -> bool:
+    async def _probe_no_reasoning(self) -> bool:
         question = Request(
-            (Message("user", "What is two and two? Answer with the number alone."),), 64, 0.0, think=False
+            (Message("user", "What is two and two? Answer with the number alone."),), 64, 0.0, reasoning=False
         )
         reply = await self._call(question, "probe", None)
         answer = parse_ranking(reply.text, 1, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
-        return bool(answer.trace.strip()) or answer.thought_was_cut
+        return bool(answer.trace.strip()) or answer.reasoning_truncated
 
-    async def texts(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
+    async def prepare_query(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
         """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
-        return await self._showing.texts(query, passages)
+        return await self._prompt_builder.prepare_query(query, passages)
 
-    async def check(self, query: Query) -> None:
+    async def check_query(self, query: Query) -> None:
         """Raise `QueryTooLong` if the query leaves no room for two passages and a short answer."""
-        await self._showing.check(query)
+        await self._prompt_builder.check_query(query)
 
-    async def ask(
+    async def rank(
         self,
         texts: PreparedQuery,
         window: Window,
@@ -162,7 +162,7 @@ class ListwiseRanker:
         Raises `ModelError` when the model cannot be had, never for a bad answer.
         """
         spent = CallStats()
-        look = _Sample(texts, window, 0, self.model.context, think or self.settings.think, spent, on_text)
+        look = _Sample(texts, window, 0, self.model.context_length, think or self.settings.reasoning, spent, on_text)
         taken = [await self._sample(look)] if self.settings.samples == 1 else await self._samples(look)
         found = tuple(order for orders, _ in taken for order in orders)
         return WindowReport(
@@ -171,119 +171,119 @@ class ListwiseRanker:
             tuple(spent.calls),
             spent.usage,
             +spent.repairs,
-            spent.asked,
+            spent.new_calls,
             spent.seconds,
-            spent.saved,
+            spent.saved_tokens,
         )
 
     async def _samples(self, look: _Sample) -> list[tuple[tuple[WindowRanking, ...], str]]:
         """Several looks at the window, each in an order of its own; no more than needed if the first ones agree."""
-        first, most = min(self.settings.agree, self.settings.samples), self.settings.samples
-        taken = await asyncio.gather(*(self._sample(replace(look, sample=n)) for n in range(first)))
+        first, most = min(self.settings.agreeing_samples, self.settings.samples), self.settings.samples
+        taken = await asyncio.gather(*(self._sample(replace(look, number=n)) for n in range(first)))
         orders = [orders[-1] for orders, _ in taken]
-        if all(order.ranked and order.tiers == orders[0].tiers for order in orders):
-            look.spent.repairs["samples_spared"] += most - first
+        if all(order.is_valid and order.tiers == orders[0].tiers for order in orders):
+            look.stats.repairs["samples_spared"] += most - first
             return taken
-        more = (self._sample(replace(look, sample=n)) for n in range(first, most))
+        more = (self._sample(replace(look, number=n)) for n in range(first, most))
         return taken + await asyncio.gather(*more)
 
     async def _sample(self, look: _Sample) -> tuple[tuple[WindowRanking, ...], str]:
         """One look at the window: its orders (two where a direct one and a thoughtful one were taken) and trace."""
         for shrinks in range(_SHRINKS + 1):
             try:
-                return await self._looked(look)
+                return await self._rank_sample(look)
             except ContextOverflow:
                 if shrinks == _SHRINKS:
                     raise
                 look = replace(look, context=int(look.context * _SHRINK))
         raise AssertionError("the loop returns or raises")
 
-    async def _looked(self, look: _Sample) -> tuple[tuple[WindowRanking, ...], str]:
-        think = look.think
-        shown = sample_order(look.texts.query.query_id, look.window.doc_ids, look.sample)
-        question = await self._question(look, shown)
+    async def _rank_sample(self, look: _Sample) -> tuple[tuple[WindowRanking, ...], str]:
+        think = look.reasoning
+        shown = sample_order(look.query.query.query_id, look.window.doc_ids, look.number)
+        question = await self._build_request(look, shown)
         if think.kind in ("full", "budget"):
-            answer = await self._thoughtful(question, think.tokens, look)
-            look.spent.repairs.update(answer.repairs)
+            answer = await self._rank_with_reasoning(question, think.tokens, look)
+            look.stats.repairs.update(answer.repairs)
             return (_window_ranking(answer, shown, look.window),), answer.trace
-        direct, reply = await self._direct(question, look)
+        direct, reply = await self._rank_without_reasoning(question, look)
         direct_order = _window_ranking(direct, shown, look.window)
-        if think.kind == "off" or not await self._is_worth_a_thought(question, direct_order, reply, look):
-            look.spent.repairs.update(direct.repairs)
+        if think.kind == "off" or not await self._should_reason(question, direct_order, reply, look):
+            look.stats.repairs.update(direct.repairs)
             return (direct_order,), direct.trace
-        look.spent.repairs["thought_about"] += 1
-        answer = await self._thoughtful(question, None, look)
-        look.spent.repairs.update(answer.repairs)
+        look.stats.repairs["thought_about"] += 1
+        answer = await self._rank_with_reasoning(question, None, look)
+        look.stats.repairs.update(answer.repairs)
         thought_order = _window_ranking(answer, shown, look.window)
-        orders = tuple(order for order in (direct_order, thought_order) if order.ranked)
+        orders = tuple(order for order in (direct_order, thought_order) if order.is_valid)
         return orders or (thought_order,), answer.trace
 
-    async def _question(self, look: _Sample, shown: tuple[str, ...]) -> Request:
-        query_id = look.texts.query.query_id
-        messages, budget = await self._showing.messages(look.texts, shown, look.context, look.spent.repairs)
+    async def _build_request(self, look: _Sample, shown: tuple[str, ...]) -> Request:
+        query_id = look.query.query.query_id
+        messages, budget = await self._prompt_builder.messages(look.query, shown, look.context, look.stats.repairs)
         return Request(
             messages,
             budget,
             self.settings.temperature,
             self.settings.top_p,
-            seed=(seed_of(query_id) + look.sample) % 2**31,
-            sample=look.sample,
-            subject=RequestContext(query_id, shown),
+            seed=(seed_of(query_id) + look.number) % 2**31,
+            sample=look.number,
+            context=RequestContext(query_id, shown),
         )
 
     # --- without a thought ---
 
-    async def _direct(self, question: Request, look: _Sample) -> tuple[ParsedAnswer, Response]:
+    async def _rank_without_reasoning(self, question: Request, look: _Sample) -> tuple[ParsedAnswer, Response]:
         """The answer at once."""
-        asking = await self._answering(question)
-        wants_logprobs = look.think.kind == "auto" and self.model.abilities.logprobs
-        asking = replace(asking, think=False, logprobs=wants_logprobs)
-        if self._empty_thought:
+        asking = await self._answer_request(question)
+        wants_logprobs = look.reasoning.kind == "auto" and self.model.capabilities.logprobs
+        asking = replace(asking, reasoning=False, logprobs=wants_logprobs)
+        if self._needs_empty_reasoning:
             asking = replace(asking, prefill=_EMPTY_REASONING)
         reply = await self._call(asking, "direct", look)
-        return self._read(reply, asking, look.spent, thought_closed=self._empty_thought), reply
+        return self._parse_answer(reply, asking, look.stats, thought_closed=self._needs_empty_reasoning), reply
 
-    async def _is_worth_a_thought(
+    async def _should_reason(
         self, question: Request, order: WindowRanking, reply: Response, look: _Sample
     ) -> bool:
         """What the rule says, going by the reply's probabilities, or by a second look at the window turned round."""
-        rule = self.settings.rule
-        if not order.ranked:
+        rule = self.settings.auto_policy
+        if not order.is_valid:
             return True
         if not should_reason(look.window, None, rule):
             return False
-        size, cut = len(question.subject.doc_ids), rule.places(look.window)
+        size, cut = len(question.context.doc_ids), rule.places(look.window)
         sure = None if reply.tokens is None else confidence(reply.tokens, size, cut)
         if sure is None:
-            turned = tuple(reversed(question.subject.doc_ids))
-            other, _ = await self._direct(await self._question(look, turned), look)
+            turned = tuple(reversed(question.context.doc_ids))
+            other, _ = await self._rank_without_reasoning(await self._build_request(look, turned), look)
             sure = agreement(order, _window_ranking(other, turned, look.window), cut)
         return should_reason(look.window, sure, rule)
 
     # --- with a thought ---
 
-    async def _thoughtful(self, question: Request, tokens: int | None, look: _Sample) -> ParsedAnswer:
+    async def _rank_with_reasoning(self, question: Request, tokens: int | None, look: _Sample) -> ParsedAnswer:
         """The answer after a thought of at most `tokens` (None: as long as it likes)."""
-        able = self.model.abilities
-        size = len(question.subject.doc_ids)
-        if not able.thinks and able.prefill:
-            return await self._begun(question, tokens, look)
-        reply = await self._reasoned(question, tokens, look)
+        able = self.model.capabilities
+        size = len(question.context.doc_ids)
+        if not able.reasons and able.prefill:
+            return await self._rank_with_prefilled_reasoning(question, tokens, look)
+        reply = await self._request_reasoning(question, tokens, look)
         if tokens is not None and reply.usage.reasoning_tokens > tokens:
-            look.spent.repairs["budget_ignored"] += 1
+            look.stats.repairs["budget_ignored"] += 1
         answer = _parse_response(reply, size)
         short = "cut" in answer.repairs and "missing" in answer.repairs
-        if answer.thought_was_cut:
-            look.spent.repairs["thought_closed"] += 1
+        if answer.reasoning_truncated:
+            look.stats.repairs["thought_closed"] += 1
         elif short and answer.trace and tokens is not None:
-            look.spent.repairs["answer_asked_again"] += 1  # the budget ended in the midst of the answer
-        elif not answer.ranked and answer.trace and able.prefill and able.grammar and self.settings.constrain:
-            look.spent.repairs["answer_asked_again"] += 1
+            look.stats.repairs["answer_asked_again"] += 1  # the budget ended in the midst of the answer
+        elif not answer.is_valid and answer.trace and able.prefill and able.grammar and self.settings.constrained:
+            look.stats.repairs["answer_asked_again"] += 1
         else:
             return answer
-        return await self._closed(question, answer, look)
+        return await self._force_answer(question, answer, look)
 
-    async def _reasoned(self, question: Request, tokens: int | None, look: _Sample) -> Response:
+    async def _request_reasoning(self, question: Request, tokens: int | None, look: _Sample) -> Response:
         """Return the reply to `question`, its reasoning limited to `tokens` (None: not limited).
 
         The server's own budget is used where it has one. A server that refuses it (vLLM without a reasoning parser)
@@ -291,78 +291,78 @@ class ListwiseRanker:
         """
         if tokens is None:
             return await self._call(question, "ask", look)
-        if self.model.abilities.budget:
-            max_tokens = min(tokens + _answer_tokens(len(question.subject.doc_ids)), question.max_tokens)
+        if self.model.capabilities.reasoning_budget:
+            max_tokens = min(tokens + _answer_tokens(len(question.context.doc_ids)), question.max_tokens)
             try:
-                return await self._call(replace(question, budget=tokens, max_tokens=max_tokens), "ask", look)
+                return await self._call(replace(question, reasoning_budget=tokens, max_tokens=max_tokens), "ask", look)
             except FieldRejected:
                 self._budget_refused = True
-        look.spent.repairs["budget_refused"] += self._budget_refused
+        look.stats.repairs["budget_refused"] += self._budget_refused
         return await self._call(replace(question, max_tokens=min(tokens, question.max_tokens)), "ask", look)
 
-    async def _begun(self, question: Request, tokens: int | None, look: _Sample) -> ParsedAnswer:
+    async def _rank_with_prefilled_reasoning(self, question: Request, tokens: int | None, look: _Sample) -> ParsedAnswer:
         """A thought for a model that has none of its own: begun for it, ended at the budget, then the answer."""
-        size = len(question.subject.doc_ids)
+        size = len(question.context.doc_ids)
         room = max(question.max_tokens - _answer_tokens(size), 1)
         asking = replace(question, prefill=_REASONING_START, stop=("</think>",), max_tokens=min(tokens or room, room))
-        words = self.settings.verdicts
-        asking = replace(asking, logprobs=bool(words) and self.model.abilities.logprobs)
+        words = self.settings.label_words
+        asking = replace(asking, logprobs=bool(words) and self.model.capabilities.logprobs)
         reply = await self._call(asking, "ask", look)
         if reply.finish_reason != "stop":
-            look.spent.repairs["thought_closed"] += 1
+            look.stats.repairs["thought_closed"] += 1
         thought = (reply.reasoning or "") + reply.text
         trace = thought.partition("</think>")[0].replace("<think>", "").strip()
         cut = {} if reply.finish_reason == "stop" else {"cut": 1}
         if words:
             answer = parse_labels(trace, size, words, reply.tokens)
-            if answer.ranked:
+            if answer.is_valid:
                 return replace(answer, repairs={**answer.repairs, **cut})
-        return await self._closed(question, ParsedAnswer((), frozenset(), cut, False, trace), look)
+        return await self._force_answer(question, ParsedAnswer((), frozenset(), cut, False, trace), look)
 
-    async def _closed(self, question: Request, so_far: ParsedAnswer, look: _Sample) -> ParsedAnswer:
+    async def _force_answer(self, question: Request, so_far: ParsedAnswer, look: _Sample) -> ParsedAnswer:
         """The answer that follows from a thought that was ended: with the trace in place where the server can
         go on from it, else in a fresh turn that carries the notes."""
         trace = so_far.trace
         answer = None
-        if self.model.abilities.prefill:
-            asking = await self._answering(question)
+        if self.model.capabilities.prefill:
+            asking = await self._answer_request(question)
             kept = _fitting_trace(trace, question, asking.max_tokens, look.context)
             asking = replace(asking, prefill=f"{_REASONING_START}{strip_template_tokens(kept)}{_REASONING_END}")
             try:
                 reply = await self._call(asking, "close", look)
-                answer = self._read(reply, asking, look.spent, thought_closed=True)
+                answer = self._parse_answer(reply, asking, look.stats, thought_closed=True)
             except PromptFiltered:
                 raise
             except RequestRejected as error:
                 if error.status in (401, 403):
                     raise
-        if answer is None or not answer.ranked:
+        if answer is None or not answer.is_valid:
             asking = await self._fresh_turn(question, trace, look.context)
             reply = await self._call(asking, "close", look)
-            answer = self._read(reply, asking, look.spent, thought_closed=False)
+            answer = self._parse_answer(reply, asking, look.stats, thought_closed=False)
         traces = (trace, answer.trace if answer.trace not in trace else "")
         repairs = Counter(answer.repairs)
         repairs["cut"] += so_far.repairs.get("cut", 0)
         return replace(answer, trace="\n".join(filter(None, traces)), repairs=+repairs)
 
-    async def _answering(self, question: Request) -> Request:
+    async def _answer_request(self, question: Request) -> Request:
         """`question` for the answer alone: short, and held to a ranking where the server can."""
-        size = len(question.subject.doc_ids)
-        held = self.settings.constrain and self.model.abilities.grammar and await self._takes_grammars()
+        size = len(question.context.doc_ids)
+        held = self.settings.constrained and self.model.capabilities.grammar and await self._accepts_grammar()
         tokens = min(question.max_tokens, _answer_tokens(size))
-        return replace(question, max_tokens=tokens, ranking_of=size if held else None)
+        return replace(question, max_tokens=tokens, constrain_to_ranking_of=size if held else None)
 
-    async def _takes_grammars(self) -> bool:
+    async def _accepts_grammar(self) -> bool:
         """Whether the server takes a grammar rather than refusing it: found out once, through the journal.
 
         The embedded one does, and asking it would push the prompt just read out of its cache.
         """
-        if not self.model.abilities.thinks:
+        if not self.model.capabilities.reasons:
             return True
-        return await self._takes_a_grammar()
+        return await self._grammar_probe()
 
-    async def _try_grammar(self) -> bool:
-        question = Request((Message("user", "Put [1] and [2] in any order."),), 32, 0.0, think=False, ranking_of=2)
+    async def _probe_grammar(self) -> bool:
+        question = Request((Message("user", "Put [1] and [2] in any order."),), 32, 0.0, reasoning=False, constrain_to_ranking_of=2)
         try:
             await self._call(question, "probe", None)
         except RequestRejected as error:
@@ -373,8 +373,8 @@ class ListwiseRanker:
 
     async def _fresh_turn(self, question: Request, trace: str, context: int) -> Request:
         """The question again, the notes so far, and the demand for the order."""
-        size = len(question.subject.doc_ids)
-        asking = replace(await self._answering(question), think=False)
+        size = len(question.context.doc_ids)
+        asking = replace(await self._answer_request(question), reasoning=False)
         budget = min(question.max_tokens, 1024 + 8 * size)  # it may think again
         notes = " ".join(strip_template_tokens(_fitting_trace(trace, question, budget, context)).split())
         turns = (Message("assistant", f"My notes so far: {notes}"), Message("user", _FORCED_ANSWER_PROMPT))
@@ -383,30 +383,30 @@ class ListwiseRanker:
     # --- calls ---
 
     async def _call(self, request: Request, purpose: str, look: _Sample | None) -> Response:
-        spent = look.spent if look else CallStats()
-        on_text = look.on_text if look else None
-        reply = await self._calls.reply(request, purpose, spent, on_text, self._asked)
+        spent = look.stats if look else CallStats()
+        on_text = look.on_chunk if look else None
+        reply = await self._calls.complete(request, purpose, spent, on_text, self._complete)
         if reply.finish_reason == "stopped":
             spent.repairs["loops"] += 1
-            spent.saved += max(request.max_tokens - reply.usage.completion_tokens, 0)
+            spent.saved_tokens += max(request.max_tokens - reply.usage.completion_tokens, 0)
         return reply
 
-    async def _asked(self, request: Request, on_text: OnChunk) -> Response:
+    async def _complete(self, request: Request, on_text: OnChunk) -> Response:
         """Ask, and end a reply that goes in circles before its circles."""
-        watch = _RepetitionWatch(on_text, max(len(request.subject.doc_ids), 1))
-        reply = await self.model.ask(request, watch)
-        if reply.finish_reason == "stopped" and watch.looped:
-            reasoning, text = watch.before(reply)
+        watch = _RepetitionWatch(on_text, max(len(request.context.doc_ids), 1))
+        reply = await self.model.complete(request, watch)
+        if reply.finish_reason == "stopped" and watch.repetitive:
+            reasoning, text = watch.before_repetition(reply)
             reply = replace(reply, reasoning=reasoning, text=text)
         if request.prefill and "</think>" not in request.prefill:  # all that came was thought
             reply = replace(reply, usage=replace(reply.usage, reasoning_tokens=reply.usage.completion_tokens))
         return reply
 
-    def _read(self, reply: Response, asking: Request, spent: CallStats, thought_closed: bool) -> ParsedAnswer:
+    def _parse_answer(self, reply: Response, asking: Request, spent: CallStats, thought_closed: bool) -> ParsedAnswer:
         """The answer in a reply; notes where the server forgot the grammar."""
-        size = len(asking.subject.doc_ids)
+        size = len(asking.context.doc_ids)
         said = reply.text.rpartition("</think>")[2]
-        if asking.ranking_of is not None and not follows(said, size) and reply.finish_reason != "length":
+        if asking.constrain_to_ranking_of is not None and not follows(said, size) and reply.finish_reason != "length":
             spent.repairs["grammar_ignored"] += 1
         return _parse_response(reply, size, thought_closed)
 
@@ -416,22 +416,22 @@ class _RepetitionWatch:
 
     def __init__(self, on_text: OnChunk, passages: int) -> None:
         self._on_text = on_text
-        self._thought, self._text = RepetitionDetector(passages), RepetitionDetector(passages)
-        self.looped = False
+        self._reasoning, self._text = RepetitionDetector(passages), RepetitionDetector(passages)
+        self.repetitive = False
 
     def __call__(self, delta: StreamChunk) -> bool:
         self._on_text(delta)
-        if delta.reasoning and self._thought.feed(delta.reasoning):
-            self.looped = True
+        if delta.reasoning and self._reasoning.feed(delta.reasoning):
+            self.repetitive = True
         if delta.text and self._text.feed(delta.text):
-            self.looped = True
-        return self.looped
+            self.repetitive = True
+        return self.repetitive
 
-    def before(self, reply: Response) -> tuple[str | None, str]:
+    def before_repetition(self, reply: Response) -> tuple[str | None, str]:
         """Reasoning and text of `reply` up to where they begin to repeat themselves."""
         reasoning, text = reply.reasoning, reply.text
-        if reasoning is not None and self._thought.start is not None:
-            reasoning = reasoning[: self._thought.start]
+        if reasoning is not None and self._reasoning.start is not None:
+            reasoning = reasoning[: self._reasoning.start]
         if self._text.start is not None:
             text = text[: self._text.start]
         return reasoning, text
@@ -467,7 +467,7 @@ def sample_order(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[st
 
 def _window_ranking(answer: ParsedAnswer, shown: Sequence[str], window: Window) -> WindowRanking:
     """The answer in terms of ids; what the model did not place follows in the window's order."""
-    placed = frozenset(shown[number - 1] for number in answer.placed)
-    tiers = [tuple(shown[number - 1] for number in tier if number in answer.placed) for tier in answer.tiers]
+    placed = frozenset(shown[number - 1] for number in answer.ranked_numbers)
+    tiers = [tuple(shown[number - 1] for number in tier if number in answer.ranked_numbers) for tier in answer.tiers]
     rest = ((doc_id,) for doc_id in window.doc_ids if doc_id not in placed)
-    return WindowRanking((*filter(None, tiers), *rest), placed, answer.ranked)
+    return WindowRanking((*filter(None, tiers), *rest), placed, answer.is_valid)

@@ -31,15 +31,15 @@ class ParsedAnswer:
     """
 
     tiers: tuple[tuple[int, ...], ...]
-    placed: frozenset[int]
+    ranked_numbers: frozenset[int]
     repairs: Mapping[str, int]
-    ranked: bool
+    is_valid: bool
     trace: str = ""
 
     @property
-    def thought_was_cut(self) -> bool:
+    def reasoning_truncated(self) -> bool:
         """Whether the model never came to its answer, so that asking for it can help."""
-        return not self.ranked and "cut" in self.repairs
+        return not self.is_valid and "cut" in self.repairs
 
 
 def parse_ranking(

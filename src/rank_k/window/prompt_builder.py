@@ -49,7 +49,7 @@ class PromptBuilder:
     passage_tokens: int
     max_tokens: int
 
-    async def texts(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
+    async def prepare_query(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
         """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
         repairs: Counter[str] = Counter()
         text = sanitize(query.text, markers=False)
@@ -66,7 +66,7 @@ class PromptBuilder:
             repairs["passages_cut"] = cuts + 1
         return shown
 
-    async def check(self, query: Query) -> None:
+    async def check_query(self, query: Query) -> None:
         """Raise `QueryTooLong` if the query leaves no room for two passages and a short answer."""
         await self._check_query(sanitize(query.text, markers=False))
 
@@ -89,22 +89,22 @@ class PromptBuilder:
             if passage.tokens is None:
                 passage.tokens = await self._count(passage.text, repairs)
         share = allocate_tokens(context, frame_tokens, [passage.tokens or 0 for passage in passages], self.max_tokens)
-        if share.budget < self.max_tokens:
+        if share.max_tokens < self.max_tokens:
             repairs["budget_cut"] = 1
         for i, passage in enumerate(passages):
-            if (passage.tokens or 0) > share.passage:
+            if (passage.tokens or 0) > share.passage_tokens:
                 repairs["context_cut"] += 1
-                shown[i] = (await self._within(passage.text, share.passage, Counter())).text
-        return self.template.messages(texts.text, shown), share.budget
+                shown[i] = (await self._within(passage.text, share.passage_tokens, Counter())).text
+        return self.template.messages(texts.text, shown), share.max_tokens
 
     async def _check_query(self, text: str) -> None:
         frame = self._frame(text, 2)
         overhead = CHAT_TOKENS + 2 * _MARKER_TOKENS
-        if max_token_bound(frame) + overhead + self.max_tokens <= self.model.context:
+        if max_token_bound(frame) + overhead + self.max_tokens <= self.model.context_length:
             return
         tokens = await self._count(frame, Counter()) + overhead
         try:
-            allocate_tokens(self.model.context, tokens, (16, 16), self.max_tokens)
+            allocate_tokens(self.model.context_length, tokens, (16, 16), self.max_tokens)
         except QueryTooLong as error:
             raise QueryTooLong(f"query {join_lines(text)[:60]!r}...: {error.problem}", error.remedy) from None
 

@@ -53,25 +53,25 @@ class QueryLikelihoodRanker:
     ) -> None:
         self.model = model
         self._calls = calls or CachedCalls(model, journal, retries, on_retry, slots)
-        self._showing = PromptBuilder(model, TEMPLATE, passage_tokens, 1)
+        self._prompt_builder = PromptBuilder(model, TEMPLATE, passage_tokens, 1)
 
     async def prepare(self, think: ReasoningMode | None = None) -> None:
         """Raise `InputError` if the model cannot tell how likely a text is."""
-        if not self.model.abilities.spells:
+        if not self.model.capabilities.scores_given_text:
             raise InputError(
                 f"{self.model.name} cannot be asked how likely a query is",
                 "rank by comparison, or with the embedded model or a llama.cpp server",
             )
 
-    async def texts(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
+    async def prepare_query(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
         """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
-        return await self._showing.texts(query, passages)
+        return await self._prompt_builder.prepare_query(query, passages)
 
-    async def check(self, query: Query) -> None:
+    async def check_query(self, query: Query) -> None:
         """Raise `QueryTooLong` if the query leaves no room for a passage."""
-        await self._showing.check(query)
+        await self._prompt_builder.check_query(query)
 
-    async def ask(
+    async def rank(
         self,
         texts: PreparedQuery,
         window: Window,
@@ -99,25 +99,25 @@ class QueryLikelihoodRanker:
         else:
             spent.repairs["unranked"] += 1
         return WindowReport(
-            WindowResult(replace(window, by="likelihood"), (order_by_score(window, told),), told),
+            WindowResult(replace(window, method="likelihood"), (order_by_score(window, told),), told),
             (),
             tuple(spent.calls),
             spent.usage,
             +spent.repairs,
-            spent.asked,
+            spent.new_calls,
             spent.seconds,
         )
 
     async def _likelihood(self, texts: PreparedQuery, doc_id: str, spent: CallStats) -> float | None:
         """The log-probability of the query after this passage, or None if the reply does not tell."""
         repairs: Counter[str] = Counter()
-        [message], _ = await self._showing.messages(texts, [doc_id], self.model.context, repairs)
+        [message], _ = await self._prompt_builder.messages(texts, [doc_id], self.model.context_length, repairs)
         spent.repairs.update(repairs)
         spelling = f" {texts.text}"
         prompt = message.content.removesuffix(spelling)
         subject = RequestContext(texts.query.query_id, (doc_id,))
-        question = Request((Message("user", prompt),), 1, 0.0, spelling=spelling, subject=subject)
-        reply = await self._calls.reply(question, "likelihood", spent)
+        question = Request((Message("user", prompt),), 1, 0.0, forced_text=spelling, context=subject)
+        reply = await self._calls.complete(question, "likelihood", spent)
         score = log_probability(reply, spelling)
         if score is not None and reply.usage.completion_tokens > len(reply.tokens or ()):
             spent.repairs["spelt_in_part"] += 1

@@ -46,13 +46,13 @@ class AutoReasoningPolicy:
     `least`: below this confidence of the direct order a window is thought about.
     """
 
-    cut: int = 10
-    head: int = 50
-    least: float = 0.9
+    top_k: int = 10
+    max_rank: int = 50
+    min_confidence: float = 0.9
 
     def places(self, window: Window) -> int:
         """How many of the first places of `window` can still be ranks down to the cut; 0: it cannot touch the top."""
-        return min(max(self.cut - window.reach[0] + 1, 0), len(window.doc_ids))
+        return min(max(self.top_k - window.rank_range[0] + 1, 0), len(window.doc_ids))
 
 
 def should_reason(window: Window, sure: float | None, rule: AutoReasoningPolicy) -> bool:
@@ -61,7 +61,7 @@ def should_reason(window: Window, sure: float | None, rule: AutoReasoningPolicy)
     A pure function of what is given: nothing is learnt from other windows, so that a replay decides alike. What the
     thought finds is not to replace the direct order but to stand beside it (two orders in one outcome).
     """
-    return rule.places(window) > 0 and window.reach[1] <= rule.head and (sure is None or sure < rule.least)
+    return rule.places(window) > 0 and window.rank_range[1] <= rule.max_rank and (sure is None or sure < rule.min_confidence)
 
 
 _CHAIN = re.compile(r"\[\d{1,4}\](?:[\s>=,]*\[\d{1,4}\])*")
@@ -117,8 +117,8 @@ def agreement(one: WindowRanking, other: WindowRanking, cut: int = 10) -> float:
     order. A pair that only one of them ties counts as chance does; a pair that both tie, or with a passage that one of
     them did not place, does not count. 0 where no pair is left: nothing was told apart.
     """
-    placed = one.placed & other.placed
-    if not one.ranked or not other.ranked:
+    placed = one.ranked_ids & other.ranked_ids
+    if not one.is_valid or not other.is_valid:
         return 0.0
     tier_in_one = {doc_id: n for n, tier in enumerate(one.tiers) for doc_id in tier}
     tier_in_other = {doc_id: n for n, tier in enumerate(other.tiers) for doc_id in tier}

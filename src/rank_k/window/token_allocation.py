@@ -24,8 +24,8 @@ MIN_BARE_PASSAGE_TOKENS = 16
 class TokenAllocation(NamedTuple):
     """`passage` tokens for each passage at most; `budget` tokens for thought and answer."""
 
-    passage: int
-    budget: int
+    passage_tokens: int
+    max_tokens: int
 
 
 def allocate_tokens(context: int, frame: int, passages: Sequence[int], budget: int) -> TokenAllocation:

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             reranker.check(_queries(args))  # a query that is too long should be no surprise behind paid calls
             price = prices(args, reranker.model.name)
             name = reranker.journal.begin_run(settings)
-            with Progress(lambda: reranker.tally, looked_at.total, quiet=args.quiet):
+            with Progress(lambda: reranker.stats, looked_at.total, quiet=args.quiet):
                 for _ in traced(reranker, _sets(args), under_way, token_budget=args.token_budget, run_name=name):
                     pass
         except KeyboardInterrupt:
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.quiet:
             if looked_at.unjudged:
                 print(f"{looked_at.unjudged:,} sets left out: nothing is known of their queries", file=sys.stderr)
-            print("\n".join(rerank_summary.lines(reranker.tally, time.monotonic() - started, price)), file=sys.stderr)
+            print("\n".join(rerank_summary.lines(reranker.stats, time.monotonic() - started, price)), file=sys.stderr)
     return 0
 
 

@@ -52,7 +52,7 @@ def lines(tally: RunStats, seconds: float, price: Prices | None = None, by: Scor
     about = "about " if usage.estimated else ""
     found = [
         f"{tally.queries} queries, {tally.rounds} rounds, {tally.calls} calls"
-        f" ({tally.calls - tally.asked} from the journal), {format_seconds(seconds)}",
+        f" ({tally.calls - tally.new_calls} from the journal), {format_seconds(seconds)}",
         f"tokens: {about}{usage.prompt_tokens:,} in ({usage.cached_tokens:,} cached),"
         f" {usage.completion_tokens:,} out, of these {usage.reasoning_tokens:,} reasoning",
     ]
@@ -60,8 +60,8 @@ def lines(tally: RunStats, seconds: float, price: Prices | None = None, by: Scor
         found.insert(0, BY_LIKELIHOOD)
     if price is not None:
         found.append(f"cost: {price.of(usage):.4f}")
-    if tally.saved:
-        found.append(f"saved: at least {tally.saved:,} tokens, by ending thoughts that went in circles")
+    if tally.saved_tokens:
+        found.append(f"saved: at least {tally.saved_tokens:,} tokens, by ending thoughts that went in circles")
     found += [f"repairs: {count:,} {REPAIRS.get(kind, kind)}" for kind, count in sorted(tally.repairs.items()) if count]
     if tally.unranked_windows:
         named = ", ".join(f"{query_id} (round {number + 1})" for query_id, number in tally.unranked[:5])
@@ -80,13 +80,13 @@ def report(tally: RunStats, seconds: float, settings: dict[str, Any], price: Pri
         "rounds": tally.rounds,
         "windows": tally.windows,
         "calls": tally.calls,
-        "calls_asked_now": tally.asked,
+        "calls_asked_now": tally.new_calls,
         "prompt_tokens": usage.prompt_tokens,
         "cached_tokens": usage.cached_tokens,
         "completion_tokens": usage.completion_tokens,
         "reasoning_tokens": usage.reasoning_tokens,
         "answer_tokens": usage.completion_tokens - usage.reasoning_tokens,
-        "saved_tokens": tally.saved,
+        "saved_tokens": tally.saved_tokens,
         "tokens_estimated": usage.estimated,
         "cost": None if price is None else round(price.of(usage), 6),
         "forced_endings": tally.repairs["thought_closed"],
@@ -115,7 +115,7 @@ def write_report(file: TextIO, told: dict[str, Any], queries: Iterable[QueryCost
             "reasoning_tokens": usage.reasoning_tokens,
             "answer_tokens": usage.completion_tokens - usage.reasoning_tokens,
             "seconds": round(query.seconds, 3),
-            "unranked_windows": query.unranked,
+            "unranked_windows": query.unranked_windows,
             "repairs": dict(sorted(query.repairs.items())),
         }
         file.write(("," if number else "") + "\n    " + json.dumps(row))
