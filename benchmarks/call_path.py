@@ -23,7 +23,7 @@ from tests.loopback import Plan, in_thread, make_queries
 
 from rank_k.cli import main as rank_k
 
-METHODS = ("comparison", "likelihood", "both")
+METHODS = ("listwise", "likelihood", "combined")
 
 
 class ClassTrace:
@@ -52,11 +52,11 @@ def _is_followed(kind: type) -> bool:
 
 
 def traced(method: str) -> list[str]:
-    """Return the classes behind `rank-k rerank --by METHOD`, as dotted names."""
+    """Return the classes behind `rank-k rerank --method METHOD`, as dotted names."""
     collection = make_queries(1, 25)
     with tempfile.TemporaryDirectory() as folder, in_thread(_plan()) as server:
         files = _write(Path(folder), collection)
-        server_options = ["--server", server.url, "--model", "oracle", "--dialect", "llamacpp", "--by", method]
+        server_options = ["--server", server.url, "--model", "oracle", "--server-type", "llamacpp", "--method", method]
         trace = ClassTrace()
         threading.setprofile(trace)
         sys.setprofile(trace)
@@ -66,7 +66,7 @@ def traced(method: str) -> list[str]:
             sys.setprofile(None)
             threading.setprofile(None)
     if status:
-        raise SystemExit(f"rank-k rerank --by {method} exited with status {status}")
+        raise SystemExit(f"rank-k rerank --method {method} exited with status {status}")
     return trace.names
 
 

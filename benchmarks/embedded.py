@@ -1,6 +1,6 @@
 """BM25's best reranked by the embedded model, through the command line: by comparison and by query likelihood.
 
-    python -m benchmarks.embedded [--data ../shared/data/trec-dl19 ...] [--by likelihood comparison] [--queries 43]
+    python -m benchmarks.embedded [--data ../shared/data/trec-dl19 ...] [--method likelihood comparison] [--queries 43]
 
 Prints the commands, their summaries, what a query took, and the table of measures. Interrupted, the same command
 goes on. The model has as many threads as cores it may use: on a machine with other work, run it under `taskset -c 0`.
@@ -24,8 +24,8 @@ RUNS = ("run.anserini-bm25-condensed100.trec", "run.bm25.trec")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", type=Path, default=[Path("../shared/data/trec-dl19")], help="BEIR folders")
-    parser.add_argument("--by", nargs="+", choices=("comparison", "likelihood"), default=["comparison", "likelihood"])
-    parser.add_argument("--think", default="off", help="of comparison")
+    parser.add_argument("--method", nargs="+", choices=("listwise", "likelihood"), default=["listwise", "likelihood"])
+    parser.add_argument("--reasoning", default="off", help="of comparison")
     parser.add_argument("--passage-tokens", nargs="+", type=int, default=[0], help="0: as long as is usual")
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--queries", type=int, default=sys.maxsize, help="the first so many")
@@ -36,8 +36,8 @@ def main() -> None:
         output.mkdir(parents=True, exist_ok=True)
         run, qrels = _first_stage(data, output, args.queries)
         outputs = [
-            _reranked(data, run, output, by, args.think, passage_tokens, args.depth)
-            for by in args.by
+            _reranked(data, run, output, method, args.reasoning, passage_tokens, args.depth)
+            for method in args.method
             for passage_tokens in args.passage_tokens
         ]
         _rank_k("evaluate", "--qrels", qrels, run, *outputs)
@@ -54,10 +54,14 @@ def _first_stage(data: Path, output: Path, queries: int) -> tuple[Path, Path]:
     return run, qrels
 
 
-def _reranked(data: Path, run: Path, output: Path, by: str, think: str, passage_tokens: int, depth: int) -> Path:
+def _reranked(
+    data: Path, run: Path, output: Path, method: str, reasoning: str, passage_tokens: int, depth: int
+) -> Path:
     """The run reranked; what a query took is printed."""
-    name = by if by == "likelihood" else f"think-{think}"
-    options: list[object] = ["--by", by] if by == "likelihood" else ["--model", DEFAULT_WEIGHTS, "--think", think]
+    name = method if method == "likelihood" else f"think-{reasoning}"
+    options: list[object] = (
+        ["--method", method] if method == "likelihood" else ["--model", DEFAULT_WEIGHTS, "--reasoning", reasoning]
+    )
     if passage_tokens:
         name += f"-{passage_tokens}"
         options += ["--passage-tokens", passage_tokens]

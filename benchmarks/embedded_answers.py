@@ -1,6 +1,6 @@
 """What a small model's answers are worth with and without a grammar, and whether a budget holds.
 
-    python -m benchmarks.embedded_answers [--windows 500] [--think 64] [--answers free] [--threads 1]
+    python -m benchmarks.embedded_answers [--windows 500] [--reasoning 64] [--answers free] [--threads 1]
 
 Windows of 4 to 12 passages of the demo collection, drawn at random for its questions, put to the embedded model
 with a reasoning budget; once with answers held to the grammar of a ranking, once without. An answer is *clean* if
@@ -61,10 +61,12 @@ def drawn(count: int, seed: int) -> list[tuple[Query, list[Passage]]]:
 
 
 async def tried(
-    model: EmbeddedModel, windows: Sequence[tuple[Query, list[Passage]]], think: ReasoningMode, constrain: bool
+    model: EmbeddedModel, windows: Sequence[tuple[Query, list[Passage]]], reasoning: ReasoningMode, constrained: bool
 ) -> Tried:
     journal = Journal()
-    settings = ListwiseSettings(passage_tokens=24, max_tokens=512, temperature=0.5, reasoning=think, constrained=constrain)
+    settings = ListwiseSettings(
+        passage_tokens=24, max_tokens=512, temperature=0.5, reasoning=reasoning, constrained=constrained
+    )
     asker = ListwiseRanker(model, journal, settings, TEMPLATE)
     result, started = Tried(), time.monotonic()
 
@@ -85,14 +87,14 @@ async def tried(
     return result
 
 
-async def compare(count: int, think: ReasoningMode, answers: Sequence[str], threads: int | None) -> None:
+async def compare(count: int, reasoning: ReasoningMode, answers: Sequence[str], threads: int | None) -> None:
     windows = drawn(count, seed=0)
     model = EmbeddedModel(threads=threads)
     await model.prepare()
     try:
         print("answers        windows   clean  unranked  ids missing  ids repeated  most reasoning  s/window")
         for name in answers:
-            found = await tried(model, windows, think, constrain=name == "constrained")
+            found = await tried(model, windows, reasoning, constrained=name == "constrained")
             print(
                 f"{name:<13} {found.windows:>8}  {found.clean / found.windows:>6.1%}  {found.unranked:>8}"
                 f"  {found.repairs['missing']:>11}  {found.repairs['repeated']:>12}  {found.most_reasoning:>14}"
@@ -107,11 +109,11 @@ async def compare(count: int, think: ReasoningMode, answers: Sequence[str], thre
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=500)
-    parser.add_argument("--think", type=ReasoningMode.parse, default=ReasoningMode("budget", 64))
+    parser.add_argument("--reasoning", type=ReasoningMode.parse, default=ReasoningMode("budget", 64))
     parser.add_argument("--answers", nargs="+", choices=ANSWERS, default=ANSWERS, help="which to try")
     parser.add_argument("--threads", type=int, help="of the model (all cores); 1 on a machine with other work")
     args = parser.parse_args()
-    asyncio.run(compare(args.windows, args.think, args.answers, args.threads))
+    asyncio.run(compare(args.windows, args.reasoning, args.answers, args.threads))
 
 
 if __name__ == "__main__":

@@ -103,12 +103,16 @@ def measured(collection: Path, folder: Path, students: Sequence[str], queries_co
     yield Row("BM25", ndcg(judged, bm25))
     queries, documents = collection / "queries.jsonl", next(collection.glob("corpus.jsonl*"))
     common = ("--run", file, "--queries", queries, "--documents", documents, "--depth", DEPTH, "--quiet")
-    yield reranked("untrained, compared", judged, bm25, folder, *common, "--model", DEFAULT_WEIGHTS, "--think", "off")
-    yield reranked("query likelihood", judged, bm25, folder, *common, "--by", "likelihood")
+    yield reranked(
+        "untrained, compared", judged, bm25, folder, *common, "--model", DEFAULT_WEIGHTS, "--reasoning", "off"
+    )
+    yield reranked("query likelihood", judged, bm25, folder, *common, "--method", "likelihood")
     for told in students:
         path, *words = told.split(":")
         options = [
-            option for word in words for option in ("--by" if word in get_args(ScoringMethod) else "--think", word)
+            option
+            for word in words
+            for option in ("--method" if word in get_args(ScoringMethod) else "--reasoning", word)
         ]
         yield reranked(f"student {told}", judged, bm25, folder, *common, "--model", path, *options)
 

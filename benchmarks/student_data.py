@@ -124,7 +124,7 @@ def main() -> None:
     sets = [sampled(collection, args.collections, excluded, args.output) for collection in COLLECTIONS]
     journal, train, held_out = (args.output / name for name in ("traces.sqlite", "train.jsonl", "heldout.jsonl"))
     run("distill", "trace", "--sets", *sets, *TRACE, args.form, "--journal", journal, "--quiet")
-    run("distill", "select", "--journal", journal, "--output", train, "--held-out", held_out)
+    run("distill", "select", "--journal", journal, "--output", train, "--heldout", held_out)
     for path in (train, held_out):
         tell(path)
     for collection in COLLECTIONS:

@@ -66,7 +66,7 @@ def measured(
     judged = {query_id: judged[query_id] for query_id in run}
     passages = {passage.doc_id: passage for passage in read_passages(next(collection.glob("corpus.jsonl*")))}
     seen: defaultdict[str, list[WindowResult]] = defaultdict(list)
-    with Reranker(student, by="both", depth=DEPTH, journal=folder / "calls.sqlite") as reranker:
+    with Reranker(student, method="combined", depth=DEPTH, journal=folder / "calls.sqlite") as reranker:
         assert isinstance(reranker.ranker, CombinedRanker)
         reranker.ranker.likelihood = QueryLikelihoodRanker(reranker.model, reranker.journal, likelihood_tokens, slots=1)
         queries = read_queries(collection / "queries.jsonl")
@@ -87,7 +87,7 @@ def orders(ids: Sequence[str], outcomes: Sequence[WindowResult]) -> Iterator[tup
     """What each way to rank makes of one query. `ids`: best of the first stage first."""
     first_stage = first_stage_scores(ids)
     [likelihood] = [standardized(outcome.likelihoods) for outcome in outcomes if outcome.window.method == "likelihood"]
-    compared = [outcome for outcome in outcomes if outcome.window.method == "comparison"]
+    compared = [outcome for outcome in outcomes if outcome.window.method == "listwise"]
     yield "BM25", ids
     yield "likelihood", ranked(ids, (1.0, likelihood))
     yield "likelihood + first stage", ranked(ids, (1.0, likelihood), (1.0, first_stage))

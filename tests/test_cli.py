@@ -356,7 +356,7 @@ def test_depth_window_and_stride(
 
 def test_think_off_asks_for_the_answer_at_once(folder: Path, rank_k: RankK, loopback: StartLoopback) -> None:
     server = loopback(bodies=True)
-    assert rank_k(*RERANK, *at(server), "--think", "off", "--report", "report.json").code == 0
+    assert rank_k(*RERANK, *at(server), "--reasoning", "off", "--report", "report.json").code == 0
     assert ranking("out.trec") == BEST
     assert all(call.body["chat_template_kwargs"]["enable_thinking"] is False for call in server.calls)
     assert json.loads(Path("report.json").read_text())["reasoning_tokens"] == 0
@@ -502,15 +502,15 @@ def test_a_reader_that_has_seen_enough_is_no_error(folder: Path, rank_k: RankK, 
 
 
 @pytest.mark.parametrize(
-    ("owned_by", "dialect"), [("vllm", "vllm"), ("llamacpp", "llamacpp"), ("sglang", "sglang"), ("me", "plain")]
+    ("owned_by", "server_type"), [("vllm", "vllm"), ("llamacpp", "llamacpp"), ("sglang", "sglang"), ("me", "plain")]
 )
 def test_doctor_recognises_the_server_and_probes_it(
-    rank_k: RankK, loopback: StartLoopback, owned_by: str, dialect: str
+    rank_k: RankK, loopback: StartLoopback, owned_by: str, server_type: str
 ) -> None:
     server = loopback(owned_by=owned_by, quirk="reasoning", max_model_len=0 if owned_by == "me" else 40960)
     told = rank_k("doctor", "--server", server.url)
     assert (told.code, told.err) == (0, "")
-    assert f"{server.url}, dialect {dialect}" in told.out
+    assert f"{server.url}, dialect {server_type}" in told.out
     assert "oracle answers" in told.out
     assert server.calls == [], "without --probe nothing is asked"
     assert ("assumed" in told.out) == (owned_by in ("me", "llamacpp"))  # whose context stands elsewhere
@@ -697,10 +697,10 @@ MISTAKES: dict[str, tuple[Spoil, tuple[str, ...], tuple[str, ...]]] = {
     "strategy": (nothing, ("--strategy", "slding"), ("slding", "did you mean sliding")),
     "strategy's module": (nothing, ("--strategy", "nowhere:Best"), ("nowhere",)),
     "strategy that is none": (nothing, ("--strategy", "json:dumps"), ("json:dumps",)),
-    "value of an option": (nothing, ("--think", "maybe"), ("think", "maybe", "full")),
+    "value of an option": (nothing, ("--reasoning", "maybe"), ("reasoning", "maybe", "full")),
     "option": (nothing, ("--windw", "3"), ("--windw", "--help")),
     "shortened option": (nothing, ("--wind", "3"), ("--wind", "--help")),
-    "dialect": (nothing, ("--dialect", "esperanto"), ("esperanto", "vllm")),
+    "server_type": (nothing, ("--server-type", "esperanto"), ("esperanto", "vllm")),
     "preset": (nothing, ("--preset", "paper", "--window", "10"), ("--preset paper", "--window 10")),
     "tag": (nothing, ("--tag", "two words"), ("two words",)),
     "two judges": (nothing, ("--simulate", "qrels.trec"), ("--simulate", "--server")),

@@ -170,10 +170,10 @@ def test_a_big_corpus_is_indexed_once(tmp_path: Path, rank_k: RankK) -> None:
 
 def test_options_that_do_not_go_together_are_one_line(rank_k: RankK) -> None:
     base = ("rerank", "--run", "r", "--queries", "q", "--documents", "d", "--output", "o")
-    assert "give --split TOKENS too" in rank_k(*base, "--overlap", "5", code=2)
-    assert "give --split TOKENS too" in rank_k(*base, "--passages-per-document", "5", code=2)
-    assert "--passage-tokens 450" in rank_k(*base, "--split", "500", code=2)
-    assert "at most half, 50" in rank_k(*base, "--split", "100", "--overlap", "51", code=2)
+    assert "give --maxp-tokens TOKENS too" in rank_k(*base, "--maxp-overlap", "5", code=2)
+    assert "give --maxp-tokens TOKENS too" in rank_k(*base, "--maxp-passages", "5", code=2)
+    assert "--passage-tokens 450" in rank_k(*base, "--maxp-tokens", "500", code=2)
+    assert "at most half, 50" in rank_k(*base, "--maxp-tokens", "100", "--maxp-overlap", "51", code=2)
 
 
 ABSTRACTS = 5
@@ -280,7 +280,7 @@ def test_long_documents_through_the_command(tmp_path: Path, rank_k: RankK, joine
     rank_k("retrieve", *files, "--output", "bm25.trec", "--depth", "25")
     rank_k(
         *("rerank", *files, "--run", "bm25.trec", "--output", "out.trec", "--simulate", "qrels"),
-        *("--split", "200", "--overlap", "40", "--passages-per-document", "6", "--depth", "15"),
+        *("--maxp-tokens", "200", "--maxp-overlap", "40", "--maxp-passages", "6", "--depth", "15"),
         *("--strategy", "single", "--window", "100"),
     )
     grades, before, after = read_qrels(tmp_path / "qrels"), ids_of("bm25.trec"), ids_of("out.trec")

@@ -174,11 +174,21 @@ def test_a_completion_carries_a_prompt_and_no_chat() -> None:
 
 
 def test_building_bodies_leaves_the_table_as_it_is() -> None:
-    before = copy.deepcopy({name: (row.extra, row.no_reasoning, row.continuation) for name, row in SERVER_TYPES.items()})
+    before = copy.deepcopy(
+        {name: (row.extra, row.no_reasoning, row.continuation) for name, row in SERVER_TYPES.items()}
+    )
     for row in SERVER_TYPES.values():
-        for think in (None, False):
+        for reasoning in (None, False):
             request = Request(
-                MESSAGES, 100, reasoning=think, reasoning_budget=9, prefill="p", constrain_to_ranking_of=2, logprobs=True, seed=1, stop=("s",)
+                MESSAGES,
+                100,
+                reasoning=reasoning,
+                reasoning_budget=9,
+                prefill="p",
+                constrain_to_ranking_of=2,
+                logprobs=True,
+                seed=1,
+                stop=("s",),
             )
             body = request_body(row, "m", request)
             assert json.loads(json.dumps(body)) == body  # plain JSON
@@ -375,8 +385,8 @@ def test_reading_logprobs_never_raises(choice: dict[str, Any]) -> None:
 def test_reading_models_never_raises(models: Any) -> None:
     row = detect_server_type("http://localhost:8000/v1", models)
     for card in model_cards(models):
-        for dialect in (row, *SERVER_TYPES.values()):
-            context = context_length(dialect, card)
+        for server_type in (row, *SERVER_TYPES.values()):
+            context = context_length(server_type, card)
             assert context is None or context > 0
 
 

@@ -101,11 +101,11 @@ def asked_otherwise(run: Path, student: Path, **asking: str) -> dict[str, Any]:
 
 def test_likelihood_counts_only_beside_an_adapter_that_can_be_left_out(adapted: Path, tmp_path: Path) -> None:
     student = tmp_path / "student"
-    asked_otherwise(adapted, student, by="both")
-    for adapter, by in ((True, "both"), (False, "comparison")):
-        found = find_student(export_gguf(student, tmp_path / f"{by}.gguf", adapter=adapter).gguf)
+    asked_otherwise(adapted, student, method="combined")
+    for adapter, method in ((True, "combined"), (False, "listwise")):
+        found = find_student(export_gguf(student, tmp_path / f"{method}.gguf", adapter=adapter).gguf)
         assert found is not None
-        assert found.asking["by"] == by
+        assert found.asking["method"] == method
 
 
 def test_a_student_is_asked_as_it_was_trained_and_on_what_it_was_trained_on(adapted: Path, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_from_runs_to_a_student_that_reranks(tmp_path: Path, tiny: Path, capsys:
         journal,
         "--quiet",
     )
-    run("distill", "select", "--journal", journal, "--output", data, "--held-out", held, "--held-out-share", 0.3)
+    run("distill", "select", "--journal", journal, "--output", data, "--heldout", held, "--heldout-share", 0.3)
     (tmp_path / "tiny.toml").write_text(recipe_text(tiny), encoding="utf-8")
     student = tmp_path / "student"
     options = ("--data", data, "--heldout", held, "--recipe", tmp_path / "tiny.toml", "--output", student)

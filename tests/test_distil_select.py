@@ -340,7 +340,7 @@ def test_the_command_writes_rows_and_holds_some_out(
         traces.add(number, [a_call(a_reply("[3] > [2] > [1]") if number % 3 else a_reply("nothing"))])
     traces.journal.close()
     command = ("distill", "select", "--journal", "traces.sqlite", "--output", "sft.jsonl")
-    assert main([*command, "--held-out", "held.jsonl", "--held-out-share", "0.3"]) == 0
+    assert main([*command, "--heldout", "held.jsonl", "--heldout-share", "0.3"]) == 0
     training, held = (
         [json.loads(line) for line in Path(name).read_text().splitlines()] for name in ("sft.jsonl", "held.jsonl")
     )
@@ -363,7 +363,7 @@ def test_nothing_that_is_read_is_written_over(tmp_path: Path, capsys: pytest.Cap
     Journal(journal).close()
     assert main(["distill", "select", "--journal", str(journal), "--output", str(journal)]) == 2
     assert "which this command also uses" in capsys.readouterr().err
-    taken = ("--output", str(tmp_path / "x"), "--held-out", str(tmp_path / "x"))
+    taken = ("--output", str(tmp_path / "x"), "--heldout", str(tmp_path / "x"))
     assert main(["distill", "select", "--journal", str(journal), *taken]) == 2
     assert "which this command also uses" in capsys.readouterr().err
 

@@ -237,7 +237,7 @@ def test_a_token_budget_ends_it(folder: Path, capsys: pytest.CaptureFixture[str]
         (("--teacher", "labels", "--server", "http://localhost:1/v1"), "--teacher labels asks no model"),
         (("--form", "order", "--simulate", "qrels.trec"), "--form and --tokenizer are for --teacher labels"),
         (("--simulate", "qrels.trec", "--noise", "weka"), "there is no noise 'weka'; did you mean weak?"),
-        (("--simulate", "qrels.trec", "--think", "auto"), "--think auto leaves some sets without a thought"),
+        (("--simulate", "qrels.trec", "--reasoning", "auto"), "--reasoning auto leaves some sets without a thought"),
         (("--sets", "unjudged.jsonl", "--teacher", "labels"), "no set has grades that labels could speak of"),
         (("--sets", "broken.jsonl", "--simulate", "qrels.trec"), "broken.jsonl:2: no set_id"),
     ],

@@ -45,7 +45,7 @@ def thinking() -> Iterator[Reranker]:
     assert USER_CACHE is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANK_K_CACHE", str(USER_CACHE))
-        with Reranker(DEFAULT_WEIGHTS, think=32, max_tokens=128, context=2048) as reranker:
+        with Reranker(DEFAULT_WEIGHTS, reasoning=32, max_tokens=128, context_length=2048) as reranker:
             yield reranker
 
 
@@ -72,7 +72,7 @@ def test_the_same_question_costs_nothing_the_second_time(thinking: Reranker) -> 
 
 @needs_weights
 def test_off_answers_at_once() -> None:
-    with Reranker(DEFAULT_WEIGHTS, think="off", context=2048) as reranker:
+    with Reranker(DEFAULT_WEIGHTS, reasoning="off", context_length=2048) as reranker:
         hits = reranker.rank("why is the sky blue", PASSAGES)
     assert hits.usage.reasoning_tokens == 0
     assert not hits.unranked_windows
@@ -80,7 +80,7 @@ def test_off_answers_at_once() -> None:
 
 @needs_weights
 def test_auto_has_probabilities_to_go_by() -> None:
-    with Reranker(DEFAULT_WEIGHTS, think="auto", max_tokens=128, context=2048) as reranker:
+    with Reranker(DEFAULT_WEIGHTS, reasoning="auto", max_tokens=128, context_length=2048) as reranker:
         hits = reranker.rank("why is the sky blue", PASSAGES)
     assert not hits.unranked_windows
     assert hits.repairs.get("thought_about", 0) <= 1
@@ -88,7 +88,7 @@ def test_auto_has_probabilities_to_go_by() -> None:
 
 @needs_weights
 def test_passages_share_the_context_and_the_server_never_refuses() -> None:
-    with Reranker(DEFAULT_WEIGHTS, think="off", context=1024) as reranker:
+    with Reranker(DEFAULT_WEIGHTS, reasoning="off", context_length=1024) as reranker:
         hits = reranker.rank("why is the sky blue", [f"{text} " + "The sky is wide. " * 100 for text in PASSAGES])
     assert hits.repairs["context_cut"] == 3
     assert not hits.unranked_windows
@@ -110,20 +110,20 @@ def likely() -> Iterator[Reranker]:
     assert USER_CACHE is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANK_K_CACHE", str(USER_CACHE))
-        with Reranker(EmbeddedModel(context=512, threads=1), concurrency=1) as reranker:
+        with Reranker(EmbeddedModel(context_length=512, threads=1), concurrency=1) as reranker:
             yield reranker
 
 
 @needs_weights
 def test_untrained_weights_rank_by_likelihood_unless_told_otherwise(likely: Reranker) -> None:
     assert likely.method == "likelihood"
-    with Reranker(DEFAULT_WEIGHTS) as usual, Reranker(DEFAULT_WEIGHTS, think="off") as told:
-        assert (usual.method, told.method) == ("likelihood", "comparison")
-    with Reranker() as nobody, Reranker(by="likelihood") as asked:
-        assert (nobody.method, nobody.model.name) == ("both", "rank-k-nano")
+    with Reranker(DEFAULT_WEIGHTS) as usual, Reranker(DEFAULT_WEIGHTS, reasoning="off") as told:
+        assert (usual.method, told.method) == ("likelihood", "listwise")
+    with Reranker() as nobody, Reranker(method="likelihood") as asked:
+        assert (nobody.method, nobody.model.name) == ("combined", "rank-k-nano")
         assert (asked.method, asked.model.name) == ("likelihood", DEFAULT_WEIGHTS)
     with Reranker(prompt="listwise") as own:  # not the student's, which knows one prompt
-        assert (own.method, own.model.name) == ("comparison", DEFAULT_WEIGHTS)
+        assert (own.method, own.model.name) == ("listwise", DEFAULT_WEIGHTS)
     hits = likely.rank("why is the sky blue", PASSAGES)
     assert hits[0].index == 1
     assert not hits.repairs
@@ -134,7 +134,7 @@ def test_untrained_weights_rank_by_likelihood_unless_told_otherwise(likely: Rera
 @needs_weights
 def test_a_likelihood_depends_on_nothing_that_was_asked_before(likely: Reranker) -> None:
     hits = likely.rank("why do cats purr", [PASSAGES[2], PASSAGES[0]])
-    with Reranker(EmbeddedModel(context=512, threads=1), concurrency=1) as other:
+    with Reranker(EmbeddedModel(context_length=512, threads=1), concurrency=1) as other:
         after_another = other.rank("why do cats purr", [f"{PASSAGES[2]} Really.", PASSAGES[2]])
     assert hits.usage.cached_tokens == after_another.usage.cached_tokens == 0
     assert {hit.likelihood for hit in hits} & {hit.likelihood for hit in after_another}
@@ -158,8 +158,8 @@ def test_what_is_spelt_is_as_likely_as_if_it_had_been_said_freely() -> None:
     prompt = "Document: Rayleigh scattering makes the sky look blue.\nSearch query:"
 
     async def three() -> tuple[list[tuple[str, float]], list[tuple[str, float]], list[Response]]:
-        server = await EmbeddedServer.start(locate(DEFAULT_WEIGHTS), context=512, threads=1)
-        model = HttpModel(server.url, "m", api_key=server.api_key, dialect="llamacpp", thinks=False)
+        server = await EmbeddedServer.start(locate(DEFAULT_WEIGHTS), context_length=512, threads=1)
+        model = HttpModel(server.url, "m", api_key=server.api_key, server_type="llamacpp", thinks=False)
         try:
             free = await asyncio.to_thread(said, server)
             characters = await asyncio.to_thread(said, server, grammar='root ::= " why is the sky blue"')

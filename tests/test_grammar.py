@@ -244,7 +244,7 @@ WEIGHTS = fetched()  # before a test's environment hides them
 
 async def answers(sizes: list[int]) -> list[Response]:
     assert WEIGHTS is not None
-    model = EmbeddedModel(WEIGHTS.path, context=2048, threads=1)
+    model = EmbeddedModel(WEIGHTS.path, context_length=2048, threads=1)
     await model.prepare()
     try:
         replies = []

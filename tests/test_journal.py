@@ -93,7 +93,9 @@ def test_a_temporary_journal_forgets_what_is_oldest_and_never_takes_more_than_it
     journal.store_ranking("r", 0, "q", waiting)
     for number in range(1000):  # five times the room
         incompressible = random.Random(number).randbytes(each // 2).hex()
-        journal.store_call(str(number), "m", "ask", {"n": number}, Response(incompressible, None, "stop", Usage(1), 0.0))
+        journal.store_call(
+            str(number), "m", "ask", {"n": number}, Response(incompressible, None, "stop", Usage(1), 0.0)
+        )
         assert journal.bytes <= 1.05 * room
     found = [number for number in range(1000) if journal.find_response(str(number)) is not None]
     assert found == list(range(found[0], 1000)), "the latest are all there"
@@ -133,7 +135,7 @@ def test_every_id_survives_exactly(doc_ids: list[str], query_id: str, data: st.D
     journal.store_ranking("r", 0, query_id, ranking)
     assert journal.ranking("r", 0) == ranking
     run = journal.begin_run({"a": 1})
-    window = Window(tuple(doc_ids), (1, 5), data.draw(st.sampled_from(["comparison", "likelihood"])))
+    window = Window(tuple(doc_ids), (1, 5), data.draw(st.sampled_from(["listwise", "likelihood"])))
     order = WindowRanking((tuple(doc_ids),), frozenset(doc_ids[:1]), True)
     record = WindowRecord(query_id, 0, 0, window, ("k",), (order,), {"missing": 1})
     journal.store_window(run, record)
@@ -412,7 +414,7 @@ def test_an_older_journal_is_brought_up_to_date_once(path: Path, version: int, m
         journal = Journal(path)
         assert journal.find_response("k") == Response("old", None, None, Usage(1, 2, 3, 4), 5.0)
         assert journal._version() == len(everything)
-        assert [record.window for record in journal.windows("r")] == [Window(("a", "b"), (1, 2), "comparison")]
+        assert [record.window for record in journal.windows("r")] == [Window(("a", "b"), (1, 2), "listwise")]
         journal.close()
     Journal(path, read_only=True).close()
 

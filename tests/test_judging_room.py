@@ -380,8 +380,8 @@ FILES = ("--queries", "queries.jsonl", "--documents", "corpus.jsonl")
 
 
 def test_the_command_serves_both_pages(folder: Path) -> None:
-    options = ("--compare", "bad.trec", "good.trec", *FILES, "--qrels", "qrels", "--judgments", "said.jsonl")
-    with command(*NOBODY, *options, "--shown", "2") as running:
+    options = ("--compare", "bad.trec", "good.trec", *FILES, "--qrels", "qrels", "--preferences-file", "said.jsonl")
+    with command(*NOBODY, *options, "--judging-depth", "2") as running:
         server = running.served
         assert server.get("/page/rooms.json").json == ["compare", "judge"]
         report = server.get(server.get("/compare/report").json["path"]).raw.decode()
@@ -402,7 +402,7 @@ def test_the_command_serves_both_pages(folder: Path) -> None:
 
 
 def test_judging_needs_no_model(folder: Path) -> None:
-    with command("--compare", "bad.trec", "good.trec", *FILES, "--judgments", "said.jsonl") as running:
+    with command("--compare", "bad.trec", "good.trec", *FILES, "--preferences-file", "said.jsonl") as running:
         assert running.served.get("/page/rooms.json").json == ["judge"]
         assert say(running.served, at(running.served), "tie").json["done"] == 1
 
@@ -412,13 +412,22 @@ def test_judging_needs_no_model(folder: Path) -> None:
     [
         (["--compare", "good.trec", "bad.trec"], "nothing to compare the runs by; give --qrels"),
         (["--qrels", "qrels"], "--qrels is for runs to look at"),
-        (["--judgments", "said.jsonl"], "--judgments is for runs to look at"),
-        (["--compare", "good.trec", "--judgments", "said.jsonl", *FILES], "one run has nothing to be judged against"),
-        (["--compare", "good.trec", "bad.trec", "--judgments", "said.jsonl"], "--queries is missing"),
-        (["--compare", "good.trec", "bad.trec", "--judgments", "qrels", *FILES], "qrels"),
-        (["--compare", "good.trec", "bad.trec", "--judgments", "corpus.jsonl", *FILES], "which this command also uses"),
-        (["--compare", "good.trec", "./good.trec", "--judgments", "said.jsonl", *FILES], "names good.trec twice"),
-        (["--compare", "good.trec", "no.trec", "--judgments", "said.jsonl", *FILES], "no.trec"),
+        (["--preferences-file", "said.jsonl"], "--preferences-file is for runs to look at"),
+        (
+            ["--compare", "good.trec", "--preferences-file", "said.jsonl", *FILES],
+            "one run has nothing to be judged against",
+        ),
+        (["--compare", "good.trec", "bad.trec", "--preferences-file", "said.jsonl"], "--queries is missing"),
+        (["--compare", "good.trec", "bad.trec", "--preferences-file", "qrels", *FILES], "qrels"),
+        (
+            ["--compare", "good.trec", "bad.trec", "--preferences-file", "corpus.jsonl", *FILES],
+            "which this command also uses",
+        ),
+        (
+            ["--compare", "good.trec", "./good.trec", "--preferences-file", "said.jsonl", *FILES],
+            "names good.trec twice",
+        ),
+        (["--compare", "good.trec", "no.trec", "--preferences-file", "said.jsonl", *FILES], "no.trec"),
         (["--compare", "good.trec", "bad.trec", "--qrels", "nowhere"], "nowhere"),
         (["--compare", "good.trec", "no.trec", "--qrels", "qrels"], "no.trec: no such file"),
         (["--compare", "good.trec", ".", "--qrels", "qrels"], ".: a directory"),
@@ -439,6 +448,6 @@ def test_mistakes_are_told_before_anything_is_served(
 def test_documents_that_are_not_there_are_missed_at_once(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lines = Path("corpus.jsonl").read_text().splitlines()
     Path("corpus.jsonl").write_text("\n".join(lines[1:]) + "\n")
-    options = ("--compare", "bad.trec", "good.trec", *FILES, "--judgments", "said.jsonl")
+    options = ("--compare", "bad.trec", "good.trec", *FILES, "--preferences-file", "said.jsonl")
     assert main(["serve", *NOBODY, "--port", "0", *options]) == 2
     assert "document q0-0 of query q0 is not in corpus.jsonl" in capfd.readouterr().err

@@ -30,7 +30,9 @@ from tests.waiting import PATIENCE, until
 pytestmark = pytest.mark.embedded
 
 _ROW = NAMED["smollm2-135m-instruct"]
-WEIGHTS = Weights(_ROW.name, _ROW.path, _ROW.sha256, _ROW.context)  # in the user's own cache, found before it is hidden
+WEIGHTS = Weights(
+    _ROW.name, _ROW.path, _ROW.sha256, _ROW.context_length
+)  # in the user's own cache, found before it is hidden
 real = pytest.mark.skipif(not WEIGHTS.path.exists(), reason="needs the weights that `rank-k fetch` gets")
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and process groups of POSIX")
 
@@ -41,7 +43,7 @@ def start(weights: Weights = WEIGHTS, **options: Any) -> EmbeddedServer:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedServer]:
-    running = start(context=512, slots=2)
+    running = start(context_length=512, slots=2)
     yield running
     asyncio.run(running.close())
 
@@ -128,7 +130,7 @@ def test_it_listens_on_loopback_alone_and_the_key_is_in_no_command_line(server: 
 
 @real
 def test_context_is_per_slot(server: EmbeddedServer) -> None:
-    assert server.context == 512
+    assert server.context_length == 512
     status, refused = call(server, CHAT, question("word " * 600))
     assert (status, refused["error"]["n_ctx"]) == (400, 512)
     # 256 would be each slot's part, were the 512 shared between the two
@@ -173,11 +175,12 @@ def test_hanging_up_frees_the_slot(server: EmbeddedServer) -> None:
 def test_no_more_context_than_the_weights_were_trained_for_and_several_at_once() -> None:
     async def main() -> None:
         one, two = await asyncio.gather(
-            EmbeddedServer.start(WEIGHTS, context=20_000, threads=1), EmbeddedServer.start(WEIGHTS, context=300)
+            EmbeddedServer.start(WEIGHTS, context_length=20_000, threads=1),
+            EmbeddedServer.start(WEIGHTS, context_length=300),
         )
         try:
-            assert one.context == WEIGHTS.context
-            assert two.context >= 300
+            assert one.context_length == WEIGHTS.context_length
+            assert two.context_length >= 300
             assert one.url != two.url
             assert call(one, "/v1/models", key=two.api_key)[0] == 401
             assert call(two, CHAT, question())[0] == 200
@@ -218,7 +221,7 @@ def test_an_adapter_changes_the_answers_and_the_identity(tmp_path: Path, server:
     plain = call(server, CHAT, asked)[1]["choices"][0]["logprobs"]["content"][0]["logprob"]
     adapter = tmp_path / "adapter.gguf"
     write_adapter(adapter, 576)
-    adapted = start(context=512, adapter=adapter)
+    adapted = start(context_length=512, adapter=adapter)
     try:
         changed = call(adapted, CHAT, asked)[1]["choices"][0]["logprobs"]["content"][0]["logprob"]
     finally:
@@ -337,7 +340,7 @@ def test_only_the_parent_decides_what_ctrl_c_means() -> None:
 
 @real
 def test_a_server_that_dies_says_why() -> None:
-    server = start(context=512)
+    server = start(context_length=512)
     try:
         assert server.failure is None
         server._process.kill()
@@ -374,7 +377,7 @@ def test_a_chatty_child_is_never_blocked(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     async def main() -> str | None:
         server = await EmbeddedServer.start(WEIGHTS, load_timeout=PATIENCE)
-        assert (server.url, server.context) == ("http://127.0.0.1:1/v1", 7)
+        assert (server.url, server.context_length) == ("http://127.0.0.1:1/v1", 7)
         server._process.wait(PATIENCE)  # the event loop stands still meanwhile
         said = server.failure
         await server.close()

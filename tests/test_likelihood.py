@@ -280,7 +280,7 @@ def test_likelihoods_of_a_part_of_the_query_are_counted() -> None:
 
 def test_passages_are_cut_and_share_the_context() -> None:
     def words(context: int = 1000) -> ScriptedModel:
-        return ScriptedModel(by_length, context=context, tokens=lambda text: len(text.split()), abilities=SPELLS)
+        return ScriptedModel(by_length, context_length=context, tokens=lambda text: len(text.split()), abilities=SPELLS)
 
     model = words()
     assert dict(ask(model, "q", ["word " * 200, "word " * 50], passage_tokens=100).repairs) == {}
@@ -303,7 +303,7 @@ def llamacpp(loopback: StartLoopback) -> Callable[..., Loopback]:
 
 
 def reranker(server: Loopback, **options: Any) -> Reranker:
-    return Reranker("oracle", server=server.url, by="likelihood", retries=QUICK, **{"concurrency": 3, **options})
+    return Reranker("oracle", server=server.url, method="likelihood", retries=QUICK, **{"concurrency": 3, **options})
 
 
 def rankings(reranker: Reranker) -> dict[str, list[str]]:
@@ -412,7 +412,7 @@ def test_killed_in_the_midst_of_a_window_no_finished_call_is_repeated(
     llamacpp: Callable[..., Loopback], tmp_path: Path
 ) -> None:
     server = llamacpp(first_token=0.3)
-    options = ["--server", server.url, "--model", "oracle", "--by", "likelihood", "--concurrency", "2", "--quiet"]
+    options = ["--server", server.url, "--model", "oracle", "--method", "likelihood", "--concurrency", "2", "--quiet"]
     command = [sys.executable, "-m", "rank_k.cli", "rerank", *write_dataset(DATA, tmp_path), *options]
     with subprocess.Popen(command) as child:
         until(lambda: len(questions(server)) >= 9 or child.poll() is not None, "the client asks nothing")
@@ -435,7 +435,7 @@ def test_killed_in_the_midst_of_a_window_no_finished_call_is_repeated(
 class Untrained(ScriptedModel):
     """Like embedded weights that were never trained to compare."""
 
-    ranks_by = "likelihood"
+    default_method = "likelihood"
 
 
 def untrained(**options: Any) -> Reranker:
@@ -452,28 +452,28 @@ def test_weights_that_were_not_trained_to_compare_rank_by_likelihood() -> None:
 
 @pytest.mark.parametrize(
     "told",
-    [{"by": "comparison"}, {"strategy": "single"}, {"think": "off"}, {"samples": 2}],
+    [{"method": "listwise"}, {"strategy": "single"}, {"reasoning": "off"}, {"samples": 2}],
     ids=lambda told: next(iter(told)),
 )
 def test_unless_comparison_is_asked_for(told: dict[str, Any]) -> None:
     with untrained(**told) as reranker:
-        assert reranker.method == "comparison"
+        assert reranker.method == "listwise"
 
 
 def test_other_models_compare() -> None:
     with Reranker(ScriptedModel([])) as reranker:
-        assert reranker.method == "comparison"
+        assert reranker.method == "listwise"
 
 
 @pytest.mark.parametrize(
-    "told", [{"strategy": "single"}, {"think": "off"}, {"samples": 2}], ids=lambda told: next(iter(told))
+    "told", [{"strategy": "single"}, {"reasoning": "off"}, {"samples": 2}], ids=lambda told: next(iter(told))
 )
 def test_likelihood_has_no_use_for_what_is_about_comparing(told: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="is for comparison"):
-        Reranker(Untrained([]), by="likelihood", **told)
+        Reranker(Untrained([]), method="likelihood", **told)
 
 
-@pytest.mark.parametrize("told", [{"strategy": "single"}, {"think": "off"}], ids=lambda told: next(iter(told)))
+@pytest.mark.parametrize("told", [{"strategy": "single"}, {"reasoning": "off"}], ids=lambda told: next(iter(told)))
 def test_nor_has_a_query_of_such_a_reranker(told: dict[str, Any]) -> None:
     with untrained() as reranker:
         with pytest.raises(InputError, match="is for comparison"):
@@ -499,7 +499,7 @@ def test_hooks_hear_of_windows_and_there_is_no_text_to_hear() -> None:
 
 def test_there_is_nothing_else_to_rank_by() -> None:
     with pytest.raises(InputError, match="comparison, likelihood or both"):
-        Reranker(Untrained([]), by="magic")  # type: ignore[arg-type]
+        Reranker(Untrained([]), method="magic")  # type: ignore[arg-type]
 
 
 def test_the_command_says_what_it_ranked_by(
@@ -510,15 +510,24 @@ def test_the_command_says_what_it_ranked_by(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     server = llamacpp()
-    options = ["--server", server.url, "--model", "oracle", "--report", str(tmp_path / "r.json"), "--by", "likelihood"]
+    options = [
+        "--server",
+        server.url,
+        "--model",
+        "oracle",
+        "--report",
+        str(tmp_path / "r.json"),
+        "--method",
+        "likelihood",
+    ]
     command = ["rerank", *write_dataset(DATA, tmp_path), *options]
     assert main(command) == 0
     assert "ranked by query likelihood, not by comparison" in capfd.readouterr().err
     found = [line.split()[2] for line in (tmp_path / "out.trec").read_text().splitlines()]
     assert found == [doc_id for ids in PERFECT.values() for doc_id in ids]
     report = json.loads((tmp_path / "r.json").read_text())
-    assert report["settings"]["by"] == "likelihood"
-    assert main([*command, "--think", "off"]) == 2
+    assert report["settings"]["method"] == "likelihood"
+    assert main([*command, "--reasoning", "off"]) == 2
     assert "think is for comparison" in capfd.readouterr().err
 
 

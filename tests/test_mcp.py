@@ -107,7 +107,7 @@ def test_there_is_one_tool_and_it_says_what_it_takes(server: Served, mode: str) 
         "documents",
         "top_n",
         "return_documents",
-        "think",
+        "reasoning",
         "strategy",
         "deadline_seconds",
         "return_trace",
@@ -145,7 +145,7 @@ def test_a_call_gives_the_ranking_as_data_and_as_text(server: Served, mode: str)
 def test_what_else_may_be_asked_for(server: Served) -> None:
     documents = ["x" * 600, "\x1b[2J" + "y" * 150, "z"]
     result = call(
-        server, query="q", documents=documents, top_n=2, return_documents=True, return_trace=True, think="off"
+        server, query="q", documents=documents, top_n=2, return_documents=True, return_trace=True, reasoning="off"
     )
     told = result.structured_content
     assert [(found["index"], found["text"]) for found in told["results"]] == [(2, "z"), (0, "x" * 600)]
@@ -189,8 +189,8 @@ def test_the_documented_program_prints_what_is_documented(capsys: pytest.Capture
 
 
 def test_by_likelihood_nothing_is_offered_that_only_comparison_has() -> None:
-    everything, offered = (set(input_schema(Limits(), by)["properties"]) for by in ("comparison", "likelihood"))
-    assert everything - offered == {"think", "strategy", "return_trace"}
+    everything, offered = (set(input_schema(Limits(), method)["properties"]) for method in ("listwise", "likelihood"))
+    assert everything - offered == {"reasoning", "strategy", "return_trace"}
 
 
 # --- what is refused ---
@@ -210,7 +210,7 @@ def test_by_likelihood_nothing_is_offered_that_only_comparison_has() -> None:
             "documents: query and documents together have more than 5,000 characters",
         ),
         ({"query": "q", "documents": [], "top_n": 1.5}, "top_n: must be a whole number; 0 or none means all"),
-        ({"query": "q", "documents": [], "think": [1]}, "think: write full, off, auto"),
+        ({"query": "q", "documents": [], "reasoning": [1]}, "think: write full, off, auto"),
         ({"query": "q", "documents": [], "strategy": "os:system"}, "strategy: write one of sliding"),
         ({"query": "q", "documents": [], "deadline_seconds": 0}, "deadline_seconds: must be a number of seconds"),
         *(
@@ -224,7 +224,7 @@ def test_arguments_that_will_not_do_are_named(server: Served, arguments: dict[st
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", ["top_n", "deadline_seconds", "think", "documents"])
+@pytest.mark.parametrize("name", ["top_n", "deadline_seconds", "reasoning", "documents"])
 def test_numbers_that_are_none_are_refused(name: str, value: float) -> None:
     with pytest.raises(ApiError, match="no number"):
         parse_tool_arguments({"query": "q", "documents": [], name: value}, Limits())

@@ -239,7 +239,17 @@ def test_a_reader_that_does_not_read_is_given_up(loopback: StartLoopback, versio
 @pytest.mark.parametrize("version", [VERSION, "2025-06-18"])
 def test_told_to_stop_it_finishes_what_is_under_way(loopback: StartLoopback, version: str) -> None:
     model = loopback(first_token=3.0)
-    options = ("--http", "--server", model.url, "--concurrency", "1", "--queue", "1", "--grace", str(PATIENCE))
+    options = (
+        "--http",
+        "--server",
+        model.url,
+        "--concurrency",
+        "1",
+        "--queue",
+        "1",
+        "--shutdown-timeout",
+        str(PATIENCE),
+    )
     with command(*options, verb="mcp") as running, ThreadPoolExecutor(3) as pool:
         server = Served(running.served.url.removesuffix("/mcp"))
         assert running.served.url.endswith("/mcp")

@@ -225,7 +225,7 @@ def test_a_call_that_is_cancelled_ends_the_models_work_and_no_more(loopback: Sta
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_it_finishes_what_is_under_way(loopback: StartLoopback, name: signal.Signals) -> None:
     model = loopback(first_token=3.0)
-    with at_work(model, "--concurrency", "1", "--queue", "1", "--grace", str(PATIENCE)) as server:
+    with at_work(model, "--concurrency", "1", "--queue", "1", "--shutdown-timeout", str(PATIENCE)) as server:
         waiting = one_waits(server)
         server.process.send_signal(name)
         results = {answer["id"]: answer["result"] for answer in (server.receive(), server.receive())}
@@ -237,7 +237,7 @@ def test_told_to_stop_it_finishes_what_is_under_way(loopback: StartLoopback, nam
 
 def test_told_twice_it_ends_at_once(loopback: StartLoopback) -> None:
     model = loopback(**STUCK)
-    with at_work(model, "--concurrency", "1", "--queue", "1", "--grace", str(STUCK_SECONDS)) as server:
+    with at_work(model, "--concurrency", "1", "--queue", "1", "--shutdown-timeout", str(STUCK_SECONDS)) as server:
         waiting = one_waits(server)
         server.process.send_signal(signal.SIGTERM)
         answer = server.receive()
@@ -298,13 +298,13 @@ def test_a_model_that_is_not_there_is_told_in_a_line() -> None:
 def test_the_embedded_model_answers_over_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert USER_CACHE is not None
     monkeypatch.setenv("RANK_K_CACHE", str(USER_CACHE))
-    with child("--by", "likelihood", "--context", "512") as server:
+    with child("--method", "likelihood", "--context-length", "512") as server:
         server.greet()
         server.call(1, query="why is the sky blue", documents=PASSAGES)
         told = server.receive()
         assert indices(told)[0] == 1
         assert sorted(indices(told)) == [0, 1, 2]
-        server.call(2, query="why is the sky blue", documents=PASSAGES, think="full")
+        server.call(2, query="why is the sky blue", documents=PASSAGES, reasoning="full")
         assert "this server ranks by likelihood" in server.receive()["result"]["content"][0]["text"]
         code, out, err = server.end()
     assert (code, out) == (0, b"")

@@ -73,7 +73,7 @@ def test_it_is_small_and_asked_as_it_was_trained(tmp_path: Path, monkeypatch: py
 @pytest.mark.slow
 def test_its_order_follows_from_its_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK_K_CACHE", str(USER_CACHE))
-    with Reranker("rank-k-nano", by="comparison") as reranker:
+    with Reranker("rank-k-nano", method="listwise") as reranker:
         hits = reranker.rank("why is the sky blue", PASSAGES)
     [trace] = hits.traces
     said = dict(re.findall(r"^\[(\d+)\] (no|partly|yes)$", trace, re.MULTILINE))
@@ -87,8 +87,8 @@ def test_its_order_follows_from_its_verdicts(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.slow
 def test_it_knows_what_is_likely_as_its_weights_do_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK_K_CACHE", str(USER_CACHE))
-    with Reranker("rank-k-nano") as reranker, Reranker(by="likelihood") as plain:
-        assert reranker.method == "both"
+    with Reranker("rank-k-nano") as reranker, Reranker(method="likelihood") as plain:
+        assert reranker.method == "combined"
         hits = reranker.rank("why is the sky blue", PASSAGES)
         told = {hit.index: hit.likelihood for hit in plain.rank("why is the sky blue", PASSAGES)}
     assert {hit.index: hit.likelihood for hit in hits} == told

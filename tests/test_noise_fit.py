@@ -49,7 +49,7 @@ def asked(
     queries = {query_id: Query(query_id, "?") for query_id in RUN}
     plan = make(strategy, window=window, partitions=partitions)
     judge = SimulatedModel(GRADES, noise, seed=4)
-    with Reranker(judge, strategy=plan, samples=samples, journal=path, think="off") as reranker:
+    with Reranker(judge, strategy=plan, samples=samples, journal=path, reasoning="off") as reranker:
         run = reranker.journal.begin_run({"noise": asdict(noise)})
         for _ in reranker.rerank(RUN, queries, {doc_id: Passage(doc_id, "text") for doc_id in DOCS}, run_name=run):
             pass

@@ -187,8 +187,10 @@ def test_a_server_that_ranks_by_likelihood_offers_no_thought(browser: Browser, t
         score = len(request.messages[0].content) - 1000.0
         return Response(request.forced_text, None, "stop", Usage(10, 1), tokens=((request.forced_text, score),))
 
-    model = ScriptedModel(likelier_if_longer, abilities=Capabilities(logprobs=True, reasons=False, scores_given_text=True))
-    reranker = Reranker(model, by="likelihood", journal=tmp_path / "j.sqlite")
+    model = ScriptedModel(
+        likelier_if_longer, abilities=Capabilities(logprobs=True, reasons=False, scores_given_text=True)
+    )
+    reranker = Reranker(model, method="likelihood", journal=tmp_path / "j.sqlite")
     with served(reranker) as running, visited(browser, f"{running.url}/") as page:
         expect(page.locator("#model")).to_contain_text("likelihood")
         assert page.locator("#think").is_disabled()

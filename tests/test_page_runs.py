@@ -157,8 +157,10 @@ def test_likelihoods_are_told_with_their_passages(path: Path) -> None:
         score = len(request.messages[0].content) - 1000.0
         return Response(request.forced_text, None, "stop", Usage(10, 1), tokens=((request.forced_text, score),))
 
-    model = ScriptedModel(likelier_if_longer, abilities=Capabilities(logprobs=True, reasons=False, scores_given_text=True))
-    with Reranker(model, by="likelihood", journal=path) as reranker:
+    model = ScriptedModel(
+        likelier_if_longer, abilities=Capabilities(logprobs=True, reasons=False, scores_given_text=True)
+    )
+    with Reranker(model, method="likelihood", journal=path) as reranker:
         reranker.rank("q", ["one", "three", "eleven"])
     with closing(Journal(path, read_only=True)) as journal:
         [record] = journal.opened()[1]

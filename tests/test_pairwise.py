@@ -57,11 +57,13 @@ def weights(ids: tuple[str, ...], outcomes: list[WindowResult]) -> np.ndarray[tu
 
 
 @settings(max_examples=60)
-@given(length=st.integers(2, 15), seed=st.integers(0, 2**32), fuse=st.floats(0, 3), samples=st.integers(1, 3))
-def test_optimum_and_errors_agree_with_scipy(length: int, seed: int, fuse: float, samples: int) -> None:
+@given(
+    length=st.integers(2, 15), seed=st.integers(0, 2**32), first_stage_weight=st.floats(0, 3), samples=st.integers(1, 3)
+)
+def test_optimum_and_errors_agree_with_scipy(length: int, seed: int, first_stage_weight: float, samples: int) -> None:
     ids, outcomes = arbitrary(length, seed, samples)
     won = weights(ids, outcomes)
-    prior = np.array([-fuse * log(rank + 10) for rank in range(length)])
+    prior = np.array([-first_stage_weight * log(rank + 10) for rank in range(length)])
     prior -= prior.mean()
 
     def loss(x: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
@@ -69,7 +71,7 @@ def test_optimum_and_errors_agree_with_scipy(length: int, seed: int, fuse: float
         return float((won * np.logaddexp(0, -lead)).sum() + PRECISION / 2 * ((x - prior) ** 2).sum())
 
     best = minimize(loss, prior, method="BFGS", options={"gtol": 1e-7})
-    found = fit(ids, outcomes, fuse)
+    found = fit(ids, outcomes, first_stage_weight)
     assert np.allclose(found.strengths, best.x, atol=1e-4)
 
     lead = np.subtract.outer(np.array(found.strengths), np.array(found.strengths))
@@ -104,7 +106,9 @@ def test_names_and_the_order_of_answers_do_not_matter(length: int, seed: int) ->
         return WindowRanking(tiers, frozenset(map(renamed.__getitem__, order.ranked_ids)), order.is_valid)
 
     turned = [
-        WindowResult(Window(tuple(renamed[d] for d in o.window.doc_ids), o.window.rank_range), tuple(map(other, o.rankings)))
+        WindowResult(
+            Window(tuple(renamed[d] for d in o.window.doc_ids), o.window.rank_range), tuple(map(other, o.rankings))
+        )
         for o in outcomes[::-1]
     ]
     one, two = fit(ids, outcomes), fit(tuple(renamed.values()), turned)
@@ -122,7 +126,7 @@ def test_the_opposite_answers_give_the_opposite_strengths(length: int, seed: int
         )
         for o in outcomes
     ]
-    one, two = fit(ids, outcomes, fuse=0), fit(ids, opposite, fuse=0)
+    one, two = fit(ids, outcomes, first_stage_weight=0), fit(ids, opposite, first_stage_weight=0)
     assert np.allclose(one.strengths, -np.array(two.strengths), atol=1e-8)
     assert np.allclose(one.errors, two.errors, atol=1e-8)
 
@@ -146,12 +150,12 @@ def test_without_evidence_the_first_stage_stands() -> None:
     assert found.ranked() == ids
     assert np.allclose(found.errors, PRECISION**-0.5)
     assert np.allclose(np.diff(found.strengths), [log((r + 10) / (r + 11)) for r in range(399)])
-    assert fit(ids, [], fuse=0).ranked() == ids
+    assert fit(ids, [], first_stage_weight=0).ranked() == ids
     assert fit((), []) == Fit((), (), ())
 
 
 def test_one_window_without_prior_keeps_its_order_and_its_ties_stay_level() -> None:
-    found = fit(tuple("abcd"), [answered("d", "bc", "a")], fuse=0)
+    found = fit(tuple("abcd"), [answered("d", "bc", "a")], first_stage_weight=0)
     assert found.ranked() == tuple("dbca")
     assert found.strengths[1] == pytest.approx(found.strengths[2], abs=1e-9)
 
@@ -180,14 +184,14 @@ def test_a_strange_id_is_named() -> None:
         fit(tuple("ab"), [answered("a", "z")])
 
 
-@pytest.mark.parametrize("fuse", [0.0, 1.0, 1e6])
-def test_extreme_weights_and_contradictions_are_borne(fuse: float) -> None:
+@pytest.mark.parametrize("first_stage_weight", [0.0, 1.0, 1e6])
+def test_extreme_weights_and_contradictions_are_borne(first_stage_weight: float) -> None:
     ids = tuple(f"d{i}" for i in range(30))
     window = Window(ids, (1, 30))
     backwards = WindowRanking(tuple((d,) for d in ids[::-1]), frozenset(ids), True)
-    found = fit(ids, [WindowResult(window, (backwards,))] * 500, fuse)
+    found = fit(ids, [WindowResult(window, (backwards,))] * 500, first_stage_weight)
     assert np.isfinite(found.strengths).all()
-    assert found.ranked() == (ids if fuse > 1 else ids[::-1])
+    assert found.ranked() == (ids if first_stage_weight > 1 else ids[::-1])
 
 
 @given(

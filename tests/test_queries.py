@@ -254,7 +254,7 @@ class Onlooker(SimulatedModel):
     """The noiseless judge, keeping what it was shown."""
 
     def __init__(self, grades: Mapping[str, Mapping[str, int]], context: int = 32_768) -> None:
-        super().__init__(grades, context=context)
+        super().__init__(grades, context_length=context)
         self.shown: list[tuple[str, str]] = []  # query id, prompt
 
     async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:

@@ -195,10 +195,10 @@ def test_time_that_getting_to_know_the_model_takes_counts(loopback: StartLoopbac
     server = loopback(abilities="raw continue grammar budget", first_token=3.0)
     with Reranker(server=server.url) as reranker:
         reranker.prepare()
-        for think in ("off", "auto"):
-            assert not reranker.rank("q", ["a", "b"], think=think, max_seconds=0.2).finished
+        for reasoning in ("off", "auto"):
+            assert not reranker.rank("q", ["a", "b"], reasoning=reasoning, max_seconds=0.2).finished
         assert len(server.calls) == 1, "one question for all"
-        assert reranker.rank("q", ["mark:a-G1 x", "mark:b-G2 y"], think="off", max_seconds=PATIENCE).finished
+        assert reranker.rank("q", ["mark:a-G1 x", "mark:b-G2 y"], reasoning="off", max_seconds=PATIENCE).finished
         assert len(server.calls) == 3, "it went on, and its answer counts; beside it, whether grammars are taken"
 
 

@@ -103,7 +103,7 @@ def test_unknown_fields_and_nulls_are_ignored(server: Served) -> None:
         "priority": 1,
         "truncate": True,
     }
-    nullable = ("model", "top_n", "return_documents", "think", "strategy", "deadline_seconds", "stream")
+    nullable = ("model", "top_n", "return_documents", "reasoning", "strategy", "deadline_seconds", "stream")
     fields |= dict.fromkeys(nullable)
     assert server.rerank(THREE, **fields).indices == [1, 0, 2]
 
@@ -127,7 +127,7 @@ def test_nothing_to_compare_is_answered_without_a_question(server: Served, model
 
 
 def test_a_request_may_say_how_to_think_and_by_which_strategy(server: Served, model: ScriptedModel) -> None:
-    server.rerank(THREE, query="off", think="off")
+    server.rerank(THREE, query="off", reasoning="off")
     assert model.history[-1].reasoning is False
     server.rerank(THREE, query="full")
     assert model.history[-1].reasoning is None
@@ -157,10 +157,10 @@ def test_a_request_may_say_how_to_think_and_by_which_strategy(server: Served, mo
         ({"top_n": "3"}, "top_n"),
         ({"return_documents": 1}, "return_documents"),
         ({"stream": "yes"}, "stream"),
-        ({"think": "hard"}, "think"),
-        ({"think": 0}, "think"),
-        ({"think": True}, "think"),
-        ({"think": 1.5}, "think"),
+        ({"reasoning": "hard"}, "reasoning"),
+        ({"reasoning": 0}, "reasoning"),
+        ({"reasoning": True}, "reasoning"),
+        ({"reasoning": 1.5}, "reasoning"),
         ({"strategy": "bubble"}, "strategy"),
         ({"strategy": "os:system"}, "strategy"),
         ({"strategy": "rank_k.strategies.single:Single"}, "strategy"),
@@ -185,9 +185,11 @@ def test_a_server_that_ranks_by_likelihood_has_neither_thought_nor_strategy(stre
         score = len(request.messages[0].content) - 1000.0
         return Response(request.forced_text, None, "stop", Usage(10, 1), tokens=((request.forced_text, score),))
 
-    model = ScriptedModel(likelier_if_longer, abilities=Capabilities(logprobs=True, reasons=False, scores_given_text=True))
-    with served(Reranker(model, by="likelihood")) as server:
-        for fields in ({"think": "off"}, {"strategy": "single"}):
+    model = ScriptedModel(
+        likelier_if_longer, abilities=Capabilities(logprobs=True, reasons=False, scores_given_text=True)
+    )
+    with served(Reranker(model, method="likelihood")) as server:
+        for fields in ({"reasoning": "off"}, {"strategy": "single"}):
             [name] = fields
             answer = server.rerank(THREE, stream=stream, **fields)
             assert (answer.status, answer.json["field"]) == (422, name)
@@ -317,7 +319,7 @@ def test_a_deadline_covers_getting_to_know_the_model() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
         with served(Reranker("m", server=url)) as server:
-            for fields in ({}, {"think": "off"}):
+            for fields in ({}, {"reasoning": "off"}):
                 answer = server.rerank(THREE, deadline_seconds=0.3, **fields)
                 assert (answer.status, answer.indices, answer.json["finished"]) == (200, [0, 1, 2], False)
 

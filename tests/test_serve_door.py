@@ -247,7 +247,7 @@ def test_many_names_of_which_one_is_given_twice_are_refused_in_time(server: Serv
 def test_numbers_without_measure_are_refused_or_mean_all(server: Served, n: int) -> None:
     answer = server.rerank(THREE, top_n=n)
     assert answer.status == (200 if n > 0 else 422)
-    assert server.rerank(THREE, think=n).status == 422
+    assert server.rerank(THREE, reasoning=n).status == 422
     assert server.rerank(THREE, deadline_seconds=n).status == (200 if n > 0 else 422)
 
 

@@ -319,7 +319,7 @@ def test_a_reader_that_does_not_read_is_given_up(loopback: StartLoopback, stream
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_it_finishes_what_is_under_way(loopback: StartLoopback, name: signal.Signals) -> None:
     model = loopback(first_token=3.0)
-    options = ("--server", model.url, "--concurrency", "1", "--grace", str(PATIENCE))
+    options = ("--server", model.url, "--concurrency", "1", "--shutdown-timeout", str(PATIENCE))
     with command(*options) as running, ThreadPoolExecutor(2) as pool:
         first = pool.submit(running.served.rerank, marked(1))
         until(is_asked(model), "nothing is asked")
@@ -352,7 +352,10 @@ def test_while_it_stops_it_takes_no_connection_and_none_is_kept_open(loopback: S
 
 def test_told_twice_it_leaves_at_once_and_says_so(loopback: StartLoopback) -> None:
     model = loopback(**STUCK)
-    with command("--server", model.url, "--grace", str(STUCK_SECONDS)) as running, ThreadPoolExecutor(2) as pool:
+    with (
+        command("--server", model.url, "--shutdown-timeout", str(STUCK_SECONDS)) as running,
+        ThreadPoolExecutor(2) as pool,
+    ):
         answers = [pool.submit(running.served.rerank, marked(1), stream=stream) for stream in (False, True)]
         until(is_asked(model), "nothing is asked")
         with running.served.connect() as dripping:
@@ -375,7 +378,7 @@ def test_what_does_not_finish_in_time_is_cut_short_and_the_rest_is_journalled(
     loopback: StartLoopback, tmp_path: Path
 ) -> None:
     model, journal = loopback(), tmp_path / "served.sqlite"
-    options = ("--server", model.url, "--journal", str(journal), "--grace", "0.5")
+    options = ("--server", model.url, "--journal", str(journal), "--shutdown-timeout", "0.5")
     with command(*options) as running, ThreadPoolExecutor(1) as pool:
         assert running.served.rerank(marked(1)).status == 200
         model.change(**STUCK)

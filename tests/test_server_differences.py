@@ -50,7 +50,7 @@ def one_reply(reply: ServerReply) -> Answer:
 
 def test_rerank_falls_back_to_the_token_limit_when_vllm_refuses_a_reasoning_budget() -> None:
     with scripted_server(FakeVllm(parser=False)) as server:
-        results, tally = rerank(server, think="40")
+        results, tally = rerank(server, reasoning="40")
     assert set(results.values()) == {REVERSED}
     with_budget = [body for body in server.bodies("/v1/chat/completions") if "thinking_token_budget" in body]
     assert len(with_budget) == 1, "the server is asked for a budget once"
@@ -61,7 +61,7 @@ def test_rerank_falls_back_to_the_token_limit_when_vllm_refuses_a_reasoning_budg
 
 def test_rerank_uses_the_servers_budget_where_it_has_one() -> None:
     with scripted_server(FakeVllm(parser=True, truncates=False)) as server:
-        results, tally = rerank(server, think="40")
+        results, tally = rerank(server, reasoning="40")
     assert set(results.values()) == {REVERSED}
     assert all("thinking_token_budget" in body for body in server.bodies("/v1/chat/completions"))
     assert not tally.repairs["budget_refused"]
@@ -74,15 +74,15 @@ def test_rerank_fails_when_a_request_with_a_budget_is_refused_for_another_reason
         return refusal if "thinking_token_budget" in (body or {}) else FakeVllm()(method, path, body)
 
     with scripted_server(answer) as server, pytest.raises(Exception, match="temperature must not be negative"):
-        rerank(server, think="40")
+        rerank(server, reasoning="40")
 
 
 # --- templates that open the reasoning block ---
 
 
 @pytest.mark.parametrize("opens", ["<think>\n", "<think>", "<think>\n\n", ""])
-@pytest.mark.parametrize("think", ["full", "40", "off"])
-def test_forced_answer_opens_the_reasoning_block_once(opens: str, think: str) -> None:
+@pytest.mark.parametrize("reasoning", ["full", "40", "off"])
+def test_forced_answer_opens_the_reasoning_block_once(opens: str, reasoning: str) -> None:
     """QwQ, R1 and Qwen3-Thinking open it in their template: the trace must not open it again."""
 
     def answer(method: str, path: str, body: Any) -> ServerReply:
@@ -92,14 +92,14 @@ def test_forced_answer_opens_the_reasoning_block_once(opens: str, think: str) ->
         return server(method, path, body)
 
     with scripted_server(answer) as server:
-        results, _ = rerank(server, think=think)
+        results, _ = rerank(server, reasoning=reasoning)
     assert set(results.values()) == {REVERSED}
     prompts = [body["prompt"] for body in server.bodies("/v1/completions")]
     assert len(prompts) == 3
     for ids in prompts:
         assert (ids.count(OPEN), ids.count(CLOSE)) == (1, 1)
         ending = text_of(ids).partition("<|im_start|>assistant\n")[2]
-        trace = "\n" if think == "off" else "Passage [1] is about rain and [2] > [3] in detail\n"
+        trace = "\n" if reasoning == "off" else "Passage [1] is about rain and [2] > [3] in detail\n"
         assert ending == f"<think>\n{trace}</think>\n\n"
 
 

@@ -51,7 +51,9 @@ def test_a_forgotten_parent_is_no_evidence_and_a_tie_changes_nothing() -> None:
 def test_reach_leaves_out_what_is_ranked_and_what_stands_below_the_family() -> None:
     rounds = check_strategy(Setwise(window=5, k=3), 30, Random(2))
     assert [window.rank_range for window in rounds[0].windows] == [(1, 25), (1, 29), (1, 30)]  # the deepest level
-    roots = [step.windows[0].rank_range for step in rounds if "d2" in step.windows[0].doc_ids and len(step.windows) == 1]
+    roots = [
+        step.windows[0].rank_range for step in rounds if "d2" in step.windows[0].doc_ids and len(step.windows) == 1
+    ]
     assert roots == [(1, 5), (2, 6), (3, 7)], "who wins at the root is ranked, whatever the rest does"
 
 

@@ -75,7 +75,7 @@ def test_unjudged_passages_and_unknown_queries_have_grade_zero() -> None:
 def test_it_thinks_unless_asked_not_to() -> None:
     judge = SimulatedModel(GRADES)
     assert ask(judge, "q0", DOCS[:3]).reasoning
-    direct = ask(judge, "q0", DOCS[:3], think=False)
+    direct = ask(judge, "q0", DOCS[:3], reasoning=False)
     assert direct.reasoning is None
     assert direct.usage.reasoning_tokens == 0
     assert direct.usage.prompt_tokens == 100
@@ -92,7 +92,7 @@ def test_text_is_told_as_it_comes_and_may_be_stopped() -> None:
 
 
 def test_it_is_a_model() -> None:
-    judge = SimulatedModel(GRADES, context=4096)
+    judge = SimulatedModel(GRADES, context_length=4096)
     asyncio.run(judge.prepare())
     assert judge.context_length == 4096
     assert asyncio.run(judge.count_tokens("text")) is None
@@ -127,7 +127,7 @@ def test_another_seed_is_another_judge() -> None:
 
 def test_its_identity_is_all_that_decides_its_answers() -> None:
     identity = SimulatedModel(GRADES, "weak").identity
-    assert SimulatedModel(GRADES, PRESETS["weak"], context=99).identity == identity
+    assert SimulatedModel(GRADES, PRESETS["weak"], context_length=99).identity == identity
     others = [SimulatedModel(FLAT, "weak"), SimulatedModel(GRADES, "strong"), SimulatedModel(GRADES, "weak", seed=1)]
     assert len({identity, *(other.identity for other in others)}) == 4
 

@@ -191,12 +191,14 @@ BROKEN: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("strategy", "promise"), BROKEN)
-@pytest.mark.parametrize("by", ["comparison", "both"])
-def test_a_strategy_that_breaks_a_promise_is_named_whoever_asks(strategy: Any, promise: str, by: ScoringMethod) -> None:
+@pytest.mark.parametrize("method", ["listwise", "combined"])
+def test_a_strategy_that_breaks_a_promise_is_named_whoever_asks(
+    strategy: Any, promise: str, method: ScoringMethod
+) -> None:
     candidates = [Candidate(doc_id, -rank) for rank, doc_id in enumerate(IDS)]
     judge = SimulatedModel({"q": {}})
     with pytest.raises(StrategyError, match=rf"strategy own\w*: .*{promise}.*; test it with .*docs/strategies\.md"):
-        replay_strategy(Combined(strategy) if by == "both" else strategy, candidates, "q", judge)
+        replay_strategy(Combined(strategy) if method == "combined" else strategy, candidates, "q", judge)
     passages = {doc_id: Passage(doc_id, "text") for doc_id in IDS}
     with (
         Reranker(ScriptedModel(lambda _: "[1] > [2]"), strategy=strategy) as reranker,

@@ -19,12 +19,12 @@ from rank_k.window.prompt import PromptTemplate
 
 TEMPLATE = PromptTemplate("Q: {query}\n", "\nA:", "<{i}> {text}", " | ", "be brief")
 ASKING = {
-    "by": "comparison",
+    "method": "listwise",
     "strategy": "blocks",
     "passage_tokens": 50,
     "window": 8,
     "stride": 4,
-    "think": "full",
+    "reasoning": "full",
     "max_tokens": 256,
     "temperature": 0.0,
 }
@@ -61,13 +61,13 @@ def test_a_folder_and_its_file_are_the_same_student(tmp_path: Path) -> None:
 def test_it_is_asked_as_it_was_trained_unless_told_otherwise(tmp_path: Path) -> None:
     folder = exported(tmp_path / "s")
     with Reranker(folder) as reranker:
-        assert {"by": reranker.method, **reranker.effective_settings} == ASKING
+        assert {"method": reranker.method, **reranker.effective_settings} == ASKING
         assert isinstance(reranker.ranker, ListwiseRanker)
         assert reranker.ranker.template.before == TEMPLATE.before
         settings = reranker.ranker.settings
         assert (settings.passage_tokens, settings.max_tokens, settings.temperature) == (50, 256, 0.0)
     with Reranker(folder, window=5, temperature=None, prompt="listwise") as reranker:
-        assert {"by": reranker.method, **reranker.effective_settings} == ASKING | {"window": 5, "temperature": None}
+        assert {"method": reranker.method, **reranker.effective_settings} == ASKING | {"window": 5, "temperature": None}
         assert isinstance(reranker.ranker, ListwiseRanker)
         assert reranker.ranker.template.name == "rank-k"
 
@@ -100,7 +100,7 @@ def test_an_adapter_knows_what_it_is_for(tmp_path: Path, monkeypatch: pytest.Mon
     write_student(file, "tiny", TEMPLATE, ASKING, {"name": "base", "sha256": base.sha256})
     found = find_student(file.parent)
     assert found is not None
-    assert (found.weights.path, found.adapter, found.weights.context) == (base.path, file, 2048)
+    assert (found.weights.path, found.adapter, found.weights.context_length) == (base.path, file, 2048)
     with Reranker(file.parent) as reranker:
         assert isinstance(reranker.model, EmbeddedModel)
         assert reranker.model.identity == f"{base.sha256}+{weights.checksum(file)}"

@@ -77,8 +77,8 @@ def test_average_overlap() -> None:
 
 def test_cells_share_calls_and_a_second_run_asks_nothing(bench: Bench) -> None:
     one, three, off, auto = (
-        replace(Cell("c", "bm25", "judge"), samples=samples, think=think)
-        for samples, think in ((1, "full"), (3, "full"), (1, "off"), (1, "auto"))
+        replace(Cell("c", "bm25", "judge"), samples=samples, reasoning=reasoning)
+        for samples, reasoning in ((1, "full"), (3, "full"), (1, "off"), (1, "auto"))
     )
     [(calls, asked)] = bench.run(one)
     assert calls == asked > 0
@@ -155,7 +155,7 @@ def test_costs_are_the_journals_whether_asked_now_or_found_there(bench: Bench) -
 
 
 def test_differences_are_paired_with_the_baseline_that_is_named(bench: Bench) -> None:
-    study = bench.study({"think": ["off", "full"]}, baseline="sliding-full")
+    study = bench.study({"reasoning": ["off", "full"]}, baseline="sliding-full")
     bench.run(*cells_of(study))
     rows = bench.answer(study).rows
     assert [row.against is None for row in rows] == [True, False, True]
@@ -183,8 +183,8 @@ def test_reasoning_by_thirds_adds_up_to_the_whole(bench: Bench) -> None:
     assert {one.third for one in answer.difficulty} == {"hard", "middling", "easy"}
     assert len({one.by for one in answer.difficulty}) == 2
     whole = answer.rows[-1].quality["nDCG@10"].mean
-    for by in {one.by for one in answer.difficulty}:
-        some = [one for one in answer.difficulty if one.by == by]
+    for method in {one.by for one in answer.difficulty}:
+        some = [one for one in answer.difficulty if one.by == method]
         assert sum(one.quality * one.against.queries for one in some) / len(DATA.queries) == pytest.approx(whole)
         assert [one.low for one in some] == sorted(one.low for one in some)
     assert all(one.against.mean == 0 for one in answer.difficulty), "this judge answers alike, thought or not"
@@ -219,7 +219,7 @@ def test_a_replay_of_other_windows_is_refused() -> None:
 
 
 def test_documents_can_be_split(bench: Bench) -> None:
-    whole, split = Cell("c", "bm25", "judge"), Cell("c", "bm25", "judge", split="32:8:2")
+    whole, split = Cell("c", "bm25", "judge"), Cell("c", "bm25", "judge", maxp_tokens="32:8:2")
     bench.run(whole, split)
     one, other = (read_run(bench.folder.output(cell)) for cell in (whole, split))
     assert {query: {c.doc_id for c in found} for query, found in one.items()} == {

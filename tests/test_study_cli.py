@@ -28,7 +28,7 @@ from tests.waiting import PATIENCE, until
 pytestmark = pytest.mark.integration
 
 DATA = make_queries(8, 40, strict=True)
-GRID = ("--strategies", "sliding,blocks", "--think", "off,full", "--windows", "10", "--strides", "5")
+GRID = ("--strategies", "sliding,blocks", "--reasoning", "off,full", "--windows", "10", "--strides", "5")
 CELLS = 4
 
 
@@ -76,7 +76,7 @@ def test_a_grid_on_a_real_server_and_again_for_nothing(
     for cell in cells:
         assert float(cell["seconds"]) > 0
         assert cell["unranked_windows"] == "0"
-        assert (float(cell["tokens_reasoning"]) > 0) == (cell["think"] == "full")
+        assert (float(cell["tokens_reasoning"]) > 0) == (cell["reasoning"] == "full")
         assert len(read_run(output / "runs" / f"{cell['cell']}.trec")) == len(DATA.queries)
     assert any("seconds" in cell["pareto"] for cell in cells)
     with (output / "queries.csv").open(newline="") as file:
@@ -211,28 +211,28 @@ def test_a_server_that_dies_leaves_what_is_finished(
 ) -> None:
     server, output = loopback(), tmp_path / "study"
     shallow = ("--windows", "10", "--strides", "5", "--server", server.url)
-    assert main(study(files, output, "--think", "off", *shallow)) == 0
+    assert main(study(files, output, "--reasoning", "off", *shallow)) == 0
     server.change(refuse=401)
     capsys.readouterr()
     later = ("--baseline", "sliding-full-w10-s5")  # which is not finished by then
-    assert main(study(files, output, "--think", "off,full", *shallow, *later)) == 2
+    assert main(study(files, output, "--reasoning", "off,full", *shallow, *later)) == 2
     out, err = told(capsys)
     assert out == ""
     [line] = [line for line in err.splitlines() if line.startswith("rank-k study:")]
     assert "sliding-full-w10-s5" in line
     assert "1 of 2 cells are finished" in line
     assert "the same command goes on from there" in line
-    assert [row["think"] for row in rows(output)] == ["", "off"]
+    assert [row["reasoning"] for row in rows(output)] == ["", "off"]
     server.change(refuse=0)
-    assert main(study(files, output, "--think", "off,full", *shallow)) == 0
-    assert [row["think"] for row in rows(output)] == ["", "off", "full"]
+    assert main(study(files, output, "--reasoning", "off,full", *shallow)) == 0
+    assert [row["reasoning"] for row in rows(output)] == ["", "off", "full"]
 
 
 def test_windows_without_an_answer_are_named(
     files: list[str], loopback: StartLoopback, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server, output = loopback(garbage=0.2), tmp_path / "study"
-    command = study(files, output, "--windows", "10", "--strides", "5", "--constrain", "off", "--server", server.url)
+    command = study(files, output, "--windows", "10", "--strides", "5", "--constrained", "off", "--server", server.url)
     assert main([*command, "--strict"]) == 3
     _, err = told(capsys)
     assert "collection.run.oracle.sliding-full-w10-s5-free: left in input order:" in err
@@ -290,7 +290,7 @@ def test_the_cells_can_be_seen_before(files: list[str], capsys: pytest.CaptureFi
     ("options", "problem"),
     [
         (["--strategies", "slidng"], "did you mean sliding?"),
-        (["--think", "maybe"], "'maybe'"),
+        (["--reasoning", "maybe"], "'maybe'"),
         (["--samples", "1,,x"], "'x'"),
         (["--baseline", "nothing", "--simulate"], "no cell is called 'nothing'"),
         (["--measures", "nDGC@10", "--simulate"], "unknown measure"),
@@ -336,5 +336,5 @@ def test_another_study_in_the_same_folder_is_refused(
     capsys.readouterr()
     assert main(["study", *files, "--simulate", "--noise", "weak", "--output", str(output)]) == 2
     assert "had another simulate for judge: none, now weak; name another --output" in told(capsys)[1]
-    assert main(["study", *files, "--simulate", "--noise", "none", "--think", "off", "--output", str(output)]) == 0
+    assert main(["study", *files, "--simulate", "--noise", "none", "--reasoning", "off", "--output", str(output)]) == 0
     assert len(rows(output)) == 3, "more cells are welcome"

@@ -10,7 +10,7 @@ import pytest
 
 from rank_k.cli import main
 from rank_k.errors import InputError
-from rank_k.study.config import preset_file, read_study
+from rank_k.study.config import config_file, read_study
 from rank_k.study.grid import Study, cells_of
 from rank_k.window.prompt import read_template
 
@@ -19,7 +19,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="module")
 def paper() -> Study:
-    return read_study(preset_file("rank-k-paper"), Path("data"))
+    return read_study(config_file(Path("rank-k-paper")), Path("data"))
 
 
 # --- the paper's evaluation ------------------------------------------------------------------------
@@ -48,10 +48,10 @@ def test_its_models_are_asked_in_the_papers_way_and_in_their_own(paper: Study) -
             100,
             450,
         )
-    assert (cells["rank-k-32b"].temperature, cells["rank-k-32b"].think) == (0.5, "full")
+    assert (cells["rank-k-32b"].temperature, cells["rank-k-32b"].reasoning) == (0.5, "full")
     assert (cells["qwq-32b"].temperature, cells["qwq-32b"].top_p) == (0.6, 0.95)
-    assert (cells["rank-zephyr"].think, cells["rank-zephyr"].temperature) == ("off", 0)
-    assert paper.model("rank-zephyr").context == 4096
+    assert (cells["rank-zephyr"].reasoning, cells["rank-zephyr"].temperature) == ("off", 0)
+    assert paper.model("rank-zephyr").context_length == 4096
     ports = set()
     for model in paper.models:
         assert model.model is not None

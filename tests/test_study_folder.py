@@ -30,7 +30,7 @@ from tests.study_bench import bench as bench  # a fixture
 
 
 def test_a_folder_takes_more_cells_and_no_other_data(bench: Bench) -> None:
-    one, other = Cell("c", "bm25", "judge"), Cell("c", "bm25", "judge", think="off")
+    one, other = Cell("c", "bm25", "judge"), Cell("c", "bm25", "judge", reasoning="off")
     bench.run(one)
     bench.run(other)
     again = StudyFolder(bench.folder.path)

@@ -62,12 +62,12 @@ def test_a_study_of_the_embedded_model(
     """All of its path but llama.cpp itself: launched for each cell, asked as a model without a thought of its own."""
     server = loopback(model="tiny", owned_by="llamacpp", abilities="raw grammar", quirk="none", bodies=True)
     launches = launched(monkeypatch, server)
-    command = ["study", *files, "--model", str(weights), "--output", str(tmp_path / "study"), "--think", "off,200"]
+    command = ["study", *files, "--model", str(weights), "--output", str(tmp_path / "study"), "--reasoning", "off,200"]
     assert main(command) == 0
     assert "collection, run, tiny.gguf: 8 queries" in capsys.readouterr().out
     first, direct, thoughtful = rows(tmp_path / "study")
     assert float(first["nDCG@10"]) < float(direct["nDCG@10"]) == float(thoughtful["nDCG@10"]) == 1.0
-    assert [(direct["think"], thoughtful["think"])] == [("off", "200")]
+    assert [(direct["reasoning"], thoughtful["reasoning"])] == [("off", "200")]
     assert [(made.path, options["slots"]) for made, options in launches] == [(weights, 1)] * 2
     sent = [call.body for call in server.requests if call.path == "/v1/completions"]
     assert any("<think>" in body["prompt"] and "</think>" in body["stop"] for body in sent if "stop" in body), "begun"

@@ -33,7 +33,7 @@ def settings_of(study: Study) -> list[str]:
 
 
 def test_every_combination_is_a_cell_once() -> None:
-    grid: dict[str, list[Any]] = {"strategy": ["sliding", "blocks"], "think": ["off", "2k"], "samples": ["1", 3]}
+    grid: dict[str, list[Any]] = {"strategy": ["sliding", "blocks"], "reasoning": ["off", "2k"], "samples": ["1", 3]}
     assert settings_of(a_study(grid, grid)) == [
         *("sliding-off", "sliding-off-x3", "sliding-2000", "sliding-2000-x3"),
         *("blocks-off", "blocks-off-x3", "blocks-2000", "blocks-2000-x3"),
@@ -42,7 +42,11 @@ def test_every_combination_is_a_cell_once() -> None:
 
 
 def test_what_a_strategy_has_no_use_for_makes_no_cells() -> None:
-    grid: dict[str, list[Any]] = {"strategy": ["sliding", "blocks", "setwise"], "stride": [5, 10], "fuse": [0, 1]}
+    grid: dict[str, list[Any]] = {
+        "strategy": ["sliding", "blocks", "setwise"],
+        "stride": [5, 10],
+        "first_stage_weight": [0, 1],
+    }
     assert settings_of(a_study(grid)) == [
         *("sliding-full-s5", "sliding-full", "blocks-full-a0", "blocks-full", "setwise-full"),
     ]
@@ -57,24 +61,31 @@ def test_a_preset_is_a_strategy_and_differs_from_it() -> None:
 
 
 def test_a_model_keeps_its_own_settings_whatever_the_grid_says() -> None:
-    zephyr = ModelPlan("zephyr", settings={"think": "off", "temperature": 0, "constrain": "off"})
-    study = a_study({"think": ["500", "full"]}, models=(ModelPlan("m"), zephyr))
+    zephyr = ModelPlan("zephyr", settings={"reasoning": "off", "temperature": 0, "constrained": "off"})
+    study = a_study({"reasoning": ["500", "full"]}, models=(ModelPlan("m"), zephyr))
     assert [cell.setting for cell in cells_of(study) if cell.model == "m"] == ["sliding-500", "sliding-full"]
     [cell] = [cell for cell in cells_of(study) if cell.model == "zephyr"]
-    assert (cell.think, cell.temperature, cell.constrain) == ("off", 0.0, False)
+    assert (cell.reasoning, cell.temperature, cell.constrained) == ("off", 0.0, False)
     assert cell.setting == "sliding-off-t0-free"
 
 
 @pytest.mark.parametrize(
     ("axis", "value"),
     [
-        *(("think", "maybe"), ("think", "0"), ("samples", 0), ("samples", 1.5), ("samples", True), ("depth", "many")),
         *(
-            ("fuse", -1),
-            ("fuse", "nan"),
+            ("reasoning", "maybe"),
+            ("reasoning", "0"),
+            ("samples", 0),
+            ("samples", 1.5),
+            ("samples", True),
+            ("depth", "many"),
+        ),
+        *(
+            ("first_stage_weight", -1),
+            ("first_stage_weight", "nan"),
             ("split", "225;50"),
             ("temperature", "hot"),
-            ("constrain", "maybe"),
+            ("constrained", "maybe"),
             ("thnk", "off"),
         ),
         ("max_tokens", 0),
@@ -97,12 +108,12 @@ SETTINGS = st.fixed_dictionaries(
     {},
     optional={
         "strategy": st.sampled_from(["sliding", "blocks", "fast", "single", "setwise"]),
-        "think": st.sampled_from(["off", "auto", "full", "500", "2k"]),
+        "reasoning": st.sampled_from(["off", "auto", "full", "500", "2k"]),
         "samples": st.integers(1, 5),
         "depth": st.sampled_from([20, 50, 100, 1000]),
         "window": st.integers(10, 30),
         "stride": st.integers(1, 10),
-        "fuse": st.sampled_from([0, 0.5, 1, 2]),
+        "first_stage_weight": st.sampled_from([0, 0.5, 1, 2]),
         "split": st.sampled_from(["none", "100", "225:50", "225:50:4"]),
         "temperature": st.sampled_from([None, 0, 0.5, 0.75]),
     },
@@ -142,7 +153,7 @@ def test_the_documentation_says_of_every_question_what_it_is() -> None:
 def test_names_choose_cells_by_kind() -> None:
     runs = (FirstStage("bm25"), FirstStage("splade"))
     study = a_study(
-        {"think": ["off", "full"]},
+        {"reasoning": ["off", "full"]},
         collections=(Collection("dl19", runs), Collection("dl20", runs)),
         models=(ModelPlan("big"), ModelPlan("small")),
     )

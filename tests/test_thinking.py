@@ -260,7 +260,7 @@ def test_less_than_half_of_a_sliding_pass_is_thought_about() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "think"),
+    ("text", "reasoning"),
     [
         ("full", ReasoningMode("full")),
         ("off", ReasoningMode("off")),
@@ -270,9 +270,9 @@ def test_less_than_half_of_a_sliding_pass_is_thought_about() -> None:
         ("2K", ReasoningMode("budget", 2000)),
     ],
 )
-def test_think_is_read(text: str, think: ReasoningMode) -> None:
-    assert ReasoningMode.parse(text) == think
-    assert ReasoningMode.parse(str(think)) == think
+def test_think_is_read(text: str, reasoning: ReasoningMode) -> None:
+    assert ReasoningMode.parse(text) == reasoning
+    assert ReasoningMode.parse(str(reasoning)) == reasoning
 
 
 @pytest.mark.parametrize("text", ["", "0", "0k", "-5", "1.5k", "yes", "2kk", "k", "1e3", "9" * 400])

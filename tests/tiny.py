@@ -153,7 +153,7 @@ def served_tokens(gguf: Path, adapter: Path | None = None) -> dict[str, float]:
     """Log-probabilities of the likeliest next tokens after `PROMPT`, by llama.cpp."""
 
     async def asked() -> dict[str, float]:
-        server = await EmbeddedServer.start(locate(gguf), context=512, threads=1, adapter=adapter)
+        server = await EmbeddedServer.start(locate(gguf), context_length=512, threads=1, adapter=adapter)
         try:
             headers = {"Authorization": f"Bearer {server.api_key}"}
             question = {"prompt": PROMPT, "n_predict": 1, "n_probs": 400, "temperature": 0.0, "cache_prompt": False}

@@ -32,7 +32,7 @@ OPEN_PER_SLOT = 4
 class WindowRanker(Protocol):
     """What the engine asks through: an `ask.Asker`, which compares, or a `likelihood.LikelihoodAsker`."""
 
-    async def prepare(self, think: ReasoningMode | None = None) -> None:
+    async def prepare(self, reasoning: ReasoningMode | None = None) -> None:
         """Find out, once, what must be known before the first window, or the first that `think` is for."""
 
     async def check_query(self, query: Query) -> None:
@@ -46,7 +46,7 @@ class WindowRanker(Protocol):
         texts: PreparedQuery,
         window: Window,
         *,
-        think: ReasoningMode | None = None,
+        reasoning: ReasoningMode | None = None,
         on_text: OnChunk | None = None,
     ) -> WindowReport:
         """Ask about one window. Raises `ModelError` when the model cannot be had, never for a bad answer.
@@ -156,7 +156,7 @@ class Engine:
         first: int = 0,
         deadline: float | None = None,
         token_budget: int | None = None,
-        think: ReasoningMode | None = None,
+        reasoning: ReasoningMode | None = None,
         on_window: Callable[[str, int, int, Window], None] | None = None,
         on_asked: Callable[[str, int, int, WindowReport], None] | None = None,
         on_text: Callable[[str, int, int, StreamChunk], None] | None = None,
@@ -171,7 +171,7 @@ class Engine:
         self._first = first
         self._deadline = deadline
         self._token_budget = token_budget
-        self._reasoning = think
+        self._reasoning = reasoning
         self._on_window = on_window
         self._on_result = on_asked
         self._on_chunk = on_text
@@ -301,7 +301,9 @@ class Engine:
         if self._on_window is not None:
             self._on_window(opened.job.query.query_id, opened.round_number, number, window)
         try:
-            asked = await self._ranker.rank(texts, window, think=self._reasoning, on_text=self._listener(opened, number))
+            asked = await self._ranker.rank(
+                texts, window, reasoning=self._reasoning, on_text=self._listener(opened, number)
+            )
         except PromptFiltered as error:
             return _unanswered_window(window, "filtered", error)
         except RetriesExhausted as error:

@@ -407,7 +407,8 @@ class Journal:
 
     def store_window(self, run: str, record: WindowRecord) -> None:
         orders = [
-            [order.tiers, [d for d in order.doc_ids if d in order.ranked_ids], order.is_valid] for order in record.rankings
+            [order.tiers, [d for d in order.doc_ids if d in order.ranked_ids], order.is_valid]
+            for order in record.rankings
         ]
         window = record.window
         self._db.execute(

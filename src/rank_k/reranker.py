@@ -44,7 +44,7 @@ PAPER: Mapping[str, Any] = {
     "strategy": "sliding",
     "window": 20,
     "stride": 10,
-    "think": "full",
+    "reasoning": "full",
     "passage_tokens": 450,
     "max_tokens": 8000,
     "temperature": 0.5,
@@ -90,22 +90,22 @@ class Reranker:
         *,
         server: str | None = None,
         api_key: str | None = None,
-        dialect: str = "auto",
+        server_type: str = "auto",
         revision: str = "",
-        context: int | None = None,
-        by: ScoringMethod | None = None,
+        context_length: int | None = None,
+        method: ScoringMethod | None = None,
         strategy: str | Strategy | None = None,
         depth: int = 100,
         window: int | None = None,
         stride: int | None = None,
-        fuse: float = 1.0,
-        think: str | int | ReasoningMode | None = None,
+        first_stage_weight: float = 1.0,
+        reasoning: str | int | ReasoningMode | None = None,
         passage_tokens: int | None = None,
         max_tokens: int | None = None,
         temperature: float | Literal["default"] | None = "default",
         top_p: float | None = None,
         prompt: str | Path | PromptTemplate | None = None,
-        constrain: bool = True,
+        constrained: bool = True,
         samples: int = 1,
         concurrency: int | None = None,
         journal: str | Path | None = None,
@@ -115,40 +115,51 @@ class Reranker:
     ) -> None:
         embedded = server is None and (model is None or isinstance(model, str | Path))
         if embedded and model is None:
-            model = default_model(by if prompt is None else "likelihood")
+            model = default_model(method if prompt is None else "likelihood")
         student = find_student(model) if embedded and isinstance(model, str | Path) else None
         given = {
             "strategy": None if strategy is None else _named(strategy),
             "window": window,
             "stride": stride,
-            "think": think,
+            "reasoning": reasoning,
             "passage_tokens": passage_tokens,
             "max_tokens": max_tokens,
         }
         own: dict[str, Any] = dict(student.asking) if student else {"max_tokens": 512} if embedded else {}
-        own_by: ScoringMethod | None = own.pop("by", None)
-        self.effective_settings = {**PAPER, **own, **{name: value for name, value in given.items() if value is not None}}
+        own_by: ScoringMethod | None = own.pop("method", None)
+        self.effective_settings = {
+            **PAPER,
+            **own,
+            **{name: value for name, value in given.items() if value is not None},
+        }
         if temperature != "default":
             self.effective_settings["temperature"] = temperature
         asked = self.effective_settings
         numbers = {"depth": depth, "passage_tokens": asked["passage_tokens"], "max_tokens": asked["max_tokens"]}
         numbers["samples"] = samples
-        for name, number in {**numbers, "concurrency": concurrency, "context": context}.items():
+        for name, number in {**numbers, "concurrency": concurrency, "context_length": context_length}.items():
             if number is not None and number < 1:
                 raise InputError(f"{name} is {number}", "give 1 or more")
-        if by not in (None, "comparison", "likelihood", "both"):
-            raise InputError(f"by is {by!r}", "write comparison, likelihood or both")
-        told = {"strategy": strategy, "think": think, "prompt": prompt, "samples": samples if samples > 1 else None}
+        if method not in (None, "listwise", "likelihood", "combined"):
+            raise InputError(f"by is {method!r}", "write comparison, likelihood or both")
+        told = {
+            "strategy": strategy,
+            "reasoning": reasoning,
+            "prompt": prompt,
+            "samples": samples if samples > 1 else None,
+        }
         compares = [name for name, value in told.items() if value is not None]  # what only comparison has use for
-        if by == "likelihood" and compares:
+        if method == "likelihood" and compares:
             raise InputError(f"{compares[0]} is for comparison, not for likelihood", "leave one out")
-        thinking = _thinking(asked["think"])
+        thinking = _thinking(asked["reasoning"])
         template = prompt if prompt is None or isinstance(prompt, PromptTemplate) else read_template(prompt)
         if prompt is None and student is not None:
             template = student.template
-        self._is_combined = (by or own_by) == "both"
-        self._first_stage_weight = fuse
-        inner = 1.0 if self._is_combined else fuse  # by both, what comparison begins with is no more the first stage's
+        self._is_combined = (method or own_by) == "combined"
+        self._first_stage_weight = first_stage_weight
+        inner = (
+            1.0 if self._is_combined else first_stage_weight
+        )  # by both, what comparison begins with is no more the first stage's
         self._make = partial(make, window=asked["window"], stride=asked["stride"], first_stage_weight=inner)
         self.strategy = self.make_strategy(asked["strategy"] if strategy is None else strategy)
         self.depth = depth
@@ -157,21 +168,23 @@ class Reranker:
             model if student is None else student,
             server,
             api_key,
-            dialect,
+            server_type,
             revision,
-            context,
+            context_length,
             self.concurrency,
             read_timeout,
         )
-        usual: ScoringMethod = "comparison" if compares else getattr(self.model, "ranks_by", "comparison")
-        self.method: ScoringMethod = by or own_by or usual
+        usual: ScoringMethod = "listwise" if compares else getattr(self.model, "default_method", "listwise")
+        self.method: ScoringMethod = method or own_by or usual
         self.journal = Journal(journal)
         calls = CachedCalls(self.model, self.journal, retries, on_retry, self.concurrency)
         self.ranker: WindowRanker
         if self.method == "likelihood":
             self.effective_settings = {"passage_tokens": passage_tokens or PASSAGE_TOKENS}
             self.strategy = Single(max(depth, 2))
-            self.ranker = QueryLikelihoodRanker(self.model, self.journal, self.effective_settings["passage_tokens"], calls=calls)
+            self.ranker = QueryLikelihoodRanker(
+                self.model, self.journal, self.effective_settings["passage_tokens"], calls=calls
+            )
         else:
             settings = ListwiseSettings(
                 asked["passage_tokens"],
@@ -179,16 +192,16 @@ class Reranker:
                 asked["temperature"],
                 top_p,
                 thinking,
-                constrain,
+                constrained,
                 samples,
                 label_words=student.verdicts if student is not None and prompt is None else (),
             )
             self.ranker = comparison = ListwiseRanker(self.model, self.journal, settings, template, calls=calls)
             if self._is_combined:
                 self.ranker = CombinedRanker(QueryLikelihoodRanker(self.model, self.journal, calls=calls), comparison)
-                self.effective_settings["fuse"] = fuse
+                self.effective_settings["first_stage_weight"] = first_stage_weight
         self.stats = RunStats()
-        self._settings = {"by": self.method, "depth": depth, **self.effective_settings}
+        self._settings = {"method": self.method, "depth": depth, **self.effective_settings}
         self._ranked_in = ""  # the journal's run of what `rank` is asked
         self._ranked = count()
         self._loop = LoopThread()
@@ -245,7 +258,9 @@ class Reranker:
     def make_strategy(self, strategy: str | Strategy) -> Strategy:
         """The strategy of that name, or that one, as it is asked here. Raises `InputError` if there is none."""
         plan = self._make(strategy) if isinstance(strategy, str) else strategy
-        return Combined(plan, self._first_stage_weight) if self._is_combined and not isinstance(plan, Combined) else plan
+        return (
+            Combined(plan, self._first_stage_weight) if self._is_combined and not isinstance(plan, Combined) else plan
+        )
 
     def close(self) -> None:
         """End the embedded model, close connections and the journal. Closing again does nothing."""
@@ -301,13 +316,13 @@ class Reranker:
         finally:
             await results.aclose()
 
-    async def _prepared(self, deadline: float | None, think: ReasoningMode | None = None) -> bool:
+    async def _prepared(self, deadline: float | None, reasoning: ReasoningMode | None = None) -> bool:
         """Whether what must be known first was found out by the `deadline`. If not, it goes on: others wait for it."""
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()) as limit:
                 await self._prepare()
-                if think is not None:
-                    await self.ranker.prepare(think)
+                if reasoning is not None:
+                    await self.ranker.prepare(reasoning)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -340,7 +355,7 @@ class Reranker:
         *,
         max_seconds: float | None = None,
         strategy: str | Strategy | None = None,
-        think: str | int | ReasoningMode | None = None,
+        reasoning: str | int | ReasoningMode | None = None,
         name: str = "",
         on_window: Callable[[int, int, Window], None] | None = None,
         on_text: Callable[[int, int, StreamChunk], None] | None = None,
@@ -348,12 +363,12 @@ class Reranker:
         on_ranking: Callable[[int, Ranking], None] | None = None,
     ) -> RankedHits:
         deadline = _deadline(max_seconds)
-        for option, value in {"strategy": strategy, "think": think}.items():
+        for option, value in {"strategy": strategy, "reasoning": reasoning}.items():
             if value is not None and self.method == "likelihood":
                 raise InputError(f"{option} is for comparison, not for likelihood", "leave it out")
         texts = [_text(document) for document in documents]
         plan = self.strategy if strategy is None else self.make_strategy(strategy)
-        thinks = None if think is None else _thinking(think)
+        thinks = None if reasoning is None else _thinking(reasoning)
         if not await self._prepared(deadline, thinks):
             return unranked_hits(texts)
         candidates = tuple(Candidate(str(i), 1 / (i + 1)) for i in range(len(texts)))
@@ -374,7 +389,7 @@ class Reranker:
             plan,
             deadline,
             self._run_of_ranked(),
-            think=thinks,
+            reasoning=thinks,
             first=position,
             on_window=on_window and (lambda _query_id, *of_window: on_window(*of_window)),
             on_asked=asked_about,
@@ -408,24 +423,24 @@ def _deadline(max_seconds: float | None) -> float | None:
     return None if max_seconds is None else time.monotonic() + max_seconds
 
 
-def _thinking(think: str | int | ReasoningMode) -> ReasoningMode:
-    return think if isinstance(think, ReasoningMode) else ReasoningMode.parse(str(think))
+def _thinking(reasoning: str | int | ReasoningMode) -> ReasoningMode:
+    return reasoning if isinstance(reasoning, ReasoningMode) else ReasoningMode.parse(str(reasoning))
 
 
 def _model(
     model: str | Path | Student | Model | None,
     server: str | None,
     api_key: str | None,
-    dialect: str,
+    server_type: str,
     revision: str,
-    context: int | None,
+    context_length: int | None,
     slots: int,
     read_timeout: float | None,
 ) -> Model:
     from rank_k.models.embedded import EmbeddedModel
 
     if isinstance(model, Student):
-        return EmbeddedModel(model.weights, adapter=model.adapter, context=context, slots=slots)
+        return EmbeddedModel(model.weights, adapter=model.adapter, context_length=context_length, slots=slots)
     if model is not None and not isinstance(model, str | Path):
         return model
     if server is not None:
@@ -433,13 +448,13 @@ def _model(
             server,
             None if model is None else str(model),
             api_key=api_key,
-            dialect=dialect,
-            context=context,
+            server_type=server_type,
+            context_length=context_length,
             revision=revision,
             read_timeout=read_timeout,
         )
     assert model is not None, "without a server, somebody is named"
-    return EmbeddedModel(model, context=context, slots=slots)
+    return EmbeddedModel(model, context_length=context_length, slots=slots)
 
 
 def _passage(passages: Mapping[str, Passage] | PassageSource, doc_id: str, query_id: str) -> Passage:

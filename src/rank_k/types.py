@@ -54,7 +54,7 @@ class Window:
 
     doc_ids: tuple[str, ...]
     rank_range: tuple[int, int]
-    method: Literal["comparison", "likelihood"] = "comparison"
+    method: Literal["listwise", "likelihood"] = "listwise"
 
 
 @dataclass(frozen=True, slots=True)

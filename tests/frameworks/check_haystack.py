@@ -39,7 +39,7 @@ def check(output: dict[str, Any]) -> None:
 
 def against(url: str) -> None:
     key = Secret.from_env_var("MODEL_API_KEY")
-    pipeline = pipeline_with(RankKRanker(MODEL, server=url, api_key=key, top_k=10, think=2000))
+    pipeline = pipeline_with(RankKRanker(MODEL, server=url, api_key=key, top_k=10, reasoning=2000))
     data = {"first_stage": {"documents": DOCUMENTS}, "ranker": {"query": QUERY.text}}
     check(pipeline.run(data))
     check(asyncio.run(pipeline.run_async(data)))
@@ -52,7 +52,7 @@ def against(url: str) -> None:
     again = Pipeline.loads(saved, allowed_modules=ALLOWED)
     assert again.dumps() == saved
     ranker = again.get_component("ranker")
-    assert ranker.reranker.effective["think"] == 2000
+    assert ranker.reranker.effective["reasoning"] == 2000
     check(again.run(data))
     run = asyncio.run(beside_the_loop(lambda: ranker.run_async(query=NEW, documents=DOCUMENTS, top_k=3)))
     assert [document.id for document in run["documents"]] == BEST[:3]

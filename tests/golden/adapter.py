@@ -45,7 +45,7 @@ class _FakeEmbeddedServer:
     """Replaces the llama.cpp child process: an address, a key and a context."""
 
     api_key = EMBEDDED_KEY
-    context = 8192
+    context_length = 8192
     failure = None
 
     def __init__(self, url: str) -> None:
@@ -59,14 +59,14 @@ class _FakeEmbeddedServer:
 def embedded_server_at(url: str) -> Iterator[list[dict[str, Any]]]:
     """Send the embedded model's requests to `url`; no weights are needed. Yields what the server was started with."""
     row = weights.NAMED[weights.DEFAULT_WEIGHTS]
-    located = weights.Weights(row.name, row.path, row.sha256, row.context, row.ranks_by)
+    located = weights.Weights(row.name, row.path, row.sha256, row.context_length, row.default_method)
     starts: list[dict[str, Any]] = []
 
     async def start(
-        loaded: weights.Weights, *, context: int, slots: int, threads: int | None, adapter: Path | None
+        loaded: weights.Weights, *, context_length: int, slots: int, threads: int | None, adapter: Path | None
     ) -> _FakeEmbeddedServer:
         name = None if adapter is None else Path(adapter).name
-        starts.append({"weights": loaded.name, "context": context, "slots": slots, "adapter": name})
+        starts.append({"weights": loaded.name, "context": context_length, "slots": slots, "adapter": name})
         return _FakeEmbeddedServer(url)
 
     with (

@@ -45,11 +45,11 @@ SIMULATED = (
     ),
     _simulated("single, noise strong", "--strategy single --noise strong"),
     *(_simulated(f"preset {preset}", f"--preset {preset} --noise weak") for preset in PRESETS),
-    _simulated("blocks without the first stage", "--strategy blocks --window 8 --fuse 0 --noise strong"),
-    _simulated("blocks, first stage twice", "--strategy blocks --window 8 --fuse 2 --noise strong"),
+    _simulated("blocks without the first stage", "--strategy blocks --window 8 --first-stage-weight 0 --noise strong"),
+    _simulated("blocks, first stage twice", "--strategy blocks --window 8 --first-stage-weight 2 --noise strong"),
     _simulated("three samples", "--samples 3 --window 8 --stride 4 --noise strong --depth 12"),
-    _simulated("token budget", "--token-budget 1k --window 8 --stride 4"),
-    _simulated("tag and prices", "--tag mine --price-in 2 --price-out 8 --depth 10 --strict"),
+    _simulated("token budget", "--token-budget 1k --noise none --window 8 --stride 4"),
+    _simulated("tag and prices", "--tag mine --noise none --price-in 2 --price-out 8 --depth 10 --strict"),
 )
 
 # --- Measures and plans -----------------------------------------------------------------------------
@@ -84,14 +84,14 @@ EVALUATION = (
 _SIMULATE = "simulate --run {data}/run.trec --qrels {data}/qrels.trec --seeds 3 --window 8 --stride 4 --quiet"
 
 PLANNING = (
-    Case("simulate, table", (Command(f"{_SIMULATE} --strategies sliding,topdown,blocks", "table", tolerance=0.5),)),
-    Case("simulate, JSON", (Command(f"{_SIMULATE} --strategies sliding,blocks,tournament,setwise --json", "json"),)),
+    Case("simulate, table", (Command(f"{_SIMULATE} --strategy sliding,topdown,blocks", "table", tolerance=0.5),)),
+    Case("simulate, JSON", (Command(f"{_SIMULATE} --strategy sliding,blocks,tournament,setwise --json", "json"),)),
     Case(
         "simulate with presets, time and money",
         (
             Command(
-                f"{_SIMULATE} --strategies fast,balanced,thorough --baseline balanced --noise weak --json --slots 4,16"
-                " --call-seconds 20+2.5w --tokens-per-passage 100 --tokens-per-answer 500 --price-in 1 --price-out 4",
+                f"{_SIMULATE} --strategy fast,balanced,thorough --baseline balanced --noise weak --json"
+                " --concurrency 4,16 --call-seconds 20+2.5w --tokens-per-passage 100 --tokens-per-answer 500 --price-in 1 --price-out 4",
                 "json",
             ),
         ),
@@ -100,7 +100,7 @@ PLANNING = (
 
 _STUDY = (
     "study --queries {data}/queries.jsonl --documents {data}/corpus.jsonl --qrels {data}/qrels.trec"
-    " --run {data}/run.trec --simulate --windows 8 --strides 4 --output {work}/study --quiet"
+    " --run {data}/run.trec --simulate --window 8 --stride 4 --output {work}/study --quiet"
 )
 _STUDY_FILES: dict[str, Any] = {"study/cells.csv": "csv", "study/queries.csv": "csv", "study/report.html": "exists"}
 
@@ -114,7 +114,7 @@ strategy = ["sliding", "topdown"]
 window = [6]
 stride = [3]
 depth = [9]
-think = ["off"]
+reasoning = ["off"]
 
 [[collections]]
 name = "small"
@@ -135,14 +135,14 @@ server = "{server:sglang}"
 STUDIES = (
     Case(
         "grid, JSON",
-        (Command(f"{_STUDY} --strategies sliding,blocks --depths 10,20 --json", "json", _STUDY_FILES),),
+        (Command(f"{_STUDY} --strategy sliding,blocks --depth 10,20 --json", "json", _STUDY_FILES),),
     ),
     Case(
         "grid, table, continued",
         (
-            Command(f"{_STUDY} --strategies sliding --samples 1,2 --depths 12", "table", tolerance=0.06),
+            Command(f"{_STUDY} --strategy sliding --samples 1,2 --depth 12", "table", tolerance=0.06),
             Command(
-                f"{_STUDY} --strategies sliding,setwise --samples 1 --depths 12 --baseline 'first stage'",
+                f"{_STUDY} --strategy sliding,setwise --samples 1 --depth 12 --baseline 'first stage'",
                 "table",
                 {"study/cells.csv": "csv"},
                 tolerance=0.06,
@@ -151,15 +151,15 @@ STUDIES = (
     ),
     Case(
         "question, JSON",
-        (Command(f"{_STUDY} --question strategy --depths 20 --noise weak --json", "json"),),
+        (Command(f"{_STUDY} --question strategy --depth 20 --noise weak --json", "json"),),
     ),
-    Case("list", (Command(f"{_STUDY} --strategies sliding,blocks --list", "exists"),)),
-    Case("list of the paper's study", (Command("study --preset rank-k-paper --data {data} --list", "exists"),)),
+    Case("list", (Command(f"{_STUDY} --strategy sliding,blocks --list", "exists"),)),
+    Case("list of the paper's study", (Command("study --config rank-k-paper --data {data} --list", "exists"),)),
     Case(
         "grid on a model server",
         (
             Command(
-                f"{_STUDY.replace('--simulate', '--server {server:vllm} --concurrency 1')} --depths 6 --think off,16"
+                f"{_STUDY.replace('--simulate', '--server {server:vllm} --concurrency 1')} --depth 6 --reasoning off,16"
                 " --samples 1 --json",
                 "json",
                 {"study/cells.csv": "csv"},
@@ -208,7 +208,7 @@ DISTILLATION = (
                 "distill trace --sets {work}/sets.jsonl --journal {work}/traces.sqlite --simulate {data}/qrels.trec"
                 " --noise weak --samples 2 --concurrency 1 --quiet"
             ),
-            Command(f"{_SELECT} --rule all --held-out {{work}}/heldout.jsonl --held-out-share 0.4"),
+            Command(f"{_SELECT} --rule all --heldout {{work}}/heldout.jsonl --heldout-share 0.4"),
             Command(f"{_SELECT} --rule best --qrels {{data}}/qrels.trec", files={"rows.jsonl": "jsonl"}),
         ),
     ),
@@ -229,7 +229,7 @@ DISTILLATION = (
             Command(f"{_SAMPLE} --sizes 4-4 --ranks 1-12 --sets-per-query 1 --queries-count 2"),
             Command(
                 "distill trace --sets {work}/sets.jsonl --journal {work}/traces.sqlite --server {server:vllm}"
-                " --samples 2 --think full --concurrency 1 --quiet"
+                " --samples 2 --reasoning full --concurrency 1 --quiet"
             ),
             Command(f"{_SELECT} --rule paper", files={"rows.jsonl": "jsonl"}),
         ),

@@ -29,7 +29,8 @@ STRATEGIES_ON_A_MODEL = (
     ),
     _rerank("single", "--server {server:vllm} --strategy single", run="run"),
     _rerank(
-        "blocks without the first stage", "--server {server:vllm} --strategy blocks --window 6 --depth 12 --fuse 0"
+        "blocks without the first stage",
+        "--server {server:vllm} --strategy blocks --window 6 --depth 12 --first-stage-weight 0",
     ),
     *(_rerank(f"preset {preset}", f"--server {{server:vllm}} --preset {preset}") for preset in ("paper", "fast")),
     *(
@@ -47,7 +48,7 @@ _MODEL = "--model golden-model --window 6 --stride 3 --depth 6"
 MODES = tuple(
     _rerank(
         f"{server_type}, reasoning {mode}",
-        f"--server {{server:{server_type}}} --dialect {server_type} {_MODEL} --think {mode}",
+        f"--server {{server:{server_type}}} --server-type {server_type} {_MODEL} --reasoning {mode}",
     )
     for server_type in SERVER_TYPES
     for mode in ("full", "off", "auto", "24")
@@ -68,14 +69,16 @@ BEHAVIORS = (
     ),
     _rerank("plain, malformed answers", "--server {server:plain/malformed} --window 5 --stride 2 --depth 25"),
     _rerank("vllm, malformed answers", "--server {server:vllm/malformed} --window 5 --stride 2 --depth 25"),
-    _rerank("malformed and unconstrained", f"--server {{server:vllm/malformed}} {_TWO} --constrain off --think off"),
+    _rerank(
+        "malformed and unconstrained", f"--server {{server:vllm/malformed}} {_TWO} --constrained off --reasoning off"
+    ),
     _rerank("inline reasoning", f"--server {{server:vllm/inline}} {_TWO}"),
     _rerank("no opening tag", f"--server {{server:plain/missing-open}} {_TWO}"),
-    _rerank("truncated inline reasoning, budget", f"--server {{server:plain}} {_TWO} --think 12"),
-    _rerank("grammar refused", f"--server {{server:vllm/no-grammar}} {_TWO} --think off"),
-    _rerank("reasons although off", f"--server {{server:vllm/always-reasons}} {_TWO} --think off"),
-    _rerank("budget ignored", f"--server {{server:vllm/budget-ignored}} {_TWO} --think 16"),
-    _rerank("budget refused", f"--server {{server:vllm/no-budget}} {_TWO} --think 16"),
+    _rerank("truncated inline reasoning, budget", f"--server {{server:plain}} {_TWO} --reasoning 12"),
+    _rerank("grammar refused", f"--server {{server:vllm/no-grammar}} {_TWO} --reasoning off"),
+    _rerank("reasons although off", f"--server {{server:vllm/always-reasons}} {_TWO} --reasoning off"),
+    _rerank("budget ignored", f"--server {{server:vllm/budget-ignored}} {_TWO} --reasoning 16"),
+    _rerank("budget refused", f"--server {{server:vllm/no-budget}} {_TWO} --reasoning 16"),
     _rerank("template opens the reasoning", f"--server {{server:llamacpp/truncated+opens-reasoning}} {_TWO}"),
     _rerank("vllm template opens the reasoning", f"--server {{server:vllm/truncated+opens-reasoning}} {_TWO}"),
     _rerank("repetition", f"--server {{server:vllm/loops}} {_TWO}"),
@@ -87,9 +90,9 @@ BEHAVIORS = (
     _rerank("dropped once", "--server {server:vllm/drop} --depth 4"),
     _rerank("broken after the last event", "--server {server:vllm/breaks-after-done} --depth 4"),
     _rerank(
-        "content filter", f"--server {{server:openai/content-filter}} --dialect openai {_TWO} --model golden-model"
+        "content filter", f"--server {{server:openai/content-filter}} --server-type openai {_TWO} --model golden-model"
     ),
-    _rerank("llamacpp, samples and budget", "--server {server:llamacpp} --depth 4 --samples 3 --think 30"),
+    _rerank("llamacpp, samples and budget", "--server {server:llamacpp} --depth 4 --samples 3 --reasoning 30"),
     *(
         Case(f"doctor, {kind}", (Command(f"doctor --probe --server {{server:{kind}}}", "exists"),))
         for kind in ("vllm", "llamacpp", "sglang", "plain")
@@ -100,24 +103,24 @@ BEHAVIORS = (
 
 METHODS = (
     *(
-        _rerank(f"llamacpp, {method}", f"--server {{server:llamacpp}} --by {method} --depth 5")
-        for method in ("comparison", "likelihood", "both")
+        _rerank(f"llamacpp, {name}", f"--server {{server:llamacpp}} --method {method} --depth 5")
+        for name, method in (("comparison", "listwise"), ("likelihood", "likelihood"), ("both", "combined"))
     ),
     _rerank(
         "llamacpp, both, sliding",
-        "--server {server:llamacpp} --by both --depth 6 --strategy sliding --window 4 --stride 2",
+        "--server {server:llamacpp} --method combined --depth 6 --strategy sliding --window 4 --stride 2",
     ),
-    _rerank("llamacpp, likelihood, Russian", "--server {server:llamacpp} --by likelihood --depth 3", run="russian"),
-    _rerank("likelihood without logprobs", "--server {server:vllm} --by likelihood --depth 3"),
+    _rerank("llamacpp, likelihood, Russian", "--server {server:llamacpp} --method likelihood --depth 3", run="russian"),
+    _rerank("likelihood without logprobs", "--server {server:vllm} --method likelihood --depth 3"),
     _rerank("student", "--depth 10", embedded=True),
     _rerank("student, Russian", "--depth 4", embedded=True, run="russian"),
     _rerank("student, all candidates", "", embedded=True),
-    _rerank("student, comparison", "--by comparison --depth 10", embedded=True),
-    _rerank("student, likelihood", "--by likelihood --depth 5", embedded=True),
-    _rerank("student, window and reasoning", "--depth 8 --window 4 --stride 2 --think off", embedded=True),
-    _rerank("student, no weight of the first stage", "--depth 6 --fuse 0", embedded=True),
+    _rerank("student, comparison", "--method listwise --depth 10", embedded=True),
+    _rerank("student, likelihood", "--method likelihood --depth 5", embedded=True),
+    _rerank("student, window and reasoning", "--depth 8 --window 4 --stride 2 --reasoning off", embedded=True),
+    _rerank("student, no weight of the first stage", "--depth 6 --first-stage-weight 0", embedded=True),
     _rerank("bare weights", "--model smollm2-135m-instruct --depth 4", embedded=True),
-    _rerank("bare weights, comparison", "--model smollm2-135m-instruct --by comparison --depth 5", embedded=True),
+    _rerank("bare weights, comparison", "--model smollm2-135m-instruct --method listwise --depth 5", embedded=True),
     _rerank("bare weights with a prompt", "--prompt compact --depth 5", embedded=True),
 )
 
@@ -138,12 +141,12 @@ def _option(name: str, options: str) -> Case:
 OPTIONS = (
     Case(
         "defaults, with settings",
-        (Command(f"{_RERANK} --run {{data}}/run.trec --server {{server:vllm}} --depth 5", **_FULL),),
+        (Command(f"{_RERANK} --run {{data}}/run.trec --server {{server:vllm}} --depth 5 --noise none", **_FULL),),
     ),
     _option("samples", "--samples 3"),
     _rerank("samples that differ", "--server {server:vllm/unsure} --depth 6 --window 4 --stride 2 --samples 3"),
-    _option("samples of a direct answer", "--samples 4 --think off --window 4 --stride 2"),
-    _option("unconstrained", "--constrain off --think off"),
+    _option("samples of a direct answer", "--samples 4 --reasoning off --window 4 --stride 2"),
+    _option("unconstrained", "--constrained off --reasoning off"),
     _option("prompt compact", "--prompt compact"),
     _option("prompt file", "--prompt {data}/template.txt"),
     _option("prompt of rank_llm", "--prompt {data}/template.yaml"),
@@ -151,16 +154,16 @@ OPTIONS = (
     _option("temperature 0 and top-p", "--temperature 0 --top-p 0.9"),
     _option("max-tokens", "--max-tokens 60"),
     _option("passage-tokens", "--passage-tokens 6"),
-    _option("context", "--context 1500"),
+    _option("context", "--context-length 1500"),
     _option("key", "--api-key-env GOLDEN_MODEL_KEY"),
     _option("revision", "--model-revision abc --model golden-model"),
     _option("prices, tag and strict", "--price-in 1.5 --price-out 6 --tag mine --strict"),
     _option("token budget", "--token-budget 300 --window 3 --stride 1"),
     _option("unknown option", "--nothing 3"),
     _option("wrong model", "--model another"),
-    _option("unknown dialect", "--dialect nothing"),
+    _option("unknown dialect", "--server-type nothing"),
     _rerank("long passage and markers", "--server {server:vllm} --window 25", run="two"),
-    _rerank("long passage, llamacpp", "--server {server:llamacpp} --think off --passage-tokens 100", run="two"),
+    _rerank("long passage, llamacpp", "--server {server:llamacpp} --reasoning off --passage-tokens 100", run="two"),
     _rerank("again from the journal", "--server {server:vllm} --depth 8 --window 5 --stride 3", times=2),
     Case(
         "fields of the query",
@@ -173,12 +176,20 @@ OPTIONS = (
         ),
     ),
     *(
-        Case(f"long documents, {options or 'not split'}", (Command(f"{_LONG} {model} {options}".rstrip(), **_FULL),))
-        for model in ("--server {server:vllm}",)
-        for options in ("", "--split 40", "--split 40 --overlap 10", "--split 30 --passages-per-document 2 --depth 3")
+        Case(f"long documents, {name}", (Command(f"{_LONG} --server {{server:vllm}} --noise none {options}", **_FULL),))
+        for name, options in (
+            ("not split", ""),
+            ("--split 40", "--maxp-tokens 40"),
+            ("--split 40 --overlap 10", "--maxp-tokens 40 --maxp-overlap 10"),
+            ("--split 30 --passages-per-document 2 --depth 3", "--maxp-tokens 30 --maxp-passages 2 --depth 3"),
+        )
     ),
     Case(
         "long documents, simulated",
-        (Command(f"{_LONG} --simulate {{data}}/long.qrels --split 30 --window 6 --stride 3", **_SHORT),),
+        (
+            Command(
+                f"{_LONG} --simulate {{data}}/long.qrels --noise none --maxp-tokens 30 --window 6 --stride 3", **_SHORT
+            ),
+        ),
     ),
 )

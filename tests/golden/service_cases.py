@@ -31,15 +31,15 @@ SERVICE = (
                     _post("/v1/rerank", top_n=2, return_documents=True, model="any"),
                     _post("/rerank", return_trace=True, strategy="single"),
                     Http("POST", "/rerank", {"query": _QUERY, "texts": _DOCUMENTS, "return_text": True}),
-                    _post(documents=[{"text": text} for text in _DOCUMENTS[:3]], think="off"),
-                    _post(think=20, strategy="blocks"),
-                    _post(think="auto"),
+                    _post(documents=[{"text": text} for text in _DOCUMENTS[:3]], reasoning="off"),
+                    _post(reasoning=20, strategy="blocks"),
+                    _post(reasoning="auto"),
                     _post(stream=True, answer="events"),
-                    _post(stream=True, answer="events", top_n=1, think="off"),
+                    _post(stream=True, answer="events", top_n=1, reasoning="off"),
                     _post(documents=_DOCUMENTS[:1]),
                     _post(documents=[]),
                     Http("POST", "/v2/rerank", {"documents": ["a"]}),
-                    _post(think="much"),
+                    _post(reasoning="much"),
                     _post(strategy="os:system"),
                     _post(top_n=-1),
                     _post(documents="text"),
@@ -66,9 +66,9 @@ ACCESS = (
         "keys, names, origins and limits",
         (
             Serving(
-                "serve --port 0 --server {server:llamacpp} --by both --concurrency 1 --api-key-env GOLDEN_CLIENT_KEY"
-                " --server-key-env GOLDEN_MODEL_KEY --allow-origin https://app.example.com --max-documents 4"
-                " --max-characters 500 --max-body 2000 --deadline 60 --grace 5",
+                "serve --port 0 --server {server:llamacpp} --method combined --concurrency 1"
+                " --client-key-env GOLDEN_CLIENT_KEY --api-key-env GOLDEN_MODEL_KEY --allow-origin https://app.example.com --max-documents 4"
+                " --max-characters 500 --max-body 2000 --deadline 60 --shutdown-timeout 5",
                 (
                     Http("GET", "/health"),
                     Http("GET", "/v1/models"),
@@ -92,7 +92,7 @@ ACCESS = (
 
 _FIRST_RUN = (
     "rerank --run {data}/two.trec --queries {data}/queries.jsonl --documents {data}/corpus.jsonl --quiet"
-    " --output {work}/out.trec --server {server:vllm} --depth 6 --window 4 --stride 2 --concurrency 1"
+    " --output {work}/out.trec --server {server:vllm} --depth 6 --window 4 --stride 2 --concurrency 1 --noise none"
 )
 
 PAGES = (
@@ -102,8 +102,8 @@ PAGES = (
             Command(_FIRST_RUN),
             Serving(
                 "serve --port 0 --journal {work}/out.trec.journal.sqlite --compare {data}/two.trec {work}/out.trec"
-                " --qrels {data}/qrels.trec --judgments {work}/judgments.jsonl --queries {data}/queries.jsonl"
-                " --documents {data}/corpus.jsonl --shown 3",
+                " --qrels {data}/qrels.trec --preferences-file {work}/judgments.jsonl --queries {data}/queries.jsonl"
+                " --documents {data}/corpus.jsonl --judging-depth 3",
                 (
                     Http("GET", "/journal/runs"),
                     Http("GET", "/journal/queries?find=bees"),
@@ -147,10 +147,10 @@ TOOL = (
                 (
                     *_HANDSHAKE,
                     _call(**_BODY),
-                    _call(**_BODY, top_n=2, return_documents=True, return_trace=True, think="off"),
+                    _call(**_BODY, top_n=2, return_documents=True, return_trace=True, reasoning="off"),
                     _call(query=_QUERY),
                     _call(**_BODY, number=3),
-                    _call(**_BODY, think="much"),
+                    _call(**_BODY, reasoning="much"),
                     {"method": "tools/call", "params": {"name": "search", "arguments": {}}},
                     {"method": "nothing/here"},
                 ),
@@ -159,7 +159,7 @@ TOOL = (
     ),
     Case(
         "MCP, likelihood",
-        (Session("mcp --server {server:llamacpp} --by likelihood --concurrency 1", (*_HANDSHAKE,)),),
+        (Session("mcp --server {server:llamacpp} --method likelihood --concurrency 1", (*_HANDSHAKE,)),),
     ),
     Case("MCP, option without effect", (Command("mcp --port 9000 --server {server:vllm}"),)),
 )

@@ -25,11 +25,11 @@ DEPTH = 12
 PASSAGE_TOKENS = 120  # a docstring's gist; the embedded model reads some 200 tokens a second
 
 HOW = {
-    "comparison": "ranked by comparison; before each ranking stands what was thought",
+    "listwise": "ranked by comparison; before each ranking stands what was thought",
     "likelihood": "ranked by query likelihood, not by comparison: nothing was thought; before each passage stands the"
     " log-probability of the question after it",
-    "both": "ranked by comparison, query likelihood and BM25 together; before each ranking stands what was thought, and"
-    " before each passage the log-probability of the question after it",
+    "combined": "ranked by comparison, query likelihood and BM25 together; before each ranking stands what was thought,"
+    " and before each passage the log-probability of the question after it",
 }
 """What is said of the rankings, by what they are ranked by."""
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="all judged questions rather than six")
     parser.add_argument("--depth", type=count, default=DEPTH, metavar="N", help="passages per question")
     add_method(parser)
-    parser.add_argument("--think", metavar="T", help="full (a student: its own), off, auto, or reasoning tokens")
+    parser.add_argument("--reasoning", metavar="T", help="full (a student: its own), off, auto, or reasoning tokens")
     parser.add_argument("--max-tokens", type=count, metavar="N", help="thought and answer (256; with --server 8000)")
     add_server(parser)
 
@@ -64,16 +64,16 @@ def run(args: argparse.Namespace) -> int:
     judged = {query_id: grades for query_id, grades in qrels().items() if query_id in queries}
     before: dict[str, Sequence[Candidate]] = {}
     after: dict[str, Sequence[Candidate]] = {}
-    named = args.model or default_model(args.by)
+    named = args.model or default_model(args.method)
     plain = args.server is None and find_student(named) is None  # no settings of its own
     with Reranker(
         args.model,
         server=args.server,
         api_key=api_key(args.server, args.model_key_env),
-        dialect=args.dialect,
-        context=args.context,
-        by=args.by,
-        think=args.think,
+        server_type=args.server_type,
+        context_length=args.context_length,
+        method=args.method,
+        reasoning=args.reasoning,
         passage_tokens=PASSAGE_TOKENS if plain else None,
         max_tokens=args.max_tokens or (256 if plain else None),
         temperature=0.0 if plain else "default",

@@ -83,10 +83,12 @@ def _model(args: argparse.Namespace) -> Model:
         named = args.model or default_model(None)
         student = find_student(named)
         if student is not None:
-            return EmbeddedModel(student.weights, adapter=student.adapter, context=args.context)
-        return EmbeddedModel(named, context=args.context)
+            return EmbeddedModel(student.weights, adapter=student.adapter, context_length=args.context_length)
+        return EmbeddedModel(named, context_length=args.context_length)
     key = api_key(args.server, args.model_key_env)
-    return HttpModel(args.server, args.model, api_key=key, dialect=args.dialect, context=args.context)
+    return HttpModel(
+        args.server, args.model, api_key=key, server_type=args.server_type, context_length=args.context_length
+    )
 
 
 async def _look_at(model: Model, probe: bool) -> int:
@@ -98,7 +100,7 @@ async def _look_at(model: Model, probe: bool) -> int:
         _say("model", f"{model.name} answers")
         if isinstance(model, HttpModel):
             _say("server", f"{model.url}, dialect {model.server_type.name}")
-        _say("context", f"{model.context_length:,} tokens{_is_assumed(model)}")
+        _say("context_length", f"{model.context_length:,} tokens{_is_assumed(model)}")
         if probe:
             for what, question in PROBES.items():
                 try:
@@ -117,7 +119,7 @@ def _is_assumed(model: Model) -> str:
     from rank_k.models.http import HttpModel
 
     assumed = isinstance(model, HttpModel) and not model.context_length_is_known
-    return " (assumed: the server does not say; --context sets it)" if assumed else ""
+    return " (assumed: the server does not say; --context-length sets it)" if assumed else ""
 
 
 async def _probe_order(model: Model) -> str:
@@ -150,7 +152,7 @@ async def _probe_tokens(model: Model) -> str:
 
 async def _probe_direct(model: Model) -> str:
     """Whether asking for the answer at once is honoured."""
-    reply = await model.complete(_question("What is 2 + 2? Answer with the number.", 64, think=False))
+    reply = await model.complete(_question("What is 2 + 2? Answer with the number.", 64, reasoning=False))
     thought = reply.reasoning or ("<think>" in reply.text and reply.text)
     return "ignored: the model thinks all the same" if thought else "honoured, or a model without a thought"
 
@@ -171,7 +173,7 @@ async def _probe_grammar(model: Model) -> str:
 
     if not model.capabilities.grammar:
         return "not offered: answers are free, and repaired where they must be"
-    reply = await model.complete(replace(_question("Tell me a story.", 64, think=False), constrain_to_ranking_of=4))
+    reply = await model.complete(replace(_question("Tell me a story.", 64, reasoning=False), constrain_to_ranking_of=4))
     said = (reply.text or reply.reasoning or "").rpartition("</think>")[2]
     return "honoured" if follows(said, 4) else f"forgotten: it said {' '.join(said.split())[:40]!r}"
 
@@ -182,7 +184,9 @@ async def _probe_budget(model: Model) -> str:
         return "not offered: thoughts are ended by the token limit and closed from here"
     if not model.capabilities.reasons:
         return "not needed: the model has no thought of its own"
-    reply = await model.complete(replace(_question("How many primes are below 100? Think it through.", 600), reasoning_budget=32))
+    reply = await model.complete(
+        replace(_question("How many primes are below 100? Think it through.", 600), reasoning_budget=32)
+    )
     spent = reply.usage.reasoning_tokens
     if not spent:
         return "cannot be told: the model did not think"
@@ -193,7 +197,7 @@ async def _probe_logprobs(model: Model) -> str:
     """Whether the probabilities of tokens are told."""
     if not model.capabilities.logprobs:
         return "not offered: confidence comes from a second look"
-    reply = await model.complete(replace(_question("Say yes.", 4, think=False), logprobs=True))
+    reply = await model.complete(replace(_question("Say yes.", 4, reasoning=False), logprobs=True))
     return f"told ({len(reply.tokens)} tokens)" if reply.tokens else "forgotten"
 
 
@@ -202,7 +206,7 @@ async def _probe_likelihood(model: Model) -> str:
     from rank_k.window.query_likelihood import log_probability
 
     if not model.capabilities.scores_given_text:
-        return "not offered: --by likelihood is not for this server"
+        return "not offered: --method likelihood is not for this server"
     reply = await model.complete(replace(_question("The sky is", 1), forced_text=" blue"))
     found = log_probability(reply, " blue")
     return (
@@ -212,11 +216,11 @@ async def _probe_likelihood(model: Model) -> str:
     )
 
 
-def _question(text: str, max_tokens: int, think: bool | None = None) -> Request:
+def _question(text: str, max_tokens: int, reasoning: bool | None = None) -> Request:
     from rank_k.models.base import Request
     from rank_k.types import Message
 
-    return Request((Message("user", text),), max_tokens, 0.0, seed=0, reasoning=think)
+    return Request((Message("user", text),), max_tokens, 0.0, seed=0, reasoning=reasoning)
 
 
 PROBES: dict[str, Callable[[Model], Awaitable[str]]] = {

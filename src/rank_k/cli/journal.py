@@ -138,9 +138,10 @@ def _told(journal: Journal, record: WindowRecord) -> dict[str, Any]:
         "window": record.position,
         "doc_ids": record.window.doc_ids,
         "reach": record.window.rank_range,
-        "by": record.window.method,
+        "method": record.window.method,
         "orders": [
-            {"tiers": order.tiers, "placed": sorted(order.ranked_ids), "ranked": order.is_valid} for order in record.rankings
+            {"tiers": order.tiers, "placed": sorted(order.ranked_ids), "ranked": order.is_valid}
+            for order in record.rankings
         ],
         "repairs": dict(record.repairs),
         "calls": [

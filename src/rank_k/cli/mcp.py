@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from rank_k.cli.model_options import add_ranking_options, add_server
-from rank_k.cli.serve import MODEL_KEY, access_config, add_access_options, add_limits, open_service
+from rank_k.cli.serve import access_config, add_access_options, add_limits, open_service
 from rank_k.optional_deps import load
 
 NAME = "mcp"
@@ -16,12 +16,12 @@ HELP = "offer reranking as a tool to assistants and agents, over the Model Conte
 EXAMPLE = "rank-k mcp --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal asked.sqlite"
 
 _PORT = 8788
-_FOR_HTTP = ("host", "port", "api_key_env", "insecure", "allow_host", "allow_origin", "per_client", "max_body")
+_FOR_HTTP = ("host", "port", "client_key_env", "insecure", "allow_host", "allow_origin", "per_client", "max_body")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--http", action="store_true", help="listen at an address; without it, answer on stdout")
-    add_server(parser, MODEL_KEY)
+    add_server(parser)
     add_ranking_options(parser)
     parser.add_argument("--journal", type=Path, metavar="FILE", help="keeps every call (a temporary one)")
     add_access_options(parser, _PORT, "who may ask (with --http)")

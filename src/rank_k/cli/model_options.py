@@ -36,20 +36,22 @@ def add_server(parser: argparse.ArgumentParser, key_option: str = KEY_OPTION) ->
     )
     told = f"variable that holds the API key ({DEFAULT_KEY})"
     group.add_argument(key_option, dest="model_key_env", metavar="NAME", help=told)
-    group.add_argument("--dialect", default="auto", metavar="NAME", help="kind of server, see docs/servers.md")
-    group.add_argument("--context", type=count, metavar="TOKENS", help="its context, where the server does not say")
+    group.add_argument("--server-type", default="auto", metavar="NAME", help="kind of server, see docs/servers.md")
+    group.add_argument(
+        "--context-length", type=count, metavar="TOKENS", help="its context, where the server does not say"
+    )
     group.add_argument("--model-revision", default="", metavar="TEXT", help="tells weights of one name apart")
     return group
 
 
 def add_method(group: argparse._ActionsContainer) -> None:
-    """--by: what is ranked by."""
+    """--method: what is ranked by."""
     group.add_argument(
-        "--by",
-        choices=("comparison", "likelihood", "both"),
+        "--method",
+        choices=("listwise", "likelihood", "combined"),
         help="of passages, or of the query after each one (see docs/embedded.md), or both; a student has its own."
         " Likelihood is the default of embedded weights that were not trained to compare, unless options ask for what"
-        " only comparison has, such as --think; given, it takes the embedded weights without the student",
+        " only comparison has, such as --reasoning; given, it takes the embedded weights without the student",
     )
 
 
@@ -66,7 +68,11 @@ def add_ranking_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--window", type=count, metavar="N", help="passages shown at a time (20; a student's own)")
     group.add_argument("--stride", type=count, metavar="N", help="by which a window slides (10; a student's own)")
     group.add_argument(
-        "--fuse", type=number, default=1.0, metavar="A", help="weight of the first stage's order, for blocks or by both"
+        "--first-stage-weight",
+        type=number,
+        default=1.0,
+        metavar="A",
+        help="weight of the first stage's order, for blocks or by both",
     )
     add_window_options(group)
     group.add_argument(
@@ -79,7 +85,7 @@ def add_ranking_options(parser: argparse.ArgumentParser) -> None:
 def add_window_options(group: argparse._ArgumentGroup, samples: int = 1) -> None:
     """How a window is asked about, however it came about."""
     group.add_argument(
-        "--think", metavar="T", help="full (a student: its own), off, auto, or reasoning tokens per window"
+        "--reasoning", metavar="T", help="full (a student: its own), off, auto, or reasoning tokens per window"
     )
     group.add_argument(
         "--samples", type=count, default=samples, metavar="K", help="ask each window K times, in different orders"
@@ -96,7 +102,7 @@ def add_window_options(group: argparse._ArgumentGroup, samples: int = 1) -> None
 def add_response_options(group: argparse._ArgumentGroup) -> None:
     """How a single question is put and answered."""
     group.add_argument(
-        "--constrain", default="auto", choices=("auto", "off"), help="hold answers to a ranking's grammar"
+        "--constrained", default="auto", choices=("auto", "off"), help="hold answers to a ranking's grammar"
     )
     group.add_argument(
         "--prompt", type=Path, metavar="FILE", help="compact, or a template's file: text, rerank.py, YAML"
@@ -120,12 +126,12 @@ def reranker_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> 
         _settle_paper(args)
     return {
         **window_options(args, key_option),
-        "by": args.by,
+        "method": args.method,
         "strategy": _strategy(args),
         "depth": args.depth,
         "window": args.window,
         "stride": args.stride,
-        "fuse": args.fuse,
+        "first_stage_weight": args.first_stage_weight,
     }
 
 
@@ -134,12 +140,12 @@ def window_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> di
     return {
         "server": args.server,
         "api_key": api_key(args.server, args.model_key_env, key_option),
-        "dialect": args.dialect,
+        "server_type": args.server_type,
         "revision": args.model_revision,
-        "context": args.context,
-        "think": args.think,
+        "context_length": args.context_length,
+        "reasoning": args.reasoning,
         "samples": args.samples,
-        "constrain": args.constrain == "auto",
+        "constrained": args.constrained == "auto",
         "passage_tokens": args.passage_tokens,
         "max_tokens": args.max_tokens,
         "temperature": args.temperature,
@@ -264,7 +270,7 @@ def _strategy(args: argparse.Namespace) -> str | Strategy | None:
     for name in ("strategy", "window", "stride"):
         if getattr(args, name) not in (None, _paper()[name]):
             raise InputError(f"--preset {args.preset} and --{name} exclude each other", "leave one out")
-    return make(**PRESETS[args.preset], fuse=args.fuse)
+    return make(**PRESETS[args.preset], first_stage_weight=args.first_stage_weight)
 
 
 def _paper() -> dict[str, Any]:

@@ -24,9 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--compare", nargs="+", type=Path, metavar="RUN", help="TREC runs, the baseline first")
     group.add_argument("--qrels", type=Path, metavar="FILE", help="judgments, for Compare (the data set's)")
     group.add_argument(
-        "--judgments", type=Path, metavar="FILE", help="JSONL: for Judge, where it keeps what people say, and goes on"
+        "--preferences-file",
+        type=Path,
+        metavar="FILE",
+        help="JSONL: for Judge, where it keeps what people say, and goes on",
     )
-    group.add_argument("--shown", type=count, default=10, metavar="N", help="passages of each ranking, in Judge")
+    group.add_argument(
+        "--judging-depth", type=count, default=10, metavar="N", help="passages of each ranking, in Judge"
+    )
     told = "field of a query that holds its translation, shown in Judge"
     group.add_argument("--translation-field", default="ht", metavar="NAME", help=told)
     add_collection(parser)
@@ -37,9 +42,9 @@ def route_groups(args: argparse.Namespace) -> Iterator[list[RouteGroup]]:
     """What --compare asks for, as long as the context is open. Empty without it. Raises `InputError`."""
     from rank_k.errors import InputError
 
-    needing = ("qrels", "judgments", "dataset", "queries", "documents")
+    needing = ("qrels", "preferences_file", "dataset", "queries", "documents")
     if args.compare is None:
-        if given := [f"--{name}" for name in needing if getattr(args, name) is not None]:
+        if given := [f"--{name.replace('_', '-')}" for name in needing if getattr(args, name) is not None]:
             raise InputError(f"{given[0]} is for runs to look at", "name them with --compare RUN RUN")
         yield []
         return
@@ -51,7 +56,7 @@ def route_groups(args: argparse.Namespace) -> Iterator[list[RouteGroup]]:
         if not found:
             raise InputError(
                 "there is nothing to compare the runs by",
-                "give --qrels FILE for the page Compare, --judgments FILE for the page Judge, or both",
+                "give --qrels FILE for the page Compare, --preferences-file FILE for the page Judge, or both",
             )
         yield found
 
@@ -89,20 +94,20 @@ def _judging(args: argparse.Namespace, stack: ExitStack) -> RouteGroup | None:
     from rank_k.server.judging_routes import JudgingRoutes
     from rank_k.server.preferences_file import PreferencesFile
 
-    if args.judgments is None:
+    if args.preferences_file is None:
         return None
     if len(args.compare) < 2:
         raise InputError("one run has nothing to be judged against", "name another with --compare")
     named = resolve_collection(args)
     read = (*args.compare, *named.files, *([args.qrels] if args.qrels else []))
-    check_output("--judgments", args.judgments, read)
+    check_output("--preferences-file", args.preferences_file, read)
     asked = _questions(args)
     store = named.corpus.store(index_progress(False))
     stack.callback(store.close)
     for question in asked.asked:
         for doc_id in {doc_id for ranking in question.rankings for doc_id in ranking}:
             store.get(doc_id, question.query.query_id)
-    file = PreferencesFile(args.judgments)
+    file = PreferencesFile(args.preferences_file)
     stack.callback(file.close)
     return JudgingRoutes(asked, store, file)
 
@@ -116,9 +121,9 @@ def _questions(args: argparse.Namespace) -> PairwiseItems:
     names = file_names([*map(str, args.compare)])
     runs = evaluate.read_runs({name: Path(path) for path, name in names.items()}, named.collection, args.dataset)
     translations = read_translations(named.queries, args.translation_field)
-    asked = pairwise_items(read_queries(named.queries), translations, runs, args.shown)
+    asked = pairwise_items(read_queries(named.queries), translations, runs, args.judging_depth)
     told = {
-        f"queries with the same first {args.shown} in two runs, ties that are not asked about": asked.alike,
+        f"queries with the same first {args.judging_depth} in two runs, ties that are not asked about": asked.alike,
         "queries that a run has nothing for": asked.lacking,
     }
     for what, number in told.items():

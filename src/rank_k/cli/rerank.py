@@ -47,14 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fields = "what the model sees of a query (text), such as title,description,narrative"
     parser.add_argument("--query-fields", metavar="NAMES", help=fields)
     group = parser.add_argument_group("long documents")
-    group.add_argument("--split", type=count, metavar="TOKENS", help="cut into passages; the best one counts (MaxP)")
     group.add_argument(
-        "--overlap", type=count, metavar="TOKENS", help="that a passage repeats of the one before (none)"
+        "--maxp-tokens", type=count, metavar="TOKENS", help="cut into passages; the best one counts (MaxP)"
     )
-    group.add_argument("--passages-per-document", type=count, metavar="N", help="only the first N (all)")
+    group.add_argument(
+        "--maxp-overlap", type=count, metavar="TOKENS", help="that a passage repeats of the one before (none)"
+    )
+    group.add_argument("--maxp-passages", type=count, metavar="N", help="only the first N (all)")
     group = add_server(parser)
     group.add_argument("--simulate", type=Path, metavar="QRELS", help="a simulated judge instead: plan before you pay")
-    group.add_argument("--noise", default="none", metavar="NOISE", help=f"of the simulated judge: {NOISES}")
+    group.add_argument("--noise", default="strong", metavar="NOISE", help=f"of the simulated judge: {NOISES}")
     add_ranking_options(parser)
     group = parser.add_argument_group("keeping")
     group.add_argument("--journal", type=Path, metavar="FILE", help="where calls are kept (OUTPUT.journal.sqlite)")
@@ -104,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         model = (simulated if passages is None else simulated_by_passage)(args.simulate, args.noise)
     settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
     with closing(store), Reranker(model, journal=journal, **options) as reranker:
-        settings["by"] = reranker.method
+        settings["method"] = reranker.method
         settings |= reranker.effective_settings
         try:
             reranker.prepare()
@@ -192,16 +194,16 @@ def _split(args: argparse.Namespace) -> PassageSplit | None:
     from rank_k.errors import InputError
     from rank_k.reranker import PAPER
 
-    if args.split is None:
-        for option, value in (("--overlap", args.overlap), ("--passages-per-document", args.passages_per_document)):
+    if args.maxp_tokens is None:
+        for option, value in (("--maxp-overlap", args.maxp_overlap), ("--maxp-passages", args.maxp_passages)):
             if value is not None:
-                raise InputError(f"{option} says how to split documents", "give --split TOKENS too")
+                raise InputError(f"{option} says how to split documents", "give --maxp-tokens TOKENS too")
         return None
     shown = args.passage_tokens or PAPER["passage_tokens"]
-    if args.split > shown:
-        problem = f"passages of --split {args.split} would be cut again to --passage-tokens {shown}"
+    if args.maxp_tokens > shown:
+        problem = f"passages of --maxp-tokens {args.maxp_tokens} would be cut again to --passage-tokens {shown}"
         raise InputError(problem, "lower the one or raise the other")
-    return PassageSplit(args.split, args.overlap or 0, args.passages_per_document)
+    return PassageSplit(args.maxp_tokens, args.maxp_overlap or 0, args.maxp_passages)
 
 
 def _check_documents(run: Iterable[tuple[str, Sequence[Candidate]]], store: Store, depth: int) -> None:

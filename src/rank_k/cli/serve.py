@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 
 NAME = "serve"
 HELP = "answer rerank requests over HTTP, as Cohere's, Jina's and other APIs do, and look at journals"
-MODEL_KEY = "--server-key-env"
-"""The option for the key of the model's server: --api-key-env is for the one that clients must show."""
 HOST, CLIENT_KEYS = "RANK_K_HOST", "RANK_K_CLIENT_KEYS"
-"""Variables that stand for --host and --api-key-env where these are not given, as in a container."""
+"""Variables that stand for --host and --client-key-env where these are not given, as in a container."""
 EXAMPLE = "rank-k serve --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal served.sqlite"
 
 _JOURNAL = (
@@ -35,7 +33,7 @@ _JOURNAL = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_server(parser, MODEL_KEY)
+    add_server(parser)
     add_ranking_options(parser)
     parser.add_argument("--journal", type=Path, metavar="FILE", help=_JOURNAL)
     page_options.add_arguments(parser)
@@ -49,7 +47,7 @@ def add_access_options(parser: argparse.ArgumentParser, usual_port: int, title: 
     door.add_argument("--host", metavar="ADDRESS", help=f"listen on this address ({HOST}, or else 127.0.0.1)")
     door.add_argument("--port", type=port, default=usual_port, metavar="N", help="0 takes a free one")
     told = f"variable with the key that clients must show, or several keys with commas between ({CLIENT_KEYS})"
-    door.add_argument("--api-key-env", metavar="NAME", help=told)
+    door.add_argument("--client-key-env", metavar="NAME", help=told)
     door.add_argument("--insecure", action="store_true", help="no key, though other machines can reach the address")
     door.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a name of this server")
     door.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="pages that may ask")
@@ -70,7 +68,9 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     limits.add_argument(
         "--deadline", type=duration, metavar="S", help="the best ranking so far after S, if a request names no deadline"
     )
-    limits.add_argument("--grace", type=duration, default=30.0, metavar="S", help="to finish in when told to stop")
+    limits.add_argument(
+        "--shutdown-timeout", type=duration, default=30.0, metavar="S", help="to finish in when told to stop"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         beside = stack.enter_context(page_options.route_groups(args))
         desk = stack.enter_context(open_service(args, doors, looks=looks))
-        by = "comparison and likelihood" if desk.method == "both" else desk.method
-        ranks = f"{desk.model or 'the model'}, by {by},"
+        method = "comparison and likelihood" if desk.method == "combined" else desk.method
+        ranks = f"{desk.model or 'the model'}, by {method},"
         what = ", ".join(map(str, [args.journal] if args.journal else args.compare)) if looks else ranks
         serve(
             desk,
@@ -122,7 +122,7 @@ def open_service(
     from rank_k.reranker import Reranker
     from rank_k.server.service import RerankService
 
-    options = reranker_options(args, MODEL_KEY)
+    options = reranker_options(args)
     if doors is not None:
         _check_keys(doors.keys, options["api_key"])
     with ExitStack() as stack:
@@ -157,7 +157,7 @@ def access_config(args: argparse.Namespace) -> AccessConfig:
     from rank_k.server.config import AccessConfig, check_access
 
     keys: tuple[str, ...] = ()
-    variable = args.api_key_env or (CLIENT_KEYS if os.environ.get(CLIENT_KEYS) else None)
+    variable = args.client_key_env or (CLIENT_KEYS if os.environ.get(CLIENT_KEYS) else None)
     if variable is not None:
         keys = tuple(filter(None, (key.strip() for key in (key_in(variable) or "").split(","))))
         if not keys:
@@ -178,7 +178,7 @@ def _limits(args: argparse.Namespace, running: int) -> Limits:
         documents=args.max_documents,
         characters=args.max_characters,
         body=args.max_body,
-        grace_seconds=args.grace,
+        grace_seconds=args.shutdown_timeout,
         deadline_seconds=args.deadline,
     )
 
@@ -189,7 +189,7 @@ def _check_keys(keys: tuple[str, ...], model_key: str | None) -> None:
     if model_key in keys:
         raise InputError(
             "the key that clients must show is the one for the model's server",
-            f"give clients a key of their own: --api-key-env; the model's is {MODEL_KEY}",
+            "give clients a key of their own with --client-key-env; the model's is --api-key-env",
         )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "simulate"
 HELP = "try strategies on a simulated judge: plan before you pay"
-EXAMPLE = "rank-k simulate --run bm25.trec --qrels qrels.trec --noise strong --call-seconds 20+2.5w --slots 16,64"
+EXAMPLE = "rank-k simulate --run bm25.trec --qrels qrels.trec --noise strong --call-seconds 20+2.5w --concurrency 16,64"
 
 FIRST_STAGE = "(first stage)"
 
@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--qrels", type=Path, metavar="FILE", help="judgments, which are what the judge knows")
     parser.add_argument("--dataset", metavar="NAME", help=f"{DATASET}, whose judgments and run are used")
     parser.add_argument(
-        "--strategies",
+        "--strategy",
+        dest="strategies",
         type=names,
         default="sliding,topdown,blocks",
         metavar="NAMES",
@@ -46,11 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--depth", type=count, default=100, metavar="N", help="candidates compared per query")
     parser.add_argument("--window", type=count, default=20, metavar="N", help="passages shown at a time")
     parser.add_argument("--stride", type=count, default=10, metavar="N", help="by which a window slides")
-    parser.add_argument("--fuse", type=number, default=1.0, metavar="A", help="weight of the first stage's order")
+    parser.add_argument(
+        "--first-stage-weight", type=number, default=1.0, metavar="A", help="weight of the first stage's order"
+    )
     group = parser.add_argument_group("time and money", "for w passages in a window")
     group.add_argument("--call-seconds", metavar="T", help="of a call on average: 45, or 20+2.5w")
     group.add_argument("--call-spread", type=number, default=0.3, metavar="S", help="of its logarithm")
-    group.add_argument("--slots", type=slots, default="16", metavar="N,N", help="calls at a time")
+    group.add_argument("--concurrency", type=slots, default="16", metavar="N,N", help="calls at a time")
     group.add_argument("--tokens-per-passage", type=number, metavar="N", help="tokens in")
     group.add_argument("--tokens-per-answer", type=number, metavar="N", help="tokens out per call, reasoning included")
     group.add_argument("--price-in", type=number, metavar="P", help="per million tokens in")
@@ -70,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("prices are per token", "give --tokens-per-passage and --tokens-per-answer too")
     baseline = args.baseline or args.strategies[0]
     if baseline not in args.strategies:
-        raise InputError(f"--baseline {baseline} is none of --strategies", f"name one of {', '.join(args.strategies)}")
+        raise InputError(f"--baseline {baseline} is none of --strategy", f"name one of {', '.join(args.strategies)}")
     job = _Job(args, noise_by_name(args.noise))
     job.plans()  # mistakes in names come before work on files
     job.read()
@@ -132,7 +135,8 @@ class _Job:
         import_strategies(args.strategies)
         given = {"window": args.window, "stride": args.stride}
         return {
-            name: make(**(PRESETS.get(name) or {"name": name, **given}), fuse=args.fuse) for name in args.strategies
+            name: make(**(PRESETS.get(name) or {"name": name, **given}), first_stage_weight=args.first_stage_weight)
+            for name in args.strategies
         }
 
     def judged_by(self, seed: int) -> dict[Cell, SimulationTotals]:
@@ -270,7 +274,7 @@ def _row(
         if args.price_in is not None or args.price_out is not None:
             row["cost"] = (into * (args.price_in or 0) + out * (args.price_out or 0)) / 1e6
     if call_time is not None:
-        seconds: Mapping[int, Seconds] = {slots: expected(sums.plays, call_time, slots) for slots in args.slots}
+        seconds: Mapping[int, Seconds] = {slots: expected(sums.plays, call_time, slots) for slots in args.concurrency}
         row["seconds"] = {str(slots): of._asdict() for slots, of in seconds.items()}
     return row | {"per_query": sums.by_query()}
 

@@ -28,7 +28,7 @@ NAME = "study"
 HELP = "compare strategies, budgets, samples, depths and models on a collection: quality, tokens, rounds, seconds"
 EXAMPLE = (
     "rank-k study --dataset beir:DIR --run bm25.trec --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B"
-    " --strategies sliding,blocks --think off,500,full --output study"
+    " --strategy sliding,blocks --reasoning off,500,full --output study"
 )
 
 
@@ -41,11 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=_questions(),
         help=f"a ready-made grid, which --list explains: {', '.join(_questions())}",
     )
-    group.add_argument("--preset", metavar="NAME", help="a study that comes with the package: rank-k-paper")
-    group.add_argument("--config", type=Path, metavar="FILE", help="a study in TOML")
     group.add_argument(
-        "--data", type=Path, metavar="DIR", help="where a preset's or FILE's data are ($RANK_K_DATA or .)"
+        "--config", type=Path, metavar="FILE", help="a study in TOML, or the one that comes with Rank-K: rank-k-paper"
     )
+    group.add_argument("--data", type=Path, metavar="DIR", help="where the data of the study are ($RANK_K_DATA or .)")
     group.add_argument("--only", nargs="+", metavar="NAME", help="collections, first stages, models or cells")
     group.add_argument("--list", action="store_true", help="show the cells, ask nothing")
     group = parser.add_argument_group("the grid", "values with commas between; every combination is a cell")

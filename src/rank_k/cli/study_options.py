@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from rank_k.study.grid import Collection, ModelPlan, Study
 
 AXES = {
-    "strategies": ("strategy", "S,...", "of rerank's, and the presets fast, balanced and thorough (sliding)"),
-    "think": ("think", "T,...", "full, off, auto, reasoning tokens per window (full)"),
+    "strategy": ("strategy", "S,...", "of rerank's, and the presets fast, balanced and thorough (sliding)"),
+    "reasoning": ("reasoning", "T,...", "full, off, auto, reasoning tokens per window (full)"),
     "samples": ("samples", "K,...", "looks at each window (1)"),
-    "depths": ("depth", "N,...", "candidates compared per query (100)"),
-    "windows": ("window", "N,...", "passages shown at a time (20)"),
-    "strides": ("stride", "N,...", "by which windows slide (10)"),
-    "fuse": ("fuse", "A,...", "weight of the first stage's order, for blocks (1)"),
+    "depth": ("depth", "N,...", "candidates compared per query (100)"),
+    "window": ("window", "N,...", "passages shown at a time (20)"),
+    "stride": ("stride", "N,...", "by which windows slide (10)"),
+    "first_stage_weight": ("first_stage_weight", "A,...", "weight of the first stage's order, for blocks (1)"),
     "passage_tokens": ("passage_tokens", "N,...", "to which passages are cut (450)"),
-    "splits": (
-        "split",
+    "maxp_tokens": (
+        "maxp_tokens",
         "S,...",
-        "none, or TOKENS[:OVERLAP[:MOST]]: documents cut into passages, the best counts (none)",
+        "none, or TOKENS[:OVERLAP[:PASSAGES]]: documents cut into passages, the best counts (none)",
     ),
 }
 """Option -> the setting of a cell that it varies, and its help."""
@@ -37,14 +37,14 @@ AXES = {
 def study_of(args: argparse.Namespace) -> Study:
     """The study that the options name or make. Raises `InputError`."""
     from rank_k.errors import InputError
-    from rank_k.study.config import preset_file, read_study
+    from rank_k.study.config import config_file, read_study
 
     if args.simulate is not None and args.server is not None:
         raise InputError("--simulate and --server exclude each other", "leave one out")
-    named = [option for option in ("question", "preset", "config") if getattr(args, option) is not None]
+    named = [option for option in ("question", "config") if getattr(args, option) is not None]
     if len(named) > 1:
         raise InputError(f"--{named[0]} and --{named[1]} exclude each other", "leave one out")
-    if args.preset is None and args.config is None:
+    if args.config is None:
         return _from_options(args)
     of_options = (*AXES, "dataset", "queries", "documents", "qrels", "run", "query_fields", "model", *_ASKED)
     for option in of_options:
@@ -53,10 +53,9 @@ def study_of(args: argparse.Namespace) -> Study:
                 f"--{option.replace('_', '-')} and --{named[0]} exclude each other",
                 "write a study of your own: --config FILE",
             )
-    file = args.config or preset_file(args.preset)
-    data = args.data or (
-        Path(folder) if (folder := os.environ.get("RANK_K_DATA")) else file.parent if args.config else Path()
-    )
+    file = config_file(args.config)
+    own = file == args.config
+    data = args.data or (Path(folder) if (folder := os.environ.get("RANK_K_DATA")) else file.parent if own else Path())
     study = read_study(file, data)
     measures = tuple(args.measures) if args.measures else study.measures
     return replace(study, measures=measures, baseline=args.baseline or study.baseline)
@@ -66,7 +65,7 @@ _ASKED: dict[str, tuple[Any, ...]] = {
     "temperature": ("default",),
     "top_p": (),
     "max_tokens": (),
-    "constrain": ("auto",),
+    "constrained": ("auto",),
     "prompt": (),
 }
 """Options of a cell that are no axes, with what they are if not given."""
@@ -76,7 +75,7 @@ def _from_options(args: argparse.Namespace) -> Study:
     from rank_k.study.grid import ModelPlan, Study, setting
     from rank_k.study.questions import QUESTIONS
 
-    import_strategies([] if args.strategies is None else _values(args, "strategies"))
+    import_strategies([] if args.strategy is None else _values(args, "strategy"))
     given = {axis: _values(args, option) for option, (axis, _, _) in AXES.items() if getattr(args, option) is not None}
     parsed = {axis: [setting(axis, value) for value in values] for axis, values in given.items()}
     question = None if args.question is None else QUESTIONS[args.question]
@@ -90,12 +89,12 @@ def _from_options(args: argparse.Namespace) -> Study:
         _model_name(args),
         args.model,
         args.server,
-        args.dialect,
+        args.server_type,
         args.model_revision,
-        args.context,
+        args.context_length,
         args.prompt,
         args.model_key_env,
-        settings={**fixed, "constrain": args.constrain == "auto"},
+        settings={**fixed, "constrained": args.constrained == "auto"},
     )
     collections = _collections(args)
     title = f"Ways to rerank {', '.join(collection.name for collection in collections)}"
@@ -198,8 +197,8 @@ def reach_of(args: argparse.Namespace, model: ModelPlan) -> dict[str, Any]:
         **told,
         "server": model.server,
         "api_key": api_key(model.server, args.model_key_env or model.api_key_env),
-        "dialect": model.dialect,
+        "server_type": model.server_type,
         "revision": model.revision,
-        "context": args.context or model.context,
+        "context_length": args.context_length or model.context_length,
         "prompt": model.prompt,
     }

@@ -59,8 +59,8 @@ def export_gguf(
         else:
             write_whole(base.path, trained, part.path, kind, name)
     asking = asdict(InferenceOptions(**recipe["asking"]))  # a run that is older than a setting has its default
-    if not adapter and asking["by"] == "both":
-        asking["by"] = "comparison"  # without its adapter nothing is left that knows what is likely
+    if not adapter and asking["method"] == "combined":
+        asking["method"] = "listwise"  # without its adapter nothing is left that knows what is likely
     prompt = asking.pop("prompt")
     template = PromptTemplate(**facts["prompt"]) if "prompt" in facts else read_template(prompt)
     found_by = base.name if base.name in NAMED else str(base.path.absolute())

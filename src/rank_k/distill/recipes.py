@@ -111,12 +111,12 @@ class InferenceOptions:
     """
 
     prompt: str = "listwise"
-    by: str = "comparison"
+    method: str = "listwise"
     strategy: str = "sliding"
     passage_tokens: int = 450
     window: int = 20
     stride: int = 10
-    think: str = "full"
+    reasoning: str = "full"
     max_tokens: int = 8000
     temperature: float = 0.5
 
@@ -217,8 +217,8 @@ def _check(recipe: Recipe, path: str) -> None:
         refuse("method.freeze_layers", recipe.method.freeze_layers, f"give fewer than all {recipe.base.layers}")
     if len(recipe.verdicts.words) < 2:
         refuse("verdicts.words", recipe.verdicts.words, "name two or more, worst first")
-    if recipe.asking.by not in get_args(ScoringMethod):
-        refuse("asking.by", recipe.asking.by, f"name one of {', '.join(get_args(ScoringMethod))}")
+    if recipe.asking.method not in get_args(ScoringMethod):
+        refuse("asking.by", recipe.asking.method, f"name one of {', '.join(get_args(ScoringMethod))}")
     if recipe.asking.strategy not in STRATEGIES:
         refuse("asking.strategy", recipe.asking.strategy, f"name one of {', '.join(STRATEGIES)}")
     if recipe.method.rank < 1:
@@ -230,9 +230,9 @@ def _check(recipe: Recipe, path: str) -> None:
     if not 1 <= recipe.asking.stride <= recipe.asking.window:
         refuse("asking.stride", recipe.asking.stride, f"give 1 to {recipe.asking.window}, the window's size")
     try:
-        ReasoningMode.parse(recipe.asking.think)
+        ReasoningMode.parse(recipe.asking.reasoning)
     except InputError as error:
-        refuse("asking.think", recipe.asking.think, error.remedy)
+        refuse("asking.think", recipe.asking.reasoning, error.remedy)
 
 
 # --- memory -----------------------------------------------------------------------------------------

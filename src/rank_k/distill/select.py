@@ -113,7 +113,9 @@ def _belongs(close: Call, look: Sequence[Call]) -> tuple[bool, bool, bool]:
 
 def _thought(call: Call) -> str:
     """The thought in a reply that was begun for the model, or that the model has apart."""
-    return ((call.response.reasoning or "") + call.response.text).partition("</think>")[0].replace("<think>", "").strip()
+    return (
+        ((call.response.reasoning or "") + call.response.text).partition("</think>")[0].replace("<think>", "").strip()
+    )
 
 
 def read_sample(calls: Sequence[Call]) -> ParsedAnswer | str:

@@ -82,7 +82,9 @@ class SetJudge(SimulatedModel):
 
     async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
         query_id = self._set_of(request.context.query_id).query_id
-        return await super().complete(replace(request, context=RequestContext(query_id, request.context.doc_ids)), on_text)
+        return await super().complete(
+            replace(request, context=RequestContext(query_id, request.context.doc_ids)), on_text
+        )
 
 
 def traced(
@@ -98,7 +100,9 @@ def traced(
     asker = reranker.ranker
     if reranker.strategy is not WHOLE_SET or reranker.depth < LARGEST or not isinstance(asker, ListwiseRanker):
         raise InputError("a set is one window", "make the reranker with strategy=WHOLE_SET, depth=LARGEST")
-    asker.settings = replace(asker.settings, agreeing_samples=asker.settings.samples)  # every sample is wanted, also of one mind
+    asker.settings = replace(
+        asker.settings, agreeing_samples=asker.settings.samples
+    )  # every sample is wanted, also of one mind
     results = reranker.rerank(
         under_way.opened(sets, reranker.journal.store_set),
         under_way,

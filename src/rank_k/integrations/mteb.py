@@ -40,7 +40,7 @@ class RankKSearch:
         self.reranker.prepare()
         name, asker = self.reranker.model.name, self.reranker.ranker
         told = (getattr(asker, "settings", None), getattr(asker, "template", None), self.reranker.strategy)
-        settings = {**self.reranker.effective_settings, "by": self.reranker.method, "depth": self.reranker.depth}
+        settings = {**self.reranker.effective_settings, "method": self.reranker.method, "depth": self.reranker.depth}
         settings["settings"] = sha256(repr(told).encode()).hexdigest()[:8]  # all of them; the others are to be read
         revision = self.reranker.model.identity.rpartition("@")[2]
         described = {

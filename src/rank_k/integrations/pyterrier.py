@@ -33,7 +33,7 @@ class RankKReranker(pt.Transformer):
         self.text_field = text_field
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        pt.validate.result_frame(inp, extra_columns=["query", self.text_field], context=self)
+        pt.validate.result_frame(inp, extra_columns=["query", self.text_field], context_length=self)
         frame = _in_first_stage_order(inp)
         rows = _Rows(frame, self.text_field)
         order: list[int] = []

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from rank_k.types import Message
 
-ScoringMethod = Literal["comparison", "likelihood", "both"]
+ScoringMethod = Literal["listwise", "likelihood", "combined"]
 """Passages side by side and a reasoned answer about them, or each by itself (`likelihood.py`); or first the one and
 from there the other (`cascade.py`)."""
 

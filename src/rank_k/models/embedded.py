@@ -26,7 +26,7 @@ class EmbeddedModel:
         weights: str | Path | Weights = DEFAULT_WEIGHTS,
         *,
         adapter: Path | None = None,
-        context: int | None = None,
+        context_length: int | None = None,
         slots: int = 1,
         threads: int | None = None,
     ) -> None:
@@ -34,8 +34,8 @@ class EmbeddedModel:
         self.adapter = adapter
         self.identity = self.weights.sha256 + ("" if adapter is None else f"+{checksum(adapter)}")
         self.name = self.weights.name
-        self.ranks_by = self.weights.ranks_by
-        self.context_length = context or self.weights.context or 8192
+        self.default_method = self.weights.default_method
+        self.context_length = context_length or self.weights.context_length or 8192
         self._slots = slots
         self._threads = threads
         self._server: EmbeddedServer | None = None
@@ -45,15 +45,19 @@ class EmbeddedModel:
         if self._http is not None:
             return
         self._server = await EmbeddedServer.start(
-            self.weights, context=self.context_length, slots=self._slots, threads=self._threads, adapter=self.adapter
+            self.weights,
+            context_length=self.context_length,
+            slots=self._slots,
+            threads=self._threads,
+            adapter=self.adapter,
         )
-        self.context_length = self._server.context  # what it really has
+        self.context_length = self._server.context_length  # what it really has
         self._http = HttpModel(
             self._server.url,
             self.name,
             api_key=self._server.api_key,
-            dialect="llamacpp",
-            context=self.context_length,
+            server_type="llamacpp",
+            context_length=self.context_length,
             identity=self.identity,
             thinks=False,  # the model's template knows no thought: it is begun for it
         )

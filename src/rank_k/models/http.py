@@ -28,7 +28,7 @@ from rank_k.errors import (
 from rank_k.models import server_types
 from rank_k.models.base import Capabilities, OnChunk, Request, Response
 from rank_k.models.forced_text import Token, parse_tokens, token_log_probabilities
-from rank_k.models.http_errors import KEY_OPTIONS, error_for_status, error_message, retry_after_seconds
+from rank_k.models.http_errors import error_for_status, error_message, retry_after_seconds
 from rank_k.models.server_types import SERVER_TYPES, ServerType
 from rank_k.models.sse import MAX_RESPONSE_CHARACTERS, ResponseReader
 
@@ -58,21 +58,21 @@ class HttpModel:
         model: str | None = None,
         *,
         api_key: str | None = None,
-        dialect: str = "auto",
-        context: int | None = None,
+        server_type: str = "auto",
+        context_length: int | None = None,
         revision: str = "",
         identity: str = "",
         read_timeout: float | None = None,
         thinks: bool = True,
     ) -> None:
         self._url = base_url(url)
-        if dialect != "auto" and dialect not in SERVER_TYPES:
-            raise InputError(f"there is no dialect {dialect!r}", f"write auto or one of {', '.join(SERVER_TYPES)}")
-        self._server_type = SERVER_TYPES.get(dialect, SERVER_TYPES["plain"])
-        self._detect = dialect == "auto"
+        if server_type != "auto" and server_type not in SERVER_TYPES:
+            raise InputError(f"there is no dialect {server_type!r}", f"write auto or one of {', '.join(SERVER_TYPES)}")
+        self._server_type = SERVER_TYPES.get(server_type, SERVER_TYPES["plain"])
+        self._detect = server_type == "auto"
         self._model = model or ""
         self._api_key = api_key
-        self._context = context
+        self._context = context_length
         self._revision = revision
         self._identity = identity
         self._read_timeout = read_timeout
@@ -111,7 +111,9 @@ class HttpModel:
     def capabilities(self) -> Capabilities:
         row = self._server_type
         budget = bool(row.budget_path) and self._accepts_budget
-        return Capabilities(bool(self._prefill), bool(row.grammar), budget, row.logprobs, self._reasons, row.scores_given_text)
+        return Capabilities(
+            bool(self._prefill), bool(row.grammar), budget, row.logprobs, self._reasons, row.scores_given_text
+        )
 
     def request_body(self, request: Request) -> Mapping[str, Any]:
         if request.forced_text is not None:
@@ -258,9 +260,7 @@ class HttpModel:
             raise RequestRejected(f"{self._url} does not tokenize chats", "see docs/servers.md", 501)
         return tokens
 
-    async def _stream(
-        self, path: str, body: Mapping[str, Any], on_text: OnChunk | None, echoed: str = ""
-    ) -> Response:
+    async def _stream(self, path: str, body: Mapping[str, Any], on_text: OnChunk | None, echoed: str = "") -> Response:
         reader = ResponseReader(on_text, echoed)
         started = time.monotonic()
         async with self._exchange("POST", path, {**body, **server_types.STREAMING}) as response:
@@ -436,7 +436,7 @@ def base_url(url: str) -> str:
     if not usable:
         raise InputError(f"{url!r} is no server address", "write it like http://localhost:8000/v1")
     if parts.username or parts.password or parts.query:  # not shown
-        raise InputError("the server address holds a password or a query", f"give the key with {KEY_OPTIONS} instead")
+        raise InputError("the server address holds a password or a query", "give the key with --api-key-env instead")
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
 

@@ -22,9 +22,6 @@ _CONTENT_FILTER = re.compile(
 )
 """Codes and words of content filters: OpenAI and Azure, OpenRouter, Alibaba Cloud, DeepSeek, Gemini."""
 
-KEY_OPTIONS = "--api-key-env (of serve and mcp: --server-key-env)"
-"""What names the variable that holds the key for a model's server."""
-
 
 def error_for_status(status: int, said: str, url: str, model: str, retry_after: float | None) -> ModelError:
     """The error that an HTTP status and the server's words amount to."""
@@ -43,7 +40,7 @@ def error_for_status(status: int, said: str, url: str, model: str, retry_after: 
         )
     if status in (401, 403):
         return RequestRejected(
-            f"{url} refused the key ({status}){words}", f"name the right variable with {KEY_OPTIONS}", status
+            f"{url} refused the key ({status}){words}", "name the right variable with --api-key-env", status
         )
     if status == 404:
         return RequestRejected(

@@ -36,10 +36,12 @@ class EmbeddedServer:
     adapter's where there is one.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], tail: _Tail, url: str, api_key: str, context: int) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], tail: _Tail, url: str, api_key: str, context_length: int
+    ) -> None:
         self.url = url
         self.api_key = api_key
-        self.context = context
+        self.context_length = context_length
         self.identity = ""
         self._process = process
         self._tail = tail
@@ -50,7 +52,7 @@ class EmbeddedServer:
         cls,
         weights: Weights,
         *,
-        context: int = 8192,
+        context_length: int = 8192,
         slots: int = 1,
         threads: int | None = None,
         adapter: str | Path | None = None,
@@ -65,7 +67,11 @@ class EmbeddedServer:
         Raises `MissingExtra` without xllamacpp, `FormatError` if the adapter is no GGUF file, `InputError` with
         the server's own words if it does not come up.
         """
-        for name, value in (("context", context), ("slots", slots), ("threads", 1 if threads is None else threads)):
+        for name, value in (
+            ("context_length", context_length),
+            ("slots", slots),
+            ("threads", 1 if threads is None else threads),
+        ):
             if value < 1:
                 raise InputError(f"{name} is {value}", "give 1 or more")
         if importlib.util.find_spec("xllamacpp") is None:
@@ -79,7 +85,7 @@ class EmbeddedServer:
             "name": weights.name,
             "adapter": None if adapter is None else _absolute(adapter),
             "api_key": api_key,
-            "context": context,
+            "context_length": context_length,
             "slots": slots,
             "threads": threads or available_cores(),
         }
@@ -102,7 +108,7 @@ class EmbeddedServer:
                 f"the embedded server could not start with {weights.path}: {_exit_message(process, tail)}",
                 "check the weights, or give a smaller context or fewer slots if memory ran out",
             )
-        server = cls(process, tail, f"{facts['url']}/v1", api_key, facts["context"])
+        server = cls(process, tail, f"{facts['url']}/v1", api_key, facts["context_length"])
         server.identity = identity
         return server
 

@@ -29,7 +29,7 @@ def main() -> None:
     if os.name == "posix":
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     server = _serve(wanted)
-    _tell(answer, url=server.listening_address, context=_context(server.listening_address, wanted["api_key"]))
+    _tell(answer, url=server.listening_address, context_length=_context(server.listening_address, wanted["api_key"]))
     threading.Event().wait()
 
 
@@ -65,7 +65,7 @@ def _serve(wanted: dict[str, Any]) -> Any:
 
     # n_ctx is the whole of the cache and is cut evenly between the slots.
     params.n_parallel = wanted["slots"]
-    params.n_ctx = wanted["context"] * wanted["slots"]
+    params.n_ctx = wanted["context_length"] * wanted["slots"]
     params.kv_unified = False
     params.cache_prompt = True
     # By default up to 8 GiB of former prompts are kept besides the slots. Windows share little but their first

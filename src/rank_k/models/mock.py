@@ -23,7 +23,7 @@ class ScriptedModel:
         self,
         replies: Iterable[str | Response | Exception] | Callable[[Request], str | Response | Exception],
         *,
-        context: int = 32_768,
+        context_length: int = 32_768,
         tokens: Callable[[str], int] | None = None,
         abilities: Capabilities = Capabilities(),
     ) -> None:
@@ -31,7 +31,7 @@ class ScriptedModel:
         self._script = iter(()) if callable(replies) else iter(replies)
         self._tokens = tokens
         self.capabilities = abilities
-        self.context_length = context
+        self.context_length = context_length
         self.history: list[Request] = []
 
     async def prepare(self) -> None:
@@ -41,7 +41,7 @@ class ScriptedModel:
         return {
             "messages": [list(message) for message in request.messages],
             "max_tokens": request.max_tokens,
-            "think": request.reasoning,
+            "reasoning": request.reasoning,
             "budget": request.reasoning_budget,
             "prefill": request.prefill,
             "ranking_of": request.constrain_to_ranking_of,

@@ -143,9 +143,9 @@ def model_cards(models: Json | None) -> list[Json]:
     return [card for card in entries if isinstance(card, Mapping)] if isinstance(entries, list) else []
 
 
-def context_length(dialect: ServerType, card: Json) -> int | None:
+def context_length(server_type: ServerType, card: Json) -> int | None:
     """The context length that a model's card states, in tokens."""
-    for path in dialect.context:
+    for path in server_type.context:
         value: Any = card
         for key in path:
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -154,31 +154,36 @@ def context_length(dialect: ServerType, card: Json) -> int | None:
     return None
 
 
-def request_body(dialect: ServerType, model: str, request: Request) -> dict[str, Any]:
+def request_body(server_type: ServerType, model: str, request: Request) -> dict[str, Any]:
     """The JSON of POST /v1/chat/completions, streaming switches left out (`STREAMING` adds them).
 
     A prefill is the assistant's message at the end, left open: the form "continue".
     """
     messages = [{"role": role, "content": content} for role, content in request.messages]
-    body: dict[str, Any] = {"model": model, "messages": messages, **_sampling(dialect, request), **dialect.extra}
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": messages,
+        **_sampling(server_type, request),
+        **server_type.extra,
+    }
     if request.prefill:
         messages.append({"role": "assistant", "content": request.prefill})
-        body.update(dialect.continuation)
+        body.update(server_type.continuation)
     if request.reasoning is False:
-        body.update(dialect.no_reasoning)
-    elif request.reasoning_budget is not None and dialect.budget_path:
-        _set(body, dialect.budget_path, request.reasoning_budget)
-    if request.logprobs and dialect.logprobs:
+        body.update(server_type.no_reasoning)
+    elif request.reasoning_budget is not None and server_type.budget_path:
+        _set(body, server_type.budget_path, request.reasoning_budget)
+    if request.logprobs and server_type.logprobs:
         body.update(logprobs=True, top_logprobs=1)
     return body
 
 
-def completion_body(dialect: ServerType, model: str, request: Request, prompt: str | list[int]) -> dict[str, Any]:
+def completion_body(server_type: ServerType, model: str, request: Request, prompt: str | list[int]) -> dict[str, Any]:
     """The JSON of POST /v1/completions: a rendered prompt that is to be gone on with, the form "raw"."""
-    extra = {key: value for key, value in dialect.extra.items() if key == "cache_prompt"}
-    body: dict[str, Any] = {"model": model, "prompt": prompt, **_sampling(dialect, request), **extra}
-    body["max_tokens"] = body.pop(dialect.max_tokens)
-    if request.logprobs and dialect.logprobs:
+    extra = {key: value for key, value in server_type.extra.items() if key == "cache_prompt"}
+    body: dict[str, Any] = {"model": model, "prompt": prompt, **_sampling(server_type, request), **extra}
+    body["max_tokens"] = body.pop(server_type.max_tokens)
+    if request.logprobs and server_type.logprobs:
         body["logprobs"] = 1
     return body
 
@@ -209,40 +214,40 @@ def forced_text_body(model: str, prompt: str, tokens: Sequence[Token]) -> dict[s
     return {"model": model, "prompt": prompt, **held, "temperature": 0.0, "logprobs": 1, "cache_prompt": False, **_BARE}
 
 
-def _sampling(dialect: ServerType, request: Request) -> dict[str, Any]:
+def _sampling(server_type: ServerType, request: Request) -> dict[str, Any]:
     """What both endpoints take alike."""
-    body: dict[str, Any] = {dialect.max_tokens: request.max_tokens}
+    body: dict[str, Any] = {server_type.max_tokens: request.max_tokens}
     if request.temperature is not None:
         body["temperature"] = request.temperature
     if request.top_p is not None:
         body["top_p"] = request.top_p
-    if request.seed is not None and dialect.seed:
+    if request.seed is not None and server_type.seed:
         body["seed"] = request.seed
     if request.stop:
         body["stop"] = list(request.stop)
     if request.constrain_to_ranking_of is not None:
-        body.update(_constraint(dialect, request.constrain_to_ranking_of))
+        body.update(_constraint(server_type, request.constrain_to_ranking_of))
     return body
 
 
-def _constraint(dialect: ServerType, size: int) -> dict[str, Any]:
+def _constraint(server_type: ServerType, size: int) -> dict[str, Any]:
     from rank_k.window import grammar  # its rules are only needed here
 
-    if dialect.grammar == "gbnf":
+    if server_type.grammar == "gbnf":
         return {"grammar": grammar.gbnf(size)}
-    if dialect.grammar == "structured":
+    if server_type.grammar == "structured":
         return {"structured_outputs": {"regex": grammar.regex(size)}}
-    if dialect.grammar == "regex":
+    if server_type.grammar == "regex":
         return {"regex": grammar.regex(size)}
     return {}
 
 
-def rejects_budget(dialect: ServerType, message: str) -> bool:
+def rejects_budget(server_type: ServerType, message: str) -> bool:
     """Return whether a server's error message is about the field that holds the reasoning budget.
 
     vLLM without a reasoning parser answers 400: "thinking_token_budget is set but reasoning_config is not configured".
     """
-    return any(key in message for key in dialect.budget_path if key != dialect.max_tokens)
+    return any(key in message for key in server_type.budget_path if key != server_type.max_tokens)
 
 
 def _set(body: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

@@ -71,11 +71,13 @@ windows of 20 with a stride of 10 over the published BM25 run of TREC DL 2019 re
 class SimulatedModel:
     """Ranks windows by `grades` with `noise`. Unjudged passages have grade 0. `seed` makes another judge."""
 
-    def __init__(self, grades: Grades, noise: Noise | str = "none", *, seed: int = 0, context: int = 32_768) -> None:
+    def __init__(
+        self, grades: Grades, noise: Noise | str = "none", *, seed: int = 0, context_length: int = 32_768
+    ) -> None:
         self._grades = grades
         self.noise = PRESETS[noise] if isinstance(noise, str) else noise
         self._seed = seed
-        self.context_length = context
+        self.context_length = context_length
         self.capabilities = Capabilities()
         told = json.dumps([grades, asdict(self.noise), seed], sort_keys=True)
         self.identity = f"simulated-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
@@ -85,13 +87,15 @@ class SimulatedModel:
         """Nothing to find out."""
 
     def request_body(self, request: Request) -> Mapping[str, Any]:
-        return {"query": request.context.query_id, "window": request.context.doc_ids, "think": request.reasoning}
+        return {"query": request.context.query_id, "window": request.context.doc_ids, "reasoning": request.reasoning}
 
     async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
         query_id, doc_ids = request.context.query_id, request.context.doc_ids
         order = self.ranking_text(query_id, doc_ids, request.sample)
         thought = (
-            "" if request.reasoning is False else " ".join(f"Passage [{i + 1}] is weighed." for i in range(len(doc_ids)))
+            ""
+            if request.reasoning is False
+            else " ".join(f"Passage [{i + 1}] is weighed." for i in range(len(doc_ids)))
         )
         stopped = on_text is not None and on_text(StreamChunk(thought, order))
         words = sum(len(message.content) for message in request.messages) // 4

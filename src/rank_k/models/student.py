@@ -35,21 +35,21 @@ SHIPPED_STUDENTS: Mapping[str, Path] = {"rank-k-nano": Path(__file__).parent / "
 """Students that come with the package, by name: adapters for what `rank-k fetch` gets."""
 
 
-def default_model(by: str | None) -> str:
+def default_model(method: str | None) -> str:
     """Who ranks, embedded, for those who name nobody: the student that comes with the package; by likelihood alone, the
     weights as they are."""
-    return DEFAULT_WEIGHTS if by == "likelihood" else next(iter(SHIPPED_STUDENTS))
+    return DEFAULT_WEIGHTS if method == "likelihood" else next(iter(SHIPPED_STUDENTS))
 
 
 _VERSION = 1
 TEMPLATE_FIELDS = ("before", "passage", "between", "after", "system")
 _INFERENCE_OPTIONS: dict[str, type | tuple[type, ...]] = {
-    "by": str,
+    "method": str,
     "strategy": str,
     "passage_tokens": int,
     "window": int,
     "stride": int,
-    "think": str,
+    "reasoning": str,
     "max_tokens": int,
     "temperature": (int, float),
 }
@@ -97,7 +97,7 @@ def find_student(name_or_path: str | Path) -> Student | None:
     base, verdicts = facts.get("adapter_of"), tuple(facts.get("verdicts", ()))
     if base is None:
         weights = locate(gguf)
-        weights = Weights(facts["name"], weights.path, weights.sha256, weights.context)
+        weights = Weights(facts["name"], weights.path, weights.sha256, weights.context_length)
         return Student(facts["name"], weights, None, template, facts["asking"], verdicts)
     found = locate(base["name"])
     if found.sha256 != base["sha256"]:
@@ -105,7 +105,7 @@ def find_student(name_or_path: str | Path) -> Student | None:
             f"{gguf} is an adapter of other weights than {found.path}", f"sha256 {base['sha256'][:16]}... is wanted"
         )
     checksum(gguf)  # raises if it cannot be read, or is no GGUF file
-    weights = Weights(facts["name"], found.path, found.sha256, found.context)
+    weights = Weights(facts["name"], found.path, found.sha256, found.context_length)
     return Student(facts["name"], weights, gguf, template, facts["asking"], verdicts)
 
 
@@ -155,8 +155,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         raise wrong("a setting of the wrong kind")
     if asking["strategy"] not in STRATEGIES:  # never MODULE:NAME: a student from elsewhere must not run code here
         raise wrong(f"strategy {asking['strategy'][:40]!r}")
-    if asking["by"] not in get_args(ScoringMethod):
-        raise wrong(f"by {asking['by'][:40]!r}")
+    if asking["method"] not in get_args(ScoringMethod):
+        raise wrong(f"by {asking['method'][:40]!r}")
     if base is not None and not (
         isinstance(base, dict) and all(isinstance(base.get(key), str) for key in ("name", "sha256"))
     ):

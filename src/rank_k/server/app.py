@@ -111,10 +111,10 @@ class _Endpoints:
         return EventStream(work, finish, desk.failed, desk.limits.stall_seconds)
 
     async def models(self, request: Request) -> Response:
-        """The one model there is, if there is one; `ranks_by` is our own."""
+        """The one model there is, if there is one; `method` is an addition of Rank-K."""
         desk = self._desk
         card = {"id": desk.model, "object": "model", "created": self._started, "owned_by": "rank-k"}
-        return json_response({"object": "list", "data": [{**card, "ranks_by": desk.method}] if desk.method else []})
+        return json_response({"object": "list", "data": [{**card, "method": desk.method}] if desk.method else []})
 
     async def health(self, request: Request) -> Response:
         return json_response({"status": "ok"})

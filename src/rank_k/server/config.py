@@ -86,7 +86,7 @@ def check_access(doors: AccessConfig, *, insecure: bool) -> None:
     if not (is_loopback(doors.host) or doors.keys or insecure):
         raise InputError(
             f"anybody who reaches {doors.host} could spend your model's time",
-            "ask for a key with --api-key-env NAME, or say --insecure",
+            "ask for a key with --client-key-env NAME, or say --insecure",
         )
     if "*" in doors.hosts or "*" in doors.origins:
         raise InputError("--allow-host and --allow-origin take no wildcards", "give each name")

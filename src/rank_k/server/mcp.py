@@ -48,12 +48,12 @@ _ARGUMENTS = {
     "documents": "the texts to be ordered, or objects with a text, in the order of the search that found them",
     "top_n": "how many results to return; 0 or absent: all. As many documents are compared either way",
     "return_documents": "repeat each document's whole text in its result",
-    "think": "how long to reason about each window of documents: full, off, auto, or a number of tokens such as 500",
+    "reasoning": "how to reason about each window of documents: full, off, auto, or a number of tokens such as 500",
     "strategy": "which windows of documents are compared; leave it out unless you know",
     "deadline_seconds": "after so many seconds the best ranking so far is returned, with finished: false",
     "return_trace": "return the model's reasoning too",
 }
-_FOR_COMPARISON = ("think", "strategy", "return_trace")
+_FOR_COMPARISON = ("reasoning", "strategy", "return_trace")
 _SHOWN = 100  # characters of a document in the text of a result
 
 
@@ -190,12 +190,12 @@ def parse_tool_arguments(arguments: Mapping[str, Any], limits: Limits) -> Rerank
     return parse_rerank_request(raw, limits)
 
 
-def input_schema(limits: Limits, by: ScoringMethod | None = "comparison") -> dict[str, Any]:
+def input_schema(limits: Limits, method: ScoringMethod | None = "listwise") -> dict[str, Any]:
     """What the HTTP API's document says of these fields, without the nulls, which models need not know of, and without
     those that this server has no use for.
     """
     fields = document(limits, needs_key=False)["components"]["schemas"]["Rerank"]["properties"]
-    useless = _FOR_COMPARISON if by == "likelihood" else ()
+    useless = _FOR_COMPARISON if method == "likelihood" else ()
     return {
         "type": "object",
         "properties": {

@@ -22,7 +22,7 @@ def document(limits: Limits, *, needs_key: bool) -> dict[str, Any]:
         "description": f"query and documents together: at most {limits.characters:,} characters",
     }
     ours = {
-        "think": _or_null({"anyOf": [{"type": "string", "pattern": _THINK}, {"type": "integer", "minimum": 1}]}),
+        "reasoning": _or_null({"anyOf": [{"type": "string", "pattern": _THINK}, {"type": "integer", "minimum": 1}]}),
         "strategy": _or_null({"enum": list(STRATEGIES)}),
         "deadline_seconds": _or_null({"type": "number", "exclusiveMinimum": 0}),
         "return_trace": _or_null({"type": "boolean"}),

@@ -23,7 +23,9 @@ class PreferencesFile:
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError as error:
-            raise InputError(f"cannot write {path} ({error.strerror})", "name another file for --judgments") from error
+            raise InputError(
+                f"cannot write {path} ({error.strerror})", "name another file for --preferences-file"
+            ) from error
         try:
             _hold(self._descriptor, path)
             self.rows = self._read()
@@ -77,7 +79,9 @@ def _hold(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise InputError(f"another server writes {path}", "give this one a file of its own: --judgments") from error
+        raise InputError(
+            f"another server writes {path}", "give this one a file of its own: --preferences-file"
+        ) from error
 
 
 def _is_torn(line: bytes) -> bool:

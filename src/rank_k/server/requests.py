@@ -100,15 +100,15 @@ def _flag(body: Mapping[str, Any], at: str) -> bool:
 
 
 def _think(body: Mapping[str, Any]) -> ReasoningMode | None:
-    value = body.get("think")
+    value = body.get("reasoning")
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise invalid_field("think", "write full, off, auto, or reasoning tokens per window such as 500")
+        raise invalid_field("reasoning", "write full, off, auto, or reasoning tokens per window such as 500")
     try:
         return ReasoningMode.parse(str(value))
     except InputError as error:
-        raise invalid_field("think", error.remedy) from None
+        raise invalid_field("reasoning", error.remedy) from None
 
 
 def _strategy(body: Mapping[str, Any]) -> str | None:

@@ -130,7 +130,7 @@ class RerankService:
         """Refuse what this server's model has no use for: better than to leave it out in silence."""
         if self._reranker is None:
             raise ApiError(503, "this server has no model: it shows a journal and ranks nothing")
-        for name, value in {"think": wanted.reasoning, "strategy": wanted.strategy}.items():
+        for name, value in {"reasoning": wanted.reasoning, "strategy": wanted.strategy}.items():
             if value is not None and self._reranker.method == "likelihood":
                 raise invalid_field(name, "this server ranks by likelihood, which has none; leave it out")
         return self._reranker
@@ -158,7 +158,7 @@ class RerankService:
                 wanted.documents,
                 name=name,
                 strategy=_strategy(reranker, wanted),
-                think=wanted.reasoning,
+                reasoning=wanted.reasoning,
                 max_seconds=None if ends is None else max(ends - time.monotonic(), 0.0),
                 on_window=audience and audience.on_window,
                 on_text=audience and audience.on_chunk,

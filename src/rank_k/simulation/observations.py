@@ -41,7 +41,7 @@ def observations_of(records: Iterable[WindowRecord]) -> list[Observation]:
     seen: dict[str, set[str]] = {}  # by query, in rounds before the present one
     current: dict[str, tuple[int, set[str]]] = {}
     for record in records:
-        if record.window.method != "comparison":
+        if record.window.method != "listwise":
             continue
         number, now = current.get(record.query_id, (record.round, set()))
         before = seen.setdefault(record.query_id, set())

@@ -33,14 +33,26 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def make(
-    name: str, *, window: int = 20, stride: int = 10, fuse: float = 1.0, partitions: int = 1, boundary: int = 1
+    name: str,
+    *,
+    window: int = 20,
+    stride: int = 10,
+    first_stage_weight: float = 1.0,
+    partitions: int = 1,
+    boundary: int = 1,
 ) -> Strategy:
     """The strategy called `name`, or the one at `MODULE:NAME` (a user's own). It is given those options that it has.
 
     Raises `InputError` for a name that does not exist or settings that it cannot work with.
     """
     factory = factory_of(name)
-    options = {"window": window, "stride": stride, "fuse": fuse, "partitions": partitions, "boundary": boundary}
+    options = {
+        "window": window,
+        "stride": stride,
+        "first_stage_weight": first_stage_weight,
+        "partitions": partitions,
+        "boundary": boundary,
+    }
     accepted = getattr(factory, "__dataclass_fields__", {})
     try:
         made: Strategy = factory(**{key: value for key, value in options.items() if key in accepted})

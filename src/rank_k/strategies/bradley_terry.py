@@ -84,7 +84,7 @@ class Fit:
         return dict(zip(self.doc_ids, chances, strict=True))
 
 
-def fit(doc_ids: Sequence[str], outcomes: Iterable[WindowResult], fuse: float = 1.0) -> Fit:
+def fit(doc_ids: Sequence[str], outcomes: Iterable[WindowResult], first_stage_weight: float = 1.0) -> Fit:
     """The strengths of `doc_ids`, best of the first stage first, given all that was answered about them.
 
     `fuse` is the weight of the first stage: the prior means are -fuse x ln(rank + 10), centred. In a window of w
@@ -97,7 +97,7 @@ def fit(doc_ids: Sequence[str], outcomes: Iterable[WindowResult], fuse: float = 
     if not ids:
         return Fit((), (), ())
     np = load("numpy")
-    prior = np.array([-fuse * log(rank + RANK_OFFSET) for rank in range(len(ids))])
+    prior = np.array([-first_stage_weight * log(rank + RANK_OFFSET) for rank in range(len(ids))])
     prior -= prior.mean()
     pairs, homes = _evidence(ids, outcomes)
     apart = _apart(homes) if len(ids) > _DENSE else []

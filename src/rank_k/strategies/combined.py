@@ -40,7 +40,9 @@ class Combined:
 
     def __post_init__(self) -> None:
         if not isfinite(self.first_stage_weight) or self.first_stage_weight < 0:
-            raise InputError(f"fuse is {self.first_stage_weight}", "give 0 (ignore the first stage) or more; 1 is usual")
+            raise InputError(
+                f"fuse is {self.first_stage_weight}", "give 0 (ignore the first stage) or more; 1 is usual"
+            )
         load("numpy")  # now, not after everything has been paid for
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
@@ -69,7 +71,9 @@ class Combined:
         self, ids: Sequence[str], compared: Sequence[WindowResult], likelihood: Scores, first_stage: Scores
     ) -> Ranking:
         comparison = comparison_scores(ids, compared)
-        return Ranking.of(ranked(ids, (1.0, comparison), (LIKELIHOOD, likelihood), (self.first_stage_weight, first_stage)))
+        return Ranking.of(
+            ranked(ids, (1.0, comparison), (LIKELIHOOD, likelihood), (self.first_stage_weight, first_stage))
+        )
 
 
 def first_stage_scores(ids: Sequence[str]) -> Scores:
@@ -79,7 +83,7 @@ def first_stage_scores(ids: Sequence[str]) -> Scores:
 
 def comparison_scores(ids: Sequence[str], compared: Sequence[WindowResult]) -> Scores:
     """What the comparisons say: the strengths that fit them best, without a prior."""
-    fitted = fit(ids, compared, fuse=0)
+    fitted = fit(ids, compared, first_stage_weight=0)
     return standardized(dict(zip(fitted.doc_ids, fitted.strengths, strict=True)))
 
 

@@ -95,7 +95,11 @@ def _best_first(outcome: WindowResult, rank: dict[str, int], ties: TieTracker) -
     tier = {doc_id: number for number, members in enumerate(order.tiers) for doc_id in members}
     return sorted(
         outcome.window.doc_ids,
-        key=lambda doc_id: (doc_id not in order.ranked_ids, tier[doc_id] if doc_id in order.ranked_ids else 0, rank[doc_id]),
+        key=lambda doc_id: (
+            doc_id not in order.ranked_ids,
+            tier[doc_id] if doc_id in order.ranked_ids else 0,
+            rank[doc_id],
+        ),
     )
 
 

@@ -112,7 +112,8 @@ def read_costs(journal: Journal, run: str) -> Iterator[QueryCosts]:
             query_id,
             tuple(
                 tuple(
-                    _seconds(journal, record, {key: known[key].seconds for key in record.call_keys}) for record in windows
+                    _seconds(journal, record, {key: known[key].seconds for key in record.call_keys})
+                    for record in windows
                 )
                 for _, windows in groupby(records, key=lambda record: record.round)
             ),

@@ -29,12 +29,18 @@ _PARTS = ("collections", "models", "grids", "published", "averages")
 _PATHS = ("file", "queries", "documents", "qrels", "prompt", "judgments")
 
 
-def preset_file(name: str) -> Path:
-    """Where the preset called `name` is. Raises `InputError` if there is none."""
-    known = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}
-    if name not in known:
-        raise InputError(f"there is no study {name!r}", f"write one of {', '.join(known)}, or --config FILE")
-    return known[name]
+def config_file(name: Path) -> Path:
+    """Return the file of a study: the one that comes with the package under this name, or else the path itself.
+
+    Raises:
+        InputError: If the name is neither a shipped study nor an existing TOML file.
+    """
+    shipped = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}
+    if name.suffix != ".toml" and not name.exists():
+        if str(name) not in shipped:
+            raise InputError(f"there is no study {str(name)!r}", f"give a TOML file, or one of {', '.join(shipped)}")
+        return shipped[str(name)]
+    return name
 
 
 def read_study(file: Path, data: Path) -> Study:
@@ -185,7 +191,7 @@ class _Reader:
             return self._data / Path(self._text(key, value)).expanduser()
         if key == "collections":
             return tuple(self._text(key, name) for name in value)
-        if key in ("value", "context"):
+        if key in ("value", "context_length"):
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise self._wrong(f"{key} is {value!r}", "a number")
             return value

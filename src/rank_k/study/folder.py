@@ -62,9 +62,9 @@ class StudyFolder:
         for model in models:
             told_of_model = {
                 "model": model.model or "",
-                "dialect": model.dialect,
+                "server_type": model.server_type,
                 "revision": model.revision,
-                "context": model.context,
+                "context_length": model.context_length,
                 "simulate": _noise_identity(model.simulate),
                 "prompt": "" if model.prompt is None else _sha256(model.prompt),
             }

@@ -55,9 +55,9 @@ class ModelPlan:
     name: str
     model: str | None = None
     server: str | None = None
-    dialect: str = "auto"
+    server_type: str = "auto"
     revision: str = ""
-    context: int | None = None
+    context_length: int | None = None
     prompt: Path | None = None
     api_key_env: str | None = None
     get: str = ""
@@ -113,34 +113,34 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One way of reranking one run with one model. `split`: "none", or the tokens of a passage, of the overlap and
-    the most passages of a document ("225", "225:50", "225:50:4"). `max_tokens` None: 8,000, embedded 512."""
+    """One way of reranking one run with one model. `maxp_tokens`: "none", or the tokens of a passage, of the overlap
+    and the most passages of a document ("225", "225:50", "225:50:4"). `max_tokens` None: 8,000, embedded 512."""
 
     collection: str
     first_stage: str
     model: str
     strategy: str = "sliding"
-    think: str = "full"
+    reasoning: str = "full"
     samples: int = 1
     depth: int = 100
     window: int = 20
     stride: int = 10
-    fuse: float = 1.0
+    first_stage_weight: float = 1.0
     passage_tokens: int = 450
-    split: str = "none"
+    maxp_tokens: str = "none"
     max_tokens: int | None = None
     temperature: float | None = 0.5
     top_p: float | None = None
-    constrain: bool = True
+    constrained: bool = True
 
     @property
     def setting(self) -> str:
         """The cell's name among those of its collection, first stage and model: strategy and thought, and what is
         not at its default."""
-        told = [self.strategy.replace(":", "."), self.think]
+        told = [self.strategy.replace(":", "."), self.reasoning]
         for axis, letter in _LETTERS.items():
             value = getattr(self, axis)
-            if axis == "constrain" and not value:
+            if axis == "constrained" and not value:
                 told.append("free")
             elif value != DEFAULTS[axis]:
                 told.append(letter + (f"{value:g}" if isinstance(value, float) else str(value).replace(":", "+")))
@@ -154,9 +154,9 @@ class Cell:
     @property
     def passages(self) -> PassageSplit | None:
         """How documents are cut; None: they are not."""
-        if self.split == "none":
+        if self.maxp_tokens == "none":
             return None
-        tokens, overlap, most = (*map(int, self.split.split(":")), 0, 0)[:3]
+        tokens, overlap, most = (*map(int, self.maxp_tokens.split(":")), 0, 0)[:3]
         return PassageSplit(tokens, overlap, most or None)
 
 
@@ -165,23 +165,25 @@ _LETTERS = {
     "depth": "d",
     "window": "w",
     "stride": "s",
-    "fuse": "a",
+    "first_stage_weight": "a",
     "passage_tokens": "p",
-    "split": "split",
+    "maxp_tokens": "split",
     "max_tokens": "m",
     "temperature": "t",
     "top_p": "top",
-    "constrain": "",
+    "constrained": "",
 }
 
-DEFAULTS = {f.name: f.default for f in fields(Cell) if f.name in _LETTERS or f.name in ("strategy", "think")}
+DEFAULTS = {f.name: f.default for f in fields(Cell) if f.name in _LETTERS or f.name in ("strategy", "reasoning")}
 
 
 def strategy_of(cell: Cell) -> Strategy:
     """Raises `InputError` for a strategy that does not exist or settings that it cannot work with."""
     preset = PRESETS.get(cell.strategy)
     options = {"name": cell.strategy} if preset is None else dict(preset)
-    return make(**{**options, "window": cell.window, "stride": cell.stride, "fuse": cell.fuse})
+    return make(
+        **{**options, "window": cell.window, "stride": cell.stride, "first_stage_weight": cell.first_stage_weight}
+    )
 
 
 def cells_of(study: Study) -> tuple[Cell, ...]:
@@ -217,12 +219,12 @@ def _normal(cell: Cell) -> Cell:
     strategy = strategy_of(cell)
     if is_dataclass(strategy):
         known = {f.name for f in fields(strategy)}
-        unused = {axis: DEFAULTS[axis] for axis in ("window", "stride", "fuse") if axis not in known}
+        unused = {axis: DEFAULTS[axis] for axis in ("window", "stride", "first_stage_weight") if axis not in known}
         cell = replace(cell, **unused)
     if cell.passages is not None and cell.passages.tokens > cell.passage_tokens:
         raise InputError(
-            f"passages of split {cell.split} would be cut again to {cell.passage_tokens} tokens",
-            "lower the split or raise the passage tokens",
+            f"passages of maxp_tokens {cell.maxp_tokens} would be cut again to {cell.passage_tokens} tokens",
+            "lower maxp_tokens or raise the passage tokens",
         )
     return cell
 
@@ -281,26 +283,26 @@ def _constrain(value: Any) -> bool:
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "strategy": str,
-    "think": _think,
+    "reasoning": _think,
     "samples": _count,
     "depth": _count,
     "window": _count,
     "stride": _count,
-    "fuse": _number,
+    "first_stage_weight": _number,
     "passage_tokens": _count,
-    "split": _split,
+    "maxp_tokens": _split,
     "max_tokens": lambda value: None if value is None else _count(value),
     "temperature": _number_or_none,
     "top_p": _number_or_none,
-    "constrain": _constrain,
+    "constrained": _constrain,
 }
 
 _EXAMPLES = {
-    "fuse": "a number from 0",
-    "split": "none, or TOKENS[:OVERLAP[:MOST]] such as 225:50",
+    "first_stage_weight": "a number from 0",
+    "maxp_tokens": "none, or TOKENS[:OVERLAP[:MOST]] such as 225:50",
     "temperature": "a number from 0, or none for the server's own",
     "top_p": "a number between 0 and 1",
-    "constrain": "auto or off",
+    "constrained": "auto or off",
 }
 
 

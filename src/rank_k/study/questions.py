@@ -32,7 +32,7 @@ QUESTIONS = {
         "the windows: one per query, the first 20 candidates, shown to both alike",
         "Look at the difference by thirds of the queries: a thought that pays only on hard ones is worth its tokens"
         " only there, and an interval that holds 0 says that it was not shown to pay.",
-        ({"strategy": ["single"], "think": ["off", "full"]},),
+        ({"strategy": ["single"], "reasoning": ["off", "full"]},),
         by_difficulty=True,
     ),
     "budget": Question(
@@ -41,7 +41,7 @@ QUESTIONS = {
         "strategy, depth, windows and samples",
         "The budget is enough where the curve of quality against tokens turns flat: from there on the next point's"
         " interval of the difference holds 0.",
-        ({"strategy": ["sliding"], "think": ["off", "250", "500", "1000", "2000", "full"]},),
+        ({"strategy": ["sliding"], "reasoning": ["off", "250", "500", "1000", "2000", "full"]},),
     ),
     "depth": Question(
         "How deep should one rerank?",
@@ -76,7 +76,7 @@ QUESTIONS = {
         " anywhere, and the extra windows are its price.",
         (
             {"strategy": ["sliding"], "passage_tokens": [128, 256, 450, 900]},
-            {"strategy": ["sliding"], "split": ["225:50:4"]},
+            {"strategy": ["sliding"], "maxp_tokens": ["225:50:4"]},
         ),
     ),
     "latency": Question(

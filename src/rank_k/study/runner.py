@@ -41,14 +41,14 @@ def run_cell(
         journal=folder.journal,
         strategy=strategy_of(cell),
         depth=cell.depth if passages is None else maxsize,
-        think=cell.think,
+        reasoning=cell.reasoning,
         samples=cell.samples,
         passage_tokens=cell.passage_tokens,
         max_tokens=cell.max_tokens,
         temperature=cell.temperature,
         top_p=cell.top_p,
-        constrain=cell.constrain,
-        by="comparison",
+        constrained=cell.constrained,
+        method="listwise",
         **reach,
     ) as reranker:
         reranker.prepare()

@@ -281,8 +281,8 @@ def cell_to_dict(row: Row) -> dict[str, Any]:
 
 
 _SETTINGS = (
-    *("strategy", "think", "samples", "depth", "window", "stride", "fuse"),
-    *("passage_tokens", "split", "max_tokens", "temperature", "top_p", "constrain"),
+    *("strategy", "reasoning", "samples", "depth", "window", "stride", "first_stage_weight"),
+    *("passage_tokens", "maxp_tokens", "max_tokens", "temperature", "top_p", "constrained"),
 )
 
 

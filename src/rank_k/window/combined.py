@@ -28,10 +28,10 @@ class CombinedRanker:
         self.likelihood = likelihood
         self.listwise = comparison
 
-    async def prepare(self, think: ReasoningMode | None = None) -> None:
+    async def prepare(self, reasoning: ReasoningMode | None = None) -> None:
         """Raise `InputError` if the model cannot tell how likely a text is."""
-        await self.likelihood.prepare(think)
-        await self.listwise.prepare(think)
+        await self.likelihood.prepare(reasoning)
+        await self.listwise.prepare(reasoning)
 
     async def check_query(self, query: Query) -> None:
         """Raise `QueryTooLong` if the query leaves no room for either."""
@@ -50,10 +50,10 @@ class CombinedRanker:
         texts: PreparedQuery,
         window: Window,
         *,
-        think: ReasoningMode | None = None,
+        reasoning: ReasoningMode | None = None,
         on_text: OnChunk | None = None,
     ) -> WindowReport:
         """What either makes of the window. Raises `ModelError` when the model cannot be had."""
         if window.method == "likelihood" and isinstance(texts, _PreparedQueries):
-            return await self.likelihood.rank(texts.single, window, think=think, on_text=on_text)
-        return await self.listwise.rank(texts, window, think=think, on_text=on_text)
+            return await self.likelihood.rank(texts.single, window, reasoning=reasoning, on_text=on_text)
+        return await self.listwise.rank(texts, window, reasoning=reasoning, on_text=on_text)

@@ -123,13 +123,13 @@ class ListwiseRanker:
         self._budget_refused = False  # by the server: the token limit is used instead
         self._needs_empty_reasoning = False  # the model thinks although asked not to: show it a thought that is over
 
-    async def prepare(self, think: ReasoningMode | None = None) -> None:
+    async def prepare(self, reasoning: ReasoningMode | None = None) -> None:
         """Find out, once and through the journal, what the model makes of being asked not to think.
 
         Only where `think` (default: the settings') asks for that.
         """
         able = self.model.capabilities
-        if (think or self.settings.reasoning).kind in ("off", "auto") and able.reasons and able.prefill:
+        if (reasoning or self.settings.reasoning).kind in ("off", "auto") and able.reasons and able.prefill:
             self._needs_empty_reasoning = await self._no_reasoning_probe()
 
     async def _probe_no_reasoning(self) -> bool:
@@ -153,7 +153,7 @@ class ListwiseRanker:
         texts: PreparedQuery,
         window: Window,
         *,
-        think: ReasoningMode | None = None,
+        reasoning: ReasoningMode | None = None,
         on_text: OnChunk | None = None,
     ) -> WindowReport:
         """Ask about one window, thinking as the settings say or as `think` does (`prepare(think)` comes first).
@@ -162,7 +162,9 @@ class ListwiseRanker:
         Raises `ModelError` when the model cannot be had, never for a bad answer.
         """
         spent = CallStats()
-        look = _Sample(texts, window, 0, self.model.context_length, think or self.settings.reasoning, spent, on_text)
+        look = _Sample(
+            texts, window, 0, self.model.context_length, reasoning or self.settings.reasoning, spent, on_text
+        )
         taken = [await self._sample(look)] if self.settings.samples == 1 else await self._samples(look)
         found = tuple(order for orders, _ in taken for order in orders)
         return WindowReport(
@@ -199,16 +201,16 @@ class ListwiseRanker:
         raise AssertionError("the loop returns or raises")
 
     async def _rank_sample(self, look: _Sample) -> tuple[tuple[WindowRanking, ...], str]:
-        think = look.reasoning
+        reasoning = look.reasoning
         shown = sample_order(look.query.query.query_id, look.window.doc_ids, look.number)
         question = await self._build_request(look, shown)
-        if think.kind in ("full", "budget"):
-            answer = await self._rank_with_reasoning(question, think.tokens, look)
+        if reasoning.kind in ("full", "budget"):
+            answer = await self._rank_with_reasoning(question, reasoning.tokens, look)
             look.stats.repairs.update(answer.repairs)
             return (_window_ranking(answer, shown, look.window),), answer.trace
         direct, reply = await self._rank_without_reasoning(question, look)
         direct_order = _window_ranking(direct, shown, look.window)
-        if think.kind == "off" or not await self._should_reason(question, direct_order, reply, look):
+        if reasoning.kind == "off" or not await self._should_reason(question, direct_order, reply, look):
             look.stats.repairs.update(direct.repairs)
             return (direct_order,), direct.trace
         look.stats.repairs["thought_about"] += 1
@@ -243,9 +245,7 @@ class ListwiseRanker:
         reply = await self._call(asking, "direct", look)
         return self._parse_answer(reply, asking, look.stats, thought_closed=self._needs_empty_reasoning), reply
 
-    async def _should_reason(
-        self, question: Request, order: WindowRanking, reply: Response, look: _Sample
-    ) -> bool:
+    async def _should_reason(self, question: Request, order: WindowRanking, reply: Response, look: _Sample) -> bool:
         """What the rule says, going by the reply's probabilities, or by a second look at the window turned round."""
         rule = self.settings.auto_policy
         if not order.is_valid:
@@ -300,7 +300,9 @@ class ListwiseRanker:
         look.stats.repairs["budget_refused"] += self._budget_refused
         return await self._call(replace(question, max_tokens=min(tokens, question.max_tokens)), "ask", look)
 
-    async def _rank_with_prefilled_reasoning(self, question: Request, tokens: int | None, look: _Sample) -> ParsedAnswer:
+    async def _rank_with_prefilled_reasoning(
+        self, question: Request, tokens: int | None, look: _Sample
+    ) -> ParsedAnswer:
         """A thought for a model that has none of its own: begun for it, ended at the budget, then the answer."""
         size = len(question.context.doc_ids)
         room = max(question.max_tokens - _answer_tokens(size), 1)
@@ -362,7 +364,9 @@ class ListwiseRanker:
         return await self._grammar_probe()
 
     async def _probe_grammar(self) -> bool:
-        question = Request((Message("user", "Put [1] and [2] in any order."),), 32, 0.0, reasoning=False, constrain_to_ranking_of=2)
+        question = Request(
+            (Message("user", "Put [1] and [2] in any order."),), 32, 0.0, reasoning=False, constrain_to_ranking_of=2
+        )
         try:
             await self._call(question, "probe", None)
         except RequestRejected as error:

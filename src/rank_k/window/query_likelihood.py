@@ -55,7 +55,7 @@ class QueryLikelihoodRanker:
         self._calls = calls or CachedCalls(model, journal, retries, on_retry, slots)
         self._prompt_builder = PromptBuilder(model, TEMPLATE, passage_tokens, 1)
 
-    async def prepare(self, think: ReasoningMode | None = None) -> None:
+    async def prepare(self, reasoning: ReasoningMode | None = None) -> None:
         """Raise `InputError` if the model cannot tell how likely a text is."""
         if not self.model.capabilities.scores_given_text:
             raise InputError(
@@ -76,7 +76,7 @@ class QueryLikelihoodRanker:
         texts: PreparedQuery,
         window: Window,
         *,
-        think: ReasoningMode | None = None,
+        reasoning: ReasoningMode | None = None,
         on_text: OnChunk | None = None,
     ) -> WindowReport:
         """The window's passages, likeliest query first. Raises `ModelError` when the model cannot be had.

@@ -61,7 +61,11 @@ def should_reason(window: Window, sure: float | None, rule: AutoReasoningPolicy)
     A pure function of what is given: nothing is learnt from other windows, so that a replay decides alike. What the
     thought finds is not to replace the direct order but to stand beside it (two orders in one outcome).
     """
-    return rule.places(window) > 0 and window.rank_range[1] <= rule.max_rank and (sure is None or sure < rule.min_confidence)
+    return (
+        rule.places(window) > 0
+        and window.rank_range[1] <= rule.max_rank
+        and (sure is None or sure < rule.min_confidence)
+    )
 
 
 _CHAIN = re.compile(r"\[\d{1,4}\](?:[\s>=,]*\[\d{1,4}\])*")

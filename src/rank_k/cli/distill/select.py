@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-tokens", type=count, metavar="N", help="of a thought, estimated (any)")
     add_exclude_queries(group)
     group = parser.add_argument_group("held out")
-    group.add_argument("--held-out", type=Path, metavar="FILE", help="rows of queries to be kept from training")
-    group.add_argument("--held-out-share", type=number, default=0.05, metavar="SHARE", help="of the queries")
+    group.add_argument("--heldout", type=Path, metavar="FILE", help="rows of queries to be kept from training")
+    group.add_argument("--heldout-share", type=number, default=0.05, metavar="SHARE", help="of the queries")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,14 +59,14 @@ def run(args: argparse.Namespace) -> int:
     from rank_k.errors import InputError
     from rank_k.journal import Journal
 
-    if not 0 <= args.held_out_share < 1:
-        raise InputError(f"--held-out-share is {args.held_out_share:g}", "give a share from 0 to less than 1")
+    if not 0 <= args.heldout_share < 1:
+        raise InputError(f"--heldout-share is {args.heldout_share:g}", "give a share from 0 to less than 1")
     if not args.journal.is_file():
         raise InputError(f"there is no journal {args.journal}", "name the file that rank-k distill trace wrote")
     read = (args.journal, *(args.exclude_queries or ()), *(args.sets or ()), *filter(None, [args.qrels]))
     check_output("--output", args.output, read)
-    if args.held_out is not None:
-        check_output("--held-out", args.held_out, (*read, args.output))
+    if args.heldout is not None:
+        check_output("--heldout", args.heldout, (*read, args.output))
     only = None if args.sets is None else frozenset(row.set_id for file in args.sets for row in read_sets(file))
     selector = Selector(
         args.rule,
@@ -79,9 +79,9 @@ def run(args: argparse.Namespace) -> int:
     apart = 0
     with closing(Journal(args.journal, read_only=True)) as journal, ExitStack() as files:
         training = files.enter_context(JsonLines(args.output))
-        test = None if args.held_out is None else files.enter_context(JsonLines(args.held_out))
+        test = None if args.heldout is None else files.enter_context(JsonLines(args.heldout))
         for row in selector.rows(journal):
-            if test is not None and held_out(row["query_id"], row["source"], args.held_out_share):
+            if test is not None and held_out(row["query_id"], row["source"], args.heldout_share):
                 test.append(row)
                 apart += 1
             else:
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _told(counts: Counter[str], apart: int, args: argparse.Namespace) -> list[str]:
     lines = [f"{args.output}: {counts['rows'] - apart:,} rows"]
-    if args.held_out is not None:
-        lines.append(f"{args.held_out}: {apart:,} rows")
+    if args.heldout is not None:
+        lines.append(f"{args.heldout}: {apart:,} rows")
     lines.append(f"of {counts['sets']:,} sets with {counts['traces']:,} traces looked at")
     return lines + [f"{counts[kind]:,} {words}" for kind, words in OUTCOMES.items() if counts[kind]]

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = add_server(parser)
     group.add_argument("--simulate", type=Path, metavar="QRELS", help="a simulated judge instead: plan before you pay")
-    group.add_argument("--noise", default="none", metavar="NOISE", help=f"of the simulated judge: {NOISES}")
+    group.add_argument("--noise", default="strong", metavar="NOISE", help=f"of the simulated judge: {NOISES}")
     add_window_options(parser.add_argument_group("asking"), samples=4)
     group = parser.add_argument_group("labels as the teacher")
     group.add_argument(
@@ -66,10 +66,10 @@ def run(args: argparse.Namespace) -> int:
     under_way = ActiveSets()
     model = _teacher(args, under_way, looked_at.tops)
     if args.teacher == "labels":
-        options |= {"samples": 1, "think": "full", "server": None}
+        options |= {"samples": 1, "reasoning": "full", "server": None}
     settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
     asked = {
-        "by": "comparison",
+        "method": "listwise",
         "strategy": WHOLE_SET,
         "depth": LARGEST,
         **options,
@@ -110,8 +110,8 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--form and --tokenizer are for --teacher labels", "leave them out")
     if args.simulate is not None and args.server is not None:
         raise InputError("--simulate and --server exclude each other", "leave one out")
-    if args.think == "auto":
-        raise InputError("--think auto leaves some sets without a thought", "give full, off or a number of tokens")
+    if args.reasoning == "auto":
+        raise InputError("--reasoning auto leaves some sets without a thought", "give full, off or a number of tokens")
 
 
 def _sets(args: argparse.Namespace) -> Iterator[CandidateSet]:

@@ -46,7 +46,9 @@ REPAIRS = {
 BY_LIKELIHOOD = "ranked by query likelihood, not by comparison: see docs/embedded.md"
 
 
-def lines(tally: RunStats, seconds: float, price: Prices | None = None, by: ScoringMethod = "comparison") -> list[str]:
+def lines(
+    tally: RunStats, seconds: float, price: Prices | None = None, method: ScoringMethod = "listwise"
+) -> list[str]:
     """The summary for people."""
     usage = tally.usage
     about = "about " if usage.estimated else ""
@@ -56,7 +58,7 @@ def lines(tally: RunStats, seconds: float, price: Prices | None = None, by: Scor
         f"tokens: {about}{usage.prompt_tokens:,} in ({usage.cached_tokens:,} cached),"
         f" {usage.completion_tokens:,} out, of these {usage.reasoning_tokens:,} reasoning",
     ]
-    if by == "likelihood":
+    if method == "likelihood":
         found.insert(0, BY_LIKELIHOOD)
     if price is not None:
         found.append(f"cost: {price.of(usage):.4f}")

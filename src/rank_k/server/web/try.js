@@ -265,7 +265,7 @@ got("/v1/models").then(({ data: [model] }) => {
     without("This server has no model: it shows a journal. Look at Runs; or start it with --server or --model to rank.");
     return;
   }
-  const likelihood = model.ranks_by === "likelihood";
+  const likelihood = model.method === "likelihood";
   show(at("model"), likelihood ? `${model.id}, by the likelihood of the query: nothing is thought` : model.id);
   controls.think.disabled = controls.strategy.disabled = likelihood;
 }, error => without(error.message)).then(() => got("/demo")).then(({ questions }) => {
