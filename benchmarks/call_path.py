@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.loopback import Plan, in_thread, make_queries
+from tests.fakes.loopback import Plan, in_thread, make_queries
 
 from rank_k.cli import main as rank_k
 

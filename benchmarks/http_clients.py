@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 
-from tests.loopback import Plan, in_child, make_queries
+from tests.fakes.loopback import Plan, in_child, make_queries
 
 DATA = make_queries(1, 20)
 QUESTION = {

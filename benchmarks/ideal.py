@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 from zlib import crc32
 
-from tests.loopback import Dataset, latency, make_queries, oracle, peak_concurrency
+from tests.fakes.loopback import Dataset, latency, make_queries, oracle, peak_concurrency
 
 from rank_k.simulation.call_times import PendingRound, scheduled
 from rank_k.strategies import STRATEGIES, make

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.loopback import Dataset, Plan, in_child, make_queries
+from tests.fakes.loopback import Dataset, Plan, in_child, make_queries
 
 from benchmarks.ideal import simulate_dataset
 

@@ -22,8 +22,8 @@ from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 import psutil
-from tests.loopback import Plan, in_child
-from tests.serving import Command, command
+from tests.fakes.loopback import Plan, in_child
+from tests.support.serving import Command, command
 
 CONNECTIONS = 16
 AT_ONCE = {"first_token": 0.0, "per_token": 0.00002, "flush": 0.05}

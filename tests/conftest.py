@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.loopback import Loopback, Plan, in_child, in_thread
+from tests.fakes.loopback import Loopback, Plan, in_child, in_thread
 
 # An example may take as long as it takes, and so may making one: machines differ, and others work on them.
 settings.register_profile("local", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])

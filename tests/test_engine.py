@@ -26,7 +26,7 @@ from rank_k.strategies import make
 from rank_k.strategies.base import Strategy
 from rank_k.types import Candidate, Passage, Query, Window
 from rank_k.window.listwise import ListwiseRanker
-from tests.waiting import PATIENCE, STUCK_SECONDS
+from tests.support.waiting import PATIENCE, STUCK_SECONDS
 
 
 class Timed(ScriptedModel):

@@ -23,8 +23,8 @@ from rank_k.loop_thread import LoopThread
 from rank_k.models.base import Response, Usage
 from rank_k.types import Query
 from tests.conftest import StartLoopback
-from tests.loopback import Loopback, make_queries, peak_concurrency
-from tests.waiting import PATIENCE, STUCK_SECONDS, until
+from tests.fakes.loopback import Loopback, make_queries, peak_concurrency
+from tests.support.waiting import PATIENCE, STUCK_SECONDS, until
 
 pytestmark = pytest.mark.integration
 

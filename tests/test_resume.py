@@ -20,9 +20,9 @@ from benchmarks.overhead import write_dataset
 
 from rank_k.journal import Journal
 from tests.conftest import StartLoopback
-from tests.loopback import Loopback, Seen, make_queries, shown_marks, window_key
-from tests.signals import hear_ctrl_c
-from tests.waiting import PATIENCE, STUCK_SECONDS, until
+from tests.fakes.loopback import Loopback, Seen, make_queries, shown_marks, window_key
+from tests.support.signals import hear_ctrl_c
+from tests.support.waiting import PATIENCE, STUCK_SECONDS, until
 
 pytestmark = pytest.mark.integration
 

@@ -91,7 +91,8 @@ PLANNING = (
         (
             Command(
                 f"{_SIMULATE} --strategy fast,balanced,thorough --baseline balanced --noise weak --json"
-                " --concurrency 4,16 --call-seconds 20+2.5w --tokens-per-passage 100 --tokens-per-answer 500 --price-in 1 --price-out 4",
+                " --concurrency 4,16 --call-seconds 20+2.5w --tokens-per-passage 100"
+                " --tokens-per-answer 500 --price-in 1 --price-out 4",
                 "json",
             ),
         ),

@@ -67,8 +67,8 @@ ACCESS = (
         (
             Serving(
                 "serve --port 0 --server {server:llamacpp} --method combined --concurrency 1"
-                " --client-key-env GOLDEN_CLIENT_KEY --api-key-env GOLDEN_MODEL_KEY --allow-origin https://app.example.com --max-documents 4"
-                " --max-characters 500 --max-body 2000 --deadline 60 --shutdown-timeout 5",
+                " --client-key-env GOLDEN_CLIENT_KEY --api-key-env GOLDEN_MODEL_KEY --allow-origin https://app.example.com"
+                " --max-documents 4 --max-characters 500 --max-body 2000 --deadline 60 --shutdown-timeout 5",
                 (
                     Http("GET", "/health"),
                     Http("GET", "/v1/models"),

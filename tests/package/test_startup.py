@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from rank_k.cli import VERBS
-from tests.waiting import PATIENCE
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.integration
 

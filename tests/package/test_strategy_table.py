@@ -16,7 +16,7 @@ import pytest
 from rank_k.strategies import PRESETS, STRATEGIES, make
 from rank_k.strategies.base import Strategy
 from rank_k.strategies.testing import check_strategy
-from tests.driving import by_grade, drive
+from tests.support.driving import by_grade, drive
 
 PAGE = Path(__file__).parents[2] / "docs" / "strategies.md"
 LENGTHS = (10, 20, 55, 100, 1000)

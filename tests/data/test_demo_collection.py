@@ -1,0 +1,240 @@
+"""The demo collection: its passages, its judgments, and that these hold from Python 3.11 to 3.13."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rank_k.data.collections import demo
+from rank_k.data.collections.registry import find_collection
+from rank_k.data.files import read_qrels, read_queries
+from rank_k.errors import InputError
+from rank_k.evaluation.measures import evaluate
+from rank_k.retrieval.bm25 import retrieve
+from rank_k.types import Passage
+from tests.paths import ROOT
+from tests.support.waiting import PATIENCE
+
+pytestmark = pytest.mark.integration
+
+SOURCE = ROOT / "src"
+RELEASES_READ = {(3, 11, 2), (3, 11, 7), (3, 12, 1), (3, 13, 0)}
+"""Where the judged texts come from. Other releases of these versions have a text here and there of their own."""
+
+PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+"""Found at import: within a test HOME is another."""
+
+SUMMARY = """
+import ast, json, sys, sysconfig, time
+from pathlib import Path
+begin = time.process_time()
+from rank_k.data import python_docs
+from rank_k.data.collections.registry import find_collection
+from rank_k.data.files import read_qrels, read_queries
+count = len(python_docs.passages())
+seconds = time.process_time() - begin
+begin = time.process_time()
+root = Path(sysconfig.get_path("stdlib"))
+for place in (root.joinpath(*module.split(".")) for module in python_docs.SOURCES):
+    for source in (place.with_name(place.name + ".py"), place / "__init__.py"):
+        if source.is_file():
+            ast.parse(source.read_bytes())
+parsing = time.process_time() - begin
+listed = sum(len(entry.judgments) for entry in python_docs._entries().values())
+print(json.dumps({
+    "release": list(sys.version_info[:3]), "passages": count, "seconds": seconds, "parsing": parsing,
+    "listed": listed,
+    "qrels": python_docs.qrels(), "modules": sorted(sys.modules),
+}))
+"""
+
+
+def summary(interpreter: str, *options: str) -> dict[str, Any]:
+    """What `interpreter` makes of the collection, with no third-party package in reach."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONDONTWRITEBYTECODE": "1"}
+    run = subprocess.run(
+        [interpreter, "-S", *options, "-c", SUMMARY], env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert run.returncode == 0, run.stderr
+    found: dict[str, Any] = json.loads(run.stdout)
+    return found
+
+
+def interpreter_of(version: str) -> str | None:
+    """A Python of that version: this one, on PATH (pyenv's shims may be there and not work), or among pyenv's."""
+    if sysconfig.get_python_version() == version:
+        return sys.executable
+    on_path = shutil.which(f"python{version}")
+    for candidate in [*([on_path] if on_path else []), *map(str, sorted(PYENV.glob(f"{version}.*/bin/python")))]:
+        if subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:
+            return candidate
+    return None
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """Passages are made again, in the test and after it."""
+    demo._passages.cache_clear()
+    yield
+    demo._passages.cache_clear()
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_judgments_hold_in_every_version(version: str) -> None:
+    interpreter = interpreter_of(version)
+    if interpreter is None:
+        pytest.skip(f"there is no working Python {version} on PATH or under pyenv")
+    found = summary(interpreter)
+    held = sum(map(len, found["qrels"].values())) / found["listed"]
+    assert held >= (0.95 if tuple(found["release"]) in RELEASES_READ else 0.75)
+    for query_id, grades in found["qrels"].items():
+        assert sum(grade >= 1 for grade in grades.values()) >= 2, query_id
+        assert max(grades.values()) >= 2, query_id
+    assert found["passages"] > 3000
+    assert found["seconds"] < 6 * found["parsing"]  # measured: 1.7 to 1.9 times as long as parsing the same sources
+    assert not {"antigravity", "this", "tkinter", "idlelib", "turtle", "numpy", "bm25s"} & set(found["modules"])
+
+
+def test_without_docstrings_nothing_changes() -> None:
+    """`python -OO` drops the docstrings of what it imports; ours are read from source."""
+    assert summary(sys.executable, "-OO")["qrels"] == demo.qrels()
+
+
+@pytest.mark.usefixtures("anew")
+def test_a_python_without_help_texts_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(InputError, match=r"pydoc_data.*; install"):
+        demo.passages()
+
+
+@pytest.mark.usefixtures("anew")
+def test_a_python_without_sources_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(InputError, match=r"source of its standard library.*; run"):
+        demo.questions()
+
+
+def test_passages_are_distinct_and_of_a_size() -> None:
+    passages = demo.passages()
+    assert len({passage.doc_id for passage in passages}) == len(passages)
+    assert len({passage.text for passage in passages}) == len(passages)
+    words = [len(passage.text.split()) for passage in passages]
+    assert min(words) > demo.SHORTEST
+    assert sum(count > 150 for count in words) < 20  # a sentence or an example that cannot be cut
+    assert not any(character.isspace() for passage in passages for character in passage.doc_id)
+
+
+def test_known_passages() -> None:
+    texts = {passage.doc_id: passage.text for passage in demo.passages()}
+    assert texts["list.copy"] == "list.copy()\nReturn a shallow copy of the list."
+    assert texts["asyncio.wait_for"].startswith("asyncio.wait_for(fut, timeout)\nWait for the single Future")
+    assert texts["topic:pass/pass-is-a-null-operation"].startswith('The "pass" statement\n"pass" is a null operation')
+    assert "::=" not in texts["topic:pass/pass-is-a-null-operation"]
+
+
+def test_questions_are_judged_well_enough_to_measure() -> None:
+    questions = demo.questions()
+    assert 38 <= len(questions) <= 45
+    assert [q.query.query_id for q in questions if q.featured] == [q.query.query_id for q in questions][::7]
+    assert sum(question.featured for question in questions) == 6
+    assert len({question.query.text for question in questions}) == len(questions)
+    for question in questions:
+        assert len(question.judgments) >= 12
+        assert set(question.judgments.values()) <= {0, 1, 2, 3}
+    relevant = [sum(grade > 0 for grade in question.judgments.values()) for question in questions]
+    assert sum(relevant) / len(relevant) > 8
+    assert sum(3 in question.judgments.values() for question in questions) > 0.8 * len(questions)
+
+
+def test_a_text_that_nobody_read_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    judgments = demo.qrels()["cache-results"]
+    assert judgments["functools.cache"] == 3
+    texts = dict(demo._passages())
+    changed = Passage("functools.cache", f"{texts['functools.cache'].text} It is deprecated.")
+    monkeypatch.setattr(demo, "_passages", lambda: {**texts, "functools.cache": changed})
+    assert demo.qrels()["cache-results"] == {k: v for k, v in judgments.items() if k != "functools.cache"}
+    del texts["functools.lru_cache"]
+    monkeypatch.setattr(demo, "_passages", lambda: texts)
+    assert demo.qrels()["cache-results"] == {k: v for k, v in judgments.items() if k != "functools.lru_cache"}
+
+
+def test_bm25_finds_something_and_leaves_room() -> None:
+    """A first stage that found all or nothing would leave a reranker nothing to show."""
+    questions, qrels = demo.questions(), demo.qrels()
+    run = dict(retrieve([question.query for question in questions], demo.passages(), depth=12))
+    found = [any(qrels[query_id].get(candidate.doc_id, 0) for candidate in run[query_id]) for query_id in run]
+    assert sum(found) > 0.9 * len(questions)
+    assert 0.25 < evaluate(qrels, run, ["nDCG@10"]).means["nDCG@10"] < 0.75
+    featured = [question.query.query_id for question in questions if question.featured]
+    assert all(any(qrels[query_id].get(c.doc_id, 0) for c in run[query_id]) for query_id in featured)
+
+
+WORDS = st.lists(st.text("abcdefgh", min_size=1, max_size=8), min_size=1, max_size=300).map(" ".join)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=8))
+def test_cutting_loses_no_word(paragraphs: list[str]) -> None:
+    text = "\n\n".join(f"{paragraph}." for paragraph in paragraphs)
+    parts = list(demo._parts(text, "title"))
+    assert " ".join(part.body for part in parts).split() == text.split()
+    assert all(part.title == "title" and part.body for part in parts)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=30), st.randoms(use_true_random=False))
+def test_a_fingerprint_sees_words_only(words: list[str], chance: random.Random) -> None:
+    plain = " ".join(words)
+    before, after = ["", "``", "“", "(", "*"], [" ", ", ", ")\n   "]
+    other = "".join(f"{chance.choice(before)}{word}{chance.choice(after)}" for word in words)
+    assert demo.fingerprint(plain) == demo.fingerprint(other.upper())
+    assert demo.fingerprint(plain) != demo.fingerprint(f"{plain} more")
+
+
+def test_cuts_fall_back_into_step_after_an_inserted_paragraph() -> None:
+    chance = random.Random(7)
+    paragraphs = [f"Paragraph {n} " + "says so. " * chance.randint(8, 30) for n in range(40)]
+    before = [part.body for part in demo._parts("\n\n".join(paragraphs), "")]
+    paragraphs.insert(3, "This one is new, and it is here only to move what follows it.")
+    after = [part.body for part in demo._parts("\n\n".join(paragraphs), "")]
+    assert len(set(before) - set(after)) <= 6 < len(before) / 2
+
+
+def test_headings_definitions_and_tables() -> None:
+    filler = "The reader is told what it does and why. " * 4
+    text = (
+        f"Methods\n=======\n\n{filler}\n\nx.join(items)\n\n   {filler}\n\nx.split()\n\n   {filler}\n\n"
+        '   stmt ::= "x" expression\n\nChanged in version 3.9: gone.\n\n'
+        "+------+---------+\n| Name | Meaning |\n|======|=========|\n"
+        "| 'a'  | first   |\n|      | letter  |\n+------+---------+\n"
+    )
+    parts = list(demo._parts(text, "topic"))
+    assert {part.title for part in parts} == {"Methods"}
+    assert [part.body.split()[0] for part in parts][:3] == ["The", "x.join(items)", "x.split()"]
+    body = "\n".join(part.body for part in parts)
+    assert "* Name: Meaning\n* 'a': first letter" in body
+    assert "::=" not in body
+    assert "3.9" not in body
+
+
+def test_it_is_a_data_set_like_any_other() -> None:
+    collection = find_collection("python-docs")
+    assert collection.qrels is not None
+    assert read_qrels(collection.qrels) == demo.qrels()
+    queries = read_queries(collection.queries)
+    assert [query.text for query in queries.values()] == [q.query.text for q in demo.questions()]
+    store = collection.corpus.store()
+    some = demo.passages()[17]
+    assert store.get(some.doc_id) == some
+    store.close()
+    assert find_collection("python-docs") == collection, "made once"

@@ -1,0 +1,324 @@
+"""Queries made of fields, TREC topics in their two families, and that no long query is cut unnoticed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rank_k.cli import main
+from rank_k.data.collections.registry import load_collection
+from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
+from rank_k.data.topics import read_topics
+from rank_k.errors import FormatError, InputError, QueryTooLong
+from rank_k.evaluation.measures import evaluate
+from rank_k.models.base import OnChunk, Request, Response
+from rank_k.models.simulated import SimulatedModel
+from rank_k.reranker import Reranker
+from rank_k.types import Candidate, Passage, Query
+from rank_k.window.prompt import sanitize
+from tests.paths import SHARED
+
+pytestmark = pytest.mark.integration
+
+FLAGS = {"_id": "1", "title": "flags", "description": "Why two?", "narrative": "Not ships.", "ht": "Flaggen"}
+
+CLASSIC = """\
+<top>
+
+<num> Number: 301
+<title> Rust & paint < 5%
+
+<desc> Description:
+How is rust
+kept off?
+
+<narr> Narrative:
+Paint alone is not relevant.
+
+</top>
+<!-- <top> a comment
+of two lines </top> -->
+<top><num> Number: 302 <title> Topic: AT&amp;T <desc> Description: Who owns it? <narr> Narrative: Any year. </top>
+<top><num>303</num><title>Closed tags</title><desc></desc><narr>No.</narr></top>
+"""
+
+XML = """\
+<?xml version="1.0" encoding="ISO-8859-1"?>
+<topics task="x">
+  <topic number="1" type="faceted">
+    <query>d\xe9j\xe0 vu</query>
+    <question>what is <i>it</i>?</question>
+    <subtopic number="1">cause</subtopic><subtopic number="2">cure</subtopic>
+    <narrative><![CDATA[a < b]]> &amp; more</narrative>
+  </topic>
+  <topic><number> 2 </number><query>rain</query></topic>
+  <topic number="3">
+    A patient of 50 &lt;years&gt;
+  </topic>
+</topics>
+"""
+
+
+def best(run: Mapping[str, Sequence[Candidate]], qrels: Mapping[str, Mapping[str, int]]) -> dict[str, tuple[str, ...]]:
+    """The run's candidates in the order of their grades."""
+    return {
+        query_id: tuple(sorted((c.doc_id for c in found), key=lambda doc_id: -qrels[query_id].get(doc_id, 0)))
+        for query_id, found in run.items()
+    }
+
+
+def ndcg(qrels: Mapping[str, Mapping[str, int]], rankings: Mapping[str, Sequence[str]]) -> float:
+    """nDCG@10 over the queries with judgments."""
+    run = {q: [Candidate(doc_id, -rank) for rank, doc_id in enumerate(ids)] for q, ids in rankings.items()}
+    return evaluate(qrels, run, ["nDCG@10"]).means["nDCG@10"]
+
+
+def file_of(folder: Path, content: str | bytes) -> Path:
+    path = folder / "queries"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+# --- fields ---
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ("title", "flags"),
+        ("ht", "Flaggen"),
+        ("title,description", "flags\nWhy two?"),
+        (" narrative , title ", "Not ships.\nflags"),
+        ("desc,narr", "Why two?\nNot ships."),
+    ],
+)
+def test_a_query_is_composed_of_the_fields_named(tmp_path: Path, fields: str, text: str) -> None:
+    path = file_of(tmp_path, json.dumps(FLAGS))
+    assert read_queries(path, fields) == {"1": Query("1", text)}
+
+
+def test_text_is_a_field_like_others_under_either_of_its_names(tmp_path: Path) -> None:
+    path = file_of(tmp_path, '{"_id": "1", "query": "why", "narrative": "n"}\n{"_id": "2", "text": "how", "narr": "m"}')
+    assert [query.text for query in read_queries(path, "text,narrative").values()] == ["why\nn", "how\nm"]
+
+
+def test_an_empty_field_is_left_out_and_only_empty_ones_are_an_error(tmp_path: Path) -> None:
+    path = file_of(
+        tmp_path, '{"_id": "1", "title": "a", "narrative": null}\n{"_id": "2", "title": "", "narrative": " "}'
+    )
+    with pytest.raises(FormatError, match="nothing in title, narrative") as caught:
+        read_queries(path, "title,narrative")
+    assert caught.value.line == 2
+    path = file_of(tmp_path, '{"_id": "1", "title": "a", "narrative": null}')
+    assert read_queries(path, "narrative,title")["1"].text == "a"
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "line", "found"),
+    [
+        ('{"_id": "1", "title": "a"}\n{"_id": "2", "text": "b"}', "title", 2, "no field title"),
+        ('{"_id": "1", "title": 7}', "title", 1, "7 as title"),
+        ("1\twhy\n", "title", 1, "TSV"),
+    ],
+)
+def test_a_field_that_is_not_there_is_named_with_its_line(
+    tmp_path: Path, content: str, fields: str, line: int, found: str
+) -> None:
+    with pytest.raises(FormatError, match=found) as caught:
+        read_queries(file_of(tmp_path, content), fields)
+    assert caught.value.line == line
+
+
+@pytest.mark.parametrize("fields", ["", ",", "title,", "title,title"])
+def test_names_that_are_empty_or_repeated(tmp_path: Path, fields: str) -> None:
+    with pytest.raises(InputError, match="empty or repeated"):
+        read_queries(file_of(tmp_path, json.dumps(FLAGS)), fields)
+
+
+# --- TREC topics ---
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_classic_topics(tmp_path: Path, packed: bool) -> None:
+    content = b"\xef\xbb\xbf\r\n" + CLASSIC.replace("\n", "\r\n").encode()
+    path = file_of(tmp_path, gzip.compress(content) if packed else content)
+    assert {name: query.text for name, query in read_queries(path).items()} == {
+        "301": "Rust & paint < 5%",
+        "302": "AT&T",
+        "303": "Closed tags",
+    }
+    first = read_queries(path, "title,description,narrative")["301"].text
+    assert first.split() == "Rust & paint < 5% How is rust kept off? Paint alone is not relevant.".split()
+    assert read_queries(path, "title,desc")["302"].text == "AT&T\nWho owns it?"
+    assert read_queries(path, "title,desc")["303"].text == "Closed tags"
+    assert [topic.line for topic in read_topics(path, content[3:])] == [2, 17, 18]
+
+
+def test_xml_topics(tmp_path: Path) -> None:
+    path = file_of(tmp_path, XML.encode("latin-1"))
+    assert {name: query.text for name, query in read_queries(path).items()} == {
+        "1": "déjà vu",
+        "2": "rain",
+        "3": "A patient of 50 <years>",
+    }
+    topics = read_topics(path, XML.encode("latin-1"))
+    assert topics[0].fields == {
+        "query": "déjà vu",
+        "question": "what is it?",
+        "subtopic": "cause\ncure",
+        "narrative": "a < b & more",
+    }
+    assert [topic.line for topic in topics] == [3, 9, 10]
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "found"),
+    [
+        ("<top>\n<num> 1 <title> a\n<top>\n<num> 2 </top>", 3, "topic of line 1 has no end"),
+        ("<top>\n<num> 1 <title> a\n", 1, "without </top>"),
+        ("<top>\n<num> 1 <title> a </top>\n</top>", 3, "no topic is open"),
+        ("<top>\n<title> a </top>", 1, "without a number"),
+        ("<top>\n<num> Number: 1 2 <title> a </top>", 1, "number '1 2'"),
+        ("<top>\n<num> 1\n<title> a\n<title> b </top>", 4, "<title> again"),
+        ("<top>\n<num> 1 </num>\n\nlost\n<title> a </top>", 4, "text outside all fields"),
+        ("<top>\n<num> 1 <title> a\n</desc></top>", 3, "</desc> unexpected"),
+        ("<top><num> 1 <title> a </top>\n<title> b", 2, "<title> unexpected outside"),
+        ("<top><num> 1 <title> a </top>\nmore", 1, "text after the last topic"),
+        ("<top><num> 1 <title> a </top>\n<top><num> 1 <title> b </top>", 2, "again with another text"),
+        ("<top><num> 1 <desc> a </top>", 1, "no field title"),
+        ("<top><num> 1 <title>  </top>", 1, "nothing in title"),
+        ("<topics>\n<topic number='1'>\n<query>a</topic></topics>", 3, "bad XML"),
+        ("<topics>\n<topic><query>a</query></topic></topics>", 2, "without a number"),
+        ("<topics>\nlost<topic number='1'>a</topic></topics>", 2, "text outside all topics"),
+        ("<topics>\n<topic number='1'>a <b>bold</b> man</topic></topics>", 2, "text outside all fields"),
+        ("<topics></topics>", 0, "XML without topics"),
+        ("<topics>", 1, "bad XML"),
+        ("<?xml version='1.0' encoding='klingon'?>\n<topics/>", 1, "XML"),
+        ("<!DOCTYPE t [\n<!ENTITY a 'x'>]>\n<t><topic number='1'>&a;</topic></t>", 2, "declarations"),
+        ("<q>\twhy", 1, "bad XML"),
+    ],
+)
+def test_malformed_topics_are_named_with_their_line(tmp_path: Path, content: str, line: int, found: str) -> None:
+    path = file_of(tmp_path, content)
+    with pytest.raises(FormatError) as caught:
+        read_queries(path)
+    assert found in str(caught.value)
+    assert caught.value.line == line
+    assert caught.value.expected
+    assert str(path) in str(caught.value)
+
+
+TAGS = ["<top>", "</top>", "<num>", "<title>", "<desc>", "</title>", "1", "a b", "&", "<", "\n", "\0", "\udc80"]
+XML_PARTS = ["<t>", "</t>", "<topic number='1'>", "</topic>", "<query>", "</query>", "x", "&amp;", "&b;", "<!--", "\n"]
+
+
+@given(st.one_of(*(st.lists(st.sampled_from(parts), max_size=14).map("".join) for parts in (TAGS, XML_PARTS))))
+def test_any_content_is_topics_or_one_clear_error(text: str) -> None:
+    topics = []
+    with suppress(FormatError):
+        topics = read_topics(Path("topics"), text.encode("utf-8", "surrogateescape"))
+    assert all(topic.query_id and topic.line >= 1 for topic in topics)
+    assert len(topics) <= text.lower().count("<top")
+
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="<>&", exclude_categories=("Cc", "Cs")), min_size=1)
+
+
+@given(st.dictionaries(st.integers(1, 999).map(str), st.tuples(WORDS, WORDS), min_size=1, max_size=4))
+def test_what_a_topic_says_comes_back(texts: dict[str, tuple[str, str]]) -> None:
+    told = {number: tuple(part.strip() for part in parts) for number, parts in texts.items()}
+    classic = "".join(
+        f"<top>\n<num> Number: {number}\n<title> {title}\n<desc> Description:\n{desc}\n</top>\n"
+        for number, (title, desc) in texts.items()
+    )
+    xml = "".join(
+        f"<topic number='{number}'><title>{title}</title><desc>{desc}</desc></topic>"
+        for number, (title, desc) in texts.items()
+    )
+    for content in (classic, f"<topics>{xml}</topics>"):
+        topics = read_topics(Path("topics"), content.encode())
+        assert {topic.query_id: (topic.fields["title"], topic.fields["description"]) for topic in topics} == told
+
+
+# --- nothing of a query is cut unnoticed ---
+
+
+class Onlooker(SimulatedModel):
+    """The noiseless judge, keeping what it was shown."""
+
+    def __init__(self, grades: Mapping[str, Mapping[str, int]], context: int = 32_768) -> None:
+        super().__init__(grades, context_length=context)
+        self.shown: list[tuple[str, str]] = []  # query id, prompt
+
+    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
+        self.shown.append((request.context.query_id, request.messages[-1].content))
+        return await super().complete(request, on_text)
+
+
+@pytest.mark.parametrize("context", [8192, 32_768])
+@pytest.mark.parametrize("name", ["birco-clinical-trial-dev", "birco-doris-mae-dev", "birco-wtb-dev"])
+def test_long_queries_are_shown_whole_and_rank_as_well_as_can_be(name: str, context: int) -> None:
+    if not SHARED.is_dir():
+        pytest.skip("needs the collections in ../shared beside the checkout")
+    files = load_collection(f"beir:{SHARED / name}")
+    assert files.qrels is not None
+    queries, qrels, run = read_queries(files.queries), read_qrels(files.qrels), read_run(files.runs[0])
+    passages = {passage.doc_id: passage for passage in read_passages(files.documents)}
+    judge = Onlooker(qrels, context)
+    with Reranker(judge) as reranker:
+        reranker.check(queries.values())
+        reranked = {result.query_id: result.ranking.doc_ids for result in reranker.rerank(run, queries, passages)}
+        tally = reranker.stats
+    assert {query_id for query_id, _ in judge.shown} == set(run)
+    for query_id, prompt in judge.shown:
+        assert sanitize(queries[query_id].text, markers=False) in prompt
+    if context == 8192:  # 8,000 tokens for thought and answer do not fit: said for every window
+        assert tally.repairs["budget_cut"] == len(judge.shown)
+    else:
+        assert "budget_cut" not in tally.repairs
+        assert "context_cut" not in tally.repairs
+    assert ndcg(qrels, reranked) == pytest.approx(ndcg(qrels, best(run, qrels)))
+
+
+def test_a_query_that_leaves_no_room_is_named_before_anything_is_asked() -> None:
+    judge = Onlooker({"1": {"d0": 1}}, context=2048)
+    queries = {"0": Query("0", "short"), "1": Query("1", "the words of a long story " * 400)}
+    run = {query_id: [Candidate("d0", 1.0), Candidate("d1", 0.5)] for query_id in queries}
+    with Reranker(judge) as reranker:
+        with pytest.raises(QueryTooLong, match=r"the words of a long story .*2048 tokens"):
+            reranker.check(queries.values())
+        texts = {doc_id: Passage(doc_id, "sky") for doc_id in ("d0", "d1")}
+        with pytest.raises(QueryTooLong):
+            list(reranker.rerank({"1": run["1"]}, queries, texts))
+    assert not judge.shown
+
+
+def test_the_model_sees_the_fields_named_and_the_first_stage_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics = "<top><num> 1 <title> sky <desc> Why is it blue? <narr> No paint. </top>"
+    (tmp_path / "topics").write_text(topics)
+    (tmp_path / "docs.tsv").write_text("d0\tgrass\nd1\tblue paint\nd2\tthe sky at noon\n")
+    (tmp_path / "qrels").write_text("1 0 d1 1\n")
+    judge = Onlooker({"1": {"d1": 1}})
+    monkeypatch.setattr("rank_k.cli.rerank.simulated", lambda *_: judge)
+    monkeypatch.chdir(tmp_path)
+    files = ["--queries", "topics", "--documents", "docs.tsv"]
+    found = []
+    for fields in ([], ["--query-fields", "title,desc"]):
+        assert main(["retrieve", *files, "--output", "bm25.trec", *fields]) == 0
+        found.append({candidate.doc_id for candidate in read_run("bm25.trec")["1"]})
+    assert found == [{"d2"}, {"d1", "d2"}]
+    command = ["rerank", "--run", "bm25.trec", *files, "--simulate", "qrels", "--output", "out.trec"]
+    assert main([*command, "--query-fields", "description,narrative"]) == 0
+    assert [candidate.doc_id for candidate in read_run("out.trec")["1"]] == ["d1", "d2"]
+    [(_, prompt)] = judge.shown
+    assert "Query: Why is it blue? No paint.\n" in prompt
+    assert main([*command, "--query-fields", "ht"]) == 2

@@ -1,0 +1,103 @@
+"""PyTerrier: its own test case for transformers, a pipeline in an experiment, and frames of every kind."""
+
+from __future__ import annotations
+
+import sys
+import unittest
+from typing import Any
+
+import pandas as pd
+import pyterrier as pt
+import pyterrier.testing
+
+from rank_k import Reranker
+from rank_k.errors import InputError
+from rank_k.integrations.pyterrier import RankKReranker
+from tests.fakes.loopback import Loopback, make_queries, peak_concurrency
+from tests.integrations.frameworks.common import MODEL, refused
+
+URL = sys.argv[1]
+DATA = make_queries(12, 20, strict=True)
+TOPICS = pd.DataFrame([[query.query_id, query.text] for query in DATA.queries], columns=["qid", "query"])
+QRELS = pd.DataFrame(
+    [[query_id, doc_id, grade] for query_id, grades in DATA.qrels.items() for doc_id, grade in grades.items()],
+    columns=["qid", "docno", "label"],
+)
+RESULTS = pd.DataFrame(
+    [
+        [query.query_id, query.text, candidate.doc_id, DATA.passages[candidate.doc_id].text, candidate.score, rank, 7]
+        for query in DATA.queries
+        for rank, candidate in enumerate(DATA.run[query.query_id])
+    ],
+    columns=["qid", "query", "docno", "text", "score", "rank", "extra"],
+)
+
+
+class Conforms(pyterrier.testing.TransformerTestCase):
+    @staticmethod
+    def get_transformer() -> Any:
+        return RankKReranker(MODEL, server=URL)
+
+
+def pipeline_in_an_experiment(transformer: Any) -> None:
+    first_stage = pt.Transformer.from_df(RESULTS)
+    pipelines = [first_stage, first_stage % 20 >> transformer]
+    table = pt.Experiment(pipelines, TOPICS, QRELS, ["ndcg"], names=["before", "after"]).set_index("name")["ndcg"]
+    assert table["after"] == 1.0
+    assert table["before"] < 0.95
+
+
+def many_queries_at_once(transformer: Any) -> None:
+    loopback = Loopback(URL)
+    loopback.forget()
+    ranked = transformer(RESULTS)
+    spans = [(call.start, call.end) for call in loopback.calls if call.end is not None]
+    assert len(spans) == len(TOPICS)
+    assert peak_concurrency(spans) > 6
+    assert list(ranked.columns) == list(RESULTS.columns)
+    assert list(ranked["qid"].unique()) == list(TOPICS["qid"])
+    for query_id, frame in ranked.groupby("qid"):
+        assert list(frame["docno"]) == DATA.perfect(str(query_id))
+        assert list(frame["rank"]) == list(range(20))
+        assert list(frame["score"]) == [1 / rank for rank in range(1, 21)]
+        assert set(frame["extra"]) == {7}
+
+
+def order_of_rows_does_not_matter_where_ranks_are_given() -> None:
+    with Reranker(MODEL, server=URL, depth=4) as reranker:  # so that what is compared depends on the first stage
+        transformer = RankKReranker(reranker)
+        one = RESULTS[RESULTS["qid"] == "Q00"]
+        ranked = list(transformer(one)["docno"])
+        assert ranked[4:] == list(one["docno"][4:]), "beyond the depth nothing moves"
+        assert ranked[:4] != list(one["docno"][:4])
+        shuffled = one.sample(frac=1, random_state=3)
+        assert list(transformer(shuffled)["docno"]) == ranked
+        assert list(transformer(shuffled.drop(columns="rank"))["docno"]) == ranked
+
+
+def other_columns(transformer: Any) -> None:
+    renamed = RESULTS.rename(columns={"text": "body"}).drop(columns=["score", "rank"])
+    ranked = RankKReranker(transformer.reranker, text_field="body")(renamed)
+    assert list(ranked["docno"][:20]) == DATA.perfect("Q00")
+    assert set(ranked.columns) == {*renamed.columns, "score", "rank"}
+    with refused(pt.validate.InputValidationError, "does not match required columns"):
+        transformer(renamed)
+
+
+def what_has_no_answer(transformer: Any) -> None:
+    empty = transformer(RESULTS.iloc[:0])
+    assert (len(empty), list(empty.columns)) == (0, list(RESULTS.columns))
+    with refused(InputError, "Q00.*twice"):
+        transformer(pd.concat([RESULTS, RESULTS]))
+    with refused(InputError, "no text"):
+        transformer(RESULTS.assign(text=None))
+
+
+if __name__ == "__main__":
+    with Reranker(MODEL, server=URL) as ready:
+        many_queries_at_once(RankKReranker(ready))
+        pipeline_in_an_experiment(RankKReranker(ready))
+        other_columns(RankKReranker(ready))
+        what_has_no_answer(RankKReranker(ready))
+    order_of_rows_does_not_matter_where_ranks_are_given()
+    unittest.main(argv=["check_pyterrier"])

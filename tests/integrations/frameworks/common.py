@@ -1,0 +1,50 @@
+"""What the checks share: the questions asked, that async code leaves the event loop alone, what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from tests.fakes.loopback import make_queries
+
+T = TypeVar("T")
+
+MODEL = "hltcoe/Rank-K-32B"  # what the loopback server calls its own, as docs/integrations.md does
+DATA = make_queries(1, 30, strict=True)
+QUERY = DATA.queries[0]
+NEW = f"{QUERY.text} Please."  # asked by no other check, so that no journal knows the answers
+BEST = DATA.perfect(QUERY.query_id)[:10]
+TEXTS = {candidate.doc_id: DATA.passages[candidate.doc_id].text for candidate in DATA.run[QUERY.query_id]}
+
+
+class _NoThreads(ThreadPoolExecutor):
+    def submit(self, *call: Any, **options: Any) -> Future[Any]:
+        raise AssertionError("async code went to a thread")
+
+
+async def beside_the_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """The result of `work`, during which the event loop must run freely and lend none of its threads."""
+    asyncio.get_running_loop().set_default_executor(_NoThreads())
+    task = asyncio.create_task(work())
+    turns = 0
+    while not task.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    assert turns > 10, f"the loop had {turns} turns in the time of several answers"
+    return task.result()
+
+
+@contextmanager
+def refused(kind: type[Exception], saying: str) -> Iterator[None]:
+    """What is done here must raise `kind`, with a message that matches `saying`. (pytest need not be there.)"""
+    try:
+        yield
+    except kind as error:
+        if not re.search(saying, str(error)):
+            raise
+    else:
+        raise AssertionError(f"no {kind.__name__}")

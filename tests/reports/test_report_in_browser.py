@@ -1,0 +1,155 @@
+"""The report in a real browser: from a file, in both themes, on a desk and in a hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from rank_k.reports.evaluation_report import render_report
+from tests.reports.test_evaluation_report import HEBREW, HOSTILE, MADE, TEXTS, assessed
+from tests.support.browsing import CHROMIUM, SIZES, THEMES, a_browser, heard
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with a_browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with hostile names and with Hebrew among the topics that were hurt."""
+    assessment = assessed()
+    hurt = {change.query_id: HEBREW for run in assessment.compared for change in assessment.hurt(run)[:1]}
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(render_report(assessment, MADE, TEXTS | hurt), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(params=[(size, theme) for size in SIZES for theme in THEMES], ids=lambda param: "-".join(param))
+def opened(request: pytest.FixtureRequest, browser: Browser, file: Path, tmp_path: Path) -> Iterator[Page]:
+    """The page, in each size and theme. A picture of it is left in the test's folder."""
+    size, theme = request.param
+    width, height = SIZES[size]
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
+    page = context.new_page()
+    requests, complaints = heard(page)
+    page.goto(file.as_uri())
+    page.screenshot(path=tmp_path / f"{size}-{theme}.png", full_page=True)
+    yield page
+    assert requests == [file.as_uri()], "nothing but the file itself"
+    assert complaints == []
+    context.close()
+
+
+WIDER_THAN_THE_PAGE = """() => [...document.querySelectorAll("body *")].filter(element => {
+  const box = element.getBoundingClientRect();
+  return (box.right > innerWidth + 1 || box.left < -1) && !element.closest(".scroll") && !element.closest("svg");
+}).map(element => element.outerHTML.slice(0, 80))"""
+
+CONTRASTS = """() => {
+  const luminance = colour => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+      .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const paper = luminance(getComputedStyle(document.body).backgroundColor);
+  return [...document.querySelectorAll("body *")].filter(element => element.checkVisibility() &&
+      [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim()) &&
+      !["title", "desc"].includes(element.localName)).map(element => {
+    const style = getComputedStyle(element);
+    const ink = luminance(element.closest("svg") ? style.fill : style.color);
+    return [(Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05), element.outerHTML.slice(0, 80)];
+  });
+}"""
+
+
+def test_it_fits_and_can_be_read(opened: Page) -> None:
+    assert opened.evaluate("document.documentElement.scrollWidth") <= opened.evaluate("innerWidth")
+    assert opened.evaluate(WIDER_THAN_THE_PAGE) == []
+    contrasts = opened.evaluate(CONTRASTS)
+    assert len(contrasts) > 200
+    assert [found for found in contrasts if found[0] < 4.5] == [], "WCAG 2.2 AA, text"
+    assert opened.evaluate("document.compatMode") == "CSS1Compat"
+    for box in opened.evaluate(
+        "[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().toJSON())"
+    ):
+        assert 300 <= box["width"] <= opened.evaluate("innerWidth")
+        assert box["height"] == pytest.approx(box["width"] * 300 / 480, abs=1)
+    smallest = opened.evaluate(
+        "Math.min(...[...document.querySelectorAll('figure svg text')].map(t =>"
+        " parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a))"
+    )
+    assert smallest >= 7, "CSS pixels, of the names of forty bars"
+
+
+def test_hostile_names_are_only_read(opened: Page) -> None:
+    assert opened.locator("img, script, iframe, object, embed").count() == 0
+    assert HOSTILE in opened.locator("bdi", has_text="onerror").first.inner_text()
+    assert opened.evaluate("document.title") == "Evaluation of 3 runs"
+
+
+def test_hebrew_runs_from_right_to_left(opened: Page) -> None:
+    cell = opened.locator("td", has_text=HEBREW).first
+    assert cell.evaluate("cell => getComputedStyle(cell).direction") == "rtl"
+    other = (
+        opened.locator("td.text", has_text="moves the tides").or_(opened.locator("td.text:not(:has-text('מ'))")).first
+    )
+    assert other.evaluate("cell => getComputedStyle(cell).direction") == "ltr"
+
+
+def test_the_keyboard_reaches_what_scrolls_and_what_opens(opened: Page) -> None:
+    reached = set()
+    for _ in range(40):
+        opened.keyboard.press("Tab")
+        reached.add(opened.evaluate("document.activeElement.className || document.activeElement.localName"))
+    assert {"scroll", "summary"} <= reached
+    details = opened.locator("details").first
+    details.locator("summary").focus()
+    opened.keyboard.press("Enter")
+    assert details.locator("tbody tr").count() == len(details.locator("tbody tr").all()) == 43
+    assert details.locator("table").is_visible()
+    assert opened.evaluate("document.documentElement.scrollWidth") <= opened.evaluate("innerWidth")
+
+
+def test_wide_tables_scroll_in_their_own_box(opened: Page) -> None:
+    boxes = opened.evaluate("[...document.querySelectorAll('.scroll')].map(b => [b.scrollWidth, b.clientWidth])")
+    wide = [scrolled for scrolled, seen in boxes if scrolled > seen]
+    assert wide or opened.evaluate("innerWidth") > 1000
+    captions = opened.evaluate(
+        "[...document.querySelectorAll('caption > span')].map(c => c.getBoundingClientRect().right)"
+    )
+    assert max(captions) <= opened.evaluate("innerWidth"), "what a table is about is read without scrolling"
+
+
+def test_themes_differ_and_figures_follow(browser: Browser, file: Path) -> None:
+    seen = {}
+    for theme in THEMES:
+        page = browser.new_page(color_scheme=theme)
+        page.goto(file.as_uri())
+        seen[theme] = page.evaluate(
+            "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,"
+            " getComputedStyle(document.querySelector('figure svg text')).fill]"
+        )
+        page.close()
+    for light, dark in zip(seen["light"], seen["dark"], strict=True):
+        assert light != dark
+    assert all(ink == text for _, ink, text in seen.values()), "the words of a figure are the page's ink"
+
+
+def test_it_prints_on_white(browser: Browser, file: Path, tmp_path: Path) -> None:
+    page = browser.new_page(color_scheme="dark")
+    page.goto(file.as_uri())
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    page.pdf(path=tmp_path / "report.pdf")
+    assert (tmp_path / "report.pdf").stat().st_size > 10_000
+    page.close()

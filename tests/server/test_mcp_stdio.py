@@ -1,0 +1,311 @@
+"""`rank-k mcp` as the child of a program that talks to it: the SDK's client, or bare lines where that is too polite."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mcp import Client, StdioServerParameters
+
+from rank_k import Journal
+from rank_k.cli import main
+from tests.conftest import StartLoopback
+from tests.fakes.loopback import Loopback
+from tests.models.test_embedded import PASSAGES
+from tests.paths import ROOT
+from tests.server.test_load import STUCK, is_asked, marked, was_cancelled
+from tests.support.embedded import USER_CACHE, needs_weights
+from tests.support.waiting import PATIENCE, STUCK_SECONDS, until
+
+pytestmark = pytest.mark.integration
+
+COMMAND = [sys.executable, "-m", "rank_k.cli", "mcp"]
+PAGE = ROOT / "docs" / "mcp.md"
+HELLO = {
+    "method": "initialize",
+    "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}},
+}
+
+
+class Child:
+    """`rank-k mcp` and the other ends of its pipes."""
+
+    def __init__(self, *options: str) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        )
+
+    def write(self, line: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + b"\n")
+        self.process.stdin.flush()
+
+    def send(self, number: int | None, message: dict[str, Any]) -> None:
+        named = {} if number is None else {"id": number}
+        self.write(json.dumps({"jsonrpc": "2.0", **named, **message}).encode())
+
+    def receive(self) -> Any:
+        assert self.process.stdout is not None
+        told = json.loads(self.process.stdout.readline())
+        assert told["jsonrpc"] == "2.0"
+        return told
+
+    def greet(self) -> None:
+        self.send(0, HELLO)
+        assert self.receive()["result"]["serverInfo"]["name"] == "rank-k"
+        self.send(None, {"method": "notifications/initialized"})
+
+    def call(self, number: int, **arguments: Any) -> None:
+        self.send(number, {"method": "tools/call", "params": {"name": "rerank", "arguments": arguments}})
+
+    def end(self, *, close: bool = True) -> tuple[int, bytes, str]:
+        """Exit code, the rest of stdout, and stderr. `close` stdin, or leave it open meanwhile."""
+        if close:
+            out, err = self.process.communicate(timeout=PATIENCE)
+            return self.process.returncode, out, err.decode()
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        watchdog = threading.Timer(PATIENCE, self.process.kill)
+        watchdog.start()
+        try:
+            out, err = self.process.stdout.read(), self.process.stderr.read()
+        finally:
+            watchdog.cancel()
+        return self.process.wait(timeout=PATIENCE), out, err.decode()
+
+
+@contextmanager
+def child(*options: str) -> Iterator[Child]:
+    running = Child(*options)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+        running.process.communicate()
+
+
+@contextmanager
+def at_work(model: Loopback, *options: str) -> Iterator[Child]:
+    """A child with one call, numbered 1, about which the model has been asked."""
+    with child("--server", model.url, *options) as running:
+        running.greet()
+        running.call(1, query="q", documents=marked(1))
+        until(is_asked(model), "nothing is asked")
+        yield running
+
+
+def one_waits(server: Child) -> int:
+    """Make two more calls where there is room for one to wait in; return the number of the one that waits.
+
+    That one is refused shows that the other has been taken.
+    """
+    for number in (2, 3):
+        server.call(number, query="q", documents=marked(number))
+    refused = server.receive()
+    assert "waiting already" in refused["result"]["content"][0]["text"]
+    return {2: 3, 3: 2}[refused["id"]]
+
+
+def indices(told: Any) -> list[int]:
+    return [found["index"] for found in told["result"]["structuredContent"]["results"]]
+
+
+def quiet(model: str = "oracle") -> str:
+    """All that is on stderr when nothing has gone wrong."""
+    return f"rank-k mcp: {model} on standard input and output\nrank-k mcp: stopped\n"
+
+
+# --- with the SDK's client ---
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+def test_a_conversation(loopback: StartLoopback, mode: str) -> None:
+    """Started as docs/mcp.md has it, but for the places."""
+    model = loopback(model="hltcoe/Rank-K-32B")
+    documented = json.loads(re.findall(r"```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0])
+    told = documented["mcpServers"]["rank-k"]
+    assert told["command"] == "rank-k"
+    assert told["args"][0] == "mcp"
+    arguments = [model.url if argument == "http://gpu:8000/v1" else argument for argument in told["args"][1:]]
+    environment = {**told["env"], "PYTHONPATH": str(ROOT / "src")}
+    server = StdioServerParameters(command=COMMAND[0], args=[*COMMAND[1:], *arguments], env=environment)
+
+    async def one(client: Client, number: int) -> None:
+        result = await client.call_tool("rerank", {"query": f"query {number}", "documents": marked(number), "top_n": 2})
+        assert not result.is_error
+        assert [found["index"] for found in result.structured_content["results"]] == [3, 2]
+        assert f"1. index 3: {marked(number)[3]}" in result.content[0].text  # type: ignore[union-attr]
+
+    async def main() -> None:
+        async with Client(server, mode=mode) as client:
+            assert [tool.name for tool in (await client.list_tools()).tools] == ["rerank"]
+            await asyncio.gather(*(one(client, number) for number in range(20)))
+
+    asyncio.run(main())
+    assert {call.authorization for call in model.calls} == {f"Bearer {told['env']['RANK_K_API_KEY']}"}
+
+
+# --- line by line ---
+
+
+def test_stdout_is_the_protocols_and_the_end_of_stdin_is_the_end(loopback: StartLoopback, tmp_path: Path) -> None:
+    model, journal = loopback(), tmp_path / "asked.sqlite"
+    with child("--server", model.url, "--journal", str(journal)) as server:
+        for line in (b"hello", b"{", b"[]", b'{"jsonrpc": "2.0", "id": 1}', b"[" * 100_000, b"\xff\xfe"):
+            server.write(line)
+            told = server.receive()
+            assert (told["id"], told["error"]["code"]) == (None, -32700), line
+        server.greet()
+        server.call(1, query="q", documents=marked(1))
+        assert indices(server.receive()) == [3, 2, 1, 0]
+        server.call(2, query="q", documents=["x" * 10_000_000])
+        told = server.receive()["result"]
+        assert told["isError"] is True
+        assert told["content"][0]["text"].startswith("documents: query and documents together have more than 4,000,000")
+        server.write(
+            b'{"jsonrpc":"2.0","id":3,"method":"tools/call","params":{"name":"rerank","arguments":'
+            b'{"query":"q","documents":["a \xff","b \\ud800"],"return_documents":true}}}'
+        )
+        told = server.receive()["result"]["structuredContent"]
+        assert {found["text"] for found in told["results"]} == {"a \ufffd", "b ?"}
+        assert server.end() == (0, b"", quiet())
+    with closing(Journal(journal, read_only=True)) as kept:
+        assert sum(calls for _, _, calls, _, _ in kept.totals()) == 2
+
+
+def test_when_stdin_ends_the_model_is_not_asked_on(loopback: StartLoopback) -> None:
+    model = loopback(**STUCK)
+    with at_work(model) as server:
+        code, _, err = server.end()
+        assert (code, err) == (0, quiet())
+    until(was_cancelled(model), "the model works for nobody")
+
+
+def test_when_nobody_reads_its_answers_it_ends(loopback: StartLoopback) -> None:
+    model = loopback()
+    with child("--server", model.url) as server:
+        server.greet()
+        assert server.process.stdout is not None
+        server.process.stdout.close()
+        server.call(1, query="q", documents=marked(1))
+        assert server.process.wait(timeout=PATIENCE) == 0
+        assert server.process.stderr is not None
+        assert server.process.stderr.read().decode() == quiet()
+
+
+def test_a_call_that_is_cancelled_ends_the_models_work_and_no_more(loopback: StartLoopback) -> None:
+    model = loopback(**STUCK)
+    with at_work(model) as server:
+        server.send(None, {"method": "notifications/cancelled", "params": {"requestId": 1}})
+        until(was_cancelled(model), "the model works for nobody")
+        model.change(first_token=0.001)
+        server.call(2, query="q", documents=marked(2))
+        told = server.receive()
+        assert (told["id"], indices(told)) == (2, [3, 2, 1, 0]), "of the first call nothing more is heard"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.end(close=False) == (0, b"", quiet())
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_finishes_what_is_under_way(loopback: StartLoopback, name: signal.Signals) -> None:
+    model = loopback(first_token=3.0)
+    with at_work(model, "--concurrency", "1", "--queue", "1", "--shutdown-timeout", str(PATIENCE)) as server:
+        waiting = one_waits(server)
+        server.process.send_signal(name)
+        results = {answer["id"]: answer["result"] for answer in (server.receive(), server.receive())}
+        assert [found["index"] for found in results[1]["structuredContent"]["results"]] == [3, 2, 1, 0]
+        assert (results[waiting]["isError"], results[waiting]["content"][0]["text"]) == (True, "the server is stopping")
+        assert server.end(close=False) == (0, b"", quiet())
+    assert len(model.calls) == 1
+
+
+def test_told_twice_it_ends_at_once(loopback: StartLoopback) -> None:
+    model = loopback(**STUCK)
+    with at_work(model, "--concurrency", "1", "--queue", "1", "--shutdown-timeout", str(STUCK_SECONDS)) as server:
+        waiting = one_waits(server)
+        server.process.send_signal(signal.SIGTERM)
+        answer = server.receive()
+        assert (answer["id"], answer["result"]["content"][0]["text"]) == (waiting, "the server is stopping")
+        assert server.process.poll() is None, "told once, it lets the first call finish"
+        server.process.send_signal(signal.SIGTERM)
+        code, _, err = server.end(close=False)
+        assert (code, err) == (0, quiet())
+    until(was_cancelled(model), "the model works for nobody")
+
+
+def test_who_prints_or_reads_does_not_get_into_the_conversation() -> None:
+    program = """
+import os, subprocess, sys
+from rank_k.server.mcp_stdio import private_pipes
+with private_pipes() as (source, sink):
+    print("printed", flush=True)
+    subprocess.run(["echo", "by a child"], check=True)
+    assert sys.stdin.read() == ""
+    assert subprocess.run(["cat"], capture_output=True, check=True).stdout == b""
+    os.write(sink, os.read(source, 100))
+print("after")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], input="ours\n", capture_output=True, text=True, env=environment, check=True
+    )
+    assert (done.stdout, done.stderr) == ("ours\nafter\n", "printed\nby a child\n")
+
+
+# --- the command ---
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--port", "1"), "--port goes with --http; add --http, or leave it out"),
+        (("--api-key-env", "X"), "--api-key-env goes with --http; add --http, or leave it out"),
+        (("--http", "--host", "0.0.0.0"), "anybody who reaches 0.0.0.0 could spend your model's time; ask for a key"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(capsys: pytest.CaptureFixture[str], options: tuple[str, ...], said: str) -> None:
+    assert main(["mcp", *options]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert said in err
+
+
+def test_a_model_that_is_not_there_is_told_in_a_line() -> None:
+    with child("--model", "no-such-weights") as server:
+        code, out, err = server.end()
+    assert (code, out, err.count("\n")) == (2, b"", 1)
+    assert "no-such-weights" in err
+
+
+@pytest.mark.slow
+@needs_weights
+def test_the_embedded_model_answers_over_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert USER_CACHE is not None
+    monkeypatch.setenv("RANK_K_CACHE", str(USER_CACHE))
+    with child("--method", "likelihood", "--context-length", "512") as server:
+        server.greet()
+        server.call(1, query="why is the sky blue", documents=PASSAGES)
+        told = server.receive()
+        assert indices(told)[0] == 1
+        assert sorted(indices(told)) == [0, 1, 2]
+        server.call(2, query="why is the sky blue", documents=PASSAGES, reasoning="full")
+        assert "this server ranks by likelihood" in server.receive()["result"]["content"][0]["text"]
+        code, out, err = server.end()
+    assert (code, out) == (0, b"")
+    assert err.splitlines()[-1] == "rank-k mcp: stopped"

@@ -1,0 +1,62 @@
+"""Setwise: a heap that sorts, subtrees side by side, and what a forgotten parent means."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rank_k.errors import InputError
+from rank_k.strategies.setwise import Setwise
+from rank_k.strategies.testing import check_strategy
+from rank_k.types import WindowRanking
+from tests.support.driving import by_grade, drive, one_by_one
+
+
+@settings(max_examples=100)
+@given(
+    grades=st.lists(st.integers(0, 1000), min_size=2, max_size=120, unique=True),
+    window=st.integers(2, 25),
+    k=st.integers(1, 12),
+)
+def test_a_noiseless_judge_sorts_the_first_k_and_leaves_the_rest(grades: list[int], window: int, k: int) -> None:
+    ranking, _ = drive(Setwise(window, k), len(grades), by_grade(grades))
+    found = [grades[int(d[1:])] for d in ranking.doc_ids]
+    assert found[:k] == sorted(grades, reverse=True)[:k]
+    rest = [int(d[1:]) for d in ranking.doc_ids[k:]]
+    assert rest == sorted(rest), "the rest stands as in the first stage"
+
+
+def test_subtrees_of_a_level_are_asked_side_by_side() -> None:
+    rounds = check_strategy(Setwise(window=4), 40, Random(0))  # three children: levels of 1, 3, 9 and 27 places
+    assert [len(w.doc_ids) for w in rounds[0].windows] == [4] * 9
+    assert rounds[0].windows[0].doc_ids == ("d4", "d13", "d14", "d15")
+    later = [step for step in rounds if {w.doc_ids[0] for w in step.windows} <= {"d1", "d2", "d3"}]
+    assert len(later[0].windows) == 3
+
+
+def test_a_forgotten_parent_is_no_evidence_and_a_tie_changes_nothing() -> None:
+    for make_order in (
+        lambda w: replace(one_by_one((*w.doc_ids[1:], w.doc_ids[0])), ranked_ids=frozenset(w.doc_ids[1:])),
+        lambda w: WindowRanking((tuple(reversed(w.doc_ids)),), frozenset(w.doc_ids), True),
+        WindowRanking.unranked,
+    ):
+        ranking, _ = drive(Setwise(window=3, k=1), 9, make_order)
+        assert ranking.doc_ids == tuple(f"d{i}" for i in range(9))
+
+
+def test_reach_leaves_out_what_is_ranked_and_what_stands_below_the_family() -> None:
+    rounds = check_strategy(Setwise(window=5, k=3), 30, Random(2))
+    assert [window.rank_range for window in rounds[0].windows] == [(1, 25), (1, 29), (1, 30)]  # the deepest level
+    roots = [
+        step.windows[0].rank_range for step in rounds if "d2" in step.windows[0].doc_ids and len(step.windows) == 1
+    ]
+    assert roots == [(1, 5), (2, 6), (3, 7)], "who wins at the root is ranked, whatever the rest does"
+
+
+def test_a_wrong_setting_names_itself() -> None:
+    with pytest.raises(InputError, match="k is 0; give 1 or more"):
+        Setwise(k=0)

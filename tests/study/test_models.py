@@ -1,0 +1,185 @@
+"""Who is asked in a study: the embedded model through its launch, and a judge whose noise stands in a file."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from rank_k.cli import main
+from rank_k.models.launch import EmbeddedServer
+from rank_k.models.simulated import PRESETS
+from tests.cli.test_study import files as files  # a fixture
+from tests.cli.test_study import rows
+from tests.conftest import StartLoopback
+from tests.fakes.loopback import Dataset, Loopback, make_queries
+from tests.reports.test_figures import points
+
+pytestmark = pytest.mark.integration
+
+NOISE = {"sd": 0.8, "persistent": 0.5, "fresh": 0.5}
+
+
+# --- the embedded model ---
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A file that passes for weights: nothing reads more of it than its checksum."""
+    file = tmp_path / "tiny.gguf"
+    file.write_bytes(b"GGUF and nothing more")
+    return file
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, server: Loopback) -> list[tuple[Any, dict[str, Any]]]:
+    """From now on the embedded model's launch gives `server`; returns what is launched with what."""
+    launches: list[tuple[Any, dict[str, Any]]] = []
+
+    async def start(weights: Any, **options: Any) -> Any:
+        async def close() -> None:
+            pass
+
+        launches.append((weights, options))
+        return SimpleNamespace(url=server.url, api_key="", context=options["context"], failure=None, close=close)
+
+    monkeypatch.setattr(EmbeddedServer, "start", start)
+    return launches
+
+
+def test_a_study_of_the_embedded_model(
+    files: list[str],
+    weights: Path,
+    loopback: StartLoopback,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All of its path but llama.cpp itself: launched for each cell, asked as a model without a thought of its own."""
+    server = loopback(model="tiny", owned_by="llamacpp", abilities="raw grammar", quirk="none", bodies=True)
+    launches = launched(monkeypatch, server)
+    command = ["study", *files, "--model", str(weights), "--output", str(tmp_path / "study"), "--reasoning", "off,200"]
+    assert main(command) == 0
+    assert "collection, run, tiny.gguf: 8 queries" in capsys.readouterr().out
+    first, direct, thoughtful = rows(tmp_path / "study")
+    assert float(first["nDCG@10"]) < float(direct["nDCG@10"]) == float(thoughtful["nDCG@10"]) == 1.0
+    assert [(direct["reasoning"], thoughtful["reasoning"])] == [("off", "200")]
+    assert [(made.path, options["slots"]) for made, options in launches] == [(weights, 1)] * 2
+    sent = [call.body for call in server.requests if call.path == "/v1/completions"]
+    assert any("<think>" in body["prompt"] and "</think>" in body["stop"] for body in sent if "stop" in body), "begun"
+
+    asked = len(server.requests)
+    assert main(command) == 0
+    assert len(server.requests) == asked, "a finished study launches and asks nothing"
+    assert len(launches) == 2
+    capsys.readouterr()
+
+    weights.write_bytes(b"GGUF and something else")
+    assert main([*command[:-1], "off,200,300"]) == 2
+    assert "had another identity for tiny.gguf" in capsys.readouterr().err
+
+
+# --- a judge's noise ---
+
+
+@pytest.fixture
+def noise(tmp_path: Path) -> Path:
+    file = tmp_path / "noise.json"
+    file.write_text(json.dumps({**NOISE, "how": "by hand"}))
+    return file
+
+
+def test_noise_from_a_file_is_that_of_the_judge(
+    files: list[str], noise: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the file says is what counts: with the values of a preset in it, the outcome is the preset's."""
+    noise.write_text(json.dumps({name: getattr(PRESETS["weak"], name) for name in PRESETS["weak"].__slots__}))
+    told: dict[str, list[str]] = {}
+    for name in ("weak", str(noise), "none"):
+        output = tmp_path / f"study-{len(told)}"
+        assert main(["study", *files, "--simulate", "--noise", name, "--output", str(output), "--quiet"]) == 0
+        told[name] = [row["nDCG@10"] for row in rows(output)]
+        capsys.readouterr()
+    assert told["weak"] == told[str(noise)] != told["none"]
+
+
+def test_a_file_of_other_noise_is_another_judge(
+    files: list[str], noise: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["study", *files, "--simulate", "--output", str(tmp_path / "study"), "--quiet", "--noise"]
+    assert main([*command, str(noise)]) == 0
+    moved = noise.rename(noise.with_name("moved.json"))
+    assert main([*command, str(moved)]) == 0, "it may lie elsewhere"
+    capsys.readouterr()
+    moved.write_text(json.dumps({**NOISE, "sd": 0.9}))
+    assert main([*command, str(moved)]) == 2
+    assert "had another simulate for judge" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("weka", "did you mean weak?"), ("broken.json", "no JSON"), ("half.json", "shares that sum to 1")],
+)
+def test_mistakes_in_the_noise_are_told_before_anything_is_done(
+    name: str, said: str, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.json").write_text("sd = 1")
+    Path("half.json").write_text('{"sd": 1, "persistent": 0.5}')
+    assert main(["study", *files, "--simulate", "--noise", name, "--output", "study"]) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("study").exists()
+
+
+def test_a_configuration_names_the_file_too(noise: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_collection(make_queries(3, 20), tmp_path / "data")
+    noise.rename(tmp_path / "data" / "noise.json")
+    config = tmp_path / "data" / "study.toml"
+    config.write_text(
+        """
+        title = "By a judge of our own"
+        [[collections]]
+        name = "small"
+        dataset = "beir:."
+        [[collections.runs]]
+        name = "given"
+        file = "run.trec"
+        [[models]]
+        name = "ours"
+        simulate = "noise.json"
+        [[models]]
+        name = "exact"
+        simulate = "none"
+        [[grids]]
+        strategy = "single"
+        """
+    )
+    output = tmp_path / "study"
+    assert main(["study", "--config", str(config), "--output", str(output), "--quiet"]) == 0
+    quality = {row["model"]: float(row["nDCG@10"]) for row in rows(output)}
+    assert quality["ours"] < quality["exact"] == 1.0
+    page = (output / "report.html").read_text(encoding="utf-8")
+    plots = [points(plot) for plot in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if "against tokens" in plot]
+    filled = ["--paper" not in ElementTree.tostring(dot, "unicode") for plot in plots for dot in plot.values()]
+    assert filled == [False, True], "what the other model beats is hollow"
+    assert [row["pareto"] for row in rows(output) if row["model"]] == ["", "tokens rounds"]
+    capsys.readouterr()
+    config.write_text(config.read_text().replace("noise.json", "nosie.json"))
+    assert main(["study", "--config", str(config), "--output", str(output)]) == 2
+    assert "simulate is 'nosie.json'" in capsys.readouterr().err
+
+
+def write_collection(data: Dataset, folder: Path) -> None:
+    folder.mkdir()
+    queries = [json.dumps({"_id": query.query_id, "text": query.text}) for query in data.queries]
+    (folder / "queries.jsonl").write_text("\n".join(queries))
+    documents = [json.dumps({"_id": passage.doc_id, "text": passage.text}) for passage in data.passages.values()]
+    (folder / "corpus.jsonl").write_text("\n".join(documents))
+    grades = [f"{q} 0 {d} {grade}\n" for q, of_query in data.qrels.items() for d, grade in of_query.items()]
+    (folder / "qrels.trec").write_text("".join(grades))
+    ranked = [f"{q} Q0 {c.doc_id} {n} {c.score} x\n" for q, run in data.run.items() for n, c in enumerate(run, 1)]
+    (folder / "run.trec").write_text("".join(ranked))
