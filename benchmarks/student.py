@@ -30,9 +30,8 @@ from rank_k.data.files import RunWriter, read_qrels, read_run
 from rank_k.evaluation.measures import evaluate
 from rank_k.evaluation.run_costs import run_cost
 from rank_k.evaluation.significance import paired_difference
-from rank_k.models.base import ScoringMethod
 from rank_k.models.weights import DEFAULT_WEIGHTS
-from rank_k.types import Candidate
+from rank_k.types import Candidate, ScoringMethod
 
 DEPTH = 20
 NAMES = ("trec-dl19", "wikiqa", "noveleval")

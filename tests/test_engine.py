@@ -19,12 +19,11 @@ from rank_k import Reranker
 from rank_k.engine import OPEN_PER_SLOT, Engine, Job, QueryResult
 from rank_k.errors import ModelError, RequestRejected
 from rank_k.journal import Journal
-from rank_k.models.base import OnChunk, Request, Response, Usage
 from rank_k.models.mock import ScriptedModel
 from rank_k.models.retry import RetryPolicy
 from rank_k.strategies import make
 from rank_k.strategies.base import Strategy
-from rank_k.types import Candidate, Passage, Query, Window
+from rank_k.types import Candidate, OnChunk, Passage, Query, Request, Response, Usage, Window
 from rank_k.window.listwise import ListwiseRanker
 from tests.support.waiting import PATIENCE, STUCK_SECONDS
 

@@ -18,10 +18,8 @@ import pytest
 
 from rank_k import Reranker, ScriptedModel
 from rank_k.errors import ConnectionFailed, InputError, MissingWeights, QueryTooLong, RequestRejected
-from rank_k.hits import Hit, RankedHits
 from rank_k.loop_thread import LoopThread
-from rank_k.models.base import Response, Usage
-from rank_k.types import Query
+from rank_k.types import Hit, Query, RankedHits, Response, Usage
 from tests.conftest import StartLoopback
 from tests.fakes.loopback import Loopback, make_queries, peak_concurrency
 from tests.support.waiting import PATIENCE, STUCK_SECONDS, until

@@ -15,14 +15,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "ParsedAnswer": "rank_k.window.parsing",
     "Candidate": "rank_k.types",
-    "Hit": "rank_k.hits",
+    "Hit": "rank_k.types",
     "HttpModel": "rank_k.models.http",
     "Journal": "rank_k.journal",
     "Noise": "rank_k.models.simulated",
     "Passage": "rank_k.types",
     "Query": "rank_k.types",
     "RankKError": "rank_k.errors",
-    "RankedHits": "rank_k.hits",
+    "RankedHits": "rank_k.types",
     "Reranker": "rank_k.reranker",
     "ScriptedModel": "rank_k.models.mock",
     "SimulatedModel": "rank_k.models.simulated",
@@ -48,13 +48,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from rank_k.errors import RankKError
-    from rank_k.hits import Hit, RankedHits
     from rank_k.journal import Journal
     from rank_k.models.http import HttpModel
     from rank_k.models.mock import ScriptedModel
     from rank_k.models.simulated import Noise, SimulatedModel
     from rank_k.reranker import Reranker
-    from rank_k.types import Candidate, Passage, Query
+    from rank_k.types import Candidate, Hit, Passage, Query, RankedHits
     from rank_k.window.parsing import ParsedAnswer, parse_ranking
 
 

@@ -19,9 +19,20 @@ from typing import Protocol
 
 from rank_k.errors import ModelError, PromptFiltered, RetriesExhausted
 from rank_k.journal import Journal, WindowRecord
-from rank_k.models.base import OnChunk, StreamChunk, Usage
 from rank_k.strategies.base import Strategy, StrategyGenerator, seed_of, validated
-from rank_k.types import Candidate, Passage, Query, Ranking, Round, Window, WindowRanking, WindowResult
+from rank_k.types import (
+    Candidate,
+    OnChunk,
+    Passage,
+    Query,
+    Ranking,
+    Round,
+    StreamChunk,
+    Usage,
+    Window,
+    WindowRanking,
+    WindowResult,
+)
 from rank_k.window.listwise import WindowReport
 from rank_k.window.prompt_builder import PreparedQuery
 from rank_k.window.reasoning import ReasoningMode

@@ -31,8 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from rank_k.errors import JournalError
-from rank_k.models.base import Response, Usage
-from rank_k.types import Ranking, Window, WindowRanking
+from rank_k.types import Ranking, Response, Usage, Window, WindowRanking
 
 _MIGRATIONS = (
     """

@@ -20,10 +20,9 @@ from uuid import uuid4
 
 from rank_k.engine import Engine, Job, QueryResult, RunStats, WindowRanker
 from rank_k.errors import InputError
-from rank_k.hits import Hit, RankedHits, unranked_hits
 from rank_k.journal import Journal
 from rank_k.loop_thread import LoopThread
-from rank_k.models.base import Model, ScoringMethod, StreamChunk
+from rank_k.models.base import Model
 from rank_k.models.cached import CachedCalls
 from rank_k.models.http import HttpModel
 from rank_k.models.retry import RetryPolicy
@@ -33,7 +32,18 @@ from rank_k.strategies import make
 from rank_k.strategies.base import Strategy
 from rank_k.strategies.combined import Combined
 from rank_k.strategies.single import Single
-from rank_k.types import Candidate, Passage, Query, Ranking, Window
+from rank_k.types import (
+    Candidate,
+    Hit,
+    Passage,
+    Query,
+    RankedHits,
+    Ranking,
+    ScoringMethod,
+    StreamChunk,
+    Window,
+    unranked_hits,
+)
 from rank_k.window.combined import CombinedRanker
 from rank_k.window.listwise import ListwiseRanker, ListwiseSettings, WindowReport
 from rank_k.window.prompt import PromptTemplate, read_template

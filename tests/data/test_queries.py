@@ -18,10 +18,9 @@ from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
 from rank_k.data.topics import read_topics
 from rank_k.errors import FormatError, InputError, QueryTooLong
 from rank_k.evaluation.measures import evaluate
-from rank_k.models.base import OnChunk, Request, Response
 from rank_k.models.simulated import SimulatedModel
 from rank_k.reranker import Reranker
-from rank_k.types import Candidate, Passage, Query
+from rank_k.types import Candidate, OnChunk, Passage, Query, Request, Response
 from rank_k.window.prompt import sanitize
 from tests.paths import SHARED
 

@@ -18,8 +18,7 @@ from rank_k.distill.near_duplicates import CONTAMINATED, NearDuplicateIndex
 from rank_k.distill.select import RULES, Selector, Trace, held_out, ndcg, read_sample, samples, worth_of
 from rank_k.evaluation.measures import evaluate
 from rank_k.journal import Call, Journal, WindowRecord
-from rank_k.models.base import Response
-from rank_k.types import Candidate, Window
+from rank_k.types import Candidate, Response, Window
 from rank_k.window.parsing import parse_ranking
 
 SHOWN = ("a", "b", "c")

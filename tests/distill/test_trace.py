@@ -16,9 +16,9 @@ from rank_k.distill.candidate_sets import CandidateSet, json_line, read_sets
 from rank_k.distill.trace import LARGEST, WHOLE_SET, ActiveSets, traced
 from rank_k.errors import InputError, RequestRejected
 from rank_k.journal import Journal
-from rank_k.models.base import Request
 from rank_k.models.mock import ScriptedModel
 from rank_k.reranker import Reranker
+from rank_k.types import Request
 from tests.conftest import StartLoopback
 from tests.fakes.loopback import Loopback
 

@@ -15,8 +15,8 @@ from itertools import groupby
 from pathlib import Path
 
 from rank_k import Reranker
-from rank_k.models.base import OnChunk, Request, Response, StreamChunk, Usage
 from rank_k.models.mock import ScriptedModel
+from rank_k.types import OnChunk, Request, Response, StreamChunk, Usage
 from rank_k.window.prompt import passages_in
 
 _QUERY = re.compile(r"^Query: (.*)$", re.MULTILINE)

@@ -20,9 +20,9 @@ import pytest
 from rank_k import Reranker, ScriptedModel
 from rank_k.errors import ConnectionFailed, InputError, MissingExtra, RetriesExhausted, ServerError
 from rank_k.integrations.cross_encoder import RankKCrossEncoder
-from rank_k.models.base import Request
 from rank_k.models.retry import RetryPolicy
 from rank_k.optional_deps import MODULES_OF_EXTRA
+from rank_k.types import Request
 from tests.conftest import StartLoopback
 from tests.fakes.loopback import Plan, in_child, make_queries, peak_concurrency
 from tests.integrations.frameworks.common import BEST, MODEL, QUERY, TEXTS

@@ -26,8 +26,7 @@ from hypothesis import strategies as st
 from rank_k import journal as journal_module
 from rank_k.errors import JournalError
 from rank_k.journal import Journal, WindowRecord, call_key
-from rank_k.models.base import Response, Usage
-from rank_k.types import Ranking, Window, WindowRanking
+from rank_k.types import Ranking, Response, Usage, Window, WindowRanking
 from tests.support.waiting import PATIENCE, cpu_seconds
 
 HARD = "line\nbreak\0nul \ud800 lone \udcff undecodable \\udcff literal \N{GRINNING FACE} é"

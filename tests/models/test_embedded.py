@@ -14,14 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from rank_k.models.base import Request, Response
 from rank_k.models.embedded import EmbeddedModel
 from rank_k.models.http import HttpModel
 from rank_k.models.launch import EmbeddedServer
 from rank_k.models.server_types import read_logprobs
 from rank_k.models.weights import DEFAULT_WEIGHTS, locate
 from rank_k.reranker import Reranker
-from rank_k.types import Message
+from rank_k.types import Message, Request, Response
 from tests.paths import SHARED
 from tests.support.embedded import USER_CACHE, needs_weights
 

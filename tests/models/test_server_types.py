@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.models.base import Request, RequestContext, StreamChunk, Usage
 from rank_k.models.server_types import (
     SERVER_TYPES,
     completion_body,
@@ -23,7 +22,7 @@ from rank_k.models.server_types import (
     read_usage,
     request_body,
 )
-from rank_k.types import Message
+from rank_k.types import Message, Request, RequestContext, StreamChunk, Usage
 from rank_k.window import grammar
 
 MESSAGES = (Message("system", "S"), Message("user", "U"))

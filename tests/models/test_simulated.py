@@ -16,9 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.models.base import Request, RequestContext, Response, StreamChunk
 from rank_k.models.simulated import PRESETS, Noise, SimulatedModel, with_sd
-from rank_k.types import Message
+from rank_k.types import Message, Request, RequestContext, Response, StreamChunk
 from rank_k.window.parsing import parse_ranking
 from tests.paths import ROOT
 

@@ -37,7 +37,7 @@ TIERS = (
         "strategies",
     ),
     ("models",),
-    ("journal", "hits", "window/prompt_builder", "window/labels"),
+    ("journal", "window/prompt_builder", "window/labels"),
     ("models/cached",),
     ("window/listwise",),
     ("window/query_likelihood",),

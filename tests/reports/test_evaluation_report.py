@@ -14,10 +14,9 @@ import pytest
 from rank_k.evaluation.run_comparison import RunComparison, compare_runs
 from rank_k.evaluation.run_costs import RunCost
 from rank_k.journal import QueryCost
-from rank_k.models.base import Usage
 from rank_k.reports.evaluation_report import ReportOrigin, render_report
 from rank_k.reports.html import format_integer, format_p_value, format_share, format_signed, security_policy, stylesheet
-from rank_k.types import Candidate
+from rank_k.types import Candidate, Usage
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 HEBREW = "מה גורם לגאות ושפל?"

@@ -17,13 +17,12 @@ from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
 from rank_k.data.token_estimate import truncate_graphemes
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
-from rank_k.models.base import OnChunk, Request, Response
 from rank_k.models.simulated import SimulatedModel
 from rank_k.reranker import Reranker
 from rank_k.retrieval import analyzers
 from rank_k.retrieval.analyzers import LANGUAGES, analyzer_for
 from rank_k.retrieval.bm25 import retrieve
-from rank_k.types import Candidate, Passage, Query
+from rank_k.types import Candidate, OnChunk, Passage, Query, Request, Response
 from rank_k.window.parsing import parse_ranking
 from rank_k.window.prompt import sanitize
 from tests.paths import SHARED

@@ -17,9 +17,9 @@ import pytest
 from rank_k import Reranker, ScriptedModel
 from rank_k.cli import main
 from rank_k.errors import InputError
-from rank_k.models.base import Request
 from rank_k.server.config import AccessConfig, Limits, check_access
 from rank_k.server.run import bound
+from rank_k.types import Request
 from tests.conftest import StartLoopback
 from tests.support.serving import Answer, Served, command, served
 from tests.support.waiting import cpu_seconds

@@ -19,9 +19,10 @@ from rank_k.errors import (
     ServerError,
     ServerOverloaded,
 )
-from rank_k.models.base import Capabilities, Request, Response, Usage
+from rank_k.models.base import Capabilities
 from rank_k.models.retry import RetryPolicy
 from rank_k.server.config import Limits
+from rank_k.types import Request, Response, Usage
 from tests.conftest import StartLoopback
 from tests.support.serving import Served, served
 from tests.support.waiting import PATIENCE, STUCK_SECONDS

@@ -16,10 +16,10 @@ import pytest
 from rank_k import Reranker, ScriptedModel
 from rank_k.errors import JournalError
 from rank_k.journal import Journal
-from rank_k.models.base import Capabilities, Request, Response, Usage
+from rank_k.models.base import Capabilities
 from rank_k.server import journal_views
 from rank_k.server.config import AccessConfig
-from rank_k.types import Candidate, Passage, Query
+from rank_k.types import Candidate, Passage, Query, Request, Response, Usage
 from rank_k.window.prompt import passages_in, shipped_template
 from tests.fakes.thinking_model import ThinkingAloud
 from tests.support.serving import Answer, Served, served

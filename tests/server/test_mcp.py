@@ -18,12 +18,12 @@ from mcp.types import CallToolResult, TextContent
 
 from rank_k import Reranker, ScriptedModel
 from rank_k.errors import JournalError
-from rank_k.models.base import Request
 from rank_k.models.retry import RetryPolicy
 from rank_k.server.api_errors import ApiError
 from rank_k.server.config import AccessConfig, Limits
 from rank_k.server.mcp import input_schema, parse_tool_arguments
 from rank_k.server.mcp_http import make_mcp_app
+from rank_k.types import Request
 from tests.conftest import StartLoopback
 from tests.paths import ROOT
 from tests.server.test_access import reversed_order

@@ -11,8 +11,9 @@ from playwright.sync_api import Browser, Page, expect
 
 from rank_k import Reranker, ScriptedModel
 from rank_k.journal import Journal
-from rank_k.models.base import Capabilities, Request, Response, Usage
+from rank_k.models.base import Capabilities
 from rank_k.server.config import AccessConfig
+from rank_k.types import Request, Response, Usage
 from tests.fakes.thinking_model import ThinkingAloud
 from tests.server.test_journal_routes import filled
 from tests.support.browsing import CHROMIUM, LOOKS, Theme, a_browser, assert_in_order, tabbed_to, visited

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from rank_k import Reranker, ScriptedModel
-from rank_k.models.base import Request
 from rank_k.server.config import AccessConfig
+from rank_k.types import Request
 from tests.support.serving import Served, served
 
 KEY = "sk-of-the-client"

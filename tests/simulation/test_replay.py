@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from rank_k import Reranker
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
-from rank_k.models.base import Request, RequestContext
 from rank_k.models.simulated import PRESETS, Noise, SimulatedModel
 from rank_k.simulation.call_times import Call, CallTime, PendingRound, expected, makespan, scheduled, timed
 from rank_k.simulation.replay import (
@@ -32,7 +31,7 @@ from rank_k.simulation.replay import (
     without_calls,
 )
 from rank_k.strategies import STRATEGIES, make
-from rank_k.types import Candidate, Passage, Query, Window
+from rank_k.types import Candidate, Passage, Query, Request, RequestContext, Window
 from rank_k.window.parsing import parse_ranking
 from tests.fakes.loopback import make_queries
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from rank_k import Reranker
 from rank_k.errors import InputError, StrategyError
-from rank_k.models.base import ScoringMethod
 from rank_k.models.mock import ScriptedModel
 from rank_k.models.simulated import SimulatedModel
 from rank_k.simulation.replay import replay_strategy
@@ -25,7 +24,7 @@ from rank_k.strategies.combined import Combined
 from rank_k.strategies.sliding import Sliding, spans
 from rank_k.strategies.testing import check_strategy
 from rank_k.strategies.topdown import TopDown
-from rank_k.types import Candidate, Passage, Query, Ranking, Round, Window, WindowRanking, WindowResult
+from rank_k.types import Candidate, Passage, Query, Ranking, Round, ScoringMethod, Window, WindowRanking, WindowResult
 
 
 def perfect(strategy: Strategy, grades: list[int]) -> tuple[Ranking, list[Round]]:

@@ -19,7 +19,7 @@ from rank_k.study.grid import (
     cells_of,
     parse_setting,
     restrict_grid,
-    setting,
+    select_cells,
     strategy_of,
 )
 from rank_k.study.questions import QUESTIONS
@@ -93,7 +93,7 @@ def test_a_model_keeps_its_own_settings_whatever_the_grid_says() -> None:
 )
 def test_a_value_that_cannot_be_is_told(axis: str, value: object) -> None:
     with pytest.raises(InputError):
-        setting(axis, value)
+        parse_setting(axis, value)
 
 
 @pytest.mark.parametrize(
@@ -158,15 +158,15 @@ def test_names_choose_cells_by_kind() -> None:
         models=(ModelPlan("big"), ModelPlan("small")),
     )
     cells = cells_of(study)
-    assert parse_setting(cells, ()) == cells
-    assert len(parse_setting(cells, ["dl19"])) == len(cells) // 2
-    assert len(parse_setting(cells, ["dl19", "dl20", "big"])) == len(cells) // 2
-    some = parse_setting(cells, ["dl20", "splade", "small", "*-off"])
+    assert select_cells(cells, ()) == cells
+    assert len(select_cells(cells, ["dl19"])) == len(cells) // 2
+    assert len(select_cells(cells, ["dl19", "dl20", "big"])) == len(cells) // 2
+    some = select_cells(cells, ["dl20", "splade", "small", "*-off"])
     assert [cell.name for cell in some] == ["dl20.splade.small.sliding-off"]
     left = restrict_grid(study, some)
     assert [(c.name, [f.name for f in c.first_stages]) for c in left.collections] == [("dl20", ["splade"])]
     assert [model.name for model in left.models] == ["small"]
     with pytest.raises(InputError, match="'dl21'"):
-        parse_setting(cells, ["dl21"])
+        select_cells(cells, ["dl21"])
     with pytest.raises(InputError, match="fits all"):
-        parse_setting(cells, ["dl19", "dl20.*"])
+        select_cells(cells, ["dl19", "dl20.*"])

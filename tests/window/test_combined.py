@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError
-from rank_k.models.base import Capabilities, Request, Response, ScoringMethod, Usage
+from rank_k.models.base import Capabilities
 from rank_k.models.mock import ScriptedModel
 from rank_k.reranker import Reranker
 from rank_k.simulation.observations import observations_of
@@ -18,7 +18,7 @@ from rank_k.strategies import STRATEGIES, make
 from rank_k.strategies.combined import Combined
 from rank_k.strategies.single import Single
 from rank_k.strategies.testing import check_strategy
-from rank_k.types import Candidate, Round, Window, WindowRanking, WindowResult
+from rank_k.types import Candidate, Request, Response, Round, ScoringMethod, Usage, Window, WindowRanking, WindowResult
 from tests.fakes.loopback import make_queries
 
 SPELLS = Capabilities(logprobs=True, reasons=False, scores_given_text=True)

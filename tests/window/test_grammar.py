@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError, MissingWeights
-from rank_k.models.base import Request, Response
 from rank_k.models.embedded import EmbeddedModel
 from rank_k.models.retry import RetryPolicy, call_with_retries
 from rank_k.models.weights import Weights, locate
-from rank_k.types import Message
+from rank_k.types import Message, Request, Response
 from rank_k.window.grammar import EXACT_UP_TO, follows, gbnf, regex
 from rank_k.window.parsing import parse_ranking
 

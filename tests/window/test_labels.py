@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.journal import Journal
-from rank_k.models.base import Capabilities, Request, Response, Usage
+from rank_k.models.base import Capabilities
 from rank_k.models.mock import ScriptedModel
-from rank_k.types import Passage, Query, Window
+from rank_k.types import Passage, Query, Request, Response, Usage, Window
 from rank_k.window.labels import parse_labels
 from rank_k.window.listwise import ListwiseRanker, ListwiseSettings
 

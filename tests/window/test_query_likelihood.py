@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from rank_k.cli import main
 from rank_k.errors import InputError, QueryTooLong, RequestRejected, RetriesExhausted
 from rank_k.journal import Journal
-from rank_k.models.base import Capabilities, Model, OnChunk, Request, Response, Usage
+from rank_k.models.base import Capabilities, Model
 from rank_k.models.forced_text import Token, gbnf, max_token_bound, parse_tokens, token_log_probabilities
 from rank_k.models.mock import ScriptedModel
 from rank_k.models.retry import RetryPolicy
 from rank_k.reranker import Reranker
-from rank_k.types import Passage, Query, Window
+from rank_k.types import OnChunk, Passage, Query, Request, Response, Usage, Window
 from rank_k.window.listwise import WindowReport
 from rank_k.window.query_likelihood import QueryLikelihoodRanker, log_probability, order_by_score
 from tests.conftest import StartLoopback

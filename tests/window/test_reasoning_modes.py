@@ -8,10 +8,11 @@ import pytest
 
 from rank_k.engine import RunStats
 from rank_k.errors import InputError, ServerError
-from rank_k.models.base import Capabilities, Request, Response, Usage
+from rank_k.models.base import Capabilities
 from rank_k.models.mock import ScriptedModel
 from rank_k.models.retry import RetryPolicy
 from rank_k.reranker import Reranker
+from rank_k.types import Request, Response, Usage
 from tests.conftest import StartLoopback
 from tests.fakes.loopback import Loopback, make_queries
 

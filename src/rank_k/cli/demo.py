@@ -13,9 +13,8 @@ from rank_k.cli.model_options import add_method, add_server, api_key, count
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rank_k.hits import RankedHits
     from rank_k.reranker import Reranker
-    from rank_k.types import Candidate, Passage, Query
+    from rank_k.types import Candidate, Passage, Query, RankedHits
 
 NAME = "demo"
 HELP = "rerank passages of Python's own documentation, and see them before and after"

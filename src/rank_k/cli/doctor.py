@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from rank_k.cli.model_options import add_server, api_key
 
 if TYPE_CHECKING:
-    from rank_k.models.base import Model, Request
+    from rank_k.models.base import Model
+    from rank_k.types import Request
 
 NAME = "doctor"
 HELP = "say what is installed, which model answers, and (with --probe) what it can do"
@@ -124,7 +125,7 @@ def _is_assumed(model: Model) -> str:
 
 async def _probe_order(model: Model) -> str:
     """One window of three passages through the whole path."""
-    from rank_k.models.base import Request
+    from rank_k.types import Request
     from rank_k.window.parsing import parse_ranking
     from rank_k.window.prompt import default_template
 
@@ -217,8 +218,7 @@ async def _probe_likelihood(model: Model) -> str:
 
 
 def _question(text: str, max_tokens: int, reasoning: bool | None = None) -> Request:
-    from rank_k.models.base import Request
-    from rank_k.types import Message
+    from rank_k.types import Message, Request
 
     return Request((Message("user", text),), max_tokens, 0.0, seed=0, reasoning=reasoning)
 

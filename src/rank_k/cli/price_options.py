@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from rank_k.models.base import Usage
+    from rank_k.types import Usage
 
 
 class Prices(NamedTuple):

@@ -87,11 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from rank_k.cli.render.study_text import listing
-    from rank_k.study.grid import cells_of, parse_setting, restrict_grid
+    from rank_k.study.grid import cells_of, restrict_grid, select_cells
     from rank_k.study.inputs import missing_files
 
     study = study_of(args)
-    cells = parse_setting(cells_of(study), args.only or ())
+    cells = select_cells(cells_of(study), args.only or ())
     study = with_server(args, restrict_grid(study, cells))
     if args.list:
         print("\n".join(listing(study, cells)))

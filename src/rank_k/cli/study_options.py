@@ -72,12 +72,12 @@ _ASKED: dict[str, tuple[Any, ...]] = {
 
 
 def _from_options(args: argparse.Namespace) -> Study:
-    from rank_k.study.grid import ModelPlan, Study, setting
+    from rank_k.study.grid import ModelPlan, Study, parse_setting
     from rank_k.study.questions import QUESTIONS
 
     import_strategies([] if args.strategy is None else _values(args, "strategy"))
     given = {axis: _values(args, option) for option, (axis, _, _) in AXES.items() if getattr(args, option) is not None}
-    parsed = {axis: [setting(axis, value) for value in values] for axis, values in given.items()}
+    parsed = {axis: [parse_setting(axis, value) for value in values] for axis, values in given.items()}
     question = None if args.question is None else QUESTIONS[args.question]
     grids = ({},) if question is None else question.grids
     varied = {axis for grid in grids for axis in grid}

@@ -24,8 +24,9 @@ from typing import Any, Literal, get_args
 
 from rank_k.distill.candidate_sets import CandidateSet
 from rank_k.errors import InputError
-from rank_k.models.base import Capabilities, OnChunk, Request, Response, StreamChunk, Usage
+from rank_k.models.base import Capabilities
 from rank_k.optional_deps import load
+from rank_k.types import OnChunk, Request, Response, StreamChunk, Usage
 
 Form = Literal["verdicts", "order"]
 FORMS: tuple[Form, ...] = get_args(Form)

@@ -13,8 +13,8 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from rank_k.errors import InputError
-from rank_k.models.base import ScoringMethod
 from rank_k.strategies import STRATEGIES
+from rank_k.types import ScoringMethod
 from rank_k.window.reasoning import ReasoningMode
 
 FOLDER = Path(__file__).parent / "recipes"

@@ -10,11 +10,10 @@ from typing import Any
 
 from rank_k.distill.candidate_sets import CandidateSet
 from rank_k.errors import InputError
-from rank_k.models.base import OnChunk, Request, RequestContext, Response
 from rank_k.models.simulated import Grades, Noise, SimulatedModel
 from rank_k.reranker import Reranker
 from rank_k.strategies.single import Single
-from rank_k.types import Candidate, Passage, Query
+from rank_k.types import Candidate, OnChunk, Passage, Query, Request, RequestContext, Response
 from rank_k.window.listwise import ListwiseRanker
 
 LARGEST = 10_000

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rank_k.errors import InputError
 from rank_k.journal import Journal, QueryCost, RunRecord
-from rank_k.models.base import Usage
+from rank_k.types import Usage
 
 
 @dataclass(frozen=True)

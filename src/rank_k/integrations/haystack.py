@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rank_k.errors import InputError
-from rank_k.hits import Hit
 from rank_k.integrations.common import Source, abest, best, resolve_reranker
 from rank_k.optional_deps import load
 from rank_k.reranker import Reranker
+from rank_k.types import Hit
 
 if TYPE_CHECKING:
     from haystack import Document, component, default_from_dict, default_to_dict

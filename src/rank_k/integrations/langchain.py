@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rank_k.hits import Hit
 from rank_k.integrations.common import Source, abest, best, resolve_reranker
 from rank_k.optional_deps import load
 from rank_k.reranker import Reranker
+from rank_k.types import Hit
 
 if TYPE_CHECKING:
     from langchain_core.documents import BaseDocumentCompressor, Document

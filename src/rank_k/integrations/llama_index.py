@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rank_k.errors import InputError
-from rank_k.hits import Hit
 from rank_k.integrations.common import Source, abest, best, resolve_reranker
 from rank_k.optional_deps import load
 from rank_k.reranker import Reranker
+from rank_k.types import Hit
 
 if TYPE_CHECKING:
     from llama_index.core.instrumentation import get_dispatcher

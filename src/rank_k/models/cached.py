@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from random import Random
 
 from rank_k.journal import Journal, call_key
-from rank_k.models.base import Model, OnChunk, Request, Response, StreamChunk, Usage
+from rank_k.models.base import Model
 from rank_k.models.retry import RetryPolicy, call_with_retries
 from rank_k.models.single_flight import SingleFlight
+from rank_k.types import OnChunk, Request, Response, StreamChunk, Usage
 
 
 @dataclass(slots=True)

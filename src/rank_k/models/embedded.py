@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rank_k.errors import ConnectionFailed, RequestRejected, ServerError
-from rank_k.models.base import Capabilities, OnChunk, Request, Response
+from rank_k.models.base import Capabilities
 from rank_k.models.http import HttpModel
 from rank_k.models.launch import EmbeddedServer
 from rank_k.models.weights import DEFAULT_WEIGHTS, Weights, checksum, locate
+from rank_k.types import OnChunk, Request, Response
 
 
 class EmbeddedModel:

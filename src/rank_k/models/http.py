@@ -26,11 +26,12 @@ from rank_k.errors import (
     ServerError,
 )
 from rank_k.models import server_types
-from rank_k.models.base import Capabilities, OnChunk, Request, Response
+from rank_k.models.base import Capabilities
 from rank_k.models.forced_text import Token, parse_tokens, token_log_probabilities
 from rank_k.models.http_errors import error_for_status, error_message, retry_after_seconds
 from rank_k.models.server_types import SERVER_TYPES, ServerType
 from rank_k.models.sse import MAX_RESPONSE_CHARACTERS, ResponseReader
+from rank_k.types import OnChunk, Request, Response
 
 if TYPE_CHECKING:
     import aiohttp

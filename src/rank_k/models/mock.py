@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rank_k.errors import ModelError
-from rank_k.models.base import Capabilities, OnChunk, Request, Response, StreamChunk
+from rank_k.models.base import Capabilities
+from rank_k.types import OnChunk, Request, Response, StreamChunk
 
 
 class ScriptedModel:

@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rank_k.models import forced_text
-from rank_k.models.base import Request, StreamChunk, Usage
 from rank_k.models.forced_text import Token
+from rank_k.types import Request, StreamChunk, Usage
 
 Json = Mapping[str, Any]
 

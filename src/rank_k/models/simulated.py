@@ -24,7 +24,8 @@ from operator import add
 from statistics import NormalDist, fmean
 from typing import Any
 
-from rank_k.models.base import Capabilities, OnChunk, Request, Response, StreamChunk, Usage
+from rank_k.models.base import Capabilities
+from rank_k.types import OnChunk, Request, Response, StreamChunk, Usage
 
 Grades = Mapping[str, Mapping[str, int]]
 """Qrels: query id -> doc id -> grade."""

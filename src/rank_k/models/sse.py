@@ -8,8 +8,8 @@ from typing import Any
 
 from rank_k.errors import ServerError
 from rank_k.models import server_types
-from rank_k.models.base import OnChunk, Response, StreamChunk
 from rank_k.models.http_errors import error_from_event
+from rank_k.types import OnChunk, Response, StreamChunk
 
 MAX_RESPONSE_CHARACTERS = 8_000_000
 """Characters; a server that sends more is broken or hostile."""

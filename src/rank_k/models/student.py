@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rank_k.errors import FormatError, InputError
-from rank_k.models.base import ScoringMethod
 from rank_k.models.weights import DEFAULT_WEIGHTS, Weights, checksum, locate
 from rank_k.strategies import STRATEGIES
+from rank_k.types import ScoringMethod
 from rank_k.window.prompt import PromptTemplate
 
 FOLDER_FILE = "student.json"

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from rank_k.data.cache_directory import cache_directory as cache_directory
 from rank_k.errors import FormatError, InputError, MissingWeights
-from rank_k.models.base import ScoringMethod
+from rank_k.types import ScoringMethod
 
 OnProgress = Callable[[str, int, int], None]
 """Called with a stage ("download", "unpack"), bytes done and bytes in all."""

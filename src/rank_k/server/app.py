@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 from rank_k.errors import MissingExtra
-from rank_k.hits import RankedHits
 from rank_k.optional_deps import load
 from rank_k.server import demo_queries, web_pages
 from rank_k.server.access import OPEN_PATHS, AccessMiddleware, App, Receive, Scope, Send
@@ -22,6 +21,7 @@ from rank_k.server.openapi import document
 from rank_k.server.requests import RerankRequest, parse_rerank_request
 from rank_k.server.responses import ranking_response, to_json_bytes
 from rank_k.server.service import RerankService
+from rank_k.types import RankedHits
 
 if TYPE_CHECKING:
     from starlette.requests import Request

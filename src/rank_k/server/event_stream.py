@@ -17,13 +17,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from rank_k.hits import RankedHits
-from rank_k.models.base import StreamChunk
 from rank_k.server.access import Receive, Scope, Send, send_error
 from rank_k.server.api_errors import ApiError
 from rank_k.server.responses import to_json_bytes
 from rank_k.server.service import ProgressListener
-from rank_k.types import Ranking, Window
+from rank_k.types import RankedHits, Ranking, StreamChunk, Window
 from rank_k.window.listwise import WindowReport
 
 _HEARTBEAT = 15.0  # seconds of silence after which a comment shows that somebody is there

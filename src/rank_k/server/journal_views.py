@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rank_k.journal import Call, Journal, QueryRecord, WindowRecord
-from rank_k.models.base import Usage
-from rank_k.types import Ranking
+from rank_k.types import Ranking, Usage
 from rank_k.window.prompt import passages_in
 from rank_k.window.query_likelihood import TEMPLATE, log_probability
 

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from rank_k import __version__
-from rank_k.hits import Hit, RankedHits
-from rank_k.models.base import ScoringMethod, StreamChunk
 from rank_k.optional_deps import load
 from rank_k.server.api_errors import ApiError, invalid_field
 from rank_k.server.app import cancel_on_disconnect
@@ -24,7 +22,7 @@ from rank_k.server.openapi import document
 from rank_k.server.requests import RerankRequest, parse_rerank_request
 from rank_k.server.responses import response_warnings
 from rank_k.server.service import ProgressListener, RerankService
-from rank_k.types import Ranking, Window
+from rank_k.types import Hit, RankedHits, Ranking, ScoringMethod, StreamChunk, Window
 from rank_k.window.listwise import WindowReport
 
 if TYPE_CHECKING:

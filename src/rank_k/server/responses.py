@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rank_k.hits import Hit, RankedHits
 from rank_k.server.requests import RerankRequest
+from rank_k.types import Hit, RankedHits
 
 
 def ranking_response(wanted: RerankRequest, hits: RankedHits, model: str, name: str) -> Any:

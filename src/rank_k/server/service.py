@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rank_k.errors import InputError, RankKError
-from rank_k.hits import RankedHits, unranked_hits
-from rank_k.models.base import ScoringMethod, StreamChunk
 from rank_k.reranker import Reranker
 from rank_k.server.api_errors import ApiError, invalid_field, server_stopping, to_api_error
 from rank_k.server.config import Limits
 from rank_k.server.metrics import Metrics
 from rank_k.server.queue import RequestQueue
 from rank_k.server.requests import RerankRequest
-from rank_k.types import Ranking, Window
+from rank_k.types import RankedHits, Ranking, ScoringMethod, StreamChunk, Window, unranked_hits
 from rank_k.window.listwise import WindowReport
 
 _LEAVING = 5.0  # seconds that work which was ended has to clean up in: stopping must come to an end

@@ -15,9 +15,8 @@ from zlib import crc32
 
 from rank_k.errors import JournalError
 from rank_k.journal import Journal, WindowRecord
-from rank_k.models.base import Usage
 from rank_k.strategies.base import Strategy
-from rank_k.types import Candidate, Ranking, WindowResult
+from rank_k.types import Candidate, Ranking, Usage, WindowResult
 from rank_k.window.listwise import ListwiseSettings
 
 AGREE = ListwiseSettings().agreeing_samples

@@ -20,7 +20,7 @@ from rank_k.study.grid import (
     Published,
     Study,
     cells_of,
-    setting,
+    parse_setting,
 )
 
 T = TypeVar("T")
@@ -215,7 +215,7 @@ class _Reader:
 
     def _setting(self, axis: str, value: Any) -> Any:
         try:
-            return setting(axis, value)
+            return parse_setting(axis, value)
         except InputError as error:
             raise self._wrong(error.problem, error.remedy) from error
 

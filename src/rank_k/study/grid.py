@@ -210,7 +210,7 @@ def cells_of(study: Study) -> tuple[Cell, ...]:
 def _settings(grids: Iterable[Mapping[str, Sequence[Any]]], fixed: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for grid in grids:
         axes = {**grid, **{axis: (value,) for axis, value in fixed.items()}}
-        parsed = {axis: [setting(axis, value) for value in values] for axis, values in axes.items()}
+        parsed = {axis: [parse_setting(axis, value) for value in values] for axis, values in axes.items()}
         for values in product(*parsed.values()):
             yield dict(zip(parsed, values, strict=True))
 
@@ -232,7 +232,7 @@ def _normal(cell: Cell) -> Cell:
 # --- values of settings ----------------------------------------------------------------------------
 
 
-def setting(axis: str, value: Any) -> Any:
+def parse_setting(axis: str, value: Any) -> Any:
     """`value` (as text, or as TOML has it) as the setting `axis` of a cell takes it. Raises `InputError`."""
     parse = _PARSERS.get(axis)
     if parse is None:
@@ -309,7 +309,7 @@ _EXAMPLES = {
 # --- choosing --------------------------------------------------------------------------------------
 
 
-def parse_setting(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...]:
+def select_cells(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...]:
     """The cells that `names` (of collections, first stages, models, or patterns of cells) leave: names of one kind
     add up, kinds narrow each other down. All cells where there are no names. Raises `InputError` for one that
     fits nothing."""

@@ -18,13 +18,12 @@ from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
 from rank_k.evaluation.significance import PairedDifference, holm, interval, paired_difference
 from rank_k.journal import Journal
-from rank_k.models.base import Usage
 from rank_k.reports.figures import Point, pareto_set
 from rank_k.study.cell_costs import CellCost, QueryCosts, mean_cost, read_costs
 from rank_k.study.folder import StudyFolder
 from rank_k.study.grid import Average, Cell, Published, Study
 from rank_k.study.inputs import LoadedCollections
-from rank_k.types import Run
+from rank_k.types import Run, Usage
 
 AXES = ("tokens", "rounds", "seconds")
 """What quality is set against. Each is a property of `Cost`."""

@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rank_k.models.base import OnChunk
-from rank_k.types import Passage, Query, Window
+from rank_k.types import OnChunk, Passage, Query, Window
 from rank_k.window.listwise import ListwiseRanker, WindowReport
 from rank_k.window.prompt_builder import PreparedQuery
 from rank_k.window.query_likelihood import QueryLikelihoodRanker

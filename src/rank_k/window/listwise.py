@@ -13,12 +13,25 @@ from random import Random
 from rank_k.data.token_estimate import estimate_tokens
 from rank_k.errors import ContextOverflow, FieldRejected, ModelError, PromptFiltered, RequestRejected
 from rank_k.journal import Journal
-from rank_k.models.base import Model, OnChunk, Request, RequestContext, Response, StreamChunk, Usage
+from rank_k.models.base import Model
 from rank_k.models.cached import CachedCalls, CallStats
 from rank_k.models.retry import RetryPolicy
 from rank_k.models.single_flight import RunOnce
 from rank_k.strategies.base import seed_of
-from rank_k.types import Message, Passage, Query, Window, WindowRanking, WindowResult
+from rank_k.types import (
+    Message,
+    OnChunk,
+    Passage,
+    Query,
+    Request,
+    RequestContext,
+    Response,
+    StreamChunk,
+    Usage,
+    Window,
+    WindowRanking,
+    WindowResult,
+)
 from rank_k.window.grammar import follows
 from rank_k.window.labels import parse_labels
 from rank_k.window.parsing import ParsedAnswer, parse_ranking

@@ -17,10 +17,21 @@ from math import fsum, isfinite
 
 from rank_k.errors import InputError
 from rank_k.journal import Journal
-from rank_k.models.base import Model, OnChunk, Request, RequestContext, Response
+from rank_k.models.base import Model
 from rank_k.models.cached import CachedCalls, CallStats
 from rank_k.models.retry import RetryPolicy
-from rank_k.types import Message, Passage, Query, Window, WindowRanking, WindowResult
+from rank_k.types import (
+    Message,
+    OnChunk,
+    Passage,
+    Query,
+    Request,
+    RequestContext,
+    Response,
+    Window,
+    WindowRanking,
+    WindowResult,
+)
 from rank_k.window.listwise import WindowReport
 from rank_k.window.prompt import PromptTemplate
 from rank_k.window.prompt_builder import PreparedQuery, PromptBuilder

@@ -13,7 +13,7 @@ from llama_index.core.schema import NodeWithScore, TextNode
 from rank_k import Reranker, ScriptedModel
 from rank_k.errors import InputError
 from rank_k.integrations.llama_index import RankKPostprocessor
-from rank_k.models.base import Request
+from rank_k.types import Request
 from tests.integrations.frameworks.common import BEST, MODEL, NEW, QUERY, TEXTS, beside_the_loop, refused
 
 NODES = [NodeWithScore(node=TextNode(text=text, id_=doc_id), score=0.5) for doc_id, text in TEXTS.items()]

@@ -20,7 +20,7 @@ from mteb.models import ModelMeta, SearchProtocol
 from rank_k import Reranker, ScriptedModel
 from rank_k.errors import InputError
 from rank_k.integrations.mteb import RankKSearch
-from rank_k.models.base import Request
+from rank_k.types import Request
 from tests.fakes.loopback import Loopback, make_queries, peak_concurrency
 from tests.integrations.frameworks.common import MODEL, refused
 

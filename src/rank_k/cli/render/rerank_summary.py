@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rank_k.cli.price_options import Prices
     from rank_k.engine import RunStats
     from rank_k.journal import QueryCost
-    from rank_k.models.base import ScoringMethod
+    from rank_k.types import ScoringMethod
 
 REPAIRS = {
     "missing": "passages the model forgot or gave no likelihood, appended in input order",
