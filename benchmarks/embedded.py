@@ -77,7 +77,7 @@ def _reranked(
     seconds = sum(query["seconds"] for query in told["per_query"]) / count
     print(
         f"a query: {seconds:.1f} s of the model, {told['prompt_tokens'] / count:,.0f} tokens in,"
-        f" {told['completion_tokens'] / count:,.0f} out; the command: {told['calls_asked_now']} calls,"
+        f" {told['completion_tokens'] / count:,.0f} out; the command: {told['new_calls']} calls,"
         f" {after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime:.0f} s of processor time",
         flush=True,
     )

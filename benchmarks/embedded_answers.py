@@ -32,7 +32,7 @@ TEMPLATE = PromptTemplate(
 
 ANSWERS = ("constrained", "free")
 
-MENDED = {"missing", "repeated", "cut", "thought_closed", "passages_cut"}
+MENDED = {"missing", "repeated", "cut", "forced_answers", "passages_truncated"}
 """Repairs that leave an answer clean: ids missing or repeated, a thought ended as planned, passages cut."""
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.student_data OUTPUT_FOLDER [--collections ../shared/data]
 
-Only texts whose licences allow a trained model to be shipped. Writes `train.jsonl` and `heldout.jsonl` (5 % of the
+Only texts whose licenses allow a trained model to be shipped. Writes `train.jsonl` and `heldout.jsonl` (5 % of the
 queries of each source) and tells how many rows there are of what: two and a half minutes of one processor. With
 `--form order` the rows hold the order alone, for a student that is not taught to think: the same sets, the same files.
 
@@ -56,7 +56,7 @@ def _article(document: Document) -> str:
 
 @dataclass(frozen=True)
 class Collection:
-    """`parts`: folders that are pooled, each with a PROVENANCE.md that says its licence. `topic`: what passages that
+    """`parts`: folders that are pooled, each with a PROVENANCE.md that says its license. `topic`: what passages that
     are partly relevant share with a relevant one; `names`: or they hold all words of the question but those of its
     mould. `pieces`: long texts are cut. `titled`: texts are shown with their titles."""
 
@@ -67,12 +67,12 @@ class Collection:
     pieces: bool = False
     titled: bool = True
 
-    def licence(self, root: Path) -> str:
+    def license(self, root: Path) -> str:
         """Of its texts, as its parts have it; `root`: the folder of all collections."""
         told = {part.rpartition("/")[2]: license_of(root / part) for part in self.parts}
         if len(told) == 1:
             return next(iter(told.values())) or "unnamed"
-        return "; ".join(f"{name}: {licence}" for name, licence in told.items())
+        return "; ".join(f"{name}: {license}" for name, license in told.items())
 
 
 COLLECTIONS = (
@@ -145,7 +145,7 @@ def sampled(collection: Collection, root: Path, excluded: list[str], output: Pat
     run("retrieve", "--queries", queries, "--documents", documents, "--depth", str(DEPTH), "--output", bm25)
     write_judgments(collection, places, topics, folder)
     files = ("--queries", queries, "--documents", documents, "--qrels", folder / "qrels.trec", "--output", sets)
-    known = ("--source", collection.name, "--licence", collection.licence(root))
+    known = ("--source", collection.name, "--license", collection.license(root))
     run("distill", "sample", "--runs", folder / "run.trec", *files, *SAMPLE, *known, "--exclude-queries", *excluded)
     return sets
 
@@ -238,12 +238,12 @@ def by_topic(topics: dict[str, str]) -> Related:
 
 
 def by_name(folder: Path) -> Related:
-    analyse = analyzer_for("en")
-    words = {passage.doc_id: frozenset(analyse(passage.text)) for passage in read_passages(folder / "corpus.jsonl")}
+    analyze = analyzer_for("en")
+    words = {passage.doc_id: frozenset(analyze(passage.text)) for passage in read_passages(folder / "corpus.jsonl")}
     queries = {
-        query.query_id: frozenset(analyse(query.text)) for query in read_queries(folder / "queries.jsonl").values()
+        query.query_id: frozenset(analyze(query.text)) for query in read_queries(folder / "queries.jsonl").values()
     }
-    mould = frozenset(analyse(MOULD))
+    mould = frozenset(analyze(MOULD))
 
     def related(query_id: str, candidates: list[str], grades: dict[str, int]) -> tuple[list[str], list[str]]:
         asked = queries[query_id]

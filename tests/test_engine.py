@@ -189,7 +189,7 @@ def test_a_window_that_is_given_up_is_counted() -> None:
 
     results, engine = drive(Faulty(), jobs([20] * 6), slots=4)
     assert len(results) == 6
-    assert engine.stats.repairs["gave_up"] == 1
+    assert engine.stats.repairs["retries_exhausted"] == 1
     assert engine.stats.unranked == [("q1", 0)]
 
 

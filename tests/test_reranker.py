@@ -86,7 +86,7 @@ def test_traces_tokens_and_repairs_of_all_windows_are_told() -> None:
 def test_passages_that_had_to_be_cut_are_among_the_repairs() -> None:
     with Reranker(ScriptedModel(["[1] > [2]"]), passage_tokens=20) as reranker:
         hits = reranker.rank("q", ["word " * 200, "short"])
-    assert hits.repairs["passages_cut"] == 1
+    assert hits.repairs["passages_truncated"] == 1
     assert hits[0].text == "word " * 200, "what users get back is untouched"
 
 

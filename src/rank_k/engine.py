@@ -126,7 +126,7 @@ class RunStats:
 
     @property
     def unranked_windows(self) -> int:
-        return self.repairs["unranked"] + self.repairs["gave_up"] + self.repairs["filtered"]
+        return self.repairs["unranked"] + self.repairs["retries_exhausted"] + self.repairs["content_filtered"]
 
 
 @dataclass(slots=True)
@@ -316,12 +316,12 @@ class Engine:
                 texts, window, reasoning=self._reasoning, on_text=self._listener(opened, number)
             )
         except PromptFiltered as error:
-            return _unanswered_window(window, "filtered", error)
+            return _unanswered_window(window, "content_filtered", error)
         except RetriesExhausted as error:
             self._failures += 1
             if self._failures >= max(3, self._slots):
                 raise  # nobody has had an answer for long: the server is gone
-            return _unanswered_window(window, "gave_up", error)
+            return _unanswered_window(window, "retries_exhausted", error)
         self._failures = 0
         return asked
 

@@ -202,7 +202,7 @@ def test_as_a_program_of_its_own(folder: Path, loopback: StartLoopback) -> None:
 OWN = """
 from dataclasses import dataclass
 
-from colours import RED
+from colors import RED
 from rank_k.types import Ranking
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def test_a_strategy_of_ones_own_lies_in_the_current_folder(folder: Path) -> None
     script = Path(sys.executable).with_name("rank-k")
     if not script.exists():
         pytest.skip("needs the installed command, whose Python does not look in the current folder")
-    for name, content in (("own", OWN), ("colours", "RED = 1"), ("broken", "class A("), ("failing", "1 / 0")):
+    for name, content in (("own", OWN), ("colors", "RED = 1"), ("broken", "class A("), ("failing", "1 / 0")):
         (folder / f"{name}.py").write_text(content)
     judged = (*RERANK, "--simulate", "qrels.trec")
 
@@ -423,8 +423,8 @@ def test_the_report_tells_programs_what_the_summary_tells_people(
     about_windows = (
         sum(call.window != "" for call in server.calls) - 1
     )  # one probe stands in the journal alone: whether grammars are taken
-    assert report["calls"] == report["calls_asked_now"] == about_windows
-    assert report["repairs"]["thought_closed"] == 3
+    assert report["calls"] == report["new_calls"] == about_windows
+    assert report["repairs"]["forced_answers"] == 3
     assert report["settings"]["depth"] == 100
     assert report["settings"]["run"] == "run.trec"
     assert f"tokens: {report['prompt_tokens']:,} in" in told.err
@@ -504,7 +504,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(folder: Path, rank_k: RankK, 
 @pytest.mark.parametrize(
     ("owned_by", "server_type"), [("vllm", "vllm"), ("llamacpp", "llamacpp"), ("sglang", "sglang"), ("me", "plain")]
 )
-def test_doctor_recognises_the_server_and_probes_it(
+def test_doctor_recognizes_the_server_and_probes_it(
     rank_k: RankK, loopback: StartLoopback, owned_by: str, server_type: str
 ) -> None:
     server = loopback(owned_by=owned_by, quirk="reasoning", max_model_len=0 if owned_by == "me" else 40960)

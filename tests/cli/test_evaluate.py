@@ -120,11 +120,11 @@ def test_the_tables_say_what_was_compared(rank_k: RankK) -> None:
             "to",
             f"{of['interval'][1]:+.4f}",
         )
-        assert (p, t_p) == (f"{of['randomisation_p_corrected']:.4f}", f"{of['t_p_corrected']:.4f}")
+        assert (p, t_p) == (f"{of['randomization_p_corrected']:.4f}", f"{of['t_p_corrected']:.4f}")
         assert (gain, stay, lose) == tuple(str(of[key]) for key in ("better", "equal", "worse"))
     assert hurt[0] == "queries hurt worst in nDCG@10"
     assert [line.split()[1] for line in hurt[2:] if line.startswith("fair.trec")] == [
-        change["query_id"] for change in told["fair.trec"]["hurt_worst"][:5]
+        change["query_id"] for change in told["fair.trec"]["largest_losses"][:5]
     ]
     assert unjudged == ["unjudged among the first ten: bm25.trec 0.0%, good.trec 0.0%, fair.trec 0.0%"]
 
@@ -172,7 +172,7 @@ def test_a_run_that_loses_nowhere_and_a_single_query(rank_k: RankK) -> None:
     Path("one").write_text("q00 0 q00-0 1\n")
     out, _ = rank_k("evaluate", "--qrels", "one", "good.trec", "--baseline", "bm25.trec", "--json", "--measures", "AP")
     compared = json.loads(out)["good.trec"]["against_baseline"]["AP"]
-    assert (compared["standard_error"], compared["t_p"], compared["randomisation_p"]) == (None, 1.0, 1.0)
+    assert (compared["standard_error"], compared["t_p"], compared["randomization_p"]) == (None, 1.0, 1.0)
 
 
 def test_sums_have_no_interval(rank_k: RankK) -> None:
@@ -262,12 +262,12 @@ def test_the_pointer_to_a_trace_leads_there_though_other_runs_share_the_journal(
     assert told["a.trec"]["cost"]["rounds_per_query"] == 3
     assert told["b.trec"]["cost"]["rounds_per_query"] == 1
     for name, rounds in (("a.trec", 3), ("b.trec", 1)):
-        change = told[name]["hurt_worst"][0]
+        change = told[name]["largest_losses"][0]
         program, *arguments = shlex.split(change["trace"])
         assert program == "rank-k"
         shown, _ = rank_k(*arguments)
         assert shown.count("== query") == shown.count(f"== query {change['query_id']}, ") == rounds
-    assert "--run" not in told["b.trec"]["hurt_worst"][0]["trace"], "the last one needs no name"
+    assert "--run" not in told["b.trec"]["largest_losses"][0]["trace"], "the last one needs no name"
     assert (
         f"rank-k journal show both.sqlite --query {change['query_id']}"
         in rank_k(*command, "--baseline", "good.trec")[0]
@@ -328,7 +328,7 @@ def test_the_report_is_written_and_says_how_to_make_it_again(rank_k: RankK) -> N
     Path("report.html").unlink()
     rank_k(*shlex.split(again)[1:])
     assert Path("report.html").read_text(encoding="utf-8") == page
-    for change in told["new.trec"]["hurt_worst"]:
+    for change in told["new.trec"]["largest_losses"]:
         assert f"about {change['query_id']}" in page
         assert f"rank-k journal show new.trec.journal.sqlite --query {change['query_id']}" in page
 

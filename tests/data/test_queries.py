@@ -279,10 +279,10 @@ def test_long_queries_are_shown_whole_and_rank_as_well_as_can_be(name: str, cont
     for query_id, prompt in judge.shown:
         assert sanitize(queries[query_id].text, markers=False) in prompt
     if context == 8192:  # 8,000 tokens for thought and answer do not fit: said for every window
-        assert tally.repairs["budget_cut"] == len(judge.shown)
+        assert tally.repairs["max_tokens_lowered"] == len(judge.shown)
     else:
-        assert "budget_cut" not in tally.repairs
-        assert "context_cut" not in tally.repairs
+        assert "max_tokens_lowered" not in tally.repairs
+        assert "context_truncated" not in tally.repairs
     assert ndcg(qrels, reranked) == pytest.approx(ndcg(qrels, best(run, qrels)))
 
 

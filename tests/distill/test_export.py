@@ -194,7 +194,7 @@ def test_from_runs_to_a_student_that_reranks(tmp_path: Path, tiny: Path, capsys:
     collection = ("--queries", paths["queries.jsonl"], "--documents", paths["documents.jsonl"])
     run("retrieve", *collection, "--depth", 20, "--output", paths["bm25.trec"])
     sets, journal, data, held = (tmp_path / name for name in ("sets.jsonl", "t.sqlite", "data.jsonl", "held.jsonl"))
-    sizes = ("--sizes", "3-6", "--ranks", "1-15", "--sets-per-query", 2, "--source", "weather", "--licence", "CC0")
+    sizes = ("--sizes", "3-6", "--ranks", "1-15", "--sets-per-query", 2, "--source", "weather", "--license", "CC0")
     run(
         "distill",
         "sample",

@@ -55,19 +55,19 @@ def test_runs_are_fused_by_query_whatever_order_their_queries_are_in() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "licence"),
+    ("told", "license"),
     [
-        ("Texts of 2024. Licence of the data: **MIT; Wikipedia text CC BY-SA**\n", "MIT; Wikipedia text CC BY-SA"),
-        ("- Licence: MIT, for code\n\nLicence of the data: CC BY 4.0.", "CC BY 4.0"),
+        ("Texts of 2024. License of the data: **MIT; Wikipedia text CC BY-SA**\n", "MIT; Wikipedia text CC BY-SA"),
+        ("- License: MIT, for code\n\nLicense of the data: CC BY 4.0.", "CC BY 4.0"),
         ("- Source: somewhere @ 577bd37b96. License CC BY-SA 4.0. 400 queries.", "CC BY-SA 4.0"),
         ("- License: none stated; see LICENSE.txt for code", "none stated; see LICENSE.txt for code"),
         ("Nobody knows.", None),
     ],
 )
-def test_a_collection_says_its_licence(tmp_path: Path, told: str, licence: str | None) -> None:
+def test_a_collection_says_its_license(tmp_path: Path, told: str, license: str | None) -> None:
     assert license_of(tmp_path) is None
     (tmp_path / "PROVENANCE.md").write_text(told, encoding="utf-8")
-    assert license_of(tmp_path) == licence
+    assert license_of(tmp_path) == license
 
 
 # --- drawing ---------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_sets_of_other_options_are_not_mixed(tmp_path: Path, store: PassageStore
     judged.grades = {query_id: {"d1": 1} for query_id in QUERIES}
     with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another grades\)"):
         write_samples(judged, store, output, 3)
-    with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another licence\)"):
+    with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another license\)"):
         write_samples(sampler(), store, output, 3, "CC0")
     changed = tmp_path / "changed.jsonl"
     changed.write_text("".join(f'{{"_id": "{doc_id}", "text": "another"}}\n' for doc_id in RANKING), encoding="utf-8")
@@ -244,12 +244,12 @@ HARD = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 @given(st.lists(st.tuples(HARD, HARD), min_size=2, unique_by=lambda p: p[0]), HARD, st.none() | HARD)
 def test_a_set_comes_back_as_it_was_written(
-    tmp_path_factory: pytest.TempPathFactory, shown: list[tuple[str, str]], text: str, licence: str | None
+    tmp_path_factory: pytest.TempPathFactory, shown: list[tuple[str, str]], text: str, license: str | None
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "one.jsonl"
     path.unlink(missing_ok=True)
     doc_ids, passages = zip(*shown, strict=True)
-    row = CandidateSet("set", "q\udcff", text, doc_ids, passages, {doc_ids[0]: 2}, "source", licence)
+    row = CandidateSet("set", "q\udcff", text, doc_ids, passages, {doc_ids[0]: 2}, "source", license)
     with AppendedSets(path) as file:
         file.write(row)
     assert list(read_sets(path)) == [row]
@@ -257,7 +257,7 @@ def test_a_set_comes_back_as_it_was_written(
 
 GOOD = {
     "set_id": "s", "query_id": "q", "query": "t", "doc_ids": ["a", "b"], "passages": ["x", "y"], "grades": {"a": 1},
-    "source": "s", "licence": None,
+    "source": "s", "license": None,
 }  # fmt: skip
 
 
@@ -273,7 +273,7 @@ GOOD = {
         {"passages": ["x", 1]},
         {"grades": {"a": "1"}},
         {"grades": [1]},
-        {"licence": 1},
+        {"license": 1},
     ],
 )
 def test_a_line_that_is_no_set_is_told_with_its_number(tmp_path: Path, change: dict[str, Any]) -> None:
@@ -344,7 +344,7 @@ def collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         lines["run.trec"] += [f"{q} Q0 d{n} {n + 1} {12 - n} bm25" for n in range(12)]
     for name, found in lines.items():
         (folder / name).write_text("\n".join(found) + "\n")
-    (folder / "PROVENANCE.md").write_text("# Tides\n\nTraining data. Licence of the data: **CC BY 4.0**\n")
+    (folder / "PROVENANCE.md").write_text("# Tides\n\nTraining data. License of the data: **CC BY 4.0**\n")
     (folder / "eval.jsonl").write_text(json.dumps({"_id": "e", "text": "Why is the sky blue?"}) + "\n")
     monkeypatch.chdir(folder)
     return folder
@@ -362,7 +362,7 @@ def test_the_command_draws_and_counts(collection: Path, capsys: pytest.CaptureFi
     assert "relevant passages in a set: 1 in 100%" in told.err
     assert "1 queries left out: the same or nearly the same as one of --exclude-queries" in told.err
     (row,) = read_sets("sets.jsonl")
-    assert (row.query_id, row.source, row.licence, row.grades) == ("q1", "tides", "CC BY 4.0", {"d7": 1})
+    assert (row.query_id, row.source, row.license, row.grades) == ("q1", "tides", "CC BY 4.0", {"d7": 1})
     assert "d0" not in row.doc_ids
     assert set(row.doc_ids) <= {f"d{n}" for n in range(10)}
     assert row.passages[row.doc_ids.index("d7")] == "passage 7"

@@ -56,7 +56,7 @@ class Traces:
             "doc_ids": SHOWN,
             "grades": GRADES,
             "source": "s",
-            "licence": "CC0",
+            "license": "CC0",
         }
         self.journal.store_set(f"set{number}", {**told, **facts})
         window = Window(SHOWN, (1, 3))
@@ -147,8 +147,8 @@ def test_equal_traces_have_no_shorter_one() -> None:
         ([a_call(a_reply("[2] > [3] > [1] > [9]"))], "repaired"),
         ([a_call(a_reply("", finish="length"))], "cut"),
         ([a_call(a_reply("[2] > [3] > [1]", finish="length"))], "repaired"),
-        ([a_call(a_reply(finish="stopped"))], "loops"),
-        ([a_call(a_reply(thought="But wait, is it? I think that it is so. " * 90))], "loops"),
+        ([a_call(a_reply(finish="stopped"))], "repetition_stopped"),
+        ([a_call(a_reply(thought="But wait, is it? I think that it is so. " * 90))], "repetition_stopped"),
         ([a_call(a_reply("", finish="length")), a_call(a_reply(thought=None), "close")], "cut"),
         ([a_call(a_reply("on and on", None, "length"), stop=["</think>"]), a_call(a_reply(), "close")], "cut"),
         ([a_call(a_reply("a thought", None), stop=["</think>"])], "cut"),
@@ -188,8 +188,8 @@ def test_looks_that_show_the_same_order_are_told_apart_by_what_they_thought() ->
     closes = [ended(f"... {n} is best.", seed=n) for n in (2, 0, 1)]  # the thought's beginning had no room
     assert samples([*begun, *closes]) == [[begun[n], closes[(n + 1) % 3]] for n in range(3)]
     same = [a_call(Response("Two.", None, "stop"), stop=["</think>"], seed=n) for n in range(2)]
-    alike = [ended("Two.", seed=n) for n in (1, 0)]
-    assert samples([*same, *alike]) == [[same[0], alike[1]], [same[1], alike[0]]]
+    identical = [ended("Two.", seed=n) for n in (1, 0)]
+    assert samples([*same, *identical]) == [[same[0], identical[1]], [same[1], identical[0]]]
     without = [a_call(Response("Two.", None, "stop"), stop=["</think>"]) for _ in range(2)]
     assert list(map(len, samples([*without, ended("Two."), ended("Two.")]))) == [2, 2]
 
@@ -212,7 +212,7 @@ def test_a_row_says_what_it_is_and_where_it_comes_from(traces: Traces) -> None:
         "rule": "paper",
         "ndcg": pytest.approx((1.5 + 1.5 / 1.584962) / (2 + 1 / 1.584962)),
         "source": "s",
-        "licence": "CC0",
+        "license": "CC0",
     }
     assert counts == Counter(sets=1, traces=1, rows=1)
 
@@ -239,7 +239,7 @@ def test_a_completion_is_read_as_the_order_and_thought_it_was_made_of(
     traces.journal.close()
     if not found:  # tags inside of a thought are mended, a thought may loop: then it is not learnt
         assert counts["without_trace"] == 1
-        assert counts["repaired"] + counts["loops"] + counts["cut"] + counts["unranked"] == 1
+        assert counts["repaired"] + counts["repetition_stopped"] + counts["cut"] + counts["unranked"] == 1
         return
     content = found[0]["completion"][0]["content"]
     answer = parse_ranking(content, len(numbers), finish_reason="stop")
@@ -312,7 +312,7 @@ def test_every_trace_is_accounted_for(traces: Traces) -> None:
     for number in range(40):
         shown = [tuple(random.sample(SHOWN, 3)) for _ in range(4)]
         traces.add(number, [a_call(random.choice(replies), shown=order) for order in shown])
-    reasons = ("unranked", "repaired", "cut", "loops", "not_told", "not_by_rule", "rows")
+    reasons = ("unranked", "repaired", "cut", "repetition_stopped", "not_told", "not_by_rule", "rows")
     for rule in RULES:
         rows, counts = selected(traces, rule=rule)
         assert sum(counts[reason] for reason in reasons) == counts["traces"] == 160

@@ -143,10 +143,10 @@ def test_from_a_server_to_rows(folder: Path, capsys: pytest.CaptureFixture[str],
     assert len(found) == 18  # also where the first samples agree
     first = found[0]
     assert first.keys() == {
-        "prompt", "completion", "set_id", "query_id", "query", "doc_ids", "teacher", "rule", "ndcg", "source", "licence"
+        "prompt", "completion", "set_id", "query_id", "query", "doc_ids", "teacher", "rule", "ndcg", "source", "license"
     }  # fmt: skip
     assert (first["teacher"], first["rule"], first["ndcg"]) == ("oracle", "all", 1.0)
-    assert (first["source"], first["licence"], first["query_id"]) == ("s", "CC0", "q0")
+    assert (first["source"], first["license"], first["query_id"]) == ("s", "CC0", "q0")
     (prompt,), (completion,) = first["prompt"], first["completion"]
     assert (prompt["role"], completion["role"]) == ("user", "assistant")
     assert first["query"] in prompt["content"]

@@ -176,8 +176,8 @@ def test_agreement_is_not_told_where_chance_alone_would_bring_it() -> None:
 def test_judges_who_say_the_same_agree_and_coin_throwers_do_not() -> None:
     chance = random.Random(1)
     same = [chance.randrange(3) for _ in range(300)]
-    (alike,) = agreements([(j, f"q{i}", "", said) for i, said in enumerate(same) for j in ("anna", "ben")])
-    assert (alike.value, alike.low, alike.high) == pytest.approx((1.0, 1.0, 1.0))
+    (identical,) = agreements([(j, f"q{i}", "", said) for i, said in enumerate(same) for j in ("anna", "ben")])
+    assert (identical.value, identical.low, identical.high) == pytest.approx((1.0, 1.0, 1.0))
     found = agreements([(j, f"q{i}", "", chance.randrange(3)) for i in range(300) for j in ("anna", "ben", "chen")])
     assert len(found) == 4
     for one in found:
@@ -302,7 +302,7 @@ def test_a_row_comes_back_as_it_was(tmp_path: Path) -> None:
         depth=10,
         left_doc_ids=("d1", "\udcfe"),
         right_doc_ids=("d2",),
-        names_hidden=False,
+        blind=False,
     )
     rows = [full, judgment(2, UNDONE)]
     assert read_judgments(written(tmp_path / "rows.jsonl", rows)) == rows
@@ -339,7 +339,7 @@ def test_what_is_needed_is_enough(tmp_path: Path) -> None:
         ({"seconds": float("nan")}, "seconds nan"),
         ({"seconds": True}, "seconds True"),
         ({"depth": 0}, "depth 0"),
-        ({"names_hidden": "yes"}, "names_hidden 'yes'"),
+        ({"blind": "yes"}, "names_hidden 'yes'"),
         ({"translation": 3}, "translation 3"),
         ({"left_doc_ids": "d1"}, "left_doc_ids 'd1'"),
         ({"right_doc_ids": [1]}, r"right_doc_ids \[1\]"),

@@ -17,7 +17,7 @@ from rank_k.errors import InputError
 from rank_k.evaluation.significance import PairedDifference, holm, interval, paired_difference
 
 SAMPLES = {
-    "alike": np.random.default_rng(1).normal(0.0, 0.1, 40),
+    "identical": np.random.default_rng(1).normal(0.0, 0.1, 40),
     "better": np.random.default_rng(2).normal(0.05, 0.1, 43),
     "skewed": np.random.default_rng(3).exponential(0.1, 97) - 0.09,
     "mostly equal": np.random.default_rng(4).normal(0.1, 0.1, 60) * (np.arange(60) % 4 == 0),
@@ -62,7 +62,7 @@ def test_the_t_test_is_scipys(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_the_randomisation_test_is_scipys(name: str) -> None:
+def test_the_randomization_test_is_scipys(name: str) -> None:
     theirs = stats.permutation_test(
         (SAMPLES[name],),
         lambda values, axis: np.mean(values, axis=axis),
@@ -72,13 +72,13 @@ def test_the_randomisation_test_is_scipys(name: str) -> None:
     ).pvalue
     # four standard errors of the difference of two counts, of 10,000 draws and of 20,000; scipy doubles one tail
     allowed = 4 * math.sqrt(theirs * (1 - theirs) / 10_000 + theirs * (2 - theirs) / 20_000) + 1e-4
-    assert against_nothing(SAMPLES[name]).randomisation_p == pytest.approx(theirs, abs=allowed)
+    assert against_nothing(SAMPLES[name]).randomization_p == pytest.approx(theirs, abs=allowed)
 
 
 def test_few_queries_are_counted_out_and_scipy_finds_the_same() -> None:
     values = SAMPLES["few"]
     theirs = stats.permutation_test((values,), lambda v, axis: np.sum(v, axis=axis), permutation_type="samples")
-    assert against_nothing(values).randomisation_p == pytest.approx(theirs.pvalue, abs=1e-12)
+    assert against_nothing(values).randomization_p == pytest.approx(theirs.pvalue, abs=1e-12)
 
 
 # --- by hand ---
@@ -89,7 +89,7 @@ def test_three_queries_by_hand() -> None:
     assert (found.better, found.equal, found.worse, found.queries) == (1, 1, 1, 3)
     assert found.mean == pytest.approx(0.2 / 3)
     # of the four combinations of signs, -.4, -.2, .2 and .4, all are as far from zero as .2
-    assert found.randomisation_p == 1.0
+    assert found.randomization_p == 1.0
     assert found.low == pytest.approx(-0.1)
     assert found.high == pytest.approx(0.3)
 
@@ -98,7 +98,7 @@ def test_all_gain_the_same() -> None:
     found = against_nothing([0.25] * 6)
     assert (found.mean, found.error, found.low, found.high) == (0.25, 0.0, 0.25, 0.25)
     assert found.t_p == 0.0
-    assert found.randomisation_p == 2 / 2**6, "all six heads or all six tails"
+    assert found.randomization_p == 2 / 2**6, "all six heads or all six tails"
 
 
 @pytest.mark.parametrize("count", [1, 2, 40])
@@ -107,7 +107,7 @@ def test_no_difference_is_no_evidence_and_no_warning(count: int) -> None:
         warnings.simplefilter("error")
         found = against_nothing([0.0] * count)
     assert (found.mean, found.low, found.high) == (0.0, 0.0, 0.0)
-    assert (found.t_p, found.randomisation_p) == (1.0, 1.0)
+    assert (found.t_p, found.randomization_p) == (1.0, 1.0)
     assert (found.better, found.equal, found.worse) == (0, count, 0)
 
 
@@ -118,11 +118,11 @@ def test_what_rounding_leaves_is_no_difference() -> None:
 def test_one_query_has_no_error_and_proves_nothing() -> None:
     found = against_nothing([0.3])
     assert math.isnan(found.error)
-    assert (found.mean, found.low, found.high, found.t_p, found.randomisation_p) == (0.3, 0.3, 0.3, 1.0, 1.0)
+    assert (found.mean, found.low, found.high, found.t_p, found.randomization_p) == (0.3, 0.3, 0.3, 1.0, 1.0)
 
 
 def test_drawn_p_values_are_never_zero() -> None:
-    assert against_nothing([1.0] * 200).randomisation_p == 1 / 10_001
+    assert against_nothing([1.0] * 200).randomization_p == 1 / 10_001
 
 
 def test_queries_on_one_side_only_are_not_left_out_silently() -> None:
@@ -166,10 +166,10 @@ def test_exchanging_the_runs_mirrors_everything(values: list[float]) -> None:
     assert one.mean == pytest.approx(-other.mean)
     assert (one.better, one.worse) == (other.worse, other.better)
     assert one.t_p == pytest.approx(other.t_p)
-    assert one.randomisation_p == other.randomisation_p
+    assert one.randomization_p == other.randomization_p
     assert min(values) - 1e-9 <= one.low <= one.high <= max(values) + 1e-9
     assert 0 <= one.t_p <= 1
-    assert 0 < one.randomisation_p <= 1
+    assert 0 < one.randomization_p <= 1
 
 
 @settings(max_examples=20)

@@ -173,7 +173,7 @@ QUIRKS = ("inline", "missing_open", "reasoning", "reasoning_content", "reasoning
 ABILITIES = ("raw", "continue", "grammar", "budget", "logprobs", "spell")
 """Going on from a rendered prompt, or from an open last message; grammars; budgets; probabilities; grammars of tokens
 behind any text, as llama.cpp takes them."""
-TRAPS = ("", "answer_in_reasoning", "two_ends", "always_thinks", "loops")
+TRAPS = ("", "answer_in_reasoning", "two_ends", "always_thinks", "repetition_stopped")
 """A closed thought's answer comes as reasoning with null content; an end of thought leaks into the content; the
 switch for direct answers is forgotten; thoughts go in circles for ever."""
 TRANSIENT = ("http_429", "http_500", "drop", "error_in_stream", "bad_utf8", "bad_json")
@@ -193,7 +193,7 @@ class Plan:
     per_token: float = 0.002
     flush: float = 0.05  # seconds between the pieces of a stream
     quirk: str = "inline"  # where the trace goes: one of QUIRKS
-    abilities: str = ""  # of ABILITIES, with blanks between: what is honoured; the rest is refused or forgotten
+    abilities: str = ""  # of ABILITIES, with blanks between: what is honored; the rest is refused or forgotten
     trap: str = ""  # one of TRAPS
     cut: float = 0.0  # share of windows whose thought ends by "length" unless a later turn asks for the order
     prose: float = 0.0  # answered as a sentence with a bare comma list of all numbers
@@ -303,7 +303,7 @@ def _thought(plan: Plan, marks: Sequence[str], window: str, length: int) -> list
     closing = ["\n</think>\n\n"] if plan.quirk in ("inline", "missing_open") else []
     room = length - len(opening) - len(closing)
     words: list[str] = []
-    if plan.trap == "loops":
+    if plan.trap == "repetition_stopped":
         words = re.findall(r"\S+\s", "Wait, let me think about [2] again, since it might be better than [1].\n")
         words = (words * (room // len(words) + 1))[:room]
     while len(words) < room:
@@ -346,7 +346,7 @@ def compose(plan: Plan, marks: tuple[str, ...], window: str, body: Mapping[str, 
             answer = ["</think>\n\n", *answer]
     else:
         wanted = reply_tokens(marks) if marks else 40
-        if plan.trap == "loops":
+        if plan.trap == "repetition_stopped":
             wanted = 100_000
         budget = body.get("thinking_token_budget")
         if plan.can("budget") and isinstance(budget, int):

@@ -186,7 +186,7 @@ STUDIES = (
 
 _SAMPLE = (
     "distill sample --runs {data}/run.trec --queries {data}/queries.jsonl --documents {data}/corpus.jsonl"
-    " --output {work}/sets.jsonl --licence CC0 --source golden"
+    " --output {work}/sets.jsonl --license CC0 --source golden"
 )
 _SELECT = "distill select --journal {work}/traces.sqlite --output {work}/rows.jsonl"
 

@@ -83,14 +83,14 @@ def test_auto_has_probabilities_to_go_by() -> None:
     with Reranker(DEFAULT_WEIGHTS, reasoning="auto", max_tokens=128, context_length=2048) as reranker:
         hits = reranker.rank("why is the sky blue", PASSAGES)
     assert not hits.unranked_windows
-    assert hits.repairs.get("thought_about", 0) <= 1
+    assert hits.repairs.get("windows_reasoned", 0) <= 1
 
 
 @needs_weights
 def test_passages_share_the_context_and_the_server_never_refuses() -> None:
     with Reranker(DEFAULT_WEIGHTS, reasoning="off", context_length=1024) as reranker:
         hits = reranker.rank("why is the sky blue", [f"{text} " + "The sky is wide. " * 100 for text in PASSAGES])
-    assert hits.repairs["context_cut"] == 3
+    assert hits.repairs["context_truncated"] == 3
     assert not hits.unranked_windows
 
 
@@ -147,7 +147,7 @@ def test_a_likelihood_depends_on_nothing_that_was_asked_before(likely: Reranker)
 def test_any_query_can_be_spelt(likely: Reranker, query: str) -> None:
     hits = likely.rank(query, ["Rain falls.", "Cats purr."])
     assert not hits.unranked_windows
-    assert set(hits.repairs) <= {"spelt_in_part"}
+    assert set(hits.repairs) <= {"byte_tokens_skipped"}
     assert all(hit.likelihood is not None and hit.likelihood < -1 for hit in hits)
 
 

@@ -68,15 +68,15 @@ def test_cut_thoughts_are_closed_and_their_answer_asked_for(
     server = loopback(quirk=quirk, cut=0.28)
     results, tally = rerank(server)
     assert results == clean
-    closed = tally.repairs["thought_closed"]
-    assert 0 < closed == tally.repairs["cut"] == sum(call.n_messages == 3 for call in server.calls)
+    closed = tally.repairs["forced_answers"]
+    assert 0 < closed == tally.repairs["truncated"] == sum(call.n_messages == 3 for call in server.calls)
     assert not tally.unranked_windows
 
 
 def test_all_thoughts_cut(loopback: StartLoopback, clean: dict[str, tuple[str, ...]]) -> None:
     results, tally = rerank(loopback(cut=1.0))
     assert results == clean
-    assert tally.repairs["thought_closed"] == WINDOWS
+    assert tally.repairs["forced_answers"] == WINDOWS
 
 
 def test_prose_answers_with_bare_lists(loopback: StartLoopback, clean: dict[str, tuple[str, ...]]) -> None:
@@ -130,7 +130,7 @@ def test_nonsense_keeps_the_order_and_is_named(loopback: StartLoopback) -> None:
 def test_one_window_given_up_is_counted_and_the_rest_goes_on(loopback: StartLoopback) -> None:
     results, tally = rerank(loopback(http_500=(0.1, 99)))
     assert set(results) == set(QUERIES)
-    assert 0 < tally.repairs["gave_up"] == tally.unranked_windows < WINDOWS
+    assert 0 < tally.repairs["retries_exhausted"] == tally.unranked_windows < WINDOWS
     for query_id, doc_ids in results.items():
         assert sorted(doc_ids) == sorted(c.doc_id for c in DATA.run[query_id])
 
@@ -174,7 +174,7 @@ def test_the_context_is_shared_so_that_the_server_never_refuses(loopback: StartL
     with Reranker("oracle", server=server.url, max_tokens=1000) as reranker:
         hits = reranker.rank("q", long)
     assert len(hits) == 20
-    assert hits.repairs["context_cut"] == 20
+    assert hits.repairs["context_truncated"] == 20
     assert not hits.unranked_windows
     assert {call.status for call in server.calls} == {200}
 

@@ -23,7 +23,7 @@ CARD = ADAPTER.with_suffix(".md")
 MOST_BYTES = 40_000_000
 
 ALLOWED = re.compile(r"CC BY(-SA)?( [34]\.0)?|Apache-2\.0|MIT|GFDL")
-"""Licences under which a model trained on texts may be given away. Wikipedia's may be had under CC BY-SA or GFDL."""
+"""Licenses under which a model trained on texts may be given away. Wikipedia's may be had under CC BY-SA or GFDL."""
 
 FORBIDDEN = re.compile(r"NC|non-?commercial|research|none", re.IGNORECASE)
 
@@ -32,7 +32,7 @@ TRAINING = ("medquad-train", "drcd-zh")
 
 
 def sources() -> dict[str, str]:
-    """Source -> licence, as the card says."""
+    """Source -> license, as the card says."""
     rows = re.findall(r"^\| ([\w-]+) \| [\d,]+ \| (.+) \|$", CARD.read_text(encoding="utf-8"), re.MULTILINE)
     return dict(rows)
 
@@ -40,21 +40,21 @@ def sources() -> dict[str, str]:
 def test_it_was_made_of_what_may_be_given_away() -> None:
     found = sources()
     assert len(found) == 6
-    for source, licence in found.items():
-        assert ALLOWED.search(licence), (source, licence)
-        assert not FORBIDDEN.search(licence), (source, licence)
+    for source, license in found.items():
+        assert ALLOWED.search(license), (source, license)
+        assert not FORBIDDEN.search(license), (source, license)
     assert re.search(r"sha256 of the data: `[0-9a-f]{64}`", CARD.read_text(encoding="utf-8"))
 
 
 def test_its_card_says_what_the_collections_say_of_themselves() -> None:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared beside the checkout")
-    assert sources() == {collection.name: collection.licence(SHARED) for collection in COLLECTIONS}
+    assert sources() == {collection.name: collection.license(SHARED) for collection in COLLECTIONS}
     for part in (part for collection in COLLECTIONS for part in collection.parts):
         assert part.startswith("train/") or part in TRAINING, part
-        licence = license_of(SHARED / part)
-        assert licence is not None
-        assert all(ALLOWED.search(each) for each in licence.split(";")), (part, licence)
+        license = license_of(SHARED / part)
+        assert license is not None
+        assert all(ALLOWED.search(each) for each in license.split(";")), (part, license)
     assert not {part for collection in COLLECTIONS for part in collection.parts} & set(EVALUATED)
 
 

@@ -73,7 +73,7 @@ def test_delays_are_jittered() -> None:
 
 
 @given(st.floats(0, 1e9), st.integers())
-def test_retry_after_is_honoured_up_to_five_minutes(asked: float, seed: int) -> None:
+def test_retry_after_is_honored_up_to_five_minutes(asked: float, seed: int) -> None:
     delay = RetryPolicy().delay(1, ServerOverloaded("busy", retry_after=asked), Random(seed))
     assert min(asked, 300) <= delay <= min(asked, 300) + RetryPolicy().first
 

@@ -56,7 +56,7 @@ def test_rerank_falls_back_to_the_token_limit_when_vllm_refuses_a_reasoning_budg
     assert len(with_budget) == 1, "the server is asked for a budget once"
     limits = [body["max_tokens"] for body in server.bodies("/v1/chat/completions") if "passage 1" in str(body)]
     assert limits == [40 + 32 + 8 * 5, 40, 40, 40]
-    assert tally.repairs["budget_refused"] == tally.repairs["thought_closed"] == 3
+    assert tally.repairs["budget_rejected"] == tally.repairs["forced_answers"] == 3
 
 
 def test_rerank_uses_the_servers_budget_where_it_has_one() -> None:
@@ -64,7 +64,7 @@ def test_rerank_uses_the_servers_budget_where_it_has_one() -> None:
         results, tally = rerank(server, reasoning="40")
     assert set(results.values()) == {REVERSED}
     assert all("thinking_token_budget" in body for body in server.bodies("/v1/chat/completions"))
-    assert not tally.repairs["budget_refused"]
+    assert not tally.repairs["budget_rejected"]
 
 
 def test_rerank_fails_when_a_request_with_a_budget_is_refused_for_another_reason() -> None:
@@ -163,7 +163,7 @@ def test_rerank_continues_after_a_content_filter_refuses_one_prompt(refusal: str
     assert results == {"q1": REVERSED, "q2": tuple(PASSAGES), "q3": REVERSED}
     assert len(server.requests) == 3, "a refusal is not retried"
     assert tally.unranked == [("q2", 0)]
-    assert tally.unranked_windows == tally.repairs["filtered"] == 1
+    assert tally.unranked_windows == tally.repairs["content_filtered"] == 1
 
 
 def test_rank_counts_a_window_that_a_content_filter_refuses() -> None:
@@ -173,4 +173,4 @@ def test_rank_counts_a_window_that_a_content_filter_refuses() -> None:
     ):
         hits = reranker.rank("query", ["a", "b"])
     assert [hit.index for hit in hits] == [0, 1]
-    assert hits.unranked_windows == hits.repairs["filtered"] == 1
+    assert hits.unranked_windows == hits.repairs["content_filtered"] == 1

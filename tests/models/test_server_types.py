@@ -209,7 +209,7 @@ def test_rows_are_found_under_their_names() -> None:
     assert all(row.name == name for name, row in SERVER_TYPES.items())
 
 
-# --- recognising servers ---------------------------------------------------------------------------
+# --- recognizing servers ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_rows_are_found_under_their_names() -> None:
         ("http://localhost:8000/v1", None, "plain"),
     ],
 )
-def test_servers_are_recognised_by_host_then_by_owner(url: str, owner: str | None, name: str) -> None:
+def test_servers_are_recognized_by_host_then_by_owner(url: str, owner: str | None, name: str) -> None:
     models = None if owner is None else {"object": "list", "data": [{"id": "m", "owned_by": owner}]}
     assert detect_server_type(url, models).name == name
 

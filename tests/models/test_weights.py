@@ -40,7 +40,7 @@ def row_of(content: bytes) -> NamedWeights:
         member="tiny_weights/tiny.gguf",
         sha256=hashlib.sha256(content).hexdigest(),
         size=len(content),
-        licence="Apache-2.0",
+        license="Apache-2.0",
         source="made for this test",
         context_length=64,
         chat_template="chatml",
@@ -346,7 +346,7 @@ def test_the_verb_shows_what_it_gets_and_prints_the_path(
     assert main(["fetch", "tiny", "--package", str(package)]) == 0
     said = capsys.readouterr()
     assert said.out == f"{tiny.path}\n"
-    for fact in (tiny.source, tiny.licence, tiny.sha256, "MB"):
+    for fact in (tiny.source, tiny.license, tiny.sha256, "MB"):
         assert fact in said.err
 
 

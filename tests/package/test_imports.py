@@ -209,7 +209,7 @@ def test_the_version_is_said_once_and_the_same() -> None:
     assert PROJECT["version"] == rank_k.__version__
 
 
-def normalised(requirement: str) -> str:
+def normalized(requirement: str) -> str:
     """The name of the distribution that a requirement asks for, as package indexes compare names."""
     return re.sub(r"[-_.]+", "-", re.split(r"[\s<>=!~;\[]", requirement, maxsplit=1)[0]).lower()
 
@@ -233,11 +233,11 @@ def test_an_extra_brings_the_modules_that_the_door_lets_in(extra: str) -> None:
     brought_by = packages_distributions()
     if extra in APART and ("torch" if extra == "train" else MODULES_OF_EXTRA[extra][0]) not in brought_by:
         pytest.skip(f"pip install 'rank-k[{extra}]'")
-    wanted = {normalised(requirement) for requirement in EXTRAS[extra]}
+    wanted = {normalized(requirement) for requirement in EXTRAS[extra]}
     met = set()
     for module in MODULES_OF_EXTRA[extra]:
         assert module in brought_by, f"{module} is not installed: pip install -e '.[dev]'"
-        bringing = {normalised(name) for name in brought_by[module]} & wanted
+        bringing = {normalized(name) for name in brought_by[module]} & wanted
         assert bringing, f"{module} comes from {brought_by[module]}, which [{extra}] does not ask for"
         met |= bringing
     assert met == wanted, f"[{extra}] asks for {wanted - met}, of which the door knows no module"

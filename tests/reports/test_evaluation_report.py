@@ -160,7 +160,7 @@ def test_every_figure_of_the_assessment_is_there(assessment: RunComparison, page
         for compared in run.against.values():
             assert format_signed(compared.paired.mean) in cells
             assert f"{format_signed(compared.paired.low)} to {format_signed(compared.paired.high)}" in cells
-            for p in (compared.randomisation_p, compared.t_p):
+            for p in (compared.randomization_p, compared.t_p):
                 assert (format_p_value(p) in Read(page).text["strong"]) if p <= 0.05 else (format_p_value(p) in cells)
         for change in assessment.hurt(run):
             assert format_signed(change.difference) in cells
@@ -186,7 +186,7 @@ def test_the_first_sentences_say_only_what_was_shown(assessment: RunComparison, 
     assert len(items) == 2
     for item, run in zip(items, assessment.compared, strict=True):
         compared = run.against["nDCG@10"]
-        sure = compared.randomisation_p <= 0.05
+        sure = compared.randomization_p <= 0.05
         assert ("is better than the baseline" in item) == (sure and compared.paired.mean > 0)
         assert ("is not shown to differ" in item) == (not sure)
     none = render_report(assessed(QUERIES[:4], seed=3), MADE)
@@ -200,14 +200,14 @@ def test_it_can_be_heard_and_walked_through(page: str) -> None:
     read = Read(page)
     ids = [attributes["id"] for _, attributes in read.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    named = [name for _, attributes in read.elements for name in attributes.get("aria-labelledby", "").split()]
+    named = [name for _, attributes in read.elements for name in attributes.get("aria-labeledby", "").split()]
     assert set(named) <= set(ids)
     assert len(read.all("table")) == len(read.all("caption"))
     assert all("scope" in head for head in read.all("th"))
-    assert all(svg["role"] == "img" and svg["aria-labelledby"] for svg in read.all("svg"))
+    assert all(svg["role"] == "img" and svg["aria-labeledby"] for svg in read.all("svg"))
     regions = [attributes for attributes in read.all("div") if attributes["class"] == "scroll"]
     assert len(regions) == len(read.all("table"))
-    assert all(region["tabindex"] == "0" and region["aria-labelledby"] for region in regions)
+    assert all(region["tabindex"] == "0" and region["aria-labeledby"] for region in regions)
     assert read.all("html") == [{"lang": "en"}]
 
 

@@ -1,4 +1,4 @@
-"""Figures: strings of SVG that a strict page may hold, in the page's colours, the same for the same data."""
+"""Figures: strings of SVG that a strict page may hold, in the page's colors, the same for the same data."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def test_nothing_in_it_needs_more_than_a_page_gives(svg: str) -> None:
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg\")", svg)
     assert set(re.findall(r"#[0-9a-f]{6}\b", svg.replace('href="#', ""))) == set(
         re.findall(r"var\(--[a-z0-9-]+, (#[0-9a-f]{6})\)", svg)
-    ), "every colour is the page's, with the light theme's to fall back on"
+    ), "every color is the page's, with the light theme's to fall back on"
 
 
 def test_what_is_referred_to_is_there_and_ids_do_not_meet_those_of_another_figure() -> None:
     one, other = scatter(POINTS, **LABELS), scatter(POINTS, **{**LABELS, "title": "Quality against calls"})
     found = [[element.attrib["id"] for element in drawn(svg).iter() if "id" in element.attrib] for svg in (one, other)]
     assert len(set(found[0] + found[1])) == len(found[0]) + len(found[1])
-    referred = set(re.findall(r'(?:href="#|url\(#)([^")]+)', one)) | set(drawn(one).attrib["aria-labelledby"].split())
+    referred = set(re.findall(r'(?:href="#|url\(#)([^")]+)', one)) | set(drawn(one).attrib["aria-labeledby"].split())
     assert referred == set(found[0])
 
 

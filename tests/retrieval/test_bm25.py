@@ -37,7 +37,7 @@ def test_scores_are_lucene_bm25_and_ties_stand_in_document_order(texts: list[str
         return total
 
     expected = {f"d{i}": score(document) for i, document in enumerate(documents) if score(document) > 0}
-    [(query_id, found)] = retrieve([Query("q", query)], passages_of(texts), depth=depth, analyser=str.split)
+    [(query_id, found)] = retrieve([Query("q", query)], passages_of(texts), depth=depth, analyzer=str.split)
     assert query_id == "q"
     assert len(found) == min(depth, len(expected))
     for candidate in found:

@@ -1,4 +1,4 @@
-"""Other languages than English: how BM25 analyses them, how they are cut and shown, and whole runs in three."""
+"""Other languages than English: how BM25 analyzes them, how they are cut and shown, and whole runs in three."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from tests.paths import SHARED
 pytestmark = pytest.mark.integration
 
 
-# --- analysers ---
+# --- analyzers ---
 
 
 def test_english() -> None:
-    analyse = analyzer_for("en")
-    assert analyse("The Wings, AND the winging of a wing") == ["wing", "wing", "wing"]
-    assert analyse("vitamin C") == ["vitamin", "c"]
-    assert analyse("Überraschung № 5") == ["überraschung", "5"]
-    assert analyse("...") == []
+    analyze = analyzer_for("en")
+    assert analyze("The Wings, AND the winging of a wing") == ["wing", "wing", "wing"]
+    assert analyze("vitamin C") == ["vitamin", "c"]
+    assert analyze("Überraschung № 5") == ["überraschung", "5"]
+    assert analyze("...") == []
 
 
 @pytest.mark.parametrize(
@@ -57,25 +57,25 @@ def test_english() -> None:
     ],
 )
 def test_forms_that_are_one_term(language: str, text: str, same: str) -> None:
-    analyse = analyzer_for(language)
-    assert analyse(text)
-    assert [term for term in analyse(text) if len(term) > 1] == [term for term in analyse(same) if len(term) > 1]
+    analyze = analyzer_for(language)
+    assert analyze(text)
+    assert [term for term in analyze(text) if len(term) > 1] == [term for term in analyze(same) if len(term) > 1]
 
 
 @pytest.mark.parametrize("language", ["zh", "en", "und"])
 def test_scripts_without_blanks_are_characters_and_bigrams_in_every_language(language: str) -> None:
-    analyse = analyzer_for(language)
-    assert sorted(analyse("東京都、茶")) == sorted(["東", "京", "都", "東京", "京都", "茶"])
-    assert sorted(analyse("NHKは2024年")) == sorted(["nhk", "は", "2024", "年"])
-    assert sorted(analyse("ที่นี่")) == sorted(["ที่", "นี่", "ที่นี่"]), "vowel signs and tones stay with their letter"
-    assert sorted(analyse("한국")) == sorted(["한", "국", "한국"])
+    analyze = analyzer_for(language)
+    assert sorted(analyze("東京都、茶")) == sorted(["東", "京", "都", "東京", "京都", "茶"])
+    assert sorted(analyze("NHKは2024年")) == sorted(["nhk", "は", "2024", "年"])
+    assert sorted(analyze("ที่นี่")) == sorted(["ที่", "นี่", "ที่นี่"]), "vowel signs and tones stay with their letter"
+    assert sorted(analyze("한국")) == sorted(["한", "국", "한국"])
 
 
 def test_words_keep_their_marks() -> None:
     assert analyzer_for("und")("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
 
 
-def test_every_language_analyses_every_script() -> None:
+def test_every_language_analyzes_every_script() -> None:
     text = "Wörter, слова كلمات کلمات शब्द 言葉 คำ 단어 λέξεις երկու 12"
     for language in LANGUAGES:
         assert len(analyzer_for(language)(text)) >= 12
@@ -179,11 +179,11 @@ def ndcg(qrels: Mapping[str, Mapping[str, int]], rankings: Mapping[str, Sequence
         ("train/arcd-ar", "ar", 0.8041),
     ],
 )
-def test_figures_that_the_analysers_were_chosen_by(name: str, language: str, expected: float) -> None:
+def test_figures_that_the_analyzers_were_chosen_by(name: str, language: str, expected: float) -> None:
     files = files_of(name)
     assert files.qrels is not None
     queries = read_queries(files.queries).values()
-    run = dict(retrieve(queries, read_passages(files.documents), analyser=analyzer_for(language)))
+    run = dict(retrieve(queries, read_passages(files.documents), analyzer=analyzer_for(language)))
     found = {query_id: [candidate.doc_id for candidate in candidates] for query_id, candidates in run.items()}
     assert round(ndcg(read_qrels(files.qrels), found), 4) == expected
 

@@ -75,7 +75,7 @@ def say(server: Served, state: Any, choice: str, **more: Any) -> Answer:
 
 def test_a_study_from_its_first_question_to_its_last(server: Served, tmp_path: Path) -> None:
     state = at(server)
-    assert (state["done"], state["total"], state["alike"], state["can_undo"]) == (0, 11, 1, False)
+    assert (state["done"], state["total"], state["identical"], state["can_undo"]) == (0, 11, 1, False)
     seen = []
     while state["question"] is not None:
         seen.append(state["question"]["query"])
@@ -88,9 +88,7 @@ def test_a_study_from_its_first_question_to_its_last(server: Served, tmp_path: P
     assert export.headers["content-disposition"] == 'attachment; filename="judgments.jsonl"'
     rows = [json.loads(line) for line in export.raw.decode().splitlines()]
     assert {row["query"] for row in rows} == set(seen)
-    assert {(row["depth"], row["seconds"], row["names_hidden"], row["judge"]) for row in rows} == {
-        (3, 2.0, True, "anna")
-    }
+    assert {(row["depth"], row["seconds"], row["blind"], row["judge"]) for row in rows} == {(3, 2.0, True, "anna")}
     assert {frozenset((row["left"], row["right"])) for row in rows} == {frozenset(SYSTEMS)}
     assert [row["translation"] for row in rows if row["query"] == "what is 1"] == [HEBREW]
     assert main(["evaluate", "--preferences", str(tmp_path / "judgments.jsonl")]) == 0

@@ -71,7 +71,7 @@ class Texts:
 def test_every_query_is_asked_about_unless_there_is_nothing_to_ask() -> None:
     found = asked()
     assert {question.query.query_id for question in found.asked} == QUERIES.keys() - {"q11"}
-    assert (found.alike, found.lacking, found.depth) == (1, 0, 3)
+    assert (found.identical, found.lacking, found.depth) == (1, 0, 3)
     assert {question.rankings[0] for question in found.asked} == {(f"q{n}-0", f"q{n}-1", f"q{n}-2") for n in range(11)}
     assert [question.translation for question in found.asked if question.translation] == [HEBREW]
     one_sided = pairwise_items(QUERIES, {}, {"a": {"q1": candidates("d")}, "b": {"q1": candidates("e"), "q2": []}})
@@ -81,7 +81,7 @@ def test_every_query_is_asked_about_unless_there_is_nothing_to_ask() -> None:
 def test_three_systems_make_three_questions_a_query() -> None:
     found = asked(("a", "b", "c"))
     assert Counter(question.systems for question in found.asked) == {("a", "b"): 11, ("a", "c"): 11}
-    assert found.alike == 1 + 1 + 12, "b and c are the same throughout"
+    assert found.identical == 1 + 1 + 12, "b and c are the same throughout"
 
 
 def test_the_order_is_drawn_and_the_same_for_files_in_any_order() -> None:
@@ -134,7 +134,7 @@ def test_what_is_shown_tells_nothing_of_systems() -> None:
         assert {passage.number for passage in seen.left} == {passage.number for passage in seen.right} == {1, 2, 3, 4}
         assert [passage.number for passage in seen.left] == [1, 2, 3, 4], "numbered from the left, whoever is there"
         assert [passage.number for passage in seen.right] == [4, 3, 2, 1]
-        (cut,) = [passage for passage in seen.left if passage.cut]
+        (cut,) = [passage for passage in seen.left if passage.truncated]
         assert len(cut.text) == MOST_CHARACTERS
 
 

@@ -374,7 +374,7 @@ def test_told_twice_it_leaves_at_once_and_says_so(loopback: StartLoopback) -> No
         assert answers[1].result().events[-1][1]["message"] == "the server is stopping"
 
 
-def test_what_does_not_finish_in_time_is_cut_short_and_the_rest_is_journalled(
+def test_what_does_not_finish_in_time_is_cut_short_and_the_rest_is_journaled(
     loopback: StartLoopback, tmp_path: Path
 ) -> None:
     model, journal = loopback(), tmp_path / "served.sqlite"

@@ -262,11 +262,11 @@ def test_a_run_is_looked_through_by_keyboard_alone(
         tabbed_to(page, "#calls .mention")
         page.keyboard.press("ArrowRight")
         number = page.evaluate("document.activeElement.textContent")
-        colour = page.evaluate("getComputedStyle(document.activeElement).color")
+        color = page.evaluate("getComputedStyle(document.activeElement).color")
         page.keyboard.press("Enter")
         row = page.locator("#shown li.on")
         assert row.locator(".number").inner_text() == number
-        assert row.locator(".number").evaluate("e => getComputedStyle(e).color") == colour
+        assert row.locator(".number").evaluate("e => getComputedStyle(e).color") == color
         tabbed_to(page, "#calls summary")
         page.keyboard.press("Enter")
         expect(page.locator("#calls .prompt .words")).to_contain_text("Query: alpha beta gamma")

@@ -166,7 +166,7 @@ def test_what_was_looked_at_by_likelihood_is_no_look_and_was_not_seen() -> None:
 
 
 def test_of_two_answers_to_one_look_the_first_counts() -> None:
-    assert len(observations_of([record(0, ("a", "b"), orders=3, thought_about=2)])) == 1
+    assert len(observations_of([record(0, ("a", "b"), orders=3, windows_reasoned=2)])) == 1
 
 
 def test_answers_without_judgments_tell_nothing() -> None:

@@ -1,4 +1,4 @@
-"""The pairwise fit: its optimum by another optimiser, what cannot matter, what must."""
+"""The pairwise fit: its optimum by another optimizer, what cannot matter, what must."""
 
 from __future__ import annotations
 

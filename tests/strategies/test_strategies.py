@@ -125,7 +125,7 @@ def test_a_forgotten_pivot_is_no_evidence() -> None:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_every_strategy_shows_a_tie_of_neighbours(name: str) -> None:
+def test_every_strategy_shows_a_tie_of_neighbors(name: str) -> None:
     ranking, _ = perfect(make(name), [1, 1])
     assert ranking == replace(ranking, doc_ids=("d0", "d1"), tied=(False, True))
 

@@ -50,7 +50,7 @@ def test_a_cell_is_finished_when_its_output_and_its_windows_are_there(bench: Ben
     run = bench.folder.run(cell)
     with bench.journal() as journal:
         [first, *_] = journal.windows(run)
-        journal.store_window(run, replace(first, repairs={"gave_up": 1}))
+        journal.store_window(run, replace(first, repairs={"retries_exhausted": 1}))
         assert not bench.folder.is_finished(cell, journal), "a window that was given up is asked about again"
     assert bench.run(cell)[0][1] == 0
     with bench.journal() as journal:

@@ -121,7 +121,7 @@ def test_a_table_says_what_each_cell_is_worth_and_costs(bench: Bench, tmp_path: 
         assert row.cost.rounds == pytest.approx(5 if row.setting.startswith("sliding") else 2)
         if row is not base:
             assert row.against == paired_difference(row.values["nDCG@10"], base.values["nDCG@10"])
-            assert row.p >= row.against.randomisation_p if row.against else False
+            assert row.p >= row.against.randomization_p if row.against else False
         assert row.on_set <= {"tokens", "rounds"}, "a simulated judge takes no time"
     assert rows[1].cost.calls > rows[0].cost.calls
     assert any("rounds" in row.on_set for row in rows)

@@ -129,7 +129,7 @@ def row(query: str, passages: Sequence[str], verdicts: Sequence[int], source: st
         "query": query,
         "doc_ids": [f"d{i}" for i in range(len(passages))],
         "source": source,
-        "licence": "CC0",
+        "license": "CC0",
     }
 
 

@@ -187,4 +187,4 @@ def test_a_run_counts_what_either_asks() -> None:
 def test_cut_passages_are_counted_once() -> None:
     with Reranker(Model(), method="combined", strategy="single", reasoning="off", passage_tokens=40) as reranker:
         hits = reranker.rank("q", ["word " * 500, "b"])
-    assert hits.repairs["passages_cut"] == 1
+    assert hits.repairs["passages_truncated"] == 1

@@ -114,5 +114,5 @@ def test_a_student_without_a_verdict_is_asked_for_its_order() -> None:
 def test_a_cut_thought_s_verdicts_still_count() -> None:
     tiers, repairs, history = asked("[1] no\n[2] yes\n", "length")
     assert tiers == (("b",), ("a",), ("c",))
-    assert repairs == {"thought_closed": 1, "cut": 1, "missing": 1}
+    assert repairs == {"forced_answers": 1, "truncated": 1, "missing": 1}
     assert len(history) == 1

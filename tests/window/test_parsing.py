@@ -24,7 +24,7 @@ import rank_k
 from rank_k.window.parsing import ParsedAnswer, parse_ranking
 from tests.support.waiting import cpu_seconds
 
-REPAIRS = ("missing", "repeated", "out_of_range", "cut", "unranked")
+REPAIRS = ("missing", "repeated", "out_of_range", "truncated", "unranked")
 CASES: list[dict[str, Any]] = [
     json.loads(line) for line in Path(__file__).with_name("answers.jsonl").read_bytes().splitlines()
 ]
@@ -55,7 +55,7 @@ def check(answer: ParsedAnswer, size: int) -> None:
         assert "unranked" not in answer.repairs
     else:
         assert not answer.ranked_numbers
-        assert {"cut", "unranked"} & answer.repairs.keys(), "no silent failure"
+        assert {"truncated", "unranked"} & answer.repairs.keys(), "no silent failure"
 
 
 # --- The corpus ------------------------------------------------------------------------------------
@@ -109,12 +109,14 @@ finish_reasons = st.sampled_from([None, "stop", "length", "stopped", "content_fi
     size=sizes,
     reasoning=st.none() | soup,
     finish_reason=finish_reasons,
-    thought_closed=st.booleans(),
+    reasoning_closed=st.booleans(),
 )
 def test_anything_gives_a_partition_and_never_raises(
     text: str | None, size: int, reasoning: str | None, finish_reason: str | None, thought_closed: bool
 ) -> None:
-    answer = parse_ranking(text, size, reasoning=reasoning, finish_reason=finish_reason, thought_closed=thought_closed)
+    answer = parse_ranking(
+        text, size, reasoning=reasoning, finish_reason=finish_reason, reasoning_closed=thought_closed
+    )
     check(answer, size)
     if size:
         again = parse_ranking(canonical(answer.tiers), size)
@@ -199,7 +201,7 @@ WITH_TIES = {
     "arrows": chained(" → ", " = ", bracketed),
     "full-width": chained(" ＞ ", " ＝ ", full_width),
     "circled": chained(" > ", " = ", circled),
-    "labelled": chained(" > ", " = ", "Passage {}".format),
+    "labeled": chained(" > ", " = ", "Passage {}".format),
     "bold": chained(" > ", " = ", "**[{}]**".format),
 }
 WITHOUT_TIES = {
@@ -230,7 +232,7 @@ TRACES: dict[str, Callable[[str, str], dict[str, Any]]] = {
     "no opening tag": lambda trace, text: {"text": f"{trace}</think>\n{text}"},
     "two closing tags": lambda trace, text: {"text": f"<think>{trace}</think>\n</think>\n{text}"},
     "field": lambda trace, text: {"text": text, "reasoning": trace},
-    "closed, all in the field": lambda _, text: {"text": "", "reasoning": text, "thought_closed": True},
+    "closed, all in the field": lambda _, text: {"text": "", "reasoning": text, "forced_answers": True},
     "none": lambda _, text: {"text": text},
 }
 
@@ -274,7 +276,7 @@ def test_an_answer_cut_anywhere_keeps_what_was_placed(style: str, size: int, see
     answer = parse_ranking(text, size, reasoning="Let me see.", finish_reason="length")
     check(answer, size)
     if len(text) < len(written(tiers)):
-        assert answer.repairs.get("cut") == 1
+        assert answer.repairs.get("truncated") == 1
     ids = flat(tiers)
     placed = [i for i in flat(answer.tiers) if i in answer.ranked_numbers]
     assert placed == ids[: len(placed)]
@@ -334,7 +336,7 @@ def test_a_cut_thought_is_no_answer(trace: str, size: int, finish_reason: str | 
     for answer in answers:
         check(answer, size)
         assert not answer.is_valid
-        assert answer.repairs.get("cut") == 1
+        assert answer.repairs.get("truncated") == 1
 
 
 # --- Speed -----------------------------------------------------------------------------------------
@@ -381,7 +383,7 @@ def test_parse_answer_costs_little_more_than_reading_a_long_text(text: str) -> N
     for reply in (
         {"text": text},
         {"text": f"<think>{text}</think>[3] > [1] > [2]"},
-        {"text": "", "reasoning": text, "thought_closed": True},
+        {"text": "", "reasoning": text, "forced_answers": True},
         {"text": text, "finish_reason": "length"},
     ):
         check(parse_ranking(size=20, **reply), 20)

@@ -263,7 +263,7 @@ def test_a_script_is_read_without_being_run(tmp_path: Path, capfd: pytest.Captur
     assert template.name == "rerank.py"
 
 
-def test_the_official_prompt_is_recognised_by_its_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_official_prompt_is_recognized_by_its_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert prompt.OFFICIAL_SHA256 == "075c6a7c2f8229976cb6154eabd39b7680bb5f3970171f1ba932d22b14f70541"
     monkeypatch.setattr(prompt, "OFFICIAL_SHA256", hashlib.sha256(SCRIPT_PROMPT.encode()).hexdigest())
     for path, text in (("rerank.py", SCRIPT), ("copied.txt", SCRIPT_PROMPT)):

@@ -47,7 +47,7 @@ texts = st.sampled_from(HARD) | st.text(st.characters(exclude_categories=["Cs"])
 
 
 @st.composite
-def tokenised(draw: st.DrawFn) -> tuple[str, tuple[Token, ...]]:
+def tokenized(draw: st.DrawFn) -> tuple[str, tuple[Token, ...]]:
     """A text cut into tokens anywhere, within characters too, as byte-level vocabularies do."""
     text = draw(texts)
     data = text.encode()
@@ -72,7 +72,7 @@ def read_gbnf(grammar: str, tokens: Mapping[int, bytes]) -> tuple[bytes, list[in
     return text, named
 
 
-@given(tokenised())
+@given(tokenized())
 def test_the_grammar_admits_the_text_and_nothing_else(given: tuple[str, tuple[Token, ...]]) -> None:
     text, tokens = given
     said, named = read_gbnf(gbnf(tokens), {token.number: token.text for token in tokens})
@@ -81,7 +81,7 @@ def test_the_grammar_admits_the_text_and_nothing_else(given: tuple[str, tuple[To
     assert len(tokens) <= max_token_bound(tokens) <= len(text.encode())
 
 
-@given(tokenised())
+@given(tokenized())
 def test_a_token_of_whole_characters_among_such_is_named_by_its_number(given: tuple[str, tuple[Token, ...]]) -> None:
     _, tokens = given
     _, named = read_gbnf(gbnf(tokens), {token.number: token.text for token in tokens})
@@ -135,7 +135,7 @@ def test_what_counts_of_what_was_said(said: list[tuple[str, float]], counted: An
     assert token_log_probabilities(PARTS, said) == counted
 
 
-@given(tokenised(), st.data())
+@given(tokenized(), st.data())
 def test_tokens_named_by_number_count_and_no_others(given: tuple[str, tuple[Token, ...]], data: st.DataObject) -> None:
     _, tokens = given
     by_number = {token.number: token.text for token in tokens}
@@ -275,7 +275,7 @@ def test_an_empty_query_is_not_asked_about() -> None:
 
 def test_likelihoods_of_a_part_of_the_query_are_counted() -> None:
     model = ScriptedModel(lambda request: reply((" b", -2.0), text=" ü b", completion=3), abilities=SPELLS)
-    assert dict(ask(model, "ü b", ["a", "b"]).repairs) == {"spelt_in_part": 2}
+    assert dict(ask(model, "ü b", ["a", "b"]).repairs) == {"byte_tokens_skipped": 2}
 
 
 def test_passages_are_cut_and_share_the_context() -> None:
@@ -285,7 +285,7 @@ def test_passages_are_cut_and_share_the_context() -> None:
     model = words()
     assert dict(ask(model, "q", ["word " * 200, "word " * 50], passage_tokens=100).repairs) == {}
     assert [len(request.messages[0].content.split()) - 3 for request in model.history] == [100, 50]
-    assert ask(words(150), "q", ["word " * 200, "word"], passage_tokens=100).repairs["context_cut"] == 1
+    assert ask(words(150), "q", ["word " * 200, "word"], passage_tokens=100).repairs["context_truncated"] == 1
     with pytest.raises(QueryTooLong):
         ask(words(100), "word " * 90, ["a", "b"])
 

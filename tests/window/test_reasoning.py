@@ -1,4 +1,4 @@
-"""When a thought pays, and how sure a direct answer was: in any tokenisation, of any quality."""
+"""When a thought pays, and how sure a direct answer was: in any tokenization, of any quality."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def with_chances(text: str, way: Callable[[str], list[str]], chance_of: dict[int
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("size", [2, 9, 10, 20, 100])
 @pytest.mark.parametrize("separators", [">", ">=", "=>,"])
-def test_confidence_is_the_same_in_any_tokenisation(
+def test_confidence_is_the_same_in_any_tokenization(
     way: Callable[[str], list[str]], size: int, separators: str
 ) -> None:
     random = Random(size)
@@ -156,7 +156,7 @@ def test_confidence_never_raises(tokens: list[tuple[str, float]], size: int, cut
 
 @given(st.permutations(range(1, 21)), st.data())
 def test_odd_pieces_never_raise_confidence(ids: list[int], data: st.DataObject) -> None:
-    """A piece over two ids lowers both, so that the finer tokenisation is at least as sure."""
+    """A piece over two ids lowers both, so that the finer tokenization is at least as sure."""
     chance_of = {i: data.draw(st.floats(0.01, 1)) for i in ids}
     text = answer(ids)
     fine = confidence(with_chances(text, by_characters, chance_of), 20)
@@ -202,7 +202,7 @@ def test_only_the_head_matters() -> None:
 
 
 @given(st.permutations(ALL), st.permutations(ALL), st.integers(1, 20))
-def test_agreement_has_no_favourite(one: list[str], other: list[str], cut: int) -> None:
+def test_agreement_has_no_favorite(one: list[str], other: list[str], cut: int) -> None:
     found = agreement(order(*one), order(*other), cut)
     assert 0 <= found <= 1
     assert found == agreement(order(*other), order(*one), cut)

@@ -45,7 +45,7 @@ def test_every_thought_cut_and_every_window_answered(
     server = loopback(owned_by=owner, abilities=abilities, quirk=quirk, cut=1.0, bodies=True)
     results, tally = rerank(server)
     assert is_perfect(results)
-    assert tally.repairs["thought_closed"] == WINDOWS
+    assert tally.repairs["forced_answers"] == WINDOWS
     assert not tally.unranked_windows
 
 
@@ -77,14 +77,14 @@ def test_a_budget_holds(loopback: StartLoopback, quirk: str, abilities: str, tok
     server = loopback(abilities=abilities, quirk=quirk)
     results, tally = rerank(server, reasoning=tokens)
     assert is_perfect(results)
-    assert not tally.repairs["budget_ignored"] or "budget" not in abilities
+    assert not tally.repairs["budget_exceeded"] or "budget" not in abilities
     assert not tally.unranked_windows
 
 
 def test_a_budget_that_the_server_ignores_is_noticed(loopback: StartLoopback) -> None:
     """vLLM's own key is sent, and the reply's reasoning tokens say that it was forgotten."""
     _, tally = rerank(loopback(abilities="raw", quirk="reasoning"), reasoning=50)
-    assert tally.repairs["budget_ignored"] == WINDOWS
+    assert tally.repairs["budget_exceeded"] == WINDOWS
 
 
 @pytest.mark.parametrize("abilities", [ABLE, ""])
@@ -116,30 +116,30 @@ def test_a_second_end_of_thought_is_counted_not_read(loopback: StartLoopback) ->
     """vllm#39697: end strings leak into the content."""
     results, tally = rerank(loopback(abilities=ABLE, cut=1.0, trap="two_ends"))
     assert is_perfect(results)
-    assert tally.repairs["stray_tag"] + tally.repairs["grammar_ignored"] >= WINDOWS
+    assert tally.repairs["unmatched_think_tag"] + tally.repairs["constraint_violated"] >= WINDOWS
 
 
 def test_a_grammar_that_the_server_forgets_is_noticed(loopback: StartLoopback) -> None:
     """The answer is prose although held to a ranking: read all the same, and recorded."""
     results, tally = rerank(loopback(abilities="raw", cut=1.0, prose=1.0))
     assert is_perfect(results)
-    assert tally.repairs["grammar_ignored"] == WINDOWS
+    assert tally.repairs["constraint_violated"] == WINDOWS
 
 
 def test_a_grammar_mends_what_a_model_would_not_say(loopback: StartLoopback) -> None:
     """Without it the answers are nonsense; a complete thought with no usable answer is asked again, held to one."""
     results, tally = rerank(loopback(abilities="raw grammar", garbage=1.0))
     assert is_perfect(results)
-    assert tally.repairs["answer_asked_again"] == WINDOWS
+    assert tally.repairs["answer_requested_again"] == WINDOWS
     _, without = rerank(loopback(abilities="raw grammar", garbage=1.0), constrained=False)
     assert without.unranked_windows == WINDOWS
 
 
 def test_a_thought_in_circles_is_ended_early(loopback: StartLoopback) -> None:
-    server = loopback(abilities=ABLE, quirk="reasoning", trap="loops")
+    server = loopback(abilities=ABLE, quirk="reasoning", trap="repetition_stopped")
     results, tally = rerank(server, max_tokens=20_000)
     assert is_perfect(results)
-    assert tally.repairs["loops"] == tally.repairs["thought_closed"] == WINDOWS
+    assert tally.repairs["repetition_stopped"] == tally.repairs["forced_answers"] == WINDOWS
     assert tally.saved_tokens > WINDOWS * 15_000
     assert sum(call.cancelled for call in server.calls) == WINDOWS
 
@@ -148,7 +148,7 @@ def test_auto_by_agreement_and_by_probabilities(loopback: StartLoopback) -> None
     """An oracle agrees with itself whichever way it is asked, so that hardly a window needs thought."""
     results, tally = rerank(loopback(abilities="raw grammar"), reasoning="auto")
     assert is_perfect(results)
-    assert tally.repairs["thought_about"] == 0
+    assert tally.repairs["windows_reasoned"] == 0
     assert tally.calls == 2 * WINDOWS
 
 
@@ -157,7 +157,7 @@ def test_samples_show_other_orders_and_stop_when_they_agree(loopback: StartLoopb
     results, tally = rerank(server, samples=5)
     assert is_perfect(results)
     assert tally.calls == 2 * WINDOWS
-    assert tally.repairs["samples_spared"] == 3 * WINDOWS
+    assert tally.repairs["samples_skipped"] == 3 * WINDOWS
     assert len({call.window for call in server.calls}) == 2 * WINDOWS, "each shown in an order of its own"
 
 
@@ -183,7 +183,7 @@ def test_the_forced_answer_uses_the_partial_trace() -> None:
     with Reranker(ScriptedModel(reply, abilities=Capabilities(prefill=True))) as reranker:
         hits = reranker.rank("q", ["a", "b", "c"])
     assert [hit.index for hit in hits] == [2, 0, 1]
-    assert hits.repairs == {"cut": 1, "thought_closed": 1}
+    assert hits.repairs == {"truncated": 1, "forced_answers": 1}
 
 
 def test_a_token_budget_stops_the_spending_and_names_the_rest(loopback: StartLoopback) -> None:
@@ -210,7 +210,7 @@ def test_a_probe_that_failed_is_made_again() -> None:
 
     model = ScriptedModel(reply, abilities=Capabilities(grammar=True))
     with Reranker(model, reasoning="off", retries=RetryPolicy(broken=2, first=0.001, longest=0.002)) as reranker:
-        assert reranker.rank("q", ["a", "b"]).repairs == {"gave_up": 1}
+        assert reranker.rank("q", ["a", "b"]).repairs == {"retries_exhausted": 1}
         assert [hit.index for hit in reranker.rank("q", ["a", "b"])] == [1, 0]
 
 

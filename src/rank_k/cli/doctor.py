@@ -152,10 +152,10 @@ async def _probe_tokens(model: Model) -> str:
 
 
 async def _probe_direct(model: Model) -> str:
-    """Whether asking for the answer at once is honoured."""
+    """Whether asking for the answer at once is honored."""
     reply = await model.complete(_question("What is 2 + 2? Answer with the number.", 64, reasoning=False))
     thought = reply.reasoning or ("<think>" in reply.text and reply.text)
-    return "ignored: the model thinks all the same" if thought else "honoured, or a model without a thought"
+    return "ignored: the model thinks all the same" if thought else "honored, or a model without a thought"
 
 
 async def _probe_prefill(model: Model) -> str:
@@ -165,7 +165,7 @@ async def _probe_prefill(model: Model) -> str:
     beginning = "The alphabet goes: A B C D E F"
     reply = await model.complete(replace(_question("Say the alphabet.", 8), prefill=beginning))
     goes_on = "".join(reply.text.split())[:1].upper() == "G"
-    return "honoured" if goes_on else f"accepted; it went on with {' '.join(reply.text.split())[:40]!r}"
+    return "honored" if goes_on else f"accepted; it went on with {' '.join(reply.text.split())[:40]!r}"
 
 
 async def _probe_grammar(model: Model) -> str:
@@ -176,7 +176,7 @@ async def _probe_grammar(model: Model) -> str:
         return "not offered: answers are free, and repaired where they must be"
     reply = await model.complete(replace(_question("Tell me a story.", 64, reasoning=False), constrain_to_ranking_of=4))
     said = (reply.text or reply.reasoning or "").rpartition("</think>")[2]
-    return "honoured" if follows(said, 4) else f"forgotten: it said {' '.join(said.split())[:40]!r}"
+    return "honored" if follows(said, 4) else f"forgotten: it said {' '.join(said.split())[:40]!r}"
 
 
 async def _probe_budget(model: Model) -> str:
@@ -191,7 +191,7 @@ async def _probe_budget(model: Model) -> str:
     spent = reply.usage.reasoning_tokens
     if not spent:
         return "cannot be told: the model did not think"
-    return f"honoured ({spent} of 32 tokens)" if spent <= 40 else f"forgotten: it spent {spent} of 32 tokens"
+    return f"honored ({spent} of 32 tokens)" if spent <= 40 else f"forgotten: it spent {spent} of 32 tokens"
 
 
 async def _probe_logprobs(model: Model) -> str:

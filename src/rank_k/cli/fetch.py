@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     for label, fact in (
         ("weights", row.name),
         ("source", row.source),
-        ("licence", row.licence),
+        ("license", row.license),
         ("size", f"{row.size / 1e6:.1f} MB (download {row.package_size / 1e6:.1f} MB)"),
         ("sha256", row.sha256),
     ):

@@ -123,7 +123,7 @@ def _questions(args: argparse.Namespace) -> PairwiseItems:
     translations = read_translations(named.queries, args.translation_field)
     asked = pairwise_items(read_queries(named.queries), translations, runs, args.judging_depth)
     told = {
-        f"queries with the same first {args.judging_depth} in two runs, ties that are not asked about": asked.alike,
+        f"queries with the same first {args.judging_depth} in two runs, ties that are not asked about": asked.identical,
         "queries that a run has nothing for": asked.lacking,
     }
     for what, number in told.items():

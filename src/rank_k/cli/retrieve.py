@@ -30,14 +30,14 @@ def run(args: argparse.Namespace) -> int:
     from rank_k.retrieval.analyzers import analyzer_for
     from rank_k.retrieval.bm25 import retrieve
 
-    analyser = analyzer_for(args.language)
+    analyzer = analyzer_for(args.language)
     named = resolve_collection(args)
     queries = read_queries(named.queries, args.query_field)
     excluded = named.excluded
     more = args.depth + max(map(len, excluded.values()), default=0)
     empty = 0
     with RunWriter(args.output, "bm25") as writer:
-        found = retrieve(queries.values(), named.corpus.passages(), depth=more, analyser=analyser)
+        found = retrieve(queries.values(), named.corpus.passages(), depth=more, analyzer=analyzer)
         for query_id, candidates in WithoutExcluded(found, excluded):
             empty += not candidates
             writer.write(query_id, [candidate.doc_id for candidate in candidates[: args.depth]])

@@ -1,7 +1,7 @@
 """The model a student starts from: by a name of `rank-k fetch`, a GGUF file, a folder, or a name on the hub.
 
-GGUF weights are dequantised by transformers. What it loads that way it refuses to save, since it takes the model
-for a quantised one; the mark is removed here, for the numbers are plain ones by then.
+GGUF weights are dequantized by transformers. What it loads that way it refuses to save, since it takes the model
+for a quantized one; the mark is removed here, for the numbers are plain ones by then.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class CandidateSet:
     """What is shown to a teacher, in the order shown.
 
     `grades`: of the passages that are judged, or None where nothing is known of the query. `source`: the name of
-    the collection; `licence`: of its texts, None where it is not known. The id says what is in the set: two sets
+    the collection; `license`: of its texts, None where it is not known. The id says what is in the set: two sets
     of one id have the same query and documents in the same order.
     """
 
@@ -36,7 +36,7 @@ class CandidateSet:
     passages: tuple[str, ...]
     grades: Mapping[str, int] | None
     source: str
-    licence: str | None
+    license: str | None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -51,8 +51,8 @@ def set_id_of(source: str, query_id: str, number: int, query: str, doc_ids: Iter
 
 
 def license_of(collection: Path) -> str | None:
-    """What the PROVENANCE.md of a collection's folder says behind "Licence of the data:", to the end of the line, or
-    else behind the first "Licence", to the end of the sentence."""
+    """What the PROVENANCE.md of a collection's folder says behind "License of the data:", to the end of the line, or
+    else behind the first "License", to the end of the sentence."""
     provenance = collection / "PROVENANCE.md"
     if not provenance.is_file():
         return None
@@ -89,13 +89,13 @@ def _checked(path: Path, number: int, found: Mapping[str, Any]) -> CandidateSet:
         raise wrong(f"{len(doc_ids)} ids for {len(passages)} passages")
     if len(doc_ids) < 2 or len(set(doc_ids)) < len(doc_ids):
         raise wrong("fewer than two passages" if len(doc_ids) < 2 else "a passage that stands there twice")
-    grades, licence = found.get("grades"), found.get("licence")
+    grades, license = found.get("grades"), found.get("license")
     if grades is not None and not (
         isinstance(grades, dict) and all(isinstance(g, int) and not isinstance(g, bool) for g in grades.values())
     ):
         raise wrong("grades that are not whole numbers by document id")
-    if not isinstance(licence, str | None):
-        raise wrong("a licence that is no text")
+    if not isinstance(license, str | None):
+        raise wrong("a license that is no text")
     return CandidateSet(
         found["set_id"],
         found["query_id"],
@@ -104,7 +104,7 @@ def _checked(path: Path, number: int, found: Mapping[str, Any]) -> CandidateSet:
         passages,
         grades,
         found["source"],
-        licence,
+        license,
     )
 
 

@@ -53,11 +53,11 @@ def _told(path: Path) -> list[dict[str, Any]]:
 
 
 def _sources(facts: Mapping[str, Any]) -> str:
-    lines = ["| source | rows | licence |", "|---|---|---|"]
+    lines = ["| source | rows | license |", "|---|---|---|"]
     lines += [
-        f"| {_cell(source)} | {count:,} | {_cell(licence)} |"
-        for source, licences in sorted(facts.get("sources", {}).items())
-        for licence, count in licences.items()
+        f"| {_cell(source)} | {count:,} | {_cell(license)} |"
+        for source, licenses in sorted(facts.get("sources", {}).items())
+        for license, count in licenses.items()
     ]
     return "\n".join(lines)
 

@@ -28,7 +28,7 @@ class NearDuplicateIndex:
     """Remembers texts and finds the one that another text repeats.
 
     Two texts are near if their *likeness* is at least `likeness`: the Jaccard coefficient of the sets of their
-    character trigrams, normalised. Trigrams serve scripts without blanks between words, and inflection.
+    character trigrams, normalized. Trigrams serve scripts without blanks between words, and inflection.
     """
 
     def __init__(self, likeness: float) -> None:

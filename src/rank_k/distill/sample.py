@@ -178,7 +178,7 @@ class Sampler:
 
 
 def write_samples(
-    sampler: Sampler, store: Store, output: str | Path, queries_count: int | None = None, licence: str | None = None
+    sampler: Sampler, store: Store, output: str | Path, queries_count: int | None = None, license: str | None = None
 ) -> int:
     """Write the sets to `output`, going on where an earlier run was stopped; returns how many were there already.
 
@@ -187,7 +187,7 @@ def write_samples(
     there = 0
     with AppendedSets(output) as file:
         for drawn, before in zip_longest(sampler.drawn(queries_count), file.before()):
-            row = None if drawn is None else _with_texts(drawn, store, sampler.source, licence)
+            row = None if drawn is None else _with_texts(drawn, store, sampler.source, license)
             if before is not None:
                 number, told = before
                 if row is None or told != _as_read(row):
@@ -202,11 +202,11 @@ def write_samples(
     return there
 
 
-def _with_texts(drawn: SampledSet, store: Store, source: str, licence: str | None) -> CandidateSet:
+def _with_texts(drawn: SampledSet, store: Store, source: str, license: str | None) -> CandidateSet:
     query_id = drawn.query.query_id
     passages = tuple(store.get(doc_id, query_id).text for doc_id in drawn.doc_ids)
     return CandidateSet(
-        drawn.set_id, query_id, drawn.query.text, drawn.doc_ids, passages, drawn.grades, source, licence
+        drawn.set_id, query_id, drawn.query.text, drawn.doc_ids, passages, drawn.grades, source, license
     )
 
 

@@ -125,14 +125,14 @@ def read_sample(calls: Sequence[Call]) -> ParsedAnswer | str:
     if not size or "messages" not in first.request:
         return "not_told"
     if reply.finish_reason == "stopped":
-        return "loops"
+        return "repetition_stopped"
     if "</think>" in (first.request.get("stop") or ()):  # the thought was begun for the model, its answer asked for
         if reply.finish_reason != "stop" or len(calls) == 1:
             return "cut"
         thought = _thought(first)
         last = calls[-1].response
         answer = parse_ranking(
-            last.text, size, reasoning=last.reasoning, finish_reason=last.finish_reason, thought_closed=True
+            last.text, size, reasoning=last.reasoning, finish_reason=last.finish_reason, reasoning_closed=True
         )
         answer = ParsedAnswer(answer.tiers, answer.ranked_numbers, answer.repairs, answer.is_valid, thought)
     elif len(calls) > 1:
@@ -143,7 +143,7 @@ def read_sample(calls: Sequence[Call]) -> ParsedAnswer | str:
         return "cut" if answer.reasoning_truncated else "unranked"
     if answer.repairs:
         return "repaired"
-    return "loops" if RepetitionTracker(size).feed(answer.trace) else answer
+    return "repetition_stopped" if RepetitionTracker(size).feed(answer.trace) else answer
 
 
 # --- rules ---
@@ -287,7 +287,7 @@ class Selector:
             "rule": self.rule,
             "ndcg": trace.ndcg,
             "source": facts["source"],
-            "licence": facts["licence"],
+            "license": facts["license"],
         }
 
 

@@ -86,8 +86,8 @@ def build_examples(rows: Iterator[dict[str, Any]], tokenizer: Any, max_length: i
             ends = ()
         kept.append(Example(number, array("i", prompt_ids), completion, verdicts, ends))  # a tenth of a list's size
         of_source = sources.setdefault(str(row.get("source") or "unnamed"), {})
-        licence = str(row.get("licence") or "unnamed")
-        of_source[licence] = of_source.get(licence, 0) + 1
+        license = str(row.get("license") or "unnamed")
+        of_source[license] = of_source.get(license, 0) + 1
     return Examples(kept, too_long, sources)
 
 

@@ -52,7 +52,7 @@ class Judgment:
     time: datetime
     seconds: float | None = None
     depth: int | None = None
-    names_hidden: bool = True
+    blind: bool = True
     query: str = ""
     translation: str | None = None
     left_doc_ids: tuple[str, ...] = ()
@@ -188,7 +188,7 @@ def judgment_of(row: Mapping[str, Any], path: Path, number: int) -> Judgment:
         time=datetime.fromisoformat(time),
         seconds=seconds,
         depth=depth,
-        names_hidden=valid("names_hidden", "true or false", lambda value: isinstance(value, bool), default=True),
+        blind=valid("blind", "true or false", lambda value: isinstance(value, bool), default=True),
         query=valid("query", "a string", lambda value: isinstance(value, str), default=""),
         translation=valid("translation", "a string, or null", lambda value: isinstance(value, str | None)),
         left_doc_ids=ids("left_doc_ids"),
@@ -235,7 +235,7 @@ def preferences(rows: Iterable[Judgment]) -> Preferences:
         ),
         agreement=agreements([(row.judge, row.query_id, row.pair, _outcome(row)) for row in judgments]),
         standing=found,
-        named=sum(not row.names_hidden for row in judgments),
+        named=sum(not row.blind for row in judgments),
         translated=sum(row.translation is not None for row in judgments),
     )
 
@@ -269,7 +269,7 @@ def _compared(judgments: Iterable[Judgment]) -> tuple[ComparedPair, ...]:
             share(min(1.0, fmean(values)), len(by_query)) for values in (scores, won, tied, lost)
         )
         test = paired_difference(dict(zip(by_query, scores, strict=True)), dict.fromkeys(by_query, 0.5))
-        p = test.randomisation_p
+        p = test.randomization_p
         found.append(ComparedPair(first, second, len(by_query), len(theirs), rate, wins, ties, losses, p))
     corrected = holm([compared.p for compared in found])
     return tuple(replace(compared, p=p) for compared, p in zip(found, corrected, strict=True))

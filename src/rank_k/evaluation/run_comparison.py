@@ -25,7 +25,7 @@ class PairedComparison:
 
     paired: PairedDifference
     t_p: float
-    randomisation_p: float
+    randomization_p: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +182,8 @@ def _against(
         for measure in measures
     ]
     t_ps = holm([found.t_p for _, _, found in made])
-    randomisation_ps = holm([found.randomisation_p for _, _, found in made])
+    randomization_ps = holm([found.randomization_p for _, _, found in made])
     against: dict[str, dict[str, PairedComparison]] = {}
-    for (name, measure, found), t_p, randomisation_p in zip(made, t_ps, randomisation_ps, strict=True):
-        against.setdefault(name, {})[measure] = PairedComparison(found, t_p, randomisation_p)
+    for (name, measure, found), t_p, randomization_p in zip(made, t_ps, randomization_ps, strict=True):
+        against.setdefault(name, {})[measure] = PairedComparison(found, t_p, randomization_p)
     return against

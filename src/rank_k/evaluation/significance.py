@@ -36,7 +36,7 @@ class PairedDifference:
     """What `ours - baseline` came to over queries.
 
     `mean`: of the differences. `error`: its standard error over queries (NaN for a single one). `low`, `high`:
-    the bootstrap interval of the mean. `t_p`, `randomisation_p`: two-sided p values, not corrected.
+    the bootstrap interval of the mean. `t_p`, `randomization_p`: two-sided p values, not corrected.
     `better`, `equal`, `worse`: how many queries gained, stayed, lost.
     """
 
@@ -45,7 +45,7 @@ class PairedDifference:
     low: float
     high: float
     t_p: float
-    randomisation_p: float
+    randomization_p: float
     better: int
     equal: int
     worse: int
@@ -97,7 +97,7 @@ def paired_difference(
 ) -> PairedDifference:
     """`ours` against `baseline`, both `query_id -> value` over the same queries, whatever the order.
 
-    The t test is Student's for the mean difference being zero. The randomisation test (Fisher's; Smucker, Allan
+    The t test is Student's for the mean difference being zero. The randomization test (Fisher's; Smucker, Allan
     and Carterette, CIKM 2007) asks how often a difference as large comes about if the sign of each query's is
     thrown by a coin: all combinations where there are no more than `resamples`, else as many drawn, the observed
     one among them, so that p is never 0 (Phipson and Smyth 2010).
@@ -123,7 +123,7 @@ def paired_difference(
         low=low,
         high=high,
         t_p=_t_test(mean, error, len(differences)),
-        randomisation_p=_randomisation_test(differences, resamples, seed),
+        randomization_p=_randomization_test(differences, resamples, seed),
         better=better,
         equal=len(differences) - better - worse,
         worse=worse,
@@ -159,7 +159,7 @@ def _t_test(mean: float, error: float, count: int) -> float:
     return float(2 * load("scipy.special").stdtr(count - 1, -abs(mean) / error))
 
 
-def _randomisation_test(differences: Sequence[float], resamples: int, seed: int) -> float:
+def _randomization_test(differences: Sequence[float], resamples: int, seed: int) -> float:
     np = load("numpy")
     given = np.array([value for value in differences if value])  # the sign of zero changes nothing
     observed = abs(given.sum()) - NO_DIFFERENCE  # sums taken in another order differ in their last bits

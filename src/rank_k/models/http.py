@@ -46,7 +46,7 @@ _LONGEST_ERROR = 65_536  # bytes of an error's body that are read
 class HttpModel:
     """`model` at `url` (with or without a trailing `/v1`).
 
-    `dialect`: a name of `DIALECTS`, or "auto" to recognise it in `prepare`. `context`: tokens; None believes
+    `dialect`: a name of `DIALECTS`, or "auto" to recognize it in `prepare`. `context`: tokens; None believes
     the server, else `ASSUMED_CONTEXT`. `identity`: what the journal keys on instead of model and revision
     (the embedded model gives its weights' checksum). `read_timeout`: seconds without a byte before a call
     counts as dropped; None waits, since a thinking model behind a queue is silent for long. `thinks`: whether

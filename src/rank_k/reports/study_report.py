@@ -166,7 +166,7 @@ def _facts(answer: StudyResults, command: str) -> list[tuple[str, str]]:
         ("Command", command),
         ("Measures", ", ".join(answer.study.measures)),
         ("Intervals", f"percentile bootstrap over queries, {resampled}"),
-        ("Test", "paired, two-sided randomisation of signs"),
+        ("Test", "paired, two-sided randomization of signs"),
         ("Correction", f"Holm, over {comparisons} comparisons" if comparisons else "none needed"),
         *((f"Model {model.name}", model.serve) for model in answer.study.models if model.serve and not model.simulate),
         ("Versions", f"rank-k {rank_k.__version__}, Python {platform.python_version()}"),

@@ -80,7 +80,7 @@ _STOP_WORDS = {
 _WITHOUT_BLANKS = ("ja", "km", "ko", "lo", "my", "th", "zh")
 
 LANGUAGES = tuple(sorted((*_STEMMERS, *_WITHOUT_BLANKS, "und")))
-"""What `analyser_for` knows: ISO 639-1 codes, and `und` ("undetermined") for words as they are, of any language."""
+"""What `analyzer_for` knows: ISO 639-1 codes, and `und` ("undetermined") for words as they are, of any language."""
 
 _BIGRAM_BLOCKS = (
     "\u0e00-\u0eff"  # Thai, Lao
@@ -99,9 +99,9 @@ class _Patterns(NamedTuple):
 
 
 def analyzer_for(language: str = "en") -> Analyzer:
-    """The analyser for passages in `language`, one of `LANGUAGES`, and for queries put to them.
+    """The analyzer for passages in `language`, one of `LANGUAGES`, and for queries put to them.
 
-    Text is normalised to NFKC and lower-cased. Words are runs of letters, digits and combining marks; stop words
+    Text is normalized to NFKC and lower-cased. Words are runs of letters, digits and combining marks; stop words
     (bm25s's list, where it has one) are dropped and the rest stemmed (Snowball, where it has the language). Runs of
     Han, kana, Hangul, Thai, Lao, Khmer and Burmese become their characters and character bigrams, in every
     language; a character has its vowel signs and tone marks with it. English is the default.
@@ -133,7 +133,7 @@ def analyzer_for(language: str = "en") -> Analyzer:
     code = language.lower()
     if code not in LANGUAGES:
         raise InputError(
-            f"there is no analyser for the language {language!r}",
+            f"there is no analyzer for the language {language!r}",
             f"give one of {', '.join(LANGUAGES)}; und leaves words of any language as they are",
         )
     stop_words: frozenset[str] = frozenset()
@@ -142,7 +142,7 @@ def analyzer_for(language: str = "en") -> Analyzer:
     stem = _stemmer(_STEMMERS[code]) if code in _STEMMERS else list
     patterns = _patterns()
 
-    def analyse(text: str) -> list[str]:
+    def analyze(text: str) -> list[str]:
         if not text.isascii():
             text = unicodedata.normalize("NFKC", text.translate(_DROPPED))
         if code == "tr":
@@ -159,7 +159,7 @@ def analyzer_for(language: str = "en") -> Analyzer:
                     words.append(rest)
         return stem(words) + terms
 
-    return analyse
+    return analyze
 
 
 def _stemmer(algorithm: str) -> Callable[[list[str]], list[str]]:

@@ -17,7 +17,7 @@ def retrieve(
     passages: Iterable[Passage],
     *,
     depth: int = 100,
-    analyser: Analyzer | None = None,
+    analyzer: Analyzer | None = None,
     k1: float = 0.9,
     b: float = 0.4,
 ) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
@@ -25,8 +25,8 @@ def retrieve(
 
     Only passages that share a term with the query are candidates, so there can be fewer than `depth`, or
     none. Equal scores stand in the order of `passages`. The formula is Lucene's variant (Kamphuis et al.,
-    ECIR 2020, without the constant factor k1 + 1) and k1, b are Anserini's defaults. `analyser` is
-    `analyser_for("en")` unless given. The index is built at once, in memory (4 bytes a term and the
+    ECIR 2020, without the constant factor k1 + 1) and k1, b are Anserini's defaults. `analyzer` is
+    `analyzer_for("en")` unless given. The index is built at once, in memory (4 bytes a term and the
     postings); the queries are then answered one by one as the result is consumed.
 
     Raises `InputError` (no passages, one id with two texts, depth below 1) and `MissingExtra`.
@@ -34,12 +34,12 @@ def retrieve(
     if depth < 1:
         raise InputError(f"depth {depth} is below 1", "ask for at least one candidate a query")
     bm25s = load("bm25s")
-    analyse = analyser or analyzer_for("en")
+    analyze = analyzer or analyzer_for("en")
     positions: dict[str, int] = {}
     vocabulary: dict[str, int] = {}
     terms_of: list[array[int]] = []
     for passage in passages:
-        terms = array("i", [vocabulary.setdefault(term, len(vocabulary)) for term in analyse(passage.text)])
+        terms = array("i", [vocabulary.setdefault(term, len(vocabulary)) for term in analyze(passage.text)])
         position = positions.setdefault(passage.doc_id, len(terms_of))
         if position == len(terms_of):
             terms_of.append(terms)
@@ -57,7 +57,7 @@ def retrieve(
 
     def answers() -> Iterator[tuple[str, tuple[Candidate, ...]]]:
         for query in queries:
-            terms = [vocabulary[term] for term in analyse(query.text) if term in vocabulary]
+            terms = [vocabulary[term] for term in analyze(query.text) if term in vocabulary]
             found = _best(index.get_scores_from_ids(terms), depth) if index is not None and terms else []
             yield query.query_id, tuple(Candidate(doc_ids[position], score) for position, score in found)
 

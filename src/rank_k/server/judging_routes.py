@@ -100,7 +100,7 @@ class JudgingRoutes:
             "done": judge.done,
             "total": judge.total,
             "can_undo": judge.last() is not None,
-            "alike": self._asked.alike,
+            "identical": self._asked.identical,
             "question": None,
         }
         if question is not None:

@@ -58,7 +58,7 @@ class PairwiseItems:
 
     asked: tuple[PairwiseItem, ...]
     depth: int
-    alike: int = 0
+    identical: int = 0
     lacking: int = 0
 
 
@@ -70,7 +70,7 @@ def pairwise_items(
     In an order drawn by chance, the same for all judges: who stops early has then judged some of all kinds, and what
     others have judged too, which agreement needs.
     """
-    asked, alike, lacking = [], 0, 0
+    asked, identical, lacking = [], 0, 0
     for query in queries.values():
         for systems in combinations(sorted(runs), 2):
             whole = [[candidate.doc_id for candidate in runs[name].get(query.query_id, ())] for name in systems]
@@ -78,22 +78,22 @@ def pairwise_items(
             if not (first and second):
                 lacking += 1
             elif first == second:
-                alike += 1
+                identical += 1
             else:
                 seal = _digest(*whole[0], "", *whole[1]).hex()
                 translation = translations.get(query.query_id)
                 asked.append(PairwiseItem(query, translation, (systems[0], systems[1]), (first, second), seal))
     asked.sort(key=lambda question: _digest("order", question.query.query_id, *question.systems))
-    return PairwiseItems(tuple(asked), depth, alike, lacking)
+    return PairwiseItems(tuple(asked), depth, identical, lacking)
 
 
 @dataclass(frozen=True, slots=True)
 class DisplayedPassage:
-    """`number`: the same for the same passage on both sides. `cut`: only its beginning is shown."""
+    """`number`: the same for the same passage on both sides. `truncated`: only its beginning is shown."""
 
     number: int
     text: str
-    cut: bool
+    truncated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class JudgingSession:
             time=max(now, self._last + timedelta(microseconds=1)),
             seconds=seconds,
             depth=self._asked.depth,
-            names_hidden=True,
+            blind=True,
             query=question.query.text,
             translation=question.translation,
             left_doc_ids=left_ids,

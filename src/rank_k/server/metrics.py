@@ -26,7 +26,7 @@ class Metrics:
         self._seconds = made(
             prometheus.Histogram, "request_seconds", "From arrival to the end of the answer", "path", buckets=_SECONDS
         )
-        self._tokens = made(counter, "tokens", "Tokens that answers took, journalled ones included", "kind")
+        self._tokens = made(counter, "tokens", "Tokens that answers took, journaled ones included", "kind")
         self._repairs = made(counter, "repairs", "What had to be mended in the model's answers", "kind")
         self._unranked = made(counter, "unranked_windows", "Windows left in input order")
         self._unfinished = made(counter, "unfinished", "Rankings cut short by their deadline")

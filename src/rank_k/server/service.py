@@ -141,11 +141,11 @@ class RerankService:
         name: str,
         audience: ProgressListener | None,
     ) -> RankedHits:
-        answered, gave_up = False, None
+        answered, retries_exhausted = False, None
 
         def on_asked(round_number: int, window: int, asked: WindowReport) -> None:
-            nonlocal answered, gave_up
-            gave_up = asked.error or gave_up
+            nonlocal answered, retries_exhausted
+            retries_exhausted = asked.error or retries_exhausted
             answered = answered or any(order.is_valid for order in asked.result.rankings)
             if audience is not None:
                 audience.on_result(round_number, window, asked)
@@ -175,8 +175,8 @@ class RerankService:
             raise self.failed(error) from None
         finally:
             self._work.discard(work)
-        if gave_up is not None and not answered and hits.finished:
-            raise self.failed(gave_up)  # a run goes on with its other queries, but here there is nothing else
+        if retries_exhausted is not None and not answered and hits.finished:
+            raise self.failed(retries_exhausted)  # a run goes on with its other queries, but here there is nothing else
         return hits
 
 

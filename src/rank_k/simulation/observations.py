@@ -51,7 +51,7 @@ def observations_of(records: Iterable[WindowRecord]) -> list[Observation]:
         ids = record.window.doc_ids
         current[record.query_id] = record.round, now | set(ids)
         # with two answers to one look it is not known any more in which order later ones were shown
-        orders = record.rankings[:1] if record.repairs.get("thought_about") else record.rankings
+        orders = record.rankings[:1] if record.repairs.get("windows_reasoned") else record.rankings
         for sample, order in enumerate(orders):
             shown = sample_order(record.query_id, ids, sample)
             found.append(Observation(record.query_id, shown, order, frozenset(ids) - before, sample))

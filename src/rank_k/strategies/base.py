@@ -1,4 +1,4 @@
-"""What a strategy is, and what goes with every one: the seed of a query, and which neighbours are tied."""
+"""What a strategy is, and what goes with every one: the seed of a query, and which neighbors are tied."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ def seed_of(query_id: str) -> int:
 
 
 class TieTracker:
-    """Remembers, per passage, the tier it last stood in, to tell which neighbours of a ranking are tied.
+    """Remembers, per passage, the tier it last stood in, to tell which neighbors of a ranking are tied.
 
-    Two neighbours are tied if the last window that ranked each is the same one and it put both into one tier.
+    Two neighbors are tied if the last window that ranked each is the same one and it put both into one tier.
     """
 
     def __init__(self) -> None:

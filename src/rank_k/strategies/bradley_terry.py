@@ -45,7 +45,7 @@ _MOST_STEPS = 100
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Strengths in log-odds, centred like the prior around 0, and their standard errors, one per id of `doc_ids`."""
+    """Strengths in log-odds, centered like the prior around 0, and their standard errors, one per id of `doc_ids`."""
 
     doc_ids: tuple[str, ...]
     strengths: tuple[float, ...]
@@ -87,7 +87,7 @@ class Fit:
 def fit(doc_ids: Sequence[str], outcomes: Iterable[WindowResult], first_stage_weight: float = 1.0) -> Fit:
     """The strengths of `doc_ids`, best of the first stage first, given all that was answered about them.
 
-    `fuse` is the weight of the first stage: the prior means are -fuse x ln(rank + 10), centred. In a window of w
+    `fuse` is the weight of the first stage: the prior means are -fuse x ln(rank + 10), centered. In a window of w
     passages every pair weighs 2 / w, so that a window weighs as much as the w - 1 comparisons that sorting needs at
     least; ties count half each way; the samples of a window share its weight. Only ids that the model placed count.
 

@@ -33,7 +33,7 @@ class QueryCosts:
     usage: Usage
     model_seconds: float
     unranked: int
-    gave_up: int
+    retries_exhausted: int
     repairs: Mapping[str, int]
 
     @property
@@ -64,7 +64,7 @@ class CellCost:
     seconds: float = 0.0
     model_seconds: float = 0.0
     unranked: int = 0
-    gave_up: int = 0
+    retries_exhausted: int = 0
     repairs: Mapping[str, int] = field(default_factory=Counter)
     estimated: bool = False
 
@@ -92,7 +92,7 @@ def mean_cost(spent: Sequence[QueryCosts], queries: int) -> CellCost:
         mean(sum(query.seconds() for query in spent)),
         sum(query.model_seconds for query in spent),
         sum(query.unranked for query in spent),
-        sum(query.gave_up for query in spent),
+        sum(query.retries_exhausted for query in spent),
         sum((Counter(query.repairs) for query in spent), Counter()),
         usage.estimated,
     )
@@ -120,7 +120,7 @@ def read_costs(journal: Journal, run: str) -> Iterator[QueryCosts]:
             sum((reply.usage for reply in calls), Usage()),
             sum(reply.seconds for reply in calls),
             sum(not any(order.is_valid for order in record.rankings) for record in records),
-            sum(record.repairs.get("gave_up", 0) for record in records),
+            sum(record.repairs.get("retries_exhausted", 0) for record in records),
             sum((Counter(record.repairs) for record in records), Counter()),
         )
 

@@ -118,7 +118,7 @@ class StudyFolder:
         run = self.run(cell)
         if not self.output(cell).exists() or all(record.run != run for record in journal.runs()):
             return False
-        return not any(record.repairs.get("gave_up") for record in journal.windows(run))
+        return not any(record.repairs.get("retries_exhausted") for record in journal.windows(run))
 
 
 def _noise_identity(name: str) -> str | dict[str, float]:

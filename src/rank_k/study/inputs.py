@@ -174,15 +174,15 @@ def reachable(cells: Sequence[Cell], opened: Mapping[str, LoadedCollections]) ->
     """`cells` without those that compare no more candidates than a shallower one, alike in all else, as the run ends
     before."""
     deepest: dict[tuple[str, str], int] = {}
-    alike: dict[Cell, list[int]] = {}
+    identical: dict[Cell, list[int]] = {}
     for cell in cells:
         key = (cell.collection, cell.first_stage)
         if key not in deepest:
             deepest[key] = opened[cell.collection].runs[cell.first_stage].deepest
-        alike.setdefault(replace(cell, depth=0), []).append(cell.depth)
+        identical.setdefault(replace(cell, depth=0), []).append(cell.depth)
 
     def reaches(cell: Cell) -> bool:
-        shallower = [depth for depth in alike[replace(cell, depth=0)] if depth < cell.depth]
+        shallower = [depth for depth in identical[replace(cell, depth=0)] if depth < cell.depth]
         return not shallower or deepest[cell.collection, cell.first_stage] > max(shallower)
 
     return tuple(cell for cell in cells if reaches(cell))

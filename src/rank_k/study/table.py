@@ -51,7 +51,7 @@ class Group(NamedTuple):
 class Row:
     """`cell` None: the first stage itself, which costs nothing here. `values`: measure -> query id -> value.
     `against`: the difference from the group's baseline in the first measure (None: this is it, or there is none);
-    `p`: of its randomisation test, corrected by Holm for all rows of the study. `on_set`: the axes on whose Pareto
+    `p`: of its randomization test, corrected by Holm for all rows of the study. `on_set`: the axes on whose Pareto
     set it lies."""
 
     group: Group
@@ -151,7 +151,7 @@ def compare_rows(rows: Sequence[Row], baseline: str | None = None) -> list[Row]:
         else:
             against = paired_difference(row.first_values, base.first_values)
             found.append(replace(row, against=against, baseline=base.name))
-    corrected = iter(holm([row.against.randomisation_p for row in found if row.against is not None]))
+    corrected = iter(holm([row.against.randomization_p for row in found if row.against is not None]))
     return [row if row.against is None else replace(row, p=next(corrected)) for row in found]
 
 
@@ -232,7 +232,7 @@ def write_cells(path: Path, rows: Sequence[Row]) -> None:
 
 
 def write_queries(path: Path, rows: Sequence[Row]) -> None:
-    """A line per row and query, for analyses of one's own."""
+    """A line per row and query, for analyzes of one's own."""
     _write(path, (line for row in rows for line in _told_by_query(row)))
 
 
@@ -272,7 +272,7 @@ def cell_to_dict(row: Row) -> dict[str, Any]:
         "seconds": spent.seconds,
         "model_seconds": spent.model_seconds,
         "unranked_windows": spent.unranked,
-        "given_up_windows": spent.gave_up,
+        "retries_exhausted_windows": spent.retries_exhausted,
         "repairs": " ".join(f"{kind}={count}" for kind, count in sorted(spent.repairs.items())),
         "pareto": " ".join(axis for axis in AXES if axis in row.on_set),
     }

@@ -197,7 +197,7 @@ class ListwiseRanker:
         taken = await asyncio.gather(*(self._sample(replace(look, number=n)) for n in range(first)))
         orders = [orders[-1] for orders, _ in taken]
         if all(order.is_valid and order.tiers == orders[0].tiers for order in orders):
-            look.stats.repairs["samples_spared"] += most - first
+            look.stats.repairs["samples_skipped"] += most - first
             return taken
         more = (self._sample(replace(look, number=n)) for n in range(first, most))
         return taken + await asyncio.gather(*more)
@@ -226,7 +226,7 @@ class ListwiseRanker:
         if reasoning.kind == "off" or not await self._should_reason(question, direct_order, reply, look):
             look.stats.repairs.update(direct.repairs)
             return (direct_order,), direct.trace
-        look.stats.repairs["thought_about"] += 1
+        look.stats.repairs["windows_reasoned"] += 1
         answer = await self._rank_with_reasoning(question, None, look)
         look.stats.repairs.update(answer.repairs)
         thought_order = _window_ranking(answer, shown, look.window)
@@ -256,7 +256,7 @@ class ListwiseRanker:
         if self._needs_empty_reasoning:
             asking = replace(asking, prefill=_EMPTY_REASONING)
         reply = await self._call(asking, "direct", look)
-        return self._parse_answer(reply, asking, look.stats, thought_closed=self._needs_empty_reasoning), reply
+        return self._parse_answer(reply, asking, look.stats, reasoning_closed=self._needs_empty_reasoning), reply
 
     async def _should_reason(self, question: Request, order: WindowRanking, reply: Response, look: _Sample) -> bool:
         """What the rule says, going by the reply's probabilities, or by a second look at the window turned round."""
@@ -283,15 +283,15 @@ class ListwiseRanker:
             return await self._rank_with_prefilled_reasoning(question, tokens, look)
         reply = await self._request_reasoning(question, tokens, look)
         if tokens is not None and reply.usage.reasoning_tokens > tokens:
-            look.stats.repairs["budget_ignored"] += 1
+            look.stats.repairs["budget_exceeded"] += 1
         answer = _parse_response(reply, size)
-        short = "cut" in answer.repairs and "missing" in answer.repairs
+        short = "truncated" in answer.repairs and "missing" in answer.repairs
         if answer.reasoning_truncated:
-            look.stats.repairs["thought_closed"] += 1
+            look.stats.repairs["forced_answers"] += 1
         elif short and answer.trace and tokens is not None:
-            look.stats.repairs["answer_asked_again"] += 1  # the budget ended in the midst of the answer
+            look.stats.repairs["answer_requested_again"] += 1  # the budget ended in the midst of the answer
         elif not answer.is_valid and answer.trace and able.prefill and able.grammar and self.settings.constrained:
-            look.stats.repairs["answer_asked_again"] += 1
+            look.stats.repairs["answer_requested_again"] += 1
         else:
             return answer
         return await self._force_answer(question, answer, look)
@@ -310,7 +310,7 @@ class ListwiseRanker:
                 return await self._call(replace(question, reasoning_budget=tokens, max_tokens=max_tokens), "ask", look)
             except FieldRejected:
                 self._budget_refused = True
-        look.stats.repairs["budget_refused"] += self._budget_refused
+        look.stats.repairs["budget_rejected"] += self._budget_refused
         return await self._call(replace(question, max_tokens=min(tokens, question.max_tokens)), "ask", look)
 
     async def _rank_with_prefilled_reasoning(
@@ -324,10 +324,10 @@ class ListwiseRanker:
         asking = replace(asking, logprobs=bool(words) and self.model.capabilities.logprobs)
         reply = await self._call(asking, "ask", look)
         if reply.finish_reason != "stop":
-            look.stats.repairs["thought_closed"] += 1
+            look.stats.repairs["forced_answers"] += 1
         thought = (reply.reasoning or "") + reply.text
         trace = thought.partition("</think>")[0].replace("<think>", "").strip()
-        cut = {} if reply.finish_reason == "stop" else {"cut": 1}
+        cut = {} if reply.finish_reason == "stop" else {"truncated": 1}
         if words:
             answer = parse_labels(trace, size, words, reply.tokens)
             if answer.is_valid:
@@ -345,7 +345,7 @@ class ListwiseRanker:
             asking = replace(asking, prefill=f"{_REASONING_START}{strip_template_tokens(kept)}{_REASONING_END}")
             try:
                 reply = await self._call(asking, "close", look)
-                answer = self._parse_answer(reply, asking, look.stats, thought_closed=True)
+                answer = self._parse_answer(reply, asking, look.stats, reasoning_closed=True)
             except PromptFiltered:
                 raise
             except RequestRejected as error:
@@ -354,10 +354,10 @@ class ListwiseRanker:
         if answer is None or not answer.is_valid:
             asking = await self._fresh_turn(question, trace, look.context)
             reply = await self._call(asking, "close", look)
-            answer = self._parse_answer(reply, asking, look.stats, thought_closed=False)
+            answer = self._parse_answer(reply, asking, look.stats, reasoning_closed=False)
         traces = (trace, answer.trace if answer.trace not in trace else "")
         repairs = Counter(answer.repairs)
-        repairs["cut"] += so_far.repairs.get("cut", 0)
+        repairs["truncated"] += so_far.repairs.get("truncated", 0)
         return replace(answer, trace="\n".join(filter(None, traces)), repairs=+repairs)
 
     async def _answer_request(self, question: Request) -> Request:
@@ -404,7 +404,7 @@ class ListwiseRanker:
         on_text = look.on_chunk if look else None
         reply = await self._calls.complete(request, purpose, spent, on_text, self._complete)
         if reply.finish_reason == "stopped":
-            spent.repairs["loops"] += 1
+            spent.repairs["repetition_stopped"] += 1
             spent.saved_tokens += max(request.max_tokens - reply.usage.completion_tokens, 0)
         return reply
 
@@ -419,13 +419,13 @@ class ListwiseRanker:
             reply = replace(reply, usage=replace(reply.usage, reasoning_tokens=reply.usage.completion_tokens))
         return reply
 
-    def _parse_answer(self, reply: Response, asking: Request, spent: CallStats, thought_closed: bool) -> ParsedAnswer:
+    def _parse_answer(self, reply: Response, asking: Request, spent: CallStats, reasoning_closed: bool) -> ParsedAnswer:
         """The answer in a reply; notes where the server forgot the grammar."""
         size = len(asking.context.doc_ids)
         said = reply.text.rpartition("</think>")[2]
         if asking.constrain_to_ranking_of is not None and not follows(said, size) and reply.finish_reason != "length":
-            spent.repairs["grammar_ignored"] += 1
-        return _parse_response(reply, size, thought_closed)
+            spent.repairs["constraint_violated"] += 1
+        return _parse_response(reply, size, reasoning_closed)
 
 
 class _RepetitionWatch:
@@ -462,10 +462,10 @@ def _fitting_trace(trace: str, question: Request, budget: int, context: int) -> 
     return trace if length <= room else "... " + trace[-(len(trace) * room // length) :]
 
 
-def _parse_response(reply: Response, size: int, thought_closed: bool = False) -> ParsedAnswer:
+def _parse_response(reply: Response, size: int, reasoning_closed: bool = False) -> ParsedAnswer:
     finish = "length" if reply.finish_reason == "stopped" else reply.finish_reason
     return parse_ranking(
-        reply.text, size, reasoning=reply.reasoning, finish_reason=finish, thought_closed=thought_closed
+        reply.text, size, reasoning=reply.reasoning, finish_reason=finish, reasoning_closed=reasoning_closed
     )
 
 

@@ -39,7 +39,7 @@ class ParsedAnswer:
     @property
     def reasoning_truncated(self) -> bool:
         """Whether the model never came to its answer, so that asking for it can help."""
-        return not self.is_valid and "cut" in self.repairs
+        return not self.is_valid and "truncated" in self.repairs
 
 
 def parse_ranking(
@@ -48,27 +48,27 @@ def parse_ranking(
     *,
     reasoning: str | None = None,
     finish_reason: str | None = None,
-    thought_closed: bool = False,
+    reasoning_closed: bool = False,
 ) -> ParsedAnswer:
     """Read a reply about a window of `size` passages.
 
-    `reasoning` is the reply's separate reasoning field, where the server has one. `thought_closed` says
+    `reasoning` is the reply's separate reasoning field, where the server has one. `reasoning_closed` says
     that the caller had ended the thought, so that whatever came back is answer, in whichever field it is.
     Never raises, whatever the text.
     """
-    parts = _split(text or "", reasoning or "", finish_reason, thought_closed)
+    parts = _split(text or "", reasoning or "", finish_reason, reasoning_closed)
     repairs: Counter[str] = Counter()
     if parts.stray_tags:
-        repairs["stray_tag"] = parts.stray_tags
+        repairs["unmatched_think_tag"] = parts.stray_tags
     if parts.cut_thought:
-        repairs["cut"] = 1
+        repairs["truncated"] = 1
         return _unranked(size, repairs, parts.trace)
     cut = finish_reason == "length"
     chain = _choose(_chains(parts.answer, size, cut), size, ends_cut=cut)
-    if chain is None and thought_closed and parts.alternative:
+    if chain is None and reasoning_closed and parts.alternative:
         chain = _choose(_chains(parts.alternative, size, cut), size, ends_cut=cut)
     if cut:
-        repairs["cut"] = 1
+        repairs["truncated"] = 1
     if chain is None:
         return _unranked(size, repairs, parts.trace)
     return _repaired(chain, size, repairs, parts.trace)
@@ -117,14 +117,14 @@ class _Parts(NamedTuple):
     stray_tags: int = 0
 
 
-def _split(text: str, reasoning: str, finish_reason: str | None, thought_closed: bool) -> _Parts:
+def _split(text: str, reasoning: str, finish_reason: str | None, reasoning_closed: bool) -> _Parts:
     """Trace and answer of a reply, wherever they stand."""
     closes = list(_CLOSE.finditer(text))
     if closes:
         inline = _OPEN.sub("", text[: closes[-1].start()])
         inline = _CLOSE.sub("", inline).strip()
         trace = "\n".join(filter(None, (reasoning.strip(), inline)))
-        stray = len(closes) - (0 if reasoning or thought_closed else 1)
+        stray = len(closes) - (0 if reasoning or reasoning_closed else 1)
         answer = text[closes[-1].end() :]
         if len(closes) > 1 and not answer.strip() and finish_reason != "length":
             answer = text[closes[-2].end() : closes[-1].start()]  # the end was said once more behind the answer
@@ -132,7 +132,7 @@ def _split(text: str, reasoning: str, finish_reason: str | None, thought_closed:
     if opened := _OPEN.search(text):
         trace = "\n".join(filter(None, (reasoning.strip(), text[opened.end() :].strip())))
         return _Parts(trace, "", cut_thought=True)
-    if thought_closed:
+    if reasoning_closed:
         return _closed_by_caller(text, reasoning)
     if reasoning.strip() and not text.strip():
         closes = list(_CLOSE.finditer(reasoning))
@@ -329,7 +329,7 @@ def _continues(first: _Chain, second: _Chain, said: set[int]) -> bool:
 
 
 def _scanned(text: str) -> Iterator[_Chain]:
-    """Chains line by line; a line that ends or begins with a separator is joined to its neighbour."""
+    """Chains line by line; a line that ends or begins with a separator is joined to its neighbor."""
     chain = _Chain()
     separator = ""  # what stands between the last id and here; "" at the start of a chain
     clean_line = True  # nothing but chains on this line so far

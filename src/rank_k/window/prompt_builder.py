@@ -60,10 +60,10 @@ class PromptBuilder:
     async def _shown(self, text: str, repairs: Counter[str]) -> PreparedPassage:
         """A passage, harmless and cut. What lies far beyond the cut goes first: nobody counts tokens of megabytes."""
         beginning = truncate_graphemes(text, self.passage_tokens * _LONGEST_TOKEN)
-        cuts = repairs["passages_cut"]
+        cuts = repairs["passages_truncated"]
         shown = await self._within(sanitize(beginning), self.passage_tokens, repairs)
         if len(beginning) < len(text):
-            repairs["passages_cut"] = cuts + 1
+            repairs["passages_truncated"] = cuts + 1
         return shown
 
     async def check_query(self, query: Query) -> None:
@@ -90,10 +90,10 @@ class PromptBuilder:
                 passage.tokens = await self._count(passage.text, repairs)
         share = allocate_tokens(context, frame_tokens, [passage.tokens or 0 for passage in passages], self.max_tokens)
         if share.max_tokens < self.max_tokens:
-            repairs["budget_cut"] = 1
+            repairs["max_tokens_lowered"] = 1
         for i, passage in enumerate(passages):
             if (passage.tokens or 0) > share.passage_tokens:
-                repairs["context_cut"] += 1
+                repairs["context_truncated"] += 1
                 shown[i] = (await self._within(passage.text, share.passage_tokens, Counter())).text
         return self.template.messages(texts.text, shown), share.max_tokens
 
@@ -130,7 +130,7 @@ class PromptBuilder:
                 repairs["tokens_estimated"] = 1
         if tokens <= limit:
             return PreparedPassage(text, tokens)
-        repairs["passages_cut"] += 1
+        repairs["passages_truncated"] += 1
         while tokens > limit and text:
             text = truncate_graphemes(text, min(len(text) * limit // tokens, len(text) - 1))
             counted = await self.model.count_tokens(text)

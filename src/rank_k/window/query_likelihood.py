@@ -131,7 +131,7 @@ class QueryLikelihoodRanker:
         reply = await self._calls.complete(question, "likelihood", spent)
         score = log_probability(reply, spelling)
         if score is not None and reply.usage.completion_tokens > len(reply.tokens or ()):
-            spent.repairs["spelt_in_part"] += 1
+            spent.repairs["byte_tokens_skipped"] += 1
         return score
 
 

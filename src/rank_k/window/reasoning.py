@@ -75,7 +75,7 @@ _ID = re.compile(r"\[(\d{1,4})\]")
 def confidence(tokens: Sequence[tuple[str, float]], size: int, cut: int = 10) -> float | None:
     """How sure a model was of the first `cut` ids of its answer, 0 to 1: the geometric mean of their probabilities.
 
-    `tokens` are (text, natural log-probability) of the reply, in any tokenisation. The answer is the longest chain of
+    `tokens` are (text, natural log-probability) of the reply, in any tokenization. The answer is the longest chain of
     ids in it, the last where several are. An id's probability is that of all tokens which it touches, its closing
     bracket included: `[1]` and `[10]` begin alike. Ids outside 1..size and repeated ids are passed over. None if fewer
     than two ids are spelt, or where a probability is no number. Never raises.

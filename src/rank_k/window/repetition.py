@@ -128,9 +128,9 @@ class RepetitionTracker:
         self._shapes.append(shape)
         self._ends.append(end)
         self._count += 1
-        alike = exact == shape and self._exact_sum == self._shape_sum  # no number among the eight
+        identical = exact == shape and self._exact_sum == self._shape_sum  # no number among the eight
         self._exact_sum = (self._exact_sum * _SHIFT + exact) & _BITS
-        self._shape_sum = self._exact_sum if alike else (self._shape_sum * _SHIFT + shape) & _BITS
+        self._shape_sum = self._exact_sum if identical else (self._shape_sum * _SHIFT + shape) & _BITS
         if self._runs and self._follow(exact, shape):
             return True
         times = self._note(self._exact_sum)

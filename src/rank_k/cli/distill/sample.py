@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("provenance", "kept with every set, and with every row made of it")
     group.add_argument("--source", metavar="NAME", help="of the collection (the name of its folder)")
-    group.add_argument("--licence", metavar="TEXT", help="of its texts (what its PROVENANCE.md says)")
+    group.add_argument("--license", metavar="TEXT", help="of its texts (what its PROVENANCE.md says)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -96,13 +96,13 @@ def run(args: argparse.Namespace) -> int:
             None if qrels_file is None else read_qrels(qrels_file),
             read_excluded_queries(args),
         )
-        licence = args.licence or license_of(_folder(args, named))
+        license = args.license or license_of(_folder(args, named))
         try:
-            there = write_samples(sampler, store, args.output, args.queries_count, licence)
+            there = write_samples(sampler, store, args.output, args.queries_count, license)
         except KeyboardInterrupt:
             print(f"\nstopped; the same command goes on with {args.output}", file=sys.stderr)
             return 130
-    print("\n".join(_told(sampler.counts, there, args.output, licence)), file=sys.stderr)
+    print("\n".join(_told(sampler.counts, there, args.output, license)), file=sys.stderr)
     return 0
 
 
@@ -125,7 +125,7 @@ def _folder(args: argparse.Namespace, named: ResolvedCollection) -> Path:
     return Path(file).resolve().parent
 
 
-def _told(counts: Counter[str], there: int, output: Path, licence: str | None) -> list[str]:
+def _told(counts: Counter[str], there: int, output: Path, license: str | None) -> list[str]:
     sets = counts["sets"]
     been = f", {there:,} of them there already" if there else ""
     lines = [f"{output}: {sets:,} sets{been}, {counts['passages']:,} passages, {counts['queries']:,} queries"]
@@ -134,6 +134,6 @@ def _told(counts: Counter[str], there: int, output: Path, licence: str | None) -
         shares = ", ".join(f"{number} in {n / max(sets, 1):.0%}" for number, n in relevant)
         lines.append(f"relevant passages in a set: {shares}")
     lines += [f"{counts[kind]:,} {words}" for kind, words in OUTCOMES.items() if counts[kind]]
-    if licence is None:
-        lines.append("no licence is known of these texts; --licence TEXT says one")
+    if license is None:
+        lines.append("no license is known of these texts; --license TEXT says one")
     return lines

@@ -23,7 +23,7 @@ OUTCOMES = {
     "unranked": "traces left out: no usable order",
     "repaired": "traces left out: order incomplete or mended",
     "cut": "traces left out: thought or answer ended by a limit",
-    "loops": "traces left out: thought goes in circles",
+    "repetition_stopped": "traces left out: thought goes in circles",
     "not_told": "traces left out: the journal does not say what was shown",
     "too_short": "traces left out: thought shorter than --min-tokens",
     "too_long": "traces left out: thought longer than --max-tokens",

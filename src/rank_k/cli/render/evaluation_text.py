@@ -62,7 +62,7 @@ def _comparisons(assessment: RunComparison) -> list[str]:
             body.append(
                 [
                     *(run.name, measure, f"{paired.mean:+.4f}", f"{paired.low:+.4f} to {paired.high:+.4f}"),
-                    *(f"{compared.randomisation_p:.4f}", f"{compared.t_p:.4f}"),
+                    *(f"{compared.randomization_p:.4f}", f"{compared.t_p:.4f}"),
                     *map(str, (paired.better, paired.equal, paired.worse)),
                 ]
             )
@@ -151,7 +151,7 @@ def _told(run: ComparedRun, assessment: RunComparison) -> dict[str, Any]:
         "baseline": assessment.baseline or None,
         "comparisons": assessment.comparisons,
         "against_baseline": {measure: _compared(compared) for measure, compared in run.against.items()},
-        "hurt_worst": [
+        "largest_losses": [
             {
                 "query_id": change.query_id,
                 "measure": assessment.shown_measure,
@@ -173,8 +173,8 @@ def _compared(compared: PairedComparison) -> dict[str, Any]:
         "interval": [paired.low, paired.high],
         "t_p": paired.t_p,
         "t_p_corrected": compared.t_p,
-        "randomisation_p": paired.randomisation_p,
-        "randomisation_p_corrected": compared.randomisation_p,
+        "randomization_p": paired.randomization_p,
+        "randomization_p_corrected": compared.randomization_p,
         "better": paired.better,
         "equal": paired.equal,
         "worse": paired.worse,

@@ -39,7 +39,7 @@ def lines(found: Preferences) -> list[str]:
         [_pair(compared) for compared in found.pairs],
         left=2,
     )
-    shown += [f"every query weighs the same; intervals by Wilson, over queries; p by randomisation of signs{several}"]
+    shown += [f"every query weighs the same; intervals by Wilson, over queries; p by randomization of signs{several}"]
     judges = [[judge.name, *_sides(judge.sides), _seconds(judge.seconds)] for judge in found.judges]
     if len(judges) > 1:
         judges.append(["all", *_sides(found.sides), ""])

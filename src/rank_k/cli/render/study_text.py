@@ -43,9 +43,17 @@ def notes(answer: StudyResults) -> Iterator[str]:
         cost = row.cost
         if cost.unranked:
             windows = sum(query.windows for query in row.spent)
-            given_up = f"; {cost.gave_up} were given up: the same command asks again" if cost.gave_up else ""
+            given_up = (
+                f"; {cost.retries_exhausted} were given up: the same command asks again"
+                if cost.retries_exhausted
+                else ""
+            )
             yield f"{row.name}: left in input order: {cost.unranked} of {windows} windows{given_up}"
-        some = {kind: count for kind, count in cost.repairs.items() if kind not in ("unranked", "gave_up") and count}
+        some = {
+            kind: count
+            for kind, count in cost.repairs.items()
+            if kind not in ("unranked", "retries_exhausted") and count
+        }
         if some:
             told = "; ".join(f"{count:,} {REPAIRS.get(kind, kind)}" for kind, count in sorted(some.items()))
             yield f"{row.name}: repairs: {told}"

@@ -88,7 +88,7 @@ def passages() -> list[Passage]:
 
     Ids are `topic:for/names-in-the-target-list` (a topic and the first words of the passage) and qualified
     names such as `asyncio.wait_for`; the further parts of a long docstring add their first words in the same
-    way. No id depends on its neighbours, so most hold in all versions of Python.
+    way. No id depends on its neighbors, so most hold in all versions of Python.
 
     Made on the first call (about a second), then kept. Raises `InputError` where the interpreter was
     installed without its documentation.
@@ -268,7 +268,7 @@ class _Part(NamedTuple):
 
 
 def _parts(text: str, title: str) -> Iterator[_Part]:
-    """`text` cut at headings, at definitions and between paragraphs, by rules that look at neighbours only:
+    """`text` cut at headings, at definitions and between paragraphs, by rules that look at neighbors only:
     where a version of Python inserts a paragraph, the cuts fall back into step soon after it."""
     held: list[str] = []
     defined = _Block(-1, "")  # the definition we are in

@@ -84,7 +84,7 @@ function keyAsked(again) {
   if (sessionStorage.getItem(KEPT)) return Promise.resolve();
   asking ??= new Promise((resolve, reject) => {
     const input = h("input", { type: "password", id: "key", autocomplete: "off", required: true, spellcheck: "false" });
-    const dialog = h("dialog", { class: "key", "aria-labelledby": "key-title" },
+    const dialog = h("dialog", { class: "key", "aria-labeledby": "key-title" },
       h("form", { method: "dialog", onsubmit: () => sessionStorage.setItem(KEPT, input.value.trim()) },
         h("h2", { id: "key-title" }, "This server asks for a key"),
         again && h("p", { class: "error", role: "alert" }, "The key was not accepted."),

@@ -21,7 +21,7 @@ export function show(element, ...children) {
 /** The element with this id. */
 export const at = id => document.getElementById(id);
 
-/** The colour class of the passage that is shown as number `n` (from 1): one of twelve, by turns. */
+/** The color class of the passage that is shown as number `n` (from 1): one of twelve, by turns. */
 export const hue = n => `hue-${(n - 1) % 12}`;
 
 /** 1234 as 1,234. */

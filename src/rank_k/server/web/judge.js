@@ -56,7 +56,7 @@ function undo() {
 }
 
 function shown(heard) {
-  const { question, done, total, alike } = state;
+  const { question, done, total, identical } = state;
   only(question ? "work" : "end");
   at("foot").hidden = false;
   show(at("who"), state.judge);
@@ -77,7 +77,7 @@ function shown(heard) {
     at("asked").focus({ preventScroll: true });
   } else {
     show(at("end-told"), `You have judged ${many(done, "pair")} of rankings.`,
-      alike ? ` Where both rankings are the same (${alike}), nothing was asked.` : "");
+      identical ? ` Where both rankings are the same (${identical}), nothing was asked.` : "");
     at("undo-last").hidden = !state.can_undo;
     at("end-title").focus({ preventScroll: true });
   }
@@ -89,7 +89,7 @@ function shown(heard) {
 /** The passages of a ranking. `others`: those of the other one, to say where the same passage stands there. */
 function ranking(passages, others, there) {
   const places = new Map(others.map((passage, place) => [passage.number, place + 1]));
-  return passages.map(({ number, text, cut }, place) => {
+  return passages.map(({ number, text, truncated }, place) => {
     const id = `${there.at(-1)}-${place}`;
     const body = h("div", { class: "wording short", dir: "auto", id }, text);
     const more = h("button", { type: "button", class: "plain small more", "aria-expanded": "false", "aria-controls": id, hidden: true,
@@ -98,7 +98,7 @@ function ranking(passages, others, there) {
       onpointerenter: () => mark(number, true), onpointerleave: () => mark(number, false) },
       h("span", { class: "place", "aria-hidden": "true" }, place + 1),
       h("div", {}, body, h("div", { class: "under small soft" }, more,
-        cut && h("span", {}, "Only the beginning is shown."),
+        truncated && h("span", {}, "Only the beginning is shown."),
         places.has(number) && h("span", {}, `no. ${places.get(number)} in ${there}`))));
   });
 }

@@ -1,4 +1,4 @@
-// Texts in which passages are mentioned by number, as `[3]`: the mentions become buttons in the passage's colour.
+// Texts in which passages are mentioned by number, as `[3]`: the mentions become buttons in the passage's color.
 
 import { h } from "/page/dom.js";
 

@@ -123,7 +123,7 @@ async function queried(told, turn) {
   await windowAt(told, turn);
 }
 
-/** By doc id: the best twelve have colours of their own. */
+/** By doc id: the best twelve have colors of their own. */
 function huesOf({ passages, ranking, rounds }) {
   const order = (ranking ?? rounds.at(-1) ?? []).flat();
   return new Map(order.map((place, rank) => [passages[place].doc_id, hue(rank + 1)]));

@@ -11,20 +11,20 @@ const PURPOSES = {
 
 const REPAIRS = {
   missing: "passages the answer left out, put at the end", repeated: "repeated numbers, dropped",
-  out_of_range: "numbers of no passage, dropped", cut: "thought or answer ended by the limit of tokens",
-  unranked: "no usable answer: the window kept its order", gave_up: "no answer at all: the window kept its order",
-  filtered: "refused by the server's content filter: the window kept its order",
-  budget_refused: "the server refused the reasoning budget: the token limit was used instead",
-  thought_closed: "the thought was ended, and the order asked for", answer_asked_again: "the order was asked for again",
-  budget_ignored: "more was thought than was allowed", grammar_ignored: "the answer is none of the grammar's",
-  thought_about: "worth a thought after a first answer", samples_spared: "samples not needed, as the first agreed",
-  loops: "the text went in circles and was ended", stray_tag: "an end of thought where none belongs",
-  passages_cut: "passages cut to their length", context_cut: "windows whose passages were cut to fit the context",
-  budget_cut: "shorter thoughts than wanted, to fit the context", tokens_estimated: "tokens estimated, as the server did not count",
-  spelt_in_part: "likelihoods of a part of the query",
+  out_of_range: "numbers of no passage, dropped", truncated: "thought or answer ended by the limit of tokens",
+  unranked: "no usable answer: the window kept its order", retries_exhausted: "no answer at all: the window kept its order",
+  content_filtered: "refused by the server's content filter: the window kept its order",
+  budget_rejected: "the server refused the reasoning budget: the token limit was used instead",
+  forced_answers: "the thought was ended, and the order asked for", answer_requested_again: "the order was asked for again",
+  budget_exceeded: "more was thought than was allowed", constraint_violated: "the answer is none of the grammar's",
+  windows_reasoned: "worth a thought after a first answer", samples_skipped: "samples not needed, as the first agreed",
+  repetition_stopped: "the text went in circles and was ended", unmatched_think_tag: "an end of thought where none belongs",
+  passages_truncated: "passages cut to their length", context_truncated: "windows whose passages were cut to fit the context",
+  max_tokens_lowered: "shorter thoughts than wanted, to fit the context", tokens_estimated: "tokens estimated, as the server did not count",
+  byte_tokens_skipped: "likelihoods of a part of the query",
 };
 
-/** `hueOf(doc id)`: a passage's colour. */
+/** `hueOf(doc id)`: a passage's color. */
 export function windowShown(told, hueOf) {
   const { passages, calls, orders, repairs } = told;
   show(at("window-title"), `Round ${told.round + 1}, window ${told.window + 1}`);
