@@ -81,7 +81,7 @@ def test_bright_from_documents_to_figures(bright: str, rank_k: RankK) -> None:
     Path("qrels").write_text("0 0 gold 1\n0 0 forbidden 9\n")
     told = rank_k(
         *("rerank", "--dataset", bright, "--run", "run.trec", "--output", "out.trec"),
-        *("--simulate", "qrels", "--depth", "2", "--report", "report.json"),
+        *("--simulate", "qrels", "--noise", "none", "--depth", "2", "--report", "report.json"),
     )
     assert ids_of("out.trec") == {"0": ["gold", "plain", "tail"], "1": ["tail"]}
     assert "1 candidates that the data set excludes, left out of the run" in told
@@ -120,7 +120,7 @@ def test_a_data_set_of_ir_datasets_brings_its_own_run(
         ir.formats.TrecScoredDocs(local["scored"]),
     )
     monkeypatch.setitem(ir.registry._registered, "ours/test", ir.Dataset(*parts))
-    rank_k("rerank", "--dataset", "ours/test", "--output", "out.trec", "--simulate", "qrels")
+    rank_k("rerank", "--dataset", "ours/test", "--output", "out.trec", "--simulate", "qrels", "--noise", "none")
     assert ids_of("out.trec") == {"1": ["d2", "d1", "d3"]}
     assert "1.0000" in rank_k("evaluate", "--dataset", "ours/test", "out.trec", "--measures", "RR@10")
     rank_k("retrieve", "--dataset", "ours/test", "--output", "bm25.trec")
@@ -158,7 +158,7 @@ def test_a_big_corpus_is_indexed_once(tmp_path: Path, rank_k: RankK) -> None:
     index, times = tmp_path / "corpus.tsv.offsets", []
     for output in ("one", "two"):
         files = ("--run", "run", "--queries", "queries.tsv", "--documents", "corpus.tsv")
-        rank_k("rerank", *files, "--output", output, "--simulate", "qrels")
+        rank_k("rerank", *files, "--output", output, "--simulate", "qrels", "--noise", "none")
         times.append(index.stat().st_mtime_ns)
         assert ids_of(output)["1"][0] == "d3900"
     assert times[0] == times[1]
@@ -280,6 +280,7 @@ def test_long_documents_through_the_command(tmp_path: Path, rank_k: RankK, joine
     rank_k("retrieve", *files, "--output", "bm25.trec", "--depth", "25")
     rank_k(
         *("rerank", *files, "--run", "bm25.trec", "--output", "out.trec", "--simulate", "qrels"),
+        *("--noise", "none"),
         *("--maxp-tokens", "200", "--maxp-overlap", "40", "--maxp-passages", "6", "--depth", "15"),
         *("--strategy", "single", "--window", "100"),
     )

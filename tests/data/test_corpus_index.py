@@ -260,8 +260,8 @@ def test_threads_share_it(tmp_path: Path) -> None:
 
 READER = """
     import sys
-    from rank_k.data.corpus_index import open_index
-    with open_index(sys.argv[1], kept_from=0) as index:
+    from rank_k.data.corpus_index import open_corpus_index
+    with open_corpus_index(sys.argv[1], kept_from=0) as index:
         print(len(index), index.passages("d19999")[0].text[:13])
 """
 

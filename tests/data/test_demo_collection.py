@@ -40,23 +40,23 @@ SUMMARY = """
 import ast, json, sys, sysconfig, time
 from pathlib import Path
 begin = time.process_time()
-from rank_k.data import python_docs
+from rank_k.data.collections import demo
 from rank_k.data.collections.registry import find_collection
 from rank_k.data.files import read_qrels, read_queries
-count = len(python_docs.passages())
+count = len(demo.passages())
 seconds = time.process_time() - begin
 begin = time.process_time()
 root = Path(sysconfig.get_path("stdlib"))
-for place in (root.joinpath(*module.split(".")) for module in python_docs.SOURCES):
+for place in (root.joinpath(*module.split(".")) for module in demo.SOURCES):
     for source in (place.with_name(place.name + ".py"), place / "__init__.py"):
         if source.is_file():
             ast.parse(source.read_bytes())
 parsing = time.process_time() - begin
-listed = sum(len(entry.judgments) for entry in python_docs._entries().values())
+listed = sum(len(entry.judgments) for entry in demo._entries().values())
 print(json.dumps({
     "release": list(sys.version_info[:3]), "passages": count, "seconds": seconds, "parsing": parsing,
     "listed": listed,
-    "qrels": python_docs.qrels(), "modules": sorted(sys.modules),
+    "qrels": demo.qrels(), "modules": sorted(sys.modules),
 }))
 """
 

@@ -109,7 +109,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     Path("documents.jsonl").write_text('{"_id": "d1", "text": "one"}\n{"_id": "d2", "text": "two"}\n')
     Path("qrels.trec").write_text("q1 0 d2 1\n")
     files = ["--run", "run.trec", "--queries", "queries.jsonl", "--documents", "documents.jsonl"]
-    return ["rerank", *files, "--simulate", "qrels.trec", "--quiet"]
+    return ["rerank", *files, "--simulate", "qrels.trec", "--noise", "none", "--quiet"]
 
 
 @pytest.mark.parametrize(

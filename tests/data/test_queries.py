@@ -315,7 +315,7 @@ def test_the_model_sees_the_fields_named_and_the_first_stage_others(
         assert main(["retrieve", *files, "--output", "bm25.trec", *fields]) == 0
         found.append({candidate.doc_id for candidate in read_run("bm25.trec")["1"]})
     assert found == [{"d2"}, {"d1", "d2"}]
-    command = ["rerank", "--run", "bm25.trec", *files, "--simulate", "qrels", "--output", "out.trec"]
+    command = ["rerank", "--run", "bm25.trec", *files, "--simulate", "qrels", "--noise", "none", "--output", "out.trec"]
     assert main([*command, "--query-fields", "description,narrative"]) == 0
     assert [candidate.doc_id for candidate in read_run("out.trec")["1"]] == ["d1", "d2"]
     [(_, prompt)] = judge.shown

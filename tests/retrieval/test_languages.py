@@ -199,7 +199,7 @@ def test_whole_runs_in_other_languages(name: str, step: int, tmp_path: Path) -> 
     files = files_of(name)
     assert files.qrels is not None
     output = tmp_path / "bm25.trec"
-    options = ["--language", language, *(["--query-field", field] if field else [])]
+    options = ["--language", language, *(["--query-fields", field] if field else [])]
     assert main(["retrieve", "--dataset", f"beir:{SHARED / name}", "--output", str(output), *options]) == 0
     run, qrels = read_run(output), read_qrels(files.qrels)
     found = ndcg(qrels, {query_id: [c.doc_id for c in candidates] for query_id, candidates in run.items()})
