@@ -25,7 +25,7 @@ from pathlib import Path
 from random import Random
 from statistics import NormalDist, fmean, median, stdev
 
-from rank_k.data.files import read_qrels, read_run
+from rank_k.data.trec import read_qrels, read_run
 from rank_k.evaluation.measures import evaluate
 from rank_k.models.simulated import Noise, SimulatedModel
 from rank_k.strategies import make

@@ -18,7 +18,7 @@ import argparse
 from pathlib import Path
 from statistics import fmean, stdev
 
-from rank_k.data.files import read_qrels, read_run
+from rank_k.data.trec import read_qrels, read_run
 from rank_k.models.simulated import PRESETS, Grades, Noise, with_sd
 from rank_k.simulation.replay import ndcg, simulate
 from rank_k.strategies import make

@@ -26,7 +26,7 @@ from pathlib import Path
 from random import Random
 from statistics import fmean, median
 
-from rank_k.data.files import read_qrels, read_run
+from rank_k.data.trec import read_qrels, read_run
 from rank_k.models.simulated import PRESETS, Grades
 from rank_k.simulation.replay import Cell, Mean, SimulationTotals, difference, simulate
 from rank_k.strategies import PRESETS as PLANS

@@ -26,7 +26,7 @@ from statistics import fmean
 from typing import get_args
 
 from rank_k.cli import main as rank_k
-from rank_k.data.files import RunWriter, read_qrels, read_run
+from rank_k.data.trec import RunWriter, read_qrels, read_run
 from rank_k.evaluation.measures import evaluate
 from rank_k.evaluation.run_costs import run_cost
 from rank_k.evaluation.significance import paired_difference

@@ -36,8 +36,10 @@ from typing import Any
 from zlib import crc32
 
 from rank_k.cli import main as rank_k
-from rank_k.data.files import RunWriter, read_passages, read_qrels, read_queries, read_run
 from rank_k.data.long_documents import PassageSplit, document_id, passage_id
+from rank_k.data.passages import read_passages
+from rank_k.data.queries import read_queries
+from rank_k.data.trec import RunWriter, read_qrels, read_run
 from rank_k.distill.candidate_sets import license_of
 from rank_k.retrieval.analyzers import analyzer_for
 

@@ -20,7 +20,9 @@ from pathlib import Path
 from statistics import fmean
 
 from rank_k import Reranker
-from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
+from rank_k.data.passages import read_passages
+from rank_k.data.queries import read_queries
+from rank_k.data.trec import read_qrels, read_run
 from rank_k.evaluation.measures import evaluate
 from rank_k.strategies.bradley_terry import fit
 from rank_k.strategies.combined import comparison_scores, first_stage_scores, ranked, standardized

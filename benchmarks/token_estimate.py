@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Protocol
 
-from rank_k.data.files import read_passages
+from rank_k.data.passages import read_passages
 from rank_k.data.token_estimate import estimate_tokens, max_token_bound
 from rank_k.models.embedded import EmbeddedModel
 from rank_k.models.http import HttpModel

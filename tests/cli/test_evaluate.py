@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 
 from rank_k.cli import main
-from rank_k.data.files import read_qrels, read_run
+from rank_k.data.trec import read_qrels, read_run
 from rank_k.evaluation.run_costs import run_cost
 from tests.paths import ROOT
 

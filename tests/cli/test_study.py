@@ -19,7 +19,7 @@ from benchmarks.overhead import write_dataset
 
 from rank_k.cli import main
 from rank_k.cli.study import _command, add_arguments
-from rank_k.data.files import read_run
+from rank_k.data.trec import read_run
 from tests.conftest import StartLoopback
 from tests.fakes.loopback import Loopback, make_queries
 from tests.support.signals import hear_ctrl_c

@@ -9,14 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from rank_k.data.collections.registry import (
-    CollectionFiles,
-    PassageStore,
-    WithoutExcluded,
-    find_collection,
-    load_collection,
-)
-from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
+from rank_k.data.collections.base import CollectionFiles, PassageStore, WithoutExcluded
+from rank_k.data.collections.registry import find_collection, load_collection
+from rank_k.data.passages import read_passages
+from rank_k.data.queries import read_queries
+from rank_k.data.trec import read_qrels, read_run
 from rank_k.errors import FormatError, InputError, MissingExtra
 from rank_k.types import Candidate, Passage
 

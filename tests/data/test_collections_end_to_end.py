@@ -13,8 +13,10 @@ import pytest
 
 from rank_k.cli import main
 from rank_k.data.collections.registry import load_collection
-from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
 from rank_k.data.long_documents import PassageSplit, SplitRun, document_id, passage_id
+from rank_k.data.passages import read_passages
+from rank_k.data.queries import read_queries
+from rank_k.data.trec import read_qrels, read_run
 from rank_k.evaluation.measures import evaluate
 from rank_k.models.simulated import SimulatedModel
 from rank_k.reranker import Reranker

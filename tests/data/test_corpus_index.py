@@ -19,8 +19,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rank_k.data import corpus_index
-from rank_k.data.corpus_index import PART, SUFFIX, CorpusIndex, open_corpus_index
-from rank_k.data.files import is_jsonl, read_passages
+from rank_k.data.corpus_index import PART_BYTES, SUFFIX, CorpusIndex, open_corpus_index
+from rank_k.data.passages import read_passages
+from rank_k.data.records import is_jsonl
 from rank_k.errors import FormatError, InputError
 from rank_k.types import Passage
 
@@ -77,7 +78,7 @@ def test_any_passage_is_what_reading_the_file_finds(
 
 @pytest.mark.parametrize("pack", PACKS)
 def test_lines_longer_than_a_part_and_across_parts(tmp_path: Path, pack: str) -> None:
-    path, long = tmp_path / "c.tsv", "é" * (3 * PART)
+    path, long = tmp_path / "c.tsv", "é" * (3 * PART_BYTES)
     path.write_bytes(PACKS[pack]("".join(f"{i}\t{long if i % 5 == 0 else i}\n" for i in range(40)).encode()))
     with kept(path) as index:
         assert index.passages("35")[0].text == long
@@ -144,7 +145,7 @@ def test_it_is_made_once_and_again_when_the_file_changes(tmp_path: Path) -> None
 
 
 def test_progress_is_told_and_ends_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus_index, "_TOLD_EVERY", 50)
+    monkeypatch.setattr(corpus_index, "_PROGRESS_EVERY_LINES", 50)
     for name, pack in PACKS.items():
         path, told = corpus(tmp_path, pack=pack, name=name), list[tuple[int, int]]()
         open_corpus_index(path, lambda done, total, told=told: told.append((done, total)), kept_from=0).close()  # type: ignore[misc]
@@ -156,7 +157,7 @@ def test_progress_is_told_and_ends_at_the_end(tmp_path: Path, monkeypatch: pytes
 def test_another_format_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = corpus(tmp_path, pack=gzip.compress)
     kept(path).close()
-    monkeypatch.setattr(corpus_index, "PART", 100)
+    monkeypatch.setattr(corpus_index, "PART_BYTES", 100)
     assert text_of(path, "d299")[0].startswith("text of 299")
 
 
@@ -194,16 +195,16 @@ def test_a_folder_that_cannot_be_written_to_leaves_it_in_the_cache(
 ) -> None:
     path = corpus(tmp_path)
 
-    def refuse(place: Path, *rest: object, make: Callable[..., None] = corpus_index._make) -> None:
+    def refuse(place: Path, *rest: object, make: Callable[..., None] = corpus_index._write_index) -> None:
         if place.parent == tmp_path:
             raise PermissionError(13, "Permission denied")
         make(place, *rest)
 
-    monkeypatch.setattr(corpus_index, "_make", refuse)  # the tests may run as root, whom no permission stops
+    monkeypatch.setattr(corpus_index, "_write_index", refuse)  # the tests may run as root, whom no permission stops
     with kept(path) as index:
         assert index.passages("d5")[0].text.startswith("text of 5")
         assert Path(index.file).parent == isolated_environment / ".cache" / "rank-k" / "offsets"
-    monkeypatch.setattr(corpus_index, "_make", None)  # it is there: nothing is made again
+    monkeypatch.setattr(corpus_index, "_write_index", None)  # it is there: nothing is made again
     assert text_of(path, "d6")[0].startswith("text of 6")
 
 
@@ -211,7 +212,7 @@ def test_nowhere_to_keep_it_is_one_message(tmp_path: Path, monkeypatch: pytest.M
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(corpus_index, "_make", refuse)
+    monkeypatch.setattr(corpus_index, "_write_index", refuse)
     with pytest.raises(InputError, match="Permission denied") as caught:
         kept(corpus(tmp_path))
     assert "RANK_K_CACHE" in caught.value.remedy

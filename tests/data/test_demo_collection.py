@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from rank_k.data.collections import demo
 from rank_k.data.collections.registry import find_collection
-from rank_k.data.files import read_qrels, read_queries
+from rank_k.data.queries import read_queries
+from rank_k.data.trec import read_qrels
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
 from rank_k.retrieval.bm25 import retrieve
@@ -42,17 +43,18 @@ from pathlib import Path
 begin = time.process_time()
 from rank_k.data.collections import demo
 from rank_k.data.collections.registry import find_collection
-from rank_k.data.files import read_qrels, read_queries
+from rank_k.data.queries import read_queries
+from rank_k.data.trec import read_qrels
 count = len(demo.passages())
 seconds = time.process_time() - begin
 begin = time.process_time()
 root = Path(sysconfig.get_path("stdlib"))
-for place in (root.joinpath(*module.split(".")) for module in demo.SOURCES):
+for place in (root.joinpath(*module.split(".")) for module in demo.SOURCE_MODULES):
     for source in (place.with_name(place.name + ".py"), place / "__init__.py"):
         if source.is_file():
             ast.parse(source.read_bytes())
 parsing = time.process_time() - begin
-listed = sum(len(entry.judgments) for entry in demo._entries().values())
+listed = sum(len(entry.judgments) for entry in demo._question_entries().values())
 print(json.dumps({
     "release": list(sys.version_info[:3]), "passages": count, "seconds": seconds, "parsing": parsing,
     "listed": listed,
@@ -86,9 +88,9 @@ def interpreter_of(version: str) -> str | None:
 @pytest.fixture
 def anew() -> Iterator[None]:
     """Passages are made again, in the test and after it."""
-    demo._passages.cache_clear()
+    demo._passages_by_id.cache_clear()
     yield
-    demo._passages.cache_clear()
+    demo._passages_by_id.cache_clear()
 
 
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
@@ -131,7 +133,7 @@ def test_passages_are_distinct_and_of_a_size() -> None:
     assert len({passage.doc_id for passage in passages}) == len(passages)
     assert len({passage.text for passage in passages}) == len(passages)
     words = [len(passage.text.split()) for passage in passages]
-    assert min(words) > demo.SHORTEST
+    assert min(words) > demo.MIN_WORDS
     assert sum(count > 150 for count in words) < 20  # a sentence or an example that cannot be cut
     assert not any(character.isspace() for passage in passages for character in passage.doc_id)
 
@@ -161,12 +163,12 @@ def test_questions_are_judged_well_enough_to_measure() -> None:
 def test_a_text_that_nobody_read_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     judgments = demo.qrels()["cache-results"]
     assert judgments["functools.cache"] == 3
-    texts = dict(demo._passages())
+    texts = dict(demo._passages_by_id())
     changed = Passage("functools.cache", f"{texts['functools.cache'].text} It is deprecated.")
-    monkeypatch.setattr(demo, "_passages", lambda: {**texts, "functools.cache": changed})
+    monkeypatch.setattr(demo, "_passages_by_id", lambda: {**texts, "functools.cache": changed})
     assert demo.qrels()["cache-results"] == {k: v for k, v in judgments.items() if k != "functools.cache"}
     del texts["functools.lru_cache"]
-    monkeypatch.setattr(demo, "_passages", lambda: texts)
+    monkeypatch.setattr(demo, "_passages_by_id", lambda: texts)
     assert demo.qrels()["cache-results"] == {k: v for k, v in judgments.items() if k != "functools.lru_cache"}
 
 
@@ -187,7 +189,7 @@ WORDS = st.lists(st.text("abcdefgh", min_size=1, max_size=8), min_size=1, max_si
 @given(st.lists(WORDS, min_size=1, max_size=8))
 def test_cutting_loses_no_word(paragraphs: list[str]) -> None:
     text = "\n\n".join(f"{paragraph}." for paragraph in paragraphs)
-    parts = list(demo._parts(text, "title"))
+    parts = list(demo._split_text(text, "title"))
     assert " ".join(part.body for part in parts).split() == text.split()
     assert all(part.title == "title" and part.body for part in parts)
 
@@ -204,9 +206,9 @@ def test_a_fingerprint_sees_words_only(words: list[str], chance: random.Random) 
 def test_cuts_fall_back_into_step_after_an_inserted_paragraph() -> None:
     chance = random.Random(7)
     paragraphs = [f"Paragraph {n} " + "says so. " * chance.randint(8, 30) for n in range(40)]
-    before = [part.body for part in demo._parts("\n\n".join(paragraphs), "")]
+    before = [part.body for part in demo._split_text("\n\n".join(paragraphs), "")]
     paragraphs.insert(3, "This one is new, and it is here only to move what follows it.")
-    after = [part.body for part in demo._parts("\n\n".join(paragraphs), "")]
+    after = [part.body for part in demo._split_text("\n\n".join(paragraphs), "")]
     assert len(set(before) - set(after)) <= 6 < len(before) / 2
 
 
@@ -218,7 +220,7 @@ def test_headings_definitions_and_tables() -> None:
         "+------+---------+\n| Name | Meaning |\n|======|=========|\n"
         "| 'a'  | first   |\n|      | letter  |\n+------+---------+\n"
     )
-    parts = list(demo._parts(text, "topic"))
+    parts = list(demo._split_text(text, "topic"))
     assert {part.title for part in parts} == {"Methods"}
     assert [part.body.split()[0] for part in parts][:3] == ["The", "x.join(items)", "x.split()"]
     body = "\n".join(part.body for part in parts)

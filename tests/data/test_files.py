@@ -15,14 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rank_k.data.files import (
-    RunFile,
-    RunWriter,
-    read_passages,
-    read_qrels,
-    read_queries,
-    read_run,
-)
+from rank_k.data.passages import read_passages
+from rank_k.data.queries import read_queries
+from rank_k.data.trec import RunFile, RunWriter, read_qrels, read_run
 from rank_k.errors import FormatError, InputError, RankKError
 from rank_k.types import Candidate, Passage, Query
 

@@ -13,7 +13,9 @@ import pytest
 from rank_k.data.collections.bright import SUBSETS, load_bright
 from rank_k.data.collections.ir_datasets import IrDataset
 from rank_k.data.collections.registry import find_collection, load_collection
-from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
+from rank_k.data.passages import read_passages
+from rank_k.data.queries import read_queries
+from rank_k.data.trec import read_qrels, read_run
 from rank_k.errors import FormatError, InputError, MissingExtra
 from rank_k.types import Candidate, Passage
 

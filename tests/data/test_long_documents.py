@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rank_k.data.long_documents import (
-    LEAST_TOKENS,
+    MIN_PASSAGE_TOKENS,
     DocumentGrades,
     PassageSplit,
     SplitRun,
@@ -27,7 +27,11 @@ from rank_k.types import Candidate, Passage, Ranking
 words = st.text("ab.é ß\n。中文字สวัสดีक्ष👩‍🚀🇩🇪e\u0301\t!?x", max_size=400)
 long_words = st.integers(0, 3000).map(lambda count: "abcdefgh" * count)
 texts = st.one_of(words, st.text(max_size=300), st.lists(st.one_of(words, long_words), max_size=4).map(" ".join))
-splits = st.integers(LEAST_TOKENS, 60).flatmap(lambda n: st.builds(PassageSplit, st.just(n), st.integers(0, n // 2)))
+splits = st.integers(MIN_PASSAGE_TOKENS, 60).flatmap(
+    lambda tokens: st.builds(PassageSplit, st.just(tokens), st.integers(0, tokens // 2))
+)
+    lambda n: st.builds(PassageSplit, st.just(n), st.integers(0, n // 2))
+)
 
 
 @given(texts, splits)

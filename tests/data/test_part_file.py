@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from rank_k.cli import main
-from rank_k.data.files import RunWriter
+from rank_k.data.trec import RunWriter
 from rank_k.errors import InputError
 
 pytestmark = pytest.mark.integration
 
 WRITER = """
 import sys
-from rank_k.data.files import RunWriter
+from rank_k.data.trec import RunWriter
 with RunWriter(sys.argv[1], sys.argv[2]) as run:
     run.write("q1", ["d1"])
     print("writing", flush=True)
@@ -66,7 +66,7 @@ def test_run_writer_replaces_the_part_file_of_a_killed_process(tmp_path: Path) -
 WRITERS_IN_TURN = """
 import sys
 from pathlib import Path
-from rank_k.data.files import RunWriter
+from rank_k.data.trec import RunWriter
 from rank_k.errors import InputError
 path = Path(sys.argv[1])
 for turn in range(200):

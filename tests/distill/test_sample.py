@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rank_k.cli import main
-from rank_k.data.collections.registry import PassageStore
+from rank_k.data.collections.base import PassageStore
 from rank_k.distill.candidate_sets import AppendedSets, CandidateSet, json_line, license_of, read_sets
 from rank_k.distill.near_duplicates import CONTAMINATED, REPEATED, NearDuplicateIndex, normalized
 from rank_k.distill.sample import Sampler, Sampling, draw, write_samples

@@ -10,7 +10,7 @@ import pytrec_eval
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.data.files import read_qrels, read_run
+from rank_k.data.trec import read_qrels, read_run
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import DEFAULT_MEASURES, Ties, evaluate
 from rank_k.types import Candidate

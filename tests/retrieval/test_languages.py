@@ -12,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.cli import main
-from rank_k.data.collections.registry import CollectionFiles, load_collection
-from rank_k.data.files import read_passages, read_qrels, read_queries, read_run
+from rank_k.data.collections.base import CollectionFiles
+from rank_k.data.collections.registry import load_collection
+from rank_k.data.passages import read_passages
+from rank_k.data.queries import read_queries
 from rank_k.data.token_estimate import truncate_graphemes
+from rank_k.data.trec import read_qrels, read_run
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
 from rank_k.models.simulated import SimulatedModel

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rank_k.data.collections.registry import load_collection
-from rank_k.data.files import read_queries, read_run, read_translations
+from rank_k.data.queries import read_queries, read_translations
+from rank_k.data.trec import read_run
 from rank_k.errors import FormatError, InputError
 from rank_k.evaluation.preferences import UNDONE, Judgment, read_judgments
 from rank_k.server.judging_session import (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rank_k.data.files import read_run
+from rank_k.data.trec import read_run
 from rank_k.errors import InputError
 from rank_k.study.folder import StudyFolder
 from rank_k.study.grid import (

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.data.files import read_run
+from rank_k.data.trec import read_run
 from rank_k.errors import InputError, JournalError
 from rank_k.evaluation.measures import evaluate
 from rank_k.evaluation.significance import paired_difference

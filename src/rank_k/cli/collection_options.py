@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rank_k.data.collections.registry import Collection, Corpus, Excluded
+    from rank_k.data.collections.base import Collection, Corpus, Excluded
     from rank_k.data.corpus_index import OnProgress
 
 DATASET = "beir:DIR, bright:SUBSET, python-docs or an ir_datasets id"
@@ -54,7 +54,7 @@ class ResolvedCollection:
 
 def resolve_collection(args: argparse.Namespace) -> ResolvedCollection:
     """What --dataset, --queries and --documents name. Raises `InputError` if one is not named."""
-    from rank_k.data.collections.registry import CorpusFile
+    from rank_k.data.collections.base import CorpusFile
     from rank_k.errors import InputError
 
     found = find_named_collection(args.dataset) if args.dataset else None

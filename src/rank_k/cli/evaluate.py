@@ -19,7 +19,7 @@ from rank_k.cli.price_options import add_prices, prices
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rank_k.data.collections.registry import Collection
+    from rank_k.data.collections.base import Collection
     from rank_k.evaluation.run_comparison import RunComparison
     from rank_k.evaluation.run_costs import RunCost
     from rank_k.types import Run
@@ -129,7 +129,7 @@ def _named(args: argparse.Namespace) -> _Named:
 
 
 def _assessed(args: argparse.Namespace, named: _Named, *, intervals: bool) -> RunComparison:
-    from rank_k.data.files import read_qrels
+    from rank_k.data.trec import read_qrels
     from rank_k.errors import InputError
     from rank_k.evaluation.measures import DEFAULT_MEASURES
     from rank_k.evaluation.run_comparison import compare_runs
@@ -184,8 +184,8 @@ def _runs(args: argparse.Namespace) -> tuple[dict[str, Path], str]:
 
 def read_runs(paths: Mapping[str, Path], dataset: Collection | None, dataset_name: str) -> dict[str, Run]:
     """The runs by name, less what the data set excludes, which is told."""
-    from rank_k.data.collections.registry import WithoutExcluded
-    from rank_k.data.files import read_run
+    from rank_k.data.collections.base import WithoutExcluded
+    from rank_k.data.trec import read_run
 
     runs: dict[str, Run] = {}
     for name, path in paths.items():
@@ -233,7 +233,7 @@ def _cost(args: argparse.Namespace, name: str, path: Path, journal: Path) -> Run
 def _report(
     args: argparse.Namespace, assessment: RunComparison, named: _Named, links: Sequence[tuple[str, str, bool]] = ()
 ) -> str:
-    from rank_k.data.files import read_queries
+    from rank_k.data.queries import read_queries
     from rank_k.reports.evaluation_report import ReportOrigin, render_report
 
     file = named.queries or (None if named.dataset is None else named.dataset.queries)

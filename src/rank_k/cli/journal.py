@@ -106,7 +106,7 @@ def _fitted(records: Iterator[WindowRecord], args: argparse.Namespace) -> list[s
     """The noise of a run's answers, field by field; also written to --output."""
     from dataclasses import asdict
 
-    from rank_k.data.files import read_qrels
+    from rank_k.data.trec import read_qrels
     from rank_k.simulation.noise_file import noise_to_json
     from rank_k.simulation.noise_fit import fit_noise
     from rank_k.simulation.observations import observations_of

@@ -158,7 +158,7 @@ def window_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> di
 
 
 def simulated(qrels: Path, noise: str) -> Model:
-    from rank_k.data.files import read_qrels
+    from rank_k.data.trec import read_qrels
     from rank_k.models.simulated import SimulatedModel
     from rank_k.simulation.noise_file import noise_by_name
 
@@ -167,8 +167,8 @@ def simulated(qrels: Path, noise: str) -> Model:
 
 def simulated_by_passage(qrels: Path, noise: str) -> Model:
     """The judge for passages of the documents that are judged: each is worth what its document is."""
-    from rank_k.data.files import read_qrels
     from rank_k.data.long_documents import DocumentGrades
+    from rank_k.data.trec import read_qrels
     from rank_k.models.simulated import SimulatedModel
     from rank_k.simulation.noise_file import noise_by_name
 

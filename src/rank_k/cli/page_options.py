@@ -63,7 +63,8 @@ def route_groups(args: argparse.Namespace) -> Iterator[list[RouteGroup]]:
 
 def _comparing(args: argparse.Namespace) -> RouteGroup | None:
     """The report that `rank-k evaluate` makes of the same arguments; None where nothing has been judged."""
-    from rank_k.data.files import RunFile, read_qrels, read_queries
+    from rank_k.data.queries import read_queries
+    from rank_k.data.trec import RunFile, read_qrels
     from rank_k.optional_deps import load
     from rank_k.server.report_routes import ReportRoutes
     from rank_k.server.web_pages import PAGES
@@ -113,7 +114,7 @@ def _judging(args: argparse.Namespace, stack: ExitStack) -> RouteGroup | None:
 
 
 def _questions(args: argparse.Namespace) -> PairwiseItems:
-    from rank_k.data.files import read_queries, read_translations
+    from rank_k.data.queries import read_queries, read_translations
     from rank_k.errors import InputError
     from rank_k.server.judging_session import file_names, pairwise_items
 

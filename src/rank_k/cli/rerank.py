@@ -26,9 +26,9 @@ from rank_k.cli.price_options import Prices, add_prices, prices
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from rank_k.data.collections.registry import Store
-    from rank_k.data.files import RunFile
+    from rank_k.data.collections.base import Store
     from rank_k.data.long_documents import PassageSplit
+    from rank_k.data.trec import RunFile
     from rank_k.reranker import Reranker
     from rank_k.types import Candidate, Query
 
@@ -72,9 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.data.collections.registry import WithoutExcluded
-    from rank_k.data.files import RunFile, RunWriter, read_queries
+    from rank_k.data.collections.base import WithoutExcluded
     from rank_k.data.long_documents import SplitRun
+    from rank_k.data.queries import read_queries
+    from rank_k.data.trec import RunFile, RunWriter
     from rank_k.errors import InputError
     from rank_k.reranker import PAPER, Reranker
 

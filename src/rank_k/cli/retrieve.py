@@ -25,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.data.collections.registry import WithoutExcluded
-    from rank_k.data.files import RunWriter, read_queries
+    from rank_k.data.collections.base import WithoutExcluded
+    from rank_k.data.queries import read_queries
+    from rank_k.data.trec import RunWriter
     from rank_k.retrieval.analyzers import analyzer_for
     from rank_k.retrieval.bm25 import retrieve
 

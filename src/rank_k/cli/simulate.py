@@ -107,8 +107,8 @@ class _Job:
     def read(self) -> None:
         """Judgments, and the run's candidates for the judged queries."""
         from rank_k.cli.collection_options import find_named_collection
-        from rank_k.data.collections.registry import WithoutExcluded
-        from rank_k.data.files import read_qrels, read_run
+        from rank_k.data.collections.base import WithoutExcluded
+        from rank_k.data.trec import read_qrels, read_run
         from rank_k.errors import InputError
 
         args = self._args

@@ -14,13 +14,13 @@ from rank_k.errors import InputError
 
 def cache_directory() -> Path:
     """`RANK_K_CACHE`, else `rank-k` in `XDG_CACHE_HOME`, else where the system keeps caches."""
-    if own := os.environ.get("RANK_K_CACHE"):
-        return Path(own).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(base).is_absolute():  # the XDG specification has relative ones ignored
-        return Path(base, "rank-k")
-    if sys.platform == "win32" and (base := os.environ.get("LOCALAPPDATA", "")):
-        return Path(base, "rank-k", "Cache")
+    if configured := os.environ.get("RANK_K_CACHE"):
+        return Path(configured).expanduser().absolute()
+    base_directory = os.environ.get("XDG_CACHE_HOME", "")
+    if Path(base_directory).is_absolute():  # the XDG specification has relative ones ignored
+        return Path(base_directory, "rank-k")
+    if sys.platform == "win32" and (base_directory := os.environ.get("LOCALAPPDATA", "")):
+        return Path(base_directory, "rank-k", "Cache")
     try:
         home = Path.home()
     except RuntimeError as error:
@@ -34,9 +34,9 @@ def write_cached(name: str, lines: Iterable[bytes]) -> Path:
     Raises `InputError` if that cannot be, and whatever making the lines raises.
     """
     path = cache_directory() / name
-    with _disk_told(path):
+    with _disk_errors_as_input_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+        descriptor, part_path = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
         with os.fdopen(descriptor, "wb") as file:
             for line in lines:  # an OSError of these is not the disk's: those of downloads are such
@@ -44,17 +44,17 @@ def write_cached(name: str, lines: Iterable[bytes]) -> Path:
                     file.write(line)
                 except OSError as error:
                     raise _disk_error(path, error) from error
-            with _disk_told(path):
+            with _disk_errors_as_input_errors(path):
                 file.flush()
-        with _disk_told(path):
-            Path(part).replace(path)
+        with _disk_errors_as_input_errors(path):
+            Path(part_path).replace(path)
     finally:
-        Path(part).unlink(missing_ok=True)
+        Path(part_path).unlink(missing_ok=True)
     return path
 
 
 @contextmanager
-def _disk_told(path: Path) -> Iterator[None]:
+def _disk_errors_as_input_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -41,7 +41,7 @@ def open_compressed(path: Path, expected: str) -> Iterator[DecompressedStream]:
                 with gzip.open(raw) as plain:
                     yield DecompressedStream(plain, raw)
             elif start == _ZSTD:
-                with _whole_zstd(path, raw) as plain:
+                with _open_zstd(path, raw) as plain:
                     yield DecompressedStream(plain, raw)
             else:
                 yield DecompressedStream(raw, raw)
@@ -54,7 +54,7 @@ def open_compressed(path: Path, expected: str) -> Iterator[DecompressedStream]:
 
 
 @contextmanager
-def _whole_zstd(path: Path, raw: IO[bytes]) -> Iterator[IO[bytes]]:
+def _open_zstd(path: Path, raw: IO[bytes]) -> Iterator[IO[bytes]]:
     """The standard library's module, which Python has from 3.14 on, or the same for older ones. Both, unlike
     other packages, raise `EOFError` for a file that was cut short."""
     zstd = import_module("compression.zstd") if sys.version_info >= (3, 14) else load("backports.zstd")

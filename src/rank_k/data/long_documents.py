@@ -18,16 +18,16 @@ from rank_k.data.token_estimate import estimate_tokens, truncate_graphemes
 from rank_k.errors import InputError
 from rank_k.types import Candidate, Passage, Ranking
 
-LEAST_TOKENS = 16
+MIN_PASSAGE_TOKENS = 16
 """Passages are not cut shorter: words and characters must fit into them."""
 
-_PIECE = re.compile(r"\s+|\S+?[。！？｡]+[”’」』）]*\s*|\S+\s*")
+_CUTTABLE_PIECE = re.compile(r"\s+|\S+?[。！？｡]+[”’」』）]*\s*|\S+\s*")
 _SENTENCE_END = re.compile(r"(?:[.!?؟۔।…][\"'”’»)\]]*\s+|[。！？｡]+[”’」』）]*\s*|\n\s*\n\s*)\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class PassageSplit:
-    """How documents are cut: into passages of at most `tokens` tokens (as `estimated_tokens` counts them), each
+    """How documents are cut: into passages of at most `tokens` tokens (as `estimate_tokens` counts them), each
     beginning with at most the last `overlap` tokens of the one before. `most`: only the first so many of each
     document are kept, all if None; the first, because they cost nothing to choose and are where most documents say
     what they are about.
@@ -40,8 +40,8 @@ class PassageSplit:
     most: int | None = None
 
     def __post_init__(self) -> None:
-        if self.tokens < LEAST_TOKENS:
-            raise InputError(f"passages of {self.tokens} tokens are too short", f"give {LEAST_TOKENS} or more")
+        if self.tokens < MIN_PASSAGE_TOKENS:
+            raise InputError(f"passages of {self.tokens} tokens are too short", f"give {MIN_PASSAGE_TOKENS} or more")
         if not 0 <= self.overlap <= self.tokens // 2:
             problem = f"passages of {self.tokens} tokens cannot overlap by {self.overlap}"
             raise InputError(problem, f"give at most half, {self.tokens // 2}")
@@ -61,36 +61,42 @@ class PassageSplit:
         return islice(self._all_spans(text), self.most)
 
     def _all_spans(self, text: str) -> Iterator[tuple[int, int]]:
-        places, counts = _pieces(text, max(LEAST_TOKENS // 2, self.tokens // 16))
-        first, last = 0, len(places) - 1
+        positions, token_counts = _cut_positions(text, max(MIN_PASSAGE_TOKENS // 2, self.tokens // 16))
+        first, last = 0, len(positions) - 1
         while True:
-            end = bisect_right(counts, counts[first] + self.tokens) - 1
+            end = bisect_right(token_counts, token_counts[first] + self.tokens) - 1
             if end < last:
-                enough = bisect_right(counts, counts[first] + (self.tokens + self.overlap) // 2)
-                sentences = (i for i in range(end, enough - 1, -1) if _ends_sentence(text, places[i - 1], places[i]))
-                end = next(sentences, end)
-            yield places[first], places[end]
+                min_end = bisect_right(token_counts, token_counts[first] + (self.tokens + self.overlap) // 2)
+                sentence_ends = (
+                    index
+                    for index in range(end, min_end - 1, -1)
+                    if _ends_sentence(text, positions[index - 1], positions[index])
+                )
+                end = next(sentence_ends, end)
+            yield positions[first], positions[end]
             if end == last:
                 return
-            first = bisect_left(counts, counts[end] - self.overlap)
-            first = min(end, bisect_right(counts, counts[first]) - 1)  # past blanks, which count nothing
+            first = bisect_left(token_counts, token_counts[end] - self.overlap)
+            first = min(end, bisect_right(token_counts, token_counts[first]) - 1)  # past blanks, which count nothing
 
 
-def _pieces(text: str, most: int) -> tuple[list[int], list[int]]:
+def _cut_positions(text: str, max_tokens: int) -> tuple[list[int], list[int]]:
     """Where `text` may be cut: after words with the blanks behind them, after sentences, and so that no piece has more
     than `most` tokens; and how many tokens lie before each place. Both begin with 0. Counts add up because what
     counts as one never spans a blank; where a long word is cut they are on the high side."""
-    places, counts = [0], [0]
-    for match in _PIECE.finditer(text):
+    positions, token_counts = [0], [0]
+    for match in _CUTTABLE_PIECE.finditer(text):
         start, end = match.span()
-        while estimate_tokens(text[start : min(end, start + 8 * most)]) > most:  # letters are at least 1/5 token
-            cut = start + (len(truncate_graphemes(text[start : start + most + 1], most)) or most)
-            places.append(cut)
-            counts.append(counts[-1] + estimate_tokens(text[start:cut]))
-            start = cut
-        places.append(end)
-        counts.append(counts[-1] + estimate_tokens(text[start:end]))
-    return places, counts
+        while (
+            estimate_tokens(text[start : min(end, start + 8 * max_tokens)]) > max_tokens
+        ):  # letters are at least 1/5 token
+            position = start + (len(truncate_graphemes(text[start : start + max_tokens + 1], max_tokens)) or max_tokens)
+            positions.append(position)
+            token_counts.append(token_counts[-1] + estimate_tokens(text[start:position]))
+            start = position
+        positions.append(end)
+        token_counts.append(token_counts[-1] + estimate_tokens(text[start:end]))
+    return positions, token_counts
 
 
 def _ends_sentence(text: str, start: int, end: int) -> bool:
@@ -101,9 +107,9 @@ def passage_id(doc_id: str, number: int) -> str:
     return f"{doc_id}#{number}"
 
 
-def document_id(passage: str) -> str:
+def document_id(passage_doc_id: str) -> str:
     """The document that a passage is of."""
-    return passage.rpartition("#")[0]
+    return passage_doc_id.rpartition("#")[0]
 
 
 def expand(candidates: Iterable[Candidate], count: Callable[[str], int]) -> tuple[Candidate, ...]:
@@ -120,11 +126,11 @@ def collapse(ranking: Ranking) -> Ranking:
     best passages are."""
     doc_ids: dict[str, bool] = {}
     for tier in ranking.tiers:
-        first = True
-        for passage in tier:
-            if (doc_id := document_id(passage)) not in doc_ids:
-                doc_ids[doc_id] = not first
-                first = False
+        is_first = True
+        for passage_doc_id in tier:
+            if (doc_id := document_id(passage_doc_id)) not in doc_ids:
+                doc_ids[doc_id] = not is_first
+                is_first = False
     return Ranking(tuple(doc_ids), tuple(doc_ids.values()))
 
 
@@ -149,12 +155,15 @@ class SplitRun:
         depth: int = 100,
     ) -> None:
         self._run, self._store, self._split, self._depth = run, store, split, depth
-        self._cut: dict[str, tuple[str, ...]] = {}  # the documents of the query that was come to last
+        self._passages_by_doc_id: dict[str, tuple[str, ...]] = {}  # the documents of the query that was come to last
 
     def __iter__(self) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
         for query_id, candidates in self._run:
-            self._cut = {}
-            counts = {c.doc_id: len(self._passages(c.doc_id, query_id)) for c in candidates[: self._depth]}
+            self._passages_by_doc_id = {}
+            counts = {
+                candidate.doc_id: len(self._passages(candidate.doc_id, query_id))
+                for candidate in candidates[: self._depth]
+            }
             yield query_id, expand(candidates[: self._depth], counts.__getitem__)
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
@@ -166,14 +175,14 @@ class SplitRun:
         """`(query_id, ranking of documents)` from rankings of passages that come in the run's order. Documents beyond
         `depth` follow as they stood."""
         for (query_id, ranking), (_, candidates) in zip(rankings, self._run, strict=True):
-            whole = collapse(ranking)
+            document_ranking = collapse(ranking)
             tail = tuple(candidate.doc_id for candidate in candidates[self._depth :])
-            yield query_id, Ranking(whole.doc_ids + tail, whole.tied + (False,) * len(tail))
+            yield query_id, Ranking(document_ranking.doc_ids + tail, document_ranking.tied + (False,) * len(tail))
 
     def _passages(self, doc_id: str, query_id: str | None) -> tuple[str, ...]:
-        if doc_id not in self._cut:
-            self._cut[doc_id] = tuple(self._split.passages(self._store.get(doc_id, query_id).text))
-        return self._cut[doc_id]
+        if doc_id not in self._passages_by_doc_id:
+            self._passages_by_doc_id[doc_id] = tuple(self._split.passages(self._store.get(doc_id, query_id).text))
+        return self._passages_by_doc_id[doc_id]
 
 
 class DocumentGrades(dict[str, int]):

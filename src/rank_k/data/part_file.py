@@ -54,15 +54,18 @@ class PartFile:
         self._file.flush()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         with self._file:
-            if kind is None:
+            if exception_type is None:
                 self._file.flush()
                 os.fsync(self._file.fileno())
                 if fcntl is not None:  # renamed while it is locked, or the next process would write into it
                     self.path.replace(self.target)
-        if kind is None and fcntl is None:
+        if exception_type is None and fcntl is None:
             self.path.replace(self.target)
 
     def _lock(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_RUNS = re.compile(
+_CHARACTER_RUNS = re.compile(
     r"(?P<words>[A-Za-z]+)"
     r"|(?P<pairs>[À-ÖØ-öø-ɏЀ-ԯ\u05d0-\u05ea\u0620-\u064a\u0e01-\u0e30\u0e32\u0e33\u0e40-\u0e46Ḁ-ỿ]+)"
     r"|(?P<astral>[\U00010000-\U0010ffff])|\S"
@@ -23,7 +23,7 @@ def estimate_tokens(text: str) -> int:
     many for other languages (both in `benchmarks/token_estimate.py`).
     """
     count = 0
-    for run in _RUNS.finditer(text):
+    for run in _CHARACTER_RUNS.finditer(text):
         length = run.end() - run.start()
         if run.lastgroup == "words":
             count += -(-length // 5)
@@ -49,25 +49,25 @@ def truncate_graphemes(text: str, length: int) -> str:
     if length >= len(text):
         return text
     end = max(length, 0)
-    blank = text.rfind(" ", max(0, end - 24), end + 1)
-    if blank > 0:
-        end = blank
-    while end > 0 and _extends(text, end):
+    last_space = text.rfind(" ", max(0, end - 24), end + 1)
+    if last_space > 0:
+        end = last_space
+    while end > 0 and _extends_grapheme(text, end):
         end -= 1
     return text[:end].rstrip()
 
 
-_PREPENDED = frozenset(  # signs that enclose or precede what follows (Grapheme_Cluster_Break=Prepend)
+_PREPENDED_SIGNS = frozenset(  # signs that enclose or precede what follows (Grapheme_Cluster_Break=Prepend)
     "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\u0d4e\U000110bd\U000110cd\U000111c2\U000111c3"
     "\U0001193f\U00011941\U00011a84\U00011a85\U00011a86\U00011a87\U00011a88\U00011a89\U00011d46"
 )
 
 
-def _extends(text: str, index: int) -> bool:
+def _extends_grapheme(text: str, index: int) -> bool:
     """Whether the character at `index` belongs to the grapheme before it (UAX #29, erring on the side of yes)."""
     char, before = text[index], text[index - 1]
     code = ord(char)
-    if before == "\u200d" or before in _PREPENDED:
+    if before == "\u200d" or before in _PREPENDED_SIGNS:
         return True
     if code < 0x300:
         return False
@@ -82,8 +82,8 @@ def _extends(text: str, index: int) -> bool:
     if 0x1160 <= code <= 0x11FF or 0xD7B0 <= code <= 0xD7FF:  # a vowel or final jamo
         return "\u1100" <= before <= "\u11ff" or "\uac00" <= before <= "\ud7ff"
     if 0x1F1E6 <= code <= 0x1F1FF:
-        run = 0
-        while index - 1 - run >= 0 and 0x1F1E6 <= ord(text[index - 1 - run]) <= 0x1F1FF:
-            run += 1
-        return run % 2 == 1
+        flag_letters = 0
+        while index - 1 - flag_letters >= 0 and 0x1F1E6 <= ord(text[index - 1 - flag_letters]) <= 0x1F1FF:
+            flag_letters += 1
+        return flag_letters % 2 == 1
     return False

@@ -6,7 +6,7 @@
               (children of the root, whatever they are called; the number as attribute or element; a topic
               that has no elements is all `text`)
 
-Pure: bytes in, fields out. `rank_k.data.files` opens the file and composes the queries.
+Pure: bytes in, fields out. `rank_k.data.queries` opens the file and composes the queries.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from xml.parsers import expat
 
 from rank_k.errors import FormatError
 
-_CLASSIC = "<top> <num> Number: 301 <title> ... <desc> Description: ... </top>"
-_XML = '<topic number="1"> elements with its texts </topic>'
+_CLASSIC_FORMAT = "<top> <num> Number: 301 <title> ... <desc> Description: ... </top>"
+_XML_FORMAT = '<topic number="1"> elements with its texts </topic>'
 
 _TAG = re.compile(r"<(/?)([A-Za-z][\w-]*)>")
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-_FULL_NAMES = {"desc": "description", "narr": "narrative", "smry": "summary", "dom": "domain", "con": "concepts"}
-_LABELS = {
+_FULL_FIELD_NAMES = {"desc": "description", "narr": "narrative", "smry": "summary", "dom": "domain", "con": "concepts"}
+_FIELD_LABELS = {
     "num": "Number",
     "title": "Topic",
     "desc": "Description",
@@ -35,7 +35,7 @@ _LABELS = {
     "con": "Concept(s)",
 }
 """What repeats the tag at the beginning of a classic field, before a colon."""
-_NUMBERS = ("number", "num", "id", "identifier", "qid")
+_NUMBER_KEYS = ("number", "num", "id", "identifier", "qid")
 
 
 class Topic(NamedTuple):
@@ -50,80 +50,80 @@ def read_topics(path: Path, content: bytes) -> list[Topic]:
     """The topics in `content`, the bytes of the file at `path`. Raises `FormatError`."""
     text = content.decode("utf-8", "replace")
     text = _COMMENT.sub(lambda comment: "\n" * comment[0].count("\n"), text)  # lines keep their numbers
-    first = _TAG.search(text)
-    if first and first[2].lower() == "top" and not text.lstrip().startswith("<?"):
-        return _classic_topics(path, text)
-    return _xml_topics(path, content)
+    first_tag = _TAG.search(text)
+    if first_tag and first_tag[2].lower() == "top" and not text.lstrip().startswith("<?"):
+        return _read_classic_topics(path, text)
+    return _read_xml_topics(path, content)
 
 
-def _classic_topics(path: Path, text: str) -> list[Topic]:
+def _read_classic_topics(path: Path, text: str) -> list[Topic]:
     topics: list[Topic] = []
     fields: dict[str, str] = {}
-    began = 0  # line of the <top> that is open
-    name = ""  # of the field that is open
-    line, end = 1, 0
+    start_line = 0  # of the open <top>; 0 where none is open
+    open_field = ""
+    line, last_end = 1, 0
     for tag in _TAG.finditer(text):
-        between = text[end : tag.start()]
-        if name:
-            fields[name] += between
-        elif between.strip():
-            line += between[: len(between) - len(between.lstrip())].count("\n")
-            raise FormatError(path, line, f"text outside all fields ({between.strip()[:40]!r})", _CLASSIC)
-        line += between.count("\n")
-        end = tag.end()
-        closing, element = bool(tag[1]), tag[2].lower()
-        if element == "top" and closing == (not began):
-            what = f"the topic of line {began} has no end" if began else "no topic is open"
-            raise FormatError(path, line, f"{tag[0]} where {what}", _CLASSIC)
-        if element == "top" and not closing:
-            began, name, fields = line, "", {}
+        text_between = text[last_end : tag.start()]
+        if open_field:
+            fields[open_field] += text_between
+        elif text_between.strip():
+            line += text_between[: len(text_between) - len(text_between.lstrip())].count("\n")
+            raise FormatError(path, line, f"text outside all fields ({text_between.strip()[:40]!r})", _CLASSIC_FORMAT)
+        line += text_between.count("\n")
+        last_end = tag.end()
+        is_closing, element = bool(tag[1]), tag[2].lower()
+        if element == "top" and is_closing == (not start_line):
+            problem = f"the topic of line {start_line} has no end" if start_line else "no topic is open"
+            raise FormatError(path, line, f"{tag[0]} where {problem}", _CLASSIC_FORMAT)
+        if element == "top" and not is_closing:
+            start_line, open_field, fields = line, "", {}
         elif element == "top":
-            topics.append(_classic_topic(path, began, fields))
-            began, name = 0, ""
-        elif not began or (closing and element != name) or (not closing and element in fields):
-            where = f"in the topic of line {began}" if began else "outside <top>"
-            what = "again" if began and not closing else "unexpected"
-            raise FormatError(path, line, f"{tag[0]} {what} {where}", _CLASSIC)
-        elif closing:
-            name = ""
+            topics.append(_make_classic_topic(path, start_line, fields))
+            start_line, open_field = 0, ""
+        elif not start_line or (is_closing and element != open_field) or (not is_closing and element in fields):
+            location = f"in the topic of line {start_line}" if start_line else "outside <top>"
+            problem = "again" if start_line and not is_closing else "unexpected"
+            raise FormatError(path, line, f"{tag[0]} {problem} {location}", _CLASSIC_FORMAT)
+        elif is_closing:
+            open_field = ""
         else:
-            name = element
-            fields[name] = ""
-    if began:
-        raise FormatError(path, began, "a topic without </top>", _CLASSIC)
-    if text[end:].strip():
-        raise FormatError(path, line, f"text after the last topic ({text[end:].strip()[:40]!r})", _CLASSIC)
+            open_field = element
+            fields[open_field] = ""
+    if start_line:
+        raise FormatError(path, start_line, "a topic without </top>", _CLASSIC_FORMAT)
+    if text[last_end:].strip():
+        raise FormatError(path, line, f"text after the last topic ({text[last_end:].strip()[:40]!r})", _CLASSIC_FORMAT)
     return topics
 
 
-def _classic_topic(path: Path, line: int, fields: dict[str, str]) -> Topic:
-    mended = {}
+def _make_classic_topic(path: Path, line: int, fields: dict[str, str]) -> Topic:
+    named_fields = {}
     for name, text in fields.items():
         text = unescape(text).strip()
-        if name in _LABELS:
-            text = re.sub(rf"\A{re.escape(_LABELS[name])}\s*:\s*", "", text, flags=re.IGNORECASE)
-        mended[_FULL_NAMES.get(name, name)] = text
-    return Topic(line, _number(path, line, mended.pop("num", ""), _CLASSIC), mended)
+        if name in _FIELD_LABELS:
+            text = re.sub(rf"\A{re.escape(_FIELD_LABELS[name])}\s*:\s*", "", text, flags=re.IGNORECASE)
+        named_fields[_FULL_FIELD_NAMES.get(name, name)] = text
+    return Topic(line, _checked_number(path, line, named_fields.pop("num", ""), _CLASSIC_FORMAT), named_fields)
 
 
-def _xml_topics(path: Path, content: bytes) -> list[Topic]:
+def _read_xml_topics(path: Path, content: bytes) -> list[Topic]:
     """Every child of the root is a topic, its children are the fields, whatever they are called."""
     topics: list[Topic] = []
     open_elements: list[str] = []
     numbers: list[str] = []
     parts: dict[str, list[str]] = {}
-    bare: list[str] = []  # text of a topic outside its elements
-    began = 0
+    topic_text: list[str] = []  # text of a topic outside its elements
+    start_line = 0
     parser = expat.ParserCreate()
 
     def start(element: str, attributes: dict[str, str]) -> None:
-        nonlocal began
+        nonlocal start_line
         open_elements.append(element)
         if len(open_elements) == 2:
-            began = parser.CurrentLineNumber
+            start_line = parser.CurrentLineNumber
             parts.clear()
-            bare.clear()
-            numbers[:] = [attributes[key] for key in _NUMBERS if key in attributes]
+            topic_text.clear()
+            numbers[:] = [attributes[key] for key in _NUMBER_KEYS if key in attributes]
         elif len(open_elements) == 3:
             parts.setdefault(element, []).append("")
 
@@ -131,21 +131,25 @@ def _xml_topics(path: Path, content: bytes) -> list[Topic]:
         if len(open_elements) >= 3:
             parts[open_elements[2]][-1] += data
         elif len(open_elements) == 2:
-            bare.append(data)
+            topic_text.append(data)
         elif data.strip():
-            raise FormatError(path, parser.CurrentLineNumber, f"text outside all topics ({data.strip()[:40]!r})", _XML)
+            raise FormatError(
+                path, parser.CurrentLineNumber, f"text outside all topics ({data.strip()[:40]!r})", _XML_FORMAT
+            )
 
     def close(_: str) -> None:
         open_elements.pop()
         if len(open_elements) == 1:
             fields = {key: "\n".join(value.strip() for value in values) for key, values in parts.items()}
-            found = [*numbers, *(fields.pop(key) for key in _NUMBERS if key in fields)]
-            query_id = _number(path, began, found[0].strip() if found else "", _XML)
-            if outside := "".join(bare).strip():
+            topic_ids = [*numbers, *(fields.pop(key) for key in _NUMBER_KEYS if key in fields)]
+            query_id = _checked_number(path, start_line, topic_ids[0].strip() if topic_ids else "", _XML_FORMAT)
+            if text_outside := "".join(topic_text).strip():
                 if fields:
-                    raise FormatError(path, began, f"text outside all fields ({outside[:40]!r})", _XML)
-                fields["text"] = outside
-            topics.append(Topic(began, query_id, {_FULL_NAMES.get(key, key): value for key, value in fields.items()}))
+                    raise FormatError(path, start_line, f"text outside all fields ({text_outside[:40]!r})", _XML_FORMAT)
+                fields["text"] = text_outside
+            topics.append(
+                Topic(start_line, query_id, {_FULL_FIELD_NAMES.get(key, key): value for key, value in fields.items()})
+            )
 
     def refuse(*_: object) -> None:
         raise FormatError(path, parser.CurrentLineNumber, "a document type with declarations", "plain XML without one")
@@ -156,17 +160,17 @@ def _xml_topics(path: Path, content: bytes) -> list[Topic]:
     try:
         parser.Parse(content, True)
     except expat.ExpatError as error:
-        found = f"bad XML ({expat.ErrorString(error.code)} at column {error.offset})"
-        raise FormatError(path, error.lineno, found, f"{_XML}, or {_CLASSIC}") from error
+        problem = f"bad XML ({expat.ErrorString(error.code)} at column {error.offset})"
+        raise FormatError(path, error.lineno, problem, f"{_XML_FORMAT}, or {_CLASSIC_FORMAT}") from error
     except (LookupError, ValueError) as error:  # an encoding that Python does not know
         raise FormatError(path, 1, f"XML that cannot be read ({error})", "UTF-8") from error
     if not topics:
-        raise FormatError(path, 0, "XML without topics", _XML)
+        raise FormatError(path, 0, "XML without topics", _XML_FORMAT)
     return topics
 
 
-def _number(path: Path, line: int, number: str, expected: str) -> str:
+def _checked_number(path: Path, line: int, number: str, expected: str) -> str:
     if not number or len(number.split()) > 1:
-        found = f"number {number!r}" if number else "a topic without a number"
-        raise FormatError(path, line, found, expected)
+        problem = f"number {number!r}" if number else "a topic without a number"
+        raise FormatError(path, line, problem, expected)
     return number

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from rank_k.data.files import read_objects
+from rank_k.data.lines import read_objects
 from rank_k.data.part_file import PartFile
 from rank_k.errors import FormatError
 

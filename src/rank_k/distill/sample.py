@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, Protocol
 
-from rank_k.data.collections.registry import Store
+from rank_k.data.collections.base import Store
 from rank_k.distill.candidate_sets import AppendedSets, CandidateSet, set_id_of
 from rank_k.distill.near_duplicates import NearDuplicateIndex
 from rank_k.errors import InputError

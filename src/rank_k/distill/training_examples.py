@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rank_k.data.files import read_objects
+from rank_k.data.lines import read_objects
 from rank_k.distill.label_traces import LabelTrace, read_labels
 from rank_k.errors import FormatError
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import NormalDist, fmean, median
 from typing import Any
 
-from rank_k.data.files import read_objects
+from rank_k.data.lines import read_objects
 from rank_k.errors import FormatError, InputError
 from rank_k.evaluation.agreement import Agreement, agreements
 from rank_k.evaluation.significance import LEVEL, holm, paired_difference

@@ -77,9 +77,9 @@ _STOP_WORDS = {
 }
 """Lists of bm25s; the English one is Lucene's of 33 words."""
 
-_WITHOUT_BLANKS = ("ja", "km", "ko", "lo", "my", "th", "zh")
+_LANGUAGES_WITHOUT_SPACES = ("ja", "km", "ko", "lo", "my", "th", "zh")
 
-LANGUAGES = tuple(sorted((*_STEMMERS, *_WITHOUT_BLANKS, "und")))
+LANGUAGES = tuple(sorted((*_STEMMERS, *_LANGUAGES_WITHOUT_SPACES, "und")))
 """What `analyzer_for` knows: ISO 639-1 codes, and `und` ("undetermined") for words as they are, of any language."""
 
 _BIGRAM_BLOCKS = (
@@ -88,11 +88,11 @@ _BIGRAM_BLOCKS = (
     "\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff"  # Hangul: it has blanks, but long compounds
     "\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\U0001b000-\U0001b16f\U00020000-\U0003ffff"  # Han, kana
 )
-_DROPPED = str.maketrans("", "", "\u00ad\u200d")  # soft hyphen, joiner: invisible, and inside words
+_DELETED_CHARACTERS = str.maketrans("", "", "\u00ad\u200d")  # soft hyphen, joiner: invisible, and inside words
 _TURKISH_CAPITALS = str.maketrans("Iİ", "ıi")
 
 
-class _Patterns(NamedTuple):
+class _TokenPatterns(NamedTuple):
     words: re.Pattern[str]
     parts: re.Pattern[str]  # of a word: runs of a script without blanks, and what stands between them
     graphemes: re.Pattern[str]
@@ -130,39 +130,39 @@ def analyzer_for(language: str = "en") -> Analyzer:
 
     Raises `InputError` (an unknown code, an old PyStemmer without the language) and `MissingExtra`.
     """
-    code = language.lower()
-    if code not in LANGUAGES:
+    language_code = language.lower()
+    if language_code not in LANGUAGES:
         raise InputError(
             f"there is no analyzer for the language {language!r}",
             f"give one of {', '.join(LANGUAGES)}; und leaves words of any language as they are",
         )
     stop_words: frozenset[str] = frozenset()
-    if code in _STOP_WORDS:
-        stop_words = frozenset(getattr(load("bm25s.stopwords"), f"STOPWORDS_{_STOP_WORDS[code]}"))
-    stem = _stemmer(_STEMMERS[code]) if code in _STEMMERS else list
-    patterns = _patterns()
+    if language_code in _STOP_WORDS:
+        stop_words = frozenset(getattr(load("bm25s.stopwords"), f"STOPWORDS_{_STOP_WORDS[language_code]}"))
+    stem = _load_stemmer(_STEMMERS[language_code]) if language_code in _STEMMERS else list
+    patterns = _token_patterns()
 
     def analyze(text: str) -> list[str]:
         if not text.isascii():
-            text = unicodedata.normalize("NFKC", text.translate(_DROPPED))
-        if code == "tr":
+            text = unicodedata.normalize("NFKC", text.translate(_DELETED_CHARACTERS))
+        if language_code == "tr":
             text = text.translate(_TURKISH_CAPITALS)
         words: list[str] = []
         terms: list[str] = []
         for word in patterns.words.findall(text.lower()):
-            for run, rest in (("", word),) if word.isascii() else patterns.parts.findall(word):
-                if run:
-                    characters = patterns.graphemes.findall(run)
+            for bigram_run, other_word in (("", word),) if word.isascii() else patterns.parts.findall(word):
+                if bigram_run:
+                    characters = patterns.graphemes.findall(bigram_run)
                     terms += characters
                     terms += map("".join, pairwise(characters))
-                elif rest not in stop_words:
-                    words.append(rest)
+                elif other_word not in stop_words:
+                    words.append(other_word)
         return stem(words) + terms
 
     return analyze
 
 
-def _stemmer(algorithm: str) -> Callable[[list[str]], list[str]]:
+def _load_stemmer(algorithm: str) -> Callable[[list[str]], list[str]]:
     stemmer = load("Stemmer")
     try:
         stem: Callable[[list[str]], list[str]] = stemmer.Stemmer(algorithm).stemWords
@@ -173,11 +173,13 @@ def _stemmer(algorithm: str) -> Callable[[list[str]], list[str]]:
 
 
 @cache
-def _patterns() -> _Patterns:
+def _token_patterns() -> _TokenPatterns:
     """Made when first needed: Python's \\w has no combining marks, so they are gathered one by one."""
-    marks = "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.category(c).startswith("M"))
+    marks = "".join(
+        character for character in map(chr, range(0x300, 0x1F000)) if unicodedata.category(character).startswith("M")
+    )
     blocks = "".join(_BIGRAM_BLOCKS)
-    return _Patterns(
+    return _TokenPatterns(
         words=re.compile(rf"[\w{marks}]+"),
         parts=re.compile(rf"([{blocks}][{blocks}{marks}]*)|([^{blocks}]+)"),
         graphemes=re.compile(rf"[^{marks}][{marks}]*|[{marks}]+"),

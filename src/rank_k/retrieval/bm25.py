@@ -55,23 +55,23 @@ def retrieve(
         index.index(corpus, create_empty_token=False, show_progress=False)
     doc_ids = list(positions)
 
-    def answers() -> Iterator[tuple[str, tuple[Candidate, ...]]]:
+    def ranked_queries() -> Iterator[tuple[str, tuple[Candidate, ...]]]:
         for query in queries:
             terms = [vocabulary[term] for term in analyze(query.text) if term in vocabulary]
-            found = _best(index.get_scores_from_ids(terms), depth) if index is not None and terms else []
-            yield query.query_id, tuple(Candidate(doc_ids[position], score) for position, score in found)
+            best = _best_positions(index.get_scores_from_ids(terms), depth) if index is not None and terms else []
+            yield query.query_id, tuple(Candidate(doc_ids[position], score) for position, score in best)
 
-    return answers()
+    return ranked_queries()
 
 
-def _best(scores: Any, depth: int) -> list[tuple[int, float]]:
+def _best_positions(scores: Any, depth: int) -> list[tuple[int, float]]:
     """The `depth` highest positive scores with their positions. bm25s's own top k breaks ties at random."""
     import numpy as np
 
     if depth < len(scores):
-        floor = np.partition(scores, len(scores) - depth)[len(scores) - depth]
-        kept = np.flatnonzero((scores >= floor) & (scores > 0))
+        threshold = np.partition(scores, len(scores) - depth)[len(scores) - depth]
+        positive_positions = np.flatnonzero((scores >= threshold) & (scores > 0))
     else:
-        kept = np.flatnonzero(scores > 0)
-    order = kept[np.argsort(-scores[kept], kind="stable")][:depth]
+        positive_positions = np.flatnonzero(scores > 0)
+    order = positive_positions[np.argsort(-scores[positive_positions], kind="stable")][:depth]
     return [(int(position), float(scores[position])) for position in order]

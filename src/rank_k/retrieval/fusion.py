@@ -31,11 +31,15 @@ class FusedRuns:
         self._db = sqlite3.connect("", isolation_level=None)
         self._db.execute("CREATE TABLE ranked (query_id BLOB, run INTEGER, doc_ids TEXT)")
         self._db.execute("BEGIN")
-        for number, run in enumerate(runs):
+        for run_number, run in enumerate(runs):
             self._db.executemany(
                 "INSERT INTO ranked VALUES (?, ?, ?)",
                 (
-                    (_key(query_id), number, json.dumps([candidate.doc_id for candidate in candidates[:depth]]))
+                    (
+                        _query_key(query_id),
+                        run_number,
+                        json.dumps([candidate.doc_id for candidate in candidates[:depth]]),
+                    )
                     for query_id, candidates in run
                 ),
             )
@@ -44,12 +48,12 @@ class FusedRuns:
 
     def ranking(self, query_id: str) -> list[str]:
         """All candidates of a query, best first; empty for one that no run has."""
-        rows = self._db.execute("SELECT doc_ids FROM ranked WHERE query_id = ? ORDER BY run", (_key(query_id),))
+        rows = self._db.execute("SELECT doc_ids FROM ranked WHERE query_id = ? ORDER BY run", (_query_key(query_id),))
         return reciprocal_rank_fusion(json.loads(doc_ids) for (doc_ids,) in rows)
 
     def close(self) -> None:
         self._db.close()
 
 
-def _key(query_id: str) -> bytes:
+def _query_key(query_id: str) -> bytes:
     return query_id.encode("utf-8", "surrogatepass")

@@ -7,7 +7,7 @@ from itertools import groupby, pairwise
 from statistics import fmean
 from typing import NamedTuple
 
-from rank_k.data.files import read_run
+from rank_k.data.trec import read_run
 from rank_k.evaluation.measures import evaluate
 from rank_k.evaluation.significance import PairedDifference, paired_difference
 from rank_k.journal import Journal

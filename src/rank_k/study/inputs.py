@@ -10,9 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from rank_k.data.collections.registry import Corpus, CorpusFile, Excluded, Store, WithoutExcluded, find_collection
+from rank_k.data.collections.base import Corpus, CorpusFile, Excluded, Store, WithoutExcluded
+from rank_k.data.collections.registry import find_collection
 from rank_k.data.corpus_index import OnProgress
-from rank_k.data.files import RunFile, read_qrels, read_queries
+from rank_k.data.queries import read_queries
+from rank_k.data.trec import RunFile, read_qrels
 from rank_k.errors import InputError
 from rank_k.study.grid import Cell, Collection, FirstStage, Study
 from rank_k.types import Candidate, Query, Run

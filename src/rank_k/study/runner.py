@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from sys import maxsize
 from typing import Any
 
-from rank_k.data.files import RunWriter, read_qrels
 from rank_k.data.long_documents import DocumentGrades, SplitRun
+from rank_k.data.trec import RunWriter, read_qrels
 from rank_k.engine import RunStats
 from rank_k.models.base import Model
 from rank_k.models.simulated import SimulatedModel

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from rank_k.data.files import read_run
+from rank_k.data.trec import read_run
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
 from rank_k.evaluation.significance import PairedDifference, holm, interval, paired_difference

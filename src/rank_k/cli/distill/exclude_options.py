@@ -22,7 +22,7 @@ def add_exclude_queries(group: argparse._ArgumentGroup) -> None:
 
 def read_excluded_queries(args: argparse.Namespace) -> NearDuplicateIndex | None:
     """What --exclude-queries names."""
-    from rank_k.data.files import read_queries
+    from rank_k.data.queries import read_queries
     from rank_k.distill.near_duplicates import CONTAMINATED, NearDuplicateIndex
 
     if not args.exclude_queries:

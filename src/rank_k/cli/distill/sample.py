@@ -69,8 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.data.collections.registry import WithoutExcluded
-    from rank_k.data.files import RunFile, read_qrels, read_queries
+    from rank_k.data.collections.base import WithoutExcluded
+    from rank_k.data.queries import read_queries
+    from rank_k.data.trec import RunFile, read_qrels
     from rank_k.distill.candidate_sets import license_of
     from rank_k.distill.sample import Sampler, Sampling, write_samples
     from rank_k.errors import InputError

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.data.files import read_qrels
+    from rank_k.data.trec import read_qrels
     from rank_k.distill.candidate_sets import JsonLines, read_sets
     from rank_k.distill.select import Selector, held_out
     from rank_k.errors import InputError

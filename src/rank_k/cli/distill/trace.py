@@ -165,7 +165,7 @@ def _teacher(args: argparse.Namespace, under_way: ActiveSets, tops: dict[str, in
 
         return LabelsTeacher(under_way.set_of, tops, args.form, args.tokenizer)
     if args.simulate is not None:
-        from rank_k.data.files import read_qrels
+        from rank_k.data.trec import read_qrels
         from rank_k.distill.trace import SetJudge
         from rank_k.simulation.noise_file import noise_by_name
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from rank_k.data.cache_directory import cache_directory, write_cached
-from rank_k.data.collections.registry import CollectionFiles
-from rank_k.data.files import read_objects, trec_field
+from rank_k.data.collections.base import CollectionFiles
+from rank_k.data.lines import read_objects
+from rank_k.data.trec import trec_field
 from rank_k.errors import FormatError, InputError, MissingExtra
 from rank_k.optional_deps import load
 
@@ -35,37 +36,44 @@ SUBSETS = (
 _COLUMNS = {"documents": ("id", "content"), "examples": ("id", "query", "gold_ids", "excluded_ids")}
 
 
-def load_bright(place: str) -> CollectionFiles:
+def load_bright(location: str) -> CollectionFiles:
     """The files of a subset: `SUBSET` or `DIR/SUBSET`.
 
     Raises `InputError` saying what to get and where to put it, `FormatError` for files of another layout,
     `MissingExtra` where there is parquet and nothing to read it with.
     """
-    folder, _, subset = place.rpartition("/")
+    folder, _, subset = location.rpartition("/")
     if not subset:
-        raise InputError(f"bright:{place} names no subset", f"write bright:{place}SUBSET, such as {SUBSETS[0]}")
-    parts = _located(Path(folder or "/").expanduser() if "/" in place else None, subset)
-    state = [(os.path.realpath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(_all(parts))]
-    kept = f"bright/{subset}-{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]}"
-    examples = list(_rows(parts["examples"], "examples"))
-    excluded = {row["id"]: frozenset(_ids(row, "excluded_ids")) for row in examples}
+        raise InputError(f"bright:{location} names no subset", f"write bright:{location}SUBSET, such as {SUBSETS[0]}")
+    paths_by_part = _find_files(Path(folder or "/").expanduser() if "/" in location else None, subset)
+    state = [
+        (os.path.realpath(path), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(_all_paths(paths_by_part))
+    ]
+    cache_folder = f"bright/{subset}-{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]}"
+    examples = list(_read_rows(paths_by_part["examples"], "examples"))
+    excluded = {row["id"]: frozenset(_list_ids(row, "excluded_ids")) for row in examples}
     return CollectionFiles(
-        documents=_documents(parts["documents"], f"{kept}/corpus.jsonl"),
-        queries=_kept(f"{kept}/queries.jsonl", (_json({"_id": row["id"], "text": row["query"]}) for row in examples)),
-        qrels=_kept(f"{kept}/qrels.trec", (line for row in examples for line in _judgments(row))),
+        documents=_documents_file(paths_by_part["documents"], f"{cache_folder}/corpus.jsonl"),
+        queries=_write_cached_file(
+            f"{cache_folder}/queries.jsonl", (_json_line({"_id": row["id"], "text": row["query"]}) for row in examples)
+        ),
+        qrels=_write_cached_file(
+            f"{cache_folder}/qrels.trec", (line for row in examples for line in _qrels_lines(row))
+        ),
         excluded={query_id: doc_ids for query_id, doc_ids in excluded.items() if doc_ids},
     )
 
 
-def _located(folder: Path | None, subset: str) -> dict[str, list[Path]]:
+def _find_files(folder: Path | None, subset: str) -> dict[str, list[Path]]:
     """The files of each part. Asks the hub only if no folder is named and none on this machine has them."""
-    data = os.environ.get("RANK_K_DATA")
-    root = folder or (Path(data).expanduser() / "BRIGHT" if data else None)
+    data_directory = os.environ.get("RANK_K_DATA")
+    root = folder or (Path(data_directory).expanduser() / "BRIGHT" if data_directory else None)
     problem = "" if root is None else f"not in {root}"
-    if root is not None and _all(parts := _parts(root, subset)):
-        if missing := [part for part, paths in parts.items() if not paths]:
-            raise InputError(f"{root} has no {missing[0]} of {subset}", _remedy(subset, root))
-        return parts
+    if root is not None and _all_paths(paths_by_part := _list_files(root, subset)):
+        if missing_parts := [part for part, paths in paths_by_part.items() if not paths]:
+            raise InputError(f"{root} has no {missing_parts[0]} of {subset}", _describe_remedy(subset, root))
+        return paths_by_part
     if folder is None and subset not in SUBSETS:
         raise InputError(
             f"BRIGHT has no subset {subset!r}", f"choose one of {', '.join(SUBSETS)}, or bright:DIR/SUBSET"
@@ -75,55 +83,59 @@ def _located(folder: Path | None, subset: str) -> dict[str, list[Path]]:
         try:
             hub = load("huggingface_hub")
             root = Path(hub.snapshot_download(REPOSITORY, repo_type="dataset", allow_patterns=patterns))
-            parts = _parts(root, subset)
-            if all(parts.values()):
-                return parts
-            why = "the copy in its cache is not whole"
+            paths_by_part = _list_files(root, subset)
+            if all(paths_by_part.values()):
+                return paths_by_part
+            reason = "the copy in its cache is not whole"
         except MissingExtra as error:
-            why = f"to download it, {error.remedy}"
+            reason = f"to download it, {error.remedy}"
         except Exception as error:  # whatever its HTTP client raises
-            why = f"it cannot be downloaded: {type(error).__name__}"
-        problem = f"{problem or 'RANK_K_DATA is not set'}; {why}"
-    raise InputError(f"BRIGHT's {subset} is not on this machine ({problem})", _remedy(subset, folder))
+            reason = f"it cannot be downloaded: {type(error).__name__}"
+        problem = f"{problem or 'RANK_K_DATA is not set'}; {reason}"
+    raise InputError(f"BRIGHT's {subset} is not on this machine ({problem})", _describe_remedy(subset, folder))
 
 
-def _remedy(subset: str, folder: Path | None) -> str:
-    there = str(folder) if folder else "$RANK_K_DATA/BRIGHT, or into any folder DIR and name bright:DIR/" + subset
+def _describe_remedy(subset: str, folder: Path | None) -> str:
+    destination = str(folder) if folder else "$RANK_K_DATA/BRIGHT, or into any folder DIR and name bright:DIR/" + subset
     return (
         f"get documents/{subset}-*.parquet and examples/{subset}-*.parquet of"
-        f" https://huggingface.co/datasets/{REPOSITORY} and put them, in these two folders, into {there}"
+        f" https://huggingface.co/datasets/{REPOSITORY} and put them, in these two folders, into {destination}"
     )
 
 
-def _parts(root: Path, subset: str) -> dict[str, list[Path]]:
-    shards = (
+def _list_files(root: Path, subset: str) -> dict[str, list[Path]]:
+    patterns = [
         f"{escape(subset)}{middle}{suffix}"
         for middle in ("", "-*-of-*")
         for suffix in (".parquet", ".jsonl", ".jsonl.*")
-    )
-    names = list(shards)
-    return {part: sorted(p for name in names for p in (root / part).glob(name) if p.is_file()) for part in _COLUMNS}
+    ]
+    return {
+        part: sorted(path for pattern in patterns for path in (root / part).glob(pattern) if path.is_file())
+        for part in _COLUMNS
+    }
 
 
-def _all(parts: dict[str, list[Path]]) -> list[Path]:
-    return [path for paths in parts.values() for path in paths]
+def _all_paths(paths_by_part: dict[str, list[Path]]) -> list[Path]:
+    return [path for paths in paths_by_part.values() for path in paths]
 
 
-def _documents(paths: list[Path], kept: str) -> Path:
+def _documents_file(paths: list[Path], cache_name: str) -> Path:
     if len(paths) == 1 and paths[0].suffix != ".parquet":
         return paths[0]  # JSONL that can be read as it is
-    return _kept(kept, (_json({"_id": row["id"], "text": row["content"]}) for row in _rows(paths, "documents")))
+    return _write_cached_file(
+        cache_name, (_json_line({"_id": row["id"], "text": row["content"]}) for row in _read_rows(paths, "documents"))
+    )
 
 
-def _kept(name: str, lines: Iterable[bytes]) -> Path:
+def _write_cached_file(name: str, lines: Iterable[bytes]) -> Path:
     path = cache_directory() / name
     return path if path.is_file() else write_cached(name, lines)
 
 
-def _rows(paths: list[Path], part: str) -> Iterator[dict[str, Any]]:
+def _read_rows(paths: list[Path], part: str) -> Iterator[dict[str, Any]]:
     """The rows of a part, ids as strings; every row has the columns it must have."""
     for path in paths:
-        for number, row in _parquet_rows(path, part) if path.suffix == ".parquet" else read_objects(path, part):
+        for number, row in _read_parquet_rows(path, part) if path.suffix == ".parquet" else read_objects(path, part):
             for column in _COLUMNS[part][:2]:
                 if not isinstance(row.get(column), str | int):
                     expected = f"the columns {', '.join(_COLUMNS[part])}"
@@ -131,7 +143,7 @@ def _rows(paths: list[Path], part: str) -> Iterator[dict[str, Any]]:
             yield row | {"id": str(row["id"])}
 
 
-def _parquet_rows(path: Path, part: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_parquet_rows(path: Path, part: str) -> Iterator[tuple[int, dict[str, Any]]]:
     parquet, pyarrow = load("pyarrow.parquet"), load("pyarrow")
     try:
         with parquet.ParquetFile(path) as file:
@@ -145,14 +157,14 @@ def _parquet_rows(path: Path, part: str) -> Iterator[tuple[int, dict[str, Any]]]
         raise FormatError(path, 0, f"no parquet data ({error})", "a file as BRIGHT publishes it") from error
 
 
-def _ids(row: dict[str, Any], column: str) -> list[str]:
+def _list_ids(row: dict[str, Any], column: str) -> list[str]:
     return [str(value) for value in row.get(column) or () if value not in (None, "", "N/A")]
 
 
-def _judgments(row: dict[str, Any]) -> Iterator[bytes]:
-    for doc_id in dict.fromkeys(_ids(row, "gold_ids")):
+def _qrels_lines(row: dict[str, Any]) -> Iterator[bytes]:
+    for doc_id in dict.fromkeys(_list_ids(row, "gold_ids")):
         yield b"%b 0 %b 1\n" % (trec_field("query id", row["id"]), trec_field("document id", doc_id))
 
 
-def _json(record: dict[str, Any]) -> bytes:
+def _json_line(record: dict[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"

@@ -2,9 +2,10 @@
 
 The passages are made at run time from the interpreter that runs us: the topics of the language reference
 (what `help("for")` shows) and the docstrings of the standard library. The questions and their graded
-judgments are package data; `demo_questions.toml` says how they were made.
+judgments are package data; `demo_questions.toml` says how they were made. `load_python_docs` makes it a data set like
+any other, `--dataset python-docs`, with its files in the cache.
 
-Needs nothing but the standard library, `rank_k.types` and `rank_k.errors`.
+Needs nothing but the standard library and the modules of `rank_k` that need no more.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ast
 import hashlib
 import importlib
 import inspect
+import json
 import re
 import sysconfig
 import tomllib
@@ -25,21 +27,25 @@ from textwrap import dedent
 from types import FunctionType, MethodType
 from typing import NamedTuple
 
+from rank_k.data.cache_directory import cache_directory, write_cached
+from rank_k.data.collections.base import CollectionFiles
+from rank_k.data.trec import trec_field
 from rank_k.errors import InputError
 from rank_k.types import Passage, Query
 
-QUESTIONS = "demo_questions.toml"
+COLLECTION_NAME = "python-docs"
+QUESTIONS_FILE = "demo_questions.toml"
 FEATURED_EVERY = 7
 """Every seventh question, from the first on, is featured: a rule that knows nothing of any ranking."""
 
-SHORTEST, DEFINITION, FULL, LONGEST = 6, 20, 60, 130
-"""Words. Fewer than SHORTEST are no passage, more than LONGEST are split; a passage of DEFINITION words ends
-before the next definition (`str.join(iterable)`), one of FULL words before the next paragraph."""
+MIN_WORDS, DEFINITION_WORDS, FULL_WORDS, MAX_WORDS = 6, 20, 60, 130
+"""Texts of fewer than MIN_WORDS are no passage, those of more than MAX_WORDS are split. A passage of DEFINITION_WORDS
+ends before the next definition (`str.join(iterable)`), one of FULL_WORDS before the next paragraph."""
 
-UMBRELLAS = ("typesseq", "types", "compound", "specialnames")
+AGGREGATE_TOPICS = ("typesseq", "types", "compound", "specialnames")
 """Topics that repeat others whole. They are read last, so that a shared text is kept under its own topic."""
 
-SOURCES = """
+SOURCE_MODULES = """
     abc argparse ast asyncio asyncio.tasks asyncio.base_events asyncio.events asyncio.runners asyncio.timeouts
     asyncio.locks asyncio.queues asyncio.taskgroups asyncio.threads asyncio.streams base64 bisect calendar collections
     concurrent.futures._base concurrent.futures.thread concurrent.futures.process configparser contextlib copy csv
@@ -52,7 +58,7 @@ SOURCES = """
 """.split()
 """Modules whose source is read, never imported, for its docstrings. What this Python lacks is passed over."""
 
-COMPILED = """
+COMPILED_MODULES = """
     _signal _thread array collections contextvars datetime decimal functools gc io itertools math operator os pickle
     random re sqlite3 struct sys time weakref zlib
 """.split()
@@ -93,7 +99,7 @@ def passages() -> list[Passage]:
     Made on the first call (about a second), then kept. Raises `InputError` where the interpreter was
     installed without its documentation.
     """
-    return list(_passages().values())
+    return list(_passages_by_id().values())
 
 
 def questions() -> list[Question]:
@@ -102,16 +108,16 @@ def questions() -> list[Question]:
     A judgment is dropped where this Python has no passage of that id, or has one whose text is none of
     those that were read. Raises what `passages` raises.
     """
-    texts = _passages()
-    found = []
-    for number, (query_id, entry) in enumerate(_entries().items()):
+    passages_by_id = _passages_by_id()
+    judged_questions = []
+    for index, (query_id, entry) in enumerate(_question_entries().items()):
         judgments = {
             doc_id: grade
             for doc_id, (grade, hashes) in entry.judgments.items()
-            if doc_id in texts and fingerprint(texts[doc_id].text) in hashes
+            if doc_id in passages_by_id and fingerprint(passages_by_id[doc_id].text) in hashes
         }
-        found.append(Question(Query(query_id, entry.text), judgments, number % FEATURED_EVERY == 0))
-    return found
+        judged_questions.append(Question(Query(query_id, entry.text), judgments, index % FEATURED_EVERY == 0))
+    return judged_questions
 
 
 def qrels() -> dict[str, dict[str, int]]:
@@ -125,6 +131,30 @@ def fingerprint(text: str) -> str:
     return hashlib.sha256(words.encode()).hexdigest()[:8]
 
 
+def load_python_docs() -> CollectionFiles:
+    """The collection of `rank-k demo`, made from the documentation of the Python that runs us: once for each text.
+
+    Raises `InputError` where that was installed without its documentation, or where the cache cannot be written.
+    """
+    judged_questions = questions()
+    lines_by_name = {
+        "corpus.jsonl": [_json_line({"_id": passage.doc_id, "text": passage.text}) for passage in passages()],
+        "queries.jsonl": [_json_line({"_id": q.query.query_id, "text": q.query.text}) for q in judged_questions],
+        "qrels.trec": [
+            b"%b 0 %b %d\n" % (trec_field("query id", q.query.query_id), trec_field("document id", doc_id), grade)
+            for q in judged_questions
+            for doc_id, grade in q.judgments.items()
+        ],
+    }
+    digest = hashlib.sha256(b"".join(line for lines in lines_by_name.values() for line in lines)).hexdigest()[:16]
+    paths = []
+    for name, lines in lines_by_name.items():
+        path = cache_directory() / COLLECTION_NAME / digest / name
+        paths.append(path if path.is_file() else write_cached(f"{COLLECTION_NAME}/{digest}/{name}", lines))
+    documents_path, queries_path, qrels_path = paths
+    return CollectionFiles(documents_path, queries_path, qrels_path)
+
+
 class _Entry(NamedTuple):
     """One question of the file. `judgments`: doc_id -> grade and the fingerprints of the texts read."""
 
@@ -133,39 +163,39 @@ class _Entry(NamedTuple):
 
 
 @cache
-def _entries() -> dict[str, _Entry]:
-    content = tomllib.loads(files("rank_k.data.collections").joinpath(QUESTIONS).read_text(encoding="utf-8"))
-    found = {}
+def _question_entries() -> dict[str, _Entry]:
+    content = tomllib.loads(files("rank_k.data.collections").joinpath(QUESTIONS_FILE).read_text(encoding="utf-8"))
+    entries = {}
     for query_id, entry in content.items():
-        cells = {doc_id: cell.split() for doc_id, cell in entry["judgments"].items()}
-        judgments = {doc_id: (int(grade), tuple(hashes)) for doc_id, (grade, *hashes) in cells.items()}
-        found[query_id] = _Entry(entry["text"], judgments)
-    return found
+        values_by_doc_id = {doc_id: value.split() for doc_id, value in entry["judgments"].items()}
+        judgments = {doc_id: (int(grade), tuple(hashes)) for doc_id, (grade, *hashes) in values_by_doc_id.items()}
+        entries[query_id] = _Entry(entry["text"], judgments)
+    return entries
 
 
 @cache
-def _passages() -> dict[str, Passage]:
-    kept: dict[str, Passage] = {}
-    seen: set[str] = set()
-    for name, signature, text in (*_topics(), *_docstrings()):
-        for number, part in enumerate(_parts(text, signature)):
-            body = fingerprint(part.body)
-            if part.words < SHORTEST or body in seen:
+def _passages_by_id() -> dict[str, Passage]:
+    passages_by_id: dict[str, Passage] = {}
+    fingerprints: set[str] = set()
+    for name, signature, text in (*_language_topics(), *_docstrings()):
+        for number, part in enumerate(_split_text(text, signature)):
+            body_fingerprint = fingerprint(part.body)
+            if part.words < MIN_WORDS or body_fingerprint in fingerprints:
                 continue
-            seen.add(body)
-            doc_id = name if number == 0 and not name.startswith("topic:") else f"{name}/{_slug(part.body)}"
-            while doc_id in kept:
+            fingerprints.add(body_fingerprint)
+            doc_id = name if number == 0 and not name.startswith("topic:") else f"{name}/{_first_words_slug(part.body)}"
+            while doc_id in passages_by_id:
                 doc_id += "+"
-            kept[doc_id] = Passage(doc_id, f"{part.title}\n{part.body}")
-    return kept
+            passages_by_id[doc_id] = Passage(doc_id, f"{part.title}\n{part.body}")
+    return passages_by_id
 
 
-def _slug(text: str) -> str:
+def _first_words_slug(text: str) -> str:
     return "-".join(re.findall(r"\w+", text.lower())[:5])
 
 
-def _topics() -> Iterator[tuple[str, str, str]]:
-    """`(name, title, text)` of the language reference's topics, the umbrellas last."""
+def _language_topics() -> Iterator[tuple[str, str, str]]:
+    """`(name, title, text)` of the language reference's topics, `AGGREGATE_TOPICS` last."""
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except ImportError as error:
@@ -173,41 +203,49 @@ def _topics() -> Iterator[tuple[str, str, str]]:
             "this Python was installed without the text of help() (its module pydoc_data)",
             "install the full standard library (on Debian the package libpython3-stdlib) or another Python",
         ) from error
-    for topic in sorted(topics, key=lambda topic: (topic in UMBRELLAS, topic)):
+    for topic in sorted(topics, key=lambda topic: (topic in AGGREGATE_TOPICS, topic)):
         yield f"topic:{topic}", topic, topics[topic]
 
 
 def _docstrings() -> Iterator[tuple[str, str, str]]:
     """`(qualified name, name with its parameters, docstring)` of the standard library, each name once."""
-    known: set[str] = set()
-    for name, signature, text in (*_compiled(["builtins"]), *_written(), *_compiled(COMPILED)):
+    seen_names: set[str] = set()
+    for name, signature, text in (
+        *_docstrings_of_compiled(["builtins"]),
+        *_docstrings_in_source(),
+        *_docstrings_of_compiled(COMPILED_MODULES),
+    ):
         for pattern, replacement in PUBLIC_NAMES:
             name, signature = re.sub(pattern, replacement, name), re.sub(pattern, replacement, signature)
-        if name not in known:
-            known.add(name)
+        if name not in seen_names:
+            seen_names.add(name)
             yield name, signature, text
 
 
-def _written() -> Iterator[tuple[str, str, str]]:
+def _docstrings_in_source() -> Iterator[tuple[str, str, str]]:
     """From source: it keeps its docstrings under `python -OO`, and reading runs nobody's code."""
-    root = Path(sysconfig.get_path("stdlib"))
-    places = [(module, root.joinpath(*module.split("."))) for module in SOURCES]
-    candidates = [(module, path) for module, place in places for path in (Path(f"{place}.py"), place / "__init__.py")]
-    sources = [(module, path) for module, path in candidates if path.is_file()]
+    library = Path(sysconfig.get_path("stdlib"))
+    module_paths = [(module, library.joinpath(*module.split("."))) for module in SOURCE_MODULES]
+    candidate_paths = [
+        (module, path)
+        for module, module_path in module_paths
+        for path in (Path(f"{module_path}.py"), module_path / "__init__.py")
+    ]
+    sources = [(module, path) for module, path in candidate_paths if path.is_file()]
     if not sources:
         raise InputError(
-            f"this Python was installed without the source of its standard library (there is none in {root})",
+            f"this Python was installed without the source of its standard library (there is none in {library})",
             "run Rank-K with another Python",
         )
     for module, path in sources:
-        yield from _defined(module, ast.parse(path.read_bytes()))
+        yield from _docstrings_of_node(module, ast.parse(path.read_bytes()))
 
 
-def _defined(name: str, node: ast.AST) -> Iterator[tuple[str, str, str]]:
+def _docstrings_of_node(name: str, node: ast.AST) -> Iterator[tuple[str, str, str]]:
     """The docstring of `node`, then those of what is defined in it (never inside a function)."""
     parameters = ""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        parameters = f"({', '.join(_parameters(node.args))})"
+        parameters = f"({', '.join(_parameter_names(node.args))})"
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         text = ast.get_docstring(node)
         if text:
@@ -217,12 +255,12 @@ def _defined(name: str, node: ast.AST) -> Iterator[tuple[str, str, str]]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if not child.name.startswith("_") or child.name == "__init__":
-                yield from _defined(f"{name}.{child.name}", child)
+                yield from _docstrings_of_node(f"{name}.{child.name}", child)
         elif isinstance(child, ast.If | ast.Try):
-            yield from _defined(name, child)
+            yield from _docstrings_of_node(name, child)
 
 
-def _parameters(arguments: ast.arguments) -> Iterator[str]:
+def _parameter_names(arguments: ast.arguments) -> Iterator[str]:
     names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
     yield from names[1:] if names[:1] in (["self"], ["cls"]) else names
     if arguments.vararg:
@@ -234,16 +272,16 @@ def _parameters(arguments: ast.arguments) -> Iterator[str]:
         yield f"**{arguments.kwarg.arg}"
 
 
-def _compiled(modules: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+def _docstrings_of_compiled(modules: Iterable[str]) -> Iterator[tuple[str, str, str]]:
     for module in modules:
         try:
             members = vars(importlib.import_module(module))
         except ImportError:
             continue  # sqlite3 and zlib are optional parts of Python
-        yield from _documented(module, members)
+        yield from _docstrings_of_members(module, members)
 
 
-def _documented(owner: str, members: Mapping[str, object]) -> Iterator[tuple[str, str, str]]:
+def _docstrings_of_members(owner: str, members: Mapping[str, object]) -> Iterator[tuple[str, str, str]]:
     for name, value in sorted(members.items()):
         is_compiled = inspect.isroutine(value) and not isinstance(value, FunctionType | MethodType)
         if name.startswith("_") or not (is_compiled or inspect.isclass(value)):
@@ -255,7 +293,7 @@ def _documented(owner: str, members: Mapping[str, object]) -> Iterator[tuple[str
             parameters = getattr(value, "__text_signature__", None) or ""
             yield qualified, qualified + re.sub(r"\$\w+(, )?|, /|/(, )?", "", parameters), text
         if inspect.isclass(value):
-            yield from _documented(qualified, vars(value))
+            yield from _docstrings_of_members(qualified, vars(value))
 
 
 class _Part(NamedTuple):
@@ -267,44 +305,46 @@ class _Part(NamedTuple):
         return len(self.body.split())
 
 
-def _parts(text: str, title: str) -> Iterator[_Part]:
+def _split_text(text: str, title: str) -> Iterator[_Part]:
     """`text` cut at headings, at definitions and between paragraphs, by rules that look at neighbors only:
     where a version of Python inserts a paragraph, the cuts fall back into step soon after it."""
-    held: list[str] = []
-    defined = _Block(-1, "")  # the definition we are in
-    base = size = 0
+    pieces: list[str] = []
+    definition = _Block(-1, "")  # the definition we are in
+    base_indent = size = 0
 
-    def flushed() -> Iterator[_Part]:
+    def flush() -> Iterator[_Part]:
         nonlocal size
-        if held:
-            inside = defined.indent >= 0 and held[0] != defined.text
-            yield _Part(f"{title}: {defined.text.splitlines()[0]}" if inside else title, "\n".join(held))
-        held.clear()
+        if pieces:
+            inside = definition.indent >= 0 and pieces[0] != definition.text
+            yield _Part(f"{title}: {definition.text.splitlines()[0]}" if inside else title, "\n".join(pieces))
+        pieces.clear()
         size = 0
 
-    blocks = list(_blocks(text))
-    whole = len(text.split()) <= LONGEST
+    blocks = list(_split_into_blocks(text))
+    is_short = len(text.split()) <= MAX_WORDS
     for block, following in zip(blocks, [*blocks[1:], _Block(0, "")], strict=True):
         if block.is_heading:
-            yield from flushed()
-            title, defined = block.text, _Block(-1, "")
+            yield from flush()
+            title, definition = block.text, _Block(-1, "")
             continue
-        opens = not whole and block.may_define and following.indent > block.indent
-        belongs = block.indent > base and not opens  # an example, a list or the body of a definition
-        if size >= (DEFINITION if opens else FULL) and not belongs and not whole:
-            yield from flushed()
-        if opens and not held:
-            defined = block
-        elif block.indent <= defined.indent and not held:
-            defined = _Block(-1, "")
-        base = base if belongs else block.indent
-        for piece in _pieces(block.text):
+        starts_definition = not is_short and block.may_define and following.indent > block.indent
+        continues_block = (
+            block.indent > base_indent and not starts_definition
+        )  # an example, a list or the body of a definition
+        if size >= (DEFINITION_WORDS if starts_definition else FULL_WORDS) and not continues_block and not is_short:
+            yield from flush()
+        if starts_definition and not pieces:
+            definition = block
+        elif block.indent <= definition.indent and not pieces:
+            definition = _Block(-1, "")
+        base_indent = base_indent if continues_block else block.indent
+        for piece in _split_block(block.text):
             words = len(piece.split())
-            if size + words > LONGEST:
-                yield from flushed()
-            held.append(piece)
+            if size + words > MAX_WORDS:
+                yield from flush()
+            pieces.append(piece)
             size += words
-    yield from flushed()
+    yield from flush()
 
 
 class _Block(NamedTuple):
@@ -320,46 +360,50 @@ class _Block(NamedTuple):
         return len(self.text.split()) <= 12 and self.text[-1:] not in ".:,;" and not self.text.startswith(">>>")
 
 
-_UNDERLINED = re.compile(r"(.+)\n([*=\-~^])\2{3,}")
-_LEFT_OUT = re.compile(r"(Changed|New|Added|Deprecated) (in version|since)|.*::=|-\[ |See also:?$", re.DOTALL)
+_UNDERLINED_HEADING = re.compile(r"(.+)\n([*=\-~^])\2{3,}")
+_SKIPPED_BLOCK = re.compile(r"(Changed|New|Added|Deprecated) (in version|since)|.*::=|-\[ |See also:?$", re.DOTALL)
 """What differs between versions of Python without a reader's noticing, and grammar productions."""
 
 
-def _blocks(text: str) -> Iterator[_Block]:
-    for chunk in re.split(r"\n\s*\n", _plain(text).expandtabs().strip("\n")):
+def _split_into_blocks(text: str) -> Iterator[_Block]:
+    for chunk in re.split(r"\n\s*\n", _strip_markup(text).expandtabs().strip("\n")):
         lines = chunk.strip("\n")
-        heading = _UNDERLINED.fullmatch(lines)
+        heading = _UNDERLINED_HEADING.fullmatch(lines)
         if heading:
             yield _Block(0, heading[1].strip(), True)
-        elif _RULE.match(lines):
-            yield _Block(0, "\n".join(_rows(lines)))
-        elif not _LEFT_OUT.match(lines.strip()):
+        elif _TABLE_RULE.match(lines):
+            yield _Block(0, "\n".join(_table_rows(lines)))
+        elif not _SKIPPED_BLOCK.match(lines.strip()):
             yield _Block(len(lines) - len(lines.lstrip(" ")), dedent(lines).strip())
 
 
-_RULE = re.compile(r"^ *[+|][-=+|]+[+|] *$", re.MULTILINE)
+_TABLE_RULE = re.compile(r"^ *[+|][-=+|]+[+|] *$", re.MULTILINE)
 
 
-def _rows(table: str) -> Iterator[str]:
+def _table_rows(table: str) -> Iterator[str]:
     """A drawn table as a list: `* cell: cell`."""
-    for row in _RULE.split(table):
+    for row in _TABLE_RULE.split(table):
         cells = zip(*(line.strip().strip("|").split("|") for line in row.strip().splitlines()), strict=False)
         texts = [" ".join(" ".join(cell).split()) for cell in cells]
         if any(texts):
             yield f"* {': '.join(text for text in texts if text)}"
 
 
-def _plain(text: str) -> str:
+def _strip_markup(text: str) -> str:
     """Without the commonest RST: roles and literal quotes."""
     return re.sub(r":[\w:]+:`~?([^`<]+?)(?: ?<[^>`]+>)?`", r"\1", text).replace("``", "").replace("::\n", ":\n")
 
 
-def _pieces(block: str) -> list[str]:
+def _split_block(block: str) -> list[str]:
     """The block whole; where it is too long, its sentences, the items of a list or the lines of an example."""
-    if len(block.split()) <= LONGEST:
+    if len(block.split()) <= MAX_WORDS:
         return [block]
     if block.startswith("* "):
         return block.split("\n* ")
     if ">>>" in block:
         return block.splitlines()
     return re.split(r"(?<=[.!?])\s+(?=[A-Z\"“*])", block)
+
+
+def _json_line(record: dict[str, str]) -> bytes:
+    return json.dumps(record).encode() + b"\n"

@@ -20,9 +20,9 @@ from typing import Any
 from urllib.parse import quote
 
 from rank_k.data.cache_directory import write_cached
-from rank_k.data.collections.registry import SCHEMES, Excluded, missing_file_error
+from rank_k.data.collections.base import NAME_FORMS, Excluded, missing_document_error
 from rank_k.data.corpus_index import OnProgress
-from rank_k.data.files import trec_field
+from rank_k.data.trec import trec_field
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
 from rank_k.types import Passage
@@ -38,25 +38,25 @@ class IrDataset:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        registry = load("ir_datasets").registry
+        known_names = load("ir_datasets").registry
         try:
             self._dataset = load("ir_datasets").load(name)
         except KeyError:
-            near = difflib.get_close_matches(name, registry, 3, 0.8)
-            meant = f"did you mean {' or '.join(near)}? " if near else ""
-            raise InputError(f"there is no data set {name!r}", f"{meant}write {SCHEMES}") from None
+            similar_names = difflib.get_close_matches(name, known_names, 3, 0.8)
+            suggestion = f"did you mean {' or '.join(similar_names)}? " if similar_names else ""
+            raise InputError(f"there is no data set {name!r}", f"{suggestion}write {NAME_FORMS}") from None
 
     @property
     def corpus(self) -> IrCorpus:
-        self._require("docs", "documents")
+        self._require_part("docs", "documents")
         return IrCorpus(self.name, self._dataset)
 
     @cached_property
     def queries(self) -> Path:
         """JSONL: `text` is ir_datasets' own choice of text; all fields that are text stand beside it."""
-        self._require("queries", "queries")
-        with _one_message(self.name, "queries"):
-            return write_cached(f"{self._folder}/queries.jsonl", map(_query_line, self._dataset.queries_iter()))
+        self._require_part("queries", "queries")
+        with _errors_as_input_error(self.name, "queries"):
+            return write_cached(f"{self._cache_folder}/queries.jsonl", map(_query_line, self._dataset.queries_iter()))
 
     @cached_property
     def qrels(self) -> Path | None:
@@ -64,49 +64,49 @@ class IrDataset:
         if not self._dataset.has_qrels():
             return None
         grades: dict[tuple[str, str], int] = {}
-        with _one_message(self.name, "judgments"):
+        with _errors_as_input_error(self.name, "judgments"):
             for qrel in self._dataset.qrels_iter():
-                if qrel.relevance not in self._marks:
+                if qrel.relevance not in self._excluded_grades:
                     pair = (qrel.query_id, qrel.doc_id)
                     grades[pair] = max(int(qrel.relevance), grades.get(pair, int(qrel.relevance)))
             lines = (b"%b 0 %b %d\n" % (*_trec_ids(*pair), grade) for pair, grade in grades.items())
-            return write_cached(f"{self._folder}/qrels.trec", lines)
+            return write_cached(f"{self._cache_folder}/qrels.trec", lines)
 
     @cached_property
     def first_stage(self) -> Path | None:
         """The scored documents, in TREC format."""
         if not self._dataset.has_scoreddocs():
             return None
-        with _one_message(self.name, "scored documents"):
+        with _errors_as_input_error(self.name, "scored documents"):
             scored = self._dataset.scoreddocs_iter()
             lines = (b"%b Q0 %b 0 %r scoreddocs\n" % (*_trec_ids(row[0], row[1]), float(row[2])) for row in scored)
-            return write_cached(f"{self._folder}/run.scoreddocs.trec", lines)
+            return write_cached(f"{self._cache_folder}/run.scoreddocs.trec", lines)
 
     @cached_property
     def excluded(self) -> Excluded:
         """Documents whose grade means that they are excluded, as in the data sets of BRIGHT."""
-        found: dict[str, set[str]] = {}
-        if self._marks:
-            with _one_message(self.name, "judgments"):
+        doc_ids_by_query: dict[str, set[str]] = {}
+        if self._excluded_grades:
+            with _errors_as_input_error(self.name, "judgments"):
                 for qrel in self._dataset.qrels_iter():
-                    if qrel.relevance in self._marks:
-                        found.setdefault(qrel.query_id, set()).add(qrel.doc_id)
-        return {query_id: frozenset(doc_ids) for query_id, doc_ids in found.items()}
+                    if qrel.relevance in self._excluded_grades:
+                        doc_ids_by_query.setdefault(qrel.query_id, set()).add(qrel.doc_id)
+        return {query_id: frozenset(doc_ids) for query_id, doc_ids in doc_ids_by_query.items()}
 
     @property
-    def _marks(self) -> frozenset[int]:
+    def _excluded_grades(self) -> frozenset[int]:
         if not self._dataset.has_qrels():
             return frozenset()
         meanings = self._dataset.qrels_defs()
         return frozenset(grade for grade, meaning in meanings.items() if "excluded" in str(meaning).lower())
 
     @property
-    def _folder(self) -> str:
+    def _cache_folder(self) -> str:
         return f"ir_datasets/{quote(self.name, safe='')}"
 
-    def _require(self, part: str, words: str) -> None:
+    def _require_part(self, part: str, label: str) -> None:
         if not self._dataset.has(part):
-            raise InputError(f"data set {self.name} has no {words}", "name a part of it that has, or give the files")
+            raise InputError(f"data set {self.name} has no {label}", "name a part of it that has, or give the files")
 
 
 class IrCorpus:
@@ -118,17 +118,17 @@ class IrCorpus:
         self._name, self._dataset = name, dataset
 
     def passages(self) -> Iterator[Passage]:
-        with _one_message(self._name, "documents"):
+        with _errors_as_input_error(self._name, "documents"):
             documents = self._dataset.docs_iter()
         while True:
-            with _one_message(self._name, "documents"):
+            with _errors_as_input_error(self._name, "documents"):
                 document = next(documents, None)
             if document is None:
                 return
-            yield Passage(document.doc_id, _text(document))
+            yield Passage(document.doc_id, _text_of(document))
 
     def store(self, on_progress: OnProgress | None = None) -> IrStore:
-        with _one_message(self._name, "documents"):
+        with _errors_as_input_error(self._name, "documents"):
             store = self._dataset.docs_store()
             if hasattr(store, "build"):
                 store.build()
@@ -145,23 +145,23 @@ class IrStore:
         """The passage. Raises `InputError` if the data set lacks it; `query_id` only serves that message."""
         try:
             with self._lock:
-                return Passage(doc_id, _text(self._store.get(doc_id)))
+                return Passage(doc_id, _text_of(self._store.get(doc_id)))
         except KeyError:
-            raise missing_file_error(doc_id, query_id, f"data set {self._name}") from None
+            raise missing_document_error(doc_id, query_id, f"data set {self._name}") from None
         except Exception as error:
-            raise _cannot_be_had(self._name, "documents", error, []) from error
+            raise _unavailable_error(self._name, "documents", error, []) from error
 
     def close(self) -> None:
         """Nothing to free: ir_datasets keeps its files open."""
 
 
 def _query_line(query: Any) -> bytes:
-    told = {key: value for key, value in query._asdict().items() if isinstance(value, str)}
-    told |= {"_id": query.query_id, "text": _text(query)}
-    return json.dumps(told).encode() + b"\n"
+    fields = {key: value for key, value in query._asdict().items() if isinstance(value, str)}
+    fields |= {"_id": query.query_id, "text": _text_of(query)}
+    return json.dumps(fields).encode() + b"\n"
 
 
-def _text(record: Any) -> str:
+def _text_of(record: Any) -> str:
     """What ir_datasets takes for the text of a query or document, else its first field after the id."""
     if hasattr(record, "default_text"):
         return str(record.default_text() or "")
@@ -173,27 +173,27 @@ def _trec_ids(query_id: str, doc_id: str) -> tuple[bytes, bytes]:
 
 
 @contextmanager
-def _one_message(name: str, part: str) -> Iterator[None]:
+def _errors_as_input_error(name: str, part: str) -> Iterator[None]:
     """Whatever goes wrong inside comes out as one `InputError`, with what ir_datasets told about it before."""
     logger = logging.getLogger("ir_datasets")
-    told: list[logging.LogRecord] = []
+    records: list[logging.LogRecord] = []
 
-    def collect(record: logging.LogRecord) -> bool:
-        told.append(record)
+    def collect_record(record: logging.LogRecord) -> bool:
+        records.append(record)
         return False
 
     try:
         with ExitStack() as stack:
-            logger.addFilter(collect)
-            stack.callback(logger.removeFilter, collect)
+            logger.addFilter(collect_record)
+            stack.callback(logger.removeFilter, collect_record)
             if not sys.stderr.isatty():
                 stack.enter_context(redirect_stderr(io.StringIO()))  # progress bars are for people
             yield
     except InputError:
         raise
     except Exception as error:  # ir_datasets and its readers raise all kinds
-        raise _cannot_be_had(name, part, error, told) from error
-    for record in told:
+        raise _unavailable_error(name, part, error, records) from error
+    for record in records:
         if _is_notice(record):
             logger.handle(record)
 
@@ -202,21 +202,24 @@ def _is_notice(record: logging.LogRecord) -> bool:
     return "agree" in record.getMessage()
 
 
-def _cannot_be_had(name: str, part: str, error: Exception, told: Iterable[logging.LogRecord]) -> InputError:
-    messages = dict.fromkeys(record.getMessage() for record in told if record.levelno == logging.INFO)
+def _unavailable_error(name: str, part: str, error: Exception, records: Iterable[logging.LogRecord]) -> InputError:
+    messages = dict.fromkeys(record.getMessage() for record in records if record.levelno == logging.INFO)
     hints = [message for message in messages if not message.startswith(("[", "download error"))]
-    addresses = ", ".join(dict.fromkeys(_addresses(error)))
-    if addresses:
-        problem = f"the {part} of {name} are not on this machine and cannot be downloaded ({addresses})"
+    urls = ", ".join(dict.fromkeys(_attempted_urls(error)))
+    if urls:
+        problem = f"the {part} of {name} are not on this machine and cannot be downloaded ({urls})"
     else:
         problem = f"the {part} of {name} cannot be had ({type(error).__name__}: {str(error)[:200]})"
     home = load("ir_datasets").util.home_path()
-    page = f"https://ir-datasets.com/{name.partition('/')[0]}.html"
-    copy = f"run this once where they can be downloaded and copy {home / name.partition('/')[0]} here, see {page}"
-    return InputError(problem, " ".join(hints) if any(str(home) in hint for hint in hints) else copy)
+    documentation_url = f"https://ir-datasets.com/{name.partition('/')[0]}.html"
+    copy_hint = (
+        f"run this once where they can be downloaded and copy {home / name.partition('/')[0]} here,"
+        f" see {documentation_url}"
+    )
+    return InputError(problem, " ".join(hints) if any(str(home) in hint for hint in hints) else copy_hint)
 
 
-def _addresses(error: BaseException) -> Iterator[str]:
+def _attempted_urls(error: BaseException) -> Iterator[str]:
     """The URLs that were tried."""
     if (url := getattr(getattr(error, "request", None), "url", None)) is not None:
         yield str(url)

@@ -1,67 +1,10 @@
-"""Collections by name, and the passages of a corpus by id."""
+"""Collections by name: BEIR folders, BRIGHT, Python's documentation and ir_datasets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol, Self
-
-from rank_k.data.corpus_index import CorpusIndex, OnProgress, open_corpus_index
-from rank_k.data.files import read_passages
+from rank_k.data.collections.base import NAME_FORMS, Collection, CollectionFiles
+from rank_k.data.collections.beir import load_beir
 from rank_k.errors import InputError
-from rank_k.types import Candidate, Passage
-
-Excluded = Mapping[str, frozenset[str]]
-"""`query_id -> ids of documents that its collection forbids to rank`."""
-
-SCHEMES = (
-    "beir:DIR, bright:SUBSET, bright:DIR/SUBSET, python-docs or an ir_datasets id such as"
-    " msmarco-passage/trec-dl-2019/judged"
-)
-
-
-class Store(Protocol):
-    """Passages by id."""
-
-    def get(self, doc_id: str, query_id: str | None = None) -> Passage:
-        """The passage. Raises `InputError` if there is none; `query_id` only serves that message."""
-
-    def close(self) -> None: ...
-
-
-class Corpus(Protocol):
-    """All documents of a collection."""
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The user's own files it is read from: nothing may be written over them."""
-
-    def passages(self) -> Iterator[Passage]:
-        """All of them, one by one."""
-
-    def store(self, on_progress: OnProgress | None = None) -> Store:
-        """Any of them by id. `on_progress` hears of work that has to be done first."""
-
-
-class Collection(Protocol):
-    """What one name stands for. Queries, judgments and runs are files, in the formats of `rank_k.data.files`."""
-
-    @property
-    def corpus(self) -> Corpus: ...
-
-    @property
-    def queries(self) -> Path: ...
-
-    @property
-    def qrels(self) -> Path | None: ...
-
-    @property
-    def first_stage(self) -> Path | None:
-        """The run that the collection itself asks to be reranked, where there is one."""
-
-    @property
-    def excluded(self) -> Excluded: ...
 
 
 def find_collection(name: str) -> Collection:
@@ -73,7 +16,7 @@ def find_collection(name: str) -> Collection:
     if ":" in name:
         return load_collection(name)
     if name == "python-docs":
-        from rank_k.data.collections.demo_files import load_python_docs
+        from rank_k.data.collections.demo import load_python_docs
 
         return load_python_docs()
     from rank_k.data.collections.ir_datasets import IrDataset
@@ -81,158 +24,19 @@ def find_collection(name: str) -> Collection:
     return IrDataset(name)
 
 
-@dataclass(frozen=True, slots=True)
-class CollectionFiles:
-    """A collection whose parts are files. `qrels` is None where nothing has been judged.
-
-    `queries` may hold more queries than `qrels` judges: BEIR keeps all splits in one file.
-    """
-
-    documents: Path
-    queries: Path
-    qrels: Path | None
-    runs: tuple[Path, ...] = ()
-    """First-stage runs that lie beside it (`run.*.trec`), by name."""
-    excluded: Excluded = field(default_factory=dict)
-    first_stage: Path | None = None
-
-    @property
-    def corpus(self) -> CorpusFile:
-        return CorpusFile(self.documents)
-
-
 def load_collection(name: str, split: str = "test") -> CollectionFiles:
     """The files of the collection called `name`.
 
-    `beir:DIR` is a folder in the layout of BEIR (Thakur et al. 2021): `corpus.jsonl`, `queries.jsonl` and
-    `qrels/<split>.tsv`. Judgments may also be `qrels.<split>.trec`, or `qrels.trec` for the split "test",
-    and `queries.<split>.jsonl` goes before `queries.jsonl`. Each may be compressed (`.gz`, `.zst`). Nothing is
-    read or downloaded. `bright:SUBSET` and `bright:DIR/SUBSET`: see `rank_k.data.collections.bright`.
+    `beir:DIR`: see `rank_k.data.collections.beir`, which also explains `split`. `bright:SUBSET` and
+    `bright:DIR/SUBSET`: see `rank_k.data.collections.bright`.
 
     Raises `InputError` naming what is missing and where it was looked for.
     """
-    scheme, _, place = name.partition(":")
-    if scheme == "bright" and place:
+    scheme, _, location = name.partition(":")
+    if scheme == "bright" and location:
         from rank_k.data.collections.bright import load_bright
 
-        return load_bright(place)
-    if scheme != "beir" or not place:
-        raise InputError(f"dataset {name!r} is not understood", f"write {SCHEMES}")
-    folder = Path(place).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"dataset {name}: {folder} is no folder", "name the one that holds corpus.jsonl")
-    qrels_names = [f"qrels/{split}.tsv", f"qrels.{split}.trec", *(["qrels.trec"] if split == "test" else [])]
-    qrels = _first_present(folder, qrels_names)
-    if qrels is None and (judged := _splits(folder)):
-        raise InputError(
-            f"dataset {name} has no judgments for the split {split!r} (looked for {', '.join(qrels_names)})",
-            f"choose one of the splits {', '.join(judged)}",
-        )
-    return CollectionFiles(
-        documents=_required(folder, ["corpus.jsonl"], "documents"),
-        queries=_required(folder, [f"queries.{split}.jsonl", "queries.jsonl"], "queries"),
-        qrels=qrels,
-        runs=tuple(sorted(path for suffix in _SUFFIXES for path in folder.glob(f"run.*.trec{suffix}"))),
-    )
-
-
-_SUFFIXES = ("", ".gz", ".zst")
-
-
-def _first_present(folder: Path, names: list[str]) -> Path | None:
-    candidates = (folder / f"{name}{suffix}" for name in names for suffix in _SUFFIXES)
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def _required(folder: Path, names: list[str], what: str) -> Path:
-    path = _first_present(folder, names)
-    if path is None:
-        raise InputError(f"{folder} has no {what}", f"put {' or '.join(names)} (or .gz, .zst) there")
-    return path
-
-
-def _splits(folder: Path) -> list[str]:
-    tsv = {path.name.partition(".tsv")[0] for path in folder.glob("qrels/*.tsv*")}
-    trec = {path.name.split(".")[1] for path in folder.glob("qrels.*.trec*")}
-    plain = {"test"} if _first_present(folder, ["qrels.trec"]) else set()
-    return sorted(tsv | trec | plain)
-
-
-@dataclass(frozen=True, slots=True)
-class CorpusFile:
-    """Documents that are one file, TSV or JSONL."""
-
-    path: Path
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (self.path,)
-
-    def passages(self) -> Iterator[Passage]:
-        return read_passages(self.path)
-
-    def store(self, on_progress: OnProgress | None = None) -> PassageStore:
-        return PassageStore.of_file(self.path, on_progress)
-
-
-class PassageStore:
-    """The passages of one file, by id; none is in memory. Made by `of_file`. Any thread may use it."""
-
-    def __init__(self, index: CorpusIndex) -> None:
-        self._index = index
-
-    @classmethod
-    def of_file(cls, path: str | Path, on_progress: OnProgress | None = None) -> PassageStore:
-        """Find out where each passage of the file lies, or take the index that says so (see
-        `rank_k.data.corpus_index`).
-
-        Raises `FormatError` for a line without an id, `InputError` if the file cannot be read or indexed.
-        """
-        return cls(open_corpus_index(path, on_progress))
-
-    def get(self, doc_id: str, query_id: str | None = None) -> Passage:
-        """The passage. Raises `InputError` if the file lacks it or has several texts of that id, `FormatError` if
-        its line is not as it should be; `query_id` only serves the messages."""
-        found = self._index.passages(doc_id)
-        if not found:
-            raise missing_file_error(doc_id, query_id, str(self._index.path))
-        if any(passage != found[0] for passage in found):
-            raise InputError(
-                f"document {doc_id} stands twice in {self._index.path}, with different texts", "keep one of them"
-            )
-        return found[0]
-
-    def close(self) -> None:
-        self._index.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def missing_file_error(doc_id: str, query_id: str | None, place: str) -> InputError:
-    """The error for a document that is not where the run says it is."""
-    of_query = "" if query_id is None else f" of query {query_id}"
-    return InputError(f"document {doc_id}{of_query} is not in {place}", "give the documents that the run was made from")
-
-
-class WithoutExcluded:
-    """A run less the documents that its collection forbids for each query. As often iterable as the run is."""
-
-    def __init__(self, run: Iterable[tuple[str, Sequence[Candidate]]], excluded: Excluded) -> None:
-        self._run, self._excluded = run, excluded
-
-    def __iter__(self) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
-        for query_id, candidates in self._run:
-            forbidden = self._excluded.get(query_id, frozenset())
-            yield query_id, tuple(candidate for candidate in candidates if candidate.doc_id not in forbidden)
-
-    def count(self) -> int:
-        """How many candidates that leaves out. Reads the run."""
-        return sum(
-            candidate.doc_id in self._excluded.get(query_id, frozenset())
-            for query_id, candidates in (self._run if self._excluded else ())
-            for candidate in candidates
-        )
+        return load_bright(location)
+    if scheme == "beir" and location:
+        return load_beir(location, split)
+    raise InputError(f"dataset {name!r} is not understood", f"write {NAME_FORMS}")

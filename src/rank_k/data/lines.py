@@ -1,0 +1,108 @@
+"""Lines of text files, decompressed, numbered and checked, and the JSON in them. All readers of files share these.
+
+Gzip and Zstandard are recognized by their first bytes, never by the file's name. A byte order mark, CRLF and blank
+lines are accepted. Ids are decoded as UTF-8 with surrogateescape, so that they are written as the bytes they were read
+as. In the text of queries and passages, bytes that cannot be decoded become U+FFFD.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rank_k.data.compression import open_compressed
+from rank_k.errors import FormatError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def numbered_lines(path: Path, lines: Iterable[bytes], expected: str) -> Iterator[tuple[int, int, bytes]]:
+    """Yield line number (from 1), byte offset and bytes of each line that is not blank, without its line end.
+
+    Every reader of lines uses this function, so that columns in error messages never depend on the reader.
+    Raises `FormatError` for a NUL byte and where all lines are blank.
+    """
+    empty, start = True, 0
+    for number, line in enumerate(lines, 1):
+        length = len(line)
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if b"\0" in line:
+            problem = "a NUL byte (binary data, or UTF-16)"
+            raise FormatError(path, number, problem, f"UTF-8 text, {expected}")
+        if line.strip():
+            empty = False
+            yield number, start + length - len(line), line.rstrip(b"\r\n")
+        start += length
+    if empty:
+        raise FormatError(path, 0, "an empty file", expected)
+
+
+def read_lines(path: Path, expected: str) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, without their line ends, numbered from 1; at least one."""
+    with open_compressed(path, expected) as stream:
+        for number, _, line in numbered_lines(path, stream.plain, expected):
+            yield number, line
+
+
+def read_objects(path: Path, expected: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file, each with its line number. Raises `FormatError` while reading."""
+    for number, line in read_lines(path, expected):
+        value = parse_json(path, number, decode(line), expected)
+        if not isinstance(value, dict):
+            raise FormatError(path, number, f"JSON that is no object: {abbreviate(value)}", expected)
+        yield number, value
+
+
+def decode(field: bytes) -> str:
+    return field.decode("utf-8", "surrogateescape")
+
+
+def is_encodable(identifier: str) -> bool:
+    """False for half a surrogate pair, which JSON can spell and no file can hold."""
+    try:
+        identifier.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def replace_surrogates(text: str) -> str:
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
+def abbreviate(value: object) -> str:
+    """`repr(value)` for an error message, truncated to 60 characters."""
+    text = repr(decode(value) if isinstance(value, bytes) else value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class JsonPairs(list[tuple[str, Any]]):
+    """A JSON object as its pairs: `dict` would silently keep the last of two equal keys."""
+
+
+def parse_json(path: Path, number: int, text: str, expected: str, pairs: type[JsonPairs] | None = None) -> Any:
+    """The value of the JSON `text`, line `number` of the file. With `pairs`, objects are `JsonPairs`.
+
+    Raises `FormatError`.
+    """
+    try:
+        return _json_decoder(pairs).decode(text)
+    except json.JSONDecodeError as error:
+        problem = f"invalid JSON ({error.msg} at column {error.colno})"
+        raise FormatError(path, number or error.lineno, problem, expected) from error
+    except RecursionError as error:
+        raise FormatError(path, number, "JSON nested too deeply", expected) from error
+    except ValueError as error:  # Python refuses to read numbers of thousands of digits
+        raise FormatError(path, number, "JSON with an overlong number", expected) from error
+
+
+@cache
+def _json_decoder(pairs: type[JsonPairs] | None) -> json.JSONDecoder:
+    """Made once: `json.loads` makes one for every line, which takes as long as to read a short line."""
+    return json.JSONDecoder(strict=False, object_pairs_hook=pairs)

@@ -1,0 +1,226 @@
+"""Runs and relevance judgments (qrels) on disk, every line checked.
+
+    run       TREC: `query_id Q0 doc_id rank score tag`      or JSON: `{query_id: {doc_id: score}}`
+    qrels     TREC: `query_id iteration doc_id grade`        or BEIR: `query-id<TAB>corpus-id<TAB>score`
+                                                             under a header line
+
+A field of a TREC file ends at ASCII white space only. See `rank_k.data.lines` for compression and encodings.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from types import TracebackType
+
+from rank_k.data.compression import open_compressed
+from rank_k.data.lines import JsonPairs, abbreviate, decode, is_encodable, parse_json, read_lines
+from rank_k.data.part_file import PartFile
+from rank_k.errors import FormatError, InputError
+from rank_k.types import Candidate
+
+_RUN_FORMAT = "'query_id Q0 doc_id rank score tag' on each line (no white space in ids or tag) or a score.json"
+_QRELS_FORMAT = "'query_id iteration doc_id grade' on each line, or BEIR's 'query-id corpus-id score' and its lines"
+
+_RunRow = tuple[str, str, float]
+_NOT_IN_TREC = re.compile(r"[ \t\n\r\v\f\0]")
+_BEIR_HEADER = (b"query-id", b"query_id", b"qid")
+_GRADE = re.compile(rb"[+-]?[0-9]{1,9}")  # trec_eval keeps grades in 32 bits
+
+
+class RunFile:
+    """A first-stage run on disk, checked as a whole when opened and then read again for every iteration.
+
+    Iterating yields `(query_id, candidates)` in the file's order of queries. Candidates stand by score,
+    highest first, equal scores in the file's order (the rank column is ignored, as trec_eval does); a
+    document repeated within a query is kept once, at its best score.
+
+    Memory holds one query at a time as long as the lines of each query stand together. Where they do not,
+    and for JSON, the whole run is held.
+
+    Raises `FormatError` for the first line that is not as it should be, `InputError` if the file cannot be
+    read or is no regular file (a pipe cannot be read twice).
+    """
+
+    path: Path
+    query_ids: tuple[str, ...]
+    duplicates: int
+    """How many repeated documents were dropped."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_file() and not self.path.is_dir():
+            raise InputError(f"{path} is a pipe or device", "a run is read twice: write it to a file first")
+        is_json = _is_json(self.path)
+        self._read_rows: Callable[[Path], Iterator[_RunRow]] = _read_json_rows if is_json else _read_trec_rows
+        self._candidates_by_query: dict[str, tuple[Candidate, ...]] | None = None
+        self.duplicates = 0
+        query_ids: dict[str, None] = {}
+        grouped = not is_json
+        if grouped:
+            for query_id, rows in groupby(self._read_rows(self.path), itemgetter(0)):
+                grouped = grouped and query_id not in query_ids
+                query_ids[query_id] = None
+                doc_ids = [doc_id for _, doc_id, _ in rows]
+                self.duplicates += len(doc_ids) - len(set(doc_ids))
+        if not grouped:
+            rows_by_query: dict[str, list[_RunRow]] = {}
+            for row in self._read_rows(self.path):
+                rows_by_query.setdefault(row[0], []).append(row)
+            self._candidates_by_query = {
+                query_id: _candidates_best_first(rows) for query_id, rows in rows_by_query.items()
+            }
+            self.duplicates = sum(map(len, rows_by_query.values())) - sum(map(len, self._candidates_by_query.values()))
+            query_ids = dict.fromkeys(rows_by_query)
+        self.query_ids = tuple(query_ids)
+
+    def __len__(self) -> int:
+        return len(self.query_ids)
+
+    def __iter__(self) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
+        if self._candidates_by_query is not None:
+            yield from self._candidates_by_query.items()
+            return
+        for query_id, rows in groupby(self._read_rows(self.path), itemgetter(0)):
+            yield query_id, _candidates_best_first(rows)
+
+
+def read_run(path: str | Path) -> dict[str, tuple[Candidate, ...]]:
+    """The whole run at once: `query_id -> candidates, best first`. See `RunFile` for order and errors."""
+    return dict(iter(RunFile(path)))
+
+
+class RunWriter:
+    """Writes a TREC run: `with RunWriter(path) as run: run.write(query_id, doc_ids)`.
+
+    The run is complete or absent, and one process writes it at a time (see `PartFile`); queries are appended to
+    `path` + ".part" one by one. The score is 1/rank with 12 decimals, which decreases strictly up to rank 999,999.
+    """
+
+    def __init__(self, path: str | Path, tag: str = "rank-k") -> None:
+        self._tag = trec_field("tag", tag)
+        self._file = PartFile(path)
+
+    def __enter__(self) -> RunWriter:
+        self._file.__enter__()
+        return self
+
+    def write(self, query_id: str, doc_ids: Sequence[str]) -> None:
+        """Append one query, `doc_ids` best first. Raises `InputError` for an id that TREC cannot hold."""
+        query = trec_field("query id", query_id)
+        lines = [
+            b"%b Q0 %b %d %.12f %b\n" % (query, trec_field("document id", doc_id), rank, 1 / rank, self._tag)
+            for rank, doc_id in enumerate(doc_ids, 1)
+        ]
+        self._file.write(b"".join(lines))
+        self._file.flush()
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.__exit__(exception_type, exception, traceback)
+
+
+def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
+    """Judgments: `query_id -> {doc_id: grade}`. Grades are whole numbers, negative ones included.
+
+    Raises `FormatError` for a bad line or a document judged twice with different grades.
+    """
+    path = Path(path)
+    qrels: dict[str, dict[str, int]] = {}
+    is_beir = False
+    for count, (number, line) in enumerate(read_lines(path, _QRELS_FORMAT)):
+        fields = [field.strip() for field in line.split(b"\t")]
+        if count == 0 and len(fields) == 3 and fields[0].lower() in _BEIR_HEADER:
+            is_beir = True
+            continue
+        if not is_beir:
+            fields = line.split()
+        if len(fields) != (3 if is_beir else 4) or not all(fields):
+            raise FormatError(path, number, _describe_columns(fields), _QRELS_FORMAT)
+        if not _GRADE.fullmatch(fields[-1]):
+            problem = f"grade {abbreviate(fields[-1])}"
+            raise FormatError(path, number, problem, "a whole number of at most 9 digits in the last column")
+        query_id, doc_id, grade = decode(fields[0]), decode(fields[-2]), int(fields[-1])
+        previous_grade = qrels.setdefault(query_id, {}).setdefault(doc_id, grade)
+        if previous_grade != grade:
+            problem = f"document {doc_id} of query {query_id} judged {grade} here and {previous_grade} before"
+            raise FormatError(path, number, problem, "one grade for each document of a query")
+    if not qrels:
+        raise FormatError(path, 0, "a header and nothing below it", _QRELS_FORMAT)
+    return qrels
+
+
+def trec_field(name: str, value: str) -> bytes:
+    """`value` as it stands in a TREC file. Raises `InputError` for what cannot stand there."""
+    if not _fits_trec(value):
+        raise InputError(
+            f"{name} {abbreviate(value)} cannot stand in a TREC run",
+            "ids and tags must be non-empty and without white space",
+        )
+    return value.encode("utf-8", "surrogateescape")
+
+
+def _fits_trec(identifier: str) -> bool:
+    return bool(identifier) and not _NOT_IN_TREC.search(identifier) and is_encodable(identifier)
+
+
+def _describe_columns(fields: Sequence[bytes]) -> str:
+    return f"{len(fields)} column{'s' * (len(fields) != 1)} ({abbreviate(b' '.join(fields))})"
+
+
+def _candidates_best_first(rows: Iterator[_RunRow] | list[_RunRow]) -> tuple[Candidate, ...]:
+    best: dict[str, Candidate] = {}
+    for _, doc_id, score in sorted(rows, key=lambda row: -row[2]):
+        best.setdefault(doc_id, Candidate(doc_id, score))
+    return tuple(best.values())
+
+
+def _read_trec_rows(path: Path) -> Iterator[_RunRow]:
+    for number, line in read_lines(path, _RUN_FORMAT):
+        fields = line.split()
+        if len(fields) != 6:
+            raise FormatError(path, number, _describe_columns(fields), _RUN_FORMAT)
+        try:
+            score = float(fields[4])
+        except ValueError:
+            score = math.nan
+        if not math.isfinite(score) or b"_" in fields[4]:  # Python reads 1_0 as ten; no other tool does
+            raise FormatError(path, number, f"score {abbreviate(fields[4])}", "a finite number in column 5")
+        yield decode(fields[0]), decode(fields[2]), score
+
+
+def _is_json(path: Path) -> bool:
+    lines = read_lines(path, _RUN_FORMAT)
+    return next(lines)[1].lstrip().startswith(b"{")
+
+
+def _read_json_rows(path: Path) -> Iterator[_RunRow]:
+    with open_compressed(path, _RUN_FORMAT) as stream:
+        run = parse_json(path, 0, decode(stream.plain.read().removeprefix(codecs.BOM_UTF8)), _RUN_FORMAT, JsonPairs)
+    if not isinstance(run, JsonPairs) or not run:
+        raise FormatError(path, 0, "JSON without queries", _RUN_FORMAT)
+    for query_id, scores in run:
+        if not isinstance(scores, JsonPairs):
+            raise FormatError(path, 0, f"query {abbreviate(query_id)} with {abbreviate(scores)}", _RUN_FORMAT)
+        for doc_id, score in scores:
+            for identifier in (query_id, doc_id):
+                if not _fits_trec(identifier):
+                    problem = f"id {abbreviate(identifier)}"
+                    raise FormatError(path, 0, problem, "ids that are non-empty and without white space")
+            try:
+                value = math.nan if isinstance(score, bool | str | None) else float(score)
+            except (TypeError, OverflowError):
+                value = math.nan
+            if not math.isfinite(value):
+                problem = f"score {abbreviate(score)} of document {doc_id} for query {query_id}"
+                raise FormatError(path, 0, problem, "a finite number")
+            yield query_id, doc_id, value
