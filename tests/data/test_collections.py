@@ -23,7 +23,7 @@ else:
     from backports import zstd
 
 
-def folder_of(tmp_path: Path, *names: str) -> Path:
+def create_empty_files(tmp_path: Path, *names: str) -> Path:
     for name in names:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,43 +31,43 @@ def folder_of(tmp_path: Path, *names: str) -> Path:
     return tmp_path
 
 
-def test_the_layout_of_beir(tmp_path: Path) -> None:
-    root = folder_of(tmp_path, "corpus.jsonl", "queries.jsonl", "qrels/test.tsv", "qrels/dev.tsv")
-    expected = CollectionFiles(root / "corpus.jsonl", root / "queries.jsonl", root / "qrels/test.tsv")
-    assert load_collection(f"beir:{root}") == expected
-    assert load_collection(f"beir:{root}", split="dev").qrels == root / "qrels/dev.tsv"
+def test_load_collection_reads_beir_layout(tmp_path: Path) -> None:
+    folder = create_empty_files(tmp_path, "corpus.jsonl", "queries.jsonl", "qrels/test.tsv", "qrels/dev.tsv")
+    expected = CollectionFiles(folder / "corpus.jsonl", folder / "queries.jsonl", folder / "qrels/test.tsv")
+    assert load_collection(f"beir:{folder}") == expected
+    assert load_collection(f"beir:{folder}", split="dev").qrels == folder / "qrels/dev.tsv"
 
 
-def test_trec_judgments_runs_and_compressed_files(tmp_path: Path) -> None:
+def test_load_collection_finds_trec_qrels_runs_and_compressed_files(tmp_path: Path) -> None:
     names = ["corpus.jsonl.gz", "queries.jsonl.gz", "qrels.trec", "run.b.trec.gz", "run.a.trec", "notes.md"]
-    root = folder_of(tmp_path, *names)
-    assert load_collection(f"beir:{root}") == CollectionFiles(
-        root / "corpus.jsonl.gz",
-        root / "queries.jsonl.gz",
-        root / "qrels.trec",
-        (root / "run.a.trec", root / "run.b.trec.gz"),
+    folder = create_empty_files(tmp_path, *names)
+    assert load_collection(f"beir:{folder}") == CollectionFiles(
+        folder / "corpus.jsonl.gz",
+        folder / "queries.jsonl.gz",
+        folder / "qrels.trec",
+        (folder / "run.a.trec", folder / "run.b.trec.gz"),
     )
 
 
-def test_a_split_with_queries_of_its_own(tmp_path: Path) -> None:
+def test_load_collection_prefers_queries_of_the_split(tmp_path: Path) -> None:
     names = ["corpus.jsonl", "queries.jsonl", "qrels.trec", "queries.train.jsonl", "qrels.train.trec"]
-    root = folder_of(tmp_path, *names)
-    train = load_collection(f"beir:{root}", split="train")
-    assert (train.queries, train.qrels) == (root / "queries.train.jsonl", root / "qrels.train.trec")
-    test = load_collection(f"beir:{root}")
-    assert (test.queries, test.qrels) == (root / "queries.jsonl", root / "qrels.trec")
+    folder = create_empty_files(tmp_path, *names)
+    train = load_collection(f"beir:{folder}", split="train")
+    assert (train.queries, train.qrels) == (folder / "queries.train.jsonl", folder / "qrels.train.trec")
+    test = load_collection(f"beir:{folder}")
+    assert (test.queries, test.qrels) == (folder / "queries.jsonl", folder / "qrels.trec")
 
 
-def test_no_judgments_at_all_are_no_error(tmp_path: Path) -> None:
-    assert load_collection(f"beir:{folder_of(tmp_path, 'corpus.jsonl', 'queries.jsonl')}").qrels is None
+def test_load_collection_allows_missing_qrels(tmp_path: Path) -> None:
+    assert load_collection(f"beir:{create_empty_files(tmp_path, 'corpus.jsonl', 'queries.jsonl')}").qrels is None
 
 
-def test_the_judgments_of_another_split_are_not_taken(tmp_path: Path) -> None:
-    root = folder_of(tmp_path, "corpus.jsonl", "queries.jsonl", "qrels.trec", "qrels/dev.tsv.gz")
-    with pytest.raises(InputError) as caught:
-        load_collection(f"beir:{root}", split="train")
-    assert "looked for qrels/train.tsv, qrels.train.trec" in str(caught.value)
-    assert caught.value.remedy == "choose one of the splits dev, test"
+def test_load_collection_rejects_split_without_qrels(tmp_path: Path) -> None:
+    folder = create_empty_files(tmp_path, "corpus.jsonl", "queries.jsonl", "qrels.trec", "qrels/dev.tsv.gz")
+    with pytest.raises(InputError) as error_info:
+        load_collection(f"beir:{folder}", split="train")
+    assert "looked for qrels/train.tsv, qrels.train.trec" in str(error_info.value)
+    assert error_info.value.remedy == "choose one of the splits dev, test"
 
 
 @pytest.mark.parametrize(
@@ -77,45 +77,45 @@ def test_the_judgments_of_another_split_are_not_taken(tmp_path: Path) -> None:
         (["corpus.jsonl"], "has no queries", "queries.jsonl"),
     ],
 )
-def test_what_is_missing_is_named(tmp_path: Path, names: list[str], problem: str, remedy: str) -> None:
-    root = folder_of(tmp_path, *names)
-    with pytest.raises(InputError) as caught:
-        load_collection(f"beir:{root}")
-    assert f"{root} {problem}" in str(caught.value)
-    assert remedy in caught.value.remedy
+def test_load_collection_names_missing_file(tmp_path: Path, names: list[str], problem: str, remedy: str) -> None:
+    folder = create_empty_files(tmp_path, *names)
+    with pytest.raises(InputError) as error_info:
+        load_collection(f"beir:{folder}")
+    assert f"{folder} {problem}" in str(error_info.value)
+    assert remedy in error_info.value.remedy
 
 
 @pytest.mark.parametrize("name", ["beir:", "msmarco", "bright:", "", "BEIR:x", "hub:x"])
-def test_what_is_not_understood_says_what_is(name: str) -> None:
+def test_find_collection_rejects_unknown_name_and_lists_valid_forms(name: str) -> None:
     with pytest.raises(InputError, match="beir:DIR"):
         find_collection(name)
 
 
-def test_no_folder(tmp_path: Path) -> None:
+def test_load_collection_rejects_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="absent is no folder"):
         load_collection(f"beir:{tmp_path / 'absent'}")
 
 
-def test_home_is_understood(isolated_environment: Path) -> None:
-    folder_of(isolated_environment / "set", "corpus.jsonl", "queries.jsonl")
+def test_load_collection_expands_home_directory(isolated_environment: Path) -> None:
+    create_empty_files(isolated_environment / "set", "corpus.jsonl", "queries.jsonl")
     assert load_collection("beir:~/set").documents == isolated_environment / "set" / "corpus.jsonl"
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd.compress])
-def test_passages_by_id(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstd.compress])
+def test_passage_store_gets_passages_by_id(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "corpus.tsv"
-    path.write_bytes(pack(b"d1\tone\nd2\ttwo\nd1\tone\n"))
+    path.write_bytes(compress(b"d1\tone\nd2\ttwo\nd1\tone\n"))
     with PassageStore.of_file(path) as store:
         assert store.get("d1") == Passage("d1", "one")
         assert store.get("d2", "q3") == Passage("d2", "two")
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(InputError) as error_info:
             store.get("d7", "q3")
-        assert str(caught.value).startswith(f"document d7 of query q3 is not in {path}; ")
+        assert str(error_info.value).startswith(f"document d7 of query q3 is not in {path}; ")
         with pytest.raises(InputError, match="document d7 is not in"):
             store.get("d7")
 
 
-def test_one_id_with_two_texts(tmp_path: Path) -> None:
+def test_passage_store_rejects_id_with_two_texts(tmp_path: Path) -> None:
     path = tmp_path / "corpus.tsv"
     path.write_text("d1\tone\nd2\ttwo\nd1\tother\n")
     with PassageStore.of_file(path) as store:
@@ -124,27 +124,29 @@ def test_one_id_with_two_texts(tmp_path: Path) -> None:
             store.get("d1")
 
 
-def test_everything_may_be_zstandard(tmp_path: Path) -> None:
-    root = folder_of(tmp_path, "corpus.jsonl.zst", "queries.jsonl.zst", "qrels/test.tsv.zst", "run.a.trec.zst")
-    (root / "queries.jsonl.zst").write_bytes(zstd.compress(b'{"_id": "q", "text": "sky"}\n'))
-    (root / "qrels/test.tsv.zst").write_bytes(zstd.compress(b"query-id\tcorpus-id\tscore\nq\td\t1\n"))
-    (root / "run.a.trec.zst").write_bytes(zstd.compress(b"q Q0 d 1 0.5 t\n") + zstd.compress(b"q Q0 e 2 0.4 t\n"))
-    files = load_collection(f"beir:{root}")
+def test_load_collection_reads_zstandard_files(tmp_path: Path) -> None:
+    folder = create_empty_files(
+        tmp_path, "corpus.jsonl.zst", "queries.jsonl.zst", "qrels/test.tsv.zst", "run.a.trec.zst"
+    )
+    (folder / "queries.jsonl.zst").write_bytes(zstd.compress(b'{"_id": "q", "text": "sky"}\n'))
+    (folder / "qrels/test.tsv.zst").write_bytes(zstd.compress(b"query-id\tcorpus-id\tscore\nq\td\t1\n"))
+    (folder / "run.a.trec.zst").write_bytes(zstd.compress(b"q Q0 d 1 0.5 t\n") + zstd.compress(b"q Q0 e 2 0.4 t\n"))
+    files = load_collection(f"beir:{folder}")
     assert files.qrels is not None
     assert read_queries(files.queries)["q"].text == "sky"
     assert read_qrels(files.qrels) == {"q": {"d": 1}}
     assert [candidate.doc_id for candidate in read_run(files.runs[0])["q"]] == ["d", "e"]
 
 
-def test_damaged_zstandard_is_told(tmp_path: Path) -> None:
-    path, whole = tmp_path / "corpus.tsv", zstd.compress(b"".join(b"%d\t%d\n" % (i, i**9) for i in range(999)))
-    for damaged in (whole[:-5], whole[:20] + b"damage" + whole[26:]):
+def test_read_passages_rejects_damaged_zstandard(tmp_path: Path) -> None:
+    path, compressed = tmp_path / "corpus.tsv", zstd.compress(b"".join(b"%d\t%d\n" % (i, i**9) for i in range(999)))
+    for damaged in (compressed[:-5], compressed[:20] + b"damage" + compressed[26:]):
         path.write_bytes(damaged)
         with pytest.raises(FormatError, match="damaged Zstandard data"):
             list(read_passages(path))
 
 
-def test_zstandard_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passage_store_names_extra_for_zstandard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "corpus.tsv"
     path.write_bytes(zstd.compress(b"d1\tone\n"))
     monkeypatch.setitem(sys.modules, zstd.__name__, None)
@@ -153,7 +155,7 @@ def test_zstandard_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             PassageStore.of_file(path)
 
 
-def test_excluded_documents_leave_a_run_as_often_as_it_is_read() -> None:
+def test_without_excluded_removes_documents_on_every_iteration() -> None:
     run = {"q": (Candidate("a", 3.0), Candidate("b", 2.0), Candidate("c", 1.0)), "r": (Candidate("a", 1.0),)}
     allowed = WithoutExcluded(run.items(), {"q": frozenset("ac")})
     for _ in range(2):

@@ -30,42 +30,49 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-PACKS: dict[str, Callable[[bytes], bytes]] = {"plain": bytes, "gzip": gzip.compress, "zstd": zstd.compress}
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {"plain": bytes, "gzip": gzip.compress, "zstd": zstd.compress}
 
 
-def corpus(tmp_path: Path, count: int = 300, pack: Callable[[bytes], bytes] = bytes, name: str = "c.tsv") -> Path:
+def write_corpus(
+    tmp_path: Path, count: int = 300, compress: Callable[[bytes], bytes] = bytes, name: str = "c.tsv"
+) -> Path:
     path = tmp_path / name
-    path.write_bytes(pack(b"".join(b"d%d\ttext of %d, %b\n" % (i, i, b"more " * (i % 97)) for i in range(count))))
+    path.write_bytes(compress(b"".join(b"d%d\ttext of %d, %b\n" % (i, i, b"more " * (i % 97)) for i in range(count))))
     return path
 
 
-def kept(path: Path) -> CorpusIndex:
+def open_persistent(path: Path) -> CorpusIndex:
     return open_corpus_index(path, kept_from=0)
 
 
-def text_of(path: Path, doc_id: str) -> list[str]:
-    with kept(path) as index:
+def read_texts(path: Path, doc_id: str) -> list[str]:
+    with open_persistent(path) as index:
         return [passage.text for passage in index.passages(doc_id)]
 
 
-ids = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r\0\ufeff"), min_size=1).filter(str.strip)
-texts = st.text(st.characters(codec="utf-8", exclude_characters="\n\r\0"))
+valid_ids = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r\0\ufeff"), min_size=1).filter(str.strip)
+valid_texts = st.text(st.characters(codec="utf-8", exclude_characters="\n\r\0"))
 
 
 @settings(max_examples=60)
-@given(st.lists(st.tuples(ids, texts), min_size=1), st.sampled_from(sorted(PACKS)), st.booleans(), st.booleans())
+@given(
+    st.lists(st.tuples(valid_ids, valid_texts), min_size=1),
+    st.sampled_from(sorted(COMPRESSORS)),
+    st.booleans(),
+    st.booleans(),
+)
 @example([("{", ""), ("0", "")], "gzip", False, False)  # the column of a JSON error at the end of a line
 @example([("{", ""), ("0", "")], "plain", True, True)
-def test_any_passage_is_what_reading_the_file_finds(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], pack: str, crlf: bool, in_memory: bool
+def test_corpus_index_returns_same_passages_as_read_passages(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], compression: str, crlf: bool, in_memory: bool
 ) -> None:
     path = tmp_path_factory.mktemp("any") / "corpus"
-    end = b"\r\n" if crlf else b"\n"
-    path.write_bytes(PACKS[pack](end.join(f"{doc_id}\t{text}".encode() for doc_id, text in rows)))
+    line_end = b"\r\n" if crlf else b"\n"
+    path.write_bytes(COMPRESSORS[compression](line_end.join(f"{doc_id}\t{text}".encode() for doc_id, text in rows)))
     if is_jsonl(rows[0][0].encode()):  # read as JSON, which it is not
-        with pytest.raises(FormatError) as caught:
+        with pytest.raises(FormatError) as error_info:
             list(read_passages(path))
-        with pytest.raises(FormatError, match=re.escape(str(caught.value))):
+        with pytest.raises(FormatError, match=re.escape(str(error_info.value))):
             open_corpus_index(path)
         return
     expected = list(read_passages(path))
@@ -76,17 +83,19 @@ def test_any_passage_is_what_reading_the_file_finds(
         assert index.passages("no such id") == []
 
 
-@pytest.mark.parametrize("pack", PACKS)
-def test_lines_longer_than_a_part_and_across_parts(tmp_path: Path, pack: str) -> None:
-    path, long = tmp_path / "c.tsv", "é" * (3 * PART_BYTES)
-    path.write_bytes(PACKS[pack]("".join(f"{i}\t{long if i % 5 == 0 else i}\n" for i in range(40)).encode()))
-    with kept(path) as index:
-        assert index.passages("35")[0].text == long
+@pytest.mark.parametrize("compression", COMPRESSORS)
+def test_corpus_index_reads_lines_across_compressed_parts(tmp_path: Path, compression: str) -> None:
+    path, long_text = tmp_path / "c.tsv", "é" * (3 * PART_BYTES)
+    path.write_bytes(
+        COMPRESSORS[compression]("".join(f"{i}\t{long_text if i % 5 == 0 else i}\n" for i in range(40)).encode())
+    )
+    with open_persistent(path) as index:
+        assert index.passages("35")[0].text == long_text
         assert index.passages("36")[0].text == "36"
         assert index.passages("39")[0].text == "39"
 
 
-def test_jsonl_in_all_its_shapes(tmp_path: Path) -> None:
+def test_corpus_index_reads_all_jsonl_forms(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_bytes(
         b'\xef\xbb\xbf{"_id": "a", "title": "T", "text": "one"}\n\n'
@@ -95,23 +104,23 @@ def test_jsonl_in_all_its_shapes(tmp_path: Path) -> None:
         b'{"id": "first", "text": "four", "id": "last"}\n'
         b'  {"docid": "\\u00e9\\"", "contents": "five"}'
     )
-    with kept(path) as index:
-        found = [index.passages(doc_id)[0].text for doc_id in ("a", "7", "c", "last", 'é"')]
-        assert found == ["T one", "two", "three", "four", "five"]
+    with open_persistent(path) as index:
+        texts = [index.passages(doc_id)[0].text for doc_id in ("a", "7", "c", "last", 'é"')]
+        assert texts == ["T one", "two", "three", "four", "five"]
         assert index.passages("decoy") == index.passages("first") == []
     assert [passage.doc_id for passage in read_passages(path)] == ["a", "7", "c", "last", 'é"']
 
 
-def test_ids_that_are_no_text(tmp_path: Path) -> None:
+def test_corpus_index_finds_undecodable_ids(tmp_path: Path) -> None:
     path = tmp_path / "c.tsv"
     path.write_bytes(b"\xff\xfe\tone\n")
-    with kept(path) as index:
+    with open_persistent(path) as index:
         assert index.passages("\udcff\udcfe") == [Passage("\udcff\udcfe", "one")]
         assert index.passages("\ud800") == []  # half a surrogate pair: no file can hold it
 
 
 @pytest.mark.parametrize(
-    ("content", "line", "found"),
+    ("content", "line", "problem"),
     [
         (b"a\tone\nno tab\n", 2, "no tab"),
         (b'{"_id": "a", "text": ""}\n\n{"text": "x"}\n', 3, "no id"),
@@ -120,143 +129,154 @@ def test_ids_that_are_no_text(tmp_path: Path) -> None:
         (b"", 0, "empty"),
     ],
 )
-def test_bad_lines_are_named(tmp_path: Path, content: bytes, line: int, found: str) -> None:
+def test_corpus_index_reports_malformed_line_number(tmp_path: Path, content: bytes, line: int, problem: str) -> None:
     path = tmp_path / "c"
     path.write_bytes(content)
-    with pytest.raises(FormatError, match=found) as caught, kept(path) as index:
+    with pytest.raises(FormatError, match=problem) as error_info, open_persistent(path) as index:
         index.passages("b")
-    assert caught.value.line == line
-    assert not [left for left in tmp_path.iterdir() if left.suffix == ".part"]
+    assert error_info.value.line == line
+    assert not [leftover for leftover in tmp_path.iterdir() if leftover.suffix == ".part"]
 
 
-def test_it_is_made_once_and_again_when_the_file_changes(tmp_path: Path) -> None:
-    path, told = corpus(tmp_path), list[tuple[int, int]]()
+def test_open_corpus_index_rebuilds_only_when_file_changes(tmp_path: Path) -> None:
+    path, progress = write_corpus(tmp_path), list[tuple[int, int]]()
     for _ in range(2):
-        with open_corpus_index(path, lambda *at: told.append(at), kept_from=0) as index:
+        with open_corpus_index(path, lambda *at: progress.append(at), kept_from=0) as index:
             assert index.file == str(path) + SUFFIX
     size = path.stat().st_size
-    assert told == [(size, size)]
+    assert progress == [(size, size)]
     before = path.stat()
     path.write_bytes(path.read_bytes().replace(b"text of 7,", b"news of 7,"))  # as long as before
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    assert text_of(path, "d7")[0].startswith("news of 7,")
+    assert read_texts(path, "d7")[0].startswith("news of 7,")
     path.write_bytes(b"d7\tshort\n")
-    assert text_of(path, "d7") == ["short"]
+    assert read_texts(path, "d7") == ["short"]
 
 
-def test_progress_is_told_and_ends_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_corpus_index_reports_progress_up_to_file_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus_index, "_PROGRESS_EVERY_LINES", 50)
-    for name, pack in PACKS.items():
-        path, told = corpus(tmp_path, pack=pack, name=name), list[tuple[int, int]]()
-        open_corpus_index(path, lambda done, total, told=told: told.append((done, total)), kept_from=0).close()  # type: ignore[misc]
-        assert len(told) == 7
-        assert [done for done, _ in told] == sorted(done for done, _ in told)
-        assert told[-1] == (path.stat().st_size,) * 2
+    for name, compress in COMPRESSORS.items():
+        path, progress = write_corpus(tmp_path, compress=compress, name=name), list[tuple[int, int]]()
+
+        def record(done: int, total: int, progress: list[tuple[int, int]] = progress) -> None:
+            progress.append((done, total))
+
+        open_corpus_index(path, record, kept_from=0).close()
+        assert len(progress) == 7
+        assert [done for done, _ in progress] == sorted(done for done, _ in progress)
+        assert progress[-1] == (path.stat().st_size,) * 2
 
 
-def test_another_format_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = corpus(tmp_path, pack=gzip.compress)
-    kept(path).close()
+def test_open_corpus_index_rebuilds_index_of_other_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_corpus(tmp_path, compress=gzip.compress)
+    open_persistent(path).close()
     monkeypatch.setattr(corpus_index, "PART_BYTES", 100)
-    assert text_of(path, "d299")[0].startswith("text of 299")
+    assert read_texts(path, "d299")[0].startswith("text of 299")
 
 
-@pytest.mark.parametrize("rubbish", [b"", b"rubbish", b"SQLite format 3\0" + b"\0" * 200])
-def test_what_is_no_index_is_replaced(tmp_path: Path, rubbish: bytes) -> None:
-    path = corpus(tmp_path)
-    (tmp_path / (path.name + SUFFIX)).write_bytes(rubbish)
-    assert text_of(path, "d5")[0].startswith("text of 5")
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"SQLite format 3\0" + b"\0" * 200])
+def test_open_corpus_index_replaces_file_that_is_not_an_index(tmp_path: Path, content: bytes) -> None:
+    path = write_corpus(tmp_path)
+    (tmp_path / (path.name + SUFFIX)).write_bytes(content)
+    assert read_texts(path, "d5")[0].startswith("text of 5")
 
 
-def test_somebody_elses_database_is_replaced_only_under_our_name(tmp_path: Path) -> None:
-    path = corpus(tmp_path)
+def test_open_corpus_index_replaces_foreign_database(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path)
     with sqlite3.connect(tmp_path / (path.name + SUFFIX)) as db:
         db.execute("CREATE TABLE facts (name, value)")
     db.close()
-    assert text_of(path, "d5")[0].startswith("text of 5")
+    assert read_texts(path, "d5")[0].startswith("text of 5")
 
 
-def test_an_index_cut_short_is_told_or_made_anew(tmp_path: Path) -> None:
-    path = corpus(tmp_path, 3000)
-    kept(path).close()
-    file = tmp_path / (path.name + SUFFIX)
-    whole = file.read_bytes()
-    for length in (len(whole) // 2, 5000, 100):
-        file.write_bytes(whole[:length])
+def test_open_corpus_index_reports_or_rebuilds_truncated_index(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path, 3000)
+    open_persistent(path).close()
+    index_file = tmp_path / (path.name + SUFFIX)
+    index_bytes = index_file.read_bytes()
+    for length in (len(index_bytes) // 2, 5000, 100):
+        index_file.write_bytes(index_bytes[:length])
         try:
-            told = text_of(path, "d2999")[0]
+            text_or_remedy = read_texts(path, "d2999")[0]
         except InputError as error:
-            told = error.remedy
-        assert told.startswith(("text of 2999", f"delete {file}"))
+            text_or_remedy = error.remedy
+        assert text_or_remedy.startswith(("text of 2999", f"delete {index_file}"))
 
 
-def test_a_folder_that_cannot_be_written_to_leaves_it_in_the_cache(
+def test_open_corpus_index_uses_cache_when_folder_is_read_only(
     tmp_path: Path, isolated_environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = corpus(tmp_path)
+    path = write_corpus(tmp_path)
 
-    def refuse(place: Path, *rest: object, make: Callable[..., None] = corpus_index._write_index) -> None:
-        if place.parent == tmp_path:
+    def fail_in_corpus_folder(
+        index_path: Path, *arguments: object, write_index: Callable[..., None] = corpus_index._write_index
+    ) -> None:
+        if index_path.parent == tmp_path:
             raise PermissionError(13, "Permission denied")
-        make(place, *rest)
+        write_index(index_path, *arguments)
 
-    monkeypatch.setattr(corpus_index, "_write_index", refuse)  # the tests may run as root, whom no permission stops
-    with kept(path) as index:
+    monkeypatch.setattr(
+        corpus_index, "_write_index", fail_in_corpus_folder
+    )  # the tests may run as root, whom no permission stops
+    with open_persistent(path) as index:
         assert index.passages("d5")[0].text.startswith("text of 5")
         assert Path(index.file).parent == isolated_environment / ".cache" / "rank-k" / "offsets"
     monkeypatch.setattr(corpus_index, "_write_index", None)  # it is there: nothing is made again
-    assert text_of(path, "d6")[0].startswith("text of 6")
+    assert read_texts(path, "d6")[0].startswith("text of 6")
 
 
-def test_nowhere_to_keep_it_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+def test_open_corpus_index_reports_when_no_folder_is_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(corpus_index, "_write_index", refuse)
-    with pytest.raises(InputError, match="Permission denied") as caught:
-        kept(corpus(tmp_path))
-    assert "RANK_K_CACHE" in caught.value.remedy
+    monkeypatch.setattr(corpus_index, "_write_index", fail)
+    with pytest.raises(InputError, match="Permission denied") as error_info:
+        open_persistent(write_corpus(tmp_path))
+    assert "RANK_K_CACHE" in error_info.value.remedy
 
 
-def test_a_file_that_changes_in_use_is_told(tmp_path: Path) -> None:
-    path = corpus(tmp_path)
-    with kept(path) as index:
+def test_corpus_index_rejects_file_changed_in_use(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path)
+    with open_persistent(path) as index:
         with path.open("ab") as file:
             file.write(b"new\tline\n")
         with pytest.raises(InputError, match="changed while it was in use"):
             index.passages("d5")
 
 
-def test_a_file_that_is_replaced_in_use_stays_readable(tmp_path: Path) -> None:
-    path = corpus(tmp_path)
-    with kept(path) as index:
-        corpus(tmp_path, 5, name="new").replace(path)
+def test_corpus_index_reads_original_after_file_is_replaced(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path)
+    with open_persistent(path) as index:
+        write_corpus(tmp_path, 5, name="new").replace(path)
         assert index.passages("d250")[0].text.startswith("text of 250")
-    assert text_of(path, "d250") == []
+    assert read_texts(path, "d250") == []
 
 
-def test_a_pipe_is_told(tmp_path: Path) -> None:
+def test_open_corpus_index_rejects_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="is a pipe"):
         open_corpus_index(tmp_path / "pipe")
 
 
-def test_leftovers_of_the_dead_are_swept(tmp_path: Path) -> None:
-    path = corpus(tmp_path)
+def test_open_corpus_index_removes_stale_part_files(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path)
     old, new = tmp_path / f".other{SUFFIX}-1.part", tmp_path / f".other{SUFFIX}-2.part"
-    for left in (old, new):
-        left.touch()
+    for leftover in (old, new):
+        leftover.touch()
     os.utime(old, (0, time.time() - 90_000))
-    kept(path).close()
+    open_persistent(path).close()
     assert not old.exists()
     assert new.exists()
 
 
-def test_threads_share_it(tmp_path: Path) -> None:
-    for name, pack in PACKS.items():
-        with kept(corpus(tmp_path, pack=pack, name=name)) as index, ThreadPoolExecutor(8) as pool:
-            found = pool.map(lambda i, index=index: index.passages(f"d{i % 300}")[0].text, range(3000))
-            assert all(text.startswith(f"text of {i % 300},") for i, text in enumerate(found))
+def test_corpus_index_is_shared_by_threads(tmp_path: Path) -> None:
+    for name, compress in COMPRESSORS.items():
+        with (
+            open_persistent(write_corpus(tmp_path, compress=compress, name=name)) as index,
+            ThreadPoolExecutor(8) as pool,
+        ):
+            texts = pool.map(lambda i, index=index: index.passages(f"d{i % 300}")[0].text, range(3000))
+            assert all(text.startswith(f"text of {i % 300},") for i, text in enumerate(texts))
 
 
 READER = """
@@ -267,14 +287,14 @@ READER = """
 """
 
 
-def test_processes_at_once_and_killed_ones_leave_no_half(tmp_path: Path) -> None:
-    path = corpus(tmp_path, 20_000)
+def test_open_corpus_index_is_safe_with_concurrent_and_killed_processes(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path, 20_000)
     command = [sys.executable, "-c", dedent(READER), str(path)]
-    killed = subprocess.Popen(command)
-    while killed.poll() is None and not list(tmp_path.glob(f".*{SUFFIX}-*.part")):
+    killed_process = subprocess.Popen(command)
+    while killed_process.poll() is None and not list(tmp_path.glob(f".*{SUFFIX}-*.part")):
         time.sleep(0.002)
-    killed.kill()
-    killed.wait()
-    racing = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert [process.communicate()[0] for process in racing] == ["20000 text of 19999\n"] * 3
+    killed_process.kill()
+    killed_process.wait()
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate()[0] for process in processes] == ["20000 text of 19999\n"] * 3
     assert len(list(tmp_path.glob(f".*{SUFFIX}-*.part"))) <= 1  # the killed one's

@@ -31,13 +31,13 @@ from tests.support.waiting import PATIENCE
 pytestmark = pytest.mark.integration
 
 SOURCE = ROOT / "src"
-RELEASES_READ = {(3, 11, 2), (3, 11, 7), (3, 12, 1), (3, 13, 0)}
+JUDGED_RELEASES = {(3, 11, 2), (3, 11, 7), (3, 12, 1), (3, 13, 0)}
 """Where the judged texts come from. Other releases of these versions have a text here and there of their own."""
 
-PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+PYENV_VERSIONS = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
 """Found at import: within a test HOME is another."""
 
-SUMMARY = """
+SUMMARY_PROGRAM = """
 import ast, json, sys, sysconfig, time
 from pathlib import Path
 begin = time.process_time()
@@ -63,30 +63,37 @@ print(json.dumps({
 """
 
 
-def summary(interpreter: str, *options: str) -> dict[str, Any]:
+def summarize_collection(interpreter: str, *options: str) -> dict[str, Any]:
     """What `interpreter` makes of the collection, with no third-party package in reach."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONDONTWRITEBYTECODE": "1"}
-    run = subprocess.run(
-        [interpreter, "-S", *options, "-c", SUMMARY], env=environment, capture_output=True, text=True, timeout=PATIENCE
+    process = subprocess.run(
+        [interpreter, "-S", *options, "-c", SUMMARY_PROGRAM],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
-    assert run.returncode == 0, run.stderr
-    found: dict[str, Any] = json.loads(run.stdout)
-    return found
+    assert process.returncode == 0, process.stderr
+    summary: dict[str, Any] = json.loads(process.stdout)
+    return summary
 
 
-def interpreter_of(version: str) -> str | None:
+def find_interpreter(version: str) -> str | None:
     """A Python of that version: this one, on PATH (pyenv's shims may be there and not work), or among pyenv's."""
     if sysconfig.get_python_version() == version:
         return sys.executable
     on_path = shutil.which(f"python{version}")
-    for candidate in [*([on_path] if on_path else []), *map(str, sorted(PYENV.glob(f"{version}.*/bin/python")))]:
+    for candidate in [
+        *([on_path] if on_path else []),
+        *map(str, sorted(PYENV_VERSIONS.glob(f"{version}.*/bin/python"))),
+    ]:
         if subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:
             return candidate
     return None
 
 
 @pytest.fixture
-def anew() -> Iterator[None]:
+def rebuilt_passages() -> Iterator[None]:
     """Passages are made again, in the test and after it."""
     demo._passages_by_id.cache_clear()
     yield
@@ -94,41 +101,41 @@ def anew() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
-def test_judgments_hold_in_every_version(version: str) -> None:
-    interpreter = interpreter_of(version)
+def test_demo_judgments_hold_in_every_python_version(version: str) -> None:
+    interpreter = find_interpreter(version)
     if interpreter is None:
         pytest.skip(f"there is no working Python {version} on PATH or under pyenv")
-    found = summary(interpreter)
-    held = sum(map(len, found["qrels"].values())) / found["listed"]
-    assert held >= (0.95 if tuple(found["release"]) in RELEASES_READ else 0.75)
-    for query_id, grades in found["qrels"].items():
+    summary = summarize_collection(interpreter)
+    share_of_judgments = sum(map(len, summary["qrels"].values())) / summary["listed"]
+    assert share_of_judgments >= (0.95 if tuple(summary["release"]) in JUDGED_RELEASES else 0.75)
+    for query_id, grades in summary["qrels"].items():
         assert sum(grade >= 1 for grade in grades.values()) >= 2, query_id
         assert max(grades.values()) >= 2, query_id
-    assert found["passages"] > 3000
-    assert found["seconds"] < 6 * found["parsing"]  # measured: 1.7 to 1.9 times as long as parsing the same sources
-    assert not {"antigravity", "this", "tkinter", "idlelib", "turtle", "numpy", "bm25s"} & set(found["modules"])
+    assert summary["passages"] > 3000
+    assert summary["seconds"] < 6 * summary["parsing"]  # measured: 1.7 to 1.9 times as long as parsing the same sources
+    assert not {"antigravity", "this", "tkinter", "idlelib", "turtle", "numpy", "bm25s"} & set(summary["modules"])
 
 
-def test_without_docstrings_nothing_changes() -> None:
+def test_demo_qrels_do_not_change_without_docstrings() -> None:
     """`python -OO` drops the docstrings of what it imports; ours are read from source."""
-    assert summary(sys.executable, "-OO")["qrels"] == demo.qrels()
+    assert summarize_collection(sys.executable, "-OO")["qrels"] == demo.qrels()
 
 
-@pytest.mark.usefixtures("anew")
-def test_a_python_without_help_texts_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("rebuilt_passages")
+def test_demo_passages_report_python_without_help_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(InputError, match=r"pydoc_data.*; install"):
         demo.passages()
 
 
-@pytest.mark.usefixtures("anew")
-def test_a_python_without_sources_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("rebuilt_passages")
+def test_demo_questions_report_python_without_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(InputError, match=r"source of its standard library.*; run"):
         demo.questions()
 
 
-def test_passages_are_distinct_and_of_a_size() -> None:
+def test_demo_passages_are_distinct_and_within_length() -> None:
     passages = demo.passages()
     assert len({passage.doc_id for passage in passages}) == len(passages)
     assert len({passage.text for passage in passages}) == len(passages)
@@ -138,7 +145,7 @@ def test_passages_are_distinct_and_of_a_size() -> None:
     assert not any(character.isspace() for passage in passages for character in passage.doc_id)
 
 
-def test_known_passages() -> None:
+def test_demo_passages_contain_known_texts() -> None:
     texts = {passage.doc_id: passage.text for passage in demo.passages()}
     assert texts["list.copy"] == "list.copy()\nReturn a shallow copy of the list."
     assert texts["asyncio.wait_for"].startswith("asyncio.wait_for(fut, timeout)\nWait for the single Future")
@@ -146,38 +153,44 @@ def test_known_passages() -> None:
     assert "::=" not in texts["topic:pass/pass-is-a-null-operation"]
 
 
-def test_questions_are_judged_well_enough_to_measure() -> None:
+def test_demo_questions_have_enough_judgments() -> None:
     questions = demo.questions()
     assert 38 <= len(questions) <= 45
-    assert [q.query.query_id for q in questions if q.featured] == [q.query.query_id for q in questions][::7]
+    assert [question.query.query_id for question in questions if question.featured] == [
+        question.query.query_id for question in questions
+    ][::7]
     assert sum(question.featured for question in questions) == 6
     assert len({question.query.text for question in questions}) == len(questions)
     for question in questions:
         assert len(question.judgments) >= 12
         assert set(question.judgments.values()) <= {0, 1, 2, 3}
-    relevant = [sum(grade > 0 for grade in question.judgments.values()) for question in questions]
-    assert sum(relevant) / len(relevant) > 8
+    relevant_counts = [sum(grade > 0 for grade in question.judgments.values()) for question in questions]
+    assert sum(relevant_counts) / len(relevant_counts) > 8
     assert sum(3 in question.judgments.values() for question in questions) > 0.8 * len(questions)
 
 
-def test_a_text_that_nobody_read_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_qrels_omit_changed_and_missing_passages(monkeypatch: pytest.MonkeyPatch) -> None:
     judgments = demo.qrels()["cache-results"]
     assert judgments["functools.cache"] == 3
     texts = dict(demo._passages_by_id())
     changed = Passage("functools.cache", f"{texts['functools.cache'].text} It is deprecated.")
     monkeypatch.setattr(demo, "_passages_by_id", lambda: {**texts, "functools.cache": changed})
-    assert demo.qrels()["cache-results"] == {k: v for k, v in judgments.items() if k != "functools.cache"}
+    assert demo.qrels()["cache-results"] == {
+        doc_id: grade for doc_id, grade in judgments.items() if doc_id != "functools.cache"
+    }
     del texts["functools.lru_cache"]
     monkeypatch.setattr(demo, "_passages_by_id", lambda: texts)
-    assert demo.qrels()["cache-results"] == {k: v for k, v in judgments.items() if k != "functools.lru_cache"}
+    assert demo.qrels()["cache-results"] == {
+        doc_id: grade for doc_id, grade in judgments.items() if doc_id != "functools.lru_cache"
+    }
 
 
-def test_bm25_finds_something_and_leaves_room() -> None:
+def test_demo_bm25_finds_relevant_passages_but_is_not_perfect() -> None:
     """A first stage that found all or nothing would leave a reranker nothing to show."""
     questions, qrels = demo.questions(), demo.qrels()
     run = dict(retrieve([question.query for question in questions], demo.passages(), depth=12))
-    found = [any(qrels[query_id].get(candidate.doc_id, 0) for candidate in run[query_id]) for query_id in run]
-    assert sum(found) > 0.9 * len(questions)
+    has_relevant = [any(qrels[query_id].get(candidate.doc_id, 0) for candidate in run[query_id]) for query_id in run]
+    assert sum(has_relevant) > 0.9 * len(questions)
     assert 0.25 < evaluate(qrels, run, ["nDCG@10"]).means["nDCG@10"] < 0.75
     featured = [question.query.query_id for question in questions if question.featured]
     assert all(any(qrels[query_id].get(c.doc_id, 0) for c in run[query_id]) for query_id in featured)
@@ -187,7 +200,7 @@ WORDS = st.lists(st.text("abcdefgh", min_size=1, max_size=8), min_size=1, max_si
 
 
 @given(st.lists(WORDS, min_size=1, max_size=8))
-def test_cutting_loses_no_word(paragraphs: list[str]) -> None:
+def test_split_text_keeps_every_word(paragraphs: list[str]) -> None:
     text = "\n\n".join(f"{paragraph}." for paragraph in paragraphs)
     parts = list(demo._split_text(text, "title"))
     assert " ".join(part.body for part in parts).split() == text.split()
@@ -195,24 +208,24 @@ def test_cutting_loses_no_word(paragraphs: list[str]) -> None:
 
 
 @given(st.lists(WORDS, min_size=1, max_size=30), st.randoms(use_true_random=False))
-def test_a_fingerprint_sees_words_only(words: list[str], chance: random.Random) -> None:
+def test_fingerprint_depends_on_words_only(words: list[str], rng: random.Random) -> None:
     plain = " ".join(words)
-    before, after = ["", "``", "“", "(", "*"], [" ", ", ", ")\n   "]
-    other = "".join(f"{chance.choice(before)}{word}{chance.choice(after)}" for word in words)
-    assert demo.fingerprint(plain) == demo.fingerprint(other.upper())
+    prefixes, suffixes = ["", "``", "“", "(", "*"], [" ", ", ", ")\n   "]
+    decorated = "".join(f"{rng.choice(prefixes)}{word}{rng.choice(suffixes)}" for word in words)
+    assert demo.fingerprint(plain) == demo.fingerprint(decorated.upper())
     assert demo.fingerprint(plain) != demo.fingerprint(f"{plain} more")
 
 
-def test_cuts_fall_back_into_step_after_an_inserted_paragraph() -> None:
-    chance = random.Random(7)
-    paragraphs = [f"Paragraph {n} " + "says so. " * chance.randint(8, 30) for n in range(40)]
-    before = [part.body for part in demo._split_text("\n\n".join(paragraphs), "")]
+def test_split_text_realigns_after_inserted_paragraph() -> None:
+    rng = random.Random(7)
+    paragraphs = [f"Paragraph {n} " + "says so. " * rng.randint(8, 30) for n in range(40)]
+    bodies_before = [part.body for part in demo._split_text("\n\n".join(paragraphs), "")]
     paragraphs.insert(3, "This one is new, and it is here only to move what follows it.")
-    after = [part.body for part in demo._split_text("\n\n".join(paragraphs), "")]
-    assert len(set(before) - set(after)) <= 6 < len(before) / 2
+    bodies_after = [part.body for part in demo._split_text("\n\n".join(paragraphs), "")]
+    assert len(set(bodies_before) - set(bodies_after)) <= 6 < len(bodies_before) / 2
 
 
-def test_headings_definitions_and_tables() -> None:
+def test_split_text_handles_headings_definitions_and_tables() -> None:
     filler = "The reader is told what it does and why. " * 4
     text = (
         f"Methods\n=======\n\n{filler}\n\nx.join(items)\n\n   {filler}\n\nx.split()\n\n   {filler}\n\n"
@@ -229,14 +242,14 @@ def test_headings_definitions_and_tables() -> None:
     assert "3.9" not in body
 
 
-def test_it_is_a_data_set_like_any_other() -> None:
+def test_find_collection_returns_python_docs() -> None:
     collection = find_collection("python-docs")
     assert collection.qrels is not None
     assert read_qrels(collection.qrels) == demo.qrels()
     queries = read_queries(collection.queries)
     assert [query.text for query in queries.values()] == [q.query.text for q in demo.questions()]
     store = collection.corpus.store()
-    some = demo.passages()[17]
-    assert store.get(some.doc_id) == some
+    passage = demo.passages()[17]
+    assert store.get(passage.doc_id) == passage
     store.close()
     assert find_collection("python-docs") == collection, "made once"

@@ -35,35 +35,35 @@ def start_writer(path: Path, tag: str) -> subprocess.Popen[str]:
     )
 
 
-def test_run_writer_refuses_a_file_that_another_process_writes(tmp_path: Path) -> None:
+def test_run_writer_rejects_file_written_by_another_process(tmp_path: Path) -> None:
     path = tmp_path / "out.trec"
-    first = start_writer(path, "first")
-    assert first.stdout is not None
-    assert first.stdout.readline() == "writing\n"
-    second = start_writer(path, "second")
-    _, error = second.communicate("\n")
+    first_writer = start_writer(path, "first")
+    assert first_writer.stdout is not None
+    assert first_writer.stdout.readline() == "writing\n"
+    second_writer = start_writer(path, "second")
+    _, error = second_writer.communicate("\n")
     assert f"another process is writing {path}" in error
-    assert second.returncode != 0
-    _, error = first.communicate("\n")
-    assert (error, first.returncode) == ("", 0)
+    assert second_writer.returncode != 0
+    _, error = first_writer.communicate("\n")
+    assert (error, first_writer.returncode) == ("", 0)
     assert path.read_text().split() == "q1 Q0 d1 1 1.000000000000 first q2 Q0 d2 1 1.000000000000 first".split()
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_run_writer_replaces_the_part_file_of_a_killed_process(tmp_path: Path) -> None:
+def test_run_writer_replaces_part_file_of_killed_process(tmp_path: Path) -> None:
     path = tmp_path / "out.trec"
-    killed = start_writer(path, "killed")
-    assert killed.stdout is not None
-    killed.stdout.readline()
-    killed.kill()
-    killed.communicate()
+    killed_writer = start_writer(path, "killed")
+    assert killed_writer.stdout is not None
+    killed_writer.stdout.readline()
+    killed_writer.kill()
+    killed_writer.communicate()
     assert (tmp_path / "out.trec.part").read_text().endswith("killed\n")
     with RunWriter(path) as run:
         run.write("q1", ["d1"])
     assert path.read_text() == "q1 Q0 d1 1 1.000000000000 rank-k\n"
 
 
-WRITERS_IN_TURN = """
+CONTENDING_WRITERS = """
 import sys
 from pathlib import Path
 from rank_k.data.trec import RunWriter
@@ -82,14 +82,14 @@ for turn in range(200):
 """
 
 
-def test_run_writers_in_turn_never_mix_their_lines(tmp_path: Path) -> None:
+def test_run_writer_never_mixes_lines_of_contending_processes(tmp_path: Path) -> None:
     """Writers that start while another one finishes either write the whole file or are refused."""
-    command = [sys.executable, "-c", WRITERS_IN_TURN, str(tmp_path / "out.trec")]
+    command = [sys.executable, "-c", CONTENDING_WRITERS, str(tmp_path / "out.trec")]
     writers = [subprocess.Popen([*command, name]) for name in "abc"]
     assert [writer.wait() for writer in writers] == [0, 0, 0]
 
 
-def test_run_writer_does_not_follow_a_link_at_its_part_file(tmp_path: Path) -> None:
+def test_run_writer_rejects_symbolic_link_at_part_file(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "out.trec.part").symlink_to(tmp_path / "precious")
     with pytest.raises(InputError, match="is a symbolic link"), RunWriter(tmp_path / "out.trec"):
@@ -101,7 +101,7 @@ def test_run_writer_does_not_follow_a_link_at_its_part_file(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def rerank_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The arguments of `rank-k rerank` for a small run with a simulated judge, without output, report and journal."""
     monkeypatch.chdir(tmp_path)
     Path("run.trec").write_text("q1 Q0 d1 1 2 bm25\nq1 Q0 d2 2 1 bm25\n")
@@ -128,26 +128,26 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ({"--output": "qrels.trec"}, "--output qrels.trec"),
     ],
 )
-def test_rerank_refuses_two_options_that_name_one_file(
-    job: list[str], names: dict[str, str], option: str, capsys: pytest.CaptureFixture[str]
+def test_rerank_rejects_two_options_that_name_one_file(
+    rerank_arguments: list[str], names: dict[str, str], option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("link").symlink_to("a")
     Path("hardlink").hardlink_to("documents.jsonl")
     before = {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()}
-    assert main([*job, *(word for pair in names.items() for word in pair)]) == 2
+    assert main([*rerank_arguments, *(word for pair in names.items() for word in pair)]) == 2
     error = capsys.readouterr().err
     assert option in error
     assert "which this command also uses; name another file" in error
     assert {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
 
 
-def test_rerank_refuses_an_output_that_another_command_writes(
-    job: list[str], capsys: pytest.CaptureFixture[str]
+def test_rerank_rejects_output_written_by_another_process(
+    rerank_arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with RunWriter("out.trec", "first") as writer:
         writer.write("q1", ["d1"])
-        assert main([*job, "--output", "out.trec"]) == 2
+        assert main([*rerank_arguments, "--output", "out.trec"]) == 2
         assert "another process is writing" in capsys.readouterr().err
     assert Path("out.trec").read_text() == "q1 Q0 d1 1 1.000000000000 first\n"
-    assert main([*job, "--output", "out.trec"]) == 0
+    assert main([*rerank_arguments, "--output", "out.trec"]) == 0
     assert Path("out.trec").read_text().startswith("q1 Q0 d2 1 ")

@@ -20,15 +20,15 @@ from rank_k.data.topics import read_topics
 from rank_k.data.trec import read_qrels, read_run
 from rank_k.errors import FormatError, InputError, QueryTooLong
 from rank_k.evaluation.measures import evaluate
-from rank_k.models.simulated import SimulatedModel
 from rank_k.reranker import Reranker
-from rank_k.types import Candidate, OnChunk, Passage, Query, Request, Response
+from rank_k.types import Candidate, Passage, Query
 from rank_k.window.prompt import sanitize
+from tests.fakes.recording_model import RecordingModel
 from tests.paths import SHARED
 
 pytestmark = pytest.mark.integration
 
-FLAGS = {"_id": "1", "title": "flags", "description": "Why two?", "narrative": "Not ships.", "ht": "Flaggen"}
+FLAG_QUERY = {"_id": "1", "title": "flags", "description": "Why two?", "narrative": "Not ships.", "ht": "Flaggen"}
 
 CLASSIC = """\
 <top>
@@ -67,21 +67,25 @@ XML = """\
 """
 
 
-def best(run: Mapping[str, Sequence[Candidate]], qrels: Mapping[str, Mapping[str, int]]) -> dict[str, tuple[str, ...]]:
+def best_rankings(
+    run: Mapping[str, Sequence[Candidate]], qrels: Mapping[str, Mapping[str, int]]
+) -> dict[str, tuple[str, ...]]:
     """The run's candidates in the order of their grades."""
     return {
-        query_id: tuple(sorted((c.doc_id for c in found), key=lambda doc_id: -qrels[query_id].get(doc_id, 0)))
-        for query_id, found in run.items()
+        query_id: tuple(
+            sorted((candidate.doc_id for candidate in candidates), key=lambda doc_id: -qrels[query_id].get(doc_id, 0))
+        )
+        for query_id, candidates in run.items()
     }
 
 
-def ndcg(qrels: Mapping[str, Mapping[str, int]], rankings: Mapping[str, Sequence[str]]) -> float:
+def mean_ndcg(qrels: Mapping[str, Mapping[str, int]], rankings: Mapping[str, Sequence[str]]) -> float:
     """nDCG@10 over the queries with judgments."""
     run = {q: [Candidate(doc_id, -rank) for rank, doc_id in enumerate(ids)] for q, ids in rankings.items()}
     return evaluate(qrels, run, ["nDCG@10"]).means["nDCG@10"]
 
 
-def file_of(folder: Path, content: str | bytes) -> Path:
+def write_queries(folder: Path, content: str | bytes) -> Path:
     path = folder / "queries"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
@@ -100,56 +104,58 @@ def file_of(folder: Path, content: str | bytes) -> Path:
         ("desc,narr", "Why two?\nNot ships."),
     ],
 )
-def test_a_query_is_composed_of_the_fields_named(tmp_path: Path, fields: str, text: str) -> None:
-    path = file_of(tmp_path, json.dumps(FLAGS))
+def test_read_queries_joins_requested_fields(tmp_path: Path, fields: str, text: str) -> None:
+    path = write_queries(tmp_path, json.dumps(FLAG_QUERY))
     assert read_queries(path, fields) == {"1": Query("1", text)}
 
 
-def test_text_is_a_field_like_others_under_either_of_its_names(tmp_path: Path) -> None:
-    path = file_of(tmp_path, '{"_id": "1", "query": "why", "narrative": "n"}\n{"_id": "2", "text": "how", "narr": "m"}')
+def test_read_queries_accepts_field_synonyms(tmp_path: Path) -> None:
+    path = write_queries(
+        tmp_path, '{"_id": "1", "query": "why", "narrative": "n"}\n{"_id": "2", "text": "how", "narr": "m"}'
+    )
     assert [query.text for query in read_queries(path, "text,narrative").values()] == ["why\nn", "how\nm"]
 
 
-def test_an_empty_field_is_left_out_and_only_empty_ones_are_an_error(tmp_path: Path) -> None:
-    path = file_of(
+def test_read_queries_omits_empty_fields_and_rejects_empty_queries(tmp_path: Path) -> None:
+    path = write_queries(
         tmp_path, '{"_id": "1", "title": "a", "narrative": null}\n{"_id": "2", "title": "", "narrative": " "}'
     )
-    with pytest.raises(FormatError, match="nothing in title, narrative") as caught:
+    with pytest.raises(FormatError, match="nothing in title, narrative") as error_info:
         read_queries(path, "title,narrative")
-    assert caught.value.line == 2
-    path = file_of(tmp_path, '{"_id": "1", "title": "a", "narrative": null}')
+    assert error_info.value.line == 2
+    path = write_queries(tmp_path, '{"_id": "1", "title": "a", "narrative": null}')
     assert read_queries(path, "narrative,title")["1"].text == "a"
 
 
 @pytest.mark.parametrize(
-    ("content", "fields", "line", "found"),
+    ("content", "fields", "line", "problem"),
     [
         ('{"_id": "1", "title": "a"}\n{"_id": "2", "text": "b"}', "title", 2, "no field title"),
         ('{"_id": "1", "title": 7}', "title", 1, "7 as title"),
         ("1\twhy\n", "title", 1, "TSV"),
     ],
 )
-def test_a_field_that_is_not_there_is_named_with_its_line(
-    tmp_path: Path, content: str, fields: str, line: int, found: str
+def test_read_queries_reports_missing_field_with_line(
+    tmp_path: Path, content: str, fields: str, line: int, problem: str
 ) -> None:
-    with pytest.raises(FormatError, match=found) as caught:
-        read_queries(file_of(tmp_path, content), fields)
-    assert caught.value.line == line
+    with pytest.raises(FormatError, match=problem) as error_info:
+        read_queries(write_queries(tmp_path, content), fields)
+    assert error_info.value.line == line
 
 
 @pytest.mark.parametrize("fields", ["", ",", "title,", "title,title"])
-def test_names_that_are_empty_or_repeated(tmp_path: Path, fields: str) -> None:
+def test_read_queries_rejects_empty_or_repeated_field_names(tmp_path: Path, fields: str) -> None:
     with pytest.raises(InputError, match="empty or repeated"):
-        read_queries(file_of(tmp_path, json.dumps(FLAGS)), fields)
+        read_queries(write_queries(tmp_path, json.dumps(FLAG_QUERY)), fields)
 
 
 # --- TREC topics ---
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_classic_topics(tmp_path: Path, packed: bool) -> None:
+@pytest.mark.parametrize("compressed", [False, True])
+def test_read_queries_reads_classic_trec_topics(tmp_path: Path, compressed: bool) -> None:
     content = b"\xef\xbb\xbf\r\n" + CLASSIC.replace("\n", "\r\n").encode()
-    path = file_of(tmp_path, gzip.compress(content) if packed else content)
+    path = write_queries(tmp_path, gzip.compress(content) if compressed else content)
     assert {name: query.text for name, query in read_queries(path).items()} == {
         "301": "Rust & paint < 5%",
         "302": "AT&T",
@@ -162,8 +168,8 @@ def test_classic_topics(tmp_path: Path, packed: bool) -> None:
     assert [topic.line for topic in read_topics(path, content[3:])] == [2, 17, 18]
 
 
-def test_xml_topics(tmp_path: Path) -> None:
-    path = file_of(tmp_path, XML.encode("latin-1"))
+def test_read_queries_reads_xml_topics(tmp_path: Path) -> None:
+    path = write_queries(tmp_path, XML.encode("latin-1"))
     assert {name: query.text for name, query in read_queries(path).items()} == {
         "1": "déjà vu",
         "2": "rain",
@@ -180,7 +186,7 @@ def test_xml_topics(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "line", "found"),
+    ("content", "line", "problem"),
     [
         ("<top>\n<num> 1 <title> a\n<top>\n<num> 2 </top>", 3, "topic of line 1 has no end"),
         ("<top>\n<num> 1 <title> a\n", 1, "without </top>"),
@@ -206,22 +212,36 @@ def test_xml_topics(tmp_path: Path) -> None:
         ("<q>\twhy", 1, "bad XML"),
     ],
 )
-def test_malformed_topics_are_named_with_their_line(tmp_path: Path, content: str, line: int, found: str) -> None:
-    path = file_of(tmp_path, content)
-    with pytest.raises(FormatError) as caught:
+def test_read_queries_reports_malformed_topics_with_line(tmp_path: Path, content: str, line: int, problem: str) -> None:
+    path = write_queries(tmp_path, content)
+    with pytest.raises(FormatError) as error_info:
         read_queries(path)
-    assert found in str(caught.value)
-    assert caught.value.line == line
-    assert caught.value.expected
-    assert str(path) in str(caught.value)
+    assert problem in str(error_info.value)
+    assert error_info.value.line == line
+    assert error_info.value.expected
+    assert str(path) in str(error_info.value)
 
 
-TAGS = ["<top>", "</top>", "<num>", "<title>", "<desc>", "</title>", "1", "a b", "&", "<", "\n", "\0", "\udc80"]
+CLASSIC_PARTS = [
+    "<top>",
+    "</top>",
+    "<num>",
+    "<title>",
+    "<desc>",
+    "</title>",
+    "1",
+    "a b",
+    "&",
+    "<",
+    "\n",
+    "\0",
+    "\udc80",
+]
 XML_PARTS = ["<t>", "</t>", "<topic number='1'>", "</topic>", "<query>", "</query>", "x", "&amp;", "&b;", "<!--", "\n"]
 
 
-@given(st.one_of(*(st.lists(st.sampled_from(parts), max_size=14).map("".join) for parts in (TAGS, XML_PARTS))))
-def test_any_content_is_topics_or_one_clear_error(text: str) -> None:
+@given(st.one_of(*(st.lists(st.sampled_from(parts), max_size=14).map("".join) for parts in (CLASSIC_PARTS, XML_PARTS))))
+def test_read_topics_returns_topics_or_format_error_for_any_content(text: str) -> None:
     topics = []
     with suppress(FormatError):
         topics = read_topics(Path("topics"), text.encode("utf-8", "surrogateescape"))
@@ -229,12 +249,14 @@ def test_any_content_is_topics_or_one_clear_error(text: str) -> None:
     assert len(topics) <= text.lower().count("<top")
 
 
-WORDS = st.text(st.characters(codec="utf-8", exclude_characters="<>&", exclude_categories=("Cc", "Cs")), min_size=1)
+FIELD_TEXTS = st.text(
+    st.characters(codec="utf-8", exclude_characters="<>&", exclude_categories=("Cc", "Cs")), min_size=1
+)
 
 
-@given(st.dictionaries(st.integers(1, 999).map(str), st.tuples(WORDS, WORDS), min_size=1, max_size=4))
-def test_what_a_topic_says_comes_back(texts: dict[str, tuple[str, str]]) -> None:
-    told = {number: tuple(part.strip() for part in parts) for number, parts in texts.items()}
+@given(st.dictionaries(st.integers(1, 999).map(str), st.tuples(FIELD_TEXTS, FIELD_TEXTS), min_size=1, max_size=4))
+def test_read_topics_returns_written_fields(texts: dict[str, tuple[str, str]]) -> None:
+    expected = {number: tuple(part.strip() for part in parts) for number, parts in texts.items()}
     classic = "".join(
         f"<top>\n<num> Number: {number}\n<title> {title}\n<desc> Description:\n{desc}\n</top>\n"
         for number, (title, desc) in texts.items()
@@ -245,81 +267,69 @@ def test_what_a_topic_says_comes_back(texts: dict[str, tuple[str, str]]) -> None
     )
     for content in (classic, f"<topics>{xml}</topics>"):
         topics = read_topics(Path("topics"), content.encode())
-        assert {topic.query_id: (topic.fields["title"], topic.fields["description"]) for topic in topics} == told
+        assert {topic.query_id: (topic.fields["title"], topic.fields["description"]) for topic in topics} == expected
 
 
-# --- nothing of a query is cut unnoticed ---
+# --- long queries ---
 
 
-class Onlooker(SimulatedModel):
-    """The noiseless judge, keeping what it was shown."""
-
-    def __init__(self, grades: Mapping[str, Mapping[str, int]], context: int = 32_768) -> None:
-        super().__init__(grades, context_length=context)
-        self.shown: list[tuple[str, str]] = []  # query id, prompt
-
-    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
-        self.shown.append((request.context.query_id, request.messages[-1].content))
-        return await super().complete(request, on_text)
-
-
-@pytest.mark.parametrize("context", [8192, 32_768])
+@pytest.mark.parametrize("context_length", [8192, 32_768])
 @pytest.mark.parametrize("name", ["birco-clinical-trial-dev", "birco-doris-mae-dev", "birco-wtb-dev"])
-def test_long_queries_are_shown_whole_and_rank_as_well_as_can_be(name: str, context: int) -> None:
+def test_reranker_keeps_long_queries_complete_and_reaches_best_ndcg(name: str, context_length: int) -> None:
     if not SHARED.is_dir():
         pytest.skip("needs the collections in ../shared beside the checkout")
     files = load_collection(f"beir:{SHARED / name}")
     assert files.qrels is not None
     queries, qrels, run = read_queries(files.queries), read_qrels(files.qrels), read_run(files.runs[0])
     passages = {passage.doc_id: passage for passage in read_passages(files.documents)}
-    judge = Onlooker(qrels, context)
-    with Reranker(judge) as reranker:
+    model = RecordingModel(qrels, context_length)
+    with Reranker(model) as reranker:
         reranker.check(queries.values())
         reranked = {result.query_id: result.ranking.doc_ids for result in reranker.rerank(run, queries, passages)}
-        tally = reranker.stats
-    assert {query_id for query_id, _ in judge.shown} == set(run)
-    for query_id, prompt in judge.shown:
-        assert sanitize(queries[query_id].text, markers=False) in prompt
-    if context == 8192:  # 8,000 tokens for thought and answer do not fit: said for every window
-        assert tally.repairs["max_tokens_lowered"] == len(judge.shown)
+        stats = reranker.stats
+    assert {prompt.query_id for prompt in model.prompts} == set(run)
+    for prompt in model.prompts:
+        assert sanitize(queries[prompt.query_id].text, markers=False) in prompt.text
+    if context_length == 8192:  # 8,000 tokens for reasoning and answer do not fit: counted for every window
+        assert stats.repairs["max_tokens_lowered"] == len(model.prompts)
     else:
-        assert "max_tokens_lowered" not in tally.repairs
-        assert "context_truncated" not in tally.repairs
-    assert ndcg(qrels, reranked) == pytest.approx(ndcg(qrels, best(run, qrels)))
+        assert "max_tokens_lowered" not in stats.repairs
+        assert "context_truncated" not in stats.repairs
+    assert mean_ndcg(qrels, reranked) == pytest.approx(mean_ndcg(qrels, best_rankings(run, qrels)))
 
 
-def test_a_query_that_leaves_no_room_is_named_before_anything_is_asked() -> None:
-    judge = Onlooker({"1": {"d0": 1}}, context=2048)
+def test_reranker_check_rejects_query_longer_than_context() -> None:
+    model = RecordingModel({"1": {"d0": 1}}, context_length=2048)
     queries = {"0": Query("0", "short"), "1": Query("1", "the words of a long story " * 400)}
     run = {query_id: [Candidate("d0", 1.0), Candidate("d1", 0.5)] for query_id in queries}
-    with Reranker(judge) as reranker:
+    with Reranker(model) as reranker:
         with pytest.raises(QueryTooLong, match=r"the words of a long story .*2048 tokens"):
             reranker.check(queries.values())
         texts = {doc_id: Passage(doc_id, "sky") for doc_id in ("d0", "d1")}
         with pytest.raises(QueryTooLong):
             list(reranker.rerank({"1": run["1"]}, queries, texts))
-    assert not judge.shown
+    assert not model.prompts
 
 
-def test_the_model_sees_the_fields_named_and_the_first_stage_others(
+def test_query_fields_option_differs_between_retrieve_and_rerank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     topics = "<top><num> 1 <title> sky <desc> Why is it blue? <narr> No paint. </top>"
     (tmp_path / "topics").write_text(topics)
     (tmp_path / "docs.tsv").write_text("d0\tgrass\nd1\tblue paint\nd2\tthe sky at noon\n")
     (tmp_path / "qrels").write_text("1 0 d1 1\n")
-    judge = Onlooker({"1": {"d1": 1}})
-    monkeypatch.setattr("rank_k.cli.rerank.simulated", lambda *_: judge)
+    model = RecordingModel({"1": {"d1": 1}})
+    monkeypatch.setattr("rank_k.cli.rerank.simulated", lambda *_: model)
     monkeypatch.chdir(tmp_path)
     files = ["--queries", "topics", "--documents", "docs.tsv"]
-    found = []
+    retrieved_ids = []
     for fields in ([], ["--query-fields", "title,desc"]):
         assert main(["retrieve", *files, "--output", "bm25.trec", *fields]) == 0
-        found.append({candidate.doc_id for candidate in read_run("bm25.trec")["1"]})
-    assert found == [{"d2"}, {"d1", "d2"}]
+        retrieved_ids.append({candidate.doc_id for candidate in read_run("bm25.trec")["1"]})
+    assert retrieved_ids == [{"d2"}, {"d1", "d2"}]
     command = ["rerank", "--run", "bm25.trec", *files, "--simulate", "qrels", "--noise", "none", "--output", "out.trec"]
     assert main([*command, "--query-fields", "description,narrative"]) == 0
     assert [candidate.doc_id for candidate in read_run("out.trec")["1"]] == ["d1", "d2"]
-    [(_, prompt)] = judge.shown
-    assert "Query: Why is it blue? No paint.\n" in prompt
+    [prompt] = model.prompts
+    assert "Query: Why is it blue? No paint.\n" in prompt.text
     assert main([*command, "--query-fields", "ht"]) == 2

@@ -27,44 +27,44 @@ SCRIPTS = {
     "combining": "Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A̴̵̜̰͔ͫ͗͢ e\u0301 a\u030a\u0323 n\u0303",
     "latin": "an ordinary sentence with words, some extraordinarily long",
 }
-assigned = st.characters().filter(lambda char: unicodedata.category(char) not in ("Cn", "Cs", "Cc"))
-pieces = st.one_of(
-    st.text(assigned, max_size=4),
+assigned_characters = st.characters().filter(lambda char: unicodedata.category(char) not in ("Cn", "Cs", "Cc"))
+text_pieces = st.one_of(
+    st.text(assigned_characters, max_size=4),
     st.sampled_from(list("".join(SCRIPTS.values()))),
     st.sampled_from(list(SCRIPTS.values())),
 )
-multilingual = st.lists(pieces, max_size=8).map("".join)
+multilingual = st.lists(text_pieces, max_size=8).map("".join)
 
 
-def cuts(text: str) -> set[str]:
+def grapheme_prefixes(text: str) -> set[str]:
     """What a cut between graphemes can leave, blanks at its end removed."""
-    left, found = "", {""}
+    prefix, prefixes = "", {""}
     for grapheme in regex.findall(r"\X", text):
-        left += grapheme
-        found.add(left.rstrip())
-    return found
+        prefix += grapheme
+        prefixes.add(prefix.rstrip())
+    return prefixes
 
 
 # --- cutting ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_no_length_cuts_a_grapheme(script: str) -> None:
+def test_truncate_graphemes_never_splits_a_grapheme(script: str) -> None:
     text = SCRIPTS[script]
-    allowed = cuts(text)
+    allowed_results = grapheme_prefixes(text)
     for length in range(-1, len(text) + 2):
-        assert truncate_graphemes(text, length) in allowed
+        assert truncate_graphemes(text, length) in allowed_results
 
 
 @settings(max_examples=400)
 @given(multilingual, st.integers(0, 60))
 @example("\u0600 ", 1)
 @example("a\u200d ", 2)
-def test_a_cut_is_a_beginning_of_whole_graphemes(text: str, length: int) -> None:
-    cut = truncate_graphemes(text, length)
-    assert text.startswith(cut)
-    assert cut == text if length >= len(text) else len(cut) <= length
-    assert cut == text or cut in cuts(text)
+def test_truncate_graphemes_returns_prefix_of_complete_graphemes(text: str, length: int) -> None:
+    truncated = truncate_graphemes(text, length)
+    assert text.startswith(truncated)
+    assert truncated == text if length >= len(text) else len(truncated) <= length
+    assert truncated == text or truncated in grapheme_prefixes(text)
 
 
 @pytest.mark.parametrize(
@@ -86,11 +86,11 @@ def test_a_cut_is_a_beginning_of_whole_graphemes(text: str, length: int) -> None
         ("", 3, ""),
     ],
 )
-def test_cuts(text: str, length: int, expected: str) -> None:
+def test_truncate_graphemes_examples(text: str, length: int, expected: str) -> None:
     assert truncate_graphemes(text, length) == expected
 
 
-def test_a_cut_keeps_most_of_what_it_may() -> None:
+def test_truncate_graphemes_removes_at_most_a_word_or_grapheme() -> None:
     """Stepping back costs at most a word or a grapheme, not the text."""
     for script in ("thai", "persian", "hindi", "chinese", "japanese", "korean", "latin"):
         text = " ".join([SCRIPTS[script]] * 20)
@@ -102,19 +102,19 @@ def test_a_cut_keeps_most_of_what_it_may() -> None:
 
 
 @given(st.text(st.characters()))
-def test_bounds(text: str) -> None:
+def test_max_token_bound_is_utf8_length_plus_one(text: str) -> None:
     assert max_token_bound(text) == len(text.encode("utf-8", "surrogatepass")) + 1
     assert 0 <= estimate_tokens(text) <= 2 * len(text)
 
 
 @given(multilingual, multilingual)
-def test_the_estimate_adds_up_and_counts_no_blanks(a: str, b: str) -> None:
+def test_estimate_tokens_is_additive_and_ignores_spaces(a: str, b: str) -> None:
     assert estimate_tokens(f"{a} {b}") == estimate_tokens(a) + estimate_tokens(b)
     assert estimate_tokens(f" {a}\n\n") == estimate_tokens(a)
 
 
 @given(st.text(st.characters(exclude_categories=["Z", "Cc"]), min_size=1))
-def test_text_costs_something(text: str) -> None:
+def test_estimate_tokens_is_positive_for_text(text: str) -> None:
     assert estimate_tokens(text) >= max(1, len(text) // 5)
 
 
@@ -132,11 +132,11 @@ def test_text_costs_something(text: str) -> None:
         ("😀👩‍👩‍👧‍👦🇮🇷", 13),
     ],
 )
-def test_the_estimate_is_not_far_off(text: str, tokens: int) -> None:
+def test_estimate_tokens_is_close_to_real_counts(text: str, tokens: int) -> None:
     assert 0.8 * tokens <= estimate_tokens(text) <= 1.6 * tokens
 
 
-def test_what_looks_like_no_word_is_counted_too() -> None:
+def test_estimate_tokens_counts_symbols() -> None:
     assert estimate_tokens("____") == 4
     assert estimate_tokens("∀x∈ℝ") == 4
     assert estimate_tokens("𝐀𝐁") == 4

@@ -20,14 +20,14 @@ from rank_k.data.token_estimate import truncate_graphemes
 from rank_k.data.trec import read_qrels, read_run
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
-from rank_k.models.simulated import SimulatedModel
 from rank_k.reranker import Reranker
 from rank_k.retrieval import analyzers
 from rank_k.retrieval.analyzers import LANGUAGES, analyzer_for
 from rank_k.retrieval.bm25 import retrieve
-from rank_k.types import Candidate, OnChunk, Passage, Query, Request, Response
+from rank_k.types import Candidate, Passage, Query
 from rank_k.window.parsing import parse_ranking
 from rank_k.window.prompt import sanitize
+from tests.fakes.recording_model import RecordingModel
 from tests.paths import SHARED
 
 pytestmark = pytest.mark.integration
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.integration
 # --- analyzers ---
 
 
-def test_english() -> None:
+def test_analyzer_for_english() -> None:
     analyze = analyzer_for("en")
     assert analyze("The Wings, AND the winging of a wing") == ["wing", "wing", "wing"]
     assert analyze("vitamin C") == ["vitamin", "c"]
@@ -45,7 +45,7 @@ def test_english() -> None:
 
 
 @pytest.mark.parametrize(
-    ("language", "text", "same"),
+    ("language", "text", "other_form"),
     [
         ("de", "Die Häuser", "häuser"),
         ("ru", "и очков", "очки"),
@@ -59,14 +59,14 @@ def test_english() -> None:
         ("und", "co\u00adoperate", "cooperate"),
     ],
 )
-def test_forms_that_are_one_term(language: str, text: str, same: str) -> None:
+def test_analyzer_for_maps_word_forms_to_one_term(language: str, text: str, other_form: str) -> None:
     analyze = analyzer_for(language)
     assert analyze(text)
-    assert [term for term in analyze(text) if len(term) > 1] == [term for term in analyze(same) if len(term) > 1]
+    assert [term for term in analyze(text) if len(term) > 1] == [term for term in analyze(other_form) if len(term) > 1]
 
 
 @pytest.mark.parametrize("language", ["zh", "en", "und"])
-def test_scripts_without_blanks_are_characters_and_bigrams_in_every_language(language: str) -> None:
+def test_analyzer_for_splits_unspaced_scripts_into_characters_and_bigrams(language: str) -> None:
     analyze = analyzer_for(language)
     assert sorted(analyze("東京都、茶")) == sorted(["東", "京", "都", "東京", "京都", "茶"])
     assert sorted(analyze("NHKは2024年")) == sorted(["nhk", "は", "2024", "年"])
@@ -74,28 +74,28 @@ def test_scripts_without_blanks_are_characters_and_bigrams_in_every_language(lan
     assert sorted(analyze("한국")) == sorted(["한", "국", "한국"])
 
 
-def test_words_keep_their_marks() -> None:
+def test_analyzer_for_keeps_combining_marks() -> None:
     assert analyzer_for("und")("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
 
 
-def test_every_language_analyzes_every_script() -> None:
+def test_analyzer_for_every_language_handles_every_script() -> None:
     text = "Wörter, слова كلمات کلمات शब्द 言葉 คำ 단어 λέξεις երկու 12"
     for language in LANGUAGES:
         assert len(analyzer_for(language)(text)) >= 12
 
 
-def test_the_stemmers_of_the_list_are_snowballs() -> None:
+def test_analyzers_stemmers_exist_in_snowball() -> None:
     stemmer = pytest.importorskip("Stemmer")
     assert set(analyzers._STEMMERS.values()) <= set(stemmer.algorithms())
 
 
 @pytest.mark.parametrize("language", ["xx", "", "english", "zho", "en-US"])
-def test_an_unknown_language_is_one_error_that_lists_the_known(language: str) -> None:
+def test_analyzer_for_lists_languages_for_unknown_one(language: str) -> None:
     with pytest.raises(InputError, match=rf"{language!r}; give one of ar, .* und leaves"):
         analyzer_for(language)
 
 
-def test_an_old_stemmer_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_analyzer_for_reports_outdated_stemmer_library(monkeypatch: pytest.MonkeyPatch) -> None:
     old = SimpleNamespace(version=lambda: "2.2.0", Stemmer=lambda name: {}[name])
     monkeypatch.setattr(analyzers, "load", lambda _: old)
     with pytest.raises(InputError, match=r"PyStemmer 2\.2\.0 has no persian stemmer; pip install"):
@@ -103,22 +103,22 @@ def test_an_old_stemmer_library_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @given(text=st.text(), language=st.sampled_from(["en", "tr", "zh", "fa", "hi", "und"]))
-def test_any_text_becomes_terms_that_hold_no_blanks(text: str, language: str) -> None:
+def test_analyzer_for_any_text_returns_terms_without_spaces(text: str, language: str) -> None:
     for term in analyzer_for(language)(text + "\ud800"):
         assert term
         assert not any(char.isspace() for char in term)
 
 
-def test_one_character_is_found() -> None:
-    [(_, found)] = retrieve([Query("q", "茶")], [Passage("d0", "緑茶を飲む"), Passage("d1", "水を飲む")])
-    assert [candidate.doc_id for candidate in found] == ["d0"]
+def test_retrieve_finds_single_character_query() -> None:
+    [(_, candidates)] = retrieve([Query("q", "茶")], [Passage("d0", "緑茶を飲む"), Passage("d1", "水を飲む")])
+    assert [candidate.doc_id for candidate in candidates] == ["d0"]
 
 
 # --- prompt and answer ---
 
 
 @pytest.mark.parametrize(
-    "reply",
+    "response",
     [
         "ترتیب: [۳] > [۱] = [۲]",
         "الترتيب: [٣] > [١] = [٢]",
@@ -129,44 +129,32 @@ def test_one_character_is_found() -> None:
         "ลำดับ: [3] > [1] = [2]",
     ],
 )
-def test_orders_are_read_in_any_language(reply: str) -> None:
-    assert parse_ranking(reply, 3).tiers == ((3,), (1, 2))
+def test_parse_ranking_reads_any_language(response: str) -> None:
+    assert parse_ranking(response, 3).tiers == ((3,), (1, 2))
 
 
-def test_right_to_left_text_reaches_the_model_as_it_is() -> None:
+def test_sanitize_keeps_right_to_left_text() -> None:
     text = "\u202bمی\u200cشود [۱]\u202c \u200fשלום\u200e \u0645\u064e"
     assert sanitize(text) == text.replace("[۱]", "(۱)")
 
 
 # --- whole runs ---
 
-WHOLE = {
-    # language, query field, figure of the collection's own BM25, ours
+RUN_CASES = {
+    # language, query field, nDCG@10 of the collection's own BM25 run, nDCG@10 of `retrieve`
     "parsinlu-fa": ("fa", None, 0.7201, 0.7262),
     "drcd-zh": ("zh", None, 0.9497, 0.9596),
     "xquad-en-ru": ("ru", "ht", 0.9532, 0.9562),
 }
 
 
-class Onlooker(SimulatedModel):
-    """The noiseless judge, keeping what it was shown."""
-
-    def __init__(self, grades: Mapping[str, Mapping[str, int]]) -> None:
-        super().__init__(grades)
-        self.shown: list[tuple[str, tuple[str, ...], str]] = []
-
-    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
-        self.shown.append((request.context.query_id, request.context.doc_ids, request.messages[-1].content))
-        return await super().complete(request, on_text)
-
-
-def files_of(name: str) -> CollectionFiles:
+def load_shared_collection(name: str) -> CollectionFiles:
     if not SHARED.is_dir():
         pytest.skip("needs the collections in ../shared beside the checkout")
     return load_collection(f"beir:{SHARED / name}")
 
 
-def ndcg(qrels: Mapping[str, Mapping[str, int]], rankings: Mapping[str, Sequence[str]]) -> float:
+def mean_ndcg(qrels: Mapping[str, Mapping[str, int]], rankings: Mapping[str, Sequence[str]]) -> float:
     """nDCG@10 over the queries with judgments."""
     run = {q: [Candidate(doc_id, -rank) for rank, doc_id in enumerate(ids)] for q, ids in rankings.items()}
     return evaluate(qrels, run, ["nDCG@10"]).means["nDCG@10"]
@@ -182,90 +170,92 @@ def ndcg(qrels: Mapping[str, Mapping[str, int]], rankings: Mapping[str, Sequence
         ("train/arcd-ar", "ar", 0.8041),
     ],
 )
-def test_figures_that_the_analyzers_were_chosen_by(name: str, language: str, expected: float) -> None:
-    files = files_of(name)
+def test_analyzer_for_reaches_published_ndcg(name: str, language: str, expected: float) -> None:
+    files = load_shared_collection(name)
     assert files.qrels is not None
     queries = read_queries(files.queries).values()
     run = dict(retrieve(queries, read_passages(files.documents), analyzer=analyzer_for(language)))
-    found = {query_id: [candidate.doc_id for candidate in candidates] for query_id, candidates in run.items()}
-    assert round(ndcg(read_qrels(files.qrels), found), 4) == expected
+    rankings = {query_id: [candidate.doc_id for candidate in candidates] for query_id, candidates in run.items()}
+    assert round(mean_ndcg(read_qrels(files.qrels), rankings), 4) == expected
 
 
 @pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", WHOLE)
-def test_whole_runs_in_other_languages(name: str, step: int, tmp_path: Path) -> None:
-    """BM25 as good as the collection's own, a noiseless judge that reaches the best value, cuts at characters.
+@pytest.mark.parametrize("name", RUN_CASES)
+def test_retrieve_and_rerank_in_other_languages(name: str, step: int, tmp_path: Path) -> None:
+    """BM25 is as good as the collection's run, a noiseless judge reaches the best nDCG, cuts fall between characters.
 
     Every `step`th query is reranked.
     """
-    language, field, theirs, ours = WHOLE[name]
-    files = files_of(name)
+    language, field, reference_ndcg, expected_ndcg = RUN_CASES[name]
+    files = load_shared_collection(name)
     assert files.qrels is not None
     output = tmp_path / "bm25.trec"
     options = ["--language", language, *(["--query-fields", field] if field else [])]
     assert main(["retrieve", "--dataset", f"beir:{SHARED / name}", "--output", str(output), *options]) == 0
     run, qrels = read_run(output), read_qrels(files.qrels)
-    found = ndcg(qrels, {query_id: [c.doc_id for c in candidates] for query_id, candidates in run.items()})
-    assert found == pytest.approx(theirs, abs=0.01)
-    assert round(found, 4) == ours
+    retrieved_ndcg = mean_ndcg(
+        qrels, {query_id: [c.doc_id for c in candidates] for query_id, candidates in run.items()}
+    )
+    assert retrieved_ndcg == pytest.approx(reference_ndcg, abs=0.01)
+    assert round(retrieved_ndcg, 4) == expected_ndcg
 
     run = dict(list(run.items())[::step])
     qrels = {query_id: qrels[query_id] for query_id in run}
     passages = {passage.doc_id: passage for passage in read_passages(files.documents)}
     queries = read_queries(files.queries)
-    judge = Onlooker(qrels)
-    with Reranker(judge, passage_tokens=64) as reranker:
+    model = RecordingModel(qrels)
+    with Reranker(model, passage_tokens=64) as reranker:
         reranked = {result.query_id: result.ranking.doc_ids for result in reranker.rerank(run, queries, passages)}
-    best = {
+    best_rankings = {
         query_id: sorted((c.doc_id for c in candidates), key=lambda doc_id: -qrels[query_id].get(doc_id, 0))
         for query_id, candidates in run.items()
     }
-    assert ndcg(qrels, reranked) == pytest.approx(ndcg(qrels, best))
+    assert mean_ndcg(qrels, reranked) == pytest.approx(mean_ndcg(qrels, best_rankings))
     assert {query_id: sorted(doc_ids) for query_id, doc_ids in reranked.items()} == {
-        q: sorted(d) for q, d in best.items()
+        query_id: sorted(doc_ids) for query_id, doc_ids in best_rankings.items()
     }
 
-    cuts = set()
-    for query_id, doc_ids, prompt in judge.shown:
+    truncated_passages = set()
+    for query_id, doc_ids, prompt in model.prompts:
         assert sanitize(queries[query_id].text, markers=False) in prompt, "the original, not the translation"
-        shown = prompt[prompt.index("\n[1] ") :].split("\n[")[1:]
-        assert len(shown) == len(doc_ids)
-        for number, (doc_id, text) in enumerate(zip(doc_ids, shown, strict=True), 1):
-            cuts.add((doc_id, text.removeprefix(f"{number}] ").rstrip("\n")))
-    cut_short = 0
-    for doc_id, text in cuts:
-        whole = sanitize(passages[doc_id].text)
-        assert whole.startswith(text)
-        cut_short += len(text) < len(whole)
-        assert_between_characters(whole, text)
-    assert cut_short > 200
+        passage_texts = prompt[prompt.index("\n[1] ") :].split("\n[")[1:]
+        assert len(passage_texts) == len(doc_ids)
+        for number, (doc_id, text) in enumerate(zip(doc_ids, passage_texts, strict=True), 1):
+            truncated_passages.add((doc_id, text.removeprefix(f"{number}] ").rstrip("\n")))
+    truncated_count = 0
+    for doc_id, text in truncated_passages:
+        original = sanitize(passages[doc_id].text)
+        assert original.startswith(text)
+        truncated_count += len(text) < len(original)
+        assert_cut_between_characters(original, text)
+    assert truncated_count > 200
 
 
-def assert_between_characters(whole: str, cut: str) -> None:
+def assert_cut_between_characters(original: str, cut: str) -> None:
     """`cut` and the rest hold no half character: joining them anew changes nothing, nor does what follows extend."""
-    rest = whole[len(cut) :]
+    rest = original[len(cut) :]
     cut.encode("utf-8")
     for form in ("NFC", "NFD"):
         assert unicodedata.normalize(form, cut) + unicodedata.normalize(form, rest) == unicodedata.normalize(
-            form, whole
+            form, original
         )
     if rest:
         assert not unicodedata.category(rest[0]).startswith("M")
         assert "\u200d" not in (cut[-1:], rest[0])
 
 
-def texts_of(name: str) -> Iterator[str]:
-    for number, passage in enumerate(read_passages(files_of(name).documents)):
+def read_some_texts(name: str) -> Iterator[str]:
+    for number, passage in enumerate(read_passages(load_shared_collection(name).documents)):
         if number % 10 == 0:
             yield sanitize(passage.text)
 
 
-@pytest.mark.parametrize("name", [*WHOLE, "train/iapp-th", "train/arcd-ar"])
-def test_every_cut_of_real_texts_falls_between_characters(name: str) -> None:
-    for text in texts_of(name):
+@pytest.mark.parametrize("name", [*RUN_CASES, "train/iapp-th", "train/arcd-ar"])
+def test_truncate_graphemes_cuts_real_texts_between_characters(name: str) -> None:
+    for text in read_some_texts(name):
         lengths = range(0, len(text), 7)
         for length in lengths:
             cut = truncate_graphemes(text, length)
             assert length - 40 < len(cut) <= length or not cut.strip(), "little is lost"
             assert text.startswith(cut)
-            assert_between_characters(text, cut)
+            assert_cut_between_characters(text, cut)

@@ -14,8 +14,8 @@ from rank_k.errors import InputError
 
 def cache_directory() -> Path:
     """`RANK_K_CACHE`, else `rank-k` in `XDG_CACHE_HOME`, else where the system keeps caches."""
-    if configured := os.environ.get("RANK_K_CACHE"):
-        return Path(configured).expanduser().absolute()
+    if configured_path := os.environ.get("RANK_K_CACHE"):
+        return Path(configured_path).expanduser().absolute()
     base_directory = os.environ.get("XDG_CACHE_HOME", "")
     if Path(base_directory).is_absolute():  # the XDG specification has relative ones ignored
         return Path(base_directory, "rank-k")

@@ -270,10 +270,10 @@ class _CorpusScan:
                     self._on_progress(stream.raw.tell(), self._size)
         self._on_progress(self._size, self._size)
 
-    def _store_parts(self, plain: Any) -> Iterator[bytes]:
+    def _store_parts(self, lines: Any) -> Iterator[bytes]:
         """The lines of `plain`, the text kept in parts as they pass."""
         text, number = bytearray(), 0
-        for line in plain:
+        for line in lines:
             text += line
             while len(text) >= PART_BYTES:
                 self._store_part(number, bytes(text[:PART_BYTES]))

@@ -161,7 +161,7 @@ class SplitRun:
         for query_id, candidates in self._run:
             self._passages_by_doc_id = {}
             counts = {
-                candidate.doc_id: len(self._passages(candidate.doc_id, query_id))
+                candidate.doc_id: len(self._split_document(candidate.doc_id, query_id))
                 for candidate in candidates[: self._depth]
             }
             yield query_id, expand(candidates[: self._depth], counts.__getitem__)
@@ -169,17 +169,20 @@ class SplitRun:
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
         """The passage `doc_id` (`d#3`). Raises `InputError` where the store has no such document."""
         document, _, number = doc_id.rpartition("#")
-        return Passage(doc_id, self._passages(document, query_id)[int(number)])
+        return Passage(doc_id, self._split_document(document, query_id)[int(number)])
 
     def collapsed(self, rankings: Iterable[tuple[str, Ranking]]) -> Iterator[tuple[str, Ranking]]:
         """`(query_id, ranking of documents)` from rankings of passages that come in the run's order. Documents beyond
         `depth` follow as they stood."""
         for (query_id, ranking), (_, candidates) in zip(rankings, self._run, strict=True):
             document_ranking = collapse(ranking)
-            tail = tuple(candidate.doc_id for candidate in candidates[self._depth :])
-            yield query_id, Ranking(document_ranking.doc_ids + tail, document_ranking.tied + (False,) * len(tail))
+            unranked_ids = tuple(candidate.doc_id for candidate in candidates[self._depth :])
+            yield (
+                query_id,
+                Ranking(document_ranking.doc_ids + unranked_ids, document_ranking.tied + (False,) * len(unranked_ids)),
+            )
 
-    def _passages(self, doc_id: str, query_id: str | None) -> tuple[str, ...]:
+    def _split_document(self, doc_id: str, query_id: str | None) -> tuple[str, ...]:
         if doc_id not in self._passages_by_doc_id:
             self._passages_by_doc_id[doc_id] = tuple(self._split.passages(self._store.get(doc_id, query_id).text))
         return self._passages_by_doc_id[doc_id]

@@ -39,8 +39,8 @@ def parse_passage(path: Path, number: int, line: bytes, jsonl: bool) -> Passage:
 
 def parse_passage_id(path: Path, number: int, line: bytes, jsonl: bool) -> str:
     """Its id, the rest of the line unread where that is possible."""
-    leading = leading_id(line) if jsonl else None
-    return leading or parse_id(path, number, line, jsonl, _PASSAGE_KEYS[0], PASSAGE_FORMAT)[0]
+    id_at_start = leading_id(line) if jsonl else None
+    return id_at_start or parse_id(path, number, line, jsonl, _PASSAGE_KEYS[0], PASSAGE_FORMAT)[0]
 
 
 def _passage_with_title(doc_id: str, title: str, text: str) -> Passage:

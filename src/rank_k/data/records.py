@@ -49,7 +49,7 @@ def read_records(
     for number, line in lines:
         if jsonl is None:
             jsonl = is_jsonl(line)
-        if selected_ids is not None and jsonl and (leading := leading_id(line)) and leading not in selected_ids:
+        if selected_ids is not None and jsonl and (id_at_start := leading_id(line)) and id_at_start not in selected_ids:
             continue
         if selected_ids is not None and parse_id(path, number, line, jsonl, id_keys, expected)[0] not in selected_ids:
             continue
@@ -132,9 +132,9 @@ def join_fields(path: Path, number: int, record: Mapping[str, Any], fields: Sequ
     return "\n".join(filter(None, parts))
 
 
-def _first_value(path: Path, number: int, record: dict[str, Any], keys: Sequence[str], what: str) -> Any:
+def _first_value(path: Path, number: int, record: dict[str, Any], keys: Sequence[str], description: str) -> Any:
     for key in keys:
         if key in record:
             return record[key]
-    problem = f"no {what} (keys: {abbreviate(', '.join(record))})"
+    problem = f"no {description} (keys: {abbreviate(', '.join(record))})"
     raise FormatError(path, number, problem, f"one of the keys {', '.join(keys)}")

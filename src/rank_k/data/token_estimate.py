@@ -65,23 +65,27 @@ _PREPENDED_SIGNS = frozenset(  # signs that enclose or precede what follows (Gra
 
 def _extends_grapheme(text: str, index: int) -> bool:
     """Whether the character at `index` belongs to the grapheme before it (UAX #29, erring on the side of yes)."""
-    char, before = text[index], text[index - 1]
-    code = ord(char)
-    if before == "\u200d" or before in _PREPENDED_SIGNS:
+    character, previous = text[index], text[index - 1]
+    code_point = ord(character)
+    if previous == "\u200d" or previous in _PREPENDED_SIGNS:
         return True
-    if code < 0x300:
+    if code_point < 0x300:
         return False
-    if char in "\u200c\u200d\u0e33\u0eb3\uff9e\uff9f" or unicodedata.category(char) in ("Mn", "Mc", "Me"):
+    if character in "\u200c\u200d\u0e33\u0eb3\uff9e\uff9f" or unicodedata.category(character) in ("Mn", "Mc", "Me"):
         return True
-    if 0x1F3FB <= code <= 0x1F3FF or 0xE0020 <= code <= 0xE007F:  # skin tones; the letters of a subdivision's flag
+    if (
+        0x1F3FB <= code_point <= 0x1F3FF or 0xE0020 <= code_point <= 0xE007F
+    ):  # skin tones; the letters of a subdivision's flag
         return True
-    if unicodedata.combining(before) == 9:  # a virama: what follows is the rest of the conjunct
-        return unicodedata.category(char) == "Lo"
-    if "\u1100" <= before <= "\u115f" or "\ua960" <= before <= "\ua97f":  # a leading jamo
-        return "\u1100" <= char <= "\u11ff" or "\ua960" <= char <= "\ua97f" or "\uac00" <= char <= "\ud7ff"
-    if 0x1160 <= code <= 0x11FF or 0xD7B0 <= code <= 0xD7FF:  # a vowel or final jamo
-        return "\u1100" <= before <= "\u11ff" or "\uac00" <= before <= "\ud7ff"
-    if 0x1F1E6 <= code <= 0x1F1FF:
+    if unicodedata.combining(previous) == 9:  # a virama: what follows is the rest of the conjunct
+        return unicodedata.category(character) == "Lo"
+    if "\u1100" <= previous <= "\u115f" or "\ua960" <= previous <= "\ua97f":  # a leading jamo
+        return (
+            "\u1100" <= character <= "\u11ff" or "\ua960" <= character <= "\ua97f" or "\uac00" <= character <= "\ud7ff"
+        )
+    if 0x1160 <= code_point <= 0x11FF or 0xD7B0 <= code_point <= 0xD7FF:  # a vowel or final jamo
+        return "\u1100" <= previous <= "\u11ff" or "\uac00" <= previous <= "\ud7ff"
+    if 0x1F1E6 <= code_point <= 0x1F1FF:
         flag_letters = 0
         while index - 1 - flag_letters >= 0 and 0x1F1E6 <= ord(text[index - 1 - flag_letters]) <= 0x1F1FF:
             flag_letters += 1

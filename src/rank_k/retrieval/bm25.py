@@ -37,21 +37,21 @@ def retrieve(
     analyze = analyzer or analyzer_for("en")
     positions: dict[str, int] = {}
     vocabulary: dict[str, int] = {}
-    terms_of: list[array[int]] = []
+    terms_by_position: list[array[int]] = []
     for passage in passages:
         terms = array("i", [vocabulary.setdefault(term, len(vocabulary)) for term in analyze(passage.text)])
-        position = positions.setdefault(passage.doc_id, len(terms_of))
-        if position == len(terms_of):
-            terms_of.append(terms)
-        elif terms_of[position] != terms:
+        position = positions.setdefault(passage.doc_id, len(terms_by_position))
+        if position == len(terms_by_position):
+            terms_by_position.append(terms)
+        elif terms_by_position[position] != terms:
             problem = f"document {passage.doc_id} is given twice, with different texts"
             raise InputError(problem, "keep one of them")
-    if not terms_of:
+    if not terms_by_position:
         raise InputError("there are no passages to search", "check the documents file")
     index = None
     if vocabulary:
         index = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy", csc_backend="numpy")
-        corpus = bm25s.tokenization.Tokenized(ids=terms_of, vocab=vocabulary)
+        corpus = bm25s.tokenization.Tokenized(ids=terms_by_position, vocab=vocabulary)
         index.index(corpus, create_empty_token=False, show_progress=False)
     doc_ids = list(positions)
 

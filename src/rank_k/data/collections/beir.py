@@ -41,10 +41,10 @@ def _first_present_file(folder: Path, names: list[str]) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _required_file(folder: Path, names: list[str], what: str) -> Path:
+def _required_file(folder: Path, names: list[str], description: str) -> Path:
     path = _first_present_file(folder, names)
     if path is None:
-        raise InputError(f"{folder} has no {what}", f"put {' or '.join(names)} (or .gz, .zst) there")
+        raise InputError(f"{folder} has no {description}", f"put {' or '.join(names)} (or .gz, .zst) there")
     return path
 
 

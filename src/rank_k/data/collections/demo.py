@@ -288,12 +288,12 @@ def _docstrings_of_members(owner: str, members: Mapping[str, object]) -> Iterato
             continue
         if getattr(value, "__name__", name) in members.keys() - {name}:
             continue  # another name of what is listed under its own
-        qualified, text = f"{owner}.{name}", inspect.getdoc(value)
+        qualified_name, text = f"{owner}.{name}", inspect.getdoc(value)
         if text:
             parameters = getattr(value, "__text_signature__", None) or ""
-            yield qualified, qualified + re.sub(r"\$\w+(, )?|, /|/(, )?", "", parameters), text
+            yield qualified_name, qualified_name + re.sub(r"\$\w+(, )?|, /|/(, )?", "", parameters), text
         if inspect.isclass(value):
-            yield from _docstrings_of_members(qualified, vars(value))
+            yield from _docstrings_of_members(qualified_name, vars(value))
 
 
 class _Part(NamedTuple):
@@ -315,19 +315,21 @@ def _split_text(text: str, title: str) -> Iterator[_Part]:
     def flush() -> Iterator[_Part]:
         nonlocal size
         if pieces:
-            inside = definition.indent >= 0 and pieces[0] != definition.text
-            yield _Part(f"{title}: {definition.text.splitlines()[0]}" if inside else title, "\n".join(pieces))
+            continues_definition = definition.indent >= 0 and pieces[0] != definition.text
+            yield _Part(
+                f"{title}: {definition.text.splitlines()[0]}" if continues_definition else title, "\n".join(pieces)
+            )
         pieces.clear()
         size = 0
 
     blocks = list(_split_into_blocks(text))
     is_short = len(text.split()) <= MAX_WORDS
-    for block, following in zip(blocks, [*blocks[1:], _Block(0, "")], strict=True):
+    for block, next_block in zip(blocks, [*blocks[1:], _Block(0, "")], strict=True):
         if block.is_heading:
             yield from flush()
             title, definition = block.text, _Block(-1, "")
             continue
-        starts_definition = not is_short and block.may_define and following.indent > block.indent
+        starts_definition = not is_short and block.may_define and next_block.indent > block.indent
         continues_block = (
             block.indent > base_indent and not starts_definition
         )  # an example, a list or the body of a definition
@@ -384,9 +386,9 @@ def _table_rows(table: str) -> Iterator[str]:
     """A drawn table as a list: `* cell: cell`."""
     for row in _TABLE_RULE.split(table):
         cells = zip(*(line.strip().strip("|").split("|") for line in row.strip().splitlines()), strict=False)
-        texts = [" ".join(" ".join(cell).split()) for cell in cells]
-        if any(texts):
-            yield f"* {': '.join(text for text in texts if text)}"
+        cell_texts = [" ".join(" ".join(cell).split()) for cell in cells]
+        if any(cell_texts):
+            yield f"* {': '.join(text for text in cell_texts if text)}"
 
 
 def _strip_markup(text: str) -> str:
