@@ -83,7 +83,7 @@ class CorpusIndex:
 
     @property
     def file(self) -> str:
-        """Where the index is kept; empty for one in memory."""
+        """Path of the index; empty for one in memory."""
         return str(self._db.execute("PRAGMA database_list").fetchone()[2])
 
     def close(self) -> None:
@@ -182,7 +182,7 @@ def _open_persistent_index(index_path: Path, file_stat: os.stat_result) -> sqlit
 
 
 def _write_index(index_path: Path, path: Path, file_stat: os.stat_result, on_progress: OnProgress | None) -> None:
-    """Write the index to `place`, whole or not at all."""
+    """Write the index to `index_path`, complete or not at all."""
     index_path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale_parts(index_path)
     descriptor, part_name = tempfile.mkstemp(dir=index_path.parent, prefix=f".{index_path.name[:100]}-", suffix=".part")
@@ -271,7 +271,7 @@ class _CorpusScan:
         self._on_progress(self._size, self._size)
 
     def _store_parts(self, lines: Any) -> Iterator[bytes]:
-        """The lines of `plain`, the text kept in parts as they pass."""
+        """Yield `lines` and store their text in compressed parts."""
         text, number = bytearray(), 0
         for line in lines:
             text += line

@@ -33,12 +33,13 @@ def read_passages(path: str | Path, doc_ids: Collection[str] | None = None) -> I
 
 
 def parse_passage(path: Path, number: int, line: bytes, jsonl: bool) -> Passage:
-    """The passage of one line, as `read_passages` has it. `jsonl`: what `is_jsonl` says of the file's first line."""
+    """The passage of one line, as `read_passages` returns it. `jsonl`: the result of `is_jsonl` for the file's first
+    line."""
     return _passage_with_title(*parse_record(path, number, line, jsonl, *_PASSAGE_KEYS, PASSAGE_FORMAT))
 
 
 def parse_passage_id(path: Path, number: int, line: bytes, jsonl: bool) -> str:
-    """Its id, the rest of the line unread where that is possible."""
+    """The id of the passage of one line. The rest of the line is not parsed where that is possible."""
     id_at_start = leading_id(line) if jsonl else None
     return id_at_start or parse_id(path, number, line, jsonl, _PASSAGE_KEYS[0], PASSAGE_FORMAT)[0]
 

@@ -1,7 +1,7 @@
 """Records of JSONL and TSV files: one line with an id, a text and sometimes a title, for queries and passages.
 
-The first line tells JSONL from TSV. TSV is `id<TAB>text`; further tabs belong to the text. Where several accepted
-keys stand in one JSON object, the first in the list of keys counts.
+The format, JSONL or TSV, is detected from the first line. TSV is `id<TAB>text`; further tabs belong to the text. Where
+a JSON object has several accepted keys, the first in the list of keys counts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read_records(
 ) -> Iterator[tuple[int, str, str, str]]:
     """Line number, id, title and text of every record, or of those whose id is in `ids`.
 
-    With `fields`, the text is composed of those instead of standing under one of `text_keys`.
+    With `fields`, the text is joined from those fields instead of read from one of `text_keys`.
     """
     selected_ids = None if ids is None else frozenset(ids)
     jsonl: bool | None = None

@@ -36,15 +36,15 @@ _GRADE = re.compile(rb"[+-]?[0-9]{1,9}")  # trec_eval keeps grades in 32 bits
 class RunFile:
     """A first-stage run on disk, checked as a whole when opened and then read again for every iteration.
 
-    Iterating yields `(query_id, candidates)` in the file's order of queries. Candidates stand by score,
+    Iterating yields `(query_id, candidates)` in the file's order of queries. Candidates are sorted by score,
     highest first, equal scores in the file's order (the rank column is ignored, as trec_eval does); a
     document repeated within a query is kept once, at its best score.
 
-    Memory holds one query at a time as long as the lines of each query stand together. Where they do not,
-    and for JSON, the whole run is held.
+    Memory holds one query at a time as long as the lines of each query are adjacent. Where they are not,
+    and for JSON, memory holds the complete run.
 
     Raises `FormatError` for the first line that is not as it should be, `InputError` if the file cannot be
-    read or is no regular file (a pipe cannot be read twice).
+    read or is not a regular file (a pipe cannot be read twice).
     """
 
     path: Path
@@ -160,7 +160,7 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
 
 
 def trec_field(name: str, value: str) -> bytes:
-    """`value` as it stands in a TREC file. Raises `InputError` for what cannot stand there."""
+    """Return `value` encoded for a TREC file. Raises `InputError` if it is empty or has white space."""
     if not _fits_trec(value):
         raise InputError(
             f"{name} {abbreviate(value)} cannot stand in a TREC run",

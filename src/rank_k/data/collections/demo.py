@@ -39,7 +39,7 @@ FEATURED_EVERY = 7
 """Every seventh question, from the first on, is featured: a rule that knows nothing of any ranking."""
 
 MIN_WORDS, DEFINITION_WORDS, FULL_WORDS, MAX_WORDS = 6, 20, 60, 130
-"""Texts of fewer than MIN_WORDS are no passage, those of more than MAX_WORDS are split. A passage of DEFINITION_WORDS
+"""Texts of fewer than MIN_WORDS are skipped, those of more than MAX_WORDS are split. A passage of DEFINITION_WORDS
 ends before the next definition (`str.join(iterable)`), one of FULL_WORDS before the next paragraph."""
 
 AGGREGATE_TOPICS = ("typesseq", "types", "compound", "specialnames")
