@@ -339,7 +339,7 @@ def test_what_is_needed_is_enough(tmp_path: Path) -> None:
         ({"seconds": float("nan")}, "seconds nan"),
         ({"seconds": True}, "seconds True"),
         ({"depth": 0}, "depth 0"),
-        ({"blind": "yes"}, "names_hidden 'yes'"),
+        ({"blind": "yes"}, "blind 'yes'"),
         ({"translation": 3}, "translation 3"),
         ({"left_doc_ids": "d1"}, "left_doc_ids 'd1'"),
         ({"right_doc_ids": [1]}, r"right_doc_ids \[1\]"),

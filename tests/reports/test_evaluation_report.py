@@ -200,14 +200,14 @@ def test_it_can_be_heard_and_walked_through(page: str) -> None:
     read = Read(page)
     ids = [attributes["id"] for _, attributes in read.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    named = [name for _, attributes in read.elements for name in attributes.get("aria-labeledby", "").split()]
+    named = [name for _, attributes in read.elements for name in attributes.get("aria-labelledby", "").split()]
     assert set(named) <= set(ids)
     assert len(read.all("table")) == len(read.all("caption"))
     assert all("scope" in head for head in read.all("th"))
-    assert all(svg["role"] == "img" and svg["aria-labeledby"] for svg in read.all("svg"))
+    assert all(svg["role"] == "img" and svg["aria-labelledby"] for svg in read.all("svg"))
     regions = [attributes for attributes in read.all("div") if attributes["class"] == "scroll"]
     assert len(regions) == len(read.all("table"))
-    assert all(region["tabindex"] == "0" and region["aria-labeledby"] for region in regions)
+    assert all(region["tabindex"] == "0" and region["aria-labelledby"] for region in regions)
     assert read.all("html") == [{"lang": "en"}]
 
 

@@ -64,7 +64,7 @@ def test_what_is_referred_to_is_there_and_ids_do_not_meet_those_of_another_figur
     one, other = scatter(POINTS, **LABELS), scatter(POINTS, **{**LABELS, "title": "Quality against calls"})
     found = [[element.attrib["id"] for element in drawn(svg).iter() if "id" in element.attrib] for svg in (one, other)]
     assert len(set(found[0] + found[1])) == len(found[0]) + len(found[1])
-    referred = set(re.findall(r'(?:href="#|url\(#)([^")]+)', one)) | set(drawn(one).attrib["aria-labeledby"].split())
+    referred = set(re.findall(r'(?:href="#|url\(#)([^")]+)', one)) | set(drawn(one).attrib["aria-labelledby"].split())
     assert referred == set(found[0])
 
 

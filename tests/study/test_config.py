@@ -79,7 +79,7 @@ def test_what_cannot_be_had_is_listed_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    command = ["study", "--preset", "rank-k-paper", "--data", str(tmp_path), "--output", str(tmp_path / "study")]
+    command = ["study", "--config", "rank-k-paper", "--data", str(tmp_path), "--output", str(tmp_path / "study")]
     assert main([*command, "--only", "bright-biology", "bright-pony", "rank-zephyr"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -92,14 +92,14 @@ def test_what_cannot_be_had_is_listed_at_once(
 
 
 def test_its_cells_and_the_commands_that_serve_its_models_can_be_seen(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["study", "--preset", "rank-k-paper", "--list", "--only", "dl19", "qwq-32b"]) == 0
+    assert main(["study", "--config", "rank-k-paper", "--list", "--only", "dl19", "qwq-32b"]) == 0
     out, _ = capsys.readouterr()
     assert "2 cells:" in out
     assert "vllm serve Qwen/QwQ-32B --port 8001" in out
 
 
 def test_one_server_stands_for_one_model(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["study", "--preset", "rank-k-paper", "--server", "http://localhost:1/v1", "--list", "--only", "dl19"]
+    options = ["study", "--config", "rank-k-paper", "--server", "http://localhost:1/v1", "--list", "--only", "dl19"]
     assert main(options) == 2
     assert "choose one with --only" in capsys.readouterr().err
     assert main([*options, "rank-k-32b"]) == 0
@@ -280,7 +280,7 @@ def test_the_papers_format_on_trec_dl_2019(tmp_path: Path, capsys: pytest.Captur
         (data / "dl19" / file).symlink_to(source / file)
     (data / "dl19" / "run.splade-v3.trec").symlink_to(source / "run.splade-pp-ed.textonly.trec")
     output = tmp_path / "study"
-    command = ["study", "--preset", "rank-k-paper", "--data", str(data), "--simulate", "--noise", "strong"]
+    command = ["study", "--config", "rank-k-paper", "--data", str(data), "--simulate", "--noise", "strong"]
     assert main([*command, "--only", "dl19", "rank-k-32b", "rank-zephyr", "--output", str(output), "--quiet"]) == 0
     out, _ = capsys.readouterr()
     rows = {row["cell"]: row for row in table(output)}

@@ -83,10 +83,10 @@ def test_a_model_keeps_its_own_settings_whatever_the_grid_says() -> None:
         *(
             ("first_stage_weight", -1),
             ("first_stage_weight", "nan"),
-            ("split", "225;50"),
+            ("maxp_tokens", "225;50"),
             ("temperature", "hot"),
             ("constrained", "maybe"),
-            ("thnk", "off"),
+            ("reasonin", "off"),
         ),
         ("max_tokens", 0),
     ],
@@ -97,7 +97,7 @@ def test_a_value_that_cannot_be_is_told(axis: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "grid", [{"strategy": ["slidng"]}, {"window": [1]}, {"split": ["500"]}, {"split": ["100:80"]}, {"stride": [30]}]
+    "grid", [{"strategy": ["slidng"]}, {"window": [1]}, {"maxp_tokens": ["500"]}, {"maxp_tokens": ["100:80"]}, {"stride": [30]}]
 )
 def test_a_cell_that_cannot_be_is_told_before_anything_is_asked(grid: dict[str, Any]) -> None:
     with pytest.raises(InputError):
@@ -114,7 +114,7 @@ SETTINGS = st.fixed_dictionaries(
         "window": st.integers(10, 30),
         "stride": st.integers(1, 10),
         "first_stage_weight": st.sampled_from([0, 0.5, 1, 2]),
-        "split": st.sampled_from(["none", "100", "225:50", "225:50:4"]),
+        "maxp_tokens": st.sampled_from(["none", "100", "225:50", "225:50:4"]),
         "temperature": st.sampled_from([None, 0, 0.5, 0.75]),
     },
 )

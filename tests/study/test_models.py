@@ -45,7 +45,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, server: Loopback) -> list[tuple[An
             pass
 
         launches.append((weights, options))
-        return SimpleNamespace(url=server.url, api_key="", context=options["context"], failure=None, close=close)
+        return SimpleNamespace(url=server.url, api_key="", context_length=options["context_length"], failure=None, close=close)
 
     monkeypatch.setattr(EmbeddedServer, "start", start)
     return launches

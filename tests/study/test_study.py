@@ -225,5 +225,5 @@ def test_documents_can_be_split(bench: Bench) -> None:
     assert {query: {c.doc_id for c in found} for query, found in one.items()} == {
         query: {c.doc_id for c in found} for query, found in other.items()
     }
-    answer = bench.answer(bench.study({"split": ["none", "32:8:2"]}))
+    answer = bench.answer(bench.study({"maxp_tokens": ["none", "32:8:2"]}))
     assert answer.rows[2].cost.windows > answer.rows[1].cost.windows

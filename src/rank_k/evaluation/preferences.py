@@ -3,7 +3,7 @@
 One row of JSONL is one judgment, as the page *Judge* of `rank-k serve` keeps it:
 
     {"judge": "anna", "query_id": "q7", "left": "bm25.trec", "right": "reranked.trec", "choice": "right",
-     "time": "2026-05-04T09:30:00.123456+00:00", "seconds": 12.4, "depth": 10, "names_hidden": true,
+     "time": "2026-05-04T09:30:00.123456+00:00", "seconds": 12.4, "depth": 10, "blind": true,
      "query": "why is the sky blue", "translation": null, "left_doc_ids": ["d3", "d9"], "right_doc_ids": ["d9", "d1"]}
 
 `choice` is `left`, `right` or `tie`, or `undone`, which takes back what the judge had said of these two before.
@@ -248,9 +248,9 @@ def share(value: float, count: int, level: float = LEVEL) -> Share:
     Made for numbers that are 0 or 1. Others of the same mean vary less, so that it is too wide then, never too narrow.
     """
     z = NormalDist().inv_cdf((1 + level) / 2)
-    centre = (value + z * z / (2 * count)) / (1 + z * z / count)
+    center = (value + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(value * (1 - value) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return Share(value, max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
+    return Share(value, max(0.0, min(value, center - half)), min(1.0, max(value, center + half)))
 
 
 def _compared(judgments: Iterable[Judgment]) -> tuple[ComparedPair, ...]:

@@ -127,7 +127,7 @@ class Chart:
             "xmlns": "http://www.w3.org/2000/svg",
             "viewBox": f"0 0 {WIDTH} {HEIGHT}",
             "role": "img",
-            "aria-labeledby": " ".join(labels),
+            "aria-labelledby": " ".join(labels),
             "font-family": "system-ui, sans-serif",
             "stroke-linejoin": "round",
         }

@@ -232,7 +232,7 @@ def write_cells(path: Path, rows: Sequence[Row]) -> None:
 
 
 def write_queries(path: Path, rows: Sequence[Row]) -> None:
-    """A line per row and query, for analyzes of one's own."""
+    """A line per row and query, for analyses of one's own."""
     _write(path, (line for row in rows for line in _told_by_query(row)))
 
 
