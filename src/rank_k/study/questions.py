@@ -14,15 +14,15 @@ class Question:
 
     title: str
     varies: str
-    holds: str
-    read: str
+    fixed: str
+    interpretation: str
     grids: tuple[Mapping[str, Sequence[Any]], ...]
     by_difficulty: bool = False
     by_round: bool = False
 
     @property
     def about(self) -> str:
-        return f"Varies: {self.varies}. Holds: {self.holds}. {self.read}"
+        return f"Varies: {self.varies}. Holds: {self.fixed}. {self.interpretation}"
 
 
 QUESTIONS = {
