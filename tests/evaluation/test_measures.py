@@ -28,10 +28,10 @@ def test_evaluate_matches_manual_calculation() -> None:
     evaluation = evaluate(qrels, {"q": ranked_candidates("c", "a", "unjudged", "b")})
     assert evaluation.measures == DEFAULT_MEASURES
     gain = 2 / math.log2(3) + 1 / math.log2(5)
-    best = 2 + 1 / math.log2(3) + 1 / math.log2(4)
+    ideal_gain = 2 + 1 / math.log2(3) + 1 / math.log2(4)
     expected = {
-        "nDCG@10": gain / best,
-        "nDCG@20": gain / best,
+        "nDCG@10": gain / ideal_gain,
+        "nDCG@20": gain / ideal_gain,
         "AP": (1 / 2 + 2 / 4) / 3,
         "RR@10": 1 / 2,
         "R@100": 2 / 3,
@@ -56,8 +56,8 @@ def test_evaluate_counts_missing_queries_as_zero_and_skips_unjudged() -> None:
 def test_evaluate_breaks_ties_the_same_way_for_every_measure(ties: Ties, value: float) -> None:
     tied = {"q": [Candidate("c", 0.5), Candidate("a", 1.0), Candidate("b", 1.0)]}
     evaluation = evaluate({"q": {"a": 1}}, tied, ["RR", "RR@10", "Judged@1", "P@1", "nDCG@1"], ties=ties)
-    half = (1 + value) / 2
-    assert evaluation.means == {"RR": half, "RR@10": half, "Judged@1": value, "P@1": value, "nDCG@1": value}
+    mean_value = (1 + value) / 2
+    assert evaluation.means == {"RR": mean_value, "RR@10": mean_value, "Judged@1": value, "P@1": value, "nDCG@1": value}
 
 
 def test_evaluate_lists_queries_whose_ties_trec_eval_orders_differently() -> None:
@@ -102,8 +102,8 @@ def test_evaluate_with_trec_eval_ties_matches_pytrec_eval(
     names = {"nDCG@2": "ndcg_cut_2", "nDCG@10": "ndcg_cut_10", "AP": "map", "RR": "recip_rank", "P@1": "P_1"}
     evaluation = evaluate(qrels, candidates, list(names), ties="trec_eval")
     reference = pytrec_eval.RelevanceEvaluator(qrels, set(names.values())).evaluate(run)
-    for ours, trec in names.items():
-        expected = {query_id: reference.get(query_id, {}).get(trec, 0.0) for query_id in qrels}
+    for ours, trec_name in names.items():
+        expected = {query_id: reference.get(query_id, {}).get(trec_name, 0.0) for query_id in qrels}
         assert evaluation.per_query[ours] == pytest.approx(expected)
         assert evaluation.means[ours] == pytest.approx(sum(expected.values()) / len(qrels))
 
@@ -161,11 +161,11 @@ def test_evaluate_returns_canonical_measure_names() -> None:
     ],
 )
 def test_evaluate_rejects_invalid_measure_with_remedy(name: str) -> None:
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as raised:
         evaluate({"q": {"a": 1}}, {"q": ranked_candidates("a")}, [name])
-    assert "measure" in caught.value.problem
-    assert caught.value.remedy
-    assert "\n" not in str(caught.value)
+    assert "measure" in raised.value.problem
+    assert raised.value.remedy
+    assert "\n" not in str(raised.value)
 
 
 def test_evaluate_suggests_measure_for_misspelled_name() -> None:

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from rank_k.cli import main
 from rank_k.errors import FormatError, InputError
 from rank_k.evaluation.agreement import (
-    ALPHA,
-    KAPPA,
+    COHEN_KAPPA,
+    KRIPPENDORFF_ALPHA,
     cohen_kappa,
     coincidence_table,
     compute_agreements,
@@ -161,10 +161,10 @@ def test_compute_agreements_covers_each_pair_and_all_judges() -> None:
     ]
     agreements = compute_agreements([(judge, query, item, int(category)) for judge, query, item, category in judgments])
     assert [(agreement.judges, agreement.coefficient, agreement.items) for agreement in agreements] == [
-        (("anna", "ben"), KAPPA, 5),
-        (("anna", "chen"), KAPPA, 5),
-        (("ben", "chen"), KAPPA, 3),
-        (("anna", "ben", "chen"), ALPHA, 7),
+        (("anna", "ben"), COHEN_KAPPA, 5),
+        (("anna", "chen"), COHEN_KAPPA, 5),
+        (("ben", "chen"), COHEN_KAPPA, 3),
+        (("anna", "ben", "chen"), KRIPPENDORFF_ALPHA, 7),
     ]
     first_agreement = agreements[0]
     assert first_agreement.observed == 3 / 5
@@ -445,7 +445,7 @@ def test_evaluate_command_prints_same_preferences_as_json(
     assert [judge["name"] for judge in payload["judges"]] == ["anna", "ben"]
 
 
-DOCUMENTATION = (ROOT / "docs" / "judging.md").read_text(encoding="utf-8")
+JUDGING_PAGE = (ROOT / "docs" / "judging.md").read_text(encoding="utf-8")
 
 
 def test_judging_page_shows_output_of_evaluate_command(run_evaluate: RunEvaluate, tmp_path: Path) -> None:
@@ -460,7 +460,7 @@ def test_judging_page_shows_output_of_evaluate_command(run_evaluate: RunEvaluate
             names = {"a": "bm25.trec", "b": "reranked.trec"}
             rows.append(replace(row, left=names[row.left], right=names[row.right]))
     out, _ = run_evaluate("--preferences", write_rows(tmp_path / "said.jsonl", rows))
-    assert f"$ rank-k evaluate --preferences said.jsonl\n{out}```" in DOCUMENTATION
+    assert f"$ rank-k evaluate --preferences said.jsonl\n{out}```" in JUDGING_PAGE
 
 
 def test_judging_page_lists_interval_width_by_query_count() -> None:
@@ -470,7 +470,7 @@ def test_judging_page_lists_interval_width_by_query_count() -> None:
             for value in (0.5, 0.7)
             for end in (estimate_share(value, count).low, estimate_share(value, count).high)
         ]
-        assert "| {} | {} to {} | {} to {} |".format(count, *ends) in DOCUMENTATION
+        assert "| {} | {} to {} | {} to {} |".format(count, *ends) in JUDGING_PAGE
 
 
 @pytest.mark.parametrize(

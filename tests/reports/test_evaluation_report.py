@@ -95,18 +95,18 @@ class PageParser(HTMLParser):
         if self._open:
             self.text.setdefault(self._open[-1], []).append(data)
 
-    def all(self, tag: str) -> list[dict[str, str]]:
+    def find_all(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.elements if name == tag]
 
 
 def test_render_report_loads_and_executes_nothing(page: str) -> None:
     parser = PageParser(page)
-    allowed = (
+    allowed_tags = (
         "html head meta title style body header main section h1 h2 p ul li strong bdi span small div table caption"
     )
-    allowed += " thead tbody tr th td code figure figcaption details summary dl dt dd"
-    allowed += " svg desc g defs path use text clippath rect"
-    assert {tag for tag, _ in parser.elements} <= set(allowed.split())
+    allowed_tags += " thead tbody tr th td code figure figcaption details summary dl dt dd"
+    allowed_tags += " svg desc g defs path use text clippath rect"
+    assert {tag for tag, _ in parser.elements} <= set(allowed_tags.split())
     for tag, attributes in parser.elements:
         assert not {
             name for name in attributes if name.startswith("on") or name in ("style", "src", "srcset", "action")
@@ -120,7 +120,7 @@ def test_render_report_loads_and_executes_nothing(page: str) -> None:
 def test_security_policy_allows_only_own_stylesheet(page: str) -> None:
     [style] = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    [policy] = [meta["content"] for meta in PageParser(page).all("meta") if meta.get("http-equiv")]
+    [policy] = [meta["content"] for meta in PageParser(page).find_all("meta") if meta.get("http-equiv")]
     assert policy == security_policy()
     assert policy.split("; ") == [
         "default-src 'none'",
@@ -188,8 +188,8 @@ def test_render_report_contains_every_number_of_the_comparison(comparison: RunCo
 
 
 def test_render_report_claims_only_significant_differences(comparison: RunComparison, page: str) -> None:
-    listed = page.split('<ul class="findings">')[1].split("</ul>")[0]
-    items = [" ".join(item.split()) for item in listed.split("<li")[1:]]
+    findings = page.split('<ul class="findings">')[1].split("</ul>")[0]
+    items = [" ".join(item.split()) for item in findings.split("<li")[1:]]
     assert len(items) == 2
     for item, run in zip(items, comparison.compared, strict=True):
         paired_comparison = run.against["nDCG@10"]
@@ -209,13 +209,13 @@ def test_render_report_is_accessible(page: str) -> None:
     assert len(ids) == len(set(ids))
     label_ids = [name for _, attributes in parser.elements for name in attributes.get("aria-labelledby", "").split()]
     assert set(label_ids) <= set(ids)
-    assert len(parser.all("table")) == len(parser.all("caption"))
-    assert all("scope" in head for head in parser.all("th"))
-    assert all(svg["role"] == "img" and svg["aria-labelledby"] for svg in parser.all("svg"))
-    regions = [attributes for attributes in parser.all("div") if attributes["class"] == "scroll"]
-    assert len(regions) == len(parser.all("table"))
+    assert len(parser.find_all("table")) == len(parser.find_all("caption"))
+    assert all("scope" in header_cell for header_cell in parser.find_all("th"))
+    assert all(svg["role"] == "img" and svg["aria-labelledby"] for svg in parser.find_all("svg"))
+    regions = [attributes for attributes in parser.find_all("div") if attributes["class"] == "scroll"]
+    assert len(regions) == len(parser.find_all("table"))
     assert all(region["tabindex"] == "0" and region["aria-labelledby"] for region in regions)
-    assert parser.all("html") == [{"lang": "en"}]
+    assert parser.find_all("html") == [{"lang": "en"}]
 
 
 def test_render_report_is_deterministic(page: str) -> None:

@@ -28,9 +28,9 @@ def browser() -> Iterator[Browser]:
 def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with hostile names and with Hebrew among the topics that were hurt."""
     comparison = assessed()
-    hurt = {change.query_id: HEBREW for run in comparison.compared for change in comparison.hurt(run)[:1]}
+    hebrew_texts = {change.query_id: HEBREW for run in comparison.compared for change in comparison.hurt(run)[:1]}
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(render_report(comparison, MADE, TEXTS | hurt), encoding="utf-8")
+    path.write_text(render_report(comparison, MADE, TEXTS | hebrew_texts), encoding="utf-8")
     return path
 
 
@@ -126,8 +126,8 @@ def test_report_is_reachable_by_keyboard(report_page: Page) -> None:
 
 def test_report_scrolls_wide_tables_in_their_box(report_page: Page) -> None:
     boxes = report_page.evaluate("[...document.querySelectorAll('.scroll')].map(b => [b.scrollWidth, b.clientWidth])")
-    wide = [scroll_width for scroll_width, colors in boxes if scroll_width > colors]
-    assert wide or report_page.evaluate("innerWidth") > 1000
+    wide_tables = [scroll_width for scroll_width, colors in boxes if scroll_width > colors]
+    assert wide_tables or report_page.evaluate("innerWidth") > 1000
     captions = report_page.evaluate(
         "[...document.querySelectorAll('caption > span')].map(c => c.getBoundingClientRect().right)"
     )

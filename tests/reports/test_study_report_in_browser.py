@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from rank_k.reports.study_report import write_page
-from rank_k.study.grid import Published, cells_of
+from rank_k.study.grid import PublishedResult, cells_of
 from tests.reports.test_report_in_browser import (  # noqa: F401 (its fixture and its marks are ours too)
     CONTRASTS,
     WIDER_THAN_THE_PAGE,
@@ -26,7 +26,7 @@ def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with all that it can hold."""
     folder = tmp_path_factory.mktemp("study")
     bench = StudyBench(folder / "bench")
-    published = Published("c", HOSTILE, "judge", "nDCG@10", 0.5, "nobody " * 20)
+    published = PublishedResult("c", HOSTILE, "judge", "nDCG@10", 0.5, "nobody " * 20)
     study = bench.study(
         {"strategy": ["sliding", "blocks", "topdown"], "samples": [1, 3]},
         by_difficulty=True,

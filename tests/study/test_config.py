@@ -120,7 +120,7 @@ def test_read_template_accepts_rank_zephyr_format(tmp_path: Path) -> None:
 
 # --- a tiny collection, always ---------------------------------------------------------------------
 
-TINY = """
+TINY_TOML = """
 title = "A tiny study"
 measures = ["nDCG@5", "RR"]
 
@@ -178,7 +178,7 @@ def tiny_config(tmp_path: Path) -> Path:
             "".join(f"q{q} Q0 d{n} {n + 1} {8 - n} given\n" for q in range(3) for n in range(8))
         )
     file = tmp_path / "tiny.toml"
-    file.write_text(TINY)
+    file.write_text(TINY_TOML)
     return file
 
 
@@ -236,17 +236,17 @@ def test_study_command_only_restricts_user_config(
     ],
 )
 def test_read_study_reports_problem_with_file_name(tiny_config: Path, before: str, after: str, problem: str) -> None:
-    assert before in TINY
-    tiny_config.write_text(TINY.replace(before, after))
-    with pytest.raises(InputError) as caught:
+    assert before in TINY_TOML
+    tiny_config.write_text(TINY_TOML.replace(before, after))
+    with pytest.raises(InputError) as raised:
         read_study(tiny_config, tiny_config.parent)
-    assert problem in str(caught.value)
-    assert str(tiny_config) in str(caught.value)
+    assert problem in str(raised.value)
+    assert str(tiny_config) in str(raised.value)
 
 
 @pytest.mark.parametrize("part", ["collections", "models", "grids"])
 def test_read_study_rejects_study_without_required_part(part: str, tiny_config: Path) -> None:
-    tiny_config.write_text(re.sub(rf"\[\[{part}\]\].*?(?=\n\[\[(?!{part}\.)|\Z)", "", TINY, flags=re.DOTALL))
+    tiny_config.write_text(re.sub(rf"\[\[{part}\]\].*?(?=\n\[\[(?!{part}\.)|\Z)", "", TINY_TOML, flags=re.DOTALL))
     with pytest.raises(InputError, match=f"no {part}|has no runs"):
         read_study(tiny_config, tiny_config.parent)
 

@@ -12,9 +12,9 @@ from rank_k.data.files import read_run
 from rank_k.errors import InputError
 from rank_k.study.folder import StudyFolder
 from rank_k.study.grid import (
-    Average,
     Cell,
     Collection,
+    CollectionAverage,
     FirstStage,
     ModelPlan,
     Study,
@@ -71,8 +71,8 @@ def test_is_finished_is_false_after_interrupted_rerun(bench: StudyBench) -> None
     def raise_interrupt(*_: object) -> Any:
         raise KeyboardInterrupt
 
-    with bench.collections() as opened, pytest.raises(KeyboardInterrupt):
-        run_cell(cell, opened["c"], bench.model, {}, bench.folder, raise_interrupt)
+    with bench.collections() as collections, pytest.raises(KeyboardInterrupt):
+        run_cell(cell, collections["c"], bench.model, {}, bench.folder, raise_interrupt)
     with bench.journal() as journal:
         assert not bench.folder.is_finished(cell, journal)
 
@@ -113,14 +113,14 @@ def test_missing_files_lists_everything_at_once(bench: StudyBench, tmp_path: Pat
 
 def test_reachable_drops_depths_beyond_the_run(bench: StudyBench) -> None:
     cells = cells_of(bench.study({"depth": [20, 50, 100, 200]}))
-    with bench.collections() as opened:
-        assert [cell.depth for cell in reachable(cells, opened)] == [20, 50, 100]
+    with bench.collections() as collections:
+        assert [cell.depth for cell in reachable(cells, collections)] == [20, 50, 100]
 
 
 def test_reachable_keeps_only_cell_beyond_the_run(bench: StudyBench) -> None:
     cells = cells_of(bench.study({"strategy": ["single"], "depth": [60]}, {"strategy": ["sliding", "blocks"]}))
-    with bench.collections() as opened:
-        assert reachable(cells, opened) == cells
+    with bench.collections() as collections:
+        assert reachable(cells, collections) == cells
 
 
 def test_run_cell_skips_unjudged_queries(bench: StudyBench) -> None:
@@ -136,17 +136,17 @@ def test_check_texts_rejects_missing_document(bench: StudyBench) -> None:
     assert bench.collection.documents is not None
     lines = bench.collection.documents.read_text().splitlines(keepends=True)
     bench.collection.documents.write_text("".join(lines[:-1]))
-    with bench.collections() as opened, pytest.raises(InputError, match="is not in"):
-        opened["c"].check_texts("bm25", 100)
+    with bench.collections() as collections, pytest.raises(InputError, match="is not in"):
+        collections["c"].check_texts("bm25", 100)
 
 
 def test_compute_averages_requires_all_collections(bench: StudyBench) -> None:
     study = bench.study({})
     bench.run(*cells_of(study))
     rows = bench.results(study).rows
-    [first, cell] = compute_averages(rows, [Average("all", ("c",))])
+    [first, cell] = compute_averages(rows, [CollectionAverage("all", ("c",))])
     assert (first.setting, cell.setting) == ("first stage", "sliding-full")
     assert cell.mean == rows[1].quality["nDCG@10"].mean
     assert cell.error == pytest.approx(rows[1].quality["nDCG@10"].error)
-    assert compute_averages(rows, [Average("all", ("c", "d"))]) == []
+    assert compute_averages(rows, [CollectionAverage("all", ("c", "d"))]) == []
     assert find_published(rows[0], ()) is None

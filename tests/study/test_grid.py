@@ -151,7 +151,10 @@ def test_questions_expand_to_cells(name: str) -> None:
 def test_studies_page_describes_every_question() -> None:
     page = " ".join((ROOT / "docs" / "studies.md").read_text(encoding="utf-8").split())
     for name, question in QUESTIONS.items():
-        expected = f"**`{name}`** {question.title} - Varies: {question.varies}. - Holds: {question.fixed}. - {question.interpretation}"
+        expected = (
+            f"**`{name}`** {question.title} - Varies: {question.varies}. - Holds: {question.fixed}."
+            f" - {question.interpretation}"
+        )
         assert expected in page
 
 

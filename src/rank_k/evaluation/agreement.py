@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rank_k.evaluation.significance import LEVEL, resampled_means
+from rank_k.evaluation.significance import CONFIDENCE_LEVEL, resampled_means
 from rank_k.optional_deps import load
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Floats: TypeAlias = NDArray[np.float64]
 
-KAPPA, ALPHA = "Cohen's kappa", "Krippendorff's alpha"
+COHEN_KAPPA, KRIPPENDORFF_ALPHA = "Cohen's kappa", "Krippendorff's alpha"
 
 JudgedItem = tuple[str, str, Any, int]
 """Who said what: judge, query, what of the query was judged, and the number of a category, from 0."""
@@ -110,10 +110,12 @@ def _compute_agreement(judges: tuple[str, ...], items: dict[tuple[str, Any], dic
     low = high = None
     if not np.isnan(value):
         resampled_values = statistic(resampled_means(tables) * len(tables))
-        low, high = map(float, np.nanquantile(resampled_values, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)))
+        low, high = map(
+            float, np.nanquantile(resampled_values, ((1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2))
+        )
     return Agreement(
         judges,
-        KAPPA if len(judges) == 2 else ALPHA,
+        COHEN_KAPPA if len(judges) == 2 else KRIPPENDORFF_ALPHA,
         item_count,
         len(tables),
         agreeing_pairs / pairs,

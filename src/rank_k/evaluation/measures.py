@@ -131,13 +131,13 @@ def _parse_measures(measures: Sequence[str]) -> dict[str, Any]:
 
 
 def _order_documents(candidates: Sequence[Candidate], ties: Ties) -> list[str]:
-    def trec_eval(candidate: Candidate) -> tuple[float, bytes]:
+    def trec_eval_key(candidate: Candidate) -> tuple[float, bytes]:
         return ctypes.c_float(candidate.score).value, candidate.doc_id.encode("utf-8", "surrogatepass")
 
-    def score(candidate: Candidate) -> float:
+    def score_key(candidate: Candidate) -> float:
         return candidate.score
 
-    best_first = sorted(candidates, key=score if ties == "file" else trec_eval, reverse=True)
+    best_first = sorted(candidates, key=score_key if ties == "file" else trec_eval_key, reverse=True)
     return list(dict.fromkeys(candidate.doc_id for candidate in best_first))
 
 

@@ -27,7 +27,7 @@ from typing import Any
 from rank_k.data.files import read_objects
 from rank_k.errors import FormatError, InputError
 from rank_k.evaluation.agreement import Agreement, compute_agreements
-from rank_k.evaluation.significance import LEVEL, holm, paired_difference
+from rank_k.evaluation.significance import CONFIDENCE_LEVEL, holm, paired_difference
 from rank_k.optional_deps import load
 
 LEFT, RIGHT, TIE, UNDONE = "left", "right", "tie", "undone"
@@ -68,7 +68,7 @@ class Judgment:
         return {LEFT: self.left, RIGHT: self.right}.get(self.choice)
 
     def row(self) -> dict[str, Any]:
-        """As JSON has it: what `judgment_of` reads."""
+        """As JSON has it: what `parse_judgment` reads."""
         return asdict(self) | {"time": self.time.isoformat(timespec="microseconds")}
 
 
@@ -242,7 +242,7 @@ def preferences(rows: Iterable[Judgment]) -> Preferences:
     )
 
 
-def estimate_share(value: float, count: int, level: float = LEVEL) -> Share:
+def estimate_share(value: float, count: int, level: float = CONFIDENCE_LEVEL) -> Share:
     """`value`, the mean of `count` numbers between 0 and 1, with its interval by Wilson's score (Wilson 1927).
 
     Not the bootstrap that intervals of measures here come from: that shrinks to nothing where all say the same, and a
@@ -292,11 +292,13 @@ def _outcome(row: Judgment) -> int:
 def _count_sides(judgments: Iterable[Judgment]) -> Sides:
     """Here every judgment counts: the sides of each were drawn anew."""
     counts = Counter(row.choice for row in judgments)
-    decided = counts[LEFT] + counts[RIGHT]
-    if not decided:
+    decided_count = counts[LEFT] + counts[RIGHT]
+    if not decided_count:
         return Sides(0, 0, counts[TIE], None, None)
-    p = float(load("scipy.stats").binomtest(counts[LEFT], decided).pvalue)
-    return Sides(counts[LEFT], counts[RIGHT], counts[TIE], estimate_share(counts[LEFT] / decided, decided), p)
+    p = float(load("scipy.stats").binomtest(counts[LEFT], decided_count).pvalue)
+    return Sides(
+        counts[LEFT], counts[RIGHT], counts[TIE], estimate_share(counts[LEFT] / decided_count, decided_count), p
+    )
 
 
 def _median_seconds(judgments: Iterable[Judgment]) -> float | None:

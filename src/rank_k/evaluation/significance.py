@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Floats: TypeAlias = NDArray[np.float64]
 
-LEVEL = 0.95
+CONFIDENCE_LEVEL = 0.95
 RESAMPLES = 10_000
 SEED = 0
 
@@ -56,7 +56,7 @@ class PairedDifference:
 
 
 def bootstrap_interval(
-    values: Sequence[float], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = SEED
+    values: Sequence[float], *, level: float = CONFIDENCE_LEVEL, resamples: int = RESAMPLES, seed: int = SEED
 ) -> tuple[float, float]:
     """The bootstrap interval of the mean of `values`, which are one per query: queries are drawn with replacement
     `resamples` times, and the middle `level` of the means is what comes back (Efron and Tibshirani 1993, ch. 13).
@@ -94,7 +94,7 @@ def paired_difference(
     ours: Mapping[str, float],
     baseline: Mapping[str, float],
     *,
-    level: float = LEVEL,
+    level: float = CONFIDENCE_LEVEL,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> PairedDifference:

@@ -36,7 +36,7 @@ _COLORS = {
     "#010205": "var(--series-5, #8f6a00)",
     "#010206": "var(--series-6, #59636e)",
 }
-INK, SOFT, RULE, PAPER, GAIN, LOSS, *SERIES = _COLORS
+INK, SOFT, RULE, PAPER, GAIN, LOSS, *SERIES_COLORS = _COLORS
 HALO_ID = "halo"
 
 _MAX_LABEL_LENGTH = 22

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from rank_k.evaluation.run_comparison import Change, ComparedRun, PairedComparison, RunComparison
-from rank_k.evaluation.significance import LEVEL, RESAMPLES, SEED
+from rank_k.evaluation.significance import CONFIDENCE_LEVEL, RESAMPLES, SEED
 from rank_k.reports.figures import Point, bars, scatter
 from rank_k.reports.html import format_integer, format_signed, render_template
 
@@ -48,7 +48,7 @@ def render_report(
         title=_page_title(comparison),
         comparison=comparison,
         measure=comparison.shown_measure,
-        confidence=f"{LEVEL:.0%}".replace("%", "\u00a0%"),
+        confidence=f"{CONFIDENCE_LEVEL:.0%}".replace("%", "\u00a0%"),
         significance_level=SIGNIFICANCE_LEVEL,
         findings=[_Finding(run, run.against[comparison.shown_measure]) for run in comparison.compared],
         cost_figures=_cost_figures(comparison),
@@ -165,7 +165,7 @@ def _reproduction_facts(origin: ReportOrigin, comparison: RunComparison) -> list
     versions += [
         f"{name} {_installed_version(name)}" for name in ("ir-measures", "pytrec-eval-terrier", "numpy", "scipy")
     ]
-    resampling = f"{RESAMPLES:,} resamples, seed {SEED}, level {LEVEL:.0%}".replace("%", "\u00a0%")
+    resampling = f"{RESAMPLES:,} resamples, seed {SEED}, level {CONFIDENCE_LEVEL:.0%}".replace("%", "\u00a0%")
     return [
         ("Command", origin.command),
         ("Judgments", f"{origin.judgments}: {comparison.query_count:,} queries"),

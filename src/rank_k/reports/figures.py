@@ -12,7 +12,7 @@ from typing import Any
 
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
-from rank_k.reports.charts import FONT, GAIN, HALO_ID, INK, LOSS, PAPER, RULE, SERIES, SOFT, Chart
+from rank_k.reports.charts import FONT, GAIN, HALO_ID, INK, LOSS, PAPER, RULE, SERIES_COLORS, SOFT, Chart
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -22,7 +22,7 @@ _MAX_NAMED_BARS, _MAX_SEPARATE_BARS = 40, 300
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A dot. `x_ends`, `y_ends`: where its error bars end. Points of one `series` share color and shape."""
+    """A dot. `x_interval`, `y_interval`: where its error bars end. Points of one `series` share color and shape."""
 
     name: str
     x: float
@@ -53,10 +53,10 @@ def scatter(
     pareto_mask: Sequence[bool] | None = None,
     description: str = "",
 ) -> str:
-    """Quality (`y`, more is better) against cost (`x`, less is better). The Pareto set is filled and joined by a
-    dashed line; what another point beats is hollow. `pareto_mask`: which points are on it, where it is that of more points
-    than these. `connect_series`: so are the points of each series, by a line in its color, in the order given. `title` and
-    `description` are for those who cannot see it.
+    """Draw quality (`y`, more is better) against cost (`x`, less is better). Points on the Pareto set are filled and
+    joined by a dashed line, the others are hollow. `pareto_mask`: which points are on the Pareto set; by default it is
+    computed from `points`. `connect_series`: join the points of each series by a line in its color, in the order given.
+    `title` and `description`: the text alternative of the figure.
 
     Raises `InputError` where there is nothing to draw or a logarithm cannot be taken, `MissingExtra`.
     """
@@ -81,11 +81,14 @@ def scatter(
         for series_index, series_name in enumerate(series_names if connect_series else ()):
             series_points = [(point.x, point.y) for point in points if point.series == series_name]
             axes.plot(
-                *zip(*series_points, strict=True), color=SERIES[series_index % len(SERIES)], linewidth=1.2, zorder=1.8
+                *zip(*series_points, strict=True),
+                color=SERIES_COLORS[series_index % len(SERIES_COLORS)],
+                linewidth=1.2,
+                zorder=1.8,
             )
         for number, (point, on_pareto_set) in enumerate(zip(points, pareto_mask, strict=True)):
             series_index = series_names.index(point.series)
-            color = SERIES[series_index % len(SERIES)]
+            color = SERIES_COLORS[series_index % len(SERIES_COLORS)]
             axes.errorbar(
                 point.x,
                 point.y,
@@ -112,7 +115,7 @@ def scatter(
         axes.margins(0.12, 0.15)
         if len(series_names) > 1:
             for series_index, series_name in enumerate(series_names):
-                color, shape = SERIES[series_index % len(SERIES)], _marker(series_index)
+                color, shape = SERIES_COLORS[series_index % len(SERIES_COLORS)], _marker(series_index)
                 axes.plot([], [], shape, color=color, label=chart.add_text(series_name))
             axes.figure.legend(loc="outside upper left", ncols=3, frameon=False, handletextpad=0.2, labelcolor=INK)
         _label_points(axes, points, chart)
@@ -121,7 +124,7 @@ def scatter(
 
 def _marker(series_index: int) -> str:
     """Of the series at `series_index`: where colors begin again, shapes are others."""
-    return _MARKERS[(series_index + series_index // len(SERIES)) % len(_MARKERS)]
+    return _MARKERS[(series_index + series_index // len(SERIES_COLORS)) % len(_MARKERS)]
 
 
 def bars(
@@ -145,8 +148,8 @@ def bars(
         positions = range(len(values))
         if len(values) > _MAX_SEPARATE_BARS:
             for color, clipped_heights in (
-                (GAIN, [max(h, 0.0) for h in heights]),
-                (LOSS, [min(h, 0.0) for h in heights]),
+                (GAIN, [max(height, 0.0) for height in heights]),
+                (LOSS, [min(height, 0.0) for height in heights]),
             ):
                 axes.fill_between(positions, clipped_heights, step="mid", color=color, linewidth=0)
         else:

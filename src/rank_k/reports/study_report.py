@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import rank_k
-from rank_k.evaluation.significance import LEVEL, RESAMPLES, SEED
+from rank_k.evaluation.significance import CONFIDENCE_LEVEL, RESAMPLES, SEED
 from rank_k.reports.evaluation_report import SIGNIFICANCE_LEVEL, Figure
 from rank_k.reports.figures import Point, bars, scatter
 from rank_k.reports.html import format_integer, format_signed, render_template
@@ -54,7 +54,7 @@ def write_page(path: Path, results: StudyResults, command: str = "") -> None:
         results=results,
         labels=labels,
         measure=results.study.measures[0],
-        confidence=f"{LEVEL:.0%}".replace("%", "\u00a0%"),
+        confidence=f"{CONFIDENCE_LEVEL:.0%}".replace("%", "\u00a0%"),
         significance_level=SIGNIFICANCE_LEVEL,
         significant_rows=[row for row in results.rows if row.against is not None and row.p <= SIGNIFICANCE_LEVEL],
         comparisons=sum(row.against is not None for row in results.rows),
@@ -62,8 +62,8 @@ def write_page(path: Path, results: StudyResults, command: str = "") -> None:
             _RunSection(heading, rows, _cost_figures(results, heading, rows)) for heading, rows in results.by_run()
         ],
         difficulty_sections=[
-            _DifficultySection(by, labels[baseline], rows, _difficulty_figures(results, by, rows))
-            for (by, baseline), rows in results.difficulty_tables()
+            _DifficultySection(criterion, labels[baseline], rows, _difficulty_figures(results, criterion, rows))
+            for (criterion, baseline), rows in results.difficulty_tables()
         ],
         round_figures=_round_figures(results),
         page_facts=_reproduction_facts(results, command),
@@ -170,7 +170,7 @@ def _round_figures(results: StudyResults) -> list[Figure]:
 
 def _reproduction_facts(results: StudyResults, command: str) -> list[tuple[str, str]]:
     """What is needed to make the page again."""
-    resampling = f"{RESAMPLES:,} resamples, seed {SEED}, level {LEVEL:.0%}".replace("%", "\u00a0%")
+    resampling = f"{RESAMPLES:,} resamples, seed {SEED}, level {CONFIDENCE_LEVEL:.0%}".replace("%", "\u00a0%")
     comparisons = sum(row.against is not None for row in results.rows)
     facts = [
         ("Command", command),

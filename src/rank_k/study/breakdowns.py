@@ -22,7 +22,7 @@ THIRDS = ("hard", "middling", "easy")
 
 
 class DifficultyRow(NamedTuple):
-    """A cell over a third of the queries, compared with its baseline there. `by`: what made them hard; `low` and
+    """A cell over a third of the queries, compared with its baseline there. `criterion`: what made them hard; `low` and
     `high`: its range in this third. `baseline` and `quality`: means; `reasoning`: tokens per query."""
 
     name: str
@@ -110,7 +110,7 @@ def _document_ids(candidates: Sequence[Candidate]) -> list[str]:
 # --- stopping early --------------------------------------------------------------------------------
 
 CONCURRENCY_LEVELS = (1, 4, 16, None)
-"""Windows of one query asked at a time; None: all of a round."""
+"""Windows of one query in flight; None: all windows of a round."""
 
 
 class RoundRow(NamedTuple):
@@ -124,7 +124,7 @@ class RoundRow(NamedTuple):
 
 
 class LatencyRow(NamedTuple):
-    """Mean seconds of a query that has the server's slots to itself, so many at a time."""
+    """Mean seconds of a query that has the server to itself, with `concurrency` windows in flight."""
 
     name: str
     concurrency: int | None
@@ -178,7 +178,7 @@ def _replay_rankings(
     }
     rankings_by_query: dict[str, list[Ranking]] = {}
     for query_id, candidates in collection.runs[cell.first_stage]:
-        head, tail = candidates[: cell.depth], tuple(c.doc_id for c in candidates[cell.depth :])
+        head, tail = candidates[: cell.depth], tuple(candidate.doc_id for candidate in candidates[cell.depth :])
         rankings = rankings_by_round(strategy, head, query_seed(query_id), records_by_query.get(query_id, ()))
         rankings_by_query[query_id] = [Ranking.of((*ranking.doc_ids, *tail)) for ranking in rankings]
     return rankings_by_query

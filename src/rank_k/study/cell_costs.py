@@ -25,7 +25,7 @@ AGREEING_SAMPLES = ListwiseSettings().agreeing_samples
 
 @dataclass(frozen=True, slots=True)
 class CellQueryCost:
-    """What one query came to. `rounds`: the seconds of each of their windows."""
+    """What one query came to. `seconds_by_round`: the seconds of each window, round by round."""
 
     query_id: str
     seconds_by_round: tuple[tuple[float, ...], ...]
@@ -47,9 +47,9 @@ class CellQueryCost:
 
 @dataclass(frozen=True, slots=True)
 class CellCost:
-    """Of a cell: means per query, but for `model_seconds`, `unranked`, `gave_up` and `repairs`, which are totals.
+    """What a cell cost: means per query; `model_seconds`, `unranked`, `retries_exhausted` and `repairs` are totals.
 
-    `tokens` are those in and out together; `answer` is what came out after the thought. `seconds`: of the critical
+    `tokens` are those in and out together; `answer` is what came out after the reasoning. `seconds`: of the critical
     path. `estimated`: some server did not count its tokens.
     """
 
@@ -150,7 +150,7 @@ def window_seconds(calls: Sequence[tuple[int, float]], first_samples: int = AGRE
 
 
 def makespan(seconds: Sequence[float], concurrency: int | None = None) -> float:
-    """How long it takes to do all of `seconds`, `concurrency` at a time, a free slot taking the next in the order given."""
+    """Return how long calls that take `seconds` run at a concurrency of `concurrency`, started in the order given."""
     if concurrency is None or concurrency >= len(seconds):
         return max(seconds, default=0.0)
     finish_times = [0.0] * concurrency

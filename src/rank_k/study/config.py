@@ -13,11 +13,11 @@ from rank_k.errors import FormatError, InputError
 from rank_k.models.simulated import PRESETS as NOISE_PRESETS
 from rank_k.simulation.noise_file import read_noise
 from rank_k.study.grid import (
-    Average,
     Collection,
+    CollectionAverage,
     FirstStage,
     ModelPlan,
-    Published,
+    PublishedResult,
     Study,
     cells_of,
     parse_setting,
@@ -25,7 +25,7 @@ from rank_k.study.grid import (
 
 T = TypeVar("T")
 
-_PARTS = ("collections", "models", "grids", "published", "averages")
+_TABLE_KEYS = ("collections", "models", "grids", "published", "averages")
 _PATH_KEYS = ("file", "queries", "documents", "qrels", "prompt", "judgments")
 
 
@@ -75,7 +75,7 @@ class _Reader:
         for part, values in (("collections", collections), ("models", models), ("grids", grids)):
             if not values:
                 raise self._format_error(f"the study has no {part}", f"a table [[{part}]]")
-        study_values = {key: value for key, value in document.items() if key not in _PARTS}
+        study_values = {key: value for key, value in document.items() if key not in _TABLE_KEYS}
         study = Study(
             **{
                 "title": self._file.stem,
@@ -169,13 +169,13 @@ class _Reader:
             grid[axis] = [self._parse_setting(axis, value) for value in value_list]
         return grid
 
-    def _read_published(self, table: Mapping[str, Any]) -> Published:
-        self._check_keys("a published figure", table, {f.name for f in fields(Published)})
-        return self._build(Published, table)
+    def _read_published(self, table: Mapping[str, Any]) -> PublishedResult:
+        self._check_keys("a published figure", table, {f.name for f in fields(PublishedResult)})
+        return self._build(PublishedResult, table)
 
-    def _read_average(self, table: Mapping[str, Any]) -> Average:
-        self._check_keys("an average", table, {f.name for f in fields(Average)})
-        return self._build(Average, table)
+    def _read_average(self, table: Mapping[str, Any]) -> CollectionAverage:
+        self._check_keys("an average", table, {f.name for f in fields(CollectionAverage)})
+        return self._build(CollectionAverage, table)
 
     # --- values ---
 

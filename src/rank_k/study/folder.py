@@ -24,7 +24,7 @@ from rank_k.models.simulated import PRESETS as NOISE_PRESETS
 from rank_k.simulation.noise_file import noise_by_name
 from rank_k.study.grid import Cell, ModelPlan
 
-VERSION = 1
+FORMAT_VERSION = 1
 
 
 class StudyFolder:
@@ -45,7 +45,7 @@ class StudyFolder:
         empty: dict[str, dict[str, Any]] = {"collections": {}, "models": {}, "cells": {}}
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
-            if document["version"] != VERSION:
+            if document["version"] != FORMAT_VERSION:
                 raise InputError(f"{file} was made by another version of rank-k", "name another --output")
             return {part: dict(document[part]) for part in empty}
         except FileNotFoundError:
@@ -94,7 +94,7 @@ class StudyFolder:
     def _write(self) -> None:
         """Whole or not at all."""
         partial = self.path / "study.json.part"
-        partial.write_text(json.dumps({"version": VERSION, **self._contents}, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps({"version": FORMAT_VERSION, **self._contents}, indent=2) + "\n", encoding="utf-8")
         partial.replace(self.path / "study.json")
 
     # --- cells ---

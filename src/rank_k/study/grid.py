@@ -68,7 +68,7 @@ class ModelPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedResult:
     """A figure that somebody published. It is shown beside what was measured and never mixed with it."""
 
     collection: str
@@ -80,7 +80,7 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Average:
+class CollectionAverage:
     """A mean over collections, shown once all of them are there."""
 
     name: str
@@ -99,8 +99,8 @@ class Study:
     about: str = ""
     measures: tuple[str, ...] = ("nDCG@10",)
     baseline: str | None = None
-    published: tuple[Published, ...] = ()
-    averages: tuple[Average, ...] = ()
+    published: tuple[PublishedResult, ...] = ()
+    averages: tuple[CollectionAverage, ...] = ()
     by_difficulty: bool = False
     by_round: bool = False
 

@@ -48,7 +48,7 @@ def missing_files(study: Study) -> list[MissingFile]:
             file = first_stage.file or default_run
             if first_stage.file is not None and not first_stage.file.exists():
                 missing.append(MissingFile(collection.name, f"{first_stage.file} is not there", first_stage.get))
-            elif file is None and not any(m.owner == collection.name for m in missing):
+            elif file is None and not any(item.owner == collection.name for item in missing):
                 missing.append(
                     MissingFile(
                         collection.name, "it has no run of its own", "give --run FILE; rank-k retrieve makes one"

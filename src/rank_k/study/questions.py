@@ -9,8 +9,8 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`varies`, `holds`: what the cells differ in and what they share. `read`: how to read the answer, one sentence.
-    `grids`: as in a `Study`."""
+    """`varies`, `fixed`: what the cells differ in and what they share. `interpretation`: how to read the results, one
+    sentence. `grids`: as in a `Study`."""
 
     title: str
     varies: str

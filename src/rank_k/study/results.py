@@ -107,13 +107,13 @@ class StudyResults:
             "averages": [row._asdict() for row in self.averages],
             "by_difficulty": [
                 {
-                    **_with_key(row._asdict(), "criterion", "by"),
+                    **_rename_key(row._asdict(), "criterion", "by"),
                     "against": {"mean": row.against.mean, "low": row.against.low, "high": row.against.high},
                 }
                 for row in self.difficulty
             ],
             "by_round": [{**row._asdict(), "quality": row.quality._asdict()} for row in self.rounds],
-            "with_slots": [_with_key(row._asdict(), "concurrency", "slots") for row in self.latencies],
+            "with_slots": [_rename_key(row._asdict(), "concurrency", "slots") for row in self.latencies],
             "published": [
                 {
                     "collection": row.collection,
@@ -128,6 +128,6 @@ class StudyResults:
         }
 
 
-def _with_key(row: dict[str, Any], field: str, key: str) -> dict[str, Any]:
+def _rename_key(row: dict[str, Any], field: str, key: str) -> dict[str, Any]:
     """Return `row` with its entry `field` under `key`, the name that JSON has for it, in the same place."""
     return {key if name == field else name: value for name, value in row.items()}

@@ -32,8 +32,8 @@ def run_cell(
 ) -> RunStats:
     """Rerank the cell's run and put it into the folder. What the journal holds is not asked again.
 
-    `connection`: options of `Reranker` that say how `model` is reached. Raises what `Reranker` raises; what was finished
-    is in the journal then.
+    `connection`: options of `Reranker` that say how `model` is reached. Raises what `Reranker` raises; the journal then
+    holds the finished calls.
     """
     first_stage = collection.runs[cell.first_stage]
     passage_split = cell.passage_split

@@ -21,12 +21,12 @@ from rank_k.journal import Journal
 from rank_k.reports.figures import Point, pareto_set
 from rank_k.study.cell_costs import CellCost, CellQueryCost, mean_cost, read_costs
 from rank_k.study.folder import StudyFolder
-from rank_k.study.grid import Average, Cell, Published, Study
+from rank_k.study.grid import Cell, CollectionAverage, PublishedResult, Study
 from rank_k.study.inputs import LoadedCollections
 from rank_k.types import Run, Usage
 
-AXES = ("tokens", "rounds", "seconds")
-"""What quality is set against. Each is a property of `Cost`."""
+COST_AXES = ("tokens", "rounds", "seconds")
+"""What quality is set against. Each is a property of `CellCost`."""
 
 FIRST_STAGE = "first stage"
 
@@ -40,7 +40,7 @@ class Estimate(NamedTuple):
     high: float
 
 
-class Group(NamedTuple):
+class ComparisonGroup(NamedTuple):
     """`judgments`: what the queries are judged by (their sha256)."""
 
     judgments: str
@@ -54,7 +54,7 @@ class Row:
     `p`: of its randomization test, corrected by Holm for all rows of the study. `on_set`: the axes on whose Pareto
     set it lies."""
 
-    group: Group
+    group: ComparisonGroup
     collection: str
     first_stage: str
     cell: Cell | None
@@ -121,7 +121,7 @@ def _build_row(
     evaluation = evaluate(collection.qrels, run, study.measures)
     values = {measure: evaluation.per_query[measure] for measure in evaluation.measures}
     return Row(
-        Group(collection.fingerprints["judgments"], first_stage),
+        ComparisonGroup(collection.fingerprints["judgments"], first_stage),
         collection.name,
         first_stage,
         cell,
@@ -140,7 +140,7 @@ def estimate_mean(values: Sequence[float]) -> Estimate:
 def compare_rows(rows: Sequence[Row], baseline: str | None = None) -> list[Row]:
     """The rows, each cell's compared with its group's baseline: the cell whose name or setting that is (or the first
     stage), by default the group's first cell. Raises `InputError` if no group has such a one."""
-    baselines: dict[Group, Row] = {}
+    baselines: dict[ComparisonGroup, Row] = {}
     for row in rows:
         if baseline in (row.name, row.setting) or (baseline is None and row.cell is not None):
             baselines.setdefault(row.group, row)
@@ -180,8 +180,8 @@ def mark_pareto_set(rows: Sequence[Row]) -> list[Row]:
 
 
 def cost_axes(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Those of `AXES` that tell something: a simulated judge takes no time."""
-    return tuple(axis for axis in AXES if any(getattr(row.cost, axis) for row in rows))
+    """Those of `COST_AXES` that tell something: a simulated judge takes no time."""
+    return tuple(axis for axis in COST_AXES if any(getattr(row.cost, axis) for row in rows))
 
 
 def short_labels(rows: Sequence[Row]) -> dict[str, str]:
@@ -216,7 +216,7 @@ class AverageRow(NamedTuple):
     error: float
 
 
-def compute_averages(rows: Sequence[Row], averages: Sequence[Average]) -> list[AverageRow]:
+def compute_averages(rows: Sequence[Row], averages: Sequence[CollectionAverage]) -> list[AverageRow]:
     average_rows: list[AverageRow] = []
     for average in averages:
         estimates_by_kind: dict[tuple[str, str, str], dict[str, Estimate]] = {}
@@ -234,7 +234,7 @@ def compute_averages(rows: Sequence[Row], averages: Sequence[Average]) -> list[A
     return average_rows
 
 
-def find_published(row: Row, published: Sequence[Published]) -> Published | None:
+def find_published(row: Row, published: Sequence[PublishedResult]) -> PublishedResult | None:
     """What was published for the row's collection, first stage and model in the row's first measure."""
     model = "" if row.cell is None else row.cell.model
     key = (row.collection, row.first_stage, model, next(iter(row.quality)))
@@ -299,7 +299,7 @@ def cell_to_dict(row: Row) -> dict[str, Any]:
         "unranked_windows": cost.unranked,
         "retries_exhausted_windows": cost.retries_exhausted,
         "repairs": " ".join(f"{kind}={count}" for kind, count in sorted(cost.repairs.items())),
-        "pareto": " ".join(axis for axis in AXES if axis in row.on_set),
+        "pareto": " ".join(axis for axis in COST_AXES if axis in row.on_set),
     }
     return columns
 
