@@ -77,11 +77,11 @@ def test_is_finished_is_false_after_interrupted_rerun(bench: StudyBench) -> None
         assert not bench.folder.is_finished(cell, journal)
 
 
-def test_check_identity_rejects_changed_model(bench: StudyBench) -> None:
-    bench.folder.check_identity("m", "weights 1")
-    bench.folder.check_identity("m", "weights 1")
+def test_record_identity_rejects_changed_model(bench: StudyBench) -> None:
+    bench.folder.record_identity("m", "weights 1")
+    bench.folder.record_identity("m", "weights 1")
     with pytest.raises(InputError, match="identity for m: weights 1, now weights 2; name another --output"):
-        StudyFolder(bench.folder.path).check_identity("m", "weights 2")
+        StudyFolder(bench.folder.path).record_identity("m", "weights 2")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 99, "collections": {}, "models": {}, "cells": {}}'])

@@ -73,7 +73,7 @@ class StudyFolder:
             self._contents["cells"][cell.name] = asdict(cell)
         self._write()
 
-    def check_identity(self, model: str, identity: str) -> None:
+    def record_identity(self, model: str, identity: str) -> None:
         """Note who the model turned out to be. Raises `InputError` if it was another one before."""
         self._record_unchanged("models", model, {"identity": identity})
         self._write()

@@ -58,7 +58,7 @@ def run_cell(
     ) as reranker:
         reranker.prepare()
         if not model.simulate:
-            folder.check_identity(model.name, reranker.model.identity)
+            folder.record_identity(model.name, reranker.model.identity)
         reranker.check(collection.queries[query_id] for query_id in first_stage.query_ids)
         folder.run_file(cell).unlink(missing_ok=True)  # where it is, the cell counts as finished
         run = reranker.journal.begin_run(folder.journal_settings(cell))
