@@ -57,7 +57,7 @@ class ComparedRun:
     against: Mapping[str, PairedComparison] = field(default_factory=dict)
 
     @property
-    def unjudged_of(self) -> Mapping[str, float]:
+    def unjudged_per_query(self) -> Mapping[str, float]:
         """Per judged query that the run answers, the share of its first ten documents without judgment."""
         missing = set(self.evaluation.missing)
         values = self.evaluation.per_query[JUDGED_MEASURE]
@@ -65,8 +65,8 @@ class ComparedRun:
 
     @property
     def unjudged(self) -> float:
-        """The mean of `unjudged_of`."""
-        shares = self.unjudged_of.values()
+        """The mean of `unjudged_per_query`."""
+        shares = self.unjudged_per_query.values()
         return fmean(shares) if shares else 0.0
 
 
@@ -100,7 +100,7 @@ class RunComparison:
             return []
         measure = measure or self.shown_measure
         before, after = baseline.evaluation.per_query[measure], run.evaluation.per_query[measure]
-        unjudged = baseline.unjudged_of, run.unjudged_of
+        unjudged = baseline.unjudged_per_query, run.unjudged_per_query
         changes = [
             Change(query_id, before[query_id], value, (unjudged[0].get(query_id), unjudged[1].get(query_id)))
             for query_id, value in after.items()
