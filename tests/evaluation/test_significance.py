@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rank_k.errors import InputError
-from rank_k.evaluation.significance import PairedDifference, holm, interval, paired_difference
+from rank_k.evaluation.significance import PairedDifference, bootstrap_interval, holm, paired_difference
 
 SAMPLES = {
     "identical": np.random.default_rng(1).normal(0.0, 0.1, 40),
@@ -25,45 +25,45 @@ SAMPLES = {
 }
 
 
-def by_query(values: Iterable[float]) -> dict[str, float]:
+def values_by_query(values: Iterable[float]) -> dict[str, float]:
     return {f"q{number:03}": float(value) for number, value in enumerate(values)}
 
 
-def against_nothing(values: Iterable[float]) -> PairedDifference:
+def difference_from_zero(values: Iterable[float]) -> PairedDifference:
     """The comparison whose differences are `values`."""
-    found = by_query(values)
-    return paired_difference(found, dict.fromkeys(found, 0.0))
+    values_by_id = values_by_query(values)
+    return paired_difference(values_by_id, dict.fromkeys(values_by_id, 0.0))
 
 
 # --- against scipy ---
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_the_interval_is_scipys(name: str) -> None:
+def test_bootstrap_interval_matches_scipy(name: str) -> None:
     values = SAMPLES[name]
-    theirs = stats.bootstrap(
+    reference = stats.bootstrap(
         (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(7)
     ).confidence_interval
-    width = theirs.high - theirs.low
-    low, high = interval(values.tolist(), resamples=20_000)
-    assert low == pytest.approx(theirs.low, abs=0.03 * width)
-    assert high == pytest.approx(theirs.high, abs=0.03 * width)
+    width = reference.high - reference.low
+    low, high = bootstrap_interval(values.tolist(), resamples=20_000)
+    assert low == pytest.approx(reference.low, abs=0.03 * width)
+    assert high == pytest.approx(reference.high, abs=0.03 * width)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_the_t_test_is_scipys(name: str) -> None:
+def test_paired_difference_t_test_matches_scipy(name: str) -> None:
     baseline = np.random.default_rng(9).uniform(0, 1, len(SAMPLES[name]))
-    ours = baseline + SAMPLES[name]
-    found = paired_difference(by_query(ours), by_query(baseline))
-    theirs = stats.ttest_rel(ours, baseline)
-    assert found.t_p == pytest.approx(theirs.pvalue, rel=1e-9)
-    assert found.mean == pytest.approx(np.mean(ours - baseline))
-    assert found.error == pytest.approx(stats.sem(ours - baseline))
+    system_values = baseline + SAMPLES[name]
+    difference = paired_difference(values_by_query(system_values), values_by_query(baseline))
+    reference = stats.ttest_rel(system_values, baseline)
+    assert difference.t_p == pytest.approx(reference.pvalue, rel=1e-9)
+    assert difference.mean == pytest.approx(np.mean(system_values - baseline))
+    assert difference.error == pytest.approx(stats.sem(system_values - baseline))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_the_randomization_test_is_scipys(name: str) -> None:
-    theirs = stats.permutation_test(
+def test_paired_difference_randomization_test_matches_scipy(name: str) -> None:
+    reference = stats.permutation_test(
         (SAMPLES[name],),
         lambda values, axis: np.mean(values, axis=axis),
         permutation_type="samples",
@@ -71,84 +71,90 @@ def test_the_randomization_test_is_scipys(name: str) -> None:
         rng=np.random.default_rng(7),
     ).pvalue
     # four standard errors of the difference of two counts, of 10,000 draws and of 20,000; scipy doubles one tail
-    allowed = 4 * math.sqrt(theirs * (1 - theirs) / 10_000 + theirs * (2 - theirs) / 20_000) + 1e-4
-    assert against_nothing(SAMPLES[name]).randomization_p == pytest.approx(theirs, abs=allowed)
+    tolerance = 4 * math.sqrt(reference * (1 - reference) / 10_000 + reference * (2 - reference) / 20_000) + 1e-4
+    assert difference_from_zero(SAMPLES[name]).randomization_p == pytest.approx(reference, abs=tolerance)
 
 
-def test_few_queries_are_counted_out_and_scipy_finds_the_same() -> None:
+def test_paired_difference_enumerates_signs_of_few_queries() -> None:
     values = SAMPLES["few"]
-    theirs = stats.permutation_test((values,), lambda v, axis: np.sum(v, axis=axis), permutation_type="samples")
-    assert against_nothing(values).randomization_p == pytest.approx(theirs.pvalue, abs=1e-12)
+    reference = stats.permutation_test((values,), lambda v, axis: np.sum(v, axis=axis), permutation_type="samples")
+    assert difference_from_zero(values).randomization_p == pytest.approx(reference.pvalue, abs=1e-12)
 
 
 # --- by hand ---
 
 
-def test_three_queries_by_hand() -> None:
-    found = paired_difference({"a": 0.5, "b": 0.7, "c": 0.2}, {"c": 0.3, "b": 0.4, "a": 0.5})
-    assert (found.better, found.equal, found.worse, found.queries) == (1, 1, 1, 3)
-    assert found.mean == pytest.approx(0.2 / 3)
+def test_paired_difference_matches_manual_calculation() -> None:
+    difference = paired_difference({"a": 0.5, "b": 0.7, "c": 0.2}, {"c": 0.3, "b": 0.4, "a": 0.5})
+    assert (difference.better, difference.equal, difference.worse, difference.queries) == (1, 1, 1, 3)
+    assert difference.mean == pytest.approx(0.2 / 3)
     # of the four combinations of signs, -.4, -.2, .2 and .4, all are as far from zero as .2
-    assert found.randomization_p == 1.0
-    assert found.low == pytest.approx(-0.1)
-    assert found.high == pytest.approx(0.3)
+    assert difference.randomization_p == 1.0
+    assert difference.low == pytest.approx(-0.1)
+    assert difference.high == pytest.approx(0.3)
 
 
-def test_all_gain_the_same() -> None:
-    found = against_nothing([0.25] * 6)
-    assert (found.mean, found.error, found.low, found.high) == (0.25, 0.0, 0.25, 0.25)
-    assert found.t_p == 0.0
-    assert found.randomization_p == 2 / 2**6, "all six heads or all six tails"
+def test_paired_difference_of_equal_gains_has_zero_error() -> None:
+    difference = difference_from_zero([0.25] * 6)
+    assert (difference.mean, difference.error, difference.low, difference.high) == (0.25, 0.0, 0.25, 0.25)
+    assert difference.t_p == 0.0
+    assert difference.randomization_p == 2 / 2**6, "all six heads or all six tails"
 
 
 @pytest.mark.parametrize("count", [1, 2, 40])
-def test_no_difference_is_no_evidence_and_no_warning(count: int) -> None:
+def test_paired_difference_of_zeros_has_p_one_without_warning(count: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = against_nothing([0.0] * count)
-    assert (found.mean, found.low, found.high) == (0.0, 0.0, 0.0)
-    assert (found.t_p, found.randomization_p) == (1.0, 1.0)
-    assert (found.better, found.equal, found.worse) == (0, count, 0)
+        difference = difference_from_zero([0.0] * count)
+    assert (difference.mean, difference.low, difference.high) == (0.0, 0.0, 0.0)
+    assert (difference.t_p, difference.randomization_p) == (1.0, 1.0)
+    assert (difference.better, difference.equal, difference.worse) == (0, count, 0)
 
 
-def test_what_rounding_leaves_is_no_difference() -> None:
-    assert against_nothing([1e-17, -3e-16, 0.0]) == PairedDifference(0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0, 3, 0)
+def test_paired_difference_treats_rounding_errors_as_zero() -> None:
+    assert difference_from_zero([1e-17, -3e-16, 0.0]) == PairedDifference(0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0, 3, 0)
 
 
-def test_one_query_has_no_error_and_proves_nothing() -> None:
-    found = against_nothing([0.3])
-    assert math.isnan(found.error)
-    assert (found.mean, found.low, found.high, found.t_p, found.randomization_p) == (0.3, 0.3, 0.3, 1.0, 1.0)
+def test_paired_difference_of_one_query_has_p_one() -> None:
+    difference = difference_from_zero([0.3])
+    assert math.isnan(difference.error)
+    assert (difference.mean, difference.low, difference.high, difference.t_p, difference.randomization_p) == (
+        0.3,
+        0.3,
+        0.3,
+        1.0,
+        1.0,
+    )
 
 
-def test_drawn_p_values_are_never_zero() -> None:
-    assert against_nothing([1.0] * 200).randomization_p == 1 / 10_001
+def test_paired_difference_sampled_p_value_is_never_zero() -> None:
+    assert difference_from_zero([1.0] * 200).randomization_p == 1 / 10_001
 
 
-def test_queries_on_one_side_only_are_not_left_out_silently() -> None:
+def test_paired_difference_rejects_unmatched_queries() -> None:
     with pytest.raises(InputError, match="2 queries have a value on one side only, for one b"):
         paired_difference({"a": 1.0, "b": 1.0}, {"a": 1.0, "c": 0.0})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_no_number_is_refused_rather_than_called_sure(value: float) -> None:
+def test_paired_difference_rejects_non_finite_values(value: float) -> None:
     with pytest.raises(InputError, match="not a finite number"):
         paired_difference({"a": value, "b": 1.0}, {"a": 0.0, "b": 0.0})
 
 
-def test_nothing_to_compare() -> None:
+def test_bootstrap_interval_and_paired_difference_reject_invalid_arguments() -> None:
     with pytest.raises(InputError, match="no queries"):
         paired_difference({}, {})
     with pytest.raises(InputError, match="level"):
-        interval([1.0], level=95)
+        bootstrap_interval([1.0], level=95)
     with pytest.raises(InputError, match="resamples"):
-        interval([1.0], resamples=0)
+        bootstrap_interval([1.0], resamples=0)
 
 
-def test_memory_is_bounded_by_blocks_and_they_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = against_nothing(SAMPLES["skewed"])
-    monkeypatch.setattr("rank_k.evaluation.significance._BLOCK", 97 * 10)
-    assert against_nothing(SAMPLES["skewed"]) == whole
+def test_paired_difference_is_independent_of_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = difference_from_zero(SAMPLES["skewed"])
+    monkeypatch.setattr("rank_k.evaluation.significance._BLOCK_SIZE", 97 * 10)
+    assert difference_from_zero(SAMPLES["skewed"]) == expected
 
 
 # --- properties ---
@@ -159,32 +165,35 @@ DIFFERENCES = st.lists(st.integers(-20, 20).map(lambda n: n / 20), min_size=1, m
 @settings(max_examples=40)
 @given(values=DIFFERENCES)
 @example(values=[0.0])
-def test_exchanging_the_runs_mirrors_everything(values: list[float]) -> None:
-    zeros = dict.fromkeys(by_query(values), 0.0)
-    one = paired_difference(by_query(values), zeros, resamples=500)
-    other = paired_difference(zeros, by_query(values), resamples=500)
-    assert one.mean == pytest.approx(-other.mean)
-    assert (one.better, one.worse) == (other.worse, other.better)
-    assert one.t_p == pytest.approx(other.t_p)
-    assert one.randomization_p == other.randomization_p
-    assert min(values) - 1e-9 <= one.low <= one.high <= max(values) + 1e-9
-    assert 0 <= one.t_p <= 1
-    assert 0 < one.randomization_p <= 1
+def test_paired_difference_mirrors_when_runs_are_swapped(values: list[float]) -> None:
+    zeros = dict.fromkeys(values_by_query(values), 0.0)
+    original = paired_difference(values_by_query(values), zeros, resamples=500)
+    swapped = paired_difference(zeros, values_by_query(values), resamples=500)
+    assert original.mean == pytest.approx(-swapped.mean)
+    assert (original.better, original.worse) == (swapped.worse, swapped.better)
+    assert original.t_p == pytest.approx(swapped.t_p)
+    assert original.randomization_p == swapped.randomization_p
+    assert min(values) - 1e-9 <= original.low <= original.high <= max(values) + 1e-9
+    assert 0 <= original.t_p <= 1
+    assert 0 < original.randomization_p <= 1
 
 
 @settings(max_examples=20)
-@given(values=st.dictionaries(st.text(max_size=3), st.floats(0, 1), min_size=1, max_size=12), chance=st.randoms())
-def test_the_order_of_the_queries_does_not_matter(values: dict[str, float], chance: Random) -> None:
-    shuffled = dict(sorted(values.items(), key=lambda _: chance.random()))
+@given(values=st.dictionaries(st.text(max_size=3), st.floats(0, 1), min_size=1, max_size=12), rng=st.randoms())
+def test_paired_difference_ignores_query_order(values: dict[str, float], rng: Random) -> None:
+    shuffled_values = dict(sorted(values.items(), key=lambda _: rng.random()))
     zeros = dict.fromkeys(values, 0.0)
-    one, other = paired_difference(values, zeros, resamples=200), paired_difference(shuffled, zeros, resamples=200)
-    assert repr(one) == repr(other)
+    original, reordered = (
+        paired_difference(values, zeros, resamples=200),
+        paired_difference(shuffled_values, zeros, resamples=200),
+    )
+    assert repr(original) == repr(reordered)
 
 
 # --- Holm ---
 
 
-def test_holm_by_hand() -> None:
+def test_holm_matches_manual_calculation() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.5]) == [1.0, 1.0]
     assert holm([0.02]) == [0.02]
@@ -193,18 +202,18 @@ def test_holm_by_hand() -> None:
 
 
 @given(p_values=st.lists(st.floats(0, 1), max_size=12), alpha=st.floats(0.001, 0.999))
-def test_holm_rejects_what_stepping_down_rejects(p_values: list[float], alpha: float) -> None:
+def test_holm_rejects_same_hypotheses_as_step_down_definition(p_values: list[float], alpha: float) -> None:
     """The definition: from the smallest on, reject as long as p <= alpha / (number left)."""
     rejected = set()
-    for place, number in enumerate(sorted(range(len(p_values)), key=lambda n: p_values[n])):
-        if (len(p_values) - place) * p_values[number] > alpha:
+    for position, number in enumerate(sorted(range(len(p_values)), key=lambda n: p_values[n])):
+        if (len(p_values) - position) * p_values[number] > alpha:
             break
         rejected.add(number)
     assert {number for number, p in enumerate(holm(p_values)) if p <= alpha} == rejected
 
 
 @given(p_values=st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm_lies_between_no_correction_and_bonferronis(p_values: list[float]) -> None:
+def test_holm_lies_between_uncorrected_and_bonferroni(p_values: list[float]) -> None:
     corrected = holm(p_values)
     assert all(p <= c <= min(1.0, len(p_values) * p) for p, c in zip(p_values, corrected, strict=True))
     by_size = sorted(range(len(p_values)), key=lambda n: p_values[n])

@@ -29,13 +29,13 @@ RUNS = ("first/stage.trec", "sliding.trec", f"blocks {HOSTILE} with a long name 
 def assessed(queries: list[str] | None = None, baseline: str = RUNS[0], seed: int = 1) -> RunComparison:
     """Three runs, each better than the one before; the first has no journal."""
     queries = QUERIES if queries is None else queries
-    chance = random.Random(seed)
-    qrels = {q: {f"d{n}": chance.choice([0, 0, 1, 2]) for n in range(12)} | {"d12": 3} for q in queries}
+    rng = random.Random(seed)
+    qrels = {q: {f"d{n}": rng.choice([0, 0, 1, 2]) for n in range(12)} | {"d12": 3} for q in queries}
     runs = {}
-    for merit, name in enumerate(RUNS):
+    for system_quality, name in enumerate(RUNS):
         runs[name] = {
             q: [
-                Candidate(doc_id, merit * 0.4 * (grades.get(doc_id) or 0) + 2 * chance.random())
+                Candidate(doc_id, system_quality * 0.4 * (grades.get(doc_id) or 0) + 2 * rng.random())
                 for doc_id in (*grades, "unjudged")
             ]
             for q, grades in qrels.items()
@@ -61,16 +61,16 @@ def assessed(queries: list[str] | None = None, baseline: str = RUNS[0], seed: in
 
 
 @pytest.fixture(scope="module")
-def assessment() -> RunComparison:
+def comparison() -> RunComparison:
     return assessed()
 
 
 @pytest.fixture(scope="module")
-def page(assessment: RunComparison) -> str:
-    return render_report(assessment, MADE, TEXTS)
+def page(comparison: RunComparison) -> str:
+    return render_report(comparison, MADE, TEXTS)
 
 
-class Read(HTMLParser):
+class PageParser(HTMLParser):
     """What a browser would make of the page: elements with their attributes, and the text of each kind."""
 
     def __init__(self, page: str) -> None:
@@ -95,19 +95,19 @@ class Read(HTMLParser):
         if self._open:
             self.text.setdefault(self._open[-1], []).append(data)
 
-    def all(self, tag: str) -> list[dict[str, str]]:
+    def find_all(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def test_nothing_is_asked_of_anybody_and_nothing_runs(page: str) -> None:
-    read = Read(page)
-    allowed = (
+def test_render_report_loads_and_executes_nothing(page: str) -> None:
+    parser = PageParser(page)
+    allowed_tags = (
         "html head meta title style body header main section h1 h2 p ul li strong bdi span small div table caption"
     )
-    allowed += " thead tbody tr th td code figure figcaption details summary dl dt dd"
-    allowed += " svg desc g defs path use text clippath rect"
-    assert {tag for tag, _ in read.elements} <= set(allowed.split())
-    for tag, attributes in read.elements:
+    allowed_tags += " thead tbody tr th td code figure figcaption details summary dl dt dd"
+    allowed_tags += " svg desc g defs path use text clippath rect"
+    assert {tag for tag, _ in parser.elements} <= set(allowed_tags.split())
+    for tag, attributes in parser.elements:
         assert not {
             name for name in attributes if name.startswith("on") or name in ("style", "src", "srcset", "action")
         }
@@ -117,10 +117,10 @@ def test_nothing_is_asked_of_anybody_and_nothing_runs(page: str) -> None:
     assert "://" not in page.replace('xmlns="http://www.w3.org/2000/svg"', "")
 
 
-def test_the_policy_lets_the_pages_own_styles_through_and_nothing_else(page: str) -> None:
+def test_security_policy_allows_only_own_stylesheet(page: str) -> None:
     [style] = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    [policy] = [meta["content"] for meta in Read(page).all("meta") if meta.get("http-equiv")]
+    [policy] = [meta["content"] for meta in PageParser(page).find_all("meta") if meta.get("http-equiv")]
     assert policy == security_policy()
     assert policy.split("; ") == [
         "default-src 'none'",
@@ -130,44 +130,51 @@ def test_the_policy_lets_the_pages_own_styles_through_and_nothing_else(page: str
     ]
 
 
-def test_texts_of_runs_and_queries_are_shown_as_they_are(page: str) -> None:
-    read = Read(page)
+def test_render_report_escapes_run_and_query_texts(page: str) -> None:
+    parser = PageParser(page)
     page.encode()
-    assert HOSTILE in read.text["bdi"], "as an id"
-    assert RUNS[2] in read.text["bdi"], "in a name"
-    assert "q & a" in read.text["bdi"]
-    assert "\\udcff\\x1b[31m" in read.text["bdi"]
-    assert any(HOSTILE in title for title in read.text["title"]), "in a figure"
-    assert MADE.command in read.text["code"]
+    assert HOSTILE in parser.text["bdi"], "as an id"
+    assert RUNS[2] in parser.text["bdi"], "in a name"
+    assert "q & a" in parser.text["bdi"]
+    assert "\\udcff\\x1b[31m" in parser.text["bdi"]
+    assert any(HOSTILE in title for title in parser.text["title"]), "in a figure"
+    assert MADE.command in parser.text["code"]
 
 
-def test_queries_are_read_in_their_own_direction(assessment: RunComparison) -> None:
-    hurt = assessment.hurt(assessment.compared[0])[0].query_id
-    page = render_report(assessment, MADE, {hurt: HEBREW, **TEXTS})
+def test_render_report_sets_automatic_text_direction(comparison: RunComparison) -> None:
+    worst_query_id = comparison.hurt(comparison.compared[0])[0].query_id
+    page = render_report(comparison, MADE, {worst_query_id: HEBREW, **TEXTS})
     assert f'<td class="text" dir="auto">{HEBREW}</td>' in page
 
 
-def test_every_figure_of_the_assessment_is_there(assessment: RunComparison, page: str) -> None:
-    cells = [cell.strip() for cell in Read(page).text["td"]]
-    for run in assessment.runs:
-        for measure in assessment.measures:
+def test_render_report_contains_every_number_of_the_comparison(comparison: RunComparison, page: str) -> None:
+    cells = [cell.strip() for cell in PageParser(page).text["td"]]
+    for run in comparison.runs:
+        for measure in comparison.measures:
             assert f"{run.evaluation.means[measure]:.4f}" in cells
             low, high = run.intervals[measure]
             assert f"<small>{low:.4f} – {high:.4f}</small>" in page
-    assert assessment.comparisons == 4
+    assert comparison.comparisons == 4
     assert "4 comparisons were made" in page
-    for run in assessment.compared:
-        for compared in run.against.values():
-            assert format_signed(compared.paired.mean) in cells
-            assert f"{format_signed(compared.paired.low)} to {format_signed(compared.paired.high)}" in cells
-            for p in (compared.randomization_p, compared.t_p):
-                assert (format_p_value(p) in Read(page).text["strong"]) if p <= 0.05 else (format_p_value(p) in cells)
-        for change in assessment.hurt(run):
+    for run in comparison.compared:
+        for paired_comparison in run.against.values():
+            assert format_signed(paired_comparison.paired.mean) in cells
+            assert (
+                f"{format_signed(paired_comparison.paired.low)} to {format_signed(paired_comparison.paired.high)}"
+                in cells
+            )
+            for p in (paired_comparison.randomization_p, paired_comparison.t_p):
+                assert (
+                    (format_p_value(p) in PageParser(page).text["strong"])
+                    if p <= 0.05
+                    else (format_p_value(p) in cells)
+                )
+        for change in comparison.hurt(run):
             assert format_signed(change.difference) in cells
             command = run.cost.command(change.query_id) if run.cost else None
             if command:
-                assert command in [code.replace("\\udcff\\x1b", "\udcff\x1b") for code in Read(page).text["code"]]
-    for run in assessment.runs:
+                assert command in [code.replace("\\udcff\\x1b", "\udcff\x1b") for code in PageParser(page).text["code"]]
+    for run in comparison.runs:
         assert format_share(run.unjudged) in cells
         if run.cost:
             assert {
@@ -180,52 +187,52 @@ def test_every_figure_of_the_assessment_is_there(assessment: RunComparison, page
     assert page.count('role="img"') == 2 + 3, "gains of two runs; quality against tokens, rounds and seconds"
 
 
-def test_the_first_sentences_say_only_what_was_shown(assessment: RunComparison, page: str) -> None:
-    listed = page.split('<ul class="findings">')[1].split("</ul>")[0]
-    items = [" ".join(item.split()) for item in listed.split("<li")[1:]]
+def test_render_report_claims_only_significant_differences(comparison: RunComparison, page: str) -> None:
+    findings = page.split('<ul class="findings">')[1].split("</ul>")[0]
+    items = [" ".join(item.split()) for item in findings.split("<li")[1:]]
     assert len(items) == 2
-    for item, run in zip(items, assessment.compared, strict=True):
-        compared = run.against["nDCG@10"]
-        sure = compared.randomization_p <= 0.05
-        assert ("is better than the baseline" in item) == (sure and compared.paired.mean > 0)
-        assert ("is not shown to differ" in item) == (not sure)
-    none = render_report(assessed(QUERIES[:4], seed=3), MADE)
-    assert "is not shown to differ" in none
-    assert "better than the baseline" not in none
-    worse = render_report(assessed(baseline=RUNS[2]), MADE)
-    assert "is worse than the baseline" in worse
+    for item, run in zip(items, comparison.compared, strict=True):
+        paired_comparison = run.against["nDCG@10"]
+        is_significant = paired_comparison.randomization_p <= 0.05
+        assert ("is better than the baseline" in item) == (is_significant and paired_comparison.paired.mean > 0)
+        assert ("is not shown to differ" in item) == (not is_significant)
+    inconclusive_page = render_report(assessed(QUERIES[:4], seed=3), MADE)
+    assert "is not shown to differ" in inconclusive_page
+    assert "better than the baseline" not in inconclusive_page
+    reversed_page = render_report(assessed(baseline=RUNS[2]), MADE)
+    assert "is worse than the baseline" in reversed_page
 
 
-def test_it_can_be_heard_and_walked_through(page: str) -> None:
-    read = Read(page)
-    ids = [attributes["id"] for _, attributes in read.elements if "id" in attributes]
+def test_render_report_is_accessible(page: str) -> None:
+    parser = PageParser(page)
+    ids = [attributes["id"] for _, attributes in parser.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    named = [name for _, attributes in read.elements for name in attributes.get("aria-labeledby", "").split()]
-    assert set(named) <= set(ids)
-    assert len(read.all("table")) == len(read.all("caption"))
-    assert all("scope" in head for head in read.all("th"))
-    assert all(svg["role"] == "img" and svg["aria-labeledby"] for svg in read.all("svg"))
-    regions = [attributes for attributes in read.all("div") if attributes["class"] == "scroll"]
-    assert len(regions) == len(read.all("table"))
-    assert all(region["tabindex"] == "0" and region["aria-labeledby"] for region in regions)
-    assert read.all("html") == [{"lang": "en"}]
+    label_ids = [name for _, attributes in parser.elements for name in attributes.get("aria-labelledby", "").split()]
+    assert set(label_ids) <= set(ids)
+    assert len(parser.find_all("table")) == len(parser.find_all("caption"))
+    assert all("scope" in header_cell for header_cell in parser.find_all("th"))
+    assert all(svg["role"] == "img" and svg["aria-labelledby"] for svg in parser.find_all("svg"))
+    regions = [attributes for attributes in parser.find_all("div") if attributes["class"] == "scroll"]
+    assert len(regions) == len(parser.find_all("table"))
+    assert all(region["tabindex"] == "0" and region["aria-labelledby"] for region in regions)
+    assert parser.find_all("html") == [{"lang": "en"}]
 
 
-def test_the_same_assessment_gives_the_same_page(page: str) -> None:
+def test_render_report_is_deterministic(page: str) -> None:
     assert render_report(assessed(), MADE, TEXTS) == page
 
 
-def test_without_a_baseline_or_a_journal_nothing_is_said_of_them() -> None:
+def test_render_report_omits_baseline_and_cost_sections_without_data() -> None:
     qrels = {"q": {"a": 1}}
-    whole_page = render_report(compare_runs(qrels, {"one": {"q": [Candidate("a", 1.0)]}}, ["AP"]), MADE)
-    page = whole_page.partition("</style>")[2]
+    full_page = render_report(compare_runs(qrels, {"one": {"q": [Candidate("a", 1.0)]}}, ["AP"]), MADE)
+    page = full_page.partition("</style>")[2]
     assert "<h1>Evaluation of one</h1>" in page
     assert "baseline" not in page
     assert "Cost beside quality" not in page
     assert "<svg" not in page
 
 
-def test_a_run_that_gains_everywhere_and_one_that_is_the_same() -> None:
+def test_render_report_states_that_no_query_lost() -> None:
     qrels = {"q": {"a": 1}, "r": {"a": 1}}
     worst, best = ({q: [Candidate(d, -n) for n, d in enumerate(ids)] for q in qrels} for ids in ("ba", "ab"))
     page = render_report(
@@ -235,7 +242,7 @@ def test_a_run_that_gains_everywhere_and_one_that_is_the_same() -> None:
     assert "<bdi>same</bdi>: no query lost." in page
 
 
-def test_numbers() -> None:
+def test_format_functions_write_numbers_consistently() -> None:
     assert [format_signed(number) for number in (0.1, -0.1, -0.00001, 0.0)] == [
         "+0.1000",
         "−0.1000",

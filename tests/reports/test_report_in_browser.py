@@ -20,33 +20,33 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with a_browser() as started:
-        yield started
+    with a_browser() as chromium:
+        yield chromium
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with hostile names and with Hebrew among the topics that were hurt."""
-    assessment = assessed()
-    hurt = {change.query_id: HEBREW for run in assessment.compared for change in assessment.hurt(run)[:1]}
+    comparison = assessed()
+    hebrew_texts = {change.query_id: HEBREW for run in comparison.compared for change in comparison.hurt(run)[:1]}
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(render_report(assessment, MADE, TEXTS | hurt), encoding="utf-8")
+    path.write_text(render_report(comparison, MADE, TEXTS | hebrew_texts), encoding="utf-8")
     return path
 
 
 @pytest.fixture(params=[(size, theme) for size in SIZES for theme in THEMES], ids=lambda param: "-".join(param))
-def opened(request: pytest.FixtureRequest, browser: Browser, file: Path, tmp_path: Path) -> Iterator[Page]:
+def report_page(request: pytest.FixtureRequest, browser: Browser, report_file: Path, tmp_path: Path) -> Iterator[Page]:
     """The page, in each size and theme. A picture of it is left in the test's folder."""
     size, theme = request.param
     width, height = SIZES[size]
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
     page = context.new_page()
-    requests, complaints = heard(page)
-    page.goto(file.as_uri())
+    requests, page_errors = heard(page)
+    page.goto(report_file.as_uri())
     page.screenshot(path=tmp_path / f"{size}-{theme}.png", full_page=True)
     yield page
-    assert requests == [file.as_uri()], "nothing but the file itself"
-    assert complaints == []
+    assert requests == [report_file.as_uri()], "nothing but the file itself"
+    assert page_errors == []
     context.close()
 
 
@@ -72,82 +72,86 @@ CONTRASTS = """() => {
 }"""
 
 
-def test_it_fits_and_can_be_read(opened: Page) -> None:
-    assert opened.evaluate("document.documentElement.scrollWidth") <= opened.evaluate("innerWidth")
-    assert opened.evaluate(WIDER_THAN_THE_PAGE) == []
-    contrasts = opened.evaluate(CONTRASTS)
+def test_report_fits_viewport_with_readable_contrast(report_page: Page) -> None:
+    assert report_page.evaluate("document.documentElement.scrollWidth") <= report_page.evaluate("innerWidth")
+    assert report_page.evaluate(WIDER_THAN_THE_PAGE) == []
+    contrasts = report_page.evaluate(CONTRASTS)
     assert len(contrasts) > 200
-    assert [found for found in contrasts if found[0] < 4.5] == [], "WCAG 2.2 AA, text"
-    assert opened.evaluate("document.compatMode") == "CSS1Compat"
-    for box in opened.evaluate(
+    assert [contrast for contrast in contrasts if contrast[0] < 4.5] == [], "WCAG 2.2 AA, text"
+    assert report_page.evaluate("document.compatMode") == "CSS1Compat"
+    for box in report_page.evaluate(
         "[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().toJSON())"
     ):
-        assert 300 <= box["width"] <= opened.evaluate("innerWidth")
+        assert 300 <= box["width"] <= report_page.evaluate("innerWidth")
         assert box["height"] == pytest.approx(box["width"] * 300 / 480, abs=1)
-    smallest = opened.evaluate(
+    smallest = report_page.evaluate(
         "Math.min(...[...document.querySelectorAll('figure svg text')].map(t =>"
         " parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a))"
     )
     assert smallest >= 7, "CSS pixels, of the names of forty bars"
 
 
-def test_hostile_names_are_only_read(opened: Page) -> None:
-    assert opened.locator("img, script, iframe, object, embed").count() == 0
-    assert HOSTILE in opened.locator("bdi", has_text="onerror").first.inner_text()
-    assert opened.evaluate("document.title") == "Evaluation of 3 runs"
+def test_report_shows_hostile_names_as_text(report_page: Page) -> None:
+    assert report_page.locator("img, script, iframe, object, embed").count() == 0
+    assert HOSTILE in report_page.locator("bdi", has_text="onerror").first.inner_text()
+    assert report_page.evaluate("document.title") == "Evaluation of 3 runs"
 
 
-def test_hebrew_runs_from_right_to_left(opened: Page) -> None:
-    cell = opened.locator("td", has_text=HEBREW).first
+def test_report_lays_out_hebrew_right_to_left(report_page: Page) -> None:
+    cell = report_page.locator("td", has_text=HEBREW).first
     assert cell.evaluate("cell => getComputedStyle(cell).direction") == "rtl"
     other = (
-        opened.locator("td.text", has_text="moves the tides").or_(opened.locator("td.text:not(:has-text('מ'))")).first
+        report_page.locator("td.text", has_text="moves the tides")
+        .or_(report_page.locator("td.text:not(:has-text('מ'))"))
+        .first
     )
     assert other.evaluate("cell => getComputedStyle(cell).direction") == "ltr"
 
 
-def test_the_keyboard_reaches_what_scrolls_and_what_opens(opened: Page) -> None:
-    reached = set()
+def test_report_is_reachable_by_keyboard(report_page: Page) -> None:
+    reached_elements = set()
     for _ in range(40):
-        opened.keyboard.press("Tab")
-        reached.add(opened.evaluate("document.activeElement.className || document.activeElement.localName"))
-    assert {"scroll", "summary"} <= reached
-    details = opened.locator("details").first
+        report_page.keyboard.press("Tab")
+        reached_elements.add(
+            report_page.evaluate("document.activeElement.className || document.activeElement.localName")
+        )
+    assert {"scroll", "summary"} <= reached_elements
+    details = report_page.locator("details").first
     details.locator("summary").focus()
-    opened.keyboard.press("Enter")
+    report_page.keyboard.press("Enter")
     assert details.locator("tbody tr").count() == len(details.locator("tbody tr").all()) == 43
     assert details.locator("table").is_visible()
-    assert opened.evaluate("document.documentElement.scrollWidth") <= opened.evaluate("innerWidth")
+    assert report_page.evaluate("document.documentElement.scrollWidth") <= report_page.evaluate("innerWidth")
 
 
-def test_wide_tables_scroll_in_their_own_box(opened: Page) -> None:
-    boxes = opened.evaluate("[...document.querySelectorAll('.scroll')].map(b => [b.scrollWidth, b.clientWidth])")
-    wide = [scrolled for scrolled, seen in boxes if scrolled > seen]
-    assert wide or opened.evaluate("innerWidth") > 1000
-    captions = opened.evaluate(
+def test_report_scrolls_wide_tables_in_their_box(report_page: Page) -> None:
+    boxes = report_page.evaluate("[...document.querySelectorAll('.scroll')].map(b => [b.scrollWidth, b.clientWidth])")
+    wide_tables = [scroll_width for scroll_width, colors in boxes if scroll_width > colors]
+    assert wide_tables or report_page.evaluate("innerWidth") > 1000
+    captions = report_page.evaluate(
         "[...document.querySelectorAll('caption > span')].map(c => c.getBoundingClientRect().right)"
     )
-    assert max(captions) <= opened.evaluate("innerWidth"), "what a table is about is read without scrolling"
+    assert max(captions) <= report_page.evaluate("innerWidth"), "what a table is about is read without scrolling"
 
 
-def test_themes_differ_and_figures_follow(browser: Browser, file: Path) -> None:
-    seen = {}
+def test_report_figures_follow_the_theme(browser: Browser, report_file: Path) -> None:
+    colors = {}
     for theme in THEMES:
         page = browser.new_page(color_scheme=theme)
-        page.goto(file.as_uri())
-        seen[theme] = page.evaluate(
+        page.goto(report_file.as_uri())
+        colors[theme] = page.evaluate(
             "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,"
             " getComputedStyle(document.querySelector('figure svg text')).fill]"
         )
         page.close()
-    for light, dark in zip(seen["light"], seen["dark"], strict=True):
+    for light, dark in zip(colors["light"], colors["dark"], strict=True):
         assert light != dark
-    assert all(ink == text for _, ink, text in seen.values()), "the words of a figure are the page's ink"
+    assert all(ink == text for _, ink, text in colors.values()), "the words of a figure are the page's ink"
 
 
-def test_it_prints_on_white(browser: Browser, file: Path, tmp_path: Path) -> None:
+def test_report_prints_on_white(browser: Browser, report_file: Path, tmp_path: Path) -> None:
     page = browser.new_page(color_scheme="dark")
-    page.goto(file.as_uri())
+    page.goto(report_file.as_uri())
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     page.pdf(path=tmp_path / "report.pdf")

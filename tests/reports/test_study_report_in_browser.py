@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from rank_k.reports.study_report import write_page
-from rank_k.study.grid import Published, cells_of
+from rank_k.study.grid import PublishedResult, cells_of
 from tests.reports.test_report_in_browser import (  # noqa: F401 (its fixture and its marks are ours too)
     CONTRASTS,
     WIDER_THAN_THE_PAGE,
@@ -16,17 +16,17 @@ from tests.reports.test_report_in_browser import (  # noqa: F401 (its fixture an
     pytestmark,
 )
 from tests.support.browsing import SIZES, THEMES
-from tests.support.study_data import Bench
+from tests.support.study_data import StudyBench
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with all that it can hold."""
     folder = tmp_path_factory.mktemp("study")
-    bench = Bench(folder / "bench")
-    published = Published("c", HOSTILE, "judge", "nDCG@10", 0.5, "nobody " * 20)
+    bench = StudyBench(folder / "bench")
+    published = PublishedResult("c", HOSTILE, "judge", "nDCG@10", 0.5, "nobody " * 20)
     study = bench.study(
         {"strategy": ["sliding", "blocks", "topdown"], "samples": [1, 3]},
         by_difficulty=True,
@@ -35,35 +35,35 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         measures=("nDCG@10", "AP"),
     )
     bench.run(*cells_of(study))
-    write_page(folder / "report.html", bench.answer(study), "rank-k study --question " + HOSTILE)
+    write_page(folder / "report.html", bench.results(study), "rank-k study --question " + HOSTILE)
     return folder / "report.html"
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("theme", THEMES)
-def test_it_fits_asks_for_nothing_and_can_be_read(
+def test_study_report_fits_viewport_and_loads_nothing(
     size: str,
     theme: str,
     browser: Browser,  # noqa: F811
-    file: Path,
+    report_file: Path,
 ) -> None:
     width, height = SIZES[size]
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=theme)  # type: ignore[arg-type]
     requests: list[str] = []
-    complaints: list[str] = []
-    page.on("request", lambda asked: requests.append(asked.url))
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: complaints.append(dialog.message))
-    page.goto(file.as_uri())
+    page_errors: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: page_errors.append(message.text))
+    page.on("pageerror", lambda error: page_errors.append(str(error)))
+    page.on("dialog", lambda dialog: page_errors.append(dialog.message))
+    page.goto(report_file.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(WIDER_THAN_THE_PAGE) == []
     contrasts = page.evaluate(CONTRASTS)
     assert len(contrasts) > 200
-    assert [found for found in contrasts if found[0] < 4.5] == [], "WCAG 2.2 AA, text"
+    assert [contrast for contrast in contrasts if contrast[0] < 4.5] == [], "WCAG 2.2 AA, text"
     assert page.locator("img, script, iframe").count() == 0
     assert page.locator("td", has_text="onerror").first.inner_text() == HOSTILE
     assert page.locator("figure svg").count() >= 5
-    assert requests == [file.as_uri()]
-    assert complaints == []
+    assert requests == [report_file.as_uri()]
+    assert page_errors == []
     page.close()

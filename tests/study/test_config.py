@@ -24,20 +24,20 @@ def paper() -> Study:
 # --- the paper's evaluation ------------------------------------------------------------------------
 
 
-def test_the_papers_evaluation_is_whole(paper: Study) -> None:
-    bright = [collection.name for collection in paper.collections if collection.name.startswith("bright-")]
-    assert len(bright) == 12
-    assert [c.name for c in paper.collections if c.name not in bright] == [
+def test_read_study_expands_all_cells_of_the_paper(paper: Study) -> None:
+    bright_names = [collection.name for collection in paper.collections if collection.name.startswith("bright-")]
+    assert len(bright_names) == 12
+    assert [c.name for c in paper.collections if c.name not in bright_names] == [
         *("dl19", "dl20", "neuclir-zho", "neuclir-fas", "neuclir-rus"),
     ]
     assert {tuple(f.name for f in c.first_stages) for c in paper.collections} == {("bm25", "splade-v3")}
     assert [model.name for model in paper.models] == ["rank-k-32b", "qwq-32b", "deepseek-r1", "rank-zephyr"]
     assert len(cells_of(paper)) == 17 * 2 * 4
     assert [average.name for average in paper.averages] == ["bright", "neuclir"]
-    assert sorted(paper.averages[0].collections) == sorted(bright)
+    assert sorted(paper.averages[0].collections) == sorted(bright_names)
 
 
-def test_its_models_are_asked_in_the_papers_way_and_in_their_own(paper: Study) -> None:
+def test_read_study_applies_settings_of_the_papers_models(paper: Study) -> None:
     cells = {cell.model: cell for cell in cells_of(paper) if cell.collection == "dl19" and cell.first_stage == "bm25"}
     for cell in cells.values():
         assert (cell.strategy, cell.window, cell.stride, cell.depth, cell.passage_tokens) == (
@@ -64,7 +64,7 @@ def test_its_models_are_asked_in_the_papers_way_and_in_their_own(paper: Study) -
     assert len(ports) == 4
 
 
-def test_everything_says_how_to_come_by_it_and_every_published_figure_its_source(paper: Study) -> None:
+def test_paper_config_names_sources_of_data_and_published_figures(paper: Study) -> None:
     for collection in paper.collections:
         assert collection.get
         assert all(first_stage.get for first_stage in collection.first_stages)
@@ -75,11 +75,11 @@ def test_everything_says_how_to_come_by_it_and_every_published_figure_its_source
         assert published.first_stage not in ("bm25", "splade-v3"), "none of them is of the runs that are reranked here"
 
 
-def test_what_cannot_be_had_is_listed_at_once(
+def test_study_command_lists_all_missing_files_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    command = ["study", "--preset", "rank-k-paper", "--data", str(tmp_path), "--output", str(tmp_path / "study")]
+    command = ["study", "--config", "rank-k-paper", "--data", str(tmp_path), "--output", str(tmp_path / "study")]
     assert main([*command, "--only", "bright-biology", "bright-pony", "rank-zephyr"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -91,22 +91,22 @@ def test_what_cannot_be_had_is_listed_at_once(
     assert not (tmp_path / "study").exists()
 
 
-def test_its_cells_and_the_commands_that_serve_its_models_can_be_seen(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["study", "--preset", "rank-k-paper", "--list", "--only", "dl19", "qwq-32b"]) == 0
+def test_study_command_list_shows_cells_and_serve_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "--config", "rank-k-paper", "--list", "--only", "dl19", "qwq-32b"]) == 0
     out, _ = capsys.readouterr()
     assert "2 cells:" in out
     assert "vllm serve Qwen/QwQ-32B --port 8001" in out
 
 
-def test_one_server_stands_for_one_model(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["study", "--preset", "rank-k-paper", "--server", "http://localhost:1/v1", "--list", "--only", "dl19"]
+def test_study_command_server_requires_a_single_model(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["study", "--config", "rank-k-paper", "--server", "http://localhost:1/v1", "--list", "--only", "dl19"]
     assert main(options) == 2
     assert "choose one with --only" in capsys.readouterr().err
     assert main([*options, "rank-k-32b"]) == 0
     assert "rank-k-32b at http://localhost:1/v1" in capsys.readouterr().out
 
 
-def test_rank_zephyrs_template_is_read_from_the_users_copy(tmp_path: Path) -> None:
+def test_read_template_accepts_rank_zephyr_format(tmp_path: Path) -> None:
     """In the form in which rank_llm has it, in words of our own."""
     path = tmp_path / "rank_zephyr_template.yaml"
     path.write_text(
@@ -120,7 +120,7 @@ def test_rank_zephyrs_template_is_read_from_the_users_copy(tmp_path: Path) -> No
 
 # --- a tiny collection, always ---------------------------------------------------------------------
 
-TINY = """
+TINY_TOML = """
 title = "A tiny study"
 measures = ["nDCG@5", "RR"]
 
@@ -164,7 +164,7 @@ source = "nobody"
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Path:
+def tiny_config(tmp_path: Path) -> Path:
     for name in ("one", "two"):
         folder = tmp_path / name
         folder.mkdir()
@@ -178,39 +178,41 @@ def tiny(tmp_path: Path) -> Path:
             "".join(f"q{q} Q0 d{n} {n + 1} {8 - n} given\n" for q in range(3) for n in range(8))
         )
     file = tmp_path / "tiny.toml"
-    file.write_text(TINY)
+    file.write_text(TINY_TOML)
     return file
 
 
-def table(output: Path) -> list[dict[str, str]]:
+def read_cells(output: Path) -> list[dict[str, str]]:
     with (output / "cells.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_a_study_of_ones_own(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_study_command_runs_user_config(tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "study"
-    assert main(["study", "--config", str(tiny), "--output", str(output)]) == 0
+    assert main(["study", "--config", str(tiny_config), "--output", str(output)]) == 0
     out, _ = capsys.readouterr()
-    rows = table(output)
+    rows = read_cells(output)
     assert len(rows) == 2 * (1 + 2 * 2)
     assert [float(row["RR"]) for row in rows if row["model"] == "sharp"] == [1.0] * 4
     assert float(rows[0]["RR"]) < 1
     assert {row["samples"] for row in rows if row["model"] == "blunt"} == {"3"}
     assert "one, given, sharp: 3 queries" in out
-    averaged = [line.split() for line in out.splitlines() if line.startswith("both ")]
-    assert ["both", "given", "sharp", "sliding-full-w4-s2"] in [words[:4] for words in averaged]
+    average_rows = [line.split() for line in out.splitlines() if line.startswith("both ")]
+    assert ["both", "given", "sharp", "sliding-full-w4-s2"] in [words[:4] for words in average_rows]
     [published] = [line for line in out.splitlines() if "nobody" in line]
     assert "0.5000" in published
     assert "nobody" not in (output / "cells.csv").read_text(), "published figures are not among the measured"
 
 
-def test_a_part_of_it(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_study_command_only_restricts_user_config(
+    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "study"
-    assert main(["study", "--config", str(tiny), "--output", str(output), "--only", "two", "sharp"]) == 0
-    assert {row["collection"] for row in table(output)} == {"two"}
+    assert main(["study", "--config", str(tiny_config), "--output", str(output), "--only", "two", "sharp"]) == 0
+    assert {row["collection"] for row in read_cells(output)} == {"two"}
     assert "both  " not in capsys.readouterr().out.partition("published")[0], "an average needs all its collections"
-    assert main(["study", "--config", str(tiny), "--output", str(output), "--measures", "RR"]) == 0
-    assert len(table(output)) == 10
+    assert main(["study", "--config", str(tiny_config), "--output", str(output), "--measures", "RR"]) == 0
+    assert len(read_cells(output)) == 10
 
 
 @pytest.mark.parametrize(
@@ -233,28 +235,28 @@ def test_a_part_of_it(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         ("samples = 3", "samples = 0", "samples cannot be 0"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_told_with_its_name(tiny: Path, before: str, after: str, problem: str) -> None:
-    assert before in TINY
-    tiny.write_text(TINY.replace(before, after))
-    with pytest.raises(InputError) as caught:
-        read_study(tiny, tiny.parent)
-    assert problem in str(caught.value)
-    assert str(tiny) in str(caught.value)
+def test_read_study_reports_problem_with_file_name(tiny_config: Path, before: str, after: str, problem: str) -> None:
+    assert before in TINY_TOML
+    tiny_config.write_text(TINY_TOML.replace(before, after))
+    with pytest.raises(InputError) as raised:
+        read_study(tiny_config, tiny_config.parent)
+    assert problem in str(raised.value)
+    assert str(tiny_config) in str(raised.value)
 
 
 @pytest.mark.parametrize("part", ["collections", "models", "grids"])
-def test_a_study_without_one_of_its_parts(part: str, tiny: Path) -> None:
-    tiny.write_text(re.sub(rf"\[\[{part}\]\].*?(?=\n\[\[(?!{part}\.)|\Z)", "", TINY, flags=re.DOTALL))
+def test_read_study_rejects_study_without_required_part(part: str, tiny_config: Path) -> None:
+    tiny_config.write_text(re.sub(rf"\[\[{part}\]\].*?(?=\n\[\[(?!{part}\.)|\Z)", "", TINY_TOML, flags=re.DOTALL))
     with pytest.raises(InputError, match=f"no {part}|has no runs"):
-        read_study(tiny, tiny.parent)
+        read_study(tiny_config, tiny_config.parent)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_read_study_rejects_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="name a TOML file"):
         read_study(tmp_path / "none.toml", tmp_path)
 
 
-def test_the_example_in_the_documentation_is_one(tmp_path: Path) -> None:
+def test_read_study_accepts_documented_example(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
     [example] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "mine.toml").write_text(example)
@@ -269,7 +271,7 @@ def test_the_example_in_the_documentation_is_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_papers_format_on_trec_dl_2019(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_study_command_runs_paper_config_on_trec_dl_2019(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """TREC DL 2019 with the texts that are there, a SPLADE++ run for SPLADE-v3's, and judges for the models."""
     source = SHARED / "trec-dl19"
     if not source.is_dir():
@@ -280,10 +282,10 @@ def test_the_papers_format_on_trec_dl_2019(tmp_path: Path, capsys: pytest.Captur
         (data / "dl19" / file).symlink_to(source / file)
     (data / "dl19" / "run.splade-v3.trec").symlink_to(source / "run.splade-pp-ed.textonly.trec")
     output = tmp_path / "study"
-    command = ["study", "--preset", "rank-k-paper", "--data", str(data), "--simulate", "--noise", "strong"]
+    command = ["study", "--config", "rank-k-paper", "--data", str(data), "--simulate", "--noise", "strong"]
     assert main([*command, "--only", "dl19", "rank-k-32b", "rank-zephyr", "--output", str(output), "--quiet"]) == 0
     out, _ = capsys.readouterr()
-    rows = {row["cell"]: row for row in table(output)}
+    rows = {row["cell"]: row for row in read_cells(output)}
     assert set(rows) == {
         *("dl19.bm25", "dl19.bm25.rank-k-32b.sliding-full", "dl19.bm25.rank-zephyr.sliding-off-m300-t0-free"),
         *("dl19.splade-v3", "dl19.splade-v3.rank-k-32b.sliding-full"),

@@ -18,7 +18,7 @@ from tests.cli.test_study import files as files  # a fixture
 from tests.cli.test_study import rows
 from tests.conftest import StartLoopback
 from tests.fakes.loopback import Dataset, Loopback, make_queries
-from tests.reports.test_figures import points
+from tests.reports.test_figures import titled_elements
 
 pytestmark = pytest.mark.integration
 
@@ -36,7 +36,7 @@ def weights(tmp_path: Path) -> Path:
     return file
 
 
-def launched(monkeypatch: pytest.MonkeyPatch, server: Loopback) -> list[tuple[Any, dict[str, Any]]]:
+def fake_launches(monkeypatch: pytest.MonkeyPatch, server: Loopback) -> list[tuple[Any, dict[str, Any]]]:
     """From now on the embedded model's launch gives `server`; returns what is launched with what."""
     launches: list[tuple[Any, dict[str, Any]]] = []
 
@@ -45,13 +45,15 @@ def launched(monkeypatch: pytest.MonkeyPatch, server: Loopback) -> list[tuple[An
             pass
 
         launches.append((weights, options))
-        return SimpleNamespace(url=server.url, api_key="", context=options["context"], failure=None, close=close)
+        return SimpleNamespace(
+            url=server.url, api_key="", context_length=options["context_length"], failure=None, close=close
+        )
 
     monkeypatch.setattr(EmbeddedServer, "start", start)
     return launches
 
 
-def test_a_study_of_the_embedded_model(
+def test_study_command_launches_embedded_model(
     files: list[str],
     weights: Path,
     loopback: StartLoopback,
@@ -61,20 +63,20 @@ def test_a_study_of_the_embedded_model(
 ) -> None:
     """All of its path but llama.cpp itself: launched for each cell, asked as a model without a thought of its own."""
     server = loopback(model="tiny", owned_by="llamacpp", abilities="raw grammar", quirk="none", bodies=True)
-    launches = launched(monkeypatch, server)
+    launches = fake_launches(monkeypatch, server)
     command = ["study", *files, "--model", str(weights), "--output", str(tmp_path / "study"), "--reasoning", "off,200"]
     assert main(command) == 0
     assert "collection, run, tiny.gguf: 8 queries" in capsys.readouterr().out
-    first, direct, thoughtful = rows(tmp_path / "study")
-    assert float(first["nDCG@10"]) < float(direct["nDCG@10"]) == float(thoughtful["nDCG@10"]) == 1.0
-    assert [(direct["reasoning"], thoughtful["reasoning"])] == [("off", "200")]
-    assert [(made.path, options["slots"]) for made, options in launches] == [(weights, 1)] * 2
-    sent = [call.body for call in server.requests if call.path == "/v1/completions"]
-    assert any("<think>" in body["prompt"] and "</think>" in body["stop"] for body in sent if "stop" in body), "begun"
+    first_stage_row, direct_row, reasoning_row = rows(tmp_path / "study")
+    assert float(first_stage_row["nDCG@10"]) < float(direct_row["nDCG@10"]) == float(reasoning_row["nDCG@10"]) == 1.0
+    assert [(direct_row["reasoning"], reasoning_row["reasoning"])] == [("off", "200")]
+    assert [(launch_weights.path, options["slots"]) for launch_weights, options in launches] == [(weights, 1)] * 2
+    bodies = [call.body for call in server.requests if call.path == "/v1/completions"]
+    assert any("<think>" in body["prompt"] and "</think>" in body["stop"] for body in bodies if "stop" in body), "begun"
 
-    asked = len(server.requests)
+    request_count = len(server.requests)
     assert main(command) == 0
-    assert len(server.requests) == asked, "a finished study launches and asks nothing"
+    assert len(server.requests) == request_count, "a finished study launches and asks nothing"
     assert len(launches) == 2
     capsys.readouterr()
 
@@ -87,57 +89,57 @@ def test_a_study_of_the_embedded_model(
 
 
 @pytest.fixture
-def noise(tmp_path: Path) -> Path:
+def noise_file(tmp_path: Path) -> Path:
     file = tmp_path / "noise.json"
     file.write_text(json.dumps({**NOISE, "how": "by hand"}))
     return file
 
 
-def test_noise_from_a_file_is_that_of_the_judge(
-    files: list[str], noise: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_study_command_reads_noise_from_file(
+    files: list[str], noise_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What the file says is what counts: with the values of a preset in it, the outcome is the preset's."""
-    noise.write_text(json.dumps({name: getattr(PRESETS["weak"], name) for name in PRESETS["weak"].__slots__}))
-    told: dict[str, list[str]] = {}
-    for name in ("weak", str(noise), "none"):
-        output = tmp_path / f"study-{len(told)}"
+    noise_file.write_text(json.dumps({name: getattr(PRESETS["weak"], name) for name in PRESETS["weak"].__slots__}))
+    values_by_noise: dict[str, list[str]] = {}
+    for name in ("weak", str(noise_file), "none"):
+        output = tmp_path / f"study-{len(values_by_noise)}"
         assert main(["study", *files, "--simulate", "--noise", name, "--output", str(output), "--quiet"]) == 0
-        told[name] = [row["nDCG@10"] for row in rows(output)]
+        values_by_noise[name] = [row["nDCG@10"] for row in rows(output)]
         capsys.readouterr()
-    assert told["weak"] == told[str(noise)] != told["none"]
+    assert values_by_noise["weak"] == values_by_noise[str(noise_file)] != values_by_noise["none"]
 
 
-def test_a_file_of_other_noise_is_another_judge(
-    files: list[str], noise: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_study_command_rejects_changed_noise_file(
+    files: list[str], noise_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["study", *files, "--simulate", "--output", str(tmp_path / "study"), "--quiet", "--noise"]
-    assert main([*command, str(noise)]) == 0
-    moved = noise.rename(noise.with_name("moved.json"))
-    assert main([*command, str(moved)]) == 0, "it may lie elsewhere"
+    assert main([*command, str(noise_file)]) == 0
+    moved_file = noise_file.rename(noise_file.with_name("moved.json"))
+    assert main([*command, str(moved_file)]) == 0, "it may lie elsewhere"
     capsys.readouterr()
-    moved.write_text(json.dumps({**NOISE, "sd": 0.9}))
-    assert main([*command, str(moved)]) == 2
+    moved_file.write_text(json.dumps({**NOISE, "sd": 0.9}))
+    assert main([*command, str(moved_file)]) == 2
     assert "had another simulate for judge" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("weka", "did you mean weak?"), ("broken.json", "no JSON"), ("half.json", "shares that sum to 1")],
 )
-def test_mistakes_in_the_noise_are_told_before_anything_is_done(
-    name: str, said: str, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+def test_study_command_reports_invalid_noise_before_running(
+    name: str, message: str, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("broken.json").write_text("sd = 1")
     Path("half.json").write_text('{"sd": 1, "persistent": 0.5}')
     assert main(["study", *files, "--simulate", "--noise", name, "--output", "study"]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not Path("study").exists()
 
 
-def test_a_configuration_names_the_file_too(noise: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_study_config_names_noise_file(noise_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_collection(make_queries(3, 20), tmp_path / "data")
-    noise.rename(tmp_path / "data" / "noise.json")
+    noise_file.rename(tmp_path / "data" / "noise.json")
     config = tmp_path / "data" / "study.toml"
     config.write_text(
         """
@@ -163,9 +165,15 @@ def test_a_configuration_names_the_file_too(noise: Path, tmp_path: Path, capsys:
     quality = {row["model"]: float(row["nDCG@10"]) for row in rows(output)}
     assert quality["ours"] < quality["exact"] == 1.0
     page = (output / "report.html").read_text(encoding="utf-8")
-    plots = [points(plot) for plot in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if "against tokens" in plot]
-    filled = ["--paper" not in ElementTree.tostring(dot, "unicode") for plot in plots for dot in plot.values()]
-    assert filled == [False, True], "what the other model beats is hollow"
+    elements_by_figure = [
+        titled_elements(svg) for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if "against tokens" in svg
+    ]
+    is_filled = [
+        "--paper" not in ElementTree.tostring(element, "unicode")
+        for elements in elements_by_figure
+        for element in elements.values()
+    ]
+    assert is_filled == [False, True], "what the other model beats is hollow"
     assert [row["pareto"] for row in rows(output) if row["model"]] == ["", "tokens rounds"]
     capsys.readouterr()
     config.write_text(config.read_text().replace("noise.json", "nosie.json"))

@@ -14,30 +14,30 @@ from rank_k.errors import InputError, JournalError
 from rank_k.evaluation.measures import evaluate
 from rank_k.evaluation.significance import paired_difference
 from rank_k.journal import WindowRecord
-from rank_k.study.breakdowns import average_overlap, thirds
-from rank_k.study.cell_costs import makespan, rankings_by_round, read_costs, seed_of, window_seconds
+from rank_k.study.breakdowns import average_overlap, split_into_thirds
+from rank_k.study.cell_costs import makespan, query_seed, rankings_by_round, read_costs, window_seconds
 from rank_k.study.grid import (
     Cell,
+    build_strategy,
     cells_of,
-    strategy_of,
 )
 from rank_k.study.questions import QUESTIONS
-from rank_k.study.table import compare_rows, labels_of, write_cells, write_queries
+from rank_k.study.table import compare_rows, short_labels, write_cells, write_queries
 from rank_k.types import Candidate, WindowRanking, WindowResult
-from tests.support.study_data import DATA, Bench
+from tests.support.study_data import DATA, StudyBench
 from tests.support.study_data import bench as bench  # a fixture
 
 # --- seconds ---------------------------------------------------------------------------------------
 
 
-def test_calls_of_a_sample_wait_for_each_other_and_samples_do_not() -> None:
+def test_window_seconds_adds_calls_within_a_sample_only() -> None:
     assert window_seconds([]) == 0
     assert window_seconds([(0, 2.0), (0, 1.0)]) == 3
     assert window_seconds([(0, 2.0), (1, 1.0), (1, 0.5)]) == 2
     assert window_seconds([(0, 2.0), (1, 1.0), (2, 4.0), (3, 3.0)]) == 6, "the first two, then the others"
 
 
-def test_slots_are_taken_as_they_come_free() -> None:
+def test_makespan_assigns_calls_to_free_slots() -> None:
     assert makespan([]) == 0
     assert makespan([3.0, 1.0, 2.0]) == 3
     assert makespan([3.0, 1.0, 2.0], 1) == 6
@@ -46,26 +46,26 @@ def test_slots_are_taken_as_they_come_free() -> None:
 
 
 @given(st.lists(st.floats(0.1, 10), max_size=12), st.integers(1, 12))
-def test_more_slots_take_between_the_longest_and_the_sum(seconds: list[float], slots: int) -> None:
-    found = makespan(seconds, slots)
-    assert max(seconds, default=0) - 1e-9 <= found <= sum(seconds) + 1e-9
-    assert found >= sum(seconds) / slots - 1e-9
+def test_makespan_lies_between_longest_call_and_sum(seconds: list[float], concurrency: int) -> None:
+    duration = makespan(seconds, concurrency)
+    assert max(seconds, default=0) - 1e-9 <= duration <= sum(seconds) + 1e-9
+    assert duration >= sum(seconds) / concurrency - 1e-9
 
 
 # --- difficulty ------------------------------------------------------------------------------------
 
 
 @given(st.dictionaries(st.text(min_size=1), st.sampled_from([0.0, 0.1, 0.5, 1.0]), max_size=20))
-def test_thirds_hold_every_query_once_the_lowest_first(values: dict[str, float]) -> None:
-    parts = thirds(values)
-    assert len(parts) == 3
-    assert sorted(id_ for part in parts for id_ in part) == sorted(values)
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    in_order = [values[id_] for part in parts for id_ in part]
-    assert in_order == sorted(in_order)
+def test_split_into_thirds_sorts_and_partitions_queries(values: dict[str, float]) -> None:
+    groups = split_into_thirds(values)
+    assert len(groups) == 3
+    assert sorted(query_id for group in groups for query_id in group) == sorted(values)
+    assert max(map(len, groups)) - min(map(len, groups)) <= 1
+    sorted_values = [values[query_id] for group in groups for query_id in group]
+    assert sorted_values == sorted(sorted_values)
 
 
-def test_average_overlap() -> None:
+def test_average_overlap_of_identical_and_disjoint_rankings() -> None:
     assert average_overlap(list("abcdefghij"), list("abcdefghij")) == 1
     assert average_overlap(list("abcdefghij"), list("klmnopqrst")) == 0
     assert average_overlap(list("ab"), list("ba"), depth=2) == 0.5
@@ -75,89 +75,89 @@ def test_average_overlap() -> None:
 # --- a study on disk -------------------------------------------------------------------------------
 
 
-def test_cells_share_calls_and_a_second_run_asks_nothing(bench: Bench) -> None:
-    one, three, off, auto = (
+def test_run_cell_reuses_calls_of_other_cells(bench: StudyBench) -> None:
+    single_sample, three_samples, no_reasoning, auto_reasoning = (
         replace(Cell("c", "bm25", "judge"), samples=samples, reasoning=reasoning)
         for samples, reasoning in ((1, "full"), (3, "full"), (1, "off"), (1, "auto"))
     )
-    [(calls, asked)] = bench.run(one)
-    assert calls == asked > 0
-    [(calls, asked)] = bench.run(three)
-    assert calls - asked >= len(DATA.queries), "the first sample of the first window of every query at least"
-    [(direct, asked)] = bench.run(off)
-    assert direct == asked, "asked not to think, it is another question"
-    [(calls, asked)] = bench.run(auto)
-    assert calls - asked >= len(DATA.queries), "the direct answers to the first windows"
-    again = bench.run(one, three, off, auto)
-    assert [asked for _, asked in again] == [0] * 4
+    [(calls, new_calls)] = bench.run(single_sample)
+    assert calls == new_calls > 0
+    [(calls, new_calls)] = bench.run(three_samples)
+    assert calls - new_calls >= len(DATA.queries), "the first sample of the first window of every query at least"
+    [(direct_calls, new_calls)] = bench.run(no_reasoning)
+    assert direct_calls == new_calls, "asked not to think, it is another question"
+    [(calls, new_calls)] = bench.run(auto_reasoning)
+    assert calls - new_calls >= len(DATA.queries), "the direct answers to the first windows"
+    repeated = bench.run(single_sample, three_samples, no_reasoning, auto_reasoning)
+    assert [new_calls for _, new_calls in repeated] == [0] * 4
 
 
-def test_the_same_windows_asked_twice_cost_once(bench: Bench) -> None:
+def test_run_cell_reuses_identical_windows_across_strategies(bench: StudyBench) -> None:
     """`fast` is `blocks` without its last window: all its questions are among those of `blocks`."""
     blocks, fast = (Cell("c", "bm25", "judge", strategy=name) for name in ("blocks", "fast"))
     bench.run(blocks)
-    [(calls, asked)] = bench.run(fast)
+    [(calls, new_calls)] = bench.run(fast)
     assert calls > 0
-    assert asked == 0
+    assert new_calls == 0
 
 
-def test_a_table_says_what_each_cell_is_worth_and_costs(bench: Bench, tmp_path: Path) -> None:
+def test_study_results_list_quality_and_cost_of_each_cell(bench: StudyBench, tmp_path: Path) -> None:
     study = bench.study({"strategy": ["sliding", "blocks"], "samples": [1, 3]}, measures=("nDCG@10", "AP"))
     cells = cells_of(study)
     bench.run(*cells)
-    answer = bench.answer(study)
-    first, *rows = answer.rows
-    assert first.cell is None
-    assert first.quality["nDCG@10"].mean == evaluate(DATA.qrels, DATA.run, ["nDCG@10"]).means["nDCG@10"]
+    results = bench.results(study)
+    first_stage_row, *rows = results.rows
+    assert first_stage_row.cell is None
+    assert first_stage_row.quality["nDCG@10"].mean == evaluate(DATA.qrels, DATA.run, ["nDCG@10"]).means["nDCG@10"]
     assert [row.cell for row in rows] == list(cells)
-    base = rows[0]
-    assert base.against is None
-    assert base.baseline == base.name
+    baseline_row = rows[0]
+    assert baseline_row.against is None
+    assert baseline_row.baseline == baseline_row.name
     for row in rows:
-        found = evaluate(DATA.qrels, read_run(bench.folder.output(row.cell or cells[0])), ["nDCG@10"])
-        assert row.values["nDCG@10"] == found.per_query["nDCG@10"]
+        evaluation = evaluate(DATA.qrels, read_run(bench.folder.run_file(row.cell or cells[0])), ["nDCG@10"])
+        assert row.values["nDCG@10"] == evaluation.per_query["nDCG@10"]
         assert set(row.quality) == {"nDCG@10", "AP"}
         assert row.quality["nDCG@10"].low <= row.quality["nDCG@10"].mean <= row.quality["nDCG@10"].high
         assert row.cost.rounds == pytest.approx(5 if row.setting.startswith("sliding") else 2)
-        if row is not base:
-            assert row.against == paired_difference(row.values["nDCG@10"], base.values["nDCG@10"])
+        if row is not baseline_row:
+            assert row.against == paired_difference(row.values["nDCG@10"], baseline_row.values["nDCG@10"])
             assert row.p >= row.against.randomization_p if row.against else False
         assert row.on_set <= {"tokens", "rounds"}, "a simulated judge takes no time"
     assert rows[1].cost.calls > rows[0].cost.calls
     assert any("rounds" in row.on_set for row in rows)
-    write_cells(tmp_path / "cells.csv", answer.rows)
+    write_cells(tmp_path / "cells.csv", results.rows)
     lines = (tmp_path / "cells.csv").read_text().splitlines()
     assert len(lines) == 6
-    assert labels_of(answer.rows)[base.name] == "sliding-full"
+    assert short_labels(results.rows)[baseline_row.name] == "sliding-full"
 
 
-def test_ids_that_are_no_utf8_stand_in_the_tables_as_the_bytes_they_are(bench: Bench, tmp_path: Path) -> None:
-    of = bench.collection
-    for file in (of.queries, of.documents, of.qrels, of.first_stages[0].file):
+def test_write_queries_preserves_ids_that_are_not_utf8(bench: StudyBench, tmp_path: Path) -> None:
+    collection = bench.collection
+    for file in (collection.queries, collection.documents, collection.qrels, collection.first_stages[0].file):
         assert file is not None
         file.write_bytes(file.read_bytes().replace(b"Q00", b"Q\xff"))
     study = bench.study({"strategy": ["single"]})
     bench.run(*cells_of(study))
-    write_queries(tmp_path / "queries.csv", bench.answer(study).rows)
+    write_queries(tmp_path / "queries.csv", bench.results(study).rows)
     assert (tmp_path / "queries.csv").read_bytes().count(b",Q\xff,") == 2
 
 
-def test_costs_are_the_journals_whether_asked_now_or_found_there(bench: Bench) -> None:
+def test_read_costs_is_the_same_for_new_and_cached_calls(bench: StudyBench) -> None:
     cell = Cell("c", "bm25", "judge", strategy="blocks", samples=3)
     bench.run(cell)
     with bench.journal() as journal:
-        before = list(read_costs(journal, bench.folder.run(cell)))
+        costs = list(read_costs(journal, bench.folder.journal_run(cell)))
     assert bench.run(cell)[0][1] == 0
     with bench.journal() as journal:
-        assert list(read_costs(journal, bench.folder.run(cell))) == before
-    assert sum(query.calls for query in before) == bench.run(cell)[0][0]
-    assert {len(query.rounds) for query in before} == {2}
+        assert list(read_costs(journal, bench.folder.journal_run(cell))) == costs
+    assert sum(query.calls for query in costs) == bench.run(cell)[0][0]
+    assert {len(query.seconds_by_round) for query in costs} == {2}
 
 
-def test_differences_are_paired_with_the_baseline_that_is_named(bench: Bench) -> None:
+def test_compare_rows_uses_named_baseline(bench: StudyBench) -> None:
     study = bench.study({"reasoning": ["off", "full"]}, baseline="sliding-full")
     bench.run(*cells_of(study))
-    rows = bench.answer(study).rows
+    rows = bench.results(study).rows
     assert [row.against is None for row in rows] == [True, False, True]
     against_first = compare_rows(rows, "first stage")
     assert [row.baseline for row in against_first] == ["c.bm25"] * 3
@@ -165,65 +165,74 @@ def test_differences_are_paired_with_the_baseline_that_is_named(bench: Bench) ->
         compare_rows(rows, "x")
 
 
-def test_a_first_stage_with_ties_is_worth_as_much_when_nothing_of_it_is_reranked(bench: Bench) -> None:
+def test_study_results_keep_order_of_ties_at_depth_one(bench: StudyBench) -> None:
     file = bench.collection.first_stages[0].file
     assert file is not None
-    file.write_text("".join(f"{q} Q0 {c.doc_id} 1 0.5 t\n" for q, found in DATA.run.items() for c in found))
+    file.write_text("".join(f"{q} Q0 {c.doc_id} 1 0.5 t\n" for q, candidates in DATA.run.items() for c in candidates))
     study = bench.study({"depth": [1]}, baseline="first stage")
     bench.run(*cells_of(study))
-    first, one = bench.answer(study).rows
-    assert one.values == first.values
-    assert one.values != {"nDCG@10": evaluate(DATA.qrels, read_run(file), ties="trec_eval").per_query["nDCG@10"]}
+    first_stage_row, cell_row = bench.results(study).rows
+    assert cell_row.values == first_stage_row.values
+    assert cell_row.values != {"nDCG@10": evaluate(DATA.qrels, read_run(file), ties="trec_eval").per_query["nDCG@10"]}
 
 
-def test_reasoning_by_thirds_adds_up_to_the_whole(bench: Bench) -> None:
+def test_difficulty_rows_average_to_overall_quality(bench: StudyBench) -> None:
     study = bench.study(*QUESTIONS["reasoning"].grids, by_difficulty=True)
     bench.run(*cells_of(study))
-    answer = bench.answer(study)
-    assert {one.third for one in answer.difficulty} == {"hard", "middling", "easy"}
-    assert len({one.by for one in answer.difficulty}) == 2
-    whole = answer.rows[-1].quality["nDCG@10"].mean
-    for method in {one.by for one in answer.difficulty}:
-        some = [one for one in answer.difficulty if one.by == method]
-        assert sum(one.quality * one.against.queries for one in some) / len(DATA.queries) == pytest.approx(whole)
-        assert [one.low for one in some] == sorted(one.low for one in some)
-    assert all(one.against.mean == 0 for one in answer.difficulty), "this judge answers alike, thought or not"
+    results = bench.results(study)
+    assert {row.third for row in results.difficulty} == {"hard", "middling", "easy"}
+    assert len({row.criterion for row in results.difficulty}) == 2
+    overall_quality = results.rows[-1].quality["nDCG@10"].mean
+    for criterion in {row.criterion for row in results.difficulty}:
+        criterion_rows = [row for row in results.difficulty if row.criterion == criterion]
+        assert sum(row.quality * row.against.queries for row in criterion_rows) / len(DATA.queries) == pytest.approx(
+            overall_quality
+        )
+        assert [row.low for row in criterion_rows] == sorted(row.low for row in criterion_rows)
+    assert all(row.against.mean == 0 for row in results.difficulty), "this judge answers alike, thought or not"
 
 
-def test_quality_by_round_is_read_off_the_journal(bench: Bench) -> None:
+def test_round_rows_start_at_first_stage_and_end_at_result(bench: StudyBench) -> None:
     study = bench.study({"strategy": ["sliding", "blocks", "topdown", "setwise"]}, by_round=True)
     cells = cells_of(study)
     bench.run(*cells)
-    answer = bench.answer(study)
-    for row in answer.rows[1:]:
-        some = [one for one in answer.rounds if one.name == row.name]
-        assert [one.rounds for one in some] == list(range(max(len(query.rounds) for query in row.spent) + 1))
-        assert some[0].quality.mean == pytest.approx(answer.rows[0].quality["nDCG@10"].mean)
-        assert some[-1].quality.mean == pytest.approx(row.quality["nDCG@10"].mean)
-    assert [one.slots for one in answer.slots if one.name == cells[0].name] == [1, 4, 16, None]
+    results = bench.results(study)
+    for row in results.rows[1:]:
+        round_rows = [round_row for round_row in results.rounds if round_row.name == row.name]
+        assert [round_row.rounds for round_row in round_rows] == list(
+            range(max(len(query.seconds_by_round) for query in row.spent) + 1)
+        )
+        assert round_rows[0].quality.mean == pytest.approx(results.rows[0].quality["nDCG@10"].mean)
+        assert round_rows[-1].quality.mean == pytest.approx(row.quality["nDCG@10"].mean)
+    assert [round_row.concurrency for round_row in results.latencies if round_row.name == cells[0].name] == [
+        1,
+        4,
+        16,
+        None,
+    ]
 
 
-def test_a_replay_of_other_windows_is_refused() -> None:
+def test_rankings_by_round_rejects_windows_of_another_cell() -> None:
     candidates = [Candidate(f"d{n}", 1.0) for n in range(30)]
     cell = Cell("c", "f", "m", depth=30)
-    steps = strategy_of(cell)(candidates, seed_of("q"))
-    step = next(steps)
-    order = WindowRanking.unranked(step.windows[0])
-    good = WindowRecord("q", 0, 0, step.windows[0], (), (order,), {})
+    rounds = build_strategy(cell)(candidates, query_seed("q"))
+    first_round = next(rounds)
+    ranking = WindowRanking.unranked(first_round.windows[0])
+    record = WindowRecord("q", 0, 0, first_round.windows[0], (), (ranking,), {})
     with pytest.raises(JournalError, match="in the midst"):
-        rankings_by_round(strategy_of(cell), candidates, seed_of("q"), [good])
+        rankings_by_round(build_strategy(cell), candidates, query_seed("q"), [record])
     with pytest.raises(JournalError, match="not those of this cell"):
-        rankings_by_round(strategy_of(replace(cell, window=10)), candidates, seed_of("q"), [good])
-    assert rankings_by_round(strategy_of(cell), candidates[:1], 0, [])[0].doc_ids == ("d0",)
-    steps.send([WindowResult(step.windows[0], (order,))])
+        rankings_by_round(build_strategy(replace(cell, window=10)), candidates, query_seed("q"), [record])
+    assert rankings_by_round(build_strategy(cell), candidates[:1], 0, [])[0].doc_ids == ("d0",)
+    rounds.send([WindowResult(first_round.windows[0], (ranking,))])
 
 
-def test_documents_can_be_split(bench: Bench) -> None:
-    whole, split = Cell("c", "bm25", "judge"), Cell("c", "bm25", "judge", maxp_tokens="32:8:2")
-    bench.run(whole, split)
-    one, other = (read_run(bench.folder.output(cell)) for cell in (whole, split))
-    assert {query: {c.doc_id for c in found} for query, found in one.items()} == {
-        query: {c.doc_id for c in found} for query, found in other.items()
+def test_run_cell_splits_long_documents(bench: StudyBench) -> None:
+    unsplit, maxp = Cell("c", "bm25", "judge"), Cell("c", "bm25", "judge", maxp_tokens="32:8:2")
+    bench.run(unsplit, maxp)
+    unsplit_run, split_run = (read_run(bench.folder.run_file(cell)) for cell in (unsplit, maxp))
+    assert {query: {c.doc_id for c in candidates} for query, candidates in unsplit_run.items()} == {
+        query: {c.doc_id for c in candidates} for query, candidates in split_run.items()
     }
-    answer = bench.answer(bench.study({"split": ["none", "32:8:2"]}))
-    assert answer.rows[2].cost.windows > answer.rows[1].cost.windows
+    results = bench.results(bench.study({"maxp_tokens": ["none", "32:8:2"]}))
+    assert results.rows[2].cost.windows > results.rows[1].cost.windows

@@ -28,13 +28,16 @@ from tests.fakes.loopback import make_queries
 DATA = make_queries(9, 60)
 
 
-def a_study(*grids: Mapping[str, Sequence[Any]], **more: Any) -> Study:
+def make_study(*grids: Mapping[str, Sequence[Any]], **overrides: Any) -> Study:
     first_stages = (FirstStage("bm25"),)
-    values: dict[str, Any] = {"collections": (Collection("c", first_stages),), "models": (ModelPlan("m"),)} | more
-    return Study("a study", grids=grids or ({},), **values)
+    settings: dict[str, Any] = {
+        "collections": (Collection("c", first_stages),),
+        "models": (ModelPlan("m"),),
+    } | overrides
+    return Study("a study", grids=grids or ({},), **settings)
 
 
-class Bench:
+class StudyBench:
     """A small collection, and a folder in which cells can be run by a simulated judge."""
 
     def __init__(self, path: Path, noise: str = "weak", name: str = "c") -> None:
@@ -52,31 +55,32 @@ class Bench:
         )
         self.model = ModelPlan("judge", simulate=noise)
         self.folder = StudyFolder(path / "study")
-        self.asked: list[tuple[int, int]] = []
 
-    def study(self, *grids: Mapping[str, Sequence[Any]], **more: Any) -> Study:
-        return a_study(*grids, collections=(self.collection,), models=(self.model,), **more)
+    def study(self, *grids: Mapping[str, Sequence[Any]], **overrides: Any) -> Study:
+        return make_study(*grids, collections=(self.collection,), models=(self.model,), **overrides)
 
     @contextmanager
-    def opened(self) -> Iterator[dict[str, LoadedCollections]]:
-        with LoadedCollections(self.collection) as opened:
-            yield {self.collection.name: opened}
+    def collections(self) -> Iterator[dict[str, LoadedCollections]]:
+        with LoadedCollections(self.collection) as loaded:
+            yield {self.collection.name: loaded}
 
     def run(self, *cells: Cell) -> list[tuple[int, int]]:
         """(calls, of these asked now) of each cell."""
-        found = []
-        with self.opened() as opened:
-            self.folder.admit({name: of.fingerprints for name, of in opened.items()}, [self.model], cells)
+        call_counts = []
+        with self.collections() as collections:
+            self.folder.admit(
+                {name: collection.fingerprints for name, collection in collections.items()}, [self.model], cells
+            )
             for cell in cells:
-                tally = run_cell(
-                    cell, opened[self.collection.name], self.model, {}, self.folder, lambda *_: nullcontext()
+                stats = run_cell(
+                    cell, collections[self.collection.name], self.model, {}, self.folder, lambda *_: nullcontext()
                 )
-                found.append((tally.calls, tally.new_calls))
-        return found
+                call_counts.append((stats.calls, stats.new_calls))
+        return call_counts
 
-    def answer(self, study: Study) -> StudyResults:
-        with self.opened() as opened, self.journal() as journal:
-            return StudyResults.of(study, cells_of(study), opened, self.folder, journal)
+    def results(self, study: Study) -> StudyResults:
+        with self.collections() as collections, self.journal() as journal:
+            return StudyResults.of(study, cells_of(study), collections, self.folder, journal)
 
     @contextmanager
     def journal(self) -> Iterator[Journal]:
@@ -86,5 +90,5 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path / "bench")
+def bench(tmp_path: Path) -> StudyBench:
+    return StudyBench(tmp_path / "bench")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rank_k.evaluation.significance import LEVEL, resampled_means
+from rank_k.evaluation.significance import CONFIDENCE_LEVEL, resampled_means
 from rank_k.optional_deps import load
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     Floats: TypeAlias = NDArray[np.float64]
 
-KAPPA, ALPHA = "Cohen's kappa", "Krippendorff's alpha"
+COHEN_KAPPA, KRIPPENDORFF_ALPHA = "Cohen's kappa", "Krippendorff's alpha"
 
-Choices = tuple[str, str, Any, int]
+JudgedItem = tuple[str, str, Any, int]
 """Who said what: judge, query, what of the query was judged, and the number of a category, from 0."""
 
 
@@ -43,16 +43,16 @@ class Agreement:
     high: float | None
 
 
-def agreements(said: Iterable[Choices]) -> tuple[Agreement, ...]:
+def compute_agreements(judgments: Iterable[JudgedItem]) -> tuple[Agreement, ...]:
     """Of every two judges, and of all where there are more than two; as far as they have judged the same things.
     One who has said two things of one item counts with the last. Raises `MissingExtra` without numpy."""
     items: dict[tuple[str, Any], dict[str, int]] = defaultdict(dict)
-    for judge, query_id, what, category in said:
-        items[query_id, what][judge] = category
-    judges = sorted({judge for of in items.values() for judge in of})
+    for judge, query_id, item, category in judgments:
+        items[query_id, item][judge] = category
+    judges = sorted({judge for categories in items.values() for judge in categories})
     groups = [*combinations(judges, 2), *([tuple(judges)] if len(judges) > 2 else [])]
-    found = (_agreement(group, items) for group in groups)
-    return tuple(agreement for agreement in found if agreement is not None)
+    results = (_compute_agreement(group, items) for group in groups)
+    return tuple(agreement for agreement in results if agreement is not None)
 
 
 def cohen_kappa(table: Floats) -> Floats:
@@ -62,7 +62,7 @@ def cohen_kappa(table: Floats) -> Floats:
     shares = table / table.sum(axis=(-2, -1), keepdims=True)
     observed = np.trace(shares, axis1=-2, axis2=-1)
     expected = (shares.sum(axis=-1) * shares.sum(axis=-2)).sum(axis=-1)
-    return _beyond_chance(1 - observed, 1 - expected)
+    return _chance_corrected(1 - observed, 1 - expected)
 
 
 def krippendorff_alpha(table: Floats) -> Floats:
@@ -70,62 +70,64 @@ def krippendorff_alpha(table: Floats) -> Floats:
     counts. Judges need not have judged the same things. NaN where it is not defined."""
     np = load("numpy")
     total = table.sum(axis=(-2, -1))
-    of = table.sum(axis=-1)
-    disagreeing = total - np.trace(table, axis1=-2, axis2=-1)
-    expected = (total**2 - (of**2).sum(axis=-1)) / (total - 1)
-    return _beyond_chance(disagreeing, expected)
+    totals = table.sum(axis=-1)
+    observed = total - np.trace(table, axis1=-2, axis2=-1)
+    expected = (total**2 - (totals**2).sum(axis=-1)) / (total - 1)
+    return _chance_corrected(observed, expected)
 
 
-def coincidences(categories: Sequence[int], kinds: int) -> Floats:
+def coincidence_table(categories: Sequence[int], category_count: int) -> Floats:
     """What one item with the judgments `categories`, at least two, adds to a table of coincidences: every two that
     different judges made, both ways, each weighing 1 / (number of judgments - 1)."""
     np = load("numpy")
-    counts = np.bincount(categories, minlength=kinds).astype(float)
+    counts = np.bincount(categories, minlength=category_count).astype(float)
     table: Floats = (np.outer(counts, counts) - np.diag(counts)) / (len(categories) - 1)
     return table
 
 
-def _agreement(judges: tuple[str, ...], items: dict[tuple[str, Any], dict[str, int]]) -> Agreement | None:
+def _compute_agreement(judges: tuple[str, ...], items: dict[tuple[str, Any], dict[str, int]]) -> Agreement | None:
     np = load("numpy")
-    kinds = 1 + max(category for of in items.values() for category in of.values())
-    by_query: dict[str, Floats] = defaultdict(lambda: np.zeros((kinds, kinds)))
-    number, agreeing, twos = 0, 0.0, 0.0
-    for (query_id, _), of in items.items():
-        given = [of[judge] for judge in judges if judge in of]
-        if len(given) < 2:
+    category_count = 1 + max(category for categories in items.values() for category in categories.values())
+    by_query: dict[str, Floats] = defaultdict(lambda: np.zeros((category_count, category_count)))
+    item_count, agreeing_pairs, pairs = 0, 0.0, 0.0
+    for (query_id, _), categories in items.items():
+        ratings = [categories[judge] for judge in judges if judge in categories]
+        if len(ratings) < 2:
             continue
-        number += 1
+        item_count += 1
         if len(judges) == 2:
-            by_query[query_id][given[0], given[1]] += 1
+            by_query[query_id][ratings[0], ratings[1]] += 1
         else:
-            by_query[query_id] += coincidences(given, kinds)
-        counts = np.bincount(given)
-        agreeing += float((counts * (counts - 1)).sum())
-        twos += len(given) * (len(given) - 1)
-    if not number:
+            by_query[query_id] += coincidence_table(ratings, category_count)
+        counts = np.bincount(ratings)
+        agreeing_pairs += float((counts * (counts - 1)).sum())
+        pairs += len(ratings) * (len(ratings) - 1)
+    if not item_count:
         return None
     statistic = cohen_kappa if len(judges) == 2 else krippendorff_alpha
     tables = np.stack([by_query[query_id] for query_id in sorted(by_query)])
     value = float(statistic(tables.sum(axis=0)))
     low = high = None
     if not np.isnan(value):
-        drawn = statistic(resampled_means(tables) * len(tables))
-        low, high = map(float, np.nanquantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)))
+        resampled_values = statistic(resampled_means(tables) * len(tables))
+        low, high = map(
+            float, np.nanquantile(resampled_values, ((1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2))
+        )
     return Agreement(
         judges,
-        KAPPA if len(judges) == 2 else ALPHA,
-        number,
+        COHEN_KAPPA if len(judges) == 2 else KRIPPENDORFF_ALPHA,
+        item_count,
         len(tables),
-        agreeing / twos,
+        agreeing_pairs / pairs,
         None if np.isnan(value) else value,
         low,
         high,
     )
 
 
-def _beyond_chance(observed: Floats, expected: Floats) -> Floats:
+def _chance_corrected(observed: Floats, expected: Floats) -> Floats:
     """1 - observed / expected disagreement. What rounding leaves of an expectation of none counts as none."""
     np = load("numpy")
     with np.errstate(divide="ignore", invalid="ignore"):
-        found: Floats = np.where(expected > 1e-12, 1 - observed / expected, np.nan)
-    return found
+        coefficient: Floats = np.where(expected > 1e-12, 1 - observed / expected, np.nan)
+    return coefficient

@@ -20,7 +20,7 @@ Ties = Literal["file", "trec_eval"]
 DEFAULT_MEASURES = ("nDCG@10", "nDCG@20", "AP", "RR@10", "R@100", "Judged@10")
 
 _REMEDY = "write ir_measures names such as nDCG@10, AP, RR@10, R@100, P@5, AP(rel=2)"
-_LARGEST = 1_000_000
+_MAX_NUMBER = 1_000_000
 """trec_eval allocates memory by cutoffs and grades, unchecked: too large or too small a number crashes it."""
 
 
@@ -63,31 +63,31 @@ def evaluate(
     if not qrels:
         raise InputError("there are no judgments to evaluate against", "check the qrels file")
     ir_measures = load("ir_measures")
-    parsed = _parsed(measures)
+    parsed = _parse_measures(measures)
 
     # pytrec_eval takes neither undecodable ids nor NUL in them, so it sees numbers instead.
-    numbers: dict[str, str] = {}
+    short_ids: dict[str, str] = {}
 
-    def number(identifier: str) -> str:
-        return numbers.setdefault(identifier, str(len(numbers)))
+    def short_id(identifier: str) -> str:
+        return short_ids.setdefault(identifier, str(len(short_ids)))
 
-    asked = {number(query_id): query_id for query_id in qrels}
-    judged = {
+    original_ids = {short_id(query_id): query_id for query_id in qrels}
+    short_qrels = {
         # all that is below zero means "not relevant"; trec_eval writes beyond its memory where no grade is above -2
-        number(query_id): {number(doc_id): max(grade, -1) for doc_id, grade in grades.items()}
+        short_id(query_id): {short_id(doc_id): max(grade, -1) for doc_id, grade in grades.items()}
         for query_id, grades in qrels.items()
     }
-    highest = max((grade for grades in judged.values() for grade in grades.values()), default=0)
-    if highest > _LARGEST:
-        raise InputError(f"a judgment has the grade {highest}", f"keep grades up to {_LARGEST:,}")
-    measured = {query_id: candidates for query_id, candidates in run.items() if query_id in qrels and candidates}
-    orders = {query_id: _ordered(candidates, ties) for query_id, candidates in measured.items()}
-    ranked = {
-        number(query_id): {number(doc_id): -float(rank) for rank, doc_id in enumerate(doc_ids)}
-        for query_id, doc_ids in orders.items()
+    highest_grade = max((grade for grades in short_qrels.values() for grade in grades.values()), default=0)
+    if highest_grade > _MAX_NUMBER:
+        raise InputError(f"a judgment has the grade {highest_grade}", f"keep grades up to {_MAX_NUMBER:,}")
+    judged_run = {query_id: candidates for query_id, candidates in run.items() if query_id in qrels and candidates}
+    doc_ids_by_query = {query_id: _order_documents(candidates, ties) for query_id, candidates in judged_run.items()}
+    short_run = {
+        short_id(query_id): {short_id(doc_id): -float(rank) for rank, doc_id in enumerate(doc_ids)}
+        for query_id, doc_ids in doc_ids_by_query.items()
     }
     try:
-        result = ir_measures.evaluator(list(parsed.values()), judged).calc(ranked)
+        result = ir_measures.evaluator(list(parsed.values()), short_qrels).calc(short_run)
     except (ValueError, TypeError) as error:
         reason = str(error).partition(" The following providers")[0].rstrip(".")
         raise InputError(f"ir_measures cannot compute this here: {reason}", _REMEDY) from error
@@ -97,7 +97,7 @@ def evaluate(
         ) from error
     per_query: dict[str, dict[str, float]] = {name: dict.fromkeys(qrels, 0.0) for name in parsed}
     for metric in result.per_query:
-        per_query[str(metric.measure)][asked[metric.query_id]] = metric.value
+        per_query[str(metric.measure)][original_ids[metric.query_id]] = metric.value
     return Evaluation(
         measures=tuple(parsed),
         per_query=per_query,
@@ -112,51 +112,51 @@ def evaluate(
         unjudged=tuple(query_id for query_id in run if query_id not in qrels),
         tied=tuple(
             query_id
-            for query_id, candidates in measured.items()
-            if ties == "file" and orders[query_id] != _ordered(candidates, "trec_eval")
+            for query_id, candidates in judged_run.items()
+            if ties == "file" and doc_ids_by_query[query_id] != _order_documents(candidates, "trec_eval")
         ),
     )
 
 
-def spelled(measures: Sequence[str]) -> tuple[str, ...]:
+def canonical_names(measures: Sequence[str]) -> tuple[str, ...]:
     """The measures in ir_measures's own spelling, each once. Raises `InputError` for one that is unknown."""
-    return tuple(_parsed(measures))
+    return tuple(_parse_measures(measures))
 
 
-def _parsed(measures: Sequence[str]) -> dict[str, Any]:
-    parsed = {str(measure): measure for measure in map(_measure, measures)}
+def _parse_measures(measures: Sequence[str]) -> dict[str, Any]:
+    parsed = {str(measure): measure for measure in map(_parse_measure, measures)}
     if not parsed:
         raise InputError("no measure is given", _REMEDY)
     return parsed
 
 
-def _ordered(candidates: Sequence[Candidate], ties: Ties) -> list[str]:
-    def trec_eval(candidate: Candidate) -> tuple[float, bytes]:
+def _order_documents(candidates: Sequence[Candidate], ties: Ties) -> list[str]:
+    def trec_eval_key(candidate: Candidate) -> tuple[float, bytes]:
         return ctypes.c_float(candidate.score).value, candidate.doc_id.encode("utf-8", "surrogatepass")
 
-    def score(candidate: Candidate) -> float:
+    def score_key(candidate: Candidate) -> float:
         return candidate.score
 
-    best_first = sorted(candidates, key=score if ties == "file" else trec_eval, reverse=True)
+    best_first = sorted(candidates, key=score_key if ties == "file" else trec_eval_key, reverse=True)
     return list(dict.fromkeys(candidate.doc_id for candidate in best_first))
 
 
-def _measure(name: str) -> Any:
+def _parse_measure(name: str) -> Any:
     """The measure called `name`. ir_measures's own parser needs a part of `ast` that Python 3.14 dropped."""
     registry = load("ir_measures").measures.registry
     try:
         node: ast.expr = ast.parse(name.strip(), mode="eval").body
-        at: Any = None
+        cutoff: Any = None
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
-            at = ast.literal_eval(node.right)
+            cutoff = ast.literal_eval(node.right)
             node = node.left
         parameters: dict[str, Any] = {}
         if isinstance(node, ast.Call) and not node.args:
             parameters = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
             node = node.func
         measure = registry[node.id if isinstance(node, ast.Name) else ""]
-        if at is not None:
-            measure = measure @ at
+        if cutoff is not None:
+            measure = measure @ cutoff
         measure = measure(**parameters)
         measure.validate_params()
     except (
@@ -168,23 +168,23 @@ def _measure(name: str) -> Any:
         RecursionError,
         MemoryError,
     ) as error:
-        near = _nearest(name, registry)
-        hint = f" (did you mean {near}?)" if near else ""
+        suggestion = _suggest_measure(name, registry)
+        hint = f" (did you mean {suggestion}?)" if suggestion else ""
         raise InputError(f"unknown measure {name!r}{hint}", _REMEDY) from error
     numbers = [value for value in measure.params.values() if isinstance(value, int)]
     gains = measure.params.get("gains", {}).values()
-    if not all(1 <= value <= _LARGEST for value in numbers if not isinstance(value, bool)) or not all(
-        isinstance(gain, int) and 0 <= gain <= _LARGEST for gain in gains
+    if not all(1 <= value <= _MAX_NUMBER for value in numbers if not isinstance(value, bool)) or not all(
+        isinstance(gain, int) and 0 <= gain <= _MAX_NUMBER for gain in gains
     ):
         raise InputError(
             f"measure {name!r} has a number out of range",
-            f"write cutoffs and rel between 1 and {_LARGEST:,}, gains as whole numbers from 0",
+            f"write cutoffs and rel between 1 and {_MAX_NUMBER:,}, gains as whole numbers from 0",
         )
     return measure
 
 
-def _nearest(name: str, registry: Mapping[str, Any]) -> str:
-    stem, at, cutoff = name.partition("@")
-    by_lower = {known.lower(): known for known in reversed(list(registry))}  # aliases come last
-    near = difflib.get_close_matches(stem.lower(), by_lower, n=1)
-    return by_lower[near[0]] + at + cutoff if near and by_lower[near[0]] != stem else ""
+def _suggest_measure(name: str, registry: Mapping[str, Any]) -> str:
+    stem, separator, cutoff = name.partition("@")
+    by_lower = {measure.lower(): measure for measure in reversed(list(registry))}  # aliases come last
+    matches = difflib.get_close_matches(stem.lower(), by_lower, n=1)
+    return by_lower[matches[0]] + separator + cutoff if matches and by_lower[matches[0]] != stem else ""

@@ -3,7 +3,7 @@
 One row of JSONL is one judgment, as the page *Judge* of `rank-k serve` keeps it:
 
     {"judge": "anna", "query_id": "q7", "left": "bm25.trec", "right": "reranked.trec", "choice": "right",
-     "time": "2026-05-04T09:30:00.123456+00:00", "seconds": 12.4, "depth": 10, "names_hidden": true,
+     "time": "2026-05-04T09:30:00.123456+00:00", "seconds": 12.4, "depth": 10, "blind": true,
      "query": "why is the sky blue", "translation": null, "left_doc_ids": ["d3", "d9"], "right_doc_ids": ["d9", "d1"]}
 
 `choice` is `left`, `right` or `tie`, or `undone`, which takes back what the judge had said of these two before.
@@ -26,14 +26,14 @@ from typing import Any
 
 from rank_k.data.lines import read_objects
 from rank_k.errors import FormatError, InputError
-from rank_k.evaluation.agreement import Agreement, agreements
-from rank_k.evaluation.significance import LEVEL, holm, paired_difference
+from rank_k.evaluation.agreement import Agreement, compute_agreements
+from rank_k.evaluation.significance import CONFIDENCE_LEVEL, holm, paired_difference
 from rank_k.optional_deps import load
 
 LEFT, RIGHT, TIE, UNDONE = "left", "right", "tie", "undone"
 CHOICES = (LEFT, RIGHT, TIE)
 
-_ROW = '{"judge", "query_id", "left", "right", "choice", "time", ...} on each line (JSONL)'
+_EXPECTED_ROW = '{"judge", "query_id", "left", "right", "choice", "time", ...} on each line (JSONL)'
 
 Pair = tuple[str, str]
 """Two systems, in the order of their names."""
@@ -68,7 +68,7 @@ class Judgment:
         return {LEFT: self.left, RIGHT: self.right}.get(self.choice)
 
     def row(self) -> dict[str, Any]:
-        """As JSON has it: what `judgment_of` reads."""
+        """As JSON has it: what `parse_judgment` reads."""
         return asdict(self) | {"time": self.time.isoformat(timespec="microseconds")}
 
 
@@ -152,33 +152,35 @@ class Preferences:
 
 def read_judgments(path: Path) -> list[Judgment]:
     """The rows of one file. Raises `FormatError` for the first that is not as it should be."""
-    return [judgment_of(row, path, number) for number, row in read_objects(path, _ROW)]
+    return [parse_judgment(row, path, number) for number, row in read_objects(path, _EXPECTED_ROW)]
 
 
-def judgment_of(row: Mapping[str, Any], path: Path, number: int) -> Judgment:
+def parse_judgment(row: Mapping[str, Any], path: Path, line_number: int) -> Judgment:
     """A row as a value. Raises `FormatError`, with path and line number."""
 
-    def valid(key: str, what: str, holds: Callable[[Any], bool], default: Any = None) -> Any:
+    def validated(key: str, expected: str, is_valid: Callable[[Any], bool], default: Any = None) -> Any:
         value = row.get(key, default)
-        if not holds(value):
-            found = f"no {key}" if key not in row else f"{key} {_shown(value)}"
-            raise FormatError(path, number, found, f"{key}: {what}")
+        if not is_valid(value):
+            value_or_missing = f"no {key}" if key not in row else f"{key} {_abbreviate(value)}"
+            raise FormatError(path, line_number, value_or_missing, f"{key}: {expected}")
         return value
 
-    def named(key: str) -> str:
-        found: str = valid(key, "a non-empty string", lambda value: isinstance(value, str) and value != "")
-        return found
+    def required_text(key: str) -> str:
+        value_or_missing: str = validated(
+            key, "a non-empty string", lambda value: isinstance(value, str) and value != ""
+        )
+        return value_or_missing
 
-    def ids(key: str) -> tuple[str, ...]:
-        return tuple(valid(key, "a list of strings", _are_strings, default=()))
+    def string_list(key: str) -> tuple[str, ...]:
+        return tuple(validated(key, "a list of strings", _are_strings, default=()))
 
-    judge, query_id, left, right = map(named, ("judge", "query_id", "left", "right"))
+    judge, query_id, left, right = map(required_text, ("judge", "query_id", "left", "right"))
     if left == right:
-        raise FormatError(path, number, f"{_shown(left)} on both sides", "two systems")
-    choice = valid("choice", f"one of {', '.join((*CHOICES, UNDONE))}", (*CHOICES, UNDONE).__contains__)
-    time = valid("time", "a time with its zone, such as 2026-05-04T09:30:00+00:00", _is_time)
-    seconds = valid("seconds", "a number from 0, or null", lambda value: value is None or _is_amount(value))
-    depth = valid("depth", "a whole number from 1, or null", lambda value: value is None or _is_count(value))
+        raise FormatError(path, line_number, f"{_abbreviate(left)} on both sides", "two systems")
+    choice = validated("choice", f"one of {', '.join((*CHOICES, UNDONE))}", (*CHOICES, UNDONE).__contains__)
+    time = validated("time", "a time with its zone, such as 2026-05-04T09:30:00+00:00", _is_time)
+    seconds = validated("seconds", "a number from 0, or null", lambda value: value is None or _is_amount(value))
+    depth = validated("depth", "a whole number from 1, or null", lambda value: value is None or _is_count(value))
     return Judgment(
         judge=judge,
         query_id=query_id,
@@ -188,30 +190,30 @@ def judgment_of(row: Mapping[str, Any], path: Path, number: int) -> Judgment:
         time=datetime.fromisoformat(time),
         seconds=seconds,
         depth=depth,
-        blind=valid("blind", "true or false", lambda value: isinstance(value, bool), default=True),
-        query=valid("query", "a string", lambda value: isinstance(value, str), default=""),
-        translation=valid("translation", "a string, or null", lambda value: isinstance(value, str | None)),
-        left_doc_ids=ids("left_doc_ids"),
-        right_doc_ids=ids("right_doc_ids"),
+        blind=validated("blind", "true or false", lambda value: isinstance(value, bool), default=True),
+        query=validated("query", "a string", lambda value: isinstance(value, str), default=""),
+        translation=validated("translation", "a string, or null", lambda value: isinstance(value, str | None)),
+        left_doc_ids=string_list("left_doc_ids"),
+        right_doc_ids=string_list("right_doc_ids"),
     )
 
 
 def current_judgments(rows: Iterable[Judgment]) -> CurrentJudgments:
     """Those of `rows` that count, whatever order they come in; sorted by judge, query and systems."""
-    given = list(rows)
-    different = set(given)
+    all_rows = list(rows)
+    distinct_rows = set(all_rows)
     latest: dict[tuple[str, str, Pair], Judgment] = {}
     replaced = undone = 0
-    for row in sorted(different, key=lambda row: (row.time, repr(row))):
+    for row in sorted(distinct_rows, key=lambda row: (row.time, repr(row))):
         item = (row.judge, row.query_id, row.pair)
-        before = latest.pop(item, None)
+        previous = latest.pop(item, None)
         if row.choice != UNDONE:
             latest[item] = row
-            replaced += before is not None
+            replaced += previous is not None
         else:
-            undone += before is not None
-    kept = tuple(latest[item] for item in sorted(latest))
-    return CurrentJudgments(kept, len(given) - len(different), replaced, undone)
+            undone += previous is not None
+    judgments = tuple(latest[item] for item in sorted(latest))
+    return CurrentJudgments(judgments, len(all_rows) - len(distinct_rows), replaced, undone)
 
 
 # --- what they come to ---
@@ -222,25 +224,25 @@ def preferences(rows: Iterable[Judgment]) -> Preferences:
 
     Raises `InputError` if none of them stands, `MissingExtra` without numpy and scipy.
     """
-    found = current_judgments(rows)
-    judgments = found.judgments
+    current = current_judgments(rows)
+    judgments = current.judgments
     if not judgments:
         raise InputError("there are no judgments, or all were taken back", "judge some on the page of rank-k serve")
     return Preferences(
-        pairs=_compared(judgments),
-        sides=_sides(judgments),
+        pairs=_compare_pairs(judgments),
+        sides=_count_sides(judgments),
         judges=tuple(
-            JudgeSummary(name, _sides(theirs), _median_seconds(theirs))
-            for name, theirs in _grouped(judgments, lambda row: row.judge).items()
+            JudgeSummary(name, _count_sides(rows_of_judge), _median_seconds(rows_of_judge))
+            for name, rows_of_judge in _group_judgments(judgments, lambda row: row.judge).items()
         ),
-        agreement=agreements([(row.judge, row.query_id, row.pair, _outcome(row)) for row in judgments]),
-        standing=found,
+        agreement=compute_agreements([(row.judge, row.query_id, row.pair, _outcome(row)) for row in judgments]),
+        standing=current,
         named=sum(not row.blind for row in judgments),
         translated=sum(row.translation is not None for row in judgments),
     )
 
 
-def share(value: float, count: int, level: float = LEVEL) -> Share:
+def estimate_share(value: float, count: int, level: float = CONFIDENCE_LEVEL) -> Share:
     """`value`, the mean of `count` numbers between 0 and 1, with its interval by Wilson's score (Wilson 1927).
 
     Not the bootstrap that intervals of measures here come from: that shrinks to nothing where all say the same, and a
@@ -248,31 +250,35 @@ def share(value: float, count: int, level: float = LEVEL) -> Share:
     Made for numbers that are 0 or 1. Others of the same mean vary less, so that it is too wide then, never too narrow.
     """
     z = NormalDist().inv_cdf((1 + level) / 2)
-    centre = (value + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(value * (1 - value) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return Share(value, max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
+    center = (value + z * z / (2 * count)) / (1 + z * z / count)
+    half_width = z * math.sqrt(value * (1 - value) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return Share(value, max(0.0, min(value, center - half_width)), min(1.0, max(value, center + half_width)))
 
 
-def _compared(judgments: Iterable[Judgment]) -> tuple[ComparedPair, ...]:
+def _compare_pairs(judgments: Iterable[Judgment]) -> tuple[ComparedPair, ...]:
     """Each query weighs the same, however many have judged it, and counts once: its judgments are not independent."""
-    found = []
-    for (first, second), theirs in _grouped(judgments, lambda row: row.pair).items():
+    pairs = []
+    for (first, second), rows_of_pair in _group_judgments(judgments, lambda row: row.pair).items():
         by_query = {
             query_id: Counter(map(_outcome, rows))
-            for query_id, rows in _grouped(theirs, lambda row: row.query_id).items()
+            for query_id, rows in _group_judgments(rows_of_pair, lambda row: row.query_id).items()
         }
         won, tied, lost = (
             [outcomes[kind] / outcomes.total() for outcomes in by_query.values()] for kind in (_WON, _TIED, _LOST)
         )
         scores = [win + tie / 2 for win, tie in zip(won, tied, strict=True)]
-        rate, wins, ties, losses = (
-            share(min(1.0, fmean(values)), len(by_query)) for values in (scores, won, tied, lost)
+        win_rate, won_share, tied_share, lost_share = (
+            estimate_share(min(1.0, fmean(values)), len(by_query)) for values in (scores, won, tied, lost)
         )
         test = paired_difference(dict(zip(by_query, scores, strict=True)), dict.fromkeys(by_query, 0.5))
         p = test.randomization_p
-        found.append(ComparedPair(first, second, len(by_query), len(theirs), rate, wins, ties, losses, p))
-    corrected = holm([compared.p for compared in found])
-    return tuple(replace(compared, p=p) for compared, p in zip(found, corrected, strict=True))
+        pairs.append(
+            ComparedPair(
+                first, second, len(by_query), len(rows_of_pair), win_rate, won_share, tied_share, lost_share, p
+            )
+        )
+    corrected = holm([pair.p for pair in pairs])
+    return tuple(replace(pair, p=p) for pair, p in zip(pairs, corrected, strict=True))
 
 
 _WON, _TIED, _LOST = 0, 1, 2
@@ -283,22 +289,24 @@ def _outcome(row: Judgment) -> int:
     return _TIED if row.winner is None else _WON if row.winner == row.pair[0] else _LOST
 
 
-def _sides(judgments: Iterable[Judgment]) -> Sides:
+def _count_sides(judgments: Iterable[Judgment]) -> Sides:
     """Here every judgment counts: the sides of each were drawn anew."""
     counts = Counter(row.choice for row in judgments)
-    decided = counts[LEFT] + counts[RIGHT]
-    if not decided:
+    decided_count = counts[LEFT] + counts[RIGHT]
+    if not decided_count:
         return Sides(0, 0, counts[TIE], None, None)
-    p = float(load("scipy.stats").binomtest(counts[LEFT], decided).pvalue)
-    return Sides(counts[LEFT], counts[RIGHT], counts[TIE], share(counts[LEFT] / decided, decided), p)
+    p = float(load("scipy.stats").binomtest(counts[LEFT], decided_count).pvalue)
+    return Sides(
+        counts[LEFT], counts[RIGHT], counts[TIE], estimate_share(counts[LEFT] / decided_count, decided_count), p
+    )
 
 
 def _median_seconds(judgments: Iterable[Judgment]) -> float | None:
-    counted = [row.seconds for row in judgments if row.seconds is not None]
-    return median(counted) if counted else None
+    seconds = [row.seconds for row in judgments if row.seconds is not None]
+    return median(seconds) if seconds else None
 
 
-def _grouped(judgments: Iterable[Judgment], key: Callable[[Judgment], Any]) -> dict[Any, list[Judgment]]:
+def _group_judgments(judgments: Iterable[Judgment], key: Callable[[Judgment], Any]) -> dict[Any, list[Judgment]]:
     return {name: list(rows) for name, rows in groupby(sorted(judgments, key=key), key)}
 
 
@@ -324,6 +332,6 @@ def _are_strings(value: object) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
 
 
-def _shown(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+def _abbreviate(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from rank_k.errors import InputError
-from rank_k.evaluation.measures import Evaluation, Ties, evaluate, spelled
+from rank_k.evaluation.measures import Evaluation, Ties, canonical_names, evaluate
 from rank_k.evaluation.run_costs import RunCost
-from rank_k.evaluation.significance import NO_DIFFERENCE, PairedDifference, holm, interval, paired_difference
+from rank_k.evaluation.significance import NO_DIFFERENCE, PairedDifference, bootstrap_interval, holm, paired_difference
 from rank_k.types import Run
 
-JUDGED = "Judged@10"
+JUDGED_MEASURE = "Judged@10"
 """By what the share of unjudged documents is told."""
 
 
@@ -41,8 +41,8 @@ class Change:
     @property
     def difference(self) -> float:
         """What rounding leaves counts as none."""
-        found = self.after - self.before
-        return 0.0 if abs(found) < NO_DIFFERENCE else found
+        difference = self.after - self.before
+        return 0.0 if abs(difference) < NO_DIFFERENCE else difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +57,16 @@ class ComparedRun:
     against: Mapping[str, PairedComparison] = field(default_factory=dict)
 
     @property
-    def unjudged_of(self) -> Mapping[str, float]:
+    def unjudged_per_query(self) -> Mapping[str, float]:
         """Per judged query that the run answers, the share of its first ten documents without judgment."""
         missing = set(self.evaluation.missing)
-        values = self.evaluation.per_query[JUDGED]
+        values = self.evaluation.per_query[JUDGED_MEASURE]
         return {query_id: 1 - value for query_id, value in values.items() if query_id not in missing}
 
     @property
     def unjudged(self) -> float:
-        """The mean of `unjudged_of`."""
-        shares = self.unjudged_of.values()
+        """The mean of `unjudged_per_query`."""
+        shares = self.unjudged_per_query.values()
         return fmean(shares) if shares else 0.0
 
 
@@ -91,26 +91,26 @@ class RunComparison:
     @property
     def shown_measure(self) -> str:
         """The measure whose queries are looked at one by one: the first that says something of quality."""
-        return next((measure for measure in self.measures if not _counts_judgments(measure)), self.measures[0])
+        return next((measure for measure in self.measures if not _is_judged_measure(measure)), self.measures[0])
 
     def changes(self, run: ComparedRun, measure: str = "") -> list[Change]:
         """What became of each query since the baseline, the largest gain first; empty without a baseline."""
-        base = next((other for other in self.runs if other.name == self.baseline), None)
-        if base is None:
+        baseline = next((other for other in self.runs if other.name == self.baseline), None)
+        if baseline is None:
             return []
         measure = measure or self.shown_measure
-        before, after = base.evaluation.per_query[measure], run.evaluation.per_query[measure]
-        unjudged = base.unjudged_of, run.unjudged_of
-        found = [
+        before, after = baseline.evaluation.per_query[measure], run.evaluation.per_query[measure]
+        unjudged = baseline.unjudged_per_query, run.unjudged_per_query
+        changes = [
             Change(query_id, before[query_id], value, (unjudged[0].get(query_id), unjudged[1].get(query_id)))
             for query_id, value in after.items()
         ]
-        return sorted(found, key=lambda change: (-change.difference, change.query_id))
+        return sorted(changes, key=lambda change: (-change.difference, change.query_id))
 
-    def hurt(self, run: ComparedRun, most: int = 10) -> list[Change]:
+    def hurt(self, run: ComparedRun, limit: int = 10) -> list[Change]:
         """The queries that lost, the worst first."""
-        lost = [change for change in self.changes(run) if change.difference < 0]
-        return sorted(lost, key=lambda change: (change.difference, change.query_id))[:most]
+        losses = [change for change in self.changes(run) if change.difference < 0]
+        return sorted(losses, key=lambda change: (change.difference, change.query_id))[:limit]
 
 
 def compare_runs(
@@ -130,49 +130,51 @@ def compare_runs(
 
     Raises `InputError` as `evaluate` does, or if there is nothing to compare; `MissingExtra`.
     """
-    asked = spelled(measures)
-    tested = [measure for measure in asked if not _counts_judgments(measure)] if baseline else []
+    measure_names = canonical_names(measures)
+    compared_measures = [measure for measure in measure_names if not _is_judged_measure(measure)] if baseline else []
     if baseline and len(runs) < 2:
         raise InputError(f"there is no run to compare with the baseline {baseline}", "name another run")
-    if baseline and not tested:
-        raise InputError(f"{', '.join(asked)} cannot be compared", "add a measure of quality, such as nDCG@10")
-    evaluations = {name: evaluate(qrels, run, [*asked, JUDGED], ties=ties) for name, run in runs.items()}
-    against = _against(evaluations, baseline, tested)
+    if baseline and not compared_measures:
+        raise InputError(f"{', '.join(measure_names)} cannot be compared", "add a measure of quality, such as nDCG@10")
+    evaluations = {
+        name: evaluate(qrels, run, [*measure_names, JUDGED_MEASURE], ties=ties) for name, run in runs.items()
+    }
+    comparisons = _compare_with_baseline(evaluations, baseline, compared_measures)
     return RunComparison(
-        measures=asked,
+        measures=measure_names,
         runs=tuple(
             ComparedRun(
                 name,
                 evaluation,
-                _intervals(evaluation, asked) if intervals else {},
+                _compute_intervals(evaluation, measure_names) if intervals else {},
                 (costs or {}).get(name),
-                against.get(name, {}),
+                comparisons.get(name, {}),
             )
             for name, evaluation in evaluations.items()
         ),
         baseline=baseline,
-        comparisons=sum(map(len, against.values())),
+        comparisons=sum(map(len, comparisons.values())),
     )
 
 
-def _counts_judgments(measure: str) -> bool:
+def _is_judged_measure(measure: str) -> bool:
     return measure.startswith("Judged")
 
 
-def _intervals(evaluation: Evaluation, measures: Sequence[str]) -> dict[str, tuple[float, float]]:
+def _compute_intervals(evaluation: Evaluation, measures: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Of the measures whose mean is that over queries: not of sums, such as NumRet."""
     return {
-        measure: interval(values)
+        measure: bootstrap_interval(values)
         for measure in measures
         if abs(fmean(values := list(evaluation.per_query[measure].values())) - evaluation.means[measure]) < 1e-6
     }
 
 
-def _against(
+def _compare_with_baseline(
     evaluations: Mapping[str, Evaluation], baseline: str, measures: Sequence[str]
 ) -> dict[str, dict[str, PairedComparison]]:
     others = [name for name in evaluations if name != baseline]
-    made = [
+    differences = [
         (
             name,
             measure,
@@ -181,9 +183,9 @@ def _against(
         for name in (others if baseline else ())
         for measure in measures
     ]
-    t_ps = holm([found.t_p for _, _, found in made])
-    randomization_ps = holm([found.randomization_p for _, _, found in made])
-    against: dict[str, dict[str, PairedComparison]] = {}
-    for (name, measure, found), t_p, randomization_p in zip(made, t_ps, randomization_ps, strict=True):
-        against.setdefault(name, {})[measure] = PairedComparison(found, t_p, randomization_p)
-    return against
+    t_ps = holm([difference.t_p for _, _, difference in differences])
+    randomization_ps = holm([difference.randomization_p for _, _, difference in differences])
+    comparisons: dict[str, dict[str, PairedComparison]] = {}
+    for (name, measure, difference), t_p, randomization_p in zip(differences, t_ps, randomization_ps, strict=True):
+        comparisons.setdefault(name, {})[measure] = PairedComparison(difference, t_p, randomization_p)
+    return comparisons

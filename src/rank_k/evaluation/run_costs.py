@@ -63,15 +63,15 @@ class RunCost:
         """The command that shows all that was asked and thought about a query; None if nothing was."""
         if query_id not in self.queries:
             return None
-        of_run = ["--run", self.run] if self.run else []
-        named = ["--query", query_id] if not query_id.startswith("-") else [f"--query={query_id}"]
-        return shlex.join(["rank-k", "journal", "show", str(self.journal), *of_run, *named])
+        run_option = ["--run", self.run] if self.run else []
+        query_option = ["--query", query_id] if not query_id.startswith("-") else [f"--query={query_id}"]
+        return shlex.join(["rank-k", "journal", "show", str(self.journal), *run_option, *query_option])
 
 
 def journal_beside(run_file: Path) -> Path | None:
     """Where `rank-k rerank` keeps the journal of the run it writes, if there is one."""
-    beside = run_file.with_name(run_file.name + ".journal.sqlite")
-    return beside if beside.is_file() else None
+    journal_file = run_file.with_name(run_file.name + ".journal.sqlite")
+    return journal_file if journal_file.is_file() else None
 
 
 def run_cost(journal_file: Path, run_file: Path) -> RunCost | None:
@@ -86,21 +86,21 @@ def run_cost(journal_file: Path, run_file: Path) -> RunCost | None:
         runs = journal.runs()
         if not runs:
             return None
-        writing = [record for record in runs if _wrote(record, run_file)]
-        chosen = (writing or runs)[0]
-        queries = {query.query_id: query for query in journal.queries(chosen.run)}
+        writers = [record for record in runs if _wrote_file(record, run_file)]
+        record = (writers or runs)[0]
+        queries = {query.query_id: query for query in journal.queries(record.run)}
         if not queries:
             return None
         return RunCost(
             journal_file,
-            "" if chosen == runs[0] else chosen.run,
+            "" if record == runs[0] else record.run,
             len(runs) - 1,
-            bool(writing),
-            journal.model(chosen.run),
+            bool(writers),
+            journal.model(record.run),
             queries,
         )
 
 
-def _wrote(record: RunRecord, run_file: Path) -> bool:
+def _wrote_file(record: RunRecord, run_file: Path) -> bool:
     """By the file's name: the folder may have been moved, or the command run elsewhere."""
     return Path(str(record.settings.get("output", ""))).name == run_file.name

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
     Floats: TypeAlias = NDArray[np.float64]
 
-LEVEL = 0.95
+CONFIDENCE_LEVEL = 0.95
 RESAMPLES = 10_000
 SEED = 0
 
 NO_DIFFERENCE = 1e-9
 """What is smaller comes from rounding: a sum taken in another order. It counts as no difference at all."""
 
-_BLOCK = 1 << 20
+_BLOCK_SIZE = 1 << 20
 """Numbers drawn at a time, so that memory does not grow with resamples times queries."""
 
 
@@ -55,8 +55,8 @@ class PairedDifference:
         return self.better + self.equal + self.worse
 
 
-def interval(
-    values: Sequence[float], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = SEED
+def bootstrap_interval(
+    values: Sequence[float], *, level: float = CONFIDENCE_LEVEL, resamples: int = RESAMPLES, seed: int = SEED
 ) -> tuple[float, float]:
     """The bootstrap interval of the mean of `values`, which are one per query: queries are drawn with replacement
     `resamples` times, and the middle `level` of the means is what comes back (Efron and Tibshirani 1993, ch. 13).
@@ -66,7 +66,7 @@ def interval(
 
     Raises `InputError` if there are no values or a number makes no sense, `MissingExtra` without numpy.
     """
-    _check(level, resamples)
+    _check_arguments(level, resamples)
     if not values:
         raise InputError("there are no queries to take an interval over", "check the judgments")
     np = load("numpy")
@@ -82,7 +82,10 @@ def resampled_means(values: Floats, resamples: int = RESAMPLES, seed: int = SEED
     generator = np.random.default_rng(seed)
     count = len(values)
     means: Floats = np.concatenate(
-        [values[generator.integers(0, count, (rows, count))].mean(axis=1) for rows in _blocks(resamples, values.size)]
+        [
+            values[generator.integers(0, count, (rows, count))].mean(axis=1)
+            for rows in _block_sizes(resamples, values.size)
+        ]
     )
     return means
 
@@ -91,7 +94,7 @@ def paired_difference(
     ours: Mapping[str, float],
     baseline: Mapping[str, float],
     *,
-    level: float = LEVEL,
+    level: float = CONFIDENCE_LEVEL,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> PairedDifference:
@@ -104,16 +107,16 @@ def paired_difference(
 
     Raises `InputError` if the queries are not the same or a value is no number, `MissingExtra` without numpy and scipy.
     """
-    if different := ours.keys() ^ baseline.keys():
+    if unmatched_ids := ours.keys() ^ baseline.keys():
         raise InputError(
-            f"{len(different)} queries have a value on one side only, for one {min(different)}",
+            f"{len(unmatched_ids)} queries have a value on one side only, for one {min(unmatched_ids)}",
             "evaluate both runs by the same judgments",
         )
     differences = [ours[query_id] - baseline[query_id] for query_id in sorted(ours)]
     if not all(map(isfinite, differences)):
         raise InputError("a value that is to be compared is not a finite number", "leave its query or measure out")
     differences = [0.0 if abs(value) < NO_DIFFERENCE else value for value in differences]
-    low, high = interval(differences, level=level, resamples=resamples, seed=seed)
+    low, high = bootstrap_interval(differences, level=level, resamples=resamples, seed=seed)
     mean, error = _mean_and_error(differences)
     better = sum(value > 0 for value in differences)
     worse = sum(value < 0 for value in differences)
@@ -136,10 +139,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     other. The smallest counts as many times as there are values, the next one time less; none falls below one
     that was smaller before."""
     corrected = [0.0] * len(p_values)
-    highest = 0.0
-    for place, number in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[number]))
-        corrected[number] = highest
+    largest_so_far = 0.0
+    for position, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest_so_far = max(largest_so_far, min(1.0, (len(p_values) - position) * p_values[index]))
+        corrected[index] = largest_so_far
     return corrected
 
 
@@ -161,33 +164,33 @@ def _t_test(mean: float, error: float, count: int) -> float:
 
 def _randomization_test(differences: Sequence[float], resamples: int, seed: int) -> float:
     np = load("numpy")
-    given = np.array([value for value in differences if value])  # the sign of zero changes nothing
-    observed = abs(given.sum()) - NO_DIFFERENCE  # sums taken in another order differ in their last bits
-    if len(given) < 63 and 2 ** len(given) <= resamples:
-        flipped = (np.arange(2 ** len(given))[:, None] >> np.arange(len(given))) & 1
-        return float(np.mean(np.abs(_signed(given, flipped)) >= observed))
+    nonzero = np.array([value for value in differences if value])  # the sign of zero changes nothing
+    observed = abs(nonzero.sum()) - NO_DIFFERENCE  # sums taken in another order differ in their last bits
+    if len(nonzero) < 63 and 2 ** len(nonzero) <= resamples:
+        signs = (np.arange(2 ** len(nonzero))[:, None] >> np.arange(len(nonzero))) & 1
+        return float(np.mean(np.abs(_signed_sums(nonzero, signs)) >= observed))
     generator = np.random.default_rng(seed)
-    as_large = sum(
-        int(np.sum(np.abs(_signed(given, generator.integers(0, 2, (rows, len(given))))) >= observed))
-        for rows in _blocks(resamples, len(given))
+    extreme_count = sum(
+        int(np.sum(np.abs(_signed_sums(nonzero, generator.integers(0, 2, (rows, len(nonzero))))) >= observed))
+        for rows in _block_sizes(resamples, len(nonzero))
     )
-    return (as_large + 1) / (resamples + 1)
+    return (extreme_count + 1) / (resamples + 1)
 
 
-def _signed(given: Floats, flipped: Floats) -> Floats:
-    """One sum per row of `flipped`, which says by 1 which values change their sign."""
-    sums: Floats = load("numpy").where(flipped, -given, given).sum(axis=1)
+def _signed_sums(differences: Floats, signs: Floats) -> Floats:
+    """One sum per row of `signs`, which says by 1 which values change their sign."""
+    sums: Floats = load("numpy").where(signs, -differences, differences).sum(axis=1)
     return sums
 
 
-def _blocks(resamples: int, count: int) -> Iterator[int]:
+def _block_sizes(resamples: int, count: int) -> Iterator[int]:
     """How many resamples of `count` numbers to draw at a time."""
-    rows = max(_BLOCK // count, 1)
-    for done in range(0, resamples, rows):
-        yield min(rows, resamples - done)
+    rows = max(_BLOCK_SIZE // count, 1)
+    for start in range(0, resamples, rows):
+        yield min(rows, resamples - start)
 
 
-def _check(level: float, resamples: int) -> None:
+def _check_arguments(level: float, resamples: int) -> None:
     if not 0 < level < 1:
         raise InputError(f"an interval cannot have the level {level}", "give a number between 0 and 1, such as 0.95")
     if resamples < 1:

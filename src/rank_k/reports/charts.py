@@ -36,14 +36,14 @@ _COLORS = {
     "#010205": "var(--series-5, #8f6a00)",
     "#010206": "var(--series-6, #59636e)",
 }
-INK, SOFT, RULE, PAPER, GAIN, LOSS, *SERIES = _COLORS
-HALO = "halo"
+INK, SOFT, RULE, PAPER, GAIN, LOSS, *SERIES_COLORS = _COLORS
+HALO_ID = "halo"
 
-_LONGEST = 22
+_MAX_LABEL_LENGTH = 22
 """Characters of a name in a figure; the page's tables have the whole."""
 
 
-def truncate_label(text: str) -> str:
+def escape_label(text: str) -> str:
     """`text` as XML and UTF-8 can hold it: control characters and undecodable bytes written as escapes."""
     return "".join(
         character.encode("unicode_escape").decode()
@@ -60,13 +60,13 @@ class Chart:
     title: str
     description: str
     texts: dict[str, str] = field(default_factory=dict)
-    explanations: dict[str, str] = field(default_factory=dict)
-    drawn: str = ""
+    tooltips: dict[str, str] = field(default_factory=dict)
+    svg_source: str = ""
 
     @contextmanager
     def axes(self, x_label: str, y_label: str) -> Iterator[Any]:
         """Axes to draw on, in matplotlib's own defaults whatever the user's are."""
-        matplotlib, figures = load("matplotlib"), load("matplotlib.figure")
+        matplotlib, figure_module = load("matplotlib"), load("matplotlib.figure")
         with matplotlib.rc_context():
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(
@@ -81,59 +81,61 @@ class Chart:
                 | {"xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.axisbelow": True}
                 | {"axes.spines.top": False, "axes.spines.right": False, "hatch.color": INK}
             )
-            figure = figures.Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72, layout="constrained")
+            figure = figure_module.Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72, layout="constrained")
             axes = figure.add_subplot()
-            axes.set_xlabel(self.text(x_label, 60))
-            axes.set_title(self.text(y_label, 40), loc="left", fontsize=FONT)  # read without turning one's head
+            axes.set_xlabel(self.add_text(x_label, 60))
+            axes.set_title(self.add_text(y_label, 40), loc="left", fontsize=FONT)  # read without turning one's head
             yield axes
-            written = io.StringIO()
-            unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-            figure.savefig(written, format="svg", transparent=True, metadata=unsaid)
-            self.drawn = written.getvalue()
+            svg_file = io.StringIO()
+            empty_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            figure.savefig(svg_file, format="svg", transparent=True, metadata=empty_metadata)
+            self.svg_source = svg_file.getvalue()
 
-    def text(self, text: str, longest: int = _LONGEST) -> str:
+    def add_text(self, text: str, max_length: int = _MAX_LABEL_LENGTH) -> str:
         """A placeholder about as wide as `text`, which takes its place at the end."""
         if not text:
             return ""
-        text = truncate_label(text)
-        shown = text if len(text) <= longest else f"{text[: longest // 2]}…{text[-(longest // 2 - 1) :]}"
-        width = sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in shown)
+        text = escape_label(text)
+        label = text if len(text) <= max_length else f"{text[: max_length // 2]}…{text[-(max_length // 2 - 1) :]}"
+        width = sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in label)
         placeholder = f"@{len(self.texts)}@".ljust(width, "n")
-        self.texts[placeholder] = shown
+        self.texts[placeholder] = label
         return placeholder
 
-    def explained(self, mark: str, text: str) -> str:
+    def add_tooltip(self, mark: str, text: str) -> str:
         """`mark`, whose element will say `text` when pointed at."""
-        self.explanations[mark] = truncate_label(text)
+        self.tooltips[mark] = escape_label(text)
         return mark
 
     def svg(self) -> str:
-        root = ElementTree.fromstring(self.drawn)
-        own = "f" + hashlib.sha256((self.title + self.drawn).encode("utf-8", "surrogatepass")).hexdigest()[:8]
-        used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', self.drawn))
+        root = ElementTree.fromstring(self.svg_source)
+        id_prefix = (
+            "f" + hashlib.sha256((self.title + self.svg_source).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+        )
+        referenced_ids = set(re.findall(r'(?:href="#|url\(#)([^")]+)', self.svg_source))
         for element in root.iter():
-            self._rewrite(element, own, used)
+            self._rewrite_element(element, id_prefix, referenced_ids)
         for parent in root.iter():
             for child in [child for child in parent if child.tag in ("style", "metadata")]:
                 parent.remove(child)
-        said = [("title", f"{own}-title", self.title), ("desc", f"{own}-desc", self.description)]
-        labels = []
-        for place, (tag, identifier, text) in enumerate(entry for entry in said if entry[2]):
+        descriptions = [("title", f"{id_prefix}-title", self.title), ("desc", f"{id_prefix}-desc", self.description)]
+        label_ids = []
+        for position, (tag, identifier, text) in enumerate(entry for entry in descriptions if entry[2]):
             element = ElementTree.Element(tag, {"id": identifier})
-            element.text = truncate_label(text)
-            root.insert(place, element)
-            labels.append(identifier)
+            element.text = escape_label(text)
+            root.insert(position, element)
+            label_ids.append(identifier)
         root.attrib = {
             "xmlns": "http://www.w3.org/2000/svg",
             "viewBox": f"0 0 {WIDTH} {HEIGHT}",
             "role": "img",
-            "aria-labeledby": " ".join(labels),
+            "aria-labelledby": " ".join(label_ids),
             "font-family": "system-ui, sans-serif",
             "stroke-linejoin": "round",
         }
         return ElementTree.tostring(root, encoding="unicode")
 
-    def _rewrite(self, element: ElementTree.Element, own: str, used: set[str]) -> None:
+    def _rewrite_element(self, element: ElementTree.Element, id_prefix: str, referenced_ids: set[str]) -> None:
         element.tag = element.tag.rpartition("}")[2]
         attributes = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
         for declaration in attributes.pop("style", "").split(";"):
@@ -141,21 +143,21 @@ class Chart:
             if name and name != "font-family":
                 attributes[name] = _COLORS.get(value, value.removesuffix("px") if name == "font-size" else value)
         identifier = attributes.pop("id", "")
-        if identifier in used:
-            attributes["id"] = f"{own}-{identifier}"
+        if identifier in referenced_ids:
+            attributes["id"] = f"{id_prefix}-{identifier}"
         for name in ("href", "clip-path"):
             if name in attributes:
-                attributes[name] = attributes[name].replace("#", f"#{own}-", 1)
+                attributes[name] = attributes[name].replace("#", f"#{id_prefix}-", 1)
         if "d" in attributes:
-            attributes["d"] = " ".join(_rounded(attributes["d"]).split())
-        if identifier == HALO:  # readable where it crosses a line
+            attributes["d"] = " ".join(_round_numbers(attributes["d"]).split())
+        if identifier == HALO_ID:  # readable where it crosses a line
             attributes |= {"stroke": _COLORS[PAPER], "stroke-width": "3", "paint-order": "stroke"}
-        if identifier in self.explanations:
+        if identifier in self.tooltips:
             explanation = ElementTree.Element("title")
-            explanation.text = self.explanations[identifier]
+            explanation.text = self.tooltips[identifier]
             element.insert(0, explanation)
         element.attrib = {
-            name: _rounded(value) if name in ("x", "y", "transform", "width", "height") else value
+            name: _round_numbers(value) if name in ("x", "y", "transform", "width", "height") else value
             for name, value in attributes.items()
         }
         if element.text is not None:
@@ -163,5 +165,5 @@ class Chart:
         element.tail = None
 
 
-def _rounded(numbers: str) -> str:
-    return re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), numbers)
+def _round_numbers(numbers: str) -> str:
+    return re.sub(r"-?\d+\.\d+", lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), numbers)

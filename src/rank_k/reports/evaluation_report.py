@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from rank_k.evaluation.run_comparison import Change, ComparedRun, PairedComparison, RunComparison
-from rank_k.evaluation.significance import LEVEL, RESAMPLES, SEED
+from rank_k.evaluation.significance import CONFIDENCE_LEVEL, RESAMPLES, SEED
 from rank_k.reports.figures import Point, bars, scatter
 from rank_k.reports.html import format_integer, format_signed, render_template
 
-SURE = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 """A corrected p value up to this is called a difference; the usual convention, not more."""
 
-_LOGARITHMIC = 20
+_LOGARITHMIC_FROM_RATIO = 20
 """From so many times between the cheapest and the dearest, costs are drawn on a logarithmic axis."""
 
 
@@ -36,8 +36,8 @@ class Figure:
 
 
 def render_report(
-    assessment: RunComparison,
-    made: ReportOrigin,
+    comparison: RunComparison,
+    origin: ReportOrigin,
     queries: Mapping[str, str] | None = None,
     links: Sequence[tuple[str, str, bool]] = (),
 ) -> str:
@@ -45,23 +45,25 @@ def render_report(
     several: path, title, and whether it is this one. Raises `MissingExtra`."""
     return render_template(
         "report.html.j2",
-        title=_title(assessment),
-        assessment=assessment,
-        measure=assessment.shown_measure,
-        level=f"{LEVEL:.0%}".replace("%", "\u00a0%"),
-        sure=SURE,
-        findings=[_Finding(run, run.against[assessment.shown_measure]) for run in assessment.compared],
-        costs=_cost_figures(assessment),
-        bars={run.name: _bars(assessment, run, _ends(assessment)) for run in assessment.compared},
+        title=_page_title(comparison),
+        comparison=comparison,
+        measure=comparison.shown_measure,
+        confidence=f"{CONFIDENCE_LEVEL:.0%}".replace("%", "\u00a0%"),
+        significance_level=SIGNIFICANCE_LEVEL,
+        findings=[_Finding(run, run.against[comparison.shown_measure]) for run in comparison.compared],
+        cost_figures=_cost_figures(comparison),
+        bar_figures={
+            run.name: _bar_figure(comparison, run, _difference_range(comparison)) for run in comparison.compared
+        },
         queries=queries or {},
-        made=_facts(made, assessment),
+        page_facts=_reproduction_facts(origin, comparison),
         links=links,
     )
 
 
-def _title(assessment: RunComparison) -> str:
-    count = len(assessment.runs)
-    return f"Evaluation of {count} runs" if count > 1 else f"Evaluation of {assessment.runs[0].name}"
+def _page_title(comparison: RunComparison) -> str:
+    count = len(comparison.runs)
+    return f"Evaluation of {count} runs" if count > 1 else f"Evaluation of {comparison.runs[0].name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,41 +71,47 @@ class _Finding:
     """What can be said of a run in one sentence."""
 
     run: ComparedRun
-    compared: PairedComparison
+    comparison: PairedComparison
 
     @property
-    def established(self) -> bool:
-        return self.compared.randomization_p <= SURE
+    def is_significant(self) -> bool:
+        return self.comparison.randomization_p <= SIGNIFICANCE_LEVEL
 
     @property
-    def kind(self) -> str:
+    def css_class(self) -> str:
         """How it is marked."""
-        return ("gain" if self.compared.paired.mean > 0 else "loss") if self.established else ""
+        return ("gain" if self.comparison.paired.mean > 0 else "loss") if self.is_significant else ""
 
 
-def _cost_figures(assessment: RunComparison) -> list[Figure]:
+def _cost_figures(comparison: RunComparison) -> list[Figure]:
     """Quality against what it cost, in each currency that was spent."""
-    measure = assessment.shown_measure
-    paid = [(run, run.cost) for run in assessment.runs if run.cost is not None]
+    measure = comparison.shown_measure
+    runs_with_cost = [(run, run.cost) for run in comparison.runs if run.cost is not None]
     per_query = {
-        "tokens per query, in and out": [cost.tokens / len(cost.queries) for _, cost in paid],
-        "rounds per query": [cost.rounds for _, cost in paid],
-        "model seconds per query": [cost.seconds / len(cost.queries) for _, cost in paid],
+        "tokens per query, in and out": [cost.tokens / len(cost.queries) for _, cost in runs_with_cost],
+        "rounds per query": [cost.rounds for _, cost in runs_with_cost],
+        "model seconds per query": [cost.seconds / len(cost.queries) for _, cost in runs_with_cost],
     }
     figures = []
-    for label, spent in per_query.items():
-        if not spent or max(spent) == 0:
+    for label, costs in per_query.items():
+        if not costs or max(costs) == 0:
             continue
         points = [
-            Point(_short(run, assessment.runs), x, run.evaluation.means[measure], None, run.intervals.get(measure))
-            for (run, _), x in zip(paid, spent, strict=True)
+            Point(
+                _short_run_name(run, comparison.runs),
+                x,
+                run.evaluation.means[measure],
+                None,
+                run.intervals.get(measure),
+            )
+            for (run, _), x in zip(runs_with_cost, costs, strict=True)
         ]
-        logarithmic = min(spent) > 0 and max(spent) / min(spent) >= _LOGARITHMIC
-        told = "; ".join(f"{point.name}: {format_integer(point.x)}, {point.y:.4f}" for point in points)
+        logarithmic = min(costs) > 0 and max(costs) / min(costs) >= _LOGARITHMIC_FROM_RATIO
+        description = "; ".join(f"{point.name}: {format_integer(point.x)}, {point.y:.4f}" for point in points)
         svg = scatter(
             points,
             title=f"{measure} against {label}",
-            description=told,
+            description=description,
             x_label=label + (" (logarithmic)" if logarithmic else ""),
             y_label=measure,
             log_x=logarithmic,
@@ -112,62 +120,64 @@ def _cost_figures(assessment: RunComparison) -> list[Figure]:
     return figures
 
 
-def _ends(assessment: RunComparison) -> tuple[float, float]:
+def _difference_range(comparison: RunComparison) -> tuple[float, float]:
     """The largest loss and gain of any run: all are drawn on one scale."""
-    differences = [change.difference for run in assessment.compared for change in assessment.changes(run)]
+    differences = [change.difference for run in comparison.compared for change in comparison.changes(run)]
     return min(differences, default=0.0), max(differences, default=0.0)
 
 
-def _bars(assessment: RunComparison, run: ComparedRun, ends: tuple[float, float]) -> Figure:
-    changes = assessment.changes(run)
-    measure, base = assessment.shown_measure, _short_name(assessment.baseline, assessment.runs)
-    name = _short(run, assessment.runs)
-    most, least = changes[0], changes[-1]
+def _bar_figure(comparison: RunComparison, run: ComparedRun, y_range: tuple[float, float]) -> Figure:
+    changes = comparison.changes(run)
+    measure, baseline = comparison.shown_measure, _short_name(comparison.baseline, comparison.runs)
+    name = _short_run_name(run, comparison.runs)
+    best, worst = changes[0], changes[-1]
     svg = bars(
         [(change.query_id, change.difference) for change in changes],
-        title=f"Gains and losses of {name} over {base}, query by query",
-        description=f"{_counts(changes)}. From {format_signed(most.difference)} (query {most.query_id})"
-        f" to {format_signed(least.difference)} (query {least.query_id}).",
+        title=f"Gains and losses of {name} over {baseline}, query by query",
+        description=f"{_describe_counts(changes)}. From {format_signed(best.difference)} (query {best.query_id})"
+        f" to {format_signed(worst.difference)} (query {worst.query_id}).",
         y_label=f"difference in {measure}",
-        ends=ends,
+        y_range=y_range,
     )
-    return Figure(svg, f"{name}: {_counts(changes)}.")
+    return Figure(svg, f"{name}: {_describe_counts(changes)}.")
 
 
-def _counts(changes: Sequence[Change]) -> str:
+def _describe_counts(changes: Sequence[Change]) -> str:
     better = sum(change.difference > 0 for change in changes)
     worse = sum(change.difference < 0 for change in changes)
     return f"{better} of {len(changes)} queries gain, {worse} lose, {len(changes) - better - worse} stay"
 
 
-def _short(run: ComparedRun, runs: Sequence[ComparedRun]) -> str:
+def _short_run_name(run: ComparedRun, runs: Sequence[ComparedRun]) -> str:
     return _short_name(run.name, runs)
 
 
 def _short_name(name: str, runs: Sequence[ComparedRun]) -> str:
     """The file's name without folders, where that is enough to tell the runs apart."""
     names = [run.name.rpartition("/")[2] for run in runs]
-    short = name.rpartition("/")[2]
-    return short if names.count(short) == 1 else name
+    base_name = name.rpartition("/")[2]
+    return base_name if names.count(base_name) == 1 else name
 
 
-def _facts(made: ReportOrigin, assessment: RunComparison) -> list[tuple[str, str]]:
+def _reproduction_facts(origin: ReportOrigin, comparison: RunComparison) -> list[tuple[str, str]]:
     """What is needed to make the page again."""
-    versions = [f"rank-k {_version('rank-k')}", f"Python {platform.python_version()}"]
-    versions += [f"{name} {_version(name)}" for name in ("ir-measures", "pytrec-eval-terrier", "numpy", "scipy")]
-    resampled = f"{RESAMPLES:,} resamples, seed {SEED}, level {LEVEL:.0%}".replace("%", "\u00a0%")
+    versions = [f"rank-k {_installed_version('rank-k')}", f"Python {platform.python_version()}"]
+    versions += [
+        f"{name} {_installed_version(name)}" for name in ("ir-measures", "pytrec-eval-terrier", "numpy", "scipy")
+    ]
+    resampling = f"{RESAMPLES:,} resamples, seed {SEED}, level {CONFIDENCE_LEVEL:.0%}".replace("%", "\u00a0%")
     return [
-        ("Command", made.command),
-        ("Judgments", f"{made.judgments}: {assessment.query_count:,} queries"),
-        ("Measures", ", ".join(assessment.measures)),
-        ("Intervals", f"percentile bootstrap over queries, {resampled}"),
+        ("Command", origin.command),
+        ("Judgments", f"{origin.judgments}: {comparison.query_count:,} queries"),
+        ("Measures", ", ".join(comparison.measures)),
+        ("Intervals", f"percentile bootstrap over queries, {resampling}"),
         ("Tests", f"paired, two-sided: randomization of signs ({RESAMPLES:,} draws, seed {SEED}) and Student's t"),
-        ("Correction", f"Holm, over {assessment.comparisons} comparisons" if assessment.comparisons else "none needed"),
+        ("Correction", f"Holm, over {comparison.comparisons} comparisons" if comparison.comparisons else "none needed"),
         ("Versions", ", ".join(versions)),
     ]
 
 
-def _version(distribution: str) -> str:
+def _installed_version(distribution: str) -> str:
     try:
         return version(distribution)
     except PackageNotFoundError:

@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from rank_k.optional_deps import load
-from rank_k.reports.charts import truncate_label
+from rank_k.reports.charts import escape_label
 
 
 def stylesheet() -> str:
@@ -37,14 +37,14 @@ def render_template(template: str, **data: Any) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: truncate_label(value) if type(value) is str else value,
+        finalize=lambda value: escape_label(value) if type(value) is str else value,
     )
     environment.filters |= {
         "value": format_value,
         "signed": format_signed,
         "p_value": format_p_value,
         "share": format_share,
-        "whole": format_integer,
+        "integer": format_integer,
     }
     page: str = environment.get_template(template).render(
         styles=stylesheet(), security_policy=security_policy(), **data

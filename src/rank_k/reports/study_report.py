@@ -8,26 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import rank_k
-from rank_k.evaluation.significance import LEVEL, RESAMPLES, SEED
-from rank_k.reports.evaluation_report import SURE, Figure
+from rank_k.evaluation.significance import CONFIDENCE_LEVEL, RESAMPLES, SEED
+from rank_k.reports.evaluation_report import SIGNIFICANCE_LEVEL, Figure
 from rank_k.reports.figures import Point, bars, scatter
 from rank_k.reports.html import format_integer, format_signed, render_template
-from rank_k.study.breakdowns import ByDifficulty
+from rank_k.study.breakdowns import DifficultyRow
 from rank_k.study.results import StudyResults
 from rank_k.study.table import Row
 
-_LABELS = {
+_COST_LABELS = {
     "tokens": "tokens per query, in and out",
     "rounds": "rounds per query",
     "seconds": "seconds per query, all windows of a round at a time",
 }
 
-_LOGARITHMIC = 20
+_LOGARITHMIC_FROM_RATIO = 20
 """From so many times between the cheapest and the dearest, costs are drawn on a logarithmic axis."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _RunSection:
     """A run and a model: the cells' rows, the first stage's first, and their plots."""
 
     heading: str
@@ -36,46 +36,48 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
-class _Thirds:
+class _DifficultySection:
     """Cells over the thirds of the queries, by one kind of difficulty and against one baseline."""
 
-    by: str
+    criterion: str
     baseline: str
-    rows: Sequence[ByDifficulty]
+    rows: Sequence[DifficultyRow]
     figures: Sequence[Figure]
 
 
-def write_page(path: Path, answer: StudyResults, command: str = "") -> None:
+def write_page(path: Path, results: StudyResults, command: str = "") -> None:
     """`command`: how the study was asked for. Raises `MissingExtra`."""
-    labels = answer.labels
+    labels = results.labels
     page = render_template(
         "study.html.j2",
-        title=answer.study.title,
-        answer=answer,
+        title=results.study.title,
+        results=results,
         labels=labels,
-        measure=answer.study.measures[0],
-        level=f"{LEVEL:.0%}".replace("%", "\u00a0%"),
-        sure=SURE,
-        found=[row for row in answer.rows if row.against is not None and row.p <= SURE],
-        comparisons=sum(row.against is not None for row in answer.rows),
-        parts=[_Part(heading, rows, _costs(answer, heading, rows)) for heading, rows in answer.by_run()],
-        thirds=[
-            _Thirds(by, labels[baseline], rows, _thirds(answer, by, rows))
-            for (by, baseline), rows in answer.difficulty_tables()
+        measure=results.study.measures[0],
+        confidence=f"{CONFIDENCE_LEVEL:.0%}".replace("%", "\u00a0%"),
+        significance_level=SIGNIFICANCE_LEVEL,
+        significant_rows=[row for row in results.rows if row.against is not None and row.p <= SIGNIFICANCE_LEVEL],
+        comparisons=sum(row.against is not None for row in results.rows),
+        sections=[
+            _RunSection(heading, rows, _cost_figures(results, heading, rows)) for heading, rows in results.by_run()
         ],
-        rounds=_rounds(answer),
-        made=_facts(answer, command),
+        difficulty_sections=[
+            _DifficultySection(criterion, labels[baseline], rows, _difficulty_figures(results, criterion, rows))
+            for (criterion, baseline), rows in results.difficulty_tables()
+        ],
+        round_figures=_round_figures(results),
+        page_facts=_reproduction_facts(results, command),
     )
-    part = path.with_name(path.name + ".part")
-    part.write_text(page, encoding="utf-8")
-    part.replace(path)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
 
 
-def _costs(answer: StudyResults, heading: str, rows: Sequence[Row]) -> list[Figure]:
+def _cost_figures(results: StudyResults, heading: str, rows: Sequence[Row]) -> list[Figure]:
     """Quality against each cost, with intervals; cells of one strategy look alike."""
     figures = []
     cells = [(row, row.cell) for row in rows if row.cell is not None]
-    for axis in answer.axes:
+    for axis in results.axes:
         points = [
             Point(
                 row.setting,
@@ -87,88 +89,96 @@ def _costs(answer: StudyResults, heading: str, rows: Sequence[Row]) -> list[Figu
             )
             for row, cell in cells
         ]
-        best = [axis in row.on_set for row, _ in cells]
-        figures.append(_scatter(points, answer.study.measures[0], _LABELS[axis], f"{heading}: quality", best=best))
+        pareto_mask = [axis in row.on_set for row, _ in cells]
+        figures.append(
+            _scatter_figure(
+                points, results.study.measures[0], _COST_LABELS[axis], f"{heading}: quality", pareto_mask=pareto_mask
+            )
+        )
     return figures
 
 
-def _scatter(
+def _scatter_figure(
     points: Sequence[Point],
     measure: str,
-    label: str,
-    what: str,
-    joined: bool = False,
-    best: Sequence[bool] | None = None,
+    cost_label: str,
+    title: str,
+    connect_series: bool = False,
+    pareto_mask: Sequence[bool] | None = None,
 ) -> Figure:
-    spent = [point.x for point in points]
-    logarithmic = min(spent) > 0 and max(spent) / min(spent) >= _LOGARITHMIC
-    caption = f"{measure} against {label}"
+    costs = [point.x for point in points]
+    logarithmic = min(costs) > 0 and max(costs) / min(costs) >= _LOGARITHMIC_FROM_RATIO
+    caption = f"{measure} against {cost_label}"
     svg = scatter(
         points,
-        title=f"{what} against {label}",
+        title=f"{title} against {cost_label}",
         description="; ".join(
             f"{point.name or point.series}: {format_integer(point.x)}, {point.y:.4f}" for point in points
         ),
-        x_label=label + (" (logarithmic)" if logarithmic else ""),
+        x_label=cost_label + (" (logarithmic)" if logarithmic else ""),
         y_label=measure,
         log_x=logarithmic,
-        joined=joined,
-        best=best,
+        connect_series=connect_series,
+        pareto_mask=pareto_mask,
     )
     return Figure(svg, f"{caption}.")
 
 
-def _thirds(answer: StudyResults, by: str, rows: Sequence[ByDifficulty]) -> list[Figure]:
+def _difficulty_figures(results: StudyResults, criterion: str, rows: Sequence[DifficultyRow]) -> list[Figure]:
     """A bar for each third, cell by cell, all on one scale."""
-    labels = answer.labels
+    labels = results.labels
     differences = [row.against.mean for row in rows]
     figures: list[Figure] = []
     if not any(differences):
         return figures
     for name in dict.fromkeys(row.name for row in rows):
-        some = [row for row in rows if row.name == name]
+        cell_rows = [row for row in rows if row.name == name]
         svg = bars(
-            [(row.third, row.against.mean) for row in some],
-            title=f"Gains of {labels[name]} by {by}",
-            description="; ".join(f"{row.third}: {format_signed(row.against.mean)}" for row in some),
-            y_label=f"difference in {answer.study.measures[0]}",
-            ends=(min(differences), max(differences)),
+            [(row.third, row.against.mean) for row in cell_rows],
+            title=f"Gains of {labels[name]} by {criterion}",
+            description="; ".join(f"{row.third}: {format_signed(row.against.mean)}" for row in cell_rows),
+            y_label=f"difference in {results.study.measures[0]}",
+            y_range=(min(differences), max(differences)),
         )
-        figures.append(Figure(svg, f"{labels[name]}, queries by {by}."))
+        figures.append(Figure(svg, f"{labels[name]}, queries by {criterion}."))
     return figures
 
 
-def _rounds(answer: StudyResults) -> list[Figure]:
+def _round_figures(results: StudyResults) -> list[Figure]:
     """Quality by the moment of stopping, run by run; the last point of each cell is the whole of it."""
     figures = []
-    axis = "seconds" if answer.timed else "rounds"
-    names = {one.name for one in answer.rounds}
-    for heading, rows in answer.by_run():
+    axis = "seconds" if results.timed else "rounds"
+    cell_names = {round_row.name for round_row in results.rounds}
+    for heading, rows in results.by_run():
         points = []
         for row in rows:
-            some = [one for one in answer.rounds if one.name == row.name and row.name in names]
-            for one in some:
-                x = one.seconds if answer.timed else float(one.rounds)
-                name = row.setting if one is some[-1] else ""
-                quality = one.quality
+            cell_rounds = [
+                round_row for round_row in results.rounds if round_row.name == row.name and row.name in cell_names
+            ]
+            for round_row in cell_rounds:
+                x = round_row.seconds if results.timed else float(round_row.rounds)
+                name = row.setting if round_row is cell_rounds[-1] else ""
+                quality = round_row.quality
                 points.append(Point(name, x, quality.mean, None, (quality.low, quality.high), row.setting))
         if points:
             label = "seconds waited, or less" if axis == "seconds" else "rounds waited for, or less"
-            figures.append(_scatter(points, answer.study.measures[0], label, f"{heading}: quality when stopped", True))
+            figures.append(
+                _scatter_figure(points, results.study.measures[0], label, f"{heading}: quality when stopped", True)
+            )
     return figures
 
 
-def _facts(answer: StudyResults, command: str) -> list[tuple[str, str]]:
+def _reproduction_facts(results: StudyResults, command: str) -> list[tuple[str, str]]:
     """What is needed to make the page again."""
-    resampled = f"{RESAMPLES:,} resamples, seed {SEED}, level {LEVEL:.0%}".replace("%", "\u00a0%")
-    comparisons = sum(row.against is not None for row in answer.rows)
+    resampling = f"{RESAMPLES:,} resamples, seed {SEED}, level {CONFIDENCE_LEVEL:.0%}".replace("%", "\u00a0%")
+    comparisons = sum(row.against is not None for row in results.rows)
     facts = [
         ("Command", command),
-        ("Measures", ", ".join(answer.study.measures)),
-        ("Intervals", f"percentile bootstrap over queries, {resampled}"),
+        ("Measures", ", ".join(results.study.measures)),
+        ("Intervals", f"percentile bootstrap over queries, {resampling}"),
         ("Test", "paired, two-sided randomization of signs"),
         ("Correction", f"Holm, over {comparisons} comparisons" if comparisons else "none needed"),
-        *((f"Model {model.name}", model.serve) for model in answer.study.models if model.serve and not model.simulate),
+        *((f"Model {model.name}", model.serve) for model in results.study.models if model.serve and not model.simulate),
         ("Versions", f"rank-k {rank_k.__version__}, Python {platform.python_version()}"),
     ]
-    return [(name, told) for name, told in facts if told]
+    return [(name, value) for name, value in facts if value]

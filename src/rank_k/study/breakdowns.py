@@ -11,22 +11,22 @@ from rank_k.data.trec import read_run
 from rank_k.evaluation.measures import evaluate
 from rank_k.evaluation.significance import PairedDifference, paired_difference
 from rank_k.journal import Journal
-from rank_k.study.cell_costs import makespan, rankings_by_round, seed_of
+from rank_k.study.cell_costs import makespan, query_seed, rankings_by_round
 from rank_k.study.folder import StudyFolder
-from rank_k.study.grid import Cell, strategy_of
+from rank_k.study.grid import Cell, build_strategy
 from rank_k.study.inputs import LoadedCollections
-from rank_k.study.table import Estimate, Row, estimate
+from rank_k.study.table import Estimate, Row, estimate_mean
 from rank_k.types import Candidate, Ranking
 
 THIRDS = ("hard", "middling", "easy")
 
 
-class ByDifficulty(NamedTuple):
-    """A cell over a third of the queries, compared with its baseline there. `by`: what made them hard; `low` and
+class DifficultyRow(NamedTuple):
+    """A cell over a third of the queries, compared with its baseline there. `criterion`: what made them hard; `low` and
     `high`: its range in this third. `baseline` and `quality`: means; `reasoning`: tokens per query."""
 
     name: str
-    by: str
+    criterion: str
     third: str
     low: float
     high: float
@@ -36,82 +36,84 @@ class ByDifficulty(NamedTuple):
     reasoning: float
 
 
-def by_difficulty(
-    rows: Sequence[Row], opened: Mapping[str, LoadedCollections], folder: StudyFolder
-) -> list[ByDifficulty]:
+def compare_by_difficulty(
+    rows: Sequence[Row], collections: Mapping[str, LoadedCollections], folder: StudyFolder
+) -> list[DifficultyRow]:
     """For every compared cell. Queries are hard by the first stage's quality, which needs judgments, and by how little
     the baseline's first ten have in common with the first stage's, which needs none.
 
     Neither looks at the compared cell. The first does not look at the baseline's answers either; the second does, so
     that where these come from chance, a part of a difference may come from the choice of queries.
     """
-    found: list[ByDifficulty] = []
+    difficulty_rows: list[DifficultyRow] = []
     by_name = {row.name: row for row in rows}
     for row in rows:
-        base = by_name.get(row.baseline)
-        if row.cell is None or row.against is None or base is None or base.cell is None:
+        baseline = by_name.get(row.baseline)
+        if row.cell is None or row.against is None or baseline is None or baseline.cell is None:
             continue
         first_stage = by_name[f"{row.collection}.{row.first_stage}"]
-        before = opened[row.collection].first_stage(row.first_stage)
-        after = read_run(folder.output(base.cell))
+        first_stage_run = collections[row.collection].first_stage(row.first_stage)
+        baseline_run = read_run(folder.run_file(baseline.cell))
         measure = next(iter(row.quality))
-        kinds = {
-            f"{measure} of the first stage": dict(first_stage.first_values),
+        difficulty_by_criterion = {
+            f"{measure} of the first stage": dict(first_stage.first_measure_values),
             "agreement of first stage and baseline": {
-                query_id: average_overlap(_ids(before.get(query_id, ())), _ids(after.get(query_id, ())))
-                for query_id in row.first_values
+                query_id: average_overlap(
+                    _document_ids(first_stage_run.get(query_id, ())), _document_ids(baseline_run.get(query_id, ()))
+                )
+                for query_id in row.first_measure_values
             },
         }
-        reasoning = {query.query_id: query.usage.reasoning_tokens for query in row.spent}
-        for by, difficulty in kinds.items():
-            for third, queries in zip(THIRDS, thirds(difficulty), strict=True):
-                if queries:
-                    ours = {query_id: row.first_values[query_id] for query_id in queries}
-                    theirs = {query_id: base.first_values[query_id] for query_id in queries}
-                    found.append(
-                        ByDifficulty(
+        reasoning_tokens = {query.query_id: query.usage.reasoning_tokens for query in row.spent}
+        for criterion, difficulty in difficulty_by_criterion.items():
+            for third, query_ids in zip(THIRDS, split_into_thirds(difficulty), strict=True):
+                if query_ids:
+                    cell_values = {query_id: row.first_measure_values[query_id] for query_id in query_ids}
+                    baseline_values = {query_id: baseline.first_measure_values[query_id] for query_id in query_ids}
+                    difficulty_rows.append(
+                        DifficultyRow(
                             row.name,
-                            by,
+                            criterion,
                             third,
-                            difficulty[queries[0]],
-                            difficulty[queries[-1]],
-                            fmean(theirs.values()),
-                            fmean(ours.values()),
-                            paired_difference(ours, theirs),
-                            fmean(reasoning.get(query_id, 0) for query_id in queries),
+                            difficulty[query_ids[0]],
+                            difficulty[query_ids[-1]],
+                            fmean(baseline_values.values()),
+                            fmean(cell_values.values()),
+                            paired_difference(cell_values, baseline_values),
+                            fmean(reasoning_tokens.get(query_id, 0) for query_id in query_ids),
                         )
                     )
-    return found
+    return difficulty_rows
 
 
-def thirds(values: Mapping[str, float]) -> list[list[str]]:
+def split_into_thirds(values: Mapping[str, float]) -> list[list[str]]:
     """The ids in three groups, the lowest values first, of sizes that differ by one at most; equal values by id."""
-    ids = sorted(values, key=lambda query_id: (values[query_id], query_id))
-    cuts = [round(len(ids) * n / 3) for n in range(4)]
-    return [ids[start:end] for start, end in pairwise(cuts)]
+    query_ids = sorted(values, key=lambda query_id: (values[query_id], query_id))
+    boundaries = [round(len(query_ids) * n / 3) for n in range(4)]
+    return [query_ids[start:end] for start, end in pairwise(boundaries)]
 
 
-def average_overlap(one: Sequence[str], other: Sequence[str], depth: int = 10) -> float:
+def average_overlap(first: Sequence[str], second: Sequence[str], depth: int = 10) -> float:
     """From 0 to 1: the mean, over the depths 1 to `depth`, of the share that two rankings have in common down to there
     (Fagin, Kumar and Sivakumar, SODA 2003)."""
     shares = []
-    for cut in range(1, depth + 1):
-        length = min(cut, max(len(one), len(other)))
-        shares.append(len({*one[:cut]} & {*other[:cut]}) / length if length else 1.0)
+    for cutoff in range(1, depth + 1):
+        length = min(cutoff, max(len(first), len(second)))
+        shares.append(len({*first[:cutoff]} & {*second[:cutoff]}) / length if length else 1.0)
     return fmean(shares)
 
 
-def _ids(candidates: Sequence[Candidate]) -> list[str]:
+def _document_ids(candidates: Sequence[Candidate]) -> list[str]:
     return [candidate.doc_id for candidate in candidates]
 
 
 # --- stopping early --------------------------------------------------------------------------------
 
-SLOTS = (1, 4, 16, None)
-"""Windows of one query asked at a time; None: all of a round."""
+CONCURRENCY_LEVELS = (1, 4, 16, None)
+"""Windows of one query in flight; None: all windows of a round."""
 
 
-class AfterRound(NamedTuple):
+class RoundRow(NamedTuple):
     """What a cell would have been worth, had every query been stopped after so many rounds (0: the strategy's own
     beginning, the first stage's order). `seconds`: mean of the critical path until then."""
 
@@ -121,59 +123,66 @@ class AfterRound(NamedTuple):
     quality: Estimate
 
 
-class WithSlots(NamedTuple):
-    """Mean seconds of a query that has the server's slots to itself, so many at a time."""
+class LatencyRow(NamedTuple):
+    """Mean seconds of a query that has the server to itself, with `concurrency` windows in flight."""
 
     name: str
-    slots: int | None
+    concurrency: int | None
     seconds: float
 
 
-def by_round(
-    rows: Sequence[Row], opened: Mapping[str, LoadedCollections], folder: StudyFolder, journal: Journal
-) -> list[AfterRound]:
+def evaluate_by_round(
+    rows: Sequence[Row], collections: Mapping[str, LoadedCollections], folder: StudyFolder, journal: Journal
+) -> list[RoundRow]:
     """For every cell that does not split its documents, by replay of the journal."""
-    found: list[AfterRound] = []
+    round_rows: list[RoundRow] = []
     for row in rows:
-        if row.cell is None or row.cell.passages is not None:
+        if row.cell is None or row.cell.passage_split is not None:
             continue
-        of = opened[row.collection]
+        collection = collections[row.collection]
         measure = next(iter(row.quality))
-        replayed = _replayed(row.cell, of, folder, journal)
-        seconds = {query.query_id: [makespan(windows) for windows in query.rounds] for query in row.spent}
-        for number in range(max(map(len, replayed.values()), default=1)):
+        rankings_by_query = _replay_rankings(row.cell, collection, folder, journal)
+        seconds = {query.query_id: [makespan(windows) for windows in query.seconds_by_round] for query in row.spent}
+        for round_number in range(max(map(len, rankings_by_query.values()), default=1)):
             run = {
-                query_id: _candidates(rankings[min(number, len(rankings) - 1)])
-                for query_id, rankings in replayed.items()
+                query_id: _to_candidates(rankings[min(round_number, len(rankings) - 1)])
+                for query_id, rankings in rankings_by_query.items()
             }
-            values = evaluate(of.qrels, run, [measure]).per_query[measure]
-            waited = fmean(sum(seconds.get(query_id, [])[:number]) for query_id in replayed)
-            found.append(AfterRound(row.name, number, waited, estimate(list(values.values()))))
-    return found
+            values = evaluate(collection.qrels, run, [measure]).per_query[measure]
+            mean_seconds = fmean(sum(seconds.get(query_id, [])[:round_number]) for query_id in rankings_by_query)
+            round_rows.append(RoundRow(row.name, round_number, mean_seconds, estimate_mean(list(values.values()))))
+    return round_rows
 
 
-def with_slots(rows: Sequence[Row]) -> list[WithSlots]:
+def latency_by_concurrency(rows: Sequence[Row]) -> list[LatencyRow]:
     """What waiting costs by the calls' own durations, as they were at the study's concurrency. Nothing is asked."""
     return [
-        WithSlots(row.name, slots, sum(query.seconds(slots) for query in row.spent) / (row.cost.queries or 1))
+        LatencyRow(
+            row.name, concurrency, sum(query.seconds(concurrency) for query in row.spent) / (row.cost.queries or 1)
+        )
         for row in rows
         if row.cell is not None
-        for slots in SLOTS
+        for concurrency in CONCURRENCY_LEVELS
     ]
 
 
-def _replayed(cell: Cell, opened: LoadedCollections, folder: StudyFolder, journal: Journal) -> dict[str, list[Ranking]]:
+def _replay_rankings(
+    cell: Cell, collection: LoadedCollections, folder: StudyFolder, journal: Journal
+) -> dict[str, list[Ranking]]:
     """Query id -> its rankings after 0, 1, ... rounds, of all its candidates."""
-    strategy = strategy_of(cell)
-    records = journal.windows(folder.run(cell))
-    windows = {query_id: list(some) for query_id, some in groupby(records, key=lambda record: record.query_id)}
-    found: dict[str, list[Ranking]] = {}
-    for query_id, candidates in opened.runs[cell.first_stage]:
-        head, tail = candidates[: cell.depth], tuple(c.doc_id for c in candidates[cell.depth :])
-        rankings = rankings_by_round(strategy, head, seed_of(query_id), windows.get(query_id, ()))
-        found[query_id] = [Ranking.of((*ranking.doc_ids, *tail)) for ranking in rankings]
-    return found
+    strategy = build_strategy(cell)
+    records = journal.windows(folder.journal_run(cell))
+    records_by_query = {
+        query_id: list(query_records)
+        for query_id, query_records in groupby(records, key=lambda record: record.query_id)
+    }
+    rankings_by_query: dict[str, list[Ranking]] = {}
+    for query_id, candidates in collection.runs[cell.first_stage]:
+        head, tail = candidates[: cell.depth], tuple(candidate.doc_id for candidate in candidates[cell.depth :])
+        rankings = rankings_by_round(strategy, head, query_seed(query_id), records_by_query.get(query_id, ()))
+        rankings_by_query[query_id] = [Ranking.of((*ranking.doc_ids, *tail)) for ranking in rankings]
+    return rankings_by_query
 
 
-def _candidates(ranking: Ranking) -> list[Candidate]:
+def _to_candidates(ranking: Ranking) -> list[Candidate]:
     return [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(ranking.doc_ids, 1)]

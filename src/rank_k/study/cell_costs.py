@@ -19,16 +19,16 @@ from rank_k.strategies.base import Strategy
 from rank_k.types import Candidate, Ranking, Usage, WindowResult
 from rank_k.window.listwise import ListwiseSettings
 
-AGREE = ListwiseSettings().agreeing_samples
+AGREEING_SAMPLES = ListwiseSettings().agreeing_samples
 """So many samples of a window are taken at once; the others at once after them."""
 
 
 @dataclass(frozen=True, slots=True)
-class QueryCosts:
-    """What one query came to. `rounds`: the seconds of each of their windows."""
+class CellQueryCost:
+    """What one query came to. `seconds_by_round`: the seconds of each window, round by round."""
 
     query_id: str
-    rounds: tuple[tuple[float, ...], ...]
+    seconds_by_round: tuple[tuple[float, ...], ...]
     calls: int
     usage: Usage
     model_seconds: float
@@ -38,18 +38,18 @@ class QueryCosts:
 
     @property
     def windows(self) -> int:
-        return sum(map(len, self.rounds))
+        return sum(map(len, self.seconds_by_round))
 
-    def seconds(self, slots: int | None = None) -> float:
-        """Of the critical path, with `slots` windows at a time (None: as many as there are)."""
-        return sum(makespan(windows, slots) for windows in self.rounds)
+    def seconds(self, concurrency: int | None = None) -> float:
+        """Of the critical path, with `concurrency` windows at a time (None: as many as there are)."""
+        return sum(makespan(windows, concurrency) for windows in self.seconds_by_round)
 
 
 @dataclass(frozen=True, slots=True)
 class CellCost:
-    """Of a cell: means per query, but for `model_seconds`, `unranked`, `gave_up` and `repairs`, which are totals.
+    """What a cell cost: means per query; `model_seconds`, `unranked`, `retries_exhausted` and `repairs` are totals.
 
-    `tokens` are those in and out together; `answer` is what came out after the thought. `seconds`: of the critical
+    `tokens` are those in and out together; `answer` is what came out after the reasoning. `seconds`: of the critical
     path. `estimated`: some server did not count its tokens.
     """
 
@@ -58,7 +58,7 @@ class CellCost:
     windows: float = 0.0
     calls: float = 0.0
     tokens_in: float = 0.0
-    cached: float = 0.0
+    cached_tokens: float = 0.0
     reasoning: float = 0.0
     answer: float = 0.0
     seconds: float = 0.0
@@ -73,90 +73,90 @@ class CellCost:
         return self.tokens_in + self.reasoning + self.answer
 
 
-def mean_cost(spent: Sequence[QueryCosts], queries: int) -> CellCost:
+def mean_cost(query_costs: Sequence[CellQueryCost], queries: int) -> CellCost:
     """Over `queries`, those included that needed no window."""
-    usage = sum((query.usage for query in spent), Usage())
+    usage = sum((query.usage for query in query_costs), Usage())
 
-    def mean(total: float) -> float:
+    def per_query(total: float) -> float:
         return total / queries if queries else 0.0
 
     return CellCost(
         queries,
-        mean(sum(len(query.rounds) for query in spent)),
-        mean(sum(query.windows for query in spent)),
-        mean(sum(query.calls for query in spent)),
-        mean(usage.prompt_tokens),
-        mean(usage.cached_tokens),
-        mean(usage.reasoning_tokens),
-        mean(usage.completion_tokens - usage.reasoning_tokens),
-        mean(sum(query.seconds() for query in spent)),
-        sum(query.model_seconds for query in spent),
-        sum(query.unranked for query in spent),
-        sum(query.retries_exhausted for query in spent),
-        sum((Counter(query.repairs) for query in spent), Counter()),
+        per_query(sum(len(query.seconds_by_round) for query in query_costs)),
+        per_query(sum(query.windows for query in query_costs)),
+        per_query(sum(query.calls for query in query_costs)),
+        per_query(usage.prompt_tokens),
+        per_query(usage.cached_tokens),
+        per_query(usage.reasoning_tokens),
+        per_query(usage.completion_tokens - usage.reasoning_tokens),
+        per_query(sum(query.seconds() for query in query_costs)),
+        sum(query.model_seconds for query in query_costs),
+        sum(query.unranked for query in query_costs),
+        sum(query.retries_exhausted for query in query_costs),
+        sum((Counter(query.repairs) for query in query_costs), Counter()),
         usage.estimated,
     )
 
 
-def read_costs(journal: Journal, run: str) -> Iterator[QueryCosts]:
+def read_costs(journal: Journal, run: str) -> Iterator[CellQueryCost]:
     """What each query of a run came to, by query id."""
-    for query_id, of_query in groupby(journal.windows(run), key=lambda record: record.query_id):
-        records = list(of_query)
-        replies = {key: journal.find_response(key) for record in records for key in record.call_keys}
-        if None in replies.values():
+    for query_id, query_records in groupby(journal.windows(run), key=lambda record: record.query_id):
+        records = list(query_records)
+        responses = {key: journal.find_response(key) for record in records for key in record.call_keys}
+        if None in responses.values():
             raise JournalError(f"journal {journal.path} lacks calls of its own windows", "delete it and ask again")
-        known = {key: reply for key, reply in replies.items() if reply is not None}
-        calls = [known[key] for record in records for key in record.call_keys]
-        yield QueryCosts(
+        known_responses = {key: response for key, response in responses.items() if response is not None}
+        calls = [known_responses[key] for record in records for key in record.call_keys]
+        yield CellQueryCost(
             query_id,
             tuple(
                 tuple(
-                    _seconds(journal, record, {key: known[key].seconds for key in record.call_keys})
+                    _measure_window(journal, record, {key: known_responses[key].seconds for key in record.call_keys})
                     for record in windows
                 )
                 for _, windows in groupby(records, key=lambda record: record.round)
             ),
             len(calls),
-            sum((reply.usage for reply in calls), Usage()),
-            sum(reply.seconds for reply in calls),
+            sum((response.usage for response in calls), Usage()),
+            sum(response.seconds for response in calls),
             sum(not any(order.is_valid for order in record.rankings) for record in records),
             sum(record.repairs.get("retries_exhausted", 0) for record in records),
             sum((Counter(record.repairs) for record in records), Counter()),
         )
 
 
-def _seconds(journal: Journal, record: WindowRecord, seconds: Mapping[str, float]) -> float:
+def _measure_window(journal: Journal, record: WindowRecord, seconds: Mapping[str, float]) -> float:
     """How long the calls of one window take. Samples are told apart by the seeds that were sent; where none were, they
     count as if they had been taken one after another."""
     if len(seconds) < 2:
         return sum(seconds.values())
-    first = crc32(record.query_id.encode("utf-8", "surrogateescape"))
+    query_hash = crc32(record.query_id.encode("utf-8", "surrogateescape"))
     calls = []
     for key in record.call_keys:
         seed = journal.request(key).get("seed")
-        calls.append(((int(seed) - first) % 2**31 if isinstance(seed, int) else 0, seconds[key]))
+        calls.append(((int(seed) - query_hash) % 2**31 if isinstance(seed, int) else 0, seconds[key]))
     return window_seconds(calls)
 
 
-def window_seconds(calls: Sequence[tuple[int, float]], agree: int = AGREE) -> float:
+def window_seconds(calls: Sequence[tuple[int, float]], first_samples: int = AGREEING_SAMPLES) -> float:
     """(sample, seconds) of a window's calls -> seconds. The calls of a sample wait for each other, samples do not:
-    the first `agree` are taken at once, then the others at once."""
-    chains: Counter[int] = Counter()
+    the first `first_samples` are taken at once, then the others at once."""
+    seconds_by_sample: Counter[int] = Counter()
     for sample, seconds in calls:
-        chains[sample] += seconds  # type: ignore[assignment]
-    early = (seconds for sample, seconds in chains.items() if sample < agree)
-    late = (seconds for sample, seconds in chains.items() if sample >= agree)
-    return max(early, default=0.0) + max(late, default=0.0)
+        seconds_by_sample[sample] += seconds  # type: ignore[assignment]
+    first_seconds = (seconds for sample, seconds in seconds_by_sample.items() if sample < first_samples)
+    later_seconds = (seconds for sample, seconds in seconds_by_sample.items() if sample >= first_samples)
+    return max(first_seconds, default=0.0) + max(later_seconds, default=0.0)
 
 
-def makespan(seconds: Sequence[float], slots: int | None = None) -> float:
-    """How long it takes to do all of `seconds`, `slots` at a time, a free slot taking the next in the order given."""
-    if slots is None or slots >= len(seconds):
+def makespan(seconds: Sequence[float], concurrency: int | None = None) -> float:
+    """Return how long calls that take `seconds` run at a concurrency of `concurrency`, started in the order given."""
+    if concurrency is None or concurrency >= len(seconds):
         return max(seconds, default=0.0)
-    busy = [0.0] * slots
-    for one in seconds:
-        heapq.heapreplace(busy, busy[0] + one)
-    return max(busy)
+    finish_times = [0.0] * concurrency
+    for duration in seconds:
+        heapq.heapreplace(finish_times, finish_times[0] + duration)
+    return max(finish_times)
 
 
 # --- stopping early --------------------------------------------------------------------------------
@@ -170,23 +170,25 @@ def rankings_by_round(
 
     Raises `JournalError` if the records are not of this strategy over these candidates.
     """
-    asked = {number: list(of_round) for number, of_round in groupby(records, key=lambda record: record.round)}
+    records_by_round = {
+        number: list(round_records) for number, round_records in groupby(records, key=lambda record: record.round)
+    }
     steps = strategy(candidates, seed)
-    found: list[Ranking] = []
+    rankings: list[Ranking] = []
     try:
         step = next(steps)
-        for number in range(len(asked)):
-            found.append(step.ranking)
-            if [record.window for record in asked[number]] != list(step.windows):
+        for number in range(len(records_by_round)):
+            rankings.append(step.ranking)
+            if [record.window for record in records_by_round[number]] != list(step.windows):
                 raise JournalError(
                     "the journal's windows are not those of this cell", "delete the journal and ask again"
                 )
-            step = steps.send([WindowResult(record.window, record.rankings) for record in asked[number]])
+            step = steps.send([WindowResult(record.window, record.rankings) for record in records_by_round[number]])
     except StopIteration as stop:
-        return [*found, stop.value]
+        return [*rankings, stop.value]
     raise JournalError("the journal ends in the midst of a query", "give the same command again")
 
 
-def seed_of(query_id: str) -> int:
+def query_seed(query_id: str) -> int:
     """The seed with which the engine runs a query's strategy."""
     return crc32(query_id.encode("utf-8", "surrogateescape"))

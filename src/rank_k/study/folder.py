@@ -20,11 +20,11 @@ from typing import Any
 
 from rank_k.errors import InputError
 from rank_k.journal import Journal, run_name
-from rank_k.models.simulated import PRESETS as NOISES
+from rank_k.models.simulated import PRESETS as NOISE_PRESETS
 from rank_k.simulation.noise_file import noise_by_name
 from rank_k.study.grid import Cell, ModelPlan
 
-VERSION = 1
+FORMAT_VERSION = 1
 
 
 class StudyFolder:
@@ -38,16 +38,16 @@ class StudyFolder:
             self.runs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{path} cannot be made a folder: {error.strerror}", "name another --output") from error
-        self._told = self._read()
+        self._contents = self._read()
 
     def _read(self) -> dict[str, dict[str, Any]]:
         file = self.path / "study.json"
         empty: dict[str, dict[str, Any]] = {"collections": {}, "models": {}, "cells": {}}
         try:
-            told = json.loads(file.read_text(encoding="utf-8"))
-            if told["version"] != VERSION:
+            document = json.loads(file.read_text(encoding="utf-8"))
+            if document["version"] != FORMAT_VERSION:
                 raise InputError(f"{file} was made by another version of rank-k", "name another --output")
-            return {part: dict(told[part]) for part in empty}
+            return {part: dict(document[part]) for part in empty}
         except FileNotFoundError:
             return empty
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -57,10 +57,10 @@ class StudyFolder:
         self, collections: Mapping[str, Mapping[str, str]], models: Iterable[ModelPlan], cells: Iterable[Cell]
     ) -> None:
         """Take in what is to be asked. Raises `InputError` where it contradicts what was asked here before."""
-        for name, told in collections.items():
-            self._agree("collections", name, dict(told))
+        for name, fingerprints in collections.items():
+            self._record_unchanged("collections", name, dict(fingerprints))
         for model in models:
-            told_of_model = {
+            settings = {
                 "model": model.model or "",
                 "server_type": model.server_type,
                 "revision": model.revision,
@@ -68,62 +68,64 @@ class StudyFolder:
                 "simulate": _noise_identity(model.simulate),
                 "prompt": "" if model.prompt is None else _sha256(model.prompt),
             }
-            self._agree("models", model.name, told_of_model)
+            self._record_unchanged("models", model.name, settings)
         for cell in cells:
-            self._told["cells"][cell.name] = asdict(cell)
+            self._contents["cells"][cell.name] = asdict(cell)
         self._write()
 
-    def identify(self, model: str, identity: str) -> None:
+    def record_identity(self, model: str, identity: str) -> None:
         """Note who the model turned out to be. Raises `InputError` if it was another one before."""
-        self._agree("models", model, {"identity": identity})
+        self._record_unchanged("models", model, {"identity": identity})
         self._write()
 
-    def _agree(self, part: str, name: str, told: Mapping[str, Any]) -> None:
-        known = self._told[part].setdefault(name, {})
-        for key, value in told.items():
-            if key in known and known[key] != value:
-                shown = f": {known[key] or 'none'}, now {value or 'none'}" if len(f"{known[key]}{value}") < 80 else ""
+    def _record_unchanged(self, part: str, name: str, values: Mapping[str, Any]) -> None:
+        recorded = self._contents[part].setdefault(name, {})
+        for key, value in values.items():
+            if key in recorded and recorded[key] != value:
+                change = (
+                    f": {recorded[key] or 'none'}, now {value or 'none'}" if len(f"{recorded[key]}{value}") < 80 else ""
+                )
                 raise InputError(
-                    f"the study in {self.path} had another {key} for {name}{shown}",
+                    f"the study in {self.path} had another {key} for {name}{change}",
                     "name another --output for this one",
                 )
-            known[key] = value
+            recorded[key] = value
 
     def _write(self) -> None:
         """Whole or not at all."""
-        part = self.path / "study.json.part"
-        part.write_text(json.dumps({"version": VERSION, **self._told}, indent=2) + "\n", encoding="utf-8")
-        part.replace(self.path / "study.json")
+        partial = self.path / "study.json.part"
+        partial.write_text(json.dumps({"version": FORMAT_VERSION, **self._contents}, indent=2) + "\n", encoding="utf-8")
+        partial.replace(self.path / "study.json")
 
     # --- cells ---
 
     @property
     def cells(self) -> tuple[Cell, ...]:
         """All that were ever asked for here, in the order in which they were."""
-        return tuple(Cell(**settings) for settings in self._told["cells"].values())
+        return tuple(Cell(**settings) for settings in self._contents["cells"].values())
 
-    def output(self, cell: Cell) -> Path:
+    def run_file(self, cell: Cell) -> Path:
         return self.runs / f"{cell.name}.trec"
 
-    def settings(self, cell: Cell) -> dict[str, Any]:
+    def journal_settings(self, cell: Cell) -> dict[str, Any]:
         """What the journal notes of a cell; by the name of its output, `rank-k evaluate --journal` finds its costs."""
-        return {"verb": "study", "output": self.output(cell).name, **asdict(cell)}
+        return {"verb": "study", "output": self.run_file(cell).name, **asdict(cell)}
 
-    def run(self, cell: Cell) -> str:
+    def journal_run(self, cell: Cell) -> str:
         """The cell's name in the journal."""
-        return run_name(self.settings(cell))
+        return run_name(self.journal_settings(cell))
 
     def is_finished(self, cell: Cell, journal: Journal) -> bool:
         """Whether there is nothing left to ask. A window that had to be given up is asked about again."""
-        run = self.run(cell)
-        if not self.output(cell).exists() or all(record.run != run for record in journal.runs()):
+        run = self.journal_run(cell)
+        if not self.run_file(cell).exists() or all(record.run != run for record in journal.runs()):
             return False
         return not any(record.repairs.get("retries_exhausted") for record in journal.windows(run))
 
 
 def _noise_identity(name: str) -> str | dict[str, float]:
     """A noise as it is known again: one from a file by what the file says, not by where it lies."""
-    return name if name in ("", *NOISES) else asdict(noise_by_name(name))
+    return name if name in ("", *NOISE_PRESETS) else asdict(noise_by_name(name))
 
 
 def _sha256(file: Path) -> str:

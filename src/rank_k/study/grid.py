@@ -68,7 +68,7 @@ class ModelPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedResult:
     """A figure that somebody published. It is shown beside what was measured and never mixed with it."""
 
     collection: str
@@ -80,7 +80,7 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Average:
+class CollectionAverage:
     """A mean over collections, shown once all of them are there."""
 
     name: str
@@ -99,8 +99,8 @@ class Study:
     about: str = ""
     measures: tuple[str, ...] = ("nDCG@10",)
     baseline: str | None = None
-    published: tuple[Published, ...] = ()
-    averages: tuple[Average, ...] = ()
+    published: tuple[PublishedResult, ...] = ()
+    averages: tuple[CollectionAverage, ...] = ()
     by_difficulty: bool = False
     by_round: bool = False
 
@@ -137,30 +137,30 @@ class Cell:
     def setting(self) -> str:
         """The cell's name among those of its collection, first stage and model: strategy and thought, and what is
         not at its default."""
-        told = [self.strategy.replace(":", "."), self.reasoning]
-        for axis, letter in _LETTERS.items():
+        parts = [self.strategy.replace(":", "."), self.reasoning]
+        for axis, prefix in _NAME_PREFIXES.items():
             value = getattr(self, axis)
             if axis == "constrained" and not value:
-                told.append("free")
+                parts.append("free")
             elif value != DEFAULTS[axis]:
-                told.append(letter + (f"{value:g}" if isinstance(value, float) else str(value).replace(":", "+")))
-        return _for_files("-".join(told))
+                parts.append(prefix + (f"{value:g}" if isinstance(value, float) else str(value).replace(":", "+")))
+        return _sanitize_file_name("-".join(parts))
 
     @property
     def name(self) -> str:
         """The cell's name, which is also that of its run's file."""
-        return ".".join((*map(_for_files, (self.collection, self.first_stage, self.model)), self.setting))
+        return ".".join((*map(_sanitize_file_name, (self.collection, self.first_stage, self.model)), self.setting))
 
     @property
-    def passages(self) -> PassageSplit | None:
+    def passage_split(self) -> PassageSplit | None:
         """How documents are cut; None: they are not."""
         if self.maxp_tokens == "none":
             return None
-        tokens, overlap, most = (*map(int, self.maxp_tokens.split(":")), 0, 0)[:3]
-        return PassageSplit(tokens, overlap, most or None)
+        tokens, overlap, limit = (*map(int, self.maxp_tokens.split(":")), 0, 0)[:3]
+        return PassageSplit(tokens, overlap, limit or None)
 
 
-_LETTERS = {
+_NAME_PREFIXES = {
     "samples": "x",
     "depth": "d",
     "window": "w",
@@ -174,10 +174,10 @@ _LETTERS = {
     "constrained": "",
 }
 
-DEFAULTS = {f.name: f.default for f in fields(Cell) if f.name in _LETTERS or f.name in ("strategy", "reasoning")}
+DEFAULTS = {f.name: f.default for f in fields(Cell) if f.name in _NAME_PREFIXES or f.name in ("strategy", "reasoning")}
 
 
-def strategy_of(cell: Cell) -> Strategy:
+def build_strategy(cell: Cell) -> Strategy:
     """Raises `InputError` for a strategy that does not exist or settings that it cannot work with."""
     preset = PRESETS.get(cell.strategy)
     options = {"name": cell.strategy} if preset is None else dict(preset)
@@ -196,32 +196,36 @@ def cells_of(study: Study) -> tuple[Cell, ...]:
     for collection in study.collections:
         for first_stage in collection.first_stages:
             for model in study.models:
-                for settings in _settings(study.grids, model.settings):
-                    cell = _normal(Cell(collection.name, first_stage.name, model.name, **settings))
+                for settings in _expand_grids(study.grids, model.settings):
+                    cell = _normalize_cell(Cell(collection.name, first_stage.name, model.name, **settings))
                     cells.setdefault(cell)
-    names: dict[str, Cell] = {}
+    cells_by_name: dict[str, Cell] = {}
     for cell in cells:
-        other = names.setdefault(cell.name, cell)
-        if other is not cell:
+        existing = cells_by_name.setdefault(cell.name, cell)
+        if existing is not cell:
             raise InputError(f"two cells of the study are called {cell.name}", "give their parts other names")
     return tuple(cells)
 
 
-def _settings(grids: Iterable[Mapping[str, Sequence[Any]]], fixed: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _expand_grids(
+    grids: Iterable[Mapping[str, Sequence[Any]]], model_settings: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
     for grid in grids:
-        axes = {**grid, **{axis: (value,) for axis, value in fixed.items()}}
-        parsed = {axis: [parse_setting(axis, value) for value in values] for axis, values in axes.items()}
-        for values in product(*parsed.values()):
-            yield dict(zip(parsed, values, strict=True))
+        axes = {**grid, **{axis: (value,) for axis, value in model_settings.items()}}
+        parsed_axes = {axis: [parse_setting(axis, value) for value in values] for axis, values in axes.items()}
+        for values in product(*parsed_axes.values()):
+            yield dict(zip(parsed_axes, values, strict=True))
 
 
-def _normal(cell: Cell) -> Cell:
-    strategy = strategy_of(cell)
+def _normalize_cell(cell: Cell) -> Cell:
+    strategy = build_strategy(cell)
     if is_dataclass(strategy):
-        known = {f.name for f in fields(strategy)}
-        unused = {axis: DEFAULTS[axis] for axis in ("window", "stride", "first_stage_weight") if axis not in known}
-        cell = replace(cell, **unused)
-    if cell.passages is not None and cell.passages.tokens > cell.passage_tokens:
+        used_axes = {f.name for f in fields(strategy)}
+        unused_axes = {
+            axis: DEFAULTS[axis] for axis in ("window", "stride", "first_stage_weight") if axis not in used_axes
+        }
+        cell = replace(cell, **unused_axes)
+    if cell.passage_split is not None and cell.passage_split.tokens > cell.passage_tokens:
         raise InputError(
             f"passages of maxp_tokens {cell.maxp_tokens} would be cut again to {cell.passage_tokens} tokens",
             "lower maxp_tokens or raise the passage tokens",
@@ -245,56 +249,56 @@ def parse_setting(axis: str, value: Any) -> Any:
         ) from error
 
 
-def _count(value: Any) -> int:
+def _parse_count(value: Any) -> int:
     number = int(str(value))
     if isinstance(value, float | bool) or number < 1:
         raise ValueError
     return number
 
 
-def _number(value: Any) -> float:
+def _parse_number(value: Any) -> float:
     number = float(str(value))
     if not 0 <= number < float("inf"):
         raise ValueError
     return number
 
 
-def _number_or_none(value: Any) -> float | None:
-    return None if value in (None, "none") else _number(value)
+def _parse_optional_number(value: Any) -> float | None:
+    return None if value in (None, "none") else _parse_number(value)
 
 
-def _think(value: Any) -> str:
+def _parse_reasoning(value: Any) -> str:
     return str(ReasoningMode.parse(str(value)))
 
 
-def _split(value: Any) -> str:
+def _parse_maxp(value: Any) -> str:
     text = str(value)
     if text != "none" and not re.fullmatch(r"[1-9]\d{0,8}(:\d{1,9}(:[1-9]\d{0,8})?)?", text):
         raise ValueError
     return text
 
 
-def _constrain(value: Any) -> bool:
-    known = {True: True, False: False, "auto": True, "off": False}
-    if value not in known:
+def _parse_constrained(value: Any) -> bool:
+    values = {True: True, False: False, "auto": True, "off": False}
+    if value not in values:
         raise ValueError
-    return known[value]
+    return values[value]
 
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "strategy": str,
-    "reasoning": _think,
-    "samples": _count,
-    "depth": _count,
-    "window": _count,
-    "stride": _count,
-    "first_stage_weight": _number,
-    "passage_tokens": _count,
-    "maxp_tokens": _split,
-    "max_tokens": lambda value: None if value is None else _count(value),
-    "temperature": _number_or_none,
-    "top_p": _number_or_none,
-    "constrained": _constrain,
+    "reasoning": _parse_reasoning,
+    "samples": _parse_count,
+    "depth": _parse_count,
+    "window": _parse_count,
+    "stride": _parse_count,
+    "first_stage_weight": _parse_number,
+    "passage_tokens": _parse_count,
+    "maxp_tokens": _parse_maxp,
+    "max_tokens": lambda value: None if value is None else _parse_count(value),
+    "temperature": _parse_optional_number,
+    "top_p": _parse_optional_number,
+    "constrained": _parse_constrained,
 }
 
 _EXAMPLES = {
@@ -315,33 +319,36 @@ def select_cells(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...
     fits nothing."""
     if not names:
         return tuple(cells)
-    kinds: dict[str, set[str]] = {}
+    names_by_axis: dict[str, set[str]] = {}
     for name in names:
-        kind = next((kind for kind in _KINDS if any(getattr(cell, kind) == name for cell in cells)), None)
-        if kind is None and not any(_fits(cell, name) for cell in cells):
-            known = [sorted({getattr(cell, kind) for cell in cells}) for kind in _KINDS]
-            told = "; ".join(
-                f"{kind.replace('_', ' ')}s {', '.join(some)}" for kind, some in zip(_KINDS, known, strict=True)
+        axis = next((axis for axis in _NAME_AXES if any(getattr(cell, axis) == name for cell in cells)), None)
+        if axis is None and not any(_matches_pattern(cell, name) for cell in cells):
+            known_names = [sorted({getattr(cell, axis) for cell in cells}) for axis in _NAME_AXES]
+            choices = "; ".join(
+                f"{axis.replace('_', ' ')}s {', '.join(axis_names)}"
+                for axis, axis_names in zip(_NAME_AXES, known_names, strict=True)
             )
-            raise InputError(f"nothing in the study is called {name!r}", f"it has the {told}")
-        kinds.setdefault(kind or "", set()).add(name)
-    left = [
+            raise InputError(f"nothing in the study is called {name!r}", f"it has the {choices}")
+        names_by_axis.setdefault(axis or "", set()).add(name)
+    selected = [
         cell
         for cell in cells
         if all(
-            getattr(cell, kind) in wanted if kind else any(_fits(cell, name) for name in wanted)
-            for kind, wanted in kinds.items()
+            getattr(cell, axis) in names_of_axis
+            if axis
+            else any(_matches_pattern(cell, name) for name in names_of_axis)
+            for axis, names_of_axis in names_by_axis.items()
         )
     ]
-    if not left:
+    if not selected:
         raise InputError(f"no cell of the study fits all of {', '.join(names)}", "name fewer of them")
-    return tuple(left)
+    return tuple(selected)
 
 
-_KINDS = ("collection", "first_stage", "model")
+_NAME_AXES = ("collection", "first_stage", "model")
 
 
-def _fits(cell: Cell, pattern: str) -> bool:
+def _matches_pattern(cell: Cell, pattern: str) -> bool:
     return fnmatchcase(cell.name, pattern) or fnmatchcase(cell.setting, pattern)
 
 
@@ -361,5 +368,5 @@ def restrict_grid(study: Study, cells: Sequence[Cell]) -> Study:
     )
 
 
-def _for_files(name: str) -> str:
+def _sanitize_file_name(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", name, flags=re.ASCII).strip("-") or "-"

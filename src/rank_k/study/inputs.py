@@ -28,56 +28,58 @@ class MissingFile(NamedTuple):
     get: str
 
 
-class _Parts(NamedTuple):
+class _CollectionFiles(NamedTuple):
     queries: Path
     corpus: Corpus
     qrels: Path
     excluded: Excluded
-    own_run: Path | None
+    default_run: Path | None
 
 
 def missing_files(study: Study) -> list[MissingFile]:
     """All that is not there, so that it can be got at one go. Documents of ir_datasets, which may be many gigabytes,
     are not asked for."""
-    found: list[MissingFile] = []
+    missing: list[MissingFile] = []
     for collection in study.collections:
-        own_run = None
+        default_run = None
         try:
-            own_run = _parts(collection).own_run
+            default_run = _find_files(collection).default_run
         except InputError as error:
-            found.append(MissingFile(collection.name, error.problem, collection.get or error.remedy))
+            missing.append(MissingFile(collection.name, error.problem, collection.get or error.remedy))
         for first_stage in collection.first_stages:
-            file = first_stage.file or own_run
+            file = first_stage.file or default_run
             if first_stage.file is not None and not first_stage.file.exists():
-                found.append(MissingFile(collection.name, f"{first_stage.file} is not there", first_stage.get))
-            elif file is None and not any(m.owner == collection.name for m in found):
-                found.append(
+                missing.append(MissingFile(collection.name, f"{first_stage.file} is not there", first_stage.get))
+            elif file is None and not any(item.owner == collection.name for item in missing):
+                missing.append(
                     MissingFile(
                         collection.name, "it has no run of its own", "give --run FILE; rank-k retrieve makes one"
                     )
                 )
     for model in study.models:
         if model.prompt is not None and not model.prompt.exists():
-            found.append(MissingFile(model.name, f"its prompt {model.prompt} is not there", model.get))
-    return found
+            missing.append(MissingFile(model.name, f"its prompt {model.prompt} is not there", model.get))
+    return missing
 
 
-def _parts(collection: Collection) -> _Parts:
+def _find_files(collection: Collection) -> _CollectionFiles:
     dataset = None if collection.dataset is None else find_collection(collection.dataset)
     queries, qrels = collection.queries, collection.qrels
     corpus: Corpus | None = None if collection.documents is None else CorpusFile(collection.documents)
-    own_run: Path | None = None
+    default_run: Path | None = None
     if dataset is not None:
         queries, qrels, corpus = queries or dataset.queries, qrels or dataset.qrels, corpus or dataset.corpus
-        beside: tuple[Path, ...] = getattr(dataset, "runs", ())
-        own_run = dataset.first_stage or (beside[0] if len(beside) == 1 else None)
+        dataset_runs: tuple[Path, ...] = getattr(dataset, "runs", ())
+        default_run = dataset.first_stage or (dataset_runs[0] if len(dataset_runs) == 1 else None)
     if queries is None or corpus is None or qrels is None:
-        what = "queries" if queries is None else "documents" if corpus is None else "judgments"
-        raise InputError(f"{collection.name} has no {what}", f"name a file of {what}, or a data set that has them")
+        missing_part = "queries" if queries is None else "documents" if corpus is None else "judgments"
+        raise InputError(
+            f"{collection.name} has no {missing_part}", f"name a file of {missing_part}, or a data set that has them"
+        )
     for file in [queries, qrels, *corpus.files]:
         if not file.exists():
             raise InputError(f"{file} is not there", "put it there")
-    return _Parts(queries, corpus, qrels, {} if dataset is None else dataset.excluded, own_run)
+    return _CollectionFiles(queries, corpus, qrels, {} if dataset is None else dataset.excluded, default_run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +89,19 @@ class FirstStageRun:
 
     run: RunFile
     excluded: Excluded
-    judged: frozenset[str]
+    judged_ids: frozenset[str]
 
     def __iter__(self) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
         for query_id, candidates in WithoutExcluded(self.run, self.excluded):
-            if query_id in self.judged:
+            if query_id in self.judged_ids:
                 yield query_id, candidates
 
     @property
     def query_ids(self) -> list[str]:
-        return [query_id for query_id in self.run.query_ids if query_id in self.judged]
+        return [query_id for query_id in self.run.query_ids if query_id in self.judged_ids]
 
     @property
-    def deepest(self) -> int:
+    def max_depth(self) -> int:
         """Candidates of the query that has most."""
         return max((len(candidates) for _, candidates in self), default=0)
 
@@ -111,40 +113,41 @@ class LoadedCollections:
     """
 
     def __init__(self, collection: Collection, on_progress: OnProgress | None = None) -> None:
-        parts = _parts(collection)
+        files = _find_files(collection)
         self.name = collection.name
-        self.queries: Mapping[str, Query] = read_queries(parts.queries, collection.query_fields)
-        self.qrels: Mapping[str, Mapping[str, int]] = read_qrels(parts.qrels)
-        self._corpus = parts.corpus
+        self.queries: Mapping[str, Query] = read_queries(files.queries, collection.query_fields)
+        self.qrels: Mapping[str, Mapping[str, int]] = read_qrels(files.qrels)
+        self._corpus = files.corpus
         self._on_progress = on_progress
         self._store: Store | None = None
         self._stack = ExitStack()
         self.runs: dict[str, FirstStageRun] = {}
         self.fingerprints = {
-            "queries": _digest(parts.queries),
+            "queries": _sha256(files.queries),
             "query fields": collection.query_fields or "",
-            "judgments": _digest(parts.qrels),
-            "documents": _size(parts.corpus.files) or collection.dataset or "",
+            "judgments": _sha256(files.qrels),
+            "documents": _describe_files(files.corpus.files) or collection.dataset or "",
         }
         for first_stage in collection.first_stages:
-            self._open_run(first_stage, parts)
+            self._open_run(first_stage, files)
 
-    def _open_run(self, first_stage: FirstStage, parts: _Parts) -> None:
-        file = first_stage.file or parts.own_run
+    def _open_run(self, first_stage: FirstStage, files: _CollectionFiles) -> None:
+        file = first_stage.file or files.default_run
         if file is None:
             raise InputError(
                 f"{self.name} has no run {first_stage.name}", first_stage.get or "rank-k retrieve makes one"
             )
-        run = FirstStageRun(RunFile(file), parts.excluded, frozenset(self.qrels))
+        run = FirstStageRun(RunFile(file), files.excluded, frozenset(self.qrels))
         if not run.query_ids:
             raise InputError(f"none of the queries of {file} is judged", "give judgments of the same queries")
-        absent = [query_id for query_id in run.query_ids if query_id not in self.queries]
-        if absent:
+        missing_ids = [query_id for query_id in run.query_ids if query_id not in self.queries]
+        if missing_ids:
             raise InputError(
-                f"{len(absent)} judged queries of {file} have no text, for one {absent[0]}", "give their queries"
+                f"{len(missing_ids)} judged queries of {file} have no text, for one {missing_ids[0]}",
+                "give their queries",
             )
         self.runs[first_stage.name] = run
-        self.fingerprints[f"run {first_stage.name}"] = _digest(file)
+        self.fingerprints[f"run {first_stage.name}"] = _sha256(file)
 
     @property
     def store(self) -> Store:
@@ -172,28 +175,28 @@ class LoadedCollections:
         self._stack.close()
 
 
-def reachable(cells: Sequence[Cell], opened: Mapping[str, LoadedCollections]) -> tuple[Cell, ...]:
+def reachable(cells: Sequence[Cell], collections: Mapping[str, LoadedCollections]) -> tuple[Cell, ...]:
     """`cells` without those that compare no more candidates than a shallower one, alike in all else, as the run ends
     before."""
-    deepest: dict[tuple[str, str], int] = {}
-    identical: dict[Cell, list[int]] = {}
+    max_depths: dict[tuple[str, str], int] = {}
+    depths_by_cell: dict[Cell, list[int]] = {}
     for cell in cells:
         key = (cell.collection, cell.first_stage)
-        if key not in deepest:
-            deepest[key] = opened[cell.collection].runs[cell.first_stage].deepest
-        identical.setdefault(replace(cell, depth=0), []).append(cell.depth)
+        if key not in max_depths:
+            max_depths[key] = collections[cell.collection].runs[cell.first_stage].max_depth
+        depths_by_cell.setdefault(replace(cell, depth=0), []).append(cell.depth)
 
-    def reaches(cell: Cell) -> bool:
-        shallower = [depth for depth in identical[replace(cell, depth=0)] if depth < cell.depth]
-        return not shallower or deepest[cell.collection, cell.first_stage] > max(shallower)
+    def adds_candidates(cell: Cell) -> bool:
+        shallower_depths = [depth for depth in depths_by_cell[replace(cell, depth=0)] if depth < cell.depth]
+        return not shallower_depths or max_depths[cell.collection, cell.first_stage] > max(shallower_depths)
 
-    return tuple(cell for cell in cells if reaches(cell))
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return tuple(cell for cell in cells if adds_candidates(cell))
 
 
-def _size(files: Sequence[Path]) -> str:
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _describe_files(files: Sequence[Path]) -> str:
     return " ".join(f"{file.name}, {file.stat().st_size} bytes" for file in files)

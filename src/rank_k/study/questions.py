@@ -9,20 +9,20 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`varies`, `holds`: what the cells differ in and what they share. `read`: how to read the answer, one sentence.
-    `grids`: as in a `Study`."""
+    """`varies`, `fixed`: what the cells differ in and what they share. `interpretation`: how to read the results, one
+    sentence. `grids`: as in a `Study`."""
 
     title: str
     varies: str
-    holds: str
-    read: str
+    fixed: str
+    interpretation: str
     grids: tuple[Mapping[str, Sequence[Any]], ...]
     by_difficulty: bool = False
     by_round: bool = False
 
     @property
     def about(self) -> str:
-        return f"Varies: {self.varies}. Holds: {self.holds}. {self.read}"
+        return f"Varies: {self.varies}. Holds: {self.fixed}. {self.interpretation}"
 
 
 QUESTIONS = {

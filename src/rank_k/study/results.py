@@ -9,18 +9,18 @@ from typing import Any, Self
 
 from rank_k.journal import Journal
 from rank_k.study.breakdowns import (
-    SLOTS,
-    AfterRound,
-    ByDifficulty,
-    WithSlots,
-    by_difficulty,
-    by_round,
-    with_slots,
+    CONCURRENCY_LEVELS,
+    DifficultyRow,
+    LatencyRow,
+    RoundRow,
+    compare_by_difficulty,
+    evaluate_by_round,
+    latency_by_concurrency,
 )
 from rank_k.study.folder import StudyFolder
 from rank_k.study.grid import Cell, Study
 from rank_k.study.inputs import LoadedCollections
-from rank_k.study.table import AverageRow, Row, averages_of, axes_of, cell_to_dict, labels_of, rows_of
+from rank_k.study.table import AverageRow, Row, build_rows, cell_to_dict, compute_averages, cost_axes, short_labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,35 +31,35 @@ class StudyResults:
     rows: tuple[Row, ...]
     unfinished: tuple[str, ...]
     averages: tuple[AverageRow, ...]
-    difficulty: tuple[ByDifficulty, ...]
-    rounds: tuple[AfterRound, ...]
-    slots: tuple[WithSlots, ...]
+    difficulty: tuple[DifficultyRow, ...]
+    rounds: tuple[RoundRow, ...]
+    latencies: tuple[LatencyRow, ...]
 
     @classmethod
     def of(
         cls,
         study: Study,
         cells: Iterable[Cell],
-        opened: Mapping[str, LoadedCollections],
+        collections: Mapping[str, LoadedCollections],
         folder: StudyFolder,
         journal: Journal,
         unfinished: Sequence[str] = (),
     ) -> Self:
-        rows = rows_of(study, cells, opened, folder, journal)
+        rows = build_rows(study, cells, collections, folder, journal)
         return cls(
             study,
             tuple(rows),
             tuple(unfinished),
-            tuple(averages_of(rows, study.averages)),
-            tuple(by_difficulty(rows, opened, folder) if study.by_difficulty else ()),
-            tuple(by_round(rows, opened, folder, journal) if study.by_round else ()),
-            tuple(with_slots(rows) if study.by_round else ()),
+            tuple(compute_averages(rows, study.averages)),
+            tuple(compare_by_difficulty(rows, collections, folder) if study.by_difficulty else ()),
+            tuple(evaluate_by_round(rows, collections, folder, journal) if study.by_round else ()),
+            tuple(latency_by_concurrency(rows) if study.by_round else ()),
         )
 
     @property
     def labels(self) -> dict[str, str]:
         """Short names of the rows."""
-        return labels_of(self.rows)
+        return short_labels(self.rows)
 
     @property
     def timed(self) -> bool:
@@ -68,31 +68,34 @@ class StudyResults:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        return axes_of(self.rows)
+        return cost_axes(self.rows)
 
     def by_run(self) -> Iterator[tuple[str, list[Row]]]:
         """The rows of each run and model, under a heading; the first stage leads each."""
-        for (collection, first_stage), some in groupby(self.rows, key=lambda row: (row.collection, row.first_stage)):
-            rows = list(some)
-            leading = [row for row in rows if row.cell is None]
+        for (collection, first_stage), group in groupby(self.rows, key=lambda row: (row.collection, row.first_stage)):
+            rows = list(group)
+            first_stage_rows = [row for row in rows if row.cell is None]
             for model in dict.fromkeys(row.cell.model for row in rows if row.cell is not None):
-                of_model = [row for row in rows if row.cell is not None and row.cell.model == model]
-                queries = len(rows[0].first_values)
-                yield f"{collection}, {first_stage}, {model}: {queries} queries", [*leading, *of_model]
+                model_rows = [row for row in rows if row.cell is not None and row.cell.model == model]
+                query_count = len(rows[0].first_measure_values)
+                yield f"{collection}, {first_stage}, {model}: {query_count} queries", [*first_stage_rows, *model_rows]
 
-    def difficulty_tables(self) -> Iterator[tuple[tuple[str, str], list[ByDifficulty]]]:
+    def difficulty_tables(self) -> Iterator[tuple[tuple[str, str], list[DifficultyRow]]]:
         """For each kind of difficulty and baseline."""
         baselines = {row.name: row.baseline for row in self.rows}
-        kinds = dict.fromkeys((one.by, baselines[one.name]) for one in self.difficulty)
-        for by, baseline in kinds:
-            yield (by, baseline), [one for one in self.difficulty if (one.by, baselines[one.name]) == (by, baseline)]
+        tables = dict.fromkeys((row.criterion, baselines[row.name]) for row in self.difficulty)
+        for criterion, baseline in tables:
+            yield (
+                (criterion, baseline),
+                [row for row in self.difficulty if (row.criterion, baselines[row.name]) == (criterion, baseline)],
+            )
 
     def slot_counts(self) -> tuple[int | None, ...]:
-        return SLOTS
+        return CONCURRENCY_LEVELS
 
     def slot_rows(self) -> Iterator[tuple[str, list[float]]]:
-        for name, some in groupby(self.slots, key=lambda one: one.name):
-            yield name, [one.seconds for one in some]
+        for name, group in groupby(self.latencies, key=lambda row: row.name):
+            yield name, [row.seconds for row in group]
 
     def told(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -101,25 +104,30 @@ class StudyResults:
             "about": self.study.about,
             "cells": [cell_to_dict(row) for row in self.rows],
             "unfinished": list(self.unfinished),
-            "averages": [one._asdict() for one in self.averages],
+            "averages": [row._asdict() for row in self.averages],
             "by_difficulty": [
                 {
-                    **one._asdict(),
-                    "against": {"mean": one.against.mean, "low": one.against.low, "high": one.against.high},
+                    **_rename_key(row._asdict(), "criterion", "by"),
+                    "against": {"mean": row.against.mean, "low": row.against.low, "high": row.against.high},
                 }
-                for one in self.difficulty
+                for row in self.difficulty
             ],
-            "by_round": [{**one._asdict(), "quality": one.quality._asdict()} for one in self.rounds],
-            "with_slots": [one._asdict() for one in self.slots],
+            "by_round": [{**row._asdict(), "quality": row.quality._asdict()} for row in self.rounds],
+            "with_slots": [_rename_key(row._asdict(), "concurrency", "slots") for row in self.latencies],
             "published": [
                 {
-                    "collection": one.collection,
-                    "first_stage": one.first_stage,
-                    "model": one.model,
-                    "measure": one.measure,
-                    "value": one.value,
-                    "source": one.source,
+                    "collection": row.collection,
+                    "first_stage": row.first_stage,
+                    "model": row.model,
+                    "measure": row.measure,
+                    "value": row.value,
+                    "source": row.source,
                 }
-                for one in self.study.published
+                for row in self.study.published
             ],
         }
+
+
+def _rename_key(row: dict[str, Any], field: str, key: str) -> dict[str, Any]:
+    """Return `row` with its entry `field` under `key`, the name that JSON has for it, in the same place."""
+    return {key if name == field else name: value for name, value in row.items()}

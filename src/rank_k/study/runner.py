@@ -15,32 +15,37 @@ from rank_k.models.simulated import SimulatedModel
 from rank_k.reranker import Reranker
 from rank_k.simulation.noise_file import noise_by_name
 from rank_k.study.folder import StudyFolder
-from rank_k.study.grid import Cell, ModelPlan, strategy_of
+from rank_k.study.grid import Cell, ModelPlan, build_strategy
 from rank_k.study.inputs import LoadedCollections
 
-Watch = Callable[[Callable[[], RunStats], int], AbstractContextManager[Any]]
+ShowProgress = Callable[[Callable[[], RunStats], int], AbstractContextManager[Any]]
 """Given what tells how far a cell has come, and of how many queries: shows it while the cell runs."""
 
 
 def run_cell(
-    cell: Cell, opened: LoadedCollections, model: ModelPlan, reach: Mapping[str, Any], folder: StudyFolder, watch: Watch
+    cell: Cell,
+    collection: LoadedCollections,
+    model: ModelPlan,
+    connection: Mapping[str, Any],
+    folder: StudyFolder,
+    show_progress: ShowProgress,
 ) -> RunStats:
     """Rerank the cell's run and put it into the folder. What the journal holds is not asked again.
 
-    `reach`: options of `Reranker` that say how `model` is reached. Raises what `Reranker` raises; what was finished
-    is in the journal then.
+    `connection`: options of `Reranker` that say how `model` is reached. Raises what `Reranker` raises; the journal then
+    holds the finished calls.
     """
-    first_stage = opened.runs[cell.first_stage]
-    split = cell.passages
-    passages = None if split is None else SplitRun(first_stage, opened.store, split, cell.depth)
-    asked: str | Model | None = model.model
+    first_stage = collection.runs[cell.first_stage]
+    passage_split = cell.passage_split
+    passage_run = None if passage_split is None else SplitRun(first_stage, collection.store, passage_split, cell.depth)
+    ranker: str | Model | None = model.model
     if model.simulate:
-        asked = _judge(model, opened, by_passage=split is not None)
+        ranker = _simulated_judge(model, collection, by_passage=passage_split is not None)
     with Reranker(
-        asked,
+        ranker,
         journal=folder.journal,
-        strategy=strategy_of(cell),
-        depth=cell.depth if passages is None else maxsize,
+        strategy=build_strategy(cell),
+        depth=cell.depth if passage_run is None else maxsize,
         reasoning=cell.reasoning,
         samples=cell.samples,
         passage_tokens=cell.passage_tokens,
@@ -49,30 +54,33 @@ def run_cell(
         top_p=cell.top_p,
         constrained=cell.constrained,
         method="listwise",
-        **reach,
+        **connection,
     ) as reranker:
         reranker.prepare()
         if not model.simulate:
-            folder.identify(model.name, reranker.model.identity)
-        reranker.check(opened.queries[query_id] for query_id in first_stage.query_ids)
-        folder.output(cell).unlink(missing_ok=True)  # where it is, the cell counts as finished
-        run = reranker.journal.begin_run(folder.settings(cell))
+            folder.record_identity(model.name, reranker.model.identity)
+        reranker.check(collection.queries[query_id] for query_id in first_stage.query_ids)
+        folder.run_file(cell).unlink(missing_ok=True)  # where it is, the cell counts as finished
+        run = reranker.journal.begin_run(folder.journal_settings(cell))
         reranker.journal.forget_windows(run)
-        with RunWriter(folder.output(cell)) as writer, watch(lambda: reranker.stats, len(first_stage.query_ids)):
+        with (
+            RunWriter(folder.run_file(cell)) as writer,
+            show_progress(lambda: reranker.stats, len(first_stage.query_ids)),
+        ):
             results = reranker.rerank(
-                first_stage if passages is None else passages,
-                opened.queries,
-                opened.store if passages is None else passages,
+                first_stage if passage_run is None else passage_run,
+                collection.queries,
+                collection.store if passage_run is None else passage_run,
                 run_name=run,
             )
             rankings = ((result.query_id, result.ranking) for result in results)
-            for query_id, ranking in rankings if passages is None else passages.collapsed(rankings):
+            for query_id, ranking in rankings if passage_run is None else passage_run.collapsed(rankings):
                 writer.write(query_id, ranking.doc_ids)
         return reranker.stats
 
 
-def _judge(model: ModelPlan, opened: LoadedCollections, *, by_passage: bool) -> Model:
-    grades = read_qrels(model.judgments) if model.judgments else opened.qrels
+def _simulated_judge(model: ModelPlan, collection: LoadedCollections, *, by_passage: bool) -> Model:
+    grades = read_qrels(model.judgments) if model.judgments else collection.qrels
     if by_passage:
-        grades = {query_id: DocumentGrades(of_query) for query_id, of_query in grades.items()}
+        grades = {query_id: DocumentGrades(grades_of_query) for query_id, grades_of_query in grades.items()}
     return SimulatedModel(grades, noise_by_name(model.simulate))

@@ -16,17 +16,17 @@ from typing import Any, NamedTuple
 from rank_k.data.trec import read_run
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
-from rank_k.evaluation.significance import PairedDifference, holm, interval, paired_difference
+from rank_k.evaluation.significance import PairedDifference, bootstrap_interval, holm, paired_difference
 from rank_k.journal import Journal
 from rank_k.reports.figures import Point, pareto_set
-from rank_k.study.cell_costs import CellCost, QueryCosts, mean_cost, read_costs
+from rank_k.study.cell_costs import CellCost, CellQueryCost, mean_cost, read_costs
 from rank_k.study.folder import StudyFolder
-from rank_k.study.grid import Average, Cell, Published, Study
+from rank_k.study.grid import Cell, CollectionAverage, PublishedResult, Study
 from rank_k.study.inputs import LoadedCollections
 from rank_k.types import Run, Usage
 
-AXES = ("tokens", "rounds", "seconds")
-"""What quality is set against. Each is a property of `Cost`."""
+COST_AXES = ("tokens", "rounds", "seconds")
+"""What quality is set against. Each is a property of `CellCost`."""
 
 FIRST_STAGE = "first stage"
 
@@ -40,7 +40,7 @@ class Estimate(NamedTuple):
     high: float
 
 
-class Group(NamedTuple):
+class ComparisonGroup(NamedTuple):
     """`judgments`: what the queries are judged by (their sha256)."""
 
     judgments: str
@@ -54,13 +54,13 @@ class Row:
     `p`: of its randomization test, corrected by Holm for all rows of the study. `on_set`: the axes on whose Pareto
     set it lies."""
 
-    group: Group
+    group: ComparisonGroup
     collection: str
     first_stage: str
     cell: Cell | None
     values: Mapping[str, Mapping[str, float]]
     quality: Mapping[str, Estimate]
-    spent: tuple[QueryCosts, ...] = ()
+    spent: tuple[CellQueryCost, ...] = ()
     cost: CellCost = field(default_factory=CellCost)
     against: PairedDifference | None = None
     baseline: str = ""
@@ -77,7 +77,7 @@ class Row:
         return next(iter(self.quality.values()))
 
     @property
-    def first_values(self) -> Mapping[str, float]:
+    def first_measure_values(self) -> Mapping[str, float]:
         return next(iter(self.values.values()))
 
     @property
@@ -88,53 +88,59 @@ class Row:
 # --- measuring -------------------------------------------------------------------------------------
 
 
-def rows_of(
-    study: Study, cells: Iterable[Cell], opened: Mapping[str, LoadedCollections], folder: StudyFolder, journal: Journal
+def build_rows(
+    study: Study,
+    cells: Iterable[Cell],
+    collections: Mapping[str, LoadedCollections],
+    folder: StudyFolder,
+    journal: Journal,
 ) -> list[Row]:
     """A row for every first stage and every cell, which must be finished, the rows of a run together."""
     rows: list[Row] = []
-    known: set[tuple[str, str]] = set()
+    measured_runs: set[tuple[str, str]] = set()
     for cell in cells:
-        of = opened[cell.collection]
-        if (cell.collection, cell.first_stage) not in known:
-            known.add((cell.collection, cell.first_stage))
-            rows.append(_row(study, of, cell.first_stage, None, of.first_stage(cell.first_stage), ()))
-        spent = tuple(read_costs(journal, folder.run(cell)))
-        rows.append(_row(study, of, cell.first_stage, cell, read_run(folder.output(cell)), spent))
-    return with_pareto_set(compare_rows(rows, study.baseline))
+        collection = collections[cell.collection]
+        if (cell.collection, cell.first_stage) not in measured_runs:
+            measured_runs.add((cell.collection, cell.first_stage))
+            rows.append(
+                _build_row(study, collection, cell.first_stage, None, collection.first_stage(cell.first_stage), ())
+            )
+        query_costs = tuple(read_costs(journal, folder.journal_run(cell)))
+        rows.append(_build_row(study, collection, cell.first_stage, cell, read_run(folder.run_file(cell)), query_costs))
+    return mark_pareto_set(compare_rows(rows, study.baseline))
 
 
-def _row(
+def _build_row(
     study: Study,
-    opened: LoadedCollections,
+    collection: LoadedCollections,
     first_stage: str,
     cell: Cell | None,
     run: Run,
-    spent: tuple[QueryCosts, ...],
+    query_costs: tuple[CellQueryCost, ...],
 ) -> Row:
-    found = evaluate(opened.qrels, run, study.measures)
-    values = {measure: found.per_query[measure] for measure in found.measures}
+    evaluation = evaluate(collection.qrels, run, study.measures)
+    values = {measure: evaluation.per_query[measure] for measure in evaluation.measures}
     return Row(
-        Group(opened.fingerprints["judgments"], first_stage),
-        opened.name,
+        ComparisonGroup(collection.fingerprints["judgments"], first_stage),
+        collection.name,
         first_stage,
         cell,
         values,
-        {measure: estimate(list(of_queries.values())) for measure, of_queries in values.items()},
-        spent,
-        mean_cost(spent, 0 if cell is None else len(opened.runs[first_stage].query_ids)),
+        {measure: estimate_mean(list(values_by_query.values())) for measure, values_by_query in values.items()},
+        query_costs,
+        mean_cost(query_costs, 0 if cell is None else len(collection.runs[first_stage].query_ids)),
     )
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate_mean(values: Sequence[float]) -> Estimate:
     error = stdev(values) / sqrt(len(values)) if len(values) > 1 else nan
-    return Estimate(fmean(values), error, *interval(values))
+    return Estimate(fmean(values), error, *bootstrap_interval(values))
 
 
 def compare_rows(rows: Sequence[Row], baseline: str | None = None) -> list[Row]:
     """The rows, each cell's compared with its group's baseline: the cell whose name or setting that is (or the first
     stage), by default the group's first cell. Raises `InputError` if no group has such a one."""
-    baselines: dict[Group, Row] = {}
+    baselines: dict[ComparisonGroup, Row] = {}
     for row in rows:
         if baseline in (row.name, row.setting) or (baseline is None and row.cell is not None):
             baselines.setdefault(row.group, row)
@@ -143,43 +149,53 @@ def compare_rows(rows: Sequence[Row], baseline: str | None = None) -> list[Row]:
         raise InputError(
             f"no cell is called {baseline!r}", f"write one of {', '.join(settings)}, or a cell's whole name"
         )
-    found: list[Row] = []
+    compared_rows: list[Row] = []
     for row in rows:
-        base = baselines.get(row.group)
-        if row.cell is None or base is None or base is row:
-            found.append(replace(row, baseline=row.name if base is row else ""))
+        baseline_row = baselines.get(row.group)
+        if row.cell is None or baseline_row is None or baseline_row is row:
+            compared_rows.append(replace(row, baseline=row.name if baseline_row is row else ""))
         else:
-            against = paired_difference(row.first_values, base.first_values)
-            found.append(replace(row, against=against, baseline=base.name))
-    corrected = iter(holm([row.against.randomization_p for row in found if row.against is not None]))
-    return [row if row.against is None else replace(row, p=next(corrected)) for row in found]
+            difference = paired_difference(row.first_measure_values, baseline_row.first_measure_values)
+            compared_rows.append(replace(row, against=difference, baseline=baseline_row.name))
+    corrected_ps = iter(holm([row.against.randomization_p for row in compared_rows if row.against is not None]))
+    return [row if row.against is None else replace(row, p=next(corrected_ps)) for row in compared_rows]
 
 
-def with_pareto_set(rows: Sequence[Row]) -> list[Row]:
+def mark_pareto_set(rows: Sequence[Row]) -> list[Row]:
     """The rows with `on_set` filled in, by group; first stages, which cost nothing, are left out of it."""
-    found = list(rows)
+    marked_rows = list(rows)
     for group in dict.fromkeys(row.group for row in rows):
-        for axis in axes_of(rows):
-            members = [n for n, row in enumerate(found) if row.group == group and row.cell is not None]
-            points = [Point(found[n].name, getattr(found[n].cost, axis), found[n].first.mean) for n in members]
-            for n, best in zip(members, pareto_set(points), strict=True):
-                if best:
-                    found[n] = replace(found[n], on_set=found[n].on_set | {axis})
-    return found
+        for axis in cost_axes(rows):
+            member_indexes = [
+                index for index, row in enumerate(marked_rows) if row.group == group and row.cell is not None
+            ]
+            points = [
+                Point(marked_rows[index].name, getattr(marked_rows[index].cost, axis), marked_rows[index].first.mean)
+                for index in member_indexes
+            ]
+            for index, on_pareto_set in zip(member_indexes, pareto_set(points), strict=True):
+                if on_pareto_set:
+                    marked_rows[index] = replace(marked_rows[index], on_set=marked_rows[index].on_set | {axis})
+    return marked_rows
 
 
-def axes_of(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Those of `AXES` that tell something: a simulated judge takes no time."""
-    return tuple(axis for axis in AXES if any(getattr(row.cost, axis) for row in rows))
+def cost_axes(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Those of `COST_AXES` that tell something: a simulated judge takes no time."""
+    return tuple(axis for axis in COST_AXES if any(getattr(row.cost, axis) for row in rows))
 
 
-def labels_of(rows: Sequence[Row]) -> dict[str, str]:
+def short_labels(rows: Sequence[Row]) -> dict[str, str]:
     """Name -> the shortest that still tells the rows apart: of collection, first stage and model those that differ."""
-    parts = {row.name: (row.collection, row.first_stage, "" if row.cell is None else row.cell.model) for row in rows}
-    several = [len({part[n] for part in parts.values() if part[n]}) > 1 for n in range(3)]
+    names_by_row = {
+        row.name: (row.collection, row.first_stage, "" if row.cell is None else row.cell.model) for row in rows
+    }
+    varies = [len({names[position] for names in names_by_row.values() if names[position]}) > 1 for position in range(3)]
     return {
         row.name: " ".join(
-            [*(p for p, differ in zip(parts[row.name], several, strict=True) if differ and p), row.setting]
+            [
+                *(part for part, varies in zip(names_by_row[row.name], varies, strict=True) if varies and part),
+                row.setting,
+            ]
         )
         for row in rows
     }
@@ -200,27 +216,36 @@ class AverageRow(NamedTuple):
     error: float
 
 
-def averages_of(rows: Sequence[Row], averages: Sequence[Average]) -> list[AverageRow]:
-    found: list[AverageRow] = []
+def compute_averages(rows: Sequence[Row], averages: Sequence[CollectionAverage]) -> list[AverageRow]:
+    average_rows: list[AverageRow] = []
     for average in averages:
-        kinds: dict[tuple[str, str, str], dict[str, Estimate]] = {}
+        estimates_by_kind: dict[tuple[str, str, str], dict[str, Estimate]] = {}
         for row in rows:
             model = "" if row.cell is None else row.cell.model
-            of_kind = kinds.setdefault((row.first_stage, model, row.setting), {})
-            of_kind[row.collection] = row.first
-        for kind, by_collection in kinds.items():
+            estimates = estimates_by_kind.setdefault((row.first_stage, model, row.setting), {})
+            estimates[row.collection] = row.first
+        for kind, by_collection in estimates_by_kind.items():
             if all(name in by_collection for name in average.collections):
-                some = [by_collection[name] for name in average.collections]
-                error = sqrt(sum(one.error**2 for one in some)) / len(some)
-                found.append(AverageRow(average.name, *kind, fmean(one.mean for one in some), error))
-    return found
+                averaged = [by_collection[name] for name in average.collections]
+                error = sqrt(sum(estimate.error**2 for estimate in averaged)) / len(averaged)
+                average_rows.append(
+                    AverageRow(average.name, *kind, fmean(estimate.mean for estimate in averaged), error)
+                )
+    return average_rows
 
 
-def published_for(row: Row, published: Sequence[Published]) -> Published | None:
+def find_published(row: Row, published: Sequence[PublishedResult]) -> PublishedResult | None:
     """What was published for the row's collection, first stage and model in the row's first measure."""
     model = "" if row.cell is None else row.cell.model
-    where = (row.collection, row.first_stage, model, next(iter(row.quality)))
-    return next((p for p in published if (p.collection, p.first_stage, p.model, p.measure) == where), None)
+    key = (row.collection, row.first_stage, model, next(iter(row.quality)))
+    return next(
+        (
+            figure
+            for figure in published
+            if (figure.collection, figure.first_stage, figure.model, figure.measure) == key
+        ),
+        None,
+    )
 
 
 # --- files -----------------------------------------------------------------------------------------
@@ -228,87 +253,87 @@ def published_for(row: Row, published: Sequence[Published]) -> Published | None:
 
 def write_cells(path: Path, rows: Sequence[Row]) -> None:
     """A line per row: what the cell is, its quality and cost, and how it compares."""
-    _write(path, map(cell_to_dict, rows))
+    _write_csv(path, map(cell_to_dict, rows))
 
 
 def write_queries(path: Path, rows: Sequence[Row]) -> None:
-    """A line per row and query, for analyzes of one's own."""
-    _write(path, (line for row in rows for line in _told_by_query(row)))
+    """A line per row and query, for analyses of one's own."""
+    _write_csv(path, (line for row in rows for line in _query_rows(row)))
 
 
 def cell_to_dict(row: Row) -> dict[str, Any]:
-    cell, spent = row.cell, row.cost
-    told: dict[str, Any] = {
+    cell, cost = row.cell, row.cost
+    columns: dict[str, Any] = {
         "cell": row.name,
         "collection": row.collection,
         "first_stage": row.first_stage,
         "model": "" if cell is None else cell.model,
     }
-    for axis in _SETTINGS:
+    for axis in _SETTING_COLUMNS:
         value = "" if cell is None else getattr(cell, axis)
-        told[axis] = "" if value is None else value
-    told["queries"] = len(row.first_values)
-    for measure, found in row.quality.items():
-        told |= {measure: found.mean, f"{measure}_error": found.error}
-        told |= {f"{measure}_low": found.low, f"{measure}_high": found.high}
-    against = row.against
-    told |= {
+        columns[axis] = "" if value is None else value
+    columns["queries"] = len(row.first_measure_values)
+    for measure, quality in row.quality.items():
+        columns |= {measure: quality.mean, f"{measure}_error": quality.error}
+        columns |= {f"{measure}_low": quality.low, f"{measure}_high": quality.high}
+    difference = row.against
+    columns |= {
         "baseline": row.baseline,
-        "difference": "" if against is None else against.mean,
-        "difference_error": "" if against is None else against.error,
-        "difference_low": "" if against is None else against.low,
-        "difference_high": "" if against is None else against.high,
-        "p_holm": "" if against is None else row.p,
-        "better": "" if against is None else against.better,
-        "worse": "" if against is None else against.worse,
-        "rounds": spent.rounds,
-        "windows": spent.windows,
-        "calls": spent.calls,
-        "tokens_in": spent.tokens_in,
-        "tokens_cached": spent.cached,
-        "tokens_reasoning": spent.reasoning,
-        "tokens_answer": spent.answer,
-        "tokens_estimated": int(spent.estimated),
-        "seconds": spent.seconds,
-        "model_seconds": spent.model_seconds,
-        "unranked_windows": spent.unranked,
-        "retries_exhausted_windows": spent.retries_exhausted,
-        "repairs": " ".join(f"{kind}={count}" for kind, count in sorted(spent.repairs.items())),
-        "pareto": " ".join(axis for axis in AXES if axis in row.on_set),
+        "difference": "" if difference is None else difference.mean,
+        "difference_error": "" if difference is None else difference.error,
+        "difference_low": "" if difference is None else difference.low,
+        "difference_high": "" if difference is None else difference.high,
+        "p_holm": "" if difference is None else row.p,
+        "better": "" if difference is None else difference.better,
+        "worse": "" if difference is None else difference.worse,
+        "rounds": cost.rounds,
+        "windows": cost.windows,
+        "calls": cost.calls,
+        "tokens_in": cost.tokens_in,
+        "tokens_cached": cost.cached_tokens,
+        "tokens_reasoning": cost.reasoning,
+        "tokens_answer": cost.answer,
+        "tokens_estimated": int(cost.estimated),
+        "seconds": cost.seconds,
+        "model_seconds": cost.model_seconds,
+        "unranked_windows": cost.unranked,
+        "retries_exhausted_windows": cost.retries_exhausted,
+        "repairs": " ".join(f"{kind}={count}" for kind, count in sorted(cost.repairs.items())),
+        "pareto": " ".join(axis for axis in COST_AXES if axis in row.on_set),
     }
-    return told
+    return columns
 
 
-_SETTINGS = (
+_SETTING_COLUMNS = (
     *("strategy", "reasoning", "samples", "depth", "window", "stride", "first_stage_weight"),
     *("passage_tokens", "maxp_tokens", "max_tokens", "temperature", "top_p", "constrained"),
 )
 
 
-def _told_by_query(row: Row) -> Iterator[dict[str, Any]]:
-    spent = {query.query_id: query for query in row.spent}
-    nothing = QueryCosts("", (), 0, Usage(), 0.0, 0, 0, {})
-    for query_id in row.first_values:
-        query = spent.get(query_id, nothing)
+def _query_rows(row: Row) -> Iterator[dict[str, Any]]:
+    costs_by_query = {query_cost.query_id: query_cost for query_cost in row.spent}
+    no_cost = CellQueryCost("", (), 0, Usage(), 0.0, 0, 0, {})
+    for query_id in row.first_measure_values:
+        query_cost = costs_by_query.get(query_id, no_cost)
         yield {
             "cell": row.name,
             "query_id": query_id,
-            **{measure: of_queries[query_id] for measure, of_queries in row.values.items()},
-            "rounds": len(query.rounds),
-            "windows": query.windows,
-            "calls": query.calls,
-            "tokens_in": query.usage.prompt_tokens,
-            "tokens_cached": query.usage.cached_tokens,
-            "tokens_reasoning": query.usage.reasoning_tokens,
-            "tokens_answer": query.usage.completion_tokens - query.usage.reasoning_tokens,
-            "seconds": query.seconds(),
-            "unranked_windows": query.unranked,
+            **{measure: values_by_query[query_id] for measure, values_by_query in row.values.items()},
+            "rounds": len(query_cost.seconds_by_round),
+            "windows": query_cost.windows,
+            "calls": query_cost.calls,
+            "tokens_in": query_cost.usage.prompt_tokens,
+            "tokens_cached": query_cost.usage.cached_tokens,
+            "tokens_reasoning": query_cost.usage.reasoning_tokens,
+            "tokens_answer": query_cost.usage.completion_tokens - query_cost.usage.reasoning_tokens,
+            "seconds": query_cost.seconds(),
+            "unranked_windows": query_cost.unranked,
         }
 
 
-def _write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+def _write_csv(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    partial = path.with_name(path.name + ".part")
+    with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer: csv.DictWriter[str] | None = None
         for line in lines:
             if writer is None:
@@ -317,4 +342,4 @@ def _write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
             writer.writerow(
                 {key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()}
             )
-    part.replace(path)
+    partial.replace(path)
