@@ -30,14 +30,14 @@ TEMPLATE = PromptTemplate(
 )
 """Short, so that 500 windows take minutes: the embedded model reads some 200 tokens a second."""
 
-ANSWERS = ("constrained", "free")
+ANSWER_KINDS = ("constrained", "free")
 
-MENDED = {"missing", "repeated", "cut", "forced_answers", "passages_truncated"}
+CLEAN_REPAIRS = {"missing", "repeated", "truncated", "forced_answers", "passages_truncated"}
 """Repairs that leave an answer clean: ids missing or repeated, a thought ended as planned, passages cut."""
 
 
 @dataclass
-class Tried:
+class AnswerStats:
     windows: int = 0
     clean: int = 0
     unranked: int = 0
@@ -46,7 +46,7 @@ class Tried:
     seconds: float = 0.0
 
 
-def drawn(count: int, seed: int) -> list[tuple[Query, list[Passage]]]:
+def draw_windows(count: int, seed: int) -> list[tuple[Query, list[Passage]]]:
     """Windows: a question with 4 to 12 passages, judged ones for the question first among them."""
     random = Random(seed)
     texts = {passage.doc_id: passage for passage in passages()}
@@ -60,15 +60,15 @@ def drawn(count: int, seed: int) -> list[tuple[Query, list[Passage]]]:
     return found
 
 
-async def tried(
+async def rank_windows(
     model: EmbeddedModel, windows: Sequence[tuple[Query, list[Passage]]], reasoning: ReasoningMode, constrained: bool
-) -> Tried:
+) -> AnswerStats:
     journal = Journal()
     settings = ListwiseSettings(
         passage_tokens=24, max_tokens=512, temperature=0.5, reasoning=reasoning, constrained=constrained
     )
     asker = ListwiseRanker(model, journal, settings, TEMPLATE)
-    result, started = Tried(), time.monotonic()
+    result, started = AnswerStats(), time.monotonic()
 
     async def one(query: Query, shown: list[Passage]) -> None:
         texts = await asker.prepare_query(query, {passage.doc_id: passage for passage in shown})
@@ -76,7 +76,7 @@ async def tried(
         asked = await asker.rank(texts, window)
         result.windows += 1
         result.unranked += not asked.result.rankings[0].is_valid
-        result.clean += asked.result.rankings[0].is_valid and set(asked.repairs) <= MENDED
+        result.clean += asked.result.rankings[0].is_valid and set(asked.repairs) <= CLEAN_REPAIRS
         result.repairs.update(asked.repairs)
         result.most_reasoning = max(result.most_reasoning, asked.usage.reasoning_tokens)
 
@@ -88,13 +88,13 @@ async def tried(
 
 
 async def compare(count: int, reasoning: ReasoningMode, answers: Sequence[str], threads: int | None) -> None:
-    windows = drawn(count, seed=0)
+    windows = draw_windows(count, seed=0)
     model = EmbeddedModel(threads=threads)
     await model.prepare()
     try:
         print("answers        windows   clean  unranked  ids missing  ids repeated  most reasoning  s/window")
         for name in answers:
-            found = await tried(model, windows, reasoning, constrained=name == "constrained")
+            found = await rank_windows(model, windows, reasoning, constrained=name == "constrained")
             print(
                 f"{name:<13} {found.windows:>8}  {found.clean / found.windows:>6.1%}  {found.unranked:>8}"
                 f"  {found.repairs['missing']:>11}  {found.repairs['repeated']:>12}  {found.most_reasoning:>14}"
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=500)
     parser.add_argument("--reasoning", type=ReasoningMode.parse, default=ReasoningMode("budget", 64))
-    parser.add_argument("--answers", nargs="+", choices=ANSWERS, default=ANSWERS, help="which to try")
+    parser.add_argument("--answers", nargs="+", choices=ANSWER_KINDS, default=ANSWER_KINDS, help="which to try")
     parser.add_argument("--threads", type=int, help="of the model (all cores); 1 on a machine with other work")
     args = parser.parse_args()
     asyncio.run(compare(args.windows, args.reasoning, args.answers, args.threads))

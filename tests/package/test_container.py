@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import pytest
 
-from rank_k.cli.serve import CLIENT_KEYS, HOST
+from rank_k.cli.serve import CLIENT_KEYS_VARIABLE, HOST_VARIABLE
 from tests.conftest import StartLoopback
 from tests.paths import ROOT
 from tests.support.serving import Command
@@ -113,8 +113,8 @@ def test_it_is_run_by_nobody_in_particular_and_by_a_number() -> None:
 
 
 def test_its_variables_are_those_that_the_command_reads() -> None:
-    assert f"{HOST}=0.0.0.0" in last("ENV").split()
-    assert not [step for step in steps() if CLIENT_KEYS in step.rest], "a key is given when it is run, not built in"
+    assert f"{HOST_VARIABLE}=0.0.0.0" in last("ENV").split()
+    assert not [step for step in steps() if CLIENT_KEYS_VARIABLE in step.rest], "a key is given when it is run, not built in"
 
 
 def test_only_what_it_is_built_from_is_sent_to_the_engine() -> None:
@@ -243,7 +243,7 @@ def test_it_serves_and_its_health_check_tells(image: Image, anybody: dict[str, i
     running = Command(
         *("--server", model.url),
         program=[shutil.which(program, path=image.env["PATH"]) or "", *arguments],
-        env={**image.env, CLIENT_KEYS: KEY, "PYTHONPATH": ""},
+        env={**image.env, CLIENT_KEYS_VARIABLE: KEY, "PYTHONPATH": ""},
         more={"cwd": image.here(last("WORKDIR")), **anybody},
     )
     try:
@@ -269,7 +269,7 @@ def test_without_a_key_or_weights_it_says_what_is_missing(image: Image, anybody:
     keyless = run(image, anybody, start())
     assert (keyless.returncode, keyless.stdout) == (2, "")
     assert "anybody who reaches 0.0.0.0 could spend your model's time" in keyless.stderr
-    weightless = run(image, anybody, start(), **{CLIENT_KEYS: KEY})
+    weightless = run(image, anybody, start(), **{CLIENT_KEYS_VARIABLE: KEY})
     assert weightless.returncode == 2
     assert "rank-k fetch" in weightless.stderr
 
