@@ -113,7 +113,8 @@ def main() -> None:
         cost = measure(concurrency, args.flush)
         print(
             f"{cost.concurrency:>11}  {cost.calls:>5}  {cost.first_to_last:>10.2f} s  {cost.bound:>5.2f} s"
-            f"  {cost.ratio:.4f}  {cost.cpu_ms:>5.2f} ms  {cost.peak_mb:>4.0f} MB  {'perfect' if cost.perfect else 'NOT PERFECT'}",
+            f"  {cost.ratio:.4f}  {cost.cpu_ms:>5.2f} ms  {cost.peak_mb:>4.0f} MB"
+            f"  {'perfect' if cost.perfect else 'NOT PERFECT'}",
             flush=True,
         )
     print(f"(this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB)", file=sys.stderr)

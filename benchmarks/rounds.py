@@ -2,10 +2,10 @@
 
     python -m benchmarks.rounds
 
-40 queries x 100 passages against a server on loopback that takes 0.2 s + 2 ms per token. At a concurrency of 64 the sliding
-window keeps 40 calls in flight, one per query; `blocks` asks five windows of a query at once, then two. The bound is what a
-client without any work of its own would need (`benchmarks.ideal`). The exit status is 1 if `blocks` takes more than .65
-of the sliding window's time at a concurrency of 64, or more than .5 at 200.
+40 queries x 100 passages against a server on loopback that takes 0.2 s + 2 ms per token. At a concurrency of 64 the
+sliding window keeps 40 calls in flight, one per query; `blocks` asks five windows of a query at once, then two. The
+bound is what a client without any work of its own would need (`benchmarks.ideal`). The exit status is 1 if `blocks`
+takes more than .65 of the sliding window's time at a concurrency of 64, or more than .5 at 200.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 
 STUDENT: folders or GGUF files that `rank-k distill export` wrote; give the one trained with traces first, then its
 ablations (asked with its trace suppressed: add `:off` to its name; asked to compare alone: `:listwise`; likelihood
-first: `:combined`). Each collection's own BM25 run, or its first N queries, is reranked to depth 20 through the embedded
-model, as a user would, with the commands of the package. Beside the students stand a random order, BM25, the untrained
+first: `:combined`). Each collection's own BM25 run, or its first N queries, is reranked to depth 20 through the
+embedded model, as a user would, with the commands of the package. Beside the students stand a random order, BM25, the untrained
 weights asked to compare, and query likelihood by the same weights. The first student is compared with BM25 and with
 query likelihood, paired by query, with the bootstrap's 95 % interval.
 
