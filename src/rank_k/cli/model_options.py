@@ -72,7 +72,7 @@ def add_ranking_options(parser: argparse.ArgumentParser) -> None:
         type=number,
         default=1.0,
         metavar="A",
-        help="weight of the first stage's order, for blocks or by both",
+        help="weight of the first stage's order, for blocks or combined",
     )
     add_window_options(group)
     group.add_argument(
