@@ -48,8 +48,8 @@ LIMIT_WORLDS = (
 GRADE_SCALE = 1000  # grades are whole numbers: thousandths of a grade let the shared error into them
 CONFIDENCE_AUCS = (0.5, 0.6, 0.7, 0.8)  # .5: nothing is known, so that the rule draws from its head at random
 
-Confidence = Callable[["Judges", str, Window], float]
-Policy = Callable[["Judges", str, Window], tuple[WindowRanking, ...]]
+Confidence = Callable[["ModelOfSeed", str, Window], float]
+Policy = Callable[["ModelOfSeed", str, Window], tuple[WindowRanking, ...]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Data:
         return cls(folder.name, {q: tuple(run[q][:100]) for q in query_ids}, {q: qrels[q] for q in query_ids})
 
 
-class Judges:
+class ModelOfSeed:
     """A model of one seed: its direct orders and its thoughts, whose error is `factor` times as large."""
 
     def __init__(self, data: Data, factor: float, shared: float, seed: int) -> None:
@@ -131,14 +131,14 @@ def _dcg(grades: Sequence[int]) -> float:
 # --- confidence ---
 
 
-def simulated_confidence(known_windows: Sequence[tuple[Judges, str, Window]], auc: float) -> Confidence:
+def simulated_confidence(known_windows: Sequence[tuple[ModelOfSeed, str, Window]], auc: float) -> Confidence:
     """A confidence of the wanted AUC over the windows `known`, on which it is uniform from 0 to 1."""
     errors = [judges.error(query_id, window.doc_ids) for judges, query_id, window in known_windows]
     is_error = [error > median(errors) for error in errors]
     sorted_errors = sorted(errors)
 
     @cache
-    def scores(judges: Judges, query_id: str, doc_ids: tuple[str, ...]) -> tuple[float, float]:
+    def scores(judges: ModelOfSeed, query_id: str, doc_ids: tuple[str, ...]) -> tuple[float, float]:
         """Normal score of the window's error, and of its blur. Equal errors are spread over their ranks."""
         random = judges.random_for("confidence", query_id, doc_ids)
         error = judges.error(query_id, doc_ids)
@@ -146,7 +146,7 @@ def simulated_confidence(known_windows: Sequence[tuple[Judges, str, Window]], au
         rank = (low + random.random() * (high - low)) / len(sorted_errors)
         return NormalDist().inv_cdf(min(max(rank, 1e-4), 1 - 1e-4)), random.gauss()
 
-    def confidence(weight: float, judges: Judges, query_id: str, doc_ids: tuple[str, ...]) -> float:
+    def confidence(weight: float, judges: ModelOfSeed, query_id: str, doc_ids: tuple[str, ...]) -> float:
         error, blur = scores(judges, query_id, doc_ids)
         return NormalDist().cdf(-(weight * error + math.sqrt(1 - weight**2) * blur))
 
@@ -169,7 +169,7 @@ def auc_of(is_error: Sequence[bool], confidences: Sequence[float]) -> float:
     return fmean(shares) / len(correct)
 
 
-def agreement_of_two_orders(judges: Judges, query_id: str, window: Window) -> float:
+def agreement_of_two_orders(judges: ModelOfSeed, query_id: str, window: Window) -> float:
     first, reversed_order = (judges.direct(query_id, ids) for ids in (window.doc_ids, window.doc_ids[::-1]))
     return agreement(first, reversed_order)
 
@@ -177,15 +177,15 @@ def agreement_of_two_orders(judges: Judges, query_id: str, window: Window) -> fl
 # --- policies ---
 
 
-def direct_policy(judges: Judges, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
+def direct_policy(judges: ModelOfSeed, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
     return (judges.direct(query_id, window.doc_ids),)
 
 
-def reasoning_policy(judges: Judges, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
+def reasoning_policy(judges: ModelOfSeed, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
     return (judges.reasoned(query_id, window.doc_ids),)
 
 
-def direct_and_reasoning_policy(judges: Judges, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
+def direct_and_reasoning_policy(judges: ModelOfSeed, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
     return (*direct_policy(judges, query_id, window), *reasoning_policy(judges, query_id, window))
 
 
@@ -194,7 +194,7 @@ def auto_policy(
     reasoning_rule: AutoReasoningPolicy = AutoReasoningPolicy(),
     policy_with_reasoning: Policy = direct_and_reasoning_policy,
 ) -> Policy:
-    def policy(judges: Judges, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
+    def policy(judges: ModelOfSeed, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
         return (
             policy_with_reasoning
             if should_reason(window, confidence(judges, query_id, window), reasoning_rule)
@@ -205,7 +205,7 @@ def auto_policy(
 
 
 def random_policy(share: float, policy_with_reasoning: Policy) -> Policy:
-    def policy(judges: Judges, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
+    def policy(judges: ModelOfSeed, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
         chosen = judges.random_for("random", query_id, window.doc_ids).random() < share
         return (policy_with_reasoning if chosen else direct_policy)(judges, query_id, window)
 
@@ -218,35 +218,35 @@ class Result:
 
     points: tuple[float, ...]
     share: float
-    windows: tuple[tuple[Judges, str, Window], ...]
+    windows: tuple[tuple[ModelOfSeed, str, Window], ...]
 
     @property
     def mean(self) -> float:
         return fmean(self.points)
 
-    def over(self, other: Result) -> tuple[float, float]:
+    def over(self, baseline: Result) -> tuple[float, float]:
         """Mean paired difference to `other` and its standard error over queries."""
-        differences = [a - b for a, b in zip(self.points, other.points, strict=True)]
+        differences = [a - b for a, b in zip(self.points, baseline.points, strict=True)]
         return fmean(differences), stdev(differences) / math.sqrt(len(differences))
 
 
-def run_policy(judges_of_seeds: Sequence[Judges], policy: Policy, strategy: str) -> Result:
+def run_policy(judges_of_seeds: Sequence[ModelOfSeed], policy: Policy, strategy: str) -> Result:
     data = judges_of_seeds[0].data
     points = dict.fromkeys(data.run, 0.0)
-    ranked_windows: list[tuple[Judges, str, Window]] = []
+    ranked_windows: list[tuple[ModelOfSeed, str, Window]] = []
     reasoned_windows = 0
     for judges in judges_of_seeds:
         reranked: dict[str, list[Candidate]] = {}
         for query_id, candidates in data.run.items():
-            steps = make(strategy)(candidates, judges.seed)
+            generator = make(strategy)(candidates, judges.seed)
             try:
-                round_ = next(steps)
+                round_ = next(generator)
                 while True:
                     rankings_of_windows = [policy(judges, query_id, window) for window in round_.windows]
                     for window, rankings in zip(round_.windows, rankings_of_windows, strict=True):
                         ranked_windows.append((judges, query_id, window))
                         reasoned_windows += rankings[-1] is not judges.direct(query_id, window.doc_ids)
-                    round_ = steps.send(
+                    round_ = generator.send(
                         [WindowResult(*pair) for pair in zip(round_.windows, rankings_of_windows, strict=True)]
                     )
             except StopIteration as stop:
@@ -264,9 +264,9 @@ HEADER = """\
 
 
 @dataclass(frozen=True)
-class World:
+class Scenario:
     name: str
-    model: Sequence[Judges]
+    model: Sequence[ModelOfSeed]
     strategy: str
     off: Result
     full: Result
@@ -280,8 +280,8 @@ class World:
         strategy: str = "sliding",
         factor: float | None = None,
         shared: float = 0.5,
-    ) -> World:
-        model = [Judges(data, factor or WORLDS[name], shared, seed) for seed in range(seeds)]
+    ) -> Scenario:
+        model = [ModelOfSeed(data, factor or WORLDS[name], shared, seed) for seed in range(seeds)]
         return cls(
             name,
             model,
@@ -303,11 +303,11 @@ class World:
         return f"{self.name} (off {self.off.mean:.1f}, full {self.full.mean:.1f})"
 
 
-def auto_policy_at(world: World, auc: float) -> Policy:
+def auto_policy_at(world: Scenario, auc: float) -> Policy:
     return auto_policy(simulated_confidence(world.off.windows, auc))
 
 
-def confidence_rows(world: World) -> Iterator[str]:
+def confidence_rows(world: Scenario) -> Iterator[str]:
     for auc in CONFIDENCE_AUCS:
         yield world.row(f"{world}, AUC {auc}", auto_policy_at(world, auc))
     errors = [judges.error(query_id, window.doc_ids) for judges, query_id, window in world.off.windows]
@@ -317,7 +317,7 @@ def confidence_rows(world: World) -> Iterator[str]:
     yield world.row(f"{world}, agreement, AUC {measured_auc:.2f}", auto_policy(agreement_of_two_orders))
 
 
-def variant_rows(world: World) -> Iterator[str]:
+def variant_rows(world: Scenario) -> Iterator[str]:
     """Other rules and other scales of the confidence, at AUC .7."""
     confidence = simulated_confidence(world.off.windows, 0.7)
     rules = {
@@ -350,19 +350,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         seeds = max(round(options.runs / len(data.run)), 1)
         print(f"\n{data.name}: {len(data.run)} queries, {seeds} seeds\n\n{HEADER.format(first='world, confidence')}")
         for name in WORLDS:
-            print(*confidence_rows(World.of(name, data, seeds)), sep="\n", flush=True)
+            print(*confidence_rows(Scenario.of(name, data, seeds)), sep="\n", flush=True)
     data = collections[0]
     seeds = max(round(options.runs / len(data.run)), 1)
     print(f"\n{data.name}, AUC .7\n\n{HEADER.format(first='world, what is changed')}")
     for name in WORLDS:
-        print(*variant_rows(World.of(name, data, seeds)), sep="\n", flush=True)
+        print(*variant_rows(Scenario.of(name, data, seeds)), sep="\n", flush=True)
     print(f"\n{data.name}, AUC .7\n\n{HEADER.format(first='world')}")
     for name, factor, shared in LIMIT_WORLDS:
-        world = World.of(name, data, seeds, factor=factor, shared=shared)
+        world = Scenario.of(name, data, seeds, factor=factor, shared=shared)
         print(world.row(f"{world}, {shared:.0%} of the error shared", auto_policy_at(world, 0.7)), flush=True)
     for strategy in ("blocks", "topdown", "tournament", "setwise"):
         for name in WORLDS:
-            world = World.of(name, data, seeds, strategy)
+            world = Scenario.of(name, data, seeds, strategy)
             print(world.row(f"{strategy}: {world}", auto_policy_at(world, 0.7)), flush=True)
 
 

@@ -100,12 +100,12 @@ def main() -> None:
                 with open_for_writing(path) as file:
                     file.writelines(corpus_lines(count, form))
                 command = [sys.executable, "-m", "benchmarks.corpus_index", "--measure", str(path), str(count)]
-                found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                costs = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
                 index = path.with_name(path.name + SUFFIX)
                 print(
                     f"{form:10}{count:10,}{path.stat().st_size / 1e6:9.0f}{index.stat().st_size / 1e6:10.1f}"
-                    f"{found['seconds']:11.1f}{found['cpu_seconds']:8.1f}{found['cpu_seconds'] / count * 1e6:9.1f}"
-                    f"{found['peak_mb']:9.0f}{found['median_us']:11.0f}{found['p99_us']:8.0f}",
+                    f"{costs['seconds']:11.1f}{costs['cpu_seconds']:8.1f}{costs['cpu_seconds'] / count * 1e6:9.1f}"
+                    f"{costs['peak_mb']:9.0f}{costs['median_us']:11.0f}{costs['p99_us']:8.0f}",
                     flush=True,
                 )
                 index.unlink()

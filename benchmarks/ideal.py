@@ -97,17 +97,17 @@ def simulate_dataset(
     plan = make(strategy, window=window, stride=stride)
     query_ids = [query.query_id for query in dataset.queries]
 
-    def marks(query: int, window_shown: Window) -> tuple[str, ...]:
-        return dataset.marks(query_ids[query], window_shown.doc_ids)
+    def marks(query: int, shown_window: Window) -> tuple[str, ...]:
+        return dataset.marks(query_ids[query], shown_window.doc_ids)
 
-    def judge(query: int, window_shown: Window) -> WindowRanking:
-        tiers = tuple(tuple(window_shown.doc_ids[i - 1] for i in tier) for tier in oracle(marks(query, window_shown)))
-        return WindowRanking(tiers, frozenset(window_shown.doc_ids), True)
+    def judge(query: int, shown_window: Window) -> WindowRanking:
+        tiers = tuple(tuple(shown_window.doc_ids[i - 1] for i in tier) for tier in oracle(marks(query, shown_window)))
+        return WindowRanking(tiers, frozenset(shown_window.doc_ids), True)
 
     return simulate(
         (plan(dataset.run[query_id], crc32(query_id.encode())) for query_id in query_ids),  # the engine's seed
         concurrency,
-        lambda query, window_shown: latency(marks(query, window_shown), first_token, per_token),
+        lambda query, shown_window: latency(marks(query, shown_window), first_token, per_token),
         judge,
     )
 

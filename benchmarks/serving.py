@@ -27,7 +27,7 @@ from tests.support.serving import Command, command
 
 CONNECTIONS = 16
 INSTANT_PLAN = {"first_token": 0.0, "per_token": 0.00002, "flush": 0.05}
-WORDS = "what the passage says is of no weight here but that it is as long as passages are " * 4
+FILLER_TEXT = "what the passage says is of no weight here but that it is as long as passages are " * 4
 
 _query_number = count()
 
@@ -42,7 +42,7 @@ def started_server(*more: str) -> Iterator[Command]:
 def request_body() -> bytes:
     """No two are alike; the best passage stands last."""
     n = next(_query_number)
-    documents = [f"mark:R{n}-D{i}-G{i} {WORDS}" for i in range(20)]
+    documents = [f"mark:R{n}-D{i}-G{i} {FILLER_TEXT}" for i in range(20)]
     return json.dumps({"query": f"question {n}", "documents": documents}).encode()
 
 
@@ -80,10 +80,10 @@ def cpu_per_request(requests: int) -> float:
     with started_server() as running:
         process = psutil.Process(running.process.pid)
         send_requests(running.served.url, 50)
-        before = process.cpu_times()
+        times_before = process.cpu_times()
         send_requests(running.served.url, requests)
-        after = process.cpu_times()
-    return 1000 * (after.user + after.system - before.user - before.system) / requests
+        times_after = process.cpu_times()
+    return 1000 * (times_after.user + times_after.system - times_before.user - times_before.system) / requests
 
 
 def journal_bytes(requests: int) -> float:

@@ -6,9 +6,9 @@
 STUDENT: folders or GGUF files that `rank-k distill export` wrote; give the one trained with traces first, then its
 ablations (asked with its trace suppressed: add `:off` to its name; asked to compare alone: `:listwise`; likelihood
 first: `:combined`). Each collection's own BM25 run, or its first N queries, is reranked to depth 20 through the
-embedded model, as a user would, with the commands of the package. Beside the students stand a random order, BM25, the untrained
-weights asked to compare, and query likelihood by the same weights. The first student is compared with BM25 and with
-query likelihood, paired by query, with the bootstrap's 95 % interval.
+embedded model, as a user would, with the commands of the package. Beside the students stand a random order, BM25, the
+untrained weights asked to compare, and query likelihood by the same weights. The first student is compared with BM25
+and with query likelihood, paired by query, with the bootstrap's 95 % interval.
 
 Runs and journals stay in the output folder: the same command goes on after an interruption.
 """
@@ -121,8 +121,8 @@ def measure_collection(
 
 def shuffle_candidates(seed: str, run: Sequence[Candidate]) -> list[Candidate]:
     """The candidates in a random order, with scores that say so: measures go by score."""
-    drawn = Random(seed).sample(list(run), len(run))
-    return [Candidate(candidate.doc_id, 1 / rank) for rank, candidate in enumerate(drawn, 1)]
+    shuffled = Random(seed).sample(list(run), len(run))
+    return [Candidate(candidate.doc_id, 1 / rank) for rank, candidate in enumerate(shuffled, 1)]
 
 
 def rerank_and_measure(

@@ -43,8 +43,8 @@ def files(tmp_path: Path) -> list[str]:
     return [*options[: options.index("--output")], "--qrels", str(folder / "qrels.trec")]
 
 
-def study_command(files: Sequence[str], output: Path, *more: str) -> list[str]:
-    return ["study", *files, "--output", str(output), "--model", "oracle", *more]
+def study_command(files: Sequence[str], output: Path, *options: str) -> list[str]:
+    return ["study", *files, "--output", str(output), "--model", "oracle", *options]
 
 
 def rows(output: Path) -> list[dict[str, str]]:

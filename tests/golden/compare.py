@@ -85,27 +85,29 @@ def differences(
 def _compare_steps(place: str, old: list[Any], new: list[Any], names: Renames) -> Iterator[str]:
     if len(old) != len(new):
         yield f"{place}: {len(new)} steps instead of {len(old)}"
-    for number, (before, after) in enumerate(zip(old, new, strict=False), 1):
-        tolerance = float(before.get("tolerance", 0.0))
+    for number, (old_step, new_step) in enumerate(zip(old, new, strict=False), 1):
+        tolerance = float(old_step.get("tolerance", 0.0))
         step_place = f"{place} / step {number}"
-        for part in sorted({*before, *after} - {"answers", "files"}):
-            yield from _compare_values(f"{step_place} / {part}", before.get(part), after.get(part), names, tolerance)
-        for name in sorted({*before.get("files", {}), *after.get("files", {})}):
-            old_file, new_file = before["files"].get(name), after["files"].get(name)
+        for part in sorted({*old_step, *new_step} - {"answers", "files"}):
+            yield from _compare_values(
+                f"{step_place} / {part}", old_step.get(part), new_step.get(part), names, tolerance
+            )
+        for name in sorted({*old_step.get("files", {}), *new_step.get("files", {})}):
+            old_file, new_file = old_step["files"].get(name), new_step["files"].get(name)
             yield from _compare_values(f"{step_place} / {name}", old_file, new_file, names, tolerance)
-        yield from _compare_answers(step_place, before.get("answers", []), after.get("answers", []), names)
+        yield from _compare_answers(step_place, old_step.get("answers", []), new_step.get("answers", []), names)
 
 
 def _compare_answers(place: str, old: list[Any], new: list[Any], names: Renames) -> Iterator[str]:
     if len(old) != len(new):
         yield f"{place}: {len(new)} answers instead of {len(old)}"
-    for number, (before, after) in enumerate(zip(old, new, strict=False), 1):
-        is_http = "request" in before
-        answer_place = f"{place} / answer {number}" + (f" to {before['request']}" if is_http else "")
-        before, after = (
-            {k: v for k, v in answer.items() if not (is_http and k == "request")} for answer in (before, after)
+    for number, (old_answer, new_answer) in enumerate(zip(old, new, strict=False), 1):
+        is_http = "request" in old_answer
+        answer_place = f"{place} / answer {number}" + (f" to {old_answer['request']}" if is_http else "")
+        old_answer, new_answer = (
+            {k: v for k, v in answer.items() if not (is_http and k == "request")} for answer in (old_answer, new_answer)
         )
-        yield from _compare_values(answer_place, before, after, names, 0.0)
+        yield from _compare_values(answer_place, old_answer, new_answer, names, 0.0)
 
 
 def _compare_values(place: str, old: Any, new: Any, names: Renames, tolerance: float, key: str = "") -> Iterator[str]:
@@ -115,7 +117,8 @@ def _compare_values(place: str, old: Any, new: Any, names: Renames, tolerance: f
         yield from _compare_objects(place, old, new, names, tolerance)
     elif isinstance(old, list) and isinstance(new, list):
         if len(old) != len(new):
-            yield f"{place}: {len(new)} items instead of {len(old)}\n  recorded {_shorten(old)}\n  now      {_shorten(new)}"
+            values = f"  recorded {_shorten(old)}\n  now      {_shorten(new)}"
+            yield f"{place}: {len(new)} items instead of {len(old)}\n{values}"
         for number, (before, after) in enumerate(zip(old, new, strict=False)):
             yield from _compare_values(f"{place}[{number}]", before, after, names, tolerance, key)
     elif _is_number(old) and _is_number(new):
@@ -185,8 +188,8 @@ def _count_requests(requests: list[Any]) -> Counter[str]:
     return counts
 
 
-def _similarity(one: list[str], other: list[str]) -> float:
-    return difflib.SequenceMatcher(None, one, other).quick_ratio()
+def _similarity(lines: list[str], other_lines: list[str]) -> float:
+    return difflib.SequenceMatcher(None, lines, other_lines).quick_ratio()
 
 
 def _request_lines(request: Mapping[str, Any], texts: Mapping[str, str]) -> list[str]:

@@ -151,7 +151,7 @@ class Image(NamedTuple):
     def in_root(self, text: str) -> str:
         """`text` with the image's folders below `root`."""
         return re.sub(
-            rf"(?<![\w./])({'|'.join(IMAGE_FOLDERS)})(?=[/\s\"':]|$)", lambda found: f"{self.root}{found[1]}", text
+            rf"(?<![\w./])({'|'.join(IMAGE_FOLDERS)})(?=[/\s\"':]|$)", lambda match: f"{self.root}{match[1]}", text
         )
 
 

@@ -128,14 +128,14 @@ def test_modules_import_only_higher_tiers(path: Path) -> None:
         top, *parts = imported.module.split(".")
         if top != "rank_k":
             continue
-        where = f"{path.relative_to(ROOT)}:{imported.line}: {unit} imports {imported.module}"
+        location = f"{path.relative_to(ROOT)}:{imported.line}: {unit} imports {imported.module}"
         if parts in ([], ["__version__"]):  # the package itself, whose names lead everywhere
-            assert TIER_OF[unit] > TIER_OF["reranker"], where
+            assert TIER_OF[unit] > TIER_OF["reranker"], location
             continue
         other = unit_of(parts)
-        assert other is not None, where
+        assert other is not None, location
         if other != unit and not {unit, other} <= EVALUATION:
-            assert TIER_OF[other] < TIER_OF[unit], where
+            assert TIER_OF[other] < TIER_OF[unit], location
 
 
 def test_types_and_errors_import_no_other_module() -> None:
@@ -158,10 +158,10 @@ def test_third_party_modules_are_imported_inside_functions(path: Path) -> None:
         top = imported.module.partition(".")[0]
         if imported.for_typing or top == "rank_k" or top in sys.stdlib_module_names:
             continue
-        where = f"{path.relative_to(ROOT)}:{imported.line}: {imported.module}"
-        assert imported.in_function, f"{where} at the head of a module"
+        location = f"{path.relative_to(ROOT)}:{imported.line}: {imported.module}"
+        assert imported.in_function, f"{location} at the head of a module"
         if (path.name, top) not in ALLOWED_IMPORTS:
-            assert top not in extra_modules, f"{where}: use rank_k.optional_deps.load"
+            assert top not in extra_modules, f"{location}: use rank_k.optional_deps.load"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))

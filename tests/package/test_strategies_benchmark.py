@@ -18,11 +18,11 @@ def test_simulated_uses_one_judge_per_seed(tmp_path: Path) -> None:
             (tmp_path / name / run).write_text("".join(f"q Q0 d{i} {i} {-i} t\n" for i in range(40)))
     folder = tmp_path / "cranfield"
     totals = simulated((folder, 0), ["sliding", "paper", "blocks"])
-    by_name = {(cell.noise, cell.strategy): cell_totals for (_, cell), cell_totals in totals.items()}
+    totals_by_name = {(cell.noise, cell.strategy): cell_totals for (_, cell), cell_totals in totals.items()}
     for noise in NOISES:
-        assert by_name[noise, "sliding"] == by_name[noise, "paper"]
-        assert (by_name[noise, "blocks"].calls, by_name[noise, "sliding"].calls) == (4, 3)
-        assert by_name[noise, "sliding"].passages == 60
+        assert totals_by_name[noise, "sliding"] == totals_by_name[noise, "paper"]
+        assert (totals_by_name[noise, "blocks"].calls, totals_by_name[noise, "sliding"].calls) == (4, 3)
+        assert totals_by_name[noise, "sliding"].passages == 60
     assert all(totals[cell] == cell_totals for cell, cell_totals in simulated((folder, 0), ["blocks"]).items())
     assert any(totals[cell] != cell_totals for cell, cell_totals in simulated((folder, 1), ["blocks"]).items())
 

@@ -90,5 +90,5 @@ def test_example_strategy_is_importable_by_name(monkeypatch: pytest.MonkeyPatch,
 
 
 if __name__ == "__main__":
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(before + BEGIN + cost_table() + END + rest.partition(END)[2], encoding="utf-8")
+    text_before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    PAGE.write_text(text_before + BEGIN + cost_table() + END + rest.partition(END)[2], encoding="utf-8")

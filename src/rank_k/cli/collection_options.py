@@ -40,7 +40,7 @@ class ResolvedCollection:
         """What is read, and must not be written over."""
         return (self.queries, *self.corpus.files)
 
-    def run(self, file: Path | None) -> Path:
+    def find_run_file(self, file: Path | None) -> Path:
         """The run to rerank: `file`, or else the collection's own. Raises `InputError` if there is none."""
         from rank_k.errors import InputError
 

@@ -159,8 +159,8 @@ def _evaluate_preferences(args: argparse.Namespace) -> int:
     from rank_k.errors import InputError
     from rank_k.evaluation.preferences import preferences, read_judgments
 
-    others = ("qrels", "dataset", "measures", "ties", "csv", "baseline", "report", "queries", "journal")
-    ignored = ["RUN"] if args.runs else [f"--{name}" for name in others if getattr(args, name)]
+    run_options = ("qrels", "dataset", "measures", "ties", "csv", "baseline", "report", "queries", "journal")
+    ignored = ["RUN"] if args.runs else [f"--{name}" for name in run_options if getattr(args, name)]
     if ignored:
         raise InputError(f"--preferences has no use for {ignored[0]}", "leave it out, or give two commands")
     result = preferences(chain.from_iterable(map(read_judgments, args.preferences)))
@@ -228,7 +228,7 @@ def _run_cost(args: argparse.Namespace, name: str, path: Path, journal: Path) ->
     if cost is None:
         return None
     price = prices(args, cost.model)
-    return cost if price is None else replace(cost, money=price.of(cost.usage))
+    return cost if price is None else replace(cost, money=price.cost_of(cost.usage))
 
 
 def _render_report(

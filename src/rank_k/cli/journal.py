@@ -98,7 +98,7 @@ def _cost_lines(journal: Journal, args: argparse.Namespace) -> list[str]:
         line = f"{model[:32]:<32} {purpose:<10} {calls:>7,} {usage.prompt_tokens:>12,} {usage.cached_tokens:>12,} "
         line += f"{usage.completion_tokens:>12,} {usage.reasoning_tokens:>12,} {seconds:>9,.0f}"
         price = prices(args, model)
-        lines.append(line + (f" {price.of(usage):>10,.4f}" if price else ""))
+        lines.append(line + (f" {price.cost_of(usage):>10,.4f}" if price else ""))
     return lines
 
 

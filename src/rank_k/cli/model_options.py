@@ -121,7 +121,8 @@ def add_response_options(group: argparse._ArgumentGroup) -> None:
 
 
 def reranker_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> dict[str, Any]:
-    """Keyword arguments for `Reranker` from the options of `add_server`, `key_option` among them, and `add_asking`."""
+    """Keyword arguments for `Reranker` from the options of `add_server`, `key_option` among them, and
+    `add_ranking_options`."""
     if args.preset == "paper":
         _apply_paper_preset(args)
     return {
@@ -136,7 +137,8 @@ def reranker_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> 
 
 
 def window_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> dict[str, Any]:
-    """Those that do not say how windows are made: from the options of `add_server` and `add_questions`."""
+    """Those that do not say how windows are made: from the options of `add_server` and
+    `add_window_options`."""
     return {
         "server": args.server,
         "api_key": api_key(args.server, args.model_key_env, key_option),

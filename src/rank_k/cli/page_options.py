@@ -49,7 +49,7 @@ def route_groups(args: argparse.Namespace) -> Iterator[list[RouteGroup]]:
         yield []
         return
     for number, run in enumerate(args.compare):
-        if run.resolve() in {other.resolve() for other in args.compare[:number]}:
+        if run.resolve() in {earlier_run.resolve() for earlier_run in args.compare[:number]}:
             raise InputError(f"--compare names {run} twice", "name each run once")
     with ExitStack() as stack:
         groups = [group for group in (_report_routes(args), _judging_routes(args, stack)) if group is not None]

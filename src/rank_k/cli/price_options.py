@@ -18,7 +18,7 @@ class Prices(NamedTuple):
     completion: float
     cached: float | None = None
 
-    def of(self, usage: Usage) -> float:
+    def cost_of(self, usage: Usage) -> float:
         """What `usage` costs."""
         cached_price = self.prompt if self.cached is None else self.cached
         uncached_tokens = max(usage.prompt_tokens - usage.cached_tokens, 0)

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--simulate and --server exclude each other", "leave one out")
     split = _passage_split(args)
     collection = resolve_collection(args)
-    run_file = collection.run(args.run)
+    run_file = collection.find_run_file(args.run)
     journal = args.journal or args.output.with_name(args.output.name + ".journal.sqlite")
     inputs = (run_file, *collection.files, *filter(None, [args.simulate]))
     check_output("--output", args.output, inputs)

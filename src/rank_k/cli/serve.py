@@ -125,9 +125,11 @@ def _check_journal(file: Path) -> None:
 def open_service(
     args: argparse.Namespace, access: AccessConfig | None = None, *, view_only: bool = False
 ) -> Iterator[RerankService]:
-    """The desk of a reranker made of the options, which is closed in the end. `doors`: those that lead there, or None
-    where there is one client and no door. `looks`: what matters is the journal, which is looked at only; a model, if
-    there is one, starts when somebody has use for it."""
+    """Open the service for a reranker with the given options; close it on exit.
+
+    `access`: who may send requests, or None if there is one client. `view_only`: only the journal is needed, and it is
+    only read; a model, if there is one, starts with the first request.
+    """
     from rank_k.errors import MissingWeights
     from rank_k.models.retry import RetryPolicy
     from rank_k.reranker import Reranker
@@ -167,7 +169,10 @@ def port(text: str) -> int:
 
 
 def access_config(args: argparse.Namespace) -> AccessConfig:
-    """The doors that the options of `add_doors` describe. Raises `InputError` for some that stand wide open."""
+    """Return the access rules that the options of `add_access_options` describe.
+
+    Raises `InputError` if they admit everybody.
+    """
     from rank_k.errors import InputError
     from rank_k.server.config import AccessConfig, check_access
 

@@ -240,8 +240,8 @@ class _Progress:
         if self._quiet or now - self._printed < (0.2 if self._terminal else 30):
             return
         self._printed = now
-        left = format_seconds((self._total - self._done) * (now - self._started) / self._done)
-        line = f"{self._done}/{self._total} judges, {left} left"
+        time_left = format_seconds((self._total - self._done) * (now - self._started) / self._done)
+        line = f"{self._done}/{self._total} judges, {time_left} left"
         print(f"\r\x1b[K{line}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr)
         sys.stderr.flush()
 

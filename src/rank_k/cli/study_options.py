@@ -159,20 +159,20 @@ def _collections(args: argparse.Namespace) -> tuple[Collection, ...]:
             collections.append(
                 Collection(name, first_stages, dataset, args.queries, args.documents, args.qrels, fields)
             )
-    for what, names in (
+    for label, names in (
         ("data sets", [c.name for c in collections]),
         ("runs", [f.name for f in collections[0].first_stages]),
     ):
         if len(set(names)) < len(names):
-            raise InputError(f"two {what} are called alike ({', '.join(names)})", "rename one")
+            raise InputError(f"two {label} are called alike ({', '.join(names)})", "rename one")
     return tuple(collections)
 
 
 def _collection_name(dataset: str | None) -> str:
     if dataset is None:
         return "collection"
-    scheme, colon, place = dataset.partition(":")
-    name = place.rstrip("/").rpartition("/")[2] if colon else dataset
+    scheme, colon, path = dataset.partition(":")
+    name = path.rstrip("/").rpartition("/")[2] if colon else dataset
     return f"bright-{name}" if scheme == "bright" else name
 
 

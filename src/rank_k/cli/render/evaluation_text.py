@@ -66,7 +66,7 @@ def _comparison_lines(comparison: RunComparison) -> list[str]:
                     *map(str, (difference.better, difference.equal, difference.worse)),
                 ]
             )
-    return [caption, *align_table(columns, rows, left=2)]
+    return [caption, *align_table(columns, rows, left_columns=2)]
 
 
 def _largest_losses(comparison: RunComparison) -> list[str]:
@@ -85,7 +85,7 @@ def _largest_losses(comparison: RunComparison) -> list[str]:
     if not rows:
         return [f"no query lost {measure}"]
     columns = ["run", "query", "before", "after", "difference", "unjudged"]
-    header, *table_rows = align_table(columns, rows, left=2)
+    header, *table_rows = align_table(columns, rows, left_columns=2)
     lines = [f"{row}  {command}".rstrip() for row, command in zip(table_rows, commands, strict=True)]
     traces = ", and how to see their traces" if any(commands) else ""
     return [f"queries hurt worst in {measure}{traces}", header, *lines]
@@ -109,13 +109,13 @@ def _cost_lines(comparison: RunComparison) -> list[str]:
     return align_table([*columns, *(["money"] if has_money else [])], rows)
 
 
-def align_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+def align_table(header: Sequence[str], rows: Sequence[Sequence[str]], left_columns: int = 1) -> list[str]:
     """Lines of a table; the first `left` columns begin, the others end at the same place."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    widths = [width if index < left else max(width, 7) for index, width in enumerate(widths)]
+    widths = [width if index < left_columns else max(width, 7) for index, width in enumerate(widths)]
     return [
         "  ".join(
-            cell.ljust(width) if index < left else cell.rjust(width)
+            cell.ljust(width) if index < left_columns else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in (header, *rows)

@@ -37,7 +37,7 @@ def lines(preferences: Preferences) -> list[str]:
     output += align_table(
         ["first", "second", "queries", "judgments", "win rate", "95 % interval", "won", "tied", "lost", "p"],
         [_pair_row(compared) for compared in preferences.pairs],
-        left=2,
+        left_columns=2,
     )
     output += [
         f"every query weighs the same; intervals by Wilson, over queries; p by randomization of signs{correction}"
@@ -54,7 +54,7 @@ def lines(preferences: Preferences) -> list[str]:
         output += align_table(
             ["judges", "coefficient", "items", "same", "value", "95 % interval"],
             [_agreement_row(agreement, len(preferences.judges)) for agreement in preferences.agreement],
-            left=2,
+            left_columns=2,
         )
     return output
 

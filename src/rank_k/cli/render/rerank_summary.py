@@ -61,7 +61,7 @@ def lines(
     if method == "likelihood":
         output.insert(0, LIKELIHOOD_NOTE)
     if price is not None:
-        output.append(f"cost: {price.of(usage):.4f}")
+        output.append(f"cost: {price.cost_of(usage):.4f}")
     if stats.saved_tokens:
         output.append(f"saved: at least {stats.saved_tokens:,} tokens, by ending thoughts that went in circles")
     output += [
@@ -92,7 +92,7 @@ def report(stats: RunStats, seconds: float, settings: dict[str, Any], price: Pri
         "answer_tokens": usage.completion_tokens - usage.reasoning_tokens,
         "saved_tokens": stats.saved_tokens,
         "tokens_estimated": usage.estimated,
-        "cost": None if price is None else round(price.of(usage), 6),
+        "cost": None if price is None else round(price.cost_of(usage), 6),
         "forced_answers": stats.repairs["forced_answers"],
         "budgets_exceeded": stats.repairs["budget_exceeded"],
         "seconds": round(seconds, 3),
