@@ -3,7 +3,8 @@
 A simulated model ranks windows directly or with thought, in three worlds: thought errs less, as much, more. The rule
 sees what it would see of a real model: the window and a confidence of the direct order. That confidence is made here:
 it falls with the true error of the direct order and is blurred until it tells windows with more than the median error
-from the others with the wanted AUC. The last rows use none that is made, but `thinking.agreement` of two looks.
+from the others with the wanted AUC. The last rows use none that is made, but
+`rank_k.window.reasoning.agreement` of two direct orders.
 
 Direct order and thought come from one model, so half of the variance of the direct order's error is shared between
 them. Other shares, rules and scales of the confidence are tried on the first collection. Every window has one direct
@@ -32,23 +33,23 @@ from rank_k.strategies import make
 from rank_k.types import Candidate, Window, WindowRanking, WindowResult
 from rank_k.window.reasoning import AutoReasoningPolicy, agreement, should_reason
 
-DIRECT = Noise(sd=1.25, persistent=0.92, fresh=0.08, growth=0.3, position_bias=0.35, middle=0.1)
+DIRECT_NOISE = Noise(sd=1.25, persistent=0.92, fresh=0.08, growth=0.3, position_bias=0.35, middle=0.1)
 """The direct judge, at a level at which it gains 25 to 30 points over BM25 on TREC DL 2019."""
 QUERY_SPREAD = 0.3  # sigma of the lognormal factor by which queries differ in error, for direct order and thought alike
 TIE_GAP = 0.05
 WORLDS = {"helps": 0.88, "neutral": 1.0, "hurts": 1.16}
 """Error of the thought, in errors of the direct order: 3 to 6 points better or worse on TREC DL 2019."""
-LIMITS = (
+LIMIT_WORLDS = (
     *(("helps", 0.88, 0.0), ("neutral", 1.0, 0.0), ("hurts", 1.16, 0.0)),
     *(("helps", 0.88, 0.6), ("neutral", 1.0, 0.8), ("hurts", 1.16, 0.8)),
     *(("helps", 0.82, 0.5), ("hurts", 1.25, 0.5)),
 )
 """Worlds, error of the thought and share of the error that is common to both, to see where the promises end."""
-FINE = 1000  # grades are whole numbers: thousandths of a grade let the shared error into them
-AUCS = (0.5, 0.6, 0.7, 0.8)  # .5: nothing is known, so that the rule draws from its head at random
+GRADE_SCALE = 1000  # grades are whole numbers: thousandths of a grade let the shared error into them
+CONFIDENCE_AUCS = (0.5, 0.6, 0.7, 0.8)  # .5: nothing is known, so that the rule draws from its head at random
 
-Sure = Callable[["Judges", str, Window], float]
-Policy = Callable[["Judges", str, Window], tuple[WindowRanking, ...]]
+Confidence = Callable[["ModelOfSeed", str, Window], float]
+Policy = Callable[["ModelOfSeed", str, Window], tuple[WindowRanking, ...]]
 
 
 @dataclass(frozen=True)
@@ -62,30 +63,32 @@ class Data:
         """The first `queries` queries with anything relevant, 100 candidates each."""
         qrels = read_qrels(folder / "qrels.trec")
         run = read_run(folder / "run.bm25.trec")
-        kept = [q for q in run if max(qrels.get(q, {"": 0}).values()) > 0][:queries]
-        return cls(folder.name, {q: tuple(run[q][:100]) for q in kept}, {q: qrels[q] for q in kept})
+        query_ids = [q for q in run if max(qrels.get(q, {"": 0}).values()) > 0][:queries]
+        return cls(folder.name, {q: tuple(run[q][:100]) for q in query_ids}, {q: qrels[q] for q in query_ids})
 
 
-class Judges:
+class ModelOfSeed:
     """A model of one seed: its direct orders and its thoughts, whose error is `factor` times as large."""
 
     def __init__(self, data: Data, factor: float, shared: float, seed: int) -> None:
         self.data, self.seed = data, seed
         self._judges = {
-            (query_id, thinks): _judge(data, query_id, factor if thinks else 1.0, shared, seed, thinks)
+            (query_id, with_reasoning): _judge(
+                data, query_id, factor if with_reasoning else 1.0, shared, seed, with_reasoning
+            )
             for query_id in data.run
-            for thinks in (False, True)
+            for with_reasoning in (False, True)
         }
-        self._order = lru_cache(4096)(self._ordered)
+        self._cached_ranking = lru_cache(4096)(self._rank_window)
 
     def direct(self, query_id: str, doc_ids: tuple[str, ...]) -> WindowRanking:
-        return self._order(query_id, doc_ids, False)
+        return self._cached_ranking(query_id, doc_ids, False)
 
-    def thought(self, query_id: str, doc_ids: tuple[str, ...]) -> WindowRanking:
-        return self._order(query_id, doc_ids, True)
+    def reasoned(self, query_id: str, doc_ids: tuple[str, ...]) -> WindowRanking:
+        return self._cached_ranking(query_id, doc_ids, True)
 
-    def _ordered(self, query_id: str, doc_ids: tuple[str, ...], thinks: bool) -> WindowRanking:
-        tiers = self._judges[query_id, thinks].tiers(query_id, doc_ids)
+    def _rank_window(self, query_id: str, doc_ids: tuple[str, ...], with_reasoning: bool) -> WindowRanking:
+        tiers = self._judges[query_id, with_reasoning].tiers(query_id, doc_ids)
         return WindowRanking(tuple(tuple(doc_ids[i] for i in tier) for tier in tiers), frozenset(doc_ids), True)
 
     def error(self, query_id: str, doc_ids: tuple[str, ...]) -> float:
@@ -94,107 +97,117 @@ class Judges:
         best = _dcg(sorted(grades, reverse=True))
         return 1 - _dcg(grades) / best if best else 0.0
 
-    def draw(self, what: str, query_id: str, doc_ids: tuple[str, ...]) -> Random:
+    def random_for(self, purpose: str, query_id: str, doc_ids: tuple[str, ...]) -> Random:
         """Chance that belongs to one window of this seed, whoever asks and whenever."""
-        return Random("|".join((what, str(self.seed), query_id, *doc_ids)))
+        return Random("|".join((purpose, str(self.seed), query_id, *doc_ids)))
 
 
-def _judge(data: Data, query_id: str, factor: float, shared: float, seed: int, thinks: bool) -> SimulatedModel:
-    hard = math.exp(QUERY_SPREAD * Random(f"query|{seed}|{query_id}").gauss())
-    together = shared * (hard * DIRECT.sd) ** 2
-    whole = (factor * hard * DIRECT.sd) ** 2
-    own = whole - together
+def _judge(data: Data, query_id: str, factor: float, shared: float, seed: int, with_reasoning: bool) -> SimulatedModel:
+    difficulty = math.exp(QUERY_SPREAD * Random(f"query|{seed}|{query_id}").gauss())
+    shared_variance = shared * (difficulty * DIRECT_NOISE.sd) ** 2
+    total_variance = (factor * difficulty * DIRECT_NOISE.sd) ** 2
+    own_variance = total_variance - shared_variance
     grades = {
-        c.doc_id: FINE * data.qrels[query_id].get(c.doc_id, 0)
-        + round(FINE * math.sqrt(together) * Random(f"doc|{seed}|{query_id}|{c.doc_id}").gauss())
+        c.doc_id: GRADE_SCALE * data.qrels[query_id].get(c.doc_id, 0)
+        + round(GRADE_SCALE * math.sqrt(shared_variance) * Random(f"doc|{seed}|{query_id}|{c.doc_id}").gauss())
         for c in data.run[query_id]
     }
     noise = replace(
-        DIRECT,
-        sd=FINE * math.sqrt(own),
-        persistent=(DIRECT.persistent * whole - together) / own,  # what two looks share does not pass with the call
-        fresh=DIRECT.fresh * whole / own,
-        position_bias=FINE * DIRECT.position_bias,
-        tie_gap=FINE * TIE_GAP,
+        DIRECT_NOISE,
+        sd=GRADE_SCALE * math.sqrt(own_variance),
+        persistent=(DIRECT_NOISE.persistent * total_variance - shared_variance)
+        / own_variance,  # the shared part is not drawn again for each call
+        fresh=DIRECT_NOISE.fresh * total_variance / own_variance,
+        position_bias=GRADE_SCALE * DIRECT_NOISE.position_bias,
+        tie_gap=GRADE_SCALE * TIE_GAP,
     )
-    return SimulatedModel({query_id: grades}, noise, seed=2 * seed + thinks)
+    return SimulatedModel({query_id: grades}, noise, seed=2 * seed + with_reasoning)
 
 
 def _dcg(grades: Sequence[int]) -> float:
-    return sum(max(grade, 0) / math.log2(place + 2) for place, grade in enumerate(grades[:10]))
+    return sum(max(grade, 0) / math.log2(rank + 2) for rank, grade in enumerate(grades[:10]))
 
 
 # --- confidence ---
 
 
-def made_confidence(known: Sequence[tuple[Judges, str, Window]], auc: float) -> Sure:
+def simulated_confidence(known_windows: Sequence[tuple[ModelOfSeed, str, Window]], auc: float) -> Confidence:
     """A confidence of the wanted AUC over the windows `known`, on which it is uniform from 0 to 1."""
-    errors = [judges.error(query_id, window.doc_ids) for judges, query_id, window in known]
-    errs = [error > median(errors) for error in errors]
-    ordered = sorted(errors)
+    errors = [judges.error(query_id, window.doc_ids) for judges, query_id, window in known_windows]
+    is_error = [error > median(errors) for error in errors]
+    sorted_errors = sorted(errors)
 
     @cache
-    def scores(judges: Judges, query_id: str, doc_ids: tuple[str, ...]) -> tuple[float, float]:
+    def scores(judges: ModelOfSeed, query_id: str, doc_ids: tuple[str, ...]) -> tuple[float, float]:
         """Normal score of the window's error, and of its blur. Equal errors are spread over their ranks."""
-        draw = judges.draw("confidence", query_id, doc_ids)
+        random = judges.random_for("confidence", query_id, doc_ids)
         error = judges.error(query_id, doc_ids)
-        low, high = bisect_left(ordered, error), bisect_right(ordered, error)
-        rank = (low + draw.random() * (high - low)) / len(ordered)
-        return NormalDist().inv_cdf(min(max(rank, 1e-4), 1 - 1e-4)), draw.gauss()
+        low, high = bisect_left(sorted_errors, error), bisect_right(sorted_errors, error)
+        rank = (low + random.random() * (high - low)) / len(sorted_errors)
+        return NormalDist().inv_cdf(min(max(rank, 1e-4), 1 - 1e-4)), random.gauss()
 
-    def sure(weight: float, judges: Judges, query_id: str, doc_ids: tuple[str, ...]) -> float:
+    def confidence(weight: float, judges: ModelOfSeed, query_id: str, doc_ids: tuple[str, ...]) -> float:
         error, blur = scores(judges, query_id, doc_ids)
         return NormalDist().cdf(-(weight * error + math.sqrt(1 - weight**2) * blur))
 
     low, high = 0.0, 1.0
     for _ in range(12):
         weight = (low + high) / 2
-        found = auc_of(errs, [sure(weight, judges, query_id, window.doc_ids) for judges, query_id, window in known])
-        low, high = (weight, high) if found < auc else (low, weight)
-    return lambda judges, query_id, window: sure(low, judges, query_id, window.doc_ids)
+        measured_auc = auc_of(
+            is_error,
+            [confidence(weight, judges, query_id, window.doc_ids) for judges, query_id, window in known_windows],
+        )
+        low, high = (weight, high) if measured_auc < auc else (low, weight)
+    return lambda judges, query_id, window: confidence(low, judges, query_id, window.doc_ids)
 
 
-def auc_of(errs: Sequence[bool], sure: Sequence[float]) -> float:
+def auc_of(is_error: Sequence[bool], confidences: Sequence[float]) -> float:
     """How often a window that errs is the less sure of a pair."""
-    good = sorted(value for value, err in zip(sure, errs, strict=True) if not err)
-    bad = [value for value, err in zip(sure, errs, strict=True) if err]
-    above = [len(good) - (bisect_left(good, value) + bisect_right(good, value)) / 2 for value in bad]
-    return fmean(above) / len(good)
+    correct = sorted(value for value, err in zip(confidences, is_error, strict=True) if not err)
+    incorrect = [value for value, err in zip(confidences, is_error, strict=True) if err]
+    shares = [len(correct) - (bisect_left(correct, value) + bisect_right(correct, value)) / 2 for value in incorrect]
+    return fmean(shares) / len(correct)
 
 
-def of_two_looks(judges: Judges, query_id: str, window: Window) -> float:
-    first, turned = (judges.direct(query_id, ids) for ids in (window.doc_ids, window.doc_ids[::-1]))
-    return agreement(first, turned)
+def agreement_of_two_orders(judges: ModelOfSeed, query_id: str, window: Window) -> float:
+    first, reversed_order = (judges.direct(query_id, ids) for ids in (window.doc_ids, window.doc_ids[::-1]))
+    return agreement(first, reversed_order)
 
 
 # --- policies ---
 
 
-def off(judges: Judges, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
+def direct_policy(judges: ModelOfSeed, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
     return (judges.direct(query_id, window.doc_ids),)
 
 
-def full(judges: Judges, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
-    return (judges.thought(query_id, window.doc_ids),)
+def reasoning_policy(judges: ModelOfSeed, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
+    return (judges.reasoned(query_id, window.doc_ids),)
 
 
-def both(judges: Judges, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
-    return (*off(judges, query_id, window), *full(judges, query_id, window))
+def direct_and_reasoning_policy(judges: ModelOfSeed, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
+    return (*direct_policy(judges, query_id, window), *reasoning_policy(judges, query_id, window))
 
 
-def auto(sure: Sure, rule: AutoReasoningPolicy = AutoReasoningPolicy(), thinking: Policy = both) -> Policy:
-    def policy(judges: Judges, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
-        return (thinking if should_reason(window, sure(judges, query_id, window), rule) else off)(
-            judges, query_id, window
-        )
+def auto_policy(
+    confidence: Confidence,
+    reasoning_rule: AutoReasoningPolicy = AutoReasoningPolicy(),
+    policy_with_reasoning: Policy = direct_and_reasoning_policy,
+) -> Policy:
+    def policy(judges: ModelOfSeed, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
+        return (
+            policy_with_reasoning
+            if should_reason(window, confidence(judges, query_id, window), reasoning_rule)
+            else direct_policy
+        )(judges, query_id, window)
 
     return policy
 
 
-def at_random(share: float, thinking: Policy) -> Policy:
-    def policy(judges: Judges, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
-        chosen = judges.draw("random", query_id, window.doc_ids).random() < share
-        return (thinking if chosen else off)(judges, query_id, window)
+def random_policy(share: float, policy_with_reasoning: Policy) -> Policy:
+    def policy(judges: ModelOfSeed, query_id: str, window: Window) -> tuple[WindowRanking, ...]:
+        chosen = judges.random_for("random", query_id, window.doc_ids).random() < share
+        return (policy_with_reasoning if chosen else direct_policy)(judges, query_id, window)
 
     return policy
 
@@ -205,40 +218,42 @@ class Result:
 
     points: tuple[float, ...]
     share: float
-    windows: tuple[tuple[Judges, str, Window], ...]
+    windows: tuple[tuple[ModelOfSeed, str, Window], ...]
 
     @property
     def mean(self) -> float:
         return fmean(self.points)
 
-    def over(self, other: Result) -> tuple[float, float]:
+    def over(self, baseline: Result) -> tuple[float, float]:
         """Mean paired difference to `other` and its standard error over queries."""
-        differences = [a - b for a, b in zip(self.points, other.points, strict=True)]
+        differences = [a - b for a, b in zip(self.points, baseline.points, strict=True)]
         return fmean(differences), stdev(differences) / math.sqrt(len(differences))
 
 
-def play(model: Sequence[Judges], policy: Policy, strategy: str) -> Result:
-    data = model[0].data
-    sums = dict.fromkeys(data.run, 0.0)
-    seen: list[tuple[Judges, str, Window]] = []
-    thoughts = 0
-    for judges in model:
-        ranked: dict[str, list[Candidate]] = {}
+def run_policy(judges_of_seeds: Sequence[ModelOfSeed], policy: Policy, strategy: str) -> Result:
+    data = judges_of_seeds[0].data
+    points = dict.fromkeys(data.run, 0.0)
+    ranked_windows: list[tuple[ModelOfSeed, str, Window]] = []
+    reasoned_windows = 0
+    for judges in judges_of_seeds:
+        reranked: dict[str, list[Candidate]] = {}
         for query_id, candidates in data.run.items():
-            steps = make(strategy)(candidates, judges.seed)
+            generator = make(strategy)(candidates, judges.seed)
             try:
-                asked = next(steps)
+                round_ = next(generator)
                 while True:
-                    orders = [policy(judges, query_id, window) for window in asked.windows]
-                    for window, given in zip(asked.windows, orders, strict=True):
-                        seen.append((judges, query_id, window))
-                        thoughts += given[-1] is not judges.direct(query_id, window.doc_ids)
-                    asked = steps.send([WindowResult(*pair) for pair in zip(asked.windows, orders, strict=True)])
-            except StopIteration as finished:
-                ranked[query_id] = [Candidate(doc_id, -float(n)) for n, doc_id in enumerate(finished.value.doc_ids)]
-        for query_id, value in evaluate(data.qrels, ranked, ["nDCG@10"]).per_query["nDCG@10"].items():
-            sums[query_id] += 100 * value / len(model)
-    return Result(tuple(sums.values()), thoughts / len(seen), tuple(seen))
+                    rankings_of_windows = [policy(judges, query_id, window) for window in round_.windows]
+                    for window, rankings in zip(round_.windows, rankings_of_windows, strict=True):
+                        ranked_windows.append((judges, query_id, window))
+                        reasoned_windows += rankings[-1] is not judges.direct(query_id, window.doc_ids)
+                    round_ = generator.send(
+                        [WindowResult(*pair) for pair in zip(round_.windows, rankings_of_windows, strict=True)]
+                    )
+            except StopIteration as stop:
+                reranked[query_id] = [Candidate(doc_id, -float(n)) for n, doc_id in enumerate(stop.value.doc_ids)]
+        for query_id, value in evaluate(data.qrels, reranked, ["nDCG@10"]).per_query["nDCG@10"].items():
+            points[query_id] += 100 * value / len(judges_of_seeds)
+    return Result(tuple(points.values()), reasoned_windows / len(ranked_windows), tuple(ranked_windows))
 
 
 # --- tables ---
@@ -249,9 +264,9 @@ HEADER = """\
 
 
 @dataclass(frozen=True)
-class World:
+class Scenario:
     name: str
-    model: Sequence[Judges]
+    model: Sequence[ModelOfSeed]
     strategy: str
     off: Result
     full: Result
@@ -265,38 +280,46 @@ class World:
         strategy: str = "sliding",
         factor: float | None = None,
         shared: float = 0.5,
-    ) -> World:
-        model = [Judges(data, factor or WORLDS[name], shared, seed) for seed in range(seeds)]
-        return cls(name, model, strategy, play(model, off, strategy), play(model, full, strategy))
+    ) -> Scenario:
+        model = [ModelOfSeed(data, factor or WORLDS[name], shared, seed) for seed in range(seeds)]
+        return cls(
+            name,
+            model,
+            strategy,
+            run_policy(model, direct_policy, strategy),
+            run_policy(model, reasoning_policy, strategy),
+        )
 
-    def row(self, label: str, policy: Policy, thinking: Policy = both) -> str:
+    def row(self, label: str, policy: Policy, policy_with_reasoning: Policy = direct_and_reasoning_policy) -> str:
         """`policy` beside the better of off and full, and beside as many thoughts on windows drawn at random."""
-        result = play(self.model, policy, self.strategy)
-        drawn = play(self.model, at_random(result.share, thinking), self.strategy)
-        gain, error = result.over(drawn)
+        result = run_policy(self.model, policy, self.strategy)
+        random_result = run_policy(self.model, random_policy(result.share, policy_with_reasoning), self.strategy)
+        gain, error = result.over(random_result)
         above = result.mean - max(self.off.mean, self.full.mean)
-        beside = f"{above:+.1f} | {gain:+.1f} ± {error:.1f} | {gain / error if error else 0:.1f}"
-        return f"| {label} | {result.mean:.1f} | {result.share:.0%} | {beside} |"
+        cells = f"{above:+.1f} | {gain:+.1f} ± {error:.1f} | {gain / error if error else 0:.1f}"
+        return f"| {label} | {result.mean:.1f} | {result.share:.0%} | {cells} |"
 
     def __str__(self) -> str:
         return f"{self.name} (off {self.off.mean:.1f}, full {self.full.mean:.1f})"
 
 
-def auto_at(world: World, auc: float) -> Policy:
-    return auto(made_confidence(world.off.windows, auc))
+def auto_policy_at(world: Scenario, auc: float) -> Policy:
+    return auto_policy(simulated_confidence(world.off.windows, auc))
 
 
-def promises(world: World) -> Iterator[str]:
-    for auc in AUCS:
-        yield world.row(f"{world}, AUC {auc}", auto_at(world, auc))
+def confidence_rows(world: Scenario) -> Iterator[str]:
+    for auc in CONFIDENCE_AUCS:
+        yield world.row(f"{world}, AUC {auc}", auto_policy_at(world, auc))
     errors = [judges.error(query_id, window.doc_ids) for judges, query_id, window in world.off.windows]
-    found = auc_of([error > median(errors) for error in errors], [of_two_looks(*key) for key in world.off.windows])
-    yield world.row(f"{world}, agreement, AUC {found:.2f}", auto(of_two_looks))
+    measured_auc = auc_of(
+        [error > median(errors) for error in errors], [agreement_of_two_orders(*key) for key in world.off.windows]
+    )
+    yield world.row(f"{world}, agreement, AUC {measured_auc:.2f}", auto_policy(agreement_of_two_orders))
 
 
-def variants(world: World) -> Iterator[str]:
+def variant_rows(world: Scenario) -> Iterator[str]:
     """Other rules and other scales of the confidence, at AUC .7."""
-    sure = made_confidence(world.off.windows, 0.7)
+    confidence = simulated_confidence(world.off.windows, 0.7)
     rules = {
         "head 100, least .5: half of all windows": AutoReasoningPolicy(max_rank=100, min_confidence=0.5),
         "head 30": AutoReasoningPolicy(max_rank=30),
@@ -304,11 +327,16 @@ def variants(world: World) -> Iterator[str]:
         "least 1: every window of the head": AutoReasoningPolicy(min_confidence=1.0),
     }
     for label, rule in rules.items():
-        yield world.row(f"{world.name}: {label}", auto(sure, rule))
+        yield world.row(f"{world.name}: {label}", auto_policy(confidence, rule))
     yield world.row(
-        f"{world.name}: confidence's cube root, a model that is too sure", auto(lambda *key: sure(*key) ** (1 / 3))
+        f"{world.name}: confidence's cube root, a model that is too sure",
+        auto_policy(lambda *key: confidence(*key) ** (1 / 3)),
     )
-    yield world.row(f"{world.name}: the thought replaces the direct order", auto(sure, thinking=full), full)
+    yield world.row(
+        f"{world.name}: the thought replaces the direct order",
+        auto_policy(confidence, policy_with_reasoning=reasoning_policy),
+        reasoning_policy,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -322,20 +350,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         seeds = max(round(options.runs / len(data.run)), 1)
         print(f"\n{data.name}: {len(data.run)} queries, {seeds} seeds\n\n{HEADER.format(first='world, confidence')}")
         for name in WORLDS:
-            print(*promises(World.of(name, data, seeds)), sep="\n", flush=True)
+            print(*confidence_rows(Scenario.of(name, data, seeds)), sep="\n", flush=True)
     data = collections[0]
     seeds = max(round(options.runs / len(data.run)), 1)
     print(f"\n{data.name}, AUC .7\n\n{HEADER.format(first='world, what is changed')}")
     for name in WORLDS:
-        print(*variants(World.of(name, data, seeds)), sep="\n", flush=True)
+        print(*variant_rows(Scenario.of(name, data, seeds)), sep="\n", flush=True)
     print(f"\n{data.name}, AUC .7\n\n{HEADER.format(first='world')}")
-    for name, factor, shared in LIMITS:
-        world = World.of(name, data, seeds, factor=factor, shared=shared)
-        print(world.row(f"{world}, {shared:.0%} of the error shared", auto_at(world, 0.7)), flush=True)
+    for name, factor, shared in LIMIT_WORLDS:
+        world = Scenario.of(name, data, seeds, factor=factor, shared=shared)
+        print(world.row(f"{world}, {shared:.0%} of the error shared", auto_policy_at(world, 0.7)), flush=True)
     for strategy in ("blocks", "topdown", "tournament", "setwise"):
         for name in WORLDS:
-            world = World.of(name, data, seeds, strategy)
-            print(world.row(f"{strategy}: {world}", auto_at(world, 0.7)), flush=True)
+            world = Scenario.of(name, data, seeds, strategy)
+            print(world.row(f"{strategy}: {world}", auto_policy_at(world, 0.7)), flush=True)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ SEEDS = 10
 def quality(run: Run, grades: Grades, noise: Noise, seed: int) -> float:
     """Mean nDCG@10 of sliding windows with the judge of `seed`, its answers read as any model's are."""
     head = {query_id: candidates[:DEPTH] for query_id, candidates in run.items()}
-    [sums] = simulate(
+    [totals] = simulate(
         {"": head}, grades, {"sliding": make("sliding", window=20, stride=10)}, {"": noise}, seed
     ).values()
-    return sums.quality.mean
+    return totals.quality.mean
 
 
 def main() -> None:
@@ -47,25 +47,25 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true", help="find the sd that meets each target")
     args = parser.parse_args()
     run, grades = read_run(args.data / args.run), read_qrels(args.data / args.qrels)
-    judged = {query_id: of_query for query_id, of_query in grades.items() if query_id in run}
+    judged = {query_id: query_grades for query_id, query_grades in grades.items() if query_id in run}
 
     def qualities(noise: Noise) -> list[float]:
         return [quality(run, judged, noise, seed) for seed in range(args.seeds)]
 
     def row(name: str, noise: Noise) -> None:
-        found = qualities(noise)
+        values = qualities(noise)
         target = f"{TARGETS[name]:.3f}" if name in TARGETS else ""
-        print(f"{name:12}{noise.sd:6.2f}{fmean(found):10.4f}{stdev(found):10.4f}{target:>8}", flush=True)
+        print(f"{name:12}{noise.sd:6.2f}{fmean(values):10.4f}{stdev(values):10.4f}{target:>8}", flush=True)
 
-    first_stage = fmean(ndcg([c.doc_id for c in run[q]], of_query) for q, of_query in judged.items())
+    first_stage = fmean(ndcg([c.doc_id for c in run[q]], query_grades) for q, query_grades in judged.items())
     print(f"judge           sd   nDCG@10  sd(seeds)  target\n{'first stage':18}{first_stage:10.4f}")
     for name, noise in PRESETS.items():
         row(name, noise)
     for name, target in TARGETS.items() if args.fit else ():
         low, high = 0.1, 3.0  # quality falls as the error grows
         while high - low > 0.01:
-            middle = (low + high) / 2
-            low, high = (middle, high) if fmean(qualities(with_sd(PRESETS[name], middle))) > target else (low, middle)
+            sd = (low + high) / 2
+            low, high = (sd, high) if fmean(qualities(with_sd(PRESETS[name], sd))) > target else (low, sd)
         row(name, with_sd(PRESETS[name], round((low + high) / 2, 2)))
 
 

@@ -1,6 +1,6 @@
 """Print the classes that a `rank-k rerank` call passes through, from the command to the HTTP request.
 
-    python -m benchmarks.call_path [--method both]
+    python -m benchmarks.call_path [--method combined]
 
 The command reranks one query through a fake server while a profiler notes every class of the package whose methods
 run. Values (frozen dataclasses and named tuples), exceptions, private classes, and the classes that read files and
@@ -51,11 +51,11 @@ def _is_followed(kind: type) -> bool:
     return not (is_value or kind.__name__.startswith("_")) and kind.__module__.split(".")[1] not in ("data", "cli")
 
 
-def traced(method: str) -> list[str]:
+def trace_classes(method: str) -> list[str]:
     """Return the classes behind `rank-k rerank --method METHOD`, as dotted names."""
     collection = make_queries(1, 25)
-    with tempfile.TemporaryDirectory() as folder, in_thread(_plan()) as server:
-        files = _write(Path(folder), collection)
+    with tempfile.TemporaryDirectory() as folder, in_thread(_server_plan()) as server:
+        files = _write_collection(Path(folder), collection)
         server_options = ["--server", server.url, "--model", "oracle", "--server-type", "llamacpp", "--method", method]
         trace = ClassTrace()
         threading.setprofile(trace)
@@ -70,19 +70,21 @@ def traced(method: str) -> list[str]:
     return trace.names
 
 
-def _plan() -> Plan:
+def _server_plan() -> Plan:
     return Plan().changed(
         {"owned_by": "llamacpp", "abilities": "raw grammar logprobs spell", "first_token": 0.0, "per_token": 0.0}
     )
 
 
-def _write(folder: Path, collection: Any) -> list[str]:
+def _write_collection(folder: Path, collection: Any) -> list[str]:
     """Write the collection's files and return the options that name them."""
-    run = [(q, c.doc_id, rank) for q, found in collection.run.items() for rank, c in enumerate(found, 1)]
+    run = [(q, c.doc_id, rank) for q, candidates in collection.run.items() for rank, c in enumerate(candidates, 1)]
     lines = {
         "run": [f"{q} Q0 {doc_id} {rank} {1 / rank} bm25" for q, doc_id, rank in run],
         "queries": [json.dumps({"_id": query.query_id, "text": query.text}) for query in collection.queries],
-        "documents": [json.dumps({"_id": each.doc_id, "text": each.text}) for each in collection.passages.values()],
+        "documents": [
+            json.dumps({"_id": passage.doc_id, "text": passage.text}) for passage in collection.passages.values()
+        ],
     }
     for name, rows in lines.items():
         (folder / name).write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
@@ -95,7 +97,7 @@ def main() -> None:
     parser.add_argument("--method", choices=METHODS, help="trace this scoring method (default: all of them)")
     args = parser.parse_args()
     for method in [args.method] if args.method else METHODS:
-        names = traced(method)
+        names = trace_classes(method)
         print(f"{method}: {len(names)} classes")
         print("".join(f"  {name}\n" for name in names))
 

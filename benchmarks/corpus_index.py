@@ -37,7 +37,7 @@ def doc_id(number: int) -> str:
     return f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}"
 
 
-def lines(count: int, form: str) -> Iterator[bytes]:
+def corpus_lines(count: int, form: str) -> Iterator[bytes]:
     rng = random.Random(0)
     vocabulary = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(2, 9))) for _ in range(20_000)]
     sentences = [" ".join(rng.choices(vocabulary, k=14)) for _ in range(5_000)]
@@ -49,7 +49,7 @@ def lines(count: int, form: str) -> Iterator[bytes]:
             yield f'{{"_id": "{doc_id(number)}", "title": "", "text": "{text}"}}\n'.encode()
 
 
-def opened(path: Path) -> IO[bytes]:
+def open_for_writing(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return gzip.open(path, "wb", 1)  # type: ignore[return-value]
     if path.suffix == ".zst":
@@ -62,17 +62,21 @@ def measure(path: Path, count: int) -> dict[str, Any]:
     """In the process of its own."""
     wall, cpu = time.perf_counter(), time.process_time()
     open_corpus_index(path, kept_from=0).close()
-    made = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    build_times = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 2**20)
-    asked = [doc_id(number) for number in random.Random(1).choices(range(count), k=LOOKUPS)]
+    doc_ids = [doc_id(number) for number in random.Random(1).choices(range(count), k=LOOKUPS)]
     times = []
     with closing(open_corpus_index(path, kept_from=0)) as index:
-        for wanted in asked:
-            began = time.perf_counter()
-            [passage] = index.passages(wanted)
-            times.append(time.perf_counter() - began)
-            assert passage.doc_id == wanted
-    return made | {"peak_mb": peak, "median_us": median(times) * 1e6, "p99_us": quantiles(times, n=100)[98] * 1e6}
+        for lookup_id in doc_ids:
+            lookup_started = time.perf_counter()
+            [passage] = index.passages(lookup_id)
+            times.append(time.perf_counter() - lookup_started)
+            assert passage.doc_id == lookup_id
+    return build_times | {
+        "peak_mb": peak,
+        "median_us": median(times) * 1e6,
+        "p99_us": quantiles(times, n=100)[98] * 1e6,
+    }
 
 
 def main() -> None:
@@ -93,15 +97,15 @@ def main() -> None:
         for form in args.forms:
             for count in (args.passages // 4, args.passages // 2, args.passages):
                 path = Path(folder, f"corpus.{form}")
-                with opened(path) as file:
-                    file.writelines(lines(count, form))
+                with open_for_writing(path) as file:
+                    file.writelines(corpus_lines(count, form))
                 command = [sys.executable, "-m", "benchmarks.corpus_index", "--measure", str(path), str(count)]
-                found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                costs = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
                 index = path.with_name(path.name + SUFFIX)
                 print(
                     f"{form:10}{count:10,}{path.stat().st_size / 1e6:9.0f}{index.stat().st_size / 1e6:10.1f}"
-                    f"{found['seconds']:11.1f}{found['cpu_seconds']:8.1f}{found['cpu_seconds'] / count * 1e6:9.1f}"
-                    f"{found['peak_mb']:9.0f}{found['median_us']:11.0f}{found['p99_us']:8.0f}",
+                    f"{costs['seconds']:11.1f}{costs['cpu_seconds']:8.1f}{costs['cpu_seconds'] / count * 1e6:9.1f}"
+                    f"{costs['peak_mb']:9.0f}{costs['median_us']:11.0f}{costs['p99_us']:8.0f}",
                     flush=True,
                 )
                 index.unlink()

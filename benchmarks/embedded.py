@@ -34,27 +34,27 @@ def main() -> None:
     for data in args.data:
         output = args.output / data.name
         output.mkdir(parents=True, exist_ok=True)
-        run, qrels = _first_stage(data, output, args.queries)
+        run, qrels = _write_first_stage(data, output, args.queries)
         outputs = [
-            _reranked(data, run, output, method, args.reasoning, passage_tokens, args.depth)
+            _rerank_and_print_cost(data, run, output, method, args.reasoning, passage_tokens, args.depth)
             for method in args.method
             for passage_tokens in args.passage_tokens
         ]
         _rank_k("evaluate", "--qrels", qrels, run, *outputs)
 
 
-def _first_stage(data: Path, output: Path, queries: int) -> tuple[Path, Path]:
+def _write_first_stage(data: Path, output: Path, queries: int) -> tuple[Path, Path]:
     """BM25's run of the first `queries` queries, and their judgments."""
-    whole = next(data / name for name in RUNS if (data / name).exists())
-    kept = set(list(dict.fromkeys(line.split()[0] for line in whole.open()))[:queries])
+    full_run = next(data / name for name in RUNS if (data / name).exists())
+    query_ids = set(list(dict.fromkeys(line.split()[0] for line in full_run.open()))[:queries])
     run, qrels = output / "bm25.trec", output / "qrels.trec"
-    for source, target in ((whole, run), (data / "qrels.trec", qrels)):
+    for source, target in ((full_run, run), (data / "qrels.trec", qrels)):
         with source.open() as lines:
-            target.write_text("".join(line for line in lines if line.split()[0] in kept))
+            target.write_text("".join(line for line in lines if line.split()[0] in query_ids))
     return run, qrels
 
 
-def _reranked(
+def _rerank_and_print_cost(
     data: Path, run: Path, output: Path, method: str, reasoning: str, passage_tokens: int, depth: int
 ) -> Path:
     """The run reranked; what a query took is printed."""
@@ -65,29 +65,30 @@ def _reranked(
     if passage_tokens:
         name += f"-{passage_tokens}"
         options += ["--passage-tokens", passage_tokens]
-    out, report = output / f"{name}.trec", output / f"{name}.json"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run_file, report = output / f"{name}.trec", output / f"{name}.json"
+    usage_before = resource.getrusage(resource.RUSAGE_CHILDREN)
     _rank_k(
         *("rerank", "--run", run, "--queries", data / "queries.jsonl", "--documents", next(data.glob("corpus.jsonl*"))),
-        *("--output", out, "--report", report, "--depth", depth, *options),
+        *("--output", run_file, "--report", report, "--depth", depth, *options),
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    told = json.loads(report.read_text(encoding="utf-8"))
-    count = told["queries"]
-    seconds = sum(query["seconds"] for query in told["per_query"]) / count
+    usage_after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_seconds = usage_after.ru_utime - usage_before.ru_utime + usage_after.ru_stime - usage_before.ru_stime
+    summary = json.loads(report.read_text(encoding="utf-8"))
+    query_count = summary["queries"]
+    seconds = sum(query["seconds"] for query in summary["per_query"]) / query_count
     print(
-        f"a query: {seconds:.1f} s of the model, {told['prompt_tokens'] / count:,.0f} tokens in,"
-        f" {told['completion_tokens'] / count:,.0f} out; the command: {told['new_calls']} calls,"
-        f" {after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime:.0f} s of processor time",
+        f"a query: {seconds:.1f} s of the model, {summary['prompt_tokens'] / query_count:,.0f} tokens in,"
+        f" {summary['completion_tokens'] / query_count:,.0f} out; the command: {summary['new_calls']} calls,"
+        f" {cpu_seconds:.0f} s of processor time",
         flush=True,
     )
-    return out
+    return run_file
 
 
 def _rank_k(*arguments: object) -> None:
-    words = [str(argument) for argument in arguments]
-    print("$ rank-k", " ".join(words), flush=True)
-    subprocess.run([sys.executable, "-m", "rank_k.cli", *words], check=True)
+    argv = [str(argument) for argument in arguments]
+    print("$ rank-k", " ".join(argv), flush=True)
+    subprocess.run([sys.executable, "-m", "rank_k.cli", *argv], check=True)
 
 
 if __name__ == "__main__":

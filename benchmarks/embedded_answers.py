@@ -30,14 +30,14 @@ TEMPLATE = PromptTemplate(
 )
 """Short, so that 500 windows take minutes: the embedded model reads some 200 tokens a second."""
 
-ANSWERS = ("constrained", "free")
+ANSWER_KINDS = ("constrained", "free")
 
-MENDED = {"missing", "repeated", "cut", "forced_answers", "passages_truncated"}
+CLEAN_REPAIRS = {"missing", "repeated", "truncated", "forced_answers", "passages_truncated"}
 """Repairs that leave an answer clean: ids missing or repeated, a thought ended as planned, passages cut."""
 
 
 @dataclass
-class Tried:
+class AnswerStats:
     windows: int = 0
     clean: int = 0
     unranked: int = 0
@@ -46,62 +46,64 @@ class Tried:
     seconds: float = 0.0
 
 
-def drawn(count: int, seed: int) -> list[tuple[Query, list[Passage]]]:
+def draw_windows(count: int, seed: int) -> list[tuple[Query, list[Passage]]]:
     """Windows: a question with 4 to 12 passages, judged ones for the question first among them."""
     random = Random(seed)
     texts = {passage.doc_id: passage for passage in passages()}
-    asked = questions()
-    found = []
+    demo_questions = questions()
+    windows = []
     for number in range(count):
-        question = asked[number % len(asked)]
-        judged = [doc_id for doc_id in question.judgments if doc_id in texts]
+        question = demo_questions[number % len(demo_questions)]
+        judged_ids = [doc_id for doc_id in question.judgments if doc_id in texts]
         size = random.randint(4, 12)
-        found.append((question.query, [texts[doc_id] for doc_id in random.sample(judged, min(size, len(judged)))]))
-    return found
+        windows.append(
+            (question.query, [texts[doc_id] for doc_id in random.sample(judged_ids, min(size, len(judged_ids)))])
+        )
+    return windows
 
 
-async def tried(
+async def rank_windows(
     model: EmbeddedModel, windows: Sequence[tuple[Query, list[Passage]]], reasoning: ReasoningMode, constrained: bool
-) -> Tried:
+) -> AnswerStats:
     journal = Journal()
     settings = ListwiseSettings(
         passage_tokens=24, max_tokens=512, temperature=0.5, reasoning=reasoning, constrained=constrained
     )
-    asker = ListwiseRanker(model, journal, settings, TEMPLATE)
-    result, started = Tried(), time.monotonic()
+    ranker = ListwiseRanker(model, journal, settings, TEMPLATE)
+    stats, started = AnswerStats(), time.monotonic()
 
-    async def one(query: Query, shown: list[Passage]) -> None:
-        texts = await asker.prepare_query(query, {passage.doc_id: passage for passage in shown})
-        window = Window(tuple(passage.doc_id for passage in shown), (1, len(shown)))
-        asked = await asker.rank(texts, window)
-        result.windows += 1
-        result.unranked += not asked.result.rankings[0].is_valid
-        result.clean += asked.result.rankings[0].is_valid and set(asked.repairs) <= MENDED
-        result.repairs.update(asked.repairs)
-        result.most_reasoning = max(result.most_reasoning, asked.usage.reasoning_tokens)
+    async def rank_window(query: Query, window_passages: list[Passage]) -> None:
+        texts = await ranker.prepare_query(query, {passage.doc_id: passage for passage in window_passages})
+        window = Window(tuple(passage.doc_id for passage in window_passages), (1, len(window_passages)))
+        report = await ranker.rank(texts, window)
+        stats.windows += 1
+        stats.unranked += not report.result.rankings[0].is_valid
+        stats.clean += report.result.rankings[0].is_valid and set(report.repairs) <= CLEAN_REPAIRS
+        stats.repairs.update(report.repairs)
+        stats.most_reasoning = max(stats.most_reasoning, report.usage.reasoning_tokens)
 
-    for query, shown in windows:
-        await one(query, shown)
+    for query, window_passages in windows:
+        await rank_window(query, window_passages)
     journal.close()
-    result.seconds = time.monotonic() - started
-    return result
+    stats.seconds = time.monotonic() - started
+    return stats
 
 
 async def compare(count: int, reasoning: ReasoningMode, answers: Sequence[str], threads: int | None) -> None:
-    windows = drawn(count, seed=0)
+    windows = draw_windows(count, seed=0)
     model = EmbeddedModel(threads=threads)
     await model.prepare()
     try:
         print("answers        windows   clean  unranked  ids missing  ids repeated  most reasoning  s/window")
         for name in answers:
-            found = await tried(model, windows, reasoning, constrained=name == "constrained")
+            stats = await rank_windows(model, windows, reasoning, constrained=name == "constrained")
             print(
-                f"{name:<13} {found.windows:>8}  {found.clean / found.windows:>6.1%}  {found.unranked:>8}"
-                f"  {found.repairs['missing']:>11}  {found.repairs['repeated']:>12}  {found.most_reasoning:>14}"
-                f"  {found.seconds / found.windows:>8.2f}",
+                f"{name:<13} {stats.windows:>8}  {stats.clean / stats.windows:>6.1%}  {stats.unranked:>8}"
+                f"  {stats.repairs['missing']:>11}  {stats.repairs['repeated']:>12}  {stats.most_reasoning:>14}"
+                f"  {stats.seconds / stats.windows:>8.2f}",
                 flush=True,
             )
-            print(f"               repairs: {dict(sorted(found.repairs.items()))}", flush=True)
+            print(f"               repairs: {dict(sorted(stats.repairs.items()))}", flush=True)
     finally:
         await model.close()
 
@@ -110,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=500)
     parser.add_argument("--reasoning", type=ReasoningMode.parse, default=ReasoningMode("budget", 64))
-    parser.add_argument("--answers", nargs="+", choices=ANSWERS, default=ANSWERS, help="which to try")
+    parser.add_argument("--answers", nargs="+", choices=ANSWER_KINDS, default=ANSWER_KINDS, help="which to try")
     parser.add_argument("--threads", type=int, help="of the model (all cores); 1 on a machine with other work")
     args = parser.parse_args()
     asyncio.run(compare(args.windows, args.reasoning, args.answers, args.threads))

@@ -3,7 +3,7 @@
 A simulation by events, without a clock: calls take as long as the loopback server takes for the same windows,
 everything else takes no time. The scheduling rule is that of the package (`rank_k.simulation.call_times`).
 
-    python -m benchmarks.ideal --queries 40 --passages 100 --slots 16
+    python -m benchmarks.ideal --queries 40 --passages 100 --concurrency 16
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Call(NamedTuple):
     end: float
 
 
-class Simulated(NamedTuple):
+class SimulatedRun(NamedTuple):
     """`calls` by time of their start, `rankings` in input order."""
 
     calls: tuple[Call, ...]
@@ -55,59 +55,59 @@ class Simulated(NamedTuple):
 
 def simulate(
     queries: Iterable[StrategyGenerator],
-    slots: int,
+    concurrency: int,
     seconds: Callable[[int, Window], float],
     judge: Callable[[int, Window], WindowRanking],
-) -> Simulated:
-    """Run all strategies over `slots` slots.
+) -> SimulatedRun:
+    """Run all strategies with at most `concurrency` calls in flight.
 
     `queries` are drawn lazily, as they are opened. `seconds` and `judge` are told the number of the query and
     the window: how long that call takes, and what it answers.
     """
     rankings: dict[int, Ranking] = {}
-    shown: dict[int, Sequence[Window]] = {}  # of the round that a query is in
+    windows_of_query: dict[int, Sequence[Window]] = {}  # of the round that a query is in
 
-    def rounds(query: int, steps: StrategyGenerator) -> Iterator[PendingRound]:
+    def rounds(query: int, generator: StrategyGenerator) -> Iterator[PendingRound]:
         try:
-            step = next(steps)
+            round_ = next(generator)
             while True:
-                shown[query] = step.windows
-                yield PendingRound([seconds(query, window) for window in step.windows], step.remaining_windows)
-                step = steps.send([WindowResult(window, (judge(query, window),)) for window in step.windows])
-        except StopIteration as finished:
-            rankings[query] = finished.value
+                windows_of_query[query] = round_.windows
+                yield PendingRound([seconds(query, window) for window in round_.windows], round_.remaining_windows)
+                round_ = generator.send([WindowResult(window, (judge(query, window),)) for window in round_.windows])
+        except StopIteration as stop:
+            rankings[query] = stop.value
 
     calls = tuple(
-        Call(made.query, shown[made.query][made.place], made.start, made.end)
-        for made in scheduled(itertools.starmap(rounds, enumerate(queries)), slots)
+        Call(call.query, windows_of_query[call.query][call.place], call.start, call.end)
+        for call in scheduled(itertools.starmap(rounds, enumerate(queries)), concurrency)
     )
-    return Simulated(calls, tuple(rankings[query] for query in sorted(rankings)))
+    return SimulatedRun(calls, tuple(rankings[query] for query in sorted(rankings)))
 
 
 def simulate_dataset(
     dataset: Dataset,
-    slots: int,
+    concurrency: int,
     strategy: str = "sliding",
     window: int = 20,
     stride: int = 10,
     first_token: float = 0.2,
     per_token: float = 0.002,
-) -> Simulated:
+) -> SimulatedRun:
     """All queries of `dataset`, judged by the oracle, at the latencies of such a loopback server."""
     plan = make(strategy, window=window, stride=stride)
-    ids = [query.query_id for query in dataset.queries]
+    query_ids = [query.query_id for query in dataset.queries]
 
-    def marks(query: int, shown: Window) -> tuple[str, ...]:
-        return dataset.marks(ids[query], shown.doc_ids)
+    def marks(query: int, shown_window: Window) -> tuple[str, ...]:
+        return dataset.marks(query_ids[query], shown_window.doc_ids)
 
-    def judge(query: int, shown: Window) -> WindowRanking:
-        tiers = tuple(tuple(shown.doc_ids[i - 1] for i in tier) for tier in oracle(marks(query, shown)))
-        return WindowRanking(tiers, frozenset(shown.doc_ids), True)
+    def judge(query: int, shown_window: Window) -> WindowRanking:
+        tiers = tuple(tuple(shown_window.doc_ids[i - 1] for i in tier) for tier in oracle(marks(query, shown_window)))
+        return WindowRanking(tiers, frozenset(shown_window.doc_ids), True)
 
     return simulate(
-        (plan(dataset.run[query_id], crc32(query_id.encode())) for query_id in ids),  # the engine's seed
-        slots,
-        lambda query, shown: latency(marks(query, shown), first_token, per_token),
+        (plan(dataset.run[query_id], crc32(query_id.encode())) for query_id in query_ids),  # the engine's seed
+        concurrency,
+        lambda query, shown_window: latency(marks(query, shown_window), first_token, per_token),
         judge,
     )
 
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ideal")
     parser.add_argument("--queries", type=int, default=40)
     parser.add_argument("--passages", type=int, default=100)
-    parser.add_argument("--slots", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--strategy", choices=sorted(STRATEGIES), default="sliding")
     parser.add_argument("--window", type=int, default=20)
     parser.add_argument("--stride", type=int, default=10)
@@ -125,11 +125,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     dataset = make_queries(options.queries, options.passages, options.seed)
-    shape = (options.strategy, options.window, options.stride, options.first_token, options.per_token)
-    print("slots  calls  peak  latency in all, s  makespan, s")
-    for slots in options.slots:
-        done = simulate_dataset(dataset, slots, *shape)
-        print(f"{slots:5}  {len(done.calls):5}  {done.peak:4}  {done.busy:17.2f}  {done.makespan:11.2f}")
+    settings = (options.strategy, options.window, options.stride, options.first_token, options.per_token)
+    print("concurrency  calls  peak  latency in all, s  makespan, s")
+    for concurrency in options.concurrency:
+        result = simulate_dataset(dataset, concurrency, *settings)
+        print(f"{concurrency:11}  {len(result.calls):5}  {result.peak:4}  {result.busy:17.2f}  {result.makespan:11.2f}")
 
 
 if __name__ == "__main__":

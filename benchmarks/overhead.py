@@ -1,6 +1,6 @@
 """What the client itself costs: wall time beside a zero-overhead client's, processor time and memory per call.
 
-    python -m benchmarks.overhead [--slots 16 64] [--flush 0.05] [--rounds 1]
+    python -m benchmarks.overhead [--concurrency 16 64] [--flush 0.05] [--rounds 1]
 
 40 queries x 100 passages, window 20, stride 10, 360 streaming calls against a server on loopback that takes
 0.2 s + 2 ms per token. The server runs in a process of its own, and so does the client, as the command a user
@@ -29,7 +29,7 @@ from benchmarks.ideal import simulate_dataset
 
 @dataclass(frozen=True)
 class Cost:
-    slots: int
+    concurrency: int
     calls: int
     first_to_last: float
     bound: float
@@ -60,27 +60,27 @@ def write_dataset(dataset: Dataset, folder: Path) -> list[str]:
     ]
 
 
-def measure(slots: int, flush: float = 0.05, queries: int = 40, *options: str, **plan: Any) -> Cost:
+def measure(concurrency: int, flush: float = 0.05, queries: int = 40, *options: str, **plan: Any) -> Cost:
     """Run the command once against a fresh server and journal."""
     dataset = make_queries(queries, 100)
     strategy = options[options.index("--strategy") + 1] if "--strategy" in options else "sliding"
-    bound = simulate_dataset(dataset, slots, strategy=strategy).makespan
+    bound = simulate_dataset(dataset, concurrency, strategy=strategy).makespan
     with tempfile.TemporaryDirectory() as folder, in_child(Plan().changed({"flush": flush, **plan})) as server:
         command = [sys.executable, "-m", "rank_k.cli", "rerank", "--quiet", *write_dataset(dataset, Path(folder))]
-        command += ["--server", server.url, "--model", "oracle", "--concurrency", str(slots), *options]
+        command += ["--server", server.url, "--model", "oracle", "--concurrency", str(concurrency), *options]
         client = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": "src"})
         _, status, usage = os.wait4(client.pid, 0)
         client.returncode = os.waitstatus_to_exitcode(status)
         if client.returncode:
             raise SystemExit(f"the client failed: {client.returncode}")
         calls = server.calls
-        ranked = _ranking(Path(folder) / "out.trec")
+        ranked = _read_ranking(Path(folder) / "out.trec")
     perfect = all(
         _grades(dataset, query_id, ranked[query_id]) == _grades(dataset, query_id, dataset.perfect(query_id))
         for query_id in ranked
     )
     return Cost(
-        slots,
+        concurrency,
         len(calls),
         max(call.end or 0.0 for call in calls) - min(call.start for call in calls),
         bound,
@@ -90,12 +90,12 @@ def measure(slots: int, flush: float = 0.05, queries: int = 40, *options: str, *
     )
 
 
-def _ranking(path: Path) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+def _read_ranking(path: Path) -> dict[str, list[str]]:
+    doc_ids_of_query: dict[str, list[str]] = {}
     for line in path.read_text().splitlines():
         query_id, _, doc_id, *_ = line.split()
-        found.setdefault(query_id, []).append(doc_id)
-    return found
+        doc_ids_of_query.setdefault(query_id, []).append(doc_id)
+    return doc_ids_of_query
 
 
 def _grades(dataset: Dataset, query_id: str, doc_ids: Sequence[str]) -> list[int]:
@@ -104,16 +104,17 @@ def _grades(dataset: Dataset, query_id: str, doc_ids: Sequence[str]) -> list[int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slots", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--flush", type=float, default=0.05, help="seconds of tokens a server sends at a time")
     parser.add_argument("--rounds", type=int, default=1)
     args = parser.parse_args()
-    print("slots  calls  first to last  bound    ratio  CPU/call  peak     ranking")
-    for slots in args.slots * args.rounds:
-        cost = measure(slots, args.flush)
+    print("concurrency  calls  first to last  bound    ratio  CPU/call  peak     ranking")
+    for concurrency in args.concurrency * args.rounds:
+        cost = measure(concurrency, args.flush)
         print(
-            f"{cost.slots:>5}  {cost.calls:>5}  {cost.first_to_last:>10.2f} s  {cost.bound:>5.2f} s  {cost.ratio:.4f}"
-            f"  {cost.cpu_ms:>5.2f} ms  {cost.peak_mb:>4.0f} MB  {'perfect' if cost.perfect else 'NOT PERFECT'}",
+            f"{cost.concurrency:>11}  {cost.calls:>5}  {cost.first_to_last:>10.2f} s  {cost.bound:>5.2f} s"
+            f"  {cost.ratio:.4f}  {cost.cpu_ms:>5.2f} ms  {cost.peak_mb:>4.0f} MB"
+            f"  {'perfect' if cost.perfect else 'NOT PERFECT'}",
             flush=True,
         )
     print(f"(this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB)", file=sys.stderr)

@@ -30,11 +30,11 @@ LONG: dict[str, list[str]] = {
 
 
 def main() -> None:
-    asked = sys.argv[1:] or list(QUICK)
-    unknown = [name for name in asked if name not in QUICK | LONG]
+    names = sys.argv[1:] or list(QUICK)
+    unknown = [name for name in names if name not in QUICK | LONG]
     if unknown:
         raise SystemExit(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(QUICK | LONG)}")
-    for name in asked:
+    for name in names:
         print(f"== {name}", flush=True)
         started = time.monotonic()
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *(QUICK | LONG)[name]], check=True)

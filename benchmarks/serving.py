@@ -26,82 +26,82 @@ from tests.fakes.loopback import Plan, in_child
 from tests.support.serving import Command, command
 
 CONNECTIONS = 16
-AT_ONCE = {"first_token": 0.0, "per_token": 0.00002, "flush": 0.05}
-WORDS = "what the passage says is of no weight here but that it is as long as passages are " * 4
+INSTANT_PLAN = {"first_token": 0.0, "per_token": 0.00002, "flush": 0.05}
+FILLER_TEXT = "what the passage says is of no weight here but that it is as long as passages are " * 4
 
-_number = count()
+_query_number = count()
 
 
 @contextmanager
-def started(*more: str) -> Iterator[Command]:
+def started_server(*more: str) -> Iterator[Command]:
     options = ("--queue", "1000", "--per-client", "1000", *more)
-    with in_child(Plan().changed(AT_ONCE)) as model, command("--server", model.url, *options) as running:
+    with in_child(Plan().changed(INSTANT_PLAN)) as model, command("--server", model.url, *options) as running:
         yield running
 
 
 def request_body() -> bytes:
     """No two are alike; the best passage stands last."""
-    n = next(_number)
-    documents = [f"mark:R{n}-D{i}-G{i} {WORDS}" for i in range(20)]
+    n = next(_query_number)
+    documents = [f"mark:R{n}-D{i}-G{i} {FILLER_TEXT}" for i in range(20)]
     return json.dumps({"query": f"question {n}", "documents": documents}).encode()
 
 
-def ask(url: str, requests: int) -> None:
+def send_requests(url: str, requests: int) -> None:
     """Ask so often over `CONNECTIONS` connections. Ends the program at the first answer that is not right."""
-    place = urlsplit(url).netloc
-    left = iter(range(requests))
+    address = urlsplit(url).netloc
+    remaining = iter(range(requests))
     lock = threading.Lock()
-    wrong: list[object] = []
+    wrong_responses: list[object] = []
 
-    def one() -> None:
-        connection = http.client.HTTPConnection(place, timeout=120)
-        while not wrong:
+    def run_connection() -> None:
+        connection = http.client.HTTPConnection(address, timeout=120)
+        while not wrong_responses:
             with lock:
-                if next(left, None) is None:
+                if next(remaining, None) is None:
                     break
                 body = request_body()
             connection.request("POST", "/v2/rerank", body, {"Content-Type": "application/json"})
-            told = json.load(connection.getresponse())
-            if [result["index"] for result in told.get("results", ())] != list(range(19, -1, -1)):
-                wrong.append(told)
+            response = json.load(connection.getresponse())
+            if [result["index"] for result in response.get("results", ())] != list(range(19, -1, -1)):
+                wrong_responses.append(response)
         connection.close()
 
-    threads = [threading.Thread(target=one) for _ in range(CONNECTIONS)]
+    threads = [threading.Thread(target=run_connection) for _ in range(CONNECTIONS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    if wrong:
-        raise SystemExit(f"a wrong answer: {wrong[0]}")
+    if wrong_responses:
+        raise SystemExit(f"a wrong answer: {wrong_responses[0]}")
 
 
 def cpu_per_request(requests: int) -> float:
     """Milliseconds, after some requests to warm up."""
-    with started() as running:
+    with started_server() as running:
         process = psutil.Process(running.process.pid)
-        ask(running.served.url, 50)
-        before = process.cpu_times()
-        ask(running.served.url, requests)
-        after = process.cpu_times()
-    return 1000 * (after.user + after.system - before.user - before.system) / requests
+        send_requests(running.served.url, 50)
+        times_before = process.cpu_times()
+        send_requests(running.served.url, requests)
+        times_after = process.cpu_times()
+    return 1000 * (times_after.user + times_after.system - times_before.user - times_before.system) / requests
 
 
 def journal_bytes(requests: int) -> float:
     """Per request, in a file that keeps them all."""
     with TemporaryDirectory() as folder:
         path = Path(folder, "served.sqlite")
-        with started("--journal", str(path)) as running:
-            ask(running.served.url, requests)
+        with started_server("--journal", str(path)) as running:
+            send_requests(running.served.url, requests)
         return path.stat().st_size / requests
 
 
 def soak(requests: int) -> Iterator[tuple[int, float]]:
     """(requests so far, MB resident) at ten points."""
-    with started() as running:
+    with started_server() as running:
         process = psutil.Process(running.process.pid)
-        for part in range(1, 11):
-            ask(running.served.url, requests // 10)
-            yield part * (requests // 10), process.memory_info().rss / 2**20
+        for step in range(1, 11):
+            send_requests(running.served.url, requests // 10)
+            yield step * (requests // 10), process.memory_info().rss / 2**20
 
 
 def main() -> None:
@@ -120,8 +120,8 @@ def main() -> None:
         print(f"{journal_bytes(args.requests) / 1000:.1f} kB of journal a request")
     if args.soak:
         print("requests  resident")
-        for done, megabytes in soak(args.soak):
-            print(f"{done:>8}  {megabytes:>5.1f} MB", flush=True)
+        for request_count, megabytes in soak(args.soak):
+            print(f"{request_count:>8}  {megabytes:>5.1f} MB", flush=True)
 
 
 if __name__ == "__main__":

@@ -40,13 +40,13 @@ RUNS = {
     "cranfield": ("run.bm25.trec",),
 }
 NOISES = ("strong", "weak")
-SURELY_WORSE = -0.5
+MAX_LOSS = -0.5
 """Points of nDCG@10: no cell's interval may lie below this as a whole."""
 
-MOST_CALLS, MOST_ROUNDS = 7, 2
+MAX_CALLS, MAX_ROUNDS = 7, 2
 """Of `blocks` for any query: lists are of 100 candidates at most."""
 
-Found = dict[tuple[str, Cell], SimulationTotals]
+CellTotals = dict[tuple[str, Cell], SimulationTotals]
 """By collection and cell."""
 
 
@@ -60,13 +60,13 @@ def _collection(folder: Path, queries: int | None) -> tuple[Grades, dict[str, Ru
     return grades, {run: read_run(folder / run) for run in RUNS[folder.name]}
 
 
-def simulated(task: tuple[Path, int], strategies: Sequence[str], queries: int | None = None) -> Found:
+def simulated(task: tuple[Path, int], strategies: Sequence[str], queries: int | None = None) -> CellTotals:
     """All cells of one collection before the judges of one seed."""
     folder, seed = task
     grades, runs = _collection(folder, queries)
     plans = {name: strategy_of(name) for name in strategies}
-    found = simulate(runs, grades, plans, {name: PRESETS[name] for name in NOISES}, seed)
-    return {(folder.name, cell): sums for cell, sums in found.items()}
+    totals = simulate(runs, grades, plans, {name: PRESETS[name] for name in NOISES}, seed)
+    return {(folder.name, cell): cell_totals for cell, cell_totals in totals.items()}
 
 
 def simulate_all(
@@ -75,29 +75,33 @@ def simulate_all(
     strategies: Sequence[str],
     processes: int,
     queries: int | None = None,
-    kept: Path | None = None,
-) -> Found:
+    part_file: Path | None = None,
+) -> CellTotals:
     """Cells over all seeds; over those that were done, where it is interrupted. `kept`: a file to go on from."""
     tasks = [(data / name, seed) for seed in range(seeds) for name in RUNS]
-    one = partial(simulated, strategies=strategies, queries=queries)
-    found: Found = {}
+    simulate_task = partial(simulated, strategies=strategies, queries=queries)
+    totals: CellTotals = {}
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
-        parts = [] if kept is None else list(itertools.islice(_read(kept, strategies, queries), len(tasks)))
-        file = None if kept is None else stack.enter_context(kept.open("ab"))
-        for number, part in enumerate(itertools.chain(parts, _mapped(one, tasks[len(parts) :], processes))):
+        parts = (
+            [] if part_file is None else list(itertools.islice(_read_parts(part_file, strategies, queries), len(tasks)))
+        )
+        file = None if part_file is None else stack.enter_context(part_file.open("ab"))
+        for number, part in enumerate(
+            itertools.chain(parts, _map_tasks(simulate_task, tasks[len(parts) :], processes))
+        ):
             if file is not None and number >= len(parts):
                 pickle.dump((strategies, queries, part), file)
                 file.flush()
-            for cell, sums in part.items():
-                found.setdefault(cell, SimulationTotals()).update(sums)
-    return found
+            for cell, cell_totals in part.items():
+                totals.setdefault(cell, SimulationTotals()).update(cell_totals)
+    return totals
 
 
-def _read(kept: Path, strategies: Sequence[str], queries: int | None) -> Iterator[Found]:
+def _read_parts(part_file: Path, strategies: Sequence[str], queries: int | None) -> Iterator[CellTotals]:
     """What an earlier run wrote; half a part at its end is cut off."""
-    if not kept.exists():
+    if not part_file.exists():
         return
-    with kept.open("r+b") as file:
+    with part_file.open("r+b") as file:
         end = 0
         while True:
             try:
@@ -106,46 +110,50 @@ def _read(kept: Path, strategies: Sequence[str], queries: int | None) -> Iterato
                 file.truncate(end)
                 return
             if settings != [strategies, queries]:
-                raise SystemExit(f"{kept} is of other strategies or queries: {settings}")
+                raise SystemExit(f"{part_file} is of other strategies or queries: {settings}")
             end = file.tell()
             yield part
 
 
-def _mapped(one: partial[Found], tasks: Sequence[tuple[Path, int]], processes: int) -> Iterator[Found]:
+def _map_tasks(
+    simulate_task: partial[CellTotals], tasks: Sequence[tuple[Path, int]], processes: int
+) -> Iterator[CellTotals]:
     if processes == 1:
-        yield from map(one, tasks)
+        yield from map(simulate_task, tasks)
         return
     with ProcessPoolExecutor(processes) as pool:
-        yield from pool.map(one, tasks)
+        yield from pool.map(simulate_task, tasks)
 
 
-def print_table(found: Found, strategies: Sequence[str]) -> bool:
+def print_table(totals: CellTotals, strategies: Sequence[str]) -> bool:
     """Returns whether `blocks`, where it was run, keeps what is said of it."""
     print(
         f"{'collection, run, noise':58} {'strategy':10} nDCG@10  diff (se)     95 % interval    calls passages rounds"
     )
-    kept = True
+    claims_hold = True
     differences: dict[str, list[Mean]] = {name: [] for name in strategies[1:]}
-    for (collection, cell), sums in sorted(found.items(), key=lambda item: (item[0][0], item[0][1][:2])):
-        if cell.strategy == "blocks" and (sums.most[0] > MOST_CALLS or sums.most[1] > MOST_ROUNDS):
-            kept = False
-        cost = f"{sums.calls:6.2f} {sums.passages:8.1f} {sums.rounds:6.2f}"
-        told = " " * 32
+    for (collection, cell), cell_totals in sorted(totals.items(), key=lambda item: (item[0][0], item[0][1][:2])):
+        if cell.strategy == "blocks" and (cell_totals.most[0] > MAX_CALLS or cell_totals.most[1] > MAX_ROUNDS):
+            claims_hold = False
+        cost = f"{cell_totals.calls:6.2f} {cell_totals.passages:8.1f} {cell_totals.rounds:6.2f}"
+        difference_text = " " * 32
         if cell.strategy != strategies[0]:
-            of = difference(sums, found[collection, cell._replace(strategy=strategies[0])])
-            differences[cell.strategy].append(of)
-            low, high = of.interval
-            told = f"{100 * of.mean:+6.2f} ({100 * of.error:.2f})  {100 * low:+6.2f} to {100 * high:+6.2f}"
-        quality = 100 * sums.quality.mean
-        place = f"{collection} {cell.run} {cell.noise}"
-        print(f"{place:58} {cell.strategy:10} {quality:7.2f}  {told:32} {cost}")
-    for name, of_cells in differences.items():
-        mean = 100 * fmean(of.mean for of in of_cells)
-        worst = 100 * min(of.interval[1] for of in of_cells)
+            paired = difference(cell_totals, totals[collection, cell._replace(strategy=strategies[0])])
+            differences[cell.strategy].append(paired)
+            low, high = paired.interval
+            difference_text = (
+                f"{100 * paired.mean:+6.2f} ({100 * paired.error:.2f})  {100 * low:+6.2f} to {100 * high:+6.2f}"
+            )
+        quality = 100 * cell_totals.quality.mean
+        label = f"{collection} {cell.run} {cell.noise}"
+        print(f"{label:58} {cell.strategy:10} {quality:7.2f}  {difference_text:32} {cost}")
+    for name, cell_differences in differences.items():
+        mean = 100 * fmean(paired.mean for paired in cell_differences)
+        worst = 100 * min(paired.interval[1] for paired in cell_differences)
         print(f"{name}: mean difference over cells {mean:+.2f}; the lowest upper end of an interval {worst:+.2f}")
         if name == "blocks":
-            kept = kept and mean > 0 and worst >= SURELY_WORSE
-    return kept
+            claims_hold = claims_hold and mean > 0 and worst >= MAX_LOSS
+    return claims_hold
 
 
 def fit_seconds(length: int, window: int = 20, repeats: int = 20) -> float:
@@ -153,15 +161,15 @@ def fit_seconds(length: int, window: int = 20, repeats: int = 20) -> float:
     random = Random(length)
     ids = tuple(f"d{i}" for i in range(length))
     count = -(-length // window)
-    shown = [ids[start::count] for start in range(count)] + [ids[:window], ids[window // 2 : window + window // 2]]
-    outcomes = []
-    for doc_ids in shown:
-        order = tuple((doc_id,) for doc_id in random.sample(doc_ids, len(doc_ids)))
-        outcomes.append(WindowResult(Window(doc_ids, (1, length)), (WindowRanking(order, frozenset(doc_ids), True),)))
+    windows = [ids[start::count] for start in range(count)] + [ids[:window], ids[window // 2 : window + window // 2]]
+    results = []
+    for doc_ids in windows:
+        tiers = tuple((doc_id,) for doc_id in random.sample(doc_ids, len(doc_ids)))
+        results.append(WindowResult(Window(doc_ids, (1, length)), (WindowRanking(tiers, frozenset(doc_ids), True),)))
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        fit(ids, outcomes).in_top()
+        fit(ids, results).in_top()
         times.append(time.perf_counter() - start)
     return median(times)
 
@@ -180,13 +188,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"there is no collection at {missing[0]}: name the folder that holds it with --data")
     strategies = options.strategies.split(",")
     start = time.perf_counter()
-    found = simulate_all(options.data, options.seeds, strategies, options.processes, options.queries, options.keep)
-    kept = print_table(found, strategies)
-    done = min((len(sums.plays) for sums in found.values()), default=0)
-    print(f"{done} seeds in {time.perf_counter() - start:.0f} s")
+    totals = simulate_all(options.data, options.seeds, strategies, options.processes, options.queries, options.keep)
+    claims_hold = print_table(totals, strategies)
+    seed_count = min((len(cell_totals.plays) for cell_totals in totals.values()), default=0)
+    print(f"{seed_count} seeds in {time.perf_counter() - start:.0f} s")
     for length in (100, 1000):
         print(f"fit of {length} passages: {1000 * fit_seconds(length):.1f} ms")
-    return 0 if kept else 1
+    return 0 if claims_hold else 1
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@
                                  [--output FOLDER]
 
 STUDENT: folders or GGUF files that `rank-k distill export` wrote; give the one trained with traces first, then its
-ablations (asked with its trace suppressed: add `:off` to its name; asked to compare alone: `:comparison`; likelihood
-first: `:both`). Each collection's own BM25 run, or its first N queries, is reranked to depth 20 through the embedded
-model, as a user would, with the commands of the package. Beside the students stand a random order, BM25, the untrained
-weights asked to compare, and query likelihood by the same weights. The first student is compared with BM25 and with
-query likelihood, paired by query, with the bootstrap's 95 % interval.
+ablations (asked with its trace suppressed: add `:off` to its name; asked to compare alone: `:listwise`; likelihood
+first: `:combined`). Each collection's own BM25 run, or its first N queries, is reranked to depth 20 through the
+embedded model, as a user would, with the commands of the package. Beside the students stand a random order, BM25, the
+untrained weights asked to compare, and query likelihood by the same weights. The first student is compared with BM25
+and with query likelihood, paired by query, with the bootstrap's 95 % interval.
 
 Runs and journals stay in the output folder: the same command goes on after an interruption.
 """
@@ -73,71 +73,76 @@ def main() -> None:
         print(f"\n{name}, the {DEPTH} best of BM25\n")
         print(f"| ranked by | {MEASURE} | s/query | tokens/query |\n|---|---|---|---|")
         rows = []
-        for row in measured(args.collections / name, folder, args.students, args.queries):
+        for row in measure_collection(args.collections / name, folder, args.students, args.queries):
             print(row, flush=True)
             rows.append(row)
         print()
-        student, others = rows[4:5], {row.name: row for row in rows[1:4]}
-        for first in student:
-            for other in ("BM25", "query likelihood"):
-                found = paired_difference(first.per_query, others[other].per_query)
+        first_students, baselines = rows[4:5], {row.name: row for row in rows[1:4]}
+        for student_row in first_students:
+            for baseline in ("BM25", "query likelihood"):
+                difference = paired_difference(student_row.per_query, baselines[baseline].per_query)
                 print(
-                    f"{first.name} less {other}: {found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f});"
-                    f" better in {found.better}, worse in {found.worse} of {found.queries} queries"
+                    f"{student_row.name} less {baseline}: {difference.mean:+.4f}"
+                    f" ({difference.low:+.4f} to {difference.high:+.4f});"
+                    f" better in {difference.better}, worse in {difference.worse} of {difference.queries} queries"
                 )
 
 
-def measured(collection: Path, folder: Path, students: Sequence[str], queries_count: int | None) -> Iterator[Row]:
+def measure_collection(
+    collection: Path, folder: Path, students: Sequence[str], queries_count: int | None
+) -> Iterator[Row]:
     """The rows of one collection: random, BM25, untrained, likelihood, then the students."""
-    judged = read_qrels(collection / "qrels.trec")
+    qrels = read_qrels(collection / "qrels.trec")
     first_stage = dict(islice(read_run(next(iter(sorted(collection.glob("run.*bm25*"))))).items(), queries_count))
-    judged = {query_id: judged[query_id] for query_id in first_stage if query_id in judged}
-    file = folder / "bm25.trec"
-    with RunWriter(file, "bm25") as copy:
+    qrels = {query_id: qrels[query_id] for query_id in first_stage if query_id in qrels}
+    run_file = folder / "bm25.trec"
+    with RunWriter(run_file, "bm25") as writer:
         for query_id, run in first_stage.items():
-            copy.write(query_id, [candidate.doc_id for candidate in run])
+            writer.write(query_id, [candidate.doc_id for candidate in run])
     bm25 = {query_id: run[:DEPTH] for query_id, run in first_stage.items()}
-    random = {query_id: shuffled(query_id, run) for query_id, run in bm25.items()}
-    yield Row("random order", ndcg(judged, random))
-    yield Row("BM25", ndcg(judged, bm25))
+    random = {query_id: shuffle_candidates(query_id, run) for query_id, run in bm25.items()}
+    yield Row("random order", ndcg(qrels, random))
+    yield Row("BM25", ndcg(qrels, bm25))
     queries, documents = collection / "queries.jsonl", next(collection.glob("corpus.jsonl*"))
-    common = ("--run", file, "--queries", queries, "--documents", documents, "--depth", DEPTH, "--quiet")
-    yield reranked(
-        "untrained, compared", judged, bm25, folder, *common, "--model", DEFAULT_WEIGHTS, "--reasoning", "off"
+    common = ("--run", run_file, "--queries", queries, "--documents", documents, "--depth", DEPTH, "--quiet")
+    yield rerank_and_measure(
+        "untrained, compared", qrels, bm25, folder, *common, "--model", DEFAULT_WEIGHTS, "--reasoning", "off"
     )
-    yield reranked("query likelihood", judged, bm25, folder, *common, "--method", "likelihood")
-    for told in students:
-        path, *words = told.split(":")
+    yield rerank_and_measure("query likelihood", qrels, bm25, folder, *common, "--method", "likelihood")
+    for student_spec in students:
+        path, *suffixes = student_spec.split(":")
         options = [
             option
-            for word in words
-            for option in ("--method" if word in get_args(ScoringMethod) else "--reasoning", word)
+            for suffix in suffixes
+            for option in ("--method" if suffix in get_args(ScoringMethod) else "--reasoning", suffix)
         ]
-        yield reranked(f"student {told}", judged, bm25, folder, *common, "--model", path, *options)
+        yield rerank_and_measure(f"student {student_spec}", qrels, bm25, folder, *common, "--model", path, *options)
 
 
-def shuffled(seed: str, run: Sequence[Candidate]) -> list[Candidate]:
+def shuffle_candidates(seed: str, run: Sequence[Candidate]) -> list[Candidate]:
     """The candidates in a random order, with scores that say so: measures go by score."""
-    drawn = Random(seed).sample(list(run), len(run))
-    return [Candidate(candidate.doc_id, 1 / rank) for rank, candidate in enumerate(drawn, 1)]
+    shuffled = Random(seed).sample(list(run), len(run))
+    return [Candidate(candidate.doc_id, 1 / rank) for rank, candidate in enumerate(shuffled, 1)]
 
 
-def reranked(name: str, judged: Mapping[str, Mapping[str, int]], bm25: Run, folder: Path, *options: object) -> Row:
+def rerank_and_measure(
+    name: str, qrels: Mapping[str, Mapping[str, int]], bm25: Run, folder: Path, *options: object
+) -> Row:
     """Rerank by the command, and measure. The cost is that of the calls, as the journal has it."""
-    stem = "".join(letter if letter.isalnum() else "-" for letter in name)
-    output, report = folder / f"{stem}.trec", folder / f"{stem}.json"
-    code = rank_k([str(each) for each in ("rerank", *options, "--output", output, "--report", report)])
+    file_stem = "".join(letter if letter.isalnum() else "-" for letter in name)
+    output, report = folder / f"{file_stem}.trec", folder / f"{file_stem}.json"
+    code = rank_k([str(argument) for argument in ("rerank", *options, "--output", output, "--report", report)])
     if code:
         raise SystemExit(code)
-    told = json.loads(report.read_text(encoding="utf-8"))
-    tokens = told["prompt_tokens"] + told["completion_tokens"]
-    run = {query_id: found[:DEPTH] for query_id, found in read_run(output).items()}
+    report_values = json.loads(report.read_text(encoding="utf-8"))
+    tokens = report_values["prompt_tokens"] + report_values["completion_tokens"]
+    run = {query_id: candidates[:DEPTH] for query_id, candidates in read_run(output).items()}
     cost = run_cost(Path(f"{output}.journal.sqlite"), output)  # what is replayed took no time now
-    return Row(name, ndcg(judged, run), cost.seconds / len(bm25) if cost else None, tokens / len(bm25))
+    return Row(name, ndcg(qrels, run), cost.seconds / len(bm25) if cost else None, tokens / len(bm25))
 
 
-def ndcg(judged: Mapping[str, Mapping[str, int]], run: Run) -> Mapping[str, float]:
-    return evaluate(judged, run, [MEASURE]).per_query[MEASURE]
+def ndcg(qrels: Mapping[str, Mapping[str, int]], run: Run) -> Mapping[str, float]:
+    return evaluate(qrels, run, [MEASURE]).per_query[MEASURE]
 
 
 if __name__ == "__main__":

@@ -44,18 +44,18 @@ def main() -> None:
     parser.add_argument("--likelihood-tokens", type=int, default=PASSAGE_TOKENS, metavar="N")
     parser.add_argument("--output", type=Path, default=Path("student-weights"))
     args = parser.parse_args()
-    found: defaultdict[str, list[float]] = defaultdict(list)
+    values_of_method: defaultdict[str, list[float]] = defaultdict(list)
     for collection in args.collections:
         folder = args.output / collection.name
-        for name, value in measured(args.student, collection, args.queries, args.likelihood_tokens, folder):
-            found[name].append(value)
+        for name, value in measure_weights(args.student, collection, args.queries, args.likelihood_tokens, folder):
+            values_of_method[name].append(value)
     print(f"| ranked by | {' | '.join(collection.name for collection in args.collections)} | mean |")
     print("|---" * (len(args.collections) + 2) + "|")
-    for name, values in found.items():
+    for name, values in values_of_method.items():
         print(f"| {name} | {' | '.join(f'{value:.4f}' for value in values)} | {fmean(values):.4f} |")
 
 
-def measured(
+def measure_weights(
     student: str, collection: Path, queries_count: int, likelihood_tokens: int, folder: Path
 ) -> Iterator[tuple[str, float]]:
     """Mean nDCG@10 by what is ranked by."""
@@ -64,37 +64,40 @@ def measured(
         query_id: candidates[:DEPTH]
         for query_id, candidates in islice(read_run(next(collection.glob("run.*bm25*"))).items(), queries_count)
     }
-    judged = read_qrels(collection / "qrels.trec")
-    judged = {query_id: judged[query_id] for query_id in run}
+    qrels = read_qrels(collection / "qrels.trec")
+    qrels = {query_id: qrels[query_id] for query_id in run}
     passages = {passage.doc_id: passage for passage in read_passages(next(collection.glob("corpus.jsonl*")))}
-    seen: defaultdict[str, list[WindowResult]] = defaultdict(list)
+    results_of_query: defaultdict[str, list[WindowResult]] = defaultdict(list)
     with Reranker(student, method="combined", depth=DEPTH, journal=folder / "calls.sqlite") as reranker:
         assert isinstance(reranker.ranker, CombinedRanker)
         reranker.ranker.likelihood = QueryLikelihoodRanker(reranker.model, reranker.journal, likelihood_tokens, slots=1)
         queries = read_queries(collection / "queries.jsonl")
         for _ in reranker.rerank(
-            run, queries, passages, on_asked=lambda query_id, _r, _n, asked: seen[query_id].append(asked.result)
+            run,
+            queries,
+            passages,
+            on_asked=lambda query_id, _r, _n, report: results_of_query[query_id].append(report.result),
         ):
             pass
     rankings: defaultdict[str, dict[str, Sequence[Candidate]]] = defaultdict(dict)
     for query_id, candidates in run.items():
         ids = [candidate.doc_id for candidate in candidates]
-        for name, order in orders(ids, seen[query_id]):
-            rankings[name][query_id] = [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(order, 1)]
-    for name, ranking in rankings.items():
-        yield name, fmean(evaluate(judged, ranking, [MEASURE]).per_query[MEASURE].values())
+        for name, ranking in rankings_by_method(ids, results_of_query[query_id]):
+            rankings[name][query_id] = [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(ranking, 1)]
+    for name, run_of_method in rankings.items():
+        yield name, fmean(evaluate(qrels, run_of_method, [MEASURE]).per_query[MEASURE].values())
 
 
-def orders(ids: Sequence[str], outcomes: Sequence[WindowResult]) -> Iterator[tuple[str, Sequence[str]]]:
+def rankings_by_method(ids: Sequence[str], results: Sequence[WindowResult]) -> Iterator[tuple[str, Sequence[str]]]:
     """What each way to rank makes of one query. `ids`: best of the first stage first."""
     first_stage = first_stage_scores(ids)
-    [likelihood] = [standardized(outcome.likelihoods) for outcome in outcomes if outcome.window.method == "likelihood"]
-    compared = [outcome for outcome in outcomes if outcome.window.method == "listwise"]
+    [likelihood] = [standardized(result.likelihoods) for result in results if result.window.method == "likelihood"]
+    listwise_results = [result for result in results if result.window.method == "listwise"]
     yield "BM25", ids
     yield "likelihood", ranked(ids, (1.0, likelihood))
     yield "likelihood + first stage", ranked(ids, (1.0, likelihood), (1.0, first_stage))
-    yield "comparison, first stage as prior", fit(ids, compared).ranked()
-    comparison = comparison_scores(ids, compared)
+    yield "comparison, first stage as prior", fit(ids, listwise_results).ranked()
+    comparison = comparison_scores(ids, listwise_results)
     yield "comparison", ranked(ids, (1.0, comparison))
     for a, b in WEIGHTS:
         name = f"comparison + {a:g} likelihood + {b:g} first stage"

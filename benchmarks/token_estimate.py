@@ -1,4 +1,4 @@
-"""How far `estimated_tokens` is from a real tokenizer, by language, and whether `most_tokens` bounds it.
+"""How far `estimate_tokens` is from a real tokenizer, by language, and whether `max_token_bound` bounds it.
 
 By default the tokenizer is that of the embedded weights, whose 49,152 entries were learnt from English and code:
 for other languages it says what the worst vocabulary does. A multilingual one is measured with --tokenizer (a
@@ -64,14 +64,14 @@ class TokenizerFile:
         """Nothing to free."""
 
 
-async def row(counter: Counter, texts: Iterable[str]) -> str:
-    """One line of the table. Raises `AssertionError` for a text with more tokens than `most_tokens` allows."""
+async def table_row(counter: Counter, texts: Iterable[str]) -> str:
+    """One line of the table. Raises `AssertionError` for a text with more tokens than `max_token_bound` allows."""
     characters = 0
     pairs: list[tuple[int, int]] = []
     for text in texts:
         real = await counter.count_tokens(text)
         assert real is not None, "this model does not tell how many tokens a text has"
-        assert real <= max_token_bound(text), f"{real} tokens, more than most_tokens allows: {text[:80]!r}"
+        assert real <= max_token_bound(text), f"{real} tokens, more than max_token_bound allows: {text[:80]!r}"
         characters += len(text)
         pairs.append((estimate_tokens(text), max(real, 1)))
     ratios = quantiles([estimated / real for estimated, real in pairs], n=20)
@@ -86,7 +86,7 @@ async def table(counter: Counter, data: Path, size: int) -> None:
         for language, name in COLLECTIONS.items():
             passages = read_passages(data / name / "corpus.jsonl.gz")
             texts = islice(filter(None, (sanitize(passage.text) for passage in passages)), size)
-            print(f"{name + ' (' + language + ')':28}{await row(counter, texts)}", flush=True)
+            print(f"{name + ' (' + language + ')':28}{await table_row(counter, texts)}", flush=True)
     finally:
         await counter.close()
 

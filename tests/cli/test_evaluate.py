@@ -17,6 +17,7 @@ from scipy import stats
 from rank_k.cli import main
 from rank_k.data.trec import read_qrels, read_run
 from rank_k.evaluation.run_costs import run_cost
+from rank_k.evaluation.significance import PairedDifference
 from tests.paths import ROOT
 
 QUERIES = [f"q{number:02}" for number in range(12)]
@@ -32,179 +33,187 @@ def rank_k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     """`rank_k("evaluate", ..., code=0)` runs the command in a folder of the test's own; what it said on each stream."""
     monkeypatch.chdir(tmp_path)
     files: dict[str, list[str]] = {"queries.jsonl": [], "corpus.jsonl": [], "qrels": []}
-    chance = random.Random(0)
+    rng = random.Random(0)
     grades: dict[str, list[int]] = {}
     for query_id in QUERIES:
         files["queries.jsonl"].append(json.dumps({"_id": query_id, "text": f"about {query_id}"}))
-        grades[query_id] = [chance.choice([0, 0, 0, 1, 2]) for _ in range(DEPTH - 1)] + [3]
+        grades[query_id] = [rng.choice([0, 0, 0, 1, 2]) for _ in range(DEPTH - 1)] + [3]
         for number, grade in enumerate(grades[query_id]):
             files["corpus.jsonl"].append(json.dumps({"_id": f"{query_id}-{number}", "text": f"text {number}"}))
             files["qrels"].append(f"{query_id} 0 {query_id}-{number} {grade}")
     for name, lines in files.items():
         Path(name).write_text("\n".join(lines) + "\n")
-    for name, merit in (("bm25.trec", 0.0), ("good.trec", 0.9), ("fair.trec", 0.2)):
-        ranked = {}
-        for query_id, of in grades.items():
-            merits = [merit * grade + 2 * chance.random() for grade in of]
-            ranked[query_id] = sorted(range(DEPTH), key=merits.__getitem__, reverse=True)
-        write_run(name, {q: [f"{q}-{n}" for n in numbers] for q, numbers in ranked.items()})
+    for name, signal in (("bm25.trec", 0.0), ("good.trec", 0.9), ("fair.trec", 0.2)):
+        rankings = {}
+        for query_id, grades_of_query in grades.items():
+            scores = [signal * grade + 2 * rng.random() for grade in grades_of_query]
+            rankings[query_id] = sorted(range(DEPTH), key=scores.__getitem__, reverse=True)
+        write_run(name, {q: [f"{q}-{n}" for n in numbers] for q, numbers in rankings.items()})
 
     def run(*arguments: str | Path, code: int = 0) -> tuple[str, str]:
         try:
-            got = main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            got = int(end.code or 0)
-        told = capfd.readouterr()
-        assert got == code, told.err
+            exit_code = main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            exit_code = int(error.code or 0)
+        captured = capfd.readouterr()
+        assert exit_code == code, captured.err
         if code == 2:
-            assert told.err.count("\n") == 1, "one line"
-        return told.out, told.err
+            assert captured.err.count("\n") == 1, "one line"
+        return captured.out, captured.err
 
     return run
 
 
-def write_run(name: str, ranked: Mapping[str, list[str]]) -> None:
-    lines = (f"{q} Q0 {d} {rank} {-rank} t" for q, ids in ranked.items() for rank, d in enumerate(ids, 1))
+def write_run(name: str, rankings: Mapping[str, list[str]]) -> None:
+    lines = (f"{q} Q0 {d} {rank} {-rank} t" for q, ids in rankings.items() for rank, d in enumerate(ids, 1))
     Path(name).write_text("\n".join(lines) + "\n")
 
 
 EVALUATE = ("evaluate", "--qrels", "qrels")
 RERANK = ("rerank", "--run", "bm25.trec", "--queries", "queries.jsonl", "--documents", "corpus.jsonl", "--quiet")
-JUDGE = ("--simulate", "qrels", "--noise", "weak")
+JUDGE_OPTIONS = ("--simulate", "qrels", "--noise", "weak")
 
 
-def sections(out: str) -> list[list[str]]:
+def split_tables(out: str) -> list[list[str]]:
     return [part.splitlines() for part in out.rstrip("\n").split("\n\n")]
 
 
 # --- against a baseline ---
 
 
-def test_differences_are_scipys_and_their_p_values_corrected_for_all_of_them(rank_k: RankK) -> None:
+def test_evaluate_p_values_equal_scipy_and_holm(rank_k: RankK) -> None:
     runs = ("bm25.trec", "good.trec", "fair.trec")
     out, err = rank_k(*EVALUATE, *runs, "--measures", "nDCG@10", "AP", "Judged@5", "--baseline", "bm25.trec", "--json")
     assert err == ""
-    told: dict[str, Any] = json.loads(out)
-    assert list(told) == list(runs)
-    assert told["bm25.trec"]["against_baseline"] == {}
-    assert {of["comparisons"] for of in told.values()} == {4}, "two runs, two measures: Judged is none of quality"
-    found = {(run, m): told[run]["against_baseline"][m] for run in runs[1:] for m in ("nDCG@10", "AP")}
-    raw = {}
-    for (run, measure), compared in found.items():
-        ours, theirs = (list(told[name]["per_query"][measure].values()) for name in (run, "bm25.trec"))
-        raw[run, measure] = float(stats.ttest_rel(ours, theirs).pvalue)
-        assert compared["t_p"] == pytest.approx(raw[run, measure])
-        assert compared["difference"] == pytest.approx(told[run]["mean"][measure] - told["bm25.trec"]["mean"][measure])
-        assert compared["interval"][0] <= compared["difference"] <= compared["interval"][1]
-        assert compared["better"] + compared["equal"] + compared["worse"] == len(QUERIES)
-    smallest, *_, largest = sorted(raw, key=lambda key: raw[key])
-    assert found[smallest]["t_p_corrected"] == pytest.approx(4 * raw[smallest])
-    assert found[largest]["t_p_corrected"] >= raw[largest]
+    output: dict[str, Any] = json.loads(out)
+    assert list(output) == list(runs)
+    assert output["bm25.trec"]["against_baseline"] == {}
+    assert {run_output["comparisons"] for run_output in output.values()} == {4}, (
+        "two runs, two measures: Judged is none of quality"
+    )
+    comparisons = {(run, m): output[run]["against_baseline"][m] for run in runs[1:] for m in ("nDCG@10", "AP")}
+    raw_p = {}
+    for (run, measure), comparison in comparisons.items():
+        values, baseline_values = (list(output[name]["per_query"][measure].values()) for name in (run, "bm25.trec"))
+        raw_p[run, measure] = float(stats.ttest_rel(values, baseline_values).pvalue)
+        assert comparison["t_p"] == pytest.approx(raw_p[run, measure])
+        assert comparison["difference"] == pytest.approx(
+            output[run]["mean"][measure] - output["bm25.trec"]["mean"][measure]
+        )
+        assert comparison["interval"][0] <= comparison["difference"] <= comparison["interval"][1]
+        assert comparison["better"] + comparison["equal"] + comparison["worse"] == len(QUERIES)
+    smallest, *_, largest = sorted(raw_p, key=lambda key: raw_p[key])
+    assert comparisons[smallest]["t_p_corrected"] == pytest.approx(4 * raw_p[smallest])
+    assert comparisons[largest]["t_p_corrected"] >= raw_p[largest]
     for run in runs:
-        low, high = told[run]["interval"]["AP"]
-        assert low < told[run]["mean"]["AP"] < high
+        low, high = output[run]["interval"]["AP"]
+        assert low < output[run]["mean"]["AP"] < high
 
 
-def test_the_tables_say_what_was_compared(rank_k: RankK) -> None:
+def test_evaluate_tables_equal_the_json(rank_k: RankK) -> None:
     runs = ("good.trec", "fair.trec", "--baseline", "bm25.trec")
     out, _ = rank_k(*EVALUATE, *runs, "--measures", "nDCG@10", "AP")
-    means, compared, hurt, unjudged = sections(out)
+    means, comparison_lines, loss_lines, unjudged = split_tables(out)
     assert [line.split()[0] for line in means] == ["run", "bm25.trec", "good.trec", "fair.trec"], "it joins the others"
-    assert compared[0] == "against bm25.trec: 4 comparisons, p values corrected for all (Holm)"
-    told = json.loads(rank_k(*EVALUATE, *runs, "--measures", "nDCG@10", "AP", "--json")[0])
-    for line in compared[2:]:
+    assert comparison_lines[0] == "against bm25.trec: 4 comparisons, p values corrected for all (Holm)"
+    output = json.loads(rank_k(*EVALUATE, *runs, "--measures", "nDCG@10", "AP", "--json")[0])
+    for line in comparison_lines[2:]:
         run, measure, difference, low, to, high, p, t_p, gain, stay, lose = line.split()
-        of = told[run]["against_baseline"][measure]
+        comparison = output[run]["against_baseline"][measure]
         assert (difference, low, to, high) == (
-            *(f"{value:+.4f}" for value in (of["difference"], of["interval"][0])),
+            *(f"{value:+.4f}" for value in (comparison["difference"], comparison["interval"][0])),
             "to",
-            f"{of['interval'][1]:+.4f}",
+            f"{comparison['interval'][1]:+.4f}",
         )
-        assert (p, t_p) == (f"{of['randomization_p_corrected']:.4f}", f"{of['t_p_corrected']:.4f}")
-        assert (gain, stay, lose) == tuple(str(of[key]) for key in ("better", "equal", "worse"))
-    assert hurt[0] == "queries hurt worst in nDCG@10"
-    assert [line.split()[1] for line in hurt[2:] if line.startswith("fair.trec")] == [
-        change["query_id"] for change in told["fair.trec"]["largest_losses"][:5]
+        assert (p, t_p) == (f"{comparison['randomization_p_corrected']:.4f}", f"{comparison['t_p_corrected']:.4f}")
+        assert (gain, stay, lose) == tuple(str(comparison[key]) for key in ("better", "equal", "worse"))
+    assert loss_lines[0] == "queries hurt worst in nDCG@10"
+    assert [line.split()[1] for line in loss_lines[2:] if line.startswith("fair.trec")] == [
+        change["query_id"] for change in output["fair.trec"]["largest_losses"][:5]
     ]
     assert unjudged == ["unjudged among the first ten: bm25.trec 0.0%, good.trec 0.0%, fair.trec 0.0%"]
 
 
-def test_without_a_baseline_there_is_one_table(rank_k: RankK) -> None:
+def test_evaluate_without_baseline_prints_one_table(rank_k: RankK) -> None:
     out, _ = rank_k(*EVALUATE, "bm25.trec", "good.trec")
     assert [line.split()[0] for line in out.splitlines()] == ["run", "bm25.trec", "good.trec"]
 
 
-def test_unjudged_documents_are_told_where_they_may_be_the_reason(rank_k: RankK) -> None:
+def test_evaluate_reports_the_share_of_unjudged_documents(rank_k: RankK) -> None:
     write_run("new.trec", {q: [*(f"new{n}" for n in range(5)), *(f"{q}-{n}" for n in range(5))] for q in QUERIES[1:]})
     command = (*EVALUATE, "bm25.trec", "new.trec", "--measures", "nDCG@10")
     out, err = rank_k(*command)
-    assert sections(out)[1] == ["unjudged among the first ten: bm25.trec 0.0%, new.trec 50.0%"], "the missing one aside"
+    assert split_tables(out)[1] == ["unjudged among the first ten: bm25.trec 0.0%, new.trec 50.0%"], (
+        "the missing one aside"
+    )
     assert err == "new.trec: 1 judged queries missing, counted as 0: q00\n"
-    hurt = sections(rank_k(*command, "--baseline", "bm25.trec")[0])[2]
-    shown = {line.split()[1]: line.rpartition("  ")[2] for line in hurt[2:]}
-    assert set(shown.values()) <= {"0% to 50%", "0% to -"}
-    told = json.loads(rank_k(*command, "--json")[0])
-    assert told["new.trec"]["unjudged_share_of_first_ten"] == pytest.approx(0.5)
+    loss_lines = split_tables(rank_k(*command, "--baseline", "bm25.trec")[0])[2]
+    share_of_query = {line.split()[1]: line.rpartition("  ")[2] for line in loss_lines[2:]}
+    assert set(share_of_query.values()) <= {"0% to 50%", "0% to -"}
+    output = json.loads(rank_k(*command, "--json")[0])
+    assert output["new.trec"]["unjudged_share_of_first_ten"] == pytest.approx(0.5)
 
 
-def test_the_spreadsheet_has_a_line_for_each_run_measure_and_query(rank_k: RankK) -> None:
+def test_evaluate_csv_has_a_row_per_run_measure_and_query(rank_k: RankK) -> None:
     command = (*EVALUATE, "bm25.trec", "good.trec", "--measures", "nDCG@10", "AP", "--csv", "values.csv")
     rank_k(*command)
     with Path("values.csv").open(newline="") as file:
         assert {(row["baseline"], row["difference"]) for row in csv.DictReader(file)} == {("", "")}
-    told = json.loads(rank_k(*command, "--baseline", "bm25.trec", "--json")[0])
+    output = json.loads(rank_k(*command, "--baseline", "bm25.trec", "--json")[0])
     with Path("values.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * len(QUERIES)
     for row in rows:
-        ours, base = (told[run]["per_query"][row["measure"]][row["query_id"]] for run in (row["run"], "bm25.trec"))
-        assert (float(row["value"]), float(row["baseline"])) == (ours, base)
-        assert float(row["difference"]) == ours - base
+        value, baseline_value = (
+            output[run]["per_query"][row["measure"]][row["query_id"]] for run in (row["run"], "bm25.trec")
+        )
+        assert (float(row["value"]), float(row["baseline"])) == (value, baseline_value)
+        assert float(row["difference"]) == value - baseline_value
 
 
-def test_a_run_that_loses_nowhere_and_a_single_query(rank_k: RankK) -> None:
+def test_evaluate_handles_identical_runs_and_a_single_query(rank_k: RankK) -> None:
     out, _ = rank_k(*EVALUATE, "bm25.trec", "./bm25.trec", "good.trec", "--baseline", Path("bm25.trec").resolve())
-    assert len(sections(out)[0]) == 3, "one run is one run, however it is written"
+    assert len(split_tables(out)[0]) == 3, "one run is one run, however it is written"
     Path("copy.trec").write_bytes(Path("bm25.trec").read_bytes())
     out, _ = rank_k(*EVALUATE, "bm25.trec", "copy.trec", "--baseline", "bm25.trec", "--measures", "AP")
-    assert sections(out)[1][2].split() == "copy.trec AP +0.0000 +0.0000 to +0.0000 1.0000 1.0000 0 12 0".split()
-    assert sections(out)[2] == ["no query lost AP"]
+    assert split_tables(out)[1][2].split() == "copy.trec AP +0.0000 +0.0000 to +0.0000 1.0000 1.0000 0 12 0".split()
+    assert split_tables(out)[2] == ["no query lost AP"]
     Path("one").write_text("q00 0 q00-0 1\n")
     out, _ = rank_k("evaluate", "--qrels", "one", "good.trec", "--baseline", "bm25.trec", "--json", "--measures", "AP")
-    compared = json.loads(out)["good.trec"]["against_baseline"]["AP"]
-    assert (compared["standard_error"], compared["t_p"], compared["randomization_p"]) == (None, 1.0, 1.0)
+    comparison = json.loads(out)["good.trec"]["against_baseline"]["AP"]
+    assert (comparison["standard_error"], comparison["t_p"], comparison["randomization_p"]) == (None, 1.0, 1.0)
 
 
-def test_sums_have_no_interval(rank_k: RankK) -> None:
-    told = json.loads(rank_k(*EVALUATE, "good.trec", "--measures", "NumRet", "AP", "--json")[0])["good.trec"]
-    assert told["mean"]["NumRet"] == DEPTH * len(QUERIES)
-    assert list(told["interval"]) == ["AP"]
+def test_evaluate_omits_intervals_of_counts(rank_k: RankK) -> None:
+    output = json.loads(rank_k(*EVALUATE, "good.trec", "--measures", "NumRet", "AP", "--json")[0])["good.trec"]
+    assert output["mean"]["NumRet"] == DEPTH * len(QUERIES)
+    assert list(output["interval"]) == ["AP"]
 
 
 # --- equal scores ---
 
 
-def write_tied() -> None:
+def write_tied_run() -> None:
     """bm25.trec once more, with every other score that of the line before."""
     lines = [line.split() for line in Path("bm25.trec").read_text().splitlines()]
     Path("tied.trec").write_text("".join(f"{q} Q0 {d} {rank} {-(int(rank) // 2)} t\n" for q, _, d, rank, *_ in lines))
 
 
-def test_a_run_with_ties_that_is_reranked_to_no_depth_is_worth_what_it_was(rank_k: RankK) -> None:
-    write_tied()
-    rank_k(*RERANK, *JUDGE, "--run", "tied.trec", "--depth", "1", "--output", "new.trec")
+def test_evaluate_tied_run_equals_its_unchanged_rerank(rank_k: RankK) -> None:
+    write_tied_run()
+    rank_k(*RERANK, *JUDGE_OPTIONS, "--run", "tied.trec", "--depth", "1", "--output", "new.trec")
     command = (*EVALUATE, "new.trec", "--baseline", "tied.trec", "--measures", "nDCG@10", "AP", "RR@10", "--json")
-    told = json.loads(rank_k(*command)[0])
-    assert {found["difference"] for found in told["new.trec"]["against_baseline"].values()} == {0}
+    output = json.loads(rank_k(*command)[0])
+    assert {comparison["difference"] for comparison in output["new.trec"]["against_baseline"].values()} == {0}
     simulated = json.loads(rank_k("simulate", "--run", "tied.trec", "--qrels", "qrels", "--seeds", "1", "--json")[0])
-    assert simulated["strategies"][0]["per_query"] == pytest.approx(told["tied.trec"]["per_query"]["nDCG@10"])
+    assert simulated["strategies"][0]["per_query"] == pytest.approx(output["tied.trec"]["per_query"]["nDCG@10"])
     by_id = json.loads(rank_k(*command, "--ties", "trec_eval")[0])
-    assert any(found["difference"] for found in by_id["new.trec"]["against_baseline"].values())
-    assert by_id["new.trec"]["mean"] == told["new.trec"]["mean"], "it has none"
+    assert any(comparison["difference"] for comparison in by_id["new.trec"]["against_baseline"].values())
+    assert by_id["new.trec"]["mean"] == output["new.trec"]["mean"], "it has none"
 
 
-def test_ties_are_told_with_the_way_to_trec_evals_own_rule(rank_k: RankK) -> None:
-    write_tied()
+def test_evaluate_reports_ties_unless_trec_eval_order_is_chosen(rank_k: RankK) -> None:
+    write_tied_run()
     command = (*EVALUATE, "bm25.trec", "tied.trec", "--report", "report.html")
     _, err = rank_k(*command)
     assert err == (
@@ -219,31 +228,31 @@ def test_ties_are_told_with_the_way_to_trec_evals_own_rule(rank_k: RankK) -> Non
 # --- cost and traces ---
 
 
-def test_what_a_run_cost_is_found_beside_it(rank_k: RankK) -> None:
-    rank_k(*RERANK, *JUDGE, "--output", "new.trec", "--report", "new.json")
-    spent = json.loads(Path("new.json").read_text())
-    told = json.loads(rank_k(*EVALUATE, "bm25.trec", "new.trec", "--json", "--price-in", "2", "--price-out", "10")[0])
-    assert told["bm25.trec"]["cost"] is None
-    cost = told["new.trec"]["cost"]
+def test_evaluate_finds_the_journal_next_to_a_run(rank_k: RankK) -> None:
+    rank_k(*RERANK, *JUDGE_OPTIONS, "--output", "new.trec", "--report", "new.json")
+    summary = json.loads(Path("new.json").read_text())
+    output = json.loads(rank_k(*EVALUATE, "bm25.trec", "new.trec", "--json", "--price-in", "2", "--price-out", "10")[0])
+    assert output["bm25.trec"]["cost"] is None
+    cost = output["new.trec"]["cost"]
     assert cost["journal"] == "new.trec.journal.sqlite"
     for key in ("queries", "calls", "prompt_tokens", "completion_tokens", "reasoning_tokens", "unranked_windows"):
-        assert cost[key] == spent[key], key
-    assert cost["rounds_per_query"] == spent["rounds"] / spent["queries"]
-    assert cost["money"] == pytest.approx((2 * spent["prompt_tokens"] + 10 * spent["completion_tokens"]) / 1e6)
+        assert cost[key] == summary[key], key
+    assert cost["rounds_per_query"] == summary["rounds"] / summary["queries"]
+    assert cost["money"] == pytest.approx((2 * summary["prompt_tokens"] + 10 * summary["completion_tokens"]) / 1e6)
 
     out, _ = rank_k(*EVALUATE, "bm25.trec", "new.trec", "--price-in", "2", "--price-out", "10")
-    head, row = sections(out)[-1]
-    assert head.split() == "cost queries calls rounds tokens in tokens out reasoning seconds money".split()
-    assert row.split()[:4] == ["new.trec", "12", str(spent["calls"]), "1.0"]
+    header, row = split_tables(out)[-1]
+    assert header.split() == "cost queries calls rounds tokens in tokens out reasoning seconds money".split()
+    assert row.split()[:4] == ["new.trec", "12", str(summary["calls"]), "1.0"]
     assert row.split()[-1] == f"{cost['money']:.4f}"
     assert "money" not in rank_k(*EVALUATE, "new.trec")[0]
 
 
-def test_the_pointer_to_a_trace_leads_there_though_other_runs_share_the_journal(rank_k: RankK) -> None:
+def test_evaluate_trace_command_selects_the_run_in_a_shared_journal(rank_k: RankK) -> None:
     for name, strategy in (("a.trec", "sliding"), ("b.trec", "single")):
         rank_k(
             *RERANK,
-            *JUDGE,
+            *JUDGE_OPTIONS,
             "--output",
             name,
             "--journal",
@@ -258,25 +267,25 @@ def test_the_pointer_to_a_trace_leads_there_though_other_runs_share_the_journal(
     command = (*EVALUATE, "a.trec", "b.trec", "--journal", "a.trec=both.sqlite", "--journal", "b.trec=both.sqlite")
     out, err = rank_k(*command, "--baseline", "good.trec", "--json")
     assert err == ""
-    told = json.loads(out)
-    assert told["a.trec"]["cost"]["rounds_per_query"] == 3
-    assert told["b.trec"]["cost"]["rounds_per_query"] == 1
+    output = json.loads(out)
+    assert output["a.trec"]["cost"]["rounds_per_query"] == 3
+    assert output["b.trec"]["cost"]["rounds_per_query"] == 1
     for name, rounds in (("a.trec", 3), ("b.trec", 1)):
-        change = told[name]["largest_losses"][0]
+        change = output[name]["largest_losses"][0]
         program, *arguments = shlex.split(change["trace"])
         assert program == "rank-k"
-        shown, _ = rank_k(*arguments)
-        assert shown.count("== query") == shown.count(f"== query {change['query_id']}, ") == rounds
-    assert "--run" not in told["b.trec"]["largest_losses"][0]["trace"], "the last one needs no name"
+        trace, _ = rank_k(*arguments)
+        assert trace.count("== query") == trace.count(f"== query {change['query_id']}, ") == rounds
+    assert "--run" not in output["b.trec"]["largest_losses"][0]["trace"], "the last one needs no name"
     assert (
         f"rank-k journal show both.sqlite --query {change['query_id']}"
         in rank_k(*command, "--baseline", "good.trec")[0]
     )
 
 
-def test_a_file_that_was_renamed_is_told_whose_cost_is_shown(rank_k: RankK) -> None:
+def test_evaluate_reports_the_cost_source_of_a_renamed_file(rank_k: RankK) -> None:
     for name, depth in (("a.trec", "6"), ("b.trec", "5")):
-        rank_k(*RERANK, *JUDGE, "--output", name, "--journal", "c.trec.journal.sqlite", "--depth", depth)
+        rank_k(*RERANK, *JUDGE_OPTIONS, "--output", name, "--journal", "c.trec.journal.sqlite", "--depth", depth)
     Path("a.trec").rename("c.trec")
     _, err = rank_k(*EVALUATE, "c.trec")
     assert err == "c.trec: no run in c.trec.journal.sqlite wrote a file of this name; its last run is taken\n"
@@ -285,21 +294,21 @@ def test_a_file_that_was_renamed_is_told_whose_cost_is_shown(rank_k: RankK) -> N
     assert (cost.exact, cost.run, cost.others) == (True, "", 1)
 
 
-def test_ids_that_a_shell_would_read_otherwise_are_quoted(rank_k: RankK) -> None:
-    odd = ["-x", "$(reboot)", "a'b"]
-    Path("queries.jsonl").write_text("".join(json.dumps({"_id": q, "text": "t"}) + "\n" for q in odd))
-    write_run("bm25.trec", {q: ["q00-0", "q00-1"] for q in odd})
+def test_run_cost_command_quotes_query_ids(rank_k: RankK) -> None:
+    query_ids = ["-x", "$(reboot)", "a'b"]
+    Path("queries.jsonl").write_text("".join(json.dumps({"_id": q, "text": "t"}) + "\n" for q in query_ids))
+    write_run("bm25.trec", {q: ["q00-0", "q00-1"] for q in query_ids})
     rank_k(*RERANK, "--simulate", "qrels", "--output", "new.trec")
     cost = run_cost(Path("new.trec.journal.sqlite"), Path("new.trec"))
     assert cost is not None
-    for query_id in odd:
+    for query_id in query_ids:
         command = cost.command(query_id)
         assert command is not None
         assert f"== query {query_id}, round 1" in rank_k(*shlex.split(command)[1:])[0]
     assert cost.command("nobody") is None
 
 
-def test_a_journal_nobody_named_may_be_unreadable(rank_k: RankK) -> None:
+def test_evaluate_skips_an_unreadable_journal_unless_named(rank_k: RankK) -> None:
     Path("good.trec.journal.sqlite").write_text("no database at all, but long enough to look like one" * 20)
     out, err = rank_k(*EVALUATE, "good.trec")
     assert out.splitlines()[1].startswith("good.trec")
@@ -307,28 +316,28 @@ def test_a_journal_nobody_named_may_be_unreadable(rank_k: RankK) -> None:
     _, err = rank_k(*EVALUATE, "good.trec", "--journal", "good.trec=good.trec.journal.sqlite", code=2)
     assert "good.trec.journal.sqlite" in err
     sqlite3.connect("empty.sqlite").close()
-    rank_k(*RERANK, *JUDGE, "--output", "new.trec", "--journal", "empty.sqlite", "--depth", "1")
+    rank_k(*RERANK, *JUDGE_OPTIONS, "--output", "new.trec", "--journal", "empty.sqlite", "--depth", "1")
     assert "cost" not in rank_k(*EVALUATE, "new.trec", "--journal", "new.trec=empty.sqlite")[0], "nothing was asked"
 
 
 # --- the report ---
 
 
-def test_the_report_is_written_and_says_how_to_make_it_again(rank_k: RankK) -> None:
-    rank_k(*RERANK, *JUDGE, "--output", "new.trec")
-    compared = ("bm25.trec", "new.trec", "--baseline", "bm25.trec", "--measures", "nDCG@10", "AP")
-    command = (*EVALUATE, *compared, "--queries", "queries.jsonl", "--report", "report.html")
+def test_evaluate_report_contains_the_command_that_recreates_it(rank_k: RankK) -> None:
+    rank_k(*RERANK, *JUDGE_OPTIONS, "--output", "new.trec")
+    run_options = ("bm25.trec", "new.trec", "--baseline", "bm25.trec", "--measures", "nDCG@10", "AP")
+    command = (*EVALUATE, *run_options, "--queries", "queries.jsonl", "--report", "report.html")
     rank_k(*command)
     page = Path("report.html").read_text(encoding="utf-8")
-    told = json.loads(rank_k(*command, "--json")[0])
+    output = json.loads(rank_k(*command, "--json")[0])
     assert Path("report.html").read_text(encoding="utf-8") == page, "the same again"
-    assert f"{told['new.trec']['mean']['nDCG@10']:.4f}" in page
-    [told_command] = [line for line in page.splitlines() if "rank-k evaluate" in line]
-    again = told_command.split("<code>")[1].split("</code>")[0]
+    assert f"{output['new.trec']['mean']['nDCG@10']:.4f}" in page
+    [command_row] = [line for line in page.splitlines() if "rank-k evaluate" in line]
+    report_command = command_row.split("<code>")[1].split("</code>")[0]
     Path("report.html").unlink()
-    rank_k(*shlex.split(again)[1:])
+    rank_k(*shlex.split(report_command)[1:])
     assert Path("report.html").read_text(encoding="utf-8") == page
-    for change in told["new.trec"]["largest_losses"]:
+    for change in output["new.trec"]["largest_losses"]:
         assert f"about {change['query_id']}" in page
         assert f"rank-k journal show new.trec.journal.sqlite --query {change['query_id']}" in page
 
@@ -337,7 +346,7 @@ def test_the_report_is_written_and_says_how_to_make_it_again(rank_k: RankK) -> N
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "fragments"),
     [
         (("bm25.trec", "--baseline", "bm25.trec"), ("no run to compare", "bm25.trec")),
         (("bm25.trec", "--baseline", "none.trec"), ("none.trec",)),
@@ -351,16 +360,16 @@ def test_the_report_is_written_and_says_how_to_make_it_again(rank_k: RankK) -> N
         (("bm25.trec", "other.trec"), ("none of the queries of other.trec is judged in qrels",)),
     ],
 )
-def test_mistakes_are_told_in_one_line(rank_k: RankK, arguments: tuple[str, ...], named: tuple[str, ...]) -> None:
-    before = Path("bm25.trec").read_bytes()
+def test_evaluate_user_error_is_one_line(rank_k: RankK, arguments: tuple[str, ...], fragments: tuple[str, ...]) -> None:
+    original = Path("bm25.trec").read_bytes()
     write_run("other.trec", {"x1": ["q00-0"]})
     _, err = rank_k(*EVALUATE, *arguments, code=2)
-    assert all(part in err for part in named), err
-    assert Path("bm25.trec").read_bytes() == before
+    assert all(part in err for part in fragments), err
+    assert Path("bm25.trec").read_bytes() == original
 
 
-def test_a_run_that_is_not_in_the_journal_is_told_with_those_that_are(rank_k: RankK) -> None:
-    rank_k(*RERANK, *JUDGE, "--output", "new.trec")
+def test_journal_show_unknown_run_lists_the_known_runs(rank_k: RankK) -> None:
+    rank_k(*RERANK, *JUDGE_OPTIONS, "--output", "new.trec")
     _, err = rank_k("journal", "show", "new.trec.journal.sqlite", "--run", "nobody", code=2)
     assert "no run nobody" in err
     name = err.split("one of: ")[1].strip()
@@ -374,7 +383,7 @@ def test_a_run_that_is_not_in_the_journal_is_told_with_those_that_are(rank_k: Ra
 PAGE = ROOT / "docs" / "evaluation.md"
 
 
-def test_the_commands_and_the_code_of_the_documentation_run(rank_k: RankK) -> None:
+def test_evaluation_page_commands_and_code_run(rank_k: RankK) -> None:
     Path("qrels").rename("qrels.trec")
     rank_k(*RERANK, "--simulate", "qrels.trec", "--noise", "weak", "--output", "reranked.trec")
     blocks = [line.removeprefix("    ") for line in PAGE.read_text(encoding="utf-8").splitlines() if line[:4] == "    "]
@@ -386,10 +395,11 @@ def test_the_commands_and_the_code_of_the_documentation_run(rank_k: RankK) -> No
         assert not err
     assert Path("report.html").is_file()
     assert Path("values.csv").is_file()
-    named: dict[str, Any] = {
+    namespace: dict[str, Any] = {
         "qrels": read_qrels("qrels.trec"),
         "first_stage": read_run("bm25.trec"),
         "reranked": read_run("reranked.trec"),
     }
-    exec("\n".join(line for line in blocks if line not in commands), named)
-    assert named["found"].mean > 0
+    exec("\n".join(line for line in blocks if line not in commands), namespace)
+    [difference] = [value for value in namespace.values() if isinstance(value, PairedDifference)]
+    assert difference.mean > 0

@@ -39,28 +39,37 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-GIVEN = ("simulate", "--run", "bm25.trec", "--qrels", "qrels.trec", "--seeds", "2")
+COMMAND = ("simulate", "--run", "bm25.trec", "--qrels", "qrels.trec", "--seeds", "2")
 
 
-def told(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+def run_rank_k(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     try:
         code = main(list(arguments))
-    except SystemExit as stop:
-        code = int(stop.code or 0)
+    except SystemExit as error:
+        code = int(error.code or 0)
     captured = capfd.readouterr()
     return code, captured.out, captured.err
 
 
 @pytest.mark.usefixtures("files")
-def test_a_table_with_everything_that_was_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
-    more = ("--strategies", "sliding,fast,blocks", "--call-seconds", "20+2.5w", "--call-spread", "0", "--slots", "1,64")
-    money = ("--tokens-per-passage", "100", "--tokens-per-answer", "1000", "--price-in", "1", "--price-out", "2")
-    code, out, err = told(capfd, *GIVEN, *more, *money, "--quiet")
+def test_simulate_table_has_quality_time_and_cost(capfd: pytest.CaptureFixture[str]) -> None:
+    time_options = (
+        "--strategy",
+        "sliding,fast,blocks",
+        "--call-seconds",
+        "20+2.5w",
+        "--call-spread",
+        "0",
+        "--concurrency",
+        "1,64",
+    )
+    cost_options = ("--tokens-per-passage", "100", "--tokens-per-answer", "1000", "--price-in", "1", "--price-out", "2")
+    code, out, err = run_rank_k(capfd, *COMMAND, *time_options, *cost_options, "--quiet")
     assert (code, err) == (0, "")
-    head, _, names, *rows = out.splitlines()
-    assert head.startswith("6 queries, 2 judges, noise strong; differences to sliding")
+    caption, _, header, *rows = out.splitlines()
+    assert caption.startswith("6 queries, 2 judges, noise strong; differences to sliding")
     assert [row.split("  ")[0] for row in rows] == ["(first stage)", "sliding", "fast", "blocks"]
-    assert names.split("  ")[0] == "strategy"
+    assert header.split("  ")[0] == "strategy"
     # two windows of 20: 2 x (20 + 50) seconds for a query, six times that for all in one slot
     assert [cell.strip() for cell in rows[1].split("  ") if cell][-4:] == ["2 min 20 s", "14 min 00 s"] + 2 * [
         "2 min 20 s"
@@ -74,37 +83,37 @@ def test_a_table_with_everything_that_was_asked_for(capfd: pytest.CaptureFixture
 
 
 @pytest.mark.usefixtures("files")
-def test_json_holds_the_same_and_every_query(capfd: pytest.CaptureFixture[str]) -> None:
-    arguments = (*GIVEN, "--strategies", "sliding,blocks", "--baseline", "blocks", "--noise", "weak", "--json")
-    code, out, _ = told(capfd, *arguments)
+def test_simulate_json_has_every_query(capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = (*COMMAND, "--strategy", "sliding,blocks", "--baseline", "blocks", "--noise", "weak", "--json")
+    code, out, _ = run_rank_k(capfd, *arguments)
     assert code == 0
-    found = json.loads(out)
-    assert found["settings"]["baseline"] == "blocks"
-    first, sliding, blocks = found["strategies"]
+    output = json.loads(out)
+    assert output["settings"]["baseline"] == "blocks"
+    first, sliding, blocks = output["strategies"]
     assert (first["calls"], sliding["calls"], blocks["calls"]) == (0, 2, 4)
     assert blocks["difference"] is None
     assert sliding["difference"]["interval"][0] < sliding["difference"]["mean"] < sliding["difference"]["interval"][1]
     assert list(sliding["per_query"]) == [f"q{n}" for n in range(6)]
     assert "seconds" not in sliding
     assert "cost" not in sliding
-    assert told(capfd, *arguments)[1] == out
+    assert run_rank_k(capfd, *arguments)[1] == out
 
 
 @pytest.mark.usefixtures("files")
-def test_several_processes_find_the_same_as_one(
+def test_simulate_processes_do_not_change_the_result(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = told(capfd, *GIVEN, "--strategies", "sliding,single")
-    monkeypatch.setattr(simulate, "_WORTH_A_PROCESS", 0)
+    single_process_result = run_rank_k(capfd, *COMMAND, "--strategy", "sliding,single")
+    monkeypatch.setattr(simulate, "_MIN_QUERIES_FOR_PROCESSES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert told(capfd, *GIVEN, "--strategies", "sliding,single") == alone
+    assert run_rank_k(capfd, *COMMAND, "--strategy", "sliding,single") == single_process_result
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_ones_own_strategy_and_missing_queries(
+def test_simulate_accepts_a_custom_strategy_and_counts_missing_queries(
     processes: int, files: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simulate, "_WORTH_A_PROCESS", 0)
+    monkeypatch.setattr(simulate, "_MIN_QUERIES_FOR_PROCESSES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: processes)
     (files / "mine.py").write_text(
         "from dataclasses import dataclass\nfrom rank_k.types import Ranking\n\n@dataclass(frozen=True)\n"
@@ -113,26 +122,24 @@ def test_ones_own_strategy_and_missing_queries(
     )
     with (files / "qrels.trec").open("a") as file:
         file.write("q9 0 d1 1\n")
-    known = list(sys.path)
+    search_path = list(sys.path)
     try:
-        code, out, err = told(capfd, *GIVEN, "--strategies", "mine:Mine,sliding")
+        code, out, err = run_rank_k(capfd, *COMMAND, "--strategy", "mine:Mine,sliding")
     finally:
         sys.modules.pop("mine", None)
     assert code == 0
-    assert sys.path == known
+    assert sys.path == search_path
     assert "mine:Mine" in out
     assert err == "1 judged queries missing in the run, counted as 0: q9\n"
 
 
-def test_a_single_query_has_no_error_and_the_dataset_brings_its_files(
-    files: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_simulate_dataset_with_a_single_query_has_null_error(files: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (files / "beir" / "qrels").mkdir(parents=True)
-    judged = "".join(f"q1\t{doc_id}\t{i % 3}\n" for i, doc_id in enumerate(DOCS))
-    (files / "beir" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    rows = "".join(f"q1\t{doc_id}\t{i % 3}\n" for i, doc_id in enumerate(DOCS))
+    (files / "beir" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + rows)
     for name in ("queries.jsonl", "corpus.jsonl"):
         (files / name).rename(files / "beir" / name)
-    given = (
+    command = (
         "simulate",
         "--dataset",
         "beir:beir",
@@ -140,25 +147,25 @@ def test_a_single_query_has_no_error_and_the_dataset_brings_its_files(
         "bm25.trec",
         "--seeds",
         "1",
-        "--strategies",
+        "--strategy",
         "sliding,single",
     )
-    code, out, err = told(capfd, *given, "--json")
+    code, out, err = run_rank_k(capfd, *command, "--json")
     assert (code, err) == (0, "")
     single = json.loads(out, parse_constant=pytest.fail)["strategies"][2]
     assert list(single["per_query"]) == ["q1"]
     assert single["difference"]["error"] is None
-    assert told(capfd, *given)[0] == 0
+    assert run_rank_k(capfd, *command)[0] == 0
 
 
-MISTAKES = {
-    "strategy": (("--strategies", "slding"), ("slding", "did you mean sliding")),
-    "no strategy": (("--strategies", ","), ("--strategies", "must name")),
+USER_ERRORS = {
+    "strategy": (("--strategy", "slding"), ("slding", "did you mean sliding")),
+    "no strategy": (("--strategy", ","), ("--strategy", "must name")),
     "baseline": (("--baseline", "single"), ("--baseline single", "sliding, topdown, blocks")),
     "noise": (("--noise", "weka"), ("weka", "did you mean weak")),
     "noise file": (("--noise", "qrels.trec"), ("qrels.trec", "no JSON")),
     "seconds": (("--call-seconds", "fast"), ("fast", "20+2.5w")),
-    "slots": (("--slots", "16,x"), ("--slots", "x")),
+    "concurrency": (("--concurrency", "16,x"), ("--concurrency", "x")),
     "price without tokens": (("--price-in", "1"), ("--tokens-per-passage",)),
     "no run": (("--run", "none.trec"), ("none.trec",)),
     "qrels of something else": (("--qrels", "other.trec"), ("none of the queries", "other.trec")),
@@ -166,40 +173,40 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "expected"), MISTAKES.values(), ids=list(MISTAKES))
-def test_a_mistake_is_one_line(
+@pytest.mark.parametrize(("arguments", "expected"), USER_ERRORS.values(), ids=list(USER_ERRORS))
+def test_simulate_user_error_is_one_line(
     arguments: tuple[str, ...], expected: tuple[str, ...], files: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (files / "other.trec").write_text("x1 0 d1 1\n")
-    code, out, err = told(capfd, *GIVEN, *arguments)
+    code, out, err = run_rank_k(capfd, *COMMAND, *arguments)
     assert (code, out) == (2, "")
     assert err.startswith("rank-k simulate: ")
     assert len(err.splitlines()) == 1
     assert all(part in err for part in expected), err
 
 
-def test_run_and_qrels_must_come_from_somewhere(capfd: pytest.CaptureFixture[str]) -> None:
-    code, _, err = told(capfd, "simulate", "--qrels", "qrels.trec")
+def test_simulate_without_a_run_names_the_missing_option(capfd: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run_rank_k(capfd, "simulate", "--qrels", "qrels.trec")
     assert code == 2
     assert "--run is missing; give --run FILE" in err
 
 
 def busiest_child(pid: int) -> float:
     """Return the most processor time that a child of the process has used, in seconds."""
-    seconds = [0.0]
+    cpu_seconds = [0.0]
     for child in psutil.Process(pid).children():
         with suppress(psutil.NoSuchProcess):
-            seconds.append(child.cpu_times().user)
-    return max(seconds)
+            cpu_seconds.append(child.cpu_times().user)
+    return max(cpu_seconds)
 
 
 @pytest.mark.skipif(os.cpu_count() == 1, reason="with one core the simulation starts no processes")
-def test_ctrl_c_ends_it_and_its_processes(files: Path) -> None:
+def test_simulate_ctrl_c_stops_all_processes(files: Path) -> None:
     lines = [f"q{n} 0 d{i} {i % 3}\n" for n in range(300) for i in range(30)]
     (files / "qrels.trec").write_text("".join(lines))
     (files / "bm25.trec").write_text("".join(f"q{n} Q0 d{i} {i} {-i} t\n" for n in range(300) for i in range(30)))
     source = Path(simulate.__file__).parents[2]
-    command = [sys.executable, "-m", "rank_k.cli", *GIVEN[:-1], "5000", "--strategies", "sliding"]
+    command = [sys.executable, "-m", "rank_k.cli", *COMMAND[:-1], "5000", "--strategy", "sliding"]
     environment = os.environ | {"PYTHONPATH": str(source)}
     with subprocess.Popen(
         command,
@@ -225,48 +232,59 @@ def test_ctrl_c_ends_it_and_its_processes(files: Path) -> None:
     assert b"Traceback" not in err
 
 
-def test_noise_from_a_journal_is_for_the_next_simulation(files: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_journal_fit_noise_writes_noise_for_simulate(files: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("numpy")
     (files / "true.json").write_text('{"sd": 1.0, "persistent": 0.6, "fresh": 0.4, "position_bias": 0.3}')
-    asked = ("--run", "bm25.trec", "--queries", "queries.jsonl", "--documents", "corpus.jsonl", "--output", "o.trec")
-    judge = ("--simulate", "qrels.trec", "--noise", "true.json", "--samples", "3", "--quiet")
-    assert told(capfd, "rerank", *asked, *judge)[0] == 0
-    fitting = ("journal", "fit-noise", "o.trec.journal.sqlite", "--qrels", "qrels.trec", "--output", "noise.json")
-    code, out, err = told(capfd, *fitting)
+    input_options = (
+        "--run",
+        "bm25.trec",
+        "--queries",
+        "queries.jsonl",
+        "--documents",
+        "corpus.jsonl",
+        "--output",
+        "o.trec",
+    )
+    judge_options = ("--simulate", "qrels.trec", "--noise", "true.json", "--samples", "3", "--quiet")
+    assert run_rank_k(capfd, "rerank", *input_options, *judge_options)[0] == 0
+    fit_command = ("journal", "fit-noise", "o.trec.journal.sqlite", "--qrels", "qrels.trec", "--output", "noise.json")
+    code, out, err = run_rank_k(capfd, *fit_command)
     assert (code, err) == (0, "")
     assert out.startswith("36 answers about 6 queries")
-    fresh = next(line for line in out.splitlines() if line.startswith("fresh "))
-    assert " +- " in fresh
+    fresh_line = next(line for line in out.splitlines() if line.startswith("fresh "))
+    assert " +- " in fresh_line
     assert "as in strong" in next(line for line in out.splitlines() if line.startswith("growth "))
     noise = read_noise(files / "noise.json")
-    assert f"{noise.fresh:.3f}" in fresh
+    assert f"{noise.fresh:.3f}" in fresh_line
     assert noise.fresh == pytest.approx(0.4, abs=0.15)
     assert json.loads((files / "noise.json").read_text())["how"]["answers"] == 36
-    assert told(capfd, *GIVEN, "--noise", "noise.json")[0] == 0
+    assert run_rank_k(capfd, *COMMAND, "--noise", "noise.json")[0] == 0
 
-    assert told(capfd, "rerank", *asked, *judge, "--strategy", "single", "--samples", "2")[0] == 0
+    assert run_rank_k(capfd, "rerank", *input_options, *judge_options, "--strategy", "single", "--samples", "2")[0] == 0
     with closing(Journal(files / "o.trec.journal.sqlite", read_only=True)) as journal:
-        last, first = journal.runs()
-    assert told(capfd, *fitting)[1].startswith("12 answers")
-    assert told(capfd, *fitting, "--run", last.run)[1].startswith("12 answers")
-    assert told(capfd, *fitting, "--run", first.run)[1].startswith("36 answers"), "which is not the last one"
-    assert "there is no run nobody" in told(capfd, *fitting, "--run", "nobody")[2]
+        last_run, first_run = journal.runs()
+    assert run_rank_k(capfd, *fit_command)[1].startswith("12 answers")
+    assert run_rank_k(capfd, *fit_command, "--run", last_run.run)[1].startswith("12 answers")
+    assert run_rank_k(capfd, *fit_command, "--run", first_run.run)[1].startswith("36 answers"), (
+        "which is not the last one"
+    )
+    assert "there is no run nobody" in run_rank_k(capfd, *fit_command, "--run", "nobody")[2]
 
 
 @pytest.mark.usefixtures("files")
 @pytest.mark.parametrize("output", ["j.sqlite", "./qrels.trec", "nowhere/noise.json"])
-def test_fitted_noise_replaces_nothing_that_is_read(output: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_journal_fit_noise_never_overwrites_its_inputs(output: str, capfd: pytest.CaptureFixture[str]) -> None:
     Path("j.sqlite").touch()
-    before = Path("qrels.trec").read_bytes()
-    code, _, err = told(capfd, "journal", "fit-noise", "j.sqlite", "--qrels", "qrels.trec", "--output", output)
+    original_qrels = Path("qrels.trec").read_bytes()
+    code, _, err = run_rank_k(capfd, "journal", "fit-noise", "j.sqlite", "--qrels", "qrels.trec", "--output", output)
     assert code == 2
     assert f"--output {Path(output)}" in err
-    assert (Path("j.sqlite").read_bytes(), Path("qrels.trec").read_bytes()) == (b"", before)
+    assert (Path("j.sqlite").read_bytes(), Path("qrels.trec").read_bytes()) == (b"", original_qrels)
 
 
 @pytest.mark.usefixtures("files")
-def test_fitting_needs_judgments_and_nothing_else_does(capfd: pytest.CaptureFixture[str]) -> None:
+def test_journal_fit_noise_requires_qrels(capfd: pytest.CaptureFixture[str]) -> None:
     Path("j.sqlite").touch()
-    assert "go together" in told(capfd, "journal", "fit-noise", "j.sqlite")[2]
-    assert "go together" in told(capfd, "journal", "cost", "j.sqlite", "--qrels", "qrels.trec")[2]
-    assert "no use for --output" in told(capfd, "journal", "cost", "j.sqlite", "--output", "noise.json")[2]
+    assert "go together" in run_rank_k(capfd, "journal", "fit-noise", "j.sqlite")[2]
+    assert "go together" in run_rank_k(capfd, "journal", "cost", "j.sqlite", "--qrels", "qrels.trec")[2]
+    assert "no use for --output" in run_rank_k(capfd, "journal", "cost", "j.sqlite", "--output", "noise.json")[2]

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 from benchmarks.overhead import write_dataset
 
 from rank_k.cli import main
-from rank_k.cli.study import _command, add_arguments
+from rank_k.cli.study import _command_line, add_arguments
 from rank_k.data.trec import read_run
 from tests.conftest import StartLoopback
 from tests.fakes.loopback import Loopback, make_queries
@@ -28,7 +29,7 @@ from tests.support.waiting import PATIENCE, until
 pytestmark = pytest.mark.integration
 
 DATA = make_queries(8, 40, strict=True)
-GRID = ("--strategies", "sliding,blocks", "--reasoning", "off,full", "--windows", "10", "--strides", "5")
+GRID = ("--strategy", "sliding,blocks", "--reasoning", "off,full", "--window", "10", "--stride", "5")
 CELLS = 4
 
 
@@ -37,13 +38,13 @@ def files(tmp_path: Path) -> list[str]:
     folder = tmp_path / "data"
     folder.mkdir()
     options = write_dataset(DATA, folder)
-    judged = [f"{q} 0 {d} {grade}\n" for q, grades in DATA.qrels.items() for d, grade in grades.items()]
-    (folder / "qrels.trec").write_text("".join(judged))
+    judgments = [f"{q} 0 {d} {grade}\n" for q, grades in DATA.qrels.items() for d, grade in grades.items()]
+    (folder / "qrels.trec").write_text("".join(judgments))
     return [*options[: options.index("--output")], "--qrels", str(folder / "qrels.trec")]
 
 
-def study(files: Sequence[str], output: Path, *more: str) -> list[str]:
-    return ["study", *files, "--output", str(output), "--model", "oracle", *more]
+def study_command(files: Sequence[str], output: Path, *options: str) -> list[str]:
+    return ["study", *files, "--output", str(output), "--model", "oracle", *options]
 
 
 def rows(output: Path) -> list[dict[str, str]]:
@@ -51,28 +52,28 @@ def rows(output: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+def read_output(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
     captured = capsys.readouterr()
     return captured.out, captured.err
 
 
-def asked(server: Loopback) -> int:
+def count_window_calls(server: Loopback) -> int:
     return sum(bool(call.window) for call in server.calls)
 
 
-def test_a_grid_on_a_real_server_and_again_for_nothing(
+def test_study_grid_runs_once_and_resumes_without_calls(
     files: list[str], loopback: StartLoopback, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server, output = loopback(), tmp_path / "study"
-    command = study(files, output, *GRID, "--server", server.url)
+    command = study_command(files, output, *GRID, "--server", server.url)
     assert main(command) == 0
-    out, err = told(capsys)
+    out, err = read_output(capsys)
     assert "collection, run, oracle: 8 queries" in out
     assert "sliding-full-w10-s5" in out
     assert f"cell 4/{CELLS} collection.run.oracle.blocks-full-w10: 8 queries" in err
-    first, *cells = rows(output)
+    first_stage, *cells = rows(output)
     assert len(cells) == CELLS
-    assert float(first["nDCG@10"]) < min(float(cell["nDCG@10"]) for cell in cells)
+    assert float(first_stage["nDCG@10"]) < min(float(cell["nDCG@10"]) for cell in cells)
     for cell in cells:
         assert float(cell["seconds"]) > 0
         assert cell["unranked_windows"] == "0"
@@ -89,97 +90,107 @@ def test_a_grid_on_a_real_server_and_again_for_nothing(
         assert cell["cell"].rpartition(".")[2] in page
     assert not re.search(r"<script|<link|src=|https?://(?!www\.w3\.org|127\.0\.0\.1)", page)
 
-    calls, table = asked(server), (output / "cells.csv").read_bytes()
+    calls, cells_csv = count_window_calls(server), (output / "cells.csv").read_bytes()
     assert main(command) == 0
-    assert told(capsys)[0] == out
-    assert asked(server) == calls, "a finished study asks nothing"
-    assert (output / "cells.csv").read_bytes() == table
+    assert read_output(capsys)[0] == out
+    assert count_window_calls(server) == calls, "a finished study asks nothing"
+    assert (output / "cells.csv").read_bytes() == cells_csv
 
     for run in (output / "runs").iterdir():
         run.unlink()
     assert main(command) == 0
     capsys.readouterr()
-    assert asked(server) == calls, "and neither does one whose outputs are gone"
-    assert (output / "cells.csv").read_bytes() == table, "seconds are the journal's, whoever asked"
+    assert count_window_calls(server) == calls, "and neither does one whose outputs are gone"
+    assert (output / "cells.csv").read_bytes() == cells_csv, "seconds are the journal's, whoever asked"
 
 
-def test_a_finished_study_needs_no_server_and_is_json(
+def test_study_finished_prints_json_without_a_server(
     files: list[str], loopback: StartLoopback, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "study"
     server = loopback()
     assert (
-        main(study(files, output, "--samples", "1,3", "--windows", "10", "--strides", "5", "--server", server.url)) == 0
+        main(
+            study_command(files, output, "--samples", "1,3", "--window", "10", "--stride", "5", "--server", server.url)
+        )
+        == 0
     )
     capsys.readouterr()
-    nobody = "http://127.0.0.1:9/v1"
-    again = study(files, output, "--samples", "1,3", "--windows", "10", "--strides", "5", "--server", nobody, "--json")
-    assert main(again) == 0
-    found = json.loads(told(capsys)[0])
-    one, three = (cell for cell in found["cells"] if cell["samples"])
-    assert (one["samples"], three["samples"]) == (1, 3)
-    assert three["calls"] > one["calls"]
-    assert three["seconds"] < 2.5 * one["seconds"], "samples are taken at the same time"
-    assert three["model_seconds"] > one["model_seconds"]
-    assert found["unfinished"] == []
+    unreachable_server = "http://127.0.0.1:9/v1"
+    command = study_command(
+        files, output, "--samples", "1,3", "--window", "10", "--stride", "5", "--server", unreachable_server, "--json"
+    )
+    assert main(command) == 0
+    results = json.loads(read_output(capsys)[0])
+    one_sample, three_samples = (cell for cell in results["cells"] if cell["samples"])
+    assert (one_sample["samples"], three_samples["samples"]) == (1, 3)
+    assert three_samples["calls"] > one_sample["calls"]
+    assert three_samples["seconds"] < 2.5 * one_sample["seconds"], "samples are taken at the same time"
+    assert three_samples["model_seconds"] > one_sample["model_seconds"]
+    assert results["unfinished"] == []
 
 
 @pytest.mark.parametrize("simulate", [["--simulate"], ["--simulate", "qrels.trec"]])
-def test_the_command_in_the_report_is_the_one_that_was_given(simulate: list[str]) -> None:
+def test_study_command_line_parses_to_the_same_arguments(simulate: list[str]) -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     numbers = ["--concurrency", "1", "--max-tokens", "1", "--top-p", "1", "--read-timeout", "1.5"]
     others = ["--temperature", "none", "--data", ".", "--api-key-env", "KEY", "--only", "a b", "c", "--quiet"]
     args = parser.parse_args([*numbers, *others, *simulate, "--output", "."])
-    program, verb, *words = shlex.split(_command(args))
+    program, verb, *words = shlex.split(_command_line(args))
     assert (program, verb) == ("rank-k", "study")
     assert parser.parse_args(words) == args
 
 
-def test_json_has_null_where_a_single_query_has_no_error(
+def test_study_json_single_query_has_null_error(
     files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     qrels = Path(files[-1])
     qrels.write_text("".join(line for line in qrels.read_text().splitlines(True) if line[:4] == "Q00 "))
     command = ["study", *files, "--question", "reasoning", "--simulate", "--json", "--output", str(tmp_path / "study")]
     assert main(command) == 0
-    first, *_ = json.loads(told(capsys)[0], parse_constant=pytest.fail)["cells"]
+    first, *_ = json.loads(read_output(capsys)[0], parse_constant=pytest.fail)["cells"]
     assert first["nDCG@10_error"] is None
 
 
-def test_a_cell_of_an_earlier_command_may_be_the_baseline(files: list[str], tmp_path: Path) -> None:
+def test_study_baseline_may_be_an_earlier_cell(files: list[str], tmp_path: Path) -> None:
     output = tmp_path / "study"
-    command = ["study", *files, "--simulate", "--output", str(output), "--strategies"]
+    command = ["study", *files, "--simulate", "--output", str(output), "--strategy"]
     assert main([*command, "sliding"]) == 0
     assert main([*command, "single", "--baseline", "sliding-full"]) == 0
     _, sliding, single = rows(output)
     assert single["baseline"] == sliding["cell"] == "collection.run.judge.sliding-full"
 
 
+def _has_called_or_ended(server: Loopback, target: int, child: subprocess.Popen[str]) -> bool:
+    return count_window_calls(server) >= target or child.poll() is not None
+
+
 def kill_and_resume(files: list[str], server: Loopback, output: Path, number: signal.Signals, kills: int) -> str:
-    """Interrupted `kills` times in the midst of it, then let finish; returns what the last interrupted one told."""
-    command = [sys.executable, "-m", "rank_k.cli", *study(files, output, *GRID, "--server", server.url)]
-    told = ""
+    """Interrupt the command `kills` times, then let it finish. Returns stderr of the last interrupted one."""
+    command = [sys.executable, "-m", "rank_k.cli", *study_command(files, output, *GRID, "--server", server.url)]
+    stderr = ""
     for _ in range(kills):
-        before = asked(server)
+        calls_before = count_window_calls(server)
         with subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
         ) as child:
-            enough = before + 25
-            until(lambda n=enough, c=child: asked(server) >= n or c.poll() is not None, "the client asks nothing")  # type: ignore[misc]
+            target = calls_before + 25
+            is_reached = partial(_has_called_or_ended, server, target, child)
+            until(is_reached, "the client asks nothing")
             child.send_signal(number)
-            _, told = child.communicate(timeout=PATIENCE)
-        assert child.returncode in (-number, 130), told
+            _, stderr = child.communicate(timeout=PATIENCE)
+        assert child.returncode in (-number, 130), stderr
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    return told
+    return stderr
 
 
-SLOW: dict[str, Any] = {"first_token": 0.03, "per_token": 0.0001, "flush": 0.02}
+SLOW_PLAN: dict[str, Any] = {"first_token": 0.03, "per_token": 0.0001, "flush": 0.02}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_interrupted_it_goes_on_and_repeats_no_finished_call(
+def test_study_resumes_without_repeating_finished_calls(
     number: signal.Signals,
     files: list[str],
     loopback: StartLoopback,
@@ -188,35 +199,35 @@ def test_interrupted_it_goes_on_and_repeats_no_finished_call(
 ) -> None:
     undisturbed = tmp_path / "undisturbed"
     server = loopback()
-    assert main(study(files, undisturbed, *GRID, "--server", server.url)) == 0
-    needed = asked(server)
+    assert main(study_command(files, undisturbed, *GRID, "--server", server.url)) == 0
+    needed_calls = count_window_calls(server)
 
     kills = 2
-    server, output = loopback(**SLOW), tmp_path / "study"
-    last = kill_and_resume(files, server, output, number, kills)
+    server, output = loopback(**SLOW_PLAN), tmp_path / "study"
+    stderr = kill_and_resume(files, server, output, number, kills)
     if number is signal.SIGINT:
-        assert "the same command goes on" in last
+        assert "the same command goes on" in stderr
     in_flight = 16 * kills  # at most so many were asked and not finished at each kill
-    assert needed <= asked(server) <= needed + in_flight
+    assert needed_calls <= count_window_calls(server) <= needed_calls + in_flight
     for run in (undisturbed / "runs").iterdir():
         assert (output / "runs" / run.name).read_bytes() == run.read_bytes()
-    steady = ("cell", "nDCG@10", "difference", "rounds", "calls", "tokens_in", "tokens_reasoning")
-    assert [[row[key] for key in steady] for row in rows(output)] == [
-        [row[key] for key in steady] for row in rows(undisturbed)
+    stable_columns = ("cell", "nDCG@10", "difference", "rounds", "calls", "tokens_in", "tokens_reasoning")
+    assert [[row[key] for key in stable_columns] for row in rows(output)] == [
+        [row[key] for key in stable_columns] for row in rows(undisturbed)
     ]
 
 
-def test_a_server_that_dies_leaves_what_is_finished(
+def test_study_keeps_finished_cells_when_the_server_fails(
     files: list[str], loopback: StartLoopback, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server, output = loopback(), tmp_path / "study"
-    shallow = ("--windows", "10", "--strides", "5", "--server", server.url)
-    assert main(study(files, output, "--reasoning", "off", *shallow)) == 0
+    options = ("--window", "10", "--stride", "5", "--server", server.url)
+    assert main(study_command(files, output, "--reasoning", "off", *options)) == 0
     server.change(refuse=401)
     capsys.readouterr()
-    later = ("--baseline", "sliding-full-w10-s5")  # which is not finished by then
-    assert main(study(files, output, "--reasoning", "off,full", *shallow, *later)) == 2
-    out, err = told(capsys)
+    baseline = ("--baseline", "sliding-full-w10-s5")  # which is not finished by then
+    assert main(study_command(files, output, "--reasoning", "off,full", *options, *baseline)) == 2
+    out, err = read_output(capsys)
     assert out == ""
     [line] = [line for line in err.splitlines() if line.startswith("rank-k study:")]
     assert "sliding-full-w10-s5" in line
@@ -224,28 +235,30 @@ def test_a_server_that_dies_leaves_what_is_finished(
     assert "the same command goes on from there" in line
     assert [row["reasoning"] for row in rows(output)] == ["", "off"]
     server.change(refuse=0)
-    assert main(study(files, output, "--reasoning", "off,full", *shallow)) == 0
+    assert main(study_command(files, output, "--reasoning", "off,full", *options)) == 0
     assert [row["reasoning"] for row in rows(output)] == ["", "off", "full"]
 
 
-def test_windows_without_an_answer_are_named(
+def test_study_lists_unranked_windows_and_strict_exits_3(
     files: list[str], loopback: StartLoopback, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server, output = loopback(garbage=0.2), tmp_path / "study"
-    command = study(files, output, "--windows", "10", "--strides", "5", "--constrained", "off", "--server", server.url)
+    command = study_command(
+        files, output, "--window", "10", "--stride", "5", "--constrained", "off", "--server", server.url
+    )
     assert main([*command, "--strict"]) == 3
-    _, err = told(capsys)
+    _, err = read_output(capsys)
     assert "collection.run.oracle.sliding-full-w10-s5-free: left in input order:" in err
     assert int(rows(output)[1]["unranked_windows"]) > 0
 
 
 @pytest.mark.parametrize("question", ["reasoning", "depth", "strategy", "latency"])
-def test_questions_by_a_simulated_judge(
+def test_study_question_runs_with_a_simulated_judge(
     question: str, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "study"
     assert main(["study", "--question", question, *files, "--simulate", "--output", str(output), "--quiet"]) == 0
-    out, _ = told(capsys)
+    out, _ = read_output(capsys)
     assert "collection, run, judge: 8 queries" in out
     if question == "reasoning":
         assert "queries by nDCG@10 of the first stage" in out
@@ -256,7 +269,7 @@ def test_questions_by_a_simulated_judge(
         assert "d200" not in out, "the run has 40 candidates"
 
 
-def test_kinds_of_query_side_by_side(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_study_compares_query_fields(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     queries = Path(files[files.index("--queries") + 1])
     lines = [json.loads(line) for line in queries.read_text().splitlines()]
     queries.write_text("".join(json.dumps({**line, "ht": line["text"].upper()}) + "\n" for line in lines))
@@ -273,15 +286,15 @@ def test_kinds_of_query_side_by_side(files: list[str], tmp_path: Path, capsys: p
         "none",
     ]
     assert main([*command, "--output", str(tmp_path / "study")]) == 0
-    _, one, _, other = rows(tmp_path / "study")
-    assert (one["collection"], other["collection"]) == ("collection-text", "collection-ht")
-    assert other["baseline"] == one["cell"], "the same judgments: compared query by query"
-    assert float(other["difference"]) == 0
+    _, text_cell, _, ht_cell = rows(tmp_path / "study")
+    assert (text_cell["collection"], ht_cell["collection"]) == ("collection-text", "collection-ht")
+    assert ht_cell["baseline"] == text_cell["cell"], "the same judgments: compared query by query"
+    assert float(ht_cell["difference"]) == 0
 
 
-def test_the_cells_can_be_seen_before(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_study_list_prints_the_cells(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", *files, *GRID, "--list"]) == 0
-    out, _ = told(capsys)
+    out, _ = read_output(capsys)
     assert "4 cells:" in out
     assert "collection.run.embedded.blocks-full-w10" in out
 
@@ -289,52 +302,52 @@ def test_the_cells_can_be_seen_before(files: list[str], capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["--strategies", "slidng"], "did you mean sliding?"),
+        (["--strategy", "slidng"], "did you mean sliding?"),
         (["--reasoning", "maybe"], "'maybe'"),
         (["--samples", "1,,x"], "'x'"),
         (["--baseline", "nothing", "--simulate"], "no cell is called 'nothing'"),
         (["--measures", "nDGC@10", "--simulate"], "unknown measure"),
         (["--measures", "Accuracy@1", "--simulate"], "one of Accuracy@1 cannot be computed"),
         (["--simulate", "--server", "http://127.0.0.1:9/v1"], "exclude each other"),
-        (["--question", "depth", "--preset", "rank-k-paper"], "exclude each other"),
-        (["--preset", "rank-k-papr"], "write one of rank-k-paper"),
+        (["--question", "depth", "--config", "rank-k-paper"], "exclude each other"),
+        (["--config", "rank-k-papr"], "give a TOML file, or one of rank-k-paper"),
         (["--only", "nobody"], "'nobody'"),
         (["--dataset", "beir:a", "beir:b"], "several data sets"),
     ],
 )
-def test_mistakes_are_told_in_one_line_before_anything_is_asked(
+def test_study_user_error_is_one_line_before_any_call(
     options: list[str], problem: str, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = files if "--preset" not in options else []
-    assert main(["study", *given, *options, "--output", str(tmp_path / "study")]) == 2
-    out, err = told(capsys)
+    input_options = files if "--config" not in options else []
+    assert main(["study", *input_options, *options, "--output", str(tmp_path / "study")]) == 2
+    out, err = read_output(capsys)
     assert out == ""
     [line] = err.strip().splitlines()
     assert problem in line
 
 
-def test_cells_that_the_run_is_too_short_for_are_named(
+def test_study_skips_depths_beyond_the_run(
     files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["study", *files, "--simulate", "--depths", "10,40,80", "--output", str(tmp_path / "study")]
+    command = ["study", *files, "--simulate", "--depth", "10,40,80", "--output", str(tmp_path / "study")]
     assert main(command) == 0
-    left_out = [line for line in told(capsys)[1].splitlines() if "left out" in line]
+    left_out = [line for line in read_output(capsys)[1].splitlines() if "left out" in line]
     name = "collection.run.judge.sliding-full-d80"
     assert left_out == [f"{name}: left out: at less depth all candidates are compared already"]
 
 
-def test_a_measure_that_says_nothing_of_an_empty_run_may_be_asked_for(files: list[str], tmp_path: Path) -> None:
+def test_study_accepts_a_measure_undefined_for_empty_runs(files: list[str], tmp_path: Path) -> None:
     assert main(["study", *files, "--simulate", "--measures", "Accuracy", "--output", str(tmp_path / "study")]) == 0
     assert all(0 < float(row["Accuracy"]) <= 1 for row in rows(tmp_path / "study"))
 
 
-def test_another_study_in_the_same_folder_is_refused(
+def test_study_rejects_different_settings_in_the_same_folder(
     files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "study"
     assert main(["study", *files, "--simulate", "--noise", "none", "--output", str(output)]) == 0
     capsys.readouterr()
     assert main(["study", *files, "--simulate", "--noise", "weak", "--output", str(output)]) == 2
-    assert "had another simulate for judge: none, now weak; name another --output" in told(capsys)[1]
+    assert "had another simulate for judge: none, now weak; name another --output" in read_output(capsys)[1]
     assert main(["study", *files, "--simulate", "--noise", "none", "--reasoning", "off", "--output", str(output)]) == 0
     assert len(rows(output)) == 3, "more cells are welcome"

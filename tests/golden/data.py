@@ -93,7 +93,7 @@ def write_data(folder: Path) -> None:
     _write_lines(folder / "qrels.trec", grades)
     _write_long_documents(folder)
     _write_topics(folder)
-    _write_evaluated(folder)
+    _write_evaluation_files(folder)
     _write_preferences(folder)
     (folder / "template.txt").write_text(
         "Question: {query}\n\nPassage {i}: {text}\n\nOrder the {count} passages.\n", encoding="utf-8"
@@ -128,7 +128,7 @@ def _write_topics(folder: Path) -> None:
     _write_jsonl(folder / "topics.jsonl", rows)
 
 
-def _write_evaluated(folder: Path) -> None:
+def _write_evaluation_files(folder: Path) -> None:
     """Judgments of twelve queries and three runs, for measures and significance."""
     query_ids = [f"e{number:02d}" for number in range(EVALUATED_QUERIES)]
     doc_ids = [f"x{number:02d}" for number in range(EVALUATED_DEPTH)]

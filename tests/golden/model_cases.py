@@ -54,7 +54,7 @@ MODES = tuple(
     for mode in ("full", "off", "auto", "24")
 )
 
-# --- Replies that need repair, and refusals ---------------------------------------------------------
+# --- Responses that need repair, and refusals ---------------------------------------------------------
 
 _TWO = "--window 5 --stride 3 --depth 8"
 

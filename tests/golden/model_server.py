@@ -2,7 +2,7 @@
 
 One server plays all server types and behaviors: `http://127.0.0.1:PORT/TYPE/BEHAVIOR+BEHAVIOR/v1` is the base URL of
 one of them. A response depends on the request body only, except for behaviors that fail once (`FAIL_ONCE`).
-`tests.golden.replies` composes the responses; this module does the HTTP.
+`tests.golden.responses` composes the responses; this module does the HTTP.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.golden.replies import FAIL_ONCE, MODEL, Profile, Reply, refusal, reply_to, token_response
+from tests.golden.responses import FAIL_ONCE, MODEL, ModelResponse, Profile, rejection, response_to, token_response
 
 HEADERS = ("Accept", "Authorization", "Connection", "Content-Type", "User-Agent")
 """The request headers that are kept."""
 
 
 @dataclass(frozen=True)
-class Captured:
+class CapturedRequest:
     """One request, as it arrived. `path` is without the prefix `/TYPE/BEHAVIOR`."""
 
     method: str
@@ -36,7 +36,7 @@ class ModelServer:
 
     def __init__(self, port: int) -> None:
         self.origin = f"http://127.0.0.1:{port}"
-        self.captured: list[Captured] = []
+        self.captured: list[CapturedRequest] = []
         self._failed: set[bytes] = set()
         self._lock = threading.Lock()
 
@@ -44,14 +44,14 @@ class ModelServer:
         """The base URL of a server of that type with these behaviors."""
         return f"{self.origin}/{server_type}/{behaviors}/v1"
 
-    def take(self) -> list[Captured]:
+    def take_requests(self) -> list[CapturedRequest]:
         """Return the requests since the last call, and forget which of them have failed once."""
         with self._lock:
             captured, self.captured = self.captured, []
             self._failed.clear()
         return captured
 
-    def keep(self, request: Captured) -> bool:
+    def store_request(self, request: CapturedRequest) -> bool:
         """Keep a request; True if its body is new since the last `take`."""
         with self._lock:
             self.captured.append(request)
@@ -93,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Write no log."""
 
     def do_GET(self) -> None:
-        _, path, _ = self._received(b"")
+        _, path, _ = self._store_request(b"")
         profile = self._profile()
         if path == "/v1/models" and "no-models" not in profile.behaviors:
             card = {"id": MODEL, "object": "model", "created": 0, **profile.card()}
@@ -103,32 +103,32 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         raw = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-        is_new, path, body = self._received(raw)
+        is_new, path, body = self._store_request(raw)
         profile = self._profile()
         if path in ("/tokenize", "/apply-template"):
             status, payload = token_response(profile, path, body)
             self._send_json(status, payload)
             return
-        error = refusal(profile, path, body)
+        error = rejection(profile, path, body)
         if error is not None:
             self._send_json(*error)
             return
         if "busy" in profile.behaviors and is_new:
             self._send_json(429, {"error": {"message": "rate limit"}}, {"Retry-After": "0"})
             return
-        reply = reply_to(profile, path, body)
+        response = response_to(profile, path, body)
         fails = is_new and bool(profile.behaviors & set(FAIL_ONCE))
         if body.get("stream") and "no-stream" not in profile.behaviors:
-            self._send_stream(profile, reply, body, fails)
+            self._send_stream(profile, response, body, fails)
         else:
-            self._send_json(200, reply.body())
+            self._send_json(200, response.body())
 
-    def _received(self, raw: bytes) -> tuple[bool, str, Any]:
+    def _store_request(self, raw: bytes) -> tuple[bool, str, Any]:
         """Keep the request. Returns whether its body is new, its path without the prefix, and its JSON."""
         path = "/" + self.path.split("/", 3)[3]
         names = {name.lower(): name for name in HEADERS}
         headers = tuple(sorted((names[k.lower()], v) for k, v in self.headers.items() if k.lower() in names))
-        is_new = self.server.model_server.keep(Captured(self.command, path, headers, raw))
+        is_new = self.server.model_server.store_request(CapturedRequest(self.command, path, headers, raw))
         return is_new, path, json.loads(raw) if raw else {}
 
     def _profile(self) -> Profile:
@@ -149,12 +149,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
         self.end_headers()
 
-    def _send_stream(self, profile: Profile, reply: Reply, body: Any, fails: bool) -> None:
+    def _send_stream(self, profile: Profile, response: ModelResponse, body: Any, fails: bool) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self._end_headers()
-        events = [f"data: {json.dumps(event, ensure_ascii=False)}\n\n".encode() for event in reply.events(body)]
+        events = [f"data: {json.dumps(event, ensure_ascii=False)}\n\n".encode() for event in response.events(body)]
         if fails and "drop" in profile.behaviors:
             events = events[: len(events) // 2]
         else:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tests.golden.data import passages
-from tests.golden.replies import decoded
+from tests.golden.responses import decode_tokens
 
 VOLATILE_KEYS = {
     **dict.fromkeys(("seconds", "model_seconds", "created", "started", "ended", "time", "begun"), "<time>"),
@@ -90,7 +90,7 @@ class Normalizer:
             }
         if isinstance(value, list | tuple):
             if _are_token_ids(value):
-                return f"{len(value)} tokens of {self._texts.reference(decoded(value))}"
+                return f"{len(value)} tokens of {self._texts.reference(decode_tokens(value))}"
             return [self.value(item, key) for item in value]
         if isinstance(value, float):
             return round(value, DIGITS)
@@ -122,7 +122,7 @@ class Normalizer:
             return {name: self._body(child) for name, child in value.items()}
         if isinstance(value, list):
             if _are_token_ids(value):
-                return f"{len(value)} tokens of {self._texts.reference(decoded(value))}"
+                return f"{len(value)} tokens of {self._texts.reference(decode_tokens(value))}"
             return [self._body(item) for item in value]
         if isinstance(value, str) and len(value) > LONGEST_STRING:
             return self._texts.reference(value)

@@ -38,7 +38,7 @@ def read_texts() -> dict[str, str]:
     if not path.is_file():
         return {}
     stored = json.loads(path.read_text(encoding="utf-8"))
-    return {key: "\n".join(_expanded(lines, stored["lines"])) for key, lines in stored["texts"].items()}
+    return {key: "\n".join(_expand_lines(lines, stored["lines"])) for key, lines in stored["texts"].items()}
 
 
 def write_record(groups: Sequence[str]) -> None:
@@ -54,7 +54,7 @@ def write_record(groups: Sequence[str]) -> None:
         if path.stem not in GROUPS and path.name != _TEXTS:
             path.unlink()
     recorded = "".join(path.read_text(encoding="utf-8") for path in RECORD.glob("*.json") if path.name != _TEXTS)
-    _write(RECORD / _TEXTS, _packed({key: text for key, text in texts.items() if key in recorded}))
+    _write(RECORD / _TEXTS, _pack_texts({key: text for key, text in texts.items() if key in recorded}))
 
 
 def check_group(group: str) -> list[str]:
@@ -63,29 +63,31 @@ def check_group(group: str) -> list[str]:
     return differences(group, read_group(group), cases, read_renames(), {**read_texts(), **texts.texts})
 
 
-def _packed(texts: Mapping[str, str]) -> dict[str, Any]:
+def _pack_texts(texts: Mapping[str, str]) -> dict[str, Any]:
     """`texts` as lists of lines, in which long lines that occur more than once are replaced by `#HASH`."""
     counts: dict[str, int] = {}
     for text in texts.values():
         for line in text.split("\n"):
             counts[line] = counts.get(line, 0) + 1
-    repeated = [line for line, count in counts.items() if count > 1 and len(line) > 24]
-    names = {line: f"#{hashlib.sha256(line.encode('utf-8', 'surrogatepass')).hexdigest()[:7]}" for line in repeated}
-    packed = {key: [names.get(line, line) for line in text.split("\n")] for key, text in texts.items()}
-    return {"lines": {name: line for line, name in names.items()}, "texts": packed}
+    repeated_lines = [line for line, count in counts.items() if count > 1 and len(line) > 24]
+    names = {
+        line: f"#{hashlib.sha256(line.encode('utf-8', 'surrogatepass')).hexdigest()[:7]}" for line in repeated_lines
+    }
+    packed_lines = {key: [names.get(line, line) for line in text.split("\n")] for key, text in texts.items()}
+    return {"lines": {name: line for line, name in names.items()}, "texts": packed_lines}
 
 
-def _expanded(lines: Sequence[str], names: Mapping[str, str]) -> Iterator[str]:
+def _expand_lines(lines: Sequence[str], names: Mapping[str, str]) -> Iterator[str]:
     for line in lines:
         yield names.get(line, line)
 
 
 def _write(path: Path, value: Any) -> None:
     path.parent.mkdir(exist_ok=True)
-    path.write_text(_dumped(value) + "\n", encoding="utf-8")
+    path.write_text(_format_json(value) + "\n", encoding="utf-8")
 
 
-def _dumped(value: Any, indent: int = 0, width: int = _WIDTH) -> str:
+def _format_json(value: Any, indent: int = 0, width: int = _WIDTH) -> str:
     """JSON with sorted keys; whatever fits is written on one line."""
     line = json.dumps(value, ensure_ascii=False, sort_keys=True)
     is_prompt = isinstance(value, list) and all(isinstance(item, str) for item in value)
@@ -94,9 +96,11 @@ def _dumped(value: Any, indent: int = 0, width: int = _WIDTH) -> str:
     pad = " " * (indent + 1)
     if isinstance(value, dict):
         names = {key: json.dumps(key, ensure_ascii=False) for key in sorted(value)}
-        items = [f"{pad}{name}: {_dumped(value[key], indent + 1, width - len(name))}" for key, name in names.items()]
+        items = [
+            f"{pad}{name}: {_format_json(value[key], indent + 1, width - len(name))}" for key, name in names.items()
+        ]
         return "{\n" + ",\n".join(items) + "\n" + " " * indent + "}"
-    return "[\n" + ",\n".join(pad + _dumped(item, indent + 1) for item in value) + "\n" + " " * indent + "]"
+    return "[\n" + ",\n".join(pad + _format_json(item, indent + 1) for item in value) + "\n" + " " * indent + "]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,11 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     total = 0
     for group in groups:
-        differing = check_group(group)
-        total += len(differing)
-        for paragraph in differing:
+        paragraphs = check_group(group)
+        total += len(paragraphs)
+        for paragraph in paragraphs:
             sys.stdout.write(f"{paragraph}\n\n")
-        sys.stdout.write(f"{group}: {len(differing)} differences\n")
+        sys.stdout.write(f"{group}: {len(paragraphs)} differences\n")
     return 1 if total else 0
 
 

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from tests.golden import adapter
 from tests.golden.cases import GROUPS, KEYS
 from tests.golden.data import write_data
-from tests.golden.model_server import Captured, ModelServer, running_model_server
+from tests.golden.model_server import CapturedRequest, ModelServer, running_model_server
 from tests.golden.normalize import Normalizer, Texts, table
 from tests.golden.steps import Case, Command, Content, Http, Serving, Session, Step
 
@@ -69,29 +69,29 @@ class _Runner:
     def run(self) -> dict[str, Json]:
         """Return exit codes, outputs and model requests of the case."""
         for name, text in self._case.files.items():
-            (self._work / name).write_text(self._filled(text), encoding="utf-8")
-        self._server.take()
+            (self._work / name).write_text(self._fill_placeholders(text), encoding="utf-8")
+        self._server.take_requests()
         url = self._server.url("llamacpp")
         starts: list[dict[str, Json]] = []
         with ExitStack() as stack:
             if self._case.embedded:
                 starts = stack.enter_context(adapter.embedded_server_at(url))
-            steps = [self._step(step) for step in self._case.steps]
-        captured = self._server.take()
-        record: dict[str, Json] = {"steps": steps, "requests": self._requests(captured)}
-        if headers := sorted({_headers(request) for request in captured}):
+            steps = [self._run_step(step) for step in self._case.steps]
+        captured = self._server.take_requests()
+        record: dict[str, Json] = {"steps": steps, "requests": self._request_records(captured)}
+        if headers := sorted({_header_line(request) for request in captured}):
             record["headers"] = headers
         return record | ({"embedded": starts} if starts else {})
 
-    def _step(self, step: Step) -> dict[str, Json]:
+    def _run_step(self, step: Step) -> dict[str, Json]:
         if isinstance(step, Command):
-            return self._command(step)
-        return self._serving(step) if isinstance(step, Serving) else self._session(step)
+            return self._run_command(step)
+        return self._run_server(step) if isinstance(step, Serving) else self._run_session(step)
 
     def _argv(self, line: str) -> list[str]:
-        return shlex.split(self._filled(line))
+        return shlex.split(self._fill_placeholders(line))
 
-    def _filled(self, text: str) -> str:
+    def _fill_placeholders(self, text: str) -> str:
         text = text.replace("{data}", str(self._data)).replace("{work}", str(self._work))
         return re.sub(r"\{server:([\w-]+)/?([\w+-]*)\}", self._url, text)
 
@@ -100,45 +100,45 @@ class _Runner:
 
     # --- commands ---
 
-    def _command(self, step: Command) -> dict[str, Json]:
+    def _run_command(self, step: Command) -> dict[str, Json]:
         code, out, err = adapter.run_command(self._argv(step.argv))
         record: dict[str, Json] = {"code": code}
         if step.stdout != "none":
-            record["stdout"] = self._content(out, step.stdout, step)
+            record["stdout"] = self._parse_content(out, step.stdout, step)
         for name, kind in step.files.items():
             path = self._work / name
             text = path.read_text(encoding="utf-8") if path.is_file() else None
-            record.setdefault("files", {})[name] = None if text is None else self._content(text, kind, step)
+            record.setdefault("files", {})[name] = None if text is None else self._parse_content(text, kind, step)
         if code and err and step.stdout != "none":
             record["stderr"] = "<prose>"
         return record | ({"tolerance": step.tolerance} if step.tolerance else {})
 
-    def _content(self, text: str, kind: Content, step: Command) -> Json:
+    def _parse_content(self, text: str, kind: Content, step: Command) -> Json:
         if kind == "run":
-            return _rankings(text)
+            return _parse_run(text)
         if kind == "json":
-            return self._normalizer.value(_without(json.loads(text or "null"), step.drop))
+            return self._normalizer.value(_drop_keys(json.loads(text or "null"), step.drop))
         if kind == "jsonl":
             return [self._normalizer.value(json.loads(line)) for line in text.splitlines() if line]
         if kind == "csv":
-            rows = [_parsed(row) for row in csv.DictReader(text.splitlines())]
-            return self._normalizer.value(_without(rows, step.drop))
+            rows = [_parse_row(row) for row in csv.DictReader(text.splitlines())]
+            return self._normalizer.value(_drop_keys(rows, step.drop))
         if kind in ("table", "rows"):
             return table(text.splitlines(), step.columns, decimals_only=kind == "table")
         return bool(text)
 
     # --- servers ---
 
-    def _serving(self, step: Serving) -> dict[str, Json]:
-        with _child([*adapter.PROGRAM, *self._argv(step.argv)]) as child:
+    def _run_server(self, step: Serving) -> dict[str, Json]:
+        with _child_process([*adapter.PROGRAM, *self._argv(step.argv)]) as child:
             assert child.stdout is not None
             address = child.stdout.readline().decode().rstrip().rpartition(" ")[2]
-            answers = [self._http(address, request) for request in step.requests]
+            answers = [self._send_http(address, request) for request in step.requests]
             child.send_signal(signal.SIGTERM)
             child.communicate(timeout=60)
         return {"code": child.returncode, "answers": answers}
 
-    def _http(self, url: str, request: Http) -> dict[str, Json]:
+    def _send_http(self, url: str, request: Http) -> dict[str, Json]:
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
         raw = request.body if isinstance(request.body, bytes) else json.dumps(request.body).encode()
         body = None if request.body is None else raw
@@ -157,14 +157,14 @@ class _Runner:
         if request.answer == "json" or (response.status >= 400 and request.answer != "status"):
             record["body"] = self._normalizer.value(json.loads(text))
         elif request.answer == "events":
-            record["events"] = [[kind, self._normalizer.value(data)] for kind, data in _events(text)]
+            record["events"] = [[kind, self._normalizer.value(data)] for kind, data in _parse_events(text)]
         elif request.answer == "metrics":
-            record["metrics"] = _metrics(text)
+            record["metrics"] = _parse_metrics(text)
         return record
 
-    def _session(self, step: Session) -> dict[str, Json]:
+    def _run_session(self, step: Session) -> dict[str, Json]:
         answers: list[Json] = []
-        with _child([*adapter.PROGRAM, *self._argv(step.argv)]) as child:
+        with _child_process([*adapter.PROGRAM, *self._argv(step.argv)]) as child:
             assert child.stdin is not None
             assert child.stdout is not None
             for number, message in enumerate(step.messages):
@@ -173,11 +173,11 @@ class _Runner:
                 child.stdin.write(json.dumps({"jsonrpc": "2.0", **numbered}).encode() + b"\n")
                 child.stdin.flush()
                 if not is_notification:
-                    answers.append(self._answer(json.loads(child.stdout.readline())))
+                    answers.append(self._without_prose(json.loads(child.stdout.readline())))
             child.communicate(timeout=60)
         return {"code": child.returncode, "answers": answers}
 
-    def _answer(self, message: dict[str, Json]) -> Json:
+    def _without_prose(self, message: dict[str, Json]) -> Json:
         """An MCP message, without the texts for people."""
         result = message.get("result", {})
         for content in result.get("content", []):
@@ -186,7 +186,7 @@ class _Runner:
 
     # --- requests to the model ---
 
-    def _requests(self, captured: list[Captured]) -> list[Json]:
+    def _request_records(self, captured: list[CapturedRequest]) -> list[Json]:
         counts: dict[tuple[str, str, bytes], int] = {}
         for request in captured:
             key = (request.method, request.path, request.body)
@@ -199,7 +199,7 @@ class _Runner:
 
 
 @contextmanager
-def _child(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def _child_process(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
         try:
             yield child
@@ -208,12 +208,12 @@ def _child(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
                 child.kill()
 
 
-def _headers(request: Captured) -> str:
+def _header_line(request: CapturedRequest) -> str:
     pairs = ", ".join(f"{name}: {value}" for name, value in request.headers)
     return f"{request.method} {request.path}: {pairs}"
 
 
-def _rankings(text: str) -> dict[str, Json]:
+def _parse_run(text: str) -> dict[str, Json]:
     """Query id -> document ids in one string, and the values of the other columns."""
     rankings: dict[str, list[str]] = {}
     tags, scores = set(), []
@@ -226,14 +226,14 @@ def _rankings(text: str) -> dict[str, Json]:
     return {"rankings": {q: " ".join(ids) for q, ids in rankings.items()}, "tags": sorted(tags), "top_scores": top}
 
 
-def _without(value: Json, keys: Collection[str]) -> Json:
+def _drop_keys(value: Json, keys: Collection[str]) -> Json:
     """`value` without `keys`, at any depth."""
     if isinstance(value, dict):
-        return {key: _without(child, keys) for key, child in value.items() if key not in keys}
-    return [_without(child, keys) for child in value] if isinstance(value, list) else value
+        return {key: _drop_keys(child, keys) for key, child in value.items() if key not in keys}
+    return [_drop_keys(child, keys) for child in value] if isinstance(value, list) else value
 
 
-def _parsed(row: Mapping[str, str]) -> dict[str, Json]:
+def _parse_row(row: Mapping[str, str]) -> dict[str, Json]:
     """A row of CSV, its numbers as numbers."""
 
     def number(cell: str) -> Json:
@@ -245,8 +245,8 @@ def _parsed(row: Mapping[str, str]) -> dict[str, Json]:
     return {name: number(cell) for name, cell in row.items()}
 
 
-def _events(text: str) -> list[tuple[str, Json]]:
-    """Server-sent events; the pieces of one reply are joined, since their boundaries depend on timing."""
+def _parse_events(text: str) -> list[tuple[str, Json]]:
+    """Server-sent events; the pieces of one response are joined, since their boundaries depend on timing."""
     events: list[tuple[str, Json]] = []
     for block in text.split("\n\n"):
         lines = dict(line.split(": ", 1) for line in block.splitlines() if line and not line.startswith(":"))
@@ -262,7 +262,7 @@ def _events(text: str) -> list[tuple[str, Json]]:
     return events
 
 
-def _metrics(text: str) -> list[Json]:
+def _parse_metrics(text: str) -> list[Json]:
     """Names and labels of Prometheus samples, and the values of counters. Times of creation are optional there."""
     samples = set()
     for line in text.splitlines():

@@ -21,7 +21,7 @@ from rank_k.cli.distill import STEPS
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "cli.md"
 
-HEAD = """\
+PAGE_HEADER = """\
 # The command line
 
 Made from the commands' own help by `python -m tests.package.test_docs --write`.
@@ -32,13 +32,13 @@ in input order (`--strict`); 130 interrupted, and the same command goes on from 
 """
 
 
-def help_of(*arguments: str) -> str:
-    told = io.StringIO()
-    with pytest.MonkeyPatch.context() as environment, contextlib.redirect_stdout(told):
+def help_text(*arguments: str) -> str:
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as environment, contextlib.redirect_stdout(output):
         environment.setenv("COLUMNS", "100")
         with contextlib.suppress(SystemExit):
             main([*arguments, "--help"])
-    return told.getvalue().rstrip()
+    return output.getvalue().rstrip()
 
 
 COMMANDS = [
@@ -46,34 +46,34 @@ COMMANDS = [
 ]
 
 
-def page() -> str:
-    parts = [HEAD, f"```\n{help_of()}\n```\n"]
-    parts += [f"## rank-k {' '.join(command)}\n\n```\n{help_of(*command)}\n```\n" for command in COMMANDS]
+def render_page() -> str:
+    parts = [PAGE_HEADER, f"```\n{help_text()}\n```\n"]
+    parts += [f"## rank-k {' '.join(command)}\n\n```\n{help_text(*command)}\n```\n" for command in COMMANDS]
     return "\n".join(parts)
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="newer Pythons lay out help a little differently")
-def test_the_page_about_the_command_line_is_not_stale() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m tests.package.test_docs --write"
+def test_cli_page_equals_the_command_help() -> None:
+    assert PAGE.read_text(encoding="utf-8") == render_page(), "run: python -m tests.package.test_docs --write"
 
 
-def test_help_says_nothing_of_the_machine_it_is_shown_on() -> None:
-    assert str(Path.home()) not in page()
-    assert str(Path.cwd()) not in page()
+def test_help_contains_no_local_paths() -> None:
+    assert str(Path.home()) not in render_page()
+    assert str(Path.cwd()) not in render_page()
 
 
-def test_what_the_code_refers_to_is_there() -> None:
+def test_source_refers_to_existing_docs_and_benchmarks() -> None:
     """Pages, benchmarks and their like that help texts, messages and comments name."""
-    named = {
+    references = {
         (name, path.relative_to(ROOT))
         for path in sorted((ROOT / "src").rglob("*.py"))
         for name in re.findall(r"\b(?:docs|benchmarks)/[\w/]+\.\w+", path.read_text(encoding="utf-8"))
     }
-    assert named
-    assert [(name, str(path)) for name, path in named if not (ROOT / name).is_file()] == []
+    assert references
+    assert [(name, str(path)) for name, path in references if not (ROOT / name).is_file()] == []
 
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         sys.exit("python -m tests.package.test_docs --write")
-    PAGE.write_text(page(), encoding="utf-8")
+    PAGE.write_text(render_page(), encoding="utf-8")

@@ -55,7 +55,7 @@ TIERS = (
 EVALUATION = {"evaluation", "simulation", "study", "reports"}
 """Packages that may also import each other."""
 
-EXCUSED = {
+ALLOWED_IMPORTS = {
     ("llama_server.py", "xllamacpp"): "a script that runs in a process of its own",
     ("bm25.py", "numpy"): "comes with bm25s, which is checked before",
 }
@@ -119,7 +119,7 @@ def is_package_file(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_modules_import_only_what_is_above_them(path: Path) -> None:
+def test_modules_import_only_higher_tiers(path: Path) -> None:
     unit = unit_of(parts_of(path))
     if path == SOURCE / "__init__.py" or is_package_file(path):
         return
@@ -128,42 +128,44 @@ def test_modules_import_only_what_is_above_them(path: Path) -> None:
         top, *parts = imported.module.split(".")
         if top != "rank_k":
             continue
-        where = f"{path.relative_to(ROOT)}:{imported.line}: {unit} imports {imported.module}"
+        location = f"{path.relative_to(ROOT)}:{imported.line}: {unit} imports {imported.module}"
         if parts in ([], ["__version__"]):  # the package itself, whose names lead everywhere
-            assert TIER_OF[unit] > TIER_OF["reranker"], where
+            assert TIER_OF[unit] > TIER_OF["reranker"], location
             continue
         other = unit_of(parts)
-        assert other is not None, where
+        assert other is not None, location
         if other != unit and not {unit, other} <= EVALUATION:
-            assert TIER_OF[other] < TIER_OF[unit], where
+            assert TIER_OF[other] < TIER_OF[unit], location
 
 
-def test_types_and_errors_import_nothing_of_the_package() -> None:
+def test_types_and_errors_import_no_other_module() -> None:
     for unit in TIERS[0]:
-        assert [each for each in imports_of(SOURCE / f"{unit}.py") if each.module.startswith("rank_k")] == []
+        assert [
+            imported for imported in imports_of(SOURCE / f"{unit}.py") if imported.module.startswith("rank_k")
+        ] == []
 
 
-def test_the_package_itself_imports_nothing_until_asked() -> None:
-    for found in imports_of(SOURCE / "__init__.py"):
-        assert found.for_typing or found.module in ("__future__", "typing", "importlib"), found
+def test_package_imports_lazily() -> None:
+    for imported in imports_of(SOURCE / "__init__.py"):
+        assert imported.for_typing or imported.module in ("__future__", "typing", "importlib"), imported
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_what_is_not_in_every_python_is_imported_where_it_is_used(path: Path) -> None:
+def test_third_party_modules_are_imported_inside_functions(path: Path) -> None:
     """At a module's head stand the standard library and our own; an extra's modules come through its door."""
-    brought = {module for modules in MODULES_OF_EXTRA.values() for module in modules}
-    for found in imports_of(path):
-        top = found.module.partition(".")[0]
-        if found.for_typing or top == "rank_k" or top in sys.stdlib_module_names:
+    extra_modules = {module for modules in MODULES_OF_EXTRA.values() for module in modules}
+    for imported in imports_of(path):
+        top = imported.module.partition(".")[0]
+        if imported.for_typing or top == "rank_k" or top in sys.stdlib_module_names:
             continue
-        where = f"{path.relative_to(ROOT)}:{found.line}: {found.module}"
-        assert found.in_function, f"{where} at the head of a module"
-        if (path.name, top) not in EXCUSED:
-            assert top not in brought, f"{where}: use rank_k.optional_deps.load"
+        location = f"{path.relative_to(ROOT)}:{imported.line}: {imported.module}"
+        assert imported.in_function, f"{location} at the head of a module"
+        if (path.name, top) not in ALLOWED_IMPORTS:
+            assert top not in extra_modules, f"{location}: use rank_k.optional_deps.load"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_only_the_command_line_prints(path: Path) -> None:
+def test_only_the_cli_prints(path: Path) -> None:
     if parts_of(path)[0] == "cli":
         return
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -177,7 +179,7 @@ def test_only_the_command_line_prints(path: Path) -> None:
 # --- public names ----------------------------------------------------------------------------------
 
 
-def test_public_names_are_listed_in_order_and_lead_somewhere() -> None:
+def test_public_names_are_sorted_and_importable() -> None:
     assert rank_k.__all__ == sorted(rank_k.__all__)
     assert set(rank_k.__all__) == set(rank_k._HOMES)
     for name in rank_k.__all__:
@@ -185,7 +187,7 @@ def test_public_names_are_listed_in_order_and_lead_somewhere() -> None:
     assert set(rank_k.__all__) <= set(dir(rank_k))
 
 
-def test_public_names_are_the_same_to_a_type_checker() -> None:
+def test_public_names_equal_the_typed_imports() -> None:
     declared = {
         alias.name: node.module
         for block in ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8")).body
@@ -197,7 +199,7 @@ def test_public_names_are_the_same_to_a_type_checker() -> None:
     assert declared == rank_k._HOMES
 
 
-def test_a_name_that_does_not_exist_is_told() -> None:
+def test_package_getattr_rejects_unknown_names() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Rerankr'"):
         _ = rank_k.Rerankr
 
@@ -205,11 +207,11 @@ def test_a_name_that_does_not_exist_is_told() -> None:
 # --- what the project says of itself ---------------------------------------------------------------
 
 
-def test_the_version_is_said_once_and_the_same() -> None:
+def test_version_equals_the_project_metadata() -> None:
     assert PROJECT["version"] == rank_k.__version__
 
 
-def normalized(requirement: str) -> str:
+def distribution_name(requirement: str) -> str:
     """The name of the distribution that a requirement asks for, as package indexes compare names."""
     return re.sub(r"[-_.]+", "-", re.split(r"[\s<>=!~;\[]", requirement, maxsplit=1)[0]).lower()
 
@@ -217,35 +219,41 @@ def normalized(requirement: str) -> str:
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
 
-APART = {"train", "haystack", "langchain", "llama-index", "mteb", "pyterrier"}
+EXTRAS_NOT_IN_ALL = {"train", "haystack", "langchain", "llama-index", "mteb", "pyterrier"}
 """Extras that nobody gets who did not ask for them: gigabytes for training, and whole frameworks."""
 
 
-def test_the_door_knows_every_extra() -> None:
+def test_modules_of_extra_lists_every_extra() -> None:
     assert set(MODULES_OF_EXTRA) == set(EXTRAS) - {"all", "dev"}
     (everything,) = EXTRAS["all"]
-    assert set(everything.removeprefix("rank-k[").removesuffix("]").split(",")) == set(MODULES_OF_EXTRA) - APART
+    assert (
+        set(everything.removeprefix("rank-k[").removesuffix("]").split(","))
+        == set(MODULES_OF_EXTRA) - EXTRAS_NOT_IN_ALL
+    )
     assert "rank-k[all]" in EXTRAS["dev"]
 
 
 @pytest.mark.parametrize("extra", MODULES_OF_EXTRA)
-def test_an_extra_brings_the_modules_that_the_door_lets_in(extra: str) -> None:
-    brought_by = packages_distributions()
-    if extra in APART and ("torch" if extra == "train" else MODULES_OF_EXTRA[extra][0]) not in brought_by:
+def test_extra_installs_its_modules(extra: str) -> None:
+    distributions = packages_distributions()
+    if (
+        extra in EXTRAS_NOT_IN_ALL
+        and ("torch" if extra == "train" else MODULES_OF_EXTRA[extra][0]) not in distributions
+    ):
         pytest.skip(f"pip install 'rank-k[{extra}]'")
-    wanted = {normalized(requirement) for requirement in EXTRAS[extra]}
-    met = set()
+    required = {distribution_name(requirement) for requirement in EXTRAS[extra]}
+    satisfied = set()
     for module in MODULES_OF_EXTRA[extra]:
-        assert module in brought_by, f"{module} is not installed: pip install -e '.[dev]'"
-        bringing = {normalized(name) for name in brought_by[module]} & wanted
-        assert bringing, f"{module} comes from {brought_by[module]}, which [{extra}] does not ask for"
-        met |= bringing
-    assert met == wanted, f"[{extra}] asks for {wanted - met}, of which the door knows no module"
+        assert module in distributions, f"{module} is not installed: pip install -e '.[dev]'"
+        providers = {distribution_name(name) for name in distributions[module]} & required
+        assert providers, f"{module} comes from {distributions[module]}, which [{extra}] does not ask for"
+        satisfied |= providers
+    assert satisfied == required, f"[{extra}] asks for {required - satisfied}, of which the door knows no module"
 
 
-def test_what_is_let_in_belongs_to_an_extra() -> None:
-    known = {module for modules in MODULES_OF_EXTRA.values() for module in modules}
-    asked = {
+def test_optional_imports_belong_to_an_extra() -> None:
+    extra_modules = {module for modules in MODULES_OF_EXTRA.values() for module in modules}
+    loaded_modules = {
         node.args[0].value.partition(".")[0]
         for path in MODULES
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
@@ -255,5 +263,5 @@ def test_what_is_let_in_belongs_to_an_extra() -> None:
         and isinstance(node.args[0], ast.Constant)
         and isinstance(node.args[0].value, str)
     }
-    assert asked
-    assert asked <= known
+    assert loaded_modules
+    assert loaded_modules <= extra_modules

@@ -13,7 +13,7 @@ from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.integration
 
-HEAVY = (
+HEAVY_MODULES = (
     "numpy",
     "scipy",
     "aiohttp",
@@ -26,13 +26,13 @@ HEAVY = (
     "ir_datasets",
     "pyarrow",
 )
-FOR_WORK = ("asyncio", "sqlite3", "json", "argparse", "dataclasses", "zlib", "logging", "email")
+WORK_MODULES = ("asyncio", "sqlite3", "json", "argparse", "dataclasses", "zlib", "logging", "email")
 
-ROUNDS = 8
+REPEATS = 8
 """How often a measurement is repeated. Other work on the machine can only make one larger, so the least counts."""
 
 
-def imported_by(*arguments: str) -> set[str]:
+def imported_modules(*arguments: str) -> set[str]:
     """The names of all modules that a Python run with `arguments` imports."""
     child = subprocess.run(
         [sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, check=True, timeout=PATIENCE
@@ -50,34 +50,34 @@ def cpu_seconds(*arguments: str) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def cost(*arguments: str) -> float:
+def relative_cost(*arguments: str) -> float:
     """Return the processor time of a Python run with `arguments` as a multiple of that of a Python that does nothing.
 
     Both are measured in turn, so that the ratio holds on machines of any speed.
     """
-    runs = [(cpu_seconds(*arguments), cpu_seconds("-c", "pass")) for _ in range(ROUNDS)]
+    runs = [(cpu_seconds(*arguments), cpu_seconds("-c", "pass")) for _ in range(REPEATS)]
     return min(run for run, _ in runs) / min(bare for _, bare in runs)
 
 
-def test_importing_the_package_imports_nothing_of_weight() -> None:
-    new = imported_by("-c", "import rank_k") - imported_by("-c", "pass")
+def test_import_loads_no_heavy_modules() -> None:
+    new = imported_modules("-c", "import rank_k") - imported_modules("-c", "pass")
     assert "rank_k" in new
     assert not [name for name in new if name.startswith("rank_k.")]
-    assert not new & {*HEAVY, *FOR_WORK}
+    assert not new & {*HEAVY_MODULES, *WORK_MODULES}
 
 
-def test_import_costs_little_more_than_python_itself() -> None:
-    assert cost("-c", "import rank_k") < 4  # measured: 2.0 without cached bytecode; numpy adds 10 or more
+def test_import_takes_little_more_cpu_than_python() -> None:
+    assert relative_cost("-c", "import rank_k") < 4  # measured: 2.0 without cached bytecode; numpy adds 10 or more
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
-def test_help_imports_nothing_of_weight(verb: str) -> None:
-    imported = imported_by("-m", "rank_k.cli", *filter(None, [verb]), "--help")
+def test_help_loads_no_heavy_modules(verb: str) -> None:
+    imported = imported_modules("-m", "rank_k.cli", *filter(None, [verb]), "--help")
     assert "rank_k.cli" in imported
-    assert not [name for name in imported if name.partition(".")[0] in HEAVY]
+    assert not [name for name in imported if name.partition(".")[0] in HEAVY_MODULES]
 
 
-@pytest.mark.parametrize(("verb", "most"), [("", 18), ("rerank", 10)])
-def test_help_costs_a_small_multiple_of_python_itself(verb: str, most: float) -> None:
+@pytest.mark.parametrize(("verb", "limit"), [("", 18), ("rerank", 10)])
+def test_help_cpu_is_a_small_multiple_of_python(verb: str, limit: float) -> None:
     # Measured on two machines, without cached bytecode: 9.4 to 12 for all verbs, 4.9 to 6 for one.
-    assert cost("-m", "rank_k.cli", *filter(None, [verb]), "--help") < most
+    assert relative_cost("-m", "rank_k.cli", *filter(None, [verb]), "--help") < limit

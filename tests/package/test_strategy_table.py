@@ -23,70 +23,72 @@ LENGTHS = (10, 20, 55, 100, 1000)
 BEGIN, END = "<!-- table: python -m tests.package.test_strategy_table -->\n", "<!-- end -->\n"
 
 
-def table() -> str:
+def cost_table() -> str:
     lines = ["| n | " + " | ".join(map(str, LENGTHS)) + " |", "|---" * (1 + len(LENGTHS)) + "|"]
     for name in STRATEGIES:
-        costs = [cost(make(name), length) for length in LENGTHS]
-        for number, what in enumerate(("calls", "rounds", "passages")):
-            lines.append(f"| `{name}` {what} | " + " | ".join(_told(row[number]) for row in costs) + " |")
+        costs = [mean_cost(make(name), length) for length in LENGTHS]
+        for number, unit in enumerate(("calls", "rounds", "passages")):
+            lines.append(f"| `{name}` {unit} | " + " | ".join(_format_number(row[number]) for row in costs) + " |")
     return "\n".join(lines) + "\n"
 
 
-def cost(strategy: Strategy, length: int) -> tuple[float, float, float]:
+def mean_cost(strategy: Strategy, length: int) -> tuple[float, float, float]:
     """Mean calls, rounds and passages of a query."""
-    found = []
+    costs = []
     for seed in range(5):
         _, rounds = drive(strategy, length, by_grade(Random(seed).sample(range(length), length)), seed)
-        windows = [window for step in rounds for window in step.windows]
-        found.append((len(windows), len(rounds), sum(len(window.doc_ids) for window in windows)))
-    calls, turns, passages = (fmean(column) for column in zip(*found, strict=True))
-    return calls, turns, passages
+        windows = [window for round_ in rounds for window in round_.windows]
+        costs.append((len(windows), len(rounds), sum(len(window.doc_ids) for window in windows)))
+    calls, round_count, passages = (fmean(column) for column in zip(*costs, strict=True))
+    return calls, round_count, passages
 
 
-def _told(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
 
 
-def _examples() -> list[str]:
+def _read_examples() -> list[str]:
     return re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_table_is_what_the_strategies_do() -> None:
-    written = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
-    assert written.strip() == table().strip(), "write it anew: python -m tests.package.test_strategy_table"
+def test_strategy_table_equals_the_strategies() -> None:
+    table = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    assert table.strip() == cost_table().strip(), "write it anew: python -m tests.package.test_strategy_table"
 
 
-def test_the_presets_are_all_on_the_page() -> None:
+def test_strategies_page_lists_every_preset() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert not [name for name in (*STRATEGIES, *PRESETS) if f"| `{name}` |" not in page]
 
 
 @pytest.fixture
 def example() -> dict[str, Any]:
-    names: dict[str, Any] = {"__name__": "halving"}
-    exec(compile(_examples()[0], "docs/strategies.md", "exec", dont_inherit=True), names)
-    return names
+    namespace: dict[str, Any] = {"__name__": "halving"}
+    exec(compile(_read_examples()[0], "docs/strategies.md", "exec", dont_inherit=True), namespace)
+    return namespace
 
 
-def test_the_example_passes_its_own_test(example: dict[str, Any]) -> None:
-    exec(_examples()[1], example)
+def test_example_strategy_passes_the_conformance_test(example: dict[str, Any]) -> None:
+    exec(_read_examples()[1], example)
     rounds = check_strategy(example["Halving"](), 100, Random(0))
-    assert [len(step.windows) for step in rounds] == [5, 3, 2, 1]
+    assert [len(round_.windows) for round_ in rounds] == [5, 3, 2, 1]
 
 
-def test_the_example_puts_the_best_first(example: dict[str, Any]) -> None:
+def test_example_strategy_ranks_the_best_first(example: dict[str, Any]) -> None:
     grades = Random(1).sample(range(100), 100)
     ranking, _ = drive(example["Halving"](), 100, by_grade(grades))
     assert grades[int(ranking.doc_ids[0][1:])] == 99
 
 
-def test_the_example_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "halving.py").write_text(_examples()[0], encoding="utf-8")
+def test_example_strategy_is_importable_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "halving.py").write_text(_read_examples()[0], encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    made = make("halving:Halving", window=7)
-    assert {len(w.doc_ids) for step in check_strategy(made, 49, Random(0)) for w in step.windows} <= set(range(2, 8))
+    strategy = make("halving:Halving", window=7)
+    assert {len(w.doc_ids) for round_ in check_strategy(strategy, 49, Random(0)) for w in round_.windows} <= set(
+        range(2, 8)
+    )
 
 
 if __name__ == "__main__":
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(before + BEGIN + table() + END + rest.partition(END)[2], encoding="utf-8")
+    text_before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    PAGE.write_text(text_before + BEGIN + cost_table() + END + rest.partition(END)[2], encoding="utf-8")

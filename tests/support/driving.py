@@ -12,13 +12,13 @@ def drive(
     strategy: Strategy, length: int, answer: Callable[[Window], WindowRanking], seed: int = 0
 ) -> tuple[Ranking, list[Round]]:
     """The ranking of the candidates d0, d1, ... and the rounds that were asked for."""
-    steps = strategy([Candidate(f"d{i}", -i) for i in range(length)], seed)
+    generator = strategy([Candidate(f"d{i}", -i) for i in range(length)], seed)
     rounds: list[Round] = []
     try:
-        step = next(steps)
+        round_ = next(generator)
         while True:
-            rounds.append(step)
-            step = steps.send([WindowResult(window, (answer(window),)) for window in step.windows])
+            rounds.append(round_)
+            round_ = generator.send([WindowResult(window, (answer(window),)) for window in round_.windows])
     except StopIteration as stop:
         ranking: Ranking = stop.value
         return ranking, rounds
@@ -28,9 +28,11 @@ def by_grade(grades: list[int]) -> Callable[[Window], WindowRanking]:
     """A judge without noise: d0 is worth `grades[0]`, and so on; equal grades are tied."""
 
     def answer(window: Window) -> WindowRanking:
-        worth = {doc_id: grades[int(doc_id[1:])] for doc_id in window.doc_ids}
-        tiers = (tuple(d for d in worth if worth[d] == level) for level in sorted(set(worth.values()), reverse=True))
-        return WindowRanking(tuple(tiers), frozenset(worth), True)
+        grade_of = {doc_id: grades[int(doc_id[1:])] for doc_id in window.doc_ids}
+        tiers = (
+            tuple(d for d in grade_of if grade_of[d] == level) for level in sorted(set(grade_of.values()), reverse=True)
+        )
+        return WindowRanking(tuple(tiers), frozenset(grade_of), True)
 
     return answer
 

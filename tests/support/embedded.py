@@ -10,7 +10,7 @@ from rank_k.errors import MissingWeights
 from rank_k.models.weights import DEFAULT_WEIGHTS, cache_directory, locate
 
 
-def _user_cache() -> Path | None:
+def _find_user_cache() -> Path | None:
     try:
         locate(DEFAULT_WEIGHTS)
     except MissingWeights:
@@ -18,5 +18,5 @@ def _user_cache() -> Path | None:
     return cache_directory()
 
 
-USER_CACHE = _user_cache()  # before the tests are given homes of their own
+USER_CACHE = _find_user_cache()  # before the tests are given homes of their own
 needs_weights = pytest.mark.skipif(USER_CACHE is None, reason="the embedded weights are not here: rank-k fetch")

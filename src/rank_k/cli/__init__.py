@@ -33,86 +33,86 @@ VERBS = (
     "doctor",
 )
 
-_BETWEEN_COLLECTIONS = 50_000
+GC_THRESHOLD = 50_000
 """Objects made before Python looks for cycles among them, instead of 700. Nearly all that a command makes is either
 freed at once or lives until its end, so that looking finds nothing: it was a sixth of a run's processor time."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
-    parser = _parser(arguments)
+    parser = _build_parser(arguments)
     args, unknown = parser.parse_known_args(arguments)
     if not args.verb:
         parser.print_help()
         return 2
     if unknown:  # named without its value, which may be a key
         name = unknown[0].partition("=")[0]
-        print(f"{_asked(args)}: there is no option {name}; see {_asked(args)} --help", file=sys.stderr)
+        print(f"{_command_name(args)}: there is no option {name}; see {_command_name(args)} --help", file=sys.stderr)
         return 2
-    return _guarded(args)
+    return _run_verb(args)
 
 
-def _guarded(args: argparse.Namespace) -> int:
+def _run_verb(args: argparse.Namespace) -> int:
     """Run the verb; a user's mistake comes out as one line, an interruption without a traceback."""
     from rank_k.errors import RankKError
 
-    gc.set_threshold(_BETWEEN_COLLECTIONS)
+    gc.set_threshold(GC_THRESHOLD)
     atexit.register(gc.freeze)  # what is left then goes with the process, cycles or not
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a trace may hold what the terminal cannot show
     try:
-        code: int = _verb(args.verb).run(args)
+        code: int = _import_verb(args.verb).run(args)
         sys.stdout.flush()
     except RankKError as error:
-        return _mistake(args, str(error))
+        return _print_mistake(args, str(error))
     except KeyboardInterrupt:
-        print(f"\n{_asked(args)}: interrupted", file=sys.stderr)
+        print(f"\n{_command_name(args)}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a file that was taken away
-        return _mistake(args, f"{error.filename or 'the system'}: {error.strerror or error}")
+        return _print_mistake(args, f"{error.filename or 'the system'}: {error.strerror or error}")
     except Exception as error:
         from sqlite3 import Error as DatabaseError
 
         if not isinstance(error, DatabaseError):
             raise
-        return _mistake(args, f"the journal cannot be used: {error}; give another file with --journal")
+        return _print_mistake(args, f"the journal cannot be used: {error}; give another file with --journal")
     return code
 
 
-def _mistake(args: argparse.Namespace, told: str) -> int:
-    print(f"{_asked(args)}: {' '.join(told.split())}", file=sys.stderr)
+def _print_mistake(args: argparse.Namespace, message: str) -> int:
+    print(f"{_command_name(args)}: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 
-def _asked(args: argparse.Namespace) -> str:
+def _command_name(args: argparse.Namespace) -> str:
     """The command as far as it names what is done: the verb, and the step of one that has steps."""
     return " ".join(filter(None, ("rank-k", args.verb, getattr(args, "step", None))))
 
 
-def _verb(name: str) -> ModuleType:
+def _import_verb(name: str) -> ModuleType:
     return importlib.import_module(f"rank_k.cli.{name}")
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser; of the verbs, only the one named is filled in."""
     from rank_k import __version__
 
-    parser = _Parser(
+    parser = _OneLineErrorParser(
         prog="rank-k",
         description="Listwise reranking by language models that reason.",
         epilog="example: rank-k demo",
     )
     parser.add_argument("--version", action="version", version=f"rank-k {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb")
-    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    requested = next((argument for argument in arguments if not argument.startswith("-")), None)
     for name in VERBS:
-        if asked in VERBS and name != asked:
+        if requested in VERBS and name != requested:
             verbs.add_parser(name)  # known, but not needed now
             continue
-        add_verb(verbs, name, _verb(name))
+        add_verb(verbs, name, _import_verb(name))
     return parser
 
 
@@ -129,7 +129,7 @@ def add_verb(verbs: argparse._SubParsersAction[Any], name: str, module: ModuleTy
     module.add_arguments(verb)
 
 
-class _Parser(argparse.ArgumentParser):
+class _OneLineErrorParser(argparse.ArgumentParser):
     """Says what is wrong in one line. The usage, which is long, is there for --help."""
 
     def error(self, message: str) -> NoReturn:

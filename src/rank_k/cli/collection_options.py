@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from rank_k.data.collections.base import Collection, Corpus, Excluded
     from rank_k.data.corpus_index import OnProgress
 
-DATASET = "beir:DIR, bright:SUBSET, python-docs or an ir_datasets id"
+DATASET_HELP = "beir:DIR, bright:SUBSET, python-docs or an ir_datasets id"
 
 
 def add_collection(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("collection", "files may be compressed (.gz, .zst); see docs/collections.md")
-    stands = f"{DATASET}; stands for queries, documents and qrels together"
-    group.add_argument("--dataset", metavar="NAME", help=stands)
+    dataset_help = f"{DATASET_HELP}; stands for queries, documents and qrels together"
+    group.add_argument("--dataset", metavar="NAME", help=dataset_help)
     group.add_argument("--queries", type=Path, metavar="FILE", help="JSONL (_id, text), TSV or TREC topics")
     group.add_argument("--documents", type=Path, metavar="FILE", help="JSONL (_id, title, text) or TSV")
 
@@ -40,16 +40,16 @@ class ResolvedCollection:
         """What is read, and must not be written over."""
         return (self.queries, *self.corpus.files)
 
-    def run(self, file: Path | None) -> Path:
+    def find_run_file(self, file: Path | None) -> Path:
         """The run to rerank: `file`, or else the collection's own. Raises `InputError` if there is none."""
         from rank_k.errors import InputError
 
-        own = self.collection.first_stage if file is None and self.collection is not None else None
-        if (found := file or own) is None:
-            beside = getattr(self.collection, "runs", ())
-            named = f", such as {beside[0]}" if beside else "; rank-k retrieve makes one"
-            raise InputError("--run is missing", f"give --run FILE{named}")
-        return found
+        default_run = self.collection.first_stage if file is None and self.collection is not None else None
+        if (run_file := file or default_run) is None:
+            run_files = getattr(self.collection, "runs", ())
+            suggestion = f", such as {run_files[0]}" if run_files else "; rank-k retrieve makes one"
+            raise InputError("--run is missing", f"give --run FILE{suggestion}")
+        return run_file
 
 
 def resolve_collection(args: argparse.Namespace) -> ResolvedCollection:
@@ -57,15 +57,15 @@ def resolve_collection(args: argparse.Namespace) -> ResolvedCollection:
     from rank_k.data.collections.base import CorpusFile
     from rank_k.errors import InputError
 
-    found = find_named_collection(args.dataset) if args.dataset else None
+    collection = find_named_collection(args.dataset) if args.dataset else None
     queries: Path | None = args.queries
     corpus: Corpus | None = None if args.documents is None else CorpusFile(args.documents)
-    if found is not None:
-        queries, corpus = queries or found.queries, corpus or found.corpus
+    if collection is not None:
+        queries, corpus = queries or collection.queries, corpus or collection.corpus
     if queries is None or corpus is None:
         option = "--queries" if queries is None else "--documents"
-        raise InputError(f"{option} is missing", f"give {option} FILE, or --dataset with {DATASET}")
-    return ResolvedCollection(queries, corpus, found)
+        raise InputError(f"{option} is missing", f"give {option} FILE, or --dataset with {DATASET_HELP}")
+    return ResolvedCollection(queries, corpus, collection)
 
 
 def find_named_collection(name: str) -> Collection:

@@ -23,7 +23,7 @@ EXAMPLE = "rank-k demo"
 DEPTH = 12
 PASSAGE_TOKENS = 120  # a docstring's gist; the embedded model reads some 200 tokens a second
 
-HOW = {
+METHOD_DESCRIPTIONS = {
     "listwise": "ranked by comparison; before each ranking stands what was thought",
     "likelihood": "ranked by query likelihood, not by comparison: nothing was thought; before each passage stands the"
     " log-probability of the question after it",
@@ -59,12 +59,12 @@ def run(args: argparse.Namespace) -> int:
         queries = {"yours": Query("yours", args.query)}
     else:
         queries = {q.query.query_id: q.query for q in questions() if args.all or q.featured}
-    found = dict(retrieve(queries.values(), texts.values(), depth=args.depth))
-    judged = {query_id: grades for query_id, grades in qrels().items() if query_id in queries}
-    before: dict[str, Sequence[Candidate]] = {}
-    after: dict[str, Sequence[Candidate]] = {}
-    named = args.model or default_model(args.method)
-    plain = args.server is None and find_student(named) is None  # no settings of its own
+    first_stage = dict(retrieve(queries.values(), texts.values(), depth=args.depth))
+    qrels_of_queries = {query_id: grades for query_id, grades in qrels().items() if query_id in queries}
+    first_stage_rankings: dict[str, Sequence[Candidate]] = {}
+    reranked: dict[str, Sequence[Candidate]] = {}
+    weights_name = args.model or default_model(args.method)
+    is_plain = args.server is None and find_student(weights_name) is None  # no settings of its own
     with Reranker(
         args.model,
         server=args.server,
@@ -73,24 +73,26 @@ def run(args: argparse.Namespace) -> int:
         context_length=args.context_length,
         method=args.method,
         reasoning=args.reasoning,
-        passage_tokens=PASSAGE_TOKENS if plain else None,
-        max_tokens=args.max_tokens or (256 if plain else None),
-        temperature=0.0 if plain else "default",
+        passage_tokens=PASSAGE_TOKENS if is_plain else None,
+        max_tokens=args.max_tokens or (256 if is_plain else None),
+        temperature=0.0 if is_plain else "default",
     ) as reranker:
         reranker.prepare()
         print(f"{len(texts):,} passages of Python's documentation, BM25, then {reranker.model.name}")
-        print(textwrap.fill(HOW[reranker.method], 96), end="\n\n")
+        print(textwrap.fill(METHOD_DESCRIPTIONS[reranker.method], 96), end="\n\n")
         for query_id, query in queries.items():
-            candidates = found[query_id]
-            before[query_id] = candidates
-            after[query_id] = _one(reranker, query, candidates, texts, judged.get(query_id, {}))
-    if judged:
-        _measured(judged, before, after)
+            candidates = first_stage[query_id]
+            first_stage_rankings[query_id] = candidates
+            reranked[query_id] = _rerank_question(
+                reranker, query, candidates, texts, qrels_of_queries.get(query_id, {})
+            )
+    if qrels_of_queries:
+        _print_quality(qrels_of_queries, first_stage_rankings, reranked)
     print(f"{time.monotonic() - started:.0f} s in all", file=sys.stderr)
     return 0
 
 
-def _one(
+def _rerank_question(
     reranker: Reranker,
     query: Query,
     candidates: Sequence[Candidate],
@@ -126,20 +128,20 @@ def _show_trace(hits: RankedHits) -> None:
         print(textwrap.indent(textwrap.fill(textwrap.shorten(trace, 400, placeholder=" ..."), 96), "   │ "))
 
 
-def _measured(
-    judged: Mapping[str, Mapping[str, int]],
-    before: Mapping[str, Sequence[Candidate]],
-    after: Mapping[str, Sequence[Candidate]],
+def _print_quality(
+    qrels: Mapping[str, Mapping[str, int]],
+    first_stage: Mapping[str, Sequence[Candidate]],
+    reranked: Mapping[str, Sequence[Candidate]],
 ) -> None:
     """nDCG@10 before and after, and what that says."""
     from statistics import fmean
 
     from rank_k.evaluation.measures import evaluate
 
-    bm25 = evaluate(judged, before, ["nDCG@10"]).per_query["nDCG@10"]
-    reranked = evaluate(judged, after, ["nDCG@10"]).per_query["nDCG@10"]
-    better = sum(reranked[q] > bm25[q] + 1e-9 for q in bm25)
-    worse = sum(reranked[q] < bm25[q] - 1e-9 for q in bm25)
-    moved = sum(tuple(c.doc_id for c in after[q]) != tuple(c.doc_id for c in before[q]) for q in before)
-    print(f"nDCG@10  BM25 {fmean(bm25.values()):.4f}   reranked {fmean(reranked.values()):.4f}")
-    print(f"{len(bm25)} questions: {better} better, {worse} worse, order changed in {moved}")
+    bm25_ndcg = evaluate(qrels, first_stage, ["nDCG@10"]).per_query["nDCG@10"]
+    reranked_ndcg = evaluate(qrels, reranked, ["nDCG@10"]).per_query["nDCG@10"]
+    better = sum(reranked_ndcg[q] > bm25_ndcg[q] + 1e-9 for q in bm25_ndcg)
+    worse = sum(reranked_ndcg[q] < bm25_ndcg[q] - 1e-9 for q in bm25_ndcg)
+    moved = sum(tuple(c.doc_id for c in reranked[q]) != tuple(c.doc_id for c in first_stage[q]) for q in first_stage)
+    print(f"nDCG@10  BM25 {fmean(bm25_ndcg.values()):.4f}   reranked {fmean(reranked_ndcg.values()):.4f}")
+    print(f"{len(bm25_ndcg)} questions: {better} better, {worse} worse, order changed in {moved}")

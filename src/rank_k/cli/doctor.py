@@ -33,97 +33,97 @@ def run(args: argparse.Namespace) -> int:
     from rank_k import __version__
     from rank_k.errors import RankKError
 
-    _say("rank-k", f"{__version__}, Python {platform.python_version()}, {sys.platform}")
-    _extras()
+    _print_row("rank-k", f"{__version__}, Python {platform.python_version()}, {sys.platform}")
+    _print_extras()
     if args.prompt is not None:
-        _prompt(args.prompt)
+        _print_prompt(args.prompt)
     try:
-        model = _model(args)
+        model = _make_model(args)
     except RankKError as error:
-        _say("model", str(error))
+        _print_row("model", str(error))
         return 1
     import asyncio
 
-    return asyncio.run(_look_at(model, args.probe))
+    return asyncio.run(_check_model(model, args.probe))
 
 
-def _say(what: str, found: str) -> None:
-    print(f"{what:<12} {found}")
+def _print_row(label: str, text: str) -> None:
+    print(f"{label:<13} {text}")
 
 
-def _extras() -> None:
+def _print_extras() -> None:
     from rank_k.optional_deps import MODULES_OF_EXTRA
 
     packages = metadata.packages_distributions()  # reads what every installed package brings: once is enough
 
-    def told(module: str) -> str:
+    def with_version(module: str) -> str:
         names = packages.get(module, [])
         return f"{module} {metadata.version(names[0])}" if names else module
 
     for extra, modules in MODULES_OF_EXTRA.items():
-        absent = [module for module in modules if find_spec(module) is None]
-        found = ", ".join(told(module) for module in modules if module not in absent)
-        _say(f"[{extra}]", f"not installed: pip install 'rank-k[{extra}]'" if absent else found)
+        missing = [module for module in modules if find_spec(module) is None]
+        installed = ", ".join(with_version(module) for module in modules if module not in missing)
+        _print_row(f"[{extra}]", f"not installed: pip install 'rank-k[{extra}]'" if missing else installed)
 
 
-def _prompt(path: Path) -> None:
+def _print_prompt(path: Path) -> None:
     from rank_k.window.prompt import OFFICIAL_SHA256, read_template
 
     template = read_template(path)
     official = ", the Rank-K authors' own" if template.sha256 == OFFICIAL_SHA256 else ""
-    _say("prompt", f"{template.name}, sha256 {template.sha256}{official}")
+    _print_row("prompt", f"{template.name}, sha256 {template.sha256}{official}")
 
 
-def _model(args: argparse.Namespace) -> Model:
+def _make_model(args: argparse.Namespace) -> Model:
     from rank_k.models.http import HttpModel
 
     if args.server is None:
         from rank_k.models.embedded import EmbeddedModel
         from rank_k.models.student import default_model, find_student
 
-        named = args.model or default_model(None)
-        student = find_student(named)
+        weights_name = args.model or default_model(None)
+        student = find_student(weights_name)
         if student is not None:
             return EmbeddedModel(student.weights, adapter=student.adapter, context_length=args.context_length)
-        return EmbeddedModel(named, context_length=args.context_length)
+        return EmbeddedModel(weights_name, context_length=args.context_length)
     key = api_key(args.server, args.model_key_env)
     return HttpModel(
         args.server, args.model, api_key=key, server_type=args.server_type, context_length=args.context_length
     )
 
 
-async def _look_at(model: Model, probe: bool) -> int:
+async def _check_model(model: Model, probe: bool) -> int:
     from rank_k.errors import ModelError, RankKError
     from rank_k.models.http import HttpModel
 
     try:
         await model.prepare()
-        _say("model", f"{model.name} answers")
+        _print_row("model", f"{model.name} answers")
         if isinstance(model, HttpModel):
-            _say("server", f"{model.url}, dialect {model.server_type.name}")
-        _say("context_length", f"{model.context_length:,} tokens{_is_assumed(model)}")
+            _print_row("server", f"{model.url}, server type {model.server_type.name}")
+        _print_row("context", f"{model.context_length:,} tokens{_assumed_note(model)}")
         if probe:
-            for what, question in PROBES.items():
+            for label, probe_model in PROBES.items():
                 try:
-                    _say(what, await question(model))
+                    _print_row(label, await probe_model(model))
                 except ModelError as error:
-                    _say(what, f"no: {error}")
+                    _print_row(label, f"no: {error}")
     except RankKError as error:
-        _say("model", str(error))
+        _print_row("model", str(error))
         return 1
     finally:
         await model.close()
     return 0
 
 
-def _is_assumed(model: Model) -> str:
+def _assumed_note(model: Model) -> str:
     from rank_k.models.http import HttpModel
 
     assumed = isinstance(model, HttpModel) and not model.context_length_is_known
     return " (assumed: the server does not say; --context-length sets it)" if assumed else ""
 
 
-async def _probe_order(model: Model) -> str:
+async def _probe_ranking(model: Model) -> str:
     """One window of three passages through the whole path."""
     from rank_k.types import Request
     from rank_k.window.parsing import parse_ranking
@@ -131,18 +131,20 @@ async def _probe_order(model: Model) -> str:
 
     passages = ["Rain is water that falls from clouds.", "The sky is blue since air scatters blue light.", "Cats purr."]
     messages = default_template().messages("why is the sky blue", passages)
-    reply = await model.complete(Request(messages, max_tokens=min(2000, model.context_length // 2), seed=0))
-    answer = parse_ranking(reply.text, 3, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
-    where = "in a field of its own" if reply.reasoning else "in the text" if answer.trace else "none"
-    shown = " > ".join(" = ".join(f"[{i}]" for i in tier) for tier in answer.tiers) if answer.is_valid else "not usable"
-    usage = reply.usage
+    response = await model.complete(Request(messages, max_tokens=min(2000, model.context_length // 2), seed=0))
+    answer = parse_ranking(response.text, 3, reasoning=response.reasoning, finish_reason=response.finish_reason)
+    trace_place = "in a field of its own" if response.reasoning else "in the text" if answer.trace else "none"
+    ranking = (
+        " > ".join(" = ".join(f"[{i}]" for i in tier) for tier in answer.tiers) if answer.is_valid else "not usable"
+    )
+    usage, repairs = response.usage, _format_repairs(dict(answer.repairs))
     return (
-        f"{shown} in {reply.seconds:.1f} s; trace {where}; {usage.prompt_tokens} tokens in,"
-        f" {usage.completion_tokens} out{' (estimated)' if usage.estimated else ''}; {_mended(dict(answer.repairs))}"
+        f"{ranking} in {response.seconds:.1f} s; trace {trace_place}; {usage.prompt_tokens} tokens in,"
+        f" {usage.completion_tokens} out{' (estimated)' if usage.estimated else ''}; {repairs}"
     )
 
 
-def _mended(repairs: dict[str, int]) -> str:
+def _format_repairs(repairs: dict[str, int]) -> str:
     return "repairs: " + ", ".join(f"{k} {n}" for k, n in repairs.items()) if repairs else "no repairs"
 
 
@@ -151,21 +153,21 @@ async def _probe_tokens(model: Model) -> str:
     return "not offered: lengths are estimated" if tokens is None else f"exact (five words: {tokens})"
 
 
-async def _probe_direct(model: Model) -> str:
+async def _probe_no_reasoning(model: Model) -> str:
     """Whether asking for the answer at once is honored."""
-    reply = await model.complete(_question("What is 2 + 2? Answer with the number.", 64, reasoning=False))
-    thought = reply.reasoning or ("<think>" in reply.text and reply.text)
-    return "ignored: the model thinks all the same" if thought else "honored, or a model without a thought"
+    response = await model.complete(_make_request("What is 2 + 2? Answer with the number.", 64, reasoning=False))
+    reasoning = response.reasoning or ("<think>" in response.text and response.text)
+    return "ignored: the model thinks all the same" if reasoning else "honored, or a model without a thought"
 
 
 async def _probe_prefill(model: Model) -> str:
     """Whether the model goes on from a given beginning."""
     if not model.capabilities.prefill:
         return "not offered: cut thoughts are handed back in a fresh turn"
-    beginning = "The alphabet goes: A B C D E F"
-    reply = await model.complete(replace(_question("Say the alphabet.", 8), prefill=beginning))
-    goes_on = "".join(reply.text.split())[:1].upper() == "G"
-    return "honored" if goes_on else f"accepted; it went on with {' '.join(reply.text.split())[:40]!r}"
+    prefill = "The alphabet goes: A B C D E F"
+    response = await model.complete(replace(_make_request("Say the alphabet.", 8), prefill=prefill))
+    continues = "".join(response.text.split())[:1].upper() == "G"
+    return "honored" if continues else f"accepted; it went on with {' '.join(response.text.split())[:40]!r}"
 
 
 async def _probe_grammar(model: Model) -> str:
@@ -174,32 +176,38 @@ async def _probe_grammar(model: Model) -> str:
 
     if not model.capabilities.grammar:
         return "not offered: answers are free, and repaired where they must be"
-    reply = await model.complete(replace(_question("Tell me a story.", 64, reasoning=False), constrain_to_ranking_of=4))
-    said = (reply.text or reply.reasoning or "").rpartition("</think>")[2]
-    return "honored" if follows(said, 4) else f"forgotten: it said {' '.join(said.split())[:40]!r}"
+    response = await model.complete(
+        replace(_make_request("Tell me a story.", 64, reasoning=False), constrain_to_ranking_of=4)
+    )
+    text = (response.text or response.reasoning or "").rpartition("</think>")[2]
+    return "honored" if follows(text, 4) else f"forgotten: it said {' '.join(text.split())[:40]!r}"
 
 
-async def _probe_budget(model: Model) -> str:
+async def _probe_reasoning_budget(model: Model) -> str:
     """Whether the server keeps a reasoning budget itself."""
     if not model.capabilities.reasoning_budget:
         return "not offered: thoughts are ended by the token limit and closed from here"
     if not model.capabilities.reasons:
         return "not needed: the model has no thought of its own"
-    reply = await model.complete(
-        replace(_question("How many primes are below 100? Think it through.", 600), reasoning_budget=32)
+    response = await model.complete(
+        replace(_make_request("How many primes are below 100? Think it through.", 600), reasoning_budget=32)
     )
-    spent = reply.usage.reasoning_tokens
-    if not spent:
+    reasoning_tokens = response.usage.reasoning_tokens
+    if not reasoning_tokens:
         return "cannot be told: the model did not think"
-    return f"honored ({spent} of 32 tokens)" if spent <= 40 else f"forgotten: it spent {spent} of 32 tokens"
+    return (
+        f"honored ({reasoning_tokens} of 32 tokens)"
+        if reasoning_tokens <= 40
+        else f"forgotten: it spent {reasoning_tokens} of 32 tokens"
+    )
 
 
 async def _probe_logprobs(model: Model) -> str:
     """Whether the probabilities of tokens are told."""
     if not model.capabilities.logprobs:
         return "not offered: confidence comes from a second look"
-    reply = await model.complete(replace(_question("Say yes.", 4, reasoning=False), logprobs=True))
-    return f"told ({len(reply.tokens)} tokens)" if reply.tokens else "forgotten"
+    response = await model.complete(replace(_make_request("Say yes.", 4, reasoning=False), logprobs=True))
+    return f"told ({len(response.tokens)} tokens)" if response.tokens else "forgotten"
 
 
 async def _probe_likelihood(model: Model) -> str:
@@ -208,28 +216,28 @@ async def _probe_likelihood(model: Model) -> str:
 
     if not model.capabilities.scores_given_text:
         return "not offered: --method likelihood is not for this server"
-    reply = await model.complete(replace(_question("The sky is", 1), forced_text=" blue"))
-    found = log_probability(reply, " blue")
+    response = await model.complete(replace(_make_request("The sky is", 1), forced_text=" blue"))
+    log_likelihood = log_probability(response, " blue")
     return (
-        f"forgotten: it said {reply.text[:40]!r}"
-        if found is None
-        else f"told (' blue' after 'The sky is': {found:.2f})"
+        f"forgotten: it said {response.text[:40]!r}"
+        if log_likelihood is None
+        else f"told (' blue' after 'The sky is': {log_likelihood:.2f})"
     )
 
 
-def _question(text: str, max_tokens: int, reasoning: bool | None = None) -> Request:
+def _make_request(text: str, max_tokens: int, reasoning: bool | None = None) -> Request:
     from rank_k.types import Message, Request
 
     return Request((Message("user", text),), max_tokens, 0.0, seed=0, reasoning=reasoning)
 
 
 PROBES: dict[str, Callable[[Model], Awaitable[str]]] = {
-    "order": _probe_order,
+    "order": _probe_ranking,
     "tokens": _probe_tokens,
-    "think off": _probe_direct,
-    "going on": _probe_prefill,
+    "reasoning off": _probe_no_reasoning,
+    "prefill": _probe_prefill,
     "grammar": _probe_grammar,
-    "budget": _probe_budget,
+    "budget": _probe_reasoning_budget,
     "logprobs": _probe_logprobs,
     "likelihood": _probe_likelihood,
 }

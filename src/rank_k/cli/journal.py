@@ -21,21 +21,21 @@ NAME = "journal"
 HELP = "look into the file in which every call is kept"
 EXAMPLE = "rank-k journal cost reranked.trec.journal.sqlite"
 
-FIT = "fit-noise"
+FIT_NOISE = "fit-noise"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=("show", "export", "cost", FIT),
+        choices=("show", "export", "cost", FIT_NOISE),
         help="windows as text, as JSONL, the totals, or how the model errs (docs/simulation.md)",
     )
     parser.add_argument("journal", type=Path, metavar="FILE", help="the journal")
     parser.add_argument("--query", metavar="ID", help="only this query")
-    told = "of the runs in the journal, the one so named (the last one; of cost: all)"
-    parser.add_argument("--run", metavar="NAME", help=told)
+    run_help = "of the runs in the journal, the one so named (the last one; of cost: all)"
+    parser.add_argument("--run", metavar="NAME", help=run_help)
     add_prices(parser)
-    group = parser.add_argument_group(FIT)
+    group = parser.add_argument_group(FIT_NOISE)
     group.add_argument("--qrels", type=Path, metavar="FILE", help="judgments of the queries that were asked about")
     group.add_argument("--output", type=Path, metavar="FILE", help="the noise as JSON, for --noise FILE")
 
@@ -46,51 +46,51 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.journal.is_file():
         raise InputError(f"there is no journal {args.journal}", "name the file that rank-k rerank --journal wrote")
-    if (args.what == FIT) != (args.qrels is not None):
-        raise InputError("fit-noise and --qrels go together", f"rank-k journal {FIT} JOURNAL --qrels FILE")
+    if (args.what == FIT_NOISE) != (args.qrels is not None):
+        raise InputError("fit-noise and --qrels go together", f"rank-k journal {FIT_NOISE} JOURNAL --qrels FILE")
     if args.output is not None:
-        if args.what != FIT:
+        if args.what != FIT_NOISE:
             raise InputError(f"{args.what} has no use for --output", "it writes to standard output")
         check_output("--output", args.output, (args.journal, args.qrels))
     with closing(Journal(args.journal, read_only=True)) as journal:
         if args.run is not None and args.run not in (names := [record.run for record in journal.runs()]):
             raise InputError(f"there is no run {args.run} in {args.journal}", f"one of: {', '.join(names) or 'none'}")
         if args.what == "cost":
-            print("\n".join(_cost(journal, args)))
+            print("\n".join(_cost_lines(journal, args)))
             return 0
-        found = journal.windows(args.run, args.query)
+        records = journal.windows(args.run, args.query)
         if args.query is not None:
-            found = _at_least_one(found, args)
-        if args.what == FIT:
-            print("\n".join(_fitted(found, args)))
+            records = _require_windows(records, args)
+        if args.what == FIT_NOISE:
+            print("\n".join(_fit_noise(records, args)))
             return 0
         lines = (
-            (json.dumps(_told(journal, record)) for record in found)
+            (json.dumps(_record_to_dict(journal, record)) for record in records)
             if args.what == "export"
-            else _shown(journal, found)
+            else _record_lines(journal, records)
         )
         for line in lines:
             print(line)
     return 0
 
 
-def _at_least_one(found: Iterator[WindowRecord], args: argparse.Namespace) -> Iterator[WindowRecord]:
+def _require_windows(records: Iterator[WindowRecord], args: argparse.Namespace) -> Iterator[WindowRecord]:
     from rank_k.errors import InputError
 
-    first = next(found, None)
+    first = next(records, None)
     if first is None:
         run = "the last run" if args.run is None else f"run {args.run}"
         raise InputError(f"{run} in {args.journal} asked nothing about query {args.query}", "check --query")
-    return chain([first], found)
+    return chain([first], records)
 
 
-def _cost(journal: Journal, args: argparse.Namespace) -> list[str]:
+def _cost_lines(journal: Journal, args: argparse.Namespace) -> list[str]:
     """A line for each model and purpose; money where prices are given."""
     from rank_k.errors import InputError
 
-    paid = any(value is not None for value in (args.price_in, args.price_out, args.price_file))
-    head = f"{'model':<32} {'purpose':<10} {'calls':>7} {'tokens in':>12} {'cached':>12} {'tokens out':>12} "
-    lines = [head + f"{'reasoning':>12} {'seconds':>9}" + (f" {'cost':>10}" if paid else "")]
+    has_prices = any(value is not None for value in (args.price_in, args.price_out, args.price_file))
+    header = f"{'model':<32} {'purpose':<10} {'calls':>7} {'tokens in':>12} {'cached':>12} {'tokens out':>12} "
+    lines = [header + f"{'reasoning':>12} {'seconds':>9}" + (f" {'cost':>10}" if has_prices else "")]
     totals = journal.totals(args.run, args.query)
     if args.query is not None and not totals:
         raise InputError(f"{args.journal} holds no call about query {args.query}", "check --query")
@@ -98,11 +98,11 @@ def _cost(journal: Journal, args: argparse.Namespace) -> list[str]:
         line = f"{model[:32]:<32} {purpose:<10} {calls:>7,} {usage.prompt_tokens:>12,} {usage.cached_tokens:>12,} "
         line += f"{usage.completion_tokens:>12,} {usage.reasoning_tokens:>12,} {seconds:>9,.0f}"
         price = prices(args, model)
-        lines.append(line + (f" {price.of(usage):>10,.4f}" if price else ""))
+        lines.append(line + (f" {price.cost_of(usage):>10,.4f}" if price else ""))
     return lines
 
 
-def _fitted(records: Iterator[WindowRecord], args: argparse.Namespace) -> list[str]:
+def _fit_noise(records: Iterator[WindowRecord], args: argparse.Namespace) -> list[str]:
     """The noise of a run's answers, field by field; also written to --output."""
     from dataclasses import asdict
 
@@ -111,27 +111,30 @@ def _fitted(records: Iterator[WindowRecord], args: argparse.Namespace) -> list[s
     from rank_k.simulation.noise_fit import fit_noise
     from rank_k.simulation.observations import observations_of
 
-    found = fit_noise(observations_of(records), read_qrels(args.qrels))
+    noise_fit = fit_noise(observations_of(records), read_qrels(args.qrels))
     if args.output is not None:
-        how = {
+        provenance = {
             "journal": str(args.journal),
             "qrels": str(args.qrels),
-            "queries": found.queries,
-            "answers": found.looks,
-            "comparisons": found.comparisons,
-            "standard_errors": {name: round(error, 4) for name, error in found.errors.items()},
-            "assumed": dict(found.assumed),
+            "queries": noise_fit.queries,
+            "answers": noise_fit.looks,
+            "comparisons": noise_fit.comparisons,
+            "standard_errors": {name: round(error, 4) for name, error in noise_fit.errors.items()},
+            "assumed": dict(noise_fit.assumed),
         }
-        args.output.write_text(noise_to_json(found.noise, how), encoding="utf-8")
-    lines = [f"{found.looks:,} answers about {found.queries:,} queries, {found.comparisons:,} comparisons", ""]
-    for name, value in asdict(found.noise).items():
-        error = f" +- {found.errors[name]:.3f}" if name in found.errors else ""
-        lines.append(f"{name:<14} {value:7.3f}{error:<9}  {found.assumed.get(name, '')}".rstrip())
+        args.output.write_text(noise_to_json(noise_fit.noise, provenance), encoding="utf-8")
+    lines = [
+        f"{noise_fit.looks:,} answers about {noise_fit.queries:,} queries, {noise_fit.comparisons:,} comparisons",
+        "",
+    ]
+    for name, value in asdict(noise_fit.noise).items():
+        error = f" +- {noise_fit.errors[name]:.3f}" if name in noise_fit.errors else ""
+        lines.append(f"{name:<14} {value:7.3f}{error:<9}  {noise_fit.assumed.get(name, '')}".rstrip())
     return lines
 
 
-def _told(journal: Journal, record: WindowRecord) -> dict[str, Any]:
-    replies = [journal.find_response(key) for key in record.call_keys]
+def _record_to_dict(journal: Journal, record: WindowRecord) -> dict[str, Any]:
+    responses = [journal.find_response(key) for key in record.call_keys]
     return {
         "query_id": record.query_id,
         "round": record.round,
@@ -140,35 +143,37 @@ def _told(journal: Journal, record: WindowRecord) -> dict[str, Any]:
         "reach": record.window.rank_range,
         "method": record.window.method,
         "orders": [
-            {"tiers": order.tiers, "placed": sorted(order.ranked_ids), "ranked": order.is_valid}
-            for order in record.rankings
+            {"tiers": ranking.tiers, "placed": sorted(ranking.ranked_ids), "ranked": ranking.is_valid}
+            for ranking in record.rankings
         ],
         "repairs": dict(record.repairs),
         "calls": [
             {
                 "request": journal.request(key),
-                "reasoning": reply.reasoning,
-                "text": reply.text,
-                "finish_reason": reply.finish_reason,
-                "prompt_tokens": reply.usage.prompt_tokens,
-                "completion_tokens": reply.usage.completion_tokens,
-                "seconds": reply.seconds,
+                "reasoning": response.reasoning,
+                "text": response.text,
+                "finish_reason": response.finish_reason,
+                "prompt_tokens": response.usage.prompt_tokens,
+                "completion_tokens": response.usage.completion_tokens,
+                "seconds": response.seconds,
             }
-            for key, reply in zip(record.call_keys, replies, strict=True)
-            if reply is not None
+            for key, response in zip(record.call_keys, responses, strict=True)
+            if response is not None
         ],
     }
 
 
-def _shown(journal: Journal, records: Iterator[WindowRecord]) -> Iterator[str]:
+def _record_lines(journal: Journal, records: Iterator[WindowRecord]) -> Iterator[str]:
     for record in records:
         yield f"== query {record.query_id}, round {record.round + 1}, window {record.position + 1}"
         for key in record.call_keys:
-            reply = journal.find_response(key)
-            if reply is not None:
-                yield (f"<think>{reply.reasoning.strip()}</think>\n" if reply.reasoning else "") + reply.text.strip()
-        for order in record.rankings:
-            yield "-> " + " > ".join(" = ".join(tier) for tier in order.tiers) if order.is_valid else "-> unranked"
+            response = journal.find_response(key)
+            if response is not None:
+                yield (
+                    f"<think>{response.reasoning.strip()}</think>\n" if response.reasoning else ""
+                ) + response.text.strip()
+        for ranking in record.rankings:
+            yield "-> " + " > ".join(" = ".join(tier) for tier in ranking.tiers) if ranking.is_valid else "-> unranked"
         if record.repairs:
             yield "repairs: " + ", ".join(f"{kind} {count}" for kind, count in sorted(record.repairs.items()))
         yield ""

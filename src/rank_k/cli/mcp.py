@@ -15,8 +15,8 @@ NAME = "mcp"
 HELP = "offer reranking as a tool to assistants and agents, over the Model Context Protocol"
 EXAMPLE = "rank-k mcp --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal asked.sqlite"
 
-_PORT = 8788
-_FOR_HTTP = ("host", "port", "client_key_env", "insecure", "allow_host", "allow_origin", "per_client", "max_body")
+_DEFAULT_PORT = 8788
+_HTTP_OPTIONS = ("host", "port", "client_key_env", "insecure", "allow_host", "allow_origin", "per_client", "max_body")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,51 +24,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_server(parser)
     add_ranking_options(parser)
     parser.add_argument("--journal", type=Path, metavar="FILE", help="keeps every call (a temporary one)")
-    add_access_options(parser, _PORT, "who may ask (with --http)")
+    add_access_options(parser, _DEFAULT_PORT, "who may ask (with --http)")
     add_limits(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     logging.getLogger().addHandler(logging.NullHandler())  # the SDK's own words quote what clients send
     if args.http:
-        _over_http(args)
+        _serve_http(args)
     else:
-        _over_pipes(args)
+        _serve_stdio(args)
     print("rank-k mcp: stopped", file=sys.stderr)
     return 0
 
 
-def _over_http(args: argparse.Namespace) -> None:
+def _serve_http(args: argparse.Namespace) -> None:
     from rank_k.server.mcp_http import PATH, make_mcp_app
     from rank_k.server.run import serve
 
-    doors = access_config(args)
+    access = access_config(args)
     load("mcp")  # or hear that it is not there, before a model is started
-    with open_service(args, doors) as desk:
+    with open_service(args, access) as service:
 
-        def told(url: str) -> None:
-            print(f"rank-k mcp: {desk.model or 'the model'} at {url}{PATH}", flush=True)
+        def print_address(url: str) -> None:
+            print(f"rank-k mcp: {service.model or 'the model'} at {url}{PATH}", flush=True)
 
-        serve(desk, doors, args.port, told, make_mcp_app(desk, doors))
+        serve(service, access, args.port, print_address, make_mcp_app(service, access))
 
 
-def _over_pipes(args: argparse.Namespace) -> None:
+def _serve_stdio(args: argparse.Namespace) -> None:
     from rank_k.server.mcp_stdio import private_pipes, serve_pipes
 
-    _check_for_pipes(args)
+    _check_stdio_options(args)
     load("mcp")
-    with private_pipes() as (source, sink), open_service(args) as desk:
-        print(f"rank-k mcp: {desk.model or 'the model'} on standard input and output", file=sys.stderr)
-        serve_pipes(desk, source, sink)
+    with private_pipes() as (source, sink), open_service(args) as service:
+        print(f"rank-k mcp: {service.model or 'the model'} on standard input and output", file=sys.stderr)
+        serve_pipes(service, source, sink)
 
 
-def _check_for_pipes(args: argparse.Namespace) -> None:
+def _check_stdio_options(args: argparse.Namespace) -> None:
     """Raise `InputError` for an option that would be without effect."""
     from rank_k.errors import InputError
 
     parser = argparse.ArgumentParser()
-    add_access_options(parser, _PORT)
+    add_access_options(parser, _DEFAULT_PORT)
     add_limits(parser)
-    for name in _FOR_HTTP:
+    for name in _HTTP_OPTIONS:
         if getattr(args, name) != parser.get_default(name):
             raise InputError(f"--{name.replace('_', '-')} goes with --http", "add --http, or leave it out")

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from rank_k.models.base import Model
     from rank_k.strategies.base import Strategy
 
-DEFAULT_KEY = "RANK_K_API_KEY"
+DEFAULT_KEY_VARIABLE = "RANK_K_API_KEY"
 KEY_OPTION = "--api-key-env"
 
 NOISES = "none, strong, weak, or a FILE from rank-k journal fit-noise"
 
-_VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
+_VARIABLE_NAME = re.compile("[A-Z_][A-Z0-9_]*")
 
 
 def add_server(parser: argparse.ArgumentParser, key_option: str = KEY_OPTION) -> argparse._ArgumentGroup:
@@ -34,8 +34,8 @@ def add_server(parser: argparse.ArgumentParser, key_option: str = KEY_OPTION) ->
         metavar="NAME",
         help="its name on the server; embedded, a student or weights by name or path (rank-k-nano)",
     )
-    told = f"variable that holds the API key ({DEFAULT_KEY})"
-    group.add_argument(key_option, dest="model_key_env", metavar="NAME", help=told)
+    key_help = f"variable that holds the API key ({DEFAULT_KEY_VARIABLE})"
+    group.add_argument(key_option, dest="model_key_env", metavar="NAME", help=key_help)
     group.add_argument("--server-type", default="auto", metavar="NAME", help="kind of server, see docs/servers.md")
     group.add_argument(
         "--context-length", type=count, metavar="TOKENS", help="its context, where the server does not say"
@@ -72,7 +72,7 @@ def add_ranking_options(parser: argparse.ArgumentParser) -> None:
         type=number,
         default=1.0,
         metavar="A",
-        help="weight of the first stage's order, for blocks or by both",
+        help="weight of the first stage's order, for blocks or combined",
     )
     add_window_options(group)
     group.add_argument(
@@ -121,13 +121,14 @@ def add_response_options(group: argparse._ArgumentGroup) -> None:
 
 
 def reranker_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> dict[str, Any]:
-    """Keyword arguments for `Reranker` from the options of `add_server`, `key_option` among them, and `add_asking`."""
+    """Keyword arguments for `Reranker` from the options of `add_server`, `key_option` among them, and
+    `add_ranking_options`."""
     if args.preset == "paper":
-        _settle_paper(args)
+        _apply_paper_preset(args)
     return {
         **window_options(args, key_option),
         "method": args.method,
-        "strategy": _strategy(args),
+        "strategy": _make_strategy(args),
         "depth": args.depth,
         "window": args.window,
         "stride": args.stride,
@@ -136,7 +137,8 @@ def reranker_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> 
 
 
 def window_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> dict[str, Any]:
-    """Those that do not say how windows are made: from the options of `add_server` and `add_questions`."""
+    """Those that do not say how windows are made: from the options of `add_server` and
+    `add_window_options`."""
     return {
         "server": args.server,
         "api_key": api_key(args.server, args.model_key_env, key_option),
@@ -172,7 +174,7 @@ def simulated_by_passage(qrels: Path, noise: str) -> Model:
     from rank_k.models.simulated import SimulatedModel
     from rank_k.simulation.noise_file import noise_by_name
 
-    grades = {query_id: DocumentGrades(of_query) for query_id, of_query in read_qrels(qrels).items()}
+    grades = {query_id: DocumentGrades(document_grades) for query_id, document_grades in read_qrels(qrels).items()}
     return SimulatedModel(grades, noise_by_name(noise))
 
 
@@ -182,21 +184,21 @@ def api_key(server: str | None, variable: str | None, option: str = KEY_OPTION) 
     from rank_k.models.http import base_url
 
     if variable is not None:
-        return key_in(variable, option)
+        return key_from_environment(variable, option)
     origin = urlsplit(base_url(server))[:2] if server is not None else None
-    unset = DEFAULT_KEY not in os.environ
-    name = "OPENAI_API_KEY" if unset and origin == ("https", "api.openai.com") else DEFAULT_KEY
-    return key_in(name) if os.environ.get(name) else None
+    unset = DEFAULT_KEY_VARIABLE not in os.environ
+    name = "OPENAI_API_KEY" if unset and origin == ("https", "api.openai.com") else DEFAULT_KEY_VARIABLE
+    return key_from_environment(name) if os.environ.get(name) else None
 
 
-def key_in(variable: str, option: str = KEY_OPTION) -> str | None:
+def key_from_environment(variable: str, option: str = KEY_OPTION) -> str | None:
     """The key in the environment variable `variable`, which must be set; None if it is blank. Raises `InputError`.
 
     `option`: the one by which the variable was named.
     """
     from rank_k.errors import InputError
 
-    if variable not in os.environ and not _VARIABLE.fullmatch(variable):  # not shown: it may be the key itself
+    if variable not in os.environ and not _VARIABLE_NAME.fullmatch(variable):  # not shown: it may be the key itself
         raise InputError(f"{option} takes the name of a variable, not a key", f"export KEY=..., {option} KEY")
     if not os.environ.get(variable):
         raise InputError(f"the variable {variable} is not set", f"export {variable}=... or leave {option} out")
@@ -249,15 +251,15 @@ def import_strategies(strategies: Iterable[str]) -> None:
 
     for name in strategies:
         if ":" in name:
-            known = sys.path
-            sys.path = [*known, str(Path.cwd())]
+            search_path = sys.path
+            sys.path = [*search_path, str(Path.cwd())]
             try:
                 factory_of(name)
             finally:
-                sys.path = known
+                sys.path = search_path
 
 
-def _strategy(args: argparse.Namespace) -> str | Strategy | None:
+def _make_strategy(args: argparse.Namespace) -> str | Strategy | None:
     """The strategy's name, or the strategy itself where a preset says more than a name; None if neither is given."""
     from rank_k.errors import InputError
     from rank_k.strategies import PRESETS, make
@@ -266,25 +268,25 @@ def _strategy(args: argparse.Namespace) -> str | Strategy | None:
         import_strategies([args.strategy] if args.strategy else [])
         return None if args.strategy is None else str(args.strategy)
     if args.preset == "paper":
-        return str(_paper()["strategy"])
+        return str(_paper_settings()["strategy"])
     for name in ("strategy", "window", "stride"):
-        if getattr(args, name) not in (None, _paper()[name]):
+        if getattr(args, name) not in (None, _paper_settings()[name]):
             raise InputError(f"--preset {args.preset} and --{name} exclude each other", "leave one out")
     return make(**PRESETS[args.preset], first_stage_weight=args.first_stage_weight)
 
 
-def _paper() -> dict[str, Any]:
+def _paper_settings() -> dict[str, Any]:
     """The Rank-K paper's settings, by option."""
     from rank_k.reranker import PAPER
 
     return {"depth": 100, "top_p": None, **PAPER}
 
 
-def _settle_paper(args: argparse.Namespace) -> None:
+def _apply_paper_preset(args: argparse.Namespace) -> None:
     """Make all options the paper's. Raises `InputError` for one that was given and is not."""
     from rank_k.errors import InputError
 
-    for name, value in _paper().items():
+    for name, value in _paper_settings().items():
         if getattr(args, name) not in (None, "default", value):
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"--preset paper and {option} {getattr(args, name)} exclude each other", "leave one out")

@@ -9,7 +9,7 @@ _SIDE_FILES = ("", ".part", "-wal", "-shm")
 """Suffixes of the files that are written next to one: the part file of an output, and SQLite's of a journal."""
 
 
-def check_output(option: str, file: Path, others: tuple[Path, ...]) -> None:
+def check_output(option: str, file: Path, other_files: tuple[Path, ...]) -> None:
     """Check that `file` can be written and is not one of `others`, before the work begins.
 
     Args:
@@ -28,10 +28,10 @@ def check_output(option: str, file: Path, others: tuple[Path, ...]) -> None:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(f"{option} {file}: there is no folder {folder} that can be written to", "make it first")
     written = _identities(file)
-    for other in others:
-        if written & _identities(other):
+    for other_file in other_files:
+        if written & _identities(other_file):
             raise InputError(
-                f"{option} {file} would replace {other}, which this command also uses", "name another file"
+                f"{option} {file} would replace {other_file}, which this command also uses", "name another file"
             )
 
 

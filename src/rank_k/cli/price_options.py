@@ -18,11 +18,15 @@ class Prices(NamedTuple):
     completion: float
     cached: float | None = None
 
-    def of(self, usage: Usage) -> float:
+    def cost_of(self, usage: Usage) -> float:
         """What `usage` costs."""
-        cached = self.prompt if self.cached is None else self.cached
-        fresh = max(usage.prompt_tokens - usage.cached_tokens, 0)
-        return (fresh * self.prompt + usage.cached_tokens * cached + usage.completion_tokens * self.completion) / 1e6
+        cached_price = self.prompt if self.cached is None else self.cached
+        uncached_tokens = max(usage.prompt_tokens - usage.cached_tokens, 0)
+        return (
+            uncached_tokens * self.prompt
+            + usage.cached_tokens * cached_price
+            + usage.completion_tokens * self.completion
+        ) / 1e6
 
 
 def add_prices(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -43,9 +47,9 @@ def prices(args: argparse.Namespace, model: str) -> Prices | None:
         return Prices(args.price_in or 0.0, args.price_out or 0.0)
     try:
         table = json.loads(args.price_file.read_text(encoding="utf-8"))
-        row = table[model]
-        cached = row.get("cached")
-        return Prices(float(row["in"]), float(row["out"]), None if cached is None else float(cached))
+        model_prices = table[model]
+        cached = model_prices.get("cached")
+        return Prices(float(model_prices["in"]), float(model_prices["out"]), None if cached is None else float(cached))
     except OSError as error:
         raise InputError(f"--price-file {args.price_file}: {error.strerror}", "name a JSON file") from error
     except KeyError as error:

@@ -17,9 +17,9 @@ class Progress:
     """Shows `tally()` of `total` queries until left, after `title`: twice a second on a terminal, else every 30
     seconds."""
 
-    def __init__(self, tally: Callable[[], RunStats], total: int, *, quiet: bool = False, title: str = "") -> None:
+    def __init__(self, get_stats: Callable[[], RunStats], total: int, *, quiet: bool = False, title: str = "") -> None:
         self._title = title
-        self._tally = tally
+        self._get_stats = get_stats
         self._total = total
         self._terminal = sys.stderr.isatty()
         self._quiet = quiet
@@ -48,27 +48,27 @@ class Progress:
             sys.stderr.flush()
 
     def _line(self) -> str:
-        tally = self._tally()
+        get_stats = self._get_stats()
         seconds = time.monotonic() - self._started
-        parts = [f"{self._title}{tally.queries}/{self._total} queries", f"{tally.windows} windows"]
-        if tally.new_calls:
-            parts.append(f"{tally.new_calls / seconds:.1f} calls/s")
-            parts.append(f"{format_count(tally.usage.completion_tokens)} tokens out")
-        if tally.queries:
-            parts.append(f"{format_seconds((self._total - tally.queries) * seconds / tally.queries)} left")
-        if tally.unranked_windows:
-            parts.append(f"{tally.unranked_windows} windows unranked")
+        parts = [f"{self._title}{get_stats.queries}/{self._total} queries", f"{get_stats.windows} windows"]
+        if get_stats.new_calls:
+            parts.append(f"{get_stats.new_calls / seconds:.1f} calls/s")
+            parts.append(f"{format_count(get_stats.usage.completion_tokens)} tokens out")
+        if get_stats.queries:
+            parts.append(f"{format_seconds((self._total - get_stats.queries) * seconds / get_stats.queries)} left")
+        if get_stats.unranked_windows:
+            parts.append(f"{get_stats.unranked_windows} windows unranked")
         return ", ".join(parts)
 
 
 def format_seconds(seconds: float) -> str:
     """Seconds as people read them: 42 s, 3 min 05 s, 2 h 10 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
 def format_count(number: int) -> str:

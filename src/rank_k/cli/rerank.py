@@ -83,20 +83,20 @@ def run(args: argparse.Namespace) -> int:
     options = reranker_options(args)  # mistakes in options come before work on files
     if args.simulate is not None and args.server is not None:
         raise InputError("--simulate and --server exclude each other", "leave one out")
-    split = _split(args)
-    named = resolve_collection(args)
-    run_file = named.run(args.run)
+    split = _passage_split(args)
+    collection = resolve_collection(args)
+    run_file = collection.find_run_file(args.run)
     journal = args.journal or args.output.with_name(args.output.name + ".journal.sqlite")
-    inputs = (run_file, *named.files, *filter(None, [args.simulate]))
+    inputs = (run_file, *collection.files, *filter(None, [args.simulate]))
     check_output("--output", args.output, inputs)
     check_output("--journal", journal, (*inputs, args.output))
     if args.report is not None:
         check_output("--report", args.report, (*inputs, args.output, journal))
     first_stage = RunFile(run_file)
-    candidates = WithoutExcluded(first_stage, named.excluded)
-    queries = read_queries(named.queries, args.query_fields)
-    _check_queries(first_stage, queries, named.queries)
-    store = named.corpus.store(index_progress(args.quiet))
+    candidates = WithoutExcluded(first_stage, collection.excluded)
+    queries = read_queries(collection.queries, args.query_fields)
+    _check_queries(first_stage, queries, collection.queries)
+    store = collection.corpus.store(index_progress(args.quiet))
     _check_documents(candidates, store, args.depth)
     passages = None if split is None else SplitRun(candidates, store, split, args.depth)
     if passages is not None:
@@ -131,12 +131,12 @@ def run(args: argparse.Namespace) -> int:
                 f"\nstopped; every finished call is in {journal}: the same command goes on from there", file=sys.stderr
             )
             return 130
-        tally = reranker.stats
+        stats = reranker.stats
         if first_stage.duplicates:
-            tally.repairs["duplicates"] = first_stage.duplicates
-        if left_out := candidates.count():
-            tally.repairs["excluded"] = left_out
-        return _close(args, reranker, price, time.monotonic() - started, settings)
+            stats.repairs["duplicates"] = first_stage.duplicates
+        if excluded_count := candidates.count():
+            stats.repairs["excluded"] = excluded_count
+        return _finish(args, reranker, price, time.monotonic() - started, settings)
 
 
 _NOT_SETTINGS = frozenset(
@@ -152,20 +152,20 @@ def _progress(reranker: Reranker, total: int, quiet: bool) -> Any:
     return Progress(lambda: reranker.stats, total, quiet=quiet)
 
 
-def _close(
+def _finish(
     args: argparse.Namespace, reranker: Reranker, price: Prices | None, seconds: float, settings: dict[str, Any]
 ) -> int:
     from rank_k.cli.render import rerank_summary
 
-    tally = reranker.stats
+    stats = reranker.stats
     if not args.quiet:
-        print("\n".join(rerank_summary.lines(tally, seconds, price, reranker.method)), file=sys.stderr)
+        print("\n".join(rerank_summary.lines(stats, seconds, price, reranker.method)), file=sys.stderr)
     if args.report is not None:
-        told = rerank_summary.report(tally, seconds, settings, price)
+        report = rerank_summary.report(stats, seconds, settings, price)
         run = reranker.journal.begin_run(settings)
         with args.report.open("w", encoding="utf-8") as file:
-            rerank_summary.write_report(file, told, reranker.journal.queries(run))
-    return 3 if args.strict and (tally.unranked_windows or tally.unfinished) else 0
+            rerank_summary.write_report(file, report, reranker.journal.queries(run))
+    return 3 if args.strict and (stats.unranked_windows or stats.unfinished) else 0
 
 
 def tokens(text: str) -> int:
@@ -180,16 +180,16 @@ def tokens(text: str) -> int:
 def _check_queries(first_stage: RunFile, queries: Mapping[str, Query], file: Path) -> None:
     from rank_k.errors import InputError
 
-    absent = [query_id for query_id in first_stage.query_ids if query_id not in queries]
-    if absent:
-        named = ", ".join(absent[:3])
+    missing_ids = [query_id for query_id in first_stage.query_ids if query_id not in queries]
+    if missing_ids:
+        examples = ", ".join(missing_ids[:3])
         raise InputError(
-            f"{len(absent)} of the run's {len(first_stage)} queries are not in {file}, for one {named}",
+            f"{len(missing_ids)} of the run's {len(first_stage)} queries are not in {file}, for one {examples}",
             "give the queries that belong to the run",
         )
 
 
-def _split(args: argparse.Namespace) -> PassageSplit | None:
+def _passage_split(args: argparse.Namespace) -> PassageSplit | None:
     """How long documents are to be cut. Raises `InputError` for numbers that do not go together."""
     from rank_k.data.long_documents import PassageSplit
     from rank_k.errors import InputError
@@ -200,9 +200,11 @@ def _split(args: argparse.Namespace) -> PassageSplit | None:
             if value is not None:
                 raise InputError(f"{option} says how to split documents", "give --maxp-tokens TOKENS too")
         return None
-    shown = args.passage_tokens or PAPER["passage_tokens"]
-    if args.maxp_tokens > shown:
-        problem = f"passages of --maxp-tokens {args.maxp_tokens} would be cut again to --passage-tokens {shown}"
+    passage_tokens = args.passage_tokens or PAPER["passage_tokens"]
+    if args.maxp_tokens > passage_tokens:
+        problem = (
+            f"passages of --maxp-tokens {args.maxp_tokens} would be cut again to --passage-tokens {passage_tokens}"
+        )
         raise InputError(problem, "lower the one or raise the other")
     return PassageSplit(args.maxp_tokens, args.maxp_overlap or 0, args.maxp_passages)
 

@@ -17,11 +17,11 @@ EXAMPLE = "rank-k retrieve --documents corpus.jsonl.gz --queries queries.jsonl -
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the run")
     parser.add_argument("--depth", type=count, default=100, metavar="N", help="candidates per query")
-    language = "of the documents, an ISO 639-1 code (en); see docs/languages.md"
-    parser.add_argument("--language", default="en", metavar="CODE", help=language)
+    language_help = "of the documents, an ISO 639-1 code (en); see docs/languages.md"
+    parser.add_argument("--language", default="en", metavar="CODE", help=language_help)
     add_collection(parser)
-    fields = "what to search with (text): title,description of topics, or ht, a translation the model will not see"
-    parser.add_argument("--query-field", "--query-fields", metavar="NAMES", help=fields)
+    fields_help = "what to search with (text): title,description of topics, or ht, a translation the model will not see"
+    parser.add_argument("--query-field", "--query-fields", metavar="NAMES", help=fields_help)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,16 +32,16 @@ def run(args: argparse.Namespace) -> int:
     from rank_k.retrieval.bm25 import retrieve
 
     analyzer = analyzer_for(args.language)
-    named = resolve_collection(args)
-    queries = read_queries(named.queries, args.query_field)
-    excluded = named.excluded
-    more = args.depth + max(map(len, excluded.values()), default=0)
-    empty = 0
+    collection = resolve_collection(args)
+    queries = read_queries(collection.queries, args.query_field)
+    excluded = collection.excluded
+    depth = args.depth + max(map(len, excluded.values()), default=0)
+    empty_count = 0
     with RunWriter(args.output, "bm25") as writer:
-        found = retrieve(queries.values(), named.corpus.passages(), depth=more, analyzer=analyzer)
-        for query_id, candidates in WithoutExcluded(found, excluded):
-            empty += not candidates
+        results = retrieve(queries.values(), collection.corpus.passages(), depth=depth, analyzer=analyzer)
+        for query_id, candidates in WithoutExcluded(results, excluded):
+            empty_count += not candidates
             writer.write(query_id, [candidate.doc_id for candidate in candidates[: args.depth]])
-    note = f"; {empty} of them found nothing" if empty else ""
+    note = f"; {empty_count} of them found nothing" if empty_count else ""
     print(f"{len(queries)} queries{note}: {args.output}", file=sys.stderr)
     return 0

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rank_k.cli import page_options
-from rank_k.cli.model_options import add_ranking_options, add_server, count, duration, key_in, reranker_options
+from rank_k.cli.model_options import (
+    add_ranking_options,
+    add_server,
+    count,
+    duration,
+    key_from_environment,
+    reranker_options,
+)
 
 if TYPE_CHECKING:
     from rank_k.reranker import Reranker
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
 
 NAME = "serve"
 HELP = "answer rerank requests over HTTP, as Cohere's, Jina's and other APIs do, and look at journals"
-HOST, CLIENT_KEYS = "RANK_K_HOST", "RANK_K_CLIENT_KEYS"
+HOST_VARIABLE, CLIENT_KEYS_VARIABLE = "RANK_K_HOST", "RANK_K_CLIENT_KEYS"
 """Variables that stand for --host and --client-key-env where these are not given, as in a container."""
 EXAMPLE = "rank-k serve --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal served.sqlite"
 
@@ -41,16 +48,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_limits(parser)
 
 
-def add_access_options(parser: argparse.ArgumentParser, usual_port: int, title: str = "who may ask") -> None:
+def add_access_options(parser: argparse.ArgumentParser, default_port: int, title: str = "who may ask") -> None:
     """The address listened on, and who is let in there."""
-    door = parser.add_argument_group(title)
-    door.add_argument("--host", metavar="ADDRESS", help=f"listen on this address ({HOST}, or else 127.0.0.1)")
-    door.add_argument("--port", type=port, default=usual_port, metavar="N", help="0 takes a free one")
-    told = f"variable with the key that clients must show, or several keys with commas between ({CLIENT_KEYS})"
-    door.add_argument("--client-key-env", metavar="NAME", help=told)
-    door.add_argument("--insecure", action="store_true", help="no key, though other machines can reach the address")
-    door.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a name of this server")
-    door.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="pages that may ask")
+    group = parser.add_argument_group(title)
+    group.add_argument("--host", metavar="ADDRESS", help=f"listen on this address ({HOST_VARIABLE}, or else 127.0.0.1)")
+    group.add_argument("--port", type=port, default=default_port, metavar="N", help="0 takes a free one")
+    key_help = (
+        f"variable with the key that clients must show, or several keys with commas between ({CLIENT_KEYS_VARIABLE})"
+    )
+    group.add_argument("--client-key-env", metavar="NAME", help=key_help)
+    group.add_argument("--insecure", action="store_true", help="no key, though other machines can reach the address")
+    group.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a name of this server")
+    group.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="pages that may ask")
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
@@ -77,22 +86,24 @@ def run(args: argparse.Namespace) -> int:
     from rank_k.server.app import make_app
     from rank_k.server.run import serve
 
-    doors = access_config(args)
-    looks = args.server is None and args.model is None and (args.journal is not None or args.compare is not None)
-    if looks and args.journal is not None:
+    access = access_config(args)
+    view_only = args.server is None and args.model is None and (args.journal is not None or args.compare is not None)
+    if view_only and args.journal is not None:
         _check_journal(args.journal)
     with ExitStack() as stack:
-        beside = stack.enter_context(page_options.route_groups(args))
-        desk = stack.enter_context(open_service(args, doors, looks=looks))
-        method = "comparison and likelihood" if desk.method == "combined" else desk.method
-        ranks = f"{desk.model or 'the model'}, by {method},"
-        what = ", ".join(map(str, [args.journal] if args.journal else args.compare)) if looks else ranks
+        route_groups = stack.enter_context(page_options.route_groups(args))
+        service = stack.enter_context(open_service(args, access, view_only=view_only))
+        method = "comparison and likelihood" if service.method == "combined" else service.method
+        model_description = f"{service.model or 'the model'}, by {method},"
+        description = (
+            ", ".join(map(str, [args.journal] if args.journal else args.compare)) if view_only else model_description
+        )
         serve(
-            desk,
-            doors,
+            service,
+            access,
             args.port,
-            lambda url: print(f"rank-k serve: {what} at {url}", flush=True),
-            make_app(desk, doors, beside),
+            lambda url: print(f"rank-k serve: {description} at {url}", flush=True),
+            make_app(service, access, route_groups),
         )
     print("rank-k serve: stopped", file=sys.stderr)
     return 0
@@ -112,36 +123,42 @@ def _check_journal(file: Path) -> None:
 
 @contextmanager
 def open_service(
-    args: argparse.Namespace, doors: AccessConfig | None = None, *, looks: bool = False
+    args: argparse.Namespace, access: AccessConfig | None = None, *, view_only: bool = False
 ) -> Iterator[RerankService]:
-    """The desk of a reranker made of the options, which is closed in the end. `doors`: those that lead there, or None
-    where there is one client and no door. `looks`: what matters is the journal, which is looked at only; a model, if
-    there is one, starts when somebody has use for it."""
+    """Open the service for a reranker with the given options; close it on exit.
+
+    `access`: who may send requests, or None if there is one client. `view_only`: only the journal is needed, and it is
+    only read; a model, if there is one, starts with the first request.
+    """
     from rank_k.errors import MissingWeights
     from rank_k.models.retry import RetryPolicy
     from rank_k.reranker import Reranker
     from rank_k.server.service import RerankService
 
     options = reranker_options(args)
-    if doors is not None:
-        _check_keys(doors.keys, options["api_key"])
+    if access is not None:
+        _check_keys(access.keys, options["api_key"])
     with ExitStack() as stack:
-        reranker, journal = None, None if looks else args.journal
+        reranker, journal = None, None if view_only else args.journal
         try:
             # Fewer tries than a run has: somebody is waiting.
-            made = Reranker(args.model, journal=journal, retries=RetryPolicy(overloaded=6, broken=3), **options)
+            opened_reranker = Reranker(
+                args.model, journal=journal, retries=RetryPolicy(overloaded=6, broken=3), **options
+            )
         except MissingWeights as error:
-            if not looks:
+            if not view_only:
                 raise
             print(f"rank-k {args.verb}: {error.problem}: nothing can be ranked", file=sys.stderr)
         else:
-            reranker = stack.enter_context(made)
-            if not looks:
+            reranker = stack.enter_context(opened_reranker)
+            if not view_only:
                 _prepare(reranker, args.verb)
         limits = _limits(args, reranker.concurrency if reranker else 1)
-        if doors is None:
+        if access is None:
             limits = replace(limits, per_client=limits.max_concurrent)
-        yield RerankService(reranker, limits, partial(_print_error, args.verb), journal=args.journal if looks else None)
+        yield RerankService(
+            reranker, limits, partial(_print_error, args.verb), journal=args.journal if view_only else None
+        )
 
 
 def port(text: str) -> int:
@@ -152,27 +169,30 @@ def port(text: str) -> int:
 
 
 def access_config(args: argparse.Namespace) -> AccessConfig:
-    """The doors that the options of `add_doors` describe. Raises `InputError` for some that stand wide open."""
+    """Return the access rules that the options of `add_access_options` describe.
+
+    Raises `InputError` if they admit everybody.
+    """
     from rank_k.errors import InputError
     from rank_k.server.config import AccessConfig, check_access
 
     keys: tuple[str, ...] = ()
-    variable = args.client_key_env or (CLIENT_KEYS if os.environ.get(CLIENT_KEYS) else None)
+    variable = args.client_key_env or (CLIENT_KEYS_VARIABLE if os.environ.get(CLIENT_KEYS_VARIABLE) else None)
     if variable is not None:
-        keys = tuple(filter(None, (key.strip() for key in (key_in(variable) or "").split(","))))
+        keys = tuple(filter(None, (key.strip() for key in (key_from_environment(variable) or "").split(","))))
         if not keys:
             raise InputError(f"the variable {variable} holds no key", "give it one")
-    host = args.host or os.environ.get(HOST) or "127.0.0.1"
-    doors = AccessConfig(host, keys, frozenset(args.allow_host), frozenset(args.allow_origin))
-    check_access(doors, insecure=args.insecure)
-    return doors
+    host = args.host or os.environ.get(HOST_VARIABLE) or "127.0.0.1"
+    access = AccessConfig(host, keys, frozenset(args.allow_host), frozenset(args.allow_origin))
+    check_access(access, insecure=args.insecure)
+    return access
 
 
-def _limits(args: argparse.Namespace, running: int) -> Limits:
+def _limits(args: argparse.Namespace, concurrency: int) -> Limits:
     from rank_k.server.config import Limits
 
     return Limits(
-        max_concurrent=running,
+        max_concurrent=concurrency,
         queue=args.queue,
         per_client=args.per_client,
         documents=args.max_documents,

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rank_k.cli.collection_options import DATASET
+from rank_k.cli.collection_options import DATASET_HELP
 from rank_k.cli.model_options import NOISES, count, import_strategies, number
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ FIRST_STAGE = "(first stage)"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, metavar="FILE", help="TREC run, or score.json (the data set's own)")
     parser.add_argument("--qrels", type=Path, metavar="FILE", help="judgments, which are what the judge knows")
-    parser.add_argument("--dataset", metavar="NAME", help=f"{DATASET}, whose judgments and run are used")
+    parser.add_argument("--dataset", metavar="NAME", help=f"{DATASET_HELP}, whose judgments and run are used")
     parser.add_argument(
         "--strategy",
         dest="strategies",
-        type=names,
+        type=strategy_names,
         default="sliding,topdown,blocks",
         metavar="NAMES",
         help="with commas between: strategies, presets (with windows of their own) or MODULE:NAME",
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("time and money", "for w passages in a window")
     group.add_argument("--call-seconds", metavar="T", help="of a call on average: 45, or 20+2.5w")
     group.add_argument("--call-spread", type=number, default=0.3, metavar="S", help="of its logarithm")
-    group.add_argument("--concurrency", type=slots, default="16", metavar="N,N", help="calls at a time")
+    group.add_argument("--concurrency", type=concurrency_values, default="16", metavar="N,N", help="calls at a time")
     group.add_argument("--tokens-per-passage", type=number, metavar="N", help="tokens in")
     group.add_argument("--tokens-per-answer", type=number, metavar="N", help="tokens out per call, reasoning included")
     group.add_argument("--price-in", type=number, metavar="P", help="per million tokens in")
@@ -69,29 +69,29 @@ def run(args: argparse.Namespace) -> int:
     from rank_k.simulation.noise_file import noise_by_name
 
     call_time = None if args.call_seconds is None else CallTime.parse(args.call_seconds, args.call_spread)
-    if (args.price_in is not None or args.price_out is not None) and not _has_tokens(args):
+    if (args.price_in is not None or args.price_out is not None) and not _has_token_counts(args):
         raise InputError("prices are per token", "give --tokens-per-passage and --tokens-per-answer too")
     baseline = args.baseline or args.strategies[0]
     if baseline not in args.strategies:
         raise InputError(f"--baseline {baseline} is none of --strategy", f"name one of {', '.join(args.strategies)}")
-    job = _Job(args, noise_by_name(args.noise))
-    job.plans()  # mistakes in names come before work on files
-    job.read()
-    if job.missing:
-        named = ", ".join(job.missing[:5])
-        print(f"{len(job.missing)} judged queries missing in the run, counted as 0: {named}", file=sys.stderr)
-    sums = _simulated(job, args.seeds, args.quiet)
-    rows = [_row(name, of, sums[baseline], call_time, args) for name, of in sums.items()]
+    simulation = _Simulation(args, noise_by_name(args.noise))
+    simulation.make_strategies()  # mistakes in names come before work on files
+    simulation.read()
+    if simulation.missing:
+        examples = ", ".join(simulation.missing[:5])
+        print(f"{len(simulation.missing)} judged queries missing in the run, counted as 0: {examples}", file=sys.stderr)
+    totals = _simulate_all(simulation, args.seeds, args.quiet)
+    rows = [_make_row(name, sums, totals[baseline], call_time, args) for name, sums in totals.items()]
     if args.json:
         settings = {key: value for key, value in vars(args).items() if key not in ("verb", "json", "quiet")}
-        told = {"settings": settings | {"baseline": baseline}, "strategies": without_nan(rows)}
-        print(json.dumps(told, indent=2, default=str))
+        output = {"settings": settings | {"baseline": baseline}, "strategies": without_nan(rows)}
+        print(json.dumps(output, indent=2, default=str))
     else:
-        print("\n".join(_lines(rows, baseline, len(job.grades), args)))
+        print("\n".join(_table_lines(rows, baseline, len(simulation.grades), args)))
     return 0
 
 
-class _Job:
+class _Simulation:
     """What is to be simulated: all that a process has to know. Strategies are made where they are needed."""
 
     def __init__(self, args: argparse.Namespace, noise: Noise) -> None:
@@ -114,64 +114,67 @@ class _Job:
         args = self._args
         dataset = find_named_collection(args.dataset) if args.dataset else None
         qrels = args.qrels or (None if dataset is None else dataset.qrels)
-        file = args.run or (None if dataset is None else dataset.first_stage)
-        if file is None or qrels is None:
-            option = "--run" if file is None else "--qrels"
-            without = "" if dataset is None else f" ({args.dataset} has none)"
-            raise InputError(f"{option} is missing{without}", f"give {option} FILE, or --dataset with {DATASET}")
+        run_file = args.run or (None if dataset is None else dataset.first_stage)
+        if run_file is None or qrels is None:
+            option = "--run" if run_file is None else "--qrels"
+            note = "" if dataset is None else f" ({args.dataset} has none)"
+            raise InputError(f"{option} is missing{note}", f"give {option} FILE, or --dataset with {DATASET_HELP}")
         self.grades = read_qrels(qrels)
         if not self.grades:
             raise InputError(f"{qrels} holds no judgments", "give the qrels that the run is evaluated by")
-        run = WithoutExcluded(read_run(file).items(), {} if dataset is None else dataset.excluded)
+        run = WithoutExcluded(read_run(run_file).items(), {} if dataset is None else dataset.excluded)
         self.run = {query_id: candidates for query_id, candidates in run if query_id in self.grades}
         if not self.run:
-            raise InputError(f"none of the queries of {file} is judged in {qrels}", "give files that belong together")
+            raise InputError(
+                f"none of the queries of {run_file} is judged in {qrels}", "give files that belong together"
+            )
 
-    def plans(self) -> dict[str, Strategy]:
+    def make_strategies(self) -> dict[str, Strategy]:
         """The strategies by name, as they are now made. Raises `InputError` for one that cannot be."""
         from rank_k.strategies import PRESETS, make
 
         args = self._args
         import_strategies(args.strategies)
-        given = {"window": args.window, "stride": args.stride}
-        return {
-            name: make(**(PRESETS.get(name) or {"name": name, **given}), first_stage_weight=args.first_stage_weight)
-            for name in args.strategies
-        }
+        window_options = {"window": args.window, "stride": args.stride}
+        settings = {name: PRESETS.get(name) or {"name": name, **window_options} for name in args.strategies}
+        return {name: make(**options, first_stage_weight=args.first_stage_weight) for name, options in settings.items()}
 
-    def judged_by(self, seed: int) -> dict[Cell, SimulationTotals]:
+    def run_seed(self, seed: int) -> dict[Cell, SimulationTotals]:
         """Everything before the judge of `seed`."""
         from rank_k.simulation.replay import simulate, without_calls
 
-        plans = {FIRST_STAGE: without_calls, **self.plans()}
+        plans = {FIRST_STAGE: without_calls, **self.make_strategies()}
         return simulate({"": self.run}, self.grades, plans, {"": self._noise}, seed, self._args.depth)
 
 
 # --- several judges at the same time ---------------------------------------------------------------
 
-_WORTH_A_PROCESS = 2_000
+_MIN_QUERIES_FOR_PROCESSES = 2_000
 """Queries to be ranked, over all judges and strategies, from which on starting processes pays."""
 
-_job: _Job | None = None
+_worker_simulation: _Simulation | None = None
 
 
-def _simulated(job: _Job, seeds: int, quiet: bool) -> dict[str, SimulationTotals]:
+def _simulate_all(simulation: _Simulation, seeds: int, quiet: bool) -> dict[str, SimulationTotals]:
     """By strategy, over all judges."""
     from rank_k.simulation.replay import SimulationTotals
 
-    found: dict[str, SimulationTotals] = {}
+    totals: dict[str, SimulationTotals] = {}
     with _Progress(seeds, quiet) as progress:
-        for part in _parts(job, seeds):
-            for cell, sums in part.items():
-                found.setdefault(cell.strategy, SimulationTotals()).update(sums)
+        for seed_totals in _simulate_seeds(simulation, seeds):
+            for cell, cell_totals in seed_totals.items():
+                totals.setdefault(cell.strategy, SimulationTotals()).update(cell_totals)
             progress.step()
-    return found
+    return totals
 
 
-def _parts(job: _Job, seeds: int) -> Iterator[dict[Cell, SimulationTotals]]:
+def _simulate_seeds(simulation: _Simulation, seeds: int) -> Iterator[dict[Cell, SimulationTotals]]:
     processes = min(os.cpu_count() or 1, seeds)
-    if processes == 1 or seeds * len(job.grades) * len(job.plans()) < _WORTH_A_PROCESS:
-        yield from map(job.judged_by, range(seeds))
+    if (
+        processes == 1
+        or seeds * len(simulation.grades) * len(simulation.make_strategies()) < _MIN_QUERIES_FOR_PROCESSES
+    ):
+        yield from map(simulation.run_seed, range(seeds))
         return
     import signal
     from concurrent.futures import ProcessPoolExecutor
@@ -182,15 +185,15 @@ def _parts(job: _Job, seeds: int) -> Iterator[dict[Cell, SimulationTotals]]:
 
     # the judges share the cores already: libraries must not start threads on top
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (job,))
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, (simulation,))
     # they inherit that Ctrl-C does not reach them: it is for this process to end them, without a word of theirs
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        judged = [pool.submit(_judged_by, seed) for seed in range(seeds)]
+        futures = [pool.submit(_simulate_seed, seed) for seed in range(seeds)]
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
     try:
-        for future in judged:
+        for future in futures:
             yield future.result()
     except BrokenProcessPool as error:
         raise RankKError("a process of the simulation was ended from outside", "is there enough memory?") from error
@@ -202,15 +205,15 @@ def _parts(job: _Job, seeds: int) -> Iterator[dict[Cell, SimulationTotals]]:
         pool.shutdown()
 
 
-def _begin(job: _Job) -> None:
+def _start_worker(simulation: _Simulation) -> None:
     """In a process of its own."""
-    global _job
-    _job = job
+    global _worker_simulation
+    _worker_simulation = simulation
 
 
-def _judged_by(seed: int) -> dict[Cell, SimulationTotals]:
-    assert _job is not None, "it was begun"
-    return _job.judged_by(seed)
+def _simulate_seed(seed: int) -> dict[Cell, SimulationTotals]:
+    assert _worker_simulation is not None, "_start_worker runs first"
+    return _worker_simulation.run_seed(seed)
 
 
 class _Progress:
@@ -220,7 +223,7 @@ class _Progress:
         self._total, self._quiet = total, quiet
         self._terminal = sys.stderr.isatty()
         self._done = 0
-        self._started = self._told = time.monotonic()
+        self._started = self._printed = time.monotonic()
 
     def __enter__(self) -> _Progress:
         return self
@@ -234,19 +237,19 @@ class _Progress:
 
         self._done += 1
         now = time.monotonic()
-        if self._quiet or now - self._told < (0.2 if self._terminal else 30):
+        if self._quiet or now - self._printed < (0.2 if self._terminal else 30):
             return
-        self._told = now
-        left = format_seconds((self._total - self._done) * (now - self._started) / self._done)
-        line = f"{self._done}/{self._total} judges, {left} left"
+        self._printed = now
+        time_left = format_seconds((self._total - self._done) * (now - self._started) / self._done)
+        line = f"{self._done}/{self._total} judges, {time_left} left"
         print(f"\r\x1b[K{line}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr)
         sys.stderr.flush()
 
 
-# --- what is told ----------------------------------------------------------------------------------
+# --- output ----------------------------------------------------------------------------------
 
 
-def _row(
+def _make_row(
     name: str, sums: SimulationTotals, baseline: SimulationTotals, call_time: CallTime | None, args: argparse.Namespace
 ) -> dict[str, Any]:
     from rank_k.simulation.call_times import expected
@@ -264,67 +267,72 @@ def _row(
         "most_rounds": sums.most[1],
     }
     if sums is not baseline:
-        of = difference(sums, baseline)
-        row["difference"] = {"mean": of.mean, "error": of.error, "interval": of.interval}
-    if _has_tokens(args):
+        paired = difference(sums, baseline)
+        row["difference"] = {"mean": paired.mean, "error": paired.error, "interval": paired.interval}
+    if _has_token_counts(args):
         queries = len(sums.ndcg)
-        into = sums.passages * (args.tokens_per_passage or 0) * queries
-        out = sums.calls * (args.tokens_per_answer or 0) * queries
-        row |= {"tokens_in": into, "tokens_out": out}
+        prompt_tokens = sums.passages * (args.tokens_per_passage or 0) * queries
+        completion_tokens = sums.calls * (args.tokens_per_answer or 0) * queries
+        row |= {"tokens_in": prompt_tokens, "tokens_out": completion_tokens}
         if args.price_in is not None or args.price_out is not None:
-            row["cost"] = (into * (args.price_in or 0) + out * (args.price_out or 0)) / 1e6
+            row["cost"] = (prompt_tokens * (args.price_in or 0) + completion_tokens * (args.price_out or 0)) / 1e6
     if call_time is not None:
-        seconds: Mapping[int, Seconds] = {slots: expected(sums.plays, call_time, slots) for slots in args.concurrency}
-        row["seconds"] = {str(slots): of._asdict() for slots, of in seconds.items()}
+        seconds: Mapping[int, Seconds] = {n: expected(sums.plays, call_time, n) for n in args.concurrency}
+        row["seconds"] = {str(concurrency): value._asdict() for concurrency, value in seconds.items()}
     return row | {"per_query": sums.by_query()}
 
 
-def _has_tokens(args: argparse.Namespace) -> bool:
+def _has_token_counts(args: argparse.Namespace) -> bool:
     return args.tokens_per_passage is not None or args.tokens_per_answer is not None
 
 
-def _lines(rows: Sequence[Mapping[str, Any]], baseline: str, queries: int, args: argparse.Namespace) -> list[str]:
+def _table_lines(rows: Sequence[Mapping[str, Any]], baseline: str, queries: int, args: argparse.Namespace) -> list[str]:
     from rank_k.cli.progress import format_count, format_seconds
 
-    heads = ["strategy", "nDCG@10 (se)", "difference (se)", "95 % interval", "calls", "passages", "rounds"]
-    tokens, money = "tokens_in" in rows[0], "cost" in rows[0]
-    heads += ["tokens in", "tokens out"] if tokens else []
-    heads += ["cost"] if money else []
-    slots = list(rows[0].get("seconds", {}))
-    heads += [f"{what} at {many}" for many in slots for what in ("a query", "all")]
-    table = [heads]
+    columns = ["strategy", "nDCG@10 (se)", "difference (se)", "95 % interval", "calls", "passages", "rounds"]
+    has_tokens, has_cost = "tokens_in" in rows[0], "cost" in rows[0]
+    columns += ["tokens in", "tokens out"] if has_tokens else []
+    columns += ["cost"] if has_cost else []
+    concurrency_levels = list(rows[0].get("seconds", {}))
+    columns += [f"{column} at {level}" for level in concurrency_levels for column in ("a query", "all")]
+    table = [columns]
     for row in rows:
-        of = row["difference"]
+        difference = row["difference"]
         cells = [row["strategy"], f"{100 * row['ndcg@10']:.2f} ({100 * row['error']:.2f})"]
-        cells += ["", ""] if of is None else [f"{100 * of['mean']:+.2f} ({100 * of['error']:.2f})"]
-        cells += [] if of is None else ["{:+.2f} to {:+.2f}".format(*(100 * end for end in of["interval"]))]
+        cells += (
+            ["", ""] if difference is None else [f"{100 * difference['mean']:+.2f} ({100 * difference['error']:.2f})"]
+        )
+        cells += (
+            [] if difference is None else ["{:+.2f} to {:+.2f}".format(*(100 * end for end in difference["interval"]))]
+        )
         cells += [f"{row['calls']:.1f}", f"{row['passages']:.1f}", f"{row['rounds']:.1f}"]
-        cells += [format_count(round(row["tokens_in"])), format_count(round(row["tokens_out"]))] if tokens else []
-        cells += [f"{row['cost']:.2f}"] if money else []
-        for many in slots:
-            cells += [format_seconds(row["seconds"][many][what]) for what in ("query", "run")]
+        cells += [format_count(round(row["tokens_in"])), format_count(round(row["tokens_out"]))] if has_tokens else []
+        cells += [f"{row['cost']:.2f}"] if has_cost else []
+        for level in concurrency_levels:
+            cells += [format_seconds(row["seconds"][level][column]) for column in ("query", "run")]
         table.append(cells)
-    widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
-    told = f"{queries} queries, {args.seeds} judges, noise {args.noise}; differences to {baseline}, paired by query"
-    if tokens:
-        told += "; tokens of all queries"
+    widths = [max(len(row[i]) for row in table) for i in range(len(columns))]
+    caption = f"{queries} queries, {args.seeds} judges, noise {args.noise}; differences to {baseline}, paired by query"
+    if has_tokens:
+        caption += "; tokens of all queries"
     lines = [
         "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in table
     ]
-    return [told, "", *lines]
+    return [caption, "", *lines]
 
 
-def names(text: str) -> list[str]:
+def strategy_names(text: str) -> list[str]:
     """Strategies with commas between, each once, for argparse."""
-    found = list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
-    if not found:
+    names = list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
+    if not names:
         raise argparse.ArgumentTypeError("it must name a strategy")
-    return found
+    return names
 
 
-def slots(text: str) -> list[int]:
+def concurrency_values(text: str) -> list[int]:
     """Whole numbers with commas between, for argparse."""
     return [count(part.strip()) for part in text.split(",")]

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rank_k.cli.collection_options import DATASET, index_progress
+from rank_k.cli.collection_options import DATASET_HELP, index_progress
 from rank_k.cli.model_options import NOISES, add_response_options, add_server
-from rank_k.cli.study_options import AXES, reach_of, study_of, with_server
+from rank_k.cli.study_options import AXES, apply_server_options, connection_options, study_from_args
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--question",
         metavar="Q",
-        choices=_questions(),
-        help=f"a ready-made grid, which --list explains: {', '.join(_questions())}",
+        choices=_question_names(),
+        help=f"a ready-made grid, which --list explains: {', '.join(_question_names())}",
     )
     group.add_argument(
         "--config", type=Path, metavar="FILE", help="a study in TOML, or the one that comes with Rank-K: rank-k-paper"
@@ -48,10 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--only", nargs="+", metavar="NAME", help="collections, first stages, models or cells")
     group.add_argument("--list", action="store_true", help="show the cells, ask nothing")
     group = parser.add_argument_group("the grid", "values with commas between; every combination is a cell")
-    for option, (_, values, told) in AXES.items():
-        group.add_argument(f"--{option.replace('_', '-')}", metavar=values, help=told)
+    for option, (_, metavar, axis_help) in AXES.items():
+        group.add_argument(f"--{option.replace('_', '-')}", metavar=metavar, help=axis_help)
     group = parser.add_argument_group("collection", "see docs/collections.md")
-    group.add_argument("--dataset", nargs="+", metavar="NAME", help=DATASET)
+    group.add_argument("--dataset", nargs="+", metavar="NAME", help=DATASET_HELP)
     group.add_argument("--queries", type=Path, metavar="FILE", help="JSONL (_id, text), TSV or TREC topics")
     group.add_argument("--documents", type=Path, metavar="FILE", help="JSONL (_id, title, text) or TSV")
     group.add_argument("--qrels", type=Path, metavar="FILE", help="TREC or BEIR judgments")
@@ -86,23 +86,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.cli.render.study_text import listing
+    from rank_k.cli.render.study_text import cell_listing
     from rank_k.study.grid import cells_of, restrict_grid, select_cells
     from rank_k.study.inputs import missing_files
 
-    study = study_of(args)
+    study = study_from_args(args)
     cells = select_cells(cells_of(study), args.only or ())
-    study = with_server(args, restrict_grid(study, cells))
+    study = apply_server_options(args, restrict_grid(study, cells))
     if args.list:
-        print("\n".join(listing(study, cells)))
+        print("\n".join(cell_listing(study, cells)))
         return 0
-    if lacking := missing_files(study):
-        _tell_missing(lacking)
+    if missing := missing_files(study):
+        _print_missing(missing)
         return 2
-    return _run(args, study, cells)
+    return _run_study(args, study, cells)
 
 
-def _run(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) -> int:
+def _run_study(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) -> int:
     from rank_k.errors import InputError
     from rank_k.journal import Journal
     from rank_k.optional_deps import load
@@ -113,33 +113,33 @@ def _run(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) -> int:
         raise InputError("--output is missing", "name a folder for journal, runs and report")
     for module in ("ir_measures", "jinja2", "matplotlib", "scipy"):
         load(module)  # found out before the first call is paid
-    reach = {model.name: reach_of(args, model) for model in study.models}
+    model_options = {model.name: connection_options(args, model) for model in study.models}
     folder = StudyFolder(args.output)
     with ExitStack() as stack:
         progress = index_progress(args.quiet)
-        opened = {c.name: stack.enter_context(LoadedCollections(c, progress)) for c in study.collections}
-        cells, wanted = reachable(cells, opened), cells
-        for cell in wanted:
+        collections = {c.name: stack.enter_context(LoadedCollections(c, progress)) for c in study.collections}
+        cells, requested = reachable(cells, collections), cells
+        for cell in requested:
             if cell not in cells:
                 print(f"{cell.name}: left out: at less depth all candidates are compared already", file=sys.stderr)
-        _check(study, cells, folder.cells, opened)
-        folder.admit({name: of.fingerprints for name, of in opened.items()}, study.models, cells)
+        _check_inputs(study, cells, folder.cells, collections)
+        folder.admit({name: collection.fingerprints for name, collection in collections.items()}, study.models, cells)
         journal = stack.enter_context(closing(Journal(folder.journal)))
         try:
-            _ask(args, study, cells, opened, reach, folder, journal)
+            _run_cells(args, study, cells, collections, model_options, folder, journal)
         except KeyboardInterrupt:
-            _answer(args, study, opened, folder, journal, whole=False)
+            _write_results(args, study, collections, folder, journal, is_complete=False)
             print(f"\nstopped; every finished call is in {folder.journal}: the same command goes on", file=sys.stderr)
             return 130
-        return _answer(args, study, opened, folder, journal, whole=True)
+        return _write_results(args, study, collections, folder, journal, is_complete=True)
 
 
-def _ask(
+def _run_cells(
     args: argparse.Namespace,
     study: Study,
     cells: Sequence[Cell],
-    opened: Mapping[str, LoadedCollections],
-    reach: Mapping[str, Mapping[str, Any]],
+    collections: Mapping[str, LoadedCollections],
+    model_options: Mapping[str, Mapping[str, Any]],
     folder: StudyFolder,
     journal: Any,
 ) -> None:
@@ -151,74 +151,81 @@ def _ask(
     for number, cell in enumerate(cells, 1):
         title = f"cell {number}/{len(cells)} {cell.name}: "
         if folder.is_finished(cell, journal):
-            _say(args, f"{title}finished before")
+            _print_status(args, f"{title}finished before")
             continue
         started = time.monotonic()
 
-        def watch(tally: Callable[[], RunStats], queries: int, title: str = title) -> AbstractContextManager[Any]:
-            return Progress(tally, queries, quiet=args.quiet, title=title)
+        def show_progress(
+            get_stats: Callable[[], RunStats], queries: int, title: str = title
+        ) -> AbstractContextManager[Any]:
+            return Progress(get_stats, queries, quiet=args.quiet, title=title)
 
         model = study.model(cell.model)
         try:
-            tally = run_cell(cell, opened[cell.collection], model, reach[cell.model], folder, watch)
+            options = model_options[cell.model]
+            stats = run_cell(cell, collections[cell.collection], model, options, folder, show_progress)
         except RankKError as error:
-            _answer(args, study, opened, folder, journal, whole=False)
+            _write_results(args, study, collections, folder, journal, is_complete=False)
             problem = f"{cell.name}: {error.problem}; {number - 1} of {len(cells)} cells are finished in {folder.path}"
-            served = (
+            serve_hint = (
                 f"serve it: {model.serve}"
                 if model.serve and isinstance(error, ConnectionFailed | RetriesExhausted)
                 else ""
             )
-            remedy = "; ".join(filter(None, (error.remedy, served, "the same command goes on from there")))
+            remedy = "; ".join(filter(None, (error.remedy, serve_hint, "the same command goes on from there")))
             raise RankKError(problem, remedy) from error
-        asked = f"{tally.calls:,} calls ({tally.calls - tally.new_calls:,} from the journal)"
-        _say(args, f"{title}{tally.queries} queries, {asked}, {format_seconds(time.monotonic() - started)}")
+        calls = f"{stats.calls:,} calls ({stats.calls - stats.new_calls:,} from the journal)"
+        _print_status(args, f"{title}{stats.queries} queries, {calls}, {format_seconds(time.monotonic() - started)}")
 
 
-def _answer(
+def _write_results(
     args: argparse.Namespace,
     study: Study,
-    opened: Mapping[str, LoadedCollections],
+    collections: Mapping[str, LoadedCollections],
     folder: StudyFolder,
     journal: Any,
     *,
-    whole: bool,
+    is_complete: bool,
 ) -> int:
-    """Write and show what is known by now. An answer that is not `whole` is written only."""
+    """Write and show what is known by now. An answer that is not complete is written only."""
     from rank_k.cli.render.evaluation_text import without_nan
     from rank_k.cli.render.study_text import notes, tables
     from rank_k.reports.study_report import write_page
     from rank_k.study.results import StudyResults
     from rank_k.study.table import FIRST_STAGE, write_cells, write_queries
 
-    mine = {(c.name, f.name) for c in study.collections for f in c.first_stages}
-    known = [cell for cell in folder.cells if (cell.collection, cell.first_stage) in mine]
-    finished = [cell for cell in known if folder.is_finished(cell, journal)]
+    runs_of_study = {(c.name, f.name) for c in study.collections for f in c.first_stages}
+    known_cells = [cell for cell in folder.cells if (cell.collection, cell.first_stage) in runs_of_study]
+    finished = [cell for cell in known_cells if folder.is_finished(cell, journal)]
     if not finished:
         return 0
     if not any(study.baseline in (FIRST_STAGE, cell.setting, cell.name) for cell in finished):
         study = replace(study, baseline=None)  # it is not finished yet
-    answer = StudyResults.of(study, finished, opened, folder, journal, [c.name for c in known if c not in finished])
-    write_cells(folder.path / "cells.csv", answer.rows)
-    write_queries(folder.path / "queries.csv", answer.rows)
-    write_page(folder.path / "report.html", answer, _command(args))
-    if not whole:
+    results = StudyResults.of(
+        study, finished, collections, folder, journal, [c.name for c in known_cells if c not in finished]
+    )
+    write_cells(folder.path / "cells.csv", results.rows)
+    write_queries(folder.path / "queries.csv", results.rows)
+    write_page(folder.path / "report.html", results, _command_line(args))
+    if not is_complete:
         return 0
-    print(json.dumps(without_nan(answer.told()), indent=2) if args.json else "\n".join(tables(answer)))
-    print("\n".join([*notes(answer), f"report: {folder.path / 'report.html'}"]), file=sys.stderr)
-    return 3 if args.strict and any(row.cost.unranked for row in answer.rows) else 0
+    print(json.dumps(without_nan(results.told()), indent=2) if args.json else "\n".join(tables(results)))
+    print("\n".join([*notes(results), f"report: {folder.path / 'report.html'}"]), file=sys.stderr)
+    return 3 if args.strict and any(row.cost.unranked for row in results.rows) else 0
 
 
-def _check(study: Study, cells: Sequence[Cell], asked: Sequence[Cell], opened: Mapping[str, LoadedCollections]) -> None:
-    """What can be found out before the first call: measures, the baseline's name, every text. `asked`: cells of earlier
-    commands, one of which may be the baseline."""
+def _check_inputs(
+    study: Study, cells: Sequence[Cell], earlier_cells: Sequence[Cell], collections: Mapping[str, LoadedCollections]
+) -> None:
+    """What can be found out before the first call: measures, the baseline's name, every text.
+    `earlier_cells`: cells of earlier commands, one of which may be the baseline."""
     from rank_k.errors import InputError
     from rank_k.evaluation.measures import evaluate
     from rank_k.study.table import FIRST_STAGE
 
-    known = (*cells, *asked)
-    if study.baseline not in (None, FIRST_STAGE, *(name for cell in known for name in (cell.setting, cell.name))):
-        settings = ", ".join(dict.fromkeys(cell.setting for cell in known))
+    known_cells = (*cells, *earlier_cells)
+    if study.baseline not in (None, FIRST_STAGE, *(name for cell in known_cells for name in (cell.setting, cell.name))):
+        settings = ", ".join(dict.fromkeys(cell.setting for cell in known_cells))
         raise InputError(
             f"no cell is called {study.baseline!r}", f"write {FIRST_STAGE!r}, a cell's whole name or {settings}"
         )
@@ -227,48 +234,48 @@ def _check(study: Study, cells: Sequence[Cell], asked: Sequence[Cell], opened: M
         run = (cell.collection, cell.first_stage)
         depths[run] = max(cell.depth, depths.get(run, 0))
     for (collection, first_stage), depth in depths.items():
-        of = opened[collection]
-        evaluate(of.qrels, of.first_stage(first_stage), study.measures)
-        of.check_texts(first_stage, depth)
+        loaded = collections[collection]
+        evaluate(loaded.qrels, loaded.first_stage(first_stage), study.measures)
+        loaded.check_texts(first_stage, depth)
 
 
-def _command(args: argparse.Namespace) -> str:
+def _command_line(args: argparse.Namespace) -> str:
     """The command that was given, less what is so without saying."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     options = {action.dest: action for action in parser._actions}
-    words = ["rank-k", NAME]
+    argv = ["rank-k", NAME]
     for name, default in vars(parser.parse_args([])).items():
         value, option = getattr(args, name), options[name]
         if value != default:
-            words.append(option.option_strings[0])
+            argv.append(option.option_strings[0])
             if value != option.const or option.const is None:  # which stands for the option without a value
-                words += [
-                    "none" if one is None else str(one) for one in (value if isinstance(value, list) else [value])
+                argv += [
+                    "none" if item is None else str(item) for item in (value if isinstance(value, list) else [value])
                 ]
-    return shlex.join(words)
+    return shlex.join(argv)
 
 
-def _say(args: argparse.Namespace, line: str) -> None:
+def _print_status(args: argparse.Namespace, line: str) -> None:
     if not args.quiet:
         print(line, file=sys.stderr)
 
 
-def _tell_missing(lacking: Sequence[MissingFile]) -> None:
+def _print_missing(missing: Sequence[MissingFile]) -> None:
     print(
-        f"rank-k study: {len(lacking)} things are missing; --only NAME ... leaves parts of a study out", file=sys.stderr
+        f"rank-k study: {len(missing)} things are missing; --only NAME ... leaves parts of a study out", file=sys.stderr
     )
-    owner = ""
-    for lack in lacking:
-        if lack.owner != owner:
-            owner = lack.owner
-            print(f"\n{owner}", file=sys.stderr)
-        print(f"  {lack.place}", file=sys.stderr)
-        if lack.get:
-            print(f"    {lack.get}", file=sys.stderr)
+    section = ""
+    for item in missing:
+        if item.owner != section:
+            section = item.owner
+            print(f"\n{section}", file=sys.stderr)
+        print(f"  {item.place}", file=sys.stderr)
+        if item.get:
+            print(f"    {item.get}", file=sys.stderr)
 
 
-def _questions() -> tuple[str, ...]:
+def _question_names() -> tuple[str, ...]:
     from rank_k.study.questions import QUESTIONS
 
     return tuple(QUESTIONS)

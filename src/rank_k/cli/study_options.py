@@ -34,34 +34,36 @@ AXES = {
 """Option -> the setting of a cell that it varies, and its help."""
 
 
-def study_of(args: argparse.Namespace) -> Study:
+def study_from_args(args: argparse.Namespace) -> Study:
     """The study that the options name or make. Raises `InputError`."""
     from rank_k.errors import InputError
     from rank_k.study.config import config_file, read_study
 
     if args.simulate is not None and args.server is not None:
         raise InputError("--simulate and --server exclude each other", "leave one out")
-    named = [option for option in ("question", "config") if getattr(args, option) is not None]
-    if len(named) > 1:
-        raise InputError(f"--{named[0]} and --{named[1]} exclude each other", "leave one out")
+    config_sources = [option for option in ("question", "config") if getattr(args, option) is not None]
+    if len(config_sources) > 1:
+        raise InputError(f"--{config_sources[0]} and --{config_sources[1]} exclude each other", "leave one out")
     if args.config is None:
-        return _from_options(args)
-    of_options = (*AXES, "dataset", "queries", "documents", "qrels", "run", "query_fields", "model", *_ASKED)
-    for option in of_options:
-        if getattr(args, option) not in (None, *_ASKED.get(option, ())):
+        return _study_from_options(args)
+    option_names = (*AXES, "dataset", "queries", "documents", "qrels", "run", "query_fields", "model", *_CELL_OPTIONS)
+    for option in option_names:
+        if getattr(args, option) not in (None, *_CELL_OPTIONS.get(option, ())):
             raise InputError(
-                f"--{option.replace('_', '-')} and --{named[0]} exclude each other",
+                f"--{option.replace('_', '-')} and --{config_sources[0]} exclude each other",
                 "write a study of your own: --config FILE",
             )
     file = config_file(args.config)
-    own = file == args.config
-    data = args.data or (Path(folder) if (folder := os.environ.get("RANK_K_DATA")) else file.parent if own else Path())
+    is_user_file = file == args.config
+    data = args.data or (
+        Path(folder) if (folder := os.environ.get("RANK_K_DATA")) else file.parent if is_user_file else Path()
+    )
     study = read_study(file, data)
     measures = tuple(args.measures) if args.measures else study.measures
     return replace(study, measures=measures, baseline=args.baseline or study.baseline)
 
 
-_ASKED: dict[str, tuple[Any, ...]] = {
+_CELL_OPTIONS: dict[str, tuple[Any, ...]] = {
     "temperature": ("default",),
     "top_p": (),
     "max_tokens": (),
@@ -71,17 +73,23 @@ _ASKED: dict[str, tuple[Any, ...]] = {
 """Options of a cell that are no axes, with what they are if not given."""
 
 
-def _from_options(args: argparse.Namespace) -> Study:
+def _study_from_options(args: argparse.Namespace) -> Study:
     from rank_k.study.grid import ModelPlan, Study, parse_setting
     from rank_k.study.questions import QUESTIONS
 
     import_strategies([] if args.strategy is None else _values(args, "strategy"))
-    given = {axis: _values(args, option) for option, (axis, _, _) in AXES.items() if getattr(args, option) is not None}
-    parsed = {axis: [parse_setting(axis, value) for value in values] for axis, values in given.items()}
+    parsed = {
+        axis: [parse_setting(axis, value) for value in _values(args, option)]
+        for option, (axis, _, _) in AXES.items()
+        if getattr(args, option) is not None
+    }
     question = None if args.question is None else QUESTIONS[args.question]
     grids = ({},) if question is None else question.grids
     varied = {axis for grid in grids for axis in grid}
-    grids = tuple({**grid, **{a: v for a, v in parsed.items() if a in grid or a not in varied}} for grid in grids)
+    grids = tuple(
+        {**grid, **{axis: values for axis, values in parsed.items() if axis in grid or axis not in varied}}
+        for grid in grids
+    )
     fixed = {axis: getattr(args, axis) for axis in ("max_tokens", "temperature", "top_p")}
     if fixed["temperature"] == "default":
         del fixed["temperature"]  # a cell's own default
@@ -130,36 +138,41 @@ def _collections(args: argparse.Namespace) -> tuple[Collection, ...]:
     from rank_k.study.grid import Collection, FirstStage
 
     datasets: Sequence[str | None] = args.dataset or (None,)
-    given: Sequence[Path] = args.run or ()
-    kinds: Sequence[str | None] = args.query_fields or (None,)
+    run_files: Sequence[Path] = args.run or ()
+    field_sets: Sequence[str | None] = args.query_fields or (None,)
     if len(datasets) > 1:
         for option in ("queries", "documents", "qrels"):
             if getattr(args, option) is not None:
                 raise InputError(
                     f"--{option} cannot stand for several data sets", "write a study of your own: --config FILE"
                 )
-        if given and len(given) != len(datasets):
+        if run_files and len(run_files) != len(datasets):
             raise InputError(
-                f"{len(given)} runs for {len(datasets)} data sets", "give one --run for each, in their order"
+                f"{len(run_files)} runs for {len(datasets)} data sets", "give one --run for each, in their order"
             )
-    found = []
+    collections = []
     for number, dataset in enumerate(datasets):
-        runs = given if len(datasets) == 1 else given[number : number + 1]
+        runs = run_files if len(datasets) == 1 else run_files[number : number + 1]
         first_stages = tuple(FirstStage(_run_name(file), file) for file in runs) or (FirstStage("own"),)
-        for fields in kinds:
-            name = _collection_name(dataset) + (f"-{fields}" if len(kinds) > 1 else "")
-            found.append(Collection(name, first_stages, dataset, args.queries, args.documents, args.qrels, fields))
-    for kind, names in (("data sets", [c.name for c in found]), ("runs", [f.name for f in found[0].first_stages])):
+        for fields in field_sets:
+            name = _collection_name(dataset) + (f"-{fields}" if len(field_sets) > 1 else "")
+            collections.append(
+                Collection(name, first_stages, dataset, args.queries, args.documents, args.qrels, fields)
+            )
+    for label, names in (
+        ("data sets", [c.name for c in collections]),
+        ("runs", [f.name for f in collections[0].first_stages]),
+    ):
         if len(set(names)) < len(names):
-            raise InputError(f"two {kind} are called alike ({', '.join(names)})", "rename one")
-    return tuple(found)
+            raise InputError(f"two {label} are called alike ({', '.join(names)})", "rename one")
+    return tuple(collections)
 
 
 def _collection_name(dataset: str | None) -> str:
     if dataset is None:
         return "collection"
-    scheme, colon, place = dataset.partition(":")
-    name = place.rstrip("/").rpartition("/")[2] if colon else dataset
+    scheme, colon, path = dataset.partition(":")
+    name = path.rstrip("/").rpartition("/")[2] if colon else dataset
     return f"bright-{name}" if scheme == "bright" else name
 
 
@@ -168,17 +181,17 @@ def _run_name(file: Path) -> str:
     return name.removeprefix("run.") or file.name
 
 
-def with_server(args: argparse.Namespace, study: Study) -> Study:
+def apply_server_options(args: argparse.Namespace, study: Study) -> Study:
     """The study's models as --server and --simulate would have them reached."""
     from rank_k.errors import InputError
     from rank_k.simulation.noise_file import noise_by_name
 
     if args.simulate is not None:
-        judgments = args.simulate if args.simulate != Path() else None
-        if judgments is not None and not judgments.exists():
-            raise InputError(f"--simulate {judgments} is not there", "name a file of judgments, or none")
+        qrels = args.simulate if args.simulate != Path() else None
+        if qrels is not None and not qrels.exists():
+            raise InputError(f"--simulate {qrels} is not there", "name a file of judgments, or none")
         noise_by_name(args.noise)  # a mistake in it is found now
-        models = (replace(model, simulate=args.noise, judgments=judgments, prompt=None) for model in study.models)
+        models = (replace(model, simulate=args.noise, judgments=qrels, prompt=None) for model in study.models)
         return replace(study, models=tuple(models))
     if args.server is not None:
         if len(study.models) > 1:
@@ -188,13 +201,13 @@ def with_server(args: argparse.Namespace, study: Study) -> Study:
     return study
 
 
-def reach_of(args: argparse.Namespace, model: ModelPlan) -> dict[str, Any]:
+def connection_options(args: argparse.Namespace, model: ModelPlan) -> dict[str, Any]:
     """How the model is reached, as options of `Reranker`."""
-    told = {"concurrency": args.concurrency, "read_timeout": args.read_timeout, "on_retry": print_retry}
+    options = {"concurrency": args.concurrency, "read_timeout": args.read_timeout, "on_retry": print_retry}
     if model.simulate:
-        return {**told, "prompt": None}
+        return {**options, "prompt": None}
     return {
-        **told,
+        **options,
         "server": model.server,
         "api_key": api_key(model.server, args.model_key_env or model.api_key_env),
         "server_type": model.server_type,

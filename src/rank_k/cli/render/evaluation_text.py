@@ -11,21 +11,21 @@ if TYPE_CHECKING:
     from rank_k.evaluation.run_comparison import ComparedRun, PairedComparison, RunComparison
     from rank_k.evaluation.run_costs import RunCost
 
-_MOST_HURT = 5
+_MAX_LOSSES = 5
 
 
-def notes(assessment: RunComparison) -> Iterator[str]:
+def notes(comparison: RunComparison) -> Iterator[str]:
     """What one should know of the runs beside their figures."""
-    for run in assessment.runs:
+    for run in comparison.runs:
         evaluation, cost = run.evaluation, run.cost
         if evaluation.missing:
-            named = ", ".join(evaluation.missing[:5])
-            yield f"{run.name}: {len(evaluation.missing)} judged queries missing, counted as 0: {named}"
+            examples = ", ".join(evaluation.missing[:5])
+            yield f"{run.name}: {len(evaluation.missing)} judged queries missing, counted as 0: {examples}"
         if evaluation.unjudged:
             yield f"{run.name}: {len(evaluation.unjudged)} queries without judgments, not counted"
         if evaluation.tied:
-            tied = f"{len(evaluation.tied)} queries with equal scores, taken in the order of the file"
-            yield f"{run.name}: {tied}; --ties trec_eval puts them by descending id, as trec_eval does"
+            tied_text = f"{len(evaluation.tied)} queries with equal scores, taken in the order of the file"
+            yield f"{run.name}: {tied_text}; --ties trec_eval puts them by descending id, as trec_eval does"
         if cost is not None and cost.others and not cost.exact:
             yield f"{run.name}: no run in {cost.journal} wrote a file of this name; its last run is taken"
 
@@ -33,48 +33,48 @@ def notes(assessment: RunComparison) -> Iterator[str]:
 # --- for the terminal ---
 
 
-def lines(assessment: RunComparison) -> list[str]:
+def lines(comparison: RunComparison) -> list[str]:
     """Tables with a blank line between them: means, and what else there is to say."""
-    found = aligned(
-        ["run", *assessment.measures],
+    output = align_table(
+        ["run", *comparison.measures],
         [
-            [run.name, *(f"{run.evaluation.means[measure]:.4f}" for measure in assessment.measures)]
-            for run in assessment.runs
+            [run.name, *(f"{run.evaluation.means[measure]:.4f}" for measure in comparison.measures)]
+            for run in comparison.runs
         ],
     )
-    if assessment.compared:
-        found += ["", *_comparisons(assessment), "", *_hurt(assessment)]
-    if assessment.compared or not any(measure.startswith("Judged") for measure in assessment.measures):
-        shares = ", ".join(f"{run.name} {run.unjudged:.1%}" for run in assessment.runs)
-        found += ["", f"unjudged among the first ten: {shares}"]
-    if any(run.cost for run in assessment.runs):
-        found += ["", *_costs(assessment)]
-    return found
+    if comparison.compared:
+        output += ["", *_comparison_lines(comparison), "", *_largest_losses(comparison)]
+    if comparison.compared or not any(measure.startswith("Judged") for measure in comparison.measures):
+        shares = ", ".join(f"{run.name} {run.unjudged:.1%}" for run in comparison.runs)
+        output += ["", f"unjudged among the first ten: {shares}"]
+    if any(run.cost for run in comparison.runs):
+        output += ["", *_cost_lines(comparison)]
+    return output
 
 
-def _comparisons(assessment: RunComparison) -> list[str]:
-    head = f"against {assessment.baseline}: {assessment.comparisons} comparisons, p values corrected for all (Holm)"
+def _comparison_lines(comparison: RunComparison) -> list[str]:
+    caption = f"against {comparison.baseline}: {comparison.comparisons} comparisons, p values corrected for all (Holm)"
     columns = ["run", "measure", "difference", "95 % interval", "p (random.)", "p (t)", "gain", "stay", "lose"]
-    body = []
-    for run in assessment.compared:
-        for measure, compared in run.against.items():
-            paired = compared.paired
-            body.append(
+    rows = []
+    for run in comparison.compared:
+        for measure, paired_comparison in run.against.items():
+            difference = paired_comparison.paired
+            rows.append(
                 [
-                    *(run.name, measure, f"{paired.mean:+.4f}", f"{paired.low:+.4f} to {paired.high:+.4f}"),
-                    *(f"{compared.randomization_p:.4f}", f"{compared.t_p:.4f}"),
-                    *map(str, (paired.better, paired.equal, paired.worse)),
+                    *(run.name, measure, f"{difference.mean:+.4f}", f"{difference.low:+.4f} to {difference.high:+.4f}"),
+                    *(f"{paired_comparison.randomization_p:.4f}", f"{paired_comparison.t_p:.4f}"),
+                    *map(str, (difference.better, difference.equal, difference.worse)),
                 ]
             )
-    return [head, *aligned(columns, body, left=2)]
+    return [caption, *align_table(columns, rows, left_columns=2)]
 
 
-def _hurt(assessment: RunComparison) -> list[str]:
-    measure = assessment.shown_measure
-    body, commands = [], []
-    for run in assessment.compared:
-        for change in assessment.hurt(run, _MOST_HURT):
-            body.append(
+def _largest_losses(comparison: RunComparison) -> list[str]:
+    measure = comparison.shown_measure
+    rows, commands = [], []
+    for run in comparison.compared:
+        for change in comparison.hurt(run, _MAX_LOSSES):
+            rows.append(
                 [
                     *(run.name, change.query_id),
                     *(f"{change.before:.4f}", f"{change.after:.4f}", f"{change.difference:+.4f}"),
@@ -82,106 +82,108 @@ def _hurt(assessment: RunComparison) -> list[str]:
                 ]
             )
             commands.append((run.cost.command(change.query_id) if run.cost else None) or "")
-    if not body:
+    if not rows:
         return [f"no query lost {measure}"]
     columns = ["run", "query", "before", "after", "difference", "unjudged"]
-    head, *rows = aligned(columns, body, left=2)
-    shown = [f"{row}  {command}".rstrip() for row, command in zip(rows, commands, strict=True)]
+    header, *table_rows = align_table(columns, rows, left_columns=2)
+    lines = [f"{row}  {command}".rstrip() for row, command in zip(table_rows, commands, strict=True)]
     traces = ", and how to see their traces" if any(commands) else ""
-    return [f"queries hurt worst in {measure}{traces}", head, *shown]
+    return [f"queries hurt worst in {measure}{traces}", header, *lines]
 
 
-def _costs(assessment: RunComparison) -> list[str]:
-    paid = [(run.name, run.cost) for run in assessment.runs if run.cost is not None]
+def _cost_lines(comparison: RunComparison) -> list[str]:
+    costs = [(run.name, run.cost) for run in comparison.runs if run.cost is not None]
     columns = ["cost", "queries", "calls", "rounds", "tokens in", "tokens out", "reasoning", "seconds"]
-    with_money = any(cost.money is not None for _, cost in paid)
-    body = []
-    for name, cost in paid:
-        usage, about = cost.usage, "~" if cost.usage.estimated else ""
-        money = ["-" if cost.money is None else f"{cost.money:.4f}"] if with_money else []
-        body.append(
+    has_money = any(cost.money is not None for _, cost in costs)
+    rows = []
+    for name, cost in costs:
+        usage, prefix = cost.usage, "~" if cost.usage.estimated else ""
+        money = ["-" if cost.money is None else f"{cost.money:.4f}"] if has_money else []
+        rows.append(
             [
                 *(name, f"{len(cost.queries):,}", f"{cost.calls:,}", f"{cost.rounds:.1f}"),
-                *(f"{about}{usage.prompt_tokens:,}", f"{about}{usage.completion_tokens:,}"),
-                *(f"{about}{usage.reasoning_tokens:,}", f"{cost.seconds:,.0f}", *money),
+                *(f"{prefix}{usage.prompt_tokens:,}", f"{prefix}{usage.completion_tokens:,}"),
+                *(f"{prefix}{usage.reasoning_tokens:,}", f"{cost.seconds:,.0f}", *money),
             ]
         )
-    return aligned([*columns, *(["money"] if with_money else [])], body)
+    return align_table([*columns, *(["money"] if has_money else [])], rows)
 
 
-def aligned(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+def align_table(header: Sequence[str], rows: Sequence[Sequence[str]], left_columns: int = 1) -> list[str]:
     """Lines of a table; the first `left` columns begin, the others end at the same place."""
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    widths = [width if place < left else max(width, 7) for place, width in enumerate(widths)]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    widths = [width if index < left_columns else max(width, 7) for index, width in enumerate(widths)]
     return [
         "  ".join(
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if index < left_columns else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in (head, *body)
+        for row in (header, *rows)
     ]
 
 
 # --- for programs ---
 
 
-def as_json(assessment: RunComparison) -> str:
+def as_json(comparison: RunComparison) -> str:
     """An object per run. What cannot be computed is null."""
-    return json.dumps(without_nan({run.name: _told(run, assessment) for run in assessment.runs}), indent=2)
+    return json.dumps(without_nan({run.name: _run_to_dict(run, comparison) for run in comparison.runs}), indent=2)
 
 
-def without_nan(told: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """Errors that a single query does not have are null: JSON has no NaN."""
-    if isinstance(told, dict):
-        return {key: without_nan(value) for key, value in told.items()}
-    if isinstance(told, list | tuple):
-        return [without_nan(value) for value in told]
-    return None if told != told else told
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if value != value else value
 
 
-def _told(run: ComparedRun, assessment: RunComparison) -> dict[str, Any]:
-    evaluation, measures = run.evaluation, assessment.measures
+def _run_to_dict(run: ComparedRun, comparison: RunComparison) -> dict[str, Any]:
+    evaluation, measures = run.evaluation, comparison.measures
     return {
         "mean": {measure: evaluation.means[measure] for measure in measures},
         "per_query": {measure: dict(evaluation.per_query[measure]) for measure in measures},
         "missing": list(evaluation.missing),
         "unjudged": list(evaluation.unjudged),
-        "interval": {measure: list(ends) for measure, ends in run.intervals.items()},
+        "interval": {measure: list(bounds) for measure, bounds in run.intervals.items()},
         "unjudged_share_of_first_ten": run.unjudged,
-        "baseline": assessment.baseline or None,
-        "comparisons": assessment.comparisons,
-        "against_baseline": {measure: _compared(compared) for measure, compared in run.against.items()},
+        "baseline": comparison.baseline or None,
+        "comparisons": comparison.comparisons,
+        "against_baseline": {
+            measure: _comparison_to_dict(paired_comparison) for measure, paired_comparison in run.against.items()
+        },
         "largest_losses": [
             {
                 "query_id": change.query_id,
-                "measure": assessment.shown_measure,
+                "measure": comparison.shown_measure,
                 "before": change.before,
                 "after": change.after,
                 "trace": run.cost.command(change.query_id) if run.cost else None,
             }
-            for change in (assessment.hurt(run) if run.against else ())
+            for change in (comparison.hurt(run) if run.against else ())
         ],
-        "cost": None if run.cost is None else _cost(run.cost),
+        "cost": None if run.cost is None else _cost_to_dict(run.cost),
     }
 
 
-def _compared(compared: PairedComparison) -> dict[str, Any]:
-    paired = compared.paired
+def _comparison_to_dict(comparison: PairedComparison) -> dict[str, Any]:
+    difference = comparison.paired
     return {
-        "difference": paired.mean,
-        "standard_error": paired.error,
-        "interval": [paired.low, paired.high],
-        "t_p": paired.t_p,
-        "t_p_corrected": compared.t_p,
-        "randomization_p": paired.randomization_p,
-        "randomization_p_corrected": compared.randomization_p,
-        "better": paired.better,
-        "equal": paired.equal,
-        "worse": paired.worse,
+        "difference": difference.mean,
+        "standard_error": difference.error,
+        "interval": [difference.low, difference.high],
+        "t_p": difference.t_p,
+        "t_p_corrected": comparison.t_p,
+        "randomization_p": difference.randomization_p,
+        "randomization_p_corrected": comparison.randomization_p,
+        "better": difference.better,
+        "equal": difference.equal,
+        "worse": difference.worse,
     }
 
 
-def _cost(cost: RunCost) -> dict[str, Any]:
+def _cost_to_dict(cost: RunCost) -> dict[str, Any]:
     return {
         "journal": str(cost.journal),
         "model": cost.model,
@@ -202,12 +204,14 @@ def _cost(cost: RunCost) -> dict[str, Any]:
 # --- for spreadsheets ---
 
 
-def rows(assessment: RunComparison) -> Iterator[list[Any]]:
+def rows(comparison: RunComparison) -> Iterator[list[Any]]:
     """A head, then a row for each run, measure and query. Without a baseline the last two columns are empty."""
     yield ["run", "measure", "query_id", "value", "baseline", "difference"]
-    for run in assessment.runs:
-        for measure in assessment.measures:
-            before = {change.query_id: change.before for change in assessment.changes(run, measure)}
+    for run in comparison.runs:
+        for measure in comparison.measures:
+            baseline_values = {change.query_id: change.before for change in comparison.changes(run, measure)}
             for query_id, value in run.evaluation.per_query[measure].items():
-                compared = [before[query_id], value - before[query_id]] if before else ["", ""]
-                yield [run.name, measure, query_id, value, *compared]
+                columns = (
+                    [baseline_values[query_id], value - baseline_values[query_id]] if baseline_values else ["", ""]
+                )
+                yield [run.name, measure, query_id, value, *columns]

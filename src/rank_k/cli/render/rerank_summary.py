@@ -43,69 +43,71 @@ REPAIRS = {
 """Every kind of repair, in words."""
 
 
-BY_LIKELIHOOD = "ranked by query likelihood, not by comparison: see docs/embedded.md"
+LIKELIHOOD_NOTE = "ranked by query likelihood, not by comparison: see docs/embedded.md"
 
 
 def lines(
-    tally: RunStats, seconds: float, price: Prices | None = None, method: ScoringMethod = "listwise"
+    stats: RunStats, seconds: float, price: Prices | None = None, method: ScoringMethod = "listwise"
 ) -> list[str]:
     """The summary for people."""
-    usage = tally.usage
-    about = "about " if usage.estimated else ""
-    found = [
-        f"{tally.queries} queries, {tally.rounds} rounds, {tally.calls} calls"
-        f" ({tally.calls - tally.new_calls} from the journal), {format_seconds(seconds)}",
-        f"tokens: {about}{usage.prompt_tokens:,} in ({usage.cached_tokens:,} cached),"
+    usage = stats.usage
+    prefix = "about " if usage.estimated else ""
+    output = [
+        f"{stats.queries} queries, {stats.rounds} rounds, {stats.calls} calls"
+        f" ({stats.calls - stats.new_calls} from the journal), {format_seconds(seconds)}",
+        f"tokens: {prefix}{usage.prompt_tokens:,} in ({usage.cached_tokens:,} cached),"
         f" {usage.completion_tokens:,} out, of these {usage.reasoning_tokens:,} reasoning",
     ]
     if method == "likelihood":
-        found.insert(0, BY_LIKELIHOOD)
+        output.insert(0, LIKELIHOOD_NOTE)
     if price is not None:
-        found.append(f"cost: {price.of(usage):.4f}")
-    if tally.saved_tokens:
-        found.append(f"saved: at least {tally.saved_tokens:,} tokens, by ending thoughts that went in circles")
-    found += [f"repairs: {count:,} {REPAIRS.get(kind, kind)}" for kind, count in sorted(tally.repairs.items()) if count]
-    if tally.unranked_windows:
-        named = ", ".join(f"{query_id} (round {number + 1})" for query_id, number in tally.unranked[:5])
-        found.append(f"left in input order: {tally.unranked_windows} of {tally.windows} windows: {named}")
-    if tally.unfinished:
-        found.append(f"unfinished, best so far: {len(tally.unfinished)} queries: {', '.join(tally.unfinished[:5])}")
-    return found
+        output.append(f"cost: {price.cost_of(usage):.4f}")
+    if stats.saved_tokens:
+        output.append(f"saved: at least {stats.saved_tokens:,} tokens, by ending thoughts that went in circles")
+    output += [
+        f"repairs: {count:,} {REPAIRS.get(kind, kind)}" for kind, count in sorted(stats.repairs.items()) if count
+    ]
+    if stats.unranked_windows:
+        examples = ", ".join(f"{query_id} (round {round_number + 1})" for query_id, round_number in stats.unranked[:5])
+        output.append(f"left in input order: {stats.unranked_windows} of {stats.windows} windows: {examples}")
+    if stats.unfinished:
+        output.append(f"unfinished, best so far: {len(stats.unfinished)} queries: {', '.join(stats.unfinished[:5])}")
+    return output
 
 
-def report(tally: RunStats, seconds: float, settings: dict[str, Any], price: Prices | None = None) -> dict[str, Any]:
+def report(stats: RunStats, seconds: float, settings: dict[str, Any], price: Prices | None = None) -> dict[str, Any]:
     """The summary for programs."""
-    usage = tally.usage
+    usage = stats.usage
     return {
         "settings": settings,
-        "queries": tally.queries,
-        "rounds": tally.rounds,
-        "windows": tally.windows,
-        "calls": tally.calls,
-        "new_calls": tally.new_calls,
+        "queries": stats.queries,
+        "rounds": stats.rounds,
+        "windows": stats.windows,
+        "calls": stats.calls,
+        "new_calls": stats.new_calls,
         "prompt_tokens": usage.prompt_tokens,
         "cached_tokens": usage.cached_tokens,
         "completion_tokens": usage.completion_tokens,
         "reasoning_tokens": usage.reasoning_tokens,
         "answer_tokens": usage.completion_tokens - usage.reasoning_tokens,
-        "saved_tokens": tally.saved_tokens,
+        "saved_tokens": stats.saved_tokens,
         "tokens_estimated": usage.estimated,
-        "cost": None if price is None else round(price.of(usage), 6),
-        "forced_answers": tally.repairs["forced_answers"],
-        "budgets_exceeded": tally.repairs["budget_exceeded"],
+        "cost": None if price is None else round(price.cost_of(usage), 6),
+        "forced_answers": stats.repairs["forced_answers"],
+        "budgets_exceeded": stats.repairs["budget_exceeded"],
         "seconds": round(seconds, 3),
-        "model_seconds": round(tally.model_seconds, 3),
-        "repairs": dict(sorted(tally.repairs.items())),
-        "unranked_windows": tally.unranked_windows,
-        "unranked": [{"query_id": query_id, "round": number + 1} for query_id, number in tally.unranked],
-        "unfinished": tally.unfinished,
+        "model_seconds": round(stats.model_seconds, 3),
+        "repairs": dict(sorted(stats.repairs.items())),
+        "unranked_windows": stats.unranked_windows,
+        "unranked": [{"query_id": query_id, "round": round_number + 1} for query_id, round_number in stats.unranked],
+        "unfinished": stats.unfinished,
     }
 
 
-def write_report(file: TextIO, told: dict[str, Any], queries: Iterable[QueryCost]) -> None:
+def write_report(file: TextIO, summary: dict[str, Any], queries: Iterable[QueryCost]) -> None:
     """The report as JSON, the queries of the run written one by one."""
-    file.write(json.dumps(told, indent=2, default=str)[:-2] + ',\n  "per_query": [')
-    for number, query in enumerate(queries):
+    file.write(json.dumps(summary, indent=2, default=str)[:-2] + ',\n  "per_query": [')
+    for index, query in enumerate(queries):
         usage = query.usage
         row = {
             "query_id": query.query_id,
@@ -120,5 +122,5 @@ def write_report(file: TextIO, told: dict[str, Any], queries: Iterable[QueryCost
             "unranked_windows": query.unranked_windows,
             "repairs": dict(sorted(query.repairs.items())),
         }
-        file.write(("," if number else "") + "\n    " + json.dumps(row))
+        file.write(("," if index else "") + "\n    " + json.dumps(row))
     file.write("\n  ]\n}\n")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rank_k.cli.progress import format_count
-from rank_k.cli.render.evaluation_text import aligned
+from rank_k.cli.render.evaluation_text import align_table
 from rank_k.cli.render.rerank_summary import REPAIRS
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rank_k.study.table import Row
 
 
-def listing(study: Study, cells: Sequence[Cell]) -> list[str]:
+def cell_listing(study: Study, cells: Sequence[Cell]) -> list[str]:
     """The cells, and the commands that serve their models."""
     lines = [study.title, *([study.about] if study.about else []), "", f"{len(cells)} cells:"]
     lines += [f"  {cell.name}" for cell in cells]
@@ -25,45 +25,45 @@ def listing(study: Study, cells: Sequence[Cell]) -> list[str]:
     return lines
 
 
-def tables(answer: StudyResults) -> list[str]:
+def tables(results: StudyResults) -> list[str]:
     """For each run the cells with quality and cost, and what the study's question is about."""
     lines: list[str] = []
-    for heading, rows in answer.by_run():
-        lines += ["", heading, *_cells(rows, answer)]
-    lines += _averages(answer)
-    lines += _by_difficulty(answer)
-    lines += _by_round(answer)
-    lines += _published(answer)
+    for heading, rows in results.by_run():
+        lines += ["", heading, *_cell_table(rows, results)]
+    lines += _average_table(results)
+    lines += _difficulty_tables(results)
+    lines += _round_tables(results)
+    lines += _published_table(results)
     return lines[1:]
 
 
-def notes(answer: StudyResults) -> Iterator[str]:
+def notes(results: StudyResults) -> Iterator[str]:
     """What one should know before one quotes a number."""
-    for row in answer.rows:
+    for row in results.rows:
         cost = row.cost
         if cost.unranked:
             windows = sum(query.windows for query in row.spent)
-            given_up = (
+            failed_note = (
                 f"; {cost.retries_exhausted} were given up: the same command asks again"
                 if cost.retries_exhausted
                 else ""
             )
-            yield f"{row.name}: left in input order: {cost.unranked} of {windows} windows{given_up}"
-        some = {
+            yield f"{row.name}: left in input order: {cost.unranked} of {windows} windows{failed_note}"
+        repairs = {
             kind: count
             for kind, count in cost.repairs.items()
             if kind not in ("unranked", "retries_exhausted") and count
         }
-        if some:
-            told = "; ".join(f"{count:,} {REPAIRS.get(kind, kind)}" for kind, count in sorted(some.items()))
-            yield f"{row.name}: repairs: {told}"
-    for name in answer.unfinished:
+        if repairs:
+            repair_text = "; ".join(f"{count:,} {REPAIRS.get(kind, kind)}" for kind, count in sorted(repairs.items()))
+            yield f"{row.name}: repairs: {repair_text}"
+    for name in results.unfinished:
         yield f"{name}: not finished, not in the tables"
 
 
-def _cells(rows: Sequence[Row], answer: StudyResults) -> list[str]:
-    measure = answer.study.measures[0]
-    head = [
+def _cell_table(rows: Sequence[Row], results: StudyResults) -> list[str]:
+    measure = results.study.measures[0]
+    header = [
         "cell",
         measure,
         "±",
@@ -78,77 +78,93 @@ def _cells(rows: Sequence[Row], answer: StudyResults) -> list[str]:
         "seconds",
         "best",
     ]
-    table: list[list[str]] = []
+    lines: list[list[str]] = []
     for row in rows:
-        against, cost = row.against, row.cost
-        difference = ["", "", ""]
-        if against is not None:
-            difference = [f"{against.mean:+.4f}", f"{against.low:+.4f} {against.high:+.4f}", f"{row.p:.3f}"]
-        elif row.baseline:
-            difference = ["baseline", "", ""]
-        spent = [""] * 6
-        if row.cell is not None:
-            about = "~" if cost.estimated else ""
-            tokens = (f"{about}{format_count(round(n))}" for n in (cost.tokens_in, cost.reasoning, cost.answer))
-            spent = [f"{cost.rounds:.1f}", f"{cost.calls:.1f}", *tokens, f"{cost.seconds:.1f}" if cost.seconds else "-"]
-        best = " ".join(axis for axis in answer.axes if axis in row.on_set)
-        quality = row.first
-        table.append([row.setting, f"{quality.mean:.4f}", f"{quality.error:.4f}", *difference, *spent, best])
-    return aligned(head, table)
-
-
-def _averages(answer: StudyResults) -> list[str]:
-    if not answer.averages:
-        return []
-    head = ["average", "first stage", "model", "cell", answer.study.measures[0], "±"]
-    table = [[*one[:4], f"{one.mean:.4f}", f"{one.error:.4f}"] for one in answer.averages]
-    return ["", *aligned(head, table, 4)]
-
-
-def _by_difficulty(answer: StudyResults) -> list[str]:
-    lines: list[str] = []
-    for (by, baseline), some in answer.difficulty_tables():
-        labels = answer.labels
-        head = ["cell", "third", "range", labels[baseline], "the cell", "difference", "95 %", "reasoning"]
-        table = [
-            [
-                labels[one.name],
-                one.third,
-                f"{one.low:.2f} to {one.high:.2f}",
-                f"{one.baseline:.4f}",
-                f"{one.quality:.4f}",
-                f"{one.against.mean:+.4f}",
-                f"{one.against.low:+.4f} {one.against.high:+.4f}",
-                format_count(round(one.reasoning)),
+        difference_to_baseline, cost = row.against, row.cost
+        difference_cells = ["", "", ""]
+        if difference_to_baseline is not None:
+            difference_cells = [
+                f"{difference_to_baseline.mean:+.4f}",
+                f"{difference_to_baseline.low:+.4f} {difference_to_baseline.high:+.4f}",
+                f"{row.p:.3f}",
             ]
-            for one in some
+        elif row.baseline:
+            difference_cells = ["baseline", "", ""]
+        cost_cells = [""] * 6
+        if row.cell is not None:
+            prefix = "~" if cost.estimated else ""
+            tokens = (f"{prefix}{format_count(round(n))}" for n in (cost.tokens_in, cost.reasoning, cost.answer))
+            cost_cells = [
+                f"{cost.rounds:.1f}",
+                f"{cost.calls:.1f}",
+                *tokens,
+                f"{cost.seconds:.1f}" if cost.seconds else "-",
+            ]
+        pareto_axes = " ".join(axis for axis in results.axes if axis in row.on_set)
+        quality = row.first
+        lines.append(
+            [row.setting, f"{quality.mean:.4f}", f"{quality.error:.4f}", *difference_cells, *cost_cells, pareto_axes]
+        )
+    return align_table(header, lines)
+
+
+def _average_table(results: StudyResults) -> list[str]:
+    if not results.averages:
+        return []
+    header = ["average", "first stage", "model", "cell", results.study.measures[0], "±"]
+    rows = [[*average[:4], f"{average.mean:.4f}", f"{average.error:.4f}"] for average in results.averages]
+    return ["", *align_table(header, rows, 4)]
+
+
+def _difficulty_tables(results: StudyResults) -> list[str]:
+    lines: list[str] = []
+    for (measure, baseline), rows in results.difficulty_tables():
+        labels = results.labels
+        header = ["cell", "third", "range", labels[baseline], "the cell", "difference", "95 %", "reasoning"]
+        table_rows = [
+            [
+                labels[row.name],
+                row.third,
+                f"{row.low:.2f} to {row.high:.2f}",
+                f"{row.baseline:.4f}",
+                f"{row.quality:.4f}",
+                f"{row.against.mean:+.4f}",
+                f"{row.against.low:+.4f} {row.against.high:+.4f}",
+                format_count(round(row.reasoning)),
+            ]
+            for row in rows
         ]
-        lines += ["", f"queries by {by}", *aligned(head, table, 2)]
+        lines += ["", f"queries by {measure}", *align_table(header, table_rows, 2)]
     return lines
 
 
-def _by_round(answer: StudyResults) -> list[str]:
-    if not answer.rounds:
+def _round_tables(results: StudyResults) -> list[str]:
+    if not results.rounds:
         return []
-    labels = answer.labels
-    head = ["stopped after", "round", answer.study.measures[0], "±", "seconds"]
-    table = [
-        [labels[one.name], str(one.rounds), f"{one.quality.mean:.4f}", f"{one.quality.error:.4f}", f"{one.seconds:.1f}"]
-        for one in answer.rounds
+    labels = results.labels
+    header = ["stopped after", "round", results.study.measures[0], "±", "seconds"]
+    rows = [
+        [labels[row.name], str(row.rounds), f"{row.quality.mean:.4f}", f"{row.quality.error:.4f}", f"{row.seconds:.1f}"]
+        for row in results.rounds
     ]
-    if not answer.timed:
-        return ["", *aligned(head[:-1], [row[:-1] for row in table])]
-    waits = ["seconds per query", *(f"{slots or 'all'} at a time" for slots in answer.slot_counts())]
-    slots = [[labels[name], *(f"{seconds:.1f}" for seconds in some)] for name, some in answer.slot_rows()]
-    return ["", *aligned(head, table), "", *aligned(waits, slots)]
+    if not results.timed:
+        return ["", *align_table(header[:-1], [row[:-1] for row in rows])]
+    time_header = [
+        "seconds per query",
+        *(f"{concurrency or 'all'} at a time" for concurrency in results.slot_counts()),
+    ]
+    concurrency_rows = [
+        [labels[name], *(f"{seconds:.1f}" for seconds in seconds_list)] for name, seconds_list in results.slot_rows()
+    ]
+    return ["", *align_table(header, rows), "", *align_table(time_header, concurrency_rows)]
 
 
-def _published(answer: StudyResults) -> list[str]:
-    if not answer.study.published:
+def _published_table(results: StudyResults) -> list[str]:
+    if not results.study.published:
         return []
-    head = ["published, not measured here", "first stage", "model", "measure", "source", "value"]
-    table = [
-        [one.collection, one.first_stage, one.model, one.measure, one.source, f"{one.value:.4f}"]
-        for one in answer.study.published
+    header = ["published, not measured here", "first stage", "model", "measure", "source", "value"]
+    rows = [
+        [result.collection, result.first_stage, result.model, result.measure, result.source, f"{result.value:.4f}"]
+        for result in results.study.published
     ]
-    return ["", *aligned(head, table, 5)]
+    return ["", *align_table(header, rows, 5)]

@@ -55,8 +55,8 @@ def context_length(profile: Profile) -> int:
 
 
 @dataclass(frozen=True)
-class Reply:
-    """One reply, before it is put into JSON."""
+class ModelResponse:
+    """One response, before it is put into JSON."""
 
     profile: Profile
     reasoning: str
@@ -78,12 +78,12 @@ class Reply:
         return usage
 
     def body(self) -> dict[str, Any]:
-        """The body of a reply that is not streamed."""
+        """The body of a response that is not streamed."""
         choice: dict[str, Any] = {"index": 0, "finish_reason": self.finish_reason}
         if self.is_completion:
             choice["text"] = self.text
         else:
-            choice["message"] = {"role": "assistant", **self._placed(self.reasoning, self.text)}
+            choice["message"] = {"role": "assistant", **self._message_fields(self.reasoning, self.text)}
         return {"id": "reply", "choices": [choice], "usage": self.usage()}
 
     def events(self, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -108,12 +108,12 @@ class Reply:
         if self.is_completion:
             choice["text"] = reasoning + text
         else:
-            choice["delta"] = self._placed(reasoning, text)
+            choice["delta"] = self._message_fields(reasoning, text)
         if logprobs:
             choice["logprobs"] = logprobs
         return {"id": "reply", "choices": [choice]}
 
-    def _placed(self, reasoning: str, text: str) -> dict[str, Any]:
+    def _message_fields(self, reasoning: str, text: str) -> dict[str, Any]:
         name = REASONING_FIELD.get(self.profile.server_type)
         if name is None or "inline" in self.profile.behaviors:
             return {"content": reasoning + text}
@@ -150,7 +150,7 @@ class Question:
 def question_of(body: Mapping[str, Any]) -> Question:
     """Read a chat request, or a completion request for a rendered chat."""
     if "messages" not in body:
-        prompt = body["prompt"] if isinstance(body["prompt"], str) else decoded(body["prompt"])
+        prompt = body["prompt"] if isinstance(body["prompt"], str) else decode_tokens(body["prompt"])
         text, separator, prefill = prompt.rpartition(_ASSISTANT)
         return Question(text, prefill, 1, _numbered_passages(text)) if separator else Question(prompt, "", 1, ())
     messages = list(body["messages"])
@@ -160,7 +160,7 @@ def question_of(body: Mapping[str, Any]) -> Question:
     return Question(text, prefill, turns, _numbered_passages(text))
 
 
-def refusal(profile: Profile, path: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
+def rejection(profile: Profile, path: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
     """Status and body of the error with which a request is refused, if it is."""
     behaviors, server_type = profile.behaviors, profile.server_type
     begins = path == "/v1/completions" or body.get("continue_final_message") or _ends_open(body)
@@ -183,16 +183,16 @@ def refusal(profile: Profile, path: str, body: Mapping[str, Any]) -> tuple[int, 
     return (400, {"error": {"message": message, "type": "BadRequestError", "code": 400}}) if message else None
 
 
-def reply_to(profile: Profile, path: str, body: Mapping[str, Any]) -> Reply:
-    """The reply to a chat or completion request."""
+def response_to(profile: Profile, path: str, body: Mapping[str, Any]) -> ModelResponse:
+    """The response to a chat or completion request."""
     is_completion = path == "/v1/completions"
     if is_completion and "<[" in str(body.get("grammar", "")):
-        return _spelled(profile, body)
+        return _spell_query(profile, body)
     question = question_of(body)
     reasoning = "" if _is_direct(profile, question, body) else _reasoning(profile, question, body)
     answer = _answer(profile, question, body)
     if "</think>" in (body.get("stop") or ()):
-        reasoning, answer = "", _verdicts(question) if body.get("logprobs") else _reasoning(profile, question, body)
+        reasoning, answer = "", _write_labels(question) if body.get("logprobs") else _reasoning(profile, question, body)
     if reasoning and (profile.server_type not in REASONING_FIELD or "inline" in profile.behaviors):
         opening = "" if question.prefill.startswith("<think>") or "missing-open" in profile.behaviors else "<think>\n"
         reasoning = f"{opening}{reasoning}\n</think>\n\n"
@@ -210,7 +210,7 @@ def reply_to(profile: Profile, path: str, body: Mapping[str, Any]) -> Reply:
         pieces = re.findall(r"\s*[^\s\[\]]+|\s*[\[\]]", answer)
         tokens = [(piece, -doubt * fraction("token", piece, question.text)) for piece in pieces]
         answer = "".join(token for token, _ in tokens)
-    return Reply(profile, reasoning, answer, finish, _prompt_tokens(body), is_completion, tokens)
+    return ModelResponse(profile, reasoning, answer, finish, _prompt_tokens(body), is_completion, tokens)
 
 
 def token_response(profile: Profile, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
@@ -221,9 +221,9 @@ def token_response(profile: Profile, path: str, body: Mapping[str, Any]) -> tupl
     if path == "/apply-template":
         if profile.server_type != "llamacpp":
             return 404, {"error": {"message": "Not Found"}}
-        return 200, {"prompt": _rendered(body["messages"]) + opening}
+        return 200, {"prompt": _render_messages(body["messages"]) + opening}
     if "messages" in body:
-        text = _rendered(body["messages"]) + opening
+        text = _render_messages(body["messages"]) + opening
     else:
         text = body["prompt"] if "prompt" in body else body["content"]
     pieces = _byte_pieces(text)
@@ -285,22 +285,22 @@ def _answer(profile: Profile, question: Question, body: Mapping[str, Any]) -> st
     return pick(variants, "malformed", question.text)
 
 
-def _verdicts(question: Question) -> str:
+def _write_labels(question: Question) -> str:
     """One word per passage, as rank-k-nano writes its reasoning."""
     words = ("no", "partly", "yes")
     lines = (f"[{n}] {pick(words, 'verdict', text)}" for n, text in enumerate(question.passages, 1))
     return "\n".join(lines) + "\n"
 
 
-def _spelled(profile: Profile, body: Mapping[str, Any]) -> Reply:
+def _spell_query(profile: Profile, body: Mapping[str, Any]) -> ModelResponse:
     """The text that the grammar prescribes token by token, with log-probabilities."""
     pieces: list[str] = []
     for number, literal in re.findall(r'<\[(\d+)\]>|"([^"]*)"', body["grammar"]):
         written = re.sub(r"\\U(.{8})", lambda match: chr(int(match[1], 16)), literal)
-        pieces.append(decoded([int(number)]) if number else written)
+        pieces.append(decode_tokens([int(number)]) if number else written)
     prompt = str(body["prompt"])
     tokens = [(piece, -0.1 - 3 * fraction("likelihood", piece, prompt)) for piece in pieces]
-    return Reply(profile, "", "".join(pieces), "stop", _prompt_tokens(body), True, tokens)
+    return ModelResponse(profile, "", "".join(pieces), "stop", _prompt_tokens(body), True, tokens)
 
 
 def _is_direct(profile: Profile, question: Question, body: Mapping[str, Any]) -> bool:
@@ -340,7 +340,7 @@ def _ends_open(body: Mapping[str, Any]) -> bool:
     return bool(body.get("messages")) and body["messages"][-1]["role"] == "assistant"
 
 
-def _rendered(messages: Sequence[Mapping[str, str]]) -> str:
+def _render_messages(messages: Sequence[Mapping[str, str]]) -> str:
     return "".join(f"<|{message['role']}|>\n{message['content']}\n" for message in messages) + _ASSISTANT
 
 
@@ -376,7 +376,7 @@ def _piece_text(piece: bytes) -> Any:
         return list(piece)
 
 
-def decoded(ids: Sequence[int]) -> str:
+def decode_tokens(ids: Sequence[int]) -> str:
     """The text of tokens of this server."""
     raw = b"".join(number.to_bytes((number.bit_length() + 7) // 8, "big")[1:] for number in ids)
     return raw.decode("utf-8", "replace")
