@@ -239,8 +239,8 @@ def test_rankings_wait_for_their_turn_though_a_temporary_journal_forgets_their_c
     for room in (100_000, 2**30):
         model = ScriptedModel(backwards)
         with Reranker(model, concurrency=4, window=10, stride=5) as reranker:
-            reranker.journal._room = room
+            reranker.journal._max_bytes = room
             found[room] = list(reranker.rerank(run, queries, passages))
-            assert (reranker.journal.bytes < 250_000) == (room == 100_000)
+            assert (reranker.journal.size_in_bytes < 250_000) == (room == 100_000)
     assert found[100_000] == found[2**30]
     assert [result.query_id for result in found[2**30]] == list(run)
