@@ -46,8 +46,11 @@ def test_call_returns_request_response_and_passages(journal: Journal) -> None:
 @given(texts, texts, texts, texts)
 def test_store_call_preserves_every_text(text: str, reasoning: str, finish_reason: str, model: str) -> None:
     journal = Journal()
-    for key, parts in (("k", (text, reasoning, finish_reason)), ("l", (text, None, None))):
-        response = Response(*parts, Usage(1, 2, 3, 4, True), 0.0, ((text, -1.0),))
+    usage, tokens = Usage(1, 2, 3, 4, True), ((text, -1.0),)
+    for key, response in {
+        "k": Response(text, reasoning, finish_reason, usage, 0.0, tokens),
+        "l": Response(text, None, None, usage, 0.0, tokens),
+    }.items():
         journal.store_call(key, model, "ask", {"content": text}, response)
         assert journal.find_response(key) == response
         assert journal.request(key) == {"content": text}

@@ -179,9 +179,9 @@ def test_only_the_command_line_prints(path: Path) -> None:
 
 def test_public_names_are_listed_in_order_and_lead_somewhere() -> None:
     assert rank_k.__all__ == sorted(rank_k.__all__)
-    assert set(rank_k.__all__) == set(rank_k._HOMES)
+    assert set(rank_k.__all__) == set(rank_k._MODULE_OF_NAME)
     for name in rank_k.__all__:
-        assert getattr(rank_k, name) is getattr(importlib.import_module(rank_k._HOMES[name]), name)
+        assert getattr(rank_k, name) is getattr(importlib.import_module(rank_k._MODULE_OF_NAME[name]), name)
     assert set(rank_k.__all__) <= set(dir(rank_k))
 
 
@@ -194,7 +194,7 @@ def test_public_names_are_the_same_to_a_type_checker() -> None:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert declared == rank_k._HOMES
+    assert declared == rank_k._MODULE_OF_NAME
 
 
 def test_a_name_that_does_not_exist_is_told() -> None:
