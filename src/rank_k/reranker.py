@@ -324,7 +324,7 @@ class Reranker:
         on_asked: Callable[[str, int, int, WindowReport], None] | None = None,
     ) -> AsyncIterator[QueryResult]:
         deadline = _deadline(max_seconds)
-        await self._prepare_until(deadline)  # if it is too late, the engine keeps the input order of every query
+        await self._prepare_until(deadline)  # after it, the engine keeps every input order
         engine = self._engine(self.strategy, deadline, run_name, token_budget=token_budget, on_result=on_asked)
         self.stats = engine.stats
         results = engine.run(jobs)
@@ -335,7 +335,7 @@ class Reranker:
             await results.aclose()
 
     async def _prepare_until(self, deadline: float | None, reasoning: ReasoningMode | None = None) -> bool:
-        """Return whether model and ranker are prepared by the `deadline`. If not, preparing continues for other callers."""
+        """Return whether model and ranker are prepared before `deadline`. If not, other callers still wait for them."""
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()) as limit:
                 await self._prepare()

@@ -137,8 +137,8 @@ class Round:
 # --- requests to a model and its responses ---
 
 ScoringMethod = Literal["listwise", "likelihood", "combined"]
-"""listwise: the model compares the passages of a window. likelihood: each passage is scored by the log-likelihood of the
-query. combined: the sum of both and the first stage (`strategies/combined.py`)."""
+"""listwise: the model compares the passages of a window. likelihood: the log-likelihood of the query scores each
+passage. combined: the sum of both and the first stage (`strategies/combined.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
