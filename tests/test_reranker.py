@@ -218,10 +218,12 @@ def url_of(listener: socket.socket) -> str:
 
 
 def test_rerank_cancels_calls_in_flight_when_iteration_stops(loopback: StartLoopback) -> None:
+    data = make_queries(100, 30, strict=True)  # so many that calls are still in flight after the first result
+    queries = {query.query_id: query for query in data.queries}
     server = loopback(**SLOW)
     with Reranker(server=server.url, concurrency=2) as reranker:
-        for result in reranker.rerank(DATA.run, QUERIES, DATA.passages):
-            assert result.query_id == "Q00"
+        for result in reranker.rerank(data.run, queries, data.passages):
+            assert result.query_id == data.queries[0].query_id
             server.change(**STUCK)
             until(partial(calls_started_after, server, time.monotonic(), 2), "no call is in flight")
             break

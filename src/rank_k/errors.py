@@ -40,7 +40,7 @@ class InputError(RankKError):
 
 
 class FormatError(InputError):
-    """A line of a file is not what it should be. `line` counts from 1; 0 means the file as a whole."""
+    """A line of a file has the wrong format. `line` counts from 1; 0 means the file as a whole."""
 
     def __init__(self, path: str | Path, line: int, problem: str, expected: str) -> None:
         self.path, self.line, self.expected = str(path), line, expected
@@ -49,11 +49,11 @@ class FormatError(InputError):
 
 
 class QueryTooLong(InputError):
-    """The query alone leaves no room for passages and an answer in the model's context."""
+    """The query alone leaves no space for passages and an answer in the model's context."""
 
 
 class StrategyError(InputError):
-    """A strategy breaks a promise that every strategy makes."""
+    """A strategy breaks the protocol of strategies."""
 
 
 class MissingExtra(InputError, ImportError):
@@ -109,4 +109,4 @@ class RetriesExhausted(ModelError):
 
 
 class JournalError(InputError):
-    """The journal cannot be used (its disk may be full), or is of a newer version."""
+    """The journal cannot be used (for example because the disk is full), or has another version."""

@@ -40,5 +40,5 @@ def load(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != top:
-            raise  # the dependency is there but one of its own is missing: its message says more
+            raise  # the module is installed but one that it imports is missing: the message names it
         raise MissingExtra(f"{top} is not installed", f"pip install 'rank-k[{extra}]'") from error

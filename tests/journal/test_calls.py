@@ -15,6 +15,7 @@ from hypothesis import given
 
 from rank_k.journal import Call, Journal, call_key
 from rank_k.models import server_types
+from rank_k.models.http import HttpModel
 from rank_k.types import Message, Request, Response, Usage
 from tests.journal.records import HARD_TEXT, make_response, make_window, texts
 from tests.support.waiting import cpu_seconds
@@ -114,6 +115,12 @@ def test_call_key_stays_the_same_between_versions() -> None:
 def test_call_key_ignores_transport_fields(transport: dict[str, Any]) -> None:
     body = {"messages": ["a"], "temperature": 0.5}
     assert call_key("m", {**body, **transport}, 0) == call_key("m", body, 0)
+
+
+def test_call_key_does_not_depend_on_address_and_timeout() -> None:
+    request = Request((Message("user", "a"),), 100)
+    models = [HttpModel("http://a:8000", "m"), HttpModel("https://b/v1", "m", api_key="secret", read_timeout=5)]
+    assert len({call_key(model.identity, model.request_body(request), 0) for model in models}) == 1
 
 
 @pytest.mark.parametrize("server_type", server_types.SERVER_TYPES)

@@ -16,7 +16,7 @@ from rank_k.types import Response, Usage
 _TRANSPORT_FIELDS = frozenset(
     {
         "cache_prompt",  # llama.cpp: reuse the computation of the prompt's beginning
-        "separate_reasoning",  # SGLang: send the reasoning in a field of its own
+        "separate_reasoning",  # SGLang: send the reasoning in a separate field
         "stream",
         "stream_options",
         "timeout",
