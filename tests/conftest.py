@@ -1,4 +1,4 @@
-"""What every test may count on: an environment without the user's own settings, and a server to talk to."""
+"""Fixtures for all tests: an environment without the user's settings, and a fake server."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, settings
 
 from tests.fakes.loopback import Loopback, Plan, in_child, in_thread
 
-# An example may take as long as it takes, and so may making one: machines differ, and others work on them.
+# Examples have no deadline, because machines differ and tests share them with other work.
 settings.register_profile("local", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("continuous-integration", parent=settings.get_profile("local"), derandomize=True)
 settings.load_profile("continuous-integration" if os.environ.get("CI", "").lower() == "true" else "local")
 
 
 def pytest_configure() -> None:
-    """Give each of several test processes a core of its own.
+    """Bind each of several test processes to one core.
 
     The embedded model and torch use as many threads as there are cores; two such processes on the same two cores are
     many times slower than one after the other.
@@ -33,7 +33,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """No keys, no settings, and a home of the test's own, which is returned."""
+    """Remove keys and settings from the environment; returns an empty home directory."""
     for name in list(os.environ):
         if name.startswith("RANK_K_") or name == "OPENAI_API_KEY":
             monkeypatch.delenv(name)
@@ -47,16 +47,16 @@ class StartLoopback(Protocol):
     def __call__(self, *, child: bool = False, **plan: Any) -> Loopback: ...
 
 
-QUICK = {"first_token": 0.002, "per_token": 0.00001, "flush": 0.002}
+FAST = {"first_token": 0.002, "per_token": 0.00001, "flush": 0.002}
 
 
 @pytest.fixture
 def loopback() -> Iterator[StartLoopback]:
-    """`loopback(cut=0.28, ...)` starts a server of that plan, quick unless it says otherwise."""
+    """`loopback(cut=0.28, ...)` starts a fake server with that plan; by default it responds fast."""
     with ExitStack() as stack:
 
         def start(*, child: bool = False, **plan: Any) -> Loopback:
-            wanted = Plan().changed(QUICK | plan)
-            return stack.enter_context(in_child(wanted) if child else in_thread(wanted))
+            server_plan = Plan().changed(FAST | plan)
+            return stack.enter_context(in_child(server_plan) if child else in_thread(server_plan))
 
         yield start

@@ -1,4 +1,4 @@
-"""Scheduling: who is asked first, how much is open, in which order results come, what stops the work."""
+"""Scheduling: which window comes first, how many queries are open, the order of results, what stops the work."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ from rank_k.window.listwise import ListwiseRanker
 from tests.support.waiting import PATIENCE, STUCK_SECONDS
 
 
-class Timed(ScriptedModel):
-    """Answers in input order after `seconds(request)`; knows how many questions were open at once."""
+class TimedModel(ScriptedModel):
+    """Answers in input order after `seconds(request)`, and counts the requests in flight."""
 
     def __init__(self, seconds: Callable[[Request], float] = lambda _: 0.001) -> None:
         super().__init__(lambda request: " > ".join(f"[{i + 1}]" for i in range(len(request.context.doc_ids))))
         self._seconds = seconds
-        self.open = self.most_open = 0
+        self.in_flight = self.max_in_flight = 0
 
     async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
-        self.open += 1
-        self.most_open = max(self.most_open, self.open)
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
             await asyncio.sleep(self._seconds(request))
             return await super().complete(request, on_text)
         finally:
-            self.open -= 1
+            self.in_flight -= 1
 
 
-def jobs(sizes: list[int], opened: list[int] | None = None) -> Iterator[Job]:
+def make_jobs(sizes: list[int], opened_positions: list[int] | None = None) -> Iterator[Job]:
     for number, size in enumerate(sizes):
-        if opened is not None:
-            opened.append(number)
+        if opened_positions is not None:
+            opened_positions.append(number)
         ids = [f"d{i}" for i in range(size)]
         yield Job(
             Query(f"q{number}", f"question {number}"),
@@ -59,15 +59,15 @@ def jobs(sizes: list[int], opened: list[int] | None = None) -> Iterator[Job]:
         )
 
 
-def drive(
-    model: Any, source: Iterator[Job], *, slots: int = 4, strategy: Strategy | None = None, **options: Any
+def run_engine(
+    model: Any, jobs: Iterator[Job], *, concurrency: int = 4, strategy: Strategy | None = None, **options: Any
 ) -> tuple[list[QueryResult], Engine]:
     async def run() -> tuple[list[QueryResult], Engine]:
         journal = Journal()
-        asker = ListwiseRanker(model, journal, retries=RetryPolicy(first=0.001, longest=0.002))
-        engine = Engine(asker, strategy or make("sliding"), journal, slots=slots, **options)
+        ranker = ListwiseRanker(model, journal, retries=RetryPolicy(first=0.001, longest=0.002))
+        engine = Engine(ranker, strategy or make("sliding"), journal, concurrency=concurrency, **options)
         try:
-            return [result async for result in engine.run(source)], engine
+            return [result async for result in engine.run(jobs)], engine
         finally:
             journal.close()
 
@@ -75,140 +75,142 @@ def drive(
 
 
 @settings(max_examples=25)
-@given(sizes=st.lists(st.integers(0, 45), max_size=12), slots=st.integers(1, 6))
-def test_results_come_in_input_order_and_hold_every_candidate(sizes: list[int], slots: int) -> None:
-    model = Timed(lambda request: (hash(request.messages) % 5) / 2000)
-    results, engine = drive(model, jobs(sizes), slots=slots)
+@given(sizes=st.lists(st.integers(0, 45), max_size=12), concurrency=st.integers(1, 6))
+def test_engine_returns_every_candidate_in_input_order_of_queries(sizes: list[int], concurrency: int) -> None:
+    model = TimedModel(lambda request: (hash(request.messages) % 5) / 2000)
+    results, engine = run_engine(model, make_jobs(sizes), concurrency=concurrency)
     assert [result.query_id for result in results] == [f"q{i}" for i in range(len(sizes))]
     for result, size in zip(results, sizes, strict=True):
         assert sorted(result.ranking.doc_ids) == sorted([*(f"d{i}" for i in range(size)), "tail"])
         assert result.ranking.doc_ids[-1] == "tail"
         assert result.finished
-    assert model.most_open <= slots
+    assert model.max_in_flight <= concurrency
     assert engine.stats.queries == len(sizes)
 
 
-def test_the_longest_chain_goes_first() -> None:
-    model = Timed()
-    drive(model, jobs([20, 100, 50, 20]), slots=1)
-    asked = [request.context.query_id for request in model.history]
-    assert asked[:5] == ["q1"] * 5  # nine windows left; at four left, the fifty take turns with it
-    assert asked[-2:] != ["q1", "q1"]
+def test_engine_starts_with_the_query_with_most_windows() -> None:
+    model = TimedModel()
+    run_engine(model, make_jobs([20, 100, 50, 20]), concurrency=1)
+    query_ids = [request.context.query_id for request in model.history]
+    assert query_ids[:5] == ["q1"] * 5  # nine windows left; at four left, the fifty take turns with it
+    assert query_ids[-2:] != ["q1", "q1"]
 
 
-def test_slots_are_filled_and_never_overfilled() -> None:
-    model = Timed(lambda _: 0.05)
-    drive(model, jobs([100] * 12), slots=8)
-    assert model.most_open == 8
+def test_engine_reaches_and_never_exceeds_concurrency() -> None:
+    model = TimedModel(lambda _: 0.05)
+    run_engine(model, make_jobs([100] * 12), concurrency=8)
+    assert model.max_in_flight == 8
 
 
-def test_no_more_queries_are_open_than_promised() -> None:
-    opened: list[int] = []
-    most: list[int] = []
-    done = 0
+def test_engine_limits_the_number_of_open_queries() -> None:
+    opened_positions: list[int] = []
+    open_counts: list[int] = []
+    finished_count = 0
 
     def seconds(request: Request) -> float:
-        most.append(len(opened) - done)
+        open_counts.append(len(opened_positions) - finished_count)
         return 0.001
 
-    model = Timed(seconds)
+    model = TimedModel(seconds)
 
     async def run() -> None:
-        nonlocal done
+        nonlocal finished_count
         journal = Journal()
-        engine = Engine(ListwiseRanker(model, journal), make("sliding"), journal, slots=2)
-        async for _ in engine.run(jobs([30] * 50, opened)):
-            done += 1
+        engine = Engine(ListwiseRanker(model, journal), make("sliding"), journal, concurrency=2)
+        async for _ in engine.run(make_jobs([30] * 50, opened_positions)):
+            finished_count += 1
         journal.close()
 
     asyncio.run(run())
-    assert done == 50
-    assert max(most) <= OPEN_PER_SLOT * 2 + 2  # a result or two may be on their way out
+    assert finished_count == 50
+    assert max(open_counts) <= OPEN_PER_SLOT * 2 + 2  # a result or two may be on their way out
 
 
-def test_the_deadline_leaves_the_best_so_far_for_every_query() -> None:
+def test_engine_returns_the_best_ranking_so_far_at_the_deadline() -> None:
     requests = itertools.count()
-    model = Timed(lambda _: 0.001 if next(requests) < 40 else STUCK_SECONDS)  # the first queries may finish
+    model = TimedModel(lambda _: 0.001 if next(requests) < 40 else STUCK_SECONDS)  # the first queries may finish
     started = time.monotonic()
-    results, engine = drive(model, jobs([100] * 30), slots=4, deadline=started + 1)
+    results, engine = run_engine(model, make_jobs([100] * 30), concurrency=4, deadline=started + 1)
     assert time.monotonic() - started < PATIENCE, "the deadline ends the work, not the model's answer"
     assert [result.query_id for result in results] == [f"q{i}" for i in range(30)]
     assert all(len(result.ranking.doc_ids) == 101 for result in results)
     assert not all(result.finished for result in results)
     assert engine.stats.unfinished == [result.query_id for result in results if not result.finished]
-    assert model.open == 0, "what was under way is cancelled"
+    assert model.in_flight == 0, "windows in flight are cancelled"
 
 
-def test_an_error_that_cannot_be_mended_cancels_the_rest() -> None:
-    class Refusing(Timed):
+def test_engine_cancels_all_windows_after_a_fatal_error() -> None:
+    class RejectingModel(TimedModel):
         async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
             if request.context.query_id == "q3":
                 raise RequestRejected("no", "yes")
             return await super().complete(request, on_text)
 
-    model = Refusing(lambda _: 0.01)
+    model = RejectingModel(lambda _: 0.01)
     with pytest.raises(RequestRejected):
-        drive(model, jobs([100] * 10), slots=8)
-    assert model.open == 0
+        run_engine(model, make_jobs([100] * 10), concurrency=8)
+    assert model.in_flight == 0
 
 
-def test_a_strategy_that_fails_is_not_swallowed() -> None:
+def test_engine_raises_the_errors_of_strategies() -> None:
     def broken(candidates: Any, seed: int) -> Any:
         raise ZeroDivisionError
         yield
 
     with pytest.raises(ZeroDivisionError):
-        drive(Timed(), jobs([3]), strategy=broken)
+        run_engine(TimedModel(), make_jobs([3]), strategy=broken)
 
 
-def test_leaving_early_cancels_what_is_under_way() -> None:
-    model = Timed(lambda _: 0.01)
+def test_engine_cancels_windows_in_flight_when_iteration_stops() -> None:
+    model = TimedModel(lambda _: 0.01)
 
     async def run() -> None:
         journal = Journal()
-        engine = Engine(ListwiseRanker(model, journal), make("sliding"), journal, slots=4)
-        results = engine.run(jobs([20] * 10))
+        engine = Engine(ListwiseRanker(model, journal), make("sliding"), journal, concurrency=4)
+        results = engine.run(make_jobs([20] * 10))
         await anext(results)
         await results.aclose()
         journal.close()
 
     asyncio.run(run())
-    assert model.open == 0
+    assert model.in_flight == 0
     assert len(model.history) < 10
 
 
-def test_a_window_that_is_given_up_is_counted() -> None:
-    class Faulty(Timed):
+def test_engine_counts_windows_whose_retries_are_exhausted() -> None:
+    class FailingModel(TimedModel):
         async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
             if request.context.query_id == "q1":
-                raise _Broken("broken")
+                raise RetryableError("broken")
             return await super().complete(request, on_text)
 
-    class _Broken(ModelError):
+    class RetryableError(ModelError):
         retryable = True
 
-    results, engine = drive(Faulty(), jobs([20] * 6), slots=4)
+    results, engine = run_engine(FailingModel(), make_jobs([20] * 6), concurrency=4)
     assert len(results) == 6
     assert engine.stats.repairs["retries_exhausted"] == 1
     assert engine.stats.unranked == [("q1", 0)]
 
 
-def test_the_journal_keeps_what_each_query_was_and_how_its_ranking_stood(tmp_path: Path) -> None:
-    """From the position that the engine was told to begin at, and under the name that a job has."""
-    heard: list[tuple[str, int, int]] = []
+def test_engine_stores_queries_rounds_and_rankings_in_the_journal(tmp_path: Path) -> None:
+    """Positions start at `first_position`; a job's name replaces its query's id."""
+    windows: list[tuple[str, int, int]] = []
 
     def on_window(query_id: str, round_number: int, number: int, window: Window) -> None:
-        heard.append((query_id, round_number, len(window.doc_ids)))
+        windows.append((query_id, round_number, len(window.doc_ids)))
 
     async def run() -> None:
         journal = Journal(tmp_path / "journal.sqlite")
         model = ScriptedModel(lambda request: " > ".join(f"[{n}]" for n in range(len(request.context.doc_ids), 0, -1)))
-        engine = Engine(ListwiseRanker(model, journal), make("sliding"), journal, run="r", first=7, on_window=on_window)
-        source = [replace(job, name=name) for job, name in zip(jobs([30, 1]), ("named", ""), strict=True)]
-        results = [result async for result in engine.run(source)]
+        engine = Engine(
+            ListwiseRanker(model, journal), make("sliding"), journal, run="r", first_position=7, on_window=on_window
+        )
+        jobs = [replace(job, name=name) for job, name in zip(make_jobs([30, 1]), ("named", ""), strict=True)]
+        results = [result async for result in engine.run(jobs)]
         assert [result.query_id for result in results] == ["q0", "q1"]
-        _, found = journal.opened("r")
-        assert [(q.position, q.query_id, q.text, q.finished) for q in found] == [
+        _, records = journal.opened("r")
+        assert [(q.position, q.query_id, q.text, q.finished) for q in records] == [
             (7, "named", "question 0", True),
             (8, "q1", "question 1", True),
         ]
@@ -221,26 +223,26 @@ def test_the_journal_keeps_what_each_query_was_and_how_its_ranking_stood(tmp_pat
         journal.close()
 
     asyncio.run(run())
-    assert heard == [("q0", 0, 20), ("q0", 1, 20)]
+    assert windows == [("q0", 0, 20), ("q0", 1, 20)]
 
 
-def test_rankings_wait_for_their_turn_though_a_temporary_journal_forgets_their_calls() -> None:
-    """The first query takes many rounds; the others are done long before and their calls are dropped meanwhile."""
+def test_engine_keeps_finished_rankings_while_a_temporary_journal_drops_calls() -> None:
+    """The first query takes many rounds; the others finish long before it, and their calls are dropped."""
     judgments = {f"q{n}": {f"d{i}": i for i in range(60 if n == 0 else 5)} for n in range(30)}
     run = {query: tuple(Candidate(d, 1 / (i + 1)) for i, d in enumerate(docs)) for query, docs in judgments.items()}
     queries = {query: Query(query, f"text of {query}") for query in run}
     passages = {f"d{i}": Passage(f"d{i}", f"passage {i}") for i in range(60)}
 
-    def backwards(request: Request) -> Response:
+    def reverse_order(request: Request) -> Response:
         order = " > ".join(f"[{n}]" for n in range(len(request.context.doc_ids), 0, -1))
         return Response(order, random.Random(len(model.history)).randbytes(10_000).hex(), "stop", Usage(1))
 
-    found = {}
-    for room in (100_000, 2**30):
-        model = ScriptedModel(backwards)
+    results = {}
+    for max_bytes in (100_000, 2**30):
+        model = ScriptedModel(reverse_order)
         with Reranker(model, concurrency=4, window=10, stride=5) as reranker:
-            reranker.journal._room = room
-            found[room] = list(reranker.rerank(run, queries, passages))
-            assert (reranker.journal.bytes < 250_000) == (room == 100_000)
-    assert found[100_000] == found[2**30]
-    assert [result.query_id for result in found[2**30]] == list(run)
+            reranker.journal._max_bytes = max_bytes
+            results[max_bytes] = list(reranker.rerank(run, queries, passages))
+            assert (reranker.journal.size_in_bytes < 250_000) == (max_bytes == 100_000)
+    assert results[100_000] == results[2**30]
+    assert [result.query_id for result in results[2**30]] == list(run)

@@ -1,4 +1,4 @@
-"""Rank-K: listwise reranking by language models that reason.
+"""Rank-K: listwise reranking with reasoning language models.
 
     from rank_k import Reranker
     ranking = Reranker().rank("why is the sky blue", passages)
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULE_OF_NAME = {
     "ParsedAnswer": "rank_k.window.parsing",
     "Candidate": "rank_k.types",
     "Hit": "rank_k.types",
@@ -58,11 +58,11 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF_NAME:
         raise AttributeError(f"module 'rank_k' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(_MODULE_OF_NAME[name]), name)
     globals()[name] = value
     return value
 

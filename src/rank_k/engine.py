@@ -1,9 +1,9 @@
-"""Many queries' strategies over one pool of slots.
+"""Run the strategies of many queries concurrently.
 
-Scheduling: a free slot takes the ready window of the query with most windows left (the longest chain is the
-one that everything waits for in the end), the earlier query first among equals. At most `OPEN_PER_SLOT` x
-slots queries are open at once. Finished ones wait in the journal for their turn, so that memory does not grow
-with the number of queries and the output comes in input order.
+Scheduling: the next window to be ranked is that of the query with the most remaining windows, because the longest
+chain of rounds decides when the run ends; among equals, the earlier query comes first. At most `OPEN_PER_SLOT` x
+`concurrency` queries are open at once. Finished rankings wait in the journal for their turn, so that memory does not
+grow with the number of queries and results come in input order.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ OPEN_PER_SLOT = 4
 
 
 class WindowRanker(Protocol):
-    """What the engine asks through: an `ask.Asker`, which compares, or a `likelihood.LikelihoodAsker`."""
+    """Ranks windows: a `ListwiseRanker`, `QueryLikelihoodRanker` or `CombinedRanker`."""
 
     async def prepare(self, reasoning: ReasoningMode | None = None) -> None:
-        """Find out, once, what must be known before the first window, or the first that `think` is for."""
+        """Find out, once, what must be known before the first window, or the first with this reasoning mode."""
 
     async def check_query(self, query: Query) -> None:
-        """Raise `QueryTooLong` if the query leaves no room in the model's context."""
+        """Raise `QueryTooLong` if the query leaves no space for passages in the model's context."""
 
     async def prepare_query(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
-        """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
+        """Return the query and its passages, prepared for prompts. Raises `QueryTooLong` like `check_query`."""
 
     async def rank(
         self,
@@ -60,17 +60,18 @@ class WindowRanker(Protocol):
         reasoning: ReasoningMode | None = None,
         on_text: OnChunk | None = None,
     ) -> WindowReport:
-        """Ask about one window. Raises `ModelError` when the model cannot be had, never for a bad answer.
+        """Rank one window. Raises `ModelError` when the model does not respond, never for a bad answer.
 
-        `think`: how to think about it, if at all and if not as usual. `on_text` hears what the model says meanwhile.
+        `reasoning`: the reasoning mode, if not that of the ranker's settings. `on_text`: called with each chunk of the
+        response while it streams.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A query to be reranked. `candidates` are compared; `tail` follows them as it is.
+    """A query to be reranked. `candidates` are ranked; the ids in `tail` follow them in their order.
 
-    `name`: what the journal calls it, if not by its query's id.
+    `name`: the query's id in the journal, if it differs from `query.query_id`.
     """
 
     query: Query
@@ -86,7 +87,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
-    """A query's ranking. `finished` is False where time ran out: the ranking is then the best so far."""
+    """A query's ranking. `finished` is False if time or tokens ran out: it is then the best ranking so far."""
 
     query_id: str
     ranking: Ranking
@@ -95,7 +96,7 @@ class QueryResult:
 
 @dataclass(slots=True)
 class RunStats:
-    """What a run has come to so far. `calls` counts all, `asked` those that were not in the journal."""
+    """Counts of a run so far. `calls` counts all calls, `new_calls` those that were not in the journal."""
 
     queries: int = 0
     windows: int = 0
@@ -105,23 +106,23 @@ class RunStats:
     usage: Usage = field(default_factory=Usage)
     model_seconds: float = 0.0
     saved_tokens: int = 0
-    """Tokens not spent since thoughts that went in circles were ended."""
+    """Tokens not generated because repetitive reasoning was stopped."""
     repairs: Counter[str] = field(default_factory=Counter)
     unranked: list[tuple[str, int]] = field(default_factory=list)
-    """(query id, round) of windows left in input order, the first `NAMED` of them."""
+    """(query id, round) of windows left in input order, the first `MAX_LISTED` of them."""
     unfinished: list[str] = field(default_factory=list)
 
     MAX_LISTED = 1000
 
-    def add(self, query_id: str, round_number: int, asked: WindowReport) -> None:
+    def add(self, query_id: str, round_number: int, report: WindowReport) -> None:
         self.windows += 1
-        self.calls += len(asked.calls)
-        self.new_calls += asked.new_calls
-        self.usage += asked.usage
-        self.model_seconds += asked.seconds
-        self.saved_tokens += asked.saved_tokens
-        self.repairs.update(asked.repairs)
-        if not any(order.is_valid for order in asked.result.rankings) and len(self.unranked) < self.MAX_LISTED:
+        self.calls += len(report.calls)
+        self.new_calls += report.new_calls
+        self.usage += report.usage
+        self.model_seconds += report.seconds
+        self.saved_tokens += report.saved_tokens
+        self.repairs.update(report.repairs)
+        if not any(ranking.is_valid for ranking in report.result.rankings) and len(self.unranked) < self.MAX_LISTED:
             self.unranked.append((query_id, round_number))
 
     @property
@@ -131,7 +132,7 @@ class RunStats:
 
 @dataclass(slots=True)
 class _OpenQuery:
-    """A query under way."""
+    """A query whose strategy is running."""
 
     position: int
     job: Job
@@ -143,159 +144,169 @@ class _OpenQuery:
 
 
 class Engine:
-    """Drives `strategy` for one job after another, asking through `asker` on `slots` at a time.
+    """Runs `strategy` for one job after another and ranks its windows with `ranker`, `concurrency` at a time.
 
-    `deadline`: a `time.monotonic()` at which the work stops and every query gets its best ranking so far.
-    `token_budget`: tokens, in and out, after which no further window is asked; what is under way is finished, and
-    every query gets its best ranking so far. Calls found in the journal count as what they cost then.
-    `first`: the position in the journal's run of the first job. `think`: how to think, if not as the asker's settings
-    say. Hooks, called with the query's id and the round first: `on_window(query_id, round, window number, window)`
-    hears of every window before it is asked about, `on_text(query_id, round, window number, piece)` what the model says
-    while it says it, `on_asked(query_id, round, window number, asked)` what became of the window, and
-    `on_ranking(query_id, round, ranking)` the best ranking so far whenever a round is over. Windows and rounds count
-    from 0.
+    Args:
+        ranker: ranks a window.
+        strategy: chooses the windows.
+        journal: stores queries, windows and rankings as the run `run`.
+        concurrency: window_number of windows in flight.
+        first_position: position of the first job in the input of the journal's run.
+        deadline: `time.monotonic()` at which the work stops; every query then gets its best ranking so far.
+        token_budget: prompt and completion tokens after which no further window starts. Windows in flight are
+            finished, and every query gets its best ranking so far. Cache hits count with their tokens.
+        reasoning: the reasoning mode, if not that of the ranker's settings.
+        on_window: called with (query id, round, window window_number, window) before a window is ranked.
+        on_chunk: called with (query id, round, window window_number, chunk) for each chunk of a response.
+        on_result: called with (query id, round, window window_number, report) when a window is ranked.
+        on_ranking: called with (query id, round, ranking) after each round, with the best ranking so far.
+
+    Rounds and windows count from 0.
     """
 
     def __init__(
         self,
-        asker: WindowRanker,
+        ranker: WindowRanker,
         strategy: Strategy,
         journal: Journal,
         *,
-        slots: int = 16,
+        concurrency: int = 16,
         run: str = "",
-        first: int = 0,
+        first_position: int = 0,
         deadline: float | None = None,
         token_budget: int | None = None,
         reasoning: ReasoningMode | None = None,
         on_window: Callable[[str, int, int, Window], None] | None = None,
-        on_asked: Callable[[str, int, int, WindowReport], None] | None = None,
-        on_text: Callable[[str, int, int, StreamChunk], None] | None = None,
+        on_result: Callable[[str, int, int, WindowReport], None] | None = None,
+        on_chunk: Callable[[str, int, int, StreamChunk], None] | None = None,
         on_ranking: Callable[[str, int, Ranking], None] | None = None,
     ) -> None:
         self.stats = RunStats()
-        self._ranker = asker
+        self._ranker = ranker
         self._strategy = strategy
         self._journal = journal
-        self._slots = slots
+        self._concurrency = concurrency
         self._run = run
-        self._first = first
+        self._first_position = first_position
         self._deadline = deadline
         self._token_budget = token_budget
         self._reasoning = reasoning
         self._on_window = on_window
-        self._on_result = on_asked
-        self._on_chunk = on_text
+        self._on_result = on_result
+        self._on_chunk = on_chunk
         self._on_ranking = on_ranking
         self._ready: list[tuple[int, int, int, _OpenQuery]] = []
         self._open: dict[int, _OpenQuery] = {}
-        self._waiting: dict[int, tuple[str, bool]] = {}  # finished, by position; the ranking is in the journal
+        self._finished: dict[int, tuple[str, bool]] = {}  # by position; the ranking is in the journal
         self._tasks: set[asyncio.Task[WindowReport]] = set()
-        self._done: asyncio.Queue[tuple[asyncio.Task[WindowReport], _OpenQuery, int]] = asyncio.Queue()
-        self._failures = 0  # in a row, without an answer between
+        self._completed: asyncio.Queue[tuple[asyncio.Task[WindowReport], _OpenQuery, int]] = asyncio.Queue()
+        self._consecutive_failures = 0  # without an answer in between
 
     async def run(self, jobs: Iterable[Job]) -> AsyncGenerator[QueryResult, None]:
-        """The results, in the order of `jobs`. Raises what the model cannot recover from."""
-        source = enumerate(jobs, self._first)
-        next_out = self._first
+        """Yield the results in the order of `jobs`. Raises `ModelError` if the model stops responding."""
+        numbered_jobs = enumerate(jobs, self._first_position)
+        next_position = self._first_position
         exhausted = False
         try:
             while True:
-                while not exhausted and len(self._open) < OPEN_PER_SLOT * self._slots:
-                    exhausted = not self._open_next(source)
-                self._fill_slots()
-                while next_out in self._waiting:
-                    yield self._result(next_out)
-                    next_out += 1
-                if self._tasks and await self._completion():
+                while not exhausted and len(self._open) < OPEN_PER_SLOT * self._concurrency:
+                    exhausted = not self._open_next_query(numbered_jobs)
+                self._start_windows()
+                while next_position in self._finished:
+                    yield self._pop_result(next_position)
+                    next_position += 1
+                if self._tasks and await self._process_next_result():
                     continue
                 if self._tasks or self._is_over_budget:  # time or tokens have run out
-                    self._stop_now()
-                    for position, job in source:
-                        self._begin(position, job)
-                        self._finish(position, job, Ranking.of(c.doc_id for c in job.candidates), False)
-                        while next_out in self._waiting:
-                            yield self._result(next_out)
-                            next_out += 1
+                    self._stop()
+                    for position, job in numbered_jobs:
+                        self._store_query(position, job)
+                        self._finish_query(position, job, Ranking.of(c.doc_id for c in job.candidates), False)
+                        while next_position in self._finished:
+                            yield self._pop_result(next_position)
+                            next_position += 1
                     exhausted = True
                 if exhausted and not self._open:
-                    while next_out in self._waiting:
-                        yield self._result(next_out)
-                        next_out += 1
+                    while next_position in self._finished:
+                        yield self._pop_result(next_position)
+                        next_position += 1
                     return
         finally:
             await self._cancel()
 
     # --- queries ---
 
-    def _open_next(self, source: Iterable[tuple[int, Job]]) -> bool:
+    def _open_next_query(self, numbered_jobs: Iterable[tuple[int, Job]]) -> bool:
         """Open one more query; False if there is none."""
-        for position, job in source:
-            self._begin(position, job)
-            steps = validated(self._strategy, job.candidates, seed_of(job.query.query_id))
+        for position, job in numbered_jobs:
+            self._store_query(position, job)
+            generator = validated(self._strategy, job.candidates, seed_of(job.query.query_id))
             try:
-                step = next(steps)
+                first_round = next(generator)
             except StopIteration as stop:
-                self._finish(position, job, stop.value, True)
+                self._finish_query(position, job, stop.value, True)
             else:
-                opened = _OpenQuery(position, job, steps, step)
-                self._open[position] = opened
-                self._enqueue(opened)
+                open_query = _OpenQuery(position, job, generator, first_round)
+                self._open[position] = open_query
+                self._start_round(open_query)
             return True
         return False
 
-    def _begin(self, position: int, job: Job) -> None:
+    def _store_query(self, position: int, job: Job) -> None:
         self._journal.store_query(self._run, position, job.journal_name, job.query.text)
 
-    def _enqueue(self, opened: _OpenQuery) -> None:
-        """A round begins: keep how the ranking stands, and have its windows asked about."""
-        self._journal.store_round(self._run, opened.position, opened.round_number, opened.round.ranking)
-        for number in range(len(opened.round.windows)):
-            heapq.heappush(self._ready, (-opened.round.remaining_windows, opened.position, number, opened))
+    def _start_round(self, open_query: _OpenQuery) -> None:
+        """Store the ranking before the round and queue the windows of the round."""
+        self._journal.store_round(self._run, open_query.position, open_query.round_number, open_query.round.ranking)
+        for window_number in range(len(open_query.round.windows)):
+            heapq.heappush(
+                self._ready, (-open_query.round.remaining_windows, open_query.position, window_number, open_query)
+            )
 
-    def _advance(self, opened: _OpenQuery, number: int, outcome: WindowResult) -> None:
-        """Take in an outcome; when it was the round's last, go on to the next round or to the end."""
-        opened.results[number] = outcome
-        if len(opened.results) < len(opened.round.windows):
+    def _add_result(self, open_query: _OpenQuery, window_number: int, result: WindowResult) -> None:
+        """Store a window's result; after the round's last one, start the next round or finish the query."""
+        open_query.results[window_number] = result
+        if len(open_query.results) < len(open_query.round.windows):
             return
-        outcomes = [opened.results[i] for i in range(len(opened.round.windows))]
-        opened.results = {}
+        results = [open_query.results[i] for i in range(len(open_query.round.windows))]
+        open_query.results = {}
         self.stats.rounds += 1
         try:
-            opened.round = opened.generator.send(outcomes)
+            open_query.round = open_query.generator.send(results)
         except StopIteration as stop:
-            del self._open[opened.position]
-            self._finish(opened.position, opened.job, stop.value, True)
+            del self._open[open_query.position]
+            self._finish_query(open_query.position, open_query.job, stop.value, True)
         else:
             if self._on_ranking is not None:
-                self._on_ranking(opened.job.query.query_id, opened.round_number, opened.round.ranking)
-            opened.round_number += 1
-            self._enqueue(opened)
+                self._on_ranking(open_query.job.query.query_id, open_query.round_number, open_query.round.ranking)
+            open_query.round_number += 1
+            self._start_round(open_query)
 
-    def _finish(self, position: int, job: Job, ranking: Ranking, finished: bool) -> None:
-        whole = Ranking(ranking.doc_ids + job.tail, ranking.tied + (False,) * len(job.tail), ranking.probability)
-        self._journal.store_ranking(self._run, position, job.journal_name, whole)
-        self._waiting[position] = (job.query.query_id, finished)
+    def _finish_query(self, position: int, job: Job, ranking: Ranking, finished: bool) -> None:
+        full_ranking = Ranking(ranking.doc_ids + job.tail, ranking.tied + (False,) * len(job.tail), ranking.probability)
+        self._journal.store_ranking(self._run, position, job.journal_name, full_ranking)
+        self._finished[position] = (job.query.query_id, finished)
         self.stats.queries += 1
         if not finished:
             self.stats.unfinished.append(job.query.query_id)
 
-    def _result(self, position: int) -> QueryResult:
-        query_id, finished = self._waiting.pop(position)
+    def _pop_result(self, position: int) -> QueryResult:
+        query_id, finished = self._finished.pop(position)
         ranking = self._journal.ranking(self._run, position)
         assert ranking is not None, "a finished ranking is in the journal"
         return QueryResult(query_id, ranking, finished)
 
     # --- windows ---
 
-    def _fill_slots(self) -> None:
-        while self._ready and len(self._tasks) < self._slots and not self._is_over_budget:
-            _, _, number, opened = heapq.heappop(self._ready)
-            task = asyncio.create_task(self._rank_window(opened, number))
+    def _start_windows(self) -> None:
+        while self._ready and len(self._tasks) < self._concurrency and not self._is_over_budget:
+            _, _, window_number, open_query = heapq.heappop(self._ready)
+            task = asyncio.create_task(self._rank_window(open_query, window_number))
             self._tasks.add(task)
-            task.add_done_callback(
-                lambda done, opened=opened, number=number: self._done.put_nowait((done, opened, number))  # type: ignore[misc]
-            )
+            task.add_done_callback(partial(self._queue_completed, open_query, window_number))
+
+    def _queue_completed(self, open_query: _OpenQuery, window_number: int, task: asyncio.Task[WindowReport]) -> None:
+        self._completed.put_nowait((task, open_query, window_number))
 
     @property
     def _is_over_budget(self) -> bool:
@@ -303,91 +314,96 @@ class Engine:
         usage = self.stats.usage
         return self._token_budget is not None and usage.prompt_tokens + usage.completion_tokens >= self._token_budget
 
-    async def _rank_window(self, opened: _OpenQuery, number: int) -> WindowReport:
-        window = opened.round.windows[number]
-        if opened.prepared is None:
-            opened.prepared = asyncio.create_task(self._ranker.prepare_query(opened.job.query, opened.job.passages))
-            opened.prepared.add_done_callback(self._count_texts)
-        texts = await opened.prepared
+    async def _rank_window(self, open_query: _OpenQuery, window_number: int) -> WindowReport:
+        window = open_query.round.windows[window_number]
+        if open_query.prepared is None:
+            open_query.prepared = asyncio.create_task(
+                self._ranker.prepare_query(open_query.job.query, open_query.job.passages)
+            )
+            open_query.prepared.add_done_callback(self._count_repairs)
+        prepared_query = await open_query.prepared
         if self._on_window is not None:
-            self._on_window(opened.job.query.query_id, opened.round_number, number, window)
+            self._on_window(open_query.job.query.query_id, open_query.round_number, window_number, window)
         try:
-            asked = await self._ranker.rank(
-                texts, window, reasoning=self._reasoning, on_text=self._listener(opened, number)
+            report = await self._ranker.rank(
+                prepared_query,
+                window,
+                reasoning=self._reasoning,
+                on_text=self._chunk_callback(open_query, window_number),
             )
         except PromptFiltered as error:
-            return _unanswered_window(window, "content_filtered", error)
+            return _unranked_report(window, "content_filtered", error)
         except RetriesExhausted as error:
-            self._failures += 1
-            if self._failures >= max(3, self._slots):
-                raise  # nobody has had an answer for long: the server is gone
-            return _unanswered_window(window, "retries_exhausted", error)
-        self._failures = 0
-        return asked
+            self._consecutive_failures += 1
+            if self._consecutive_failures >= max(3, self._concurrency):
+                raise  # no window has had an answer for long: the server is gone
+            return _unranked_report(window, "retries_exhausted", error)
+        self._consecutive_failures = 0
+        return report
 
-    def _listener(self, opened: _OpenQuery, number: int) -> OnChunk | None:
+    def _chunk_callback(self, open_query: _OpenQuery, window_number: int) -> OnChunk | None:
         if self._on_chunk is None:
             return None
-        return partial(self._on_chunk, opened.job.query.query_id, opened.round_number, number)
+        return partial(self._on_chunk, open_query.job.query.query_id, open_query.round_number, window_number)
 
-    def _count_texts(self, task: asyncio.Task[PreparedQuery]) -> None:
+    def _count_repairs(self, task: asyncio.Task[PreparedQuery]) -> None:
         if not task.cancelled() and task.exception() is None:
             self.stats.repairs.update(task.result().repairs)
 
-    async def _completion(self) -> bool:
-        """Wait for a window and take it in; False if the deadline came first."""
+    async def _process_next_result(self) -> bool:
+        """Wait for a window and process its result; False if the deadline came first."""
         if self._deadline is None:
-            task, opened, number = await self._done.get()
+            task, open_query, window_number = await self._completed.get()
         else:
             try:
                 async with asyncio.timeout(self._deadline - time.monotonic()):
-                    task, opened, number = await self._done.get()
+                    task, open_query, window_number = await self._completed.get()
             except TimeoutError:
                 return False
         self._tasks.discard(task)
-        asked = task.result()
-        self.stats.add(opened.job.query.query_id, opened.round_number, asked)
+        report = task.result()
+        self.stats.add(open_query.job.query.query_id, open_query.round_number, report)
         record = WindowRecord(
-            opened.job.journal_name,
-            opened.round_number,
-            number,
-            asked.result.window,
-            asked.calls,
-            asked.result.rankings,
-            asked.repairs,
+            open_query.job.journal_name,
+            open_query.round_number,
+            window_number,
+            report.result.window,
+            report.calls,
+            report.result.rankings,
+            report.repairs,
         )
         self._journal.store_window(self._run, record)
         if self._on_result is not None:
-            self._on_result(opened.job.query.query_id, opened.round_number, number, asked)
-        self._advance(opened, number, asked.result)
+            self._on_result(open_query.job.query.query_id, open_query.round_number, window_number, report)
+        self._add_result(open_query, window_number, report.result)
         return True
 
-    def _stop_now(self) -> None:
-        """The deadline has come: every open query gets its best ranking so far."""
+    def _stop(self) -> None:
+        """Cancel the windows in flight; every open query gets its best ranking so far."""
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
         self._ready.clear()
-        for position, opened in sorted(self._open.items()):
-            opened.generator.close()
-            if opened.prepared is not None:
-                opened.prepared.cancel()
-            self._finish(position, opened.job, opened.round.ranking, False)
+        for position, open_query in sorted(self._open.items()):
+            open_query.generator.close()
+            if open_query.prepared is not None:
+                open_query.prepared.cancel()
+            self._finish_query(position, open_query.job, open_query.round.ranking, False)
         self._open.clear()
 
     async def _cancel(self) -> None:
         tasks: list[asyncio.Task[WindowReport] | asyncio.Task[PreparedQuery]] = [*self._tasks]
-        tasks += [opened.prepared for opened in self._open.values() if opened.prepared is not None]
+        tasks += [open_query.prepared for open_query in self._open.values() if open_query.prepared is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks.clear()
-        for opened in self._open.values():
-            opened.generator.close()
+        for open_query in self._open.values():
+            open_query.generator.close()
 
 
-def _unanswered_window(window: Window, repair: str, error: ModelError) -> WindowReport:
-    """Return `window` in its input order, counted as `repair`, because `error` kept it from being answered."""
+def _unranked_report(window: Window, repair: str, error: ModelError) -> WindowReport:
+    """Return `window` in its input order, counted as `repair`, because of `error`."""
     return WindowReport(
         WindowResult(window, (WindowRanking.unranked(window),)), ("",), (), Usage(), Counter({repair: 1}), error=error
     )

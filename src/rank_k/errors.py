@@ -1,24 +1,24 @@
-"""Everything Rank-K raises on purpose.
+"""The errors that Rank-K raises.
 
-    RankKError                     says what is wrong and, in `remedy`, what to do next
-    ├── InputError                 the user's data, options or environment need mending (exit 2)
-    │   ├── FormatError            a line of a file: carries path, line number, what was expected
-    │   ├── QueryTooLong           the query alone does not fit the model's context
-    │   ├── StrategyError          a strategy asks or ranks what it was not given, or loses some of it
-    │   ├── MissingExtra           an optional dependency is not installed (also an ImportError)
-    │   └── MissingWeights         the embedded model has not been fetched
-    ├── ModelError                 the model did not answer; `retryable` says whether asking again can help
-    │   ├── Unreachable            nobody answers at the address (retryable)
-    │   ├── Overloaded             429 or 503; carries `retry_after` seconds where the server said (retryable)
-    │   ├── ServerError            another 5xx, a dropped connection, a broken stream (retryable)
-    │   ├── ContextOverflow        the server says the prompt does not fit; the prompt is then cut further
-    │   ├── RequestRejected                any other 4xx: wrong key, unknown model, bad request
-    │   │   ├── FieldRejected   the server refuses an optional field; the request can be sent without it
-    │   │   └── PromptFiltered    a content filter refuses one prompt; other windows are not affected
-    │   └── RetriesExhausted                 retrying ended without an answer
-    └── JournalError               the journal cannot be used or belongs to something else
+    RankKError                  says what is wrong and, in `remedy`, what to do
+    ├── InputError              the user's data, options or environment need a change (exit status 2)
+    │   ├── FormatError         a line of a file has the wrong format; has path, line number and the expected format
+    │   ├── QueryTooLong        the query alone does not fit the model's context
+    │   ├── StrategyError       a strategy ranks candidates that it was not given, or loses some
+    │   ├── MissingExtra        an optional dependency is not installed (also an ImportError)
+    │   ├── MissingWeights      the weights of the embedded model have not been downloaded
+    │   └── JournalError        the journal cannot be used, or the file is not a journal
+    └── ModelError              the model did not respond; `retryable` says whether retrying can help
+        ├── ConnectionFailed    the server cannot be reached (retryable)
+        ├── ServerOverloaded    429 or 503; `retry_after` in seconds if the server sent it (retryable)
+        ├── ServerError         another 5xx, a dropped connection, a broken stream (retryable)
+        ├── ContextOverflow     the server says that the prompt does not fit; the prompt is then truncated further
+        ├── RequestRejected     any other 4xx: wrong key, unknown model, bad request
+        │   ├── FieldRejected   the server rejects an optional field; the request can be sent without it
+        │   └── PromptFiltered  a content filter rejects one prompt; other windows are not affected
+        └── RetriesExhausted    no response after all retries
 
-A bad *answer* is not an error: it is an `Answer` with repairs (see `rank_k.window.parsing`).
+A bad *answer* is not an error: it is a `ParsedAnswer` with repairs (see `rank_k.window.parsing`).
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ class RankKError(Exception):
 
 
 class InputError(RankKError):
-    """The user's data, options or environment need mending."""
+    """The user's data, options or environment need a change."""
 
 
 class FormatError(InputError):
-    """A line of a file is not what it should be. `line` counts from 1; 0 means the file as a whole."""
+    """A line of a file has the wrong format. `line` counts from 1; 0 means the file as a whole."""
 
-    def __init__(self, path: str | Path, line: int, found: str, expected: str) -> None:
+    def __init__(self, path: str | Path, line: int, problem: str, expected: str) -> None:
         self.path, self.line, self.expected = str(path), line, expected
         where = f"{path}:{line}" if line else f"{path}"
-        super().__init__(f"{where}: {found}", f"expected {expected}")
+        super().__init__(f"{where}: {problem}", f"expected {expected}")
 
 
 class QueryTooLong(InputError):
-    """The query alone leaves no room for passages and an answer in the model's context."""
+    """The query alone leaves no space for passages and an answer in the model's context."""
 
 
 class StrategyError(InputError):
-    """A strategy breaks a promise that every strategy makes."""
+    """A strategy breaks the protocol of strategies."""
 
 
 class MissingExtra(InputError, ImportError):
@@ -109,4 +109,4 @@ class RetriesExhausted(ModelError):
 
 
 class JournalError(InputError):
-    """The journal cannot be used (its disk may be full), or is of a newer version."""
+    """The journal cannot be used (for example because the disk is full), or has another version."""

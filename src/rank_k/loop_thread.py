@@ -1,7 +1,6 @@
-"""An event loop on a thread of its own, so that one reranker serves sync code, async code and notebooks alike.
+"""An event loop in a thread, so that a reranker works in sync code, async code and notebooks.
 
-All of a reranker's connections belong to this one loop; that they are used from many places, or from several
-loops one after another, does not matter to them.
+All connections of a reranker belong to this event loop, so that callers may use any thread and any event loop.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class LoopThread:
                 raise InputError("this reranker is closed", "make a new one")
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=_serve, args=(self._loop,), name="rank-k", daemon=True)
+                self._thread = threading.Thread(target=_run_loop, args=(self._loop,), name="rank-k", daemon=True)
                 self._thread.start()
             return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
@@ -49,43 +48,43 @@ class LoopThread:
             _cancel_and_wait(future)
             raise
 
-    def iterate(self, source: AsyncIterator[T], ahead: int = 64) -> Iterator[T]:
-        """The items of `source`, which runs at most `ahead` items in front of the reader.
+    def iterate(self, source: AsyncIterator[T], max_ahead: int = 64) -> Iterator[T]:
+        """The items of `source`, which runs at most `max_ahead` items ahead of the reader.
 
         Leaving the iteration early, in any way, cancels the source and waits until it has cleaned up.
         """
         items: queue.Queue[T | None] = queue.Queue()
-        room = asyncio.Semaphore(ahead)
+        free_slots = asyncio.Semaphore(max_ahead)
 
-        async def pump() -> None:
+        async def produce() -> None:
             try:
                 async for item in source:
                     items.put(item)
-                    await room.acquire()
+                    await free_slots.acquire()
             finally:
                 items.put(None)
                 if hasattr(source, "aclose"):
                     await source.aclose()
 
-        future = self.submit(pump())
+        future = self.submit(produce())
         try:
             while (item := items.get()) is not None:
                 yield item
                 assert self._loop is not None
-                self._loop.call_soon_threadsafe(room.release)
+                self._loop.call_soon_threadsafe(free_slots.release)
             future.result()
         finally:
             _cancel_and_wait(future)
 
-    def stop(self, last: Coroutine[Any, Any, None]) -> None:
-        """Cancel what is under way; once that has cleaned up, run `last`, and end. Raises what `last` raises."""
+    def stop(self, cleanup: Coroutine[Any, Any, None]) -> None:
+        """Cancel all coroutines, run `cleanup` when they have ended, and stop. Raises what `cleanup` raises."""
 
-        async def end() -> None:
+        async def shut_down() -> None:
             await _cancel_all(asyncio.all_tasks() - {asyncio.current_task()})
-            await last
+            await cleanup
 
         try:
-            self.run(end())
+            self.run(shut_down())
         finally:
             with self._lock:
                 loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
@@ -95,8 +94,8 @@ class LoopThread:
                 thread.join()
 
 
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    """Run until stopped; then let what is left clean up, still on this thread."""
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Run until stopped; then cancel the remaining tasks, still on this thread."""
     loop.run_forever()
     loop.run_until_complete(_cancel_all(asyncio.all_tasks(loop)))
     loop.run_until_complete(loop.shutdown_asyncgens())

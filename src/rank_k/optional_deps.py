@@ -1,4 +1,4 @@
-"""The one door to optional dependencies: check, name the remedy, import."""
+"""Import optional dependencies, or say which extra installs them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ MODULES_OF_EXTRA = {
     "mcp": ("anyio", "mcp", "prometheus_client", "sse_starlette", "starlette", "uvicorn"),
     "train": ("accelerate", "datasets", "gguf", "peft", "safetensors", "torch", "transformers", "trl"),
 }
-"""Which top-level modules each extra of `pyproject.toml` brings (a test compares the two). Of extras that share one,
-the first is named to who lacks it."""
+"""The top-level modules that each extra of `pyproject.toml` installs (a test compares the two). If several extras
+install a module, error messages name the first."""
 
 
 def load(module: str) -> ModuleType:
-    """Import `module`, or raise `MissingExtra` naming the extra that brings it."""
+    """Import `module`, or raise `MissingExtra`, which names the extra that installs it."""
     if (loaded := sys.modules.get(module)) is not None:
         return loaded
     top = module.partition(".")[0]
@@ -40,5 +40,5 @@ def load(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != top:
-            raise  # the dependency is there but one of its own is missing: its message says more
+            raise  # the module is installed but one that it imports is missing: the message names it
         raise MissingExtra(f"{top} is not installed", f"pip install 'rank-k[{extra}]'") from error

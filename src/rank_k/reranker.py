@@ -1,4 +1,4 @@
-"""The facade: a query and documents in, a ranking out; or a whole run.
+"""The facade: rerank the documents of one query, or a run.
 
 from rank_k import Reranker
 with Reranker("hltcoe/Rank-K-32B", server="http://localhost:8000/v1") as reranker:
@@ -59,39 +59,44 @@ PAPER: Mapping[str, Any] = {
     "max_tokens": 8000,
     "temperature": 0.5,
 }
-"""How the Rank-K paper asks, which is how any model is asked but a student, which has settings of its own."""
+"""The settings of the Rank-K paper: the defaults for all models but students, which have their own."""
 
 
 class PassageSource(Protocol):
-    """Where texts come from, if not from a mapping of ids to passages."""
+    """A source of passages that is not a mapping of ids to passages."""
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
-        """The passage, for that query's sake. Raises `InputError` if there is none."""
+        """Return the passage of a document, which may depend on the query. Raises `InputError` if there is none."""
 
 
 class Reranker:
-    """Ranks passages by a language model that reasons.
+    """Reranks passages with a reasoning language model.
 
-    `model`: with `server`, the name of a model there; without, the name or path of embedded weights or of a student
-    (default: rank-k-nano, which comes with the package; by likelihood or with a `prompt`, the weights that `rank-k
-    fetch` gets); or any object that is a `models.base.Model`.
-    `by`: "comparison" of passages shown together, which all the settings below are about, or "likelihood" of the query
-    after each passage by itself (see `likelihood.py`), which has no strategy, thought or answer; or "both": the one,
-    the other, and the first stage (see `strategies.cascade`). By default it is comparison, or as a student wants to be
-    asked, but likelihood for embedded weights that were not trained to compare; `strategy`, `think`, `prompt` or
-    `samples` given, those are asked to compare as well.
-    `strategy`: a name of `strategies.STRATEGIES`, `MODULE:NAME`, or a strategy; `fuse` weighs the first stage's order
-    in those that fit, or, by both, beside comparison and likelihood. `journal`: a file to keep every call in, to go on
-    from after an interruption.
-    `prompt`: a template's file (see `prompt.read_template`).
-    `think`: "full", "off", "auto", or reasoning tokens per window (see `thinking.Think`). `constrain`: hold answers
-    to the grammar of a ranking where the server can. `samples`: ask each window so often, in different orders.
-    Tokens are the model's; `passage_tokens` defaults to 450, by likelihood to 64; `max_tokens` (thought and answer)
-    to 8,000, and to 512 for embedded models. What is None (and `temperature`, for which None is the server's own) is
-    as a student was trained to be asked, or as in `PAPER`; `effective` says what it came to.
-    `concurrency` (16; embedded 1) questions are asked at a time. Raises `InputError`s.
+    Args:
+        model: with `server`, the name of a model on it. Without: the name or path of embedded weights or of a student
+            (default: rank-k-nano, which is part of the package; for `method="likelihood"` or with a `prompt`, the
+            weights that `rank-k fetch` downloads). Or any object that is a `models.base.Model`.
+        method: "listwise" compares the passages of a window in one prompt; all settings below are about it.
+            "likelihood" scores each passage by the log-likelihood of the query (see `window.query_likelihood`), without
+            a strategy, reasoning or answer. "combined" adds up listwise, likelihood and first-stage scores (see
+            `strategies.combined`). Default: the student's method; likelihood for embedded weights that were not trained
+            to rank, unless `strategy`, `reasoning`, `prompt` or `samples` are given; else listwise.
+        strategy: a name of `strategies.STRATEGIES`, `MODULE:NAME`, or a strategy.
+        first_stage_weight: weight of the first-stage order in strategies that fit scores and in "combined".
+        journal: the file that stores every call, so that an interrupted run can be resumed.
+        prompt: the file of a template (see `window.prompt.read_template`).
+        reasoning: "full", "off", "auto", or reasoning tokens per window (see `window.reasoning.ReasoningMode`).
+        constrained: make every answer a valid ranking by constrained decoding, where the server supports it.
+        samples: rankings per window, each with the passages in another order.
+        passage_tokens: tokens per passage, counted by the model's tokenizer (default: 450; likelihood: 64).
+        max_tokens: tokens of reasoning and answer together (default: 8,000; embedded models: 512).
+        temperature: None uses the server's own.
+        concurrency: calls in flight (default: 16; embedded: 1).
 
-    May be used from any thread and any event loop. Close it, or use it in a `with`.
+    Settings that are None (and `temperature` "default") are those that a student was trained with, else those of
+    `PAPER`; `effective_settings` has the result. Raises `InputError` for invalid settings.
+
+    A reranker may be used from any thread and any event loop. Close it, or use it in a `with` statement.
     """
 
     def __init__(
@@ -127,54 +132,55 @@ class Reranker:
         if embedded and model is None:
             model = default_model(method if prompt is None else "likelihood")
         student = find_student(model) if embedded and isinstance(model, str | Path) else None
-        given = {
-            "strategy": None if strategy is None else _named(strategy),
+        arguments = {
+            "strategy": None if strategy is None else _strategy_name(strategy),
             "window": window,
             "stride": stride,
             "reasoning": reasoning,
             "passage_tokens": passage_tokens,
             "max_tokens": max_tokens,
         }
-        own: dict[str, Any] = dict(student.asking) if student else {"max_tokens": 512} if embedded else {}
-        own_by: ScoringMethod | None = own.pop("method", None)
+        defaults: dict[str, Any] = dict(student.asking) if student else {"max_tokens": 512} if embedded else {}
+        default_method: ScoringMethod | None = defaults.pop("method", None)
         self.effective_settings = {
             **PAPER,
-            **own,
-            **{name: value for name, value in given.items() if value is not None},
+            **defaults,
+            **{name: value for name, value in arguments.items() if value is not None},
         }
         if temperature != "default":
             self.effective_settings["temperature"] = temperature
-        asked = self.effective_settings
-        numbers = {"depth": depth, "passage_tokens": asked["passage_tokens"], "max_tokens": asked["max_tokens"]}
+        effective = self.effective_settings
+        numbers = {"depth": depth, "passage_tokens": effective["passage_tokens"], "max_tokens": effective["max_tokens"]}
         numbers["samples"] = samples
         for name, number in {**numbers, "concurrency": concurrency, "context_length": context_length}.items():
             if number is not None and number < 1:
                 raise InputError(f"{name} is {number}", "give 1 or more")
         if method not in (None, "listwise", "likelihood", "combined"):
-            raise InputError(f"by is {method!r}", "write comparison, likelihood or both")
-        told = {
+            raise InputError(f"method is {method!r}", "write listwise, likelihood or combined")
+        listwise_options = {
             "strategy": strategy,
             "reasoning": reasoning,
             "prompt": prompt,
             "samples": samples if samples > 1 else None,
         }
-        compares = [name for name, value in told.items() if value is not None]  # what only comparison has use for
-        if method == "likelihood" and compares:
-            raise InputError(f"{compares[0]} is for comparison, not for likelihood", "leave one out")
-        thinking = _thinking(asked["reasoning"])
+        given_options = [name for name, value in listwise_options.items() if value is not None]
+        if method == "likelihood" and given_options:
+            raise InputError(f"{given_options[0]} is for comparison, not for likelihood", "leave one out")
+        reasoning_mode = _parse_reasoning(effective["reasoning"])
         template = prompt if prompt is None or isinstance(prompt, PromptTemplate) else read_template(prompt)
         if prompt is None and student is not None:
             template = student.template
-        self._is_combined = (method or own_by) == "combined"
+        self._is_combined = (method or default_method) == "combined"
         self._first_stage_weight = first_stage_weight
-        inner = (
-            1.0 if self._is_combined else first_stage_weight
-        )  # by both, what comparison begins with is no more the first stage's
-        self._make = partial(make, window=asked["window"], stride=asked["stride"], first_stage_weight=inner)
-        self.strategy = self.make_strategy(asked["strategy"] if strategy is None else strategy)
+        # In "combined", the listwise strategy starts from the likelihood ranking and not from the first stage's.
+        strategy_weight = 1.0 if self._is_combined else first_stage_weight
+        self._make_by_name = partial(
+            make, window=effective["window"], stride=effective["stride"], first_stage_weight=strategy_weight
+        )
+        self.strategy = self.make_strategy(effective["strategy"] if strategy is None else strategy)
         self.depth = depth
         self.concurrency = concurrency or (1 if embedded else 16)
-        self.model = _model(
+        self.model = _make_model(
             model if student is None else student,
             server,
             api_key,
@@ -184,8 +190,8 @@ class Reranker:
             self.concurrency,
             read_timeout,
         )
-        usual: ScoringMethod = "listwise" if compares else getattr(self.model, "default_method", "listwise")
-        self.method: ScoringMethod = method or own_by or usual
+        model_method: ScoringMethod = "listwise" if given_options else getattr(self.model, "default_method", "listwise")
+        self.method: ScoringMethod = method or default_method or model_method
         self.journal = Journal(journal)
         calls = CachedCalls(self.model, self.journal, retries, on_retry, self.concurrency)
         self.ranker: WindowRanker
@@ -197,38 +203,38 @@ class Reranker:
             )
         else:
             settings = ListwiseSettings(
-                asked["passage_tokens"],
-                asked["max_tokens"],
-                asked["temperature"],
+                effective["passage_tokens"],
+                effective["max_tokens"],
+                effective["temperature"],
                 top_p,
-                thinking,
+                reasoning_mode,
                 constrained,
                 samples,
                 label_words=student.verdicts if student is not None and prompt is None else (),
             )
-            self.ranker = comparison = ListwiseRanker(self.model, self.journal, settings, template, calls=calls)
+            self.ranker = listwise = ListwiseRanker(self.model, self.journal, settings, template, calls=calls)
             if self._is_combined:
-                self.ranker = CombinedRanker(QueryLikelihoodRanker(self.model, self.journal, calls=calls), comparison)
+                self.ranker = CombinedRanker(QueryLikelihoodRanker(self.model, self.journal, calls=calls), listwise)
                 self.effective_settings["first_stage_weight"] = first_stage_weight
         self.stats = RunStats()
         self._settings = {"method": self.method, "depth": depth, **self.effective_settings}
-        self._ranked_in = ""  # the journal's run of what `rank` is asked
-        self._ranked = count()
+        self._rank_run = ""  # the journal's run of the queries of `rank`
+        self._rank_positions = count()
         self._loop = LoopThread()
         self._prepare = RunOnce(self._prepare_once)
 
     def rank(self, query: str, documents: Sequence[str | Mapping[str, Any]], **options: Any) -> RankedHits:
-        """`documents` (texts, or mappings with a "text") in the order of their relevance to `query`.
+        """Return `documents` (texts, or mappings with a "text") in the order of their relevance to `query`.
 
-        Options, for this query alone: `strategy` (a name or a strategy), `think`, `max_seconds` (stop then, with the
-        best ranking so far), `name` (what the journal calls it), and the hooks `on_window(round, number, window)`,
-        `on_text(round, number, piece)`, `on_asked(round, number, asked)` and `on_ranking(round, ranking)` of
-        `engine.Engine`. Hooks are called from another thread and must not block.
+        Options for this query: `strategy` (a name or a strategy), `reasoning`, `max_seconds` (stop then and return the
+        best ranking so far), `name` (the query's id in the journal), and the hooks `on_window(round, number, window)`,
+        `on_text(round, number, chunk)`, `on_asked(round, number, report)` and `on_ranking(round, ranking)` (see
+        `engine.Engine`). Hooks are called from another thread and must not block.
         """
         return self._loop.run(self._rank(query, documents, **options))
 
     async def arank(self, query: str, documents: Sequence[str | Mapping[str, Any]], **options: Any) -> RankedHits:
-        """`rank` for async code. Cancelling it cancels the server's work."""
+        """`rank` for async code. Cancelling it cancels the requests in flight."""
         return await asyncio.wrap_future(self._loop.submit(self._rank(query, documents, **options)))
 
     def rerank(
@@ -242,10 +248,10 @@ class Reranker:
         run_name: str = "",
         on_asked: Callable[[str, int, int, WindowReport], None] | None = None,
     ) -> Iterator[QueryResult]:
-        """The run's queries, each with its new ranking, in the run's order and as soon as they are done.
+        """Yield each query of the run with its new ranking, in the order of the run, as soon as it is finished.
 
-        The first `depth` candidates of each are compared, the rest follow as they are. `max_seconds`: stop then,
-        with the best ranking so far for every query. `tally` says meanwhile, and after, what it took.
+        The first `depth` candidates of each query are reranked, the others follow in their order. `max_seconds`: stop
+        then, with the best ranking so far for every query. `stats` counts calls and tokens during and after the run.
         """
         pairs = run.items() if isinstance(run, Mapping) else run
         jobs = (self._job(query_id, candidates, queries, passages) for query_id, candidates in pairs)
@@ -256,24 +262,24 @@ class Reranker:
         self._loop.run(self._prepare())
 
     def check(self, queries: Iterable[Query]) -> None:
-        """Raise `QueryTooLong` for the first query that leaves no room in the context, before any is asked about."""
+        """Raise `QueryTooLong` for the first query that leaves no space for passages in the model's context."""
 
-        async def each() -> None:
+        async def check_all() -> None:
             await self._prepare()
             for query in queries:
                 await self.ranker.check_query(query)
 
-        self._loop.run(each())
+        self._loop.run(check_all())
 
     def make_strategy(self, strategy: str | Strategy) -> Strategy:
-        """The strategy of that name, or that one, as it is asked here. Raises `InputError` if there is none."""
-        plan = self._make(strategy) if isinstance(strategy, str) else strategy
-        return (
-            Combined(plan, self._first_stage_weight) if self._is_combined and not isinstance(plan, Combined) else plan
-        )
+        """Return the strategy of that name, or `strategy` itself, set up for `method`. Raises `InputError`."""
+        made = self._make_by_name(strategy) if isinstance(strategy, str) else strategy
+        if self._is_combined and not isinstance(made, Combined):
+            return Combined(made, self._first_stage_weight)
+        return made
 
     def close(self) -> None:
-        """End the embedded model, close connections and the journal. Closing again does nothing."""
+        """Stop the embedded model and close the connections and the journal. Closing again does nothing."""
         if self._loop.stopped:
             return
         self._loop.stop(self.model.close())
@@ -303,9 +309,11 @@ class Reranker:
         query = queries.get(query_id)
         if query is None:
             raise InputError(f"query {query_id} of the run has no text", "add it to the queries")
-        head = candidates[: self.depth]
-        texts = {candidate.doc_id: _passage(passages, candidate.doc_id, query_id) for candidate in head}
-        return Job(query, head, texts, tuple(candidate.doc_id for candidate in candidates[self.depth :]))
+        ranked = candidates[: self.depth]
+        candidate_passages = {
+            candidate.doc_id: _find_passage(passages, candidate.doc_id, query_id) for candidate in ranked
+        }
+        return Job(query, ranked, candidate_passages, tuple(candidate.doc_id for candidate in candidates[self.depth :]))
 
     async def _results(
         self,
@@ -316,8 +324,8 @@ class Reranker:
         on_asked: Callable[[str, int, int, WindowReport], None] | None = None,
     ) -> AsyncIterator[QueryResult]:
         deadline = _deadline(max_seconds)
-        await self._prepared(deadline)  # if not in time, the engine gives every query as it is
-        engine = self._engine(self.strategy, deadline, run_name, token_budget=token_budget, on_asked=on_asked)
+        await self._prepare_until(deadline)  # after it, the engine keeps every input order
+        engine = self._engine(self.strategy, deadline, run_name, token_budget=token_budget, on_result=on_asked)
         self.stats = engine.stats
         results = engine.run(jobs)
         try:
@@ -326,8 +334,8 @@ class Reranker:
         finally:
             await results.aclose()
 
-    async def _prepared(self, deadline: float | None, reasoning: ReasoningMode | None = None) -> bool:
-        """Whether what must be known first was found out by the `deadline`. If not, it goes on: others wait for it."""
+    async def _prepare_until(self, deadline: float | None, reasoning: ReasoningMode | None = None) -> bool:
+        """Return whether model and ranker are prepared before `deadline`. If not, other callers still wait for them."""
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()) as limit:
                 await self._prepare()
@@ -340,23 +348,23 @@ class Reranker:
         return True
 
     def _engine(self, strategy: Strategy, deadline: float | None, run_name: str = "", **options: Any) -> Engine:
-        """For one run. Without a name it gets one that no other has: runs at the same time share the journal."""
+        """Return an engine for one run. The default run name is unique, because concurrent runs share the journal."""
         return Engine(
             self.ranker,
             strategy,
             self.journal,
-            slots=self.concurrency,
+            concurrency=self.concurrency,
             run=run_name or uuid4().hex,
             deadline=deadline,
             **options,
         )
 
-    def _run_of_ranked(self) -> str:
-        """The journal's run of what `rank` is asked: one for each reranker, begun with the first question."""
-        if not self._ranked_in:
-            told = {"made": "one query at a time", "model": self.model.name, **self._settings, "name": uuid4().hex}
-            self._ranked_in = self.journal.begin_run(told)
-        return self._ranked_in
+    def _begin_rank_run(self) -> str:
+        """Return the name of the journal's run of the queries of `rank`, which starts with the first query."""
+        if not self._rank_run:
+            settings = {"made": "one query at a time", "model": self.model.name, **self._settings, "name": uuid4().hex}
+            self._rank_run = self.journal.begin_run(settings)
+        return self._rank_run
 
     async def _rank(
         self,
@@ -376,56 +384,64 @@ class Reranker:
         for option, value in {"strategy": strategy, "reasoning": reasoning}.items():
             if value is not None and self.method == "likelihood":
                 raise InputError(f"{option} is for comparison, not for likelihood", "leave it out")
-        texts = [_text(document) for document in documents]
-        plan = self.strategy if strategy is None else self.make_strategy(strategy)
-        thinks = None if reasoning is None else _thinking(reasoning)
-        if not await self._prepared(deadline, thinks):
+        texts = [_document_text(document) for document in documents]
+        query_strategy = self.strategy if strategy is None else self.make_strategy(strategy)
+        reasoning_mode = None if reasoning is None else _parse_reasoning(reasoning)
+        if not await self._prepare_until(deadline, reasoning_mode):
             return unranked_hits(texts)
         candidates = tuple(Candidate(str(i), 1 / (i + 1)) for i in range(len(texts)))
         passages = {str(i): Passage(str(i), text) for i, text in enumerate(texts[: self.depth])}
         tail = tuple(str(i) for i in range(self.depth, len(texts)))
-        position = next(self._ranked)
+        position = next(self._rank_positions)
         job = Job(Query("", query), candidates[: self.depth], passages, tail, name or str(position + 1))
         traces: list[str] = []
         likelihoods: dict[str, float] = {}
 
-        def asked_about(_query_id: str, round_number: int, number: int, asked: WindowReport) -> None:
-            traces.extend(asked.traces)
-            likelihoods.update(asked.result.likelihoods)
+        def collect_result(_query_id: str, round_number: int, number: int, report: WindowReport) -> None:
+            traces.extend(report.traces)
+            likelihoods.update(report.result.likelihoods)
             if on_asked is not None:
-                on_asked(round_number, number, asked)
+                on_asked(round_number, number, report)
 
         engine = self._engine(
-            plan,
+            query_strategy,
             deadline,
-            self._run_of_ranked(),
-            reasoning=thinks,
-            first=position,
-            on_window=on_window and (lambda _query_id, *of_window: on_window(*of_window)),
-            on_asked=asked_about,
-            on_text=on_text and (lambda _query_id, *of_window: on_text(*of_window)),
-            on_ranking=on_ranking and (lambda _query_id, *of_round: on_ranking(*of_round)),
+            self._begin_rank_run(),
+            reasoning=reasoning_mode,
+            first_position=position,
+            on_window=on_window and (lambda _query_id, *arguments: on_window(*arguments)),
+            on_result=collect_result,
+            on_chunk=on_text and (lambda _query_id, *arguments: on_text(*arguments)),
+            on_ranking=on_ranking and (lambda _query_id, *arguments: on_ranking(*arguments)),
         )
         [result] = [result async for result in engine.run([job])]
-        tally = engine.stats
+        stats = engine.stats
         ranking = result.ranking
-        chances = ranking.probability or {}
+        probabilities = ranking.probability or {}
         hits = tuple(
-            Hit(int(doc_id), texts[int(doc_id)], rank, 1 / rank, tied, chances.get(doc_id), likelihoods.get(doc_id))
+            Hit(
+                int(doc_id),
+                texts[int(doc_id)],
+                rank,
+                1 / rank,
+                tied,
+                probabilities.get(doc_id),
+                likelihoods.get(doc_id),
+            )
             for rank, (doc_id, tied) in enumerate(zip(ranking.doc_ids, ranking.tied, strict=True), 1)
         )
         return RankedHits(
             hits,
             tuple(traces),
-            tally.usage,
-            dict(tally.repairs),
-            tally.unranked_windows,
+            stats.usage,
+            dict(stats.repairs),
+            stats.unranked_windows,
             result.finished,
             len(tail),
         )
 
 
-def _named(strategy: str | Strategy) -> str:
+def _strategy_name(strategy: str | Strategy) -> str:
     return strategy if isinstance(strategy, str) else type(strategy).__name__
 
 
@@ -433,24 +449,24 @@ def _deadline(max_seconds: float | None) -> float | None:
     return None if max_seconds is None else time.monotonic() + max_seconds
 
 
-def _thinking(reasoning: str | int | ReasoningMode) -> ReasoningMode:
+def _parse_reasoning(reasoning: str | int | ReasoningMode) -> ReasoningMode:
     return reasoning if isinstance(reasoning, ReasoningMode) else ReasoningMode.parse(str(reasoning))
 
 
-def _model(
+def _make_model(
     model: str | Path | Student | Model | None,
     server: str | None,
     api_key: str | None,
     server_type: str,
     revision: str,
     context_length: int | None,
-    slots: int,
+    concurrency: int,
     read_timeout: float | None,
 ) -> Model:
     from rank_k.models.embedded import EmbeddedModel
 
     if isinstance(model, Student):
-        return EmbeddedModel(model.weights, adapter=model.adapter, context_length=context_length, slots=slots)
+        return EmbeddedModel(model.weights, adapter=model.adapter, context_length=context_length, slots=concurrency)
     if model is not None and not isinstance(model, str | Path):
         return model
     if server is not None:
@@ -463,11 +479,11 @@ def _model(
             revision=revision,
             read_timeout=read_timeout,
         )
-    assert model is not None, "without a server, somebody is named"
-    return EmbeddedModel(model, context_length=context_length, slots=slots)
+    assert model is not None, "without a server, a model is given"
+    return EmbeddedModel(model, context_length=context_length, slots=concurrency)
 
 
-def _passage(passages: Mapping[str, Passage] | PassageSource, doc_id: str, query_id: str) -> Passage:
+def _find_passage(passages: Mapping[str, Passage] | PassageSource, doc_id: str, query_id: str) -> Passage:
     if not isinstance(passages, Mapping):
         return passages.get(doc_id, query_id)
     if doc_id not in passages:
@@ -475,7 +491,7 @@ def _passage(passages: Mapping[str, Passage] | PassageSource, doc_id: str, query
     return passages[doc_id]
 
 
-def _text(document: str | Mapping[str, Any]) -> str:
+def _document_text(document: str | Mapping[str, Any]) -> str:
     if isinstance(document, str):
         return document
     if isinstance(document, Mapping) and isinstance(document.get("text"), str):

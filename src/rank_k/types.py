@@ -26,7 +26,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """What a window holds. `text` is all the model sees: a title, where there is one, leads it."""
+    """A passage. `text` is all that the model sees; it starts with the title, if there is one."""
 
     doc_id: str
     text: str
@@ -34,7 +34,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One line of a first-stage run. Rank is the position in the list it stands in."""
+    """One line of a first-stage run. Its rank is its position in the list."""
 
     doc_id: str
     score: float
@@ -46,10 +46,10 @@ Run = Mapping[str, Sequence[Candidate]]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The passages of one question, in the order in which they are shown.
+    """Passages to be ranked together, in the order in which the prompt presents them.
 
-    `reach` is the (best, worst) final rank, counted from 1, that this window can still affect. `by`: what orders them,
-    the model's comparison, or the likelihood of the query after each (`likelihood.py`).
+    `rank_range` is the (best, worst) final rank, counted from 1, that this window can still affect. `method`: what
+    ranks them, a listwise prompt or the likelihood of the query after each passage (`window/query_likelihood.py`).
     """
 
     doc_ids: tuple[str, ...]
@@ -59,11 +59,11 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class WindowRanking:
-    """One answer to one window.
+    """One ranking of a window.
 
-    `tiers`: best first, the passages of one tier tied; always a partition of the window.
-    `placed`: the ids that the model itself ranked. The rest were filled in and are no evidence.
-    `ranked`: False where there was no usable answer; `tiers` is then the input order, one by one.
+    `tiers`: best first; the passages of one tier are tied. Together they always have all passages of the window.
+    `ranked_ids`: the ids that the model itself ranked. The rest were filled in and do not count as comparisons.
+    `is_valid`: False if there was no usable answer; `tiers` then has the input order without ties.
     """
 
     tiers: tuple[tuple[str, ...], ...]
@@ -81,9 +81,9 @@ class WindowRanking:
 
 @dataclass(frozen=True, slots=True)
 class WindowResult:
-    """What a strategy is sent for a window: its orders, one per sample (never empty).
+    """What a strategy receives for a window: its rankings, one per sample (never empty).
 
-    `likelihoods`: by id, the log-probability of the query after the passage, where windows are ordered by that.
+    `likelihoods`: by id, the log-likelihood of the query after the passage, if that ranks the window.
     """
 
     window: Window
@@ -95,8 +95,8 @@ class WindowResult:
 class Ranking:
     """A ranking of all candidates, best first.
 
-    `tied[i]` says that passage i was tied with passage i - 1 (`tied[0]` is always False).
-    `probability` (P(among the top 10), by id) exists only where a pairwise fit made it.
+    `tied[i]` says that passage i is tied with passage i - 1 (`tied[0]` is always False).
+    `probability`: by id, of being among the top 10; None unless the strategy fits a pairwise model.
     """
 
     doc_ids: tuple[str, ...]
@@ -115,18 +115,18 @@ class Ranking:
 
     @classmethod
     def of(cls, doc_ids: Iterable[str]) -> Ranking:
-        """The ranking without ties that lists `doc_ids` as they come."""
+        """Return the ranking of `doc_ids` in the given order, without ties."""
         ids = tuple(doc_ids)
         return cls(ids, (False,) * len(ids))
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """All windows of one query that can be asked at the same time.
+    """All windows of one query that can be ranked at the same time.
 
-    `ranking`: the best so far, a valid answer should the work stop here.
-    `windows_left`: how many windows this query will still ask, these included (an estimate where
-    later rounds depend on the answers). Whoever schedules serves the longest queue first.
+    `ranking`: the best ranking so far, which is the result if the work stops here.
+    `remaining_windows`: the windows of this query that are not ranked yet, with these (an estimate if later rounds
+    depend on the answers). The scheduler prefers the query with the most.
     """
 
     windows: tuple[Window, ...]
@@ -137,13 +137,13 @@ class Round:
 # --- requests to a model and its responses ---
 
 ScoringMethod = Literal["listwise", "likelihood", "combined"]
-"""Passages side by side and a reasoned answer about them, or each by itself (`likelihood.py`); or first the one and
-from there the other (`cascade.py`)."""
+"""listwise: the model compares the passages of a window. likelihood: the log-likelihood of the query scores each
+passage. combined: the sum of both and the first stage (`strategies/combined.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """What a request is about. Never sent to a server: for judges that simulate, logs and pages."""
+    """The query and passages of a request. Never sent to a server: for simulated models, logs and the web page."""
 
     query_id: str
     doc_ids: tuple[str, ...]
@@ -151,16 +151,20 @@ class RequestContext:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question to a model, before any server's dialect.
+    """A request to a model, independent of the server type.
 
-    `max_tokens` covers thought and answer together. `think` None leaves the model its own way, False
-    asks it to answer directly. `budget`: reasoning tokens, for servers that keep one themselves. `prefill`:
-    what the assistant's turn says already; the reply goes on from there. `stop`: texts that end the reply.
-    `ranking_of`: hold the reply to a ranking of so many passages. `logprobs`: tell each token's probability.
-    `spelling`: go on from the messages' text as it stands, without a chat template, by exactly this, and tell how
-    probable each token of it was; how to sample then goes without saying.
-    `sample` tells repeated questions apart in the journal. What a model cannot do (`Model.abilities`) it
-    is not asked for.
+    `max_tokens`: reasoning and answer together.
+    `reasoning`: None leaves the choice to the model, False requests an answer without reasoning.
+    `reasoning_budget`: reasoning tokens, for servers that limit them.
+    `prefill`: the beginning of the assistant's message; the response continues it.
+    `stop`: strings that end the response.
+    `constrain_to_ranking_of`: constrain the response to a ranking of that many passages.
+    `logprobs`: request the log-probability of each token.
+    `forced_text`: continue the messages' text, without a chat template, with exactly this text, and return the
+    log-probability of each of its tokens; sampling options are ignored.
+    `sample`: distinguishes repeated requests in the journal.
+
+    A request uses only what the model supports (`Model.capabilities`).
     """
 
     messages: tuple[Message, ...]
@@ -181,7 +185,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one reply. `estimated` says that the server did not count and we did, roughly."""
+    """Token counts of a response. `estimated`: the server sent no counts, and Rank-K estimated them."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -201,11 +205,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came back. `reasoning` is the separate field where the server has one, else None.
+    """A response. `reasoning`: the separate field, if the server sends one, else None.
 
-    `finish_reason` is the server's word ("stop", "length", ...); "stopped" where `on_text` said stop.
-    `tokens`: (text, log-probability) of each token of the answer, where that was asked for and told; of a spelling, of
-    those tokens that are the same behind every prompt.
+    `finish_reason`: the server's value ("stop", "length", ...), or "stopped" if the callback ended the response.
+    `tokens`: (text, log-probability) of each token of the answer, if requested and sent; for `forced_text`, of the
+    tokens that are the same after every prompt.
     """
 
     text: str
@@ -217,14 +221,14 @@ class Response:
 
 
 class StreamChunk(NamedTuple):
-    """A piece of a reply while it streams. Either part may be empty."""
+    """A part of a streamed response. Either field may be empty."""
 
     reasoning: str
     text: str
 
 
 OnChunk = Callable[[StreamChunk], bool | None]
-"""Called with every piece as it arrives. Returning True ends the reply there."""
+"""Called with every chunk when it arrives. Returning True ends the response."""
 
 
 # --- what `Reranker.rank` returns ---
@@ -232,11 +236,11 @@ OnChunk = Callable[[StreamChunk], bool | None]
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One document in its new place. `index` is its place in the input (from 0), `rank` counts from 1.
+    """A ranked document. `index` is its position in the input (from 0); `rank` counts from 1.
 
-    `score` is 1 / rank. `tied` says that the model put it level with the hit before. `probability` (of being
-    among the ten best) is None unless the strategy fits one. `likelihood` (natural logarithm of the probability of the
-    query after this text) is None unless that is what was ranked by.
+    `score` is 1 / rank. `tied`: tied with the hit before. `probability` (of being among the top 10) is None unless the
+    strategy fits a pairwise model. `likelihood` (natural logarithm of the probability of the query after this text) is
+    None unless the method uses it.
     """
 
     index: int
@@ -252,10 +256,10 @@ class Hit:
 class RankedHits(Sequence[Hit]):
     """All documents, best first.
 
-    `traces`: the model's reasoning, one per window in the order asked; none where likelihood was ranked by. `usage`:
-    tokens. `repairs`: what had to be mended, by kind. `unranked`: windows that kept their input order. `finished`:
-    False if time ran out. `beyond`: how many lay beyond the reranker's `depth`: not compared, they come last, in the
-    order in which they came.
+    `traces`: the reasoning traces, one per window in the order of rounds; empty for likelihood. `usage`: tokens.
+    `repairs`: parse repairs and truncations by kind. `unranked_windows`: windows that kept their input order.
+    `finished`: False if time ran out. `not_compared`: documents beyond the reranker's `depth`, which come last in their
+    input order.
     """
 
     hits: tuple[Hit, ...]
@@ -281,5 +285,5 @@ class RankedHits(Sequence[Hit]):
 
 
 def unranked_hits(texts: Sequence[str]) -> RankedHits:
-    """The documents as they are, where time ran out before any was looked at."""
+    """Return the documents in their input order, for when time ran out before any window was ranked."""
     return RankedHits(tuple(Hit(i, text, i + 1, 1 / (i + 1), False) for i, text in enumerate(texts)), finished=False)

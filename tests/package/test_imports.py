@@ -181,9 +181,9 @@ def test_only_the_cli_prints(path: Path) -> None:
 
 def test_public_names_are_sorted_and_importable() -> None:
     assert rank_k.__all__ == sorted(rank_k.__all__)
-    assert set(rank_k.__all__) == set(rank_k._HOMES)
+    assert set(rank_k.__all__) == set(rank_k._MODULE_OF_NAME)
     for name in rank_k.__all__:
-        assert getattr(rank_k, name) is getattr(importlib.import_module(rank_k._HOMES[name]), name)
+        assert getattr(rank_k, name) is getattr(importlib.import_module(rank_k._MODULE_OF_NAME[name]), name)
     assert set(rank_k.__all__) <= set(dir(rank_k))
 
 
@@ -196,7 +196,7 @@ def test_public_names_equal_the_typed_imports() -> None:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert declared == rank_k._HOMES
+    assert declared == rank_k._MODULE_OF_NAME
 
 
 def test_package_getattr_rejects_unknown_names() -> None:

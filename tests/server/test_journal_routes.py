@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sqlite3
 from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
@@ -267,22 +266,7 @@ def test_without_a_file_there_is_nothing_to_look_at() -> None:
         assert look(server, "query", position=0).status == 404
 
 
-# --- older files, other templates, ids that are no text ---
-
-
-def test_a_run_of_an_older_version_shows_what_it_has(path: Path) -> None:
-    name = filled(path)
-    with sqlite3.connect(path) as db:
-        db.executescript("DROP TABLE queries; DROP TABLE rounds; ALTER TABLE windows DROP COLUMN ordered_by;")
-        db.execute("PRAGMA user_version = 3")
-    db.close()
-    Journal(path).close()
-    with closing(Journal(path, read_only=True)) as journal:
-        total, [record, _] = journal.opened(name)
-        assert (total, record.query_id, record.text, record.finished) == (2, "q0", None, True)
-        told = journal_views.query(journal, record)
-    assert (told["rounds"], len(told["windows"]), len(told["passages"])) == ([], 2, 30)
-    assert sorted(n for tier in told["ranking"] for n in tier) == list(range(30))
+# --- other templates, ids that are no text ---
 
 
 @pytest.mark.parametrize("template", ["listwise", "compact"])

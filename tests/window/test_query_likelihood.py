@@ -498,7 +498,7 @@ def test_hooks_hear_of_windows_and_there_is_no_text_to_hear() -> None:
 
 
 def test_there_is_nothing_else_to_rank_by() -> None:
-    with pytest.raises(InputError, match="comparison, likelihood or both"):
+    with pytest.raises(InputError, match="listwise, likelihood or combined"):
         Reranker(Untrained([]), method="magic")  # type: ignore[arg-type]
 
 

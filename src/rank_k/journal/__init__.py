@@ -1,0 +1,15 @@
+"""The journal: every call to a model in one SQLite file, for caching, resuming, accounting and training data.
+
+    schema  the tables and their migrations; opening and checking a file
+    calls   storing and finding calls, and the keys that they are found by
+    runs    runs, queries, windows, rounds, rankings and candidate sets
+
+`docs/journal-schema.md` describes every table and column.
+"""
+
+from __future__ import annotations
+
+from rank_k.journal.calls import Call, call_key
+from rank_k.journal.runs import Journal, QueryCost, QueryRecord, RunRecord, WindowRecord, run_name
+
+__all__ = ["Call", "Journal", "QueryCost", "QueryRecord", "RunRecord", "WindowRecord", "call_key", "run_name"]

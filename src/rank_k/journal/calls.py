@@ -1,0 +1,149 @@
+"""Storing and finding calls, and the keys that they are found by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rank_k.journal.schema import JournalFile, decode_text, encode_text
+from rank_k.types import Response, Usage
+
+_TRANSPORT_FIELDS = frozenset(
+    {
+        "cache_prompt",  # llama.cpp: reuse the computation of the prompt's beginning
+        "separate_reasoning",  # SGLang: send the reasoning in a separate field
+        "stream",
+        "stream_options",
+        "timeout",
+        "usage",  # OpenRouter: count the tokens
+    }
+)
+"""Fields of a request's body that say how the response is computed or sent, and not what is requested."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A stored call. `doc_ids`: the passages that it is about, in the order in which the prompt presents them."""
+
+    model: str
+    purpose: str
+    request: Mapping[str, Any]
+    response: Response
+    doc_ids: tuple[str, ...]
+
+
+def call_key(identity: str, body: Mapping[str, Any], sample: int) -> str:
+    """Return the key of a call: the sha256 of the model's identity, the semantic request and the sample's number.
+
+    Streaming, timeouts and the server's address do not change it.
+    """
+    semantic = {name: value for name, value in body.items() if name not in _TRANSPORT_FIELDS}
+    canonical = json.dumps([identity, semantic, sample], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class CallStore(JournalFile):
+    """The calls of a journal (see `Journal`)."""
+
+    def find_response(self, key: str) -> Response | None:
+        """Return the response stored under `key`, or None."""
+        row = self._fetch_row(
+            "SELECT response_text, reasoning, finish_reason, prompt_tokens, completion_tokens, reasoning_tokens,"
+            " cached_tokens, usage_estimated, seconds, log_probabilities FROM calls WHERE key = ?",
+            key,
+        )
+        if row is None:
+            return None
+        tokens = None if row[9] is None else tuple((token, value) for token, value in decompress_json(row[9]))
+        text, reasoning, finish_reason = (None if part is None else decode_text(part) for part in row[:3])
+        return Response(text or "", reasoning, finish_reason, _usage(row[3:8]), row[8], tokens)
+
+    def store_call(
+        self,
+        key: str,
+        model: str,
+        purpose: str,
+        body: Mapping[str, Any],
+        response: Response,
+        doc_ids: Sequence[str] = (),
+    ) -> Response:
+        """Store a finished call; returns the response that the journal now holds (another process may have been first).
+
+        `doc_ids`: the passages that the call is about, in the order in which the prompt presents them.
+        """
+        self._limit_size()
+        usage = response.usage
+        inserted = self._db.execute(
+            "INSERT OR IGNORE INTO calls (key, model, purpose, doc_ids, request, response_text, reasoning,"
+            " finish_reason, log_probabilities, prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens,"
+            " usage_estimated, seconds, finished_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                key,
+                encode_text(model),
+                purpose,
+                json.dumps(doc_ids),
+                compress_json(body),
+                encode_text(response.text),
+                None if response.reasoning is None else encode_text(response.reasoning),
+                None if response.finish_reason is None else encode_text(response.finish_reason),
+                None if response.tokens is None else compress_json(response.tokens),
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                usage.reasoning_tokens,
+                usage.cached_tokens,
+                usage.estimated,
+                response.seconds,
+                time.time(),
+            ),
+        )
+        return response if inserted.rowcount else self.find_response(key) or response
+
+    def request(self, key: str) -> Mapping[str, Any]:
+        """Return the request's body of the call `key`. Raises KeyError."""
+        row = self._fetch_row("SELECT request FROM calls WHERE key = ?", key)
+        if row is None:
+            raise KeyError(key)
+        body: Mapping[str, Any] = decompress_json(row[0])
+        return body
+
+    def call(self, key: str) -> Call | None:
+        """Return the call stored under `key`, or None."""
+        row = self._fetch_row("SELECT model, purpose, request, doc_ids FROM calls WHERE key = ?", key)
+        response = self.find_response(key)
+        if row is None or response is None:
+            return None
+        model, purpose, request, doc_ids = row
+        return Call(decode_text(model), purpose, decompress_json(request), response, tuple(json.loads(doc_ids)))
+
+    def totals(self, run: str | None = None, query_id: str | None = None) -> list[tuple[str, str, int, Usage, float]]:
+        """Return (model, purpose, calls, usage, seconds), summed over the whole file or over the windows of a run, of a
+        query, or of a query in a run."""
+        columns = {"run": run, "query_id": None if query_id is None else encode_text(query_id)}
+        filters = {name: value for name, value in columns.items() if value is not None}
+        condition = " AND ".join(f"{name} = ?" for name in filters)
+        keys = f"SELECT value FROM windows, json_each(call_keys) WHERE {condition}"
+        rows = self._db.execute(
+            "SELECT model, purpose, count(*), sum(prompt_tokens), sum(completion_tokens),"
+            " sum(reasoning_tokens), sum(cached_tokens), max(usage_estimated), sum(seconds)"
+            f" FROM calls {f'WHERE key IN ({keys})' if filters else ''} GROUP BY model, purpose ORDER BY 1, 2",
+            tuple(filters.values()),
+        )
+        return [(decode_text(row[0]), row[1], row[2], _usage(row[3:8]), row[8]) for row in rows]
+
+
+def compress_json(value: Any) -> bytes:
+    return zlib.compress(json.dumps(value).encode(), 1)
+
+
+def decompress_json(stored: bytes) -> Any:
+    return json.loads(zlib.decompress(stored))
+
+
+def _usage(row: Sequence[int]) -> Usage:
+    prompt, completion, reasoning, cached, estimated = row
+    return Usage(prompt, completion, reasoning, cached, bool(estimated))

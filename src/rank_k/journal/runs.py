@@ -1,0 +1,302 @@
+"""Runs, and what happened in them: queries, windows, rounds, rankings and candidate sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from rank_k.journal.calls import CallStore, compress_json, decompress_json
+from rank_k.journal.schema import decode_text, encode_text
+from rank_k.types import Ranking, Usage, Window, WindowRanking
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRecord:
+    """A window as stored. `round` and `position` (in the round) count from 0; `call_keys`: the calls that ranked it."""
+
+    query_id: str
+    round: int
+    position: int
+    window: Window
+    call_keys: tuple[str, ...]
+    rankings: tuple[WindowRanking, ...]
+    repairs: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run: its name, when it was last started (seconds since 1970) and its settings."""
+
+    run: str
+    started_at: float
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRecord:
+    """A query of a run. `position`: its place in the run's input, from 0. `started_at`: seconds since 1970.
+    `finished`: whether it has a ranking."""
+
+    run: str
+    position: int
+    query_id: str
+    text: str
+    started_at: float
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class QueryCost:
+    """The calls, tokens and seconds that a query of a run took."""
+
+    query_id: str
+    rounds: int
+    windows: int
+    calls: int
+    unranked_windows: int
+    usage: Usage
+    seconds: float
+    repairs: Mapping[str, int]
+
+
+def run_name(settings: Mapping[str, Any]) -> str:
+    """Return the name of the run with these settings."""
+    return hashlib.sha256(_settings_json(settings).encode()).hexdigest()[:16]
+
+
+class Journal(CallStore):
+    """The calls, runs, queries and rankings in one SQLite file, which only its owner may read (0600).
+
+    `Journal(path)` opens or creates the file. `Journal()` creates a temporary one on disk, which is deleted with the
+    process and drops its oldest content so that it takes at most about `max_bytes` bytes. Raises `JournalError` if the
+    file is not a journal or was made by a newer version, and when nothing can be stored, for example on a full disk.
+    Only one thread may use a journal at a time; several processes may share a file.
+    """
+
+    # --- runs ---
+
+    def begin_run(self, settings: Mapping[str, Any]) -> str:
+        """Store that a run with these settings starts or resumes; returns its name."""
+        run = run_name(settings)
+        self._db.execute(
+            "INSERT OR REPLACE INTO runs (run, started_at, settings) VALUES (?, ?, ?)",
+            (run, time.time(), _settings_json(settings)),
+        )
+        return run
+
+    def runs(self) -> list[RunRecord]:
+        """Return all runs, the last one started first."""
+        rows = self._db.execute("SELECT run, started_at, settings FROM runs ORDER BY started_at DESC")
+        return [RunRecord(run, started_at, json.loads(settings)) for run, started_at, settings in rows]
+
+    def last_run(self) -> str:
+        """Return the name of the run that was last started; empty if there is none."""
+        row = self._db.execute("SELECT run FROM runs ORDER BY started_at DESC LIMIT 1").fetchone()
+        return row[0] if row else ""
+
+    def model(self, run: str) -> str:
+        """Return the name of the model that ranked the run's windows; empty if there are no calls."""
+        for (call_keys,) in self._db.execute("SELECT call_keys FROM windows WHERE run = ?", (run,)):
+            for key in json.loads(call_keys):
+                row = self._db.execute("SELECT model FROM calls WHERE key = ?", (key,)).fetchone()
+                if row is not None:
+                    return decode_text(row[0])
+        return ""
+
+    # --- queries ---
+
+    def store_query(self, run: str, position: int, query_id: str, text: str) -> None:
+        """Store that the query at this place of a run's input starts (or starts again: its rounds are deleted)."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO queries (run, position, query_id, text, started_at) VALUES (?, ?, ?, ?, ?)",
+            (run, position, encode_text(query_id), encode_text(text), time.time()),
+        )
+        self._db.execute("DELETE FROM rounds WHERE run = ? AND position = ?", (run, position))
+
+    def opened(
+        self, run: str | None = None, *, find: str = "", offset: int = 0, limit: int | None = None
+    ) -> tuple[int, list[QueryRecord]]:
+        """Return the number of queries of a run (default: of all runs), and those from `offset` on, in input order.
+
+        `find`: only queries whose id or text contains it; the case of the letters a to z does not matter.
+        """
+        condition, values = "TRUE", list[str | bytes]()
+        if run is not None:
+            condition, values = "run = ?", [run]
+        if find:
+            condition += " AND (query_id LIKE ? ESCAPE '!' OR text LIKE ? ESCAPE '!')"
+            values += [encode_text("%" + "".join(f"!{c}" if c in "%_!" else c for c in find) + "%")] * 2
+        [total] = self._db.execute(f"SELECT count(*) FROM queries WHERE {condition}", values).fetchone()
+        page = "ORDER BY run, position LIMIT ? OFFSET ?"
+        return total, self._query_records(f"{condition} {page}", (*values, -1 if limit is None else limit, offset))
+
+    def query(self, run: str, position: int) -> QueryRecord | None:
+        """Return the query at this place of the run's input, or None."""
+        return next(iter(self._query_records("run = ? AND position = ?", (run, position))), None)
+
+    def _query_records(self, condition: str, values: Sequence[Any]) -> list[QueryRecord]:
+        rows = self._db.execute(
+            "SELECT run, position, query_id, text, started_at, EXISTS"
+            " (SELECT 1 FROM rankings WHERE rankings.run = queries.run AND rankings.position = queries.position)"
+            f" FROM queries WHERE {condition}",
+            values,
+        )
+        return [
+            QueryRecord(run, position, decode_text(query_id), decode_text(text), started_at, bool(finished))
+            for run, position, query_id, text, started_at, finished in rows
+        ]
+
+    def queries(self, run: str) -> Iterator[QueryCost]:
+        """Yield the cost of each query of a run, by query id."""
+        for query_id, records in groupby(self.windows(run), key=lambda record: record.query_id):
+            windows = list(records)
+            responses = [self.find_response(key) for record in windows for key in record.call_keys]
+            yield QueryCost(
+                query_id,
+                len({record.round for record in windows}),
+                len(windows),
+                len(responses),
+                sum(not any(ranking.is_valid for ranking in record.rankings) for record in windows),
+                sum((response.usage for response in responses if response), Usage()),
+                sum(response.seconds for response in responses if response),
+                sum((Counter(record.repairs) for record in windows), Counter()),
+            )
+
+    # --- windows ---
+
+    def store_window(self, run: str, record: WindowRecord) -> None:
+        window = record.window
+        rankings = [
+            {
+                "tiers": ranking.tiers,
+                "ranked_ids": [doc_id for doc_id in ranking.doc_ids if doc_id in ranking.ranked_ids],
+                "is_valid": ranking.is_valid,
+            }
+            for ranking in record.rankings
+        ]
+        self._db.execute(
+            "INSERT OR REPLACE INTO windows (run, query_id, round, window, doc_ids, rank_range, method, call_keys,"
+            " rankings, repairs) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                run,
+                encode_text(record.query_id),
+                record.round,
+                record.position,
+                json.dumps(window.doc_ids),
+                json.dumps(window.rank_range),
+                window.method,
+                json.dumps(record.call_keys),
+                json.dumps(rankings),
+                json.dumps(dict(record.repairs)),
+            ),
+        )
+
+    def windows(self, run: str | None = None, query_id: str | None = None) -> Iterator[WindowRecord]:
+        """Yield the windows of a run (default: the last one started), of one query or all, in the order of rounds."""
+        condition = "run = ?"
+        values: list[str | bytes] = [run or self.last_run()]
+        if query_id is not None:
+            condition, values = condition + " AND query_id = ?", [*values, encode_text(query_id)]
+        rows = self._db.execute(
+            "SELECT query_id, round, window, doc_ids, rank_range, method, call_keys, rankings, repairs FROM windows"
+            f" WHERE {condition} ORDER BY query_id, round, window",
+            values,
+        )
+        for row in rows:
+            doc_ids, (best, worst) = json.loads(row[3]), json.loads(row[4])
+            yield WindowRecord(
+                decode_text(row[0]),
+                row[1],
+                row[2],
+                Window(tuple(doc_ids), (best, worst), row[5]),
+                tuple(json.loads(row[6])),
+                tuple(
+                    WindowRanking(
+                        tuple(map(tuple, ranking["tiers"])), frozenset(ranking["ranked_ids"]), ranking["is_valid"]
+                    )
+                    for ranking in json.loads(row[7])
+                ),
+                Counter(json.loads(row[8])),
+            )
+
+    def forget_windows(self, run: str) -> None:
+        """Delete the windows of a run, not its calls.
+
+        For a run that starts again: if a window that was unranked has an answer now, fewer windows may follow.
+        """
+        self._db.execute("DELETE FROM windows WHERE run = ?", (run,))
+
+    # --- rounds and rankings ---
+
+    def store_round(self, run: str, position: int, number: int, ranking: Ranking) -> None:
+        """Store a query's ranking before its round `number`; before round 0 it is the first stage's."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO rounds (run, position, round, ranking) VALUES (?, ?, ?, ?)",
+            (run, position, number, _encode_ranking(ranking)),
+        )
+
+    def rounds(self, run: str, position: int) -> list[Ranking]:
+        """Return a query's ranking before each of its rounds."""
+        rows = self._db.execute(
+            "SELECT ranking FROM rounds WHERE run = ? AND position = ? ORDER BY round", (run, position)
+        )
+        return [_decode_ranking(ranking) for (ranking,) in rows]
+
+    def store_ranking(self, run: str, position: int, query_id: str, ranking: Ranking) -> None:
+        """Store the final ranking of the query at this place of a run's input."""
+        self._limit_size()
+        self._db.execute(
+            "INSERT OR REPLACE INTO rankings (run, position, query_id, ranking) VALUES (?, ?, ?, ?)",
+            (run, position, encode_text(query_id), _encode_ranking(ranking)),
+        )
+
+    def ranking(self, run: str, position: int) -> Ranking | None:
+        """Return a query's final ranking, or None. A temporary journal returns it once and deletes it."""
+        where = "FROM rankings WHERE run = ? AND position = ?"
+        row = self._db.execute(f"SELECT ranking {where}", (run, position)).fetchone()
+        if row is None:
+            return None
+        if self.path is None:
+            self._db.execute(f"DELETE {where}", (run, position))
+        return _decode_ranking(row[0])
+
+    # --- candidate sets ---
+
+    def store_set(self, set_id: str, metadata: Mapping[str, Any]) -> None:
+        """Store the metadata of a candidate set. Its window is ranked under the query id `set_id`."""
+        self._db.execute(
+            "INSERT INTO sets (set_id, metadata) VALUES (?, ?)"
+            " ON CONFLICT (set_id) DO UPDATE SET metadata = excluded.metadata",
+            (encode_text(set_id), json.dumps(metadata)),
+        )
+
+    def traced_sets(self) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+        """Yield the metadata of each candidate set that has windows, in the order in which the sets were first stored,
+        and the keys of its calls: no key twice, those of the latest run first."""
+        rows = self._db.execute(
+            "SELECT number, metadata, call_keys FROM windows JOIN sets ON set_id = query_id"
+            " LEFT JOIN runs USING (run) ORDER BY number, started_at DESC, run"
+        )
+        for _, windows in groupby(rows, key=lambda row: row[0]):
+            pairs = [(metadata, json.loads(call_keys)) for _, metadata, call_keys in windows]
+            yield json.loads(pairs[0][0]), tuple(dict.fromkeys(key for _, call_keys in pairs for key in call_keys))
+
+
+def _settings_json(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def _encode_ranking(ranking: Ranking) -> bytes:
+    tied = [int(is_tied) for is_tied in ranking.tied]
+    return compress_json({"doc_ids": ranking.doc_ids, "tied": tied, "probability": ranking.probability})
+
+
+def _decode_ranking(stored: bytes) -> Ranking:
+    value = decompress_json(stored)
+    return Ranking(tuple(value["doc_ids"]), tuple(map(bool, value["tied"])), value["probability"])
