@@ -21,7 +21,7 @@ from rank_k.evaluation.measures import evaluate
 from rank_k.models.simulated import SimulatedModel
 from rank_k.reranker import Reranker
 from rank_k.types import Candidate, OnChunk, Passage, Query, Request, Response
-from rank_k.window.prompt import sanitize
+from rank_k.window.sanitize import sanitize
 from tests.paths import SHARED
 
 pytestmark = pytest.mark.integration

@@ -170,8 +170,8 @@ def test_the_same_question_is_not_asked_twice() -> None:
         ({"window": 1}, "at least 2"),
         ({"partitions": 0}, "give 1 or more"),
         ({"boundary": -1}, "give 0 or more"),
-        ({"first_stage_weight": -0.5}, "fuse is -0.5; give 0"),
-        ({"first_stage_weight": math.nan}, "fuse is nan; give 0"),
+        ({"first_stage_weight": -0.5}, "first_stage_weight is -0.5; give 0"),
+        ({"first_stage_weight": math.nan}, "first_stage_weight is nan; give 0"),
     ],
 )
 def test_a_wrong_setting_names_itself_and_the_remedy(options: dict[str, float], words: str) -> None:

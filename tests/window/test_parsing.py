@@ -1,7 +1,7 @@
 """An answer is read as it was meant, whatever shape it has; nothing else is read as an answer.
 
 `answers.jsonl` holds the concrete cases, one object a line: `name`, `text`, `size` and `kwargs` go in;
-`tiers`, `ranked`, `placed` and, where given, `trace` must come out. `repairs` gives counts by name: null
+`tiers`, `is_valid`, `ranked_numbers` and, where given, `trace` must come out. `repairs` gives counts by name: null
 means any count. Of the names in `REPAIRS`, a ranked answer has those that are listed and no others.
 """
 
@@ -66,17 +66,17 @@ def test_case(case: dict[str, Any]) -> None:
     answer = parse_ranking(case["text"], case["size"], **case.get("kwargs", {}))
     check(answer, case["size"])
     assert answer.tiers == tuple(map(tuple, case["tiers"]))
-    assert answer.is_valid is case["ranked"]
-    assert answer.ranked_numbers == set(case["placed"])
+    assert answer.is_valid is case["is_valid"]
+    assert answer.ranked_numbers == set(case["ranked_numbers"])
     expected = {name: count for name, count in case["repairs"].items() if count is not None}
-    judged = [name for name in REPAIRS if name in expected or (case["ranked"] and name not in case["repairs"])]
+    judged = [name for name in REPAIRS if name in expected or (case["is_valid"] and name not in case["repairs"])]
     assert {name: answer.repairs[name] for name in judged if name in answer.repairs} == expected
     if "trace" in case:
         assert answer.trace.strip() == case["trace"]
 
 
 def test_the_package_exports_it() -> None:
-    assert rank_k.parse_answer is parse_ranking
+    assert rank_k.parse_ranking is parse_ranking
 
 
 def test_a_long_remark_hides_no_order() -> None:
@@ -112,10 +112,10 @@ finish_reasons = st.sampled_from([None, "stop", "length", "stopped", "content_fi
     reasoning_closed=st.booleans(),
 )
 def test_anything_gives_a_partition_and_never_raises(
-    text: str | None, size: int, reasoning: str | None, finish_reason: str | None, thought_closed: bool
+    text: str | None, size: int, reasoning: str | None, finish_reason: str | None, reasoning_closed: bool
 ) -> None:
     answer = parse_ranking(
-        text, size, reasoning=reasoning, finish_reason=finish_reason, reasoning_closed=thought_closed
+        text, size, reasoning=reasoning, finish_reason=finish_reason, reasoning_closed=reasoning_closed
     )
     check(answer, size)
     if size:
@@ -232,7 +232,7 @@ TRACES: dict[str, Callable[[str, str], dict[str, Any]]] = {
     "no opening tag": lambda trace, text: {"text": f"{trace}</think>\n{text}"},
     "two closing tags": lambda trace, text: {"text": f"<think>{trace}</think>\n</think>\n{text}"},
     "field": lambda trace, text: {"text": text, "reasoning": trace},
-    "closed, all in the field": lambda _, text: {"text": "", "reasoning": text, "forced_answers": True},
+    "closed, all in the field": lambda _, text: {"text": "", "reasoning": text, "reasoning_closed": True},
     "none": lambda _, text: {"text": text},
 }
 
@@ -383,7 +383,7 @@ def test_parse_answer_costs_little_more_than_reading_a_long_text(text: str) -> N
     for reply in (
         {"text": text},
         {"text": f"<think>{text}</think>[3] > [1] > [2]"},
-        {"text": "", "reasoning": text, "forced_answers": True},
+        {"text": "", "reasoning": text, "reasoning_closed": True},
         {"text": text, "finish_reason": "length"},
     ):
         check(parse_ranking(size=20, **reply), 20)

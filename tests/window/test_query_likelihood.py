@@ -528,7 +528,7 @@ def test_the_command_says_what_it_ranked_by(
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["settings"]["method"] == "likelihood"
     assert main([*command, "--reasoning", "off"]) == 2
-    assert "think is for comparison" in capfd.readouterr().err
+    assert "reasoning is for comparison" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("abilities", "words"), [("spell logprobs", "told (' blue'"), ("spell", "forgotten")])

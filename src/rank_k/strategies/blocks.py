@@ -51,7 +51,8 @@ class Blocks:
             raise InputError(f"boundary is {self.boundary}", "give 0 or more")
         if not isfinite(self.first_stage_weight) or self.first_stage_weight < 0:
             raise InputError(
-                f"fuse is {self.first_stage_weight}", "give 0 (ignore the first stage) or more; 1 is usual"
+                f"first_stage_weight is {self.first_stage_weight}",
+                "give 0 (ignore the first stage) or more; 1 is usual",
             )
         load("numpy")  # now, not after the first round has been paid for
 

@@ -41,7 +41,8 @@ class Combined:
     def __post_init__(self) -> None:
         if not isfinite(self.first_stage_weight) or self.first_stage_weight < 0:
             raise InputError(
-                f"fuse is {self.first_stage_weight}", "give 0 (ignore the first stage) or more; 1 is usual"
+                f"first_stage_weight is {self.first_stage_weight}",
+                "give 0 (ignore the first stage) or more; 1 is usual",
             )
         load("numpy")  # now, not after everything has been paid for
 

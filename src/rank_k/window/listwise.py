@@ -35,10 +35,11 @@ from rank_k.types import (
 from rank_k.window.grammar import follows
 from rank_k.window.labels import parse_labels
 from rank_k.window.parsing import ParsedAnswer, parse_ranking
-from rank_k.window.prompt import PromptTemplate, default_template, strip_template_tokens
+from rank_k.window.prompt import PromptTemplate, default_template
 from rank_k.window.prompt_builder import CHAT_TOKENS, PreparedQuery, PromptBuilder
 from rank_k.window.reasoning import AutoReasoningPolicy, ReasoningMode, agreement, confidence, should_reason
-from rank_k.window.repetition_guard import RepetitionDetector
+from rank_k.window.repetition import RepetitionDetector
+from rank_k.window.sanitize import strip_template_tokens
 
 _SHRINK = 0.8  # of the context, after the server counted more tokens than we did
 _SHRINKS = 6

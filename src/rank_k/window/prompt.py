@@ -1,7 +1,6 @@
-"""A query and a window of passages -> the messages of a request. Pure, but for reading a template file.
+"""Prompt templates: a query and the passages of a window -> the messages of a request.
 
-Passages are data. What in them could forge structure (the `[n]` of other passages, think tags, the tokens of
-chat templates) is replaced by look-alikes here, and only here: the text that users get back is untouched.
+Pure, except for reading a template file. Text is sanitized before it gets here, see `rank_k.window.sanitize`.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class PromptTemplate:
     def messages(self, query: str, passages: Sequence[str]) -> tuple[Message, ...]:
         """The question about `passages`, which are shown as 1, 2, ... in this order.
 
-        `query` and `passages` must have been through `harmless`.
+        `query` and `passages` must be sanitized (`rank_k.window.sanitize`).
         """
         shown = self.between.join(
             _filled(self.passage, {"i": str(i), "rank": str(i), "text": text, "candidate": text})
@@ -70,7 +69,7 @@ _SHOWN = re.compile(r"^\[(\d{1,6})\] (.+)$", re.MULTILINE)
 
 def passages_in(content: str) -> tuple[str, ...]:
     """The passages that a message shows as lines `[1] ...`, `[2] ...`, as most templates do. Of several such lists the
-    longest: an example of one comes before it. No passage can forge another: see `harmless`."""
+    longest: an example of one comes before it. No passage can forge another: see `sanitize`."""
     best: list[str] = []
     found: list[str] = []
     for line in _SHOWN.finditer(content):
@@ -81,53 +80,6 @@ def passages_in(content: str) -> tuple[str, ...]:
         if len(found) > len(best):
             best = found
     return tuple(best)
-
-
-# --- Making text harmless --------------------------------------------------------------------------
-
-_MARKER = re.compile(r"[\[［【]\s*(\d{1,4})\s*[\]］】]")
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
-_TOKEN = re.compile(
-    # <|im_end|>, <｜User｜>; and with one bar only: <|turn>, <turn|>
-    r"<(?=[|｜▁]|/?\w{1,20}[|｜]>)"
-    # tags of thoughts, turns, tools and sequences; with the closing bracket: `a < s` is mathematics
-    r"|<(?=\s?/?\s?(?:\w+:)?(?i:think|thinking|thought|reasoning|analysis|answer|sys|s|mask|unk|pad|bos|eos|sep|cls|sop|eop"
-    r"|(?:unused|extra_id_|special_)\d+|tools?|(?:tool|function)_(?:call|response|output)s?|im_\w+|(?:start|end)_of_\w+"
-    r"|(?:fim|cot)_\w+|\w{0,12}_token)(?:[\s=][^>]{0,60})?\s?/?>)"
-    # ◁think▷; [|user|]; ]~b] and [e~[
-    r"|◁(?=/?think)|\[(?=\|(?:user|assistant|system|tool|endofturn)\|\])|~(?:(?<=\]~)(?=!?b[\[\]])|(?<=\[e~)(?=\[))"
-)
-_LOOK_ALIKE = {"<": "‹", "◁": "‹", "[": "(", "~": "∼"}
-_INSTRUCTION = re.compile(
-    r"\[(/?(?:INST|THINK|ARGS|CALL_ID|gMASK|SYSTEM_PROMPT|MODEL_SETTINGS|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT)))\]",
-    re.IGNORECASE,
-)
-
-
-def join_lines(text: str) -> str:
-    """`text` on one line: blanks folded, control characters and lone surrogates gone."""
-    return " ".join(_CONTROL.sub("", text).split())
-
-
-def sanitize(text: str, *, markers: bool = True) -> str:
-    """`text` on one line with nothing in it that the model could take for structure.
-
-    `[3]` becomes `(3)` (left alone in queries: `markers=False`), `<think>`, `<|im_end|>`, `</s>` and their
-    kin get a look-alike bracket, `[INST]` becomes `(INST)`.
-    """
-    text = join_lines(text)
-    if markers and ("[" in text or "［" in text or "【" in text):
-        text = _MARKER.sub(r"(\1)", text)
-    return _without_tokens(text)
-
-
-def strip_template_tokens(text: str) -> str:
-    """`text` as it is, lines and all, but for think tags and the tokens of chat templates: for a model's own notes."""
-    return _without_tokens(_CONTROL.sub("", text))
-
-
-def _without_tokens(text: str) -> str:
-    return _INSTRUCTION.sub(r"(\1)", _TOKEN.sub(lambda m: _LOOK_ALIKE[m[0]], text))
 
 
 # --- Templates -------------------------------------------------------------------------------------

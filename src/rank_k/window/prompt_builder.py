@@ -10,7 +10,8 @@ from rank_k.data.token_estimate import estimate_tokens, max_token_bound, truncat
 from rank_k.errors import QueryTooLong
 from rank_k.models.base import Model
 from rank_k.types import Message, Passage, Query
-from rank_k.window.prompt import PromptTemplate, join_lines, sanitize
+from rank_k.window.prompt import PromptTemplate
+from rank_k.window.sanitize import join_lines, sanitize
 from rank_k.window.token_allocation import allocate_tokens
 
 CHAT_TOKENS = 64  # what a chat template adds to the messages, at most

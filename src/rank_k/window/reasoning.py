@@ -30,7 +30,9 @@ class ReasoningMode:
         found = re.fullmatch(r"(\d{1,9})(k?)", word)
         tokens = int(found[1]) * (1000 if found[2] else 1) if found else 0
         if tokens < 1:
-            raise InputError(f"think is {text!r}", "write full, off, auto, or reasoning tokens per window such as 500")
+            raise InputError(
+                f"reasoning is {text!r}", "write full, off, auto, or reasoning tokens per window such as 500"
+            )
         return cls("budget", tokens)
 
     def __str__(self) -> str:

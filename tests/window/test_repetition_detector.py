@@ -7,8 +7,7 @@ from functools import partial
 
 import pytest
 
-from rank_k.window.repetition import RepetitionTracker
-from rank_k.window.repetition_guard import RepetitionDetector
+from rank_k.window.repetition import RepetitionDetector, RepetitionTracker
 from tests.support.waiting import cpu_seconds
 from tests.window.test_repetition import LOOPS, THOUGHTFUL, looped
 
