@@ -15,8 +15,8 @@ from scipy.stats import norm
 
 from rank_k.errors import InputError
 from rank_k.strategies import bradley_terry
-from rank_k.strategies.bradley_terry import PRECISION, Fit, fit
-from rank_k.strategies.testing import arbitrary_order
+from rank_k.strategies.bradley_terry import PRIOR_PRECISION, Fit, fit
+from rank_k.strategies.testing import arbitrary_ranking
 from rank_k.types import Window, WindowRanking, WindowResult
 from tests.support.waiting import cpu_seconds
 
@@ -35,7 +35,7 @@ def arbitrary(length: int, seed: int, samples: int = 1) -> tuple[tuple[str, ...]
     outcomes = []
     for _ in range(random.randrange(1, 8)):
         window = Window(tuple(random.sample(ids, random.randint(2, min(length, 12)))), (1, length))
-        outcomes.append(WindowResult(window, tuple(arbitrary_order(window, random) for _ in range(samples))))
+        outcomes.append(WindowResult(window, tuple(arbitrary_ranking(window, random) for _ in range(samples))))
     return ids, outcomes
 
 
@@ -68,7 +68,7 @@ def test_optimum_and_errors_agree_with_scipy(length: int, seed: int, first_stage
 
     def loss(x: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
         lead = x[:, None] - x[None, :]
-        return float((won * np.logaddexp(0, -lead)).sum() + PRECISION / 2 * ((x - prior) ** 2).sum())
+        return float((won * np.logaddexp(0, -lead)).sum() + PRIOR_PRECISION / 2 * ((x - prior) ** 2).sum())
 
     best = minimize(loss, prior, method="BFGS", options={"gtol": 1e-7})
     found = fit(ids, outcomes, first_stage_weight)
@@ -76,7 +76,7 @@ def test_optimum_and_errors_agree_with_scipy(length: int, seed: int, first_stage
 
     lead = np.subtract.outer(np.array(found.strengths), np.array(found.strengths))
     curve = (won + won.T) / (2 + np.exp(lead) + np.exp(-lead))
-    hessian = np.diag(curve.sum(1) + PRECISION) - curve
+    hessian = np.diag(curve.sum(1) + PRIOR_PRECISION) - curve
     assert np.allclose(np.array(found.errors) ** 2, np.diag(np.linalg.inv(hessian)), rtol=1e-5)
 
 
@@ -86,10 +86,10 @@ def test_taking_windows_apart_changes_nothing(seed: int, blanks: bool) -> None:
     random = Random(seed)
     ids = tuple(f"d{i}" for i in range(80))
     windows = [ids[i : i + 10] for i in range(0, 40 if blanks else 80, 10)] + [tuple(random.sample(ids, 15))]
-    outcomes = [WindowResult(w, (arbitrary_order(w, random),)) for w in (Window(shown, (1, 80)) for shown in windows)]
+    outcomes = [WindowResult(w, (arbitrary_ranking(w, random),)) for w in (Window(shown, (1, 80)) for shown in windows)]
     whole = fit(ids, outcomes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bradley_terry, "_DENSE", 0)
+        patch.setattr(bradley_terry, "_MAX_DENSE_SIZE", 0)
         apart = fit(ids, outcomes)
     assert np.allclose(whole.strengths, apart.strengths, atol=1e-9)
     assert np.allclose(whole.errors, apart.errors, atol=1e-9)
@@ -148,7 +148,7 @@ def test_without_evidence_the_first_stage_stands() -> None:
     window = Window(ids[:20][::-1], (1, 400))
     found = fit(ids, [WindowResult(window, (WindowRanking.unranked(window),))])
     assert found.ranked() == ids
-    assert np.allclose(found.errors, PRECISION**-0.5)
+    assert np.allclose(found.errors, PRIOR_PRECISION**-0.5)
     assert np.allclose(np.diff(found.strengths), [log((r + 10) / (r + 11)) for r in range(399)])
     assert fit(ids, [], first_stage_weight=0).ranked() == ids
     assert fit((), []) == Fit((), (), ())
@@ -163,7 +163,7 @@ def test_one_window_without_prior_keeps_its_order_and_its_ties_stay_level() -> N
 def test_an_id_that_was_not_placed_is_no_evidence() -> None:
     silent = fit(tuple("abcd"), [answered("b", "a", "c", "d", placed="ab")])
     spoken = fit(tuple("abcd"), [answered("b", "a", "c", "d")])
-    assert silent.errors[3] == pytest.approx(PRECISION**-0.5)
+    assert silent.errors[3] == pytest.approx(PRIOR_PRECISION**-0.5)
     assert silent.strengths[3] - silent.strengths[2] == pytest.approx(log(12 / 13))
     assert spoken.strengths[3] < silent.strengths[3]
 
@@ -226,7 +226,7 @@ def test_fit_of_ten_times_the_passages_takes_far_less_than_cubic_time() -> None:
         windows = [Window(ids[i :: length // 20], (1, length)) for i in range(length // 20)] + [
             Window(ids[:20], (1, 20))
         ]
-        outcomes = [WindowResult(window, (arbitrary_order(window, random),)) for window in windows]
+        outcomes = [WindowResult(window, (arbitrary_ranking(window, random),)) for window in windows]
         return lambda: fit(ids, outcomes).in_top()
 
     small, large = cpu_seconds(fitting(100), fitting(1000))

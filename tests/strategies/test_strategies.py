@@ -21,7 +21,7 @@ from rank_k.strategies import STRATEGIES, make
 from rank_k.strategies.aggregate import consensus
 from rank_k.strategies.base import Strategy, validated
 from rank_k.strategies.combined import Combined
-from rank_k.strategies.sliding import Sliding, spans
+from rank_k.strategies.sliding import Sliding, window_spans
 from rank_k.strategies.testing import check_strategy
 from rank_k.strategies.topdown import TopDown
 from rank_k.types import Candidate, Passage, Query, Ranking, Round, ScoringMethod, Window, WindowRanking, WindowResult
@@ -67,7 +67,7 @@ def test_conformance(name: str, length: int, window: int, stride: int, seed: int
 @given(length=st.integers(0, 300), window=st.integers(2, 40), stride=st.integers(1, 40))
 def test_spans_cover_the_head_and_every_passage(length: int, window: int, stride: int) -> None:
     stride = min(stride, window)
-    found = spans(length, window, stride)
+    found = window_spans(length, window, stride)
     if length < 2:
         assert not found
         return
@@ -78,15 +78,15 @@ def test_spans_cover_the_head_and_every_passage(length: int, window: int, stride
 
 
 def test_the_papers_plan() -> None:
-    assert spans(100, 20, 10) == [(80 - 10 * i, 100 - 10 * i) for i in range(9)]
+    assert window_spans(100, 20, 10) == [(80 - 10 * i, 100 - 10 * i) for i in range(9)]
 
 
 def test_depth_55_asks_nothing_empty_and_covers_the_head() -> None:
-    assert spans(55, 20, 10) == [(35, 55), (25, 45), (15, 35), (5, 25), (0, 20)]
+    assert window_spans(55, 20, 10) == [(35, 55), (25, 45), (15, 35), (5, 25), (0, 20)]
 
 
 def test_fewer_candidates_than_a_window_are_asked_once() -> None:
-    assert spans(15, 20, 10) == [(0, 15)]
+    assert window_spans(15, 20, 10) == [(0, 15)]
 
 
 @given(grades=st.lists(st.integers(0, 3), min_size=2, max_size=120))

@@ -1,4 +1,4 @@
-"""TourRank: the paper's stages, sensible ones for other lengths, and points that decide."""
+"""TourRank: the paper's plan_stages, sensible ones for other lengths, and points that decide."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rank_k.errors import InputError
 from rank_k.strategies.testing import check_strategy
-from rank_k.strategies.tournament import Tournament, stages
+from rank_k.strategies.tournament import Tournament, plan_stages
 from rank_k.types import Window, WindowRanking
 from tests.support.driving import by_grade, drive, one_by_one
 
@@ -32,7 +32,7 @@ def test_tournaments_run_side_by_side_and_show_groups_in_different_orders() -> N
 @given(length=st.integers(0, 3000), window=st.integers(2, 40))
 def test_stages_end_and_are_fair(length: int, window: int) -> None:
     pool = length
-    for count, promoted in stages(length, window):
+    for count, promoted in plan_stages(length, window):
         assert pool > 1
         assert -(-pool // count) <= window
         assert count <= promoted < pool, "every group sends one on, and somebody leaves"

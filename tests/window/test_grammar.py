@@ -17,7 +17,7 @@ from rank_k.models.embedded import EmbeddedModel
 from rank_k.models.retry import RetryPolicy, call_with_retries
 from rank_k.models.weights import Weights, locate
 from rank_k.types import Message, Request, Response
-from rank_k.window.grammar import EXACT_UP_TO, follows, gbnf, regex
+from rank_k.window.grammar import MAX_EXACT_SIZE, follows, gbnf, regex
 from rank_k.window.parsing import parse_ranking
 
 # --- a reader of GBNF, as far as our grammars go: what they generate is asked of them, not of ourselves ---
@@ -136,7 +136,7 @@ def test_a_small_window_has_all_permutations_with_all_ties_and_nothing_else(size
 
 
 @settings(max_examples=100)
-@given(size=st.integers(1, EXACT_UP_TO), seed=st.integers(0, 10**6))
+@given(size=st.integers(1, MAX_EXACT_SIZE), seed=st.integers(0, 10**6))
 def test_up_to_eight_no_answer_needs_a_repair(size: int, seed: int) -> None:
     text = generated(size, seed)
     answer = parse_ranking(text, size)
@@ -147,7 +147,8 @@ def test_up_to_eight_no_answer_needs_a_repair(size: int, seed: int) -> None:
 
 @settings(max_examples=100)
 @given(
-    size=st.one_of(st.integers(EXACT_UP_TO + 1, 30), st.sampled_from([99, 100, 101, 1000])), seed=st.integers(0, 10**6)
+    size=st.one_of(st.integers(MAX_EXACT_SIZE + 1, 30), st.sampled_from([99, 100, 101, 1000])),
+    seed=st.integers(0, 10**6),
 )
 def test_beyond_eight_none_but_missing_and_repeated(size: int, seed: int) -> None:
     text = generated(size, seed)
@@ -175,7 +176,7 @@ def as_expression(rules: dict[str, Node], node: Node) -> str:
 
 
 @settings(max_examples=200)
-@given(size=st.integers(EXACT_UP_TO + 1, 25), seed=st.integers(0, 10**6), data=st.data())
+@given(size=st.integers(MAX_EXACT_SIZE + 1, 25), seed=st.integers(0, 10**6), data=st.data())
 def test_the_expression_admits_what_the_grammar_does(size: int, seed: int, data: st.DataObject) -> None:
     rules = read_gbnf(gbnf(size))
     text = generated(size, seed)
@@ -224,7 +225,7 @@ def test_no_window_is_empty(make: object) -> None:
 
 
 def test_what_travels_with_a_request_is_small() -> None:
-    assert max(len(gbnf(size)) for size in range(1, 1001)) == len(gbnf(EXACT_UP_TO)) < 16_000
+    assert max(len(gbnf(size)) for size in range(1, 1001)) == len(gbnf(MAX_EXACT_SIZE)) < 16_000
     assert max(len(regex(size)) for size in range(1, 1001)) < 500
 
 
@@ -267,11 +268,11 @@ def assert_held(sizes: list[int]) -> None:
         pytest.skip("needs the weights that `rank-k fetch` gets")
     for size, reply in zip(sizes, asyncio.run(answers(sizes)), strict=True):
         assert reply.finish_reason == "stop"
-        assert follows(reply.text, size, each_once=size <= EXACT_UP_TO), (size, reply.text)
+        assert follows(reply.text, size, each_once=size <= MAX_EXACT_SIZE), (size, reply.text)
 
 
 def test_llama_cpp_keeps_to_it() -> None:
-    assert_held([1, EXACT_UP_TO, EXACT_UP_TO + 1])
+    assert_held([1, MAX_EXACT_SIZE, MAX_EXACT_SIZE + 1])
 
 
 @pytest.mark.slow

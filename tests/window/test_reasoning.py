@@ -103,8 +103,8 @@ def test_only_the_first_ids_count() -> None:
     ids = list(range(1, 21))
     sure_head = with_chances(answer(ids), by_marks, {i: 1.0 if i <= 10 else 0.01 for i in ids})
     assert confidence(sure_head, 20) == pytest.approx(1.0)
-    assert confidence(sure_head, 20, cut=20) == pytest.approx(0.1)
-    assert confidence(sure_head, 20, cut=11) == pytest.approx(0.01 ** (1 / 11))
+    assert confidence(sure_head, 20, top_k=20) == pytest.approx(0.1)
+    assert confidence(sure_head, 20, top_k=11) == pytest.approx(0.01 ** (1 / 11))
 
 
 def test_the_answer_is_found_among_prose() -> None:

@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rank_k.data.token_estimate import estimate_tokens
-from rank_k.window.repetition import LONGEST_PERIOD, RepetitionTracker
+from rank_k.window.repetition import MAX_PERIOD_TOKENS, RepetitionTracker
 from tests.support.waiting import cpu_seconds
 
 TRACES = Path(__file__).parent / "traces"
@@ -259,7 +259,7 @@ def test_a_list_may_be_as_long_as_the_window() -> None:
 
 
 def test_what_repeats_at_too_long_a_distance_is_left_alone() -> None:
-    text = long_trace(3 * LONGEST_PERIOD, 3)
+    text = long_trace(3 * MAX_PERIOD_TOKENS, 3)
     assert read([text * 4])[1] is None
 
 

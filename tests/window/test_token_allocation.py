@@ -15,7 +15,7 @@ from rank_k.window.token_allocation import (
     MIN_PASSAGE_TOKENS,
     TokenAllocation,
     allocate_tokens,
-    even_limit,
+    common_length_limit,
 )
 
 lengths = st.lists(st.integers(0, 600), max_size=25)
@@ -35,12 +35,12 @@ def share_or_none(context: int, frame: int, passages: Sequence[int], budget: int
         return None
 
 
-# --- even_limit ------------------------------------------------------------------------------------
+# --- common_length_limit ------------------------------------------------------------------------------------
 
 
 @given(lengths, st.integers(-10, 16_000))
 def test_the_even_limit_is_the_largest_that_fits(passages: list[int], room: int) -> None:
-    limit = even_limit(passages, room)
+    limit = common_length_limit(passages, room)
     if limit < 0:
         assert room < 0  # with room for nothing, nothing fits; else at least empty passages do
     else:
@@ -64,7 +64,7 @@ def test_the_even_limit_is_the_largest_that_fits(passages: list[int], room: int)
     ],
 )
 def test_even_limits(passages: list[int], room: int, limit: int) -> None:
-    assert even_limit(passages, room) == limit
+    assert common_length_limit(passages, room) == limit
 
 
 # --- shared ----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe
 _TOKEN = re.compile(
     # <|im_end|>, <｜User｜>; and with one bar only: <|turn>, <turn|>
     r"<(?=[|｜▁]|/?\w{1,20}[|｜]>)"
-    # tags of thoughts, turns, tools and sequences; with the closing bracket: `a < s` is mathematics
+    # tags of reasoning, turns, tools and sequences; with the closing bracket: `a < s` is mathematics
     r"|<(?=\s?/?\s?(?:\w+:)?(?i:think|thinking|thought|reasoning|analysis|answer|sys|s|mask|unk|pad|bos|eos|sep|cls|sop|eop"
     r"|(?:unused|extra_id_|special_)\d+|tools?|(?:tool|function)_(?:call|response|output)s?|im_\w+|(?:start|end)_of_\w+"
     r"|(?:fim|cot)_\w+|\w{0,12}_token)(?:[\s=][^>]{0,60})?\s?/?>)"
@@ -21,7 +21,7 @@ _TOKEN = re.compile(
     r"|◁(?=/?think)|\[(?=\|(?:user|assistant|system|tool|endofturn)\|\])|~(?:(?<=\]~)(?=!?b[\[\]])|(?<=\[e~)(?=\[))"
 )
 _LOOK_ALIKE = {"<": "‹", "◁": "‹", "[": "(", "~": "∼"}
-_INSTRUCTION = re.compile(
+_BRACKET_TOKEN = re.compile(
     r"\[(/?(?:INST|THINK|ARGS|CALL_ID|gMASK|SYSTEM_PROMPT|MODEL_SETTINGS|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT)))\]",
     re.IGNORECASE,
 )
@@ -41,13 +41,13 @@ def sanitize(text: str, *, markers: bool = True) -> str:
     text = join_lines(text)
     if markers and ("[" in text or "［" in text or "【" in text):
         text = _MARKER.sub(r"(\1)", text)
-    return _without_tokens(text)
+    return _replace_tokens(text)
 
 
 def strip_template_tokens(text: str) -> str:
-    """`text` as it is, lines and all, but for think tags and the tokens of chat templates: for a model's own notes."""
-    return _without_tokens(_CONTROL.sub("", text))
+    """Replace reasoning tags and chat-template tokens in `text`, but keep its lines: for a model's reasoning trace."""
+    return _replace_tokens(_CONTROL.sub("", text))
 
 
-def _without_tokens(text: str) -> str:
-    return _INSTRUCTION.sub(r"(\1)", _TOKEN.sub(lambda m: _LOOK_ALIKE[m[0]], text))
+def _replace_tokens(text: str) -> str:
+    return _BRACKET_TOKEN.sub(r"(\1)", _TOKEN.sub(lambda m: _LOOK_ALIKE[m[0]], text))
