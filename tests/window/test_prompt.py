@@ -15,13 +15,13 @@ from rank_k.window.prompt import PromptTemplate, default_template, read_template
 # --- the default -----------------------------------------------------------------------------------
 
 
-def test_default_prompt_is_instructions_then_query_then_one_line_per_passage() -> None:
+def test_default_template_shows_instructions_query_and_numbered_passages() -> None:
     (message,) = default_template().messages("why is the sky blue", ["Rayleigh", "Paint", "Sea"])
     assert message.role == "user"
     assert message.content.endswith("\n\nQuery: why is the sky blue\n\n[1] Rayleigh\n[2] Paint\n[3] Sea")
     instructions = message.content.partition("Query:")[0]
     assert "given a query and 3 passages" in instructions
-    for asked in (
+    for instruction in (
         "[3] > [2] > [4] = [1] > [5]",
         "question",
         "searcher is after",
@@ -30,11 +30,11 @@ def test_default_prompt_is_instructions_then_query_then_one_line_per_passage() -
         "share a place",
         "accurate",
     ):
-        assert asked in instructions
+        assert instruction in instructions
     assert "nothing else" in instructions
 
 
-def test_fields_in_query_and_passages_never_expand() -> None:
+def test_messages_never_expand_fields_in_query_and_passages() -> None:
     (message,) = default_template().messages("{passages} {count}", ["{query} {0} {", "{i}{text}", "{{docs}} %s"])
     assert message.content.endswith(
         "\n\nQuery: {passages} {count}\n\n[1] {query} {0} {\n[2] {i}{text}\n[3] {{docs}} %s"
@@ -44,30 +44,30 @@ def test_fields_in_query_and_passages_never_expand() -> None:
 # --- templates: plain text -------------------------------------------------------------------------
 
 
-def written(path: Path, text: str) -> Path:
+def write_template(path: Path, text: str) -> Path:
     path.write_text(text, encoding="utf-8")
     return path
 
 
 @pytest.mark.parametrize("field", ["docs", "passages"])
-def test_plain_text_template(tmp_path: Path, field: str) -> None:
+def test_read_template_reads_plain_text(tmp_path: Path, field: str) -> None:
     text = f'{{"form": {{"a": 1}}}} {{count}} for {{query}} ({{query}}):\n{{{field}}}\nNow rank.'
-    template = read_template(written(tmp_path / "mine.txt", text))
+    template = read_template(write_template(tmp_path / "mine.txt", text))
     assert template.messages("q", ["a", "b"]) == (("user", '{"form": {"a": 1}} 2 for q (q):\n[1] a\n[2] b\nNow rank.'),)
     assert template.name == "mine.txt"
     assert template.sha256 == hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_a_byte_order_mark_is_no_part_of_the_prompt(tmp_path: Path) -> None:
+def test_read_template_ignores_a_byte_order_mark(tmp_path: Path) -> None:
     plain = "{query}: {docs}"
-    with_mark = read_template(written(tmp_path / "p.txt", "\ufeff" + plain))
+    with_mark = read_template(write_template(tmp_path / "p.txt", "\ufeff" + plain))
     assert with_mark.before == "{query}: "
-    script = read_template(written(tmp_path / "p.py", f"\ufeffrank_k_prompt = {plain!r}"))
+    script = read_template(write_template(tmp_path / "p.py", f"\ufeffrank_k_prompt = {plain!r}"))
     assert script.sha256 == with_mark.sha256
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("p.txt", "no passages for {query}", "no {passages} field"),
         ("p.txt", "{query} {passages} {docs}", "2 {passages} fields"),
@@ -94,18 +94,20 @@ def test_a_byte_order_mark_is_no_part_of_the_prompt(tmp_path: Path) -> None:
         ("p.yaml", "method: singleturn_listwise\nsuffix: '{query} {{x}}'\nbody: '{rank} {candidate}'", "holds {{"),
     ],
 )
-def test_a_wrong_template_is_told_in_one_line(tmp_path: Path, name: str, text: str, told: str) -> None:
-    path = written(tmp_path / name, text)
+def test_read_template_reports_invalid_templates_in_one_line(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    path = write_template(tmp_path / name, text)
     with pytest.raises(InputError) as raised:
         read_template(path)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
     assert str(path) in str(raised.value)
     assert raised.value.remedy
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["p.txt", "p.py", "p.yaml"])
-def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str) -> None:
+def test_read_template_reports_unreadable_files(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     with pytest.raises(InputError, match="No such file"):
         read_template(path)
@@ -136,8 +138,8 @@ raise SystemExit("this must not run")
 SCRIPT_PROMPT = "\nPut these in order.\n\nQuery: {query}\n\n{docs}\n"
 
 
-def test_a_script_is_read_without_being_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    template = read_template(written(tmp_path / "rerank.py", SCRIPT))
+def test_read_template_reads_a_script_without_running_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    template = read_template(write_template(tmp_path / "rerank.py", SCRIPT))
     assert capfd.readouterr() == ("", "")
     passages = ["one {query}", "two", "three"]
     docs = "\n\n".join(f"[{i}] {passage}" for i, passage in enumerate(passages, 1))
@@ -145,15 +147,17 @@ def test_a_script_is_read_without_being_run(tmp_path: Path, capfd: pytest.Captur
     assert template.name == "rerank.py"
 
 
-def test_the_official_prompt_is_recognized_by_its_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_template_recognizes_the_official_prompt_by_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert prompt.OFFICIAL_SHA256 == "075c6a7c2f8229976cb6154eabd39b7680bb5f3970171f1ba932d22b14f70541"
     monkeypatch.setattr(prompt, "OFFICIAL_SHA256", hashlib.sha256(SCRIPT_PROMPT.encode()).hexdigest())
     for path, text in (("rerank.py", SCRIPT), ("copied.txt", SCRIPT_PROMPT)):
-        template = read_template(written(tmp_path / path, text))
+        template = read_template(write_template(tmp_path / path, text))
         assert template.name == "Rank-K official"
         assert template.sha256 == prompt.OFFICIAL_SHA256
         assert template.between == "\n\n"  # as the authors' script joins passages
-    assert read_template(written(tmp_path / "p.txt", SCRIPT_PROMPT + " ")).name == "p.txt"
+    assert read_template(write_template(tmp_path / "p.txt", SCRIPT_PROMPT + " ")).name == "p.txt"
 
 
 # --- templates: rank_llm ---------------------------------------------------------------------------
@@ -195,9 +199,9 @@ RANK_LLM = {
 
 
 @pytest.mark.parametrize("name", RANK_LLM)
-def test_rank_llm_templates_render_as_there(tmp_path: Path, name: str) -> None:
+def test_read_template_renders_rank_llm_templates_identically(tmp_path: Path, name: str) -> None:
     """rank_llm concatenates prefix, bodies and suffix, each filled by `str.format`, and adds nothing."""
-    path = written(tmp_path / "t.yaml", RANK_LLM[name])
+    path = write_template(tmp_path / "t.yaml", RANK_LLM[name])
     fields = yaml.safe_load(RANK_LLM[name])
     passages = ["alpha {num}", "beta", "gamma"]
     user = (fields.get("prefix") or "").format(num=3, query="what {rank}")
@@ -210,19 +214,19 @@ def test_rank_llm_templates_render_as_there(tmp_path: Path, name: str) -> None:
     assert list(messages) == [*expected, ("user", user)]
 
 
-def test_a_template_made_by_hand_needs_no_file() -> None:
+def test_prompt_template_works_without_a_file() -> None:
     template = PromptTemplate("{query}?\n", "\n{num} in all", passage="<{rank}> {candidate}", between=" / ", system="S")
     assert template.messages("q", ["a", "b"]) == (("system", "S"), ("user", "q?\n<1> a / <2> b\n2 in all"))
     assert template.messages("q", []) == (("system", "S"), ("user", "q?\n\n0 in all"))
 
 
-def test_a_line_of_a_template_may_stand_for_a_passage(tmp_path: Path) -> None:
+def test_read_template_reads_a_passage_line(tmp_path: Path) -> None:
     path = tmp_path / "marked.txt"
     path.write_text("Query: {query}\n<{i}> {text} <{i}>\nWhich of {count}?\n", encoding="utf-8")
     (message,) = read_template(path).messages("why", ["a {i}", "b"])
     assert message.content == "Query: why\n<1> a {i} <1>\n<2> b <2>\nWhich of 2?\n"
 
 
-def test_the_compact_template_has_a_passage_s_number_at_both_its_ends() -> None:
+def test_compact_template_shows_the_number_before_and_after_passages() -> None:
     (message,) = read_template("compact").messages("why", ["a", "b"])
     assert message.content == "Query: why\n[1] a [1]\n[2] b [2]\nQuery: why\nWhich passages answer the query?"

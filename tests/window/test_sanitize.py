@@ -45,7 +45,7 @@ ORDINARY = (
     *("ภาษาไทย", "می‌خواهم", "हिन्दी", "中文，没有空格。", "日本語", "👩‍👩‍👧‍👦 🇮🇷 👍🏽", "e\u0301", "Ω ≈ 3·10⁻⁹"),
 )
 LINE = re.compile(r"^\[\d+\] ", re.MULTILINE)
-hostile = st.lists(
+hostile_texts = st.lists(
     st.one_of(
         st.text(max_size=8),
         st.sampled_from([*TOKENS, *MARKERS, *ORDINARY]),
@@ -63,7 +63,7 @@ def holds_structure(text: str) -> bool:
 
 
 @pytest.mark.parametrize("token", TOKENS)
-def test_tokens_and_think_tags_do_not_survive(token: str) -> None:
+def test_sanitize_replaces_template_tokens_and_reasoning_tags(token: str) -> None:
     for text in (token, f"before {token}after", f"{token}{token}"):
         cleaned = sanitize(text)
         assert token not in cleaned
@@ -73,28 +73,28 @@ def test_tokens_and_think_tags_do_not_survive(token: str) -> None:
 
 
 @pytest.mark.parametrize("marker", MARKERS)
-def test_markers_become_parentheses_but_for_queries(marker: str) -> None:
+def test_sanitize_replaces_passage_markers_except_in_queries(marker: str) -> None:
     number = marker.strip("[]［］【】 ")
     assert sanitize(f"as shown {marker} above") == f"as shown ({number}) above"
     assert marker in sanitize(f"as shown {marker} above", markers=False)
 
 
 @pytest.mark.parametrize("text", ORDINARY)
-def test_ordinary_text_is_left_alone(text: str) -> None:
+def test_sanitize_keeps_ordinary_text(text: str) -> None:
     assert sanitize(text) == text
     assert strip_template_tokens(text) == text
 
 
-@given(hostile)
-def test_harmless_leaves_no_structure_and_does_nothing_twice(text: str) -> None:
+@given(hostile_texts)
+def test_sanitize_removes_all_structure_and_is_idempotent(text: str) -> None:
     cleaned = sanitize(text)
     assert not holds_structure(cleaned)
     assert sanitize(cleaned) == cleaned
     cleaned.encode()  # no lone surrogates
 
 
-@given(hostile)
-def test_defused_keeps_lines_and_does_nothing_twice(text: str) -> None:
+@given(hostile_texts)
+def test_strip_template_tokens_keeps_lines_and_is_idempotent(text: str) -> None:
     cleaned = strip_template_tokens(text)
     assert not any(token in cleaned for token in TOKENS)
     assert strip_template_tokens(cleaned) == cleaned
@@ -102,20 +102,20 @@ def test_defused_keeps_lines_and_does_nothing_twice(text: str) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="[［【<◁~\ufffe\uffff")))
-def test_text_of_any_script_is_only_folded(text: str) -> None:
+def test_sanitize_only_folds_blanks_in_any_script(text: str) -> None:
     assert sanitize(text) == " ".join(text.split())
 
 
 @given(st.text())
-def test_one_line_is_one_line(text: str) -> None:
+def test_join_lines_returns_one_line(text: str) -> None:
     assert len(join_lines(text).splitlines()) <= 1
     assert re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", join_lines(text)) is None
 
 
-@given(query=hostile, passages=st.lists(hostile, max_size=6))
-def test_as_many_numbered_lines_as_passages_whatever_they_hold(query: str, passages: Sequence[str]) -> None:
-    shown = [sanitize(passage) for passage in passages]
-    (message,) = default_template().messages(sanitize(query, markers=False), shown)
+@given(query=hostile_texts, passages=st.lists(hostile_texts, max_size=6))
+def test_sanitize_prevents_passages_from_forging_numbered_lines(query: str, passages: Sequence[str]) -> None:
+    sanitized = [sanitize(passage) for passage in passages]
+    (message,) = default_template().messages(sanitize(query, markers=False), sanitized)
     assert len(LINE.findall(message.content)) == len(passages)
     if passages:
-        assert message.content.endswith("\n".join(f"[{i}] {text}" for i, text in enumerate(shown, 1)))
+        assert message.content.endswith("\n".join(f"[{i}] {text}" for i, text in enumerate(sanitized, 1)))
