@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from rank_k.data.token_estimate import estimate_tokens
 from rank_k.errors import ContextOverflow, FieldRejected, ModelError, PromptFiltered, RequestRejected
 from rank_k.journal import Journal
 from rank_k.models.base import Model
@@ -27,7 +26,6 @@ from rank_k.types import (
     Request,
     RequestContext,
     Response,
-    StreamChunk,
     Usage,
     Window,
     WindowRanking,
@@ -37,10 +35,11 @@ from rank_k.window.grammar import follows
 from rank_k.window.labels import parse_labels
 from rank_k.window.parsing import ParsedAnswer, parse_ranking
 from rank_k.window.prompt import PromptTemplate, default_template
-from rank_k.window.prompt_builder import CHAT_TOKENS, PreparedQuery, PromptBuilder
+from rank_k.window.prompt_builder import PreparedQuery, PromptBuilder
 from rank_k.window.reasoning import AutoReasoningPolicy, ReasoningMode, agreement, confidence, should_reason
-from rank_k.window.repetition import RepetitionDetector
+from rank_k.window.repetition import StopOnRepetition
 from rank_k.window.sanitize import strip_template_tokens
+from rank_k.window.token_allocation import max_answer_tokens, truncate_trace
 
 _SHRINK_FACTOR = 0.8  # of the context, after the server counted more tokens than we did
 _MAX_SHRINKS = 6
@@ -113,7 +112,7 @@ class _Sample:
 
 
 class ListwiseRanker:
-    """Asks `model` about windows, through `journal`. `prepare` comes first.
+    """Rank windows with `model`, through `journal`. Call `prepare` first.
 
     `calls`: those of another ranker, to share its concurrency limit.
     """
@@ -145,11 +144,8 @@ class ListwiseRanker:
         Only where `reasoning` (default: that of the settings) is off or auto.
         """
         capabilities = self.model.capabilities
-        if (
-            (reasoning or self.settings.reasoning).kind in ("off", "auto")
-            and capabilities.reasons
-            and capabilities.prefill
-        ):
+        mode = reasoning or self.settings.reasoning
+        if mode.kind in ("off", "auto") and capabilities.reasons and capabilities.prefill:
             self._needs_empty_reasoning = await self._no_reasoning_probe()
 
     async def _probe_no_reasoning(self) -> bool:
@@ -182,14 +178,12 @@ class ListwiseRanker:
         Raises `ModelError` when the model cannot be had, never for a bad answer.
         """
         stats = CallStats()
-        sample = _Sample(
-            prepared_query, window, 0, self.model.context_length, reasoning or self.settings.reasoning, stats, on_text
-        )
-        samples = (
-            [await self._rank_sample_in_context(sample)]
-            if self.settings.samples == 1
-            else await self._rank_samples(sample)
-        )
+        mode = reasoning or self.settings.reasoning
+        sample = _Sample(prepared_query, window, 0, self.model.context_length, mode, stats, on_text)
+        if self.settings.samples == 1:
+            samples = [await self._rank_sample_in_context(sample)]
+        else:
+            samples = await self._rank_samples(sample)
         rankings = tuple(ranking for sample_rankings, _ in samples for ranking in sample_rankings)
         return WindowReport(
             WindowResult(window, rankings),
@@ -205,22 +199,20 @@ class ListwiseRanker:
     async def _rank_samples(self, sample: _Sample) -> list[tuple[tuple[WindowRanking, ...], str]]:
         """Rank the window several times in different presented orders; stop early if the first samples agree."""
         first_count, max_count = min(self.settings.agreeing_samples, self.settings.samples), self.settings.samples
-        samples = await asyncio.gather(
-            *(self._rank_sample_in_context(replace(sample, number=number)) for number in range(first_count))
-        )
-        rankings = [rankings[-1] for rankings, _ in samples]
+        first_samples = (replace(sample, number=number) for number in range(first_count))
+        samples = await asyncio.gather(*map(self._rank_sample_in_context, first_samples))
+        rankings = [sample_rankings[-1] for sample_rankings, _ in samples]
         if all(ranking.is_valid and ranking.tiers == rankings[0].tiers for ranking in rankings):
             sample.stats.repairs["samples_skipped"] += max_count - first_count
             return samples
-        remaining_samples = (
-            self._rank_sample_in_context(replace(sample, number=number)) for number in range(first_count, max_count)
-        )
-        return samples + await asyncio.gather(*remaining_samples)
+        remaining_samples = (replace(sample, number=number) for number in range(first_count, max_count))
+        return samples + await asyncio.gather(*map(self._rank_sample_in_context, remaining_samples))
 
     async def _rank_sample_in_context(self, sample: _Sample) -> tuple[tuple[WindowRanking, ...], str]:
         """Return the rankings of one sample (two where auto mode reasoned) and its trace.
 
-        Shorten the assumed context and try again when the server counts more tokens than fit."""
+        Shorten the assumed context and try again when the server counts more tokens than fit.
+        """
         for shrink_count in range(_MAX_SHRINKS + 1):
             try:
                 return await self._rank_sample(sample)
@@ -338,7 +330,7 @@ class ListwiseRanker:
         if tokens is None:
             return await self._call(request, "ask", sample)
         if self.model.capabilities.reasoning_budget:
-            max_tokens = min(tokens + _max_answer_tokens(len(request.context.doc_ids)), request.max_tokens)
+            max_tokens = min(tokens + max_answer_tokens(len(request.context.doc_ids)), request.max_tokens)
             try:
                 return await self._call(replace(request, reasoning_budget=tokens, max_tokens=max_tokens), "ask", sample)
             except FieldRejected:
@@ -351,7 +343,7 @@ class ListwiseRanker:
     ) -> ParsedAnswer:
         """Reasoning for a model that does not reason by itself: prefilled, ended at the budget, then the answer."""
         size = len(request.context.doc_ids)
-        max_reasoning_tokens = max(request.max_tokens - _max_answer_tokens(size), 1)
+        max_reasoning_tokens = max(request.max_tokens - max_answer_tokens(size), 1)
         reasoning_request = replace(
             request,
             prefill=_REASONING_START,
@@ -379,7 +371,7 @@ class ListwiseRanker:
         answer = None
         if self.model.capabilities.prefill:
             forced_request = await self._answer_request(request)
-            fitting_trace = _truncate_trace(trace, request, forced_request.max_tokens, sample.context)
+            fitting_trace = truncate_trace(trace, request, forced_request.max_tokens, sample.context)
             forced_request = replace(
                 forced_request, prefill=f"{_REASONING_START}{strip_template_tokens(fitting_trace)}{_REASONING_END}"
             )
@@ -404,7 +396,7 @@ class ListwiseRanker:
         """`request` for the answer alone: short, and held to a ranking where the server can."""
         size = len(request.context.doc_ids)
         use_grammar = self.settings.constrained and self.model.capabilities.grammar and await self._accepts_grammar()
-        max_tokens = min(request.max_tokens, _max_answer_tokens(size))
+        max_tokens = min(request.max_tokens, max_answer_tokens(size))
         return replace(request, max_tokens=max_tokens, constrain_to_ranking_of=size if use_grammar else None)
 
     async def _accepts_grammar(self) -> bool:
@@ -433,7 +425,7 @@ class ListwiseRanker:
         size = len(request.context.doc_ids)
         answer_request = replace(await self._answer_request(request), reasoning=False)
         max_tokens = min(request.max_tokens, 1024 + 8 * size)  # it may reason again
-        notes = " ".join(strip_template_tokens(_truncate_trace(trace, request, max_tokens, context_length)).split())
+        notes = " ".join(strip_template_tokens(truncate_trace(trace, request, max_tokens, context_length)).split())
         new_messages = (Message("assistant", f"My notes so far: {notes}"), Message("user", _FORCED_ANSWER_PROMPT))
         return replace(answer_request, messages=(*request.messages, *new_messages), max_tokens=max_tokens)
 
@@ -450,7 +442,7 @@ class ListwiseRanker:
 
     async def _complete(self, request: Request, on_chunk: OnChunk) -> Response:
         """Ask, and end a reply that goes in circles before its circles."""
-        monitor = _StopOnRepetition(on_chunk, max(len(request.context.doc_ids), 1))
+        monitor = StopOnRepetition(on_chunk, max(len(request.context.doc_ids), 1))
         response = await self.model.complete(request, monitor)
         if response.finish_reason == "stopped" and monitor.repetition_found:
             reasoning, text = monitor.truncate_repetition(response)
@@ -476,46 +468,6 @@ class ListwiseRanker:
         return _parse_response(response, size, reasoning_closed)
 
 
-class _StopOnRepetition:
-    """Pass on the chunks of a response and stop it when it repeats itself."""
-
-    def __init__(self, on_chunk: OnChunk, passages: int) -> None:
-        self._on_chunk = on_chunk
-        self._reasoning_detector, self._text_detector = RepetitionDetector(passages), RepetitionDetector(passages)
-        self.repetition_found = False
-
-    def __call__(self, chunk: StreamChunk) -> bool:
-        self._on_chunk(chunk)
-        if chunk.reasoning and self._reasoning_detector.feed(chunk.reasoning):
-            self.repetition_found = True
-        if chunk.text and self._text_detector.feed(chunk.text):
-            self.repetition_found = True
-        return self.repetition_found
-
-    def truncate_repetition(self, response: Response) -> tuple[str | None, str]:
-        """Reasoning and text of `response` up to where they begin to repeat themselves."""
-        reasoning, text = response.reasoning, response.text
-        if reasoning is not None and self._reasoning_detector.start is not None:
-            reasoning = reasoning[: self._reasoning_detector.start]
-        if self._text_detector.start is not None:
-            text = text[: self._text_detector.start]
-        return reasoning, text
-
-
-def _truncate_trace(trace: str, request: Request, max_tokens: int, context_length: int) -> str:
-    """The end of `trace`, as much of it as fits into `context_length` tokens beside the prompt and `max_tokens`."""
-    prompt_tokens = sum(estimate_tokens(message.content) for message in request.messages)
-    available_tokens = max(
-        context_length - prompt_tokens - max_tokens - 2 * CHAT_TOKENS, request.max_tokens - max_tokens, 64
-    )
-    trace_tokens = estimate_tokens(trace)
-    return (
-        trace
-        if trace_tokens <= available_tokens
-        else "... " + trace[-(len(trace) * available_tokens // trace_tokens) :]
-    )
-
-
 def _parse_response(response: Response, size: int, reasoning_closed: bool = False) -> ParsedAnswer:
     finish_reason = "length" if response.finish_reason == "stopped" else response.finish_reason
     return parse_ranking(
@@ -525,11 +477,6 @@ def _parse_response(response: Response, size: int, reasoning_closed: bool = Fals
         finish_reason=finish_reason,
         reasoning_closed=reasoning_closed,
     )
-
-
-def _max_answer_tokens(size: int) -> int:
-    """Tokens of a ranking of `size` passages: up to eight each in a vocabulary that splits digits."""
-    return 32 + 8 * size
 
 
 def sample_order(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[str, ...]:

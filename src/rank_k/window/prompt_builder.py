@@ -12,9 +12,8 @@ from rank_k.models.base import Model
 from rank_k.types import Message, Passage, Query
 from rank_k.window.prompt import PromptTemplate
 from rank_k.window.sanitize import join_lines, sanitize
-from rank_k.window.token_allocation import allocate_tokens
+from rank_k.window.token_allocation import CHAT_TOKENS, allocate_tokens
 
-CHAT_TOKENS = 64  # what a chat template adds to the messages, at most
 _MARKER_TOKENS = 8  # "[12] " and the line's end
 _MAX_TOKEN_CHARACTERS = 64  # characters: more than any but runs of blanks and the like
 _ESTIMATE_MARGIN = 1.15  # on estimated lengths, where the context is nearly full

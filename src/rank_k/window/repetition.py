@@ -24,6 +24,8 @@ from array import array
 from dataclasses import dataclass
 from functools import lru_cache
 
+from rank_k.types import OnChunk, Response, StreamChunk
+
 MAX_PERIOD_TOKENS = 2048
 """The longest period that is detected: about 1,600 English words. A trace of 8,000 tokens holds what repeats at a
 longer distance two or three times at most, which looks the same as reading the passages again."""
@@ -331,6 +333,32 @@ class RepetitionDetector:
                     return True
             shorter_length = length
         return False
+
+
+class StopOnRepetition:
+    """Pass on the chunks of a response and stop it when it repeats itself."""
+
+    def __init__(self, on_chunk: OnChunk, passages: int) -> None:
+        self._on_chunk = on_chunk
+        self._reasoning_detector, self._text_detector = RepetitionDetector(passages), RepetitionDetector(passages)
+        self.repetition_found = False
+
+    def __call__(self, chunk: StreamChunk) -> bool:
+        self._on_chunk(chunk)
+        if chunk.reasoning and self._reasoning_detector.feed(chunk.reasoning):
+            self.repetition_found = True
+        if chunk.text and self._text_detector.feed(chunk.text):
+            self.repetition_found = True
+        return self.repetition_found
+
+    def truncate_repetition(self, response: Response) -> tuple[str | None, str]:
+        """Reasoning and text of `response` up to where they begin to repeat themselves."""
+        reasoning, text = response.reasoning, response.text
+        if reasoning is not None and self._reasoning_detector.start is not None:
+            reasoning = reasoning[: self._reasoning_detector.start]
+        if self._text_detector.start is not None:
+            text = text[: self._text_detector.start]
+        return reasoning, text
 
 
 def _compressed_size(data: bytes) -> int:

@@ -9,7 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rank_k.data.token_estimate import estimate_tokens
 from rank_k.errors import QueryTooLong
+from rank_k.types import Request
+
+CHAT_TOKENS = 64
+"""Upper bound of the tokens that a chat template adds to the messages."""
 
 MIN_PASSAGE_TOKENS = 100
 """Tokens a passage keeps before the budget is touched: about an MS MARCO passage."""
@@ -66,3 +71,23 @@ def common_length_limit(lengths: Sequence[int], available_tokens: int) -> int:
         remaining_tokens -= length
         remaining_count -= 1
     return remaining_tokens
+
+
+def max_answer_tokens(size: int) -> int:
+    """Tokens of a ranking of `size` passages: up to eight each in a vocabulary that splits digits."""
+    return 32 + 8 * size
+
+
+def truncate_trace(trace: str, request: Request, max_tokens: int, context_length: int) -> str:
+    """The end of `trace`, as much of it as fits into `context_length` tokens together with the prompt and
+    `max_tokens`."""
+    prompt_tokens = sum(estimate_tokens(message.content) for message in request.messages)
+    available_tokens = max(
+        context_length - prompt_tokens - max_tokens - 2 * CHAT_TOKENS, request.max_tokens - max_tokens, 64
+    )
+    trace_tokens = estimate_tokens(trace)
+    return (
+        trace
+        if trace_tokens <= available_tokens
+        else "... " + trace[-(len(trace) * available_tokens // trace_tokens) :]
+    )
