@@ -1,4 +1,4 @@
-"""Blocks: its plan for any length, what its windows hold, and that the whole list is put in order."""
+"""Blocks: its plan for any length, the content of its windows, and the ranking of all candidates."""
 
 from __future__ import annotations
 

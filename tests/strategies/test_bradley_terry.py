@@ -1,4 +1,4 @@
-"""The pairwise fit: its optimum by another optimizer, what cannot matter, what must."""
+"""The Bradley-Terry fit: its optimum against another optimizer, invariances, and the effect of results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Setwise: a heap that sorts, subtrees side by side, and what a forgotten parent means."""
+"""Setwise: heapsort, parallel subtrees, and answers without the parent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every strategy keeps the promises of the protocol; each one's own plan is what it says."""
+"""Every strategy conforms to the protocol; sliding, top-down and consensus."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_consensus_keeps_ties_and_ignores_unranked_passages() -> None:
     assert not consensus(WindowResult(window, (WindowRanking.unranked(window),))).is_valid
 
 
-# --- promises that are broken ----------------------------------------------------------------------
+# --- protocol violations ----------------------------------------------------------------------
 
 IDS = ("a", "b", "c")
 

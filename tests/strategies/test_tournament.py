@@ -1,4 +1,4 @@
-"""TourRank: the paper's plan_stages, sensible ones for other lengths, and points that decide."""
+"""TourRank: the paper's stages, stages for other lengths, and points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranking by both: likelihood first, and comparison from the order that it gives."""
+"""The combined method: query likelihood first, then listwise comparison in the resulting order."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from rank_k.types import Message, Request, Response
 from rank_k.window.grammar import MAX_EXACT_SIZE, follows, gbnf, regex
 from rank_k.window.parsing import parse_ranking
 
-# --- a reader of GBNF, as far as our grammars go: what they generate is asked of them, not of ourselves ---
+# --- a GBNF parser for the grammars of this module ---
 
 Node = tuple[str, object]  # ("text", str) | ("class", list[str]) | ("rule", str) | ("all"|"any", list[Node]) | repeats
 
@@ -120,7 +120,7 @@ def rankings(size: int) -> Iterator[str]:
             )
 
 
-# --- what it admits ---
+# --- admitted texts ---
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
@@ -231,7 +231,7 @@ def test_grammar_size_is_limited() -> None:
     assert max(len(regex(size)) for size in range(1, 1001)) < 500
 
 
-# --- llama.cpp itself ---
+# --- llama.cpp ---
 
 
 def find_weights() -> Weights | None:

@@ -1,4 +1,4 @@
-"""Verdicts as an answer: the order that follows, whatever the text."""
+"""Relevance labels as an answer: the ranking that follows, for any text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An answer is read as it was meant, whatever shape it has; nothing else is read as an answer.
+"""Answers of any shape are parsed as intended; nothing else is parsed as an answer.
 
 `answers.jsonl` holds the concrete cases, one object a line: `name`, `text`, `size` and `kwargs` go in;
 `tiers`, `is_valid`, `ranked_numbers` and, where given, `trace` must come out. `repairs` gives counts by name: null
@@ -58,7 +58,7 @@ def assert_consistent(answer: ParsedAnswer, size: int) -> None:
         assert {"truncated", "unranked"} & answer.repairs.keys(), "no silent failure"
 
 
-# --- The corpus ------------------------------------------------------------------------------------
+# --- Recorded answers ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
@@ -92,7 +92,7 @@ def test_parse_ranking_counts_overlong_ids_as_out_of_range() -> None:
     assert (answer.tiers, answer.repairs.get("out_of_range")) == (((2,), (1,)), 1)
 
 
-# --- Anything at all -------------------------------------------------------------------------------
+# --- Arbitrary text -------------------------------------------------------------------------------
 
 PIECES = [
     *("[", "]", "(", ")", "{", "}", "<", ">", "=", ",", "→", "-", ".", ":", "|", "*", "`", '"', "\\", "\n", " "),
@@ -130,7 +130,7 @@ def canonical(tiers: Tiers) -> str:
     return " > ".join(" = ".join(f"[{i}]" for i in tier) for tier in tiers)
 
 
-# --- What was meant is what is read ----------------------------------------------------------------
+# --- Round trips ----------------------------------------------------------------
 
 
 @given(
@@ -307,7 +307,7 @@ def random_tiers(size: int, rng: Random, *, ties: bool) -> Tiers:
     return tuple(tiers)
 
 
-# --- The trace is no answer ------------------------------------------------------------------------
+# --- Reasoning traces ------------------------------------------------------------------------
 
 
 def without_tags(text: str) -> str:
@@ -347,7 +347,7 @@ def test_parse_ranking_rejects_truncated_reasoning(
         assert answer.repairs.get("truncated") == 1
 
 
-# --- Speed -----------------------------------------------------------------------------------------
+# --- Time -----------------------------------------------------------------------------------------
 
 LONG_TEXT = 100_000
 REPEATED_PIECES = [

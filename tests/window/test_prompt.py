@@ -1,4 +1,4 @@
-"""Prompts: what a window looks like to a model, what a passage cannot do to it, and templates from files."""
+"""Prompt templates: the default one, and templates from files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rank_k.errors import InputError
 from rank_k.window import prompt
 from rank_k.window.prompt import PromptTemplate, default_template, read_template
 
-# --- the default -----------------------------------------------------------------------------------
+# --- default template -----------------------------------------------------------------------------------
 
 
 def test_default_template_shows_instructions_query_and_numbered_passages() -> None:

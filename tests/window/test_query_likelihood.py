@@ -21,7 +21,7 @@ from rank_k.window.query_likelihood import QueryLikelihoodRanker, log_probabilit
 
 CAPABILITIES = Capabilities(logprobs=True, reasons=False, scores_given_text=True)
 
-# --- scores and orders -----------------------------------------------------------------------------
+# --- scores and rankings -----------------------------------------------------------------------------
 
 DOCS = ("a", "b", "c", "d", "e")
 WINDOW = Window(DOCS, (1, 5))
@@ -66,7 +66,7 @@ def test_log_probability_sums_token_log_probabilities(response: Response, score:
     assert log_probability(response, " a b") == score
 
 
-# --- asking ----------------------------------------------------------------------------------------
+# --- requests ----------------------------------------------------------------------------------------
 
 
 def rank_window(model: Model, query: str, passages: list[str], **options: Any) -> WindowReport:
@@ -172,7 +172,7 @@ def test_query_likelihood_ranker_truncates_passages_to_the_context() -> None:
         rank_window(model_counting_words(100), "word " * 90, ["a", "b"])
 
 
-# --- what is ranked by -----------------------------------------------------------------------------
+# --- choice of the scoring method -----------------------------------------------------------------------------
 
 
 class UntrainedModel(ScriptedModel):

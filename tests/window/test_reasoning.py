@@ -1,4 +1,4 @@
-"""When a thought pays, and how sure a direct answer was: in any tokenization, of any quality."""
+"""Reasoning modes, the confidence of a direct answer in any tokenization, and when to reason."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_agreement_of_random_rankings_is_low() -> None:
     assert sum(values) / len(values) < 0.1
 
 
-# --- the rule ---
+# --- should_reason ---
 
 
 def make_window(best_rank: int, worst_rank: int, size: int = 20) -> Window:
@@ -244,8 +244,8 @@ def test_should_reason_is_false_for_confident_rankings() -> None:
 @pytest.mark.parametrize(
     ("best_rank", "size", "positions"), [(1, 20, 10), (1, 4, 4), (6, 20, 5), (10, 20, 1), (11, 20, 0)]
 )
-def test_places_counts_positions_within_the_top_k(best_rank: int, size: int, positions: int) -> None:
-    assert POLICY.places(make_window(best_rank, 100, size)) == positions
+def test_positions_in_top_k_counts_positions_of_the_window(best_rank: int, size: int, positions: int) -> None:
+    assert POLICY.positions_in_top_k(make_window(best_rank, 100, size)) == positions
 
 
 def test_should_reason_covers_four_of_nine_sliding_windows() -> None:
@@ -266,7 +266,7 @@ def test_should_reason_covers_four_of_nine_sliding_windows() -> None:
         assert [should_reason(make_window, None, POLICY) for make_window in windows] == [False] * 5 + [True] * 4
 
 
-# --- what the user writes ---
+# --- ReasoningMode.parse ---
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Thinking under control, against a real server: budgets, closed thoughts, direct answers, samples, traps."""
+"""Reasoning against a loopback server: budgets, forced answers, direct answers, samples, server quirks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Loops are noticed in time, thoughts that only look like one are not. The corpus is in `traces/`:
+"""Loops are detected in time, and traces that only look like one are accepted. The corpus is in `traces/`:
 
 `thoughtful.txt`, traces that do not loop, and `looping.txt`, each a beginning and, behind `>>>`, what is then said
-over and over. More of both are made from the thoughtful ones by `long_trace` and `looped`.
+over and over. More of both are made from the ordinary ones by `long_trace` and `split_loop`.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def assert_loop_detected(beginning: str, unit: str) -> None:
     assert text_before[len(text_before) - distance :] == text_after[:distance]
 
 
-# --- what loops ---
+# --- loops ---
 
 
 def test_corpus_has_enough_traces_and_loops() -> None:
@@ -222,7 +222,7 @@ def test_tracker_detects_sentences_repeated_in_random_order() -> None:
     assert len(ORDINARY_TRACES["wait and hmm"]) < tracker.start < detected_at
 
 
-# --- what does not ---
+# --- ordinary traces ---
 
 
 @pytest.mark.parametrize("name", ORDINARY_TRACES)
@@ -267,7 +267,7 @@ def test_tracker_ignores_periods_above_the_maximum() -> None:
     assert track([text * 4])[1] is None
 
 
-# --- however it comes ---
+# --- pieces, time and memory ---
 
 
 @settings(max_examples=60)

@@ -1,4 +1,4 @@
-"""The guard says what the watch says, a little later and for less."""
+"""`RepetitionDetector` detects the same loops as `RepetitionTracker`, a little later and at lower cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Prompt, thought and answer share the context: passages give way first, then the budget, then passages again."""
+"""Prompt, reasoning and answer share the context: passages are shortened first, then the budget, then passages
+again."""
 
 from __future__ import annotations
 
@@ -69,7 +70,7 @@ def test_common_length_limit_matches_examples(passage_lengths: list[int], availa
     assert common_length_limit(passage_lengths, available_tokens) == limit
 
 
-# --- shared ----------------------------------------------------------------------------------------
+# --- allocate_tokens ----------------------------------------------------------------------------------------
 
 
 @given(contexts, frames, lengths, budgets)

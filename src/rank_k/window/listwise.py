@@ -280,7 +280,7 @@ class ListwiseRanker:
             return True
         if not should_reason(sample.window, None, policy):
             return False
-        size, top_positions = len(request.context.doc_ids), policy.places(sample.window)
+        size, top_positions = len(request.context.doc_ids), policy.positions_in_top_k(sample.window)
         direct_confidence = None if response.tokens is None else confidence(response.tokens, size, top_positions)
         if direct_confidence is None:
             reversed_ids = tuple(reversed(request.context.doc_ids))
@@ -304,10 +304,10 @@ class ListwiseRanker:
         if tokens is not None and response.usage.reasoning_tokens > tokens:
             sample.stats.repairs["budget_exceeded"] += 1
         answer = _parse_response(response, size)
-        answer_incomplete = "truncated" in answer.repairs and "missing" in answer.repairs
+        is_incomplete = "truncated" in answer.repairs and "missing" in answer.repairs
         if answer.reasoning_truncated:
             sample.stats.repairs["forced_answers"] += 1
-        elif answer_incomplete and answer.trace and tokens is not None:
+        elif is_incomplete and answer.trace and tokens is not None:
             sample.stats.repairs["answer_requested_again"] += 1  # the budget ended in the midst of the answer
         elif (
             not answer.is_valid
@@ -393,7 +393,7 @@ class ListwiseRanker:
         return replace(answer, trace="\n".join(filter(None, traces)), repairs=+repairs)
 
     async def _answer_request(self, request: Request) -> Request:
-        """`request` for the answer alone: short, and held to a ranking where the server can."""
+        """Return `request` for the answer alone: short, and constrained to a ranking where the server can."""
         size = len(request.context.doc_ids)
         use_grammar = self.settings.constrained and self.model.capabilities.grammar and await self._accepts_grammar()
         max_tokens = min(request.max_tokens, max_answer_tokens(size))
@@ -421,7 +421,7 @@ class ListwiseRanker:
         return True
 
     async def _new_turn_request(self, request: Request, trace: str, context_length: int) -> Request:
-        """The question again, the notes so far, and the demand for the order."""
+        """Repeat the request with the reasoning so far as notes and ask for the ranking."""
         size = len(request.context.doc_ids)
         answer_request = replace(await self._answer_request(request), reasoning=False)
         max_tokens = min(request.max_tokens, 1024 + 8 * size)  # it may reason again
@@ -441,7 +441,7 @@ class ListwiseRanker:
         return response
 
     async def _complete(self, request: Request, on_chunk: OnChunk) -> Response:
-        """Ask, and end a reply that goes in circles before its circles."""
+        """Call the model; stop and truncate a repetitive response."""
         monitor = StopOnRepetition(on_chunk, max(len(request.context.doc_ids), 1))
         response = await self.model.complete(request, monitor)
         if response.finish_reason == "stopped" and monitor.repetition_found:
@@ -456,7 +456,7 @@ class ListwiseRanker:
     def _parse_answer(
         self, response: Response, request: Request, stats: CallStats, reasoning_closed: bool
     ) -> ParsedAnswer:
-        """The answer in a reply; notes where the server forgot the grammar."""
+        """Parse the answer in a response; count answers that violate the requested grammar."""
         size = len(request.context.doc_ids)
         answer_text = response.text.rpartition("</think>")[2]
         if (

@@ -382,9 +382,9 @@ def _scan_chains(text: str) -> Iterator[_Chain]:
     yield chain
 
 
-def _stronger_separator(old: str, new: str) -> str:
+def _stronger_separator(first: str, second: str) -> str:
     strength = {"": 0, "\n": 1, " ": 1, ",": 2, "=": 3, ">": 4}
-    return new if strength[new] >= strength[old] else old
+    return second if strength[second] >= strength[first] else first
 
 
 _ITEM_NUMBER = re.compile(r"^[ \t|\-•#(]{0,9}\d{1,6}[ \t]{0,3}[.):|][ \t]{1,3}(?=\[?\d)", re.MULTILINE)

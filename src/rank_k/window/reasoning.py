@@ -52,7 +52,7 @@ class AutoReasoningPolicy:
     max_rank: int = 50
     min_confidence: float = 0.9
 
-    def places(self, window: Window) -> int:
+    def positions_in_top_k(self, window: Window) -> int:
         """How many of the first places of `window` can still be ranks down to the cut; 0: it cannot touch the top."""
         return min(max(self.top_k - window.rank_range[0] + 1, 0), len(window.doc_ids))
 
@@ -64,7 +64,7 @@ def should_reason(window: Window, direct_confidence: float | None, policy: AutoR
     ranking after reasoning does not replace the direct one: the result holds both.
     """
     return (
-        policy.places(window) > 0
+        policy.positions_in_top_k(window) > 0
         and window.rank_range[1] <= policy.max_rank
         and (direct_confidence is None or direct_confidence < policy.min_confidence)
     )
