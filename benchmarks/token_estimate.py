@@ -26,7 +26,7 @@ from rank_k.data.token_estimate import estimate_tokens, max_token_bound
 from rank_k.models.embedded import EmbeddedModel
 from rank_k.models.http import HttpModel
 from rank_k.optional_deps import load
-from rank_k.window.prompt import sanitize
+from rank_k.window.sanitize import sanitize
 
 COLLECTIONS = {
     "en": "trec-dl19",

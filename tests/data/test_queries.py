@@ -22,7 +22,7 @@ from rank_k.errors import FormatError, InputError, QueryTooLong
 from rank_k.evaluation.measures import evaluate
 from rank_k.reranker import Reranker
 from rank_k.types import Candidate, Passage, Query
-from rank_k.window.prompt import sanitize
+from rank_k.window.sanitize import sanitize
 from tests.fakes.recording_model import RecordingModel
 from tests.paths import SHARED
 

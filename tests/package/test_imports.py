@@ -26,14 +26,20 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 TIERS = (
     ("types", "errors"),
     ("optional_deps", "loop_thread", "data/cache_directory", "models/single_flight"),
-    ("data/token_estimate", "window/token_allocation", "window/grammar", "window/repetition", "retrieval/analyzers"),
+    (
+        "data/token_estimate",
+        "window/grammar",
+        "window/repetition",
+        "window/sanitize",
+        "retrieval/analyzers",
+    ),
     (
         "data",
         "retrieval",
         "window/prompt",
         "window/parsing",
         "window/reasoning",
-        "window/repetition_guard",
+        "window/token_allocation",
         "strategies",
     ),
     ("models",),

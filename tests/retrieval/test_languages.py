@@ -26,7 +26,7 @@ from rank_k.retrieval.analyzers import LANGUAGES, analyzer_for
 from rank_k.retrieval.bm25 import retrieve
 from rank_k.types import Candidate, Passage, Query
 from rank_k.window.parsing import parse_ranking
-from rank_k.window.prompt import sanitize
+from rank_k.window.sanitize import sanitize
 from tests.fakes.recording_model import RecordingModel
 from tests.paths import SHARED
 

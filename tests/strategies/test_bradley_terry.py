@@ -1,4 +1,4 @@
-"""The pairwise fit: its optimum by another optimizer, what cannot matter, what must."""
+"""The Bradley-Terry fit: its optimum against another optimizer, invariances, and the effect of results."""
 
 from __future__ import annotations
 
@@ -15,183 +15,189 @@ from scipy.stats import norm
 
 from rank_k.errors import InputError
 from rank_k.strategies import bradley_terry
-from rank_k.strategies.bradley_terry import PRECISION, Fit, fit
-from rank_k.strategies.testing import arbitrary_order
+from rank_k.strategies.bradley_terry import PRIOR_PRECISION, Fit, fit
+from rank_k.strategies.testing import arbitrary_ranking
 from rank_k.types import Window, WindowRanking, WindowResult
 from tests.support.waiting import cpu_seconds
 
 
-def answered(*tiers: str, window: str = "", placed: str | None = None) -> WindowResult:
+def result_of(*tiers: str, window: str = "", placed: str | None = None) -> WindowResult:
     """The outcome of a window of one-letter ids with one order."""
     ids = "".join(tiers)
     order = WindowRanking(tuple(map(tuple, tiers)), frozenset(ids if placed is None else placed), True)
     return WindowResult(Window(tuple(window or ids), (1, len(ids))), (order,))
 
 
-def arbitrary(length: int, seed: int, samples: int = 1) -> tuple[tuple[str, ...], list[WindowResult]]:
+def arbitrary_results(length: int, seed: int, samples: int = 1) -> tuple[tuple[str, ...], list[WindowResult]]:
     """Candidates, and answers to some windows of them: ties, forgotten ids, some without an order."""
     random = Random(seed)
     ids = tuple(f"d{i}" for i in range(length))
-    outcomes = []
+    results = []
     for _ in range(random.randrange(1, 8)):
         window = Window(tuple(random.sample(ids, random.randint(2, min(length, 12)))), (1, length))
-        outcomes.append(WindowResult(window, tuple(arbitrary_order(window, random) for _ in range(samples))))
-    return ids, outcomes
+        results.append(WindowResult(window, tuple(arbitrary_ranking(window, random) for _ in range(samples))))
+    return ids, results
 
 
-def weights(ids: tuple[str, ...], outcomes: list[WindowResult]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def win_weights(ids: tuple[str, ...], results: list[WindowResult]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """W[i, j]: by how much i has beaten j. Written out from the definition, one comparison at a time."""
-    found = np.zeros((len(ids), len(ids)))
-    for outcome in outcomes:
-        orders = [order for order in outcome.rankings if order.is_valid]
-        for order in orders:
-            unit = 2 / len(outcome.window.doc_ids) / len(orders)
-            tier = {d: n for n, members in enumerate(order.tiers) for d in members if d in order.ranked_ids}
-            for one in tier:
-                for other in tier:
-                    if tier[one] < tier[other]:
-                        found[ids.index(one), ids.index(other)] += unit
-                    elif one != other and tier[one] == tier[other]:
-                        found[ids.index(one), ids.index(other)] += unit / 2
-    return found
+    matrix = np.zeros((len(ids), len(ids)))
+    for result in results:
+        rankings = [ranking for ranking in result.rankings if ranking.is_valid]
+        for ranking in rankings:
+            unit = 2 / len(result.window.doc_ids) / len(rankings)
+            tier = {d: n for n, members in enumerate(ranking.tiers) for d in members if d in ranking.ranked_ids}
+            for first in tier:
+                for second in tier:
+                    if tier[first] < tier[second]:
+                        matrix[ids.index(first), ids.index(second)] += unit
+                    elif first != second and tier[first] == tier[second]:
+                        matrix[ids.index(first), ids.index(second)] += unit / 2
+    return matrix
 
 
 @settings(max_examples=60)
 @given(
     length=st.integers(2, 15), seed=st.integers(0, 2**32), first_stage_weight=st.floats(0, 3), samples=st.integers(1, 3)
 )
-def test_optimum_and_errors_agree_with_scipy(length: int, seed: int, first_stage_weight: float, samples: int) -> None:
-    ids, outcomes = arbitrary(length, seed, samples)
-    won = weights(ids, outcomes)
+def test_fit_matches_the_scipy_optimum_and_errors(
+    length: int, seed: int, first_stage_weight: float, samples: int
+) -> None:
+    ids, results = arbitrary_results(length, seed, samples)
+    wins = win_weights(ids, results)
     prior = np.array([-first_stage_weight * log(rank + 10) for rank in range(length)])
     prior -= prior.mean()
 
     def loss(x: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-        lead = x[:, None] - x[None, :]
-        return float((won * np.logaddexp(0, -lead)).sum() + PRECISION / 2 * ((x - prior) ** 2).sum())
+        differences = x[:, None] - x[None, :]
+        return float((wins * np.logaddexp(0, -differences)).sum() + PRIOR_PRECISION / 2 * ((x - prior) ** 2).sum())
 
-    best = minimize(loss, prior, method="BFGS", options={"gtol": 1e-7})
-    found = fit(ids, outcomes, first_stage_weight)
-    assert np.allclose(found.strengths, best.x, atol=1e-4)
+    optimum = minimize(loss, prior, method="BFGS", options={"gtol": 1e-7})
+    fitted = fit(ids, results, first_stage_weight)
+    assert np.allclose(fitted.strengths, optimum.x, atol=1e-4)
 
-    lead = np.subtract.outer(np.array(found.strengths), np.array(found.strengths))
-    curve = (won + won.T) / (2 + np.exp(lead) + np.exp(-lead))
-    hessian = np.diag(curve.sum(1) + PRECISION) - curve
-    assert np.allclose(np.array(found.errors) ** 2, np.diag(np.linalg.inv(hessian)), rtol=1e-5)
+    differences = np.subtract.outer(np.array(fitted.strengths), np.array(fitted.strengths))
+    curvature = (wins + wins.T) / (2 + np.exp(differences) + np.exp(-differences))
+    hessian = np.diag(curvature.sum(1) + PRIOR_PRECISION) - curvature
+    assert np.allclose(np.array(fitted.errors) ** 2, np.diag(np.linalg.inv(hessian)), rtol=1e-5)
 
 
 @settings(max_examples=40)
-@given(seed=st.integers(0, 2**32), blanks=st.booleans())
-def test_taking_windows_apart_changes_nothing(seed: int, blanks: bool) -> None:
+@given(seed=st.integers(0, 2**32), has_unseen=st.booleans())
+def test_fit_by_block_elimination_matches_the_dense_fit(seed: int, has_unseen: bool) -> None:
     random = Random(seed)
     ids = tuple(f"d{i}" for i in range(80))
-    windows = [ids[i : i + 10] for i in range(0, 40 if blanks else 80, 10)] + [tuple(random.sample(ids, 15))]
-    outcomes = [WindowResult(w, (arbitrary_order(w, random),)) for w in (Window(shown, (1, 80)) for shown in windows)]
-    whole = fit(ids, outcomes)
+    windows = [ids[i : i + 10] for i in range(0, 40 if has_unseen else 80, 10)] + [tuple(random.sample(ids, 15))]
+    results = [
+        WindowResult(w, (arbitrary_ranking(w, random),)) for w in (Window(doc_ids, (1, 80)) for doc_ids in windows)
+    ]
+    dense_fit = fit(ids, results)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bradley_terry, "_DENSE", 0)
-        apart = fit(ids, outcomes)
-    assert np.allclose(whole.strengths, apart.strengths, atol=1e-9)
-    assert np.allclose(whole.errors, apart.errors, atol=1e-9)
+        patch.setattr(bradley_terry, "_MAX_DENSE_SIZE", 0)
+        block_fit = fit(ids, results)
+    assert np.allclose(dense_fit.strengths, block_fit.strengths, atol=1e-9)
+    assert np.allclose(dense_fit.errors, block_fit.errors, atol=1e-9)
 
 
 @settings(max_examples=40)
 @given(length=st.integers(2, 40), seed=st.integers(0, 2**32))
-def test_names_and_the_order_of_answers_do_not_matter(length: int, seed: int) -> None:
-    ids, outcomes = arbitrary(length, seed)
-    renamed = {doc_id: f"x{(7 * i) % 41}-{i}" for i, doc_id in enumerate(ids)}
+def test_fit_is_independent_of_ids_and_result_order(length: int, seed: int) -> None:
+    ids, results = arbitrary_results(length, seed)
+    new_ids = {doc_id: f"x{(7 * i) % 41}-{i}" for i, doc_id in enumerate(ids)}
 
-    def other(order: WindowRanking) -> WindowRanking:
-        tiers = tuple(tuple(renamed[d] for d in tier[::-1]) for tier in order.tiers)
-        return WindowRanking(tiers, frozenset(map(renamed.__getitem__, order.ranked_ids)), order.is_valid)
+    def rename(order: WindowRanking) -> WindowRanking:
+        tiers = tuple(tuple(new_ids[d] for d in tier[::-1]) for tier in order.tiers)
+        return WindowRanking(tiers, frozenset(map(new_ids.__getitem__, order.ranked_ids)), order.is_valid)
 
-    turned = [
+    renamed_results = [
         WindowResult(
-            Window(tuple(renamed[d] for d in o.window.doc_ids), o.window.rank_range), tuple(map(other, o.rankings))
+            Window(tuple(new_ids[d] for d in result.window.doc_ids), result.window.rank_range),
+            tuple(map(rename, result.rankings)),
         )
-        for o in outcomes[::-1]
+        for result in results[::-1]
     ]
-    one, two = fit(ids, outcomes), fit(tuple(renamed.values()), turned)
-    assert np.allclose(one.strengths, two.strengths, atol=1e-8)
-    assert np.allclose(one.errors, two.errors, atol=1e-8)
+    original, changed = fit(ids, results), fit(tuple(new_ids.values()), renamed_results)
+    assert np.allclose(original.strengths, changed.strengths, atol=1e-8)
+    assert np.allclose(original.errors, changed.errors, atol=1e-8)
 
 
 @settings(max_examples=40)
 @given(length=st.integers(2, 30), seed=st.integers(0, 2**32))
-def test_the_opposite_answers_give_the_opposite_strengths(length: int, seed: int) -> None:
-    ids, outcomes = arbitrary(length, seed)
-    opposite = [
+def test_fit_of_reversed_rankings_negates_strengths(length: int, seed: int) -> None:
+    ids, results = arbitrary_results(length, seed)
+    reversed_results = [
         WindowResult(
-            o.window, tuple(WindowRanking(order.tiers[::-1], order.ranked_ids, order.is_valid) for order in o.rankings)
+            result.window,
+            tuple(WindowRanking(order.tiers[::-1], order.ranked_ids, order.is_valid) for order in result.rankings),
         )
-        for o in outcomes
+        for result in results
     ]
-    one, two = fit(ids, outcomes, first_stage_weight=0), fit(ids, opposite, first_stage_weight=0)
-    assert np.allclose(one.strengths, -np.array(two.strengths), atol=1e-8)
-    assert np.allclose(one.errors, two.errors, atol=1e-8)
+    original, reversed_fit = fit(ids, results, first_stage_weight=0), fit(ids, reversed_results, first_stage_weight=0)
+    assert np.allclose(original.strengths, -np.array(reversed_fit.strengths), atol=1e-8)
+    assert np.allclose(original.errors, reversed_fit.errors, atol=1e-8)
 
 
 @settings(max_examples=40)
 @given(length=st.integers(3, 30), seed=st.integers(0, 2**32))
-def test_a_win_lifts_the_winner_and_lowers_the_loser(length: int, seed: int) -> None:
-    ids, outcomes = arbitrary(length, seed)
+def test_fit_raises_winners_and_lowers_losers(length: int, seed: int) -> None:
+    ids, results = arbitrary_results(length, seed)
     winner, loser = Random(seed).sample(range(length), 2)
     window = Window((ids[loser], ids[winner]), (1, length))
     order = WindowRanking(((ids[winner],), (ids[loser],)), frozenset(window.doc_ids), True)
-    before, after = fit(ids, outcomes), fit(ids, [*outcomes, WindowResult(window, (order,))])
+    before, after = fit(ids, results), fit(ids, [*results, WindowResult(window, (order,))])
     assert after.strengths[winner] > before.strengths[winner]
     assert after.strengths[loser] < before.strengths[loser]
 
 
-def test_without_evidence_the_first_stage_stands() -> None:
+def test_fit_without_comparisons_returns_the_prior() -> None:
     ids = tuple(f"d{i}" for i in range(400))  # enough to take windows apart
     window = Window(ids[:20][::-1], (1, 400))
-    found = fit(ids, [WindowResult(window, (WindowRanking.unranked(window),))])
-    assert found.ranked() == ids
-    assert np.allclose(found.errors, PRECISION**-0.5)
-    assert np.allclose(np.diff(found.strengths), [log((r + 10) / (r + 11)) for r in range(399)])
+    fitted = fit(ids, [WindowResult(window, (WindowRanking.unranked(window),))])
+    assert fitted.ranked() == ids
+    assert np.allclose(fitted.errors, PRIOR_PRECISION**-0.5)
+    assert np.allclose(np.diff(fitted.strengths), [log((r + 10) / (r + 11)) for r in range(399)])
     assert fit(ids, [], first_stage_weight=0).ranked() == ids
     assert fit((), []) == Fit((), (), ())
 
 
-def test_one_window_without_prior_keeps_its_order_and_its_ties_stay_level() -> None:
-    found = fit(tuple("abcd"), [answered("d", "bc", "a")], first_stage_weight=0)
-    assert found.ranked() == tuple("dbca")
-    assert found.strengths[1] == pytest.approx(found.strengths[2], abs=1e-9)
+def test_fit_of_one_window_keeps_its_order_and_ties() -> None:
+    fitted = fit(tuple("abcd"), [result_of("d", "bc", "a")], first_stage_weight=0)
+    assert fitted.ranked() == tuple("dbca")
+    assert fitted.strengths[1] == pytest.approx(fitted.strengths[2], abs=1e-9)
 
 
-def test_an_id_that_was_not_placed_is_no_evidence() -> None:
-    silent = fit(tuple("abcd"), [answered("b", "a", "c", "d", placed="ab")])
-    spoken = fit(tuple("abcd"), [answered("b", "a", "c", "d")])
-    assert silent.errors[3] == pytest.approx(PRECISION**-0.5)
-    assert silent.strengths[3] - silent.strengths[2] == pytest.approx(log(12 / 13))
-    assert spoken.strengths[3] < silent.strengths[3]
+def test_fit_ignores_unranked_ids() -> None:
+    partial_fit = fit(tuple("abcd"), [result_of("b", "a", "c", "d", placed="ab")])
+    complete_fit = fit(tuple("abcd"), [result_of("b", "a", "c", "d")])
+    assert partial_fit.errors[3] == pytest.approx(PRIOR_PRECISION**-0.5)
+    assert partial_fit.strengths[3] - partial_fit.strengths[2] == pytest.approx(log(12 / 13))
+    assert complete_fit.strengths[3] < partial_fit.strengths[3]
 
 
-def test_samples_of_a_window_share_its_weight() -> None:
-    [order] = answered("b", "a", "c").rankings
+def test_fit_divides_a_windows_weight_among_samples() -> None:
+    [order] = result_of("b", "a", "c").rankings
     window = Window(tuple("abc"), (1, 3))
     failed = WindowRanking.unranked(window)
-    once = fit(tuple("abc"), [WindowResult(window, (order,))])
+    single_fit = fit(tuple("abc"), [WindowResult(window, (order,))])
     for orders in ((order, order, order), (failed, order)):
-        again = fit(tuple("abc"), [WindowResult(window, orders)])
-        assert np.allclose(again.strengths, once.strengths)
-        assert np.allclose(again.errors, once.errors)
+        repeated_fit = fit(tuple("abc"), [WindowResult(window, orders)])
+        assert np.allclose(repeated_fit.strengths, single_fit.strengths)
+        assert np.allclose(repeated_fit.errors, single_fit.errors)
 
 
-def test_a_strange_id_is_named() -> None:
+def test_fit_rejects_unknown_ids() -> None:
     with pytest.raises(InputError, match="'z', which is no candidate"):
-        fit(tuple("ab"), [answered("a", "z")])
+        fit(tuple("ab"), [result_of("a", "z")])
 
 
 @pytest.mark.parametrize("first_stage_weight", [0.0, 1.0, 1e6])
-def test_extreme_weights_and_contradictions_are_borne(first_stage_weight: float) -> None:
+def test_fit_converges_for_extreme_weights_and_contradictions(first_stage_weight: float) -> None:
     ids = tuple(f"d{i}" for i in range(30))
     window = Window(ids, (1, 30))
     backwards = WindowRanking(tuple((d,) for d in ids[::-1]), frozenset(ids), True)
-    found = fit(ids, [WindowResult(window, (backwards,))] * 500, first_stage_weight)
-    assert np.isfinite(found.strengths).all()
-    assert found.ranked() == (ids if first_stage_weight > 1 else ids[::-1])
+    fitted = fit(ids, [WindowResult(window, (backwards,))] * 500, first_stage_weight)
+    assert np.isfinite(fitted.strengths).all()
+    assert fitted.ranked() == (ids if first_stage_weight > 1 else ids[::-1])
 
 
 @given(
@@ -199,25 +205,25 @@ def test_extreme_weights_and_contradictions_are_borne(first_stage_weight: float)
     errors=st.lists(st.floats(0.05, 3), min_size=60, max_size=60),
     k=st.integers(1, 10),
 )
-def test_in_top_is_the_normal_tail_and_adds_up_to_k(strengths: list[float], errors: list[float], k: int) -> None:
+def test_in_top_probabilities_sum_to_k(strengths: list[float], errors: list[float], k: int) -> None:
     ids = tuple(map(str, range(len(strengths))))
-    found = Fit(ids, tuple(strengths), tuple(errors[: len(ids)]))
-    chances = found.in_top(k)
-    assert set(chances) == set(ids)
+    fitted = Fit(ids, tuple(strengths), tuple(errors[: len(ids)]))
+    probabilities = fitted.in_top(k)
+    assert set(probabilities) == set(ids)
     # where the k-th and the next are far apart, every threshold between them serves
-    assert sum(chances.values()) == pytest.approx(k, abs=1e-6)
-    z = norm.isf(np.clip(list(chances.values()), 1e-12, 1 - 1e-12))
+    assert sum(probabilities.values()) == pytest.approx(k, abs=1e-6)
+    z = norm.isf(np.clip(list(probabilities.values()), 1e-12, 1 - 1e-12))
     thresholds = np.array(strengths) + z * np.array(errors[: len(ids)])
-    inside = [1e-6 < c < 1 - 1e-6 for c in chances.values()]
+    inside = [1e-6 < probability < 1 - 1e-6 for probability in probabilities.values()]
     assume(any(inside))
     assert np.ptp(thresholds[inside]) < 1e-4
 
 
-def test_in_top_of_no_more_than_k_is_certain() -> None:
-    assert fit(tuple("abc"), [answered("c", "b", "a")]).in_top(3) == dict.fromkeys("abc", 1.0)
+def test_in_top_is_one_for_at_most_k_passages() -> None:
+    assert fit(tuple("abc"), [result_of("c", "b", "a")]).in_top(3) == dict.fromkeys("abc", 1.0)
 
 
-def test_fit_of_ten_times_the_passages_takes_far_less_than_cubic_time() -> None:
+def test_fit_takes_far_less_than_cubic_time() -> None:
     """Measured: 29 times as long; one dense matrix of all passages takes 170 times as long."""
 
     def fitting(length: int) -> Callable[[], object]:
@@ -226,8 +232,8 @@ def test_fit_of_ten_times_the_passages_takes_far_less_than_cubic_time() -> None:
         windows = [Window(ids[i :: length // 20], (1, length)) for i in range(length // 20)] + [
             Window(ids[:20], (1, 20))
         ]
-        outcomes = [WindowResult(window, (arbitrary_order(window, random),)) for window in windows]
-        return lambda: fit(ids, outcomes).in_top()
+        results = [WindowResult(window, (arbitrary_ranking(window, random),)) for window in windows]
+        return lambda: fit(ids, results).in_top()
 
     small, large = cpu_seconds(fitting(100), fitting(1000))
     assert large < 100 * small

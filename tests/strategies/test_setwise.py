@@ -1,4 +1,4 @@
-"""Setwise: a heap that sorts, subtrees side by side, and what a forgotten parent means."""
+"""Setwise: heapsort, parallel subtrees, and answers without the parent."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from tests.support.driving import by_grade, drive, one_by_one
     window=st.integers(2, 25),
     k=st.integers(1, 12),
 )
-def test_a_noiseless_judge_sorts_the_first_k_and_leaves_the_rest(grades: list[int], window: int, k: int) -> None:
+def test_setwise_sorts_the_top_k_and_keeps_the_rest(grades: list[int], window: int, k: int) -> None:
     ranking, _ = drive(Setwise(window, k), len(grades), by_grade(grades))
-    found = [grades[int(d[1:])] for d in ranking.doc_ids]
-    assert found[:k] == sorted(grades, reverse=True)[:k]
-    rest = [int(d[1:]) for d in ranking.doc_ids[k:]]
-    assert rest == sorted(rest), "the rest stands as in the first stage"
+    ranked_grades = [grades[int(d[1:])] for d in ranking.doc_ids]
+    assert ranked_grades[:k] == sorted(grades, reverse=True)[:k]
+    remaining_numbers = [int(d[1:]) for d in ranking.doc_ids[k:]]
+    assert remaining_numbers == sorted(remaining_numbers), "the rest stands as in the first stage"
 
 
-def test_subtrees_of_a_level_are_asked_side_by_side() -> None:
+def test_setwise_ranks_subtrees_of_a_level_in_one_round() -> None:
     rounds = check_strategy(Setwise(window=4), 40, Random(0))  # three children: levels of 1, 3, 9 and 27 places
     assert [len(w.doc_ids) for w in rounds[0].windows] == [4] * 9
     assert rounds[0].windows[0].doc_ids == ("d4", "d13", "d14", "d15")
-    later = [step for step in rounds if {w.doc_ids[0] for w in step.windows} <= {"d1", "d2", "d3"}]
-    assert len(later[0].windows) == 3
+    root_rounds = [step for step in rounds if {w.doc_ids[0] for w in step.windows} <= {"d1", "d2", "d3"}]
+    assert len(root_rounds[0].windows) == 3
 
 
-def test_a_forgotten_parent_is_no_evidence_and_a_tie_changes_nothing() -> None:
+def test_setwise_keeps_parents_that_are_unranked_or_tied() -> None:
     for make_order in (
         lambda w: replace(one_by_one((*w.doc_ids[1:], w.doc_ids[0])), ranked_ids=frozenset(w.doc_ids[1:])),
         lambda w: WindowRanking((tuple(reversed(w.doc_ids)),), frozenset(w.doc_ids), True),
@@ -48,7 +48,7 @@ def test_a_forgotten_parent_is_no_evidence_and_a_tie_changes_nothing() -> None:
         assert ranking.doc_ids == tuple(f"d{i}" for i in range(9))
 
 
-def test_reach_leaves_out_what_is_ranked_and_what_stands_below_the_family() -> None:
+def test_setwise_rank_range_excludes_ranked_and_lower_passages() -> None:
     rounds = check_strategy(Setwise(window=5, k=3), 30, Random(2))
     assert [window.rank_range for window in rounds[0].windows] == [(1, 25), (1, 29), (1, 30)]  # the deepest level
     roots = [
@@ -57,6 +57,6 @@ def test_reach_leaves_out_what_is_ranked_and_what_stands_below_the_family() -> N
     assert roots == [(1, 5), (2, 6), (3, 7)], "who wins at the root is ranked, whatever the rest does"
 
 
-def test_a_wrong_setting_names_itself() -> None:
+def test_setwise_rejects_zero_k() -> None:
     with pytest.raises(InputError, match="k is 0; give 1 or more"):
         Setwise(k=0)

@@ -1,4 +1,4 @@
-"""Ranking by both: likelihood first, and comparison from the order that it gives."""
+"""The combined method: query likelihood first, then listwise comparison in the resulting order."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ from rank_k.strategies.testing import check_strategy
 from rank_k.types import Candidate, Request, Response, Round, ScoringMethod, Usage, Window, WindowRanking, WindowResult
 from tests.fakes.loopback import make_queries
 
-SPELLS = Capabilities(logprobs=True, reasons=False, scores_given_text=True)
+CAPABILITIES = Capabilities(logprobs=True, reasons=False, scores_given_text=True)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 @settings(max_examples=25)
 @given(length=st.integers(0, 60), seed=st.integers(0, 2**32 - 1))
-def test_of_any_strategy_it_is_one(name: str, length: int, seed: int) -> None:
+def test_combined_strategy_conforms_with_any_inner_strategy(name: str, length: int, seed: int) -> None:
     rounds = check_strategy(Combined(make(name)), length, Random(seed))
-    ways = [[window.method for window in one.windows] for one in rounds]
-    assert ways[:1] == [["likelihood"]] * (length > 1), "every passage is looked at once, first"
-    assert not any("likelihood" in way for way in ways[1:])
+    methods = [[window.method for window in step.windows] for step in rounds]
+    assert methods[:1] == [["likelihood"]] * (length > 1), "every passage is looked at once, first"
+    assert not any("likelihood" in round_methods for round_methods in methods[1:])
 
 
 def candidates(*doc_ids: str) -> list[Candidate]:
     return [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(doc_ids, 1)]
 
 
-def outcome(window: Window, order: str, **likelihoods: float) -> WindowResult:
+def window_result(window: Window, order: str, **likelihoods: float) -> WindowResult:
     return WindowResult(window, (WindowRanking(tuple((d,) for d in order), frozenset(order), True),), likelihoods)
 
 
-def test_the_second_begins_where_the_first_ends() -> None:
+def test_combined_strategy_compares_in_the_order_of_the_likelihoods() -> None:
     steps = Combined(Single(2), first_stage_weight=0)(candidates("a", "b", "c"), 0)
-    first: Round = next(steps)
-    assert first.windows[0].doc_ids == ("a", "b", "c")
-    assert (first.ranking.doc_ids, first.remaining_windows) == (("a", "b", "c"), 2)
-    second = steps.send([outcome(first.windows[0], "cab", a=-2.0, b=-3.0, c=-1.0)])
-    assert (second.windows[0].doc_ids, second.windows[0].method) == (("c", "a"), "listwise")
-    assert second.ranking.doc_ids == ("c", "a", "b"), "if time runs out here, the likelihoods decide"
+    first_round: Round = next(steps)
+    assert first_round.windows[0].doc_ids == ("a", "b", "c")
+    assert (first_round.ranking.doc_ids, first_round.remaining_windows) == (("a", "b", "c"), 2)
+    second_round = steps.send([window_result(first_round.windows[0], "cab", a=-2.0, b=-3.0, c=-1.0)])
+    assert (second_round.windows[0].doc_ids, second_round.windows[0].method) == (("c", "a"), "listwise")
+    assert second_round.ranking.doc_ids == ("c", "a", "b"), "if time runs out here, the likelihoods decide"
 
 
 @pytest.mark.parametrize(
-    ("likely", "compared", "first_stage_weight", "ranking"),
+    ("likelihood_order", "listwise_order", "first_stage_weight", "ranking"),
     [
         ("cba", "cba", 0.0, "cba"),
         ("cba", "cba", 50.0, "abc"),  # the first stage as told
@@ -64,34 +64,44 @@ def test_the_second_begins_where_the_first_ends() -> None:
         ("", "", 1.0, "abc"),
     ],
 )
-def test_what_weighs_how_much(likely: str, compared: str, first_stage_weight: float, ranking: str) -> None:
+def test_combined_strategy_weights_likelihood_comparison_and_first_stage(
+    likelihood_order: str, listwise_order: str, first_stage_weight: float, ranking: str
+) -> None:
     steps = Combined(Single(3), first_stage_weight)(candidates("a", "b", "c"), 0)
     [window] = next(steps).windows
-    [window] = steps.send([outcome(window, likely or "abc", **{d: -float(n) for n, d in enumerate(likely)})]).windows
+    [window] = steps.send(
+        [window_result(window, likelihood_order or "abc", **{d: -float(n) for n, d in enumerate(likelihood_order)})]
+    ).windows
     with pytest.raises(StopIteration) as end:
-        steps.send([outcome(window, compared) if compared else WindowResult(window, (WindowRanking.unranked(window),))])
+        steps.send(
+            [
+                window_result(window, listwise_order)
+                if listwise_order
+                else WindowResult(window, (WindowRanking.unranked(window),))
+            ]
+        )
     assert "".join(end.value.value.doc_ids) == ranking
 
 
-def test_a_passage_without_a_likelihood_is_as_good_as_the_mean() -> None:
+def test_combined_strategy_gives_the_mean_score_without_a_likelihood() -> None:
     steps = Combined(Single(3), first_stage_weight=0)(candidates("a", "b", "c"), 0)
     [window] = next(steps).windows
-    assert steps.send([outcome(window, "abc", a=-9.0, c=-1.0)]).ranking.doc_ids == ("c", "b", "a")
+    assert steps.send([window_result(window, "abc", a=-9.0, c=-1.0)]).ranking.doc_ids == ("c", "b", "a")
 
 
 @pytest.mark.parametrize("first_stage_weight", [-1.0, float("nan"), float("inf")])
-def test_a_weight_that_makes_no_sense_is_refused(first_stage_weight: float) -> None:
+def test_combined_strategy_rejects_invalid_first_stage_weight(first_stage_weight: float) -> None:
     with pytest.raises(InputError, match="first_stage_weight"):
         Combined(Single(3), first_stage_weight)
 
 
-class Model(ScriptedModel):
+class LengthAndXModel(ScriptedModel):
     """Likelihood grows with a passage's length; compared, what holds an x comes first."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(self.say, abilities=SPELLS, **options)
+        super().__init__(self.respond, abilities=CAPABILITIES, **options)
 
-    def say(self, request: Request) -> Response:
+    def respond(self, request: Request) -> Response:
         text = request.messages[0].content
         if request.forced_text is not None:
             return Response(
@@ -105,67 +115,69 @@ class Model(ScriptedModel):
 TEXTS = ["a", "bb", "cxc", "dddd", "eeeee"]
 
 
-def shown(model: Model) -> list[list[str]]:
+def presented_passages(model: LengthAndXModel) -> list[list[str]]:
     """The passages of each comparison, by the order they were shown in."""
-    lines = (
+    listings = (
         [line for line in request.messages[0].content.splitlines() if line.startswith("[")] for request in model.history
     )
-    return [[line.partition("] ")[2] for line in of] for of in lines if of]
+    return [[line.partition("] ")[2] for line in passages] for passages in listings if passages]
 
 
-def test_passages_are_compared_in_the_order_of_both() -> None:
-    model = Model()
+def test_reranker_combined_compares_passages_by_likelihood_order() -> None:
+    model = LengthAndXModel()
     with Reranker(
         model, method="combined", strategy="single", window=4, reasoning="off", first_stage_weight=0
     ) as reranker:
         hits = reranker.rank("q", TEXTS)
         assert reranker.method == "combined"
-    assert shown(model)[0] == ["eeeee", "dddd", "cxc", "bb"]
+    assert presented_passages(model)[0] == ["eeeee", "dddd", "cxc", "bb"]
     assert [hit.text for hit in hits] == ["eeeee", "cxc", "dddd", "a", "bb"], "an x is worth more than a letter"
     assert all(hit.likelihood is not None for hit in hits)
     assert hits.usage == Usage(150, 10)
 
 
-def test_the_first_stage_weighs_as_told() -> None:
-    model = Model()
+def test_reranker_combined_applies_first_stage_weight() -> None:
+    model = LengthAndXModel()
     with Reranker(
         model, method="combined", strategy="single", window=4, reasoning="off", first_stage_weight=50
     ) as reranker:
         reranker.rank("q", TEXTS)
-    assert shown(model)[0] == TEXTS[:4]
+    assert presented_passages(model)[0] == TEXTS[:4]
 
 
-@pytest.mark.parametrize(("method", "ways"), [("combined", ["likelihood", "listwise"]), ("likelihood", ["likelihood"])])
-def test_the_journal_knows_by_what_each_window_was_ordered(method: ScoringMethod, ways: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("method", "methods"), [("combined", ["likelihood", "listwise"]), ("likelihood", ["likelihood"])]
+)
+def test_journal_records_the_method_of_each_window(method: ScoringMethod, methods: list[str]) -> None:
     options: dict[str, Any] = {"strategy": "single", "window": 4, "reasoning": "off"} if method == "combined" else {}
-    with Reranker(Model(), method=method, **options) as reranker:
+    with Reranker(LengthAndXModel(), method=method, **options) as reranker:
         reranker.rank("q", TEXTS)
-        assert [record.window.method for record in reranker.journal.windows()] == ways
-        assert len(observations_of(reranker.journal.windows())) == ways.count("listwise"), "how a model compares"
+        assert [record.window.method for record in reranker.journal.windows()] == methods
+        assert len(observations_of(reranker.journal.windows())) == methods.count("listwise"), "how a model compares"
 
 
-def test_a_query_may_have_its_own_strategy() -> None:
+def test_reranker_combined_accepts_a_strategy_per_query() -> None:
     for strategy in ("sliding", Single(3)):
-        model = Model()
+        model = LengthAndXModel()
         with Reranker(model, method="combined", reasoning="off", first_stage_weight=0) as reranker:
-            orders = [
-                [hit.text for hit in reranker.rank("q", TEXTS, strategy=one)]
-                for one in (strategy, reranker.make_strategy(strategy))
+            texts = [
+                [hit.text for hit in reranker.rank("q", TEXTS, strategy=variant)]
+                for variant in (strategy, reranker.make_strategy(strategy))
             ]
-            assert orders[0] == orders[1]
+            assert texts[0] == texts[1]
         assert sum(request.forced_text is not None for request in model.history) == len(TEXTS), (
             "the journal has the rest"
         )
 
 
-def test_one_passage_needs_neither() -> None:
-    model = Model()
+def test_reranker_combined_makes_no_calls_for_one_passage() -> None:
+    model = LengthAndXModel()
     with Reranker(model, method="combined") as reranker:
         assert [hit.text for hit in reranker.rank("q", ["alone"])] == ["alone"]
     assert model.history == []
 
 
-def test_a_model_that_cannot_is_named() -> None:
+def test_reranker_combined_rejects_models_without_likelihoods() -> None:
     with (
         Reranker(ScriptedModel([]), method="combined") as reranker,
         pytest.raises(InputError, match="cannot be asked how likely"),
@@ -173,18 +185,20 @@ def test_a_model_that_cannot_is_named() -> None:
         reranker.rank("q", TEXTS)
 
 
-def test_a_run_counts_what_either_asks() -> None:
+def test_reranker_combined_counts_the_calls_of_both_rankers() -> None:
     data = make_queries(2, 9)
-    model = Model()
+    model = LengthAndXModel()
     with Reranker(model, method="combined", window=4, stride=2, reasoning="off", concurrency=2) as reranker:
         results = list(reranker.rerank(data.run, {q.query_id: q for q in data.queries}, data.passages))
-        tally = reranker.stats
+        stats = reranker.stats
     assert [sorted(r.ranking.doc_ids) for r in results] == [sorted(c.doc_id for c in run) for run in data.run.values()]
-    assert tally.calls == tally.new_calls == len(model.history)
+    assert stats.calls == stats.new_calls == len(model.history)
     assert sum(request.forced_text is not None for request in model.history) == 18
 
 
-def test_cut_passages_are_counted_once() -> None:
-    with Reranker(Model(), method="combined", strategy="single", reasoning="off", passage_tokens=40) as reranker:
+def test_combined_ranker_counts_truncated_passages_once() -> None:
+    with Reranker(
+        LengthAndXModel(), method="combined", strategy="single", reasoning="off", passage_tokens=40
+    ) as reranker:
         hits = reranker.rank("q", ["word " * 500, "b"])
     assert hits.repairs["passages_truncated"] == 1

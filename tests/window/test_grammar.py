@@ -17,10 +17,10 @@ from rank_k.models.embedded import EmbeddedModel
 from rank_k.models.retry import RetryPolicy, call_with_retries
 from rank_k.models.weights import Weights, locate
 from rank_k.types import Message, Request, Response
-from rank_k.window.grammar import EXACT_UP_TO, follows, gbnf, regex
+from rank_k.window.grammar import MAX_EXACT_SIZE, follows, gbnf, regex
 from rank_k.window.parsing import parse_ranking
 
-# --- a reader of GBNF, as far as our grammars go: what they generate is asked of them, not of ourselves ---
+# --- a GBNF parser for the grammars of this module ---
 
 Node = tuple[str, object]  # ("text", str) | ("class", list[str]) | ("rule", str) | ("all"|"any", list[Node]) | repeats
 
@@ -34,8 +34,8 @@ def read_gbnf(grammar: str) -> dict[str, Node]:
         assert name not in rules
         tokens = list(_GBNF.finditer(body))
         assert "".join(token[0] for token in tokens) == body
-        node, rest = read_alternatives([token for token in tokens if token[0].strip()])
-        assert not rest
+        node, remaining_tokens = read_alternatives([token for token in tokens if token[0].strip()])
+        assert not remaining_tokens
         rules[name] = node
     return rules
 
@@ -68,63 +68,65 @@ def read_alternatives(tokens: list[re.Match[str]]) -> tuple[Node, list[re.Match[
     return ("any", [*alternatives, ("all", sequence)]), tokens
 
 
-def everything(rules: dict[str, Node], node: Node) -> Iterator[str]:
+def all_texts(rules: dict[str, Node], node: Node) -> Iterator[str]:
     """All texts of a node."""
-    kind, inside = node
+    kind, content = node
     if kind == "text":
-        yield str(inside)
+        yield str(content)
     elif kind == "rule":
-        yield from everything(rules, rules[str(inside)])
-    elif isinstance(inside, list) and kind == "class":
-        yield from inside
-    elif isinstance(inside, list) and kind == "any":
-        for one in inside:
-            yield from everything(rules, one)
-    elif isinstance(inside, list):
-        if not inside:
+        yield from all_texts(rules, rules[str(content)])
+    elif isinstance(content, list) and kind == "class":
+        yield from content
+    elif isinstance(content, list) and kind == "any":
+        for alternative in content:
+            yield from all_texts(rules, alternative)
+    elif isinstance(content, list):
+        if not content:
             yield ""
-        for first in everything(rules, inside[0]) if inside else ():
-            for rest in everything(rules, ("all", inside[1:])):
-                yield first + rest
+        for prefix in all_texts(rules, content[0]) if content else ():
+            for suffix in all_texts(rules, ("all", content[1:])):
+                yield prefix + suffix
 
 
-def something(rules: dict[str, Node], node: Node, random: Random) -> str:
+def random_text(rules: dict[str, Node], node: Node, random: Random) -> str:
     """One text of a node, drawn."""
-    kind, inside = node
+    kind, content = node
     if kind == "text":
-        return str(inside)
+        return str(content)
     if kind == "rule":
-        return something(rules, rules[str(inside)], random)
-    assert isinstance(inside, list)
+        return random_text(rules, rules[str(content)], random)
+    assert isinstance(content, list)
     if kind == "class":
-        return str(random.choice(inside))
+        return str(random.choice(content))
     if kind == "any":
-        return something(rules, random.choice(inside), random)
-    return "".join(something(rules, one, random) for one in inside)
+        return random_text(rules, random.choice(content), random)
+    return "".join(random_text(rules, alternative, random) for alternative in content)
 
 
-def generated(size: int, seed: int) -> str:
+def random_answer(size: int, seed: int) -> str:
     rules = read_gbnf(gbnf(size))
-    return something(rules, rules["root"], Random(seed))
+    return random_text(rules, rules["root"], Random(seed))
 
 
-LEADS = ("", " ", "\n", "\n\n")
+LEADING_WHITESPACE = ("", " ", "\n", "\n\n")
 
 
 def rankings(size: int) -> Iterator[str]:
     """All that the grammar of a small window should admit."""
-    for lead, order in itertools.product(LEADS, itertools.permutations(range(1, size + 1))):
+    for whitespace, order in itertools.product(LEADING_WHITESPACE, itertools.permutations(range(1, size + 1))):
         for separators in itertools.product((" > ", " = "), repeat=size - 1):
-            yield lead + "".join(f"[{i}]{after}" for i, after in zip(order, (*separators, ""), strict=True))
+            yield whitespace + "".join(
+                f"[{i}]{separator}" for i, separator in zip(order, (*separators, ""), strict=True)
+            )
 
 
-# --- what it admits ---
+# --- admitted texts ---
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_a_small_window_has_all_permutations_with_all_ties_and_nothing_else(size: int) -> None:
+def test_gbnf_of_a_small_window_admits_exactly_all_rankings(size: int) -> None:
     rules = read_gbnf(gbnf(size))
-    texts = list(everything(rules, rules["root"]))
+    texts = list(all_texts(rules, rules["root"]))
     assert sorted(texts) == sorted(rankings(size))
     for text in texts:
         answer = parse_ranking(text, size)
@@ -136,9 +138,9 @@ def test_a_small_window_has_all_permutations_with_all_ties_and_nothing_else(size
 
 
 @settings(max_examples=100)
-@given(size=st.integers(1, EXACT_UP_TO), seed=st.integers(0, 10**6))
-def test_up_to_eight_no_answer_needs_a_repair(size: int, seed: int) -> None:
-    text = generated(size, seed)
+@given(size=st.integers(1, MAX_EXACT_SIZE), seed=st.integers(0, 10**6))
+def test_gbnf_of_an_exact_window_needs_no_repairs(size: int, seed: int) -> None:
+    text = random_answer(size, seed)
     answer = parse_ranking(text, size)
     assert answer.ranked_numbers == set(range(1, size + 1))
     assert not answer.repairs
@@ -147,10 +149,11 @@ def test_up_to_eight_no_answer_needs_a_repair(size: int, seed: int) -> None:
 
 @settings(max_examples=100)
 @given(
-    size=st.one_of(st.integers(EXACT_UP_TO + 1, 30), st.sampled_from([99, 100, 101, 1000])), seed=st.integers(0, 10**6)
+    size=st.one_of(st.integers(MAX_EXACT_SIZE + 1, 30), st.sampled_from([99, 100, 101, 1000])),
+    seed=st.integers(0, 10**6),
 )
-def test_beyond_eight_none_but_missing_and_repeated(size: int, seed: int) -> None:
-    text = generated(size, seed)
+def test_gbnf_of_a_large_window_allows_only_repeated_ids(size: int, seed: int) -> None:
+    text = random_answer(size, seed)
     answer = parse_ranking(text, size)
     assert answer.is_valid
     assert answer.repairs.keys() <= {"missing", "repeated"}
@@ -162,36 +165,36 @@ def test_beyond_eight_none_but_missing_and_repeated(size: int, seed: int) -> Non
     assert follows(text, size, each_once=True) == (not answer.repairs)
 
 
-def as_expression(rules: dict[str, Node], node: Node) -> str:
-    kind, inside = node
+def to_regex(rules: dict[str, Node], node: Node) -> str:
+    kind, content = node
     if kind == "text":
-        return re.escape(str(inside))
+        return re.escape(str(content))
     if kind == "rule":
-        return as_expression(rules, rules[str(inside)])
-    assert isinstance(inside, list)
+        return to_regex(rules, rules[str(content)])
+    assert isinstance(content, list)
     if kind == "class":
-        return "[" + "".join(inside) + "]"
-    return "(?:" + ("|" if kind == "any" else "").join(as_expression(rules, one) for one in inside) + ")"
+        return "[" + "".join(content) + "]"
+    return "(?:" + ("|" if kind == "any" else "").join(to_regex(rules, alternative) for alternative in content) + ")"
 
 
 @settings(max_examples=200)
-@given(size=st.integers(EXACT_UP_TO + 1, 25), seed=st.integers(0, 10**6), data=st.data())
-def test_the_expression_admits_what_the_grammar_does(size: int, seed: int, data: st.DataObject) -> None:
+@given(size=st.integers(MAX_EXACT_SIZE + 1, 25), seed=st.integers(0, 10**6), data=st.data())
+def test_regex_admits_the_same_texts_as_gbnf(size: int, seed: int, data: st.DataObject) -> None:
     rules = read_gbnf(gbnf(size))
-    text = generated(size, seed)
+    text = random_answer(size, seed)
     if data.draw(st.booleans()):  # spoil it, or not: a digit more, a bracket less, another number ...
-        at = data.draw(st.integers(0, len(text)))
+        position = data.draw(st.integers(0, len(text)))
         text = (
-            text[:at]
+            text[:position]
             + data.draw(st.sampled_from([*"0123456789[]>= \nx", ""]))
-            + text[at + data.draw(st.integers(0, 2)) :]
+            + text[position + data.draw(st.integers(0, 2)) :]
         )
-    by_grammar = re.fullmatch(as_expression(rules, rules["root"]), text) is not None
+    by_grammar = re.fullmatch(to_regex(rules, rules["root"]), text) is not None
     assert by_grammar == (re.fullmatch(regex(size), text) is not None) == follows(text, size)
 
 
 @pytest.mark.parametrize("size", [1, 5, 9, 10, 19, 20, 21, 99, 100, 101, 110, 1000])
-def test_every_id_and_no_other(size: int) -> None:
+def test_regex_admits_every_id_of_the_window_only(size: int) -> None:
     for i in [*range(1, size + 12), 0, 10 * size, 1111]:
         text = " > ".join([f"[{i}]"] + ["[1]"] * (size - 1))
         assert follows(text, size) == (1 <= i <= size)
@@ -206,47 +209,47 @@ def test_every_id_and_no_other(size: int) -> None:
         "The order is [1] > [2] > [3]", "<think>x</think>[1] > [2] > [3]", "[1] > [2] > [３]", "[1] > [2] > [3",
     ],
 )  # fmt: skip
-def test_what_does_not_follow(text: str) -> None:
+def test_follows_rejects_texts_outside_the_grammar(text: str) -> None:
     assert not follows(text, 3)
 
 
-def test_each_once_is_asked_for_apart() -> None:
+def test_follows_checks_permutations_only_with_each_once() -> None:
     assert follows("[1] > [1] = [3]", 3)
     assert not follows("[1] > [1] = [3]", 3, each_once=True)
 
 
-@pytest.mark.parametrize("make", [gbnf, regex, lambda size: follows("[1]", size)])
-def test_no_window_is_empty(make: object) -> None:
-    assert callable(make)
+@pytest.mark.parametrize("make_grammar", [gbnf, regex, lambda size: follows("[1]", size)])
+def test_grammar_rejects_empty_windows(make_grammar: object) -> None:
+    assert callable(make_grammar)
     for size in (0, -1):
         with pytest.raises(InputError, match=f"{size} passages"):
-            make(size)
+            make_grammar(size)
 
 
-def test_what_travels_with_a_request_is_small() -> None:
-    assert max(len(gbnf(size)) for size in range(1, 1001)) == len(gbnf(EXACT_UP_TO)) < 16_000
+def test_grammar_size_is_limited() -> None:
+    assert max(len(gbnf(size)) for size in range(1, 1001)) == len(gbnf(MAX_EXACT_SIZE)) < 16_000
     assert max(len(regex(size)) for size in range(1, 1001)) < 500
 
 
-# --- llama.cpp itself ---
+# --- llama.cpp ---
 
 
-def fetched() -> Weights | None:
+def find_weights() -> Weights | None:
     try:
         return locate("smollm2-135m-instruct")
     except MissingWeights:
         return None
 
 
-WEIGHTS = fetched()  # before a test's environment hides them
+WEIGHTS = find_weights()  # before a test's environment hides them
 
 
-async def answers(sizes: list[int]) -> list[Response]:
+async def generate_responses(sizes: list[int]) -> list[Response]:
     assert WEIGHTS is not None
     model = EmbeddedModel(WEIGHTS.path, context_length=2048, threads=1)
     await model.prepare()
     try:
-        replies = []
+        responses = []
         for size in sizes:
             request = Request(
                 (Message("user", f"Rank passages 1 to {size}, best first, like this: [2] > [1] = [3]."),),
@@ -255,25 +258,27 @@ async def answers(sizes: list[int]) -> list[Response]:
                 seed=size,
                 constrain_to_ranking_of=size,
             )
-            replies.append(await call_with_retries(lambda: model.complete(request), RetryPolicy(first=0.05), Random(0)))  # noqa: B023
-        return replies
+            responses.append(
+                await call_with_retries(lambda: model.complete(request), RetryPolicy(first=0.05), Random(0))  # noqa: B023
+            )
+        return responses
     finally:
         await model.close()
 
 
-def assert_held(sizes: list[int]) -> None:
+def assert_constrained(sizes: list[int]) -> None:
     pytest.importorskip("xllamacpp")
     if WEIGHTS is None:
         pytest.skip("needs the weights that `rank-k fetch` gets")
-    for size, reply in zip(sizes, asyncio.run(answers(sizes)), strict=True):
-        assert reply.finish_reason == "stop"
-        assert follows(reply.text, size, each_once=size <= EXACT_UP_TO), (size, reply.text)
+    for size, response in zip(sizes, asyncio.run(generate_responses(sizes)), strict=True):
+        assert response.finish_reason == "stop"
+        assert follows(response.text, size, each_once=size <= MAX_EXACT_SIZE), (size, response.text)
 
 
-def test_llama_cpp_keeps_to_it() -> None:
-    assert_held([1, EXACT_UP_TO, EXACT_UP_TO + 1])
+def test_embedded_model_obeys_the_grammar() -> None:
+    assert_constrained([1, MAX_EXACT_SIZE, MAX_EXACT_SIZE + 1])
 
 
 @pytest.mark.slow
-def test_llama_cpp_keeps_to_it_at_every_size() -> None:
-    assert_held([*range(1, 26), 50])
+def test_embedded_model_obeys_the_grammar_at_every_size() -> None:
+    assert_constrained([*range(1, 26), 50])

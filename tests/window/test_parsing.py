@@ -1,7 +1,7 @@
-"""An answer is read as it was meant, whatever shape it has; nothing else is read as an answer.
+"""Answers of any shape are parsed as intended; nothing else is parsed as an answer.
 
 `answers.jsonl` holds the concrete cases, one object a line: `name`, `text`, `size` and `kwargs` go in;
-`tiers`, `ranked`, `placed` and, where given, `trace` must come out. `repairs` gives counts by name: null
+`tiers`, `is_valid`, `ranked_numbers` and, where given, `trace` must come out. `repairs` gives counts by name: null
 means any count. Of the names in `REPAIRS`, a ranked answer has those that are listed and no others.
 """
 
@@ -32,65 +32,67 @@ CASES: list[dict[str, Any]] = [
 Tiers = tuple[tuple[int, ...], ...]
 
 
-def flat(tiers: Tiers) -> list[int]:
+def flatten(tiers: Tiers) -> list[int]:
     return list(chain.from_iterable(tiers))
 
 
-def check(answer: ParsedAnswer, size: int) -> None:
+def assert_consistent(answer: ParsedAnswer, size: int) -> None:
     """What holds for every answer."""
     assert isinstance(answer.tiers, tuple)
     assert all(isinstance(tier, tuple) and tier for tier in answer.tiers)
-    ids = flat(answer.tiers)
+    ids = flatten(answer.tiers)
     assert sorted(ids) == list(range(1, size + 1))
     assert isinstance(answer.ranked_numbers, frozenset)
     assert answer.ranked_numbers <= set(ids)
     assert isinstance(answer.trace, str)
     assert all(isinstance(name, str) and count > 0 for name, count in answer.repairs.items())
 
-    filled = tuple((i,) for i in range(1, size + 1) if i not in answer.ranked_numbers)
-    assert answer.tiers[len(answer.tiers) - len(filled) :] == filled, "filled in last, in input order"
+    appended = tuple((i,) for i in range(1, size + 1) if i not in answer.ranked_numbers)
+    assert answer.tiers[len(answer.tiers) - len(appended) :] == appended, "filled in last, in input order"
     if answer.is_valid:
         assert answer.ranked_numbers
-        assert answer.repairs.get("missing", 0) == len(filled)
+        assert answer.repairs.get("missing", 0) == len(appended)
         assert "unranked" not in answer.repairs
     else:
         assert not answer.ranked_numbers
         assert {"truncated", "unranked"} & answer.repairs.keys(), "no silent failure"
 
 
-# --- The corpus ------------------------------------------------------------------------------------
+# --- Recorded answers ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
-def test_case(case: dict[str, Any]) -> None:
+def test_parse_ranking_of_recorded_answers(case: dict[str, Any]) -> None:
     answer = parse_ranking(case["text"], case["size"], **case.get("kwargs", {}))
-    check(answer, case["size"])
+    assert_consistent(answer, case["size"])
     assert answer.tiers == tuple(map(tuple, case["tiers"]))
-    assert answer.is_valid is case["ranked"]
-    assert answer.ranked_numbers == set(case["placed"])
+    assert answer.is_valid is case["is_valid"]
+    assert answer.ranked_numbers == set(case["ranked_numbers"])
     expected = {name: count for name, count in case["repairs"].items() if count is not None}
-    judged = [name for name in REPAIRS if name in expected or (case["ranked"] and name not in case["repairs"])]
-    assert {name: answer.repairs[name] for name in judged if name in answer.repairs} == expected
+    compared_names = [
+        name for name in REPAIRS if name in expected or (case["is_valid"] and name not in case["repairs"])
+    ]
+    assert {name: answer.repairs[name] for name in compared_names if name in answer.repairs} == expected
     if "trace" in case:
         assert answer.trace.strip() == case["trace"]
 
 
-def test_the_package_exports_it() -> None:
-    assert rank_k.parse_answer is parse_ranking
+def test_package_exports_parse_ranking() -> None:
+    assert rank_k.parse_ranking is parse_ranking
 
 
-def test_a_long_remark_hides_no_order() -> None:
+def test_parse_ranking_finds_a_ranking_beside_a_long_remark() -> None:
     remark = "\n\nThe evidence of 2024 is mixed." * 3_000
     for text in (f"[3] > [1] > [2]{remark}", f"{remark}\n\n[3] > [1] > [2]"):
         assert parse_ranking(text, 3).tiers == ((3,), (1,), (2,))
 
 
-def test_an_id_too_long_for_an_int_is_out_of_range() -> None:
+def test_parse_ranking_counts_overlong_ids_as_out_of_range() -> None:
     answer = parse_ranking(f"[{'9' * 5000}] > [2] > [1]", 2)  # Python refuses int() of more than 4,300 digits
     assert (answer.tiers, answer.repairs.get("out_of_range")) == (((2,), (1,)), 1)
 
 
-# --- Anything at all -------------------------------------------------------------------------------
+# --- Arbitrary text -------------------------------------------------------------------------------
 
 PIECES = [
     *("[", "]", "(", ")", "{", "}", "<", ">", "=", ",", "→", "-", ".", ":", "|", "*", "`", '"', "\\", "\n", " "),
@@ -99,36 +101,36 @@ PIECES = [
     *("-1", "3.5", "1,000", "9" * 5000, "［３］", "＞", "＝", "，", "③", "⑳", "㊿", "²", "٣", "۳", "Ⅷ", "½"),
     *("Passage ", "the 3 best", "Sorry", "对不起", "متن", "\u200f", "\u2028", "\x00", "\ud800", "\ufeff", "🥇"),
 ]
-soup = st.lists(st.sampled_from(PIECES), max_size=40).map("".join) | st.text(max_size=200)
+noisy_text = st.lists(st.sampled_from(PIECES), max_size=40).map("".join) | st.text(max_size=200)
 sizes = st.integers(0, 25)
 finish_reasons = st.sampled_from([None, "stop", "length", "stopped", "content_filter", ""])
 
 
 @given(
-    text=st.none() | soup,
+    text=st.none() | noisy_text,
     size=sizes,
-    reasoning=st.none() | soup,
+    reasoning=st.none() | noisy_text,
     finish_reason=finish_reasons,
     reasoning_closed=st.booleans(),
 )
-def test_anything_gives_a_partition_and_never_raises(
-    text: str | None, size: int, reasoning: str | None, finish_reason: str | None, thought_closed: bool
+def test_parse_ranking_returns_a_partition_for_any_text(
+    text: str | None, size: int, reasoning: str | None, finish_reason: str | None, reasoning_closed: bool
 ) -> None:
     answer = parse_ranking(
-        text, size, reasoning=reasoning, finish_reason=finish_reason, reasoning_closed=thought_closed
+        text, size, reasoning=reasoning, finish_reason=finish_reason, reasoning_closed=reasoning_closed
     )
-    check(answer, size)
+    assert_consistent(answer, size)
     if size:
-        again = parse_ranking(canonical(answer.tiers), size)
-        assert (again.tiers, again.is_valid, dict(again.repairs)) == (answer.tiers, True, {})
-        assert again.ranked_numbers == set(range(1, size + 1))
+        reparsed = parse_ranking(canonical(answer.tiers), size)
+        assert (reparsed.tiers, reparsed.is_valid, dict(reparsed.repairs)) == (answer.tiers, True, {})
+        assert reparsed.ranked_numbers == set(range(1, size + 1))
 
 
 def canonical(tiers: Tiers) -> str:
     return " > ".join(" = ".join(f"[{i}]" for i in tier) for tier in tiers)
 
 
-# --- What was meant is what is read ----------------------------------------------------------------
+# --- Round trips ----------------------------------------------------------------
 
 
 @given(
@@ -141,9 +143,11 @@ def canonical(tiers: Tiers) -> str:
     spaced=st.booleans(),
 )
 @example(size=3, chain_of_ids=[(False, 3), (False, 9), (True, 1), (True, 3), (False, 0), (True, 2)], spaced=True)
-def test_the_order_written_is_never_changed(size: int, chain_of_ids: list[tuple[bool, int]], spaced: bool) -> None:
+def test_parse_ranking_preserves_the_written_order(
+    size: int, chain_of_ids: list[tuple[bool, int]], spaced: bool
+) -> None:
     """One chain with ids repeated, unknown and missing: the first mention counts, in its own tier."""
-    seen: set[int] = set()
+    seen_ids: set[int] = set()
     tiers: list[list[int]] = []
     repeated = out_of_range = 0
     text = ""
@@ -155,29 +159,29 @@ def test_the_order_written_is_never_changed(size: int, chain_of_ids: list[tuple[
         text += f"[{i}]"
         if not 1 <= i <= size:
             out_of_range += 1
-        elif i in seen:
+        elif i in seen_ids:
             repeated += 1
         else:
-            seen.add(i)
+            seen_ids.add(i)
             tiers[-1].append(i)
-    assume(seen)
-    missing = [i for i in range(1, size + 1) if i not in seen]
+    assume(seen_ids)
+    missing = [i for i in range(1, size + 1) if i not in seen_ids]
 
     answer = parse_ranking(text, size)
-    check(answer, size)
+    assert_consistent(answer, size)
     assert answer.tiers == (*(tuple(t) for t in tiers if t), *((i,) for i in missing))
-    assert answer.ranked_numbers == seen
+    assert answer.ranked_numbers == seen_ids
     expected = {"repeated": repeated, "out_of_range": out_of_range, "missing": len(missing)}
     assert {name: answer.repairs.get(name, 0) for name in expected} == expected
 
 
-def chained(better: str, equal: str, wrap: Callable[[int], str]) -> Callable[[Tiers], str]:
+def separated(better: str, equal: str, wrap: Callable[[int], str]) -> Callable[[Tiers], str]:
     return lambda tiers: better.join(equal.join(wrap(i) for i in tier) for tier in tiers)
 
 
-def listed(line: str, joint: str = "\n") -> Callable[[Tiers], str]:
+def one_per_line(line: str, joint: str = "\n") -> Callable[[Tiers], str]:
     """For styles that know no ties: `n` is the place, `i` the id."""
-    return lambda tiers: joint.join(line.format(n=n, i=i) for n, i in enumerate(flat(tiers), 1))
+    return lambda tiers: joint.join(line.format(n=n, i=i) for n, i in enumerate(flatten(tiers), 1))
 
 
 def bracketed(i: int) -> str:
@@ -193,30 +197,30 @@ def circled(i: int) -> str:
 
 
 WITH_TIES = {
-    "canonical": chained(" > ", " = ", bracketed),
-    "tight": chained(">", "=", bracketed),
-    "bare": chained(" > ", " = ", str),
-    "bare and tight": chained(">", "=", str),
-    "wrapped": chained(" >\n", " = ", bracketed),
-    "arrows": chained(" → ", " = ", bracketed),
-    "full-width": chained(" ＞ ", " ＝ ", full_width),
-    "circled": chained(" > ", " = ", circled),
-    "labeled": chained(" > ", " = ", "Passage {}".format),
-    "bold": chained(" > ", " = ", "**[{}]**".format),
+    "canonical": separated(" > ", " = ", bracketed),
+    "tight": separated(">", "=", bracketed),
+    "bare": separated(" > ", " = ", str),
+    "bare and tight": separated(">", "=", str),
+    "wrapped": separated(" >\n", " = ", bracketed),
+    "arrows": separated(" → ", " = ", bracketed),
+    "full-width": separated(" ＞ ", " ＝ ", full_width),
+    "circled": separated(" > ", " = ", circled),
+    "labeled": separated(" > ", " = ", "Passage {}".format),
+    "bold": separated(" > ", " = ", "**[{}]**".format),
 }
 WITHOUT_TIES = {
-    "commas": listed("[{i}]", ", "),
-    "bare commas": listed("{i}", ", "),
-    "bare arrows": listed("{i}", "→"),
-    "a line each": listed("[{i}]"),
-    "a bare line each": listed("{i}"),
-    "numbered": listed("{n}. [{i}]"),
-    "numbered bare": listed("{n}. {i}"),
-    "numbered, parentheses": listed("{n}) [{i}]"),
-    "bullets": listed("- [{i}]"),
-    "table": listed("| {n} | [{i}] |"),
-    "JSON": lambda tiers: json.dumps(flat(tiers)),
-    "JSON object": lambda tiers: json.dumps({"ranking": flat(tiers)}, indent=2),
+    "commas": one_per_line("[{i}]", ", "),
+    "bare commas": one_per_line("{i}", ", "),
+    "bare arrows": one_per_line("{i}", "→"),
+    "a line each": one_per_line("[{i}]"),
+    "a bare line each": one_per_line("{i}"),
+    "numbered": one_per_line("{n}. [{i}]"),
+    "numbered bare": one_per_line("{n}. {i}"),
+    "numbered, parentheses": one_per_line("{n}) [{i}]"),
+    "bullets": one_per_line("- [{i}]"),
+    "table": one_per_line("| {n} | [{i}] |"),
+    "JSON": lambda tiers: json.dumps(flatten(tiers)),
+    "JSON object": lambda tiers: json.dumps({"ranking": flatten(tiers)}, indent=2),
 }
 REMARKS_BEFORE = [
     "",
@@ -232,7 +236,7 @@ TRACES: dict[str, Callable[[str, str], dict[str, Any]]] = {
     "no opening tag": lambda trace, text: {"text": f"{trace}</think>\n{text}"},
     "two closing tags": lambda trace, text: {"text": f"<think>{trace}</think>\n</think>\n{text}"},
     "field": lambda trace, text: {"text": text, "reasoning": trace},
-    "closed, all in the field": lambda _, text: {"text": "", "reasoning": text, "forced_answers": True},
+    "closed, all in the field": lambda _, text: {"text": "", "reasoning": text, "reasoning_closed": True},
     "none": lambda _, text: {"text": text},
 }
 
@@ -244,17 +248,17 @@ TRACES: dict[str, Callable[[str, str], dict[str, Any]]] = {
     before=st.sampled_from(REMARKS_BEFORE),
     after=st.sampled_from(REMARKS_AFTER),
     shape=st.sampled_from(list(TRACES)),
-    trace=soup,
+    trace=noisy_text,
     finish_reason=st.sampled_from([None, "stop"]),
 )
-def test_a_legal_order_is_read_back_exactly(
+def test_parse_ranking_round_trips_every_answer_style(
     style: str, size: int, seed: int, before: str, after: str, shape: str, trace: str, finish_reason: str | None
 ) -> None:
     tiers = random_tiers(size, Random(seed), ties=style in WITH_TIES)
     text = before + (WITH_TIES | WITHOUT_TIES)[style](tiers) + after
-    reply = TRACES[shape](without_tags(trace), text)
-    answer = parse_ranking(reply.pop("text"), size, finish_reason=finish_reason, **reply)
-    check(answer, size)
+    response_fields = TRACES[shape](without_tags(trace), text)
+    answer = parse_ranking(response_fields.pop("text"), size, finish_reason=finish_reason, **response_fields)
+    assert_consistent(answer, size)
     assert (answer.tiers, answer.is_valid) == (tiers, True)
     assert answer.ranked_numbers == set(range(1, size + 1))
     assert not answer.repairs.keys() & set(REPAIRS)
@@ -267,28 +271,30 @@ def test_a_legal_order_is_read_back_exactly(
     seed=st.integers(0, 2**32),
     share=st.floats(0, 1),
 )
-def test_an_answer_cut_anywhere_keeps_what_was_placed(style: str, size: int, seed: int, share: float) -> None:
+def test_parse_ranking_keeps_the_ids_of_a_truncated_answer(style: str, size: int, seed: int, share: float) -> None:
     """Half an id, or the number of an item that never came, is not taken for an id."""
     tiers = random_tiers(size, Random(seed), ties=style in WITH_TIES)
-    written = (WITH_TIES | WITHOUT_TIES)[style]
-    text = written(tiers)
+    write_answer = (WITH_TIES | WITHOUT_TIES)[style]
+    text = write_answer(tiers)
     text = text[: int(share * len(text))]
     answer = parse_ranking(text, size, reasoning="Let me see.", finish_reason="length")
-    check(answer, size)
-    if len(text) < len(written(tiers)):
+    assert_consistent(answer, size)
+    if len(text) < len(write_answer(tiers)):
         assert answer.repairs.get("truncated") == 1
-    ids = flat(tiers)
-    placed = [i for i in flat(answer.tiers) if i in answer.ranked_numbers]
-    assert placed == ids[: len(placed)]
-    begun = sum(text.startswith(written(first(tiers, k)).rstrip("]}\n |*］")) for k in range(1, size + 1))
-    if begun >= 3:  # of one or two ids it may be doubted that they are a ranking
-        assert len(placed) >= begun - 1
+    ids = flatten(tiers)
+    ranked_ids = [i for i in flatten(answer.tiers) if i in answer.ranked_numbers]
+    assert ranked_ids == ids[: len(ranked_ids)]
+    started_ids = sum(
+        text.startswith(write_answer(first_ids(tiers, k)).rstrip("]}\n |*］")) for k in range(1, size + 1)
+    )
+    if started_ids >= 3:  # of one or two ids it may be doubted that they are a ranking
+        assert len(ranked_ids) >= started_ids - 1
 
 
-def first(tiers: Tiers, k: int) -> Tiers:
+def first_ids(tiers: Tiers, k: int) -> Tiers:
     """The first `k` ids of `tiers`."""
-    kept = set(flat(tiers)[:k])
-    return tuple(tuple(i for i in tier if i in kept) for tier in tiers if kept & set(tier))
+    kept_ids = set(flatten(tiers)[:k])
+    return tuple(tuple(i for i in tier if i in kept_ids) for tier in tiers if kept_ids & set(tier))
 
 
 def random_tiers(size: int, rng: Random, *, ties: bool) -> Tiers:
@@ -301,7 +307,7 @@ def random_tiers(size: int, rng: Random, *, ties: bool) -> Tiers:
     return tuple(tiers)
 
 
-# --- The trace is no answer ------------------------------------------------------------------------
+# --- Reasoning traces ------------------------------------------------------------------------
 
 
 def without_tags(text: str) -> str:
@@ -310,39 +316,41 @@ def without_tags(text: str) -> str:
 
 
 @given(
-    text=soup.map(without_tags).filter(str.strip),
-    traces=st.tuples(soup, soup).map(lambda pair: [without_tags(t) + " ." for t in pair]),
+    text=noisy_text.map(without_tags).filter(str.strip),
+    traces=st.tuples(noisy_text, noisy_text).map(lambda pair: [without_tags(t) + " ." for t in pair]),
     shape=st.sampled_from(["inline", "no opening tag", "two closing tags", "field"]),
     size=sizes,
     finish_reason=finish_reasons,
 )
 @example("[3] > [1]", ["[2] > [1] > [3]", "x"], "field", 3, "length")
-def test_what_the_trace_says_changes_nothing(
+def test_parse_ranking_ignores_the_reasoning_trace(
     text: str, traces: Sequence[str], shape: str, size: int, finish_reason: str | None
 ) -> None:
     results = []
     for trace in traces:
-        reply = TRACES[shape](trace, text)
-        answer = parse_ranking(reply.pop("text"), size, finish_reason=finish_reason, **reply)
+        response_fields = TRACES[shape](trace, text)
+        answer = parse_ranking(response_fields.pop("text"), size, finish_reason=finish_reason, **response_fields)
         assert answer.trace.strip().startswith(trace.strip())
         results.append((answer.tiers, answer.ranked_numbers, answer.is_valid, dict(answer.repairs)))
     assert results[0] == results[1]
 
 
-@given(trace=soup.map(without_tags), size=sizes, finish_reason=finish_reasons, opening=st.booleans())
-def test_a_cut_thought_is_no_answer(trace: str, size: int, finish_reason: str | None, opening: bool) -> None:
+@given(trace=noisy_text.map(without_tags), size=sizes, finish_reason=finish_reasons, opening=st.booleans())
+def test_parse_ranking_rejects_truncated_reasoning(
+    trace: str, size: int, finish_reason: str | None, opening: bool
+) -> None:
     answers = [parse_ranking(f"<think>{trace}", size, finish_reason=finish_reason)]
     answers += [parse_ranking(t, size, reasoning=trace + " .", finish_reason=finish_reason) for t in (None, "", " ")]
     for answer in answers:
-        check(answer, size)
+        assert_consistent(answer, size)
         assert not answer.is_valid
         assert answer.repairs.get("truncated") == 1
 
 
-# --- Speed -----------------------------------------------------------------------------------------
+# --- Time -----------------------------------------------------------------------------------------
 
-LONG = 100_000
-REPEATED = [
+LONG_TEXT = 100_000
+REPEATED_PIECES = [
     *("[", "]", "{", "(", "<", ">", "=", ",", "→", "1", "9", "a", " ", "\n", "-", "*", "|", '"', "\\", ".", "`"),
     *("[1] > ", "[1]", "1,", "1 ", "1, ", "1\n", "1.", "1. ", "1. [1]\n", "[[1", "[1,", "[1]\n", "1>", "1=", "> "),
     *("<think>", "</think>", "<think></think>", "<", "&gt;", "**[1]**", "| 1 ", "- ", "- 1\n", "Passage 1 ", "(1) "),
@@ -351,11 +359,11 @@ REPEATED = [
     *("a 1, ", "1st ", "1-", "1/", "-1 ", "1.1 ", "1,000 ", "Ab 1 > ", "[1] a > ", "2 > 1 because ", "<br>", "<a", "0"),
 ]
 MIXTURES = [
-    "[" * (LONG // 2) + "]" * (LONG // 2),
-    " " * (LONG - 7) + "[1] > [2",
-    "1" * (LONG - 3) + " > 2",
-    "[1] > [2] > [3]" + " " * LONG + "x",
-    "[3] > [1] > [2]" + "\n" * LONG,
+    "[" * (LONG_TEXT // 2) + "]" * (LONG_TEXT // 2),
+    " " * (LONG_TEXT - 7) + "[1] > [2",
+    "1" * (LONG_TEXT - 3) + " > 2",
+    "[1] > [2] > [3]" + " " * LONG_TEXT + "x",
+    "[3] > [1] > [2]" + "\n" * LONG_TEXT,
     " > ".join(f"[{i}]" for i in range(1, 11_000)),
     ", ".join(str(i) for i in range(1, 18_000)),
     "\n".join(f"{i}. [{i}]" for i in range(1, 7_000)),
@@ -367,35 +375,35 @@ MIXTURES = [
 
 
 def scan_characters() -> int:
-    """Read a text of `LONG` characters with a regular expression, in time that is linear in its length."""
-    return sum(1 for _ in re.finditer(".", "x" * LONG))
+    """Read a text of `LONG_TEXT` characters with a regular expression, in time that is linear in its length."""
+    return sum(1 for _ in re.finditer(".", "x" * LONG_TEXT))
 
 
 @pytest.mark.parametrize(
-    "text", [p * (LONG // len(p.encode())) for p in REPEATED] + MIXTURES, ids=lambda t: repr(t[:16])
+    "text", [p * (LONG_TEXT // len(p.encode())) for p in REPEATED_PIECES] + MIXTURES, ids=lambda t: repr(t[:16])
 )
-def test_parse_answer_costs_little_more_than_reading_a_long_text(text: str) -> None:
+def test_parse_ranking_takes_linear_time_in_the_text_length(text: str) -> None:
     """Compared with a scan of as many characters by a regular expression, one at a time.
 
     The slowest of these texts takes 1.4 times as long as the scan; quadratic time would be thousands of times as long.
     """
-    text = text[:LONG]
-    for reply in (
+    text = text[:LONG_TEXT]
+    for response_fields in (
         {"text": text},
         {"text": f"<think>{text}</think>[3] > [1] > [2]"},
-        {"text": "", "reasoning": text, "forced_answers": True},
+        {"text": "", "reasoning": text, "reasoning_closed": True},
         {"text": text, "finish_reason": "length"},
     ):
-        check(parse_ranking(size=20, **reply), 20)
-        parsing, scan = cpu_seconds(partial(parse_ranking, size=20, **reply), scan_characters, rounds=2)
+        assert_consistent(parse_ranking(size=20, **response_fields), 20)
+        parsing, scan = cpu_seconds(partial(parse_ranking, size=20, **response_fields), scan_characters, rounds=2)
         if parsing > 5 * scan:  # measure again before failing: the machine may be busy
-            parsing, scan = cpu_seconds(partial(parse_ranking, size=20, **reply), scan_characters, rounds=10)
+            parsing, scan = cpu_seconds(partial(parse_ranking, size=20, **response_fields), scan_characters, rounds=10)
         assert parsing < 5 * scan
 
 
 @pytest.mark.parametrize("prose", ["{answer}\n{words}", "{words}\n{answer}"], ids=["before", "behind"])
 @pytest.mark.parametrize("size", [20, 1_000])
-def test_a_ranking_is_read_whole_beside_a_long_text(size: int, prose: str) -> None:
+def test_parse_ranking_reads_complete_rankings_beside_a_long_text(size: int, prose: str) -> None:
     order = " > ".join(f"[{i}]" for i in range(size, 0, -1))
     answer = parse_ranking(prose.format(answer=order, words="they were compared " * 10_000), size)
     assert answer.tiers == tuple((i,) for i in range(size, 0, -1))

@@ -1,4 +1,4 @@
-"""When a thought pays, and how sure a direct answer was: in any tokenization, of any quality."""
+"""Reasoning modes, the confidence of a direct answer in any tokenization, and when to reason."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rank_k.errors import InputError
 from rank_k.types import Window, WindowRanking
 from rank_k.window.reasoning import AutoReasoningPolicy, ReasoningMode, agreement, confidence, should_reason
 
-RULE = AutoReasoningPolicy()
+POLICY = AutoReasoningPolicy()
 
 
-def answer(ids: Sequence[int], separators: str = ">") -> str:
+def format_answer(ids: Sequence[int], separators: str = ">") -> str:
     parts = [f"[{ids[0]}]"]
     for n, i in enumerate(ids[1:]):
         parts.append(f" {separators[n % len(separators)]} [{i}]")
@@ -48,81 +48,83 @@ def by_odd_pieces(text: str) -> list[str]:
     return [text[i : i + 3] for i in range(0, len(text), 3)]
 
 
-WAYS = (by_characters, by_marks, by_joined_brackets, by_whole_ids)
+TOKENIZERS = (by_characters, by_marks, by_joined_brackets, by_whole_ids)
 
 
-def with_chances(text: str, way: Callable[[str], list[str]], chance_of: dict[int, float]) -> list[tuple[str, float]]:
+def with_probabilities(
+    text: str, tokenize: Callable[[str], list[str]], probability_of: dict[int, float]
+) -> list[tuple[str, float]]:
     """`text` in tokens such that each id has the chance it is given; the chance lies on its closing bracket's token."""
     closes = {match.end() - 1: int(match[1]) for match in re.finditer(r"\[(\d+)\]", text)}
-    tokens, at = [], 0
-    for piece in way(text):
-        chance = math.prod(chance_of[closes[i]] for i in range(at, at + len(piece)) if i in closes)
-        tokens.append((piece, math.log(chance)))
-        at += len(piece)
-    assert at == len(text)
+    tokens, offset = [], 0
+    for piece in tokenize(text):
+        probability = math.prod(probability_of[closes[i]] for i in range(offset, offset + len(piece)) if i in closes)
+        tokens.append((piece, math.log(probability)))
+        offset += len(piece)
+    assert offset == len(text)
     return tokens
 
 
 # --- confidence ---
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("tokenize", TOKENIZERS)
 @pytest.mark.parametrize("size", [2, 9, 10, 20, 100])
 @pytest.mark.parametrize("separators", [">", ">=", "=>,"])
-def test_confidence_is_the_same_in_any_tokenization(
-    way: Callable[[str], list[str]], size: int, separators: str
+def test_confidence_is_independent_of_the_tokenization(
+    tokenize: Callable[[str], list[str]], size: int, separators: str
 ) -> None:
     random = Random(size)
     ids = random.sample(range(1, size + 1), size)
-    chance_of = {i: random.uniform(0.05, 1) for i in ids}
-    found = confidence(with_chances(answer(ids, separators), way, chance_of), size)
-    assert found == pytest.approx(math.prod(chance_of[i] for i in ids[:10]) ** (1 / min(size, 10)))
+    probability_of = {i: random.uniform(0.05, 1) for i in ids}
+    value = confidence(with_probabilities(format_answer(ids, separators), tokenize, probability_of), size)
+    assert value == pytest.approx(math.prod(probability_of[i] for i in ids[:10]) ** (1 / min(size, 10)))
 
 
-@pytest.mark.parametrize(("size", "doubt"), [(9, 0.0), (10, 0.5), (20, 0.5)])
-def test_one_and_ten_begin_alike(size: int, doubt: float) -> None:
+@pytest.mark.parametrize(("size", "probability"), [(9, 0.0), (10, 0.5), (20, 0.5)])
+def test_confidence_includes_the_closing_bracket(size: int, probability: float) -> None:
     """After `[1` the model is in two minds whether a 0 or a bracket follows: only the bracket tells."""
-    tokens = [("[", 0.0), ("1", 0.0), ("]", math.log(1 - doubt)), (" > [", 0.0), ("2", 0.0), ("]", 0.0)]
-    assert confidence(tokens, size) == pytest.approx(math.sqrt(1 - doubt))
+    tokens = [("[", 0.0), ("1", 0.0), ("]", math.log(1 - probability)), (" > [", 0.0), ("2", 0.0), ("]", 0.0)]
+    assert confidence(tokens, size) == pytest.approx(math.sqrt(1 - probability))
     if size >= 10:
-        tokens = [("[", 0.0), ("1", 0.0), ("0", math.log(doubt)), ("]", 0.0), (" > [2]", 0.0)]
-        assert confidence(tokens, size) == pytest.approx(math.sqrt(doubt))
+        tokens = [("[", 0.0), ("1", 0.0), ("0", math.log(probability)), ("]", 0.0), (" > [2]", 0.0)]
+        assert confidence(tokens, size) == pytest.approx(math.sqrt(probability))
 
 
-def test_digits_in_the_middle_of_an_id_count() -> None:
+def test_confidence_includes_all_digits_of_an_id() -> None:
     tokens = [(" [1", -0.5), ("0]", -1.0), (" =", -9.0), (" [", -0.25), ("2", -0.25), ("]", 0.0)]
     assert confidence(tokens, 10) == pytest.approx(math.exp(-(1.5 + 0.5) / 2))
 
 
-def test_a_token_that_touches_two_ids_counts_for_both() -> None:
+def test_confidence_counts_a_shared_token_for_both_ids() -> None:
     tokens = [("[3", 0.0), ("] > [", -1.0), ("1", 0.0), ("]", -0.5)]
     assert confidence(tokens, 3) == pytest.approx(math.exp(-(1.0 + 1.5) / 2))
 
 
-def test_only_the_first_ids_count() -> None:
+def test_confidence_uses_only_the_top_ids() -> None:
     ids = list(range(1, 21))
-    sure_head = with_chances(answer(ids), by_marks, {i: 1.0 if i <= 10 else 0.01 for i in ids})
+    sure_head = with_probabilities(format_answer(ids), by_marks, {i: 1.0 if i <= 10 else 0.01 for i in ids})
     assert confidence(sure_head, 20) == pytest.approx(1.0)
-    assert confidence(sure_head, 20, cut=20) == pytest.approx(0.1)
-    assert confidence(sure_head, 20, cut=11) == pytest.approx(0.01 ** (1 / 11))
+    assert confidence(sure_head, 20, top_k=20) == pytest.approx(0.1)
+    assert confidence(sure_head, 20, top_k=11) == pytest.approx(0.01 ** (1 / 11))
 
 
-def test_the_answer_is_found_among_prose() -> None:
+def test_confidence_finds_the_answer_in_prose() -> None:
     """Ids mentioned before, in an empty thought or in notes, are not the answer, however unsure."""
     tokens = [
         *(("<think>\n\n</think>\n\n", 0.0), ("Passage [2]", -9.0), (" and [3] look good. So: ", -9.0)),
-        *with_chances(answer([3, 2, 1]), by_marks, {1: 1.0, 2: 0.5, 3: 0.5}),
+        *with_probabilities(format_answer([3, 2, 1]), by_marks, {1: 1.0, 2: 0.5, 3: 0.5}),
         *((" since [3]", -9.0), (" says so", -9.0)),
     ]
     assert confidence(tokens, 3) == pytest.approx(0.25 ** (1 / 3))
 
 
-def test_of_two_full_answers_the_last_counts() -> None:
+def test_confidence_uses_the_last_of_two_answers() -> None:
     tokens = [("[1] > [2]", -9.0), (". No: ", 0.0), ("[2] > [1]", -0.5)]
     assert confidence(tokens, 2) == pytest.approx(math.exp(-0.5))
 
 
-def test_strange_and_repeated_ids_are_passed_over() -> None:
+def test_confidence_skips_unknown_and_repeated_ids() -> None:
     tokens = [("[2]", -1.0), (" > [77]", -9.0), (" > [2]", -9.0), (" > [0]", -9.0), (" > [1]", -2.0)]
     assert confidence(tokens, 3) == pytest.approx(math.exp(-1.5))
 
@@ -140,7 +142,7 @@ def test_strange_and_repeated_ids_are_passed_over() -> None:
         [("[1] [", math.inf), ("2", -math.inf), ("]", 0.0)],
     ],
 )
-def test_none_where_nothing_is_spelt_or_no_number_is_given(tokens: list[tuple[str, float]]) -> None:
+def test_confidence_is_none_without_ids_or_probabilities(tokens: list[tuple[str, float]]) -> None:
     assert confidence(tokens, 20) is None
 
 
@@ -149,18 +151,18 @@ def test_none_where_nothing_is_spelt_or_no_number_is_given(tokens: list[tuple[st
     st.integers(0, 120),
     st.integers(-1, 30),
 )
-def test_confidence_never_raises(tokens: list[tuple[str, float]], size: int, cut: int) -> None:
-    found = confidence(tokens, size, cut)
-    assert found is None or 0 <= found <= 1
+def test_confidence_never_raises(tokens: list[tuple[str, float]], size: int, top_k: int) -> None:
+    value = confidence(tokens, size, top_k)
+    assert value is None or 0 <= value <= 1
 
 
 @given(st.permutations(range(1, 21)), st.data())
-def test_odd_pieces_never_raise_confidence(ids: list[int], data: st.DataObject) -> None:
+def test_confidence_is_not_higher_for_coarser_tokens(ids: list[int], data: st.DataObject) -> None:
     """A piece over two ids lowers both, so that the finer tokenization is at least as sure."""
-    chance_of = {i: data.draw(st.floats(0.01, 1)) for i in ids}
-    text = answer(ids)
-    fine = confidence(with_chances(text, by_characters, chance_of), 20)
-    coarse = confidence(with_chances(text, by_odd_pieces, chance_of), 20)
+    probability_of = {i: data.draw(st.floats(0.01, 1)) for i in ids}
+    text = format_answer(ids)
+    fine = confidence(with_probabilities(text, by_characters, probability_of), 20)
+    coarse = confidence(with_probabilities(text, by_odd_pieces, probability_of), 20)
     assert fine is not None
     assert coarse is not None
     assert coarse <= fine + 1e-9
@@ -169,94 +171,102 @@ def test_odd_pieces_never_raise_confidence(ids: list[int], data: st.DataObject) 
 # --- agreement ---
 
 
-def order(*tiers: str, forgot: str = "") -> WindowRanking:
-    given_tiers = [tuple(tier) for tier in tiers]
-    return WindowRanking((*given_tiers, *((i,) for i in forgot)), frozenset("".join(tiers)), True)
+def make_ranking(*tiers: str, missing: str = "") -> WindowRanking:
+    ranked_tiers = [tuple(tier) for tier in tiers]
+    return WindowRanking((*ranked_tiers, *((i,) for i in missing)), frozenset("".join(tiers)), True)
 
 
-ALL = "abcdefghijklmnopqrst"
+DOC_IDS = "abcdefghijklmnopqrst"
 
 
-def test_agreement_at_its_ends() -> None:
-    same, turned = order(*ALL), order(*ALL[::-1])
-    assert agreement(same, same) == 1
-    assert agreement(same, turned) == 0
-    assert agreement(same, WindowRanking.unranked(Window(tuple(ALL), (1, 20)))) == 0
-    assert agreement(order(ALL), order(ALL)) == 0, "nothing was told apart"
-    assert agreement(order(*ALL[:10], ALL[10:]), order(*ALL[:10], ALL[10:])) == 1
+def test_agreement_of_identical_and_reversed_rankings() -> None:
+    ranking, reversed_ranking = make_ranking(*DOC_IDS), make_ranking(*DOC_IDS[::-1])
+    assert agreement(ranking, ranking) == 1
+    assert agreement(ranking, reversed_ranking) == 0
+    assert agreement(ranking, WindowRanking.unranked(Window(tuple(DOC_IDS), (1, 20)))) == 0
+    assert agreement(make_ranking(DOC_IDS), make_ranking(DOC_IDS)) == 0, "nothing was told apart"
+    assert agreement(make_ranking(*DOC_IDS[:10], DOC_IDS[10:]), make_ranking(*DOC_IDS[:10], DOC_IDS[10:])) == 1
 
 
-def test_agreement_by_hand() -> None:
-    assert agreement(order("a", "b", "c"), order("b", "a", "c")) == pytest.approx((2 - 1) / 3)
-    assert agreement(order("a", "b", "c"), order("ab", "c")) == pytest.approx(2 / 3)
-    assert agreement(order("a", "b", forgot="c"), order("a", "c", "b")) == 1, "c was forgotten"
+def test_agreement_matches_hand_computed_values() -> None:
+    assert agreement(make_ranking("a", "b", "c"), make_ranking("b", "a", "c")) == pytest.approx((2 - 1) / 3)
+    assert agreement(make_ranking("a", "b", "c"), make_ranking("ab", "c")) == pytest.approx(2 / 3)
+    assert agreement(make_ranking("a", "b", missing="c"), make_ranking("a", "c", "b")) == 1, "c was forgotten"
 
 
-def test_only_the_head_matters() -> None:
-    assert agreement(order(*ALL), order(*ALL[:10], *ALL[:9:-1])) == 1
-    assert agreement(order(*ALL), order(*ALL[9::-1], *ALL[10:])) < 0.5
-    near, far = list(ALL), list(ALL)
+def test_agreement_counts_only_pairs_with_a_top_passage() -> None:
+    assert agreement(make_ranking(*DOC_IDS), make_ranking(*DOC_IDS[:10], *DOC_IDS[:9:-1])) == 1
+    assert agreement(make_ranking(*DOC_IDS), make_ranking(*DOC_IDS[9::-1], *DOC_IDS[10:])) < 0.5
+    near, far = list(DOC_IDS), list(DOC_IDS)
     near[0], near[19] = near[19], near[0]
     far[9], far[10] = far[10], far[9]
-    assert agreement(order(*ALL), order(*near)) < agreement(order(*ALL), order(*far)) < 1
+    assert (
+        agreement(make_ranking(*DOC_IDS), make_ranking(*near))
+        < agreement(make_ranking(*DOC_IDS), make_ranking(*far))
+        < 1
+    )
 
 
-@given(st.permutations(ALL), st.permutations(ALL), st.integers(1, 20))
-def test_agreement_has_no_favorite(one: list[str], other: list[str], cut: int) -> None:
-    found = agreement(order(*one), order(*other), cut)
-    assert 0 <= found <= 1
-    assert found == agreement(order(*other), order(*one), cut)
+@given(st.permutations(DOC_IDS), st.permutations(DOC_IDS), st.integers(1, 20))
+def test_agreement_is_symmetric(first: list[str], second: list[str], top_k: int) -> None:
+    value = agreement(make_ranking(*first), make_ranking(*second), top_k)
+    assert 0 <= value <= 1
+    assert value == agreement(make_ranking(*second), make_ranking(*first), top_k)
 
 
-def test_orders_drawn_at_random_agree_little() -> None:
+def test_agreement_of_random_rankings_is_low() -> None:
     random = Random(1)
-    found = [agreement(order(*ALL), order(*random.sample(ALL, 20))) for _ in range(300)]
-    assert sum(found) / len(found) < 0.1
+    values = [agreement(make_ranking(*DOC_IDS), make_ranking(*random.sample(DOC_IDS, 20))) for _ in range(300)]
+    assert sum(values) / len(values) < 0.1
 
 
-# --- the rule ---
+# --- should_reason ---
 
 
-def window(best: int, worst: int, size: int = 20) -> Window:
-    return Window(tuple(map(str, range(size))), (best, worst))
+def make_window(best_rank: int, worst_rank: int, size: int = 20) -> Window:
+    return Window(tuple(map(str, range(size))), (best_rank, worst_rank))
 
 
-@pytest.mark.parametrize("sure", [None, 0.0, 0.5, RULE.min_confidence - 1e-9])
-def test_thinks_only_where_the_top_can_be_touched_near_the_head(sure: float | None) -> None:
-    assert should_reason(window(1, 20), sure, RULE)
-    assert should_reason(window(10, 50), sure, RULE)
-    assert not should_reason(window(11, 50), sure, RULE)
-    assert not should_reason(window(1, 51), sure, RULE)
-    assert should_reason(window(1, 100), sure, AutoReasoningPolicy(max_rank=100))
+@pytest.mark.parametrize("direct_confidence", [None, 0.0, 0.5, POLICY.min_confidence - 1e-9])
+def test_should_reason_only_where_top_ranks_can_change(direct_confidence: float | None) -> None:
+    assert should_reason(make_window(1, 20), direct_confidence, POLICY)
+    assert should_reason(make_window(10, 50), direct_confidence, POLICY)
+    assert not should_reason(make_window(11, 50), direct_confidence, POLICY)
+    assert not should_reason(make_window(1, 51), direct_confidence, POLICY)
+    assert should_reason(make_window(1, 100), direct_confidence, AutoReasoningPolicy(max_rank=100))
 
 
-def test_who_is_sure_need_not_think() -> None:
-    assert not should_reason(window(1, 20), RULE.min_confidence, RULE)
-    assert not should_reason(window(1, 20), 1.0, RULE)
+def test_should_reason_is_false_for_confident_rankings() -> None:
+    assert not should_reason(make_window(1, 20), POLICY.min_confidence, POLICY)
+    assert not should_reason(make_window(1, 20), 1.0, POLICY)
 
 
-@pytest.mark.parametrize(("best", "size", "places"), [(1, 20, 10), (1, 4, 4), (6, 20, 5), (10, 20, 1), (11, 20, 0)])
-def test_places_that_can_still_reach_the_top(best: int, size: int, places: int) -> None:
-    assert RULE.places(window(best, 100, size)) == places
+@pytest.mark.parametrize(
+    ("best_rank", "size", "positions"), [(1, 20, 10), (1, 4, 4), (6, 20, 5), (10, 20, 1), (11, 20, 0)]
+)
+def test_positions_in_top_k_counts_positions_of_the_window(best_rank: int, size: int, positions: int) -> None:
+    assert POLICY.positions_in_top_k(make_window(best_rank, 100, size)) == positions
 
 
-def test_less_than_half_of_a_sliding_pass_is_thought_about() -> None:
+def test_should_reason_covers_four_of_nine_sliding_windows() -> None:
     """Whatever scale a model's confidence has: four windows of nine."""
     from rank_k.strategies import make
     from rank_k.types import Candidate, WindowResult
 
-    steps = make("sliding")([Candidate(str(i), -float(i)) for i in range(100)], 0)
-    asked = next(steps)
+    generator = make("sliding")([Candidate(str(i), -float(i)) for i in range(100)], 0)
+    step = next(generator)
     windows: list[Window] = []
     try:
         while True:
-            windows.extend(asked.windows)
-            asked = steps.send([WindowResult(each, (WindowRanking.unranked(each),)) for each in asked.windows])
+            windows.extend(step.windows)
+            step = generator.send(
+                [WindowResult(make_window, (WindowRanking.unranked(make_window),)) for make_window in step.windows]
+            )
     except StopIteration:
-        assert [should_reason(each, None, RULE) for each in windows] == [False] * 5 + [True] * 4
+        assert [should_reason(make_window, None, POLICY) for make_window in windows] == [False] * 5 + [True] * 4
 
 
-# --- what the user writes ---
+# --- ReasoningMode.parse ---
 
 
 @pytest.mark.parametrize(
@@ -270,13 +280,13 @@ def test_less_than_half_of_a_sliding_pass_is_thought_about() -> None:
         ("2K", ReasoningMode("budget", 2000)),
     ],
 )
-def test_think_is_read(text: str, reasoning: ReasoningMode) -> None:
+def test_reasoning_mode_parses_valid_values(text: str, reasoning: ReasoningMode) -> None:
     assert ReasoningMode.parse(text) == reasoning
     assert ReasoningMode.parse(str(reasoning)) == reasoning
 
 
 @pytest.mark.parametrize("text", ["", "0", "0k", "-5", "1.5k", "yes", "2kk", "k", "1e3", "9" * 400])
-def test_what_is_no_budget_is_one_clear_line(text: str) -> None:
+def test_reasoning_mode_rejects_invalid_values_in_one_line(text: str) -> None:
     with pytest.raises(InputError, match=r"write full, off, auto") as raised:
         ReasoningMode.parse(text)
     assert "\n" not in str(raised.value)

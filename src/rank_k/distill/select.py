@@ -28,9 +28,9 @@ from rank_k.journal import Call, Journal
 from rank_k.strategies.aggregate import consensus
 from rank_k.types import Window, WindowRanking, WindowResult
 from rank_k.window.parsing import ParsedAnswer, parse_ranking
-from rank_k.window.prompt import strip_template_tokens
 from rank_k.window.reasoning import agreement
 from rank_k.window.repetition import RepetitionTracker
+from rank_k.window.sanitize import strip_template_tokens
 
 CUT = 10
 """Of nDCG: the order's first ten."""

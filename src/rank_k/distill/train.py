@@ -32,7 +32,8 @@ from rank_k.distill.training_log import Clock, OnRecord, TrainingLog
 from rank_k.errors import InputError
 from rank_k.models.student import TEMPLATE_FIELDS
 from rank_k.optional_deps import load
-from rank_k.window.prompt import PromptTemplate, read_template, sanitize
+from rank_k.window.prompt import PromptTemplate, read_template
+from rank_k.window.sanitize import sanitize
 
 TRAINED = "trained"
 

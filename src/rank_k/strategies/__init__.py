@@ -1,4 +1,4 @@
-"""Strategies by name. Each lives in a file of its own; `protocol` says what one is.
+"""Strategies by name. Each lives in a file of its own; `rank_k.strategies.base` says what one is.
 
 A strategy is a generator that yields rounds of windows and is sent their outcomes. It does no I/O: it
 never knows whether a model, a simulated judge or a journal replied.
@@ -55,16 +55,16 @@ def make(
     }
     accepted = getattr(factory, "__dataclass_fields__", {})
     try:
-        made: Strategy = factory(**{key: value for key, value in options.items() if key in accepted})
+        strategy: Strategy = factory(**{key: value for key, value in options.items() if key in accepted})
     except InputError:
         raise
     except Exception as error:  # whatever a user's own class may raise
         raise InputError(
             f"strategy {name!r} cannot be made: {error}", "name a class that needs no arguments"
         ) from error
-    if not callable(made):
+    if not callable(strategy):
         raise InputError(f"{name!r} is no strategy", "name a class whose objects are strategies")
-    return made
+    return strategy
 
 
 def factory_of(name: str) -> Any:
@@ -72,8 +72,8 @@ def factory_of(name: str) -> Any:
     path = STRATEGIES.get(name, name)
     module_name, _, attribute = path.partition(":")
     if not attribute:
-        near = get_close_matches(name, STRATEGIES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        close_matches = get_close_matches(name, STRATEGIES, n=1)
+        hint = f"did you mean {close_matches[0]}? " if close_matches else ""
         raise InputError(f"there is no strategy {name!r}", f"{hint}write one of {', '.join(STRATEGIES)} or MODULE:NAME")
     try:
         return getattr(importlib.import_module(module_name), attribute)

@@ -9,35 +9,35 @@ from itertools import groupby
 from rank_k.types import WindowRanking, WindowResult
 
 
-def consensus(outcome: WindowResult) -> WindowRanking:
+def consensus(result: WindowResult) -> WindowRanking:
     """The order that the samples of a window agree on: by mean position (Borda), equal means tied.
 
     The members of a tier share the mean of its positions. A passage counts only where a sample placed it;
     one that no sample placed comes last, in input order. Positions are scaled by how many passages a sample
     placed, so that a short answer does not flatter its ids.
     """
-    orders = [order for order in outcome.rankings if order.is_valid]
-    if not orders:
-        return WindowRanking.unranked(outcome.window)
-    if len(orders) == 1:
-        return orders[0]
-    positions = _positions(orders)
-    means = {doc_id: round(sum(found) / len(found), 9) for doc_id, found in positions.items()}
-    shown = [doc_id for doc_id in outcome.window.doc_ids if doc_id in means]
-    tiers = [tuple(tier) for _, tier in groupby(sorted(shown, key=means.__getitem__), key=means.__getitem__)]
-    tiers.extend((doc_id,) for doc_id in outcome.window.doc_ids if doc_id not in means)
+    rankings = [ranking for ranking in result.rankings if ranking.is_valid]
+    if not rankings:
+        return WindowRanking.unranked(result.window)
+    if len(rankings) == 1:
+        return rankings[0]
+    positions = _positions(rankings)
+    means = {doc_id: round(sum(values) / len(values), 9) for doc_id, values in positions.items()}
+    ranked_ids = [doc_id for doc_id in result.window.doc_ids if doc_id in means]
+    tiers = [tuple(tier) for _, tier in groupby(sorted(ranked_ids, key=means.__getitem__), key=means.__getitem__)]
+    tiers.extend((doc_id,) for doc_id in result.window.doc_ids if doc_id not in means)
     return WindowRanking(tuple(tiers), frozenset(means), True)
 
 
-def _positions(orders: Sequence[WindowRanking]) -> dict[str, list[float]]:
+def _positions(rankings: Sequence[WindowRanking]) -> dict[str, list[float]]:
     """Per passage, its position in each order that placed it, from 0 (first) to 1 (last)."""
     positions: dict[str, list[float]] = defaultdict(list)
-    for order in orders:
-        before = 0
-        last = max(len(order.ranked_ids) - 1, 1)
-        for tier in order.tiers:
-            placed = [doc_id for doc_id in tier if doc_id in order.ranked_ids]
-            for doc_id in placed:
-                positions[doc_id].append((before + (len(placed) - 1) / 2) / last)
-            before += len(placed)
+    for ranking in rankings:
+        preceding = 0
+        last = max(len(ranking.ranked_ids) - 1, 1)
+        for tier in ranking.tiers:
+            ranked_ids = [doc_id for doc_id in tier if doc_id in ranking.ranked_ids]
+            for doc_id in ranked_ids:
+                positions[doc_id].append((preceding + (len(ranked_ids) - 1) / 2) / last)
+            preceding += len(ranked_ids)
     return positions

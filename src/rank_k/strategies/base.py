@@ -34,46 +34,47 @@ def validated(strategy: Strategy, candidates: Sequence[Candidate], seed: int) ->
         raise InputError("a document stands twice among the candidates of a query", "name each once")
     name = getattr(strategy, "__name__", type(strategy).__name__)
 
-    def broken(promise: str) -> StrategyError:
+    def strategy_error(violation: str) -> StrategyError:
         return StrategyError(
-            f"strategy {name}: {promise}", "test it with rank_k.strategies.testing.check (docs/strategies.md)"
+            f"strategy {name}: {violation}",
+            "test it with rank_k.strategies.testing.check_strategy (docs/strategies.md)",
         )
 
     try:
-        steps = strategy(candidates, seed)
+        generator = strategy(candidates, seed)
     except TypeError as error:
-        raise broken(f"it cannot be called with candidates and a seed ({error})") from error
-    if not isinstance(steps, Generator):
-        raise broken("it is no generator: it must yield rounds and return a ranking")
-    with closing(steps):
+        raise strategy_error(f"it cannot be called with candidates and a seed ({error})") from error
+    if not isinstance(generator, Generator):
+        raise strategy_error("it is no generator: it must yield rounds and return a ranking")
+    with closing(generator):
         try:
-            step = next(steps)
+            next_round = next(generator)
             while True:
-                if promise := round_violation(step, ids):
-                    raise broken(promise)
-                step = steps.send((yield step))
+                if violation := round_violation(next_round, ids):
+                    raise strategy_error(violation)
+                next_round = generator.send((yield next_round))
         except StopIteration as stop:
-            if promise := ranking_violation(stop.value, ids):
-                raise broken(promise) from None
+            if violation := ranking_violation(stop.value, ids):
+                raise strategy_error(violation) from None
             ranking: Ranking = stop.value
             return ranking
 
 
-def round_violation(step: object, ids: AbstractSet[str]) -> str:
+def round_violation(candidate_round: object, ids: AbstractSet[str]) -> str:
     """What a round over the candidates `ids` does not keep of the promises of a strategy; empty if it keeps them."""
-    if not isinstance(step, Round):
-        return f"a {type(step).__name__} where a Round must be"
-    if not step.windows:
+    if not isinstance(candidate_round, Round):
+        return f"a {type(candidate_round).__name__} where a Round must be"
+    if not candidate_round.windows:
         return "a round without windows: yield only what is to be asked"
-    for window in step.windows:
+    for window in candidate_round.windows:
         if len(window.doc_ids) < 2:
             return "a window with fewer than two passages asks nothing"
-        shown = set(window.doc_ids)
-        if len(shown) < len(window.doc_ids):
+        window_ids = set(window.doc_ids)
+        if len(window_ids) < len(window.doc_ids):
             return "a passage stands twice in a window"
-        if not shown <= ids:
+        if not window_ids <= ids:
             return "a window holds an id that is no candidate"
-    return ranking_violation(step.ranking, ids)
+    return ranking_violation(candidate_round.ranking, ids)
 
 
 def ranking_violation(ranking: object, ids: AbstractSet[str]) -> str:
@@ -87,10 +88,10 @@ def ranking_violation(ranking: object, ids: AbstractSet[str]) -> str:
     return ""
 
 
-def lowest_reachable_rank(doc_ids: Iterable[str], ranked: Iterable[str]) -> int:
+def lowest_rank(doc_ids: Iterable[str], ranked: Iterable[str]) -> int:
     """The rank, from 1, of the last of `doc_ids` in the list `ranked`, which holds them all."""
-    wanted = set(doc_ids)
-    return max(rank for rank, doc_id in enumerate(ranked, 1) if doc_id in wanted)
+    id_set = set(doc_ids)
+    return max(rank for rank, doc_id in enumerate(ranked, 1) if doc_id in id_set)
 
 
 def seed_of(query_id: str) -> int:
@@ -105,25 +106,25 @@ class TieTracker:
     """
 
     def __init__(self) -> None:
-        self._tier_of: dict[str, tuple[int, int]] = {}
-        self._orders = 0
+        self._last_tier: dict[str, tuple[int, int]] = {}
+        self._ranking_count = 0
 
-    def record(self, order: WindowRanking) -> None:
-        self._orders += 1
-        for number, tier in enumerate(order.tiers):
+    def record(self, ranking: WindowRanking) -> None:
+        self._ranking_count += 1
+        for tier_number, tier in enumerate(ranking.tiers):
             for doc_id in tier:
-                if doc_id in order.ranked_ids:
-                    self._tier_of[doc_id] = (self._orders, number)
+                if doc_id in ranking.ranked_ids:
+                    self._last_tier[doc_id] = (self._ranking_count, tier_number)
                 else:
-                    self._tier_of.pop(doc_id, None)
+                    self._last_tier.pop(doc_id, None)
 
     def ranking(self, doc_ids: Iterable[str]) -> Ranking:
         ids = tuple(doc_ids)
-        tiers = [self._tier_of.get(doc_id) for doc_id in ids]
+        tiers = [self._last_tier.get(doc_id) for doc_id in ids]
         tied = tuple(i > 0 and tiers[i] is not None and tiers[i] == tiers[i - 1] for i in range(len(ids)))
         return Ranking(ids, tied)
 
 
-def check_window(window: int) -> None:
+def check_window_size(window: int) -> None:
     if window < 2:
         raise InputError(f"window is {window}", "give at least 2: a single passage cannot be compared")

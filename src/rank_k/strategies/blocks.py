@@ -15,13 +15,13 @@ from typing import TypeVar
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
 from rank_k.strategies.aggregate import consensus
-from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window, lowest_reachable_rank
+from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window_size, lowest_rank
 from rank_k.strategies.bradley_terry import fit
 from rank_k.types import Candidate, Ranking, Round, Window, WindowResult
 
 T = TypeVar("T")
 
-CUT = 10
+RANK_CUTOFF = 10
 """The rank whose two sides the last windows tell apart: quality is read at 10."""
 
 
@@ -33,7 +33,7 @@ class Blocks:
 
     A block holds passages from all over the first stage's list; with `partitions` above 1 further divisions of the
     list, drawn at random, are asked in the same round. The ranking is that of the pairwise fit to all answers, with
-    the first stage as prior of weight `fuse` (0: ignore it). 100 candidates take 7 windows in 2 rounds.
+    the first stage as prior of weight `first_stage_weight` (0: ignore it). 100 candidates take 7 windows in 2 rounds.
 
     Needs numpy. Raises `InputError` for settings that make no sense and `MissingExtra` without numpy.
     """
@@ -44,46 +44,47 @@ class Blocks:
     first_stage_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_window(self.window)
+        check_window_size(self.window)
         if self.partitions < 1:
             raise InputError(f"partitions is {self.partitions}", "give 1 or more")
         if self.boundary < 0:
             raise InputError(f"boundary is {self.boundary}", "give 0 or more")
         if not isfinite(self.first_stage_weight) or self.first_stage_weight < 0:
             raise InputError(
-                f"fuse is {self.first_stage_weight}", "give 0 (ignore the first stage) or more; 1 is usual"
+                f"first_stage_weight is {self.first_stage_weight}",
+                "give 0 (ignore the first stage) or more; 1 is usual",
             )
         load("numpy")  # now, not after the first round has been paid for
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = tuple(candidate.doc_id for candidate in candidates)
-        everywhere = (1, len(ids))  # a block holds passages from all over the list
-        outcomes: list[WindowResult] = []
+        full_range = (1, len(ids))  # a block holds passages from all over the list
+        results: list[WindowResult] = []
         ties = TieTracker()
-        blocks = self._blocks(ids, Random(seed))
+        blocks = self._first_round_blocks(ids, Random(seed))
         if not blocks:
             return ties.ranking(ids)
-        later = 1 + self.boundary if len(ids) > self.window else 0
-        answered = yield Round(
-            tuple(Window(block, everywhere) for block in blocks), Ranking.of(ids), len(blocks) + later
+        remaining_windows = 1 + self.boundary if len(ids) > self.window else 0
+        round_results = yield Round(
+            tuple(Window(block, full_range) for block in blocks), Ranking.of(ids), len(blocks) + remaining_windows
         )
-        ranking = self._ranking(ids, answered, outcomes, ties)
-        asked = set(blocks)
-        shown = self._decisive(ranking)
-        while later > 0:
-            fresh = [doc_ids for doc_ids in shown if doc_ids not in asked]
-            if not fresh:  # the same question has the same answer, which must not count twice
+        ranking = self._update_ranking(ids, round_results, results, ties)
+        submitted = set(blocks)
+        next_windows = self._second_round_windows(ranking)
+        while remaining_windows > 0:
+            new_windows = [doc_ids for doc_ids in next_windows if doc_ids not in submitted]
+            if not new_windows:  # the same question has the same answer, which must not count twice
                 break
-            asked.update(fresh)
+            submitted.update(new_windows)
             # it decides among the ranks that its passages stand at; through the fit, others move a little
-            windows = (Window(doc_ids, (1, lowest_reachable_rank(doc_ids, ranking.doc_ids))) for doc_ids in fresh)
-            answered = yield Round(tuple(windows), ranking, later)
-            later -= len(shown)
-            ranking = self._ranking(ids, answered, outcomes, ties)
-            shown = [_undecided(ranking, self.window)]
+            windows = (Window(doc_ids, (1, lowest_rank(doc_ids, ranking.doc_ids))) for doc_ids in new_windows)
+            round_results = yield Round(tuple(windows), ranking, remaining_windows)
+            remaining_windows -= len(next_windows)
+            ranking = self._update_ranking(ids, round_results, results, ties)
+            next_windows = [_least_certain(ranking, self.window)]
         return ranking
 
-    def _decisive(self, ranking: Ranking) -> list[tuple[str, ...]]:
+    def _second_round_windows(self, ranking: Ranking) -> list[tuple[str, ...]]:
         """What to ask once the blocks are answered: the head and, at the same time, the boundary.
 
         Where the least certain passages are those of the head itself, its better half meets those that follow it: what
@@ -92,49 +93,51 @@ class Blocks:
         head = ranking.doc_ids[: self.window]
         if not self.boundary:
             return [head]
-        undecided = _undecided(ranking, self.window)
-        if undecided == head:
+        boundary_window = _least_certain(ranking, self.window)
+        if boundary_window == head:
             half = self.window // 2
-            undecided = head[:half] + ranking.doc_ids[self.window : self.window + half]
-        return [head, undecided]
+            boundary_window = head[:half] + ranking.doc_ids[self.window : self.window + half]
+        return [head, boundary_window]
 
-    def _blocks(self, ids: Sequence[str], random: Random) -> list[tuple[str, ...]]:
+    def _first_round_blocks(self, ids: Sequence[str], random: Random) -> list[tuple[str, ...]]:
         """What to ask in the first round. A passage left over alone has nothing to be compared with."""
         count = ceil(len(ids) / self.window)
-        divisions = [snake_deal(ids, count)]
+        partitions = [snake_deal(ids, count)]
         if count > 1:
             for _ in range(self.partitions - 1):
                 shuffled = random.sample(range(len(ids)), len(ids))
-                divisions.append([tuple(ids[i] for i in sorted(part)) for part in snake_deal(shuffled, count)])
-        return [block for division in divisions for block in division if len(block) > 1]
+                partitions.append([tuple(ids[i] for i in sorted(indices)) for indices in snake_deal(shuffled, count)])
+        return [block for partition in partitions for block in partition if len(block) > 1]
 
-    def _ranking(
-        self, ids: Sequence[str], answered: Sequence[WindowResult], outcomes: list[WindowResult], ties: TieTracker
+    def _update_ranking(
+        self, ids: Sequence[str], round_results: Sequence[WindowResult], results: list[WindowResult], ties: TieTracker
     ) -> Ranking:
-        """The best so far, once `answered` has joined `outcomes` and `ties`."""
-        outcomes.extend(answered)
-        for outcome in answered:
-            order = consensus(outcome)
-            if order.is_valid:
-                ties.record(order)
-        fitted = fit(ids, outcomes, self.first_stage_weight)
+        """The best so far, once `round_results` has joined `results` and `ties`."""
+        results.extend(round_results)
+        for result in round_results:
+            window_ranking = consensus(result)
+            if window_ranking.is_valid:
+                ties.record(window_ranking)
+        fitted = fit(ids, results, self.first_stage_weight)
         ranking = ties.ranking(fitted.ranked())
-        return Ranking(ranking.doc_ids, ranking.tied, fitted.in_top(CUT))
+        return Ranking(ranking.doc_ids, ranking.tied, fitted.in_top(RANK_CUTOFF))
 
 
-def snake_deal(items: Sequence[T], count: int) -> list[tuple[T, ...]]:
-    """`items` dealt to `count` hands, forth and back, so that each has its share of the best. Hands keep the order
-    of `items` and differ in size by one at most."""
-    hands: list[list[T]] = [[] for _ in range(count)]
-    for start in range(0, len(items), count or 1):
-        turn = hands if start // count % 2 == 0 else hands[::-1]
-        for hand, item in zip(turn, items[start : start + count], strict=False):
-            hand.append(item)
-    return [tuple(hand) for hand in hands]
+def snake_deal(items: Sequence[T], group_count: int) -> list[tuple[T, ...]]:
+    """Deal `items` into `group_count` groups, forth and back, so that each has its share of the best. Groups keep the
+    order of `items` and differ in size by one at most."""
+    groups: list[list[T]] = [[] for _ in range(group_count)]
+    for start in range(0, len(items), group_count or 1):
+        ordered_groups = groups if start // group_count % 2 == 0 else groups[::-1]
+        for group, item in zip(ordered_groups, items[start : start + group_count], strict=False):
+            group.append(item)
+    return [tuple(group) for group in groups]
 
 
-def _undecided(ranking: Ranking, size: int) -> tuple[str, ...]:
+def _least_certain(ranking: Ranking, size: int) -> tuple[str, ...]:
     """The `size` passages whose being among the first ten is least certain, best first."""
-    chance = ranking.probability or {}
-    doubtful = sorted(ranking.doc_ids, key=lambda doc_id: -round(chance[doc_id] * (1 - chance[doc_id]), 7))[:size]
-    return tuple(doc_id for doc_id in ranking.doc_ids if doc_id in set(doubtful))
+    probability = ranking.probability or {}
+    least_certain_ids = sorted(
+        ranking.doc_ids, key=lambda doc_id: -round(probability[doc_id] * (1 - probability[doc_id]), 7)
+    )[:size]
+    return tuple(doc_id for doc_id in ranking.doc_ids if doc_id in set(least_certain_ids))

@@ -13,10 +13,10 @@ from rank_k.strategies.base import Strategy, StrategyGenerator, validated
 from rank_k.strategies.bradley_terry import RANK_OFFSET, fit
 from rank_k.types import Candidate, Ranking, Round, Window, WindowResult
 
-LIKELIHOOD = 2.0
+LIKELIHOOD_WEIGHT = 2.0
 """The weight of the likelihoods beside the comparisons' 1, chosen for rank-k-nano (docs/student.md says on what)."""
 
-_NOTHING = 1e-9
+_MIN_DEVIATION = 1e-9
 """A deviation that is no more than rounding."""
 
 Scores = Mapping[str, float]
@@ -24,15 +24,16 @@ Scores = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Combined:
-    """All candidates by likelihood; then `then`, for which the order by likelihood and first stage is what the first
-    stage's is elsewhere.
+    """All candidates by likelihood; then `strategy`, for which the order by likelihood and first stage is what the
+    first stage's is elsewhere.
 
     The ranking is by the sum of what the three say, each in standard deviations from its mean over the candidates: the
-    strengths that fit the comparisons best (`pairwise.fit`, without a prior), `LIKELIHOOD` times the likelihoods, and
-    `fuse` times -ln(rank + 10) for the first stage, as in that fit. A passage without a likelihood has the mean one.
+    strengths that fit the comparisons best (`bradley_terry.fit`, without a prior), `LIKELIHOOD_WEIGHT` times the
+    likelihoods, and `first_stage_weight` times -ln(rank + 10) for the first stage, as in that fit. A passage without a
+    likelihood has the mean one.
 
-    It has no name in `STRATEGIES`: `Reranker(by="both")` makes one of any strategy. Needs numpy. Raises `InputError`
-    for a weight that makes no sense and `MissingExtra` without numpy.
+    It has no name in `STRATEGIES`: `Reranker(method="combined")` makes one of any strategy. Needs numpy. Raises
+    `InputError` for a weight that makes no sense and `MissingExtra` without numpy.
     """
 
     strategy: Strategy
@@ -41,38 +42,41 @@ class Combined:
     def __post_init__(self) -> None:
         if not isfinite(self.first_stage_weight) or self.first_stage_weight < 0:
             raise InputError(
-                f"fuse is {self.first_stage_weight}", "give 0 (ignore the first stage) or more; 1 is usual"
+                f"first_stage_weight is {self.first_stage_weight}",
+                "give 0 (ignore the first stage) or more; 1 is usual",
             )
         load("numpy")  # now, not after everything has been paid for
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = tuple(candidate.doc_id for candidate in candidates)
-        later = next(validated(self.strategy, candidates, seed), None) if len(ids) > 1 else None
-        if later is None:
+        first_round = next(validated(self.strategy, candidates, seed), None) if len(ids) > 1 else None
+        if first_round is None:
             return Ranking.of(ids)
         window = Window(ids, (1, len(ids)), method="likelihood")
-        [alone] = yield Round((window,), Ranking.of(ids), 1 + later.remaining_windows)
+        [likelihood_result] = yield Round((window,), Ranking.of(ids), 1 + first_round.remaining_windows)
         first_stage = first_stage_scores(ids)
-        likelihood = standardized(alone.likelihoods)
-        begun = ranked(ids, (1.0, likelihood), (self.first_stage_weight, first_stage))
-        compared: list[WindowResult] = []
-        steps = validated(self.strategy, [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(begun, 1)], seed)
+        likelihood = standardized(likelihood_result.likelihoods)
+        initial_ids = ranked(ids, (1.0, likelihood), (self.first_stage_weight, first_stage))
+        listwise_results: list[WindowResult] = []
+        generator = validated(
+            self.strategy, [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(initial_ids, 1)], seed
+        )
         try:
-            step = next(steps)
+            next_round = next(generator)
             while True:
-                ranking = self._ranking(ids, compared, likelihood, first_stage)
-                answered = yield Round(step.windows, ranking, step.remaining_windows)
-                compared += answered
-                step = steps.send(answered)
+                ranking = self._combined_ranking(ids, listwise_results, likelihood, first_stage)
+                round_results = yield Round(next_round.windows, ranking, next_round.remaining_windows)
+                listwise_results += round_results
+                next_round = generator.send(round_results)
         except StopIteration:
-            return self._ranking(ids, compared, likelihood, first_stage)
+            return self._combined_ranking(ids, listwise_results, likelihood, first_stage)
 
-    def _ranking(
-        self, ids: Sequence[str], compared: Sequence[WindowResult], likelihood: Scores, first_stage: Scores
+    def _combined_ranking(
+        self, ids: Sequence[str], listwise_results: Sequence[WindowResult], likelihood: Scores, first_stage: Scores
     ) -> Ranking:
-        comparison = comparison_scores(ids, compared)
+        strengths = comparison_scores(ids, listwise_results)
         return Ranking.of(
-            ranked(ids, (1.0, comparison), (LIKELIHOOD, likelihood), (self.first_stage_weight, first_stage))
+            ranked(ids, (1.0, strengths), (LIKELIHOOD_WEIGHT, likelihood), (self.first_stage_weight, first_stage))
         )
 
 
@@ -81,9 +85,9 @@ def first_stage_scores(ids: Sequence[str]) -> Scores:
     return standardized({doc_id: -log(rank + RANK_OFFSET) for rank, doc_id in enumerate(ids)})
 
 
-def comparison_scores(ids: Sequence[str], compared: Sequence[WindowResult]) -> Scores:
+def comparison_scores(ids: Sequence[str], listwise_results: Sequence[WindowResult]) -> Scores:
     """What the comparisons say: the strengths that fit them best, without a prior."""
-    fitted = fit(ids, compared, first_stage_weight=0)
+    fitted = fit(ids, listwise_results, first_stage_weight=0)
     return standardized(dict(zip(fitted.doc_ids, fitted.strengths, strict=True)))
 
 
@@ -92,14 +96,16 @@ def standardized(scores: Scores) -> Scores:
     if not scores:
         return scores
     mean, deviation = fmean(scores.values()), pstdev(scores.values())
-    return {doc_id: (score - mean) / deviation if deviation > _NOTHING else 0.0 for doc_id, score in scores.items()}
+    return {
+        doc_id: (score - mean) / deviation if deviation > _MIN_DEVIATION else 0.0 for doc_id, score in scores.items()
+    }
 
 
-def ranked(ids: Sequence[str], *weighed: tuple[float, Scores]) -> list[str]:
+def ranked(ids: Sequence[str], *weighted_scores: tuple[float, Scores]) -> list[str]:
     """`ids` by the sum of their scores, highest first; equal ones as they stand. One that is missing is a mean one."""
 
     def total(doc_id: str) -> float:
         # rounded, so that the last bits, which differ between machines, decide nothing
-        return round(sum(weight * scores.get(doc_id, 0.0) for weight, scores in weighed), 7)
+        return round(sum(weight * scores.get(doc_id, 0.0) for weight, scores in weighted_scores), 7)
 
     return sorted(ids, key=total, reverse=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rank_k.strategies.aggregate import consensus
-from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window
+from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window_size
 from rank_k.types import Candidate, Round, Window
 
 
@@ -17,7 +17,7 @@ class Single:
     window: int = 20
 
     def __post_init__(self) -> None:
-        check_window(self.window)
+        check_window_size(self.window)
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = [candidate.doc_id for candidate in candidates]
@@ -25,9 +25,9 @@ class Single:
         head = ids[: self.window]
         if len(head) > 1:
             window = Window(tuple(head), (1, len(head)))
-            [outcome] = yield Round((window,), ties.ranking(ids), 1)
-            order = consensus(outcome)
-            ids[: self.window] = order.doc_ids
-            if order.is_valid:
-                ties.record(order)
+            [result] = yield Round((window,), ties.ranking(ids), 1)
+            ranking = consensus(result)
+            ids[: self.window] = ranking.doc_ids
+            if ranking.is_valid:
+                ties.record(ranking)
         return ties.ranking(ids)

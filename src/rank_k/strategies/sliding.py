@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from rank_k.errors import InputError
 from rank_k.strategies.aggregate import consensus
-from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window
+from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window_size
 from rank_k.types import Candidate, Round, Window
 
 
-def spans(length: int, window: int, stride: int) -> list[tuple[int, int]]:
+def window_spans(length: int, window: int, stride: int) -> list[tuple[int, int]]:
     """(start, end) of each window over a list of `length`, from the end to the head.
 
     Planned on the true length: every span is full unless the list is shorter than a window, the last one
@@ -19,12 +19,12 @@ def spans(length: int, window: int, stride: int) -> list[tuple[int, int]]:
     """
     if length < 2:
         return []
-    found = []
+    spans = []
     end = length
     while end > window:
-        found.append((end - window, end))
+        spans.append((end - window, end))
         end -= stride
-    return [*found, (0, min(window, length))]
+    return [*spans, (0, min(window, length))]
 
 
 @dataclass(frozen=True)
@@ -39,20 +39,20 @@ class Sliding:
     stride: int = 10
 
     def __post_init__(self) -> None:
-        check_window(self.window)
+        check_window_size(self.window)
         if not 1 <= self.stride <= self.window:
             raise InputError(f"stride is {self.stride}", f"give 1 to {self.window}, the window's size")
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = [candidate.doc_id for candidate in candidates]
         ties = TieTracker()
-        plan = spans(len(ids), self.window, self.stride)
-        for done, (start, end) in enumerate(plan):
-            best = 1 if self.stride < self.window else start + 1
-            window = Window(tuple(ids[start:end]), (best, end))
-            [outcome] = yield Round((window,), ties.ranking(ids), len(plan) - done)
-            order = consensus(outcome)
-            ids[start:end] = order.doc_ids
-            if order.is_valid:
-                ties.record(order)
+        spans = window_spans(len(ids), self.window, self.stride)
+        for finished_count, (start, end) in enumerate(spans):
+            best_rank = 1 if self.stride < self.window else start + 1
+            window = Window(tuple(ids[start:end]), (best_rank, end))
+            [result] = yield Round((window,), ties.ranking(ids), len(spans) - finished_count)
+            ranking = consensus(result)
+            ids[start:end] = ranking.doc_ids
+            if ranking.is_valid:
+                ties.record(ranking)
         return ties.ranking(ids)

@@ -11,7 +11,7 @@ from itertools import chain, pairwise, zip_longest
 from math import ceil
 
 from rank_k.strategies.aggregate import consensus
-from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window
+from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window_size
 from rank_k.types import Candidate, Round, Window, WindowResult
 
 
@@ -25,7 +25,7 @@ class TopDown:
     window: int = 20
 
     def __post_init__(self) -> None:
-        check_window(self.window)
+        check_window_size(self.window)
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         contenders = [candidate.doc_id for candidate in candidates]  # may still reach the top
@@ -33,57 +33,57 @@ class TopDown:
         ties = TieTracker()
         while len(contenders) > 1:
             head, rest = contenders[: self.window], contenders[self.window :]
-            left = 1 + (ceil(len(rest) / (self.window - 1)) + 1 if rest else 0)
-            [outcome] = yield Round(
-                (Window(tuple(head), (1, len(contenders))),), ties.ranking(contenders + settled), left
+            remaining_windows = 1 + (ceil(len(rest) / (self.window - 1)) + 1 if rest else 0)
+            [result] = yield Round(
+                (Window(tuple(head), (1, len(contenders))),), ties.ranking(contenders + settled), remaining_windows
             )
-            order = consensus(outcome)
-            head = list(order.doc_ids)
-            if order.is_valid:
-                ties.record(order)
+            ranking = consensus(result)
+            head = list(ranking.doc_ids)
+            if ranking.is_valid:
+                ties.record(ranking)
             if not rest:
                 return ties.ranking(head + settled)
-            cut = max(len(head) // 2 - 1, 0)
-            above, pivot, below = head[:cut], head[cut], head[cut + 1 :]
-            parts = _parts(rest, self.window - 1)
+            pivot_position = max(len(head) // 2 - 1, 0)
+            above, pivot, below = head[:pivot_position], head[pivot_position], head[pivot_position + 1 :]
+            parts = _partition(rest, self.window - 1)
             windows = tuple(Window((pivot, *part), (1, len(contenders))) for part in parts)
-            outcomes = yield Round(windows, ties.ranking(head + rest + settled), len(windows) + 1)
+            results = yield Round(windows, ties.ranking(head + rest + settled), len(windows) + 1)
             winners, losers = [], []
-            for part_outcome in outcomes:
-                better, worse = _split_at(pivot, part_outcome, ties)
+            for part_result in results:
+                better, worse = _split_at_pivot(pivot, part_result, ties)
                 winners.append(better)
                 losers.append(worse)
-            settled = [pivot, *below, *_dealt(losers), *settled]
-            risen = _dealt(winners)
-            if not risen:
+            settled = [pivot, *below, *_interleave(losers), *settled]
+            winning_ids = _interleave(winners)
+            if not winning_ids:
                 return ties.ranking(above + settled)
-            contenders = above + risen
+            contenders = above + winning_ids
         return ties.ranking(contenders + settled)
 
 
-def _parts(doc_ids: Sequence[str], size: int) -> list[tuple[str, ...]]:
+def _partition(doc_ids: Sequence[str], size: int) -> list[tuple[str, ...]]:
     """`doc_ids` in consecutive parts of nearly the same length, none longer than `size`."""
     count = ceil(len(doc_ids) / size)
     bounds = [round(i * len(doc_ids) / count) for i in range(count + 1)]
     return [tuple(doc_ids[a:b]) for a, b in pairwise(bounds)]
 
 
-def _split_at(pivot: str, outcome: WindowResult, ties: TieTracker) -> tuple[list[str], list[str]]:
+def _split_at_pivot(pivot: str, result: WindowResult, ties: TieTracker) -> tuple[list[str], list[str]]:
     """Those placed before the pivot, and the rest. Without an order, or without the pivot in it, nobody has
     beaten the pivot: what a model forgot is no evidence."""
-    order = consensus(outcome)
-    if not order.is_valid or pivot not in order.ranked_ids:
-        return [], [doc_id for doc_id in order.doc_ids if doc_id != pivot]
-    ties.record(order)
+    ranking = consensus(result)
+    if not ranking.is_valid or pivot not in ranking.ranked_ids:
+        return [], [doc_id for doc_id in ranking.doc_ids if doc_id != pivot]
+    ties.record(ranking)
     better: list[str] = []
-    for tier in order.tiers:
+    for tier in ranking.tiers:
         if pivot in tier:
             break
         better.extend(tier)
-    found = {pivot, *better}
-    return better, [doc_id for doc_id in order.doc_ids if doc_id not in found]
+    excluded = {pivot, *better}
+    return better, [doc_id for doc_id in ranking.doc_ids if doc_id not in excluded]
 
 
-def _dealt(lists: Sequence[Sequence[str]]) -> list[str]:
+def _interleave(lists: Sequence[Sequence[str]]) -> list[str]:
     """All firsts, then all seconds, ...: ranks within parts are the only thing known across parts."""
     return [doc_id for doc_id in chain.from_iterable(zip_longest(*lists)) if doc_id is not None]

@@ -14,7 +14,7 @@ from random import Random
 
 from rank_k.errors import InputError
 from rank_k.strategies.aggregate import consensus
-from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window
+from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window_size
 from rank_k.types import Candidate, Round, Window, WindowResult
 
 
@@ -32,7 +32,7 @@ class Tournament:
     tournaments: int = 1
 
     def __post_init__(self) -> None:
-        check_window(self.window)
+        check_window_size(self.window)
         if self.tournaments < 1:
             raise InputError(f"tournaments is {self.tournaments}", "give 1 or more")
 
@@ -43,43 +43,45 @@ class Tournament:
         ties = TieTracker()
         points = Counter(dict.fromkeys(ids, 0))
         pools = [ids] * self.tournaments  # of each tournament: who is still in it, as the first stage ranks them
-        plan = stages(len(ids), self.window)
-        for number, (count, promoted) in enumerate(plan):
+        stages = plan_stages(len(ids), self.window)
+        for stage_number, (count, promoted) in enumerate(stages):
             groups = [pool[first::count] for pool in pools for first in range(count)]
-            asked = [random.sample(group, len(group)) for group in groups if len(group) > 1]
+            compared_groups = [random.sample(group, len(group)) for group in groups if len(group) > 1]
             # with one tournament, who has left it stays below all who are still in it
             worst = len(pools[0]) if self.tournaments == 1 else len(ids)
-            left = len(asked) + self.tournaments * sum(groups_then for groups_then, _ in plan[number + 1 :])
-            windows = tuple(Window(tuple(group), (1, worst)) for group in asked)
-            outcomes = iter((yield Round(windows, ties.ranking(_by_points(ids, points)), left)))
+            remaining_windows = len(compared_groups) + self.tournaments * sum(
+                later_groups for later_groups, _ in stages[stage_number + 1 :]
+            )
+            windows = tuple(Window(tuple(group), (1, worst)) for group in compared_groups)
+            results = iter((yield Round(windows, ties.ranking(_by_points(ids, points)), remaining_windows)))
             survivors: list[list[str]] = []
             for pool_number in range(self.tournaments):
-                through: list[str] = []
-                for place in range(count):
-                    group = groups[pool_number * count + place]
-                    share = promoted // count + (place < promoted % count)
-                    best = _best_first(next(outcomes), rank, ties) if len(group) > 1 else group
-                    through.extend(best[:share])
-                points.update(through)
-                survivors.append(sorted(through, key=rank.__getitem__))
+                promoted_ids: list[str] = []
+                for group_number in range(count):
+                    group = groups[pool_number * count + group_number]
+                    promoted_count = promoted // count + (group_number < promoted % count)
+                    group_ranking = _rank_group(next(results), rank, ties) if len(group) > 1 else group
+                    promoted_ids.extend(group_ranking[:promoted_count])
+                points.update(promoted_ids)
+                survivors.append(sorted(promoted_ids, key=rank.__getitem__))
             pools = survivors
         return ties.ranking(_by_points(ids, points))
 
 
-def stages(length: int, window: int) -> list[tuple[int, int]]:
+def plan_stages(length: int, window: int) -> list[tuple[int, int]]:
     """(number of groups, how many passages go on) of each stage of a tournament of `length` passages."""
-    found: list[tuple[int, int]] = []
-    while length > (2 if found else 1):
-        least = ceil(length / window)
-        promoted = max(_half(length), least)  # of every group at least one goes on
+    stages: list[tuple[int, int]] = []
+    while length > (2 if stages else 1):
+        min_groups = ceil(length / window)
+        promoted = max(_half_or_less(length), min_groups)  # of every group at least one goes on
         # groups of one size with one number to go on, where not too many are needed for that
-        even = (n for n in range(least, 2 * least) if length % n == 0 and promoted % n == 0)
-        found.append((next(even, least), promoted))
+        even_counts = (n for n in range(min_groups, 2 * min_groups) if length % n == 0 and promoted % n == 0)
+        stages.append((next(even_counts, min_groups), promoted))
         length = promoted
-    return found
+    return stages
 
 
-def _half(length: int) -> int:
+def _half_or_less(length: int) -> int:
     """The largest of 1, 2, 5, 10, 20, 50, 100, ... that is no more than half of `length`."""
     unit = 1
     while 20 * unit <= length:
@@ -87,17 +89,17 @@ def _half(length: int) -> int:
     return max(step * unit for step in (1, 2, 5) if 2 * step * unit <= length)
 
 
-def _best_first(outcome: WindowResult, rank: dict[str, int], ties: TieTracker) -> list[str]:
+def _rank_group(result: WindowResult, rank: dict[str, int], ties: TieTracker) -> list[str]:
     """The group as the model ranks it; the first stage decides ties, and about those whom the model forgot."""
-    order = consensus(outcome)
-    if order.is_valid:
-        ties.record(order)
-    tier = {doc_id: number for number, members in enumerate(order.tiers) for doc_id in members}
+    ranking = consensus(result)
+    if ranking.is_valid:
+        ties.record(ranking)
+    tier = {doc_id: number for number, members in enumerate(ranking.tiers) for doc_id in members}
     return sorted(
-        outcome.window.doc_ids,
+        result.window.doc_ids,
         key=lambda doc_id: (
-            doc_id not in order.ranked_ids,
-            tier[doc_id] if doc_id in order.ranked_ids else 0,
+            doc_id not in ranking.ranked_ids,
+            tier[doc_id] if doc_id in ranking.ranked_ids else 0,
             rank[doc_id],
         ),
     )

@@ -1,4 +1,4 @@
-"""Asking about some windows by likelihood and about the others by comparison (see `strategies.cascade`)."""
+"""Rank some windows by query likelihood and the others by comparison (see `rank_k.strategies.combined`)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from rank_k.window.reasoning import ReasoningMode
 
 
 @dataclass(frozen=True, slots=True)
-class _PreparedQueries(PreparedQuery):
-    """The texts to be compared, and `alone` those to be looked at by themselves: they may be cut elsewhere."""
+class _CombinedPreparedQuery(PreparedQuery):
+    """The texts for the listwise ranker; `likelihood_query` holds those for query likelihood, truncated elsewhere."""
 
-    single: PreparedQuery
+    likelihood_query: PreparedQuery
 
 
 class CombinedRanker:
-    """Asks about each window as its `by` says. In an `Engine`, an `ListwiseRanker`'s equal."""
+    """Rank each window by its `method`. An `Engine` uses it like a `ListwiseRanker`."""
 
-    def __init__(self, likelihood: QueryLikelihoodRanker, comparison: ListwiseRanker) -> None:
+    def __init__(self, likelihood: QueryLikelihoodRanker, listwise: ListwiseRanker) -> None:
         self.likelihood = likelihood
-        self.listwise = comparison
+        self.listwise = listwise
 
     async def prepare(self, reasoning: ReasoningMode | None = None) -> None:
         """Raise `InputError` if the model cannot tell how likely a text is."""
@@ -39,20 +39,24 @@ class CombinedRanker:
 
     async def prepare_query(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
         """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
-        alone = await self.likelihood.prepare_query(query, passages)
-        compared = await self.listwise.prepare_query(query, passages)
-        repairs = Counter(alone.repairs) | Counter(compared.repairs)  # a passage cut for both is cut once
-        return _PreparedQueries(query, compared.text, compared.passages, repairs, alone)
+        likelihood_query = await self.likelihood.prepare_query(query, passages)
+        listwise_query = await self.listwise.prepare_query(query, passages)
+        repairs = Counter(likelihood_query.repairs) | Counter(
+            listwise_query.repairs
+        )  # a passage cut for both is cut once
+        return _CombinedPreparedQuery(query, listwise_query.text, listwise_query.passages, repairs, likelihood_query)
 
     async def rank(
         self,
-        texts: PreparedQuery,
+        prepared_query: PreparedQuery,
         window: Window,
         *,
         reasoning: ReasoningMode | None = None,
         on_text: OnChunk | None = None,
     ) -> WindowReport:
         """What either makes of the window. Raises `ModelError` when the model cannot be had."""
-        if window.method == "likelihood" and isinstance(texts, _PreparedQueries):
-            return await self.likelihood.rank(texts.single, window, reasoning=reasoning, on_text=on_text)
-        return await self.listwise.rank(texts, window, reasoning=reasoning, on_text=on_text)
+        if window.method == "likelihood" and isinstance(prepared_query, _CombinedPreparedQuery):
+            return await self.likelihood.rank(
+                prepared_query.likelihood_query, window, reasoning=reasoning, on_text=on_text
+            )
+        return await self.listwise.rank(prepared_query, window, reasoning=reasoning, on_text=on_text)

@@ -1,11 +1,11 @@
-"""Verdicts as an answer: what a student says of each passage -> the order that follows. Pure, total.
+"""Relevance labels as an answer: one label per passage -> the ranking that follows. Pure, total.
 
     [1] no
     [2] yes
     [3] no
 
 Students of one word a passage (`rank_k.distill.label_traces`) end with an order too, but a small one writes an order
-that does not follow from its own verdicts, and nothing in it that the verdicts do not say already. So the verdicts,
+that does not follow from its own labels, and nothing in it that the labels do not say already. So the labels,
 which such a student was trained to give and nothing else, are the answer, and the order is not asked for.
 """
 
@@ -22,24 +22,24 @@ from types import MappingProxyType
 from rank_k.window.parsing import ParsedAnswer
 
 _LINE = re.compile(r"^\[(\d{1,6})\] (\S+)[ \t]*$", re.MULTILINE)
-_DOUBT = 0.4
-"""How far a verdict that is not sure at all stands from one that is, on the way to the next: less than half."""
+_MAX_DOUBT = 0.4
+"""How far the score of a label moves toward the next level when its probability is 0: less than half a level."""
 
 
 def parse_labels(
-    said: str, size: int, words: Sequence[str], tokens: Sequence[tuple[str, float]] | None = None
+    text: str, size: int, words: Sequence[str], tokens: Sequence[tuple[str, float]] | None = None
 ) -> ParsedAnswer:
-    """Read verdicts on a window of `size` passages. Never raises, whatever the text.
+    """Parse relevance labels of a window of `size` passages. Never raises, whatever the text.
 
-    `words`: the verdicts, worst first; `tokens`: (text, log-probability) of the tokens of `said`, if they are known.
-    Passages of the better verdict come first. Of one verdict, those come first of which the model was the surer that
+    `words`: the labels, worst first; `tokens`: (text, log-probability) of the tokens of `text`, if they are known.
+    Passages with the better label come first. Of one label, those come first of which the model was the surer that
     it is the best, the less sure that it is the worst; in between, and without `tokens`, they are tied. The first
-    verdict on a passage counts; passages without one come last, as they stood, and are no evidence.
+    label of a passage counts; passages without one come last, as they stood, and are no evidence.
     """
-    chances = _Chances(said, tokens or ())
+    token_probability = _TokenProbabilities(text, tokens or ())
     repairs: Counter[str] = Counter()
     scores: dict[int, float] = {}
-    for line in _LINE.finditer(said):
+    for line in _LINE.finditer(text):
         number = int(line[1])
         if line[2] not in words:
             continue
@@ -48,42 +48,42 @@ def parse_labels(
         elif number in scores:
             repairs["repeated"] += 1
         else:
-            scores[number] = _score(words.index(line[2]), len(words), chances(line.start(2)))
-    rest = [number for number in range(1, size + 1) if number not in scores]
+            scores[number] = _score(words.index(line[2]), len(words), token_probability(line.start(2)))
+    unlabeled = [number for number in range(1, size + 1) if number not in scores]
     if scores:
-        repairs["missing"] = len(rest)
+        repairs["missing"] = len(unlabeled)
     else:
         repairs["unranked"] = 1
     ranked = sorted(scores, key=lambda number: -scores[number])
     tiers = [tuple(tier) for _, tier in groupby(ranked, key=scores.__getitem__)]
     return ParsedAnswer(
-        (*tiers, *((number,) for number in rest)),
+        (*tiers, *((number,) for number in unlabeled)),
         frozenset(scores),
         MappingProxyType(dict(+repairs)),
         bool(scores),
-        said,
+        text,
     )
 
 
-def _score(level: int, levels: int, chance: float) -> float:
-    doubt = _DOUBT * (1 - chance)
-    if level == levels - 1:
+def _score(level: int, level_count: int, probability: float) -> float:
+    doubt = _MAX_DOUBT * (1 - probability)
+    if level == level_count - 1:
         return level - doubt
     return level + doubt if level == 0 else float(level)
 
 
-class _Chances:
+class _TokenProbabilities:
     """The probability of the token that holds a place of the text; 1 where that is not known."""
 
-    def __init__(self, said: str, tokens: Sequence[tuple[str, float]]) -> None:
+    def __init__(self, response_text: str, tokens: Sequence[tuple[str, float]]) -> None:
         self._tokens = tokens
-        told = "".join(text for text, _ in tokens)
-        offset = told.find(said) if said else -1
+        token_text = "".join(text for text, _ in tokens)
+        offset = token_text.find(response_text) if response_text else -1
         self._starts = [end - offset for end in accumulate((len(text) for text, _ in tokens), initial=0)]
-        self._known = offset >= 0
+        self._is_aligned = offset >= 0
 
-    def __call__(self, place: int) -> float:
-        number = bisect_right(self._starts, place) - 1
-        if not self._known or not 0 <= number < len(self._tokens):
+    def __call__(self, offset: int) -> float:
+        token_index = bisect_right(self._starts, offset) - 1
+        if not self._is_aligned or not 0 <= token_index < len(self._tokens):
             return 1.0
-        return exp(min(self._tokens[number][1], 0.0))
+        return exp(min(self._tokens[token_index][1], 0.0))

@@ -1,7 +1,6 @@
-"""A query and a window of passages -> the messages of a request. Pure, but for reading a template file.
+"""Prompt templates: a query and the passages of a window -> the messages of a request.
 
-Passages are data. What in them could forge structure (the `[n]` of other passages, think tags, the tokens of
-chat templates) is replaced by look-alikes here, and only here: the text that users get back is untouched.
+Pure, except for reading a template file. Text is sanitized before it gets here, see `rank_k.window.sanitize`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ OFFICIAL_SHA256 = "075c6a7c2f8229976cb6154eabd39b7680bb5f3970171f1ba932d22b14f70
 """Of the prompt string in the Rank-K authors' script, with which Rank-K-32B was trained."""
 
 
-_PASSAGE = "[{i}] {text}"
+_DEFAULT_PASSAGE = "[{i}] {text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class PromptTemplate:
 
     before: str
     after: str
-    passage: str = _PASSAGE
+    passage: str = _DEFAULT_PASSAGE
     between: str = "\n"
     system: str = ""
     name: str = "rank-k"
@@ -44,14 +43,14 @@ class PromptTemplate:
     def messages(self, query: str, passages: Sequence[str]) -> tuple[Message, ...]:
         """The question about `passages`, which are shown as 1, 2, ... in this order.
 
-        `query` and `passages` must have been through `harmless`.
+        `query` and `passages` must be sanitized (`rank_k.window.sanitize`).
         """
-        shown = self.between.join(
-            _filled(self.passage, {"i": str(i), "rank": str(i), "text": text, "candidate": text})
+        passages_text = self.between.join(
+            _fill_fields(self.passage, {"i": str(i), "rank": str(i), "text": text, "candidate": text})
             for i, text in enumerate(passages, 1)
         )
-        known = {"query": query, "count": str(len(passages)), "num": str(len(passages))}
-        content = _filled(self.before, known) + shown + _filled(self.after, known)
+        values = {"query": query, "count": str(len(passages)), "num": str(len(passages))}
+        content = _fill_fields(self.before, values) + passages_text + _fill_fields(self.after, values)
         user = Message("user", content)
         return (Message("system", self.system), user) if self.system else (user,)
 
@@ -60,74 +59,27 @@ _FIELD = re.compile(r"\{(\w+)\}")
 _PASSAGE_LINE = re.compile(r"^.*\{i\}.*\{text\}.*$", re.MULTILINE)
 
 
-def _filled(template: str, values: dict[str, str]) -> str:
+def _fill_fields(template: str, values: dict[str, str]) -> str:
     """`template` with its fields replaced, in one pass: braces in the values stay as they are."""
     return _FIELD.sub(lambda m: values.get(m[1], m[0]), template)
 
 
-_SHOWN = re.compile(r"^\[(\d{1,6})\] (.+)$", re.MULTILINE)
+_NUMBERED_LINE = re.compile(r"^\[(\d{1,6})\] (.+)$", re.MULTILINE)
 
 
 def passages_in(content: str) -> tuple[str, ...]:
     """The passages that a message shows as lines `[1] ...`, `[2] ...`, as most templates do. Of several such lists the
-    longest: an example of one comes before it. No passage can forge another: see `harmless`."""
-    best: list[str] = []
-    found: list[str] = []
-    for line in _SHOWN.finditer(content):
+    longest: an example of one comes before it. No passage can forge another: see `sanitize`."""
+    longest: list[str] = []
+    passages: list[str] = []
+    for line in _NUMBERED_LINE.finditer(content):
         if line[1] == "1":
-            found = []
-        if int(line[1]) == len(found) + 1:
-            found.append(line[2].removesuffix(f" [{line[1]}]"))  # where a template says the number twice
-        if len(found) > len(best):
-            best = found
-    return tuple(best)
-
-
-# --- Making text harmless --------------------------------------------------------------------------
-
-_MARKER = re.compile(r"[\[［【]\s*(\d{1,4})\s*[\]］】]")
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
-_TOKEN = re.compile(
-    # <|im_end|>, <｜User｜>; and with one bar only: <|turn>, <turn|>
-    r"<(?=[|｜▁]|/?\w{1,20}[|｜]>)"
-    # tags of thoughts, turns, tools and sequences; with the closing bracket: `a < s` is mathematics
-    r"|<(?=\s?/?\s?(?:\w+:)?(?i:think|thinking|thought|reasoning|analysis|answer|sys|s|mask|unk|pad|bos|eos|sep|cls|sop|eop"
-    r"|(?:unused|extra_id_|special_)\d+|tools?|(?:tool|function)_(?:call|response|output)s?|im_\w+|(?:start|end)_of_\w+"
-    r"|(?:fim|cot)_\w+|\w{0,12}_token)(?:[\s=][^>]{0,60})?\s?/?>)"
-    # ◁think▷; [|user|]; ]~b] and [e~[
-    r"|◁(?=/?think)|\[(?=\|(?:user|assistant|system|tool|endofturn)\|\])|~(?:(?<=\]~)(?=!?b[\[\]])|(?<=\[e~)(?=\[))"
-)
-_LOOK_ALIKE = {"<": "‹", "◁": "‹", "[": "(", "~": "∼"}
-_INSTRUCTION = re.compile(
-    r"\[(/?(?:INST|THINK|ARGS|CALL_ID|gMASK|SYSTEM_PROMPT|MODEL_SETTINGS|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT)))\]",
-    re.IGNORECASE,
-)
-
-
-def join_lines(text: str) -> str:
-    """`text` on one line: blanks folded, control characters and lone surrogates gone."""
-    return " ".join(_CONTROL.sub("", text).split())
-
-
-def sanitize(text: str, *, markers: bool = True) -> str:
-    """`text` on one line with nothing in it that the model could take for structure.
-
-    `[3]` becomes `(3)` (left alone in queries: `markers=False`), `<think>`, `<|im_end|>`, `</s>` and their
-    kin get a look-alike bracket, `[INST]` becomes `(INST)`.
-    """
-    text = join_lines(text)
-    if markers and ("[" in text or "［" in text or "【" in text):
-        text = _MARKER.sub(r"(\1)", text)
-    return _without_tokens(text)
-
-
-def strip_template_tokens(text: str) -> str:
-    """`text` as it is, lines and all, but for think tags and the tokens of chat templates: for a model's own notes."""
-    return _without_tokens(_CONTROL.sub("", text))
-
-
-def _without_tokens(text: str) -> str:
-    return _INSTRUCTION.sub(r"(\1)", _TOKEN.sub(lambda m: _LOOK_ALIKE[m[0]], text))
+            passages = []
+        if int(line[1]) == len(passages) + 1:
+            passages.append(line[2].removesuffix(f" [{line[1]}]"))  # where a template says the number twice
+        if len(passages) > len(longest):
+            longest = passages
+    return tuple(longest)
 
 
 # --- Templates -------------------------------------------------------------------------------------
@@ -142,7 +94,7 @@ a short one for small students that are trained on it. What each is called in re
 def shipped_template(name: str) -> PromptTemplate:
     """One of `SHIPPED`."""
     text = (Path(__file__).parent / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
-    return _from_text(text.rstrip("\n"), SHIPPED[name])
+    return _parse_text(text.rstrip("\n"), SHIPPED[name])
 
 
 def default_template() -> PromptTemplate:
@@ -169,35 +121,35 @@ def read_template(path: str | Path) -> PromptTemplate:
             f"prompt {path} cannot be read: {reason}", f"give --prompt a text file, or one of {', '.join(SHIPPED)}"
         ) from error
     if path.suffix == ".py":
-        return _from_script(text, path)
+        return _parse_script(text, path)
     if path.suffix in (".yaml", ".yml"):
-        return _from_yaml(text, path)
-    return _from_text(text, path.name, path)
+        return _parse_yaml(text, path)
+    return _parse_text(text, path.name, path)
 
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _from_text(text: str, name: str, path: Path | None = None, between: str = "\n") -> PromptTemplate:
-    where = path or name
-    passage = _PASSAGE
-    if (line := _PASSAGE_LINE.search(text)) is not None:
-        passage, text = line[0], f"{text[: line.start()]}{{passages}}{text[line.end() :]}"
-    spots = [m for m in _FIELD.finditer(text) if m[1] in ("passages", "docs")]
-    if len(spots) != 1:
-        found = "no" if not spots else f"{len(spots)}"
-        raise InputError(f"prompt {where} has {found} {{passages}} fields", "write {passages} (or {docs}) once")
+def _parse_text(text: str, name: str, path: Path | None = None, between: str = "\n") -> PromptTemplate:
+    source = path or name
+    passage = _DEFAULT_PASSAGE
+    if (passage_line := _PASSAGE_LINE.search(text)) is not None:
+        passage, text = passage_line[0], f"{text[: passage_line.start()]}{{passages}}{text[passage_line.end() :]}"
+    passage_fields = [m for m in _FIELD.finditer(text) if m[1] in ("passages", "docs")]
+    if len(passage_fields) != 1:
+        field_count = "no" if not passage_fields else f"{len(passage_fields)}"
+        raise InputError(f"prompt {source} has {field_count} {{passages}} fields", "write {passages} (or {docs}) once")
     if "{query}" not in text:
-        raise InputError(f"prompt {where} has no {{query}} field", "write {query} where the query belongs")
+        raise InputError(f"prompt {source} has no {{query}} field", "write {query} where the query belongs")
     sha256 = _sha256(text)
     if sha256 == OFFICIAL_SHA256:
         name, between = "Rank-K official", "\n\n"
-    before, after = text[: spots[0].start()], text[spots[0].end() :]
+    before, after = text[: passage_fields[0].start()], text[passage_fields[0].end() :]
     return PromptTemplate(before, after, passage, between, name=name, sha256=sha256)
 
 
-def _from_script(source: str, path: Path) -> PromptTemplate:
+def _parse_script(source: str, path: Path) -> PromptTemplate:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is odd about the script is not ours to tell
@@ -211,11 +163,11 @@ def _from_script(source: str, path: Path) -> PromptTemplate:
             and isinstance(node.value, ast.Constant)
             and isinstance(node.value.value, str)
         ):
-            return _from_text(node.value.value, path.name, path, between="\n\n")
+            return _parse_text(node.value.value, path.name, path, between="\n\n")
     raise InputError(f"prompt {path} assigns no string to rank_k_prompt", "give the authors' rerank.py")
 
 
-def _from_yaml(text: str, path: Path) -> PromptTemplate:
+def _parse_yaml(text: str, path: Path) -> PromptTemplate:
     from rank_k.optional_deps import load
 
     yaml = load("yaml")
@@ -233,13 +185,13 @@ def _from_yaml(text: str, path: Path) -> PromptTemplate:
         raise InputError(f"the body of prompt {path} lacks a field", "write {rank} and {candidate} in it")
     if "{query}" not in prefix + suffix:
         raise InputError(f"prompt {path} has no {{query}} field", "write {query} in its prefix or suffix")
-    known = {"prefix": ("query", "num"), "body": ("rank", "candidate"), "suffix": ("query", "num")}
-    for part, names in known.items():
+    known_fields = {"prefix": ("query", "num"), "body": ("rank", "candidate"), "suffix": ("query", "num")}
+    for part, names in known_fields.items():
         # rank_llm fills its templates by str.format: what that reads as a field must be one that is known here
-        for found in re.findall(r"\{\{|\}\}|\{.*?\}", fields.get(part) or ""):
-            if found[1:-1] not in names:
+        for placeholder in re.findall(r"\{\{|\}\}|\{.*?\}", fields.get(part) or ""):
+            if placeholder[1:-1] not in names:
                 raise InputError(
-                    f"the {part} of prompt {path} holds {found}",
+                    f"the {part} of prompt {path} holds {placeholder}",
                     f"of fields, only {{{'}, {'.join(names)}}} can be filled",
                 )
     return PromptTemplate(prefix, suffix, body, between="", system=system, name=path.name, sha256=_sha256(text))

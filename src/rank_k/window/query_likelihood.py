@@ -45,11 +45,11 @@ TEMPLATE = PromptTemplate("Document: ", "\nSearch query: {query}", passage="{tex
 
 
 class QueryLikelihoodRanker:
-    """Orders windows by the query's likelihood after each of their passages. In an `Engine`, an `ListwiseRanker`'s
-    equal.
+    """Rank windows by the query's likelihood after each of their passages. An `Engine` uses it like a
+    `ListwiseRanker`.
 
     `passage_tokens`: passages are cut to this. Each passage is one call, kept in `journal`; those of a window are
-    made at the same time, as `slots` allow. `calls`: those of another asker, to share its slots.
+    made at the same time, as `slots` allow. `calls`: those of another ranker, to share its concurrency limit.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class QueryLikelihoodRanker:
 
     async def rank(
         self,
-        texts: PreparedQuery,
+        prepared_query: PreparedQuery,
         window: Window,
         *,
         reasoning: ReasoningMode | None = None,
@@ -92,54 +92,61 @@ class QueryLikelihoodRanker:
     ) -> WindowReport:
         """The window's passages, likeliest query first. Raises `ModelError` when the model cannot be had.
 
-        Nothing is thought or said here: `think` changes nothing, and `on_text` hears nothing. A passage without a
+        The model generates no text: `reasoning` changes nothing, and `on_text` is not called. A passage without a
         usable reply comes after those that have one, and is counted as missing.
         """
-        spent = CallStats()
+        stats = CallStats()
         scores: Sequence[float | None] = [None] * len(window.doc_ids)
-        if texts.text:  # nothing is as likely after one passage as after another
-            tasks = [asyncio.create_task(self._likelihood(texts, doc_id, spent)) for doc_id in window.doc_ids]
+        if prepared_query.text:  # nothing is as likely after one passage as after another
+            tasks = [
+                asyncio.create_task(self._query_log_probability(prepared_query, doc_id, stats))
+                for doc_id in window.doc_ids
+            ]
             try:
                 scores = await asyncio.gather(*tasks)
             finally:
                 for task in tasks:
                     task.cancel()
-        told = {doc_id: score for doc_id, score in zip(window.doc_ids, scores, strict=True) if score is not None}
-        if told:
-            spent.repairs["missing"] += len(window.doc_ids) - len(told)
+        known_scores = {
+            doc_id: score for doc_id, score in zip(window.doc_ids, scores, strict=True) if score is not None
+        }
+        if known_scores:
+            stats.repairs["missing"] += len(window.doc_ids) - len(known_scores)
         else:
-            spent.repairs["unranked"] += 1
+            stats.repairs["unranked"] += 1
         return WindowReport(
-            WindowResult(replace(window, method="likelihood"), (order_by_score(window, told),), told),
+            WindowResult(replace(window, method="likelihood"), (order_by_score(window, known_scores),), known_scores),
             (),
-            tuple(spent.calls),
-            spent.usage,
-            +spent.repairs,
-            spent.new_calls,
-            spent.seconds,
+            tuple(stats.calls),
+            stats.usage,
+            +stats.repairs,
+            stats.new_calls,
+            stats.seconds,
         )
 
-    async def _likelihood(self, texts: PreparedQuery, doc_id: str, spent: CallStats) -> float | None:
+    async def _query_log_probability(
+        self, prepared_query: PreparedQuery, doc_id: str, stats: CallStats
+    ) -> float | None:
         """The log-probability of the query after this passage, or None if the reply does not tell."""
         repairs: Counter[str] = Counter()
-        [message], _ = await self._prompt_builder.messages(texts, [doc_id], self.model.context_length, repairs)
-        spent.repairs.update(repairs)
-        spelling = f" {texts.text}"
-        prompt = message.content.removesuffix(spelling)
-        subject = RequestContext(texts.query.query_id, (doc_id,))
-        question = Request((Message("user", prompt),), 1, 0.0, forced_text=spelling, context=subject)
-        reply = await self._calls.complete(question, "likelihood", spent)
-        score = log_probability(reply, spelling)
-        if score is not None and reply.usage.completion_tokens > len(reply.tokens or ()):
-            spent.repairs["byte_tokens_skipped"] += 1
+        [message], _ = await self._prompt_builder.messages(prepared_query, [doc_id], self.model.context_length, repairs)
+        stats.repairs.update(repairs)
+        forced_text = f" {prepared_query.text}"
+        prompt = message.content.removesuffix(forced_text)
+        context = RequestContext(prepared_query.query.query_id, (doc_id,))
+        request = Request((Message("user", prompt),), 1, 0.0, forced_text=forced_text, context=context)
+        response = await self._calls.complete(request, "likelihood", stats)
+        score = log_probability(response, forced_text)
+        if score is not None and response.usage.completion_tokens > len(response.tokens or ()):
+            stats.repairs["byte_tokens_skipped"] += 1
         return score
 
 
-def log_probability(reply: Response, spelling: str) -> float | None:
-    """What `reply` tells of the probability of `spelling` (natural logarithm); None if it says something else."""
-    if reply.text != spelling or not reply.tokens:
+def log_probability(response: Response, forced_text: str) -> float | None:
+    """What `response` tells of the probability of `forced_text` (natural logarithm); None if it says something else."""
+    if response.text != forced_text or not response.tokens:
         return None
-    total = fsum(probability for _, probability in reply.tokens)
+    total = fsum(token_log_probability for _, token_log_probability in response.tokens)
     return min(total, 0.0) if isfinite(total) else None
 
 
@@ -147,7 +154,7 @@ def order_by_score(window: Window, scores: Mapping[str, float]) -> WindowRanking
     """`window` by `scores`, highest first; equal ones tied, those without one last, as they stood."""
     if not scores:
         return WindowRanking.unranked(window)
-    known = sorted((doc_id for doc_id in window.doc_ids if doc_id in scores), key=lambda doc_id: -scores[doc_id])
-    tiers = [tuple(tier) for _, tier in groupby(known, key=scores.__getitem__)]
-    rest = [(doc_id,) for doc_id in window.doc_ids if doc_id not in scores]
-    return WindowRanking((*tiers, *rest), frozenset(known), True)
+    ranked_ids = sorted((doc_id for doc_id in window.doc_ids if doc_id in scores), key=lambda doc_id: -scores[doc_id])
+    tiers = [tuple(tier) for _, tier in groupby(ranked_ids, key=scores.__getitem__)]
+    unranked_tiers = [(doc_id,) for doc_id in window.doc_ids if doc_id not in scores]
+    return WindowRanking((*tiers, *unranked_tiers), frozenset(ranked_ids), True)

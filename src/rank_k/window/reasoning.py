@@ -1,4 +1,4 @@
-"""What thinking may cost: how much a window is allowed, and when to think at all. Pure."""
+"""How much a window may reason, and when it should reason at all. Pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rank_k.types import Window, WindowRanking
 
 @dataclass(frozen=True, slots=True)
 class ReasoningMode:
-    """`full`: as the model likes. `off`: the answer at once. `budget`: at most `tokens` reasoning tokens a window.
-    `auto`: the answer at once, and a thought where it pays."""
+    """`full`: unlimited. `off`: the answer at once. `budget`: at most `tokens` reasoning tokens a window.
+    `auto`: the answer at once, and reasoning where the policy asks for it."""
 
     kind: Literal["full", "off", "auto", "budget"] = "full"
     tokens: int | None = None
@@ -27,10 +27,12 @@ class ReasoningMode:
         word = text.strip().lower()
         if word in ("full", "off", "auto"):
             return cls(word)  # type: ignore[arg-type]
-        found = re.fullmatch(r"(\d{1,9})(k?)", word)
-        tokens = int(found[1]) * (1000 if found[2] else 1) if found else 0
+        match = re.fullmatch(r"(\d{1,9})(k?)", word)
+        tokens = int(match[1]) * (1000 if match[2] else 1) if match else 0
         if tokens < 1:
-            raise InputError(f"think is {text!r}", "write full, off, auto, or reasoning tokens per window such as 500")
+            raise InputError(
+                f"reasoning is {text!r}", "write full, off, auto, or reasoning tokens per window such as 500"
+            )
         return cls("budget", tokens)
 
     def __str__(self) -> str:
@@ -39,32 +41,32 @@ class ReasoningMode:
 
 @dataclass(frozen=True, slots=True)
 class AutoReasoningPolicy:
-    """When a thought pays. Defaults: chosen by `benchmarks/auto_thinking.py`, see docs/thinking.md.
+    """When to reason. Defaults: chosen by `benchmarks/auto_thinking.py`, see docs/thinking.md.
 
-    `cut`: the rank that matters. `head`: a window that can still move ranks below this one is ranked directly, since
-    later windows show its best again; of the nine windows that slide over 100 candidates the last four are within 50.
-    `least`: below this confidence of the direct order a window is thought about.
+    `top_k`: the rank that matters. `max_rank`: a window that can still move ranks below this one is ranked directly,
+    since later windows show its best again; of the nine windows that slide over 100 candidates the last four are within
+    50. `min_confidence`: a window is ranked with reasoning when the confidence of its direct ranking is below this.
     """
 
     top_k: int = 10
     max_rank: int = 50
     min_confidence: float = 0.9
 
-    def places(self, window: Window) -> int:
+    def positions_in_top_k(self, window: Window) -> int:
         """How many of the first places of `window` can still be ranks down to the cut; 0: it cannot touch the top."""
         return min(max(self.top_k - window.rank_range[0] + 1, 0), len(window.doc_ids))
 
 
-def should_reason(window: Window, sure: float | None, rule: AutoReasoningPolicy) -> bool:
-    """Whether to think about `window`, whose direct order is `sure`, from 0 to 1 (None: cannot be told).
+def should_reason(window: Window, direct_confidence: float | None, policy: AutoReasoningPolicy) -> bool:
+    """Whether to reason about `window`. `direct_confidence`: of its direct ranking, from 0 to 1 (None: unknown).
 
-    A pure function of what is given: nothing is learnt from other windows, so that a replay decides alike. What the
-    thought finds is not to replace the direct order but to stand beside it (two orders in one outcome).
+    A pure function of what is given: nothing is learnt from other windows, so that a replay decides alike. The
+    ranking after reasoning does not replace the direct one: the result holds both.
     """
     return (
-        rule.places(window) > 0
-        and window.rank_range[1] <= rule.max_rank
-        and (sure is None or sure < rule.min_confidence)
+        policy.positions_in_top_k(window) > 0
+        and window.rank_range[1] <= policy.max_rank
+        and (direct_confidence is None or direct_confidence < policy.min_confidence)
     )
 
 
@@ -72,8 +74,8 @@ _CHAIN = re.compile(r"\[\d{1,4}\](?:[\s>=,]*\[\d{1,4}\])*")
 _ID = re.compile(r"\[(\d{1,4})\]")
 
 
-def confidence(tokens: Sequence[tuple[str, float]], size: int, cut: int = 10) -> float | None:
-    """How sure a model was of the first `cut` ids of its answer, 0 to 1: the geometric mean of their probabilities.
+def confidence(tokens: Sequence[tuple[str, float]], size: int, top_k: int = 10) -> float | None:
+    """How sure a model was of the first `top_k` ids of its answer, 0 to 1: the geometric mean of their probabilities.
 
     `tokens` are (text, natural log-probability) of the reply, in any tokenization. The answer is the longest chain of
     ids in it, the last where several are. An id's probability is that of all tokens which it touches, its closing
@@ -81,59 +83,59 @@ def confidence(tokens: Sequence[tuple[str, float]], size: int, cut: int = 10) ->
     than two ids are spelt, or where a probability is no number. Never raises.
     """
     text = "".join(piece for piece, _ in tokens)
-    answer = _longest_chain(text, size)
-    if len(answer) < 2:
+    id_spans = _find_id_spans(text, size)
+    if len(id_spans) < 2:
         return None
-    found: list[float] = []
-    token = 0
-    end = len(tokens[0][0])  # of `token`, in `text`
-    for id_start, id_end in answer[: max(cut, 1)]:
-        while end <= id_start:
-            token += 1
-            end += len(tokens[token][0])
-        total = tokens[token][1]
-        while end < id_end:
-            token += 1
-            end += len(tokens[token][0])
-            total += tokens[token][1]
-        found.append(min(total, 0.0))
-    mean = sum(found) / len(found)
+    log_probabilities: list[float] = []
+    token_index = 0
+    token_end = len(tokens[0][0])  # of `token`, in `text`
+    for id_start, id_end in id_spans[: max(top_k, 1)]:
+        while token_end <= id_start:
+            token_index += 1
+            token_end += len(tokens[token_index][0])
+        log_probability = tokens[token_index][1]
+        while token_end < id_end:
+            token_index += 1
+            token_end += len(tokens[token_index][0])
+            log_probability += tokens[token_index][1]
+        log_probabilities.append(min(log_probability, 0.0))
+    mean = sum(log_probabilities) / len(log_probabilities)
     return None if isnan(mean) else exp(mean)
 
 
-def _longest_chain(text: str, size: int) -> list[tuple[int, int]]:
+def _find_id_spans(text: str, size: int) -> list[tuple[int, int]]:
     """(start, end) in `text` of each id of the answer, at its first mention."""
     longest: list[tuple[int, int]] = []
     for chain in _CHAIN.finditer(text):
-        first: dict[int, tuple[int, int]] = {}
+        spans: dict[int, tuple[int, int]] = {}
         for mention in _ID.finditer(text, chain.start(), chain.end()):
             if 1 <= int(mention[1]) <= size:
-                first.setdefault(int(mention[1]), mention.span())
-        if len(first) >= len(longest):
-            longest = list(first.values())
+                spans.setdefault(int(mention[1]), mention.span())
+        if len(spans) >= len(longest):
+            longest = list(spans.values())
     return longest
 
 
-def agreement(one: WindowRanking, other: WindowRanking, cut: int = 10) -> float:
+def agreement(first: WindowRanking, second: WindowRanking, top_k: int = 10) -> float:
     """How far two orders of one window agree near its head, from 0 (no more than by chance) to 1.
 
-    Kendall's tau, nothing below 0, over the pairs of which one passage or both are among the first `cut` of either
+    Kendall's tau, nothing below 0, over the pairs of which one passage or both are among the first `top_k` of either
     order. A pair that only one of them ties counts as chance does; a pair that both tie, or with a passage that one of
     them did not place, does not count. 0 where no pair is left: nothing was told apart.
     """
-    placed = one.ranked_ids & other.ranked_ids
-    if not one.is_valid or not other.is_valid:
+    common_ids = first.ranked_ids & second.ranked_ids
+    if not first.is_valid or not second.is_valid:
         return 0.0
-    tier_in_one = {doc_id: n for n, tier in enumerate(one.tiers) for doc_id in tier}
-    tier_in_other = {doc_id: n for n, tier in enumerate(other.tiers) for doc_id in tier}
-    near = {*one.doc_ids[:cut], *other.doc_ids[:cut]}
-    agreed = pairs = 0
-    for a, b in combinations(placed, 2):
-        if a not in near and b not in near:
+    first_tiers = {doc_id: n for n, tier in enumerate(first.tiers) for doc_id in tier}
+    second_tiers = {doc_id: n for n, tier in enumerate(second.tiers) for doc_id in tier}
+    top_ids = {*first.doc_ids[:top_k], *second.doc_ids[:top_k]}
+    balance = pairs = 0
+    for a, b in combinations(common_ids, 2):
+        if a not in top_ids and b not in top_ids:
             continue
-        in_one, in_other = tier_in_one[a] - tier_in_one[b], tier_in_other[a] - tier_in_other[b]
-        if in_one or in_other:
+        first_difference, second_difference = first_tiers[a] - first_tiers[b], second_tiers[a] - second_tiers[b]
+        if first_difference or second_difference:
             pairs += 1
-            product = in_one * in_other
-            agreed += (product > 0) - (product < 0)
-    return max(agreed / pairs, 0.0) if pairs else 0.0
+            product = first_difference * second_difference
+            balance += (product > 0) - (product < 0)
+    return max(balance / pairs, 0.0) if pairs else 0.0

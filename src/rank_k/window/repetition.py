@@ -1,13 +1,16 @@
-"""Notices, while a thought streams in, that it has begun to repeat itself. Pure.
+"""Detect, while a reasoning trace streams in, that it has begun to repeat itself. Pure.
+
+`RepetitionTracker` reads the text token by token. `RepetitionDetector` gives the same result at a third of the cost: it
+passes text to a tracker only after the text has become as compressible as repetitive text is. Most traces never do.
 
 The text is read as words, numbers and marks, and letter by letter in scripts that do not divide words: about as
 many tokens as a model makes of it. Blank space does not count. Where the same eight tokens stand as stood not long
 ago, a *run* is followed: the stretch in which every token is the one a fixed `lag` before, numbers taken for alike.
 When a run is a loop, the constants below say; the last of them is for what repeats without a fixed lag.
 
-What is honest sets the limits. A thought may read its list twice, so saying all of something twice is never a
-loop. A list of verdicts is the same sentence again and again with other numbers, so a run in which numbers
-change may be as long as two lists. A new word ends a run: "[1] is about cats, [2] is about dogs" is none.
+Ordinary reasoning sets the limits. A trace may go through its list twice, so repeating a text once is never a loop.
+A list of labels is the same sentence again and again with other numbers, so a run in which numbers change may be as
+long as two lists. A new word ends a run: "[1] is about cats, [2] is about dogs" is none.
 
 Time is linear, about half a microsecond a character of English and two of Chinese; the state is a third of a
 megabyte, however long the text.
@@ -16,73 +19,86 @@ megabyte, however long the text.
 from __future__ import annotations
 
 import re
+import zlib
 from array import array
 from dataclasses import dataclass
 from functools import lru_cache
-from zlib import crc32
 
-LONGEST_PERIOD = 2048
-"""Tokens, about 1,600 English words. A thought of 8,000 tokens holds what repeats at a longer distance twice or
-three times at most, which cannot be told from reading again."""
+from rank_k.types import OnChunk, Response, StreamChunk
 
-TAIL = 100
-TAIL_CHARACTERS = 400
-"""Tokens, or characters, that must be said a third time, word for word, behind a second saying. No thought says so
-much three times over, and both stay within the 256 tokens of a model by which a loop has to be noticed: the
-characters where words are long, as in German and Russian, and for what has few words or none, such as a line of
-dashes without end."""
+MAX_PERIOD_TOKENS = 2048
+"""The longest period that is detected: about 1,600 English words. A trace of 8,000 tokens holds what repeats at a
+longer distance two or three times at most, which looks the same as reading the passages again."""
 
-CHANGED_TAIL = 160
-CHANGES = 2
-SHORTEST_PARAGRAPH = 64
-"""A paragraph of at least `SHORTEST_PARAGRAPH` tokens (about 50 words) that comes again with at most `CHANGES`
-numbers changed in each saying is a loop when `CHANGED_TAIL` tokens of it are said a third time. A shorter one may
-be the sentence that a plain list says of every passage."""
+REPEATED_TAIL_TOKENS = 100
+REPEATED_TAIL_CHARACTERS = 400
+"""Tokens, or characters, of a third verbatim repetition that make a loop. No ordinary trace repeats so much three
+times, and both stay within the 256 model tokens in which a loop must be detected. The characters count where words are
+long, as in German and Russian, and where there are few words or none, such as an endless line of dashes."""
 
-LISTS = 2
-LEAST_LIST = 512
-"""The same sentence with other numbers is a loop when it has come more than `LISTS` times for every passage shown
-and for `LEAST_LIST` tokens: going through all passages one by one, and once again, is honest, and so is a matrix
-of small numbers."""
+CHANGED_TAIL_TOKENS = 160
+MAX_CHANGED_NUMBERS = 2
+MIN_PARAGRAPH_TOKENS = 64
+"""A paragraph of at least `MIN_PARAGRAPH_TOKENS` tokens (about 50 words) that repeats with at most
+`MAX_CHANGED_NUMBERS` numbers changed each time is a loop when `CHANGED_TAIL_TOKENS` tokens of it appear a third time. A
+shorter one may be the sentence that a plain list repeats for every passage."""
 
-STALE = 256
-STALE_TIMES = 3
-NEWS = 16
-"""A few sentences that come again and again without any fixed order are a loop when `STALE` tokens in a row stood
-in the same surroundings `STALE_TIMES` times before; a token that did not takes back `NEWS` of them."""
+MAX_LISTS = 2
+MIN_LIST_TOKENS = 512
+"""The same sentence with other numbers is a loop when it appears more than `MAX_LISTS` times per passage of the window
+and for at least `MIN_LIST_TOKENS` tokens. Going through all passages one by one, twice, is ordinary reasoning, and so
+is a matrix of small numbers."""
 
-_ONE_BY_ONE = (  # Thai to Tibetan, Burmese, Khmer, kana, ideographs, Hangul, ideographs beyond the basic plane
+STALE_TOKENS = 256
+MIN_STALE_REPEATS = 3
+NEW_TOKEN_WEIGHT = 16
+"""A few sentences that repeat in no fixed order are a loop when each of `STALE_TOKENS` consecutive tokens has appeared
+in the same context `MIN_STALE_REPEATS` times before. A token that has not subtracts `NEW_TOKEN_WEIGHT` from that
+count."""
+
+CHECK_INTERVAL = 256
+"""Characters between two checks."""
+
+TAIL_CHECKS = ((640, 1, 0.40), (2_000, 2, 0.30), (6_000, 3, 0.26), (24_000, 4, 0.24))
+"""(characters of the tail, intervals between checks, ratio): a tail that zlib compresses below the ratio is suspicious.
+Short tails reveal short loops early; long tails reveal loops with a long period. Ordinary prose stays above every
+ratio; every loop in `tests/window/traces` falls below one."""
+
+SHORT_TEXT_RATIO = 0.5
+"""The ratio for texts shorter than the first tail, which shrink less."""
+
+_UNSPACED_SCRIPTS = (  # Thai to Tibetan, Burmese, Khmer, kana, ideographs, Hangul, ideographs beyond the basic plane
     r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_WORD = rf"[^\W\d_{_ONE_BY_ONE}]"
+_WORD = rf"[^\W\d_{_UNSPACED_SCRIPTS}]"
 _TOKEN = re.compile(
     rf"""
-      {_WORD}{{1,24}}+(?!{_WORD})   # a word; a longer one goes letter by letter, as those of _ONE_BY_ONE
+      {_WORD}{{1,24}}+(?!{_WORD})   # a word; a longer one goes letter by letter, as those of _UNSPACED_SCRIPTS
     | \d{{1,3}}                     # a number, or three digits of one
     | ([^\w\s\u2600-\U0010ffff]|_)\1{{0,23}}  # a mark, or a line of it; an emoji is a word
-    | \s{{32}}                      # so much of nothing is something: blank lines without end
+    | \s{{32}}                      # endless blank space counts as tokens
     | \S
     """,
     re.VERBOSE,
 )
 
-# Eight tokens leave their trace in 64 bits: with each token the sum is shifted by a byte, so that the ninth last
-# is shifted out. The upper bits, which all eight reach, give the place in the table.
-_SPREAD = 0x9E3779B97F4A7C15  # odd; 2^64 by the golden ratio, whose multiples fall far from each other
-_SHIFT = _SPREAD << 8
-_NUMBER = _SPREAD
-_BITS = (1 << 64) - 1
-_PLACES = 1 << 13  # four times the longest period, so that most are found where they were put
-_PLACE = 64 - 13
-_RUNS = 8  # at a time; more than two is rare
+# A rolling hash of the last eight tokens in 64 bits: each token shifts it by a byte, so that the ninth last token is
+# shifted out. The upper bits, which depend on all eight tokens, are the index into the table.
+_HASH_MULTIPLIER = 0x9E3779B97F4A7C15  # odd; 2^64 by the golden ratio, whose multiples fall far from each other
+_SHIFTED_MULTIPLIER = _HASH_MULTIPLIER << 8
+_NUMBER_CODE = _HASH_MULTIPLIER
+_HASH_MASK = (1 << 64) - 1
+_TABLE_SIZE = 1 << 13  # four times the longest period, so that most are found where they were put
+_INDEX_SHIFT = 64 - 13
+_MAX_RUNS = 8  # at a time; more than two is rare
 
 
 class RepetitionTracker:
-    """Fed with a thought piece by piece, says from which moment on it repeats itself.
+    """Read a reasoning trace piece by piece and report where it begins to repeat itself.
 
     `passages`: how many the window shows; a list of so many lines is no loop, however alike they are.
-    `start`: where the repetition begins, in characters: `text[:start]` is the thought with what is repeated in
-    it once. `period`: characters after which it says the same again. Both None until a loop is seen. How the
+    `start`: where the repetition begins, in characters: `text[:start]` is the trace with the repeated
+    text in it once. `period`: characters after which it says the same again. Both None until a loop is seen. How the
     text is cut into pieces changes nothing but that a loop is seen at the end of a piece.
     """
 
@@ -90,136 +106,157 @@ class RepetitionTracker:
         self.start: int | None = None
         self.period: int | None = None
         self._passages = passages
-        self._pending = ""  # the beginning of a token that may go on
-        self._read = 0  # characters before it
-        self._count = 0  # tokens
-        self._exact = array("Q")  # the last tokens, as they are
-        self._shapes = array("Q")  # and with all numbers alike
-        self._ends = array("Q")  # where each ends
-        self._sums = array("Q", bytes(8 * _PLACES))
-        self._places = array("Q", bytes(8 * _PLACES))
-        self._times = bytearray(_PLACES)
-        self._exact_sum = self._shape_sum = 0
+        self._unfinished_token = ""  # the beginning of a token that may go on
+        self._read_characters = 0  # characters before it
+        self._token_count = 0  # tokens
+        self._exact_codes = array("Q")  # the last tokens, as they are
+        self._shape_codes = array("Q")  # and with all numbers alike
+        self._token_ends = array("Q")  # where each ends
+        self._hash_table = array("Q", bytes(8 * _TABLE_SIZE))
+        self._hash_positions = array("Q", bytes(8 * _TABLE_SIZE))
+        self._repeat_counts = bytearray(_TABLE_SIZE)
+        self._exact_hash = self._shape_hash = 0
         self._runs: list[_Run] = []
-        self._stale = 0
+        self._stale_tokens = 0
         self._stale_start = 0
 
     def feed(self, text: str) -> bool:
-        """Read on. True from the moment the thought is seen to repeat itself; what comes later is not read."""
+        """Read the next piece. Return True once the trace repeats itself; later pieces are ignored."""
         if self.start is not None:
             return True
-        text = self._pending + text
-        taken = 0
+        text = self._unfinished_token + text
+        consumed = 0
         for match in _TOKEN.finditer(text):
             end = match.end()
             if end == len(text):
                 break  # it may go on
-            taken = end
-            if self._take(match.group(), self._read + end):
-                self._pending = ""
+            consumed = end
+            if self._add_token(match.group(), self._read_characters + end):
+                self._unfinished_token = ""
                 return True
-        self._pending = text[taken:]
-        self._read += taken
+        self._unfinished_token = text[consumed:]
+        self._read_characters += consumed
         return False
 
-    def _take(self, token: str, end: int) -> bool:
-        exact, shape = _codes(token)
-        self._exact.append(exact)
-        self._shapes.append(shape)
-        self._ends.append(end)
-        self._count += 1
-        identical = exact == shape and self._exact_sum == self._shape_sum  # no number among the eight
-        self._exact_sum = (self._exact_sum * _SHIFT + exact) & _BITS
-        self._shape_sum = self._exact_sum if identical else (self._shape_sum * _SHIFT + shape) & _BITS
-        if self._runs and self._follow(exact, shape):
+    def _add_token(self, token: str, end: int) -> bool:
+        exact_code, shape_code = _token_codes(token)
+        self._exact_codes.append(exact_code)
+        self._shape_codes.append(shape_code)
+        self._token_ends.append(end)
+        self._token_count += 1
+        identical = exact_code == shape_code and self._exact_hash == self._shape_hash  # no number among the eight
+        self._exact_hash = (self._exact_hash * _SHIFTED_MULTIPLIER + exact_code) & _HASH_MASK
+        self._shape_hash = (
+            self._exact_hash if identical else (self._shape_hash * _SHIFTED_MULTIPLIER + shape_code) & _HASH_MASK
+        )
+        if self._runs and self._extend_runs(exact_code, shape_code):
             return True
-        times = self._note(self._exact_sum)
-        if self._shape_sum != self._exact_sum:
-            self._note(self._shape_sum)
-        if (times or self._stale) and self._is_stale(times):
+        repeats = self._record_hash(self._exact_hash)
+        if self._shape_hash != self._exact_hash:
+            self._record_hash(self._shape_hash)
+        if (repeats or self._stale_tokens) and self._is_stale(repeats):
             return True
-        if len(self._ends) >= 4 * LONGEST_PERIOD:
-            for kept in (self._exact, self._shapes, self._ends):
-                del kept[: -2 * LONGEST_PERIOD]
+        if len(self._token_ends) >= 4 * MAX_PERIOD_TOKENS:
+            for history in (self._exact_codes, self._shape_codes, self._token_ends):
+                del history[: -2 * MAX_PERIOD_TOKENS]
         return False
 
-    def _note(self, trace: int) -> int:
-        """Remember where these eight tokens stand; how often they stood elsewhere lately, at most `STALE_TIMES`."""
-        place = trace >> _PLACE
-        lag = self._count - self._places[place]
-        self._places[place] = self._count
-        if self._sums[place] != trace or lag > LONGEST_PERIOD:
-            self._sums[place] = trace
-            self._times[place] = 0
+    def _record_hash(self, hash_value: int) -> int:
+        """Store the position of these eight tokens; return how often they appeared recently, at most
+        `MIN_STALE_REPEATS`."""
+        index = hash_value >> _INDEX_SHIFT
+        lag = self._token_count - self._hash_positions[index]
+        self._hash_positions[index] = self._token_count
+        if self._hash_table[index] != hash_value or lag > MAX_PERIOD_TOKENS:
+            self._hash_table[index] = hash_value
+            self._repeat_counts[index] = 0
             return 0
-        self._begin(lag)
-        times = min(self._times[place] + 1, STALE_TIMES)
-        self._times[place] = times
-        return times
+        self._start_run(lag)
+        repeats = min(self._repeat_counts[index] + 1, MIN_STALE_REPEATS)
+        self._repeat_counts[index] = repeats
+        return repeats
 
-    def _begin(self, lag: int) -> None:
+    def _start_run(self, lag: int) -> None:
         """Follow the run of this lag, unless it is being followed, from where it began."""
-        if len(self._runs) >= _RUNS or any(run.lag == lag for run in self._runs):
+        if len(self._runs) >= _MAX_RUNS or any(run.lag == lag for run in self._runs):
             return
-        shapes, exact = self._shapes, self._exact
-        first = here = len(shapes) - 1
+        shape_codes, exact_codes = self._shape_codes, self._exact_codes
+        first = last = len(shape_codes) - 1
         changes, last_change = 0, -1
-        while first >= lag and shapes[first] == shapes[first - lag]:
-            if exact[first] != exact[first - lag]:
+        while first >= lag and shape_codes[first] == shape_codes[first - lag]:
+            if exact_codes[first] != exact_codes[first - lag]:
                 changes += 1
                 last_change = max(last_change, first)  # met from the end
             first -= 1
-        if first == here:
-            return  # another eight with the same trace
-        length = here - first
-        same = here - max(first, last_change)
-        self._runs.append(_Run(lag, length, same, changes, self._ends[first], self._ends[here - same]))
+        if first == last:
+            return  # other tokens with the same hash
+        length = last - first
+        identical_length = last - max(first, last_change)
+        self._runs.append(
+            _Run(
+                lag,
+                length,
+                identical_length,
+                changes,
+                self._token_ends[first],
+                self._token_ends[last - identical_length],
+            )
+        )
 
-    def _follow(self, exact: int, shape: int) -> bool:
+    def _extend_runs(self, exact_code: int, shape_code: int) -> bool:
         """Take the newest token into all runs; whether one of them is a loop."""
-        broken = False
+        any_ended = False
         for run in self._runs:
             lag = run.lag
-            if self._shapes[-1 - lag] != shape:
+            if self._shape_codes[-1 - lag] != shape_code:
                 run.lag = 0
-                broken = True
+                any_ended = True
                 continue
             run.length += 1
-            if self._exact[-1 - lag] == exact:
-                run.same += 1
+            if self._exact_codes[-1 - lag] == exact_code:
+                run.identical_length += 1
             else:
-                run.changes += 1
-                run.same = 0
-                run.same_start = self._ends[-1]
+                run.changed_numbers += 1
+                run.identical_length = 0
+                run.identical_start = self._token_ends[-1]
             if run.length > lag and self._is_loop(run):
                 return True
-        if broken:
+        if any_ended:
             self._runs = [run for run in self._runs if run.lag]
         return False
 
     def _is_loop(self, run: _Run) -> bool:
-        lag, end = run.lag, self._ends[-1]
-        if run.same >= lag:
-            characters = end - self._ends[-1 - lag]
-            if run.same >= lag + TAIL or end - run.same_start >= characters + TAIL_CHARACTERS:
-                return self._found(run.same_start, characters)
-        if lag >= SHORTEST_PARAGRAPH and run.length >= lag + CHANGED_TAIL and run.changes * lag <= CHANGES * run.length:
-            return self._found(run.start, end - self._ends[-1 - lag])
-        if run.length >= LEAST_LIST and run.length > LISTS * self._passages * lag:
-            return self._found(run.start, end - self._ends[-1 - lag])
+        lag, end = run.lag, self._token_ends[-1]
+        if run.identical_length >= lag:
+            characters = end - self._token_ends[-1 - lag]
+            if (
+                run.identical_length >= lag + REPEATED_TAIL_TOKENS
+                or end - run.identical_start >= characters + REPEATED_TAIL_CHARACTERS
+            ):
+                return self._set_repetition(run.identical_start, characters)
+        if (
+            lag >= MIN_PARAGRAPH_TOKENS
+            and run.length >= lag + CHANGED_TAIL_TOKENS
+            and run.changed_numbers * lag <= MAX_CHANGED_NUMBERS * run.length
+        ):
+            return self._set_repetition(run.start, end - self._token_ends[-1 - lag])
+        if run.length >= MIN_LIST_TOKENS and run.length > MAX_LISTS * self._passages * lag:
+            return self._set_repetition(run.start, end - self._token_ends[-1 - lag])
         return False
 
-    def _is_stale(self, times: int) -> bool:
-        if times < STALE_TIMES:
-            self._stale = max(0, self._stale - NEWS)
+    def _is_stale(self, repeats: int) -> bool:
+        if repeats < MIN_STALE_REPEATS:
+            self._stale_tokens = max(0, self._stale_tokens - NEW_TOKEN_WEIGHT)
             return False
-        if not self._stale:
-            self._stale_start = self._ends[-1]
-        self._stale += 1
+        if not self._stale_tokens:
+            self._stale_start = self._token_ends[-1]
+        self._stale_tokens += 1
         # there is no one period: what is said again is in what was said since
-        return self._stale >= STALE and self._found(self._stale_start, self._ends[-1] - self._stale_start)
+        return self._stale_tokens >= STALE_TOKENS and self._set_repetition(
+            self._stale_start, self._token_ends[-1] - self._stale_start
+        )
 
-    def _found(self, start: int, period: int) -> bool:
+    def _set_repetition(self, start: int, period: int) -> bool:
         self.start, self.period = start, period
         return True
 
@@ -228,20 +265,107 @@ class RepetitionTracker:
 class _Run:
     """A stretch in which every token is the one `lag` before, numbers taken for alike.
 
-    `length` of it in tokens; `same`, how many of the last are alike to the letter; `changes`, how many numbers
-    are not. `start`, `same_start`: where the two stretches begin, in characters.
+    `length`: of the stretch, in tokens. `identical_length`: how many of the last tokens are identical, numbers
+    included. `changed_numbers`: how many numbers differ. `start`, `identical_start`: where the two stretches begin, in
+    characters.
     """
 
     lag: int
     length: int
-    same: int
-    changes: int
+    identical_length: int
+    changed_numbers: int
     start: int
-    same_start: int
+    identical_start: int
 
 
 @lru_cache(maxsize=8192)
-def _codes(token: str) -> tuple[int, int]:
+def _token_codes(token: str) -> tuple[int, int]:
     """A token as a number that is the same in every process, and the same with all numbers alike."""
-    code = crc32(token.encode("utf-8", "surrogatepass")) * _SPREAD & _BITS
-    return code, _NUMBER if token[0].isdecimal() else code
+    code = zlib.crc32(token.encode("utf-8", "surrogatepass")) * _HASH_MULTIPLIER & _HASH_MASK
+    return code, _NUMBER_CODE if token[0].isdecimal() else code
+
+
+class RepetitionDetector:
+    """Detect the same repetitions as a `RepetitionTracker`, up to 1,024 characters later and at lower cost."""
+
+    def __init__(self, passages: int = 20) -> None:
+        self._passages = passages
+        self._tracker: RepetitionTracker | None = None  # created on demand: it takes a third of a megabyte
+        self._unread_pieces: list[str] = []  # not yet passed to the tracker
+        self._recent_pieces: list[str] = []  # since the last check
+        self._tail = ""
+        self._recent_length = 0  # characters in `_recent_pieces`
+        self._interval_count = 0
+
+    @property
+    def start(self) -> int | None:
+        """Where the repetition begins, in characters; None while there is none."""
+        return self._tracker.start if self._tracker else None
+
+    def feed(self, text: str) -> bool:
+        """Read the next piece of the trace. Return True once it repeats itself."""
+        if self.start is not None:
+            return True
+        self._unread_pieces.append(text)
+        self._recent_pieces.append(text)
+        self._recent_length += len(text)
+        if self._recent_length < CHECK_INTERVAL:
+            return False
+        intervals = self._recent_length // CHECK_INTERVAL
+        self._tail = (self._tail + "".join(self._recent_pieces))[-TAIL_CHECKS[-1][0] :]
+        self._recent_pieces, self._recent_length = [], 0
+        previous_count, self._interval_count = self._interval_count, self._interval_count + intervals
+        if not self._is_suspicious(previous_count):
+            return False
+        if self._tracker is None:
+            self._tracker = RepetitionTracker(self._passages)
+        unread_text, self._unread_pieces = "".join(self._unread_pieces), []
+        return self._tracker.feed(unread_text)
+
+    def _is_suspicious(self, previous_count: int) -> bool:
+        shorter_length = 0
+        for length, interval, ratio in TAIL_CHECKS:
+            is_due = self._interval_count // interval > previous_count // interval
+            if is_due and len(self._tail) > shorter_length:
+                is_short = len(self._tail) < TAIL_CHECKS[0][0]
+                tail_bytes = self._tail[-length:].encode("utf-8", "replace")
+                if _compressed_size(tail_bytes) < (SHORT_TEXT_RATIO if is_short else ratio) * len(tail_bytes):
+                    return True
+            shorter_length = length
+        return False
+
+
+class StopOnRepetition:
+    """Pass on the chunks of a response and stop it when it repeats itself."""
+
+    def __init__(self, on_chunk: OnChunk, passages: int) -> None:
+        self._on_chunk = on_chunk
+        self._reasoning_detector, self._text_detector = RepetitionDetector(passages), RepetitionDetector(passages)
+        self.repetition_found = False
+
+    def __call__(self, chunk: StreamChunk) -> bool:
+        self._on_chunk(chunk)
+        if chunk.reasoning and self._reasoning_detector.feed(chunk.reasoning):
+            self.repetition_found = True
+        if chunk.text and self._text_detector.feed(chunk.text):
+            self.repetition_found = True
+        return self.repetition_found
+
+    def truncate_repetition(self, response: Response) -> tuple[str | None, str]:
+        """Reasoning and text of `response` up to where they begin to repeat themselves."""
+        reasoning, text = response.reasoning, response.text
+        if reasoning is not None and self._reasoning_detector.start is not None:
+            reasoning = reasoning[: self._reasoning_detector.start]
+        if self._text_detector.start is not None:
+            text = text[: self._text_detector.start]
+        return reasoning, text
+
+
+def _compressed_size(data: bytes) -> int:
+    """Return the size of `data` after fast zlib compression.
+
+    The zlib window is no larger than `data`: allocating a full one can take ten times as long as reading a short tail.
+    """
+    window_bits = min(max(len(data).bit_length(), 9), 15)  # as a power of two
+    deflate = zlib.compressobj(1, zlib.DEFLATED, window_bits, memLevel=min(window_bits - 7, 8))
+    return len(deflate.compress(data)) + len(deflate.flush())
