@@ -18,7 +18,7 @@ from rank_k import Reranker, ScriptedModel
 from rank_k.cli import main
 from rank_k.errors import InputError
 from rank_k.server.config import AccessConfig, Limits, check_access
-from rank_k.server.run import bound
+from rank_k.server.run import create_server
 from rank_k.types import Request
 from tests.conftest import StartLoopback
 from tests.support.serving import Answer, Served, command, served
@@ -59,8 +59,8 @@ def hasty(model: ScriptedModel) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Served]:
-    doors = AccessConfig(keys=(KEY, OTHER_KEY), hosts=frozenset({"rerank.internal"}), origins=frozenset({PAGE}))
-    with served(Reranker(ScriptedModel(reversed_order)), doors=doors) as running:
+    access = AccessConfig(keys=(KEY, OTHER_KEY), hosts=frozenset({"rerank.internal"}), origins=frozenset({PAGE}))
+    with served(Reranker(ScriptedModel(reversed_order)), access=access) as running:
         yield running
 
 
@@ -96,8 +96,8 @@ def test_a_rebound_host_name_is_turned_away(server: Served, model: ScriptedModel
 
 
 def test_names_may_be_allowed_and_addresses_off_loopback_are() -> None:
-    doors = AccessConfig("0.0.0.0", hosts=frozenset({"rerank.internal"}))
-    with served(Reranker(ScriptedModel(reversed_order)), doors=doors) as server:
+    access = AccessConfig("0.0.0.0", hosts=frozenset({"rerank.internal"}))
+    with served(Reranker(ScriptedModel(reversed_order)), access=access) as server:
         told = {host: server.get("/health", Host=host).status for host in ("rerank.internal:80", "10.0.0.7", "evil.io")}
     assert told == {"rerank.internal:80": 200, "10.0.0.7": 200, "evil.io": 421}
 
@@ -162,9 +162,9 @@ def test_what_nobody_can_come_by_is_refused(hosts: set[str], origins: set[str]) 
 def test_names_and_origins_that_are_spelt_otherwise_are_known() -> None:
     hosts = frozenset({"Rerank.Internal.", "fe80::1", "10.0.0.7"})
     origins = frozenset({f"{PAGE}/", "http://LOCALHOST:3000", "chrome-extension://abcdef"})
-    doors = AccessConfig(hosts=hosts, origins=origins)
-    check_access(doors, insecure=False)
-    with served(Reranker(ScriptedModel(reversed_order)), doors=doors) as server:
+    access = AccessConfig(hosts=hosts, origins=origins)
+    check_access(access, insecure=False)
+    with served(Reranker(ScriptedModel(reversed_order)), access=access) as server:
         for host in ("rerank.internal", "RERANK.internal.:80", "[fe80::1]:8787", "10.0.0.7"):
             assert server.get("/health", Host=host).status == 200
         for origin in (PAGE, "http://localhost:3000", "chrome-extension://abcdef"):
@@ -172,11 +172,11 @@ def test_names_and_origins_that_are_spelt_otherwise_are_known() -> None:
 
 
 def test_an_address_that_cannot_be_had_is_told(server: Served) -> None:
-    assert server.desk is not None
+    assert server.service is not None
     elsewhere = ["no.such.host.invalid", "203.0.113.9", "a..b", "a" * 64]
     for host, port in (server.address, *((host, 0) for host in elsewhere)):
         with pytest.raises(InputError, match="cannot listen"):
-            bound(server.desk, AccessConfig(host), port)
+            create_server(server.service, AccessConfig(host), port)
 
 
 # --- bodies ---

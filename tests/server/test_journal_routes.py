@@ -108,10 +108,10 @@ def test_a_list_of_thousands_comes_in_pages_and_can_be_searched(path: Path) -> N
         page = look(server, "queries", run=run, offset=2950).json
         assert (page["total"], len(page["queries"]), page["queries"][-1]["query_id"]) == (
             3000,
-            journal_views.PAGE,
+            journal_views.PAGE_SIZE,
             "id-2999",
         )
-        assert len(look(server, "queries", run=run).json["queries"]) == journal_views.PAGE
+        assert len(look(server, "queries", run=run).json["queries"]) == journal_views.PAGE_SIZE
         assert [q["query_id"] for q in look(server, "queries", find="100% SURE").json["queries"]] == ["id-1234"]
         assert [q["position"] for q in look(server, "queries", run=run, find="ID-0077").json["queries"]] == [77]
         assert look(server, "queries", find="nothing like it").json["total"] == 0
@@ -221,7 +221,7 @@ def test_the_file_is_opened_so_that_it_cannot_be_written(path: Path) -> None:
 def test_the_journal_needs_the_key(path: Path, what: str) -> None:
     name = filled(path, 1)
     told: dict[str, Any] = {"run": name, "position": 0, "round": 0, "window": 0}
-    with served(Reranker(ThinkingAloud(), journal=path), doors=AccessConfig(keys=(KEY,))) as server:
+    with served(Reranker(ThinkingAloud(), journal=path), access=AccessConfig(keys=(KEY,))) as server:
         assert look(server, what, **told).status == 401
         assert look(server, what, key="sk-wrong", **told).status == 401
         assert look(server, what, key=KEY, **told).status == 200
@@ -232,7 +232,7 @@ def test_the_journal_needs_the_key(path: Path, what: str) -> None:
 
 def test_whoever_can_reach_a_server_without_a_key_sees_no_journal(path: Path) -> None:
     filled(path, 1)
-    with served(Reranker(ThinkingAloud(), journal=path), doors=AccessConfig(host="0.0.0.0")) as server:
+    with served(Reranker(ThinkingAloud(), journal=path), access=AccessConfig(host="0.0.0.0")) as server:
         reached = Served(server.url.replace("0.0.0.0", "127.0.0.1"))
         assert reached.rerank(["a", "b"]).status == 200
         assert look(reached, "runs").status == 403

@@ -45,7 +45,7 @@ def browser() -> Iterator[Browser]:
         yield started
 
 
-def small_study(path: Path, doors: AccessConfig = AccessConfig()) -> AbstractContextManager[Served]:
+def small_study(path: Path, access: AccessConfig = AccessConfig()) -> AbstractContextManager[Served]:
     """Four queries by two systems, and a report."""
     runs = {
         name: {q: [Candidate(f"{q}-{n}", -place) for place, n in enumerate(order)] for q in QUERIES}
@@ -54,7 +54,7 @@ def small_study(path: Path, doors: AccessConfig = AccessConfig()) -> AbstractCon
     store = Texts({f"{q}-{n}": text for q in QUERIES for n, text in PASSAGES.items()})
     links = [(page.path, page.title, page.path == "/compare") for page in PAGES]
     beside = ReportRoutes(lambda: render_report(assessed(), MADE, TEXTS, links))
-    return study(path, doors, store, pairwise_items(QUERIES, TRANSLATIONS, runs), [beside])
+    return study(path, access, store, pairwise_items(QUERIES, TRANSLATIONS, runs), [beside])
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.integration
 @contextmanager
 def study(
     path: Path,
-    doors: AccessConfig = AccessConfig(),
+    access: AccessConfig = AccessConfig(),
     store: Texts | None = None,
     of: PairwiseItems | None = None,
     beside: Sequence[RouteGroup] = (),
@@ -48,7 +48,7 @@ def study(
     file = PreferencesFile(path)
     try:
         room = JudgingRoutes(of or asked(), store or Texts(), file)
-        with served(None, doors=doors, rooms=[room, *beside]) as running:
+        with served(None, access=access, route_groups=[room, *beside]) as running:
             yield running
     finally:
         file.close()
@@ -235,8 +235,8 @@ def test_where_a_key_is_asked_for_judging_needs_it(tmp_path: Path) -> None:
 def test_who_lets_in_everybody_gives_nobody_the_names(tmp_path: Path) -> None:
     """Judges may come from elsewhere without a key; the export, and the report, are for who has one."""
     file = PreferencesFile(tmp_path / "judgments.jsonl")
-    rooms: list[RouteGroup] = [JudgingRoutes(asked(), Texts(), file), ReportRoutes(lambda: "secret")]
-    with served(None, doors=AccessConfig(host="0.0.0.0"), rooms=rooms) as server:
+    route_groups: list[RouteGroup] = [JudgingRoutes(asked(), Texts(), file), ReportRoutes(lambda: "secret")]
+    with served(None, access=AccessConfig(host="0.0.0.0"), route_groups=route_groups) as server:
         assert say(server, at(server), "left").status == 200
         for path in ("/judge/judgments.jsonl", "/compare/report"):
             answer = server.get(path)
@@ -308,7 +308,7 @@ def test_the_report_is_made_once_beside_other_work() -> None:
 
     key = "sk-compare-0123456789"
     room = ReportRoutes(make)
-    with served(None, doors=AccessConfig(keys=(key,)), rooms=[room]) as server:
+    with served(None, access=AccessConfig(keys=(key,)), route_groups=[room]) as server:
         assert server.get("/compare/report").status == 401
         answers: list[Answer] = []
         waiting = [
@@ -345,7 +345,7 @@ def test_a_report_that_cannot_be_made_may_be_made_later() -> None:
             raise result
         return result
 
-    with served(None, rooms=[ReportRoutes(make)]) as server:
+    with served(None, route_groups=[ReportRoutes(make)]) as server:
         refused = server.get("/compare/report")
         assert refused.status == 500
         assert "secret" not in refused.raw.decode()

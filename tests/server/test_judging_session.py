@@ -19,7 +19,7 @@ from rank_k.data.files import read_queries, read_run, read_translations
 from rank_k.errors import FormatError, InputError
 from rank_k.evaluation.preferences import UNDONE, Judgment, read_judgments
 from rank_k.server.judging_session import (
-    MOST_CHARACTERS,
+    MAX_PASSAGE_CHARACTERS,
     JudgingSession,
     PairwiseItems,
     displayed_pair,
@@ -123,7 +123,7 @@ def test_sides_change_with_judge_and_query() -> None:
 
 def test_what_is_shown_tells_nothing_of_systems() -> None:
     """The same passages by other systems are shown the same, but for the token and the sides."""
-    store = Texts({"q1-1": "x" * (MOST_CHARACTERS + 1), "q1-0": HOSTILE})
+    store = Texts({"q1-1": "x" * (MAX_PASSAGE_CHARACTERS + 1), "q1-0": HOSTILE})
     question = next(question for question in asked(depth=4).asked if question.query.query_id == "q1")
     for judge in ("anna", "ben", "chen", "dora"):
         seen = displayed_pair(question, judge, store)
@@ -135,7 +135,7 @@ def test_what_is_shown_tells_nothing_of_systems() -> None:
         assert [passage.number for passage in seen.left] == [1, 2, 3, 4], "numbered from the left, whoever is there"
         assert [passage.number for passage in seen.right] == [4, 3, 2, 1]
         (cut,) = [passage for passage in seen.left if passage.truncated]
-        assert len(cut.text) == MOST_CHARACTERS
+        assert len(cut.text) == MAX_PASSAGE_CHARACTERS
 
 
 def test_names_of_files_are_short_where_that_is_enough() -> None:
@@ -180,26 +180,26 @@ def test_a_real_cross_language_set_has_its_translations() -> None:
 def test_a_judge_goes_through_all_and_back() -> None:
     found, rows = asked(), []
     anna = JudgingSession("anna", found, [])
-    while (question := anna.next()) is not None:
+    while (question := anna.next_item()) is not None:
         row = anna.judgment(question, "left", 1.5, NOON)  # a clock that stands still
         assert row.left_doc_ids == question.rankings[question.sides("anna")[0]]
         assert row.winner == question.systems[question.sides("anna")[0]]
-        anna.take(row)
+        anna.apply(row)
         rows.append(row)
     assert anna.done == anna.total == 11
     assert len({row.time for row in rows}) == 11, "told apart"
-    last = anna.last()
+    last = anna.last_judged()
     assert last is not None
-    anna.take(anna.judgment(last, UNDONE, None, NOON - timedelta(days=1)))
-    assert (anna.done, anna.next()) == (10, last)
+    anna.apply(anna.judgment(last, UNDONE, None, NOON - timedelta(days=1)))
+    assert (anna.done, anna.next_item()) == (10, last)
     again = JudgingSession("anna", found, rows)
-    assert (again.done, again.last()) == (11, last)
+    assert (again.done, again.last_judged()) == (11, last)
     assert JudgingSession("ben", found, rows).done == 0
 
 
 def test_what_was_said_of_other_passages_is_asked_again() -> None:
     anna = JudgingSession("anna", asked(), [])
-    question = anna.next()
+    question = anna.next_item()
     assert question is not None
     row = anna.judgment(question, "tie", None, NOON)
     assert JudgingSession("anna", asked(), [row]).done == 1
@@ -213,7 +213,7 @@ def test_what_was_said_of_other_passages_is_asked_again() -> None:
 @pytest.fixture
 def row() -> Judgment:
     anna = JudgingSession("anna", asked(), [])
-    question = anna.next()
+    question = anna.next_item()
     assert question is not None
     return anna.judgment(question, "tie", 3.25, NOON)
 

@@ -83,8 +83,8 @@ def test_two_hundred_clients_each_get_their_own(loopback: StartLoopback) -> None
 
     with served(Reranker(server=model.url), limits) as server, ThreadPoolExecutor(200) as pool:
         answers = list(pool.map(one, range(200)))
-        assert server.desk is not None
-        assert (server.desk.admission.running, server.desk.admission.waiting) == (0, 0)
+        assert server.service is not None
+        assert (server.service.queue.running, server.service.queue.waiting) == (0, 0)
     for client, answer in enumerate(answers):
         assert answer.status == 200, answer.raw
         texts = [result["document"]["text"] for result in answer.json["results"]]
@@ -110,8 +110,8 @@ def test_beyond_the_queue_clients_are_told_when_to_come_again(loopback: StartLoo
 def test_a_greedy_client_does_not_keep_others_out(loopback: StartLoopback) -> None:
     model = loopback(first_token=1.0)  # all ten must arrive before the first one is done
     limits = Limits(max_concurrent=2, queue=8, per_client=1)
-    doors = AccessConfig(keys=("greedy-key", "modest-key"))
-    with served(Reranker(server=model.url), limits, doors) as server, ThreadPoolExecutor(12) as pool:
+    access = AccessConfig(keys=("greedy-key", "modest-key"))
+    with served(Reranker(server=model.url), limits, access) as server, ThreadPoolExecutor(12) as pool:
 
         def one(client: int, key: str) -> Answer:
             return server.post({"query": "q", "documents": marked(client)}, Authorization=f"Bearer {key}")
@@ -134,7 +134,7 @@ def test_turns_go_by_arrival_but_nobody_has_more_than_a_share() -> None:
         order: list[str] = []
 
         async def work(name: str) -> None:
-            async with admission.turn(name[0]):
+            async with admission.admit(name[0]):
                 order.append(name)
                 await asyncio.sleep(0.01)
 
@@ -149,7 +149,7 @@ def test_who_leaves_the_queue_leaves_no_gap() -> None:
     async def main() -> None:
         admission = RequestQueue(Limits(max_concurrent=1, queue=4, per_client=4))
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(admission.turn("a"))
+            await stack.enter_async_context(admission.admit("a"))
             waiting = [asyncio.create_task(_hold(admission, "b")) for _ in range(2)]
             await asyncio.sleep(0)
             waiting[0].cancel()
@@ -158,7 +158,7 @@ def test_who_leaves_the_queue_leaves_no_gap() -> None:
         waiting[1].cancel()  # in the moment in which its turn came
         await asyncio.gather(*waiting, return_exceptions=True)
         assert (admission.running, admission.waiting) == (0, 0)
-        await asyncio.wait_for(admission.idle(), PATIENCE)
+        await asyncio.wait_for(admission.wait_until_idle(), PATIENCE)
         await _hold(admission, "c")
 
     asyncio.run(main())
@@ -169,7 +169,7 @@ def test_who_leaves_the_queue_as_a_turn_ends_harms_nobody() -> None:
 
     async def main() -> None:
         admission = RequestQueue(Limits(max_concurrent=1, queue=4, per_client=4))
-        async with admission.turn("a"):
+        async with admission.admit("a"):
             leaving, staying = (asyncio.create_task(_hold(admission, "b")) for _ in range(2))
             await asyncio.sleep(0)
             leaving.cancel()
@@ -177,7 +177,7 @@ def test_who_leaves_the_queue_as_a_turn_ends_harms_nobody() -> None:
         with pytest.raises(asyncio.CancelledError):
             await leaving
         assert (admission.running, admission.waiting) == (0, 0)
-        await asyncio.wait_for(admission.idle(), PATIENCE)
+        await asyncio.wait_for(admission.wait_until_idle(), PATIENCE)
 
     asyncio.run(main())
 
@@ -188,7 +188,7 @@ def test_however_clients_come_and_leave_no_place_is_lost(seed: int) -> None:
     random = Random(seed)
 
     async def work(admission: RequestQueue, client: str, over: asyncio.Event) -> None:
-        async with admission.turn(client):
+        async with admission.admit(client):
             await over.wait()
 
     async def main() -> None:
@@ -211,7 +211,7 @@ def test_however_clients_come_and_leave_no_place_is_lost(seed: int) -> None:
         await asyncio.wait_for(asyncio.gather(*(task for task, _ in came), return_exceptions=True), PATIENCE)
         assert all(task.cancelled() or isinstance(task.exception(), ApiError | None) for task, _ in came)
         assert (admission.running, admission.waiting) == (0, 0)
-        await asyncio.wait_for(admission.idle(), PATIENCE)
+        await asyncio.wait_for(admission.wait_until_idle(), PATIENCE)
 
     asyncio.run(main())
 
@@ -230,14 +230,14 @@ def test_closing_turns_away_who_waits_and_who_comes() -> None:
             assert refused.value.status == 503
         assert not at_work.done()
         finish.set()
-        await admission.idle()
+        await admission.wait_until_idle()
         await at_work
 
     asyncio.run(main())
 
 
 async def _hold(admission: RequestQueue, client: str, finish: asyncio.Event | None = None) -> None:
-    async with admission.turn(client):
+    async with admission.admit(client):
         await (asyncio.sleep(0) if finish is None else finish.wait())
 
 
@@ -246,7 +246,7 @@ def test_stopping_ends_though_a_place_is_never_given_back(monkeypatch: pytest.Mo
 
     async def main() -> None:
         of_nobody = service.RerankService(None, Limits(grace_seconds=0.05))
-        async with of_nobody.admission.turn("a"):
+        async with of_nobody.queue.admit("a"):
             await asyncio.wait_for(of_nobody.stop(), PATIENCE)
 
     asyncio.run(main())
@@ -262,8 +262,8 @@ def test_a_client_that_leaves_ends_the_models_work(loopback: StartLoopback, stre
         with posted(server, stream=stream):
             until(is_asked(model), "nothing is asked")
         until(was_cancelled(model), "the model works for nobody")
-        assert server.desk is not None
-        until(lambda: server.desk.admission.running == 0, "its place is not given back")  # type: ignore[union-attr]
+        assert server.service is not None
+        until(lambda: server.service.queue.running == 0, "its place is not given back")  # type: ignore[union-attr]
         model.change(first_token=0.001)
         assert server.rerank(marked(1)).status == 200
         assert server.errors == []

@@ -360,8 +360,8 @@ def test_too_many_are_told_to_come_again(loopback: StartLoopback) -> None:
 
 def test_a_key_opens(loopback: StartLoopback) -> None:
     model = loopback()
-    doors = AccessConfig(keys=(KEY,))
-    with served(Reranker(server=model.url), doors=doors, make=make_mcp_app) as server:
+    access = AccessConfig(keys=(KEY,))
+    with served(Reranker(server=model.url), access=access, make=make_mcp_app) as server:
         for mode in MODES:
             result = call(server, mode, KEY, query="q", documents=marked(0))
             assert [found["index"] for found in result.structured_content["results"]] == [3, 2, 1, 0]

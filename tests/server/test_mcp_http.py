@@ -127,8 +127,8 @@ def test_what_is_posted_must_say_that_it_is_json(server: Served, kind: str) -> N
 
 
 def test_the_key_is_needed_and_pages_that_are_allowed_may_use_it() -> None:
-    doors = AccessConfig(keys=(KEY,), hosts=frozenset({"tools.internal"}), origins=frozenset({PAGE}))
-    with served(Reranker(ScriptedModel(reversed_order)), doors=doors, make=make_mcp_app) as locked:
+    access = AccessConfig(keys=(KEY,), hosts=frozenset({"tools.internal"}), origins=frozenset({PAGE}))
+    with served(Reranker(ScriptedModel(reversed_order)), access=access, make=make_mcp_app) as locked:
         for given in ("", "Bearer", f"Bearer {KEY}x", f"Basic {KEY}", KEY):
             answer = post(locked, Authorization=given)
             assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
@@ -206,8 +206,8 @@ def test_a_client_that_leaves_ends_the_models_work(loopback: StartLoopback, vers
         with sent(server, body, {name.replace("_", "-"): value for name, value in headers.items()}):
             until(is_asked(model), "nothing is asked")
         until(was_cancelled(model), "the model works for nobody")
-        assert server.desk is not None
-        until(lambda: server.desk.admission.running == 0, "its place is not given back")  # type: ignore[union-attr]
+        assert server.service is not None
+        until(lambda: server.service.queue.running == 0, "its place is not given back")  # type: ignore[union-attr]
         model.change(first_token=0.001)
         assert indices(post(server, body, **headers)) == [3, 2, 1, 0]
         assert server.errors == []

@@ -129,7 +129,7 @@ def test_what_a_ranking_is_not_to_be_trusted_for_is_told(browser: Browser) -> No
 
 
 def test_a_key_is_asked_for_once_and_never_put_into_an_address(browser: Browser) -> None:
-    with served(Reranker(ThinkingAloud()), doors=AccessConfig(keys=(KEY,))) as running:
+    with served(Reranker(ThinkingAloud()), access=AccessConfig(keys=(KEY,))) as running:
         asked: list[str] = []
         with visited(browser, f"{running.url}/", refused=(401,)) as page:
             page.on("request", lambda request: asked.append(request.url))
@@ -194,7 +194,7 @@ def test_a_server_that_ranks_by_likelihood_offers_no_thought(browser: Browser, t
     reranker = Reranker(model, method="likelihood", journal=tmp_path / "j.sqlite")
     with served(reranker) as running, visited(browser, f"{running.url}/") as page:
         expect(page.locator("#model")).to_contain_text("likelihood")
-        assert page.locator("#think").is_disabled()
+        assert page.locator("#reasoning").is_disabled()
         page.fill("#query", "long")
         page.fill("#passages", "a\nbbbbbb\nccc")
         page.click("#go")

@@ -33,8 +33,8 @@ def last_first(request: Request) -> str:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    doors = AccessConfig("127.0.0.1", (KEY,), hosts=frozenset({"host.docker.internal"}))
-    with served(Reranker(ScriptedModel(last_first)), doors=doors) as running:
+    access = AccessConfig("127.0.0.1", (KEY,), hosts=frozenset({"host.docker.internal"}))
+    with served(Reranker(ScriptedModel(last_first)), access=access) as running:
         yield running
 
 

@@ -28,7 +28,7 @@ KEY = "sk-page-0123456789"
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
     """One that asks for a key."""
-    with served(Reranker(ScriptedModel([])), doors=AccessConfig(keys=(KEY,))) as running:
+    with served(Reranker(ScriptedModel([])), access=AccessConfig(keys=(KEY,))) as running:
         yield running
 
 

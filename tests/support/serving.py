@@ -23,7 +23,7 @@ from rank_k import Reranker
 from rank_k.server.access import App
 from rank_k.server.app import RouteGroup, make_app
 from rank_k.server.config import AccessConfig, Limits
-from rank_k.server.run import bound
+from rank_k.server.run import create_server
 from rank_k.server.service import RerankService
 from tests.paths import ROOT
 from tests.support.waiting import PATIENCE
@@ -57,7 +57,7 @@ class Answer:
 @dataclass(frozen=True)
 class Served:
     url: str
-    desk: RerankService | None = None
+    service: RerankService | None = None
     errors: list[Exception] = field(default_factory=list)
 
     @property
@@ -106,20 +106,23 @@ class Served:
 def served(
     reranker: Reranker | None,
     limits: Limits = Limits(),
-    doors: AccessConfig = AccessConfig(),
+    access: AccessConfig = AccessConfig(),
     journal: Path | None = None,
-    rooms: Sequence[RouteGroup] = (),
+    route_groups: Sequence[RouteGroup] = (),
     make: Callable[[RerankService, AccessConfig], App] | None = None,
 ) -> Iterator[Served]:
-    """What `make` makes of a desk (the HTTP API, with `rooms` beside it), in a thread. Closes `reranker` in the end."""
+    """Run the application that `make` returns in a thread: by default the HTTP API with `route_groups`.
+
+    Closes `reranker` in the end.
+    """
     errors: list[Exception] = []
-    desk = RerankService(reranker, limits, errors.append, journal=journal)
-    app = make_app(desk, doors, rooms) if make is None else make(desk, doors)
-    server, sock, url = bound(desk, doors, 0, app)
+    service = RerankService(reranker, limits, errors.append, journal=journal)
+    app = make_app(service, access, route_groups) if make is None else make(service, access)
+    server, sock, url = create_server(service, access, 0, app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     try:
-        yield Served(url, desk, errors)
+        yield Served(url, service, errors)
     finally:
         server.should_exit = True
         thread.join(timeout=PATIENCE)

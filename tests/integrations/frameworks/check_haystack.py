@@ -52,7 +52,7 @@ def against(url: str) -> None:
     again = Pipeline.loads(saved, allowed_modules=ALLOWED)
     assert again.dumps() == saved
     ranker = again.get_component("ranker")
-    assert ranker.reranker.effective["reasoning"] == 2000
+    assert ranker.reranker.effective_settings["reasoning"] == 2000
     check(again.run(data))
     run = asyncio.run(beside_the_loop(lambda: ranker.run_async(query=NEW, documents=DOCUMENTS, top_k=3)))
     assert [document.id for document in run["documents"]] == BEST[:3]

@@ -44,7 +44,7 @@ def metadata(name: str, kind: str) -> TaskMetadata:
         task_subtypes=[],
         license="cc0-1.0",
         annotations_creators="derived",
-        server_type=[],
+        dialect=[],
         sample_creation="created",
         bibtex_citation="",
     )

@@ -6,7 +6,7 @@ import { oneTabStop } from "/page/keys.js";
 import { Growing, orderShown } from "/page/mentions.js";
 import { RankingList } from "/page/ranking.js";
 
-const controls = { query: at("query"), passages: at("passages"), think: at("think"), strategy: at("strategy"), deadline: at("deadline") };
+const controls = { query: at("query"), passages: at("passages"), reasoning: at("reasoning"), strategy: at("strategy"), deadline: at("deadline") };
 let demo = [];
 let stopping = null;
 
@@ -214,8 +214,8 @@ async function ask() {
   const outcome = new Outcome(passages);
   if (innerWidth < 900) at("outcome").scrollIntoView();
   const body = { query: controls.query.value.trim(), documents: passages, stream: true };
-  const { think, strategy, deadline } = controls;
-  if (think.value && !think.disabled) body.think = /^\d+$/.test(think.value) ? Number(think.value) : think.value;
+  const { reasoning, strategy, deadline } = controls;
+  if (reasoning.value && !reasoning.disabled) body.reasoning = /^\d+$/.test(reasoning.value) ? Number(reasoning.value) : reasoning.value;
   if (strategy.value && !strategy.disabled) body.strategy = strategy.value;
   if (deadline.value) body.deadline_seconds = Number(deadline.value);
   try {
@@ -267,7 +267,7 @@ got("/v1/models").then(({ data: [model] }) => {
   }
   const likelihood = model.method === "likelihood";
   show(at("model"), likelihood ? `${model.id}, by the likelihood of the query: nothing is thought` : model.id);
-  controls.think.disabled = controls.strategy.disabled = likelihood;
+  controls.reasoning.disabled = controls.strategy.disabled = likelihood;
 }, error => without(error.message)).then(() => got("/demo")).then(({ questions }) => {
   demo = questions;
   at("demo").hidden = !demo.length;
