@@ -18,8 +18,8 @@ import pytest
 
 from tests.paths import ROOT
 from tests.support.embedded import USER_CACHE, needs_weights
-from tests.support.serving import Served, command
-from tests.support.venvs import environment
+from tests.support.serving import ServerClient, command
+from tests.support.venvs import create_environment
 from tests.support.waiting import LONG_PATIENCE
 
 pytestmark = [pytest.mark.slow, needs_weights]
@@ -149,11 +149,11 @@ TAIL = """
 print(json.dumps([told, refused, ranked]))
 """
 
-ALONE = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HAYSTACK_TELEMETRY_ENABLED": "False", "DO_NOT_TRACK": "1"}
+OFFLINE_SETTINGS = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HAYSTACK_TELEMETRY_ENABLED": "False", "DO_NOT_TRACK": "1"}
 """What keeps clients from speaking to anybody else."""
 
 
-def example(module: str) -> str:
+def documented_example(module: str) -> str:
     """The documentation's, for the server of the tests."""
     page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -165,17 +165,17 @@ def example(module: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
+def server() -> Iterator[ServerClient]:
     """One for all clients, on one core: beside busy ones llama.cpp waits for the slowest at each step."""
     assert USER_CACHE is not None
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if cores:
         os.sched_setaffinity(0, {min(cores)})
     try:
-        with command("--api-key-env", "KEY", env={"RANK_K_CACHE": str(USER_CACHE), "KEY": KEY}) as running:
+        with command("--client-key-env", "KEY", env={"RANK_K_CACHE": str(USER_CACHE), "KEY": KEY}) as running:
             if cores:
                 os.sched_setaffinity(0, cores)
-            assert running.said.startswith(
+            assert running.first_line.startswith(
                 "rank-k serve: rank-k-nano, by comparison and likelihood, at http://127.0.0.1:"
             )
             yield running.served
@@ -185,19 +185,19 @@ def server() -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def expected(server: Served) -> list[list[Any]]:
+def expected(server: ServerClient) -> list[list[Any]]:
     """What the server says when it is asked without any client."""
-    asked = {"query": QUERY, "documents": TEXTS, "return_documents": True}
-    answer = server.post(asked, Authorization=f"Bearer {KEY}")
-    found = [[result["document"]["text"], result["relevance_score"]] for result in answer.json["results"]]
-    assert sorted(text for text, _ in found) == sorted(TEXTS)
-    assert found[0][0] == TEXTS[1]
-    assert [score for _, score in found] == [1, 1 / 2, 1 / 3]
-    return found
+    body = {"query": QUERY, "documents": TEXTS, "return_documents": True}
+    answer = server.post(body, Authorization=f"Bearer {KEY}")
+    pairs = [[result["document"]["text"], result["relevance_score"]] for result in answer.json["results"]]
+    assert sorted(text for text, _ in pairs) == sorted(TEXTS)
+    assert pairs[0][0] == TEXTS[1]
+    assert [score for _, score in pairs] == [1, 1 / 2, 1 / 3]
+    return pairs
 
 
 @pytest.mark.parametrize(
-    ("script", "packages", "ways", "refusals"),
+    ("script", "packages", "rankings_count", "errors_count"),
     [
         pytest.param(COHERE, ["cohere"], 3, 2, id="cohere"),
         pytest.param(LANGCHAIN, ["langchain-cohere"], 3, 1, id="langchain_cohere"),
@@ -212,30 +212,30 @@ def expected(server: Served) -> list[list[Any]]:
         pytest.param(HAYSTACK, ["cohere-haystack", "jina-haystack", "huggingface-api-haystack"], 6, 3, id="haystack"),
     ],
 )
-def test_an_unchanged_client_reads_the_ranking_and_the_refusal(
-    server: Served,
+def test_client_library_reads_ranking_and_errors(
+    server: ServerClient,
     expected: list[list[Any]],
     tmp_path: Path,
     request: pytest.FixtureRequest,
     script: str,
     packages: list[str],
-    ways: int,
-    refusals: int,
+    rankings_count: int,
+    errors_count: int,
 ) -> None:
-    python = environment(tmp_path / "venv", *packages)
-    shown = example(request.node.callspec.id)
-    done = subprocess.run(
-        [str(python), "-c", f"{HEAD}{script}{shown}{TAIL}", server.url, QUERY, *TEXTS],
+    python = create_environment(tmp_path / "venv", *packages)
+    example = documented_example(request.node.callspec.id)
+    result = subprocess.run(
+        [str(python), "-c", f"{HEAD}{script}{example}{TAIL}", server.url, QUERY, *TEXTS],
         capture_output=True,
         text=True,
         timeout=LONG_PATIENCE,
-        env={**os.environ, **ALONE, "KEY": KEY},
+        env={**os.environ, **OFFLINE_SETTINGS, "KEY": KEY},
     )
-    assert done.returncode == 0, done.stderr
-    told, refused, ranked = json.loads(done.stdout.splitlines()[-1])
-    assert (len(told), len(refused)) == (ways, refusals)
-    for way, found in told.items():
-        assert found == expected, way
-    for way, words in refused.items():
-        assert "query: a text is needed" in words, way
+    assert result.returncode == 0, result.stderr
+    rankings, errors, ranked = json.loads(result.stdout.splitlines()[-1])
+    assert (len(rankings), len(errors)) == (rankings_count, errors_count)
+    for method, pairs in rankings.items():
+        assert pairs == expected, method
+    for method, message in errors.items():
+        assert "query: a text is needed" in message, method
     assert ranked == [text for text, _ in expected], "as the documentation shows it"

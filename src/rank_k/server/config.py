@@ -11,10 +11,10 @@ from rank_k.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one request, of all of them together, and of patience.
+    """Limits of one request and of all requests together, and timeouts.
 
-    `max_concurrent`: requests worked on at a time, `per_client` of them for one client. `queue`: how many may wait beyond
-    that; no client holds more than half of these places. `documents` and `characters` (query and documents together):
+    `max_concurrent`: requests worked on at a time, `per_client` of them for one client. `queue`: how many more may
+    wait; no client holds more than half of these places. `documents` and `characters` (query and documents together):
     of a request. `body`: bytes. `head_seconds`, `body_seconds`: for a request's headers and body to arrive.
     `stall_seconds`: for a reader to take in what is sent. `grace_seconds`: to finish in when the server stops.
     `deadline_seconds`: of requests that name none themselves; None: as long as it takes.

@@ -1,8 +1,8 @@
 """Two rankings of a query side by side, and which one somebody would rather have: what is asked of whom, and what has
 been said.
 
-Whoever judges must not know which system made which ranking. So what is shown, `DisplayedPair`, holds nothing of the systems:
-no name, no score, no id of a document; and the sides are drawn by chance. They are drawn from the judge, the query, the
+Whoever judges must not know which system made which ranking. So `DisplayedPair`, which is what judges see, holds nothing of the
+systems: no name, no score, no id of a document; and the sides are drawn by chance. They are drawn from the judge, the query, the
 systems and all of both rankings, so that they stay the same after a reload, after a restart, and in whatever order the
 runs are named, and that nobody can work them out who does not have the runs.
 """

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 
 class ReportRoutes:
-    """A `RouteGroup` of the application. `make_report`: the page, made in a thread of its own when it is first asked for,
-    which may take minutes, and kept."""
+    """A `RouteGroup` of the application.
+
+    `make_report` returns the page. It runs in a thread at the first request, may take minutes, and its result is kept.
+    """
 
     name = "compare"
 

@@ -1,7 +1,7 @@
 """Bytes in, a request for a ranking out. Pure: whatever the bytes are, the result is one or an `ApiError`.
 
-The request formats are Cohere's v2 and Jina's (`documents`), and that of Text Embeddings Inference (`texts`). Fields that are
-not known are ignored, and `null` is the same as left out: clients send both. Nothing in a request names a model to
+The request formats are Cohere's v2 and Jina's (`documents`), and that of Text Embeddings Inference (`texts`).
+Unknown fields are ignored, and `null` is the same as left out: clients send both. Nothing in a request names a model to
 load, an address, a file or code.
 """
 

@@ -109,9 +109,10 @@ def _open_listening_socket(host: str, port: int) -> socket.socket:
 
 
 def _make_protocol(read_seconds: float, stall_seconds: float) -> Any:
-    """uvicorn's HTTP/1.1, but a connection whose request line and headers take more than `read_seconds` is closed, and so
-    is one on which an answer is not read to its end, or of which nothing is read for `stall_seconds` while more is ready.
-    uvicorn itself waits for ever in these cases.
+    """Return uvicorn's HTTP/1.1 protocol with timeouts where uvicorn itself waits for ever.
+
+    A connection is closed when its request line and headers take more than `read_seconds`, when an answer is not read
+    to its end, or when nothing is read for `stall_seconds` while more is ready.
     """
     base: Any = load("uvicorn.protocols.http.h11_impl").H11Protocol
 

@@ -1,6 +1,7 @@
 """Where requests for rankings are taken: each waits for its turn, is worked on, and is answered or refused.
 
-Stands between HTTP, which it knows nothing of, and one reranker, whose model, journal and concurrency all requests share.
+Stands between HTTP, which it knows nothing of, and one reranker. All requests share its model, journal and
+concurrency.
 """
 
 from __future__ import annotations
