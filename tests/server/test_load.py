@@ -242,7 +242,7 @@ async def hold_place(admission: RequestQueue, client: str, finish: asyncio.Event
 
 
 def test_service_stop_ends_despite_stuck_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "_LEAVING", 0.05)
+    monkeypatch.setattr(service, "_CLEANUP_SECONDS", 0.05)
 
     async def main() -> None:
         rerank_service = service.RerankService(None, Limits(grace_seconds=0.05))

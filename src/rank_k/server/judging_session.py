@@ -1,10 +1,10 @@
 """Two rankings of a query side by side, and which one somebody would rather have: what is asked of whom, and what has
 been said.
 
-Whoever judges must not know which system made which ranking. So `DisplayedPair`, which is what judges see, holds nothing of the
-systems: no name, no score, no id of a document; and the sides are drawn by chance. They are drawn from the judge, the query, the
-systems and all of both rankings, so that they stay the same after a reload, after a restart, and in whatever order the
-runs are named, and that nobody can work them out who does not have the runs.
+Judges must not know which system made which ranking. So `DisplayedPair`, which is what judges see, holds nothing of the
+systems: no name, no score, no document id. Sides are random, but derived from the judge, the query, the systems and
+both full rankings: they stay the same after a reload, after a restart and in whatever order the runs are named, and
+they cannot be computed without the runs.
 """
 
 from __future__ import annotations
