@@ -86,13 +86,13 @@ def test_server_accepts_loopback_host_names(server: ServerClient, host: str) -> 
     "host", ["evil.example", "evil.example:8787", "localhost.evil.example", "192.168.1.5", "", "[", "127.0.0.1.nip.io"]
 )
 def test_server_rejects_unknown_host_names(server: ServerClient, model: ScriptedModel, host: str) -> None:
-    before = len(model.history)
+    calls_before = len(model.history)
     for answer in (
         server.get("/health", Host=host),
         server.post({"query": "rebound", "documents": DOCUMENTS}, Host=host),
     ):
         assert (answer.status, answer.json["message"]) == (421, answer.json["detail"])
-    assert len(model.history) == before
+    assert len(model.history) == calls_before
 
 
 def test_access_config_allows_hosts_and_ip_addresses() -> None:
@@ -106,9 +106,9 @@ def test_access_config_allows_hosts_and_ip_addresses() -> None:
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:1", "http://[", "file://"])
 def test_server_rejects_other_origins(server: ServerClient, model: ScriptedModel, origin: str) -> None:
-    before = len(model.history)
+    calls_before = len(model.history)
     answer = server.post({"query": "page", "documents": DOCUMENTS}, Origin=origin)
-    assert (answer.status, len(model.history)) == (403, before)
+    assert (answer.status, len(model.history)) == (403, calls_before)
     assert "access-control-allow-origin" not in answer.headers
     assert server.send("OPTIONS", "/v2/rerank", Origin=origin, Access_Control_Request_Method="POST").status == 403
 
@@ -118,8 +118,8 @@ def test_server_accepts_its_own_origin(server: ServerClient) -> None:
 
 
 def test_access_config_allows_listed_origins(keyed_server: ServerClient) -> None:
-    before = keyed_server.send("OPTIONS", "/v2/rerank", Origin=PAGE_ORIGIN, Access_Control_Request_Method="POST")
-    assert (before.status, before.headers["access-control-allow-origin"]) == (204, PAGE_ORIGIN)
+    preflight = keyed_server.send("OPTIONS", "/v2/rerank", Origin=PAGE_ORIGIN, Access_Control_Request_Method="POST")
+    assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (204, PAGE_ORIGIN)
     answer = keyed_server.post(
         {"query": "q", "documents": DOCUMENTS}, Origin=PAGE_ORIGIN, Authorization=f"Bearer {KEY}"
     )
@@ -197,9 +197,9 @@ def test_create_server_reports_unavailable_addresses(server: ServerClient) -> No
     "kind", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonx"]
 )
 def test_server_rejects_non_json_content_types(server: ServerClient, model: ScriptedModel, kind: str) -> None:
-    before = len(model.history)
+    calls_before = len(model.history)
     assert server.post({"query": "kind", "documents": DOCUMENTS}, Content_Type=kind).status == 415
-    assert len(model.history) == before
+    assert len(model.history) == calls_before
 
 
 def test_server_accepts_only_utf8_charset(server: ServerClient) -> None:
@@ -250,8 +250,8 @@ def test_rerank_rejects_duplicate_keys_in_linear_time(server: ServerClient) -> N
         answer = server.post(f'{{{names},"n{count - 1}":1}}'.encode())
         assert (answer.status, answer.json["field"]) == (400, f"n{count - 1}")
 
-    few, many = cpu_seconds(partial(send_duplicate, 10_000), partial(send_duplicate, 80_000), rounds=3)
-    assert many < 24 * few
+    few_seconds, many_seconds = cpu_seconds(partial(send_duplicate, 10_000), partial(send_duplicate, 80_000), rounds=3)
+    assert many_seconds < 24 * few_seconds
 
 
 @pytest.mark.parametrize("n", [10**400, -(10**400), 2**63])
@@ -297,9 +297,9 @@ def test_responses_with_markup_are_never_html(
 
 
 def test_rerank_rejects_too_many_documents(server: ServerClient, model: ScriptedModel) -> None:
-    before = len(model.history)
+    calls_before = len(model.history)
     answer = server.rerank(["text"] * 10_000)
-    assert (answer.status, answer.json["field"], len(model.history)) == (422, "documents", before)
+    assert (answer.status, answer.json["field"], len(model.history)) == (422, "documents", calls_before)
 
 
 def test_rerank_rejects_too_many_characters() -> None:

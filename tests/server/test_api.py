@@ -121,10 +121,10 @@ def test_rerank_texts_returns_bare_list(server: ServerClient) -> None:
 
 
 def test_rerank_trivial_input_makes_no_model_call(server: ServerClient, model: ScriptedModel) -> None:
-    before = len(model.history)
+    calls_before = len(model.history)
     assert server.rerank([]).json["results"] == []
     assert server.rerank(["only"]).indices == [0]
-    assert len(model.history) == before
+    assert len(model.history) == calls_before
 
 
 def test_rerank_accepts_reasoning_and_strategy(server: ServerClient, model: ScriptedModel) -> None:
@@ -133,11 +133,11 @@ def test_rerank_accepts_reasoning_and_strategy(server: ServerClient, model: Scri
     server.rerank(DOCUMENTS, query="full")
     assert model.history[-1].reasoning is None
     documents = [f"text {i}" for i in range(30)]
-    before = len(model.history)
+    calls_before = len(model.history)
     assert sorted(server.rerank(documents, query="one window", strategy="single").indices) == list(range(30))
-    assert len(model.history) - before == 1
+    assert len(model.history) - calls_before == 1
     server.rerank(documents, query="one window")
-    assert len(model.history) - before == 1 + 2, "and the next one slides again"
+    assert len(model.history) - calls_before == 1 + 2, "and the next one slides again"
 
 
 @pytest.mark.parametrize(
@@ -172,13 +172,13 @@ def test_rerank_accepts_reasoning_and_strategy(server: ServerClient, model: Scri
 def test_rerank_names_the_invalid_field(
     server: ServerClient, model: ScriptedModel, fields: dict[str, Any], field: str
 ) -> None:
-    before = len(model.history)
+    calls_before = len(model.history)
     answer = server.post({"query": "q", "documents": DOCUMENTS} | fields)
     body = answer.json
     assert (answer.status, body["field"]) == (422, field)
     assert body["message"] == body["detail"]
     assert body["message"].startswith(f"{field}: ")
-    assert len(model.history) == before
+    assert len(model.history) == calls_before
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -220,10 +220,10 @@ def test_stream_sends_traces_orders_rankings_and_result(server: ServerClient) ->
 
 
 def test_stream_of_cached_calls_sends_same_events(server: ServerClient) -> None:
-    first, again = (server.rerank([*DOCUMENTS, "again"], stream=True).events for _ in range(2))
+    first, second = (server.rerank([*DOCUMENTS, "again"], stream=True).events for _ in range(2))
     first[-1][1].pop("id")
-    again[-1][1].pop("id")
-    assert first == again
+    second[-1][1].pop("id")
+    assert first == second
 
 
 def test_stream_sends_trace_chunks_as_they_arrive(loopback: StartLoopback) -> None:

@@ -197,11 +197,11 @@ def test_repeated_request_is_new_query_without_call(path: Path) -> None:
 def test_journal_views_do_not_modify_file(path: Path) -> None:
     name = create_journal(path)
     path.with_name("j.sqlite-wal").unlink(missing_ok=True)
-    before = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest_before = hashlib.sha256(path.read_bytes()).hexdigest()
     with run_server(None, journal=path) as server:
         for what in ("runs", "queries", "query", "window"):
             assert get_view(server, what, run=name, position=0, round=0, window=0).status == 200
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == before
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == digest_before
 
 
 def test_read_only_journal_rejects_writes(path: Path) -> None:

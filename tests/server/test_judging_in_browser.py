@@ -201,17 +201,17 @@ def test_judge_page_expands_single_passages(
             height: float = long.locator(".wording").evaluate("element => element.getBoundingClientRect().height")
             return height
 
-        before = height()
+        height_before = height()
         expect(button).to_have_attribute("aria-expanded", "false")
         button.focus()
         page.keyboard.press("Enter")
         expect(button).to_have_attribute("aria-expanded", "true")
         expect(button).to_have_text("Show less of passage 3")
-        assert height() > 2 * before
+        assert height() > 2 * height_before
         page.screenshot(path=tmp_path / "one-open.png")
         page.keyboard.press("Enter")
         expect(button).to_have_attribute("aria-expanded", "false")
-        assert height() == before
+        assert height() == height_before
         wait_for_judged_count(page, 0)
 
 

@@ -76,18 +76,18 @@ def post_choice(server: ServerClient, state: Any, choice: str, **fields: Any) ->
 def test_judging_routes_complete_study(server: ServerClient, tmp_path: Path) -> None:
     state = get_state(server)
     assert (state["done"], state["total"], state["identical"], state["can_undo"]) == (0, 11, 1, False)
-    seen = []
+    queries = []
     while state["question"] is not None:
-        seen.append(state["question"]["query"])
-        answer = post_choice(server, state, ("left", "right", "tie")[len(seen) % 3], seconds=2.04)
+        queries.append(state["question"]["query"])
+        answer = post_choice(server, state, ("left", "right", "tie")[len(queries) % 3], seconds=2.04)
         assert answer.status == 200
         state = answer.json
-        assert (state["done"], len(read_judgments(tmp_path / "judgments.jsonl"))) == (len(seen), len(seen))
-    assert len(set(seen)) == 11
+        assert (state["done"], len(read_judgments(tmp_path / "judgments.jsonl"))) == (len(queries), len(queries))
+    assert len(set(queries)) == 11
     export = server.get("/judge/judgments.jsonl")
     assert export.headers["content-disposition"] == 'attachment; filename="judgments.jsonl"'
     rows = [json.loads(line) for line in export.raw.decode().splitlines()]
-    assert {row["query"] for row in rows} == set(seen)
+    assert {row["query"] for row in rows} == set(queries)
     assert {(row["depth"], row["seconds"], row["blind"], row["judge"]) for row in rows} == {(3, 2.0, True, "anna")}
     assert {frozenset((row["left"], row["right"])) for row in rows} == {frozenset(SYSTEMS)}
     assert [row["translation"] for row in rows if row["query"] == "what is 1"] == [HEBREW]
@@ -124,8 +124,8 @@ def test_judging_resumes_after_reload_and_restart(tmp_path: Path) -> None:
     with run_judging_server(path) as server:
         state = post_choice(server, get_state(server), "left").json
         assert get_state(server) == state
-        other = get_state(server, "ben")
-        assert other["done"] == 0
+        other_state = get_state(server, "ben")
+        assert other_state["done"] == 0
     with run_judging_server(path, items=make_items(reverse_input=True)) as server:
         assert get_state(server) == state
         assert server.post({"judge": "anna"}, "/judge/undo").json["done"] == 0
@@ -133,8 +133,8 @@ def test_judging_resumes_after_reload_and_restart(tmp_path: Path) -> None:
 
 def test_choice_is_idempotent_and_can_change(server: ServerClient) -> None:
     state = get_state(server)
-    after = post_choice(server, state, "left").json
-    assert post_choice(server, state, "left").json == after
+    next_state = post_choice(server, state, "left").json
+    assert post_choice(server, state, "left").json == next_state
     assert post_choice(server, state, "right").json["done"] == 1
     rows = [json.loads(line)["choice"] for line in server.get("/judge/judgments.jsonl").raw.splitlines()]
     assert rows == ["left", "right"]
@@ -159,9 +159,9 @@ def test_judging_responses_hide_system_names(tmp_path: Path) -> None:
     """In no answer to anything, mistakes included; nor ids of documents."""
     with run_judging_server(tmp_path / "judgments.jsonl") as server:
         state = get_state(server)
-        after = post_choice(server, state, "left")
+        next_state = post_choice(server, state, "left")
         answers = [
-            after,
+            next_state,
             server.get("/judge/question?judge=anna"),
             server.get("/judge/question?judge=ben"),
             server.post({"judge": "anna"}, "/judge/undo"),

@@ -168,8 +168,8 @@ def test_read_translations_reads_xquad() -> None:
     assert translations.keys() == read_queries(files.queries).keys()
     assert sum(any("а" <= letter <= "я" for letter in text) for text in translations.values()) > 1180
     run = read_run(files.runs[0])
-    other = {query_id: candidates[::-1] for query_id, candidates in run.items()}
-    items = pairwise_items(read_queries(files.queries), translations, {"bm25": run, "turned": other})
+    reversed_run = {query_id: candidates[::-1] for query_id, candidates in run.items()}
+    items = pairwise_items(read_queries(files.queries), translations, {"bm25": run, "turned": reversed_run})
     with files.corpus.store() as store:
         pair = displayed_pair(items.asked[0], "anna", store)
     assert pair.translation == translations[items.asked[0].query.query_id]

@@ -286,12 +286,12 @@ def test_client_disconnect_keeps_shared_call_running(loopback: StartLoopback) ->
     with run_server(Reranker(server=model.url)) as server:
         with open_request(server, stream=True):
             until(has_calls(model), "nothing is asked")
-            other = http.client.HTTPConnection(*server.address, timeout=PATIENCE)
-            other.request("POST", "/v2/rerank", body, {"Content-Type": "application/json"})
-            response, received = other.getresponse(), b""
+            second_client = http.client.HTTPConnection(*server.address, timeout=PATIENCE)
+            second_client.request("POST", "/v2/rerank", body, {"Content-Type": "application/json"})
+            response, received = second_client.getresponse(), b""
             while b"event: trace" not in received:  # then the other takes part
                 received += response.read1()
-        with closing(other):
+        with closing(second_client):
             events = Answer(response.status, {}, received + response.read()).events
         assert [result["index"] for result in events[-1][1]["results"]] == [3, 2, 1, 0]
     assert [call.cancelled for call in model.calls] == [False]
@@ -390,6 +390,6 @@ def test_serve_cancels_requests_after_shutdown_timeout(loopback: StartLoopback, 
     with closing(Journal(journal, read_only=True)) as journal_reader:
         assert sum(calls for _, _, calls, _, _ in journal_reader.totals()) == 1
     model.change(first_token=0.001)
-    with command(*options) as again:
-        assert again.served.rerank(marked_passages(1)).indices == [3, 2, 1, 0]
+    with command(*options) as restarted:
+        assert restarted.served.rerank(marked_passages(1)).indices == [3, 2, 1, 0]
     assert len(model.calls) == 2, "what the journal knows is not asked again"

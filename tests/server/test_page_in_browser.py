@@ -112,6 +112,20 @@ def test_try_page_stop_cancels_model_call(browser: Browser) -> None:
         assert page.evaluate("document.activeElement.id") == "go"
 
 
+def test_try_page_sends_reasoning_and_strategy(browser: Browser) -> None:
+    model = ThinkingAloud()
+    with run_server(Reranker(model)) as running, open_page(browser, f"{running.url}/") as page:
+        page.fill("#query", "which options are sent")
+        page.fill("#passages", "\n".join(f"text {n}" for n in range(30)))
+        page.click("#how summary")
+        page.select_option("#reasoning", "off")
+        page.select_option("#strategy", "single")
+        page.click("#go")
+        expect(page.locator("#status")).not_to_have_class("status busy")
+        expect(page.locator("#seen")).to_be_visible()
+        assert [request.reasoning for request in model.history] == [False]
+
+
 def test_try_page_shows_server_errors(browser: Browser) -> None:
     with (
         run_server(Reranker(ThinkingAloud())) as running,

@@ -137,7 +137,7 @@ def test_serve_without_model_reads_journal_only(tmp_path: Path) -> None:
     path = tmp_path / "job.sqlite"
     with Reranker(ScriptedModel(["[2] > [1]"]), journal=path) as reranker:
         reranker.rank("what was asked", ["a", "b"])
-    before = path.read_bytes()
+    content_before = path.read_bytes()
     with command("--journal", str(path)) as running:
         server = running.served
         assert server.get("/").status == server.get("/runs").status == 200
@@ -151,7 +151,7 @@ def test_serve_without_model_reads_journal_only(tmp_path: Path) -> None:
         code, _, stderr = running.end()
     assert code == 0
     assert "rank-k fetch" in stderr or "nothing can be ranked" in stderr
-    assert path.read_bytes() == before
+    assert path.read_bytes() == content_before
 
 
 def test_serve_rejects_missing_and_invalid_journals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

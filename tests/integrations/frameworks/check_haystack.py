@@ -57,15 +57,15 @@ def check_with_server(url: str) -> None:
     saved = pipeline.dumps()
     pipeline.close()
     assert os.environ["MODEL_API_KEY"] not in saved
-    again = Pipeline.loads(saved, allowed_modules=ALLOWED)
-    assert again.dumps() == saved
-    ranker = again.get_component("ranker")
+    loaded = Pipeline.loads(saved, allowed_modules=ALLOWED)
+    assert loaded.dumps() == saved
+    ranker = loaded.get_component("ranker")
     assert ranker.reranker.effective_settings["reasoning"] == 2000
-    check(again.run(data))
+    check(loaded.run(data))
     run = asyncio.run(run_without_blocking(lambda: ranker.run_async(query=NEW_QUERY, documents=DOCUMENTS, top_k=3)))
     assert [document.id for document in run["documents"]] == BEST[:3]
     assert ranker.run(query=QUERY.text, documents=[]) == {"documents": []}
-    again.close()
+    loaded.close()
     with assert_raises(DeserializationError, "rank_k"):  # the page says that the module must be allowed
         Pipeline.loads(saved)
 
