@@ -28,29 +28,31 @@ from tests.fakes.loopback import Plan, in_child, make_queries, peak_concurrency
 from tests.integrations.frameworks.common import BEST, MODEL, QUERY, TEXTS
 from tests.paths import ROOT
 from tests.support.embedded import USER_CACHE
-from tests.support.venvs import environment
+from tests.support.venvs import create_environment
 from tests.support.waiting import LONG_PATIENCE, PATIENCE
 
 pytestmark = pytest.mark.integration
 
-PAGE = ROOT / "docs" / "integrations.md"
-URL_OF_THE_PAGE = "http://localhost:8000/v1"
-AT_ONCE = RetryPolicy(broken=2, first=0.001, longest=0.002)
+DOCS_PAGE = ROOT / "docs" / "integrations.md"
+DOCUMENTED_URL = "http://localhost:8000/v1"
+FAST_RETRIES = RetryPolicy(broken=2, first=0.001, longest=0.002)
 
 
-def example(section: str) -> str:
+def documented_example(section: str) -> str:
     """The Python example under that heading of the page."""
-    found = re.search(rf"^## {re.escape(section)}\n((?!## ).*\n)*?```python\n((.*\n)*?)```", PAGE.read_text(), re.M)
-    assert found, section
-    assert URL_OF_THE_PAGE in found[2]
-    return found[2]
+    match = re.search(
+        rf"^## {re.escape(section)}\n((?!## ).*\n)*?```python\n((.*\n)*?)```", DOCS_PAGE.read_text(), re.M
+    )
+    assert match, section
+    assert DOCUMENTED_URL in match[2]
+    return match[2]
 
 
 # --- what they share ---
 
 
 @pytest.mark.parametrize("extra", ["haystack", "langchain", "llama-index", "mteb", "pyterrier"])
-def test_without_its_framework_a_module_names_the_extra(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_integration_without_framework_names_extra(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = f"rank_k.integrations.{extra.replace('-', '_')}"
     for name in [name for name in sys.modules if name.partition(".")[0] in MODULES_OF_EXTRA[extra]]:
         monkeypatch.delitem(sys.modules, name)
@@ -60,11 +62,11 @@ def test_without_its_framework_a_module_names_the_extra(extra: str, monkeypatch:
         importlib.import_module(module)
 
 
-def test_options_make_a_reranker_and_a_ready_one_takes_none() -> None:
+def test_resolve_reranker_accepts_options_or_reranker() -> None:
     model = ScriptedModel(["[1]"])
-    for made in (RankKCrossEncoder(model, depth=7), RankKCrossEncoder(model=model, depth=7)):
-        assert (made.reranker.model, made.reranker.depth) == (model, 7)
-        made.reranker.close()
+    for encoder in (RankKCrossEncoder(model, depth=7), RankKCrossEncoder(model=model, depth=7)):
+        assert (encoder.reranker.model, encoder.reranker.depth) == (model, 7)
+        encoder.reranker.close()
     with Reranker(model) as ready:
         assert RankKCrossEncoder(ready).reranker is ready
         with pytest.raises(InputError, match="window, depth given beside a ready reranker"):
@@ -73,22 +75,25 @@ def test_options_make_a_reranker_and_a_ready_one_takes_none() -> None:
         RankKCrossEncoder(model, windw=7)
 
 
-def test_a_model_that_cannot_be_had_is_no_ranking() -> None:
-    with Reranker(ScriptedModel(lambda request: ServerError("down")), retries=AT_ONCE) as reranker:
+def test_cross_encoder_raises_when_model_is_unreachable() -> None:
+    with Reranker(ScriptedModel(lambda request: ServerError("down")), retries=FAST_RETRIES) as reranker:
         encoder = RankKCrossEncoder(reranker)
         with pytest.raises(RetriesExhausted):
             encoder.rank("q", ["a", "b"])
         with pytest.raises(RetriesExhausted):
             encoder.predict([("q", "a"), ("q", "b")])
-    with Reranker(MODEL, server="http://127.0.0.1:9/v1", retries=AT_ONCE) as reranker, pytest.raises(ConnectionFailed):
+    with (
+        Reranker(MODEL, server="http://127.0.0.1:9/v1", retries=FAST_RETRIES) as reranker,
+        pytest.raises(ConnectionFailed),
+    ):
         RankKCrossEncoder(reranker).rank("q", ["a", "b"])
 
 
-def test_windows_left_in_input_order_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    def reply(request: Request) -> str:
+def test_cross_encoder_logs_unranked_windows(caplog: pytest.LogCaptureFixture) -> None:
+    def respond(request: Request) -> str:
         return "I cannot say." if "bad" in request.messages[-1].content else "[2] > [1]"
 
-    with Reranker(ScriptedModel(reply), concurrency=1) as reranker, caplog.at_level(logging.WARNING, "rank_k"):
+    with Reranker(ScriptedModel(respond), concurrency=1) as reranker, caplog.at_level(logging.WARNING, "rank_k"):
         encoder = RankKCrossEncoder(reranker)
         assert [hit["corpus_id"] for hit in encoder.rank("q", ["a", "b"])] == [1, 0]
         assert not caplog.messages
@@ -97,7 +102,7 @@ def test_windows_left_in_input_order_are_told(caplog: pytest.LogCaptureFixture) 
     assert caplog.messages == ["1 of 1 windows were left in input order", "1 of 2 windows were left in input order"]
 
 
-def test_nobody_has_to_close(loopback: StartLoopback) -> None:
+def test_cross_encoder_closes_itself_at_exit(loopback: StartLoopback) -> None:
     """A program that ends without a word to the reranker hears nothing of open connections."""
     program = (
         "import sys; from rank_k.integrations.cross_encoder import RankKCrossEncoder\n"
@@ -105,28 +110,28 @@ def test_nobody_has_to_close(loopback: StartLoopback) -> None:
         "print(len(model.rank('q', ['a', 'b'])))"
     )
     command = [sys.executable, "-c", program, loopback(model=MODEL).url]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-    assert (told.returncode, told.stdout, told.stderr) == (0, "2\n", "")
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "2\n", "")
 
 
 # --- in place of a CrossEncoder ---
 
 
-def test_rank_has_the_shape_of_a_cross_encoders(loopback: StartLoopback) -> None:
+def test_rank_matches_cross_encoder_interface(loopback: StartLoopback) -> None:
     doc_ids, texts = list(TEXTS), list(TEXTS.values())
     with Reranker(MODEL, server=loopback(model=MODEL).url) as reranker:
         encoder = RankKCrossEncoder(reranker)
         ranked = encoder.rank(QUERY.text, texts, top_k=10, batch_size=32, show_progress_bar=False)
         assert ranked == [{"corpus_id": doc_ids.index(d), "score": 1 / n} for n, d in enumerate(BEST, 1)]
-        everything = encoder.rank(QUERY.text, texts, return_documents=True)
-        assert [hit["text"] for hit in everything] == [texts[hit["corpus_id"]] for hit in everything]
-        assert sorted(hit["corpus_id"] for hit in everything) == list(range(len(texts)))
+        hits = encoder.rank(QUERY.text, texts, return_documents=True)
+        assert [hit["text"] for hit in hits] == [texts[hit["corpus_id"]] for hit in hits]
+        assert sorted(hit["corpus_id"] for hit in hits) == list(range(len(texts)))
         assert encoder.rank(QUERY.text, []) == []
         with pytest.raises(InputError, match="0 documents are asked for"):
             encoder.rank(QUERY.text, texts, top_k=0)
 
 
-def test_predict_ranks_within_each_query_and_all_queries_at_once(loopback: StartLoopback) -> None:
+def test_predict_ranks_within_queries_concurrently(loopback: StartLoopback) -> None:
     data = make_queries(12, 20, strict=True)
     pairs = [(query, candidate.doc_id) for query in data.queries for candidate in data.run[query.query_id]]
     pairs = pairs[::3] + pairs[1::3] + pairs[2::3]  # queries take turns
@@ -139,16 +144,18 @@ def test_predict_ranks_within_each_query_and_all_queries_at_once(loopback: Start
             with pytest.raises(InputError, match="not \\(query, document\\)"):
                 encoder.predict(wrong)
     for query in data.queries:
-        own = sorted((-score, doc_id) for (asked, doc_id), score in zip(pairs, scores, strict=True) if asked is query)
-        assert [doc_id for _, doc_id in own] == data.perfect(query.query_id)
-        assert [-score for score, _ in own] == [1 / rank for rank in range(1, 21)]
+        ranked_pairs = sorted(
+            (-score, doc_id) for (pair_query, doc_id), score in zip(pairs, scores, strict=True) if pair_query is query
+        )
+        assert [doc_id for _, doc_id in ranked_pairs] == data.perfect(query.query_id)
+        assert [-score for score, _ in ranked_pairs] == [1 / rank for rank in range(1, 21)]
     assert peak_concurrency([(call.start, call.end) for call in server.calls if call.end is not None]) > 6
 
 
-def test_the_pages_example_of_it(loopback: StartLoopback, capsys: pytest.CaptureFixture[str]) -> None:
+def test_documented_cross_encoder_example_runs(loopback: StartLoopback, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
-    code = example("In place of a CrossEncoder").replace(URL_OF_THE_PAGE, loopback(model=MODEL).url)
-    exec(compile(code, str(PAGE), "exec", dont_inherit=True), names)
+    code = documented_example("In place of a CrossEncoder").replace(DOCUMENTED_URL, loopback(model=MODEL).url)
+    exec(compile(code, str(DOCS_PAGE), "exec", dont_inherit=True), names)
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["1.0", "0.5"]
     assert sorted(names["scores"]) == [1 / 3, 1 / 2, 1.0]
     names["model"].reranker.close()
@@ -170,9 +177,9 @@ FRAMEWORKS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FRAMEWORKS)
-def test_in_the_framework_itself(name: str, tmp_path: Path) -> None:
+def test_integration_works_in_its_framework(name: str, tmp_path: Path) -> None:
     section, requirements = FRAMEWORKS[name]
-    python = environment(tmp_path / "environment", *requirements)
+    python = create_environment(tmp_path / "environment", *requirements)
     plan = Plan().changed({"model": MODEL, "api_key": KEY if name == "haystack" else "", "per_token": 0.0001})
     settings = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     settings |= {"MODEL_API_KEY": KEY, "HAYSTACK_TELEMETRY_ENABLED": "False", "PYTHONPATH": str(tmp_path / "scripts")}
@@ -185,10 +192,10 @@ def test_in_the_framework_itself(name: str, tmp_path: Path) -> None:
     (scripts / "tests").symlink_to(ROOT / "tests")
     with in_child(plan) as server:
         page = tmp_path / "example.py"
-        page.write_text(example(section).replace(URL_OF_THE_PAGE, server.url), encoding="utf-8")
+        page.write_text(documented_example(section).replace(DOCUMENTED_URL, server.url), encoding="utf-8")
         script = ["-m", f"tests.integrations.frameworks.check_{name}", server.url, str(page)]
         for command in ([str(page)], script):
-            told = subprocess.run(
+            result = subprocess.run(
                 [str(python), *command],
                 capture_output=True,
                 text=True,
@@ -196,5 +203,5 @@ def test_in_the_framework_itself(name: str, tmp_path: Path) -> None:
                 env=settings,
                 timeout=LONG_PATIENCE,
             )
-            assert told.returncode == 0, told.stdout[-2000:] + told.stderr[-6000:]
-            assert "Unclosed" not in told.stderr
+            assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
+            assert "Unclosed" not in result.stderr

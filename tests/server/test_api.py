@@ -19,21 +19,21 @@ from rank_k.errors import (
     ServerError,
     ServerOverloaded,
 )
-from rank_k.models.base import Capabilities
 from rank_k.models.retry import RetryPolicy
 from rank_k.server.config import Limits
 from rank_k.types import Request, Response, Usage
 from tests.conftest import StartLoopback
-from tests.support.serving import Served, served
+from tests.fakes.likelihood_model import make_likelihood_model
+from tests.support.serving import ServerClient, run_server
 from tests.support.waiting import PATIENCE, STUCK_SECONDS
 
 pytestmark = pytest.mark.integration
 
-THREE = ["one", "two", "three"]
+DOCUMENTS = ["one", "two", "three"]
 NO_RETRIES = RetryPolicy(overloaded=1, broken=1)
 
 
-def second_first(request: Request) -> Response:
+def rank_second_first(request: Request) -> Response:
     """Ranks 2 first, then the others, the last one tied."""
     numbers = [2, 1, *range(3, len(request.context.doc_ids) + 1)]
     text = " > ".join(f"[{n}]" for n in numbers[:-1]) + f" = [{numbers[-1]}]"
@@ -42,61 +42,61 @@ def second_first(request: Request) -> Response:
 
 @pytest.fixture(scope="module")
 def model() -> ScriptedModel:
-    return ScriptedModel(second_first)
+    return ScriptedModel(rank_second_first)
 
 
 @pytest.fixture(scope="module")
-def server(model: ScriptedModel) -> Iterator[Served]:
-    with served(Reranker(model)) as running:
+def server(model: ScriptedModel) -> Iterator[ServerClient]:
+    with run_server(Reranker(model)) as running:
         yield running
 
 
 @pytest.mark.parametrize("path", ["/v2/rerank", "/v1/rerank", "/rerank"])
-def test_results_are_sorted_and_scored_by_rank(server: Served, path: str) -> None:
-    answer = server.post({"model": "any", "query": "q", "documents": THREE}, path)
+def test_rerank_sorts_and_scores_by_rank(server: ServerClient, path: str) -> None:
+    answer = server.post({"model": "any", "query": "q", "documents": DOCUMENTS}, path)
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
-    told = answer.json
-    assert told["results"] == [
+    body = answer.json
+    assert body["results"] == [
         {"index": 1, "relevance_score": 1.0},
         {"index": 0, "relevance_score": 1 / 2},
         {"index": 2, "relevance_score": 1 / 3, "tied": True},
     ]
-    assert (told["model"], told["finished"], told["unranked_windows"], told["repairs"]) == ("scripted", True, 0, {})
-    assert told["usage"] == {
+    assert (body["model"], body["finished"], body["unranked_windows"], body["repairs"]) == ("scripted", True, 0, {})
+    assert body["usage"] == {
         "prompt_tokens": 100,
         "completion_tokens": 20,
         "total_tokens": 120,
         "prompt_tokens_details": {"cached_tokens": 5},
         "completion_tokens_details": {"reasoning_tokens": 15},
     }
-    assert told["meta"]["tokens"] == {"input_tokens": 100, "output_tokens": 20}
-    assert "traces" not in told
+    assert body["meta"]["tokens"] == {"input_tokens": 100, "output_tokens": 20}
+    assert "traces" not in body
 
 
 @pytest.mark.parametrize(("top_n", "count"), [(None, 3), (0, 3), (1, 1), (2.0, 2), (3, 3), (99, 3)])
-def test_top_n_none_or_zero_means_all(server: Served, top_n: Any, count: int) -> None:
-    assert server.rerank(THREE, top_n=top_n).indices == [1, 0, 2][:count]
+def test_rerank_top_n_none_or_zero_returns_all(server: ServerClient, top_n: Any, count: int) -> None:
+    assert server.rerank(DOCUMENTS, top_n=top_n).indices == [1, 0, 2][:count]
 
 
 @pytest.mark.parametrize("count", [5, 9])
-def test_documents_beyond_the_depth_are_warned_of(count: int) -> None:
-    with served(Reranker(ScriptedModel(second_first), depth=5)) as shallow:
+def test_rerank_warns_of_documents_beyond_depth(count: int) -> None:
+    with run_server(Reranker(ScriptedModel(rank_second_first), depth=5)) as shallow:
         answer = shallow.rerank([f"text {i}" for i in range(count)], top_n=3)
     assert answer.indices == [1, 0, 2]
     warnings = ["only the first 5 of 9 documents were compared: see --depth"] if count == 9 else []
     assert answer.json["meta"]["warnings"] == warnings
 
 
-def test_documents_come_back_as_objects_with_a_text_where_asked(server: Served) -> None:
+def test_rerank_return_documents_returns_text_objects(server: ServerClient) -> None:
     answer = server.rerank(["one", {"text": "two", "id": 7}, {"text": "three"}], return_documents=True)
     assert [result["document"] for result in answer.json["results"]] == [{"text": t} for t in ("two", "one", "three")]
 
 
-def test_the_trace_comes_where_asked(server: Served) -> None:
-    assert server.rerank(THREE, return_trace=True).json["traces"] == ["a thought"]
+def test_rerank_return_trace_returns_reasoning(server: ServerClient) -> None:
+    assert server.rerank(DOCUMENTS, return_trace=True).json["traces"] == ["a thought"]
 
 
-def test_unknown_fields_and_nulls_are_ignored(server: Served) -> None:
+def test_rerank_ignores_unknown_fields_and_nulls(server: ServerClient) -> None:
     fields: dict[str, Any] = {
         "max_tokens_per_doc": 4096,
         "rank_fields": ["x"],
@@ -106,42 +106,42 @@ def test_unknown_fields_and_nulls_are_ignored(server: Served) -> None:
     }
     nullable = ("model", "top_n", "return_documents", "reasoning", "strategy", "deadline_seconds", "stream")
     fields |= dict.fromkeys(nullable)
-    assert server.rerank(THREE, **fields).indices == [1, 0, 2]
+    assert server.rerank(DOCUMENTS, **fields).indices == [1, 0, 2]
 
 
-def test_texts_get_a_bare_list(server: Served) -> None:
-    asked = {"query": "q", "texts": THREE, "return_text": True, "raw_scores": False, "truncate": True}
-    assert server.post(asked, "/rerank").json == [
+def test_rerank_texts_returns_bare_list(server: ServerClient) -> None:
+    body = {"query": "q", "texts": DOCUMENTS, "return_text": True, "raw_scores": False, "truncate": True}
+    assert server.post(body, "/rerank").json == [
         {"index": 1, "score": 1.0, "text": "two"},
         {"index": 0, "score": 1 / 2, "text": "one"},
         {"index": 2, "score": 1 / 3, "text": "three"},
     ]
-    assert server.post({"query": "q", "texts": THREE}, "/v1/rerank").status == 422
-    assert server.post({"query": "q", "texts": THREE, "documents": THREE}, "/rerank").json["field"] == "texts"
+    assert server.post({"query": "q", "texts": DOCUMENTS}, "/v1/rerank").status == 422
+    assert server.post({"query": "q", "texts": DOCUMENTS, "documents": DOCUMENTS}, "/rerank").json["field"] == "texts"
 
 
-def test_nothing_to_compare_is_answered_without_a_question(server: Served, model: ScriptedModel) -> None:
-    before = len(model.history)
+def test_rerank_trivial_input_makes_no_model_call(server: ServerClient, model: ScriptedModel) -> None:
+    calls_before = len(model.history)
     assert server.rerank([]).json["results"] == []
     assert server.rerank(["only"]).indices == [0]
-    assert len(model.history) == before
+    assert len(model.history) == calls_before
 
 
-def test_a_request_may_say_how_to_think_and_by_which_strategy(server: Served, model: ScriptedModel) -> None:
-    server.rerank(THREE, query="off", reasoning="off")
+def test_rerank_accepts_reasoning_and_strategy(server: ServerClient, model: ScriptedModel) -> None:
+    server.rerank(DOCUMENTS, query="off", reasoning="off")
     assert model.history[-1].reasoning is False
-    server.rerank(THREE, query="full")
+    server.rerank(DOCUMENTS, query="full")
     assert model.history[-1].reasoning is None
-    many = [f"text {i}" for i in range(30)]
-    before = len(model.history)
-    assert sorted(server.rerank(many, query="one window", strategy="single").indices) == list(range(30))
-    assert len(model.history) - before == 1
-    server.rerank(many, query="one window")
-    assert len(model.history) - before == 1 + 2, "and the next one slides again"
+    documents = [f"text {i}" for i in range(30)]
+    calls_before = len(model.history)
+    assert sorted(server.rerank(documents, query="one window", strategy="single").indices) == list(range(30))
+    assert len(model.history) - calls_before == 1
+    server.rerank(documents, query="one window")
+    assert len(model.history) - calls_before == 1 + 2, "and the next one slides again"
 
 
 @pytest.mark.parametrize(
-    ("fields", "at"),
+    ("fields", "field"),
     [
         ({"query": None}, "query"),
         ({"query": ""}, "query"),
@@ -169,51 +169,46 @@ def test_a_request_may_say_how_to_think_and_by_which_strategy(server: Served, mo
         ({"deadline_seconds": "60"}, "deadline_seconds"),
     ],
 )
-def test_a_field_that_is_wrong_is_named(server: Served, model: ScriptedModel, fields: dict[str, Any], at: str) -> None:
-    before = len(model.history)
-    answer = server.post({"query": "q", "documents": THREE} | fields)
-    told = answer.json
-    assert (answer.status, told["field"]) == (422, at)
-    assert told["message"] == told["detail"]
-    assert told["message"].startswith(f"{at}: ")
-    assert len(model.history) == before
+def test_rerank_names_the_invalid_field(
+    server: ServerClient, model: ScriptedModel, fields: dict[str, Any], field: str
+) -> None:
+    calls_before = len(model.history)
+    answer = server.post({"query": "q", "documents": DOCUMENTS} | fields)
+    body = answer.json
+    assert (answer.status, body["field"]) == (422, field)
+    assert body["message"] == body["detail"]
+    assert body["message"].startswith(f"{field}: ")
+    assert len(model.history) == calls_before
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_server_that_ranks_by_likelihood_has_neither_thought_nor_strategy(stream: bool) -> None:
-    def likelier_if_longer(request: Request) -> Response:
-        assert request.forced_text is not None
-        score = len(request.messages[0].content) - 1000.0
-        return Response(request.forced_text, None, "stop", Usage(10, 1), tokens=((request.forced_text, score),))
-
-    model = ScriptedModel(
-        likelier_if_longer, abilities=Capabilities(logprobs=True, reasons=False, scores_given_text=True)
-    )
-    with served(Reranker(model, method="likelihood")) as server:
+def test_likelihood_server_rejects_reasoning_and_strategy(stream: bool) -> None:
+    model = make_likelihood_model()
+    with run_server(Reranker(model, method="likelihood")) as server:
         for fields in ({"reasoning": "off"}, {"strategy": "single"}):
             [name] = fields
-            answer = server.rerank(THREE, stream=stream, **fields)
+            answer = server.rerank(DOCUMENTS, stream=stream, **fields)
             assert (answer.status, answer.json["field"]) == (422, name)
             assert "likelihood" in answer.json["message"]
         assert model.history == []
-        answer = server.rerank(THREE, stream=stream, return_trace=True)
-        told = dict(answer.events)["result"] if stream else answer.json
-        assert [result["index"] for result in told["results"]] == [2, 0, 1]
-        assert [result.get("tied", False) for result in told["results"]] == [False, False, True]
-        assert told["traces"] == []
+        answer = server.rerank(DOCUMENTS, stream=stream, return_trace=True)
+        response_body = dict(answer.events)["result"] if stream else answer.json
+        assert [result["index"] for result in response_body["results"]] == [2, 0, 1]
+        assert [result.get("tied", False) for result in response_body["results"]] == [False, False, True]
+        assert response_body["traces"] == []
         assert [kind for kind, _ in answer.events] == ["window", "order", "result"] if stream else True
 
 
 # --- streams ---
 
 
-def test_a_stream_tells_traces_orders_rankings_and_the_result(server: Served) -> None:
-    many = [f"streamed {i}" for i in range(30)]
-    answer = server.rerank(many, stream=True, return_documents=True, top_n=2)
+def test_stream_sends_traces_orders_rankings_and_result(server: ServerClient) -> None:
+    documents = [f"streamed {i}" for i in range(30)]
+    answer = server.rerank(documents, stream=True, return_documents=True, top_n=2)
     assert answer.headers["content-type"].startswith("text/event-stream")
     kinds = [kind for kind, _ in answer.events]
     assert kinds == ["window", "trace", "order", "ranking", "window", "trace", "order", "result"]
-    window, trace, order, ranking, _, _, last_order, result = [told for _, told in answer.events]
+    window, trace, order, ranking, _, _, last_order, result = [data for _, data in answer.events]
     assert window == {"round": 1, "window": 1, "shown": list(range(10, 30))}
     assert order["usage"] == {"prompt_tokens": 100, "completion_tokens": 20}
     assert (trace["round"], trace["window"], trace["reasoning"]) == (1, 1, "a thought")
@@ -221,25 +216,25 @@ def test_a_stream_tells_traces_orders_rankings_and_the_result(server: Served) ->
     assert sorted(ranking["indices"]) == list(range(30))
     assert last_order["round"] == 2
     assert [r["index"] for r in result["results"]] == last_order["tiers"][0] + last_order["tiers"][1]
-    assert result["results"] == server.rerank(many, return_documents=True, top_n=2).json["results"]
+    assert result["results"] == server.rerank(documents, return_documents=True, top_n=2).json["results"]
 
 
-def test_a_stream_of_what_the_journal_knows_tells_the_same(server: Served) -> None:
-    first, again = (server.rerank([*THREE, "again"], stream=True).events for _ in range(2))
+def test_stream_of_cached_calls_sends_same_events(server: ServerClient) -> None:
+    first, second = (server.rerank([*DOCUMENTS, "again"], stream=True).events for _ in range(2))
     first[-1][1].pop("id")
-    again[-1][1].pop("id")
-    assert first == again
+    second[-1][1].pop("id")
+    assert first == second
 
 
-def test_pieces_of_a_stream_come_while_the_model_speaks(loopback: StartLoopback) -> None:
+def test_stream_sends_trace_chunks_as_they_arrive(loopback: StartLoopback) -> None:
     slow = loopback(first_token=0.05, per_token=0.001, flush=0.05)
-    with served(Reranker(server=slow.url)) as server:
+    with run_server(Reranker(server=slow.url)) as server:
         answer = server.rerank(["mark:a-G1 x", "mark:b-G2 y"], stream=True, return_trace=True)
-    pieces = [told for kind, told in answer.events if kind == "trace"]
+    chunks = [data for kind, data in answer.events if kind == "trace"]
     result = answer.events[-1][1]
-    assert len(pieces) > 2
-    said = "".join(piece["reasoning"] + piece["text"] for piece in pieces)
-    assert result["traces"][0].strip() in said
+    assert len(chunks) > 2
+    streamed_text = "".join(chunk["reasoning"] + chunk["text"] for chunk in chunks)
+    assert result["traces"][0].strip() in streamed_text
     assert [r["index"] for r in result["results"]] == [1, 0]
 
 
@@ -262,85 +257,85 @@ SECRET = "http://inner-host:9/v1 key sk-secret"
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_an_error_of_the_model_is_told_without_its_insides(error: Exception, status: int) -> None:
-    with served(Reranker(ScriptedModel(lambda _: error), retries=NO_RETRIES)) as server:
-        answers = [server.rerank(THREE), server.rerank(THREE, stream=True)]
+def test_model_errors_are_reported_without_details(error: Exception, status: int) -> None:
+    with run_server(Reranker(ScriptedModel(lambda _: error), retries=NO_RETRIES)) as server:
+        answers = [server.rerank(DOCUMENTS), server.rerank(DOCUMENTS, stream=True)]
         assert server.get("/health").status == 200
-    told = answers[0].json
-    assert (answers[0].status, told["message"]) == (status, told["detail"])
+    body = answers[0].json
+    assert (answers[0].status, body["message"]) == (status, body["detail"])
     if answers[1].status == 200:  # begun with what became of the window
-        kind, told = answers[1].events[-1]
-        assert (kind, told["status"], told["message"]) == ("error", status, told["detail"])
+        kind, body = answers[1].events[-1]
+        assert (kind, body["status"], body["message"]) == ("error", status, body["detail"])
     else:
-        assert (answers[1].status, answers[1].json) == (status, told)
+        assert (answers[1].status, answers[1].json) == (status, body)
     for answer in answers:
         for secret in ("inner-host", "sk-secret", "Traceback", "ValueError"):
             assert secret.encode() not in answer.raw
     assert len(server.errors) == 2, "who runs the server hears of it"
 
 
-def test_an_answer_that_cannot_be_kept_is_not_taken_for_a_fault_of_ours() -> None:
-    reranker = Reranker(ScriptedModel(second_first))
-    with served(reranker) as server:
-        assert server.rerank(THREE, query="before").status == 200
+def test_journal_write_errors_return_507() -> None:
+    reranker = Reranker(ScriptedModel(rank_second_first))
+    with run_server(reranker) as server:
+        assert server.rerank(DOCUMENTS, query="before").status == 200
         reranker.journal._db.execute("PRAGMA query_only = ON")  # as if the disk were full
-        answers = [server.rerank(THREE), server.rerank(THREE, stream=True)]
+        answers = [server.rerank(DOCUMENTS), server.rerank(DOCUMENTS, stream=True)]
     for answer in answers:
         assert (answer.status, answer.json["message"]) == (507, "the answer could not be kept")
     assert [type(error) for error in server.errors] == [JournalError] * 2
 
 
-def test_an_error_in_mid_stream_is_an_event() -> None:
+def test_stream_sends_error_event_for_later_failures() -> None:
     script: list[str | Response | Exception] = [" > ".join(f"[{n}]" for n in range(1, 21))]
     script.append(RequestRejected("no", status=403))
-    with served(Reranker(ScriptedModel(script), retries=NO_RETRIES)) as server:
+    with run_server(Reranker(ScriptedModel(script), retries=NO_RETRIES)) as server:
         events = server.rerank([f"text {i}" for i in range(30)], stream=True).events
     assert [kind for kind, _ in events] == ["window", "trace", "order", "ranking", "window", "error"]
     assert (events[-1][1]["status"], events[-1][1]["message"]) == (502, events[-1][1]["detail"])
 
 
-def test_a_read_timeout_is_a_gateway_timeout(loopback: StartLoopback) -> None:
+def test_read_timeout_returns_504(loopback: StartLoopback) -> None:
     stuck = loopback(first_token=STUCK_SECONDS)
-    with served(Reranker(server=stuck.url, read_timeout=0.2, retries=NO_RETRIES)) as server:
-        assert server.rerank(THREE).status == 504
+    with run_server(Reranker(server=stuck.url, read_timeout=0.2, retries=NO_RETRIES)) as server:
+        assert server.rerank(DOCUMENTS).status == 504
 
 
 # --- deadlines, repetition ---
 
 
-def test_a_deadline_gets_the_best_so_far(loopback: StartLoopback) -> None:
+def test_deadline_returns_best_ranking_so_far(loopback: StartLoopback) -> None:
     stuck = loopback(first_token=STUCK_SECONDS)
-    with served(Reranker(server=stuck.url)) as server:
-        answer = server.rerank(THREE, deadline_seconds=0.3)
+    with run_server(Reranker(server=stuck.url)) as server:
+        answer = server.rerank(DOCUMENTS, deadline_seconds=0.3)
     assert (answer.status, answer.indices, answer.json["finished"]) == (200, [0, 1, 2], False)
     assert "deadline" in answer.json["meta"]["warnings"][0]
 
 
-def test_a_deadline_covers_getting_to_know_the_model() -> None:
+def test_deadline_includes_model_discovery() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
-        with served(Reranker("m", server=url)) as server:
+        with run_server(Reranker("m", server=url)) as server:
             for fields in ({}, {"reasoning": "off"}):
-                answer = server.rerank(THREE, deadline_seconds=0.3, **fields)
+                answer = server.rerank(DOCUMENTS, deadline_seconds=0.3, **fields)
                 assert (answer.status, answer.indices, answer.json["finished"]) == (200, [0, 1, 2], False)
 
 
-def test_clients_that_name_no_deadline_get_the_servers(loopback: StartLoopback) -> None:
+def test_default_deadline_applies_without_deadline_field(loopback: StartLoopback) -> None:
     stuck = loopback(first_token=STUCK_SECONDS)
-    with served(Reranker(server=stuck.url), Limits(deadline_seconds=0.3)) as server:
-        assert server.rerank(THREE).json["finished"] is False
-        assert server.rerank(THREE, deadline_seconds=None, stream=True).events[-1][1]["finished"] is False
+    with run_server(Reranker(server=stuck.url), Limits(deadline_seconds=0.3)) as server:
+        assert server.rerank(DOCUMENTS).json["finished"] is False
+        assert server.rerank(DOCUMENTS, deadline_seconds=None, stream=True).events[-1][1]["finished"] is False
         stuck.change(first_token=1.0)
         answer = server.rerank(["mark:a-G1 x", "mark:b-G2 y"], deadline_seconds=PATIENCE)
     assert (answer.indices, answer.json["finished"]) == ([1, 0], True), "its own goes before"
 
 
-def test_the_same_request_again_or_at_once_is_asked_once(loopback: StartLoopback) -> None:
+def test_identical_requests_share_one_model_call(loopback: StartLoopback) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     slow = loopback(first_token=0.3)
     documents = ["mark:a-G1 x", "mark:b-G2 y", "mark:c-G3 z"]
-    with served(Reranker(server=slow.url)) as server, ThreadPoolExecutor(8) as pool:
+    with run_server(Reranker(server=slow.url)) as server, ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: server.rerank(documents), range(8)))
         answers.append(server.rerank(documents, return_documents=True))
     assert [answer.indices for answer in answers] == [[2, 1, 0]] * 9
@@ -350,10 +345,10 @@ def test_the_same_request_again_or_at_once_is_asked_once(loopback: StartLoopback
 # --- the other paths ---
 
 
-def test_models_health_metrics_and_the_document(server: Served) -> None:
+def test_informational_paths_return_their_documents(server: ServerClient) -> None:
     assert server.get("/v1/models").json["data"][0]["id"] == "scripted"
     assert server.get("/health").json == {"status": "ok"}
-    server.rerank(THREE)
+    server.rerank(DOCUMENTS)
     metrics = server.get("/metrics")
     assert metrics.headers["content-type"].startswith("text/plain")
     lines = dict(line.rsplit(" ", 1) for line in metrics.raw.decode().splitlines() if not line.startswith("#"))
@@ -368,9 +363,9 @@ def test_models_health_metrics_and_the_document(server: Served) -> None:
     }
 
 
-def test_paths_and_methods_that_do_not_exist_are_told_in_json(server: Served) -> None:
+def test_unknown_paths_and_methods_return_json_errors(server: ServerClient) -> None:
     for method, path, status in (("GET", "/nothing", 404), ("GET", "/v2/rerank", 405), ("DELETE", "/health", 405)):
-        answer = server.ask(method, path)
+        answer = server.send(method, path)
         assert (answer.status, answer.json["message"]) == (status, answer.json["detail"])
     assert server.post({}, "/nothing").status == 404
     assert b'path="/nothing"' not in server.get("/metrics").raw

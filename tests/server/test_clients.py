@@ -18,8 +18,8 @@ import pytest
 
 from tests.paths import ROOT
 from tests.support.embedded import USER_CACHE, needs_weights
-from tests.support.serving import Served, command
-from tests.support.venvs import environment
+from tests.support.serving import ServerClient, command
+from tests.support.venvs import create_environment
 from tests.support.waiting import LONG_PATIENCE
 
 pytestmark = [pytest.mark.slow, needs_weights]
@@ -36,40 +36,40 @@ HEAD = """
 import asyncio, json, os, sys
 URL, QUERY, *TEXTS = sys.argv[1:]
 KEY = os.environ["KEY"]
-told, refused = {}, {}
+rankings, errors = {}, {}
 
-def tell(name, pairs):
-    told[name] = [list(pair) for pair in pairs]
+def record_ranking(name, pairs):
+    rankings[name] = [list(pair) for pair in pairs]
 
-def refuse(name, ask):
+def record_error(name, call):
     try:
-        ask()
+        call()
     except Exception as error:
-        refused[name] = str(error)
+        errors[name] = str(error)
 """
 
 COHERE = """
 import cohere
-asked = {"model": "rank-k", "query": QUERY, "documents": TEXTS}
+request = {"model": "rank-k", "query": QUERY, "documents": TEXTS}
 client = cohere.ClientV2(base_url=URL, api_key=KEY)
-answer = client.rerank(**asked)
-tell("v2", [(TEXTS[result.index], result.relevance_score) for result in answer.results])
+answer = client.rerank(**request)
+record_ranking("v2", [(TEXTS[result.index], result.relevance_score) for result in answer.results])
 assert answer.id and answer.meta.tokens.input_tokens > 0 and answer.meta.tokens.output_tokens > 0
-two = client.rerank(**asked, top_n=2).results
+two = client.rerank(**request, top_n=2).results
 assert [result.index for result in two] == [result.index for result in answer.results[:2]]
-refuse("v2", lambda: client.rerank(**{**asked, "query": ""}))
+record_error("v2", lambda: client.rerank(**{**request, "query": ""}))
 client = cohere.Client(base_url=URL, api_key=KEY)
-answer = client.rerank(**asked, return_documents=True, max_chunks_per_doc=10)
-tell("v1", [(result.document.text, result.relevance_score) for result in answer.results])
-refuse("v1", lambda: client.rerank(**{**asked, "query": ""}))
+answer = client.rerank(**request, return_documents=True, max_chunks_per_doc=10)
+record_ranking("v1", [(result.document.text, result.relevance_score) for result in answer.results])
+record_error("v1", lambda: client.rerank(**{**request, "query": ""}))
 
 async def main():
-    answer = await cohere.AsyncClientV2(base_url=URL, api_key=KEY).rerank(**asked, max_tokens_per_doc=4096)
-    tell("async", [(TEXTS[result.index], result.relevance_score) for result in answer.results])
+    answer = await cohere.AsyncClientV2(base_url=URL, api_key=KEY).rerank(**request, max_tokens_per_doc=4096)
+    record_ranking("async", [(TEXTS[result.index], result.relevance_score) for result in answer.results])
 
 asyncio.run(main())
 try:
-    cohere.ClientV2(base_url=URL, api_key="another").rerank(**asked)
+    cohere.ClientV2(base_url=URL, api_key="another").rerank(**request)
 except cohere.UnauthorizedError as error:
     assert "a key is needed" in error.body["message"]
 else:
@@ -82,14 +82,15 @@ from langchain_core.documents import Document
 documents = [Document(text, metadata={"n": n}) for n, text in enumerate(TEXTS)]
 reranker = CohereRerank(base_url=URL, cohere_api_key=KEY, model="rank-k", top_n=3)
 
-def pairs(found):
-    assert all(TEXTS[document.metadata["n"]] == document.page_content for document in found)
-    return [(document.page_content, document.metadata["relevance_score"]) for document in found]
+def pairs(output):
+    assert all(TEXTS[document.metadata["n"]] == document.page_content for document in output)
+    return [(document.page_content, document.metadata["relevance_score"]) for document in output]
 
-tell("compress", pairs(reranker.compress_documents(documents, QUERY)))
-tell("acompress", pairs(asyncio.run(reranker.acompress_documents(documents, QUERY))))
-tell("rerank", [(TEXTS[row["index"]], row["relevance_score"]) for row in reranker.rerank(documents, QUERY, top_n=None)])
-refuse("compress", lambda: reranker.compress_documents(documents, ""))
+record_ranking("compress", pairs(reranker.compress_documents(documents, QUERY)))
+record_ranking("acompress", pairs(asyncio.run(reranker.acompress_documents(documents, QUERY))))
+rows = reranker.rerank(documents, QUERY, top_n=None)
+record_ranking("rerank", [(TEXTS[row["index"]], row["relevance_score"]) for row in rows])
+record_error("compress", lambda: reranker.compress_documents(documents, ""))
 """
 
 LITELLM = """
@@ -100,13 +101,13 @@ def pairs(answer):
     return [(result["document"]["text"], result["relevance_score"]) for result in answer.results]
 
 for model in ("cohere/rank-k", "jina_ai/rank-k", "hosted_vllm/rank-k", "huggingface/rank-k"):
-    asked = {"model": model, "api_base": URL, "api_key": KEY, "query": QUERY, "documents": TEXTS}
-    answer = litellm.rerank(**asked, return_documents=True)
-    tell(model, pairs(answer))
-    two = litellm.rerank(**asked, top_n=2).results
+    request = {"model": model, "api_base": URL, "api_key": KEY, "query": QUERY, "documents": TEXTS}
+    answer = litellm.rerank(**request, return_documents=True)
+    record_ranking(model, pairs(answer))
+    two = litellm.rerank(**request, top_n=2).results
     assert [result["index"] for result in two[:2]] == [result["index"] for result in answer.results[:2]]
-    tell(f"{model}, async", pairs(asyncio.run(litellm.arerank(**asked, return_documents=True))))
-    refuse(model, lambda: litellm.rerank(**{**asked, "query": ""}))
+    record_ranking(f"{model}, async", pairs(asyncio.run(litellm.arerank(**request, return_documents=True))))
+    record_error(model, lambda: litellm.rerank(**{**request, "query": ""}))
 """
 
 LLAMA_INDEX = """
@@ -118,9 +119,9 @@ for reranker in (
     CohereRerank(base_url=URL, api_key=KEY, model="rank-k", top_n=3),
     JinaRerank(base_url=f"{URL}/v1", api_key=KEY, model="rank-k", top_n=3),
 ):
-    found = reranker.postprocess_nodes(nodes, query_str=QUERY)
-    tell(reranker.class_name(), [(node.text, node.score) for node in found])
-    refuse(reranker.class_name(), lambda: reranker.postprocess_nodes(nodes, query_str=""))
+    output = reranker.postprocess_nodes(nodes, query_str=QUERY)
+    record_ranking(reranker.class_name(), [(node.text, node.score) for node in output])
+    record_error(reranker.class_name(), lambda: reranker.postprocess_nodes(nodes, query_str=""))
 """
 
 HAYSTACK = """
@@ -137,23 +138,23 @@ for ranker in (
     HuggingFaceTEIRanker(url=URL, token=key, max_retries=1),
 ):
     name = type(ranker).__name__
-    for way, found in {
+    for way, output in {
         "run": ranker.run(query=QUERY, documents=documents),
         "run_async": asyncio.run(ranker.run_async(query=QUERY, documents=documents)),
     }.items():
-        tell(f"{name}.{way}", [(document.content, document.score) for document in found["documents"]])
-    refuse(name, lambda: ranker.run(query="", documents=documents))
+        record_ranking(f"{name}.{way}", [(document.content, document.score) for document in output["documents"]])
+    record_error(name, lambda: ranker.run(query="", documents=documents))
 """
 
 TAIL = """
-print(json.dumps([told, refused, ranked]))
+print(json.dumps([rankings, errors, ranked]))
 """
 
-ALONE = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HAYSTACK_TELEMETRY_ENABLED": "False", "DO_NOT_TRACK": "1"}
+OFFLINE_SETTINGS = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HAYSTACK_TELEMETRY_ENABLED": "False", "DO_NOT_TRACK": "1"}
 """What keeps clients from speaking to anybody else."""
 
 
-def example(module: str) -> str:
+def documented_example(module: str) -> str:
     """The documentation's, for the server of the tests."""
     page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -165,17 +166,17 @@ def example(module: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
+def server() -> Iterator[ServerClient]:
     """One for all clients, on one core: beside busy ones llama.cpp waits for the slowest at each step."""
     assert USER_CACHE is not None
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if cores:
         os.sched_setaffinity(0, {min(cores)})
     try:
-        with command("--api-key-env", "KEY", env={"RANK_K_CACHE": str(USER_CACHE), "KEY": KEY}) as running:
+        with command("--client-key-env", "KEY", env={"RANK_K_CACHE": str(USER_CACHE), "KEY": KEY}) as running:
             if cores:
                 os.sched_setaffinity(0, cores)
-            assert running.said.startswith(
+            assert running.first_line.startswith(
                 "rank-k serve: rank-k-nano, by comparison and likelihood, at http://127.0.0.1:"
             )
             yield running.served
@@ -185,19 +186,19 @@ def server() -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def expected(server: Served) -> list[list[Any]]:
+def expected(server: ServerClient) -> list[list[Any]]:
     """What the server says when it is asked without any client."""
-    asked = {"query": QUERY, "documents": TEXTS, "return_documents": True}
-    answer = server.post(asked, Authorization=f"Bearer {KEY}")
-    found = [[result["document"]["text"], result["relevance_score"]] for result in answer.json["results"]]
-    assert sorted(text for text, _ in found) == sorted(TEXTS)
-    assert found[0][0] == TEXTS[1]
-    assert [score for _, score in found] == [1, 1 / 2, 1 / 3]
-    return found
+    body = {"query": QUERY, "documents": TEXTS, "return_documents": True}
+    answer = server.post(body, Authorization=f"Bearer {KEY}")
+    pairs = [[result["document"]["text"], result["relevance_score"]] for result in answer.json["results"]]
+    assert sorted(text for text, _ in pairs) == sorted(TEXTS)
+    assert pairs[0][0] == TEXTS[1]
+    assert [score for _, score in pairs] == [1, 1 / 2, 1 / 3]
+    return pairs
 
 
 @pytest.mark.parametrize(
-    ("script", "packages", "ways", "refusals"),
+    ("script", "packages", "rankings_count", "errors_count"),
     [
         pytest.param(COHERE, ["cohere"], 3, 2, id="cohere"),
         pytest.param(LANGCHAIN, ["langchain-cohere"], 3, 1, id="langchain_cohere"),
@@ -212,30 +213,30 @@ def expected(server: Served) -> list[list[Any]]:
         pytest.param(HAYSTACK, ["cohere-haystack", "jina-haystack", "huggingface-api-haystack"], 6, 3, id="haystack"),
     ],
 )
-def test_an_unchanged_client_reads_the_ranking_and_the_refusal(
-    server: Served,
+def test_client_library_reads_ranking_and_errors(
+    server: ServerClient,
     expected: list[list[Any]],
     tmp_path: Path,
     request: pytest.FixtureRequest,
     script: str,
     packages: list[str],
-    ways: int,
-    refusals: int,
+    rankings_count: int,
+    errors_count: int,
 ) -> None:
-    python = environment(tmp_path / "venv", *packages)
-    shown = example(request.node.callspec.id)
-    done = subprocess.run(
-        [str(python), "-c", f"{HEAD}{script}{shown}{TAIL}", server.url, QUERY, *TEXTS],
+    python = create_environment(tmp_path / "venv", *packages)
+    example = documented_example(request.node.callspec.id)
+    result = subprocess.run(
+        [str(python), "-c", f"{HEAD}{script}{example}{TAIL}", server.url, QUERY, *TEXTS],
         capture_output=True,
         text=True,
         timeout=LONG_PATIENCE,
-        env={**os.environ, **ALONE, "KEY": KEY},
+        env={**os.environ, **OFFLINE_SETTINGS, "KEY": KEY},
     )
-    assert done.returncode == 0, done.stderr
-    told, refused, ranked = json.loads(done.stdout.splitlines()[-1])
-    assert (len(told), len(refused)) == (ways, refusals)
-    for way, found in told.items():
-        assert found == expected, way
-    for way, words in refused.items():
-        assert "query: a text is needed" in words, way
+    assert result.returncode == 0, result.stderr
+    rankings, errors, ranked = json.loads(result.stdout.splitlines()[-1])
+    assert (len(rankings), len(errors)) == (rankings_count, errors_count)
+    for method, pairs in rankings.items():
+        assert pairs == expected, method
+    for method, message in errors.items():
+        assert "query: a text is needed" in message, method
     assert ranked == [text for text, _ in expected], "as the documentation shows it"

@@ -15,13 +15,13 @@ import pytest
 from rank_k import Reranker, ScriptedModel
 from rank_k.errors import JournalError
 from rank_k.journal import Journal
-from rank_k.models.base import Capabilities
 from rank_k.server import journal_views
 from rank_k.server.config import AccessConfig
-from rank_k.types import Candidate, Passage, Query, Request, Response, Usage
+from rank_k.types import Candidate, Passage, Query, Request
 from rank_k.window.prompt import passages_in, shipped_template
+from tests.fakes.likelihood_model import make_likelihood_model
 from tests.fakes.thinking_model import ThinkingAloud
-from tests.support.serving import Answer, Served, served
+from tests.support.serving import Answer, ServerClient, run_server
 
 pytestmark = pytest.mark.integration
 
@@ -30,21 +30,21 @@ KEY = "sk-runs-0123456789"
 DOCS = [f"doc-{n:02d}" for n in range(30)]
 
 
-def texts() -> dict[str, Passage]:
+def make_passages() -> dict[str, Passage]:
     """The later, the more words of the query."""
-    said = "alpha beta gamma delta epsilon zeta".split()
+    words = "alpha beta gamma delta epsilon zeta".split()
     return {
-        doc_id: Passage(doc_id, f"{HOSTILE} number {n} {' '.join(said[: n // 5])}") for n, doc_id in enumerate(DOCS)
+        doc_id: Passage(doc_id, f"{HOSTILE} number {n} {' '.join(words[: n // 5])}") for n, doc_id in enumerate(DOCS)
     }
 
 
-def filled(path: Path, queries: int = 2, **options: Any) -> str:
+def create_journal(path: Path, queries: int = 2, **options: Any) -> str:
     """A journal with one run, whose name is returned."""
-    asked = {f"q{n}": Query(f"q{n}", f"alpha beta gamma delta epsilon zeta {n}") for n in range(queries)}
-    run = {query_id: [Candidate(doc_id, 1 / (i + 1)) for i, doc_id in enumerate(DOCS)] for query_id in asked}
+    queries_by_id = {f"q{n}": Query(f"q{n}", f"alpha beta gamma delta epsilon zeta {n}") for n in range(queries)}
+    run = {query_id: [Candidate(doc_id, 1 / (i + 1)) for i, doc_id in enumerate(DOCS)] for query_id in queries_by_id}
     with Reranker(ThinkingAloud(), journal=path, **options) as reranker:
         name = reranker.journal.begin_run({"output": "out.trec", "strategy": "sliding"})
-        list(reranker.rerank(run, asked, texts(), run_name=name))
+        list(reranker.rerank(run, queries_by_id, make_passages(), run_name=name))
     return name
 
 
@@ -53,7 +53,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "j.sqlite"
 
 
-def look(server: Served, what: str, key: str | None = None, **parameters: Any) -> Answer:
+def get_view(server: ServerClient, what: str, key: str | None = None, **parameters: Any) -> Answer:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     return server.get(f"/journal/{what}?{urlencode(parameters)}", **headers)
 
@@ -61,19 +61,19 @@ def look(server: Served, what: str, key: str | None = None, **parameters: Any) -
 # --- a job's run ---
 
 
-def test_a_run_is_seen_down_to_each_call(path: Path) -> None:
-    name = filled(path)
-    with served(Reranker(ThinkingAloud(), journal=path)) as server:
-        [run] = look(server, "runs").json["runs"]
+def test_journal_views_show_run_down_to_calls(path: Path) -> None:
+    name = create_journal(path)
+    with run_server(Reranker(ThinkingAloud(), journal=path)) as server:
+        [run] = get_view(server, "runs").json["runs"]
         assert (run["run"], run["settings"]["output"], run["queries"]) == (name, "out.trec", 2)
 
-        queries = look(server, "queries", run=name).json
+        queries = get_view(server, "queries", run=name).json
         assert queries["total"] == 2
         first = queries["queries"][0]
         assert (first["query_id"], first["text"][:5], first["finished"]) == ("q0", "alpha", True)
         assert (first["rounds"], first["windows"], first["passages"]) == (2, 2, 30)
 
-        query = look(server, "query", run=name, position=0).json
+        query = get_view(server, "query", run=name, position=0).json
         assert [p["doc_id"] for p in query["passages"]] == DOCS
         assert all(f"number {n} " in p["text"] + " " for n, p in enumerate(query["passages"]))
         assert query["passages"][0]["text"].startswith("<img src=x onerror=alert(1)> (7)"), "as the model saw it"
@@ -87,7 +87,7 @@ def test_a_run_is_seen_down_to_each_call(path: Path) -> None:
         assert any(len(tier) > 1 for tier in query["ranking"]), "ties are kept"
         assert query["windows"][0]["orders"][0]["ranked"]
 
-        window = look(server, "window", run=name, position=0, round=1, window=0).json
+        window = get_view(server, "window", run=name, position=0, round=1, window=0).json
         [call] = window["calls"]
         assert call["purpose"] == "ask"
         assert call["reasoning"].startswith("The query is")
@@ -97,144 +97,137 @@ def test_a_run_is_seen_down_to_each_call(path: Path) -> None:
         assert [p["text"] for p in window["passages"]] == list(by_number)
 
 
-def test_a_list_of_thousands_comes_in_pages_and_can_be_searched(path: Path) -> None:
+def test_queries_view_paginates_and_searches(path: Path) -> None:
     with Reranker(ScriptedModel([]), journal=path) as reranker:
         reranker.rank("first", ["alone"])
         run = reranker.journal.last_run()
         for n in range(1, 3000):
             reranker.journal.store_query(run, n, f"id-{n:04d}", "100% sure" if n == 1234 else f"what of {n}")
-    with served(Reranker(ScriptedModel([]), journal=path)) as server:
-        page = look(server, "queries", run=run, offset=2950).json
+    with run_server(Reranker(ScriptedModel([]), journal=path)) as server:
+        page = get_view(server, "queries", run=run, offset=2950).json
         assert (page["total"], len(page["queries"]), page["queries"][-1]["query_id"]) == (
             3000,
-            journal_views.PAGE,
+            journal_views.PAGE_SIZE,
             "id-2999",
         )
-        assert len(look(server, "queries", run=run).json["queries"]) == journal_views.PAGE
-        assert [q["query_id"] for q in look(server, "queries", find="100% SURE").json["queries"]] == ["id-1234"]
-        assert [q["position"] for q in look(server, "queries", run=run, find="ID-0077").json["queries"]] == [77]
-        assert look(server, "queries", find="nothing like it").json["total"] == 0
-        assert look(server, "queries", run=run, offset=10**9).json["queries"] == []
+        assert len(get_view(server, "queries", run=run).json["queries"]) == journal_views.PAGE_SIZE
+        assert [q["query_id"] for q in get_view(server, "queries", find="100% SURE").json["queries"]] == ["id-1234"]
+        assert [q["position"] for q in get_view(server, "queries", run=run, find="ID-0077").json["queries"]] == [77]
+        assert get_view(server, "queries", find="nothing like it").json["total"] == 0
+        assert get_view(server, "queries", run=run, offset=10**9).json["queries"] == []
 
 
-def test_a_job_that_is_under_way_shows_how_far_it_is(path: Path) -> None:
+def test_query_view_shows_unfinished_ranking(path: Path) -> None:
     """Two of three rounds are answered when the third is asked."""
-    seen: list[Any] = []
+    views: list[Any] = []
 
     def answers(request: Request) -> str:
         if len(model.history) == 3:
             with closing(Journal(path, read_only=True)) as journal:
                 [record] = journal.opened()[1]
-                seen.append(journal_views.query(journal, record))
+                views.append(journal_views.query(journal, record))
         return " > ".join(f"[{n}]" for n in range(len(request.context.doc_ids), 0, -1))
 
     model = ScriptedModel(answers)
     with Reranker(model, journal=path) as reranker:
         reranker.rank("q", [f"text {n}" for n in range(40)])
-    [told] = seen
-    assert (told["finished"], told["ranking"], len(told["rounds"]), len(told["windows"])) == (False, None, 3, 2)
+    [view] = views
+    assert (view["finished"], view["ranking"], len(view["rounds"]), len(view["windows"])) == (False, None, 3, 2)
 
 
-def test_samples_are_shown_in_the_order_that_each_had(path: Path) -> None:
-    name = filled(path, 1, samples=3, strategy="single")
+def test_window_view_shows_each_sample_order(path: Path) -> None:
+    name = create_journal(path, 1, samples=3, strategy="single")
     with closing(Journal(path, read_only=True)) as journal:
         record = journal.query(name, 0)
         assert record is not None
-        told = journal_views.window(journal, record, 0, 0)
-    assert told is not None
-    shown = [call["shown"] for call in told["calls"]]
-    assert len(shown) >= 2
-    assert shown[0] != shown[1]
-    for call in told["calls"]:
+        view = journal_views.window(journal, record, 0, 0)
+    assert view is not None
+    shown_places = [call["shown"] for call in view["calls"]]
+    assert len(shown_places) >= 2
+    assert shown_places[0] != shown_places[1]
+    for call in view["calls"]:
         numbered = passages_in(call["messages"][0]["content"])
-        assert [told["passages"][place]["text"] for place in call["shown"]] == list(numbered)
+        assert [view["passages"][place]["text"] for place in call["shown"]] == list(numbered)
 
 
-def test_likelihoods_are_told_with_their_passages(path: Path) -> None:
-    def likelier_if_longer(request: Request) -> Response:
-        assert request.forced_text is not None
-        score = len(request.messages[0].content) - 1000.0
-        return Response(request.forced_text, None, "stop", Usage(10, 1), tokens=((request.forced_text, score),))
-
-    model = ScriptedModel(
-        likelier_if_longer, abilities=Capabilities(logprobs=True, reasons=False, scores_given_text=True)
-    )
+def test_window_view_pairs_likelihoods_with_passages(path: Path) -> None:
+    model = make_likelihood_model()
     with Reranker(model, method="likelihood", journal=path) as reranker:
         reranker.rank("q", ["one", "three", "eleven"])
     with closing(Journal(path, read_only=True)) as journal:
         [record] = journal.opened()[1]
-        told = journal_views.window(journal, record, 0, 0)
+        view = journal_views.window(journal, record, 0, 0)
         assert [p["text"] for p in journal_views.query(journal, record)["passages"]] == ["one", "three", "eleven"]
-    assert told is not None
-    assert [p["text"] for p in told["passages"]] == ["one", "three", "eleven"]
-    assert [call["shown"] for call in told["calls"]] == [[0], [1], [2]]
-    scores = [call["likelihood"] for call in told["calls"]]
+    assert view is not None
+    assert [p["text"] for p in view["passages"]] == ["one", "three", "eleven"]
+    assert [call["shown"] for call in view["calls"]] == [[0], [1], [2]]
+    scores = [call["likelihood"] for call in view["calls"]]
     assert scores == sorted(scores)
 
 
 # --- what is served ---
 
 
-def test_requests_that_were_served_are_one_run(path: Path) -> None:
-    with served(Reranker(ThinkingAloud(), journal=path)) as server:
+def test_served_requests_form_one_run(path: Path) -> None:
+    with run_server(Reranker(ThinkingAloud(), journal=path)) as server:
         ids = [server.rerank(["a", "b", f"c {n}"], query=f"question {n}").json["id"] for n in range(3)]
-        [run] = look(server, "runs").json["runs"]
+        [run] = get_view(server, "runs").json["runs"]
         assert run["settings"]["made"] == "one query at a time"
-        assert [q["query_id"] for q in look(server, "queries", run=run["run"]).json["queries"]] == ids
-        [found] = look(server, "queries", find=ids[1]).json["queries"]
-        assert (found["position"], found["text"]) == (1, "question 1")
-        query = look(server, "query", run=run["run"], position=1).json
+        assert [q["query_id"] for q in get_view(server, "queries", run=run["run"]).json["queries"]] == ids
+        [match] = get_view(server, "queries", find=ids[1]).json["queries"]
+        assert (match["position"], match["text"]) == (1, "question 1")
+        query = get_view(server, "query", run=run["run"], position=1).json
         assert [p["text"] for p in query["passages"]] == ["a", "b", "c 1"]
 
 
-def test_the_same_request_again_is_another_of_the_run_and_asks_nothing(path: Path) -> None:
+def test_repeated_request_is_new_query_without_call(path: Path) -> None:
     model = ThinkingAloud()
-    with served(Reranker(model, journal=path)) as server:
+    with run_server(Reranker(model, journal=path)) as server:
         for _ in range(2):
             server.rerank(["a", "b"], query="twice")
         assert len(model.history) == 1
-        told = look(server, "queries").json
-        assert [q["windows"] for q in told["queries"]] == [1, 1]
+        view = get_view(server, "queries").json
+        assert [q["windows"] for q in view["queries"]] == [1, 1]
 
 
 # --- who may look, and what cannot happen ---
 
 
-def test_looking_changes_nothing(path: Path) -> None:
-    name = filled(path)
+def test_journal_views_do_not_modify_file(path: Path) -> None:
+    name = create_journal(path)
     path.with_name("j.sqlite-wal").unlink(missing_ok=True)
-    before = hashlib.sha256(path.read_bytes()).hexdigest()
-    with served(None, journal=path) as server:
+    digest_before = hashlib.sha256(path.read_bytes()).hexdigest()
+    with run_server(None, journal=path) as server:
         for what in ("runs", "queries", "query", "window"):
-            assert look(server, what, run=name, position=0, round=0, window=0).status == 200
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == before
+            assert get_view(server, what, run=name, position=0, round=0, window=0).status == 200
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == digest_before
 
 
-def test_the_file_is_opened_so_that_it_cannot_be_written(path: Path) -> None:
-    filled(path, 1)
+def test_read_only_journal_rejects_writes(path: Path) -> None:
+    create_journal(path, 1)
     with closing(Journal(path, read_only=True)) as journal, pytest.raises(JournalError, match="readonly"):
         journal.store_query("r", 0, "q", "text")
 
 
 @pytest.mark.parametrize("what", ["runs", "queries", "query", "window"])
-def test_the_journal_needs_the_key(path: Path, what: str) -> None:
-    name = filled(path, 1)
-    told: dict[str, Any] = {"run": name, "position": 0, "round": 0, "window": 0}
-    with served(Reranker(ThinkingAloud(), journal=path), doors=AccessConfig(keys=(KEY,))) as server:
-        assert look(server, what, **told).status == 401
-        assert look(server, what, key="sk-wrong", **told).status == 401
-        assert look(server, what, key=KEY, **told).status == 200
+def test_journal_views_require_client_key(path: Path, what: str) -> None:
+    name = create_journal(path, 1)
+    parameters: dict[str, Any] = {"run": name, "position": 0, "round": 0, "window": 0}
+    with run_server(Reranker(ThinkingAloud(), journal=path), access=AccessConfig(keys=(KEY,))) as server:
+        assert get_view(server, what, **parameters).status == 401
+        assert get_view(server, what, key="sk-wrong", **parameters).status == 401
+        assert get_view(server, what, key=KEY, **parameters).status == 200
         assert server.get(f"/journal/{what}?key={KEY}").status == 401, "not in the address"
         assert server.get("/journal/runs", Origin="https://evil.example").status == 403
         assert server.get("/journal/runs", Host="evil.example").status == 421
 
 
-def test_whoever_can_reach_a_server_without_a_key_sees_no_journal(path: Path) -> None:
-    filled(path, 1)
-    with served(Reranker(ThinkingAloud(), journal=path), doors=AccessConfig(host="0.0.0.0")) as server:
-        reached = Served(server.url.replace("0.0.0.0", "127.0.0.1"))
-        assert reached.rerank(["a", "b"]).status == 200
-        assert look(reached, "runs").status == 403
+def test_journal_views_are_denied_on_open_server(path: Path) -> None:
+    create_journal(path, 1)
+    with run_server(Reranker(ThinkingAloud(), journal=path), access=AccessConfig(host="0.0.0.0")) as server:
+        client = ServerClient(server.url.replace("0.0.0.0", "127.0.0.1"))
+        assert client.rerank(["a", "b"]).status == 200
+        assert get_view(client, "runs").status == 403
 
 
 @pytest.mark.parametrize(
@@ -251,32 +244,33 @@ def test_whoever_can_reach_a_server_without_a_key_sees_no_journal(path: Path) ->
         ("window", {"position": 0, "run": "RUN"}, 422, "round"),
     ],
 )
-def test_what_is_not_there_is_told(path: Path, what: str, parameters: dict[str, Any], status: int, field: str) -> None:
-    name = filled(path, 1)
-    told = {key: name if value == "RUN" else value for key, value in parameters.items()}
-    with served(Reranker(ThinkingAloud(), journal=path)) as server:
-        answer = look(server, what, **told)
+def test_journal_views_report_invalid_parameters(
+    path: Path, what: str, parameters: dict[str, Any], status: int, field: str
+) -> None:
+    name = create_journal(path, 1)
+    query_parameters = {key: name if value == "RUN" else value for key, value in parameters.items()}
+    with run_server(Reranker(ThinkingAloud(), journal=path)) as server:
+        answer = get_view(server, what, **query_parameters)
         assert (answer.status, answer.json["field"]) == (status, field)
 
 
-def test_without_a_file_there_is_nothing_to_look_at() -> None:
-    with served(Reranker(ThinkingAloud())) as server:
-        assert look(server, "runs").json["journal"] is None
-        assert look(server, "queries").json["total"] == 0
-        assert look(server, "query", position=0).status == 404
+def test_journal_views_without_file_are_empty() -> None:
+    with run_server(Reranker(ThinkingAloud())) as server:
+        assert get_view(server, "runs").json["journal"] is None
+        assert get_view(server, "queries").json["total"] == 0
+        assert get_view(server, "query", position=0).status == 404
 
 
-# --- other templates, ids that are no text ---
+# --- older files, other templates, ids that are no text ---
 
 
-@pytest.mark.parametrize("template", ["listwise", "compact"])
-def test_passages_are_read_out_of_prompts(template: str) -> None:
-    shown = ["plain", "of [brackets] and (3) numbers", "ends [with", "x" * 1000]
-    [message] = shipped_template(template).messages("what of [1] this", shown)
-    assert passages_in(message.content) == tuple(shown)
+def test_passages_in_reads_prompts(template: str) -> None:
+    passages = ["plain", "of [brackets] and (3) numbers", "ends [with", "x" * 1000]
+    [message] = shipped_template(template).messages("what of [1] this", passages)
+    assert passages_in(message.content) == tuple(passages)
 
 
-def test_ids_that_are_no_text_are_told_as_they_are(path: Path) -> None:
+def test_query_view_preserves_lone_surrogates(path: Path) -> None:
     odd = "q\udcff"
     with Reranker(ScriptedModel(lambda request: "[2] > [1]"), journal=path) as reranker:
         run = reranker.journal.begin_run({"output": "x"})
@@ -288,18 +282,19 @@ def test_ids_that_are_no_text_are_told_as_they_are(path: Path) -> None:
                 run_name=run,
             )
         )
-    with served(None, journal=path) as server:
-        [query] = look(server, "queries", run=run).json["queries"]
+    with run_server(None, journal=path) as server:
+        [query] = get_view(server, "queries", run=run).json["queries"]
         assert (query["query_id"], query["text"]) == (odd, "odd \ud800")
-        assert look(server, "query", run=run, position=0).json["ranking"] == [[1], [0]]
+        assert get_view(server, "query", run=run, position=0).json["ranking"] == [[1], [0]]
 
 
-def test_every_repair_has_words() -> None:
+def test_window_js_describes_every_repair() -> None:
     root = files("rank_k")
     kinds = set()
-    for name in ("ask", "answer", "showing", "likelihood", "engine"):
-        source = (root / f"{name}.py").read_text(encoding="utf-8")
+    sources = [file for file in (root / "window").iterdir() if file.name.endswith(".py")]
+    for file in (*sources, root / "engine.py"):
+        source = file.read_text(encoding="utf-8")
         kinds |= set(re.findall(r'repairs\["(\w+)"\]', source)) | set(re.findall(r"Counter\((\w+)=1\)", source))
-    words = (root / "serve" / "page" / "window.js").read_text(encoding="utf-8")
+    words = (root / "server" / "web" / "window.js").read_text(encoding="utf-8")
     assert len(kinds) > 12
     assert [kind for kind in sorted(kinds) if f"  {kind}: " not in words and f" {kind}: " not in words] == []

@@ -17,10 +17,10 @@ from rank_k.server.report_routes import ReportRoutes
 from rank_k.server.web_pages import PAGES
 from rank_k.types import Candidate, Query
 from tests.reports.test_evaluation_report import MADE, TEXTS, assessed
-from tests.server.test_judging_routes import study
-from tests.server.test_judging_session import HEBREW, HOSTILE, SYSTEMS, Texts
-from tests.support.browsing import CHROMIUM, LOOKS, Theme, a_browser, assert_in_order, tabbed_to, visited
-from tests.support.serving import Served, served
+from tests.server.test_judging_routes import run_judging_server
+from tests.server.test_judging_session import HEBREW, HOSTILE, SYSTEMS, FakePassageStore
+from tests.support.browsing import CHROMIUM, SIZES_AND_THEMES, Theme, a_browser, assert_page_valid, open_page, tab_to
+from tests.support.serving import ServerClient, run_server
 
 pytestmark = [
     pytest.mark.browser,
@@ -45,47 +45,53 @@ def browser() -> Iterator[Browser]:
         yield started
 
 
-def small_study(path: Path, doors: AccessConfig = AccessConfig()) -> AbstractContextManager[Served]:
+def run_small_study(path: Path, access: AccessConfig = AccessConfig()) -> AbstractContextManager[ServerClient]:
     """Four queries by two systems, and a report."""
     runs = {
         name: {q: [Candidate(f"{q}-{n}", -place) for place, n in enumerate(order)] for q in QUERIES}
         for name, order in zip(SYSTEMS, ("01234", "43210"), strict=True)
     }
-    store = Texts({f"{q}-{n}": text for q in QUERIES for n, text in PASSAGES.items()})
+    store = FakePassageStore({f"{q}-{n}": text for q in QUERIES for n, text in PASSAGES.items()})
     links = [(page.path, page.title, page.path == "/compare") for page in PAGES]
-    beside = ReportRoutes(lambda: render_report(assessed(), MADE, TEXTS, links))
-    return study(path, doors, store, pairwise_items(QUERIES, TRANSLATIONS, runs), [beside])
+    report = ReportRoutes(lambda: render_report(assessed(), MADE, TEXTS, links))
+    return run_judging_server(path, access, store, pairwise_items(QUERIES, TRANSLATIONS, runs), [report])
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Served]:
-    with small_study(tmp_path / "judgments.jsonl") as running:
+def server(tmp_path: Path) -> Iterator[ServerClient]:
+    with run_small_study(tmp_path / "judgments.jsonl") as running:
         yield running
 
 
-look = pytest.mark.parametrize(("size", "theme"), LOOKS, ids=["-".join(look) for look in LOOKS])
-two_looks = pytest.mark.parametrize(("size", "theme"), [LOOKS[0], LOOKS[-1]], ids=["desk-light", "hand-dark"])
+every_size_and_theme = pytest.mark.parametrize(
+    ("size", "theme"),
+    SIZES_AND_THEMES,
+    ids=["-".join(every_size_and_theme) for every_size_and_theme in SIZES_AND_THEMES],
+)
+extreme_sizes_and_themes = pytest.mark.parametrize(
+    ("size", "theme"), [SIZES_AND_THEMES[0], SIZES_AND_THEMES[-1]], ids=["desk-light", "hand-dark"]
+)
 
 
-def press(page: Page, key: str) -> None:
+def press_key(page: Page, key: str) -> None:
     """As a person does: after having looked at what is there."""
     page.wait_for_timeout(350)
     page.keyboard.press(key)
 
 
-def judged(page: Page, count: int) -> None:
+def wait_for_judged_count(page: Page, count: int) -> None:
     expect(page.locator("#heard")).to_contain_text(f"{count} of 4 judged.")
 
 
-def begun(page: Page) -> None:
+def begin_judging(page: Page) -> None:
     """Give a name, by keyboard, and see the first question."""
-    tabbed_to(page, "#name")
+    tab_to(page, "#name")
     page.keyboard.type("anna 012")
     page.keyboard.press("Enter")
-    judged(page, 0)
+    wait_for_judged_count(page, 0)
 
 
-def in_rows(page: Page) -> bool:
+def is_stacked(page: Page) -> bool:
     """Whether what stands above something ends above it."""
     rows = page.evaluate("""() => [".headline", "#asked", "#translation", ".sides"]
       .map(name => document.querySelector(name)).filter(element => element.checkVisibility()).flatMap(element => {
@@ -95,94 +101,96 @@ def in_rows(page: Page) -> bool:
     return list(rows) == sorted(rows)
 
 
-def direction(page: Page, selector: str) -> str:
-    found: str = page.locator(selector).first.evaluate("element => getComputedStyle(element).direction")
-    return found
+def text_direction(page: Page, selector: str) -> str:
+    direction: str = page.locator(selector).first.evaluate("element => getComputedStyle(element).direction")
+    return direction
 
 
-@look
-def test_a_study_by_keyboard_alone(browser: Browser, server: Served, tmp_path: Path, size: str, theme: Theme) -> None:
-    with visited(browser, f"{server.url}/judge", size, theme) as page:
+@every_size_and_theme
+def test_judge_page_works_by_keyboard(
+    browser: Browser, server: ServerClient, tmp_path: Path, size: str, theme: Theme
+) -> None:
+    with open_page(browser, f"{server.url}/judge", size, theme) as page:
         expect(page.locator("#welcome")).to_be_visible()
-        assert_in_order(page)
+        assert_page_valid(page)
         page.screenshot(path=tmp_path / "welcome.png")
-        begun(page)
+        begin_judging(page)
         assert page.evaluate("document.activeElement.id") == "asked", "which is what a screen reader reads next"
-        assert_in_order(page)
-        assert in_rows(page)
+        assert_page_valid(page)
+        assert is_stacked(page)
         page.screenshot(path=tmp_path / "question.png")
-        press(page, "x")
+        press_key(page, "x")
         expect(page.locator("#all")).to_have_attribute("aria-pressed", "true")
-        assert_in_order(page)
+        assert_page_valid(page)
         page.screenshot(path=tmp_path / "in-full.png")
         for count, key in enumerate("120", 1):
-            press(page, key)
-            judged(page, count)
+            press_key(page, key)
+            wait_for_judged_count(page, count)
         last = page.locator("#asked").inner_text()
-        press(page, "u")
-        judged(page, 2)
-        press(page, "1")
-        judged(page, 3)
+        press_key(page, "u")
+        wait_for_judged_count(page, 2)
+        press_key(page, "1")
+        wait_for_judged_count(page, 3)
         page.reload()
-        judged(page, 3)
+        wait_for_judged_count(page, 3)
         assert page.locator("#asked").inner_text() == last
-        press(page, "2")
-        judged(page, 4)
+        press_key(page, "2")
+        wait_for_judged_count(page, 4)
         expect(page.locator("#end")).to_be_visible()
-        assert_in_order(page)
+        assert_page_valid(page)
         page.screenshot(path=tmp_path / "end.png")
-        press(page, "u")
-        judged(page, 3)
-        press(page, "0")
-        judged(page, 4)
+        press_key(page, "u")
+        wait_for_judged_count(page, 3)
+        press_key(page, "0")
+        wait_for_judged_count(page, 4)
         rows = read_judgments(tmp_path / "judgments.jsonl")
         assert [row.choice for row in rows] == ["left", "right", "tie", "undone", "left", "right", "undone", "tie"]
         assert {row.judge for row in rows} == {"anna 012"}
         assert all(row.seconds is None or 0.3 <= row.seconds < 60 for row in rows)
-        tabbed_to(page, "summary")
+        tab_to(page, "summary")
         page.keyboard.press("Enter")
-        tabbed_to(page, "#download")
+        tab_to(page, "#download")
         with page.expect_download() as download:
             page.keyboard.press("Enter")
         assert download.value.suggested_filename == "judgments.jsonl"
         assert read_judgments(Path(download.value.path())) == rows
 
 
-@two_looks
-def test_texts_are_shown_as_they_are_and_in_their_own_direction(
-    browser: Browser, server: Served, tmp_path: Path, size: str, theme: Theme
+@extreme_sizes_and_themes
+def test_judge_page_shows_texts_verbatim_with_direction(
+    browser: Browser, server: ServerClient, tmp_path: Path, size: str, theme: Theme
 ) -> None:
-    with visited(browser, f"{server.url}/judge", size, theme) as page:
-        begun(page)
-        seen = set()
+    with open_page(browser, f"{server.url}/judge", size, theme) as page:
+        begin_judging(page)
+        texts = set()
         for count in range(4):
-            judged(page, count)
+            wait_for_judged_count(page, count)
             assert page.locator("main img, main script, main iframe").count() == 0
             passages = page.locator(".sides .wording")
             assert passages.count() == 10
             assert passages.filter(has_text="onerror").first.inner_text() == HOSTILE
-            assert direction(page, f".sides .wording:has-text('{HEBREW}')") == "rtl"
-            assert direction(page, ".sides .wording:has-text('short')") == "ltr"
+            assert text_direction(page, f".sides .wording:has-text('{HEBREW}')") == "rtl"
+            assert text_direction(page, ".sides .wording:has-text('short')") == "ltr"
             query, translation = page.locator("#asked").inner_text(), page.locator("#translation")
             translated = translation.inner_text() if translation.is_visible() else None
-            seen.add((query, translated))
-            assert direction(page, "#asked") == ("rtl" if query == HEBREW else "ltr")
+            texts.add((query, translated))
+            assert text_direction(page, "#asked") == ("rtl" if query == HEBREW else "ltr")
             if translated is not None:
-                assert direction(page, "#translation") == ("rtl" if translated == HEBREW else "ltr")
+                assert text_direction(page, "#translation") == ("rtl" if translated == HEBREW else "ltr")
             if query == HEBREW:
                 page.screenshot(path=tmp_path / "hebrew.png")
-            assert_in_order(page)
-            press(page, "0")
-        judged(page, 4)
-        assert seen == {(query.text.strip(), TRANSLATIONS.get(query_id)) for query_id, query in QUERIES.items()}
+            assert_page_valid(page)
+            press_key(page, "0")
+        wait_for_judged_count(page, 4)
+        assert texts == {(query.text.strip(), TRANSLATIONS.get(query_id)) for query_id, query in QUERIES.items()}
 
 
-@two_looks
-def test_long_passages_open_one_by_one(
-    browser: Browser, server: Served, tmp_path: Path, size: str, theme: Theme
+@extreme_sizes_and_themes
+def test_judge_page_expands_single_passages(
+    browser: Browser, server: ServerClient, tmp_path: Path, size: str, theme: Theme
 ) -> None:
-    with visited(browser, f"{server.url}/judge", size, theme) as page:
-        begun(page)
+    with open_page(browser, f"{server.url}/judge", size, theme) as page:
+        begin_judging(page)
         long = page.locator("#left .offered").filter(has_text="not in a hurry")
         short = page.locator("#left .offered").filter(has_text="short")
         expect(short.get_by_role("button")).to_have_count(0)
@@ -190,73 +198,73 @@ def test_long_passages_open_one_by_one(
         button = long.get_by_role("button")
 
         def height() -> float:
-            found: float = long.locator(".wording").evaluate("element => element.getBoundingClientRect().height")
-            return found
+            height: float = long.locator(".wording").evaluate("element => element.getBoundingClientRect().height")
+            return height
 
-        before = height()
+        height_before = height()
         expect(button).to_have_attribute("aria-expanded", "false")
         button.focus()
         page.keyboard.press("Enter")
         expect(button).to_have_attribute("aria-expanded", "true")
         expect(button).to_have_text("Show less of passage 3")
-        assert height() > 2 * before
+        assert height() > 2 * height_before
         page.screenshot(path=tmp_path / "one-open.png")
         page.keyboard.press("Enter")
         expect(button).to_have_attribute("aria-expanded", "false")
-        assert height() == before
-        judged(page, 0)
+        assert height() == height_before
+        wait_for_judged_count(page, 0)
 
 
-@two_looks
-def test_the_report_stands_among_the_pages(
-    browser: Browser, server: Served, tmp_path: Path, size: str, theme: Theme
+@extreme_sizes_and_themes
+def test_compare_page_opens_report(
+    browser: Browser, server: ServerClient, tmp_path: Path, size: str, theme: Theme
 ) -> None:
-    with visited(browser, f"{server.url}/judge", size, theme) as page:
-        tabbed_to(page, "nav a[href='/compare']")
+    with open_page(browser, f"{server.url}/judge", size, theme) as page:
+        tab_to(page, "nav a[href='/compare']")
         page.keyboard.press("Enter")
         page.wait_for_url("**/compare/*")
         expect(page.get_by_role("heading", level=1)).to_have_text("Evaluation of 3 runs")
         expect(page.locator("nav a[aria-current]")).to_have_text("Compare")
         page.screenshot(path=tmp_path / "compare.png")
-        assert_in_order(page)
-        tabbed_to(page, "nav a[href='/judge']")
+        assert_page_valid(page)
+        tab_to(page, "nav a[href='/judge']")
         page.keyboard.press("Enter")
         page.wait_for_url("**/judge")
         expect(page.locator("#welcome")).to_be_visible()
 
 
-def test_without_runs_both_pages_say_how_to_name_them(browser: Browser) -> None:
-    with served(None) as server:
+def test_judge_and_compare_pages_explain_missing_runs(browser: Browser) -> None:
+    with run_server(None) as server:
         for path in ("/judge", "/compare"):
-            with visited(browser, server.url + path) as page:
+            with open_page(browser, server.url + path) as page:
                 expect(page.locator("main pre")).to_contain_text("rank-k serve --compare")
-                assert_in_order(page)
+                assert_page_valid(page)
 
 
-def test_where_a_key_is_asked_for_it_is_given_once(browser: Browser, tmp_path: Path) -> None:
+def test_judge_page_asks_for_key_once(browser: Browser, tmp_path: Path) -> None:
     with (
-        small_study(tmp_path / "judgments.jsonl", AccessConfig(keys=(KEY,))) as server,
-        visited(browser, f"{server.url}/judge", refused=(401,)) as page,
+        run_small_study(tmp_path / "judgments.jsonl", AccessConfig(keys=(KEY,))) as server,
+        open_page(browser, f"{server.url}/judge", refused=(401,)) as page,
     ):
         page.locator("#key").fill(KEY)
         page.keyboard.press("Enter")
-        begun(page)
-        press(page, "1")
-        judged(page, 1)
+        begin_judging(page)
+        press_key(page, "1")
+        wait_for_judged_count(page, 1)
         page.goto(f"{server.url}/compare")
         page.wait_for_url("**/compare/*")
         expect(page.get_by_role("heading", level=1)).to_have_text("Evaluation of 3 runs")
         assert "sk-" not in page.url
 
 
-def test_a_server_that_went_away_loses_nothing(browser: Browser, tmp_path: Path) -> None:
+def test_judge_page_keeps_state_when_server_stops(browser: Browser, tmp_path: Path) -> None:
     page = browser.new_page()
-    with small_study(tmp_path / "judgments.jsonl") as server:
+    with run_small_study(tmp_path / "judgments.jsonl") as server:
         page.goto(f"{server.url}/judge")
-        begun(page)
-    asked = page.locator("#asked").inner_text()
-    press(page, "1")
+        begin_judging(page)
+    query = page.locator("#asked").inner_text()
+    press_key(page, "1")
     expect(page.locator("#told")).to_have_text("The server does not answer.")
-    assert page.locator("#asked").inner_text() == asked
+    assert page.locator("#asked").inner_text() == query
     expect(page.locator("[data-choice=left]")).to_be_enabled()
     page.close()

@@ -28,8 +28,8 @@ from rank_k.server.preferences_file import PreferencesFile
 from rank_k.server.report_routes import ReportRoutes
 from rank_k.server.web_pages import paths
 from rank_k.types import Passage
-from tests.server.test_judging_session import HEBREW, SYSTEMS, Texts, asked
-from tests.support.serving import Answer, Served, command, served
+from tests.server.test_judging_session import HEBREW, SYSTEMS, FakePassageStore, make_items
+from tests.support.serving import Answer, ServerClient, command, run_server
 from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.integration
@@ -38,115 +38,115 @@ pytestmark = pytest.mark.integration
 
 
 @contextmanager
-def study(
+def run_judging_server(
     path: Path,
-    doors: AccessConfig = AccessConfig(),
-    store: Texts | None = None,
-    of: PairwiseItems | None = None,
-    beside: Sequence[RouteGroup] = (),
-) -> Iterator[Served]:
+    access: AccessConfig = AccessConfig(),
+    store: FakePassageStore | None = None,
+    items: PairwiseItems | None = None,
+    other_groups: Sequence[RouteGroup] = (),
+) -> Iterator[ServerClient]:
     file = PreferencesFile(path)
     try:
-        room = JudgingRoutes(of or asked(), store or Texts(), file)
-        with served(None, doors=doors, rooms=[room, *beside]) as running:
+        judging_routes = JudgingRoutes(items or make_items(), store or FakePassageStore(), file)
+        with run_server(None, access=access, route_groups=[judging_routes, *other_groups]) as running:
             yield running
     finally:
         file.close()
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Served]:
-    with study(tmp_path / "judgments.jsonl") as running:
+def server(tmp_path: Path) -> Iterator[ServerClient]:
+    with run_judging_server(tmp_path / "judgments.jsonl") as running:
         yield running
         assert running.errors == []
 
 
-def at(server: Served, judge: str = "anna") -> Any:
+def get_state(server: ServerClient, judge: str = "anna") -> Any:
     answer = server.get(f"/judge/question?judge={judge}")
     assert answer.status == 200, answer.json
     return answer.json
 
 
-def say(server: Served, state: Any, choice: str, **more: Any) -> Answer:
+def post_choice(server: ServerClient, state: Any, choice: str, **fields: Any) -> Answer:
     return server.post(
-        {"judge": state["judge"], "token": state["question"]["token"], "choice": choice, **more}, "/judge/choice"
+        {"judge": state["judge"], "token": state["question"]["token"], "choice": choice, **fields}, "/judge/choice"
     )
 
 
-def test_a_study_from_its_first_question_to_its_last(server: Served, tmp_path: Path) -> None:
-    state = at(server)
+def test_judging_routes_complete_study(server: ServerClient, tmp_path: Path) -> None:
+    state = get_state(server)
     assert (state["done"], state["total"], state["identical"], state["can_undo"]) == (0, 11, 1, False)
-    seen = []
+    queries = []
     while state["question"] is not None:
-        seen.append(state["question"]["query"])
-        answer = say(server, state, ("left", "right", "tie")[len(seen) % 3], seconds=2.04)
+        queries.append(state["question"]["query"])
+        answer = post_choice(server, state, ("left", "right", "tie")[len(queries) % 3], seconds=2.04)
         assert answer.status == 200
         state = answer.json
-        assert (state["done"], len(read_judgments(tmp_path / "judgments.jsonl"))) == (len(seen), len(seen))
-    assert len(set(seen)) == 11
+        assert (state["done"], len(read_judgments(tmp_path / "judgments.jsonl"))) == (len(queries), len(queries))
+    assert len(set(queries)) == 11
     export = server.get("/judge/judgments.jsonl")
     assert export.headers["content-disposition"] == 'attachment; filename="judgments.jsonl"'
     rows = [json.loads(line) for line in export.raw.decode().splitlines()]
-    assert {row["query"] for row in rows} == set(seen)
+    assert {row["query"] for row in rows} == set(queries)
     assert {(row["depth"], row["seconds"], row["blind"], row["judge"]) for row in rows} == {(3, 2.0, True, "anna")}
     assert {frozenset((row["left"], row["right"])) for row in rows} == {frozenset(SYSTEMS)}
     assert [row["translation"] for row in rows if row["query"] == "what is 1"] == [HEBREW]
     assert main(["evaluate", "--preferences", str(tmp_path / "judgments.jsonl")]) == 0
 
 
-def test_rows_say_what_was_on_which_side(server: Served) -> None:
-    state = at(server)
+def test_judgment_rows_record_displayed_sides(server: ServerClient) -> None:
+    state = get_state(server)
     left = [passage["text"] for passage in state["question"]["left"]]
-    say(server, state, "left")
+    post_choice(server, state, "left")
     row = json.loads(server.get("/judge/judgments.jsonl").raw)
     assert [f"text of {doc_id}" for doc_id in row["left_doc_ids"]] == left
     assert (row["left"] == SYSTEMS[0]) == row["left_doc_ids"][0].endswith("-0")
 
 
-def test_the_last_one_can_be_taken_back_and_then_the_one_before(server: Served) -> None:
-    first = at(server)
-    second = say(server, first, "left").json
-    third = say(server, second, "right").json
-    back = server.post({"judge": "anna"}, "/judge/undo").json
-    assert back["question"] == second["question"]
-    assert (back["done"], back["can_undo"]) == (1, True)
+def test_undo_removes_judgments_in_reverse_order(server: ServerClient) -> None:
+    first = get_state(server)
+    second = post_choice(server, first, "left").json
+    third = post_choice(server, second, "right").json
+    state = server.post({"judge": "anna"}, "/judge/undo").json
+    assert state["question"] == second["question"]
+    assert (state["done"], state["can_undo"]) == (1, True)
     assert server.post({"judge": "anna"}, "/judge/undo").json["question"] == first["question"]
-    none = server.post({"judge": "anna"}, "/judge/undo")
-    assert (none.status, none.json["message"]) == (409, "there is nothing to take back")
-    assert say(server, first, "tie").json["question"] == second["question"]
-    assert say(server, second, "tie").json["question"] == third["question"]
+    refused = server.post({"judge": "anna"}, "/judge/undo")
+    assert (refused.status, refused.json["message"]) == (409, "there is nothing to take back")
+    assert post_choice(server, first, "tie").json["question"] == second["question"]
+    assert post_choice(server, second, "tie").json["question"] == third["question"]
     rows = [json.loads(line) for line in server.get("/judge/judgments.jsonl").raw.splitlines()]
     assert [row["choice"] for row in rows] == ["left", "right", "undone", "undone", "tie", "tie"]
 
 
-def test_a_reload_and_a_restart_go_on_where_it_stood(tmp_path: Path) -> None:
+def test_judging_resumes_after_reload_and_restart(tmp_path: Path) -> None:
     path = tmp_path / "judgments.jsonl"
-    with study(path) as server:
-        state = say(server, at(server), "left").json
-        assert at(server) == state
-        other = at(server, "ben")
-        assert other["done"] == 0
-    with study(path, of=asked(turned=True)) as server:
-        assert at(server) == state
+    with run_judging_server(path) as server:
+        state = post_choice(server, get_state(server), "left").json
+        assert get_state(server) == state
+        other_state = get_state(server, "ben")
+        assert other_state["done"] == 0
+    with run_judging_server(path, items=make_items(reverse_input=True)) as server:
+        assert get_state(server) == state
         assert server.post({"judge": "anna"}, "/judge/undo").json["done"] == 0
 
 
-def test_what_is_sent_twice_is_kept_once_and_a_change_of_mind_counts(server: Served) -> None:
-    state = at(server)
-    after = say(server, state, "left").json
-    assert say(server, state, "left").json == after
-    assert say(server, state, "right").json["done"] == 1
+def test_choice_is_idempotent_and_can_change(server: ServerClient) -> None:
+    state = get_state(server)
+    next_state = post_choice(server, state, "left").json
+    assert post_choice(server, state, "left").json == next_state
+    assert post_choice(server, state, "right").json["done"] == 1
     rows = [json.loads(line)["choice"] for line in server.get("/judge/judgments.jsonl").raw.splitlines()]
     assert rows == ["left", "right"]
 
 
-def test_judges_at_the_same_time_lose_nothing(server: Served) -> None:
-    def judging(judge: str) -> None:
-        state = at(server, judge)
+def test_concurrent_judges_lose_no_judgments(server: ServerClient) -> None:
+    def judge_all(judge: str) -> None:
+        state = get_state(server, judge)
         while state["question"] is not None:
-            state = say(server, state, random.choice(["left", "right", "tie"])).json
+            state = post_choice(server, state, random.choice(["left", "right", "tie"])).json
 
-    threads = [threading.Thread(target=judging, args=(f"judge{number}",)) for number in range(6)]
+    threads = [threading.Thread(target=judge_all, args=(f"judge{number}",)) for number in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -155,18 +155,18 @@ def test_judges_at_the_same_time_lose_nothing(server: Served) -> None:
     assert Counter(row["judge"] for row in rows) == dict.fromkeys((f"judge{number}" for number in range(6)), 11)
 
 
-def test_names_of_systems_are_nowhere_before_the_export(tmp_path: Path) -> None:
+def test_judging_responses_hide_system_names(tmp_path: Path) -> None:
     """In no answer to anything, mistakes included; nor ids of documents."""
-    with study(tmp_path / "judgments.jsonl") as server:
-        state = at(server)
-        after = say(server, state, "left")
+    with run_judging_server(tmp_path / "judgments.jsonl") as server:
+        state = get_state(server)
+        next_state = post_choice(server, state, "left")
         answers = [
-            after,
+            next_state,
             server.get("/judge/question?judge=anna"),
             server.get("/judge/question?judge=ben"),
             server.post({"judge": "anna"}, "/judge/undo"),
-            say(server, state, "nothing"),
-            say(server, {**state, "judge": ""}, "left"),
+            post_choice(server, state, "nothing"),
+            post_choice(server, {**state, "judge": ""}, "left"),
             server.post({"judge": "anna", "token": "other", "choice": "left"}, "/judge/choice"),
             server.post([], "/judge/choice"),
             server.get("/judge/choice"),
@@ -174,11 +174,11 @@ def test_names_of_systems_are_nowhere_before_the_export(tmp_path: Path) -> None:
             *map(server.get, (*paths(), "/page/rooms.json", "/health", "/metrics", "/openapi.json", "/v1/models")),
         ]
         for answer in answers:
-            told = answer.raw.decode() + str(answer.headers)
+            output = answer.raw.decode() + str(answer.headers)
             for name in SYSTEMS:
-                assert name not in told
-                assert name.partition(".")[0] not in told
-            assert str(tmp_path) not in told
+                assert name not in output
+                assert name.partition(".")[0] not in output
+            assert str(tmp_path) not in output
         assert all(name in server.get("/judge/judgments.jsonl").raw.decode() for name in SYSTEMS)
 
 
@@ -200,31 +200,29 @@ def test_names_of_systems_are_nowhere_before_the_export(tmp_path: Path) -> None:
         ({"seconds": True}, 422, "seconds"),
     ],
 )
-def test_mistakes_are_refused_and_nothing_is_kept(
-    server: Served, change: dict[str, Any], status: int, field: str
-) -> None:
-    state = at(server)
+def test_choice_rejects_invalid_fields(server: ServerClient, change: dict[str, Any], status: int, field: str) -> None:
+    state = get_state(server)
     body = {"judge": "anna", "token": state["question"]["token"], "choice": "left"}
     answer = server.post({**body, **change}, "/judge/choice")
     assert (answer.status, answer.json.get("field")) == (status, field)
     assert server.get("/judge/judgments.jsonl").raw == b""
 
 
-def test_other_pages_and_other_kinds_of_body_are_refused(server: Served) -> None:
-    state = at(server)
+def test_judging_rejects_other_origins_and_content_types(server: ServerClient) -> None:
+    state = get_state(server)
     body = json.dumps({"judge": "anna", "token": state["question"]["token"], "choice": "left"}).encode()
     for path in ("/judge/choice", "/judge/undo"):
         assert server.post(body, path, Origin="https://evil.example").status == 403
         assert server.post(body, path, Host="evil.example").status == 421
-        assert server.ask("POST", path, body, Content_Type="text/plain").status == 415
-        assert server.ask("POST", path, body, Content_Type="application/x-www-form-urlencoded").status == 415
+        assert server.send("POST", path, body, Content_Type="text/plain").status == 415
+        assert server.send("POST", path, body, Content_Type="application/x-www-form-urlencoded").status == 415
     assert server.get("/judge/judgments.jsonl", Origin="https://evil.example").status == 403
     assert server.get("/judge/judgments.jsonl").raw == b""
 
 
-def test_where_a_key_is_asked_for_judging_needs_it(tmp_path: Path) -> None:
+def test_judging_requires_client_key(tmp_path: Path) -> None:
     key = "sk-judges-0123456789"
-    with study(tmp_path / "judgments.jsonl", AccessConfig(keys=(key,))) as server:
+    with run_judging_server(tmp_path / "judgments.jsonl", AccessConfig(keys=(key,))) as server:
         for path in ("/judge/question?judge=anna", "/judge/judgments.jsonl", "/page/rooms.json"):
             assert server.get(path).status == 401
             assert server.get(path, Authorization=f"Bearer {key}").status == 200
@@ -232,12 +230,15 @@ def test_where_a_key_is_asked_for_judging_needs_it(tmp_path: Path) -> None:
         assert server.get("/judge").status == 200, "the page itself tells nothing"
 
 
-def test_who_lets_in_everybody_gives_nobody_the_names(tmp_path: Path) -> None:
+def test_open_server_denies_export_and_report(tmp_path: Path) -> None:
     """Judges may come from elsewhere without a key; the export, and the report, are for who has one."""
     file = PreferencesFile(tmp_path / "judgments.jsonl")
-    rooms: list[RouteGroup] = [JudgingRoutes(asked(), Texts(), file), ReportRoutes(lambda: "secret")]
-    with served(None, doors=AccessConfig(host="0.0.0.0"), rooms=rooms) as server:
-        assert say(server, at(server), "left").status == 200
+    route_groups: list[RouteGroup] = [
+        JudgingRoutes(make_items(), FakePassageStore(), file),
+        ReportRoutes(lambda: "secret"),
+    ]
+    with run_server(None, access=AccessConfig(host="0.0.0.0"), route_groups=route_groups) as server:
+        assert post_choice(server, get_state(server), "left").status == 200
         for path in ("/judge/judgments.jsonl", "/compare/report"):
             answer = server.get(path)
             assert answer.status == 403
@@ -245,70 +246,70 @@ def test_who_lets_in_everybody_gives_nobody_the_names(tmp_path: Path) -> None:
     file.close()
 
 
-def test_a_judgment_that_cannot_be_kept_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with study(tmp_path / "judgments.jsonl") as server:
-        state = at(server)
+def test_choice_reports_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with run_judging_server(tmp_path / "judgments.jsonl") as server:
+        state = get_state(server)
 
-        def full(_: int) -> None:
+        def fail_with_full_disk(_: int) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(os, "fsync", full)
-        answer = say(server, state, "left")
-        assert (answer.status, at(server)["done"]) == (507, 0)
+        monkeypatch.setattr(os, "fsync", fail_with_full_disk)
+        answer = post_choice(server, state, "left")
+        assert (answer.status, get_state(server)["done"]) == (507, 0)
         monkeypatch.undo()
-        assert say(server, state, "left").json["done"] == 1
+        assert post_choice(server, state, "left").json["done"] == 1
         assert "No space left" in str(server.errors[0])
         assert str(tmp_path) not in answer.raw.decode()
 
 
-def test_a_passage_that_is_gone_is_told_to_who_runs_the_server(tmp_path: Path) -> None:
-    class Gone(Texts):
+def test_missing_passage_is_reported_to_operator_only(tmp_path: Path) -> None:
+    class MissingPassageStore(FakePassageStore):
         def get(self, doc_id: str, query_id: str | None = None) -> Passage:
             raise InputError(f"document {doc_id} is not in secret.jsonl")
 
-    with study(tmp_path / "judgments.jsonl", store=Gone()) as server:
+    with run_judging_server(tmp_path / "judgments.jsonl", store=MissingPassageStore()) as server:
         answer = server.get("/judge/question?judge=anna")
         assert answer.status == 500
         assert "secret" not in answer.raw.decode()
         assert "secret.jsonl" in str(server.errors[0])
 
 
-def test_more_judges_than_are_held_in_memory(server: Served) -> None:
-    state = say(server, at(server), "left").json
+def test_judging_restores_evicted_sessions(server: ServerClient) -> None:
+    state = post_choice(server, get_state(server), "left").json
     for number in range(101):
-        at(server, f"passer-by{number}")
-    assert at(server) == state
+        get_state(server, f"passer-by{number}")
+    assert get_state(server) == state
 
 
-def test_its_style_sheet_does_not_meet_the_other_pages() -> None:
+def test_judge_css_does_not_overlap_page_css() -> None:
     """The pages' own sheet is loaded too: what both name would be laid out by both."""
-    folder = files("rank_k.server") / "page"
-    page, own = (
+    folder = files("rank_k.server") / "web"
+    page_selectors, judge_selectors = (
         set(re.findall(r"[.#][a-z][\w-]*(?=[^{}]*\{)", (folder / name).read_text()))
         for name in ("page.css", "judge.css")
     )
-    assert {".headline", "#asked"} <= own
-    assert own & page == {".card"}, "which is meant"
+    assert {".headline", "#asked"} <= judge_selectors
+    assert judge_selectors & page_selectors == {".card"}, "which is meant"
     ids = re.findall(r'id="([^"]*)"', (folder / "judge.html").read_text())
-    assert not {f"#{name}" for name in ids} & page
+    assert not {f"#{name}" for name in ids} & page_selectors
 
 
 # --- the report ---
 
 
-def test_the_report_is_made_once_beside_other_work() -> None:
-    made = []
-    begun, finish = threading.Event(), threading.Event()
+def test_report_is_rendered_once_for_concurrent_requests() -> None:
+    renders = []
+    started, finish = threading.Event(), threading.Event()
 
-    def make() -> str:
-        made.append(1)
-        begun.set()
+    def render_page() -> str:
+        renders.append(1)
+        started.set()
         assert finish.wait(PATIENCE)
         return "<!doctype html><title>r</title>"
 
     key = "sk-compare-0123456789"
-    room = ReportRoutes(make)
-    with served(None, doors=AccessConfig(keys=(key,)), rooms=[room]) as server:
+    report_routes = ReportRoutes(render_page)
+    with run_server(None, access=AccessConfig(keys=(key,)), route_groups=[report_routes]) as server:
         assert server.get("/compare/report").status == 401
         answers: list[Answer] = []
         waiting = [
@@ -319,14 +320,14 @@ def test_the_report_is_made_once_beside_other_work() -> None:
         ]
         for thread in waiting:
             thread.start()
-        assert begun.wait(PATIENCE)
+        assert started.wait(PATIENCE)
         assert server.get("/health").status == 200
         assert not answers, "others are served meanwhile"
         finish.set()
         for thread in waiting:
             thread.join(timeout=PATIENCE)
         (path,) = {answer.json["path"] for answer in answers}
-        assert made == [1]
+        assert renders == [1]
         page = server.get(path)
         assert (page.status, page.raw) == (200, b"<!doctype html><title>r</title>")
         assert page.headers["content-security-policy"].startswith("default-src 'none'; style-src 'sha256-")
@@ -336,16 +337,16 @@ def test_the_report_is_made_once_beside_other_work() -> None:
         assert path.encode() not in server.get("/metrics", Authorization=f"Bearer {key}").raw
 
 
-def test_a_report_that_cannot_be_made_may_be_made_later() -> None:
+def test_report_is_rendered_again_after_failure() -> None:
     results: list[str | Exception] = [InputError("run.trec is secret"), "page"]
 
-    def make() -> str:
+    def render_page() -> str:
         result = results.pop(0)
         if isinstance(result, Exception):
             raise result
         return result
 
-    with served(None, rooms=[ReportRoutes(make)]) as server:
+    with run_server(None, route_groups=[ReportRoutes(render_page)]) as server:
         refused = server.get("/compare/report")
         assert refused.status == 500
         assert "secret" not in refused.raw.decode()
@@ -373,40 +374,40 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-NOBODY = ("--server", "http://127.0.0.1:9/v1", "--model", "m")
+UNREACHABLE_MODEL_OPTIONS = ("--server", "http://127.0.0.1:9/v1", "--model", "m")
 FILES = ("--queries", "queries.jsonl", "--documents", "corpus.jsonl")
 
 
-def test_the_command_serves_both_pages(folder: Path) -> None:
+def test_serve_compare_serves_judge_and_compare_pages(folder: Path) -> None:
     options = ("--compare", "bad.trec", "good.trec", *FILES, "--qrels", "qrels", "--preferences-file", "said.jsonl")
-    with command(*NOBODY, *options, "--judging-depth", "2") as running:
+    with command(*UNREACHABLE_MODEL_OPTIONS, *options, "--judging-depth", "2") as running:
         server = running.served
         assert server.get("/page/rooms.json").json == ["compare", "judge"]
         report = server.get(server.get("/compare/report").json["path"]).raw.decode()
-        state = at(server)
+        state = get_state(server)
         assert state["total"] == 6
         assert state["question"]["translation"].startswith("вопрос ")
         assert len(state["question"]["left"]) == 2
-        say(server, state, "left")
+        post_choice(server, state, "left")
     rows = read_judgments(folder / "said.jsonl")
     assert [(row.pair, row.depth) for row in rows] == [(("bad.trec", "good.trec"), 2)]
-    made = folder / "made.html"
+    report_path = folder / "made.html"
     same_runs = ("bad.trec", "good.trec", "--baseline", "bad.trec", "--qrels", "qrels", "--queries", "queries.jsonl")
-    assert main(["evaluate", *same_runs, "--report", str(made)]) == 0
+    assert main(["evaluate", *same_runs, "--report", str(report_path)]) == 0
     assert '<a href="/compare" aria-current="page">Compare</a>' in report
-    same = made.read_text().partition("<header>")[2].partition("<dt>Command</dt>")[0]
-    assert same == report.partition("<header>")[2].partition("<dt>Command</dt>")[0], "one implementation"
+    expected_report = report_path.read_text().partition("<header>")[2].partition("<dt>Command</dt>")[0]
+    assert expected_report == report.partition("<header>")[2].partition("<dt>Command</dt>")[0], "one implementation"
     assert "rank-k evaluate bad.trec good.trec --qrels qrels --baseline bad.trec" in report
 
 
-def test_judging_needs_no_model(folder: Path) -> None:
+def test_serve_judging_needs_no_model(folder: Path) -> None:
     with command("--compare", "bad.trec", "good.trec", *FILES, "--preferences-file", "said.jsonl") as running:
         assert running.served.get("/page/rooms.json").json == ["judge"]
-        assert say(running.served, at(running.served), "tie").json["done"] == 1
+        assert post_choice(running.served, get_state(running.served), "tie").json["done"] == 1
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--compare", "good.trec", "bad.trec"], "nothing to compare the runs by; give --qrels"),
         (["--qrels", "qrels"], "--qrels is for runs to look at"),
@@ -433,19 +434,19 @@ def test_judging_needs_no_model(folder: Path) -> None:
         (["--compare", "good.trec", "--qrels", "qrels", "--queries", "nowhere"], "nowhere"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_served(
-    folder: Path, capfd: pytest.CaptureFixture[str], options: list[str], told: str
+def test_serve_reports_option_errors_before_serving(
+    folder: Path, capfd: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
-    assert main(["serve", *NOBODY, "--port", "0", *options]) == 2
+    assert main(["serve", *UNREACHABLE_MODEL_OPTIONS, "--port", "0", *options]) == 2
     err = capfd.readouterr().err
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1
     assert not (folder / "said.jsonl").exists()
 
 
-def test_documents_that_are_not_there_are_missed_at_once(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_serve_reports_missing_documents_at_start(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lines = Path("corpus.jsonl").read_text().splitlines()
     Path("corpus.jsonl").write_text("\n".join(lines[1:]) + "\n")
     options = ("--compare", "bad.trec", "good.trec", *FILES, "--preferences-file", "said.jsonl")
-    assert main(["serve", *NOBODY, "--port", "0", *options]) == 2
+    assert main(["serve", *UNREACHABLE_MODEL_OPTIONS, "--port", "0", *options]) == 2
     assert "document q0-0 of query q0 is not in corpus.jsonl" in capfd.readouterr().err

@@ -20,7 +20,7 @@ from rank_k.data.trec import read_run
 from rank_k.errors import FormatError, InputError
 from rank_k.evaluation.preferences import UNDONE, Judgment, read_judgments
 from rank_k.server.judging_session import (
-    MOST_CHARACTERS,
+    MAX_PASSAGE_CHARACTERS,
     JudgingSession,
     PairwiseItems,
     displayed_pair,
@@ -43,20 +43,22 @@ def candidates(*doc_ids: str) -> list[Candidate]:
     return [Candidate(doc_id, -place) for place, doc_id in enumerate(doc_ids)]
 
 
-def asked(systems: tuple[str, ...] = SYSTEMS, depth: int = 3, *, turned: bool = False) -> PairwiseItems:
-    """The second run, and any further, is the first one turned round; of the last query all say the same. `turned`: the
-    same runs and queries, read in another order."""
-    forth, back = (0, 1, 2, 3), (3, 2, 1, 0)
+def make_items(systems: tuple[str, ...] = SYSTEMS, depth: int = 3, *, reverse_input: bool = False) -> PairwiseItems:
+    """Every run after the first reverses the first one, except for the last query, where all runs are the same.
+
+    `reverse_input`: the same runs and queries, read in another order.
+    """
+    forward, backward = (0, 1, 2, 3), (3, 2, 1, 0)
     runs = {
-        name: {q: candidates(*(f"{q}-{n}" for n in (back if place and q != "q11" else forth))) for q in QUERIES}
+        name: {q: candidates(*(f"{q}-{n}" for n in (backward if place and q != "q11" else forward))) for q in QUERIES}
         for place, name in enumerate(systems)
     }
-    if turned:
+    if reverse_input:
         return pairwise_items(dict(reversed(QUERIES.items())), TRANSLATIONS, dict(reversed(runs.items())), depth)
     return pairwise_items(QUERIES, TRANSLATIONS, runs, depth)
 
 
-class Texts:
+class FakePassageStore:
     """Passages that say which they are."""
 
     def __init__(self, texts: Mapping[str, str] | None = None) -> None:
@@ -69,31 +71,31 @@ class Texts:
 # --- what is asked ---
 
 
-def test_every_query_is_asked_about_unless_there_is_nothing_to_ask() -> None:
-    found = asked()
-    assert {question.query.query_id for question in found.asked} == QUERIES.keys() - {"q11"}
-    assert (found.identical, found.lacking, found.depth) == (1, 0, 3)
-    assert {question.rankings[0] for question in found.asked} == {(f"q{n}-0", f"q{n}-1", f"q{n}-2") for n in range(11)}
-    assert [question.translation for question in found.asked if question.translation] == [HEBREW]
+def test_pairwise_items_cover_queries_with_differences() -> None:
+    items = make_items()
+    assert {question.query.query_id for question in items.asked} == QUERIES.keys() - {"q11"}
+    assert (items.identical, items.lacking, items.depth) == (1, 0, 3)
+    assert {question.rankings[0] for question in items.asked} == {(f"q{n}-0", f"q{n}-1", f"q{n}-2") for n in range(11)}
+    assert [question.translation for question in items.asked if question.translation] == [HEBREW]
     one_sided = pairwise_items(QUERIES, {}, {"a": {"q1": candidates("d")}, "b": {"q1": candidates("e"), "q2": []}})
     assert (len(one_sided.asked), one_sided.lacking) == (1, 11)
 
 
-def test_three_systems_make_three_questions_a_query() -> None:
-    found = asked(("a", "b", "c"))
-    assert Counter(question.systems for question in found.asked) == {("a", "b"): 11, ("a", "c"): 11}
-    assert found.identical == 1 + 1 + 12, "b and c are the same throughout"
+def test_pairwise_items_cover_every_pair_of_systems() -> None:
+    items = make_items(("a", "b", "c"))
+    assert Counter(question.systems for question in items.asked) == {("a", "b"): 11, ("a", "c"): 11}
+    assert items.identical == 1 + 1 + 12, "b and c are the same throughout"
 
 
-def test_the_order_is_drawn_and_the_same_for_files_in_any_order() -> None:
-    order = [question.query.query_id for question in asked().asked]
+def test_pairwise_items_order_is_random_but_stable() -> None:
+    order = [question.query.query_id for question in make_items().asked]
     assert order != sorted(order)
-    assert asked(turned=True) == asked()
+    assert make_items(reverse_input=True) == make_items()
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
 @settings(max_examples=50)
-def test_sides_are_a_fair_coin_that_falls_the_same_again(judge: str, query_id: str) -> None:
+def test_sides_do_not_depend_on_run_order(judge: str, query_id: str) -> None:
     def sides(systems: tuple[str, str]) -> str:
         (question,) = pairwise_items(
             {query_id: Query(query_id, "")}, {}, {s: {query_id: candidates(s)} for s in systems}
@@ -103,7 +105,7 @@ def test_sides_are_a_fair_coin_that_falls_the_same_again(judge: str, query_id: s
     assert sides(("a", "b")) == sides(("b", "a")), "in whatever order the runs are named"
 
 
-def test_sides_cannot_be_worked_out_from_what_is_shown() -> None:
+def test_sides_depend_on_full_rankings() -> None:
     """Who knows names, queries and the passages shown still lacks what is further down."""
 
     def sides(further: str) -> tuple[int, int]:
@@ -114,37 +116,37 @@ def test_sides_cannot_be_worked_out_from_what_is_shown() -> None:
     assert len({sides(f"d{number}") for number in range(3, 30)}) == 2
 
 
-def test_sides_change_with_judge_and_query() -> None:
-    question = asked().asked[0]
+def test_sides_vary_with_judge_and_query() -> None:
+    question = make_items().asked[0]
     by_judge = Counter(question.sides(f"judge {number}") for number in range(2000))
     assert abs(by_judge[0, 1] - 1000) < 120  # five standard deviations
-    by_query = Counter(question.sides("anna") for question in asked().asked)
+    by_query = Counter(question.sides("anna") for question in make_items().asked)
     assert len(by_query) == 2
 
 
-def test_what_is_shown_tells_nothing_of_systems() -> None:
+def test_displayed_pair_hides_systems() -> None:
     """The same passages by other systems are shown the same, but for the token and the sides."""
-    store = Texts({"q1-1": "x" * (MOST_CHARACTERS + 1), "q1-0": HOSTILE})
-    question = next(question for question in asked(depth=4).asked if question.query.query_id == "q1")
+    store = FakePassageStore({"q1-1": "x" * (MAX_PASSAGE_CHARACTERS + 1), "q1-0": HOSTILE})
+    question = next(question for question in make_items(depth=4).asked if question.query.query_id == "q1")
     for judge in ("anna", "ben", "chen", "dora"):
-        seen = displayed_pair(question, judge, store)
-        told = json.dumps([seen.query, seen.translation, *map(repr, (*seen.left, *seen.right))])
-        assert "secret" not in told
-        assert "q1-" not in told.replace("text of q1-", "")
-        assert seen.translation == HEBREW
-        assert {passage.number for passage in seen.left} == {passage.number for passage in seen.right} == {1, 2, 3, 4}
-        assert [passage.number for passage in seen.left] == [1, 2, 3, 4], "numbered from the left, whoever is there"
-        assert [passage.number for passage in seen.right] == [4, 3, 2, 1]
-        (cut,) = [passage for passage in seen.left if passage.truncated]
-        assert len(cut.text) == MOST_CHARACTERS
+        pair = displayed_pair(question, judge, store)
+        displayed_text = json.dumps([pair.query, pair.translation, *map(repr, (*pair.left, *pair.right))])
+        assert "secret" not in displayed_text
+        assert "q1-" not in displayed_text.replace("text of q1-", "")
+        assert pair.translation == HEBREW
+        assert {passage.number for passage in pair.left} == {passage.number for passage in pair.right} == {1, 2, 3, 4}
+        assert [passage.number for passage in pair.left] == [1, 2, 3, 4], "numbered from the left, whoever is there"
+        assert [passage.number for passage in pair.right] == [4, 3, 2, 1]
+        (truncated,) = [passage for passage in pair.left if passage.truncated]
+        assert len(truncated.text) == MAX_PASSAGE_CHARACTERS
 
 
-def test_names_of_files_are_short_where_that_is_enough() -> None:
+def test_file_names_are_shortest_unique_names() -> None:
     assert file_names(["runs/a.trec", "b.trec"]) == {"runs/a.trec": "a.trec", "b.trec": "b.trec"}
     assert file_names(["x/a", "y/a", "y/b"]) == {"x/a": "x/a", "y/a": "y/a", "y/b": "b"}
 
 
-def test_translations_are_read_where_there_are_any(tmp_path: Path) -> None:
+def test_read_translations_reads_translation_field(tmp_path: Path) -> None:
     file = tmp_path / "queries.jsonl"
     rows = [{"_id": "1", "text": "a", "ht": " б "}, {"_id": 2, "text": "b"}, {"id": "3", "text": "c", "ht": ""}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -161,51 +163,51 @@ XQUAD = SHARED / "xquad-en-ru"
 
 
 @pytest.mark.skipif(not XQUAD.is_dir(), reason="needs the collections in ../shared beside the checkout")
-def test_a_real_cross_language_set_has_its_translations() -> None:
+def test_read_translations_reads_xquad() -> None:
     files = load_collection(f"beir:{XQUAD}")
     translations = read_translations(files.queries)
     assert translations.keys() == read_queries(files.queries).keys()
     assert sum(any("а" <= letter <= "я" for letter in text) for text in translations.values()) > 1180
     run = read_run(files.runs[0])
-    other = {query_id: found[::-1] for query_id, found in run.items()}
-    asked = pairwise_items(read_queries(files.queries), translations, {"bm25": run, "turned": other})
+    reversed_run = {query_id: candidates[::-1] for query_id, candidates in run.items()}
+    items = pairwise_items(read_queries(files.queries), translations, {"bm25": run, "turned": reversed_run})
     with files.corpus.store() as store:
-        seen = displayed_pair(asked.asked[0], "anna", store)
-    assert seen.translation == translations[asked.asked[0].query.query_id]
-    assert len(seen.left) == len(seen.right) == 10
+        pair = displayed_pair(items.asked[0], "anna", store)
+    assert pair.translation == translations[items.asked[0].query.query_id]
+    assert len(pair.left) == len(pair.right) == 10
 
 
 # --- a judge's way ---
 
 
-def test_a_judge_goes_through_all_and_back() -> None:
-    found, rows = asked(), []
-    anna = JudgingSession("anna", found, [])
-    while (question := anna.next()) is not None:
+def test_judging_session_visits_all_items_and_undoes() -> None:
+    items, rows = make_items(), []
+    anna = JudgingSession("anna", items, [])
+    while (question := anna.next_item()) is not None:
         row = anna.judgment(question, "left", 1.5, NOON)  # a clock that stands still
         assert row.left_doc_ids == question.rankings[question.sides("anna")[0]]
         assert row.winner == question.systems[question.sides("anna")[0]]
-        anna.take(row)
+        anna.apply(row)
         rows.append(row)
     assert anna.done == anna.total == 11
     assert len({row.time for row in rows}) == 11, "told apart"
-    last = anna.last()
+    last = anna.last_judged()
     assert last is not None
-    anna.take(anna.judgment(last, UNDONE, None, NOON - timedelta(days=1)))
-    assert (anna.done, anna.next()) == (10, last)
-    again = JudgingSession("anna", found, rows)
-    assert (again.done, again.last()) == (11, last)
-    assert JudgingSession("ben", found, rows).done == 0
+    anna.apply(anna.judgment(last, UNDONE, None, NOON - timedelta(days=1)))
+    assert (anna.done, anna.next_item()) == (10, last)
+    resumed = JudgingSession("anna", items, rows)
+    assert (resumed.done, resumed.last_judged()) == (11, last)
+    assert JudgingSession("ben", items, rows).done == 0
 
 
-def test_what_was_said_of_other_passages_is_asked_again() -> None:
-    anna = JudgingSession("anna", asked(), [])
-    question = anna.next()
+def test_judging_session_ignores_rows_for_other_passages() -> None:
+    anna = JudgingSession("anna", make_items(), [])
+    question = anna.next_item()
     assert question is not None
     row = anna.judgment(question, "tie", None, NOON)
-    assert JudgingSession("anna", asked(), [row]).done == 1
-    assert JudgingSession("anna", asked(depth=2), [row]).done == 0
-    assert JudgingSession("anna", asked(("a", "b")), [row]).done == 0
+    assert JudgingSession("anna", make_items(), [row]).done == 1
+    assert JudgingSession("anna", make_items(depth=2), [row]).done == 0
+    assert JudgingSession("anna", make_items(("a", "b")), [row]).done == 0
 
 
 # --- the file ---
@@ -213,19 +215,19 @@ def test_what_was_said_of_other_passages_is_asked_again() -> None:
 
 @pytest.fixture
 def row() -> Judgment:
-    anna = JudgingSession("anna", asked(), [])
-    question = anna.next()
+    anna = JudgingSession("anna", make_items(), [])
+    question = anna.next_item()
     assert question is not None
     return anna.judgment(question, "tie", 3.25, NOON)
 
 
-def kept(path: Path) -> list[Judgment]:
+def read_file(path: Path) -> list[Judgment]:
     file = PreferencesFile(path)
     file.close()
     return file.rows
 
 
-def test_rows_are_on_disk_at_once_and_nobody_else_reads_them(tmp_path: Path, row: Judgment) -> None:
+def test_preferences_file_writes_private_rows_immediately(tmp_path: Path, row: Judgment) -> None:
     path = tmp_path / "judgments.jsonl"
     file = PreferencesFile(path)
     assert file.rows == []
@@ -235,36 +237,36 @@ def test_rows_are_on_disk_at_once_and_nobody_else_reads_them(tmp_path: Path, row
     file.append(row)
     assert file.content().count(b"\n") == 2
     file.close()
-    assert kept(path) == [row, row]
+    assert read_file(path) == [row, row]
 
 
-def test_a_file_is_one_servers(tmp_path: Path, row: Judgment) -> None:
+def test_preferences_file_is_locked(tmp_path: Path, row: Judgment) -> None:
     file = PreferencesFile(tmp_path / "judgments.jsonl")
     with pytest.raises(InputError, match="another server writes"):
         PreferencesFile(tmp_path / "judgments.jsonl")
     file.close()
-    assert kept(tmp_path / "judgments.jsonl") == []
+    assert read_file(tmp_path / "judgments.jsonl") == []
 
 
-def test_every_cut_of_a_file_leaves_whole_rows(tmp_path: Path, row: Judgment) -> None:
+def test_preferences_file_repairs_truncated_rows(tmp_path: Path, row: Judgment) -> None:
     path = tmp_path / "judgments.jsonl"
     line = json.dumps(row.row()).encode() + b"\n"
     for length in [*range(len(line) + 1, len(line) + 30), *range(len(line) + 30, 2 * len(line), 37)]:
         path.write_bytes((line + line)[:length])
         if length < len(line) + len(b'{"judge": "'):
             with pytest.raises(FormatError):  # may be anything
-                kept(path)
+                read_file(path)
             assert path.stat().st_size == length, "what is not known is not touched"
             continue
-        assert kept(path) == [row], length
+        assert read_file(path) == [row], length
         assert path.read_bytes() == line
     path.write_bytes((line + line)[:-1])
-    assert kept(path) == [row, row]
+    assert read_file(path) == [row, row]
     assert path.read_bytes() == line + line, "a whole row that lacked its end"
 
 
 @pytest.mark.parametrize("text", ["q1 0 d1 1\nq2 0 d2", '{"judge": "anna"}', '{"_id": "1"}\n{"judge": "an', "x"])
-def test_a_file_of_another_kind_is_left_alone(tmp_path: Path, text: str) -> None:
+def test_preferences_file_rejects_other_files(tmp_path: Path, text: str) -> None:
     path = tmp_path / "qrels.trec"
     path.write_text(text)
     with pytest.raises(FormatError):
@@ -272,18 +274,20 @@ def test_a_file_of_another_kind_is_left_alone(tmp_path: Path, text: str) -> None
     assert path.read_text() == text
 
 
-def test_a_row_that_did_not_fit_is_not_there(tmp_path: Path, row: Judgment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preferences_file_rolls_back_failed_append(
+    tmp_path: Path, row: Judgment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "judgments.jsonl"
     file = PreferencesFile(path)
     file.append(row)
     write = os.write
 
-    def full(descriptor: int, data: bytes) -> int:
+    def write_partially(descriptor: int, data: bytes) -> int:
         if len(data) > 20:
             return write(descriptor, data[:20])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "write", lambda descriptor, data: full(descriptor, bytes(data)[:40]))
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write_partially(descriptor, bytes(data)[:40]))
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
         file.append(row)
@@ -291,4 +295,4 @@ def test_a_row_that_did_not_fit_is_not_there(tmp_path: Path, row: Judgment, monk
     assert read_judgments(path) == file.rows == [row]
     file.append(row)
     file.close()
-    assert kept(path) == [row, row]
+    assert read_file(path) == [row, row]

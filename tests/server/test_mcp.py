@@ -27,8 +27,8 @@ from rank_k.types import Request
 from tests.conftest import StartLoopback
 from tests.paths import ROOT
 from tests.server.test_access import reversed_order
-from tests.server.test_load import STUCK, is_asked, marked, was_cancelled
-from tests.support.serving import Served, served
+from tests.server.test_load import STUCK, has_calls, marked_passages, was_cancelled
+from tests.support.serving import ServerClient, run_server
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
@@ -40,20 +40,22 @@ KEY = "sk-client-0123456789"
 Work = Callable[[Client], Awaitable[Any]]
 
 
-def tied(request: Request) -> str:
+def rank_last_first_with_ties(request: Request) -> str:
     """The last one first, the others level behind it."""
     count = len(request.context.doc_ids)
     return f"[{count}] > " + " = ".join(f"[{n}]" for n in range(1, count))
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    with served(Reranker(ScriptedModel(tied)), Limits(documents=50, characters=5000), make=make_mcp_app) as running:
+def server() -> Iterator[ServerClient]:
+    with run_server(
+        Reranker(ScriptedModel(rank_last_first_with_ties)), Limits(documents=50, characters=5000), make=make_mcp_app
+    ) as running:
         yield running
         assert running.errors == []
 
 
-def with_client(server: Served, work: Work, mode: str = "auto", key: str = "") -> Any:
+def run_with_client(server: ServerClient, work: Work, mode: str = "auto", key: str = "") -> Any:
     """What `work` makes of a client of `server`."""
 
     async def main() -> Any:
@@ -66,25 +68,25 @@ def with_client(server: Served, work: Work, mode: str = "auto", key: str = "") -
     return asyncio.run(main())
 
 
-def call(server: Served, mode: str = "auto", key: str = "", /, **arguments: Any) -> CallToolResult:
+def call_rerank(server: ServerClient, mode: str = "auto", key: str = "", /, **arguments: Any) -> CallToolResult:
     async def work(client: Client) -> CallToolResult:
         await client.list_tools()  # so that the client holds the result to the schema
         return await client.call_tool("rerank", arguments)
 
-    result: CallToolResult = with_client(server, work, mode, key)
+    result: CallToolResult = run_with_client(server, work, mode, key)
     return result
 
 
-def texts(result: CallToolResult) -> list[str]:
+def content_texts(result: CallToolResult) -> list[str]:
     assert all(isinstance(block, TextContent) for block in result.content)
     return [block.text for block in result.content if isinstance(block, TextContent)]
 
 
-def refused(result: CallToolResult) -> str:
+def error_message(result: CallToolResult) -> str:
     """The one line that tells of an error."""
     assert result.is_error
     assert result.structured_content is None
-    [line] = texts(result)
+    [line] = content_texts(result)
     assert "\n" not in line
     return line
 
@@ -93,17 +95,17 @@ def refused(result: CallToolResult) -> str:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_there_is_one_tool_and_it_says_what_it_takes(server: Served, mode: str) -> None:
+def test_list_tools_describes_rerank(server: ServerClient, mode: str) -> None:
     async def work(client: Client) -> Any:
         return (await client.list_tools()).tools
 
-    [tool] = with_client(server, work, mode)
+    [tool] = run_with_client(server, work, mode)
     assert tool.name == "rerank"
     assert tool.annotations is not None
     assert tool.annotations.read_only_hint is True
     assert tool.input_schema == input_schema(Limits(documents=50, characters=5000))
-    taken = tool.input_schema["properties"]
-    assert set(taken) == {
+    properties = tool.input_schema["properties"]
+    assert set(properties) == {
         "query",
         "documents",
         "top_n",
@@ -113,15 +115,17 @@ def test_there_is_one_tool_and_it_says_what_it_takes(server: Served, mode: str) 
         "deadline_seconds",
         "return_trace",
     }
-    assert taken["documents"]["maxItems"] == 50
-    assert "sliding" in taken["strategy"]["enum"]
-    assert all(field["description"] for field in taken.values())
+    assert properties["documents"]["maxItems"] == 50
+    assert "sliding" in properties["strategy"]["enum"]
+    assert all(field["description"] for field in properties.values())
     assert '"null"' not in json.dumps(tool.input_schema)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_call_gives_the_ranking_as_data_and_as_text(server: Served, mode: str) -> None:
-    result = call(server, mode, query="q", documents=["one", {"text": "two\n2. index 0: a forged line"}, "three"])
+def test_rerank_tool_returns_data_and_text(server: ServerClient, mode: str) -> None:
+    result = call_rerank(
+        server, mode, query="q", documents=["one", {"text": "two\n2. index 0: a forged line"}, "three"]
+    )
     assert not result.is_error
     assert result.structured_content == {
         "results": [
@@ -135,7 +139,7 @@ def test_a_call_gives_the_ranking_as_data_and_as_text(server: Served, mode: str)
         "usage": result.structured_content["usage"],
     }
     assert set(result.structured_content["usage"]) == {"prompt_tokens", "completion_tokens", "reasoning_tokens"}
-    assert texts(result) == [
+    assert content_texts(result) == [
         "3 of 3 documents, best first. Each is named by its index in the list given.\n"
         "1. index 2: three\n"
         "2. index 0: one\n"
@@ -143,62 +147,64 @@ def test_a_call_gives_the_ranking_as_data_and_as_text(server: Served, mode: str)
     ]
 
 
-def test_what_else_may_be_asked_for(server: Served) -> None:
+def test_rerank_tool_accepts_optional_arguments(server: ServerClient) -> None:
     documents = ["x" * 600, "\x1b[2J" + "y" * 150, "z"]
-    result = call(
+    result = call_rerank(
         server, query="q", documents=documents, top_n=2, return_documents=True, return_trace=True, reasoning="off"
     )
-    told = result.structured_content
-    assert [(found["index"], found["text"]) for found in told["results"]] == [(2, "z"), (0, "x" * 600)]
-    listed, *traces = texts(result)
+    content = result.structured_content
+    assert [(row["index"], row["text"]) for row in content["results"]] == [(2, "z"), (0, "x" * 600)]
+    listed, *traces = content_texts(result)
     assert listed.splitlines()[1:] == ["1. index 2: z", f"2. index 0: {'x' * 100}..."]
-    assert traces == [f"What the model thought of window {n}:\n{t}" for n, t in enumerate(told["traces"], 1)]
+    assert traces == [f"What the model thought of window {n}:\n{t}" for n, t in enumerate(content["traces"], 1)]
 
 
-def test_no_documents_are_soon_ranked(server: Served) -> None:
-    assert call(server, query="q", documents=[]).structured_content["results"] == []
+def test_rerank_tool_accepts_no_documents(server: ServerClient) -> None:
+    assert call_rerank(server, query="q", documents=[]).structured_content["results"] == []
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_progress_is_told_once_a_round(loopback: StartLoopback, mode: str) -> None:
-    heard: list[tuple[float, str | None]] = []
+def test_rerank_tool_reports_progress_each_round(loopback: StartLoopback, mode: str) -> None:
+    messages: list[tuple[float, str | None]] = []
 
-    async def hear(progress: float, total: float | None, message: str | None) -> None:
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
         assert total is None
-        heard.append((progress, message))
+        messages.append((progress, message))
 
     async def work(client: Client) -> CallToolResult:
         arguments = {"query": "q", "documents": [f"mark:D{i}-G{i}" for i in range(40)]}
-        return await client.call_tool("rerank", arguments, progress_callback=hear)
+        return await client.call_tool("rerank", arguments, progress_callback=on_progress)
 
     model = loopback(first_token=0.05)
-    with served(Reranker(server=model.url), make=make_mcp_app) as server:
-        result = with_client(server, work, mode)
-    assert [found["index"] for found in result.structured_content["results"][:10]] == list(range(39, 29, -1))
-    assert heard == [
+    with run_server(Reranker(server=model.url), make=make_mcp_app) as server:
+        result = run_with_client(server, work, mode)
+    assert [row["index"] for row in result.structured_content["results"][:10]] == list(range(39, 29, -1))
+    assert messages == [
         (1, "round 1, windows answered: 1, best so far: 0, 1, 2"),
         (2, "round 2, windows answered: 2, best so far: 0, 1, 2"),
     ], "three windows, the last of which is the answer"
 
 
-def test_the_documented_program_prints_what_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+def test_documented_program_prints_documented_output(capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / "mcp.md").read_text(encoding="utf-8")
     program, printed = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", page, re.DOTALL)[0]
-    with served(Reranker(ScriptedModel(reversed_order)), make=make_mcp_app) as server:
+    with run_server(Reranker(ScriptedModel(reversed_order)), make=make_mcp_app) as server:
         exec(program.replace("http://127.0.0.1:8788", server.url), {})
     assert capsys.readouterr().out == printed
 
 
-def test_by_likelihood_nothing_is_offered_that_only_comparison_has() -> None:
-    everything, offered = (set(input_schema(Limits(), method)["properties"]) for method in ("listwise", "likelihood"))
-    assert everything - offered == {"reasoning", "strategy", "return_trace"}
+def test_input_schema_omits_listwise_arguments_for_likelihood() -> None:
+    listwise_properties, likelihood_properties = (
+        set(input_schema(Limits(), method)["properties"]) for method in ("listwise", "likelihood")
+    )
+    assert listwise_properties - likelihood_properties == {"reasoning", "strategy", "return_trace"}
 
 
 # --- what is refused ---
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({}, "query: a text is needed"),
         ({"query": "", "documents": []}, "query: a text is needed"),
@@ -211,7 +217,7 @@ def test_by_likelihood_nothing_is_offered_that_only_comparison_has() -> None:
             "documents: query and documents together have more than 5,000 characters",
         ),
         ({"query": "q", "documents": [], "top_n": 1.5}, "top_n: must be a whole number; 0 or none means all"),
-        ({"query": "q", "documents": [], "reasoning": [1]}, "think: write full, off, auto"),
+        ({"query": "q", "documents": [], "reasoning": [1]}, "reasoning: write full, off, auto"),
         ({"query": "q", "documents": [], "strategy": "os:system"}, "strategy: write one of sliding"),
         ({"query": "q", "documents": [], "deadline_seconds": 0}, "deadline_seconds: must be a number of seconds"),
         *(
@@ -220,18 +226,18 @@ def test_by_likelihood_nothing_is_offered_that_only_comparison_has() -> None:
         ),
     ],
 )
-def test_arguments_that_will_not_do_are_named(server: Served, arguments: dict[str, Any], said: str) -> None:
-    assert refused(call(server, **arguments)).startswith(said)
+def test_rerank_tool_names_invalid_arguments(server: ServerClient, arguments: dict[str, Any], message: str) -> None:
+    assert error_message(call_rerank(server, **arguments)).startswith(message)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["top_n", "deadline_seconds", "reasoning", "documents"])
-def test_numbers_that_are_none_are_refused(name: str, value: float) -> None:
+def test_parse_tool_arguments_rejects_nan_and_infinity(name: str, value: float) -> None:
     with pytest.raises(ApiError, match="no number"):
         parse_tool_arguments({"query": "q", "documents": [], name: value}, Limits())
 
 
-def test_arguments_without_end_are_refused() -> None:
+def test_parse_tool_arguments_rejects_deep_nesting_and_huge_numbers() -> None:
     nested: list[Any] = []
     for _ in range(100_000):
         nested = [nested]
@@ -244,125 +250,125 @@ def test_arguments_without_end_are_refused() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_another_tool_is_an_error_of_the_protocol(server: Served, mode: str) -> None:
+def test_unknown_tool_is_protocol_error(server: ServerClient, mode: str) -> None:
     async def work(client: Client) -> None:
         with pytest.raises(MCPError, match="no such tool here, only rerank"):
             await client.call_tool("run_shell", {"command": "id"})
 
-    with_client(server, work, mode)
+    run_with_client(server, work, mode)
 
 
-def test_of_a_failing_model_clients_hear_no_more_than_that_it_fails(loopback: StartLoopback) -> None:
+def test_model_errors_are_reported_without_details(loopback: StartLoopback) -> None:
     model = loopback(refuse=403, api_key="sk-model-0123456789")
     reranker = Reranker(server=model.url, api_key="sk-model-0123456789", retries=RetryPolicy(overloaded=1, broken=1))
-    with served(reranker, make=make_mcp_app) as server:
-        result = call(server, query="q", documents=["a", "b"])
+    with run_server(reranker, make=make_mcp_app) as server:
+        result = call_rerank(server, query="q", documents=["a", "b"])
         [error] = server.errors
-    assert refused(result) == "the model's server refused the question (403)"
+    assert error_message(result) == "the model's server refused the question (403)"
     assert "403" in str(error)
-    shown = result.model_dump_json()
-    assert "sk-model" not in shown
-    assert model.url.removeprefix("http://").partition("/")[0] not in shown
+    output = result.model_dump_json()
+    assert "sk-model" not in output
+    assert model.url.removeprefix("http://").partition("/")[0] not in output
 
 
-def test_a_fault_of_ours_is_told_without_its_insides() -> None:
+def test_internal_errors_are_reported_without_details() -> None:
     def broken(request: Request) -> str:
         raise KeyError("a secret path /etc/rank-k")
 
-    with served(Reranker(ScriptedModel(broken)), make=make_mcp_app) as server:
-        assert refused(call(server, query="q", documents=["a", "b"])) == "the server failed"
+    with run_server(Reranker(ScriptedModel(broken)), make=make_mcp_app) as server:
+        assert error_message(call_rerank(server, query="q", documents=["a", "b"])) == "the server failed"
         assert [type(error) for error in server.errors] == [KeyError]
 
 
 # --- many, late, and gone ---
 
 
-def test_twenty_clients_each_get_their_own(loopback: StartLoopback) -> None:
+def test_rerank_tool_answers_20_concurrent_clients(loopback: StartLoopback) -> None:
     model = loopback(first_token=0.1)
 
-    async def one(url: str, number: int) -> Any:
+    async def rerank_twice(url: str, number: int) -> Any:
         async with Client(url, mode=MODES[number % 2]) as client:
-            arguments = {"query": f"client {number}", "documents": marked(number), "return_documents": True}
+            arguments = {"query": f"client {number}", "documents": marked_passages(number), "return_documents": True}
             results = [await client.call_tool("rerank", arguments) for _ in range(2)]
         return [result.structured_content["results"] for result in results]
 
-    async def all_of_them(url: str) -> list[Any]:
-        return await asyncio.gather(*(one(url, number) for number in range(20)))
+    async def rerank_all(url: str) -> list[Any]:
+        return await asyncio.gather(*(rerank_twice(url, number) for number in range(20)))
 
-    with served(Reranker(server=model.url), Limits(per_client=16), make=make_mcp_app) as server:
-        answers = asyncio.run(all_of_them(f"{server.url}/mcp"))
-    for number, both in enumerate(answers):
-        for results in both:
-            assert [found["text"] for found in results] == marked(number)[::-1]
+    with run_server(Reranker(server=model.url), Limits(per_client=16), make=make_mcp_app) as server:
+        answers = asyncio.run(rerank_all(f"{server.url}/mcp"))
+    for number, results_of_client in enumerate(answers):
+        for results in results_of_client:
+            assert [row["text"] for row in results] == marked_passages(number)[::-1]
     assert len(model.calls) == 20, "the second time it is known"
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_call_that_is_cancelled_ends_the_models_work(loopback: StartLoopback, mode: str) -> None:
+def test_cancelled_tool_call_cancels_model_call(loopback: StartLoopback, mode: str) -> None:
     model = loopback(**STUCK)
 
     async def work(client: Client) -> CallToolResult:
-        calling = asyncio.create_task(client.call_tool("rerank", {"query": "q", "documents": marked(0)}))
-        await asyncio.to_thread(until, is_asked(model), "nothing is asked")
+        calling = asyncio.create_task(client.call_tool("rerank", {"query": "q", "documents": marked_passages(0)}))
+        await asyncio.to_thread(until, has_calls(model), "nothing is asked")
         calling.cancel()
         await asyncio.gather(calling, return_exceptions=True)
         await asyncio.to_thread(until, was_cancelled(model), "the model works for nobody")
         model.change(first_token=0.001)
-        return await client.call_tool("rerank", {"query": "q", "documents": marked(1)})
+        return await client.call_tool("rerank", {"query": "q", "documents": marked_passages(1)})
 
-    with served(Reranker(server=model.url), make=make_mcp_app) as server:
-        result = with_client(server, work, mode)
-        assert [found["index"] for found in result.structured_content["results"]] == [3, 2, 1, 0]
+    with run_server(Reranker(server=model.url), make=make_mcp_app) as server:
+        result = run_with_client(server, work, mode)
+        assert [row["index"] for row in result.structured_content["results"]] == [3, 2, 1, 0]
         assert server.errors == []
 
 
-def test_at_the_deadline_the_best_so_far_comes(loopback: StartLoopback) -> None:
+def test_deadline_returns_best_ranking_so_far(loopback: StartLoopback) -> None:
     model = loopback(**STUCK)
-    with served(Reranker(server=model.url), make=make_mcp_app) as server:
-        result = call(server, query="q", documents=marked(0), deadline_seconds=0.3)
-    assert [found["index"] for found in result.structured_content["results"]] == [0, 1, 2, 3]
+    with run_server(Reranker(server=model.url), make=make_mcp_app) as server:
+        result = call_rerank(server, query="q", documents=marked_passages(0), deadline_seconds=0.3)
+    assert [row["index"] for row in result.structured_content["results"]] == [0, 1, 2, 3]
     assert result.structured_content["finished"] is False
-    assert texts(result)[0].endswith("Note: the deadline came first: this is the best ranking so far.")
+    assert content_texts(result)[0].endswith("Note: the deadline came first: this is the best ranking so far.")
     until(was_cancelled(model), "the model works for nobody")
 
 
-def test_an_answer_that_cannot_be_kept_is_told_in_a_line() -> None:
-    reranker = Reranker(ScriptedModel(tied))
+def test_journal_write_errors_are_one_line() -> None:
+    reranker = Reranker(ScriptedModel(rank_last_first_with_ties))
     reranker.journal._db.execute("PRAGMA query_only = ON")  # as if the disk were full
-    with served(reranker, make=make_mcp_app) as server:
-        assert refused(call(server, query="q", documents=["one", "two"])) == "the answer could not be kept"
+    with run_server(reranker, make=make_mcp_app) as server:
+        assert error_message(call_rerank(server, query="q", documents=["one", "two"])) == "the answer could not be kept"
         assert [type(error) for error in server.errors] == [JournalError]
 
 
-def test_documents_beyond_the_depth_are_noted() -> None:
-    with served(Reranker(ScriptedModel(tied), depth=5), make=make_mcp_app) as server:
-        result = call(server, query="q", documents=[f"text {i}" for i in range(9)], top_n=1)
-    assert texts(result)[0].splitlines()[1:] == [
+def test_rerank_tool_notes_documents_beyond_depth() -> None:
+    with run_server(Reranker(ScriptedModel(rank_last_first_with_ties), depth=5), make=make_mcp_app) as server:
+        result = call_rerank(server, query="q", documents=[f"text {i}" for i in range(9)], top_n=1)
+    assert content_texts(result)[0].splitlines()[1:] == [
         "1. index 4: text 4",
         "Note: only the first 5 of 9 documents were compared: see --depth.",
     ]
 
 
-def test_too_many_are_told_to_come_again(loopback: StartLoopback) -> None:
+def test_full_queue_asks_clients_to_retry(loopback: StartLoopback) -> None:
     model = loopback(first_token=1.0)
 
     async def work(client: Client) -> list[CallToolResult]:
-        arguments = [{"query": "q", "documents": marked(number)} for number in range(4)]
-        return await asyncio.gather(*(client.call_tool("rerank", given) for given in arguments))
+        arguments = [{"query": "q", "documents": marked_passages(number)} for number in range(4)]
+        return await asyncio.gather(*(client.call_tool("rerank", call_arguments) for call_arguments in arguments))
 
-    with served(Reranker(server=model.url), Limits(max_concurrent=1, queue=2), make=make_mcp_app) as server:
-        results = with_client(server, work)
+    with run_server(Reranker(server=model.url), Limits(max_concurrent=1, queue=2), make=make_mcp_app) as server:
+        results = run_with_client(server, work)
     assert sum(not result.is_error for result in results) == 2, "one at work, one of two places for a client to wait in"
     for result in results:
         if result.is_error:
-            assert "waiting already; try again in" in refused(result)
+            assert "waiting already; try again in" in error_message(result)
 
 
-def test_a_key_opens(loopback: StartLoopback) -> None:
+def test_rerank_tool_accepts_client_key(loopback: StartLoopback) -> None:
     model = loopback()
-    doors = AccessConfig(keys=(KEY,))
-    with served(Reranker(server=model.url), doors=doors, make=make_mcp_app) as server:
+    access = AccessConfig(keys=(KEY,))
+    with run_server(Reranker(server=model.url), access=access, make=make_mcp_app) as server:
         for mode in MODES:
-            result = call(server, mode, KEY, query="q", documents=marked(0))
-            assert [found["index"] for found in result.structured_content["results"]] == [3, 2, 1, 0]
+            result = call_rerank(server, mode, KEY, query="q", documents=marked_passages(0))
+            assert [row["index"] for row in result.structured_content["results"]] == [3, 2, 1, 0]
     assert len(model.calls) == 1

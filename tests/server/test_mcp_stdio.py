@@ -24,21 +24,21 @@ from tests.conftest import StartLoopback
 from tests.fakes.loopback import Loopback
 from tests.models.test_embedded import PASSAGES
 from tests.paths import ROOT
-from tests.server.test_load import STUCK, is_asked, marked, was_cancelled
+from tests.server.test_load import STUCK, has_calls, marked_passages, was_cancelled
 from tests.support.embedded import USER_CACHE, needs_weights
 from tests.support.waiting import PATIENCE, STUCK_SECONDS, until
 
 pytestmark = pytest.mark.integration
 
 COMMAND = [sys.executable, "-m", "rank_k.cli", "mcp"]
-PAGE = ROOT / "docs" / "mcp.md"
-HELLO = {
+DOCS_PAGE = ROOT / "docs" / "mcp.md"
+INITIALIZE_MESSAGE = {
     "method": "initialize",
     "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}},
 }
 
 
-class Child:
+class McpProcess:
     """`rank-k mcp` and the other ends of its pipes."""
 
     def __init__(self, *options: str) -> None:
@@ -56,17 +56,17 @@ class Child:
         self.process.stdin.flush()
 
     def send(self, number: int | None, message: dict[str, Any]) -> None:
-        named = {} if number is None else {"id": number}
-        self.write(json.dumps({"jsonrpc": "2.0", **named, **message}).encode())
+        id_field = {} if number is None else {"id": number}
+        self.write(json.dumps({"jsonrpc": "2.0", **id_field, **message}).encode())
 
     def receive(self) -> Any:
         assert self.process.stdout is not None
-        told = json.loads(self.process.stdout.readline())
-        assert told["jsonrpc"] == "2.0"
-        return told
+        message = json.loads(self.process.stdout.readline())
+        assert message["jsonrpc"] == "2.0"
+        return message
 
-    def greet(self) -> None:
-        self.send(0, HELLO)
+    def initialize(self) -> None:
+        self.send(0, INITIALIZE_MESSAGE)
         assert self.receive()["result"]["serverInfo"]["name"] == "rank-k"
         self.send(None, {"method": "notifications/initialized"})
 
@@ -90,8 +90,8 @@ class Child:
 
 
 @contextmanager
-def child(*options: str) -> Iterator[Child]:
-    running = Child(*options)
+def start_mcp(*options: str) -> Iterator[McpProcess]:
+    running = McpProcess(*options)
     try:
         yield running
     finally:
@@ -101,32 +101,32 @@ def child(*options: str) -> Iterator[Child]:
 
 
 @contextmanager
-def at_work(model: Loopback, *options: str) -> Iterator[Child]:
+def start_busy_mcp(model: Loopback, *options: str) -> Iterator[McpProcess]:
     """A child with one call, numbered 1, about which the model has been asked."""
-    with child("--server", model.url, *options) as running:
-        running.greet()
-        running.call(1, query="q", documents=marked(1))
-        until(is_asked(model), "nothing is asked")
+    with start_mcp("--server", model.url, *options) as running:
+        running.initialize()
+        running.call(1, query="q", documents=marked_passages(1))
+        until(has_calls(model), "nothing is asked")
         yield running
 
 
-def one_waits(server: Child) -> int:
+def fill_queue(server: McpProcess) -> int:
     """Make two more calls where there is room for one to wait in; return the number of the one that waits.
 
     That one is refused shows that the other has been taken.
     """
     for number in (2, 3):
-        server.call(number, query="q", documents=marked(number))
+        server.call(number, query="q", documents=marked_passages(number))
     refused = server.receive()
     assert "waiting already" in refused["result"]["content"][0]["text"]
     return {2: 3, 3: 2}[refused["id"]]
 
 
-def indices(told: Any) -> list[int]:
-    return [found["index"] for found in told["result"]["structuredContent"]["results"]]
+def indices(message: Any) -> list[int]:
+    return [row["index"] for row in message["result"]["structuredContent"]["results"]]
 
 
-def quiet(model: str = "oracle") -> str:
+def expected_stderr(model: str = "oracle") -> str:
     """All that is on stderr when nothing has gone wrong."""
     return f"rank-k mcp: {model} on standard input and output\nrank-k mcp: stopped\n"
 
@@ -135,121 +135,127 @@ def quiet(model: str = "oracle") -> str:
 
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
-def test_a_conversation(loopback: StartLoopback, mode: str) -> None:
+def test_mcp_stdio_serves_sdk_client(loopback: StartLoopback, mode: str) -> None:
     """Started as docs/mcp.md has it, but for the places."""
     model = loopback(model="hltcoe/Rank-K-32B")
-    documented = json.loads(re.findall(r"```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0])
-    told = documented["mcpServers"]["rank-k"]
-    assert told["command"] == "rank-k"
-    assert told["args"][0] == "mcp"
-    arguments = [model.url if argument == "http://gpu:8000/v1" else argument for argument in told["args"][1:]]
-    environment = {**told["env"], "PYTHONPATH": str(ROOT / "src")}
+    documented = json.loads(re.findall(r"```json\n(.*?)```", DOCS_PAGE.read_text(encoding="utf-8"), re.DOTALL)[0])
+    config = documented["mcpServers"]["rank-k"]
+    assert config["command"] == "rank-k"
+    assert config["args"][0] == "mcp"
+    arguments = [model.url if argument == "http://gpu:8000/v1" else argument for argument in config["args"][1:]]
+    environment = {**config["env"], "PYTHONPATH": str(ROOT / "src")}
     server = StdioServerParameters(command=COMMAND[0], args=[*COMMAND[1:], *arguments], env=environment)
 
-    async def one(client: Client, number: int) -> None:
-        result = await client.call_tool("rerank", {"query": f"query {number}", "documents": marked(number), "top_n": 2})
+    async def rerank_once(client: Client, number: int) -> None:
+        result = await client.call_tool(
+            "rerank", {"query": f"query {number}", "documents": marked_passages(number), "top_n": 2}
+        )
         assert not result.is_error
-        assert [found["index"] for found in result.structured_content["results"]] == [3, 2]
-        assert f"1. index 3: {marked(number)[3]}" in result.content[0].text  # type: ignore[union-attr]
+        assert [row["index"] for row in result.structured_content["results"]] == [3, 2]
+        assert f"1. index 3: {marked_passages(number)[3]}" in result.content[0].text  # type: ignore[union-attr]
 
     async def main() -> None:
         async with Client(server, mode=mode) as client:
             assert [tool.name for tool in (await client.list_tools()).tools] == ["rerank"]
-            await asyncio.gather(*(one(client, number) for number in range(20)))
+            await asyncio.gather(*(rerank_once(client, number) for number in range(20)))
 
     asyncio.run(main())
-    assert {call.authorization for call in model.calls} == {f"Bearer {told['env']['RANK_K_API_KEY']}"}
+    assert {call.authorization for call in model.calls} == {f"Bearer {config['env']['RANK_K_API_KEY']}"}
 
 
 # --- line by line ---
 
 
-def test_stdout_is_the_protocols_and_the_end_of_stdin_is_the_end(loopback: StartLoopback, tmp_path: Path) -> None:
+def test_mcp_stdio_answers_malformed_lines_and_ends_with_stdin(loopback: StartLoopback, tmp_path: Path) -> None:
     model, journal = loopback(), tmp_path / "asked.sqlite"
-    with child("--server", model.url, "--journal", str(journal)) as server:
+    with start_mcp("--server", model.url, "--journal", str(journal)) as server:
         for line in (b"hello", b"{", b"[]", b'{"jsonrpc": "2.0", "id": 1}', b"[" * 100_000, b"\xff\xfe"):
             server.write(line)
-            told = server.receive()
-            assert (told["id"], told["error"]["code"]) == (None, -32700), line
-        server.greet()
-        server.call(1, query="q", documents=marked(1))
+            message = server.receive()
+            assert (message["id"], message["error"]["code"]) == (None, -32700), line
+        server.initialize()
+        server.call(1, query="q", documents=marked_passages(1))
         assert indices(server.receive()) == [3, 2, 1, 0]
         server.call(2, query="q", documents=["x" * 10_000_000])
-        told = server.receive()["result"]
-        assert told["isError"] is True
-        assert told["content"][0]["text"].startswith("documents: query and documents together have more than 4,000,000")
+        message = server.receive()["result"]
+        assert message["isError"] is True
+        assert message["content"][0]["text"].startswith(
+            "documents: query and documents together have more than 4,000,000"
+        )
         server.write(
             b'{"jsonrpc":"2.0","id":3,"method":"tools/call","params":{"name":"rerank","arguments":'
             b'{"query":"q","documents":["a \xff","b \\ud800"],"return_documents":true}}}'
         )
-        told = server.receive()["result"]["structuredContent"]
-        assert {found["text"] for found in told["results"]} == {"a \ufffd", "b ?"}
-        assert server.end() == (0, b"", quiet())
-    with closing(Journal(journal, read_only=True)) as kept:
-        assert sum(calls for _, _, calls, _, _ in kept.totals()) == 2
+        message = server.receive()["result"]["structuredContent"]
+        assert {row["text"] for row in message["results"]} == {"a \ufffd", "b ?"}
+        assert server.end() == (0, b"", expected_stderr())
+    with closing(Journal(journal, read_only=True)) as journal_reader:
+        assert sum(calls for _, _, calls, _, _ in journal_reader.totals()) == 2
 
 
-def test_when_stdin_ends_the_model_is_not_asked_on(loopback: StartLoopback) -> None:
+def test_mcp_stdio_cancels_model_call_at_end_of_stdin(loopback: StartLoopback) -> None:
     model = loopback(**STUCK)
-    with at_work(model) as server:
+    with start_busy_mcp(model) as server:
         code, _, err = server.end()
-        assert (code, err) == (0, quiet())
+        assert (code, err) == (0, expected_stderr())
     until(was_cancelled(model), "the model works for nobody")
 
 
-def test_when_nobody_reads_its_answers_it_ends(loopback: StartLoopback) -> None:
+def test_mcp_stdio_ends_when_stdout_is_closed(loopback: StartLoopback) -> None:
     model = loopback()
-    with child("--server", model.url) as server:
-        server.greet()
+    with start_mcp("--server", model.url) as server:
+        server.initialize()
         assert server.process.stdout is not None
         server.process.stdout.close()
-        server.call(1, query="q", documents=marked(1))
+        server.call(1, query="q", documents=marked_passages(1))
         assert server.process.wait(timeout=PATIENCE) == 0
         assert server.process.stderr is not None
-        assert server.process.stderr.read().decode() == quiet()
+        assert server.process.stderr.read().decode() == expected_stderr()
 
 
-def test_a_call_that_is_cancelled_ends_the_models_work_and_no_more(loopback: StartLoopback) -> None:
+def test_mcp_stdio_cancels_single_call(loopback: StartLoopback) -> None:
     model = loopback(**STUCK)
-    with at_work(model) as server:
+    with start_busy_mcp(model) as server:
         server.send(None, {"method": "notifications/cancelled", "params": {"requestId": 1}})
         until(was_cancelled(model), "the model works for nobody")
         model.change(first_token=0.001)
-        server.call(2, query="q", documents=marked(2))
-        told = server.receive()
-        assert (told["id"], indices(told)) == (2, [3, 2, 1, 0]), "of the first call nothing more is heard"
+        server.call(2, query="q", documents=marked_passages(2))
+        message = server.receive()
+        assert (message["id"], indices(message)) == (2, [3, 2, 1, 0]), "of the first call nothing more is heard"
         server.process.send_signal(signal.SIGTERM)
-        assert server.end(close=False) == (0, b"", quiet())
+        assert server.end(close=False) == (0, b"", expected_stderr())
 
 
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_finishes_what_is_under_way(loopback: StartLoopback, name: signal.Signals) -> None:
+def test_mcp_stdio_finishes_running_calls_on_signal(loopback: StartLoopback, name: signal.Signals) -> None:
     model = loopback(first_token=3.0)
-    with at_work(model, "--concurrency", "1", "--queue", "1", "--shutdown-timeout", str(PATIENCE)) as server:
-        waiting = one_waits(server)
+    with start_busy_mcp(model, "--concurrency", "1", "--queue", "1", "--shutdown-timeout", str(PATIENCE)) as server:
+        waiting = fill_queue(server)
         server.process.send_signal(name)
         results = {answer["id"]: answer["result"] for answer in (server.receive(), server.receive())}
-        assert [found["index"] for found in results[1]["structuredContent"]["results"]] == [3, 2, 1, 0]
+        assert [row["index"] for row in results[1]["structuredContent"]["results"]] == [3, 2, 1, 0]
         assert (results[waiting]["isError"], results[waiting]["content"][0]["text"]) == (True, "the server is stopping")
-        assert server.end(close=False) == (0, b"", quiet())
+        assert server.end(close=False) == (0, b"", expected_stderr())
     assert len(model.calls) == 1
 
 
-def test_told_twice_it_ends_at_once(loopback: StartLoopback) -> None:
+def test_mcp_stdio_exits_at_once_on_second_signal(loopback: StartLoopback) -> None:
     model = loopback(**STUCK)
-    with at_work(model, "--concurrency", "1", "--queue", "1", "--shutdown-timeout", str(STUCK_SECONDS)) as server:
-        waiting = one_waits(server)
+    with start_busy_mcp(
+        model, "--concurrency", "1", "--queue", "1", "--shutdown-timeout", str(STUCK_SECONDS)
+    ) as server:
+        waiting = fill_queue(server)
         server.process.send_signal(signal.SIGTERM)
         answer = server.receive()
         assert (answer["id"], answer["result"]["content"][0]["text"]) == (waiting, "the server is stopping")
         assert server.process.poll() is None, "told once, it lets the first call finish"
         server.process.send_signal(signal.SIGTERM)
         code, _, err = server.end(close=False)
-        assert (code, err) == (0, quiet())
+        assert (code, err) == (0, expected_stderr())
     until(was_cancelled(model), "the model works for nobody")
 
 
-def test_who_prints_or_reads_does_not_get_into_the_conversation() -> None:
+def test_private_pipes_isolate_stdin_and_stdout() -> None:
     program = """
 import os, subprocess, sys
 from rank_k.server.mcp_stdio import private_pipes
@@ -262,32 +268,34 @@ with private_pipes() as (source, sink):
 print("after")
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program], input="ours\n", capture_output=True, text=True, env=environment, check=True
     )
-    assert (done.stdout, done.stderr) == ("ours\nafter\n", "printed\nby a child\n")
+    assert (result.stdout, result.stderr) == ("ours\nafter\n", "printed\nby a child\n")
 
 
 # --- the command ---
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--port", "1"), "--port goes with --http; add --http, or leave it out"),
-        (("--api-key-env", "X"), "--api-key-env goes with --http; add --http, or leave it out"),
+        (("--client-key-env", "X"), "--client-key-env goes with --http; add --http, or leave it out"),
         (("--http", "--host", "0.0.0.0"), "anybody who reaches 0.0.0.0 could spend your model's time; ask for a key"),
     ],
 )
-def test_mistakes_are_told_in_a_line(capsys: pytest.CaptureFixture[str], options: tuple[str, ...], said: str) -> None:
+def test_mcp_reports_option_errors_in_one_line(
+    capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+) -> None:
     assert main(["mcp", *options]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert said in err
+    assert message in err
 
 
-def test_a_model_that_is_not_there_is_told_in_a_line() -> None:
-    with child("--model", "no-such-weights") as server:
+def test_mcp_reports_missing_model_in_one_line() -> None:
+    with start_mcp("--model", "no-such-weights") as server:
         code, out, err = server.end()
     assert (code, out, err.count("\n")) == (2, b"", 1)
     assert "no-such-weights" in err
@@ -295,15 +303,15 @@ def test_a_model_that_is_not_there_is_told_in_a_line() -> None:
 
 @pytest.mark.slow
 @needs_weights
-def test_the_embedded_model_answers_over_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mcp_stdio_serves_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert USER_CACHE is not None
     monkeypatch.setenv("RANK_K_CACHE", str(USER_CACHE))
-    with child("--method", "likelihood", "--context-length", "512") as server:
-        server.greet()
+    with start_mcp("--method", "likelihood", "--context-length", "512") as server:
+        server.initialize()
         server.call(1, query="why is the sky blue", documents=PASSAGES)
-        told = server.receive()
-        assert indices(told)[0] == 1
-        assert sorted(indices(told)) == [0, 1, 2]
+        message = server.receive()
+        assert indices(message)[0] == 1
+        assert sorted(indices(message)) == [0, 1, 2]
         server.call(2, query="why is the sky blue", documents=PASSAGES, reasoning="full")
         assert "this server ranks by likelihood" in server.receive()["result"]["content"][0]["text"]
         code, out, err = server.end()

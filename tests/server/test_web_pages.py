@@ -20,20 +20,20 @@ from rank_k.server.config import AccessConfig
 from rank_k.server.web_pages import PAGES, POLICY, paths, static_files
 from rank_k.strategies import STRATEGIES
 from tests.conftest import StartLoopback
-from tests.support.serving import Served, command, served
+from tests.support.serving import ServerClient, command, run_server
 
 KEY = "sk-page-0123456789"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
+def server() -> Iterator[ServerClient]:
     """One that asks for a key."""
-    with served(Reranker(ScriptedModel([])), doors=AccessConfig(keys=(KEY,))) as running:
+    with run_server(Reranker(ScriptedModel([])), access=AccessConfig(keys=(KEY,))) as running:
         yield running
 
 
 @pytest.mark.parametrize("path", sorted(paths()))
-def test_the_page_needs_no_key_and_allows_nothing_but_itself(server: Served, path: str) -> None:
+def test_static_files_need_no_key_and_set_policy(server: ServerClient, path: str) -> None:
     answer = server.get(path)
     assert answer.status == 200
     assert answer.headers["content-security-policy"] == POLICY
@@ -44,48 +44,54 @@ def test_the_page_needs_no_key_and_allows_nothing_but_itself(server: Served, pat
     )
 
 
-def test_the_policy_lets_in_nothing_else() -> None:
-    told = dict(part.strip().partition(" ")[::2] for part in POLICY.split(";"))
-    assert told["default-src"] == told["frame-ancestors"] == told["form-action"] == told["base-uri"] == "'none'"
-    assert {told[f"{kind}-src"] for kind in ("script", "style", "connect", "img")} == {"'self'"}
+def test_policy_allows_only_own_resources() -> None:
+    directives = dict(part.strip().partition(" ")[::2] for part in POLICY.split(";"))
+    assert (
+        directives["default-src"]
+        == directives["frame-ancestors"]
+        == directives["form-action"]
+        == directives["base-uri"]
+        == "'none'"
+    )
+    assert {directives[f"{kind}-src"] for kind in ("script", "style", "connect", "img")} == {"'self'"}
     assert "unsafe" not in POLICY
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8787"])
-def test_a_rebound_name_gets_no_page(server: Served, host: str) -> None:
+def test_pages_reject_unknown_host_names(server: ServerClient, host: str) -> None:
     assert server.get("/", Host=host).status == 421
 
 
-class Tags(HTMLParser):
+class TagCollector(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
 
 
-def test_pages_hold_no_script_and_no_style_of_their_own() -> None:
-    for still in static_files():
-        if still.kind != "text/html":
+def test_pages_have_no_inline_scripts_or_styles() -> None:
+    for static_file in static_files():
+        if static_file.kind != "text/html":
             continue
-        tags = Tags()
-        tags.feed(still.body.decode())
-        assert [a["src"] for tag, a in tags.found if tag == "script"]
-        for tag, attributes in tags.found:
+        collector = TagCollector()
+        collector.feed(static_file.body.decode())
+        assert [a["src"] for tag, a in collector.tags if tag == "script"]
+        for tag, attributes in collector.tags:
             assert tag != "style"
             assert tag != "script" or attributes["src"]
             assert not [name for name in attributes if name.startswith("on") or name == "style"]
             for name in ("src", "href"):
-                where = attributes.get(name) or "/"
-                assert where.startswith(("/", "#")), where
-                assert where in paths() or where.startswith("#")
-        assert sum(attributes.get("aria-current") == "page" for _, attributes in tags.found) == 1
+                address = attributes.get(name) or "/"
+                assert address.startswith(("/", "#")), address
+                assert address in paths() or address.startswith("#")
+        assert sum(attributes.get("aria-current") == "page" for _, attributes in collector.tags) == 1
 
 
-def test_scripts_make_no_markup_of_texts() -> None:
+def test_scripts_never_build_markup_from_text() -> None:
     """And import nothing but each other."""
-    scripts = [file for file in (files("rank_k.server") / "page").iterdir() if file.name.endswith(".js")]
+    scripts = [file for file in (files("rank_k.server") / "web").iterdir() if file.name.endswith(".js")]
     assert len(scripts) > 3
     for file in scripts:
         source = file.read_text(encoding="utf-8")
@@ -100,26 +106,26 @@ def test_scripts_make_no_markup_of_texts() -> None:
 # --- what the scripts count on ---
 
 
-def test_the_strategies_that_can_be_chosen_are_those_there_are() -> None:
-    html = (files("rank_k.server") / "page" / "try.html").read_text(encoding="utf-8")
-    chosen = re.search(r'<select id="strategy">(.*)</select>', html)
-    assert chosen is not None
-    assert re.findall(r"<option>(\w+)</option>", chosen[1]) == list(STRATEGIES)
+def test_try_page_lists_all_strategies() -> None:
+    html = (files("rank_k.server") / "web" / "try.html").read_text(encoding="utf-8")
+    select_element = re.search(r'<select id="strategy">(.*)</select>', html)
+    assert select_element is not None
+    assert re.findall(r"<option>(\w+)</option>", select_element[1]) == list(STRATEGIES)
 
 
-def test_the_demo_is_that_of_the_command(server: Served) -> None:
+def test_demo_route_returns_demo_queries(server: ServerClient) -> None:
     assert server.get("/demo").status == 401
-    told = server.get("/demo", Authorization=f"Bearer {KEY}").json["questions"]
-    assert len(told) == 6
-    assert all(len(question["passages"]) == DEPTH == demo_queries.DEPTH for question in told)
+    questions = server.get("/demo", Authorization=f"Bearer {KEY}").json["questions"]
+    assert len(questions) == 6
+    assert all(len(question["passages"]) == DEPTH == demo_queries.DEPTH for question in questions)
 
 
-def test_the_demo_is_left_out_where_its_data_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing() -> None:
+def test_demo_route_names_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_missing_extra() -> None:
         raise MissingExtra("no bm25s", "pip install 'rank-k[data]'")
 
-    monkeypatch.setattr("rank_k.server.demo_queries.demo_queries", nothing)
-    with served(Reranker(ScriptedModel([]))) as running:
+    monkeypatch.setattr("rank_k.server.demo_queries.demo_queries", raise_missing_extra)
+    with run_server(Reranker(ScriptedModel([]))) as running:
         answer = running.get("/demo")
     assert answer.json == {"questions": [], "missing": "pip install 'rank-k[data]'"}
 
@@ -127,44 +133,44 @@ def test_the_demo_is_left_out_where_its_data_cannot_be_had(monkeypatch: pytest.M
 # --- a server that only looks ---
 
 
-def test_without_a_model_a_journal_is_looked_at_and_not_written(tmp_path: Path) -> None:
+def test_serve_without_model_reads_journal_only(tmp_path: Path) -> None:
     path = tmp_path / "job.sqlite"
     with Reranker(ScriptedModel(["[2] > [1]"]), journal=path) as reranker:
         reranker.rank("what was asked", ["a", "b"])
-    before = path.read_bytes()
+    content_before = path.read_bytes()
     with command("--journal", str(path)) as running:
-        page = running.served
-        assert page.get("/").status == page.get("/runs").status == 200
-        assert page.get("/v1/models").json["data"] == []
-        [query] = page.get("/journal/queries").json["queries"]
+        server = running.served
+        assert server.get("/").status == server.get("/runs").status == 200
+        assert server.get("/v1/models").json["data"] == []
+        [query] = server.get("/journal/queries").json["queries"]
         assert query["text"] == "what was asked"
-        refused = page.rerank(["a", "b"])
-        assert (refused.status, "no model" in refused.json["message"]) == (503, True)
-        assert page.get("/journal/runs").json["runs"][0]["queries"] == 1
+        response = server.rerank(["a", "b"])
+        assert (response.status, "no model" in response.json["message"]) == (503, True)
+        assert server.get("/journal/runs").json["runs"][0]["queries"] == 1
         running.signal(signal.SIGTERM)
-        code, _, told = running.end()
+        code, _, stderr = running.end()
     assert code == 0
-    assert "rank-k fetch" in told or "nothing can be ranked" in told
-    assert path.read_bytes() == before
+    assert "rank-k fetch" in stderr or "nothing can be ranked" in stderr
+    assert path.read_bytes() == content_before
 
 
-def test_a_journal_that_is_not_there_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_serve_rejects_missing_and_invalid_journals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "none.sqlite"
     assert main(["serve", "--journal", str(path)]) == 2
-    assert "there is no journal" in (told := capsys.readouterr().err)
-    assert "--server or --model" in told
+    assert "there is no journal" in (stderr := capsys.readouterr().err)
+    assert "--server or --model" in stderr
     assert not path.exists()
     path.write_bytes(b"nothing of the kind")
     assert main(["serve", "--journal", str(path)]) == 2
 
 
-def test_what_is_served_without_a_journal_leaves_nothing_to_look_at(loopback: StartLoopback, tmp_path: Path) -> None:
+def test_serve_without_journal_leaves_no_files(loopback: StartLoopback, tmp_path: Path) -> None:
     """The temporary one forgets what is oldest, so that a server never fills the disk."""
     with command("--server", loopback().url, env={"TMPDIR": str(tmp_path)}) as running:
-        page = running.served
-        assert page.rerank(["a", "b", "c"], query="passing").status == 200
-        told = page.get("/journal/runs").json
-        assert (told["journal"], told["runs"]) == (None, [])
+        server = running.served
+        assert server.rerank(["a", "b", "c"], query="passing").status == 200
+        view = server.get("/journal/runs").json
+        assert (view["journal"], view["runs"]) == (None, [])
         running.signal(signal.SIGTERM)
         assert running.end()[0] == 0
     assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ expect.set_options(timeout=1000 * PATIENCE)
 SIZES = {"desk": (1280, 900), "hand": (390, 844)}
 Theme = Literal["light", "dark"]
 THEMES: tuple[Theme, ...] = ("light", "dark")
-LOOKS = [(size, theme) for size in SIZES for theme in THEMES]
+SIZES_AND_THEMES = [(size, theme) for size in SIZES for theme in THEMES]
 
 WIDER_THAN_THE_PAGE = """() => [...document.querySelectorAll("body *")].filter(element => {
   if (!element.checkVisibility() || element.closest(".scroll, svg, .skip, .unseen")) return false;
@@ -41,7 +41,7 @@ def a_browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def visited(
+def open_page(
     browser: Browser, url: str, size: str = "desk", theme: Theme = "light", *, refused: tuple[int, ...] = ()
 ) -> Iterator[Page]:
     """A page at `url`. In the end, nobody else was asked for anything and the browser complained of nothing but
@@ -55,12 +55,14 @@ def visited(
         page.goto(url)
         yield page
         origin = "/".join(url.split("/")[:3])
-        elsewhere = [asked for asked in requests if not asked.startswith(f"{origin}/")]
+        elsewhere = [address for address in requests if not address.startswith(f"{origin}/")]
         assert not elsewhere, elsewhere
-        told = [f"the server responded with a status of {status}" for status in refused]
-        amiss = [said for said in complaints if not any(status in said for status in told)]
-        assert not amiss, amiss
-        assert all(any(status in said for said in complaints) for status in told)
+        expected_complaints = [f"the server responded with a status of {status}" for status in refused]
+        unexpected = [
+            complaint for complaint in complaints if not any(status in complaint for status in expected_complaints)
+        ]
+        assert not unexpected, unexpected
+        assert all(any(status in complaint for complaint in complaints) for status in expected_complaints)
     finally:
         context.close()
 
@@ -69,28 +71,28 @@ def heard(page: Page) -> tuple[list[str], list[str]]:
     """From now on: the addresses that `page` asks for, and what the browser complains of."""
     requests: list[str] = []
     complaints: list[str] = []
-    page.on("request", lambda asked: requests.append(asked.url))
+    page.on("request", lambda request: requests.append(request.url))
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("dialog", lambda dialog: complaints.append(dialog.message))
     return requests, complaints
 
 
-def assert_in_order(page: Page) -> None:
+def assert_page_valid(page: Page) -> None:
     """It fits, and axe-core finds nothing serious."""
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    wide = page.evaluate(WIDER_THAN_THE_PAGE)
-    assert not wide, wide
-    found = Axe().run(page).response["violations"]
-    told = [(f["impact"], f["id"], [node["html"][:160] for node in f["nodes"][:3]]) for f in found]
-    serious = [finding for finding in told if finding[0] in ("serious", "critical")]
+    wide_elements = page.evaluate(WIDER_THAN_THE_PAGE)
+    assert not wide_elements, wide_elements
+    violations = Axe().run(page).response["violations"]
+    findings = [(f["impact"], f["id"], [node["html"][:160] for node in f["nodes"][:3]]) for f in violations]
+    serious = [finding for finding in findings if finding[0] in ("serious", "critical")]
     assert not serious, serious
 
 
-def tabbed_to(page: Page, selector: str, most: int = 80) -> None:
+def tab_to(page: Page, selector: str, max_presses: int = 80) -> None:
     """Press Tab until what `selector` names has the focus, as somebody without a mouse does."""
-    for _ in range(most):
+    for _ in range(max_presses):
         page.keyboard.press("Tab")
         if page.evaluate("selector => document.activeElement.matches(selector)", selector):
             return
-    raise AssertionError(f"{most} times Tab, and {selector} was not reached")
+    raise AssertionError(f"{max_presses} times Tab, and {selector} was not reached")

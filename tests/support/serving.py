@@ -23,7 +23,7 @@ from rank_k import Reranker
 from rank_k.server.access import App
 from rank_k.server.app import RouteGroup, make_app
 from rank_k.server.config import AccessConfig, Limits
-from rank_k.server.run import bound
+from rank_k.server.run import create_server
 from rank_k.server.service import RerankService
 from tests.paths import ROOT
 from tests.support.waiting import PATIENCE
@@ -46,18 +46,18 @@ class Answer:
     @property
     def events(self) -> list[tuple[str, Any]]:
         """Of a stream: (kind, data) in the order sent. Comments are left out."""
-        found = []
+        events = []
         for block in self.raw.decode().split("\n\n"):
             lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
             if lines:
-                found.append((lines["event"], json.loads(lines["data"])))
-        return found
+                events.append((lines["event"], json.loads(lines["data"])))
+        return events
 
 
 @dataclass(frozen=True)
-class Served:
+class ServerClient:
     url: str
-    desk: RerankService | None = None
+    service: RerankService | None = None
     errors: list[Exception] = field(default_factory=list)
 
     @property
@@ -67,23 +67,23 @@ class Served:
         assert parts.port is not None
         return parts.hostname, parts.port
 
-    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+    def send(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
         connection = http.client.HTTPConnection(*self.address, timeout=PATIENCE)
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        request_headers = {name.replace("_", "-"): value for name, value in headers.items()}
         try:
-            connection.request(method, path, body, sent)
+            connection.request(method, path, body, request_headers)
             response = connection.getresponse()
             return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
         finally:
             connection.close()
 
     def get(self, path: str, **headers: str) -> Answer:
-        return self.ask("GET", path, None, **headers)
+        return self.send("GET", path, None, **headers)
 
     def post(self, body: Any, path: str = "/v2/rerank", **headers: str) -> Answer:
         """`body`: bytes as they are, anything else as JSON."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self.ask("POST", path, raw, **{"Content_Type": "application/json", **headers})
+        return self.send("POST", path, raw, **{"Content_Type": "application/json", **headers})
 
     def rerank(self, documents: list[Any], query: str = "q", **fields: Any) -> Answer:
         return self.post({"query": query, "documents": documents, **fields})
@@ -95,31 +95,36 @@ class Served:
 
     def is_connected(self, client: socket.socket) -> bool:
         """Whether a server in this process still has its end of the connection `client` open."""
-        ends = psutil.Process().net_connections("tcp")
-        return any((end.laddr, end.raddr) == (self.address, client.getsockname()) for end in ends)
+        connections = psutil.Process().net_connections("tcp")
+        return any(
+            (connection.laddr, connection.raddr) == (self.address, client.getsockname()) for connection in connections
+        )
 
     def connect(self) -> socket.socket:
         return socket.create_connection(self.address, timeout=PATIENCE)
 
 
 @contextmanager
-def served(
+def run_server(
     reranker: Reranker | None,
     limits: Limits = Limits(),
-    doors: AccessConfig = AccessConfig(),
+    access: AccessConfig = AccessConfig(),
     journal: Path | None = None,
-    rooms: Sequence[RouteGroup] = (),
+    route_groups: Sequence[RouteGroup] = (),
     make: Callable[[RerankService, AccessConfig], App] | None = None,
-) -> Iterator[Served]:
-    """What `make` makes of a desk (the HTTP API, with `rooms` beside it), in a thread. Closes `reranker` in the end."""
+) -> Iterator[ServerClient]:
+    """Run the application that `make` returns in a thread: by default the HTTP API with `route_groups`.
+
+    Closes `reranker` in the end.
+    """
     errors: list[Exception] = []
-    desk = RerankService(reranker, limits, errors.append, journal=journal)
-    app = make_app(desk, doors, rooms) if make is None else make(desk, doors)
-    server, sock, url = bound(desk, doors, 0, app)
+    service = RerankService(reranker, limits, errors.append, journal=journal)
+    app = make_app(service, access, route_groups) if make is None else make(service, access)
+    server, sock, url = create_server(service, access, 0, app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     try:
-        yield Served(url, desk, errors)
+        yield ServerClient(url, service, errors)
     finally:
         server.should_exit = True
         thread.join(timeout=PATIENCE)
@@ -149,9 +154,9 @@ class Command:
             **more,
         )
         assert self.process.stdout is not None
-        self.said = self.process.stdout.readline().strip()
-        assert " at http://" in self.said, self.end()
-        self.served = Served(self.said.rsplit(" ", 1)[1])
+        self.first_line = self.process.stdout.readline().strip()
+        assert " at http://" in self.first_line, self.end()
+        self.served = ServerClient(self.first_line.rsplit(" ", 1)[1])
 
     def signal(self, name: signal.Signals) -> None:
         self.process.send_signal(name)

@@ -13,13 +13,13 @@ OPTIONS = ["--quiet", "--disable-pip-version-check", "--no-compile", "--no-cache
 """What is used once and in part need be neither compiled as a whole nor kept."""
 
 
-def environment(folder: Path, *requirements: str) -> Path:
+def create_environment(folder: Path, *requirements: str) -> Path:
     """The Python of a fresh environment in `folder` with `requirements`. Skips the test where they cannot be had."""
     venv.create(folder, with_pip=True)
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     install = [str(python), "-m", "pip", "install", *OPTIONS, *requirements]
-    done = subprocess.run(install, capture_output=True, text=True)
-    if "No matching distribution" in done.stderr:  # which is what pip says of an index out of reach, too
-        pytest.skip(f"{' '.join(requirements)} cannot be installed: {done.stderr[-300:]}")
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(install, capture_output=True, text=True)
+    if "No matching distribution" in result.stderr:  # which is what pip says of an index out of reach, too
+        pytest.skip(f"{' '.join(requirements)} cannot be installed: {result.stderr[-300:]}")
+    assert result.returncode == 0, result.stderr
     return python

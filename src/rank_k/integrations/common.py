@@ -22,19 +22,19 @@ from rank_k.window.listwise import WindowReport
 
 LOG = logging.getLogger("rank_k")
 
-Source: TypeAlias = Reranker | str | Path | Model | None
+RerankerSource: TypeAlias = Reranker | str | Path | Model | None
 """A ready reranker, or the model for one as `Reranker` takes it."""
 
 
-def resolve_reranker(given: Source, options: Mapping[str, Any]) -> Reranker:
-    """`given` itself if it is a reranker, else one made of `given`, as its model, and `options`."""
-    if isinstance(given, Reranker):
+def resolve_reranker(source: RerankerSource, options: Mapping[str, Any]) -> Reranker:
+    """`source` itself if it is a reranker, else one made of `source`, as its model, and `options`."""
+    if isinstance(source, Reranker):
         if options:
             raise InputError(f"{', '.join(options)} given beside a ready reranker", "make the reranker with it")
-        return given
-    made = Reranker(**options) if given is None else Reranker(given, **options)
-    atexit.register(_close, weakref.ref(made))  # frameworks have no place to say when they have done with it
-    return made
+        return source
+    reranker = Reranker(**options) if source is None else Reranker(source, **options)
+    atexit.register(_close, weakref.ref(reranker))  # frameworks have no place to say when they have done with it
+    return reranker
 
 
 def _close(reference: weakref.ref[Reranker]) -> None:
@@ -43,25 +43,25 @@ def _close(reference: weakref.ref[Reranker]) -> None:
         reranker.close()
 
 
-def best(reranker: Reranker, query: str, texts: Sequence[str], top: int | None = None) -> Sequence[Hit]:
+def rank_texts(reranker: Reranker, query: str, texts: Sequence[str], top: int | None = None) -> Sequence[Hit]:
     """The `top` best (None: all) of `texts` for `query`, best first.
 
     Raises `ModelError` if the model could not be had for any window, `InputError` for a `top` below 1.
     """
-    _check(top)
+    _check_top(top)
     if not texts:
         return ()
-    watch = _WindowCounter()
-    return watch.checked(reranker.rank(query, texts, on_asked=watch))[:top]
+    counter = _WindowCounter()
+    return counter.check_and_return(reranker.rank(query, texts, on_asked=counter))[:top]
 
 
-async def abest(reranker: Reranker, query: str, texts: Sequence[str], top: int | None = None) -> Sequence[Hit]:
-    """`best` for async code: neither blocks the loop nor takes one of its threads; cancelling cancels the work."""
-    _check(top)
+async def arank_texts(reranker: Reranker, query: str, texts: Sequence[str], top: int | None = None) -> Sequence[Hit]:
+    """`rank_texts` for async code: neither blocks the loop nor takes one of its threads; cancelling ends the work."""
+    _check_top(top)
     if not texts:
         return ()
-    watch = _WindowCounter()
-    return watch.checked(await reranker.arank(query, texts, on_asked=watch))[:top]
+    counter = _WindowCounter()
+    return counter.check_and_return(await reranker.arank(query, texts, on_asked=counter))[:top]
 
 
 def rerank(
@@ -70,16 +70,16 @@ def rerank(
     queries: Mapping[str, Query],
     passages: Mapping[str, Passage] | PassageSource,
 ) -> Iterator[QueryResult]:
-    """The run's queries with their new rankings, in the run's order; windows of all of them share the slots.
+    """The run's queries with their new rankings, in the run's order; windows of all of them share the concurrency.
 
     Raises `ModelError`, in the end, if the model could not be had for any window.
     """
-    watch = _WindowCounter()
-    yield from reranker.rerank(run, queries, passages, on_asked=watch)
-    watch.check()
+    counter = _WindowCounter()
+    yield from reranker.rerank(run, queries, passages, on_asked=counter)
+    counter.check()
 
 
-def _check(top: int | None) -> None:
+def _check_top(top: int | None) -> None:
     if top is not None and top < 1:
         raise InputError(f"{top} documents are asked for", "give 1 or more, or None for all")
 
@@ -88,23 +88,23 @@ class _WindowCounter:
     """Hears what becomes of every window. Called from another thread, and read when that is done with."""
 
     def __init__(self) -> None:
-        self._windows = self._unranked = 0
-        self._gave_up: ModelError | None = None
+        self._windows = self._unranked_windows = 0
+        self._error: ModelError | None = None
         self._answered = False
 
     def __call__(self, *window: Any) -> None:
-        asked: WindowReport = window[-1]
+        report: WindowReport = window[-1]
         self._windows += 1
-        self._unranked += not any(order.is_valid for order in asked.result.rankings)
-        self._gave_up = asked.error or self._gave_up
-        self._answered = self._answered or asked.error is None
+        self._unranked_windows += not any(order.is_valid for order in report.result.rankings)
+        self._error = report.error or self._error
+        self._answered = self._answered or report.error is None
 
     def check(self) -> None:
-        if self._gave_up is not None and not self._answered:
-            raise self._gave_up
-        if self._unranked:
-            LOG.warning("%d of %d windows were left in input order", self._unranked, self._windows)
+        if self._error is not None and not self._answered:
+            raise self._error
+        if self._unranked_windows:
+            LOG.warning("%d of %d windows were left in input order", self._unranked_windows, self._windows)
 
-    def checked(self, hits: RankedHits) -> RankedHits:
+    def check_and_return(self, hits: RankedHits) -> RankedHits:
         self.check()
         return hits

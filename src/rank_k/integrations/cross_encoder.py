@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rank_k.errors import InputError
-from rank_k.integrations.common import Source, best, rerank, resolve_reranker
+from rank_k.integrations.common import RerankerSource, rank_texts, rerank, resolve_reranker
 from rank_k.types import Candidate, Passage, Query
 
 
@@ -16,7 +16,7 @@ class RankKCrossEncoder:
     `batch_size` and `show_progress_bar` are taken, since callers give them, and have no meaning here.
     """
 
-    def __init__(self, reranker: Source = None, **options: Any) -> None:
+    def __init__(self, reranker: RerankerSource = None, **options: Any) -> None:
         self.reranker = resolve_reranker(reranker, options)
 
     def rank(
@@ -31,7 +31,7 @@ class RankKCrossEncoder:
     ) -> list[dict[str, Any]]:
         """The `top_k` best (None: all), best first: `corpus_id`, the place in `documents`; `score`, 1 / rank; with
         `return_documents` the `text` too."""
-        hits = best(self.reranker, query, documents, top_k)
+        hits = rank_texts(self.reranker, query, documents, top_k)
         texts = [{"text": hit.text} if return_documents else {} for hit in hits]
         return [{"corpus_id": hit.index, "score": hit.score, **text} for hit, text in zip(hits, texts, strict=True)]
 
@@ -47,11 +47,11 @@ class RankKCrossEncoder:
         So give all candidates of a query at once, and compare scores within a query only.
         """
         documents: dict[str, list[Candidate]] = {}
-        for place, pair in enumerate(sentences):
+        for position, pair in enumerate(sentences):
             if isinstance(pair, str) or len(pair) != 2:
                 raise InputError("a pair is not (query, document)", "give a list of pairs")
-            documents.setdefault(pair[0], []).append(Candidate(str(place), 0.0))
-        texts = {str(place): Passage(str(place), pair[1]) for place, pair in enumerate(sentences)}
+            documents.setdefault(pair[0], []).append(Candidate(str(position), 0.0))
+        texts = {str(position): Passage(str(position), pair[1]) for position, pair in enumerate(sentences)}
         queries = {query: Query(query, query) for query in documents}
         scores = [0.0] * len(sentences)
         for result in rerank(self.reranker, documents.items(), queries, texts):

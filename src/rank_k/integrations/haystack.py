@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rank_k.errors import InputError
-from rank_k.integrations.common import Source, abest, best, resolve_reranker
+from rank_k.integrations.common import RerankerSource, arank_texts, rank_texts, resolve_reranker
 from rank_k.optional_deps import load
 from rank_k.reranker import Reranker
 from rank_k.types import Hit
@@ -32,23 +32,28 @@ class RankKRanker:
     """
 
     def __init__(
-        self, reranker: Source = None, *, top_k: int | None = None, api_key: Secret | None = None, **options: Any
+        self,
+        reranker: RerankerSource = None,
+        *,
+        top_k: int | None = None,
+        api_key: Secret | None = None,
+        **options: Any,
     ) -> None:
-        self._given = reranker
+        self._source = reranker
         self._options = options
         self._api_key = api_key
-        self._made: Reranker | None = None
+        self._created: Reranker | None = None
         self.top_k = top_k
 
     @property
     def reranker(self) -> Reranker:
         """The ready one, or one that is made when it is first needed: a pipeline may be loaded without its key."""
-        if isinstance(self._given, Reranker):
-            return resolve_reranker(self._given, self._options)
-        if self._made is None:
+        if isinstance(self._source, Reranker):
+            return resolve_reranker(self._source, self._options)
+        if self._created is None:
             key = {"api_key": self._api_key.resolve_value()} if self._api_key else {}
-            self._made = resolve_reranker(self._given, self._options | key)
-        return self._made
+            self._created = resolve_reranker(self._source, self._options | key)
+        return self._created
 
     def warm_up(self) -> None:
         """Connect, or start the embedded model. Raises `ModelError`."""
@@ -59,9 +64,9 @@ class RankKRanker:
 
     def close(self) -> None:
         """Free what was made here. Running again makes it anew."""
-        if self._made is not None:
-            self._made.close()
-            self._made = None
+        if self._created is not None:
+            self._created.close()
+            self._created = None
 
     async def close_async(self) -> None:
         await asyncio.to_thread(self.close)
@@ -69,33 +74,33 @@ class RankKRanker:
     def to_dict(self) -> dict[str, Any]:
         """Raises `InputError` for a ready reranker, and Haystack's own errors for a key that is not an `EnvVarSecret`
         and for options that are more than plain values."""
-        if not isinstance(self._given, str | Path | None):
+        if not isinstance(self._source, str | Path | None):
             raise InputError("a ready reranker or model cannot be saved", "make the component with options instead")
-        parameters = {"reranker": self._given, "top_k": self.top_k, "api_key": self._api_key, **self._options}
+        parameters = {"reranker": self._source, "top_k": self.top_k, "api_key": self._api_key, **self._options}
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in parameters.items()}
         return dict(default_to_dict(self, **plain))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RankKRanker:
-        made: RankKRanker = default_from_dict(cls, data)
-        return made
+        ranker: RankKRanker = default_from_dict(cls, data)
+        return ranker
 
     @component.output_types(documents=list[Document])
     def run(self, query: str, documents: list[Document], top_k: int | None = None) -> dict[str, list[Document]]:
-        hits = best(self.reranker, query, _texts(documents), self.top_k if top_k is None else top_k)
-        return {"documents": _scored(documents, hits)}
+        hits = rank_texts(self.reranker, query, _texts(documents), self.top_k if top_k is None else top_k)
+        return {"documents": _with_scores(documents, hits)}
 
     @component.output_types(documents=list[Document])
     async def run_async(
         self, query: str, documents: list[Document], top_k: int | None = None
     ) -> dict[str, list[Document]]:
-        hits = await abest(self.reranker, query, _texts(documents), self.top_k if top_k is None else top_k)
-        return {"documents": _scored(documents, hits)}
+        hits = await arank_texts(self.reranker, query, _texts(documents), self.top_k if top_k is None else top_k)
+        return {"documents": _with_scores(documents, hits)}
 
 
 def _texts(documents: Sequence[Document]) -> list[str]:
     return [document.content or "" for document in documents]
 
 
-def _scored(documents: Sequence[Document], hits: Sequence[Hit]) -> list[Document]:
+def _with_scores(documents: Sequence[Document], hits: Sequence[Hit]) -> list[Document]:
     return [replace(documents[hit.index], score=hit.score) for hit in hits]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rank_k.integrations.common import Source, abest, best, resolve_reranker
+from rank_k.integrations.common import RerankerSource, arank_texts, rank_texts, resolve_reranker
 from rank_k.optional_deps import load
 from rank_k.reranker import Reranker
 from rank_k.types import Hit
@@ -29,27 +29,27 @@ class RankKCompressor(BaseDocumentCompressor):
     reranker: Reranker
     top_n: int | None = None
 
-    def __init__(self, reranker: Source = None, *, top_n: int | None = None, **options: Any) -> None:
+    def __init__(self, reranker: RerankerSource = None, *, top_n: int | None = None, **options: Any) -> None:
         super().__init__(reranker=resolve_reranker(reranker, options), top_n=top_n)
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: object = None
     ) -> Sequence[Document]:
-        return _scored(documents, best(self.reranker, query, _texts(documents), self.top_n))
+        return _with_scores(documents, rank_texts(self.reranker, query, _texts(documents), self.top_n))
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: object = None
     ) -> Sequence[Document]:
-        return _scored(documents, await abest(self.reranker, query, _texts(documents), self.top_n))
+        return _with_scores(documents, await arank_texts(self.reranker, query, _texts(documents), self.top_n))
 
 
 def _texts(documents: Sequence[Document]) -> list[str]:
     return [document.page_content for document in documents]
 
 
-def _scored(documents: Sequence[Document], hits: Sequence[Hit]) -> list[Document]:
-    chosen = ((documents[hit.index], hit.score) for hit in hits)
+def _with_scores(documents: Sequence[Document], hits: Sequence[Hit]) -> list[Document]:
+    scored_documents = ((documents[hit.index], hit.score) for hit in hits)
     return [
         document.model_copy(update={"metadata": {**document.metadata, "relevance_score": score}})
-        for document, score in chosen
+        for document, score in scored_documents
     ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rank_k.errors import InputError
-from rank_k.integrations.common import Source, abest, best, resolve_reranker
+from rank_k.integrations.common import RerankerSource, arank_texts, rank_texts, resolve_reranker
 from rank_k.optional_deps import load
 from rank_k.reranker import Reranker
 from rank_k.types import Hit
@@ -35,7 +35,7 @@ class RankKPostprocessor(BaseNodePostprocessor):
     reranker: Reranker
     top_n: int | None = None
 
-    def __init__(self, reranker: Source = None, *, top_n: int | None = None, **options: Any) -> None:
+    def __init__(self, reranker: RerankerSource = None, *, top_n: int | None = None, **options: Any) -> None:
         super().__init__(reranker=resolve_reranker(reranker, options), top_n=top_n)
 
     @classmethod
@@ -45,16 +45,16 @@ class RankKPostprocessor(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        query = self._begun(nodes, query_bundle)
-        return _scored(nodes, best(self.reranker, query, _texts(nodes), self.top_n))
+        query = self._start_rerank(nodes, query_bundle)
+        return _with_scores(nodes, rank_texts(self.reranker, query, _texts(nodes), self.top_n))
 
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        query = self._begun(nodes, query_bundle)
-        return _scored(nodes, await abest(self.reranker, query, _texts(nodes), self.top_n))
+        query = self._start_rerank(nodes, query_bundle)
+        return _with_scores(nodes, await arank_texts(self.reranker, query, _texts(nodes), self.top_n))
 
-    def _begun(self, nodes: list[NodeWithScore], query: QueryBundle | None) -> str:
+    def _start_rerank(self, nodes: list[NodeWithScore], query: QueryBundle | None) -> str:
         """Tells LlamaIndex's observers, and returns the query's text."""
         if query is None:
             raise InputError("there is no query to rank by", "give query_bundle or query_str")
@@ -67,7 +67,7 @@ def _texts(nodes: Sequence[NodeWithScore]) -> list[str]:
     return [node.node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
 
 
-def _scored(nodes: Sequence[NodeWithScore], hits: Sequence[Hit]) -> list[NodeWithScore]:
+def _with_scores(nodes: Sequence[NodeWithScore], hits: Sequence[Hit]) -> list[NodeWithScore]:
     scored = [NodeWithScore(node=nodes[hit.index].node, score=hit.score) for hit in hits]
     get_dispatcher(__name__).event(ReRankEndEvent(nodes=scored))
     return scored

@@ -8,7 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rank_k.errors import InputError
-from rank_k.integrations.common import Source, rerank, resolve_reranker
+from rank_k.integrations.common import RerankerSource, rerank, resolve_reranker
 from rank_k.optional_deps import load
 from rank_k.types import Candidate, Passage, Query
 
@@ -30,7 +30,7 @@ class RankKSearch:
     `reranker`: a ready one, or the model for one; `options` are then `Reranker`'s.
     """
 
-    def __init__(self, reranker: Source = None, **options: Any) -> None:
+    def __init__(self, reranker: RerankerSource = None, **options: Any) -> None:
         self.reranker = resolve_reranker(reranker, options)
         self._corpus: Any = None
 
@@ -38,19 +38,21 @@ class RankKSearch:
     def mteb_model_meta(self) -> ModelMeta:
         """Names model and settings: MTEB takes results of the same name from its cache."""
         self.reranker.prepare()
-        name, asker = self.reranker.model.name, self.reranker.ranker
-        told = (getattr(asker, "settings", None), getattr(asker, "template", None), self.reranker.strategy)
+        name, ranker = self.reranker.model.name, self.reranker.ranker
+        hashed_settings = (getattr(ranker, "settings", None), getattr(ranker, "template", None), self.reranker.strategy)
         settings = {**self.reranker.effective_settings, "method": self.reranker.method, "depth": self.reranker.depth}
-        settings["settings"] = sha256(repr(told).encode()).hexdigest()[:8]  # all of them; the others are to be read
+        settings["settings"] = sha256(repr(hashed_settings).encode()).hexdigest()[
+            :8
+        ]  # all of them; the others are to be read
         revision = self.reranker.model.identity.rpartition("@")[2]
-        described = {
+        overwrites = {
             "name": name if "/" in name else f"rank-k/{name or 'model'}",
             "revision": revision or "no_revision_available",
             "experiment_kwargs": {
                 key: value for key, value in settings.items() if isinstance(value, str | int | float)
             },
         }
-        return ModelMeta.create_empty(overwrites=described)
+        return ModelMeta.create_empty(overwrites=overwrites)
 
     def index(self, corpus: Any, **_: Any) -> None:
         self._corpus = corpus
@@ -61,22 +63,24 @@ class RankKSearch:
         """`query_id -> doc_id -> 1 / rank` of the `top_k` best."""
         if top_ranked is None:
             raise InputError("this task has no candidates to rerank", "task.convert_to_reranking(folder, top_k=...)")
-        asked = {str(row["id"]): Query(str(row["id"]), _query_text(row)) for row in queries}
+        queries_by_id = {str(row["id"]): Query(str(row["id"]), _query_text(row)) for row in queries}
         shuffle = "Reranking" in task_metadata.type
-        run = ((query_id, _candidates(query_id, top_ranked.get(query_id, ()), shuffle)) for query_id in asked)
-        passages = _Corpus(self._corpus, {doc_id for query_id in asked for doc_id in top_ranked.get(query_id, ())})
+        run = ((query_id, _candidates(query_id, top_ranked.get(query_id, ()), shuffle)) for query_id in queries_by_id)
+        passages = _Corpus(
+            self._corpus, {doc_id for query_id in queries_by_id for doc_id in top_ranked.get(query_id, ())}
+        )
         return {
             result.query_id: {doc_id: 1 / rank for rank, doc_id in enumerate(result.ranking.doc_ids[:top_k], 1)}
-            for result in rerank(self.reranker, run, asked, passages)
+            for result in rerank(self.reranker, run, queries_by_id, passages)
         }
 
 
 class _Corpus:
     """Passages read from MTEB's data set, which lies on disk, when their query's turn has come."""
 
-    def __init__(self, corpus: Any, wanted: set[str]) -> None:
+    def __init__(self, corpus: Any, doc_ids: set[str]) -> None:
         self._corpus = corpus
-        self._rows = {doc_id: row for row, doc_id in enumerate(corpus["id"]) if doc_id in wanted}
+        self._rows = {doc_id: row for row, doc_id in enumerate(corpus["id"]) if doc_id in doc_ids}
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
         if doc_id not in self._rows:
@@ -95,5 +99,5 @@ def _candidates(query_id: str, doc_ids: Sequence[str], shuffle: bool) -> list[Ca
 def _query_text(row: Mapping[str, Any]) -> str:
     """A query with its instruction, where it has one; a conversation's turns one after the other. As MTEB does it."""
     turns = [row["text"]] if isinstance(row["text"], str) else row["text"]
-    said = "; ".join(turn if isinstance(turn, str) else f"{turn['role']}: {turn['content']}" for turn in turns)
-    return " ".join(filter(None, (said, row.get("instruction"))))
+    text = "; ".join(turn if isinstance(turn, str) else f"{turn['role']}: {turn['content']}" for turn in turns)
+    return " ".join(filter(None, (text, row.get("instruction"))))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rank_k.errors import InputError
-from rank_k.integrations.common import Source, rerank, resolve_reranker
+from rank_k.integrations.common import RerankerSource, rerank, resolve_reranker
 from rank_k.optional_deps import load
 from rank_k.types import Candidate, Passage, Query
 
@@ -28,18 +28,18 @@ class RankKReranker(pt.Transformer):
 
     schematic: ClassVar[Mapping[str, Any]] = {"label": "Rank-K", "help_url": None}  # else PyTerrier's site is asked
 
-    def __init__(self, reranker: Source = None, *, text_field: str = "text", **options: Any) -> None:
+    def __init__(self, reranker: RerankerSource = None, *, text_field: str = "text", **options: Any) -> None:
         self.reranker = resolve_reranker(reranker, options)
         self.text_field = text_field
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        pt.validate.result_frame(inp, extra_columns=["query", self.text_field], context_length=self)
+        pt.validate.result_frame(inp, extra_columns=["query", self.text_field], context=self)
         frame = _in_first_stage_order(inp)
         rows = _Rows(frame, self.text_field)
         order: list[int] = []
         ranks: list[int] = []
         for result in rerank(self.reranker, rows.run(), rows.queries, rows) if len(frame) else ():
-            positions = rows.of_query[result.query_id]
+            positions = rows.rows_by_query[result.query_id]
             order += [positions[doc_id] for doc_id in result.ranking.doc_ids]
             ranks += range(len(positions))
         ranked = frame.iloc[order].reset_index(drop=True)
@@ -52,22 +52,22 @@ class _Rows:
     def __init__(self, frame: pd.DataFrame, text_field: str) -> None:
         self._texts = frame[text_field].tolist()
         self.queries: dict[str, Query] = {}
-        self.of_query: dict[str, dict[str, int]] = {}
+        self.rows_by_query: dict[str, dict[str, int]] = {}
         """`query_id -> doc_id -> row`."""
         rows = zip(map(str, frame["qid"]), frame["query"], map(str, frame["docno"]), strict=True)
         for row, (query_id, text, doc_id) in enumerate(rows):
             self.queries.setdefault(query_id, Query(query_id, text))
-            positions = self.of_query.setdefault(query_id, {})
+            positions = self.rows_by_query.setdefault(query_id, {})
             if doc_id in positions:
                 raise InputError(f"query {query_id} has document {doc_id} twice", "drop one: what is its rank?")
             positions[doc_id] = row
 
     def run(self) -> Iterator[tuple[str, list[Candidate]]]:
-        for query_id, positions in self.of_query.items():
+        for query_id, positions in self.rows_by_query.items():
             yield query_id, [Candidate(doc_id, 1 / (rank + 1)) for rank, doc_id in enumerate(positions)]
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
-        text = self._texts[self.of_query[query_id or ""][doc_id]]
+        text = self._texts[self.rows_by_query[query_id or ""][doc_id]]
         if not isinstance(text, str):
             raise InputError(f"document {doc_id} of query {query_id} has no text", "add it with pt.text.get_text")
         return Passage(doc_id, text)

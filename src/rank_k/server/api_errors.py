@@ -32,8 +32,8 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        said = {"message": self.message, "detail": self.message}
-        return {**said, "field": self.field} if self.field else said
+        body = {"message": self.message, "detail": self.message}
+        return {**body, "field": self.field} if self.field else body
 
 
 def invalid_field(field: str, message: str) -> ApiError:
@@ -55,7 +55,7 @@ def to_api_error(error: Exception) -> ApiError:
     if isinstance(error, QueryTooLong):
         return invalid_field("query", "it is too long for the model's context")
     if isinstance(error, ModelError):
-        if _ran_out_of_time(error):
+        if _is_timeout(error):
             return ApiError(504, "the model did not answer in time")
         cause = error.__cause__ if isinstance(error, RetriesExhausted) else error
         if isinstance(cause, ServerOverloaded):
@@ -74,7 +74,7 @@ def to_api_error(error: Exception) -> ApiError:
     return ApiError(500, "the server failed")
 
 
-def _ran_out_of_time(error: BaseException | None) -> bool:
+def _is_timeout(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, TimeoutError):
             return True

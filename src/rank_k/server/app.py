@@ -1,4 +1,4 @@
-"""The HTTP API as an ASGI application: paths, bodies and answers. What is done behind them is the desk's business."""
+"""The HTTP API as an ASGI application: paths, bodies and answers. The service does the work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rank_k.server.config import AccessConfig
 from rank_k.server.event_stream import EventStream, ProgressEvents, wait_for_disconnect
 from rank_k.server.http_io import client_disconnected, json_response, read_body, response
 from rank_k.server.journal_routes import JournalRoutes
-from rank_k.server.openapi import document
+from rank_k.server.openapi import build_openapi
 from rank_k.server.requests import RerankRequest, parse_rerank_request
 from rank_k.server.responses import ranking_response, to_json_bytes
 from rank_k.server.service import RerankService
@@ -31,7 +31,7 @@ RERANK_PATHS = ("/v2/rerank", "/v1/rerank", "/rerank")
 
 
 class RouteGroup(Protocol):
-    """Something else that is served behind the same door. Its page asks whether it is there by its `name`."""
+    """Further routes behind the same access control. Their page asks by `name` whether they are there."""
 
     @property
     def name(self) -> str: ...
@@ -40,15 +40,17 @@ class RouteGroup(Protocol):
     def open_paths(self) -> frozenset[str]:
         """Those that need no key."""
 
-    def routes(self, desk: RerankService, doors: AccessConfig) -> list[Any]:
-        """Starlette's. What goes wrong in there the desk is told."""
+    def routes(self, service: RerankService, access: AccessConfig) -> list[Any]:
+        """Return Starlette routes. They report their errors to `service`."""
 
 
-def make_app(desk: RerankService, doors: AccessConfig = AccessConfig(), rooms: Sequence[RouteGroup] = ()) -> App:
+def make_app(
+    service: RerankService, access: AccessConfig = AccessConfig(), route_groups: Sequence[RouteGroup] = ()
+) -> App:
     """The application, its guard before it. Raises `MissingExtra`."""
     routing: Any = load("starlette.routing")
     exceptions: Any = load("starlette.exceptions")
-    endpoints = _Endpoints(desk, document(desk.limits, needs_key=bool(doors.keys)))
+    endpoints = _Endpoints(service, build_openapi(service.limits, needs_key=bool(access.keys)))
     routes = [routing.Route(path, endpoints.rerank, methods=["POST"]) for path in RERANK_PATHS]
     routes += [
         routing.Route("/v1/models", endpoints.models),
@@ -56,71 +58,75 @@ def make_app(desk: RerankService, doors: AccessConfig = AccessConfig(), rooms: S
         routing.Route("/metrics", endpoints.metrics),
         routing.Route("/openapi.json", endpoints.openapi),
         routing.Route("/demo", endpoints.demo),
-        *JournalRoutes(desk.journal, doors, json_response).routes(),
+        *JournalRoutes(service.journal, access, json_response).routes(),
         *web_pages.routes(),
-        routing.Route("/page/rooms.json", _RouteGroups(rooms).answer),
-        *(route for room in rooms for route in room.routes(desk, doors)),
+        routing.Route("/page/rooms.json", _RouteGroupNames(route_groups).handle),
+        *(route for group in route_groups for route in group.routes(service, access)),
     ]
     starlette = load("starlette.applications").Starlette(
         routes=routes,
         exception_handlers={
-            exceptions.HTTPException: _not_found,
-            ApiError: _refused,
-            Exception: endpoints.broken,
+            exceptions.HTTPException: _handle_http_error,
+            ApiError: _handle_api_error,
+            Exception: endpoints.handle_exception,
         },
     )
     starlette.router.redirect_slashes = False
-    counted = _MeteredApp(starlette, desk, frozenset(route.path for route in routes))
-    return AccessMiddleware(counted, doors, OPEN_PATHS.union(web_pages.paths(), *(room.open_paths for room in rooms)))
+    metered_app = _MeteredApp(starlette, service, frozenset(route.path for route in routes))
+    return AccessMiddleware(
+        metered_app, access, OPEN_PATHS.union(web_pages.paths(), *(group.open_paths for group in route_groups))
+    )
 
 
-class _RouteGroups:
-    def __init__(self, rooms: Sequence[RouteGroup]) -> None:
-        self._names = [room.name for room in rooms]
+class _RouteGroupNames:
+    def __init__(self, route_groups: Sequence[RouteGroup]) -> None:
+        self._names = [group.name for group in route_groups]
 
-    async def answer(self, request: Request) -> Response:
+    async def handle(self, request: Request) -> Response:
         return json_response(self._names)
 
 
 class _Endpoints:
-    def __init__(self, desk: RerankService, openapi: Mapping[str, Any]) -> None:
-        self._desk = desk
+    def __init__(self, service: RerankService, openapi: Mapping[str, Any]) -> None:
+        self._service = service
         self._openapi = to_json_bytes(openapi)
         self._started = int(time.time())
 
     async def rerank(self, request: Request) -> Any:
-        desk = self._desk
-        raw = await read_body(request, desk.limits.body, desk.limits.body_seconds)
-        asked = parse_rerank_request(raw, desk.limits, texts_allowed=request.url.path == "/rerank")
+        service = self._service
+        raw = await read_body(request, service.limits.body, service.limits.body_seconds)
+        rerank_request = parse_rerank_request(raw, service.limits, texts_allowed=request.url.path == "/rerank")
         client = request.scope["state"]["client"]
-        if asked.stream:
-            return self._stream(asked, client)
-        name = str(uuid4())
-        hits = await cancel_on_disconnect(wait_for_disconnect(request.receive), desk.rank(asked, client, name))
-        return json_response(ranking_response(asked, hits, desk.model, name))
+        if rerank_request.stream:
+            return self._stream(rerank_request, client)
+        request_id = str(uuid4())
+        hits = await cancel_on_disconnect(
+            wait_for_disconnect(request.receive), service.rank(rerank_request, client, request_id)
+        )
+        return json_response(ranking_response(rerank_request, hits, service.model, request_id))
 
-    def _stream(self, asked: RerankRequest, client: str) -> EventStream:
-        desk, name = self._desk, str(uuid4())
+    def _stream(self, rerank_request: RerankRequest, client: str) -> EventStream:
+        service, request_id = self._service, str(uuid4())
 
         async def work(events: ProgressEvents) -> RankedHits:
-            return await desk.rank(asked, client, name, events)
+            return await service.rank(rerank_request, client, request_id, events)
 
         def finish(hits: RankedHits) -> Any:
-            return ranking_response(asked, hits, desk.model, name)
+            return ranking_response(rerank_request, hits, service.model, request_id)
 
-        return EventStream(work, finish, desk.failed, desk.limits.stall_seconds)
+        return EventStream(work, finish, service.report_error, service.limits.stall_seconds)
 
     async def models(self, request: Request) -> Response:
         """The one model there is, if there is one; `method` is an addition of Rank-K."""
-        desk = self._desk
-        card = {"id": desk.model, "object": "model", "created": self._started, "owned_by": "rank-k"}
-        return json_response({"object": "list", "data": [{**card, "method": desk.method}] if desk.method else []})
+        service = self._service
+        card = {"id": service.model, "object": "model", "created": self._started, "owned_by": "rank-k"}
+        return json_response({"object": "list", "data": [{**card, "method": service.method}] if service.method else []})
 
     async def health(self, request: Request) -> Response:
         return json_response({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
-        return response(self._desk.metrics.text(), 200, {"Content-Type": self._desk.metrics.content_type})
+        return response(self._service.metrics.render(), 200, {"Content-Type": self._service.metrics.content_type})
 
     async def openapi(self, request: Request) -> Response:
         return response(self._openapi, 200, {"Content-Type": "application/json"})
@@ -131,17 +137,17 @@ class _Endpoints:
         except MissingExtra as error:
             return json_response({"questions": [], "missing": error.remedy})
 
-    async def broken(self, request: Request, error: Exception) -> Response:
+    async def handle_exception(self, request: Request, error: Exception) -> Response:
         """A fault of this program. Whoever runs it hears of it; the client does not see its insides."""
-        return _refusal(self._desk.failed(error))
+        return _error_response(self._service.report_error(error))
 
 
 class _MeteredApp:
     """Counts requests by path and status. Paths that do not exist are one."""
 
-    def __init__(self, app: App, desk: RerankService, paths: frozenset[str]) -> None:
+    def __init__(self, app: App, service: RerankService, paths: frozenset[str]) -> None:
         self._app = app
-        self._desk = desk
+        self._service = service
         self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -150,14 +156,14 @@ class _MeteredApp:
             return
         started, status = time.monotonic(), 499  # the client went away before anything was answered
 
-        async def sending(message: Any) -> None:
+        async def send_and_record(message: Any) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, sending)
+            await self._app(scope, receive, send_and_record)
         except Exception:
             if status in (499, 500):
                 status = 500  # told already: by `broken`, and to who runs the server
@@ -165,34 +171,39 @@ class _MeteredApp:
                 raise
         finally:
             path = scope["path"] if scope["path"] in self._paths else "other"
-            self._desk.metrics.answered(path, status, time.monotonic() - started)
+            self._service.metrics.record_request(path, status, time.monotonic() - started)
 
 
-async def cancel_on_disconnect(gone: Coroutine[Any, Any, Any], work: Awaitable[RankedHits]) -> RankedHits:
-    """The result of `work`, which is cancelled when the client goes away: when `gone` ends. Raises a `Refusal`."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.create_task(gone)
+async def cancel_on_disconnect(disconnected: Coroutine[Any, Any, Any], work: Awaitable[RankedHits]) -> RankedHits:
+    """Return the result of `work`, which is cancelled when the client goes away, that is, when `disconnected` ends.
+
+    Raises `ApiError`.
+    """
+    work_task = asyncio.ensure_future(work)
+    disconnect_task = asyncio.create_task(disconnected)
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        await asyncio.wait({work_task, disconnect_task}, return_when=asyncio.FIRST_COMPLETED)
+        if not work_task.done():
             raise client_disconnected()
-        return working.result()
+        return work_task.result()
     finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        work_task.cancel()
+        disconnect_task.cancel()
+        await asyncio.gather(work_task, disconnect_task, return_exceptions=True)
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _handle_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _refusal(error)
+    return _error_response(error)
 
 
-async def _not_found(request: Request, error: Any) -> Response:
+async def _handle_http_error(request: Request, error: Any) -> Response:
     """404 and 405, as JSON too."""
-    said = f"there is no {request.method} {request.url.path[:100]!r} here" if error.status_code < 500 else "no answer"
-    return _refusal(ApiError(error.status_code, said, headers=error.headers))
+    message = (
+        f"there is no {request.method} {request.url.path[:100]!r} here" if error.status_code < 500 else "no answer"
+    )
+    return _error_response(ApiError(error.status_code, message, headers=error.headers))
 
 
-def _refusal(refusal: ApiError) -> Response:
-    return json_response(refusal.body(), refusal.status, refusal.headers)
+def _error_response(error: ApiError) -> Response:
+    return json_response(error.body(), error.status, error.headers)

@@ -11,10 +11,10 @@ from rank_k.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one request, of all of them together, and of patience.
+    """Limits of one request and of all requests together, and timeouts.
 
-    `running`: requests worked on at a time, `per_client` of them for one client. `queue`: how many may wait beyond
-    that; no client holds more than half of these places. `documents` and `characters` (query and documents together):
+    `max_concurrent`: requests worked on at a time, `per_client` of them for one client. `queue`: how many more may
+    wait; no client holds more than half of these places. `documents` and `characters` (query and documents together):
     of a request. `body`: bytes. `head_seconds`, `body_seconds`: for a request's headers and body to arrive.
     `stall_seconds`: for a reader to take in what is sent. `grace_seconds`: to finish in when the server stops.
     `deadline_seconds`: of requests that name none themselves; None: as long as it takes.
@@ -80,19 +80,19 @@ _ORIGIN = re.compile(r"(?!http://.*:80$|https://.*:443$)[a-z][a-z0-9+.-]*://[\w.
 """As browsers send it: no path, no port that goes without saying, and not `null`, which any page may be."""
 
 
-def check_access(doors: AccessConfig, *, insecure: bool) -> None:
+def check_access(access: AccessConfig, *, insecure: bool) -> None:
     """Raise `InputError` for a server that anybody could use without having been told to be one, and for names and
     origins that nobody can come by."""
-    if not (is_loopback(doors.host) or doors.keys or insecure):
+    if not (is_loopback(access.host) or access.keys or insecure):
         raise InputError(
-            f"anybody who reaches {doors.host} could spend your model's time",
+            f"anybody who reaches {access.host} could spend your model's time",
             "ask for a key with --client-key-env NAME, or say --insecure",
         )
-    if "*" in doors.hosts or "*" in doors.origins:
+    if "*" in access.hosts or "*" in access.origins:
         raise InputError("--allow-host and --allow-origin take no wildcards", "give each name")
-    for name in doors.hosts:
+    for name in access.hosts:
         if not name or "/" in name or host_name(name) != name.lower().removesuffix("."):
             raise InputError(f"--allow-host {name} is not a name alone", "write it like rerank.example.com")
-    for origin in doors.origins:
+    for origin in access.origins:
         if not _ORIGIN.fullmatch(origin.lower().rstrip("/")):
             raise InputError(f"--allow-origin {origin} names no origin", "write it like https://app.example.com")

@@ -16,9 +16,9 @@ def demo_queries() -> list[dict[str, Any]]:
     from rank_k.retrieval.bm25 import retrieve
 
     texts = {passage.doc_id: passage.text for passage in demo.passages()}
-    asked = {q.query.query_id: q.query for q in demo.questions() if q.featured}
-    found = retrieve(asked.values(), demo.passages(), depth=DEPTH)
+    queries = {question.query.query_id: question.query for question in demo.questions() if question.featured}
+    run = retrieve(queries.values(), demo.passages(), depth=DEPTH)
     return [
-        {"query": asked[query_id].text, "passages": [texts[candidate.doc_id] for candidate in candidates]}
-        for query_id, candidates in found
+        {"query": queries[query_id].text, "passages": [texts[candidate.doc_id] for candidate in candidates]}
+        for query_id, candidates in run
     ]

@@ -33,55 +33,55 @@ class ProgressEvents(ProgressListener):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._pending: list[tuple[str, dict[str, Any]]] = []
-        self._news = asyncio.Event()
+        self._events_ready = asyncio.Event()
 
     def on_window(self, round_number: int, number: int, window: Window) -> None:
-        told = {"round": round_number + 1, "window": number + 1, "shown": _indices(window.doc_ids)}
-        self._post("window", told)
+        data = {"round": round_number + 1, "window": number + 1, "shown": _indices(window.doc_ids)}
+        self._enqueue_threadsafe("window", data)
 
-    def on_chunk(self, round_number: int, window: int, piece: StreamChunk) -> None:
-        told = {"round": round_number + 1, "window": window + 1, "reasoning": piece.reasoning, "text": piece.text}
-        self._post("trace", told)
+    def on_chunk(self, round_number: int, window: int, chunk: StreamChunk) -> None:
+        data = {"round": round_number + 1, "window": window + 1, "reasoning": chunk.reasoning, "text": chunk.text}
+        self._enqueue_threadsafe("trace", data)
 
-    def on_result(self, round_number: int, window: int, asked: WindowReport) -> None:
-        usage = {"prompt_tokens": asked.usage.prompt_tokens, "completion_tokens": asked.usage.completion_tokens}
-        for order in asked.result.rankings:
-            told = {
+    def on_result(self, round_number: int, window: int, report: WindowReport) -> None:
+        usage = {"prompt_tokens": report.usage.prompt_tokens, "completion_tokens": report.usage.completion_tokens}
+        for order in report.result.rankings:
+            data = {
                 "round": round_number + 1,
                 "window": window + 1,
-                "shown": _indices(asked.result.window.doc_ids),
+                "shown": _indices(report.result.window.doc_ids),
                 "tiers": [_indices(tier) for tier in order.tiers],
                 "ranked": order.is_valid,
-                "repairs": dict(asked.repairs),
+                "repairs": dict(report.repairs),
                 "usage": usage,
             }
-            self._post("order", told)
+            self._enqueue_threadsafe("order", data)
 
     def on_ranking(self, round_number: int, ranking: Ranking) -> None:
-        self._post("ranking", {"round": round_number + 1, "indices": _indices(ranking.doc_ids)})
+        self._enqueue_threadsafe("ranking", {"round": round_number + 1, "indices": _indices(ranking.doc_ids)})
 
-    async def next(self) -> bytes:
+    async def next_batch(self) -> bytes:
         """All that has come since, as bytes to be sent; waits for something to come."""
-        await self._news.wait()
-        self._news.clear()
+        await self._events_ready.wait()
+        self._events_ready.clear()
         ready, self._pending = self._pending, []
-        return b"".join(format_event(kind, told) for kind, told in ready)
+        return b"".join(format_event(kind, data) for kind, data in ready)
 
-    def rest(self) -> bytes:
+    def drain(self) -> bytes:
         ready, self._pending = self._pending, []
-        return b"".join(format_event(kind, told) for kind, told in ready)
+        return b"".join(format_event(kind, data) for kind, data in ready)
 
-    def _post(self, kind: str, told: dict[str, Any]) -> None:
-        self._loop.call_soon_threadsafe(self._take, kind, told)
+    def _enqueue_threadsafe(self, kind: str, data: dict[str, Any]) -> None:
+        self._loop.call_soon_threadsafe(self._enqueue, kind, data)
 
-    def _take(self, kind: str, told: dict[str, Any]) -> None:
-        last = self._pending[-1] if self._pending else ("", {})
-        if kind == last[0] == "trace" and all(last[1][of] == told[of] for of in ("round", "window")):
-            last[1]["reasoning"] += told["reasoning"]
-            last[1]["text"] += told["text"]
+    def _enqueue(self, kind: str, data: dict[str, Any]) -> None:
+        previous = self._pending[-1] if self._pending else ("", {})
+        if kind == previous[0] == "trace" and all(previous[1][key] == data[key] for key in ("round", "window")):
+            previous[1]["reasoning"] += data["reasoning"]
+            previous[1]["text"] += data["text"]
         else:
-            self._pending.append((kind, told))
-        self._news.set()
+            self._pending.append((kind, data))
+        self._events_ready.set()
 
 
 class EventStream:
@@ -101,55 +101,55 @@ class EventStream:
         self._finish = finish
         self._fail = fail
         self._stall_seconds = stall_seconds
-        self._begun = False
+        self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         events = ProgressEvents(asyncio.get_running_loop())
         work = asyncio.ensure_future(self._work(events))
-        gone = asyncio.create_task(wait_for_disconnect(receive))
+        disconnected = asyncio.create_task(wait_for_disconnect(receive))
         try:
-            await self._pass_on(events, work, gone, send)
+            await self._forward_events(events, work, disconnected, send)
         except TimeoutError:
             pass  # nobody reads
         finally:
-            gone.cancel()
+            disconnected.cancel()
             work.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+            await asyncio.gather(work, disconnected, return_exceptions=True)
 
-    async def _pass_on(
-        self, events: ProgressEvents, work: asyncio.Future[RankedHits], gone: asyncio.Task[None], send: Send
+    async def _forward_events(
+        self, events: ProgressEvents, work: asyncio.Future[RankedHits], disconnected: asyncio.Task[None], send: Send
     ) -> None:
         while not work.done():
-            news = asyncio.create_task(events.next())
+            batch = asyncio.create_task(events.next_batch())
             try:
-                parts: set[asyncio.Future[Any]] = {work, gone, news}
-                await asyncio.wait(parts, timeout=_HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
+                waiters: set[asyncio.Future[Any]] = {work, disconnected, batch}
+                await asyncio.wait(waiters, timeout=_HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                came = news.done() and not news.cancelled()
-                news.cancel()
-            if gone.done():
+                has_events = batch.done() and not batch.cancelled()
+                batch.cancel()
+            if disconnected.done():
                 return
-            if came:
-                await self._send(send, news.result())
+            if has_events:
+                await self._send(send, batch.result())
             elif not work.done():
                 await self._send(send, b": waiting\n\n")
         await asyncio.sleep(0)  # what the model's thread has posted before the end
         try:
-            last = format_event("result", self._finish(work.result()))
+            final_event = format_event("result", self._finish(work.result()))
         except Exception as error:
-            refusal = error if isinstance(error, ApiError) else self._fail(error)
-            if not self._begun:
-                await send_error(send, refusal)
+            api_error = error if isinstance(error, ApiError) else self._fail(error)
+            if not self._started:
+                await send_error(send, api_error)
                 return
-            last = format_event("error", {"status": refusal.status, **refusal.body()})
-        await self._send(send, events.rest() + last, more=False)
+            final_event = format_event("error", {"status": api_error.status, **api_error.body()})
+        await self._send(send, events.drain() + final_event, more=False)
 
     async def _send(self, send: Send, body: bytes, more: bool = True) -> None:
         async with asyncio.timeout(self._stall_seconds):
-            if not self._begun:
+            if not self._started:
                 headers = [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no")]
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
-                self._begun = True
+                self._started = True
             await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
@@ -159,8 +159,8 @@ async def wait_for_disconnect(receive: Receive) -> None:
         pass
 
 
-def format_event(kind: str, told: Any) -> bytes:
-    return b"event: " + kind.encode() + b"\ndata: " + to_json_bytes(told) + b"\n\n"
+def format_event(kind: str, data: Any) -> bytes:
+    return b"event: " + kind.encode() + b"\ndata: " + to_json_bytes(data) + b"\n\n"
 
 
 def _indices(doc_ids: tuple[str, ...]) -> list[int]:

@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 
-async def read_body(request: Request, most: int, seconds: float) -> bytes:
-    """The request's body, no longer than `most` bytes and not slower than `seconds`. Raises a `Refusal`."""
-    too_large = ApiError(413, f"the body has more than {most:,} bytes", headers={"Connection": "close"})
-    told = request.headers.get("content-length", "")
-    if told.isdecimal() and int(told[:20]) > most:
+async def read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
+    """The request's body, no longer than `max_bytes` bytes and not slower than `seconds`. Raises `ApiError`."""
+    too_large = ApiError(413, f"the body has more than {max_bytes:,} bytes", headers={"Connection": "close"})
+    content_length = request.headers.get("content-length", "")
+    if content_length.isdecimal() and int(content_length[:20]) > max_bytes:
         raise too_large
-    gone: type[Exception] = load("starlette.requests").ClientDisconnect
+    disconnect_error: type[Exception] = load("starlette.requests").ClientDisconnect
     body = bytearray()
     try:
         async with asyncio.timeout(seconds):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > most:
+                if len(body) > max_bytes:
                     raise too_large
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {seconds:g} s", headers={"Connection": "close"}) from None
-    except gone:
+    except disconnect_error:
         raise client_disconnected() from None
     return bytes(body)
 

@@ -1,4 +1,4 @@
-"""Looking at a journal over HTTP: paths, parameters and refusals. What is shown is the business of `views`.
+"""Looking at a journal over HTTP: paths, parameters and refusals. What is shown is the business of `journal_views`.
 
 The file is opened read-only for each look, in a thread of its own: a job may be writing to it, and nothing that comes
 in here can change it. It holds texts, so that nobody but who has a key, or is on this machine, may look.
@@ -23,36 +23,36 @@ from rank_k.server.config import AccessConfig
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-_MOST = 2**53  # what JSON can say of a whole number
+_MAX_INTEGER = 2**53  # what JSON can say of a whole number
 
-Answer = Callable[["Request"], Awaitable[Any]]
+Handler = Callable[["Request"], Awaitable[Any]]
 
 
 class JournalRoutes:
-    """`path`: the journal, None where it is no file. `answer` makes a response of what is told."""
+    """`path`: the journal, None where it is no file. `to_response` makes a response of a view."""
 
-    def __init__(self, path: Path | None, doors: AccessConfig, answer: Callable[[Any], Any]) -> None:
+    def __init__(self, path: Path | None, access: AccessConfig, to_response: Callable[[Any], Any]) -> None:
         self._path = path
-        self._is_open_to_all = doors.open_to_all
-        self._answer = answer
+        self._is_open_to_all = access.open_to_all
+        self._to_response = to_response
 
     def routes(self) -> list[Any]:
         """Starlette's. Raises `MissingExtra`."""
         route: Any = load("starlette.routing").Route
         return [
-            route("/journal/runs", self._looked(_runs)),
-            route("/journal/queries", self._looked(_queries)),
-            route("/journal/query", self._looked(_query)),
-            route("/journal/window", self._looked(_window)),
+            route("/journal/runs", self._make_handler(_runs)),
+            route("/journal/queries", self._make_handler(_queries)),
+            route("/journal/query", self._make_handler(_query)),
+            route("/journal/window", self._make_handler(_window)),
         ]
 
-    def _looked(self, view: Callable[[Journal, Request], dict[str, Any]]) -> Answer:
-        async def answer(request: Request) -> Any:
-            return self._answer(await asyncio.to_thread(self._look, view, request))
+    def _make_handler(self, view: Callable[[Journal, Request], dict[str, Any]]) -> Handler:
+        async def handle(request: Request) -> Any:
+            return self._to_response(await asyncio.to_thread(self._read_view, view, request))
 
-        return answer
+        return handle
 
-    def _look(self, view: Callable[[Journal, Request], dict[str, Any]], request: Request) -> dict[str, Any]:
+    def _read_view(self, view: Callable[[Journal, Request], dict[str, Any]], request: Request) -> dict[str, Any]:
         if self._is_open_to_all:
             raise ApiError(403, "anybody can reach this server: it shows its journal only to who has a key")
         if self._path is None and view in (_runs, _queries):
@@ -67,12 +67,14 @@ class JournalRoutes:
 
 
 def _runs(journal: Journal, request: Request) -> dict[str, Any]:
-    return journal_views.runs(journal, _whole(request, "offset", 0))
+    return journal_views.runs(journal, _integer_parameter(request, "offset", 0))
 
 
 def _queries(journal: Journal, request: Request) -> dict[str, Any]:
-    asked = request.query_params
-    return journal_views.queries(journal, asked.get("run"), asked.get("find", "")[:500], _whole(request, "offset", 0))
+    parameters = request.query_params
+    return journal_views.queries(
+        journal, parameters.get("run"), parameters.get("find", "")[:500], _integer_parameter(request, "offset", 0)
+    )
 
 
 def _query(journal: Journal, request: Request) -> dict[str, Any]:
@@ -80,26 +82,26 @@ def _query(journal: Journal, request: Request) -> dict[str, Any]:
 
 
 def _window(journal: Journal, request: Request) -> dict[str, Any]:
-    found = journal_views.window(
-        journal, _record(journal, request), _whole(request, "round"), _whole(request, "window")
+    window = journal_views.window(
+        journal, _record(journal, request), _integer_parameter(request, "round"), _integer_parameter(request, "window")
     )
-    if found is None:
+    if window is None:
         raise ApiError(404, "this query has no such window in the journal", "window")
-    return found
+    return window
 
 
 def _record(journal: Journal, request: Request) -> QueryRecord:
-    found = journal.query(request.query_params.get("run", ""), _whole(request, "position"))
-    if found is None:
+    record = journal.query(request.query_params.get("run", ""), _integer_parameter(request, "position"))
+    if record is None:
         raise ApiError(404, "there is no such query in the journal", "position")
-    return found
+    return record
 
 
-def _whole(request: Request, name: str, default: int | None = None) -> int:
-    """The whole number in a parameter. Raises a `Refusal`."""
-    given = request.query_params.get(name)
-    if given is None and default is not None:
+def _integer_parameter(request: Request, name: str, default: int | None = None) -> int:
+    """The whole number in a parameter. Raises `ApiError`."""
+    value = request.query_params.get(name)
+    if value is None and default is not None:
         return default
-    if given is None or not (given.isascii() and given.isdecimal()) or int(given[:20]) > _MOST:
+    if value is None or not (value.isascii() and value.isdecimal()) or int(value[:20]) > _MAX_INTEGER:
         raise invalid_field(name, "a whole number of 0 or more is needed")
-    return int(given[:20])
+    return int(value[:20])

@@ -15,26 +15,26 @@ from rank_k.types import Ranking, Usage
 from rank_k.window.prompt import passages_in
 from rank_k.window.query_likelihood import TEMPLATE, log_probability
 
-PAGE = 50
+PAGE_SIZE = 50
 """Rows at a time."""
 
-_EXCERPT = 300  # characters
+_EXCERPT_LENGTH = 300  # characters
 
 
 def runs(journal: Journal, offset: int) -> dict[str, Any]:
     """A page of runs, the last one begun first."""
-    found = journal.runs()
-    told = []
-    for record in found[offset : offset + PAGE]:
+    records = journal.runs()
+    rows = []
+    for record in records[offset : offset + PAGE_SIZE]:
         total, _ = journal.opened(record.run, limit=0)
-        told.append({"run": record.run, "started_at": record.started_at, "settings": record.settings, "queries": total})
-    return {"total": len(found), "offset": offset, "runs": told}
+        rows.append({"run": record.run, "started_at": record.started_at, "settings": record.settings, "queries": total})
+    return {"total": len(records), "offset": offset, "runs": rows}
 
 
 def queries(journal: Journal, run: str | None, find: str, offset: int) -> dict[str, Any]:
     """A page of a run's queries, or of all runs'; `find`: of those whose id or text holds it."""
-    total, found = journal.opened(run, find=find, offset=offset, limit=PAGE)
-    return {"total": total, "offset": offset, "queries": [_summed_up(journal, record) for record in found]}
+    total, records = journal.opened(run, find=find, offset=offset, limit=PAGE_SIZE)
+    return {"total": total, "offset": offset, "queries": [_query_summary(journal, record) for record in records]}
 
 
 def query(journal: Journal, record: QueryRecord) -> dict[str, Any]:
@@ -47,39 +47,39 @@ def query(journal: Journal, record: QueryRecord) -> dict[str, Any]:
     rounds = journal.rounds(record.run, record.position)
     if rounds:
         windows = [window for window in windows if window.round < len(rounds)]  # others are of an earlier attempt
-    final = journal.ranking(record.run, record.position) if record.finished else None
+    final_ranking = journal.ranking(record.run, record.position) if record.finished else None
     if rounds:
         compared: Iterable[str] = rounds[0].doc_ids
     else:
         compared = dict.fromkeys(doc_id for window in windows for doc_id in window.window.doc_ids)
-    place = {doc_id: number for number, doc_id in enumerate(compared)}
-    texts = _texts(journal, windows, place)
+    places = {doc_id: number for number, doc_id in enumerate(compared)}
+    texts = _texts(journal, windows, places)
     return {
         **_identity(record),
-        "passages": [{"doc_id": doc_id, "text": _excerpt(texts.get(doc_id))} for doc_id in place],
-        "rounds": [_tiers(ranking, place) for ranking in rounds],
-        "ranking": None if final is None else _tiers(final, place),
-        "windows": [_window(journal, window, place) for window in windows],
+        "passages": [{"doc_id": doc_id, "text": _excerpt(texts.get(doc_id))} for doc_id in places],
+        "rounds": [_tiers(ranking, places) for ranking in rounds],
+        "ranking": None if final_ranking is None else _tiers(final_ranking, places),
+        "windows": [_window_summary(journal, window, places) for window in windows],
     }
 
 
 def window(journal: Journal, record: QueryRecord, number: int, position: int) -> dict[str, Any] | None:
     """All that was asked and answered about one window, or None if there is none. Places and texts as in `query`."""
-    found = list(journal.windows(record.run, record.query_id))
-    wanted = next((w for w in found if (w.round, w.position) == (number, position)), None)
-    if wanted is None:
+    windows = list(journal.windows(record.run, record.query_id))
+    window_record = next((w for w in windows if (w.round, w.position) == (number, position)), None)
+    if window_record is None:
         return None
-    shown = wanted.window.doc_ids
-    place = {doc_id: number for number, doc_id in enumerate(shown)}
-    texts = _texts(journal, [wanted], place)
+    doc_ids = window_record.window.doc_ids
+    places = {doc_id: number for number, doc_id in enumerate(doc_ids)}
+    texts = _texts(journal, [window_record], places)
     return {
         "round": number,
         "window": position,
-        "reach": wanted.window.rank_range,
-        "passages": [{"doc_id": doc_id, "text": texts.get(doc_id)} for doc_id in shown],
-        "orders": _orders(wanted, place),
-        "repairs": dict(wanted.repairs),
-        "calls": [_call(call, shown) for call in map(journal.call, wanted.call_keys) if call is not None],
+        "reach": window_record.window.rank_range,
+        "passages": [{"doc_id": doc_id, "text": texts.get(doc_id)} for doc_id in doc_ids],
+        "orders": _orders(window_record, places),
+        "repairs": dict(window_record.repairs),
+        "calls": [_call(call, doc_ids) for call in map(journal.call, window_record.call_keys) if call is not None],
     }
 
 
@@ -97,60 +97,60 @@ def _identity(record: QueryRecord) -> dict[str, Any]:
     }
 
 
-def _summed_up(journal: Journal, record: QueryRecord) -> dict[str, Any]:
+def _query_summary(journal: Journal, record: QueryRecord) -> dict[str, Any]:
     windows = list(journal.windows(record.run, record.query_id))
     repairs: Counter[str] = Counter()
-    for found in windows:
-        repairs.update(found.repairs)
+    for window in windows:
+        repairs.update(window.repairs)
     return {
         **_identity(record),
         "text": _excerpt(record.text),
-        "rounds": len({found.round for found in windows}),
+        "rounds": len({window.round for window in windows}),
         "windows": len(windows),
-        "passages": len({doc_id for found in windows for doc_id in found.window.doc_ids}),
+        "passages": len({doc_id for window in windows for doc_id in window.window.doc_ids}),
         "repairs": dict(repairs),
     }
 
 
-def _window(journal: Journal, found: WindowRecord, place: Mapping[str, int]) -> dict[str, Any]:
-    replies = [reply for reply in map(journal.find_response, found.call_keys) if reply is not None]
-    usage = sum((reply.usage for reply in replies), Usage())
+def _window_summary(journal: Journal, window: WindowRecord, places: Mapping[str, int]) -> dict[str, Any]:
+    responses = [response for response in map(journal.find_response, window.call_keys) if response is not None]
+    usage = sum((response.usage for response in responses), Usage())
     return {
-        "round": found.round,
-        "window": found.position,
-        "shown": [place[doc_id] for doc_id in found.window.doc_ids if doc_id in place],
-        "reach": found.window.rank_range,
-        "orders": _orders(found, place),
-        "repairs": dict(found.repairs),
-        "calls": len(found.call_keys),
+        "round": window.round,
+        "window": window.position,
+        "shown": [places[doc_id] for doc_id in window.window.doc_ids if doc_id in places],
+        "reach": window.window.rank_range,
+        "orders": _orders(window, places),
+        "repairs": dict(window.repairs),
+        "calls": len(window.call_keys),
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
-        "seconds": sum(reply.seconds for reply in replies),
+        "seconds": sum(response.seconds for response in responses),
     }
 
 
-def _orders(found: WindowRecord, place: Mapping[str, int]) -> list[dict[str, Any]]:
+def _orders(window: WindowRecord, places: Mapping[str, int]) -> list[dict[str, Any]]:
     return [
         {
-            "tiers": [[place[doc_id] for doc_id in tier if doc_id in place] for tier in order.tiers],
-            "placed": sorted(place[doc_id] for doc_id in order.ranked_ids if doc_id in place),
+            "tiers": [[places[doc_id] for doc_id in tier if doc_id in places] for tier in order.tiers],
+            "placed": sorted(places[doc_id] for doc_id in order.ranked_ids if doc_id in places),
             "ranked": order.is_valid,
         }
-        for order in found.rankings
+        for order in window.rankings
     ]
 
 
-def _call(call: Call, shown: Sequence[str]) -> dict[str, Any]:
-    """`shown`: for each number that the prompt and the trace say, the place in the window of the passage it means."""
-    place = {doc_id: number for number, doc_id in enumerate(shown)}
-    numbered = _numbered(call, shown)
+def _call(call: Call, doc_ids: Sequence[str]) -> dict[str, Any]:
+    """`doc_ids`: for each number that the prompt and the trace say, the place in the window of the passage it means."""
+    places = {doc_id: number for number, doc_id in enumerate(doc_ids)}
+    numbered_ids = _numbered_ids(call, doc_ids)
     usage = call.response.usage
     likelihood = log_probability(call.response, call.response.text) if call.purpose == "likelihood" else None
     return {
         "purpose": call.purpose,
         "model": call.model,
         "messages": _messages(call.request),
-        "shown": [place[doc_id] for doc_id in numbered],
+        "shown": [places[doc_id] for doc_id in numbered_ids],
         "reasoning": call.response.reasoning,
         "text": call.response.text,
         "finish_reason": call.response.finish_reason,
@@ -164,54 +164,57 @@ def _call(call: Call, shown: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _numbered(call: Call, shown: Sequence[str]) -> Sequence[str]:
+def _numbered_ids(call: Call, doc_ids: Sequence[str]) -> Sequence[str]:
     """The ids behind the numbers of a prompt. Samples and second looks show a window in an order of their own, which
     is kept with the call; but who asks the same later may call the passages by other ids."""
     if call.purpose == "likelihood":
-        return call.doc_ids if set(call.doc_ids) <= set(shown) else ()
-    return call.doc_ids if sorted(call.doc_ids) == sorted(shown) else shown
+        return call.doc_ids if set(call.doc_ids) <= set(doc_ids) else ()
+    return call.doc_ids if sorted(call.doc_ids) == sorted(doc_ids) else doc_ids
 
 
 def _messages(request: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What was sent, whatever the dialect."""
-    found = request.get("messages")
-    if not isinstance(found, list):
+    """Return the messages that were sent, for every server type."""
+    messages = request.get("messages")
+    if not isinstance(messages, list):
         return [{"role": "prompt", "content": str(request.get("prompt") or "")}]
-    pairs = [(m.get("role"), m.get("content")) if isinstance(m, Mapping) else tuple(m)[:2] for m in found]
+    pairs = [
+        (message.get("role"), message.get("content")) if isinstance(message, Mapping) else tuple(message)[:2]
+        for message in messages
+    ]
     return [{"role": str(role), "content": str(content)} for role, content in pairs]
 
 
-def _texts(journal: Journal, windows: Iterable[WindowRecord], wanted: Mapping[str, int]) -> dict[str, str]:
+def _texts(journal: Journal, windows: Iterable[WindowRecord], doc_ids: Mapping[str, int]) -> dict[str, str]:
     """Passages by id, as far as they can be read out of prompts."""
     texts: dict[str, str] = {}
-    for found in windows:
-        if all(doc_id in texts for doc_id in found.window.doc_ids):
+    for window in windows:
+        if all(doc_id in texts for doc_id in window.window.doc_ids):
             continue
-        for key in found.call_keys:
+        for key in window.call_keys:
             call = journal.call(key)
             if call is not None:
-                texts |= _shown_in(call, found.window.doc_ids)
+                texts |= _texts_in_call(call, window.window.doc_ids)
             if call is None or call.purpose != "likelihood":
                 break
-        if len(texts) >= len(wanted):
+        if len(texts) >= len(doc_ids):
             break
     return texts
 
 
-def _shown_in(call: Call, shown: Sequence[str]) -> dict[str, str]:
-    numbered = _numbered(call, shown)
+def _texts_in_call(call: Call, doc_ids: Sequence[str]) -> dict[str, str]:
+    numbered_ids = _numbered_ids(call, doc_ids)
     contents = [message["content"] for message in _messages(call.request)]
     if call.purpose == "likelihood":
-        said = contents[0].removeprefix(TEMPLATE.before).rpartition("\n")[0] if contents else ""
-        return dict.fromkeys(numbered[:1], said)
-    found = max(map(passages_in, contents), key=len, default=())
-    return dict(zip(numbered, found, strict=False)) if len(found) == len(numbered) else {}
+        passage = contents[0].removeprefix(TEMPLATE.before).rpartition("\n")[0] if contents else ""
+        return dict.fromkeys(numbered_ids[:1], passage)
+    passages = max(map(passages_in, contents), key=len, default=())
+    return dict(zip(numbered_ids, passages, strict=False)) if len(passages) == len(numbered_ids) else {}
 
 
-def _tiers(ranking: Ranking, place: Mapping[str, int]) -> list[list[int]]:
-    tiers = ([place[doc_id] for doc_id in tier if doc_id in place] for tier in ranking.tiers)
+def _tiers(ranking: Ranking, places: Mapping[str, int]) -> list[list[int]]:
+    tiers = ([places[doc_id] for doc_id in tier if doc_id in places] for tier in ranking.tiers)
     return [tier for tier in tiers if tier]
 
 
 def _excerpt(text: str | None) -> str | None:
-    return text if text is None or len(text) <= _EXCERPT else text[: _EXCERPT - 1] + "…"
+    return text if text is None or len(text) <= _EXCERPT_LENGTH else text[: _EXCERPT_LENGTH - 1] + "…"

@@ -28,127 +28,129 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-_LONGEST_NAME = 100
-_MOST_SECONDS = 86_400.0
-_JUDGES_KEPT = 100
+_MAX_NAME_LENGTH = 100
+_MAX_SECONDS = 86_400.0
+_MAX_SESSIONS = 100
 """In memory. Any other is made again from the rows."""
 
 
 class JudgingRoutes:
-    """A `Room` of the application. Owns neither `store` nor `file`."""
+    """A `RouteGroup` of the application. Owns neither `store` nor `file`."""
 
     name = "judge"
     open_paths: frozenset[str] = frozenset()
 
-    def __init__(self, asked: PairwiseItems, store: PassageStore, file: PreferencesFile) -> None:
-        self._asked = asked
+    def __init__(self, items: PairwiseItems, store: PassageStore, file: PreferencesFile) -> None:
+        self._items = items
         self._store = store
         self._file = file
-        self._judges: dict[str, JudgingSession] = {}
-        self._writing = asyncio.Lock()
+        self._sessions: dict[str, JudgingSession] = {}
+        self._write_lock = asyncio.Lock()
 
-    def routes(self, desk: RerankService, doors: AccessConfig) -> list[Any]:
+    def routes(self, service: RerankService, access: AccessConfig) -> list[Any]:
         route: Any = load("starlette.routing").Route
-        self._desk, self._doors = desk, doors
+        self._service, self._access = service, access
         return [
-            route("/judge/question", self._question),
-            route("/judge/choice", self._choice, methods=["POST"]),
-            route("/judge/undo", self._undo, methods=["POST"]),
-            route("/judge/judgments.jsonl", self._judgments),
+            route("/judge/question", self._get_question),
+            route("/judge/choice", self._post_choice, methods=["POST"]),
+            route("/judge/undo", self._post_undo, methods=["POST"]),
+            route("/judge/judgments.jsonl", self._get_judgments),
         ]
 
-    async def _question(self, request: Request) -> Response:
-        return await self._where(self._judge(dict(request.query_params)))
+    async def _get_question(self, request: Request) -> Response:
+        return await self._state_response(self._session(dict(request.query_params)))
 
-    async def _choice(self, request: Request) -> Response:
-        body = await self._body(request)
-        judge, token, choice = self._judge(body), body.get("token"), body.get("choice")
+    async def _post_choice(self, request: Request) -> Response:
+        body = await self._read_json(request)
+        session, token, choice = self._session(body), body.get("token"), body.get("choice")
         if choice not in CHOICES:
             raise invalid_field("choice", f"write one of {', '.join(CHOICES)}")
-        seconds = _seconds(body)
-        async with self._writing:
-            question = judge.question(token) if isinstance(token, str) else None
-            if question is None:
+        seconds = _parse_seconds(body)
+        async with self._write_lock:
+            item = session.find_item(token) if isinstance(token, str) else None
+            if item is None:
                 raise ApiError(409, "this is no longer asked: load the page again", "token")
-            if judge.said(question.token(judge.name)) != choice:  # else it was sent twice
-                await self._keep(judge, question, choice, seconds)
-        return await self._where(judge)
+            if session.choice_for(item.token(session.name)) != choice:  # else it was sent twice
+                await self._store_judgment(session, item, choice, seconds)
+        return await self._state_response(session)
 
-    async def _undo(self, request: Request) -> Response:
-        judge = self._judge(await self._body(request))
-        async with self._writing:
-            question = judge.last()
-            if question is None:
+    async def _post_undo(self, request: Request) -> Response:
+        session = self._session(await self._read_json(request))
+        async with self._write_lock:
+            item = session.last_judged()
+            if item is None:
                 raise ApiError(409, "there is nothing to take back")
-            await self._keep(judge, question, UNDONE, None)
-        return await self._where(judge, question)
+            await self._store_judgment(session, item, UNDONE, None)
+        return await self._state_response(session, item)
 
-    async def _judgments(self, request: Request) -> Response:
-        if self._doors.open_to_all:
+    async def _get_judgments(self, request: Request) -> Response:
+        if self._access.open_to_all:
             raise ApiError(403, "anybody can reach this server: take the file itself, or have it ask for a key")
-        async with self._writing:
+        async with self._write_lock:
             content = await asyncio.to_thread(self._file.content)
         name = "judgments.jsonl"
         headers = {"Content-Type": "application/jsonl", "Content-Disposition": f'attachment; filename="{name}"'}
         return response(content, 200, headers)
 
-    async def _where(self, judge: JudgingSession, question: PairwiseItem | None = None) -> Response:
-        """Where a judge stands: how far, and what comes next, `question` or the first that is left."""
-        question = question or judge.next()
-        told: dict[str, Any] = {
-            "judge": judge.name,
-            "done": judge.done,
-            "total": judge.total,
-            "can_undo": judge.last() is not None,
-            "identical": self._asked.identical,
+    async def _state_response(self, session: JudgingSession, item: PairwiseItem | None = None) -> Response:
+        """Return a judge's progress and the next item: `item` or the first that is left."""
+        item = item or session.next_item()
+        state: dict[str, Any] = {
+            "judge": session.name,
+            "done": session.done,
+            "total": session.total,
+            "can_undo": session.last_judged() is not None,
+            "identical": self._items.identical,
             "question": None,
         }
-        if question is not None:
+        if item is not None:
             try:
-                told["question"] = asdict(await asyncio.to_thread(displayed_pair, question, judge.name, self._store))
+                state["question"] = asdict(await asyncio.to_thread(displayed_pair, item, session.name, self._store))
             except (RankKError, OSError) as error:
-                self._desk.failed(error if isinstance(error, RankKError) else _unreadable(error))
+                self._service.report_error(error if isinstance(error, RankKError) else _unreadable_error(error))
                 raise ApiError(500, "a passage cannot be read; whoever runs this server has been told why") from None
-        return json_response(told)
+        return json_response(state)
 
-    async def _keep(self, judge: JudgingSession, question: PairwiseItem, choice: str, seconds: float | None) -> None:
+    async def _store_judgment(
+        self, session: JudgingSession, item: PairwiseItem, choice: str, seconds: float | None
+    ) -> None:
         """Returns once it is on disk, and counts."""
-        row = judge.judgment(question, choice, seconds, datetime.now(UTC))
+        row = session.judgment(item, choice, seconds, datetime.now(UTC))
         try:
             await asyncio.to_thread(self._file.append, row)
         except OSError as error:
-            self._desk.failed(_unwritable(self._file.path, error))
+            self._service.report_error(_unwritable_error(self._file.path, error))
             raise ApiError(507, "it could not be kept; whoever runs this server has been told why") from None
-        judge.take(row)
+        session.apply(row)
 
-    def _judge(self, told: Mapping[str, Any]) -> JudgingSession:
-        name = told.get("judge")
+    def _session(self, fields: Mapping[str, Any]) -> JudgingSession:
+        name = fields.get("judge")
         name = name.strip() if isinstance(name, str) else ""
-        if not name or len(name) > _LONGEST_NAME or not name.isprintable():
-            raise invalid_field("judge", f"a name of 1 to {_LONGEST_NAME} letters is needed")
-        judge = self._judges.pop(name, None) or JudgingSession(name, self._asked, self._file.rows)
-        self._judges[name] = judge  # the last one used stands last
-        if len(self._judges) > _JUDGES_KEPT:
-            del self._judges[next(iter(self._judges))]
-        return judge
+        if not name or len(name) > _MAX_NAME_LENGTH or not name.isprintable():
+            raise invalid_field("judge", f"a name of 1 to {_MAX_NAME_LENGTH} letters is needed")
+        session = self._sessions.pop(name, None) or JudgingSession(name, self._items, self._file.rows)
+        self._sessions[name] = session  # the last one used stands last
+        if len(self._sessions) > _MAX_SESSIONS:
+            del self._sessions[next(iter(self._sessions))]
+        return session
 
-    async def _body(self, request: Request) -> dict[str, Any]:
-        limits = self._desk.limits
+    async def _read_json(self, request: Request) -> dict[str, Any]:
+        limits = self._service.limits
         return json_object(await read_body(request, limits.body, limits.body_seconds))
 
 
-def _seconds(body: Mapping[str, Any]) -> float | None:
+def _parse_seconds(body: Mapping[str, Any]) -> float | None:
     value = body.get("seconds")
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
         raise invalid_field("seconds", "must be a number from 0")
-    return round(min(float(value), _MOST_SECONDS), 1) if value < _MOST_SECONDS else _MOST_SECONDS
+    return round(min(float(value), _MAX_SECONDS), 1) if value < _MAX_SECONDS else _MAX_SECONDS
 
 
-def _unreadable(error: OSError) -> InputError:
+def _unreadable_error(error: OSError) -> InputError:
     return InputError(f"the documents cannot be read ({error.strerror})", "look whether they are still there")
 
 
-def _unwritable(path: Path, error: OSError) -> InputError:
+def _unwritable_error(path: Path, error: OSError) -> InputError:
     return InputError(f"cannot write {path} ({error.strerror})", "judging goes on once that is mended")

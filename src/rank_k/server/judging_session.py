@@ -1,10 +1,10 @@
 """Two rankings of a query side by side, and which one somebody would rather have: what is asked of whom, and what has
 been said.
 
-Whoever judges must not know which system made which ranking. So what is shown, `Shown`, holds nothing of the systems:
-no name, no score, no id of a document; and the sides are drawn by chance. They are drawn from the judge, the query, the
-systems and all of both rankings, so that they stay the same after a reload, after a restart, and in whatever order the
-runs are named, and that nobody can work them out who does not have the runs.
+Judges must not know which system made which ranking. So `DisplayedPair`, which is what judges see, holds nothing of the
+systems: no name, no score, no document id. Sides are random, but derived from the judge, the query, the systems and
+both full rankings: they stay the same after a reload, after a restart and in whatever order the runs are named, and
+they cannot be computed without the runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Protocol
 from rank_k.evaluation.preferences import UNDONE, Judgment, current_judgments
 from rank_k.types import Passage, Query, Run
 
-MOST_CHARACTERS = 20_000
+MAX_PASSAGE_CHARACTERS = 20_000
 """Of a passage, as it is shown."""
 
 
@@ -32,28 +32,28 @@ class PassageStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PairwiseItem:
-    """What is asked: two rankings, each cut to what is shown, and who made them. `seal`: stands for all of both."""
+    """What is asked: two rankings, each cut to what is shown, and who made them. `digest`: stands for all of both."""
 
     query: Query
     translation: str | None
     systems: tuple[str, str]
     rankings: tuple[tuple[str, ...], tuple[str, ...]]
-    seal: str
+    digest: str
 
     def sides(self, judge: str) -> tuple[int, int]:
         """Which of the two this judge sees on the left, and which on the right."""
-        return (1, 0) if _digest("sides", self.seal, judge, self.query.query_id, *self.systems)[0] % 2 else (0, 1)
+        return (1, 0) if _digest("sides", self.digest, judge, self.query.query_id, *self.systems)[0] % 2 else (0, 1)
 
     def token(self, judge: str) -> str:
         """Names what this judge sees, without telling anything of it: other runs, or another depth, make another."""
         left, right = (self.rankings[side] for side in self.sides(judge))
-        what = (self.query.query_id, *self.systems, "left", *left, "right", *right)
-        return _digest("shown", self.seal, judge, *what).hex()[:32]
+        parts = (self.query.query_id, *self.systems, "left", *left, "right", *right)
+        return _digest("shown", self.digest, judge, *parts).hex()[:32]
 
 
 @dataclass(frozen=True, slots=True)
 class PairwiseItems:
-    """Everything that can be asked. `alike`: how often two systems show the same, so that there is nothing to ask;
+    """Everything that can be asked. `identical`: how often two systems show the same, so that there is nothing to ask;
     `lacking`: how often one of them has nothing for the query."""
 
     asked: tuple[PairwiseItem, ...]
@@ -70,21 +70,21 @@ def pairwise_items(
     In an order drawn by chance, the same for all judges: who stops early has then judged some of all kinds, and what
     others have judged too, which agreement needs.
     """
-    asked, identical, lacking = [], 0, 0
+    items, identical, lacking = [], 0, 0
     for query in queries.values():
         for systems in combinations(sorted(runs), 2):
-            whole = [[candidate.doc_id for candidate in runs[name].get(query.query_id, ())] for name in systems]
-            first, second = (tuple(doc_ids[:depth]) for doc_ids in whole)
+            full_rankings = [[candidate.doc_id for candidate in runs[name].get(query.query_id, ())] for name in systems]
+            first, second = (tuple(doc_ids[:depth]) for doc_ids in full_rankings)
             if not (first and second):
                 lacking += 1
             elif first == second:
                 identical += 1
             else:
-                seal = _digest(*whole[0], "", *whole[1]).hex()
+                digest = _digest(*full_rankings[0], "", *full_rankings[1]).hex()
                 translation = translations.get(query.query_id)
-                asked.append(PairwiseItem(query, translation, (systems[0], systems[1]), (first, second), seal))
-    asked.sort(key=lambda question: _digest("order", question.query.query_id, *question.systems))
-    return PairwiseItems(tuple(asked), depth, identical, lacking)
+                items.append(PairwiseItem(query, translation, (systems[0], systems[1]), (first, second), digest))
+    items.sort(key=lambda item: _digest("order", item.query.query_id, *item.systems))
+    return PairwiseItems(tuple(items), depth, identical, lacking)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +107,18 @@ class DisplayedPair:
     right: tuple[DisplayedPassage, ...]
 
 
-def displayed_pair(question: PairwiseItem, judge: str, store: PassageStore) -> DisplayedPair:
+def displayed_pair(item: PairwiseItem, judge: str, store: PassageStore) -> DisplayedPair:
     """Raises `InputError` for a passage that `store` lacks."""
-    left, right = (question.rankings[side] for side in question.sides(judge))
+    left, right = (item.rankings[side] for side in item.sides(judge))
     numbers = {doc_id: number for number, doc_id in enumerate(dict.fromkeys(left + right), 1)}
     passages = {}
     for doc_id, number in numbers.items():
-        text = store.get(doc_id, question.query.query_id).text
-        passages[doc_id] = DisplayedPassage(number, text[:MOST_CHARACTERS], len(text) > MOST_CHARACTERS)
+        text = store.get(doc_id, item.query.query_id).text
+        passages[doc_id] = DisplayedPassage(number, text[:MAX_PASSAGE_CHARACTERS], len(text) > MAX_PASSAGE_CHARACTERS)
     return DisplayedPair(
-        question.token(judge),
-        question.query.text,
-        question.translation,
+        item.token(judge),
+        item.query.text,
+        item.translation,
         tuple(passages[doc_id] for doc_id in left),
         tuple(passages[doc_id] for doc_id in right),
     )
@@ -128,91 +128,91 @@ class JudgingSession:
     """One judge's way through the questions. `rows` are what was said before, by anybody, about anything: only this
     judge's count, and only those about what would be shown again."""
 
-    def __init__(self, name: str, asked: PairwiseItems, rows: Iterable[Judgment]) -> None:
+    def __init__(self, name: str, items: PairwiseItems, rows: Iterable[Judgment]) -> None:
         self.name = name
-        self._asked = asked
-        self._said: dict[str, Judgment] = {}
+        self._items = items
+        self._judgments: dict[str, Judgment] = {}
         rows = [row for row in rows if row.judge == name]
         for row in current_judgments(rows).judgments:
-            question = self._by_item.get((row.query_id, row.pair))
-            if question is not None and _saw(row) == _sees(question, name):
-                self._said[question.token(name)] = row
-        self._last = max((row.time for row in rows), default=datetime.min.replace(tzinfo=UTC))
+            item = self._by_item.get((row.query_id, row.pair))
+            if item is not None and _judged_sides(row) == _displayed_sides(item, name):
+                self._judgments[item.token(name)] = row
+        self._last_time = max((row.time for row in rows), default=datetime.min.replace(tzinfo=UTC))
 
     @property
     def done(self) -> int:
-        return len(self._said)
+        return len(self._judgments)
 
     @property
     def total(self) -> int:
-        return len(self._asked.asked)
+        return len(self._items.asked)
 
-    def next(self) -> PairwiseItem | None:
+    def next_item(self) -> PairwiseItem | None:
         """The first that has not been judged; None at the end."""
-        return next((question for token, question in self._by_token.items() if token not in self._said), None)
+        return next((item for token, item in self._by_token.items() if token not in self._judgments), None)
 
-    def question(self, token: str) -> PairwiseItem | None:
+    def find_item(self, token: str) -> PairwiseItem | None:
         return self._by_token.get(token)
 
-    def said(self, token: str) -> str | None:
-        row = self._said.get(token)
+    def choice_for(self, token: str) -> str | None:
+        row = self._judgments.get(token)
         return None if row is None else row.choice
 
-    def last(self) -> PairwiseItem | None:
+    def last_judged(self) -> PairwiseItem | None:
         """What was judged last, and has not been taken back."""
-        row = max(self._said.values(), key=lambda row: row.time, default=None)
+        row = max(self._judgments.values(), key=lambda row: row.time, default=None)
         return None if row is None else self._by_item[row.query_id, row.pair]
 
-    def judgment(self, question: PairwiseItem, choice: str, seconds: float | None, now: datetime) -> Judgment:
+    def judgment(self, item: PairwiseItem, choice: str, seconds: float | None, now: datetime) -> Judgment:
         """The row that says so. Rows of a judge are told apart by time: each is later than the one before."""
-        (left, right), (left_ids, right_ids) = _sees(question, self.name)
+        (left, right), (left_ids, right_ids) = _displayed_sides(item, self.name)
         return Judgment(
             judge=self.name,
-            query_id=question.query.query_id,
+            query_id=item.query.query_id,
             left=left,
             right=right,
             choice=choice,
-            time=max(now, self._last + timedelta(microseconds=1)),
+            time=max(now, self._last_time + timedelta(microseconds=1)),
             seconds=seconds,
-            depth=self._asked.depth,
+            depth=self._items.depth,
             blind=True,
-            query=question.query.text,
-            translation=question.translation,
+            query=item.query.text,
+            translation=item.translation,
             left_doc_ids=left_ids,
             right_doc_ids=right_ids,
         )
 
-    def take(self, row: Judgment) -> None:
+    def apply(self, row: Judgment) -> None:
         """A row of `judgment` counts from now on."""
         token = self._by_item[row.query_id, row.pair].token(self.name)
-        self._last = row.time
+        self._last_time = row.time
         if row.choice == UNDONE:
-            self._said.pop(token, None)
+            self._judgments.pop(token, None)
         else:
-            self._said[token] = row
+            self._judgments[token] = row
 
     @cached_property
     def _by_token(self) -> dict[str, PairwiseItem]:
-        return {question.token(self.name): question for question in self._asked.asked}
+        return {item.token(self.name): item for item in self._items.asked}
 
     @cached_property
     def _by_item(self) -> dict[tuple[str, tuple[str, str]], PairwiseItem]:
-        return {(question.query.query_id, question.systems): question for question in self._asked.asked}
+        return {(item.query.query_id, item.systems): item for item in self._items.asked}
 
 
-_Seal = tuple[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]]
+_Sides = tuple[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]]
 """Systems and document ids, each left and right."""
 
 
-def _sees(question: PairwiseItem, judge: str) -> _Seal:
-    left, right = question.sides(judge)
+def _displayed_sides(item: PairwiseItem, judge: str) -> _Sides:
+    left, right = item.sides(judge)
     return (
-        (question.systems[left], question.systems[right]),
-        (question.rankings[left], question.rankings[right]),
+        (item.systems[left], item.systems[right]),
+        (item.rankings[left], item.rankings[right]),
     )
 
 
-def _saw(row: Judgment) -> _Seal:
+def _judged_sides(row: Judgment) -> _Sides:
     return (row.left, row.right), (row.left_doc_ids, row.right_doc_ids)
 
 
@@ -224,5 +224,5 @@ def _digest(*parts: str) -> bytes:
 
 def file_names(paths: Sequence[str]) -> dict[str, str]:
     """Names of systems, by path: without folders, where that is enough to tell them apart."""
-    short = [path.replace("\\", "/").rpartition("/")[2] for path in paths]
-    return {path: name if short.count(name) == 1 else path for path, name in zip(paths, short, strict=True)}
+    base_names = [path.replace("\\", "/").rpartition("/")[2] for path in paths]
+    return {path: name if base_names.count(name) == 1 else path for path, name in zip(paths, base_names, strict=True)}

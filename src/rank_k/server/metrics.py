@@ -8,7 +8,7 @@ from typing import Any
 from rank_k.optional_deps import load
 from rank_k.types import RankedHits
 
-_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
@@ -18,28 +18,28 @@ class Metrics:
         prometheus: Any = load("prometheus_client")
         self._registry = prometheus.CollectorRegistry()
 
-        def made(kind: Any, name: str, told: str, *labels: str, **options: Any) -> Any:
-            return kind(f"rank_k_{name}", told, labels, registry=self._registry, **options)
+        def make_metric(kind: Any, name: str, description: str, *labels: str, **options: Any) -> Any:
+            return kind(f"rank_k_{name}", description, labels, registry=self._registry, **options)
 
         counter, gauge = prometheus.Counter, prometheus.Gauge
-        self._requests = made(counter, "requests", "Requests, by path and status", "path", "status")
-        self._seconds = made(
-            prometheus.Histogram, "request_seconds", "From arrival to the end of the answer", "path", buckets=_SECONDS
+        self._requests = make_metric(counter, "requests", "Requests, by path and status", "path", "status")
+        self._seconds = make_metric(
+            prometheus.Histogram, "request_seconds", "From arrival to the end of the answer", "path", buckets=_BUCKETS
         )
-        self._tokens = made(counter, "tokens", "Tokens that answers took, journaled ones included", "kind")
-        self._repairs = made(counter, "repairs", "What had to be mended in the model's answers", "kind")
-        self._unranked = made(counter, "unranked_windows", "Windows left in input order")
-        self._unfinished = made(counter, "unfinished", "Rankings cut short by their deadline")
-        made(gauge, "requests_running", "Requests being worked on").set_function(running)
-        made(gauge, "requests_waiting", "Requests waiting for their turn").set_function(waiting)
-        self._latest = prometheus.generate_latest
+        self._tokens = make_metric(counter, "tokens", "Tokens that answers took, journaled ones included", "kind")
+        self._repairs = make_metric(counter, "repairs", "What had to be mended in the model's answers", "kind")
+        self._unranked = make_metric(counter, "unranked_windows", "Windows left in input order")
+        self._unfinished = make_metric(counter, "unfinished", "Rankings cut short by their deadline")
+        make_metric(gauge, "requests_running", "Requests being worked on").set_function(running)
+        make_metric(gauge, "requests_waiting", "Requests waiting for their turn").set_function(waiting)
+        self._generate_latest = prometheus.generate_latest
         self.content_type: str = prometheus.CONTENT_TYPE_PLAIN_0_0_4
 
-    def answered(self, path: str, status: int, seconds: float) -> None:
+    def record_request(self, path: str, status: int, seconds: float) -> None:
         self._requests.labels(path, str(status)).inc()
         self._seconds.labels(path).observe(seconds)
 
-    def ranked(self, hits: RankedHits) -> None:
+    def record_ranking(self, hits: RankedHits) -> None:
         tokens: Mapping[str, int] = {
             "prompt": hits.usage.prompt_tokens,
             "cached": hits.usage.cached_tokens,
@@ -53,6 +53,6 @@ class Metrics:
         self._unranked.inc(hits.unranked_windows)
         self._unfinished.inc(not hits.finished)
 
-    def text(self) -> bytes:
-        told: bytes = self._latest(self._registry)
-        return told
+    def render(self) -> bytes:
+        payload: bytes = self._generate_latest(self._registry)
+        return payload

@@ -27,7 +27,7 @@ class PreferencesFile:
                 f"cannot write {path} ({error.strerror})", "name another file for --preferences-file"
             ) from error
         try:
-            _hold(self._descriptor, path)
+            _lock(self._descriptor, path)
             self.rows = self._read()
             self._size = os.fstat(self._descriptor).st_size
         except BaseException:
@@ -54,15 +54,15 @@ class PreferencesFile:
 
     def _read(self) -> list[Judgment]:
         content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
+        complete_length = content.rfind(b"\n") + 1
         try:
             rows = read_judgments(self.path) if content.strip() else []
         except FormatError as error:
-            if error.line != content.count(b"\n") + 1 or not _is_torn(content[whole:]):
+            if error.line != content.count(b"\n") + 1 or not _is_partial_row(content[complete_length:]):
                 raise
-            os.ftruncate(self._descriptor, whole)
-            return read_judgments(self.path) if whole else []
-        if whole < len(content):
+            os.ftruncate(self._descriptor, complete_length)
+            return read_judgments(self.path) if complete_length else []
+        if complete_length < len(content):
             os.write(self._descriptor, b"\n")
         return rows
 
@@ -70,7 +70,7 @@ class PreferencesFile:
         os.close(self._descriptor)
 
 
-def _hold(descriptor: int, path: Path) -> None:
+def _lock(descriptor: int, path: Path) -> None:
     """Keep other servers away, where the system can do that."""
     try:
         import fcntl
@@ -84,7 +84,7 @@ def _hold(descriptor: int, path: Path) -> None:
         ) from error
 
 
-def _is_torn(line: bytes) -> bool:
+def _is_partial_row(line: bytes) -> bool:
     """Whether it is the beginning of a row that was written here."""
     if not line.startswith(b'{"judge": "'):
         return False

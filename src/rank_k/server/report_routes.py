@@ -27,36 +27,38 @@ if TYPE_CHECKING:
 
 
 class ReportRoutes:
-    """A `Room` of the application. `make_report`: the page, made in a thread of its own when it is first asked for,
-    which may take minutes, and kept."""
+    """A `RouteGroup` of the application.
+
+    `make_report` returns the page. It runs in a thread at the first request, may take minutes, and its result is kept.
+    """
 
     name = "compare"
 
     def __init__(self, make_report: Callable[[], str]) -> None:
-        self._make = make_report
-        self._report: RunOnce[bytes] = RunOnce(self._made)
+        self._make_report = make_report
+        self._report: RunOnce[bytes] = RunOnce(self._render)
         self._path = f"/compare/{secrets.token_urlsafe(24)}"
 
     @property
     def open_paths(self) -> frozenset[str]:
         return frozenset({self._path})
 
-    def routes(self, desk: RerankService, doors: AccessConfig) -> list[Any]:
+    def routes(self, service: RerankService, access: AccessConfig) -> list[Any]:
         route: Any = load("starlette.routing").Route
-        self._desk, self._doors = desk, doors
-        return [route("/compare/report", self._address), route("/compare/{secret}", self._page)]
+        self._service, self._access = service, access
+        return [route("/compare/report", self._get_address), route("/compare/{secret}", self._get_report)]
 
-    async def _address(self, request: Request) -> Response:
+    async def _get_address(self, request: Request) -> Response:
         """Where the report is, once it is made."""
-        if self._doors.open_to_all:
+        if self._access.open_to_all:
             raise ApiError(403, "anybody can reach this server: it shows the report only to who has a key")
-        await self._made_or_refused()
+        await self._report_or_error()
         return json_response({"path": self._path})
 
-    async def _page(self, request: Request) -> Response:
+    async def _get_report(self, request: Request) -> Response:
         if not secrets.compare_digest(request.url.path.encode(), self._path.encode()):
             raise ApiError(404, "there is no such report")
-        report = await self._made_or_refused()
+        report = await self._report_or_error()
         headers = {
             "Content-Type": "text/html; charset=utf-8",
             "Content-Security-Policy": f"{security_policy()}; frame-ancestors 'none'",
@@ -64,12 +66,12 @@ class ReportRoutes:
         }
         return response(report, 200, headers)
 
-    async def _made_or_refused(self) -> bytes:
+    async def _report_or_error(self) -> bytes:
         try:
             return await self._report()
         except (RankKError, OSError) as error:
-            self._desk.failed(error)
+            self._service.report_error(error)
             raise ApiError(500, "there is no report; whoever runs this server has been told why") from None
 
-    async def _made(self) -> bytes:
-        return (await asyncio.to_thread(self._make)).encode()
+    async def _render(self) -> bytes:
+        return (await asyncio.to_thread(self._make_report)).encode()

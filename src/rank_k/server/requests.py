@@ -1,7 +1,7 @@
-"""Bytes in, a request for a ranking out. Pure: whatever the bytes are, the result is one or a `Refusal`.
+"""Bytes in, a request for a ranking out. Pure: whatever the bytes are, the result is one or an `ApiError`.
 
-The dialects are Cohere's v2 and Jina's (`documents`), and that of Text Embeddings Inference (`texts`). Fields that are
-not known are ignored, and `null` is the same as left out: clients send both. Nothing in a request names a model to
+The request formats are Cohere's v2 and Jina's (`documents`), and that of Text Embeddings Inference (`texts`).
+Unknown fields are ignored, and `null` is the same as left out: clients send both. Nothing in a request names a model to
 load, an address, a file or code.
 """
 
@@ -24,7 +24,7 @@ from rank_k.window.reasoning import ReasoningMode
 class RerankRequest:
     """A ranking as it was asked for. `top_n` None: all documents. `deadline_seconds`: from the request's arrival.
 
-    `bare`: answer as Text Embeddings Inference does, with a list of `{"index", "score"}`.
+    `bare_list`: answer as Text Embeddings Inference does, with a list of `{"index", "score"}`.
     """
 
     query: str
@@ -42,48 +42,48 @@ class RerankRequest:
 def parse_rerank_request(raw: bytes, limits: Limits, *, texts_allowed: bool = False) -> RerankRequest:
     """The request in `raw`. `texts_allowed`: a body with `texts` is one of Text Embeddings Inference."""
     body = json_object(raw)
-    bare = texts_allowed and body.get("texts") is not None
-    if bare and body.get("documents") is not None:
+    bare_list = texts_allowed and body.get("texts") is not None
+    if bare_list and body.get("documents") is not None:
         raise invalid_field("texts", "give either texts or documents")
     query = body.get("query")
     if not isinstance(query, str) or not query:
         raise invalid_field("query", "a text is needed")
     if not isinstance(body.get("model") or "", str):
         raise invalid_field("model", "must be a name; this server has one model, whatever the name")
-    documents = _documents(body, "texts" if bare else "documents", limits)
+    documents = _parse_documents(body, "texts" if bare_list else "documents", limits)
     if sum(map(len, documents)) + len(query) > limits.characters:
-        at = "query" if len(query) > limits.characters else ("texts" if bare else "documents")
-        raise invalid_field(at, f"query and documents together have more than {limits.characters:,} characters")
+        field = "query" if len(query) > limits.characters else ("texts" if bare_list else "documents")
+        raise invalid_field(field, f"query and documents together have more than {limits.characters:,} characters")
     return RerankRequest(
         query,
         documents,
-        None if bare else _top_n(body),
-        _flag(body, "return_text" if bare else "return_documents"),
-        _flag(body, "return_trace"),
-        not bare and _flag(body, "stream"),
-        _think(body),
-        _strategy(body),
-        _deadline(body),
-        bare,
+        None if bare_list else _parse_top_n(body),
+        _parse_flag(body, "return_text" if bare_list else "return_documents"),
+        _parse_flag(body, "return_trace"),
+        not bare_list and _parse_flag(body, "stream"),
+        _parse_reasoning(body),
+        _parse_strategy(body),
+        _parse_deadline(body),
+        bare_list,
     )
 
 
-def _documents(body: Mapping[str, Any], at: str, limits: Limits) -> tuple[str, ...]:
-    given = body.get(at)
-    if not isinstance(given, list):
-        raise invalid_field(at, "a list of texts is needed")
-    if len(given) > limits.documents:
-        raise invalid_field(at, f"{len(given):,} are given, at most {limits.documents:,} are taken")
+def _parse_documents(body: Mapping[str, Any], field: str, limits: Limits) -> tuple[str, ...]:
+    value = body.get(field)
+    if not isinstance(value, list):
+        raise invalid_field(field, "a list of texts is needed")
+    if len(value) > limits.documents:
+        raise invalid_field(field, f"{len(value):,} are given, at most {limits.documents:,} are taken")
     texts: list[str] = []
-    for number, document in enumerate(given):
+    for number, document in enumerate(value):
         text = document.get("text") if isinstance(document, dict) else document
         if not isinstance(text, str):
-            raise invalid_field(f"{at}[{number}]", 'must be a text or an object with a "text"')
+            raise invalid_field(f"{field}[{number}]", 'must be a text or an object with a "text"')
         texts.append(text)
     return tuple(texts)
 
 
-def _top_n(body: Mapping[str, Any]) -> int | None:
+def _parse_top_n(body: Mapping[str, Any]) -> int | None:
     value = body.get("top_n")
     if value is None:
         return None
@@ -92,14 +92,14 @@ def _top_n(body: Mapping[str, Any]) -> int | None:
     return int(value) or None
 
 
-def _flag(body: Mapping[str, Any], at: str) -> bool:
-    value = body.get(at)
+def _parse_flag(body: Mapping[str, Any], field: str) -> bool:
+    value = body.get(field)
     if value is not None and not isinstance(value, bool):
-        raise invalid_field(at, "must be true or false")
+        raise invalid_field(field, "must be true or false")
     return bool(value)
 
 
-def _think(body: Mapping[str, Any]) -> ReasoningMode | None:
+def _parse_reasoning(body: Mapping[str, Any]) -> ReasoningMode | None:
     value = body.get("reasoning")
     if value is None:
         return None
@@ -111,7 +111,7 @@ def _think(body: Mapping[str, Any]) -> ReasoningMode | None:
         raise invalid_field("reasoning", error.remedy) from None
 
 
-def _strategy(body: Mapping[str, Any]) -> str | None:
+def _parse_strategy(body: Mapping[str, Any]) -> str | None:
     value = body.get("strategy")
     if value is None:
         return None
@@ -120,7 +120,7 @@ def _strategy(body: Mapping[str, Any]) -> str | None:
     return value
 
 
-def _deadline(body: Mapping[str, Any]) -> float | None:
+def _parse_deadline(body: Mapping[str, Any]) -> float | None:
     value = body.get("deadline_seconds")
     if value is None:
         return None
@@ -139,7 +139,9 @@ def json_object(raw: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ApiError(400, f"the body is not UTF-8 (byte {error.start})") from None
     try:
-        body = json.loads(text, parse_constant=_no_constant, parse_float=_float, object_pairs_hook=_unique)
+        body = json.loads(
+            text, parse_constant=_reject_constant, parse_float=_finite_float, object_pairs_hook=_unique_object
+        )
     except RecursionError:
         raise ApiError(400, "the body is nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -151,25 +153,25 @@ def json_object(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def _no_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ApiError(400, f"the body is not JSON: {name} is no number there")
 
 
-def _float(text: str) -> float:
+def _finite_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ApiError(400, "the body holds a number that is too large")
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ApiError(400, f"{_decode_body(twice)} is given twice", _decode_body(twice))
-    return found
+def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names: set[str] = set()
+        duplicate = next(name for name, _ in pairs if name in names or names.add(name))  # type: ignore[func-returns-value]
+        raise ApiError(400, f"{_printable(duplicate)} is given twice", _printable(duplicate))
+    return result
 
 
-def _decode_body(name: str) -> str:
+def _printable(name: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in name[:60])

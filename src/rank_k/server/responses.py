@@ -9,17 +9,16 @@ from rank_k.server.requests import RerankRequest
 from rank_k.types import Hit, RankedHits
 
 
-def ranking_response(wanted: RerankRequest, hits: RankedHits, model: str, name: str) -> Any:
-    """What `wanted`, the request called `name`, is answered with. Scores are 1 / rank: within (0, 1] and strictly
-    decreasing."""
-    if wanted.bare_list:
-        return [_bare(hit, wanted.return_documents) for hit in hits]
+def ranking_response(request: RerankRequest, hits: RankedHits, model: str, request_id: str) -> Any:
+    """Return the response to `request` as JSON values. Scores are 1 / rank: within (0, 1] and strictly decreasing."""
+    if request.bare_list:
+        return [_bare_result(hit, request.return_documents) for hit in hits]
     usage = hits.usage
-    told: dict[str, Any] = {
-        "id": name,
+    body: dict[str, Any] = {
+        "id": request_id,
         "object": "rerank",
         "model": model,
-        "results": [_result(hit, wanted.return_documents) for hit in hits[: wanted.top_n]],
+        "results": [_result(hit, request.return_documents) for hit in hits[: request.top_n]],
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
@@ -36,9 +35,9 @@ def ranking_response(wanted: RerankRequest, hits: RankedHits, model: str, name: 
         "unranked_windows": hits.unranked_windows,
         "repairs": {kind: number for kind, number in sorted(hits.repairs.items()) if number},
     }
-    if wanted.return_trace:
-        told["traces"] = list(hits.traces)
-    return told
+    if request.return_trace:
+        body["traces"] = list(hits.traces)
+    return body
 
 
 def to_json_bytes(value: Any) -> bytes:
@@ -47,27 +46,27 @@ def to_json_bytes(value: Any) -> bytes:
 
 
 def _result(hit: Hit, with_document: bool) -> dict[str, Any]:
-    told: dict[str, Any] = {"index": hit.index, "relevance_score": hit.score}
+    row: dict[str, Any] = {"index": hit.index, "relevance_score": hit.score}
     if hit.tied:
-        told["tied"] = True
+        row["tied"] = True
     if with_document:
-        told["document"] = {"text": hit.text}
-    return told
+        row["document"] = {"text": hit.text}
+    return row
 
 
-def _bare(hit: Hit, with_text: bool) -> dict[str, Any]:
-    told: dict[str, Any] = {"index": hit.index, "score": hit.score}
-    return {**told, "text": hit.text} if with_text else told
+def _bare_result(hit: Hit, with_text: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {"index": hit.index, "score": hit.score}
+    return {**row, "text": hit.text} if with_text else row
 
 
 def response_warnings(hits: RankedHits) -> list[str]:
     """What a reader should know before trusting the ranking."""
-    found = []
+    warnings = []
     if not hits.finished:
-        found.append("the deadline came first: this is the best ranking so far")
+        warnings.append("the deadline came first: this is the best ranking so far")
     if hits.unranked_windows:
-        found.append(f"{hits.unranked_windows} windows had no usable answer and kept their order")
+        warnings.append(f"{hits.unranked_windows} windows had no usable answer and kept their order")
     if hits.not_compared:
         compared = len(hits) - hits.not_compared
-        found.append(f"only the first {compared} of {len(hits)} documents were compared: see --depth")
-    return found
+        warnings.append(f"only the first {compared} of {len(hits)} documents were compared: see --depth")
+    return warnings

@@ -1,6 +1,7 @@
 """Where requests for rankings are taken: each waits for its turn, is worked on, and is answered or refused.
 
-Stands between HTTP, which it knows nothing of, and one reranker, whose model, journal and slots all requests share.
+Stands between HTTP, which it knows nothing of, and one reranker. All requests share its model, journal and
+concurrency.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rank_k.server.requests import RerankRequest
 from rank_k.types import RankedHits, Ranking, ScoringMethod, StreamChunk, Window, unranked_hits
 from rank_k.window.listwise import WindowReport
 
-_LEAVING = 5.0  # seconds that work which was ended has to clean up in: stopping must come to an end
+_CLEANUP_SECONDS = 5.0  # seconds that work which was ended has to clean up in: stopping must come to an end
 
 
 class ProgressListener(Protocol):
@@ -31,10 +32,10 @@ class ProgressListener(Protocol):
     def on_window(self, round_number: int, number: int, window: Window) -> None:
         """A window is being asked about."""
 
-    def on_chunk(self, round_number: int, window: int, piece: StreamChunk) -> None:
+    def on_chunk(self, round_number: int, window: int, chunk: StreamChunk) -> None:
         """A piece of what the model says of a window."""
 
-    def on_result(self, round_number: int, window: int, asked: WindowReport) -> None:
+    def on_result(self, round_number: int, window: int, report: WindowReport) -> None:
         """What became of a window."""
 
     def on_ranking(self, round_number: int, ranking: Ranking) -> None:
@@ -58,12 +59,12 @@ class RerankService:
     ) -> None:
         self.journal = journal or (None if reranker is None else reranker.journal.path)
         self.limits = limits
-        self.admission = RequestQueue(limits)
-        self.metrics = Metrics(lambda: self.admission.running, lambda: self.admission.waiting)
+        self.queue = RequestQueue(limits)
+        self.metrics = Metrics(lambda: self.queue.running, lambda: self.queue.waiting)
         self._reranker = reranker
         self._on_error = on_error
-        self._work: set[asyncio.Task[RankedHits]] = set()
-        self._cut_short = False
+        self._tasks: set[asyncio.Task[RankedHits]] = set()
+        self._cancelling_all = False
 
     @property
     def model(self) -> str:
@@ -76,25 +77,25 @@ class RerankService:
         return self._reranker.method if self._reranker else None
 
     async def rank(
-        self, wanted: RerankRequest, client: str, name: str, audience: ProgressListener | None = None
+        self, request: RerankRequest, client: str, request_id: str, listener: ProgressListener | None = None
     ) -> RankedHits:
-        """The ranking, which the journal keeps as `name`. Cancelling it cancels the work down to the model.
+        """The ranking, which the journal keeps as `request_id`. Cancelling it cancels the work down to the model.
 
-        Raises a `Refusal` where there is none.
+        Raises `ApiError` where there is none.
         A deadline counts from now; whose turn has not come by then gets the documents as they are.
         """
-        reranker = self._checked(wanted)
-        seconds = self.limits.deadline_seconds if wanted.deadline_seconds is None else wanted.deadline_seconds
-        ends = None if seconds is None else time.monotonic() + seconds
+        reranker = self._check_request(request)
+        seconds = self.limits.deadline_seconds if request.deadline_seconds is None else request.deadline_seconds
+        deadline = None if seconds is None else time.monotonic() + seconds
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(seconds):
-                    await stack.enter_async_context(self.admission.turn(client))
+                    await stack.enter_async_context(self.queue.admit(client))
             except TimeoutError:
-                hits = unranked_hits(wanted.documents)
+                hits = unranked_hits(request.documents)
             else:
-                hits = await self._finished_or_refused(reranker, wanted, ends, name, audience)
-        self.metrics.ranked(hits)
+                hits = await self._run_ranking(reranker, request, deadline, request_id, listener)
+        self.metrics.record_ranking(hits)
         return hits
 
     async def stop(self) -> None:
@@ -102,89 +103,91 @@ class RerankService:
 
         Every call that was finished is in the journal by then.
         """
-        self.admission.close()
+        self.queue.close()
         try:
             async with asyncio.timeout(self.limits.grace_seconds):
-                await self.admission.idle()
+                await self.queue.wait_until_idle()
         except TimeoutError:
             self.cancel_all()
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LEAVING):
-                    await self.admission.idle()
+                async with asyncio.timeout(_CLEANUP_SECONDS):
+                    await self.queue.wait_until_idle()
 
     def cancel_all(self) -> None:
         """End what is under way now: who waits for it is refused."""
-        self._cut_short = True
-        for work in self._work:
-            work.cancel()
+        self._cancelling_all = True
+        for task in self._tasks:
+            task.cancel()
 
-    def failed(self, error: Exception) -> ApiError:
+    def report_error(self, error: Exception) -> ApiError:
         """What a client is told of `error`, which `on_error` hears of in full."""
         if self._on_error is not None:
             self._on_error(error)
         return to_api_error(error)
 
-    def _checked(self, wanted: RerankRequest) -> Reranker:
+    def _check_request(self, request: RerankRequest) -> Reranker:
         """Refuse what this server's model has no use for: better than to leave it out in silence."""
         if self._reranker is None:
             raise ApiError(503, "this server has no model: it shows a journal and ranks nothing")
-        for name, value in {"reasoning": wanted.reasoning, "strategy": wanted.strategy}.items():
+        for name, value in {"reasoning": request.reasoning, "strategy": request.strategy}.items():
             if value is not None and self._reranker.method == "likelihood":
                 raise invalid_field(name, "this server ranks by likelihood, which has none; leave it out")
         return self._reranker
 
-    async def _finished_or_refused(
+    async def _run_ranking(
         self,
         reranker: Reranker,
-        wanted: RerankRequest,
-        ends: float | None,
-        name: str,
-        audience: ProgressListener | None,
+        request: RerankRequest,
+        deadline: float | None,
+        request_id: str,
+        listener: ProgressListener | None,
     ) -> RankedHits:
         answered, retries_exhausted = False, None
 
-        def on_asked(round_number: int, window: int, asked: WindowReport) -> None:
+        def on_report(round_number: int, window: int, report: WindowReport) -> None:
             nonlocal answered, retries_exhausted
-            retries_exhausted = asked.error or retries_exhausted
-            answered = answered or any(order.is_valid for order in asked.result.rankings)
-            if audience is not None:
-                audience.on_result(round_number, window, asked)
+            retries_exhausted = report.error or retries_exhausted
+            answered = answered or any(order.is_valid for order in report.result.rankings)
+            if listener is not None:
+                listener.on_result(round_number, window, report)
 
-        work = asyncio.create_task(
+        task = asyncio.create_task(
             reranker.arank(
-                wanted.query,
-                wanted.documents,
-                name=name,
-                strategy=_strategy(reranker, wanted),
-                reasoning=wanted.reasoning,
-                max_seconds=None if ends is None else max(ends - time.monotonic(), 0.0),
-                on_window=audience and audience.on_window,
-                on_text=audience and audience.on_chunk,
-                on_asked=on_asked,
-                on_ranking=audience and audience.on_ranking,
+                request.query,
+                request.documents,
+                name=request_id,
+                strategy=_make_strategy(reranker, request),
+                reasoning=request.reasoning,
+                max_seconds=None if deadline is None else max(deadline - time.monotonic(), 0.0),
+                on_window=listener and listener.on_window,
+                on_text=listener and listener.on_chunk,
+                on_asked=on_report,
+                on_ranking=listener and listener.on_ranking,
             )
         )
-        self._work.add(work)
+        self._tasks.add(task)
         try:
-            hits = await work
+            hits = await task
         except asyncio.CancelledError:
-            if self._cut_short and work.cancelled() and not _is_being_cancelled():
+            if self._cancelling_all and task.cancelled() and not _is_being_cancelled():
                 raise server_stopping() from None
             raise
         except RankKError as error:
-            raise self.failed(error) from None
+            raise self.report_error(error) from None
         finally:
-            self._work.discard(work)
+            self._tasks.discard(task)
         if retries_exhausted is not None and not answered and hits.finished:
-            raise self.failed(retries_exhausted)  # a run goes on with its other queries, but here there is nothing else
+            raise self.report_error(
+                retries_exhausted
+            )  # a run goes on with its other queries, but here there is nothing else
         return hits
 
 
-def _strategy(reranker: Reranker, wanted: RerankRequest) -> Any:
+def _make_strategy(reranker: Reranker, request: RerankRequest) -> Any:
     try:
-        return None if wanted.strategy is None else reranker.make_strategy(wanted.strategy)
+        return None if request.strategy is None else reranker.make_strategy(request.strategy)
     except InputError as error:
-        raise invalid_field("strategy", f"{wanted.strategy} does not go with this server's windows") from error
+        raise invalid_field("strategy", f"{request.strategy} does not go with this server's windows") from error
 
 
 def _is_being_cancelled() -> bool:

@@ -1,6 +1,6 @@
 """The web page: a few still pages in one shell, their style sheet and scripts, all of it files of this package.
 
-A page is a row of `PAGES`, the HTML of its `main` in `page/NAME.html` and a module in `page/NAME.js`. Nothing that
+A page is a row of `PAGES`, the HTML of its `main` in `web/NAME.html` and a module in `web/NAME.js`. Nothing that
 anybody wrote elsewhere is put into HTML, here or there: scripts fetch it as JSON and show it as text. The policy that
 is sent along holds browsers to that: no script, style, picture or connection but the server's own, none of them
 inline, and no text made into markup.
@@ -42,7 +42,7 @@ POLICY = (
     " form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
 
-_KINDS = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+_MEDIA_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 _HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
 
@@ -63,7 +63,7 @@ def static_files() -> tuple[StaticFile, ...]:
 
 def paths() -> frozenset[str]:
     """What needs no key. The data that pages show does."""
-    return frozenset(still.path for still in static_files())
+    return frozenset(static_file.path for static_file in static_files())
 
 
 def _pages() -> Iterator[StaticFile]:
@@ -78,28 +78,28 @@ def _pages() -> Iterator[StaticFile]:
 def _assets() -> Iterator[StaticFile]:
     folder = files("rank_k.server") / "web"
     for file in sorted(folder.iterdir(), key=lambda file: file.name):
-        kind = _KINDS.get(file.name.rpartition(".")[2])
+        kind = _MEDIA_TYPES.get(file.name.rpartition(".")[2])
         if kind is not None:
             yield StaticFile(f"/page/{file.name}", kind, file.read_bytes())
 
 
 def routes() -> list[Any]:
-    """Starlette's routes for `stills()`. Raises `MissingExtra`."""
-    route, response = load("starlette.routing").Route, load("starlette.responses").Response
+    """Starlette's routes for `static_files()`. Raises `MissingExtra`."""
+    route, response_class = load("starlette.routing").Route, load("starlette.responses").Response
 
-    def found(still: StaticFile) -> Any:
-        async def answer(request: Request) -> Response:
-            sent: Response = response(still.body, 200, _HEADERS, f"{still.kind}; charset=utf-8")
-            return sent
+    def make_route(static_file: StaticFile) -> Any:
+        async def handle(request: Request) -> Response:
+            response: Response = response_class(static_file.body, 200, _HEADERS, f"{static_file.kind}; charset=utf-8")
+            return response
 
-        return route(still.path, answer)
+        return route(static_file.path, handle)
 
-    return [found(still) for still in static_files()]
+    return [make_route(static_file) for static_file in static_files()]
 
 
-def _links(here: Page) -> str:
+def _links(current_page: Page) -> str:
     def link(page: Page) -> str:
-        current = ' aria-current="page"' if page == here else ""
-        return f'<a href="{page.path}"{current}>{page.title}</a>'
+        attribute = ' aria-current="page"' if page == current_page else ""
+        return f'<a href="{page.path}"{attribute}>{page.title}</a>'
 
     return "".join(map(link, PAGES))

@@ -15,7 +15,15 @@ from haystack.utils import Secret
 from rank_k import Reranker
 from rank_k.errors import InputError
 from rank_k.integrations.haystack import RankKRanker
-from tests.integrations.frameworks.common import BEST, MODEL, NEW, QUERY, TEXTS, beside_the_loop, refused
+from tests.integrations.frameworks.common import (
+    BEST,
+    MODEL,
+    NEW_QUERY,
+    QUERY,
+    TEXTS,
+    assert_raises,
+    run_without_blocking,
+)
 
 DOCUMENTS = [Document(id=doc_id, content=text, meta={"source": doc_id}) for doc_id, text in TEXTS.items()]
 ALLOWED = ["rank_k.integrations.haystack"]
@@ -37,7 +45,7 @@ def check(output: dict[str, Any]) -> None:
     assert all(document.meta == {"source": document.id} for document in documents)
 
 
-def against(url: str) -> None:
+def check_with_server(url: str) -> None:
     key = Secret.from_env_var("MODEL_API_KEY")
     pipeline = pipeline_with(RankKRanker(MODEL, server=url, api_key=key, top_k=10, reasoning=2000))
     data = {"first_stage": {"documents": DOCUMENTS}, "ranker": {"query": QUERY.text}}
@@ -49,16 +57,16 @@ def against(url: str) -> None:
     saved = pipeline.dumps()
     pipeline.close()
     assert os.environ["MODEL_API_KEY"] not in saved
-    again = Pipeline.loads(saved, allowed_modules=ALLOWED)
-    assert again.dumps() == saved
-    ranker = again.get_component("ranker")
-    assert ranker.reranker.effective["reasoning"] == 2000
-    check(again.run(data))
-    run = asyncio.run(beside_the_loop(lambda: ranker.run_async(query=NEW, documents=DOCUMENTS, top_k=3)))
+    loaded = Pipeline.loads(saved, allowed_modules=ALLOWED)
+    assert loaded.dumps() == saved
+    ranker = loaded.get_component("ranker")
+    assert ranker.reranker.effective_settings["reasoning"] == 2000
+    check(loaded.run(data))
+    run = asyncio.run(run_without_blocking(lambda: ranker.run_async(query=NEW_QUERY, documents=DOCUMENTS, top_k=3)))
     assert [document.id for document in run["documents"]] == BEST[:3]
     assert ranker.run(query=QUERY.text, documents=[]) == {"documents": []}
-    again.close()
-    with refused(DeserializationError, "rank_k"):  # the page says that the module must be allowed
+    loaded.close()
+    with assert_raises(DeserializationError, "rank_k"):  # the page says that the module must be allowed
         Pipeline.loads(saved)
 
 
@@ -68,12 +76,12 @@ def what_cannot_be_saved(url: str) -> None:
         component.warm_up()
         component.close()
         assert len(component.run(query=QUERY.text, documents=DOCUMENTS)["documents"]) == len(DOCUMENTS)
-        with refused(InputError, "cannot be saved"):
+        with assert_raises(InputError, "cannot be saved"):
             pipeline_with(component).dumps()
-    with refused(ValueError, "token"):
+    with assert_raises(ValueError, "token"):
         RankKRanker(MODEL, server=url, api_key=Secret.from_token("a token")).to_dict()
 
 
 if __name__ == "__main__":
-    against(sys.argv[1])
+    check_with_server(sys.argv[1])
     what_cannot_be_saved(sys.argv[1])

@@ -12,7 +12,7 @@ from langchain_core.runnables import RunnableLambda
 
 from rank_k import Reranker
 from rank_k.integrations.langchain import RankKCompressor
-from tests.integrations.frameworks.common import BEST, MODEL, QUERY, TEXTS, beside_the_loop
+from tests.integrations.frameworks.common import BEST, MODEL, QUERY, TEXTS, run_without_blocking
 
 DOCUMENTS = [Document(text, metadata={"source": doc_id}, id=f"id-{doc_id}") for doc_id, text in TEXTS.items()]
 
@@ -26,7 +26,7 @@ def check(documents: list[Document], expected: list[str]) -> None:
     assert [document.page_content for document in documents] == [TEXTS[doc_id] for doc_id in expected]
 
 
-def against(url: str) -> None:
+def check_with_server(url: str) -> None:
     compressor = RankKCompressor(MODEL, server=url, top_n=10)
     first_stage = RunnableLambda(lambda query: DOCUMENTS)
     retriever = ContextualCompressionRetriever(base_retriever=first_stage, base_compressor=compressor)
@@ -37,14 +37,14 @@ def against(url: str) -> None:
     with Reranker(MODEL, server=url) as reranker:
         compressor = RankKCompressor(reranker)
         assert compressor.reranker is reranker
-        everything = asyncio.run(beside_the_loop(lambda: compressor.acompress_documents(DOCUMENTS, QUERY.text)))
+        everything = asyncio.run(run_without_blocking(lambda: compressor.acompress_documents(DOCUMENTS, QUERY.text)))
         check(list(everything[:10]), BEST)
         assert {document.metadata["source"] for document in everything} == set(TEXTS)
         assert compressor.compress_documents([], QUERY.text) == []
     assert not any("relevance_score" in document.metadata for document in DOCUMENTS)
 
 
-def with_the_embedded_model() -> None:
+def check_embedded_model() -> None:
     compressor = RankKCompressor(top_n=1)
     texts = ["Cats purr when they are content.", "The sky is blue since air scatters blue light most."]
     [best] = compressor.compress_documents([Document(text) for text in texts], "why is the sky blue")
@@ -53,6 +53,6 @@ def with_the_embedded_model() -> None:
 
 
 if __name__ == "__main__":
-    against(sys.argv[1])
+    check_with_server(sys.argv[1])
     if "RANK_K_CACHE" in os.environ:
-        with_the_embedded_model()
+        check_embedded_model()

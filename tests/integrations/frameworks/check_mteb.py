@@ -22,7 +22,7 @@ from rank_k.errors import InputError
 from rank_k.integrations.mteb import RankKSearch
 from rank_k.types import Request
 from tests.fakes.loopback import Loopback, make_queries, peak_concurrency
-from tests.integrations.frameworks.common import MODEL, refused
+from tests.integrations.frameworks.common import MODEL, assert_raises
 
 DATA = make_queries(6, 20)
 
@@ -44,7 +44,7 @@ def metadata(name: str, kind: str) -> TaskMetadata:
         task_subtypes=[],
         license="cc0-1.0",
         annotations_creators="derived",
-        server_type=[],
+        dialect=[],
         sample_creation="created",
         bibtex_citation="",
     )
@@ -89,7 +89,7 @@ def score(result: Any) -> float:
     return float(result.task_results[0].get_score())
 
 
-def second_stage(url: str, documentation: Path) -> None:
+def check_second_stage(url: str, documentation: Path) -> None:
     names: dict[str, Any] = {}
     exec(compile(documentation.read_text(encoding="utf-8"), str(documentation), "exec"), names)
     mteb.get_task = lambda name: Marked()
@@ -111,29 +111,29 @@ def second_stage(url: str, documentation: Path) -> None:
         assert score(mteb.evaluate(RankKSearch(reranker), task)) == score(before), "another setting, not from the cache"
 
 
-def nothing_is_given_away() -> None:
+def check_candidates_are_shuffled() -> None:
     """A model that has nothing to say must not find the relevant passages."""
-    shown = []
+    doc_id_lists = []
 
-    def reply(request: Request) -> str:
-        shown.append(request.context.doc_ids)
+    def respond(request: Request) -> str:
+        doc_id_lists.append(request.context.doc_ids)
         return "I would rather not."
 
-    with Reranker(ScriptedModel(reply)) as reranker:
+    with Reranker(ScriptedModel(respond)) as reranker:
         search = RankKSearch(reranker)
         assert isinstance(search, SearchProtocol)
         result = mteb.evaluate(search, BestFirst(), cache=None)
         assert 0.1 < score(result) < 0.9, score(result)
-        assert {frozenset(doc_ids) for doc_ids in shown} == {frozenset(r) for r in BestFirst.top_ranked.values()}
-        with refused(InputError, "convert_to_reranking"):
+        assert {frozenset(doc_ids) for doc_ids in doc_id_lists} == {frozenset(r) for r in BestFirst.top_ranked.values()}
+        with assert_raises(InputError, "convert_to_reranking"):
             mteb.evaluate(search, Marked(), cache=None)
 
 
-def queries_of_every_kind() -> None:
-    asked = []
+def check_query_formats() -> None:
+    prompts = []
 
-    def reply(request: Request) -> str:
-        asked.append(request.messages[-1].content)
+    def respond(request: Request) -> str:
+        prompts.append(request.messages[-1].content)
         return "[2] > [1]"
 
     rows: list[dict[str, Any]] = [
@@ -145,17 +145,17 @@ def queries_of_every_kind() -> None:
         [{"id": "a", "title": "Title", "text": "first"}, {"id": "b", "title": None, "text": "2nd"}]
     )
     ranked = {row["id"]: ["a", "b"] for row in rows}
-    with Reranker(ScriptedModel(reply), concurrency=1) as reranker:
+    with Reranker(ScriptedModel(respond), concurrency=1) as reranker:
         search = RankKSearch(reranker)
         search.index(corpus)
-        found = search.search(rows, task_metadata=Marked.metadata, top_k=1, top_ranked=ranked)
-    assert found == {row["id"]: {"b": 1.0} for row in rows}
-    assert all("] Title first" in question and "] 2nd" in question for question in asked)
-    for question, text in zip(asked, ("one two", "three be four", "user: five; assistant: six"), strict=True):
+        scores = search.search(rows, task_metadata=Marked.metadata, top_k=1, top_ranked=ranked)
+    assert scores == {row["id"]: {"b": 1.0} for row in rows}
+    assert all("] Title first" in question and "] 2nd" in question for question in prompts)
+    for question, text in zip(prompts, ("one two", "three be four", "user: five; assistant: six"), strict=True):
         assert text in question
 
 
 if __name__ == "__main__":
-    second_stage(sys.argv[1], Path(sys.argv[2]))
-    nothing_is_given_away()
-    queries_of_every_kind()
+    check_second_stage(sys.argv[1], Path(sys.argv[2]))
+    check_candidates_are_shuffled()
+    check_query_formats()

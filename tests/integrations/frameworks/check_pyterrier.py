@@ -14,7 +14,7 @@ from rank_k import Reranker
 from rank_k.errors import InputError
 from rank_k.integrations.pyterrier import RankKReranker
 from tests.fakes.loopback import Loopback, make_queries, peak_concurrency
-from tests.integrations.frameworks.common import MODEL, refused
+from tests.integrations.frameworks.common import MODEL, assert_raises
 
 URL = sys.argv[1]
 DATA = make_queries(12, 20, strict=True)
@@ -39,7 +39,7 @@ class Conforms(pyterrier.testing.TransformerTestCase):
         return RankKReranker(MODEL, server=URL)
 
 
-def pipeline_in_an_experiment(transformer: Any) -> None:
+def check_experiment(transformer: Any) -> None:
     first_stage = pt.Transformer.from_df(RESULTS)
     pipelines = [first_stage, first_stage % 20 >> transformer]
     table = pt.Experiment(pipelines, TOPICS, QRELS, ["ndcg"], names=["before", "after"]).set_index("name")["ndcg"]
@@ -47,7 +47,7 @@ def pipeline_in_an_experiment(transformer: Any) -> None:
     assert table["before"] < 0.95
 
 
-def many_queries_at_once(transformer: Any) -> None:
+def check_concurrent_queries(transformer: Any) -> None:
     loopback = Loopback(URL)
     loopback.forget()
     ranked = transformer(RESULTS)
@@ -63,41 +63,41 @@ def many_queries_at_once(transformer: Any) -> None:
         assert set(frame["extra"]) == {7}
 
 
-def order_of_rows_does_not_matter_where_ranks_are_given() -> None:
+def check_row_order_is_ignored() -> None:
     with Reranker(MODEL, server=URL, depth=4) as reranker:  # so that what is compared depends on the first stage
         transformer = RankKReranker(reranker)
-        one = RESULTS[RESULTS["qid"] == "Q00"]
-        ranked = list(transformer(one)["docno"])
-        assert ranked[4:] == list(one["docno"][4:]), "beyond the depth nothing moves"
-        assert ranked[:4] != list(one["docno"][:4])
-        shuffled = one.sample(frac=1, random_state=3)
+        query_rows = RESULTS[RESULTS["qid"] == "Q00"]
+        ranked = list(transformer(query_rows)["docno"])
+        assert ranked[4:] == list(query_rows["docno"][4:]), "beyond the depth nothing moves"
+        assert ranked[:4] != list(query_rows["docno"][:4])
+        shuffled = query_rows.sample(frac=1, random_state=3)
         assert list(transformer(shuffled)["docno"]) == ranked
         assert list(transformer(shuffled.drop(columns="rank"))["docno"]) == ranked
 
 
-def other_columns(transformer: Any) -> None:
+def check_other_columns(transformer: Any) -> None:
     renamed = RESULTS.rename(columns={"text": "body"}).drop(columns=["score", "rank"])
     ranked = RankKReranker(transformer.reranker, text_field="body")(renamed)
     assert list(ranked["docno"][:20]) == DATA.perfect("Q00")
     assert set(ranked.columns) == {*renamed.columns, "score", "rank"}
-    with refused(pt.validate.InputValidationError, "does not match required columns"):
+    with assert_raises(pt.validate.InputValidationError, "does not match required columns"):
         transformer(renamed)
 
 
-def what_has_no_answer(transformer: Any) -> None:
+def check_invalid_frames(transformer: Any) -> None:
     empty = transformer(RESULTS.iloc[:0])
     assert (len(empty), list(empty.columns)) == (0, list(RESULTS.columns))
-    with refused(InputError, "Q00.*twice"):
+    with assert_raises(InputError, "Q00.*twice"):
         transformer(pd.concat([RESULTS, RESULTS]))
-    with refused(InputError, "no text"):
+    with assert_raises(InputError, "no text"):
         transformer(RESULTS.assign(text=None))
 
 
 if __name__ == "__main__":
     with Reranker(MODEL, server=URL) as ready:
-        many_queries_at_once(RankKReranker(ready))
-        pipeline_in_an_experiment(RankKReranker(ready))
-        other_columns(RankKReranker(ready))
-        what_has_no_answer(RankKReranker(ready))
-    order_of_rows_does_not_matter_where_ranks_are_given()
+        check_concurrent_queries(RankKReranker(ready))
+        check_experiment(RankKReranker(ready))
+        check_other_columns(RankKReranker(ready))
+        check_invalid_frames(RankKReranker(ready))
+    check_row_order_is_ignored()
     unittest.main(argv=["check_pyterrier"])

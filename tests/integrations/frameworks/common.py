@@ -16,7 +16,7 @@ T = TypeVar("T")
 MODEL = "hltcoe/Rank-K-32B"  # what the loopback server calls its own, as docs/integrations.md does
 DATA = make_queries(1, 30, strict=True)
 QUERY = DATA.queries[0]
-NEW = f"{QUERY.text} Please."  # asked by no other check, so that no journal knows the answers
+NEW_QUERY = f"{QUERY.text} Please."  # asked by no other check, so that no journal knows the answers
 BEST = DATA.perfect(QUERY.query_id)[:10]
 TEXTS = {candidate.doc_id: DATA.passages[candidate.doc_id].text for candidate in DATA.run[QUERY.query_id]}
 
@@ -26,7 +26,7 @@ class _NoThreads(ThreadPoolExecutor):
         raise AssertionError("async code went to a thread")
 
 
-async def beside_the_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+async def run_without_blocking(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """The result of `work`, during which the event loop must run freely and lend none of its threads."""
     asyncio.get_running_loop().set_default_executor(_NoThreads())
     task = asyncio.create_task(work())
@@ -39,12 +39,12 @@ async def beside_the_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 @contextmanager
-def refused(kind: type[Exception], saying: str) -> Iterator[None]:
-    """What is done here must raise `kind`, with a message that matches `saying`. (pytest need not be there.)"""
+def assert_raises(error_type: type[Exception], pattern: str) -> Iterator[None]:
+    """What is done here must raise `error_type`, with a message that matches `pattern`. (pytest need not be there.)"""
     try:
         yield
-    except kind as error:
-        if not re.search(saying, str(error)):
+    except error_type as error:
+        if not re.search(pattern, str(error)):
             raise
     else:
-        raise AssertionError(f"no {kind.__name__}")
+        raise AssertionError(f"no {error_type.__name__}")

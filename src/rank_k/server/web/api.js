@@ -3,36 +3,36 @@
 
 import { h } from "/page/dom.js";
 
-const KEPT = "rank-k key";
+const KEY_STORAGE = "rank-k key";
 
 /** What the server said instead of an answer. `field`: which one is at fault, if one is. */
-export class Refused extends Error {
+export class RequestError extends Error {
   constructor(status, message, field) {
     super(message);
     Object.assign(this, { status, field });
   }
 }
 
-/** The JSON at `path`. Throws `Refused`. */
-export async function got(path, signal) {
-  return (await asked(path, { signal })).json();
+/** The JSON at `path`. Throws `RequestError`. */
+export async function getJson(path, signal) {
+  return (await fetchWithKey(path, { signal })).json();
 }
 
-/** The JSON that comes for `body`. Throws `Refused`. */
-export async function posted(path, body, signal) {
-  return (await asked(path, { ...post(body), signal })).json();
+/** The JSON that comes for `body`. Throws `RequestError`. */
+export async function postJson(path, body, signal) {
+  return (await fetchWithKey(path, { ...postOptions(body), signal })).json();
 }
 
-/** Have the browser save what is at `path` as a file called `name`. Throws `Refused`. */
-export async function download(path, name) {
-  const address = URL.createObjectURL(await (await asked(path, {})).blob());
+/** Have the browser save what is at `path` as a file called `name`. Throws `RequestError`. */
+export async function downloadFile(path, name) {
+  const address = URL.createObjectURL(await (await fetchWithKey(path, {})).blob());
   h("a", { href: address, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(address), 60_000);
 }
 
-/** Server-sent events that come for `body`, one after another, as [kind, data]. Throws `Refused`. Ends by `signal`. */
-export async function* events(path, body, signal) {
-  const response = await asked(path, { ...post(body), signal });
+/** Server-sent events that come for `body`, one after another, as [kind, data]. Throws `RequestError`. Ends by `signal`. */
+export async function* streamEvents(path, body, signal) {
+  const response = await fetchWithKey(path, { ...postOptions(body), signal });
   let rest = "";
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   try {
@@ -53,53 +53,53 @@ export async function* events(path, body, signal) {
   }
 }
 
-/** The response at `path`. Asks for a key where one is needed. Throws `Refused`. */
-async function asked(path, options) {
+/** The response at `path`. Asks for a key where one is needed. Throws `RequestError`. */
+async function fetchWithKey(path, options) {
   for (;;) {
-    const key = sessionStorage.getItem(KEPT);
+    const key = sessionStorage.getItem(KEY_STORAGE);
     const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
     let response;
     try {
       response = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit" });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Refused(0, "The server does not answer.");
+      throw new RequestError(0, "The server does not answer.");
     }
     if (response.ok) return response;
-    const told = await response.json().catch(() => ({}));
-    if (response.status !== 401) throw new Refused(response.status, told.message ?? `Status ${response.status}`, told.field);
-    if (sessionStorage.getItem(KEPT) === key) sessionStorage.removeItem(KEPT);
-    await keyAsked(key !== null);
+    const body = await response.json().catch(() => ({}));
+    if (response.status !== 401) throw new RequestError(response.status, body.message ?? `Status ${response.status}`, body.field);
+    if (sessionStorage.getItem(KEY_STORAGE) === key) sessionStorage.removeItem(KEY_STORAGE);
+    await requestKey(key !== null);
   }
 }
 
-function post(body) {
+function postOptions(body) {
   return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
 }
 
-let asking = null;
+let pendingKeyDialog = null;
 
-/** Until a key was given: one dialog, however many ask. Throws `Refused` if it is closed without one. */
-function keyAsked(again) {
-  if (sessionStorage.getItem(KEPT)) return Promise.resolve();
-  asking ??= new Promise((resolve, reject) => {
+/** Until a key was given: one dialog, however many ask. Throws `RequestError` if it is closed without one. */
+function requestKey(wasRejected) {
+  if (sessionStorage.getItem(KEY_STORAGE)) return Promise.resolve();
+  pendingKeyDialog ??= new Promise((resolve, reject) => {
     const input = h("input", { type: "password", id: "key", autocomplete: "off", required: true, spellcheck: "false" });
-    const dialog = h("dialog", { class: "key", "aria-labeledby": "key-title" },
-      h("form", { method: "dialog", onsubmit: () => sessionStorage.setItem(KEPT, input.value.trim()) },
+    const dialog = h("dialog", { class: "key", "aria-labelledby": "key-title" },
+      h("form", { method: "dialog", onsubmit: () => sessionStorage.setItem(KEY_STORAGE, input.value.trim()) },
         h("h2", { id: "key-title" }, "This server asks for a key"),
-        again && h("p", { class: "error", role: "alert" }, "The key was not accepted."),
+        wasRejected && h("p", { class: "error", role: "alert" }, "The key was not accepted."),
         h("label", { for: "key" }, "Key"), input,
         h("p", { class: "soft" }, "It is kept for this tab only, and sent to this server only."),
         h("div", { class: "row" }, h("button", { class: "main" }, "Go on"),
           h("button", { type: "button", onclick: () => dialog.close() }, "Cancel"))));
     dialog.addEventListener("close", () => {
       dialog.remove();
-      asking = null;
-      if (sessionStorage.getItem(KEPT)) resolve();
-      else reject(new Refused(401, "A key is needed."));
+      pendingKeyDialog = null;
+      if (sessionStorage.getItem(KEY_STORAGE)) resolve();
+      else reject(new RequestError(401, "A key is needed."));
     });
     document.body.append(dialog);
     dialog.showModal();
   });
-  return asking;
+  return pendingKeyDialog;
 }

@@ -5,30 +5,30 @@ const SVG = "http://www.w3.org/2000/svg";
 
 /** An element. Attributes: functions are listeners (`onclick`), null and false are left out, true is empty. */
 export function h(tag, attributes = {}, ...children) {
-  return filled(document.createElement(tag), attributes, children);
+  return fillElement(document.createElement(tag), attributes, children);
 }
 
 /** The same for SVG. */
 export function svg(tag, attributes = {}, ...children) {
-  return filled(document.createElementNS(SVG, tag), attributes, children);
+  return fillElement(document.createElementNS(SVG, tag), attributes, children);
 }
 
 /** Put `children` (nodes, texts, or lists of them) in place of what `element` holds. */
 export function show(element, ...children) {
-  element.replaceChildren(...children.flat(Infinity).filter(isSomething));
+  element.replaceChildren(...children.flat(Infinity).filter(isPresent));
 }
 
 /** The element with this id. */
-export const at = id => document.getElementById(id);
+export const byId = id => document.getElementById(id);
 
 /** The color class of the passage that is shown as number `n` (from 1): one of twelve, by turns. */
-export const hue = n => `hue-${(n - 1) % 12}`;
+export const hueClass = n => `hue-${(n - 1) % 12}`;
 
 /** 1234 as 1,234. */
-export const whole = number => Math.round(number).toLocaleString("en");
+export const formatInteger = number => Math.round(number).toLocaleString("en");
 
 /** 75 as 1 min 15 s. */
-export function seconds(number) {
+export function formatSeconds(number) {
   if (number < 10) return `${number.toFixed(1)} s`;
   if (number < 60) return `${Math.round(number)} s`;
   const minutes = Math.floor(Math.round(number) / 60);
@@ -36,15 +36,15 @@ export function seconds(number) {
 }
 
 /** `count` with its noun: 1 window, 2 windows. */
-export const many = (count, noun, nouns = `${noun}s`) => `${whole(count)} ${count === 1 ? noun : nouns}`;
+export const pluralize = (count, noun, nouns = `${noun}s`) => `${formatInteger(count)} ${count === 1 ? noun : nouns}`;
 
-const isSomething = child => child !== null && child !== undefined && child !== false;
+const isPresent = child => child !== null && child !== undefined && child !== false;
 
-function filled(element, attributes, children) {
+function fillElement(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") element.addEventListener(name.slice(2), value);
     else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat(Infinity).filter(isSomething));
+  element.append(...children.flat(Infinity).filter(isPresent));
   return element;
 }

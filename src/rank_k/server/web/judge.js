@@ -1,96 +1,96 @@
 // Judging: one question at a time, by keys or buttons. The server keeps what is said and knows where a judge stands;
 // here is only the name. Texts are shown as text, each line in its own direction.
 
-import { download, got, posted } from "/page/api.js";
-import { at, h, many, show } from "/page/dom.js";
+import { downloadFile, getJson, postJson } from "/page/api.js";
+import { byId, h, pluralize, show } from "/page/dom.js";
 
-const KEPT = "rank-k judge";
+const NAME_STORAGE = "rank-k judge";
 const KEYS = { 1: "left", 2: "right", 0: "tie" };
-const SAID = { left: "Ranking 1 preferred", right: "Ranking 2 preferred", tie: "No difference" };
-const TOO_SOON = 300; // milliseconds: a key pressed twice is not a judgment of what comes next
+const ANNOUNCEMENTS = { left: "Ranking 1 preferred", right: "Ranking 2 preferred", tie: "No difference" };
+const MIN_DELAY = 300; // milliseconds: a key pressed twice is not a judgment of what comes next
 
-let judge = localStorage.getItem(KEPT) ?? "";
+let judge = localStorage.getItem(NAME_STORAGE) ?? "";
 let state = null;
 let busy = false;
-let watched = 0; // milliseconds of the question in sight, before `since`
-let since = null; // when it came in sight; null while it is not
+let visibleMilliseconds = 0; // milliseconds of the question in sight, before `visibleSince`
+let visibleSince = null; // when it came in sight; null while it is not
 
-const parts = ["none", "welcome", "work", "end"];
-const only = name => parts.forEach(part => { at(part).hidden = part !== name; });
+const SECTIONS = ["none", "welcome", "work", "end"];
+const showSection = name => SECTIONS.forEach(part => { byId(part).hidden = part !== name; });
 
 /** Do `work`, which brings the state that is shown next; say what went wrong, and change nothing then. */
-async function go(work, heard) {
+async function runAction(work, announcement) {
   if (busy) return;
   busy = true;
-  at("told").hidden = true;
+  byId("told").hidden = true;
   document.querySelectorAll(".choices button").forEach(button => { button.disabled = true; });
   try {
     state = await work();
-    shown(heard);
-  } catch (refused) {
-    if (refused.status === undefined) throw refused;
-    failed(refused);
+    renderState(announcement);
+  } catch (error) {
+    if (error.status === undefined) throw error;
+    showError(error);
   } finally {
     busy = false;
     document.querySelectorAll(".choices button").forEach(button => { button.disabled = false; button.classList.remove("chosen"); });
   }
 }
 
-function failed(refused) {
-  if (!state) only("welcome");
-  at("told").hidden = false;
-  show(at("told"), refused.message);
+function showError(error) {
+  if (!state) showSection("welcome");
+  byId("told").hidden = false;
+  show(byId("told"), error.message);
 }
 
-const begin = () => go(() => got(`/judge/question?judge=${encodeURIComponent(judge)}`));
+const loadNext = () => runAction(() => getJson(`/judge/question?judge=${encodeURIComponent(judge)}`));
 
 function choose(choice) {
-  if (!state?.question || busy || performance.now() - (since ?? Infinity) + watched < TOO_SOON) return;
-  const seconds = (watched + (since === null ? 0 : performance.now() - since)) / 1000;
+  if (!state?.question || busy || performance.now() - (visibleSince ?? Infinity) + visibleMilliseconds < MIN_DELAY) return;
+  const seconds = (visibleMilliseconds + (visibleSince === null ? 0 : performance.now() - visibleSince)) / 1000;
   document.querySelector(`[data-choice=${choice}]`).classList.add("chosen");
-  go(() => posted("/judge/choice", { judge, token: state.question.token, choice, seconds }), SAID[choice]);
+  runAction(() => postJson("/judge/choice", { judge, token: state.question.token, choice, seconds }), ANNOUNCEMENTS[choice]);
 }
 
 function undo() {
-  if (state?.can_undo) go(() => posted("/judge/undo", { judge }), "Taken back");
+  if (state?.can_undo) runAction(() => postJson("/judge/undo", { judge }), "Taken back");
 }
 
-function shown(heard) {
+function renderState(announcement) {
   const { question, done, total, identical } = state;
-  only(question ? "work" : "end");
-  at("foot").hidden = false;
-  show(at("who"), state.judge);
-  show(at("heard"), heard ? `${heard}. ` : "", `${done} of ${total} judged.`);
+  showSection(question ? "work" : "end");
+  byId("foot").hidden = false;
+  show(byId("who"), state.judge);
+  show(byId("heard"), announcement ? `${announcement}. ` : "", `${done} of ${total} judged.`);
   if (question) {
-    show(at("count"), `${done} of ${total} judged`);
-    Object.assign(at("progress"), { max: total, value: done });
-    at("undo").disabled = !state.can_undo;
-    show(at("asked"), question.query);
-    at("asked").dir = "auto";
-    at("asked").classList.toggle("long", question.query.length > 140);
-    at("translation").hidden = question.translation === null;
-    at("translation").dir = "auto";
-    show(at("translation"), question.translation ?? "");
-    show(at("left"), ranking(question.left, question.right, "ranking 2"));
-    show(at("right"), ranking(question.right, question.left, "ranking 1"));
-    inFull(false);
-    at("asked").focus({ preventScroll: true });
+    show(byId("count"), `${done} of ${total} judged`);
+    Object.assign(byId("progress"), { max: total, value: done });
+    byId("undo").disabled = !state.can_undo;
+    show(byId("asked"), question.query);
+    byId("asked").dir = "auto";
+    byId("asked").classList.toggle("long", question.query.length > 140);
+    byId("translation").hidden = question.translation === null;
+    byId("translation").dir = "auto";
+    show(byId("translation"), question.translation ?? "");
+    show(byId("left"), renderRanking(question.left, question.right, "ranking 2"));
+    show(byId("right"), renderRanking(question.right, question.left, "ranking 1"));
+    setExpanded(false);
+    byId("asked").focus({ preventScroll: true });
   } else {
-    show(at("end-told"), `You have judged ${many(done, "pair")} of rankings.`,
+    show(byId("end-told"), `You have judged ${pluralize(done, "pair")} of rankings.`,
       identical ? ` Where both rankings are the same (${identical}), nothing was asked.` : "");
-    at("undo-last").hidden = !state.can_undo;
-    at("end-title").focus({ preventScroll: true });
+    byId("undo-last").hidden = !state.can_undo;
+    byId("end-title").focus({ preventScroll: true });
   }
   scrollTo({ top: 0, behavior: "instant" });
-  watched = 0;
-  since = document.hidden ? null : performance.now();
+  visibleMilliseconds = 0;
+  visibleSince = document.hidden ? null : performance.now();
 }
 
-/** The passages of a ranking. `others`: those of the other one, to say where the same passage stands there. */
-function ranking(passages, others, there) {
-  const places = new Map(others.map((passage, place) => [passage.number, place + 1]));
+/** The passages of a ranking. `otherPassages`: those of the other one, to say where the same passage stands there. */
+function renderRanking(passages, otherPassages, otherName) {
+  const places = new Map(otherPassages.map((passage, place) => [passage.number, place + 1]));
   return passages.map(({ number, text, truncated }, place) => {
-    const id = `${there.at(-1)}-${place}`;
+    const id = `${otherName.at(-1)}-${place}`;
     const body = h("div", { class: "wording short", dir: "auto", id }, text);
     const more = h("button", { type: "button", class: "plain small more", "aria-expanded": "false", "aria-controls": id, hidden: true,
       onclick: () => expand(more, body, body.classList.contains("short")) });
@@ -99,94 +99,94 @@ function ranking(passages, others, there) {
       h("span", { class: "place", "aria-hidden": "true" }, place + 1),
       h("div", {}, body, h("div", { class: "under small soft" }, more,
         truncated && h("span", {}, "Only the beginning is shown."),
-        places.has(number) && h("span", {}, `no. ${places.get(number)} in ${there}`))));
+        places.has(number) && h("span", {}, `no. ${places.get(number)} in ${otherName}`))));
   });
 }
 
 /** The same passage on both sides, while it is pointed at. */
 function mark(number, on) {
-  const same = document.querySelectorAll(`.offered[data-number="${number}"]`);
-  same.forEach(item => item.classList.toggle("same", on && same.length > 1));
+  const sameItems = document.querySelectorAll(`.offered[data-number="${number}"]`);
+  sameItems.forEach(item => item.classList.toggle("same", on && sameItems.length > 1));
 }
 
-function expand(button, body, full) {
-  body.classList.toggle("short", !full);
-  button.setAttribute("aria-expanded", full);
-  show(button, full ? "Show less" : "Show all", h("span", { class: "unseen" }, ` of passage ${Number(body.id.split("-")[1]) + 1}`));
+function expand(button, body, isFull) {
+  body.classList.toggle("short", !isFull);
+  button.setAttribute("aria-expanded", isFull);
+  show(button, isFull ? "Show less" : "Show all", h("span", { class: "unseen" }, ` of passage ${Number(body.id.split("-")[1]) + 1}`));
 }
 
 /** All passages in full, or all short; where a short one shows everything, there is nothing to press. */
-function inFull(full) {
-  at("all").setAttribute("aria-pressed", full);
-  show(at("all"), full ? "Show all short" : "Show all in full", " ", h("kbd", {}, "X"));
+function setExpanded(isFull) {
+  byId("all").setAttribute("aria-pressed", isFull);
+  show(byId("all"), isFull ? "Show all short" : "Show all in full", " ", h("kbd", {}, "X"));
   const bodies = [...document.querySelectorAll(".sides .wording")];
   bodies.forEach(body => expand(body.parentElement.querySelector(".more"), body, false));
   const long = bodies.map(body => body.scrollHeight > body.clientHeight + 2);
   bodies.forEach((body, place) => {
     const more = body.parentElement.querySelector(".more");
     more.hidden = !long[place];
-    if (long[place]) expand(more, body, full);
+    if (long[place]) expand(more, body, isFull);
   });
-  at("all").disabled = !long.some(Boolean);
+  byId("all").disabled = !long.some(Boolean);
 }
 
-const allInFull = () => inFull(at("all").getAttribute("aria-pressed") !== "true");
+const toggleExpanded = () => setExpanded(byId("all").getAttribute("aria-pressed") !== "true");
 
-async function save() {
+async function saveJudgments() {
   try {
-    await download("/judge/judgments.jsonl", "judgments.jsonl");
-  } catch (refused) {
-    if (refused.status === undefined) throw refused;
-    failed(refused);
+    await downloadFile("/judge/judgments.jsonl", "judgments.jsonl");
+  } catch (error) {
+    if (error.status === undefined) throw error;
+    showError(error);
   }
 }
 
 document.addEventListener("keydown", event => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || at("work").hidden && at("end").hidden) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || byId("work").hidden && byId("end").hidden) return;
   if (event.target.closest("input, textarea, select, dialog")) return;
   const key = event.key.toLowerCase();
   if (key in KEYS) choose(KEYS[key]);
   else if (key === "u") undo();
-  else if (key === "x" && !at("work").hidden) allInFull();
+  else if (key === "x" && !byId("work").hidden) toggleExpanded();
   else return;
   event.preventDefault();
 });
 
 document.addEventListener("visibilitychange", () => {
-  if (document.hidden && since !== null) {
-    watched += performance.now() - since;
-    since = null;
-  } else if (!document.hidden) since ??= performance.now();
+  if (document.hidden && visibleSince !== null) {
+    visibleMilliseconds += performance.now() - visibleSince;
+    visibleSince = null;
+  } else if (!document.hidden) visibleSince ??= performance.now();
 });
 
 document.querySelectorAll("[data-choice]").forEach(button => button.addEventListener("click", () => choose(button.dataset.choice)));
-at("undo").addEventListener("click", undo);
-at("undo-last").addEventListener("click", undo);
-at("all").addEventListener("click", allInFull);
-at("download").addEventListener("click", save);
-at("leave").addEventListener("click", () => {
-  localStorage.removeItem(KEPT);
+byId("undo").addEventListener("click", undo);
+byId("undo-last").addEventListener("click", undo);
+byId("all").addEventListener("click", toggleExpanded);
+byId("download").addEventListener("click", saveJudgments);
+byId("leave").addEventListener("click", () => {
+  localStorage.removeItem(NAME_STORAGE);
   location.reload();
 });
-at("enter").addEventListener("submit", event => {
+byId("enter").addEventListener("submit", event => {
   event.preventDefault();
-  judge = at("name").value.trim();
+  judge = byId("name").value.trim();
   if (!judge) return;
-  localStorage.setItem(KEPT, judge);
-  begin();
+  localStorage.setItem(NAME_STORAGE, judge);
+  loadNext();
 });
 let width = innerWidth;
 addEventListener("resize", () => { // a phone's bars come and go: only the width says how long texts are
-  if (width !== innerWidth && state?.question) inFull(at("all").getAttribute("aria-pressed") === "true");
+  if (width !== innerWidth && state?.question) setExpanded(byId("all").getAttribute("aria-pressed") === "true");
   width = innerWidth;
 });
 
 try {
-  const rooms = await got("/page/rooms.json");
-  if (!rooms.includes("judge")) only("none");
-  else if (judge) begin();
-  else only("welcome");
-} catch (refused) {
-  if (refused.status === undefined) throw refused;
-  failed(refused);
+  const routeGroups = await getJson("/page/rooms.json");
+  if (!routeGroups.includes("judge")) showSection("none");
+  else if (judge) loadNext();
+  else showSection("welcome");
+} catch (error) {
+  if (error.status === undefined) throw error;
+  showError(error);
 }

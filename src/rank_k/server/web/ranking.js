@@ -1,8 +1,8 @@
 // A ranking as a list that rearranges itself under the reader's eyes.
 
-import { h, hue } from "/page/dom.js";
+import { h, hueClass } from "/page/dom.js";
 
-const CALM = matchMedia("(prefers-reduced-motion: reduce)");
+const REDUCED_MOTION = matchMedia("(prefers-reduced-motion: reduce)");
 
 /** Shows `passages` (texts) in `list`, an `ol`. They are named by their place, from 0, in which they came. */
 export class RankingList {
@@ -14,15 +14,15 @@ export class RankingList {
 
   /** `tiers`: places, best first, those of one tier level. */
   set(tiers) {
-    const before = new Map(this.rows.map(row => [row, row.element.getBoundingClientRect().top]));
+    const previousTops = new Map(this.rows.map(row => [row, row.element.getBoundingClientRect().top]));
     let rank = 0;
-    const order = tiers.flatMap(tier => tier.map((place, at) => this.rows[place].moved((rank += 1), at > 0, at < tier.length - 1)));
+    const order = tiers.flatMap(tier => tier.map((place, index) => this.rows[place].update((rank += 1), index > 0, index < tier.length - 1)));
     this.list.replaceChildren(...order.map(row => row.element));
-    if (CALM.matches) return;
+    if (REDUCED_MOTION.matches) return;
     for (const row of order) {
-      const way = before.get(row) - row.element.getBoundingClientRect().top;
-      if (before.get(row) && way) {
-        row.element.animate([{ transform: `translateY(${way}px)` }, { transform: "none" }], { duration: 450, easing: "ease" });
+      const offset = previousTops.get(row) - row.element.getBoundingClientRect().top;
+      if (previousTops.get(row) && offset) {
+        row.element.animate([{ transform: `translateY(${offset}px)` }, { transform: "none" }], { duration: 450, easing: "ease" });
       }
     }
   }
@@ -47,7 +47,7 @@ class Row {
     this.move = h("span", { class: "move n" });
     this.button = h("button", { type: "button", class: "text", dir: "auto", "aria-expanded": "false", onclick: () => this.open() },
       text.trim() || "(empty)");
-    this.element = h("li", { class: hue(place + 1) }, this.rank, h("span", { class: "dot", "aria-hidden": "true" }), this.button, this.move);
+    this.element = h("li", { class: hueClass(place + 1) }, this.rank, h("span", { class: "dot", "aria-hidden": "true" }), this.button, this.move);
   }
 
   open() {
@@ -55,7 +55,7 @@ class Row {
     this.button.setAttribute("aria-expanded", String(open));
   }
 
-  moved(rank, level, levelWithNext) {
+  update(rank, level, levelWithNext) {
     const up = this.place + 1 - rank;
     this.rank.replaceChildren(level ? h("span", { class: "tie", title: "level with the one above" }, "=") : "", String(rank));
     this.element.classList.toggle("level", level);

@@ -1,230 +1,230 @@
 // Runs: what a journal holds. The address says what is looked at: #run=…&query=…&round=…&window=…
 
-import { got } from "/page/api.js";
-import { drawn } from "/page/bump.js";
-import { at, h, hue, many, seconds, show, whole } from "/page/dom.js";
-import { oneTabStop } from "/page/keys.js";
-import { windowShown } from "/page/window.js";
+import { getJson } from "/page/api.js";
+import { drawBumpChart } from "/page/bump.js";
+import { byId, h, hueClass, pluralize, formatSeconds, show, formatInteger } from "/page/dom.js";
+import { makeSingleTabStop } from "/page/keys.js";
+import { renderWindow } from "/page/window.js";
 
-const MOST = 25; // rows of a chart, unless all are asked for
+const MAX_ROWS = 25; // rows of a chart, unless all are asked for
 let runs = [];
-let looked = 0; // what is asked for last is what is shown, however late the rest comes
-let shownQuery = null;
+let latestRequest = 0; // what is asked for last is what is shown, however late the rest comes
+let currentQuery = null;
 
-const here = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
-const hash = told => `#${new URLSearchParams(Object.entries(told).filter(([, value]) => value !== undefined && value !== ""))}`;
-const when = time => time === null ? "" : new Date(1000 * time).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
-const rethrown = error => { if (error.name !== "AbortError") failed(error); };
+const readLocation = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+const makeHash = params => `#${new URLSearchParams(Object.entries(params).filter(([, value]) => value !== undefined && value !== ""))}`;
+const formatTime = time => time === null ? "" : new Date(1000 * time).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
+const handleError = error => { if (error.name !== "AbortError") showError(error); };
 
-async function look() {
-  const told = here();
-  const turn = (looked += 1);
+async function showLocation() {
+  const params = readLocation();
+  const requestNumber = (latestRequest += 1);
   try {
-    await (told.query === undefined ? listed(told, turn) : queried(told, turn));
+    await (params.query === undefined ? showList(params, requestNumber) : showQuery(params, requestNumber));
   } catch (error) {
-    rethrown(error);
+    handleError(error);
   }
 }
 
-function failed(error) {
-  at("list").hidden = false;
-  at("found").hidden = at("one").hidden = true;
-  show(at("silent"), error.message);
-  at("silent").hidden = false;
+function showError(error) {
+  byId("list").hidden = false;
+  byId("found").hidden = byId("one").hidden = true;
+  show(byId("silent"), error.message);
+  byId("silent").hidden = false;
   if (!("status" in error)) throw error;
 }
 
 // --- the list ---
 
-async function listed(told, turn) {
-  const journal = await runsRead();
-  if (turn !== looked) return;
-  const run = told.run === undefined ? runs[0] : runs.find(({ run }) => run === told.run);
-  at("one").hidden = true;
-  at("list").hidden = false;
-  at("silent").hidden = Boolean(run);
-  at("found").hidden = !run;
+async function showList(params, requestNumber) {
+  const journal = await readRuns();
+  if (requestNumber !== latestRequest) return;
+  const run = params.run === undefined ? runs[0] : runs.find(({ run }) => run === params.run);
+  byId("one").hidden = true;
+  byId("list").hidden = false;
+  byId("silent").hidden = Boolean(run);
+  byId("found").hidden = !run;
   document.title = "Runs · Rank-K";
-  show(at("journal"), journal);
+  show(byId("journal"), journal);
   if (!run) {
-    if (journal === null) show(at("silent"), "This server keeps its calls where they cannot be looked at. Give it a --journal FILE.");
-    else if (!runs.length) show(at("silent"), "Nothing has been asked yet. What is asked in Try, or by any client of this server, is found here.");
-    else show(at("silent"), ["This journal has no such run. ", h("a", { href: "/runs" }, "Look at the latest one")]);
+    if (journal === null) show(byId("silent"), "This server keeps its calls where they cannot be looked at. Give it a --journal FILE.");
+    else if (!runs.length) show(byId("silent"), "Nothing has been asked yet. What is asked in Try, or by any client of this server, is found here.");
+    else show(byId("silent"), ["This journal has no such run. ", h("a", { href: "/runs" }, "Look at the latest one")]);
     return;
   }
-  show(at("run"), runs.map(each => h("option", { value: each.run, selected: each === run }, `${titleOf(each)} · ${when(each.started_at)} · ${many(each.queries, "query", "queries")}`)));
-  at("find").value = told.find ?? "";
-  settingsShown(run.settings);
-  const offset = Number(told.offset ?? 0);
-  const page = await got(`/journal/queries?${new URLSearchParams({ run: run.run, find: told.find ?? "", offset })}`);
-  if (turn !== looked) return;
-  show(at("queries"), page.queries.map(query => rowOf(query)));
-  at("none").hidden = page.queries.length > 0;
+  show(byId("run"), runs.map(listedRun => h("option", { value: listedRun.run, selected: listedRun === run }, `${runTitle(listedRun)} · ${formatTime(listedRun.started_at)} · ${pluralize(listedRun.queries, "query", "queries")}`)));
+  byId("find").value = params.find ?? "";
+  showSettings(run.settings);
+  const offset = Number(params.offset ?? 0);
+  const page = await getJson(`/journal/queries?${new URLSearchParams({ run: run.run, find: params.find ?? "", offset })}`);
+  if (requestNumber !== latestRequest) return;
+  show(byId("queries"), page.queries.map(query => renderRow(query)));
+  byId("none").hidden = page.queries.length > 0;
   const last = offset + page.queries.length;
-  at("pager").hidden = page.total <= page.queries.length;
-  show(at("place"), `${whole(offset + 1)}–${whole(last)} of ${whole(page.total)}`);
-  at("back").disabled = offset === 0;
-  at("on").disabled = last >= page.total;
+  byId("pager").hidden = page.total <= page.queries.length;
+  show(byId("place"), `${formatInteger(offset + 1)}–${formatInteger(last)} of ${formatInteger(page.total)}`);
+  byId("back").disabled = offset === 0;
+  byId("on").disabled = last >= page.total;
   const size = Math.max(page.queries.length, 50);
-  at("back").onclick = () => { location.hash = hash({ ...told, run: run.run, offset: Math.max(offset - size, 0) }); };
-  at("on").onclick = () => { location.hash = hash({ ...told, run: run.run, offset: last }); };
+  byId("back").onclick = () => { location.hash = makeHash({ ...params, run: run.run, offset: Math.max(offset - size, 0) }); };
+  byId("on").onclick = () => { location.hash = makeHash({ ...params, run: run.run, offset: last }); };
 }
 
 /** Read all runs anew, older ones only where some are not known yet. Returns the journal's name. */
-async function runsRead() {
-  const first = await got("/journal/runs");
-  const others = runs.filter(({ run }) => first.runs.every(each => each.run !== run));
-  const found = first.runs;
-  if (found.length + others.length === first.total) found.push(...others);
-  while (found.length < first.total) {
-    const { runs: more } = await got(`/journal/runs?offset=${found.length}`);
+async function readRuns() {
+  const first = await getJson("/journal/runs");
+  const others = runs.filter(({ run }) => first.runs.every(listedRun => listedRun.run !== run));
+  const readSoFar = first.runs;
+  if (readSoFar.length + others.length === first.total) readSoFar.push(...others);
+  while (readSoFar.length < first.total) {
+    const { runs: more } = await getJson(`/journal/runs?offset=${readSoFar.length}`);
     if (!more.length) break;
-    found.push(...more);
+    readSoFar.push(...more);
   }
-  runs = found;
+  runs = readSoFar;
   return first.journal;
 }
 
 /** What a run is called: what it read or wrote, or that it is of single queries. */
-function titleOf({ settings, run }) {
+function runTitle({ settings, run }) {
   const file = [settings.output, settings.run, settings.cell].find(value => typeof value === "string");
   return settings.made ?? (file ? file.split("/").at(-1) : run);
 }
 
-function settingsShown(settings) {
-  const told = Object.entries(settings).filter(([name, value]) => value !== null && value !== "" && value !== false && name !== "name");
-  show(at("settings"), told.map(([name, value]) =>
+function showSettings(settings) {
+  const shownSettings = Object.entries(settings).filter(([name, value]) => value !== null && value !== "" && value !== false && name !== "name");
+  show(byId("settings"), shownSettings.map(([name, value]) =>
     [h("dt", {}, name.replaceAll("_", " ")), h("dd", { dir: "auto" }, typeof value === "object" ? JSON.stringify(value) : String(value))]));
 }
 
-function rowOf(query) {
-  const mended = Object.entries(query.repairs).map(([kind, count]) => `${kind.replaceAll("_", " ")} ${count}`).join(", ");
+function renderRow(query) {
+  const repairs = Object.entries(query.repairs).map(([kind, count]) => `${kind.replaceAll("_", " ")} ${count}`).join(", ");
   return h("tr", {},
     h("th", { scope: "row" },
-      h("a", { href: hash({ run: query.run, query: query.position }), dir: "auto" }, query.text?.trim() || query.query_id || "(no text)"),
-      h("span", { class: "soft small" }, [query.query_id, when(query.opened_at), query.finished ? null : "no ranking yet"].filter(Boolean).join(" · "))),
-    h("td", { class: "n wide" }, whole(query.passages)), h("td", { class: "n" }, whole(query.rounds)), h("td", { class: "n" }, whole(query.windows)),
-    h("td", { class: "small wide" }, mended || "–"));
+      h("a", { href: makeHash({ run: query.run, query: query.position }), dir: "auto" }, query.text?.trim() || query.query_id || "(no text)"),
+      h("span", { class: "soft small" }, [query.query_id, formatTime(query.opened_at), query.finished ? null : "no ranking yet"].filter(Boolean).join(" · "))),
+    h("td", { class: "n wide" }, formatInteger(query.passages)), h("td", { class: "n" }, formatInteger(query.rounds)), h("td", { class: "n" }, formatInteger(query.windows)),
+    h("td", { class: "small wide" }, repairs || "–"));
 }
 
 // --- one query ---
 
-async function queried(told, turn) {
-  const key = `${told.run} ${told.query}`;
-  if (at("one").hidden || shownQuery.key !== key) {
-    const query = await got(`/journal/query?${new URLSearchParams({ run: told.run ?? "", position: told.query })}`);
-    if (turn !== looked) return;
-    shownQuery = { key, query, hues: huesOf(query) };
-    at("list").hidden = true;
-    at("one").hidden = false;
-    queryShown(query, told);
-    if (told.round === undefined) at("text").focus({ preventScroll: true });
+async function showQuery(params, requestNumber) {
+  const key = `${params.run} ${params.query}`;
+  if (byId("one").hidden || currentQuery.key !== key) {
+    const query = await getJson(`/journal/query?${new URLSearchParams({ run: params.run ?? "", position: params.query })}`);
+    if (requestNumber !== latestRequest) return;
+    currentQuery = { key, query, hues: assignHues(query) };
+    byId("list").hidden = true;
+    byId("one").hidden = false;
+    renderQuery(query, params);
+    if (params.round === undefined) byId("text").focus({ preventScroll: true });
   }
-  await windowAt(told, turn);
+  await showWindow(params, requestNumber);
 }
 
 /** By doc id: the best twelve have colors of their own. */
-function huesOf({ passages, ranking, rounds }) {
+function assignHues({ passages, ranking, rounds }) {
   const order = (ranking ?? rounds.at(-1) ?? []).flat();
-  return new Map(order.map((place, rank) => [passages[place].doc_id, hue(rank + 1)]));
+  return new Map(order.map((place, rank) => [passages[place].doc_id, hueClass(rank + 1)]));
 }
 
-const hueOf = id => shownQuery.hues.get(id) ?? "";
+const hueOfDocument = id => currentQuery.hues.get(id) ?? "";
 
-function queryShown(query, told) {
+function renderQuery(query, params) {
   const { windows, rounds, ranking, passages } = query;
   document.title = `${query.text ?? query.query_id} · Rank-K`;
-  show(at("text"), query.text?.trim() || query.query_id);
-  at("up").href = hash({ run: query.run });
+  show(byId("text"), query.text?.trim() || query.query_id);
+  byId("up").href = makeHash({ run: query.run });
   const tokens = windows.reduce((sum, window) => sum + window.prompt_tokens + window.completion_tokens, 0);
-  const took = windows.reduce((sum, window) => sum + window.seconds, 0);
-  show(at("facts"), [query.query_id, many(passages.length, "passage"), many(new Set(windows.map(w => w.round)).size, "round"),
-    many(windows.length, "window"), many(tokens, "token"), `${seconds(took)} of the model's time`, when(query.opened_at)].filter(Boolean).join(" · "));
+  const totalSeconds = windows.reduce((sum, window) => sum + window.seconds, 0);
+  show(byId("facts"), [query.query_id, pluralize(passages.length, "passage"), pluralize(new Set(windows.map(w => w.round)).size, "round"),
+    pluralize(windows.length, "window"), pluralize(tokens, "token"), `${formatSeconds(totalSeconds)} of the model's time`, formatTime(query.opened_at)].filter(Boolean).join(" · "));
   const state = !query.finished ? "No ranking yet: it is under way (reload the page to see more), or was ended before it had one."
     : rounds.length || passages.length < 2 ? "" : "This journal was begun by an older version, which did not keep how rankings stood between rounds.";
-  at("state").hidden = !state;
-  show(at("state"), state);
-  windowsShown(query, chartShown(query, MOST), told);
+  byId("state").hidden = !state;
+  show(byId("state"), state);
+  renderWindows(query, renderChart(query, MAX_ROWS), params);
 }
 
-function chartShown(query, most) {
+function renderChart(query, maxRows) {
   const { passages, rounds, ranking, windows } = query;
-  const asked = round => new Set(windows.filter(window => window.round === round).flatMap(window => window.shown));
-  const columns = rounds.map((tiers, round) => ({ label: round ? String(round) : "first", tiers, asked: asked(round) }));
-  if (ranking) columns.push({ label: "end", tiers: ranking, asked: new Set() });
-  at("all").hidden = passages.length <= MOST;
-  show(at("all"), most === MOST ? `Show all ${whole(passages.length)}` : `Show the best ${MOST}`);
-  at("all").onclick = () => chartShown(query, most === MOST ? passages.length : MOST);
+  const comparedIn = round => new Set(windows.filter(window => window.round === round).flatMap(window => window.shown));
+  const columns = rounds.map((tiers, round) => ({ label: round ? String(round) : "first", tiers, compared: comparedIn(round) }));
+  if (ranking) columns.push({ label: "end", tiers: ranking, compared: new Set() });
+  byId("all").hidden = passages.length <= MAX_ROWS;
+  show(byId("all"), maxRows === MAX_ROWS ? `Show all ${formatInteger(passages.length)}` : `Show the best ${MAX_ROWS}`);
+  byId("all").onclick = () => renderChart(query, maxRows === MAX_ROWS ? passages.length : MAX_ROWS);
   if (!columns.length) {
-    show(at("chart"));
-    show(at("ranking"));
+    show(byId("chart"));
+    show(byId("ranking"));
     return null;
   }
-  const chart = drawn(at("chart"), at("ranking"), {
-    columns, most,
-    passages: passages.map(({ doc_id: name, text }) => ({ name, text, hue: hueOf(name) })),
-    follow: (place, ranks) => {
-      at("followed").hidden = place === null;
+  const chart = drawBumpChart(byId("chart"), byId("ranking"), {
+    columns, maxRows,
+    passages: passages.map(({ doc_id: name, text }) => ({ name, text, hue: hueOfDocument(name) })),
+    onFollow: (place, ranks) => {
+      byId("followed").hidden = place === null;
       if (place === null) return;
       const { doc_id: name, text } = passages[place];
-      show(at("followed"), h("span", { class: `dot ${hueOf(name)}`, "aria-hidden": "true" }), h("b", {}, name), " ", h("span", { class: "n" }, ranks.filter((rank, at) => rank !== ranks[at - 1]).join(" → ")), h("span", { class: "soft", dir: "auto" }, text ?? ""));
+      show(byId("followed"), h("span", { class: `dot ${hueOfDocument(name)}`, "aria-hidden": "true" }), h("b", {}, name), " ", h("span", { class: "n" }, ranks.filter((rank, index) => rank !== ranks[index - 1]).join(" → ")), h("span", { class: "soft", dir: "auto" }, text ?? ""));
     },
   });
-  oneTabStop(at("ranking"), "button.passage");
+  makeSingleTabStop(byId("ranking"), "button.passage");
   return chart;
 }
 
-function windowsShown({ windows, run, position }, chart, told) {
-  const byRound = Map.groupBy ? Map.groupBy(windows, window => window.round) : grouped(windows);
-  show(at("windows"), [...byRound].map(([round, all]) => h("div", { class: "round" }, h("span", { class: "soft small n" }, `Round ${round + 1}`),
+function renderWindows({ windows, run, position }, chart, params) {
+  const byRound = Map.groupBy ? Map.groupBy(windows, window => window.round) : groupByRound(windows);
+  show(byId("windows"), [...byRound].map(([round, all]) => h("div", { class: "round" }, h("span", { class: "soft small n" }, `Round ${round + 1}`),
     h("div", { class: "row" }, all.map(window => {
-      const bad = !window.orders.some(order => order.ranked);
-      const mended = Object.values(window.repairs).reduce((sum, count) => sum + count, 0);
-      const words = `${many(window.shown.length, "passage")}, ${many(window.completion_tokens, "token")}`;
+      const isUnranked = !window.orders.some(order => order.ranked);
+      const repairCount = Object.values(window.repairs).reduce((sum, count) => sum + count, 0);
+      const summary = `${pluralize(window.shown.length, "passage")}, ${pluralize(window.completion_tokens, "token")}`;
       const mark = set => chart?.mark(set);
       return h("a", {
-        class: `button chip${bad ? " bad" : ""}`, href: hash({ run, query: position, round, window: window.window }),
+        class: `button chip${isUnranked ? " bad" : ""}`, href: makeHash({ run, query: position, round, window: window.window }),
         onfocus: () => mark(new Set(window.shown)), onblur: () => mark(null), onpointerenter: () => mark(new Set(window.shown)), onpointerleave: () => mark(null),
         "data-window": `${round}.${window.window}`,
-      }, h("b", {}, String(window.window + 1)), h("span", { class: "soft small n" }, words), bad ? h("span", { class: "small error" }, "no answer") : mended > 0 && h("span", { class: "small soft" }, many(mended, "repair")));
+      }, h("b", {}, String(window.window + 1)), h("span", { class: "soft small n" }, summary), isUnranked ? h("span", { class: "small error" }, "no answer") : repairCount > 0 && h("span", { class: "small soft" }, pluralize(repairCount, "repair")));
     })))));
 }
 
-async function windowAt(told, turn) {
-  at("window").hidden = true;
-  for (const chip of at("windows").querySelectorAll(".chip")) {
-    if (chip.dataset.window === `${told.round}.${told.window}`) chip.setAttribute("aria-current", "true");
+async function showWindow(params, requestNumber) {
+  byId("window").hidden = true;
+  for (const chip of byId("windows").querySelectorAll(".chip")) {
+    if (chip.dataset.window === `${params.round}.${params.window}`) chip.setAttribute("aria-current", "true");
     else chip.removeAttribute("aria-current");
   }
-  if (told.round === undefined) return;
-  const asked = new URLSearchParams({ run: told.run, position: told.query, round: told.round, window: told.window });
-  const found = await got(`/journal/window?${asked}`);
-  if (turn !== looked) return;
-  windowShown(found, hueOf);
-  at("window").hidden = false;
-  at("window").scrollIntoView();
-  at("window-title").focus({ preventScroll: true });
+  if (params.round === undefined) return;
+  const parameters = new URLSearchParams({ run: params.run, position: params.query, round: params.round, window: params.window });
+  const record = await getJson(`/journal/window?${parameters}`);
+  if (requestNumber !== latestRequest) return;
+  renderWindow(record, hueOfDocument);
+  byId("window").hidden = false;
+  byId("window").scrollIntoView();
+  byId("window-title").focus({ preventScroll: true });
 }
 
-function grouped(windows) {
-  const found = new Map();
-  for (const window of windows) found.set(window.round, [...(found.get(window.round) ?? []), window]);
-  return found;
+function groupByRound(windows) {
+  const groups = new Map();
+  for (const window of windows) groups.set(window.round, [...(groups.get(window.round) ?? []), window]);
+  return groups;
 }
 
-at("run").addEventListener("change", () => { location.hash = hash({ run: at("run").value }); });
-at("pick").addEventListener("submit", event => {
+byId("run").addEventListener("change", () => { location.hash = makeHash({ run: byId("run").value }); });
+byId("pick").addEventListener("submit", event => {
   event.preventDefault();
-  location.hash = hash({ run: at("run").value, find: at("find").value.trim() });
+  location.hash = makeHash({ run: byId("run").value, find: byId("find").value.trim() });
 });
-at("find").addEventListener("search", () => { if (!at("find").value && here().find) location.hash = hash({ run: at("run").value }); });
-at("again").addEventListener("click", () => { runs = []; look(); });
-addEventListener("hashchange", look);
+byId("find").addEventListener("search", () => { if (!byId("find").value && readLocation().find) location.hash = makeHash({ run: byId("run").value }); });
+byId("again").addEventListener("click", () => { runs = []; showLocation(); });
+addEventListener("hashchange", showLocation);
 let width = innerWidth;
 addEventListener("resize", () => {
-  if (shownQuery && !at("one").hidden && Math.abs(innerWidth - width) > 40) {
+  if (currentQuery && !byId("one").hidden && Math.abs(innerWidth - width) > 40) {
     width = innerWidth;
-    chartShown(shownQuery.query, MOST);
+    renderChart(currentQuery.query, MAX_ROWS);
   }
 });
-look();
+showLocation();

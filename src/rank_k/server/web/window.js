@@ -1,8 +1,8 @@
 // A window: what was shown, what was thought and answered, how that was read.
 
-import { at, h, many, seconds, show, whole } from "/page/dom.js";
-import { oneTabStop } from "/page/keys.js";
-import { orderShown, withMentions } from "/page/mentions.js";
+import { byId, h, pluralize, formatSeconds, show, formatInteger } from "/page/dom.js";
+import { makeSingleTabStop } from "/page/keys.js";
+import { renderOrder, renderMentions } from "/page/mentions.js";
 
 const PURPOSES = {
   ask: "Asked", direct: "Asked for the order at once", close: "Asked for the order, the thought being over",
@@ -25,15 +25,15 @@ const REPAIRS = {
 };
 
 /** `hueOf(doc id)`: a passage's color. */
-export function windowShown(told, hueOf) {
-  const { passages, calls, orders, repairs } = told;
-  show(at("window-title"), `Round ${told.round + 1}, window ${told.window + 1}`);
+export function renderWindow(record, hueOf) {
+  const { passages, calls, orders, repairs } = record;
+  show(byId("window-title"), `Round ${record.round + 1}, window ${record.window + 1}`);
   const tokens = calls.reduce((sum, call) => sum + call.prompt_tokens + call.completion_tokens, 0);
-  const took = calls.reduce((sum, call) => sum + call.seconds, 0);
-  show(at("window-facts"), [many(passages.length, "passage"), many(calls.length, "call"), many(tokens, "token"), seconds(took),
-    `ranks ${told.reach[0]} to ${told.reach[1]} depend on it`].join(" · "));
-  show(at("repairs"), Object.entries(repairs).map(([kind, count]) =>
-    h("li", {}, h("span", { class: "n" }, `${whole(count)} × `), REPAIRS[kind] ?? kind.replaceAll("_", " "))));
+  const totalSeconds = calls.reduce((sum, call) => sum + call.seconds, 0);
+  show(byId("window-facts"), [pluralize(passages.length, "passage"), pluralize(calls.length, "call"), pluralize(tokens, "token"), formatSeconds(totalSeconds),
+    `ranks ${record.reach[0]} to ${record.reach[1]} depend on it`].join(" · "));
+  show(byId("repairs"), Object.entries(repairs).map(([kind, count]) =>
+    h("li", {}, h("span", { class: "n" }, `${formatInteger(count)} × `), REPAIRS[kind] ?? kind.replaceAll("_", " "))));
 
   const rows = passages.map((passage, place) => {
     const text = h("button", {
@@ -43,10 +43,10 @@ export function windowShown(told, hueOf) {
     return h("li", { class: hueOf(passage.doc_id) }, h("span", { class: "number n" }, `[${place + 1}]`),
       h("div", {}, text, h("span", { class: "soft small" }, passage.doc_id)));
   });
-  show(at("shown"), rows);
-  oneTabStop(at("shown"), "button.text");
+  show(byId("shown"), rows);
+  makeSingleTabStop(byId("shown"), "button.text");
 
-  const meant = place => place === undefined ? null : {
+  const passageTarget = place => place === undefined ? null : {
     hue: hueOf(passages[place].doc_id), title: (passages[place].text ?? passages[place].doc_id).slice(0, 160),
     go: () => {
       for (const row of rows) row.classList.toggle("on", row === rows[place]);
@@ -55,32 +55,32 @@ export function windowShown(told, hueOf) {
     },
   };
   const likelihoods = calls.length > 0 && calls.every(call => call.purpose === "likelihood");
-  show(at("calls"), likelihoods ? likelihoodsShown(calls, meant) : calls.map(call => callShown(call, meant)),
+  show(byId("calls"), likelihoods ? renderLikelihoods(calls, passageTarget) : calls.map(call => renderCall(call, passageTarget)),
     orders.map((order, number) => h("section", {}, h("h3", {}, orders.length > 1 ? `Read as, ${number + 1}` : "Read as"),
-      order.ranked ? orderShown(order.tiers, place => place + 1, n => meant(n - 1)) : h("p", { class: "error" }, "No usable answer: the window kept its order."))));
-  for (const box of at("calls").querySelectorAll(".words, .order")) oneTabStop(box, "button.mention");
+      order.ranked ? renderOrder(order.tiers, place => place + 1, n => passageTarget(n - 1)) : h("p", { class: "error" }, "No usable answer: the window kept its order."))));
+  for (const box of byId("calls").querySelectorAll(".words, .order")) makeSingleTabStop(box, "button.mention");
 }
 
-function callShown(call, meant) {
-  const passage = n => meant(call.shown[n - 1]);
-  const words = (title, text, kind) => text && [h("h4", {}, title), h("div", { class: `words ${kind}`, dir: "auto" }, withMentions(text, passage))];
-  const facts = [`${whole(call.prompt_tokens)} tokens in${call.cached_tokens ? ` (${whole(call.cached_tokens)} cached)` : ""}`,
-    `${whole(call.completion_tokens)} out${call.estimated ? " (estimated)" : ""}`, seconds(call.seconds),
+function renderCall(call, passageTarget) {
+  const passage = n => passageTarget(call.shown[n - 1]);
+  const words = (title, text, kind) => text && [h("h4", {}, title), h("div", { class: `words ${kind}`, dir: "auto" }, renderMentions(text, passage))];
+  const facts = [`${formatInteger(call.prompt_tokens)} tokens in${call.cached_tokens ? ` (${formatInteger(call.cached_tokens)} cached)` : ""}`,
+    `${formatInteger(call.completion_tokens)} out${call.estimated ? " (estimated)" : ""}`, formatSeconds(call.seconds),
     call.finish_reason && call.finish_reason !== "stop" ? `ended: ${call.finish_reason}` : null, call.model];
   return h("section", {}, h("h3", {}, PURPOSES[call.purpose] ?? call.purpose), h("p", { class: "soft small n" }, facts.filter(Boolean).join(" · ")),
     words("Thought", call.reasoning, "thought"), words("Answer", call.text, "said-last"),
     h("details", {}, h("summary", {}, "The prompt"), call.messages.map(({ role, content }) =>
-      h("div", { class: "prompt" }, h("p", { class: "soft small" }, role), h("div", { class: "words mono", dir: "auto" }, withMentions(content, passage))))));
+      h("div", { class: "prompt" }, h("p", { class: "soft small" }, role), h("div", { class: "words mono", dir: "auto" }, renderMentions(content, passage))))));
 }
 
 /** One call for each passage: a bar for each, the likeliest first. */
-function likelihoodsShown(calls, meant) {
-  const told = calls.filter(call => call.likelihood !== null && call.shown.length).sort((a, b) => b.likelihood - a.likelihood);
-  const [best, worst] = [told[0]?.likelihood ?? 0, told.at(-1)?.likelihood ?? 0];
+function renderLikelihoods(calls, passageTarget) {
+  const scoredCalls = calls.filter(call => call.likelihood !== null && call.shown.length).sort((a, b) => b.likelihood - a.likelihood);
+  const [best, worst] = [scoredCalls[0]?.likelihood ?? 0, scoredCalls.at(-1)?.likelihood ?? 0];
   return h("section", {}, h("h3", {}, "Log-probability of the query after each passage"),
-    h("ol", { class: "likelihoods" }, told.map(call => {
+    h("ol", { class: "likelihoods" }, scoredCalls.map(call => {
       const share = best === worst ? 1 : .04 + .96 * (call.likelihood - worst) / (best - worst);
-      const { hue, title, go } = meant(call.shown[0]);
+      const { hue, title, go } = passageTarget(call.shown[0]);
       const bar = h("span", { class: "bar", "aria-hidden": "true" });
       bar.style.width = `${100 * share}%`;
       return h("li", { class: hue }, h("button", { type: "button", class: `mention ${hue}`, title, onclick: go }, `[${call.shown[0] + 1}]`),
