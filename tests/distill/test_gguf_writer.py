@@ -66,7 +66,7 @@ def trained_adapter() -> TrainedWeights:
 
 def read_tensors(path: Path) -> dict[str, Any]:
     reader = gguf.GGUFReader(str(path))
-    return {each.name: gguf.quants.dequantize(each.data, each.tensor_type) for each in reader.tensors}
+    return {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
 
 
 def test_interleave_rotary_rows_pairs_halves() -> None:
@@ -106,12 +106,12 @@ def test_write_full_model_adds_the_adapter(tiny_gguf: Path, tmp_path: Path) -> N
 def test_write_full_model_quantizes_within_tolerance(
     tiny_gguf: Path, tmp_path: Path, kind: str, tolerance: float
 ) -> None:
-    full, small = tmp_path / "full.gguf", tmp_path / "small.gguf"
-    write_full_model(tiny_gguf, trained_adapter(), full, "F16", "x")
-    write_full_model(tiny_gguf, trained_adapter(), small, kind, "x")
-    assert small.stat().st_size < full.stat().st_size
-    stored = read_tensors(small)
-    for name, values in read_tensors(full).items():
+    full_gguf, quantized_gguf = tmp_path / "full.gguf", tmp_path / "small.gguf"
+    write_full_model(tiny_gguf, trained_adapter(), full_gguf, "F16", "x")
+    write_full_model(tiny_gguf, trained_adapter(), quantized_gguf, kind, "x")
+    assert quantized_gguf.stat().st_size < full_gguf.stat().st_size
+    stored = read_tensors(quantized_gguf)
+    for name, values in read_tensors(full_gguf).items():
         assert np.abs(stored[name] - values).max() < tolerance * max(np.abs(values).max(), 1e-6), name
 
 

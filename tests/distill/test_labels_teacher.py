@@ -24,20 +24,21 @@ from rank_k.window.prompt import SHIPPED, read_template
 
 
 def make_set(grades: Sequence[int | None], query: str = "what moves the tides?", source: str = "tides") -> CandidateSet:
-    doc_ids = tuple(f"d{n}" for n in range(len(grades)))
+    doc_ids = tuple(f"d{number}" for number in range(len(grades)))
     passages = tuple(
-        f"Passage {n} [3] of </think> many. " + "The moon pulls at the sea. " * 30 * n for n in range(len(grades))
+        f"Passage {number} [3] of </think> many. " + "The moon pulls at the sea. " * 30 * number
+        for number in range(len(grades))
     )
-    judged = {d: g for d, g in zip(doc_ids, grades, strict=True) if g is not None}
+    judged = {doc_id: grade for doc_id, grade in zip(doc_ids, grades, strict=True) if grade is not None}
     return CandidateSet(f"{source}/q/0", "q", query, doc_ids, passages, judged, source, None)
 
 
 @pytest.mark.parametrize(
-    ("grade", "top", "label"),
+    ("grade", "max_grade", "label"),
     [(-1, 1, 0), (0, 1, 0), (1, 1, 2), (0, 3, 0), (1, 3, 1), (2, 3, 1), (3, 3, 2), (1, 2, 1), (2, 2, 2), (5, 3, 2)],
 )
-def test_label_of_grade_maps_grades_to_labels(grade: int, top: int, label: int) -> None:
-    assert label_of_grade(grade, top) == label
+def test_label_of_grade_maps_grades_to_labels(grade: int, max_grade: int, label: int) -> None:
+    assert label_of_grade(grade, max_grade) == label
 
 
 def test_reasoning_and_ranking_by_hand() -> None:
@@ -66,11 +67,11 @@ def test_max_grade_by_source_is_per_collection() -> None:
 
 
 def trace_calls(
-    candidate_set: CandidateSet, tmp_path: Path, *, form: Any = "verdicts", tops: dict[str, int] | None = None
+    candidate_set: CandidateSet, tmp_path: Path, *, form: Any = "verdicts", max_grades: dict[str, int] | None = None
 ) -> Any:
     """The calls about one set."""
     active_sets = ActiveSets()
-    teacher = LabelsTeacher(active_sets.get_set, tops or max_grade_by_source([candidate_set]), form)
+    teacher = LabelsTeacher(active_sets.get_set, max_grades or max_grade_by_source([candidate_set]), form)
     options: dict[str, Any] = {"prompt": "compact", "passage_tokens": 50, "journal": tmp_path / "j.sqlite"}
     with Reranker(teacher, strategy=SINGLE_WINDOW, depth=MAX_SET_SIZE, **options) as reranker:
         run_name = reranker.journal.begin_run({"grades": candidate_set.grades})
@@ -94,7 +95,10 @@ def test_labels_teacher_gets_the_same_prompt_as_a_reranker(tmp_path: Path, promp
     model = ScriptedModel(["[1] > [2] > [3] > [4] > [5] > [6]"])
     with Reranker(model, strategy="sliding", depth=6, **options) as reranker:
         run = {"q": [Candidate(doc_id, 0) for doc_id in candidate_set.doc_ids]}
-        passages = {d: Passage(d, text) for d, text in zip(candidate_set.doc_ids, candidate_set.passages, strict=True)}
+        passages = {
+            doc_id: Passage(doc_id, text)
+            for doc_id, text in zip(candidate_set.doc_ids, candidate_set.passages, strict=True)
+        }
         list(reranker.rerank(run, {"q": Query("q", candidate_set.query)}, passages))
     (request,) = model.history
     assert teacher_messages == [message._asdict() for message in request.messages]

@@ -49,7 +49,7 @@ class Rankings(dict[str, list[str]]):
 def test_reciprocal_rank_fusion_sums_reciprocal_ranks(rankings: list[list[str]]) -> None:
     fused = reciprocal_rank_fusion(rankings)
     assert Counter(fused) == Counter({doc_id for ranking in rankings for doc_id in ranking})
-    scores = [sum(1 / (K + r.index(doc_id) + 1) for r in rankings if doc_id in r) for doc_id in fused]
+    scores = [sum(1 / (K + ranking.index(doc_id) + 1) for ranking in rankings if doc_id in ranking) for doc_id in fused]
     assert all(before >= after - 1e-12 for before, after in pairwise(scores))
 
 
@@ -112,9 +112,9 @@ def test_draw_set_includes_the_requested_number_of_relevant_passages(
     sizes: tuple[int, int],
     positives: tuple[int, int],
     none: float,
-    skip: int,
+    skip_negatives: int,
 ) -> None:
-    sampling = Sampling(sizes, ((1, 15),), 1, positives, none, skip)
+    sampling = Sampling(sizes, ((1, 15),), 1, positives, none, skip_negatives)
     doc_ids = draw_set("q", ranking, grades, 0, sampling)
     assert doc_ids == draw_set("q", ranking, grades, 0, sampling)
     relevant = {doc_id: grade for doc_id, grade in grades.items() if grade > 0}
@@ -131,10 +131,10 @@ def test_draw_set_includes_the_requested_number_of_relevant_passages(
         assert min(positives[0], len(relevant), sizes[0]) <= len(relevant_ids)
         assert not relevant_ids or max(relevant[doc_id] for doc_id in relevant_ids) == best
     assert len(relevant_ids) <= positives[1]
-    others = set(doc_ids) - set(relevant_ids)
-    assert others <= set(ranking[:15])
+    irrelevant_ids = set(doc_ids) - set(relevant_ids)
+    assert irrelevant_ids <= set(ranking[:15])
     unjudged = [doc_id for doc_id in ranking if doc_id not in grades]
-    assert not others & set(unjudged[:skip])
+    assert not irrelevant_ids & set(unjudged[:skip_negatives])
 
 
 def test_draw_set_ignores_the_order_of_judgments() -> None:
@@ -191,7 +191,10 @@ def test_sampler_extends_the_same_order_and_depends_on_the_seed() -> None:
 
 
 def test_sampler_counts_skipped_queries_and_sets() -> None:
-    queries = {q: Query(q, t) for q, t in (("a", "Who was Ada Lovelace?"), ("b", "short"), ("c", "unranked"))}
+    queries = {
+        query_id: Query(query_id, text)
+        for query_id, text in (("a", "Who was Ada Lovelace?"), ("b", "short"), ("c", "unranked"))
+    }
     excluded = NearDuplicateIndex(CONTAMINATION_SIMILARITY)
     excluded.add("who was ada  lovelace", "evaluation")
     excluding_sampler = Sampler(Rankings(a=RANKING, b=RANKING[:10]), queries, Sampling(), "s", None, excluded)
@@ -207,7 +210,7 @@ def test_sampler_counts_skipped_queries_and_sets() -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[PassageStore]:
     path = tmp_path / "corpus.jsonl"
-    path.write_text("".join(json.dumps({"_id": d, "text": f"text é of {d}"}) + "\n" for d in RANKING))
+    path.write_text("".join(json.dumps({"_id": doc_id, "text": f"text é of {doc_id}"}) + "\n" for doc_id in RANKING))
     with PassageStore.of_file(path) as passage_store:
         yield passage_store
 
@@ -218,7 +221,7 @@ def test_write_samples_resumes_to_identical_bytes(tmp_path: Path, store: Passage
     content = output.read_bytes()
     rows = list(read_candidate_sets(output))
     assert len(rows) == 6
-    assert all(row.passages == tuple(f"text é of {d}" for d in row.doc_ids) for row in rows)
+    assert all(row.passages == tuple(f"text é of {doc_id}" for doc_id in row.doc_ids) for row in rows)
     for length in {*range(0, len(content), 997), len(content) - 1, len(content)}:
         output.write_bytes(content[:length])
         assert write_samples(make_sampler(), store, output, 3, "CC0") == content[:length].count(b"\n")
@@ -360,12 +363,12 @@ def collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "tides"
     folder.mkdir()
     lines: dict[str, list[str]] = {"corpus.jsonl": [], "queries.jsonl": [], "qrels.trec": [], "run.trec": []}
-    for n in range(12):
-        lines["corpus.jsonl"].append(json.dumps({"_id": f"d{n}", "title": "", "text": f"passage {n}"}))
-    for q, text in (("q1", "what moves the tides"), ("q2", "why is the sky blue")):
-        lines["queries.jsonl"].append(json.dumps({"_id": q, "text": text}))
-        lines["qrels.trec"].append(f"{q} 0 d7 1")
-        lines["run.trec"] += [f"{q} Q0 d{n} {n + 1} {12 - n} bm25" for n in range(12)]
+    for number in range(12):
+        lines["corpus.jsonl"].append(json.dumps({"_id": f"d{number}", "title": "", "text": f"passage {number}"}))
+    for query_id, text in (("q1", "what moves the tides"), ("q2", "why is the sky blue")):
+        lines["queries.jsonl"].append(json.dumps({"_id": query_id, "text": text}))
+        lines["qrels.trec"].append(f"{query_id} 0 d7 1")
+        lines["run.trec"] += [f"{query_id} Q0 d{number} {number + 1} {12 - number} bm25" for number in range(12)]
     for name, rows in lines.items():
         (folder / name).write_text("\n".join(rows) + "\n")
     (folder / "PROVENANCE.md").write_text("# Tides\n\nTraining data. License of the data: **CC BY 4.0**\n")

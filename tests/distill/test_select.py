@@ -26,8 +26,10 @@ GRADES = {"a": 0, "b": 2, "c": 1}
 REASONING = "The second passage answers the question, the third mentions it."
 
 
-def make_response(order: str = "[2] > [3] > [1]", reasoning: str | None = REASONING, finish: str = "stop") -> Response:
-    return Response(order, reasoning, finish)
+def make_response(
+    order: str = "[2] > [3] > [1]", reasoning: str | None = REASONING, finish_reason: str = "stop"
+) -> Response:
+    return Response(order, reasoning, finish_reason)
 
 
 def make_call(response: Response, purpose: str = "ask", doc_ids: Sequence[str] = DOC_IDS, **request: Any) -> Call:
@@ -97,7 +99,7 @@ def test_ndcg_of_ties_is_the_mean_over_tie_breaks(tiers: list[list[int]], random
         from itertools import permutations
 
         ndcgs = [
-            ndcg([[g] for g in (*first_tier, *second_tier)])
+            ndcg([[grade] for grade in (*first_tier, *second_tier)])
             for first_tier in permutations(tiers[0])
             for second_tier in permutations(tiers[1])
         ]
@@ -151,12 +153,12 @@ def test_short_rule_selects_nothing_from_equal_traces() -> None:
         ([make_call(make_response("I cannot say."))], "unranked"),
         ([make_call(make_response("[2] > [1]"))], "repaired"),
         ([make_call(make_response("[2] > [3] > [1] > [9]"))], "repaired"),
-        ([make_call(make_response("", finish="length"))], "truncated"),
-        ([make_call(make_response("[2] > [3] > [1]", finish="length"))], "repaired"),
-        ([make_call(make_response(finish="stopped"))], "repetition_stopped"),
+        ([make_call(make_response("", finish_reason="length"))], "truncated"),
+        ([make_call(make_response("[2] > [3] > [1]", finish_reason="length"))], "repaired"),
+        ([make_call(make_response(finish_reason="stopped"))], "repetition_stopped"),
         ([make_call(make_response(reasoning="But wait, is it? I think that it is so. " * 90))], "repetition_stopped"),
         (
-            [make_call(make_response("", finish="length")), make_call(make_response(reasoning=None), "close")],
+            [make_call(make_response("", finish_reason="length")), make_call(make_response(reasoning=None), "close")],
             "truncated",
         ),
         (
@@ -345,7 +347,7 @@ def test_selector_counts_every_trace(traces: TraceJournal) -> None:
         make_response("[1] > [2] > [3]"),
         make_response("[1]"),
         make_response("?"),
-        make_response("", finish="length"),
+        make_response("", finish_reason="length"),
     ]
     for number in range(40):
         orders = [tuple(random.sample(DOC_IDS, 3)) for _ in range(4)]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rank_k.distill.trace import MAX_SET_SIZE, SINGLE_WINDOW, ActiveSets, trace_sets
 
 from rank_k.cli import main
 from rank_k.distill.candidate_sets import CandidateSet, encode_json_line, read_candidate_sets
+from rank_k.distill.trace import MAX_SET_SIZE, SINGLE_WINDOW, ActiveSets, trace_sets
 from rank_k.errors import InputError, RequestRejected
 from rank_k.journal import Journal
 from rank_k.models.mock import ScriptedModel
@@ -26,11 +26,22 @@ from tests.fakes.loopback import Loopback
 def make_sets(count: int, size: int = 4) -> list[CandidateSet]:
     """Their passages carry the marks by which the loopback server ranks, the last one the best."""
     read_rows = []
-    for n in range(count):
-        doc_ids = tuple(f"q{n}-d{i}" for i in range(size))
+    for query_number in range(count):
+        doc_ids = tuple(f"q{query_number}-d{i}" for i in range(size))
         passages = tuple(f"mark:{doc_id}-G{i} some text" for i, doc_id in enumerate(doc_ids))
         grades = {doc_id: i for i, doc_id in enumerate(doc_ids)}
-        read_rows.append(CandidateSet(f"s/q{n}/0", f"q{n}", f"query {n}", doc_ids, passages, grades, "s", "CC0"))
+        read_rows.append(
+            CandidateSet(
+                f"s/q{query_number}/0",
+                f"q{query_number}",
+                f"query {query_number}",
+                doc_ids,
+                passages,
+                grades,
+                "s",
+                "CC0",
+            )
+        )
     return read_rows
 
 

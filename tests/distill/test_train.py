@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rank_k.distill.losses import label_loss, listwise_loss
 
 from rank_k.distill.base_model import load_base
 from rank_k.distill.batches import Batches, label_token_ids_of, tokenize_labeled_row, training_order
 from rank_k.distill.heldout_measures import auc, measure, ndcg
 from rank_k.distill.label_traces import LabelTrace
+from rank_k.distill.losses import label_loss, listwise_loss
 from rank_k.distill.recipes import LabelOptions, read_recipe, recipe_names
 from rank_k.distill.train import TrainingRun, train
 from rank_k.distill.training_examples import IGNORED, build_examples, read_rows, token_labels
@@ -150,7 +150,7 @@ def test_batches_keep_a_share_of_rows_clean(tokenizer: Any) -> None:
 
 
 def test_training_order_groups_rows_by_length() -> None:
-    lengths = [10 * (n % 7) + n for n in range(50)]
+    lengths = [10 * (start % 7) + start for start in range(50)]
     order = training_order(lengths, 2.5, 4, 3, group_by_length=True)
     assert len(order) == 125
     assert sorted(order[:50]) == sorted(order[50:100]) == list(range(50))
@@ -161,12 +161,14 @@ def test_training_order_groups_rows_by_length() -> None:
     )
     grouped_spread = sum(
         max(batch_lengths) - min(batch_lengths)
-        for batch_lengths in (sorted(lengths[i] for i in order[n : n + 4]) for n in range(0, 48, 4))
+        for batch_lengths in (sorted(lengths[i] for i in order[start : start + 4]) for start in range(0, 48, 4))
     )
     ungrouped_order = training_order(lengths, 1, 4, 3, group_by_length=False)
     ungrouped_spread = sum(
         max(batch_lengths) - min(batch_lengths)
-        for batch_lengths in (sorted(lengths[i] for i in ungrouped_order[n : n + 4]) for n in range(0, 48, 4))
+        for batch_lengths in (
+            sorted(lengths[i] for i in ungrouped_order[start : start + 4]) for start in range(0, 48, 4)
+        )
     )
     assert grouped_spread < ungrouped_spread / 2
 
@@ -328,7 +330,8 @@ from pathlib import Path
 from rank_k.distill.recipes import read_recipe
 from rank_k.distill.train import TrainingRun, train
 data, recipe, output, heldout = sys.argv[1:]
-train(TrainingRun(Path(data), read_recipe(recipe), Path(output), Path(heldout)), lambda record: print(record, flush=True))
+run = TrainingRun(Path(data), read_recipe(recipe), Path(output), Path(heldout))
+train(run, lambda record: print(record, flush=True))
 """
 
 
@@ -406,7 +409,7 @@ def test_rewards_work_with_grpo_trainer(tmp_path: Path, tiny_gguf: Path) -> None
     from rank_k.distill.rewards import format_reward, length_reward, ndcg_reward
 
     base = load_base(str(tiny_gguf), bf16=False)
-    training_rows = [{"prompt": each["prompt"], "grades": [1, 0]} for each in rows(4)]
+    training_rows = [{"prompt": training_row["prompt"], "grades": [1, 0]} for training_row in rows(4)]
     reward_values: list[list[float]] = []
 
     def recording_reward(**columns: Any) -> list[float]:

@@ -136,12 +136,12 @@ def row(query: str, passages: Sequence[str], labels: Sequence[int], source: str 
 def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Rows whose relevant passages repeat a word of the query."""
     random, vocabulary = Random(seed), ["sun", "moon", "tide", "rain", "snow", "wind", "leaf", "stone"]
-    made_rows = []
+    training_rows = []
     for _ in range(count):
         topic = random.choice(vocabulary)
         passages = [" ".join(random.choices(vocabulary, k=random.randint(3, 8))) for _ in range(random.randint(2, 4))]
-        made_rows.append(row(f"what of the {topic}", passages, [2 * (topic in passage) for passage in passages]))
-    return made_rows
+        training_rows.append(row(f"what of the {topic}", passages, [2 * (topic in passage) for passage in passages]))
+    return training_rows
 
 
 def write_rows(path: Path, made: Iterable[dict[str, Any]]) -> Path:

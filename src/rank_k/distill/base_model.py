@@ -68,7 +68,7 @@ def load_base(weights: str, *, bf16: bool) -> LoadedBase:
     return LoadedBase(model, tokenizer, gguf)
 
 
-class quiet_libraries:  # noqa: N801  (used as a statement: `with quiet():`)
+class quiet_libraries:  # noqa: N801  (used as a statement: `with quiet_libraries():`)
     """transformers writes progress bars of its own to stderr, where ours belong."""
 
     def __enter__(self) -> None:

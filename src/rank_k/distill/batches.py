@@ -23,7 +23,7 @@ _BATCHES_PER_GROUP = 16  # batches' worth of rows that are sorted by length toge
 def training_order(lengths: Sequence[int], epochs: float, batch: int, seed: int, group_by_length: bool) -> list[int]:
     """Numbers of rows in the order in which they are learnt, all epochs in a row.
 
-    `group_by_length`: rows of one batch are of similar length, which spares padding; batches come in random order still.
+    `group_by_length`: put rows of similar length into one batch, which saves padding; the batches stay in random order.
     """
     order: list[int] = []
     row_count = round(epochs * len(lengths))
@@ -31,12 +31,12 @@ def training_order(lengths: Sequence[int], epochs: float, batch: int, seed: int,
     while len(order) < row_count:
         rows = random.sample(range(len(lengths)), len(lengths))
         if group_by_length:
-            chunk = batch * _BATCHES_PER_GROUP
+            rows_per_group = batch * _BATCHES_PER_GROUP
             batches = [
                 part[i : i + batch]
                 for part in (
-                    sorted(rows[start : start + chunk], key=lambda row: lengths[row])
-                    for start in range(0, len(rows), chunk)
+                    sorted(rows[start : start + rows_per_group], key=lambda row: lengths[row])
+                    for start in range(0, len(rows), rows_per_group)
                 )
                 for i in range(0, len(part), batch)
             ]
@@ -50,8 +50,8 @@ def training_order(lengths: Sequence[int], epochs: float, batch: int, seed: int,
 class TokenizedRow:
     """One row as it stands in a batch.
 
-    `label_positions`: places of the verdicts in `input_ids`; `target_labels`: the verdicts to be learnt there. `passage_ends`: places of
-    the last tokens of the passages, where they are known.
+    `label_positions`: positions of the relevance labels in `input_ids`; `target_labels`: the labels to be learned
+    there. `passage_ends`: positions of the passages' last tokens, where they are known.
     """
 
     input_ids: list[int]
@@ -89,7 +89,7 @@ class Batches:
 def tokenize_labeled_row(example: Example, trace: LabelTrace, tokenizer: Any) -> TokenizedRow:
     """`example` with `trace` as its completion: what is shown is read, what is right is learnt.
 
-    Each verdict is the last token of its line: a word of several tokens was refused by `verdict_tokens`.
+    Each verdict is the last token of its line: a word of several tokens was refused by `label_token_ids_of`.
     """
     completion = completion_tokens(tokenizer, trace.text)
     labels = list(completion)
@@ -97,8 +97,8 @@ def tokenize_labeled_row(example: Example, trace: LabelTrace, tokenizer: Any) ->
     position = len(tokenizer("<think>\n", add_special_tokens=False)["input_ids"])
     newline = len(tokenizer("\n", add_special_tokens=False)["input_ids"])
     label_positions = []
-    for line, shown_label, target_label in zip(trace.lines, trace.shown_labels, trace.target_labels, strict=True):
-        position += len(tokenizer(line, add_special_tokens=False)["input_ids"])
+    for label_line, shown_label, target_label in zip(trace.lines, trace.shown_labels, trace.target_labels, strict=True):
+        position += len(tokenizer(label_line, add_special_tokens=False)["input_ids"])
         assert completion[position - 1] == token_ids_by_label[shown_label], "a verdict is not where it should be"
         labels[position - 1] = token_ids_by_label[target_label]
         label_positions.append(position - 1)

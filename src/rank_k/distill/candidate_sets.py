@@ -91,7 +91,8 @@ def _parse_set(path: Path, number: int, row: Mapping[str, Any]) -> CandidateSet:
         raise format_error("fewer than two passages" if len(doc_ids) < 2 else "a passage that stands there twice")
     grades, license = row.get("grades"), row.get("license")
     if grades is not None and not (
-        isinstance(grades, dict) and all(isinstance(g, int) and not isinstance(g, bool) for g in grades.values())
+        isinstance(grades, dict)
+        and all(isinstance(grade, int) and not isinstance(grade, bool) for grade in grades.values())
     ):
         raise format_error("grades that are not whole numbers by document id")
     if not isinstance(license, str | None):
@@ -114,7 +115,7 @@ def _string_tuple(value: Any) -> tuple[str, ...] | None:
 
 
 class JsonLinesWriter(PartFile):
-    """Writes a JSONL file, complete or not at all: `with JsonLines(path) as file: file.append(row)`."""
+    """Writes a JSONL file, complete or not at all: `with JsonLinesWriter(path) as file: file.append(row)`."""
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Append one row."""
@@ -122,9 +123,11 @@ class JsonLinesWriter(PartFile):
 
 
 class CandidateSetAppender:
-    """A file of sets that grows: `with Appended(path) as file`. What an earlier run wrote is `existing_rows`, without its last
-    line if the run was killed while writing it; `write` adds to it. Raises `FormatError` for a file of anything else,
-    which is left as it is."""
+    """A file of sets that grows: `with CandidateSetAppender(path) as file`.
+
+    `existing_rows` yields what an earlier run wrote, without an incomplete last line; `write` adds a set. Raises
+    `FormatError` for a file of anything else and leaves it unchanged.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

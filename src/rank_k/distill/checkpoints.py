@@ -29,12 +29,12 @@ class Checkpoint:
 def mark_complete(folder: Path, step: int, seconds: float) -> None:
     """Mark the checkpoint of `step` in `folder` as whole."""
     path = folder / f"checkpoint-{step}"
-    part = path / f"{_COMPLETE_FILE}.part"
-    with part.open("w", encoding="utf-8") as file:
+    part_file = path / f"{_COMPLETE_FILE}.part"
+    with part_file.open("w", encoding="utf-8") as file:
         json.dump({"step": step, "seconds": seconds}, file)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path / _COMPLETE_FILE)
+    part_file.replace(path / _COMPLETE_FILE)
 
 
 def find_newest(folder: Path, *, remove_incomplete: bool = False) -> Checkpoint | None:

@@ -45,10 +45,10 @@ class HeldoutMeasures:
 def auc(values: Sequence[float], grades: Sequence[int]) -> float:
     """Chance that of two passages of different grade the better one has the higher value; equal ones count half."""
     pairs = [
-        (a > b) + 0.5 * (a == b)
-        for a, grade in zip(values, grades, strict=True)
-        for b, other in zip(values, grades, strict=True)
-        if grade > other
+        (first > second) + 0.5 * (first == second)
+        for first, grade in zip(values, grades, strict=True)
+        for second, other_grade in zip(values, grades, strict=True)
+        if grade > other_grade
     ]
     return fmean(pairs)
 
@@ -81,7 +81,7 @@ def _passage_numbers(completion: str) -> list[int]:
 def measure(
     model: Any, tokenizer: Any, examples: Sequence[Example], *, free_answers: int = 0, max_new_tokens: int = 256
 ) -> HeldoutMeasures:
-    """Measure `model` on `examples`; `free_answers` of them are answered freely too, in at most `max_new_tokens` tokens."""
+    """Measure `model` on `examples`; `free_answers` of them also answer freely, with up to `max_new_tokens` tokens."""
     torch = load("torch")
     was_training = model.training
     model.eval()
@@ -101,7 +101,7 @@ def measure(
         fmean(early_aucs) if early_aucs else None,
         fmean(ndcgs) if ndcgs else None,
         fmean(presented_ndcgs) if presented_ndcgs else None,
-        fmean(ranked) if (ranked := [value for value, _ in answers if value is not None]) else None,
+        fmean(free_ndcgs) if (free_ndcgs := [value for value, _ in answers if value is not None]) else None,
         fmean(well_formed for _, well_formed in answers) if answers else None,
     )
 
@@ -111,9 +111,8 @@ def _completion_loss(model: Any, tokenizer: Any, example: Example) -> tuple[floa
     torch = load("torch")
     ids = [*example.prompt_ids, *completion_tokens(tokenizer, example.completion)]
     start = len(example.prompt_ids)
-    positions = torch.arange(
-        start - 1, len(ids) - 1, device=model.device
-    )  # the head's product for the completion alone
+    # The head's product is computed for the completion alone.
+    positions = torch.arange(start - 1, len(ids) - 1, device=model.device)
     input_ids = torch.tensor([ids], device=model.device)
     logits = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), logits_to_keep=positions).logits[0]
     total = torch.nn.functional.cross_entropy(logits.float(), input_ids[0, start:], reduction="sum")
@@ -127,7 +126,7 @@ def _measure_labels(model: Any, tokenizer: Any, examples: Sequence[Example]) -> 
         for labeled in examples
         if labeled.label_trace is not None and len(set(labeled.label_trace.target_labels)) > 1
     ]
-    for batch in _batches(sorted(labeled_examples, key=lambda labeled: len(labeled.prompt_ids))):
+    for batch in _batch_by_tokens(sorted(labeled_examples, key=lambda labeled: len(labeled.prompt_ids))):
         for example, (passage_scores, early_scores) in zip(
             batch, _score_passages(model, tokenizer, batch), strict=True
         ):
@@ -141,7 +140,7 @@ def _measure_labels(model: Any, tokenizer: Any, examples: Sequence[Example]) -> 
     return label_aucs, early_aucs, ndcgs, presented_ndcgs
 
 
-def _batches(examples: Sequence[Example]) -> Iterable[list[Example]]:
+def _batch_by_tokens(examples: Sequence[Example]) -> Iterable[list[Example]]:
     batch: list[Example] = []
     for example in examples:
         if batch and len(example.prompt_ids) * (len(batch) + 1) > _MAX_BATCH_TOKENS:

@@ -26,8 +26,8 @@ _LABEL_LINE = re.compile(r"\[(\d+)\] (.+)")
 
 @dataclass(frozen=True, slots=True)
 class LabelTrace:
-    """`shown[i]`: the verdict that stands in the text for passage i + 1; `right[i]`: the one to be learnt there.
-    Numbers count `words` from the worst."""
+    """`shown_labels[i]`: the label of passage i + 1 in the text; `target_labels[i]`: the one to be learned there.
+    Labels are indices of `words`, worst first."""
 
     shown_labels: tuple[int, ...]
     target_labels: tuple[int, ...]
@@ -48,8 +48,8 @@ class LabelTrace:
 def ranking_from_labels(labels: Sequence[int]) -> str:
     """The order that follows: best verdicts first, equal ones tied in order of presentation."""
     tiers = [
-        " = ".join(f"[{i}]" for i, label in enumerate(labels, 1) if label == level)
-        for level in sorted(set(labels), reverse=True)
+        " = ".join(f"[{i}]" for i, label in enumerate(labels, 1) if label == tier_label)
+        for tier_label in sorted(set(labels), reverse=True)
     ]
     return " > ".join(tiers)
 

@@ -62,7 +62,8 @@ def max_grade_by_source(sets: Iterable[CandidateSet]) -> dict[str, int]:
 class LabelsTeacher:
     """Answers from the grades of the set that a request is about (`get_set`: by its id, the request's query id).
 
-    `max_grades`: see `max_grade_by_source`. `tokenizer_file`: a `tokenizer.json` by which passages are cut, else lengths are estimated.
+    `max_grades`: see `max_grade_by_source`. `tokenizer_file`: a `tokenizer.json` for truncating passages; without it
+    lengths are estimated.
     """
 
     context_length = 1 << 20  # nothing is cut but passages to their own limit

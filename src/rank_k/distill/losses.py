@@ -12,7 +12,7 @@ from rank_k.optional_deps import load
 
 def label_loss(
     hidden: Any,
-    head: Any,
+    head_weights: Any,
     labels: Any,
     relevance_labels: Any,
     passage_ends: Any,
@@ -21,9 +21,9 @@ def label_loss(
 ) -> Any:
     """The loss of a batch, a scalar.
 
-    `hidden`: batch x length x size, the last layer's states; `head`: vocabulary x size; `labels`: batch x length;
-    `relevance_labels`: n x 3, of (row, place of the verdict, the right one), the rows in order; `passage_ends`: m x 3, of (row, place
-    of a passage's last token, its right verdict); `label_token_ids`: of the verdicts, worst first.
+    `hidden`: batch x length x size, the last layer's states; `head_weights`: vocabulary x size; `labels`: batch x
+    length; `relevance_labels`: n x 3, of (row, position of the label, target label), rows in order; `passage_ends`:
+    m x 3, of (row, position of a passage's last token, target label); `label_token_ids`: of the labels, worst first.
 
     The mean over verdicts (the best kind weighing `best_weight`) plus `listwise` times the mean over windows of the
     softmax below; `other_weight` times the mean over all other tokens; and `early` times the same as for verdicts, but
@@ -35,7 +35,7 @@ def label_loss(
     is_label = torch.zeros_like(is_learned)
     is_label[relevance_labels[:, 0], relevance_labels[:, 1] - 1] = True
     # The head's product is the dearest single one of a small model: only where something is learnt.
-    other_logits = (hidden[:, :-1][is_learned & ~is_label] @ head.T).float()
+    other_logits = (hidden[:, :-1][is_learned & ~is_label] @ head_weights.T).float()
     loss = hidden.sum() * 0  # where there is nothing to learn there is still something to go back through
     if len(other_logits):
         loss = options.other_weight * cross_entropy(other_logits, labels[:, 1:][is_learned & ~is_label])
@@ -51,12 +51,12 @@ def label_loss(
         label_logits = logits if logits.shape[1] == len(word_ids) else logits[:, word_ids]
         return loss + options.listwise * listwise_loss(label_logits, label_rows[:, 0], label_rows[:, 2])
 
-    logits = (hidden[relevance_labels[:, 0], relevance_labels[:, 1] - 1] @ head.T).float()
+    logits = (hidden[relevance_labels[:, 0], relevance_labels[:, 1] - 1] @ head_weights.T).float()
     loss = loss + loss_at(
         logits, torch.tensor(word_ids, device=labels.device)[relevance_labels[:, 2]], relevance_labels
     )
     if options.early and len(passage_ends):
-        logits = (hidden[passage_ends[:, 0], passage_ends[:, 1]] @ head[word_ids].T).float()
+        logits = (hidden[passage_ends[:, 0], passage_ends[:, 1]] @ head_weights[word_ids].T).float()
         loss = loss + options.early * loss_at(logits, passage_ends[:, 2], passage_ends)
     return loss
 

@@ -24,13 +24,14 @@ def render_card(student: Path, metadata: Mapping[str, Any], name: str, gguf_name
     verified = "" if recipe["verified"] else " The recipe was not run at its full size by its authors."
     sections = [
         f"# {name}",
-        f"A listwise reranker, {description}, in `{gguf_name}`. Made by rank-k {__version__} from {recipe['base']['weights']}.",
+        f"A listwise reranker, {description}, in `{gguf_name}`. Made by rank-k {__version__}"
+        f" from {recipe['base']['weights']}.",
         "    rank-k rerank --run RUN --queries QUERIES --documents DOCUMENTS --output NEW_RUN --model " + gguf_name,
         "## Made of",
         _sources_table(metadata),
-        f"{metadata['rows']:,} rows ({metadata['too_long']:,} more were longer than {training['max_length']} tokens and left"
-        f" out); the training came to {learned_rows:,} of them, drawn at random, all epochs together. sha256 of the data:"
-        f" `{metadata['data_sha256']}`.",
+        f"{metadata['rows']:,} rows ({metadata['too_long']:,} more were longer than {training['max_length']} tokens and"
+        f" left out); the training came to {learned_rows:,} of them, drawn at random, all epochs together. sha256 of"
+        f" the data: `{metadata['data_sha256']}`.",
         "## Trained",
         f"Recipe {recipe['name']}: {method_description}, {last_step:,} steps of {rows_per_step} rows,"
         f" {seconds / 60:.0f} minutes, seed {training['seed']}.{verified}",

@@ -11,10 +11,10 @@ from zlib import crc32
 
 SHINGLE_LENGTH = 3
 CONTAMINATION_SIMILARITY = 0.75
-"""Likeness from which a query counts as one of those that must not be trained on: low, for leaving one out too many
-costs nothing."""
+"""Similarity from which a query counts as one of those that must not be trained on: low, since leaving out one too
+many costs nothing."""
 DUPLICATE_SIMILARITY = 0.9
-"""Likeness from which one query repeats another: high, for questions from one mould ("what causes X") differ by it."""
+"""Similarity from which one query repeats another: high, for questions from one mould ("what causes X") differ by it."""
 
 _NON_WORD = re.compile(r"[\W_]+")
 
@@ -27,7 +27,7 @@ def normalize_text(text: str) -> str:
 class NearDuplicateIndex:
     """Remembers texts and finds the one that another text repeats.
 
-    Two texts are near if their *likeness* is at least `likeness`: the Jaccard coefficient of the sets of their
+    Two texts are near if their *similarity* is at least `similarity`: the Jaccard coefficient of the sets of their
     character trigrams, normalized. Trigrams serve scripts without blanks between words, and inflection.
     """
 

@@ -144,8 +144,8 @@ def read_recipe(name_or_path: str) -> Recipe:
     path = Path(name_or_path)
     if path.suffix != ".toml":
         if name_or_path not in recipe_names():
-            known = ", ".join(recipe_names())
-            raise InputError(f"no recipe is called {name_or_path!r}", f"give a .toml file, or one of: {known}")
+            known_keys = ", ".join(recipe_names())
+            raise InputError(f"no recipe is called {name_or_path!r}", f"give a .toml file, or one of: {known_keys}")
         path = RECIPES_FOLDER / f"{name_or_path}.toml"
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -160,11 +160,13 @@ def read_recipe(name_or_path: str) -> Recipe:
 def _parse_table(kind: type, table: dict[str, Any], path: str, prefix: str) -> Any:
     """A `kind` (a dataclass) with the values `table`."""
     hints = get_type_hints(kind)
-    known = [field_spec.name for field_spec in fields(kind)]
+    known_keys = [field_spec.name for field_spec in fields(kind)]
     for key in table:
-        if key not in known:
-            suggestions = difflib.get_close_matches(key, known, 1)
-            remedy = f"did you mean {suggestions[0]}?" if suggestions else f"the keys there are: {', '.join(known)}"
+        if key not in known_keys:
+            suggestions = difflib.get_close_matches(key, known_keys, 1)
+            remedy = (
+                f"did you mean {suggestions[0]}?" if suggestions else f"the keys there are: {', '.join(known_keys)}"
+            )
             raise InputError(f"recipe {path} has an unknown key {prefix}{key}", remedy)
     values = {}
     for field_spec in fields(kind):

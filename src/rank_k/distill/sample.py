@@ -129,9 +129,11 @@ def _sample_relevant(
 
 @dataclass(slots=True)
 class Sampler:
-    """Draws the sets of `queries`. `excluded_queries`: queries that must not be trained on. `counts`: "queries", "sets" and
-    "passages"; "with_2_relevant" and the like, sets; and what was left out: queries "contaminated" and "not_ranked",
-    sets "too_few", "no_positives" and "repeated"."""
+    """Draws the sets of `queries`. `excluded_queries`: queries that must not be trained on.
+
+    `counts`: "queries", "sets" and "passages"; "with_2_relevant" and the like, sets; and what was left out: queries
+    "contaminated" and "not_ranked", sets "too_few", "no_positives" and "repeated".
+    """
 
     rankings: Rankings
     queries: Mapping[str, Query]

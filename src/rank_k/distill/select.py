@@ -38,8 +38,8 @@ NDCG_CUTOFF = 10
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One usable answer to a set. `doc_ids`: ids in the order shown; `tiers`: their numbers, best first; `reasoning_tokens` of
-    the thought in tokens, estimated; `ndcg`: None where the set has no relevant passage."""
+    """One usable answer to a set. `doc_ids`: ids in the order shown; `tiers`: their numbers, best first;
+    `reasoning_tokens`: estimated length of the reasoning; `ndcg`: None where the set has no relevant passage."""
 
     teacher: str
     prompt: tuple[Mapping[str, str], ...]
@@ -56,7 +56,7 @@ class Trace:
 
     @property
     def completion(self) -> str:
-        """What the student is to say: the thought, if there is one, and the order, as a reranker reads them."""
+        """The completion for training: the reasoning, if there is one, and the ranking, as a reranker parses them."""
         ranking = " > ".join(" = ".join(f"[{number}]" for number in tier) for tier in self.tiers)
         return f"<think>\n{self.reasoning}\n</think>\n\n{ranking}" if self.reasoning else ranking
 
@@ -84,10 +84,10 @@ def _dcg(gains: Iterable[float]) -> float:
 
 
 def group_samples(calls: Iterable[Call]) -> list[list[Call]]:
-    """The calls of a set, those of one look at it together: the question, and what was asked again to end it.
+    """Return the calls of a set grouped by sample: the request, and the forced answer to it, if any.
 
-    Looks may show the same order and end in any order: what was asked again belongs to the look whose thought it
-    carries, and of several such ones to that of its seed, where the model was given one.
+    Samples may show the same order and finish in any order: a forced answer belongs to the sample whose reasoning it
+    repeats, and among several such samples to the one with its seed, where requests have seeds.
     """
     grouped: list[list[Call]] = []
     for call in calls:
@@ -102,11 +102,11 @@ def group_samples(calls: Iterable[Call]) -> list[list[Call]]:
 
 
 _REASONING_TAIL = 200
-"""Characters of a thought's end by which it is known again: its beginning may have been left out for want of room."""
+"""Characters at the end of the reasoning that are compared: its beginning may have been truncated."""
 
 
 def _match_score(forced_answer_call: Call, sample: Sequence[Call]) -> tuple[bool, bool, bool]:
-    """How well `forced_answer_call` fits to a look: by its thought, its seed, and whether it lacks an end yet."""
+    """Return how well a forced answer fits a sample: by its reasoning, its seed, and whether an answer is missing."""
     first_call = sample[0]
     prompt_text = " ".join(
         " ".join(str(message["content"]) for message in forced_answer_call.request.get("messages", ())).split()
@@ -120,23 +120,21 @@ def _match_score(forced_answer_call: Call, sample: Sequence[Call]) -> tuple[bool
 
 
 def _reasoning_text(call: Call) -> str:
-    """The thought in a reply that was begun for the model, or that the model has apart."""
+    """Return the reasoning of a response, whether it is part of the text or separate."""
     return (
         ((call.response.reasoning or "") + call.response.text).partition("</think>")[0].replace("<think>", "").strip()
     )
 
 
 def parse_sample(calls: Sequence[Call]) -> ParsedAnswer | str:
-    """The answer of one look at a set, or why it is not one to learn from."""
+    """Return the answer of one sample, or the reason why it cannot be learned from."""
     first_call, passage_count = calls[0], len(calls[0].doc_ids)
     response = first_call.response
     if not passage_count or "messages" not in first_call.request:
         return "not_recorded"
     if response.finish_reason == "stopped":
         return "repetition_stopped"
-    if "</think>" in (
-        first_call.request.get("stop") or ()
-    ):  # the thought was begun for the model, its answer asked for
+    if "</think>" in (first_call.request.get("stop") or ()):  # prefilled reasoning, with a forced answer
         if response.finish_reason != "stop" or len(calls) == 1:
             return "truncated"
         reasoning = _reasoning_text(first_call)
@@ -209,10 +207,10 @@ def trace_qualities(traces: Sequence[Trace]) -> list[float]:
 
 @dataclass(slots=True)
 class Selector:
-    """Selects from a journal. `counts` says of each set and trace what became of it.
+    """Selects from a journal. `counts` has the number of sets and traces for each outcome.
 
-    `grades`: judgments by query id, instead of those the sets came with. `set_ids`: ids of the sets to take. `token_range`:
-    the least and most tokens of a thought. `min_ndcg`: of traces of sets with a relevant passage. `excluded_queries`:
+    `grades`: judgments by query id, instead of those of the sets. `set_ids`: the sets to read. `token_range`: minimum
+    and maximum number of reasoning tokens. `min_ndcg`: of traces of sets with a relevant passage. `excluded_queries`:
     queries that must not be trained on. A query nearly the same as one of another id met before, and a set of the
     same query and passages, are left out; for that about 1 KB is remembered of each query.
     """

@@ -33,7 +33,7 @@ class ActiveSets(Mapping[str, Query]):
     def add_sets(
         self, sets: Iterable[CandidateSet], store_set: Callable[[str, Mapping[str, Any]], None]
     ) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
-        """The sets as a run, one by one; `store_set` is told the facts of each."""
+        """Yield the sets as a run, one by one, and pass the metadata of each to `store_set`."""
         for candidate_set in sets:
             if candidate_set.set_id in self._candidate_sets:
                 continue  # the same set twice in a row
@@ -61,7 +61,7 @@ class ActiveSets(Mapping[str, Query]):
 
 
 class _ActivePassages:
-    """The passages of the sets under way, as `Reranker.rerank` takes them."""
+    """The passages of the active sets, as `Reranker.rerank` takes them."""
 
     def __init__(self, active_sets: ActiveSets) -> None:
         self._active_sets = active_sets
@@ -97,18 +97,17 @@ def trace_sets(
     token_budget: int | None = None,
     run_name: str = "",
 ) -> Iterator[str]:
-    """Ask `reranker` (its strategy `SINGLE_WINDOW`, its depth `MAX_SET_SIZE`) about every set; yields their ids as they are
-    done, in order. Everything is in its journal then: `Journal.asked_sets` gives it back."""
+    """Rank every set with `reranker` (its strategy `SINGLE_WINDOW`, its depth `MAX_SET_SIZE`) and yield the ids of the
+    finished sets in order. The journal then has everything; read it with `Journal.traced_sets`."""
     ranker = reranker.ranker
     if (
         reranker.strategy is not SINGLE_WINDOW
         or reranker.depth < MAX_SET_SIZE
         or not isinstance(ranker, ListwiseRanker)
     ):
-        raise InputError("a set is one window", "make the reranker with strategy=WHOLE_SET, depth=LARGEST")
-    ranker.settings = replace(
-        ranker.settings, agreeing_samples=ranker.settings.samples
-    )  # every sample is wanted, also of one mind
+        raise InputError("a set is one window", "make the reranker with strategy=SINGLE_WINDOW, depth=MAX_SET_SIZE")
+    # All samples are requested, also when the first ones agree.
+    ranker.settings = replace(ranker.settings, agreeing_samples=ranker.settings.samples)
     results = reranker.rerank(
         active_sets.add_sets(sets, reranker.journal.store_set),
         active_sets,

@@ -3,7 +3,7 @@
 A run lives in one folder:
 
     run.json          what is trained on what: the recipe, its prompt, the checksums of data and base, the sources
-    measures.jsonl    what is told as it goes on, and curves.csv: the held-out measures (see `story`)
+    measures.jsonl    the losses and held-out measures, and curves.csv: the held-out measures (see `training_log`)
     checkpoint-N/     whole or marked as not (see `checkpoints`)
     trained/          the adapter, or the weights, and the tokenizer, in transformers' own format
 
@@ -115,8 +115,8 @@ def _save_trained(trainer: Any, folder: Path) -> None:
 def _check_length(recipe: Recipe, base: LoadedBase) -> None:
     if recipe.training.max_length > base.context_length:
         raise InputError(
-            f"training.max_length = {recipe.training.max_length} is longer than the context of {base.context_length} tokens"
-            f" of {recipe.base.weights}",
+            f"training.max_length = {recipe.training.max_length} is longer than the context of {base.context_length}"
+            f" tokens of {recipe.base.weights}",
             f"give {base.context_length} or fewer",
         )
 
@@ -240,9 +240,15 @@ def _build_trainer(
                 return super().compute_loss(model, inputs, *args, **options)
             with self.accelerator.autocast():
                 hidden = hidden_states(model)(inputs["input_ids"], inputs["attention_mask"])
-                head = model.get_output_embeddings().weight
+                head_weights = model.get_output_embeddings().weight
                 loss = label_loss(
-                    hidden, head, inputs["labels"], relevance_labels, passage_ends, label_token_ids, recipe.verdicts
+                    hidden,
+                    head_weights,
+                    inputs["labels"],
+                    relevance_labels,
+                    passage_ends,
+                    label_token_ids,
+                    recipe.verdicts,
                 )
             return loss / self.current_gradient_accumulation_steps
 

@@ -29,8 +29,8 @@ _NUMBERED_PASSAGE = re.compile(r"^\[(\d+)\] .*\[\1\]$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row, ready for batches. `label_trace`: where its trace is one of verdicts. `passage_ends`: place of the last token of
-    each passage in `prompt_ids`; empty where the prompt does not say where passages end."""
+    """A row, ready for batches. `label_trace`: None where its trace has no relevance labels. `passage_ends`: position
+    of the last token of each passage in `prompt_ids`; empty where the prompt does not show where passages end."""
 
     row: int
     prompt_ids: Sequence[int]

@@ -23,8 +23,10 @@ OnRecord = Callable[[Mapping[str, Any]], None]
 
 
 class TrainingLog:
-    """The files in `folder` (None: nothing is written): what was told up to the checkpoint `start`, and what is told
-    from now on. What was told after that checkpoint is dropped, since it will happen again."""
+    """The files in `folder` (None: nothing is written): the records up to the checkpoint, and new ones.
+
+    Earlier records of the steps after the checkpoint are dropped, since these steps run again.
+    """
 
     def __init__(self, folder: Path | None, checkpoint: Checkpoint | None, on_record: OnRecord) -> None:
         self._folder, self._on_record = folder, on_record
@@ -67,10 +69,10 @@ def _write_curves(path: Path, heldout_records: Sequence[Mapping[str, Any]]) -> N
 
 
 class TrainingClock:
-    """Seconds of training, of all parts of the run. `elapsed_share`: of the time limit that is gone; 0 without one.
+    """Seconds of training, of all parts of the run. `elapsed_share`: used share of the time limit; 0 without one.
 
-    `synchronize`: makes all processes that train together go by one clock, so that what they do by time they do in the
-    same step; it is asked at each `tick`, in between the time stands still. None for one process.
+    `synchronize`: gives all processes the same time, so that what depends on time happens in the same step everywhere;
+    it is called at each `tick`, and the time does not change in between. None for one process.
     """
 
     def __init__(

@@ -68,12 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if args.teacher == "labels":
         options |= {"samples": 1, "reasoning": "full", "server": None}
     settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
-    reranker_options = {
-        "method": "listwise",
-        "strategy": SINGLE_WINDOW,
-        "depth": MAX_SET_SIZE,
-        **options,
-    }  # a student may want more than that
+    reranker_options = {"method": "listwise", "strategy": SINGLE_WINDOW, "depth": MAX_SET_SIZE, **options}
     with Reranker(model or args.model, journal=args.journal, **reranker_options) as reranker:
         try:
             reranker.prepare()
@@ -135,8 +130,7 @@ def _read_queries(args: argparse.Namespace) -> Iterator[Query]:
 
 
 class _SetCounts(NamedTuple):
-    """`total` sets to ask about; `unjudged` ones, of which the labels say nothing; `max_grades`: the highest grade of each
-    source."""
+    """`total`: sets to rank; `unjudged`: sets without labels; `max_grades`: the highest grade of each source."""
 
     total: int
     unjudged: int
@@ -164,7 +158,7 @@ def _count_sets(args: argparse.Namespace) -> _SetCounts:
 
 
 def _local_model(args: argparse.Namespace, active_sets: ActiveSets, max_grades: dict[str, int]) -> Model | None:
-    """The one that is no real model; None for one that is."""
+    """Return the labels teacher or the simulated model; None for a real model."""
     if args.teacher == "labels":
         from rank_k.distill.labels_teacher import LabelsTeacher
 
