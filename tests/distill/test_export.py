@@ -44,7 +44,7 @@ def train_student(folder: Path, tiny_gguf: Path, kind: str) -> Path:
     """A student of a few large steps, so that what it learnt shows."""
     folder.mkdir()
     (folder / "recipe.toml").write_text(recipe_text(tiny_gguf, kind=f'kind = "{kind}"'), encoding="utf-8")
-    data, heldout_file = write_rows(folder / "rows.jsonl", rows(8)), write_rows(folder / "held.jsonl", rows(3, 5))
+    data, heldout_file = write_rows(folder / "rows.jsonl", rows(8)), write_rows(folder / "heldout.jsonl", rows(3, 5))
     train(TrainingRun(data, read_recipe(str(folder / "recipe.toml")), folder / "student", heldout_file))
     return folder / "student"
 
@@ -209,7 +209,7 @@ def test_distill_commands_train_a_student_that_reranks(
     collection = ("--queries", paths["queries.jsonl"], "--documents", paths["documents.jsonl"])
     run_command("retrieve", *collection, "--depth", 20, "--output", paths["bm25.trec"])
     sets, journal, data, heldout_file = (
-        tmp_path / name for name in ("sets.jsonl", "t.sqlite", "data.jsonl", "held.jsonl")
+        tmp_path / name for name in ("sets.jsonl", "t.sqlite", "data.jsonl", "heldout.jsonl")
     )
     sizes = ("--sizes", "3-6", "--ranks", "1-15", "--sets-per-query", 2, "--source", "weather", "--license", "CC0")
     run_command(

@@ -42,10 +42,10 @@ def training_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base.model.save_pretrained(tmp_path / "base")
     base.tokenizer.save_pretrained(tmp_path / "base")
     write_rows(tmp_path / "rows.jsonl", rows(8))
-    write_rows(tmp_path / "held.jsonl", rows(4, 9))
+    write_rows(tmp_path / "heldout.jsonl", rows(4, 9))
     text = recipe_text(tmp_path / "base")
-    without_verdicts = text[: text.index("[verdicts]")] + text[text.index("[asking]") :]
-    (tmp_path / "recipe.toml").write_text(without_verdicts, encoding="utf-8")
+    recipe_without_labels = text[: text.index("[verdicts]")] + text[text.index("[asking]") :]
+    (tmp_path / "recipe.toml").write_text(recipe_without_labels, encoding="utf-8")
     launch = (RECIPES_FOLDER / "fsdp.yaml").read_text(encoding="utf-8")
     for old, new in (("num_processes: 8", "num_processes: 2"), ("mixed_precision: bf16", 'mixed_precision: "no"')):
         assert old in launch
@@ -58,7 +58,7 @@ def train_sharded(folder: Path, output: str) -> str:
     """What the processes said."""
     launch_command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "fsdp.yaml"]
     script = Path(__file__).parents[1] / "support" / "sharded.py"
-    arguments = ["distill", "train", "--data", "rows.jsonl", "--heldout", "held.jsonl", "--recipe", "recipe.toml"]
+    arguments = ["distill", "train", "--data", "rows.jsonl", "--heldout", "heldout.jsonl", "--recipe", "recipe.toml"]
     completed = subprocess.run(
         [*launch_command, str(script), *arguments, "--output", output],
         cwd=folder,

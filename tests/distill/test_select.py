@@ -84,11 +84,11 @@ grade_lists = st.lists(st.integers(-1, 4), min_size=1, max_size=20)
 
 @given(grade_lists)
 def test_ndcg_without_ties_equals_evaluation(grades_in_order: list[int]) -> None:
-    own_value = ndcg([[grade] for grade in grades_in_order])
+    ndcg_value = ndcg([[grade] for grade in grades_in_order])
     qrels = {"q": {f"d{n}": grade for n, grade in enumerate(grades_in_order)}}
     run = {"q": [Candidate(f"d{n}", -float(n)) for n in range(len(grades_in_order))]}
     evaluated = evaluate(qrels, run, ["nDCG@10"]).means["nDCG@10"]
-    assert own_value is None if max(grades_in_order) <= 0 else own_value == pytest.approx(evaluated)
+    assert ndcg_value is None if max(grades_in_order) <= 0 else ndcg_value == pytest.approx(evaluated)
 
 
 @given(st.lists(grade_lists, min_size=1, max_size=4), st.randoms(use_true_random=False))
@@ -379,9 +379,9 @@ def test_distill_select_writes_training_and_heldout_rows(
         traces.add(number, [make_call(make_response("[3] > [2] > [1]") if number % 3 else make_response("nothing"))])
     traces.journal.close()
     command = ("distill", "select", "--journal", "traces.sqlite", "--output", "sft.jsonl")
-    assert main([*command, "--heldout", "held.jsonl", "--heldout-share", "0.3"]) == 0
+    assert main([*command, "--heldout", "heldout.jsonl", "--heldout-share", "0.3"]) == 0
     training, heldout = (
-        [json.loads(line) for line in Path(name).read_text().splitlines()] for name in ("sft.jsonl", "held.jsonl")
+        [json.loads(line) for line in Path(name).read_text().splitlines()] for name in ("sft.jsonl", "heldout.jsonl")
     )
     assert (len(training) + len(heldout), bool(training), bool(heldout)) == (40, True, True)
     assert {row["query_id"] for row in training}.isdisjoint({row["query_id"] for row in heldout})
@@ -389,7 +389,7 @@ def test_distill_select_writes_training_and_heldout_rows(
     assert output.out == ""
     assert output.err.splitlines() == [
         f"sft.jsonl: {len(training)} rows",
-        f"held.jsonl: {len(heldout)} rows",
+        f"heldout.jsonl: {len(heldout)} rows",
         "of 60 sets with 60 traces looked at",
         "20 traces left out: no usable order",
         "20 sets without a usable trace",

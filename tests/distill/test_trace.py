@@ -25,12 +25,12 @@ from tests.fakes.loopback import Loopback
 
 def make_sets(count: int, size: int = 4) -> list[CandidateSet]:
     """Their passages carry the marks by which the loopback server ranks, the last one the best."""
-    read_rows = []
+    sets = []
     for query_number in range(count):
         doc_ids = tuple(f"q{query_number}-d{i}" for i in range(size))
         passages = tuple(f"mark:{doc_id}-G{i} some text" for i, doc_id in enumerate(doc_ids))
         grades = {doc_id: i for i, doc_id in enumerate(doc_ids)}
-        read_rows.append(
+        sets.append(
             CandidateSet(
                 f"s/q{query_number}/0",
                 f"q{query_number}",
@@ -42,7 +42,7 @@ def make_sets(count: int, size: int = 4) -> list[CandidateSet]:
                 "CC0",
             )
         )
-    return read_rows
+    return sets
 
 
 def count_new_calls(model: Any, sets: list[CandidateSet], journal: Path, **options: Any) -> int:

@@ -346,7 +346,7 @@ def read_heldout_measures(output: Path) -> list[Any]:
 
 
 def test_train_resumes_after_a_kill_with_identical_results(tmp_path: Path, tiny_gguf: Path) -> None:
-    data, heldout = write_rows(tmp_path / "rows.jsonl", rows(8)), write_rows(tmp_path / "held.jsonl", rows(4, 9))
+    data, heldout = write_rows(tmp_path / "rows.jsonl", rows(8)), write_rows(tmp_path / "heldout.jsonl", rows(4, 9))
     recipe = make_recipe(tmp_path, tiny_gguf)
     full_run, killed_run = tmp_path / "whole", tmp_path / "parts"
     result = train(TrainingRun(data, recipe, full_run, heldout))

@@ -144,8 +144,8 @@ def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return training_rows
 
 
-def write_rows(path: Path, made: Iterable[dict[str, Any]]) -> Path:
-    path.write_text("".join(f"{json.dumps(each)}\n" for each in made), encoding="utf-8")
+def write_rows(path: Path, training_rows: Iterable[dict[str, Any]]) -> Path:
+    path.write_text("".join(f"{json.dumps(training_row)}\n" for training_row in training_rows), encoding="utf-8")
     return path
 
 

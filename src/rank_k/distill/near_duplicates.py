@@ -14,7 +14,7 @@ CONTAMINATION_SIMILARITY = 0.75
 """Similarity from which a query counts as one of those that must not be trained on: low, since leaving out one too
 many costs nothing."""
 DUPLICATE_SIMILARITY = 0.9
-"""Similarity from which one query repeats another: high, for questions from one mould ("what causes X") differ by it."""
+"""Similarity from which a query repeats another: high, since different questions ("what causes X") are similar too."""
 
 _NON_WORD = re.compile(r"[\W_]+")
 

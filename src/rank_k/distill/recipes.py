@@ -21,7 +21,7 @@ RECIPES_FOLDER = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class BaseOptions:
     """The model that is trained.
 
     `weights`: a name of `rank-k fetch`, a GGUF file, a folder of transformers' own format, or a name on the
@@ -35,7 +35,7 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class MethodOptions:
     """`kind` "lora" trains an adapter of `rank` on the modules `targets` ("all-linear": every projection); "full"
     trains the weights themselves, but for the embeddings. The first `freeze_layers` layers stay as they are."""
 
@@ -48,7 +48,7 @@ class Method:
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
+class TrainingOptions:
     """`max_length`: tokens; longer rows are counted and left out. `batch`: rows in one forward pass; `accumulate`
     of them make a step. `bf16`: train in bfloat16 on machines that are fast at it, elsewhere in float32.
     `checkpoint_seconds`, `measure_seconds`: how often, in time; 0 for never (the end apart).
@@ -126,11 +126,11 @@ class Recipe:
     """`verified`: whether a run at this size was done by us. `launch`: file of `accelerate launch --config_file`."""
 
     name: str
-    base: Base
-    training: Training
+    base: BaseOptions
+    training: TrainingOptions
     verified: bool = False
     launch: str = ""
-    method: Method = field(default_factory=Method)
+    method: MethodOptions = field(default_factory=MethodOptions)
     verdicts: LabelOptions = field(default_factory=LabelOptions)
     asking: InferenceOptions = field(default_factory=InferenceOptions)
 
