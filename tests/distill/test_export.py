@@ -85,8 +85,8 @@ def test_export_gguf_matches_transformers_in_llama_cpp(
         full_model = export_gguf(student, tmp_path / f"{student.parent.name}.gguf")
         assert agree_within(expected, llama_cpp_log_probabilities(full_model.gguf), 0.05)
         assert not agree_within(expected, base_tokens, 0.05), "training changed nothing that shows"
-    eight_bit = export_gguf(full_student, tmp_path / "eight.gguf", kind="Q8_0")
-    four_bit = export_gguf(full_student, tmp_path / "four.gguf", kind="Q4_0")
+    eight_bit = export_gguf(full_student, tmp_path / "eight.gguf", quantization="Q8_0")
+    four_bit = export_gguf(full_student, tmp_path / "four.gguf", quantization="Q4_0")
     assert agree_within(expected, llama_cpp_log_probabilities(eight_bit.gguf), 0.3)
     assert four_bit.size < eight_bit.size < full_model.size
 
@@ -166,7 +166,7 @@ def test_export_gguf_rejects_what_it_cannot_export(lora_student: Path, full_stud
         export_gguf(full_student, tmp_path / "x.gguf", adapter=True)
     assert not (tmp_path / "x.gguf").exists()
     with pytest.raises(InputError, match="there is no type Q3"):
-        export_gguf(lora_student, kind="Q3")
+        export_gguf(lora_student, quantization="Q3")
     for content in ("{}", "[]", "[" * 100_000):
         (tmp_path / "run.json").write_text(content)
         with pytest.raises(InputError, match="holds no run"):

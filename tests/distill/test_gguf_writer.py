@@ -102,13 +102,13 @@ def test_write_full_model_adds_the_adapter(tiny_gguf: Path, tmp_path: Path) -> N
     assert (after["token_embd.weight"] == before["token_embd.weight"]).all()
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("Q8_0", 0.01), ("Q4_0", 0.2)])
+@pytest.mark.parametrize(("quantization", "tolerance"), [("Q8_0", 0.01), ("Q4_0", 0.2)])
 def test_write_full_model_quantizes_within_tolerance(
-    tiny_gguf: Path, tmp_path: Path, kind: str, tolerance: float
+    tiny_gguf: Path, tmp_path: Path, quantization: str, tolerance: float
 ) -> None:
     full_gguf, quantized_gguf = tmp_path / "full.gguf", tmp_path / "small.gguf"
     write_full_model(tiny_gguf, trained_adapter(), full_gguf, "F16", "x")
-    write_full_model(tiny_gguf, trained_adapter(), quantized_gguf, kind, "x")
+    write_full_model(tiny_gguf, trained_adapter(), quantized_gguf, quantization, "x")
     assert quantized_gguf.stat().st_size < full_gguf.stat().st_size
     stored = read_tensors(quantized_gguf)
     for name, values in read_tensors(full_gguf).items():

@@ -48,7 +48,7 @@ def test_read_recipe_reads_shipped_recipes(name: str) -> None:
 
 def test_read_recipe_fills_defaults(tmp_path: Path) -> None:
     recipe = read_recipe(write_recipe(tmp_path, MINIMAL_RECIPE))
-    assert (recipe.method.kind, recipe.training.batch, recipe.verdicts.on) == ("lora", 1, False)
+    assert (recipe.method.kind, recipe.training.batch, recipe.verdicts.is_enabled) == ("lora", 1, False)
     assert not recipe.verified
 
 

@@ -22,7 +22,7 @@ from rank_k.distill.label_traces import LabelTrace
 from rank_k.distill.losses import label_loss, listwise_loss
 from rank_k.distill.recipes import LabelOptions, read_recipe, recipe_names
 from rank_k.distill.train import TrainingRun, train
-from rank_k.distill.training_examples import IGNORED, build_examples, read_rows, token_labels
+from rank_k.distill.training_examples import IGNORED_LABEL, build_examples, read_rows, token_labels
 from rank_k.errors import FormatError, InputError
 from tests.support.tiny_model import WORDS, recipe_text, row, rows, write_rows, write_tiny_gguf
 
@@ -74,7 +74,7 @@ def test_batches_labels_are_the_trace_and_the_ranking(name: str, tokenizer: Any)
     batches = Batches(example_set.examples, [0, 0], tokenizer, recipe.verdicts, 0)
     batch = batches([{"position": 0}, {"position": 1}])
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-        learned_labels = labels[labels != IGNORED]
+        learned_labels = labels[labels != IGNORED_LABEL]
         assert tokenizer.decode(learned_labels) == f"{completion}{tokenizer.eos_token}"
         assert tokenizer.decode(ids).count("<think>") == 1
         assert tokenizer.decode(ids).endswith(f"<|im_start|>assistant\n{completion}{tokenizer.eos_token}")
@@ -97,7 +97,7 @@ def test_tokenize_labeled_row_shows_random_and_learns_target_labels(tokenizer: A
     learned = [
         (token, label)
         for token, label in zip(tokenized_row.input_ids, tokenized_row.labels, strict=True)
-        if label != IGNORED
+        if label != IGNORED_LABEL
     ]
     assert tokenizer.decode([token for token, _ in learned]) == f"{shown_trace.text}{tokenizer.eos_token}"
     target_text = tokenizer.decode([label for _, label in learned])
@@ -182,7 +182,7 @@ def test_label_loss_by_hand() -> None:
     """One row of four tokens over a vocabulary of three: a verdict at place 1, another token at place 3."""
     hidden = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 0.0]]])
     head = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    labels = torch.tensor([[IGNORED, 1, IGNORED, 0]])
+    labels = torch.tensor([[IGNORED_LABEL, 1, IGNORED_LABEL, 0]])
     relevance_labels = torch.tensor([[0, 1, 1]])
     label_term = -math.log(1 / (math.e + 2))  # place 0 sees (1, 0), so logits 1, 0, 0; right is token 1
     other_term = -math.log(math.e**2 / (math.e**2 + 2))
@@ -199,7 +199,7 @@ def test_label_loss_at_passage_ends_by_hand() -> None:
     hidden = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 0.0]]])
     head = torch.tensor([[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]])
     labels, relevance_labels, passage_ends = (
-        torch.tensor([[IGNORED, 1, 0, 0]]),
+        torch.tensor([[IGNORED_LABEL, 1, 0, 0]]),
         torch.tensor([[0, 1, 1]]),
         torch.tensor([[0, 2, 1]]),
     )
@@ -217,7 +217,7 @@ def test_label_loss_at_passage_ends_by_hand() -> None:
 def test_label_loss_weights_the_best_label() -> None:
     hidden, head = torch.zeros(1, 3, 2), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     hidden[0, 0] = torch.tensor([3.0, 0.0])
-    labels, relevance_labels = torch.tensor([[IGNORED, 0, 1]]), torch.tensor([[0, 1, 0], [0, 2, 1]])
+    labels, relevance_labels = torch.tensor([[IGNORED_LABEL, 0, 1]]), torch.tensor([[0, 1, 0], [0, 2, 1]])
     easy_loss, even_loss = -math.log(1 / (1 + math.exp(-3))), math.log(2)
     for weight in (1.0, 3.0):
         settings = LabelOptions(words=["no", "yes"], best_weight=weight)

@@ -13,7 +13,7 @@ from typing import Any
 
 from rank_k.distill.label_traces import LabelTrace, corrupt_labels
 from rank_k.distill.recipes import LabelOptions
-from rank_k.distill.training_examples import IGNORED, Example, completion_tokens, token_labels
+from rank_k.distill.training_examples import IGNORED_LABEL, Example, completion_tokens, token_labels
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
 
@@ -77,7 +77,7 @@ class Batches:
     def row(self, position: int) -> TokenizedRow:
         """What is learnt at that place of the order."""
         example = self.examples[self.order[position]]
-        if example.label_trace is None or not self.label_options.on:
+        if example.label_trace is None or not self.label_options.is_enabled:
             return TokenizedRow(*token_labels(example, self.tokenizer), [], [])
         random = Random(f"verdicts|{self.seed}|{position}")
         label_trace = example.label_trace
@@ -106,7 +106,7 @@ def tokenize_labeled_row(example: Example, trace: LabelTrace, tokenizer: Any) ->
     start = len(example.prompt_ids)
     return TokenizedRow(
         [*example.prompt_ids, *completion],
-        [IGNORED] * start + labels,
+        [IGNORED_LABEL] * start + labels,
         [start + place for place in label_positions],
         list(trace.target_labels),
         example.passage_ends,
@@ -146,7 +146,7 @@ def pad_batch(rows: Sequence[TokenizedRow], pad_token_id: int) -> dict[str, Any]
         "attention_mask": torch.tensor(
             [[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in rows]
         ),
-        "labels": torch.tensor([row.labels + [IGNORED] * (longest - len(row.labels)) for row in rows]),
+        "labels": torch.tensor([row.labels + [IGNORED_LABEL] * (longest - len(row.labels)) for row in rows]),
         "relevance_labels": label_tensor(
             (row_number, row.label_positions, row.target_labels) for row_number, row in enumerate(rows)
         ),

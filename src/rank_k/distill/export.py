@@ -41,16 +41,16 @@ class ExportedStudent:
 
 
 def export_gguf(
-    student: Path, gguf: Path | None = None, *, kind: str = "F16", adapter: bool = False, name: str = ""
+    student: Path, gguf: Path | None = None, *, quantization: str = "F16", adapter: bool = False, name: str = ""
 ) -> ExportedStudent:
     """Write the GGUF file (default: `student.gguf` in the folder `student`), its settings and its card.
 
-    `adapter`: what was trained alone, to be put on the weights it was trained on; else `kind` says how the whole is
-    stored. `name`: what the student is called, by default as its recipe. A run that has not ended is exported as of its
+    `adapter`: what was trained alone, to be put on the weights it was trained on; else the full weights
+    are stored as `quantization`. `name`: what the student is called, by default as its recipe. A run that has not ended is exported as of its
     newest checkpoint. Raises `InputError` if there is none, or what was trained on is no GGUF file.
     """
-    if kind not in QUANTIZATION_TYPES:
-        raise InputError(f"there is no type {kind}", f"give one of {', '.join(QUANTIZATION_TYPES)}")
+    if quantization not in QUANTIZATION_TYPES:
+        raise InputError(f"there is no type {quantization}", f"give one of {', '.join(QUANTIZATION_TYPES)}")
     metadata = read_run_metadata(student)
     recipe = metadata["recipe"]
     trained_weights = read_trained_weights(find_trained_folder(student))
@@ -63,7 +63,7 @@ def export_gguf(
         if adapter:
             write_adapter(base.path, trained_weights, part.path, name)
         else:
-            write_full_model(base.path, trained_weights, part.path, kind, name)
+            write_full_model(base.path, trained_weights, part.path, quantization, name)
     inference_options = asdict(
         InferenceOptions(**recipe["asking"])
     )  # a run that is older than a setting has its default
@@ -73,10 +73,10 @@ def export_gguf(
     template = PromptTemplate(**metadata["prompt"]) if "prompt" in metadata else read_template(prompt)
     weights_name = base.name if base.name in NAMED else str(base.path.absolute())
     adapter_of = {"name": weights_name, "sha256": base.sha256} if adapter else None
-    label_words = recipe["verdicts"]["words"] if LabelOptions(**recipe["verdicts"]).on else ()
+    label_words = recipe["verdicts"]["words"] if LabelOptions(**recipe["verdicts"]).is_enabled else ()
     settings = write_student(target, name, template, inference_options, adapter_of, label_words)
     card_path = target.with_suffix(".md")
-    card_path.write_text(render_card(student, metadata, name, target.name, kind, adapter), encoding="utf-8")
+    card_path.write_text(render_card(student, metadata, name, target.name, quantization, adapter), encoding="utf-8")
     return ExportedStudent(target, settings, card_path, target.stat().st_size)
 
 

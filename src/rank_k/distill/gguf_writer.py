@@ -51,15 +51,15 @@ def pair_lora_tensors(tensors: Tensors) -> dict[str, tuple[Any, Any]]:
     return {name: (pair["A"], pair["B"]) for name, pair in pairs.items()}
 
 
-def write_full_model(source: Path, trained: TrainedWeights, target: Path, kind: str, name: str) -> None:
-    """Write `source`'s weights with what was trained put in, as `kind` (one of `QUANTIZATION_TYPES`)."""
+def write_full_model(source: Path, trained: TrainedWeights, target: Path, quantization: str, name: str) -> None:
+    """Write `source`'s weights with what was trained put in, as `quantization` (one of `QUANTIZATION_TYPES`)."""
     gguf, numpy = load("gguf"), load("numpy")
     reader = _open_llama(source)
     gguf_name, heads = _tensor_names(reader), _head_counts(reader)
     lora_pairs = {gguf_name(weight_name): pair for weight_name, pair in trained.lora_pairs.items()}
     full_weights = {gguf_name(weight_name): values for weight_name, values in trained.full_weights.items()}
     writer = gguf.GGUFWriter(str(target), "llama")
-    _copy_metadata(reader, writer, name, kind)
+    _copy_metadata(reader, writer, name, quantization)
     for tensor in reader.tensors:
         if tensor.name in full_weights:
             values = interleave_rotary_rows(full_weights.pop(tensor.name), tensor.name, heads)
@@ -68,7 +68,7 @@ def write_full_model(source: Path, trained: TrainedWeights, target: Path, kind: 
         if tensor.name in lora_pairs:
             lora_a, lora_b = lora_pairs.pop(tensor.name)
             values = values + trained.scale * (interleave_rotary_rows(lora_b, tensor.name, heads) @ lora_a)
-        tensor_type = _storage_type(tensor.name, values, kind)
+        tensor_type = _storage_type(tensor.name, values, quantization)
         stored = gguf.quants.quantize(numpy.ascontiguousarray(values, dtype=numpy.float32), tensor_type)
         writer.add_tensor(tensor.name, stored, raw_dtype=tensor_type)
     if lora_pairs or full_weights:
@@ -146,15 +146,15 @@ def _tensor_names(reader: Any) -> Any:
     return name_of
 
 
-def _storage_type(name: str, values: Any, kind: str) -> Any:
+def _storage_type(name: str, values: Any, quantization: str) -> Any:
     """How a tensor is stored: vectors in full; the embeddings, which are the output's too, never below 8 bits."""
     types = load("gguf").GGMLQuantizationType
     if values.ndim == 1 or values.shape[-1] % 32:
         return types.F32 if values.ndim == 1 else types.F16
-    return types.Q8_0 if kind == "Q4_0" and name.startswith(("token_embd", "output")) else types[kind]
+    return types.Q8_0 if quantization == "Q4_0" and name.startswith(("token_embd", "output")) else types[quantization]
 
 
-def _copy_metadata(reader: Any, writer: Any, name: str, kind: str) -> None:
+def _copy_metadata(reader: Any, writer: Any, name: str, quantization: str) -> None:
     gguf = load("gguf")
     excluded_names = {"general.architecture", "general.name", "general.file_type", "general.quantization_version"}
     for field in _metadata_fields(reader):
@@ -162,8 +162,8 @@ def _copy_metadata(reader: Any, writer: Any, name: str, kind: str) -> None:
             item_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(field.name, field.contents(), field.types[0], item_type)
     writer.add_name(name)
-    writer.add_file_type(getattr(gguf.LlamaFileType, f"MOSTLY_{kind}"))
-    if kind != "F16":
+    writer.add_file_type(getattr(gguf.LlamaFileType, f"MOSTLY_{quantization}"))
+    if quantization != "F16":
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rank_k.distill.recipes import LabelOptions
-from rank_k.distill.training_examples import IGNORED
+from rank_k.distill.training_examples import IGNORED_LABEL
 from rank_k.optional_deps import load
 
 
@@ -31,7 +31,7 @@ def label_loss(
     """
     torch = load("torch")
     cross_entropy = torch.nn.functional.cross_entropy
-    is_learned = labels[:, 1:] != IGNORED
+    is_learned = labels[:, 1:] != IGNORED_LABEL
     is_label = torch.zeros_like(is_learned)
     is_label[relevance_labels[:, 0], relevance_labels[:, 1] - 1] = True
     # The head's product is the dearest single one of a small model: only where something is learnt.

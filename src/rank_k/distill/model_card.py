@@ -10,13 +10,15 @@ from typing import Any
 from rank_k import __version__
 
 
-def render_card(student: Path, metadata: Mapping[str, Any], name: str, gguf_name: str, kind: str, adapter: bool) -> str:
+def render_card(
+    student: Path, metadata: Mapping[str, Any], name: str, gguf_name: str, quantization: str, adapter: bool
+) -> str:
     """The card, in Markdown, of the run in the folder `student` (`metadata`: its `run.json`)."""
     recipe = metadata["recipe"]
     measures = _read_measures(student / "measures.jsonl")
     last_step = max((record.get("step", 0) for record in measures), default=0)
     seconds = max((record.get("seconds", 0.0) for record in measures), default=0.0)
-    description = f"a LoRA adapter for {recipe['base']['weights']}" if adapter else f"whole weights, {kind}"
+    description = f"a LoRA adapter for {recipe['base']['weights']}" if adapter else f"whole weights, {quantization}"
     method, training = recipe["method"], recipe["training"]
     rows_per_step = training["batch"] * training["accumulate"] * metadata.get("processes", 1)
     learned_rows = min(last_step * rows_per_step, round(metadata["rows"] * training["epochs"]))

@@ -98,7 +98,7 @@ class LabelOptions:
     early: float = 0.0
 
     @property
-    def on(self) -> bool:
+    def is_enabled(self) -> bool:
         return bool(self.corrupt or self.listwise or self.early or self.other_weight != 1 or self.best_weight != 1)
 
 
@@ -157,10 +157,10 @@ def read_recipe(name_or_path: str) -> Recipe:
     return recipe
 
 
-def _parse_table(kind: type, table: dict[str, Any], path: str, prefix: str) -> Any:
-    """A `kind` (a dataclass) with the values `table`."""
-    hints = get_type_hints(kind)
-    known_keys = [field_spec.name for field_spec in fields(kind)]
+def _parse_table(table_type: type, table: dict[str, Any], path: str, prefix: str) -> Any:
+    """A `table_type` (a dataclass) with the values `table`."""
+    hints = get_type_hints(table_type)
+    known_keys = [field_spec.name for field_spec in fields(table_type)]
     for key in table:
         if key not in known_keys:
             suggestions = difflib.get_close_matches(key, known_keys, 1)
@@ -169,7 +169,7 @@ def _parse_table(kind: type, table: dict[str, Any], path: str, prefix: str) -> A
             )
             raise InputError(f"recipe {path} has an unknown key {prefix}{key}", remedy)
     values = {}
-    for field_spec in fields(kind):
+    for field_spec in fields(table_type):
         if field_spec.name not in table:
             if field_spec.default is MISSING and field_spec.default_factory is MISSING:
                 raise InputError(f"recipe {path} lacks {prefix}{field_spec.name}", "add it")
@@ -188,7 +188,7 @@ def _parse_table(kind: type, table: dict[str, Any], path: str, prefix: str) -> A
             )
         else:
             values[field_spec.name] = float(value) if type_hint is float else value
-    return kind(**values)
+    return table_type(**values)
 
 
 def _has_type(value: Any, type_hint: Any) -> bool:

@@ -77,7 +77,7 @@ def ndcg(tiers: Iterable[Sequence[int]], cutoff: int = NDCG_CUTOFF) -> float | N
 
 
 def _dcg(gains: Iterable[float]) -> float:
-    return sum(gain / math.log2(place + 1) for place, gain in enumerate(gains, 1))
+    return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, 1))
 
 
 # --- reading the journal ---

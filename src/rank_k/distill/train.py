@@ -128,7 +128,7 @@ def _check_rows(run: TrainingRun, rows: ExampleSet, base: LoadedBase) -> None:
         raise InputError(
             f"nothing to learn in {run.data}: {problem}", f"max_length is {recipe.training.max_length} tokens"
         )
-    if recipe.verdicts.on:
+    if recipe.verdicts.is_enabled:
         if process_count() > 1:
             raise InputError("verdicts are learnt by one process only", "start rank-k distill train without accelerate")
         label_token_ids_of(base.tokenizer, recipe.verdicts.words)
@@ -228,7 +228,7 @@ def _build_trainer(
     lengths = [len(example.prompt_ids) + len(example.completion) // 3 for example in rows.examples]
     order = training_order(lengths, training.epochs, training.batch, training.seed, training.group_by_length)
     batches = Batches(rows.examples, order, base.tokenizer, recipe.verdicts, training.seed)
-    label_token_ids = label_token_ids_of(base.tokenizer, recipe.verdicts.words) if recipe.verdicts.on else []
+    label_token_ids = label_token_ids_of(base.tokenizer, recipe.verdicts.words) if recipe.verdicts.is_enabled else []
     clock = TrainingClock(seconds, run.time_limit, _broadcast_seconds if process_count() > 1 else None)
 
     class Trainer(trl.SFTTrainer):  # type: ignore[misc, name-defined]
@@ -236,7 +236,7 @@ def _build_trainer(
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **options: Any) -> Any:
             relevance_labels, passage_ends = inputs.pop("relevance_labels"), inputs.pop("passage_ends")
-            if not recipe.verdicts.on:
+            if not recipe.verdicts.is_enabled:
                 return super().compute_loss(model, inputs, *args, **options)
             with self.accelerator.autocast():
                 hidden = hidden_states(model)(inputs["input_ids"], inputs["attention_mask"])

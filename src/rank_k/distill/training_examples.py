@@ -19,7 +19,7 @@ from rank_k.data.files import read_objects
 from rank_k.distill.label_traces import LabelTrace, parse_label_trace
 from rank_k.errors import FormatError
 
-IGNORED = -100
+IGNORED_LABEL = -100
 """The label of a token that is not to be learnt, as torch has it."""
 
 
@@ -117,4 +117,4 @@ def completion_tokens(tokenizer: Any, completion: str) -> list[int]:
 def token_labels(example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
     """Token ids and labels: the completion is learnt, the prompt is not."""
     completion = completion_tokens(tokenizer, example.completion)
-    return [*example.prompt_ids, *completion], [IGNORED] * len(example.prompt_ids) + completion
+    return [*example.prompt_ids, *completion], [IGNORED_LABEL] * len(example.prompt_ids) + completion
