@@ -45,9 +45,9 @@ def export_gguf(
 ) -> ExportedStudent:
     """Write the GGUF file (default: `student.gguf` in the folder `student`), its settings and its card.
 
-    `adapter`: what was trained alone, to be put on the weights it was trained on; else the full weights
-    are stored as `quantization`. `name`: what the student is called, by default as its recipe. A run that has not ended is exported as of its
-    newest checkpoint. Raises `InputError` if there is none, or what was trained on is no GGUF file.
+    `adapter`: write what was trained alone, as an adapter for the base weights; else write the full weights, stored as
+    `quantization`. `name`: the student's name (default: the recipe's). A run that has not ended is exported as of its
+    newest checkpoint. Raises `InputError` if there is none, or if the base weights are not a GGUF file.
     """
     if quantization not in QUANTIZATION_TYPES:
         raise InputError(f"there is no type {quantization}", f"give one of {', '.join(QUANTIZATION_TYPES)}")

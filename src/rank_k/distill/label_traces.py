@@ -70,10 +70,10 @@ def parse_label_trace(completion: str, words: Sequence[str]) -> LabelTrace | Non
     return trace if trace.text == completion else None
 
 
-def corrupt_labels(trace: LabelTrace, chance: float, random: Random) -> LabelTrace:
-    """`trace` with each verdict that is shown replaced, by `chance`, by any of the words."""
+def corrupt_labels(trace: LabelTrace, probability: float, random: Random) -> LabelTrace:
+    """`trace` with each verdict that is shown replaced, by `probability`, by any of the words."""
     label_indices = range(len(trace.words))
     shown_labels = tuple(
-        random.choice(label_indices) if random.random() < chance else label for label in trace.target_labels
+        random.choice(label_indices) if random.random() < probability else label for label in trace.target_labels
     )
     return LabelTrace(shown_labels, trace.target_labels, trace.words)

@@ -206,9 +206,9 @@ def _read_existing_metadata(output: Path, metadata: Mapping[str, Any]) -> Mappin
 
 
 def _write_metadata(output: Path, metadata: Mapping[str, Any]) -> None:
-    part = output / "run.json.part"
-    part.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-    part.replace(output / "run.json")
+    part_file = output / "run.json.part"
+    part_file.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    part_file.replace(output / "run.json")
 
 
 # --- the trainer ------------------------------------------------------------------------------------
