@@ -12,14 +12,23 @@ import pytest
 from rank_k.cli import main as rank_k
 from rank_k.distill.base_model import load_base
 from rank_k.distill.export import export_gguf, export_merged
-from rank_k.distill.model_card import card
+from rank_k.distill.model_card import render_card
 from rank_k.distill.recipes import read_recipe
-from rank_k.distill.train import Run, train
+from rank_k.distill.train import TrainingRun, train
 from rank_k.distill.training_examples import build_examples
 from rank_k.errors import InputError
 from rank_k.models.student import find_student
 from rank_k.window.prompt import read_template
-from tests.support.tiny_model import PROMPT, WORDS, near, recipe_text, rows, served_tokens, write_rows, write_tiny_gguf
+from tests.support.tiny_model import (
+    PROMPT,
+    WORDS,
+    agree_within,
+    llama_cpp_log_probabilities,
+    recipe_text,
+    rows,
+    write_rows,
+    write_tiny_gguf,
+)
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 
@@ -27,36 +36,36 @@ torch = pytest.importorskip("torch", reason="pip install 'rank-k[train]'")
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
-def trained(folder: Path, tiny: Path, kind: str) -> Path:
+def train_student(folder: Path, tiny_gguf: Path, kind: str) -> Path:
     """A student of a few large steps, so that what it learnt shows."""
     folder.mkdir()
-    (folder / "recipe.toml").write_text(recipe_text(tiny, kind=f'kind = "{kind}"'), encoding="utf-8")
-    data, held = write_rows(folder / "rows.jsonl", rows(8)), write_rows(folder / "held.jsonl", rows(3, 5))
-    train(Run(data, read_recipe(str(folder / "recipe.toml")), folder / "student", held))
+    (folder / "recipe.toml").write_text(recipe_text(tiny_gguf, kind=f'kind = "{kind}"'), encoding="utf-8")
+    data, heldout_file = write_rows(folder / "rows.jsonl", rows(8)), write_rows(folder / "heldout.jsonl", rows(3, 5))
+    train(TrainingRun(data, read_recipe(str(folder / "recipe.toml")), folder / "student", heldout_file))
     return folder / "student"
 
 
 @pytest.fixture(scope="module")
-def adapted(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
-    return trained(tmp_path_factory.mktemp("students") / "lora", tiny, "lora")
+def lora_student(tmp_path_factory: pytest.TempPathFactory, tiny_gguf: Path) -> Path:
+    return train_student(tmp_path_factory.mktemp("students") / "lora", tiny_gguf, "lora")
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
-    return trained(tmp_path_factory.mktemp("students") / "full", tiny, "full")
+def full_student(tmp_path_factory: pytest.TempPathFactory, tiny_gguf: Path) -> Path:
+    return train_student(tmp_path_factory.mktemp("students") / "full", tiny_gguf, "full")
 
 
-def next_tokens(model: Any, tokenizer: Any) -> dict[str, float]:
+def next_token_log_probabilities(model: Any, tokenizer: Any) -> dict[str, float]:
     """Log-probabilities of the ten likeliest next tokens, by transformers."""
     ids = torch.tensor([tokenizer(PROMPT, add_special_tokens=False)["input_ids"]])
     with torch.no_grad():
-        chances = torch.log_softmax(model(ids).logits[0, -1].float(), -1)
-    best = chances.topk(10)
-    return {tokenizer.decode(token): float(value) for value, token in zip(best.values, best.indices, strict=True)}
+        log_probabilities = torch.log_softmax(model(ids).logits[0, -1].float(), -1)
+    top_ten = log_probabilities.topk(10)
+    return {tokenizer.decode(token): float(value) for value, token in zip(top_ten.values, top_ten.indices, strict=True)}
 
 
 def merged_model(student: Path, folder: Path) -> tuple[Any, Any]:
@@ -67,103 +76,107 @@ def merged_model(student: Path, folder: Path) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(str(folder))
 
 
-def test_llama_cpp_computes_what_transformers_does(adapted: Path, full: Path, tiny: Path, tmp_path: Path) -> None:
-    before = served_tokens(tiny)
-    for student in (adapted, full):
-        expected = next_tokens(*merged_model(student, tmp_path / f"merged-{student.parent.name}"))
-        whole = export_gguf(student, tmp_path / f"{student.parent.name}.gguf")
-        assert near(expected, served_tokens(whole.gguf), 0.05)
-        assert not near(expected, before, 0.05), "training changed nothing that shows"
-    eight = export_gguf(full, tmp_path / "eight.gguf", kind="Q8_0")
-    four = export_gguf(full, tmp_path / "four.gguf", kind="Q4_0")
-    assert near(expected, served_tokens(eight.gguf), 0.3)
-    assert four.size < eight.size < whole.size
+def test_export_gguf_matches_transformers_in_llama_cpp(
+    lora_student: Path, full_student: Path, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    base_tokens = llama_cpp_log_probabilities(tiny_gguf)
+    for student in (lora_student, full_student):
+        expected = next_token_log_probabilities(*merged_model(student, tmp_path / f"merged-{student.parent.name}"))
+        full_model = export_gguf(student, tmp_path / f"{student.parent.name}.gguf")
+        assert agree_within(expected, llama_cpp_log_probabilities(full_model.gguf), 0.05)
+        assert not agree_within(expected, base_tokens, 0.05), "training changed nothing that shows"
+    eight_bit = export_gguf(full_student, tmp_path / "eight.gguf", quantization="Q8_0")
+    four_bit = export_gguf(full_student, tmp_path / "four.gguf", quantization="Q4_0")
+    assert agree_within(expected, llama_cpp_log_probabilities(eight_bit.gguf), 0.3)
+    assert four_bit.size < eight_bit.size < full_model.size
 
 
-def test_an_adapter_on_its_base_is_the_whole(adapted: Path, tiny: Path, tmp_path: Path) -> None:
-    whole = export_gguf(adapted, tmp_path / "whole.gguf")
-    adapter = export_gguf(adapted, tmp_path / "adapter.gguf", adapter=True)
-    assert adapter.size < 100_000 < whole.size
-    assert near(served_tokens(whole.gguf), served_tokens(tiny, adapter.gguf), 0.02)
-    found = find_student(adapter.gguf)
-    assert found is not None
-    assert (found.adapter, found.weights.path) == (adapter.gguf, tiny)
+def test_export_gguf_adapter_matches_full_weights(lora_student: Path, tiny_gguf: Path, tmp_path: Path) -> None:
+    full_model = export_gguf(lora_student, tmp_path / "whole.gguf")
+    adapter = export_gguf(lora_student, tmp_path / "adapter.gguf", adapter=True)
+    assert adapter.size < 100_000 < full_model.size
+    assert agree_within(
+        llama_cpp_log_probabilities(full_model.gguf), llama_cpp_log_probabilities(tiny_gguf, adapter.gguf), 0.02
+    )
+    adapter_student = find_student(adapter.gguf)
+    assert adapter_student is not None
+    assert (adapter_student.adapter, adapter_student.weights.path) == (adapter.gguf, tiny_gguf)
 
 
-def asked_otherwise(run: Path, student: Path, **asking: str) -> dict[str, Any]:
+def copy_run_with_options(run: Path, student: Path, **options: str) -> dict[str, Any]:
     """A copy of a run in the folder `student` whose recipe says that; its facts."""
     shutil.copytree(run, student)
-    facts: dict[str, Any] = json.loads((student / "run.json").read_text())
-    facts["recipe"]["asking"] |= asking
-    (student / "run.json").write_text(json.dumps(facts))
-    return facts
+    metadata: dict[str, Any] = json.loads((student / "run.json").read_text())
+    metadata["recipe"]["asking"] |= options
+    (student / "run.json").write_text(json.dumps(metadata))
+    return metadata
 
 
-def test_likelihood_counts_only_beside_an_adapter_that_can_be_left_out(adapted: Path, tmp_path: Path) -> None:
+def test_export_gguf_keeps_combined_method_for_adapters_only(lora_student: Path, tmp_path: Path) -> None:
     student = tmp_path / "student"
-    asked_otherwise(adapted, student, method="combined")
+    copy_run_with_options(lora_student, student, method="combined")
     for adapter, method in ((True, "combined"), (False, "listwise")):
-        found = find_student(export_gguf(student, tmp_path / f"{method}.gguf", adapter=adapter).gguf)
-        assert found is not None
-        assert found.asking["method"] == method
+        exported_student = find_student(export_gguf(student, tmp_path / f"{method}.gguf", adapter=adapter).gguf)
+        assert exported_student is not None
+        assert exported_student.asking["method"] == method
 
 
-def test_a_student_is_asked_as_it_was_trained_and_on_what_it_was_trained_on(adapted: Path, tmp_path: Path) -> None:
+def test_export_gguf_uses_the_stored_prompt_and_base_checksum(lora_student: Path, tmp_path: Path) -> None:
     """Whatever became of the prompt's file and of the weights since."""
     student = tmp_path / "student"
-    facts = asked_otherwise(adapted, student, prompt="no-longer-there.txt")
-    found = find_student(export_gguf(student, adapter=True).gguf)
-    assert found is not None
-    assert found.template.messages("q", ["a", "b"]) == read_template("compact").messages("q", ["a", "b"])
-    (student / "run.json").write_text(json.dumps(facts | {"base_sha256": "0" * 64}))
+    metadata = copy_run_with_options(lora_student, student, prompt="no-longer-there.txt")
+    exported_student = find_student(export_gguf(student, adapter=True).gguf)
+    assert exported_student is not None
+    assert exported_student.template.messages("q", ["a", "b"]) == read_template("compact").messages("q", ["a", "b"])
+    (student / "run.json").write_text(json.dumps(metadata | {"base_sha256": "0" * 64}))
     with pytest.raises(InputError, match="is not what"):
         export_gguf(student, adapter=True)
 
 
-def test_a_card_holds_what_rows_from_elsewhere_say(adapted: Path) -> None:
-    facts = json.loads((adapted / "run.json").read_text())
-    facts["sources"] = {"a | b\n## Trained": {"CC0\n| forged | 9 | MIT |": 3}}
-    told = card(adapted, facts, "name", "file", "F16", adapter=True)
-    assert "| a \\| b ## Trained | 3 | CC0 \\| forged \\| 9 \\| MIT \\| |" in told
+def test_render_card_escapes_sources(lora_student: Path) -> None:
+    metadata = json.loads((lora_student / "run.json").read_text())
+    metadata["sources"] = {"a | b\n## Trained": {"CC0\n| forged | 9 | MIT |": 3}}
+    text = render_card(lora_student, metadata, "name", "file", "F16", adapter=True)
+    assert "| a \\| b ## Trained | 3 | CC0 \\| forged \\| 9 \\| MIT \\| |" in text
 
 
-def test_weights_as_they_were_come_out_as_they_went_in(full: Path, tmp_path: Path) -> None:
+def test_export_gguf_round_trips_weights(full_student: Path, tmp_path: Path) -> None:
     """What is exported and loaded again by transformers is what was trained: names, halves of pairs, all of it."""
     from safetensors.torch import load_file
 
-    whole = export_gguf(full, tmp_path / "whole.gguf")
-    again = load_base(str(whole.gguf), bf16=False).model.state_dict()
-    for name, values in load_file(str(full / "trained" / "model.safetensors")).items():
-        assert torch.allclose(again[name], values.float(), atol=2e-3), name
+    full_model = export_gguf(full_student, tmp_path / "whole.gguf")
+    loaded = load_base(str(full_model.gguf), bf16=False).model.state_dict()
+    for name, values in load_file(str(full_student / "trained" / "model.safetensors")).items():
+        assert torch.allclose(loaded[name], values.float(), atol=2e-3), name
 
 
-def test_a_card_says_what_a_student_was_made_of(adapted: Path, tmp_path: Path) -> None:
-    made = export_gguf(adapted, tmp_path / "student.gguf", adapter=True)
-    told = made.card.read_text(encoding="utf-8")
-    assert "| made up | 8 | CC0 |" in told
-    assert "LoRA of rank 4, 8 steps of 2 rows" in told
-    assert "| 8 | " in told
-    assert "not run at its full size" in told
+def test_export_gguf_writes_a_card_with_provenance(lora_student: Path, tmp_path: Path) -> None:
+    exported = export_gguf(lora_student, tmp_path / "student.gguf", adapter=True)
+    text = exported.card.read_text(encoding="utf-8")
+    assert "| made up | 8 | CC0 |" in text
+    assert "LoRA of rank 4, 8 steps of 2 rows" in text
+    assert "| 8 | " in text
+    assert "not run at its full size" in text
 
 
-def test_what_cannot_be_exported_is_told(adapted: Path, full: Path, tmp_path: Path) -> None:
+def test_export_gguf_rejects_what_it_cannot_export(lora_student: Path, full_student: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no run"):
         export_gguf(tmp_path)
     with pytest.raises(InputError, match="there is no adapter"):
-        export_gguf(full, tmp_path / "x.gguf", adapter=True)
+        export_gguf(full_student, tmp_path / "x.gguf", adapter=True)
     assert not (tmp_path / "x.gguf").exists()
     with pytest.raises(InputError, match="there is no type Q3"):
-        export_gguf(adapted, kind="Q3")
+        export_gguf(lora_student, quantization="Q3")
     for content in ("{}", "[]", "[" * 100_000):
         (tmp_path / "run.json").write_text(content)
         with pytest.raises(InputError, match="holds no run"):
             export_gguf(tmp_path)
-    facts = json.loads((adapted / "run.json").read_text())
-    facts["recipe"]["base"]["weights"] = "Qwen/QwQ-32B"
-    (tmp_path / "run.json").write_text(json.dumps(facts))
+    metadata = json.loads((lora_student / "run.json").read_text())
+    metadata["recipe"]["base"]["weights"] = "Qwen/QwQ-32B"
+    (tmp_path / "run.json").write_text(json.dumps(metadata))
     with pytest.raises(InputError, match="has left nothing yet"):
         export_gguf(tmp_path)
-    shutil.copytree(adapted / "trained", tmp_path / "trained")
+    shutil.copytree(lora_student / "trained", tmp_path / "trained")
     with pytest.raises(InputError, match="did not come as a GGUF file"):
         export_gguf(tmp_path)
 
@@ -171,11 +184,13 @@ def test_what_cannot_be_exported_is_told(adapted: Path, full: Path, tmp_path: Pa
 # --- the whole chain ---
 
 
-def run(*arguments: object) -> None:
+def run_command(*arguments: object) -> None:
     assert rank_k([str(argument) for argument in arguments]) == 0, arguments
 
 
-def test_from_runs_to_a_student_that_reranks(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_distill_commands_train_a_student_that_reranks(
+    tmp_path: Path, tiny_gguf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """sample, trace, select, train, export, rerank, evaluate: each as a command, on what the one before wrote."""
     words = "sun moon tide rain snow wind leaf stone".split()
     documents = [
@@ -192,10 +207,12 @@ def test_from_runs_to_a_student_that_reranks(tmp_path: Path, tiny: Path, capsys:
                 if document["text"].startswith(f"the {word} "):
                     file.write(f"q{number} 0 {document['_id']} 1\n")
     collection = ("--queries", paths["queries.jsonl"], "--documents", paths["documents.jsonl"])
-    run("retrieve", *collection, "--depth", 20, "--output", paths["bm25.trec"])
-    sets, journal, data, held = (tmp_path / name for name in ("sets.jsonl", "t.sqlite", "data.jsonl", "held.jsonl"))
+    run_command("retrieve", *collection, "--depth", 20, "--output", paths["bm25.trec"])
+    sets, journal, data, heldout_file = (
+        tmp_path / name for name in ("sets.jsonl", "t.sqlite", "data.jsonl", "heldout.jsonl")
+    )
     sizes = ("--sizes", "3-6", "--ranks", "1-15", "--sets-per-query", 2, "--source", "weather", "--license", "CC0")
-    run(
+    run_command(
         "distill",
         "sample",
         "--runs",
@@ -207,7 +224,7 @@ def test_from_runs_to_a_student_that_reranks(tmp_path: Path, tiny: Path, capsys:
         sets,
         *sizes,
     )
-    run(
+    run_command(
         "distill",
         "trace",
         "--sets",
@@ -220,18 +237,22 @@ def test_from_runs_to_a_student_that_reranks(tmp_path: Path, tiny: Path, capsys:
         journal,
         "--quiet",
     )
-    run("distill", "select", "--journal", journal, "--output", data, "--heldout", held, "--heldout-share", 0.3)
-    (tmp_path / "tiny.toml").write_text(recipe_text(tiny), encoding="utf-8")
+    run_command(
+        "distill", "select", "--journal", journal, "--output", data, "--heldout", heldout_file, "--heldout-share", 0.3
+    )
+    (tmp_path / "tiny.toml").write_text(recipe_text(tiny_gguf), encoding="utf-8")
     student = tmp_path / "student"
-    options = ("--data", data, "--heldout", held, "--recipe", tmp_path / "tiny.toml", "--output", student)
-    run("distill", "train", *options, "--max-steps", 4)
-    run("distill", "export", "--student", student, "--adapter")
-    new = tmp_path / "new.trec"
-    run("rerank", "--run", paths["bm25.trec"], *collection, "--output", new, "--model", student, "--depth", 6)
-    run("evaluate", "--qrels", paths["qrels.trec"], paths["bm25.trec"], new)
-    told = capsys.readouterr()
-    assert "GB over all devices" in told.err
-    assert "held out: " in told.err
-    assert "nDCG@10" in told.out
-    assert len(new.read_text().splitlines()) == len(paths["bm25.trec"].read_text().splitlines())
-    assert build_examples(iter([]), None, 1, WORDS).kept == []
+    options = ("--data", data, "--heldout", heldout_file, "--recipe", tmp_path / "tiny.toml", "--output", student)
+    run_command("distill", "train", *options, "--max-steps", 4)
+    run_command("distill", "export", "--student", student, "--adapter")
+    new_run = tmp_path / "new.trec"
+    run_command(
+        "rerank", "--run", paths["bm25.trec"], *collection, "--output", new_run, "--model", student, "--depth", 6
+    )
+    run_command("evaluate", "--qrels", paths["qrels.trec"], paths["bm25.trec"], new_run)
+    output = capsys.readouterr()
+    assert "GB over all devices" in output.err
+    assert "held out: " in output.err
+    assert "nDCG@10" in output.out
+    assert len(new_run.read_text().splitlines()) == len(paths["bm25.trec"].read_text().splitlines())
+    assert build_examples(iter([]), None, 1, WORDS).examples == []

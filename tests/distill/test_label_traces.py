@@ -9,37 +9,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.distill.label_traces import LabelTrace, corrupted, order_line, read_labels
+from rank_k.distill.label_traces import LabelTrace, corrupt_labels, parse_label_trace, ranking_from_labels
 from rank_k.distill.labels_teacher import reasoning_and_ranking
 from rank_k.window.parsing import parse_ranking
 from tests.support.waiting import cpu_seconds
 
 WORDS = ("no", "partly", "yes")
-verdicts = st.lists(st.integers(0, 2), min_size=1, max_size=20).map(tuple)
+label_lists = st.lists(st.integers(0, 2), min_size=1, max_size=20).map(tuple)
 
 
-def trace_of(levels: tuple[int, ...]) -> LabelTrace:
-    return LabelTrace(levels, levels, WORDS)
+def make_trace(labels: tuple[int, ...]) -> LabelTrace:
+    return LabelTrace(labels, labels, WORDS)
 
 
-def test_the_form() -> None:
-    assert trace_of((0, 2, 0)).text == "<think>\n[1] no\n[2] yes\n[3] no\n</think>\n\n[2] > [1] = [3]"
+def test_label_trace_text_has_the_documented_form() -> None:
+    assert make_trace((0, 2, 0)).text == "<think>\n[1] no\n[2] yes\n[3] no\n</think>\n\n[2] > [1] = [3]"
 
 
-@given(verdicts)
-def test_what_the_labels_teacher_writes_is_read(levels: tuple[int, ...]) -> None:
-    thought, order = reasoning_and_ranking(levels)
-    found = read_labels(f"<think>\n{thought}\n</think>\n\n{order}", WORDS)
-    assert found == trace_of(levels)
+@given(label_lists)
+def test_parse_label_trace_reads_labels_teacher_output(labels: tuple[int, ...]) -> None:
+    reasoning, ranking = reasoning_and_ranking(labels)
+    trace = parse_label_trace(f"<think>\n{reasoning}\n</think>\n\n{ranking}", WORDS)
+    assert trace == make_trace(labels)
 
 
-@given(verdicts)
-def test_the_order_is_the_verdicts_order(levels: tuple[int, ...]) -> None:
-    answer = parse_ranking(trace_of(levels).text, len(levels))
+@given(label_lists)
+def test_label_trace_ranking_follows_the_labels(labels: tuple[int, ...]) -> None:
+    answer = parse_ranking(make_trace(labels).text, len(labels))
     assert answer.is_valid
     assert not answer.repairs
-    assert [[levels[number - 1] for number in tier] for tier in answer.tiers] == [
-        [level] * levels.count(level) for level in sorted(set(levels), reverse=True)
+    assert [[labels[number - 1] for number in tier] for tier in answer.tiers] == [
+        [label] * labels.count(label) for label in sorted(set(labels), reverse=True)
     ]
 
 
@@ -54,37 +54,37 @@ def test_the_order_is_the_verdicts_order(levels: tuple[int, ...]) -> None:
         "<think>\nlet me see\n[1] no\n</think>\n\n[1]",
     ],
 )
-def test_anything_else_is_no_trace_of_verdicts(text: str) -> None:
-    assert read_labels(text, WORDS) is None
+def test_parse_label_trace_rejects_other_forms(text: str) -> None:
+    assert parse_label_trace(text, WORDS) is None
 
 
-def test_a_trace_that_looks_like_one_of_verdicts_takes_linear_time() -> None:
+def test_parse_label_trace_takes_linear_time() -> None:
     """Notes of a teacher of another kind, and one line end too few; with quadratic time the ratio would be 64."""
 
-    def reading(lines: int) -> Callable[[], None]:
+    def make_reader(lines: int) -> Callable[[], None]:
         notes = "".join(f"[{i}] is about [{i}] and [{i + 1}]\n" for i in range(1, lines))
 
         def read() -> None:
             for _ in range(50):
-                assert read_labels(f"<think>\n{notes}</think>\n[1] > [2]", WORDS) is None
+                assert parse_label_trace(f"<think>\n{notes}</think>\n[1] > [2]", WORDS) is None
 
         return read
 
-    short, long = cpu_seconds(reading(1000), reading(8000))
-    assert long < 24 * short
+    short_seconds, long_seconds = cpu_seconds(make_reader(1000), make_reader(8000))
+    assert long_seconds < 24 * short_seconds
 
 
-@given(verdicts, st.floats(0, 1), st.integers())
-def test_what_is_shown_changes_and_what_is_learnt_does_not(levels: tuple[int, ...], chance: float, seed: int) -> None:
-    found = corrupted(trace_of(levels), chance, Random(seed))
-    assert found.right == levels
-    assert order_line(found.shown) in found.text
-    assert read_labels(found.text, WORDS) == trace_of(found.shown)
+@given(label_lists, st.floats(0, 1), st.integers())
+def test_corrupt_labels_changes_shown_labels_only(labels: tuple[int, ...], chance: float, seed: int) -> None:
+    corrupted = corrupt_labels(make_trace(labels), chance, Random(seed))
+    assert corrupted.target_labels == labels
+    assert ranking_from_labels(corrupted.shown_labels) in corrupted.text
+    assert parse_label_trace(corrupted.text, WORDS) == make_trace(corrupted.shown_labels)
 
 
-def test_how_much_is_changed() -> None:
-    levels = (0,) * 3000
-    shown = corrupted(trace_of(levels), 0.5, Random(0)).shown
-    assert set(shown) == {0, 1, 2}
-    assert 0.3 < sum(map(bool, shown)) / 3000 < 0.37  # half are drawn, two thirds of these are another
-    assert corrupted(trace_of(levels), 0.0, Random(0)).shown == levels
+def test_corrupt_labels_changes_the_given_share() -> None:
+    labels = (0,) * 3000
+    shown_labels = corrupt_labels(make_trace(labels), 0.5, Random(0)).shown_labels
+    assert set(shown_labels) == {0, 1, 2}
+    assert 0.3 < sum(map(bool, shown_labels)) / 3000 < 0.37  # half are drawn, two thirds of these are another
+    assert corrupt_labels(make_trace(labels), 0.0, Random(0)).shown_labels == labels

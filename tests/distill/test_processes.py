@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from rank_k.distill.base_model import load_base
-from rank_k.distill.export import export_merged, run_facts
-from rank_k.distill.model_card import card
-from rank_k.distill.recipes import FOLDER
-from rank_k.distill.training_log import Clock
+from rank_k.distill.export import export_merged, read_run_metadata
+from rank_k.distill.model_card import render_card
+from rank_k.distill.recipes import RECIPES_FOLDER
+from rank_k.distill.training_log import TrainingClock
 from tests.support.tiny_model import LAYERS, recipe_text, rows, write_rows, write_tiny_gguf
 from tests.support.waiting import LONG_PATIENCE
 
@@ -25,28 +25,28 @@ torch = pytest.importorskip("torch", reason="pip install 'rank-k[train]'")
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 
 
-def test_processes_go_by_the_first_one_s_clock() -> None:
-    told = iter([5.0, 7.5])
-    clock = Clock(2.0, 10.0, lambda mine: next(told))
-    assert (clock.seconds, clock.share) == (2.0, 0.2)
+def test_training_clock_uses_the_first_process_time() -> None:
+    broadcast_values = iter([5.0, 7.5])
+    clock = TrainingClock(2.0, 10.0, lambda local_seconds: next(broadcast_values))
+    assert (clock.seconds, clock.elapsed_share) == (2.0, 0.2)
     for seconds in (5.0, 7.5):
         clock.tick()
-        assert (clock.seconds, clock.share) == (seconds, seconds / 10)
+        assert (clock.seconds, clock.elapsed_share) == (seconds, seconds / 10)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def training_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base in transformers' own format, rows, a recipe, and the launch file of the shipped recipe for two CPUs."""
     tmp_path = tmp_path_factory.mktemp("sharded")
     base = load_base(str(write_tiny_gguf(tmp_path / "tiny.gguf")), bf16=False)
     base.model.save_pretrained(tmp_path / "base")
     base.tokenizer.save_pretrained(tmp_path / "base")
     write_rows(tmp_path / "rows.jsonl", rows(8))
-    write_rows(tmp_path / "held.jsonl", rows(4, 9))
+    write_rows(tmp_path / "heldout.jsonl", rows(4, 9))
     text = recipe_text(tmp_path / "base")
-    without_verdicts = text[: text.index("[verdicts]")] + text[text.index("[asking]") :]
-    (tmp_path / "recipe.toml").write_text(without_verdicts, encoding="utf-8")
-    launch = (FOLDER / "fsdp.yaml").read_text(encoding="utf-8")
+    recipe_without_labels = text[: text.index("[verdicts]")] + text[text.index("[asking]") :]
+    (tmp_path / "recipe.toml").write_text(recipe_without_labels, encoding="utf-8")
+    launch = (RECIPES_FOLDER / "fsdp.yaml").read_text(encoding="utf-8")
     for old, new in (("num_processes: 8", "num_processes: 2"), ("mixed_precision: bf16", 'mixed_precision: "no"')):
         assert old in launch
         launch = launch.replace(old, new)
@@ -54,59 +54,59 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path
 
 
-def trained(folder: Path, output: str) -> str:
+def train_sharded(folder: Path, output: str) -> str:
     """What the processes said."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "fsdp.yaml"]
-    sharded = Path(__file__).with_name("sharded.py")
-    asked = ["distill", "train", "--data", "rows.jsonl", "--heldout", "held.jsonl", "--recipe", "recipe.toml"]
-    done = subprocess.run(
-        [*launch, str(sharded), *asked, "--output", output],
+    launch_command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "fsdp.yaml"]
+    script = Path(__file__).parents[1] / "support" / "sharded.py"
+    arguments = ["distill", "train", "--data", "rows.jsonl", "--heldout", "heldout.jsonl", "--recipe", "recipe.toml"]
+    completed = subprocess.run(
+        [*launch_command, str(script), *arguments, "--output", output],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=LONG_PATIENCE,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    return completed.stderr
 
 
-def adapter(output: Path) -> dict[str, Any]:
+def load_adapter(output: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
-    found: dict[str, Any] = load_file(str(output / "trained" / "adapter_model.safetensors"))
-    return found
+    tensors: dict[str, Any] = load_file(str(output / "trained" / "adapter_model.safetensors"))
+    return tensors
 
 
-def measures(output: Path) -> list[dict[str, Any]]:
+def read_measures(output: Path) -> list[dict[str, Any]]:
     lines = (output / "measures.jsonl").read_text(encoding="utf-8").splitlines()
     return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
 
 
-def test_weights_in_shards_come_out_as_one_student(made: Path) -> None:
-    whole, parts = made / "whole", made / "parts"
-    told = trained(made, "whole")
-    assert told.count("whole: 4 steps") == 1  # one process speaks for both
-    assert (whole / "checkpoint-4" / "pytorch_model_fsdp_0").is_dir()  # in shards, while it went on
-    found = adapter(whole)
-    assert len(found) == 2 * 7 * LAYERS
-    facts = run_facts(whole)
-    assert "4 steps of 4 rows" in card(whole, facts, "tiny", "tiny.gguf", "F16", adapter=True)
-    assert any(values.abs().max() > 0 for name, values in found.items() if "lora_B" in name)
-    held = [line["heldout"] for line in measures(whole) if "heldout" in line]
-    assert held
-    assert 0 < held[-1]["loss"] < 12
+def test_train_saves_sharded_weights_as_one_student(training_folder: Path) -> None:
+    full_run, resumed_run = training_folder / "whole", training_folder / "parts"
+    stderr = train_sharded(training_folder, "whole")
+    assert stderr.count("whole: 4 steps") == 1  # one process speaks for both
+    assert (full_run / "checkpoint-4" / "pytorch_model_fsdp_0").is_dir()  # in shards, while it went on
+    tensors = load_adapter(full_run)
+    assert len(tensors) == 2 * 7 * LAYERS
+    metadata = read_run_metadata(full_run)
+    assert "4 steps of 4 rows" in render_card(full_run, metadata, "tiny", "tiny.gguf", "F16", adapter=True)
+    assert any(values.abs().max() > 0 for name, values in tensors.items() if "lora_B" in name)
+    heldout_records = [line["heldout"] for line in read_measures(full_run) if "heldout" in line]
+    assert heldout_records
+    assert 0 < heldout_records[-1]["loss"] < 12
 
-    shutil.copytree(whole, parts)
-    shutil.rmtree(parts / "checkpoint-4")
-    shutil.rmtree(parts / "trained")
-    trained(made, "parts")  # goes on from the checkpoint before
-    again = adapter(parts)
-    assert all(torch.allclose(found[name], again[name], atol=1e-6) for name in found)
-    assert measures(parts) == measures(whole)
+    shutil.copytree(full_run, resumed_run)
+    shutil.rmtree(resumed_run / "checkpoint-4")
+    shutil.rmtree(resumed_run / "trained")
+    train_sharded(training_folder, "parts")  # goes on from the checkpoint before
+    resumed_tensors = load_adapter(resumed_run)
+    assert all(torch.allclose(tensors[name], resumed_tensors[name], atol=1e-6) for name in tensors)
+    assert read_measures(resumed_run) == read_measures(full_run)
 
-    export_merged(whole, made / "merged")
-    merged = load_base(str(made / "merged"), bf16=False).model.state_dict()
-    base = load_base(str(made / "base"), bf16=False).model.state_dict()
+    export_merged(full_run, training_folder / "merged")
+    merged = load_base(str(training_folder / "merged"), bf16=False).model.state_dict()
+    base = load_base(str(training_folder / "base"), bf16=False).model.state_dict()
     assert {name: value.shape for name, value in merged.items()} == {name: value.shape for name, value in base.items()}
     assert any(not torch.allclose(merged[name], base[name], atol=1e-2) for name in base)

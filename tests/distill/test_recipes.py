@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rank_k.distill.recipes import FOLDER, estimated_memory, read_recipe, recipe_names
+from rank_k.distill.recipes import RECIPES_FOLDER, estimated_memory, read_recipe, recipe_names
 from rank_k.errors import InputError
 from rank_k.window.prompt import read_template
 
-LEAST = """
+MINIMAL_RECIPE = """
 name = "mine"
 [base]
 weights = "tiny.gguf"
@@ -23,37 +23,37 @@ learning_rate = 1e-4
 """
 
 
-def written(folder: Path, text: str) -> str:
+def write_recipe(folder: Path, text: str) -> str:
     path = folder / "recipe.toml"
     path.write_text(text, encoding="utf-8")
     return str(path)
 
 
-def test_the_shipped_ones() -> None:
+def test_recipe_names_lists_shipped_recipes() -> None:
     assert recipe_names() == ["qwen3-8b", "qwq-32b", "smollm2-135m"]
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_a_shipped_recipe_is_sound(name: str) -> None:
+def test_read_recipe_reads_shipped_recipes(name: str) -> None:
     recipe = read_recipe(name)
     assert recipe.name == name
-    assert not recipe.launch or (FOLDER / recipe.launch).is_file()
+    assert not recipe.launch or (RECIPES_FOLDER / recipe.launch).is_file()
     template = read_template(recipe.asking.prompt)
     assert template.messages("q", ["a", "b"])
     assert recipe.asking.stride < recipe.asking.window
     # A full window fits: passages, as many markers again, and an answer of eight tokens a passage.
-    shown = recipe.asking.window * (recipe.asking.passage_tokens + 16)
-    assert shown < recipe.training.max_length
+    prompt_tokens = recipe.asking.window * (recipe.asking.passage_tokens + 16)
+    assert prompt_tokens < recipe.training.max_length
 
 
-def test_what_is_left_out_has_defaults(tmp_path: Path) -> None:
-    recipe = read_recipe(written(tmp_path, LEAST))
-    assert (recipe.method.kind, recipe.training.batch, recipe.verdicts.on) == ("lora", 1, False)
+def test_read_recipe_fills_defaults(tmp_path: Path) -> None:
+    recipe = read_recipe(write_recipe(tmp_path, MINIMAL_RECIPE))
+    assert (recipe.method.kind, recipe.training.batch, recipe.verdicts.is_enabled) == ("lora", 1, False)
     assert not recipe.verified
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (("learning_rate", "lerning_rate"), r"unknown key training\.lerning_rate; did you mean learning_rate\?"),
         (('name = "mine"', 'name = "mine"\nzzz = 1'), "unknown key zzz; the keys there are: name, base"),
@@ -65,7 +65,10 @@ def test_what_is_left_out_has_defaults(tmp_path: Path) -> None:
         (("layers = 2", "layers = 0"), r"base\.layers = 0"),
         (("[training]", "[method]\nfreeze_layers = 2\n[training]"), r"method\.freeze_layers = 2.*fewer than all 2"),
         (("max_length = 512", "max_length = 512\nmeasure_steps = 0"), r"training\.measure_steps = 0"),
-        (("[training]", '[asking]\nthink = "banana"\n[training]'), r"asking\.think = 'banana'.*full, off, auto"),
+        (
+            ("[training]", '[asking]\nreasoning = "banana"\n[training]'),
+            r"asking\.reasoning = 'banana'.*full, off, auto",
+        ),
         (("[training]", "[asking]\npassage_tokens = -5\n[training]"), r"asking\.passage_tokens = -5"),
         (("[training]", "[asking]\nwindow = 8\nstride = 20\n[training]"), r"asking\.stride = 20.*1 to 8"),
         (("[training]", "[asking]\nwindow = 1\nstride = 1\n[training]"), r"asking\.window = 1\b"),
@@ -77,30 +80,30 @@ def test_what_is_left_out_has_defaults(tmp_path: Path) -> None:
         (("[base]", "[base"), "cannot be read"),
     ],
 )
-def test_a_mistake_is_named(tmp_path: Path, change: tuple[str, str], told: str) -> None:
-    assert change[0] in LEAST
-    with pytest.raises(InputError, match=told):
-        read_recipe(written(tmp_path, LEAST.replace(*change)))
+def test_read_recipe_names_invalid_keys(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    assert change[0] in MINIMAL_RECIPE
+    with pytest.raises(InputError, match=message):
+        read_recipe(write_recipe(tmp_path, MINIMAL_RECIPE.replace(*change)))
 
 
-def test_a_recipe_that_is_not_there() -> None:
+def test_read_recipe_rejects_missing_recipes() -> None:
     with pytest.raises(InputError, match=r"no recipe is called 'qwq'.*qwq-32b"):
         read_recipe("qwq")
     with pytest.raises(InputError, match="No such file"):
         read_recipe("nowhere.toml")
 
 
-def test_memory_by_hand(tmp_path: Path) -> None:
+def test_estimated_memory_by_hand(tmp_path: Path) -> None:
     """A million parameters of which all are trained; 100 tokens through 2 layers of 64 numbers."""
-    text = LEAST.replace("max_length = 512", "max_length = 100") + '[method]\nkind = "full"\n'
-    memory = estimated_memory(read_recipe(written(tmp_path, text)))
+    text = MINIMAL_RECIPE.replace("max_length = 512", "max_length = 100") + '[method]\nkind = "full"\n'
+    memory = estimated_memory(read_recipe(write_recipe(tmp_path, text)))
     assert memory.weights == 4e6
     assert memory.trained == 12e6
     assert memory.activations == 100 * 64 * 2 * 34 * 2 / 2
     assert memory.total == memory.weights + memory.trained + memory.activations
 
 
-def test_memory_falls_where_it_should() -> None:
+def test_estimated_memory_is_smaller_for_adapters_and_checkpointing() -> None:
     large, small = (estimated_memory(read_recipe(name)) for name in ("qwq-32b", "qwen3-8b"))
     assert 65e9 < large.weights < 66e9  # 32.8 billion brain floats
     assert small.total < 40e9 < large.total < 8 * 80e9

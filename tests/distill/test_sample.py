@@ -15,15 +15,26 @@ from hypothesis import strategies as st
 
 from rank_k.cli import main
 from rank_k.data.collections.base import PassageStore
-from rank_k.distill.candidate_sets import AppendedSets, CandidateSet, json_line, license_of, read_sets
-from rank_k.distill.near_duplicates import CONTAMINATED, REPEATED, NearDuplicateIndex, normalized
-from rank_k.distill.sample import Sampler, Sampling, draw, write_samples
+from rank_k.distill.candidate_sets import (
+    CandidateSet,
+    CandidateSetAppender,
+    encode_json_line,
+    license_of,
+    read_candidate_sets,
+)
+from rank_k.distill.near_duplicates import (
+    CONTAMINATION_SIMILARITY,
+    DUPLICATE_SIMILARITY,
+    NearDuplicateIndex,
+    normalize_text,
+)
+from rank_k.distill.sample import Sampler, Sampling, draw_set, write_samples
 from rank_k.errors import FormatError, InputError
 from rank_k.retrieval.fusion import FusedRuns, K, reciprocal_rank_fusion
 from rank_k.types import Candidate, Query
 
 RANKING = [f"d{rank}" for rank in range(1, 51)]
-ids = st.lists(st.sampled_from(RANKING), unique=True)
+doc_id_lists = st.lists(st.sampled_from(RANKING), unique=True)
 
 
 class Rankings(dict[str, list[str]]):
@@ -34,28 +45,31 @@ class Rankings(dict[str, list[str]]):
 # --- fusing ----------------------------------------------------------------------------------------
 
 
-@given(st.lists(ids, max_size=4))
-def test_fusing_ranks_all_candidates_by_the_sum_of_their_reciprocal_ranks(rankings: list[list[str]]) -> None:
-    found = reciprocal_rank_fusion(rankings)
-    assert Counter(found) == Counter({doc_id for ranking in rankings for doc_id in ranking})
-    scores = [sum(1 / (K + r.index(doc_id) + 1) for r in rankings if doc_id in r) for doc_id in found]
+@given(st.lists(doc_id_lists, max_size=4))
+def test_reciprocal_rank_fusion_sums_reciprocal_ranks(rankings: list[list[str]]) -> None:
+    fused = reciprocal_rank_fusion(rankings)
+    assert Counter(fused) == Counter({doc_id for ranking in rankings for doc_id in ranking})
+    scores = [sum(1 / (K + ranking.index(doc_id) + 1) for ranking in rankings if doc_id in ranking) for doc_id in fused]
     assert all(before >= after - 1e-12 for before, after in pairwise(scores))
 
 
-def test_runs_are_fused_by_query_whatever_order_their_queries_are_in() -> None:
-    one = {"q1": ["a", "b"], "q2": ["c"]}
-    other = {"q2": ["d", "c"], "q1": ["b"], "q3": ["e", "f", "g"]}
+def test_fused_runs_fuses_queries_in_any_order() -> None:
+    first_run = {"q1": ["a", "b"], "q2": ["c"]}
+    second_run = {"q2": ["d", "c"], "q1": ["b"], "q3": ["e", "f", "g"]}
     runs = [
-        [(query_id, tuple(Candidate(d, -n) for n, d in enumerate(found))) for query_id, found in run.items()]
-        for run in (one, other)
+        [
+            (query_id, tuple(Candidate(doc_id, -n) for n, doc_id in enumerate(doc_ids)))
+            for query_id, doc_ids in run.items()
+        ]
+        for run in (first_run, second_run)
     ]
-    both = FusedRuns(runs, depth=2)
-    assert [both.ranking(q) for q in ("q1", "q2", "q3", "q4")] == [["b", "a"], ["c", "d"], ["e", "f"], []]
-    both.close()
+    fused = FusedRuns(runs, depth=2)
+    assert [fused.ranking(q) for q in ("q1", "q2", "q3", "q4")] == [["b", "a"], ["c", "d"], ["e", "f"], []]
+    fused.close()
 
 
 @pytest.mark.parametrize(
-    ("told", "license"),
+    ("provenance", "license"),
     [
         ("Texts of 2024. License of the data: **MIT; Wikipedia text CC BY-SA**\n", "MIT; Wikipedia text CC BY-SA"),
         ("- License: MIT, for code\n\nLicense of the data: CC BY 4.0.", "CC BY 4.0"),
@@ -64,19 +78,19 @@ def test_runs_are_fused_by_query_whatever_order_their_queries_are_in() -> None:
         ("Nobody knows.", None),
     ],
 )
-def test_a_collection_says_its_license(tmp_path: Path, told: str, license: str | None) -> None:
+def test_license_of_reads_provenance(tmp_path: Path, provenance: str, license: str | None) -> None:
     assert license_of(tmp_path) is None
-    (tmp_path / "PROVENANCE.md").write_text(told, encoding="utf-8")
+    (tmp_path / "PROVENANCE.md").write_text(provenance, encoding="utf-8")
     assert license_of(tmp_path) == license
 
 
 # --- drawing ---------------------------------------------------------------------------------------
 
 
-def test_by_default_sets_are_drawn_as_in_the_paper() -> None:
+def test_draw_set_follows_the_paper_by_default() -> None:
     sizes: Counter[int] = Counter()
     for query in range(300):
-        first, second = (draw(f"q{query}", RANKING, None, number, Sampling()) for number in (0, 1))
+        first, second = (draw_set(f"q{query}", RANKING, None, number, Sampling()) for number in (0, 1))
         assert set(first) <= set(RANKING[:20])
         assert set(second) <= set(RANKING[9:30])
         assert list(first) != sorted(first, key=RANKING.index)
@@ -92,43 +106,43 @@ def test_by_default_sets_are_drawn_as_in_the_paper() -> None:
     st.sampled_from([0.0, 0.5, 1.0]),
     st.integers(0, 3),
 )
-def test_a_set_holds_as_many_relevant_passages_as_were_asked_for(
+def test_draw_set_includes_the_requested_number_of_relevant_passages(
     ranking: list[str],
     grades: dict[str, int],
     sizes: tuple[int, int],
     positives: tuple[int, int],
     none: float,
-    skip: int,
+    skip_negatives: int,
 ) -> None:
-    how = Sampling(sizes, ((1, 15),), 1, positives, none, skip)
-    found = draw("q", ranking, grades, 0, how)
-    assert found == draw("q", ranking, grades, 0, how)
+    sampling = Sampling(sizes, ((1, 15),), 1, positives, none, skip_negatives)
+    doc_ids = draw_set("q", ranking, grades, 0, sampling)
+    assert doc_ids == draw_set("q", ranking, grades, 0, sampling)
     relevant = {doc_id: grade for doc_id, grade in grades.items() if grade > 0}
-    if isinstance(found, str):
-        assert found in ("no_positives", "too_few")
-        assert (found == "no_positives") == (not relevant)
+    if isinstance(doc_ids, str):
+        assert doc_ids in ("no_positives", "too_few")
+        assert (doc_ids == "no_positives") == (not relevant)
         return
-    assert sizes[0] <= len(found) == len(set(found)) <= sizes[1]
-    inside = [doc_id for doc_id in found if doc_id in relevant]
+    assert sizes[0] <= len(doc_ids) == len(set(doc_ids)) <= sizes[1]
+    relevant_ids = [doc_id for doc_id in doc_ids if doc_id in relevant]
     best = max(relevant.values())
     if none == 1:
-        assert all(relevant[doc_id] < best for doc_id in inside)
+        assert all(relevant[doc_id] < best for doc_id in relevant_ids)
     if none == 0:
-        assert min(positives[0], len(relevant), sizes[0]) <= len(inside)
-        assert not inside or max(relevant[doc_id] for doc_id in inside) == best
-    assert len(inside) <= positives[1]
-    others = set(found) - set(inside)
-    assert others <= set(ranking[:15])
+        assert min(positives[0], len(relevant), sizes[0]) <= len(relevant_ids)
+        assert not relevant_ids or max(relevant[doc_id] for doc_id in relevant_ids) == best
+    assert len(relevant_ids) <= positives[1]
+    irrelevant_ids = set(doc_ids) - set(relevant_ids)
+    assert irrelevant_ids <= set(ranking[:15])
     unjudged = [doc_id for doc_id in ranking if doc_id not in grades]
-    assert not others & set(unjudged[:skip])
+    assert not irrelevant_ids & set(unjudged[:skip_negatives])
 
 
-def test_it_does_not_matter_in_what_order_judgments_were_written_down() -> None:
-    how = Sampling((4, 8), ((1, 15),), 1, (1, 3))
-    known = {f"d{rank}": 1 + rank % 2 for rank in range(1, 40, 3)}
-    turned = dict(reversed(known.items()))
+def test_draw_set_ignores_the_order_of_judgments() -> None:
+    sampling = Sampling((4, 8), ((1, 15),), 1, (1, 3))
+    grades = {f"d{rank}": 1 + rank % 2 for rank in range(1, 40, 3)}
+    reversed_grades = dict(reversed(grades.items()))
     for query in map(str, range(50)):
-        assert draw(query, RANKING, known, 0, how) == draw(query, RANKING, turned, 0, how)
+        assert draw_set(query, RANKING, grades, 0, sampling) == draw_set(query, RANKING, reversed_grades, 0, sampling)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +160,7 @@ def test_it_does_not_matter_in_what_order_judgments_were_written_down() -> None:
         {"positives": (0, 1), "none": 1.5},
     ],
 )
-def test_impossible_numbers_are_told(options: dict[str, Any]) -> None:
+def test_sampling_rejects_invalid_values(options: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         Sampling(**options)
 
@@ -154,33 +168,38 @@ def test_impossible_numbers_are_told(options: dict[str, Any]) -> None:
 QUERIES = {f"q{n}": Query(f"q{n}", f"what of {n} and {n * 7}") for n in range(30)}
 
 
-def sampler(queries: Mapping[str, Query] = QUERIES, **options: Any) -> Sampler:
-    ranked = Rankings(dict.fromkeys(queries, RANKING))
-    return Sampler(ranked, queries, Sampling(**options), "source")
+def make_sampler(queries: Mapping[str, Query] = QUERIES, **options: Any) -> Sampler:
+    rankings = Rankings(dict.fromkeys(queries, RANKING))
+    return Sampler(rankings, queries, Sampling(**options), "source")
 
 
-def test_another_query_changes_no_other_set() -> None:
-    before = {drawn.set_id: drawn for drawn in sampler().drawn()}
-    after = {drawn.set_id: drawn for drawn in sampler({**QUERIES, "new": Query("new", "x")}).drawn()}
+def test_sampler_sets_do_not_depend_on_other_queries() -> None:
+    before = {sampled.set_id: sampled for sampled in make_sampler().sample_sets()}
+    after = {sampled.set_id: sampled for sampled in make_sampler({**QUERIES, "new": Query("new", "x")}).sample_sets()}
     assert len(before) == 60
     assert before.items() < after.items()
     assert {after[name].query.query_id for name in after.keys() - before.keys()} == {"new"}
 
 
-def test_more_queries_go_on_where_fewer_ended_and_another_seed_draws_others() -> None:
-    few, all_of_them = list(sampler().drawn(7)), list(sampler().drawn())
-    assert len(few) == 14
-    assert all_of_them[:14] == few
-    assert {d.set_id for d in sampler(seed=1).drawn()}.isdisjoint({d.set_id for d in all_of_them})
+def test_sampler_extends_the_same_order_and_depends_on_the_seed() -> None:
+    first_sets, all_sets = list(make_sampler().sample_sets(7)), list(make_sampler().sample_sets())
+    assert len(first_sets) == 14
+    assert all_sets[:14] == first_sets
+    assert {sampled.set_id for sampled in make_sampler(seed=1).sample_sets()}.isdisjoint(
+        {sampled.set_id for sampled in all_sets}
+    )
 
 
-def test_what_is_left_out_is_counted() -> None:
-    queries = {q: Query(q, t) for q, t in (("a", "Who was Ada Lovelace?"), ("b", "short"), ("c", "unranked"))}
-    excluded = NearDuplicateIndex(CONTAMINATED)
+def test_sampler_counts_skipped_queries_and_sets() -> None:
+    queries = {
+        query_id: Query(query_id, text)
+        for query_id, text in (("a", "Who was Ada Lovelace?"), ("b", "short"), ("c", "unranked"))
+    }
+    excluded = NearDuplicateIndex(CONTAMINATION_SIMILARITY)
     excluded.add("who was ada  lovelace", "evaluation")
-    found = Sampler(Rankings(a=RANKING, b=RANKING[:10]), queries, Sampling(), "s", None, excluded)
-    assert len(list(found.drawn())) == 1
-    assert found.counts == Counter(
+    excluding_sampler = Sampler(Rankings(a=RANKING, b=RANKING[:10]), queries, Sampling(), "s", None, excluded)
+    assert len(list(excluding_sampler.sample_sets())) == 1
+    assert excluding_sampler.counts == Counter(
         contaminated=1, not_ranked=1, too_few=1, queries=1, sets=1, passages=10
     )  # ranks 10 to 30 of ten are one passage
 
@@ -191,71 +210,73 @@ def test_what_is_left_out_is_counted() -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[PassageStore]:
     path = tmp_path / "corpus.jsonl"
-    path.write_text("".join(json.dumps({"_id": d, "text": f"text é of {d}"}) + "\n" for d in RANKING))
-    with PassageStore.of_file(path) as found:
-        yield found
+    path.write_text("".join(json.dumps({"_id": doc_id, "text": f"text é of {doc_id}"}) + "\n" for doc_id in RANKING))
+    with PassageStore.of_file(path) as passage_store:
+        yield passage_store
 
 
-def test_a_file_cut_anywhere_is_finished_to_the_same_bytes(tmp_path: Path, store: PassageStore) -> None:
+def test_write_samples_resumes_to_identical_bytes(tmp_path: Path, store: PassageStore) -> None:
     output = tmp_path / "sets.jsonl"
-    assert write_samples(sampler(), store, output, 3, "CC0") == 0
-    whole = output.read_bytes()
-    rows = list(read_sets(output))
+    assert write_samples(make_sampler(), store, output, 3, "CC0") == 0
+    content = output.read_bytes()
+    rows = list(read_candidate_sets(output))
     assert len(rows) == 6
-    assert all(row.passages == tuple(f"text é of {d}" for d in row.doc_ids) for row in rows)
-    for length in {*range(0, len(whole), 997), len(whole) - 1, len(whole)}:
-        output.write_bytes(whole[:length])
-        assert write_samples(sampler(), store, output, 3, "CC0") == whole[:length].count(b"\n")
-        assert output.read_bytes() == whole
+    assert all(row.passages == tuple(f"text é of {doc_id}" for doc_id in row.doc_ids) for row in rows)
+    for length in {*range(0, len(content), 997), len(content) - 1, len(content)}:
+        output.write_bytes(content[:length])
+        assert write_samples(make_sampler(), store, output, 3, "CC0") == content[:length].count(b"\n")
+        assert output.read_bytes() == content
 
 
-def test_sets_of_other_options_are_not_mixed(tmp_path: Path, store: PassageStore) -> None:
+def test_write_samples_rejects_sets_made_with_other_options(tmp_path: Path, store: PassageStore) -> None:
     output = tmp_path / "sets.jsonl"
-    write_samples(sampler(), store, output, 3)
-    whole = output.read_bytes()
+    write_samples(make_sampler(), store, output, 3)
+    content = output.read_bytes()
     with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(source/.* does\)"):
-        write_samples(sampler(seed=1), store, output, 3)
+        write_samples(make_sampler(seed=1), store, output, 3)
     with pytest.raises(InputError, match=r"sets\.jsonl:5: .* \(nothing more does\)"):
-        write_samples(sampler(), store, output, 2)
-    judged = sampler()
-    judged.grades = {query_id: {"d1": 1} for query_id in QUERIES}
+        write_samples(make_sampler(), store, output, 2)
+    judged_sampler = make_sampler()
+    judged_sampler.grades = {query_id: {"d1": 1} for query_id in QUERIES}
     with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another grades\)"):
-        write_samples(judged, store, output, 3)
+        write_samples(judged_sampler, store, output, 3)
     with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another license\)"):
-        write_samples(sampler(), store, output, 3, "CC0")
-    changed = tmp_path / "changed.jsonl"
-    changed.write_text("".join(f'{{"_id": "{doc_id}", "text": "another"}}\n' for doc_id in RANKING), encoding="utf-8")
+        write_samples(make_sampler(), store, output, 3, "CC0")
+    changed_corpus = tmp_path / "changed.jsonl"
+    changed_corpus.write_text(
+        "".join(f'{{"_id": "{doc_id}", "text": "another"}}\n' for doc_id in RANKING), encoding="utf-8"
+    )
     with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another passages\)"):
-        write_samples(sampler(), PassageStore.of_file(changed), output, 3)
-    assert output.read_bytes() == whole
-
-
-@pytest.mark.parametrize("content", [b"\x1f\x8b compressed\nand more", b"q1 Q0 d1 1 1.0 bm25\nq1 Q0", b'{"_id": "d1"}'])
-def test_a_file_of_anything_else_is_left_as_it_is(tmp_path: Path, store: PassageStore, content: bytes) -> None:
-    output = tmp_path / "mine"
-    output.write_bytes(content)
-    with pytest.raises(FormatError, match=r"mine:1: .* expected a file of sets to go on with"):
-        write_samples(sampler(), store, output, 3)
+        write_samples(make_sampler(), PassageStore.of_file(changed_corpus), output, 3)
     assert output.read_bytes() == content
 
 
-HARD = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+@pytest.mark.parametrize("content", [b"\x1f\x8b compressed\nand more", b"q1 Q0 d1 1 1.0 bm25\nq1 Q0", b'{"_id": "d1"}'])
+def test_write_samples_leaves_other_files_unchanged(tmp_path: Path, store: PassageStore, content: bytes) -> None:
+    output = tmp_path / "mine"
+    output.write_bytes(content)
+    with pytest.raises(FormatError, match=r"mine:1: .* expected a file of sets to go on with"):
+        write_samples(make_sampler(), store, output, 3)
+    assert output.read_bytes() == content
 
 
-@given(st.lists(st.tuples(HARD, HARD), min_size=2, unique_by=lambda p: p[0]), HARD, st.none() | HARD)
-def test_a_set_comes_back_as_it_was_written(
-    tmp_path_factory: pytest.TempPathFactory, shown: list[tuple[str, str]], text: str, license: str | None
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+@given(st.lists(st.tuples(ANY_TEXT, ANY_TEXT), min_size=2, unique_by=lambda p: p[0]), ANY_TEXT, st.none() | ANY_TEXT)
+def test_read_candidate_sets_round_trips(
+    tmp_path_factory: pytest.TempPathFactory, passages_by_id: list[tuple[str, str]], text: str, license: str | None
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "one.jsonl"
     path.unlink(missing_ok=True)
-    doc_ids, passages = zip(*shown, strict=True)
-    row = CandidateSet("set", "q\udcff", text, doc_ids, passages, {doc_ids[0]: 2}, "source", license)
-    with AppendedSets(path) as file:
-        file.write(row)
-    assert list(read_sets(path)) == [row]
+    doc_ids, passages = zip(*passages_by_id, strict=True)
+    candidate_set = CandidateSet("set", "q\udcff", text, doc_ids, passages, {doc_ids[0]: 2}, "source", license)
+    with CandidateSetAppender(path) as file:
+        file.write(candidate_set)
+    assert list(read_candidate_sets(path)) == [candidate_set]
 
 
-GOOD = {
+VALID_SET = {
     "set_id": "s", "query_id": "q", "query": "t", "doc_ids": ["a", "b"], "passages": ["x", "y"], "grades": {"a": 1},
     "source": "s", "license": None,
 }  # fmt: skip
@@ -276,10 +297,10 @@ GOOD = {
         {"license": 1},
     ],
 )
-def test_a_line_that_is_no_set_is_told_with_its_number(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_read_candidate_sets_names_the_invalid_line(tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "sets.jsonl"
-    path.write_bytes(json_line(GOOD) + json_line({**GOOD, **change}))
-    rows = read_sets(path)
+    path.write_bytes(encode_json_line(VALID_SET) + encode_json_line({**VALID_SET, **change}))
+    rows = read_candidate_sets(path)
     assert next(rows).set_id == "s"
     with pytest.raises(FormatError, match=r"sets\.jsonl:2: "):
         next(rows)
@@ -289,29 +310,35 @@ def test_a_line_that_is_no_set_is_told_with_its_number(tmp_path: Path, change: d
 
 
 def trigrams(text: str) -> set[str]:
-    text = f" {normalized(text)} "
+    text = f" {normalize_text(text)} "
     return {text[i : i + 3] for i in range(max(len(text) - 2, 1))}
 
 
-def likeness(one: str, other: str) -> float:
-    return len(trigrams(one) & trigrams(other)) / len(trigrams(one) | trigrams(other))
+def trigram_similarity(first: str, second: str) -> float:
+    return len(trigrams(first) & trigrams(second)) / len(trigrams(first) | trigrams(second))
 
 
-words = st.lists(st.sampled_from("who what is was the of in tide moon Ada ada? 月 亮 潮汐 1998".split()), max_size=7)
+word_lists = st.lists(
+    st.sampled_from("who what is was the of in tide moon Ada ada? 月 亮 潮汐 1998".split()), max_size=7
+)
 
 
-@given(st.lists(words.map(" ".join), max_size=12), words.map(" ".join), st.sampled_from([CONTAMINATED, REPEATED, 0.5]))
+@given(
+    st.lists(word_lists.map(" ".join), max_size=12),
+    word_lists.map(" ".join),
+    st.sampled_from([CONTAMINATION_SIMILARITY, DUPLICATE_SIMILARITY, 0.5]),
+)
 @example(["", "a"], "", 0.75)
-def test_the_first_near_text_is_found_and_no_other(texts: list[str], text: str, threshold: float) -> None:
-    near = NearDuplicateIndex(threshold)
+def test_near_duplicate_index_finds_the_first_near_text(texts: list[str], text: str, threshold: float) -> None:
+    index = NearDuplicateIndex(threshold)
     for number, known in enumerate(texts):
-        near.add(known, str(number))
-    expected = next((str(n) for n, known in enumerate(texts) if likeness(text, known) >= threshold), None)
-    assert near.find(text) == expected
+        index.add(known, str(number))
+    expected = next((str(n) for n, known in enumerate(texts) if trigram_similarity(text, known) >= threshold), None)
+    assert index.find(text) == expected
 
 
 @pytest.mark.parametrize(
-    ("known", "asked", "is_near"),
+    ("known", "query", "is_near"),
     [
         ("Who invented the telephone?", "who invented the  TELEPHONE", True),
         ("who invented the telephone", "who invented telephones", True),
@@ -322,10 +349,10 @@ def test_the_first_near_text_is_found_and_no_other(texts: list[str], text: str, 
         ("Ｆｕｌｌ width", "full-width", True),
     ],
 )
-def test_what_counts_as_contaminated(known: str, asked: str, is_near: bool) -> None:
-    near = NearDuplicateIndex(CONTAMINATED)
-    near.add(known, "known")
-    assert (near.find(asked) == "known") == is_near
+def test_near_duplicate_index_contamination_examples(known: str, query: str, is_near: bool) -> None:
+    index = NearDuplicateIndex(CONTAMINATION_SIMILARITY)
+    index.add(known, "known")
+    assert (index.find(query) == "known") == is_near
 
 
 # --- the command -----------------------------------------------------------------------------------
@@ -336,14 +363,14 @@ def collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "tides"
     folder.mkdir()
     lines: dict[str, list[str]] = {"corpus.jsonl": [], "queries.jsonl": [], "qrels.trec": [], "run.trec": []}
-    for n in range(12):
-        lines["corpus.jsonl"].append(json.dumps({"_id": f"d{n}", "title": "", "text": f"passage {n}"}))
-    for q, text in (("q1", "what moves the tides"), ("q2", "why is the sky blue")):
-        lines["queries.jsonl"].append(json.dumps({"_id": q, "text": text}))
-        lines["qrels.trec"].append(f"{q} 0 d7 1")
-        lines["run.trec"] += [f"{q} Q0 d{n} {n + 1} {12 - n} bm25" for n in range(12)]
-    for name, found in lines.items():
-        (folder / name).write_text("\n".join(found) + "\n")
+    for number in range(12):
+        lines["corpus.jsonl"].append(json.dumps({"_id": f"d{number}", "title": "", "text": f"passage {number}"}))
+    for query_id, text in (("q1", "what moves the tides"), ("q2", "why is the sky blue")):
+        lines["queries.jsonl"].append(json.dumps({"_id": query_id, "text": text}))
+        lines["qrels.trec"].append(f"{query_id} 0 d7 1")
+        lines["run.trec"] += [f"{query_id} Q0 d{number} {number + 1} {12 - number} bm25" for number in range(12)]
+    for name, rows in lines.items():
+        (folder / name).write_text("\n".join(rows) + "\n")
     (folder / "PROVENANCE.md").write_text("# Tides\n\nTraining data. License of the data: **CC BY 4.0**\n")
     (folder / "eval.jsonl").write_text(json.dumps({"_id": "e", "text": "Why is the sky blue?"}) + "\n")
     monkeypatch.chdir(folder)
@@ -353,29 +380,29 @@ def collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 SAMPLE = ("distill", "sample", "--dataset", "beir:.", "--runs", "run.trec", "--sizes", "3-5", "--ranks", "1-10")
 
 
-def test_the_command_draws_and_counts(collection: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_distill_sample_writes_sets_and_counts(collection: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--positives", "1", "--skip-negatives", "1", "--exclude-queries", "eval.jsonl", "--sets-per-query", "1")
     assert main([*SAMPLE, *options, "--output", "sets.jsonl"]) == 0
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "sets.jsonl: 1 sets, " in told.err
-    assert "relevant passages in a set: 1 in 100%" in told.err
-    assert "1 queries left out: the same or nearly the same as one of --exclude-queries" in told.err
-    (row,) = read_sets("sets.jsonl")
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "sets.jsonl: 1 sets, " in output.err
+    assert "relevant passages in a set: 1 in 100%" in output.err
+    assert "1 queries left out: the same or nearly the same as one of --exclude-queries" in output.err
+    (row,) = read_candidate_sets("sets.jsonl")
     assert (row.query_id, row.source, row.license, row.grades) == ("q1", "tides", "CC BY 4.0", {"d7": 1})
     assert "d0" not in row.doc_ids
     assert set(row.doc_ids) <= {f"d{n}" for n in range(10)}
     assert row.passages[row.doc_ids.index("d7")] == "passage 7"
 
 
-def test_the_command_goes_on_and_says_so(collection: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for count, there in (("1", ""), ("2", ", 2 of them there already")):
+def test_distill_sample_resumes_and_reports_existing_sets(collection: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for count, existing_note in (("1", ""), ("2", ", 2 of them there already")):
         assert main([*SAMPLE, "--queries-count", count, "--output", "sets.jsonl"]) == 0
-        assert f"sets.jsonl: {2 * int(count)} sets{there}, " in capsys.readouterr().err
+        assert f"sets.jsonl: {2 * int(count)} sets{existing_note}, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--sizes", "many"), "'many' is no range such as 10-20"),
         (("--ranks", "1-20,x"), "'x' is no range such as 10-20"),
@@ -383,13 +410,13 @@ def test_the_command_goes_on_and_says_so(collection: Path, capsys: pytest.Captur
         (("--nothing",), "rank-k distill sample: there is no option --nothing; see rank-k distill sample --help"),
     ],
 )
-def test_mistakes_are_one_line(
-    collection: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], said: str
+def test_distill_sample_reports_errors_in_one_line(
+    collection: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
 ) -> None:
     try:
         code = main([*SAMPLE, *options, "--output", "sets.jsonl"])
-    except SystemExit as end:
-        code = int(end.code or 0)
-    told = capsys.readouterr().err
-    assert (code, told.count("\n")) == (2, 1)
-    assert said in told
+    except SystemExit as exit_error:
+        code = int(exit_error.code or 0)
+    stderr = capsys.readouterr().err
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert message in stderr

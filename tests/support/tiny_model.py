@@ -39,8 +39,8 @@ def write_tiny_gguf(path: Path) -> Path:
     for name, field in reader.fields.items():
         if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
             continue
-        inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, sizes.get(name, field.contents()), field.types[0], inner)
+        item_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, sizes.get(name, field.contents()), field.types[0], item_type)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     vocabulary = len(reader.get_field("tokenizer.ggml.tokens").contents())
     keys = HIDDEN * KEYS // HEADS
@@ -114,15 +114,15 @@ max_tokens = 96
 temperature = 0.0
 """.splitlines()
     for key, line in changes.items():
-        assert any(each.startswith(f"{key} =") for each in lines), key
-        lines = [line if each.startswith(f"{key} =") else each for each in lines]
+        assert any(old_line.startswith(f"{key} =") for old_line in lines), key
+        lines = [line if old_line.startswith(f"{key} =") else old_line for old_line in lines]
     return "\n".join(lines)
 
 
-def row(query: str, passages: Sequence[str], verdicts: Sequence[int], source: str = "made up") -> dict[str, Any]:
+def row(query: str, passages: Sequence[str], labels: Sequence[int], source: str = "made up") -> dict[str, Any]:
     """A row as `rank-k distill select` writes them, by the labels teacher."""
     (message,) = read_template("compact").messages(query, passages)
-    completion = LabelTrace(tuple(verdicts), tuple(verdicts), WORDS).text
+    completion = LabelTrace(tuple(labels), tuple(labels), WORDS).text
     return {
         "prompt": [message._asdict()],
         "completion": [{"role": "assistant", "content": completion}],
@@ -135,40 +135,40 @@ def row(query: str, passages: Sequence[str], verdicts: Sequence[int], source: st
 
 def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Rows whose relevant passages repeat a word of the query."""
-    random, words = Random(seed), ["sun", "moon", "tide", "rain", "snow", "wind", "leaf", "stone"]
-    made = []
+    random, vocabulary = Random(seed), ["sun", "moon", "tide", "rain", "snow", "wind", "leaf", "stone"]
+    training_rows = []
     for _ in range(count):
-        asked = random.choice(words)
-        passages = [" ".join(random.choices(words, k=random.randint(3, 8))) for _ in range(random.randint(2, 4))]
-        made.append(row(f"what of the {asked}", passages, [2 * (asked in passage) for passage in passages]))
-    return made
+        topic = random.choice(vocabulary)
+        passages = [" ".join(random.choices(vocabulary, k=random.randint(3, 8))) for _ in range(random.randint(2, 4))]
+        training_rows.append(row(f"what of the {topic}", passages, [2 * (topic in passage) for passage in passages]))
+    return training_rows
 
 
-def write_rows(path: Path, made: Iterable[dict[str, Any]]) -> Path:
-    path.write_text("".join(f"{json.dumps(each)}\n" for each in made), encoding="utf-8")
+def write_rows(path: Path, training_rows: Iterable[dict[str, Any]]) -> Path:
+    path.write_text("".join(f"{json.dumps(training_row)}\n" for training_row in training_rows), encoding="utf-8")
     return path
 
 
-def served_tokens(gguf: Path, adapter: Path | None = None) -> dict[str, float]:
+def llama_cpp_log_probabilities(gguf: Path, adapter: Path | None = None) -> dict[str, float]:
     """Log-probabilities of the likeliest next tokens after `PROMPT`, by llama.cpp."""
 
-    async def asked() -> dict[str, float]:
+    async def request_tokens() -> dict[str, float]:
         server = await EmbeddedServer.start(locate(gguf), context_length=512, threads=1, adapter=adapter)
         try:
             headers = {"Authorization": f"Bearer {server.api_key}"}
-            question = {"prompt": PROMPT, "n_predict": 1, "n_probs": 400, "temperature": 0.0, "cache_prompt": False}
+            payload = {"prompt": PROMPT, "n_predict": 1, "n_probs": 400, "temperature": 0.0, "cache_prompt": False}
             url = server.url.removesuffix("/v1") + "/completion"
-            async with aiohttp.ClientSession(headers=headers) as session, session.post(url, json=question) as reply:
-                told = await reply.json()
-            return {each["token"]: each["logprob"] for each in told["completion_probabilities"][0]["top_logprobs"]}
+            async with aiohttp.ClientSession(headers=headers) as session, session.post(url, json=payload) as response:
+                body = await response.json()
+            return {each["token"]: each["logprob"] for each in body["completion_probabilities"][0]["top_logprobs"]}
         finally:
             await server.close()
 
-    return asyncio.run(asked())
+    return asyncio.run(request_tokens())
 
 
-def near(one: dict[str, float], other: dict[str, float], within: float) -> bool:
+def agree_within(first: dict[str, float], second: dict[str, float], tolerance: float) -> bool:
     """Whether two such tables agree on the tokens they share."""
-    shared = [token for token in one if token in other]
+    shared = [token for token in first if token in second]
     assert len(shared) >= 5
-    return all(abs(one[token] - other[token]) < within for token in shared)
+    return all(abs(first[token] - second[token]) < tolerance for token in shared)

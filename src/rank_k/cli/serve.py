@@ -179,7 +179,9 @@ def access_config(args: argparse.Namespace) -> AccessConfig:
     keys: tuple[str, ...] = ()
     variable = args.client_key_env or (CLIENT_KEYS_VARIABLE if os.environ.get(CLIENT_KEYS_VARIABLE) else None)
     if variable is not None:
-        keys = tuple(filter(None, (key.strip() for key in (key_from_environment(variable, "--client-key-env") or "").split(","))))
+        keys = tuple(
+            filter(None, (key.strip() for key in (key_from_environment(variable, "--client-key-env") or "").split(",")))
+        )
         if not keys:
             raise InputError(f"the variable {variable} holds no key", "give it one")
     host = args.host or os.environ.get(HOST_VARIABLE) or "127.0.0.1"

@@ -7,7 +7,6 @@ for a quantized one; the mark is removed here, for the numbers are plain ones by
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rank_k.errors import InputError, RankKError
@@ -24,12 +23,12 @@ class LoadedBase:
     gguf: Weights | None
 
     @property
-    def context(self) -> int:
+    def context_length(self) -> int:
         """Tokens that the model was trained for."""
         return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
 
 
-def gguf_of(weights: str) -> Weights | None:
+def find_gguf(weights: str) -> Weights | None:
     """The GGUF file, with its checksum; None for weights of another format. Raises `RankKError` if it cannot be had."""
     return locate(weights) if weights in NAMED or weights.endswith(".gguf") else None
 
@@ -40,23 +39,25 @@ def load_base(weights: str, *, bf16: bool) -> LoadedBase:
     Raises `InputError` with transformers' own words if they cannot be had.
     """
     transformers, torch = load("transformers"), load("torch")
-    gguf = gguf_of(weights)
+    gguf = find_gguf(weights)
     if gguf is None:
-        where: dict[str, Any] = {"pretrained_model_name_or_path": weights}
+        load_options: dict[str, Any] = {"pretrained_model_name_or_path": weights}
     else:
-        where = {"pretrained_model_name_or_path": str(gguf.path.parent), "gguf_file": gguf.path.name}
+        load_options = {"pretrained_model_name_or_path": str(gguf.path.parent), "gguf_file": gguf.path.name}
     with quiet_libraries():
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(**load_options)
             dtype = torch.bfloat16 if bf16 else torch.float32
             if gguf is not None and hasattr(transformers, "GgufConfig"):  # newer ones may leave weights in blocks
-                where["quantization_config"] = transformers.GgufConfig(dequantize=True)
-            model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
+                load_options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+            model = transformers.AutoModelForCausalLM.from_pretrained(**load_options, dtype=dtype)
         except RankKError:
             raise
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-            told = " ".join(str(error).split())[:300]
-            raise InputError(f"the weights {weights} cannot be loaded: {told}", "see [base] of the recipe") from error
+            message = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"the weights {weights} cannot be loaded: {message}", "see [base] of the recipe"
+            ) from error
     if gguf is not None:
         model.hf_quantizer, model.is_quantized = None, False
         if hasattr(model.config, "quantization_config"):
@@ -67,7 +68,7 @@ def load_base(weights: str, *, bf16: bool) -> LoadedBase:
     return LoadedBase(model, tokenizer, gguf)
 
 
-class quiet_libraries:  # noqa: N801  (used as a statement: `with quiet():`)
+class quiet_libraries:  # noqa: N801  (used as a statement: `with quiet_libraries():`)
     """transformers writes progress bars of its own to stderr, where ours belong."""
 
     def __enter__(self) -> None:
@@ -78,9 +79,3 @@ class quiet_libraries:  # noqa: N801  (used as a statement: `with quiet():`)
     def __exit__(self, *_: object) -> None:
         if self._bars:
             load("transformers.utils.logging").enable_progress_bar()
-
-
-def folder_of(weights: str) -> Path | None:
-    """The folder, where `weights` is one on this machine."""
-    path = Path(weights).expanduser()
-    return path if path.is_dir() else None

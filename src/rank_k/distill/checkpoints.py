@@ -13,8 +13,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-_NAME = re.compile(r"checkpoint-(\d+)")
-_WHOLE = "complete.json"
+_FOLDER_NAME = re.compile(r"checkpoint-(\d+)")
+_COMPLETE_FILE = "complete.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,27 +26,27 @@ class Checkpoint:
     seconds: float
 
 
-def complete(folder: Path, step: int, seconds: float) -> None:
+def mark_complete(folder: Path, step: int, seconds: float) -> None:
     """Mark the checkpoint of `step` in `folder` as whole."""
     path = folder / f"checkpoint-{step}"
-    part = path / f"{_WHOLE}.part"
-    with part.open("w", encoding="utf-8") as file:
+    part_file = path / f"{_COMPLETE_FILE}.part"
+    with part_file.open("w", encoding="utf-8") as file:
         json.dump({"step": step, "seconds": seconds}, file)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path / _WHOLE)
+    part_file.replace(path / _COMPLETE_FILE)
 
 
-def newest(folder: Path, *, sweep: bool = False) -> Checkpoint | None:
-    """The newest whole checkpoint. `sweep`: remove those after it, which a kill left in pieces."""
-    found = sorted(
-        (int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))
+def find_newest(folder: Path, *, remove_incomplete: bool = False) -> Checkpoint | None:
+    """The newest whole checkpoint. `remove_incomplete`: remove those after it, which a kill left in pieces."""
+    folders = sorted(
+        (int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _FOLDER_NAME.fullmatch(path.name))
     )
-    for step, path in reversed(found):
+    for step, path in reversed(folders):
         try:
-            told = json.loads((path / _WHOLE).read_text(encoding="utf-8"))
-            return Checkpoint(path, step, float(told["seconds"]))
+            marker = json.loads((path / _COMPLETE_FILE).read_text(encoding="utf-8"))
+            return Checkpoint(path, step, float(marker["seconds"]))
         except (OSError, ValueError, KeyError, TypeError):
-            if sweep:
+            if remove_incomplete:
                 shutil.rmtree(path, ignore_errors=True)
     return None

@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from rank_k.data.part_file import PartFile
-from rank_k.distill.base_model import gguf_of, load_base
-from rank_k.distill.checkpoints import newest
-from rank_k.distill.gguf_writer import TYPES, Trained, low_rank_of, write_adapter, write_whole
-from rank_k.distill.model_card import card
+from rank_k.distill.base_model import find_gguf, load_base
+from rank_k.distill.checkpoints import find_newest
+from rank_k.distill.gguf_writer import (
+    QUANTIZATION_TYPES,
+    TrainedWeights,
+    pair_lora_tensors,
+    write_adapter,
+    write_full_model,
+)
+from rank_k.distill.model_card import render_card
 from rank_k.distill.recipes import InferenceOptions, LabelOptions
-from rank_k.distill.train import TRAINED
+from rank_k.distill.train import TRAINED_FOLDER
 from rank_k.errors import InputError
 from rank_k.models.student import write_student
 from rank_k.models.weights import NAMED, Weights
@@ -25,7 +31,7 @@ from rank_k.window.prompt import PromptTemplate, read_template
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class ExportedStudent:
     """`size`: bytes of the GGUF file."""
 
     gguf: Path
@@ -35,105 +41,107 @@ class Exported:
 
 
 def export_gguf(
-    student: Path, gguf: Path | None = None, *, kind: str = "F16", adapter: bool = False, name: str = ""
-) -> Exported:
+    student: Path, gguf: Path | None = None, *, quantization: str = "F16", adapter: bool = False, name: str = ""
+) -> ExportedStudent:
     """Write the GGUF file (default: `student.gguf` in the folder `student`), its settings and its card.
 
-    `adapter`: what was trained alone, to be put on the weights it was trained on; else `kind` says how the whole is
-    stored. `name`: what the student is called, by default as its recipe. A run that has not ended is exported as of its
-    newest checkpoint. Raises `InputError` if there is none, or what was trained on is no GGUF file.
+    `adapter`: write what was trained alone, as an adapter for the base weights; else write the full weights, stored as
+    `quantization`. `name`: the student's name (default: the recipe's). A run that has not ended is exported as of its
+    newest checkpoint. Raises `InputError` if there is none, or if the base weights are not a GGUF file.
     """
-    if kind not in TYPES:
-        raise InputError(f"there is no type {kind}", f"give one of {', '.join(TYPES)}")
-    facts = run_facts(student)
-    recipe = facts["recipe"]
-    trained = read_trained(trained_folder(student))
-    base = _gguf_base(recipe["base"]["weights"])
-    if facts.get("base_sha256", base.sha256) != base.sha256:
+    if quantization not in QUANTIZATION_TYPES:
+        raise InputError(f"there is no type {quantization}", f"give one of {', '.join(QUANTIZATION_TYPES)}")
+    metadata = read_run_metadata(student)
+    recipe = metadata["recipe"]
+    trained_weights = read_trained_weights(find_trained_folder(student))
+    base = _require_gguf(recipe["base"]["weights"])
+    if metadata.get("base_sha256", base.sha256) != base.sha256:
         raise InputError(f"{base.path} is not what {student} was trained on", "put those weights there again")
     name = name or recipe["name"]
     target = gguf or student / "student.gguf"
     with PartFile(target) as part:
         if adapter:
-            write_adapter(base.path, trained, part.path, name)
+            write_adapter(base.path, trained_weights, part.path, name)
         else:
-            write_whole(base.path, trained, part.path, kind, name)
-    asking = asdict(InferenceOptions(**recipe["asking"]))  # a run that is older than a setting has its default
-    if not adapter and asking["method"] == "combined":
-        asking["method"] = "listwise"  # without its adapter nothing is left that knows what is likely
-    prompt = asking.pop("prompt")
-    template = PromptTemplate(**facts["prompt"]) if "prompt" in facts else read_template(prompt)
-    found_by = base.name if base.name in NAMED else str(base.path.absolute())
-    adapter_of = {"name": found_by, "sha256": base.sha256} if adapter else None
-    verdicts = recipe["verdicts"]["words"] if LabelOptions(**recipe["verdicts"]).on else ()
-    settings = write_student(target, name, template, asking, adapter_of, verdicts)
-    page = target.with_suffix(".md")
-    page.write_text(card(student, facts, name, target.name, kind, adapter), encoding="utf-8")
-    return Exported(target, settings, page, target.stat().st_size)
+            write_full_model(base.path, trained_weights, part.path, quantization, name)
+    inference_options = asdict(
+        InferenceOptions(**recipe["asking"])
+    )  # a run that is older than a setting has its default
+    if not adapter and inference_options["method"] == "combined":
+        inference_options["method"] = "listwise"  # without its adapter nothing is left that knows what is likely
+    prompt = inference_options.pop("prompt")
+    template = PromptTemplate(**metadata["prompt"]) if "prompt" in metadata else read_template(prompt)
+    weights_name = base.name if base.name in NAMED else str(base.path.absolute())
+    adapter_of = {"name": weights_name, "sha256": base.sha256} if adapter else None
+    label_words = recipe["verdicts"]["words"] if LabelOptions(**recipe["verdicts"]).is_enabled else ()
+    settings = write_student(target, name, template, inference_options, adapter_of, label_words)
+    card_path = target.with_suffix(".md")
+    card_path.write_text(render_card(student, metadata, name, target.name, quantization, adapter), encoding="utf-8")
+    return ExportedStudent(target, settings, card_path, target.stat().st_size)
 
 
 def export_merged(student: Path, folder: Path) -> None:
     """Write the whole weights and the tokenizer to `folder` in transformers' own format, in brain floats."""
-    recipe = run_facts(student)["recipe"]
-    trained = trained_folder(student)
+    recipe = read_run_metadata(student)["recipe"]
+    folder_with_weights = find_trained_folder(student)
     transformers, torch = load("transformers"), load("torch")
-    if (trained / "adapter_config.json").is_file():
+    if (folder_with_weights / "adapter_config.json").is_file():
         base = load_base(recipe["base"]["weights"], bf16=False)
-        model = load("peft").PeftModel.from_pretrained(base.model, str(trained)).merge_and_unload()
+        model = load("peft").PeftModel.from_pretrained(base.model, str(folder_with_weights)).merge_and_unload()
     else:
-        model = transformers.AutoModelForCausalLM.from_pretrained(str(trained))
+        model = transformers.AutoModelForCausalLM.from_pretrained(str(folder_with_weights))
     model.to(torch.bfloat16).save_pretrained(str(folder))
-    transformers.AutoTokenizer.from_pretrained(str(trained)).save_pretrained(str(folder))
+    transformers.AutoTokenizer.from_pretrained(str(folder_with_weights)).save_pretrained(str(folder))
 
 
-def run_facts(student: Path) -> dict[str, Any]:
+def read_run_metadata(student: Path) -> dict[str, Any]:
     """`run.json` of a run."""
     remedy = "give the --output of rank-k distill train"
     try:
-        facts = json.loads((student / "run.json").read_text(encoding="utf-8"))
+        metadata = json.loads((student / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{student} holds no run: {error}", remedy) from error
-    if not isinstance(facts, dict) or not {"recipe", "rows", "too_long", "data_sha256"} <= facts.keys():
+    if not isinstance(metadata, dict) or not {"recipe", "rows", "too_long", "data_sha256"} <= metadata.keys():
         raise InputError(f"{student} holds no run: its run.json says nothing of one", remedy)
-    return facts
+    return metadata
 
 
-def trained_folder(student: Path) -> Path:
+def find_trained_folder(student: Path) -> Path:
     """What a run left at its end or, while it has not ended, its newest whole checkpoint."""
-    if (student / TRAINED).is_dir():
-        return student / TRAINED
-    start = newest(student)
-    if start is None:
+    if (student / TRAINED_FOLDER).is_dir():
+        return student / TRAINED_FOLDER
+    checkpoint = find_newest(student)
+    if checkpoint is None:
         raise InputError(f"the training in {student} has left nothing yet", "run the same rank-k distill train again")
-    return start.path
+    return checkpoint.path
 
 
-def read_trained(folder: Path) -> Trained:
+def read_trained_weights(folder: Path) -> TrainedWeights:
     """What `rank-k distill train` left in `trained/`."""
     config = folder / "adapter_config.json"
     if config.is_file():
-        told = json.loads(config.read_text(encoding="utf-8"))
-        pairs = low_rank_of(_safetensors(folder, "adapter_model*.safetensors"))
-        return Trained(pairs, {}, int(told["r"]), float(told["lora_alpha"]))
-    return Trained({}, _safetensors(folder, "model*.safetensors"), 0, 0.0)
+        adapter_config = json.loads(config.read_text(encoding="utf-8"))
+        lora_pairs = pair_lora_tensors(_load_safetensors(folder, "adapter_model*.safetensors"))
+        return TrainedWeights(lora_pairs, {}, int(adapter_config["r"]), float(adapter_config["lora_alpha"]))
+    return TrainedWeights({}, _load_safetensors(folder, "model*.safetensors"), 0, 0.0)
 
 
-def _safetensors(folder: Path, pattern: str) -> dict[str, Any]:
+def _load_safetensors(folder: Path, pattern: str) -> dict[str, Any]:
     """All tensors, in single precision as training leaves them. Raises `InputError` if there are none."""
-    files = load("safetensors.numpy")
-    found: dict[str, Any] = {}
+    safetensors = load("safetensors.numpy")
+    tensors: dict[str, Any] = {}
     for path in sorted(folder.glob(pattern)):
-        found |= files.load_file(str(path))
-    if not found:
+        tensors |= safetensors.load_file(str(path))
+    if not tensors:
         raise InputError(f"there are no weights in {folder}", "run rank-k distill train again")
-    return found
+    return tensors
 
 
-def _gguf_base(weights: str) -> Weights:
-    found = gguf_of(weights)
-    if found is None:
+def _require_gguf(weights: str) -> Weights:
+    gguf = find_gguf(weights)
+    if gguf is None:
         raise InputError(
             f"{weights} did not come as a GGUF file, which the export copies all but the numbers from",
             "export --merged, which servers such as vLLM load, or llama.cpp's convert_hf_to_gguf.py converts",
         )
-    return found
+    return gguf

@@ -21,57 +21,59 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-_LINE = re.compile(r"\[(\d+)\] (.+)")
+_LABEL_LINE = re.compile(r"\[(\d+)\] (.+)")
 
 
 @dataclass(frozen=True, slots=True)
 class LabelTrace:
-    """`shown[i]`: the verdict that stands in the text for passage i + 1; `right[i]`: the one to be learnt there.
-    Numbers count `words` from the worst."""
+    """`shown_labels[i]`: the label of passage i + 1 in the text; `target_labels[i]`: the one to be learned there.
+    Labels are indices of `words`, worst first."""
 
-    shown: tuple[int, ...]
-    right: tuple[int, ...]
+    shown_labels: tuple[int, ...]
+    target_labels: tuple[int, ...]
     words: tuple[str, ...]
 
     @property
     def lines(self) -> list[str]:
         """The text's pieces that end in a verdict each."""
-        return [f"[{i}] {self.words[verdict]}" for i, verdict in enumerate(self.shown, 1)]
+        return [f"[{i}] {self.words[label]}" for i, label in enumerate(self.shown_labels, 1)]
 
     @property
     def text(self) -> str:
         """The completion, with the order that follows from what is shown."""
         trace = "".join(f"{line}\n" for line in self.lines)
-        return f"<think>\n{trace}</think>\n\n{order_line(self.shown)}"
+        return f"<think>\n{trace}</think>\n\n{ranking_from_labels(self.shown_labels)}"
 
 
-def order_line(verdicts: Sequence[int]) -> str:
+def ranking_from_labels(labels: Sequence[int]) -> str:
     """The order that follows: best verdicts first, equal ones tied in order of presentation."""
     tiers = [
-        " = ".join(f"[{i}]" for i, verdict in enumerate(verdicts, 1) if verdict == level)
-        for level in sorted(set(verdicts), reverse=True)
+        " = ".join(f"[{i}]" for i, label in enumerate(labels, 1) if label == tier_label)
+        for tier_label in sorted(set(labels), reverse=True)
     ]
     return " > ".join(tiers)
 
 
-def read_labels(completion: str, words: Sequence[str]) -> LabelTrace | None:
+def parse_label_trace(completion: str, words: Sequence[str]) -> LabelTrace | None:
     """The verdicts in a completion of exactly the form above; None if it is of another form."""
-    opened, _, rest = completion.partition("<think>\n")
-    thought, closed, _ = rest.partition("\n</think>\n\n")
-    if opened or not closed:
+    before_reasoning, _, after_opening = completion.partition("<think>\n")
+    reasoning, separator, _ = after_opening.partition("\n</think>\n\n")
+    if before_reasoning or not separator:
         return None
-    verdicts = []
-    for number, line in enumerate(thought.split("\n"), 1):
-        match = _LINE.fullmatch(line)
+    labels = []
+    for number, line in enumerate(reasoning.split("\n"), 1):
+        match = _LABEL_LINE.fullmatch(line)
         if match is None or int(match[1]) != number or match[2] not in words:
             return None
-        verdicts.append(words.index(match[2]))
-    trace = LabelTrace(tuple(verdicts), tuple(verdicts), tuple(words))
+        labels.append(words.index(match[2]))
+    trace = LabelTrace(tuple(labels), tuple(labels), tuple(words))
     return trace if trace.text == completion else None
 
 
-def corrupted(trace: LabelTrace, chance: float, random: Random) -> LabelTrace:
-    """`trace` with each verdict that is shown replaced, by `chance`, by any of the words."""
-    among = range(len(trace.words))
-    shown = tuple(random.choice(among) if random.random() < chance else verdict for verdict in trace.right)
-    return LabelTrace(shown, trace.right, trace.words)
+def corrupt_labels(trace: LabelTrace, probability: float, random: Random) -> LabelTrace:
+    """`trace` with each verdict that is shown replaced, by `probability`, by any of the words."""
+    label_indices = range(len(trace.words))
+    shown_labels = tuple(
+        random.choice(label_indices) if random.random() < probability else label for label in trace.target_labels
+    )
+    return LabelTrace(shown_labels, trace.target_labels, trace.words)

@@ -28,41 +28,42 @@ from rank_k.models.base import Capabilities
 from rank_k.optional_deps import load
 from rank_k.types import OnChunk, Request, Response, StreamChunk, Usage
 
-Form = Literal["verdicts", "order"]
-FORMS: tuple[Form, ...] = get_args(Form)
+AnswerForm = Literal["verdicts", "order"]
+ANSWER_FORMS: tuple[AnswerForm, ...] = get_args(AnswerForm)
 """With verdicts as the thought, or the order alone."""
 
-NAME = "labels"
+TEACHER_NAME = "labels"
 LABEL_WORDS = ("no", "partly", "yes")
 
 
-def label_word(grade: int, top: int) -> int:
-    """0 (no), 1 (partly) or 2 (yes) for a grade, where `top` is the collection's highest."""
+def label_of_grade(grade: int, max_grade: int) -> int:
+    """0 (no), 1 (partly) or 2 (yes) for a grade, where `max_grade` is the collection's highest."""
     if grade <= 0:
         return 0
-    return 2 if grade >= top else 1
+    return 2 if grade >= max_grade else 1
 
 
-def reasoning_and_ranking(verdicts: Iterable[int]) -> tuple[str, str]:
+def reasoning_and_ranking(labels: Iterable[int]) -> tuple[str, str]:
     """The verdicts in words, one line a passage in the order shown, and the ranking that follows."""
-    found = list(verdicts)
-    thought = "\n".join(f"[{i}] {LABEL_WORDS[level]}" for i, level in enumerate(found, 1))
-    tiers = ([i for i, level in enumerate(found, 1) if level == wanted] for wanted in (2, 1, 0))
-    return thought, " > ".join(" = ".join(f"[{i}]" for i in tier) for tier in tiers if tier)
+    labels_in_order = list(labels)
+    reasoning = "\n".join(f"[{i}] {LABEL_WORDS[label]}" for i, label in enumerate(labels_in_order, 1))
+    tiers = ([i for i, label in enumerate(labels_in_order, 1) if label == tier_label] for tier_label in (2, 1, 0))
+    return reasoning, " > ".join(" = ".join(f"[{i}]" for i in tier) for tier in tiers if tier)
 
 
-def top_grades(sets: Iterable[CandidateSet]) -> dict[str, int]:
+def max_grade_by_source(sets: Iterable[CandidateSet]) -> dict[str, int]:
     """The highest grade of each collection (`source -> grade`), 1 at least."""
-    found: defaultdict[str, int] = defaultdict(lambda: 1)
+    max_grades: defaultdict[str, int] = defaultdict(lambda: 1)
     for row in sets:
-        found[row.source] = max(found[row.source], *(row.grades or {}).values(), 1)
-    return dict(found)
+        max_grades[row.source] = max(max_grades[row.source], *(row.grades or {}).values(), 1)
+    return dict(max_grades)
 
 
 class LabelsTeacher:
-    """Answers from the grades of the set that a request is about (`set_of`: by its id, the request's query id).
+    """Answers from the grades of the set that a request is about (`get_set`: by its id, the request's query id).
 
-    `tops`: see `top_grades`. `tokenizer`: a `tokenizer.json` by which passages are cut, else lengths are estimated.
+    `max_grades`: see `max_grade_by_source`. `tokenizer_file`: a `tokenizer.json` for truncating passages; without it
+    lengths are estimated.
     """
 
     context_length = 1 << 20  # nothing is cut but passages to their own limit
@@ -70,48 +71,51 @@ class LabelsTeacher:
 
     def __init__(
         self,
-        set_of: Callable[[str], CandidateSet],
-        tops: Mapping[str, int],
-        form: Form = "verdicts",
-        tokenizer: str | Path | None = None,
+        get_set: Callable[[str], CandidateSet],
+        max_grades: Mapping[str, int],
+        form: AnswerForm = "verdicts",
+        tokenizer_file: str | Path | None = None,
     ) -> None:
-        self._set_of, self._tops, self._form = set_of, tops, form
-        self._tokenizer = None if tokenizer is None else _tokenizer(Path(tokenizer))
-        self.name = NAME
-        self.identity = NAME
+        self._get_set, self._max_grades, self._answer_form = get_set, max_grades, form
+        self._load_tokenizer = None if tokenizer_file is None else _load_tokenizer(Path(tokenizer_file))
+        self.name = TEACHER_NAME
+        self.identity = TEACHER_NAME
 
     async def prepare(self) -> None:
         """Nothing to find out."""
 
     def request_body(self, request: Request) -> Mapping[str, Any]:
         """The question, and the answer: labels that have been mended make another call."""
-        thought, order = self._said(request)
-        return {"messages": [message._asdict() for message in request.messages], "says": f"{thought}\n{order}"}
+        reasoning, ranking = self._answer(request)
+        return {"messages": [message._asdict() for message in request.messages], "says": f"{reasoning}\n{ranking}"}
 
     async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
-        thought, order = self._said(request)
+        reasoning, ranking = self._answer(request)
         if on_text is not None:
-            on_text(StreamChunk(thought, order))
-        return Response(order, thought or None, "stop", Usage())
+            on_text(StreamChunk(reasoning, ranking))
+        return Response(ranking, reasoning or None, "stop", Usage())
 
     async def count_tokens(self, text: str) -> int | None:
-        return None if self._tokenizer is None else len(self._tokenizer.encode(text, add_special_tokens=False))
+        return (
+            None if self._load_tokenizer is None else len(self._load_tokenizer.encode(text, add_special_tokens=False))
+        )
 
     async def close(self) -> None:
         """Nothing to free."""
 
-    def _said(self, request: Request) -> tuple[str, str]:
-        row = self._set_of(request.context.query_id)
-        if row.grades is None:
-            raise InputError(f"the set {row.set_id} has no grades", "give --qrels to rank-k distill sample")
-        grades = row.grades
-        thought, order = reasoning_and_ranking(
-            label_word(grades.get(doc_id, 0), self._tops[row.source]) for doc_id in request.context.doc_ids
+    def _answer(self, request: Request) -> tuple[str, str]:
+        candidate_set = self._get_set(request.context.query_id)
+        if candidate_set.grades is None:
+            raise InputError(f"the set {candidate_set.set_id} has no grades", "give --qrels to rank-k distill sample")
+        grades = candidate_set.grades
+        reasoning, ranking = reasoning_and_ranking(
+            label_of_grade(grades.get(doc_id, 0), self._max_grades[candidate_set.source])
+            for doc_id in request.context.doc_ids
         )
-        return ("" if self._form == "order" else thought), order
+        return ("" if self._answer_form == "order" else reasoning), ranking
 
 
-def _tokenizer(path: Path) -> Any:
+def _load_tokenizer(path: Path) -> Any:
     tokenizers = load("tokenizers")
     if not path.is_file():
         raise InputError(f"there is no file {path}", "give --tokenizer a tokenizer.json")

@@ -6,18 +6,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from rank_k.distill.recipes import LabelOptions
-from rank_k.distill.training_examples import IGNORED
+from rank_k.distill.training_examples import IGNORED_LABEL
 from rank_k.optional_deps import load
 
 
 def label_loss(
-    hidden: Any, head: Any, labels: Any, verdicts: Any, ends: Any, tokens: Sequence[int], settings: LabelOptions
+    hidden: Any,
+    head_weights: Any,
+    labels: Any,
+    relevance_labels: Any,
+    passage_ends: Any,
+    label_token_ids: Sequence[int],
+    options: LabelOptions,
 ) -> Any:
     """The loss of a batch, a scalar.
 
-    `hidden`: batch x length x size, the last layer's states; `head`: vocabulary x size; `labels`: batch x length;
-    `verdicts`: n x 3, of (row, place of the verdict, the right one), the rows in order; `ends`: m x 3, of (row, place
-    of a passage's last token, its right verdict); `tokens`: of the verdicts, worst first.
+    `hidden`: batch x length x size, the last layer's states; `head_weights`: vocabulary x size; `labels`: batch x
+    length; `relevance_labels`: n x 3, of (row, position of the label, target label), rows in order; `passage_ends`:
+    m x 3, of (row, position of a passage's last token, target label); `label_token_ids`: of the labels, worst first.
 
     The mean over verdicts (the best kind weighing `best_weight`) plus `listwise` times the mean over windows of the
     softmax below; `other_weight` times the mean over all other tokens; and `early` times the same as for verdicts, but
@@ -25,58 +31,60 @@ def label_loss(
     """
     torch = load("torch")
     cross_entropy = torch.nn.functional.cross_entropy
-    learnt = labels[:, 1:] != IGNORED
-    is_verdict = torch.zeros_like(learnt)
-    is_verdict[verdicts[:, 0], verdicts[:, 1] - 1] = True
+    is_learned = labels[:, 1:] != IGNORED_LABEL
+    is_label = torch.zeros_like(is_learned)
+    is_label[relevance_labels[:, 0], relevance_labels[:, 1] - 1] = True
     # The head's product is the dearest single one of a small model: only where something is learnt.
-    others = (hidden[:, :-1][learnt & ~is_verdict] @ head.T).float()
+    other_logits = (hidden[:, :-1][is_learned & ~is_label] @ head_weights.T).float()
     loss = hidden.sum() * 0  # where there is nothing to learn there is still something to go back through
-    if len(others):
-        loss = settings.other_weight * cross_entropy(others, labels[:, 1:][learnt & ~is_verdict])
-    if not len(verdicts):
+    if len(other_logits):
+        loss = options.other_weight * cross_entropy(other_logits, labels[:, 1:][is_learned & ~is_label])
+    if not len(relevance_labels):
         return loss
-    words = list(tokens)
+    word_ids = list(label_token_ids)
 
-    def learnt_at(logits: Any, right: Any, places: Any) -> Any:
-        weights = torch.where(places[:, 2] == len(words) - 1, settings.best_weight, 1.0)
-        told = (cross_entropy(logits, right, reduction="none") * weights).sum() / weights.sum()
-        if not settings.listwise:
-            return told
-        among = logits if logits.shape[1] == len(words) else logits[:, words]
-        return told + settings.listwise * listwise_loss(among, places[:, 0], places[:, 2])
+    def loss_at(logits: Any, target_labels: Any, label_rows: Any) -> Any:
+        weights = torch.where(label_rows[:, 2] == len(word_ids) - 1, options.best_weight, 1.0)
+        loss = (cross_entropy(logits, target_labels, reduction="none") * weights).sum() / weights.sum()
+        if not options.listwise:
+            return loss
+        label_logits = logits if logits.shape[1] == len(word_ids) else logits[:, word_ids]
+        return loss + options.listwise * listwise_loss(label_logits, label_rows[:, 0], label_rows[:, 2])
 
-    logits = (hidden[verdicts[:, 0], verdicts[:, 1] - 1] @ head.T).float()
-    loss = loss + learnt_at(logits, torch.tensor(words, device=labels.device)[verdicts[:, 2]], verdicts)
-    if settings.early and len(ends):
-        logits = (hidden[ends[:, 0], ends[:, 1]] @ head[words].T).float()
-        loss = loss + settings.early * learnt_at(logits, ends[:, 2], ends)
+    logits = (hidden[relevance_labels[:, 0], relevance_labels[:, 1] - 1] @ head_weights.T).float()
+    loss = loss + loss_at(
+        logits, torch.tensor(word_ids, device=labels.device)[relevance_labels[:, 2]], relevance_labels
+    )
+    if options.early and len(passage_ends):
+        logits = (hidden[passage_ends[:, 0], passage_ends[:, 1]] @ head_weights[word_ids].T).float()
+        loss = loss + options.early * loss_at(logits, passage_ends[:, 2], passage_ends)
     return loss
 
 
-def scores(logits: Any) -> Any:
+def label_scores(logits: Any) -> Any:
     """How much better than all others the best verdict is, for each of n passages (`logits`: n x words)."""
     return logits[:, -1] - load("torch").logsumexp(logits[:, :-1], dim=1)
 
 
-def listwise_loss(logits: Any, rows: Any, right: Any) -> Any:
-    """Cross-entropy of a softmax of `scores` over the passages of each window, towards its best ones.
+def listwise_loss(logits: Any, rows: Any, target_labels: Any) -> Any:
+    """Cross-entropy of a softmax of `label_scores` over the passages of each window, towards its best ones.
 
-    `logits`: n x words; `rows`: n, which window each belongs to; `right`: n, the right verdicts. Windows whose
+    `logits`: n x words; `rows`: n, which window each belongs to; `target_labels`: n, the right verdicts. Windows whose
     passages all have the same verdict say nothing and do not count. Half of it again where the second best verdict
     is taken for good too, in windows that have all three kinds.
     """
     torch = load("torch")
-    score, best = scores(logits), logits.shape[1] - 1
-    terms = []
+    passage_scores, best_label = label_scores(logits), logits.shape[1] - 1
+    window_losses = []
     for row in rows.unique():
-        inside = rows == row
-        chances, verdicts = torch.log_softmax(score[inside], 0), right[inside]
-        levels = verdicts.unique()
-        if len(levels) < 2:
+        in_window = rows == row
+        log_probabilities, window_labels = torch.log_softmax(passage_scores[in_window], 0), target_labels[in_window]
+        distinct_labels = window_labels.unique()
+        if len(distinct_labels) < 2:
             continue
-        top = verdicts == levels.max()
-        term = -chances[top].mean()
-        if len(levels) > 2 and levels.max() == best:
-            term = term - 0.5 * chances[verdicts >= levels[1:].min()].mean()
-        terms.append(term)
-    return torch.stack(terms).mean() if terms else score.sum() * 0
+        is_best = window_labels == distinct_labels.max()
+        window_loss = -log_probabilities[is_best].mean()
+        if len(distinct_labels) > 2 and distinct_labels.max() == best_label:
+            window_loss = window_loss - 0.5 * log_probabilities[window_labels >= distinct_labels[1:].min()].mean()
+        window_losses.append(window_loss)
+    return torch.stack(window_losses).mean() if window_losses else passage_scores.sum() * 0

@@ -17,11 +17,11 @@ from rank_k.strategies import STRATEGIES
 from rank_k.types import ScoringMethod
 from rank_k.window.reasoning import ReasoningMode
 
-FOLDER = Path(__file__).parent / "recipes"
+RECIPES_FOLDER = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class BaseOptions:
     """The model that is trained.
 
     `weights`: a name of `rank-k fetch`, a GGUF file, a folder of transformers' own format, or a name on the
@@ -35,7 +35,7 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class MethodOptions:
     """`kind` "lora" trains an adapter of `rank` on the modules `targets` ("all-linear": every projection); "full"
     trains the weights themselves, but for the embeddings. The first `freeze_layers` layers stay as they are."""
 
@@ -48,7 +48,7 @@ class Method:
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
+class TrainingOptions:
     """`max_length`: tokens; longer rows are counted and left out. `batch`: rows in one forward pass; `accumulate`
     of them make a step. `bf16`: train in bfloat16 on machines that are fast at it, elsewhere in float32.
     `checkpoint_seconds`, `measure_seconds`: how often, in time; 0 for never (the end apart).
@@ -98,7 +98,7 @@ class LabelOptions:
     early: float = 0.0
 
     @property
-    def on(self) -> bool:
+    def is_enabled(self) -> bool:
         return bool(self.corrupt or self.listwise or self.early or self.other_weight != 1 or self.best_weight != 1)
 
 
@@ -107,7 +107,7 @@ class InferenceOptions:
     """How the student is asked once it is trained: its defaults in `rank-k rerank --model STUDENT`.
 
     `prompt`: name of a file of the package's `prompts` folder, or a path; the training data must be made with it.
-    `by`: as in `Reranker`.
+    `method`: as in `Reranker`.
     """
 
     prompt: str = "listwise"
@@ -126,17 +126,17 @@ class Recipe:
     """`verified`: whether a run at this size was done by us. `launch`: file of `accelerate launch --config_file`."""
 
     name: str
-    base: Base
-    training: Training
+    base: BaseOptions
+    training: TrainingOptions
     verified: bool = False
     launch: str = ""
-    method: Method = field(default_factory=Method)
+    method: MethodOptions = field(default_factory=MethodOptions)
     verdicts: LabelOptions = field(default_factory=LabelOptions)
     asking: InferenceOptions = field(default_factory=InferenceOptions)
 
 
 def recipe_names() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+    return sorted(path.stem for path in RECIPES_FOLDER.glob("*.toml"))
 
 
 def read_recipe(name_or_path: str) -> Recipe:
@@ -144,104 +144,110 @@ def read_recipe(name_or_path: str) -> Recipe:
     path = Path(name_or_path)
     if path.suffix != ".toml":
         if name_or_path not in recipe_names():
-            known = ", ".join(recipe_names())
-            raise InputError(f"no recipe is called {name_or_path!r}", f"give a .toml file, or one of: {known}")
-        path = FOLDER / f"{name_or_path}.toml"
+            known_keys = ", ".join(recipe_names())
+            raise InputError(f"no recipe is called {name_or_path!r}", f"give a .toml file, or one of: {known_keys}")
+        path = RECIPES_FOLDER / f"{name_or_path}.toml"
     try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"recipe {path} cannot be read: {reason}", "give a recipe as a TOML file") from error
-    recipe: Recipe = _parse_table(Recipe, told, str(path), "")
-    _check(recipe, str(path))
+    recipe: Recipe = _parse_table(Recipe, table, str(path), "")
+    _check_recipe(recipe, str(path))
     return recipe
 
 
-def _parse_table(kind: type, told: dict[str, Any], path: str, where: str) -> Any:
-    """A `kind` (a dataclass) with the values `told`."""
-    hints = get_type_hints(kind)
-    known = [each.name for each in fields(kind)]
-    for key in told:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            remedy = f"did you mean {close[0]}?" if close else f"the keys there are: {', '.join(known)}"
-            raise InputError(f"recipe {path} has an unknown key {where}{key}", remedy)
+def _parse_table(table_type: type, table: dict[str, Any], path: str, prefix: str) -> Any:
+    """A `table_type` (a dataclass) with the values `table`."""
+    hints = get_type_hints(table_type)
+    known_keys = [field_spec.name for field_spec in fields(table_type)]
+    for key in table:
+        if key not in known_keys:
+            suggestions = difflib.get_close_matches(key, known_keys, 1)
+            remedy = (
+                f"did you mean {suggestions[0]}?" if suggestions else f"the keys there are: {', '.join(known_keys)}"
+            )
+            raise InputError(f"recipe {path} has an unknown key {prefix}{key}", remedy)
     values = {}
-    for each in fields(kind):
-        if each.name not in told:
-            if each.default is MISSING and each.default_factory is MISSING:
-                raise InputError(f"recipe {path} lacks {where}{each.name}", "add it")
+    for field_spec in fields(table_type):
+        if field_spec.name not in table:
+            if field_spec.default is MISSING and field_spec.default_factory is MISSING:
+                raise InputError(f"recipe {path} lacks {prefix}{field_spec.name}", "add it")
             continue
-        value, hint = told[each.name], hints[each.name]
-        if is_dataclass(hint) and isinstance(hint, type):
+        value, type_hint = table[field_spec.name], hints[field_spec.name]
+        if is_dataclass(type_hint) and isinstance(type_hint, type):
             if not isinstance(value, dict):
-                raise InputError(f"{where}{each.name} in recipe {path} is no table", f"write [{where}{each.name}]")
-            values[each.name] = _parse_table(hint, value, path, f"{where}{each.name}.")
-        elif not _fits(value, hint):
-            shown = getattr(hint, "__name__", str(hint))
-            raise InputError(f"{where}{each.name} = {value!r} in recipe {path}", f"give it a value of kind {shown}")
+                raise InputError(
+                    f"{prefix}{field_spec.name} in recipe {path} is no table", f"write [{prefix}{field_spec.name}]"
+                )
+            values[field_spec.name] = _parse_table(type_hint, value, path, f"{prefix}{field_spec.name}.")
+        elif not _has_type(value, type_hint):
+            type_name = getattr(type_hint, "__name__", str(type_hint))
+            raise InputError(
+                f"{prefix}{field_spec.name} = {value!r} in recipe {path}", f"give it a value of kind {type_name}"
+            )
         else:
-            values[each.name] = float(value) if hint is float else value
-    return kind(**values)
+            values[field_spec.name] = float(value) if type_hint is float else value
+    return table_type(**values)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    if isinstance(hint, UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
-    if get_origin(hint) is list:
-        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
-    if hint is float:
+def _has_type(value: Any, type_hint: Any) -> bool:
+    if isinstance(type_hint, UnionType):
+        return any(_has_type(value, part) for part in get_args(type_hint))
+    if get_origin(type_hint) is list:
+        return isinstance(value, list) and all(_has_type(item, get_args(type_hint)[0]) for item in value)
+    if type_hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    return isinstance(value, type_hint) and (type_hint is bool or not isinstance(value, bool))
 
 
-def _check(recipe: Recipe, path: str) -> None:
-    def refuse(key: str, value: object, remedy: str) -> None:
+def _check_recipe(recipe: Recipe, path: str) -> None:
+    def reject(key: str, value: object, remedy: str) -> None:
         raise InputError(f"{key} = {value!r} in recipe {path}", remedy)
 
     if recipe.method.kind not in ("lora", "full"):
-        refuse("method.kind", recipe.method.kind, 'give "lora" or "full"')
+        reject("method.kind", recipe.method.kind, 'give "lora" or "full"')
     for key in ("corrupt", "clean"):
         if not 0 <= getattr(recipe.verdicts, key) <= 1:
-            refuse(f"verdicts.{key}", getattr(recipe.verdicts, key), "give a share from 0 to 1")
-    more_than_nothing = {
+            reject(f"verdicts.{key}", getattr(recipe.verdicts, key), "give a share from 0 to 1")
+    positive_keys = {
         "base": ("parameters", "layers", "hidden"),
         "training": "max_length batch accumulate learning_rate epochs checkpoint_steps measure_steps".split(),
         "asking": ("passage_tokens", "max_tokens"),
     }
-    for table, keys in more_than_nothing.items():
+    for table, keys in positive_keys.items():
         for key in keys:
             if (value := getattr(getattr(recipe, table), key)) <= 0:
-                refuse(f"{table}.{key}", value, "give more than 0")
+                reject(f"{table}.{key}", value, "give more than 0")
     if not 0 <= recipe.method.freeze_layers < recipe.base.layers:
-        refuse("method.freeze_layers", recipe.method.freeze_layers, f"give fewer than all {recipe.base.layers}")
+        reject("method.freeze_layers", recipe.method.freeze_layers, f"give fewer than all {recipe.base.layers}")
     if len(recipe.verdicts.words) < 2:
-        refuse("verdicts.words", recipe.verdicts.words, "name two or more, worst first")
+        reject("verdicts.words", recipe.verdicts.words, "name two or more, worst first")
     if recipe.asking.method not in get_args(ScoringMethod):
-        refuse("asking.by", recipe.asking.method, f"name one of {', '.join(get_args(ScoringMethod))}")
+        reject("asking.method", recipe.asking.method, f"name one of {', '.join(get_args(ScoringMethod))}")
     if recipe.asking.strategy not in STRATEGIES:
-        refuse("asking.strategy", recipe.asking.strategy, f"name one of {', '.join(STRATEGIES)}")
+        reject("asking.strategy", recipe.asking.strategy, f"name one of {', '.join(STRATEGIES)}")
     if recipe.method.rank < 1:
-        refuse("method.rank", recipe.method.rank, "give 1 or more")
+        reject("method.rank", recipe.method.rank, "give 1 or more")
     if recipe.asking.temperature < 0:
-        refuse("asking.temperature", recipe.asking.temperature, "give 0 or more")
+        reject("asking.temperature", recipe.asking.temperature, "give 0 or more")
     if recipe.asking.window < 2:
-        refuse("asking.window", recipe.asking.window, "give 2 or more")
+        reject("asking.window", recipe.asking.window, "give 2 or more")
     if not 1 <= recipe.asking.stride <= recipe.asking.window:
-        refuse("asking.stride", recipe.asking.stride, f"give 1 to {recipe.asking.window}, the window's size")
+        reject("asking.stride", recipe.asking.stride, f"give 1 to {recipe.asking.window}, the window's size")
     try:
         ReasoningMode.parse(recipe.asking.reasoning)
     except InputError as error:
-        refuse("asking.think", recipe.asking.reasoning, error.remedy)
+        reject("asking.reasoning", recipe.asking.reasoning, error.remedy)
 
 
 # --- memory -----------------------------------------------------------------------------------------
 
-_BYTES = {True: 2, False: 4}  # of one number, in bf16 or in single precision
+_BYTES_PER_NUMBER = {True: 2, False: 4}  # of one number, in bf16 or in single precision
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryEstimate:
     """Bytes that training needs over all devices together."""
 
     weights: float
@@ -253,7 +259,7 @@ class Memory:
         return self.weights + self.trained + self.activations
 
 
-def estimated_memory(recipe: Recipe) -> Memory:
+def estimated_memory(recipe: Recipe) -> MemoryEstimate:
     """What training takes, from sizes alone: an estimate within a factor of about 1.5, before anything is loaded.
 
     Weights: 2 bytes a parameter that stays as it is (bf16), 4 (single precision) where all are trained. Each trained
@@ -262,14 +268,16 @@ def estimated_memory(recipe: Recipe) -> Memory:
     attention scores, which fused kernels do not keep), 2 with checkpointing plus one layer in full.
     """
     base, method, training = recipe.base, recipe.method, recipe.training
-    number = _BYTES[training.bf16]
+    bytes_per_number = _BYTES_PER_NUMBER[training.bf16]
     if method.kind == "lora":
         # Every projection in x out gets rank * (in + out): about 2 * 7 projections of near-hidden size a layer.
         trained = float(base.layers * method.rank * 18 * base.hidden)
-        weights, each = base.parameters * number, 16
+        weights, bytes_per_trained = base.parameters * bytes_per_number, 16
     else:
         trained = base.parameters * (1 - method.freeze_layers / base.layers)
-        weights, each = base.parameters * 4, 12
+        weights, bytes_per_trained = base.parameters * 4, 12
     tokens = training.batch * training.max_length
-    kept = 2 * base.layers + 34 if training.gradient_checkpointing else 34 * base.layers
-    return Memory(weights, trained * each, tokens * base.hidden * kept * number / 2)
+    values_per_token = 2 * base.layers + 34 if training.gradient_checkpointing else 34 * base.layers
+    return MemoryEstimate(
+        weights, trained * bytes_per_trained, tokens * base.hidden * values_per_token * bytes_per_number / 2
+    )

@@ -27,10 +27,10 @@ FREE_TOKENS = 2000
 
 def format_reward(completions: Sequence[Completion], grades: Sequence[Sequence[int]], **columns: object) -> list[float]:
     """1 for a complete order after a thought that was closed; 0.5 less for each kind of repair; 0 for no order."""
-    return [_format(answer) for answer, _, _ in _answers(completions, grades)]
+    return [_format_score(answer) for answer, _, _ in _parse_completions(completions, grades)]
 
 
-def _format(answer: ParsedAnswer) -> float:
+def _format_score(answer: ParsedAnswer) -> float:
     if not answer.is_valid:
         return 0.0
     return max(0.0, 1.0 - 0.5 * len(answer.repairs) - (0.0 if answer.trace.strip() else 0.5))
@@ -41,27 +41,32 @@ def ndcg_reward(
 ) -> list[float | None]:
     """nDCG@10 of the order, members of a tie sharing their places' gain; 0 for no order, None for rows where no
     passage is relevant. Passages that the answer left out come last, in the order shown, but tied."""
-    found: list[float | None] = []
-    for answer, of_row, _ in _answers(completions, grades):
-        tiers = [[of_row[number - 1] for number in tier if number in answer.ranked_numbers] for tier in answer.tiers]
-        left = [grade for number, grade in enumerate(of_row, 1) if number not in answer.ranked_numbers]
-        value = ndcg([*filter(None, tiers), *([left] if left else [])])
-        found.append(value if value is None or answer.is_valid else 0.0)
-    return found
+    rewards: list[float | None] = []
+    for answer, row_grades, _ in _parse_completions(completions, grades):
+        tiers = [
+            [row_grades[number - 1] for number in tier if number in answer.ranked_numbers] for tier in answer.tiers
+        ]
+        unranked = [grade for number, grade in enumerate(row_grades, 1) if number not in answer.ranked_numbers]
+        value = ndcg([*filter(None, tiers), *([unranked] if unranked else [])])
+        rewards.append(value if value is None or answer.is_valid else 0.0)
+    return rewards
 
 
 def length_reward(completions: Sequence[Completion], grades: Sequence[Sequence[int]], **columns: object) -> list[float]:
     """0 for a thought of up to `FREE_TOKENS` (estimated), then falling by 1 each time the length doubles, to -2."""
-    lengths = (estimate_tokens(answer.trace or _text(said)) for answer, _, said in _answers(completions, grades))
+    lengths = (
+        estimate_tokens(answer.trace or _completion_text(completion))
+        for answer, _, completion in _parse_completions(completions, grades)
+    )
     return [-min(2.0, math.log2(max(length / FREE_TOKENS, 1.0))) for length in lengths]
 
 
-def _answers(
+def _parse_completions(
     completions: Sequence[Completion], grades: Sequence[Sequence[int]]
 ) -> Iterator[tuple[ParsedAnswer, Sequence[int], Completion]]:
-    for said, of_row in zip(completions, grades, strict=True):
-        yield parse_ranking(_text(said), len(of_row)), of_row, said
+    for completion, row_grades in zip(completions, grades, strict=True):
+        yield parse_ranking(_completion_text(completion), len(row_grades)), row_grades, completion
 
 
-def _text(completion: Completion) -> str:
+def _completion_text(completion: Completion) -> str:
     return completion if isinstance(completion, str) else "".join(str(turn.get("content", "")) for turn in completion)

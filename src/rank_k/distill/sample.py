@@ -18,7 +18,7 @@ from random import Random
 from typing import Any, NamedTuple, Protocol
 
 from rank_k.data.collections.base import Store
-from rank_k.distill.candidate_sets import AppendedSets, CandidateSet, set_id_of
+from rank_k.distill.candidate_sets import CandidateSet, CandidateSetAppender, make_set_id
 from rank_k.distill.near_duplicates import NearDuplicateIndex
 from rank_k.errors import InputError
 from rank_k.types import Query
@@ -81,97 +81,101 @@ class Rankings(Protocol):
         """Candidates of a query, best first; empty where there are none."""
 
 
-def draw(
-    query_id: str, ranking: Sequence[str], grades: Mapping[str, int] | None, number: int, how: Sampling
+def draw_set(
+    query_id: str, ranking: Sequence[str], grades: Mapping[str, int] | None, number: int, sampling: Sampling
 ) -> tuple[str, ...] | str:
     """The documents of the `number`-th set (from 0) of a query in the order shown, or why there is none."""
-    random = Random(f"{how.seed}|{number}|{query_id}")
-    low, high = how.ranks[number % len(how.ranks)]
-    size = random.randint(*how.sizes)
-    pool = ranking[low - 1 : high]
-    if how.positives is None:
-        chosen = random.sample(pool, min(size, len(pool)))
+    random = Random(f"{sampling.seed}|{number}|{query_id}")
+    low, high = sampling.ranks[number % len(sampling.ranks)]
+    size = random.randint(*sampling.sizes)
+    ranked_pool = ranking[low - 1 : high]
+    if sampling.positives is None:
+        chosen = random.sample(ranked_pool, min(size, len(ranked_pool)))
     else:
-        known = grades or {}
-        relevant = {doc_id for doc_id, grade in known.items() if grade > 0}
+        judged = grades or {}
+        relevant = {doc_id for doc_id, grade in judged.items() if grade > 0}
         if not relevant:
             return "no_positives"
-        chosen = _relevant(random, known, how.positives, random.random() < how.none)[:size]
-        unjudged = [doc_id for doc_id in ranking if doc_id not in known]
-        left_out = relevant.union(unjudged[: how.skip_negatives])
-        others = [doc_id for doc_id in pool if doc_id not in left_out]
-        chosen += random.sample(others, min(size - len(chosen), len(others)))
-    if len(chosen) < how.sizes[0]:
+        chosen = _sample_relevant(random, judged, sampling.positives, random.random() < sampling.none)[:size]
+        unjudged = [doc_id for doc_id in ranking if doc_id not in judged]
+        excluded_ids = relevant.union(unjudged[: sampling.skip_negatives])
+        negatives = [doc_id for doc_id in ranked_pool if doc_id not in excluded_ids]
+        chosen += random.sample(negatives, min(size - len(chosen), len(negatives)))
+    if len(chosen) < sampling.sizes[0]:
         return "too_few"
     random.shuffle(chosen)
     return tuple(chosen)
 
 
-def _relevant(random: Random, known: Mapping[str, int], count: tuple[int, int], without_best: bool) -> list[str]:
+def _sample_relevant(
+    random: Random, grades: Mapping[str, int], count: tuple[int, int], without_best: bool
+) -> list[str]:
     """Relevant passages for one set."""
-    of_grade: dict[int, list[str]] = {}
-    for doc_id, grade in sorted(known.items()):  # not in the order in which somebody wrote judgments down
+    ids_by_grade: dict[int, list[str]] = {}
+    for doc_id, grade in sorted(grades.items()):  # not in the order in which somebody wrote judgments down
         if grade > 0:
-            of_grade.setdefault(grade, []).append(doc_id)
-    best = of_grade[max(of_grade)]
+            ids_by_grade.setdefault(grade, []).append(doc_id)
+    best_ids = ids_by_grade[max(ids_by_grade)]
     if without_best:
-        del of_grade[max(of_grade)]
-    wanted = random.randint(0 if without_best else count[0], count[1])
+        del ids_by_grade[max(ids_by_grade)]
+    count_drawn = random.randint(0 if without_best else count[0], count[1])
     chosen: list[str] = []
-    while len(chosen) < wanted and of_grade:
-        left = best if not chosen and not without_best else of_grade[random.choice(sorted(of_grade))]
-        chosen.append(left.pop(random.randrange(len(left))))
-        of_grade = {grade: doc_ids for grade, doc_ids in of_grade.items() if doc_ids}
+    while len(chosen) < count_drawn and ids_by_grade:
+        remaining = best_ids if not chosen and not without_best else ids_by_grade[random.choice(sorted(ids_by_grade))]
+        chosen.append(remaining.pop(random.randrange(len(remaining))))
+        ids_by_grade = {grade: doc_ids for grade, doc_ids in ids_by_grade.items() if doc_ids}
     return chosen
 
 
 @dataclass(slots=True)
 class Sampler:
-    """Draws the sets of `queries`. `excluded`: queries that must not be trained on. `counts`: "queries", "sets" and
-    "passages"; "with_2_relevant" and the like, sets; and what was left out: queries "contaminated" and "not_ranked",
-    sets "too_few", "no_positives" and "repeated"."""
+    """Draws the sets of `queries`. `excluded_queries`: queries that must not be trained on.
+
+    `counts`: "queries", "sets" and "passages"; "with_2_relevant" and the like, sets; and what was left out: queries
+    "contaminated" and "not_ranked", sets "too_few", "no_positives" and "repeated".
+    """
 
     rankings: Rankings
     queries: Mapping[str, Query]
-    how: Sampling
+    sampling: Sampling
     source: str
     grades: Grades | None = None
-    excluded: NearDuplicateIndex | None = None
+    excluded_queries: NearDuplicateIndex | None = None
     counts: Counter[str] = field(default_factory=Counter)
 
-    def drawn(self, queries_count: int | None = None) -> Iterator[SampledSet]:
+    def sample_sets(self, queries_count: int | None = None) -> Iterator[SampledSet]:
         """The sets of the first `queries_count` queries that have any (None: of all)."""
-        for query_id in sorted(self.queries, key=lambda query_id: _place(self.how.seed, query_id)):
+        for query_id in sorted(self.queries, key=lambda query_id: _query_order_key(self.sampling.seed, query_id)):
             if queries_count is not None and self.counts["queries"] >= queries_count:
                 return
-            found = self._of_query(self.queries[query_id])
-            self.counts["queries"] += bool(found)
-            yield from found
+            sampled_sets = self._sample_query(self.queries[query_id])
+            self.counts["queries"] += bool(sampled_sets)
+            yield from sampled_sets
 
-    def _of_query(self, query: Query) -> list[SampledSet]:
+    def _sample_query(self, query: Query) -> list[SampledSet]:
         ranking = self.rankings.ranking(query.query_id)
         if not ranking:
             self.counts["not_ranked"] += 1
             return []
-        if self.excluded is not None and self.excluded.find(query.text) is not None:
+        if self.excluded_queries is not None and self.excluded_queries.find(query.text) is not None:
             self.counts["contaminated"] += 1
             return []
         judged = None if self.grades is None else self.grades.get(query.query_id)
-        found: list[SampledSet] = []
-        for number in range(self.how.sets_per_query):
-            doc_ids = draw(query.query_id, ranking, judged, number, self.how)
+        sampled_sets: list[SampledSet] = []
+        for number in range(self.sampling.sets_per_query):
+            doc_ids = draw_set(query.query_id, ranking, judged, number, self.sampling)
             if isinstance(doc_ids, str):
                 self.counts[doc_ids] += 1
-            elif any(set(doc_ids) == set(other.doc_ids) for other in found):
+            elif any(set(doc_ids) == set(other.doc_ids) for other in sampled_sets):
                 self.counts["repeated"] += 1
             else:
-                grades = None if judged is None else {d: judged[d] for d in doc_ids if d in judged}
-                set_id = set_id_of(self.source, query.query_id, number, query.text, doc_ids)
-                found.append(SampledSet(set_id, query, doc_ids, grades))
-                self._count(doc_ids, grades)
-        return found
+                grades = None if judged is None else {doc_id: judged[doc_id] for doc_id in doc_ids if doc_id in judged}
+                set_id = make_set_id(self.source, query.query_id, number, query.text, doc_ids)
+                sampled_sets.append(SampledSet(set_id, query, doc_ids, grades))
+                self._count_set(doc_ids, grades)
+        return sampled_sets
 
-    def _count(self, doc_ids: Sequence[str], grades: Mapping[str, int] | None) -> None:
+    def _count_set(self, doc_ids: Sequence[str], grades: Mapping[str, int] | None) -> None:
         relevant = sum(grade > 0 for grade in (grades or {}).values())
         self.counts.update(sets=1, passages=len(doc_ids))
         self.counts[f"with_{relevant}_relevant"] += grades is not None
@@ -184,46 +188,48 @@ def write_samples(
 
     Raises `InputError` if `output` holds anything but a beginning of the same sets.
     """
-    there = 0
-    with AppendedSets(output) as file:
-        for drawn, before in zip_longest(sampler.drawn(queries_count), file.before()):
-            row = None if drawn is None else _with_texts(drawn, store, sampler.source, license)
-            if before is not None:
-                number, told = before
-                if row is None or told != _as_read(row):
+    existing_count = 0
+    with CandidateSetAppender(output) as file:
+        for sampled, existing in zip_longest(sampler.sample_sets(queries_count), file.existing_rows()):
+            candidate_set = None if sampled is None else _load_texts(sampled, store, sampler.source, license)
+            if existing is not None:
+                number, existing_row = existing
+                if candidate_set is None or existing_row != _json_form(candidate_set):
                     raise InputError(
-                        f"{output}:{number}: the set {told.get('set_id')} is not what belongs there"
-                        f" ({_difference(told, row)})",
+                        f"{output}:{number}: the set {existing_row.get('set_id')} is not what belongs there"
+                        f" ({_describe_difference(existing_row, candidate_set)})",
                         "it was made with other options or data: name another --output, or remove it",
                     )
-                there += 1
-            elif row is not None:
-                file.write(row)
-    return there
+                existing_count += 1
+            elif candidate_set is not None:
+                file.write(candidate_set)
+    return existing_count
 
 
-def _with_texts(drawn: SampledSet, store: Store, source: str, license: str | None) -> CandidateSet:
-    query_id = drawn.query.query_id
-    passages = tuple(store.get(doc_id, query_id).text for doc_id in drawn.doc_ids)
+def _load_texts(sampled: SampledSet, store: Store, source: str, license: str | None) -> CandidateSet:
+    query_id = sampled.query.query_id
+    passages = tuple(store.get(doc_id, query_id).text for doc_id in sampled.doc_ids)
     return CandidateSet(
-        drawn.set_id, query_id, drawn.query.text, drawn.doc_ids, passages, drawn.grades, source, license
+        sampled.set_id, query_id, sampled.query.text, sampled.doc_ids, passages, sampled.grades, source, license
     )
 
 
-def _difference(told: Mapping[str, Any], row: CandidateSet | None) -> str:
+def _describe_difference(existing_row: Mapping[str, Any], candidate_set: CandidateSet | None) -> str:
     """In what a set that is there is another one than would be written."""
-    if row is None:
+    if candidate_set is None:
         return "nothing more does"
-    if told.get("set_id") != row.set_id:
-        return f"{row.set_id} does"
-    return "another " + ", ".join(name for name, value in _as_read(row).items() if told.get(name) != value)
+    if existing_row.get("set_id") != candidate_set.set_id:
+        return f"{candidate_set.set_id} does"
+    return "another " + ", ".join(
+        name for name, value in _json_form(candidate_set).items() if existing_row.get(name) != value
+    )
 
 
-def _as_read(row: CandidateSet) -> dict[str, Any]:
+def _json_form(candidate_set: CandidateSet) -> dict[str, Any]:
     """The set as its line of JSON says it."""
-    return asdict(row) | {"doc_ids": [*row.doc_ids], "passages": [*row.passages]}
+    return asdict(candidate_set) | {"doc_ids": [*candidate_set.doc_ids], "passages": [*candidate_set.passages]}
 
 
-def _place(seed: int, query_id: str) -> bytes:
+def _query_order_key(seed: int, query_id: str) -> bytes:
     """Where a query comes in the order drawn by `seed`."""
     return sha256(f"{seed}|{query_id}".encode("utf-8", "surrogatepass")).digest()

@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import Any
 
 from rank_k.data.token_estimate import estimate_tokens
-from rank_k.distill.near_duplicates import REPEATED, NearDuplicateIndex, normalized
+from rank_k.distill.near_duplicates import DUPLICATE_SIMILARITY, NearDuplicateIndex, normalize_text
 from rank_k.journal import Call, Journal
 from rank_k.strategies.aggregate import consensus
 from rank_k.types import Window, WindowRanking, WindowResult
@@ -32,158 +32,174 @@ from rank_k.window.reasoning import agreement
 from rank_k.window.repetition import RepetitionTracker
 from rank_k.window.sanitize import strip_template_tokens
 
-CUT = 10
+NDCG_CUTOFF = 10
 """Of nDCG: the order's first ten."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One usable answer to a set. `shown`: ids in the order shown; `tiers`: their numbers, best first; `length` of
-    the thought in tokens, estimated; `ndcg`: None where the set has no relevant passage."""
+    """One usable answer to a set. `doc_ids`: ids in the order shown; `tiers`: their numbers, best first;
+    `reasoning_tokens`: estimated length of the reasoning; `ndcg`: None where the set has no relevant passage."""
 
     teacher: str
     prompt: tuple[Mapping[str, str], ...]
-    shown: tuple[str, ...]
-    thought: str
+    doc_ids: tuple[str, ...]
+    reasoning: str
     tiers: tuple[tuple[int, ...], ...]
-    length: int
+    reasoning_tokens: int
     ndcg: float | None
 
     @property
-    def order(self) -> WindowRanking:
-        tiers = tuple(tuple(self.shown[number - 1] for number in tier) for tier in self.tiers)
-        return WindowRanking(tiers, frozenset(self.shown), True)
+    def ranking(self) -> WindowRanking:
+        tiers = tuple(tuple(self.doc_ids[number - 1] for number in tier) for tier in self.tiers)
+        return WindowRanking(tiers, frozenset(self.doc_ids), True)
 
     @property
     def completion(self) -> str:
-        """What the student is to say: the thought, if there is one, and the order, as a reranker reads them."""
+        """The completion for training: the reasoning, if there is one, and the ranking, as a reranker parses them."""
         ranking = " > ".join(" = ".join(f"[{number}]" for number in tier) for tier in self.tiers)
-        return f"<think>\n{self.thought}\n</think>\n\n{ranking}" if self.thought else ranking
+        return f"<think>\n{self.reasoning}\n</think>\n\n{ranking}" if self.reasoning else ranking
 
 
-def ndcg(tiers: Iterable[Sequence[int]], cut: int = CUT) -> float | None:
+def ndcg(tiers: Iterable[Sequence[int]], cutoff: int = NDCG_CUTOFF) -> float | None:
     """nDCG of an order given as the grades of its tiers, best tier first; None where no grade is above 0.
 
     Linear gains and log2 discounts (Järvelin and Kekäläinen 2002), as everywhere in the package. Members of a tier
     share its places: each place counts with their mean gain, the expected value over the ways to break the tie
     (McSherry and Najork 2008), so that an order is worth the same however the passages were shown.
     """
-    gains = [[max(grade, 0) for grade in tier] for tier in tiers]
-    ideal = sorted((gain for tier in gains for gain in tier), reverse=True)
-    if not ideal or not ideal[0]:
+    tier_gains = [[max(grade, 0) for grade in tier] for tier in tiers]
+    ideal_gains = sorted((gain for tier in tier_gains for gain in tier), reverse=True)
+    if not ideal_gains or not ideal_gains[0]:
         return None
-    expected = [fmean(tier) for tier in gains for _ in tier]
-    return _dcg(expected[:cut]) / _dcg(ideal[:cut])
+    expected_gains = [fmean(tier) for tier in tier_gains for _ in tier]
+    return _dcg(expected_gains[:cutoff]) / _dcg(ideal_gains[:cutoff])
 
 
 def _dcg(gains: Iterable[float]) -> float:
-    return sum(gain / math.log2(place + 1) for place, gain in enumerate(gains, 1))
+    return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, 1))
 
 
 # --- reading the journal ---
 
 
-def samples(calls: Iterable[Call]) -> list[list[Call]]:
-    """The calls of a set, those of one look at it together: the question, and what was asked again to end it.
+def group_samples(calls: Iterable[Call]) -> list[list[Call]]:
+    """Return the calls of a set grouped by sample: the request, and the forced answer to it, if any.
 
-    Looks may show the same order and end in any order: what was asked again belongs to the look whose thought it
-    carries, and of several such ones to that of its seed, where the model was given one.
+    Samples may show the same order and finish in any order: a forced answer belongs to the sample whose reasoning it
+    repeats, and among several such samples to the one with its seed, where requests have seeds.
     """
-    found: list[list[Call]] = []
+    grouped: list[list[Call]] = []
     for call in calls:
-        looks = [look for look in found if (look[0].doc_ids, look[0].model) == (call.doc_ids, call.model)]
-        if call.purpose == "close" and looks:
-            max(reversed(looks), key=lambda look: _belongs(call, look)).append(call)
+        matching_samples = [
+            sample for sample in grouped if (sample[0].doc_ids, sample[0].model) == (call.doc_ids, call.model)
+        ]
+        if call.purpose == "close" and matching_samples:
+            max(reversed(matching_samples), key=lambda sample: _match_score(call, sample)).append(call)
         else:
-            found.append([call])
-    return found
+            grouped.append([call])
+    return grouped
 
 
-_END = 200
-"""Characters of a thought's end by which it is known again: its beginning may have been left out for want of room."""
+_REASONING_TAIL = 200
+"""Characters at the end of the reasoning that are compared: its beginning may have been truncated."""
 
 
-def _belongs(close: Call, look: Sequence[Call]) -> tuple[bool, bool, bool]:
-    """How well `close` fits to a look: by its thought, its seed, and whether it lacks an end yet."""
-    first = look[0]
-    said = " ".join(" ".join(str(message["content"]) for message in close.request.get("messages", ())).split())
-    thought = " ".join(strip_template_tokens(_thought(first)).split())
-    return thought[-_END:] in said, first.request.get("seed") == close.request.get("seed"), len(look) == 1
+def _match_score(forced_answer_call: Call, sample: Sequence[Call]) -> tuple[bool, bool, bool]:
+    """Return how well a forced answer fits a sample: by its reasoning, its seed, and whether an answer is missing."""
+    first_call = sample[0]
+    prompt_text = " ".join(
+        " ".join(str(message["content"]) for message in forced_answer_call.request.get("messages", ())).split()
+    )
+    reasoning = " ".join(strip_template_tokens(_reasoning_text(first_call)).split())
+    return (
+        reasoning[-_REASONING_TAIL:] in prompt_text,
+        first_call.request.get("seed") == forced_answer_call.request.get("seed"),
+        len(sample) == 1,
+    )
 
 
-def _thought(call: Call) -> str:
-    """The thought in a reply that was begun for the model, or that the model has apart."""
+def _reasoning_text(call: Call) -> str:
+    """Return the reasoning of a response, whether it is part of the text or separate."""
     return (
         ((call.response.reasoning or "") + call.response.text).partition("</think>")[0].replace("<think>", "").strip()
     )
 
 
-def read_sample(calls: Sequence[Call]) -> ParsedAnswer | str:
-    """The answer of one look at a set, or why it is not one to learn from."""
-    first, size = calls[0], len(calls[0].doc_ids)
-    reply = first.response
-    if not size or "messages" not in first.request:
-        return "not_told"
-    if reply.finish_reason == "stopped":
+def parse_sample(calls: Sequence[Call]) -> ParsedAnswer | str:
+    """Return the answer of one sample, or the reason why it cannot be learned from."""
+    first_call, passage_count = calls[0], len(calls[0].doc_ids)
+    response = first_call.response
+    if not passage_count or "messages" not in first_call.request:
+        return "not_recorded"
+    if response.finish_reason == "stopped":
         return "repetition_stopped"
-    if "</think>" in (first.request.get("stop") or ()):  # the thought was begun for the model, its answer asked for
-        if reply.finish_reason != "stop" or len(calls) == 1:
-            return "cut"
-        thought = _thought(first)
-        last = calls[-1].response
+    if "</think>" in (first_call.request.get("stop") or ()):  # prefilled reasoning, with a forced answer
+        if response.finish_reason != "stop" or len(calls) == 1:
+            return "truncated"
+        reasoning = _reasoning_text(first_call)
+        last_response = calls[-1].response
         answer = parse_ranking(
-            last.text, size, reasoning=last.reasoning, finish_reason=last.finish_reason, reasoning_closed=True
+            last_response.text,
+            passage_count,
+            reasoning=last_response.reasoning,
+            finish_reason=last_response.finish_reason,
+            reasoning_closed=True,
         )
-        answer = ParsedAnswer(answer.tiers, answer.ranked_numbers, answer.repairs, answer.is_valid, thought)
+        answer = ParsedAnswer(answer.tiers, answer.ranked_numbers, answer.repairs, answer.is_valid, reasoning)
     elif len(calls) > 1:
-        return "cut"
+        return "truncated"
     else:
-        answer = parse_ranking(reply.text, size, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
+        answer = parse_ranking(
+            response.text, passage_count, reasoning=response.reasoning, finish_reason=response.finish_reason
+        )
     if not answer.is_valid:
-        return "cut" if answer.reasoning_truncated else "unranked"
+        return "truncated" if answer.reasoning_truncated else "unranked"
     if answer.repairs:
         return "repaired"
-    return "repetition_stopped" if RepetitionTracker(size).feed(answer.trace) else answer
+    return "repetition_stopped" if RepetitionTracker(passage_count).feed(answer.trace) else answer
 
 
 # --- rules ---
 
 
-def _paper(traces: Sequence[Trace], worth: Sequence[float]) -> list[int]:
+def _paper_rule(traces: Sequence[Trace], quality: Sequence[float]) -> list[int]:
     return [0]
 
 
-def _best(traces: Sequence[Trace], worth: Sequence[float]) -> list[int]:
-    return [max(range(len(traces)), key=lambda i: (worth[i], -traces[i].length, -i))]
+def _best_rule(traces: Sequence[Trace], quality: Sequence[float]) -> list[int]:
+    return [max(range(len(traces)), key=lambda i: (quality[i], -traces[i].reasoning_tokens, -i))]
 
 
-def _short(traces: Sequence[Trace], worth: Sequence[float]) -> list[int]:
-    least = fmean(worth) - 1e-9  # a mean of equal numbers may lie a little above them
-    below = fmean(trace.length for trace in traces)
-    found = [i for i, trace in enumerate(traces) if worth[i] >= least and trace.length < below]
-    return sorted(found, key=lambda i: (traces[i].length, i))[:1]
+def _short_rule(traces: Sequence[Trace], quality: Sequence[float]) -> list[int]:
+    min_quality = fmean(quality) - 1e-9  # a mean of equal numbers may lie a little above them
+    mean_length = fmean(trace.reasoning_tokens for trace in traces)
+    candidates = [
+        i for i, trace in enumerate(traces) if quality[i] >= min_quality and trace.reasoning_tokens < mean_length
+    ]
+    return sorted(candidates, key=lambda i: (traces[i].reasoning_tokens, i))[:1]
 
 
-def _all(traces: Sequence[Trace], worth: Sequence[float]) -> list[int]:
+def _all_rule(traces: Sequence[Trace], quality: Sequence[float]) -> list[int]:
     return list(range(len(traces)))
 
 
 RULES: dict[str, Callable[[Sequence[Trace], Sequence[float]], list[int]]] = {
-    "paper": _paper,
-    "short": _short,
-    "best": _best,
-    "all": _all,
+    "paper": _paper_rule,
+    "short": _short_rule,
+    "best": _best_rule,
+    "all": _all_rule,
 }
 
 
-def worth_of(traces: Sequence[Trace]) -> list[float]:
+def trace_qualities(traces: Sequence[Trace]) -> list[float]:
     """How well each trace of a set agrees: its nDCG, or where there is none, with the consensus of all (0 to 1)."""
-    known = [trace.ndcg for trace in traces if trace.ndcg is not None]
-    if len(known) == len(traces):
-        return known
-    orders = tuple(trace.order for trace in traces)
-    middle = consensus(WindowResult(Window(traces[0].shown, (1, len(traces[0].shown))), orders))
-    return [agreement(order, middle) for order in orders]
+    ndcgs = [trace.ndcg for trace in traces if trace.ndcg is not None]
+    if len(ndcgs) == len(traces):
+        return ndcgs
+    rankings = tuple(trace.ranking for trace in traces)
+    consensus_ranking = consensus(WindowResult(Window(traces[0].doc_ids, (1, len(traces[0].doc_ids))), rankings))
+    return [agreement(ranking, consensus_ranking) for ranking in rankings]
 
 
 # --- selecting ---
@@ -191,124 +207,136 @@ def worth_of(traces: Sequence[Trace]) -> list[float]:
 
 @dataclass(slots=True)
 class Selector:
-    """Selects from a journal. `counts` says of each set and trace what became of it.
+    """Selects from a journal. `counts` has the number of sets and traces for each outcome.
 
-    `grades`: judgments by query id, instead of those the sets came with. `only`: ids of the sets to take. `lengths`:
-    the least and most tokens of a thought. `least_ndcg`: of traces of sets with a relevant passage. `excluded`:
+    `grades`: judgments by query id, instead of those of the sets. `set_ids`: the sets to read. `token_range`: minimum
+    and maximum number of reasoning tokens. `min_ndcg`: of traces of sets with a relevant passage. `excluded_queries`:
     queries that must not be trained on. A query nearly the same as one of another id met before, and a set of the
     same query and passages, are left out; for that about 1 KB is remembered of each query.
     """
 
     rule: str = "paper"
     grades: Mapping[str, Mapping[str, int]] | None = None
-    only: frozenset[str] | None = None
-    lengths: tuple[int, int | None] = (0, None)
-    least_ndcg: float = 0.0
-    excluded: NearDuplicateIndex | None = None
+    set_ids: frozenset[str] | None = None
+    token_range: tuple[int, int | None] = (0, None)
+    min_ndcg: float = 0.0
+    excluded_queries: NearDuplicateIndex | None = None
     counts: Counter[str] = field(default_factory=Counter)
-    _met: NearDuplicateIndex = field(default_factory=lambda: NearDuplicateIndex(REPEATED))
-    _queries: set[tuple[str, str]] = field(default_factory=set)
-    _sets: set[bytes] = field(default_factory=set)
+    _query_index: NearDuplicateIndex = field(default_factory=lambda: NearDuplicateIndex(DUPLICATE_SIMILARITY))
+    _query_keys: set[tuple[str, str]] = field(default_factory=set)
+    _set_hashes: set[bytes] = field(default_factory=set)
 
     def rows(self, journal: Journal) -> Iterator[dict[str, Any]]:
         """The rows of prompt and completion, as TRL takes them, in the order in which the sets were traced."""
-        for facts, keys in journal.traced_sets():
-            if self.only is not None and facts["set_id"] not in self.only:
+        for metadata, keys in journal.traced_sets():
+            if self.set_ids is not None and metadata["set_id"] not in self.set_ids:
                 continue
             self.counts["sets"] += 1
-            if (reason := self._why_not(facts)) is not None:
+            if (reason := self._exclusion_reason(metadata)) is not None:
                 self.counts[reason] += 1
                 continue
-            traces = self._usable(facts, (call for key in keys if (call := journal.call(key)) is not None))
+            traces = self._usable_traces(metadata, (call for key in keys if (call := journal.call(key)) is not None))
             if not traces:
                 self.counts["without_trace"] += 1
                 continue
-            kept = [traces[i] for i in RULES[self.rule](traces, worth_of(traces))]
-            if kept:
-                self._remember(facts)
-            self.counts["not_by_rule"] += len(traces) - len(kept)
-            self.counts["rows"] += len(kept)
-            yield from (self._row(facts, trace) for trace in kept)
+            selected = [traces[i] for i in RULES[self.rule](traces, trace_qualities(traces))]
+            if selected:
+                self._remember_set(metadata)
+            self.counts["not_by_rule"] += len(traces) - len(selected)
+            self.counts["rows"] += len(selected)
+            yield from (self._training_row(metadata, trace) for trace in selected)
 
-    def _why_not(self, facts: Mapping[str, Any]) -> str | None:
+    def _exclusion_reason(self, metadata: Mapping[str, Any]) -> str | None:
         """Why a set is left out unread."""
-        query = facts["query"]
-        if self.excluded is not None and self.excluded.find(query) is not None:
+        query = metadata["query"]
+        if self.excluded_queries is not None and self.excluded_queries.find(query) is not None:
             return "contaminated"
-        if _same(facts) in self._sets:
+        if _set_hash(metadata) in self._set_hashes:
             return "repeated_sets"
-        if (facts["source"], facts["query_id"]) not in self._queries and self._met.find(query) is not None:
+        if (metadata["source"], metadata["query_id"]) not in self._query_keys and self._query_index.find(
+            query
+        ) is not None:
             return "near_queries"
         return None
 
-    def _remember(self, facts: Mapping[str, Any]) -> None:
+    def _remember_set(self, metadata: Mapping[str, Any]) -> None:
         """A set that gave a row: the next one like it is left out. One that gave none stands in no other's way."""
-        self._sets.add(_same(facts))
-        owner = (facts["source"], facts["query_id"])
-        if owner not in self._queries:
-            self._queries.add(owner)
-            self._met.add(facts["query"], facts["query_id"])
+        self._set_hashes.add(_set_hash(metadata))
+        query_key = (metadata["source"], metadata["query_id"])
+        if query_key not in self._query_keys:
+            self._query_keys.add(query_key)
+            self._query_index.add(metadata["query"], metadata["query_id"])
 
-    def _usable(self, facts: Mapping[str, Any], calls: Iterable[Call]) -> list[Trace]:
-        grades = facts["grades"] if self.grades is None else self.grades.get(facts["query_id"])
-        found = []
-        own = tuple(facts["doc_ids"])
+    def _usable_traces(self, metadata: Mapping[str, Any], calls: Iterable[Call]) -> list[Trace]:
+        grades = metadata["grades"] if self.grades is None else self.grades.get(metadata["query_id"])
+        traces = []
+        set_order = tuple(metadata["doc_ids"])
         # the one that showed the set's own order first: which one was finished first is chance
-        for sample in sorted(samples(calls), key=lambda sample: (sample[0].doc_ids != own, sample[0].doc_ids)):
+        for sample in sorted(
+            group_samples(calls), key=lambda sample: (sample[0].doc_ids != set_order, sample[0].doc_ids)
+        ):
             self.counts["traces"] += 1
-            answer = read_sample(sample)
+            answer = parse_sample(sample)
             if isinstance(answer, str):
                 self.counts[answer] += 1
                 continue
-            trace = _trace(sample[0], answer, grades or {})
-            if (reason := self._out_of_bounds(trace)) is not None:
+            trace = _build_trace(sample[0], answer, grades or {})
+            if (reason := self._rejection_reason(trace)) is not None:
                 self.counts[reason] += 1
                 continue
-            found.append(trace)
-        return found
+            traces.append(trace)
+        return traces
 
-    def _out_of_bounds(self, trace: Trace) -> str | None:
-        least, most = self.lengths
-        if trace.length < least:
+    def _rejection_reason(self, trace: Trace) -> str | None:
+        min_tokens, max_tokens = self.token_range
+        if trace.reasoning_tokens < min_tokens:
             return "too_short"
-        if most is not None and trace.length > most:
+        if max_tokens is not None and trace.reasoning_tokens > max_tokens:
             return "too_long"
-        return "below_ndcg" if trace.ndcg is not None and trace.ndcg < self.least_ndcg else None
+        return "below_ndcg" if trace.ndcg is not None and trace.ndcg < self.min_ndcg else None
 
-    def _row(self, facts: Mapping[str, Any], trace: Trace) -> dict[str, Any]:
+    def _training_row(self, metadata: Mapping[str, Any], trace: Trace) -> dict[str, Any]:
         return {
             "prompt": list(trace.prompt),
             "completion": [{"role": "assistant", "content": trace.completion}],
-            "set_id": facts["set_id"],
-            "query_id": facts["query_id"],
-            "query": facts["query"],
-            "doc_ids": list(trace.shown),
+            "set_id": metadata["set_id"],
+            "query_id": metadata["query_id"],
+            "query": metadata["query"],
+            "doc_ids": list(trace.doc_ids),
             "teacher": trace.teacher,
             "rule": self.rule,
             "ndcg": trace.ndcg,
-            "source": facts["source"],
-            "license": facts["license"],
+            "source": metadata["source"],
+            "license": metadata["license"],
         }
 
 
-def _same(facts: Mapping[str, Any]) -> bytes:
+def _set_hash(metadata: Mapping[str, Any]) -> bytes:
     """What two sets of the same query and passages have in common."""
-    told = repr((normalized(facts["query"]), sorted(facts["doc_ids"])))
-    return sha256(told.encode("utf-8", "surrogatepass")).digest()
+    content = repr((normalize_text(metadata["query"]), sorted(metadata["doc_ids"])))
+    return sha256(content.encode("utf-8", "surrogatepass")).digest()
 
 
-def _trace(call: Call, answer: ParsedAnswer, grades: Mapping[str, int]) -> Trace:
-    thought = strip_template_tokens(answer.trace).strip()
-    found = ndcg([[grades.get(call.doc_ids[number - 1], 0) for number in tier] for tier in answer.tiers])
-    return Trace(call.model, _question(call), call.doc_ids, thought, answer.tiers, estimate_tokens(thought), found)
+def _build_trace(call: Call, answer: ParsedAnswer, grades: Mapping[str, int]) -> Trace:
+    reasoning = strip_template_tokens(answer.trace).strip()
+    trace_ndcg = ndcg([[grades.get(call.doc_ids[number - 1], 0) for number in tier] for tier in answer.tiers])
+    return Trace(
+        call.model,
+        _prompt_messages(call),
+        call.doc_ids,
+        reasoning,
+        answer.tiers,
+        estimate_tokens(reasoning),
+        trace_ndcg,
+    )
 
 
-def _question(call: Call) -> tuple[Mapping[str, str], ...]:
+def _prompt_messages(call: Call) -> tuple[Mapping[str, str], ...]:
     """The messages as asked, without the beginning of an answer that some teachers are given."""
     return tuple(takewhile(lambda message: message["role"] != "assistant", call.request["messages"]))
 
 
-def held_out(query_id: str, source: str, share: float, seed: int = 0) -> bool:
+def is_heldout(query_id: str, source: str, share: float, seed: int = 0) -> bool:
     """Whether a query belongs to the `share` that is kept from training: decided by its id alone."""
-    told = sha256(f"{seed}|{source}|{query_id}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(told[:8], "big") < share * 2**64
+    digest = sha256(f"{seed}|{source}|{query_id}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64

@@ -16,8 +16,8 @@ from rank_k.strategies.single import Single
 from rank_k.types import Candidate, OnChunk, Passage, Query, Request, RequestContext, Response
 from rank_k.window.listwise import ListwiseRanker
 
-LARGEST = 10_000
-WHOLE_SET = Single(LARGEST)
+MAX_SET_SIZE = 10_000
+SINGLE_WINDOW = Single(MAX_SET_SIZE)
 """The strategy: everything in one window."""
 
 
@@ -28,87 +28,93 @@ class ActiveSets(Mapping[str, Query]):
     """
 
     def __init__(self) -> None:
-        self._rows: dict[str, CandidateSet] = {}
+        self._candidate_sets: dict[str, CandidateSet] = {}
 
-    def opened(
-        self, sets: Iterable[CandidateSet], keep: Callable[[str, Mapping[str, Any]], None]
+    def add_sets(
+        self, sets: Iterable[CandidateSet], store_set: Callable[[str, Mapping[str, Any]], None]
     ) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
-        """The sets as a run, one by one; `keep` is told the facts of each."""
-        for row in sets:
-            if row.set_id in self._rows:
+        """Yield the sets as a run, one by one, and pass the metadata of each to `store_set`."""
+        for candidate_set in sets:
+            if candidate_set.set_id in self._candidate_sets:
                 continue  # the same set twice in a row
-            self._rows[row.set_id] = row
-            keep(row.set_id, row.facts)
-            yield row.set_id, tuple(Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(row.doc_ids, 1))
+            self._candidate_sets[candidate_set.set_id] = candidate_set
+            store_set(candidate_set.set_id, candidate_set.metadata)
+            yield (
+                candidate_set.set_id,
+                tuple(Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(candidate_set.doc_ids, 1)),
+            )
 
-    def set_of(self, set_id: str) -> CandidateSet:
-        return self._rows[set_id]
+    def get_set(self, set_id: str) -> CandidateSet:
+        return self._candidate_sets[set_id]
 
-    def done(self, set_id: str) -> None:
-        self._rows.pop(set_id, None)
+    def remove(self, set_id: str) -> None:
+        self._candidate_sets.pop(set_id, None)
 
     def __getitem__(self, set_id: str) -> Query:
-        return Query(set_id, self._rows[set_id].query)
+        return Query(set_id, self._candidate_sets[set_id].query)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
+        return iter(self._candidate_sets)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._candidate_sets)
 
 
-class _Passages:
-    """The passages of the sets under way, as `Reranker.rerank` takes them."""
+class _ActivePassages:
+    """The passages of the active sets, as `Reranker.rerank` takes them."""
 
-    def __init__(self, under_way: ActiveSets) -> None:
-        self._under_way = under_way
+    def __init__(self, active_sets: ActiveSets) -> None:
+        self._active_sets = active_sets
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
-        row = self._under_way.set_of(query_id or "")
-        return Passage(doc_id, row.passages[row.doc_ids.index(doc_id)])
+        candidate_set = self._active_sets.get_set(query_id or "")
+        return Passage(doc_id, candidate_set.passages[candidate_set.doc_ids.index(doc_id)])
 
 
-class SetJudge(SimulatedModel):
+class SimulatedTeacher(SimulatedModel):
     """A simulated judge that is asked about sets: it looks up the grades of their queries, and its calls tell what was
     shown, as those of a real model do."""
 
-    def __init__(self, grades: Grades, noise: Noise | str, set_of: Callable[[str], CandidateSet]) -> None:
+    def __init__(self, grades: Grades, noise: Noise | str, get_set: Callable[[str], CandidateSet]) -> None:
         super().__init__(grades, noise)
-        self._set_of = set_of
+        self._get_set = get_set
 
     def request_body(self, request: Request) -> Mapping[str, Any]:
         return {**super().request_body(request), "messages": [message._asdict() for message in request.messages]}
 
     async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
-        query_id = self._set_of(request.context.query_id).query_id
+        query_id = self._get_set(request.context.query_id).query_id
         return await super().complete(
             replace(request, context=RequestContext(query_id, request.context.doc_ids)), on_text
         )
 
 
-def traced(
+def trace_sets(
     reranker: Reranker,
     sets: Iterable[CandidateSet],
-    under_way: ActiveSets,
+    active_sets: ActiveSets,
     *,
     token_budget: int | None = None,
     run_name: str = "",
 ) -> Iterator[str]:
-    """Ask `reranker` (its strategy `WHOLE_SET`, its depth `LARGEST`) about every set; yields their ids as they are
-    done, in order. Everything is in its journal then: `Journal.asked_sets` gives it back."""
-    asker = reranker.ranker
-    if reranker.strategy is not WHOLE_SET or reranker.depth < LARGEST or not isinstance(asker, ListwiseRanker):
-        raise InputError("a set is one window", "make the reranker with strategy=WHOLE_SET, depth=LARGEST")
-    asker.settings = replace(
-        asker.settings, agreeing_samples=asker.settings.samples
-    )  # every sample is wanted, also of one mind
+    """Rank every set with `reranker` (its strategy `SINGLE_WINDOW`, its depth `MAX_SET_SIZE`) and yield the ids of the
+    finished sets in order. The journal then has everything; read it with `Journal.traced_sets`."""
+    ranker = reranker.ranker
+    if (
+        reranker.strategy is not SINGLE_WINDOW
+        or reranker.depth < MAX_SET_SIZE
+        or not isinstance(ranker, ListwiseRanker)
+    ):
+        raise InputError("a set is one window", "make the reranker with strategy=SINGLE_WINDOW, depth=MAX_SET_SIZE")
+    # All samples are requested, also when the first ones agree.
+    ranker.settings = replace(ranker.settings, agreeing_samples=ranker.settings.samples)
     results = reranker.rerank(
-        under_way.opened(sets, reranker.journal.store_set),
-        under_way,
-        _Passages(under_way),
+        active_sets.add_sets(sets, reranker.journal.store_set),
+        active_sets,
+        _ActivePassages(active_sets),
         token_budget=token_budget,
         run_name=run_name,
     )
     for result in results:
-        under_way.done(result.query_id)
+        active_sets.remove(result.query_id)
         yield result.query_id

@@ -16,78 +16,84 @@ from typing import Any
 
 from rank_k.distill.checkpoints import Checkpoint
 
-LINES, CURVES = "measures.jsonl", "curves.csv"
+MEASURES_FILE, CURVES_FILE = "measures.jsonl", "curves.csv"
 
 OnRecord = Callable[[Mapping[str, Any]], None]
-"""Called with each line of `measures.jsonl`, and first with the number format: {"bf16", "wanted"}."""
+"""Called with each line of `measures.jsonl`, and first with the number format: {"bf16", "bf16_requested"}."""
 
 
 class TrainingLog:
-    """The files in `folder` (None: nothing is written): what was told up to the checkpoint `start`, and what is told
-    from now on. What was told after that checkpoint is dropped, since it will happen again."""
+    """The files in `folder` (None: nothing is written): the records up to the checkpoint, and new ones.
 
-    def __init__(self, folder: Path | None, start: Checkpoint | None, on_told: OnRecord) -> None:
-        self._folder, self._on_told = folder, on_told
-        self._measured: list[Mapping[str, Any]] = []
+    Earlier records of the steps after the checkpoint are dropped, since these steps run again.
+    """
+
+    def __init__(self, folder: Path | None, checkpoint: Checkpoint | None, on_record: OnRecord) -> None:
+        self._folder, self._on_record = folder, on_record
+        self._heldout_records: list[Mapping[str, Any]] = []
         if folder is not None:
-            before = _told_before(folder / LINES, start)
-            (folder / LINES).write_text("".join(f"{json.dumps(each)}\n" for each in before), encoding="utf-8")
-            self._measured = [each for each in before if "heldout" in each]
-            _write_curves(folder / CURVES, self._measured)
+            records = _read_records(folder / MEASURES_FILE, checkpoint)
+            (folder / MEASURES_FILE).write_text(
+                "".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8"
+            )
+            self._heldout_records = [record for record in records if "heldout" in record]
+            _write_curves(folder / CURVES_FILE, self._heldout_records)
 
-    def tell(self, told: Mapping[str, Any]) -> None:
+    def record(self, record: Mapping[str, Any]) -> None:
         """Add a line."""
         if self._folder is not None:
-            with (self._folder / LINES).open("a", encoding="utf-8") as file:
-                file.write(f"{json.dumps(told)}\n")
-            if "heldout" in told:
-                self._measured.append(told)
-                _write_curves(self._folder / CURVES, self._measured)
-        self._on_told(told)
+            with (self._folder / MEASURES_FILE).open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps(record)}\n")
+            if "heldout" in record:
+                self._heldout_records.append(record)
+                _write_curves(self._folder / CURVES_FILE, self._heldout_records)
+        self._on_record(record)
 
 
-def _told_before(path: Path, start: Checkpoint | None) -> list[dict[str, Any]]:
-    if start is None or not path.exists():
+def _read_records(path: Path, checkpoint: Checkpoint | None) -> list[dict[str, Any]]:
+    if checkpoint is None or not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
-    told = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may have been torn
-    return [each for each in told if each.get("step", 0) <= start.step and not each.get("finished")]
+    records = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may have been torn
+    return [record for record in records if record.get("step", 0) <= checkpoint.step and not record.get("finished")]
 
 
-def _write_curves(path: Path, measured: Sequence[Mapping[str, Any]]) -> None:
-    if not measured:
+def _write_curves(path: Path, heldout_records: Sequence[Mapping[str, Any]]) -> None:
+    if not heldout_records:
         path.unlink(missing_ok=True)
         return
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["step", "seconds", *measured[0]["heldout"]])
-        writer.writerows([each["step"], each["seconds"], *each["heldout"].values()] for each in measured)
+        writer.writerow(["step", "seconds", *heldout_records[0]["heldout"]])
+        writer.writerows([record["step"], record["seconds"], *record["heldout"].values()] for record in heldout_records)
 
 
-class Clock:
-    """Seconds of training, of all parts of the run. `share`: of the time limit that is gone; 0 without one.
+class TrainingClock:
+    """Seconds of training, of all parts of the run. `elapsed_share`: used share of the time limit; 0 without one.
 
-    `agreed`: makes all processes that train together go by one clock, so that what they do by time they do in the
-    same step; it is asked at each `tick`, in between the time stands still. None for one process.
+    `synchronize`: gives all processes the same time, so that what depends on time happens in the same step everywhere;
+    it is called at each `tick`, and the time does not change in between. None for one process.
     """
 
-    def __init__(self, before: float, limit: float | None, agreed: Callable[[float], float] | None = None) -> None:
-        self._before, self._limit, self._agreed = before, limit, agreed
+    def __init__(
+        self, previous_seconds: float, limit: float | None, synchronize: Callable[[float], float] | None = None
+    ) -> None:
+        self._previous_seconds, self._limit, self._synchronize = previous_seconds, limit, synchronize
         self._start = time.monotonic()
-        self._ticked = before
+        self._synchronized_seconds = previous_seconds
 
     def tick(self) -> None:
         """To be called by all processes in the same places."""
-        if self._agreed is not None:
-            self._ticked = self._agreed(self._gone())
+        if self._synchronize is not None:
+            self._synchronized_seconds = self._synchronize(self._elapsed_seconds())
 
-    def _gone(self) -> float:
-        return self._before + time.monotonic() - self._start
+    def _elapsed_seconds(self) -> float:
+        return self._previous_seconds + time.monotonic() - self._start
 
     @property
     def seconds(self) -> float:
-        return self._gone() if self._agreed is None else self._ticked
+        return self._elapsed_seconds() if self._synchronize is None else self._synchronized_seconds
 
     @property
-    def share(self) -> float:
+    def elapsed_share(self) -> float:
         return min(self.seconds / self._limit, 1.0) if self._limit else 0.0

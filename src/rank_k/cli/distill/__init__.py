@@ -19,13 +19,13 @@ STEPS = ("sample", "trace", "select", "train", "export")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_subparsers(title="steps", metavar="STEP", dest="step", required=True)
     for name in STEPS:
-        add_verb(steps, name, _step(name))
+        add_verb(steps, name, _import_step(name))
 
 
 def run(args: argparse.Namespace) -> int:
-    code: int = _step(args.step).run(args)
+    code: int = _import_step(args.step).run(args)
     return code
 
 
-def _step(name: str) -> ModuleType:
+def _import_step(name: str) -> ModuleType:
     return importlib.import_module(f"rank_k.cli.distill.{name}")

@@ -23,12 +23,12 @@ def add_exclude_queries(group: argparse._ArgumentGroup) -> None:
 def read_excluded_queries(args: argparse.Namespace) -> NearDuplicateIndex | None:
     """What --exclude-queries names."""
     from rank_k.data.queries import read_queries
-    from rank_k.distill.near_duplicates import CONTAMINATED, NearDuplicateIndex
+    from rank_k.distill.near_duplicates import CONTAMINATION_SIMILARITY, NearDuplicateIndex
 
     if not args.exclude_queries:
         return None
-    found = NearDuplicateIndex(CONTAMINATED)
+    index = NearDuplicateIndex(CONTAMINATION_SIMILARITY)
     for file in args.exclude_queries:
         for query in read_queries(file).values():
-            found.add(query.text, f"{file}: {query.query_id}")
-    return found
+            index.add(query.text, f"{file}: {query.query_id}")
+    return index

@@ -32,7 +32,10 @@ def run(args: argparse.Namespace) -> int:
         export_merged(args.student, args.merged)
         print(f"{args.merged}: merged weights", file=sys.stderr)
         return 0
-    made = export_gguf(args.student, args.gguf, kind=args.type, adapter=args.adapter, name=args.name)
-    print(f"{made.gguf}: {made.size / 1e6:,.1f} MB, with {made.settings.name} and {made.card.name}", file=sys.stderr)
-    print(f"rank-k rerank ... --model {made.gguf}", file=sys.stderr)
+    exported = export_gguf(args.student, args.gguf, quantization=args.type, adapter=args.adapter, name=args.name)
+    print(
+        f"{exported.gguf}: {exported.size / 1e6:,.1f} MB, with {exported.settings.name} and {exported.card.name}",
+        file=sys.stderr,
+    )
+    print(f"rank-k rerank ... --model {exported.gguf}", file=sys.stderr)
     return 0

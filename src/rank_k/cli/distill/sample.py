@@ -43,16 +43,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_collection(parser)
     group = parser.add_argument_group("drawing")
     group.add_argument("--queries-count", type=count, metavar="N", help="queries that sets are drawn for (all)")
-    group.add_argument("--sizes", type=span, default="10-20", metavar="A-B", help="passages in a set")
+    group.add_argument("--sizes", type=parse_range, default="10-20", metavar="A-B", help="passages in a set")
     group.add_argument(
-        "--ranks", type=spans, default="1-20,10-30", metavar="A-B,...", help="where the first, second ... set is from"
+        "--ranks",
+        type=parse_ranges,
+        default="1-20,10-30",
+        metavar="A-B,...",
+        help="where the first, second ... set is from",
     )
     group.add_argument("--sets-per-query", type=count, default=2, metavar="N", help="sets of one query")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn")
     add_exclude_queries(group)
     group = parser.add_argument_group("judgments")
     group.add_argument("--qrels", type=Path, metavar="FILE", help="the grades that sets carry")
-    group.add_argument("--positives", type=span, metavar="A-B", help="relevant passages in a set, ranked or not")
+    group.add_argument("--positives", type=parse_range, metavar="A-B", help="relevant passages in a set, ranked or not")
     group.add_argument(
         "--none", type=number, default=0.0, metavar="SHARE", help="of the sets that have none of the highest grade"
     )
@@ -77,62 +81,66 @@ def run(args: argparse.Namespace) -> int:
     from rank_k.errors import InputError
     from rank_k.retrieval.fusion import FusedRuns
 
-    how = Sampling(
+    sampling = Sampling(
         args.sizes, args.ranks, args.sets_per_query, args.positives, args.none, args.skip_negatives, args.seed
     )
     if args.positives is not None and args.qrels is None and args.dataset is None:
         raise InputError("--positives needs judgments", "give --qrels FILE")
-    named = resolve_collection(args)
-    qrels_file = args.qrels or (named.collection.qrels if named.collection is not None else None)
-    check_output("--output", args.output, (*args.runs, *named.files, *filter(None, [qrels_file])))
-    queries = read_queries(named.queries)
-    depth = max(DEPTH, *(high for _, high in how.ranks))
-    runs = (WithoutExcluded(RunFile(path), named.excluded) for path in args.runs)
-    with closing(FusedRuns(runs, depth)) as fused, closing(named.corpus.store(index_progress(False))) as store:
+    collection = resolve_collection(args)
+    qrels_file = args.qrels or (collection.collection.qrels if collection.collection is not None else None)
+    check_output("--output", args.output, (*args.runs, *collection.files, *filter(None, [qrels_file])))
+    queries = read_queries(collection.queries)
+    depth = max(DEPTH, *(high for _, high in sampling.ranks))
+    runs = (WithoutExcluded(RunFile(path), collection.excluded) for path in args.runs)
+    with closing(FusedRuns(runs, depth)) as fused, closing(collection.corpus.store(index_progress(False))) as store:
         sampler = Sampler(
             fused,
             queries,
-            how,
-            args.source or _folder(args, named).name,
+            sampling,
+            args.source or _collection_folder(args, collection).name,
             None if qrels_file is None else read_qrels(qrels_file),
             read_excluded_queries(args),
         )
-        license = args.license or license_of(_folder(args, named))
+        license = args.license or license_of(_collection_folder(args, collection))
         try:
-            there = write_samples(sampler, store, args.output, args.queries_count, license)
+            existing_count = write_samples(sampler, store, args.output, args.queries_count, license)
         except KeyboardInterrupt:
             print(f"\nstopped; the same command goes on with {args.output}", file=sys.stderr)
             return 130
-    print("\n".join(_told(sampler.counts, there, args.output, license)), file=sys.stderr)
+    print("\n".join(_summary_lines(sampler.counts, existing_count, args.output, license)), file=sys.stderr)
     return 0
 
 
-def span(text: str) -> tuple[int, int]:
+def parse_range(text: str) -> tuple[int, int]:
     """10-20, or 5"""
-    low, dash, high = text.partition("-")
-    if not low.isdecimal() or not (high.isdecimal() if dash else not high):
+    low, separator, high = text.partition("-")
+    if not low.isdecimal() or not (high.isdecimal() if separator else not high):
         raise argparse.ArgumentTypeError(f"{text!r} is no range such as 10-20")
-    return int(low), int(high if dash else low)
+    return int(low), int(high if separator else low)
 
 
-def spans(text: str) -> tuple[tuple[int, int], ...]:
+def parse_ranges(text: str) -> tuple[tuple[int, int], ...]:
     """1-20,10-30"""
-    return tuple(span(part) for part in text.split(","))
+    return tuple(parse_range(part) for part in text.split(","))
 
 
-def _folder(args: argparse.Namespace, named: ResolvedCollection) -> Path:
+def _collection_folder(args: argparse.Namespace, collection: ResolvedCollection) -> Path:
     """Where the collection lies."""
-    file = args.documents or next(iter(named.corpus.files), named.queries)
+    file = args.documents or next(iter(collection.corpus.files), collection.queries)
     return Path(file).resolve().parent
 
 
-def _told(counts: Counter[str], there: int, output: Path, license: str | None) -> list[str]:
-    sets = counts["sets"]
-    been = f", {there:,} of them there already" if there else ""
-    lines = [f"{output}: {sets:,} sets{been}, {counts['passages']:,} passages, {counts['queries']:,} queries"]
-    relevant = sorted((int(kind.split("_")[1]), n) for kind, n in counts.items() if kind.endswith("_relevant"))
-    if relevant:
-        shares = ", ".join(f"{number} in {n / max(sets, 1):.0%}" for number, n in relevant)
+def _summary_lines(counts: Counter[str], existing_count: int, output: Path, license: str | None) -> list[str]:
+    sets_count = counts["sets"]
+    existing_note = f", {existing_count:,} of them there already" if existing_count else ""
+    lines = [
+        f"{output}: {sets_count:,} sets{existing_note}, {counts['passages']:,} passages, {counts['queries']:,} queries"
+    ]
+    relevant_counts = sorted(
+        (int(kind.split("_")[1]), set_count) for kind, set_count in counts.items() if kind.endswith("_relevant")
+    )
+    if relevant_counts:
+        shares = ", ".join(f"{number} in {set_count / max(sets_count, 1):.0%}" for number, set_count in relevant_counts)
         lines.append(f"relevant passages in a set: {shares}")
     lines += [f"{counts[kind]:,} {words}" for kind, words in OUTCOMES.items() if counts[kind]]
     if license is None:

@@ -22,9 +22,9 @@ OUTCOMES = {
     "repeated_sets": "sets left out: same query and passages as another one",
     "unranked": "traces left out: no usable order",
     "repaired": "traces left out: order incomplete or mended",
-    "cut": "traces left out: thought or answer ended by a limit",
+    "truncated": "traces left out: thought or answer ended by a limit",
     "repetition_stopped": "traces left out: thought goes in circles",
-    "not_told": "traces left out: the journal does not say what was shown",
+    "not_recorded": "traces left out: the journal does not say what was shown",
     "too_short": "traces left out: thought shorter than --min-tokens",
     "too_long": "traces left out: thought longer than --max-tokens",
     "below_ndcg": "traces left out: nDCG@10 below --min-ndcg",
@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from rank_k.data.trec import read_qrels
-    from rank_k.distill.candidate_sets import JsonLines, read_sets
-    from rank_k.distill.select import Selector, held_out
+    from rank_k.distill.candidate_sets import JsonLinesWriter, read_candidate_sets
+    from rank_k.distill.select import Selector, is_heldout
     from rank_k.errors import InputError
     from rank_k.journal import Journal
 
@@ -63,38 +63,40 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--heldout-share is {args.heldout_share:g}", "give a share from 0 to less than 1")
     if not args.journal.is_file():
         raise InputError(f"there is no journal {args.journal}", "name the file that rank-k distill trace wrote")
-    read = (args.journal, *(args.exclude_queries or ()), *(args.sets or ()), *filter(None, [args.qrels]))
-    check_output("--output", args.output, read)
+    input_files = (args.journal, *(args.exclude_queries or ()), *(args.sets or ()), *filter(None, [args.qrels]))
+    check_output("--output", args.output, input_files)
     if args.heldout is not None:
-        check_output("--heldout", args.heldout, (*read, args.output))
-    only = None if args.sets is None else frozenset(row.set_id for file in args.sets for row in read_sets(file))
+        check_output("--heldout", args.heldout, (*input_files, args.output))
+    set_ids = (
+        None if args.sets is None else frozenset(row.set_id for file in args.sets for row in read_candidate_sets(file))
+    )
     selector = Selector(
         args.rule,
         None if args.qrels is None else read_qrels(args.qrels),
-        only,
+        set_ids,
         (args.min_tokens, args.max_tokens),
         args.min_ndcg,
         read_excluded_queries(args),
     )
-    apart = 0
+    heldout_count = 0
     with closing(Journal(args.journal, read_only=True)) as journal, ExitStack() as files:
-        training = files.enter_context(JsonLines(args.output))
-        test = None if args.heldout is None else files.enter_context(JsonLines(args.heldout))
+        training = files.enter_context(JsonLinesWriter(args.output))
+        heldout = None if args.heldout is None else files.enter_context(JsonLinesWriter(args.heldout))
         for row in selector.rows(journal):
-            if test is not None and held_out(row["query_id"], row["source"], args.heldout_share):
-                test.append(row)
-                apart += 1
+            if heldout is not None and is_heldout(row["query_id"], row["source"], args.heldout_share):
+                heldout.append(row)
+                heldout_count += 1
             else:
                 training.append(row)
         if not selector.counts["sets"]:
             raise InputError(f"{args.journal} holds no candidate sets", "rank-k distill trace asks about some")
-    print("\n".join(_told(selector.counts, apart, args)), file=sys.stderr)
+    print("\n".join(_summary_lines(selector.counts, heldout_count, args)), file=sys.stderr)
     return 0
 
 
-def _told(counts: Counter[str], apart: int, args: argparse.Namespace) -> list[str]:
-    lines = [f"{args.output}: {counts['rows'] - apart:,} rows"]
+def _summary_lines(counts: Counter[str], heldout_count: int, args: argparse.Namespace) -> list[str]:
+    lines = [f"{args.output}: {counts['rows'] - heldout_count:,} rows"]
     if args.heldout is not None:
-        lines.append(f"{args.heldout}: {apart:,} rows")
+        lines.append(f"{args.heldout}: {heldout_count:,} rows")
     lines.append(f"of {counts['sets']:,} sets with {counts['traces']:,} traces looked at")
     return lines + [f"{counts[kind]:,} {words}" for kind, words in OUTCOMES.items() if counts[kind]]

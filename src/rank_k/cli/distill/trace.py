@@ -56,32 +56,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rank_k.cli.progress import Progress
     from rank_k.cli.render import rerank_summary
-    from rank_k.distill.trace import LARGEST, WHOLE_SET, ActiveSets, traced
+    from rank_k.distill.trace import MAX_SET_SIZE, SINGLE_WINDOW, ActiveSets, trace_sets
     from rank_k.reranker import Reranker
 
-    started = time.monotonic()
+    start_time = time.monotonic()
     options = window_options(args)
-    _check(args)
-    looked_at = _looked_at(args)  # a fault in the files comes before the first call is paid
-    under_way = ActiveSets()
-    model = _teacher(args, under_way, looked_at.tops)
+    _check_options(args)
+    counts = _count_sets(args)  # a fault in the files comes before the first call is paid
+    active_sets = ActiveSets()
+    model = _local_model(args, active_sets, counts.max_grades)
     if args.teacher == "labels":
         options |= {"samples": 1, "reasoning": "full", "server": None}
     settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
-    asked = {
-        "method": "listwise",
-        "strategy": WHOLE_SET,
-        "depth": LARGEST,
-        **options,
-    }  # a student may want more than that
-    with Reranker(model or args.model, journal=args.journal, **asked) as reranker:
+    reranker_options = {"method": "listwise", "strategy": SINGLE_WINDOW, "depth": MAX_SET_SIZE, **options}
+    with Reranker(model or args.model, journal=args.journal, **reranker_options) as reranker:
         try:
             reranker.prepare()
-            reranker.check(_queries(args))  # a query that is too long should be no surprise behind paid calls
-            price = prices(args, reranker.model.name)
-            name = reranker.journal.begin_run(settings)
-            with Progress(lambda: reranker.stats, looked_at.total, quiet=args.quiet):
-                for _ in traced(reranker, _sets(args), under_way, token_budget=args.token_budget, run_name=name):
+            reranker.check(_read_queries(args))  # a query that is too long should be no surprise behind paid calls
+            token_prices = prices(args, reranker.model.name)
+            run_name = reranker.journal.begin_run(settings)
+            with Progress(lambda: reranker.stats, counts.total, quiet=args.quiet):
+                for _ in trace_sets(
+                    reranker, _read_teacher_sets(args), active_sets, token_budget=args.token_budget, run_name=run_name
+                ):
                     pass
         except KeyboardInterrupt:
             print(
@@ -90,9 +87,12 @@ def run(args: argparse.Namespace) -> int:
             )
             return 130
         if not args.quiet:
-            if looked_at.unjudged:
-                print(f"{looked_at.unjudged:,} sets left out: nothing is known of their queries", file=sys.stderr)
-            print("\n".join(rerank_summary.lines(reranker.stats, time.monotonic() - started, price)), file=sys.stderr)
+            if counts.unjudged:
+                print(f"{counts.unjudged:,} sets left out: nothing is known of their queries", file=sys.stderr)
+            print(
+                "\n".join(rerank_summary.lines(reranker.stats, time.monotonic() - start_time, token_prices)),
+                file=sys.stderr,
+            )
     return 0
 
 
@@ -101,7 +101,7 @@ _NOT_SETTINGS = frozenset(
 )
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check_options(args: argparse.Namespace) -> None:
     from rank_k.errors import InputError
 
     if args.teacher == "labels" and (args.server or args.model or args.simulate):
@@ -114,60 +114,59 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--reasoning auto leaves some sets without a thought", "give full, off or a number of tokens")
 
 
-def _sets(args: argparse.Namespace) -> Iterator[CandidateSet]:
+def _read_teacher_sets(args: argparse.Namespace) -> Iterator[CandidateSet]:
     """The sets that the teacher can be asked about: labels know nothing of queries that nobody judged."""
-    from rank_k.distill.candidate_sets import read_sets
+    from rank_k.distill.candidate_sets import read_candidate_sets
 
-    found = chain.from_iterable(map(read_sets, args.sets))
-    return (row for row in found if row.grades is not None) if args.teacher == "labels" else found
+    rows = chain.from_iterable(map(read_candidate_sets, args.sets))
+    return (row for row in rows if row.grades is not None) if args.teacher == "labels" else rows
 
 
-def _queries(args: argparse.Namespace) -> Iterator[Query]:
+def _read_queries(args: argparse.Namespace) -> Iterator[Query]:
     """Their queries; one of several sets, which stand together, once."""
     from rank_k.types import Query
 
-    return (Query(*asked) for asked, _ in groupby(_sets(args), lambda row: (row.query_id, row.query)))
+    return (Query(*query) for query, _ in groupby(_read_teacher_sets(args), lambda row: (row.query_id, row.query)))
 
 
-class _LookedAt(NamedTuple):
-    """`total` sets to ask about; `unjudged` ones, of which the labels say nothing; `tops`: the highest grade of each
-    source."""
+class _SetCounts(NamedTuple):
+    """`total`: sets to rank; `unjudged`: sets without labels; `max_grades`: the highest grade of each source."""
 
     total: int
     unjudged: int
-    tops: dict[str, int]
+    max_grades: dict[str, int]
 
 
-def _looked_at(args: argparse.Namespace) -> _LookedAt:
-    from rank_k.distill.candidate_sets import read_sets
-    from rank_k.distill.labels_teacher import top_grades
+def _count_sets(args: argparse.Namespace) -> _SetCounts:
+    from rank_k.distill.candidate_sets import read_candidate_sets
+    from rank_k.distill.labels_teacher import max_grade_by_source
     from rank_k.errors import InputError
 
-    judged: Counter[bool] = Counter()
+    judged_counts: Counter[bool] = Counter()
 
-    def counted() -> Iterator[CandidateSet]:
-        for row in chain.from_iterable(map(read_sets, args.sets)):
-            judged[row.grades is not None] += 1
+    def counted_sets() -> Iterator[CandidateSet]:
+        for row in chain.from_iterable(map(read_candidate_sets, args.sets)):
+            judged_counts[row.grades is not None] += 1
             yield row
 
-    tops = top_grades(counted())
+    max_grades = max_grade_by_source(counted_sets())
     if args.teacher != "labels":
-        return _LookedAt(judged.total(), 0, tops)
-    if not judged[True]:
+        return _SetCounts(judged_counts.total(), 0, max_grades)
+    if not judged_counts[True]:
         raise InputError("no set has grades that labels could speak of", "give --qrels to rank-k distill sample")
-    return _LookedAt(judged[True], judged[False], tops)
+    return _SetCounts(judged_counts[True], judged_counts[False], max_grades)
 
 
-def _teacher(args: argparse.Namespace, under_way: ActiveSets, tops: dict[str, int]) -> Model | None:
-    """The one that is no real model; None for one that is."""
+def _local_model(args: argparse.Namespace, active_sets: ActiveSets, max_grades: dict[str, int]) -> Model | None:
+    """Return the labels teacher or the simulated model; None for a real model."""
     if args.teacher == "labels":
         from rank_k.distill.labels_teacher import LabelsTeacher
 
-        return LabelsTeacher(under_way.set_of, tops, args.form, args.tokenizer)
+        return LabelsTeacher(active_sets.get_set, max_grades, args.form, args.tokenizer)
     if args.simulate is not None:
         from rank_k.data.trec import read_qrels
-        from rank_k.distill.trace import SetJudge
+        from rank_k.distill.trace import SimulatedTeacher
         from rank_k.simulation.noise_file import noise_by_name
 
-        return SetJudge(read_qrels(args.simulate), noise_by_name(args.noise), under_way.set_of)
+        return SimulatedTeacher(read_qrels(args.simulate), noise_by_name(args.noise), active_sets.get_set)
     return None

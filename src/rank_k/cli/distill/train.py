@@ -35,18 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from rank_k.distill.recipes import read_recipe
-    from rank_k.distill.train import Run, is_first, train
+    from rank_k.distill.train import TrainingRun, is_main_process, train
 
     recipe = read_recipe(args.recipe)
-    if is_first() and (not args.quiet or args.estimate):
-        print("\n".join(_announced(recipe)), file=sys.stderr)
+    if is_main_process() and (not args.quiet or args.estimate):
+        print("\n".join(_memory_lines(recipe)), file=sys.stderr)
     if args.estimate:
         return 0
-    told = (lambda line: None) if args.quiet else _say
-    run = Run(args.data, recipe, args.output, args.heldout, args.max_steps, args.time_limit)
-    trained = train(run, told)
+    on_record = (lambda line: None) if args.quiet else _print_record
+    run = TrainingRun(args.data, recipe, args.output, args.heldout, args.max_steps, args.time_limit)
+    trained = train(run, on_record)
     left_out = f"; {trained.too_long:,} longer than {recipe.training.max_length} tokens left out"
-    if not is_first():
+    if not is_main_process():
         return 0
     print(
         f"{args.output}: {trained.steps:,} steps in {trained.seconds:.0f} s on {trained.rows:,} rows"
@@ -56,27 +56,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _announced(recipe: Recipe) -> list[str]:
-    from rank_k.distill.recipes import FOLDER, estimated_memory
+def _memory_lines(recipe: Recipe) -> list[str]:
+    from rank_k.distill.recipes import RECIPES_FOLDER, estimated_memory
 
     memory = estimated_memory(recipe)
-    parts = {"weights": memory.weights, "what is trained": memory.trained, "activations": memory.activations}
-    told = ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in parts.items())
-    lines = [f"{recipe.name}: about {memory.total / 1e9:,.1f} GB over all devices ({told})"]
+    sizes = {"weights": memory.weights, "what is trained": memory.trained, "activations": memory.activations}
+    breakdown = ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in sizes.items())
+    lines = [f"{recipe.name}: about {memory.total / 1e9:,.1f} GB over all devices ({breakdown})"]
     if recipe.launch:
-        lines.append(f"for several devices: accelerate launch --config_file {FOLDER / recipe.launch} -m rank_k.cli ...")
+        lines.append(
+            f"for several devices: accelerate launch --config_file {RECIPES_FOLDER / recipe.launch} -m rank_k.cli ..."
+        )
     if not recipe.verified:
         lines.append("this recipe was never run at its full size by its authors: watch the held-out measures")
     return lines
 
 
-def _say(told: Mapping[str, Any]) -> None:
+def _print_record(record: Mapping[str, Any]) -> None:
     """A line of progress: losses now and then, held-out measures always."""
-    if told.get("wanted") and not told["bf16"]:
+    if record.get("bf16_requested") and not record["bf16"]:
         print("training in float32: this machine is slow in bfloat16, which the recipe asks for", file=sys.stderr)
-    if "heldout" in told:
-        measured = told["heldout"]
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in measured.items() if isinstance(value, float))
-        print(f"step {told['step']}, {told['seconds']:.0f} s, held out: {shown}", file=sys.stderr)
-    elif "loss" in told and told["step"] % 10 == 0:
-        print(f"step {told['step']}, {told['seconds']:.0f} s, loss {told['loss']:.4f}", file=sys.stderr)
+    if "heldout" in record:
+        measures = record["heldout"]
+        values = ", ".join(f"{name} {value:.3f}" for name, value in measures.items() if isinstance(value, float))
+        print(f"step {record['step']}, {record['seconds']:.0f} s, held out: {values}", file=sys.stderr)
+    elif "loss" in record and record["step"] % 10 == 0:
+        print(f"step {record['step']}, {record['seconds']:.0f} s, loss {record['loss']:.4f}", file=sys.stderr)
