@@ -104,22 +104,22 @@ async def _exchange(
     request_line, *lines = head.rstrip().split("\r\n")
     method, path, _ = request_line.split(" ")
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    raw = await reader.readexactly(int(headers.get("content-length", 0)))
-    body = json.loads(raw) if raw else None
+    raw_body = await reader.readexactly(int(headers.get("content-length", 0)))
+    body = json.loads(raw_body) if raw_body else None
     if method == "POST":
         server.requests.append((path, body))
-    reply = answer(method, path, body)
-    head = f"HTTP/1.1 {reply.status} Status\r\nContent-Type: {reply.content_type}\r\n"
-    if reply.ending == "short":
-        head += f"Content-Length: {len(reply.body) + 100}\r\n\r\n"
-        payload = reply.body
+    response = answer(method, path, body)
+    head = f"HTTP/1.1 {response.status} Status\r\nContent-Type: {response.content_type}\r\n"
+    if response.ending == "short":
+        head += f"Content-Length: {len(response.body) + 100}\r\n\r\n"
+        payload = response.body
     else:
         head += "Transfer-Encoding: chunked\r\n\r\n"
-        last = b"0\r\n\r\n" if reply.ending == "complete" else b""
-        payload = b"%x\r\n%b\r\n" % (len(reply.body), reply.body) + last
+        last_chunk = b"0\r\n\r\n" if response.ending == "complete" else b""
+        payload = b"%x\r\n%b\r\n" % (len(response.body), response.body) + last_chunk
     writer.write(head.encode() + payload)
     await writer.drain()
-    if reply.ending == "reset":
+    if response.ending == "reset":
         await asyncio.sleep(0.05)  # the body should arrive first, as from a proxy that drops the connection behind it
         writer.transport.abort()
-    return reply.ending == "complete"
+    return response.ending == "complete"

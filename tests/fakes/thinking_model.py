@@ -19,30 +19,32 @@ from rank_k.models.mock import ScriptedModel
 from rank_k.types import OnChunk, Request, Response, StreamChunk, Usage
 from rank_k.window.prompt import passages_in
 
-_QUERY = re.compile(r"^Query: (.*)$", re.MULTILINE)
+_QUERY_LINE = re.compile(r"^Query: (.*)$", re.MULTILINE)
 
 
-def _words(text: str) -> set[str]:
+def _content_words(text: str) -> set[str]:
     return {word for word in re.findall(r"\w{3,}", text.lower()) if word not in ("the", "and", "for", "how")}
 
 
-def thought(request: Request) -> tuple[str, str]:
+def reason_and_answer(request: Request) -> tuple[str, str]:
     """Trace and answer."""
     content = request.messages[-1].content
-    asked = _QUERY.findall(content)[0]
+    query = _QUERY_LINE.findall(content)[0]
     passages = passages_in(content)
-    shared = {n: _words(text) & _words(asked) for n, text in enumerate(passages, 1)}
-    best = sorted(shared, key=lambda n: (-len(shared[n]), n))
-    lines = [f"The query is “{asked}”. Let me look at what each passage says of that."]
-    for n in best:
-        said = ", ".join(sorted(shared[n]))
-        lines.append(f"[{n}] speaks of {said}." if said else f"[{n}] has nothing to do with it.")
-    lines.append(f"So [{best[0]}] comes before [{best[1]}]. Wait: is [{best[1]}] not as good? Hmm, I don't think so.")
-    tiers = [list(tier) for _, tier in groupby(best, key=lambda n: len(shared[n]))]
-    told = [tier[:3] for tier in tiers]  # of a crowd on one level, three are said to be
+    words_by_passage = {n: _content_words(text) & _content_words(query) for n, text in enumerate(passages, 1)}
+    ranking = sorted(words_by_passage, key=lambda n: (-len(words_by_passage[n]), n))
+    lines = [f"The query is “{query}”. Let me look at what each passage says of that."]
+    for n in ranking:
+        shared_words = ", ".join(sorted(words_by_passage[n]))
+        lines.append(f"[{n}] speaks of {shared_words}." if shared_words else f"[{n}] has nothing to do with it.")
+    lines.append(
+        f"So [{ranking[0]}] comes before [{ranking[1]}]. Wait: is [{ranking[1]}] not as good? Hmm, I don't think so."
+    )
+    tiers = [list(tier) for _, tier in groupby(ranking, key=lambda n: len(words_by_passage[n]))]
+    tied_heads = [tier[:3] for tier in tiers]  # of a crowd on one level, three are said to be
     order = " > ".join(
-        " > ".join([" = ".join(f"[{n}]" for n in level), *(f"[{n}]" for n in tier[3:])])
-        for level, tier in zip(told, tiers, strict=True)
+        " > ".join([" = ".join(f"[{n}]" for n in heads), *(f"[{n}]" for n in tier[3:])])
+        for heads, tier in zip(tied_heads, tiers, strict=True)
     )
     return "\n".join(lines), order
 
@@ -55,16 +57,16 @@ class ThinkingAloud(ScriptedModel):
         self._pause = pause
         self.left = 0
 
-    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
+    async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         self.history.append(request)
-        trace, answer = thought(request)
+        trace, answer = reason_and_answer(request)
         started = time.monotonic()
         try:
             for kind, text in (("reasoning", trace), ("text", answer)):
                 for piece in re.findall(r"\s*\S+", text):
                     await asyncio.sleep(self._pause)
-                    if on_text is not None:
-                        on_text(StreamChunk(piece, "") if kind == "reasoning" else StreamChunk("", piece))
+                    if on_chunk is not None:
+                        on_chunk(StreamChunk(piece, "") if kind == "reasoning" else StreamChunk("", piece))
         except asyncio.CancelledError:
             self.left += 1
             raise
