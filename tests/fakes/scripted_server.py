@@ -19,7 +19,7 @@ Ending = Literal["complete", "no_last_chunk", "reset", "short"]
 
 
 @dataclass(frozen=True, slots=True)
-class ServerReply:
+class HttpResponse:
     """One HTTP response.
 
     `ending`: "complete"; "no_last_chunk" closes a chunked body before its last chunk; "reset" aborts the connection
@@ -32,14 +32,14 @@ class ServerReply:
     ending: Ending = "complete"
 
 
-def as_json(value: Any, status: int = 200) -> ServerReply:
-    return ServerReply(json.dumps(value).encode(), status)
+def as_json(value: Any, status: int = 200) -> HttpResponse:
+    return HttpResponse(json.dumps(value).encode(), status)
 
 
-def as_events(*events: Any, done: bool = True, ending: Ending = "complete") -> ServerReply:
+def as_events(*events: Any, done: bool = True, ending: Ending = "complete") -> HttpResponse:
     """A stream of server-sent events: JSON objects, and `[DONE]` unless `done` is False."""
     lines = [f"data: {json.dumps(event)}\n\n" for event in events] + ["data: [DONE]\n\n"] * done
-    return ServerReply("".join(lines).encode(), content_type="text/event-stream", ending=ending)
+    return HttpResponse("".join(lines).encode(), content_type="text/event-stream", ending=ending)
 
 
 def chat_chunk(content: str, finish_reason: str | None = None, **delta: Any) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def chat_chunk(content: str, finish_reason: str | None = None, **delta: Any) -> 
     return {"choices": [{"index": 0, "delta": {"content": content, **delta}, "finish_reason": finish_reason}]}
 
 
-Answer = Callable[[str, str, Any], ServerReply]
+Responder = Callable[[str, str, Any], HttpResponse]
 """Called with the method, the path and the parsed JSON body (None without one)."""
 
 
@@ -64,14 +64,14 @@ class ScriptedServer:
 
 
 @contextmanager
-def scripted_server(answer: Answer) -> Iterator[ScriptedServer]:
+def scripted_server(respond: Responder) -> Iterator[ScriptedServer]:
     """Run a server on a free port of the loopback interface, in a thread."""
     ready: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
     server = ScriptedServer("")
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while await _exchange(reader, writer, server, answer):
+            while await _exchange(reader, writer, server, respond):
                 pass
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the client has closed the connection
@@ -97,7 +97,7 @@ def scripted_server(answer: Answer) -> Iterator[ScriptedServer]:
 
 
 async def _exchange(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: ScriptedServer, answer: Answer
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: ScriptedServer, respond: Responder
 ) -> bool:
     """Answer one request; return whether the connection stays open."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -108,7 +108,7 @@ async def _exchange(
     body = json.loads(raw_body) if raw_body else None
     if method == "POST":
         server.requests.append((path, body))
-    response = answer(method, path, body)
+    response = respond(method, path, body)
     head = f"HTTP/1.1 {response.status} Status\r\nContent-Type: {response.content_type}\r\n"
     if response.ending == "short":
         head += f"Content-Length: {len(response.body) + 100}\r\n\r\n"

@@ -91,8 +91,8 @@ def test_simulate_dataset_sliding_meets_the_packing_bounds() -> None:
 
 def test_simulate_dataset_agrees_with_the_model_server(loopback: StartLoopback) -> None:
     """The windows that the simulation asked, asked for real one after the other, take as long as it says."""
-    one_query = DATASET._replace(queries=DATASET.queries[:1])
-    result = simulate_dataset(one_query, 1, first_token=0.02, per_token=0.0002)
+    first_query_dataset = DATASET._replace(queries=DATASET.queries[:1])
+    result = simulate_dataset(first_query_dataset, 1, first_token=0.02, per_token=0.0002)
     server = loopback(first_token=0.02, per_token=0.0002)
 
     async def main() -> None:

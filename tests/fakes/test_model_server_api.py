@@ -63,12 +63,12 @@ def test_model_server_enforces_the_context_length_like_vllm(loopback: StartLoopb
 
 
 def test_model_server_redirects_to_another_server(loopback: StartLoopback) -> None:
-    other = loopback()
-    server = loopback(redirect=other.url)
+    second_server = loopback()
+    server = loopback(redirect=second_server.url)
     response = send_one_chat(server, chat_body(window_doc_ids()))
     assert response.status == 307
-    assert response.headers["Location"] == f"{other.url}/chat/completions"
-    assert other.requests == []
+    assert response.headers["Location"] == f"{second_server.url}/chat/completions"
+    assert second_server.requests == []
 
 
 def test_model_server_survives_malformed_requests(loopback: StartLoopback) -> None:

@@ -94,8 +94,6 @@ def test_model_server_garbage_contains_no_ranking(loopback: StartLoopback) -> No
 @pytest.mark.parametrize("quirk", ["inline", "reasoning"])
 def test_model_server_ragged_chunks_keep_the_text(loopback: StartLoopback, quirk: str) -> None:
     body = chat_body(window_doc_ids())
-    plain, ragged = (
-        send_one_chat(loopback(quirk=quirk, ragged=on, per_token=0.0001), body) for on in (False, True)
-    )
+    plain, ragged = (send_one_chat(loopback(quirk=quirk, ragged=on, per_token=0.0001), body) for on in (False, True))
     assert "naïve" in plain.content + plain.trace
     assert (plain.content, plain.trace, ragged.skipped_lines) == (ragged.content, ragged.trace, 0)

@@ -61,10 +61,10 @@ def test_model_server_serves_64_streams_on_time(loopback: StartLoopback) -> None
 
     def cpu_seconds_of(number: int) -> float:
         server.forget()
-        before = child.cpu_times()
+        cpu_times_before = child.cpu_times()
         asyncio.run(send_all(number))
-        after = child.cpu_times()
-        return after.user + after.system - before.user - before.system
+        cpu_times_after = child.cpu_times()
+        return cpu_times_after.user + cpu_times_after.system - cpu_times_before.user - cpu_times_before.system
 
     cpu_of_16, cpu_of_64 = cpu_seconds_of(16), cpu_seconds_of(64)
     assert cpu_of_64 / 64 < 3 * cpu_of_16 / 16

@@ -57,7 +57,7 @@ class ServerType:
 
 
 _OPEN_LAST_MESSAGE = {"continue_final_message": True, "add_generation_prompt": False}
-_NO_THINKING_TEMPLATE = {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}
+_DISABLED_REASONING = {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}
 
 SERVER_TYPES = {
     row.name: row
@@ -65,7 +65,7 @@ SERVER_TYPES = {
         ServerType(
             "vllm",
             owners=("vllm",),
-            no_reasoning=_NO_THINKING_TEMPLATE,
+            no_reasoning=_DISABLED_REASONING,
             tokenize=("/tokenize", "prompt", "tokens"),
             budget_path=("thinking_token_budget",),
             prefill=("raw", "continue"),
@@ -77,7 +77,7 @@ SERVER_TYPES = {
             "sglang",
             owners=("sglang",),
             extra={"separate_reasoning": True},
-            no_reasoning=_NO_THINKING_TEMPLATE,
+            no_reasoning=_DISABLED_REASONING,
             tokenize=("/tokenize", "prompt", "tokens"),
             budget_path=("custom_params", "thinking_budget"),
             prefill=("continue",),
@@ -89,7 +89,7 @@ SERVER_TYPES = {
             "llamacpp",
             owners=("llamacpp",),
             extra={"cache_prompt": True},
-            no_reasoning=_NO_THINKING_TEMPLATE,
+            no_reasoning=_DISABLED_REASONING,
             tokenize=("/tokenize", "content", "tokens"),
             context=(("meta", "n_ctx"), ("meta", "n_ctx_train")),
             keeps_connections=False,

@@ -93,11 +93,11 @@ def find_student(name_or_path: str | Path) -> Student | None:
         name=settings["name"],
         sha256=_template_sha256(settings["prompt"]),
     )
-    base, verdicts = settings.get("adapter_of"), tuple(settings.get("verdicts", ()))
+    base, labels = settings.get("adapter_of"), tuple(settings.get("verdicts", ()))
     if base is None:
         weights = locate(gguf)
         weights = Weights(settings["name"], weights.path, weights.sha256, weights.context_length)
-        return Student(settings["name"], weights, None, template, settings["asking"], verdicts)
+        return Student(settings["name"], weights, None, template, settings["asking"], labels)
     base_weights = locate(base["name"])
     if base_weights.sha256 != base["sha256"]:
         raise InputError(
@@ -106,23 +106,23 @@ def find_student(name_or_path: str | Path) -> Student | None:
         )
     checksum(gguf)  # raises if it cannot be read, or is no GGUF file
     weights = Weights(settings["name"], base_weights.path, base_weights.sha256, base_weights.context_length)
-    return Student(settings["name"], weights, gguf, template, settings["asking"], verdicts)
+    return Student(settings["name"], weights, gguf, template, settings["asking"], labels)
 
 
 def write_student(
     gguf: Path,
     name: str,
     template: PromptTemplate,
-    asking: Mapping[str, Any],
+    inference_options: Mapping[str, Any],
     adapter_of: Mapping[str, str] | None,
-    verdicts: Sequence[str] = (),
+    labels: Sequence[str] = (),
 ) -> Path:
     """Write the JSON file that belongs to `gguf`, and return its path."""
     prompt = {key: value for key, value in asdict(template).items() if key in TEMPLATE_FIELDS}
     settings: dict[str, Any] = {"rank_k_student": _VERSION, "name": name, "gguf": gguf.name}
     settings |= {"adapter_of": dict(adapter_of)} if adapter_of else {}
-    settings |= {"prompt": prompt, "asking": {key: asking[key] for key in _INFERENCE_OPTIONS}}
-    settings |= {"verdicts": list(verdicts)} if verdicts else {}
+    settings |= {"prompt": prompt, "asking": {key: inference_options[key] for key in _INFERENCE_OPTIONS}}
+    settings |= {"verdicts": list(labels)} if labels else {}
     path = gguf.with_suffix(".json")
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
@@ -142,28 +142,30 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
 
     if settings["rank_k_student"] != _VERSION:
         raise format_error(f"version {settings['rank_k_student']!r}")
-    prompt, asking, base = settings.get("prompt"), settings.get("asking"), settings.get("adapter_of")
+    prompt, inference_options, base = settings.get("prompt"), settings.get("asking"), settings.get("adapter_of")
     if not all(isinstance(settings.get(key), str) for key in ("name", "gguf")) or "/" in settings["gguf"]:
         raise format_error("no name, or no gguf file")
     if not isinstance(prompt, dict) or not all(isinstance(prompt.get(key), str) for key in TEMPLATE_FIELDS):
         raise format_error("no whole prompt")
-    if not isinstance(asking, dict) or asking.keys() != _INFERENCE_OPTIONS.keys():
+    if not isinstance(inference_options, dict) or inference_options.keys() != _INFERENCE_OPTIONS.keys():
         raise format_error(f"asking without all of {', '.join(_INFERENCE_OPTIONS)}")
     if any(
-        isinstance(asking[key], bool) or not isinstance(asking[key], expected_type)
+        isinstance(inference_options[key], bool) or not isinstance(inference_options[key], expected_type)
         for key, expected_type in _INFERENCE_OPTIONS.items()
     ):
         raise format_error("a setting of the wrong kind")
-    if asking["strategy"] not in STRATEGIES:  # never MODULE:NAME: a student from elsewhere must not run code here
-        raise format_error(f"strategy {asking['strategy'][:40]!r}")
-    if asking["method"] not in get_args(ScoringMethod):
-        raise format_error(f"method {asking['method'][:40]!r}")
+    if (
+        inference_options["strategy"] not in STRATEGIES
+    ):  # never MODULE:NAME: a student from elsewhere must not run code here
+        raise format_error(f"strategy {inference_options['strategy'][:40]!r}")
+    if inference_options["method"] not in get_args(ScoringMethod):
+        raise format_error(f"method {inference_options['method'][:40]!r}")
     if base is not None and not (
         isinstance(base, dict) and all(isinstance(base.get(key), str) for key in ("name", "sha256"))
     ):
         raise format_error("adapter_of without name and sha256")
-    verdicts = settings.get("verdicts", [])
-    if not isinstance(verdicts, list) or not all(isinstance(word, str) for word in verdicts) or len(verdicts) == 1:
+    labels = settings.get("verdicts", [])
+    if not isinstance(labels, list) or not all(isinstance(word, str) for word in labels) or len(labels) == 1:
         raise format_error("verdicts that are not two words or more")
     return settings
 

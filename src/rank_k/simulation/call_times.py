@@ -24,7 +24,7 @@ class PendingRound(NamedTuple):
     """A round as the scheduler sees it: the seconds of each of its calls, and how many windows were left."""
 
     seconds: Sequence[float]
-    windows_left: int
+    remaining_windows: int
 
 
 class Call(NamedTuple):
@@ -56,7 +56,7 @@ def scheduled(queries: Iterable[Iterator[PendingRound]], concurrency: int) -> It
             return
         unanswered[query] = len(pending.seconds)
         for place, seconds in enumerate(pending.seconds):
-            heapq.heappush(ready, (-pending.windows_left, query, place, seconds))
+            heapq.heappush(ready, (-pending.remaining_windows, query, place, seconds))
 
     def open_queries() -> None:
         while len(rounds) < OPEN_PER_SLOT * concurrency:
@@ -133,7 +133,7 @@ def draw_call_seconds(rounds: Sequence[RoundSizes], call_time: CallTime, seed: s
     """`rounds` of one query with the seconds that their calls take, the same whenever they are made."""
     random = Random(seed)
     return [
-        PendingRound([call_time.draw_seconds(size, random) for size in sizes.sizes], sizes.windows_left)
+        PendingRound([call_time.draw_seconds(size, random) for size in sizes.sizes], sizes.remaining_windows)
         for sizes in rounds
     ]
 

@@ -203,23 +203,26 @@ def _agreement_rows(queries: Sequence[Comparisons]) -> tuple[_AgreementRows | No
             common, in_first, in_second = np.intersect1d(
                 first_arrays.ids, second_arrays.ids, assume_unique=True, return_indices=True
             )
-            left, right = np.triu_indices(len(common), 1)
-            equal = query.grade[common[left]] == query.grade[common[right]]
-            left, right = left[equal], right[equal]
-            if not len(left):
+            first_index, second_index = np.triu_indices(len(common), 1)
+            equal = query.grade[common[first_index]] == query.grade[common[second_index]]
+            first_index, second_index = first_index[equal], second_index[equal]
+            if not len(first_index):
                 continue
             signs = [
-                np.sign(arrays.tiers[index][right] - arrays.tiers[index][left])
+                np.sign(arrays.tiers[index][second_index] - arrays.tiers[index][first_index])
                 for arrays, index in ((first_arrays, in_first), (second_arrays, in_second))
             ]
             leads = [
-                (arrays.positions[index][right] - arrays.positions[index][left]) / (len(arrays.window_ids) - 1)
+                (arrays.positions[index][second_index] - arrays.positions[index][first_index])
+                / (len(arrays.window_ids) - 1)
                 for arrays, index in ((first_arrays, in_first), (second_arrays, in_second))
             ]
-            sizes = np.tile([float(len(first_arrays.window_ids)), float(len(second_arrays.window_ids))], (len(left), 1))
+            sizes = np.tile(
+                [float(len(first_arrays.window_ids)), float(len(second_arrays.window_ids))], (len(first_index), 1)
+            )
             agree = (signs[0] * signs[1] + 1) / 2
-            shared = np.full(len(left), float(len(first_arrays.id_set & second_arrays.id_set)))
-            query_index = np.full(len(left), number)
+            shared = np.full(len(first_index), float(len(first_arrays.id_set & second_arrays.id_set)))
+            query_index = np.full(len(first_index), number)
             rows[first_arrays.id_set == second_arrays.id_set].append(
                 (query_index, agree, np.stack(leads, axis=1), sizes, shared)
             )

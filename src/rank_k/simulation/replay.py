@@ -34,7 +34,7 @@ class RoundSizes(NamedTuple):
     these included."""
 
     sizes: tuple[int, ...]
-    windows_left: int
+    remaining_windows: int
 
 
 class ReplayedQuery(NamedTuple):
