@@ -1,6 +1,6 @@
-"""A model that thinks aloud, for pages to show: it counts the words that a passage shares with the query, and says so.
+"""A fake reasoning model for web pages: its trace lists the words that each passage shares with the query.
 
-    python -m tests.fakes.thinking_model [--port 8788] [--journal FILE]
+    python -m tests.fakes.reasoning_model [--port 8788] [--journal FILE]
 
 serves it until interrupted, for people to look at.
 """
@@ -50,7 +50,7 @@ def reason_and_answer(request: Request) -> tuple[str, str]:
 
 
 class ReasoningModel(ScriptedModel):
-    """Says a word every `pause` seconds."""
+    """Streams a word every `delay` seconds."""
 
     def __init__(self, delay: float = 0.0) -> None:
         super().__init__([])

@@ -1,7 +1,7 @@
-"""An HTTP server whose every reply is decided by a function, down to how the connection ends.
+"""A fake HTTP server whose responses a function decides, down to how the connection ends.
 
-For replies that no well-behaved server sends, and for those of one particular server. `tests.fakes.loopback` is the
-fake of a whole reasoning model.
+For responses that no well-behaved server sends, and for those of one particular server. `tests.fakes.model_server` is
+the fake of a whole reasoning model.
 """
 
 from __future__ import annotations

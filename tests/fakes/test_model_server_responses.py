@@ -21,13 +21,13 @@ def test_model_server_quirk_decides_the_trace_field(loopback: StartLoopback, qui
     response = send_one_chat(loopback(quirk=quirk, per_token=0.0001), chat_body(doc_ids, stream=stream))
     assert response.status == 200
     assert response.finish_reason == "stop"
-    before, close, after = response.content.rpartition("</think>")
-    assert after.strip() == true_ranking(doc_ids)
+    inline_trace, closing_tag, answer_text = response.content.rpartition("</think>")
+    assert answer_text.strip() == true_ranking(doc_ids)
     assert bool(response.trace) == quirk.startswith("reasoning")
-    assert bool(close) == (quirk in ("inline", "missing_open"))
-    assert before.startswith("<think>") == (quirk == "inline")
+    assert bool(closing_tag) == (quirk in ("inline", "missing_open"))
+    assert inline_trace.startswith("<think>") == (quirk == "inline")
     if quirk != "none":
-        mentioned_numbers = re.findall(r"\[(\d+)\] >", before + response.trace)
+        mentioned_numbers = re.findall(r"\[(\d+)\] >", inline_trace + response.trace)
         assert len(set(mentioned_numbers)) > 5
         assert mentioned_numbers != sorted(mentioned_numbers, key=int)
     assert response.usage is not None

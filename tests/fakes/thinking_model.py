@@ -3,5 +3,9 @@
 from __future__ import annotations
 
 from tests.fakes.reasoning_model import ReasoningModel as ThinkingAloud
+from tests.fakes.reasoning_model import main
 
 __all__ = ["ThinkingAloud"]
+
+if __name__ == "__main__":
+    main()

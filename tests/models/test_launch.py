@@ -248,9 +248,9 @@ def test_start_with_an_adapter_changes_answers_and_identity(tmp_path: Path, serv
     assert len(adapter_sha256) == 64
 
     write_adapter(adapter, 577)
-    with pytest.raises(InputError, match="could not start with") as caught:
+    with pytest.raises(InputError, match="could not start with") as error_info:
         start_server(adapter=adapter)
-    assert "adapter.gguf" in str(caught.value)
+    assert "adapter.gguf" in str(error_info.value)
     adapter.write_bytes(b"junk")
     with pytest.raises(FormatError, match="not a GGUF file"):
         start_server(adapter=adapter)
@@ -261,9 +261,9 @@ def test_start_quotes_the_server_error_for_broken_weights(tmp_path: Path) -> Non
     truncated = tmp_path / "cut.gguf"
     with WEIGHTS.path.open("rb") as file:
         truncated.write_bytes(file.read(20_000_000))
-    with pytest.raises(InputError, match=r"cut\.gguf.*corrupted or incomplete.*; ") as caught:
+    with pytest.raises(InputError, match=r"cut\.gguf.*corrupted or incomplete.*; ") as error_info:
         start_server(Weights("cut", truncated, "0" * 64))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error_info.value)
 
 
 def test_start_without_xllamacpp_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,9 +405,9 @@ def test_start_drains_stderr_of_a_chatty_child(monkeypatch: pytest.MonkeyPatch, 
 
 def test_start_quotes_a_dying_child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     replace_program(monkeypatch, tmp_path, DYING_PROGRAM)
-    with pytest.raises(InputError, match=r"no such tensor \| giving up; ") as caught:
+    with pytest.raises(InputError, match=r"no such tensor \| giving up; ") as error_info:
         start_server()
-    assert "all well" not in str(caught.value)
+    assert "all well" not in str(error_info.value)
 
 
 def test_start_ends_a_child_that_never_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

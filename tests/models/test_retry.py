@@ -114,9 +114,9 @@ def test_call_with_retries_retries_transient_errors(sleep_seconds: list[float], 
     ],
 )
 def test_call_with_retries_raises_permanent_errors_at_once(sleep_seconds: list[float], error: ModelError) -> None:
-    with pytest.raises(type(error)) as raised:
+    with pytest.raises(type(error)) as error_info:
         run_with_retries(fail_with(error))
-    assert raised.value is error
+    assert error_info.value is error
     assert sleep_seconds == []
 
 
@@ -136,11 +136,11 @@ def test_call_with_retries_passes_other_exceptions_through(sleep_seconds: list[f
 def test_call_with_retries_raises_retries_exhausted_with_the_cause(
     sleep_seconds: list[float], error: ModelError, tries: int
 ) -> None:
-    with pytest.raises(RetriesExhausted) as raised:
+    with pytest.raises(RetriesExhausted) as error_info:
         run_with_retries(fail_with(*[error] * 100))
-    assert str(raised.value) == f"no answer after {tries} tries: {error.problem}; look"
-    assert raised.value.__cause__ is error
-    assert not raised.value.retryable
+    assert str(error_info.value) == f"no answer after {tries} tries: {error.problem}; look"
+    assert error_info.value.__cause__ is error
+    assert not error_info.value.retryable
     assert len(sleep_seconds) == tries - 1
 
 

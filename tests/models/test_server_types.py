@@ -175,7 +175,7 @@ def test_completion_body_has_a_prompt_and_no_messages() -> None:
 
 
 def test_request_body_does_not_change_the_table() -> None:
-    before = copy.deepcopy(
+    original_fields = copy.deepcopy(
         {name: (row.extra, row.no_reasoning, row.continuation) for name, row in SERVER_TYPES.items()}
     )
     for row in SERVER_TYPES.values():
@@ -193,7 +193,9 @@ def test_request_body_does_not_change_the_table() -> None:
             )
             body = request_body(row, "m", request)
             assert json.loads(json.dumps(body)) == body  # plain JSON
-    assert {name: (row.extra, row.no_reasoning, row.continuation) for name, row in SERVER_TYPES.items()} == before
+    assert {
+        name: (row.extra, row.no_reasoning, row.continuation) for name, row in SERVER_TYPES.items()
+    } == original_fields
 
 
 @pytest.mark.parametrize("name", SERVER_TYPES)

@@ -271,8 +271,8 @@ def test_query_spread_varies_the_error_by_query() -> None:
     noise = Noise(sd=1.0, query_spread=0.5)
     spreads = [stdev(relevances(noise, DOCS, query_id)) for query_id in GRADES]
     assert max(spreads) > 2 * min(spreads)
-    even = [stdev(relevances(replace(noise, query_spread=0), DOCS, query_id)) for query_id in GRADES]
-    assert max(even) < 1.6 * min(even)
+    equal_spreads = [stdev(relevances(replace(noise, query_spread=0), DOCS, query_id)) for query_id in GRADES]
+    assert max(equal_spreads) < 1.6 * min(equal_spreads)
 
 
 @pytest.mark.parametrize(("share", "size"), [(0.0, 20), (0.1, 20), (0.1, 10), (0.1, 40), (1.0, 20)])

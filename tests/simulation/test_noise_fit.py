@@ -215,10 +215,10 @@ def test_noise_by_name_finds_presets_and_files(tmp_path: Path) -> None:
 )
 def test_read_noise_rejects_invalid_files_in_one_line(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "n.json").write_text(text)
-    with pytest.raises(FormatError) as caught:
+    with pytest.raises(FormatError) as error_info:
         read_noise(tmp_path / "n.json")
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert message in str(error_info.value)
+    assert "\n" not in str(error_info.value)
 
 
 def test_noise_by_name_suggests_a_similar_name() -> None:

@@ -441,10 +441,10 @@ def base_url(url: str) -> str:
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         host_name = (parts.hostname or "").encode("idna")  # as it will be looked up
-        usable = parts.scheme in ("http", "https") and bool(host_name) and parts.port != 0
+        is_valid = parts.scheme in ("http", "https") and bool(host_name) and parts.port != 0
     except ValueError:  # a port out of range, half an IPv6 address, a name with a part that is empty or too long
-        usable = False
-    if not usable:
+        is_valid = False
+    if not is_valid:
         raise InputError(f"{url!r} is no server address", "write it like http://localhost:8000/v1")
     if parts.username or parts.password or parts.query:  # not shown
         raise InputError("the server address holds a password or a query", "give the key with --api-key-env instead")

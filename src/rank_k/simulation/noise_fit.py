@@ -134,16 +134,16 @@ def _fit_level(queries: Sequence[Comparisons], noise: Noise) -> tuple[Noise, dic
     by_query = np.stack([np.bincount(query_index, score[:, i], len(queries)) for i in range(3)], axis=1)
     inverse = np.linalg.inv(information)
     covariance = inverse @ by_query.T @ by_query @ inverse
-    grade, middle, bias = (float(value) for value in coefficients)
+    grade, middle, position_bias = (float(value) for value in coefficients)
     # sd = 1 / grade, middle = middle / grade, bias = bias / grade: the delta method
     gradients = {
         "sd": np.array([-1 / grade**2, 0, 0]),
         "middle": np.array([-middle / grade**2, 1 / grade, 0]),
-        "position_bias": np.array([-bias / grade**2, 0, 1 / grade]),
+        "position_bias": np.array([-position_bias / grade**2, 0, 1 / grade]),
     }
     errors = {name: sqrt(float(gradient @ covariance @ gradient)) for name, gradient in gradients.items()}
     fitted = replace(
-        noise, sd=1 / grade, position_bias=max(bias / grade, 0.0), middle=min(max(middle / grade, 0.0), 1.0)
+        noise, sd=1 / grade, position_bias=max(position_bias / grade, 0.0), middle=min(max(middle / grade, 0.0), 1.0)
     )
     return fitted, errors
 
@@ -200,12 +200,12 @@ def _agreement_rows(queries: Sequence[Comparisons]) -> tuple[_AgreementRows | No
     rows: dict[bool, list[Any]] = {True: [], False: []}
     for number, query in enumerate(queries):
         for first_arrays, second_arrays in combinations(query.observations, 2):
-            common, in_first, in_second = np.intersect1d(
+            common_ids, in_first, in_second = np.intersect1d(
                 first_arrays.ids, second_arrays.ids, assume_unique=True, return_indices=True
             )
-            first_index, second_index = np.triu_indices(len(common), 1)
-            equal = query.grade[common[first_index]] == query.grade[common[second_index]]
-            first_index, second_index = first_index[equal], second_index[equal]
+            first_index, second_index = np.triu_indices(len(common_ids), 1)
+            has_equal_grades = query.grade[common_ids[first_index]] == query.grade[common_ids[second_index]]
+            first_index, second_index = first_index[has_equal_grades], second_index[has_equal_grades]
             if not len(first_index):
                 continue
             signs = [
@@ -220,11 +220,11 @@ def _agreement_rows(queries: Sequence[Comparisons]) -> tuple[_AgreementRows | No
             sizes = np.tile(
                 [float(len(first_arrays.window_ids)), float(len(second_arrays.window_ids))], (len(first_index), 1)
             )
-            agree = (signs[0] * signs[1] + 1) / 2
+            agreement = (signs[0] * signs[1] + 1) / 2
             shared = np.full(len(first_index), float(len(first_arrays.id_set & second_arrays.id_set)))
             query_index = np.full(len(first_index), number)
             rows[first_arrays.id_set == second_arrays.id_set].append(
-                (query_index, agree, np.stack(leads, axis=1), sizes, shared)
+                (query_index, agreement, np.stack(leads, axis=1), sizes, shared)
             )
     return tuple(  # type: ignore[return-value]
         _AgreementRows(*map(np.concatenate, zip(*columns, strict=True)))
@@ -240,12 +240,12 @@ def _expected_agreement(rows: _AgreementRows, noise: Noise) -> Floats:
     first_size, second_size = rows.sizes.T
     overlap = rows.shared / np.sqrt((first_size - 1) * (second_size - 1))
     variances = np.stack([_error_variance(noise, first_size), _error_variance(noise, second_size)], axis=1)
-    common = np.clip((noise.persistent + noise.composition * overlap)[:, None] / variances, 0, 0.9999)
-    common = np.sqrt(common[:, :1] * common[:, 1:])  # the correlation of the two
+    correlation = np.clip((noise.persistent + noise.composition * overlap)[:, None] / variances, 0, 0.9999)
+    correlation = np.sqrt(correlation[:, :1] * correlation[:, 1:])  # the correlation of the two
     bias = noise.position_bias * rows.leads / (noise.sd * np.sqrt(2 * variances))
     first, second = bias.T
     # both come out the same way: the integral over the angle (Drezner and Wesolowsky 1990), ten points by Gauss
-    angle = np.arcsin(common[:, 0])
+    angle = np.arcsin(correlation[:, 0])
     nodes, weights = np.polynomial.legendre.leggauss(10)
     same_sign = np.zeros(len(angle))
     for node, weight in zip(nodes, weights, strict=True):
@@ -259,7 +259,7 @@ def _expected_agreement(rows: _AgreementRows, noise: Noise) -> Floats:
 
 def _fit_shares(queries: Sequence[Comparisons], noise: Noise) -> tuple[Noise, dict[str, float], dict[str, str]]:
     """The three shares, with standard errors, and what had to be assumed."""
-    same, different = _agreement_rows(queries)
+    same_window_rows, other_window_rows = _agreement_rows(queries)
     errors: dict[str, float] = {}
     assumed: dict[str, str] = {}
     composition = DEFAULT.composition / (DEFAULT.composition + DEFAULT.persistent)
@@ -273,19 +273,21 @@ def _fit_shares(queries: Sequence[Comparisons], noise: Noise) -> tuple[Noise, di
         return set_shares(composition, fresh)
 
     fresh = DEFAULT.fresh
-    for _ in range(4 if same and different else 1):  # each is found with the other one as it is known so far
-        if same:
-            fresh, errors["fresh"] = _match_agreement(same, partial(set_shares, composition))
-        if different:
-            composition, error = _match_agreement(different, partial(set_shares_by_composition, fresh))
+    for _ in range(
+        4 if same_window_rows and other_window_rows else 1
+    ):  # each is found with the other one as it is known so far
+        if same_window_rows:
+            fresh, errors["fresh"] = _match_agreement(same_window_rows, partial(set_shares, composition))
+        if other_window_rows:
+            composition, error = _match_agreement(other_window_rows, partial(set_shares_by_composition, fresh))
             errors["composition"] = (1 - fresh) * error
-    if not same:
+    if not same_window_rows:
         assumed["fresh"] = "as in strong: hardly a window was asked twice (--samples 3 would tell)"
-    if not different:
+    if not other_window_rows:
         assumed["composition"] = (
             "to persistent as in strong: hardly a pair met again in other company (--preset thorough would tell)"
         )
-    if same or different:
+    if same_window_rows or other_window_rows:
         errors["persistent"] = sqrt(sum(error**2 for error in errors.values()))
     return set_shares(composition, fresh), errors, assumed
 
