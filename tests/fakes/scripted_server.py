@@ -1,7 +1,7 @@
-"""An HTTP server whose every reply is decided by a function, down to how the connection ends.
+"""A fake HTTP server whose responses a function decides, down to how the connection ends.
 
-For replies that no well-behaved server sends, and for those of one particular server. `tests.fakes.loopback` is the
-fake of a whole reasoning model.
+For responses that no well-behaved server sends, and for those of one particular server. `tests.fakes.model_server` is
+the fake of a whole reasoning model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Ending = Literal["complete", "no_last_chunk", "reset", "short"]
 
 
 @dataclass(frozen=True, slots=True)
-class ServerReply:
+class HttpResponse:
     """One HTTP response.
 
     `ending`: "complete"; "no_last_chunk" closes a chunked body before its last chunk; "reset" aborts the connection
@@ -32,14 +32,14 @@ class ServerReply:
     ending: Ending = "complete"
 
 
-def as_json(value: Any, status: int = 200) -> ServerReply:
-    return ServerReply(json.dumps(value).encode(), status)
+def as_json(value: Any, status: int = 200) -> HttpResponse:
+    return HttpResponse(json.dumps(value).encode(), status)
 
 
-def as_events(*events: Any, done: bool = True, ending: Ending = "complete") -> ServerReply:
+def as_events(*events: Any, done: bool = True, ending: Ending = "complete") -> HttpResponse:
     """A stream of server-sent events: JSON objects, and `[DONE]` unless `done` is False."""
     lines = [f"data: {json.dumps(event)}\n\n" for event in events] + ["data: [DONE]\n\n"] * done
-    return ServerReply("".join(lines).encode(), content_type="text/event-stream", ending=ending)
+    return HttpResponse("".join(lines).encode(), content_type="text/event-stream", ending=ending)
 
 
 def chat_chunk(content: str, finish_reason: str | None = None, **delta: Any) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def chat_chunk(content: str, finish_reason: str | None = None, **delta: Any) -> 
     return {"choices": [{"index": 0, "delta": {"content": content, **delta}, "finish_reason": finish_reason}]}
 
 
-Answer = Callable[[str, str, Any], ServerReply]
+Responder = Callable[[str, str, Any], HttpResponse]
 """Called with the method, the path and the parsed JSON body (None without one)."""
 
 
@@ -64,14 +64,14 @@ class ScriptedServer:
 
 
 @contextmanager
-def scripted_server(answer: Answer) -> Iterator[ScriptedServer]:
+def scripted_server(respond: Responder) -> Iterator[ScriptedServer]:
     """Run a server on a free port of the loopback interface, in a thread."""
     ready: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
     server = ScriptedServer("")
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while await _exchange(reader, writer, server, answer):
+            while await _exchange(reader, writer, server, respond):
                 pass
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the client has closed the connection
@@ -97,29 +97,29 @@ def scripted_server(answer: Answer) -> Iterator[ScriptedServer]:
 
 
 async def _exchange(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: ScriptedServer, answer: Answer
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: ScriptedServer, respond: Responder
 ) -> bool:
     """Answer one request; return whether the connection stays open."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     request_line, *lines = head.rstrip().split("\r\n")
     method, path, _ = request_line.split(" ")
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    raw = await reader.readexactly(int(headers.get("content-length", 0)))
-    body = json.loads(raw) if raw else None
+    raw_body = await reader.readexactly(int(headers.get("content-length", 0)))
+    body = json.loads(raw_body) if raw_body else None
     if method == "POST":
         server.requests.append((path, body))
-    reply = answer(method, path, body)
-    head = f"HTTP/1.1 {reply.status} Status\r\nContent-Type: {reply.content_type}\r\n"
-    if reply.ending == "short":
-        head += f"Content-Length: {len(reply.body) + 100}\r\n\r\n"
-        payload = reply.body
+    response = respond(method, path, body)
+    head = f"HTTP/1.1 {response.status} Status\r\nContent-Type: {response.content_type}\r\n"
+    if response.ending == "short":
+        head += f"Content-Length: {len(response.body) + 100}\r\n\r\n"
+        payload = response.body
     else:
         head += "Transfer-Encoding: chunked\r\n\r\n"
-        last = b"0\r\n\r\n" if reply.ending == "complete" else b""
-        payload = b"%x\r\n%b\r\n" % (len(reply.body), reply.body) + last
+        last_chunk = b"0\r\n\r\n" if response.ending == "complete" else b""
+        payload = b"%x\r\n%b\r\n" % (len(response.body), response.body) + last_chunk
     writer.write(head.encode() + payload)
     await writer.drain()
-    if reply.ending == "reset":
+    if response.ending == "reset":
         await asyncio.sleep(0.05)  # the body should arrive first, as from a proxy that drops the connection behind it
         writer.transport.abort()
-    return reply.ending == "complete"
+    return response.ending == "complete"

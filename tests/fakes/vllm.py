@@ -9,12 +9,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from tests.fakes.scripted_server import ServerReply, as_events, as_json, chat_chunk
+from tests.fakes.scripted_server import HttpResponse, as_events, as_json, chat_chunk
 
-OPEN, CLOSE = 49152, 49153
+OPEN_TOKEN, CLOSE_TOKEN = 49152, 49153
 """Token ids of `<think>` and `</think>`. Every other token is one character, its id the code point."""
 
-NO_PARSER = (
+NO_PARSER_MESSAGE = (
     "thinking_token_budget is set but reasoning_config is not configured. Please set --reasoning-parser and/or"
     " --reasoning-config to use thinking_token_budget."
 )
@@ -22,11 +22,13 @@ NO_PARSER = (
 
 def token_ids(text: str) -> list[int]:
     pieces = re.findall(r"</?think>|.", text, re.DOTALL)
-    return [OPEN if piece == "<think>" else CLOSE if piece == "</think>" else ord(piece) for piece in pieces]
+    return [
+        OPEN_TOKEN if piece == "<think>" else CLOSE_TOKEN if piece == "</think>" else ord(piece) for piece in pieces
+    ]
 
 
-def text_of(ids: list[int]) -> str:
-    return "".join({OPEN: "<think>", CLOSE: "</think>"}.get(token) or chr(token) for token in ids)
+def decode_tokens(ids: list[int]) -> str:
+    return "".join({OPEN_TOKEN: "<think>", CLOSE_TOKEN: "</think>"}.get(token) or chr(token) for token in ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,32 +36,34 @@ class FakeVllm:
     """`opens`: what the chat template puts behind the assistant's header. `parser`: whether the server was started
     with --reasoning-parser. `truncates`: whether reasoning ends at the token limit."""
 
-    opens: str = "<think>\n"
-    parser: bool = False
-    truncates: bool = True
+    template_opening: str = "<think>\n"
+    has_reasoning_parser: bool = False
+    truncates_reasoning: bool = True
 
-    def __call__(self, method: str, path: str, body: Any) -> ServerReply:
+    def __call__(self, method: str, path: str, body: Any) -> HttpResponse:
         if path == "/v1/models":
             return as_json({"data": [{"id": "smol", "owned_by": "vllm", "max_model_len": 32768}]})
         if path == "/tokenize":
-            text = body["prompt"] if "prompt" in body else self.rendered(body["messages"])
+            text = body["prompt"] if "prompt" in body else self.render_chat(body["messages"])
             return as_json({"tokens": token_ids(text)})
         if path == "/v1/completions":
-            prompt = text_of(body["prompt"])
+            prompt = decode_tokens(body["prompt"])
             return as_events({"choices": [{"index": 0, "text": reversed_ranking(prompt), "finish_reason": "stop"}]})
-        if body.get("thinking_token_budget") is not None and not self.parser:
-            return as_events({"error": {"message": NO_PARSER, "type": "BadRequestError", "code": 400}}, done=False)
+        if body.get("thinking_token_budget") is not None and not self.has_reasoning_parser:
+            return as_events(
+                {"error": {"message": NO_PARSER_MESSAGE, "type": "BadRequestError", "code": 400}}, done=False
+            )
         prompt = body["messages"][-1]["content"]
         if body.get("chat_template_kwargs", {}).get("enable_thinking") is False:
             return as_events(chat_chunk(reversed_ranking(prompt), "stop"))
         trace = "Passage [1] is about rain and [2] > [3] in detail"
-        if self.truncates:
+        if self.truncates_reasoning:
             return as_events(chat_chunk("", reasoning=trace), chat_chunk("", "length"))
         return as_events(chat_chunk("", reasoning=trace), chat_chunk(reversed_ranking(prompt), "stop"))
 
-    def rendered(self, messages: list[dict[str, str]]) -> str:
+    def render_chat(self, messages: list[dict[str, str]]) -> str:
         turns = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in messages)
-        return f"{turns}<|im_start|>assistant\n{self.opens}"
+        return f"{turns}<|im_start|>assistant\n{self.template_opening}"
 
 
 def reversed_ranking(prompt: str) -> str:

@@ -26,7 +26,7 @@ from tests.support.waiting import PATIENCE, STUCK_SECONDS
 
 
 @pytest.fixture
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def sleep_seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Waiting takes no time; the seconds asked for are in the list."""
     seconds: list[float] = []
 
@@ -37,19 +37,19 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return seconds
 
 
-def failing(*errors: ModelError) -> Callable[[], Awaitable[str]]:
+def fail_with(*errors: ModelError) -> Callable[[], Awaitable[str]]:
     """Raises one after another, then answers."""
-    left = list(errors)
+    remaining = list(errors)
 
     async def call() -> str:
-        if left:
-            raise left.pop(0)
+        if remaining:
+            raise remaining.pop(0)
         return "answer"
 
     return call
 
 
-def run(call: Callable[[], Awaitable[str]], retries: RetryPolicy = RetryPolicy()) -> str:
+def run_with_retries(call: Callable[[], Awaitable[str]], retries: RetryPolicy = RetryPolicy()) -> str:
     return asyncio.run(call_with_retries(call, retries, Random(0)))
 
 
@@ -57,15 +57,13 @@ def run(call: Callable[[], Awaitable[str]], retries: RetryPolicy = RetryPolicy()
 
 
 @given(st.integers(1, 2000), st.integers(), st.floats(0.01, 5), st.floats(5, 100))
-def test_delays_double_up_to_the_longest_and_are_drawn_from_their_upper_half(
-    failures: int, seed: int, first: float, longest: float
-) -> None:
+def test_delay_doubles_up_to_the_longest_with_jitter(failures: int, seed: int, first: float, longest: float) -> None:
     delay = RetryPolicy(first=first, longest=longest).delay(failures, ServerError("x"), Random(seed))
     bound = longest if failures > 20 else min(first * 2 ** (failures - 1), longest)
     assert bound / 2 <= delay <= bound
 
 
-def test_delays_are_jittered() -> None:
+def test_delay_is_jittered() -> None:
     random = Random(0)
     delays = [RetryPolicy().delay(5, ServerError("x"), random) for _ in range(100)]
     assert len(set(delays)) > 90
@@ -73,34 +71,36 @@ def test_delays_are_jittered() -> None:
 
 
 @given(st.floats(0, 1e9), st.integers())
-def test_retry_after_is_honored_up_to_five_minutes(asked: float, seed: int) -> None:
-    delay = RetryPolicy().delay(1, ServerOverloaded("busy", retry_after=asked), Random(seed))
-    assert min(asked, 300) <= delay <= min(asked, 300) + RetryPolicy().first
+def test_delay_honors_retry_after_up_to_five_minutes(retry_after: float, seed: int) -> None:
+    delay = RetryPolicy().delay(1, ServerOverloaded("busy", retry_after=retry_after), Random(seed))
+    assert min(retry_after, 300) <= delay <= min(retry_after, 300) + RetryPolicy().first
 
 
-@pytest.mark.parametrize("asked", [math.nan, math.inf, -math.inf, -5.0])
-def test_a_retry_after_that_makes_no_sense_is_a_wait_that_does(asked: float) -> None:
+@pytest.mark.parametrize("retry_after", [math.nan, math.inf, -math.inf, -5.0])
+def test_delay_bounds_invalid_retry_after(retry_after: float) -> None:
     assert (
-        0 <= RetryPolicy().delay(1, ServerOverloaded("busy", retry_after=asked), Random(0)) <= 300 + RetryPolicy().first
+        0
+        <= RetryPolicy().delay(1, ServerOverloaded("busy", retry_after=retry_after), Random(0))
+        <= 300 + RetryPolicy().first
     )
 
 
-def test_a_server_that_says_nothing_about_waiting_is_waited_for_as_usual() -> None:
+def test_delay_without_retry_after_is_exponential() -> None:
     assert 1 <= RetryPolicy().delay(3, ServerOverloaded("busy"), Random(0)) <= 2
 
 
 # --- asking again ----------------------------------------------------------------------------------
 
 
-def test_an_answer_at_once_is_not_waited_for(slept: list[float]) -> None:
-    assert run(failing()) == "answer"
-    assert slept == []
+def test_call_with_retries_returns_without_sleeping(sleep_seconds: list[float]) -> None:
+    assert run_with_retries(fail_with()) == "answer"
+    assert sleep_seconds == []
 
 
 @pytest.mark.parametrize("error", [ConnectionFailed("gone"), ServerOverloaded("busy"), ServerError("broken")])
-def test_what_can_be_asked_again_is(slept: list[float], error: ModelError) -> None:
-    assert run(failing(error, error, error)) == "answer"
-    assert len(slept) == 3
+def test_call_with_retries_retries_transient_errors(sleep_seconds: list[float], error: ModelError) -> None:
+    assert run_with_retries(fail_with(error, error, error)) == "answer"
+    assert len(sleep_seconds) == 3
 
 
 @pytest.mark.parametrize(
@@ -113,70 +113,72 @@ def test_what_can_be_asked_again_is(slept: list[float], error: ModelError) -> No
         RequestRejected("404"),
     ],
 )
-def test_what_cannot_be_asked_again_ends_at_once(slept: list[float], error: ModelError) -> None:
-    with pytest.raises(type(error)) as raised:
-        run(failing(error))
-    assert raised.value is error
-    assert slept == []
+def test_call_with_retries_raises_permanent_errors_at_once(sleep_seconds: list[float], error: ModelError) -> None:
+    with pytest.raises(type(error)) as error_info:
+        run_with_retries(fail_with(error))
+    assert error_info.value is error
+    assert sleep_seconds == []
 
 
-def test_other_exceptions_are_none_of_its_business(slept: list[float]) -> None:
+def test_call_with_retries_passes_other_exceptions_through(sleep_seconds: list[float]) -> None:
     async def call() -> str:
         raise KeyError("bug")
 
     with pytest.raises(KeyError):
-        run(call)
-    assert slept == []
+        run_with_retries(call)
+    assert sleep_seconds == []
 
 
 @pytest.mark.parametrize(
     ("error", "tries"),
     [(ServerError("broken", "look"), 6), (ConnectionFailed("gone", "look"), 6), (ServerOverloaded("busy", "look"), 12)],
 )
-def test_retrying_has_an_end_that_says_why(slept: list[float], error: ModelError, tries: int) -> None:
-    with pytest.raises(RetriesExhausted) as raised:
-        run(failing(*[error] * 100))
-    assert str(raised.value) == f"no answer after {tries} tries: {error.problem}; look"
-    assert raised.value.__cause__ is error
-    assert not raised.value.retryable
-    assert len(slept) == tries - 1
+def test_call_with_retries_raises_retries_exhausted_with_the_cause(
+    sleep_seconds: list[float], error: ModelError, tries: int
+) -> None:
+    with pytest.raises(RetriesExhausted) as error_info:
+        run_with_retries(fail_with(*[error] * 100))
+    assert str(error_info.value) == f"no answer after {tries} tries: {error.problem}; look"
+    assert error_info.value.__cause__ is error
+    assert not error_info.value.retryable
+    assert len(sleep_seconds) == tries - 1
 
 
-def test_the_last_try_may_succeed(slept: list[float]) -> None:
-    assert run(failing(*[ServerError("x")] * 5)) == "answer"
-    assert run(failing(*[ServerOverloaded("x")] * 11)) == "answer"
+def test_call_with_retries_returns_on_the_last_attempt(sleep_seconds: list[float]) -> None:
+    assert run_with_retries(fail_with(*[ServerError("x")] * 5)) == "answer"
+    assert run_with_retries(fail_with(*[ServerOverloaded("x")] * 11)) == "answer"
 
 
-def test_a_dropped_connection_after_many_refusals_is_a_first_failure(slept: list[float]) -> None:
-    assert run(failing(*[ServerOverloaded("busy")] * 11, *[ServerError("x")] * 5)) == "answer"
-    assert slept[11] <= RetryPolicy().first
+def test_call_with_retries_counts_overload_and_failures_apart(sleep_seconds: list[float]) -> None:
+    assert run_with_retries(fail_with(*[ServerOverloaded("busy")] * 11, *[ServerError("x")] * 5)) == "answer"
+    assert sleep_seconds[11] <= RetryPolicy().first
     with pytest.raises(RetriesExhausted, match="after 17 tries"):
-        run(failing(*[ServerOverloaded("busy")] * 11, *[ServerError("x")] * 6))
+        run_with_retries(fail_with(*[ServerOverloaded("busy")] * 11, *[ServerError("x")] * 6))
 
 
-def test_six_times_429_costs_little(slept: list[float]) -> None:
-    assert run(failing(*[ServerOverloaded("busy", retry_after=0)] * 6)) == "answer"
-    assert sum(slept) <= 6 * RetryPolicy().first
+def test_call_with_retries_waits_little_for_retry_after_zero(sleep_seconds: list[float]) -> None:
+    assert run_with_retries(fail_with(*[ServerOverloaded("busy", retry_after=0)] * 6)) == "answer"
+    assert sum(sleep_seconds) <= 6 * RetryPolicy().first
 
 
-def test_every_wait_is_told_before_it_begins(slept: list[float]) -> None:
-    told: list[tuple[ModelError, float]] = []
+def test_call_with_retries_reports_every_wait_first(sleep_seconds: list[float]) -> None:
+    reported: list[tuple[ModelError, float]] = []
     errors = [ServerError("one"), ServerOverloaded("two", retry_after=7)]
 
     def on_retry(error: ModelError, wait: float) -> None:
-        assert len(slept) == len(told)
-        told.append((error, wait))
+        assert len(sleep_seconds) == len(reported)
+        reported.append((error, wait))
 
-    assert asyncio.run(call_with_retries(failing(*errors), RetryPolicy(), Random(0), on_retry)) == "answer"
-    assert [error for error, _ in told] == errors
-    assert [wait for _, wait in told] == slept
-    assert told[1][1] >= 7
+    assert asyncio.run(call_with_retries(fail_with(*errors), RetryPolicy(), Random(0), on_retry)) == "answer"
+    assert [error for error, _ in reported] == errors
+    assert [wait for _, wait in reported] == sleep_seconds
+    assert reported[1][1] >= 7
 
 
 # --- cancelling ------------------------------------------------------------------------------------
 
 
-def test_cancelling_ends_a_wait_at_once_and_asks_no_more() -> None:
+def test_call_with_retries_cancellation_ends_a_wait() -> None:
     calls = 0
 
     async def call() -> str:
@@ -184,21 +186,21 @@ def test_cancelling_ends_a_wait_at_once_and_asks_no_more() -> None:
         calls += 1
         raise ServerOverloaded("busy", retry_after=STUCK_SECONDS)
 
-    async def cancelled_after(seconds: float) -> None:
+    async def call_with_timeout(seconds: float) -> None:
         async with asyncio.timeout(seconds):
             await call_with_retries(call, RetryPolicy(longest_wait=STUCK_SECONDS), Random(0))
 
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(TimeoutError):
-        asyncio.run(cancelled_after(0.5))
-    assert time.monotonic() - begun < PATIENCE
+        asyncio.run(call_with_timeout(0.5))
+    assert time.monotonic() - started < PATIENCE
     assert calls == 1
 
 
-def test_cancelling_a_call_is_no_failure(slept: list[float]) -> None:
+def test_call_with_retries_does_not_retry_cancelled_calls(sleep_seconds: list[float]) -> None:
     async def call() -> str:
         raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(call_with_retries(call, RetryPolicy(), Random(0)))
-    assert slept == []
+    assert sleep_seconds == []

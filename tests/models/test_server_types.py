@@ -26,10 +26,10 @@ from rank_k.types import Message, Request, RequestContext, StreamChunk, Usage
 from rank_k.window import grammar
 
 MESSAGES = (Message("system", "S"), Message("user", "U"))
-SENT = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
-NO_THOUGHT = {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}
-OPEN = {"continue_final_message": True, "add_generation_prompt": False}
-PLAIN = {"model": "m", "messages": SENT, "max_tokens": 100, "temperature": 0.5}
+SENT_MESSAGES = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
+NO_REASONING = {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}
+OPEN_LAST_MESSAGE = {"continue_final_message": True, "add_generation_prompt": False}
+PLAIN_BODY = {"model": "m", "messages": SENT_MESSAGES, "max_tokens": 100, "temperature": 0.5}
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 hostile_json = st.recursive(
@@ -37,14 +37,14 @@ hostile_json = st.recursive(
 )
 
 
-def hostile(*keys: str) -> st.SearchStrategy[dict[str, Any]]:
+def hostile_objects(*keys: str) -> st.SearchStrategy[dict[str, Any]]:
     """Objects with these keys, or some of them, and anything inside that has such keys again."""
-    inside = st.recursive(
+    values = st.recursive(
         scalars,
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(keys), inner, max_size=4),
         max_leaves=12,
     )
-    return st.dictionaries(st.sampled_from(keys), inside | st.just(10**400), max_size=len(keys))
+    return st.dictionaries(st.sampled_from(keys), values | st.just(10**400), max_size=len(keys))
 
 
 # --- requests --------------------------------------------------------------------------------------
@@ -61,20 +61,20 @@ def hostile(*keys: str) -> st.SearchStrategy[dict[str, Any]]:
         ("openrouter", {"usage": {"include": True}}),
     ],
 )
-def test_a_plain_request(name: str, changes: dict[str, Any]) -> None:
-    assert request_body(SERVER_TYPES[name], "m", Request(MESSAGES, 100)) == PLAIN | changes
+def test_request_body_of_a_plain_request(name: str, changes: dict[str, Any]) -> None:
+    assert request_body(SERVER_TYPES[name], "m", Request(MESSAGES, 100)) == PLAIN_BODY | changes
 
 
-def test_openai_has_a_name_of_its_own_for_the_limit() -> None:
-    expected = {"model": "m", "messages": SENT, "max_completion_tokens": 100, "temperature": 0.5}
+def test_request_body_uses_max_completion_tokens_for_openai() -> None:
+    expected = {"model": "m", "messages": SENT_MESSAGES, "max_completion_tokens": 100, "temperature": 0.5}
     assert request_body(SERVER_TYPES["openai"], "m", Request(MESSAGES, 100)) == expected
     assert "max_completion_tokens" not in completion_body(SERVER_TYPES["openai"], "m", Request(MESSAGES, 100), "p")
 
 
 @pytest.mark.parametrize("name", SERVER_TYPES)
-def test_sampling(name: str) -> None:
-    asked = Request(MESSAGES, 100, temperature=None, top_p=0.9, seed=7, stop=("</think>", "\n\n"))
-    body = request_body(SERVER_TYPES[name], "m", asked)
+def test_request_body_contains_sampling_options(name: str) -> None:
+    request = Request(MESSAGES, 100, temperature=None, top_p=0.9, seed=7, stop=("</think>", "\n\n"))
+    body = request_body(SERVER_TYPES[name], "m", request)
     assert "temperature" not in body
     assert body["top_p"] == 0.9
     assert body.get("seed") == (None if name == "deepseek" else 7)
@@ -84,21 +84,21 @@ def test_sampling(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("vllm", NO_THOUGHT),
-        ("sglang", NO_THOUGHT),
-        ("llamacpp", NO_THOUGHT),
+        ("vllm", NO_REASONING),
+        ("sglang", NO_REASONING),
+        ("llamacpp", NO_REASONING),
         ("deepseek", {"thinking": {"type": "disabled"}}),
         ("openrouter", {"reasoning": {"enabled": False}}),
         ("openai", {"reasoning_effort": "none"}),
         ("plain", {}),
     ],
 )
-def test_an_answer_without_a_thought(name: str, changes: dict[str, Any]) -> None:
+def test_request_body_disables_reasoning(name: str, changes: dict[str, Any]) -> None:
     row = SERVER_TYPES[name]
-    usual = request_body(row, "m", Request(MESSAGES, 100))
-    assert request_body(row, "m", Request(MESSAGES, 100, reasoning=False)) == usual | changes
-    assert request_body(row, "m", Request(MESSAGES, 100, reasoning=True)) == usual
-    assert request_body(row, "m", Request(MESSAGES, 100, reasoning=False, reasoning_budget=50)) == usual | changes
+    plain = request_body(row, "m", Request(MESSAGES, 100))
+    assert request_body(row, "m", Request(MESSAGES, 100, reasoning=False)) == plain | changes
+    assert request_body(row, "m", Request(MESSAGES, 100, reasoning=True)) == plain
+    assert request_body(row, "m", Request(MESSAGES, 100, reasoning=False, reasoning_budget=50)) == plain | changes
 
 
 @pytest.mark.parametrize(
@@ -113,21 +113,23 @@ def test_an_answer_without_a_thought(name: str, changes: dict[str, Any]) -> None
         ("plain", {}),
     ],
 )
-def test_a_budget_goes_to_those_who_keep_one(name: str, changes: dict[str, Any]) -> None:
+def test_request_body_sends_the_reasoning_budget_where_supported(name: str, changes: dict[str, Any]) -> None:
     row = SERVER_TYPES[name]
     assert bool(row.budget_path) == bool(changes)
-    usual = request_body(row, "m", Request(MESSAGES, 100))
-    assert request_body(row, "m", Request(MESSAGES, 100, reasoning_budget=50)) == usual | changes
+    plain = request_body(row, "m", Request(MESSAGES, 100))
+    assert request_body(row, "m", Request(MESSAGES, 100, reasoning_budget=50)) == plain | changes
 
 
-@pytest.mark.parametrize(("name", "switches"), [("vllm", OPEN), ("sglang", OPEN), ("llamacpp", {})])
-def test_a_prefill_is_the_assistants_last_message_left_open(name: str, switches: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "continuation"), [("vllm", OPEN_LAST_MESSAGE), ("sglang", OPEN_LAST_MESSAGE), ("llamacpp", {})]
+)
+def test_request_body_sends_a_prefill_as_an_open_message(name: str, continuation: dict[str, Any]) -> None:
     row = SERVER_TYPES[name]
     assert "continue" in row.prefill
     body = request_body(row, "m", Request(MESSAGES, 100, prefill="<think>\nSo"))
-    assert body.pop("messages") == [*SENT, {"role": "assistant", "content": "<think>\nSo"}]
-    usual = request_body(row, "m", Request(MESSAGES, 100))
-    assert body == {key: value for key, value in usual.items() if key != "messages"} | switches
+    assert body.pop("messages") == [*SENT_MESSAGES, {"role": "assistant", "content": "<think>\nSo"}]
+    plain = request_body(row, "m", Request(MESSAGES, 100))
+    assert body == {key: value for key, value in plain.items() if key != "messages"} | continuation
 
 
 @pytest.mark.parametrize(
@@ -142,26 +144,26 @@ def test_a_prefill_is_the_assistants_last_message_left_open(name: str, switches:
         ("plain", {}),
     ],
 )
-def test_a_grammar_in_the_servers_own_notation(name: str, changes: dict[str, Any]) -> None:
+def test_request_body_sends_the_grammar_in_the_server_format(name: str, changes: dict[str, Any]) -> None:
     row = SERVER_TYPES[name]
     assert bool(row.grammar) == bool(changes)
-    usual, held = Request(MESSAGES, 100), Request(MESSAGES, 100, constrain_to_ranking_of=3)
-    assert request_body(row, "m", held) == request_body(row, "m", usual) | changes
-    assert completion_body(row, "m", held, "p") == completion_body(row, "m", usual, "p") | changes
+    plain, constrained = Request(MESSAGES, 100), Request(MESSAGES, 100, constrain_to_ranking_of=3)
+    assert request_body(row, "m", constrained) == request_body(row, "m", plain) | changes
+    assert completion_body(row, "m", constrained, "p") == completion_body(row, "m", plain, "p") | changes
 
 
 @pytest.mark.parametrize("name", SERVER_TYPES)
-def test_logprobs_are_asked_of_those_who_tell_them(name: str) -> None:
+def test_request_body_requests_logprobs_where_supported(name: str) -> None:
     row, request = SERVER_TYPES[name], Request(MESSAGES, 100, logprobs=True)
-    asked = {"logprobs": True, "top_logprobs": 1} if row.logprobs else {}
-    usual = Request(MESSAGES, 100)
-    assert request_body(row, "m", request) == request_body(row, "m", usual) | asked
-    asked = {"logprobs": 1} if row.logprobs else {}
-    assert completion_body(row, "m", request, "p") == completion_body(row, "m", usual, "p") | asked
+    fields = {"logprobs": True, "top_logprobs": 1} if row.logprobs else {}
+    plain = Request(MESSAGES, 100)
+    assert request_body(row, "m", request) == request_body(row, "m", plain) | fields
+    fields = {"logprobs": 1} if row.logprobs else {}
+    assert completion_body(row, "m", request, "p") == completion_body(row, "m", plain, "p") | fields
     assert row.logprobs == (name in ("vllm", "sglang", "llamacpp", "openrouter", "openai"))
 
 
-def test_a_completion_carries_a_prompt_and_no_chat() -> None:
+def test_completion_body_has_a_prompt_and_no_messages() -> None:
     request = Request(MESSAGES, 100, seed=3, stop=("x",), reasoning=False, reasoning_budget=5)
     expected = {"model": "m", "prompt": "rendered", "max_tokens": 100, "temperature": 0.5, "seed": 3, "stop": ["x"]}
     assert completion_body(SERVER_TYPES["vllm"], "m", request, "rendered") == expected
@@ -172,8 +174,8 @@ def test_a_completion_carries_a_prompt_and_no_chat() -> None:
     assert completion_body(SERVER_TYPES["sglang"], "m", request, "rendered") == expected
 
 
-def test_building_bodies_leaves_the_table_as_it_is() -> None:
-    before = copy.deepcopy(
+def test_request_body_does_not_change_the_table() -> None:
+    original_fields = copy.deepcopy(
         {name: (row.extra, row.no_reasoning, row.continuation) for name, row in SERVER_TYPES.items()}
     )
     for row in SERVER_TYPES.values():
@@ -191,20 +193,22 @@ def test_building_bodies_leaves_the_table_as_it_is() -> None:
             )
             body = request_body(row, "m", request)
             assert json.loads(json.dumps(body)) == body  # plain JSON
-    assert {name: (row.extra, row.no_reasoning, row.continuation) for name, row in SERVER_TYPES.items()} == before
+    assert {
+        name: (row.extra, row.no_reasoning, row.continuation) for name, row in SERVER_TYPES.items()
+    } == original_fields
 
 
 @pytest.mark.parametrize("name", SERVER_TYPES)
-def test_what_a_request_is_about_is_never_sent(name: str) -> None:
-    secret = RequestContext("query-id-37", ("doc-id-11",))
+def test_request_body_omits_the_request_context(name: str) -> None:
+    context = RequestContext("query-id-37", ("doc-id-11",))
     for sample in (0, 3):
-        request = Request(MESSAGES, 100, context=secret, sample=sample)
+        request = Request(MESSAGES, 100, context=context, sample=sample)
         assert request_body(SERVER_TYPES[name], "m", request) == request_body(
             SERVER_TYPES[name], "m", Request(MESSAGES, 100)
         )
 
 
-def test_rows_are_found_under_their_names() -> None:
+def test_server_types_are_keyed_by_name() -> None:
     assert set(SERVER_TYPES) == {"vllm", "sglang", "llamacpp", "deepseek", "openrouter", "openai", "plain"}
     assert all(row.name == name for name, row in SERVER_TYPES.items())
 
@@ -230,12 +234,12 @@ def test_rows_are_found_under_their_names() -> None:
         ("http://localhost:8000/v1", None, "plain"),
     ],
 )
-def test_servers_are_recognized_by_host_then_by_owner(url: str, owner: str | None, name: str) -> None:
+def test_detect_server_type_checks_host_then_owner(url: str, owner: str | None, name: str) -> None:
     models = None if owner is None else {"object": "list", "data": [{"id": "m", "owned_by": owner}]}
     assert detect_server_type(url, models).name == name
 
 
-def test_any_model_may_give_the_server_away() -> None:
+def test_detect_server_type_reads_every_model_card() -> None:
     models = {"data": [{"id": "a"}, "nonsense", {"id": "b", "owned_by": "vllm"}]}
     assert detect_server_type("http://x/v1", models).name == "vllm"
 
@@ -256,7 +260,7 @@ def test_any_model_may_give_the_server_away() -> None:
         ("vllm", {}, None),
     ],
 )
-def test_the_context_a_card_states(name: str, card: dict[str, Any], tokens: int | None) -> None:
+def test_context_length_reads_the_model_card(name: str, card: dict[str, Any], tokens: int | None) -> None:
     assert context_length(SERVER_TYPES[name], card) == tokens
 
 
@@ -292,32 +296,38 @@ def test_the_context_a_card_states(name: str, card: dict[str, Any], tokens: int 
         ({"content": {"text": "x"}, "reasoning": 5, "reasoning_content": ["x"]}, ("", "")),
     ],
 )
-def test_thought_and_answer_wherever_they_stand(message: dict[str, Any], delta: tuple[str, str]) -> None:
+def test_read_delta_finds_reasoning_and_answer(message: dict[str, Any], delta: tuple[str, str]) -> None:
     assert read_delta(message) == StreamChunk(*delta)
 
 
-@given(hostile("content", "reasoning", "reasoning_content", "reasoning_details", "text", "type", "summary"))
-def test_reading_a_message_never_raises(message: dict[str, Any]) -> None:
+@given(hostile_objects("content", "reasoning", "reasoning_content", "reasoning_details", "text", "type", "summary"))
+def test_read_delta_never_raises(message: dict[str, Any]) -> None:
     delta = read_delta(message)
     assert isinstance(delta.reasoning, str)
     assert isinstance(delta.text, str)
 
 
-VLLM = {"prompt_tokens": 1000, "completion_tokens": 300, "total_tokens": 1300}
+VLLM_USAGE = {"prompt_tokens": 1000, "completion_tokens": 300, "total_tokens": 1300}
 
 
 @pytest.mark.parametrize(
     ("usage", "expected"),
     [
         # told apart by nobody: in the proportion of the characters, here 800 of 1000
-        (VLLM, Usage(1000, 300, 240)),
-        (VLLM | {"prompt_tokens_details": {"cached_tokens": 512}}, Usage(1000, 300, 240, 512)),
-        (VLLM | {"prompt_tokens_details": None, "completion_tokens_details": None}, Usage(1000, 300, 240)),
-        (VLLM | {"completion_tokens_details": {"reasoning_tokens": 250}}, Usage(1000, 300, 250)),  # OpenAI, OpenRouter
-        (VLLM | {"reasoning_tokens": 260}, Usage(1000, 300, 260)),  # SGLang
-        (VLLM | {"completion_tokens_details": {"reasoning_tokens": 0}}, Usage(1000, 300, 240)),  # it cannot be none
+        (VLLM_USAGE, Usage(1000, 300, 240)),
+        (VLLM_USAGE | {"prompt_tokens_details": {"cached_tokens": 512}}, Usage(1000, 300, 240, 512)),
+        (VLLM_USAGE | {"prompt_tokens_details": None, "completion_tokens_details": None}, Usage(1000, 300, 240)),
         (
-            VLLM | {"prompt_cache_hit_tokens": 64, "prompt_cache_miss_tokens": 936},
+            VLLM_USAGE | {"completion_tokens_details": {"reasoning_tokens": 250}},
+            Usage(1000, 300, 250),
+        ),  # OpenAI, OpenRouter
+        (VLLM_USAGE | {"reasoning_tokens": 260}, Usage(1000, 300, 260)),  # SGLang
+        (
+            VLLM_USAGE | {"completion_tokens_details": {"reasoning_tokens": 0}},
+            Usage(1000, 300, 240),
+        ),  # it cannot be none
+        (
+            VLLM_USAGE | {"prompt_cache_hit_tokens": 64, "prompt_cache_miss_tokens": 936},
             Usage(1000, 300, 240, 64),
         ),  # DeepSeek
         (None, Usage(0, 250, 200, 0, True)),
@@ -328,13 +338,13 @@ VLLM = {"prompt_tokens": 1000, "completion_tokens": 300, "total_tokens": 1300}
         ({"prompt_tokens": 10**30, "completion_tokens": 10**30}, Usage(0, 250, 200, 0, True)),
     ],
 )
-def test_the_usage_of_every_server(usage: dict[str, Any] | None, expected: Usage) -> None:
+def test_read_usage_of_every_server(usage: dict[str, Any] | None, expected: Usage) -> None:
     assert read_usage(usage, reasoning_chars=800, text_chars=200) == expected
 
 
-def test_no_thought_no_reasoning_tokens() -> None:
-    assert read_usage(VLLM, 0, 200) == Usage(1000, 300, 0)
-    assert read_usage(VLLM, 0, 0) == Usage(1000, 300, 0)
+def test_read_usage_without_reasoning_counts_no_reasoning_tokens() -> None:
+    assert read_usage(VLLM_USAGE, 0, 200) == Usage(1000, 300, 0)
+    assert read_usage(VLLM_USAGE, 0, 0) == Usage(1000, 300, 0)
     assert read_usage(None, 0, 5) == Usage(0, 2, 0, 0, True)
 
 
@@ -344,10 +354,10 @@ USAGE_KEYS = (
 )
 
 
-@given(hostile(*USAGE_KEYS), st.integers(0, 10**7), st.integers(0, 10**7))
-def test_reading_usage_never_raises_and_fits_a_database(usage: dict[str, Any], reasoning: int, text: int) -> None:
-    read = read_usage(usage, reasoning, text)
-    for count in (read.prompt_tokens, read.completion_tokens, read.reasoning_tokens, read.cached_tokens):
+@given(hostile_objects(*USAGE_KEYS), st.integers(0, 10**7), st.integers(0, 10**7))
+def test_read_usage_never_raises_and_fits_64_bits(usage: dict[str, Any], reasoning: int, text: int) -> None:
+    parsed = read_usage(usage, reasoning, text)
+    for count in (parsed.prompt_tokens, parsed.completion_tokens, parsed.reasoning_tokens, parsed.cached_tokens):
         assert 0 <= count < 2**63
 
 
@@ -369,19 +379,19 @@ def test_reading_usage_never_raises_and_fits_a_database(usage: dict[str, Any], r
         ({}, []),
     ],
 )
-def test_logprobs_of_both_endpoints(choice: dict[str, Any], expected: list[tuple[str, float]]) -> None:
+def test_read_logprobs_of_both_endpoints(choice: dict[str, Any], expected: list[tuple[str, float]]) -> None:
     assert read_logprobs(choice) == expected
 
 
-@given(hostile("logprobs", "content", "token", "logprob", "tokens", "token_logprobs"))
-def test_reading_logprobs_never_raises(choice: dict[str, Any]) -> None:
+@given(hostile_objects("logprobs", "content", "token", "logprob", "tokens", "token_logprobs"))
+def test_read_logprobs_never_raises(choice: dict[str, Any]) -> None:
     for text, logprob in read_logprobs(choice):
         assert isinstance(text, str)
         assert -9999 <= logprob <= 0
 
 
-@given(hostile_json | hostile("data", "id", "owned_by", "max_model_len", "meta", "n_ctx", "context_length"))
-def test_reading_models_never_raises(models: Any) -> None:
+@given(hostile_json | hostile_objects("data", "id", "owned_by", "max_model_len", "meta", "n_ctx", "context_length"))
+def test_model_cards_never_raises(models: Any) -> None:
     row = detect_server_type("http://localhost:8000/v1", models)
     for card in model_cards(models):
         for server_type in (row, *SERVER_TYPES.values()):
@@ -402,5 +412,5 @@ def test_reading_models_never_raises(models: Any) -> None:
         ("<|assistant|>", "", "<|assistant|>"),
     ],
 )
-def test_a_thought_is_opened_once(prompt: str, prefill: str, expected: str) -> None:
+def test_join_prefill_opens_the_reasoning_once(prompt: str, prefill: str, expected: str) -> None:
     assert join_prefill(prompt, prefill) == expected

@@ -23,10 +23,10 @@ from tests.paths import ROOT
 
 DOCS = tuple(f"d{i:03d}" for i in range(100))
 GRADES = {f"q{n}": {doc_id: (i * 7 + n) % 4 for i, doc_id in enumerate(DOCS)} for n in range(40)}
-FLAT = {query_id: dict.fromkeys(DOCS, 1) for query_id in GRADES}
+EQUAL_GRADES = {query_id: dict.fromkeys(DOCS, 1) for query_id in GRADES}
 
 
-def ask(judge: SimulatedModel, query_id: str, doc_ids: Sequence[str], **changes: object) -> Response:
+def complete_window(judge: SimulatedModel, query_id: str, doc_ids: Sequence[str], **changes: object) -> Response:
     request = Request((Message("user", "x" * 400),), 100, context=RequestContext(query_id, tuple(doc_ids)))
     return asyncio.run(judge.complete(replace(request, **changes)))  # type: ignore[arg-type]
 
@@ -46,7 +46,7 @@ def inversions(judge: SimulatedModel, query_id: str, doc_ids: Sequence[str], sam
 
 
 @given(st.lists(st.sampled_from(DOCS), min_size=1, max_size=30, unique=True), st.sampled_from(sorted(GRADES)))
-def test_without_noise_the_order_is_that_of_the_grades_with_ties(doc_ids: list[str], query_id: str) -> None:
+def test_tiers_without_noise_follow_the_grades(doc_ids: list[str], query_id: str) -> None:
     tiers = SimulatedModel(GRADES).tiers(query_id, doc_ids)
     assert sorted(positions(tiers)) == list(range(len(doc_ids)))
     grades = [[GRADES[query_id][doc_ids[i]] for i in tier] for tier in tiers]
@@ -55,42 +55,42 @@ def test_without_noise_the_order_is_that_of_the_grades_with_ties(doc_ids: list[s
     assert all(tier == sorted(tier) for tier in tiers)  # in the order shown
 
 
-def test_its_reply_reads_as_that_order() -> None:
+def test_complete_returns_a_parsable_ranking() -> None:
     judge = SimulatedModel(GRADES)
-    reply = ask(judge, "q0", DOCS[:20])
-    answer = parse_ranking(reply.text, 20, reasoning=reply.reasoning, finish_reason=reply.finish_reason)
+    response = complete_window(judge, "q0", DOCS[:20])
+    answer = parse_ranking(response.text, 20, reasoning=response.reasoning, finish_reason=response.finish_reason)
     assert answer.tiers == tuple(tuple(i + 1 for i in tier) for tier in judge.tiers("q0", DOCS[:20]))
     assert answer.is_valid
     assert not answer.repairs
     assert answer.ranked_numbers == frozenset(range(1, 21))
 
 
-def test_unjudged_passages_and_unknown_queries_have_grade_zero() -> None:
+def test_tiers_treat_unjudged_passages_as_grade_zero() -> None:
     judge = SimulatedModel({"q": {"a": 1, "n": -1}})
     assert judge.tiers("q", ["n", "x", "a"]) == [[2], [1], [0]]
     assert judge.tiers("unknown", ["x", "y"]) == [[0, 1]]
 
 
-def test_it_thinks_unless_asked_not_to() -> None:
+def test_complete_reasons_unless_disabled() -> None:
     judge = SimulatedModel(GRADES)
-    assert ask(judge, "q0", DOCS[:3]).reasoning
-    direct = ask(judge, "q0", DOCS[:3], reasoning=False)
+    assert complete_window(judge, "q0", DOCS[:3]).reasoning
+    direct = complete_window(judge, "q0", DOCS[:3], reasoning=False)
     assert direct.reasoning is None
     assert direct.usage.reasoning_tokens == 0
     assert direct.usage.prompt_tokens == 100
     assert direct.usage.estimated
 
 
-def test_text_is_told_as_it_comes_and_may_be_stopped() -> None:
+def test_complete_streams_and_can_be_stopped() -> None:
     judge = SimulatedModel(GRADES)
     request = Request((), 100, context=RequestContext("q0", DOCS[:3]))
-    told: list[StreamChunk] = []
-    assert asyncio.run(judge.complete(request, told.append)).finish_reason == "stop"
-    assert [delta.text for delta in told] == [ask(judge, "q0", DOCS[:3]).text]
+    chunks: list[StreamChunk] = []
+    assert asyncio.run(judge.complete(request, chunks.append)).finish_reason == "stop"
+    assert [delta.text for delta in chunks] == [complete_window(judge, "q0", DOCS[:3]).text]
     assert asyncio.run(judge.complete(request, lambda delta: True)).finish_reason == "stopped"
 
 
-def test_it_is_a_model() -> None:
+def test_simulated_model_implements_the_protocol() -> None:
     judge = SimulatedModel(GRADES, context_length=4096)
     asyncio.run(judge.prepare())
     assert judge.context_length == 4096
@@ -102,47 +102,56 @@ def test_it_is_a_model() -> None:
 
 
 @pytest.mark.parametrize("noise", PRESETS)
-def test_the_same_judge_says_the_same(noise: str) -> None:
-    replies = [[ask(SimulatedModel(GRADES, noise, seed=3), q, DOCS[:20]).text for q in GRADES] for _ in range(2)]
-    assert replies[0] == replies[1]
+def test_complete_is_deterministic(noise: str) -> None:
+    responses = [
+        [complete_window(SimulatedModel(GRADES, noise, seed=3), query_id, DOCS[:20]).text for query_id in GRADES]
+        for _ in range(2)
+    ]
+    assert responses[0] == responses[1]
 
 
-def test_it_says_the_same_in_another_process() -> None:
+def test_complete_is_the_same_in_another_process() -> None:
     """Nothing depends on the hash seed of the interpreter, nor on what was asked before."""
     code = (
         "import asyncio; from tests.models.test_simulated import *\n"
-        "print([ask(SimulatedModel(GRADES, 'weak'), q, DOCS[5:25]).text for q in reversed(GRADES)])"
+        "print([complete_window(SimulatedModel(GRADES, 'weak'), q, DOCS[5:25]).text for q in reversed(GRADES)])"
     )
     root = ROOT
-    said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
-    assert said.strip() == str([ask(SimulatedModel(GRADES, "weak"), q, DOCS[5:25]).text for q in reversed(GRADES)])
+    output = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert output.strip() == str(
+        [complete_window(SimulatedModel(GRADES, "weak"), query_id, DOCS[5:25]).text for query_id in reversed(GRADES)]
+    )
 
 
-def test_another_seed_is_another_judge() -> None:
-    one, other = SimulatedModel(GRADES, "weak", seed=1), SimulatedModel(GRADES, "weak", seed=2)
-    assert one.identity != other.identity
-    assert sum(one.tiers(q, DOCS[:20]) != other.tiers(q, DOCS[:20]) for q in GRADES) > 35
+def test_seed_changes_identity_and_tiers() -> None:
+    first, second = SimulatedModel(GRADES, "weak", seed=1), SimulatedModel(GRADES, "weak", seed=2)
+    assert first.identity != second.identity
+    assert sum(first.tiers(query_id, DOCS[:20]) != second.tiers(query_id, DOCS[:20]) for query_id in GRADES) > 35
 
 
-def test_its_identity_is_all_that_decides_its_answers() -> None:
+def test_identity_depends_on_grades_noise_and_seed() -> None:
     identity = SimulatedModel(GRADES, "weak").identity
     assert SimulatedModel(GRADES, PRESETS["weak"], context_length=99).identity == identity
-    others = [SimulatedModel(FLAT, "weak"), SimulatedModel(GRADES, "strong"), SimulatedModel(GRADES, "weak", seed=1)]
-    assert len({identity, *(other.identity for other in others)}) == 4
+    other_models = [
+        SimulatedModel(EQUAL_GRADES, "weak"),
+        SimulatedModel(GRADES, "strong"),
+        SimulatedModel(GRADES, "weak", seed=1),
+    ]
+    assert len({identity, *(other.identity for other in other_models)}) == 4
 
 
-def test_the_body_tells_windows_apart() -> None:
+def test_request_body_distinguishes_windows() -> None:
     judge = SimulatedModel(GRADES)
-    asked = [
+    requests = [
         Request((), 100, context=RequestContext("q0", ("a", "b"))),
         Request((), 100, context=RequestContext("q0", ("b", "a"))),
         Request((), 100, context=RequestContext("q1", ("a", "b"))),
         Request((), 100, context=RequestContext("q0", ("a", "b")), reasoning=False),
     ]
-    assert len({json.dumps(judge.request_body(request)) for request in asked}) == 4
+    assert len({json.dumps(judge.request_body(request)) for request in requests}) == 4
 
 
-def test_ids_with_undecodable_bytes_are_judged_too() -> None:
+def test_tiers_accept_ids_with_undecodable_bytes() -> None:
     judge = SimulatedModel({"q\udcff": {"d\udc80": 2}}, "weak")
     assert sorted(positions(judge.tiers("q\udcff", ["x", "d\udc80"]))) == [0, 1]
 
@@ -150,44 +159,53 @@ def test_ids_with_undecodable_bytes_are_judged_too() -> None:
 # --- the errors ------------------------------------------------------------------------------------
 
 
-def test_presets_err_the_weak_more_than_the_strong() -> None:
-    wrong = {
-        name: fmean(inversions(SimulatedModel(GRADES, name), q, DOCS[n : n + 20]) for n, q in enumerate(GRADES))
+def test_presets_weak_errs_more_than_strong() -> None:
+    inversion_rates = {
+        name: fmean(
+            inversions(SimulatedModel(GRADES, name), query_id, DOCS[n : n + 20]) for n, query_id in enumerate(GRADES)
+        )
         for name in PRESETS
     }
-    assert wrong["none"] == 0
-    assert 0.05 < wrong["strong"] < wrong["weak"] - 0.05
-    assert wrong["weak"] < 0.45  # but better than a coin
+    assert inversion_rates["none"] == 0
+    assert 0.05 < inversion_rates["strong"] < inversion_rates["weak"] - 0.05
+    assert inversion_rates["weak"] < 0.45  # but better than a coin
 
 
-def test_more_sd_is_more_error() -> None:
-    wrong = [
-        fmean(inversions(SimulatedModel(GRADES, with_sd(PRESETS["strong"], sd)), q, DOCS[:20]) for q in GRADES)
+def test_with_sd_increases_the_error() -> None:
+    inversion_rates = [
+        fmean(
+            inversions(SimulatedModel(GRADES, with_sd(PRESETS["strong"], sd)), query_id, DOCS[:20])
+            for query_id in GRADES
+        )
         for sd in (0.0, 0.5, 1.0, 2.0, 4.0)
     ]
-    assert wrong == sorted(wrong)
+    assert inversion_rates == sorted(inversion_rates)
     assert with_sd(PRESETS["strong"], 0.5) == Noise(**{**asdict(PRESETS["strong"]), "sd": 0.5})
 
 
-def worths(noise: Noise, doc_ids: Sequence[str], query_id: str = "q0", sample: int = 0, seed: int = 0) -> list[float]:
-    return SimulatedModel(FLAT, noise, seed=seed).perceived_relevance(query_id, doc_ids, sample)
+def relevances(
+    noise: Noise, doc_ids: Sequence[str], query_id: str = "q0", sample: int = 0, seed: int = 0
+) -> list[float]:
+    return SimulatedModel(EQUAL_GRADES, noise, seed=seed).perceived_relevance(query_id, doc_ids, sample)
 
 
-def test_persistent_error_is_the_same_in_every_call() -> None:
+def test_persistent_error_is_equal_in_all_calls() -> None:
     noise = Noise(sd=1.0)
-    window = worths(noise, DOCS[:20])
-    assert worths(noise, DOCS[:20], sample=5) == window
-    assert worths(noise, DOCS[10:30])[:10] == window[10:]
-    assert worths(noise, DOCS[:20], query_id="q1") != window
-    assert 0.8 < stdev(x for q in GRADES for x in worths(noise, DOCS, q)) < 1.2
+    window = relevances(noise, DOCS[:20])
+    assert relevances(noise, DOCS[:20], sample=5) == window
+    assert relevances(noise, DOCS[10:30])[:10] == window[10:]
+    assert relevances(noise, DOCS[:20], query_id="q1") != window
+    assert 0.8 < stdev(x for query_id in GRADES for x in relevances(noise, DOCS, query_id)) < 1.2
 
 
-def test_fresh_error_is_another_in_every_call_and_grows_with_the_window() -> None:
+def test_fresh_error_differs_by_call_and_grows_with_the_window() -> None:
     noise = Noise(sd=1.0, persistent=0.0, fresh=1.0, growth=0.5)
-    assert worths(noise, DOCS[:20], sample=0) != worths(noise, DOCS[:20], sample=1)
-    assert worths(noise, DOCS[:20])[0] != worths(noise, (*DOCS[:19], DOCS[30]))[0]
+    assert relevances(noise, DOCS[:20], sample=0) != relevances(noise, DOCS[:20], sample=1)
+    assert relevances(noise, DOCS[:20])[0] != relevances(noise, (*DOCS[:19], DOCS[30]))[0]
     for size in (5, 20, 80):
-        spread = stdev(x for q in GRADES for sample in range(5) for x in worths(noise, DOCS[:size], q, sample))
+        spread = stdev(
+            x for query_id in GRADES for sample in range(5) for x in relevances(noise, DOCS[:size], query_id, sample)
+        )
         assert spread == pytest.approx(sqrt(size / 20), rel=0.15)
 
 
@@ -195,71 +213,80 @@ def test_composition_error_is_antisymmetric() -> None:
     """What one passage gains by another's company, that other loses."""
     noise = Noise(sd=1.0, persistent=0.0, composition=1.0)
     for a, b in zip(DOCS[:50], DOCS[50:], strict=True):
-        one, other = (worth - 1 for worth in worths(noise, (a, b)))
-        assert one == pytest.approx(-other)
-        assert one != 0
-        assert worths(noise, (b, a)) == [other + 1, one + 1]  # whoever is shown first
+        first_error, second_error = (relevance - 1 for relevance in relevances(noise, (a, b)))
+        assert first_error == pytest.approx(-second_error)
+        assert first_error != 0
+        assert relevances(noise, (b, a)) == [second_error + 1, first_error + 1]  # whoever is shown first
     for query_id in GRADES:
-        assert sum(worth - 1 for worth in worths(noise, DOCS[:20], query_id)) == pytest.approx(0, abs=1e-9)
+        assert sum(relevance - 1 for relevance in relevances(noise, DOCS[:20], query_id)) == pytest.approx(0, abs=1e-9)
 
 
-def test_composition_error_depends_on_the_company_and_has_unit_variance() -> None:
+def test_composition_error_depends_on_the_window_with_unit_variance() -> None:
     noise = Noise(sd=1.0, persistent=0.0, composition=1.0)
-    assert worths(noise, DOCS[:20])[0] != worths(noise, (*DOCS[:19], DOCS[30]))[0]
+    assert relevances(noise, DOCS[:20])[0] != relevances(noise, (*DOCS[:19], DOCS[30]))[0]
     for size in (2, 20):
-        spread = stdev(worths(noise, DOCS[n : n + size], q)[0] for n, q in enumerate(GRADES) for n in range(n, n + 20))
+        spread = stdev(
+            relevances(noise, DOCS[n : n + size], query_id)[0]
+            for n, query_id in enumerate(GRADES)
+            for n in range(n, n + 20)
+        )
         assert spread == pytest.approx(1, rel=0.15)
 
 
-def test_what_is_shown_first_gets_a_bonus() -> None:
+def test_position_bias_favors_earlier_passages() -> None:
     noise = Noise(position_bias=0.35)
-    assert worths(noise, DOCS[:5]) == pytest.approx([1, 0.9125, 0.825, 0.7375, 0.65])
-    assert worths(noise, DOCS[:1]) == [1]
-    judge = SimulatedModel(FLAT, noise)
+    assert relevances(noise, DOCS[:5]) == pytest.approx([1, 0.9125, 0.825, 0.7375, 0.65])
+    assert relevances(noise, DOCS[:1]) == [1]
+    judge = SimulatedModel(EQUAL_GRADES, noise)
     assert positions(judge.tiers("q0", DOCS[:20])) == list(range(20))
     strong = replace(PRESETS["strong"], malformed=0.0)
-    places = [positions(SimulatedModel(FLAT, strong).tiers(q, DOCS[:20])).index(0) for q in GRADES]
+    places = [
+        positions(SimulatedModel(EQUAL_GRADES, strong).tiers(query_id, DOCS[:20])).index(0) for query_id in GRADES
+    ]
     unbiased = [
-        positions(SimulatedModel(FLAT, replace(strong, position_bias=0)).tiers(q, DOCS[:20])).index(0) for q in GRADES
+        positions(SimulatedModel(EQUAL_GRADES, replace(strong, position_bias=0)).tiers(query_id, DOCS[:20])).index(0)
+        for query_id in GRADES
     ]
     assert fmean(places) < fmean(unbiased)
 
 
-def test_what_stands_in_the_middle_is_seen_less_sharply() -> None:
+def test_middle_shrinks_differences_of_middle_passages() -> None:
     grades = {"q": {"best": 3, **dict.fromkeys(DOCS, 0)}}
     judge = SimulatedModel(grades, Noise(middle=0.5))
 
-    def seen(place: int) -> float:
+    def relevance_at(place: int) -> float:
         return judge.perceived_relevance("q", (*DOCS[:place], "best", *DOCS[place:20]), 0)[place]
 
-    assert seen(0) == seen(20) == 3
-    assert seen(10) < seen(5) < seen(1) < 3
-    assert seen(10) == pytest.approx(fmean([3, *[0] * 20]) + 0.5 * (3 - 3 / 21))
+    assert relevance_at(0) == relevance_at(20) == 3
+    assert relevance_at(10) < relevance_at(5) < relevance_at(1) < 3
+    assert relevance_at(10) == pytest.approx(fmean([3, *[0] * 20]) + 0.5 * (3 - 3 / 21))
 
 
-def test_what_is_closer_than_the_gap_is_a_tie() -> None:
+def test_tie_gap_ties_close_passages() -> None:
     noise = Noise(position_bias=0.3, tie_gap=0.15)
-    assert SimulatedModel(FLAT, noise).tiers("q0", DOCS[:4]) == [[0, 1], [2, 3]]  # 1, .9, .8, .7
+    assert SimulatedModel(EQUAL_GRADES, noise).tiers("q0", DOCS[:4]) == [[0, 1], [2, 3]]  # 1, .9, .8, .7
 
 
-def test_queries_differ_in_how_hard_they_are() -> None:
+def test_query_spread_varies_the_error_by_query() -> None:
     noise = Noise(sd=1.0, query_spread=0.5)
-    spreads = [stdev(worths(noise, DOCS, q)) for q in GRADES]
+    spreads = [stdev(relevances(noise, DOCS, query_id)) for query_id in GRADES]
     assert max(spreads) > 2 * min(spreads)
-    even = [stdev(worths(replace(noise, query_spread=0), DOCS, q)) for q in GRADES]
-    assert max(even) < 1.6 * min(even)
+    equal_spreads = [stdev(relevances(replace(noise, query_spread=0), DOCS, query_id)) for query_id in GRADES]
+    assert max(equal_spreads) < 1.6 * min(equal_spreads)
 
 
 @pytest.mark.parametrize(("share", "size"), [(0.0, 20), (0.1, 20), (0.1, 10), (0.1, 40), (1.0, 20)])
-def test_malformed_answers_come_as_often_as_it_says(share: float, size: int) -> None:
+def test_malformed_sets_the_share_of_malformed_answers(share: float, size: int) -> None:
     judge = SimulatedModel(GRADES, Noise(malformed=share, position_bias=0.5))
     kinds = {"none": 0, "cut or forgotten": 0, "well formed": 0}
     calls = 0
     for query_id in GRADES:
         for sample in range(25):
-            answer = parse_ranking(ask(judge, query_id, DOCS[:size], sample=sample).text, size, finish_reason="stop")
-            whole = answer.is_valid and len(answer.ranked_numbers) == size
-            kinds["well formed" if whole else "cut or forgotten" if answer.is_valid else "none"] += 1
+            answer = parse_ranking(
+                complete_window(judge, query_id, DOCS[:size], sample=sample).text, size, finish_reason="stop"
+            )
+            is_complete = answer.is_valid and len(answer.ranked_numbers) == size
+            kinds["well formed" if is_complete else "cut or forgotten" if answer.is_valid else "none"] += 1
             calls += 1
     expected = share * size / 20
     malformed = calls - kinds["well formed"]

@@ -11,13 +11,13 @@ from rank_k.models.single_flight import RunOnce, SingleFlight
 from tests.support.waiting import settled
 
 
-def test_once_is_done_once_and_again_after_a_failure() -> None:
-    tries: list[int] = []
+def test_run_once_runs_once_and_again_after_a_failure() -> None:
+    attempts: list[int] = []
 
     async def work() -> int:
-        tries.append(1)
+        attempts.append(1)
         await asyncio.sleep(0)
-        if len(tries) == 1:
+        if len(attempts) == 1:
             raise ValueError("the first time")
         return 7
 
@@ -29,23 +29,23 @@ def test_once_is_done_once_and_again_after_a_failure() -> None:
         assert await once() == 7
 
     asyncio.run(main())
-    assert len(tries) == 2
+    assert len(attempts) == 2
 
 
 class Work:
     """Tells 1, waits, tells 2, waits, returns 3."""
 
     def __init__(self) -> None:
-        self.begun = 0
+        self.started = 0
         self.cancelled = 0
-        self.go_on = asyncio.Event()
+        self.proceed = asyncio.Event()
 
-    async def __call__(self, tell: Callable[[int], None]) -> int:
-        self.begun += 1
+    async def __call__(self, publish: Callable[[int], None]) -> int:
+        self.started += 1
         try:
-            tell(1)
-            await self.go_on.wait()
-            tell(2)
+            publish(1)
+            await self.proceed.wait()
+            publish(2)
             await asyncio.sleep(0)
             return 3
         except asyncio.CancelledError:
@@ -54,30 +54,30 @@ class Work:
             raise
 
 
-def test_who_asks_meanwhile_shares_the_result_and_hears_all_of_it() -> None:
+def test_single_flight_shares_the_result_and_all_chunks() -> None:
     async def main() -> None:
-        under_way: SingleFlight[int, int] = SingleFlight()
+        single_flight: SingleFlight[int, int] = SingleFlight()
         work = Work()
-        heard: list[list[int]] = [[], []]
-        first = asyncio.create_task(under_way.share("key", work, heard[0].append))
+        received: list[list[int]] = [[], []]
+        first_call = asyncio.create_task(single_flight.share("key", work, received[0].append))
         await settled()
-        late = asyncio.create_task(under_way.share("key", work, heard[1].append))
-        other = asyncio.create_task(under_way.share("other key", work))
+        late_call = asyncio.create_task(single_flight.share("key", work, received[1].append))
+        other_call = asyncio.create_task(single_flight.share("other key", work))
         await settled()
-        work.go_on.set()
-        assert list(await asyncio.gather(first, late, other)) == [(3, True), (3, False), (3, True)]
-        assert heard == [[1, 2], [1, 2]]
-        assert work.begun == 2
-        assert await under_way.share("key", work) == (3, True), "what is over is begun anew"
+        work.proceed.set()
+        assert list(await asyncio.gather(first_call, late_call, other_call)) == [(3, True), (3, False), (3, True)]
+        assert received == [[1, 2], [1, 2]]
+        assert work.started == 2
+        assert await single_flight.share("key", work) == (3, True), "what is over is begun anew"
 
     asyncio.run(main())
 
 
-def test_work_goes_on_while_somebody_waits_and_ends_with_the_last() -> None:
+def test_single_flight_cancels_work_with_the_last_waiter() -> None:
     async def main() -> None:
-        under_way: SingleFlight[int, int] = SingleFlight()
+        single_flight: SingleFlight[int, int] = SingleFlight()
         work = Work()
-        first, second = (asyncio.create_task(under_way.share("key", work)) for _ in range(2))
+        first, second = (asyncio.create_task(single_flight.share("key", work)) for _ in range(2))
         await settled()
         first.cancel()
         await settled()
@@ -86,23 +86,23 @@ def test_work_goes_on_while_somebody_waits_and_ends_with_the_last() -> None:
         with pytest.raises(asyncio.CancelledError):
             await second
         assert work.cancelled == 1, "and it has cleaned up"
-        work.go_on.set()
-        assert await under_way.share("key", work) == (3, True)
+        work.proceed.set()
+        assert await single_flight.share("key", work) == (3, True)
 
     asyncio.run(main())
 
 
-def test_a_failure_reaches_all_and_is_not_kept() -> None:
-    async def broken(_tell: Callable[[int], None]) -> int:
+def test_single_flight_failure_reaches_all_and_is_forgotten() -> None:
+    async def broken(_publish: Callable[[int], None]) -> int:
         await asyncio.sleep(0)
         raise ValueError("broken")
 
     async def main() -> None:
-        under_way: SingleFlight[int, int] = SingleFlight()
-        both = await asyncio.gather(*(under_way.share("key", broken) for _ in range(2)), return_exceptions=True)
-        assert [str(error) for error in both] == ["broken"] * 2
+        single_flight: SingleFlight[int, int] = SingleFlight()
+        errors = await asyncio.gather(*(single_flight.share("key", broken) for _ in range(2)), return_exceptions=True)
+        assert [str(error) for error in errors] == ["broken"] * 2
         work = Work()
-        work.go_on.set()
-        assert await under_way.share("key", work) == (3, True)
+        work.proceed.set()
+        assert await single_flight.share("key", work) == (3, True)
 
     asyncio.run(main())

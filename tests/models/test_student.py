@@ -18,7 +18,7 @@ from rank_k.window.listwise import ListwiseRanker
 from rank_k.window.prompt import PromptTemplate
 
 TEMPLATE = PromptTemplate("Q: {query}\n", "\nA:", "<{i}> {text}", " | ", "be brief")
-ASKING = {
+INFERENCE_OPTIONS = {
     "method": "listwise",
     "strategy": "blocks",
     "passage_tokens": 50,
@@ -31,49 +31,52 @@ ASKING = {
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK_K_CACHE", str(tmp_path / "cache"))
 
 
-def gguf(path: Path, content: bytes = b"numbers") -> Path:
+def write_gguf(path: Path, content: bytes = b"numbers") -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"GGUF" + content)
     return path
 
 
-def exported(folder: Path, **asking: Any) -> Path:
+def export_student(folder: Path, **options: Any) -> Path:
     """A student's folder, with whole weights."""
-    file = gguf(folder / "student.gguf")
-    write_student(file, "tiny", TEMPLATE, ASKING | asking, None)
+    file = write_gguf(folder / "student.gguf")
+    write_student(file, "tiny", TEMPLATE, INFERENCE_OPTIONS | options, None)
     return folder
 
 
-def test_a_folder_and_its_file_are_the_same_student(tmp_path: Path) -> None:
-    folder = exported(tmp_path / "s")
-    found = find_student(folder)
-    assert found is not None
-    assert found == find_student(str(folder / "student.gguf"))
-    assert (found.name, found.adapter, found.weights.path) == ("tiny", None, folder / "student.gguf")
-    assert found.template.messages("q", ["a", "b"]) == TEMPLATE.messages("q", ["a", "b"])
-    assert dict(found.asking) == ASKING
+def test_find_student_by_folder_and_by_file(tmp_path: Path) -> None:
+    folder = export_student(tmp_path / "s")
+    student = find_student(folder)
+    assert student is not None
+    assert student == find_student(str(folder / "student.gguf"))
+    assert (student.name, student.adapter, student.weights.path) == ("tiny", None, folder / "student.gguf")
+    assert student.template.messages("q", ["a", "b"]) == TEMPLATE.messages("q", ["a", "b"])
+    assert dict(student.asking) == INFERENCE_OPTIONS
 
 
-def test_it_is_asked_as_it_was_trained_unless_told_otherwise(tmp_path: Path) -> None:
-    folder = exported(tmp_path / "s")
+def test_reranker_uses_the_student_settings_by_default(tmp_path: Path) -> None:
+    folder = export_student(tmp_path / "s")
     with Reranker(folder) as reranker:
-        assert {"method": reranker.method, **reranker.effective_settings} == ASKING
+        assert {"method": reranker.method, **reranker.effective_settings} == INFERENCE_OPTIONS
         assert isinstance(reranker.ranker, ListwiseRanker)
         assert reranker.ranker.template.before == TEMPLATE.before
         settings = reranker.ranker.settings
         assert (settings.passage_tokens, settings.max_tokens, settings.temperature) == (50, 256, 0.0)
     with Reranker(folder, window=5, temperature=None, prompt="listwise") as reranker:
-        assert {"method": reranker.method, **reranker.effective_settings} == ASKING | {"window": 5, "temperature": None}
+        assert {"method": reranker.method, **reranker.effective_settings} == INFERENCE_OPTIONS | {
+            "window": 5,
+            "temperature": None,
+        }
         assert isinstance(reranker.ranker, ListwiseRanker)
         assert reranker.ranker.template.name == "rank-k"
 
 
-def test_other_models_are_asked_as_in_the_paper(tmp_path: Path) -> None:
-    plain = gguf(tmp_path / "plain.gguf")
+def test_reranker_uses_paper_settings_for_other_models(tmp_path: Path) -> None:
+    plain = write_gguf(tmp_path / "plain.gguf")
     with Reranker(plain) as reranker:
         assert reranker.effective_settings == {**PAPER, "max_tokens": 512}
         assert isinstance(reranker.model, EmbeddedModel)
@@ -82,8 +85,8 @@ def test_other_models_are_asked_as_in_the_paper(tmp_path: Path) -> None:
         assert reranker.effective_settings == PAPER
 
 
-def test_a_json_file_of_something_else_makes_no_student(tmp_path: Path) -> None:
-    file = gguf(tmp_path / "plain.gguf")
+def test_find_student_ignores_unrelated_json_files(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "plain.gguf")
     for content in ("{}", "[1]", "not json", '{"rank_k_student": 1, "gguf": "other.gguf", "name": "x"}', "[" * 99_999):
         file.with_suffix(".json").write_text(content, encoding="utf-8")
         if "other" in content:
@@ -93,44 +96,44 @@ def test_a_json_file_of_something_else_makes_no_student(tmp_path: Path) -> None:
             assert find_student(file) is None
 
 
-def test_an_adapter_knows_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = weights.Weights("base", gguf(tmp_path / "base.gguf"), "ab" * 32, 2048)
+def test_find_student_checks_the_base_of_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = weights.Weights("base", write_gguf(tmp_path / "base.gguf"), "ab" * 32, 2048)
     monkeypatch.setattr(students, "locate", lambda name: base)
-    file = gguf(tmp_path / "s" / "student.gguf", b"adapter")
-    write_student(file, "tiny", TEMPLATE, ASKING, {"name": "base", "sha256": base.sha256})
-    found = find_student(file.parent)
-    assert found is not None
-    assert (found.weights.path, found.adapter, found.weights.context_length) == (base.path, file, 2048)
+    file = write_gguf(tmp_path / "s" / "student.gguf", b"adapter")
+    write_student(file, "tiny", TEMPLATE, INFERENCE_OPTIONS, {"name": "base", "sha256": base.sha256})
+    student = find_student(file.parent)
+    assert student is not None
+    assert (student.weights.path, student.adapter, student.weights.context_length) == (base.path, file, 2048)
     with Reranker(file.parent) as reranker:
         assert isinstance(reranker.model, EmbeddedModel)
         assert reranker.model.identity == f"{base.sha256}+{weights.checksum(file)}"
-    write_student(file, "tiny", TEMPLATE, ASKING, {"name": "base", "sha256": "cd" * 32})
+    write_student(file, "tiny", TEMPLATE, INFERENCE_OPTIONS, {"name": "base", "sha256": "cd" * 32})
     with pytest.raises(InputError, match="adapter of other weights"):
         find_student(file.parent)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"rank_k_student": 2}, "version 2"),
         ({"gguf": "../elsewhere.gguf"}, "no name, or no gguf"),
         ({"prompt": {"before": "x"}}, "no whole prompt"),
         ({"asking": {"window": 3}}, "asking without all"),
-        ({"asking": ASKING | {"window": "3"}}, "wrong kind"),
-        ({"asking": ASKING | {"window": True}}, "wrong kind"),
-        ({"asking": ASKING | {"strategy": "os:system"}}, "strategy 'os:system'"),
+        ({"asking": INFERENCE_OPTIONS | {"window": "3"}}, "wrong kind"),
+        ({"asking": INFERENCE_OPTIONS | {"window": True}}, "wrong kind"),
+        ({"asking": INFERENCE_OPTIONS | {"strategy": "os:system"}}, "strategy 'os:system'"),
         ({"adapter_of": {"name": "x"}}, "adapter_of without"),
     ],
 )
-def test_settings_that_are_not_whole_are_named(tmp_path: Path, change: dict[str, Any], told: str) -> None:
-    folder = exported(tmp_path / "s")
+def test_find_student_names_incomplete_settings(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    folder = export_student(tmp_path / "s")
     path = folder / "student.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
-    with pytest.raises(FormatError, match=told):
+    with pytest.raises(FormatError, match=message):
         find_student(folder)
 
 
-def test_a_folder_without_a_student(tmp_path: Path) -> None:
+def test_find_student_without_a_student(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no student\.json.*distill export"):
         find_student(tmp_path)
     assert find_student("smollm2-135m-instruct") is None
@@ -138,6 +141,6 @@ def test_a_folder_without_a_student(tmp_path: Path) -> None:
     assert find_student("a\0b") is None
 
 
-def test_settings_are_checked_like_any(tmp_path: Path) -> None:
+def test_reranker_checks_overridden_student_settings(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="window is 0"):
-        Reranker(exported(tmp_path / "s"), window=0)
+        Reranker(export_student(tmp_path / "s"), window=0)

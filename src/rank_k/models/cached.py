@@ -17,8 +17,8 @@ from rank_k.types import OnChunk, Request, Response, StreamChunk, Usage
 
 @dataclass(slots=True)
 class CallStats:
-    """What the calls about one window add up to. `calls`: their keys in the journal; `asked` of them went to the
-    model now, for `seconds`."""
+    """Totals of the calls for one window. `calls`: their keys in the journal; `new_calls` of them were sent to the
+    model now and took `seconds`."""
 
     calls: list[str] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
@@ -29,7 +29,7 @@ class CallStats:
 
 
 class CachedCalls:
-    """Asks `model` through `journal`, on `slots` at a time, whoever asks."""
+    """Calls `model` through `journal`, with at most `concurrency` requests in flight."""
 
     def __init__(
         self,
@@ -37,50 +37,50 @@ class CachedCalls:
         journal: Journal,
         retries: RetryPolicy = RetryPolicy(),
         on_retry: Callable[[Exception, float], None] | None = None,
-        slots: int = 1_000_000,
+        concurrency: int = 1_000_000,
     ) -> None:
         self._model = model
         self._journal = journal
         self._retries = retries
         self._on_retry = on_retry
         self._random = Random()
-        self._slots = asyncio.Semaphore(slots)
-        self._under_way: SingleFlight[Response, StreamChunk] = SingleFlight()
+        self._semaphore = asyncio.Semaphore(concurrency)
+        self._in_flight: SingleFlight[Response, StreamChunk] = SingleFlight()
 
     async def complete(
         self,
         request: Request,
         purpose: str,
-        spent: CallStats,
-        on_text: OnChunk | None = None,
-        ask: Callable[[Request, OnChunk], Awaitable[Response]] | None = None,
+        stats: CallStats,
+        on_chunk: OnChunk | None = None,
+        send: Callable[[Request, OnChunk], Awaitable[Response]] | None = None,
     ) -> Response:
-        """The reply to `request`, asked for by `ask` (the model's own by default) unless the journal has it.
+        """Return the response to `request`: from the journal, else by `send` (default: the model's `complete`).
 
-        Who asks what is being asked already waits for the same reply; it counts as asked once. `on_text` hears it as
-        it arrives, and one that is known already at once. `purpose` is the journal's word for why. Raises `ModelError`
-        when the model cannot be had.
+        Identical requests in flight share one response and count as one call. `on_chunk` receives the response as it
+        arrives; a stored response arrives in one chunk. `purpose` is stored in the journal. Raises `ModelError` if the
+        model cannot be reached.
         """
         body = self._model.request_body(request)
         key = call_key(self._model.identity, body, request.sample)
-        reply = self._journal.find_response(key)
-        if reply is None:
-            asking = ask or self._model.complete
+        response = self._journal.find_response(key)
+        if response is None:
+            send_request = send or self._model.complete
 
-            async def kept(tell: OnChunk) -> Response:
-                async with self._slots:
-                    told = await call_with_retries(
-                        lambda: asking(request, tell), self._retries, self._random, self._on_retry
+            async def call_and_store(publish: OnChunk) -> Response:
+                async with self._semaphore:
+                    response = await call_with_retries(
+                        lambda: send_request(request, publish), self._retries, self._random, self._on_retry
                     )
-                shown = request.context.doc_ids
-                return self._journal.store_call(key, self._model.name, purpose, body, told, shown)
+                doc_ids = request.context.doc_ids
+                return self._journal.store_call(key, self._model.name, purpose, body, response, doc_ids)
 
-            reply, asked_here = await self._under_way.share(key, kept, on_text)
-            if asked_here:
-                spent.new_calls += 1
-                spent.seconds += reply.seconds
-        elif on_text is not None:
-            on_text(StreamChunk(reply.reasoning or "", reply.text))
-        spent.calls.append(key)
-        spent.usage += reply.usage
-        return reply
+            response, is_new_call = await self._in_flight.share(key, call_and_store, on_chunk)
+            if is_new_call:
+                stats.new_calls += 1
+                stats.seconds += response.seconds
+        elif on_chunk is not None:
+            on_chunk(StreamChunk(response.reasoning or "", response.text))
+        stats.calls.append(key)
+        stats.usage += response.usage
+        return response

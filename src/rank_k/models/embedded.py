@@ -18,7 +18,7 @@ class EmbeddedModel:
     """`weights`: a name of `weights.NAMED`, the path of a GGUF file, or weights that were located; `adapter`: a LoRA
     adapter for them, as a GGUF file. The server starts in `prepare`.
 
-    `context`: tokens per slot, None for what the weights were made for; `slots`: questions answered at a time;
+    `context_length`: tokens per slot, None for what the weights were made for; `slots`: requests answered at a time;
     `threads`: None for all cores. Raises `MissingWeights` at once if the weights are not on this machine.
     """
 
@@ -37,60 +37,60 @@ class EmbeddedModel:
         self.name = self.weights.name
         self.default_method = self.weights.default_method
         self.context_length = context_length or self.weights.context_length or 8192
-        self._slots = slots
+        self._concurrency = slots
         self._threads = threads
         self._server: EmbeddedServer | None = None
-        self._http: HttpModel | None = None
+        self._http_model: HttpModel | None = None
 
     async def prepare(self) -> None:
-        if self._http is not None:
+        if self._http_model is not None:
             return
         self._server = await EmbeddedServer.start(
             self.weights,
             context_length=self.context_length,
-            slots=self._slots,
+            slots=self._concurrency,
             threads=self._threads,
             adapter=self.adapter,
         )
         self.context_length = self._server.context_length  # what it really has
-        self._http = HttpModel(
+        self._http_model = HttpModel(
             self._server.url,
             self.name,
             api_key=self._server.api_key,
             server_type="llamacpp",
             context_length=self.context_length,
             identity=self.identity,
-            thinks=False,  # the model's template knows no thought: it is begun for it
+            reasons=False,  # the chat template has no reasoning: Rank-K opens it with a prefill
         )
 
     @property
-    def _wire(self) -> HttpModel:
-        assert self._http is not None, "prepare() comes before the first question"
-        return self._http
+    def _prepared_model(self) -> HttpModel:
+        assert self._http_model is not None, "prepare() comes before the first request"
+        return self._http_model
 
     @property
     def capabilities(self) -> Capabilities:
-        return self._wire.capabilities
+        return self._prepared_model.capabilities
 
     def request_body(self, request: Request) -> Mapping[str, Any]:
-        return self._wire.request_body(request)
+        return self._prepared_model.request_body(request)
 
-    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
+    async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         try:
-            return await self._wire.complete(request, on_text)
+            return await self._prepared_model.complete(request, on_chunk)
         except (ConnectionFailed, ServerError) as error:
-            if self._server is not None and (words := self._server.failure) is not None:
+            if self._server is not None and (failure := self._server.failure) is not None:
                 raise RequestRejected(
-                    f"the embedded server has died: {words}", "start again; calls made are kept"
+                    f"the embedded server has died: {failure}", "start again; calls made are kept"
                 ) from error
             raise
 
     async def count_tokens(self, text: str) -> int | None:
-        return await self._wire.count_tokens(text)
+        return await self._prepared_model.count_tokens(text)
 
     async def close(self) -> None:
-        if self._http is not None:
-            await self._http.close()
+        if self._http_model is not None:
+            await self._http_model.close()
         if self._server is not None:
             await self._server.close()
-        self._http = self._server = None
+        self._http_model = self._server = None

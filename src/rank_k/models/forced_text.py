@@ -21,12 +21,12 @@ class Token(NamedTuple):
     text: bytes
 
 
-def parse_tokens(told: Any) -> tuple[Token, ...] | None:
+def parse_tokens(payload: Any) -> tuple[Token, ...] | None:
     """The tokens in llama.cpp's answer to POST /tokenize `with_pieces`; None if it is none."""
-    entries = told.get("tokens") if isinstance(told, Mapping) else None
+    entries = payload.get("tokens") if isinstance(payload, Mapping) else None
     if not isinstance(entries, list):
         return None
-    found = []
+    tokens = []
     for entry in entries:
         number = entry.get("id") if isinstance(entry, Mapping) else None
         piece = entry.get("piece") if isinstance(entry, Mapping) else None
@@ -36,69 +36,71 @@ def parse_tokens(told: Any) -> tuple[Token, ...] | None:
             return None
         if not isinstance(number, int):
             return None
-        found.append(Token(number, text))
-    return tuple(found)
+        tokens.append(Token(number, text))
+    return tuple(tokens)
 
 
 def gbnf(tokens: Sequence[Token]) -> str:
     """The grammar of the text of `tokens`, in these tokens."""
-    parts = (f"<[{run[0].number}]>" if len(run) == 1 else _written(run) for run in _runs(tokens))
+    parts = (
+        f"<[{group[0].number}]>" if len(group) == 1 else _quoted_literal(group) for group in _character_groups(tokens)
+    )
     return f"root ::= {' '.join(parts) or _EMPTY}"
 
 
 def max_token_bound(tokens: Sequence[Token]) -> int:
     """As many tokens as the grammar can take: one for each byte of what is written out."""
-    return sum(1 if len(run) == 1 else len(_bytes(run)) for run in _runs(tokens))
+    return sum(1 if len(group) == 1 else len(_joined_bytes(group)) for group in _character_groups(tokens))
 
 
 def token_log_probabilities(
-    tokens: Sequence[Token], said: Sequence[tuple[str, float]]
+    tokens: Sequence[Token], server_tokens: Sequence[tuple[str, float]]
 ) -> tuple[tuple[str, float], ...] | None:
-    """Of what a server tells it `said` (text and log-probability), that which stands for one of `tokens`.
+    """Return those of `server_tokens` (text, log-probability) that stand for one of `tokens`.
 
-    What was written out is left out, and so is the end that a grammar asks for when it is at its own. None if it is
-    not the text of `tokens` that was said.
+    Characters that were written out are skipped, and so is the end-of-text token. None if the server's tokens do not
+    spell the text of `tokens`.
     """
-    found = []
-    rest = list(reversed(said))
-    for run in _runs(tokens):
-        text, spelt = _bytes(run).decode("utf-8", "replace"), ""
-        while rest and len(spelt) < len(text):
-            last = rest.pop()
-            spelt += last[0]
-        if spelt != text:
+    log_probabilities = []
+    remaining = list(reversed(server_tokens))
+    for group in _character_groups(tokens):
+        text, received = _joined_bytes(group).decode("utf-8", "replace"), ""
+        while remaining and len(received) < len(text):
+            server_token = remaining.pop()
+            received += server_token[0]
+        if received != text:
             return None
-        if len(run) == 1 and text:
-            found.append(last)
-    return tuple(found)
+        if len(group) == 1 and text:
+            log_probabilities.append(server_token)
+    return tuple(log_probabilities)
 
 
 _EMPTY = '""'
 
 
-def _runs(tokens: Sequence[Token]) -> Iterator[tuple[Token, ...]]:
+def _character_groups(tokens: Sequence[Token]) -> Iterator[tuple[Token, ...]]:
     """`tokens` in runs, each as short as can be, that end where a character does."""
-    run: tuple[Token, ...] = ()
+    group: tuple[Token, ...] = ()
     for token in tokens:
-        run += (token,)
-        if _is_text(_bytes(run)):
-            yield run
-            run = ()
-    yield from ((token,) for token in run)  # no text at all: it is the server's to refuse
+        group += (token,)
+        if _is_utf8(_joined_bytes(group)):
+            yield group
+            group = ()
+    yield from ((token,) for token in group)  # no text at all: it is the server's to refuse
 
 
-def _bytes(run: Sequence[Token]) -> bytes:
-    return b"".join(token.text for token in run)
+def _joined_bytes(group: Sequence[Token]) -> bytes:
+    return b"".join(token.text for token in group)
 
 
-def _is_text(data: bytes) -> bool:
+def _is_utf8(text: bytes) -> bool:
     try:
-        data.decode("utf-8")
+        text.decode("utf-8")
     except UnicodeDecodeError:
         return False
     return True
 
 
-def _written(run: Sequence[Token]) -> str:
+def _quoted_literal(group: Sequence[Token]) -> str:
     """A literal, every character by its number, so that none of them means anything to the grammar."""
-    return '"' + "".join(f"\\U{ord(char):08X}" for char in _bytes(run).decode("utf-8")) + '"'
+    return '"' + "".join(f"\\U{ord(char):08X}" for char in _joined_bytes(group).decode("utf-8")) + '"'

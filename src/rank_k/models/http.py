@@ -39,18 +39,18 @@ if TYPE_CHECKING:
 DEFAULT_CONTEXT_LENGTH = 32_768
 """Tokens, where neither the server nor the user says: what current reasoning models have at least."""
 
-_KEPT_OPEN = 4.0  # seconds an idle connection is kept: less than the 5 s of uvicorn's and llama.cpp's servers
-_LONGEST_ERROR = 65_536  # bytes of an error's body that are read
+_KEEPALIVE_SECONDS = 4.0  # seconds an idle connection is kept: less than the 5 s of uvicorn's and llama.cpp's servers
+_MAX_ERROR_BYTES = 65_536  # bytes of an error's body that are read
 
 
 class HttpModel:
     """`model` at `url` (with or without a trailing `/v1`).
 
-    `dialect`: a name of `DIALECTS`, or "auto" to recognize it in `prepare`. `context`: tokens; None believes
-    the server, else `ASSUMED_CONTEXT`. `identity`: what the journal keys on instead of model and revision
+    `server_type`: a name of `SERVER_TYPES`, or "auto" to detect it in `prepare`. `context_length`: tokens; None takes
+    the server's value, else `DEFAULT_CONTEXT_LENGTH`. `identity`: replaces model and revision in the journal's keys
     (the embedded model gives its weights' checksum). `read_timeout`: seconds without a byte before a call
-    counts as dropped; None waits, since a thinking model behind a queue is silent for long. `thinks`: whether
-    the model has a thought of its own.
+    counts as dropped; None waits, since a reasoning model behind a queue is silent for long. `reasons`: whether
+    the model's chat template has reasoning.
     """
 
     def __init__(
@@ -64,23 +64,25 @@ class HttpModel:
         revision: str = "",
         identity: str = "",
         read_timeout: float | None = None,
-        thinks: bool = True,
+        reasons: bool = True,
     ) -> None:
         self._url = base_url(url)
         if server_type != "auto" and server_type not in SERVER_TYPES:
-            raise InputError(f"there is no dialect {server_type!r}", f"write auto or one of {', '.join(SERVER_TYPES)}")
+            raise InputError(
+                f"there is no server type {server_type!r}", f"write auto or one of {', '.join(SERVER_TYPES)}"
+            )
         self._server_type = SERVER_TYPES.get(server_type, SERVER_TYPES["plain"])
-        self._detect = server_type == "auto"
+        self._detects_server_type = server_type == "auto"
         self._model = model or ""
         self._api_key = api_key
-        self._context = context_length
+        self._context_length = context_length
         self._revision = revision
         self._identity = identity
         self._read_timeout = read_timeout
-        self._reasons = thinks
-        self._prefill = list(self._server_type.prefill)  # forms that have not been refused
+        self._reasons = reasons
+        self._prefill_forms = list(self._server_type.prefill)  # forms that have not been refused
         self._accepts_budget = True
-        self._opening: tuple[int, ...] | None = None  # see `_template_opening`
+        self._opening_ids: tuple[int, ...] | None = None  # see `_template_opening`
         self._session: aiohttp.ClientSession | None = None
 
     @property
@@ -101,19 +103,19 @@ class HttpModel:
 
     @property
     def context_length(self) -> int:
-        return self._context or DEFAULT_CONTEXT_LENGTH
+        return self._context_length or DEFAULT_CONTEXT_LENGTH
 
     @property
     def context_length_is_known(self) -> bool:
         """Whether the user or the server said how long the context is."""
-        return self._context is not None
+        return self._context_length is not None
 
     @property
     def capabilities(self) -> Capabilities:
         row = self._server_type
         budget = bool(row.budget_path) and self._accepts_budget
         return Capabilities(
-            bool(self._prefill), bool(row.grammar), budget, row.logprobs, self._reasons, row.scores_given_text
+            bool(self._prefill_forms), bool(row.grammar), budget, row.logprobs, self._reasons, row.scores_given_text
         )
 
     def request_body(self, request: Request) -> Mapping[str, Any]:
@@ -126,16 +128,16 @@ class HttpModel:
         return body
 
     async def prepare(self) -> None:
-        """Ask the server which models it has: learns dialect and context, checks address, key and model."""
+        """Ask the server which models it has: detects server type and context length, checks address, key and model."""
         try:
             models = await self._get_json("/models")
         except RequestRejected as error:
             if error.status in (401, 403) or 300 <= error.status < 400:
                 raise
-            models = None  # a server without this endpoint; the first question will tell more
-        if self._detect:
+            models = None  # a server without this endpoint; the first request shows more
+        if self._detects_server_type:
             self._server_type = server_types.detect_server_type(self._url, models)
-            self._prefill = list(self._server_type.prefill)
+            self._prefill_forms = list(self._server_type.prefill)
         cards = server_types.model_cards(models)
         names = [str(card.get("id")) for card in cards]
         if not self._model:
@@ -152,61 +154,65 @@ class HttpModel:
             )
         if card is None and len(cards) == 1:
             card = cards[0]
-        if self._context is None and card is not None:
-            self._context = server_types.context_length(self._server_type, card)
+        if self._context_length is None and card is not None:
+            self._context_length = server_types.context_length(self._server_type, card)
 
-    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
+    async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         """Send one request. A prefill is sent in the best form that this server has not refused.
 
         Raises `RequestRejected` if no form is left, and `FieldRejected` if the server refuses the reasoning budget;
-        from then on `abilities` has no budget.
+        from then on `capabilities` has no reasoning budget.
         """
         if request.forced_text is not None:
-            return await self._complete_forced_text(request, request.forced_text, on_text)
-        while request.prefill and self._prefill:
-            form = self._prefill[0]
+            return await self._complete_forced_text(request, request.forced_text, on_chunk)
+        while request.prefill and self._prefill_forms:
+            form = self._prefill_forms[0]
             try:
-                return await (self._complete(request, on_text) if form == "raw" else self._chat(request, on_text))
+                return await (
+                    self._text_completion(request, on_chunk)
+                    if form == "raw"
+                    else self._chat_completion(request, on_chunk)
+                )
             except PromptFiltered:
                 raise
             except RequestRejected as error:
                 if error.status in (401, 403):
                     raise
-                if form in self._prefill:
-                    self._prefill.remove(form)
+                if form in self._prefill_forms:
+                    self._prefill_forms.remove(form)
         if request.prefill:
             raise RequestRejected(f"{self._url} cannot go on from a given beginning", "see docs/servers.md")
-        return await self._chat(request, on_text)
+        return await self._chat_completion(request, on_chunk)
 
-    async def _chat(self, request: Request, on_text: OnChunk | None) -> Response:
+    async def _chat_completion(self, request: Request, on_chunk: OnChunk | None) -> Response:
         body = server_types.request_body(self._server_type, self._model, request)
         try:
-            return await self._stream("/chat/completions", body, on_text, request.prefill)
+            return await self._stream("/chat/completions", body, on_chunk, request.prefill)
         except RequestRejected as error:
             if request.reasoning_budget is None or not server_types.rejects_budget(self._server_type, error.problem):
                 raise
             self._accepts_budget = False
             raise FieldRejected(error.problem, error.remedy, error.status) from error
 
-    async def _complete(self, request: Request, on_text: OnChunk | None) -> Response:
-        """The chat template rendered by the server, the prefill behind it, gone on with as plain text."""
+    async def _text_completion(self, request: Request, on_chunk: OnChunk | None) -> Response:
+        """Render the chat template on the server, append the prefill, and complete it as plain text."""
         prompt = await self._render_prompt(request)
         body = server_types.completion_body(self._server_type, self._model, request, prompt)
-        return await self._stream("/completions", body, on_text)
+        return await self._stream("/completions", body, on_chunk)
 
-    async def _complete_forced_text(self, request: Request, spelling: str, on_text: OnChunk | None) -> Response:
-        """The spelling said, in the tokens that it usually has behind the text before it."""
+    async def _complete_forced_text(self, request: Request, forced_text: str, on_chunk: OnChunk | None) -> Response:
+        """Return the log-probabilities of `forced_text`, in the tokens that it has after the prompt."""
         prompt = server_types.raw_prompt(request)
-        before, whole = await self._tokens(prompt), await self._tokens(prompt + spelling)
-        if whole[: len(before)] == before:
-            said = whole[len(before) :]
-        else:  # the end of the one and the beginning of the other have grown together
-            said = await self._tokens(spelling)
-        body = server_types.forced_text_body(self._model, prompt, said)
-        reply = await self._stream("/completions", body, on_text)
-        return replace(reply, tokens=token_log_probabilities(said, reply.tokens or ()))
+        prompt_tokens, joined_tokens = await self._tokenize(prompt), await self._tokenize(prompt + forced_text)
+        if joined_tokens[: len(prompt_tokens)] == prompt_tokens:
+            forced_tokens = joined_tokens[len(prompt_tokens) :]
+        else:  # the last token of the prompt and the first one of the text have merged
+            forced_tokens = await self._tokenize(forced_text)
+        body = server_types.forced_text_body(self._model, prompt, forced_tokens)
+        response = await self._stream("/completions", body, on_chunk)
+        return replace(response, tokens=token_log_probabilities(forced_tokens, response.tokens or ()))
 
-    async def _tokens(self, text: str) -> tuple[Token, ...]:
+    async def _tokenize(self, text: str) -> tuple[Token, ...]:
         tokens = None
         if self._server_type.scores_given_text:
             root = self._url.removesuffix("/v1")
@@ -219,19 +225,19 @@ class HttpModel:
         root = self._url.removesuffix("/v1")
         messages = [{"role": role, "content": content} for role, content in request.messages]
         if self._server_type.name == "llamacpp":
-            answer = await self._post_json(root + "/apply-template", {"messages": messages})
-            prompt = answer.get("prompt") if isinstance(answer, Mapping) else None
+            payload = await self._post_json(root + "/apply-template", {"messages": messages})
+            prompt = payload.get("prompt") if isinstance(payload, Mapping) else None
             if not isinstance(prompt, str):
                 raise RequestRejected(f"{self._url} does not render chat templates", "see docs/servers.md", 501)
             return server_types.join_prefill(prompt, request.prefill)
         # vLLM renders into token ids, which its completions take as a prompt.
         body = {"model": self._model, "messages": messages, "add_generation_prompt": True}
-        prompt_ids = await self._token_ids(root + "/tokenize", body)
+        prompt_ids = await self._request_token_ids(root + "/tokenize", body)
         prefill = request.prefill
         if prefill.startswith(server_types.OPENING):
             opening = await self._template_opening(prompt_ids)
             prompt_ids = prompt_ids[: len(prompt_ids) - len(opening)]
-        return prompt_ids + await self._text_ids(prefill)
+        return prompt_ids + await self._text_token_ids(prefill)
 
     async def _template_opening(self, prompt_ids: Sequence[int]) -> tuple[int, ...]:
         """Return the token ids with which the chat template opens the reasoning block; () if it does not.
@@ -240,33 +246,35 @@ class HttpModel:
         opens the block too takes the place of these tokens. The template is the same for every prompt, so that
         the result is kept.
         """
-        if self._opening is None:
+        if self._opening_ids is None:
             opening: tuple[int, ...] = ()
             for line_ends in ("\n", "", "\n\n"):
-                ids = tuple(await self._text_ids(server_types.OPENING + line_ends))
+                ids = tuple(await self._text_token_ids(server_types.OPENING + line_ends))
                 if ids and tuple(prompt_ids[-len(ids) :]) == ids:
                     opening = ids
                     break
-            self._opening = opening
-        return self._opening
+            self._opening_ids = opening
+        return self._opening_ids
 
-    async def _text_ids(self, text: str) -> list[int]:
+    async def _text_token_ids(self, text: str) -> list[int]:
         body = {"model": self._model, "prompt": text, "add_special_tokens": False}
-        return await self._token_ids(self._url.removesuffix("/v1") + "/tokenize", body)
+        return await self._request_token_ids(self._url.removesuffix("/v1") + "/tokenize", body)
 
-    async def _token_ids(self, url: str, body: Mapping[str, Any]) -> list[int]:
-        answer = await self._post_json(url, body)
-        tokens = answer.get("tokens") if isinstance(answer, Mapping) else None
+    async def _request_token_ids(self, url: str, body: Mapping[str, Any]) -> list[int]:
+        payload = await self._post_json(url, body)
+        tokens = payload.get("tokens") if isinstance(payload, Mapping) else None
         if not isinstance(tokens, list):
             raise RequestRejected(f"{self._url} does not tokenize chats", "see docs/servers.md", 501)
         return tokens
 
-    async def _stream(self, path: str, body: Mapping[str, Any], on_text: OnChunk | None, echoed: str = "") -> Response:
-        reader = ResponseReader(on_text, echoed)
+    async def _stream(
+        self, path: str, body: Mapping[str, Any], on_chunk: OnChunk | None, echoed_prefill: str = ""
+    ) -> Response:
+        reader = ResponseReader(on_chunk, echoed_prefill)
         started = time.monotonic()
-        async with self._exchange("POST", path, {**body, **server_types.STREAMING}) as response:
+        async with self._send_request("POST", path, {**body, **server_types.STREAMING}) as response:
             if response.headers.get("Content-Type", "").startswith("application/json"):
-                reader.read_json(await self._json(response))  # a server that cannot stream
+                reader.read_json(await self._read_json(response))  # a server that cannot stream
             else:
                 await _read_events(response, reader)
         return reader.response(time.monotonic() - started)
@@ -277,10 +285,10 @@ class HttpModel:
         path, text_key, ids_key = self._server_type.tokenize
         root = self._url.removesuffix("/v1")
         try:
-            counted = await self._post_json(root + path, {"model": self._model, text_key: text})
+            payload = await self._post_json(root + path, {"model": self._model, text_key: text})
         except RequestRejected:
             return None  # switched off on this server
-        tokens = counted.get(ids_key) if isinstance(counted, Mapping) else None
+        tokens = payload.get(ids_key) if isinstance(payload, Mapping) else None
         return len(tokens) if isinstance(tokens, list) else None
 
     async def close(self) -> None:
@@ -298,7 +306,9 @@ class HttpModel:
             if self._api_key:
                 headers["Authorization"] = f"Bearer {self._api_key}"
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_OPEN, socket_factory=_keepalive_socket),
+                connector=aiohttp.TCPConnector(
+                    limit=0, keepalive_timeout=_KEEPALIVE_SECONDS, socket_factory=_keepalive_socket
+                ),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._read_timeout),
                 headers=headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -308,7 +318,7 @@ class HttpModel:
         return self._session
 
     @contextlib.asynccontextmanager
-    async def _exchange(
+    async def _send_request(
         self, method: str, path: str, body: Mapping[str, Any] | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request; whatever goes wrong comes out as a `ModelError` that says so."""
@@ -328,7 +338,7 @@ class HttpModel:
                 allow_redirects=False,
             ) as response:
                 if response.status != 200:
-                    raise await self._error_of(response)
+                    raise await self._read_error(response)
                 yield response
         except aiohttp.ClientConnectorError as error:
             reason = error.os_error.strerror or error.os_error or "no connection"
@@ -341,20 +351,20 @@ class HttpModel:
                 "look into its log; the same command goes on from here",
             ) from error
 
-    async def _error_of(self, response: aiohttp.ClientResponse) -> ModelError:
+    async def _read_error(self, response: aiohttp.ClientResponse) -> ModelError:
         status = response.status
-        raw = await response.content.read(_LONGEST_ERROR)
-        said = error_message(raw)
+        raw = await response.content.read(_MAX_ERROR_BYTES)
+        message = error_message(raw)
         if self._api_key:
-            said = said.replace(self._api_key, "***")
+            message = message.replace(self._api_key, "***")
         if 300 <= status < 400:
-            where = response.headers.get("Location", "elsewhere")[:200]
-            return RequestRejected(f"{self._url} redirects to {where}", "give that address with --server", status)
+            location = response.headers.get("Location", "elsewhere")[:200]
+            return RequestRejected(f"{self._url} redirects to {location}", "give that address with --server", status)
         return error_for_status(
-            status, said, self._url, self._model, retry_after_seconds(response.headers.get("Retry-After"))
+            status, message, self._url, self._model, retry_after_seconds(response.headers.get("Retry-After"))
         )
 
-    async def _json(self, response: aiohttp.ClientResponse) -> Any:
+    async def _read_json(self, response: aiohttp.ClientResponse) -> Any:
         raw = b""
         try:
             async for chunk in response.content.iter_any():
@@ -370,19 +380,19 @@ class HttpModel:
             raise ServerError(f"the server at {self._url} sent what is not JSON", "is it an LLM server?") from error
 
     async def _get_json(self, path: str) -> Any:
-        async with self._exchange("GET", path) as response:
-            return await self._json(response)
+        async with self._send_request("GET", path) as response:
+            return await self._read_json(response)
 
     async def _post_json(self, path: str, body: Mapping[str, Any]) -> Any:
-        """A small question about text. Asked once more at once if a connection kept open turns out to be closed."""
+        """POST a small request; repeat it once at once if a connection kept open turns out to be closed."""
         try:
             return await self._post_json_once(path, body)
         except ServerError:
             return await self._post_json_once(path, body)
 
     async def _post_json_once(self, path: str, body: Mapping[str, Any]) -> Any:
-        async with self._exchange("POST", path, body) as response:
-            return await self._json(response)
+        async with self._send_request("POST", path, body) as response:
+            return await self._read_json(response)
 
 
 async def _read_events(response: aiohttp.ClientResponse, reader: ResponseReader) -> None:
@@ -430,11 +440,11 @@ def base_url(url: str) -> str:
     """`url` in one spelling, ending in `/v1` unless it has a path of its own. Raises `InputError`."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
-        name = (parts.hostname or "").encode("idna")  # as it will be looked up
-        usable = parts.scheme in ("http", "https") and bool(name) and parts.port != 0
+        host_name = (parts.hostname or "").encode("idna")  # as it will be looked up
+        is_valid = parts.scheme in ("http", "https") and bool(host_name) and parts.port != 0
     except ValueError:  # a port out of range, half an IPv6 address, a name with a part that is empty or too long
-        usable = False
-    if not usable:
+        is_valid = False
+    if not is_valid:
         raise InputError(f"{url!r} is no server address", "write it like http://localhost:8000/v1")
     if parts.username or parts.password or parts.query:  # not shown
         raise InputError("the server address holds a password or a query", "give the key with --api-key-env instead")
@@ -447,13 +457,13 @@ def _is_loopback(url: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def _keepalive_socket(address: Any) -> socket.socket:
+def _keepalive_socket(address_info: Any) -> socket.socket:
     """A socket that notices a peer that vanished: without a read time-out nothing else would."""
-    family, kind, protocol, _, _ = address
-    sock = socket.socket(family, kind, protocol)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    family, socket_type, protocol, _, _ = address_info
+    connection = socket.socket(family, socket_type, protocol)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 6)):
         if hasattr(socket, option):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    return sock
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return connection

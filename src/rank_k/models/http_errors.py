@@ -23,32 +23,32 @@ _CONTENT_FILTER = re.compile(
 """Codes and words of content filters: OpenAI and Azure, OpenRouter, Alibaba Cloud, DeepSeek, Gemini."""
 
 
-def error_for_status(status: int, said: str, url: str, model: str, retry_after: float | None) -> ModelError:
+def error_for_status(status: int, message: str, url: str, model: str, retry_after: float | None) -> ModelError:
     """The error that an HTTP status and the server's words amount to."""
-    words = f": {said}" if said else ""
-    if status in (400, 413, 422) and _CONTEXT_WORDS.search(said):
-        return ContextOverflow(f"the prompt does not fit the model's context{words}", "lower --passage-tokens")
+    detail = f": {message}" if message else ""
+    if status in (400, 413, 422) and _CONTEXT_WORDS.search(message):
+        return ContextOverflow(f"the prompt does not fit the model's context{detail}", "lower --passage-tokens")
     if status in (429, 503, 529):
-        return ServerOverloaded(f"{url} is overloaded ({status}){words}", "lower --concurrency", retry_after)
+        return ServerOverloaded(f"{url} is overloaded ({status}){detail}", "lower --concurrency", retry_after)
     if status in (408, 409, 425) or status >= 500:
-        return ServerError(f"{url} failed ({status}){words}", "look into the server's log")
-    if status in (400, 403, 422, 451) and _CONTENT_FILTER.search(said):
+        return ServerError(f"{url} failed ({status}){detail}", "look into the server's log")
+    if status in (400, 403, 422, 451) and _CONTENT_FILTER.search(message):
         return PromptFiltered(
-            f"the content filter of {url} refused a prompt ({status}){words}",
+            f"the content filter of {url} refused a prompt ({status}){detail}",
             "the window keeps its input order; rephrase the query or remove the passage to have it ranked",
             status,
         )
     if status in (401, 403):
         return RequestRejected(
-            f"{url} refused the key ({status}){words}", "name the right variable with --api-key-env", status
+            f"{url} refused the key ({status}){detail}", "name the right variable with --api-key-env", status
         )
     if status == 404:
         return RequestRejected(
-            f"{url} does not know the model {model!r} or the path (404){words}",
+            f"{url} does not know the model {model!r} or the path (404){detail}",
             "check --model, and that --server ends in /v1",
             status,
         )
-    return RequestRejected(f"{url} refused the request ({status}){words}", "see docs/servers.md", status)
+    return RequestRejected(f"{url} refused the request ({status}){detail}", "see docs/servers.md", status)
 
 
 def error_from_event(error: Any) -> ModelError:
@@ -61,16 +61,16 @@ def error_from_event(error: Any) -> ModelError:
 
 def error_message(raw: bytes) -> str:
     """What an error's body says, on one line."""
-    said: Any = raw.decode("utf-8", "replace")
+    message: Any = raw.decode("utf-8", "replace")
     try:
         body = json.loads(raw)
     except ValueError:
         body = None
     if isinstance(body, Mapping):
-        inner = body.get("error", body)
-        message = _code_and_message(inner) if isinstance(inner, Mapping) else inner
-        said = message or said
-    return " ".join(str(said).split())[:300]
+        error_object = body.get("error", body)
+        inner_message = _code_and_message(error_object) if isinstance(error_object, Mapping) else error_object
+        message = inner_message or message
+    return " ".join(str(message).split())[:300]
 
 
 def _code_and_message(error: Mapping[str, Any]) -> Any:

@@ -24,20 +24,20 @@ from rank_k.errors import InputError
 from rank_k.models.weights import Weights, checksum
 
 _PROGRAM = Path(__file__).with_name("llama_server.py")
-_TAIL = 8192  # bytes of the child's stderr that are kept
+_TAIL_BYTES = 8192  # bytes of the child's stderr that are kept
 _ERROR_LINE = re.compile(r"^[\d.]+ E (.+)$", re.MULTILINE)
 
 
 class EmbeddedServer:
     """A llama.cpp server on a loopback port that only we have the key to. Made by `start`.
 
-    `url`: ends in `/v1`. `api_key`: random, sent as a bearer token. `context`: tokens per slot as the server
+    `url`: ends in `/v1`. `api_key`: random, sent as a bearer token. `context_length`: tokens per slot as the server
     has it, never more than the weights were trained for. `identity`: the weights' sha256, and "+" and the
     adapter's where there is one.
     """
 
     def __init__(
-        self, process: subprocess.Popen[bytes], tail: _Tail, url: str, api_key: str, context_length: int
+        self, process: subprocess.Popen[bytes], tail: _StderrTail, url: str, api_key: str, context_length: int
     ) -> None:
         self.url = url
         self.api_key = api_key
@@ -60,7 +60,7 @@ class EmbeddedServer:
     ) -> EmbeddedServer:
         """Start a server for `weights` and wait until it answers.
 
-        `context`: tokens per slot; prompt, thought and answer share them. `slots`: requests worked on at a time;
+        `context_length`: tokens per slot; prompt, reasoning and answer share them. `slots`: requests at a time;
         each takes its part of the memory at once. `threads`: None for all cores this process may use. `adapter`:
         a LoRA adapter as a GGUF file. `load_timeout`: seconds until the weights must be loaded.
 
@@ -80,35 +80,37 @@ class EmbeddedServer:
         if adapter is not None:
             identity += "+" + await asyncio.to_thread(checksum, Path(adapter))
         api_key = secrets.token_urlsafe(32)
-        wanted = {
-            "weights": _absolute(weights.path),
+        configuration = {
+            "weights": _absolute_path(weights.path),
             "name": weights.name,
-            "adapter": None if adapter is None else _absolute(adapter),
+            "adapter": None if adapter is None else _absolute_path(adapter),
             "api_key": api_key,
             "context_length": context_length,
             "slots": slots,
             "threads": threads or available_cores(),
         }
-        process = _spawn()
-        tail = _Tail(process.stderr)
+        process = _start_process()
+        tail = _StderrTail(process.stderr)
         try:
-            facts = await asyncio.wait_for(asyncio.to_thread(_send_configuration, process, wanted), load_timeout)
+            startup = await asyncio.wait_for(
+                asyncio.to_thread(_send_configuration, process, configuration), load_timeout
+            )
         except TimeoutError:
-            await _end(process, tail)
+            await _stop_process(process, tail)
             raise InputError(
                 f"the embedded server did not load {weights.path} within {load_timeout:g} s",
                 "try again on a quieter machine, or smaller weights",
             ) from None
         except BaseException:
-            await _end(process, tail)
+            await _stop_process(process, tail)
             raise
-        if facts is None:
-            await _end(process, tail, patience=5)
+        if startup is None:
+            await _stop_process(process, tail, wait_seconds=5)
             raise InputError(
                 f"the embedded server could not start with {weights.path}: {_exit_message(process, tail)}",
                 "check the weights, or give a smaller context or fewer slots if memory ran out",
             )
-        server = cls(process, tail, f"{facts['url']}/v1", api_key, facts["context_length"])
+        server = cls(process, tail, f"{startup['url']}/v1", api_key, startup["context_length"])
         server.identity = identity
         return server
 
@@ -123,10 +125,10 @@ class EmbeddedServer:
     async def close(self) -> None:
         """End the server and what it is working on. Closing twice does nothing."""
         self._closed = True
-        await _end(self._process, self._tail, patience=5)
+        await _stop_process(self._process, self._tail, wait_seconds=5)
 
 
-class _Tail:
+class _StderrTail:
     """Reads all that a pipe brings, on a thread of its own, and keeps the end.
 
     A thread, since the pipe has to be emptied also while the event loop is busy: a full one stops the child.
@@ -135,13 +137,13 @@ class _Tail:
     def __init__(self, pipe: IO[bytes] | None) -> None:
         assert pipe is not None
         self._pipe = pipe
-        self._kept = b""
+        self._content = b""
         self._thread = threading.Thread(target=self._drain, name="rank-k llama.cpp stderr", daemon=True)
         self._thread.start()
 
     def _drain(self) -> None:
         while chunk := os.read(self._pipe.fileno(), 65536):
-            self._kept = (self._kept + chunk)[-_TAIL:]
+            self._content = (self._content + chunk)[-_TAIL_BYTES:]
 
     def join(self) -> None:
         """Wait for the end of the pipe, which comes with the end of the child."""
@@ -151,7 +153,7 @@ class _Tail:
 
     @property
     def text(self) -> str:
-        return self._kept.decode("utf-8", "replace")
+        return self._content.decode("utf-8", "replace")
 
 
 def available_cores() -> int:
@@ -163,51 +165,51 @@ def available_cores() -> int:
     return cores
 
 
-def _spawn() -> subprocess.Popen[bytes]:
+def _start_process() -> subprocess.Popen[bytes]:
     # -P: the program's own folder must not shadow modules (it has an http.py). A session of its own, so that
     # signals meant for us, Ctrl-C first, do not reach the server before we have decided what they mean.
-    apart: dict[str, Any] = {"start_new_session": True}
+    process_options: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
-        apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        process_options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return subprocess.Popen(
         [sys.executable, "-P", str(_PROGRAM)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        **apart,
+        **process_options,
     )
 
 
-def _send_configuration(process: subprocess.Popen[bytes], wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """Say what to serve and wait for address and context; None if the child ended instead. Blocks."""
+def _send_configuration(process: subprocess.Popen[bytes], configuration: dict[str, Any]) -> dict[str, Any] | None:
+    """Send what to serve, wait for address and context length; None if the child ended instead. Blocks."""
     assert process.stdin is not None
     assert process.stdout is not None
     with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(json.dumps(wanted).encode() + b"\n")
+        process.stdin.write(json.dumps(configuration).encode() + b"\n")
         process.stdin.flush()  # and left open: its end ends the child
     line = process.stdout.readline()
     return json.loads(line) if line else None
 
 
-def _absolute(path: str | Path) -> str:
+def _absolute_path(path: str | Path) -> str:
     return str(Path(path).absolute())
 
 
-async def _end(process: subprocess.Popen[bytes], tail: _Tail, patience: float = 0) -> None:
+async def _stop_process(process: subprocess.Popen[bytes], tail: _StderrTail, wait_seconds: float = 0) -> None:
     """Close the child's stdin, which ends it; kill it where that is not enough. Not to be cancelled half-way."""
     try:
-        await asyncio.shield(asyncio.to_thread(_end_now, process, tail, patience))
+        await asyncio.shield(asyncio.to_thread(_stop_process_now, process, tail, wait_seconds))
     except RuntimeError:  # Python itself is ending, and starts no thread any more
-        _end_now(process, tail, patience)
+        _stop_process_now(process, tail, wait_seconds)
 
 
-def _end_now(process: subprocess.Popen[bytes], tail: _Tail, patience: float) -> None:
+def _stop_process_now(process: subprocess.Popen[bytes], tail: _StderrTail, wait_seconds: float) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     with contextlib.suppress(OSError):
         process.stdin.close()
     try:
-        process.wait(patience)
+        process.wait(wait_seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -215,11 +217,11 @@ def _end_now(process: subprocess.Popen[bytes], tail: _Tail, patience: float) -> 
     tail.join()
 
 
-def _exit_message(process: subprocess.Popen[bytes], tail: _Tail) -> str:
-    """What the child said last, on one line: the first of its errors, which name the cause; else its last lines."""
-    said = tail.text
-    errors = list(dict.fromkeys(_ERROR_LINE.findall(said)))[:2]
-    lines = errors or [line for line in said.splitlines() if line.strip()][-3:]
+def _exit_message(process: subprocess.Popen[bytes], tail: _StderrTail) -> str:
+    """Return the child's first errors, which name the cause, or else its last lines, on one line."""
+    output = tail.text
+    errors = list(dict.fromkeys(_ERROR_LINE.findall(output)))[:2]
+    lines = errors or [line for line in output.splitlines() if line.strip()][-3:]
     if process.returncode is not None and process.returncode < 0:
         lines.append(f"killed by signal {-process.returncode}")
     return " | ".join(" ".join(line.split()) for line in lines)[:500] or f"exit code {process.returncode}"

@@ -11,10 +11,10 @@ from rank_k.types import OnChunk, Request, Response, StreamChunk
 
 
 class ScriptedModel:
-    """Answers with `replies` in turn, or with what a function of the request returns.
+    """Answers with `responses` in turn, or with what a function of the request returns.
 
-    A reply may be a text, a `Reply`, or an exception, which is raised. `history` holds the requests asked. When
-    the script is at its end, asking raises `ModelError`.
+    A response may be a text, a `Response`, or an exception, which is raised. `history` holds the requests. A request
+    after the last response raises `ModelError`.
     """
 
     name = "scripted"
@@ -22,15 +22,15 @@ class ScriptedModel:
 
     def __init__(
         self,
-        replies: Iterable[str | Response | Exception] | Callable[[Request], str | Response | Exception],
+        responses: Iterable[str | Response | Exception] | Callable[[Request], str | Response | Exception],
         *,
         context_length: int = 32_768,
         tokens: Callable[[str], int] | None = None,
         abilities: Capabilities = Capabilities(),
     ) -> None:
-        self._reply = replies if callable(replies) else None
-        self._script = iter(()) if callable(replies) else iter(replies)
-        self._tokens = tokens
+        self._respond = responses if callable(responses) else None
+        self._responses = iter(()) if callable(responses) else iter(responses)
+        self._count_tokens = tokens
         self.capabilities = abilities
         self.context_length = context_length
         self.history: list[Request] = []
@@ -49,20 +49,20 @@ class ScriptedModel:
             "spelling": request.forced_text,
         }
 
-    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
+    async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         self.history.append(request)
-        found = self._reply(request) if self._reply is not None else next(self._script, None)
-        if found is None:
-            raise ModelError("the script is at its end", "give ScriptedModel more replies")
-        if isinstance(found, Exception):
-            raise found
-        reply = Response(found, finish_reason="stop") if isinstance(found, str) else found
-        if on_text is not None and on_text(StreamChunk(reply.reasoning or "", reply.text)):
-            return Response(reply.text, reply.reasoning, "stopped", reply.usage, reply.seconds)
-        return reply
+        scripted = self._respond(request) if self._respond is not None else next(self._responses, None)
+        if scripted is None:
+            raise ModelError("the script is at its end", "give ScriptedModel more responses")
+        if isinstance(scripted, Exception):
+            raise scripted
+        response = Response(scripted, finish_reason="stop") if isinstance(scripted, str) else scripted
+        if on_chunk is not None and on_chunk(StreamChunk(response.reasoning or "", response.text)):
+            return Response(response.text, response.reasoning, "stopped", response.usage, response.seconds)
+        return response
 
     async def count_tokens(self, text: str) -> int | None:
-        return None if self._tokens is None else self._tokens(text)
+        return None if self._count_tokens is None else self._count_tokens(text)
 
     async def close(self) -> None:
         """Nothing to free."""

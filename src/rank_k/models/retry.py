@@ -29,7 +29,7 @@ class RetryPolicy:
     longest: float = 30.0
     longest_wait: float = 300.0
 
-    def tries(self, error: ModelError) -> int:
+    def max_attempts(self, error: ModelError) -> int:
         return self.overloaded if isinstance(error, ServerOverloaded) else self.broken
 
     def delay(self, failures: int, error: ModelError, random: Random) -> float:
@@ -43,11 +43,11 @@ class RetryPolicy:
 
 async def call_with_retries(
     call: Callable[[], Awaitable[T]],
-    retries: RetryPolicy,
+    policy: RetryPolicy,
     random: Random,
     on_retry: Callable[[ModelError, float], None] | None = None,
 ) -> T:
-    """`call()`, again while it raises a retryable `ModelError`; `RetriesExhausted` when the tries are used up."""
+    """Return `call()`, repeated while it raises a retryable `ModelError`; then raise `RetriesExhausted`."""
     failures: Counter[bool] = Counter()
     while True:
         try:
@@ -55,13 +55,13 @@ async def call_with_retries(
         except ModelError as error:
             if not error.retryable:
                 raise
-            kind = isinstance(error, ServerOverloaded)
-            failures[kind] += 1
-            if failures[kind] >= retries.tries(error):
+            is_overload = isinstance(error, ServerOverloaded)
+            failures[is_overload] += 1
+            if failures[is_overload] >= policy.max_attempts(error):
                 raise RetriesExhausted(
                     f"no answer after {failures.total()} tries: {error.problem}", error.remedy
                 ) from error
-            wait = retries.delay(failures[kind], error, random)
+            wait = policy.delay(failures[is_overload], error, random)
             if on_retry is not None:
                 on_retry(error, wait)
         await asyncio.sleep(wait)

@@ -24,16 +24,17 @@ class ServerType:
     """One row: a kind of server.
 
     `hosts`: host names that are it. `owners`: values of `owned_by` in GET /v1/models that give it away.
-    `max_tokens`: the key of the token limit. `extra`: sent with every request. `direct`: sent to have the
-    answer without a thought. `tokenize`: (path, key of the text, key of the ids) of its tokenizer, if any.
+    `max_tokens`: the key of the token limit. `extra`: sent with every request. `no_reasoning`: sent for an
+    answer without reasoning. `tokenize`: (path, key of the text, key of the ids) of its tokenizer, if any.
     `context`: where a model's card states its context, as paths into the entry of GET /v1/models.
     `lists_models`: whether GET /v1/models can be believed about which models exist.
     `keeps_connections`: False where a connection kept open is closed under the next question, as llama.cpp's server
-    does after nearly every answer. `budget`: the path of keys under which it takes a reasoning budget, () if none.
+    does after nearly every answer. `budget_path`: the path of keys under which it takes a reasoning budget, () if none.
     `prefill`: ways to go on from a given beginning, best first: "raw" renders the chat template on the server
-    and completes the text, "continue" leaves the assistant's last message open. `continuing`: sent for the latter.
-    `grammar`: how it takes a grammar: "gbnf", "structured" or "regex"; "" if it does not. `spells`: its grammars
-    can name tokens, and it tells the probability that a token had before the grammar (see `spelling.py`).
+    and completes the text, "continue" leaves the assistant's last message open. `continuation`: sent for the latter.
+    `grammar`: how it takes a grammar: "gbnf", "structured" or "regex"; "" if it does not.
+    `scores_given_text`: its grammars can name tokens, and it returns the probability that a token had before the
+    grammar (see `forced_text.py`).
     """
 
     name: str
@@ -56,7 +57,7 @@ class ServerType:
 
 
 _OPEN_LAST_MESSAGE = {"continue_final_message": True, "add_generation_prompt": False}
-_NO_THINKING_TEMPLATE = {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}
+_DISABLED_REASONING = {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}
 
 SERVER_TYPES = {
     row.name: row
@@ -64,7 +65,7 @@ SERVER_TYPES = {
         ServerType(
             "vllm",
             owners=("vllm",),
-            no_reasoning=_NO_THINKING_TEMPLATE,
+            no_reasoning=_DISABLED_REASONING,
             tokenize=("/tokenize", "prompt", "tokens"),
             budget_path=("thinking_token_budget",),
             prefill=("raw", "continue"),
@@ -76,7 +77,7 @@ SERVER_TYPES = {
             "sglang",
             owners=("sglang",),
             extra={"separate_reasoning": True},
-            no_reasoning=_NO_THINKING_TEMPLATE,
+            no_reasoning=_DISABLED_REASONING,
             tokenize=("/tokenize", "prompt", "tokens"),
             budget_path=("custom_params", "thinking_budget"),
             prefill=("continue",),
@@ -88,7 +89,7 @@ SERVER_TYPES = {
             "llamacpp",
             owners=("llamacpp",),
             extra={"cache_prompt": True},
-            no_reasoning=_NO_THINKING_TEMPLATE,
+            no_reasoning=_DISABLED_REASONING,
             tokenize=("/tokenize", "content", "tokens"),
             context=(("meta", "n_ctx"), ("meta", "n_ctx_train")),
             keeps_connections=False,
@@ -149,7 +150,7 @@ def context_length(server_type: ServerType, card: Json) -> int | None:
         value: Any = card
         for key in path:
             value = value.get(key) if isinstance(value, Mapping) else None
-        if count := _count(value):
+        if count := _token_count(value):
             return count
     return None
 
@@ -172,7 +173,7 @@ def request_body(server_type: ServerType, model: str, request: Request) -> dict[
     if request.reasoning is False:
         body.update(server_type.no_reasoning)
     elif request.reasoning_budget is not None and server_type.budget_path:
-        _set(body, server_type.budget_path, request.reasoning_budget)
+        _set_at_path(body, server_type.budget_path, request.reasoning_budget)
     if request.logprobs and server_type.logprobs:
         body.update(logprobs=True, top_logprobs=1)
     return body
@@ -189,16 +190,16 @@ def completion_body(server_type: ServerType, model: str, request: Request, promp
 
 
 def raw_prompt(request: Request) -> str:
-    """The messages' text as it stands: what a spelling goes on from."""
+    """Return the messages' text without a chat template: what a forced text follows."""
     return "".join(message.content for message in request.messages)
 
 
 def forced_text_key_body(model: str, request: Request) -> dict[str, Any]:
-    """What is to be spelt, behind which text: all that decides the reply, and what the journal keeps of it."""
+    """Return the prompt and the forced text: all that decides the response, and what the journal stores."""
     return {"model": model, "prompt": raw_prompt(request), "spelling": request.forced_text}
 
 
-_BARE: Json = {"lora": [{"id": 0, "scale": 0.0}]}
+_NO_ADAPTER: Json = {"lora": [{"id": 0, "scale": 0.0}]}
 """The weights as they are: adapters that such a list does not name are out as well. An empty list counts as none."""
 
 
@@ -210,8 +211,16 @@ def forced_text_body(model: str, prompt: str, tokens: Sequence[Token]) -> dict[s
     out: one that was trained to compare has forgotten what is likely (rank-k-nano: a query after the passage that
     answers it has a logarithm of -22 with it, and of -9 without). Servers without one take no notice.
     """
-    held = {"grammar": forced_text.gbnf(tokens), "max_tokens": forced_text.max_token_bound(tokens)}
-    return {"model": model, "prompt": prompt, **held, "temperature": 0.0, "logprobs": 1, "cache_prompt": False, **_BARE}
+    constraint = {"grammar": forced_text.gbnf(tokens), "max_tokens": forced_text.max_token_bound(tokens)}
+    return {
+        "model": model,
+        "prompt": prompt,
+        **constraint,
+        "temperature": 0.0,
+        "logprobs": 1,
+        "cache_prompt": False,
+        **_NO_ADAPTER,
+    }
 
 
 def _sampling(server_type: ServerType, request: Request) -> dict[str, Any]:
@@ -250,29 +259,29 @@ def rejects_budget(server_type: ServerType, message: str) -> bool:
     return any(key in message for key in server_type.budget_path if key != server_type.max_tokens)
 
 
-def _set(body: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+def _set_at_path(body: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for key in path[:-1]:
         body = body.setdefault(key, {})
     body[path[-1]] = value
 
 
 def read_logprobs(choice: Json) -> list[tuple[str, float]]:
-    """(text, log-probability) of the tokens a choice tells of, in the chat form or that of completions."""
-    told = choice.get("logprobs")
-    if not isinstance(told, Mapping):
+    """Return (text, log-probability) of a choice's tokens, from the chat form or that of completions."""
+    logprobs = choice.get("logprobs")
+    if not isinstance(logprobs, Mapping):
         return []
-    content = told.get("content")
-    if isinstance(content, list):
-        pairs = [(_get(entry, "token"), _get(entry, "logprob")) for entry in content]
-    elif isinstance(told.get("tokens"), list) and isinstance(told.get("token_logprobs"), list):
-        pairs = list(zip(told["tokens"], told["token_logprobs"], strict=False))
+    entries = logprobs.get("content")
+    if isinstance(entries, list):
+        pairs = [(_get_key(entry, "token"), _get_key(entry, "logprob")) for entry in entries]
+    elif isinstance(logprobs.get("tokens"), list) and isinstance(logprobs.get("token_logprobs"), list):
+        pairs = list(zip(logprobs["tokens"], logprobs["token_logprobs"], strict=False))
     else:
         return []
     # -9999 is what vLLM says for "never"; in this order it also stands for NaN
     return [
-        (text, float(min(0.0, max(-9999.0, p))))
-        for text, p in pairs
-        if isinstance(text, str) and isinstance(p, float | int)
+        (text, float(min(0.0, max(-9999.0, logprob))))
+        for text, logprob in pairs
+        if isinstance(text, str) and isinstance(logprob, float | int)
     ]
 
 
@@ -295,7 +304,7 @@ _REASONING_FIELDS = ("reasoning", "reasoning_content")  # vLLM and OpenRouter; S
 def read_delta(message: Json) -> StreamChunk:
     """The text of a `delta` (streaming) or a `message` (whole), its reasoning apart wherever it stands."""
     content = message.get("content")
-    if isinstance(content, list):  # content parts, of which a thought may be one
+    if isinstance(content, list):  # content parts, one of which may be reasoning
         content = "".join(
             part["text"]
             for part in content
@@ -325,25 +334,25 @@ def read_usage(usage: Json | None, reasoning_chars: int, text_chars: int) -> Usa
         usage.get("completion_tokens_details"),
         usage.get("prompt_tokens_details"),
     )
-    completion = _count(usage.get("completion_tokens"))
+    completion = _token_count(usage.get("completion_tokens"))
     if completion is None:
         total = reasoning_chars + text_chars
-        return Usage(_count(usage.get("prompt_tokens")) or 0, -(-total // 4), -(-reasoning_chars // 4), 0, True)
-    reasoning = _count(_get(completion_details, "reasoning_tokens"))
+        return Usage(_token_count(usage.get("prompt_tokens")) or 0, -(-total // 4), -(-reasoning_chars // 4), 0, True)
+    reasoning = _token_count(_get_key(completion_details, "reasoning_tokens"))
     if reasoning is None:
-        reasoning = _count(usage.get("reasoning_tokens"))
+        reasoning = _token_count(usage.get("reasoning_tokens"))
     if reasoning is None or (reasoning == 0 and reasoning_chars):
         reasoning = round(completion * reasoning_chars / max(reasoning_chars + text_chars, 1))
-    cached = _count(_get(prompt_details, "cached_tokens"))
+    cached = _token_count(_get_key(prompt_details, "cached_tokens"))
     if cached is None:
-        cached = _count(usage.get("prompt_cache_hit_tokens"))  # DeepSeek
-    return Usage(_count(usage.get("prompt_tokens")) or 0, completion, reasoning, cached or 0)
+        cached = _token_count(usage.get("prompt_cache_hit_tokens"))  # DeepSeek
+    return Usage(_token_count(usage.get("prompt_tokens")) or 0, completion, reasoning, cached or 0)
 
 
-def _get(value: Any, key: str) -> Any:
+def _get_key(value: Any, key: str) -> Any:
     return value.get(key) if isinstance(value, Mapping) else None
 
 
-def _count(value: Any) -> int | None:
+def _token_count(value: Any) -> int | None:
     """`value` if it is a number of tokens; what is larger than any is none."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None

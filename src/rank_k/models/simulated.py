@@ -80,8 +80,8 @@ class SimulatedModel:
         self._seed = seed
         self.context_length = context_length
         self.capabilities = Capabilities()
-        told = json.dumps([grades, asdict(self.noise), seed], sort_keys=True)
-        self.identity = f"simulated-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+        identity_json = json.dumps([grades, asdict(self.noise), seed], sort_keys=True)
+        self.identity = f"simulated-{hashlib.sha256(identity_json.encode()).hexdigest()[:16]}"
         self.name = "simulated"
 
     async def prepare(self) -> None:
@@ -90,18 +90,18 @@ class SimulatedModel:
     def request_body(self, request: Request) -> Mapping[str, Any]:
         return {"query": request.context.query_id, "window": request.context.doc_ids, "reasoning": request.reasoning}
 
-    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
+    async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         query_id, doc_ids = request.context.query_id, request.context.doc_ids
-        order = self.ranking_text(query_id, doc_ids, request.sample)
-        thought = (
+        ranking = self.ranking_text(query_id, doc_ids, request.sample)
+        reasoning = (
             ""
             if request.reasoning is False
             else " ".join(f"Passage [{i + 1}] is weighed." for i in range(len(doc_ids)))
         )
-        stopped = on_text is not None and on_text(StreamChunk(thought, order))
-        words = sum(len(message.content) for message in request.messages) // 4
-        usage = Usage(words, (len(thought) + len(order)) // 4, len(thought) // 4, 0, True)
-        return Response(order, thought or None, "stopped" if stopped else "stop", usage)
+        stopped = on_chunk is not None and on_chunk(StreamChunk(reasoning, ranking))
+        prompt_tokens = sum(len(message.content) for message in request.messages) // 4
+        usage = Usage(prompt_tokens, (len(reasoning) + len(ranking)) // 4, len(reasoning) // 4, 0, True)
+        return Response(ranking, reasoning or None, "stopped" if stopped else "stop", usage)
 
     async def count_tokens(self, text: str) -> int | None:
         return None
@@ -111,27 +111,27 @@ class SimulatedModel:
 
     def ranking_text(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> str:
         """The text of the answer: `tiers` written down, or what a malformed answer makes of them."""
-        order = " > ".join(" = ".join(f"[{i + 1}]" for i in tier) for tier in self.tiers(query_id, doc_ids, sample))
-        kind = self._malformed(query_id, doc_ids, sample)
-        if kind is None:
-            return order
-        if kind < 0.4:
+        ranking = " > ".join(" = ".join(f"[{i + 1}]" for i in tier) for tier in self.tiers(query_id, doc_ids, sample))
+        malformed_fraction = self._malformed_fraction(query_id, doc_ids, sample)
+        if malformed_fraction is None:
+            return ranking
+        if malformed_fraction < 0.4:
             return "The passages are hard to compare."
-        if kind < 0.8:
-            return order[: len(order) // 2].rpartition(" ")[0]
-        kept = [part for n, part in enumerate(order.split(" > ")) if n % 5 != 4]
-        return " > ".join(kept)
+        if malformed_fraction < 0.8:
+            return ranking[: len(ranking) // 2].rpartition(" ")[0]
+        listed_tiers = [tier for position, tier in enumerate(ranking.split(" > ")) if position % 5 != 4]
+        return " > ".join(listed_tiers)
 
     def is_well_formed(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> bool:
-        """Whether `said` is `tiers` written down."""
-        return self._malformed(query_id, doc_ids, sample) is None
+        """Whether `ranking_text` is `tiers` written down."""
+        return self._malformed_fraction(query_id, doc_ids, sample) is None
 
     def tiers(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> list[list[int]]:
         """The order of the window as 0-based positions, best first, ties together."""
-        worth = self.perceived_relevance(query_id, doc_ids, sample)
+        relevance = self.perceived_relevance(query_id, doc_ids, sample)
         tiers: list[list[int]] = []
-        for i in sorted(range(len(doc_ids)), key=worth.__getitem__, reverse=True):  # stable: the first shown leads
-            if tiers and worth[tiers[-1][0]] - worth[i] <= self.noise.tie_gap:
+        for i in sorted(range(len(doc_ids)), key=relevance.__getitem__, reverse=True):  # stable: the first shown leads
+            if tiers and relevance[tiers[-1][0]] - relevance[i] <= self.noise.tie_gap:
                 tiers[-1].append(i)
             else:
                 tiers.append([i])
@@ -141,120 +141,122 @@ class SimulatedModel:
         """What each passage seems to be worth in that look, in grades."""
         noise, size = self.noise, len(doc_ids)
         grades = self._grades.get(query_id, {})
-        worth = [float(grades.get(doc_id, 0)) for doc_id in doc_ids]
+        relevance = [float(grades.get(doc_id, 0)) for doc_id in doc_ids]
         if noise.middle and size > 2:
-            mean = fmean(worth)
-            for i, value in enumerate(worth):
-                depth = 4 * (i / (size - 1)) * (1 - i / (size - 1))
-                worth[i] = mean + (value - mean) * (1 - noise.middle * depth)
+            mean = fmean(relevance)
+            for i, value in enumerate(relevance):
+                centrality = 4 * (i / (size - 1)) * (1 - i / (size - 1))
+                relevance[i] = mean + (value - mean) * (1 - noise.middle * centrality)
         if noise.sd:
-            errors = _errors_of(self._seed, query_id)
-            sd = noise.sd * math.exp(noise.query_spread * errors.level)
-            parts: list[tuple[float, Iterable[float]]] = [
+            errors = _query_errors(self._seed, query_id)
+            sd = noise.sd * math.exp(noise.query_spread * errors.difficulty)
+            components: list[tuple[float, Iterable[float]]] = [
                 (sd * math.sqrt(noise.persistent), map(errors.persistent.__getitem__, doc_ids))
             ]
             if noise.composition:
-                parts.append((sd * math.sqrt(noise.composition), errors.of_company(doc_ids)))
+                components.append((sd * math.sqrt(noise.composition), errors.composition(doc_ids)))
             growth = math.sqrt(noise.fresh) * (size / 20) ** noise.growth
             if growth:
-                parts.append((sd * growth, errors.fresh(doc_ids, sample)))
-            for size_of_error, drawn in parts:
-                worth = [value + size_of_error * error for value, error in zip(worth, drawn, strict=True)]
+                components.append((sd * growth, errors.fresh(doc_ids, sample)))
+            for scale, draws in components:
+                relevance = [value + scale * error for value, error in zip(relevance, draws, strict=True)]
         if noise.position_bias and size > 1:
-            worth = [value - noise.position_bias * i / (size - 1) for i, value in enumerate(worth)]
-        return worth
+            relevance = [value - noise.position_bias * i / (size - 1) for i, value in enumerate(relevance)]
+        return relevance
 
-    def _malformed(self, query_id: str, doc_ids: Sequence[str], sample: int) -> float | None:
+    def _malformed_fraction(self, query_id: str, doc_ids: Sequence[str], sample: int) -> float | None:
         """None for an answer that is well formed, else a number from 0 to 1 that says in what way it is not."""
         chance = self.noise.malformed * len(doc_ids) / 20
         if not chance:
             return None
-        drawn = _uniform(_response(str(self._seed), "malformed", query_id, str(sample), *doc_ids))
-        return None if drawn >= chance else drawn / chance
+        draw = _uniform(_join_names(str(self._seed), "malformed", query_id, str(sample), *doc_ids))
+        return None if draw >= chance else draw / chance
 
 
-class _Errors:
+class _QueryErrors:
     """All that one query's passages can meet before the judges of one seed: draws of mean 0 and variance 1.
 
     `level`: of the query. `persistent`: by passage. Those that other calls will meet again are kept.
     """
 
     def __init__(self, seed: int, query_id: str) -> None:
-        self.level = _normal(_response(str(seed), "query", query_id))
-        self.persistent = _Persistent(_response(str(seed), "doc", query_id, ""))
-        self._pair = _response(str(seed), "pair", query_id, "")
-        self._call = _response(str(seed), "call", query_id, "")
-        self._companies: dict[str, _Company] = {}
+        self.difficulty = _normal(_join_names(str(seed), "query", query_id))
+        self.persistent = _PersistentErrors(_join_names(str(seed), "doc", query_id, ""))
+        self._pair_prefix = _join_names(str(seed), "pair", query_id, "")
+        self._call_prefix = _join_names(str(seed), "call", query_id, "")
+        self._composition_errors: dict[str, _CompositionErrors] = {}
 
-    def of_company(self, doc_ids: Sequence[str]) -> list[float]:
+    def composition(self, doc_ids: Sequence[str]) -> list[float]:
         """The error that the others in the window cause to each: antisymmetric in pairs."""
-        known = self._companies
+        errors_by_doc = self._composition_errors
         for doc_id in doc_ids:
-            if doc_id not in known:
-                known[doc_id] = _Company(doc_id, known, self._pair)
+            if doc_id not in errors_by_doc:
+                errors_by_doc[doc_id] = _CompositionErrors(doc_id, errors_by_doc, self._pair_prefix)
         scale = math.sqrt(max(len(doc_ids) - 1, 1))
         # added one by one: sum() rounds differently in newer Pythons
-        return [reduce(add, map(known[doc_id].__getitem__, doc_ids), 0.0) / scale for doc_id in doc_ids]
+        return [reduce(add, map(errors_by_doc[doc_id].__getitem__, doc_ids), 0.0) / scale for doc_id in doc_ids]
 
     def fresh(self, doc_ids: Sequence[str], sample: int) -> list[float]:
         """Of one call, which no other has."""
-        call = _response("", str(sample), *doc_ids)
-        return [_normal(self._call + _response(doc_id) + call) for doc_id in doc_ids]
+        call_key = _join_names("", str(sample), *doc_ids)
+        return [_normal(self._call_prefix + _join_names(doc_id) + call_key) for doc_id in doc_ids]
 
 
-class _Persistent(dict[str, float]):
+class _PersistentErrors(dict[str, float]):
     """By passage; drawn when first asked for."""
 
     def __init__(self, prefix: bytes) -> None:
         self._prefix = prefix
 
     def __missing__(self, doc_id: str) -> float:
-        drawn = self[doc_id] = _normal(self._prefix + _response(doc_id))
-        return drawn
+        error = self[doc_id] = _normal(self._prefix + _join_names(doc_id))
+        return error
 
 
-class _Company(dict[str, float]):
+class _CompositionErrors(dict[str, float]):
     """What the company of each other passage adds to one passage; what it gains, the other loses."""
 
-    def __init__(self, doc_id: str, known: dict[str, _Company], prefix: bytes) -> None:
-        self._doc_id, self._known = doc_id, known
-        self._told = _response(doc_id)
-        self._as_lower = prefix + self._told + _BETWEEN
+    def __init__(self, doc_id: str, errors_by_doc: dict[str, _CompositionErrors], prefix: bytes) -> None:
+        self._doc_id, self._errors_by_doc = doc_id, errors_by_doc
+        self._encoded_id = _join_names(doc_id)
+        self._lower_id_prefix = prefix + self._encoded_id + _SEPARATOR
         self[doc_id] = 0.0
 
     def __missing__(self, other_id: str) -> float:
-        other = self._known[other_id]
-        lower = self._doc_id < other_id
-        drawn = _normal(self._as_lower + other._told if lower else other._as_lower + self._told)
-        self[other_id] = -drawn if lower else drawn
+        other = self._errors_by_doc[other_id]
+        has_lower_id = self._doc_id < other_id
+        error = _normal(
+            self._lower_id_prefix + other._encoded_id if has_lower_id else other._lower_id_prefix + self._encoded_id
+        )
+        self[other_id] = -error if has_lower_id else error
         other[self._doc_id] = -self[other_id]
         return self[other_id]
 
 
 @lru_cache(maxsize=8)
-def _errors_of(seed: int, query_id: str) -> _Errors:
+def _query_errors(seed: int, query_id: str) -> _QueryErrors:
     """Kept for the last few queries: a strategy, and others after it, come back to the same passages."""
-    return _Errors(seed, query_id)
+    return _QueryErrors(seed, query_id)
 
 
-_BETWEEN = b"\x1f"
+_SEPARATOR = b"\x1f"
 
 
-def _response(*names: str) -> bytes:
+def _join_names(*names: str) -> bytes:
     return "\x1f".join(names).encode("utf-8", "surrogateescape")
 
 
-def _uniform(told: bytes) -> float:
-    """A number in (0, 1) that depends on `told` alone."""
-    return (int.from_bytes(blake2b(told, digest_size=8).digest(), "big") + 0.5) * 2.0**-64
+def _uniform(key: bytes) -> float:
+    """A number in (0, 1) that depends on `key` alone."""
+    return (int.from_bytes(blake2b(key, digest_size=8).digest(), "big") + 0.5) * 2.0**-64
 
 
-_inverse = NormalDist().inv_cdf
+_inverse_normal_cdf = NormalDist().inv_cdf
 
 
-def _normal(told: bytes) -> float:
-    drawn = _uniform(told)
-    return _inverse(drawn if 1e-12 < drawn < 1 - 1e-12 else min(max(drawn, 1e-12), 1 - 1e-12))
+def _normal(key: bytes) -> float:
+    draw = _uniform(key)
+    return _inverse_normal_cdf(draw if 1e-12 < draw < 1 - 1e-12 else min(max(draw, 1e-12), 1 - 1e-12))
 
 
 def with_sd(noise: Noise, sd: float) -> Noise:

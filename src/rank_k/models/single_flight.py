@@ -1,4 +1,4 @@
-"""Work that several ask for at the same time, done once. For one event loop."""
+"""Shares one execution among concurrent callers. For one event loop."""
 
 from __future__ import annotations
 
@@ -27,26 +27,28 @@ class _SharedCall(Generic[Result, Chunk]):
     """One piece of work and all who wait for it."""
 
     def __init__(self, work: Callable[[Callable[[Chunk], None]], Coroutine[Any, Any, Result]]) -> None:
-        self.waiting = 0
+        self.waiter_count = 0
         self.listeners: list[Callable[[Chunk], object]] = []
-        self.told: list[Chunk] = []
-        self.task = asyncio.create_task(work(self._tell))
-        self.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # somebody has seen it
+        self.chunks: list[Chunk] = []
+        self.task = asyncio.create_task(work(self._publish))
+        self.task.add_done_callback(
+            lambda task: task.cancelled() or task.exception()
+        )  # so that asyncio does not report an exception that nobody retrieved
 
-    def _tell(self, news: Chunk) -> None:
-        self.told.append(news)
+    def _publish(self, chunk: Chunk) -> None:
+        self.chunks.append(chunk)
         for listener in self.listeners:
-            listener(news)
+            listener(chunk)
 
 
 class SingleFlight(Generic[Result, Chunk]):
-    """Work under way, by key. Who asks for the same meanwhile waits for the same result.
+    """Work in flight, by key. Callers with the same key share one result.
 
-    All hear the same news, late-comers from the beginning. When the last one who waits is cancelled, so is the work.
+    All listeners receive the same chunks, late ones from the beginning. Cancelling the last waiter cancels the work.
     """
 
     def __init__(self) -> None:
-        self._shared: dict[str, _SharedCall[Result, Chunk]] = {}
+        self._calls: dict[str, _SharedCall[Result, Chunk]] = {}
 
     async def share(
         self,
@@ -54,33 +56,33 @@ class SingleFlight(Generic[Result, Chunk]):
         work: Callable[[Callable[[Chunk], None]], Coroutine[Any, Any, Result]],
         listener: Callable[[Chunk], object] | None = None,
     ) -> tuple[Result, bool]:
-        """The result of `work(tell)`, and whether it was begun here rather than found under way."""
-        shared = self._shared.get(key)
-        begun = shared is None
-        if shared is None:
-            shared = self._shared[key] = _SharedCall(work)
-            shared.task.add_done_callback(lambda _: self._forget(key, shared))
-        shared.waiting += 1
+        """Return the result of `work(publish)`, and whether this call began the work."""
+        call = self._calls.get(key)
+        is_new = call is None
+        if call is None:
+            call = self._calls[key] = _SharedCall(work)
+            call.task.add_done_callback(lambda _: self._remove(key, call))
+        call.waiter_count += 1
         if listener is not None:
-            for news in shared.told:
-                listener(news)
-            shared.listeners.append(listener)
+            for chunk in call.chunks:
+                listener(chunk)
+            call.listeners.append(listener)
         try:
-            return await asyncio.shield(shared.task), begun
+            return await asyncio.shield(call.task), is_new
         finally:
-            shared.waiting -= 1
+            call.waiter_count -= 1
             if listener is not None:
-                shared.listeners.remove(listener)
-            if not shared.waiting and not shared.task.done():
-                self._forget(key, shared)
-                await _ended(shared.task)
+                call.listeners.remove(listener)
+            if not call.waiter_count and not call.task.done():
+                self._remove(key, call)
+                await _cancel_and_wait(call.task)
 
-    def _forget(self, key: str, shared: _SharedCall[Result, Chunk]) -> None:
-        if self._shared.get(key) is shared:
-            del self._shared[key]
+    def _remove(self, key: str, call: _SharedCall[Result, Chunk]) -> None:
+        if self._calls.get(key) is call:
+            del self._calls[key]
 
 
-async def _ended(task: asyncio.Task[Any]) -> None:
+async def _cancel_and_wait(task: asyncio.Task[Any]) -> None:
     """Cancel `task` and wait until it has cleaned up."""
     task.cancel()
     await asyncio.wait([task])

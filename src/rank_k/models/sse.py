@@ -1,4 +1,4 @@
-"""Server-sent events, as bytes, to a `Reply`. Pure but for `on_text`, which is told of every piece."""
+"""Server-sent events, as bytes, to a `Response`. Pure but for `on_chunk`, which receives every chunk."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ MAX_RESPONSE_CHARACTERS = 8_000_000
 
 
 class ResponseReader:
-    """Server-sent events, fed as bytes, to a `Reply`."""
+    """Reads server-sent events, fed as bytes, into a `Response`."""
 
-    def __init__(self, on_text: OnChunk | None, echoed: str = "") -> None:
-        self._on_text = on_text
-        self._echoed = echoed  # a prefill that some servers say again at the beginning of a whole reply
+    def __init__(self, on_chunk: OnChunk | None, echoed_prefill: str = "") -> None:
+        self._on_chunk = on_chunk
+        self._echoed_prefill = echoed_prefill  # a prefill that some servers say again at the beginning of a whole reply
         self._tokens: list[tuple[str, float]] = []
         self._pending = b""
         self._reasoning: list[str] = []
         self._text: list[str] = []
-        self._chars = [0, 0]  # of reasoning, of text
+        self._character_counts = [0, 0]  # of reasoning, of text
         self._usage: Any = None
-        self._finish: str | None = None
+        self._finish_reason: str | None = None
         self.complete = False
 
     @property
     def finished(self) -> bool:
         """Whether the reply is over by the server's word: a finish reason, or the last event."""
-        return self.complete or self._finish is not None
+        return self.complete or self._finish_reason is not None
 
     def feed(self, chunk: bytes) -> bool:
-        """Take in bytes; True when the reply is over (by the server's word or `on_text`'s)."""
+        """Take in bytes; True when the reply is over (by the server's word or `on_chunk`'s)."""
         lines = (self._pending + chunk).split(b"\n")
         self._pending = lines.pop()
         if len(self._pending) > MAX_RESPONSE_CHARACTERS:
             raise ServerError("the server sent an event without end", "look into its log")
         for line in lines:
-            if line.startswith(b"data:") and self._event(line[5:].strip()):
+            if line.startswith(b"data:") and self._read_event(line[5:].strip()):
                 return True
         return False
 
-    def _event(self, data: bytes) -> bool:
+    def _read_event(self, data: bytes) -> bool:
         if data == b"[DONE]":
             self.complete = True
             return True
@@ -54,16 +54,16 @@ class ResponseReader:
             event = json.loads(data.decode("utf-8", "replace"))
         except ValueError as error:
             raise ServerError("the server sent an event that is not JSON", "look into its log") from error
-        return self._take(event, "delta")
+        return self._read_payload(event, "delta")
 
     def read_json(self, body: Any) -> None:
         """Take in a reply that came in one piece."""
-        self._take(body, "message")
-        if self._echoed and "".join(self._text).startswith(self._echoed):
-            self._text = ["".join(self._text)[len(self._echoed) :]]
+        self._read_payload(body, "message")
+        if self._echoed_prefill and "".join(self._text).startswith(self._echoed_prefill):
+            self._text = ["".join(self._text)[len(self._echoed_prefill) :]]
         self.complete = True
 
-    def _take(self, event: Any, key: str) -> bool:
+    def _read_payload(self, event: Any, key: str) -> bool:
         if not isinstance(event, Mapping):
             return False
         if event.get("error"):
@@ -75,25 +75,25 @@ class ResponseReader:
             return False
         choice = choices[0]
         if isinstance(choice.get("finish_reason"), str):
-            self._finish = choice["finish_reason"]
+            self._finish_reason = choice["finish_reason"]
         self._tokens += server_types.read_logprobs(choice)
         message = choice.get(key)
         if message is None and isinstance(choice.get("text"), str):  # of /v1/completions
             message = {"content": choice["text"]}
-        return isinstance(message, Mapping) and self._grow(server_types.read_delta(message))
+        return isinstance(message, Mapping) and self._append_chunk(server_types.read_delta(message))
 
-    def _grow(self, delta: StreamChunk) -> bool:
+    def _append_chunk(self, delta: StreamChunk) -> bool:
         if delta.reasoning:
             self._reasoning.append(delta.reasoning)
-            self._chars[0] += len(delta.reasoning)
+            self._character_counts[0] += len(delta.reasoning)
         if delta.text:
             self._text.append(delta.text)
-            self._chars[1] += len(delta.text)
-        if sum(self._chars) > MAX_RESPONSE_CHARACTERS:
-            self._finish = "length"
+            self._character_counts[1] += len(delta.text)
+        if sum(self._character_counts) > MAX_RESPONSE_CHARACTERS:
+            self._finish_reason = "length"
             return True
-        if self._on_text is not None and (delta.reasoning or delta.text) and self._on_text(delta):
-            self._finish = "stopped"
+        if self._on_chunk is not None and (delta.reasoning or delta.text) and self._on_chunk(delta):
+            self._finish_reason = "stopped"
             return True
         return False
 
@@ -103,8 +103,8 @@ class ResponseReader:
         return Response(
             text="".join(self._text),
             reasoning="".join(self._reasoning) or None,
-            finish_reason=self._finish,
-            usage=server_types.read_usage(self._usage, *self._chars),
+            finish_reason=self._finish_reason,
+            usage=server_types.read_usage(self._usage, *self._character_counts),
             seconds=seconds,
             tokens=tuple(self._tokens) or None,
         )

@@ -6,12 +6,12 @@ its numbers are.
 
     {"rank_k_student": 1, "name": "nano", "gguf": "student.gguf", "adapter_of": {"name": ..., "sha256": ...},
      "prompt": {"before": ..., "passage": ..., "between": ..., "after": ..., "system": ...},
-     "asking": {"by": "both", "strategy": "blocks", "passage_tokens": 48, "window": 8, "stride": 4, "think": "full",
-                "max_tokens": 256, "temperature": 0},
+     "asking": {"method": "combined", "strategy": "blocks", "passage_tokens": 48, "window": 8, "stride": 4,
+                "reasoning": "full", "max_tokens": 256, "temperature": 0},
      "verdicts": ["no", "partly", "yes"]}
 
 `adapter_of` is absent where the GGUF file holds whole weights; its name is one of `rank-k fetch`, or a file's path.
-`verdicts` is there for students that think in one of these words a passage, worst first.
+`verdicts` is there for students whose reasoning is one of these words a passage, worst first.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ SHIPPED_STUDENTS: Mapping[str, Path] = {"rank-k-nano": Path(__file__).parent / "
 
 
 def default_model(method: str | None) -> str:
-    """Who ranks, embedded, for those who name nobody: the student that comes with the package; by likelihood alone, the
-    weights as they are."""
+    """Return the default embedded model: the shipped student; for query likelihood alone, the weights without it."""
     return DEFAULT_WEIGHTS if method == "likelihood" else next(iter(SHIPPED_STUDENTS))
 
 
@@ -58,7 +57,7 @@ _INFERENCE_OPTIONS: dict[str, type | tuple[type, ...]] = {
 @dataclass(frozen=True, slots=True)
 class Student:
     """`weights`: what is loaded; `adapter`: a LoRA adapter on top of it, or None. `asking`: its own settings, by the
-    names that `Reranker` has for them. `verdicts`: the words it thinks in, worst first, if it does."""
+    names that `Reranker` has for them. `verdicts`: its relevance labels, worst first, if it reasons in labels."""
 
     name: str
     weights: Weights
@@ -76,96 +75,100 @@ def find_student(name_or_path: str | Path) -> Student | None:
     """
     try:
         path = SHIPPED_STUDENTS.get(os.fspath(name_or_path)) or Path(os.fspath(name_or_path)).expanduser()
-        told = path / FOLDER_FILE if path.is_dir() else path.with_suffix(".json")
-        if path.is_dir() and not told.is_file():
+        settings_path = path / FOLDER_FILE if path.is_dir() else path.with_suffix(".json")
+        if path.is_dir() and not settings_path.is_file():
             raise InputError(f"there is no {FOLDER_FILE} in {path}", f"run: rank-k distill export --student {path}")
-        if told.suffix == path.suffix or not told.is_file():
+        if settings_path.suffix == path.suffix or not settings_path.is_file():
             return None
     except (OSError, RuntimeError, ValueError):
         return None  # not a path that can be: whoever looks for weights will say so
-    facts = _read(told)
-    if facts is None:
+    settings = _read_settings(settings_path)
+    if settings is None:
         return None
-    gguf = told.parent / facts["gguf"]
+    gguf = settings_path.parent / settings["gguf"]
     if not path.is_dir() and gguf.name != path.name:
         return None  # a file of the same name that speaks of another one
     template = PromptTemplate(
-        **{name: facts["prompt"][name] for name in TEMPLATE_FIELDS},
-        name=facts["name"],
-        sha256=_sha256(facts["prompt"]),
+        **{name: settings["prompt"][name] for name in TEMPLATE_FIELDS},
+        name=settings["name"],
+        sha256=_template_sha256(settings["prompt"]),
     )
-    base, verdicts = facts.get("adapter_of"), tuple(facts.get("verdicts", ()))
+    base, labels = settings.get("adapter_of"), tuple(settings.get("verdicts", ()))
     if base is None:
         weights = locate(gguf)
-        weights = Weights(facts["name"], weights.path, weights.sha256, weights.context_length)
-        return Student(facts["name"], weights, None, template, facts["asking"], verdicts)
-    found = locate(base["name"])
-    if found.sha256 != base["sha256"]:
+        weights = Weights(settings["name"], weights.path, weights.sha256, weights.context_length)
+        return Student(settings["name"], weights, None, template, settings["asking"], labels)
+    base_weights = locate(base["name"])
+    if base_weights.sha256 != base["sha256"]:
         raise InputError(
-            f"{gguf} is an adapter of other weights than {found.path}", f"sha256 {base['sha256'][:16]}... is wanted"
+            f"{gguf} is an adapter of other weights than {base_weights.path}",
+            f"sha256 {base['sha256'][:16]}... is wanted",
         )
     checksum(gguf)  # raises if it cannot be read, or is no GGUF file
-    weights = Weights(facts["name"], found.path, found.sha256, found.context_length)
-    return Student(facts["name"], weights, gguf, template, facts["asking"], verdicts)
+    weights = Weights(settings["name"], base_weights.path, base_weights.sha256, base_weights.context_length)
+    return Student(settings["name"], weights, gguf, template, settings["asking"], labels)
 
 
 def write_student(
     gguf: Path,
     name: str,
     template: PromptTemplate,
-    asking: Mapping[str, Any],
+    inference_options: Mapping[str, Any],
     adapter_of: Mapping[str, str] | None,
-    verdicts: Sequence[str] = (),
+    labels: Sequence[str] = (),
 ) -> Path:
     """Write the JSON file that belongs to `gguf`, and return its path."""
     prompt = {key: value for key, value in asdict(template).items() if key in TEMPLATE_FIELDS}
-    facts: dict[str, Any] = {"rank_k_student": _VERSION, "name": name, "gguf": gguf.name}
-    facts |= {"adapter_of": dict(adapter_of)} if adapter_of else {}
-    facts |= {"prompt": prompt, "asking": {key: asking[key] for key in _INFERENCE_OPTIONS}}
-    facts |= {"verdicts": list(verdicts)} if verdicts else {}
+    settings: dict[str, Any] = {"rank_k_student": _VERSION, "name": name, "gguf": gguf.name}
+    settings |= {"adapter_of": dict(adapter_of)} if adapter_of else {}
+    settings |= {"prompt": prompt, "asking": {key: inference_options[key] for key in _INFERENCE_OPTIONS}}
+    settings |= {"verdicts": list(labels)} if labels else {}
     path = gguf.with_suffix(".json")
-    path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read_settings(path: Path) -> dict[str, Any] | None:
     """The file's facts, checked; None if it is about something else than a student."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(facts, dict) or "rank_k_student" not in facts:
+    if not isinstance(settings, dict) or "rank_k_student" not in settings:
         return None
 
-    def wrong(what: str) -> FormatError:
-        return FormatError(path, 0, what, "a student's settings as rank-k distill export writes them")
+    def format_error(problem: str) -> FormatError:
+        return FormatError(path, 0, problem, "a student's settings as rank-k distill export writes them")
 
-    if facts["rank_k_student"] != _VERSION:
-        raise wrong(f"version {facts['rank_k_student']!r}")
-    prompt, asking, base = facts.get("prompt"), facts.get("asking"), facts.get("adapter_of")
-    if not all(isinstance(facts.get(key), str) for key in ("name", "gguf")) or "/" in facts["gguf"]:
-        raise wrong("no name, or no gguf file")
+    if settings["rank_k_student"] != _VERSION:
+        raise format_error(f"version {settings['rank_k_student']!r}")
+    prompt, inference_options, base = settings.get("prompt"), settings.get("asking"), settings.get("adapter_of")
+    if not all(isinstance(settings.get(key), str) for key in ("name", "gguf")) or "/" in settings["gguf"]:
+        raise format_error("no name, or no gguf file")
     if not isinstance(prompt, dict) or not all(isinstance(prompt.get(key), str) for key in TEMPLATE_FIELDS):
-        raise wrong("no whole prompt")
-    if not isinstance(asking, dict) or asking.keys() != _INFERENCE_OPTIONS.keys():
-        raise wrong(f"asking without all of {', '.join(_INFERENCE_OPTIONS)}")
+        raise format_error("no whole prompt")
+    if not isinstance(inference_options, dict) or inference_options.keys() != _INFERENCE_OPTIONS.keys():
+        raise format_error(f"asking without all of {', '.join(_INFERENCE_OPTIONS)}")
     if any(
-        isinstance(asking[key], bool) or not isinstance(asking[key], kind) for key, kind in _INFERENCE_OPTIONS.items()
+        isinstance(inference_options[key], bool) or not isinstance(inference_options[key], expected_type)
+        for key, expected_type in _INFERENCE_OPTIONS.items()
     ):
-        raise wrong("a setting of the wrong kind")
-    if asking["strategy"] not in STRATEGIES:  # never MODULE:NAME: a student from elsewhere must not run code here
-        raise wrong(f"strategy {asking['strategy'][:40]!r}")
-    if asking["method"] not in get_args(ScoringMethod):
-        raise wrong(f"by {asking['method'][:40]!r}")
+        raise format_error("a setting of the wrong kind")
+    if (
+        inference_options["strategy"] not in STRATEGIES
+    ):  # never MODULE:NAME: a student from elsewhere must not run code here
+        raise format_error(f"strategy {inference_options['strategy'][:40]!r}")
+    if inference_options["method"] not in get_args(ScoringMethod):
+        raise format_error(f"method {inference_options['method'][:40]!r}")
     if base is not None and not (
         isinstance(base, dict) and all(isinstance(base.get(key), str) for key in ("name", "sha256"))
     ):
-        raise wrong("adapter_of without name and sha256")
-    verdicts = facts.get("verdicts", [])
-    if not isinstance(verdicts, list) or not all(isinstance(word, str) for word in verdicts) or len(verdicts) == 1:
-        raise wrong("verdicts that are not two words or more")
-    return facts
+        raise format_error("adapter_of without name and sha256")
+    labels = settings.get("verdicts", [])
+    if not isinstance(labels, list) or not all(isinstance(word, str) for word in labels) or len(labels) == 1:
+        raise format_error("verdicts that are not two words or more")
+    return settings
 
 
-def _sha256(prompt: Mapping[str, str]) -> str:
+def _template_sha256(prompt: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps([prompt[name] for name in TEMPLATE_FIELDS]).encode()).hexdigest()

