@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     with Reranker(
         args.model,
         server=args.server,
-        api_key=api_key(args.server, args.model_key_env),
+        api_key=api_key(args.server, args.api_key_env),
         server_type=args.server_type,
         context_length=args.context_length,
         method=args.method,

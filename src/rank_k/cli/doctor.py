@@ -86,7 +86,7 @@ def _make_model(args: argparse.Namespace) -> Model:
         if student is not None:
             return EmbeddedModel(student.weights, adapter=student.adapter, context_length=args.context_length)
         return EmbeddedModel(weights_name, context_length=args.context_length)
-    key = api_key(args.server, args.model_key_env)
+    key = api_key(args.server, args.api_key_env)
     return HttpModel(
         args.server, args.model, api_key=key, server_type=args.server_type, context_length=args.context_length
     )

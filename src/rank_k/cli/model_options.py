@@ -25,8 +25,8 @@ NOISES = "none, strong, weak, or a FILE from rank-k journal fit-noise"
 _VARIABLE_NAME = re.compile("[A-Z_][A-Z0-9_]*")
 
 
-def add_server(parser: argparse.ArgumentParser, key_option: str = KEY_OPTION) -> argparse._ArgumentGroup:
-    """--server, --model and what goes with them. `key_option` names the variable of the key for that server."""
+def add_server(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add --server, --model and what belongs to them."""
     group = parser.add_argument_group("model")
     group.add_argument("--server", metavar="URL", help="OpenAI-compatible server; without it, the embedded model")
     group.add_argument(
@@ -35,7 +35,7 @@ def add_server(parser: argparse.ArgumentParser, key_option: str = KEY_OPTION) ->
         help="its name on the server; embedded, a student or weights by name or path (rank-k-nano)",
     )
     key_help = f"variable that holds the API key ({DEFAULT_KEY_VARIABLE})"
-    group.add_argument(key_option, dest="model_key_env", metavar="NAME", help=key_help)
+    group.add_argument(KEY_OPTION, metavar="NAME", help=key_help)
     group.add_argument("--server-type", default="auto", metavar="NAME", help="kind of server, see docs/servers.md")
     group.add_argument(
         "--context-length", type=count, metavar="TOKENS", help="its context, where the server does not say"
@@ -120,13 +120,13 @@ def add_response_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--read-timeout", type=duration, metavar="S", help="drop a call silent for so long (never)")
 
 
-def reranker_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> dict[str, Any]:
-    """Keyword arguments for `Reranker` from the options of `add_server`, `key_option` among them, and
+def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments for `Reranker` from the options of `add_server`, and
     `add_ranking_options`."""
     if args.preset == "paper":
         _apply_paper_preset(args)
     return {
-        **window_options(args, key_option),
+        **window_options(args),
         "method": args.method,
         "strategy": _make_strategy(args),
         "depth": args.depth,
@@ -136,12 +136,12 @@ def reranker_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> 
     }
 
 
-def window_options(args: argparse.Namespace, key_option: str = KEY_OPTION) -> dict[str, Any]:
+def window_options(args: argparse.Namespace) -> dict[str, Any]:
     """Those that do not say how windows are made: from the options of `add_server` and
     `add_window_options`."""
     return {
         "server": args.server,
-        "api_key": api_key(args.server, args.model_key_env, key_option),
+        "api_key": api_key(args.server, args.api_key_env),
         "server_type": args.server_type,
         "revision": args.model_revision,
         "context_length": args.context_length,
@@ -178,13 +178,13 @@ def simulated_by_passage(qrels: Path, noise: str) -> Model:
     return SimulatedModel(grades, noise_by_name(noise))
 
 
-def api_key(server: str | None, variable: str | None, option: str = KEY_OPTION) -> str | None:
-    """The key for `server`. OPENAI_API_KEY is for api.openai.com alone; a variable that is named, which `option` does,
+def api_key(server: str | None, variable: str | None) -> str | None:
+    """Return the key for `server`. OPENAI_API_KEY is used for api.openai.com only; `variable`, if given,
     must be set."""
     from rank_k.models.http import base_url
 
     if variable is not None:
-        return key_from_environment(variable, option)
+        return key_from_environment(variable)
     origin = urlsplit(base_url(server))[:2] if server is not None else None
     unset = DEFAULT_KEY_VARIABLE not in os.environ
     name = "OPENAI_API_KEY" if unset and origin == ("https", "api.openai.com") else DEFAULT_KEY_VARIABLE

@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 _NOT_SETTINGS = frozenset(
-    "verb quiet strict report concurrency model_key_env read_timeout max_seconds token_budget price_in price_out"
+    "verb quiet strict report concurrency api_key_env read_timeout max_seconds token_budget price_in price_out"
     " price_file".split()
 )
 """Options that do not change what is asked: with others of them, it is the same run."""

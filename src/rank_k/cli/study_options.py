@@ -101,7 +101,7 @@ def _study_from_options(args: argparse.Namespace) -> Study:
         args.model_revision,
         args.context_length,
         args.prompt,
-        args.model_key_env,
+        args.api_key_env,
         settings={**fixed, "constrained": args.constrained == "auto"},
     )
     collections = _collections(args)
@@ -209,7 +209,7 @@ def connection_options(args: argparse.Namespace, model: ModelPlan) -> dict[str, 
     return {
         **options,
         "server": model.server,
-        "api_key": api_key(model.server, args.model_key_env or model.api_key_env),
+        "api_key": api_key(model.server, args.api_key_env or model.api_key_env),
         "server_type": model.server_type,
         "revision": model.revision,
         "context_length": args.context_length or model.context_length,

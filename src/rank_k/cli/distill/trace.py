@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 _NOT_SETTINGS = frozenset(
-    "verb quiet concurrency model_key_env read_timeout token_budget price_in price_out price_file".split()
+    "verb quiet concurrency api_key_env read_timeout token_budget price_in price_out price_file".split()
 )
 
 
