@@ -29,9 +29,9 @@ from statistics import NormalDist, fmean, median, stdev
 from rank_k.data.trec import read_qrels, read_run
 from rank_k.evaluation.measures import evaluate
 from rank_k.models.simulated import Noise, SimulatedModel
-from rank_k.strategies import make
+from rank_k.strategies import make_strategy
 from rank_k.types import Candidate, Window, WindowRanking, WindowResult
-from rank_k.window.reasoning import AutoReasoningPolicy, agreement, should_reason
+from rank_k.window.reasoning import AutoReasoningPolicy, ranking_agreement, should_reason
 
 DIRECT_NOISE = Noise(sd=1.25, persistent=0.92, fresh=0.08, growth=0.3, position_bias=0.35, middle=0.1)
 """The direct judge, at a level at which it gains 25 to 30 points over BM25 on TREC DL 2019."""
@@ -171,7 +171,7 @@ def auc_of(is_error: Sequence[bool], confidences: Sequence[float]) -> float:
 
 def agreement_of_two_orders(judges: ModelOfSeed, query_id: str, window: Window) -> float:
     first, reversed_order = (judges.direct(query_id, ids) for ids in (window.doc_ids, window.doc_ids[::-1]))
-    return agreement(first, reversed_order)
+    return ranking_agreement(first, reversed_order)
 
 
 # --- policies ---
@@ -238,7 +238,7 @@ def run_policy(judges_of_seeds: Sequence[ModelOfSeed], policy: Policy, strategy:
     for judges in judges_of_seeds:
         reranked: dict[str, list[Candidate]] = {}
         for query_id, candidates in data.run.items():
-            generator = make(strategy)(candidates, judges.seed)
+            generator = make_strategy(strategy)(candidates, judges.seed)
             try:
                 round_ = next(generator)
                 while True:

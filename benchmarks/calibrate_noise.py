@@ -21,7 +21,7 @@ from statistics import fmean, stdev
 from rank_k.data.trec import read_qrels, read_run
 from rank_k.models.simulated import PRESETS, Grades, Noise, with_sd
 from rank_k.simulation.replay import ndcg, simulate
-from rank_k.strategies import make
+from rank_k.strategies import make_strategy
 from rank_k.types import Run
 
 TARGETS = {"strong": 0.727, "weak": 0.62}
@@ -33,7 +33,7 @@ def quality(run: Run, grades: Grades, noise: Noise, seed: int) -> float:
     """Mean nDCG@10 of sliding windows with the judge of `seed`, its answers read as any model's are."""
     head = {query_id: candidates[:DEPTH] for query_id, candidates in run.items()}
     [totals] = simulate(
-        {"": head}, grades, {"sliding": make("sliding", window=20, stride=10)}, {"": noise}, seed
+        {"": head}, grades, {"sliding": make_strategy("sliding", window=20, stride=10)}, {"": noise}, seed
     ).values()
     return totals.quality.mean
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from rank_k.data.collections.demo import passages, questions
+from rank_k.data.collections.demo import load_passages, load_questions
 from rank_k.journal import Journal
 from rank_k.models.embedded import EmbeddedModel
 from rank_k.types import Passage, Query, Window
@@ -49,8 +49,8 @@ class AnswerStats:
 def draw_windows(count: int, seed: int) -> list[tuple[Query, list[Passage]]]:
     """Windows: a question with 4 to 12 passages, judged ones for the question first among them."""
     random = Random(seed)
-    texts = {passage.doc_id: passage for passage in passages()}
-    demo_questions = questions()
+    texts = {passage.doc_id: passage for passage in load_passages()}
+    demo_questions = load_questions()
     windows = []
     for number in range(count):
         question = demo_questions[number % len(demo_questions)]

@@ -17,7 +17,7 @@ from zlib import crc32
 from tests.fakes.loopback import Dataset, latency, make_queries, oracle, peak_concurrency
 
 from rank_k.simulation.call_times import PendingRound, scheduled
-from rank_k.strategies import STRATEGIES, make
+from rank_k.strategies import STRATEGIES, make_strategy
 from rank_k.strategies.base import StrategyGenerator
 from rank_k.types import Ranking, Window, WindowRanking, WindowResult
 
@@ -94,7 +94,7 @@ def simulate_dataset(
     per_token: float = 0.002,
 ) -> SimulatedRun:
     """All queries of `dataset`, judged by the oracle, at the latencies of such a loopback server."""
-    plan = make(strategy, window=window, stride=stride)
+    plan = make_strategy(strategy, window=window, stride=stride)
     query_ids = [query.query_id for query in dataset.queries]
 
     def marks(query: int, shown_window: Window) -> tuple[str, ...]:

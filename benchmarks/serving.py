@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import psutil
 from tests.fakes.loopback import Plan, in_child
-from tests.support.serving import Command, command
+from tests.support.serving import ServerProcess, start_server
 
 CONNECTIONS = 16
 INSTANT_PLAN = {"first_token": 0.0, "per_token": 0.00002, "flush": 0.05}
@@ -33,9 +33,9 @@ _query_number = count()
 
 
 @contextmanager
-def started_server(*more: str) -> Iterator[Command]:
+def started_server(*more: str) -> Iterator[ServerProcess]:
     options = ("--queue", "1000", "--per-client", "1000", *more)
-    with in_child(Plan().changed(INSTANT_PLAN)) as model, command("--server", model.url, *options) as running:
+    with in_child(Plan().changed(INSTANT_PLAN)) as model, start_server("--server", model.url, *options) as running:
         yield running
 
 

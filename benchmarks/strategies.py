@@ -30,9 +30,9 @@ from rank_k.data.trec import read_qrels, read_run
 from rank_k.models.simulated import PRESETS, Grades
 from rank_k.simulation.replay import Cell, Mean, SimulationTotals, difference, simulate
 from rank_k.strategies import PRESETS as PLANS
-from rank_k.strategies import make
+from rank_k.strategies import make_strategy
 from rank_k.strategies.base import Strategy
-from rank_k.strategies.bradley_terry import fit
+from rank_k.strategies.bradley_terry import fit_strengths
 from rank_k.types import Run, Window, WindowRanking, WindowResult
 
 RUNS = {
@@ -51,7 +51,7 @@ CellTotals = dict[tuple[str, Cell], SimulationTotals]
 
 
 def strategy_of(name: str) -> Strategy:
-    return make(**PLANS[name]) if name in PLANS else make(name)
+    return make_strategy(**PLANS[name]) if name in PLANS else make_strategy(name)
 
 
 @lru_cache
@@ -169,7 +169,7 @@ def fit_seconds(length: int, window: int = 20, repeats: int = 20) -> float:
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        fit(ids, results).in_top()
+        fit_strengths(ids, results).top_k_probabilities()
         times.append(time.perf_counter() - start)
     return median(times)
 

@@ -28,7 +28,7 @@ from typing import get_args
 from rank_k.cli import main as rank_k
 from rank_k.data.trec import RunWriter, read_qrels, read_run
 from rank_k.evaluation.measures import evaluate
-from rank_k.evaluation.run_costs import run_cost
+from rank_k.evaluation.run_costs import read_run_cost
 from rank_k.evaluation.significance import paired_difference
 from rank_k.models.weights import DEFAULT_WEIGHTS
 from rank_k.types import Candidate, ScoringMethod
@@ -137,7 +137,7 @@ def rerank_and_measure(
     report_values = json.loads(report.read_text(encoding="utf-8"))
     tokens = report_values["prompt_tokens"] + report_values["completion_tokens"]
     run = {query_id: candidates[:DEPTH] for query_id, candidates in read_run(output).items()}
-    cost = run_cost(Path(f"{output}.journal.sqlite"), output)  # what is replayed took no time now
+    cost = read_run_cost(Path(f"{output}.journal.sqlite"), output)  # what is replayed took no time now
     return Row(name, ndcg(qrels, run), cost.seconds / len(bm25) if cost else None, tokens / len(bm25))
 
 

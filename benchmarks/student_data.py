@@ -40,11 +40,11 @@ from rank_k.data.long_documents import PassageSplit, document_id, passage_id
 from rank_k.data.passages import read_passages
 from rank_k.data.queries import read_queries
 from rank_k.data.trec import RunWriter, read_qrels, read_run
-from rank_k.distill.candidate_sets import license_of
+from rank_k.distill.candidate_sets import read_license
 from rank_k.retrieval.analyzers import analyzer_for
 
 PASSAGE_TOKENS = 50
-PASSAGE_SPLIT = PassageSplit(PASSAGE_TOKENS, most=3)
+PASSAGE_SPLIT = PassageSplit(PASSAGE_TOKENS, max_passages=3)
 MIN_PIECE_CHARACTERS = 40
 """Characters: the rest of an answer behind its last cut may be a word or two."""
 
@@ -71,7 +71,7 @@ class Collection:
 
     def license(self, root: Path) -> str:
         """Of its texts, as its parts have it; `root`: the folder of all collections."""
-        licenses = {part.rpartition("/")[2]: license_of(root / part) for part in self.parts}
+        licenses = {part.rpartition("/")[2]: read_license(root / part) for part in self.parts}
         if len(licenses) == 1:
             return next(iter(licenses.values())) or "unnamed"
         return "; ".join(f"{name}: {license}" for name, license in licenses.items())
@@ -90,7 +90,7 @@ COLLECTIONS = (
     Collection("medquad", ("medquad-train",), names=True, pieces=True),
 )
 
-EVALUATED = (
+EVALUATED_COLLECTIONS = (
     "trec-dl19",
     "noveleval",
     "cranfield",
@@ -123,7 +123,7 @@ def main() -> None:
     args = parser.parse_args()
     started = time.monotonic()
     args.output.mkdir(parents=True, exist_ok=True)
-    excluded = [str(args.collections / name / "queries.jsonl") for name in EVALUATED]
+    excluded = [str(args.collections / name / "queries.jsonl") for name in EVALUATED_COLLECTIONS]
     sets = [sample_collection(collection, args.collections, excluded, args.output) for collection in COLLECTIONS]
     journal, train, held_out = (args.output / name for name in ("traces.sqlite", "train.jsonl", "heldout.jsonl"))
     run("distill", "trace", "--sets", *sets, *TRACE_OPTIONS, args.form, "--journal", journal, "--quiet")

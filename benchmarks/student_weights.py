@@ -24,8 +24,8 @@ from rank_k.data.passages import read_passages
 from rank_k.data.queries import read_queries
 from rank_k.data.trec import read_qrels, read_run
 from rank_k.evaluation.measures import evaluate
-from rank_k.strategies.bradley_terry import fit
-from rank_k.strategies.combined import comparison_scores, first_stage_scores, ranked, standardized
+from rank_k.strategies.bradley_terry import fit_strengths
+from rank_k.strategies.combined import comparison_scores, first_stage_scores, rank_by_weighted_sum, standardize
 from rank_k.types import Candidate, WindowResult
 from rank_k.window.combined import CombinedRanker
 from rank_k.window.query_likelihood import PASSAGE_TOKENS, QueryLikelihoodRanker
@@ -91,17 +91,17 @@ def measure_weights(
 def rankings_by_method(ids: Sequence[str], results: Sequence[WindowResult]) -> Iterator[tuple[str, Sequence[str]]]:
     """What each way to rank makes of one query. `ids`: best of the first stage first."""
     first_stage = first_stage_scores(ids)
-    [likelihood] = [standardized(result.likelihoods) for result in results if result.window.method == "likelihood"]
+    [likelihood] = [standardize(result.likelihoods) for result in results if result.window.method == "likelihood"]
     listwise_results = [result for result in results if result.window.method == "listwise"]
     yield "BM25", ids
-    yield "likelihood", ranked(ids, (1.0, likelihood))
-    yield "likelihood + first stage", ranked(ids, (1.0, likelihood), (1.0, first_stage))
-    yield "comparison, first stage as prior", fit(ids, listwise_results).ranked()
+    yield "likelihood", rank_by_weighted_sum(ids, (1.0, likelihood))
+    yield "likelihood + first stage", rank_by_weighted_sum(ids, (1.0, likelihood), (1.0, first_stage))
+    yield "comparison, first stage as prior", fit_strengths(ids, listwise_results).ranked_ids()
     comparison = comparison_scores(ids, listwise_results)
-    yield "comparison", ranked(ids, (1.0, comparison))
+    yield "comparison", rank_by_weighted_sum(ids, (1.0, comparison))
     for a, b in WEIGHTS:
         name = f"comparison + {a:g} likelihood + {b:g} first stage"
-        yield name, ranked(ids, (1.0, comparison), (a, likelihood), (b, first_stage))
+        yield name, rank_by_weighted_sum(ids, (1.0, comparison), (a, likelihood), (b, first_stage))
 
 
 if __name__ == "__main__":

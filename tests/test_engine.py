@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rank_k import Reranker
-from rank_k.engine import OPEN_PER_SLOT, Engine, Job, QueryResult
+from rank_k.engine import OPEN_QUERIES_PER_SLOT, Engine, Job, QueryResult
 from rank_k.errors import ModelError, RequestRejected
 from rank_k.journal import Journal
 from rank_k.models.mock import ScriptedModel
 from rank_k.models.retry import RetryPolicy
-from rank_k.strategies import make
+from rank_k.strategies import make_strategy
 from rank_k.strategies.base import Strategy
 from rank_k.types import Candidate, OnChunk, Passage, Query, Request, Response, Usage, Window
 from rank_k.window.listwise import ListwiseRanker
@@ -65,7 +65,7 @@ def run_engine(
     async def run() -> tuple[list[QueryResult], Engine]:
         journal = Journal()
         ranker = ListwiseRanker(model, journal, retries=RetryPolicy(first=0.001, longest=0.002))
-        engine = Engine(ranker, strategy or make("sliding"), journal, concurrency=concurrency, **options)
+        engine = Engine(ranker, strategy or make_strategy("sliding"), journal, concurrency=concurrency, **options)
         try:
             return [result async for result in engine.run(jobs)], engine
         finally:
@@ -116,14 +116,14 @@ def test_engine_limits_the_number_of_open_queries() -> None:
     async def run() -> None:
         nonlocal finished_count
         journal = Journal()
-        engine = Engine(ListwiseRanker(model, journal), make("sliding"), journal, concurrency=2)
+        engine = Engine(ListwiseRanker(model, journal), make_strategy("sliding"), journal, concurrency=2)
         async for _ in engine.run(make_jobs([30] * 50, opened_positions)):
             finished_count += 1
         journal.close()
 
     asyncio.run(run())
     assert finished_count == 50
-    assert max(open_counts) <= OPEN_PER_SLOT * 2 + 2  # a result or two may be on their way out
+    assert max(open_counts) <= OPEN_QUERIES_PER_SLOT * 2 + 2  # a result or two may be on their way out
 
 
 def test_engine_returns_the_best_ranking_so_far_at_the_deadline() -> None:
@@ -166,7 +166,7 @@ def test_engine_cancels_windows_in_flight_when_iteration_stops() -> None:
 
     async def run() -> None:
         journal = Journal()
-        engine = Engine(ListwiseRanker(model, journal), make("sliding"), journal, concurrency=4)
+        engine = Engine(ListwiseRanker(model, journal), make_strategy("sliding"), journal, concurrency=4)
         results = engine.run(make_jobs([20] * 10))
         await anext(results)
         await results.aclose()
@@ -204,12 +204,17 @@ def test_engine_stores_queries_rounds_and_rankings_in_the_journal(tmp_path: Path
         journal = Journal(tmp_path / "journal.sqlite")
         model = ScriptedModel(lambda request: " > ".join(f"[{n}]" for n in range(len(request.context.doc_ids), 0, -1)))
         engine = Engine(
-            ListwiseRanker(model, journal), make("sliding"), journal, run="r", first_position=7, on_window=on_window
+            ListwiseRanker(model, journal),
+            make_strategy("sliding"),
+            journal,
+            run="r",
+            first_position=7,
+            on_window=on_window,
         )
         jobs = [replace(job, name=name) for job, name in zip(make_jobs([30, 1]), ("named", ""), strict=True)]
         results = [result async for result in engine.run(jobs)]
         assert [result.query_id for result in results] == ["q0", "q1"]
-        _, records = journal.opened("r")
+        _, records = journal.find_queries("r")
         assert [(q.position, q.query_id, q.text, q.finished) for q in records] == [
             (7, "named", "question 0", True),
             (8, "q1", "question 1", True),
@@ -217,7 +222,7 @@ def test_engine_stores_queries_rounds_and_rankings_in_the_journal(tmp_path: Path
         before, between = journal.rounds("r", 7)
         assert before.doc_ids == tuple(f"d{i}" for i in range(30))
         assert between.doc_ids == (*before.doc_ids[:10], *reversed(before.doc_ids[10:]))
-        assert journal.ranking("r", 7) == results[0].ranking
+        assert journal.find_ranking("r", 7) == results[0].ranking
         assert journal.rounds("r", 8) == []
         assert [record.query_id for record in journal.windows("r")] == ["named"] * 2
         journal.close()

@@ -22,7 +22,7 @@ from rank_k.loop_thread import LoopThread
 from rank_k.types import Hit, Query, RankedHits, Response, Usage
 from tests.conftest import StartLoopback
 from tests.fakes.loopback import Loopback, make_queries, peak_concurrency
-from tests.support.waiting import PATIENCE, STUCK_SECONDS, until
+from tests.support.waiting import PATIENCE, STUCK_SECONDS, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -225,9 +225,9 @@ def test_rerank_cancels_calls_in_flight_when_iteration_stops(loopback: StartLoop
         for result in reranker.rerank(data.run, queries, data.passages):
             assert result.query_id == data.queries[0].query_id
             server.change(**STUCK)
-            until(partial(calls_started_after, server, time.monotonic(), 2), "no call is in flight")
+            wait_until(partial(calls_started_after, server, time.monotonic(), 2), "no call is in flight")
             break
-        until(
+        wait_until(
             lambda: sum(call.cancelled for call in server.calls) == 2,
             "the server still has calls of a client that is gone",
         )
@@ -263,11 +263,11 @@ def test_close_cancels_a_running_rerank(loopback: StartLoopback) -> None:
     results = reranker.rerank(DATA.run, QUERIES, DATA.passages)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(list, results)
-        until(has_calls(server, 8), "the server receives no call")
+        wait_until(has_calls(server, 8), "the server receives no call")
         reranker.close()
         with pytest.raises(CancelledError):
             future.result(timeout=PATIENCE)
-    until(has_cancelled_calls(server), "the server still has calls of a client that is gone")
+    wait_until(has_cancelled_calls(server), "the server still has calls of a client that is gone")
 
 
 # --- threads and event loops ---
@@ -334,13 +334,13 @@ def test_arank_cancellation_cancels_the_server_calls(loopback: StartLoopback) ->
 
         async def rank_and_cancel() -> None:
             task = asyncio.create_task(reranker.arank("q", document_texts("Q00")))
-            await asyncio.to_thread(until, has_calls(server), "the server receives no call")
+            await asyncio.to_thread(wait_until, has_calls(server), "the server receives no call")
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
 
         asyncio.run(rank_and_cancel())
-        until(has_cancelled_calls(server), "the server still has calls of a client that is gone")
+        wait_until(has_cancelled_calls(server), "the server still has calls of a client that is gone")
         server.change(first_token=0.001)
         assert first_texts(reranker.rank("q", document_texts("Q01"))) == expected_texts("Q01"), (
             "the reranker is still usable"

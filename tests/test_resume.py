@@ -21,8 +21,8 @@ from benchmarks.overhead import write_dataset
 from rank_k.journal import Journal
 from tests.conftest import StartLoopback
 from tests.fakes.loopback import Loopback, Seen, make_queries, shown_marks, window_key
-from tests.support.signals import hear_ctrl_c
-from tests.support.waiting import PATIENCE, STUCK_SECONDS, until
+from tests.support.signals import enable_sigint
+from tests.support.waiting import PATIENCE, STUCK_SECONDS, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -53,7 +53,7 @@ def uninterrupted_output(files: list[str], loopback: StartLoopback, tmp_path: Pa
 
 
 def start_command(arguments: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c)
+    return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, preexec_fn=enable_sigint)
 
 
 def window_calls(seen: Iterable[Seen]) -> set[Call]:
@@ -76,7 +76,7 @@ def journal_calls(output: Path) -> set[Call]:
 
 def wait_for_calls(server: Loopback, number: int, child: subprocess.Popen[str]) -> None:
     """Wait until the server has received `number` calls or the client has ended."""
-    until(lambda: len(server.calls) >= number or child.poll() is not None, "the client makes no calls")
+    wait_until(lambda: len(server.calls) >= number or child.poll() is not None, "the client makes no calls")
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_rerank_killed_at_30_random_times_repeats_no_finished_call(
     before, finished = server.calls, journal_calls(output)
     assert 0 < len(finished) < len(DATA.queries) * 7, "no calls were left"
     with closing(Journal(tmp_path / "out.trec.journal.sqlite", read_only=True)) as journal:
-        assert sum(calls for _, _, calls, _, _ in journal.totals()) == len(
+        assert sum(calls for _, _, calls, _, _ in journal.usage_totals()) == len(
             finished
         )  # without a checkpoint after the kill
     subprocess.run(rerank_command(files, server, output), check=True)
@@ -156,7 +156,9 @@ def test_rerank_prints_one_line_after_ctrl_c_before_the_first_response(
         _, stderr = child.communicate(timeout=PATIENCE)
     assert (child.returncode, len(stderr.strip().splitlines())) == (130, 1)
     assert not (tmp_path / "out.trec").exists()
-    until(lambda: all(call.cancelled for call in server.calls), "the server still has calls of a client that is gone")
+    wait_until(
+        lambda: all(call.cancelled for call in server.calls), "the server still has calls of a client that is gone"
+    )
 
 
 def test_rerank_processes_can_share_a_new_journal(

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from rank_k.errors import ModelError, PromptFiltered, RetriesExhausted
 from rank_k.journal import Journal, WindowRecord
-from rank_k.strategies.base import Strategy, StrategyGenerator, seed_of, validated
+from rank_k.strategies.base import Strategy, StrategyGenerator, query_seed, run_validated
 from rank_k.types import (
     Candidate,
     OnChunk,
@@ -37,7 +37,7 @@ from rank_k.window.listwise import WindowReport
 from rank_k.window.prompt_builder import PreparedQuery
 from rank_k.window.reasoning import ReasoningMode
 
-OPEN_PER_SLOT = 4
+OPEN_QUERIES_PER_SLOT = 4
 
 
 class WindowRanker(Protocol):
@@ -209,7 +209,7 @@ class Engine:
         exhausted = False
         try:
             while True:
-                while not exhausted and len(self._open) < OPEN_PER_SLOT * self._concurrency:
+                while not exhausted and len(self._open) < OPEN_QUERIES_PER_SLOT * self._concurrency:
                     exhausted = not self._open_next_query(numbered_jobs)
                 self._start_windows()
                 while next_position in self._finished:
@@ -221,7 +221,7 @@ class Engine:
                     self._stop()
                     for position, job in numbered_jobs:
                         self._store_query(position, job)
-                        self._finish_query(position, job, Ranking.of(c.doc_id for c in job.candidates), False)
+                        self._finish_query(position, job, Ranking.untied(c.doc_id for c in job.candidates), False)
                         while next_position in self._finished:
                             yield self._pop_result(next_position)
                             next_position += 1
@@ -240,7 +240,7 @@ class Engine:
         """Open one more query; False if there is none."""
         for position, job in numbered_jobs:
             self._store_query(position, job)
-            generator = validated(self._strategy, job.candidates, seed_of(job.query.query_id))
+            generator = run_validated(self._strategy, job.candidates, query_seed(job.query.query_id))
             try:
                 first_round = next(generator)
             except StopIteration as stop:
@@ -292,7 +292,7 @@ class Engine:
 
     def _pop_result(self, position: int) -> QueryResult:
         query_id, finished = self._finished.pop(position)
-        ranking = self._journal.ranking(self._run, position)
+        ranking = self._journal.find_ranking(self._run, position)
         assert ranking is not None, "a finished ranking is in the journal"
         return QueryResult(query_id, ranking, finished)
 

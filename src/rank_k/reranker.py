@@ -28,7 +28,7 @@ from rank_k.models.http import HttpModel
 from rank_k.models.retry import RetryPolicy
 from rank_k.models.single_flight import RunOnce
 from rank_k.models.student import Student, default_model, find_student
-from rank_k.strategies import make
+from rank_k.strategies import make_strategy
 from rank_k.strategies.base import Strategy
 from rank_k.strategies.combined import Combined
 from rank_k.strategies.single import Single
@@ -42,7 +42,7 @@ from rank_k.types import (
     ScoringMethod,
     StreamChunk,
     Window,
-    unranked_hits,
+    keep_input_order,
 )
 from rank_k.window.combined import CombinedRanker
 from rank_k.window.listwise import ListwiseRanker, ListwiseSettings, WindowReport
@@ -50,7 +50,7 @@ from rank_k.window.prompt import PromptTemplate, read_template
 from rank_k.window.query_likelihood import PASSAGE_TOKENS, QueryLikelihoodRanker
 from rank_k.window.reasoning import ReasoningMode
 
-PAPER: Mapping[str, Any] = {
+PAPER_SETTINGS: Mapping[str, Any] = {
     "strategy": "sliding",
     "window": 20,
     "stride": 10,
@@ -143,7 +143,7 @@ class Reranker:
         defaults: dict[str, Any] = dict(student.asking) if student else {"max_tokens": 512} if embedded else {}
         default_method: ScoringMethod | None = defaults.pop("method", None)
         self.effective_settings = {
-            **PAPER,
+            **PAPER_SETTINGS,
             **defaults,
             **{name: value for name, value in arguments.items() if value is not None},
         }
@@ -175,7 +175,7 @@ class Reranker:
         # In "combined", the listwise strategy starts from the likelihood ranking and not from the first stage's.
         strategy_weight = 1.0 if self._is_combined else first_stage_weight
         self._make_by_name = partial(
-            make, window=effective["window"], stride=effective["stride"], first_stage_weight=strategy_weight
+            make_strategy, window=effective["window"], stride=effective["stride"], first_stage_weight=strategy_weight
         )
         self.strategy = self.make_strategy(effective["strategy"] if strategy is None else strategy)
         self.depth = depth
@@ -388,7 +388,7 @@ class Reranker:
         query_strategy = self.strategy if strategy is None else self.make_strategy(strategy)
         reasoning_mode = None if reasoning is None else _parse_reasoning(reasoning)
         if not await self._prepare_until(deadline, reasoning_mode):
-            return unranked_hits(texts)
+            return keep_input_order(texts)
         candidates = tuple(Candidate(str(i), 1 / (i + 1)) for i in range(len(texts)))
         passages = {str(i): Passage(str(i), text) for i, text in enumerate(texts[: self.depth])}
         tail = tuple(str(i) for i in range(self.depth, len(texts)))

@@ -114,7 +114,7 @@ class Ranking:
         return tuple(map(tuple, tiers))
 
     @classmethod
-    def of(cls, doc_ids: Iterable[str]) -> Ranking:
+    def untied(cls, doc_ids: Iterable[str]) -> Ranking:
         """Return the ranking of `doc_ids` in the given order, without ties."""
         ids = tuple(doc_ids)
         return cls(ids, (False,) * len(ids))
@@ -284,6 +284,6 @@ class RankedHits(Sequence[Hit]):
         return iter(self.hits)
 
 
-def unranked_hits(texts: Sequence[str]) -> RankedHits:
+def keep_input_order(texts: Sequence[str]) -> RankedHits:
     """Return the documents in their input order, for when time ran out before any window was ranked."""
     return RankedHits(tuple(Hit(i, text, i + 1, 1 / (i + 1), False) for i, text in enumerate(texts)), finished=False)

@@ -16,7 +16,7 @@ from scipy import stats
 
 from rank_k.cli import main
 from rank_k.data.trec import read_qrels, read_run
-from rank_k.evaluation.run_costs import run_cost
+from rank_k.evaluation.run_costs import read_run_cost
 from rank_k.evaluation.significance import PairedDifference
 from tests.paths import ROOT
 
@@ -289,9 +289,9 @@ def test_evaluate_reports_the_cost_source_of_a_renamed_file(rank_k: RankK) -> No
     Path("a.trec").rename("c.trec")
     _, err = rank_k(*EVALUATE, "c.trec")
     assert err == "c.trec: no run in c.trec.journal.sqlite wrote a file of this name; its last run is taken\n"
-    cost = run_cost(Path("c.trec.journal.sqlite"), Path("elsewhere/b.trec"))
+    cost = read_run_cost(Path("c.trec.journal.sqlite"), Path("elsewhere/b.trec"))
     assert cost is not None
-    assert (cost.exact, cost.run, cost.others) == (True, "", 1)
+    assert (cost.wrote_file, cost.run, cost.other_runs) == (True, "", 1)
 
 
 def test_run_cost_command_quotes_query_ids(rank_k: RankK) -> None:
@@ -299,13 +299,13 @@ def test_run_cost_command_quotes_query_ids(rank_k: RankK) -> None:
     Path("queries.jsonl").write_text("".join(json.dumps({"_id": q, "text": "t"}) + "\n" for q in query_ids))
     write_run("bm25.trec", {q: ["q00-0", "q00-1"] for q in query_ids})
     rank_k(*RERANK, "--simulate", "qrels", "--output", "new.trec")
-    cost = run_cost(Path("new.trec.journal.sqlite"), Path("new.trec"))
+    cost = read_run_cost(Path("new.trec.journal.sqlite"), Path("new.trec"))
     assert cost is not None
     for query_id in query_ids:
-        command = cost.command(query_id)
+        command = cost.trace_command(query_id)
         assert command is not None
         assert f"== query {query_id}, round 1" in rank_k(*shlex.split(command)[1:])[0]
-    assert cost.command("nobody") is None
+    assert cost.trace_command("nobody") is None
 
 
 def test_evaluate_skips_an_unreadable_journal_unless_named(rank_k: RankK) -> None:

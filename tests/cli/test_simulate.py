@@ -17,8 +17,8 @@ import pytest
 from rank_k.cli import main, simulate
 from rank_k.journal import Journal
 from rank_k.simulation.noise_file import read_noise
-from tests.support.signals import hear_ctrl_c
-from tests.support.waiting import PATIENCE, until
+from tests.support.signals import enable_sigint
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -215,10 +215,10 @@ def test_simulate_ctrl_c_stops_all_processes(files: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=hear_ctrl_c,
+        preexec_fn=enable_sigint,
     ) as process:
         # Two seconds of work are far more than starting takes, and far less than all of the simulation.
-        until(lambda: process.poll() is not None or busiest_child(process.pid) > 2, "its processes do not begin")
+        wait_until(lambda: process.poll() is not None or busiest_child(process.pid) > 2, "its processes do not begin")
         assert process.poll() is None
         os.killpg(process.pid, signal.SIGINT)
         try:

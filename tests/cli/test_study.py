@@ -23,8 +23,8 @@ from rank_k.cli.study import _command_line, add_arguments
 from rank_k.data.trec import read_run
 from tests.conftest import StartLoopback
 from tests.fakes.loopback import Loopback, make_queries
-from tests.support.signals import hear_ctrl_c
-from tests.support.waiting import PATIENCE, until
+from tests.support.signals import enable_sigint
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -173,11 +173,11 @@ def kill_and_resume(files: list[str], server: Loopback, output: Path, number: si
     for _ in range(kills):
         calls_before = count_window_calls(server)
         with subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=enable_sigint
         ) as child:
             target = calls_before + 25
             is_reached = partial(_has_called_or_ended, server, target, child)
-            until(is_reached, "the client asks nothing")
+            wait_until(is_reached, "the client asks nothing")
             child.send_signal(number)
             _, stderr = child.communicate(timeout=PATIENCE)
         assert child.returncode in (-number, 130), stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rank_k.data.collections.base import CollectionFiles, PassageStore, WithoutExcluded
+from rank_k.data.collections.base import CollectionFiles, PassageStore, RunWithoutExcluded
 from rank_k.data.collections.registry import find_collection, load_collection
 from rank_k.data.passages import read_passages
 from rank_k.data.queries import read_queries
@@ -105,7 +105,7 @@ def test_load_collection_expands_home_directory(isolated_environment: Path) -> N
 def test_passage_store_gets_passages_by_id(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "corpus.tsv"
     path.write_bytes(compress(b"d1\tone\nd2\ttwo\nd1\tone\n"))
-    with PassageStore.of_file(path) as store:
+    with PassageStore.from_file(path) as store:
         assert store.get("d1") == Passage("d1", "one")
         assert store.get("d2", "q3") == Passage("d2", "two")
         with pytest.raises(InputError) as error_info:
@@ -118,7 +118,7 @@ def test_passage_store_gets_passages_by_id(tmp_path: Path, compress: Callable[[b
 def test_passage_store_rejects_id_with_two_texts(tmp_path: Path) -> None:
     path = tmp_path / "corpus.tsv"
     path.write_text("d1\tone\nd2\ttwo\nd1\tother\n")
-    with PassageStore.of_file(path) as store:
+    with PassageStore.from_file(path) as store:
         assert store.get("d2") == Passage("d2", "two")
         with pytest.raises(InputError, match="document d1 stands twice"):
             store.get("d1")
@@ -152,12 +152,12 @@ def test_passage_store_names_extra_for_zstandard(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, zstd.__name__, None)
     if sys.version_info < (3, 14):
         with pytest.raises(MissingExtra, match=r"rank-k\[data\]"):
-            PassageStore.of_file(path)
+            PassageStore.from_file(path)
 
 
 def test_without_excluded_removes_documents_on_every_iteration() -> None:
     run = {"q": (Candidate("a", 3.0), Candidate("b", 2.0), Candidate("c", 1.0)), "r": (Candidate("a", 1.0),)}
-    allowed = WithoutExcluded(run.items(), {"q": frozenset("ac")})
+    allowed = RunWithoutExcluded(run.items(), {"q": frozenset("ac")})
     for _ in range(2):
         assert dict(allowed) == {"q": (Candidate("b", 2.0),), "r": (Candidate("a", 1.0),)}
-    assert allowed.count() == 2
+    assert allowed.count_excluded() == 2

@@ -239,7 +239,7 @@ def test_split_run_ranks_documents_by_best_passage(long_documents: dict[str, lis
     with Reranker(SimulatedModel(grades), window=80, stride=20, depth=10_000, passage_tokens=300) as reranker:
         for result in reranker.rerank(passages, queries, passages):
             passage_rankings[result.query_id] = result.ranking
-    document_rankings = dict(passages.collapsed(passage_rankings.items()))
+    document_rankings = dict(passages.document_rankings(passage_rankings.items()))
 
     assert max(len(ranking.doc_ids) for ranking in passage_rankings.values()) > 4 * depth
     document_grades: dict[str, dict[str, int]] = {}

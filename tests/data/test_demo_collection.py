@@ -118,25 +118,25 @@ def test_demo_judgments_hold_in_every_python_version(version: str) -> None:
 
 def test_demo_qrels_do_not_change_without_docstrings() -> None:
     """`python -OO` drops the docstrings of what it imports; ours are read from source."""
-    assert summarize_collection(sys.executable, "-OO")["qrels"] == demo.qrels()
+    assert summarize_collection(sys.executable, "-OO")["qrels"] == demo.load_qrels()
 
 
 @pytest.mark.usefixtures("rebuilt_passages")
 def test_demo_passages_report_python_without_help_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(InputError, match=r"pydoc_data.*; install"):
-        demo.passages()
+        demo.load_passages()
 
 
 @pytest.mark.usefixtures("rebuilt_passages")
 def test_demo_questions_report_python_without_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(InputError, match=r"source of its standard library.*; run"):
-        demo.questions()
+        demo.load_questions()
 
 
 def test_demo_passages_are_distinct_and_within_length() -> None:
-    passages = demo.passages()
+    passages = demo.load_passages()
     assert len({passage.doc_id for passage in passages}) == len(passages)
     assert len({passage.text for passage in passages}) == len(passages)
     words = [len(passage.text.split()) for passage in passages]
@@ -146,7 +146,7 @@ def test_demo_passages_are_distinct_and_within_length() -> None:
 
 
 def test_demo_passages_contain_known_texts() -> None:
-    texts = {passage.doc_id: passage.text for passage in demo.passages()}
+    texts = {passage.doc_id: passage.text for passage in demo.load_passages()}
     assert texts["list.copy"] == "list.copy()\nReturn a shallow copy of the list."
     assert texts["asyncio.wait_for"].startswith("asyncio.wait_for(fut, timeout)\nWait for the single Future")
     assert texts["topic:pass/pass-is-a-null-operation"].startswith('The "pass" statement\n"pass" is a null operation')
@@ -154,7 +154,7 @@ def test_demo_passages_contain_known_texts() -> None:
 
 
 def test_demo_questions_have_enough_judgments() -> None:
-    questions = demo.questions()
+    questions = demo.load_questions()
     assert 38 <= len(questions) <= 45
     assert [question.query.query_id for question in questions if question.featured] == [
         question.query.query_id for question in questions
@@ -170,25 +170,25 @@ def test_demo_questions_have_enough_judgments() -> None:
 
 
 def test_demo_qrels_omit_changed_and_missing_passages(monkeypatch: pytest.MonkeyPatch) -> None:
-    judgments = demo.qrels()["cache-results"]
+    judgments = demo.load_qrels()["cache-results"]
     assert judgments["functools.cache"] == 3
     texts = dict(demo._passages_by_id())
     changed = Passage("functools.cache", f"{texts['functools.cache'].text} It is deprecated.")
     monkeypatch.setattr(demo, "_passages_by_id", lambda: {**texts, "functools.cache": changed})
-    assert demo.qrels()["cache-results"] == {
+    assert demo.load_qrels()["cache-results"] == {
         doc_id: grade for doc_id, grade in judgments.items() if doc_id != "functools.cache"
     }
     del texts["functools.lru_cache"]
     monkeypatch.setattr(demo, "_passages_by_id", lambda: texts)
-    assert demo.qrels()["cache-results"] == {
+    assert demo.load_qrels()["cache-results"] == {
         doc_id: grade for doc_id, grade in judgments.items() if doc_id != "functools.lru_cache"
     }
 
 
 def test_demo_bm25_finds_relevant_passages_but_is_not_perfect() -> None:
     """A first stage that found all or nothing would leave a reranker nothing to show."""
-    questions, qrels = demo.questions(), demo.qrels()
-    run = dict(retrieve([question.query for question in questions], demo.passages(), depth=12))
+    questions, qrels = demo.load_questions(), demo.load_qrels()
+    run = dict(retrieve([question.query for question in questions], demo.load_passages(), depth=12))
     has_relevant = [any(qrels[query_id].get(candidate.doc_id, 0) for candidate in run[query_id]) for query_id in run]
     assert sum(has_relevant) > 0.9 * len(questions)
     assert 0.25 < evaluate(qrels, run, ["nDCG@10"]).means["nDCG@10"] < 0.75
@@ -245,11 +245,11 @@ def test_split_text_handles_headings_definitions_and_tables() -> None:
 def test_find_collection_returns_python_docs() -> None:
     collection = find_collection("python-docs")
     assert collection.qrels is not None
-    assert read_qrels(collection.qrels) == demo.qrels()
+    assert read_qrels(collection.qrels) == demo.load_qrels()
     queries = read_queries(collection.queries)
-    assert [query.text for query in queries.values()] == [q.query.text for q in demo.questions()]
+    assert [query.text for query in queries.values()] == [q.query.text for q in demo.load_questions()]
     store = collection.corpus.store()
-    passage = demo.passages()[17]
+    passage = demo.load_passages()[17]
     assert store.get(passage.doc_id) == passage
     store.close()
     assert find_collection("python-docs") == collection, "made once"

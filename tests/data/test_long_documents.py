@@ -15,9 +15,9 @@ from rank_k.data.long_documents import (
     DocumentGrades,
     PassageSplit,
     SplitRun,
-    collapse,
+    collapse_to_documents,
     document_id,
-    expand,
+    expand_to_passages,
     passage_id,
 )
 from rank_k.data.token_estimate import estimate_tokens
@@ -78,7 +78,7 @@ def test_passage_split_overlap_begins_with_a_word() -> None:
 
 def test_passage_split_limits_number_of_passages() -> None:
     text = "a few words here. " * 1000
-    assert list(PassageSplit(20, 4, most=3).passages(text)) == list(PassageSplit(20, 4).passages(text))[:3]
+    assert list(PassageSplit(20, 4, max_passages=3).passages(text)) == list(PassageSplit(20, 4).passages(text))[:3]
     assert list(PassageSplit(20).passages("")) == [""]
 
 
@@ -117,9 +117,9 @@ def test_collapse_ranks_documents_by_best_passage(run: tuple[list[str], list[int
     doc_ids, counts = run
     count = dict(zip(doc_ids, counts, strict=True))
     candidates = [Candidate(doc_id, -position) for position, doc_id in enumerate(doc_ids)]
-    passages = [candidate.doc_id for candidate in expand(candidates, count.__getitem__)]
+    passages = [candidate.doc_id for candidate in expand_to_passages(candidates, count.__getitem__)]
     assert passages == [passage_id(doc_id, number) for doc_id in doc_ids for number in range(count[doc_id])]
-    assert list(collapse(Ranking.of(passages)).doc_ids) == doc_ids, "the first stage's order is kept"
+    assert list(collapse_to_documents(Ranking.untied(passages)).doc_ids) == doc_ids, "the first stage's order is kept"
 
     shuffled = data.draw(st.permutations(passages))
     tier_starts = data.draw(st.lists(st.booleans(), min_size=len(shuffled), max_size=len(shuffled)))
@@ -130,7 +130,7 @@ def test_collapse_ranks_documents_by_best_passage(run: tuple[list[str], list[int
         tiers[-1].append(passage)
     tier_of = {passage: number for number, tier in enumerate(tiers) for passage in tier}
     best_tiers = {doc_id: min(tier_of[passage_id(doc_id, n)] for n in range(count[doc_id])) for doc_id in doc_ids}
-    document_ranking = collapse(make_ranking(tiers))
+    document_ranking = collapse_to_documents(make_ranking(tiers))
     assert sorted(document_ranking.doc_ids) == sorted(doc_ids)
     assert [best_tiers[doc_id] for doc_id in document_ranking.doc_ids] == sorted(best_tiers.values())
     for before, after, is_tied in zip(
@@ -173,9 +173,9 @@ def test_split_run_expands_and_collapses_rankings() -> None:
 
     def rankings() -> Iterator[tuple[str, Ranking]]:
         for query_id, passage_ids in expanded.items():
-            yield query_id, Ranking.of(reversed(passage_ids))
+            yield query_id, Ranking.untied(reversed(passage_ids))
 
-    assert {query_id: ranking.doc_ids for query_id, ranking in passages.collapsed(rankings())} == {
+    assert {query_id: ranking.doc_ids for query_id, ranking in passages.document_rankings(rankings())} == {
         "q": ("f#1", "e", "d", "t", "u"),
         "empty": (),
         "r": ("e",),

@@ -47,7 +47,7 @@ def test_run_file_keeps_query_order_and_sorts_by_score(tmp_path: Path) -> None:
 )
 def test_run_file_keeps_repeated_documents_once_at_best_score(tmp_path: Path, content: str) -> None:
     run = RunFile(write_file(tmp_path, content))
-    assert run.duplicates == 1
+    assert run.duplicate_count == 1
     assert run.query_ids == ("q1", "q2")
     assert dict(iter(run)) == {
         "q1": (Candidate("a", 5.0), Candidate("b", 3.0)),
@@ -86,7 +86,7 @@ def test_run_file_sorts_stably_by_score(tmp_path: Path, rows: list[tuple[str, st
             best_scores.items(), key=lambda item: (-item[1], first_positions[item[0]])
         )
         candidate_count += len(candidates)
-    assert run.duplicates == len(rows) - candidate_count
+    assert run.duplicate_count == len(rows) - candidate_count
 
 
 def test_run_file_memory_is_independent_of_query_count(tmp_path: Path) -> None:

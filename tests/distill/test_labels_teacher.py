@@ -20,7 +20,7 @@ from rank_k.models.mock import ScriptedModel
 from rank_k.reranker import Reranker
 from rank_k.types import Candidate, Passage, Query
 from rank_k.window.parsing import parse_ranking
-from rank_k.window.prompt import SHIPPED, read_template
+from rank_k.window.prompt import BUILTIN_TEMPLATES, read_template
 
 
 def make_set(grades: Sequence[int | None], query: str = "what moves the tides?", source: str = "tides") -> CandidateSet:
@@ -76,12 +76,12 @@ def trace_calls(
     with Reranker(teacher, strategy=SINGLE_WINDOW, depth=MAX_SET_SIZE, **options) as reranker:
         run_name = reranker.journal.begin_run({"grades": candidate_set.grades})
         assert list(trace_sets(reranker, [candidate_set], active_sets, run_name=run_name)) == [candidate_set.set_id]
-        ((metadata, keys),) = reranker.journal.traced_sets()
+        ((metadata, keys),) = reranker.journal.sets_with_calls()
         assert metadata == json.loads(json.dumps(candidate_set.metadata))
-        return [reranker.journal.call(key) for key in keys]
+        return [reranker.journal.find_call(key) for key in keys]
 
 
-@pytest.mark.parametrize("prompt", SHIPPED)
+@pytest.mark.parametrize("prompt", BUILTIN_TEMPLATES)
 @pytest.mark.parametrize("passage_tokens", [50, 450])
 def test_labels_teacher_gets_the_same_prompt_as_a_reranker(tmp_path: Path, prompt: str, passage_tokens: int) -> None:
     candidate_set = make_set([0, 1, None, 0, 1, 0])
@@ -90,8 +90,8 @@ def test_labels_teacher_gets_the_same_prompt_as_a_reranker(tmp_path: Path, promp
     teacher = LabelsTeacher(active_sets.get_set, max_grade_by_source([candidate_set]))
     with Reranker(teacher, strategy=SINGLE_WINDOW, depth=MAX_SET_SIZE, **options) as reranker:
         list(trace_sets(reranker, [candidate_set], active_sets))
-        ((_, (key,)),) = reranker.journal.traced_sets()
-        teacher_messages = reranker.journal.request(key)["messages"]
+        ((_, (key,)),) = reranker.journal.sets_with_calls()
+        teacher_messages = reranker.journal.find_request(key)["messages"]
     model = ScriptedModel(["[1] > [2] > [3] > [4] > [5] > [6]"])
     with Reranker(model, strategy="sliding", depth=6, **options) as reranker:
         run = {"q": [Candidate(doc_id, 0) for doc_id in candidate_set.doc_ids]}
@@ -146,8 +146,8 @@ def test_labels_teacher_truncates_passages_with_the_given_tokenizer(tmp_path: Pa
     teacher = LabelsTeacher(active_sets.get_set, max_grade_by_source([candidate_set]), "verdicts", file)
     with Reranker(teacher, strategy=SINGLE_WINDOW, depth=MAX_SET_SIZE, prompt="compact", passage_tokens=20) as reranker:
         list(trace_sets(reranker, [candidate_set], active_sets))
-        ((_, (key,)),) = reranker.journal.traced_sets()
-        lines = reranker.journal.request(key)["messages"][0]["content"].splitlines()
+        ((_, (key,)),) = reranker.journal.sets_with_calls()
+        lines = reranker.journal.find_request(key)["messages"][0]["content"].splitlines()
     assert [len(line.split()) - 2 for line in lines[1:4]] == [6, 19, 20]  # its number stands before and after
     with pytest.raises(InputError, match=r"is no tokenizer"):
         LabelsTeacher(active_sets.get_set, {}, "verdicts", __file__)

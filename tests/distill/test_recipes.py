@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rank_k.distill.recipes import RECIPES_FOLDER, estimated_memory, read_recipe, recipe_names
+from rank_k.distill.recipes import RECIPES_FOLDER, estimate_memory, read_recipe, recipe_names
 from rank_k.errors import InputError
 from rank_k.window.prompt import read_template
 
@@ -96,7 +96,7 @@ def test_read_recipe_rejects_missing_recipes() -> None:
 def test_estimated_memory_by_hand(tmp_path: Path) -> None:
     """A million parameters of which all are trained; 100 tokens through 2 layers of 64 numbers."""
     text = MINIMAL_RECIPE.replace("max_length = 512", "max_length = 100") + '[method]\nkind = "full"\n'
-    memory = estimated_memory(read_recipe(write_recipe(tmp_path, text)))
+    memory = estimate_memory(read_recipe(write_recipe(tmp_path, text)))
     assert memory.weights == 4e6
     assert memory.trained == 12e6
     assert memory.activations == 100 * 64 * 2 * 34 * 2 / 2
@@ -104,6 +104,6 @@ def test_estimated_memory_by_hand(tmp_path: Path) -> None:
 
 
 def test_estimated_memory_is_smaller_for_adapters_and_checkpointing() -> None:
-    large, small = (estimated_memory(read_recipe(name)) for name in ("qwq-32b", "qwen3-8b"))
+    large, small = (estimate_memory(read_recipe(name)) for name in ("qwq-32b", "qwen3-8b"))
     assert 65e9 < large.weights < 66e9  # 32.8 billion brain floats
     assert small.total < 40e9 < large.total < 8 * 80e9

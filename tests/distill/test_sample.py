@@ -19,8 +19,8 @@ from rank_k.distill.candidate_sets import (
     CandidateSet,
     CandidateSetAppender,
     encode_json_line,
-    license_of,
     read_candidate_sets,
+    read_license,
 )
 from rank_k.distill.near_duplicates import (
     CONTAMINATION_SIMILARITY,
@@ -30,7 +30,7 @@ from rank_k.distill.near_duplicates import (
 )
 from rank_k.distill.sample import Sampler, Sampling, draw_set, write_samples
 from rank_k.errors import FormatError, InputError
-from rank_k.retrieval.fusion import FusedRuns, K, reciprocal_rank_fusion
+from rank_k.retrieval.fusion import RRF_K, FusedRuns, reciprocal_rank_fusion
 from rank_k.types import Candidate, Query
 
 RANKING = [f"d{rank}" for rank in range(1, 51)]
@@ -49,7 +49,9 @@ class Rankings(dict[str, list[str]]):
 def test_reciprocal_rank_fusion_sums_reciprocal_ranks(rankings: list[list[str]]) -> None:
     fused = reciprocal_rank_fusion(rankings)
     assert Counter(fused) == Counter({doc_id for ranking in rankings for doc_id in ranking})
-    scores = [sum(1 / (K + ranking.index(doc_id) + 1) for ranking in rankings if doc_id in ranking) for doc_id in fused]
+    scores = [
+        sum(1 / (RRF_K + ranking.index(doc_id) + 1) for ranking in rankings if doc_id in ranking) for doc_id in fused
+    ]
     assert all(before >= after - 1e-12 for before, after in pairwise(scores))
 
 
@@ -79,9 +81,9 @@ def test_fused_runs_fuses_queries_in_any_order() -> None:
     ],
 )
 def test_license_of_reads_provenance(tmp_path: Path, provenance: str, license: str | None) -> None:
-    assert license_of(tmp_path) is None
+    assert read_license(tmp_path) is None
     (tmp_path / "PROVENANCE.md").write_text(provenance, encoding="utf-8")
-    assert license_of(tmp_path) == license
+    assert read_license(tmp_path) == license
 
 
 # --- drawing ---------------------------------------------------------------------------------------
@@ -211,7 +213,7 @@ def test_sampler_counts_skipped_queries_and_sets() -> None:
 def store(tmp_path: Path) -> Iterator[PassageStore]:
     path = tmp_path / "corpus.jsonl"
     path.write_text("".join(json.dumps({"_id": doc_id, "text": f"text é of {doc_id}"}) + "\n" for doc_id in RANKING))
-    with PassageStore.of_file(path) as passage_store:
+    with PassageStore.from_file(path) as passage_store:
         yield passage_store
 
 
@@ -247,7 +249,7 @@ def test_write_samples_rejects_sets_made_with_other_options(tmp_path: Path, stor
         "".join(f'{{"_id": "{doc_id}", "text": "another"}}\n' for doc_id in RANKING), encoding="utf-8"
     )
     with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another passages\)"):
-        write_samples(make_sampler(), PassageStore.of_file(changed_corpus), output, 3)
+        write_samples(make_sampler(), PassageStore.from_file(changed_corpus), output, 3)
     assert output.read_bytes() == content
 
 

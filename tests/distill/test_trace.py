@@ -70,10 +70,10 @@ def test_traced_sets_returns_sets_and_calls_in_order(tmp_path: Path) -> None:
     sets = make_sets(5)
     count_new_calls(ScriptedModel(rank_last_first), sets, tmp_path / "j", samples=3)
     journal = Journal(tmp_path / "j", read_only=True)
-    traced = list(journal.traced_sets())
+    traced = list(journal.sets_with_calls())
     assert [metadata["set_id"] for metadata, _ in traced] == [candidate_set.set_id for candidate_set in sets]
     for (_, keys), candidate_set in zip(traced, sets, strict=True):
-        orders = [call.doc_ids for key in keys if (call := journal.call(key))]
+        orders = [call.doc_ids for key in keys if (call := journal.find_call(key))]
         assert len(orders) == 3
         assert orders[0] == candidate_set.doc_ids
         assert all(sorted(order) == sorted(candidate_set.doc_ids) for order in orders)
@@ -94,7 +94,7 @@ def test_trace_sets_resumes_with_unfinished_sets_only(tmp_path: Path) -> None:
     assert count_new_calls(ScriptedModel(rank_last_first), sets, tmp_path / "j") == 5
     assert count_new_calls(ScriptedModel([]), sets, tmp_path / "j") == 0
     journal = Journal(tmp_path / "j", read_only=True)
-    assert [len(keys) for _, keys in journal.traced_sets()] == [1] * 9
+    assert [len(keys) for _, keys in journal.sets_with_calls()] == [1] * 9
     journal.close()
 
 
@@ -248,7 +248,7 @@ def test_distill_trace_rejects_a_long_query_before_any_request(
     assert main([*TRACE, *server_options(server)]) == 2
     assert "shorten the query" in capsys.readouterr().err
     with closing(Journal("traces.sqlite", read_only=True)) as journal:
-        assert not [purpose for _, purpose, *_ in journal.totals() if purpose != "probe"]
+        assert not [purpose for _, purpose, *_ in journal.usage_totals() if purpose != "probe"]
 
 
 def test_distill_trace_stops_at_the_token_budget(

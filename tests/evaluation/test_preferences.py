@@ -37,8 +37,8 @@ from rank_k.evaluation.preferences import (
     Judgment,
     current_judgments,
     estimate_share,
-    preferences,
     read_judgments,
+    summarize_preferences,
 )
 from tests.paths import ROOT
 
@@ -206,7 +206,7 @@ def test_compute_agreements_separates_identical_from_random_judges() -> None:
 def test_preferences_match_manual_calculation() -> None:
     rows = [make_judgment(q, LEFT) for q in range(6)] + [make_judgment(6, TIE), make_judgment(7, RIGHT, swapped=True)]
     rows += [make_judgment(0, RIGHT, "ben")]
-    summary = preferences(rows)
+    summary = summarize_preferences(rows)
     (pair,) = summary.pairs
     assert (pair.first, pair.second, pair.queries, pair.judgments) == ("a", "b", 8, 9)
     assert pair.won.value == pytest.approx(5.5 / 8)
@@ -218,7 +218,7 @@ def test_preferences_match_manual_calculation() -> None:
     assert pair.p == pytest.approx(2 * (comb(6, 0) + comb(6, 1)) / 2**6)
     assert (summary.sides.left, summary.sides.right, summary.sides.ties) == (7, 1, 1)
     assert summary.sides.p == pytest.approx(2 * (comb(8, 0) + comb(8, 1)) / 2**8)
-    assert [(judge.name, judge.sides.judgments, judge.seconds) for judge in summary.judges] == [
+    assert [(judge.name, judge.sides.judgments, judge.median_seconds) for judge in summary.judges] == [
         ("anna", 8, 1),
         ("ben", 1, 1),
     ]
@@ -227,11 +227,11 @@ def test_preferences_match_manual_calculation() -> None:
 
 def test_preferences_correct_p_values_for_several_pairs() -> None:
     rows = [make_judgment(q, LEFT) for q in range(8)]
-    single_p = preferences(rows).pairs[0].p
+    single_p = summarize_preferences(rows).pairs[0].p
     other_rows = [replace(row, right="c") for row in rows] + [
         replace(row, left="b", right="c", choice=TIE) for row in rows
     ]
-    p_by_pair = {(pair.first, pair.second): pair.p for pair in preferences(rows + other_rows).pairs}
+    p_by_pair = {(pair.first, pair.second): pair.p for pair in summarize_preferences(rows + other_rows).pairs}
     assert single_p == 2 / 2**8
     assert p_by_pair == {("a", "b"): 3 * single_p, ("a", "c"): 3 * single_p, ("b", "c"): 1.0}
 
@@ -240,7 +240,7 @@ def test_preferences_detect_judge_with_side_bias() -> None:
     rng = random.Random(2)
     rows = [make_judgment(q, LEFT, swapped=rng.random() < 0.5) for q in range(60)]
     rows += [replace(make_judgment(q, TIE, "ben"), choice=LEFT) for q in range(60)]
-    anna, ben = preferences(rows).judges
+    anna, ben = summarize_preferences(rows).judges
     assert anna.sides.p is not None
     assert anna.sides.p > 0.05
     assert ben.sides.right == 0
@@ -250,14 +250,14 @@ def test_preferences_detect_judge_with_side_bias() -> None:
 @given(ROWS, st.randoms())
 @settings(max_examples=25)
 def test_preferences_ignore_row_order(rows: list[Judgment], rng: random.Random) -> None:
-    assert preferences(rng.sample(rows, len(rows))) == preferences(rows)
+    assert summarize_preferences(rng.sample(rows, len(rows))) == summarize_preferences(rows)
 
 
 @given(ROWS)
 @settings(max_examples=25)
 def test_preferences_are_unchanged_by_swapped_sides(rows: list[Judgment]) -> None:
     swapped_rows = [replace(row, left=row.right, right=row.left, choice=OPPOSITE_CHOICE[row.choice]) for row in rows]
-    summary, swapped_summary = preferences(rows), preferences(swapped_rows)
+    summary, swapped_summary = summarize_preferences(rows), summarize_preferences(swapped_rows)
     assert swapped_summary.pairs == summary.pairs
     assert swapped_summary.agreement == summary.agreement
     assert (swapped_summary.sides.left, swapped_summary.sides.right, swapped_summary.sides.p) == (
@@ -272,7 +272,7 @@ def test_preferences_are_unchanged_by_swapped_sides(rows: list[Judgment]) -> Non
 def test_preferences_mirror_when_systems_are_renamed(rows: list[Judgment]) -> None:
     """What one wins the other loses."""
     renamed_rows = [replace(row, left=swap_name(row.left), right=swap_name(row.right)) for row in rows]
-    (pair,), (renamed_pair,) = preferences(rows).pairs, preferences(renamed_rows).pairs
+    (pair,), (renamed_pair,) = summarize_preferences(rows).pairs, summarize_preferences(renamed_rows).pairs
     assert (renamed_pair.won, renamed_pair.tied, renamed_pair.lost) == (pair.lost, pair.tied, pair.won)
     assert renamed_pair.win_rate.value == pytest.approx(1 - pair.win_rate.value)
     assert (renamed_pair.win_rate.low, renamed_pair.win_rate.high) == pytest.approx(
@@ -308,14 +308,14 @@ def test_current_judgments_keep_latest_row_regardless_of_side() -> None:
     current_after_undo = current_judgments([*rows, make_judgment(1, UNDONE, minute=3)])
     assert (current_after_undo.judgments, current_after_undo.replaced, current_after_undo.undone) == ((), 2, 1)
     with pytest.raises(InputError, match="taken back"):
-        preferences([*rows, make_judgment(1, UNDONE, minute=3)])
+        summarize_preferences([*rows, make_judgment(1, UNDONE, minute=3)])
 
 
 # --- files ---
 
 
 def write_rows(path: Path, rows: list[Judgment]) -> Path:
-    path.write_text("".join(json.dumps(row.row()) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row.to_dict()) + "\n" for row in rows))
     return path
 
 
@@ -423,7 +423,7 @@ def judgment_files(tmp_path: Path) -> list[Path]:
 def test_evaluate_command_prints_preferences(run_evaluate: RunEvaluate, judgment_files: list[Path]) -> None:
     out, err = run_evaluate("--preferences", *judgment_files)
     rows = [row for file in judgment_files for row in read_judgments(file)]
-    (pair,) = preferences(rows).pairs
+    (pair,) = summarize_preferences(rows).pairs
     assert f"{pair.win_rate.value:.3f}  {pair.win_rate.low:.3f} to {pair.win_rate.high:.3f}" in out
     assert [line.split()[0] for line in out.splitlines() if line][-2:] == ["judges", "anna,"]
     assert "Cohen's kappa" in out
@@ -438,7 +438,7 @@ def test_evaluate_command_prints_same_preferences_as_json(
     run_evaluate: RunEvaluate, judgment_files: list[Path]
 ) -> None:
     payload = json.loads(run_evaluate("--preferences", *judgment_files, judgment_files[0], "--json")[0])
-    summary = preferences(row for file in judgment_files for row in read_judgments(file))
+    summary = summarize_preferences(row for file in judgment_files for row in read_judgments(file))
     assert payload["pairs"][0]["win_rate"]["value"] == summary.pairs[0].win_rate.value
     assert payload["agreement"][0]["value"] == summary.agreement[0].value
     assert (payload["judgments"], payload["repeated_rows"], payload["undone"], payload["replaced"]) == (59, 30, 1, 1)

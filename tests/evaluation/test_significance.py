@@ -58,7 +58,7 @@ def test_paired_difference_t_test_matches_scipy(name: str) -> None:
     reference = stats.ttest_rel(system_values, baseline)
     assert difference.t_p == pytest.approx(reference.pvalue, rel=1e-9)
     assert difference.mean == pytest.approx(np.mean(system_values - baseline))
-    assert difference.error == pytest.approx(stats.sem(system_values - baseline))
+    assert difference.standard_error == pytest.approx(stats.sem(system_values - baseline))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -96,7 +96,7 @@ def test_paired_difference_matches_manual_calculation() -> None:
 
 def test_paired_difference_of_equal_gains_has_zero_error() -> None:
     difference = difference_from_zero([0.25] * 6)
-    assert (difference.mean, difference.error, difference.low, difference.high) == (0.25, 0.0, 0.25, 0.25)
+    assert (difference.mean, difference.standard_error, difference.low, difference.high) == (0.25, 0.0, 0.25, 0.25)
     assert difference.t_p == 0.0
     assert difference.randomization_p == 2 / 2**6, "all six heads or all six tails"
 
@@ -117,7 +117,7 @@ def test_paired_difference_treats_rounding_errors_as_zero() -> None:
 
 def test_paired_difference_of_one_query_has_p_one() -> None:
     difference = difference_from_zero([0.3])
-    assert math.isnan(difference.error)
+    assert math.isnan(difference.standard_error)
     assert (difference.mean, difference.low, difference.high, difference.t_p, difference.randomization_p) == (
         0.3,
         0.3,

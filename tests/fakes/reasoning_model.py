@@ -17,7 +17,7 @@ from pathlib import Path
 from rank_k import Reranker
 from rank_k.models.mock import ScriptedModel
 from rank_k.types import OnChunk, Request, Response, StreamChunk, Usage
-from rank_k.window.prompt import passages_in
+from rank_k.window.prompt import extract_passages
 
 _QUERY_LINE = re.compile(r"^Query: (.*)$", re.MULTILINE)
 
@@ -30,7 +30,7 @@ def reason_and_answer(request: Request) -> tuple[str, str]:
     """Trace and answer."""
     content = request.messages[-1].content
     query = _QUERY_LINE.findall(content)[0]
-    passages = passages_in(content)
+    passages = extract_passages(content)
     words_by_passage = {n: _content_words(text) & _content_words(query) for n, text in enumerate(passages, 1)}
     ranking = sorted(words_by_passage, key=lambda n: (-len(words_by_passage[n]), n))
     lines = [f"The query is “{query}”. Let me look at what each passage says of that."]

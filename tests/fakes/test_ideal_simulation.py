@@ -29,10 +29,10 @@ def make_strategy(query_name: str, rounds: list[int], log: list[str]) -> Strateg
     remaining = sum(rounds)
     for number, window_count in enumerate(rounds):
         windows = tuple(Window((query_name, f"{number}.{place}"), (1, 1)) for place in range(window_count))
-        results = yield Round(windows, Ranking.of([query_name]), remaining)
+        results = yield Round(windows, Ranking.untied([query_name]), remaining)
         assert tuple(result_of_window.window for result_of_window in results) == windows
         remaining -= window_count
-    return Ranking.of([query_name])
+    return Ranking.untied([query_name])
 
 
 def simulate_queries(queries: dict[str, list[int]], concurrency: int, seconds: dict[str, float]) -> Any:

@@ -20,7 +20,7 @@ from tests.fakes.model_server.client import (
 )
 from tests.fakes.model_server.marked_passages import response_latency, window_key
 from tests.fakes.model_server.request_log import peak_concurrency
-from tests.support.waiting import until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -94,13 +94,13 @@ def test_model_server_notices_disconnected_clients(loopback: StartLoopback, stre
     async def main() -> None:
         async with open_session() as session:
             request = asyncio.create_task(send_chat(session, server.url, chat_body(window_doc_ids(), stream=stream)))
-            await asyncio.to_thread(until, lambda: bool(server.calls), "nothing is asked")
+            await asyncio.to_thread(wait_until, lambda: bool(server.calls), "nothing is asked")
             await asyncio.sleep(0.2)  # of a stream, the beginning is sent meanwhile
             request.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await request
 
     asyncio.run(main())
-    until(lambda: server.calls[0].end is not None, "the server goes on for a client that has left")
+    wait_until(lambda: server.calls[0].end is not None, "the server goes on for a client that has left")
     [call] = server.calls
     assert call.cancelled

@@ -30,18 +30,18 @@ def test_find_response_returns_the_stored_response(path: Path) -> None:
     journal.close()
     reopened = Journal(path)
     assert reopened.find_response("k") == response
-    assert reopened.request("k") == {"messages": ["é"]}
+    assert reopened.find_request("k") == {"messages": ["é"]}
     with pytest.raises(KeyError):
-        reopened.request("other")
+        reopened.find_request("other")
     reopened.close()
 
 
 def test_call_returns_request_response_and_passages(journal: Journal) -> None:
-    assert journal.call("k") is None
+    assert journal.find_call("k") is None
     journal.store_call("k", "m", "ask", {"n": 1}, make_response(), ("b", "a"))
     journal.store_call("l", "m", "probe", {"n": 2}, make_response())
-    assert journal.call("k") == Call("m", "ask", {"n": 1}, make_response(), ("b", "a"))
-    assert journal.call("l") == Call("m", "probe", {"n": 2}, make_response(), ())
+    assert journal.find_call("k") == Call("m", "ask", {"n": 1}, make_response(), ("b", "a"))
+    assert journal.find_call("l") == Call("m", "probe", {"n": 2}, make_response(), ())
 
 
 @given(texts, texts, texts, texts)
@@ -54,8 +54,8 @@ def test_store_call_preserves_every_text(text: str, reasoning: str, finish_reaso
     }.items():
         journal.store_call(key, model, "ask", {"content": text}, response)
         assert journal.find_response(key) == response
-        assert journal.request(key) == {"content": text}
-    assert journal.totals() == [(model, "ask", 2, Usage(2, 4, 6, 8, True), 0.0)]
+        assert journal.find_request(key) == {"content": text}
+    assert journal.usage_totals() == [(model, "ask", 2, Usage(2, 4, 6, 8, True), 0.0)]
     journal.close()
 
 
@@ -64,7 +64,7 @@ def test_store_call_keeps_the_first_response(journal: Journal) -> None:
     assert journal.store_call("k", "m", "ask", {}, first) == first
     assert journal.store_call("k", "m", "ask", {}, second) == first
     assert journal.find_response("k") == first
-    assert journal.totals() == [("m", "ask", 1, first.usage, first.seconds)]
+    assert journal.usage_totals() == [("m", "ask", 1, first.usage, first.seconds)]
 
 
 def test_totals_sum_by_model_and_purpose(journal: Journal) -> None:
@@ -75,7 +75,7 @@ def test_totals_sum_by_model_and_purpose(journal: Journal) -> None:
         ("d", "l", "ask", Usage(7, 7, 7, 7)),
     ):
         journal.store_call(key, model, purpose, {}, Response("", usage=usage, seconds=0.5))
-    assert journal.totals() == [
+    assert journal.usage_totals() == [
         ("l", "ask", 1, Usage(7, 7, 7, 7), 0.5),
         ("m", "ask", 2, Usage(11, 22, 33, 44, True), 1.0),
         ("m", "close", 1, Usage(5, 5, 5, 5), 0.5),
@@ -87,7 +87,7 @@ def test_totals_are_limited_to_a_run_and_a_query(journal: Journal) -> None:
     for key, run, query_id in (("a", first, "q"), ("b", first, "r"), ("c", second, "q")):
         journal.store_call(key, "m", "ask", {}, Response("", usage=Usage(1)))
         journal.store_window(run, make_window(query_id, call_keys=(key,)))
-    assert [journal.totals(*limits)[0][2] for limits in ((), (first,), (None, "q"), (first, "q"))] == [3, 2, 2, 1]
+    assert [journal.usage_totals(*limits)[0][2] for limits in ((), (first,), (None, "q"), (first, "q"))] == [3, 2, 2, 1]
 
 
 def test_call_key_depends_on_request_model_and_sample_only() -> None:

@@ -66,9 +66,9 @@ def test_journal_written_by_several_processes_has_one_response_per_call(path: Pa
     assert outputs[0] == outputs[1] == outputs[2] == outputs[3]
     assert len(outputs[0]) == 201
     journal = Journal(path, read_only=True)
-    assert sum(calls for _, _, calls, _, _ in journal.totals()) == 200
+    assert sum(calls for _, _, calls, _, _ in journal.usage_totals()) == 200
     for number in range(200):
-        assert f"from {journal.request(str(number))['from']}" == outputs[0][number]
+        assert f"from {journal.find_request(str(number))['from']}" == outputs[0][number]
     journal.close()
 
 
@@ -88,8 +88,8 @@ def test_journal_of_a_killed_process_has_every_stored_call(path: Path, min_calls
         response = journal.find_response(str(number))
         assert response is not None
         assert response.reasoning == "reasoning " * 200
-        assert journal.request(str(number)) == {"n": number}
-        assert journal.ranking("r", number) == Ranking.of("abc")
+        assert journal.find_request(str(number)) == {"n": number}
+        assert journal.find_ranking("r", number) == Ranking.untied("abc")
     journal.store_call("more", "m", "ask", {}, make_response())
     journal.close()
     with closing(sqlite3.connect(path)) as database:

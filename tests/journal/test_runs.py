@@ -42,12 +42,12 @@ def test_runs_returns_settings_of_the_latest_run_first(journal: Journal) -> None
 
 def test_model_returns_the_model_of_a_run(journal: Journal) -> None:
     run = journal.begin_run({})
-    assert journal.model(run) == ""
+    assert journal.model_of_run(run) == ""
     journal.store_window(run, make_window("a", call_keys=("missing",)))
     journal.store_window(run, make_window("b", call_keys=("k",)))
-    assert journal.model(run) == ""
+    assert journal.model_of_run(run) == ""
     journal.store_call("k", "Rank-K", "ask", {}, Response("[1]"))
-    assert journal.model(run) == "Rank-K"
+    assert journal.model_of_run(run) == "Rank-K"
 
 
 # --- queries ---
@@ -57,15 +57,15 @@ def test_opened_returns_queries_in_input_order(journal: Journal) -> None:
     for position, query_id in ((1, "b"), (0, "a"), (2, HARD_TEXT)):
         journal.store_query("r", position, query_id, f"text of {query_id}")
     journal.store_query("other", 0, "a", "elsewhere")
-    journal.store_ranking("r", 1, "b", Ranking.of("xy"))
-    total, records = journal.opened("r")
+    journal.store_ranking("r", 1, "b", Ranking.untied("xy"))
+    total, records = journal.find_queries("r")
     assert (total, [record.query_id for record in records]) == (3, ["a", "b", HARD_TEXT])
     assert [record.finished for record in records] == [False, True, False]
     assert records[2].text == f"text of {HARD_TEXT}"
-    assert journal.opened("r", offset=1, limit=1) == (3, [records[1]])
-    assert journal.query("r", 2) == records[2]
-    assert journal.query("r", 3) is None
-    assert journal.opened()[0] == 4
+    assert journal.find_queries("r", offset=1, limit=1) == (3, [records[1]])
+    assert journal.find_query("r", 2) == records[2]
+    assert journal.find_query("r", 3) is None
+    assert journal.find_queries()[0] == 4
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,12 @@ def test_opened_returns_queries_in_input_order(journal: Journal) -> None:
 def test_opened_finds_substrings_and_not_patterns(journal: Journal, find: str, query_ids: list[str]) -> None:
     journal.store_query("r", 0, "a", "a text")
     journal.store_query("r", 1, "b_%", "the text")
-    assert [record.query_id for record in journal.opened("r", find=find)[1]] == query_ids
+    assert [record.query_id for record in journal.find_queries("r", find=find)[1]] == query_ids
 
 
 def test_store_query_deletes_the_rounds_of_an_earlier_attempt(journal: Journal) -> None:
     journal.store_query("r", 0, "a", "text")
-    rankings = [Ranking.of("xyz"), Ranking(("y", "x", "z"), (False, True, False))]
+    rankings = [Ranking.untied("xyz"), Ranking(("y", "x", "z"), (False, True, False))]
     for number, ranking in enumerate(rankings):
         journal.store_round("r", 0, number, ranking)
     assert journal.rounds("r", 0) == rankings
@@ -95,7 +95,7 @@ def test_queries_sum_the_cost_of_each_query(journal: Journal) -> None:
     for number, keys in enumerate((("k",), ("k", "l"), ("missing",))):
         journal.store_window(run, make_window("a", round_number=number // 2, position=number % 2, call_keys=keys))
     journal.store_window(run, make_window("b", call_keys=("l",)))
-    first, second = journal.queries(run)
+    first, second = journal.query_costs(run)
     assert (first.query_id, first.rounds, first.windows, first.calls, first.unranked_windows) == ("a", 2, 3, 4, 0)
     assert (first.usage, first.seconds, first.repairs) == (Usage(30, 6), 1.5, {"missing": 3})
     assert (second.query_id, second.calls, second.usage) == ("b", 1, Usage(10, 2))
@@ -130,7 +130,7 @@ def test_forget_windows_deletes_those_of_one_run(journal: Journal) -> None:
     first, second = journal.begin_run({"n": 1}), journal.begin_run({"n": 2})
     for run in (first, second):
         journal.store_window(run, make_window())
-    journal.forget_windows(first)
+    journal.delete_windows(first)
     assert (list(journal.windows(first)), list(journal.windows(second))) == ([], [make_window()])
 
 
@@ -150,7 +150,7 @@ def test_store_window_and_store_ranking_preserve_every_id(
     tied = (False, *(data.draw(st.booleans()) for _ in doc_ids[1:]))
     ranking = Ranking(tuple(doc_ids), tied, data.draw(st.none() | st.just({doc_ids[0]: 0.75})))
     journal.store_ranking("r", 0, query_id, ranking)
-    assert journal.ranking("r", 0) == ranking
+    assert journal.find_ranking("r", 0) == ranking
     run = journal.begin_run({"a": 1})
     window = Window(tuple(doc_ids), (1, 5), data.draw(st.sampled_from(["listwise", "likelihood"])))
     window_ranking = WindowRanking((tuple(doc_ids),), frozenset(doc_ids[:1]), True)
@@ -189,12 +189,12 @@ def test_stored_values_are_json_that_other_programs_can_read(path: Path) -> None
 
 def test_ranking_belongs_to_a_run_and_a_position(journal: Journal) -> None:
     ranking = Ranking(("b", "a", "c"), (False, False, True), {"b": 0.9})
-    assert journal.ranking("r", 0) is None
-    journal.store_ranking("r", 0, "q", Ranking.of("ab"))
+    assert journal.find_ranking("r", 0) is None
+    journal.store_ranking("r", 0, "q", Ranking.untied("ab"))
     journal.store_ranking("r", 0, "q", ranking)
-    assert journal.ranking("r", 0) == ranking
-    assert journal.ranking("r", 1) is None
-    assert journal.ranking("s", 0) is None
+    assert journal.find_ranking("r", 0) == ranking
+    assert journal.find_ranking("r", 1) is None
+    assert journal.find_ranking("s", 0) is None
 
 
 # --- candidate sets ---
@@ -206,4 +206,4 @@ def test_traced_sets_returns_metadata_and_keys_of_the_latest_run_first(journal: 
     first, second = journal.begin_run({"n": 1}), journal.begin_run({"n": 2})
     for run, set_id, call_keys in ((first, "b", ("k", "l")), (second, "b", ("m", "k")), (first, "a", ("n",))):
         journal.store_window(run, make_window(set_id, call_keys=call_keys))
-    assert list(journal.traced_sets()) == [({"n": 2}, ("m", "k", "l")), ({"n": 0}, ("n",))]
+    assert list(journal.sets_with_calls()) == [({"n": 2}, ("m", "k", "l")), ({"n": 0}, ("n",))]

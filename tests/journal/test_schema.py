@@ -35,9 +35,9 @@ def test_temporary_journal_drops_its_oldest_calls() -> None:
     numbers = [number for number in range(1000) if journal.find_response(str(number)) is not None]
     assert numbers == list(range(numbers[0], 1000)), "only the oldest calls are dropped"
     assert 0.4 * max_bytes < len(numbers) * call_bytes <= max_bytes
-    assert journal.call("999") is not None
-    assert journal.ranking("r", 0) == ranking
-    assert journal.ranking("r", 0) is None
+    assert journal.find_call("999") is not None
+    assert journal.find_ranking("r", 0) == ranking
+    assert journal.find_ranking("r", 0) is None
     journal.close()
 
 
@@ -47,7 +47,7 @@ def test_journal_file_drops_nothing(path: Path) -> None:
         journal.store_call(str(number), "m", "ask", {"n": number}, Response("x" * 10_000, None, "stop", Usage(1), 0.0))
     journal.store_ranking("r", 0, "q", Ranking(("a",), (False,)))
     assert all(journal.find_response(str(number)) for number in range(100))
-    assert journal.ranking("r", 0) == journal.ranking("r", 0) is not None
+    assert journal.find_ranking("r", 0) == journal.find_ranking("r", 0) is not None
     journal.close()
 
 

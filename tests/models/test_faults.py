@@ -15,7 +15,7 @@ from rank_k.reranker import Reranker
 from tests.conftest import StartLoopback
 from tests.fakes.model_server.marked_passages import make_dataset
 from tests.fakes.model_server.running import FakeModelServer
-from tests.support.waiting import until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -196,10 +196,10 @@ def test_arank_cancellation_closes_the_request(loopback: StartLoopback) -> None:
     async def cancel_request() -> None:
         with Reranker("oracle", server=server.url) as reranker:
             task = asyncio.create_task(reranker.arank("q", ["a", "b"]))
-            await asyncio.to_thread(until, lambda: bool(server.calls), "nothing is asked")
+            await asyncio.to_thread(wait_until, lambda: bool(server.calls), "nothing is asked")
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
 
     asyncio.run(cancel_request())
-    until(lambda: server.calls[0].cancelled, "the server works for nobody")
+    wait_until(lambda: server.calls[0].cancelled, "the server works for nobody")

@@ -25,7 +25,7 @@ from rank_k.errors import FormatError, InputError, MissingExtra
 from rank_k.models import launch
 from rank_k.models.launch import EmbeddedServer, available_cores
 from rank_k.models.weights import NAMED, Weights
-from tests.support.waiting import PATIENCE, until
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.embedded
 
@@ -74,7 +74,7 @@ def has_ended(pid: int) -> bool:
 
 
 def wait_until_ended(pid: int) -> None:
-    until(lambda: has_ended(pid), f"process {pid} is still running")
+    wait_until(lambda: has_ended(pid), f"process {pid} is still running")
 
 
 def cpu_seconds_until_idle(pid: int) -> float:
@@ -86,7 +86,7 @@ def cpu_seconds_until_idle(pid: int) -> float:
         time.sleep(0.5)
         return process.cpu_times().user == before
 
-    until(is_idle, f"process {pid} is never idle")
+    wait_until(is_idle, f"process {pid} is never idle")
     return float(process.cpu_times().user)
 
 
@@ -424,7 +424,7 @@ def test_start_cancellation_leaves_no_child(monkeypatch: pytest.MonkeyPatch, tmp
 
     async def main() -> set[psutil.Process]:
         start_task = asyncio.create_task(EmbeddedServer.start(WEIGHTS))
-        await asyncio.to_thread(until, Path(f"{program}.pid").exists, "the child does not start")
+        await asyncio.to_thread(wait_until, Path(f"{program}.pid").exists, "the child does not start")
         children = set(parent_process.children()) - earlier_children
         start_task.cancel()
         with pytest.raises(asyncio.CancelledError):

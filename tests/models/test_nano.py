@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from benchmarks.student_data import COLLECTIONS, EVALUATED
+from benchmarks.student_data import COLLECTIONS, EVALUATED_COLLECTIONS
 
 from rank_k import Reranker
-from rank_k.distill.candidate_sets import license_of
+from rank_k.distill.candidate_sets import read_license
 from rank_k.models.student import SHIPPED_STUDENTS, find_student
 from rank_k.window.prompt import read_template
 from tests.models.test_embedded import PASSAGES
@@ -52,10 +52,10 @@ def test_card_licenses_match_the_collections() -> None:
     assert card_licenses() == {collection.name: collection.license(SHARED) for collection in COLLECTIONS}
     for part in (part for collection in COLLECTIONS for part in collection.parts):
         assert part.startswith("train/") or part in EXTRA_TRAINING_PARTS, part
-        license = license_of(SHARED / part)
+        license = read_license(SHARED / part)
         assert license is not None
         assert all(ALLOWED_LICENSES.search(each) for each in license.split(";")), (part, license)
-    assert not {part for collection in COLLECTIONS for part in collection.parts} & set(EVALUATED)
+    assert not {part for collection in COLLECTIONS for part in collection.parts} & set(EVALUATED_COLLECTIONS)
 
 
 def test_adapter_is_small_and_keeps_its_training_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

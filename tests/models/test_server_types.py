@@ -135,9 +135,9 @@ def test_request_body_sends_a_prefill_as_an_open_message(name: str, continuation
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("vllm", {"structured_outputs": {"regex": grammar.regex(3)}}),
-        ("sglang", {"regex": grammar.regex(3)}),
-        ("llamacpp", {"grammar": grammar.gbnf(3)}),
+        ("vllm", {"structured_outputs": {"regex": grammar.ranking_regex(3)}}),
+        ("sglang", {"regex": grammar.ranking_regex(3)}),
+        ("llamacpp", {"grammar": grammar.ranking_gbnf(3)}),
         ("deepseek", {}),
         ("openrouter", {}),
         ("openai", {}),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from rank_k.models.single_flight import RunOnce, SingleFlight
-from tests.support.waiting import settled
+from tests.support.waiting import let_tasks_run
 
 
 def test_run_once_runs_once_and_again_after_a_failure() -> None:
@@ -60,10 +60,10 @@ def test_single_flight_shares_the_result_and_all_chunks() -> None:
         work = Work()
         received: list[list[int]] = [[], []]
         first_call = asyncio.create_task(single_flight.share("key", work, received[0].append))
-        await settled()
+        await let_tasks_run()
         late_call = asyncio.create_task(single_flight.share("key", work, received[1].append))
         other_call = asyncio.create_task(single_flight.share("other key", work))
-        await settled()
+        await let_tasks_run()
         work.proceed.set()
         assert list(await asyncio.gather(first_call, late_call, other_call)) == [(3, True), (3, False), (3, True)]
         assert received == [[1, 2], [1, 2]]
@@ -78,9 +78,9 @@ def test_single_flight_cancels_work_with_the_last_waiter() -> None:
         single_flight: SingleFlight[int, int] = SingleFlight()
         work = Work()
         first, second = (asyncio.create_task(single_flight.share("key", work)) for _ in range(2))
-        await settled()
+        await let_tasks_run()
         first.cancel()
-        await settled()
+        await let_tasks_run()
         assert work.cancelled == 0
         second.cancel()
         with pytest.raises(asyncio.CancelledError):

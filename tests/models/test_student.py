@@ -13,7 +13,7 @@ from rank_k.models import student as students
 from rank_k.models import weights
 from rank_k.models.embedded import EmbeddedModel
 from rank_k.models.student import find_student, write_student
-from rank_k.reranker import PAPER, Reranker
+from rank_k.reranker import PAPER_SETTINGS, Reranker
 from rank_k.window.listwise import ListwiseRanker
 from rank_k.window.prompt import PromptTemplate
 
@@ -78,11 +78,11 @@ def test_reranker_uses_the_student_settings_by_default(tmp_path: Path) -> None:
 def test_reranker_uses_paper_settings_for_other_models(tmp_path: Path) -> None:
     plain = write_gguf(tmp_path / "plain.gguf")
     with Reranker(plain) as reranker:
-        assert reranker.effective_settings == {**PAPER, "max_tokens": 512}
+        assert reranker.effective_settings == {**PAPER_SETTINGS, "max_tokens": 512}
         assert isinstance(reranker.model, EmbeddedModel)
         assert reranker.model.adapter is None
     with Reranker("m", server="http://127.0.0.1:9/v1") as reranker:
-        assert reranker.effective_settings == PAPER
+        assert reranker.effective_settings == PAPER_SETTINGS
 
 
 def test_find_student_ignores_unrelated_json_files(tmp_path: Path) -> None:

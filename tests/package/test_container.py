@@ -24,7 +24,7 @@ import pytest
 from rank_k.cli.serve import CLIENT_KEYS_VARIABLE, HOST_VARIABLE
 from tests.conftest import StartLoopback
 from tests.paths import ROOT
-from tests.support.serving import Command
+from tests.support.serving import ServerProcess
 from tests.support.waiting import LONG_PATIENCE, PATIENCE
 
 pytestmark = pytest.mark.integration
@@ -259,7 +259,7 @@ def test_image_serves_and_passes_its_health_check(
 ) -> None:
     model = loopback(child=True)
     program, *arguments = start_command()
-    command = Command(
+    command = ServerProcess(
         *("--server", model.url),
         program=[shutil.which(program, path=image.env["PATH"]) or "", *arguments],
         env={**image.env, CLIENT_KEYS_VARIABLE: CLIENT_KEY, "PYTHONPATH": ""},

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from rank_k.strategies import PRESETS, STRATEGIES, make
+from rank_k.strategies import PRESETS, STRATEGIES, make_strategy
 from rank_k.strategies.base import Strategy
 from rank_k.strategies.testing import check_strategy
-from tests.support.driving import by_grade, drive
+from tests.support.driving import rank_by_grade, run_strategy
 
 PAGE = Path(__file__).parents[2] / "docs" / "strategies.md"
 LENGTHS = (10, 20, 55, 100, 1000)
@@ -26,7 +26,7 @@ BEGIN, END = "<!-- table: python -m tests.package.test_strategy_table -->\n", "<
 def cost_table() -> str:
     lines = ["| n | " + " | ".join(map(str, LENGTHS)) + " |", "|---" * (1 + len(LENGTHS)) + "|"]
     for name in STRATEGIES:
-        costs = [mean_cost(make(name), length) for length in LENGTHS]
+        costs = [mean_cost(make_strategy(name), length) for length in LENGTHS]
         for number, unit in enumerate(("calls", "rounds", "passages")):
             lines.append(f"| `{name}` {unit} | " + " | ".join(_format_number(row[number]) for row in costs) + " |")
     return "\n".join(lines) + "\n"
@@ -36,7 +36,7 @@ def mean_cost(strategy: Strategy, length: int) -> tuple[float, float, float]:
     """Mean calls, rounds and passages of a query."""
     costs = []
     for seed in range(5):
-        _, rounds = drive(strategy, length, by_grade(Random(seed).sample(range(length), length)), seed)
+        _, rounds = run_strategy(strategy, length, rank_by_grade(Random(seed).sample(range(length), length)), seed)
         windows = [window for round_ in rounds for window in round_.windows]
         costs.append((len(windows), len(rounds), sum(len(window.doc_ids) for window in windows)))
     calls, round_count, passages = (fmean(column) for column in zip(*costs, strict=True))
@@ -76,14 +76,14 @@ def test_example_strategy_passes_the_conformance_test(example: dict[str, Any]) -
 
 def test_example_strategy_ranks_the_best_first(example: dict[str, Any]) -> None:
     grades = Random(1).sample(range(100), 100)
-    ranking, _ = drive(example["Halving"](), 100, by_grade(grades))
+    ranking, _ = run_strategy(example["Halving"](), 100, rank_by_grade(grades))
     assert grades[int(ranking.doc_ids[0][1:])] == 99
 
 
 def test_example_strategy_is_importable_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "halving.py").write_text(_read_examples()[0], encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    strategy = make("halving:Halving", window=7)
+    strategy = make_strategy("halving:Halving", window=7)
     assert {len(w.doc_ids) for round_ in check_strategy(strategy, 49, Random(0)) for w in round_.windows} <= set(
         range(2, 8)
     )

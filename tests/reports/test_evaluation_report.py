@@ -142,7 +142,7 @@ def test_render_report_escapes_run_and_query_texts(page: str) -> None:
 
 
 def test_render_report_sets_automatic_text_direction(comparison: RunComparison) -> None:
-    worst_query_id = comparison.hurt(comparison.compared[0])[0].query_id
+    worst_query_id = comparison.largest_losses(comparison.compared_runs[0])[0].query_id
     page = render_report(comparison, MADE, {worst_query_id: HEBREW, **TEXTS})
     assert f'<td class="text" dir="auto">{HEBREW}</td>' in page
 
@@ -156,8 +156,8 @@ def test_render_report_contains_every_number_of_the_comparison(comparison: RunCo
             assert f"<small>{low:.4f} – {high:.4f}</small>" in page
     assert comparison.comparisons == 4
     assert "4 comparisons were made" in page
-    for run in comparison.compared:
-        for paired_comparison in run.against.values():
+    for run in comparison.compared_runs:
+        for paired_comparison in run.comparisons.values():
             assert format_signed(paired_comparison.paired.mean) in cells
             assert (
                 f"{format_signed(paired_comparison.paired.low)} to {format_signed(paired_comparison.paired.high)}"
@@ -169,9 +169,9 @@ def test_render_report_contains_every_number_of_the_comparison(comparison: RunCo
                     if p <= 0.05
                     else (format_p_value(p) in cells)
                 )
-        for change in comparison.hurt(run):
+        for change in comparison.largest_losses(run):
             assert format_signed(change.difference) in cells
-            command = run.cost.command(change.query_id) if run.cost else None
+            command = run.cost.trace_command(change.query_id) if run.cost else None
             if command:
                 assert command in [code.replace("\\udcff\\x1b", "\udcff\x1b") for code in PageParser(page).text["code"]]
     for run in comparison.runs:
@@ -191,8 +191,8 @@ def test_render_report_claims_only_significant_differences(comparison: RunCompar
     findings = page.split('<ul class="findings">')[1].split("</ul>")[0]
     items = [" ".join(item.split()) for item in findings.split("<li")[1:]]
     assert len(items) == 2
-    for item, run in zip(items, comparison.compared, strict=True):
-        paired_comparison = run.against["nDCG@10"]
+    for item, run in zip(items, comparison.compared_runs, strict=True):
+        paired_comparison = run.comparisons["nDCG@10"]
         is_significant = paired_comparison.randomization_p <= 0.05
         assert ("is better than the baseline" in item) == (is_significant and paired_comparison.paired.mean > 0)
         assert ("is not shown to differ" in item) == (not is_significant)

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page
 
 from rank_k.reports.evaluation_report import render_report
 from tests.reports.test_evaluation_report import HEBREW, HOSTILE, MADE, TEXTS, assessed
-from tests.support.browsing import CHROMIUM, SIZES, THEMES, a_browser, heard
+from tests.support.browsing import CHROMIUM, SIZES, THEMES, launch_browser, record_page_events
 
 pytestmark = [
     pytest.mark.browser,
@@ -20,7 +20,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with a_browser() as chromium:
+    with launch_browser() as chromium:
         yield chromium
 
 
@@ -28,7 +28,9 @@ def browser() -> Iterator[Browser]:
 def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with hostile names and with Hebrew among the topics that were hurt."""
     comparison = assessed()
-    hebrew_texts = {change.query_id: HEBREW for run in comparison.compared for change in comparison.hurt(run)[:1]}
+    hebrew_texts = {
+        change.query_id: HEBREW for run in comparison.compared_runs for change in comparison.largest_losses(run)[:1]
+    }
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(render_report(comparison, MADE, TEXTS | hebrew_texts), encoding="utf-8")
     return path
@@ -41,7 +43,7 @@ def report_page(request: pytest.FixtureRequest, browser: Browser, report_file: P
     width, height = SIZES[size]
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
     page = context.new_page()
-    requests, page_errors = heard(page)
+    requests, page_errors = record_page_events(page)
     page.goto(report_file.as_uri())
     page.screenshot(path=tmp_path / f"{size}-{theme}.png", full_page=True)
     yield page

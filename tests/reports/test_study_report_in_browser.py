@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from rank_k.reports.study_report import write_page
-from rank_k.study.grid import PublishedResult, cells_of
+from rank_k.reports.study_report import write_study_report
+from rank_k.study.grid import PublishedResult, expand_cells
 from tests.reports.test_report_in_browser import (  # noqa: F401 (its fixture and its marks are ours too)
     CONTRASTS,
     WIDER_THAN_THE_PAGE,
@@ -34,8 +34,8 @@ def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         published=(published,),
         measures=("nDCG@10", "AP"),
     )
-    bench.run(*cells_of(study))
-    write_page(folder / "report.html", bench.results(study), "rank-k study --question " + HOSTILE)
+    bench.run(*expand_cells(study))
+    write_study_report(folder / "report.html", bench.results(study), "rank-k study --question " + HOSTILE)
     return folder / "report.html"
 
 

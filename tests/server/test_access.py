@@ -21,7 +21,7 @@ from rank_k.server.config import AccessConfig, Limits, check_access
 from rank_k.server.run import create_server
 from rank_k.types import Request
 from tests.conftest import StartLoopback
-from tests.support.serving import Answer, ServerClient, command, run_server
+from tests.support.serving import Answer, ServerClient, run_server, start_server
 from tests.support.waiting import cpu_seconds
 
 pytestmark = pytest.mark.integration
@@ -404,7 +404,7 @@ def test_serve_never_prints_keys() -> None:
     """Neither the clients' nor the model's, whatever goes wrong."""
     env = {"CLIENTS": f"{KEY},{OTHER_KEY}", "MODELS": "sk-of-the-model", "HOME": os.environ["HOME"]}
     options = ("--client-key-env", "CLIENTS", "--api-key-env", "MODELS", "--server", "http://127.0.0.1:9/v1")
-    with command(*options, "--model", "m", env=env) as running:
+    with start_server(*options, "--model", "m", env=env) as running:
         answers = [
             running.served.rerank(DOCUMENTS),
             running.served.get("/v1/models", Authorization=f"Bearer {KEY}"),
@@ -426,12 +426,12 @@ UNREACHABLE_MODEL_OPTIONS = ("--server", "http://127.0.0.1:9/v1", "--model", "m"
 
 def test_serve_reads_host_and_keys_from_environment() -> None:
     """As in a container, where it is the image that says on which address to listen."""
-    with command(*UNREACHABLE_MODEL_OPTIONS, env={"RANK_K_HOST": "0.0.0.0", "RANK_K_CLIENT_KEYS": KEY}) as running:
+    with start_server(*UNREACHABLE_MODEL_OPTIONS, env={"RANK_K_HOST": "0.0.0.0", "RANK_K_CLIENT_KEYS": KEY}) as running:
         assert running.first_line.startswith("rank-k serve: m, by listwise, at http://0.0.0.0:")
         assert running.served.get("/v1/models").status == 401
         assert running.served.get("/v1/models", Authorization=f"Bearer {KEY}").status == 200
     options = ("--host", "127.0.0.1", "--client-key-env", "MINE")
-    with command(
+    with start_server(
         *UNREACHABLE_MODEL_OPTIONS,
         *options,
         env={"RANK_K_HOST": "0.0.0.0", "RANK_K_CLIENT_KEYS": KEY, "MINE": OTHER_KEY},

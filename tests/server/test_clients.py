@@ -18,7 +18,7 @@ import pytest
 
 from tests.paths import ROOT
 from tests.support.embedded import USER_CACHE, needs_weights
-from tests.support.serving import ServerClient, command
+from tests.support.serving import ServerClient, start_server
 from tests.support.venvs import create_environment
 from tests.support.waiting import LONG_PATIENCE
 
@@ -173,7 +173,7 @@ def server() -> Iterator[ServerClient]:
     if cores:
         os.sched_setaffinity(0, {min(cores)})
     try:
-        with command("--client-key-env", "KEY", env={"RANK_K_CACHE": str(USER_CACHE), "KEY": KEY}) as running:
+        with start_server("--client-key-env", "KEY", env={"RANK_K_CACHE": str(USER_CACHE), "KEY": KEY}) as running:
             if cores:
                 os.sched_setaffinity(0, cores)
             assert running.first_line.startswith(

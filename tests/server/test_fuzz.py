@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import StartLoopback
-from tests.support.serving import command
+from tests.support.serving import start_server
 from tests.support.venvs import create_environment
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ CHECKS = "not_a_server_error,content_type_conformance,response_schema_conformanc
 def test_openapi_fuzzing_finds_no_failures(loopback: StartLoopback, tmp_path: Path) -> None:
     schemathesis = create_environment(tmp_path / "venv", "schemathesis>=4").with_name("schemathesis")
     model = loopback(child=True, first_token=0.0)
-    with command("--server", model.url) as running:
+    with start_server("--server", model.url) as running:
         server = running.served
         result = subprocess.run(
             [

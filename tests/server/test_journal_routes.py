@@ -18,7 +18,7 @@ from rank_k.journal import Journal
 from rank_k.server import journal_views
 from rank_k.server.config import AccessConfig
 from rank_k.types import Candidate, Passage, Query, Request
-from rank_k.window.prompt import passages_in, shipped_template
+from rank_k.window.prompt import builtin_template, extract_passages
 from tests.fakes.likelihood_model import make_likelihood_model
 from tests.fakes.thinking_model import ThinkingAloud
 from tests.support.serving import Answer, ServerClient, run_server
@@ -93,7 +93,7 @@ def test_journal_views_show_run_down_to_calls(path: Path) -> None:
         assert call["reasoning"].startswith("The query is")
         assert HOSTILE.replace("[7]", "(7)").split(" </")[0] in call["messages"][0]["content"]
         assert call["shown"] == list(range(20))
-        by_number = passages_in(call["messages"][0]["content"])
+        by_number = extract_passages(call["messages"][0]["content"])
         assert [p["text"] for p in window["passages"]] == list(by_number)
 
 
@@ -124,7 +124,7 @@ def test_query_view_shows_unfinished_ranking(path: Path) -> None:
     def answers(request: Request) -> str:
         if len(model.history) == 3:
             with closing(Journal(path, read_only=True)) as journal:
-                [record] = journal.opened()[1]
+                [record] = journal.find_queries()[1]
                 views.append(journal_views.query(journal, record))
         return " > ".join(f"[{n}]" for n in range(len(request.context.doc_ids), 0, -1))
 
@@ -138,7 +138,7 @@ def test_query_view_shows_unfinished_ranking(path: Path) -> None:
 def test_window_view_shows_each_sample_order(path: Path) -> None:
     name = create_journal(path, 1, samples=3, strategy="single")
     with closing(Journal(path, read_only=True)) as journal:
-        record = journal.query(name, 0)
+        record = journal.find_query(name, 0)
         assert record is not None
         view = journal_views.window(journal, record, 0, 0)
     assert view is not None
@@ -146,7 +146,7 @@ def test_window_view_shows_each_sample_order(path: Path) -> None:
     assert len(shown_places) >= 2
     assert shown_places[0] != shown_places[1]
     for call in view["calls"]:
-        numbered = passages_in(call["messages"][0]["content"])
+        numbered = extract_passages(call["messages"][0]["content"])
         assert [view["passages"][place]["text"] for place in call["shown"]] == list(numbered)
 
 
@@ -155,7 +155,7 @@ def test_window_view_pairs_likelihoods_with_passages(path: Path) -> None:
     with Reranker(model, method="likelihood", journal=path) as reranker:
         reranker.rank("q", ["one", "three", "eleven"])
     with closing(Journal(path, read_only=True)) as journal:
-        [record] = journal.opened()[1]
+        [record] = journal.find_queries()[1]
         view = journal_views.window(journal, record, 0, 0)
         assert [p["text"] for p in journal_views.query(journal, record)["passages"]] == ["one", "three", "eleven"]
     assert view is not None
@@ -266,8 +266,8 @@ def test_journal_views_without_file_are_empty() -> None:
 
 def test_passages_in_reads_prompts(template: str) -> None:
     passages = ["plain", "of [brackets] and (3) numbers", "ends [with", "x" * 1000]
-    [message] = shipped_template(template).messages("what of [1] this", passages)
-    assert passages_in(message.content) == tuple(passages)
+    [message] = builtin_template(template).messages("what of [1] this", passages)
+    assert extract_passages(message.content) == tuple(passages)
 
 
 def test_query_view_preserves_lone_surrogates(path: Path) -> None:

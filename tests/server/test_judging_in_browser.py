@@ -19,7 +19,15 @@ from rank_k.types import Candidate, Query
 from tests.reports.test_evaluation_report import MADE, TEXTS, assessed
 from tests.server.test_judging_routes import run_judging_server
 from tests.server.test_judging_session import HEBREW, HOSTILE, SYSTEMS, FakePassageStore
-from tests.support.browsing import CHROMIUM, SIZES_AND_THEMES, Theme, a_browser, assert_page_valid, open_page, tab_to
+from tests.support.browsing import (
+    CHROMIUM,
+    SIZES_AND_THEMES,
+    Theme,
+    assert_page_valid,
+    launch_browser,
+    open_page,
+    tab_to,
+)
 from tests.support.serving import ServerClient, run_server
 
 pytestmark = [
@@ -41,7 +49,7 @@ TRANSLATIONS = {"q1": HEBREW, "q2": "what moves the tides"}
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with a_browser() as started:
+    with launch_browser() as started:
         yield started
 
 

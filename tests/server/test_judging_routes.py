@@ -29,7 +29,7 @@ from rank_k.server.report_routes import ReportRoutes
 from rank_k.server.web_pages import paths
 from rank_k.types import Passage
 from tests.server.test_judging_session import HEBREW, SYSTEMS, FakePassageStore, make_items
-from tests.support.serving import Answer, ServerClient, command, run_server
+from tests.support.serving import Answer, ServerClient, run_server, start_server
 from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.integration
@@ -380,7 +380,7 @@ FILES = ("--queries", "queries.jsonl", "--documents", "corpus.jsonl")
 
 def test_serve_compare_serves_judge_and_compare_pages(folder: Path) -> None:
     options = ("--compare", "bad.trec", "good.trec", *FILES, "--qrels", "qrels", "--preferences-file", "said.jsonl")
-    with command(*UNREACHABLE_MODEL_OPTIONS, *options, "--judging-depth", "2") as running:
+    with start_server(*UNREACHABLE_MODEL_OPTIONS, *options, "--judging-depth", "2") as running:
         server = running.served
         assert server.get("/page/rooms.json").json == ["compare", "judge"]
         report = server.get(server.get("/compare/report").json["path"]).raw.decode()
@@ -401,7 +401,7 @@ def test_serve_compare_serves_judge_and_compare_pages(folder: Path) -> None:
 
 
 def test_serve_judging_needs_no_model(folder: Path) -> None:
-    with command("--compare", "bad.trec", "good.trec", *FILES, "--preferences-file", "said.jsonl") as running:
+    with start_server("--compare", "bad.trec", "good.trec", *FILES, "--preferences-file", "said.jsonl") as running:
         assert running.served.get("/page/rooms.json").json == ["judge"]
         assert post_choice(running.served, get_state(running.served), "tie").json["done"] == 1
 

@@ -24,8 +24,8 @@ from rank_k.server.judging_session import (
     JudgingSession,
     PairwiseItems,
     displayed_pair,
-    file_names,
     pairwise_items,
+    system_names,
 )
 from rank_k.server.preferences_file import PreferencesFile
 from rank_k.types import Candidate, Passage, Query
@@ -73,22 +73,22 @@ class FakePassageStore:
 
 def test_pairwise_items_cover_queries_with_differences() -> None:
     items = make_items()
-    assert {question.query.query_id for question in items.asked} == QUERIES.keys() - {"q11"}
-    assert (items.identical, items.lacking, items.depth) == (1, 0, 3)
-    assert {question.rankings[0] for question in items.asked} == {(f"q{n}-0", f"q{n}-1", f"q{n}-2") for n in range(11)}
-    assert [question.translation for question in items.asked if question.translation] == [HEBREW]
+    assert {question.query.query_id for question in items.items} == QUERIES.keys() - {"q11"}
+    assert (items.identical, items.missing, items.depth) == (1, 0, 3)
+    assert {question.rankings[0] for question in items.items} == {(f"q{n}-0", f"q{n}-1", f"q{n}-2") for n in range(11)}
+    assert [question.translation for question in items.items if question.translation] == [HEBREW]
     one_sided = pairwise_items(QUERIES, {}, {"a": {"q1": candidates("d")}, "b": {"q1": candidates("e"), "q2": []}})
-    assert (len(one_sided.asked), one_sided.lacking) == (1, 11)
+    assert (len(one_sided.items), one_sided.missing) == (1, 11)
 
 
 def test_pairwise_items_cover_every_pair_of_systems() -> None:
     items = make_items(("a", "b", "c"))
-    assert Counter(question.systems for question in items.asked) == {("a", "b"): 11, ("a", "c"): 11}
+    assert Counter(question.systems for question in items.items) == {("a", "b"): 11, ("a", "c"): 11}
     assert items.identical == 1 + 1 + 12, "b and c are the same throughout"
 
 
 def test_pairwise_items_order_is_random_but_stable() -> None:
-    order = [question.query.query_id for question in make_items().asked]
+    order = [question.query.query_id for question in make_items().items]
     assert order != sorted(order)
     assert make_items(reverse_input=True) == make_items()
 
@@ -99,7 +99,7 @@ def test_sides_do_not_depend_on_run_order(judge: str, query_id: str) -> None:
     def sides(systems: tuple[str, str]) -> str:
         (question,) = pairwise_items(
             {query_id: Query(query_id, "")}, {}, {s: {query_id: candidates(s)} for s in systems}
-        ).asked
+        ).items
         return question.systems[question.sides(judge)[0]]
 
     assert sides(("a", "b")) == sides(("b", "a")), "in whatever order the runs are named"
@@ -110,24 +110,24 @@ def test_sides_depend_on_full_rankings() -> None:
 
     def sides(further: str) -> tuple[int, int]:
         runs = {"a": {"q1": candidates("d1", "d2", further)}, "b": {"q1": candidates("d2", "d1")}}
-        (question,) = pairwise_items(QUERIES, {}, runs, depth=2).asked
+        (question,) = pairwise_items(QUERIES, {}, runs, depth=2).items
         return question.sides("anna")
 
     assert len({sides(f"d{number}") for number in range(3, 30)}) == 2
 
 
 def test_sides_vary_with_judge_and_query() -> None:
-    question = make_items().asked[0]
+    question = make_items().items[0]
     by_judge = Counter(question.sides(f"judge {number}") for number in range(2000))
     assert abs(by_judge[0, 1] - 1000) < 120  # five standard deviations
-    by_query = Counter(question.sides("anna") for question in make_items().asked)
+    by_query = Counter(question.sides("anna") for question in make_items().items)
     assert len(by_query) == 2
 
 
 def test_displayed_pair_hides_systems() -> None:
     """The same passages by other systems are shown the same, but for the token and the sides."""
     store = FakePassageStore({"q1-1": "x" * (MAX_PASSAGE_CHARACTERS + 1), "q1-0": HOSTILE})
-    question = next(question for question in make_items(depth=4).asked if question.query.query_id == "q1")
+    question = next(question for question in make_items(depth=4).items if question.query.query_id == "q1")
     for judge in ("anna", "ben", "chen", "dora"):
         pair = displayed_pair(question, judge, store)
         displayed_text = json.dumps([pair.query, pair.translation, *map(repr, (*pair.left, *pair.right))])
@@ -142,8 +142,8 @@ def test_displayed_pair_hides_systems() -> None:
 
 
 def test_file_names_are_shortest_unique_names() -> None:
-    assert file_names(["runs/a.trec", "b.trec"]) == {"runs/a.trec": "a.trec", "b.trec": "b.trec"}
-    assert file_names(["x/a", "y/a", "y/b"]) == {"x/a": "x/a", "y/a": "y/a", "y/b": "b"}
+    assert system_names(["runs/a.trec", "b.trec"]) == {"runs/a.trec": "a.trec", "b.trec": "b.trec"}
+    assert system_names(["x/a", "y/a", "y/b"]) == {"x/a": "x/a", "y/a": "y/a", "y/b": "b"}
 
 
 def test_read_translations_reads_translation_field(tmp_path: Path) -> None:
@@ -172,8 +172,8 @@ def test_read_translations_reads_xquad() -> None:
     reversed_run = {query_id: candidates[::-1] for query_id, candidates in run.items()}
     items = pairwise_items(read_queries(files.queries), translations, {"bm25": run, "turned": reversed_run})
     with files.corpus.store() as store:
-        pair = displayed_pair(items.asked[0], "anna", store)
-    assert pair.translation == translations[items.asked[0].query.query_id]
+        pair = displayed_pair(items.items[0], "anna", store)
+    assert pair.translation == translations[items.items[0].query.query_id]
     assert len(pair.left) == len(pair.right) == 10
 
 
@@ -250,7 +250,7 @@ def test_preferences_file_is_locked(tmp_path: Path, row: Judgment) -> None:
 
 def test_preferences_file_repairs_truncated_rows(tmp_path: Path, row: Judgment) -> None:
     path = tmp_path / "judgments.jsonl"
-    line = json.dumps(row.row()).encode() + b"\n"
+    line = json.dumps(row.to_dict()).encode() + b"\n"
     for length in [*range(len(line) + 1, len(line) + 30), *range(len(line) + 30, 2 * len(line), 37)]:
         path.write_bytes((line + line)[:length])
         if length < len(line) + len(b'{"judge": "'):

@@ -25,8 +25,8 @@ from rank_k.server.config import AccessConfig, Limits
 from rank_k.server.queue import RequestQueue
 from tests.conftest import StartLoopback
 from tests.fakes.loopback import Loopback, window_key
-from tests.support.serving import Answer, ServerClient, command, run_server
-from tests.support.waiting import PATIENCE, STUCK_SECONDS, settled, until
+from tests.support.serving import Answer, ServerClient, run_server, start_server
+from tests.support.waiting import PATIENCE, STUCK_SECONDS, let_tasks_run, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -117,7 +117,7 @@ def test_queue_limits_requests_per_client(loopback: StartLoopback) -> None:
             return server.post({"query": "q", "documents": marked_passages(client)}, Authorization=f"Bearer {key}")
 
         greedy = [pool.submit(rerank_as_client, client, "greedy-key") for client in range(10)]
-        until(has_calls(model), "nothing is asked")
+        wait_until(has_calls(model), "nothing is asked")
         assert rerank_as_client(50, "modest-key").status == 200
         modest = [call.window for call in model.calls].index(window_key([f"C050-D{i}-G{i}" for i in range(4)]))
         assert modest < 4, "it did not wait until the greedy one's five requests had been taken"
@@ -222,7 +222,7 @@ def test_request_queue_close_rejects_waiting_and_new() -> None:
         finish = asyncio.Event()
         at_work = asyncio.create_task(hold_place(admission, "a", finish))
         waiting = asyncio.create_task(hold_place(admission, "b"))
-        await settled()
+        await let_tasks_run()
         admission.close()
         for late in (waiting, asyncio.create_task(hold_place(admission, "c"))):
             with pytest.raises(ApiError) as refused:
@@ -260,10 +260,10 @@ def test_client_disconnect_cancels_model_call(loopback: StartLoopback, stream: b
     model = loopback(**STUCK)
     with run_server(Reranker(server=model.url)) as server:
         with open_request(server, stream=stream):
-            until(has_calls(model), "nothing is asked")
-        until(was_cancelled(model), "the model works for nobody")
+            wait_until(has_calls(model), "nothing is asked")
+        wait_until(was_cancelled(model), "the model works for nobody")
         assert server.service is not None
-        until(lambda: server.service.queue.running == 0, "its place is not given back")  # type: ignore[union-attr]
+        wait_until(lambda: server.service.queue.running == 0, "its place is not given back")  # type: ignore[union-attr]
         model.change(first_token=0.001)
         assert server.rerank(marked_passages(1)).status == 200
         assert server.errors == []
@@ -276,7 +276,7 @@ def test_client_disconnect_during_stream_cancels_model_call(loopback: StartLoopb
             data = b""
             while b"event: trace" not in data:
                 data += sock.recv(4096)
-        until(was_cancelled(model), "the model works for nobody")
+        wait_until(was_cancelled(model), "the model works for nobody")
         assert server.errors == []
 
 
@@ -285,7 +285,7 @@ def test_client_disconnect_keeps_shared_call_running(loopback: StartLoopback) ->
     body = json.dumps({"query": "q", "documents": marked_passages(0), "stream": True})
     with run_server(Reranker(server=model.url)) as server:
         with open_request(server, stream=True):
-            until(has_calls(model), "nothing is asked")
+            wait_until(has_calls(model), "nothing is asked")
             second_client = http.client.HTTPConnection(*server.address, timeout=PATIENCE)
             second_client.request("POST", "/v2/rerank", body, {"Content-Type": "application/json"})
             response, received = second_client.getresponse(), b""
@@ -304,8 +304,8 @@ def test_server_closes_connections_that_do_not_read(loopback: StartLoopback, str
     with run_server(Reranker(server=model.url), limits) as server:
         documents = ["mark:a-G1 " + "y" * size, "mark:z-G9 last"]
         with open_request(server, documents=documents, stream=stream, return_documents=True) as sock:
-            until(lambda: b'path="/v2/rerank",status="200"} 1.0' in server.get("/metrics").raw, "no answer")
-            until(lambda: not server.is_connected(sock), "the connection is kept for a reader that does not read")
+            wait_until(lambda: b'path="/v2/rerank",status="200"} 1.0' in server.get("/metrics").raw, "no answer")
+            wait_until(lambda: not server.is_connected(sock), "the connection is kept for a reader that does not read")
             received_bytes = 0
             with contextlib.suppress(ConnectionError):
                 while chunk := sock.recv(65_536):
@@ -320,11 +320,11 @@ def test_server_closes_connections_that_do_not_read(loopback: StartLoopback, str
 def test_serve_finishes_running_requests_on_signal(loopback: StartLoopback, name: signal.Signals) -> None:
     model = loopback(first_token=3.0)
     options = ("--server", model.url, "--concurrency", "1", "--shutdown-timeout", str(PATIENCE))
-    with command(*options) as running, ThreadPoolExecutor(2) as pool:
+    with start_server(*options) as running, ThreadPoolExecutor(2) as pool:
         first = pool.submit(running.served.rerank, marked_passages(1))
-        until(has_calls(model), "nothing is asked")
+        wait_until(has_calls(model), "nothing is asked")
         second = pool.submit(running.served.rerank, marked_passages(2))  # waits for its turn
-        until(has_waiting_request(running.served), "the second one does not wait")
+        wait_until(has_waiting_request(running.served), "the second one does not wait")
         running.signal(name)
         assert first.result().indices == [3, 2, 1, 0]
         assert second.result().status == 503
@@ -335,13 +335,13 @@ def test_serve_finishes_running_requests_on_signal(loopback: StartLoopback, name
 
 def test_serve_closes_idle_connections_while_stopping(loopback: StartLoopback) -> None:
     model = loopback(first_token=5.0)
-    with command("--server", model.url) as running, ThreadPoolExecutor(1) as pool:
+    with start_server("--server", model.url) as running, ThreadPoolExecutor(1) as pool:
         connection = http.client.HTTPConnection(*running.served.address, timeout=PATIENCE)
         with closing(connection):
             connection.request("GET", "/health")
             assert connection.getresponse().read() == b'{"status":"ok"}'
             first = pool.submit(running.served.rerank, marked_passages(1))
-            until(has_calls(model), "nothing is asked")
+            wait_until(has_calls(model), "nothing is asked")
             running.signal(signal.SIGTERM)
             assert connection.sock.recv(1) == b"", "it is closed"
             with pytest.raises(ConnectionRefusedError):
@@ -353,19 +353,19 @@ def test_serve_closes_idle_connections_while_stopping(loopback: StartLoopback) -
 def test_serve_exits_at_once_on_second_signal(loopback: StartLoopback) -> None:
     model = loopback(**STUCK)
     with (
-        command("--server", model.url, "--shutdown-timeout", str(STUCK_SECONDS)) as running,
+        start_server("--server", model.url, "--shutdown-timeout", str(STUCK_SECONDS)) as running,
         ThreadPoolExecutor(2) as pool,
     ):
         answers = [pool.submit(running.served.rerank, marked_passages(1), stream=stream) for stream in (False, True)]
-        until(has_calls(model), "nothing is asked")
+        wait_until(has_calls(model), "nothing is asked")
         with running.served.connect() as dripping:
             dripping.sendall(
                 b"POST /v2/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b"Content-Length: 9\r\n\r\n{"
             )
-            until(lambda: running.served.gauge("requests_running") == 2, "the second one is not at work")
+            wait_until(lambda: running.served.gauge("requests_running") == 2, "the second one is not at work")
             running.signal(signal.SIGINT)
-            until(lambda: refuses_connections(running.served), "it does not begin to stop")
+            wait_until(lambda: refuses_connections(running.served), "it does not begin to stop")
             assert running.process.poll() is None, "once, it has patience"
             running.signal(signal.SIGINT)
             code, _, err = running.end()
@@ -377,19 +377,19 @@ def test_serve_exits_at_once_on_second_signal(loopback: StartLoopback) -> None:
 def test_serve_cancels_requests_after_shutdown_timeout(loopback: StartLoopback, tmp_path: Path) -> None:
     model, journal = loopback(), tmp_path / "served.sqlite"
     options = ("--server", model.url, "--journal", str(journal), "--shutdown-timeout", "0.5")
-    with command(*options) as running, ThreadPoolExecutor(1) as pool:
+    with start_server(*options) as running, ThreadPoolExecutor(1) as pool:
         assert running.served.rerank(marked_passages(1)).status == 200
         model.change(**STUCK)
         stuck = pool.submit(running.served.rerank, marked_passages(2))
-        until(has_calls(model, 2), "nothing is asked")
+        wait_until(has_calls(model, 2), "nothing is asked")
         running.signal(signal.SIGTERM)
         assert stuck.result().status == 503
         code, _, err = running.end()
     assert (code, err.strip()) == (0, "rank-k serve: stopped")
-    until(lambda: model.calls[-1].cancelled, "the model works for nobody")
+    wait_until(lambda: model.calls[-1].cancelled, "the model works for nobody")
     with closing(Journal(journal, read_only=True)) as journal_reader:
-        assert sum(calls for _, _, calls, _, _ in journal_reader.totals()) == 1
+        assert sum(calls for _, _, calls, _, _ in journal_reader.usage_totals()) == 1
     model.change(first_token=0.001)
-    with command(*options) as restarted:
+    with start_server(*options) as restarted:
         assert restarted.served.rerank(marked_passages(1)).indices == [3, 2, 1, 0]
     assert len(model.calls) == 2, "what the journal knows is not asked again"

@@ -29,7 +29,7 @@ from tests.paths import ROOT
 from tests.server.test_access import reversed_order
 from tests.server.test_load import STUCK, has_calls, marked_passages, was_cancelled
 from tests.support.serving import ServerClient, run_server
-from tests.support.waiting import until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -309,10 +309,10 @@ def test_cancelled_tool_call_cancels_model_call(loopback: StartLoopback, mode: s
 
     async def work(client: Client) -> CallToolResult:
         calling = asyncio.create_task(client.call_tool("rerank", {"query": "q", "documents": marked_passages(0)}))
-        await asyncio.to_thread(until, has_calls(model), "nothing is asked")
+        await asyncio.to_thread(wait_until, has_calls(model), "nothing is asked")
         calling.cancel()
         await asyncio.gather(calling, return_exceptions=True)
-        await asyncio.to_thread(until, was_cancelled(model), "the model works for nobody")
+        await asyncio.to_thread(wait_until, was_cancelled(model), "the model works for nobody")
         model.change(first_token=0.001)
         return await client.call_tool("rerank", {"query": "q", "documents": marked_passages(1)})
 
@@ -329,7 +329,7 @@ def test_deadline_returns_best_ranking_so_far(loopback: StartLoopback) -> None:
     assert [row["index"] for row in result.structured_content["results"]] == [0, 1, 2, 3]
     assert result.structured_content["finished"] is False
     assert content_texts(result)[0].endswith("Note: the deadline came first: this is the best ranking so far.")
-    until(was_cancelled(model), "the model works for nobody")
+    wait_until(was_cancelled(model), "the model works for nobody")
 
 
 def test_journal_write_errors_are_one_line() -> None:

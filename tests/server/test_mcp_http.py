@@ -18,8 +18,8 @@ from rank_k.server.mcp_http import make_mcp_app
 from tests.conftest import StartLoopback
 from tests.server.test_access import reversed_order
 from tests.server.test_load import STUCK, has_calls, marked_passages, was_cancelled
-from tests.support.serving import Answer, ServerClient, command, run_server
-from tests.support.waiting import PATIENCE, until
+from tests.support.serving import Answer, ServerClient, run_server, start_server
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -211,10 +211,10 @@ def test_mcp_http_disconnect_cancels_model_call(loopback: StartLoopback, version
         headers = {} if version == VERSION else open_session(server)
         body = call_message(version, query="q", documents=marked_passages(0))
         with open_request(server, body, {name.replace("_", "-"): value for name, value in headers.items()}):
-            until(has_calls(model), "nothing is asked")
-        until(was_cancelled(model), "the model works for nobody")
+            wait_until(has_calls(model), "nothing is asked")
+        wait_until(was_cancelled(model), "the model works for nobody")
         assert server.service is not None
-        until(lambda: server.service.queue.running == 0, "its place is not given back")  # type: ignore[union-attr]
+        wait_until(lambda: server.service.queue.running == 0, "its place is not given back")  # type: ignore[union-attr]
         model.change(first_token=0.001)
         assert indices(post(server, body, **headers)) == [3, 2, 1, 0]
         assert server.errors == []
@@ -229,8 +229,8 @@ def test_mcp_http_closes_connections_that_do_not_read(loopback: StartLoopback, v
         documents = ["mark:a-G1 " + "y" * size, "mark:z-G9 last"]
         body = call_message(version, query="q", documents=documents, return_documents=True)
         with open_request(server, body, {name.replace("_", "-"): value for name, value in headers.items()}) as sock:
-            until(lambda: len(model.calls) == 1 and model.calls[0].end is not None, "no answer")
-            until(lambda: not server.is_connected(sock), "the connection is kept for a reader that does not read")
+            wait_until(lambda: len(model.calls) == 1 and model.calls[0].end is not None, "no answer")
+            wait_until(lambda: not server.is_connected(sock), "the connection is kept for a reader that does not read")
             received_bytes = 0
             try:
                 while chunk := sock.recv(65_536):
@@ -257,13 +257,13 @@ def test_mcp_http_finishes_running_calls_on_signal(loopback: StartLoopback, vers
         "--shutdown-timeout",
         str(PATIENCE),
     )
-    with command(*options, verb="mcp") as running, ThreadPoolExecutor(3) as pool:
+    with start_server(*options, verb="mcp") as running, ThreadPoolExecutor(3) as pool:
         server = ServerClient(running.served.url.removesuffix("/mcp"))
         assert running.served.url.endswith("/mcp")
         headers = {} if version == VERSION else open_session(server)
         bodies = [call_message(version, query="q", documents=marked_passages(number)) for number in (1, 2, 3)]
         first = pool.submit(post, server, bodies[0], **headers)
-        until(has_calls(model), "nothing is asked")
+        wait_until(has_calls(model), "nothing is asked")
         # There is room for one to wait in. That one of two is refused shows that the other waits for its turn.
         others = [pool.submit(post, server, body, **(headers and open_session(server))) for body in bodies[1:]]
         refused = next(as_completed(others))
@@ -281,7 +281,7 @@ def test_mcp_http_never_prints_keys(loopback: StartLoopback) -> None:
     model = loopback(api_key="sk-model-9876543210")
     env = {"CLIENT_KEY": KEY, "MODEL_KEY": "sk-model-9876543210"}
     options = ("--http", "--server", model.url, "--api-key-env", "MODEL_KEY", "--client-key-env", "CLIENT_KEY")
-    with command(*options, verb="mcp", env=env) as running:
+    with start_server(*options, verb="mcp", env=env) as running:
         server = ServerClient(running.served.url.removesuffix("/mcp"))
         assert indices(post(server, Authorization=f"Bearer {KEY}")) == [3, 2, 1, 0]
         answer = post(server, Authorization="Bearer sk-guess-0000000000")

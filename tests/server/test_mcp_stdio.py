@@ -26,7 +26,7 @@ from tests.models.test_embedded import PASSAGES
 from tests.paths import ROOT
 from tests.server.test_load import STUCK, has_calls, marked_passages, was_cancelled
 from tests.support.embedded import USER_CACHE, needs_weights
-from tests.support.waiting import PATIENCE, STUCK_SECONDS, until
+from tests.support.waiting import PATIENCE, STUCK_SECONDS, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -106,7 +106,7 @@ def start_busy_mcp(model: Loopback, *options: str) -> Iterator[McpProcess]:
     with start_mcp("--server", model.url, *options) as running:
         running.initialize()
         running.call(1, query="q", documents=marked_passages(1))
-        until(has_calls(model), "nothing is asked")
+        wait_until(has_calls(model), "nothing is asked")
         yield running
 
 
@@ -190,7 +190,7 @@ def test_mcp_stdio_answers_malformed_lines_and_ends_with_stdin(loopback: StartLo
         assert {row["text"] for row in message["results"]} == {"a \ufffd", "b ?"}
         assert server.end() == (0, b"", expected_stderr())
     with closing(Journal(journal, read_only=True)) as journal_reader:
-        assert sum(calls for _, _, calls, _, _ in journal_reader.totals()) == 2
+        assert sum(calls for _, _, calls, _, _ in journal_reader.usage_totals()) == 2
 
 
 def test_mcp_stdio_cancels_model_call_at_end_of_stdin(loopback: StartLoopback) -> None:
@@ -198,7 +198,7 @@ def test_mcp_stdio_cancels_model_call_at_end_of_stdin(loopback: StartLoopback) -
     with start_busy_mcp(model) as server:
         code, _, err = server.end()
         assert (code, err) == (0, expected_stderr())
-    until(was_cancelled(model), "the model works for nobody")
+    wait_until(was_cancelled(model), "the model works for nobody")
 
 
 def test_mcp_stdio_ends_when_stdout_is_closed(loopback: StartLoopback) -> None:
@@ -217,7 +217,7 @@ def test_mcp_stdio_cancels_single_call(loopback: StartLoopback) -> None:
     model = loopback(**STUCK)
     with start_busy_mcp(model) as server:
         server.send(None, {"method": "notifications/cancelled", "params": {"requestId": 1}})
-        until(was_cancelled(model), "the model works for nobody")
+        wait_until(was_cancelled(model), "the model works for nobody")
         model.change(first_token=0.001)
         server.call(2, query="q", documents=marked_passages(2))
         message = server.receive()
@@ -252,7 +252,7 @@ def test_mcp_stdio_exits_at_once_on_second_signal(loopback: StartLoopback) -> No
         server.process.send_signal(signal.SIGTERM)
         code, _, err = server.end(close=False)
         assert (code, err) == (0, expected_stderr())
-    until(was_cancelled(model), "the model works for nobody")
+    wait_until(was_cancelled(model), "the model works for nobody")
 
 
 def test_private_pipes_isolate_stdin_and_stdout() -> None:

@@ -15,9 +15,17 @@ from rank_k.server.config import AccessConfig
 from tests.fakes.likelihood_model import make_likelihood_model
 from tests.fakes.thinking_model import ThinkingAloud
 from tests.server.test_journal_routes import create_journal
-from tests.support.browsing import CHROMIUM, SIZES_AND_THEMES, Theme, a_browser, assert_page_valid, open_page, tab_to
+from tests.support.browsing import (
+    CHROMIUM,
+    SIZES_AND_THEMES,
+    Theme,
+    assert_page_valid,
+    launch_browser,
+    open_page,
+    tab_to,
+)
 from tests.support.serving import ServerClient, run_server
-from tests.support.waiting import until
+from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.browser,
@@ -31,7 +39,7 @@ KEY = "sk-browser-0123456789"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with a_browser() as started:
+    with launch_browser() as started:
         yield started
 
 
@@ -108,7 +116,7 @@ def test_try_page_stop_cancels_model_call(browser: Browser) -> None:
         page.focus("#stop")
         page.keyboard.press("Enter")
         expect(page.locator("#status")).to_contain_text("stopped")
-        until(lambda: model.left == 1, "the model hears of it")
+        wait_until(lambda: model.left == 1, "the model hears of it")
         assert page.evaluate("document.activeElement.id") == "go"
 
 

@@ -20,7 +20,7 @@ from rank_k.server.config import AccessConfig
 from rank_k.server.web_pages import PAGES, POLICY, paths, static_files
 from rank_k.strategies import STRATEGIES
 from tests.conftest import StartLoopback
-from tests.support.serving import ServerClient, command, run_server
+from tests.support.serving import ServerClient, run_server, start_server
 
 KEY = "sk-page-0123456789"
 
@@ -138,7 +138,7 @@ def test_serve_without_model_reads_journal_only(tmp_path: Path) -> None:
     with Reranker(ScriptedModel(["[2] > [1]"]), journal=path) as reranker:
         reranker.rank("what was asked", ["a", "b"])
     content_before = path.read_bytes()
-    with command("--journal", str(path)) as running:
+    with start_server("--journal", str(path)) as running:
         server = running.served
         assert server.get("/").status == server.get("/runs").status == 200
         assert server.get("/v1/models").json["data"] == []
@@ -166,7 +166,7 @@ def test_serve_rejects_missing_and_invalid_journals(tmp_path: Path, capsys: pyte
 
 def test_serve_without_journal_leaves_no_files(loopback: StartLoopback, tmp_path: Path) -> None:
     """The temporary one forgets what is oldest, so that a server never fills the disk."""
-    with command("--server", loopback().url, env={"TMPDIR": str(tmp_path)}) as running:
+    with start_server("--server", loopback().url, env={"TMPDIR": str(tmp_path)}) as running:
         server = running.served
         assert server.rerank(["a", "b", "c"], query="passing").status == 200
         view = server.get("/journal/runs").json

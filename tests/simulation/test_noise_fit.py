@@ -19,7 +19,7 @@ from rank_k.simulation.noise_file import noise_by_name, noise_to_json, read_nois
 from rank_k.simulation.noise_fit import DEFAULT, NoiseFit, fit_noise
 from rank_k.simulation.observations import Observation, observations_of
 from rank_k.simulation.replay import simulate
-from rank_k.strategies import make
+from rank_k.strategies import make_strategy
 from rank_k.types import Candidate, Passage, Query, Window, WindowRanking
 
 pytest.importorskip("numpy")
@@ -47,7 +47,7 @@ def record_observations(
 ) -> list[Observation]:
     """The looks in the journal of a whole run."""
     queries = {query_id: Query(query_id, "?") for query_id in RUN}
-    plan = make(strategy, window=window, partitions=partitions)
+    plan = make_strategy(strategy, window=window, partitions=partitions)
     judge = SimulatedModel(GRADES, noise, seed=4)
     with Reranker(judge, strategy=plan, samples=samples, journal=path, reasoning="off") as reranker:
         run = reranker.journal.begin_run({"noise": asdict(noise)})
@@ -104,7 +104,7 @@ def test_fit_noise_names_assumed_fields(fitted: tuple[Noise, NoiseFit]) -> None:
 
 def test_simulate_gives_equal_quality_with_fitted_noise(fitted: tuple[Noise, NoiseFit]) -> None:
     noise, fit = fitted
-    strategies = {name: make(name) for name in ("single", "sliding", "blocks")}
+    strategies = {name: make_strategy(name) for name in ("single", "sliding", "blocks")}
     cells = simulate({"": RUN}, GRADES, strategies, {"true": noise, "fitted": fit.noise}, seed=9)
     quality = {(cell.noise, cell.strategy): totals.quality.mean for cell, totals in cells.items()}
     for name in strategies:

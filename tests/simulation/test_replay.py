@@ -30,7 +30,7 @@ from rank_k.simulation.replay import (
     simulate,
     without_calls,
 )
-from rank_k.strategies import STRATEGIES, make
+from rank_k.strategies import STRATEGIES, make_strategy
 from rank_k.types import Candidate, Passage, Query, Request, RequestContext, Window
 from rank_k.window.parsing import parse_ranking
 from tests.fakes.model_server.marked_passages import make_dataset
@@ -117,7 +117,7 @@ def test_replay_strategy_equals_the_reranker(strategy: str) -> None:
     with Reranker(judge, strategy=strategy) as reranker:
         results = {result.query_id: result.ranking.doc_ids for result in reranker.rerank(RUN, queries, texts)}
         stats = reranker.stats
-    replays = [replay_strategy(make(strategy), RUN[query_id], query_id, judge) for query_id in RUN]
+    replays = [replay_strategy(make_strategy(strategy), RUN[query_id], query_id, judge) for query_id in RUN]
     assert [replay.doc_ids for replay in replays] == list(results.values())
     assert sum(len(sizes.sizes) for replay in replays for sizes in replay.rounds) == stats.windows
     assert sum(len(replay.rounds) for replay in replays) == stats.rounds
@@ -138,7 +138,7 @@ def test_ndcg_equals_ir_measures() -> None:
 
 def test_simulate_covers_every_run_noise_and_strategy() -> None:
     runs = {"short": {"q0": RUN["q0"][:20]}, "long": RUN}
-    strategies = {"sliding": make("sliding"), "same": make("sliding"), "none": without_calls}
+    strategies = {"sliding": make_strategy("sliding"), "same": make_strategy("sliding"), "none": without_calls}
     totals_by_cell = simulate(runs, GRADES, strategies, {name: PRESETS[name] for name in ("none", "weak")}, 5)
     assert set(totals_by_cell) == {Cell(r, n, s) for r in runs for n in ("none", "weak") for s in strategies}
     for cell, totals in totals_by_cell.items():
@@ -158,7 +158,9 @@ def test_simulate_covers_every_run_noise_and_strategy() -> None:
 def test_simulate_ranks_to_depth_and_appends_the_rest() -> None:
     grades = {"q": {"d5": 1, "d1": 1}}
     run = {"q": [Candidate(f"d{i}", -i) for i in range(8)]}
-    [totals] = simulate({"": run}, grades, {"s": make("sliding", window=4, stride=2)}, {"": Noise()}, 0, 4).values()
+    [totals] = simulate(
+        {"": run}, grades, {"s": make_strategy("sliding", window=4, stride=2)}, {"": Noise()}, 0, 4
+    ).values()
     assert totals.by_query()["q"] == pytest.approx(ndcg(["d1", "d0", "d2", "d3", "d4", "d5"], grades["q"]))
 
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError, MissingExtra
-from rank_k.strategies import PRESETS, make
+from rank_k.strategies import PRESETS, make_strategy
 from rank_k.strategies.blocks import Blocks, snake_deal
-from rank_k.strategies.bradley_terry import fit
+from rank_k.strategies.bradley_terry import fit_strengths
 from rank_k.strategies.testing import check_strategy
 from rank_k.types import Candidate, Ranking, Round, Window, WindowRanking, WindowResult
-from tests.support.driving import by_grade, drive, one_by_one
+from tests.support.driving import rank_by_grade, ranking_without_ties, run_strategy
 
 
 def window_sizes(rounds: list[Round]) -> list[list[int]]:
@@ -48,7 +48,7 @@ def test_blocks_rank_range_ends_at_the_lowest_passage() -> None:
     ("preset", "windows", "rounds"), [("paper", 9, 9), ("fast", 6, 2), ("balanced", 7, 2), ("thorough", 12, 2)]
 )
 def test_presets_take_the_documented_windows_and_rounds(preset: str, windows: int, rounds: int) -> None:
-    planned_rounds = check_strategy(make(**PRESETS[preset]), 100, Random(1))
+    planned_rounds = check_strategy(make_strategy(**PRESETS[preset]), 100, Random(1))
     assert (sum(len(step.windows) for step in planned_rounds), len(planned_rounds)) == (windows, rounds)
 
 
@@ -107,13 +107,13 @@ def test_blocks_draws_further_partitions_from_the_seed() -> None:
 
 def test_blocks_finds_one_relevant_passage_at_any_rank() -> None:
     for position in range(0, 100, 7):
-        ranking, _ = drive(Blocks(), 100, by_grade([int(i == position) for i in range(100)]))
+        ranking, _ = run_strategy(Blocks(), 100, rank_by_grade([int(i == position) for i in range(100)]))
         assert ranking.doc_ids[0] == f"d{position}"
 
 
 def test_blocks_returns_the_fitted_ranking_and_probabilities() -> None:
     grades = [(7 * i) % 4 for i in range(100)]
-    ranking, rounds = drive(Blocks(first_stage_weight=0.5), len(grades), by_grade(grades))
+    ranking, rounds = run_strategy(Blocks(first_stage_weight=0.5), len(grades), rank_by_grade(grades))
     probabilities = ranking.probability
     assert probabilities is not None
     assert sum(probabilities.values()) == pytest.approx(10, abs=1e-6)
@@ -127,8 +127,8 @@ def test_blocks_returns_the_fitted_ranking_and_probabilities() -> None:
     assert set(boundary) != set(head)
     ids = tuple(f"d{i}" for i in range(100))
     results = [window_result(window.doc_ids, grades) for step in rounds for window in step.windows]
-    assert ranking.doc_ids == fit(ids, results, 0.5).ranked()
-    assert ranking.doc_ids != fit(ids, results, 0.0).ranked()
+    assert ranking.doc_ids == fit_strengths(ids, results, 0.5).ranked_ids()
+    assert ranking.doc_ids != fit_strengths(ids, results, 0.0).ranked_ids()
 
 
 def are_least_certain(doc_ids: tuple[str, ...], ranking: Ranking) -> bool:
@@ -140,7 +140,7 @@ def are_least_certain(doc_ids: tuple[str, ...], ranking: Ranking) -> bool:
 
 def test_blocks_boundary_window_extends_below_an_uncertain_head() -> None:
     """As for most queries: the ten end in the middle of the head."""
-    _, rounds = drive(Blocks(), 100, lambda window: one_by_one(window.doc_ids))
+    _, rounds = run_strategy(Blocks(), 100, lambda window: ranking_without_ties(window.doc_ids))
     current_ranking = rounds[1].ranking
     assert are_least_certain(current_ranking.doc_ids[:20], current_ranking)
     head, boundary = (window.doc_ids for window in rounds[1].windows)
@@ -150,18 +150,18 @@ def test_blocks_boundary_window_extends_below_an_uncertain_head() -> None:
 
 def window_result(doc_ids: tuple[str, ...], grades: list[int]) -> WindowResult:
     window = Window(doc_ids, (1, len(grades)))
-    return WindowResult(window, (by_grade(grades)(window),))
+    return WindowResult(window, (rank_by_grade(grades)(window),))
 
 
 def test_blocks_keeps_the_first_stage_without_answers() -> None:
-    ranking, _ = drive(Blocks(), 100, WindowRanking.unranked)
+    ranking, _ = run_strategy(Blocks(), 100, WindowRanking.unranked)
     assert ranking.doc_ids == tuple(f"d{i}" for i in range(100))
     assert not any(ranking.tied)
 
 
 def test_blocks_never_repeats_a_window() -> None:
     """21 candidates in the right order: the head and the boundary window would be the same."""
-    _, rounds = drive(Blocks(boundary=5), 21, lambda window: one_by_one(window.doc_ids))
+    _, rounds = run_strategy(Blocks(boundary=5), 21, lambda window: ranking_without_ties(window.doc_ids))
     doc_ids = [window.doc_ids for step in rounds for window in step.windows]
     assert len(doc_ids) == len(set(doc_ids)) < 8
 
@@ -178,12 +178,12 @@ def test_blocks_never_repeats_a_window() -> None:
 )
 def test_blocks_rejects_invalid_options(options: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        make("blocks", **options)  # type: ignore[arg-type]
+        make_strategy("blocks", **options)  # type: ignore[arg-type]
 
 
 def test_blocks_raises_missing_extra_without_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "numpy", None)
     with pytest.raises(MissingExtra, match=r"pip install 'rank-k\[fit\]'"):
-        make("blocks")
+        make_strategy("blocks")
     for name in ("sliding", "single", "topdown", "tournament", "setwise"):
-        check_strategy(make(name), 30, Random(3))
+        check_strategy(make_strategy(name), 30, Random(3))

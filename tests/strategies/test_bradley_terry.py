@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 from rank_k.errors import InputError
 from rank_k.strategies import bradley_terry
-from rank_k.strategies.bradley_terry import PRIOR_PRECISION, Fit, fit
+from rank_k.strategies.bradley_terry import PRIOR_PRECISION, BradleyTerryFit, fit_strengths
 from rank_k.strategies.testing import arbitrary_ranking
 from rank_k.types import Window, WindowRanking, WindowResult
 from tests.support.waiting import cpu_seconds
@@ -73,7 +73,7 @@ def test_fit_matches_the_scipy_optimum_and_errors(
         return float((wins * np.logaddexp(0, -differences)).sum() + PRIOR_PRECISION / 2 * ((x - prior) ** 2).sum())
 
     optimum = minimize(loss, prior, method="BFGS", options={"gtol": 1e-7})
-    fitted = fit(ids, results, first_stage_weight)
+    fitted = fit_strengths(ids, results, first_stage_weight)
     assert np.allclose(fitted.strengths, optimum.x, atol=1e-4)
 
     differences = np.subtract.outer(np.array(fitted.strengths), np.array(fitted.strengths))
@@ -91,10 +91,10 @@ def test_fit_by_block_elimination_matches_the_dense_fit(seed: int, has_unseen: b
     results = [
         WindowResult(w, (arbitrary_ranking(w, random),)) for w in (Window(doc_ids, (1, 80)) for doc_ids in windows)
     ]
-    dense_fit = fit(ids, results)
+    dense_fit = fit_strengths(ids, results)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bradley_terry, "_MAX_DENSE_SIZE", 0)
-        block_fit = fit(ids, results)
+        block_fit = fit_strengths(ids, results)
     assert np.allclose(dense_fit.strengths, block_fit.strengths, atol=1e-9)
     assert np.allclose(dense_fit.errors, block_fit.errors, atol=1e-9)
 
@@ -116,7 +116,7 @@ def test_fit_is_independent_of_ids_and_result_order(length: int, seed: int) -> N
         )
         for result in results[::-1]
     ]
-    original, changed = fit(ids, results), fit(tuple(new_ids.values()), renamed_results)
+    original, changed = fit_strengths(ids, results), fit_strengths(tuple(new_ids.values()), renamed_results)
     assert np.allclose(original.strengths, changed.strengths, atol=1e-8)
     assert np.allclose(original.errors, changed.errors, atol=1e-8)
 
@@ -132,7 +132,10 @@ def test_fit_of_reversed_rankings_negates_strengths(length: int, seed: int) -> N
         )
         for result in results
     ]
-    original, reversed_fit = fit(ids, results, first_stage_weight=0), fit(ids, reversed_results, first_stage_weight=0)
+    original, reversed_fit = (
+        fit_strengths(ids, results, first_stage_weight=0),
+        fit_strengths(ids, reversed_results, first_stage_weight=0),
+    )
     assert np.allclose(original.strengths, -np.array(reversed_fit.strengths), atol=1e-8)
     assert np.allclose(original.errors, reversed_fit.errors, atol=1e-8)
 
@@ -144,7 +147,7 @@ def test_fit_raises_winners_and_lowers_losers(length: int, seed: int) -> None:
     winner, loser = Random(seed).sample(range(length), 2)
     window = Window((ids[loser], ids[winner]), (1, length))
     order = WindowRanking(((ids[winner],), (ids[loser],)), frozenset(window.doc_ids), True)
-    before, after = fit(ids, results), fit(ids, [*results, WindowResult(window, (order,))])
+    before, after = fit_strengths(ids, results), fit_strengths(ids, [*results, WindowResult(window, (order,))])
     assert after.strengths[winner] > before.strengths[winner]
     assert after.strengths[loser] < before.strengths[loser]
 
@@ -152,23 +155,23 @@ def test_fit_raises_winners_and_lowers_losers(length: int, seed: int) -> None:
 def test_fit_without_comparisons_returns_the_prior() -> None:
     ids = tuple(f"d{i}" for i in range(400))  # enough to take windows apart
     window = Window(ids[:20][::-1], (1, 400))
-    fitted = fit(ids, [WindowResult(window, (WindowRanking.unranked(window),))])
-    assert fitted.ranked() == ids
+    fitted = fit_strengths(ids, [WindowResult(window, (WindowRanking.unranked(window),))])
+    assert fitted.ranked_ids() == ids
     assert np.allclose(fitted.errors, PRIOR_PRECISION**-0.5)
     assert np.allclose(np.diff(fitted.strengths), [log((r + 10) / (r + 11)) for r in range(399)])
-    assert fit(ids, [], first_stage_weight=0).ranked() == ids
-    assert fit((), []) == Fit((), (), ())
+    assert fit_strengths(ids, [], first_stage_weight=0).ranked_ids() == ids
+    assert fit_strengths((), []) == BradleyTerryFit((), (), ())
 
 
 def test_fit_of_one_window_keeps_its_order_and_ties() -> None:
-    fitted = fit(tuple("abcd"), [result_of("d", "bc", "a")], first_stage_weight=0)
-    assert fitted.ranked() == tuple("dbca")
+    fitted = fit_strengths(tuple("abcd"), [result_of("d", "bc", "a")], first_stage_weight=0)
+    assert fitted.ranked_ids() == tuple("dbca")
     assert fitted.strengths[1] == pytest.approx(fitted.strengths[2], abs=1e-9)
 
 
 def test_fit_ignores_unranked_ids() -> None:
-    partial_fit = fit(tuple("abcd"), [result_of("b", "a", "c", "d", placed="ab")])
-    complete_fit = fit(tuple("abcd"), [result_of("b", "a", "c", "d")])
+    partial_fit = fit_strengths(tuple("abcd"), [result_of("b", "a", "c", "d", placed="ab")])
+    complete_fit = fit_strengths(tuple("abcd"), [result_of("b", "a", "c", "d")])
     assert partial_fit.errors[3] == pytest.approx(PRIOR_PRECISION**-0.5)
     assert partial_fit.strengths[3] - partial_fit.strengths[2] == pytest.approx(log(12 / 13))
     assert complete_fit.strengths[3] < partial_fit.strengths[3]
@@ -178,16 +181,16 @@ def test_fit_divides_a_windows_weight_among_samples() -> None:
     [order] = result_of("b", "a", "c").rankings
     window = Window(tuple("abc"), (1, 3))
     failed = WindowRanking.unranked(window)
-    single_fit = fit(tuple("abc"), [WindowResult(window, (order,))])
+    single_fit = fit_strengths(tuple("abc"), [WindowResult(window, (order,))])
     for orders in ((order, order, order), (failed, order)):
-        repeated_fit = fit(tuple("abc"), [WindowResult(window, orders)])
+        repeated_fit = fit_strengths(tuple("abc"), [WindowResult(window, orders)])
         assert np.allclose(repeated_fit.strengths, single_fit.strengths)
         assert np.allclose(repeated_fit.errors, single_fit.errors)
 
 
 def test_fit_rejects_unknown_ids() -> None:
     with pytest.raises(InputError, match="'z', which is no candidate"):
-        fit(tuple("ab"), [result_of("a", "z")])
+        fit_strengths(tuple("ab"), [result_of("a", "z")])
 
 
 @pytest.mark.parametrize("first_stage_weight", [0.0, 1.0, 1e6])
@@ -195,9 +198,9 @@ def test_fit_converges_for_extreme_weights_and_contradictions(first_stage_weight
     ids = tuple(f"d{i}" for i in range(30))
     window = Window(ids, (1, 30))
     backwards = WindowRanking(tuple((d,) for d in ids[::-1]), frozenset(ids), True)
-    fitted = fit(ids, [WindowResult(window, (backwards,))] * 500, first_stage_weight)
+    fitted = fit_strengths(ids, [WindowResult(window, (backwards,))] * 500, first_stage_weight)
     assert np.isfinite(fitted.strengths).all()
-    assert fitted.ranked() == (ids if first_stage_weight > 1 else ids[::-1])
+    assert fitted.ranked_ids() == (ids if first_stage_weight > 1 else ids[::-1])
 
 
 @given(
@@ -207,8 +210,8 @@ def test_fit_converges_for_extreme_weights_and_contradictions(first_stage_weight
 )
 def test_in_top_probabilities_sum_to_k(strengths: list[float], errors: list[float], k: int) -> None:
     ids = tuple(map(str, range(len(strengths))))
-    fitted = Fit(ids, tuple(strengths), tuple(errors[: len(ids)]))
-    probabilities = fitted.in_top(k)
+    fitted = BradleyTerryFit(ids, tuple(strengths), tuple(errors[: len(ids)]))
+    probabilities = fitted.top_k_probabilities(k)
     assert set(probabilities) == set(ids)
     # where the k-th and the next are far apart, every threshold between them serves
     assert sum(probabilities.values()) == pytest.approx(k, abs=1e-6)
@@ -220,7 +223,7 @@ def test_in_top_probabilities_sum_to_k(strengths: list[float], errors: list[floa
 
 
 def test_in_top_is_one_for_at_most_k_passages() -> None:
-    assert fit(tuple("abc"), [result_of("c", "b", "a")]).in_top(3) == dict.fromkeys("abc", 1.0)
+    assert fit_strengths(tuple("abc"), [result_of("c", "b", "a")]).top_k_probabilities(3) == dict.fromkeys("abc", 1.0)
 
 
 def test_fit_takes_far_less_than_cubic_time() -> None:
@@ -233,7 +236,7 @@ def test_fit_takes_far_less_than_cubic_time() -> None:
             Window(ids[:20], (1, 20))
         ]
         results = [WindowResult(window, (arbitrary_ranking(window, random),)) for window in windows]
-        return lambda: fit(ids, results).in_top()
+        return lambda: fit_strengths(ids, results).top_k_probabilities()
 
     small, large = cpu_seconds(fitting(100), fitting(1000))
     assert large < 100 * small

@@ -13,7 +13,7 @@ from rank_k.errors import InputError
 from rank_k.strategies.setwise import Setwise
 from rank_k.strategies.testing import check_strategy
 from rank_k.types import WindowRanking
-from tests.support.driving import by_grade, drive, one_by_one
+from tests.support.driving import rank_by_grade, ranking_without_ties, run_strategy
 
 
 @settings(max_examples=100)
@@ -23,7 +23,7 @@ from tests.support.driving import by_grade, drive, one_by_one
     k=st.integers(1, 12),
 )
 def test_setwise_sorts_the_top_k_and_keeps_the_rest(grades: list[int], window: int, k: int) -> None:
-    ranking, _ = drive(Setwise(window, k), len(grades), by_grade(grades))
+    ranking, _ = run_strategy(Setwise(window, k), len(grades), rank_by_grade(grades))
     ranked_grades = [grades[int(d[1:])] for d in ranking.doc_ids]
     assert ranked_grades[:k] == sorted(grades, reverse=True)[:k]
     remaining_numbers = [int(d[1:]) for d in ranking.doc_ids[k:]]
@@ -40,11 +40,11 @@ def test_setwise_ranks_subtrees_of_a_level_in_one_round() -> None:
 
 def test_setwise_keeps_parents_that_are_unranked_or_tied() -> None:
     for make_order in (
-        lambda w: replace(one_by_one((*w.doc_ids[1:], w.doc_ids[0])), ranked_ids=frozenset(w.doc_ids[1:])),
+        lambda w: replace(ranking_without_ties((*w.doc_ids[1:], w.doc_ids[0])), ranked_ids=frozenset(w.doc_ids[1:])),
         lambda w: WindowRanking((tuple(reversed(w.doc_ids)),), frozenset(w.doc_ids), True),
         WindowRanking.unranked,
     ):
-        ranking, _ = drive(Setwise(window=3, k=1), 9, make_order)
+        ranking, _ = run_strategy(Setwise(window=3, k=1), 9, make_order)
         assert ranking.doc_ids == tuple(f"d{i}" for i in range(9))
 
 

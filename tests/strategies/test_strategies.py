@@ -17,9 +17,9 @@ from rank_k.errors import InputError, StrategyError
 from rank_k.models.mock import ScriptedModel
 from rank_k.models.simulated import SimulatedModel
 from rank_k.simulation.replay import replay_strategy
-from rank_k.strategies import STRATEGIES, make
-from rank_k.strategies.aggregate import consensus
-from rank_k.strategies.base import Strategy, validated
+from rank_k.strategies import STRATEGIES, make_strategy
+from rank_k.strategies.aggregate import consensus_ranking
+from rank_k.strategies.base import Strategy, run_validated
 from rank_k.strategies.combined import Combined
 from rank_k.strategies.sliding import Sliding, window_spans
 from rank_k.strategies.testing import check_strategy
@@ -59,7 +59,7 @@ def order_by_grade(window: Window, grades: list[int]) -> WindowRanking:
 def test_every_strategy_conforms_to_the_protocol(
     name: str, length: int, window: int, stride: int, seed: int, samples: int
 ) -> None:
-    strategy = make(name, window=window, stride=min(stride, window))
+    strategy = make_strategy(name, window=window, stride=min(stride, window))
     rounds = check_strategy(strategy, length, Random(seed), samples=samples)
     assert all(len(w.doc_ids) <= window for step in rounds for w in step.windows)
     if length < 2:
@@ -128,7 +128,7 @@ def test_topdown_ignores_rankings_without_the_pivot() -> None:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_reports_tied_neighbors(name: str) -> None:
-    ranking, _ = perfect(make(name), [1, 1])
+    ranking, _ = perfect(make_strategy(name), [1, 1])
     assert ranking == replace(ranking, doc_ids=("d0", "d1"), tied=(False, True))
 
 
@@ -136,10 +136,10 @@ def test_consensus_keeps_ties_and_ignores_unranked_passages() -> None:
     window = Window(("a", "b", "c"), (1, 3))
     first = WindowRanking((("a",), ("b",), ("c",)), frozenset("abc"), True)
     second = WindowRanking((("b",), ("a",), ("c",)), frozenset("abc"), True)
-    assert consensus(WindowResult(window, (first, second))).tiers == (("a", "b"), ("c",))
+    assert consensus_ranking(WindowResult(window, (first, second))).tiers == (("a", "b"), ("c",))
     partial = WindowRanking((("c",), ("a",), ("b",)), frozenset("c"), True)
-    assert consensus(WindowResult(window, (WindowRanking.unranked(window), partial))) == partial
-    assert not consensus(WindowResult(window, (WindowRanking.unranked(window),))).is_valid
+    assert consensus_ranking(WindowResult(window, (WindowRanking.unranked(window), partial))) == partial
+    assert not consensus_ranking(WindowResult(window, (WindowRanking.unranked(window),))).is_valid
 
 
 # --- protocol violations ----------------------------------------------------------------------
@@ -148,7 +148,7 @@ IDS = ("a", "b", "c")
 
 
 def strategy_yielding(
-    windows: object, *, current_ranking: object = Ranking.of(IDS), final_ranking: object = Ranking.of(IDS)
+    windows: object, *, current_ranking: object = Ranking.untied(IDS), final_ranking: object = Ranking.untied(IDS)
 ) -> Strategy:
     """A strategy with one round of these windows, and these rankings."""
 
@@ -164,7 +164,7 @@ def window_of(*doc_ids: str) -> tuple[Window, ...]:
 
 
 def own_strategy_without_rounds(candidates: Sequence[Candidate], seed: int) -> Any:
-    return Ranking.of(IDS)
+    return Ranking.untied(IDS)
 
 
 def own_strategy_without_seed(candidates: Sequence[Candidate]) -> Iterator[Any]:
@@ -176,10 +176,10 @@ def own_strategy_of_windows(candidates: Sequence[Candidate], seed: int) -> Itera
 
 
 BROKEN_STRATEGIES: list[tuple[Any, str]] = [
-    (strategy_yielding(window_of("a", "b"), final_ranking=Ranking.of("ab")), "every candidate"),
-    (strategy_yielding(window_of("a", "b"), final_ranking=Ranking.of("abx")), "every candidate"),
-    (strategy_yielding(window_of("a", "b"), final_ranking=Ranking.of("abb")), "every candidate"),
-    (strategy_yielding(window_of("a", "b"), current_ranking=Ranking.of("ab")), "every candidate"),
+    (strategy_yielding(window_of("a", "b"), final_ranking=Ranking.untied("ab")), "every candidate"),
+    (strategy_yielding(window_of("a", "b"), final_ranking=Ranking.untied("abx")), "every candidate"),
+    (strategy_yielding(window_of("a", "b"), final_ranking=Ranking.untied("abb")), "every candidate"),
+    (strategy_yielding(window_of("a", "b"), current_ranking=Ranking.untied("ab")), "every candidate"),
     (strategy_yielding(window_of("a", "b"), final_ranking=Ranking(IDS, ())), "one entry per passage"),
     (strategy_yielding(window_of("a", "b"), final_ranking=list(IDS)), "a list where a Ranking must be"),
     (strategy_yielding(window_of("a", "b"), final_ranking=None), "a NoneType where a Ranking must be"),
@@ -212,7 +212,7 @@ def test_strategy_that_violates_the_protocol_is_named(strategy: Any, violation: 
 def test_validated_rejects_duplicate_candidates(name: str) -> None:
     candidates = [Candidate(f"d{n % 30}", -n) for n in range(40)]
     with pytest.raises(InputError, match="twice among the candidates"):
-        next(validated(make(name), candidates, 0))
+        next(run_validated(make_strategy(name), candidates, 0))
 
 
 @pytest.mark.parametrize(
@@ -226,4 +226,4 @@ def test_validated_rejects_duplicate_candidates(name: str) -> None:
 )
 def test_make_rejects_invalid_names_and_options(name: str, options: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        make(name, **options)
+        make_strategy(name, **options)

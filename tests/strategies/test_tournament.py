@@ -12,7 +12,7 @@ from rank_k.errors import InputError
 from rank_k.strategies.testing import check_strategy
 from rank_k.strategies.tournament import Tournament, plan_stages
 from rank_k.types import Window, WindowRanking
-from tests.support.driving import by_grade, drive, one_by_one
+from tests.support.driving import rank_by_grade, ranking_without_ties, run_strategy
 
 
 def test_tournament_stages_of_100_candidates_match_the_paper() -> None:
@@ -43,7 +43,7 @@ def test_plan_stages_terminates_with_balanced_groups(length: int, window: int) -
 
 def test_tournament_gives_the_best_passages_most_points() -> None:
     grades = [(37 * i) % 100 for i in range(100)]
-    ranking, _ = drive(Tournament(), len(grades), by_grade(grades))
+    ranking, _ = run_strategy(Tournament(), len(grades), rank_by_grade(grades))
     ranked_grades = [grades[int(d[1:])] for d in ranking.doc_ids]
     assert set(ranked_grades[:2]) == {99, 98}
     assert ranked_grades[0] > 50
@@ -58,11 +58,11 @@ def test_more_tournaments_correct_one_wrong_answer() -> None:
 
         def answer(window: Window, answered_windows: list[Window] = answered_windows) -> WindowRanking:
             answered_windows.append(window)
-            return one_by_one(
+            return ranking_without_ties(
                 tuple(sorted(window.doc_ids, key=lambda d: int(d[1:]), reverse=len(answered_windows) == 1))
             )
 
-        ranking, _ = drive(Tournament(tournaments=tournaments), 20, answer)
+        ranking, _ = run_strategy(Tournament(tournaments=tournaments), 20, answer)
         assert ("d0" in ranking.doc_ids[:2]) == (tournaments > 1)
 
 
@@ -71,7 +71,7 @@ def test_tournament_breaks_ties_by_the_first_stage() -> None:
         tied = WindowRanking((window.doc_ids,), frozenset(window.doc_ids), True)
         return tied if len(window.doc_ids) > 10 else WindowRanking.unranked(window)
 
-    ranking, rounds = drive(Tournament(), 20, answer, seed=5)
+    ranking, rounds = run_strategy(Tournament(), 20, answer, seed=5)
     ids = tuple(f"d{i}" for i in range(20))
     assert rounds[0].windows[0].doc_ids != ids, "shown in another order"
     assert ranking.doc_ids == ids

@@ -11,7 +11,7 @@ import pytest
 from rank_k.cli import main
 from rank_k.errors import InputError
 from rank_k.study.config import config_file, read_study
-from rank_k.study.grid import Study, cells_of
+from rank_k.study.grid import Study, expand_cells
 from rank_k.window.prompt import read_template
 from tests.paths import ROOT, SHARED
 
@@ -32,13 +32,15 @@ def test_read_study_expands_all_cells_of_the_paper(paper: Study) -> None:
     ]
     assert {tuple(f.name for f in c.first_stages) for c in paper.collections} == {("bm25", "splade-v3")}
     assert [model.name for model in paper.models] == ["rank-k-32b", "qwq-32b", "deepseek-r1", "rank-zephyr"]
-    assert len(cells_of(paper)) == 17 * 2 * 4
+    assert len(expand_cells(paper)) == 17 * 2 * 4
     assert [average.name for average in paper.averages] == ["bright", "neuclir"]
     assert sorted(paper.averages[0].collections) == sorted(bright_names)
 
 
 def test_read_study_applies_settings_of_the_papers_models(paper: Study) -> None:
-    cells = {cell.model: cell for cell in cells_of(paper) if cell.collection == "dl19" and cell.first_stage == "bm25"}
+    cells = {
+        cell.model: cell for cell in expand_cells(paper) if cell.collection == "dl19" and cell.first_stage == "bm25"
+    }
     for cell in cells.values():
         assert (cell.strategy, cell.window, cell.stride, cell.depth, cell.passage_tokens) == (
             "sliding",
@@ -264,7 +266,7 @@ def test_read_study_accepts_documented_example(tmp_path: Path) -> None:
     assert [collection.dataset for collection in study.collections] == [
         f"beir:{tmp_path / name}" for name in ("one", "two", "three")
     ]
-    assert len(cells_of(study)) == 3 * 2 * (2 * 3 + 1)
+    assert len(expand_cells(study)) == 3 * 2 * (2 * 3 + 1)
 
 
 # --- the paper's format on real data ---------------------------------------------------------------

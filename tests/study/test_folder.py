@@ -18,9 +18,9 @@ from rank_k.study.grid import (
     FirstStage,
     ModelPlan,
     Study,
-    cells_of,
+    expand_cells,
 )
-from rank_k.study.inputs import missing_files, reachable
+from rank_k.study.inputs import missing_files, reachable_cells
 from rank_k.study.runner import run_cell
 from rank_k.study.table import compute_averages, find_published
 from tests.support.study_data import DATA, StudyBench
@@ -112,15 +112,15 @@ def test_missing_files_lists_everything_at_once(bench: StudyBench, tmp_path: Pat
 
 
 def test_reachable_drops_depths_beyond_the_run(bench: StudyBench) -> None:
-    cells = cells_of(bench.study({"depth": [20, 50, 100, 200]}))
+    cells = expand_cells(bench.study({"depth": [20, 50, 100, 200]}))
     with bench.collections() as collections:
-        assert [cell.depth for cell in reachable(cells, collections)] == [20, 50, 100]
+        assert [cell.depth for cell in reachable_cells(cells, collections)] == [20, 50, 100]
 
 
 def test_reachable_keeps_only_cell_beyond_the_run(bench: StudyBench) -> None:
-    cells = cells_of(bench.study({"strategy": ["single"], "depth": [60]}, {"strategy": ["sliding", "blocks"]}))
+    cells = expand_cells(bench.study({"strategy": ["single"], "depth": [60]}, {"strategy": ["sliding", "blocks"]}))
     with bench.collections() as collections:
-        assert reachable(cells, collections) == cells
+        assert reachable_cells(cells, collections) == cells
 
 
 def test_run_cell_skips_unjudged_queries(bench: StudyBench) -> None:
@@ -142,7 +142,7 @@ def test_check_texts_rejects_missing_document(bench: StudyBench) -> None:
 
 def test_compute_averages_requires_all_collections(bench: StudyBench) -> None:
     study = bench.study({})
-    bench.run(*cells_of(study))
+    bench.run(*expand_cells(study))
     rows = bench.results(study).rows
     [first, cell] = compute_averages(rows, [CollectionAverage("all", ("c",))])
     assert (first.setting, cell.setting) == ("first stage", "sliding-full")

@@ -17,9 +17,9 @@ from rank_k.study.grid import (
     ModelPlan,
     Study,
     build_strategy,
-    cells_of,
+    expand_cells,
     parse_setting,
-    restrict_grid,
+    restrict_study,
     select_cells,
 )
 from rank_k.study.questions import QUESTIONS
@@ -29,7 +29,7 @@ from tests.support.study_data import make_study
 
 
 def cell_settings(study: Study) -> list[str]:
-    return [cell.setting for cell in cells_of(study)]
+    return [cell.setting for cell in expand_cells(study)]
 
 
 def test_cells_of_expands_every_combination_once() -> None:
@@ -38,7 +38,7 @@ def test_cells_of_expands_every_combination_once() -> None:
         *("sliding-off", "sliding-off-x3", "sliding-2000", "sliding-2000-x3"),
         *("blocks-off", "blocks-off-x3", "blocks-2000", "blocks-2000-x3"),
     ]
-    assert cells_of(make_study(grid))[0].name == "c.bm25.m.sliding-off"
+    assert expand_cells(make_study(grid))[0].name == "c.bm25.m.sliding-off"
 
 
 def test_cells_of_ignores_settings_unused_by_strategy() -> None:
@@ -63,8 +63,8 @@ def test_build_strategy_distinguishes_presets() -> None:
 def test_cells_of_prefers_model_settings_over_grid() -> None:
     zephyr = ModelPlan("zephyr", settings={"reasoning": "off", "temperature": 0, "constrained": "off"})
     study = make_study({"reasoning": ["500", "full"]}, models=(ModelPlan("m"), zephyr))
-    assert [cell.setting for cell in cells_of(study) if cell.model == "m"] == ["sliding-500", "sliding-full"]
-    [cell] = [cell for cell in cells_of(study) if cell.model == "zephyr"]
+    assert [cell.setting for cell in expand_cells(study) if cell.model == "m"] == ["sliding-500", "sliding-full"]
+    [cell] = [cell for cell in expand_cells(study) if cell.model == "zephyr"]
     assert (cell.reasoning, cell.temperature, cell.constrained) == ("off", 0.0, False)
     assert cell.setting == "sliding-off-t0-free"
 
@@ -108,7 +108,7 @@ def test_parse_setting_rejects_invalid_value(axis: str, value: object) -> None:
 )
 def test_cells_of_rejects_invalid_grid(grid: dict[str, Any]) -> None:
     with pytest.raises(InputError):
-        cells_of(make_study(grid))
+        expand_cells(make_study(grid))
 
 
 SETTINGS = st.fixed_dictionaries(
@@ -129,7 +129,7 @@ SETTINGS = st.fixed_dictionaries(
 
 @given(st.lists(SETTINGS, min_size=1, max_size=12))
 def test_cell_names_are_unique_and_valid_file_names(grids: list[dict[str, Any]]) -> None:
-    cells = cells_of(make_study(*({axis: [value] for axis, value in grid.items()} for grid in grids)))
+    cells = expand_cells(make_study(*({axis: [value] for axis, value in grid.items()} for grid in grids)))
     assert len({cell.name for cell in cells}) == len(cells)
     for cell in cells:
         assert "/" not in cell.name
@@ -140,7 +140,7 @@ def test_cell_names_are_unique_and_valid_file_names(grids: list[dict[str, Any]])
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_questions_expand_to_cells(name: str) -> None:
     question = QUESTIONS[name]
-    cells = cells_of(make_study(*question.grids))
+    cells = expand_cells(make_study(*question.grids))
     assert cells
     assert question.varies
     assert question.fixed
@@ -165,13 +165,13 @@ def test_select_cells_filters_by_names_of_each_kind() -> None:
         collections=(Collection("dl19", runs), Collection("dl20", runs)),
         models=(ModelPlan("big"), ModelPlan("small")),
     )
-    cells = cells_of(study)
+    cells = expand_cells(study)
     assert select_cells(cells, ()) == cells
     assert len(select_cells(cells, ["dl19"])) == len(cells) // 2
     assert len(select_cells(cells, ["dl19", "dl20", "big"])) == len(cells) // 2
     selected = select_cells(cells, ["dl20", "splade", "small", "*-off"])
     assert [cell.name for cell in selected] == ["dl20.splade.small.sliding-off"]
-    restricted = restrict_grid(study, selected)
+    restricted = restrict_study(study, selected)
     assert [(c.name, [f.name for f in c.first_stages]) for c in restricted.collections] == [("dl20", ["splade"])]
     assert [model.name for model in restricted.models] == ["small"]
     with pytest.raises(InputError, match="'dl21'"):

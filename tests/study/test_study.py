@@ -19,7 +19,7 @@ from rank_k.study.cell_costs import makespan, query_seed, rankings_by_round, rea
 from rank_k.study.grid import (
     Cell,
     build_strategy,
-    cells_of,
+    expand_cells,
 )
 from rank_k.study.questions import QUESTIONS
 from rank_k.study.table import compare_rows, short_labels, write_cells, write_queries
@@ -103,7 +103,7 @@ def test_run_cell_reuses_identical_windows_across_strategies(bench: StudyBench) 
 
 def test_study_results_list_quality_and_cost_of_each_cell(bench: StudyBench, tmp_path: Path) -> None:
     study = bench.study({"strategy": ["sliding", "blocks"], "samples": [1, 3]}, measures=("nDCG@10", "AP"))
-    cells = cells_of(study)
+    cells = expand_cells(study)
     bench.run(*cells)
     results = bench.results(study)
     first_stage_row, *rows = results.rows
@@ -111,7 +111,7 @@ def test_study_results_list_quality_and_cost_of_each_cell(bench: StudyBench, tmp
     assert first_stage_row.quality["nDCG@10"].mean == evaluate(DATA.qrels, DATA.run, ["nDCG@10"]).means["nDCG@10"]
     assert [row.cell for row in rows] == list(cells)
     baseline_row = rows[0]
-    assert baseline_row.against is None
+    assert baseline_row.difference is None
     assert baseline_row.baseline == baseline_row.name
     for row in rows:
         evaluation = evaluate(DATA.qrels, read_run(bench.folder.run_file(row.cell or cells[0])), ["nDCG@10"])
@@ -120,11 +120,11 @@ def test_study_results_list_quality_and_cost_of_each_cell(bench: StudyBench, tmp
         assert row.quality["nDCG@10"].low <= row.quality["nDCG@10"].mean <= row.quality["nDCG@10"].high
         assert row.cost.rounds == pytest.approx(5 if row.setting.startswith("sliding") else 2)
         if row is not baseline_row:
-            assert row.against == paired_difference(row.values["nDCG@10"], baseline_row.values["nDCG@10"])
-            assert row.p >= row.against.randomization_p if row.against else False
-        assert row.on_set <= {"tokens", "rounds"}, "a simulated judge takes no time"
+            assert row.difference == paired_difference(row.values["nDCG@10"], baseline_row.values["nDCG@10"])
+            assert row.corrected_p >= row.difference.randomization_p if row.difference else False
+        assert row.pareto_axes <= {"tokens", "rounds"}, "a simulated judge takes no time"
     assert rows[1].cost.calls > rows[0].cost.calls
-    assert any("rounds" in row.on_set for row in rows)
+    assert any("rounds" in row.pareto_axes for row in rows)
     write_cells(tmp_path / "cells.csv", results.rows)
     lines = (tmp_path / "cells.csv").read_text().splitlines()
     assert len(lines) == 6
@@ -137,7 +137,7 @@ def test_write_queries_preserves_ids_that_are_not_utf8(bench: StudyBench, tmp_pa
         assert file is not None
         file.write_bytes(file.read_bytes().replace(b"Q00", b"Q\xff"))
     study = bench.study({"strategy": ["single"]})
-    bench.run(*cells_of(study))
+    bench.run(*expand_cells(study))
     write_queries(tmp_path / "queries.csv", bench.results(study).rows)
     assert (tmp_path / "queries.csv").read_bytes().count(b",Q\xff,") == 2
 
@@ -156,9 +156,9 @@ def test_read_costs_is_the_same_for_new_and_cached_calls(bench: StudyBench) -> N
 
 def test_compare_rows_uses_named_baseline(bench: StudyBench) -> None:
     study = bench.study({"reasoning": ["off", "full"]}, baseline="sliding-full")
-    bench.run(*cells_of(study))
+    bench.run(*expand_cells(study))
     rows = bench.results(study).rows
-    assert [row.against is None for row in rows] == [True, False, True]
+    assert [row.difference is None for row in rows] == [True, False, True]
     against_first = compare_rows(rows, "first stage")
     assert [row.baseline for row in against_first] == ["c.bm25"] * 3
     with pytest.raises(InputError, match="no cell is called 'x'"):
@@ -170,7 +170,7 @@ def test_study_results_keep_order_of_ties_at_depth_one(bench: StudyBench) -> Non
     assert file is not None
     file.write_text("".join(f"{q} Q0 {c.doc_id} 1 0.5 t\n" for q, candidates in DATA.run.items() for c in candidates))
     study = bench.study({"depth": [1]}, baseline="first stage")
-    bench.run(*cells_of(study))
+    bench.run(*expand_cells(study))
     first_stage_row, cell_row = bench.results(study).rows
     assert cell_row.values == first_stage_row.values
     assert cell_row.values != {"nDCG@10": evaluate(DATA.qrels, read_run(file), ties="trec_eval").per_query["nDCG@10"]}
@@ -178,29 +178,29 @@ def test_study_results_keep_order_of_ties_at_depth_one(bench: StudyBench) -> Non
 
 def test_difficulty_rows_average_to_overall_quality(bench: StudyBench) -> None:
     study = bench.study(*QUESTIONS["reasoning"].grids, by_difficulty=True)
-    bench.run(*cells_of(study))
+    bench.run(*expand_cells(study))
     results = bench.results(study)
-    assert {row.third for row in results.difficulty} == {"hard", "middling", "easy"}
-    assert len({row.criterion for row in results.difficulty}) == 2
+    assert {row.third for row in results.difficulty_rows} == {"hard", "middling", "easy"}
+    assert len({row.criterion for row in results.difficulty_rows}) == 2
     overall_quality = results.rows[-1].quality["nDCG@10"].mean
-    for criterion in {row.criterion for row in results.difficulty}:
-        criterion_rows = [row for row in results.difficulty if row.criterion == criterion]
+    for criterion in {row.criterion for row in results.difficulty_rows}:
+        criterion_rows = [row for row in results.difficulty_rows if row.criterion == criterion]
         assert sum(row.quality * row.against.queries for row in criterion_rows) / len(DATA.queries) == pytest.approx(
             overall_quality
         )
         assert [row.low for row in criterion_rows] == sorted(row.low for row in criterion_rows)
-    assert all(row.against.mean == 0 for row in results.difficulty), "this judge answers alike, thought or not"
+    assert all(row.against.mean == 0 for row in results.difficulty_rows), "this judge answers alike, thought or not"
 
 
 def test_round_rows_start_at_first_stage_and_end_at_result(bench: StudyBench) -> None:
     study = bench.study({"strategy": ["sliding", "blocks", "topdown", "setwise"]}, by_round=True)
-    cells = cells_of(study)
+    cells = expand_cells(study)
     bench.run(*cells)
     results = bench.results(study)
     for row in results.rows[1:]:
-        round_rows = [round_row for round_row in results.rounds if round_row.name == row.name]
+        round_rows = [round_row for round_row in results.round_rows if round_row.name == row.name]
         assert [round_row.rounds for round_row in round_rows] == list(
-            range(max(len(query.seconds_by_round) for query in row.spent) + 1)
+            range(max(len(query.seconds_by_round) for query in row.query_costs) + 1)
         )
         assert round_rows[0].quality.mean == pytest.approx(results.rows[0].quality["nDCG@10"].mean)
         assert round_rows[-1].quality.mean == pytest.approx(row.quality["nDCG@10"].mean)

@@ -29,7 +29,7 @@ WIDER_THAN_THE_PAGE = """() => [...document.querySelectorAll("body *")].filter(e
 
 
 @contextmanager
-def a_browser() -> Iterator[Browser]:
+def launch_browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"], timeout=1000 * PATIENCE
@@ -50,7 +50,7 @@ def open_page(
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
     context.set_default_timeout(1000 * PATIENCE)
     page = context.new_page()
-    requests, complaints = heard(page)
+    requests, complaints = record_page_events(page)
     try:
         page.goto(url)
         yield page
@@ -67,7 +67,7 @@ def open_page(
         context.close()
 
 
-def heard(page: Page) -> tuple[list[str], list[str]]:
+def record_page_events(page: Page) -> tuple[list[str], list[str]]:
     """From now on: the addresses that `page` asks for, and what the browser complains of."""
     requests: list[str] = []
     complaints: list[str] = []

@@ -8,7 +8,7 @@ from rank_k.strategies.base import Strategy
 from rank_k.types import Candidate, Ranking, Round, Window, WindowRanking, WindowResult
 
 
-def drive(
+def run_strategy(
     strategy: Strategy, length: int, answer: Callable[[Window], WindowRanking], seed: int = 0
 ) -> tuple[Ranking, list[Round]]:
     """The ranking of the candidates d0, d1, ... and the rounds that were asked for."""
@@ -24,7 +24,7 @@ def drive(
         return ranking, rounds
 
 
-def by_grade(grades: list[int]) -> Callable[[Window], WindowRanking]:
+def rank_by_grade(grades: list[int]) -> Callable[[Window], WindowRanking]:
     """A judge without noise: d0 is worth `grades[0]`, and so on; equal grades are tied."""
 
     def answer(window: Window) -> WindowRanking:
@@ -37,5 +37,5 @@ def by_grade(grades: list[int]) -> Callable[[Window], WindowRanking]:
     return answer
 
 
-def one_by_one(doc_ids: tuple[str, ...]) -> WindowRanking:
+def ranking_without_ties(doc_ids: tuple[str, ...]) -> WindowRanking:
     return WindowRanking(tuple((doc_id,) for doc_id in doc_ids), frozenset(doc_ids), True)

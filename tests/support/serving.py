@@ -134,7 +134,7 @@ def run_server(
         assert not thread.is_alive()
 
 
-class Command:
+class ServerProcess:
     """`rank-k serve`, or another verb that serves, or a `program`, in a process of its own; `more` goes to `Popen`."""
 
     def __init__(
@@ -168,8 +168,8 @@ class Command:
 
 
 @contextmanager
-def command(*options: str, env: Mapping[str, str] | None = None, verb: str = "serve") -> Iterator[Command]:
-    running = Command(*options, env=env, verb=verb)
+def start_server(*options: str, env: Mapping[str, str] | None = None, verb: str = "serve") -> Iterator[ServerProcess]:
+    running = ServerProcess(*options, env=env, verb=verb)
     try:
         yield running
     finally:

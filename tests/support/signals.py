@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 
-def hear_ctrl_c() -> None:
+def enable_sigint() -> None:
     """As `preexec_fn` of a child: let SIGINT interrupt it.
 
     A shell makes the commands that it runs in the background ignore SIGINT. Tests that run there ignore it themselves,

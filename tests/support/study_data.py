@@ -18,9 +18,9 @@ from rank_k.study.grid import (
     FirstStage,
     ModelPlan,
     Study,
-    cells_of,
+    expand_cells,
 )
-from rank_k.study.inputs import LoadedCollections
+from rank_k.study.inputs import LoadedCollection
 from rank_k.study.results import StudyResults
 from rank_k.study.runner import run_cell
 from tests.fakes.loopback import make_queries
@@ -60,15 +60,15 @@ class StudyBench:
         return make_study(*grids, collections=(self.collection,), models=(self.model,), **overrides)
 
     @contextmanager
-    def collections(self) -> Iterator[dict[str, LoadedCollections]]:
-        with LoadedCollections(self.collection) as loaded:
+    def collections(self) -> Iterator[dict[str, LoadedCollection]]:
+        with LoadedCollection(self.collection) as loaded:
             yield {self.collection.name: loaded}
 
     def run(self, *cells: Cell) -> list[tuple[int, int]]:
         """(calls, of these asked now) of each cell."""
         call_counts = []
         with self.collections() as collections:
-            self.folder.admit(
+            self.folder.register(
                 {name: collection.fingerprints for name, collection in collections.items()}, [self.model], cells
             )
             for cell in cells:
@@ -80,7 +80,7 @@ class StudyBench:
 
     def results(self, study: Study) -> StudyResults:
         with self.collections() as collections, self.journal() as journal:
-            return StudyResults.of(study, cells_of(study), collections, self.folder, journal)
+            return StudyResults.collect(study, expand_cells(study), collections, self.folder, journal)
 
     @contextmanager
     def journal(self) -> Iterator[Journal]:

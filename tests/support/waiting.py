@@ -20,7 +20,7 @@ STUCK_SECONDS = 10 * PATIENCE
 """How long something takes that must be ended early: a test that waits for it fails first."""
 
 
-def until(condition: Callable[[], bool], failure: str) -> None:
+def wait_until(condition: Callable[[], bool], failure: str) -> None:
     """Wait until `condition()` holds; fail with the message `failure` after `PATIENCE` seconds."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
@@ -28,7 +28,7 @@ def until(condition: Callable[[], bool], failure: str) -> None:
         time.sleep(0.01)
 
 
-async def settled() -> None:
+async def let_tasks_run() -> None:
     """Let every task of this event loop run as far as it gets without waiting for time or for another thread."""
     for _ in range(100):
         await asyncio.sleep(0)

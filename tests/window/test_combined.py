@@ -14,7 +14,7 @@ from rank_k.models.base import Capabilities
 from rank_k.models.mock import ScriptedModel
 from rank_k.reranker import Reranker
 from rank_k.simulation.observations import observations_of
-from rank_k.strategies import STRATEGIES, make
+from rank_k.strategies import STRATEGIES, make_strategy
 from rank_k.strategies.combined import Combined
 from rank_k.strategies.single import Single
 from rank_k.strategies.testing import check_strategy
@@ -28,7 +28,7 @@ CAPABILITIES = Capabilities(logprobs=True, reasons=False, scores_given_text=True
 @settings(max_examples=25)
 @given(length=st.integers(0, 60), seed=st.integers(0, 2**32 - 1))
 def test_combined_strategy_conforms_with_any_inner_strategy(name: str, length: int, seed: int) -> None:
-    rounds = check_strategy(Combined(make(name)), length, Random(seed))
+    rounds = check_strategy(Combined(make_strategy(name)), length, Random(seed))
     methods = [[window.method for window in step.windows] for step in rounds]
     assert methods[:1] == [["likelihood"]] * (length > 1), "every passage is looked at once, first"
     assert not any("likelihood" in round_methods for round_methods in methods[1:])

@@ -17,7 +17,7 @@ from rank_k.models.embedded import EmbeddedModel
 from rank_k.models.retry import RetryPolicy, call_with_retries
 from rank_k.models.weights import Weights, locate
 from rank_k.types import Message, Request, Response
-from rank_k.window.grammar import MAX_EXACT_SIZE, follows, gbnf, regex
+from rank_k.window.grammar import MAX_EXACT_SIZE, matches_grammar, ranking_gbnf, ranking_regex
 from rank_k.window.parsing import parse_ranking
 
 # --- a GBNF parser for the grammars of this module ---
@@ -104,7 +104,7 @@ def random_text(rules: dict[str, Node], node: Node, random: Random) -> str:
 
 
 def random_answer(size: int, seed: int) -> str:
-    rules = read_gbnf(gbnf(size))
+    rules = read_gbnf(ranking_gbnf(size))
     return random_text(rules, rules["root"], Random(seed))
 
 
@@ -125,7 +125,7 @@ def rankings(size: int) -> Iterator[str]:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_gbnf_of_a_small_window_admits_exactly_all_rankings(size: int) -> None:
-    rules = read_gbnf(gbnf(size))
+    rules = read_gbnf(ranking_gbnf(size))
     texts = list(all_texts(rules, rules["root"]))
     assert sorted(texts) == sorted(rankings(size))
     for text in texts:
@@ -134,7 +134,7 @@ def test_gbnf_of_a_small_window_admits_exactly_all_rankings(size: int) -> None:
         assert not answer.repairs
         tiers = [[int(i) for i in re.findall(r"\d+", tier)] for tier in text.split(">")]
         assert [sorted(tier) for tier in answer.tiers] == [sorted(tier) for tier in tiers]
-        assert follows(text, size, each_once=True)
+        assert matches_grammar(text, size, each_once=True)
 
 
 @settings(max_examples=100)
@@ -144,7 +144,7 @@ def test_gbnf_of_an_exact_window_needs_no_repairs(size: int, seed: int) -> None:
     answer = parse_ranking(text, size)
     assert answer.ranked_numbers == set(range(1, size + 1))
     assert not answer.repairs
-    assert follows(text, size, each_once=True)
+    assert matches_grammar(text, size, each_once=True)
 
 
 @settings(max_examples=100)
@@ -161,8 +161,8 @@ def test_gbnf_of_a_large_window_allows_only_repeated_ids(size: int, seed: int) -
     ids = re.findall(r"\d+", text)
     assert len(ids) == size
     assert len(set(ids)) + answer.repairs.get("missing", 0) == size
-    assert follows(text, size)
-    assert follows(text, size, each_once=True) == (not answer.repairs)
+    assert matches_grammar(text, size)
+    assert matches_grammar(text, size, each_once=True) == (not answer.repairs)
 
 
 def to_regex(rules: dict[str, Node], node: Node) -> str:
@@ -180,7 +180,7 @@ def to_regex(rules: dict[str, Node], node: Node) -> str:
 @settings(max_examples=200)
 @given(size=st.integers(MAX_EXACT_SIZE + 1, 25), seed=st.integers(0, 10**6), data=st.data())
 def test_regex_admits_the_same_texts_as_gbnf(size: int, seed: int, data: st.DataObject) -> None:
-    rules = read_gbnf(gbnf(size))
+    rules = read_gbnf(ranking_gbnf(size))
     text = random_answer(size, seed)
     if data.draw(st.booleans()):  # spoil it, or not: a digit more, a bracket less, another number ...
         position = data.draw(st.integers(0, len(text)))
@@ -190,15 +190,15 @@ def test_regex_admits_the_same_texts_as_gbnf(size: int, seed: int, data: st.Data
             + text[position + data.draw(st.integers(0, 2)) :]
         )
     by_grammar = re.fullmatch(to_regex(rules, rules["root"]), text) is not None
-    assert by_grammar == (re.fullmatch(regex(size), text) is not None) == follows(text, size)
+    assert by_grammar == (re.fullmatch(ranking_regex(size), text) is not None) == matches_grammar(text, size)
 
 
 @pytest.mark.parametrize("size", [1, 5, 9, 10, 19, 20, 21, 99, 100, 101, 110, 1000])
 def test_regex_admits_every_id_of_the_window_only(size: int) -> None:
     for i in [*range(1, size + 12), 0, 10 * size, 1111]:
         text = " > ".join([f"[{i}]"] + ["[1]"] * (size - 1))
-        assert follows(text, size) == (1 <= i <= size)
-    assert not follows(" > ".join(["[01]"] + ["[1]"] * (size - 1)), size)
+        assert matches_grammar(text, size) == (1 <= i <= size)
+    assert not matches_grammar(" > ".join(["[01]"] + ["[1]"] * (size - 1)), size)
 
 
 @pytest.mark.parametrize(
@@ -210,15 +210,15 @@ def test_regex_admits_every_id_of_the_window_only(size: int) -> None:
     ],
 )  # fmt: skip
 def test_follows_rejects_texts_outside_the_grammar(text: str) -> None:
-    assert not follows(text, 3)
+    assert not matches_grammar(text, 3)
 
 
 def test_follows_checks_permutations_only_with_each_once() -> None:
-    assert follows("[1] > [1] = [3]", 3)
-    assert not follows("[1] > [1] = [3]", 3, each_once=True)
+    assert matches_grammar("[1] > [1] = [3]", 3)
+    assert not matches_grammar("[1] > [1] = [3]", 3, each_once=True)
 
 
-@pytest.mark.parametrize("make_grammar", [gbnf, regex, lambda size: follows("[1]", size)])
+@pytest.mark.parametrize("make_grammar", [ranking_gbnf, ranking_regex, lambda size: matches_grammar("[1]", size)])
 def test_grammar_rejects_empty_windows(make_grammar: object) -> None:
     assert callable(make_grammar)
     for size in (0, -1):
@@ -227,8 +227,8 @@ def test_grammar_rejects_empty_windows(make_grammar: object) -> None:
 
 
 def test_grammar_size_is_limited() -> None:
-    assert max(len(gbnf(size)) for size in range(1, 1001)) == len(gbnf(MAX_EXACT_SIZE)) < 16_000
-    assert max(len(regex(size)) for size in range(1, 1001)) < 500
+    assert max(len(ranking_gbnf(size)) for size in range(1, 1001)) == len(ranking_gbnf(MAX_EXACT_SIZE)) < 16_000
+    assert max(len(ranking_regex(size)) for size in range(1, 1001)) < 500
 
 
 # --- llama.cpp ---
@@ -272,7 +272,7 @@ def assert_constrained(sizes: list[int]) -> None:
         pytest.skip("needs the weights that `rank-k fetch` gets")
     for size, response in zip(sizes, asyncio.run(generate_responses(sizes)), strict=True):
         assert response.finish_reason == "stop"
-        assert follows(response.text, size, each_once=size <= MAX_EXACT_SIZE), (size, response.text)
+        assert matches_grammar(response.text, size, each_once=size <= MAX_EXACT_SIZE), (size, response.text)
 
 
 def test_embedded_model_obeys_the_grammar() -> None:

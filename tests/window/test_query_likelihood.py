@@ -17,7 +17,7 @@ from rank_k.models.mock import ScriptedModel
 from rank_k.reranker import Reranker
 from rank_k.types import OnChunk, Passage, Query, Request, Response, Usage, Window
 from rank_k.window.listwise import WindowReport
-from rank_k.window.query_likelihood import QueryLikelihoodRanker, log_probability, order_by_score
+from rank_k.window.query_likelihood import QueryLikelihoodRanker, order_by_score, query_log_probability
 
 CAPABILITIES = Capabilities(logprobs=True, reasons=False, scores_given_text=True)
 
@@ -63,7 +63,7 @@ def make_response(*tokens: tuple[str, float], text: str | None = None, completio
     ],
 )
 def test_log_probability_sums_token_log_probabilities(response: Response, score: float | None) -> None:
-    assert log_probability(response, " a b") == score
+    assert query_log_probability(response, " a b") == score
 
 
 # --- requests ----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from rank_k.models.retry import RetryPolicy
 from rank_k.reranker import Reranker
 from tests.conftest import StartLoopback
 from tests.fakes.loopback import Loopback, Seen, make_queries
-from tests.support.waiting import until
+from tests.support.waiting import wait_until
 
 FAST_RETRIES = RetryPolicy(first=0.001, longest=0.01)
 
@@ -151,7 +151,7 @@ def test_rerank_likelihood_resumes_after_kill_without_repeating_calls(
     options = ["--server", server.url, "--model", "oracle", "--method", "likelihood", "--concurrency", "2", "--quiet"]
     command = [sys.executable, "-m", "rank_k.cli", "rerank", *write_dataset(DATA, tmp_path), *options]
     with subprocess.Popen(command) as child:
-        until(lambda: len(completion_requests(server)) >= 9 or child.poll() is not None, "the client asks nothing")
+        wait_until(lambda: len(completion_requests(server)) >= 9 or child.poll() is not None, "the client asks nothing")
         assert child.poll() is None
         child.kill()
     with closing(sqlite3.connect(tmp_path / "out.trec.journal.sqlite")) as journal:

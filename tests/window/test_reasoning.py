@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from rank_k.errors import InputError
 from rank_k.types import Window, WindowRanking
-from rank_k.window.reasoning import AutoReasoningPolicy, ReasoningMode, agreement, confidence, should_reason
+from rank_k.window.reasoning import (
+    AutoReasoningPolicy,
+    ReasoningMode,
+    answer_confidence,
+    ranking_agreement,
+    should_reason,
+)
 
 POLICY = AutoReasoningPolicy()
 
@@ -77,7 +83,7 @@ def test_confidence_is_independent_of_the_tokenization(
     random = Random(size)
     ids = random.sample(range(1, size + 1), size)
     probability_of = {i: random.uniform(0.05, 1) for i in ids}
-    value = confidence(with_probabilities(format_answer(ids, separators), tokenize, probability_of), size)
+    value = answer_confidence(with_probabilities(format_answer(ids, separators), tokenize, probability_of), size)
     assert value == pytest.approx(math.prod(probability_of[i] for i in ids[:10]) ** (1 / min(size, 10)))
 
 
@@ -85,28 +91,28 @@ def test_confidence_is_independent_of_the_tokenization(
 def test_confidence_includes_the_closing_bracket(size: int, probability: float) -> None:
     """After `[1` the model is in two minds whether a 0 or a bracket follows: only the bracket tells."""
     tokens = [("[", 0.0), ("1", 0.0), ("]", math.log(1 - probability)), (" > [", 0.0), ("2", 0.0), ("]", 0.0)]
-    assert confidence(tokens, size) == pytest.approx(math.sqrt(1 - probability))
+    assert answer_confidence(tokens, size) == pytest.approx(math.sqrt(1 - probability))
     if size >= 10:
         tokens = [("[", 0.0), ("1", 0.0), ("0", math.log(probability)), ("]", 0.0), (" > [2]", 0.0)]
-        assert confidence(tokens, size) == pytest.approx(math.sqrt(probability))
+        assert answer_confidence(tokens, size) == pytest.approx(math.sqrt(probability))
 
 
 def test_confidence_includes_all_digits_of_an_id() -> None:
     tokens = [(" [1", -0.5), ("0]", -1.0), (" =", -9.0), (" [", -0.25), ("2", -0.25), ("]", 0.0)]
-    assert confidence(tokens, 10) == pytest.approx(math.exp(-(1.5 + 0.5) / 2))
+    assert answer_confidence(tokens, 10) == pytest.approx(math.exp(-(1.5 + 0.5) / 2))
 
 
 def test_confidence_counts_a_shared_token_for_both_ids() -> None:
     tokens = [("[3", 0.0), ("] > [", -1.0), ("1", 0.0), ("]", -0.5)]
-    assert confidence(tokens, 3) == pytest.approx(math.exp(-(1.0 + 1.5) / 2))
+    assert answer_confidence(tokens, 3) == pytest.approx(math.exp(-(1.0 + 1.5) / 2))
 
 
 def test_confidence_uses_only_the_top_ids() -> None:
     ids = list(range(1, 21))
     sure_head = with_probabilities(format_answer(ids), by_marks, {i: 1.0 if i <= 10 else 0.01 for i in ids})
-    assert confidence(sure_head, 20) == pytest.approx(1.0)
-    assert confidence(sure_head, 20, top_k=20) == pytest.approx(0.1)
-    assert confidence(sure_head, 20, top_k=11) == pytest.approx(0.01 ** (1 / 11))
+    assert answer_confidence(sure_head, 20) == pytest.approx(1.0)
+    assert answer_confidence(sure_head, 20, top_k=20) == pytest.approx(0.1)
+    assert answer_confidence(sure_head, 20, top_k=11) == pytest.approx(0.01 ** (1 / 11))
 
 
 def test_confidence_finds_the_answer_in_prose() -> None:
@@ -116,17 +122,17 @@ def test_confidence_finds_the_answer_in_prose() -> None:
         *with_probabilities(format_answer([3, 2, 1]), by_marks, {1: 1.0, 2: 0.5, 3: 0.5}),
         *((" since [3]", -9.0), (" says so", -9.0)),
     ]
-    assert confidence(tokens, 3) == pytest.approx(0.25 ** (1 / 3))
+    assert answer_confidence(tokens, 3) == pytest.approx(0.25 ** (1 / 3))
 
 
 def test_confidence_uses_the_last_of_two_answers() -> None:
     tokens = [("[1] > [2]", -9.0), (". No: ", 0.0), ("[2] > [1]", -0.5)]
-    assert confidence(tokens, 2) == pytest.approx(math.exp(-0.5))
+    assert answer_confidence(tokens, 2) == pytest.approx(math.exp(-0.5))
 
 
 def test_confidence_skips_unknown_and_repeated_ids() -> None:
     tokens = [("[2]", -1.0), (" > [77]", -9.0), (" > [2]", -9.0), (" > [0]", -9.0), (" > [1]", -2.0)]
-    assert confidence(tokens, 3) == pytest.approx(math.exp(-1.5))
+    assert answer_confidence(tokens, 3) == pytest.approx(math.exp(-1.5))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +149,7 @@ def test_confidence_skips_unknown_and_repeated_ids() -> None:
     ],
 )
 def test_confidence_is_none_without_ids_or_probabilities(tokens: list[tuple[str, float]]) -> None:
-    assert confidence(tokens, 20) is None
+    assert answer_confidence(tokens, 20) is None
 
 
 @given(
@@ -152,7 +158,7 @@ def test_confidence_is_none_without_ids_or_probabilities(tokens: list[tuple[str,
     st.integers(-1, 30),
 )
 def test_confidence_never_raises(tokens: list[tuple[str, float]], size: int, top_k: int) -> None:
-    value = confidence(tokens, size, top_k)
+    value = answer_confidence(tokens, size, top_k)
     assert value is None or 0 <= value <= 1
 
 
@@ -161,8 +167,8 @@ def test_confidence_is_not_higher_for_coarser_tokens(ids: list[int], data: st.Da
     """A piece over two ids lowers both, so that the finer tokenization is at least as sure."""
     probability_of = {i: data.draw(st.floats(0.01, 1)) for i in ids}
     text = format_answer(ids)
-    fine = confidence(with_probabilities(text, by_characters, probability_of), 20)
-    coarse = confidence(with_probabilities(text, by_odd_pieces, probability_of), 20)
+    fine = answer_confidence(with_probabilities(text, by_characters, probability_of), 20)
+    coarse = answer_confidence(with_probabilities(text, by_odd_pieces, probability_of), 20)
     assert fine is not None
     assert coarse is not None
     assert coarse <= fine + 1e-9
@@ -181,42 +187,42 @@ DOC_IDS = "abcdefghijklmnopqrst"
 
 def test_agreement_of_identical_and_reversed_rankings() -> None:
     ranking, reversed_ranking = make_ranking(*DOC_IDS), make_ranking(*DOC_IDS[::-1])
-    assert agreement(ranking, ranking) == 1
-    assert agreement(ranking, reversed_ranking) == 0
-    assert agreement(ranking, WindowRanking.unranked(Window(tuple(DOC_IDS), (1, 20)))) == 0
-    assert agreement(make_ranking(DOC_IDS), make_ranking(DOC_IDS)) == 0, "nothing was told apart"
-    assert agreement(make_ranking(*DOC_IDS[:10], DOC_IDS[10:]), make_ranking(*DOC_IDS[:10], DOC_IDS[10:])) == 1
+    assert ranking_agreement(ranking, ranking) == 1
+    assert ranking_agreement(ranking, reversed_ranking) == 0
+    assert ranking_agreement(ranking, WindowRanking.unranked(Window(tuple(DOC_IDS), (1, 20)))) == 0
+    assert ranking_agreement(make_ranking(DOC_IDS), make_ranking(DOC_IDS)) == 0, "nothing was told apart"
+    assert ranking_agreement(make_ranking(*DOC_IDS[:10], DOC_IDS[10:]), make_ranking(*DOC_IDS[:10], DOC_IDS[10:])) == 1
 
 
 def test_agreement_matches_hand_computed_values() -> None:
-    assert agreement(make_ranking("a", "b", "c"), make_ranking("b", "a", "c")) == pytest.approx((2 - 1) / 3)
-    assert agreement(make_ranking("a", "b", "c"), make_ranking("ab", "c")) == pytest.approx(2 / 3)
-    assert agreement(make_ranking("a", "b", missing="c"), make_ranking("a", "c", "b")) == 1, "c was forgotten"
+    assert ranking_agreement(make_ranking("a", "b", "c"), make_ranking("b", "a", "c")) == pytest.approx((2 - 1) / 3)
+    assert ranking_agreement(make_ranking("a", "b", "c"), make_ranking("ab", "c")) == pytest.approx(2 / 3)
+    assert ranking_agreement(make_ranking("a", "b", missing="c"), make_ranking("a", "c", "b")) == 1, "c was forgotten"
 
 
 def test_agreement_counts_only_pairs_with_a_top_passage() -> None:
-    assert agreement(make_ranking(*DOC_IDS), make_ranking(*DOC_IDS[:10], *DOC_IDS[:9:-1])) == 1
-    assert agreement(make_ranking(*DOC_IDS), make_ranking(*DOC_IDS[9::-1], *DOC_IDS[10:])) < 0.5
+    assert ranking_agreement(make_ranking(*DOC_IDS), make_ranking(*DOC_IDS[:10], *DOC_IDS[:9:-1])) == 1
+    assert ranking_agreement(make_ranking(*DOC_IDS), make_ranking(*DOC_IDS[9::-1], *DOC_IDS[10:])) < 0.5
     near, far = list(DOC_IDS), list(DOC_IDS)
     near[0], near[19] = near[19], near[0]
     far[9], far[10] = far[10], far[9]
     assert (
-        agreement(make_ranking(*DOC_IDS), make_ranking(*near))
-        < agreement(make_ranking(*DOC_IDS), make_ranking(*far))
+        ranking_agreement(make_ranking(*DOC_IDS), make_ranking(*near))
+        < ranking_agreement(make_ranking(*DOC_IDS), make_ranking(*far))
         < 1
     )
 
 
 @given(st.permutations(DOC_IDS), st.permutations(DOC_IDS), st.integers(1, 20))
 def test_agreement_is_symmetric(first: list[str], second: list[str], top_k: int) -> None:
-    value = agreement(make_ranking(*first), make_ranking(*second), top_k)
+    value = ranking_agreement(make_ranking(*first), make_ranking(*second), top_k)
     assert 0 <= value <= 1
-    assert value == agreement(make_ranking(*second), make_ranking(*first), top_k)
+    assert value == ranking_agreement(make_ranking(*second), make_ranking(*first), top_k)
 
 
 def test_agreement_of_random_rankings_is_low() -> None:
     random = Random(1)
-    values = [agreement(make_ranking(*DOC_IDS), make_ranking(*random.sample(DOC_IDS, 20))) for _ in range(300)]
+    values = [ranking_agreement(make_ranking(*DOC_IDS), make_ranking(*random.sample(DOC_IDS, 20))) for _ in range(300)]
     assert sum(values) / len(values) < 0.1
 
 
@@ -250,10 +256,10 @@ def test_positions_in_top_k_counts_positions_of_the_window(best_rank: int, size:
 
 def test_should_reason_covers_four_of_nine_sliding_windows() -> None:
     """Whatever scale a model's confidence has: four windows of nine."""
-    from rank_k.strategies import make
+    from rank_k.strategies import make_strategy
     from rank_k.types import Candidate, WindowResult
 
-    generator = make("sliding")([Candidate(str(i), -float(i)) for i in range(100)], 0)
+    generator = make_strategy("sliding")([Candidate(str(i), -float(i)) for i in range(100)], 0)
     step = next(generator)
     windows: list[Window] = []
     try:

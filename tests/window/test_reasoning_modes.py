@@ -15,7 +15,7 @@ from rank_k.reranker import Reranker
 from rank_k.types import Request, Response, Usage
 from tests.conftest import StartLoopback
 from tests.fakes.loopback import Loopback, make_queries
-from tests.support.waiting import until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -142,7 +142,7 @@ def test_rerank_stops_repetitive_reasoning(loopback: StartLoopback) -> None:
     assert is_perfect(results)
     assert stats.repairs["repetition_stopped"] == stats.repairs["forced_answers"] == WINDOW_COUNT
     assert stats.saved_tokens > WINDOW_COUNT * 15_000
-    until(
+    wait_until(
         lambda: sum(call.cancelled for call in server.calls) == WINDOW_COUNT,
         "a stopped call was not cancelled on the server",
     )

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rank_k.data.collections.base import Collection, Corpus, Excluded
+    from rank_k.data.collections.base import Collection, Corpus, ExcludedDocuments
     from rank_k.data.corpus_index import OnProgress
 
 DATASET_HELP = "beir:DIR, bright:SUBSET, python-docs or an ir_datasets id"
 
 
-def add_collection(parser: argparse.ArgumentParser) -> None:
+def add_collection_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("collection", "files may be compressed (.gz, .zst); see docs/collections.md")
     dataset_help = f"{DATASET_HELP}; stands for queries, documents and qrels together"
     group.add_argument("--dataset", metavar="NAME", help=dataset_help)
@@ -32,7 +32,7 @@ class ResolvedCollection:
     collection: Collection | None
 
     @property
-    def excluded(self) -> Excluded:
+    def excluded(self) -> ExcludedDocuments:
         return {} if self.collection is None else self.collection.excluded
 
     @property

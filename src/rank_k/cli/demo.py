@@ -8,7 +8,7 @@ import textwrap
 import time
 from typing import TYPE_CHECKING
 
-from rank_k.cli.model_options import add_method, add_server, api_key, count
+from rank_k.cli.model_options import add_method, add_server_options, api_key, positive_int
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,15 +36,17 @@ METHOD_DESCRIPTIONS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query", metavar="TEXT", help="a question of your own about Python")
     parser.add_argument("--all", action="store_true", help="all judged questions rather than six")
-    parser.add_argument("--depth", type=count, default=DEPTH, metavar="N", help="passages per question")
+    parser.add_argument("--depth", type=positive_int, default=DEPTH, metavar="N", help="passages per question")
     add_method(parser)
     parser.add_argument("--reasoning", metavar="T", help="full (a student: its own), off, auto, or reasoning tokens")
-    parser.add_argument("--max-tokens", type=count, metavar="N", help="thought and answer (256; with --server 8000)")
-    add_server(parser)
+    parser.add_argument(
+        "--max-tokens", type=positive_int, metavar="N", help="thought and answer (256; with --server 8000)"
+    )
+    add_server_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.data.collections.demo import passages, qrels, questions
+    from rank_k.data.collections.demo import load_passages, load_qrels, load_questions
     from rank_k.errors import InputError
     from rank_k.models.student import default_model, find_student
     from rank_k.reranker import Reranker
@@ -54,13 +56,13 @@ def run(args: argparse.Namespace) -> int:
     if args.depth < 2:
         raise InputError(f"--depth is {args.depth}", "give 2 or more")
     started = time.monotonic()
-    texts = {passage.doc_id: passage for passage in passages()}
+    texts = {passage.doc_id: passage for passage in load_passages()}
     if args.query:
         queries = {"yours": Query("yours", args.query)}
     else:
-        queries = {q.query.query_id: q.query for q in questions() if args.all or q.featured}
+        queries = {q.query.query_id: q.query for q in load_questions() if args.all or q.featured}
     first_stage = dict(retrieve(queries.values(), texts.values(), depth=args.depth))
-    qrels_of_queries = {query_id: grades for query_id, grades in qrels().items() if query_id in queries}
+    qrels_of_queries = {query_id: grades for query_id, grades in load_qrels().items() if query_id in queries}
     first_stage_rankings: dict[str, Sequence[Candidate]] = {}
     reranked: dict[str, Sequence[Candidate]] = {}
     weights_name = args.model or default_model(args.method)

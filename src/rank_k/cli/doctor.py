@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rank_k.cli.model_options import add_server, api_key
+from rank_k.cli.model_options import add_server_options, api_key
 
 if TYPE_CHECKING:
     from rank_k.models.base import Model
@@ -26,7 +26,7 @@ EXAMPLE = "rank-k doctor --probe"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--probe", action="store_true", help="ask the model a few small questions")
     parser.add_argument("--prompt", type=Path, metavar="FILE", help="a prompt template to look at")
-    add_server(parser)
+    add_server_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -172,7 +172,7 @@ async def _probe_prefill(model: Model) -> str:
 
 async def _probe_grammar(model: Model) -> str:
     """Whether an answer is held to a ranking that nobody would say by himself."""
-    from rank_k.window.grammar import follows
+    from rank_k.window.grammar import matches_grammar
 
     if not model.capabilities.grammar:
         return "not offered: answers are free, and repaired where they must be"
@@ -180,7 +180,7 @@ async def _probe_grammar(model: Model) -> str:
         replace(_make_request("Tell me a story.", 64, reasoning=False), constrain_to_ranking_of=4)
     )
     text = (response.text or response.reasoning or "").rpartition("</think>")[2]
-    return "honored" if follows(text, 4) else f"forgotten: it said {' '.join(text.split())[:40]!r}"
+    return "honored" if matches_grammar(text, 4) else f"forgotten: it said {' '.join(text.split())[:40]!r}"
 
 
 async def _probe_reasoning_budget(model: Model) -> str:
@@ -212,12 +212,12 @@ async def _probe_logprobs(model: Model) -> str:
 
 async def _probe_likelihood(model: Model) -> str:
     """Whether a text that is given is told the probability of."""
-    from rank_k.window.query_likelihood import log_probability
+    from rank_k.window.query_likelihood import query_log_probability
 
     if not model.capabilities.scores_given_text:
         return "not offered: --method likelihood is not for this server"
     response = await model.complete(replace(_make_request("The sky is", 1), forced_text=" blue"))
-    log_likelihood = log_probability(response, " blue")
+    log_likelihood = query_log_probability(response, " blue")
     return (
         f"forgotten: it said {response.text[:40]!r}"
         if log_likelihood is None

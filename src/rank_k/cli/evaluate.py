@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rank_k.cli.collection_options import DATASET_HELP, find_named_collection
 from rank_k.cli.output_files import check_output
-from rank_k.cli.price_options import add_prices, prices
+from rank_k.cli.price_options import add_price_options, prices_for_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--queries", type=Path, metavar="FILE", help="texts of queries, for the report (the data set's)")
     group = parser.add_argument_group("cost", "from the journals of the runs; RUN.journal.sqlite is found by itself")
     group.add_argument("--journal", action="append", metavar="RUN=FILE", help="where a run's journal is")
-    add_prices(group)
+    add_price_options(group)
     group = parser.add_argument_group(
         "people", "who preferred what; instead of runs and judgments; see docs/judging.md"
     )
@@ -157,13 +157,13 @@ def _evaluate_preferences(args: argparse.Namespace) -> int:
 
     from rank_k.cli.render import preferences_text
     from rank_k.errors import InputError
-    from rank_k.evaluation.preferences import preferences, read_judgments
+    from rank_k.evaluation.preferences import read_judgments, summarize_preferences
 
     run_options = ("qrels", "dataset", "measures", "ties", "csv", "baseline", "report", "queries", "journal")
     ignored = ["RUN"] if args.runs else [f"--{name}" for name in run_options if getattr(args, name)]
     if ignored:
         raise InputError(f"--preferences has no use for {ignored[0]}", "leave it out, or give two commands")
-    result = preferences(chain.from_iterable(map(read_judgments, args.preferences)))
+    result = summarize_preferences(chain.from_iterable(map(read_judgments, args.preferences)))
     for line in preferences_text.notes(result):
         print(line, file=sys.stderr)
     print(preferences_text.as_json(result) if args.json else "\n".join(preferences_text.lines(result)))
@@ -184,13 +184,13 @@ def _name_runs(args: argparse.Namespace) -> tuple[dict[str, Path], str]:
 
 def read_runs(run_files: Mapping[str, Path], dataset: Collection | None, dataset_name: str) -> dict[str, Run]:
     """The runs by name, less what the data set excludes, which is told."""
-    from rank_k.data.collections.base import WithoutExcluded
+    from rank_k.data.collections.base import RunWithoutExcluded
     from rank_k.data.trec import read_run
 
     runs: dict[str, Run] = {}
     for name, path in run_files.items():
-        run = WithoutExcluded(read_run(path).items(), {} if dataset is None else dataset.excluded)
-        if excluded_count := run.count():
+        run = RunWithoutExcluded(read_run(path).items(), {} if dataset is None else dataset.excluded)
+        if excluded_count := run.count_excluded():
             print(f"{path}: {excluded_count} documents that {dataset_name} excludes, left out", file=sys.stderr)
         runs[name] = dict(run)
     return runs
@@ -199,9 +199,9 @@ def read_runs(run_files: Mapping[str, Path], dataset: Collection | None, dataset
 def _find_journals(args: argparse.Namespace, run_files: Mapping[str, Path]) -> dict[str, Path]:
     """Where the journals of runs are: beside them, or where --journal says."""
     from rank_k.errors import InputError
-    from rank_k.evaluation.run_costs import journal_beside
+    from rank_k.evaluation.run_costs import find_journal
 
-    journals = {name: journal for name, path in run_files.items() if (journal := journal_beside(path))}
+    journals = {name: journal for name, path in run_files.items() if (journal := find_journal(path))}
     for option in args.journal or ():
         name = next((name for name in sorted(run_files, key=len, reverse=True) if option.startswith(f"{name}=")), None)
         if name is None:
@@ -216,10 +216,10 @@ def _find_journals(args: argparse.Namespace, run_files: Mapping[str, Path]) -> d
 def _run_cost(args: argparse.Namespace, name: str, path: Path, journal: Path) -> RunCost | None:
     """What a run cost, and money where prices are given. A journal that was not asked for may be unreadable."""
     from rank_k.errors import JournalError
-    from rank_k.evaluation.run_costs import run_cost
+    from rank_k.evaluation.run_costs import read_run_cost
 
     try:
-        cost = run_cost(journal, path)
+        cost = read_run_cost(journal, path)
     except JournalError as error:
         if any(option.startswith(f"{name}=") for option in args.journal or ()):
             raise
@@ -227,7 +227,7 @@ def _run_cost(args: argparse.Namespace, name: str, path: Path, journal: Path) ->
         return None
     if cost is None:
         return None
-    price = prices(args, cost.model)
+    price = prices_for_model(args, cost.model)
     return cost if price is None else replace(cost, money=price.cost_of(cost.usage))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.output_files import check_output
-from rank_k.cli.price_options import add_prices, prices
+from rank_k.cli.price_options import add_price_options, prices_for_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query", metavar="ID", help="only this query")
     run_help = "of the runs in the journal, the one so named (the last one; of cost: all)"
     parser.add_argument("--run", metavar="NAME", help=run_help)
-    add_prices(parser)
+    add_price_options(parser)
     group = parser.add_argument_group(FIT_NOISE)
     group.add_argument("--qrels", type=Path, metavar="FILE", help="judgments of the queries that were asked about")
     group.add_argument("--output", type=Path, metavar="FILE", help="the noise as JSON, for --noise FILE")
@@ -91,13 +91,13 @@ def _cost_lines(journal: Journal, args: argparse.Namespace) -> list[str]:
     has_prices = any(value is not None for value in (args.price_in, args.price_out, args.price_file))
     header = f"{'model':<32} {'purpose':<10} {'calls':>7} {'tokens in':>12} {'cached':>12} {'tokens out':>12} "
     lines = [header + f"{'reasoning':>12} {'seconds':>9}" + (f" {'cost':>10}" if has_prices else "")]
-    totals = journal.totals(args.run, args.query)
+    totals = journal.usage_totals(args.run, args.query)
     if args.query is not None and not totals:
         raise InputError(f"{args.journal} holds no call about query {args.query}", "check --query")
     for model, purpose, calls, usage, seconds in totals:
         line = f"{model[:32]:<32} {purpose:<10} {calls:>7,} {usage.prompt_tokens:>12,} {usage.cached_tokens:>12,} "
         line += f"{usage.completion_tokens:>12,} {usage.reasoning_tokens:>12,} {seconds:>9,.0f}"
-        price = prices(args, model)
+        price = prices_for_model(args, model)
         lines.append(line + (f" {price.cost_of(usage):>10,.4f}" if price else ""))
     return lines
 
@@ -117,14 +117,15 @@ def _fit_noise(records: Iterator[WindowRecord], args: argparse.Namespace) -> lis
             "journal": str(args.journal),
             "qrels": str(args.qrels),
             "queries": noise_fit.queries,
-            "answers": noise_fit.looks,
+            "answers": noise_fit.observations,
             "comparisons": noise_fit.comparisons,
             "standard_errors": {name: round(error, 4) for name, error in noise_fit.errors.items()},
             "assumed": dict(noise_fit.assumed),
         }
         args.output.write_text(noise_to_json(noise_fit.noise, provenance), encoding="utf-8")
     lines = [
-        f"{noise_fit.looks:,} answers about {noise_fit.queries:,} queries, {noise_fit.comparisons:,} comparisons",
+        f"{noise_fit.observations:,} answers about {noise_fit.queries:,} queries,"
+        f" {noise_fit.comparisons:,} comparisons",
         "",
     ]
     for name, value in asdict(noise_fit.noise).items():
@@ -138,7 +139,7 @@ def _record_to_dict(journal: Journal, record: WindowRecord) -> dict[str, Any]:
     return {
         "query_id": record.query_id,
         "round": record.round,
-        "window": record.position,
+        "window": record.window_number,
         "doc_ids": record.window.doc_ids,
         "reach": record.window.rank_range,
         "method": record.window.method,
@@ -149,7 +150,7 @@ def _record_to_dict(journal: Journal, record: WindowRecord) -> dict[str, Any]:
         "repairs": dict(record.repairs),
         "calls": [
             {
-                "request": journal.request(key),
+                "request": journal.find_request(key),
                 "reasoning": response.reasoning,
                 "text": response.text,
                 "finish_reason": response.finish_reason,
@@ -165,7 +166,7 @@ def _record_to_dict(journal: Journal, record: WindowRecord) -> dict[str, Any]:
 
 def _record_lines(journal: Journal, records: Iterator[WindowRecord]) -> Iterator[str]:
     for record in records:
-        yield f"== query {record.query_id}, round {record.round + 1}, window {record.position + 1}"
+        yield f"== query {record.query_id}, round {record.round + 1}, window {record.window_number + 1}"
         for key in record.call_keys:
             response = journal.find_response(key)
             if response is not None:

@@ -7,7 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
-from rank_k.cli.model_options import add_ranking_options, add_server
+from rank_k.cli.model_options import add_ranking_options, add_server_options
 from rank_k.cli.serve import access_config, add_access_options, add_limits, open_service
 from rank_k.optional_deps import load
 
@@ -21,7 +21,7 @@ _HTTP_OPTIONS = ("host", "port", "client_key_env", "insecure", "allow_host", "al
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--http", action="store_true", help="listen at an address; without it, answer on stdout")
-    add_server(parser)
+    add_server_options(parser)
     add_ranking_options(parser)
     parser.add_argument("--journal", type=Path, metavar="FILE", help="keeps every call (a temporary one)")
     add_access_options(parser, _DEFAULT_PORT, "who may ask (with --http)")

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 DEFAULT_KEY_VARIABLE = "RANK_K_API_KEY"
 KEY_OPTION = "--api-key-env"
 
-NOISES = "none, strong, weak, or a FILE from rank-k journal fit-noise"
+NOISE_HELP = "none, strong, weak, or a FILE from rank-k journal fit-noise"
 
 _VARIABLE_NAME = re.compile("[A-Z_][A-Z0-9_]*")
 
 
-def add_server(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def add_server_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add --server, --model and what belongs to them."""
     group = parser.add_argument_group("model")
     group.add_argument("--server", metavar="URL", help="OpenAI-compatible server; without it, the embedded model")
@@ -38,7 +38,7 @@ def add_server(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument(KEY_OPTION, metavar="NAME", help=key_help)
     group.add_argument("--server-type", default="auto", metavar="NAME", help="kind of server, see docs/servers.md")
     group.add_argument(
-        "--context-length", type=count, metavar="TOKENS", help="its context, where the server does not say"
+        "--context-length", type=positive_int, metavar="TOKENS", help="its context, where the server does not say"
     )
     group.add_argument("--model-revision", default="", metavar="TEXT", help="tells weights of one name apart")
     return group
@@ -64,12 +64,16 @@ def add_ranking_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="sliding (the default but for students), single, topdown, blocks, tournament, setwise or MODULE:NAME",
     )
-    group.add_argument("--depth", type=count, default=100, metavar="N", help="candidates compared per query")
-    group.add_argument("--window", type=count, metavar="N", help="passages shown at a time (20; a student's own)")
-    group.add_argument("--stride", type=count, metavar="N", help="by which a window slides (10; a student's own)")
+    group.add_argument("--depth", type=positive_int, default=100, metavar="N", help="candidates compared per query")
+    group.add_argument(
+        "--window", type=positive_int, metavar="N", help="passages shown at a time (20; a student's own)"
+    )
+    group.add_argument(
+        "--stride", type=positive_int, metavar="N", help="by which a window slides (10; a student's own)"
+    )
     group.add_argument(
         "--first-stage-weight",
-        type=number,
+        type=non_negative_float,
         default=1.0,
         metavar="A",
         help="weight of the first stage's order, for blocks or combined",
@@ -88,11 +92,15 @@ def add_window_options(group: argparse._ArgumentGroup, samples: int = 1) -> None
         "--reasoning", metavar="T", help="full (a student: its own), off, auto, or reasoning tokens per window"
     )
     group.add_argument(
-        "--samples", type=count, default=samples, metavar="K", help="ask each window K times, in different orders"
+        "--samples",
+        type=positive_int,
+        default=samples,
+        metavar="K",
+        help="ask each window K times, in different orders",
     )
     group.add_argument(
         "--passage-tokens",
-        type=count,
+        type=positive_int,
         metavar="N",
         help="passages are cut to this (450; by likelihood 64; a student's)",
     )
@@ -107,7 +115,7 @@ def add_response_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--prompt", type=Path, metavar="FILE", help="compact, or a template's file: text, rerank.py, YAML"
     )
-    group.add_argument("--max-tokens", type=count, metavar="N", help="thought and answer (8000; embedded 512)")
+    group.add_argument("--max-tokens", type=positive_int, metavar="N", help="thought and answer (8000; embedded 512)")
     group.add_argument(
         "--temperature",
         type=temperature,
@@ -115,9 +123,11 @@ def add_response_options(group: argparse._ArgumentGroup) -> None:
         metavar="T",
         help="0.5, or a student's; none: the server's",
     )
-    group.add_argument("--top-p", type=number, metavar="P", help="nucleus sampling")
-    group.add_argument("--concurrency", type=count, metavar="N", help="questions at a time (16; embedded 1)")
-    group.add_argument("--read-timeout", type=duration, metavar="S", help="drop a call silent for so long (never)")
+    group.add_argument("--top-p", type=non_negative_float, metavar="P", help="nucleus sampling")
+    group.add_argument("--concurrency", type=positive_int, metavar="N", help="questions at a time (16; embedded 1)")
+    group.add_argument(
+        "--read-timeout", type=positive_seconds, metavar="S", help="drop a call silent for so long (never)"
+    )
 
 
 def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -159,7 +169,7 @@ def window_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def simulated(qrels: Path, noise: str) -> Model:
+def simulated_model(qrels: Path, noise: str) -> Model:
     from rank_k.data.trec import read_qrels
     from rank_k.models.simulated import SimulatedModel
     from rank_k.simulation.noise_file import noise_by_name
@@ -167,7 +177,7 @@ def simulated(qrels: Path, noise: str) -> Model:
     return SimulatedModel(read_qrels(qrels), noise_by_name(noise))
 
 
-def simulated_by_passage(qrels: Path, noise: str) -> Model:
+def simulated_passage_model(qrels: Path, noise: str) -> Model:
     """The judge for passages of the documents that are judged: each is worth what its document is."""
     from rank_k.data.long_documents import DocumentGrades
     from rank_k.data.trec import read_qrels
@@ -213,14 +223,14 @@ def print_retry(error: Exception, wait: float) -> None:
         print(f"\nwaiting {wait:.0f} s: {getattr(error, 'problem', error)}", file=sys.stderr)
 
 
-def count(text: str) -> int:
+def positive_int(text: str) -> int:
     """A whole number from 1, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
 
 
-def number(text: str) -> float:
+def non_negative_float(text: str) -> float:
     """A number from 0, for argparse."""
     try:
         value = float(text)
@@ -233,12 +243,12 @@ def number(text: str) -> float:
 
 def temperature(text: str) -> float | str | None:
     """A number from 0; "default"; None for "none", the server's own. For argparse."""
-    return text if text == "default" else None if text == "none" else number(text)
+    return text if text == "default" else None if text == "none" else non_negative_float(text)
 
 
-def duration(text: str) -> float:
+def positive_seconds(text: str) -> float:
     """A time longer than nothing, for argparse."""
-    value = number(text)
+    value = non_negative_float(text)
     if not value:
         raise argparse.ArgumentTypeError("it must be more than 0 seconds")
     return value
@@ -247,14 +257,14 @@ def duration(text: str) -> float:
 def import_strategies(strategies: Iterable[str]) -> None:
     """Import those that are a user's own, MODULE:NAME, from the current folder too: the installed command does not
     look there, and nothing but these is to be taken from it. Raises `InputError` if one cannot be."""
-    from rank_k.strategies import factory_of
+    from rank_k.strategies import load_strategy_class
 
     for name in strategies:
         if ":" in name:
             search_path = sys.path
             sys.path = [*search_path, str(Path.cwd())]
             try:
-                factory_of(name)
+                load_strategy_class(name)
             finally:
                 sys.path = search_path
 
@@ -262,7 +272,7 @@ def import_strategies(strategies: Iterable[str]) -> None:
 def _make_strategy(args: argparse.Namespace) -> str | Strategy | None:
     """The strategy's name, or the strategy itself where a preset says more than a name; None if neither is given."""
     from rank_k.errors import InputError
-    from rank_k.strategies import PRESETS, make
+    from rank_k.strategies import PRESETS, make_strategy
 
     if args.preset is None:
         import_strategies([args.strategy] if args.strategy else [])
@@ -272,14 +282,14 @@ def _make_strategy(args: argparse.Namespace) -> str | Strategy | None:
     for name in ("strategy", "window", "stride"):
         if getattr(args, name) not in (None, _paper_settings()[name]):
             raise InputError(f"--preset {args.preset} and --{name} exclude each other", "leave one out")
-    return make(**PRESETS[args.preset], first_stage_weight=args.first_stage_weight)
+    return make_strategy(**PRESETS[args.preset], first_stage_weight=args.first_stage_weight)
 
 
 def _paper_settings() -> dict[str, Any]:
     """The Rank-K paper's settings, by option."""
-    from rank_k.reranker import PAPER
+    from rank_k.reranker import PAPER_SETTINGS
 
-    return {"depth": 100, "top_p": None, **PAPER}
+    return {"depth": 100, "top_p": None, **PAPER_SETTINGS}
 
 
 def _apply_paper_preset(args: argparse.Namespace) -> None:

@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rank_k.cli import evaluate
-from rank_k.cli.collection_options import add_collection, find_named_collection, index_progress, resolve_collection
-from rank_k.cli.model_options import count
+from rank_k.cli.collection_options import (
+    add_collection_options,
+    find_named_collection,
+    index_progress,
+    resolve_collection,
+)
+from rank_k.cli.model_options import positive_int
 from rank_k.cli.output_files import check_output
 
 if TYPE_CHECKING:
@@ -30,11 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSONL: for Judge, where it keeps what people say, and goes on",
     )
     group.add_argument(
-        "--judging-depth", type=count, default=10, metavar="N", help="passages of each ranking, in Judge"
+        "--judging-depth", type=positive_int, default=10, metavar="N", help="passages of each ranking, in Judge"
     )
     translation_help = "field of a query that holds its translation, shown in Judge"
     group.add_argument("--translation-field", default="ht", metavar="NAME", help=translation_help)
-    add_collection(parser)
+    add_collection_options(parser)
 
 
 @contextmanager
@@ -105,7 +110,7 @@ def _judging_routes(args: argparse.Namespace, stack: ExitStack) -> RouteGroup | 
     pairs = _make_pairwise_items(args)
     store = resolved.corpus.store(index_progress(False))
     stack.callback(store.close)
-    for pair in pairs.asked:
+    for pair in pairs.items:
         for doc_id in {doc_id for ranking in pair.rankings for doc_id in ranking}:
             store.get(doc_id, pair.query.query_id)
     file = PreferencesFile(args.preferences_file)
@@ -116,20 +121,20 @@ def _judging_routes(args: argparse.Namespace, stack: ExitStack) -> RouteGroup | 
 def _make_pairwise_items(args: argparse.Namespace) -> PairwiseItems:
     from rank_k.data.queries import read_queries, read_translations
     from rank_k.errors import InputError
-    from rank_k.server.judging_session import file_names, pairwise_items
+    from rank_k.server.judging_session import pairwise_items, system_names
 
     resolved = resolve_collection(args)
-    names = file_names([*map(str, args.compare)])
+    names = system_names([*map(str, args.compare)])
     runs = evaluate.read_runs({name: Path(path) for path, name in names.items()}, resolved.collection, args.dataset)
     translations = read_translations(resolved.queries, args.translation_field)
     pairs = pairwise_items(read_queries(resolved.queries), translations, runs, args.judging_depth)
     counts = {
         f"queries with the same first {args.judging_depth} in two runs, ties that are not asked about": pairs.identical,
-        "queries that a run has nothing for": pairs.lacking,
+        "queries that a run has nothing for": pairs.missing,
     }
     for description, query_count in counts.items():
         if query_count:
             print(f"rank-k serve: {description}: {query_count}", file=sys.stderr)
-    if not pairs.asked:
+    if not pairs.items:
         raise InputError("there is no query to judge", f"look whether the runs have the queries of {resolved.queries}")
     return pairs

@@ -29,7 +29,7 @@ class Prices(NamedTuple):
         ) / 1e6
 
 
-def add_prices(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+def add_price_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     parser.add_argument("--price-in", type=float, metavar="P", help="per million tokens in")
     parser.add_argument("--price-out", type=float, metavar="P", help="per million tokens out, reasoning included")
     parser.add_argument(
@@ -37,7 +37,7 @@ def add_prices(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> Non
     )
 
 
-def prices(args: argparse.Namespace, model: str) -> Prices | None:
+def prices_for_model(args: argparse.Namespace, model: str) -> Prices | None:
     """The prices for `model`; None if none are given. Raises `InputError` for a file that has none for it."""
     from rank_k.errors import FormatError, InputError
 

@@ -9,24 +9,24 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rank_k.cli.collection_options import add_collection, index_progress, resolve_collection
+from rank_k.cli.collection_options import add_collection_options, index_progress, resolve_collection
 from rank_k.cli.model_options import (
-    NOISES,
+    NOISE_HELP,
     add_ranking_options,
-    add_server,
-    count,
-    duration,
+    add_server_options,
+    positive_int,
+    positive_seconds,
     reranker_options,
-    simulated,
-    simulated_by_passage,
+    simulated_model,
+    simulated_passage_model,
 )
 from rank_k.cli.output_files import check_output
-from rank_k.cli.price_options import Prices, add_prices, prices
+from rank_k.cli.price_options import Prices, add_price_options, prices_for_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from rank_k.data.collections.base import Store
+    from rank_k.data.collections.base import DocumentStore
     from rank_k.data.long_documents import PassageSplit
     from rank_k.data.trec import RunFile
     from rank_k.reranker import Reranker
@@ -43,27 +43,31 @@ EXAMPLE = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, metavar="FILE", help="TREC run, or score.json (the data set's own)")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the new run")
-    add_collection(parser)
+    add_collection_options(parser)
     fields = "what the model sees of a query (text), such as title,description,narrative"
     parser.add_argument("--query-fields", metavar="NAMES", help=fields)
     group = parser.add_argument_group("long documents")
     group.add_argument(
-        "--maxp-tokens", type=count, metavar="TOKENS", help="cut into passages; the best one counts (MaxP)"
+        "--maxp-tokens", type=positive_int, metavar="TOKENS", help="cut into passages; the best one counts (MaxP)"
     )
     group.add_argument(
-        "--maxp-overlap", type=count, metavar="TOKENS", help="that a passage repeats of the one before (none)"
+        "--maxp-overlap", type=positive_int, metavar="TOKENS", help="that a passage repeats of the one before (none)"
     )
-    group.add_argument("--maxp-passages", type=count, metavar="N", help="only the first N (all)")
-    group = add_server(parser)
+    group.add_argument("--maxp-passages", type=positive_int, metavar="N", help="only the first N (all)")
+    group = add_server_options(parser)
     group.add_argument("--simulate", type=Path, metavar="QRELS", help="a simulated judge instead: plan before you pay")
-    group.add_argument("--noise", default="strong", metavar="NOISE", help=f"of the simulated judge: {NOISES}")
+    group.add_argument("--noise", default="strong", metavar="NOISE", help=f"of the simulated judge: {NOISE_HELP}")
     add_ranking_options(parser)
     group = parser.add_argument_group("keeping")
     group.add_argument("--journal", type=Path, metavar="FILE", help="where calls are kept (OUTPUT.journal.sqlite)")
     group.add_argument("--report", type=Path, metavar="FILE", help="the summary as JSON")
-    group.add_argument("--max-seconds", type=duration, metavar="S", help="stop then, with the best so far everywhere")
-    group.add_argument("--token-budget", type=tokens, metavar="N", help="stop asking after so many tokens, such as 2M")
-    add_prices(group)
+    group.add_argument(
+        "--max-seconds", type=positive_seconds, metavar="S", help="stop then, with the best so far everywhere"
+    )
+    group.add_argument(
+        "--token-budget", type=token_count, metavar="N", help="stop asking after so many tokens, such as 2M"
+    )
+    add_price_options(group)
     group.add_argument(
         "--strict", action="store_true", help="exit 3 if a window was left in input order or a query unfinished"
     )
@@ -72,12 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.data.collections.base import WithoutExcluded
+    from rank_k.data.collections.base import RunWithoutExcluded
     from rank_k.data.long_documents import SplitRun
     from rank_k.data.queries import read_queries
     from rank_k.data.trec import RunFile, RunWriter
     from rank_k.errors import InputError
-    from rank_k.reranker import PAPER, Reranker
+    from rank_k.reranker import PAPER_SETTINGS, Reranker
 
     started = time.monotonic()
     options = reranker_options(args)  # mistakes in options come before work on files
@@ -93,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         check_output("--report", args.report, (*inputs, args.output, journal))
     first_stage = RunFile(run_file)
-    candidates = WithoutExcluded(first_stage, collection.excluded)
+    candidates = RunWithoutExcluded(first_stage, collection.excluded)
     queries = read_queries(collection.queries, args.query_fields)
     _check_queries(first_stage, queries, collection.queries)
     store = collection.corpus.store(index_progress(args.quiet))
@@ -101,17 +105,17 @@ def run(args: argparse.Namespace) -> int:
     passages = None if split is None else SplitRun(candidates, store, split, args.depth)
     if passages is not None:
         options["depth"] = sys.maxsize  # --depth counts documents
-        options["passage_tokens"] = args.passage_tokens or PAPER["passage_tokens"]  # shown as they are split
+        options["passage_tokens"] = args.passage_tokens or PAPER_SETTINGS["passage_tokens"]  # shown as they are split
     model = args.model
     if args.simulate is not None:
-        model = (simulated if passages is None else simulated_by_passage)(args.simulate, args.noise)
+        model = (simulated_model if passages is None else simulated_passage_model)(args.simulate, args.noise)
     settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
     with closing(store), Reranker(model, journal=journal, **options) as reranker:
         settings["method"] = reranker.method
         settings |= reranker.effective_settings
         try:
             reranker.prepare()
-            price = prices(args, reranker.model.name)
+            price = prices_for_model(args, reranker.model.name)
             reranker.check(queries[query_id] for query_id in first_stage.query_ids)
             name = reranker.journal.begin_run(settings)
             with RunWriter(args.output, args.tag) as writer, _progress(reranker, len(first_stage), args.quiet):
@@ -124,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
                     run_name=name,
                 )
                 rankings = ((result.query_id, result.ranking) for result in results)
-                for query_id, ranking in rankings if passages is None else passages.collapsed(rankings):
+                for query_id, ranking in rankings if passages is None else passages.document_rankings(rankings):
                     writer.write(query_id, ranking.doc_ids)
         except KeyboardInterrupt:
             print(
@@ -132,9 +136,9 @@ def run(args: argparse.Namespace) -> int:
             )
             return 130
         stats = reranker.stats
-        if first_stage.duplicates:
-            stats.repairs["duplicates"] = first_stage.duplicates
-        if excluded_count := candidates.count():
+        if first_stage.duplicate_count:
+            stats.repairs["duplicates"] = first_stage.duplicate_count
+        if excluded_count := candidates.count_excluded():
             stats.repairs["excluded"] = excluded_count
         return _finish(args, reranker, price, time.monotonic() - started, settings)
 
@@ -164,11 +168,11 @@ def _finish(
         report = rerank_summary.report(stats, seconds, settings, price)
         run = reranker.journal.begin_run(settings)
         with args.report.open("w", encoding="utf-8") as file:
-            rerank_summary.write_report(file, report, reranker.journal.queries(run))
+            rerank_summary.write_report(file, report, reranker.journal.query_costs(run))
     return 3 if args.strict and (stats.unranked_windows or stats.unfinished) else 0
 
 
-def tokens(text: str) -> int:
+def token_count(text: str) -> int:
     """500, 20k, 2M"""
     factor = {"k": 10**3, "m": 10**6, "g": 10**9}.get(text[-1:].lower(), 1)
     number = float(text if factor == 1 else text[:-1])
@@ -193,14 +197,14 @@ def _passage_split(args: argparse.Namespace) -> PassageSplit | None:
     """How long documents are to be cut. Raises `InputError` for numbers that do not go together."""
     from rank_k.data.long_documents import PassageSplit
     from rank_k.errors import InputError
-    from rank_k.reranker import PAPER
+    from rank_k.reranker import PAPER_SETTINGS
 
     if args.maxp_tokens is None:
         for option, value in (("--maxp-overlap", args.maxp_overlap), ("--maxp-passages", args.maxp_passages)):
             if value is not None:
                 raise InputError(f"{option} says how to split documents", "give --maxp-tokens TOKENS too")
         return None
-    passage_tokens = args.passage_tokens or PAPER["passage_tokens"]
+    passage_tokens = args.passage_tokens or PAPER_SETTINGS["passage_tokens"]
     if args.maxp_tokens > passage_tokens:
         problem = (
             f"passages of --maxp-tokens {args.maxp_tokens} would be cut again to --passage-tokens {passage_tokens}"
@@ -209,7 +213,7 @@ def _passage_split(args: argparse.Namespace) -> PassageSplit | None:
     return PassageSplit(args.maxp_tokens, args.maxp_overlap or 0, args.maxp_passages)
 
 
-def _check_documents(run: Iterable[tuple[str, Sequence[Candidate]]], store: Store, depth: int) -> None:
+def _check_documents(run: Iterable[tuple[str, Sequence[Candidate]]], store: DocumentStore, depth: int) -> None:
     """Every text is there: found out before the first call is paid."""
     for query_id, candidates in run:
         for candidate in candidates[:depth]:

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from rank_k.cli.collection_options import add_collection, resolve_collection
-from rank_k.cli.model_options import count
+from rank_k.cli.collection_options import add_collection_options, resolve_collection
+from rank_k.cli.model_options import positive_int
 
 NAME = "retrieve"
 HELP = "make a first-stage run with BM25"
@@ -16,16 +16,16 @@ EXAMPLE = "rank-k retrieve --documents corpus.jsonl.gz --queries queries.jsonl -
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the run")
-    parser.add_argument("--depth", type=count, default=100, metavar="N", help="candidates per query")
+    parser.add_argument("--depth", type=positive_int, default=100, metavar="N", help="candidates per query")
     language_help = "of the documents, an ISO 639-1 code (en); see docs/languages.md"
     parser.add_argument("--language", default="en", metavar="CODE", help=language_help)
-    add_collection(parser)
+    add_collection_options(parser)
     fields_help = "what to search with (text): title,description of topics, or ht, a translation the model will not see"
     parser.add_argument("--query-field", "--query-fields", metavar="NAMES", help=fields_help)
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.data.collections.base import WithoutExcluded
+    from rank_k.data.collections.base import RunWithoutExcluded
     from rank_k.data.queries import read_queries
     from rank_k.data.trec import RunWriter
     from rank_k.retrieval.analyzers import analyzer_for
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     empty_count = 0
     with RunWriter(args.output, "bm25") as writer:
         results = retrieve(queries.values(), collection.corpus.passages(), depth=depth, analyzer=analyzer)
-        for query_id, candidates in WithoutExcluded(results, excluded):
+        for query_id, candidates in RunWithoutExcluded(results, excluded):
             empty_count += not candidates
             writer.write(query_id, [candidate.doc_id for candidate in candidates[: args.depth]])
     note = f"; {empty_count} of them found nothing" if empty_count else ""

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from rank_k.cli import page_options
 from rank_k.cli.model_options import (
     add_ranking_options,
-    add_server,
-    count,
-    duration,
+    add_server_options,
     key_from_environment,
+    positive_int,
+    positive_seconds,
     reranker_options,
 )
 
@@ -40,7 +40,7 @@ _JOURNAL = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_server(parser)
+    add_server_options(parser)
     add_ranking_options(parser)
     parser.add_argument("--journal", type=Path, metavar="FILE", help=_JOURNAL)
     page_options.add_arguments(parser)
@@ -65,20 +65,23 @@ def add_access_options(parser: argparse.ArgumentParser, default_port: int, title
 def add_limits(parser: argparse.ArgumentParser) -> None:
     """How much may be asked for, and how patiently."""
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--queue", type=count, default=64, metavar="N", help="requests that may wait")
+    limits.add_argument("--queue", type=positive_int, default=64, metavar="N", help="requests that may wait")
     limits.add_argument(
-        "--per-client", type=count, default=8, metavar="N", help="requests of a client worked on at once"
+        "--per-client", type=positive_int, default=8, metavar="N", help="requests of a client worked on at once"
     )
-    limits.add_argument("--max-documents", type=count, default=1000, metavar="N", help="of a request")
+    limits.add_argument("--max-documents", type=positive_int, default=1000, metavar="N", help="of a request")
     limits.add_argument(
-        "--max-characters", type=count, default=4_000_000, metavar="N", help="of query and documents together"
+        "--max-characters", type=positive_int, default=4_000_000, metavar="N", help="of query and documents together"
     )
-    limits.add_argument("--max-body", type=count, default=16 * 2**20, metavar="BYTES", help="of a request")
+    limits.add_argument("--max-body", type=positive_int, default=16 * 2**20, metavar="BYTES", help="of a request")
     limits.add_argument(
-        "--deadline", type=duration, metavar="S", help="the best ranking so far after S, if a request names no deadline"
+        "--deadline",
+        type=positive_seconds,
+        metavar="S",
+        help="the best ranking so far after S, if a request names no deadline",
     )
     limits.add_argument(
-        "--shutdown-timeout", type=duration, default=30.0, metavar="S", help="to finish in when told to stop"
+        "--shutdown-timeout", type=positive_seconds, default=30.0, metavar="S", help="to finish in when told to stop"
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.collection_options import DATASET_HELP
-from rank_k.cli.model_options import NOISES, count, import_strategies, number
+from rank_k.cli.model_options import NOISE_HELP, import_strategies, non_negative_float, positive_int
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -42,22 +42,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with commas between: strategies, presets (with windows of their own) or MODULE:NAME",
     )
     parser.add_argument("--baseline", metavar="NAME", help="the strategy to compare with (the first one)")
-    parser.add_argument("--noise", default="strong", metavar="NOISE", help=NOISES)
-    parser.add_argument("--seeds", type=count, default=20, metavar="N", help="so many judges, each asked everything")
-    parser.add_argument("--depth", type=count, default=100, metavar="N", help="candidates compared per query")
-    parser.add_argument("--window", type=count, default=20, metavar="N", help="passages shown at a time")
-    parser.add_argument("--stride", type=count, default=10, metavar="N", help="by which a window slides")
+    parser.add_argument("--noise", default="strong", metavar="NOISE", help=NOISE_HELP)
     parser.add_argument(
-        "--first-stage-weight", type=number, default=1.0, metavar="A", help="weight of the first stage's order"
+        "--seeds", type=positive_int, default=20, metavar="N", help="so many judges, each asked everything"
+    )
+    parser.add_argument("--depth", type=positive_int, default=100, metavar="N", help="candidates compared per query")
+    parser.add_argument("--window", type=positive_int, default=20, metavar="N", help="passages shown at a time")
+    parser.add_argument("--stride", type=positive_int, default=10, metavar="N", help="by which a window slides")
+    parser.add_argument(
+        "--first-stage-weight",
+        type=non_negative_float,
+        default=1.0,
+        metavar="A",
+        help="weight of the first stage's order",
     )
     group = parser.add_argument_group("time and money", "for w passages in a window")
     group.add_argument("--call-seconds", metavar="T", help="of a call on average: 45, or 20+2.5w")
-    group.add_argument("--call-spread", type=number, default=0.3, metavar="S", help="of its logarithm")
+    group.add_argument("--call-spread", type=non_negative_float, default=0.3, metavar="S", help="of its logarithm")
     group.add_argument("--concurrency", type=concurrency_values, default="16", metavar="N,N", help="calls at a time")
-    group.add_argument("--tokens-per-passage", type=number, metavar="N", help="tokens in")
-    group.add_argument("--tokens-per-answer", type=number, metavar="N", help="tokens out per call, reasoning included")
-    group.add_argument("--price-in", type=number, metavar="P", help="per million tokens in")
-    group.add_argument("--price-out", type=number, metavar="P", help="per million tokens out")
+    group.add_argument("--tokens-per-passage", type=non_negative_float, metavar="N", help="tokens in")
+    group.add_argument(
+        "--tokens-per-answer", type=non_negative_float, metavar="N", help="tokens out per call, reasoning included"
+    )
+    group.add_argument("--price-in", type=non_negative_float, metavar="P", help="per million tokens in")
+    group.add_argument("--price-out", type=non_negative_float, metavar="P", help="per million tokens out")
     parser.add_argument("--json", action="store_true", help="JSON with every query's values, on stdout")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -107,7 +115,7 @@ class _Simulation:
     def read(self) -> None:
         """Judgments, and the run's candidates for the judged queries."""
         from rank_k.cli.collection_options import find_named_collection
-        from rank_k.data.collections.base import WithoutExcluded
+        from rank_k.data.collections.base import RunWithoutExcluded
         from rank_k.data.trec import read_qrels, read_run
         from rank_k.errors import InputError
 
@@ -122,7 +130,7 @@ class _Simulation:
         self.grades = read_qrels(qrels)
         if not self.grades:
             raise InputError(f"{qrels} holds no judgments", "give the qrels that the run is evaluated by")
-        run = WithoutExcluded(read_run(run_file).items(), {} if dataset is None else dataset.excluded)
+        run = RunWithoutExcluded(read_run(run_file).items(), {} if dataset is None else dataset.excluded)
         self.run = {query_id: candidates for query_id, candidates in run if query_id in self.grades}
         if not self.run:
             raise InputError(
@@ -131,13 +139,16 @@ class _Simulation:
 
     def make_strategies(self) -> dict[str, Strategy]:
         """The strategies by name, as they are now made. Raises `InputError` for one that cannot be."""
-        from rank_k.strategies import PRESETS, make
+        from rank_k.strategies import PRESETS, make_strategy
 
         args = self._args
         import_strategies(args.strategies)
         window_options = {"window": args.window, "stride": args.stride}
         settings = {name: PRESETS.get(name) or {"name": name, **window_options} for name in args.strategies}
-        return {name: make(**options, first_stage_weight=args.first_stage_weight) for name, options in settings.items()}
+        return {
+            name: make_strategy(**options, first_stage_weight=args.first_stage_weight)
+            for name, options in settings.items()
+        }
 
     def run_seed(self, seed: int) -> dict[Cell, SimulationTotals]:
         """Everything before the judge of `seed`."""
@@ -335,4 +346,4 @@ def strategy_names(text: str) -> list[str]:
 
 def concurrency_values(text: str) -> list[int]:
     """Whole numbers with commas between, for argparse."""
-    return [count(part.strip()) for part in text.split(",")]
+    return [positive_int(part.strip()) for part in text.split(",")]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.collection_options import DATASET_HELP, index_progress
-from rank_k.cli.model_options import NOISES, add_response_options, add_server
+from rank_k.cli.model_options import NOISE_HELP, add_response_options, add_server_options
 from rank_k.cli.study_options import AXES, apply_server_options, connection_options, study_from_args
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rank_k.engine import RunStats
     from rank_k.study.folder import StudyFolder
     from rank_k.study.grid import Cell, Study
-    from rank_k.study.inputs import LoadedCollections, MissingFile
+    from rank_k.study.inputs import LoadedCollection, MissingFile
 
 NAME = "study"
 HELP = "compare strategies, budgets, samples, depths and models on a collection: quality, tokens, rounds, seconds"
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="what the model sees of a query; side by side if several",
     )
-    group = add_server(parser)
+    group = add_server_options(parser)
     group.add_argument(
         "--simulate",
         nargs="?",
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="QRELS",
         help="a simulated judge instead, by these judgments or the collection's",
     )
-    group.add_argument("--noise", default="strong", metavar="NOISE", help=f"of the simulated judge: {NOISES}")
+    group.add_argument("--noise", default="strong", metavar="NOISE", help=f"of the simulated judge: {NOISE_HELP}")
     add_response_options(parser.add_argument_group("asking"))
     group = parser.add_argument_group("answer")
     group.add_argument(
@@ -87,12 +87,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from rank_k.cli.render.study_text import cell_listing
-    from rank_k.study.grid import cells_of, restrict_grid, select_cells
+    from rank_k.study.grid import expand_cells, restrict_study, select_cells
     from rank_k.study.inputs import missing_files
 
     study = study_from_args(args)
-    cells = select_cells(cells_of(study), args.only or ())
-    study = apply_server_options(args, restrict_grid(study, cells))
+    cells = select_cells(expand_cells(study), args.only or ())
+    study = apply_server_options(args, restrict_study(study, cells))
     if args.list:
         print("\n".join(cell_listing(study, cells)))
         return 0
@@ -107,7 +107,7 @@ def _run_study(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) ->
     from rank_k.journal import Journal
     from rank_k.optional_deps import load
     from rank_k.study.folder import StudyFolder
-    from rank_k.study.inputs import LoadedCollections, reachable
+    from rank_k.study.inputs import LoadedCollection, reachable_cells
 
     if args.output is None:
         raise InputError("--output is missing", "name a folder for journal, runs and report")
@@ -117,13 +117,15 @@ def _run_study(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) ->
     folder = StudyFolder(args.output)
     with ExitStack() as stack:
         progress = index_progress(args.quiet)
-        collections = {c.name: stack.enter_context(LoadedCollections(c, progress)) for c in study.collections}
-        cells, requested = reachable(cells, collections), cells
+        collections = {c.name: stack.enter_context(LoadedCollection(c, progress)) for c in study.collections}
+        cells, requested = reachable_cells(cells, collections), cells
         for cell in requested:
             if cell not in cells:
                 print(f"{cell.name}: left out: at less depth all candidates are compared already", file=sys.stderr)
         _check_inputs(study, cells, folder.cells, collections)
-        folder.admit({name: collection.fingerprints for name, collection in collections.items()}, study.models, cells)
+        folder.register(
+            {name: collection.fingerprints for name, collection in collections.items()}, study.models, cells
+        )
         journal = stack.enter_context(closing(Journal(folder.journal)))
         try:
             _run_cells(args, study, cells, collections, model_options, folder, journal)
@@ -138,7 +140,7 @@ def _run_cells(
     args: argparse.Namespace,
     study: Study,
     cells: Sequence[Cell],
-    collections: Mapping[str, LoadedCollections],
+    collections: Mapping[str, LoadedCollection],
     model_options: Mapping[str, Mapping[str, Any]],
     folder: StudyFolder,
     journal: Any,
@@ -181,7 +183,7 @@ def _run_cells(
 def _write_results(
     args: argparse.Namespace,
     study: Study,
-    collections: Mapping[str, LoadedCollections],
+    collections: Mapping[str, LoadedCollection],
     folder: StudyFolder,
     journal: Any,
     *,
@@ -190,7 +192,7 @@ def _write_results(
     """Write and show what is known by now. An answer that is not complete is written only."""
     from rank_k.cli.render.evaluation_text import without_nan
     from rank_k.cli.render.study_text import notes, tables
-    from rank_k.reports.study_report import write_page
+    from rank_k.reports.study_report import write_study_report
     from rank_k.study.results import StudyResults
     from rank_k.study.table import FIRST_STAGE, write_cells, write_queries
 
@@ -201,21 +203,21 @@ def _write_results(
         return 0
     if not any(study.baseline in (FIRST_STAGE, cell.setting, cell.name) for cell in finished):
         study = replace(study, baseline=None)  # it is not finished yet
-    results = StudyResults.of(
+    results = StudyResults.collect(
         study, finished, collections, folder, journal, [c.name for c in known_cells if c not in finished]
     )
     write_cells(folder.path / "cells.csv", results.rows)
     write_queries(folder.path / "queries.csv", results.rows)
-    write_page(folder.path / "report.html", results, _command_line(args))
+    write_study_report(folder.path / "report.html", results, _command_line(args))
     if not is_complete:
         return 0
-    print(json.dumps(without_nan(results.told()), indent=2) if args.json else "\n".join(tables(results)))
+    print(json.dumps(without_nan(results.to_dict()), indent=2) if args.json else "\n".join(tables(results)))
     print("\n".join([*notes(results), f"report: {folder.path / 'report.html'}"]), file=sys.stderr)
     return 3 if args.strict and any(row.cost.unranked for row in results.rows) else 0
 
 
 def _check_inputs(
-    study: Study, cells: Sequence[Cell], earlier_cells: Sequence[Cell], collections: Mapping[str, LoadedCollections]
+    study: Study, cells: Sequence[Cell], earlier_cells: Sequence[Cell], collections: Mapping[str, LoadedCollection]
 ) -> None:
     """What can be found out before the first call: measures, the baseline's name, every text.
     `earlier_cells`: cells of earlier commands, one of which may be the baseline."""
@@ -270,7 +272,7 @@ def _print_missing(missing: Sequence[MissingFile]) -> None:
         if item.owner != section:
             section = item.owner
             print(f"\n{section}", file=sys.stderr)
-        print(f"  {item.place}", file=sys.stderr)
+        print(f"  {item.location}", file=sys.stderr)
         if item.get:
             print(f"    {item.get}", file=sys.stderr)
 

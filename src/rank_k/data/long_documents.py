@@ -37,7 +37,7 @@ class PassageSplit:
 
     tokens: int
     overlap: int = 0
-    most: int | None = None
+    max_passages: int | None = None
 
     def __post_init__(self) -> None:
         if self.tokens < MIN_PASSAGE_TOKENS:
@@ -45,8 +45,8 @@ class PassageSplit:
         if not 0 <= self.overlap <= self.tokens // 2:
             problem = f"passages of {self.tokens} tokens cannot overlap by {self.overlap}"
             raise InputError(problem, f"give at most half, {self.tokens // 2}")
-        if self.most is not None and self.most < 1:
-            raise InputError(f"{self.most} passages of each document are none", "give 1 or more")
+        if self.max_passages is not None and self.max_passages < 1:
+            raise InputError(f"{self.max_passages} passages of each document are none", "give 1 or more")
 
     def passages(self, text: str) -> Iterator[str]:
         """The passages of a document, at least one. Without overlap and `most` they make up the whole text, joined."""
@@ -58,7 +58,7 @@ class PassageSplit:
         A passage ends with the last sentence that fits if that fills more than half of it, else with a word, else,
         in long words and scripts without blanks, with a character as people see it.
         """
-        return islice(self._all_spans(text), self.most)
+        return islice(self._all_spans(text), self.max_passages)
 
     def _all_spans(self, text: str) -> Iterator[tuple[int, int]]:
         positions, token_counts = _cut_positions(text, max(MIN_PASSAGE_TOKENS // 2, self.tokens // 16))
@@ -112,7 +112,7 @@ def document_id(passage_doc_id: str) -> str:
     return passage_doc_id.rpartition("#")[0]
 
 
-def expand(candidates: Iterable[Candidate], count: Callable[[str], int]) -> tuple[Candidate, ...]:
+def expand_to_passages(candidates: Iterable[Candidate], count: Callable[[str], int]) -> tuple[Candidate, ...]:
     """A run of passages from one of documents: `count(doc_id)` of each, in the documents' order and then their own."""
     return tuple(
         Candidate(passage_id(candidate.doc_id, number), candidate.score)
@@ -121,7 +121,7 @@ def expand(candidates: Iterable[Candidate], count: Callable[[str], int]) -> tupl
     )
 
 
-def collapse(ranking: Ranking) -> Ranking:
+def collapse_to_documents(ranking: Ranking) -> Ranking:
     """A ranking of documents from one of passages, each where its best passage stands (MaxP). Two are tied if their
     best passages are."""
     doc_ids: dict[str, bool] = {}
@@ -164,18 +164,18 @@ class SplitRun:
                 candidate.doc_id: len(self._split_document(candidate.doc_id, query_id))
                 for candidate in candidates[: self._depth]
             }
-            yield query_id, expand(candidates[: self._depth], counts.__getitem__)
+            yield query_id, expand_to_passages(candidates[: self._depth], counts.__getitem__)
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
         """The passage `doc_id` (`d#3`). Raises `InputError` where the store has no such document."""
         document, _, number = doc_id.rpartition("#")
         return Passage(doc_id, self._split_document(document, query_id)[int(number)])
 
-    def collapsed(self, rankings: Iterable[tuple[str, Ranking]]) -> Iterator[tuple[str, Ranking]]:
+    def document_rankings(self, rankings: Iterable[tuple[str, Ranking]]) -> Iterator[tuple[str, Ranking]]:
         """`(query_id, ranking of documents)` from rankings of passages that come in the run's order. Documents beyond
         `depth` follow as they stood."""
         for (query_id, ranking), (_, candidates) in zip(rankings, self._run, strict=True):
-            document_ranking = collapse(ranking)
+            document_ranking = collapse_to_documents(ranking)
             unranked_ids = tuple(candidate.doc_id for candidate in candidates[self._depth :])
             yield (
                 query_id,

@@ -49,7 +49,7 @@ class RunFile:
 
     path: Path
     query_ids: tuple[str, ...]
-    duplicates: int
+    duplicate_count: int
     """How many repeated documents were dropped."""
 
     def __init__(self, path: str | Path) -> None:
@@ -59,7 +59,7 @@ class RunFile:
         is_json = _is_json(self.path)
         self._read_rows: Callable[[Path], Iterator[_RunRow]] = _read_json_rows if is_json else _read_trec_rows
         self._candidates_by_query: dict[str, tuple[Candidate, ...]] | None = None
-        self.duplicates = 0
+        self.duplicate_count = 0
         query_ids: dict[str, None] = {}
         grouped = not is_json
         if grouped:
@@ -67,7 +67,7 @@ class RunFile:
                 grouped = grouped and query_id not in query_ids
                 query_ids[query_id] = None
                 doc_ids = [doc_id for _, doc_id, _ in rows]
-                self.duplicates += len(doc_ids) - len(set(doc_ids))
+                self.duplicate_count += len(doc_ids) - len(set(doc_ids))
         if not grouped:
             rows_by_query: dict[str, list[_RunRow]] = {}
             for row in self._read_rows(self.path):
@@ -75,7 +75,9 @@ class RunFile:
             self._candidates_by_query = {
                 query_id: _candidates_best_first(rows) for query_id, rows in rows_by_query.items()
             }
-            self.duplicates = sum(map(len, rows_by_query.values())) - sum(map(len, self._candidates_by_query.values()))
+            self.duplicate_count = sum(map(len, rows_by_query.values())) - sum(
+                map(len, self._candidates_by_query.values())
+            )
             query_ids = dict.fromkeys(rows_by_query)
         self.query_ids = tuple(query_ids)
 

@@ -50,7 +50,7 @@ def make_set_id(source: str, query_id: str, number: int, query: str, doc_ids: It
     return f"{source}/{query_id}/{number}-{sha256(content).hexdigest()[:8]}"
 
 
-def license_of(collection: Path) -> str | None:
+def read_license(collection: Path) -> str | None:
     """What the PROVENANCE.md of a collection's folder says behind "License of the data:", to the end of the line, or
     else behind the first "License", to the end of the sentence."""
     provenance = collection / "PROVENANCE.md"

@@ -259,7 +259,7 @@ class MemoryEstimate:
         return self.weights + self.trained + self.activations
 
 
-def estimated_memory(recipe: Recipe) -> MemoryEstimate:
+def estimate_memory(recipe: Recipe) -> MemoryEstimate:
     """What training takes, from sizes alone: an estimate within a factor of about 1.5, before anything is loaded.
 
     Weights: 2 bytes a parameter that stays as it is (bf16), 4 (single precision) where all are trained. Each trained

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, Protocol
 
-from rank_k.data.collections.base import Store
+from rank_k.data.collections.base import DocumentStore
 from rank_k.distill.candidate_sets import CandidateSet, CandidateSetAppender, make_set_id
 from rank_k.distill.near_duplicates import NearDuplicateIndex
 from rank_k.errors import InputError
@@ -182,7 +182,11 @@ class Sampler:
 
 
 def write_samples(
-    sampler: Sampler, store: Store, output: str | Path, queries_count: int | None = None, license: str | None = None
+    sampler: Sampler,
+    store: DocumentStore,
+    output: str | Path,
+    queries_count: int | None = None,
+    license: str | None = None,
 ) -> int:
     """Write the sets to `output`, going on where an earlier run was stopped; returns how many were there already.
 
@@ -206,7 +210,7 @@ def write_samples(
     return existing_count
 
 
-def _load_texts(sampled: SampledSet, store: Store, source: str, license: str | None) -> CandidateSet:
+def _load_texts(sampled: SampledSet, store: DocumentStore, source: str, license: str | None) -> CandidateSet:
     query_id = sampled.query.query_id
     passages = tuple(store.get(doc_id, query_id).text for doc_id in sampled.doc_ids)
     return CandidateSet(

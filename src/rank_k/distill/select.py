@@ -25,10 +25,10 @@ from typing import Any
 from rank_k.data.token_estimate import estimate_tokens
 from rank_k.distill.near_duplicates import DUPLICATE_SIMILARITY, NearDuplicateIndex, normalize_text
 from rank_k.journal import Call, Journal
-from rank_k.strategies.aggregate import consensus
+from rank_k.strategies.aggregate import consensus_ranking
 from rank_k.types import Window, WindowRanking, WindowResult
 from rank_k.window.parsing import ParsedAnswer, parse_ranking
-from rank_k.window.reasoning import agreement
+from rank_k.window.reasoning import ranking_agreement
 from rank_k.window.repetition import RepetitionTracker
 from rank_k.window.sanitize import strip_template_tokens
 
@@ -198,8 +198,9 @@ def trace_qualities(traces: Sequence[Trace]) -> list[float]:
     if len(ndcgs) == len(traces):
         return ndcgs
     rankings = tuple(trace.ranking for trace in traces)
-    consensus_ranking = consensus(WindowResult(Window(traces[0].doc_ids, (1, len(traces[0].doc_ids))), rankings))
-    return [agreement(ranking, consensus_ranking) for ranking in rankings]
+    window = Window(traces[0].doc_ids, (1, len(traces[0].doc_ids)))
+    consensus = consensus_ranking(WindowResult(window, rankings))
+    return [ranking_agreement(ranking, consensus) for ranking in rankings]
 
 
 # --- selecting ---
@@ -228,14 +229,16 @@ class Selector:
 
     def rows(self, journal: Journal) -> Iterator[dict[str, Any]]:
         """The rows of prompt and completion, as TRL takes them, in the order in which the sets were traced."""
-        for metadata, keys in journal.traced_sets():
+        for metadata, keys in journal.sets_with_calls():
             if self.set_ids is not None and metadata["set_id"] not in self.set_ids:
                 continue
             self.counts["sets"] += 1
             if (reason := self._exclusion_reason(metadata)) is not None:
                 self.counts[reason] += 1
                 continue
-            traces = self._usable_traces(metadata, (call for key in keys if (call := journal.call(key)) is not None))
+            traces = self._usable_traces(
+                metadata, (call for key in keys if (call := journal.find_call(key)) is not None)
+            )
             if not traces:
                 self.counts["without_trace"] += 1
                 continue

@@ -67,7 +67,7 @@ class Judgment:
         """The name of the system that was preferred; None for a tie."""
         return {LEFT: self.left, RIGHT: self.right}.get(self.choice)
 
-    def row(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON has it: what `parse_judgment` reads."""
         return asdict(self) | {"time": self.time.isoformat(timespec="microseconds")}
 
@@ -109,7 +109,7 @@ class ComparedPair:
 
 
 @dataclass(frozen=True, slots=True)
-class Sides:
+class SideCounts:
     """How often the left side was preferred to the right: half of the time, for sides are drawn by chance, whatever
     the systems are worth. `p`: of a judge who looks at the rankings alone (exact binomial test, two-sided)."""
 
@@ -129,8 +129,8 @@ class JudgeSummary:
     """`seconds`: the median, None if nobody counted."""
 
     name: str
-    sides: Sides
-    seconds: float | None
+    sides: SideCounts
+    median_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +139,11 @@ class Preferences:
     two. `named`: judgments made with names in sight. `translated`: with the query's translation."""
 
     pairs: tuple[ComparedPair, ...]
-    sides: Sides
+    sides: SideCounts
     judges: tuple[JudgeSummary, ...]
     agreement: tuple[Agreement, ...]
-    standing: CurrentJudgments
-    named: int
+    current: CurrentJudgments
+    unblinded: int
     translated: int
 
 
@@ -219,7 +219,7 @@ def current_judgments(rows: Iterable[Judgment]) -> CurrentJudgments:
 # --- what they come to ---
 
 
-def preferences(rows: Iterable[Judgment]) -> Preferences:
+def summarize_preferences(rows: Iterable[Judgment]) -> Preferences:
     """Everything that is told of judgments, in whatever order they come.
 
     Raises `InputError` if none of them stands, `MissingExtra` without numpy and scipy.
@@ -236,8 +236,8 @@ def preferences(rows: Iterable[Judgment]) -> Preferences:
             for name, rows_of_judge in _group_judgments(judgments, lambda row: row.judge).items()
         ),
         agreement=compute_agreements([(row.judge, row.query_id, row.pair, _outcome(row)) for row in judgments]),
-        standing=current,
-        named=sum(not row.blind for row in judgments),
+        current=current,
+        unblinded=sum(not row.blind for row in judgments),
         translated=sum(row.translation is not None for row in judgments),
     )
 
@@ -289,14 +289,14 @@ def _outcome(row: Judgment) -> int:
     return _TIED if row.winner is None else _WON if row.winner == row.pair[0] else _LOST
 
 
-def _count_sides(judgments: Iterable[Judgment]) -> Sides:
+def _count_sides(judgments: Iterable[Judgment]) -> SideCounts:
     """Here every judgment counts: the sides of each were drawn anew."""
     counts = Counter(row.choice for row in judgments)
     decided_count = counts[LEFT] + counts[RIGHT]
     if not decided_count:
-        return Sides(0, 0, counts[TIE], None, None)
+        return SideCounts(0, 0, counts[TIE], None, None)
     p = float(load("scipy.stats").binomtest(counts[LEFT], decided_count).pvalue)
-    return Sides(
+    return SideCounts(
         counts[LEFT], counts[RIGHT], counts[TIE], estimate_share(counts[LEFT] / decided_count, decided_count), p
     )
 

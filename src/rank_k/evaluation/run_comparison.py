@@ -54,7 +54,7 @@ class ComparedRun:
     evaluation: Evaluation
     intervals: Mapping[str, tuple[float, float]]
     cost: RunCost | None = None
-    against: Mapping[str, PairedComparison] = field(default_factory=dict)
+    comparisons: Mapping[str, PairedComparison] = field(default_factory=dict)
 
     @property
     def unjudged_per_query(self) -> Mapping[str, float]:
@@ -81,15 +81,15 @@ class RunComparison:
     comparisons: int
 
     @property
-    def compared(self) -> tuple[ComparedRun, ...]:
-        return tuple(run for run in self.runs if run.against)
+    def compared_runs(self) -> tuple[ComparedRun, ...]:
+        return tuple(run for run in self.runs if run.comparisons)
 
     @property
     def query_count(self) -> int:
         return len(next(iter(self.runs[0].evaluation.per_query.values())))
 
     @property
-    def shown_measure(self) -> str:
+    def primary_measure(self) -> str:
         """The measure whose queries are looked at one by one: the first that says something of quality."""
         return next((measure for measure in self.measures if not _is_judged_measure(measure)), self.measures[0])
 
@@ -98,7 +98,7 @@ class RunComparison:
         baseline = next((other for other in self.runs if other.name == self.baseline), None)
         if baseline is None:
             return []
-        measure = measure or self.shown_measure
+        measure = measure or self.primary_measure
         before, after = baseline.evaluation.per_query[measure], run.evaluation.per_query[measure]
         unjudged = baseline.unjudged_per_query, run.unjudged_per_query
         changes = [
@@ -107,7 +107,7 @@ class RunComparison:
         ]
         return sorted(changes, key=lambda change: (-change.difference, change.query_id))
 
-    def hurt(self, run: ComparedRun, limit: int = 10) -> list[Change]:
+    def largest_losses(self, run: ComparedRun, limit: int = 10) -> list[Change]:
         """The queries that lost, the worst first."""
         losses = [change for change in self.changes(run) if change.difference < 0]
         return sorted(losses, key=lambda change: (change.difference, change.query_id))[:limit]

@@ -25,8 +25,8 @@ class RunCost:
 
     journal: Path
     run: str
-    others: int
-    exact: bool
+    other_runs: int
+    wrote_file: bool
     model: str
     queries: Mapping[str, QueryCost]
     money: float | None = None
@@ -59,7 +59,7 @@ class RunCost:
         """Windows without a usable answer."""
         return sum(query.unranked_windows for query in self.queries.values())
 
-    def command(self, query_id: str) -> str | None:
+    def trace_command(self, query_id: str) -> str | None:
         """The command that shows all that was asked and thought about a query; None if nothing was."""
         if query_id not in self.queries:
             return None
@@ -68,13 +68,13 @@ class RunCost:
         return shlex.join(["rank-k", "journal", "show", str(self.journal), *run_option, *query_option])
 
 
-def journal_beside(run_file: Path) -> Path | None:
+def find_journal(run_file: Path) -> Path | None:
     """Where `rank-k rerank` keeps the journal of the run it writes, if there is one."""
     journal_file = run_file.with_name(run_file.name + ".journal.sqlite")
     return journal_file if journal_file.is_file() else None
 
 
-def run_cost(journal_file: Path, run_file: Path) -> RunCost | None:
+def read_run_cost(journal_file: Path, run_file: Path) -> RunCost | None:
     """What `run_file` cost. A journal may hold several runs: the one that wrote a file of this name, the last of
     those, or else the last of all. None if that asked nothing.
 
@@ -88,7 +88,7 @@ def run_cost(journal_file: Path, run_file: Path) -> RunCost | None:
             return None
         writers = [record for record in runs if _wrote_file(record, run_file)]
         record = (writers or runs)[0]
-        queries = {query.query_id: query for query in journal.queries(record.run)}
+        queries = {query.query_id: query for query in journal.query_costs(record.run)}
         if not queries:
             return None
         return RunCost(
@@ -96,7 +96,7 @@ def run_cost(journal_file: Path, run_file: Path) -> RunCost | None:
             "" if record == runs[0] else record.run,
             len(runs) - 1,
             bool(writers),
-            journal.model(record.run),
+            journal.model_of_run(record.run),
             queries,
         )
 

@@ -41,7 +41,7 @@ class PairedDifference:
     """
 
     mean: float
-    error: float
+    standard_error: float
     low: float
     high: float
     t_p: float
@@ -122,7 +122,7 @@ def paired_difference(
     worse = sum(value < 0 for value in differences)
     return PairedDifference(
         mean=mean,
-        error=error,
+        standard_error=error,
         low=low,
         high=high,
         t_p=_t_test(mean, error, len(differences)),

@@ -103,7 +103,7 @@ class CallStore(JournalFile):
         )
         return response if inserted.rowcount else self.find_response(key) or response
 
-    def request(self, key: str) -> Mapping[str, Any]:
+    def find_request(self, key: str) -> Mapping[str, Any]:
         """Return the request's body of the call `key`. Raises KeyError."""
         row = self._fetch_row("SELECT request FROM calls WHERE key = ?", key)
         if row is None:
@@ -111,7 +111,7 @@ class CallStore(JournalFile):
         body: Mapping[str, Any] = decompress_json(row[0])
         return body
 
-    def call(self, key: str) -> Call | None:
+    def find_call(self, key: str) -> Call | None:
         """Return the call stored under `key`, or None."""
         row = self._fetch_row("SELECT model, purpose, request, doc_ids FROM calls WHERE key = ?", key)
         response = self.find_response(key)
@@ -120,7 +120,9 @@ class CallStore(JournalFile):
         model, purpose, request, doc_ids = row
         return Call(decode_text(model), purpose, decompress_json(request), response, tuple(json.loads(doc_ids)))
 
-    def totals(self, run: str | None = None, query_id: str | None = None) -> list[tuple[str, str, int, Usage, float]]:
+    def usage_totals(
+        self, run: str | None = None, query_id: str | None = None
+    ) -> list[tuple[str, str, int, Usage, float]]:
         """Return (model, purpose, calls, usage, seconds), summed over the whole file or over the windows of a run, of a
         query, or of a query in a run."""
         columns = {"run": run, "query_id": None if query_id is None else encode_text(query_id)}

@@ -22,7 +22,7 @@ class WindowRecord:
 
     query_id: str
     round: int
-    position: int
+    window_number: int
     window: Window
     call_keys: tuple[str, ...]
     rankings: tuple[WindowRanking, ...]
@@ -100,7 +100,7 @@ class Journal(CallStore):
         row = self._db.execute("SELECT run FROM runs ORDER BY started_at DESC LIMIT 1").fetchone()
         return row[0] if row else ""
 
-    def model(self, run: str) -> str:
+    def model_of_run(self, run: str) -> str:
         """Return the name of the model that ranked the run's windows; empty if there are no calls."""
         for (call_keys,) in self._db.execute("SELECT call_keys FROM windows WHERE run = ?", (run,)):
             for key in json.loads(call_keys):
@@ -119,7 +119,7 @@ class Journal(CallStore):
         )
         self._db.execute("DELETE FROM rounds WHERE run = ? AND position = ?", (run, position))
 
-    def opened(
+    def find_queries(
         self, run: str | None = None, *, find: str = "", offset: int = 0, limit: int | None = None
     ) -> tuple[int, list[QueryRecord]]:
         """Return the number of queries of a run (default: of all runs), and those from `offset` on, in input order.
@@ -136,7 +136,7 @@ class Journal(CallStore):
         page = "ORDER BY run, position LIMIT ? OFFSET ?"
         return total, self._query_records(f"{condition} {page}", (*values, -1 if limit is None else limit, offset))
 
-    def query(self, run: str, position: int) -> QueryRecord | None:
+    def find_query(self, run: str, position: int) -> QueryRecord | None:
         """Return the query at this place of the run's input, or None."""
         return next(iter(self._query_records("run = ? AND position = ?", (run, position))), None)
 
@@ -152,7 +152,7 @@ class Journal(CallStore):
             for run, position, query_id, text, started_at, finished in rows
         ]
 
-    def queries(self, run: str) -> Iterator[QueryCost]:
+    def query_costs(self, run: str) -> Iterator[QueryCost]:
         """Yield the cost of each query of a run, by query id."""
         for query_id, records in groupby(self.windows(run), key=lambda record: record.query_id):
             windows = list(records)
@@ -187,7 +187,7 @@ class Journal(CallStore):
                 run,
                 encode_text(record.query_id),
                 record.round,
-                record.position,
+                record.window_number,
                 json.dumps(window.doc_ids),
                 json.dumps(window.rank_range),
                 window.method,
@@ -225,7 +225,7 @@ class Journal(CallStore):
                 Counter(json.loads(row[8])),
             )
 
-    def forget_windows(self, run: str) -> None:
+    def delete_windows(self, run: str) -> None:
         """Delete the windows of a run, not its calls.
 
         For a run that starts again: if a window that was unranked has an answer now, fewer windows may follow.
@@ -256,7 +256,7 @@ class Journal(CallStore):
             (run, position, encode_text(query_id), _encode_ranking(ranking)),
         )
 
-    def ranking(self, run: str, position: int) -> Ranking | None:
+    def find_ranking(self, run: str, position: int) -> Ranking | None:
         """Return a query's final ranking, or None. A temporary journal returns it once and deletes it."""
         where = "FROM rankings WHERE run = ? AND position = ?"
         row = self._db.execute(f"SELECT ranking {where}", (run, position)).fetchone()
@@ -276,7 +276,7 @@ class Journal(CallStore):
             (encode_text(set_id), json.dumps(metadata)),
         )
 
-    def traced_sets(self) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+    def sets_with_calls(self) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
         """Yield the metadata of each candidate set that has windows, in the order in which the sets were first stored,
         and the keys of its calls: no key twice, those of the latest run first."""
         rows = self._db.execute(

@@ -243,11 +243,11 @@ def _constraint(server_type: ServerType, size: int) -> dict[str, Any]:
     from rank_k.window import grammar  # its rules are only needed here
 
     if server_type.grammar == "gbnf":
-        return {"grammar": grammar.gbnf(size)}
+        return {"grammar": grammar.ranking_gbnf(size)}
     if server_type.grammar == "structured":
-        return {"structured_outputs": {"regex": grammar.regex(size)}}
+        return {"structured_outputs": {"regex": grammar.ranking_regex(size)}}
     if server_type.grammar == "regex":
-        return {"regex": grammar.regex(size)}
+        return {"regex": grammar.ranking_regex(size)}
     return {}
 
 

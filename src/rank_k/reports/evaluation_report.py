@@ -47,13 +47,13 @@ def render_report(
         "report.html.j2",
         title=_page_title(comparison),
         comparison=comparison,
-        measure=comparison.shown_measure,
+        measure=comparison.primary_measure,
         confidence=f"{CONFIDENCE_LEVEL:.0%}".replace("%", "\u00a0%"),
         significance_level=SIGNIFICANCE_LEVEL,
-        findings=[_Finding(run, run.against[comparison.shown_measure]) for run in comparison.compared],
+        findings=[_Finding(run, run.comparisons[comparison.primary_measure]) for run in comparison.compared_runs],
         cost_figures=_cost_figures(comparison),
         bar_figures={
-            run.name: _bar_figure(comparison, run, _difference_range(comparison)) for run in comparison.compared
+            run.name: _bar_figure(comparison, run, _difference_range(comparison)) for run in comparison.compared_runs
         },
         queries=queries or {},
         page_facts=_reproduction_facts(origin, comparison),
@@ -85,7 +85,7 @@ class _Finding:
 
 def _cost_figures(comparison: RunComparison) -> list[Figure]:
     """Quality against what it cost, in each currency that was spent."""
-    measure = comparison.shown_measure
+    measure = comparison.primary_measure
     runs_with_cost = [(run, run.cost) for run in comparison.runs if run.cost is not None]
     per_query = {
         "tokens per query, in and out": [cost.tokens / len(cost.queries) for _, cost in runs_with_cost],
@@ -122,13 +122,13 @@ def _cost_figures(comparison: RunComparison) -> list[Figure]:
 
 def _difference_range(comparison: RunComparison) -> tuple[float, float]:
     """The largest loss and gain of any run: all are drawn on one scale."""
-    differences = [change.difference for run in comparison.compared for change in comparison.changes(run)]
+    differences = [change.difference for run in comparison.compared_runs for change in comparison.changes(run)]
     return min(differences, default=0.0), max(differences, default=0.0)
 
 
 def _bar_figure(comparison: RunComparison, run: ComparedRun, y_range: tuple[float, float]) -> Figure:
     changes = comparison.changes(run)
-    measure, baseline = comparison.shown_measure, _short_name(comparison.baseline, comparison.runs)
+    measure, baseline = comparison.primary_measure, _short_name(comparison.baseline, comparison.runs)
     name = _short_run_name(run, comparison.runs)
     best, worst = changes[0], changes[-1]
     svg = bars(

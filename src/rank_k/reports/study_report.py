@@ -14,7 +14,7 @@ from rank_k.reports.figures import Point, bars, scatter
 from rank_k.reports.html import format_integer, format_signed, render_template
 from rank_k.study.breakdowns import DifficultyRow
 from rank_k.study.results import StudyResults
-from rank_k.study.table import Row
+from rank_k.study.table import CellRow
 
 _COST_LABELS = {
     "tokens": "tokens per query, in and out",
@@ -31,7 +31,7 @@ class _RunSection:
     """A run and a model: the cells' rows, the first stage's first, and their plots."""
 
     heading: str
-    rows: Sequence[Row]
+    rows: Sequence[CellRow]
     figures: Sequence[Figure]
 
 
@@ -45,7 +45,7 @@ class _DifficultySection:
     figures: Sequence[Figure]
 
 
-def write_page(path: Path, results: StudyResults, command: str = "") -> None:
+def write_study_report(path: Path, results: StudyResults, command: str = "") -> None:
     """`command`: how the study was asked for. Raises `MissingExtra`."""
     labels = results.labels
     page = render_template(
@@ -56,8 +56,10 @@ def write_page(path: Path, results: StudyResults, command: str = "") -> None:
         measure=results.study.measures[0],
         confidence=f"{CONFIDENCE_LEVEL:.0%}".replace("%", "\u00a0%"),
         significance_level=SIGNIFICANCE_LEVEL,
-        significant_rows=[row for row in results.rows if row.against is not None and row.p <= SIGNIFICANCE_LEVEL],
-        comparisons=sum(row.against is not None for row in results.rows),
+        significant_rows=[
+            row for row in results.rows if row.difference is not None and row.corrected_p <= SIGNIFICANCE_LEVEL
+        ],
+        comparisons=sum(row.difference is not None for row in results.rows),
         sections=[
             _RunSection(heading, rows, _cost_figures(results, heading, rows)) for heading, rows in results.by_run()
         ],
@@ -73,7 +75,7 @@ def write_page(path: Path, results: StudyResults, command: str = "") -> None:
     partial.replace(path)
 
 
-def _cost_figures(results: StudyResults, heading: str, rows: Sequence[Row]) -> list[Figure]:
+def _cost_figures(results: StudyResults, heading: str, rows: Sequence[CellRow]) -> list[Figure]:
     """Quality against each cost, with intervals; cells of one strategy look alike."""
     figures = []
     cells = [(row, row.cell) for row in rows if row.cell is not None]
@@ -82,14 +84,14 @@ def _cost_figures(results: StudyResults, heading: str, rows: Sequence[Row]) -> l
             Point(
                 row.setting,
                 getattr(row.cost, axis),
-                row.first.mean,
+                row.primary_quality.mean,
                 None,
-                (row.first.low, row.first.high),
+                (row.primary_quality.low, row.primary_quality.high),
                 cell.strategy,
             )
             for row, cell in cells
         ]
-        pareto_mask = [axis in row.on_set for row, _ in cells]
+        pareto_mask = [axis in row.pareto_axes for row, _ in cells]
         figures.append(
             _scatter_figure(
                 points, results.study.measures[0], _COST_LABELS[axis], f"{heading}: quality", pareto_mask=pareto_mask
@@ -147,16 +149,16 @@ def _difficulty_figures(results: StudyResults, criterion: str, rows: Sequence[Di
 def _round_figures(results: StudyResults) -> list[Figure]:
     """Quality by the moment of stopping, run by run; the last point of each cell is the whole of it."""
     figures = []
-    axis = "seconds" if results.timed else "rounds"
-    cell_names = {round_row.name for round_row in results.rounds}
+    axis = "seconds" if results.has_timings else "rounds"
+    cell_names = {round_row.name for round_row in results.round_rows}
     for heading, rows in results.by_run():
         points = []
         for row in rows:
             cell_rounds = [
-                round_row for round_row in results.rounds if round_row.name == row.name and row.name in cell_names
+                round_row for round_row in results.round_rows if round_row.name == row.name and row.name in cell_names
             ]
             for round_row in cell_rounds:
-                x = round_row.seconds if results.timed else float(round_row.rounds)
+                x = round_row.seconds if results.has_timings else float(round_row.rounds)
                 name = row.setting if round_row is cell_rounds[-1] else ""
                 quality = round_row.quality
                 points.append(Point(name, x, quality.mean, None, (quality.low, quality.high), row.setting))
@@ -171,7 +173,7 @@ def _round_figures(results: StudyResults) -> list[Figure]:
 def _reproduction_facts(results: StudyResults, command: str) -> list[tuple[str, str]]:
     """What is needed to make the page again."""
     resampling = f"{RESAMPLES:,} resamples, seed {SEED}, level {CONFIDENCE_LEVEL:.0%}".replace("%", "\u00a0%")
-    comparisons = sum(row.against is not None for row in results.rows)
+    comparisons = sum(row.difference is not None for row in results.rows)
     facts = [
         ("Command", command),
         ("Measures", ", ".join(results.study.measures)),

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 
 from rank_k.types import Candidate
 
-K = 60
+RRF_K = 60
 """The constant of reciprocal rank fusion, from Cormack, Clarke and Büttcher (SIGIR 2009), where it was not tuned."""
 
 
-def reciprocal_rank_fusion(rankings: Iterable[Sequence[str]], k: int = K) -> list[str]:
+def reciprocal_rank_fusion(rankings: Iterable[Sequence[str]], k: int = RRF_K) -> list[str]:
     """Ids by the sum of 1 / (k + rank) over the rankings that have them; equal sums in the order first met."""
     scores: defaultdict[str, float] = defaultdict(float)
     for ranking in rankings:

@@ -15,9 +15,9 @@ def demo_queries() -> list[dict[str, Any]]:
     from rank_k.data.collections import demo
     from rank_k.retrieval.bm25 import retrieve
 
-    texts = {passage.doc_id: passage.text for passage in demo.passages()}
-    queries = {question.query.query_id: question.query for question in demo.questions() if question.featured}
-    run = retrieve(queries.values(), demo.passages(), depth=DEPTH)
+    texts = {passage.doc_id: passage.text for passage in demo.load_passages()}
+    queries = {question.query.query_id: question.query for question in demo.load_questions() if question.featured}
+    run = retrieve(queries.values(), demo.load_passages(), depth=DEPTH)
     return [
         {"query": queries[query_id].text, "passages": [texts[candidate.doc_id] for candidate in candidates]}
         for query_id, candidates in run

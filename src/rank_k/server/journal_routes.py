@@ -91,7 +91,7 @@ def _window(journal: Journal, request: Request) -> dict[str, Any]:
 
 
 def _record(journal: Journal, request: Request) -> QueryRecord:
-    record = journal.query(request.query_params.get("run", ""), _integer_parameter(request, "position"))
+    record = journal.find_query(request.query_params.get("run", ""), _integer_parameter(request, "position"))
     if record is None:
         raise ApiError(404, "there is no such query in the journal", "position")
     return record

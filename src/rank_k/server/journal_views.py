@@ -12,8 +12,8 @@ from typing import Any
 
 from rank_k.journal import Call, Journal, QueryRecord, WindowRecord
 from rank_k.types import Ranking, Usage
-from rank_k.window.prompt import passages_in
-from rank_k.window.query_likelihood import TEMPLATE, log_probability
+from rank_k.window.prompt import extract_passages
+from rank_k.window.query_likelihood import LIKELIHOOD_TEMPLATE, query_log_probability
 
 PAGE_SIZE = 50
 """Rows at a time."""
@@ -26,14 +26,14 @@ def runs(journal: Journal, offset: int) -> dict[str, Any]:
     records = journal.runs()
     rows = []
     for record in records[offset : offset + PAGE_SIZE]:
-        total, _ = journal.opened(record.run, limit=0)
+        total, _ = journal.find_queries(record.run, limit=0)
         rows.append({"run": record.run, "started_at": record.started_at, "settings": record.settings, "queries": total})
     return {"total": len(records), "offset": offset, "runs": rows}
 
 
 def queries(journal: Journal, run: str | None, find: str, offset: int) -> dict[str, Any]:
     """A page of a run's queries, or of all runs'; `find`: of those whose id or text holds it."""
-    total, records = journal.opened(run, find=find, offset=offset, limit=PAGE_SIZE)
+    total, records = journal.find_queries(run, find=find, offset=offset, limit=PAGE_SIZE)
     return {"total": total, "offset": offset, "queries": [_query_summary(journal, record) for record in records]}
 
 
@@ -47,7 +47,7 @@ def query(journal: Journal, record: QueryRecord) -> dict[str, Any]:
     rounds = journal.rounds(record.run, record.position)
     if rounds:
         windows = [window for window in windows if window.round < len(rounds)]  # others are of an earlier attempt
-    final_ranking = journal.ranking(record.run, record.position) if record.finished else None
+    final_ranking = journal.find_ranking(record.run, record.position) if record.finished else None
     if rounds:
         compared: Iterable[str] = rounds[0].doc_ids
     else:
@@ -66,7 +66,7 @@ def query(journal: Journal, record: QueryRecord) -> dict[str, Any]:
 def window(journal: Journal, record: QueryRecord, number: int, position: int) -> dict[str, Any] | None:
     """All that was asked and answered about one window, or None if there is none. Places and texts as in `query`."""
     windows = list(journal.windows(record.run, record.query_id))
-    window_record = next((w for w in windows if (w.round, w.position) == (number, position)), None)
+    window_record = next((w for w in windows if (w.round, w.window_number) == (number, position)), None)
     if window_record is None:
         return None
     doc_ids = window_record.window.doc_ids
@@ -79,7 +79,7 @@ def window(journal: Journal, record: QueryRecord, number: int, position: int) ->
         "passages": [{"doc_id": doc_id, "text": texts.get(doc_id)} for doc_id in doc_ids],
         "orders": _orders(window_record, places),
         "repairs": dict(window_record.repairs),
-        "calls": [_call(call, doc_ids) for call in map(journal.call, window_record.call_keys) if call is not None],
+        "calls": [_call(call, doc_ids) for call in map(journal.find_call, window_record.call_keys) if call is not None],
     }
 
 
@@ -117,7 +117,7 @@ def _window_summary(journal: Journal, window: WindowRecord, places: Mapping[str,
     usage = sum((response.usage for response in responses), Usage())
     return {
         "round": window.round,
-        "window": window.position,
+        "window": window.window_number,
         "shown": [places[doc_id] for doc_id in window.window.doc_ids if doc_id in places],
         "reach": window.window.rank_range,
         "orders": _orders(window, places),
@@ -145,7 +145,7 @@ def _call(call: Call, doc_ids: Sequence[str]) -> dict[str, Any]:
     places = {doc_id: number for number, doc_id in enumerate(doc_ids)}
     numbered_ids = _numbered_ids(call, doc_ids)
     usage = call.response.usage
-    likelihood = log_probability(call.response, call.response.text) if call.purpose == "likelihood" else None
+    likelihood = query_log_probability(call.response, call.response.text) if call.purpose == "likelihood" else None
     return {
         "purpose": call.purpose,
         "model": call.model,
@@ -191,7 +191,7 @@ def _texts(journal: Journal, windows: Iterable[WindowRecord], doc_ids: Mapping[s
         if all(doc_id in texts for doc_id in window.window.doc_ids):
             continue
         for key in window.call_keys:
-            call = journal.call(key)
+            call = journal.find_call(key)
             if call is not None:
                 texts |= _texts_in_call(call, window.window.doc_ids)
             if call is None or call.purpose != "likelihood":
@@ -205,9 +205,9 @@ def _texts_in_call(call: Call, doc_ids: Sequence[str]) -> dict[str, str]:
     numbered_ids = _numbered_ids(call, doc_ids)
     contents = [message["content"] for message in _messages(call.request)]
     if call.purpose == "likelihood":
-        passage = contents[0].removeprefix(TEMPLATE.before).rpartition("\n")[0] if contents else ""
+        passage = contents[0].removeprefix(LIKELIHOOD_TEMPLATE.before).rpartition("\n")[0] if contents else ""
         return dict.fromkeys(numbered_ids[:1], passage)
-    passages = max(map(passages_in, contents), key=len, default=())
+    passages = max(map(extract_passages, contents), key=len, default=())
     return dict(zip(numbered_ids, passages, strict=False)) if len(passages) == len(numbered_ids) else {}
 
 

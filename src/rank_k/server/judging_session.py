@@ -56,10 +56,10 @@ class PairwiseItems:
     """Everything that can be asked. `identical`: how often two systems show the same, so that there is nothing to ask;
     `lacking`: how often one of them has nothing for the query."""
 
-    asked: tuple[PairwiseItem, ...]
+    items: tuple[PairwiseItem, ...]
     depth: int
     identical: int = 0
-    lacking: int = 0
+    missing: int = 0
 
 
 def pairwise_items(
@@ -145,7 +145,7 @@ class JudgingSession:
 
     @property
     def total(self) -> int:
-        return len(self._items.asked)
+        return len(self._items.items)
 
     def next_item(self) -> PairwiseItem | None:
         """The first that has not been judged; None at the end."""
@@ -193,11 +193,11 @@ class JudgingSession:
 
     @cached_property
     def _by_token(self) -> dict[str, PairwiseItem]:
-        return {item.token(self.name): item for item in self._items.asked}
+        return {item.token(self.name): item for item in self._items.items}
 
     @cached_property
     def _by_item(self) -> dict[tuple[str, tuple[str, str]], PairwiseItem]:
-        return {(item.query.query_id, item.systems): item for item in self._items.asked}
+        return {(item.query.query_id, item.systems): item for item in self._items.items}
 
 
 _Sides = tuple[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]]
@@ -222,7 +222,7 @@ def _digest(*parts: str) -> bytes:
     return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).digest()
 
 
-def file_names(paths: Sequence[str]) -> dict[str, str]:
+def system_names(paths: Sequence[str]) -> dict[str, str]:
     """Names of systems, by path: without folders, where that is enough to tell them apart."""
     base_names = [path.replace("\\", "/").rpartition("/")[2] for path in paths]
     return {path: name if base_names.count(name) == 1 else path for path, name in zip(paths, base_names, strict=True)}

@@ -36,7 +36,7 @@ class PreferencesFile:
 
     def append(self, row: Judgment) -> None:
         """Returns once the row is on disk; raises `OSError` where that failed, and the file is as it was before."""
-        line = (json.dumps(row.row()) + "\n").encode("ascii")
+        line = (json.dumps(row.to_dict()) + "\n").encode("ascii")
         try:
             written = 0
             while written < len(line):

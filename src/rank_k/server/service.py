@@ -20,7 +20,7 @@ from rank_k.server.config import Limits
 from rank_k.server.metrics import Metrics
 from rank_k.server.queue import RequestQueue
 from rank_k.server.requests import RerankRequest
-from rank_k.types import RankedHits, Ranking, ScoringMethod, StreamChunk, Window, unranked_hits
+from rank_k.types import RankedHits, Ranking, ScoringMethod, StreamChunk, Window, keep_input_order
 from rank_k.window.listwise import WindowReport
 
 _CLEANUP_SECONDS = 5.0  # seconds that work which was ended has to clean up in: stopping must come to an end
@@ -92,7 +92,7 @@ class RerankService:
                 async with asyncio.timeout(seconds):
                     await stack.enter_async_context(self.queue.admit(client))
             except TimeoutError:
-                hits = unranked_hits(request.documents)
+                hits = keep_input_order(request.documents)
             else:
                 hits = await self._run_ranking(reranker, request, deadline, request_id, listener)
         self.metrics.record_ranking(hits)

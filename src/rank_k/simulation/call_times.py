@@ -15,7 +15,7 @@ from math import exp, inf
 from random import Random
 from typing import NamedTuple
 
-from rank_k.engine import OPEN_PER_SLOT
+from rank_k.engine import OPEN_QUERIES_PER_SLOT
 from rank_k.errors import InputError
 from rank_k.simulation.replay import RoundSizes
 
@@ -59,7 +59,7 @@ def scheduled(queries: Iterable[Iterator[PendingRound]], concurrency: int) -> It
             heapq.heappush(ready, (-pending.remaining_windows, query, place, seconds))
 
     def open_queries() -> None:
-        while len(rounds) < OPEN_PER_SLOT * concurrency:
+        while len(rounds) < OPEN_QUERIES_PER_SLOT * concurrency:
             entry = next(unopened, None)
             if entry is None:
                 return

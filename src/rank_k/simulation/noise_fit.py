@@ -57,7 +57,7 @@ class NoiseFit:
     errors: Mapping[str, float]
     assumed: Mapping[str, str]
     queries: int
-    looks: int
+    observations: int
     comparisons: int
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rank_k.journal import WindowRecord
 from rank_k.optional_deps import load
 from rank_k.types import WindowRanking
-from rank_k.window.listwise import sample_order
+from rank_k.window.listwise import presented_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,7 +53,7 @@ def observations_of(records: Iterable[WindowRecord]) -> list[Observation]:
         # with two answers to one sample it is not known any more in which order later samples were shown
         rankings = record.rankings[:1] if record.repairs.get("windows_reasoned") else record.rankings
         for sample, ranking in enumerate(rankings):
-            doc_ids = sample_order(record.query_id, window_ids, sample)
+            doc_ids = presented_order(record.query_id, window_ids, sample)
             observations.append(
                 Observation(record.query_id, doc_ids, ranking, frozenset(window_ids) - earlier_ids, sample)
             )

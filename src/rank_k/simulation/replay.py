@@ -18,7 +18,7 @@ from sys import maxsize
 from typing import NamedTuple
 
 from rank_k.models.simulated import Grades, Noise, SimulatedModel
-from rank_k.strategies.base import Strategy, StrategyGenerator, seed_of, validated
+from rank_k.strategies.base import Strategy, StrategyGenerator, query_seed, run_validated
 from rank_k.types import Candidate, Ranking, Run, Window, WindowRanking, WindowResult
 from rank_k.window.parsing import parse_ranking
 
@@ -48,7 +48,7 @@ def replay_strategy(
     strategy: Strategy, candidates: Sequence[Candidate], query_id: str, judge: SimulatedModel
 ) -> ReplayedQuery:
     """What `strategy` makes of `candidates` (best first) with `judge`, under the seed that the engine gives it."""
-    generator = validated(strategy, candidates, seed_of(query_id))
+    generator = run_validated(strategy, candidates, query_seed(query_id))
     rounds: list[RoundSizes] = []
     try:
         current_round = next(generator)
@@ -74,7 +74,7 @@ def _intern_rounds(rounds: tuple[RoundSizes, ...]) -> tuple[RoundSizes, ...]:
 def without_calls(candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
     """The strategy that asks nothing: the first stage as it is, to compare with."""
     yield from ()
-    return Ranking.of(candidate.doc_id for candidate in candidates)
+    return Ranking.untied(candidate.doc_id for candidate in candidates)
 
 
 def judge_window(judge: SimulatedModel, query_id: str, window: Window) -> WindowRanking:

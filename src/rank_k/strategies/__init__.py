@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What to give to `make`. 100 candidates take 9 windows in 9 rounds, 6 in 2, 7 in 2 and 12 in 2."""
 
 
-def make(
+def make_strategy(
     name: str,
     *,
     window: int = 20,
@@ -45,7 +45,7 @@ def make(
 
     Raises `InputError` for a name that does not exist or settings that it cannot work with.
     """
-    factory = factory_of(name)
+    factory = load_strategy_class(name)
     options = {
         "window": window,
         "stride": stride,
@@ -67,7 +67,7 @@ def make(
     return strategy
 
 
-def factory_of(name: str) -> Any:
+def load_strategy_class(name: str) -> Any:
     """What makes the strategy called `name`, its module imported. Raises `InputError` if there is none."""
     path = STRATEGIES.get(name, name)
     module_name, _, attribute = path.partition(":")

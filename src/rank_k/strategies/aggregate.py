@@ -9,7 +9,7 @@ from itertools import groupby
 from rank_k.types import WindowRanking, WindowResult
 
 
-def consensus(result: WindowResult) -> WindowRanking:
+def consensus_ranking(result: WindowResult) -> WindowRanking:
     """The order that the samples of a window agree on: by mean position (Borda), equal means tied.
 
     The members of a tier share the mean of its positions. A passage counts only where a sample placed it;

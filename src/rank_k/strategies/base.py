@@ -26,7 +26,7 @@ class Strategy(Protocol):
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator: ...
 
 
-def validated(strategy: Strategy, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
+def run_validated(strategy: Strategy, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
     """The steps of `strategy`, which raise `StrategyError` where it breaks a promise: a passage that it forgets would
     be lost from the ranking, and nobody would notice. Raises `InputError` for a candidate that stands twice."""
     ids = frozenset(candidate.doc_id for candidate in candidates)
@@ -94,7 +94,7 @@ def lowest_rank(doc_ids: Iterable[str], ranked: Iterable[str]) -> int:
     return max(rank for rank, doc_id in enumerate(ranked, 1) if doc_id in id_set)
 
 
-def seed_of(query_id: str) -> int:
+def query_seed(query_id: str) -> int:
     """The seed of a query: the same whoever asks, today and tomorrow."""
     return crc32(query_id.encode("utf-8", "surrogateescape"))
 

@@ -14,9 +14,9 @@ from typing import TypeVar
 
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
-from rank_k.strategies.aggregate import consensus
+from rank_k.strategies.aggregate import consensus_ranking
 from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window_size, lowest_rank
-from rank_k.strategies.bradley_terry import fit
+from rank_k.strategies.bradley_terry import fit_strengths
 from rank_k.types import Candidate, Ranking, Round, Window, WindowResult
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class Blocks:
             return ties.ranking(ids)
         remaining_windows = 1 + self.boundary if len(ids) > self.window else 0
         round_results = yield Round(
-            tuple(Window(block, full_range) for block in blocks), Ranking.of(ids), len(blocks) + remaining_windows
+            tuple(Window(block, full_range) for block in blocks), Ranking.untied(ids), len(blocks) + remaining_windows
         )
         ranking = self._update_ranking(ids, round_results, results, ties)
         submitted = set(blocks)
@@ -115,12 +115,12 @@ class Blocks:
         """The best so far, once `round_results` has joined `results` and `ties`."""
         results.extend(round_results)
         for result in round_results:
-            window_ranking = consensus(result)
+            window_ranking = consensus_ranking(result)
             if window_ranking.is_valid:
                 ties.record(window_ranking)
-        fitted = fit(ids, results, self.first_stage_weight)
-        ranking = ties.ranking(fitted.ranked())
-        return Ranking(ranking.doc_ids, ranking.tied, fitted.in_top(RANK_CUTOFF))
+        fitted = fit_strengths(ids, results, self.first_stage_weight)
+        ranking = ties.ranking(fitted.ranked_ids())
+        return Ranking(ranking.doc_ids, ranking.tied, fitted.top_k_probabilities(RANK_CUTOFF))
 
 
 def snake_deal(items: Sequence[T], group_count: int) -> list[tuple[T, ...]]:

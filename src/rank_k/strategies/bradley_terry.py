@@ -44,20 +44,20 @@ _MAX_STEPS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class BradleyTerryFit:
     """Strengths in log-odds, centered like the prior around 0, and their standard errors, one per id of `doc_ids`."""
 
     doc_ids: tuple[str, ...]
     strengths: tuple[float, ...]
     errors: tuple[float, ...]
 
-    def ranked(self) -> tuple[str, ...]:
+    def ranked_ids(self) -> tuple[str, ...]:
         """The ids, strongest first; equal ones as they stand in `doc_ids`."""
         strength = dict(zip(self.doc_ids, self.strengths, strict=True))
         # rounded, so that the last bits, which differ between machines, decide nothing
         return tuple(sorted(self.doc_ids, key=lambda doc_id: -round(strength[doc_id], 7)))
 
-    def in_top(self, k: int = 10) -> Mapping[str, float]:
+    def top_k_probabilities(self, k: int = 10) -> Mapping[str, float]:
         """Per id, the probability of being among the `k` best: of lying above the threshold at which `k` are
         expected to. 1 for all where there are no more than `k`."""
         if k >= len(self.doc_ids):
@@ -86,7 +86,9 @@ class Fit:
         return dict(zip(self.doc_ids, probabilities, strict=True))
 
 
-def fit(doc_ids: Sequence[str], results: Iterable[WindowResult], first_stage_weight: float = 1.0) -> Fit:
+def fit_strengths(
+    doc_ids: Sequence[str], results: Iterable[WindowResult], first_stage_weight: float = 1.0
+) -> BradleyTerryFit:
     """The strengths of `doc_ids`, best of the first stage first, given all that was answered about them.
 
     `first_stage_weight` w: the prior means are -w x ln(rank + 10), centered. In a window of n
@@ -97,7 +99,7 @@ def fit(doc_ids: Sequence[str], results: Iterable[WindowResult], first_stage_wei
     """
     ids = tuple(doc_ids)
     if not ids:
-        return Fit((), (), ())
+        return BradleyTerryFit((), (), ())
     np = load("numpy")
     prior = np.array([-first_stage_weight * log(rank + RANK_OFFSET) for rank in range(len(ids))])
     prior -= prior.mean()
@@ -116,7 +118,7 @@ def fit(doc_ids: Sequence[str], results: Iterable[WindowResult], first_stage_wei
         if abs(step).max() < _STEP_TOLERANCE:
             break
     errors = np.sqrt(curvature.variances())
-    return Fit(ids, tuple(point.strengths.tolist()), tuple(errors.tolist()))
+    return BradleyTerryFit(ids, tuple(point.strengths.tolist()), tuple(errors.tolist()))
 
 
 class _Comparisons(NamedTuple):

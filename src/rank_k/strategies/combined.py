@@ -9,8 +9,8 @@ from statistics import fmean, pstdev
 
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
-from rank_k.strategies.base import Strategy, StrategyGenerator, validated
-from rank_k.strategies.bradley_terry import RANK_OFFSET, fit
+from rank_k.strategies.base import Strategy, StrategyGenerator, run_validated
+from rank_k.strategies.bradley_terry import RANK_OFFSET, fit_strengths
 from rank_k.types import Candidate, Ranking, Round, Window, WindowResult
 
 LIKELIHOOD_WEIGHT = 2.0
@@ -49,16 +49,16 @@ class Combined:
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = tuple(candidate.doc_id for candidate in candidates)
-        first_round = next(validated(self.strategy, candidates, seed), None) if len(ids) > 1 else None
+        first_round = next(run_validated(self.strategy, candidates, seed), None) if len(ids) > 1 else None
         if first_round is None:
-            return Ranking.of(ids)
+            return Ranking.untied(ids)
         window = Window(ids, (1, len(ids)), method="likelihood")
-        [likelihood_result] = yield Round((window,), Ranking.of(ids), 1 + first_round.remaining_windows)
+        [likelihood_result] = yield Round((window,), Ranking.untied(ids), 1 + first_round.remaining_windows)
         first_stage = first_stage_scores(ids)
-        likelihood = standardized(likelihood_result.likelihoods)
-        initial_ids = ranked(ids, (1.0, likelihood), (self.first_stage_weight, first_stage))
+        likelihood = standardize(likelihood_result.likelihoods)
+        initial_ids = rank_by_weighted_sum(ids, (1.0, likelihood), (self.first_stage_weight, first_stage))
         listwise_results: list[WindowResult] = []
-        generator = validated(
+        generator = run_validated(
             self.strategy, [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(initial_ids, 1)], seed
         )
         try:
@@ -75,23 +75,25 @@ class Combined:
         self, ids: Sequence[str], listwise_results: Sequence[WindowResult], likelihood: Scores, first_stage: Scores
     ) -> Ranking:
         strengths = comparison_scores(ids, listwise_results)
-        return Ranking.of(
-            ranked(ids, (1.0, strengths), (LIKELIHOOD_WEIGHT, likelihood), (self.first_stage_weight, first_stage))
+        return Ranking.untied(
+            rank_by_weighted_sum(
+                ids, (1.0, strengths), (LIKELIHOOD_WEIGHT, likelihood), (self.first_stage_weight, first_stage)
+            )
         )
 
 
 def first_stage_scores(ids: Sequence[str]) -> Scores:
     """What the first stage says of `ids`, best first."""
-    return standardized({doc_id: -log(rank + RANK_OFFSET) for rank, doc_id in enumerate(ids)})
+    return standardize({doc_id: -log(rank + RANK_OFFSET) for rank, doc_id in enumerate(ids)})
 
 
 def comparison_scores(ids: Sequence[str], listwise_results: Sequence[WindowResult]) -> Scores:
     """What the comparisons say: the strengths that fit them best, without a prior."""
-    fitted = fit(ids, listwise_results, first_stage_weight=0)
-    return standardized(dict(zip(fitted.doc_ids, fitted.strengths, strict=True)))
+    fitted = fit_strengths(ids, listwise_results, first_stage_weight=0)
+    return standardize(dict(zip(fitted.doc_ids, fitted.strengths, strict=True)))
 
 
-def standardized(scores: Scores) -> Scores:
+def standardize(scores: Scores) -> Scores:
     """In standard deviations from the mean; zeros where all are equal."""
     if not scores:
         return scores
@@ -101,7 +103,7 @@ def standardized(scores: Scores) -> Scores:
     }
 
 
-def ranked(ids: Sequence[str], *weighted_scores: tuple[float, Scores]) -> list[str]:
+def rank_by_weighted_sum(ids: Sequence[str], *weighted_scores: tuple[float, Scores]) -> list[str]:
     """`ids` by the sum of their scores, highest first; equal ones as they stand. One that is missing is a mean one."""
 
     def total(doc_id: str) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from rank_k.errors import InputError
-from rank_k.strategies.aggregate import consensus
+from rank_k.strategies.aggregate import consensus_ranking
 from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window_size
 from rank_k.types import Candidate, Round, Window, WindowResult
 
@@ -87,7 +87,7 @@ def _levels(length: int, child_count: int) -> list[list[int]]:
 
 def _winner(result: WindowResult, ties: TieTracker) -> str:
     """The best of a window. The parent, shown first, stays where the model put nothing above it or forgot it."""
-    ranking = consensus(result)
+    ranking = consensus_ranking(result)
     parent = result.window.doc_ids[0]
     if not ranking.is_valid or parent not in ranking.ranked_ids:
         return parent

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rank_k.errors import InputError
-from rank_k.strategies.aggregate import consensus
+from rank_k.strategies.aggregate import consensus_ranking
 from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window_size
 from rank_k.types import Candidate, Round, Window
 
@@ -51,7 +51,7 @@ class Sliding:
             best_rank = 1 if self.stride < self.window else start + 1
             window = Window(tuple(ids[start:end]), (best_rank, end))
             [result] = yield Round((window,), ties.ranking(ids), len(spans) - finished_count)
-            ranking = consensus(result)
+            ranking = consensus_ranking(result)
             ids[start:end] = ranking.doc_ids
             if ranking.is_valid:
                 ties.record(ranking)

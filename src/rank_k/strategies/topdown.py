@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain, pairwise, zip_longest
 from math import ceil
 
-from rank_k.strategies.aggregate import consensus
+from rank_k.strategies.aggregate import consensus_ranking
 from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window_size
 from rank_k.types import Candidate, Round, Window, WindowResult
 
@@ -37,7 +37,7 @@ class TopDown:
             [result] = yield Round(
                 (Window(tuple(head), (1, len(contenders))),), ties.ranking(contenders + settled), remaining_windows
             )
-            ranking = consensus(result)
+            ranking = consensus_ranking(result)
             head = list(ranking.doc_ids)
             if ranking.is_valid:
                 ties.record(ranking)
@@ -71,7 +71,7 @@ def _partition(doc_ids: Sequence[str], size: int) -> list[tuple[str, ...]]:
 def _split_at_pivot(pivot: str, result: WindowResult, ties: TieTracker) -> tuple[list[str], list[str]]:
     """Those placed before the pivot, and the rest. Without an order, or without the pivot in it, nobody has
     beaten the pivot: what a model forgot is no evidence."""
-    ranking = consensus(result)
+    ranking = consensus_ranking(result)
     if not ranking.is_valid or pivot not in ranking.ranked_ids:
         return [], [doc_id for doc_id in ranking.doc_ids if doc_id != pivot]
     ties.record(ranking)

@@ -13,7 +13,7 @@ from math import ceil
 from random import Random
 
 from rank_k.errors import InputError
-from rank_k.strategies.aggregate import consensus
+from rank_k.strategies.aggregate import consensus_ranking
 from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window_size
 from rank_k.types import Candidate, Round, Window, WindowResult
 
@@ -91,7 +91,7 @@ def _half_or_less(length: int) -> int:
 
 def _rank_group(result: WindowResult, rank: dict[str, int], ties: TieTracker) -> list[str]:
     """The group as the model ranks it; the first stage decides ties, and about those whom the model forgot."""
-    ranking = consensus(result)
+    ranking = consensus_ranking(result)
     if ranking.is_valid:
         ties.record(ranking)
     tier = {doc_id: number for number, members in enumerate(ranking.tiers) for doc_id in members}

@@ -14,8 +14,8 @@ from rank_k.journal import Journal
 from rank_k.study.cell_costs import makespan, query_seed, rankings_by_round
 from rank_k.study.folder import StudyFolder
 from rank_k.study.grid import Cell, build_strategy
-from rank_k.study.inputs import LoadedCollections
-from rank_k.study.table import Estimate, Row, estimate_mean
+from rank_k.study.inputs import LoadedCollection
+from rank_k.study.table import CellRow, Estimate, estimate_mean
 from rank_k.types import Candidate, Ranking
 
 THIRDS = ("hard", "middling", "easy")
@@ -37,7 +37,7 @@ class DifficultyRow(NamedTuple):
 
 
 def compare_by_difficulty(
-    rows: Sequence[Row], collections: Mapping[str, LoadedCollections], folder: StudyFolder
+    rows: Sequence[CellRow], collections: Mapping[str, LoadedCollection], folder: StudyFolder
 ) -> list[DifficultyRow]:
     """For every compared cell. Queries are hard by the first stage's quality, which needs judgments, and by how little
     the baseline's first ten have in common with the first stage's, which needs none.
@@ -49,7 +49,7 @@ def compare_by_difficulty(
     by_name = {row.name: row for row in rows}
     for row in rows:
         baseline = by_name.get(row.baseline)
-        if row.cell is None or row.against is None or baseline is None or baseline.cell is None:
+        if row.cell is None or row.difference is None or baseline is None or baseline.cell is None:
             continue
         first_stage = by_name[f"{row.collection}.{row.first_stage}"]
         first_stage_run = collections[row.collection].first_stage(row.first_stage)
@@ -64,7 +64,7 @@ def compare_by_difficulty(
                 for query_id in row.first_measure_values
             },
         }
-        reasoning_tokens = {query.query_id: query.usage.reasoning_tokens for query in row.spent}
+        reasoning_tokens = {query.query_id: query.usage.reasoning_tokens for query in row.query_costs}
         for criterion, difficulty in difficulty_by_criterion.items():
             for third, query_ids in zip(THIRDS, split_into_thirds(difficulty), strict=True):
                 if query_ids:
@@ -132,7 +132,7 @@ class LatencyRow(NamedTuple):
 
 
 def evaluate_by_round(
-    rows: Sequence[Row], collections: Mapping[str, LoadedCollections], folder: StudyFolder, journal: Journal
+    rows: Sequence[CellRow], collections: Mapping[str, LoadedCollection], folder: StudyFolder, journal: Journal
 ) -> list[RoundRow]:
     """For every cell that does not split its documents, by replay of the journal."""
     round_rows: list[RoundRow] = []
@@ -142,7 +142,9 @@ def evaluate_by_round(
         collection = collections[row.collection]
         measure = next(iter(row.quality))
         rankings_by_query = _replay_rankings(row.cell, collection, folder, journal)
-        seconds = {query.query_id: [makespan(windows) for windows in query.seconds_by_round] for query in row.spent}
+        seconds = {
+            query.query_id: [makespan(windows) for windows in query.seconds_by_round] for query in row.query_costs
+        }
         for round_number in range(max(map(len, rankings_by_query.values()), default=1)):
             run = {
                 query_id: _to_candidates(rankings[min(round_number, len(rankings) - 1)])
@@ -154,11 +156,13 @@ def evaluate_by_round(
     return round_rows
 
 
-def latency_by_concurrency(rows: Sequence[Row]) -> list[LatencyRow]:
+def latency_by_concurrency(rows: Sequence[CellRow]) -> list[LatencyRow]:
     """What waiting costs by the calls' own durations, as they were at the study's concurrency. Nothing is asked."""
     return [
         LatencyRow(
-            row.name, concurrency, sum(query.seconds(concurrency) for query in row.spent) / (row.cost.queries or 1)
+            row.name,
+            concurrency,
+            sum(query.seconds(concurrency) for query in row.query_costs) / (row.cost.queries or 1),
         )
         for row in rows
         if row.cell is not None
@@ -167,7 +171,7 @@ def latency_by_concurrency(rows: Sequence[Row]) -> list[LatencyRow]:
 
 
 def _replay_rankings(
-    cell: Cell, collection: LoadedCollections, folder: StudyFolder, journal: Journal
+    cell: Cell, collection: LoadedCollection, folder: StudyFolder, journal: Journal
 ) -> dict[str, list[Ranking]]:
     """Query id -> its rankings after 0, 1, ... rounds, of all its candidates."""
     strategy = build_strategy(cell)
@@ -180,7 +184,7 @@ def _replay_rankings(
     for query_id, candidates in collection.runs[cell.first_stage]:
         head, tail = candidates[: cell.depth], tuple(candidate.doc_id for candidate in candidates[cell.depth :])
         rankings = rankings_by_round(strategy, head, query_seed(query_id), records_by_query.get(query_id, ()))
-        rankings_by_query[query_id] = [Ranking.of((*ranking.doc_ids, *tail)) for ranking in rankings]
+        rankings_by_query[query_id] = [Ranking.untied((*ranking.doc_ids, *tail)) for ranking in rankings]
     return rankings_by_query
 
 

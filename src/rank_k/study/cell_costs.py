@@ -57,10 +57,10 @@ class CellCost:
     rounds: float = 0.0
     windows: float = 0.0
     calls: float = 0.0
-    tokens_in: float = 0.0
+    prompt_tokens: float = 0.0
     cached_tokens: float = 0.0
-    reasoning: float = 0.0
-    answer: float = 0.0
+    reasoning_tokens: float = 0.0
+    answer_tokens: float = 0.0
     seconds: float = 0.0
     model_seconds: float = 0.0
     unranked: int = 0
@@ -70,7 +70,7 @@ class CellCost:
 
     @property
     def tokens(self) -> float:
-        return self.tokens_in + self.reasoning + self.answer
+        return self.prompt_tokens + self.reasoning_tokens + self.answer_tokens
 
 
 def mean_cost(query_costs: Sequence[CellQueryCost], queries: int) -> CellCost:
@@ -133,7 +133,7 @@ def _measure_window(journal: Journal, record: WindowRecord, seconds: Mapping[str
     query_hash = crc32(record.query_id.encode("utf-8", "surrogateescape"))
     calls = []
     for key in record.call_keys:
-        seed = journal.request(key).get("seed")
+        seed = journal.find_request(key).get("seed")
         calls.append(((int(seed) - query_hash) % 2**31 if isinstance(seed, int) else 0, seconds[key]))
     return window_seconds(calls)
 

@@ -19,7 +19,7 @@ from rank_k.study.grid import (
     ModelPlan,
     PublishedResult,
     Study,
-    cells_of,
+    expand_cells,
     parse_setting,
 )
 
@@ -112,7 +112,7 @@ class _Reader:
                     f"a published figure is of {published_for}", "a model and a collection (or average) of the study"
                 )
         try:
-            cells_of(study)
+            expand_cells(study)
         except InputError as error:
             raise self._format_error(error.problem, error.remedy) from error
 

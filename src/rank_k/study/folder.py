@@ -53,7 +53,7 @@ class StudyFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} is no study of ours", "name another --output") from error
 
-    def admit(
+    def register(
         self, collections: Mapping[str, Mapping[str, str]], models: Iterable[ModelPlan], cells: Iterable[Cell]
     ) -> None:
         """Take in what is to be asked. Raises `InputError` where it contradicts what was asked here before."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from rank_k.data.long_documents import PassageSplit
 from rank_k.errors import InputError
-from rank_k.strategies import PRESETS, make
+from rank_k.strategies import PRESETS, make_strategy
 from rank_k.strategies.base import Strategy
 from rank_k.window.reasoning import ReasoningMode
 
@@ -181,12 +181,12 @@ def build_strategy(cell: Cell) -> Strategy:
     """Raises `InputError` for a strategy that does not exist or settings that it cannot work with."""
     preset = PRESETS.get(cell.strategy)
     options = {"name": cell.strategy} if preset is None else dict(preset)
-    return make(
+    return make_strategy(
         **{**options, "window": cell.window, "stride": cell.stride, "first_stage_weight": cell.first_stage_weight}
     )
 
 
-def cells_of(study: Study) -> tuple[Cell, ...]:
+def expand_cells(study: Study) -> tuple[Cell, ...]:
     """The cells, collection by collection, first stage by first stage and model by model, each once.
 
     Settings that a strategy has no use for are left at their defaults, so that they make no cells of their own.
@@ -352,7 +352,7 @@ def _matches_pattern(cell: Cell, pattern: str) -> bool:
     return fnmatchcase(cell.name, pattern) or fnmatchcase(cell.setting, pattern)
 
 
-def restrict_grid(study: Study, cells: Sequence[Cell]) -> Study:
+def restrict_study(study: Study, cells: Sequence[Cell]) -> Study:
     """`study` with no more collections, first stages and models than `cells` need."""
     runs = {(cell.collection, cell.first_stage) for cell in cells}
     models = {cell.model for cell in cells}

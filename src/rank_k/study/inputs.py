@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from rank_k.data.collections.base import Corpus, CorpusFile, Excluded, Store, WithoutExcluded
+from rank_k.data.collections.base import Corpus, CorpusFile, DocumentStore, ExcludedDocuments, RunWithoutExcluded
 from rank_k.data.collections.registry import find_collection
 from rank_k.data.corpus_index import OnProgress
 from rank_k.data.queries import read_queries
@@ -24,7 +24,7 @@ class MissingFile(NamedTuple):
     """Something a study needs and does not have. `place`: where it was looked for; `get`: how to come by it."""
 
     owner: str
-    place: str
+    location: str
     get: str
 
 
@@ -32,7 +32,7 @@ class _CollectionFiles(NamedTuple):
     queries: Path
     corpus: Corpus
     qrels: Path
-    excluded: Excluded
+    excluded: ExcludedDocuments
     default_run: Path | None
 
 
@@ -88,11 +88,11 @@ class FirstStageRun:
     not be measured. As often iterable as one likes; memory holds a query at a time."""
 
     run: RunFile
-    excluded: Excluded
+    excluded: ExcludedDocuments
     judged_ids: frozenset[str]
 
     def __iter__(self) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
-        for query_id, candidates in WithoutExcluded(self.run, self.excluded):
+        for query_id, candidates in RunWithoutExcluded(self.run, self.excluded):
             if query_id in self.judged_ids:
                 yield query_id, candidates
 
@@ -106,7 +106,7 @@ class FirstStageRun:
         return max((len(candidates) for _, candidates in self), default=0)
 
 
-class LoadedCollections:
+class LoadedCollection:
     """A collection with its runs, judgments and texts. Close it, or use it in a `with`.
 
     Raises `InputError` for what cannot be read, does not go together or leaves nothing to measure.
@@ -119,7 +119,7 @@ class LoadedCollections:
         self.qrels: Mapping[str, Mapping[str, int]] = read_qrels(files.qrels)
         self._corpus = files.corpus
         self._on_progress = on_progress
-        self._store: Store | None = None
+        self._store: DocumentStore | None = None
         self._stack = ExitStack()
         self.runs: dict[str, FirstStageRun] = {}
         self.fingerprints = {
@@ -150,7 +150,7 @@ class LoadedCollections:
         self.fingerprints[f"run {first_stage.name}"] = _sha256(file)
 
     @property
-    def store(self) -> Store:
+    def store(self) -> DocumentStore:
         if self._store is None:
             self._store = self._corpus.store(self._on_progress)
             self._stack.callback(self._store.close)
@@ -175,7 +175,7 @@ class LoadedCollections:
         self._stack.close()
 
 
-def reachable(cells: Sequence[Cell], collections: Mapping[str, LoadedCollections]) -> tuple[Cell, ...]:
+def reachable_cells(cells: Sequence[Cell], collections: Mapping[str, LoadedCollection]) -> tuple[Cell, ...]:
     """`cells` without those that compare no more candidates than a shallower one, alike in all else, as the run ends
     before."""
     max_depths: dict[tuple[str, str], int] = {}

@@ -19,8 +19,8 @@ from rank_k.study.breakdowns import (
 )
 from rank_k.study.folder import StudyFolder
 from rank_k.study.grid import Cell, Study
-from rank_k.study.inputs import LoadedCollections
-from rank_k.study.table import AverageRow, Row, build_rows, cell_to_dict, compute_averages, cost_axes, short_labels
+from rank_k.study.inputs import LoadedCollection
+from rank_k.study.table import AverageRow, CellRow, build_rows, cell_to_dict, compute_averages, cost_axes, short_labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +28,19 @@ class StudyResults:
     """`unfinished`: names of cells that have no rows."""
 
     study: Study
-    rows: tuple[Row, ...]
+    rows: tuple[CellRow, ...]
     unfinished: tuple[str, ...]
     averages: tuple[AverageRow, ...]
-    difficulty: tuple[DifficultyRow, ...]
-    rounds: tuple[RoundRow, ...]
+    difficulty_rows: tuple[DifficultyRow, ...]
+    round_rows: tuple[RoundRow, ...]
     latencies: tuple[LatencyRow, ...]
 
     @classmethod
-    def of(
+    def collect(
         cls,
         study: Study,
         cells: Iterable[Cell],
-        collections: Mapping[str, LoadedCollections],
+        collections: Mapping[str, LoadedCollection],
         folder: StudyFolder,
         journal: Journal,
         unfinished: Sequence[str] = (),
@@ -62,7 +62,7 @@ class StudyResults:
         return short_labels(self.rows)
 
     @property
-    def timed(self) -> bool:
+    def has_timings(self) -> bool:
         """Whether the calls took any time: those of a simulated judge do not."""
         return any(row.cost.seconds for row in self.rows)
 
@@ -70,7 +70,7 @@ class StudyResults:
     def axes(self) -> tuple[str, ...]:
         return cost_axes(self.rows)
 
-    def by_run(self) -> Iterator[tuple[str, list[Row]]]:
+    def by_run(self) -> Iterator[tuple[str, list[CellRow]]]:
         """The rows of each run and model, under a heading; the first stage leads each."""
         for (collection, first_stage), group in groupby(self.rows, key=lambda row: (row.collection, row.first_stage)):
             rows = list(group)
@@ -83,21 +83,21 @@ class StudyResults:
     def difficulty_tables(self) -> Iterator[tuple[tuple[str, str], list[DifficultyRow]]]:
         """For each kind of difficulty and baseline."""
         baselines = {row.name: row.baseline for row in self.rows}
-        tables = dict.fromkeys((row.criterion, baselines[row.name]) for row in self.difficulty)
+        tables = dict.fromkeys((row.criterion, baselines[row.name]) for row in self.difficulty_rows)
         for criterion, baseline in tables:
             yield (
                 (criterion, baseline),
-                [row for row in self.difficulty if (row.criterion, baselines[row.name]) == (criterion, baseline)],
+                [row for row in self.difficulty_rows if (row.criterion, baselines[row.name]) == (criterion, baseline)],
             )
 
-    def slot_counts(self) -> tuple[int | None, ...]:
+    def concurrency_levels(self) -> tuple[int | None, ...]:
         return CONCURRENCY_LEVELS
 
-    def slot_rows(self) -> Iterator[tuple[str, list[float]]]:
+    def latency_rows(self) -> Iterator[tuple[str, list[float]]]:
         for name, group in groupby(self.latencies, key=lambda row: row.name):
             yield name, [row.seconds for row in group]
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
             "title": self.study.title,
@@ -110,9 +110,9 @@ class StudyResults:
                     **_rename_key(row._asdict(), "criterion", "by"),
                     "against": {"mean": row.against.mean, "low": row.against.low, "high": row.against.high},
                 }
-                for row in self.difficulty
+                for row in self.difficulty_rows
             ],
-            "by_round": [{**row._asdict(), "quality": row.quality._asdict()} for row in self.rounds],
+            "by_round": [{**row._asdict(), "quality": row.quality._asdict()} for row in self.round_rows],
             "with_slots": [_rename_key(row._asdict(), "concurrency", "slots") for row in self.latencies],
             "published": [
                 {

@@ -16,7 +16,7 @@ from rank_k.reranker import Reranker
 from rank_k.simulation.noise_file import noise_by_name
 from rank_k.study.folder import StudyFolder
 from rank_k.study.grid import Cell, ModelPlan, build_strategy
-from rank_k.study.inputs import LoadedCollections
+from rank_k.study.inputs import LoadedCollection
 
 ShowProgress = Callable[[Callable[[], RunStats], int], AbstractContextManager[Any]]
 """Given what tells how far a cell has come, and of how many queries: shows it while the cell runs."""
@@ -24,7 +24,7 @@ ShowProgress = Callable[[Callable[[], RunStats], int], AbstractContextManager[An
 
 def run_cell(
     cell: Cell,
-    collection: LoadedCollections,
+    collection: LoadedCollection,
     model: ModelPlan,
     connection: Mapping[str, Any],
     folder: StudyFolder,
@@ -62,7 +62,7 @@ def run_cell(
         reranker.check(collection.queries[query_id] for query_id in first_stage.query_ids)
         folder.run_file(cell).unlink(missing_ok=True)  # where it is, the cell counts as finished
         run = reranker.journal.begin_run(folder.journal_settings(cell))
-        reranker.journal.forget_windows(run)
+        reranker.journal.delete_windows(run)
         with (
             RunWriter(folder.run_file(cell)) as writer,
             show_progress(lambda: reranker.stats, len(first_stage.query_ids)),
@@ -74,12 +74,12 @@ def run_cell(
                 run_name=run,
             )
             rankings = ((result.query_id, result.ranking) for result in results)
-            for query_id, ranking in rankings if passage_run is None else passage_run.collapsed(rankings):
+            for query_id, ranking in rankings if passage_run is None else passage_run.document_rankings(rankings):
                 writer.write(query_id, ranking.doc_ids)
         return reranker.stats
 
 
-def _simulated_judge(model: ModelPlan, collection: LoadedCollections, *, by_passage: bool) -> Model:
+def _simulated_judge(model: ModelPlan, collection: LoadedCollection, *, by_passage: bool) -> Model:
     grades = read_qrels(model.judgments) if model.judgments else collection.qrels
     if by_passage:
         grades = {query_id: DocumentGrades(grades_of_query) for query_id, grades_of_query in grades.items()}

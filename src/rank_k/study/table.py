@@ -22,7 +22,7 @@ from rank_k.reports.figures import Point, pareto_set
 from rank_k.study.cell_costs import CellCost, CellQueryCost, mean_cost, read_costs
 from rank_k.study.folder import StudyFolder
 from rank_k.study.grid import Cell, CollectionAverage, PublishedResult, Study
-from rank_k.study.inputs import LoadedCollections
+from rank_k.study.inputs import LoadedCollection
 from rank_k.types import Run, Usage
 
 COST_AXES = ("tokens", "rounds", "seconds")
@@ -48,7 +48,7 @@ class ComparisonGroup(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class CellRow:
     """`cell` None: the first stage itself, which costs nothing here. `values`: measure -> query id -> value.
     `against`: the difference from the group's baseline in the first measure (None: this is it, or there is none);
     `p`: of its randomization test, corrected by Holm for all rows of the study. `on_set`: the axes on whose Pareto
@@ -60,19 +60,19 @@ class Row:
     cell: Cell | None
     values: Mapping[str, Mapping[str, float]]
     quality: Mapping[str, Estimate]
-    spent: tuple[CellQueryCost, ...] = ()
+    query_costs: tuple[CellQueryCost, ...] = ()
     cost: CellCost = field(default_factory=CellCost)
-    against: PairedDifference | None = None
+    difference: PairedDifference | None = None
     baseline: str = ""
-    p: float = nan
-    on_set: frozenset[str] = frozenset()
+    corrected_p: float = nan
+    pareto_axes: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
         return f"{self.collection}.{self.first_stage}" if self.cell is None else self.cell.name
 
     @property
-    def first(self) -> Estimate:
+    def primary_quality(self) -> Estimate:
         """Of the first measure, the one that counts."""
         return next(iter(self.quality.values()))
 
@@ -91,12 +91,12 @@ class Row:
 def build_rows(
     study: Study,
     cells: Iterable[Cell],
-    collections: Mapping[str, LoadedCollections],
+    collections: Mapping[str, LoadedCollection],
     folder: StudyFolder,
     journal: Journal,
-) -> list[Row]:
+) -> list[CellRow]:
     """A row for every first stage and every cell, which must be finished, the rows of a run together."""
-    rows: list[Row] = []
+    rows: list[CellRow] = []
     measured_runs: set[tuple[str, str]] = set()
     for cell in cells:
         collection = collections[cell.collection]
@@ -112,15 +112,15 @@ def build_rows(
 
 def _build_row(
     study: Study,
-    collection: LoadedCollections,
+    collection: LoadedCollection,
     first_stage: str,
     cell: Cell | None,
     run: Run,
     query_costs: tuple[CellQueryCost, ...],
-) -> Row:
+) -> CellRow:
     evaluation = evaluate(collection.qrels, run, study.measures)
     values = {measure: evaluation.per_query[measure] for measure in evaluation.measures}
-    return Row(
+    return CellRow(
         ComparisonGroup(collection.fingerprints["judgments"], first_stage),
         collection.name,
         first_stage,
@@ -137,10 +137,10 @@ def estimate_mean(values: Sequence[float]) -> Estimate:
     return Estimate(fmean(values), error, *bootstrap_interval(values))
 
 
-def compare_rows(rows: Sequence[Row], baseline: str | None = None) -> list[Row]:
+def compare_rows(rows: Sequence[CellRow], baseline: str | None = None) -> list[CellRow]:
     """The rows, each cell's compared with its group's baseline: the cell whose name or setting that is (or the first
     stage), by default the group's first cell. Raises `InputError` if no group has such a one."""
-    baselines: dict[ComparisonGroup, Row] = {}
+    baselines: dict[ComparisonGroup, CellRow] = {}
     for row in rows:
         if baseline in (row.name, row.setting) or (baseline is None and row.cell is not None):
             baselines.setdefault(row.group, row)
@@ -149,19 +149,19 @@ def compare_rows(rows: Sequence[Row], baseline: str | None = None) -> list[Row]:
         raise InputError(
             f"no cell is called {baseline!r}", f"write one of {', '.join(settings)}, or a cell's whole name"
         )
-    compared_rows: list[Row] = []
+    compared_rows: list[CellRow] = []
     for row in rows:
         baseline_row = baselines.get(row.group)
         if row.cell is None or baseline_row is None or baseline_row is row:
             compared_rows.append(replace(row, baseline=row.name if baseline_row is row else ""))
         else:
             difference = paired_difference(row.first_measure_values, baseline_row.first_measure_values)
-            compared_rows.append(replace(row, against=difference, baseline=baseline_row.name))
-    corrected_ps = iter(holm([row.against.randomization_p for row in compared_rows if row.against is not None]))
-    return [row if row.against is None else replace(row, p=next(corrected_ps)) for row in compared_rows]
+            compared_rows.append(replace(row, difference=difference, baseline=baseline_row.name))
+    corrected_ps = iter(holm([row.difference.randomization_p for row in compared_rows if row.difference is not None]))
+    return [row if row.difference is None else replace(row, corrected_p=next(corrected_ps)) for row in compared_rows]
 
 
-def mark_pareto_set(rows: Sequence[Row]) -> list[Row]:
+def mark_pareto_set(rows: Sequence[CellRow]) -> list[CellRow]:
     """The rows with `on_set` filled in, by group; first stages, which cost nothing, are left out of it."""
     marked_rows = list(rows)
     for group in dict.fromkeys(row.group for row in rows):
@@ -170,21 +170,27 @@ def mark_pareto_set(rows: Sequence[Row]) -> list[Row]:
                 index for index, row in enumerate(marked_rows) if row.group == group and row.cell is not None
             ]
             points = [
-                Point(marked_rows[index].name, getattr(marked_rows[index].cost, axis), marked_rows[index].first.mean)
+                Point(
+                    marked_rows[index].name,
+                    getattr(marked_rows[index].cost, axis),
+                    marked_rows[index].primary_quality.mean,
+                )
                 for index in member_indexes
             ]
             for index, on_pareto_set in zip(member_indexes, pareto_set(points), strict=True):
                 if on_pareto_set:
-                    marked_rows[index] = replace(marked_rows[index], on_set=marked_rows[index].on_set | {axis})
+                    marked_rows[index] = replace(
+                        marked_rows[index], pareto_axes=marked_rows[index].pareto_axes | {axis}
+                    )
     return marked_rows
 
 
-def cost_axes(rows: Sequence[Row]) -> tuple[str, ...]:
+def cost_axes(rows: Sequence[CellRow]) -> tuple[str, ...]:
     """Those of `COST_AXES` that tell something: a simulated judge takes no time."""
     return tuple(axis for axis in COST_AXES if any(getattr(row.cost, axis) for row in rows))
 
 
-def short_labels(rows: Sequence[Row]) -> dict[str, str]:
+def short_labels(rows: Sequence[CellRow]) -> dict[str, str]:
     """Name -> the shortest that still tells the rows apart: of collection, first stage and model those that differ."""
     names_by_row = {
         row.name: (row.collection, row.first_stage, "" if row.cell is None else row.cell.model) for row in rows
@@ -216,14 +222,14 @@ class AverageRow(NamedTuple):
     error: float
 
 
-def compute_averages(rows: Sequence[Row], averages: Sequence[CollectionAverage]) -> list[AverageRow]:
+def compute_averages(rows: Sequence[CellRow], averages: Sequence[CollectionAverage]) -> list[AverageRow]:
     average_rows: list[AverageRow] = []
     for average in averages:
         estimates_by_kind: dict[tuple[str, str, str], dict[str, Estimate]] = {}
         for row in rows:
             model = "" if row.cell is None else row.cell.model
             estimates = estimates_by_kind.setdefault((row.first_stage, model, row.setting), {})
-            estimates[row.collection] = row.first
+            estimates[row.collection] = row.primary_quality
         for kind, by_collection in estimates_by_kind.items():
             if all(name in by_collection for name in average.collections):
                 averaged = [by_collection[name] for name in average.collections]
@@ -234,7 +240,7 @@ def compute_averages(rows: Sequence[Row], averages: Sequence[CollectionAverage])
     return average_rows
 
 
-def find_published(row: Row, published: Sequence[PublishedResult]) -> PublishedResult | None:
+def find_published(row: CellRow, published: Sequence[PublishedResult]) -> PublishedResult | None:
     """What was published for the row's collection, first stage and model in the row's first measure."""
     model = "" if row.cell is None else row.cell.model
     key = (row.collection, row.first_stage, model, next(iter(row.quality)))
@@ -251,17 +257,17 @@ def find_published(row: Row, published: Sequence[PublishedResult]) -> PublishedR
 # --- files -----------------------------------------------------------------------------------------
 
 
-def write_cells(path: Path, rows: Sequence[Row]) -> None:
+def write_cells(path: Path, rows: Sequence[CellRow]) -> None:
     """A line per row: what the cell is, its quality and cost, and how it compares."""
     _write_csv(path, map(cell_to_dict, rows))
 
 
-def write_queries(path: Path, rows: Sequence[Row]) -> None:
+def write_queries(path: Path, rows: Sequence[CellRow]) -> None:
     """A line per row and query, for analyses of one's own."""
     _write_csv(path, (line for row in rows for line in _query_rows(row)))
 
 
-def cell_to_dict(row: Row) -> dict[str, Any]:
+def cell_to_dict(row: CellRow) -> dict[str, Any]:
     cell, cost = row.cell, row.cost
     columns: dict[str, Any] = {
         "cell": row.name,
@@ -276,30 +282,30 @@ def cell_to_dict(row: Row) -> dict[str, Any]:
     for measure, quality in row.quality.items():
         columns |= {measure: quality.mean, f"{measure}_error": quality.error}
         columns |= {f"{measure}_low": quality.low, f"{measure}_high": quality.high}
-    difference = row.against
+    difference = row.difference
     columns |= {
         "baseline": row.baseline,
         "difference": "" if difference is None else difference.mean,
-        "difference_error": "" if difference is None else difference.error,
+        "difference_error": "" if difference is None else difference.standard_error,
         "difference_low": "" if difference is None else difference.low,
         "difference_high": "" if difference is None else difference.high,
-        "p_holm": "" if difference is None else row.p,
+        "p_holm": "" if difference is None else row.corrected_p,
         "better": "" if difference is None else difference.better,
         "worse": "" if difference is None else difference.worse,
         "rounds": cost.rounds,
         "windows": cost.windows,
         "calls": cost.calls,
-        "tokens_in": cost.tokens_in,
+        "tokens_in": cost.prompt_tokens,
         "tokens_cached": cost.cached_tokens,
-        "tokens_reasoning": cost.reasoning,
-        "tokens_answer": cost.answer,
+        "tokens_reasoning": cost.reasoning_tokens,
+        "tokens_answer": cost.answer_tokens,
         "tokens_estimated": int(cost.estimated),
         "seconds": cost.seconds,
         "model_seconds": cost.model_seconds,
         "unranked_windows": cost.unranked,
         "retries_exhausted_windows": cost.retries_exhausted,
         "repairs": " ".join(f"{kind}={count}" for kind, count in sorted(cost.repairs.items())),
-        "pareto": " ".join(axis for axis in COST_AXES if axis in row.on_set),
+        "pareto": " ".join(axis for axis in COST_AXES if axis in row.pareto_axes),
     }
     return columns
 
@@ -310,8 +316,8 @@ _SETTING_COLUMNS = (
 )
 
 
-def _query_rows(row: Row) -> Iterator[dict[str, Any]]:
-    costs_by_query = {query_cost.query_id: query_cost for query_cost in row.spent}
+def _query_rows(row: CellRow) -> Iterator[dict[str, Any]]:
+    costs_by_query = {query_cost.query_id: query_cost for query_cost in row.query_costs}
     no_cost = CellQueryCost("", (), 0, Usage(), 0.0, 0, 0, {})
     for query_id in row.first_measure_values:
         query_cost = costs_by_query.get(query_id, no_cost)

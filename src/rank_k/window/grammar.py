@@ -31,7 +31,7 @@ _LEADING_WHITESPACE = r'(" " | "\n" "\n"?)?'
 
 
 @lru_cache(maxsize=64)
-def gbnf(size: int) -> str:
+def ranking_gbnf(size: int) -> str:
     """The grammar for a window of `size` passages, in GBNF; its first rule is `root`.
 
     Raises `InputError` if `size` is less than 1.
@@ -48,7 +48,7 @@ def gbnf(size: int) -> str:
 
 
 @lru_cache(maxsize=64)
-def regex(size: int) -> str:
+def ranking_regex(size: int) -> str:
     """The same for servers that take a regular expression (without anchors: they match the whole reply).
 
     Each of `size` ids is one of 1..size; that none is repeated is not asked, which no short expression could.
@@ -60,13 +60,13 @@ def regex(size: int) -> str:
     return rf"(?: |\n\n?)?\[{numeral}\]{other_ids}"
 
 
-def follows(text: str, size: int, *, each_once: bool = False) -> bool:
+def matches_grammar(text: str, size: int, *, each_once: bool = False) -> bool:
     """Whether an answer, without its reasoning, is one that the grammar admits.
 
     For telling that a server has held its model to what was asked, rather than ignored it. `each_once` asks for
     a permutation too, which only `gbnf` of `MAX_EXACT_SIZE` passages or fewer promises.
     """
-    if re.fullmatch(regex(size), text) is None:
+    if re.fullmatch(ranking_regex(size), text) is None:
         return False
     return not each_once or len(set(re.findall(r"\d+", text))) == size
 

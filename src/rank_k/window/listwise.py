@@ -17,7 +17,7 @@ from rank_k.models.base import Model
 from rank_k.models.cached import CachedCalls, CallStats
 from rank_k.models.retry import RetryPolicy
 from rank_k.models.single_flight import RunOnce
-from rank_k.strategies.base import seed_of
+from rank_k.strategies.base import query_seed
 from rank_k.types import (
     Message,
     OnChunk,
@@ -31,12 +31,18 @@ from rank_k.types import (
     WindowRanking,
     WindowResult,
 )
-from rank_k.window.grammar import follows
+from rank_k.window.grammar import matches_grammar
 from rank_k.window.labels import parse_labels
 from rank_k.window.parsing import ParsedAnswer, parse_ranking
 from rank_k.window.prompt import PromptTemplate, default_template
 from rank_k.window.prompt_builder import PreparedQuery, PromptBuilder
-from rank_k.window.reasoning import AutoReasoningPolicy, ReasoningMode, agreement, confidence, should_reason
+from rank_k.window.reasoning import (
+    AutoReasoningPolicy,
+    ReasoningMode,
+    answer_confidence,
+    ranking_agreement,
+    should_reason,
+)
 from rank_k.window.repetition import StopOnRepetition
 from rank_k.window.sanitize import strip_template_tokens
 from rank_k.window.token_allocation import max_answer_tokens, truncate_trace
@@ -224,7 +230,7 @@ class ListwiseRanker:
 
     async def _rank_sample(self, sample: _Sample) -> tuple[tuple[WindowRanking, ...], str]:
         reasoning = sample.reasoning
-        presented_ids = sample_order(sample.query.query.query_id, sample.window.doc_ids, sample.number)
+        presented_ids = presented_order(sample.query.query.query_id, sample.window.doc_ids, sample.number)
         request = await self._build_request(sample, presented_ids)
         if reasoning.kind in ("full", "budget"):
             answer = await self._rank_with_reasoning(request, reasoning.tokens, sample)
@@ -252,7 +258,7 @@ class ListwiseRanker:
             max_tokens,
             self.settings.temperature,
             self.settings.top_p,
-            seed=(seed_of(query_id) + sample.number) % 2**31,
+            seed=(query_seed(query_id) + sample.number) % 2**31,
             sample=sample.number,
             context=RequestContext(query_id, presented_ids),
         )
@@ -281,13 +287,13 @@ class ListwiseRanker:
         if not should_reason(sample.window, None, policy):
             return False
         size, top_positions = len(request.context.doc_ids), policy.positions_in_top_k(sample.window)
-        direct_confidence = None if response.tokens is None else confidence(response.tokens, size, top_positions)
+        direct_confidence = None if response.tokens is None else answer_confidence(response.tokens, size, top_positions)
         if direct_confidence is None:
             reversed_ids = tuple(reversed(request.context.doc_ids))
             reversed_answer, _ = await self._rank_without_reasoning(
                 await self._build_request(sample, reversed_ids), sample
             )
-            direct_confidence = agreement(
+            direct_confidence = ranking_agreement(
                 direct_ranking, _window_ranking(reversed_answer, reversed_ids, sample.window), top_positions
             )
         return should_reason(sample.window, direct_confidence, policy)
@@ -461,7 +467,7 @@ class ListwiseRanker:
         answer_text = response.text.rpartition("</think>")[2]
         if (
             request.constrain_to_ranking_of is not None
-            and not follows(answer_text, size)
+            and not matches_grammar(answer_text, size)
             and response.finish_reason != "length"
         ):
             stats.repairs["constraint_violated"] += 1
@@ -479,7 +485,7 @@ def _parse_response(response: Response, size: int, reasoning_closed: bool = Fals
     )
 
 
-def sample_order(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[str, ...]:
+def presented_order(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[str, ...]:
     """The order in which a sample shows the window: the first as it is, the others shuffled."""
     presented_ids = list(doc_ids)
     if sample:

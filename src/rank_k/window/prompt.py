@@ -67,7 +67,7 @@ def _fill_fields(template: str, values: dict[str, str]) -> str:
 _NUMBERED_LINE = re.compile(r"^\[(\d{1,6})\] (.+)$", re.MULTILINE)
 
 
-def passages_in(content: str) -> tuple[str, ...]:
+def extract_passages(content: str) -> tuple[str, ...]:
     """The passages that a message shows as lines `[1] ...`, `[2] ...`, as most templates do. Of several such lists the
     longest: an example of one comes before it. No passage can forge another: see `sanitize`."""
     longest: list[str] = []
@@ -85,21 +85,21 @@ def passages_in(content: str) -> tuple[str, ...]:
 # --- Templates -------------------------------------------------------------------------------------
 
 
-SHIPPED = {"listwise": "rank-k", "compact": "compact"}
+BUILTIN_TEMPLATES = {"listwise": "rank-k", "compact": "compact"}
 """The package's own templates, by file: the instructions of the Rank-K paper in our words, which is the default; and
 a short one for small students that are trained on it. What each is called in reports."""
 
 
 @cache
-def shipped_template(name: str) -> PromptTemplate:
+def builtin_template(name: str) -> PromptTemplate:
     """One of `SHIPPED`."""
     text = (Path(__file__).parent / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
-    return _parse_text(text.rstrip("\n"), SHIPPED[name])
+    return _parse_text(text.rstrip("\n"), BUILTIN_TEMPLATES[name])
 
 
 def default_template() -> PromptTemplate:
     """The package's own: the instructions of the Rank-K paper in our words."""
-    return shipped_template("listwise")
+    return builtin_template("listwise")
 
 
 def read_template(path: str | Path) -> PromptTemplate:
@@ -111,14 +111,15 @@ def read_template(path: str | Path) -> PromptTemplate:
     the single-turn listwise method. Raises `InputError` naming what is missing.
     """
     path = Path(path)
-    if str(path) in SHIPPED:
-        return shipped_template(str(path))
+    if str(path) in BUILTIN_TEMPLATES:
+        return builtin_template(str(path))
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(
-            f"prompt {path} cannot be read: {reason}", f"give --prompt a text file, or one of {', '.join(SHIPPED)}"
+            f"prompt {path} cannot be read: {reason}",
+            f"give --prompt a text file, or one of {', '.join(BUILTIN_TEMPLATES)}",
         ) from error
     if path.suffix == ".py":
         return _parse_script(text, path)

@@ -40,7 +40,7 @@ from rank_k.window.reasoning import ReasoningMode
 PASSAGE_TOKENS = 64
 """Of a passage; chosen among 64, 128 and 256 on held-out collections (docs/embedded.md)."""
 
-TEMPLATE = PromptTemplate("Document: ", "\nSearch query: {query}", passage="{text}", name="query likelihood")
+LIKELIHOOD_TEMPLATE = PromptTemplate("Document: ", "\nSearch query: {query}", passage="{text}", name="query likelihood")
 """Of one passage. The query is what is spelt, with the blank before it; the text before that is the prompt."""
 
 
@@ -64,7 +64,7 @@ class QueryLikelihoodRanker:
     ) -> None:
         self.model = model
         self._calls = calls or CachedCalls(model, journal, retries, on_retry, slots)
-        self._prompt_builder = PromptBuilder(model, TEMPLATE, passage_tokens, 1)
+        self._prompt_builder = PromptBuilder(model, LIKELIHOOD_TEMPLATE, passage_tokens, 1)
 
     async def prepare(self, reasoning: ReasoningMode | None = None) -> None:
         """Raise `InputError` if the model cannot tell how likely a text is."""
@@ -136,13 +136,13 @@ class QueryLikelihoodRanker:
         context = RequestContext(prepared_query.query.query_id, (doc_id,))
         request = Request((Message("user", prompt),), 1, 0.0, forced_text=forced_text, context=context)
         response = await self._calls.complete(request, "likelihood", stats)
-        score = log_probability(response, forced_text)
+        score = query_log_probability(response, forced_text)
         if score is not None and response.usage.completion_tokens > len(response.tokens or ()):
             stats.repairs["byte_tokens_skipped"] += 1
         return score
 
 
-def log_probability(response: Response, forced_text: str) -> float | None:
+def query_log_probability(response: Response, forced_text: str) -> float | None:
     """What `response` tells of the probability of `forced_text` (natural logarithm); None if it says something else."""
     if response.text != forced_text or not response.tokens:
         return None

@@ -74,7 +74,7 @@ _CHAIN = re.compile(r"\[\d{1,4}\](?:[\s>=,]*\[\d{1,4}\])*")
 _ID = re.compile(r"\[(\d{1,4})\]")
 
 
-def confidence(tokens: Sequence[tuple[str, float]], size: int, top_k: int = 10) -> float | None:
+def answer_confidence(tokens: Sequence[tuple[str, float]], size: int, top_k: int = 10) -> float | None:
     """How sure a model was of the first `top_k` ids of its answer, 0 to 1: the geometric mean of their probabilities.
 
     `tokens` are (text, natural log-probability) of the reply, in any tokenization. The answer is the longest chain of
@@ -116,7 +116,7 @@ def _find_id_spans(text: str, size: int) -> list[tuple[int, int]]:
     return longest
 
 
-def agreement(first: WindowRanking, second: WindowRanking, top_k: int = 10) -> float:
+def ranking_agreement(first: WindowRanking, second: WindowRanking, top_k: int = 10) -> float:
     """How far two orders of one window agree near its head, from 0 (no more than by chance) to 1.
 
     Kendall's tau, nothing below 0, over the pairs of which one passage or both are among the first `top_k` of either

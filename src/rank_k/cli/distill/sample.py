@@ -9,9 +9,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rank_k.cli.collection_options import add_collection, index_progress, resolve_collection
+from rank_k.cli.collection_options import add_collection_options, index_progress, resolve_collection
 from rank_k.cli.distill.exclude_options import add_exclude_queries, read_excluded_queries
-from rank_k.cli.model_options import count, number
+from rank_k.cli.model_options import non_negative_float, positive_int
 from rank_k.cli.output_files import check_output
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs", required=True, type=Path, nargs="+", metavar="FILE", help="first-stage runs, fused by rank"
     )
-    add_collection(parser)
+    add_collection_options(parser)
     group = parser.add_argument_group("drawing")
-    group.add_argument("--queries-count", type=count, metavar="N", help="queries that sets are drawn for (all)")
+    group.add_argument("--queries-count", type=positive_int, metavar="N", help="queries that sets are drawn for (all)")
     group.add_argument("--sizes", type=parse_range, default="10-20", metavar="A-B", help="passages in a set")
     group.add_argument(
         "--ranks",
@@ -51,14 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A-B,...",
         help="where the first, second ... set is from",
     )
-    group.add_argument("--sets-per-query", type=count, default=2, metavar="N", help="sets of one query")
+    group.add_argument("--sets-per-query", type=positive_int, default=2, metavar="N", help="sets of one query")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn")
     add_exclude_queries(group)
     group = parser.add_argument_group("judgments")
     group.add_argument("--qrels", type=Path, metavar="FILE", help="the grades that sets carry")
     group.add_argument("--positives", type=parse_range, metavar="A-B", help="relevant passages in a set, ranked or not")
     group.add_argument(
-        "--none", type=number, default=0.0, metavar="SHARE", help="of the sets that have none of the highest grade"
+        "--none",
+        type=non_negative_float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the sets that have none of the highest grade",
     )
     group.add_argument(
         "--skip-negatives",
@@ -73,10 +77,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.data.collections.base import WithoutExcluded
+    from rank_k.data.collections.base import RunWithoutExcluded
     from rank_k.data.queries import read_queries
     from rank_k.data.trec import RunFile, read_qrels
-    from rank_k.distill.candidate_sets import license_of
+    from rank_k.distill.candidate_sets import read_license
     from rank_k.distill.sample import Sampler, Sampling, write_samples
     from rank_k.errors import InputError
     from rank_k.retrieval.fusion import FusedRuns
@@ -91,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     check_output("--output", args.output, (*args.runs, *collection.files, *filter(None, [qrels_file])))
     queries = read_queries(collection.queries)
     depth = max(DEPTH, *(high for _, high in sampling.ranks))
-    runs = (WithoutExcluded(RunFile(path), collection.excluded) for path in args.runs)
+    runs = (RunWithoutExcluded(RunFile(path), collection.excluded) for path in args.runs)
     with closing(FusedRuns(runs, depth)) as fused, closing(collection.corpus.store(index_progress(False))) as store:
         sampler = Sampler(
             fused,
@@ -101,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
             None if qrels_file is None else read_qrels(qrels_file),
             read_excluded_queries(args),
         )
-        license = args.license or license_of(_collection_folder(args, collection))
+        license = args.license or read_license(_collection_folder(args, collection))
         try:
             existing_count = write_samples(sampler, store, args.output, args.queries_count, license)
         except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from rank_k.cli.distill.exclude_options import add_exclude_queries, read_excluded_queries
-from rank_k.cli.model_options import count, number
+from rank_k.cli.model_options import non_negative_float, positive_int
 from rank_k.cli.output_files import check_output
 
 NAME = "select"
@@ -43,13 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--qrels", type=Path, metavar="FILE", help="judgments (the grades that the sets carry)")
     group.add_argument("--sets", type=Path, nargs="+", metavar="FILE", help="only the sets of these files (all)")
-    group.add_argument("--min-ndcg", type=number, default=0.0, metavar="X", help="of an order, where it can be told")
+    group.add_argument(
+        "--min-ndcg", type=non_negative_float, default=0.0, metavar="X", help="of an order, where it can be told"
+    )
     group.add_argument("--min-tokens", type=int, default=0, metavar="N", help="of a thought, estimated")
-    group.add_argument("--max-tokens", type=count, metavar="N", help="of a thought, estimated (any)")
+    group.add_argument("--max-tokens", type=positive_int, metavar="N", help="of a thought, estimated (any)")
     add_exclude_queries(group)
     group = parser.add_argument_group("held out")
     group.add_argument("--heldout", type=Path, metavar="FILE", help="rows of queries to be kept from training")
-    group.add_argument("--heldout-share", type=number, default=0.05, metavar="SHARE", help="of the queries")
+    group.add_argument("--heldout-share", type=non_negative_float, default=0.05, metavar="SHARE", help="of the queries")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,8 +11,8 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rank_k.cli.model_options import NOISES, add_server, add_window_options, window_options
-from rank_k.cli.price_options import add_prices, prices
+from rank_k.cli.model_options import NOISE_HELP, add_server_options, add_window_options, window_options
+from rank_k.cli.price_options import add_price_options, prices_for_model
 
 if TYPE_CHECKING:
     from rank_k.distill.candidate_sets import CandidateSet
@@ -29,16 +29,16 @@ EXAMPLE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from rank_k.cli.rerank import tokens
+    from rank_k.cli.rerank import token_count
 
     parser.add_argument("--sets", required=True, type=Path, nargs="+", metavar="FILE", help="what distill sample wrote")
     parser.add_argument("--journal", required=True, type=Path, metavar="FILE", help="where every call is kept")
     parser.add_argument(
         "--teacher", default="model", choices=("model", "labels"), help="a model, or verdicts made of the sets' grades"
     )
-    group = add_server(parser)
+    group = add_server_options(parser)
     group.add_argument("--simulate", type=Path, metavar="QRELS", help="a simulated judge instead: plan before you pay")
-    group.add_argument("--noise", default="strong", metavar="NOISE", help=f"of the simulated judge: {NOISES}")
+    group.add_argument("--noise", default="strong", metavar="NOISE", help=f"of the simulated judge: {NOISE_HELP}")
     add_window_options(parser.add_argument_group("asking"), samples=4)
     group = parser.add_argument_group("labels as the teacher")
     group.add_argument(
@@ -48,8 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", type=Path, metavar="FILE", help="tokenizer.json by which passages are cut (lengths estimated)"
     )
     group = parser.add_argument_group("spending")
-    group.add_argument("--token-budget", type=tokens, metavar="N", help="stop asking after so many tokens, such as 2M")
-    add_prices(group)
+    group.add_argument(
+        "--token-budget", type=token_count, metavar="N", help="stop asking after so many tokens, such as 2M"
+    )
+    add_price_options(group)
     group.add_argument("--quiet", action="store_true", help="no progress, no summary")
 
 
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             reranker.prepare()
             reranker.check(_read_queries(args))  # a query that is too long should be no surprise behind paid calls
-            token_prices = prices(args, reranker.model.name)
+            token_prices = prices_for_model(args, reranker.model.name)
             run_name = reranker.journal.begin_run(settings)
             with Progress(lambda: reranker.stats, counts.total, quiet=args.quiet):
                 for _ in trace_sets(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rank_k.cli.model_options import count, duration
+from rank_k.cli.model_options import positive_int, positive_seconds
 
 if TYPE_CHECKING:
     from rank_k.distill.recipes import Recipe
@@ -25,9 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe", required=True, metavar="NAME", help="qwen3-8b, qwq-32b, smollm2-135m, or a TOML file like theirs"
     )
     parser.add_argument("--heldout", type=Path, metavar="FILE", help="rows to measure on, which are not learnt")
-    parser.add_argument("--max-steps", type=count, metavar="N", help="end after so many (when the rows are learnt)")
     parser.add_argument(
-        "--time-limit", type=duration, metavar="S", help="end after so many seconds, all parts of a run"
+        "--max-steps", type=positive_int, metavar="N", help="end after so many (when the rows are learnt)"
+    )
+    parser.add_argument(
+        "--time-limit", type=positive_seconds, metavar="S", help="end after so many seconds, all parts of a run"
     )
     parser.add_argument("--estimate", action="store_true", help="say what memory it takes, and no more")
     parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -57,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _memory_lines(recipe: Recipe) -> list[str]:
-    from rank_k.distill.recipes import RECIPES_FOLDER, estimated_memory
+    from rank_k.distill.recipes import RECIPES_FOLDER, estimate_memory
 
-    memory = estimated_memory(recipe)
+    memory = estimate_memory(recipe)
     sizes = {"weights": memory.weights, "what is trained": memory.trained, "activations": memory.activations}
     breakdown = ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in sizes.items())
     lines = [f"{recipe.name}: about {memory.total / 1e9:,.1f} GB over all devices ({breakdown})"]

@@ -26,7 +26,7 @@ def notes(comparison: RunComparison) -> Iterator[str]:
         if evaluation.tied:
             tied_text = f"{len(evaluation.tied)} queries with equal scores, taken in the order of the file"
             yield f"{run.name}: {tied_text}; --ties trec_eval puts them by descending id, as trec_eval does"
-        if cost is not None and cost.others and not cost.exact:
+        if cost is not None and cost.other_runs and not cost.wrote_file:
             yield f"{run.name}: no run in {cost.journal} wrote a file of this name; its last run is taken"
 
 
@@ -42,9 +42,9 @@ def lines(comparison: RunComparison) -> list[str]:
             for run in comparison.runs
         ],
     )
-    if comparison.compared:
+    if comparison.compared_runs:
         output += ["", *_comparison_lines(comparison), "", *_largest_losses(comparison)]
-    if comparison.compared or not any(measure.startswith("Judged") for measure in comparison.measures):
+    if comparison.compared_runs or not any(measure.startswith("Judged") for measure in comparison.measures):
         shares = ", ".join(f"{run.name} {run.unjudged:.1%}" for run in comparison.runs)
         output += ["", f"unjudged among the first ten: {shares}"]
     if any(run.cost for run in comparison.runs):
@@ -56,8 +56,8 @@ def _comparison_lines(comparison: RunComparison) -> list[str]:
     caption = f"against {comparison.baseline}: {comparison.comparisons} comparisons, p values corrected for all (Holm)"
     columns = ["run", "measure", "difference", "95 % interval", "p (random.)", "p (t)", "gain", "stay", "lose"]
     rows = []
-    for run in comparison.compared:
-        for measure, paired_comparison in run.against.items():
+    for run in comparison.compared_runs:
+        for measure, paired_comparison in run.comparisons.items():
             difference = paired_comparison.paired
             rows.append(
                 [
@@ -70,10 +70,10 @@ def _comparison_lines(comparison: RunComparison) -> list[str]:
 
 
 def _largest_losses(comparison: RunComparison) -> list[str]:
-    measure = comparison.shown_measure
+    measure = comparison.primary_measure
     rows, commands = [], []
-    for run in comparison.compared:
-        for change in comparison.hurt(run, _MAX_LOSSES):
+    for run in comparison.compared_runs:
+        for change in comparison.largest_losses(run, _MAX_LOSSES):
             rows.append(
                 [
                     *(run.name, change.query_id),
@@ -81,7 +81,7 @@ def _largest_losses(comparison: RunComparison) -> list[str]:
                     " to ".join("-" if share is None else f"{share:.0%}" for share in change.unjudged),
                 ]
             )
-            commands.append((run.cost.command(change.query_id) if run.cost else None) or "")
+            commands.append((run.cost.trace_command(change.query_id) if run.cost else None) or "")
     if not rows:
         return [f"no query lost {measure}"]
     columns = ["run", "query", "before", "after", "difference", "unjudged"]
@@ -151,17 +151,17 @@ def _run_to_dict(run: ComparedRun, comparison: RunComparison) -> dict[str, Any]:
         "baseline": comparison.baseline or None,
         "comparisons": comparison.comparisons,
         "against_baseline": {
-            measure: _comparison_to_dict(paired_comparison) for measure, paired_comparison in run.against.items()
+            measure: _comparison_to_dict(paired_comparison) for measure, paired_comparison in run.comparisons.items()
         },
         "largest_losses": [
             {
                 "query_id": change.query_id,
-                "measure": comparison.shown_measure,
+                "measure": comparison.primary_measure,
                 "before": change.before,
                 "after": change.after,
-                "trace": run.cost.command(change.query_id) if run.cost else None,
+                "trace": run.cost.trace_command(change.query_id) if run.cost else None,
             }
-            for change in (comparison.hurt(run) if run.against else ())
+            for change in (comparison.largest_losses(run) if run.comparisons else ())
         ],
         "cost": None if run.cost is None else _cost_to_dict(run.cost),
     }
@@ -171,7 +171,7 @@ def _comparison_to_dict(comparison: PairedComparison) -> dict[str, Any]:
     difference = comparison.paired
     return {
         "difference": difference.mean,
-        "standard_error": difference.error,
+        "standard_error": difference.standard_error,
         "interval": [difference.low, difference.high],
         "t_p": difference.t_p,
         "t_p_corrected": comparison.t_p,

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rank_k.evaluation.agreement import Agreement
-    from rank_k.evaluation.preferences import ComparedPair, Preferences, Share, Sides
+    from rank_k.evaluation.preferences import ComparedPair, Preferences, Share, SideCounts
 
 
 def notes(preferences: Preferences) -> Iterator[str]:
     """What one should know of the rows beside their figures."""
-    current = preferences.standing
+    current = preferences.current
     counts = {
         "rows that are there twice": current.repeated,
         "judgments replaced by later ones of the same judge": current.replaced,
@@ -26,8 +26,8 @@ def notes(preferences: Preferences) -> Iterator[str]:
     for label, count in counts.items():
         if count:
             yield f"not counted, {label}: {count}"
-    if preferences.named:
-        yield f"judgments made with the systems' names in sight: {preferences.named}"
+    if preferences.unblinded:
+        yield f"judgments made with the systems' names in sight: {preferences.unblinded}"
 
 
 def lines(preferences: Preferences) -> list[str]:
@@ -43,7 +43,7 @@ def lines(preferences: Preferences) -> list[str]:
         f"every query weighs the same; intervals by Wilson, over queries; p by randomization of signs{correction}"
     ]
     judge_rows = [
-        [judge.name, *_sides_row(judge.sides), _format_seconds(judge.seconds)] for judge in preferences.judges
+        [judge.name, *_sides_row(judge.sides), _format_seconds(judge.median_seconds)] for judge in preferences.judges
     ]
     if len(judge_rows) > 1:
         judge_rows.append(["all", *_sides_row(preferences.sides), ""])
@@ -69,7 +69,7 @@ def _pair_row(pair: ComparedPair) -> list[str]:
     ]
 
 
-def _sides_row(sides: Sides) -> list[str]:
+def _sides_row(sides: SideCounts) -> list[str]:
     return [str(sides.judgments), str(sides.ties), *_share_cells(sides.share), _format_p(sides.p)]
 
 
@@ -98,19 +98,19 @@ def as_json(preferences: Preferences) -> str:
         "pairs": [asdict(pair) for pair in preferences.pairs],
         "sides": _sides_to_dict(preferences.sides),
         "judges": [
-            {"name": judge.name, "median_seconds": judge.seconds, **_sides_to_dict(judge.sides)}
+            {"name": judge.name, "median_seconds": judge.median_seconds, **_sides_to_dict(judge.sides)}
             for judge in preferences.judges
         ],
         "agreement": [asdict(agreement) for agreement in preferences.agreement],
-        "judgments": len(preferences.standing.judgments),
+        "judgments": len(preferences.current.judgments),
         "translated": preferences.translated,
-        "names_in_sight": preferences.named,
-        "repeated_rows": preferences.standing.repeated,
-        "replaced": preferences.standing.replaced,
-        "undone": preferences.standing.undone,
+        "names_in_sight": preferences.unblinded,
+        "repeated_rows": preferences.current.repeated,
+        "replaced": preferences.current.replaced,
+        "undone": preferences.current.undone,
     }
     return json.dumps(output, indent=2)
 
 
-def _sides_to_dict(sides: Sides) -> dict[str, Any]:
+def _sides_to_dict(sides: SideCounts) -> dict[str, Any]:
     return {"judgments": sides.judgments, **asdict(sides)}

@@ -12,7 +12,7 @@ from rank_k.cli.render.rerank_summary import REPAIRS
 if TYPE_CHECKING:
     from rank_k.study.grid import Cell, Study
     from rank_k.study.results import StudyResults
-    from rank_k.study.table import Row
+    from rank_k.study.table import CellRow
 
 
 def cell_listing(study: Study, cells: Sequence[Cell]) -> list[str]:
@@ -42,7 +42,7 @@ def notes(results: StudyResults) -> Iterator[str]:
     for row in results.rows:
         cost = row.cost
         if cost.unranked:
-            windows = sum(query.windows for query in row.spent)
+            windows = sum(query.windows for query in row.query_costs)
             failed_note = (
                 f"; {cost.retries_exhausted} were given up: the same command asks again"
                 if cost.retries_exhausted
@@ -61,7 +61,7 @@ def notes(results: StudyResults) -> Iterator[str]:
         yield f"{name}: not finished, not in the tables"
 
 
-def _cell_table(rows: Sequence[Row], results: StudyResults) -> list[str]:
+def _cell_table(rows: Sequence[CellRow], results: StudyResults) -> list[str]:
     measure = results.study.measures[0]
     header = [
         "cell",
@@ -80,28 +80,31 @@ def _cell_table(rows: Sequence[Row], results: StudyResults) -> list[str]:
     ]
     lines: list[list[str]] = []
     for row in rows:
-        difference_to_baseline, cost = row.against, row.cost
+        difference_to_baseline, cost = row.difference, row.cost
         difference_cells = ["", "", ""]
         if difference_to_baseline is not None:
             difference_cells = [
                 f"{difference_to_baseline.mean:+.4f}",
                 f"{difference_to_baseline.low:+.4f} {difference_to_baseline.high:+.4f}",
-                f"{row.p:.3f}",
+                f"{row.corrected_p:.3f}",
             ]
         elif row.baseline:
             difference_cells = ["baseline", "", ""]
         cost_cells = [""] * 6
         if row.cell is not None:
             prefix = "~" if cost.estimated else ""
-            tokens = (f"{prefix}{format_count(round(n))}" for n in (cost.tokens_in, cost.reasoning, cost.answer))
+            tokens = (
+                f"{prefix}{format_count(round(n))}"
+                for n in (cost.prompt_tokens, cost.reasoning_tokens, cost.answer_tokens)
+            )
             cost_cells = [
                 f"{cost.rounds:.1f}",
                 f"{cost.calls:.1f}",
                 *tokens,
                 f"{cost.seconds:.1f}" if cost.seconds else "-",
             ]
-        pareto_axes = " ".join(axis for axis in results.axes if axis in row.on_set)
-        quality = row.first
+        pareto_axes = " ".join(axis for axis in results.axes if axis in row.pareto_axes)
+        quality = row.primary_quality
         lines.append(
             [row.setting, f"{quality.mean:.4f}", f"{quality.error:.4f}", *difference_cells, *cost_cells, pareto_axes]
         )
@@ -139,22 +142,22 @@ def _difficulty_tables(results: StudyResults) -> list[str]:
 
 
 def _round_tables(results: StudyResults) -> list[str]:
-    if not results.rounds:
+    if not results.round_rows:
         return []
     labels = results.labels
     header = ["stopped after", "round", results.study.measures[0], "±", "seconds"]
     rows = [
         [labels[row.name], str(row.rounds), f"{row.quality.mean:.4f}", f"{row.quality.error:.4f}", f"{row.seconds:.1f}"]
-        for row in results.rounds
+        for row in results.round_rows
     ]
-    if not results.timed:
+    if not results.has_timings:
         return ["", *align_table(header[:-1], [row[:-1] for row in rows])]
     time_header = [
         "seconds per query",
-        *(f"{concurrency or 'all'} at a time" for concurrency in results.slot_counts()),
+        *(f"{concurrency or 'all'} at a time" for concurrency in results.concurrency_levels()),
     ]
     concurrency_rows = [
-        [labels[name], *(f"{seconds:.1f}" for seconds in seconds_list)] for name, seconds_list in results.slot_rows()
+        [labels[name], *(f"{seconds:.1f}" for seconds in seconds_list)] for name, seconds_list in results.latency_rows()
     ]
     return ["", *align_table(header, rows), "", *align_table(time_header, concurrency_rows)]
 

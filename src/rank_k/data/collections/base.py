@@ -12,7 +12,7 @@ from rank_k.data.passages import read_passages
 from rank_k.errors import InputError
 from rank_k.types import Candidate, Passage
 
-Excluded = Mapping[str, frozenset[str]]
+ExcludedDocuments = Mapping[str, frozenset[str]]
 """`query_id -> ids of documents that its collection forbids to rank`."""
 
 NAME_FORMS = (
@@ -21,7 +21,7 @@ NAME_FORMS = (
 )
 
 
-class Store(Protocol):
+class DocumentStore(Protocol):
     """Passages by id."""
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
@@ -40,7 +40,7 @@ class Corpus(Protocol):
     def passages(self) -> Iterator[Passage]:
         """All of them, one by one."""
 
-    def store(self, on_progress: OnProgress | None = None) -> Store:
+    def store(self, on_progress: OnProgress | None = None) -> DocumentStore:
         """Any of them by id. `on_progress` hears of work that has to be done first."""
 
 
@@ -62,7 +62,7 @@ class Collection(Protocol):
         """The run that the collection itself asks to be reranked, where there is one."""
 
     @property
-    def excluded(self) -> Excluded: ...
+    def excluded(self) -> ExcludedDocuments: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class CollectionFiles:
     qrels: Path | None
     runs: tuple[Path, ...] = ()
     """First-stage runs that lie beside it (`run.*.trec`), by name."""
-    excluded: Excluded = field(default_factory=dict)
+    excluded: ExcludedDocuments = field(default_factory=dict)
     first_stage: Path | None = None
 
     @property
@@ -99,7 +99,7 @@ class CorpusFile:
         return read_passages(self.path)
 
     def store(self, on_progress: OnProgress | None = None) -> PassageStore:
-        return PassageStore.of_file(self.path, on_progress)
+        return PassageStore.from_file(self.path, on_progress)
 
 
 class PassageStore:
@@ -109,7 +109,7 @@ class PassageStore:
         self._index = index
 
     @classmethod
-    def of_file(cls, path: str | Path, on_progress: OnProgress | None = None) -> PassageStore:
+    def from_file(cls, path: str | Path, on_progress: OnProgress | None = None) -> PassageStore:
         """Find out where each passage of the file lies, or take the index that says so (see
         `rank_k.data.corpus_index`).
 
@@ -147,10 +147,10 @@ def missing_document_error(doc_id: str, query_id: str | None, source: str) -> In
     )
 
 
-class WithoutExcluded:
+class RunWithoutExcluded:
     """A run less the documents that its collection forbids for each query. As often iterable as the run is."""
 
-    def __init__(self, run: Iterable[tuple[str, Sequence[Candidate]]], excluded: Excluded) -> None:
+    def __init__(self, run: Iterable[tuple[str, Sequence[Candidate]]], excluded: ExcludedDocuments) -> None:
         self._run, self._excluded = run, excluded
 
     def __iter__(self) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
@@ -158,7 +158,7 @@ class WithoutExcluded:
             forbidden = self._excluded.get(query_id, frozenset())
             yield query_id, tuple(candidate for candidate in candidates if candidate.doc_id not in forbidden)
 
-    def count(self) -> int:
+    def count_excluded(self) -> int:
         """How many candidates that leaves out. Reads the run."""
         return sum(
             candidate.doc_id in self._excluded.get(query_id, frozenset())

@@ -89,7 +89,7 @@ class Question:
     featured: bool
 
 
-def passages() -> list[Passage]:
+def load_passages() -> list[Passage]:
     """The documentation of this interpreter in passages of 6 to about 130 words, each text once.
 
     Ids are `topic:for/names-in-the-target-list` (a topic and the first words of the passage) and qualified
@@ -102,7 +102,7 @@ def passages() -> list[Passage]:
     return list(_passages_by_id().values())
 
 
-def questions() -> list[Question]:
+def load_questions() -> list[Question]:
     """The judged questions, with the judgments that hold for this interpreter's text.
 
     A judgment is dropped where this Python has no passage of that id, or has one whose text is none of
@@ -120,9 +120,9 @@ def questions() -> list[Question]:
     return judged_questions
 
 
-def qrels() -> dict[str, dict[str, int]]:
+def load_qrels() -> dict[str, dict[str, int]]:
     """`query_id -> doc_id -> grade` of all questions. Raises what `passages` raises."""
-    return {question.query.query_id: question.judgments for question in questions()}
+    return {question.query.query_id: question.judgments for question in load_questions()}
 
 
 def fingerprint(text: str) -> str:
@@ -136,9 +136,9 @@ def load_python_docs() -> CollectionFiles:
 
     Raises `InputError` where that was installed without its documentation, or where the cache cannot be written.
     """
-    judged_questions = questions()
+    judged_questions = load_questions()
     lines_by_name = {
-        "corpus.jsonl": [_json_line({"_id": passage.doc_id, "text": passage.text}) for passage in passages()],
+        "corpus.jsonl": [_json_line({"_id": passage.doc_id, "text": passage.text}) for passage in load_passages()],
         "queries.jsonl": [_json_line({"_id": q.query.query_id, "text": q.query.text}) for q in judged_questions],
         "qrels.trec": [
             b"%b 0 %b %d\n" % (trec_field("query id", q.query.query_id), trec_field("document id", doc_id), grade)

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from rank_k.data.cache_directory import write_cached
-from rank_k.data.collections.base import NAME_FORMS, Excluded, missing_document_error
+from rank_k.data.collections.base import NAME_FORMS, ExcludedDocuments, missing_document_error
 from rank_k.data.corpus_index import OnProgress
 from rank_k.data.trec import trec_field
 from rank_k.errors import InputError
@@ -83,7 +83,7 @@ class IrDataset:
             return write_cached(f"{self._cache_folder}/run.scoreddocs.trec", lines)
 
     @cached_property
-    def excluded(self) -> Excluded:
+    def excluded(self) -> ExcludedDocuments:
         """Documents whose grade means that they are excluded, as in the data sets of BRIGHT."""
         doc_ids_by_query: dict[str, set[str]] = {}
         if self._excluded_grades:
