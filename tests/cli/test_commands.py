@@ -93,7 +93,7 @@ class Backwards:
 
     def __call__(self, candidates, seed):
         yield from ()
-        return Ranking.of(c.doc_id for c in reversed(candidates))
+        return Ranking.untied(c.doc_id for c in reversed(candidates))
 
 class Failing:
     def __init__(self):

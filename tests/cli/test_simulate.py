@@ -118,7 +118,7 @@ def test_simulate_accepts_a_custom_strategy_and_counts_missing_queries(
     (files / "mine.py").write_text(
         "from dataclasses import dataclass\nfrom rank_k.types import Ranking\n\n@dataclass(frozen=True)\n"
         "class Mine:\n    def __call__(self, candidates, seed):\n        yield from ()\n"
-        "        return Ranking.of(c.doc_id for c in reversed(candidates))\n"
+        "        return Ranking.untied(c.doc_id for c in reversed(candidates))\n"
     )
     with (files / "qrels.trec").open("a") as file:
         file.write("q9 0 d1 1\n")

@@ -45,7 +45,7 @@ from rank_k.data.collections import demo
 from rank_k.data.collections.registry import find_collection
 from rank_k.data.queries import read_queries
 from rank_k.data.trec import read_qrels
-count = len(demo.passages())
+count = len(demo.load_passages())
 seconds = time.process_time() - begin
 begin = time.process_time()
 root = Path(sysconfig.get_path("stdlib"))
@@ -58,7 +58,7 @@ listed = sum(len(entry.judgments) for entry in demo._question_entries().values()
 print(json.dumps({
     "release": list(sys.version_info[:3]), "passages": count, "seconds": seconds, "parsing": parsing,
     "listed": listed,
-    "qrels": demo.qrels(), "modules": sorted(sys.modules),
+    "qrels": demo.load_qrels(), "modules": sorted(sys.modules),
 }))
 """
 

@@ -37,7 +37,7 @@ ENDLESS_WRITER = """
     journal = Journal(sys.argv[1])
     for number in itertools.count():
         journal.store_call(str(number), "m", "ask", {"n": number}, Response("text " * 200, "reasoning " * 200))
-        journal.store_ranking("r", number, "q", Ranking.of("abc"))
+        journal.store_ranking("r", number, "q", Ranking.untied("abc"))
         print(number, flush=True)
 """
 

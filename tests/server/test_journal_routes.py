@@ -264,6 +264,7 @@ def test_journal_views_without_file_are_empty() -> None:
 # --- older files, other templates, ids that are no text ---
 
 
+@pytest.mark.parametrize("template", ["listwise", "compact"])
 def test_passages_in_reads_prompts(template: str) -> None:
     passages = ["plain", "of [brackets] and (3) numbers", "ends [with", "x" * 1000]
     [message] = builtin_template(template).messages("what of [1] this", passages)

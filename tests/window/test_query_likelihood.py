@@ -243,5 +243,5 @@ def test_rank_with_likelihood_calls_window_hooks_without_text() -> None:
 
 
 def test_reranker_rejects_unknown_methods() -> None:
-    with pytest.raises(InputError, match="comparison, likelihood or both"):
+    with pytest.raises(InputError, match="listwise, likelihood or combined"):
         Reranker(UntrainedModel([]), method="magic")  # type: ignore[arg-type]
