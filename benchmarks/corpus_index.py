@@ -61,12 +61,12 @@ def open_for_writing(path: Path) -> IO[bytes]:
 def measure(path: Path, count: int) -> dict[str, Any]:
     """In the process of its own."""
     wall, cpu = time.perf_counter(), time.process_time()
-    open_corpus_index(path, kept_from=0).close()
+    open_corpus_index(path, persist_from_bytes=0).close()
     build_times = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 2**20)
     doc_ids = [doc_id(number) for number in random.Random(1).choices(range(count), k=LOOKUPS)]
     times = []
-    with closing(open_corpus_index(path, kept_from=0)) as index:
+    with closing(open_corpus_index(path, persist_from_bytes=0)) as index:
         for lookup_id in doc_ids:
             lookup_started = time.perf_counter()
             [passage] = index.passages(lookup_id)

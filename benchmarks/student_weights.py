@@ -70,13 +70,15 @@ def measure_weights(
     results_of_query: defaultdict[str, list[WindowResult]] = defaultdict(list)
     with Reranker(student, method="combined", depth=DEPTH, journal=folder / "calls.sqlite") as reranker:
         assert isinstance(reranker.ranker, CombinedRanker)
-        reranker.ranker.likelihood = QueryLikelihoodRanker(reranker.model, reranker.journal, likelihood_tokens, slots=1)
+        reranker.ranker.likelihood = QueryLikelihoodRanker(
+            reranker.model, reranker.journal, likelihood_tokens, concurrency=1
+        )
         queries = read_queries(collection / "queries.jsonl")
         for _ in reranker.rerank(
             run,
             queries,
             passages,
-            on_asked=lambda query_id, _r, _n, report: results_of_query[query_id].append(report.result),
+            on_result=lambda query_id, _r, _n, report: results_of_query[query_id].append(report.result),
         ):
             pass
     rankings: defaultdict[str, dict[str, Sequence[Candidate]]] = defaultdict(dict)

@@ -36,12 +36,12 @@ class TimedModel(ScriptedModel):
         self._seconds = seconds
         self.in_flight = self.max_in_flight = 0
 
-    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
+    async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
             await asyncio.sleep(self._seconds(request))
-            return await super().complete(request, on_text)
+            return await super().complete(request, on_chunk)
         finally:
             self.in_flight -= 1
 
@@ -141,10 +141,10 @@ def test_engine_returns_the_best_ranking_so_far_at_the_deadline() -> None:
 
 def test_engine_cancels_all_windows_after_a_fatal_error() -> None:
     class RejectingModel(TimedModel):
-        async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
+        async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
             if request.context.query_id == "q3":
                 raise RequestRejected("no", "yes")
-            return await super().complete(request, on_text)
+            return await super().complete(request, on_chunk)
 
     model = RejectingModel(lambda _: 0.01)
     with pytest.raises(RequestRejected):
@@ -179,10 +179,10 @@ def test_engine_cancels_windows_in_flight_when_iteration_stops() -> None:
 
 def test_engine_counts_windows_whose_retries_are_exhausted() -> None:
     class FailingModel(TimedModel):
-        async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
+        async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
             if request.context.query_id == "q1":
                 raise RetryableError("broken")
-            return await super().complete(request, on_text)
+            return await super().complete(request, on_chunk)
 
     class RetryableError(ModelError):
         retryable = True

@@ -192,7 +192,7 @@ def test_rank_counts_preparation_in_max_seconds(loopback: StartLoopback) -> None
         assert (hits.finished, [(hit.index, hit.text) for hit in hits]) == (False, [(0, "a"), (1, "b")])
         results = list(reranker.rerank(DATA.run, QUERIES, DATA.passages, max_seconds=0.2))
         assert [(r.query_id, r.finished) for r in results] == [(query_id, False) for query_id in DATA.run]
-    server = loopback(abilities="raw continue grammar budget", first_token=3.0)
+    server = loopback(capabilities="raw continue grammar budget", first_token=3.0)
     with Reranker(server=server.url) as reranker:
         reranker.prepare()
         for reasoning in ("off", "auto"):

@@ -58,11 +58,11 @@ class WindowRanker(Protocol):
         window: Window,
         *,
         reasoning: ReasoningMode | None = None,
-        on_text: OnChunk | None = None,
+        on_chunk: OnChunk | None = None,
     ) -> WindowReport:
         """Rank one window. Raises `ModelError` when the model does not respond, never for a bad answer.
 
-        `reasoning`: the reasoning mode, if not that of the ranker's settings. `on_text`: called with each chunk of the
+        `reasoning`: the reasoning mode, if not that of the ranker's settings. `on_chunk`: called with each chunk of the
         response while it streams.
         """
 
@@ -329,7 +329,7 @@ class Engine:
                 prepared_query,
                 window,
                 reasoning=self._reasoning,
-                on_text=self._chunk_callback(open_query, window_number),
+                on_chunk=self._chunk_callback(open_query, window_number),
             )
         except PromptFiltered as error:
             return _unranked_report(window, "content_filtered", error)

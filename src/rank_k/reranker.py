@@ -228,7 +228,7 @@ class Reranker:
 
         Options for this query: `strategy` (a name or a strategy), `reasoning`, `max_seconds` (stop then and return the
         best ranking so far), `name` (the query's id in the journal), and the hooks `on_window(round, number, window)`,
-        `on_text(round, number, chunk)`, `on_asked(round, number, report)` and `on_ranking(round, ranking)` (see
+        `on_chunk(round, number, chunk)`, `on_result(round, number, report)` and `on_ranking(round, ranking)` (see
         `engine.Engine`). Hooks are called from another thread and must not block.
         """
         return self._loop.run(self._rank(query, documents, **options))
@@ -246,7 +246,7 @@ class Reranker:
         max_seconds: float | None = None,
         token_budget: int | None = None,
         run_name: str = "",
-        on_asked: Callable[[str, int, int, WindowReport], None] | None = None,
+        on_result: Callable[[str, int, int, WindowReport], None] | None = None,
     ) -> Iterator[QueryResult]:
         """Yield each query of the run with its new ranking, in the order of the run, as soon as it is finished.
 
@@ -255,7 +255,7 @@ class Reranker:
         """
         pairs = run.items() if isinstance(run, Mapping) else run
         jobs = (self._job(query_id, candidates, queries, passages) for query_id, candidates in pairs)
-        return self._loop.iterate(self._results(jobs, max_seconds, token_budget, run_name, on_asked))
+        return self._loop.iterate(self._results(jobs, max_seconds, token_budget, run_name, on_result))
 
     def prepare(self) -> None:
         """Connect (or start the embedded model) now rather than with the first query. Raises `ModelError`."""
@@ -321,11 +321,11 @@ class Reranker:
         max_seconds: float | None = None,
         token_budget: int | None = None,
         run_name: str = "",
-        on_asked: Callable[[str, int, int, WindowReport], None] | None = None,
+        on_result: Callable[[str, int, int, WindowReport], None] | None = None,
     ) -> AsyncIterator[QueryResult]:
         deadline = _deadline(max_seconds)
         await self._prepare_until(deadline)  # after it, the engine keeps every input order
-        engine = self._engine(self.strategy, deadline, run_name, token_budget=token_budget, on_result=on_asked)
+        engine = self._engine(self.strategy, deadline, run_name, token_budget=token_budget, on_result=on_result)
         self.stats = engine.stats
         results = engine.run(jobs)
         try:
@@ -376,8 +376,8 @@ class Reranker:
         reasoning: str | int | ReasoningMode | None = None,
         name: str = "",
         on_window: Callable[[int, int, Window], None] | None = None,
-        on_text: Callable[[int, int, StreamChunk], None] | None = None,
-        on_asked: Callable[[int, int, WindowReport], None] | None = None,
+        on_chunk: Callable[[int, int, StreamChunk], None] | None = None,
+        on_result: Callable[[int, int, WindowReport], None] | None = None,
         on_ranking: Callable[[int, Ranking], None] | None = None,
     ) -> RankedHits:
         deadline = _deadline(max_seconds)
@@ -400,8 +400,8 @@ class Reranker:
         def collect_result(_query_id: str, round_number: int, number: int, report: WindowReport) -> None:
             traces.extend(report.traces)
             likelihoods.update(report.result.likelihoods)
-            if on_asked is not None:
-                on_asked(round_number, number, report)
+            if on_result is not None:
+                on_result(round_number, number, report)
 
         engine = self._engine(
             query_strategy,
@@ -411,7 +411,7 @@ class Reranker:
             first_position=position,
             on_window=on_window and (lambda _query_id, *arguments: on_window(*arguments)),
             on_result=collect_result,
-            on_chunk=on_text and (lambda _query_id, *arguments: on_text(*arguments)),
+            on_chunk=on_chunk and (lambda _query_id, *arguments: on_chunk(*arguments)),
             on_ranking=on_ranking and (lambda _query_id, *arguments: on_ranking(*arguments)),
         )
         [result] = [result async for result in engine.run([job])]
@@ -466,7 +466,9 @@ def _make_model(
     from rank_k.models.embedded import EmbeddedModel
 
     if isinstance(model, Student):
-        return EmbeddedModel(model.weights, adapter=model.adapter, context_length=context_length, slots=concurrency)
+        return EmbeddedModel(
+            model.weights, adapter=model.adapter, context_length=context_length, concurrency=concurrency
+        )
     if model is not None and not isinstance(model, str | Path):
         return model
     if server is not None:
@@ -480,7 +482,7 @@ def _make_model(
             read_timeout=read_timeout,
         )
     assert model is not None, "without a server, a model is given"
-    return EmbeddedModel(model, context_length=context_length, slots=concurrency)
+    return EmbeddedModel(model, context_length=context_length, concurrency=concurrency)
 
 
 def _find_passage(passages: Mapping[str, Passage] | PassageSource, doc_id: str, query_id: str) -> Passage:

@@ -42,7 +42,7 @@ def write_corpus(
 
 
 def open_persistent(path: Path) -> CorpusIndex:
-    return open_corpus_index(path, kept_from=0)
+    return open_corpus_index(path, persist_from_bytes=0)
 
 
 def read_texts(path: Path, doc_id: str) -> list[str]:
@@ -76,7 +76,7 @@ def test_corpus_index_returns_same_passages_as_read_passages(
             open_corpus_index(path)
         return
     expected = list(read_passages(path))
-    with open_corpus_index(path, kept_from=2**60 if in_memory else 0) as index:
+    with open_corpus_index(path, persist_from_bytes=2**60 if in_memory else 0) as index:
         assert len(index) == len(expected)
         for doc_id in {passage.doc_id for passage in expected}:
             assert index.passages(doc_id) == [passage for passage in expected if passage.doc_id == doc_id]
@@ -141,7 +141,7 @@ def test_corpus_index_reports_malformed_line_number(tmp_path: Path, content: byt
 def test_open_corpus_index_rebuilds_only_when_file_changes(tmp_path: Path) -> None:
     path, progress = write_corpus(tmp_path), list[tuple[int, int]]()
     for _ in range(2):
-        with open_corpus_index(path, lambda *at: progress.append(at), kept_from=0) as index:
+        with open_corpus_index(path, lambda *at: progress.append(at), persist_from_bytes=0) as index:
             assert index.file == str(path) + SUFFIX
     size = path.stat().st_size
     assert progress == [(size, size)]
@@ -161,7 +161,7 @@ def test_open_corpus_index_reports_progress_up_to_file_size(tmp_path: Path, monk
         def record(done: int, total: int, progress: list[tuple[int, int]] = progress) -> None:
             progress.append((done, total))
 
-        open_corpus_index(path, record, kept_from=0).close()
+        open_corpus_index(path, record, persist_from_bytes=0).close()
         assert len(progress) == 7
         assert [done for done, _ in progress] == sorted(done for done, _ in progress)
         assert progress[-1] == (path.stat().st_size,) * 2

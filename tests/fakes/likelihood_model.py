@@ -16,5 +16,5 @@ def score_by_prompt_length(request: Request) -> Response:
 def make_likelihood_model() -> ScriptedModel:
     """Return a model that has log-probabilities and no reasoning."""
     return ScriptedModel(
-        score_by_prompt_length, abilities=Capabilities(logprobs=True, reasons=False, scores_given_text=True)
+        score_by_prompt_length, capabilities=Capabilities(logprobs=True, reasons=False, scores_given_text=True)
     )

@@ -63,10 +63,10 @@ def embedded_server_at(url: str) -> Iterator[list[dict[str, Any]]]:
     starts: list[dict[str, Any]] = []
 
     async def start(
-        loaded: weights.Weights, *, context_length: int, slots: int, threads: int | None, adapter: Path | None
+        loaded: weights.Weights, *, context_length: int, concurrency: int, threads: int | None, adapter: Path | None
     ) -> _FakeEmbeddedServer:
         name = None if adapter is None else Path(adapter).name
-        starts.append({"weights": loaded.name, "context": context_length, "slots": slots, "adapter": name})
+        starts.append({"weights": loaded.name, "context": context_length, "slots": concurrency, "adapter": name})
         return _FakeEmbeddedServer(url)
 
     with (

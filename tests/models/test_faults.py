@@ -180,7 +180,7 @@ def test_rank_reports_an_unreachable_server() -> None:
 
 def test_rank_truncates_passages_to_the_context_length(loopback: StartLoopback) -> None:
     """Passages far too long for the context are cut evenly; no request is refused."""
-    server = loopback(max_model_len=3000, abilities="raw continue grammar")
+    server = loopback(max_model_len=3000, capabilities="raw continue grammar")
     long = [f"{DATASET.passages[d].text} " + "many words of no importance " * 300 for d in list(DATASET.passages)[:20]]
     with Reranker("oracle", server=server.url, max_tokens=1000) as reranker:
         hits = reranker.rank("q", long)

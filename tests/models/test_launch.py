@@ -43,7 +43,7 @@ def start_server(weights: Weights = WEIGHTS, **options: Any) -> EmbeddedServer:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedServer]:
-    running = start_server(context_length=512, slots=2)
+    running = start_server(context_length=512, concurrency=2)
     yield running
     asyncio.run(running.close())
 

@@ -62,7 +62,7 @@ def test_study_command_launches_embedded_model(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """All of its path but llama.cpp itself: launched for each cell, asked as a model without a thought of its own."""
-    server = loopback(model="tiny", owned_by="llamacpp", abilities="raw grammar", quirk="none", bodies=True)
+    server = loopback(model="tiny", owned_by="llamacpp", capabilities="raw grammar", quirk="none", bodies=True)
     launches = fake_launches(monkeypatch, server)
     command = ["study", *files, "--model", str(weights), "--output", str(tmp_path / "study"), "--reasoning", "off,200"]
     assert main(command) == 0
@@ -70,7 +70,7 @@ def test_study_command_launches_embedded_model(
     first_stage_row, direct_row, reasoning_row = rows(tmp_path / "study")
     assert float(first_stage_row["nDCG@10"]) < float(direct_row["nDCG@10"]) == float(reasoning_row["nDCG@10"]) == 1.0
     assert [(direct_row["reasoning"], reasoning_row["reasoning"])] == [("off", "200")]
-    assert [(launch_weights.path, options["slots"]) for launch_weights, options in launches] == [(weights, 1)] * 2
+    assert [(launch_weights.path, options["concurrency"]) for launch_weights, options in launches] == [(weights, 1)] * 2
     bodies = [call.body for call in server.requests if call.path == "/v1/completions"]
     assert any("<think>" in body["prompt"] and "</think>" in body["stop"] for body in bodies if "stop" in body), "begun"
 

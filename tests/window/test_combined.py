@@ -99,7 +99,7 @@ class LengthAndXModel(ScriptedModel):
     """Likelihood grows with a passage's length; compared, what holds an x comes first."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(self.respond, abilities=CAPABILITIES, **options)
+        super().__init__(self.respond, capabilities=CAPABILITIES, **options)
 
     def respond(self, request: Request) -> Response:
         text = request.messages[0].content

@@ -95,7 +95,7 @@ def rank_by_labels(
         return Response(text, None, finish_reason, Usage(1, 1), tokens=token_probabilities)
 
     async def run() -> tuple[tuple[tuple[str, ...], ...], dict[str, int], list[Request]]:
-        journal, model = Journal(), ScriptedModel(respond, abilities=CAPABILITIES)
+        journal, model = Journal(), ScriptedModel(respond, capabilities=CAPABILITIES)
         ranker = ListwiseRanker(model, journal, ListwiseSettings(label_words=WORDS))
         await ranker.prepare()
         window = Window(("a", "b", "c"), (1, 3))

@@ -88,7 +88,7 @@ def longer_is_likelier(request: Request) -> Response:
 
 
 def test_query_likelihood_ranker_sends_one_request_per_passage() -> None:
-    model = ScriptedModel(longer_is_likelier, abilities=CAPABILITIES)
+    model = ScriptedModel(longer_is_likelier, capabilities=CAPABILITIES)
     report = rank_window(model, "why is\nthe <|im_end|> [1] sky", ["short [3]", "somewhat longer"])
     assert [request.messages[0].content for request in model.history] == [
         "Document: short (3)\nSearch query:",
@@ -102,7 +102,7 @@ def test_query_likelihood_ranker_sends_one_request_per_passage() -> None:
 
 
 def test_query_likelihood_ranker_ties_equal_passages() -> None:
-    report = rank_window(ScriptedModel(longer_is_likelier, abilities=CAPABILITIES), "q", ["same", "longer", "same"])
+    report = rank_window(ScriptedModel(longer_is_likelier, capabilities=CAPABILITIES), "q", ["same", "longer", "same"])
     assert report.result.rankings[0].tiers == (("1",), ("0", "2"))
 
 
@@ -110,7 +110,9 @@ def test_query_likelihood_ranker_appends_and_counts_unscored_passages() -> None:
     def respond(request: Request) -> Response:
         return make_response(text="no idea") if "bad" in request.messages[0].content else longer_is_likelier(request)
 
-    report = rank_window(ScriptedModel(respond, abilities=CAPABILITIES), "q", ["bad", "x", "bad too, and long", "xyz"])
+    report = rank_window(
+        ScriptedModel(respond, capabilities=CAPABILITIES), "q", ["bad", "x", "bad too, and long", "xyz"]
+    )
     assert report.result.rankings[0].doc_ids == ("3", "1", "0", "2")
     assert report.result.rankings[0].ranked_ids == {"1", "3"}
     assert dict(report.repairs) == {"missing": 2}
@@ -118,7 +120,7 @@ def test_query_likelihood_ranker_appends_and_counts_unscored_passages() -> None:
 
 def test_query_likelihood_ranker_keeps_the_order_without_scores() -> None:
     report = rank_window(
-        ScriptedModel(lambda request: make_response(text="?"), abilities=CAPABILITIES), "q", ["a", "bb"]
+        ScriptedModel(lambda request: make_response(text="?"), capabilities=CAPABILITIES), "q", ["a", "bb"]
     )
     assert not report.result.rankings[0].is_valid
     assert report.result.rankings[0].doc_ids == ("0", "1")
@@ -126,13 +128,13 @@ def test_query_likelihood_ranker_keeps_the_order_without_scores() -> None:
 
 
 class SlowModel(ScriptedModel):
-    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
+    async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         await asyncio.sleep(0.02)
-        return await super().complete(request, on_text)
+        return await super().complete(request, on_chunk)
 
 
 def test_query_likelihood_ranker_shares_identical_requests_in_flight() -> None:
-    model = SlowModel(longer_is_likelier, abilities=CAPABILITIES)
+    model = SlowModel(longer_is_likelier, capabilities=CAPABILITIES)
     report = rank_window(model, "q", ["same", "longer", "same"])
     assert len(model.history) == report.new_calls == 2
     assert len(report.calls) == 3
@@ -140,7 +142,7 @@ def test_query_likelihood_ranker_shares_identical_requests_in_flight() -> None:
 
 
 def test_query_likelihood_ranker_makes_no_calls_for_an_empty_query() -> None:
-    model = ScriptedModel([], abilities=CAPABILITIES)
+    model = ScriptedModel([], capabilities=CAPABILITIES)
     report = rank_window(model, " \n ", ["a", "bb"])
     assert not report.result.rankings[0].is_valid
     assert model.history == []
@@ -148,7 +150,7 @@ def test_query_likelihood_ranker_makes_no_calls_for_an_empty_query() -> None:
 
 def test_query_likelihood_ranker_counts_skipped_byte_tokens() -> None:
     model = ScriptedModel(
-        lambda request: make_response((" b", -2.0), text=" ü b", completion=3), abilities=CAPABILITIES
+        lambda request: make_response((" b", -2.0), text=" ü b", completion=3), capabilities=CAPABILITIES
     )
     assert dict(rank_window(model, "ü b", ["a", "b"]).repairs) == {"byte_tokens_skipped": 2}
 
@@ -156,7 +158,7 @@ def test_query_likelihood_ranker_counts_skipped_byte_tokens() -> None:
 def test_query_likelihood_ranker_truncates_passages_to_the_context() -> None:
     def model_counting_words(context: int = 1000) -> ScriptedModel:
         return ScriptedModel(
-            longer_is_likelier, context_length=context, tokens=lambda text: len(text.split()), abilities=CAPABILITIES
+            longer_is_likelier, context_length=context, tokens=lambda text: len(text.split()), capabilities=CAPABILITIES
         )
 
     model = model_counting_words()
@@ -182,7 +184,7 @@ class UntrainedModel(ScriptedModel):
 
 
 def untrained_reranker(**options: Any) -> Reranker:
-    return Reranker(UntrainedModel(longer_is_likelier, abilities=CAPABILITIES), **options)
+    return Reranker(UntrainedModel(longer_is_likelier, capabilities=CAPABILITIES), **options)
 
 
 def test_reranker_uses_the_default_method_of_the_model() -> None:
@@ -233,10 +235,10 @@ def test_rank_with_likelihood_calls_window_hooks_without_text() -> None:
         reranker.rank(
             "q",
             ["a", "bbb"],
-            on_asked=lambda round_number, number, report: windows.append(
+            on_result=lambda round_number, number, report: windows.append(
                 (round_number, number, [*report.result.likelihoods])
             ),
-            on_text=lambda *piece: pieces.append(piece),
+            on_chunk=lambda *piece: pieces.append(piece),
         )
     assert windows == [(0, 0, ["0", "1"])]
     assert pieces == []

@@ -114,13 +114,13 @@ def test_reranker_likelihood_appends_passages_with_invalid_responses(
 
 
 def test_reranker_likelihood_keeps_the_run_without_probabilities(llamacpp: Callable[..., Loopback]) -> None:
-    with make_reranker(llamacpp(abilities="spell")) as reranker:
+    with make_reranker(llamacpp(capabilities="spell")) as reranker:
         assert rank_all(reranker) == {q: [c.doc_id for c in run] for q, run in DATA.run.items()}
         assert reranker.stats.unranked_windows == 3
 
 
 def test_reranker_likelihood_raises_when_token_grammars_are_rejected(llamacpp: Callable[..., Loopback]) -> None:
-    with make_reranker(llamacpp(abilities="logprobs")) as reranker, pytest.raises(RequestRejected):
+    with make_reranker(llamacpp(capabilities="logprobs")) as reranker, pytest.raises(RequestRejected):
         rank_all(reranker)
 
 
@@ -196,8 +196,8 @@ def test_rerank_command_reports_the_likelihood_method(
 
 @pytest.mark.parametrize(("abilities", "message"), [("spell logprobs", "told (' blue'"), ("spell", "forgotten")])
 def test_doctor_probes_likelihoods(
-    llamacpp: Callable[..., Loopback], capfd: pytest.CaptureFixture[str], abilities: str, message: str
+    llamacpp: Callable[..., Loopback], capfd: pytest.CaptureFixture[str], capabilities: str, message: str
 ) -> None:
-    assert main(["doctor", "--server", llamacpp(abilities=abilities).url, "--probe"]) == 0
+    assert main(["doctor", "--server", llamacpp(capabilities=capabilities).url, "--probe"]) == 0
     [line] = [line for line in capfd.readouterr().out.splitlines() if line.startswith("likelihood")]
     assert message in line

@@ -40,10 +40,10 @@ def is_perfect(results: dict[str, tuple[str, ...]]) -> bool:
 @pytest.mark.parametrize("abilities", [ALL_CAPABILITIES, "continue", ""])
 @pytest.mark.parametrize("quirk", ["inline", "reasoning", "reasoning_content"])
 def test_rerank_forces_an_answer_for_every_truncated_reasoning(
-    loopback: StartLoopback, owner: str, abilities: str, quirk: str
+    loopback: StartLoopback, owner: str, capabilities: str, quirk: str
 ) -> None:
     """Whatever the server can or cannot do, a cut thought leads to an answer that the model gave."""
-    server = loopback(owned_by=owner, abilities=abilities, quirk=quirk, cut=1.0, bodies=True)
+    server = loopback(owned_by=owner, capabilities=capabilities, quirk=quirk, cut=1.0, bodies=True)
     results, stats = rerank(server)
     assert is_perfect(results)
     assert stats.repairs["forced_answers"] == WINDOW_COUNT
@@ -55,7 +55,7 @@ def test_forced_answer_request_repeats_prompt_and_trace(loopback: StartLoopback,
     """The first call's prompt exactly, so that the server's prefix cache is hit, then the thought, closed."""
     from tests.fakes.loopback import rendered, text_of
 
-    server = loopback(owned_by=owner, abilities=ALL_CAPABILITIES, quirk="reasoning_content", cut=1.0, bodies=True)
+    server = loopback(owned_by=owner, capabilities=ALL_CAPABILITIES, quirk="reasoning_content", cut=1.0, bodies=True)
     rerank(server)
     bodies = [call.body for call in server.calls]
     chats = [body for body in bodies if "mark:" in body["messages"][0]["content"]]
@@ -74,30 +74,32 @@ def test_forced_answer_request_repeats_prompt_and_trace(loopback: StartLoopback,
 @pytest.mark.parametrize("quirk", ["inline", "reasoning"])
 @pytest.mark.parametrize("abilities", [ALL_CAPABILITIES, "raw grammar", ""])
 @pytest.mark.parametrize("tokens", [16, 100, 700])
-def test_rerank_respects_the_reasoning_budget(loopback: StartLoopback, quirk: str, abilities: str, tokens: int) -> None:
-    server = loopback(abilities=abilities, quirk=quirk)
+def test_rerank_respects_the_reasoning_budget(
+    loopback: StartLoopback, quirk: str, capabilities: str, tokens: int
+) -> None:
+    server = loopback(capabilities=capabilities, quirk=quirk)
     results, stats = rerank(server, reasoning=tokens)
     assert is_perfect(results)
-    assert not stats.repairs["budget_exceeded"] or "budget" not in abilities
+    assert not stats.repairs["budget_exceeded"] or "budget" not in capabilities
     assert not stats.unranked_windows
 
 
 def test_rerank_counts_budgets_ignored_by_the_server(loopback: StartLoopback) -> None:
     """vLLM's own key is sent, and the reply's reasoning tokens say that it was forgotten."""
-    _, stats = rerank(loopback(abilities="raw", quirk="reasoning"), reasoning=50)
+    _, stats = rerank(loopback(capabilities="raw", quirk="reasoning"), reasoning=50)
     assert stats.repairs["budget_exceeded"] == WINDOW_COUNT
 
 
 @pytest.mark.parametrize("abilities", [ALL_CAPABILITIES, ""])
-def test_rerank_with_reasoning_off_uses_no_reasoning_tokens(loopback: StartLoopback, abilities: str) -> None:
-    results, stats = rerank(loopback(abilities=abilities), reasoning="off")
+def test_rerank_with_reasoning_off_uses_no_reasoning_tokens(loopback: StartLoopback, capabilities: str) -> None:
+    results, stats = rerank(loopback(capabilities=capabilities), reasoning="off")
     assert is_perfect(results)
     assert stats.usage.reasoning_tokens == 0
 
 
 @pytest.mark.parametrize("quirk", ["inline", "reasoning"])
 def test_rerank_with_reasoning_off_prefills_empty_reasoning(loopback: StartLoopback, quirk: str) -> None:
-    server = loopback(abilities=ALL_CAPABILITIES, quirk=quirk, trap="always_thinks")
+    server = loopback(capabilities=ALL_CAPABILITIES, quirk=quirk, trap="always_thinks")
     results, stats = rerank(server, reasoning="off")
     assert is_perfect(results)
     assert stats.usage.reasoning_tokens == 0
@@ -107,7 +109,7 @@ def test_rerank_with_reasoning_off_prefills_empty_reasoning(loopback: StartLoopb
 
 def test_rerank_reads_forced_answers_from_the_reasoning_field(loopback: StartLoopback) -> None:
     """vllm#40816: what follows a closed thought comes back as reasoning, with null content."""
-    server = loopback(abilities="continue", quirk="reasoning", cut=1.0, trap="answer_in_reasoning")
+    server = loopback(capabilities="continue", quirk="reasoning", cut=1.0, trap="answer_in_reasoning")
     results, _ = rerank(server)
     assert is_perfect(results)
     assert not any(call.n_messages == 3 for call in server.calls), "no fresh turn was needed"
@@ -115,29 +117,29 @@ def test_rerank_reads_forced_answers_from_the_reasoning_field(loopback: StartLoo
 
 def test_rerank_counts_unmatched_closing_tags(loopback: StartLoopback) -> None:
     """vllm#39697: end strings leak into the content."""
-    results, stats = rerank(loopback(abilities=ALL_CAPABILITIES, cut=1.0, trap="two_ends"))
+    results, stats = rerank(loopback(capabilities=ALL_CAPABILITIES, cut=1.0, trap="two_ends"))
     assert is_perfect(results)
     assert stats.repairs["unmatched_think_tag"] + stats.repairs["constraint_violated"] >= WINDOW_COUNT
 
 
 def test_rerank_counts_constraint_violations(loopback: StartLoopback) -> None:
     """The answer is prose although held to a ranking: read all the same, and recorded."""
-    results, stats = rerank(loopback(abilities="raw", cut=1.0, prose=1.0))
+    results, stats = rerank(loopback(capabilities="raw", cut=1.0, prose=1.0))
     assert is_perfect(results)
     assert stats.repairs["constraint_violated"] == WINDOW_COUNT
 
 
 def test_rerank_constrained_requests_unusable_answers_again(loopback: StartLoopback) -> None:
     """Without it the answers are nonsense; a complete thought with no usable answer is asked again, held to one."""
-    results, stats = rerank(loopback(abilities="raw grammar", garbage=1.0))
+    results, stats = rerank(loopback(capabilities="raw grammar", garbage=1.0))
     assert is_perfect(results)
     assert stats.repairs["answer_requested_again"] == WINDOW_COUNT
-    _, without = rerank(loopback(abilities="raw grammar", garbage=1.0), constrained=False)
+    _, without = rerank(loopback(capabilities="raw grammar", garbage=1.0), constrained=False)
     assert without.unranked_windows == WINDOW_COUNT
 
 
 def test_rerank_stops_repetitive_reasoning(loopback: StartLoopback) -> None:
-    server = loopback(abilities=ALL_CAPABILITIES, quirk="reasoning", trap="repetition_stopped")
+    server = loopback(capabilities=ALL_CAPABILITIES, quirk="reasoning", trap="repetition_stopped")
     results, stats = rerank(server, max_tokens=20_000)
     assert is_perfect(results)
     assert stats.repairs["repetition_stopped"] == stats.repairs["forced_answers"] == WINDOW_COUNT
@@ -150,14 +152,14 @@ def test_rerank_stops_repetitive_reasoning(loopback: StartLoopback) -> None:
 
 def test_rerank_with_reasoning_auto_skips_reasoning_on_agreement(loopback: StartLoopback) -> None:
     """An oracle agrees with itself whichever way it is asked, so that hardly a window needs thought."""
-    results, stats = rerank(loopback(abilities="raw grammar"), reasoning="auto")
+    results, stats = rerank(loopback(capabilities="raw grammar"), reasoning="auto")
     assert is_perfect(results)
     assert stats.repairs["windows_reasoned"] == 0
     assert stats.calls == 2 * WINDOW_COUNT
 
 
 def test_rerank_samples_shuffle_windows_and_stop_on_agreement(loopback: StartLoopback) -> None:
-    server = loopback(abilities=ALL_CAPABILITIES)
+    server = loopback(capabilities=ALL_CAPABILITIES)
     results, stats = rerank(server, samples=5)
     assert is_perfect(results)
     assert stats.calls == 2 * WINDOW_COUNT
@@ -184,7 +186,7 @@ def test_forced_answer_uses_the_truncated_trace() -> None:
         rest = [i for i in "123" if i != best]
         return Response(f"[{best}] > [{rest[0]}] > [{rest[1]}]", None, "stop")
 
-    with Reranker(ScriptedModel(respond, abilities=Capabilities(prefill=True))) as reranker:
+    with Reranker(ScriptedModel(respond, capabilities=Capabilities(prefill=True))) as reranker:
         hits = reranker.rank("q", ["a", "b", "c"])
     assert [hit.index for hit in hits] == [2, 0, 1]
     assert hits.repairs == {"truncated": 1, "forced_answers": 1}
@@ -212,7 +214,7 @@ def test_listwise_ranker_repeats_a_failed_probe() -> None:
             return ServerError("down", "") if probe_count <= 2 else Response("[1] > [2]", None, "stop")
         return Response("[2] > [1]", None, "stop")
 
-    model = ScriptedModel(respond, abilities=Capabilities(grammar=True))
+    model = ScriptedModel(respond, capabilities=Capabilities(grammar=True))
     with Reranker(model, reasoning="off", retries=RetryPolicy(broken=2, first=0.001, longest=0.002)) as reranker:
         assert reranker.rank("q", ["a", "b"]).repairs == {"retries_exhausted": 1}
         assert [hit.index for hit in reranker.rank("q", ["a", "b"])] == [1, 0]

@@ -114,7 +114,7 @@ class CorpusIndex:
 
 
 def open_corpus_index(
-    path: str | Path, on_progress: OnProgress | None = None, *, kept_from: int = PERSIST_FROM_BYTES
+    path: str | Path, on_progress: OnProgress | None = None, *, persist_from_bytes: int = PERSIST_FROM_BYTES
 ) -> CorpusIndex:
     """The index of the passages in `path` (TSV or JSONL, as it is or compressed), made now if need be.
 
@@ -130,7 +130,7 @@ def open_corpus_index(
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
         file_stat = os.fstat(source.fileno())
-        if file_stat.st_size < kept_from:
+        if file_stat.st_size < persist_from_bytes:
             db = stack.enter_context(contextlib.closing(_connect(":memory:")))
             _build_index(db, path, file_stat, on_progress)
         else:

@@ -89,10 +89,10 @@ class LabelsTeacher:
         reasoning, ranking = self._answer(request)
         return {"messages": [message._asdict() for message in request.messages], "says": f"{reasoning}\n{ranking}"}
 
-    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
+    async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         reasoning, ranking = self._answer(request)
-        if on_text is not None:
-            on_text(StreamChunk(reasoning, ranking))
+        if on_chunk is not None:
+            on_chunk(StreamChunk(reasoning, ranking))
         return Response(ranking, reasoning or None, "stop", Usage())
 
     async def count_tokens(self, text: str) -> int | None:

@@ -82,10 +82,10 @@ class SimulatedTeacher(SimulatedModel):
     def request_body(self, request: Request) -> Mapping[str, Any]:
         return {**super().request_body(request), "messages": [message._asdict() for message in request.messages]}
 
-    async def complete(self, request: Request, on_text: OnChunk | None = None) -> Response:
+    async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         query_id = self._get_set(request.context.query_id).query_id
         return await super().complete(
-            replace(request, context=RequestContext(query_id, request.context.doc_ids)), on_text
+            replace(request, context=RequestContext(query_id, request.context.doc_ids)), on_chunk
         )
 
 

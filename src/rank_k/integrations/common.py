@@ -52,7 +52,7 @@ def rank_texts(reranker: Reranker, query: str, texts: Sequence[str], top: int | 
     if not texts:
         return ()
     counter = _WindowCounter()
-    return counter.check_and_return(reranker.rank(query, texts, on_asked=counter))[:top]
+    return counter.check_and_return(reranker.rank(query, texts, on_result=counter))[:top]
 
 
 async def arank_texts(reranker: Reranker, query: str, texts: Sequence[str], top: int | None = None) -> Sequence[Hit]:
@@ -61,7 +61,7 @@ async def arank_texts(reranker: Reranker, query: str, texts: Sequence[str], top:
     if not texts:
         return ()
     counter = _WindowCounter()
-    return counter.check_and_return(await reranker.arank(query, texts, on_asked=counter))[:top]
+    return counter.check_and_return(await reranker.arank(query, texts, on_result=counter))[:top]
 
 
 def rerank(
@@ -75,7 +75,7 @@ def rerank(
     Raises `ModelError`, in the end, if the model could not be had for any window.
     """
     counter = _WindowCounter()
-    yield from reranker.rerank(run, queries, passages, on_asked=counter)
+    yield from reranker.rerank(run, queries, passages, on_result=counter)
     counter.check()
 
 

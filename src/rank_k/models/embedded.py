@@ -18,7 +18,7 @@ class EmbeddedModel:
     """`weights`: a name of `weights.NAMED`, the path of a GGUF file, or weights that were located; `adapter`: a LoRA
     adapter for them, as a GGUF file. The server starts in `prepare`.
 
-    `context_length`: tokens per slot, None for what the weights were made for; `slots`: requests answered at a time;
+    `context_length`: tokens per slot, None for what the weights were made for; `concurrency`: requests answered at a time;
     `threads`: None for all cores. Raises `MissingWeights` at once if the weights are not on this machine.
     """
 
@@ -28,7 +28,7 @@ class EmbeddedModel:
         *,
         adapter: Path | None = None,
         context_length: int | None = None,
-        slots: int = 1,
+        concurrency: int = 1,
         threads: int | None = None,
     ) -> None:
         self.weights: Weights = weights if isinstance(weights, Weights) else locate(weights)
@@ -37,7 +37,7 @@ class EmbeddedModel:
         self.name = self.weights.name
         self.default_method = self.weights.default_method
         self.context_length = context_length or self.weights.context_length or 8192
-        self._concurrency = slots
+        self._concurrency = concurrency
         self._threads = threads
         self._server: EmbeddedServer | None = None
         self._http_model: HttpModel | None = None
@@ -48,7 +48,7 @@ class EmbeddedModel:
         self._server = await EmbeddedServer.start(
             self.weights,
             context_length=self.context_length,
-            slots=self._concurrency,
+            concurrency=self._concurrency,
             threads=self._threads,
             adapter=self.adapter,
         )

@@ -53,14 +53,14 @@ class EmbeddedServer:
         weights: Weights,
         *,
         context_length: int = 8192,
-        slots: int = 1,
+        concurrency: int = 1,
         threads: int | None = None,
         adapter: str | Path | None = None,
         load_timeout: float = 300,
     ) -> EmbeddedServer:
         """Start a server for `weights` and wait until it answers.
 
-        `context_length`: tokens per slot; prompt, reasoning and answer share them. `slots`: requests at a time;
+        `context_length`: tokens per slot; prompt, reasoning and answer share them. `concurrency`: requests at a time;
         each takes its part of the memory at once. `threads`: None for all cores this process may use. `adapter`:
         a LoRA adapter as a GGUF file. `load_timeout`: seconds until the weights must be loaded.
 
@@ -69,7 +69,7 @@ class EmbeddedServer:
         """
         for name, value in (
             ("context_length", context_length),
-            ("slots", slots),
+            ("concurrency", concurrency),
             ("threads", 1 if threads is None else threads),
         ):
             if value < 1:
@@ -86,7 +86,7 @@ class EmbeddedServer:
             "adapter": None if adapter is None else _absolute_path(adapter),
             "api_key": api_key,
             "context_length": context_length,
-            "slots": slots,
+            "concurrency": concurrency,
             "threads": threads or available_cores(),
         }
         process = _start_process()

@@ -68,8 +68,8 @@ def _start_server(configuration: dict[str, Any]) -> Any:
     params.offline = True
 
     # n_ctx is the whole of the cache and is cut evenly between the slots.
-    params.n_parallel = configuration["slots"]
-    params.n_ctx = configuration["context_length"] * configuration["slots"]
+    params.n_parallel = configuration["concurrency"]
+    params.n_ctx = configuration["context_length"] * configuration["concurrency"]
     params.kv_unified = False
     params.cache_prompt = True
     # By default up to 8 GiB of former prompts are kept besides the slots. Windows share little but their first

@@ -26,12 +26,12 @@ class ScriptedModel:
         *,
         context_length: int = 32_768,
         tokens: Callable[[str], int] | None = None,
-        abilities: Capabilities = Capabilities(),
+        capabilities: Capabilities = Capabilities(),
     ) -> None:
         self._respond = responses if callable(responses) else None
         self._responses = iter(()) if callable(responses) else iter(responses)
         self._count_tokens = tokens
-        self.capabilities = abilities
+        self.capabilities = capabilities
         self.context_length = context_length
         self.history: list[Request] = []
 

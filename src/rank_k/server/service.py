@@ -160,8 +160,8 @@ class RerankService:
                 reasoning=request.reasoning,
                 max_seconds=None if deadline is None else max(deadline - time.monotonic(), 0.0),
                 on_window=listener and listener.on_window,
-                on_text=listener and listener.on_chunk,
-                on_asked=on_report,
+                on_chunk=listener and listener.on_chunk,
+                on_result=on_report,
                 on_ranking=listener and listener.on_ranking,
             )
         )

@@ -107,13 +107,13 @@ class StudyResults:
             "averages": [row._asdict() for row in self.averages],
             "by_difficulty": [
                 {
-                    **_rename_key(row._asdict(), "criterion", "by"),
+                    **row._asdict(),
                     "against": {"mean": row.against.mean, "low": row.against.low, "high": row.against.high},
                 }
                 for row in self.difficulty_rows
             ],
             "by_round": [{**row._asdict(), "quality": row.quality._asdict()} for row in self.round_rows],
-            "with_slots": [_rename_key(row._asdict(), "concurrency", "slots") for row in self.latencies],
+            "by_concurrency": [row._asdict() for row in self.latencies],
             "published": [
                 {
                     "collection": row.collection,
@@ -126,8 +126,3 @@ class StudyResults:
                 for row in self.study.published
             ],
         }
-
-
-def _rename_key(row: dict[str, Any], field: str, key: str) -> dict[str, Any]:
-    """Return `row` with its entry `field` under `key`, the name that JSON has for it, in the same place."""
-    return {key if name == field else name: value for name, value in row.items()}

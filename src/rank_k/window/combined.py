@@ -52,11 +52,11 @@ class CombinedRanker:
         window: Window,
         *,
         reasoning: ReasoningMode | None = None,
-        on_text: OnChunk | None = None,
+        on_chunk: OnChunk | None = None,
     ) -> WindowReport:
         """What either makes of the window. Raises `ModelError` when the model cannot be had."""
         if window.method == "likelihood" and isinstance(prepared_query, _CombinedPreparedQuery):
             return await self.likelihood.rank(
-                prepared_query.likelihood_query, window, reasoning=reasoning, on_text=on_text
+                prepared_query.likelihood_query, window, reasoning=reasoning, on_chunk=on_chunk
             )
-        return await self.listwise.rank(prepared_query, window, reasoning=reasoning, on_text=on_text)
+        return await self.listwise.rank(prepared_query, window, reasoning=reasoning, on_chunk=on_chunk)

@@ -131,14 +131,14 @@ class ListwiseRanker:
         template: PromptTemplate | None = None,
         retries: RetryPolicy = RetryPolicy(),
         on_retry: Callable[[Exception, float], None] | None = None,
-        slots: int = 1_000_000,
+        concurrency: int = 1_000_000,
         calls: CachedCalls | None = None,
     ) -> None:
         self.model = model
         self.settings = settings
         self.template = template or default_template()
         self._prompt_builder = PromptBuilder(model, self.template, settings.passage_tokens, settings.max_tokens)
-        self._calls = calls or CachedCalls(model, journal, retries, on_retry, slots)
+        self._calls = calls or CachedCalls(model, journal, retries, on_retry, concurrency)
         self._grammar_probe = RunOnce(self._probe_grammar)
         self._no_reasoning_probe = RunOnce(self._probe_no_reasoning)
         self._budget_rejected = False  # by the server: the token limit is used instead
@@ -176,16 +176,16 @@ class ListwiseRanker:
         window: Window,
         *,
         reasoning: ReasoningMode | None = None,
-        on_text: OnChunk | None = None,
+        on_chunk: OnChunk | None = None,
     ) -> WindowReport:
         """Rank one window, reasoning as the settings say or as `reasoning` says (call `prepare(reasoning)` first).
 
-        `on_text` hears replies as they arrive; one that is known already, at once. What it returns does not count.
+        `on_chunk` hears replies as they arrive; one that is known already, at once. What it returns does not count.
         Raises `ModelError` when the model cannot be had, never for a bad answer.
         """
         stats = CallStats()
         mode = reasoning or self.settings.reasoning
-        sample = _Sample(prepared_query, window, 0, self.model.context_length, mode, stats, on_text)
+        sample = _Sample(prepared_query, window, 0, self.model.context_length, mode, stats, on_chunk)
         if self.settings.samples == 1:
             samples = [await self._rank_sample_in_context(sample)]
         else:

@@ -49,7 +49,7 @@ class QueryLikelihoodRanker:
     `ListwiseRanker`.
 
     `passage_tokens`: passages are cut to this. Each passage is one call, kept in `journal`; those of a window are
-    made at the same time, as `slots` allow. `calls`: those of another ranker, to share its concurrency limit.
+    made at the same time, as `concurrency` allow. `calls`: those of another ranker, to share its concurrency limit.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class QueryLikelihoodRanker:
         passage_tokens: int = PASSAGE_TOKENS,
         retries: RetryPolicy = RetryPolicy(),
         on_retry: Callable[[Exception, float], None] | None = None,
-        slots: int = 1_000_000,
+        concurrency: int = 1_000_000,
         calls: CachedCalls | None = None,
     ) -> None:
         self.model = model
-        self._calls = calls or CachedCalls(model, journal, retries, on_retry, slots)
+        self._calls = calls or CachedCalls(model, journal, retries, on_retry, concurrency)
         self._prompt_builder = PromptBuilder(model, LIKELIHOOD_TEMPLATE, passage_tokens, 1)
 
     async def prepare(self, reasoning: ReasoningMode | None = None) -> None:
@@ -88,11 +88,11 @@ class QueryLikelihoodRanker:
         window: Window,
         *,
         reasoning: ReasoningMode | None = None,
-        on_text: OnChunk | None = None,
+        on_chunk: OnChunk | None = None,
     ) -> WindowReport:
         """The window's passages, likeliest query first. Raises `ModelError` when the model cannot be had.
 
-        The model generates no text: `reasoning` changes nothing, and `on_text` is not called. A passage without a
+        The model generates no text: `reasoning` changes nothing, and `on_chunk` is not called. A passage without a
         usable reply comes after those that have one, and is counted as missing.
         """
         stats = CallStats()

@@ -49,7 +49,7 @@ class FaultPlan:
     per_token: float = 0.002
     flush: float = 0.05  # seconds between the pieces of a stream
     quirk: str = "inline"  # where the trace goes: one of QUIRKS
-    abilities: str = ""  # of ABILITIES, with blanks between: what is honored; the rest is refused or ignored
+    capabilities: str = ""  # of ABILITIES, with blanks between: what is honored; the rest is refused or ignored
     trap: str = ""  # one of TRAPS
     cut: float = 0.0  # share of windows whose reasoning ends by "length" unless a later turn asks for the order
     prose: float = 0.0  # answered as a sentence with a bare comma list of all numbers
@@ -70,8 +70,8 @@ class FaultPlan:
     def changed(self, changes: Mapping[str, Any]) -> FaultPlan:
         """Raises `ValueError` for a name or a quirk that does not exist."""
         unknown = changes.keys() - {setting.name for setting in fields(self)}
-        abilities = set(str(changes.get("abilities", "")).split())
-        if unknown or changes.get("quirk", self.quirk) not in QUIRKS or not abilities <= set(ABILITIES):
+        capabilities = set(str(changes.get("abilities", "")).split())
+        if unknown or changes.get("quirk", self.quirk) not in QUIRKS or not capabilities <= set(ABILITIES):
             raise ValueError(f"no such setting, quirk or ability: {', '.join(unknown) or changes}")
         values: dict[str, Any] = {
             name: Fault.of(value) if name in TRANSIENT else value for name, value in changes.items()
@@ -79,7 +79,7 @@ class FaultPlan:
         return replace(self, **values)
 
     def can(self, ability: str) -> bool:
-        return ability in self.abilities.split()
+        return ability in self.capabilities.split()
 
     def strikes(self, fault: str, window: str) -> bool:
         value = getattr(self, fault)
