@@ -19,7 +19,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.fakes.loopback import Plan, in_thread, make_queries
+from tests.fakes.model_server.fault_plan import FaultPlan
+from tests.fakes.model_server.marked_passages import make_dataset
+from tests.fakes.model_server.running import run_in_thread
 
 from rank_k.cli import main as rank_k
 
@@ -53,8 +55,8 @@ def _is_followed(kind: type) -> bool:
 
 def trace_classes(method: str) -> list[str]:
     """Return the classes behind `rank-k rerank --method METHOD`, as dotted names."""
-    collection = make_queries(1, 25)
-    with tempfile.TemporaryDirectory() as folder, in_thread(_server_plan()) as server:
+    collection = make_dataset(1, 25)
+    with tempfile.TemporaryDirectory() as folder, run_in_thread(_server_plan()) as server:
         files = _write_collection(Path(folder), collection)
         server_options = ["--server", server.url, "--model", "oracle", "--server-type", "llamacpp", "--method", method]
         trace = ClassTrace()
@@ -70,8 +72,8 @@ def trace_classes(method: str) -> list[str]:
     return trace.names
 
 
-def _server_plan() -> Plan:
-    return Plan().changed(
+def _server_plan() -> FaultPlan:
+    return FaultPlan().changed(
         {"owned_by": "llamacpp", "abilities": "raw grammar logprobs spell", "first_token": 0.0, "per_token": 0.0}
     )
 

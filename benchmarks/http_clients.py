@@ -15,9 +15,11 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 
-from tests.fakes.loopback import Plan, in_child, make_queries
+from tests.fakes.model_server.fault_plan import FaultPlan
+from tests.fakes.model_server.marked_passages import make_dataset
+from tests.fakes.model_server.running import run_in_process
 
-DATA = make_queries(1, 20)
+DATA = make_dataset(1, 20)
 REQUEST_BODY = {
     "model": "oracle",
     "stream": True,
@@ -88,7 +90,7 @@ def main() -> None:
     args = parser.parse_args()
     print("server sends    aiohttp      httpx    ratio")
     for flush, label in ((0.05, "every 50 ms"), (0.001, "each token")):
-        with in_child(Plan().changed({"flush": flush})) as server:
+        with run_in_process(FaultPlan().changed({"flush": flush})) as server:
             aiohttp_ms = asyncio.run(with_aiohttp(server.url, args.calls, args.concurrency))
             httpx_ms = asyncio.run(with_httpx(server.url, args.calls, args.concurrency))
         print(f"{label:<12} {aiohttp_ms:>7.2f} ms {httpx_ms:>7.2f} ms  {aiohttp_ms / httpx_ms:>6.2f}", flush=True)

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 from zlib import crc32
 
-from tests.fakes.loopback import Dataset, latency, make_queries, oracle, peak_concurrency
+from tests.fakes.model_server.marked_passages import Dataset, make_dataset, oracle_tiers, response_latency
+from tests.fakes.model_server.request_log import peak_concurrency
 
 from rank_k.simulation.call_times import PendingRound, scheduled
 from rank_k.strategies import STRATEGIES, make_strategy
@@ -101,13 +102,15 @@ def simulate_dataset(
         return dataset.marks(query_ids[query], shown_window.doc_ids)
 
     def judge(query: int, shown_window: Window) -> WindowRanking:
-        tiers = tuple(tuple(shown_window.doc_ids[i - 1] for i in tier) for tier in oracle(marks(query, shown_window)))
+        tiers = tuple(
+            tuple(shown_window.doc_ids[i - 1] for i in tier) for tier in oracle_tiers(marks(query, shown_window))
+        )
         return WindowRanking(tiers, frozenset(shown_window.doc_ids), True)
 
     return simulate(
         (plan(dataset.run[query_id], crc32(query_id.encode())) for query_id in query_ids),  # the engine's seed
         concurrency,
-        lambda query, shown_window: latency(marks(query, shown_window), first_token, per_token),
+        lambda query, shown_window: response_latency(marks(query, shown_window), first_token, per_token),
         judge,
     )
 
@@ -124,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--per-token", type=float, default=0.002, help="seconds")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-    dataset = make_queries(options.queries, options.passages, options.seed)
+    dataset = make_dataset(options.queries, options.passages, options.seed)
     settings = (options.strategy, options.window, options.stride, options.first_token, options.per_token)
     print("concurrency  calls  peak  latency in all, s  makespan, s")
     for concurrency in options.concurrency:

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.fakes.loopback import Dataset, Plan, in_child, make_queries
+from tests.fakes.model_server.fault_plan import FaultPlan
+from tests.fakes.model_server.marked_passages import Dataset, make_dataset
+from tests.fakes.model_server.running import run_in_process
 
 from benchmarks.ideal import simulate_dataset
 
@@ -62,10 +64,13 @@ def write_dataset(dataset: Dataset, folder: Path) -> list[str]:
 
 def measure(concurrency: int, flush: float = 0.05, queries: int = 40, *options: str, **plan: Any) -> Cost:
     """Run the command once against a fresh server and journal."""
-    dataset = make_queries(queries, 100)
+    dataset = make_dataset(queries, 100)
     strategy = options[options.index("--strategy") + 1] if "--strategy" in options else "sliding"
     bound = simulate_dataset(dataset, concurrency, strategy=strategy).makespan
-    with tempfile.TemporaryDirectory() as folder, in_child(Plan().changed({"flush": flush, **plan})) as server:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        run_in_process(FaultPlan().changed({"flush": flush, **plan})) as server,
+    ):
         command = [sys.executable, "-m", "rank_k.cli", "rerank", "--quiet", *write_dataset(dataset, Path(folder))]
         command += ["--server", server.url, "--model", "oracle", "--concurrency", str(concurrency), *options]
         client = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": "src"})

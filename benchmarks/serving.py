@@ -22,7 +22,8 @@ from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 import psutil
-from tests.fakes.loopback import Plan, in_child
+from tests.fakes.model_server.fault_plan import FaultPlan
+from tests.fakes.model_server.running import run_in_process
 from tests.support.serving import ServerProcess, start_server
 
 CONNECTIONS = 16
@@ -35,7 +36,10 @@ _query_number = count()
 @contextmanager
 def started_server(*more: str) -> Iterator[ServerProcess]:
     options = ("--queue", "1000", "--per-client", "1000", *more)
-    with in_child(Plan().changed(INSTANT_PLAN)) as model, start_server("--server", model.url, *options) as running:
+    with (
+        run_in_process(FaultPlan().changed(INSTANT_PLAN)) as model,
+        start_server("--server", model.url, *options) as running,
+    ):
         yield running
 
 

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.fakes.loopback import Loopback, Plan, in_child, in_thread
+from tests.fakes.model_server.fault_plan import FaultPlan
+from tests.fakes.model_server.running import FakeModelServer, run_in_process, run_in_thread
 
 # Examples have no deadline, because machines differ and tests share them with other work.
 settings.register_profile("local", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
@@ -44,7 +45,7 @@ def isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyte
 
 
 class StartLoopback(Protocol):
-    def __call__(self, *, child: bool = False, **plan: Any) -> Loopback: ...
+    def __call__(self, *, child: bool = False, **plan: Any) -> FakeModelServer: ...
 
 
 FAST = {"first_token": 0.002, "per_token": 0.00001, "flush": 0.002}
@@ -55,8 +56,8 @@ def loopback() -> Iterator[StartLoopback]:
     """`loopback(cut=0.28, ...)` starts a fake server with that plan; by default it responds fast."""
     with ExitStack() as stack:
 
-        def start(*, child: bool = False, **plan: Any) -> Loopback:
-            server_plan = Plan().changed(FAST | plan)
-            return stack.enter_context(in_child(server_plan) if child else in_thread(server_plan))
+        def start(*, child: bool = False, **plan: Any) -> FakeModelServer:
+            server_plan = FaultPlan().changed(FAST | plan)
+            return stack.enter_context(run_in_process(server_plan) if child else run_in_thread(server_plan))
 
         yield start

@@ -21,12 +21,14 @@ from rank_k.errors import ConnectionFailed, InputError, MissingWeights, QueryToo
 from rank_k.loop_thread import LoopThread
 from rank_k.types import Hit, Query, RankedHits, Response, Usage
 from tests.conftest import StartLoopback
-from tests.fakes.loopback import Loopback, make_queries, peak_concurrency
+from tests.fakes.model_server.marked_passages import make_dataset
+from tests.fakes.model_server.request_log import peak_concurrency
+from tests.fakes.model_server.running import FakeModelServer
 from tests.support.waiting import PATIENCE, STUCK_SECONDS, wait_until
 
 pytestmark = pytest.mark.integration
 
-DATA = make_queries(8, 30, strict=True)
+DATA = make_dataset(8, 30, strict=True)
 QUERIES = {query.query_id: query for query in DATA.queries}
 SLOW: dict[str, Any] = {"first_token": 0.05, "per_token": 0.0001}
 STUCK: dict[str, Any] = {"first_token": STUCK_SECONDS}
@@ -44,16 +46,16 @@ def first_texts(hits: RankedHits) -> list[str]:
     return [hit.text for hit in hits[:10]]
 
 
-def has_calls(server: Loopback, calls: int = 1) -> Callable[[], bool]:
+def has_calls(server: FakeModelServer, calls: int = 1) -> Callable[[], bool]:
     return lambda: len(server.calls) >= calls
 
 
-def calls_started_after(server: Loopback, moment: float, number: int) -> bool:
+def calls_started_after(server: FakeModelServer, moment: float, number: int) -> bool:
     """Return whether exactly `number` calls are in flight, all started after `moment`."""
     return [call.start > moment for call in server.calls if call.end is None] == [True] * number
 
 
-def has_cancelled_calls(server: Loopback) -> Callable[[], bool]:
+def has_cancelled_calls(server: FakeModelServer) -> Callable[[], bool]:
     return lambda: all(call.cancelled for call in server.calls)
 
 
@@ -108,7 +110,7 @@ def test_rank_makes_no_call_for_fewer_than_two_documents(documents: list[str]) -
 
 @pytest.mark.parametrize(("count", "windows"), [(2, 1), (15, 1), (20, 1), (21, 2), (55, 5)])
 def test_rank_finds_the_top_of_lists_of_every_length(loopback: StartLoopback, count: int, windows: int) -> None:
-    data = make_queries(1, count, strict=True)
+    data = make_dataset(1, count, strict=True)
     documents = [data.passages[candidate.doc_id].text for candidate in data.run["Q00"]]
     server = loopback()
     with Reranker(server=server.url) as reranker:  # depth 100, window 20, stride 10
@@ -218,7 +220,7 @@ def url_of(listener: socket.socket) -> str:
 
 
 def test_rerank_cancels_calls_in_flight_when_iteration_stops(loopback: StartLoopback) -> None:
-    data = make_queries(100, 30, strict=True)  # so many that calls are still in flight after the first result
+    data = make_dataset(100, 30, strict=True)  # so many that calls are still in flight after the first result
     queries = {query.query_id: query for query in data.queries}
     server = loopback(**SLOW)
     with Reranker(server=server.url, concurrency=2) as reranker:
@@ -367,7 +369,7 @@ def test_arank_cancellation_does_not_affect_other_queries(loopback: StartLoopbac
 # --- preparing and closing ---
 
 
-def connections_to(server: Loopback) -> int:
+def connections_to(server: FakeModelServer) -> int:
     port = urlsplit(server.url).port
     return sum(bool(c.raddr) and c.raddr.port == port for c in psutil.Process().net_connections())
 

@@ -20,14 +20,16 @@ from benchmarks.overhead import write_dataset
 
 from rank_k.journal import Journal
 from tests.conftest import StartLoopback
-from tests.fakes.loopback import Loopback, Seen, make_queries, shown_marks, window_key
+from tests.fakes.model_server.marked_passages import make_dataset, passage_marks, window_key
+from tests.fakes.model_server.request_log import RecordedRequest
+from tests.fakes.model_server.running import FakeModelServer
 from tests.support.signals import enable_sigint
 from tests.support.waiting import PATIENCE, STUCK_SECONDS, wait_until
 
 pytestmark = pytest.mark.integration
 
 CONCURRENCY = 4
-DATA = make_queries(24, 40, strict=True)  # window 10, stride 5: 7 windows a query
+DATA = make_dataset(24, 40, strict=True)  # window 10, stride 5: 7 windows a query
 OPTIONS = ("--model", "oracle", "--window", "10", "--stride", "5", "--concurrency", str(CONCURRENCY))
 SLOW: dict[str, Any] = {"first_token": 0.04, "per_token": 0.0001, "flush": 0.02, "cut": 0.2}  # some 0.1 s a call
 
@@ -40,7 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return write_dataset(DATA, tmp_path_factory.mktemp("data"))
 
 
-def rerank_command(files: list[str], server: Loopback, output: Path) -> list[str]:
+def rerank_command(files: list[str], server: FakeModelServer, output: Path) -> list[str]:
     options = [*files[: files.index("--output")], "--output", str(output), "--server", server.url, *OPTIONS]
     return [sys.executable, "-m", "rank_k.cli", "rerank", "--quiet", *options]
 
@@ -56,7 +58,7 @@ def start_command(arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, preexec_fn=enable_sigint)
 
 
-def window_calls(seen: Iterable[Seen]) -> set[Call]:
+def window_calls(seen: Iterable[RecordedRequest]) -> set[Call]:
     """Return the calls about a window. Every process repeats the probes of the server."""
     return {(call.window, call.n_messages) for call in seen if call.window}
 
@@ -71,10 +73,10 @@ def journal_calls(output: Path) -> set[Call]:
             return set()
         requests = journal.execute("SELECT request FROM calls").fetchall()
     prompts = [json.loads(zlib.decompress(row[0]))["messages"] for row in requests]
-    return {(window_key(shown_marks(messages)), len(messages)) for messages in prompts}
+    return {(window_key(passage_marks(messages)), len(messages)) for messages in prompts}
 
 
-def wait_for_calls(server: Loopback, number: int, child: subprocess.Popen[str]) -> None:
+def wait_for_calls(server: FakeModelServer, number: int, child: subprocess.Popen[str]) -> None:
     """Wait until the server has received `number` calls or the client has ended."""
     wait_until(lambda: len(server.calls) >= number or child.poll() is not None, "the client makes no calls")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from tests.fakes.loopback import Loopback
+from tests.fakes.model_server.running import FakeModelServer
 
 KEY = "sk-loopback-0123456789"
 DEPTH = 6
@@ -40,7 +40,7 @@ RERANK = (*BASE, "--output", "out.trec")
 SIMULATE = ("--simulate", "qrels.trec", "--noise", "none")
 
 
-def server_options(server: Loopback) -> tuple[str, ...]:
+def server_options(server: FakeModelServer) -> tuple[str, ...]:
     return ("--server", server.url, "--model", "oracle")
 
 

@@ -22,13 +22,14 @@ from rank_k.cli import main
 from rank_k.cli.study import _command_line, add_arguments
 from rank_k.data.trec import read_run
 from tests.conftest import StartLoopback
-from tests.fakes.loopback import Loopback, make_queries
+from tests.fakes.model_server.marked_passages import make_dataset
+from tests.fakes.model_server.running import FakeModelServer
 from tests.support.signals import enable_sigint
 from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.integration
 
-DATA = make_queries(8, 40, strict=True)
+DATA = make_dataset(8, 40, strict=True)
 GRID = ("--strategy", "sliding,blocks", "--reasoning", "off,full", "--window", "10", "--stride", "5")
 CELLS = 4
 
@@ -57,7 +58,7 @@ def read_output(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
     return captured.out, captured.err
 
 
-def count_window_calls(server: Loopback) -> int:
+def count_window_calls(server: FakeModelServer) -> int:
     return sum(bool(call.window) for call in server.calls)
 
 
@@ -162,11 +163,11 @@ def test_study_baseline_may_be_an_earlier_cell(files: list[str], tmp_path: Path)
     assert single["baseline"] == sliding["cell"] == "collection.run.judge.sliding-full"
 
 
-def _has_called_or_ended(server: Loopback, target: int, child: subprocess.Popen[str]) -> bool:
+def _has_called_or_ended(server: FakeModelServer, target: int, child: subprocess.Popen[str]) -> bool:
     return count_window_calls(server) >= target or child.poll() is not None
 
 
-def kill_and_resume(files: list[str], server: Loopback, output: Path, number: signal.Signals, kills: int) -> str:
+def kill_and_resume(files: list[str], server: FakeModelServer, output: Path, number: signal.Signals, kills: int) -> str:
     """Interrupt the command `kills` times, then let it finish. Returns stderr of the last interrupted one."""
     command = [sys.executable, "-m", "rank_k.cli", *study_command(files, output, *GRID, "--server", server.url)]
     stderr = ""

@@ -20,7 +20,7 @@ from rank_k.models.mock import ScriptedModel
 from rank_k.reranker import Reranker
 from rank_k.types import Request
 from tests.conftest import StartLoopback
-from tests.fakes.loopback import Loopback
+from tests.fakes.model_server.running import FakeModelServer
 
 
 def make_sets(count: int, size: int = 4) -> list[CandidateSet]:
@@ -141,7 +141,7 @@ TRACE = ("distill", "trace", "--sets", "sets.jsonl", "--journal", "traces.sqlite
 SELECT = ("distill", "select", "--journal", "traces.sqlite", "--output", "sft.jsonl")
 
 
-def server_options(server: Loopback) -> tuple[str, ...]:
+def server_options(server: FakeModelServer) -> tuple[str, ...]:
     return ("--server", server.url, "--model", "oracle")
 
 

@@ -24,7 +24,10 @@ from rank_k.models.retry import RetryPolicy
 from rank_k.optional_deps import MODULES_OF_EXTRA
 from rank_k.types import Request
 from tests.conftest import StartLoopback
-from tests.fakes.loopback import Plan, in_child, make_queries, peak_concurrency
+from tests.fakes.model_server.fault_plan import FaultPlan
+from tests.fakes.model_server.marked_passages import make_dataset
+from tests.fakes.model_server.request_log import peak_concurrency
+from tests.fakes.model_server.running import run_in_process
 from tests.integrations.frameworks.common import BEST, MODEL, QUERY, TEXTS
 from tests.paths import ROOT
 from tests.support.embedded import USER_CACHE
@@ -132,7 +135,7 @@ def test_rank_matches_cross_encoder_interface(loopback: StartLoopback) -> None:
 
 
 def test_predict_ranks_within_queries_concurrently(loopback: StartLoopback) -> None:
-    data = make_queries(12, 20, strict=True)
+    data = make_dataset(12, 20, strict=True)
     pairs = [(query, candidate.doc_id) for query in data.queries for candidate in data.run[query.query_id]]
     pairs = pairs[::3] + pairs[1::3] + pairs[2::3]  # queries take turns
     server = loopback(model=MODEL, first_token=0.2)
@@ -180,7 +183,7 @@ FRAMEWORKS = {
 def test_integration_works_in_its_framework(name: str, tmp_path: Path) -> None:
     section, requirements = FRAMEWORKS[name]
     python = create_environment(tmp_path / "environment", *requirements)
-    plan = Plan().changed({"model": MODEL, "api_key": KEY if name == "haystack" else "", "per_token": 0.0001})
+    plan = FaultPlan().changed({"model": MODEL, "api_key": KEY if name == "haystack" else "", "per_token": 0.0001})
     settings = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     settings |= {"MODEL_API_KEY": KEY, "HAYSTACK_TELEMETRY_ENABLED": "False", "PYTHONPATH": str(tmp_path / "scripts")}
     if USER_CACHE is not None:
@@ -190,7 +193,7 @@ def test_integration_works_in_its_framework(name: str, tmp_path: Path) -> None:
     )  # the checks without `src` beside them, so that the package installed is what they try
     scripts.mkdir()
     (scripts / "tests").symlink_to(ROOT / "tests")
-    with in_child(plan) as server:
+    with run_in_process(plan) as server:
         page = tmp_path / "example.py"
         page.write_text(documented_example(section).replace(DOCUMENTED_URL, server.url), encoding="utf-8")
         script = ["-m", f"tests.integrations.frameworks.check_{name}", server.url, str(page)]

@@ -20,7 +20,7 @@ from rank_k.server.config import AccessConfig
 from rank_k.types import Candidate, Passage, Query, Request
 from rank_k.window.prompt import builtin_template, extract_passages
 from tests.fakes.likelihood_model import make_likelihood_model
-from tests.fakes.thinking_model import ThinkingAloud
+from tests.fakes.reasoning_model import ReasoningModel
 from tests.support.serving import Answer, ServerClient, run_server
 
 pytestmark = pytest.mark.integration
@@ -42,7 +42,7 @@ def create_journal(path: Path, queries: int = 2, **options: Any) -> str:
     """A journal with one run, whose name is returned."""
     queries_by_id = {f"q{n}": Query(f"q{n}", f"alpha beta gamma delta epsilon zeta {n}") for n in range(queries)}
     run = {query_id: [Candidate(doc_id, 1 / (i + 1)) for i, doc_id in enumerate(DOCS)] for query_id in queries_by_id}
-    with Reranker(ThinkingAloud(), journal=path, **options) as reranker:
+    with Reranker(ReasoningModel(), journal=path, **options) as reranker:
         name = reranker.journal.begin_run({"output": "out.trec", "strategy": "sliding"})
         list(reranker.rerank(run, queries_by_id, make_passages(), run_name=name))
     return name
@@ -63,7 +63,7 @@ def get_view(server: ServerClient, what: str, key: str | None = None, **paramete
 
 def test_journal_views_show_run_down_to_calls(path: Path) -> None:
     name = create_journal(path)
-    with run_server(Reranker(ThinkingAloud(), journal=path)) as server:
+    with run_server(Reranker(ReasoningModel(), journal=path)) as server:
         [run] = get_view(server, "runs").json["runs"]
         assert (run["run"], run["settings"]["output"], run["queries"]) == (name, "out.trec", 2)
 
@@ -169,7 +169,7 @@ def test_window_view_pairs_likelihoods_with_passages(path: Path) -> None:
 
 
 def test_served_requests_form_one_run(path: Path) -> None:
-    with run_server(Reranker(ThinkingAloud(), journal=path)) as server:
+    with run_server(Reranker(ReasoningModel(), journal=path)) as server:
         ids = [server.rerank(["a", "b", f"c {n}"], query=f"question {n}").json["id"] for n in range(3)]
         [run] = get_view(server, "runs").json["runs"]
         assert run["settings"]["made"] == "one query at a time"
@@ -181,7 +181,7 @@ def test_served_requests_form_one_run(path: Path) -> None:
 
 
 def test_repeated_request_is_new_query_without_call(path: Path) -> None:
-    model = ThinkingAloud()
+    model = ReasoningModel()
     with run_server(Reranker(model, journal=path)) as server:
         for _ in range(2):
             server.rerank(["a", "b"], query="twice")
@@ -213,7 +213,7 @@ def test_read_only_journal_rejects_writes(path: Path) -> None:
 def test_journal_views_require_client_key(path: Path, what: str) -> None:
     name = create_journal(path, 1)
     parameters: dict[str, Any] = {"run": name, "position": 0, "round": 0, "window": 0}
-    with run_server(Reranker(ThinkingAloud(), journal=path), access=AccessConfig(keys=(KEY,))) as server:
+    with run_server(Reranker(ReasoningModel(), journal=path), access=AccessConfig(keys=(KEY,))) as server:
         assert get_view(server, what, **parameters).status == 401
         assert get_view(server, what, key="sk-wrong", **parameters).status == 401
         assert get_view(server, what, key=KEY, **parameters).status == 200
@@ -224,7 +224,7 @@ def test_journal_views_require_client_key(path: Path, what: str) -> None:
 
 def test_journal_views_are_denied_on_open_server(path: Path) -> None:
     create_journal(path, 1)
-    with run_server(Reranker(ThinkingAloud(), journal=path), access=AccessConfig(host="0.0.0.0")) as server:
+    with run_server(Reranker(ReasoningModel(), journal=path), access=AccessConfig(host="0.0.0.0")) as server:
         client = ServerClient(server.url.replace("0.0.0.0", "127.0.0.1"))
         assert client.rerank(["a", "b"]).status == 200
         assert get_view(client, "runs").status == 403
@@ -249,13 +249,13 @@ def test_journal_views_report_invalid_parameters(
 ) -> None:
     name = create_journal(path, 1)
     query_parameters = {key: name if value == "RUN" else value for key, value in parameters.items()}
-    with run_server(Reranker(ThinkingAloud(), journal=path)) as server:
+    with run_server(Reranker(ReasoningModel(), journal=path)) as server:
         answer = get_view(server, what, **query_parameters)
         assert (answer.status, answer.json["field"]) == (status, field)
 
 
 def test_journal_views_without_file_are_empty() -> None:
-    with run_server(Reranker(ThinkingAloud())) as server:
+    with run_server(Reranker(ReasoningModel())) as server:
         assert get_view(server, "runs").json["journal"] is None
         assert get_view(server, "queries").json["total"] == 0
         assert get_view(server, "query", position=0).status == 404

@@ -24,7 +24,8 @@ from rank_k.server.api_errors import ApiError
 from rank_k.server.config import AccessConfig, Limits
 from rank_k.server.queue import RequestQueue
 from tests.conftest import StartLoopback
-from tests.fakes.loopback import Loopback, window_key
+from tests.fakes.model_server.marked_passages import window_key
+from tests.fakes.model_server.running import FakeModelServer
 from tests.support.serving import Answer, ServerClient, run_server, start_server
 from tests.support.waiting import PATIENCE, STUCK_SECONDS, let_tasks_run, wait_until
 
@@ -38,11 +39,11 @@ def marked_passages(client: int) -> list[str]:
     return [f"mark:C{client:03d}-D{i}-G{i} of client {client}" for i in range(4)]
 
 
-def has_calls(server: Loopback, calls: int = 1) -> Callable[[], bool]:
+def has_calls(server: FakeModelServer, calls: int = 1) -> Callable[[], bool]:
     return lambda: len(server.calls) >= calls
 
 
-def was_cancelled(server: Loopback) -> Callable[[], bool]:
+def was_cancelled(server: FakeModelServer) -> Callable[[], bool]:
     return lambda: bool(server.calls) and all(call.cancelled for call in server.calls)
 
 

@@ -21,7 +21,7 @@ from mcp import Client, StdioServerParameters
 from rank_k import Journal
 from rank_k.cli import main
 from tests.conftest import StartLoopback
-from tests.fakes.loopback import Loopback
+from tests.fakes.model_server.running import FakeModelServer
 from tests.models.test_embedded import PASSAGES
 from tests.paths import ROOT
 from tests.server.test_load import STUCK, has_calls, marked_passages, was_cancelled
@@ -101,7 +101,7 @@ def start_mcp(*options: str) -> Iterator[McpProcess]:
 
 
 @contextmanager
-def start_busy_mcp(model: Loopback, *options: str) -> Iterator[McpProcess]:
+def start_busy_mcp(model: FakeModelServer, *options: str) -> Iterator[McpProcess]:
     """A child with one call, numbered 1, about which the model has been asked."""
     with start_mcp("--server", model.url, *options) as running:
         running.initialize()

@@ -13,7 +13,7 @@ from rank_k import Reranker, ScriptedModel
 from rank_k.journal import Journal
 from rank_k.server.config import AccessConfig
 from tests.fakes.likelihood_model import make_likelihood_model
-from tests.fakes.thinking_model import ThinkingAloud
+from tests.fakes.reasoning_model import ReasoningModel
 from tests.server.test_journal_routes import create_journal
 from tests.support.browsing import (
     CHROMIUM,
@@ -48,7 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerClient]:
     """One that thinks aloud, word by word, and whose journal holds a job of 60 queries."""
     path = tmp_path_factory.mktemp("page") / "j.sqlite"
     create_journal(path, 60)
-    with run_server(Reranker(ThinkingAloud(0.01), journal=path)) as running:
+    with run_server(Reranker(ReasoningModel(0.01), journal=path)) as running:
         yield running
 
 
@@ -107,7 +107,7 @@ def test_try_page_works_by_keyboard(
 
 
 def test_try_page_stop_cancels_model_call(browser: Browser) -> None:
-    model = ThinkingAloud(0.5)
+    model = ReasoningModel(0.5)
     with run_server(Reranker(model)) as running, open_page(browser, f"{running.url}/") as page:
         page.fill("#query", "to be stopped")
         page.fill("#passages", "one stopped\ntwo\nthree")
@@ -121,7 +121,7 @@ def test_try_page_stop_cancels_model_call(browser: Browser) -> None:
 
 
 def test_try_page_sends_reasoning_and_strategy(browser: Browser) -> None:
-    model = ThinkingAloud()
+    model = ReasoningModel()
     with run_server(Reranker(model)) as running, open_page(browser, f"{running.url}/") as page:
         page.fill("#query", "which options are sent")
         page.fill("#passages", "\n".join(f"text {n}" for n in range(30)))
@@ -135,7 +135,7 @@ def test_try_page_sends_reasoning_and_strategy(browser: Browser) -> None:
 
 def test_try_page_shows_server_errors(browser: Browser) -> None:
     with (
-        run_server(Reranker(ThinkingAloud())) as running,
+        run_server(Reranker(ReasoningModel())) as running,
         open_page(browser, f"{running.url}/", refused=(422,)) as page,
     ):
         page.fill("#query", "too many")
@@ -146,7 +146,7 @@ def test_try_page_shows_server_errors(browser: Browser) -> None:
 
 
 def test_try_page_shows_warnings(browser: Browser) -> None:
-    reranker = Reranker(ThinkingAloud(), depth=2)
+    reranker = Reranker(ReasoningModel(), depth=2)
     with run_server(reranker) as running, open_page(browser, f"{running.url}/") as page:
         page.fill("#query", "more than are compared")
         page.fill("#passages", "one\ntwo\nthree")
@@ -156,7 +156,7 @@ def test_try_page_shows_warnings(browser: Browser) -> None:
 
 
 def test_key_dialog_asks_once_and_hides_key(browser: Browser) -> None:
-    with run_server(Reranker(ThinkingAloud()), access=AccessConfig(keys=(KEY,))) as running:
+    with run_server(Reranker(ReasoningModel()), access=AccessConfig(keys=(KEY,))) as running:
         urls: list[str] = []
         with open_page(browser, f"{running.url}/", refused=(401,)) as page:
             page.on("request", lambda request: urls.append(request.url))
@@ -370,7 +370,7 @@ def test_runs_page_clears_search_box(browser: Browser, server: ServerClient) -> 
 
 
 def test_try_page_sets_hebrew_direction(browser: Browser) -> None:
-    with run_server(Reranker(ThinkingAloud())) as running, open_page(browser, f"{running.url}/") as page:
+    with run_server(Reranker(ReasoningModel())) as running, open_page(browser, f"{running.url}/") as page:
         page.fill("#query", HEBREW)
         page.fill("#passages", f"{HEBREW} הירח\nthe moon")
         page.click("#go")

@@ -17,7 +17,8 @@ from rank_k.models.simulated import PRESETS
 from tests.cli.test_study import files as files  # a fixture
 from tests.cli.test_study import rows
 from tests.conftest import StartLoopback
-from tests.fakes.loopback import Dataset, Loopback, make_queries
+from tests.fakes.model_server.marked_passages import Dataset, make_dataset
+from tests.fakes.model_server.running import FakeModelServer
 from tests.reports.test_figures import titled_elements
 
 pytestmark = pytest.mark.integration
@@ -36,7 +37,7 @@ def weights(tmp_path: Path) -> Path:
     return file
 
 
-def fake_launches(monkeypatch: pytest.MonkeyPatch, server: Loopback) -> list[tuple[Any, dict[str, Any]]]:
+def fake_launches(monkeypatch: pytest.MonkeyPatch, server: FakeModelServer) -> list[tuple[Any, dict[str, Any]]]:
     """From now on the embedded model's launch gives `server`; returns what is launched with what."""
     launches: list[tuple[Any, dict[str, Any]]] = []
 
@@ -138,7 +139,7 @@ def test_study_command_reports_invalid_noise_before_running(
 
 
 def test_study_config_names_noise_file(noise_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_collection(make_queries(3, 20), tmp_path / "data")
+    write_collection(make_dataset(3, 20), tmp_path / "data")
     noise_file.rename(tmp_path / "data" / "noise.json")
     config = tmp_path / "data" / "study.toml"
     config.write_text(

@@ -23,9 +23,9 @@ from rank_k.study.grid import (
 from rank_k.study.inputs import LoadedCollection
 from rank_k.study.results import StudyResults
 from rank_k.study.runner import run_cell
-from tests.fakes.loopback import make_queries
+from tests.fakes.model_server.marked_passages import make_dataset
 
-DATA = make_queries(9, 60)
+DATA = make_dataset(9, 60)
 
 
 def make_study(*grids: Mapping[str, Sequence[Any]], **overrides: Any) -> Study:

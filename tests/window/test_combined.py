@@ -19,7 +19,7 @@ from rank_k.strategies.combined import Combined
 from rank_k.strategies.single import Single
 from rank_k.strategies.testing import check_strategy
 from rank_k.types import Candidate, Request, Response, Round, ScoringMethod, Usage, Window, WindowRanking, WindowResult
-from tests.fakes.loopback import make_queries
+from tests.fakes.model_server.marked_passages import make_dataset
 
 CAPABILITIES = Capabilities(logprobs=True, reasons=False, scores_given_text=True)
 
@@ -186,7 +186,7 @@ def test_reranker_combined_rejects_models_without_likelihoods() -> None:
 
 
 def test_reranker_combined_counts_the_calls_of_both_rankers() -> None:
-    data = make_queries(2, 9)
+    data = make_dataset(2, 9)
     model = LengthAndXModel()
     with Reranker(model, method="combined", window=4, stride=2, reasoning="off", concurrency=2) as reranker:
         results = list(reranker.rerank(data.run, {q.query_id: q for q in data.queries}, data.passages))

@@ -19,22 +19,24 @@ from rank_k.errors import InputError, RequestRejected, RetriesExhausted
 from rank_k.models.retry import RetryPolicy
 from rank_k.reranker import Reranker
 from tests.conftest import StartLoopback
-from tests.fakes.loopback import Loopback, Seen, make_queries
+from tests.fakes.model_server.marked_passages import make_dataset
+from tests.fakes.model_server.request_log import RecordedRequest
+from tests.fakes.model_server.running import FakeModelServer
 from tests.support.waiting import wait_until
 
 FAST_RETRIES = RetryPolicy(first=0.001, longest=0.01)
 
-DATA = make_queries(3, 12, strict=True)
+DATA = make_dataset(3, 12, strict=True)
 QUERIES = {query.query_id: query for query in DATA.queries}
 SERVER_OPTIONS = {"owned_by": "llamacpp", "abilities": "spell logprobs"}
 
 
 @pytest.fixture
-def llamacpp(loopback: StartLoopback) -> Callable[..., Loopback]:
+def llamacpp(loopback: StartLoopback) -> Callable[..., FakeModelServer]:
     return lambda **plan: loopback(**{**SERVER_OPTIONS, **plan})
 
 
-def make_reranker(server: Loopback, **options: Any) -> Reranker:
+def make_reranker(server: FakeModelServer, **options: Any) -> Reranker:
     return Reranker(
         "oracle", server=server.url, method="likelihood", retries=FAST_RETRIES, **{"concurrency": 3, **options}
     )
@@ -45,14 +47,14 @@ def rank_all(reranker: Reranker) -> dict[str, list[str]]:
     return {result.query_id: list(result.ranking.doc_ids) for result in results}
 
 
-def completion_requests(server: Loopback) -> list[Seen]:
+def completion_requests(server: FakeModelServer) -> list[RecordedRequest]:
     return [record for record in server.requests if record.path == "/v1/completions"]
 
 
 PERFECT = {query_id: DATA.perfect(query_id) for query_id in QUERIES}
 
 
-def test_reranker_likelihood_ranks_a_run_with_llama_cpp(llamacpp: Callable[..., Loopback]) -> None:
+def test_reranker_likelihood_ranks_a_run_with_llama_cpp(llamacpp: Callable[..., FakeModelServer]) -> None:
     server = llamacpp(bodies=True)
     with make_reranker(server, passage_tokens=200) as reranker:
         assert rank_all(reranker) == PERFECT
@@ -68,7 +70,7 @@ def test_reranker_likelihood_ranks_a_run_with_llama_cpp(llamacpp: Callable[..., 
         assert body["lora"] == [{"id": 0, "scale": 0.0}], "an adapter is left out"
 
 
-def test_reranker_likelihood_reports_the_likelihood_of_hits(llamacpp: Callable[..., Loopback]) -> None:
+def test_reranker_likelihood_reports_the_likelihood_of_hits(llamacpp: Callable[..., FakeModelServer]) -> None:
     documents = [DATA.passages[candidate.doc_id].text for candidate in DATA.run["Q00"]]
     with make_reranker(llamacpp()) as reranker:
         hits = reranker.rank("which", documents)
@@ -82,7 +84,7 @@ def test_reranker_likelihood_reports_the_likelihood_of_hits(llamacpp: Callable[.
 
 
 @pytest.mark.parametrize("fault", ["http_429", "http_500", "drop", "error_in_stream", "bad_json"])
-def test_reranker_likelihood_retries_after_server_faults(llamacpp: Callable[..., Loopback], fault: str) -> None:
+def test_reranker_likelihood_retries_after_server_faults(llamacpp: Callable[..., FakeModelServer], fault: str) -> None:
     server = llamacpp(**{fault: (0.3, 2)}, retry_after="0")
     with make_reranker(server) as reranker:
         assert rank_all(reranker) == PERFECT
@@ -92,7 +94,7 @@ def test_reranker_likelihood_retries_after_server_faults(llamacpp: Callable[...,
 
 @pytest.mark.parametrize("fault", ["garbage", "cut"])
 def test_reranker_likelihood_appends_passages_with_invalid_responses(
-    llamacpp: Callable[..., Loopback], fault: str
+    llamacpp: Callable[..., FakeModelServer], fault: str
 ) -> None:
     with make_reranker(llamacpp(**{fault: 0.3})) as reranker:
         results = rank_all(reranker)
@@ -113,13 +115,13 @@ def test_reranker_likelihood_appends_passages_with_invalid_responses(
     assert unscored_count <= missing
 
 
-def test_reranker_likelihood_keeps_the_run_without_probabilities(llamacpp: Callable[..., Loopback]) -> None:
+def test_reranker_likelihood_keeps_the_run_without_probabilities(llamacpp: Callable[..., FakeModelServer]) -> None:
     with make_reranker(llamacpp(capabilities="spell")) as reranker:
         assert rank_all(reranker) == {q: [c.doc_id for c in run] for q, run in DATA.run.items()}
         assert reranker.stats.unranked_windows == 3
 
 
-def test_reranker_likelihood_raises_when_token_grammars_are_rejected(llamacpp: Callable[..., Loopback]) -> None:
+def test_reranker_likelihood_raises_when_token_grammars_are_rejected(llamacpp: Callable[..., FakeModelServer]) -> None:
     with make_reranker(llamacpp(capabilities="logprobs")) as reranker, pytest.raises(RequestRejected):
         rank_all(reranker)
 
@@ -132,20 +134,20 @@ def test_reranker_likelihood_rejects_unsupported_servers_before_any_call(loopbac
     assert completion_requests(server) == []
 
 
-def test_reranker_likelihood_stops_when_a_request_is_rejected(llamacpp: Callable[..., Loopback]) -> None:
+def test_reranker_likelihood_stops_when_a_request_is_rejected(llamacpp: Callable[..., FakeModelServer]) -> None:
     server = llamacpp(refuse=403)
     with make_reranker(server, concurrency=1) as reranker, pytest.raises(RequestRejected, match="--api-key-env"):
         rank_all(reranker)
     assert len(completion_requests(server)) <= 2
 
 
-def test_reranker_likelihood_stops_when_retries_are_exhausted(llamacpp: Callable[..., Loopback]) -> None:
+def test_reranker_likelihood_stops_when_retries_are_exhausted(llamacpp: Callable[..., FakeModelServer]) -> None:
     with make_reranker(llamacpp(http_500=(1.0, 10**6))) as reranker, pytest.raises(RetriesExhausted):
         rank_all(reranker)
 
 
 def test_rerank_likelihood_resumes_after_kill_without_repeating_calls(
-    llamacpp: Callable[..., Loopback], tmp_path: Path
+    llamacpp: Callable[..., FakeModelServer], tmp_path: Path
 ) -> None:
     server = llamacpp(first_token=0.3)
     options = ["--server", server.url, "--model", "oracle", "--method", "likelihood", "--concurrency", "2", "--quiet"]
@@ -166,7 +168,7 @@ def test_rerank_likelihood_resumes_after_kill_without_repeating_calls(
 
 
 def test_rerank_command_reports_the_likelihood_method(
-    llamacpp: Callable[..., Loopback],
+    llamacpp: Callable[..., FakeModelServer],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -196,7 +198,7 @@ def test_rerank_command_reports_the_likelihood_method(
 
 @pytest.mark.parametrize(("abilities", "message"), [("spell logprobs", "told (' blue'"), ("spell", "forgotten")])
 def test_doctor_probes_likelihoods(
-    llamacpp: Callable[..., Loopback], capfd: pytest.CaptureFixture[str], capabilities: str, message: str
+    llamacpp: Callable[..., FakeModelServer], capfd: pytest.CaptureFixture[str], capabilities: str, message: str
 ) -> None:
     assert main(["doctor", "--server", llamacpp(capabilities=capabilities).url, "--probe"]) == 0
     [line] = [line for line in capfd.readouterr().out.splitlines() if line.startswith("likelihood")]

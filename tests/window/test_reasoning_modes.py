@@ -14,18 +14,19 @@ from rank_k.models.retry import RetryPolicy
 from rank_k.reranker import Reranker
 from rank_k.types import Request, Response, Usage
 from tests.conftest import StartLoopback
-from tests.fakes.loopback import Loopback, make_queries
+from tests.fakes.model_server.marked_passages import make_dataset
+from tests.fakes.model_server.running import FakeModelServer
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
-DATA = make_queries(4, 40, strict=True)
+DATA = make_dataset(4, 40, strict=True)
 QUERIES = {query.query_id: query for query in DATA.queries}
 WINDOW_COUNT = 4 * 3
 ALL_CAPABILITIES = "raw continue grammar budget logprobs"
 
 
-def rerank(server: Loopback, **options: Any) -> tuple[dict[str, tuple[str, ...]], RunStats]:
+def rerank(server: FakeModelServer, **options: Any) -> tuple[dict[str, tuple[str, ...]], RunStats]:
     options = {"model": "oracle", "concurrency": 4, "retries": RetryPolicy(first=0.001, longest=0.01), **options}
     with Reranker(server=server.url, **options) as reranker:
         results = {r.query_id: r.ranking.doc_ids for r in reranker.rerank(DATA.run, QUERIES, DATA.passages)}
@@ -53,7 +54,7 @@ def test_rerank_forces_an_answer_for_every_truncated_reasoning(
 @pytest.mark.parametrize("owner", ["vllm", "llamacpp"])
 def test_forced_answer_request_repeats_prompt_and_trace(loopback: StartLoopback, owner: str) -> None:
     """The first call's prompt exactly, so that the server's prefix cache is hit, then the thought, closed."""
-    from tests.fakes.loopback import rendered, text_of
+    from tests.fakes.model_server.responses import decode_tokens, render_chat
 
     server = loopback(owned_by=owner, capabilities=ALL_CAPABILITIES, quirk="reasoning_content", cut=1.0, bodies=True)
     rerank(server)
@@ -62,9 +63,9 @@ def test_forced_answer_request_repeats_prompt_and_trace(loopback: StartLoopback,
     assert len(bodies) - len(chats) == 1, "one probe: whether grammars are taken"
     completions = [call.body for call in server.requests if call.path == "/v1/completions"]
     assert len(chats) == len(completions) == WINDOW_COUNT
-    prompts = {rendered(body["messages"]) for body in chats}
+    prompts = {render_chat(body["messages"]) for body in chats}
     for body in completions:
-        text = body["prompt"] if isinstance(body["prompt"], str) else text_of(body["prompt"])
+        text = body["prompt"] if isinstance(body["prompt"], str) else decode_tokens(body["prompt"])
         [prompt_prefix] = [prompt for prompt in prompts if text.startswith(prompt)]
         assert text.removeprefix(prompt_prefix).startswith("<think>\n")
         assert text.endswith("\n</think>\n\n")

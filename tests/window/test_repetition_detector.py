@@ -52,10 +52,11 @@ def test_detector_accepts_ordinary_traces(name: str) -> None:
 
 def test_detector_costs_less_than_tracker() -> None:
     """Than the watch takes for the same text. Measured: a third."""
-    from tests.fakes.loopback import Plan, compose
+    from tests.fakes.model_server.fault_plan import FaultPlan
+    from tests.fakes.model_server.responses import compose_response
 
     marks = tuple(f"Q1-D{i:02d}-G1" for i in range(20))
-    trace = "".join(compose(Plan(), marks, "window", {"messages": []}).thought)
+    trace = "".join(compose_response(FaultPlan(), marks, "window", {"messages": []}).reasoning)
 
     def feed(kind: type[RepetitionDetector] | type[RepetitionTracker]) -> None:
         for _ in range(20):

@@ -18,8 +18,8 @@ class EmbeddedModel:
     """`weights`: a name of `weights.NAMED`, the path of a GGUF file, or weights that were located; `adapter`: a LoRA
     adapter for them, as a GGUF file. The server starts in `prepare`.
 
-    `context_length`: tokens per slot, None for what the weights were made for; `concurrency`: requests answered at a time;
-    `threads`: None for all cores. Raises `MissingWeights` at once if the weights are not on this machine.
+    `context_length`: tokens per slot, None for what the weights were made for; `concurrency`: requests answered at a
+    time; `threads`: None for all cores. Raises `MissingWeights` at once if the weights are not on this machine.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rank_k.journal import WindowRecord
 from rank_k.optional_deps import load
 from rank_k.types import WindowRanking
-from rank_k.window.listwise import presented_order
+from rank_k.window.prompt_builder import presented_order
 
 if TYPE_CHECKING:
     import numpy as np

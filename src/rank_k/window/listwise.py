@@ -9,7 +9,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from random import Random
 
 from rank_k.errors import ContextOverflow, FieldRejected, ModelError, PromptFiltered, RequestRejected
 from rank_k.journal import Journal
@@ -35,7 +34,7 @@ from rank_k.window.grammar import matches_grammar
 from rank_k.window.labels import parse_labels
 from rank_k.window.parsing import ParsedAnswer, parse_ranking
 from rank_k.window.prompt import PromptTemplate, default_template
-from rank_k.window.prompt_builder import PreparedQuery, PromptBuilder
+from rank_k.window.prompt_builder import PreparedQuery, PromptBuilder, presented_order
 from rank_k.window.reasoning import (
     AutoReasoningPolicy,
     ReasoningMode,
@@ -483,14 +482,6 @@ def _parse_response(response: Response, size: int, reasoning_closed: bool = Fals
         finish_reason=finish_reason,
         reasoning_closed=reasoning_closed,
     )
-
-
-def presented_order(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[str, ...]:
-    """The order in which a sample shows the window: the first as it is, the others shuffled."""
-    presented_ids = list(doc_ids)
-    if sample:
-        Random(f"{sample}|{query_id}|{'|'.join(doc_ids)}").shuffle(presented_ids)
-    return tuple(presented_ids)
 
 
 def _window_ranking(answer: ParsedAnswer, presented_ids: Sequence[str], window: Window) -> WindowRanking:

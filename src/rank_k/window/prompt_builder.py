@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 
 from rank_k.data.token_estimate import estimate_tokens, max_token_bound, truncate_graphemes
 from rank_k.errors import QueryTooLong
@@ -144,3 +145,11 @@ class PromptBuilder:
             token_count = await self.model.count_tokens(text)
             tokens = estimate_tokens(text) if token_count is None else token_count
         return PreparedPassage(text, tokens)
+
+
+def presented_order(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[str, ...]:
+    """The order in which a sample shows the window: the first as it is, the others shuffled."""
+    presented_ids = list(doc_ids)
+    if sample:
+        Random(f"{sample}|{query_id}|{'|'.join(doc_ids)}").shuffle(presented_ids)
+    return tuple(presented_ids)

@@ -23,11 +23,6 @@ class ScriptedResponse:
     sent_tokens: int
 
     @property
-    def thought(self) -> list[str]:
-        """The former name of `reasoning`."""
-        return self.reasoning
-
-    @property
     def finish_reason(self) -> str:
         return "stop" if self.sent_tokens == len(self.reasoning) + len(self.answer) else "length"
 

@@ -21,10 +21,12 @@ from rank_k import Reranker, ScriptedModel
 from rank_k.errors import InputError
 from rank_k.integrations.mteb import RankKSearch
 from rank_k.types import Request
-from tests.fakes.loopback import Loopback, make_queries, peak_concurrency
+from tests.fakes.model_server.marked_passages import make_dataset
+from tests.fakes.model_server.request_log import peak_concurrency
+from tests.fakes.model_server.running import FakeModelServer
 from tests.integrations.frameworks.common import MODEL, assert_raises
 
-DATA = make_queries(6, 20)
+DATA = make_dataset(6, 20)
 
 
 def metadata(name: str, kind: str) -> TaskMetadata:
@@ -93,7 +95,7 @@ def check_second_stage(url: str, documentation: Path) -> None:
     names: dict[str, Any] = {}
     exec(compile(documentation.read_text(encoding="utf-8"), str(documentation), "exec"), names)
     mteb.get_task = lambda name: Marked()
-    loopback = Loopback(url)
+    loopback = FakeModelServer(url)
     loopback.forget()
     before, after = names["evaluated"](FirstStage(), "Marked")
     assert score(before) < 0.9, score(before)

@@ -13,11 +13,13 @@ import pyterrier.testing
 from rank_k import Reranker
 from rank_k.errors import InputError
 from rank_k.integrations.pyterrier import RankKReranker
-from tests.fakes.loopback import Loopback, make_queries, peak_concurrency
+from tests.fakes.model_server.marked_passages import make_dataset
+from tests.fakes.model_server.request_log import peak_concurrency
+from tests.fakes.model_server.running import FakeModelServer
 from tests.integrations.frameworks.common import MODEL, assert_raises
 
 URL = sys.argv[1]
-DATA = make_queries(12, 20, strict=True)
+DATA = make_dataset(12, 20, strict=True)
 TOPICS = pd.DataFrame([[query.query_id, query.text] for query in DATA.queries], columns=["qid", "query"])
 QRELS = pd.DataFrame(
     [[query_id, doc_id, grade] for query_id, grades in DATA.qrels.items() for doc_id, grade in grades.items()],
@@ -48,7 +50,7 @@ def check_experiment(transformer: Any) -> None:
 
 
 def check_concurrent_queries(transformer: Any) -> None:
-    loopback = Loopback(URL)
+    loopback = FakeModelServer(URL)
     loopback.forget()
     ranked = transformer(RESULTS)
     spans = [(call.start, call.end) for call in loopback.calls if call.end is not None]

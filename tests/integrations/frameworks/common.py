@@ -9,12 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from tests.fakes.loopback import make_queries
+from tests.fakes.model_server.marked_passages import make_dataset
 
 T = TypeVar("T")
 
 MODEL = "hltcoe/Rank-K-32B"  # what the loopback server calls its own, as docs/integrations.md does
-DATA = make_queries(1, 30, strict=True)
+DATA = make_dataset(1, 30, strict=True)
 QUERY = DATA.queries[0]
 NEW_QUERY = f"{QUERY.text} Please."  # asked by no other check, so that no journal knows the answers
 BEST = DATA.perfect(QUERY.query_id)[:10]
