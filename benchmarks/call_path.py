@@ -74,7 +74,7 @@ def trace_classes(method: str) -> list[str]:
 
 def _server_plan() -> FaultPlan:
     return FaultPlan().changed(
-        {"owned_by": "llamacpp", "abilities": "raw grammar logprobs spell", "first_token": 0.0, "per_token": 0.0}
+        {"owned_by": "llamacpp", "capabilities": "raw grammar logprobs spell", "first_token": 0.0, "per_token": 0.0}
     )
 
 

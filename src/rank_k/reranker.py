@@ -93,10 +93,9 @@ class Reranker:
         temperature: None uses the server's own.
         concurrency: calls in flight (default: 16; embedded: 1).
 
-    Settings that are None (and `temperature` "default") are those that a student was trained with, else those of
-    `PAPER`; `effective_settings` has the result. Raises `InputError` for invalid settings.
-
-    A reranker may be used from any thread and any event loop. Close it, or use it in a `with` statement.
+    Settings that are None (and `temperature` "default") are those of the student, else `PAPER_SETTINGS`;
+    `effective_settings` has the result. Raises `InputError` for invalid settings. A reranker may be used from any
+    thread and any event loop. Close it, or use it in a `with` statement.
     """
 
     def __init__(

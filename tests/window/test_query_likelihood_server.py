@@ -28,7 +28,7 @@ FAST_RETRIES = RetryPolicy(first=0.001, longest=0.01)
 
 DATA = make_dataset(3, 12, strict=True)
 QUERIES = {query.query_id: query for query in DATA.queries}
-SERVER_OPTIONS = {"owned_by": "llamacpp", "abilities": "spell logprobs"}
+SERVER_OPTIONS = {"owned_by": "llamacpp", "capabilities": "spell logprobs"}
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_rerank_command_reports_the_likelihood_method(
     assert "reasoning is for comparison" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("abilities", "message"), [("spell logprobs", "told (' blue'"), ("spell", "forgotten")])
+@pytest.mark.parametrize(("capabilities", "message"), [("spell logprobs", "told (' blue'"), ("spell", "forgotten")])
 def test_doctor_probes_likelihoods(
     llamacpp: Callable[..., FakeModelServer], capfd: pytest.CaptureFixture[str], capabilities: str, message: str
 ) -> None:

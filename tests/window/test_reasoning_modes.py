@@ -38,7 +38,7 @@ def is_perfect(results: dict[str, tuple[str, ...]]) -> bool:
 
 
 @pytest.mark.parametrize("owner", ["vllm", "sglang", "llamacpp", "somebody"])
-@pytest.mark.parametrize("abilities", [ALL_CAPABILITIES, "continue", ""])
+@pytest.mark.parametrize("capabilities", [ALL_CAPABILITIES, "continue", ""])
 @pytest.mark.parametrize("quirk", ["inline", "reasoning", "reasoning_content"])
 def test_rerank_forces_an_answer_for_every_truncated_reasoning(
     loopback: StartLoopback, owner: str, capabilities: str, quirk: str
@@ -73,7 +73,7 @@ def test_forced_answer_request_repeats_prompt_and_trace(loopback: StartLoopback,
 
 
 @pytest.mark.parametrize("quirk", ["inline", "reasoning"])
-@pytest.mark.parametrize("abilities", [ALL_CAPABILITIES, "raw grammar", ""])
+@pytest.mark.parametrize("capabilities", [ALL_CAPABILITIES, "raw grammar", ""])
 @pytest.mark.parametrize("tokens", [16, 100, 700])
 def test_rerank_respects_the_reasoning_budget(
     loopback: StartLoopback, quirk: str, capabilities: str, tokens: int
@@ -91,7 +91,7 @@ def test_rerank_counts_budgets_ignored_by_the_server(loopback: StartLoopback) ->
     assert stats.repairs["budget_exceeded"] == WINDOW_COUNT
 
 
-@pytest.mark.parametrize("abilities", [ALL_CAPABILITIES, ""])
+@pytest.mark.parametrize("capabilities", [ALL_CAPABILITIES, ""])
 def test_rerank_with_reasoning_off_uses_no_reasoning_tokens(loopback: StartLoopback, capabilities: str) -> None:
     results, stats = rerank(loopback(capabilities=capabilities), reasoning="off")
     assert is_perfect(results)

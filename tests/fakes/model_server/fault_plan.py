@@ -26,7 +26,7 @@ class Fault(NamedTuple):
 NEVER = Fault()
 ENGINE_FAULT = "EngineCore encountered an issue."
 QUIRKS = ("inline", "missing_open", "reasoning", "reasoning_content", "reasoning_details", "none")
-ABILITIES = ("raw", "continue", "grammar", "budget", "logprobs", "spell")
+CAPABILITIES = ("raw", "continue", "grammar", "budget", "logprobs", "spell")
 """Going on from a rendered prompt, or from an open last message; grammars; budgets; probabilities; grammars of tokens
 behind any text, as llama.cpp takes them."""
 TRAPS = ("", "answer_in_reasoning", "two_ends", "always_thinks", "repetition_stopped")
@@ -49,7 +49,7 @@ class FaultPlan:
     per_token: float = 0.002
     flush: float = 0.05  # seconds between the pieces of a stream
     quirk: str = "inline"  # where the trace goes: one of QUIRKS
-    capabilities: str = ""  # of ABILITIES, with blanks between: what is honored; the rest is refused or ignored
+    capabilities: str = ""  # of CAPABILITIES, with blanks between: what is honored; the rest is refused or ignored
     trap: str = ""  # one of TRAPS
     cut: float = 0.0  # share of windows whose reasoning ends by "length" unless a later turn asks for the order
     prose: float = 0.0  # answered as a sentence with a bare comma list of all numbers
@@ -70,8 +70,8 @@ class FaultPlan:
     def changed(self, changes: Mapping[str, Any]) -> FaultPlan:
         """Raises `ValueError` for a name or a quirk that does not exist."""
         unknown = changes.keys() - {setting.name for setting in fields(self)}
-        capabilities = set(str(changes.get("abilities", "")).split())
-        if unknown or changes.get("quirk", self.quirk) not in QUIRKS or not capabilities <= set(ABILITIES):
+        capabilities = set(str(changes.get("capabilities", "")).split())
+        if unknown or changes.get("quirk", self.quirk) not in QUIRKS or not capabilities <= set(CAPABILITIES):
             raise ValueError(f"no such setting, quirk or ability: {', '.join(unknown) or changes}")
         values: dict[str, Any] = {
             name: Fault.of(value) if name in TRANSIENT else value for name, value in changes.items()
