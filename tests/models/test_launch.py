@@ -23,7 +23,7 @@ import pytest
 
 from rank_k.errors import FormatError, InputError, MissingExtra
 from rank_k.models import launch
-from rank_k.models.launch import EmbeddedServer, available_cores
+from rank_k.models.launch import EmbeddedServer, available_cores, remedy_for
 from rank_k.models.weights import NAMED, Weights
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -444,3 +444,10 @@ def test_available_cores_respects_affinity_and_cgroup_quota(monkeypatch: pytest.
     assert available_cores() == 1
     monkeypatch.setattr(Path, "read_text", lambda path, encoding: "max 100000\n")
     assert available_cores() == 2
+
+
+def test_remedy_for_a_missing_openmp_runtime_names_the_package() -> None:
+    """A minimal Debian has no libgomp."""
+    message = "ImportError: libgomp.so.1: cannot open shared object file: No such file or directory"
+    assert "apt-get install libgomp1" in remedy_for(message)
+    assert "libgomp" not in remedy_for("exit code 1")

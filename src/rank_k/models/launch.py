@@ -106,10 +106,8 @@ class EmbeddedServer:
             raise
         if startup is None:
             await _stop_process(process, tail, wait_seconds=5)
-            raise InputError(
-                f"the embedded server could not start with {weights.path}: {_exit_message(process, tail)}",
-                "check the weights, or give a smaller context or fewer slots if memory ran out",
-            )
+            message = _exit_message(process, tail)
+            raise InputError(f"the embedded server could not start with {weights.path}: {message}", remedy_for(message))
         server = cls(process, tail, f"{startup['url']}/v1", api_key, startup["context_length"])
         server.identity = identity
         return server
@@ -154,6 +152,13 @@ class _StderrTail:
     @property
     def text(self) -> str:
         return self._content.decode("utf-8", "replace")
+
+
+def remedy_for(exit_message: str) -> str:
+    """Return what to do when the server ended with this message while it started."""
+    if "libgomp" in exit_message:  # the OpenMP runtime, which a minimal Debian does not have
+        return "install the OpenMP runtime, on Debian and Ubuntu: apt-get install libgomp1"
+    return "check the weights, or give a smaller context length or concurrency if memory ran out"
 
 
 def available_cores() -> int:
