@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _MODULE_OF_NAME = {
     "ParsedAnswer": "rank_k.window.parsing",
