@@ -72,7 +72,9 @@ def _is_valid_row(row: Mapping[str, Any]) -> bool:
     return is_complete and completion[0]["role"] == "assistant" and bool(completion[0]["content"].strip())
 
 
-def build_examples(rows: Iterator[dict[str, Any]], tokenizer: Any, max_length: int, words: Sequence[str]) -> ExampleSet:
+def build_examples(
+    rows: Iterator[dict[str, Any]], tokenizer: Any, max_length: int, label_words: Sequence[str]
+) -> ExampleSet:
     """The rows that fit into `max_length` tokens, and how many did not."""
     examples: list[Example] = []
     too_long = 0
@@ -83,7 +85,7 @@ def build_examples(rows: Iterator[dict[str, Any]], tokenizer: Any, max_length: i
         if len(prompt_ids) + len(completion_tokens(tokenizer, completion)) > max_length:
             too_long += 1
             continue
-        label_trace = parse_label_trace(completion, words)
+        label_trace = parse_label_trace(completion, label_words)
         if label_trace is None or len(passage_ends) != len(label_trace.target_labels):
             passage_ends = ()
         examples.append(

@@ -35,43 +35,43 @@ def retrieve(
         raise InputError(f"depth {depth} is below 1", "ask for at least one candidate a query")
     bm25s = load("bm25s")
     analyze = analyzer or analyzer_for("en")
-    positions: dict[str, int] = {}
+    doc_numbers: dict[str, int] = {}
     vocabulary: dict[str, int] = {}
-    terms_by_position: list[array[int]] = []
+    terms_by_doc_number: list[array[int]] = []
     for passage in passages:
         terms = array("i", [vocabulary.setdefault(term, len(vocabulary)) for term in analyze(passage.text)])
-        position = positions.setdefault(passage.doc_id, len(terms_by_position))
-        if position == len(terms_by_position):
-            terms_by_position.append(terms)
-        elif terms_by_position[position] != terms:
+        doc_number = doc_numbers.setdefault(passage.doc_id, len(terms_by_doc_number))
+        if doc_number == len(terms_by_doc_number):
+            terms_by_doc_number.append(terms)
+        elif terms_by_doc_number[doc_number] != terms:
             problem = f"document {passage.doc_id} is given twice, with different texts"
             raise InputError(problem, "keep one of them")
-    if not terms_by_position:
+    if not terms_by_doc_number:
         raise InputError("there are no passages to search", "check the documents file")
     index = None
     if vocabulary:
         index = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy", csc_backend="numpy")
-        corpus = bm25s.tokenization.Tokenized(ids=terms_by_position, vocab=vocabulary)
+        corpus = bm25s.tokenization.Tokenized(ids=terms_by_doc_number, vocab=vocabulary)
         index.index(corpus, create_empty_token=False, show_progress=False)
-    doc_ids = list(positions)
+    doc_ids = list(doc_numbers)
 
     def ranked_queries() -> Iterator[tuple[str, tuple[Candidate, ...]]]:
         for query in queries:
             terms = [vocabulary[term] for term in analyze(query.text) if term in vocabulary]
-            best = _best_positions(index.get_scores_from_ids(terms), depth) if index is not None and terms else []
-            yield query.query_id, tuple(Candidate(doc_ids[position], score) for position, score in best)
+            best = _best_doc_numbers(index.get_scores_from_ids(terms), depth) if index is not None and terms else []
+            yield query.query_id, tuple(Candidate(doc_ids[doc_number], score) for doc_number, score in best)
 
     return ranked_queries()
 
 
-def _best_positions(scores: Any, depth: int) -> list[tuple[int, float]]:
-    """The `depth` highest positive scores with their positions. bm25s's own top k breaks ties at random."""
+def _best_doc_numbers(scores: Any, depth: int) -> list[tuple[int, float]]:
+    """The `depth` highest positive scores with their document numbers. bm25s's own top k breaks ties at random."""
     import numpy as np
 
     if depth < len(scores):
         threshold = np.partition(scores, len(scores) - depth)[len(scores) - depth]
-        positive_positions = np.flatnonzero((scores >= threshold) & (scores > 0))
+        positive_doc_numbers = np.flatnonzero((scores >= threshold) & (scores > 0))
     else:
-        positive_positions = np.flatnonzero(scores > 0)
-    order = positive_positions[np.argsort(-scores[positive_positions], kind="stable")][:depth]
-    return [(int(position), float(scores[position])) for position in order]
+        positive_doc_numbers = np.flatnonzero(scores > 0)
+    order = positive_doc_numbers[np.argsort(-scores[positive_doc_numbers], kind="stable")][:depth]
+    return [(int(doc_number), float(scores[doc_number])) for doc_number in order]

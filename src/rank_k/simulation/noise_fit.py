@@ -134,16 +134,19 @@ def _fit_level(queries: Sequence[Comparisons], noise: Noise) -> tuple[Noise, dic
     by_query = np.stack([np.bincount(query_index, score[:, i], len(queries)) for i in range(3)], axis=1)
     inverse = np.linalg.inv(information)
     covariance = inverse @ by_query.T @ by_query @ inverse
-    grade, middle, position_bias = (float(value) for value in coefficients)
-    # sd = 1 / grade, middle = middle / grade, bias = bias / grade: the delta method
+    grade_coefficient, middle_coefficient, position_coefficient = (float(value) for value in coefficients)
+    # sd = 1 / grade, middle = middle / grade, bias = bias / grade (of the coefficients): the delta method
     gradients = {
-        "sd": np.array([-1 / grade**2, 0, 0]),
-        "middle": np.array([-middle / grade**2, 1 / grade, 0]),
-        "position_bias": np.array([-position_bias / grade**2, 0, 1 / grade]),
+        "sd": np.array([-1 / grade_coefficient**2, 0, 0]),
+        "middle": np.array([-middle_coefficient / grade_coefficient**2, 1 / grade_coefficient, 0]),
+        "position_bias": np.array([-position_coefficient / grade_coefficient**2, 0, 1 / grade_coefficient]),
     }
     errors = {name: sqrt(float(gradient @ covariance @ gradient)) for name, gradient in gradients.items()}
     fitted = replace(
-        noise, sd=1 / grade, position_bias=max(position_bias / grade, 0.0), middle=min(max(middle / grade, 0.0), 1.0)
+        noise,
+        sd=1 / grade_coefficient,
+        position_bias=max(position_coefficient / grade_coefficient, 0.0),
+        middle=min(max(middle_coefficient / grade_coefficient, 0.0), 1.0),
     )
     return fitted, errors
 
