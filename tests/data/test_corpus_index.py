@@ -282,7 +282,7 @@ def test_corpus_index_is_shared_by_threads(tmp_path: Path) -> None:
 READER = """
     import sys
     from rank_k.data.corpus_index import open_corpus_index
-    with open_corpus_index(sys.argv[1], kept_from=0) as index:
+    with open_corpus_index(sys.argv[1], persist_from_bytes=0) as index:
         print(len(index), index.passages("d19999")[0].text[:13])
 """
 

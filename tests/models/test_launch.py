@@ -272,7 +272,7 @@ def test_start_without_xllamacpp_names_the_extra(monkeypatch: pytest.MonkeyPatch
         start_server()
 
 
-@pytest.mark.parametrize("options", [{"context_length": 0}, {"slots": 0}, {"threads": -1}])
+@pytest.mark.parametrize("options", [{"context_length": 0}, {"concurrency": 0}, {"threads": -1}])
 def test_start_rejects_invalid_options(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
         start_server(**options)
