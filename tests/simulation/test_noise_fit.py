@@ -22,6 +22,8 @@ from rank_k.simulation.replay import simulate
 from rank_k.strategies import make_strategy
 from rank_k.types import Candidate, Passage, Query, Window, WindowRanking
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("numpy")
 
 DOCS = [f"d{i:02d}" for i in range(60)]
@@ -71,7 +73,6 @@ def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return noise, fit_noise(record_observations(noise, tmp_path_factory.mktemp("j") / "j.sqlite", partitions=2), GRADES)
 
 
-@pytest.mark.slow
 def test_fit_noise_recovers_the_noise(fitted: tuple[Noise, NoiseFit]) -> None:
     noise, fit = fitted
     assert fit.noise.sd == pytest.approx(noise.sd, rel=0.12)
@@ -85,7 +86,6 @@ def test_fit_noise_recovers_the_noise(fitted: tuple[Noise, NoiseFit]) -> None:
     assert fit.noise.persistent + fit.noise.composition + fit.noise.fresh == pytest.approx(1)
 
 
-@pytest.mark.slow
 def test_fit_noise_standard_errors_cover_the_deviation(fitted: tuple[Noise, NoiseFit]) -> None:
     noise, fit = fitted
     assert set(fit.errors) == {"sd", "position_bias", "middle", "persistent", "composition", "fresh"}
@@ -130,7 +130,6 @@ def test_fit_noise_of_samples_fits_the_fresh_share(tmp_path: Path) -> None:
     assert set(fit.assumed) == {"growth", "query_spread", "composition"}
 
 
-@pytest.mark.slow
 def test_fit_noise_of_small_windows_fits_the_shares(tmp_path: Path) -> None:
     noise = Noise(1.0, 0.6, 0.2, 0.2, 0.3, query_spread=0.3)
     observations = record_observations(noise, tmp_path / "j.sqlite", window=4, partitions=2)

@@ -275,6 +275,7 @@ def assert_constrained(sizes: list[int]) -> None:
         assert matches_grammar(response.text, size, each_once=size <= MAX_EXACT_SIZE), (size, response.text)
 
 
+@pytest.mark.embedded
 def test_embedded_model_obeys_the_grammar() -> None:
     assert_constrained([1, MAX_EXACT_SIZE, MAX_EXACT_SIZE + 1])
 
