@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--language", default="en", metavar="CODE", help=language_help)
     add_collection_options(parser)
     fields_help = "what to search with (text): title,description of topics, or ht, a translation the model will not see"
-    parser.add_argument("--query-field", "--query-fields", metavar="NAMES", help=fields_help)
+    parser.add_argument("--query-fields", metavar="NAMES", help=fields_help)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     analyzer = analyzer_for(args.language)
     collection = resolve_collection(args)
-    queries = read_queries(collection.queries, args.query_field)
+    queries = read_queries(collection.queries, args.query_fields)
     excluded = collection.excluded
     depth = args.depth + max(map(len, excluded.values()), default=0)
     empty_count = 0
