@@ -93,12 +93,25 @@ def train(run: TrainingRun, on_record: OnRecord = lambda record: None) -> Traini
     if is_main:
         base.tokenizer.save_pretrained(str(run.output / TRAINED_FOLDER))
     log.record({"step": trainer.state.global_step, "seconds": round(clock.seconds, 1), "finished": True})
+    _leave_process_group()
     return TrainingResult(
         trainer.state.global_step,
         clock.seconds,
         len(rows.examples),
         rows.too_long + (heldout.too_long if heldout else 0),
     )
+
+
+def _leave_process_group() -> None:
+    """End the communication between processes that trained together.
+
+    A process that exits while torch's communication threads run may abort, and the launcher then reports a finished
+    training as failed.
+    """
+    distributed = load("torch.distributed")
+    if process_count() > 1 and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def _save_trained(trainer: Any, folder: Path) -> None:
