@@ -1,8 +1,8 @@
 """Run the strategies of many queries concurrently.
 
 Scheduling: the next window to be ranked is that of the query with the most remaining windows, because the longest
-chain of rounds decides when the run ends; among equals, the earlier query comes first. At most `OPEN_PER_SLOT` x
-`concurrency` queries are open at once. Finished rankings wait in the journal for their turn, so that memory does not
+chain of rounds decides when the run ends; among equals, the earlier query comes first. At most `OPEN_QUERIES_PER_SLOT`
+x `concurrency` queries are open at once. Finished rankings wait in the journal for their turn, so that memory does not
 grow with the number of queries and results come in input order.
 """
 

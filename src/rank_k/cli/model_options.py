@@ -131,7 +131,7 @@ def add_response_options(group: argparse._ArgumentGroup) -> None:
 
 
 def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments for `Reranker` from the options of `add_server`, and
+    """Keyword arguments for `Reranker` from the options of `add_server_options`, and
     `add_ranking_options`."""
     if args.preset == "paper":
         _apply_paper_preset(args)
@@ -147,7 +147,7 @@ def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def window_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Those that do not say how windows are made: from the options of `add_server` and
+    """Those that do not say how windows are made: from the options of `add_server_options` and
     `add_window_options`."""
     return {
         "server": args.server,

@@ -143,8 +143,8 @@ class DocumentStore(Protocol):
 class SplitRun:
     """A run of documents as a run of passages: the first `depth` documents of each query, cut.
 
-    Iterating yields `(query_id, candidates)`, `get` has the passages' texts, and `collapsed` turns their rankings
-    into rankings of all the run's documents. Memory holds one query at a time.
+    Iterating yields `(query_id, candidates)`, `get` has the passages' texts, and `document_rankings` turns their
+    rankings into rankings of all the run's documents. Memory holds one query at a time.
     """
 
     def __init__(

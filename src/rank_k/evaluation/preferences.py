@@ -136,7 +136,7 @@ class JudgeSummary:
 @dataclass(frozen=True, slots=True)
 class Preferences:
     """`agreement`: of every two judges who have judged something in common, and of all where there are more than
-    two. `named`: judgments made with names in sight. `translated`: with the query's translation."""
+    two. `unblinded`: judgments made with names in sight. `translated`: with the query's translation."""
 
     pairs: tuple[ComparedPair, ...]
     sides: SideCounts

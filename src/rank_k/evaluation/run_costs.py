@@ -19,7 +19,7 @@ class RunCost:
     """What the calls behind one run file came to. `queries`: by id, those that needed a call.
 
     `run`: its name in the journal, empty where it is the last one there, which needs no name. `others`: how many
-    more runs the journal holds. `exact`: the journal says that this run wrote the file; otherwise its last run
+    more runs the journal holds. `wrote_file`: the journal says that this run wrote the file; otherwise its last run
     was taken. `money`: what it came to, where prices are known.
     """
 

@@ -51,8 +51,8 @@ class ComparisonGroup(NamedTuple):
 class CellRow:
     """`cell` None: the first stage itself, which costs nothing here. `values`: measure -> query id -> value.
     `against`: the difference from the group's baseline in the first measure (None: this is it, or there is none);
-    `p`: of its randomization test, corrected by Holm for all rows of the study. `on_set`: the axes on whose Pareto
-    set it lies."""
+    `corrected_p`: of its randomization test, corrected by Holm for all rows of the study. `pareto_axes`: the axes on
+    whose Pareto set it lies."""
 
     group: ComparisonGroup
     collection: str
@@ -162,7 +162,7 @@ def compare_rows(rows: Sequence[CellRow], baseline: str | None = None) -> list[C
 
 
 def mark_pareto_set(rows: Sequence[CellRow]) -> list[CellRow]:
-    """The rows with `on_set` filled in, by group; first stages, which cost nothing, are left out of it."""
+    """The rows with `pareto_axes` filled in, by group; first stages, which cost nothing, are left out of it."""
     marked_rows = list(rows)
     for group in dict.fromkeys(row.group for row in rows):
         for axis in cost_axes(rows):

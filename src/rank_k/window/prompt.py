@@ -92,7 +92,7 @@ a short one for small students that are trained on it. What each is called in re
 
 @cache
 def builtin_template(name: str) -> PromptTemplate:
-    """One of `SHIPPED`."""
+    """One of `BUILTIN_TEMPLATES`."""
     text = (Path(__file__).parent / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
     return _parse_text(text.rstrip("\n"), BUILTIN_TEMPLATES[name])
 
@@ -103,7 +103,7 @@ def default_template() -> PromptTemplate:
 
 
 def read_template(path: str | Path) -> PromptTemplate:
-    """A template by its name (one of `SHIPPED`), or from the user's file.
+    """A template by its name (one of `BUILTIN_TEMPLATES`), or from the user's file.
 
     Three kinds of files: plain text with `{query}` and `{passages}` (or `{docs}`), or in place of these a line with
     `{i}` and `{text}` that stands for one passage; the Rank-K authors' `rerank.py`, whose `rank_k_prompt` is read

@@ -103,7 +103,7 @@ class CorpusFile:
 
 
 class PassageStore:
-    """The passages of one file, by id; none is in memory. Made by `of_file`. Any thread may use it."""
+    """The passages of one file, by id; none is in memory. Made by `from_file`. Any thread may use it."""
 
     def __init__(self, index: CorpusIndex) -> None:
         self._index = index
