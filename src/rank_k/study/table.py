@@ -50,7 +50,7 @@ class ComparisonGroup(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class CellRow:
     """`cell` None: the first stage itself, which costs nothing here. `values`: measure -> query id -> value.
-    `against`: the difference from the group's baseline in the first measure (None: this is it, or there is none);
+    `difference`: that from the group's baseline in the first measure (None: this is it, or there is none);
     `corrected_p`: of its randomization test, corrected by Holm for all rows of the study. `pareto_axes`: the axes on
     whose Pareto set it lies."""
 
