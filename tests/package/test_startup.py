@@ -17,6 +17,7 @@ HEAVY_MODULES = (
     "numpy",
     "scipy",
     "aiohttp",
+    "rich",
     "bm25s",
     "ir_measures",
     "mcp",
