@@ -1,0 +1,141 @@
+"""Build the parts of a `Reranker` from its options: the model, the strategy and the ranker of windows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rank_k.engine import Job
+from rank_k.errors import InputError
+from rank_k.journal import Journal
+from rank_k.models.base import Model
+from rank_k.models.cached import CachedCalls
+from rank_k.models.student import Student, default_model, find_student
+from rank_k.models.weights import Weights, locate
+from rank_k.options import ReasoningMode, RerankOptions
+from rank_k.strategies import make_strategy
+from rank_k.strategies.base import Strategy
+from rank_k.strategies.combined import Combined
+from rank_k.strategies.single import Single
+from rank_k.types import Candidate, Passage, Query
+from rank_k.window.combined import CombinedRanker
+from rank_k.window.listwise import ListwiseRanker, ListwiseSettings
+from rank_k.window.prompt import PromptTemplate, read_template
+from rank_k.window.query_likelihood import QueryLikelihoodRanker
+
+ModelSource = str | Path | Model | None
+"""A model's name or path, or a model; None is the default embedded model."""
+
+
+class PassageSource(Protocol):
+    """A source of passages that is not a mapping of ids to passages."""
+
+    def get(self, doc_id: str, query_id: str | None = None) -> Passage:
+        """Return the passage of a document, which may depend on the query. Raises `InputError` if there is none."""
+
+
+def find_local_model(model: ModelSource, given: dict[str, Any]) -> Student | Weights | None:
+    """Return the embedded weights or the student that `model` names, or None if the model is not embedded.
+
+    Raises `MissingWeights` if they are not on this machine.
+    """
+    if given.get("server") is not None or not (model is None or isinstance(model, str | Path)):
+        return None
+    # A prompt of the user's own is for the base weights, because a student only works with the prompt it learned.
+    method = given.get("method") if given.get("prompt") is None else "likelihood"
+    name = default_model(method) if model is None else model
+    return find_student(name) or locate(name)
+
+
+def build_model(model: ModelSource, local_model: Student | Weights | None, options: RerankOptions) -> Model:
+    """Return the model. Nothing is started or connected before its `prepare`."""
+    if local_model is not None:
+        from rank_k.models.embedded import EmbeddedModel
+
+        weights, adapter = (
+            (local_model.weights, local_model.adapter) if isinstance(local_model, Student) else (local_model, None)
+        )
+        return EmbeddedModel(
+            weights, adapter=adapter, context_length=options.context_length, concurrency=options.concurrency or 1
+        )
+    if model is not None and not isinstance(model, str | Path):
+        return model
+    from rank_k.models.http import HttpModel
+
+    assert options.server is not None, "without a server, a model is embedded or given"
+    return HttpModel(
+        options.server,
+        None if model is None else str(model),
+        api_key=options.api_key,
+        server_type=options.server_type,
+        context_length=options.context_length,
+        revision=options.revision,
+        read_timeout=options.read_timeout,
+    )
+
+
+def build_strategy(strategy: str | Strategy, options: RerankOptions) -> Strategy:
+    """Return the strategy of that name, or `strategy` itself, set up for the options' method.
+
+    Raises:
+        InputError: If there is no such strategy, or the options do not suit it.
+    """
+    if options.method == "likelihood":
+        return Single(max(options.depth, 2))
+    is_combined = options.method == "combined"
+    if isinstance(strategy, str):
+        # In "combined", the listwise strategy starts from the likelihood ranking and not from the first stage's.
+        weight = 1.0 if is_combined else options.first_stage_weight
+        strategy = make_strategy(strategy, window=options.window, stride=options.stride, first_stage_weight=weight)
+    if is_combined and not isinstance(strategy, Combined):
+        return Combined(strategy, options.first_stage_weight)
+    return strategy
+
+
+def build_ranker(
+    model: Model, journal: Journal, calls: CachedCalls, options: RerankOptions, student: Student | None
+) -> ListwiseRanker | QueryLikelihoodRanker | CombinedRanker:
+    """Return what ranks a window by the options' method."""
+    if options.method == "likelihood":
+        return QueryLikelihoodRanker(model, journal, options.passage_tokens, calls=calls)
+    template = student.template if student is not None else None
+    if options.prompt is not None:
+        template = options.prompt if isinstance(options.prompt, PromptTemplate) else read_template(options.prompt)
+    settings = ListwiseSettings(
+        options.passage_tokens,
+        options.max_tokens or ListwiseSettings.max_tokens,
+        options.temperature,
+        options.top_p,
+        ReasoningMode.parse(options.reasoning),
+        options.constrained,
+        options.samples,
+        label_words=student.verdicts if student is not None and options.prompt is None else (),
+    )
+    listwise = ListwiseRanker(model, journal, settings, template, calls=calls)
+    if options.method == "combined":
+        return CombinedRanker(QueryLikelihoodRanker(model, journal, calls=calls), listwise)
+    return listwise
+
+
+def build_job(
+    query: Query,
+    candidates: Sequence[Candidate],
+    passages: Mapping[str, Passage] | PassageSource,
+    depth: int,
+    name: str = "",
+) -> Job:
+    """Return the engine's job for a query: the first `depth` candidates with their passages, and the ids of the rest.
+
+    Raises:
+        InputError: If a candidate has no text.
+    """
+    ranked = candidates[:depth]
+    passages_of_ids: dict[str, Passage] = {}
+    for candidate in ranked:
+        doc_id = candidate.doc_id
+        passage = passages.get(doc_id) if isinstance(passages, Mapping) else passages.get(doc_id, query.query_id)
+        if passage is None:
+            raise InputError(f"document {doc_id} of query {query.query_id} has no text", "add it to the passages")
+        passages_of_ids[doc_id] = passage
+    return Job(query, ranked, passages_of_ids, tuple(candidate.doc_id for candidate in candidates[depth:]), name)
