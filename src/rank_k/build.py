@@ -104,7 +104,7 @@ def build_ranker(
         template = options.prompt if isinstance(options.prompt, PromptTemplate) else read_template(options.prompt)
     settings = ListwiseSettings(
         options.passage_tokens,
-        options.max_tokens or ListwiseSettings.max_tokens,
+        options.max_tokens or 8000,
         options.temperature,
         options.top_p,
         ReasoningMode.parse(options.reasoning),

@@ -138,8 +138,16 @@ REASONING = ValueKind(
     "full, off, auto, or reasoning tokens per window such as 500",
     {"type": ["string", "integer"]},
 )
+
+
+def _parse_strategy(value: Any) -> Any:
+    if not (isinstance(value, str) or callable(value)):
+        raise ValueError
+    return value
+
+
 STRATEGY = ValueKind(
-    lambda value: value, f"one of {', '.join(STRATEGY_NAMES)}", {"type": "string", "enum": list(STRATEGY_NAMES)}
+    _parse_strategy, f"one of {', '.join(STRATEGY_NAMES)}", {"type": "string", "enum": list(STRATEGY_NAMES)}
 )
 
 # --- the definition of an option -------------------------------------------------------------------
@@ -187,6 +195,12 @@ class Option:
 def option(default: Any, help: str, kind: ValueKind = ANY, *, repr: bool = True, **details: Any) -> Any:
     """Return the dataclass field of an option. `details`: further attributes of `Option`."""
     return field(default=default, repr=repr, metadata={"help": help, "kind": kind, **details})
+
+
+def replace_default(group: type, name: str, default: Any) -> Any:
+    """Return the field `name` of `group` with another default, for a subclass."""
+    [spec] = [spec for spec in fields(group) if spec.name == name]
+    return field(default=default, metadata=spec.metadata)
 
 
 def options_of(group: type) -> dict[str, Option]:
@@ -304,10 +318,20 @@ class InferenceOptions:
         SWITCH,
         default_text="auto",
         metavar="{auto,off}",
+        prefix="constrained",
     )
     prompt: Any = option(
         None, "prompt template: compact, or a file (text, rerank.py or YAML)", metavar="FILE", default_text="Rank-K's"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentOptions(InferenceOptions, RankingOptions):
+    """How a distilled model is asked once it is trained: the table `[asking]` of a recipe."""
+
+    method: ScoringMethod | None = replace_default(RankingOptions, "method", "listwise")
+    max_tokens: int | None = replace_default(InferenceOptions, "max_tokens", 8000)
+    prompt: Any = replace_default(InferenceOptions, "prompt", "listwise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,6 +395,14 @@ STUDENT_OPTIONS: Mapping[str, Option] = {name: spec for name, spec in OPTIONS.it
 PUBLIC_OPTIONS: Mapping[str, Option] = {name: spec for name, spec in OPTIONS.items() if spec.public}
 """The options that a client may set for its request."""
 
+STUDY_OPTIONS: Mapping[str, Option] = {
+    name: spec
+    for group in (RankingOptions, InferenceOptions, LongDocumentOptions)
+    for name, spec in options_of(group).items()
+    if name != "prompt"
+}
+"""The axes of a study. The prompt belongs to one of its models."""
+
 LISTWISE_ONLY = ("strategy", "reasoning", "prompt", "samples")
 """Options without a meaning for the method "likelihood"."""
 
@@ -408,7 +440,7 @@ def parse_option(name: str, value: Any, options: Mapping[str, Option] = OPTIONS,
         matches = get_close_matches(name, options, n=1)
         remedy = f"did you mean {matches[0]}?" if matches else f"the options are {', '.join(options)}"
         raise InputError(f"{owner} has no option {name!r}", remedy)
-    if value is None and spec.default is None:
+    if value in (None, "none") and spec.default is None:
         return None
     try:
         return spec.kind.parse(value)
@@ -434,12 +466,18 @@ def resolve(
         default_method: The method for which the model is suited if it is not a student.
 
     Raises:
-        InputError: If an option does not exist, is out of bounds, or contradicts another one.
+        InputError: If an option is out of bounds or contradicts another one.
+        TypeError: If an option does not exist.
     """
+    for name in given:
+        if name not in OPTIONS:
+            matches = get_close_matches(name, OPTIONS, n=1)
+            suggestion = f"; did you mean {matches[0]!r}?" if matches else ""
+            raise TypeError(f"Reranker() got an unexpected keyword argument {name!r}{suggestion}")
     user = {
         name: parse_option(name, value)
         for name, value in given.items()
-        if value is not None or (name in OPTIONS and OPTIONS[name].is_nullable)
+        if value is not None or OPTIONS[name].is_nullable
     }
     preset_values = dict(PRESETS[parse_preset(preset)]) if preset else {}
     for name, value in preset_values.items():

@@ -35,7 +35,7 @@ from rank_k.models.single_flight import RunOnce
 from rank_k.models.student import Student
 from rank_k.options import ReasoningMode, resolve
 from rank_k.strategies.base import Strategy
-from rank_k.types import Candidate, Passage, Query, RankedHits, keep_input_order
+from rank_k.types import Candidate, Passage, Query, RankedHits, ScoringMethod, keep_input_order
 from rank_k.window.listwise import WindowReport
 
 if TYPE_CHECKING:
@@ -98,6 +98,11 @@ class Reranker:
         self._document_ranker = DocumentRanker(self._engine, self.journal, self.model, self.options)
         self._loop = LoopThread()
         self._prepare = RunOnce(self._prepare_once)
+
+    @property
+    def method(self) -> ScoringMethod:
+        """The scoring method."""
+        return self.options.method or "listwise"
 
     def rank(
         self, query: str, documents: Sequence[str | Mapping[str, Any]], **arguments: Unpack[QueryArguments]

@@ -176,9 +176,9 @@ def test_rerank_indexes_large_corpus_once(tmp_path: Path, rank_k: RankK) -> None
 
 def test_rerank_rejects_inconsistent_maxp_options(rank_k: RankK) -> None:
     base = ("rerank", "--run", "r", "--queries", "q", "--documents", "d", "--output", "o")
-    assert "give --maxp-tokens TOKENS too" in rank_k(*base, "--maxp-overlap", "5", code=2)
-    assert "give --maxp-tokens TOKENS too" in rank_k(*base, "--maxp-passages", "5", code=2)
-    assert "--passage-tokens 450" in rank_k(*base, "--maxp-tokens", "500", code=2)
+    assert "maxp_overlap needs maxp_tokens" in rank_k(*base, "--maxp-overlap", "5", code=2)
+    assert "maxp_passages needs maxp_tokens" in rank_k(*base, "--maxp-passages", "5", code=2)
+    assert "truncated to passage_tokens 450" in rank_k(*base, "--maxp-tokens", "500", code=2)
     assert "at most half, 50" in rank_k(*base, "--maxp-tokens", "100", "--maxp-overlap", "51", code=2)
 
 

@@ -74,8 +74,8 @@ def trace_calls(
     teacher = LabelsTeacher(active_sets.get_set, max_grades or max_grade_by_source([candidate_set]), form)
     options: dict[str, Any] = {"prompt": "compact", "passage_tokens": 50, "journal": tmp_path / "j.sqlite"}
     with Reranker(teacher, strategy=SINGLE_WINDOW, depth=MAX_SET_SIZE, **options) as reranker:
-        run_name = reranker.journal.begin_run({"grades": candidate_set.grades})
-        assert list(trace_sets(reranker, [candidate_set], active_sets, run_name=run_name)) == [candidate_set.set_id]
+        settings = {"grades": candidate_set.grades}
+        assert list(trace_sets(reranker, [candidate_set], active_sets, settings=settings)) == [candidate_set.set_id]
         ((metadata, keys),) = reranker.journal.sets_with_calls()
         assert metadata == json.loads(json.dumps(candidate_set.metadata))
         return [reranker.journal.find_call(key) for key in keys]

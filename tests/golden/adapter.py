@@ -16,8 +16,9 @@ from typing import Any
 from unittest.mock import patch
 
 import rank_k
+from rank_k import build
 from rank_k.cli import main
-from rank_k.models import embedded, launch, student, weights
+from rank_k.models import launch, student, weights
 
 PROGRAM = (sys.executable, "-m", "rank_k.cli")
 """The command line as a child process."""
@@ -71,7 +72,7 @@ def embedded_server_at(url: str) -> Iterator[list[dict[str, Any]]]:
 
     with (
         patch.object(launch.EmbeddedServer, "start", start),
-        patch.object(embedded, "locate", lambda name: located),
+        patch.object(build, "locate", lambda name: located),
         patch.object(student, "locate", lambda name: located),
     ):
         yield starts

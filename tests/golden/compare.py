@@ -26,7 +26,7 @@ class Renames:
     """The table `renames.toml`. `keys` and `values` hold in all groups, `groups` in one of them."""
 
     keys: Mapping[str, str] = field(default_factory=dict)
-    values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    values: Mapping[str, Mapping[str, str | bool]] = field(default_factory=dict)
     groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()

@@ -156,7 +156,7 @@ OPTIONS = (
     _option("passage-tokens", "--passage-tokens 6"),
     _option("context", "--context-length 1500"),
     _option("key", "--api-key-env GOLDEN_MODEL_KEY"),
-    _option("revision", "--model-revision abc --model golden-model"),
+    _option("revision", "--revision abc --model golden-model"),
     _option("prices, tag and strict", "--price-in 1.5 --price-out 6 --tag mine --strict"),
     _option("token budget", "--token-budget 300 --window 3 --stride 1"),
     _option("unknown option", "--nothing 3"),

@@ -68,7 +68,7 @@ def test_integration_without_framework_names_extra(extra: str, monkeypatch: pyte
 def test_resolve_reranker_accepts_options_or_reranker() -> None:
     model = ScriptedModel(["[1]"])
     for encoder in (RankKCrossEncoder(model, depth=7), RankKCrossEncoder(model=model, depth=7)):
-        assert (encoder.reranker.model, encoder.reranker.depth) == (model, 7)
+        assert (encoder.reranker.model, encoder.reranker.options.depth) == (model, 7)
         encoder.reranker.close()
     with Reranker(model) as ready:
         assert RankKCrossEncoder(ready).reranker is ready

@@ -13,7 +13,8 @@ from rank_k.models import student as students
 from rank_k.models import weights
 from rank_k.models.embedded import EmbeddedModel
 from rank_k.models.student import find_student, write_student
-from rank_k.reranker import PAPER_SETTINGS, Reranker
+from rank_k.options import PRESETS, STUDENT_OPTIONS
+from rank_k.reranker import Reranker
 from rank_k.window.listwise import ListwiseRanker
 from rank_k.window.prompt import PromptTemplate
 
@@ -48,6 +49,11 @@ def export_student(folder: Path, **options: Any) -> Path:
     return folder
 
 
+def student_settings(reranker: Reranker) -> dict[str, Any]:
+    """The reranker's values of the options that students have."""
+    return {name: getattr(reranker.options, name) for name in STUDENT_OPTIONS}
+
+
 def test_find_student_by_folder_and_by_file(tmp_path: Path) -> None:
     folder = export_student(tmp_path / "s")
     student = find_student(folder)
@@ -61,16 +67,16 @@ def test_find_student_by_folder_and_by_file(tmp_path: Path) -> None:
 def test_reranker_uses_the_student_settings_by_default(tmp_path: Path) -> None:
     folder = export_student(tmp_path / "s")
     with Reranker(folder) as reranker:
-        assert {"method": reranker.method, **reranker.effective_settings} == INFERENCE_OPTIONS
+        assert student_settings(reranker) == INFERENCE_OPTIONS
         assert isinstance(reranker.ranker, ListwiseRanker)
         assert reranker.ranker.template.before == TEMPLATE.before
         settings = reranker.ranker.settings
         assert (settings.passage_tokens, settings.max_tokens, settings.temperature) == (50, 256, 0.0)
     with Reranker(folder, window=5, temperature=None, prompt="listwise") as reranker:
-        assert {"method": reranker.method, **reranker.effective_settings} == INFERENCE_OPTIONS | {
-            "window": 5,
-            "temperature": None,
-        }
+        assert student_settings(reranker) == INFERENCE_OPTIONS | {"window": 5, "temperature": None}
+        assert {reranker.options.sources[name] for name in ("window", "temperature", "prompt")} == {"user"}
+        assert reranker.options.sources["stride"] == "student"
+        assert reranker.options.sources["depth"] == "default"
         assert isinstance(reranker.ranker, ListwiseRanker)
         assert reranker.ranker.template.name == "rank-k"
 
@@ -78,11 +84,11 @@ def test_reranker_uses_the_student_settings_by_default(tmp_path: Path) -> None:
 def test_reranker_uses_paper_settings_for_other_models(tmp_path: Path) -> None:
     plain = write_gguf(tmp_path / "plain.gguf")
     with Reranker(plain) as reranker:
-        assert reranker.effective_settings == {**PAPER_SETTINGS, "max_tokens": 512}
+        assert reranker.options.settings().items() >= {**PRESETS["paper"], "max_tokens": 512}.items()
         assert isinstance(reranker.model, EmbeddedModel)
         assert reranker.model.adapter is None
     with Reranker("m", server="http://127.0.0.1:9/v1") as reranker:
-        assert reranker.effective_settings == PAPER_SETTINGS
+        assert reranker.options.settings().items() >= PRESETS["paper"].items()
 
 
 def test_find_student_ignores_unrelated_json_files(tmp_path: Path) -> None:
@@ -118,10 +124,10 @@ def test_find_student_checks_the_base_of_an_adapter(tmp_path: Path, monkeypatch:
         ({"rank_k_student": 2}, "version 2"),
         ({"gguf": "../elsewhere.gguf"}, "no name, or no gguf"),
         ({"prompt": {"before": "x"}}, "no whole prompt"),
-        ({"asking": {"window": 3}}, "asking without all"),
-        ({"asking": INFERENCE_OPTIONS | {"window": "3"}}, "wrong kind"),
-        ({"asking": INFERENCE_OPTIONS | {"window": True}}, "wrong kind"),
-        ({"asking": INFERENCE_OPTIONS | {"strategy": "os:system"}}, "strategy 'os:system'"),
+        ({"asking": INFERENCE_OPTIONS | {"wind": 3}}, "asking has no option 'wind'"),
+        ({"asking": INFERENCE_OPTIONS | {"window": "x"}}, "window is 'x'"),
+        ({"asking": INFERENCE_OPTIONS | {"window": True}}, "window is True"),
+        ({"asking": INFERENCE_OPTIONS | {"strategy": "os:system"}}, "strategy that is not Rank-K's own"),
         ({"adapter_of": {"name": "x"}}, "adapter_of without"),
     ],
 )

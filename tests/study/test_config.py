@@ -224,7 +224,7 @@ def test_study_command_only_restricts_user_config(
         ('title = "A', 'title = "A"\ntitel = "A', "did you mean title?"),
         ('title = "A tiny study"', 'title = "A', "TOML"),
         ('strategy = ["sliding", "single"]', 'strategy = ["slidng"]', "did you mean sliding?"),
-        ('strategy = ["sliding", "single"]', 'strategies = ["sliding"]', "no setting 'strategies'"),
+        ('strategy = ["sliding", "single"]', 'strategies = ["sliding"]', "no option 'strategies'"),
         ("window = [4]", "window = [1]", "window is 1"),
         ('simulate = "weak"', 'simulate = "dull"', "simulate is 'dull'"),
         ('name = "blunt"', 'name = "sharp"', "two models have one name"),
@@ -234,7 +234,7 @@ def test_study_command_only_restricts_user_config(
         ('name = "given"\n', "", "lacks"),
         ('measures = ["nDCG@5", "RR"]', "measures = []", "measures is []"),
         ("value = 0.5", 'value = "half"', "value is 'half'"),
-        ("samples = 3", "samples = 0", "samples cannot be 0"),
+        ("samples = 3", "samples = 0", "samples is 0"),
     ],
 )
 def test_read_study_reports_problem_with_file_name(tiny_config: Path, before: str, after: str, problem: str) -> None:

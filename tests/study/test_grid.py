@@ -16,7 +16,6 @@ from rank_k.study.grid import (
     FirstStage,
     ModelPlan,
     Study,
-    build_strategy,
     expand_cells,
     parse_setting,
     restrict_study,
@@ -52,12 +51,12 @@ def test_cells_of_ignores_settings_unused_by_strategy() -> None:
     ]
 
 
-def test_build_strategy_distinguishes_presets() -> None:
+def test_make_strategy_distinguishes_presets() -> None:
     fast, blocks = (Cell("c", "f", "m", strategy=name) for name in ("fast", "blocks"))
-    assert type(build_strategy(fast)) is type(build_strategy(blocks))
-    assert build_strategy(fast) != build_strategy(blocks)
-    assert build_strategy(replace(blocks, strategy="balanced")) == build_strategy(blocks)
-    assert build_strategy(replace(blocks, strategy="paper")) == build_strategy(replace(blocks, strategy="sliding"))
+    assert type(fast.make_strategy()) is type(blocks.make_strategy())
+    assert fast.make_strategy() != blocks.make_strategy()
+    assert replace(blocks, strategy="balanced").make_strategy() == blocks.make_strategy()
+    assert replace(blocks, strategy="paper").make_strategy() == replace(blocks, strategy="sliding").make_strategy()
 
 
 def test_cells_of_prefers_model_settings_over_grid() -> None:
@@ -102,7 +101,7 @@ def test_parse_setting_rejects_invalid_value(axis: str, value: object) -> None:
         {"strategy": ["slidng"]},
         {"window": [1]},
         {"maxp_tokens": ["500"]},
-        {"maxp_tokens": ["100:80"]},
+        {"maxp_tokens": [100], "maxp_overlap": [80]},
         {"stride": [30]},
     ],
 )
@@ -121,7 +120,9 @@ SETTINGS = st.fixed_dictionaries(
         "window": st.integers(10, 30),
         "stride": st.integers(1, 10),
         "first_stage_weight": st.sampled_from([0, 0.5, 1, 2]),
-        "maxp_tokens": st.sampled_from(["none", "100", "225:50", "225:50:4"]),
+        "maxp_tokens": st.sampled_from(["none", "100", 225]),
+        "maxp_overlap": st.sampled_from([None, 50]),
+        "maxp_passages": st.sampled_from(["none", 4]),
         "temperature": st.sampled_from([None, 0, 0.5, 0.75]),
     },
 )

@@ -18,7 +18,6 @@ from rank_k.study.breakdowns import average_overlap, split_into_thirds
 from rank_k.study.cell_costs import makespan, query_seed, rankings_by_round, read_costs, window_seconds
 from rank_k.study.grid import (
     Cell,
-    build_strategy,
     expand_cells,
 )
 from rank_k.study.questions import QUESTIONS
@@ -215,24 +214,27 @@ def test_round_rows_start_at_first_stage_and_end_at_result(bench: StudyBench) ->
 def test_rankings_by_round_rejects_windows_of_another_cell() -> None:
     candidates = [Candidate(f"d{n}", 1.0) for n in range(30)]
     cell = Cell("c", "f", "m", depth=30)
-    rounds = build_strategy(cell)(candidates, query_seed("q"))
+    rounds = cell.make_strategy()(candidates, query_seed("q"))
     first_round = next(rounds)
     ranking = WindowRanking.unranked(first_round.windows[0])
     record = WindowRecord("q", 0, 0, first_round.windows[0], (), (ranking,), {})
     with pytest.raises(JournalError, match="in the midst"):
-        rankings_by_round(build_strategy(cell), candidates, query_seed("q"), [record])
+        rankings_by_round(cell.make_strategy(), candidates, query_seed("q"), [record])
     with pytest.raises(JournalError, match="not those of this cell"):
-        rankings_by_round(build_strategy(replace(cell, window=10)), candidates, query_seed("q"), [record])
-    assert rankings_by_round(build_strategy(cell), candidates[:1], 0, [])[0].doc_ids == ("d0",)
+        rankings_by_round(replace(cell, window=10).make_strategy(), candidates, query_seed("q"), [record])
+    assert rankings_by_round(cell.make_strategy(), candidates[:1], 0, [])[0].doc_ids == ("d0",)
     rounds.send([WindowResult(first_round.windows[0], (ranking,))])
 
 
 def test_run_cell_splits_long_documents(bench: StudyBench) -> None:
-    unsplit, maxp = Cell("c", "bm25", "judge"), Cell("c", "bm25", "judge", maxp_tokens="32:8:2")
+    unsplit, maxp = (
+        Cell("c", "bm25", "judge"),
+        Cell("c", "bm25", "judge", maxp_tokens=32, maxp_overlap=8, maxp_passages=2),
+    )
     bench.run(unsplit, maxp)
     unsplit_run, split_run = (read_run(bench.folder.run_file(cell)) for cell in (unsplit, maxp))
     assert {query: {c.doc_id for c in candidates} for query, candidates in unsplit_run.items()} == {
         query: {c.doc_id for c in candidates} for query, candidates in split_run.items()
     }
-    results = bench.results(bench.study({"maxp_tokens": ["none", "32:8:2"]}))
+    results = bench.results(bench.study({"maxp_tokens": ["none", 32], "maxp_overlap": [8], "maxp_passages": [2]}))
     assert results.rows[2].cost.windows > results.rows[1].cost.windows

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rank_k.build import build_strategy
 from rank_k.errors import InputError
 from rank_k.models.base import Capabilities
 from rank_k.models.mock import ScriptedModel
@@ -162,7 +163,7 @@ def test_reranker_combined_accepts_a_strategy_per_query() -> None:
         with Reranker(model, method="combined", reasoning="off", first_stage_weight=0) as reranker:
             texts = [
                 [hit.text for hit in reranker.rank("q", TEXTS, strategy=variant)]
-                for variant in (strategy, reranker.make_strategy(strategy))
+                for variant in (strategy, build_strategy(strategy, reranker.options))
             ]
             assert texts[0] == texts[1]
         assert sum(request.forced_text is not None for request in model.history) == len(TEXTS), (

@@ -245,5 +245,5 @@ def test_rank_with_likelihood_calls_window_hooks_without_text() -> None:
 
 
 def test_reranker_rejects_unknown_methods() -> None:
-    with pytest.raises(InputError, match="listwise, likelihood or combined"):
+    with pytest.raises(InputError, match="listwise, likelihood, combined"):
         Reranker(UntrainedModel([]), method="magic")  # type: ignore[arg-type]

@@ -8,7 +8,8 @@ import textwrap
 import time
 from typing import TYPE_CHECKING
 
-from rank_k.cli.model_options import add_method, add_server_options, api_key, positive_int
+from rank_k.cli.model_options import add_options, add_server_options, positive_int, reranker_options
+from rank_k.options import OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,11 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query", metavar="TEXT", help="a question of your own about Python")
     parser.add_argument("--all", action="store_true", help="all judged questions rather than six")
     parser.add_argument("--depth", type=positive_int, default=DEPTH, metavar="N", help="passages per question")
-    add_method(parser)
-    parser.add_argument("--reasoning", metavar="T", help="full (a student: its own), off, auto, or reasoning tokens")
-    parser.add_argument(
-        "--max-tokens", type=positive_int, metavar="N", help="thought and answer (256; with --server 8000)"
-    )
+    add_options(parser, [OPTIONS[name] for name in ("method", "reasoning", "max_tokens")])
     add_server_options(parser)
 
 
@@ -67,18 +64,10 @@ def run(args: argparse.Namespace) -> int:
     reranked: dict[str, Sequence[Candidate]] = {}
     weights_name = args.model or default_model(args.method)
     is_plain = args.server is None and find_student(weights_name) is None  # no settings of its own
-    with Reranker(
-        args.model,
-        server=args.server,
-        api_key=api_key(args.server, args.api_key_env),
-        server_type=args.server_type,
-        context_length=args.context_length,
-        method=args.method,
-        reasoning=args.reasoning,
-        passage_tokens=PASSAGE_TOKENS if is_plain else None,
-        max_tokens=args.max_tokens or (256 if is_plain else None),
-        temperature=0.0 if is_plain else "default",
-    ) as reranker:
+    options = reranker_options(args) | {"depth": None}
+    if is_plain:
+        options = {"passage_tokens": PASSAGE_TOKENS, "max_tokens": 256, "temperature": 0.0, **options}
+    with Reranker(args.model, **options) as reranker:
         reranker.prepare()
         print(f"{len(texts):,} passages of Python's documentation, BM25, then {reranker.model.name}")
         print(textwrap.fill(METHOD_DESCRIPTIONS[reranker.method], 96), end="\n\n")

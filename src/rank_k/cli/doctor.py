@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rank_k.cli.model_options import add_server_options, api_key
+from rank_k.cli.model_options import add_server_options, api_key, given_options
 
 if TYPE_CHECKING:
     from rank_k.models.base import Model
@@ -75,21 +75,12 @@ def _print_prompt(path: Path) -> None:
 
 
 def _make_model(args: argparse.Namespace) -> Model:
-    from rank_k.models.http import HttpModel
+    from rank_k.build import build_model, find_local_model
+    from rank_k.options import resolve
 
-    if args.server is None:
-        from rank_k.models.embedded import EmbeddedModel
-        from rank_k.models.student import default_model, find_student
-
-        weights_name = args.model or default_model(None)
-        student = find_student(weights_name)
-        if student is not None:
-            return EmbeddedModel(student.weights, adapter=student.adapter, context_length=args.context_length)
-        return EmbeddedModel(weights_name, context_length=args.context_length)
-    key = api_key(args.server, args.api_key_env)
-    return HttpModel(
-        args.server, args.model, api_key=key, server_type=args.server_type, context_length=args.context_length
-    )
+    options = {**given_options(args), "api_key": api_key(args.server, args.api_key_env)}
+    local_model = find_local_model(args.model, options)
+    return build_model(args.model, local_model, resolve(options, embedded=local_model is not None))
 
 
 async def _check_model(model: Model, probe: bool) -> int:

@@ -61,6 +61,11 @@ class Progress:
         return ", ".join(parts)
 
 
+def show_progress(quiet: bool, title: str = "") -> Callable[[Callable[[], RunStats], int], Progress]:
+    """Return what shows the progress of a run (`run_job.ShowProgress`)."""
+    return lambda get_stats, total: Progress(get_stats, total, quiet=quiet, title=title)
+
+
 def format_seconds(seconds: float) -> str:
     """Seconds as people read them: 42 s, 3 min 05 s, 2 h 10 min."""
     rounded = round(seconds)

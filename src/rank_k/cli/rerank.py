@@ -12,22 +12,21 @@ from typing import TYPE_CHECKING, Any
 from rank_k.cli.collection_options import add_collection_options, index_progress, resolve_collection
 from rank_k.cli.model_options import (
     NOISE_HELP,
+    add_options,
     add_ranking_options,
     add_server_options,
-    positive_int,
-    positive_seconds,
     reranker_options,
     simulated_model,
-    simulated_passage_model,
 )
 from rank_k.cli.output_files import check_output
 from rank_k.cli.price_options import Prices, add_price_options, prices_for_model
+from rank_k.cli.progress import show_progress
+from rank_k.options import InferenceOptions, LimitOptions, LongDocumentOptions, RankingOptions, options_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from rank_k.data.collections.base import DocumentStore
-    from rank_k.data.long_documents import PassageSplit
     from rank_k.data.trec import RunFile
     from rank_k.reranker import Reranker
     from rank_k.types import Candidate, Query
@@ -46,14 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_collection_options(parser)
     fields = "what the model sees of a query (text), such as title,description,narrative"
     parser.add_argument("--query-fields", metavar="NAMES", help=fields)
-    group = parser.add_argument_group("long documents")
-    group.add_argument(
-        "--maxp-tokens", type=positive_int, metavar="TOKENS", help="cut into passages; the best one counts (MaxP)"
-    )
-    group.add_argument(
-        "--maxp-overlap", type=positive_int, metavar="TOKENS", help="that a passage repeats of the one before (none)"
-    )
-    group.add_argument("--maxp-passages", type=positive_int, metavar="N", help="only the first N (all)")
+    add_options(parser.add_argument_group("long documents"), options_of(LongDocumentOptions).values())
     group = add_server_options(parser)
     group.add_argument("--simulate", type=Path, metavar="QRELS", help="a simulated judge instead: plan before you pay")
     group.add_argument("--noise", default="strong", metavar="NOISE", help=f"of the simulated judge: {NOISE_HELP}")
@@ -61,12 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("keeping")
     group.add_argument("--journal", type=Path, metavar="FILE", help="where calls are kept (OUTPUT.journal.sqlite)")
     group.add_argument("--report", type=Path, metavar="FILE", help="the summary as JSON")
-    group.add_argument(
-        "--max-seconds", type=positive_seconds, metavar="S", help="stop then, with the best so far everywhere"
-    )
-    group.add_argument(
-        "--token-budget", type=token_count, metavar="N", help="stop asking after so many tokens, such as 2M"
-    )
+    add_options(group, options_of(LimitOptions).values())
     add_price_options(group)
     group.add_argument(
         "--strict", action="store_true", help="exit 3 if a window was left in input order or a query unfinished"
@@ -77,17 +64,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from rank_k.data.collections.base import RunWithoutExcluded
-    from rank_k.data.long_documents import SplitRun
     from rank_k.data.queries import read_queries
     from rank_k.data.trec import RunFile, RunWriter
     from rank_k.errors import InputError
-    from rank_k.reranker import PAPER_SETTINGS, Reranker
+    from rank_k.reranker import Reranker
+    from rank_k.run_job import RunJob, passage_split, rerank_run, split_overrides
 
     started = time.monotonic()
     options = reranker_options(args)  # mistakes in options come before work on files
     if args.simulate is not None and args.server is not None:
         raise InputError("--simulate and --server exclude each other", "leave one out")
-    split = _passage_split(args)
+    depth = args.depth or RankingOptions.depth
+    split = passage_split(vars(args), args.passage_tokens or InferenceOptions.passage_tokens)
+    if split is not None:
+        options = split_overrides(options)
     collection = resolve_collection(args)
     run_file = collection.find_run_file(args.run)
     journal = args.journal or args.output.with_name(args.output.name + ".journal.sqlite")
@@ -101,34 +91,22 @@ def run(args: argparse.Namespace) -> int:
     queries = read_queries(collection.queries, args.query_fields)
     _check_queries(first_stage, queries, collection.queries)
     store = collection.corpus.store(index_progress(args.quiet))
-    _check_documents(candidates, store, args.depth)
-    passages = None if split is None else SplitRun(candidates, store, split, args.depth)
-    if passages is not None:
-        options["depth"] = sys.maxsize  # --depth counts documents
-        options["passage_tokens"] = args.passage_tokens or PAPER_SETTINGS["passage_tokens"]  # shown as they are split
+    _check_documents(candidates, store, depth)
     model = args.model
     if args.simulate is not None:
-        model = (simulated_model if passages is None else simulated_passage_model)(args.simulate, args.noise)
-    settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
+        model = simulated_model(args.simulate, args.noise, by_passage=split is not None)
     with closing(store), Reranker(model, journal=journal, **options) as reranker:
-        settings["method"] = reranker.method
-        settings |= reranker.effective_settings
+        settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
+        settings |= reranker.options.settings() | {"depth": depth}
+        settings |= {name: getattr(reranker.options, name) for name in ("server_type", "revision")}
+        limits = LimitOptions(max_seconds=args.max_seconds, token_budget=args.token_budget)
+        job = RunJob(candidates, queries, store, len(first_stage), settings, split, depth, limits)
         try:
             reranker.prepare()
             price = prices_for_model(args, reranker.model.name)
             reranker.check(queries[query_id] for query_id in first_stage.query_ids)
-            name = reranker.journal.begin_run(settings)
-            with RunWriter(args.output, args.tag) as writer, _progress(reranker, len(first_stage), args.quiet):
-                results = reranker.rerank(
-                    candidates if passages is None else passages,
-                    queries,
-                    store if passages is None else passages,
-                    max_seconds=args.max_seconds,
-                    token_budget=args.token_budget,
-                    run_name=name,
-                )
-                rankings = ((result.query_id, result.ranking) for result in results)
-                for query_id, ranking in rankings if passages is None else passages.document_rankings(rankings):
+            with RunWriter(args.output, args.tag) as writer:
+                for query_id, ranking in rerank_run(reranker, job, show_progress(args.quiet)):
                     writer.write(query_id, ranking.doc_ids)
         except KeyboardInterrupt:
             print(
@@ -150,12 +128,6 @@ _NOT_SETTINGS = frozenset(
 """Options that do not change what is asked: with others of them, it is the same run."""
 
 
-def _progress(reranker: Reranker, total: int, quiet: bool) -> Any:
-    from rank_k.cli.progress import Progress
-
-    return Progress(lambda: reranker.stats, total, quiet=quiet)
-
-
 def _finish(
     args: argparse.Namespace, reranker: Reranker, price: Prices | None, seconds: float, settings: dict[str, Any]
 ) -> int:
@@ -165,20 +137,12 @@ def _finish(
     if not args.quiet:
         print("\n".join(rerank_summary.lines(stats, seconds, price, reranker.method)), file=sys.stderr)
     if args.report is not None:
-        report = rerank_summary.report(stats, seconds, settings, price)
+        sources = {name: source for name, source in reranker.options.sources.items() if name in settings}
+        report = rerank_summary.report(stats, seconds, {**settings, "option_sources": sources}, price)
         run = reranker.journal.begin_run(settings)
         with args.report.open("w", encoding="utf-8") as file:
             rerank_summary.write_report(file, report, reranker.journal.query_costs(run))
     return 3 if args.strict and (stats.unranked_windows or stats.unfinished) else 0
-
-
-def token_count(text: str) -> int:
-    """500, 20k, 2M"""
-    factor = {"k": 10**3, "m": 10**6, "g": 10**9}.get(text[-1:].lower(), 1)
-    number = float(text if factor == 1 else text[:-1])
-    if not 1 <= number * factor < 2**62:
-        raise ValueError
-    return int(number * factor)
 
 
 def _check_queries(first_stage: RunFile, queries: Mapping[str, Query], file: Path) -> None:
@@ -191,26 +155,6 @@ def _check_queries(first_stage: RunFile, queries: Mapping[str, Query], file: Pat
             f"{len(missing_ids)} of the run's {len(first_stage)} queries are not in {file}, for one {examples}",
             "give the queries that belong to the run",
         )
-
-
-def _passage_split(args: argparse.Namespace) -> PassageSplit | None:
-    """How long documents are to be cut. Raises `InputError` for numbers that do not go together."""
-    from rank_k.data.long_documents import PassageSplit
-    from rank_k.errors import InputError
-    from rank_k.reranker import PAPER_SETTINGS
-
-    if args.maxp_tokens is None:
-        for option, value in (("--maxp-overlap", args.maxp_overlap), ("--maxp-passages", args.maxp_passages)):
-            if value is not None:
-                raise InputError(f"{option} says how to split documents", "give --maxp-tokens TOKENS too")
-        return None
-    passage_tokens = args.passage_tokens or PAPER_SETTINGS["passage_tokens"]
-    if args.maxp_tokens > passage_tokens:
-        problem = (
-            f"passages of --maxp-tokens {args.maxp_tokens} would be cut again to --passage-tokens {passage_tokens}"
-        )
-        raise InputError(problem, "lower the one or raise the other")
-    return PassageSplit(args.maxp_tokens, args.maxp_overlap or 0, args.maxp_passages)
 
 
 def _check_documents(run: Iterable[tuple[str, Sequence[Candidate]]], store: DocumentStore, depth: int) -> None:

@@ -156,7 +156,7 @@ def open_service(
             reranker = stack.enter_context(opened_reranker)
             if not view_only:
                 _prepare(reranker, args.verb)
-        limits = _limits(args, reranker.concurrency if reranker else 1)
+        limits = _limits(args, reranker.options.concurrency or 1 if reranker else 1)
         if access is None:
             limits = replace(limits, per_client=limits.max_concurrent)
         yield RerankService(

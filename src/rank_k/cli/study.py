@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.collection_options import DATASET_HELP, index_progress
-from rank_k.cli.model_options import NOISE_HELP, add_response_options, add_server_options
-from rank_k.cli.study_options import AXES, apply_server_options, connection_options, study_from_args
+from rank_k.cli.model_options import NOISE_HELP, add_server_options
+from rank_k.cli.study_options import add_axes, apply_server_options, connection_options, study_from_args
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -48,8 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--only", nargs="+", metavar="NAME", help="collections, first stages, models or cells")
     group.add_argument("--list", action="store_true", help="show the cells, ask nothing")
     group = parser.add_argument_group("the grid", "values with commas between; every combination is a cell")
-    for option, (_, metavar, axis_help) in AXES.items():
-        group.add_argument(f"--{option.replace('_', '-')}", metavar=metavar, help=axis_help)
+    add_axes(group)
     group = parser.add_argument_group("collection", "see docs/collections.md")
     group.add_argument("--dataset", nargs="+", metavar="NAME", help=DATASET_HELP)
     group.add_argument("--queries", type=Path, metavar="FILE", help="JSONL (_id, text), TSV or TREC topics")
@@ -72,7 +71,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a simulated judge instead, by these judgments or the collection's",
     )
     group.add_argument("--noise", default="strong", metavar="NOISE", help=f"of the simulated judge: {NOISE_HELP}")
-    add_response_options(parser.add_argument_group("asking"))
     group = parser.add_argument_group("answer")
     group.add_argument(
         "--measures", nargs="+", metavar="M", help="as ir_measures writes them; the first counts (nDCG@10)"

@@ -9,29 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rank_k.cli.model_options import api_key, import_strategies, print_retry
+from rank_k.cli.model_options import add_options, api_key, import_strategies, print_retry
+from rank_k.options import OPTIONS, STUDY_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rank_k.study.grid import Collection, ModelPlan, Study
 
-AXES = {
-    "strategy": ("strategy", "S,...", "of rerank's, and the presets fast, balanced and thorough (sliding)"),
-    "reasoning": ("reasoning", "T,...", "full, off, auto, reasoning tokens per window (full)"),
-    "samples": ("samples", "K,...", "looks at each window (1)"),
-    "depth": ("depth", "N,...", "candidates compared per query (100)"),
-    "window": ("window", "N,...", "passages shown at a time (20)"),
-    "stride": ("stride", "N,...", "by which windows slide (10)"),
-    "first_stage_weight": ("first_stage_weight", "A,...", "weight of the first stage's order, for blocks (1)"),
-    "passage_tokens": ("passage_tokens", "N,...", "to which passages are cut (450)"),
-    "maxp_tokens": (
-        "maxp_tokens",
-        "S,...",
-        "none, or TOKENS[:OVERLAP[:PASSAGES]]: documents cut into passages, the best counts (none)",
-    ),
-}
-"""Option -> the setting of a cell that it varies, and its help."""
+
+def add_axes(group: argparse._ArgumentGroup) -> None:
+    """Add a flag for each axis of a study, which takes several values, and --prompt."""
+    for spec in STUDY_OPTIONS.values():
+        group.add_argument(spec.flag, metavar=f"{spec.metavar},...", help=spec.help_text)
+    add_options(group, [OPTIONS["prompt"]])
 
 
 def study_from_args(args: argparse.Namespace) -> Study:
@@ -46,9 +37,18 @@ def study_from_args(args: argparse.Namespace) -> Study:
         raise InputError(f"--{config_sources[0]} and --{config_sources[1]} exclude each other", "leave one out")
     if args.config is None:
         return _study_from_options(args)
-    option_names = (*AXES, "dataset", "queries", "documents", "qrels", "run", "query_fields", "model", *_CELL_OPTIONS)
-    for option in option_names:
-        if getattr(args, option) not in (None, *_CELL_OPTIONS.get(option, ())):
+    for option in (
+        *STUDY_OPTIONS,
+        "prompt",
+        "dataset",
+        "queries",
+        "documents",
+        "qrels",
+        "run",
+        "query_fields",
+        "model",
+    ):
+        if getattr(args, option) is not None:
             raise InputError(
                 f"--{option.replace('_', '-')} and --{config_sources[0]} exclude each other",
                 "write a study of your own: --config FILE",
@@ -63,25 +63,15 @@ def study_from_args(args: argparse.Namespace) -> Study:
     return replace(study, measures=measures, baseline=args.baseline or study.baseline)
 
 
-_CELL_OPTIONS: dict[str, tuple[Any, ...]] = {
-    "temperature": ("default",),
-    "top_p": (),
-    "max_tokens": (),
-    "constrained": ("auto",),
-    "prompt": (),
-}
-"""Options of a cell that are no axes, with what they are if not given."""
-
-
 def _study_from_options(args: argparse.Namespace) -> Study:
     from rank_k.study.grid import ModelPlan, Study, parse_setting
     from rank_k.study.questions import QUESTIONS
 
     import_strategies([] if args.strategy is None else _values(args, "strategy"))
     parsed = {
-        axis: [parse_setting(axis, value) for value in _values(args, option)]
-        for option, (axis, _, _) in AXES.items()
-        if getattr(args, option) is not None
+        axis: [parse_setting(axis, value) for value in _values(args, axis)]
+        for axis in STUDY_OPTIONS
+        if getattr(args, axis) is not None
     }
     question = None if args.question is None else QUESTIONS[args.question]
     grids = ({},) if question is None else question.grids
@@ -90,19 +80,15 @@ def _study_from_options(args: argparse.Namespace) -> Study:
         {**grid, **{axis: values for axis, values in parsed.items() if axis in grid or axis not in varied}}
         for grid in grids
     )
-    fixed = {axis: getattr(args, axis) for axis in ("max_tokens", "temperature", "top_p")}
-    if fixed["temperature"] == "default":
-        del fixed["temperature"]  # a cell's own default
     model = ModelPlan(
         _model_name(args),
         args.model,
         args.server,
-        args.server_type,
-        args.model_revision,
+        args.server_type or "auto",
+        args.revision or "",
         args.context_length,
         args.prompt,
         args.api_key_env,
-        settings={**fixed, "constrained": args.constrained == "auto"},
     )
     collections = _collections(args)
     title = f"Ways to rerank {', '.join(collection.name for collection in collections)}"

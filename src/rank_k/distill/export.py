@@ -21,12 +21,13 @@ from rank_k.distill.gguf_writer import (
     write_full_model,
 )
 from rank_k.distill.model_card import render_card
-from rank_k.distill.recipes import InferenceOptions, LabelOptions
+from rank_k.distill.recipes import LabelOptions
 from rank_k.distill.train import TRAINED_FOLDER
 from rank_k.errors import InputError
 from rank_k.models.student import write_student
 from rank_k.models.weights import NAMED, Weights
 from rank_k.optional_deps import load
+from rank_k.options import StudentOptions
 from rank_k.window.prompt import PromptTemplate, read_template
 
 
@@ -64,9 +65,7 @@ def export_gguf(
             write_adapter(base.path, trained_weights, part.path, name)
         else:
             write_full_model(base.path, trained_weights, part.path, quantization, name)
-    inference_options = asdict(
-        InferenceOptions(**recipe["asking"])
-    )  # a run that is older than a setting has its default
+    inference_options = asdict(StudentOptions(**recipe["asking"]))  # an older run has the defaults of newer options
     if not adapter and inference_options["method"] == "combined":
         inference_options["method"] = "listwise"  # without its adapter nothing is left that knows what is likely
     prompt = inference_options.pop("prompt")

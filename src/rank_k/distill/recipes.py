@@ -13,9 +13,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from rank_k.errors import InputError
-from rank_k.strategies import STRATEGIES
-from rank_k.types import ScoringMethod
-from rank_k.window.reasoning import ReasoningMode
+from rank_k.options import STRATEGY_NAMES, StudentOptions
 
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
 
@@ -103,25 +101,6 @@ class LabelOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class InferenceOptions:
-    """How the student is asked once it is trained: its defaults in `rank-k rerank --model STUDENT`.
-
-    `prompt`: name of a file of the package's `prompts` folder, or a path; the training data must be made with it.
-    `method`: as in `Reranker`.
-    """
-
-    prompt: str = "listwise"
-    method: str = "listwise"
-    strategy: str = "sliding"
-    passage_tokens: int = 450
-    window: int = 20
-    stride: int = 10
-    reasoning: str = "full"
-    max_tokens: int = 8000
-    temperature: float = 0.5
-
-
-@dataclass(frozen=True, slots=True)
 class Recipe:
     """`verified`: whether a run at this size was done by us. `launch`: file of `accelerate launch --config_file`."""
 
@@ -132,7 +111,7 @@ class Recipe:
     launch: str = ""
     method: MethodOptions = field(default_factory=MethodOptions)
     verdicts: LabelOptions = field(default_factory=LabelOptions)
-    asking: InferenceOptions = field(default_factory=InferenceOptions)
+    asking: StudentOptions = field(default_factory=StudentOptions)
 
 
 def recipe_names() -> list[str]:
@@ -181,6 +160,13 @@ def _parse_table(table_type: type, table: dict[str, Any], path: str, prefix: str
                     f"{prefix}{field_spec.name} in recipe {path} is no table", f"write [{prefix}{field_spec.name}]"
                 )
             values[field_spec.name] = _parse_table(type_hint, value, path, f"{prefix}{field_spec.name}.")
+        elif "kind" in field_spec.metadata:
+            try:
+                values[field_spec.name] = field_spec.metadata["kind"].parse(value)
+            except (ValueError, KeyError, InputError) as error:
+                expected = field_spec.metadata["kind"].expected
+                problem = f"{prefix}{field_spec.name} = {value!r} in recipe {path}"
+                raise InputError(problem, f"give {expected}") from error
         elif not _has_type(value, type_hint):
             type_name = getattr(type_hint, "__name__", str(type_hint))
             raise InputError(
@@ -213,7 +199,6 @@ def _check_recipe(recipe: Recipe, path: str) -> None:
     positive_keys = {
         "base": ("parameters", "layers", "hidden"),
         "training": "max_length batch accumulate learning_rate epochs checkpoint_steps measure_steps".split(),
-        "asking": ("passage_tokens", "max_tokens"),
     }
     for table, keys in positive_keys.items():
         for key in keys:
@@ -223,22 +208,14 @@ def _check_recipe(recipe: Recipe, path: str) -> None:
         reject("method.freeze_layers", recipe.method.freeze_layers, f"give fewer than all {recipe.base.layers}")
     if len(recipe.verdicts.words) < 2:
         reject("verdicts.words", recipe.verdicts.words, "name two or more, worst first")
-    if recipe.asking.method not in get_args(ScoringMethod):
-        reject("asking.method", recipe.asking.method, f"name one of {', '.join(get_args(ScoringMethod))}")
-    if recipe.asking.strategy not in STRATEGIES:
-        reject("asking.strategy", recipe.asking.strategy, f"name one of {', '.join(STRATEGIES)}")
+    if recipe.asking.strategy not in STRATEGY_NAMES:
+        reject("asking.strategy", recipe.asking.strategy, f"name one of {', '.join(STRATEGY_NAMES)}")
     if recipe.method.rank < 1:
         reject("method.rank", recipe.method.rank, "give 1 or more")
-    if recipe.asking.temperature < 0:
-        reject("asking.temperature", recipe.asking.temperature, "give 0 or more")
     if recipe.asking.window < 2:
         reject("asking.window", recipe.asking.window, "give 2 or more")
     if not 1 <= recipe.asking.stride <= recipe.asking.window:
         reject("asking.stride", recipe.asking.stride, f"give 1 to {recipe.asking.window}, the window's size")
-    try:
-        ReasoningMode.parse(recipe.asking.reasoning)
-    except InputError as error:
-        reject("asking.reasoning", recipe.asking.reasoning, error.remedy)
 
 
 # --- memory -----------------------------------------------------------------------------------------

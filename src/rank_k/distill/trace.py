@@ -6,12 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from rank_k.distill.candidate_sets import CandidateSet
 from rank_k.errors import InputError
 from rank_k.models.simulated import Grades, Noise, SimulatedModel
+from rank_k.options import LimitOptions
 from rank_k.reranker import Reranker
+from rank_k.run_job import RunJob, ShowProgress, no_progress, rerank_run
 from rank_k.strategies.single import Single
 from rank_k.types import Candidate, OnChunk, Passage, Query, Request, RequestContext, Response
 from rank_k.window.listwise import ListwiseRanker
@@ -94,27 +97,36 @@ def trace_sets(
     sets: Iterable[CandidateSet],
     active_sets: ActiveSets,
     *,
+    set_count: int = 0,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    show_progress: ShowProgress = no_progress,
     token_budget: int | None = None,
-    run_name: str = "",
 ) -> Iterator[str]:
-    """Rank every set with `reranker` (its strategy `SINGLE_WINDOW`, its depth `MAX_SET_SIZE`) and yield the ids of the
-    finished sets in order. The journal then has everything; read it with `Journal.traced_sets`."""
+    """Rank every set as one window and yield the ids of the finished sets in order.
+
+    The journal then has everything; read it with `Journal.traced_sets`.
+
+    Args:
+        reranker: Its strategy is `SINGLE_WINDOW`, its depth `MAX_SET_SIZE`, its method "listwise".
+        sets: The candidate sets.
+        active_sets: Receives each set while it is ranked.
+        set_count: The number of sets, for the progress display.
+        settings: The settings of the journal's run.
+        show_progress: Shows the progress.
+        token_budget: No further set is started after so many tokens.
+    """
     ranker = reranker.ranker
     if (
         reranker.strategy is not SINGLE_WINDOW
-        or reranker.depth < MAX_SET_SIZE
+        or reranker.options.depth < MAX_SET_SIZE
         or not isinstance(ranker, ListwiseRanker)
     ):
         raise InputError("a set is one window", "make the reranker with strategy=SINGLE_WINDOW, depth=MAX_SET_SIZE")
     # All samples are requested, also when the first ones agree.
     ranker.settings = replace(ranker.settings, agreeing_samples=ranker.settings.samples)
-    results = reranker.rerank(
-        active_sets.add_sets(sets, reranker.journal.store_set),
-        active_sets,
-        _ActivePassages(active_sets),
-        token_budget=token_budget,
-        run_name=run_name,
-    )
-    for result in results:
-        active_sets.remove(result.query_id)
-        yield result.query_id
+    run = active_sets.add_sets(sets, reranker.journal.store_set)
+    limits = LimitOptions(token_budget=token_budget)
+    job = RunJob(run, active_sets, _ActivePassages(active_sets), set_count, settings, limits=limits)
+    for set_id, _ in rerank_run(reranker, job, show_progress):
+        active_sets.remove(set_id)
+        yield set_id

@@ -387,7 +387,7 @@ def _training_callback(
                 control.should_save = True
             is_due = training.measure_seconds and clock.seconds - self.last_measured_seconds >= training.measure_seconds
             if measured_examples and (is_due or is_last or state.global_step % training.measure_steps == 0):
-                max_new_tokens = run.recipe.asking.max_tokens
+                max_new_tokens = run.recipe.asking.max_tokens or 8000
                 measures = measure(
                     model,
                     base.tokenizer,

@@ -40,7 +40,7 @@ class RankKSearch:
         self.reranker.prepare()
         name, ranker = self.reranker.model.name, self.reranker.ranker
         hashed_settings = (getattr(ranker, "settings", None), getattr(ranker, "template", None), self.reranker.strategy)
-        settings = {**self.reranker.effective_settings, "method": self.reranker.method, "depth": self.reranker.depth}
+        settings = self.reranker.options.settings()
         settings["settings"] = sha256(repr(hashed_settings).encode()).hexdigest()[
             :8
         ]  # all of them; the others are to be read

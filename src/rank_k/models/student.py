@@ -22,12 +22,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rank_k.errors import FormatError, InputError
 from rank_k.models.weights import DEFAULT_WEIGHTS, Weights, checksum, locate
-from rank_k.strategies import STRATEGIES
-from rank_k.types import ScoringMethod
+from rank_k.options import STRATEGY_NAMES, STUDENT_OPTIONS, parse_option
 from rank_k.window.prompt import PromptTemplate
 
 FOLDER_FILE = "student.json"
@@ -42,16 +41,6 @@ def default_model(method: str | None) -> str:
 
 _VERSION = 1
 TEMPLATE_FIELDS = ("before", "passage", "between", "after", "system")
-_INFERENCE_OPTIONS: dict[str, type | tuple[type, ...]] = {
-    "method": str,
-    "strategy": str,
-    "passage_tokens": int,
-    "window": int,
-    "stride": int,
-    "reasoning": str,
-    "max_tokens": int,
-    "temperature": (int, float),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +110,7 @@ def write_student(
     prompt = {key: value for key, value in asdict(template).items() if key in TEMPLATE_FIELDS}
     settings: dict[str, Any] = {"rank_k_student": _VERSION, "name": name, "gguf": gguf.name}
     settings |= {"adapter_of": dict(adapter_of)} if adapter_of else {}
-    settings |= {"prompt": prompt, "asking": {key: inference_options[key] for key in _INFERENCE_OPTIONS}}
+    settings |= {"prompt": prompt, "asking": {key: inference_options[key] for key in STUDENT_OPTIONS}}
     settings |= {"verdicts": list(labels)} if labels else {}
     path = gguf.with_suffix(".json")
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -147,19 +136,16 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
         raise format_error("no name, or no gguf file")
     if not isinstance(prompt, dict) or not all(isinstance(prompt.get(key), str) for key in TEMPLATE_FIELDS):
         raise format_error("no whole prompt")
-    if not isinstance(inference_options, dict) or inference_options.keys() != _INFERENCE_OPTIONS.keys():
-        raise format_error(f"asking without all of {', '.join(_INFERENCE_OPTIONS)}")
-    if any(
-        isinstance(inference_options[key], bool) or not isinstance(inference_options[key], expected_type)
-        for key, expected_type in _INFERENCE_OPTIONS.items()
-    ):
-        raise format_error("a setting of the wrong kind")
-    if (
-        inference_options["strategy"] not in STRATEGIES
-    ):  # never MODULE:NAME: a student from elsewhere must not run code here
-        raise format_error(f"strategy {inference_options['strategy'][:40]!r}")
-    if inference_options["method"] not in get_args(ScoringMethod):
-        raise format_error(f"method {inference_options['method'][:40]!r}")
+    if not isinstance(inference_options, dict):
+        raise format_error("asking is not an object")
+    try:
+        settings["asking"] = {
+            name: parse_option(name, value, STUDENT_OPTIONS, "asking") for name, value in inference_options.items()
+        }
+    except InputError as error:
+        raise format_error(error.problem[:80]) from error
+    if inference_options.get("strategy") not in (None, *STRATEGY_NAMES):
+        raise format_error("a strategy that is not Rank-K's own")  # MODULE:NAME would run code of the file's choice
     if base is not None and not (
         isinstance(base, dict) and all(isinstance(base.get(key), str) for key in ("name", "sha256"))
     ):

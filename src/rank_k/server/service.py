@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from rank_k.build import build_strategy
 from rank_k.errors import InputError, RankKError
 from rank_k.reranker import Reranker
 from rank_k.server.api_errors import ApiError, invalid_field, server_stopping, to_api_error
@@ -159,10 +160,10 @@ class RerankService:
                 strategy=_make_strategy(reranker, request),
                 reasoning=request.reasoning,
                 max_seconds=None if deadline is None else max(deadline - time.monotonic(), 0.0),
-                on_window=listener and listener.on_window,
-                on_chunk=listener and listener.on_chunk,
+                on_window=None if listener is None else listener.on_window,
+                on_chunk=None if listener is None else listener.on_chunk,
                 on_result=on_report,
-                on_ranking=listener and listener.on_ranking,
+                on_ranking=None if listener is None else listener.on_ranking,
             )
         )
         self._tasks.add(task)
@@ -185,7 +186,7 @@ class RerankService:
 
 def _make_strategy(reranker: Reranker, request: RerankRequest) -> Any:
     try:
-        return None if request.strategy is None else reranker.make_strategy(request.strategy)
+        return None if request.strategy is None else build_strategy(request.strategy, reranker.options)
     except InputError as error:
         raise invalid_field("strategy", f"{request.strategy} does not go with this server's windows") from error
 

@@ -41,10 +41,16 @@ def make_strategy(
     partitions: int = 1,
     boundary: int = 1,
 ) -> Strategy:
-    """The strategy called `name`, or the one at `MODULE:NAME` (a user's own). It is given those options that it has.
+    """Return the strategy called `name`, that of a preset, or the one at `MODULE:NAME` (a user's own).
 
-    Raises `InputError` for a name that does not exist or settings that it cannot work with.
+    It is given those options that it has.
+
+    Raises:
+        InputError: If there is no such strategy, or it cannot work with the options.
     """
+    if name in PRESETS:
+        options = {"window": window, "stride": stride, "first_stage_weight": first_stage_weight}
+        return make_strategy(**{**PRESETS[name], **options})
     factory = load_strategy_class(name)
     options = {
         "window": window,

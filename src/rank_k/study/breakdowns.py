@@ -13,7 +13,7 @@ from rank_k.evaluation.significance import PairedDifference, paired_difference
 from rank_k.journal import Journal
 from rank_k.study.cell_costs import makespan, query_seed, rankings_by_round
 from rank_k.study.folder import StudyFolder
-from rank_k.study.grid import Cell, build_strategy
+from rank_k.study.grid import Cell
 from rank_k.study.inputs import LoadedCollection
 from rank_k.study.table import CellRow, Estimate, estimate_mean
 from rank_k.types import Candidate, Ranking
@@ -174,7 +174,7 @@ def _replay_rankings(
     cell: Cell, collection: LoadedCollection, folder: StudyFolder, journal: Journal
 ) -> dict[str, list[Ranking]]:
     """Query id -> its rankings after 0, 1, ... rounds, of all its candidates."""
-    strategy = build_strategy(cell)
+    strategy = cell.make_strategy()
     records = journal.windows(folder.journal_run(cell))
     records_by_query = {
         query_id: list(query_records)

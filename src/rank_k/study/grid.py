@@ -7,7 +7,7 @@ names stand for. Pure: nothing is opened here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import product
@@ -16,9 +16,17 @@ from typing import Any
 
 from rank_k.data.long_documents import PassageSplit
 from rank_k.errors import InputError
-from rank_k.strategies import PRESETS, make_strategy
+from rank_k.options import (
+    OPTIONS,
+    STUDY_OPTIONS,
+    InferenceOptions,
+    LongDocumentOptions,
+    RankingOptions,
+    parse_option,
+)
+from rank_k.run_job import passage_split
+from rank_k.strategies import make_strategy
 from rank_k.strategies.base import Strategy
-from rank_k.window.reasoning import ReasoningMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,39 +119,30 @@ class Study:
         return next(model for model in self.models if model.name == name)
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One way of reranking one run with one model. `maxp_tokens`: "none", or the tokens of a passage, of the overlap
-    and the most passages of a document ("225", "225:50", "225:50:4"). `max_tokens` None: 8,000, embedded 512."""
+@dataclass(frozen=True)
+class Cell(LongDocumentOptions, InferenceOptions, RankingOptions):
+    """One way of reranking one run with one model: the names of these three, and options.
+
+    `method` None is listwise. `max_tokens` None is 8,000, or 512 for embedded models.
+    """
 
     collection: str
     first_stage: str
     model: str
-    strategy: str = "sliding"
-    reasoning: str = "full"
-    samples: int = 1
-    depth: int = 100
-    window: int = 20
-    stride: int = 10
-    first_stage_weight: float = 1.0
-    passage_tokens: int = 450
-    maxp_tokens: str = "none"
-    max_tokens: int | None = None
-    temperature: float | None = 0.5
-    top_p: float | None = None
-    constrained: bool = True
 
     @property
     def setting(self) -> str:
-        """The cell's name among those of its collection, first stage and model: strategy and thought, and what is
-        not at its default."""
+        """The cell's name among those of its collection, first stage and model: its strategy, its reasoning mode, and
+        the options that do not have their default values."""
         parts = [self.strategy.replace(":", "."), self.reasoning]
-        for axis, prefix in _NAME_PREFIXES.items():
-            value = getattr(self, axis)
-            if axis == "constrained" and not value:
+        for name, spec in STUDY_OPTIONS.items():
+            value = getattr(self, name)
+            if name in ("strategy", "reasoning") or value == spec.default:
+                continue
+            if isinstance(value, bool):
                 parts.append("free")
-            elif value != DEFAULTS[axis]:
-                parts.append(prefix + (f"{value:g}" if isinstance(value, float) else str(value).replace(":", "+")))
+            else:
+                parts.append((spec.prefix or name) + (f"{value:g}" if isinstance(value, float) else str(value)))
         return _sanitize_file_name("-".join(parts))
 
     @property
@@ -152,38 +151,28 @@ class Cell:
         return ".".join((*map(_sanitize_file_name, (self.collection, self.first_stage, self.model)), self.setting))
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The options of the cell's reranker."""
+        return {
+            **{name: getattr(self, name) for name in STUDY_OPTIONS if name in OPTIONS},
+            "method": self.method or "listwise",
+        }
+
+    def make_strategy(self) -> Strategy:
+        """Return the cell's strategy. Raises `InputError` if there is none or the options do not suit it."""
+        return make_strategy(
+            self.strategy, window=self.window, stride=self.stride, first_stage_weight=self.first_stage_weight
+        )
+
+    @property
     def passage_split(self) -> PassageSplit | None:
-        """How documents are cut; None: they are not."""
-        if self.maxp_tokens == "none":
-            return None
-        tokens, overlap, limit = (*map(int, self.maxp_tokens.split(":")), 0, 0)[:3]
-        return PassageSplit(tokens, overlap, limit or None)
+        """How documents are split, or None. Raises `InputError` if the options contradict each other."""
+        return passage_split(vars(self), self.passage_tokens)
 
 
-_NAME_PREFIXES = {
-    "samples": "x",
-    "depth": "d",
-    "window": "w",
-    "stride": "s",
-    "first_stage_weight": "a",
-    "passage_tokens": "p",
-    "maxp_tokens": "split",
-    "max_tokens": "m",
-    "temperature": "t",
-    "top_p": "top",
-    "constrained": "",
-}
-
-DEFAULTS = {f.name: f.default for f in fields(Cell) if f.name in _NAME_PREFIXES or f.name in ("strategy", "reasoning")}
-
-
-def build_strategy(cell: Cell) -> Strategy:
-    """Raises `InputError` for a strategy that does not exist or settings that it cannot work with."""
-    preset = PRESETS.get(cell.strategy)
-    options = {"name": cell.strategy} if preset is None else dict(preset)
-    return make_strategy(
-        **{**options, "window": cell.window, "stride": cell.stride, "first_stage_weight": cell.first_stage_weight}
-    )
+def parse_setting(axis: str, value: Any) -> Any:
+    """Return `value` (of a flag or of TOML) as the option `axis` of a cell. Raises `InputError`."""
+    return parse_option(axis, value, STUDY_OPTIONS, "a cell")
 
 
 def expand_cells(study: Study) -> tuple[Cell, ...]:
@@ -218,96 +207,20 @@ def _expand_grids(
 
 
 def _normalize_cell(cell: Cell) -> Cell:
-    strategy = build_strategy(cell)
+    """Return the cell with the defaults of all options that its strategy or unsplit documents have no use for.
+
+    Raises `InputError` if there is no such strategy, or the options do not go together.
+    """
+    strategy = cell.make_strategy()
+    unused = []
     if is_dataclass(strategy):
-        used_axes = {f.name for f in fields(strategy)}
-        unused_axes = {
-            axis: DEFAULTS[axis] for axis in ("window", "stride", "first_stage_weight") if axis not in used_axes
-        }
-        cell = replace(cell, **unused_axes)
-    if cell.passage_split is not None and cell.passage_split.tokens > cell.passage_tokens:
-        raise InputError(
-            f"passages of maxp_tokens {cell.maxp_tokens} would be cut again to {cell.passage_tokens} tokens",
-            "lower maxp_tokens or raise the passage tokens",
-        )
+        used = {spec.name for spec in fields(strategy)}
+        unused = [axis for axis in ("window", "stride", "first_stage_weight") if axis not in used]
+    if cell.maxp_tokens is None:
+        unused += ["maxp_overlap", "maxp_passages"]
+    cell = replace(cell, **{axis: STUDY_OPTIONS[axis].default for axis in unused})
+    _ = cell.passage_split
     return cell
-
-
-# --- values of settings ----------------------------------------------------------------------------
-
-
-def parse_setting(axis: str, value: Any) -> Any:
-    """`value` (as text, or as TOML has it) as the setting `axis` of a cell takes it. Raises `InputError`."""
-    parse = _PARSERS.get(axis)
-    if parse is None:
-        raise InputError(f"a cell has no setting {axis!r}", f"name some of {', '.join(_PARSERS)}")
-    try:
-        return parse(value)
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"{axis} cannot be {value!r}", f"write {_EXAMPLES.get(axis, 'a whole number from 1')}"
-        ) from error
-
-
-def _parse_count(value: Any) -> int:
-    number = int(str(value))
-    if isinstance(value, float | bool) or number < 1:
-        raise ValueError
-    return number
-
-
-def _parse_number(value: Any) -> float:
-    number = float(str(value))
-    if not 0 <= number < float("inf"):
-        raise ValueError
-    return number
-
-
-def _parse_optional_number(value: Any) -> float | None:
-    return None if value in (None, "none") else _parse_number(value)
-
-
-def _parse_reasoning(value: Any) -> str:
-    return str(ReasoningMode.parse(str(value)))
-
-
-def _parse_maxp(value: Any) -> str:
-    text = str(value)
-    if text != "none" and not re.fullmatch(r"[1-9]\d{0,8}(:\d{1,9}(:[1-9]\d{0,8})?)?", text):
-        raise ValueError
-    return text
-
-
-def _parse_constrained(value: Any) -> bool:
-    values = {True: True, False: False, "auto": True, "off": False}
-    if value not in values:
-        raise ValueError
-    return values[value]
-
-
-_PARSERS: dict[str, Callable[[Any], Any]] = {
-    "strategy": str,
-    "reasoning": _parse_reasoning,
-    "samples": _parse_count,
-    "depth": _parse_count,
-    "window": _parse_count,
-    "stride": _parse_count,
-    "first_stage_weight": _parse_number,
-    "passage_tokens": _parse_count,
-    "maxp_tokens": _parse_maxp,
-    "max_tokens": lambda value: None if value is None else _parse_count(value),
-    "temperature": _parse_optional_number,
-    "top_p": _parse_optional_number,
-    "constrained": _parse_constrained,
-}
-
-_EXAMPLES = {
-    "first_stage_weight": "a number from 0",
-    "maxp_tokens": "none, or TOKENS[:OVERLAP[:MOST]] such as 225:50",
-    "temperature": "a number from 0, or none for the server's own",
-    "top_p": "a number between 0 and 1",
-    "constrained": "auto or off",
-}
 
 
 # --- choosing --------------------------------------------------------------------------------------

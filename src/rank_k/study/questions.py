@@ -76,7 +76,7 @@ QUESTIONS = {
         " anywhere, and the extra windows are its price.",
         (
             {"strategy": ["sliding"], "passage_tokens": [128, 256, 450, 900]},
-            {"strategy": ["sliding"], "maxp_tokens": ["225:50:4"]},
+            {"strategy": ["sliding"], "maxp_tokens": [225], "maxp_overlap": [50], "maxp_passages": [4]},
         ),
     ),
     "latency": Question(

@@ -18,6 +18,7 @@ from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
 from rank_k.evaluation.significance import PairedDifference, bootstrap_interval, holm, paired_difference
 from rank_k.journal import Journal
+from rank_k.options import STUDY_OPTIONS
 from rank_k.reports.figures import Point, pareto_set
 from rank_k.study.cell_costs import CellCost, CellQueryCost, mean_cost, read_costs
 from rank_k.study.folder import StudyFolder
@@ -310,10 +311,7 @@ def cell_to_dict(row: CellRow) -> dict[str, Any]:
     return columns
 
 
-_SETTING_COLUMNS = (
-    *("strategy", "reasoning", "samples", "depth", "window", "stride", "first_stage_weight"),
-    *("passage_tokens", "maxp_tokens", "max_tokens", "temperature", "top_p", "constrained"),
-)
+_SETTING_COLUMNS = tuple(dict.fromkeys(("strategy", "reasoning", *STUDY_OPTIONS)))
 
 
 def _query_rows(row: CellRow) -> Iterator[dict[str, Any]]:

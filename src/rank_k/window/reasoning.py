@@ -7,36 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import exp, isnan
-from typing import Literal
 
-from rank_k.errors import InputError
+from rank_k.options import ReasoningMode as ReasoningMode
 from rank_k.types import Window, WindowRanking
-
-
-@dataclass(frozen=True, slots=True)
-class ReasoningMode:
-    """`full`: unlimited. `off`: the answer at once. `budget`: at most `tokens` reasoning tokens a window.
-    `auto`: the answer at once, and reasoning where the policy asks for it."""
-
-    kind: Literal["full", "off", "auto", "budget"] = "full"
-    tokens: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> ReasoningMode:
-        """ "full", "off", "auto", or a number of tokens such as "500" or "2k" (2,000). Raises `InputError`."""
-        word = text.strip().lower()
-        if word in ("full", "off", "auto"):
-            return cls(word)  # type: ignore[arg-type]
-        match = re.fullmatch(r"(\d{1,9})(k?)", word)
-        tokens = int(match[1]) * (1000 if match[2] else 1) if match else 0
-        if tokens < 1:
-            raise InputError(
-                f"reasoning is {text!r}", "write full, off, auto, or reasoning tokens per window such as 500"
-            )
-        return cls("budget", tokens)
-
-    def __str__(self) -> str:
-        return self.kind if self.tokens is None else str(self.tokens)
 
 
 @dataclass(frozen=True, slots=True)

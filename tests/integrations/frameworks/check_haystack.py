@@ -60,7 +60,7 @@ def check_with_server(url: str) -> None:
     loaded = Pipeline.loads(saved, allowed_modules=ALLOWED)
     assert loaded.dumps() == saved
     ranker = loaded.get_component("ranker")
-    assert ranker.reranker.effective_settings["reasoning"] == 2000
+    assert ranker.reranker.options.reasoning == "2000"
     check(loaded.run(data))
     run = asyncio.run(run_without_blocking(lambda: ranker.run_async(query=NEW_QUERY, documents=DOCUMENTS, top_k=3)))
     assert [document.id for document in run["documents"]] == BEST[:3]

@@ -11,8 +11,16 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rank_k.cli.model_options import NOISE_HELP, add_server_options, add_window_options, window_options
+from rank_k.cli.model_options import (
+    NOISE_HELP,
+    add_inference_options,
+    add_options,
+    add_server_options,
+    reranker_options,
+)
 from rank_k.cli.price_options import add_price_options, prices_for_model
+from rank_k.cli.progress import show_progress
+from rank_k.options import LimitOptions, options_of
 
 if TYPE_CHECKING:
     from rank_k.distill.candidate_sets import CandidateSet
@@ -29,8 +37,6 @@ EXAMPLE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from rank_k.cli.rerank import token_count
-
     parser.add_argument("--sets", required=True, type=Path, nargs="+", metavar="FILE", help="what distill sample wrote")
     parser.add_argument("--journal", required=True, type=Path, metavar="FILE", help="where every call is kept")
     parser.add_argument(
@@ -39,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = add_server_options(parser)
     group.add_argument("--simulate", type=Path, metavar="QRELS", help="a simulated judge instead: plan before you pay")
     group.add_argument("--noise", default="strong", metavar="NOISE", help=f"of the simulated judge: {NOISE_HELP}")
-    add_window_options(parser.add_argument_group("asking"), samples=4)
+    add_inference_options(parser, {"samples": 4})
     group = parser.add_argument_group("labels as the teacher")
     group.add_argument(
         "--form", default="verdicts", choices=("verdicts", "order"), help="a verdict a passage as the thought, or none"
@@ -48,21 +54,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", type=Path, metavar="FILE", help="tokenizer.json by which passages are cut (lengths estimated)"
     )
     group = parser.add_argument_group("spending")
-    group.add_argument(
-        "--token-budget", type=token_count, metavar="N", help="stop asking after so many tokens, such as 2M"
-    )
+    add_options(group, [options_of(LimitOptions)["token_budget"]])
     add_price_options(group)
     group.add_argument("--quiet", action="store_true", help="no progress, no summary")
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.cli.progress import Progress
     from rank_k.cli.render import rerank_summary
     from rank_k.distill.trace import MAX_SET_SIZE, SINGLE_WINDOW, ActiveSets, trace_sets
     from rank_k.reranker import Reranker
 
     start_time = time.monotonic()
-    options = window_options(args)
+    options = reranker_options(args)
     _check_options(args)
     counts = _count_sets(args)  # a fault in the files comes before the first call is paid
     active_sets = ActiveSets()
@@ -70,18 +73,22 @@ def run(args: argparse.Namespace) -> int:
     if args.teacher == "labels":
         options |= {"samples": 1, "reasoning": "full", "server": None}
     settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
-    reranker_options = {"method": "listwise", "strategy": SINGLE_WINDOW, "depth": MAX_SET_SIZE, **options}
-    with Reranker(model or args.model, journal=args.journal, **reranker_options) as reranker:
+    options |= {"method": "listwise", "strategy": SINGLE_WINDOW, "depth": MAX_SET_SIZE}
+    with Reranker(model or args.model, journal=args.journal, **options) as reranker:
         try:
             reranker.prepare()
             reranker.check(_read_queries(args))  # a query that is too long should be no surprise behind paid calls
             token_prices = prices_for_model(args, reranker.model.name)
-            run_name = reranker.journal.begin_run(settings)
-            with Progress(lambda: reranker.stats, counts.total, quiet=args.quiet):
-                for _ in trace_sets(
-                    reranker, _read_teacher_sets(args), active_sets, token_budget=args.token_budget, run_name=run_name
-                ):
-                    pass
+            for _ in trace_sets(
+                reranker,
+                _read_teacher_sets(args),
+                active_sets,
+                set_count=counts.total,
+                settings=settings,
+                show_progress=show_progress(args.quiet),
+                token_budget=args.token_budget,
+            ):
+                pass
         except KeyboardInterrupt:
             print(
                 f"\nstopped; every finished call is in {args.journal}: the same command goes on from there",

@@ -1,0 +1,107 @@
+"""Rerank a whole run with a `Reranker`: for the commands rerank, study and distill trace.
+
+Every finished call is in the journal. After an interruption, the same job resumes: it repeats no finished call and
+writes the same rankings.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from rank_k.build import PassageSource
+from rank_k.data.long_documents import PassageSplit, SplitRun
+from rank_k.engine import RunStats
+from rank_k.errors import InputError
+from rank_k.options import InferenceOptions, LimitOptions
+from rank_k.reranker import Reranker
+from rank_k.types import Candidate, Query, Ranking
+
+ShowProgress = Callable[[Callable[[], RunStats], int], AbstractContextManager[Any]]
+"""Called with a function that returns the counts so far, and the number of queries; shows progress while entered."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunJob:
+    """What to rerank, and how the journal's run is named.
+
+    Attributes:
+        run: Pairs of query id and candidates. With `split`, it is iterated twice.
+        queries: The queries by id.
+        passages: The passages or, with `split`, the documents.
+        query_count: The number of queries, for the progress display.
+        settings: The settings of the journal's run: everything that decides its calls.
+        split: How long documents are split into passages, or None.
+        depth: With `split`, the number of documents to rerank per query. Else the depth of the reranker counts.
+        limits: When to stop early.
+    """
+
+    run: Iterable[tuple[str, Sequence[Candidate]]]
+    queries: Mapping[str, Query]
+    passages: PassageSource
+    query_count: int
+    settings: Mapping[str, Any]
+    split: PassageSplit | None = None
+    depth: int = 100
+    limits: LimitOptions = field(default_factory=LimitOptions)
+
+
+def no_progress(get_stats: Callable[[], RunStats], total: int) -> AbstractContextManager[None]:
+    """Show nothing."""
+    return nullcontext()
+
+
+def rerank_run(
+    reranker: Reranker, job: RunJob, show_progress: ShowProgress = no_progress
+) -> Iterator[tuple[str, Ranking]]:
+    """Yield each query id of the run with its ranking (of documents, if they are split), in the order of the run.
+
+    Raises what `Reranker.rerank` raises.
+    """
+    reranker.prepare()
+    name = reranker.journal.begin_run(job.settings)
+    split_run = None if job.split is None else SplitRun(job.run, job.passages, job.split, job.depth)
+    with show_progress(lambda: reranker.stats, job.query_count):
+        results = reranker.rerank(
+            job.run if split_run is None else split_run,
+            job.queries,
+            job.passages if split_run is None else split_run,
+            max_seconds=job.limits.max_seconds,
+            token_budget=job.limits.token_budget,
+            run_name=name,
+        )
+        rankings = ((result.query_id, result.ranking) for result in results)
+        yield from rankings if split_run is None else split_run.document_rankings(rankings)
+
+
+def passage_split(maxp: Mapping[str, int | None], passage_tokens: int) -> PassageSplit | None:
+    """Return how long documents are split, by the values of `LongDocumentOptions`; None if they are not.
+
+    Raises:
+        InputError: If the options contradict each other or the truncation to `passage_tokens`.
+    """
+    tokens, overlap, limit = (maxp.get(name) for name in ("maxp_tokens", "maxp_overlap", "maxp_passages"))
+    if tokens is None:
+        if overlap is not None or limit is not None:
+            option = "maxp_overlap" if overlap is not None else "maxp_passages"
+            raise InputError(f"{option} needs maxp_tokens", "give maxp_tokens, the length of a passage, too")
+        return None
+    if tokens > passage_tokens:
+        raise InputError(
+            f"passages of maxp_tokens {tokens} would be truncated to passage_tokens {passage_tokens}",
+            "lower maxp_tokens or raise passage_tokens",
+        )
+    return PassageSplit(tokens, overlap or 0, limit)
+
+
+def split_overrides(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a reranker for passages of split documents.
+
+    Its depth counts passages and is unlimited. The passages are shown as they were split, whatever a student's own
+    `passage_tokens` is.
+    """
+    passage_tokens = options.get("passage_tokens") or InferenceOptions.passage_tokens
+    return {**options, "depth": sys.maxsize, "passage_tokens": passage_tokens}
