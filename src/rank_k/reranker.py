@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -321,7 +321,7 @@ class Reranker:
         token_budget: int | None = None,
         run_name: str = "",
         on_result: Callable[[str, int, int, WindowReport], None] | None = None,
-    ) -> AsyncIterator[QueryResult]:
+    ) -> AsyncGenerator[QueryResult, None]:
         deadline = _deadline(max_seconds)
         await self._prepare_until(deadline)  # after it, the engine keeps every input order
         engine = self._engine(self.strategy, deadline, run_name, token_budget=token_budget, on_result=on_result)
