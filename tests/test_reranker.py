@@ -7,7 +7,7 @@ import gc
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -257,6 +257,28 @@ def test_loop_thread_stop_cancels_coroutines_before_cleanup() -> None:
     loop.run(asyncio.sleep(0))  # it has started
     loop.stop(close())
     assert (future.cancelled(), events, loop.stopped) == (True, ["cancelled", "closed"], True)
+
+
+def test_loop_thread_iterate_ends_with_an_error_after_stop() -> None:
+    loop = LoopThread()
+    events: list[str] = []
+
+    async def count_up() -> AsyncGenerator[int, None]:
+        try:
+            for number in range(10**9):
+                yield number
+        finally:
+            events.append("source closed")
+
+    async def close() -> None:
+        events.append("closed")
+
+    numbers = loop.iterate(count_up(), max_ahead=3)
+    assert [next(numbers), next(numbers)] == [0, 1]
+    loop.stop(close())
+    assert events == ["source closed", "closed"]
+    with pytest.raises(InputError, match="closed"):
+        next(numbers)
 
 
 def test_close_cancels_a_running_rerank(loopback: StartLoopback) -> None:

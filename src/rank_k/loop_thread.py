@@ -6,11 +6,10 @@ All connections of a reranker belong to this event loop, so that callers may use
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import queue
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from concurrent.futures import CancelledError, Future
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from rank_k.errors import InputError
@@ -28,7 +27,7 @@ class LoopThread:
         self.stopped = False
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start `coroutine`. Raises `InputError` after `stop`."""
+        """Start `coroutine`. Cancelling the future cancels it. Raises `InputError` after `stop`."""
         with self._lock:
             if self.stopped:
                 coroutine.close()
@@ -44,73 +43,60 @@ class LoopThread:
         future = self.submit(coroutine)
         try:
             return future.result()
-        except BaseException:
-            _cancel_and_wait(future)
-            raise
+        finally:
+            future.cancel()  # does nothing if the coroutine has ended
 
-    def iterate(self, source: AsyncIterator[T], max_ahead: int = 64) -> Iterator[T]:
-        """The items of `source`, which runs at most `max_ahead` items ahead of the reader.
+    def iterate(self, source: AsyncGenerator[T, None], max_ahead: int = 64) -> Iterator[T]:
+        """Yield the items of `source`, which runs at most `max_ahead` items ahead of the reader.
 
-        Leaving the iteration early, in any way, cancels the source and waits until it has cleaned up.
+        Leaving the iteration early, in any way, cancels the source.
         """
-        items: queue.Queue[T | None] = queue.Queue()
+        items: asyncio.Queue[T | None] = asyncio.Queue()
         free_slots = asyncio.Semaphore(max_ahead)
 
         async def produce() -> None:
             try:
-                async for item in source:
-                    items.put(item)
-                    await free_slots.acquire()
+                async with aclosing(source):
+                    async for item in source:
+                        await free_slots.acquire()
+                        items.put_nowait(item)
             finally:
-                items.put(None)
-                if hasattr(source, "aclose"):
-                    await source.aclose()
+                items.put_nowait(None)
 
-        future = self.submit(produce())
+        async def take() -> T | None:
+            free_slots.release()
+            return await items.get()
+
+        producer = self.submit(produce())
         try:
-            while (item := items.get()) is not None:
+            while (item := self.run(take())) is not None:
                 yield item
-                assert self._loop is not None
-                self._loop.call_soon_threadsafe(free_slots.release)
-            future.result()
+            producer.result()
         finally:
-            _cancel_and_wait(future)
+            producer.cancel()
 
     def stop(self, cleanup: Coroutine[Any, Any, None]) -> None:
         """Cancel all coroutines, run `cleanup` when they have ended, and stop. Raises what `cleanup` raises."""
 
         async def shut_down() -> None:
-            await _cancel_all(asyncio.all_tasks() - {asyncio.current_task()})
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await cleanup
 
         try:
             self.run(shut_down())
         finally:
             with self._lock:
-                loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
                 self.stopped = True
-            if loop is not None and thread is not None:
-                loop.call_soon_threadsafe(loop.stop)
-                thread.join()
+            assert self._loop is not None
+            assert self._thread is not None
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """Run until stopped; then cancel the remaining tasks, still on this thread."""
-    loop.run_forever()
-    loop.run_until_complete(_cancel_all(asyncio.all_tasks(loop)))
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.close()
-
-
-async def _cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _cancel_and_wait(future: Future[Any]) -> None:
-    if future.done():
-        return
-    future.cancel()
-    with contextlib.suppress(CancelledError, TimeoutError):
-        future.exception(timeout=10)
+    """Run until stopped; then cancel the remaining tasks and close the loop."""
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.get_loop().run_forever()

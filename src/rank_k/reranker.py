@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 from uuid import uuid4
@@ -192,7 +192,7 @@ class Reranker:
 
     async def _results(
         self, jobs: Iterable[Job], max_seconds: float | None, token_budget: int | None, run_name: str, on_result: Any
-    ) -> AsyncIterator[QueryResult]:
+    ) -> AsyncGenerator[QueryResult, None]:
         deadline = _deadline(max_seconds)
         await self._prepare_until(deadline)  # after it, the engine keeps every input order
         engine = self._engine(
