@@ -15,7 +15,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 from uuid import uuid4
 
 from rank_k.engine import Engine, Job, QueryResult, RunStats, WindowRanker
@@ -36,6 +36,7 @@ from rank_k.types import (
     Candidate,
     Hit,
     Passage,
+    PassageSource,
     Query,
     RankedHits,
     Ranking,
@@ -60,13 +61,6 @@ PAPER_SETTINGS: Mapping[str, Any] = {
     "temperature": 0.5,
 }
 """The settings of the Rank-K paper: the defaults for all models but students, which have their own."""
-
-
-class PassageSource(Protocol):
-    """A source of passages that is not a mapping of ids to passages."""
-
-    def get(self, doc_id: str, query_id: str | None = None) -> Passage:
-        """Return the passage of a document, which may depend on the query. Raises `InputError` if there is none."""
 
 
 class Reranker:

@@ -26,11 +26,10 @@ from rank_k.cli.price_options import Prices, add_price_options, prices_for_model
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from rank_k.data.collections.base import DocumentStore
     from rank_k.data.long_documents import PassageSplit
     from rank_k.data.trec import RunFile
     from rank_k.reranker import Reranker
-    from rank_k.types import Candidate, Query
+    from rank_k.types import Candidate, PassageSource, Query
 
 NAME = "rerank"
 HELP = "rerank a first-stage run with a language model that reasons"
@@ -213,7 +212,7 @@ def _passage_split(args: argparse.Namespace) -> PassageSplit | None:
     return PassageSplit(args.maxp_tokens, args.maxp_overlap or 0, args.maxp_passages)
 
 
-def _check_documents(run: Iterable[tuple[str, Sequence[Candidate]]], store: DocumentStore, depth: int) -> None:
+def _check_documents(run: Iterable[tuple[str, Sequence[Candidate]]], store: PassageSource, depth: int) -> None:
     """Every text is there: found out before the first call is paid."""
     for query_id, candidates in run:
         for candidate in candidates[:depth]:

@@ -10,7 +10,7 @@ from typing import Protocol, Self
 from rank_k.data.corpus_index import CorpusIndex, OnProgress, open_corpus_index
 from rank_k.data.passages import read_passages
 from rank_k.errors import InputError
-from rank_k.types import Candidate, Passage
+from rank_k.types import Candidate, Passage, PassageSource
 
 ExcludedDocuments = Mapping[str, frozenset[str]]
 """`query_id -> ids of documents that its collection forbids to rank`."""
@@ -21,11 +21,8 @@ NAME_FORMS = (
 )
 
 
-class DocumentStore(Protocol):
-    """Passages by id."""
-
-    def get(self, doc_id: str, query_id: str | None = None) -> Passage:
-        """The passage. Raises `InputError` if there is none; `query_id` only serves that message."""
+class DocumentStore(PassageSource, Protocol):
+    """An open corpus, which must be closed."""
 
     def close(self) -> None: ...
 
