@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rank_k.engine import Job
 from rank_k.errors import InputError
@@ -18,7 +18,7 @@ from rank_k.strategies import make_strategy
 from rank_k.strategies.base import Strategy
 from rank_k.strategies.combined import Combined
 from rank_k.strategies.single import Single
-from rank_k.types import Candidate, Passage, Query
+from rank_k.types import Candidate, Passage, PassageSource, Query
 from rank_k.window.combined import CombinedRanker
 from rank_k.window.listwise import ListwiseRanker, ListwiseSettings
 from rank_k.window.prompt import PromptTemplate, read_template
@@ -26,13 +26,6 @@ from rank_k.window.query_likelihood import QueryLikelihoodRanker
 
 ModelSource = str | Path | Model | None
 """A model's name or path, or a model; None is the default embedded model."""
-
-
-class PassageSource(Protocol):
-    """A source of passages that is not a mapping of ids to passages."""
-
-    def get(self, doc_id: str, query_id: str | None = None) -> Passage:
-        """Return the passage of a document, which may depend on the query. Raises `InputError` if there is none."""
 
 
 def find_local_model(model: ModelSource, given: dict[str, Any]) -> Student | Weights | None:

@@ -17,7 +17,6 @@ from uuid import uuid4
 
 from rank_k.build import (
     ModelSource,
-    PassageSource,
     build_job,
     build_model,
     build_ranker,
@@ -35,7 +34,7 @@ from rank_k.models.single_flight import RunOnce
 from rank_k.models.student import Student
 from rank_k.options import ReasoningMode, resolve
 from rank_k.strategies.base import Strategy
-from rank_k.types import Candidate, Passage, Query, RankedHits, ScoringMethod, keep_input_order
+from rank_k.types import Candidate, Passage, PassageSource, Query, RankedHits, ScoringMethod, keep_input_order
 from rank_k.window.listwise import WindowReport
 
 if TYPE_CHECKING:

@@ -12,13 +12,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from rank_k.build import PassageSource
 from rank_k.data.long_documents import PassageSplit, SplitRun
 from rank_k.engine import RunStats
 from rank_k.errors import InputError
 from rank_k.options import InferenceOptions, LimitOptions
 from rank_k.reranker import Reranker
-from rank_k.types import Candidate, Query, Ranking
+from rank_k.types import Candidate, PassageSource, Query, Ranking
 
 ShowProgress = Callable[[Callable[[], RunStats], int], AbstractContextManager[Any]]
 """Called with a function that returns the counts so far, and the number of queries; shows progress while entered."""

@@ -1,6 +1,6 @@
 """The values that every other module uses: queries, windows, rankings, requests, responses and results.
 
-Everything here is frozen data. Nothing reads or writes files, and nothing calls a model.
+Everything here is frozen data or a protocol. Nothing reads or writes files, and nothing calls a model.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, Protocol, overload
 
 
 class Message(NamedTuple):
@@ -30,6 +30,13 @@ class Passage:
 
     doc_id: str
     text: str
+
+
+class PassageSource(Protocol):
+    """A source of passages by id: an open corpus, or anything else that can look passages up."""
+
+    def get(self, doc_id: str, query_id: str | None = None) -> Passage:
+        """Return the passage of a document, which may depend on the query. Raises `InputError` if there is none."""
 
 
 @dataclass(frozen=True, slots=True)

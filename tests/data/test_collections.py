@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rank_k.data.collections.base import CollectionFiles, PassageStore, RunWithoutExcluded
+from rank_k.data.collections.base import CollectionFiles, RunWithoutExcluded
 from rank_k.data.collections.registry import find_collection, load_collection
+from rank_k.data.corpus_index import open_corpus_index
 from rank_k.data.passages import read_passages
 from rank_k.data.queries import read_queries
 from rank_k.data.trec import read_qrels, read_run
@@ -102,10 +103,10 @@ def test_load_collection_expands_home_directory(isolated_environment: Path) -> N
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress, zstd.compress])
-def test_passage_store_gets_passages_by_id(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+def test_open_corpus_index_gets_passages_by_id(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "corpus.tsv"
     path.write_bytes(compress(b"d1\tone\nd2\ttwo\nd1\tone\n"))
-    with PassageStore.from_file(path) as store:
+    with open_corpus_index(path) as store:
         assert store.get("d1") == Passage("d1", "one")
         assert store.get("d2", "q3") == Passage("d2", "two")
         with pytest.raises(InputError) as error_info:
@@ -115,12 +116,12 @@ def test_passage_store_gets_passages_by_id(tmp_path: Path, compress: Callable[[b
             store.get("d7")
 
 
-def test_passage_store_rejects_id_with_two_texts(tmp_path: Path) -> None:
+def test_corpus_index_rejects_id_with_two_texts(tmp_path: Path) -> None:
     path = tmp_path / "corpus.tsv"
     path.write_text("d1\tone\nd2\ttwo\nd1\tother\n")
-    with PassageStore.from_file(path) as store:
+    with open_corpus_index(path) as store:
         assert store.get("d2") == Passage("d2", "two")
-        with pytest.raises(InputError, match="document d1 stands twice"):
+        with pytest.raises(InputError, match=r"lines 1 and 3 of .*corpus\.tsv have different texts of document d1"):
             store.get("d1")
 
 
@@ -146,13 +147,13 @@ def test_read_passages_rejects_damaged_zstandard(tmp_path: Path) -> None:
             list(read_passages(path))
 
 
-def test_passage_store_names_extra_for_zstandard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_corpus_index_names_extra_for_zstandard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "corpus.tsv"
     path.write_bytes(zstd.compress(b"d1\tone\n"))
     monkeypatch.setitem(sys.modules, zstd.__name__, None)
     if sys.version_info < (3, 14):
         with pytest.raises(MissingExtra, match=r"rank-k\[data\]"):
-            PassageStore.from_file(path)
+            open_corpus_index(path)
 
 
 def test_without_excluded_removes_documents_on_every_iteration() -> None:

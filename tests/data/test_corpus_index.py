@@ -1,8 +1,9 @@
-"""The index of where passages lie: the same texts as a reading of the whole file, and never a wrong or half one."""
+"""The index of passages: the same texts as a reading of the whole file, and never a wrong or incomplete one."""
 
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import sqlite3
@@ -19,9 +20,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rank_k.data import corpus_index
-from rank_k.data.corpus_index import PART_BYTES, SUFFIX, CorpusIndex, open_corpus_index
+from rank_k.data.corpus_index import SUFFIX, CorpusIndex, open_corpus_index
+from rank_k.data.lines import is_json
 from rank_k.data.passages import read_passages
-from rank_k.data.records import is_jsonl
 from rank_k.errors import FormatError, InputError
 from rank_k.types import Passage
 
@@ -45,9 +46,9 @@ def open_persistent(path: Path) -> CorpusIndex:
     return open_corpus_index(path, persist_from_bytes=0)
 
 
-def read_texts(path: Path, doc_id: str) -> list[str]:
+def read_text(path: Path, doc_id: str) -> str:
     with open_persistent(path) as index:
-        return [passage.text for passage in index.passages(doc_id)]
+        return index.get(doc_id).text
 
 
 valid_ids = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r\0\ufeff"), min_size=1).filter(str.strip)
@@ -69,7 +70,7 @@ def test_corpus_index_returns_same_passages_as_read_passages(
     path = tmp_path_factory.mktemp("any") / "corpus"
     line_end = b"\r\n" if crlf else b"\n"
     path.write_bytes(COMPRESSORS[compression](line_end.join(f"{doc_id}\t{text}".encode() for doc_id, text in rows)))
-    if is_jsonl(rows[0][0].encode()):  # read as JSON, which it is not
+    if is_json(rows[0][0].encode()):  # read as JSON, which it is not
         with pytest.raises(FormatError) as error_info:
             list(read_passages(path))
         with pytest.raises(FormatError, match=re.escape(str(error_info.value))):
@@ -78,21 +79,48 @@ def test_corpus_index_returns_same_passages_as_read_passages(
     expected = list(read_passages(path))
     with open_corpus_index(path, persist_from_bytes=2**60 if in_memory else 0) as index:
         assert len(index) == len(expected)
-        for doc_id in {passage.doc_id for passage in expected}:
-            assert index.passages(doc_id) == [passage for passage in expected if passage.doc_id == doc_id]
-        assert index.passages("no such id") == []
+        texts_by_id: dict[str, set[str]] = {}
+        for passage in expected:
+            texts_by_id.setdefault(passage.doc_id, set()).add(passage.text)
+        for doc_id, texts in texts_by_id.items():
+            if len(texts) == 1:
+                assert {index.get(doc_id).text} == texts
+            else:
+                with pytest.raises(InputError, match="have different texts of document"):
+                    index.get(doc_id)
+        with pytest.raises(InputError, match="document no such id is not in"):
+            index.get("no such id")
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.text(min_size=1), st.text(), st.text()), min_size=1, unique_by=lambda row: row[0]))
+@example([("\ud83d", "", ""), ("\udcff", "\0", "\ud800\0")])
+def test_corpus_index_returns_any_text_of_json(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]]
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "corpus"
+    lines = [json.dumps({"_id": doc_id, "title": title, "text": text}) for doc_id, title, text in rows]
+    path.write_text("\n".join(lines))
+    try:
+        expected = list(read_passages(path))
+    except FormatError as error:  # half a surrogate pair as an id
+        with pytest.raises(FormatError, match=re.escape(str(error))):
+            open_corpus_index(path)
+        return
+    with open_corpus_index(path) as index:
+        assert [index.get(passage.doc_id) for passage in expected] == expected
 
 
 @pytest.mark.parametrize("compression", COMPRESSORS)
-def test_corpus_index_reads_lines_across_compressed_parts(tmp_path: Path, compression: str) -> None:
-    path, long_text = tmp_path / "c.tsv", "é" * (3 * PART_BYTES)
+def test_corpus_index_reads_long_lines(tmp_path: Path, compression: str) -> None:
+    path, long_text = tmp_path / "c.tsv", "é" * 50_000
     path.write_bytes(
         COMPRESSORS[compression]("".join(f"{i}\t{long_text if i % 5 == 0 else i}\n" for i in range(40)).encode())
     )
     with open_persistent(path) as index:
-        assert index.passages("35")[0].text == long_text
-        assert index.passages("36")[0].text == "36"
-        assert index.passages("39")[0].text == "39"
+        assert index.get("35").text == long_text
+        assert index.get("36").text == "36"
+        assert index.get("39").text == "39"
 
 
 def test_corpus_index_reads_all_jsonl_forms(tmp_path: Path) -> None:
@@ -105,9 +133,11 @@ def test_corpus_index_reads_all_jsonl_forms(tmp_path: Path) -> None:
         b'  {"docid": "\\u00e9\\"", "contents": "five"}'
     )
     with open_persistent(path) as index:
-        texts = [index.passages(doc_id)[0].text for doc_id in ("a", "7", "c", "last", 'é"')]
+        texts = [index.get(doc_id).text for doc_id in ("a", "7", "c", "last", 'é"')]
         assert texts == ["T one", "two", "three", "four", "five"]
-        assert index.passages("decoy") == index.passages("first") == []
+        for doc_id in ("decoy", "first"):
+            with pytest.raises(InputError, match="is not in"):
+                index.get(doc_id)
     assert [passage.doc_id for passage in read_passages(path)] == ["a", "7", "c", "last", 'é"']
 
 
@@ -115,8 +145,9 @@ def test_corpus_index_finds_undecodable_ids(tmp_path: Path) -> None:
     path = tmp_path / "c.tsv"
     path.write_bytes(b"\xff\xfe\tone\n")
     with open_persistent(path) as index:
-        assert index.passages("\udcff\udcfe") == [Passage("\udcff\udcfe", "one")]
-        assert index.passages("\ud800") == []  # half a surrogate pair: no file can hold it
+        assert index.get("\udcff\udcfe") == Passage("\udcff\udcfe", "one")
+        with pytest.raises(InputError, match="is not in"):
+            index.get("\ud800")  # half a surrogate pair: no file can hold it
 
 
 @pytest.mark.parametrize(
@@ -125,6 +156,7 @@ def test_corpus_index_finds_undecodable_ids(tmp_path: Path) -> None:
         (b"a\tone\nno tab\n", 2, "no tab"),
         (b'{"_id": "a", "text": ""}\n\n{"text": "x"}\n', 3, "no id"),
         (b'{"_id": "a", "text": ""}\n{"_id": "b"', 2, "invalid JSON"),
+        (b'{"_id": "a", "text": ""}\n{"_id": "b", "text": 7}', 2, "as text"),
         (b"a\tone\nb\0\ttwo\n", 2, "NUL"),
         (b"", 0, "empty"),
     ],
@@ -132,8 +164,8 @@ def test_corpus_index_finds_undecodable_ids(tmp_path: Path) -> None:
 def test_corpus_index_reports_malformed_line_number(tmp_path: Path, content: bytes, line: int, problem: str) -> None:
     path = tmp_path / "c"
     path.write_bytes(content)
-    with pytest.raises(FormatError, match=problem) as error_info, open_persistent(path) as index:
-        index.passages("b")
+    with pytest.raises(FormatError, match=problem) as error_info:
+        open_persistent(path)
     assert error_info.value.line == line
     assert not [leftover for leftover in tmp_path.iterdir() if leftover.suffix == ".part"]
 
@@ -148,9 +180,9 @@ def test_open_corpus_index_rebuilds_only_when_file_changes(tmp_path: Path) -> No
     before = path.stat()
     path.write_bytes(path.read_bytes().replace(b"text of 7,", b"news of 7,"))  # as long as before
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    assert read_texts(path, "d7")[0].startswith("news of 7,")
+    assert read_text(path, "d7").startswith("news of 7,")
     path.write_bytes(b"d7\tshort\n")
-    assert read_texts(path, "d7") == ["short"]
+    assert read_text(path, "d7") == "short"
 
 
 def test_open_corpus_index_reports_progress_up_to_file_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,23 +202,27 @@ def test_open_corpus_index_reports_progress_up_to_file_size(tmp_path: Path, monk
 def test_open_corpus_index_rebuilds_index_of_other_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_corpus(tmp_path, compress=gzip.compress)
     open_persistent(path).close()
-    monkeypatch.setattr(corpus_index, "PART_BYTES", 100)
-    assert read_texts(path, "d299")[0].startswith("text of 299")
+    with sqlite3.connect(tmp_path / (path.name + SUFFIX)) as db:
+        db.execute("UPDATE passages SET text = 'of the old format'")
+    db.close()
+    assert read_text(path, "d299") == "of the old format"
+    monkeypatch.setattr(corpus_index, "FORMAT_VERSION", corpus_index.FORMAT_VERSION + 1)
+    assert read_text(path, "d299").startswith("text of 299")
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish", b"SQLite format 3\0" + b"\0" * 200])
 def test_open_corpus_index_replaces_file_that_is_not_an_index(tmp_path: Path, content: bytes) -> None:
     path = write_corpus(tmp_path)
     (tmp_path / (path.name + SUFFIX)).write_bytes(content)
-    assert read_texts(path, "d5")[0].startswith("text of 5")
+    assert read_text(path, "d5").startswith("text of 5")
 
 
 def test_open_corpus_index_replaces_foreign_database(tmp_path: Path) -> None:
     path = write_corpus(tmp_path)
     with sqlite3.connect(tmp_path / (path.name + SUFFIX)) as db:
-        db.execute("CREATE TABLE facts (name, value)")
+        db.execute("CREATE TABLE source (format, size, changed)")
     db.close()
-    assert read_texts(path, "d5")[0].startswith("text of 5")
+    assert read_text(path, "d5").startswith("text of 5")
 
 
 def test_open_corpus_index_reports_or_rebuilds_truncated_index(tmp_path: Path) -> None:
@@ -197,7 +233,7 @@ def test_open_corpus_index_reports_or_rebuilds_truncated_index(tmp_path: Path) -
     for length in (len(index_bytes) // 2, 5000, 100):
         index_file.write_bytes(index_bytes[:length])
         try:
-            text_or_remedy = read_texts(path, "d2999")[0]
+            text_or_remedy = read_text(path, "d2999")
         except InputError as error:
             text_or_remedy = error.remedy
         assert text_or_remedy.startswith(("text of 2999", f"delete {index_file}"))
@@ -219,10 +255,10 @@ def test_open_corpus_index_uses_cache_when_folder_is_read_only(
         corpus_index, "_write_index", fail_in_corpus_folder
     )  # the tests may run as root, whom no permission stops
     with open_persistent(path) as index:
-        assert index.passages("d5")[0].text.startswith("text of 5")
-        assert Path(index.file).parent == isolated_environment / ".cache" / "rank-k" / "offsets"
+        assert index.get("d5").text.startswith("text of 5")
+        assert Path(index.file).parent == isolated_environment / ".cache" / "rank-k" / "corpus_index"
     monkeypatch.setattr(corpus_index, "_write_index", None)  # it is there: nothing is made again
-    assert read_texts(path, "d6")[0].startswith("text of 6")
+    assert read_text(path, "d6").startswith("text of 6")
 
 
 def test_open_corpus_index_reports_when_no_folder_is_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,21 +271,25 @@ def test_open_corpus_index_reports_when_no_folder_is_writable(tmp_path: Path, mo
     assert "RANK_K_CACHE" in error_info.value.remedy
 
 
-def test_corpus_index_rejects_file_changed_in_use(tmp_path: Path) -> None:
+def test_open_corpus_index_rejects_file_changed_while_read(tmp_path: Path) -> None:
     path = write_corpus(tmp_path)
-    with open_persistent(path) as index:
+
+    def append_line(done: int, total: int) -> None:
         with path.open("ab") as file:
             file.write(b"new\tline\n")
-        with pytest.raises(InputError, match="changed while it was in use"):
-            index.passages("d5")
+
+    with pytest.raises(InputError, match="changed while it was read"):
+        open_corpus_index(path, append_line, persist_from_bytes=0)
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_corpus_index_reads_original_after_file_is_replaced(tmp_path: Path) -> None:
+def test_corpus_index_reads_original_after_file_is_changed_and_indexed_again(tmp_path: Path) -> None:
     path = write_corpus(tmp_path)
     with open_persistent(path) as index:
-        write_corpus(tmp_path, 5, name="new").replace(path)
-        assert index.passages("d250")[0].text.startswith("text of 250")
-    assert read_texts(path, "d250") == []
+        write_corpus(tmp_path, 5)
+        with open_persistent(path) as new_index, pytest.raises(InputError, match="document d250 is not in"):
+            new_index.get("d250")
+        assert index.get("d250").text.startswith("text of 250")
 
 
 def test_open_corpus_index_rejects_pipe(tmp_path: Path) -> None:
@@ -260,7 +300,7 @@ def test_open_corpus_index_rejects_pipe(tmp_path: Path) -> None:
 
 def test_open_corpus_index_removes_stale_part_files(tmp_path: Path) -> None:
     path = write_corpus(tmp_path)
-    old, new = tmp_path / f".other{SUFFIX}-1.part", tmp_path / f".other{SUFFIX}-2.part"
+    old, new = (tmp_path / f".{path.name}{SUFFIX}-{number}.part" for number in (1, 2))
     for leftover in (old, new):
         leftover.touch()
     os.utime(old, (0, time.time() - 90_000))
@@ -275,7 +315,7 @@ def test_corpus_index_is_shared_by_threads(tmp_path: Path) -> None:
             open_persistent(write_corpus(tmp_path, compress=compress, name=name)) as index,
             ThreadPoolExecutor(8) as pool,
         ):
-            texts = pool.map(lambda i, index=index: index.passages(f"d{i % 300}")[0].text, range(3000))
+            texts = pool.map(lambda i, index=index: index.get(f"d{i % 300}").text, range(3000))
             assert all(text.startswith(f"text of {i % 300},") for i, text in enumerate(texts))
 
 
@@ -283,7 +323,7 @@ READER = """
     import sys
     from rank_k.data.corpus_index import open_corpus_index
     with open_corpus_index(sys.argv[1], persist_from_bytes=0) as index:
-        print(len(index), index.passages("d19999")[0].text[:13])
+        print(len(index), index.get("d19999").text[:13])
 """
 
 

@@ -152,7 +152,7 @@ def test_ir_dataset_reports_missing_parts(register_dataset: Any) -> None:
 
 def test_ir_dataset_rejects_ids_with_white_space(register_dataset: Any) -> None:
     register_dataset("ours", FakeQrels(("1", "two words", 1)))
-    with pytest.raises(InputError, match="'two words' cannot stand in a TREC run"):
+    with pytest.raises(InputError, match="'two words' cannot be written to a TREC file"):
         _ = IrDataset("ours").qrels
 
 
@@ -176,7 +176,7 @@ def test_ir_dataset_error_explains_manual_download(
     missing = ir_datasets.util.Download([ir_datasets.util.LocalDownload(no_network / "disks", message)])
     register_dataset("ours", ir_datasets.formats.TsvDocs(missing))
     for load in (lambda: IrDataset("ours").corpus.store(), lambda: list(IrDataset("ours").corpus.passages())):
-        with pytest.raises(InputError, match="the documents of ours cannot be had") as error_info:
+        with pytest.raises(InputError, match="the documents of ours cannot be read") as error_info:
             load()
         assert message in error_info.value.remedy
     assert capfd.readouterr() == ("", "")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from rank_k.data.passages import read_passages
 from rank_k.data.queries import read_queries
 from rank_k.errors import FormatError
 from rank_k.types import Passage, Query
@@ -35,8 +34,6 @@ def test_read_passages_accepts_all_keys(tmp_path: Path, id_key: str, text_key: s
 def test_read_passages_prefers_first_accepted_key(tmp_path: Path) -> None:
     path = write_file(tmp_path, '{"id": "second", "contents": "c", "_id": "first", "text": "t"}')
     assert read_all_passages(path) == [Passage("first", "t")]
-    assert list(read_passages(path, {"first"})) == [Passage("first", "t")]
-    assert list(read_passages(path, {"second"})) == []
 
 
 @pytest.mark.parametrize(
@@ -64,15 +61,6 @@ def test_read_passages_keeps_tabs_in_tsv_text(tmp_path: Path) -> None:
     assert read_all_passages(path) == [Passage("1", "a\tb "), Passage("2", "")]
 
 
-def test_read_passages_filters_by_id(tmp_path: Path) -> None:
-    content = "".join(f'{{"_id": "d{i}", "text": "t{i}"}}\n' for i in range(9))
-    expected = [Passage("d7", "t7")]
-    assert list(read_passages(write_file(tmp_path, content), ["d7", "absent"])) == expected
-    assert list(read_passages(write_file(tmp_path, "d6\tt6\nd7\tt7\n"), ["d7"])) == expected
-    escaped = '{"_id": "d\\u0037", "text": "t7"}'
-    assert list(read_passages(write_file(tmp_path, escaped), ["d7"])) == expected
-
-
 def test_read_passages_keeps_undecodable_ids_and_replaces_them_in_text(tmp_path: Path) -> None:
     expected = [Passage("d\udcff", "caf\ufffd")]
     assert read_all_passages(write_file(tmp_path, b'{"_id": "d\xff", "text": "caf\xe9"}')) == expected
@@ -87,7 +75,7 @@ def test_read_passages_keeps_undecodable_ids_and_replaces_them_in_text(tmp_path:
     [
         ('{"_id": "2", "text": "x"', "invalid JSON"),
         ("2\tx", "invalid JSON"),
-        ("[1]", "no object"),
+        ("[1]", "not an object"),
         ('{"text": "x"}', "no id (keys: 'text')"),
         ('{"_id": "2", "body": "x"}', "no text (keys: '_id, body')"),
         ('{"_id": "2", "text": null}', "None as text"),

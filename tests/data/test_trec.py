@@ -230,12 +230,12 @@ def test_run_writer_follows_symbolic_link(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("invalid_id", ["", "a b", "a\tb", "a\nb", "a\0b", "\ud800"])
 def test_run_writer_rejects_ids_with_white_space(tmp_path: Path, invalid_id: str) -> None:
-    with pytest.raises(InputError, match="cannot stand in a TREC run"), RunWriter(tmp_path / "1") as run:
+    with pytest.raises(InputError, match="cannot be written to a TREC file"), RunWriter(tmp_path / "1") as run:
         run.write(invalid_id, ["a"])
-    with pytest.raises(InputError, match="cannot stand in a TREC run"), RunWriter(tmp_path / "2") as run:
+    with pytest.raises(InputError, match="cannot be written to a TREC file"), RunWriter(tmp_path / "2") as run:
         run.write("q", ["a", invalid_id])
     assert (tmp_path / "2.part").read_bytes() == b"", "a query is written whole or not at all"
-    with pytest.raises(InputError, match="cannot stand in a TREC run"):
+    with pytest.raises(InputError, match="cannot be written to a TREC file"):
         RunWriter(tmp_path / "3", tag=invalid_id)
 
 

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rank_k.cli import main
-from rank_k.data.collections.base import PassageStore
+from rank_k.data.corpus_index import CorpusIndex, open_corpus_index
 from rank_k.distill.candidate_sets import (
     CandidateSet,
     CandidateSetAppender,
@@ -210,14 +210,14 @@ def test_sampler_counts_skipped_queries_and_sets() -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[PassageStore]:
+def store(tmp_path: Path) -> Iterator[CorpusIndex]:
     path = tmp_path / "corpus.jsonl"
     path.write_text("".join(json.dumps({"_id": doc_id, "text": f"text é of {doc_id}"}) + "\n" for doc_id in RANKING))
-    with PassageStore.from_file(path) as passage_store:
-        yield passage_store
+    with open_corpus_index(path) as index:
+        yield index
 
 
-def test_write_samples_resumes_to_identical_bytes(tmp_path: Path, store: PassageStore) -> None:
+def test_write_samples_resumes_to_identical_bytes(tmp_path: Path, store: CorpusIndex) -> None:
     output = tmp_path / "sets.jsonl"
     assert write_samples(make_sampler(), store, output, 3, "CC0") == 0
     content = output.read_bytes()
@@ -230,7 +230,7 @@ def test_write_samples_resumes_to_identical_bytes(tmp_path: Path, store: Passage
         assert output.read_bytes() == content
 
 
-def test_write_samples_rejects_sets_made_with_other_options(tmp_path: Path, store: PassageStore) -> None:
+def test_write_samples_rejects_sets_made_with_other_options(tmp_path: Path, store: CorpusIndex) -> None:
     output = tmp_path / "sets.jsonl"
     write_samples(make_sampler(), store, output, 3)
     content = output.read_bytes()
@@ -248,13 +248,16 @@ def test_write_samples_rejects_sets_made_with_other_options(tmp_path: Path, stor
     changed_corpus.write_text(
         "".join(f'{{"_id": "{doc_id}", "text": "another"}}\n' for doc_id in RANKING), encoding="utf-8"
     )
-    with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another passages\)"):
-        write_samples(make_sampler(), PassageStore.from_file(changed_corpus), output, 3)
+    with (
+        pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another passages\)"),
+        open_corpus_index(changed_corpus) as changed_index,
+    ):
+        write_samples(make_sampler(), changed_index, output, 3)
     assert output.read_bytes() == content
 
 
 @pytest.mark.parametrize("content", [b"\x1f\x8b compressed\nand more", b"q1 Q0 d1 1 1.0 bm25\nq1 Q0", b'{"_id": "d1"}'])
-def test_write_samples_leaves_other_files_unchanged(tmp_path: Path, store: PassageStore, content: bytes) -> None:
+def test_write_samples_leaves_other_files_unchanged(tmp_path: Path, store: CorpusIndex, content: bytes) -> None:
     output = tmp_path / "mine"
     output.write_bytes(content)
     with pytest.raises(FormatError, match=r"mine:1: .* expected a file of sets to go on with"):

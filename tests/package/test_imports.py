@@ -25,7 +25,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 
 TIERS = (
     ("types", "errors"),
-    ("optional_deps", "loop_thread", "data/cache_directory", "models/single_flight"),
+    ("optional_deps", "loop_thread", "models/single_flight"),
     (
         "data/token_estimate",
         "window/grammar",

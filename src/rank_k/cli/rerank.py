@@ -26,10 +26,9 @@ from rank_k.options import InferenceOptions, LimitOptions, LongDocumentOptions, 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from rank_k.data.collections.base import DocumentStore
     from rank_k.data.trec import RunFile
     from rank_k.reranker import Reranker
-    from rank_k.types import Candidate, Query
+    from rank_k.types import Candidate, PassageSource, Query
 
 NAME = "rerank"
 HELP = "rerank a first-stage run with a language model that reasons"
@@ -157,7 +156,7 @@ def _check_queries(first_stage: RunFile, queries: Mapping[str, Query], file: Pat
         )
 
 
-def _check_documents(run: Iterable[tuple[str, Sequence[Candidate]]], store: DocumentStore, depth: int) -> None:
+def _check_documents(run: Iterable[tuple[str, Sequence[Candidate]]], store: PassageSource, depth: int) -> None:
     """Every text is there: found out before the first call is paid."""
     for query_id, candidates in run:
         for candidate in candidates[:depth]:

@@ -1,19 +1,18 @@
-"""Where on the user's machine things are kept that can be made again."""
+"""The user's cache: files that Rank-K can make again."""
 
 from __future__ import annotations
 
 import os
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
+from rank_k.data.part_file import replacement_path
 from rank_k.errors import InputError
 
 
 def cache_directory() -> Path:
-    """`RANK_K_CACHE`, else `rank-k` in `XDG_CACHE_HOME`, else where the system keeps caches."""
+    """Return `RANK_K_CACHE`, else `rank-k` in `XDG_CACHE_HOME`, else `rank-k` in the system's folder for caches."""
     if configured_path := os.environ.get("RANK_K_CACHE"):
         return Path(configured_path).expanduser().absolute()
     base_directory = os.environ.get("XDG_CACHE_HOME", "")
@@ -29,38 +28,29 @@ def cache_directory() -> Path:
 
 
 def write_cached(name: str, lines: Iterable[bytes]) -> Path:
-    """Write `lines` to the file `name` (folders in it by `/`) in the cache, whole or not at all; returns its path.
+    """Write `lines` to the file `name` of the cache (with "/" between folders), complete or not at all.
 
-    Raises `InputError` if that cannot be, and whatever making the lines raises.
+    Args:
+        name: path of the file in the cache.
+        lines: the content. An `OSError` that they raise is taken for one of the disk.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        InputError: If the file cannot be written.
     """
     path = cache_directory() / name
-    with _disk_errors_as_input_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, part_path = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            for line in lines:  # an OSError of these is not the disk's: those of downloads are such
-                try:
-                    file.write(line)
-                except OSError as error:
-                    raise _disk_error(path, error) from error
-            with _disk_errors_as_input_errors(path):
-                file.flush()
-        with _disk_errors_as_input_errors(path):
-            Path(part_path).replace(path)
-    finally:
-        Path(part_path).unlink(missing_ok=True)
+        with replacement_path(path) as part_path, part_path.open("wb") as file:
+            file.writelines(lines)
+    except OSError as error:
+        problem = f"{error.filename or path}: {error.strerror or error}"
+        raise InputError(problem, "free disk space, or set RANK_K_CACHE to another folder") from error
     return path
 
 
-@contextmanager
-def _disk_errors_as_input_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _disk_error(path, error) from error
-
-
-def _disk_error(path: Path, error: OSError) -> InputError:
-    problem = f"{error.filename or path}: {error.strerror or error}"
-    return InputError(problem, "see to the disk, or set RANK_K_CACHE to another folder")
+def cached_file(name: str, lines: Iterable[bytes]) -> Path:
+    """Return the file `name` of the cache. It is written, as by `write_cached`, only if it does not exist."""
+    path = cache_directory() / name
+    return path if path.is_file() else write_cached(name, lines)

@@ -17,6 +17,12 @@ from rank_k.optional_deps import load
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
+def reject_pipe(path: Path, remedy: str) -> None:
+    """Raise `InputError` if `path` is not a file, which can be read more than once, but a pipe or device."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{path} is a pipe or device", remedy)
+
+
 class DecompressedStream(NamedTuple):
     """`plain` reads decompressed bytes, line by line or in parts; `raw` is the file beneath, equal to it where
     nothing is compressed, whose position tells how far the reading has come."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,14 @@ from rank_k.errors import FormatError
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def numbered_lines(path: Path, lines: Iterable[bytes], expected: str) -> Iterator[tuple[int, int, bytes]]:
-    """Yield line number (from 1), byte offset and bytes of each line that is not blank, without its line end.
+def numbered_lines(path: Path, lines: Iterable[bytes], expected: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the number (from 1) and bytes of each line that is not blank, without its line end.
 
     Every reader of lines uses this function, so that columns in error messages never depend on the reader.
     Raises `FormatError` for a NUL byte and where all lines are blank.
     """
-    empty, start = True, 0
+    empty = True
     for number, line in enumerate(lines, 1):
-        length = len(line)
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if b"\0" in line:
@@ -37,26 +36,36 @@ def numbered_lines(path: Path, lines: Iterable[bytes], expected: str) -> Iterato
             raise FormatError(path, number, problem, f"UTF-8 text, {expected}")
         if line.strip():
             empty = False
-            yield number, start + length - len(line), line.rstrip(b"\r\n")
-        start += length
+            yield number, line.rstrip(b"\r\n")
     if empty:
         raise FormatError(path, 0, "an empty file", expected)
 
 
 def read_lines(path: Path, expected: str) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, without their line ends, numbered from 1; at least one."""
+    """Yield the lines of a file that are not blank, without their line ends, numbered from 1; at least one."""
     with open_compressed(path, expected) as stream:
-        for number, _, line in numbered_lines(path, stream.plain, expected):
-            yield number, line
+        yield from numbered_lines(path, stream.plain, expected)
 
 
 def read_objects(path: Path, expected: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSONL file, each with its line number. Raises `FormatError` while reading."""
+    """Yield the objects of a JSONL file, each with its line number. Raises `FormatError` while reading."""
     for number, line in read_lines(path, expected):
-        value = parse_json(path, number, decode(line), expected)
-        if not isinstance(value, dict):
-            raise FormatError(path, number, f"JSON that is no object: {abbreviate(value)}", expected)
-        yield number, value
+        yield number, parse_object(path, number, line, expected)
+
+
+def starts_with_json(path: Path, expected: str) -> bool:
+    """Return whether a file's first line is JSON. Raises what `read_lines` raises."""
+    return is_json(next(read_lines(path, expected))[1])
+
+
+def is_json(line: bytes) -> bool:
+    """Return whether a line begins a JSON object."""
+    return line.lstrip().startswith(b"{")
+
+
+def json_line(value: Mapping[str, Any]) -> bytes:
+    """Return a JSON object as a line of a JSONL file."""
+    return json.dumps(value).encode() + b"\n"
 
 
 def decode(field: bytes) -> str:
@@ -64,7 +73,7 @@ def decode(field: bytes) -> str:
 
 
 def is_encodable(identifier: str) -> bool:
-    """False for half a surrogate pair, which JSON can spell and no file can hold."""
+    """Return False for half a surrogate pair, which JSON can spell and no file can hold."""
     try:
         identifier.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -80,6 +89,14 @@ def abbreviate(value: object) -> str:
     """`repr(value)` for an error message, truncated to 60 characters."""
     text = repr(decode(value) if isinstance(value, bytes) else value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def parse_object(path: Path, number: int, line: bytes, expected: str) -> dict[str, Any]:
+    """Return the JSON object in line `number` of the file. Raises `FormatError`."""
+    value = parse_json(path, number, decode(line), expected)
+    if not isinstance(value, dict):
+        raise FormatError(path, number, f"JSON that is not an object: {abbreviate(value)}", expected)
+    return value
 
 
 class JsonPairs(list[tuple[str, Any]]):

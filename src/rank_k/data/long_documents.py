@@ -12,11 +12,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
 
 from rank_k.data.token_estimate import estimate_tokens, truncate_graphemes
 from rank_k.errors import InputError
-from rank_k.types import Candidate, Passage, Ranking
+from rank_k.types import Candidate, Passage, PassageSource, Ranking
 
 MIN_PASSAGE_TOKENS = 16
 """Passages are not cut shorter: words and characters must fit into them."""
@@ -134,12 +133,6 @@ def collapse_to_documents(ranking: Ranking) -> Ranking:
     return Ranking(tuple(doc_ids), tuple(doc_ids.values()))
 
 
-class DocumentStore(Protocol):
-    """Where whole documents come from."""
-
-    def get(self, doc_id: str, query_id: str | None = None) -> Passage: ...
-
-
 class SplitRun:
     """A run of documents as a run of passages: the first `depth` documents of each query, cut.
 
@@ -150,7 +143,7 @@ class SplitRun:
     def __init__(
         self,
         run: Iterable[tuple[str, Sequence[Candidate]]],
-        store: DocumentStore,
+        store: PassageSource,
         split: PassageSplit,
         depth: int = 100,
     ) -> None:

@@ -1,10 +1,18 @@
-"""Files that are complete or absent, written by one process at a time."""
+"""Files that are complete or absent.
+
+PartFile           an output, which one process writes at a time
+replacement_path   a cached file, which any number of processes may write at once
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
+import secrets
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -97,3 +105,34 @@ class PartFile:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
                 raise
+
+
+_ABANDONED_AFTER_SECONDS = 86_400
+"""Temporary files older than a day belong to processes that were killed."""
+
+
+@contextlib.contextmanager
+def replacement_path(path: Path) -> Iterator[Path]:
+    """Yield the path of a new, empty file in the same folder, which replaces `path` unless the block raises.
+
+    Any number of processes may replace the same file at once: each writes a separate file, and the last one to finish
+    wins. The folder is created. A killed process leaves its file behind; a later call removes it.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name[:100]}-"
+    for leftover in path.parent.glob(f"{glob.escape(prefix)}*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
+                leftover.unlink()
+    part_path = path.with_name(f"{prefix}{secrets.token_hex(8)}.part")
+    try:
+        part_path.touch(exist_ok=False)
+        yield part_path
+        with part_path.open("rb+") as file:
+            os.fsync(file.fileno())
+        part_path.replace(path)
+    finally:
+        part_path.unlink(missing_ok=True)

@@ -13,25 +13,31 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-from rank_k.data.compression import open_compressed
-from rank_k.data.lines import abbreviate, numbered_lines, read_lines, read_objects, replace_surrogates
-from rank_k.data.records import is_jsonl, join_fields, read_records, record_id
+from rank_k.data.lines import abbreviate, read_lines, read_objects, replace_surrogates, starts_with_json
+from rank_k.data.records import RecordFormat, join_fields, parse_records, record_id
 from rank_k.errors import FormatError, InputError
 from rank_k.types import Query
 
-_QUERY_FORMAT = '{"_id": ..., "text": ...} on each line (JSONL), id<TAB>text, or TREC topics'
-_QUERY_ID_KEYS = ("_id", "id", "query_id", "qid")
+QUERIES = RecordFormat(
+    id_keys=("_id", "id", "query_id", "qid"),
+    text_keys=("text", "query"),
+    expected='{"_id": ..., "text": ...} on each line (JSONL), id<TAB>text, or TREC topics',
+)
 
 
 def read_queries(path: str | Path, fields: str | None = None) -> dict[str, Query]:
-    """Queries by id, in the file's order.
+    """Return queries by id, in the file's order.
 
-    `fields` ("title,description") names what a query's text is made of, one below the other; empty ones are left
-    out. Without, it is `text` or `query`; of TREC topics `title`, `query` or `text`. `desc` and `narr`
-    also stand for `description` and `narrative`.
+    Args:
+        path: the file.
+        fields: names of the fields that make up a query's text ("title,description"), joined one below the other
+            without empty ones. Without it, the text is `text` or `query`; of TREC topics `title`, `query` or `text`.
+            `desc` and `narr` also stand for `description` and `narrative`.
 
-    Raises `FormatError`, also for a query without one of the fields, with nothing in any, and for one id with two
-    texts; `InputError` for names that are empty or repeated.
+    Raises:
+        FormatError: For a malformed line, a query without one of the fields or with no text in any, and for one id
+            with two texts.
+        InputError: For field names that are empty or repeated.
     """
     path = Path(path)
     names = [] if fields is None else [name.strip() for name in fields.split(",")]
@@ -46,31 +52,31 @@ def read_queries(path: str | Path, fields: str | None = None) -> dict[str, Query
 
 
 def read_translations(path: str | Path, field: str = "ht") -> dict[str, str]:
-    """What `field` of each query holds, by id, where it holds something. In cross-language sets in BEIR's layout `ht`
-    is a translation by hand. Files other than JSONL have no such fields. Raises `FormatError`."""
+    """Return the value of `field` of each query, by id, where it is not empty.
+
+    In cross-language sets in BEIR's layout `ht` is a translation by hand. Files other than JSONL have no such fields.
+    Raises `FormatError`.
+    """
     path = Path(path)
-    with open_compressed(path, _QUERY_FORMAT) as stream:
-        if not is_jsonl(next(numbered_lines(path, stream.plain, _QUERY_FORMAT))[2]):
-            return {}
-    translations = {}
-    for number, row in read_objects(path, _QUERY_FORMAT):
+    translations: dict[str, str] = {}
+    if not starts_with_json(path, QUERIES.expected):
+        return translations
+    for number, row in read_objects(path, QUERIES.expected):
         value = row.get(field) or ""
         if not isinstance(value, str):
             raise FormatError(path, number, f"{abbreviate(value)} as {field}", "a string")
         if value.strip():
-            query_id = record_id(path, number, row, _QUERY_ID_KEYS)
-            translations[query_id] = replace_surrogates(value.strip())
+            translations[record_id(path, number, row, QUERIES.id_keys)] = replace_surrogates(value.strip())
     return translations
 
 
 def _read_query_rows(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """Line number, id and text of every query."""
-    lines = read_lines(path, _QUERY_FORMAT)
+    """Yield line number, id and text of every query."""
+    lines = read_lines(path, QUERIES.expected)
     first = next(lines)
     lines = chain([first], lines)  # read once: it may be a pipe
     if not first[1].lstrip().startswith(b"<"):
-        records = read_records(path, lines, _QUERY_ID_KEYS, ("text", "query"), _QUERY_FORMAT, None, fields)
-        for number, query_id, _, text in records:
+        for number, query_id, _, text in parse_records(path, lines, QUERIES, fields):
             yield number, query_id, text
         return
     from rank_k.data.topics import read_topics

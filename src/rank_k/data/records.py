@@ -6,12 +6,11 @@ a JSON object has several accepted keys, the first in the list of keys counts.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rank_k.data.lines import abbreviate, decode, is_encodable, parse_json, replace_surrogates
+from rank_k.data.lines import abbreviate, decode, is_encodable, is_json, parse_object, replace_surrogates
 from rank_k.errors import FormatError
 
 _FIELD_SYNONYMS = {
@@ -23,83 +22,61 @@ _FIELD_SYNONYMS = {
     "narr": ("narrative",),
 }
 """Other names of query fields."""
-_LEADING_ID = re.compile(rb'\s*\{\s*("_?id")\s*:\s*"([^"\\]+)"')
 
 
-def is_jsonl(first_line: bytes) -> bool:
-    """Whether a file that begins so is JSONL, not TSV."""
-    return first_line.lstrip().startswith(b"{")
+class RecordFormat(NamedTuple):
+    """The accepted keys of a JSON object's id and text, and what a file should hold, for messages."""
+
+    id_keys: Sequence[str]
+    text_keys: Sequence[str]
+    expected: str
 
 
-def read_records(
-    path: Path,
-    lines: Iterator[tuple[int, bytes]],
-    id_keys: Sequence[str],
-    text_keys: Sequence[str],
-    expected: str,
-    ids: Collection[str] | None = None,
-    fields: Sequence[str] = (),
+def parse_records(
+    path: Path, lines: Iterable[tuple[int, bytes]], record_format: RecordFormat, fields: Sequence[str] = ()
 ) -> Iterator[tuple[int, str, str, str]]:
-    """Line number, id, title and text of every record, or of those whose id is in `ids`.
+    """Yield line number, id, title and text of every record. Raises `FormatError`.
 
-    With `fields`, the text is joined from those fields instead of read from one of `text_keys`.
+    Args:
+        path: the file, for messages.
+        lines: its lines with their numbers.
+        record_format: keys of id and text.
+        fields: if any are given, the text is joined from these instead.
     """
-    selected_ids = None if ids is None else frozenset(ids)
     jsonl: bool | None = None
     for number, line in lines:
         if jsonl is None:
-            jsonl = is_jsonl(line)
-        if selected_ids is not None and jsonl and (id_at_start := leading_id(line)) and id_at_start not in selected_ids:
+            jsonl = is_json(line)
+        if not jsonl:
+            doc_id, text = _parse_tsv(path, number, line, record_format.expected)
+            if fields:
+                raise FormatError(path, number, "TSV, which has no fields to choose from", "JSONL or TREC topics")
+            yield number, doc_id, "", text
             continue
-        if selected_ids is not None and parse_id(path, number, line, jsonl, id_keys, expected)[0] not in selected_ids:
-            continue
-        yield number, *parse_record(path, number, line, jsonl, id_keys, text_keys, expected, fields)
+        record = parse_object(path, number, line, record_format.expected)
+        doc_id = record_id(path, number, record, record_format.id_keys)
+        title = record.get("title") or ""
+        text = (
+            join_fields(path, number, record, fields)
+            if fields
+            else _first_value(path, number, record, record_format.text_keys, "text")
+        )
+        for part in (text, title):
+            if not isinstance(part, str):
+                raise FormatError(path, number, f"{abbreviate(part)} as text or title", "strings")
+        yield number, doc_id, replace_surrogates(title).strip(), replace_surrogates(text)
 
 
-def parse_record(
-    path: Path,
-    number: int,
-    line: bytes,
-    jsonl: bool,
-    id_keys: Sequence[str],
-    text_keys: Sequence[str],
-    expected: str,
-    fields: Sequence[str] = (),
-) -> tuple[str, str, str]:
-    """Id, title and text of one line."""
-    identifier, record = parse_id(path, number, line, jsonl, id_keys, expected)
-    if isinstance(record, bytes):
-        if fields:
-            raise FormatError(path, number, "TSV, which has no fields to choose from", "JSONL or TREC topics")
-        return identifier, "", record.decode("utf-8", "replace")
-    title = record.get("title") or ""
-    text = (
-        join_fields(path, number, record, fields) if fields else _first_value(path, number, record, text_keys, "text")
-    )
-    for part in (text, title):
-        if not isinstance(part, str):
-            raise FormatError(path, number, f"{abbreviate(part)} as text or title", "strings")
-    return identifier, replace_surrogates(title).strip(), replace_surrogates(text)
+def _parse_tsv(path: Path, number: int, line: bytes, expected: str) -> tuple[str, str]:
+    identifier, tab, text = line.partition(b"\t")
+    if not tab or not identifier.strip():
+        problem = "no id before the tab" if tab else "no tab"
+        raise FormatError(path, number, f"{problem} in {abbreviate(line)}", expected)
+    return decode(identifier), text.decode("utf-8", "replace")
 
 
-def parse_id(
-    path: Path, number: int, line: bytes, jsonl: bool, id_keys: Sequence[str], expected: str
-) -> tuple[str, dict[str, Any] | bytes]:
-    """The id of one line and what goes with it: a JSON object, or all that follows the tab."""
-    if not jsonl:
-        identifier, tab, rest = line.partition(b"\t")
-        if not tab or not identifier.strip():
-            problem = "no id before the tab" if tab else "no tab"
-            raise FormatError(path, number, f"{problem} in {abbreviate(line)}", expected)
-        return decode(identifier), rest
-    record = parse_json(path, number, decode(line), expected)
-    if not isinstance(record, dict):
-        raise FormatError(path, number, f"JSON that is no object: {abbreviate(record)}", expected)
-    return record_id(path, number, record, id_keys), record
-
-
-def record_id(path: Path, number: int, record: dict[str, Any], id_keys: Sequence[str]) -> str:
-    """The id of a JSON object. Whole numbers count as strings."""
+def record_id(path: Path, number: int, record: Mapping[str, Any], id_keys: Sequence[str]) -> str:
+    """Return the id of a JSON object. Whole numbers count as strings. Raises `FormatError`."""
     identifier = _first_value(path, number, record, id_keys, "id")
     if isinstance(identifier, int) and not isinstance(identifier, bool):
         identifier = str(identifier)
@@ -108,17 +85,8 @@ def record_id(path: Path, number: int, record: dict[str, Any], id_keys: Sequence
     return identifier
 
 
-def leading_id(line: bytes) -> str | None:
-    """The id of a JSON line that begins with it; None where the line must be parsed, as when another `_id`, which
-    would count more, or the same key, which would count last, may follow."""
-    match = _LEADING_ID.match(line)
-    if match is None or line.find(b'"_id"', match.end()) >= 0 or line.find(match[1], match.end()) >= 0:
-        return None
-    return decode(match[2])
-
-
 def join_fields(path: Path, number: int, record: Mapping[str, Any], fields: Sequence[str]) -> str:
-    """The texts of `fields`, one below the other; empty ones are left out. Raises `FormatError` if all are empty."""
+    """Return the texts of `fields`, one below the other, without empty ones. Raises `FormatError` if all are empty."""
     parts = []
     for name in fields:
         key = next((key for key in (name, *_FIELD_SYNONYMS.get(name, ())) if key in record), None)
@@ -132,7 +100,7 @@ def join_fields(path: Path, number: int, record: Mapping[str, Any], fields: Sequ
     return "\n".join(filter(None, parts))
 
 
-def _first_value(path: Path, number: int, record: dict[str, Any], keys: Sequence[str], description: str) -> Any:
+def _first_value(path: Path, number: int, record: Mapping[str, Any], keys: Sequence[str], description: str) -> Any:
     for key in keys:
         if key in record:
             return record[key]

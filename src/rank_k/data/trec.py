@@ -12,14 +12,14 @@ from __future__ import annotations
 import codecs
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 
-from rank_k.data.compression import open_compressed
-from rank_k.data.lines import JsonPairs, abbreviate, decode, is_encodable, parse_json, read_lines
+from rank_k.data.compression import open_compressed, reject_pipe
+from rank_k.data.lines import JsonPairs, abbreviate, decode, is_encodable, parse_json, read_lines, starts_with_json
 from rank_k.data.part_file import PartFile
 from rank_k.errors import FormatError, InputError
 from rank_k.types import Candidate
@@ -34,52 +34,47 @@ _GRADE = re.compile(rb"[+-]?[0-9]{1,9}")  # trec_eval keeps grades in 32 bits
 
 
 class RunFile:
-    """A first-stage run on disk, checked as a whole when opened and then read again for every iteration.
+    """A first-stage run on disk, which is checked when it is opened and read again for every iteration.
 
-    Iterating yields `(query_id, candidates)` in the file's order of queries. Candidates are sorted by score,
-    highest first, equal scores in the file's order (the rank column is ignored, as trec_eval does); a
-    document repeated within a query is kept once, at its best score.
+    Iterating yields `(query_id, candidates)` in the file's order of queries. Candidates are sorted by score, highest
+    first, equal scores in the file's order (the rank column is ignored, as trec_eval does); a document repeated within
+    a query is kept once, with its best score.
 
-    Memory holds one query at a time as long as the lines of each query are adjacent. Where they are not,
-    and for JSON, memory holds the complete run.
+    Memory holds one query at a time if the lines of each query are adjacent, else the complete run. JSON is always
+    read as a whole.
 
-    Raises `FormatError` for the first line that is not as it should be, `InputError` if the file cannot be
-    read or is not a regular file (a pipe cannot be read twice).
+    Attributes:
+        path: the file.
+        query_ids: the queries, in the file's order.
+        duplicate_count: number of repeated documents that were dropped.
+
+    Raises:
+        FormatError: For the first malformed line.
+        InputError: If the file cannot be read or is not a regular file (a pipe cannot be read twice).
     """
-
-    path: Path
-    query_ids: tuple[str, ...]
-    duplicate_count: int
-    """How many repeated documents were dropped."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if self.path.exists() and not self.path.is_file() and not self.path.is_dir():
-            raise InputError(f"{path} is a pipe or device", "a run is read twice: write it to a file first")
-        is_json = _is_json(self.path)
+        reject_pipe(self.path, "a run is read twice: write it to a file first")
+        is_json = starts_with_json(self.path, _RUN_FORMAT)
         self._read_rows: Callable[[Path], Iterator[_RunRow]] = _read_json_rows if is_json else _read_trec_rows
         self._candidates_by_query: dict[str, tuple[Candidate, ...]] | None = None
         self.duplicate_count = 0
         query_ids: dict[str, None] = {}
-        grouped = not is_json
-        if grouped:
-            for query_id, rows in groupby(self._read_rows(self.path), itemgetter(0)):
-                grouped = grouped and query_id not in query_ids
-                query_ids[query_id] = None
-                doc_ids = [doc_id for _, doc_id, _ in rows]
-                self.duplicate_count += len(doc_ids) - len(set(doc_ids))
-        if not grouped:
-            rows_by_query: dict[str, list[_RunRow]] = {}
-            for row in self._read_rows(self.path):
-                rows_by_query.setdefault(row[0], []).append(row)
-            self._candidates_by_query = {
-                query_id: _candidates_best_first(rows) for query_id, rows in rows_by_query.items()
-            }
-            self.duplicate_count = sum(map(len, rows_by_query.values())) - sum(
-                map(len, self._candidates_by_query.values())
-            )
-            query_ids = dict.fromkeys(rows_by_query)
+        is_grouped = True
+        for query_id, rows in groupby(self._read_rows(self.path), itemgetter(0)):
+            is_grouped = is_grouped and query_id not in query_ids
+            query_ids[query_id] = None
+            doc_ids = [doc_id for _, doc_id, _ in rows]
+            self.duplicate_count += len(doc_ids) - len(set(doc_ids))
         self.query_ids = tuple(query_ids)
+        if not is_grouped:
+            rows_by_query: dict[str, list[_RunRow]] = {query_id: [] for query_id in query_ids}
+            for row in self._read_rows(self.path):
+                rows_by_query[row[0]].append(row)
+            by_query = {query_id: _candidates_best_first(rows) for query_id, rows in rows_by_query.items()}
+            self.duplicate_count = sum(len(rows) - len(by_query[query_id]) for query_id, rows in rows_by_query.items())
+            self._candidates_by_query = by_query
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -93,12 +88,12 @@ class RunFile:
 
 
 def read_run(path: str | Path) -> dict[str, tuple[Candidate, ...]]:
-    """The whole run at once: `query_id -> candidates, best first`. See `RunFile` for order and errors."""
+    """Return the whole run: `query_id -> candidates, best first`. See `RunFile` for order and errors."""
     return dict(iter(RunFile(path)))
 
 
 class RunWriter:
-    """Writes a TREC run: `with RunWriter(path) as run: run.write(query_id, doc_ids)`.
+    """A TREC run to be written: `with RunWriter(path) as run: run.write(query_id, doc_ids)`.
 
     The run is complete or absent, and one process writes it at a time (see `PartFile`); queries are appended to
     `path` + ".part" one by one. The score is 1/rank with 12 decimals, which decreases strictly up to rank 999,999.
@@ -132,9 +127,9 @@ class RunWriter:
 
 
 def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
-    """Judgments: `query_id -> {doc_id: grade}`. Grades are whole numbers, negative ones included.
+    """Return judgments: `query_id -> {doc_id: grade}`. Grades are whole numbers, negative ones included.
 
-    Raises `FormatError` for a bad line or a document judged twice with different grades.
+    Raises `FormatError` for a malformed line or a document judged twice with different grades.
     """
     path = Path(path)
     qrels: dict[str, dict[str, int]] = {}
@@ -161,11 +156,16 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
     return qrels
 
 
+def qrels_line(query_id: str, doc_id: str, grade: int) -> bytes:
+    """Return a judgment as a line of a TREC file. Raises `InputError` for an id that TREC cannot hold."""
+    return b"%b 0 %b %d\n" % (trec_field("query id", query_id), trec_field("document id", doc_id), grade)
+
+
 def trec_field(name: str, value: str) -> bytes:
     """Return `value` encoded for a TREC file. Raises `InputError` if it is empty or has white space."""
     if not _fits_trec(value):
         raise InputError(
-            f"{name} {abbreviate(value)} cannot stand in a TREC run",
+            f"{name} {abbreviate(value)} cannot be written to a TREC file",
             "ids and tags must be non-empty and without white space",
         )
     return value.encode("utf-8", "surrogateescape")
@@ -179,7 +179,7 @@ def _describe_columns(fields: Sequence[bytes]) -> str:
     return f"{len(fields)} column{'s' * (len(fields) != 1)} ({abbreviate(b' '.join(fields))})"
 
 
-def _candidates_best_first(rows: Iterator[_RunRow] | list[_RunRow]) -> tuple[Candidate, ...]:
+def _candidates_best_first(rows: Iterable[_RunRow]) -> tuple[Candidate, ...]:
     best: dict[str, Candidate] = {}
     for _, doc_id, score in sorted(rows, key=lambda row: -row[2]):
         best.setdefault(doc_id, Candidate(doc_id, score))
@@ -198,11 +198,6 @@ def _read_trec_rows(path: Path) -> Iterator[_RunRow]:
         if not math.isfinite(score) or b"_" in fields[4]:  # Python reads 1_0 as ten; no other tool does
             raise FormatError(path, number, f"score {abbreviate(fields[4])}", "a finite number in column 5")
         yield decode(fields[0]), decode(fields[2]), score
-
-
-def _is_json(path: Path) -> bool:
-    lines = read_lines(path, _RUN_FORMAT)
-    return next(lines)[1].lstrip().startswith(b"{")
 
 
 def _read_json_rows(path: Path) -> Iterator[_RunRow]:

@@ -17,11 +17,10 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, Protocol
 
-from rank_k.data.collections.base import DocumentStore
 from rank_k.distill.candidate_sets import CandidateSet, CandidateSetAppender, make_set_id
 from rank_k.distill.near_duplicates import NearDuplicateIndex
 from rank_k.errors import InputError
-from rank_k.types import Query
+from rank_k.types import PassageSource, Query
 
 Grades = Mapping[str, Mapping[str, int]]
 """Qrels: `query_id -> {doc_id: grade}`."""
@@ -183,7 +182,7 @@ class Sampler:
 
 def write_samples(
     sampler: Sampler,
-    store: DocumentStore,
+    store: PassageSource,
     output: str | Path,
     queries_count: int | None = None,
     license: str | None = None,
@@ -210,7 +209,7 @@ def write_samples(
     return existing_count
 
 
-def _load_texts(sampled: SampledSet, store: DocumentStore, source: str, license: str | None) -> CandidateSet:
+def _load_texts(sampled: SampledSet, store: PassageSource, source: str, license: str | None) -> CandidateSet:
     query_id = sampled.query.query_id
     passages = tuple(store.get(doc_id, query_id).text for doc_id in sampled.doc_ids)
     return CandidateSet(

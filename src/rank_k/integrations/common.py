@@ -13,12 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rank_k.build import PassageSource
 from rank_k.engine import QueryResult
 from rank_k.errors import InputError, ModelError
 from rank_k.models.base import Model
 from rank_k.reranker import Reranker
-from rank_k.types import Candidate, Hit, Passage, Query, RankedHits
+from rank_k.types import Candidate, Hit, Passage, PassageSource, Query, RankedHits
 from rank_k.window.listwise import WindowReport
 
 LOG = logging.getLogger("rank_k")

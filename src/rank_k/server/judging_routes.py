@@ -19,10 +19,11 @@ from rank_k.optional_deps import load
 from rank_k.server.api_errors import ApiError, invalid_field
 from rank_k.server.config import AccessConfig
 from rank_k.server.http_io import json_response, read_body, response
-from rank_k.server.judging_session import JudgingSession, PairwiseItem, PairwiseItems, PassageStore, displayed_pair
+from rank_k.server.judging_session import JudgingSession, PairwiseItem, PairwiseItems, displayed_pair
 from rank_k.server.preferences_file import PreferencesFile
 from rank_k.server.requests import json_object
 from rank_k.server.service import RerankService
+from rank_k.types import PassageSource
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -40,7 +41,7 @@ class JudgingRoutes:
     name = "judge"
     open_paths: frozenset[str] = frozenset()
 
-    def __init__(self, items: PairwiseItems, store: PassageStore, file: PreferencesFile) -> None:
+    def __init__(self, items: PairwiseItems, store: PassageSource, file: PreferencesFile) -> None:
         self._items = items
         self._store = store
         self._file = file

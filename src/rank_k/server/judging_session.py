@@ -15,19 +15,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import combinations
-from typing import Protocol
 
 from rank_k.evaluation.preferences import UNDONE, Judgment, current_judgments
-from rank_k.types import Passage, Query, Run
+from rank_k.types import PassageSource, Query, Run
 
 MAX_PASSAGE_CHARACTERS = 20_000
 """Of a passage, as it is shown."""
-
-
-class PassageStore(Protocol):
-    """Where passages come from."""
-
-    def get(self, doc_id: str, query_id: str | None = None) -> Passage: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +100,7 @@ class DisplayedPair:
     right: tuple[DisplayedPassage, ...]
 
 
-def displayed_pair(item: PairwiseItem, judge: str, store: PassageStore) -> DisplayedPair:
+def displayed_pair(item: PairwiseItem, judge: str, store: PassageSource) -> DisplayedPair:
     """Raises `InputError` for a passage that `store` lacks."""
     left, right = (item.rankings[side] for side in item.sides(judge))
     numbers = {doc_id: number for number, doc_id in enumerate(dict.fromkeys(left + right), 1)}

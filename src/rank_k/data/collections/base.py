@@ -1,16 +1,15 @@
-"""What every collection provides, and the values and stores that several kinds of collections share."""
+"""What every collection provides, and what several kinds of collections share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
 from rank_k.data.corpus_index import CorpusIndex, OnProgress, open_corpus_index
 from rank_k.data.passages import read_passages
-from rank_k.errors import InputError
-from rank_k.types import Candidate, Passage
+from rank_k.types import Candidate, Passage, PassageSource
 
 ExcludedDocuments = Mapping[str, frozenset[str]]
 """`query_id -> ids of documents that its collection forbids to rank`."""
@@ -21,11 +20,8 @@ NAME_FORMS = (
 )
 
 
-class DocumentStore(Protocol):
-    """Passages by id."""
-
-    def get(self, doc_id: str, query_id: str | None = None) -> Passage:
-        """The passage. Raises `InputError` if there is none; `query_id` only serves that message."""
+class DocumentStore(PassageSource, Protocol):
+    """An open corpus, which must be closed."""
 
     def close(self) -> None: ...
 
@@ -35,17 +31,17 @@ class Corpus(Protocol):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The user's own files it is read from: nothing may be written over them."""
+        """The user's own files that the documents are read from, which must not be overwritten."""
 
     def passages(self) -> Iterator[Passage]:
-        """All of them, one by one."""
+        """Yield all documents."""
 
     def store(self, on_progress: OnProgress | None = None) -> DocumentStore:
-        """Any of them by id. `on_progress` hears of work that has to be done first."""
+        """Return the documents by id. `on_progress` is called while they are indexed."""
 
 
 class Collection(Protocol):
-    """What one name stands for. Queries, judgments and runs are files, in the formats of `rank_k.data.queries` and
+    """A collection. Queries, judgments and runs are files, in the formats of `rank_k.data.queries` and
     `rank_k.data.trec`."""
 
     @property
@@ -55,11 +51,12 @@ class Collection(Protocol):
     def queries(self) -> Path: ...
 
     @property
-    def qrels(self) -> Path | None: ...
+    def qrels(self) -> Path | None:
+        """The judgments; None if the collection has none."""
 
     @property
     def first_stage(self) -> Path | None:
-        """The run that the collection itself asks to be reranked, where there is one."""
+        """The run that the collection itself asks to be reranked, if there is one."""
 
     @property
     def excluded(self) -> ExcludedDocuments: ...
@@ -67,16 +64,16 @@ class Collection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CollectionFiles:
-    """A collection whose parts are files. `qrels` is None where nothing has been judged.
+    """A collection whose parts are files.
 
-    `queries` may hold more queries than `qrels` judges: BEIR keeps all splits in one file.
+    `queries` may hold more queries than `qrels` judges: BEIR keeps all splits in one file. `runs`: first-stage runs
+    in the same folder (`run.*.trec`), by name.
     """
 
     documents: Path
     queries: Path
     qrels: Path | None
     runs: tuple[Path, ...] = ()
-    """First-stage runs that lie beside it (`run.*.trec`), by name."""
     excluded: ExcludedDocuments = field(default_factory=dict)
     first_stage: Path | None = None
 
@@ -87,7 +84,7 @@ class CollectionFiles:
 
 @dataclass(frozen=True, slots=True)
 class CorpusFile:
-    """Documents that are one file, TSV or JSONL."""
+    """Documents in one file, TSV or JSONL."""
 
     path: Path
 
@@ -98,57 +95,12 @@ class CorpusFile:
     def passages(self) -> Iterator[Passage]:
         return read_passages(self.path)
 
-    def store(self, on_progress: OnProgress | None = None) -> PassageStore:
-        return PassageStore.from_file(self.path, on_progress)
-
-
-class PassageStore:
-    """The passages of one file, by id; none is in memory. Made by `from_file`. Any thread may use it."""
-
-    def __init__(self, index: CorpusIndex) -> None:
-        self._index = index
-
-    @classmethod
-    def from_file(cls, path: str | Path, on_progress: OnProgress | None = None) -> PassageStore:
-        """Find out where each passage of the file lies, or take the index that says so (see
-        `rank_k.data.corpus_index`).
-
-        Raises `FormatError` for a line without an id, `InputError` if the file cannot be read or indexed.
-        """
-        return cls(open_corpus_index(path, on_progress))
-
-    def get(self, doc_id: str, query_id: str | None = None) -> Passage:
-        """The passage. Raises `InputError` if the file lacks it or has several texts of that id, `FormatError` if
-        its line is not as it should be; `query_id` only serves the messages."""
-        passages = self._index.passages(doc_id)
-        if not passages:
-            raise missing_document_error(doc_id, query_id, str(self._index.path))
-        if any(passage != passages[0] for passage in passages):
-            raise InputError(
-                f"document {doc_id} stands twice in {self._index.path}, with different texts", "keep one of them"
-            )
-        return passages[0]
-
-    def close(self) -> None:
-        self._index.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def missing_document_error(doc_id: str, query_id: str | None, source: str) -> InputError:
-    """The error for a document that is not where the run says it is."""
-    of_query = "" if query_id is None else f" of query {query_id}"
-    return InputError(
-        f"document {doc_id}{of_query} is not in {source}", "give the documents that the run was made from"
-    )
+    def store(self, on_progress: OnProgress | None = None) -> CorpusIndex:
+        return open_corpus_index(self.path, on_progress)
 
 
 class RunWithoutExcluded:
-    """A run less the documents that its collection forbids for each query. As often iterable as the run is."""
+    """A run without the documents that its collection forbids for each query. It can be iterated as often as `run`."""
 
     def __init__(self, run: Iterable[tuple[str, Sequence[Candidate]]], excluded: ExcludedDocuments) -> None:
         self._run, self._excluded = run, excluded
@@ -159,7 +111,7 @@ class RunWithoutExcluded:
             yield query_id, tuple(candidate for candidate in candidates if candidate.doc_id not in forbidden)
 
     def count_excluded(self) -> int:
-        """How many candidates that leaves out. Reads the run."""
+        """Return the number of candidates that are left out. Reads the run."""
         return sum(
             candidate.doc_id in self._excluded.get(query_id, frozenset())
             for query_id, candidates in (self._run if self._excluded else ())

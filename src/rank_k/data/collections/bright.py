@@ -14,15 +14,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-from rank_k.data.cache_directory import cache_directory, write_cached
+from rank_k.data.cache_directory import cached_file
 from rank_k.data.collections.base import CollectionFiles
-from rank_k.data.lines import read_objects
-from rank_k.data.trec import trec_field
+from rank_k.data.lines import json_line, read_objects
+from rank_k.data.trec import qrels_line
 from rank_k.errors import FormatError, InputError, MissingExtra
 from rank_k.optional_deps import load
 
@@ -55,11 +55,16 @@ def load_bright(location: str) -> CollectionFiles:
     excluded = {row["id"]: frozenset(_list_ids(row, "excluded_ids")) for row in examples}
     return CollectionFiles(
         documents=_documents_file(paths_by_part["documents"], f"{cache_folder}/corpus.jsonl"),
-        queries=_write_cached_file(
-            f"{cache_folder}/queries.jsonl", (_json_line({"_id": row["id"], "text": row["query"]}) for row in examples)
+        queries=cached_file(
+            f"{cache_folder}/queries.jsonl", (json_line({"_id": row["id"], "text": row["query"]}) for row in examples)
         ),
-        qrels=_write_cached_file(
-            f"{cache_folder}/qrels.trec", (line for row in examples for line in _qrels_lines(row))
+        qrels=cached_file(
+            f"{cache_folder}/qrels.trec",
+            (
+                qrels_line(row["id"], doc_id, 1)
+                for row in examples
+                for doc_id in dict.fromkeys(_list_ids(row, "gold_ids"))
+            ),
         ),
         excluded={query_id: doc_ids for query_id, doc_ids in excluded.items() if doc_ids},
     )
@@ -122,14 +127,9 @@ def _all_paths(paths_by_part: dict[str, list[Path]]) -> list[Path]:
 def _documents_file(paths: list[Path], cache_name: str) -> Path:
     if len(paths) == 1 and paths[0].suffix != ".parquet":
         return paths[0]  # JSONL that can be read as it is
-    return _write_cached_file(
-        cache_name, (_json_line({"_id": row["id"], "text": row["content"]}) for row in _read_rows(paths, "documents"))
+    return cached_file(
+        cache_name, (json_line({"_id": row["id"], "text": row["content"]}) for row in _read_rows(paths, "documents"))
     )
-
-
-def _write_cached_file(name: str, lines: Iterable[bytes]) -> Path:
-    path = cache_directory() / name
-    return path if path.is_file() else write_cached(name, lines)
 
 
 def _read_rows(paths: list[Path], part: str) -> Iterator[dict[str, Any]]:
@@ -159,12 +159,3 @@ def _read_parquet_rows(path: Path, part: str) -> Iterator[tuple[int, dict[str, A
 
 def _list_ids(row: dict[str, Any], column: str) -> list[str]:
     return [str(value) for value in row.get(column) or () if value not in (None, "", "N/A")]
-
-
-def _qrels_lines(row: dict[str, Any]) -> Iterator[bytes]:
-    for doc_id in dict.fromkeys(_list_ids(row, "gold_ids")):
-        yield b"%b 0 %b 1\n" % (trec_field("query id", row["id"]), trec_field("document id", doc_id))
-
-
-def _json_line(record: dict[str, Any]) -> bytes:
-    return json.dumps(record).encode() + b"\n"

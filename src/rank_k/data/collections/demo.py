@@ -14,7 +14,6 @@ import ast
 import hashlib
 import importlib
 import inspect
-import json
 import re
 import sysconfig
 import tomllib
@@ -27,9 +26,10 @@ from textwrap import dedent
 from types import FunctionType, MethodType
 from typing import NamedTuple
 
-from rank_k.data.cache_directory import cache_directory, write_cached
+from rank_k.data.cache_directory import cached_file
 from rank_k.data.collections.base import CollectionFiles
-from rank_k.data.trec import trec_field
+from rank_k.data.lines import json_line
+from rank_k.data.trec import qrels_line
 from rank_k.errors import InputError
 from rank_k.types import Passage, Query
 
@@ -138,21 +138,19 @@ def load_python_docs() -> CollectionFiles:
     """
     judged_questions = load_questions()
     lines_by_name = {
-        "corpus.jsonl": [_json_line({"_id": passage.doc_id, "text": passage.text}) for passage in load_passages()],
-        "queries.jsonl": [_json_line({"_id": q.query.query_id, "text": q.query.text}) for q in judged_questions],
+        "corpus.jsonl": [json_line({"_id": passage.doc_id, "text": passage.text}) for passage in load_passages()],
+        "queries.jsonl": [json_line({"_id": q.query.query_id, "text": q.query.text}) for q in judged_questions],
         "qrels.trec": [
-            b"%b 0 %b %d\n" % (trec_field("query id", q.query.query_id), trec_field("document id", doc_id), grade)
+            qrels_line(q.query.query_id, doc_id, grade)
             for q in judged_questions
             for doc_id, grade in q.judgments.items()
         ],
     }
     digest = hashlib.sha256(b"".join(line for lines in lines_by_name.values() for line in lines)).hexdigest()[:16]
-    paths = []
-    for name, lines in lines_by_name.items():
-        path = cache_directory() / COLLECTION_NAME / digest / name
-        paths.append(path if path.is_file() else write_cached(f"{COLLECTION_NAME}/{digest}/{name}", lines))
-    documents_path, queries_path, qrels_path = paths
-    return CollectionFiles(documents_path, queries_path, qrels_path)
+    documents, queries, qrels = (
+        cached_file(f"{COLLECTION_NAME}/{digest}/{name}", lines) for name, lines in lines_by_name.items()
+    )
+    return CollectionFiles(documents, queries, qrels)
 
 
 class _Entry(NamedTuple):
@@ -405,7 +403,3 @@ def _split_block(block: str) -> list[str]:
     if ">>>" in block:
         return block.splitlines()
     return re.split(r"(?<=[.!?])\s+(?=[A-Z\"“*])", block)
-
-
-def _json_line(record: dict[str, str]) -> bytes:
-    return json.dumps(record).encode() + b"\n"

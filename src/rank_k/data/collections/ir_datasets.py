@@ -1,18 +1,17 @@
 """The data sets of ir_datasets (MacAvaney et al., SIGIR 2021), by their ids.
 
-Its queries, judgments and scored documents become files in the cache, anew each time they are asked for, so
-that everything after reads them as it reads the user's own. Its documents stay in its own store.
+Queries, judgments and scored documents are written to files in the cache each time they are needed, so that everything
+else reads them as it reads the user's own files. Documents stay in the store of ir_datasets.
 """
 
 from __future__ import annotations
 
 import difflib
 import io
-import json
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from functools import cached_property
 from pathlib import Path
@@ -20,20 +19,24 @@ from typing import Any
 from urllib.parse import quote
 
 from rank_k.data.cache_directory import write_cached
-from rank_k.data.collections.base import NAME_FORMS, ExcludedDocuments, missing_document_error
+from rank_k.data.collections.base import NAME_FORMS, ExcludedDocuments
 from rank_k.data.corpus_index import OnProgress
-from rank_k.data.trec import trec_field
+from rank_k.data.lines import json_line
+from rank_k.data.passages import missing_passage_error
+from rank_k.data.trec import qrels_line, trec_field
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
 from rank_k.types import Passage
 
 
 class IrDataset:
-    """A data set of ir_datasets. Each part is fetched when it is first asked for, as ir_datasets does it: its
-    terms of use are shown in its own words, and its progress where standard error is a terminal.
+    """A data set of ir_datasets. Each part is downloaded by ir_datasets when it is first needed.
 
-    Raises `InputError` for an id that nobody knows, a part that the data set lacks, and data that can neither be
-    found nor downloaded: one message with all that ir_datasets says about where to get them and put them.
+    ir_datasets shows its own terms of use, and its progress if standard error is a terminal.
+
+    Raises:
+        InputError: For an unknown id, a part that the data set lacks, and data that can neither be found nor
+            downloaded: one message with all that ir_datasets says about where to get them and where to put them.
     """
 
     def __init__(self, name: str) -> None:
@@ -53,56 +56,50 @@ class IrDataset:
 
     @cached_property
     def queries(self) -> Path:
-        """JSONL: `text` is ir_datasets' own choice of text; all fields that are text stand beside it."""
+        """JSONL: `text` is what ir_datasets takes for the text; all fields that are text are there too."""
         self._require_part("queries", "queries")
-        with _errors_as_input_error(self.name, "queries"):
-            return write_cached(f"{self._cache_folder}/queries.jsonl", map(_query_line, self._dataset.queries_iter()))
+        queries = _rows(self.name, "queries", self._dataset.queries_iter)
+        return self._write("queries.jsonl", map(_query_line, queries))
 
     @cached_property
     def qrels(self) -> Path | None:
-        """TREC format, less what is marked as excluded. Judged for several subtopics, the highest grade counts."""
+        """TREC format, without excluded documents. Judged for several subtopics, the highest grade counts."""
         if not self._dataset.has_qrels():
             return None
         grades: dict[tuple[str, str], int] = {}
-        with _errors_as_input_error(self.name, "judgments"):
-            for qrel in self._dataset.qrels_iter():
-                if qrel.relevance not in self._excluded_grades:
-                    pair = (qrel.query_id, qrel.doc_id)
-                    grades[pair] = max(int(qrel.relevance), grades.get(pair, int(qrel.relevance)))
-            lines = (b"%b 0 %b %d\n" % (*_trec_ids(*pair), grade) for pair, grade in grades.items())
-            return write_cached(f"{self._cache_folder}/qrels.trec", lines)
+        for qrel in _rows(self.name, "judgments", self._dataset.qrels_iter):
+            if qrel.relevance not in self._excluded_grades:
+                pair = (qrel.query_id, qrel.doc_id)
+                grades[pair] = max(int(qrel.relevance), grades.get(pair, int(qrel.relevance)))
+        return self._write("qrels.trec", (qrels_line(*pair, grade) for pair, grade in grades.items()))
 
     @cached_property
     def first_stage(self) -> Path | None:
         """The scored documents, in TREC format."""
         if not self._dataset.has_scoreddocs():
             return None
-        with _errors_as_input_error(self.name, "scored documents"):
-            scored = self._dataset.scoreddocs_iter()
-            lines = (b"%b Q0 %b 0 %r scoreddocs\n" % (*_trec_ids(row[0], row[1]), float(row[2])) for row in scored)
-            return write_cached(f"{self._cache_folder}/run.scoreddocs.trec", lines)
+        scored = _rows(self.name, "scored documents", self._dataset.scoreddocs_iter)
+        return self._write("run.scoreddocs.trec", map(_run_line, scored))
 
     @cached_property
     def excluded(self) -> ExcludedDocuments:
         """Documents whose grade means that they are excluded, as in the data sets of BRIGHT."""
         doc_ids_by_query: dict[str, set[str]] = {}
         if self._excluded_grades:
-            with _errors_as_input_error(self.name, "judgments"):
-                for qrel in self._dataset.qrels_iter():
-                    if qrel.relevance in self._excluded_grades:
-                        doc_ids_by_query.setdefault(qrel.query_id, set()).add(qrel.doc_id)
+            for qrel in _rows(self.name, "judgments", self._dataset.qrels_iter):
+                if qrel.relevance in self._excluded_grades:
+                    doc_ids_by_query.setdefault(qrel.query_id, set()).add(qrel.doc_id)
         return {query_id: frozenset(doc_ids) for query_id, doc_ids in doc_ids_by_query.items()}
 
-    @property
+    @cached_property
     def _excluded_grades(self) -> frozenset[int]:
         if not self._dataset.has_qrels():
             return frozenset()
         meanings = self._dataset.qrels_defs()
         return frozenset(grade for grade, meaning in meanings.items() if "excluded" in str(meaning).lower())
 
-    @property
-    def _cache_folder(self) -> str:
-        return f"ir_datasets/{quote(self.name, safe='')}"
+    def _write(self, file_name: str, lines: Iterable[bytes]) -> Path:
+        return write_cached(f"ir_datasets/{quote(self.name, safe='')}/{file_name}", lines)
 
     def _require_part(self, part: str, label: str) -> None:
         if not self._dataset.has(part):
@@ -118,13 +115,7 @@ class IrCorpus:
         self._name, self._dataset = name, dataset
 
     def passages(self) -> Iterator[Passage]:
-        with _errors_as_input_error(self._name, "documents"):
-            documents = self._dataset.docs_iter()
-        while True:
-            with _errors_as_input_error(self._name, "documents"):
-                document = next(documents, None)
-            if document is None:
-                return
+        for document in _rows(self._name, "documents", self._dataset.docs_iter):
             yield Passage(document.doc_id, _text_of(document))
 
     def store(self, on_progress: OnProgress | None = None) -> IrStore:
@@ -136,45 +127,61 @@ class IrCorpus:
 
 
 class IrStore:
-    """Documents by id, out of ir_datasets' own store. Any thread may use it."""
+    """The documents of a data set by id, from the store of ir_datasets. Any thread may use it."""
 
     def __init__(self, name: str, store: Any) -> None:
         self._name, self._store, self._lock = name, store, threading.Lock()
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
-        """The passage. Raises `InputError` if the data set lacks it; `query_id` only serves that message."""
+        """Return the passage. Raises `InputError` if the data set lacks it; `query_id` is for the message."""
         try:
             with self._lock:
                 return Passage(doc_id, _text_of(self._store.get(doc_id)))
         except KeyError:
-            raise missing_document_error(doc_id, query_id, f"data set {self._name}") from None
+            raise missing_passage_error(doc_id, query_id, f"data set {self._name}") from None
         except Exception as error:
             raise _unavailable_error(self._name, "documents", error, []) from error
 
     def close(self) -> None:
-        """Nothing to free: ir_datasets keeps its files open."""
+        """Do nothing: ir_datasets keeps its files open."""
+
+
+def _rows(name: str, part: str, iterate: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+    """Yield the rows of a part of a data set. Any error of ir_datasets is raised as an `InputError`."""
+    with _errors_as_input_error(name, part):
+        rows = iter(iterate())
+    while True:
+        with _errors_as_input_error(name, part):  # not around `yield`: the caller's errors are its own
+            row = next(rows, None)
+        if row is None:
+            return
+        yield row
 
 
 def _query_line(query: Any) -> bytes:
     fields = {key: value for key, value in query._asdict().items() if isinstance(value, str)}
-    fields |= {"_id": query.query_id, "text": _text_of(query)}
-    return json.dumps(fields).encode() + b"\n"
+    return json_line(fields | {"_id": query.query_id, "text": _text_of(query)})
+
+
+def _run_line(row: Any) -> bytes:
+    query_id, doc_id, score = row[:3]
+    return b"%b Q0 %b 0 %r scoreddocs\n" % (
+        trec_field("query id", query_id),
+        trec_field("document id", doc_id),
+        float(score),
+    )
 
 
 def _text_of(record: Any) -> str:
-    """What ir_datasets takes for the text of a query or document, else its first field after the id."""
+    """Return what ir_datasets takes for the text of a query or document, else its first field after the id."""
     if hasattr(record, "default_text"):
         return str(record.default_text() or "")
     return str(getattr(record, "text", record[1]) or "")
 
 
-def _trec_ids(query_id: str, doc_id: str) -> tuple[bytes, bytes]:
-    return trec_field("query id", query_id), trec_field("document id", doc_id)
-
-
 @contextmanager
 def _errors_as_input_error(name: str, part: str) -> Iterator[None]:
-    """Whatever goes wrong inside comes out as one `InputError`, with what ir_datasets told about it before."""
+    """Raise whatever goes wrong inside as one `InputError`, with what ir_datasets logged about it before."""
     logger = logging.getLogger("ir_datasets")
     records: list[logging.LogRecord] = []
 
@@ -194,12 +201,8 @@ def _errors_as_input_error(name: str, part: str) -> Iterator[None]:
     except Exception as error:  # ir_datasets and its readers raise all kinds
         raise _unavailable_error(name, part, error, records) from error
     for record in records:
-        if _is_notice(record):
+        if "agree" in record.getMessage():  # to the terms of use
             logger.handle(record)
-
-
-def _is_notice(record: logging.LogRecord) -> bool:
-    return "agree" in record.getMessage()
 
 
 def _unavailable_error(name: str, part: str, error: Exception, records: Iterable[logging.LogRecord]) -> InputError:
@@ -209,7 +212,7 @@ def _unavailable_error(name: str, part: str, error: Exception, records: Iterable
     if urls:
         problem = f"the {part} of {name} are not on this machine and cannot be downloaded ({urls})"
     else:
-        problem = f"the {part} of {name} cannot be had ({type(error).__name__}: {str(error)[:200]})"
+        problem = f"the {part} of {name} cannot be read ({type(error).__name__}: {str(error)[:200]})"
     home = load("ir_datasets").util.home_path()
     documentation_url = f"https://ir-datasets.com/{name.partition('/')[0]}.html"
     copy_hint = (
