@@ -11,11 +11,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 from rank_k.errors import ModelError, PromptFiltered, RetriesExhausted
 from rank_k.journal import Journal, WindowRecord
@@ -30,41 +28,13 @@ from rank_k.types import (
     Round,
     StreamChunk,
     Window,
-    WindowRanking,
     WindowResult,
 )
-from rank_k.window.listwise import WindowReport
+from rank_k.window.base import WindowRanker, WindowReport
 from rank_k.window.prompt_builder import PreparedQuery
 from rank_k.window.reasoning import ReasoningMode
 
 OPEN_QUERIES_PER_SLOT = 4
-
-
-class WindowRanker(Protocol):
-    """Ranks windows: a `ListwiseRanker`, `QueryLikelihoodRanker` or `CombinedRanker`."""
-
-    async def prepare(self, reasoning: ReasoningMode | None = None) -> None:
-        """Find out, once, what must be known before the first window, or the first with this reasoning mode."""
-
-    async def check_query(self, query: Query) -> None:
-        """Raise `QueryTooLong` if the query leaves no space for passages in the model's context."""
-
-    async def prepare_query(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
-        """Return the query and its passages, prepared for prompts. Raises `QueryTooLong` like `check_query`."""
-
-    async def rank(
-        self,
-        texts: PreparedQuery,
-        window: Window,
-        *,
-        reasoning: ReasoningMode | None = None,
-        on_chunk: OnChunk | None = None,
-    ) -> WindowReport:
-        """Rank one window. Raises `ModelError` when the model does not respond, never for a bad answer.
-
-        `reasoning`: the reasoning mode, if not that of the ranker's settings. `on_chunk`: called with each chunk of the
-        response while it streams.
-        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,5 +363,8 @@ class Engine:
 
 def _unranked_report(window: Window, repair: str, error: ModelError) -> WindowReport:
     """Return `window` in its input order, counted as `repair`, because of `error`."""
-    result = WindowResult(window, (WindowRanking.unranked(window),))
-    return WindowReport(result=result, traces=("",), repairs=Counter({repair: 1}), error=error)
+    report = WindowReport.unranked(window)
+    report.traces = ("",)
+    report.repairs[repair] += 1
+    report.error = error
+    return report

@@ -18,15 +18,15 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 from uuid import uuid4
 
-from rank_k.engine import Engine, Job, QueryResult, RunStats, WindowRanker
+from rank_k.engine import Engine, Job, QueryResult, RunStats
 from rank_k.errors import InputError
 from rank_k.journal import Journal
 from rank_k.loop_thread import LoopThread
 from rank_k.models.base import Model
-from rank_k.models.cached import CachedCalls
+from rank_k.models.cached import CachedModel
 from rank_k.models.http import HttpModel
 from rank_k.models.retry import RetryPolicy
-from rank_k.models.single_flight import RunOnce
+from rank_k.models.run_once import run_once
 from rank_k.models.student import Student, default_model, find_student
 from rank_k.strategies import make_strategy
 from rank_k.strategies.base import Strategy
@@ -44,11 +44,13 @@ from rank_k.types import (
     Window,
     keep_input_order,
 )
+from rank_k.window.base import WindowRanker, WindowReport
 from rank_k.window.combined import CombinedRanker
-from rank_k.window.listwise import ListwiseRanker, ListwiseSettings, WindowReport
+from rank_k.window.listwise import ListwiseRanker, ListwiseSettings
 from rank_k.window.prompt import PromptTemplate, read_template
-from rank_k.window.query_likelihood import PASSAGE_TOKENS, QueryLikelihoodRanker
 from rank_k.window.reasoning import ReasoningMode
+from rank_k.window.repetition import StopOnRepetition
+from rank_k.window.scorers import PASSAGE_TOKENS, QueryLikelihoodScorer, ScoreRanker
 
 PAPER_SETTINGS: Mapping[str, Any] = {
     "strategy": "sliding",
@@ -77,7 +79,7 @@ class Reranker:
             (default: rank-k-nano, which is part of the package; for `method="likelihood"` or with a `prompt`, the
             weights that `rank-k fetch` downloads). Or any object that is a `models.base.Model`.
         method: "listwise" compares the passages of a window in one prompt; all settings below are about it.
-            "likelihood" scores each passage by the log-likelihood of the query (see `window.query_likelihood`), without
+            "likelihood" scores each passage by the log-likelihood of the query (see `window.scorers`), without
             a strategy, reasoning or answer. "combined" adds up listwise, likelihood and first-stage scores (see
             `strategies.combined`). Default: the student's method; likelihood for embedded weights that were not trained
             to rank, unless `strategy`, `reasoning`, `prompt` or `samples` are given; else listwise.
@@ -192,14 +194,12 @@ class Reranker:
         model_method: ScoringMethod = "listwise" if given_options else getattr(self.model, "default_method", "listwise")
         self.method: ScoringMethod = method or default_method or model_method
         self.journal = Journal(journal)
-        calls = CachedCalls(self.model, self.journal, retries, on_retry, self.concurrency)
+        cached_model = CachedModel(StopOnRepetition(self.model), self.journal, retries, on_retry, self.concurrency)
         self.ranker: WindowRanker
         if self.method == "likelihood":
             self.effective_settings = {"passage_tokens": passage_tokens or PASSAGE_TOKENS}
             self.strategy = Single(max(depth, 2))
-            self.ranker = QueryLikelihoodRanker(
-                self.model, self.journal, self.effective_settings["passage_tokens"], calls=calls
-            )
+            self.ranker = ScoreRanker(QueryLikelihoodScorer(cached_model, self.effective_settings["passage_tokens"]))
         else:
             settings = ListwiseSettings(
                 effective["passage_tokens"],
@@ -211,16 +211,16 @@ class Reranker:
                 samples,
                 label_words=student.verdicts if student is not None and prompt is None else (),
             )
-            self.ranker = listwise = ListwiseRanker(self.model, self.journal, settings, template, calls=calls)
+            self.ranker = listwise = ListwiseRanker(cached_model, settings, template)
             if self._is_combined:
-                self.ranker = CombinedRanker(QueryLikelihoodRanker(self.model, self.journal, calls=calls), listwise)
+                self.ranker = CombinedRanker(QueryLikelihoodScorer(cached_model), listwise)
                 self.effective_settings["first_stage_weight"] = first_stage_weight
         self.stats = RunStats()
         self._settings = {"method": self.method, "depth": depth, **self.effective_settings}
         self._rank_run = ""  # the journal's run of the queries of `rank`
         self._rank_positions = count()
         self._loop = LoopThread()
-        self._prepare = RunOnce(self._prepare_once)
+        self._prepare = run_once(self._prepare_once)
 
     def rank(self, query: str, documents: Sequence[str | Mapping[str, Any]], **options: Any) -> RankedHits:
         """Return `documents` (texts, or mappings with a "text") in the order of their relevance to `query`.

@@ -51,7 +51,7 @@ class Window:
     """Passages to be ranked together, in the order in which the prompt presents them.
 
     `rank_range` is the (best, worst) final rank, counted from 1, that this window can still affect. `method`: what
-    ranks them, a listwise prompt or the likelihood of the query after each passage (`window/query_likelihood.py`).
+    ranks them, a listwise prompt or the likelihood of the query after each passage (`window/scorers.py`).
     """
 
     doc_ids: tuple[str, ...]
@@ -145,10 +145,15 @@ passage. combined: the sum of both and the first stage (`strategies/combined.py`
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """The query and passages of a request. Never sent to a server: for simulated models, logs and the web page."""
+    """What a request is about. Never sent to a server: for the journal, simulated models and the web page.
 
-    query_id: str
-    doc_ids: tuple[str, ...]
+    `doc_ids`: the passages, in the order in which the prompt presents them. `purpose`: the step of ranking that the
+    request belongs to, as the journal stores it ("ask", "direct", "close", "likelihood" or "probe").
+    """
+
+    query_id: str = ""
+    doc_ids: tuple[str, ...] = ()
+    purpose: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +187,7 @@ class Request:
     logprobs: bool = False
     forced_text: str | None = None
     sample: int = 0
-    context: RequestContext = field(default=RequestContext("", ()), compare=False)
+    context: RequestContext = field(default=RequestContext(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +216,8 @@ class Response:
 
     `finish_reason`: the server's value ("stop", "length", ...), or "stopped" if the callback ended the response.
     `tokens`: (text, log-probability) of each token of the answer, if requested and sent; for `forced_text`, of the
-    tokens that are the same after every prompt.
+    tokens that are the same after every prompt. `call_key`: the key of the call in the journal. `cached`: the response
+    comes from the journal, or from an identical request in flight.
     """
 
     text: str
@@ -220,6 +226,8 @@ class Response:
     usage: Usage = Usage()
     seconds: float = 0.0
     tokens: tuple[tuple[str, float], ...] | None = None
+    call_key: str = field(default="", compare=False)
+    cached: bool = field(default=False, compare=False)
 
 
 @dataclass(slots=True)

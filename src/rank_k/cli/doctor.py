@@ -212,7 +212,7 @@ async def _probe_logprobs(model: Model) -> str:
 
 async def _probe_likelihood(model: Model) -> str:
     """Whether a text that is given is told the probability of."""
-    from rank_k.window.query_likelihood import query_log_probability
+    from rank_k.window.scorers import query_log_probability
 
     if not model.capabilities.scores_given_text:
         return "not offered: --method likelihood is not for this server"
