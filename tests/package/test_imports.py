@@ -28,7 +28,7 @@ TIERS = (
     ("optional_deps", "loop_thread", "data/cache_directory", "models/run_once"),
     (
         "data/token_estimate",
-        "window/grammar",
+        "models/grammar",
         "window/sanitize",
         "retrieval/analyzers",
     ),

@@ -172,7 +172,7 @@ async def _probe_prefill(model: Model) -> str:
 
 async def _probe_grammar(model: Model) -> str:
     """Whether an answer is held to a ranking that nobody would say by himself."""
-    from rank_k.window.grammar import matches_grammar
+    from rank_k.models.grammar import matches_grammar
 
     if not model.capabilities.grammar:
         return "not offered: answers are free, and repaired where they must be"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from rank_k.errors import ContextOverflow, FieldRejected, PromptFiltered, RequestRejected
 from rank_k.models.base import Model
+from rank_k.models.grammar import matches_grammar
 from rank_k.models.run_once import run_once
 from rank_k.strategies.base import query_seed
 from rank_k.types import (
@@ -25,7 +26,6 @@ from rank_k.types import (
     WindowResult,
 )
 from rank_k.window.base import WindowRanker, WindowReport
-from rank_k.window.grammar import matches_grammar
 from rank_k.window.labels import parse_labels
 from rank_k.window.parsing import ParsedAnswer, parse_ranking
 from rank_k.window.prompt import PromptTemplate, default_template
