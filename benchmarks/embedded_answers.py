@@ -19,6 +19,7 @@ from random import Random
 
 from rank_k.data.collections.demo import load_passages, load_questions
 from rank_k.journal import Journal
+from rank_k.models.cached import CachedModel
 from rank_k.models.embedded import EmbeddedModel
 from rank_k.types import Passage, Query, Window
 from rank_k.window.listwise import ListwiseRanker, ListwiseSettings
@@ -69,7 +70,7 @@ async def rank_windows(
     settings = ListwiseSettings(
         passage_tokens=24, max_tokens=512, temperature=0.5, reasoning=reasoning, constrained=constrained
     )
-    ranker = ListwiseRanker(model, journal, settings, TEMPLATE)
+    ranker = ListwiseRanker(CachedModel(model, journal), settings, TEMPLATE)
     stats, started = AnswerStats(), time.monotonic()
 
     async def rank_window(query: Query, window_passages: list[Passage]) -> None:

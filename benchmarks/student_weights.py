@@ -28,7 +28,7 @@ from rank_k.strategies.bradley_terry import fit_strengths
 from rank_k.strategies.combined import comparison_scores, first_stage_scores, rank_by_weighted_sum, standardize
 from rank_k.types import Candidate, WindowResult
 from rank_k.window.combined import CombinedRanker
-from rank_k.window.query_likelihood import PASSAGE_TOKENS, QueryLikelihoodRanker
+from rank_k.window.scorers import PASSAGE_TOKENS, QueryLikelihoodScorer
 
 DEPTH = 20
 MEASURE = "nDCG@10"
@@ -70,9 +70,8 @@ def measure_weights(
     results_of_query: defaultdict[str, list[WindowResult]] = defaultdict(list)
     with Reranker(student, method="combined", depth=DEPTH, journal=folder / "calls.sqlite") as reranker:
         assert isinstance(reranker.ranker, CombinedRanker)
-        reranker.ranker.likelihood = QueryLikelihoodRanker(
-            reranker.model, reranker.journal, likelihood_tokens, concurrency=1
-        )
+        listwise = reranker.ranker.listwise
+        reranker.ranker = CombinedRanker(QueryLikelihoodScorer(listwise.model, likelihood_tokens), listwise)
         queries = read_queries(collection / "queries.jsonl")
         for _ in reranker.rerank(
             run,

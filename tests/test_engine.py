@@ -19,6 +19,7 @@ from rank_k import Reranker
 from rank_k.engine import OPEN_QUERIES_PER_SLOT, Engine, Job, QueryResult
 from rank_k.errors import ModelError, RequestRejected
 from rank_k.journal import Journal
+from rank_k.models.cached import CachedModel
 from rank_k.models.mock import ScriptedModel
 from rank_k.models.retry import RetryPolicy
 from rank_k.strategies import make_strategy
@@ -64,7 +65,7 @@ def run_engine(
 ) -> tuple[list[QueryResult], Engine]:
     async def run() -> tuple[list[QueryResult], Engine]:
         journal = Journal()
-        ranker = ListwiseRanker(model, journal, retries=RetryPolicy(first=0.001, longest=0.002))
+        ranker = ListwiseRanker(CachedModel(model, journal, RetryPolicy(first=0.001, longest=0.002)))
         engine = Engine(ranker, strategy or make_strategy("sliding"), journal, concurrency=concurrency, **options)
         try:
             return [result async for result in engine.run(jobs)], engine
@@ -116,7 +117,7 @@ def test_engine_limits_the_number_of_open_queries() -> None:
     async def run() -> None:
         nonlocal finished_count
         journal = Journal()
-        engine = Engine(ListwiseRanker(model, journal), make_strategy("sliding"), journal, concurrency=2)
+        engine = Engine(ListwiseRanker(CachedModel(model, journal)), make_strategy("sliding"), journal, concurrency=2)
         async for _ in engine.run(make_jobs([30] * 50, opened_positions)):
             finished_count += 1
         journal.close()
@@ -166,7 +167,7 @@ def test_engine_cancels_windows_in_flight_when_iteration_stops() -> None:
 
     async def run() -> None:
         journal = Journal()
-        engine = Engine(ListwiseRanker(model, journal), make_strategy("sliding"), journal, concurrency=4)
+        engine = Engine(ListwiseRanker(CachedModel(model, journal)), make_strategy("sliding"), journal, concurrency=4)
         results = engine.run(make_jobs([20] * 10))
         await anext(results)
         await results.aclose()
@@ -204,7 +205,7 @@ def test_engine_stores_queries_rounds_and_rankings_in_the_journal(tmp_path: Path
         journal = Journal(tmp_path / "journal.sqlite")
         model = ScriptedModel(lambda request: " > ".join(f"[{n}]" for n in range(len(request.context.doc_ids), 0, -1)))
         engine = Engine(
-            ListwiseRanker(model, journal),
+            ListwiseRanker(CachedModel(model, journal)),
             make_strategy("sliding"),
             journal,
             run="r",

@@ -8,9 +8,7 @@ from typing import Any
 
 from rank_k.engine import Job
 from rank_k.errors import InputError
-from rank_k.journal import Journal
 from rank_k.models.base import Model
-from rank_k.models.cached import CachedCalls
 from rank_k.models.student import Student, default_model, find_student
 from rank_k.models.weights import Weights, locate
 from rank_k.options import ReasoningMode, RerankOptions
@@ -19,10 +17,11 @@ from rank_k.strategies.base import Strategy
 from rank_k.strategies.combined import Combined
 from rank_k.strategies.single import Single
 from rank_k.types import Candidate, Passage, PassageSource, Query
+from rank_k.window.base import WindowRanker
 from rank_k.window.combined import CombinedRanker
 from rank_k.window.listwise import ListwiseRanker, ListwiseSettings
 from rank_k.window.prompt import PromptTemplate, read_template
-from rank_k.window.query_likelihood import QueryLikelihoodRanker
+from rank_k.window.scorers import QueryLikelihoodScorer, ScoreRanker
 
 ModelSource = str | Path | Model | None
 """A model's name or path, or a model; None is the default embedded model."""
@@ -86,12 +85,10 @@ def build_strategy(strategy: str | Strategy, options: RerankOptions) -> Strategy
     return strategy
 
 
-def build_ranker(
-    model: Model, journal: Journal, calls: CachedCalls, options: RerankOptions, student: Student | None
-) -> ListwiseRanker | QueryLikelihoodRanker | CombinedRanker:
+def build_ranker(model: Model, options: RerankOptions, student: Student | None) -> WindowRanker:
     """Return what ranks a window by the options' method."""
     if options.method == "likelihood":
-        return QueryLikelihoodRanker(model, journal, options.passage_tokens, calls=calls)
+        return ScoreRanker(QueryLikelihoodScorer(model, options.passage_tokens))
     template = student.template if student is not None else None
     if options.prompt is not None:
         template = options.prompt if isinstance(options.prompt, PromptTemplate) else read_template(options.prompt)
@@ -105,10 +102,8 @@ def build_ranker(
         options.samples,
         label_words=student.verdicts if student is not None and options.prompt is None else (),
     )
-    listwise = ListwiseRanker(model, journal, settings, template, calls=calls)
-    if options.method == "combined":
-        return CombinedRanker(QueryLikelihoodRanker(model, journal, calls=calls), listwise)
-    return listwise
+    listwise = ListwiseRanker(model, settings, template)
+    return CombinedRanker(QueryLikelihoodScorer(model), listwise) if options.method == "combined" else listwise
 
 
 def build_job(

@@ -14,7 +14,7 @@ from rank_k.journal import Journal
 from rank_k.models.base import Model
 from rank_k.options import RerankOptions
 from rank_k.types import Candidate, Hit, Passage, Query, RankedHits, Ranking
-from rank_k.window.listwise import WindowReport
+from rank_k.window.base import WindowReport
 
 Hook = Callable[..., None]
 

@@ -28,14 +28,15 @@ from rank_k.engine import Engine, Job, QueryResult, RunStats
 from rank_k.errors import InputError
 from rank_k.journal import Journal
 from rank_k.loop_thread import LoopThread
-from rank_k.models.cached import CachedCalls
+from rank_k.models.cached import CachedModel
 from rank_k.models.retry import RetryPolicy
-from rank_k.models.single_flight import RunOnce
+from rank_k.models.run_once import run_once
 from rank_k.models.student import Student
 from rank_k.options import ReasoningMode, resolve
 from rank_k.strategies.base import Strategy
 from rank_k.types import Candidate, Passage, PassageSource, Query, RankedHits, ScoringMethod, keep_input_order
-from rank_k.window.listwise import WindowReport
+from rank_k.window.base import WindowReport
+from rank_k.window.repetition import StopOnRepetition
 
 if TYPE_CHECKING:
     from rank_k.reranker_arguments import QueryArguments, RerankerArguments
@@ -91,12 +92,13 @@ class Reranker:
         self.strategy = build_strategy(self.options.strategy, self.options)
         self.model = build_model(model, local_model, self.options)
         self.journal = Journal(journal)
-        calls = CachedCalls(self.model, self.journal, retries, on_retry, self.options.concurrency or 1)
-        self.ranker = build_ranker(self.model, self.journal, calls, self.options, student)
+        concurrency = self.options.concurrency or 1
+        cached_model = CachedModel(StopOnRepetition(self.model), self.journal, retries, on_retry, concurrency)
+        self.ranker = build_ranker(cached_model, self.options, student)
         self.stats = RunStats()
         self._document_ranker = DocumentRanker(self._engine, self.journal, self.model, self.options)
         self._loop = LoopThread()
-        self._prepare = RunOnce(self._prepare_once)
+        self._prepare = run_once(self._prepare_once)
 
     @property
     def method(self) -> ScoringMethod:

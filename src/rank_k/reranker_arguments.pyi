@@ -7,7 +7,7 @@ from typing import TypedDict
 from rank_k.options import ReasoningMode
 from rank_k.strategies.base import Strategy
 from rank_k.types import Ranking, ScoringMethod, StreamChunk, Window
-from rank_k.window.listwise import WindowReport
+from rank_k.window.base import WindowReport
 from rank_k.window.prompt import PromptTemplate
 
 class RerankerArguments(TypedDict, total=False):

@@ -1,14 +1,16 @@
 """The values that every other module uses: queries, windows, rankings, requests, responses and results.
 
-Everything here is frozen data or a protocol. Nothing reads or writes files, and nothing calls a model.
+Everything here is frozen data or a protocol, except `CallTotals`, which counts. Nothing reads or writes files, and
+nothing calls a model.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal, NamedTuple, Protocol, overload
+from typing import Literal, NamedTuple, Protocol, Self, overload
 
 
 class Message(NamedTuple):
@@ -56,7 +58,7 @@ class Window:
     """Passages to be ranked together, in the order in which the prompt presents them.
 
     `rank_range` is the (best, worst) final rank, counted from 1, that this window can still affect. `method`: what
-    ranks them, a listwise prompt or the likelihood of the query after each passage (`window/query_likelihood.py`).
+    ranks them, a listwise prompt or the likelihood of the query after each passage (`window/scorers.py`).
     """
 
     doc_ids: tuple[str, ...]
@@ -150,10 +152,15 @@ passage. combined: the sum of both and the first stage (`strategies/combined.py`
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """The query and passages of a request. Never sent to a server: for simulated models, logs and the web page."""
+    """What a request is about. Never sent to a server: for the journal, simulated models and the web page.
 
-    query_id: str
-    doc_ids: tuple[str, ...]
+    `doc_ids`: the passages, in the order in which the prompt presents them. `purpose`: the step of ranking that the
+    request belongs to, as the journal stores it ("ask", "direct", "close", "likelihood" or "probe").
+    """
+
+    query_id: str = ""
+    doc_ids: tuple[str, ...] = ()
+    purpose: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +194,7 @@ class Request:
     logprobs: bool = False
     forced_text: str | None = None
     sample: int = 0
-    context: RequestContext = field(default=RequestContext("", ()), compare=False)
+    context: RequestContext = field(default=RequestContext(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +223,8 @@ class Response:
 
     `finish_reason`: the server's value ("stop", "length", ...), or "stopped" if the callback ended the response.
     `tokens`: (text, log-probability) of each token of the answer, if requested and sent; for `forced_text`, of the
-    tokens that are the same after every prompt.
+    tokens that are the same after every prompt. `call_key`: the key of the call in the journal. `cached`: the response
+    comes from the journal, or from an identical request in flight.
     """
 
     text: str
@@ -225,6 +233,34 @@ class Response:
     usage: Usage = Usage()
     seconds: float = 0.0
     tokens: tuple[tuple[str, float], ...] | None = None
+    call_key: str = field(default="", compare=False)
+    cached: bool = field(default=False, compare=False)
+
+
+@dataclass(slots=True)
+class CallTotals:
+    """The sum of some calls: of a window, a query, a run or a file. `totals += other` adds another sum.
+
+    `calls` counts all calls, `new_calls` those that were sent to the model now and not found in the journal.
+    `model_seconds`: how long the model took. `saved_tokens`: tokens that were not generated, because repetitive
+    responses were stopped. `repairs`: parse repairs and truncations by kind.
+    """
+
+    calls: int = 0
+    new_calls: int = 0
+    usage: Usage = Usage()
+    model_seconds: float = 0.0
+    saved_tokens: int = 0
+    repairs: Counter[str] = field(default_factory=Counter)
+
+    def __iadd__(self, other: CallTotals) -> Self:
+        self.calls += other.calls
+        self.new_calls += other.new_calls
+        self.usage += other.usage
+        self.model_seconds += other.model_seconds
+        self.saved_tokens += other.saved_tokens
+        self.repairs.update(other.repairs)
+        return self
 
 
 class StreamChunk(NamedTuple):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rank_k.models import grammar
 from rank_k.models.server_types import (
     SERVER_TYPES,
     completion_body,
@@ -23,7 +24,6 @@ from rank_k.models.server_types import (
     request_body,
 )
 from rank_k.types import Message, Request, RequestContext, StreamChunk, Usage
-from rank_k.window import grammar
 
 MESSAGES = (Message("system", "S"), Message("user", "U"))
 SENT_MESSAGES = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]

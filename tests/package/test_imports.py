@@ -25,11 +25,10 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 
 TIERS = (
     ("types", "errors"),
-    ("optional_deps", "loop_thread", "models/single_flight"),
+    ("optional_deps", "loop_thread", "data/cache_directory", "models/run_once"),
     (
         "data/token_estimate",
-        "window/grammar",
-        "window/repetition",
+        "models/grammar",
         "window/sanitize",
         "retrieval/analyzers",
     ),
@@ -43,10 +42,10 @@ TIERS = (
         "strategies",
     ),
     ("models",),
-    ("journal", "window/prompt_builder", "window/labels"),
+    ("journal", "window/prompt_builder", "window/labels", "window/repetition"),
     ("models/cached",),
-    ("window/listwise",),
-    ("window/query_likelihood",),
+    ("window/base",),
+    ("window/listwise", "window/scorers"),
     ("window/combined",),
     ("engine",),
     ("reranker",),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rank_k.journal import Journal
 from rank_k.models.base import Capabilities
+from rank_k.models.cached import CachedModel
 from rank_k.models.mock import ScriptedModel
 from rank_k.types import Passage, Query, Request, Response, Usage, Window
 from rank_k.window.labels import parse_labels
@@ -96,7 +97,7 @@ def rank_by_labels(
 
     async def run() -> tuple[tuple[tuple[str, ...], ...], dict[str, int], list[Request]]:
         journal, model = Journal(), ScriptedModel(respond, capabilities=CAPABILITIES)
-        ranker = ListwiseRanker(model, journal, ListwiseSettings(label_words=WORDS))
+        ranker = ListwiseRanker(CachedModel(model, journal), ListwiseSettings(label_words=WORDS))
         await ranker.prepare()
         window = Window(("a", "b", "c"), (1, 3))
         prepared_query = await ranker.prepare_query(

@@ -163,7 +163,7 @@ async def _probe_prefill(model: Model) -> str:
 
 async def _probe_grammar(model: Model) -> str:
     """Whether an answer is held to a ranking that nobody would say by himself."""
-    from rank_k.window.grammar import matches_grammar
+    from rank_k.models.grammar import matches_grammar
 
     if not model.capabilities.grammar:
         return "not offered: answers are free, and repaired where they must be"
@@ -203,7 +203,7 @@ async def _probe_logprobs(model: Model) -> str:
 
 async def _probe_likelihood(model: Model) -> str:
     """Whether a text that is given is told the probability of."""
-    from rank_k.window.query_likelihood import query_log_probability
+    from rank_k.window.scorers import query_log_probability
 
     if not model.capabilities.scores_given_text:
         return "not offered: --method likelihood is not for this server"

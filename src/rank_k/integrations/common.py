@@ -18,7 +18,7 @@ from rank_k.errors import InputError, ModelError
 from rank_k.models.base import Model
 from rank_k.reranker import Reranker
 from rank_k.types import Candidate, Hit, Passage, PassageSource, Query, RankedHits
-from rank_k.window.listwise import WindowReport
+from rank_k.window.base import WindowReport
 
 LOG = logging.getLogger("rank_k")
 

@@ -1,7 +1,8 @@
 """The interface to a language model: one request in, one response out, text while it streams.
 
 A model is anything with the attributes of `Model`: `http.HttpModel` (every real server, the embedded one included),
-`simulated.SimulatedModel` and `mock.ScriptedModel`.
+`simulated.SimulatedModel` and `mock.ScriptedModel`. Models that wrap another one add to it what all models need:
+`CachedModel(StopOnRepetition(HttpModel(...)))`.
 """
 
 from __future__ import annotations
@@ -60,3 +61,41 @@ class Model(Protocol):
 
     async def close(self) -> None:
         """Free all resources. No request follows."""
+
+
+class ModelWrapper(Model):
+    """A model that passes everything on to `model`. A subclass changes `complete`."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def identity(self) -> str:
+        return self.model.identity
+
+    @property
+    def context_length(self) -> int:
+        return self.model.context_length
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.model.capabilities
+
+    async def prepare(self) -> None:
+        await self.model.prepare()
+
+    def request_body(self, request: Request) -> Mapping[str, Any]:
+        return self.model.request_body(request)
+
+    async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
+        return await self.model.complete(request, on_chunk)
+
+    async def count_tokens(self, text: str) -> int | None:
+        return await self.model.count_tokens(text)
+
+    async def close(self) -> None:
+        await self.model.close()

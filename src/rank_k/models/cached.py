@@ -1,35 +1,29 @@
-"""Calls to a model through the journal: looked up there first, and kept there before they are used."""
+"""A model whose calls are stored in the journal, and found there again."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from random import Random
+from typing import Any
 
 from rank_k.journal import Journal, call_key
-from rank_k.models.base import Model
+from rank_k.models.base import Model, ModelWrapper
 from rank_k.models.retry import RetryPolicy, call_with_retries
-from rank_k.models.single_flight import SingleFlight
-from rank_k.types import OnChunk, Request, Response, StreamChunk, Usage
+from rank_k.types import OnChunk, Request, Response, StreamChunk
 
 
-@dataclass(slots=True)
-class CallStats:
-    """Totals of the calls for one window. `calls`: their keys in the journal; `new_calls` of them were sent to the
-    model now and took `seconds`."""
+class CachedModel(ModelWrapper):
+    """Call `model` through `journal`, with at most `concurrency` requests in flight.
 
-    calls: list[str] = field(default_factory=list)
-    usage: Usage = field(default_factory=Usage)
-    repairs: Counter[str] = field(default_factory=Counter)
-    new_calls: int = 0
-    seconds: float = 0.0
-    saved_tokens: int = 0
+    A request whose response is in the journal is not sent again; the stored response arrives in one chunk. Identical
+    requests in flight share one response and all of its chunks. Other requests are sent, and sent again as `retries`
+    says, and their responses are stored before they are returned. What `on_chunk` returns has no effect.
 
-
-class CachedCalls:
-    """Calls `model` through `journal`, with at most `concurrency` requests in flight."""
+    Args:
+        on_retry: called with the error and the seconds to wait before each retry.
+    """
 
     def __init__(
         self,
@@ -39,48 +33,78 @@ class CachedCalls:
         on_retry: Callable[[Exception, float], None] | None = None,
         concurrency: int = 1_000_000,
     ) -> None:
-        self._model = model
+        super().__init__(model)
         self._journal = journal
         self._retries = retries
         self._on_retry = on_retry
         self._random = Random()
         self._semaphore = asyncio.Semaphore(concurrency)
-        self._in_flight: SingleFlight[Response, StreamChunk] = SingleFlight()
+        self._in_flight: dict[str, _CallInFlight] = {}
 
-    async def complete(
-        self,
-        request: Request,
-        purpose: str,
-        stats: CallStats,
-        on_chunk: OnChunk | None = None,
-        send: Callable[[Request, OnChunk], Awaitable[Response]] | None = None,
-    ) -> Response:
-        """Return the response to `request`: from the journal, else by `send` (default: the model's `complete`).
+    async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
+        """Return the response, with its `call_key` and whether it was `cached`.
 
-        Identical requests in flight share one response and count as one call. `on_chunk` receives the response as it
-        arrives; a stored response arrives in one chunk. `purpose` is stored in the journal. Raises `ModelError` if the
-        model cannot be reached.
+        Raises `RetriesExhausted` if the model cannot be reached, and other `ModelError`s as the model does.
         """
-        body = self._model.request_body(request)
-        key = call_key(self._model.identity, body, request.sample)
-        response = self._journal.find_response(key)
-        if response is None:
-            send_request = send or self._model.complete
+        body = self.model.request_body(request)
+        key = call_key(self.model.identity, body, request.sample)
+        if (response := self._journal.find_response(key)) is not None:
+            if on_chunk is not None:
+                on_chunk(StreamChunk(response.reasoning or "", response.text))
+            return replace(response, call_key=key, cached=True)
+        call = self._in_flight.get(key)
+        is_new = call is None or call.task.done()
+        if call is None or is_new:
+            call = self._in_flight[key] = _CallInFlight(lambda publish: self._send(request, body, key, publish))
+        try:
+            return replace(await call.wait(on_chunk), call_key=key, cached=not is_new)
+        finally:
+            if not call.waiter_count:
+                if self._in_flight.get(key) is call:
+                    del self._in_flight[key]
+                await call.cancel()
 
-            async def call_and_store(publish: OnChunk) -> Response:
-                async with self._semaphore:
-                    response = await call_with_retries(
-                        lambda: send_request(request, publish), self._retries, self._random, self._on_retry
-                    )
-                doc_ids = request.context.doc_ids
-                return self._journal.store_call(key, self._model.name, purpose, body, response, doc_ids)
+    async def _send(self, request: Request, body: Mapping[str, Any], key: str, publish: OnChunk) -> Response:
+        async with self._semaphore:
+            response = await call_with_retries(
+                lambda: self.model.complete(request, publish), self._retries, self._random, self._on_retry
+            )
+        context = request.context
+        return self._journal.store_call(key, self.model.name, context.purpose, body, response, context.doc_ids)
 
-            response, is_new_call = await self._in_flight.share(key, call_and_store, on_chunk)
-            if is_new_call:
-                stats.new_calls += 1
-                stats.seconds += response.seconds
-        elif on_chunk is not None:
-            on_chunk(StreamChunk(response.reasoning or "", response.text))
-        stats.calls.append(key)
-        stats.usage += response.usage
-        return response
+
+class _CallInFlight:
+    """A request that was sent, and everyone who waits for its response."""
+
+    def __init__(self, send: Callable[[OnChunk], Coroutine[Any, Any, Response]]) -> None:
+        self.waiter_count = 0
+        self._listeners: list[OnChunk] = []
+        self._chunks: list[StreamChunk] = []
+        self.task = asyncio.create_task(send(self._publish))
+        # Retrieve the exception, or asyncio reports it if the last waiter was cancelled.
+        self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    def _publish(self, chunk: StreamChunk) -> None:
+        self._chunks.append(chunk)
+        for listener in self._listeners:
+            listener(chunk)
+
+    async def wait(self, on_chunk: OnChunk | None) -> Response:
+        """Return the response; `on_chunk` receives all chunks from the beginning."""
+        self.waiter_count += 1
+        if on_chunk is not None:
+            for chunk in self._chunks:
+                on_chunk(chunk)
+            self._listeners.append(on_chunk)
+        try:
+            return await asyncio.shield(self.task)
+        finally:
+            self.waiter_count -= 1
+            if on_chunk is not None:
+                self._listeners.remove(on_chunk)
+
+    async def cancel(self) -> None:
+        """Cancel the request if it is still in flight, and wait until the model has cleaned up."""
+        if not self.task.done():
+            self.task.cancel()
+            await asyncio.wait([self.task])

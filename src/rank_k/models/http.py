@@ -168,11 +168,15 @@ class HttpModel:
         while request.prefill and self._prefill_forms:
             form = self._prefill_forms[0]
             try:
-                return await (
+                response = await (
                     self._text_completion(request, on_chunk)
                     if form == "raw"
                     else self._chat_completion(request, on_chunk)
                 )
+                if "</think>" in request.prefill:
+                    return response
+                usage = replace(response.usage, reasoning_tokens=response.usage.completion_tokens)
+                return replace(response, usage=usage)  # all of it is reasoning
             except PromptFiltered:
                 raise
             except RequestRejected as error:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from rank_k.models import forced_text
+from rank_k.models import forced_text, grammar
 from rank_k.models.forced_text import Token
 from rank_k.types import Request, StreamChunk, Usage
 
@@ -240,8 +240,6 @@ def _sampling(server_type: ServerType, request: Request) -> dict[str, Any]:
 
 
 def _constraint(server_type: ServerType, size: int) -> dict[str, Any]:
-    from rank_k.window import grammar  # its rules are only needed here
-
     if server_type.grammar == "gbnf":
         return {"grammar": grammar.ranking_gbnf(size)}
     if server_type.grammar == "structured":

@@ -22,7 +22,7 @@ from rank_k.server.api_errors import ApiError
 from rank_k.server.responses import to_json_bytes
 from rank_k.server.service import ProgressListener
 from rank_k.types import RankedHits, Ranking, StreamChunk, Window
-from rank_k.window.listwise import WindowReport
+from rank_k.window.base import WindowReport
 
 _HEARTBEAT = 15.0  # seconds of silence after which a comment shows that somebody is there
 

@@ -13,7 +13,7 @@ from typing import Any
 from rank_k.journal import Call, Journal, QueryRecord, WindowRecord
 from rank_k.types import Ranking, Usage
 from rank_k.window.prompt import extract_passages
-from rank_k.window.query_likelihood import LIKELIHOOD_TEMPLATE, query_log_probability
+from rank_k.window.scorers import LIKELIHOOD_TEMPLATE, query_log_probability
 
 PAGE_SIZE = 50
 """Rows at a time."""

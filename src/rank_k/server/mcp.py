@@ -23,7 +23,7 @@ from rank_k.server.requests import RerankRequest, parse_rerank_request
 from rank_k.server.responses import response_warnings
 from rank_k.server.service import ProgressListener, RerankService
 from rank_k.types import Hit, RankedHits, Ranking, ScoringMethod, StreamChunk, Window
-from rank_k.window.listwise import WindowReport
+from rank_k.window.base import WindowReport
 
 if TYPE_CHECKING:
     from mcp import types

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rank_k.errors import RankKError
-from rank_k.models.single_flight import RunOnce
+from rank_k.models.run_once import run_once
 from rank_k.optional_deps import load
 from rank_k.reports.html import security_policy
 from rank_k.server.api_errors import ApiError
@@ -36,7 +36,7 @@ class ReportRoutes:
 
     def __init__(self, make_report: Callable[[], str]) -> None:
         self._make_report = make_report
-        self._report: RunOnce[bytes] = RunOnce(self._render)
+        self._report = run_once(self._render)
         self._path = f"/compare/{secrets.token_urlsafe(24)}"
 
     @property

@@ -22,7 +22,7 @@ from rank_k.server.metrics import Metrics
 from rank_k.server.queue import RequestQueue
 from rank_k.server.requests import RerankRequest
 from rank_k.types import RankedHits, Ranking, ScoringMethod, StreamChunk, Window, keep_input_order
-from rank_k.window.listwise import WindowReport
+from rank_k.window.base import WindowReport
 
 _CLEANUP_SECONDS = 5.0  # seconds that work which was ended has to clean up in: stopping must come to an end
 

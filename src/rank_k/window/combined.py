@@ -1,4 +1,4 @@
-"""Rank some windows by query likelihood and the others by comparison (see `rank_k.strategies.combined`)."""
+"""Rank some windows by scores and the others by comparison (see `rank_k.strategies.combined`)."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rank_k.types import OnChunk, Passage, Query, Window
-from rank_k.window.listwise import ListwiseRanker, WindowReport
+from rank_k.window.base import WindowReport
+from rank_k.window.listwise import ListwiseRanker
 from rank_k.window.prompt_builder import PreparedQuery
-from rank_k.window.query_likelihood import QueryLikelihoodRanker
 from rank_k.window.reasoning import ReasoningMode
+from rank_k.window.scorers import Scorer, ScoreRanker
 
 
 @dataclass(frozen=True, slots=True)
 class _CombinedPreparedQuery(PreparedQuery):
-    """The texts for the listwise ranker; `likelihood_query` holds those for query likelihood, truncated elsewhere."""
+    """The query prepared for the scorer; `listwise_query` is prepared for comparison, with longer passages."""
 
-    likelihood_query: PreparedQuery
+    listwise_query: PreparedQuery
 
 
-class CombinedRanker:
-    """Rank each window by its `method`. An `Engine` uses it like a `ListwiseRanker`."""
+class CombinedRanker(ScoreRanker):
+    """Rank each window by its `method`: by the scores of `scorer`, or by `listwise`."""
 
-    def __init__(self, likelihood: QueryLikelihoodRanker, listwise: ListwiseRanker) -> None:
-        self.likelihood = likelihood
+    def __init__(self, scorer: Scorer, listwise: ListwiseRanker) -> None:
+        super().__init__(scorer)
         self.listwise = listwise
 
     async def prepare(self, reasoning: ReasoningMode | None = None) -> None:
-        """Raise `InputError` if the model cannot tell how likely a text is."""
-        await self.likelihood.prepare(reasoning)
+        """Raise `InputError` if the scorer cannot score."""
+        await super().prepare(reasoning)
         await self.listwise.prepare(reasoning)
 
     async def check_query(self, query: Query) -> None:
-        """Raise `QueryTooLong` if the query leaves no room for either."""
-        await self.likelihood.check_query(query)
+        """Raise `QueryTooLong` if the query leaves no space for passages in either prompt."""
+        await super().check_query(query)
         await self.listwise.check_query(query)
 
     async def prepare_query(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
-        """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
-        likelihood_query = await self.likelihood.prepare_query(query, passages)
+        """Return the query and its passages, prepared for both. Raises `QueryTooLong` like `check_query`."""
+        score_query = await super().prepare_query(query, passages)
         listwise_query = await self.listwise.prepare_query(query, passages)
-        repairs = Counter(likelihood_query.repairs) | Counter(
-            listwise_query.repairs
-        )  # a passage cut for both is cut once
-        return _CombinedPreparedQuery(query, listwise_query.text, listwise_query.passages, repairs, likelihood_query)
+        # A passage that is truncated for both is counted once.
+        repairs = Counter(score_query.repairs) | Counter(listwise_query.repairs)
+        return _CombinedPreparedQuery(query, score_query.text, score_query.passages, repairs, listwise_query)
 
     async def rank(
         self,
@@ -54,9 +54,7 @@ class CombinedRanker:
         reasoning: ReasoningMode | None = None,
         on_chunk: OnChunk | None = None,
     ) -> WindowReport:
-        """What either makes of the window. Raises `ModelError` when the model cannot be had."""
-        if window.method == "likelihood" and isinstance(prepared_query, _CombinedPreparedQuery):
-            return await self.likelihood.rank(
-                prepared_query.likelihood_query, window, reasoning=reasoning, on_chunk=on_chunk
-            )
-        return await self.listwise.rank(prepared_query, window, reasoning=reasoning, on_chunk=on_chunk)
+        """Rank one window. Raises `ModelError` if the model does not respond."""
+        if window.method == "likelihood" or not isinstance(prepared_query, _CombinedPreparedQuery):
+            return await super().rank(prepared_query, window)
+        return await self.listwise.rank(prepared_query.listwise_query, window, reasoning=reasoning, on_chunk=on_chunk)

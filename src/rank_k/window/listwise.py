@@ -1,36 +1,31 @@
 """Rank one window by comparing its passages: with or without reasoning, forced answers, constrained decoding, samples.
 
-Every call goes through the journal (`rank_k.models.cached`).
+This is all that asks a model to compare passages. The model is usually a `CachedModel` around a `StopOnRepetition`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rank_k.errors import ContextOverflow, FieldRejected, ModelError, PromptFiltered, RequestRejected
-from rank_k.journal import Journal
+from rank_k.errors import ContextOverflow, FieldRejected, PromptFiltered, RequestRejected
 from rank_k.models.base import Model
-from rank_k.models.cached import CachedCalls, CallStats
-from rank_k.models.retry import RetryPolicy
-from rank_k.models.single_flight import RunOnce
+from rank_k.models.grammar import matches_grammar
+from rank_k.models.run_once import run_once
 from rank_k.strategies.base import query_seed
 from rank_k.types import (
     Message,
     OnChunk,
-    Passage,
-    Query,
     Request,
     RequestContext,
     Response,
-    Usage,
     Window,
     WindowRanking,
     WindowResult,
 )
-from rank_k.window.grammar import matches_grammar
+from rank_k.window.base import WindowRanker, WindowReport
 from rank_k.window.labels import parse_labels
 from rank_k.window.parsing import ParsedAnswer, parse_ranking
 from rank_k.window.prompt import PromptTemplate, default_template
@@ -42,7 +37,6 @@ from rank_k.window.reasoning import (
     ranking_agreement,
     should_reason,
 )
-from rank_k.window.repetition import StopOnRepetition
 from rank_k.window.sanitize import strip_template_tokens
 from rank_k.window.token_allocation import max_answer_tokens, truncate_trace
 
@@ -84,26 +78,6 @@ class ListwiseSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class WindowReport:
-    """The result of one window. `calls` are keys of the journal; `new_calls` of them were not cached.
-
-    `traces`: one per sample; none where windows are ranked by likelihood. `saved_tokens`: tokens not generated because
-    a repetitive reply was stopped.
-    """
-
-    result: WindowResult
-    traces: tuple[str, ...]
-    calls: tuple[str, ...]
-    usage: Usage
-    repairs: Mapping[str, int]
-    new_calls: int = 0
-    seconds: float = 0.0
-    saved_tokens: int = 0
-    error: ModelError | None = None
-    """Why no answer came, where none did."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Sample:
     """One sample of a window: what its calls have in common. `context`: the assumed context length in tokens."""
 
@@ -112,62 +86,42 @@ class _Sample:
     number: int
     context: int
     reasoning: ReasoningMode
-    stats: CallStats
+    report: WindowReport
     on_chunk: OnChunk | None
 
 
-class ListwiseRanker:
-    """Rank windows with `model`, through `journal`. Call `prepare` first.
-
-    `calls`: those of another ranker, to share its concurrency limit.
-    """
+class ListwiseRanker(WindowRanker):
+    """Rank windows by asking `model` to compare their passages. Call `prepare` first."""
 
     def __init__(
-        self,
-        model: Model,
-        journal: Journal,
-        settings: ListwiseSettings = ListwiseSettings(),
-        template: PromptTemplate | None = None,
-        retries: RetryPolicy = RetryPolicy(),
-        on_retry: Callable[[Exception, float], None] | None = None,
-        concurrency: int = 1_000_000,
-        calls: CachedCalls | None = None,
+        self, model: Model, settings: ListwiseSettings = ListwiseSettings(), template: PromptTemplate | None = None
     ) -> None:
         self.model = model
         self.settings = settings
         self.template = template or default_template()
-        self._prompt_builder = PromptBuilder(model, self.template, settings.passage_tokens, settings.max_tokens)
-        self._calls = calls or CachedCalls(model, journal, retries, on_retry, concurrency)
-        self._grammar_probe = RunOnce(self._probe_grammar)
-        self._no_reasoning_probe = RunOnce(self._probe_no_reasoning)
+        self.prompt_builder = PromptBuilder(model, self.template, settings.passage_tokens, settings.max_tokens)
+        self._accepts_grammar = run_once(self._probe_grammar)
+        self._reasons_although_told_not_to = run_once(self._probe_no_reasoning)
         self._budget_rejected = False  # by the server: the token limit is used instead
         self._needs_empty_reasoning = False  # the model reasons although told not to: prefill empty reasoning
 
     async def prepare(self, reasoning: ReasoningMode | None = None) -> None:
-        """Find out, once and through the journal, whether the model reasons although told not to.
+        """Find out, once, whether the model reasons although told not to.
 
-        Only where `reasoning` (default: that of the settings) is off or auto.
+        Only if `reasoning` (default: that of the settings) is off or auto.
         """
         capabilities = self.model.capabilities
         mode = reasoning or self.settings.reasoning
         if mode.kind in ("off", "auto") and capabilities.reasons and capabilities.prefill:
-            self._needs_empty_reasoning = await self._no_reasoning_probe()
+            self._needs_empty_reasoning = await self._reasons_although_told_not_to()
 
     async def _probe_no_reasoning(self) -> bool:
         request = Request(
             (Message("user", "What is two and two? Answer with the number alone."),), 64, 0.0, reasoning=False
         )
-        response = await self._call(request, "probe", None)
+        response = await self.model.complete(replace(request, context=RequestContext(purpose="probe")))
         answer = parse_ranking(response.text, 1, reasoning=response.reasoning, finish_reason=response.finish_reason)
         return bool(answer.trace.strip()) or answer.reasoning_truncated
-
-    async def prepare_query(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
-        """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
-        return await self._prompt_builder.prepare_query(query, passages)
-
-    async def check_query(self, query: Query) -> None:
-        """Raise `QueryTooLong` if the query leaves no room for two passages and a short answer."""
-        await self._prompt_builder.check_query(query)
 
     async def rank(
         self,
@@ -177,29 +131,19 @@ class ListwiseRanker:
         reasoning: ReasoningMode | None = None,
         on_chunk: OnChunk | None = None,
     ) -> WindowReport:
-        """Rank one window, reasoning as the settings say or as `reasoning` says (call `prepare(reasoning)` first).
+        """Rank one window, with the reasoning mode of the settings or with `reasoning`, which must be prepared.
 
-        `on_chunk` hears replies as they arrive; one that is known already, at once. What it returns does not count.
-        Raises `ModelError` when the model cannot be had, never for a bad answer.
+        Raises `ModelError` if the model does not respond, never for a bad answer.
         """
-        stats = CallStats()
+        report = WindowReport.unranked(window)
         mode = reasoning or self.settings.reasoning
-        sample = _Sample(prepared_query, window, 0, self.model.context_length, mode, stats, on_chunk)
-        if self.settings.samples == 1:
-            samples = [await self._rank_sample_in_context(sample)]
-        else:
-            samples = await self._rank_samples(sample)
+        sample = _Sample(prepared_query, window, 0, self.model.context_length, mode, report, on_chunk)
+        samples = await self._rank_samples(sample)
         rankings = tuple(ranking for sample_rankings, _ in samples for ranking in sample_rankings)
-        return WindowReport(
-            WindowResult(window, rankings),
-            tuple(trace for _, trace in samples),
-            tuple(stats.calls),
-            stats.usage,
-            +stats.repairs,
-            stats.new_calls,
-            stats.seconds,
-            stats.saved_tokens,
-        )
+        report.result = WindowResult(window, rankings)
+        report.traces = tuple(trace for _, trace in samples)
+        report.repairs = +report.repairs  # without those that were counted zero times
+        return report
 
     async def _rank_samples(self, sample: _Sample) -> list[tuple[tuple[WindowRanking, ...], str]]:
         """Rank the window several times in different presented orders; stop early if the first samples agree."""
@@ -208,49 +152,45 @@ class ListwiseRanker:
         samples = await asyncio.gather(*map(self._rank_sample_in_context, first_samples))
         rankings = [sample_rankings[-1] for sample_rankings, _ in samples]
         if all(ranking.is_valid and ranking.tiers == rankings[0].tiers for ranking in rankings):
-            sample.stats.repairs["samples_skipped"] += max_count - first_count
+            sample.report.repairs["samples_skipped"] += max_count - first_count
             return samples
         remaining_samples = (replace(sample, number=number) for number in range(first_count, max_count))
         return samples + await asyncio.gather(*map(self._rank_sample_in_context, remaining_samples))
 
     async def _rank_sample_in_context(self, sample: _Sample) -> tuple[tuple[WindowRanking, ...], str]:
-        """Return the rankings of one sample (two where auto mode reasoned) and its trace.
+        """Return the rankings of one sample (two if auto mode reasoned) and its trace.
 
-        Shorten the assumed context and try again when the server counts more tokens than fit.
+        Shorten the assumed context and try again while the server counts more tokens than fit.
         """
-        for shrink_count in range(_MAX_SHRINKS + 1):
+        for _ in range(_MAX_SHRINKS):
             try:
                 return await self._rank_sample(sample)
             except ContextOverflow:
-                if shrink_count == _MAX_SHRINKS:
-                    raise
                 sample = replace(sample, context=int(sample.context * _SHRINK_FACTOR))
-        raise AssertionError("the loop returns or raises")
+        return await self._rank_sample(sample)
 
     async def _rank_sample(self, sample: _Sample) -> tuple[tuple[WindowRanking, ...], str]:
-        reasoning = sample.reasoning
+        reasoning, repairs = sample.reasoning, sample.report.repairs
         presented_ids = presented_order(sample.query.query.query_id, sample.window.doc_ids, sample.number)
         request = await self._build_request(sample, presented_ids)
-        if reasoning.kind in ("full", "budget"):
-            answer = await self._rank_with_reasoning(request, reasoning.tokens, sample)
-            sample.stats.repairs.update(answer.repairs)
-            return (_window_ranking(answer, presented_ids, sample.window),), answer.trace
-        direct_answer, response = await self._rank_without_reasoning(request, sample)
-        direct_ranking = _window_ranking(direct_answer, presented_ids, sample.window)
-        if reasoning.kind == "off" or not await self._should_reason(request, direct_ranking, response, sample):
-            sample.stats.repairs.update(direct_answer.repairs)
-            return (direct_ranking,), direct_answer.trace
-        sample.stats.repairs["windows_reasoned"] += 1
-        answer = await self._rank_with_reasoning(request, None, sample)
-        sample.stats.repairs.update(answer.repairs)
-        reasoned_ranking = _window_ranking(answer, presented_ids, sample.window)
-        valid_rankings = tuple(ranking for ranking in (direct_ranking, reasoned_ranking) if ranking.is_valid)
-        return valid_rankings or (reasoned_ranking,), answer.trace
+        rankings = []
+        if reasoning.kind in ("off", "auto"):
+            answer, response = await self._rank_without_reasoning(request, sample)
+            rankings.append(_window_ranking(answer, presented_ids, sample.window))
+            if reasoning.kind == "off" or not await self._should_reason(request, rankings[0], response, sample):
+                repairs.update(answer.repairs)
+                return tuple(rankings), answer.trace
+            repairs["windows_reasoned"] += 1
+        answer = await self._rank_with_reasoning(request, reasoning.tokens, sample)
+        repairs.update(answer.repairs)
+        rankings.append(_window_ranking(answer, presented_ids, sample.window))
+        valid_rankings = tuple(ranking for ranking in rankings if ranking.is_valid)
+        return valid_rankings or (rankings[-1],), answer.trace
 
     async def _build_request(self, sample: _Sample, presented_ids: tuple[str, ...]) -> Request:
         query_id = sample.query.query.query_id
-        messages, max_tokens = await self._prompt_builder.messages(
-            sample.query, presented_ids, sample.context, sample.stats.repairs
+        messages, max_tokens = await self.prompt_builder.messages(
+            sample.query, presented_ids, sample.context, sample.report.repairs
         )
         return Request(
             messages,
@@ -273,7 +213,7 @@ class ListwiseRanker:
             direct_request = replace(direct_request, prefill=_EMPTY_REASONING)
         response = await self._call(direct_request, "direct", sample)
         return self._parse_answer(
-            response, direct_request, sample.stats, reasoning_closed=self._needs_empty_reasoning
+            response, direct_request, sample.report, reasoning_closed=self._needs_empty_reasoning
         ), response
 
     async def _should_reason(
@@ -307,21 +247,14 @@ class ListwiseRanker:
             return await self._rank_with_prefilled_reasoning(request, tokens, sample)
         response = await self._request_reasoning(request, tokens, sample)
         if tokens is not None and response.usage.reasoning_tokens > tokens:
-            sample.stats.repairs["budget_exceeded"] += 1
+            sample.report.repairs["budget_exceeded"] += 1
         answer = _parse_response(response, size)
-        is_incomplete = "truncated" in answer.repairs and "missing" in answer.repairs
+        can_constrain = self.settings.constrained and capabilities.prefill and capabilities.grammar
+        budget_ended_answer = tokens is not None and "truncated" in answer.repairs and "missing" in answer.repairs
         if answer.reasoning_truncated:
-            sample.stats.repairs["forced_answers"] += 1
-        elif is_incomplete and answer.trace and tokens is not None:
-            sample.stats.repairs["answer_requested_again"] += 1  # the budget ended in the midst of the answer
-        elif (
-            not answer.is_valid
-            and answer.trace
-            and capabilities.prefill
-            and capabilities.grammar
-            and self.settings.constrained
-        ):
-            sample.stats.repairs["answer_requested_again"] += 1
+            sample.report.repairs["forced_answers"] += 1
+        elif answer.trace and (budget_ended_answer or (not answer.is_valid and can_constrain)):
+            sample.report.repairs["answer_requested_again"] += 1
         else:
             return answer
         return await self._force_answer(request, answer, sample)
@@ -340,7 +273,7 @@ class ListwiseRanker:
                 return await self._call(replace(request, reasoning_budget=tokens, max_tokens=max_tokens), "ask", sample)
             except FieldRejected:
                 self._budget_rejected = True
-        sample.stats.repairs["budget_rejected"] += self._budget_rejected
+        sample.report.repairs["budget_rejected"] += self._budget_rejected
         return await self._call(replace(request, max_tokens=min(tokens, request.max_tokens)), "ask", sample)
 
     async def _rank_with_prefilled_reasoning(
@@ -359,7 +292,7 @@ class ListwiseRanker:
         reasoning_request = replace(reasoning_request, logprobs=bool(label_words) and self.model.capabilities.logprobs)
         response = await self._call(reasoning_request, "ask", sample)
         if response.finish_reason != "stop":
-            sample.stats.repairs["forced_answers"] += 1
+            sample.report.repairs["forced_answers"] += 1
         reasoning_text = (response.reasoning or "") + response.text
         trace = reasoning_text.partition("</think>")[0].replace("<think>", "").strip()
         repairs = {} if response.finish_reason == "stop" else {"truncated": 1}
@@ -382,7 +315,7 @@ class ListwiseRanker:
             )
             try:
                 response = await self._call(forced_request, "close", sample)
-                answer = self._parse_answer(response, forced_request, sample.stats, reasoning_closed=True)
+                answer = self._parse_answer(response, forced_request, sample.report, reasoning_closed=True)
             except PromptFiltered:
                 raise
             except RequestRejected as error:
@@ -391,7 +324,7 @@ class ListwiseRanker:
         if answer is None or not answer.is_valid:
             forced_request = await self._new_turn_request(request, trace, sample.context)
             response = await self._call(forced_request, "close", sample)
-            answer = self._parse_answer(response, forced_request, sample.stats, reasoning_closed=False)
+            answer = self._parse_answer(response, forced_request, sample.report, reasoning_closed=False)
         traces = (trace, answer.trace if answer.trace not in trace else "")
         repairs = Counter(answer.repairs)
         repairs["truncated"] += truncated_answer.repairs.get("truncated", 0)
@@ -404,21 +337,18 @@ class ListwiseRanker:
         max_tokens = min(request.max_tokens, max_answer_tokens(size))
         return replace(request, max_tokens=max_tokens, constrain_to_ranking_of=size if use_grammar else None)
 
-    async def _accepts_grammar(self) -> bool:
-        """Whether the server takes a grammar rather than refusing it: found out once, through the journal.
+    async def _probe_grammar(self) -> bool:
+        """Return whether the server accepts a grammar.
 
-        The embedded one does, and asking it would push the prompt just read out of its cache.
+        The embedded server does. Asking it would push the prompt that it has just read out of its cache.
         """
         if not self.model.capabilities.reasons:
             return True
-        return await self._grammar_probe()
-
-    async def _probe_grammar(self) -> bool:
         request = Request(
             (Message("user", "Put [1] and [2] in any order."),), 32, 0.0, reasoning=False, constrain_to_ranking_of=2
         )
         try:
-            await self._call(request, "probe", None)
+            await self.model.complete(replace(request, context=RequestContext(purpose="probe")))
         except RequestRejected as error:
             if error.status in (401, 403):
                 raise
@@ -436,30 +366,14 @@ class ListwiseRanker:
 
     # --- calls ---
 
-    async def _call(self, request: Request, purpose: str, sample: _Sample | None) -> Response:
-        stats = sample.stats if sample else CallStats()
-        on_chunk = sample.on_chunk if sample else None
-        response = await self._calls.complete(request, purpose, stats, on_chunk, self._complete)
-        if response.finish_reason == "stopped":
-            stats.repairs["repetition_stopped"] += 1
-            stats.saved_tokens += max(request.max_tokens - response.usage.completion_tokens, 0)
-        return response
-
-    async def _complete(self, request: Request, on_chunk: OnChunk) -> Response:
-        """Call the model; stop and truncate a repetitive response."""
-        monitor = StopOnRepetition(on_chunk, max(len(request.context.doc_ids), 1))
-        response = await self.model.complete(request, monitor)
-        if response.finish_reason == "stopped" and monitor.repetition_found:
-            reasoning, text = monitor.truncate_repetition(response)
-            response = replace(response, reasoning=reasoning, text=text)
-        if request.prefill and "</think>" not in request.prefill:  # the whole response is reasoning
-            response = replace(
-                response, usage=replace(response.usage, reasoning_tokens=response.usage.completion_tokens)
-            )
+    async def _call(self, request: Request, purpose: str, sample: _Sample) -> Response:
+        request = replace(request, context=replace(request.context, purpose=purpose))
+        response = await self.model.complete(request, sample.on_chunk)
+        sample.report.add_call(request, response)
         return response
 
     def _parse_answer(
-        self, response: Response, request: Request, stats: CallStats, reasoning_closed: bool
+        self, response: Response, request: Request, report: WindowReport, reasoning_closed: bool
     ) -> ParsedAnswer:
         """Parse the answer in a response; count answers that violate the requested grammar."""
         size = len(request.context.doc_ids)
@@ -469,7 +383,7 @@ class ListwiseRanker:
             and not matches_grammar(answer_text, size)
             and response.finish_reason != "length"
         ):
-            stats.repairs["constraint_violated"] += 1
+            report.repairs["constraint_violated"] += 1
         return _parse_response(response, size, reasoning_closed)
 
 

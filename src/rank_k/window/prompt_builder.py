@@ -77,18 +77,29 @@ class PromptBuilder:
     async def messages(
         self, prepared_query: PreparedQuery, doc_ids: Sequence[str], context_length: int, repairs: Counter[str]
     ) -> tuple[tuple[Message, ...], int]:
-        """The messages about `doc_ids` in this order, and the tokens that reasoning and answer may have together.
+        """Return the messages about `doc_ids` in this order, and how many tokens reasoning and answer may have.
 
         All of it fits into `context_length` by the rule of `rank_k.window.token_allocation`. Each truncation is counted
         in `repairs`.
         """
+        texts, max_tokens = await self._fit(prepared_query, doc_ids, context_length, repairs)
+        return self.template.messages(prepared_query.text, texts), max_tokens
+
+    async def fit_passage(self, prepared_query: PreparedQuery, doc_id: str, repairs: Counter[str]) -> str:
+        """Return a passage, truncated so that a prompt about it alone fits into the model's context."""
+        [text], _ = await self._fit(prepared_query, [doc_id], self.model.context_length, repairs)
+        return text
+
+    async def _fit(
+        self, prepared_query: PreparedQuery, doc_ids: Sequence[str], context_length: int, repairs: Counter[str]
+    ) -> tuple[list[str], int]:
         passages = [prepared_query.passages[doc_id] for doc_id in doc_ids]
         frame = self._prompt_without_passages(prepared_query.text, len(passages))
         overhead = CHAT_TOKENS + _MARKER_TOKENS * len(passages)
         bound = max_token_bound(frame) + overhead + sum(max_token_bound(passage.text) for passage in passages)
         passage_texts = [passage.text for passage in passages]
         if bound + self.max_tokens <= context_length:
-            return self.template.messages(prepared_query.text, passage_texts), self.max_tokens
+            return passage_texts, self.max_tokens
         frame_tokens = await self._count_tokens(frame, repairs) + overhead
         for passage in passages:
             if passage.tokens is None:
@@ -104,7 +115,7 @@ class PromptBuilder:
                 passage_texts[i] = (
                     await self._truncate_passage(passage.text, allocation.passage_tokens, Counter())
                 ).text
-        return self.template.messages(prepared_query.text, passage_texts), allocation.max_tokens
+        return passage_texts, allocation.max_tokens
 
     async def _check_query(self, text: str) -> None:
         frame = self._prompt_without_passages(text, 2)

@@ -21,10 +21,11 @@ from __future__ import annotations
 import re
 import zlib
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from rank_k.types import OnChunk, Response, StreamChunk
+from rank_k.models.base import ModelWrapper
+from rank_k.types import OnChunk, Request, Response, StreamChunk
 
 MAX_PERIOD_TOKENS = 2048
 """The longest period that is detected: about 1,600 English words. A trace of 8,000 tokens holds what repeats at a
@@ -335,30 +336,33 @@ class RepetitionDetector:
         return False
 
 
-class StopOnRepetition:
-    """Pass on the chunks of a response and stop it when it repeats itself."""
+class StopOnRepetition(ModelWrapper):
+    """Stop responses of `model` that begin to repeat themselves.
 
-    def __init__(self, on_chunk: OnChunk, passages: int) -> None:
-        self._on_chunk = on_chunk
-        self._reasoning_detector, self._text_detector = RepetitionDetector(passages), RepetitionDetector(passages)
-        self.repetition_found = False
+    A stopped response has the `finish_reason` "stopped", and its reasoning and text end where the repetition begins.
+    Stopping it saved up to `max_tokens` less its completion tokens.
+    """
 
-    def __call__(self, chunk: StreamChunk) -> bool:
-        self._on_chunk(chunk)
-        if chunk.reasoning and self._reasoning_detector.feed(chunk.reasoning):
-            self.repetition_found = True
-        if chunk.text and self._text_detector.feed(chunk.text):
-            self.repetition_found = True
-        return self.repetition_found
+    async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
+        if request.forced_text is not None:  # nothing is generated
+            return await self.model.complete(request, on_chunk)
+        passages = max(len(request.context.doc_ids), 1)
+        reasoning_detector, text_detector = RepetitionDetector(passages), RepetitionDetector(passages)
 
-    def truncate_repetition(self, response: Response) -> tuple[str | None, str]:
-        """Reasoning and text of `response` up to where they begin to repeat themselves."""
-        reasoning, text = response.reasoning, response.text
-        if reasoning is not None and self._reasoning_detector.start is not None:
-            reasoning = reasoning[: self._reasoning_detector.start]
-        if self._text_detector.start is not None:
-            text = text[: self._text_detector.start]
-        return reasoning, text
+        def pass_on(chunk: StreamChunk) -> bool:
+            is_stopped = on_chunk is not None and bool(on_chunk(chunk))
+            if chunk.reasoning and reasoning_detector.feed(chunk.reasoning):
+                is_stopped = True
+            if chunk.text and text_detector.feed(chunk.text):
+                is_stopped = True
+            return is_stopped
+
+        response = await self.model.complete(request, pass_on)
+        reasoning_end, text_end = reasoning_detector.start, text_detector.start
+        if reasoning_end is None and text_end is None:
+            return response
+        reasoning = response.reasoning and response.reasoning[:reasoning_end]
+        return replace(response, reasoning=reasoning, text=response.text[:text_end], finish_reason="stopped")
 
 
 def _compressed_size(data: bytes) -> int:

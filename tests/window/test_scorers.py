@@ -1,4 +1,4 @@
-"""Ranking by query likelihood: scores, the ranking that follows, requests, and options of the reranker."""
+"""Ranking by scores: query likelihood, the ranking that follows, requests, and options of the reranker."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from rank_k.errors import InputError, QueryTooLong
 from rank_k.journal import Journal
 from rank_k.models.base import Capabilities, Model
+from rank_k.models.cached import CachedModel
 from rank_k.models.mock import ScriptedModel
 from rank_k.reranker import Reranker
 from rank_k.types import OnChunk, Passage, Query, Request, Response, Usage, Window
-from rank_k.window.listwise import WindowReport
-from rank_k.window.query_likelihood import QueryLikelihoodRanker, order_by_score, query_log_probability
+from rank_k.window.base import WindowReport
+from rank_k.window.scorers import QueryLikelihoodScorer, ScoreRanker, order_by_score, query_log_probability
 
 CAPABILITIES = Capabilities(logprobs=True, reasons=False, scores_given_text=True)
 
@@ -71,7 +72,7 @@ def test_log_probability_sums_token_log_probabilities(response: Response, score:
 
 def rank_window(model: Model, query: str, passages: list[str], **options: Any) -> WindowReport:
     async def rank() -> WindowReport:
-        ranker = QueryLikelihoodRanker(model, Journal(), **options)
+        ranker = ScoreRanker(QueryLikelihoodScorer(CachedModel(model, Journal()), **options))
         await ranker.prepare()
         documents = {str(i): Passage(str(i), text) for i, text in enumerate(passages)}
         prepared_query = await ranker.prepare_query(Query("q", query), documents)
@@ -87,7 +88,7 @@ def longer_is_likelier(request: Request) -> Response:
     return make_response((request.forced_text, len(message.content) - 1000.0), completion=1)
 
 
-def test_query_likelihood_ranker_sends_one_request_per_passage() -> None:
+def test_query_likelihood_sends_one_request_per_passage() -> None:
     model = ScriptedModel(longer_is_likelier, capabilities=CAPABILITIES)
     report = rank_window(model, "why is\nthe <|im_end|> [1] sky", ["short [3]", "somewhat longer"])
     assert [request.messages[0].content for request in model.history] == [
@@ -97,16 +98,16 @@ def test_query_likelihood_ranker_sends_one_request_per_passage() -> None:
     assert {request.forced_text for request in model.history} == {" why is the ‹|im_end|> [1] sky"}
     assert report.result.rankings[0].tiers == (("1",), ("0",))
     assert report.result.likelihoods == {"0": -967.0, "1": -961.0}
-    assert (report.new_calls, len(report.calls), dict(report.repairs), report.traces) == (2, 2, {}, ())
+    assert (report.new_calls, len(report.call_keys), dict(report.repairs), report.traces) == (2, 2, {}, ())
     assert report.usage == Usage(20, 2)
 
 
-def test_query_likelihood_ranker_ties_equal_passages() -> None:
+def test_query_likelihood_ties_equal_passages() -> None:
     report = rank_window(ScriptedModel(longer_is_likelier, capabilities=CAPABILITIES), "q", ["same", "longer", "same"])
     assert report.result.rankings[0].tiers == (("1",), ("0", "2"))
 
 
-def test_query_likelihood_ranker_appends_and_counts_unscored_passages() -> None:
+def test_query_likelihood_appends_and_counts_unscored_passages() -> None:
     def respond(request: Request) -> Response:
         return make_response(text="no idea") if "bad" in request.messages[0].content else longer_is_likelier(request)
 
@@ -118,7 +119,7 @@ def test_query_likelihood_ranker_appends_and_counts_unscored_passages() -> None:
     assert dict(report.repairs) == {"missing": 2}
 
 
-def test_query_likelihood_ranker_keeps_the_order_without_scores() -> None:
+def test_query_likelihood_keeps_the_order_without_scores() -> None:
     report = rank_window(
         ScriptedModel(lambda request: make_response(text="?"), capabilities=CAPABILITIES), "q", ["a", "bb"]
     )
@@ -133,29 +134,29 @@ class SlowModel(ScriptedModel):
         return await super().complete(request, on_chunk)
 
 
-def test_query_likelihood_ranker_shares_identical_requests_in_flight() -> None:
+def test_query_likelihood_shares_identical_requests_in_flight() -> None:
     model = SlowModel(longer_is_likelier, capabilities=CAPABILITIES)
     report = rank_window(model, "q", ["same", "longer", "same"])
     assert len(model.history) == report.new_calls == 2
-    assert len(report.calls) == 3
+    assert report.calls == len(report.call_keys) == 3
     assert report.result.likelihoods["0"] == report.result.likelihoods["2"]
 
 
-def test_query_likelihood_ranker_makes_no_calls_for_an_empty_query() -> None:
+def test_query_likelihood_makes_no_calls_for_an_empty_query() -> None:
     model = ScriptedModel([], capabilities=CAPABILITIES)
     report = rank_window(model, " \n ", ["a", "bb"])
     assert not report.result.rankings[0].is_valid
     assert model.history == []
 
 
-def test_query_likelihood_ranker_counts_skipped_byte_tokens() -> None:
+def test_query_likelihood_counts_skipped_byte_tokens() -> None:
     model = ScriptedModel(
         lambda request: make_response((" b", -2.0), text=" ü b", completion=3), capabilities=CAPABILITIES
     )
     assert dict(rank_window(model, "ü b", ["a", "b"]).repairs) == {"byte_tokens_skipped": 2}
 
 
-def test_query_likelihood_ranker_truncates_passages_to_the_context() -> None:
+def test_query_likelihood_truncates_passages_to_the_context() -> None:
     def model_counting_words(context: int = 1000) -> ScriptedModel:
         return ScriptedModel(
             longer_is_likelier, context_length=context, tokens=lambda text: len(text.split()), capabilities=CAPABILITIES

@@ -1,19 +1,19 @@
-"""The grammar of an answer: a ranking of exactly the passages shown, ties included, and nothing else. Pure.
+"""The grammar of an answer: a ranking of exactly the passages of a window, ties included, and nothing else. Pure.
 
     [3] > [2] = [4] > [1]
 
-One language, written in the two ways that servers take. Where no more than `MAX_EXACT_SIZE` passages are shown,
-`gbnf` also sees to it that each id stands there once; that takes a rule for every set of ids still to come, 2^n
-of them, so a larger window, and `regex` always, asks for as many ids as there are passages, each of 1..size, and
-leaves "each id once" to the parser, which counts what is missing and what is repeated.
+One language, in the two notations that servers accept. With at most `MAX_EXACT_SIZE` passages, `ranking_gbnf` also
+ensures that each id appears once. That takes a rule for every set of remaining ids, 2^n rules, so for larger windows,
+and always in `ranking_regex`, the grammar has as many ids as there are passages, each of 1..size. The parser then counts
+which ids are missing or repeated.
 
-Before the first bracket there may be one blank, one newline or two: models are trained to end their reasoning
-with "\\n\\n", in many tokenizers a token of its own, and forbidding it would move them off what they know. More
-than that there may not be, and nothing may follow the last bracket: a model held to the grammar has to end there.
+A space, a newline or two newlines may come before the first bracket: models are trained to end their reasoning with
+"\\n\\n", which is one token in many tokenizers, and forbidding it would move them away from what they know. Nothing may
+follow the last bracket, so that constrained decoding has to end there.
 
-GBNF is the notation of llama.cpp, and by the documentation of XGrammar, the default of vLLM and SGLang, its EBNF
-as well, so there is no third way to write it. LLGuidance, the other choice of both servers, documents Lark
-instead; a regular expression is what all of them read, hence `regex` for those two.
+GBNF is the notation of llama.cpp. The documentation of XGrammar, the default of vLLM and SGLang, calls it EBNF.
+LLGuidance, the other choice of both servers, documents Lark instead. A regular expression is what all of them read,
+hence `ranking_regex` for those two servers.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from functools import lru_cache
 from rank_k.errors import InputError
 
 MAX_EXACT_SIZE = 8
-"""Passages up to which `gbnf` admits permutations only: 2^8 rules are 15 kB of grammar; each further passage
-more than doubles that, and it travels with every request."""
+"""Passages up to which `ranking_gbnf` accepts permutations only: 2^8 rules are 15 kB of grammar. Each further passage
+more than doubles that, and the grammar is part of every request."""
 
 _LEADING_WHITESPACE = r'(" " | "\n" "\n"?)?'
 
 
 @lru_cache(maxsize=64)
 def ranking_gbnf(size: int) -> str:
-    """The grammar for a window of `size` passages, in GBNF; its first rule is `root`.
+    """Return the grammar for a window of `size` passages in GBNF; its first rule is `root`.
 
     Raises `InputError` if `size` is less than 1.
     """
@@ -49,10 +49,10 @@ def ranking_gbnf(size: int) -> str:
 
 @lru_cache(maxsize=64)
 def ranking_regex(size: int) -> str:
-    """The same for servers that take a regular expression (without anchors: they match the whole reply).
+    """Return a regular expression without anchors, for servers that match the whole response.
 
-    Each of `size` ids is one of 1..size; that none is repeated is not asked, which no short expression could.
-    Raises `InputError` if `size` is less than 1.
+    Each of `size` ids is one of 1..size. Ids may be repeated: no short expression excludes that. Raises `InputError` if
+    `size` is less than 1.
     """
     _check_size(size)
     numeral = f"(?:{'|'.join(_number_alternatives(size))})"
@@ -61,10 +61,9 @@ def ranking_regex(size: int) -> str:
 
 
 def matches_grammar(text: str, size: int, *, each_once: bool = False) -> bool:
-    """Whether an answer, without its reasoning, is one that the grammar admits.
+    """Return whether the grammar accepts an answer (without its reasoning): whether the server applied the grammar.
 
-    For telling that a server has held its model to what was asked, rather than ignored it. `each_once` asks for
-    a permutation too, which only `gbnf` of `MAX_EXACT_SIZE` passages or fewer promises.
+    `each_once`: also require a permutation, which only `ranking_gbnf` of at most `MAX_EXACT_SIZE` passages ensures.
     """
     if re.fullmatch(ranking_regex(size), text) is None:
         return False
@@ -77,16 +76,16 @@ def _check_size(size: int) -> None:
 
 
 def _permutation_rules(size: int) -> str:
-    """A rule for every set of ids still to come, named by the set as a bit mask.
+    """Return a rule for every set of remaining ids, named by the set as a bit mask.
 
-    The opening bracket is written before a set's rule, so that all of its alternatives begin with a digit.
+    The opening bracket stands before a set's rule, so that all of its alternatives begin with a digit.
     """
     all_ids = (1 << size) - 1
     rules = [f'root ::= {_LEADING_WHITESPACE} "[" s{all_ids}', 'x ::= " > [" | " = ["']
     for remaining in range(all_ids, 0, -1):
         ids = [i for i in range(1, size + 1) if remaining >> (i - 1) & 1]
         successors = [remaining & ~(1 << (i - 1)) for i in ids]
-        # every set can come up: what is left after k ids may be any set of size - k
+        # Every set is reachable: after k ids, any set of size - k may remain.
         alternatives = (
             f'"{i}]"' + (f" x s{successor}" if successor else "") for i, successor in zip(ids, successors, strict=True)
         )
@@ -95,7 +94,7 @@ def _permutation_rules(size: int) -> str:
 
 
 def _number_alternatives(size: int) -> list[str]:
-    """Alternatives that together are 1..size, in digit classes alone, which GBNF and regular expressions share."""
+    """Return alternatives that together match 1..size, as digit classes, which GBNF and regular expressions share."""
     alternatives = []
     for length in range(1, len(str(size)) + 1):
         largest = str(min(size, 10**length - 1))

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from rank_k.errors import InputError, MissingWeights
 from rank_k.models.embedded import EmbeddedModel
+from rank_k.models.grammar import MAX_EXACT_SIZE, matches_grammar, ranking_gbnf, ranking_regex
 from rank_k.models.retry import RetryPolicy, call_with_retries
 from rank_k.models.weights import Weights, locate
 from rank_k.types import Message, Request, Response
-from rank_k.window.grammar import MAX_EXACT_SIZE, matches_grammar, ranking_gbnf, ranking_regex
 from rank_k.window.parsing import parse_ranking
 
 # --- a GBNF parser for the grammars of this module ---

@@ -1,0 +1,86 @@
+"""The interface of everything that ranks windows, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rank_k.errors import ModelError
+from rank_k.types import (
+    CallTotals,
+    OnChunk,
+    Passage,
+    Query,
+    Request,
+    Response,
+    Window,
+    WindowRanking,
+    WindowResult,
+)
+from rank_k.window.prompt_builder import PreparedQuery, PromptBuilder
+from rank_k.window.reasoning import ReasoningMode
+
+
+@dataclass(slots=True, kw_only=True)
+class WindowReport(CallTotals):
+    """A ranked window, with the totals of its calls.
+
+    `call_keys`: the keys of its calls in the journal. `traces`: the reasoning traces, one per sample; none if the
+    window is ranked by scores. `error`: why the model did not respond, if it did not.
+    """
+
+    result: WindowResult
+    traces: tuple[str, ...] = ()
+    call_keys: list[str] = field(default_factory=list)
+    error: ModelError | None = None
+
+    @classmethod
+    def unranked(cls, window: Window) -> WindowReport:
+        """Return a report of `window` in its input order, to which its calls and its result are added."""
+        return cls(result=WindowResult(window, (WindowRanking.unranked(window),)))
+
+    def add_call(self, request: Request, response: Response) -> None:
+        self.call_keys.append(response.call_key)
+        self.calls += 1
+        self.usage += response.usage
+        if not response.cached:
+            self.new_calls += 1
+            self.model_seconds += response.seconds
+        if response.finish_reason == "stopped":
+            self.repairs["repetition_stopped"] += 1
+            self.saved_tokens += max(request.max_tokens - response.usage.completion_tokens, 0)
+
+
+class WindowRanker(Protocol):
+    """Ranks windows: a `ListwiseRanker`, `ScoreRanker` or `CombinedRanker`.
+
+    `prompt_builder` prepares queries and passages for prompts.
+    """
+
+    prompt_builder: PromptBuilder
+
+    async def prepare(self, reasoning: ReasoningMode | None = None) -> None:
+        """Find out, once, what must be known before the first window, or the first with this reasoning mode."""
+
+    async def check_query(self, query: Query) -> None:
+        """Raise `QueryTooLong` if the query leaves no space for passages in the model's context."""
+        await self.prompt_builder.check_query(query)
+
+    async def prepare_query(self, query: Query, passages: Mapping[str, Passage]) -> PreparedQuery:
+        """Return the query and its passages, prepared for prompts. Raises `QueryTooLong` like `check_query`."""
+        return await self.prompt_builder.prepare_query(query, passages)
+
+    async def rank(
+        self,
+        prepared_query: PreparedQuery,
+        window: Window,
+        *,
+        reasoning: ReasoningMode | None = None,
+        on_chunk: OnChunk | None = None,
+    ) -> WindowReport:
+        """Rank one window. Raises `ModelError` if the model does not respond, never for a bad answer.
+
+        `reasoning`: the reasoning mode, if not that of the ranker's settings. `on_chunk`: called with each chunk of the
+        response while it streams.
+        """

@@ -1,0 +1,167 @@
+"""Rank windows by a score for each passage, and the scorer that computes query likelihood.
+
+Query likelihood: how probable does the model find the query after the passage? Language models know that without having
+been trained to rank. From Ponte and Croft (1998); with large language models, Sachan et al. (2022, arXiv 2204.07496).
+The length of the query is the same for all its passages, so that it is not divided by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from math import fsum, isfinite
+from typing import Protocol
+
+from rank_k.errors import InputError
+from rank_k.models.base import Model
+from rank_k.types import (
+    Message,
+    OnChunk,
+    Passage,
+    Query,
+    Request,
+    RequestContext,
+    Response,
+    Window,
+    WindowRanking,
+    WindowResult,
+)
+from rank_k.window.base import WindowRanker, WindowReport
+from rank_k.window.prompt import PromptTemplate
+from rank_k.window.prompt_builder import PreparedQuery, PromptBuilder
+from rank_k.window.reasoning import ReasoningMode
+
+PASSAGE_TOKENS = 64
+"""Tokens per passage for query likelihood; chosen among 64, 128 and 256 on held-out collections (docs/embedded.md)."""
+
+LIKELIHOOD_TEMPLATE = PromptTemplate("Document: ", "\nSearch query: {query}", passage="{text}", name="query likelihood")
+"""The prompt about one passage. Its end, the query and the space before it, is the text whose probability counts."""
+
+
+class Scorer(Protocol):
+    """Scores passages, each by itself. `ScoreRanker` ranks windows by the scores.
+
+    `prompt_builder` sanitizes and truncates the queries and passages that `score` receives.
+    """
+
+    prompt_builder: PromptBuilder
+
+    async def prepare(self) -> None:
+        """Raise `InputError` if this cannot score. Runs once, before the first `score`."""
+
+    async def score(self, query: Query, passages: Sequence[Passage], report: WindowReport) -> list[float | None]:
+        """Return the score of each passage, higher for a better one; None if there is no usable score.
+
+        Adds its calls and repairs to `report`. Raises `ModelError` if a model does not respond.
+        """
+
+
+class ScoreRanker(WindowRanker):
+    """Rank windows by the scores of `scorer`."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self.prompt_builder = scorer.prompt_builder
+
+    async def prepare(self, reasoning: ReasoningMode | None = None) -> None:
+        """Raise `InputError` if the scorer cannot score."""
+        await self.scorer.prepare()
+
+    async def rank(
+        self,
+        prepared_query: PreparedQuery,
+        window: Window,
+        *,
+        reasoning: ReasoningMode | None = None,
+        on_chunk: OnChunk | None = None,
+    ) -> WindowReport:
+        """Rank the passages of a window: highest score first, equal scores tied.
+
+        Passages without a score come last in their input order and are counted as missing. There is no reasoning and no
+        text: `reasoning` has no effect, and `on_chunk` is not called.
+        """
+        report = WindowReport.unranked(window)
+        scores: Sequence[float | None] = []
+        if prepared_query.text:  # without a query, all passages are equal
+            query = Query(prepared_query.query.query_id, prepared_query.text)
+            passages = [
+                Passage(doc_id, await self.prompt_builder.fit_passage(prepared_query, doc_id, report.repairs))
+                for doc_id in window.doc_ids
+            ]
+            scores = await self.scorer.score(query, passages, report)
+        known_scores = {
+            doc_id: score for doc_id, score in zip(window.doc_ids, scores, strict=False) if score is not None
+        }
+        if not known_scores:
+            report.repairs["unranked"] += 1
+        elif missing_count := len(window.doc_ids) - len(known_scores):
+            report.repairs["missing"] += missing_count
+        report.result = WindowResult(
+            replace(window, method="likelihood"), (order_by_score(window, known_scores),), known_scores
+        )
+        return report
+
+
+class QueryLikelihoodScorer:
+    """Scores passages by the log-likelihood of the query after them. One request per passage, all at the same time.
+
+    `passage_tokens`: passages are truncated to this.
+    """
+
+    def __init__(self, model: Model, passage_tokens: int = PASSAGE_TOKENS) -> None:
+        self.model = model
+        self.prompt_builder = PromptBuilder(model, LIKELIHOOD_TEMPLATE, passage_tokens, max_tokens=1)
+
+    async def prepare(self) -> None:
+        """Raise `InputError` if the model does not return the probability of a given text."""
+        if not self.model.capabilities.scores_given_text:
+            raise InputError(
+                f"{self.model.name} cannot be asked how likely a query is",
+                "rank by comparison, or with the embedded model or a llama.cpp server",
+            )
+
+    async def score(self, query: Query, passages: Sequence[Passage], report: WindowReport) -> list[float | None]:
+        tasks = [asyncio.create_task(self._log_probability(query, passage, report)) for passage in passages]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _log_probability(self, query: Query, passage: Passage, report: WindowReport) -> float | None:
+        """Return the log-probability of the query after this passage, or None if the response does not have it."""
+        forced_text = f" {query.text}"
+        [message] = LIKELIHOOD_TEMPLATE.messages(query.text, [passage.text])
+        request = Request(
+            (Message("user", message.content.removesuffix(forced_text)),),
+            max_tokens=1,
+            temperature=0.0,
+            forced_text=forced_text,
+            context=RequestContext(query.query_id, (passage.doc_id,), purpose="likelihood"),
+        )
+        response = await self.model.complete(request)
+        report.add_call(request, response)
+        score = query_log_probability(response, forced_text)
+        if score is not None and response.usage.completion_tokens > len(response.tokens or ()):
+            report.repairs["byte_tokens_skipped"] += 1
+        return score
+
+
+def query_log_probability(response: Response, forced_text: str) -> float | None:
+    """Return the log-probability (natural logarithm) of `forced_text`; None if `response` is not about that text."""
+    if response.text != forced_text or not response.tokens:
+        return None
+    total = fsum(token_log_probability for _, token_log_probability in response.tokens)
+    return min(total, 0.0) if isfinite(total) else None
+
+
+def order_by_score(window: Window, scores: Mapping[str, float]) -> WindowRanking:
+    """Rank `window` by `scores`: highest first, equal scores tied, passages without one last in their input order."""
+    if not scores:
+        return WindowRanking.unranked(window)
+    ranked_ids = sorted((doc_id for doc_id in window.doc_ids if doc_id in scores), key=lambda doc_id: -scores[doc_id])
+    tiers = [tuple(tier) for _, tier in groupby(ranked_ids, key=scores.__getitem__)]
+    unranked_tiers = [(doc_id,) for doc_id in window.doc_ids if doc_id not in scores]
+    return WindowRanking((*tiers, *unranked_tiers), frozenset(ranked_ids), True)
