@@ -101,11 +101,6 @@ def _query_progress(
     return progress_bar(title, total, quiet=quiet, poll=poll)
 
 
-def show_progress(quiet: bool, title: str = "") -> Callable[[Callable[[], RunStats], int], Progress]:
-    """Return what shows the progress of a run (`run_job.ShowProgress`)."""
-    return lambda get_stats, total: Progress(get_stats, total, quiet=quiet, title=title)
-
-
 def format_seconds(seconds: float) -> str:
     """Return seconds in the units that people use: 42 s, 3 min 05 s, 2 h 10 min."""
     rounded = round(seconds)

@@ -4,8 +4,8 @@
 
 One language, in the two notations that servers accept. With at most `MAX_EXACT_SIZE` passages, `ranking_gbnf` also
 ensures that each id appears once. That takes a rule for every set of remaining ids, 2^n rules, so for larger windows,
-and always in `ranking_regex`, the grammar has as many ids as there are passages, each of 1..size. The parser then counts
-which ids are missing or repeated.
+and always in `ranking_regex`, the grammar has as many ids as there are passages, each of 1..size. The parser then
+counts which ids are missing or repeated.
 
 A space, a newline or two newlines may come before the first bracket: models are trained to end their reasoning with
 "\\n\\n", which is one token in many tokenizers, and forbidding it would move them away from what they know. Nothing may
