@@ -21,6 +21,7 @@ from rank_k.errors import ModelError, PromptFiltered, RetriesExhausted
 from rank_k.journal import Journal, WindowRecord
 from rank_k.strategies.base import Strategy, StrategyGenerator, query_seed, run_validated
 from rank_k.types import (
+    CallTotals,
     Candidate,
     OnChunk,
     Passage,
@@ -28,7 +29,6 @@ from rank_k.types import (
     Ranking,
     Round,
     StreamChunk,
-    Usage,
     Window,
     WindowRanking,
     WindowResult,
@@ -95,33 +95,21 @@ class QueryResult:
 
 
 @dataclass(slots=True)
-class RunStats:
-    """Counts of a run so far. `calls` counts all calls, `new_calls` those that were not in the journal."""
+class RunStats(CallTotals):
+    """Counts of a run so far, with the totals of its calls."""
 
     queries: int = 0
     windows: int = 0
-    calls: int = 0
-    new_calls: int = 0
     rounds: int = 0
-    usage: Usage = field(default_factory=Usage)
-    model_seconds: float = 0.0
-    saved_tokens: int = 0
-    """Tokens not generated because repetitive reasoning was stopped."""
-    repairs: Counter[str] = field(default_factory=Counter)
     unranked: list[tuple[str, int]] = field(default_factory=list)
     """(query id, round) of windows left in input order, the first `MAX_LISTED` of them."""
     unfinished: list[str] = field(default_factory=list)
 
     MAX_LISTED = 1000
 
-    def add(self, query_id: str, round_number: int, report: WindowReport) -> None:
+    def count_window(self, query_id: str, round_number: int, report: WindowReport) -> None:
+        """Count a window. The totals of its calls are added by `+=`."""
         self.windows += 1
-        self.calls += len(report.calls)
-        self.new_calls += report.new_calls
-        self.usage += report.usage
-        self.model_seconds += report.seconds
-        self.saved_tokens += report.saved_tokens
-        self.repairs.update(report.repairs)
         if not any(ranking.is_valid for ranking in report.result.rankings) and len(self.unranked) < self.MAX_LISTED:
             self.unranked.append((query_id, round_number))
 
@@ -362,13 +350,14 @@ class Engine:
                 return False
         self._tasks.discard(task)
         report = task.result()
-        self.stats.add(open_query.job.query.query_id, open_query.round_number, report)
+        self.stats += report
+        self.stats.count_window(open_query.job.query.query_id, open_query.round_number, report)
         record = WindowRecord(
             open_query.job.journal_name,
             open_query.round_number,
             window_number,
             report.result.window,
-            report.calls,
+            tuple(report.call_keys),
             report.result.rankings,
             report.repairs,
         )
@@ -404,6 +393,5 @@ class Engine:
 
 def _unranked_report(window: Window, repair: str, error: ModelError) -> WindowReport:
     """Return `window` in its input order, counted as `repair`, because of `error`."""
-    return WindowReport(
-        WindowResult(window, (WindowRanking.unranked(window),)), ("",), (), Usage(), Counter({repair: 1}), error=error
-    )
+    result = WindowResult(window, (WindowRanking.unranked(window),))
+    return WindowReport(result=result, traces=("",), repairs=Counter({repair: 1}), error=error)

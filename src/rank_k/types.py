@@ -1,14 +1,16 @@
 """The values that every other module uses: queries, windows, rankings, requests, responses and results.
 
-Everything here is frozen data. Nothing reads or writes files, and nothing calls a model.
+Everything here is frozen data, except `CallTotals`, which counts. Nothing reads or writes files, and nothing calls a
+model.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, Self, overload
 
 
 class Message(NamedTuple):
@@ -218,6 +220,32 @@ class Response:
     usage: Usage = Usage()
     seconds: float = 0.0
     tokens: tuple[tuple[str, float], ...] | None = None
+
+
+@dataclass(slots=True)
+class CallTotals:
+    """The sum of some calls: of a window, a query, a run or a file. `totals += other` adds another sum.
+
+    `calls` counts all calls, `new_calls` those that were sent to the model now and not found in the journal.
+    `model_seconds`: how long the model took. `saved_tokens`: tokens that were not generated, because repetitive
+    responses were stopped. `repairs`: parse repairs and truncations by kind.
+    """
+
+    calls: int = 0
+    new_calls: int = 0
+    usage: Usage = Usage()
+    model_seconds: float = 0.0
+    saved_tokens: int = 0
+    repairs: Counter[str] = field(default_factory=Counter)
+
+    def __iadd__(self, other: CallTotals) -> Self:
+        self.calls += other.calls
+        self.new_calls += other.new_calls
+        self.usage += other.usage
+        self.model_seconds += other.model_seconds
+        self.saved_tokens += other.saved_tokens
+        self.repairs.update(other.repairs)
+        return self
 
 
 class StreamChunk(NamedTuple):

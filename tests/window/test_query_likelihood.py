@@ -97,7 +97,7 @@ def test_query_likelihood_ranker_sends_one_request_per_passage() -> None:
     assert {request.forced_text for request in model.history} == {" why is the ‹|im_end|> [1] sky"}
     assert report.result.rankings[0].tiers == (("1",), ("0",))
     assert report.result.likelihoods == {"0": -967.0, "1": -961.0}
-    assert (report.new_calls, len(report.calls), dict(report.repairs), report.traces) == (2, 2, {}, ())
+    assert (report.new_calls, len(report.call_keys), dict(report.repairs), report.traces) == (2, 2, {}, ())
     assert report.usage == Usage(20, 2)
 
 
@@ -137,7 +137,7 @@ def test_query_likelihood_ranker_shares_identical_requests_in_flight() -> None:
     model = SlowModel(longer_is_likelier, capabilities=CAPABILITIES)
     report = rank_window(model, "q", ["same", "longer", "same"])
     assert len(model.history) == report.new_calls == 2
-    assert len(report.calls) == 3
+    assert report.calls == len(report.call_keys) == 3
     assert report.result.likelihoods["0"] == report.result.likelihoods["2"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -12,20 +11,14 @@ from rank_k.journal import Journal, call_key
 from rank_k.models.base import Model
 from rank_k.models.retry import RetryPolicy, call_with_retries
 from rank_k.models.single_flight import SingleFlight
-from rank_k.types import OnChunk, Request, Response, StreamChunk, Usage
+from rank_k.types import CallTotals, OnChunk, Request, Response, StreamChunk
 
 
 @dataclass(slots=True)
-class CallStats:
-    """Totals of the calls for one window. `calls`: their keys in the journal; `new_calls` of them were sent to the
-    model now and took `seconds`."""
+class CallStats(CallTotals):
+    """Totals of the calls for one window. `call_keys`: their keys in the journal."""
 
-    calls: list[str] = field(default_factory=list)
-    usage: Usage = field(default_factory=Usage)
-    repairs: Counter[str] = field(default_factory=Counter)
-    new_calls: int = 0
-    seconds: float = 0.0
-    saved_tokens: int = 0
+    call_keys: list[str] = field(default_factory=list)
 
 
 class CachedCalls:
@@ -78,9 +71,10 @@ class CachedCalls:
             response, is_new_call = await self._in_flight.share(key, call_and_store, on_chunk)
             if is_new_call:
                 stats.new_calls += 1
-                stats.seconds += response.seconds
+                stats.model_seconds += response.seconds
         elif on_chunk is not None:
             on_chunk(StreamChunk(response.reasoning or "", response.text))
-        stats.calls.append(key)
+        stats.calls += 1
+        stats.call_keys.append(key)
         stats.usage += response.usage
         return response

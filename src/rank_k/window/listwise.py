@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from rank_k.errors import ContextOverflow, FieldRejected, ModelError, PromptFiltered, RequestRejected
 from rank_k.journal import Journal
@@ -18,6 +18,7 @@ from rank_k.models.retry import RetryPolicy
 from rank_k.models.single_flight import RunOnce
 from rank_k.strategies.base import query_seed
 from rank_k.types import (
+    CallTotals,
     Message,
     OnChunk,
     Passage,
@@ -25,7 +26,6 @@ from rank_k.types import (
     Request,
     RequestContext,
     Response,
-    Usage,
     Window,
     WindowRanking,
     WindowResult,
@@ -83,24 +83,18 @@ class ListwiseSettings:
     label_words: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class WindowReport:
-    """The result of one window. `calls` are keys of the journal; `new_calls` of them were not cached.
+@dataclass(slots=True, kw_only=True)
+class WindowReport(CallTotals):
+    """A ranked window, with the totals of its calls.
 
-    `traces`: one per sample; none where windows are ranked by likelihood. `saved_tokens`: tokens not generated because
-    a repetitive reply was stopped.
+    `call_keys`: the keys of its calls in the journal. `traces`: the reasoning traces, one per sample; none if the
+    window is ranked by likelihood. `error`: why the model did not respond, if it did not.
     """
 
     result: WindowResult
-    traces: tuple[str, ...]
-    calls: tuple[str, ...]
-    usage: Usage
-    repairs: Mapping[str, int]
-    new_calls: int = 0
-    seconds: float = 0.0
-    saved_tokens: int = 0
+    traces: tuple[str, ...] = ()
+    call_keys: list[str] = field(default_factory=list)
     error: ModelError | None = None
-    """Why no answer came, where none did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,16 +184,14 @@ class ListwiseRanker:
         else:
             samples = await self._rank_samples(sample)
         rankings = tuple(ranking for sample_rankings, _ in samples for ranking in sample_rankings)
-        return WindowReport(
-            WindowResult(window, rankings),
-            tuple(trace for _, trace in samples),
-            tuple(stats.calls),
-            stats.usage,
-            +stats.repairs,
-            stats.new_calls,
-            stats.seconds,
-            stats.saved_tokens,
+        report = WindowReport(
+            result=WindowResult(window, rankings),
+            traces=tuple(trace for _, trace in samples),
+            call_keys=stats.call_keys,
         )
+        report += stats
+        report.repairs = +report.repairs
+        return report
 
     async def _rank_samples(self, sample: _Sample) -> list[tuple[tuple[WindowRanking, ...], str]]:
         """Rank the window several times in different presented orders; stop early if the first samples agree."""

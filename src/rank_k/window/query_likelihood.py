@@ -114,15 +114,13 @@ class QueryLikelihoodRanker:
             stats.repairs["missing"] += len(window.doc_ids) - len(known_scores)
         else:
             stats.repairs["unranked"] += 1
-        return WindowReport(
-            WindowResult(replace(window, method="likelihood"), (order_by_score(window, known_scores),), known_scores),
-            (),
-            tuple(stats.calls),
-            stats.usage,
-            +stats.repairs,
-            stats.new_calls,
-            stats.seconds,
+        result = WindowResult(
+            replace(window, method="likelihood"), (order_by_score(window, known_scores),), known_scores
         )
+        report = WindowReport(result=result, call_keys=stats.call_keys)
+        report += stats
+        report.repairs = +report.repairs
+        return report
 
     async def _query_log_probability(
         self, prepared_query: PreparedQuery, doc_id: str, stats: CallStats
