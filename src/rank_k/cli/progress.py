@@ -1,68 +1,97 @@
-"""One line on stderr about long work: done/total, rate, time left, tokens. On a thread of its own."""
+"""Progress of long work on stderr: a bar, the time left and what has been done. Only terminals show it."""
 
 from __future__ import annotations
 
 import sys
-import threading
 import time
-from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from rank_k.engine import RunStats
 
+_REFRESHES_PER_SECOND = 2
+_SPEED_PERIOD = 600
+"""Seconds of work whose speed the time left is estimated from. A query can take minutes."""
 
-class Progress:
-    """Shows `tally()` of `total` queries until left, after `title`: twice a second on a terminal, else every 30
-    seconds."""
 
-    def __init__(self, get_stats: Callable[[], RunStats], total: int, *, quiet: bool = False, title: str = "") -> None:
-        self._title = title
-        self._get_stats = get_stats
-        self._total = total
-        self._terminal = sys.stderr.isatty()
-        self._quiet = quiet
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._show, daemon=True)
-        self._started = time.monotonic()
+class UpdateProgress(Protocol):
+    def __call__(self, completed: float, total: float | None = None, details: str = "") -> None:
+        """Set how much is completed, and, if it is not None, how much there is in total."""
 
-    def __enter__(self) -> Self:
-        if not self._quiet:
-            self._thread.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        if not self._quiet:
-            self._thread.join()
-            if self._terminal:
-                print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+@contextmanager
+def progress_bar(
+    title: str, total: float | None = None, *, quiet: bool = False, poll: Callable[[], tuple[float, str]] | None = None
+) -> Iterator[UpdateProgress]:
+    """Show a progress bar until the context is left, and yield the function that updates it.
 
-    def _show(self) -> None:
-        while not self._stop.wait(0.5 if self._terminal else 30):
-            line = self._line()
-            print(f"\r\x1b[K{line}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr)
-            sys.stderr.flush()
+    Args:
+        title: What is being done.
+        total: How much there is to do, if it is known at the start.
+        quiet: Show nothing.
+        poll: Returns how much is completed, and details. It is called before each refresh, on another thread.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda completed, total=None, details="": None
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    def _line(self) -> str:
-        get_stats = self._get_stats()
-        seconds = time.monotonic() - self._started
-        parts = [f"{self._title}{get_stats.queries}/{self._total} queries", f"{get_stats.windows} windows"]
-        if get_stats.new_calls:
-            parts.append(f"{get_stats.new_calls / seconds:.1f} calls/s")
-            parts.append(f"{format_count(get_stats.usage.completion_tokens)} tokens out")
-        if get_stats.queries:
-            parts.append(f"{format_seconds((self._total - get_stats.queries) * seconds / get_stats.queries)} left")
-        if get_stats.unranked_windows:
-            parts.append(f"{get_stats.unranked_windows} windows unranked")
-        return ", ".join(parts)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(20),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[details]}", markup=False),
+    )
+    bar = Progress(*columns, auto_refresh=False, speed_estimate_period=_SPEED_PERIOD)
+    task = bar.add_task(title, total=total, details="")
+
+    def update(completed: float, total: float | None = None, details: str = "") -> None:
+        bar.update(task, completed=completed, total=total, details=details)
+
+    def render() -> RenderableType:
+        if poll is not None:
+            completed, details = poll()
+            update(completed, details=details)
+        return bar.get_renderable()
+
+    with Live(
+        console=Console(stderr=True),
+        get_renderable=render,
+        refresh_per_second=_REFRESHES_PER_SECOND,
+        transient=True,
+        redirect_stdout=False,
+    ):
+        yield update
+
+
+def query_progress(
+    get_stats: Callable[[], RunStats], total: int, *, quiet: bool = False, title: str = ""
+) -> AbstractContextManager[object]:
+    """Show how many of `total` queries are reranked, with counts from `get_stats`."""
+    started = time.monotonic()
+
+    def poll() -> tuple[float, str]:
+        stats = get_stats()
+        parts = [f"{stats.queries}/{total} queries", f"{stats.windows} windows"]
+        if stats.new_calls:
+            parts.append(f"{stats.new_calls / (time.monotonic() - started):.1f} calls/s")
+            parts.append(f"{format_count(stats.usage.completion_tokens)} tokens out")
+        if stats.unranked_windows:
+            parts.append(f"{stats.unranked_windows} windows unranked")
+        return stats.queries, ", ".join(parts)
+
+    return progress_bar(title, total, quiet=quiet, poll=poll)
 
 
 def format_seconds(seconds: float) -> str:
-    """Seconds as people read them: 42 s, 3 min 05 s, 2 h 10 min."""
+    """Return seconds in the units that people use: 42 s, 3 min 05 s, 2 h 10 min."""
     rounded = round(seconds)
     if rounded < 60:
         return f"{rounded} s"
@@ -72,7 +101,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_count(number: int) -> str:
-    """1,234,567 -> 1.2M"""
+    """Return a number with at most one decimal and its unit: 1.2M for 1,234,567."""
     for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if number >= size:
             return f"{number / size:.1f}{letter}"

@@ -151,9 +151,9 @@ _NOT_SETTINGS = frozenset(
 
 
 def _progress(reranker: Reranker, total: int, quiet: bool) -> Any:
-    from rank_k.cli.progress import Progress
+    from rank_k.cli.progress import query_progress
 
-    return Progress(lambda: reranker.stats, total, quiet=quiet)
+    return query_progress(lambda: reranker.stats, total, quiet=quiet)
 
 
 def _finish(

@@ -146,7 +146,7 @@ def _run_cells(
     journal: Any,
 ) -> None:
     """Rerank what is not finished. Raises a `RankKError` that says how far one has come."""
-    from rank_k.cli.progress import Progress, format_seconds
+    from rank_k.cli.progress import format_seconds, query_progress
     from rank_k.errors import ConnectionFailed, RankKError, RetriesExhausted
     from rank_k.study.runner import run_cell
 
@@ -160,7 +160,7 @@ def _run_cells(
         def show_progress(
             get_stats: Callable[[], RunStats], queries: int, title: str = title
         ) -> AbstractContextManager[Any]:
-            return Progress(get_stats, queries, quiet=args.quiet, title=title)
+            return query_progress(get_stats, queries, quiet=args.quiet, title=title)
 
         model = study.model(cell.model)
         try:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import re
 import sys
 
 import pytest
 
 from rank_k.cli.render.tables import Table, format_table, print_tables
+from tests.cli.helpers import Terminal
 
 COLUMNS = ("run", "measure", "calls", "command")
 ROWS = (("bm25", "nDCG@10", 1200, ""), ("reranked [bold]", "P@5", "~7", "rank-k journal"))
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def print_in_terminal(monkeypatch: pytest.MonkeyPatch, table: Table, width: int, **environment: str) -> str:
