@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from rank_k.cli.progress import format_count, format_seconds, progress_bar, query_progress
+from rank_k.cli.progress import format_count, format_seconds, progress_bar, show_progress
 from rank_k.engine import RunStats
 from rank_k.types import Usage
 from tests.cli.helpers import Terminal
@@ -26,13 +26,13 @@ def in_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_terminal")
-def test_query_progress_shows_counts_and_cleans_the_terminal_after_an_interruption(
+def test_show_progress_shows_counts_and_cleans_the_terminal_after_an_interruption(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = Terminal()
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", output)
-        with pytest.raises(KeyboardInterrupt), query_progress(lambda: STATS, 30, title="cell [1]:"):
+        with pytest.raises(KeyboardInterrupt), show_progress(False, "cell [1]:")(lambda: STATS, 30):
             raise KeyboardInterrupt
     for part in ("cell [1]:", "10%", "3/30 queries, 7 windows", "calls/s, 1.5k tokens out, 2 windows unranked"):
         assert part in output.getvalue()

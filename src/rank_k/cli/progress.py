@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -71,10 +72,20 @@ def progress_bar(
         yield update
 
 
-def query_progress(
-    get_stats: Callable[[], RunStats], total: int, *, quiet: bool = False, title: str = ""
+def show_progress(
+    quiet: bool, title: str = ""
+) -> Callable[[Callable[[], RunStats], int], AbstractContextManager[object]]:
+    """Return the function that shows how many queries of a run are reranked.
+
+    It is called with a function that returns the counts so far, and with the number of queries. The progress is shown
+    while the context that it returns is entered.
+    """
+    return partial(_query_progress, quiet=quiet, title=title)
+
+
+def _query_progress(
+    get_stats: Callable[[], RunStats], total: int, *, quiet: bool, title: str
 ) -> AbstractContextManager[object]:
-    """Show how many of `total` queries are reranked, with counts from `get_stats`."""
     started = time.monotonic()
 
     def poll() -> tuple[float, str]:

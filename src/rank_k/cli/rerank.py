@@ -151,9 +151,9 @@ _NOT_SETTINGS = frozenset(
 
 
 def _progress(reranker: Reranker, total: int, quiet: bool) -> Any:
-    from rank_k.cli.progress import query_progress
+    from rank_k.cli.progress import show_progress
 
-    return query_progress(lambda: reranker.stats, total, quiet=quiet)
+    return show_progress(quiet)(lambda: reranker.stats, total)
 
 
 def _finish(

@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 import time
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,8 @@ from rank_k.cli.model_options import NOISE_HELP, add_response_options, add_serve
 from rank_k.cli.study_options import AXES, apply_server_options, connection_options, study_from_args
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from rank_k.engine import RunStats
     from rank_k.study.folder import StudyFolder
     from rank_k.study.grid import Cell, Study
     from rank_k.study.inputs import LoadedCollection, MissingFile
@@ -146,7 +145,7 @@ def _run_cells(
     journal: Any,
 ) -> None:
     """Rerank what is not finished. Raises a `RankKError` that says how far one has come."""
-    from rank_k.cli.progress import format_seconds, query_progress
+    from rank_k.cli.progress import format_seconds, show_progress
     from rank_k.errors import ConnectionFailed, RankKError, RetriesExhausted
     from rank_k.study.runner import run_cell
 
@@ -156,16 +155,12 @@ def _run_cells(
             _print_status(args, f"{title}finished before")
             continue
         started = time.monotonic()
-
-        def show_progress(
-            get_stats: Callable[[], RunStats], queries: int, title: str = title
-        ) -> AbstractContextManager[Any]:
-            return query_progress(get_stats, queries, quiet=args.quiet, title=title)
-
         model = study.model(cell.model)
         try:
             options = model_options[cell.model]
-            stats = run_cell(cell, collections[cell.collection], model, options, folder, show_progress)
+            stats = run_cell(
+                cell, collections[cell.collection], model, options, folder, show_progress(args.quiet, title)
+            )
         except RankKError as error:
             _write_results(args, study, collections, folder, journal, is_complete=False)
             problem = f"{cell.name}: {error.problem}; {number - 1} of {len(cells)} cells are finished in {folder.path}"

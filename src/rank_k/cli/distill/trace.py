@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.cli.progress import query_progress
+    from rank_k.cli.progress import show_progress
     from rank_k.cli.render import rerank_summary
     from rank_k.distill.trace import MAX_SET_SIZE, SINGLE_WINDOW, ActiveSets, trace_sets
     from rank_k.reranker import Reranker
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             reranker.check(_read_queries(args))  # a query that is too long should be no surprise behind paid calls
             token_prices = prices_for_model(args, reranker.model.name)
             run_name = reranker.journal.begin_run(settings)
-            with query_progress(lambda: reranker.stats, counts.total, quiet=args.quiet):
+            with show_progress(args.quiet)(lambda: reranker.stats, counts.total):
                 for _ in trace_sets(
                     reranker, _read_teacher_sets(args), active_sets, token_budget=args.token_budget, run_name=run_name
                 ):
