@@ -24,7 +24,7 @@ from rank_k.types import Candidate, Passage, Query, Window, WindowRanking
 
 pytestmark = pytest.mark.slow
 
-pytest.importorskip("numpy")
+pytest.importorskip("scipy")
 
 DOCS = [f"d{i:02d}" for i in range(60)]
 
@@ -202,14 +202,14 @@ def test_noise_by_name_finds_presets_and_files(tmp_path: Path) -> None:
     [
         ("", "no JSON"),
         ("[1]", "a list"),
-        ('{"std": 1}', "'std'; expected sd"),
-        ('{"sd": -1}', "sd is -1"),
-        ('{"sd": "1"}', "sd is '1'"),
-        ('{"sd": true}', "sd is True"),
-        ('{"sd": NaN}', "sd is nan"),
-        ('{"malformed": 2}', "malformed is 2"),
-        ('{"fresh": 0.2}', "1.2 together; expected shares that sum to 1"),
-        ('{"persistent": 0.5}', "0.5 together"),
+        ('{"std": 1}', "unknown key std (did you mean sd?)"),
+        ('{"sd": -1}', "sd = -1"),
+        ('{"sd": "1"}', "sd = '1'"),
+        ('{"sd": true}', "sd = True"),
+        ('{"sd": NaN}', "sd = nan"),
+        ('{"malformed": 2}', "malformed = 2"),
+        ('{"fresh": 0.2}', "= 1.2; expected shares that sum to 1"),
+        ('{"persistent": 0.5}', "fresh = 0.5"),
     ],
 )
 def test_read_noise_rejects_invalid_files_in_one_line(text: str, message: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from rank_k import Reranker
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
 from rank_k.models.simulated import PRESETS, Noise, SimulatedModel
-from rank_k.simulation.call_times import Call, CallTime, PendingRound, draw_call_seconds, expected, makespan, scheduled
+from rank_k.simulation.call_times import Call, CallTime, PendingRound, expected, makespan, scheduled
 from rank_k.simulation.replay import (
     Cell,
     RoundSizes,
@@ -217,8 +217,8 @@ def test_scheduled_respects_concurrency_and_round_order(queries: list[list[Pendi
         sum(call_seconds),
         max((sum(max(pending.seconds, default=0) for pending in query) for query in queries), default=0),
     )
-    assert max(total / concurrency, longest) <= makespan(calls) + 1e-9
-    assert makespan(calls) <= total + 1e-9
+    assert max(total / concurrency, longest) <= makespan(queries, concurrency) + 1e-9
+    assert makespan(queries, concurrency) <= total + 1e-9
 
 
 def test_scheduled_serves_the_longest_queue_first() -> None:
@@ -238,11 +238,11 @@ def test_expected_with_fixed_times() -> None:
         expected([], CallTime(1), 0)
 
 
-def test_draw_call_seconds_is_lognormal_and_deterministic() -> None:
+def test_draw_seconds_is_lognormal_and_deterministic() -> None:
     rounds = [RoundSizes((20,) * 4000, 4000)]
     call_time = CallTime(20, 2.5, 0.3)
-    [pending] = draw_call_seconds(rounds, call_time, "a")
-    assert draw_call_seconds(rounds, call_time, "a") == [pending] != draw_call_seconds(rounds, call_time, "b")
+    [pending] = call_time.draw_seconds(rounds, "a")
+    assert call_time.draw_seconds(rounds, "a") == [pending] != call_time.draw_seconds(rounds, "b")
     assert fmean(pending.seconds) == pytest.approx(70, rel=0.02)
     sorted_seconds = sorted(pending.seconds)
     assert sorted_seconds[3364] / sorted_seconds[2000] == pytest.approx(2.718281828**0.3, rel=0.03)  # one deviation up
@@ -255,7 +255,6 @@ def test_draw_call_seconds_is_lognormal_and_deterministic() -> None:
 def test_call_time_parse_reads_times(text: str, expected_times: tuple[float, float]) -> None:
     call_time = CallTime.parse(text, 0.2)
     assert (call_time.fixed, call_time.per_passage, call_time.spread) == (*expected_times, 0.2)
-    assert CallTime.parse(str(call_time), 0.2) == call_time
 
 
 @pytest.mark.parametrize("text", ["", "x", "20+", "+2w", "20 2w", "-3", "0", "0+0w", "20w+3", "1e3", "20+2.5", "nan"])

@@ -179,7 +179,7 @@ def test_study_config_names_noise_file(noise_file: Path, tmp_path: Path, capsys:
     capsys.readouterr()
     config.write_text(config.read_text().replace("noise.json", "nosie.json"))
     assert main(["study", "--config", str(config), "--output", str(output)]) == 2
-    assert "simulate is 'nosie.json'" in capsys.readouterr().err
+    assert "simulate = 'nosie.json'" in capsys.readouterr().err
 
 
 def write_collection(data: Dataset, folder: Path) -> None:

@@ -128,14 +128,7 @@ class SimulatedModel:
 
     def tiers(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> list[list[int]]:
         """The order of the window as 0-based positions, best first, ties together."""
-        relevance = self.perceived_relevance(query_id, doc_ids, sample)
-        tiers: list[list[int]] = []
-        for i in sorted(range(len(doc_ids)), key=relevance.__getitem__, reverse=True):  # stable: the first shown leads
-            if tiers and relevance[tiers[-1][0]] - relevance[i] <= self.noise.tie_gap:
-                tiers[-1].append(i)
-            else:
-                tiers.append([i])
-        return tiers
+        return group_ties(self.perceived_relevance(query_id, doc_ids, sample), self.noise.tie_gap)
 
     def perceived_relevance(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> list[float]:
         """What each passage seems to be worth in that look, in grades."""
@@ -171,6 +164,17 @@ class SimulatedModel:
             return None
         draw = _uniform(_join_names(str(self._seed), "malformed", query_id, str(sample), *doc_ids))
         return None if draw >= chance else draw / chance
+
+
+def group_ties(relevance: Sequence[float], tie_gap: float) -> list[list[int]]:
+    """Return the positions by relevance, highest first. Those closer than `tie_gap` to the first of a tier join it."""
+    tiers: list[list[int]] = []
+    for i in sorted(range(len(relevance)), key=relevance.__getitem__, reverse=True):  # stable: earlier positions first
+        if tiers and relevance[tiers[-1][0]] - relevance[i] <= tie_gap:
+            tiers[-1].append(i)
+        else:
+            tiers.append([i])
+    return tiers
 
 
 class _QueryErrors:

@@ -1,8 +1,7 @@
-"""How long it takes: one query alone, and all of them with a given concurrency, when calls take a given time.
+"""How long a run takes if calls take a given time: a discrete-event simulation of the engine's scheduling.
 
-An event simulation without a clock. The rule is the engine's: queries are opened in input order, a bounded number at
-once; the next call is for the window whose query has most windows left, the earlier query where several have; a query's
-next round is ready when its last one is answered in full.
+Queries are opened in input order, a bounded number at a time. The next call is for the query with the most windows
+left; among equals, the earlier query comes first. A query's next round starts when its last one is complete.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from rank_k.simulation.replay import RoundSizes
 
 
 class PendingRound(NamedTuple):
-    """A round as the scheduler sees it: the seconds of each of its calls, and how many windows were left."""
+    """A round of calls: the seconds that each takes, and the windows of the query that were left before it."""
 
     seconds: Sequence[float]
-    remaining_windows: int
+    remaining_windows: int = 0
 
 
 class Call(NamedTuple):
-    """`query` and `place` (in its round) count from 0; times are simulated seconds."""
+    """A simulated call. `query` and `place` (in its round) count from 0; `start` and `end` are simulated seconds."""
 
     query: int
     place: int
@@ -37,61 +36,57 @@ class Call(NamedTuple):
 
 
 def scheduled(queries: Iterable[Iterator[PendingRound]], concurrency: int) -> Iterator[Call]:
-    """When each call is made, by time of their start.
+    """Yield the calls of all queries in the order of their start, `concurrency` at a time.
 
-    `queries` are drawn lazily, as they are opened, and so is a query's next round once the last one is over: while
-    a call is yielded, its query is in the round that it belongs to.
+    `queries` is read lazily, and so is each query's next round: while a call is yielded, the iterator of its query has
+    yielded the round of the call, and no later one.
     """
     unopened = enumerate(queries)
     rounds: dict[int, Iterator[PendingRound]] = {}
-    unanswered: dict[int, int] = {}  # calls of the round that a query is in
+    unfinished: dict[int, int] = {}  # calls of the current round, by query
     ready: list[tuple[int, int, int, float]] = []  # heap: -windows left, query, place, seconds
-    running: list[tuple[float, int, int]] = []  # heap: end, query, place
+    running: list[tuple[float, int]] = []  # heap: end, query
     now = 0.0
 
-    def advance(query: int) -> None:
+    def start_next_round(query: int) -> None:
         pending = next((pending for pending in rounds[query] if pending.seconds), None)
         if pending is None:
             del rounds[query]
             return
-        unanswered[query] = len(pending.seconds)
+        unfinished[query] = len(pending.seconds)
         for place, seconds in enumerate(pending.seconds):
             heapq.heappush(ready, (-pending.remaining_windows, query, place, seconds))
 
-    def open_queries() -> None:
-        while len(rounds) < OPEN_QUERIES_PER_SLOT * concurrency:
-            entry = next(unopened, None)
-            if entry is None:
-                return
-            rounds[entry[0]] = entry[1]
-            advance(entry[0])
-
-    open_queries()
-    while ready or running:
+    while True:
+        while len(rounds) < OPEN_QUERIES_PER_SLOT * concurrency and (opened := next(unopened, None)):
+            query, query_rounds = opened
+            rounds[query] = query_rounds
+            start_next_round(query)
         while ready and len(running) < concurrency:
             _, query, place, seconds = heapq.heappop(ready)
-            heapq.heappush(running, (now + seconds, query, place))
+            heapq.heappush(running, (now + seconds, query))
             yield Call(query, place, now, now + seconds)
+        if not running:
+            return
         now = running[0][0]
         while running and running[0][0] == now:
-            _, query, _ = heapq.heappop(running)
-            unanswered[query] -= 1
-            if not unanswered[query]:
-                advance(query)
-        open_queries()
+            _, query = heapq.heappop(running)
+            unfinished[query] -= 1
+            if not unfinished[query]:
+                start_next_round(query)
 
 
-def makespan(calls: Iterable[Call]) -> float:
-    """Seconds from the start of the first call to the end of the last."""
-    return max((call.end for call in calls), default=0.0)
+def makespan(queries: Iterable[Iterable[PendingRound]], concurrency: int) -> float:
+    """Return the seconds from the start of the first call of `queries` to the end of the last."""
+    return max((call.end for call in scheduled(map(iter, queries), concurrency)), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class CallTime:
-    """A call that shows w passages takes `fixed + per_passage * w` seconds on average.
+    """The seconds of a call with w passages: `fixed + per_passage * w` on average.
 
-    One call differs from another by a lognormal factor of mean 1, whose logarithm has the deviation `spread`.
-    Raises `InputError` for times below zero, or that are zero for every call.
+    Calls differ by a lognormal factor of mean 1; `spread` is the standard deviation of its logarithm.
+    Raises `InputError` if a time is negative, or if all times are zero.
     """
 
     fixed: float
@@ -101,21 +96,14 @@ class CallTime:
     def __post_init__(self) -> None:
         numbers = (self.fixed, self.per_passage, self.spread)
         if not all(0 <= number < inf for number in numbers) or self.fixed + self.per_passage <= 0:
-            raise InputError(f"calls cannot take {self}", "give seconds above 0, such as 20+2.5w, and a spread from 0")
-
-    def __str__(self) -> str:
-        per_passage = f"{self.per_passage:g}w"
-        return (
-            f"{self.fixed:g}"
-            if not self.per_passage
-            else per_passage
-            if not self.fixed
-            else f"{self.fixed:g}+{per_passage}"
-        )
+            raise InputError(
+                f"a call cannot take {self.fixed:g}+{self.per_passage:g}w seconds with spread {self.spread:g}",
+                "give seconds above 0, such as 20+2.5w, and a spread of at least 0",
+            )
 
     @classmethod
     def parse(cls, text: str, spread: float = 0.0) -> CallTime:
-        """ "45": every call; "20+2.5w": 20 seconds and 2.5 for each of the w passages; "3w"."""
+        """Return the time written as "45" (every call), "20+2.5w" (w passages) or "3w". Raises `InputError`."""
         number = r"(\d+\.?\d*|\.\d+)"
         match = re.fullmatch(rf"\s*(?:{number}(?:\s*\+\s*{number}w)?|{number}w)\s*", text)
         if match is None:
@@ -123,36 +111,32 @@ class CallTime:
         fixed, per_passage, passage_only = (float(part or 0) for part in match.groups())
         return cls(fixed, per_passage + passage_only, spread)
 
-    def draw_seconds(self, passages: int, random: Random) -> float:
-        """Seconds of one call."""
-        mean = self.fixed + self.per_passage * passages
-        return mean * exp(random.gauss(-(self.spread**2) / 2, self.spread)) if self.spread else mean
+    def draw_seconds(self, rounds: Sequence[RoundSizes], seed: str) -> list[PendingRound]:
+        """Return `rounds` of a query with the seconds of their calls. The same seed gives the same seconds."""
+        random = Random(seed)
 
+        def draw(passages: int) -> float:
+            factor = exp(random.gauss(-(self.spread**2) / 2, self.spread)) if self.spread else 1.0
+            return (self.fixed + self.per_passage * passages) * factor
 
-def draw_call_seconds(rounds: Sequence[RoundSizes], call_time: CallTime, seed: str) -> list[PendingRound]:
-    """`rounds` of one query with the seconds that their calls take, the same whenever they are made."""
-    random = Random(seed)
-    return [
-        PendingRound([call_time.draw_seconds(size, random) for size in sizes.sizes], sizes.remaining_windows)
-        for sizes in rounds
-    ]
+        return [PendingRound(list(map(draw, sizes)), remaining_windows) for sizes, remaining_windows in rounds]
 
 
 class Seconds(NamedTuple):
-    """What is to be expected. `query`: one query alone, the mean over queries; `run`: all queries together."""
+    """Expected seconds. `query`: of one query alone, the mean over queries; `run`: of all queries together."""
 
     query: float
     run: float
 
 
 def expected(plays: Sequence[Sequence[Sequence[RoundSizes]]], call_time: CallTime, concurrency: int) -> Seconds:
-    """Return the seconds with `concurrency` calls in flight, the mean over `plays`: the rounds of every query."""
+    """Return the seconds at a concurrency of `concurrency`, the mean over `plays` (each: the rounds of every query)."""
     if concurrency < 1:
         raise InputError(f"concurrency is {concurrency}", "give 1 or more")
     query_seconds: list[float] = []
     run_seconds: list[float] = []
     for number, play in enumerate(plays):
-        queries = [draw_call_seconds(rounds, call_time, f"{number}|{query}") for query, rounds in enumerate(play)]
-        query_seconds.extend(makespan(scheduled([iter(rounds)], concurrency)) for rounds in queries)
-        run_seconds.append(makespan(scheduled(map(iter, queries), concurrency)))
+        queries = [call_time.draw_seconds(rounds, f"{number}|{query}") for query, rounds in enumerate(play)]
+        query_seconds.extend(makespan([rounds], concurrency) for rounds in queries)
+        run_seconds.append(makespan(queries, concurrency))
     return Seconds(sum(query_seconds) / max(len(query_seconds), 1), sum(run_seconds) / max(len(run_seconds), 1))

@@ -1,14 +1,13 @@
-"""Strategies before a simulated judge: what they are worth and what they cost, without a model and without waiting.
+"""Run strategies on a simulated judge: their quality and cost, without a model and without waiting.
 
-A strategy never knows who answers. Here a `SimulatedModel` does, query by query, and its replies are read as any
-model's are, malformed ones too. Every seed is another judge; all strategies meet the same ones, so that their
-differences are theirs and not the judges'. Nothing here reads files or clocks, and the same arguments give the same
-numbers.
+A strategy does not depend on what ranks its windows. Here a `SimulatedModel` does, and its answers are parsed like any
+model's. Every seed is another judge, and all strategies meet the same judges. Nothing here reads files or clocks: the
+same arguments give the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
@@ -19,81 +18,98 @@ from typing import NamedTuple
 
 from rank_k.models.simulated import Grades, Noise, SimulatedModel
 from rank_k.strategies.base import Strategy, StrategyGenerator, query_seed, run_validated
-from rank_k.types import Candidate, Ranking, Run, Window, WindowRanking, WindowResult
+from rank_k.types import Candidate, Ranking, Round, Run, Window, WindowRanking, WindowResult
 from rank_k.window.parsing import parse_ranking
 
 CUTOFF = 10
 """Quality is nDCG at this rank."""
 
 _MAX_UNPARSED_SIZE = 1_000
-"""Passages in a window up to which a well-formed answer is certain to be read as it was written."""
+"""The largest window whose well-formed answers need no parsing, because the parser returns them unchanged."""
 
 
 class RoundSizes(NamedTuple):
-    """A round as it costs: how many passages each of its windows shows, and how many windows were still to come,
-    these included."""
+    """The cost of a round: the passages of each of its windows, and the windows of the query that were left before."""
 
     sizes: tuple[int, ...]
     remaining_windows: int
 
 
 class ReplayedQuery(NamedTuple):
-    """One query from its first round to its ranking."""
+    """The final ranking of a query, and its rounds."""
 
     doc_ids: tuple[str, ...]
     rounds: tuple[RoundSizes, ...]
 
 
+def run_strategy(
+    strategy: Strategy,
+    candidates: Sequence[Candidate],
+    query_id: str,
+    rank_round: Callable[[Round], list[WindowResult]],
+) -> tuple[list[Round], Ranking]:
+    """Run `strategy` for one query, with the seed that the engine gives it.
+
+    Args:
+        strategy: The strategy.
+        candidates: The candidates, best first.
+        query_id: The query, from which the seed follows.
+        rank_round: Returns the results of the windows of a round.
+
+    Returns:
+        The rounds and the final ranking.
+    """
+    generator = run_validated(strategy, candidates, query_seed(query_id))
+    rounds: list[Round] = []
+    try:
+        rounds.append(next(generator))
+        while True:
+            rounds.append(generator.send(rank_round(rounds[-1])))
+    except StopIteration as stop:
+        return rounds, stop.value
+
+
 def replay_strategy(
     strategy: Strategy, candidates: Sequence[Candidate], query_id: str, judge: SimulatedModel
 ) -> ReplayedQuery:
-    """What `strategy` makes of `candidates` (best first) with `judge`, under the seed that the engine gives it."""
-    generator = run_validated(strategy, candidates, query_seed(query_id))
-    rounds: list[RoundSizes] = []
-    try:
-        current_round = next(generator)
-        while True:
-            rounds.append(
-                RoundSizes(
-                    tuple(len(window.doc_ids) for window in current_round.windows), current_round.remaining_windows
-                )
-            )
-            current_round = generator.send(
-                [WindowResult(window, (judge_window(judge, query_id, window),)) for window in current_round.windows]
-            )
-    except StopIteration as stop:
-        return ReplayedQuery(stop.value.doc_ids, _intern_rounds(tuple(rounds)))
+    """Return what `strategy` makes of `candidates` (best first) if `judge` ranks the windows."""
+
+    def rank_round(current: Round) -> list[WindowResult]:
+        return [WindowResult(window, (judge_window(judge, query_id, window),)) for window in current.windows]
+
+    rounds, ranking = run_strategy(strategy, candidates, query_id, rank_round)
+    sizes = (
+        RoundSizes(tuple(len(window.doc_ids) for window in current.windows), current.remaining_windows)
+        for current in rounds
+    )
+    return ReplayedQuery(ranking.doc_ids, _intern_rounds(tuple(sizes)))
 
 
 @lru_cache(maxsize=4096)
 def _intern_rounds(rounds: tuple[RoundSizes, ...]) -> tuple[RoundSizes, ...]:
-    """`rounds` as they are: most queries take the same ones, which need not be kept for each."""
+    """Return an equal value that was seen before, to save memory: most queries have the same rounds."""
     return rounds
 
 
 def without_calls(candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
-    """The strategy that asks nothing: the first stage as it is, to compare with."""
+    """Keep the order of the first stage: a strategy without windows, as a baseline."""
     yield from ()
     return Ranking.untied(candidate.doc_id for candidate in candidates)
 
 
 def judge_window(judge: SimulatedModel, query_id: str, window: Window) -> WindowRanking:
-    """The judge's answer as the order that it is read as.
-
-    Malformed answers go through the parser; the others need not, since it reads them as they were meant.
-    """
+    """Return the judge's answer as the ranking that the parser makes of it. Only malformed answers are parsed."""
     ids = window.doc_ids
     if len(ids) <= _MAX_UNPARSED_SIZE and judge.is_well_formed(query_id, ids):
-        return WindowRanking(
-            tuple(tuple(ids[i] for i in tier) for tier in judge.tiers(query_id, ids)), frozenset(ids), True
-        )
+        tiers = tuple(tuple(ids[i] for i in tier) for tier in judge.tiers(query_id, ids))
+        return WindowRanking(tiers, frozenset(ids), True)
     answer = parse_ranking(judge.ranking_text(query_id, ids), len(ids), finish_reason="stop")
     tiers = tuple(tuple(ids[i - 1] for i in tier) for tier in answer.tiers)
     return WindowRanking(tiers, frozenset(ids[i - 1] for i in answer.ranked_numbers), answer.is_valid)
 
 
 def ndcg(doc_ids: Sequence[str], grades: Mapping[str, int], cutoff: int = CUTOFF) -> float:
-    """nDCG with linear gains and the ideal of all judgments, as trec_eval has it; 0 where nothing is relevant."""
+    """Return nDCG with linear gains and the ideal of all judgments, as in trec_eval; 0 if nothing is relevant."""
 
     def gain(ordered: Iterable[int]) -> float:
         return sum(max(grade, 0) / log2(rank + 1) for rank, grade in enumerate(ordered, 1))
@@ -104,22 +120,22 @@ def ndcg(doc_ids: Sequence[str], grades: Mapping[str, int], cutoff: int = CUTOFF
 
 @dataclass
 class SimulationTotals:
-    """One strategy before the judges of one kind of noise.
+    """The quality and cost of one strategy with some judges.
 
-    `ndcg`: by query, the nDCG@10 with each judge. `plays`: the rounds of all queries, one list per judge.
+    `ndcg`: by query, the nDCG@10 with each judge. `plays`: for each judge, the rounds of all queries.
     """
 
     ndcg: dict[str, list[float]] = field(default_factory=dict)
     plays: list[list[tuple[RoundSizes, ...]]] = field(default_factory=list)
 
     def update(self, other: SimulationTotals) -> None:
-        """Take in what other judges found."""
+        """Add the results of other judges."""
         for query_id, values in other.ndcg.items():
             self.ndcg.setdefault(query_id, []).extend(values)
         self.plays.extend([_intern_rounds(rounds) for rounds in play] for play in other.plays)
 
     def by_query(self) -> dict[str, float]:
-        """nDCG@10, the mean over judges."""
+        """Return nDCG@10 by query, the mean over judges."""
         return {query_id: fmean(values) for query_id, values in self.ndcg.items()}
 
     @property
@@ -128,7 +144,7 @@ class SimulationTotals:
 
     @property
     def calls(self) -> float:
-        """Per query, as the others."""
+        """The mean per query, as for `passages` and `rounds`."""
         return self._per_query(sum(len(round_sizes.sizes) for round_sizes in self._rounds()))
 
     @property
@@ -141,7 +157,7 @@ class SimulationTotals:
 
     @property
     def most(self) -> tuple[int, int]:
-        """The most calls and the most rounds that any query took."""
+        """The largest number of calls, and of rounds, of any query."""
         query_rounds = [rounds for play in self.plays for rounds in play]
         calls = (sum(len(round_sizes.sizes) for round_sizes in rounds) for rounds in query_rounds)
         return max(calls, default=0), max(map(len, query_rounds), default=0)
@@ -154,7 +170,7 @@ class SimulationTotals:
 
 
 class Cell(NamedTuple):
-    """What was simulated, by its names."""
+    """The names of the run, the noise and the strategy of one result."""
 
     run: str
     noise: str
@@ -169,14 +185,22 @@ def simulate(
     seed: int,
     depth: int = maxsize,
 ) -> dict[Cell, SimulationTotals]:
-    """All strategies on the first `depth` candidates of all runs, the rest following as it is, before the judges of
-    one seed.
+    """Simulate every combination of run, noise and strategy with the judges of one seed.
 
-    Over every query of `grades`; one for which a run has nothing counts as zero, as when runs are evaluated.
+    Args:
+        runs: Runs by name. A query that a run lacks counts as 0, as in an evaluation.
+        grades: Judgments, which the judges know. Every query of these counts.
+        strategies: Strategies by name.
+        noises: The judges' errors by name.
+        seed: The seed of the judges.
+        depth: Candidates to rerank; the others follow in their order.
+
+    Returns:
+        The totals of each combination.
     """
     judges = {name: SimulatedModel(grades, noise, seed=seed) for name, noise in noises.items()}
     cells = {Cell(*cell_names): SimulationTotals(plays=[[]]) for cell_names in product(runs, judges, strategies)}
-    # query by query: the judges of a seed remember what they drew for the last few
+    # Query by query, because a judge keeps the errors that it drew for the last few queries.
     for query_id, query_grades in grades.items():
         for cell, totals in cells.items():
             candidates = runs[cell.run].get(query_id, ())
@@ -188,7 +212,7 @@ def simulate(
 
 
 class Mean(NamedTuple):
-    """Over queries, with its standard error (NaN for a single query)."""
+    """A mean over queries and its standard error (NaN for a single query)."""
 
     mean: float
     error: float
@@ -199,11 +223,11 @@ class Mean(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """That holds the true mean 95 times of a hundred, by the normal distribution."""
+        """The 95% confidence interval by the normal distribution."""
         return self.mean - 1.96 * self.error, self.mean + 1.96 * self.error
 
 
 def difference(ours: SimulationTotals, baseline: SimulationTotals) -> Mean:
-    """Of nDCG@10, paired by query after averaging over the same judges."""
+    """Return the difference in nDCG@10, paired by query after averaging over the same judges."""
     our_ndcg, baseline_ndcg = ours.by_query(), baseline.by_query()
     return Mean.of([our_ndcg[query_id] - baseline_ndcg[query_id] for query_id in baseline_ndcg])

@@ -1,0 +1,111 @@
+"""Simulate many judges, several at a time in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import active_children, get_context
+
+from rank_k.errors import RankKError
+from rank_k.models.simulated import Grades, Noise
+from rank_k.simulation.replay import SimulationTotals, simulate
+from rank_k.strategies.base import Strategy
+from rank_k.types import Run
+
+MIN_QUERIES_FOR_PROCESSES = 2_000
+"""The number of rankings, over all judges and strategies, from which starting processes saves time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """Strategies to be compared on the queries of one run.
+
+    Args:
+        run: The candidates of each query. A query that it lacks counts as 0.
+        grades: The judgments, which the judges know.
+        make_strategies: Returns the strategies by name. It is called in every process, and must be picklable.
+        noise: How the judges err.
+        depth: Candidates to rerank; the others follow in their order.
+    """
+
+    run: Run
+    grades: Grades
+    make_strategies: Callable[[], Mapping[str, Strategy]]
+    noise: Noise
+    depth: int = 100
+
+    def simulate(self, seed: int) -> dict[str, SimulationTotals]:
+        """Return the totals of each strategy with the judge of `seed`."""
+        cells = simulate({"": self.run}, self.grades, self.make_strategies(), {"": self.noise}, seed, self.depth)
+        return {cell.strategy: totals for cell, totals in cells.items()}
+
+
+def simulate_judges(
+    simulation: Simulation, judges: int, on_judge: Callable[[], object] = lambda: None
+) -> dict[str, SimulationTotals]:
+    """Return the totals of each strategy over the judges of seeds 0 to `judges` - 1.
+
+    Large simulations use a process per core. They end with this call, whatever ends it.
+
+    Args:
+        simulation: What is simulated.
+        judges: The number of judges.
+        on_judge: Called when a judge is done.
+
+    Raises:
+        RankKError: If a process dies.
+    """
+    processes = min(os.cpu_count() or 1, judges)
+    rankings = judges * len(simulation.grades) * len(simulation.make_strategies())
+    if processes == 1 or rankings < MIN_QUERIES_FOR_PROCESSES:
+        return _sum_totals(map(simulation.simulate, range(judges)), on_judge)
+    other_children = active_children()
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, (simulation,))
+    try:
+        # The processes inherit the blocked SIGINT: only this process reacts to Ctrl-C, and ends them.
+        signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            results = pool.map(_simulate_in_worker, range(judges))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
+        return _sum_totals(results, on_judge)
+    except BrokenProcessPool as error:
+        raise RankKError("a process of the simulation died", "check that there is enough memory") from error
+    except BaseException:
+        for process in active_children():
+            if process not in other_children:
+                process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _sum_totals(
+    results: Iterable[Mapping[str, SimulationTotals]], on_judge: Callable[[], object]
+) -> dict[str, SimulationTotals]:
+    """Return the totals of each strategy over the judges of `results`."""
+    totals: dict[str, SimulationTotals] = {}
+    for result in results:
+        for name, judge_totals in result.items():
+            totals.setdefault(name, SimulationTotals()).update(judge_totals)
+        on_judge()
+    return totals
+
+
+_simulation: Simulation | None = None
+"""The simulation of a worker process."""
+
+
+def _start_worker(simulation: Simulation) -> None:
+    global _simulation
+    _simulation = simulation
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # every core has a process already
+
+
+def _simulate_in_worker(seed: int) -> dict[str, SimulationTotals]:
+    assert _simulation is not None, "_start_worker runs first"
+    return _simulation.simulate(seed)
