@@ -19,9 +19,9 @@ MODULES_OF_EXTRA = {
     "llama-index": ("llama_index",),
     "mteb": ("mteb",),
     "pyterrier": ("pyterrier",),
-    "serve": ("prometheus_client", "starlette", "uvicorn"),
+    "serve": ("prometheus_client", "pydantic", "sse_starlette", "starlette", "uvicorn"),
     "tokens": ("tokenizers",),
-    "mcp": ("anyio", "mcp", "prometheus_client", "sse_starlette", "starlette", "uvicorn"),
+    "mcp": ("anyio", "mcp", "prometheus_client", "pydantic", "sse_starlette", "starlette", "uvicorn"),
     "train": ("accelerate", "datasets", "gguf", "peft", "safetensors", "torch", "transformers", "trl"),
 }
 """The top-level modules that each extra of `pyproject.toml` installs (a test compares the two). If several extras

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.integration
 DOCUMENTS = ["one", "two", "three"]
 KEY, OTHER_KEY = "sk-first-0123456789", "sk-second-0123456789"
 PAGE_ORIGIN = "https://app.example.com"
-LIMITS = Limits(body=2 * 2**20, characters=200_000)
+LIMITS = Limits(max_body=2 * 2**20, max_characters=200_000)
 IMPATIENT_LIMITS = replace(LIMITS, head_seconds=0.5, body_seconds=0.7, stall_seconds=1)
 
 
@@ -315,7 +315,7 @@ def test_rerank_rejects_too_many_characters() -> None:
 def test_rerank_rejects_oversized_bodies(server: ServerClient, chunked: bool) -> None:
     with server.connect() as sock:
         head = "POST /v2/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        size = LIMITS.body + 1
+        size = LIMITS.max_body + 1
         if chunked:
             sock.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n{size:x}\r\n".encode() + b" " * size)
         else:

@@ -322,7 +322,7 @@ def test_deadline_includes_model_discovery() -> None:
 
 def test_default_deadline_applies_without_deadline_field(loopback: StartLoopback) -> None:
     stuck = loopback(first_token=STUCK_SECONDS)
-    with run_server(Reranker(server=stuck.url), Limits(deadline_seconds=0.3)) as server:
+    with run_server(Reranker(server=stuck.url), Limits(deadline=0.3)) as server:
         assert server.rerank(DOCUMENTS).json["finished"] is False
         assert server.rerank(DOCUMENTS, deadline_seconds=None, stream=True).events[-1][1]["finished"] is False
         stuck.change(first_token=1.0)

@@ -14,9 +14,10 @@ import pytest
 
 from rank_k import Reranker, ScriptedModel
 from rank_k.errors import JournalError
-from rank_k.journal import Journal
+from rank_k.journal import Journal, QueryRecord
 from rank_k.server import journal_views
 from rank_k.server.config import AccessConfig
+from rank_k.server.journal_views import QueryParameters, WindowParameters
 from rank_k.types import Candidate, Passage, Query, Request
 from rank_k.window.prompt import builtin_template, extract_passages
 from tests.fakes.likelihood_model import make_likelihood_model
@@ -56,6 +57,10 @@ def path(tmp_path: Path) -> Path:
 def get_view(server: ServerClient, what: str, key: str | None = None, **parameters: Any) -> Answer:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     return server.get(f"/journal/{what}?{urlencode(parameters)}", **headers)
+
+
+def view_query(journal: Journal, record: QueryRecord) -> dict[str, Any]:
+    return journal_views.query(journal, QueryParameters(run=record.run, position=record.position))
 
 
 # --- a job's run ---
@@ -125,7 +130,7 @@ def test_query_view_shows_unfinished_ranking(path: Path) -> None:
         if len(model.history) == 3:
             with closing(Journal(path, read_only=True)) as journal:
                 [record] = journal.find_queries()[1]
-                views.append(journal_views.query(journal, record))
+                views.append(view_query(journal, record))
         return " > ".join(f"[{n}]" for n in range(len(request.context.doc_ids), 0, -1))
 
     model = ScriptedModel(answers)
@@ -138,10 +143,7 @@ def test_query_view_shows_unfinished_ranking(path: Path) -> None:
 def test_window_view_shows_each_sample_order(path: Path) -> None:
     name = create_journal(path, 1, samples=3, strategy="single")
     with closing(Journal(path, read_only=True)) as journal:
-        record = journal.find_query(name, 0)
-        assert record is not None
-        view = journal_views.window(journal, record, 0, 0)
-    assert view is not None
+        view = journal_views.window(journal, WindowParameters(run=name, position=0, round=0, window=0))
     shown_places = [call["shown"] for call in view["calls"]]
     assert len(shown_places) >= 2
     assert shown_places[0] != shown_places[1]
@@ -156,9 +158,9 @@ def test_window_view_pairs_likelihoods_with_passages(path: Path) -> None:
         reranker.rank("q", ["one", "three", "eleven"])
     with closing(Journal(path, read_only=True)) as journal:
         [record] = journal.find_queries()[1]
-        view = journal_views.window(journal, record, 0, 0)
-        assert [p["text"] for p in journal_views.query(journal, record)["passages"]] == ["one", "three", "eleven"]
-    assert view is not None
+        parameters = WindowParameters(run=record.run, position=record.position, round=0, window=0)
+        view = journal_views.window(journal, parameters)
+        assert [p["text"] for p in view_query(journal, record)["passages"]] == ["one", "three", "eleven"]
     assert [p["text"] for p in view["passages"]] == ["one", "three", "eleven"]
     assert [call["shown"] for call in view["calls"]] == [[0], [1], [2]]
     scores = [call["likelihood"] for call in view["calls"]]

@@ -235,7 +235,7 @@ def test_preferences_file_writes_private_rows_immediately(tmp_path: Path, row: J
     assert read_judgments(path) == file.rows == [row]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     file.append(row)
-    assert file.content().count(b"\n") == 2
+    assert path.read_bytes().count(b"\n") == 2
     file.close()
     assert read_file(path) == [row, row]
 

@@ -246,7 +246,7 @@ def test_service_stop_ends_despite_stuck_request(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(service, "_CLEANUP_SECONDS", 0.05)
 
     async def main() -> None:
-        rerank_service = service.RerankService(None, Limits(grace_seconds=0.05))
+        rerank_service = service.RerankService(None, Limits(shutdown_timeout=0.05))
         async with rerank_service.queue.admit("a"):
             await asyncio.wait_for(rerank_service.stop(), PATIENCE)
 
@@ -301,7 +301,7 @@ def test_client_disconnect_keeps_shared_call_running(loopback: StartLoopback) ->
 @pytest.mark.parametrize("stream", [False, True])
 def test_server_closes_connections_that_do_not_read(loopback: StartLoopback, stream: bool) -> None:
     model, size = loopback(), 16_000_000  # more than the system's buffers hold
-    limits = Limits(characters=2 * size, body=2 * size, head_seconds=0.5, stall_seconds=0.5)
+    limits = Limits(max_characters=2 * size, max_body=2 * size, head_seconds=0.5, stall_seconds=0.5)
     with run_server(Reranker(server=model.url), limits) as server:
         documents = ["mark:a-G1 " + "y" * size, "mark:z-G9 last"]
         with open_request(server, documents=documents, stream=stream, return_documents=True) as sock:

@@ -21,10 +21,12 @@ from rank_k.errors import JournalError
 from rank_k.models.retry import RetryPolicy
 from rank_k.server.api_errors import ApiError
 from rank_k.server.config import AccessConfig, Limits
-from rank_k.server.mcp import input_schema, parse_tool_arguments
+from rank_k.server.mcp import parse_tool_arguments
 from rank_k.server.mcp_http import make_mcp_app
+from rank_k.server.schema import tool_schemas
 from rank_k.types import Request
 from tests.conftest import StartLoopback
+from tests.fakes.likelihood_model import make_likelihood_model
 from tests.paths import ROOT
 from tests.server.test_access import reversed_order
 from tests.server.test_load import STUCK, has_calls, marked_passages, was_cancelled
@@ -49,7 +51,9 @@ def rank_last_first_with_ties(request: Request) -> str:
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerClient]:
     with run_server(
-        Reranker(ScriptedModel(rank_last_first_with_ties)), Limits(documents=50, characters=5000), make=make_mcp_app
+        Reranker(ScriptedModel(rank_last_first_with_ties)),
+        Limits(max_documents=50, max_characters=5000),
+        make=make_mcp_app,
     ) as running:
         yield running
         assert running.errors == []
@@ -103,7 +107,7 @@ def test_list_tools_describes_rerank(server: ServerClient, mode: str) -> None:
     assert tool.name == "rerank"
     assert tool.annotations is not None
     assert tool.annotations.read_only_hint is True
-    assert tool.input_schema == input_schema(Limits(documents=50, characters=5000))
+    assert (tool.input_schema, tool.output_schema) == tool_schemas(Limits(max_documents=50, max_characters=5000))
     properties = tool.input_schema["properties"]
     assert set(properties) == {
         "query",
@@ -194,10 +198,16 @@ def test_documented_program_prints_documented_output(capsys: pytest.CaptureFixtu
 
 
 def test_input_schema_omits_listwise_arguments_for_likelihood() -> None:
-    listwise_properties, likelihood_properties = (
-        set(input_schema(Limits(), method)["properties"]) for method in ("listwise", "likelihood")
-    )
-    assert listwise_properties - likelihood_properties == {"reasoning", "strategy", "return_trace"}
+    async def work(client: Client) -> Any:
+        return (await client.list_tools()).tools
+
+    with run_server(Reranker(make_likelihood_model(), method="likelihood"), make=make_mcp_app) as server:
+        [tool] = run_with_client(server, work)
+    assert set(tool_schemas(Limits())[0]["properties"]) - set(tool.input_schema["properties"]) == {
+        "reasoning",
+        "strategy",
+        "return_trace",
+    }
 
 
 # --- what is refused ---
@@ -206,22 +216,34 @@ def test_input_schema_omits_listwise_arguments_for_likelihood() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "query: a text is needed"),
+        ({}, "query: Field required (what is being looked for, in words)"),
         ({"query": "", "documents": []}, "query: a text is needed"),
-        ({"query": "q"}, "documents: a list of texts is needed"),
-        ({"query": "q", "documents": "one"}, "documents: a list of texts is needed"),
-        ({"query": "q", "documents": ["a", 5]}, 'documents[1]: must be a text or an object with a "text"'),
+        ({"query": "q"}, "documents: Field required (the texts to be ordered, or objects with a text"),
+        ({"query": "q", "documents": "one"}, "documents: Input should be a valid list (the texts to be ordered"),
+        (
+            {"query": "q", "documents": ["a", 5]},
+            "documents[1]: Input should be a valid string (the texts to be ordered",
+        ),
         ({"query": "q", "documents": ["a"] * 51}, "documents: 51 are given, at most 50 are taken"),
         (
             {"query": "q", "documents": ["a" * 5000]},
             "documents: query and documents together have more than 5,000 characters",
         ),
-        ({"query": "q", "documents": [], "top_n": 1.5}, "top_n: must be a whole number; 0 or none means all"),
-        ({"query": "q", "documents": [], "reasoning": [1]}, "reasoning: write full, off, auto"),
-        ({"query": "q", "documents": [], "strategy": "os:system"}, "strategy: write one of sliding"),
-        ({"query": "q", "documents": [], "deadline_seconds": 0}, "deadline_seconds: must be a number of seconds"),
+        (
+            {"query": "q", "documents": [], "top_n": 1.5},
+            "top_n: Input should be a valid integer (how many results to return; 0 or absent: all",
+        ),
+        ({"query": "q", "documents": [], "reasoning": [1]}, "reasoning: give full, off, auto"),
+        ({"query": "q", "documents": [], "strategy": "os:system"}, "strategy: give one of sliding"),
+        (
+            {"query": "q", "documents": [], "deadline_seconds": 0},
+            "deadline_seconds: Input should be greater than 0 (return the best ranking so far",
+        ),
         *(
-            ({"query": "q", "documents": [], name: "x"}, f"{name}: there is no such argument, only query, documents")
+            (
+                {"query": "q", "documents": [], name: "x"},
+                f"{name}: Unexpected keyword argument (there are only query, documents",
+            )
             for name in ("model", "server", "prompt", "journal", "stream", "url")
         ),
     ],
@@ -233,7 +255,7 @@ def test_rerank_tool_names_invalid_arguments(server: ServerClient, arguments: di
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["top_n", "deadline_seconds", "reasoning", "documents"])
 def test_parse_tool_arguments_rejects_nan_and_infinity(name: str, value: float) -> None:
-    with pytest.raises(ApiError, match="no number"):
+    with pytest.raises(ApiError, match="not a number"):
         parse_tool_arguments({"query": "q", "documents": [], name: value}, Limits())
 
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.integration
 KEY = "sk-client-0123456789"
 PAGE_ORIGIN = "https://app.example.com"
 VERSION = "2026-07-28"
-LIMITS = Limits(body=2 * 2**20, characters=1_000_000)
+LIMITS = Limits(max_body=2 * 2**20, max_characters=1_000_000)
 IMPATIENT_LIMITS = replace(LIMITS, head_seconds=0.5, body_seconds=0.7, stall_seconds=0.5)
 
 
@@ -185,7 +185,9 @@ def test_mcp_http_replaces_lone_surrogates(server: ServerClient) -> None:
 
 @pytest.mark.parametrize("version", [VERSION, "2025-06-18"])
 def test_mcp_http_rejects_oversized_bodies(server: ServerClient, version: str) -> None:
-    with open_request(server, b"", {"Content-Length": str(LIMITS.body + 1), "Mcp-Protocol-Version": version}) as sock:
+    with open_request(
+        server, b"", {"Content-Length": str(LIMITS.max_body + 1), "Mcp-Protocol-Version": version}
+    ) as sock:
         response = b"".join(iter(lambda: sock.recv(65_536), b""))
     assert response.startswith(b"HTTP/1.1 413 ")
     assert b"the body has more than 2,097,152 bytes" in response
@@ -223,7 +225,7 @@ def test_mcp_http_disconnect_cancels_model_call(loopback: StartLoopback, version
 @pytest.mark.parametrize("version", [VERSION, "2025-06-18"])
 def test_mcp_http_closes_connections_that_do_not_read(loopback: StartLoopback, version: str) -> None:
     model, size = loopback(), 16_000_000  # more than the system's buffers hold
-    limits = Limits(characters=2 * size, body=2 * size, head_seconds=0.5, stall_seconds=0.5)
+    limits = Limits(max_characters=2 * size, max_body=2 * size, head_seconds=0.5, stall_seconds=0.5)
     with run_server(Reranker(server=model.url), limits, make=make_mcp_app) as server:
         headers = {} if version == VERSION else open_session(server)
         documents = ["mark:a-G1 " + "y" * size, "mark:z-G9 last"]

@@ -26,7 +26,7 @@ from tests.models.test_embedded import PASSAGES
 from tests.paths import ROOT
 from tests.server.test_load import STUCK, has_calls, marked_passages, was_cancelled
 from tests.support.embedded import USER_CACHE, needs_weights
-from tests.support.waiting import PATIENCE, STUCK_SECONDS, wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -41,9 +41,9 @@ INITIALIZE_MESSAGE = {
 class McpProcess:
     """`rank-k mcp` and the other ends of its pipes."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, program: str = "") -> None:
         self.process = subprocess.Popen(
-            [*COMMAND, *options],
+            [sys.executable, "-c", program] if program else [*COMMAND, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -90,8 +90,8 @@ class McpProcess:
 
 
 @contextmanager
-def start_mcp(*options: str) -> Iterator[McpProcess]:
-    running = McpProcess(*options)
+def start_mcp(*options: str, program: str = "") -> Iterator[McpProcess]:
+    running = McpProcess(*options, program=program)
     try:
         yield running
     finally:
@@ -108,18 +108,6 @@ def start_busy_mcp(model: FakeModelServer, *options: str) -> Iterator[McpProcess
         running.call(1, query="q", documents=marked_passages(1))
         wait_until(has_calls(model), "nothing is asked")
         yield running
-
-
-def fill_queue(server: McpProcess) -> int:
-    """Make two more calls where there is room for one to wait in; return the number of the one that waits.
-
-    That one is refused shows that the other has been taken.
-    """
-    for number in (2, 3):
-        server.call(number, query="q", documents=marked_passages(number))
-    refused = server.receive()
-    assert "waiting already" in refused["result"]["content"][0]["text"]
-    return {2: 3, 3: 2}[refused["id"]]
 
 
 def indices(message: Any) -> list[int]:
@@ -166,13 +154,11 @@ def test_mcp_stdio_serves_sdk_client(loopback: StartLoopback, mode: str) -> None
 # --- line by line ---
 
 
-def test_mcp_stdio_answers_malformed_lines_and_ends_with_stdin(loopback: StartLoopback, tmp_path: Path) -> None:
+def test_mcp_stdio_skips_malformed_lines_and_ends_with_stdin(loopback: StartLoopback, tmp_path: Path) -> None:
     model, journal = loopback(), tmp_path / "asked.sqlite"
     with start_mcp("--server", model.url, "--journal", str(journal)) as server:
-        for line in (b"hello", b"{", b"[]", b'{"jsonrpc": "2.0", "id": 1}', b"[" * 100_000, b"\xff\xfe"):
+        for line in (b"hello", b"{", b"[]", b'{"jsonrpc": "2.0", "id": 1}', b"[" * 100_000, b"\xff\xfe", b'"\\u'):
             server.write(line)
-            message = server.receive()
-            assert (message["id"], message["error"]["code"]) == (None, -32700), line
         server.initialize()
         server.call(1, query="q", documents=marked_passages(1))
         assert indices(server.receive()) == [3, 2, 1, 0]
@@ -227,51 +213,48 @@ def test_mcp_stdio_cancels_single_call(loopback: StartLoopback) -> None:
 
 
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
-def test_mcp_stdio_finishes_running_calls_on_signal(loopback: StartLoopback, name: signal.Signals) -> None:
-    model = loopback(first_token=3.0)
-    with start_busy_mcp(model, "--concurrency", "1", "--queue", "1", "--shutdown-timeout", str(PATIENCE)) as server:
-        waiting = fill_queue(server)
-        server.process.send_signal(name)
-        results = {answer["id"]: answer["result"] for answer in (server.receive(), server.receive())}
-        assert [row["index"] for row in results[1]["structuredContent"]["results"]] == [3, 2, 1, 0]
-        assert (results[waiting]["isError"], results[waiting]["content"][0]["text"]) == (True, "the server is stopping")
-        assert server.end(close=False) == (0, b"", expected_stderr())
-    assert len(model.calls) == 1
-
-
-def test_mcp_stdio_exits_at_once_on_second_signal(loopback: StartLoopback) -> None:
+def test_mcp_stdio_ends_at_once_on_signal(loopback: StartLoopback, name: signal.Signals) -> None:
     model = loopback(**STUCK)
-    with start_busy_mcp(
-        model, "--concurrency", "1", "--queue", "1", "--shutdown-timeout", str(STUCK_SECONDS)
-    ) as server:
-        waiting = fill_queue(server)
-        server.process.send_signal(signal.SIGTERM)
-        answer = server.receive()
-        assert (answer["id"], answer["result"]["content"][0]["text"]) == (waiting, "the server is stopping")
-        assert server.process.poll() is None, "told once, it lets the first call finish"
-        server.process.send_signal(signal.SIGTERM)
-        code, _, err = server.end(close=False)
-        assert (code, err) == (0, expected_stderr())
+    with start_busy_mcp(model) as server:
+        server.process.send_signal(name)
+        assert server.end(close=False) == (0, b"", expected_stderr())
     wait_until(was_cancelled(model), "the model works for nobody")
 
 
-def test_private_pipes_isolate_stdin_and_stdout() -> None:
+def test_mcp_stdio_ends_on_signal_while_client_does_not_read(loopback: StartLoopback) -> None:
+    with start_mcp("--server", loopback().url) as server:
+        server.initialize()
+        documents = ["mark:a-G1 " + "y" * 1_000_000, "mark:z-G9 last"]  # more than the pipe holds
+        server.call(1, query="q", documents=documents, return_documents=True)
+        assert server.process.stdout is not None
+        assert server.process.stdout.peek(1), "the response has begun"  # type: ignore[attr-defined]
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=PATIENCE) == 0
+
+
+def test_serve_stdio_isolates_stdin_and_stdout() -> None:
+    """Neither a library nor a child process reads or writes messages."""
     program = """
-import os, subprocess, sys
-from rank_k.server.mcp_stdio import private_pipes
-with private_pipes() as (source, sink):
+import subprocess, sys
+from rank_k import Reranker, ScriptedModel
+from rank_k.server.mcp_stdio import serve_stdio
+from rank_k.server.service import RerankService
+
+def answer(request):
     print("printed", flush=True)
     subprocess.run(["echo", "by a child"], check=True)
-    assert sys.stdin.read() == ""
     assert subprocess.run(["cat"], capture_output=True, check=True).stdout == b""
-    os.write(sink, os.read(source, 100))
+    return "[2] > [1]"
+
+with Reranker(ScriptedModel(answer)) as reranker:
+    serve_stdio(RerankService(reranker))
 print("after")
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    result = subprocess.run(
-        [sys.executable, "-c", program], input="ours\n", capture_output=True, text=True, env=environment, check=True
-    )
-    assert (result.stdout, result.stderr) == ("ours\nafter\n", "printed\nby a child\n")
+    with start_mcp(program=program) as server:
+        server.initialize()
+        server.call(1, query="q", documents=["a", "b"])
+        assert indices(server.receive()) == [1, 0]
+        assert server.end() == (0, b"after\n", "printed\nby a child\n")
 
 
 # --- the command ---
@@ -281,6 +264,7 @@ print("after")
     ("options", "message"),
     [
         (("--port", "1"), "--port goes with --http; add --http, or leave it out"),
+        (("--shutdown-timeout", "5"), "--shutdown-timeout goes with --http; add --http, or leave it out"),
         (("--client-key-env", "X"), "--client-key-env goes with --http; add --http, or leave it out"),
         (("--http", "--host", "0.0.0.0"), "anybody who reaches 0.0.0.0 could spend your model's time; ask for a key"),
     ],

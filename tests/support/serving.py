@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 import psutil
 
 from rank_k import Reranker
-from rank_k.server.access import App
 from rank_k.server.app import RouteGroup, make_app
 from rank_k.server.config import AccessConfig, Limits
+from rank_k.server.http_io import App
 from rank_k.server.run import create_server
 from rank_k.server.service import RerankService
 from tests.paths import ROOT

@@ -16,7 +16,10 @@ HELP = "offer reranking as a tool to assistants and agents, over the Model Conte
 EXAMPLE = "rank-k mcp --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal asked.sqlite"
 
 _DEFAULT_PORT = 8788
-_HTTP_OPTIONS = ("host", "port", "client_key_env", "insecure", "allow_host", "allow_origin", "per_client", "max_body")
+_HTTP_OPTIONS = (
+    *("host", "port", "client_key_env", "insecure", "allow_host", "allow_origin"),
+    *("per_client", "max_body", "shutdown_timeout"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,13 +56,13 @@ def _serve_http(args: argparse.Namespace) -> None:
 
 
 def _serve_stdio(args: argparse.Namespace) -> None:
-    from rank_k.server.mcp_stdio import private_pipes, serve_pipes
+    from rank_k.server.mcp_stdio import serve_stdio
 
     _check_stdio_options(args)
     load("mcp")
-    with private_pipes() as (source, sink), open_service(args) as service:
+    with open_service(args) as service:
         print(f"rank-k mcp: {service.model or 'the model'} on standard input and output", file=sys.stderr)
-        serve_pipes(service, source, sink)
+        serve_stdio(service)
 
 
 def _check_stdio_options(args: argparse.Namespace) -> None:

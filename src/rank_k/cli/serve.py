@@ -200,11 +200,11 @@ def _limits(args: argparse.Namespace, concurrency: int) -> Limits:
         max_concurrent=concurrency,
         queue=args.queue,
         per_client=args.per_client,
-        documents=args.max_documents,
-        characters=args.max_characters,
-        body=args.max_body,
-        grace_seconds=args.shutdown_timeout,
-        deadline_seconds=args.deadline,
+        max_documents=args.max_documents,
+        max_characters=args.max_characters,
+        max_body=args.max_body,
+        shutdown_timeout=args.shutdown_timeout,
+        deadline=args.deadline,
     )
 
 

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from ipaddress import ip_address
+from collections.abc import Mapping
 from typing import Any
 
+from rank_k.optional_deps import load
 from rank_k.server.api_errors import ApiError
-from rank_k.server.config import LOOPBACK_NAMES, AccessConfig, host_name, is_loopback
-from rank_k.server.responses import to_json_bytes
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from rank_k.server.config import LOOPBACK_NAMES, AccessConfig, host_name, is_address, is_loopback
+from rank_k.server.http_io import App, Receive, Scope, Send, error_response, response
 
 OPEN_PATHS = frozenset({"/health"})
 """What needs no key: it tells nothing."""
+
+DEFAULT_ALLOWED = {
+    "Access-Control-Allow-Methods": "GET, POST",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type",
+}
 
 _COMMON_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -33,9 +33,14 @@ _COMMON_HEADERS = {
 
 
 class AccessMiddleware:
-    """An ASGI application before another. Leaves who asks, a key's digest or an address, in the scope's state.
+    """An ASGI application that lets requests through to another. It names the client, by a key's digest or an address,
+    in the scope's state.
 
-    `methods` and `headers`: what pages that are let in may send. `open_paths`: what needs no key.
+    Args:
+        app: The other application.
+        access: Who is let in.
+        open_paths: Paths that need no key.
+        allowed: CORS headers for the allowed origins.
     """
 
     def __init__(
@@ -43,13 +48,11 @@ class AccessMiddleware:
         app: App,
         access: AccessConfig,
         open_paths: frozenset[str] = OPEN_PATHS,
-        *,
-        methods: str = "GET, POST",
-        headers: str = "Authorization, Content-Type",
+        allowed: Mapping[str, str] = DEFAULT_ALLOWED,
     ) -> None:
         self._app = app
         self._open_paths = open_paths
-        self._allowed = {"Access-Control-Allow-Methods": methods, "Access-Control-Allow-Headers": headers}
+        self._allowed = {**allowed, "Access-Control-Max-Age": "600"}
         self._host_names = frozenset(map(host_name, {*access.hosts, access.host})) | LOOPBACK_NAMES
         self._accepts_any_address = not is_loopback(access.host)
         self._origins = frozenset(origin.rstrip("/").lower() for origin in access.origins)
@@ -59,30 +62,37 @@ class AccessMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+        datastructures: Any = load("starlette.datastructures")
+        headers = datastructures.Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         extra_headers = dict(_COMMON_HEADERS)
         try:
             self._check_host(host)
             if origin is not None and self._is_allowed_origin(origin, host):
-                extra_headers |= {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
+                extra_headers |= {"Access-Control-Allow-Origin": origin, "Vary": "Origin", **self._allowed}
                 extra_headers["Cross-Origin-Resource-Policy"] = "cross-origin"
                 if scope["method"] == "OPTIONS":
-                    await _answer_preflight(send, extra_headers | self._allowed)
+                    await response(b"", 204, extra_headers)(scope, receive, send)
                     return
             client = self._identify_client(scope, headers.get("authorization", ""))
             if scope["method"] == "POST":
                 _check_content_type(headers.get("content-type", ""))
-        except ApiError as api_error:
-            await send_error(send, api_error, extra_headers)
+        except ApiError as error:
+            await error_response(error, extra_headers)(scope, receive, send)
             return
         scope.setdefault("state", {})["client"] = client
-        await self._app(scope, receive, _with_headers(send, extra_headers))
+
+        async def send_with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                datastructures.MutableHeaders(scope=message).update(extra_headers)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
 
     def _check_host(self, host: str) -> None:
         """Raise unless the server is called by a name it has. An address cannot be made to point elsewhere."""
         name = host_name(host)
-        if name in self._host_names or (self._accepts_any_address and _is_address(name)):
+        if name in self._host_names or (self._accepts_any_address and is_address(name)):
             return
         raise ApiError(421, "this server is not known under the name in the Host header; see --allow-host")
 
@@ -103,48 +113,11 @@ class AccessMiddleware:
             return address_label
         scheme, _, key = authorization.partition(" ")
         digest = _digest(key.strip().encode("latin-1", "replace"))
-        matches = [
-            hmac.compare_digest(digest, key_digest) for key_digest in self._key_digests
-        ]  # all of them: the time tells nothing
+        # All of them are compared, so that the time does not depend on which one matches.
+        matches = [hmac.compare_digest(digest, key_digest) for key_digest in self._key_digests]
         if scheme.lower() != "bearer" or not any(matches):
             raise ApiError(401, "a key is needed: Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"})
         return f"key {digest.hex()}"
-
-
-async def send_error(send: Send, error: ApiError, headers: MutableMapping[str, str] | None = None) -> None:
-    """Answer with `error`, as JSON."""
-    body = to_json_bytes(error.body())
-    response_headers = {
-        **(headers or {}),
-        "Content-Type": "application/json",
-        **error.headers,
-        "Content-Length": str(len(body)),
-    }
-    await send(
-        {"type": "http.response.start", "status": error.status, "headers": _encode_headers(response_headers.items())}
-    )
-    await send({"type": "http.response.body", "body": body})
-
-
-async def _answer_preflight(send: Send, headers: MutableMapping[str, str]) -> None:
-    response_headers = {**headers, "Access-Control-Max-Age": "600"}
-    await send({"type": "http.response.start", "status": 204, "headers": _encode_headers(response_headers.items())})
-    await send({"type": "http.response.body", "body": b""})
-
-
-def _with_headers(send: Send, headers: MutableMapping[str, str]) -> Send:
-    encoded = _encode_headers(headers.items())
-
-    async def send_with_headers(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *encoded]
-        await send(message)
-
-    return send_with_headers
-
-
-def _encode_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
-    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
 
 
 def _check_content_type(value: str) -> None:
@@ -152,14 +125,6 @@ def _check_content_type(value: str) -> None:
     charset = parameters.lower().replace(" ", "").replace('"', "").partition("charset=")[2] or "utf-8"
     if media_type.strip().lower() != "application/json" or charset not in ("utf-8", "utf8"):
         raise ApiError(415, "send JSON in UTF-8, with Content-Type: application/json", "Content-Type")
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _digest(key: bytes) -> bytes:

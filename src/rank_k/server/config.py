@@ -11,27 +11,35 @@ from rank_k.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of one request and of all requests together, and timeouts.
+    """Limits of one request and of all requests together, and timeouts in seconds.
 
-    `max_concurrent`: requests worked on at a time, `per_client` of them for one client. `queue`: how many more may
-    wait; no client holds more than half of these places. `documents` and `characters` (query and documents together):
-    of a request. `body`: bytes. `head_seconds`, `body_seconds`: for a request's headers and body to arrive.
-    `stall_seconds`: for a reader to take in what is sent. `grace_seconds`: to finish in when the server stops.
-    `deadline_seconds`: of requests that name none themselves; None: as long as it takes.
+    Attributes:
+        max_concurrent: Requests that are worked on at once.
+        queue: Further requests that may wait. No client holds more than half of these places.
+        per_client: Requests of one client that are worked on at once.
+        max_documents: Documents of a request.
+        max_characters: Characters of a request's query and documents together.
+        max_body: Bytes of a request's body.
+        deadline: For requests that name no deadline themselves. None: no limit.
+        shutdown_timeout: To finish running requests in when the server stops.
+        connections: Connections that are open at once.
+        head_seconds: For a request's headers to arrive.
+        body_seconds: For a request's body to arrive.
+        stall_seconds: For a client to read what is sent.
     """
 
     max_concurrent: int = 16
     queue: int = 64
     per_client: int = 8
-    documents: int = 1000
-    characters: int = 4_000_000
-    body: int = 16 * 2**20
+    max_documents: int = 1000
+    max_characters: int = 4_000_000
+    max_body: int = 16 * 2**20
+    deadline: float | None = None
+    shutdown_timeout: float = 30.0
     connections: int = 1000
     head_seconds: float = 10.0
     body_seconds: float = 60.0
     stall_seconds: float = 30.0
-    grace_seconds: float = 30.0
-    deadline_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +65,18 @@ class AccessConfig:
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens on `host`."""
-    if host == "localhost":
-        return True
+def is_address(host: str) -> bool:
+    """Return whether `host` is an IP address."""
     try:
-        return ip_address(host).is_loopback
+        ip_address(host)
     except ValueError:
         return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach a server that listens on `host`."""
+    return host == "localhost" or (is_address(host) and ip_address(host).is_loopback)
 
 
 def host_name(host: str) -> str:

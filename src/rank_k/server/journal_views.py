@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rank_k.journal import Call, Journal, QueryRecord, WindowRecord
+from rank_k.server.api_errors import ApiError
+from rank_k.server.schema import described
 from rank_k.types import Ranking, Usage
 from rank_k.window.prompt import extract_passages
 from rank_k.window.scorers import LIKELIHOOD_TEMPLATE, query_log_probability
@@ -21,37 +24,71 @@ PAGE_SIZE = 50
 _EXCERPT_LENGTH = 300  # characters
 
 
-def runs(journal: Journal, offset: int) -> dict[str, Any]:
-    """A page of runs, the last one begun first."""
+_MAX_INTEGER = 2**53  # the largest that JSON readers hold exactly
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsParameters:
+    offset: int = described("of the first row, from 0", 0, ge=0, le=_MAX_INTEGER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueriesParameters(RunsParameters):
+    run: str | None = described("a run's name", None)
+    find: str = described("only those whose id or text holds this", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryParameters:
+    run: str = described("a run's name", "")
+    position: int = described("in its run, from 0", ge=0, le=_MAX_INTEGER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowParameters(QueryParameters):
+    round: int = described("from 0", ge=0, le=_MAX_INTEGER)
+    window: int = described("of the round, from 0", ge=0, le=_MAX_INTEGER)
+
+
+def runs(journal: Journal, parameters: RunsParameters) -> dict[str, Any]:
+    """Return a page of runs, the last one begun first."""
     records = journal.runs()
-    rows = []
-    for record in records[offset : offset + PAGE_SIZE]:
-        total, _ = journal.find_queries(record.run, limit=0)
-        rows.append({"run": record.run, "started_at": record.started_at, "settings": record.settings, "queries": total})
-    return {"total": len(records), "offset": offset, "runs": rows}
+    rows = [
+        {
+            "run": record.run,
+            "started_at": record.started_at,
+            "settings": record.settings,
+            "queries": journal.find_queries(record.run, limit=0)[0],
+        }
+        for record in records[parameters.offset : parameters.offset + PAGE_SIZE]
+    ]
+    return {"total": len(records), "offset": parameters.offset, "runs": rows}
 
 
-def queries(journal: Journal, run: str | None, find: str, offset: int) -> dict[str, Any]:
-    """A page of a run's queries, or of all runs'; `find`: of those whose id or text holds it."""
-    total, records = journal.find_queries(run, find=find, offset=offset, limit=PAGE_SIZE)
-    return {"total": total, "offset": offset, "queries": [_query_summary(journal, record) for record in records]}
+def queries(journal: Journal, parameters: QueriesParameters) -> dict[str, Any]:
+    """Return a page of the queries of a run, or of all runs."""
+    total, records = journal.find_queries(
+        parameters.run, find=parameters.find[:500], offset=parameters.offset, limit=PAGE_SIZE
+    )
+    rows = [_query_summary(journal, record) for record in records]
+    return {"total": total, "offset": parameters.offset, "queries": rows}
 
 
-def query(journal: Journal, record: QueryRecord) -> dict[str, Any]:
-    """How a query's ranking came about.
+def query(journal: Journal, parameters: QueryParameters) -> dict[str, Any]:
+    """Return how a query's ranking came about.
 
-    `rounds`: how it stood before each round, as tiers; `ranking`: how it ended, None while it is under way. Both are
-    without the candidates that were not compared, which follow as they were.
+    `rounds`: the ranking before each round, as tiers; `ranking`: the final one, None while the query is unfinished.
+    Both are without the candidates that were not compared, which follow in their order.
     """
+    record = _find_query(journal, parameters)
     windows = list(journal.windows(record.run, record.query_id))
     rounds = journal.rounds(record.run, record.position)
     if rounds:
         windows = [window for window in windows if window.round < len(rounds)]  # others are of an earlier attempt
-    final_ranking = journal.find_ranking(record.run, record.position) if record.finished else None
-    if rounds:
         compared: Iterable[str] = rounds[0].doc_ids
     else:
         compared = dict.fromkeys(doc_id for window in windows for doc_id in window.window.doc_ids)
+    final_ranking = journal.find_ranking(record.run, record.position) if record.finished else None
     places = {doc_id: number for number, doc_id in enumerate(compared)}
     texts = _texts(journal, windows, places)
     return {
@@ -63,18 +100,21 @@ def query(journal: Journal, record: QueryRecord) -> dict[str, Any]:
     }
 
 
-def window(journal: Journal, record: QueryRecord, number: int, position: int) -> dict[str, Any] | None:
-    """All that was asked and answered about one window, or None if there is none. Places and texts as in `query`."""
-    windows = list(journal.windows(record.run, record.query_id))
-    window_record = next((w for w in windows if (w.round, w.window_number) == (number, position)), None)
-    if window_record is None:
-        return None
+def window(journal: Journal, parameters: WindowParameters) -> dict[str, Any]:
+    """Return all requests and responses of one window. Places and texts are as in `query`."""
+    record = _find_query(journal, parameters)
+    position = (parameters.round, parameters.window)
+    for window_record in journal.windows(record.run, record.query_id):
+        if (window_record.round, window_record.window_number) == position:
+            break
+    else:
+        raise ApiError(404, "this query has no such window in the journal", "window")
     doc_ids = window_record.window.doc_ids
     places = {doc_id: number for number, doc_id in enumerate(doc_ids)}
     texts = _texts(journal, [window_record], places)
     return {
-        "round": number,
-        "window": position,
+        "round": parameters.round,
+        "window": parameters.window,
         "reach": window_record.window.rank_range,
         "passages": [{"doc_id": doc_id, "text": texts.get(doc_id)} for doc_id in doc_ids],
         "orders": _orders(window_record, places),
@@ -84,6 +124,13 @@ def window(journal: Journal, record: QueryRecord, number: int, position: int) ->
 
 
 # --- parts ---
+
+
+def _find_query(journal: Journal, parameters: QueryParameters) -> QueryRecord:
+    record = journal.find_query(parameters.run, parameters.position)
+    if record is None:
+        raise ApiError(404, "there is no such query in the journal", "position")
+    return record
 
 
 def _identity(record: QueryRecord) -> dict[str, Any]:

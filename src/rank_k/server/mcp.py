@@ -15,14 +15,21 @@ from uuid import uuid4
 
 from rank_k import __version__
 from rank_k.optional_deps import load
-from rank_k.server.api_errors import ApiError, invalid_field
-from rank_k.server.app import cancel_on_disconnect
+from rank_k.server.api_errors import ApiError
 from rank_k.server.config import Limits
-from rank_k.server.openapi import build_openapi
-from rank_k.server.requests import RerankRequest, parse_rerank_request
-from rank_k.server.responses import response_warnings
+from rank_k.server.http_io import cancel_on_disconnect, json_object
+from rank_k.server.schema import (
+    PUBLIC_OPTIONS,
+    ToolRequest,
+    ToolResult,
+    ToolScore,
+    parse_request,
+    response_warnings,
+    to_json,
+    tool_schemas,
+)
 from rank_k.server.service import ProgressListener, RerankService
-from rank_k.types import Hit, RankedHits, Ranking, ScoringMethod, StreamChunk, Window
+from rank_k.types import RankedHits, Ranking
 from rank_k.window.base import WindowReport
 
 if TYPE_CHECKING:
@@ -32,7 +39,7 @@ if TYPE_CHECKING:
 
 NAME = "rerank"
 DISCONNECT_EVENT = "rank_k.gone"
-"""In the state of an HTTP request: the event that is set when its client has gone away."""
+"""In the state of an HTTP request: the event that is set when its client has disconnected."""
 
 _DESCRIPTION = (
     "Orders documents by how relevant they are to a query, best first. A language model compares the documents with"
@@ -40,29 +47,39 @@ _DESCRIPTION = (
     " that a search has found, not on a whole collection. Results name documents by their index in the list given,"
     " from 0."
 )
-
-_ARGUMENTS = {
-    "query": "what is being looked for, in words",
-    "documents": "the texts to be ordered, or objects with a text, in the order of the search that found them",
-    "top_n": "how many results to return; 0 or absent: all. As many documents are compared either way",
-    "return_documents": "repeat each document's whole text in its result",
-    "reasoning": "how to reason about each window of documents: full, off, auto, or a number of tokens such as 500",
-    "strategy": "which windows of documents are compared; leave it out unless you know",
-    "deadline_seconds": "after so many seconds the best ranking so far is returned, with finished: false",
-    "return_trace": "return the model's reasoning too",
-}
-_LISTWISE_ONLY = ("reasoning", "strategy", "return_trace")
 _EXCERPT_LENGTH = 100  # characters of a document in the text of a result
 
 
 def make_mcp_server(service: RerankService) -> Server[Any]:
-    """An MCP server, to be run over any transport, that takes calls to `service`. Raises `MissingExtra`."""
+    """Return an MCP server, to be run over any transport, whose tool calls `service`. Raises `MissingExtra`."""
     protocol: Any = load("mcp.types")
-    tool = _Tool(service)
-    definition = tool.definition()
+    listwise_only = (*PUBLIC_OPTIONS, "return_trace")
+    input_schema, output_schema = tool_schemas(service.limits, listwise_only if service.method == "likelihood" else ())
+    tool = protocol.Tool(
+        name=NAME,
+        title="Rerank",
+        description=_DESCRIPTION,
+        input_schema=input_schema,
+        output_schema=output_schema,
+        annotations=protocol.ToolAnnotations(
+            read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
+        ),
+    )
 
     async def list_tools(context: object, params: object) -> types.ListToolsResult:
-        result: types.ListToolsResult = protocol.ListToolsResult(tools=[definition])
+        result: types.ListToolsResult = protocol.ListToolsResult(tools=[tool])
+        return result
+
+    async def call_tool(
+        context: ServerRequestContext[Any, Any], params: types.CallToolRequestParams
+    ) -> types.CallToolResult:
+        if params.name != NAME:
+            raise load("mcp").MCPError(protocol.INVALID_PARAMS, f"there is no such tool here, only {NAME}")
+        texts, content = await _call(service, context, params.arguments or {})
+        blocks = [protocol.TextContent(type="text", text=text) for text in texts]
+        result: types.CallToolResult = protocol.CallToolResult(
+            content=blocks, structured_content=content, is_error=content is None
+        )
         return result
 
     server: Server[Any] = load("mcp.server.lowlevel").Server(
@@ -71,80 +88,36 @@ def make_mcp_server(service: RerankService) -> Server[Any]:
         title="Rank-K",
         instructions=f"One tool, {NAME}: use it to order search results before reading them.",
         on_list_tools=list_tools,
-        on_call_tool=tool.call,
+        on_call_tool=call_tool,
     )
     return server
 
 
-class _Tool:
-    def __init__(self, service: RerankService) -> None:
-        self._service = service
-        self._types: Any = load("mcp.types")
-
-    def definition(self) -> types.Tool:
-        tool: types.Tool = self._types.Tool(
-            name=NAME,
-            title="Rerank",
-            description=_DESCRIPTION,
-            input_schema=input_schema(self._service.limits, self._service.method),
-            output_schema=_OUTPUT,
-            annotations=self._types.ToolAnnotations(
-                read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
-            ),
-        )
-        return tool
-
-    async def call(
-        self, context: ServerRequestContext[Any, Any], params: types.CallToolRequestParams
-    ) -> types.CallToolResult:
-        if params.name != NAME:
-            error: type[Exception] = load("mcp").MCPError
-            raise error(self._types.INVALID_PARAMS, f"there is no such tool here, only {NAME}")
-        try:
-            request = parse_tool_arguments(params.arguments or {}, self._service.limits)
-            return self._success_result(request, await self._rank(request, context))
-        except ApiError as api_error:
-            return self._error_result(api_error)
-        except Exception as fault:  # of this program: whoever runs it hears of it, the client gets one line
-            return self._error_result(self._service.report_error(fault))
-
-    async def _rank(self, request: RerankRequest, context: ServerRequestContext[Any, Any]) -> RankedHits:
-        """The ranking, for as long as there is somebody to be told. Raises `ApiError`."""
-        state = {} if context.request is None else context.request.scope["state"]
-        disconnected: asyncio.Event = (
-            state.get(DISCONNECT_EVENT) or asyncio.Event()
-        )  # a pipe's end cancels this task instead
-        progress = _Progress(context.session.report_progress)
-        try:
-            work = self._service.rank(request, state.get("client", "pipe"), str(uuid4()), progress)
-            return await cancel_on_disconnect(disconnected.wait(), work)
-        finally:
-            progress.end()
-
-    def _success_result(self, request: RerankRequest, hits: RankedHits) -> types.CallToolResult:
-        texts = [
-            _result_text(request, hits),
-            *(_trace_text(n, trace) for n, trace in enumerate(_traces(request, hits), 1)),
-        ]
-        result: types.CallToolResult = self._types.CallToolResult(
-            content=[self._text_content(text) for text in texts],
-            structured_content=_structured_content(request, hits, self._service.model),
-        )
-        return result
-
-    def _error_result(self, api_error: ApiError) -> types.CallToolResult:
-        result: types.CallToolResult = self._types.CallToolResult(
-            content=[self._text_content(api_error.message)], is_error=True
-        )
-        return result
-
-    def _text_content(self, text: str) -> types.TextContent:
-        content: types.TextContent = self._types.TextContent(type="text", text=text)
-        return content
+async def _call(
+    service: RerankService, context: ServerRequestContext[Any, Any], arguments: Mapping[str, Any]
+) -> tuple[list[str], dict[str, Any] | None]:
+    """Return the result of a call as texts and as JSON values: None for an error, which the text describes."""
+    state = {} if context.request is None else context.request.scope["state"]
+    disconnected: asyncio.Event = state.get(DISCONNECT_EVENT) or asyncio.Event()  # a pipe's end cancels this task
+    progress = _Progress(context.session.report_progress)
+    try:
+        request = parse_tool_arguments(arguments, service.limits)
+        work = service.rank(request, state.get("client", "pipe"), str(uuid4()), progress)
+        hits = await cancel_on_disconnect(disconnected.wait(), work)
+    except ApiError as error:
+        return [error.message], None
+    except Exception as fault:  # of this program: it is reported in full, but not to the client
+        return [service.report_error(fault).message], None
+    finally:
+        progress.end()
+    result = _tool_result(request, hits, service.model)
+    texts = [_result_text(request, hits)]
+    texts += [f"What the model thought of window {n}:\n{trace}" for n, trace in enumerate(result.traces or (), 1)]
+    return texts, to_json(result)
 
 
 class _Progress(ProgressListener):
-    """Tells a client that wants to know how far its ranking is: once a round, the number of windows answered."""
+    """Reports progress to the client, if it asked for it: once per round, the number of windows answered."""
 
     def __init__(self, report: Callable[[float, float | None, str], Awaitable[None]]) -> None:
         self._report = report
@@ -152,12 +125,6 @@ class _Progress(ProgressListener):
         self._windows = 0
         self._reports: set[asyncio.Future[None]] = set()
         self._ended = False
-
-    def on_window(self, round_number: int, number: int, window: Window) -> None:
-        pass
-
-    def on_chunk(self, round_number: int, window: int, chunk: StreamChunk) -> None:
-        pass
 
     def on_result(self, round_number: int, window: int, report: WindowReport) -> None:
         self._windows += 1
@@ -168,7 +135,7 @@ class _Progress(ProgressListener):
         self._loop.call_soon_threadsafe(self._send, self._windows, message)
 
     def end(self) -> None:
-        """Nothing more is told: a client must not hear of a call that is over."""
+        """Stop reporting: the protocol forbids progress of a finished call."""
         self._ended = True
         for report in self._reports:
             report.cancel()
@@ -181,121 +148,62 @@ class _Progress(ProgressListener):
         report.add_done_callback(self._reports.discard)
 
 
-def parse_tool_arguments(arguments: Mapping[str, Any], limits: Limits) -> RerankRequest:
-    """The request in the arguments of a call, which is read as the body of one over HTTP is. Raises `ApiError`.
+def parse_tool_arguments(arguments: Mapping[str, Any], limits: Limits) -> ToolRequest:
+    """Return the request in the arguments of a call, which are parsed like the body of one over HTTP.
 
-    Arguments that there are not are refused, not ignored: a model that has misremembered a name should hear of it.
+    Raises:
+        ApiError: If an argument is invalid, or does not exist.
     """
-    for name in arguments:
-        if name not in _ARGUMENTS:
-            raise invalid_field(_single_line(name, 60), f"there is no such argument, only {', '.join(_ARGUMENTS)}")
     try:
         raw = json.dumps(arguments).encode("ascii")
     except (ValueError, RecursionError):
         raise ApiError(400, "the arguments are nested too deeply, or hold a number that is too large") from None
-    return parse_rerank_request(raw, limits)
+    return parse_request(ToolRequest, json_object(raw), limits)
 
 
-def input_schema(limits: Limits, method: ScoringMethod | None = "listwise") -> dict[str, Any]:
-    """What the HTTP API's document says of these fields, without the nulls, which models need not know of, and without
-    those that this server has no use for.
-    """
-    fields = build_openapi(limits, needs_key=False)["components"]["schemas"]["Rerank"]["properties"]
-    excluded = _LISTWISE_ONLY if method == "likelihood" else ()
-    return {
-        "type": "object",
-        "properties": {
-            name: {**_without_null(fields[name]), "description": description}
-            for name, description in _ARGUMENTS.items()
-            if name not in excluded
-        },
-        "required": ["query", "documents"],
-        "additionalProperties": False,
-    }
-
-
-def _without_null(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    kinds: list[Mapping[str, Any]] = schema.get("anyOf", [])
-    return kinds[0] if kinds[1:] == [{"type": "null"}] else schema
-
-
-# --- what is answered ---
-
-_COUNT = {"type": "integer", "minimum": 0}
-_TEXT = {"type": "string"}
-_OUTPUT: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "results": {
-            "type": "array",
-            "description": "best first",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "index": {**_COUNT, "description": "of the document in the list given, from 0"},
-                    "score": {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "description": "1 / rank"},
-                    "tied": {"type": "boolean", "description": "level with the result before"},
-                    "text": _TEXT,
-                },
-                "required": ["index", "score", "tied"],
-            },
-        },
-        "model": _TEXT,
-        "finished": {"type": "boolean", "description": "false: the deadline came first"},
-        "unranked_windows": {**_COUNT, "description": "had no usable answer and kept their order"},
-        "usage": {"type": "object", "additionalProperties": _COUNT, "description": "tokens"},
-        "traces": {"type": "array", "items": _TEXT, "description": "the model's reasoning, one for each window"},
-    },
-    "required": ["results", "model", "finished", "unranked_windows", "usage"],
-}
-
-
-def _structured_content(request: RerankRequest, hits: RankedHits, model: str) -> dict[str, Any]:
+def _tool_result(request: ToolRequest, hits: RankedHits, model: str) -> ToolResult:
     usage = hits.usage
-    content: dict[str, Any] = {
-        "results": [_result_row(hit, request.return_documents) for hit in hits[: request.top_n]],
-        "model": model,
-        "finished": hits.finished,
-        "unranked_windows": hits.unranked_windows,
-        "usage": {
+    rows = [
+        ToolScore(
+            index=hit.index,
+            score=hit.score,
+            tied=hit.tied,
+            text=_replace_surrogates(hit.text) if request.return_documents else None,
+        )
+        for hit in hits[: request.top_n or None]
+    ]
+    return ToolResult(
+        results=rows,
+        model=model,
+        finished=hits.finished,
+        unranked_windows=hits.unranked_windows,
+        usage={
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
             "reasoning_tokens": usage.reasoning_tokens,
         },
-    }
-    return {**content, "traces": _traces(request, hits)} if request.return_trace else content
+        traces=[_replace_surrogates(trace) for trace in hits.traces] if request.return_trace else None,
+    )
 
 
-def _result_row(hit: Hit, with_text: bool) -> dict[str, Any]:
-    row = {"index": hit.index, "score": hit.score, "tied": hit.tied}
-    return {**row, "text": _replace_surrogates(hit.text)} if with_text else row
-
-
-def _traces(request: RerankRequest, hits: RankedHits) -> list[str]:
-    return [_replace_surrogates(trace) for trace in hits.traces] if request.return_trace else []
-
-
-def _result_text(request: RerankRequest, hits: RankedHits) -> str:
-    """The ranking as a list for a model to read. A document has one line, so that none can forge another's place."""
-    top_hits = hits[: request.top_n]
+def _result_text(request: ToolRequest, hits: RankedHits) -> str:
+    """Return the ranking as a list for a model. A document has one line, so that it cannot forge another's place."""
+    top_hits = hits[: request.top_n or None]
     lines = [f"{len(top_hits)} of {len(hits)} documents, best first. Each is named by its index in the list given."]
     for hit in top_hits:
         tie_note = " (level with the one before)" if hit.tied else ""
-        lines.append(f"{hit.rank}. index {hit.index}{tie_note}: {_single_line(hit.text, _EXCERPT_LENGTH)}")
+        lines.append(f"{hit.rank}. index {hit.index}{tie_note}: {_excerpt(hit.text)}")
     return "\n".join([*lines, *(f"Note: {warning}." for warning in response_warnings(hits))])
 
 
-def _trace_text(number: int, trace: str) -> str:
-    return f"What the model thought of window {number}:\n{trace}"
-
-
-def _single_line(text: str, max_length: int) -> str:
-    """The beginning of `text` without line breaks and what cannot be seen."""
-    line = "".join(c if c.isprintable() else " " for c in text[: 4 * max_length])
+def _excerpt(text: str) -> str:
+    """Return the beginning of `text` without line breaks and invisible characters."""
+    line = "".join(c if c.isprintable() else " " for c in text[: 4 * _EXCERPT_LENGTH])
     line = " ".join(line.split())
-    return line if len(line) <= max_length and len(text) <= 4 * max_length else f"{line[:max_length]}..."
+    is_whole = len(line) <= _EXCERPT_LENGTH and len(text) <= 4 * _EXCERPT_LENGTH
+    return line if is_whole else f"{line[:_EXCERPT_LENGTH]}..."
 
 
 def _replace_surrogates(text: str) -> str:
-    """Halves of surrogate pairs, which UTF-8 cannot hold, become question marks."""
+    """Return `text` with question marks for lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode()

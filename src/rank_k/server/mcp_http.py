@@ -10,38 +10,40 @@ import asyncio
 from typing import Any
 
 from rank_k.optional_deps import load
-from rank_k.server.access import AccessMiddleware, App, Receive, Scope, Send, send_error
+from rank_k.server.access import AccessMiddleware
 from rank_k.server.api_errors import ApiError
 from rank_k.server.config import AccessConfig, Limits
-from rank_k.server.http_io import read_body
+from rank_k.server.http_io import App, Receive, Scope, Send, error_response, read_body
 from rank_k.server.mcp import DISCONNECT_EVENT, make_mcp_server
 from rank_k.server.service import RerankService
 
 PATH = "/mcp"
 
-_METHODS = ("POST", "DELETE")
-_HEADERS = "Authorization, Content-Type, Mcp-Session-Id, Mcp-Protocol-Version, Mcp-Method, Mcp-Name"
-_EXPOSE_HEADERS = (b"access-control-expose-headers", b"mcp-session-id")
+_ALLOWED_METHODS = "POST, DELETE"
+_CORS_HEADERS = {
+    "Access-Control-Allow-Methods": _ALLOWED_METHODS,
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Mcp-Session-Id, Mcp-Protocol-Version, Mcp-Method,"
+    " Mcp-Name",
+    "Access-Control-Expose-Headers": "mcp-session-id",
+}
 _IDLE_SECONDS = 30 * 60.0  # after which a session that was not ended counts as left
 
 
 def make_mcp_app(service: RerankService, access: AccessConfig = AccessConfig()) -> App:
-    """The application, its guard before it. Raises `MissingExtra`."""
+    """Return the application behind its access control. Raises `MissingExtra`."""
     security: Any = load("mcp.server.transport_security").TransportSecuritySettings
-    # Streams must not end at the first signal: the service finishes what is under way, and its answers end the streams.
-    load("sse_starlette.sse").AppStatus.disable_automatic_graceful_drain()
     app = make_mcp_server(service).streamable_http_app(
         streamable_http_path=PATH,
-        max_request_body_size=service.limits.body,
+        max_request_body_size=service.limits.max_body,
         session_idle_timeout=_IDLE_SECONDS,
         max_sessions=service.limits.connections,
-        transport_security=security(enable_dns_rebinding_protection=False),  # the guard does that, and by --allow-host
+        transport_security=security(enable_dns_rebinding_protection=False),  # `AccessMiddleware` does that
     )
-    return AccessMiddleware(_SessionAccess(app, service.limits), access, methods=", ".join(_METHODS), headers=_HEADERS)
+    return AccessMiddleware(_CompleteRequests(app, service.limits), access, allowed=_CORS_HEADERS)
 
 
-class _SessionAccess:
-    """Takes a whole request or none, and notices when its client goes away."""
+class _CompleteRequests:
+    """Passes on requests whose whole body has arrived, and notices when their client disconnects."""
 
     def __init__(self, app: App, limits: Limits) -> None:
         self._app = app
@@ -52,36 +54,25 @@ class _SessionAccess:
             await self._app(scope, receive, send)
             return
         try:
-            body = await self._read_admitted_body(scope, receive)
-        except ApiError as api_error:
-            await send_error(send, api_error)
+            body = await self._read_body(scope, receive)
+        except ApiError as error:
+            await error_response(error)(scope, receive, send)
             return
         disconnected = scope["state"][DISCONNECT_EVENT] = asyncio.Event()
-        delivered = False
+        messages: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
 
-        async def receive_once() -> Any:
-            nonlocal delivered
-            if not delivered:
-                delivered = True
-                return {"type": "http.request", "body": body, "more_body": False}
-            message = await receive()
+        async def receive_body_first() -> Any:
+            message = messages.pop() if messages else await receive()
             if message["type"] == "http.disconnect":
                 disconnected.set()
             return message
 
-        async def send_with_headers(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), _EXPOSE_HEADERS]
-            await send(message)
+        await self._app(scope, receive_body_first, send)
 
-        await self._app(scope, receive_once, send_with_headers)
-
-    async def _read_admitted_body(self, scope: Scope, receive: Receive) -> bytes:
-        """The request's body. Raises `ApiError`."""
-        method, path = scope["method"], scope["path"]
-        if path != PATH:
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
+        if scope["path"] != PATH:
             raise ApiError(404, f"there is nothing here but {PATH}")
-        if method not in _METHODS:
-            raise ApiError(405, f"there is no {method[:20]} here", headers={"Allow": ", ".join(_METHODS)})
+        if scope["method"] not in _ALLOWED_METHODS.split(", "):
+            raise ApiError(405, f"there is no {scope['method'][:20]} here", headers={"Allow": _ALLOWED_METHODS})
         request: Any = load("starlette.requests").Request(scope, receive)
-        return await read_body(request, self._limits.body, self._limits.body_seconds)
+        return await read_body(request, self._limits)

@@ -4,139 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from rank_k.server import journal_routes, schema
 from rank_k.server.config import Limits
-from rank_k.strategies import STRATEGIES
 
-_INTEGER = {"type": "integer", "minimum": 0}
 _STRING = {"type": "string"}
-
-
-def build_openapi(limits: Limits, *, needs_key: bool) -> dict[str, Any]:
-    """For a server with these limits."""
-    from rank_k import __version__
-
-    texts = {
-        "type": "array",
-        "maxItems": limits.documents,
-        "items": {"anyOf": [_STRING, _object({"text": _STRING}, "text")]},
-        "description": f"query and documents together: at most {limits.characters:,} characters",
-    }
-    extension_fields = {
-        "reasoning": _nullable(
-            {"anyOf": [{"type": "string", "pattern": _REASONING_PATTERN}, {"type": "integer", "minimum": 1}]}
-        ),
-        "strategy": _nullable({"enum": list(STRATEGIES)}),
-        "deadline_seconds": _nullable({"type": "number", "exclusiveMinimum": 0}),
-        "return_trace": _nullable({"type": "boolean"}),
-    }
-    query = {"type": "string", "minLength": 1}
-    rerank_schema = _object(
-        {
-            "model": _nullable(_STRING),
-            "query": query,
-            "documents": texts,
-            "top_n": _nullable({**_INTEGER, "description": "0, null or absent: all"}),
-            "return_documents": _nullable({"type": "boolean"}),
-            "stream": _nullable({"type": "boolean"}),
-            **extension_fields,
-        },
-        "query",
-        "documents",
-    )
-    rerank_texts_schema = _object(
-        {"query": query, "texts": texts, "return_text": _nullable({"type": "boolean"}), **extension_fields},
-        "query",
-        "texts",
-    )
-    paths: dict[str, Any] = {
-        path: {
-            "post": _rerank_operation(
-                path, {"$ref": "#/components/schemas/Rerank"}, {"$ref": "#/components/schemas/Ranking"}
-            )
-        }
-        for path in ("/v2/rerank", "/v1/rerank")
-    }
-    paths["/rerank"] = {
-        "post": _rerank_operation(
-            "/rerank",
-            {"anyOf": [{"$ref": "#/components/schemas/Rerank"}, {"$ref": "#/components/schemas/RerankTexts"}]},
-            {"anyOf": [{"$ref": "#/components/schemas/Ranking"}, {"$ref": "#/components/schemas/Scores"}]},
-        )
-    }
-    paths["/v1/models"] = {
-        "get": _get_operation("the model behind this server", "application/json", {"type": "object"})
-    }
-    paths["/health"] = {"get": {**_get_operation("alive", "application/json", {"type": "object"}), "security": []}}
-    paths["/metrics"] = {"get": _get_operation("counters for Prometheus", "text/plain", {"type": "string"})}
-    paths["/openapi.json"] = {"get": _get_operation("this document", "application/json", {"type": "object"})}
-    paths["/demo"] = {
-        "get": _get_operation("the demo's questions and their passages", "application/json", {"type": "object"})
-    }
-    paths |= {f"/journal/{view}": {"get": _journal_operation(*document)} for view, document in _JOURNAL_VIEWS.items()}
-    document: dict[str, Any] = {
-        "openapi": "3.1.0",
-        "info": {"title": "Rank-K", "version": __version__, "description": "Listwise reranking, see docs/serving.md"},
-        "paths": paths,
-        "components": {
-            "schemas": {
-                "Rerank": rerank_schema,
-                "RerankTexts": rerank_texts_schema,
-                "Ranking": _RANKING,
-                "Scores": {"type": "array", "items": _object({"index": _INTEGER, "score": _SCORE}, "index", "score")},
-                "Error": _object({"message": _STRING, "detail": _STRING, "field": _STRING}, "message", "detail"),
-            }
-        },
-    }
-    if needs_key:
-        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}]
-    return document
-
-
-def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": list(required)}
-
-
-def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
-_REASONING_PATTERN = "^(full|off|auto|[1-9][0-9]{0,8}k?)$"
-_SCORE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "description": "1 / rank"}
-_RANKING = _object(
-    {
-        "id": _STRING,
-        "object": {"const": "rerank"},
-        "model": _STRING,
-        "results": {
-            "type": "array",
-            "items": _object(
-                {
-                    "index": _INTEGER,
-                    "relevance_score": _SCORE,
-                    "tied": {"const": True, "description": "level with the result before"},
-                    "document": _object({"text": _STRING}, "text"),
-                },
-                "index",
-                "relevance_score",
-            ),
-        },
-        "usage": _object({"prompt_tokens": _INTEGER, "completion_tokens": _INTEGER, "total_tokens": _INTEGER}),
-        "meta": {"type": "object"},
-        "finished": {"type": "boolean", "description": "false: the deadline came first"},
-        "unranked_windows": _INTEGER,
-        "repairs": {"type": "object", "additionalProperties": _INTEGER},
-        "traces": {"type": "array", "items": _STRING},
-    },
-    "id",
-    "model",
-    "results",
-    "usage",
-    "meta",
-    "finished",
-)
-
-_ERROR_STATUSES = {
+_JSON_OBJECT = {"application/json": {"schema": {"type": "object"}}}
+_ERROR = {
+    "type": "object",
+    "properties": {"message": _STRING, "detail": _STRING, "field": _STRING},
+    "required": ["message", "detail"],
+}
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"enum": ["window", "trace", "order", "ranking", "result", "error"]}, "data": _STRING},
+    "required": ["event", "data"],
+    "description": "each event",
+}
+_RERANK_ERRORS = {
     "400": "no JSON object in UTF-8",
     "401": "no key, or none that is known",
     "403": "a page of another origin",
@@ -152,60 +36,71 @@ _ERROR_STATUSES = {
     "504": "the model did not answer in time",
     "507": "the answer could not be kept",
 }
-
-
-def _rerank_operation(path: str, request_schema: dict[str, Any], response_schema: dict[str, Any]) -> dict[str, Any]:
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    kinds = {"enum": ["window", "trace", "order", "ranking", "result", "error"]}
-    events = {"schema": {**_object({"event": kinds, "data": _STRING}, "event", "data"), "description": "each event"}}
-    return {
-        "summary": "order documents by their relevance to a query",
-        "operationId": path.strip("/").replace("/", "_"),
-        "requestBody": {"required": True, "content": {"application/json": {"schema": request_schema}}},
-        "responses": {
-            "200": {
-                "description": "the ranking; with `stream`, server-sent events",
-                "content": {"application/json": {"schema": response_schema}, "text/event-stream": events},
-            },
-            **{
-                status: {"description": description, "content": error}
-                for status, description in _ERROR_STATUSES.items()
-            },
-        },
-    }
-
-
-_RUN = {"name": "run", "in": "query", "schema": _STRING, "description": "a run's name"}
-_PLACE = {"name": "position", "in": "query", "required": True, "schema": _INTEGER, "description": "in its run, from 0"}
-_OFFSET = {"name": "offset", "in": "query", "schema": _INTEGER, "description": "of the first row, from 0"}
-_FIND = {"name": "find", "in": "query", "schema": _STRING, "description": "only those whose id or text holds this"}
-_ROUND = {"name": "round", "in": "query", "required": True, "schema": _INTEGER, "description": "from 0"}
-_WINDOW = {"name": "window", "in": "query", "required": True, "schema": _INTEGER, "description": "of the round, from 0"}
-_JOURNAL_VIEWS: dict[str, tuple[str, tuple[dict[str, Any], ...]]] = {
-    "runs": ("the journal's runs, the last one begun first", (_OFFSET,)),
-    "queries": ("queries of a run, or of all", (_RUN, _FIND, _OFFSET)),
-    "query": ("a query's passages, rounds, windows and ranking", (_RUN, _PLACE)),
-    "window": ("a window's passages, orders and calls", (_RUN, _PLACE, _ROUND, _WINDOW)),
+_JOURNAL_ERRORS = {
+    "403": "without keys, the journal is shown on this machine only",
+    "404": "there is no such query or window",
+    "422": _RERANK_ERRORS["422"],
+    "503": "the journal cannot be read",
 }
 
 
-def _journal_operation(summary: str, parameters: tuple[dict[str, Any], ...]) -> dict[str, Any]:
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    error_statuses = {
-        "403": "without keys, the journal is shown on this machine only",
-        "404": "there is no such query or window",
-        "422": _ERROR_STATUSES["422"],
-        "503": "the journal cannot be read",
+def build_openapi(limits: Limits, *, needs_key: bool) -> dict[str, Any]:
+    """Return the document for a server with these limits."""
+    from rank_k import __version__
+
+    request, texts_request, response = map(_reference, ("RerankRequest", "TextsRequest", "RerankResponse"))
+    scores = {"type": "array", "items": _reference("Score")}
+    paths = {
+        "/v2/rerank": _rerank("v2_rerank", request, response),
+        "/v1/rerank": _rerank("v1_rerank", request, response),
+        "/rerank": _rerank("rerank", {"anyOf": [request, texts_request]}, {"anyOf": [response, scores]}),
+        "/v1/models": _get("the model behind this server"),
+        "/health": _get("alive", security=[]),
+        "/metrics": _get("counters for Prometheus", {"text/plain": {"schema": _STRING}}),
+        "/openapi.json": _get("this document"),
+        "/demo": _get("the demo's questions and their passages"),
     }
-    operation = _get_operation(summary, "application/json", {"type": "object"})
-    operation["responses"] |= {
-        status: {"description": description, "content": error} for status, description in error_statuses.items()
+    for path, view in journal_routes.VIEWS.items():
+        paths[path] = _get(view.summary, errors=_JOURNAL_ERRORS, parameters=schema.query_parameters(view.parameters))
+    document: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {"title": "Rank-K", "version": __version__, "description": "Listwise reranking, see docs/serving.md"},
+        "paths": paths,
+        "components": {"schemas": {**schema.component_schemas(limits), "Error": _ERROR}},
     }
-    return {**operation, "parameters": list(parameters)}
+    if needs_key:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
+    return document
 
 
-def _get_operation(summary: str, media_type: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _reference(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _rerank(operation_id: str, request: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
+    content = {"application/json": {"schema": response}, "text/event-stream": {"schema": _EVENT}}
+    operation = {
+        "summary": "order documents by their relevance to a query",
+        "operationId": operation_id,
+        "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
+        "responses": _responses("the ranking; with `stream`, server-sent events", content, _RERANK_ERRORS),
+    }
+    return {"post": operation}
+
+
+def _get(
+    summary: str,
+    content: dict[str, Any] = _JSON_OBJECT,
+    errors: dict[str, str] | None = None,
+    **details: Any,
+) -> dict[str, Any]:
+    return {"get": {"summary": summary, "responses": _responses(summary, content, errors or {}), **details}}
+
+
+def _responses(description: str, content: dict[str, Any], errors: dict[str, str]) -> dict[str, Any]:
+    error_content = {"application/json": {"schema": _reference("Error")}}
     return {
-        "summary": summary,
-        "responses": {"200": {"description": summary, "content": {media_type: {"schema": schema}}}},
+        "200": {"description": description, "content": content},
+        **{status: {"description": text, "content": error_content} for status, text in errors.items()},
     }

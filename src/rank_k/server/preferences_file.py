@@ -48,10 +48,6 @@ class PreferencesFile:
         self._size += len(line)
         self.rows.append(row)
 
-    def content(self) -> bytes:
-        """What is in the file."""
-        return self.path.read_bytes()
-
     def _read(self) -> list[Judgment]:
         content = self.path.read_bytes()
         complete_length = content.rfind(b"\n") + 1

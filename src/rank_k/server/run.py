@@ -12,9 +12,9 @@ from typing import Any
 
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
-from rank_k.server.access import App
 from rank_k.server.app import make_app
 from rank_k.server.config import AccessConfig
+from rank_k.server.http_io import App
 from rank_k.server.service import RerankService
 
 _BACKLOG = 2048
@@ -57,6 +57,8 @@ def create_server(
 ) -> tuple[Any, socket.socket, str]:
     """A uvicorn server that is yet to be run, its listening socket and its URL."""
     uvicorn: Any = load("uvicorn")
+    # Event streams must not end at the first signal: the service finishes running requests, whose results end them.
+    load("sse_starlette.sse").AppStatus.disable_automatic_graceful_drain()
     limits = service.limits
     sock = _open_listening_socket(access.host, port)
 
@@ -84,7 +86,7 @@ def create_server(
         server_header=False,
         limit_concurrency=limits.connections,
         timeout_keep_alive=int(limits.head_seconds),
-        timeout_graceful_shutdown=int(limits.grace_seconds) + 5,
+        timeout_graceful_shutdown=int(limits.shutdown_timeout) + 5,
     )
     name = f"[{access.host}]" if ":" in access.host else access.host
     return Server(config), sock, f"http://{name}:{sock.getsockname()[1]}"

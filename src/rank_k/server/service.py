@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rank_k.build import build_strategy
 from rank_k.errors import InputError, RankKError
@@ -20,27 +20,27 @@ from rank_k.server.api_errors import ApiError, invalid_field, server_stopping, t
 from rank_k.server.config import Limits
 from rank_k.server.metrics import Metrics
 from rank_k.server.queue import RequestQueue
-from rank_k.server.requests import RerankRequest
+from rank_k.server.schema import RankingRequest
 from rank_k.types import RankedHits, Ranking, ScoringMethod, StreamChunk, Window, keep_input_order
 from rank_k.window.base import WindowReport
 
 _CLEANUP_SECONDS = 5.0  # seconds that work which was ended has to clean up in: stopping must come to an end
 
 
-class ProgressListener(Protocol):
-    """Hears of a ranking while it forms. Called from another thread; must not block."""
+class ProgressListener:
+    """Receives the progress of a ranking. Called in another thread; must not block. Rounds and windows count from 0."""
 
     def on_window(self, round_number: int, number: int, window: Window) -> None:
-        """A window is being asked about."""
+        """A window is sent to the model."""
 
     def on_chunk(self, round_number: int, window: int, chunk: StreamChunk) -> None:
-        """A piece of what the model says of a window."""
+        """A chunk of the model's response to a window has arrived."""
 
     def on_result(self, round_number: int, window: int, report: WindowReport) -> None:
-        """What became of a window."""
+        """A window is finished."""
 
     def on_ranking(self, round_number: int, ranking: Ranking) -> None:
-        """The best ranking after a round, where others follow. Ids are the documents' indices."""
+        """A round is finished and others follow: the best ranking so far. Ids are the documents' indices."""
 
 
 class RerankService:
@@ -78,24 +78,30 @@ class RerankService:
         return self._reranker.method if self._reranker else None
 
     async def rank(
-        self, request: RerankRequest, client: str, request_id: str, listener: ProgressListener | None = None
+        self, request: RankingRequest, client: str, request_id: str, listener: ProgressListener
     ) -> RankedHits:
-        """The ranking, which the journal keeps as `request_id`. Cancelling it cancels the work down to the model.
+        """Return the ranking, which the journal stores as `request_id`. Cancelling it cancels the requests in flight.
 
-        Raises `ApiError` where there is none.
-        A deadline counts from now; whose turn has not come by then gets the documents as they are.
+        A deadline counts from now. If it passes before the request is admitted, the documents keep their order.
+
+        Raises:
+            ApiError: If the request is rejected, or the model or the journal fails.
         """
-        reranker = self._check_request(request)
-        seconds = self.limits.deadline_seconds if request.deadline_seconds is None else request.deadline_seconds
+        if self._reranker is None:
+            raise ApiError(503, "this server has no model: it shows a journal and ranks nothing")
+        options = _check_options(self._reranker, request.options())
+        seconds = self.limits.deadline if request.deadline_seconds is None else request.deadline_seconds
         deadline = None if seconds is None else time.monotonic() + seconds
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(seconds):
                     await stack.enter_async_context(self.queue.admit(client))
             except TimeoutError:
-                hits = keep_input_order(request.documents)
+                hits = keep_input_order(request.texts)
             else:
-                hits = await self._run_ranking(reranker, request, deadline, request_id, listener)
+                if deadline is not None:
+                    options["max_seconds"] = max(deadline - time.monotonic(), 0.0)
+                hits = await self._run_ranking(self._reranker, request, {**options, "name": request_id}, listener)
         self.metrics.record_ranking(hits)
         return hits
 
@@ -106,7 +112,7 @@ class RerankService:
         """
         self.queue.close()
         try:
-            async with asyncio.timeout(self.limits.grace_seconds):
+            async with asyncio.timeout(self.limits.shutdown_timeout):
                 await self.queue.wait_until_idle()
         except TimeoutError:
             self.cancel_all()
@@ -121,49 +127,31 @@ class RerankService:
             task.cancel()
 
     def report_error(self, error: Exception) -> ApiError:
-        """What a client is told of `error`, which `on_error` hears of in full."""
+        """Report `error` in full to `on_error`, and return the error for the client."""
         if self._on_error is not None:
             self._on_error(error)
         return to_api_error(error)
 
-    def _check_request(self, request: RerankRequest) -> Reranker:
-        """Refuse what this server's model has no use for: better than to leave it out in silence."""
-        if self._reranker is None:
-            raise ApiError(503, "this server has no model: it shows a journal and ranks nothing")
-        for name, value in {"reasoning": request.reasoning, "strategy": request.strategy}.items():
-            if value is not None and self._reranker.method == "likelihood":
-                raise invalid_field(name, "this server ranks by likelihood, which has none; leave it out")
-        return self._reranker
-
     async def _run_ranking(
-        self,
-        reranker: Reranker,
-        request: RerankRequest,
-        deadline: float | None,
-        request_id: str,
-        listener: ProgressListener | None,
+        self, reranker: Reranker, request: RankingRequest, options: Mapping[str, Any], listener: ProgressListener
     ) -> RankedHits:
         answered, retries_exhausted = False, None
 
-        def on_report(round_number: int, window: int, report: WindowReport) -> None:
+        def on_result(round_number: int, window: int, report: WindowReport) -> None:
             nonlocal answered, retries_exhausted
             retries_exhausted = report.error or retries_exhausted
             answered = answered or any(order.is_valid for order in report.result.rankings)
-            if listener is not None:
-                listener.on_result(round_number, window, report)
+            listener.on_result(round_number, window, report)
 
         task = asyncio.create_task(
             reranker.arank(
                 request.query,
-                request.documents,
-                name=request_id,
-                strategy=_make_strategy(reranker, request),
-                reasoning=request.reasoning,
-                max_seconds=None if deadline is None else max(deadline - time.monotonic(), 0.0),
-                on_window=None if listener is None else listener.on_window,
-                on_chunk=None if listener is None else listener.on_chunk,
-                on_result=on_report,
-                on_ranking=None if listener is None else listener.on_ranking,
+                request.texts,
+                on_window=listener.on_window,
+                on_chunk=listener.on_chunk,
+                on_result=on_result,
+                on_ranking=listener.on_ranking,
+                **options,
             )
         )
         self._tasks.add(task)
@@ -178,17 +166,23 @@ class RerankService:
         finally:
             self._tasks.discard(task)
         if retries_exhausted is not None and not answered and hits.finished:
-            raise self.report_error(
-                retries_exhausted
-            )  # a run goes on with its other queries, but here there is nothing else
+            # A run would continue with its other queries, but here there is nothing else.
+            raise self.report_error(retries_exhausted)
         return hits
 
 
-def _make_strategy(reranker: Reranker, request: RerankRequest) -> Any:
+def _check_options(reranker: Reranker, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the client's options for `reranker`, the strategy made. Raises `ApiError` for one that does not fit it."""
+    for name in options:
+        if reranker.method == "likelihood":
+            raise invalid_field(name, "this server ranks by likelihood, which has none; leave it out")
+    if "strategy" not in options:
+        return dict(options)
     try:
-        return None if request.strategy is None else build_strategy(request.strategy, reranker.options)
+        return {**options, "strategy": build_strategy(options["strategy"], reranker.options)}
     except InputError as error:
-        raise invalid_field("strategy", f"{request.strategy} does not go with this server's windows") from error
+        message = f"{options['strategy']} does not go with this server's windows"
+        raise invalid_field("strategy", message) from error
 
 
 def _is_being_cancelled() -> bool:
