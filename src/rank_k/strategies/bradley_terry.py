@@ -51,7 +51,7 @@ class BradleyTerryFit:
     def top_k_probabilities(self, k: int = 10) -> Mapping[str, float]:
         """Return, per id, the probability of being among the `k` best.
 
-        That is the probability that its strength lies above the threshold above which `k` passages are expected.
+        That is the probability that its strength exceeds the threshold above which `k` passages are expected.
         All are 1 where there are no more than `k`.
         """
         if k >= len(self.doc_ids):
