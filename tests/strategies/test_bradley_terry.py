@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import log
 from random import Random
 
@@ -14,11 +13,9 @@ from scipy.optimize import minimize
 from scipy.stats import norm
 
 from rank_k.errors import InputError
-from rank_k.strategies import bradley_terry
 from rank_k.strategies.bradley_terry import PRIOR_PRECISION, BradleyTerryFit, fit_strengths
 from rank_k.strategies.testing import arbitrary_ranking
 from rank_k.types import Window, WindowRanking, WindowResult
-from tests.support.waiting import cpu_seconds
 
 
 def result_of(*tiers: str, window: str = "", placed: str | None = None) -> WindowResult:
@@ -83,23 +80,6 @@ def test_fit_matches_the_scipy_optimum_and_errors(
 
 
 @settings(max_examples=40)
-@given(seed=st.integers(0, 2**32), has_unseen=st.booleans())
-def test_fit_by_block_elimination_matches_the_dense_fit(seed: int, has_unseen: bool) -> None:
-    random = Random(seed)
-    ids = tuple(f"d{i}" for i in range(80))
-    windows = [ids[i : i + 10] for i in range(0, 40 if has_unseen else 80, 10)] + [tuple(random.sample(ids, 15))]
-    results = [
-        WindowResult(w, (arbitrary_ranking(w, random),)) for w in (Window(doc_ids, (1, 80)) for doc_ids in windows)
-    ]
-    dense_fit = fit_strengths(ids, results)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bradley_terry, "_MAX_DENSE_SIZE", 0)
-        block_fit = fit_strengths(ids, results)
-    assert np.allclose(dense_fit.strengths, block_fit.strengths, atol=1e-9)
-    assert np.allclose(dense_fit.errors, block_fit.errors, atol=1e-9)
-
-
-@settings(max_examples=40)
 @given(length=st.integers(2, 40), seed=st.integers(0, 2**32))
 def test_fit_is_independent_of_ids_and_result_order(length: int, seed: int) -> None:
     ids, results = arbitrary_results(length, seed)
@@ -153,7 +133,7 @@ def test_fit_raises_winners_and_lowers_losers(length: int, seed: int) -> None:
 
 
 def test_fit_without_comparisons_returns_the_prior() -> None:
-    ids = tuple(f"d{i}" for i in range(400))  # enough to take windows apart
+    ids = tuple(f"d{i}" for i in range(400))
     window = Window(ids[:20][::-1], (1, 400))
     fitted = fit_strengths(ids, [WindowResult(window, (WindowRanking.unranked(window),))])
     assert fitted.ranked_ids() == ids
@@ -224,19 +204,3 @@ def test_in_top_probabilities_sum_to_k(strengths: list[float], errors: list[floa
 
 def test_in_top_is_one_for_at_most_k_passages() -> None:
     assert fit_strengths(tuple("abc"), [result_of("c", "b", "a")]).top_k_probabilities(3) == dict.fromkeys("abc", 1.0)
-
-
-def test_fit_takes_far_less_than_cubic_time() -> None:
-    """Measured: 29 times as long; one dense matrix of all passages takes 170 times as long."""
-
-    def fitting(length: int) -> Callable[[], object]:
-        ids = tuple(f"d{i}" for i in range(length))
-        random = Random(length)
-        windows = [Window(ids[i :: length // 20], (1, length)) for i in range(length // 20)] + [
-            Window(ids[:20], (1, 20))
-        ]
-        results = [WindowResult(window, (arbitrary_ranking(window, random),)) for window in windows]
-        return lambda: fit_strengths(ids, results).top_k_probabilities()
-
-    small, large = cpu_seconds(fitting(100), fitting(1000))
-    assert large < 100 * small

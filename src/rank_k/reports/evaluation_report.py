@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from rank_k.evaluation.run_comparison import Change, ComparedRun, PairedComparison, RunComparison
-from rank_k.evaluation.significance import CONFIDENCE_LEVEL, RESAMPLES, SEED
+from rank_k.evaluation.significance import CONFIDENCE_LEVEL, RESAMPLES, SEED, SIGNIFICANCE_LEVEL
 from rank_k.reports.figures import Point, bars, scatter
 from rank_k.reports.html import format_integer, format_signed, render_template
-
-SIGNIFICANCE_LEVEL = 0.05
-"""A corrected p value up to this is called a difference; the usual convention, not more."""
 
 _LOGARITHMIC_FROM_RATIO = 20
 """From so many times between the cheapest and the dearest, costs are drawn on a logarithmic axis."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import rank_k
-from rank_k.evaluation.significance import CONFIDENCE_LEVEL, RESAMPLES, SEED
-from rank_k.reports.evaluation_report import SIGNIFICANCE_LEVEL, Figure
+from rank_k.evaluation.significance import CONFIDENCE_LEVEL, RESAMPLES, SEED, SIGNIFICANCE_LEVEL
+from rank_k.reports.evaluation_report import Figure
 from rank_k.reports.figures import Point, bars, scatter
 from rank_k.reports.html import format_integer, format_signed, render_template
 from rank_k.study.breakdowns import DifficultyRow

@@ -1,6 +1,6 @@
-"""Strategies by name. Each lives in a file of its own; `rank_k.strategies.base` says what one is.
+"""Strategies by name, one per module; `rank_k.strategies.base` has the protocol.
 
-A strategy is a generator that yields rounds of windows and is sent their outcomes. It does no I/O: it
+A strategy is a generator that yields rounds of windows and is sent their results. It does no I/O: it
 never knows whether a model, a simulated judge or a journal replied.
 """
 
@@ -21,7 +21,7 @@ STRATEGIES = {
     "tournament": "rank_k.strategies.tournament:Tournament",
     "setwise": "rank_k.strategies.setwise:Setwise",
 }
-"""Name -> `module:class`, a dataclass with those of the options of `make` that it has use for."""
+"""Name -> `module:class`, a dataclass whose fields are among the options of `make_strategy`."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"name": "sliding", "window": 20, "stride": 10},
@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {"name": "blocks", "window": 20},
     "thorough": {"name": "blocks", "window": 20, "partitions": 2},
 }
-"""What to give to `make`. 100 candidates take 9 windows in 9 rounds, 6 in 2, 7 in 2 and 12 in 2."""
+"""Arguments of `make_strategy`. 100 candidates take 9 windows in 9 rounds, 6 in 2, 7 in 2 and 12 in 2."""
 
 
 def make_strategy(
@@ -74,7 +74,7 @@ def make_strategy(
 
 
 def load_strategy_class(name: str) -> Any:
-    """What makes the strategy called `name`, its module imported. Raises `InputError` if there is none."""
+    """Import the class of the strategy called `name`. Raises `InputError` if there is none."""
     path = STRATEGIES.get(name, name)
     module_name, _, attribute = path.partition(":")
     if not attribute:

@@ -1,4 +1,4 @@
-"""Several orders of one window -> one."""
+"""Aggregate the samples of a window to one ranking."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rank_k.types import WindowRanking, WindowResult
 
 
 def consensus_ranking(result: WindowResult) -> WindowRanking:
-    """The order that the samples of a window agree on: by mean position (Borda), equal means tied.
+    """Return the passages of a window by their mean position in its samples (Borda), equal means tied.
 
-    The members of a tier share the mean of its positions. A passage counts only where a sample placed it;
-    one that no sample placed comes last, in input order. Positions are scaled by how many passages a sample
-    placed, so that a short answer does not flatter its ids.
+    The members of a tier share the mean of its positions. A passage counts only where a sample ranked it;
+    one that no sample ranked comes last, in input order. Positions are scaled by the number of passages that a sample
+    ranked, so that a short answer does not favor its passages.
     """
     rankings = [ranking for ranking in result.rankings if ranking.is_valid]
     if not rankings:
@@ -30,7 +30,7 @@ def consensus_ranking(result: WindowResult) -> WindowRanking:
 
 
 def _positions(rankings: Sequence[WindowRanking]) -> dict[str, list[float]]:
-    """Per passage, its position in each order that placed it, from 0 (first) to 1 (last)."""
+    """Return, per passage, its position in each ranking that has it, from 0 (first) to 1 (last)."""
     positions: dict[str, list[float]] = defaultdict(list)
     for ranking in rankings:
         preceding = 0

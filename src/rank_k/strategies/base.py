@@ -1,24 +1,26 @@
-"""What a strategy is, and what goes with every one: the seed of a query, and which neighbors are tied."""
+"""The strategy protocol and its validation, and what strategies share: argument checks, seeds and ties."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing
+from math import isfinite
 from typing import Protocol, TypeAlias
 from zlib import crc32
 
 from rank_k.errors import InputError, StrategyError
+from rank_k.strategies.aggregate import consensus_ranking
 from rank_k.types import Candidate, Ranking, Round, WindowRanking, WindowResult
 
 StrategyGenerator: TypeAlias = Generator[Round, list[WindowResult], Ranking]
-"""Yields rounds; is sent, for each, the outcomes of its windows in their order; returns the ranking."""
+"""Yields rounds; is sent, for each, the results of its windows in their order; returns the ranking."""
 
 
 class Strategy(Protocol):
-    """Candidates, best first by the first stage, and a seed -> rounds.
+    """A generator function: candidates, best first by the first stage, and a seed -> rounds.
 
-    Deterministic: the same candidates, seed and outcomes give the same rounds and the same ranking, so
+    It is deterministic: the same candidates, seed and results give the same rounds and the same ranking, so
     that work can be resumed, simulated and stopped. Every ranking, of a round and returned, is a permutation
     of the candidates. A window has two passages or more.
     """
@@ -27,8 +29,10 @@ class Strategy(Protocol):
 
 
 def run_validated(strategy: Strategy, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
-    """The steps of `strategy`, which raise `StrategyError` where it breaks a promise: a passage that it forgets would
-    be lost from the ranking, and nobody would notice. Raises `InputError` for a candidate that stands twice."""
+    """Run `strategy` and check every round and the ranking: a passage that it forgets would be lost unnoticed.
+
+    Raises `StrategyError` where the strategy breaks its protocol, `InputError` for a candidate that is listed twice.
+    """
     ids = frozenset(candidate.doc_id for candidate in candidates)
     if len(ids) < len(candidates):
         raise InputError("a document stands twice among the candidates of a query", "name each once")
@@ -61,7 +65,7 @@ def run_validated(strategy: Strategy, candidates: Sequence[Candidate], seed: int
 
 
 def round_violation(candidate_round: object, ids: AbstractSet[str]) -> str:
-    """What a round over the candidates `ids` does not keep of the promises of a strategy; empty if it keeps them."""
+    """Return how a round over the candidates `ids` breaks the protocol of strategies; empty if it does not."""
     if not isinstance(candidate_round, Round):
         return f"a {type(candidate_round).__name__} where a Round must be"
     if not candidate_round.windows:
@@ -78,7 +82,7 @@ def round_violation(candidate_round: object, ids: AbstractSet[str]) -> str:
 
 
 def ranking_violation(ranking: object, ids: AbstractSet[str]) -> str:
-    """The same of a ranking, a round's or the last one."""
+    """Return how a ranking, a round's or the last one, breaks the protocol; empty if it does not."""
     if not isinstance(ranking, Ranking):
         return f"a {type(ranking).__name__} where a Ranking must be"
     if len(ranking.doc_ids) != len(ids) or set(ranking.doc_ids) != ids:
@@ -89,18 +93,18 @@ def ranking_violation(ranking: object, ids: AbstractSet[str]) -> str:
 
 
 def lowest_rank(doc_ids: Iterable[str], ranked: Iterable[str]) -> int:
-    """The rank, from 1, of the last of `doc_ids` in the list `ranked`, which holds them all."""
+    """Return the rank, from 1, of the last of `doc_ids` in the list `ranked`, which holds them all."""
     id_set = set(doc_ids)
     return max(rank for rank, doc_id in enumerate(ranked, 1) if doc_id in id_set)
 
 
 def query_seed(query_id: str) -> int:
-    """The seed of a query: the same whoever asks, today and tomorrow."""
+    """Return the seed of a query, which depends on nothing but its id."""
     return crc32(query_id.encode("utf-8", "surrogateescape"))
 
 
 class TieTracker:
-    """Remembers, per passage, the tier it last stood in, to tell which neighbors of a ranking are tied.
+    """Keeps, per passage, the tier of the last window that ranked it, to mark tied neighbors of a ranking.
 
     Two neighbors are tied if the last window that ranked each is the same one and it put both into one tier.
     """
@@ -108,6 +112,13 @@ class TieTracker:
     def __init__(self) -> None:
         self._last_tier: dict[str, tuple[int, int]] = {}
         self._ranking_count = 0
+
+    def record_consensus(self, result: WindowResult) -> WindowRanking:
+        """Return the consensus of the samples of a window, and record it if it is valid."""
+        ranking = consensus_ranking(result)
+        if ranking.is_valid:
+            self.record(ranking)
+        return ranking
 
     def record(self, ranking: WindowRanking) -> None:
         self._ranking_count += 1
@@ -125,6 +136,17 @@ class TieTracker:
         return Ranking(ids, tied)
 
 
+def check_minimum(name: str, value: int, minimum: int, reason: str = "") -> None:
+    """Raise `InputError` if the option `name` is below its minimum; `reason` is the end of the remedy."""
+    if value < minimum:
+        raise InputError(f"{name} is {value}", f"give {minimum} or more{reason}")
+
+
 def check_window_size(window: int) -> None:
     if window < 2:
         raise InputError(f"window is {window}", "give at least 2: a single passage cannot be compared")
+
+
+def check_first_stage_weight(weight: float) -> None:
+    if not isfinite(weight) or weight < 0:
+        raise InputError(f"first_stage_weight is {weight}", "give 0 (ignore the first stage) or more; 1 is usual")

@@ -1,6 +1,6 @@
-"""Blocks side by side, one fit over all answers, then windows where the head is decided.
+"""Blocks in parallel, one Bradley-Terry fit of all rankings, then windows that decide the head.
 
-The design that came out best of a simulation (see docs/strategies.md): as good as the sliding window or better, in
+This design came out best of a simulation (see docs/strategies.md): as good as the sliding window or better, in
 two rounds instead of nine.
 """
 
@@ -8,34 +8,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil
 from random import Random
 from typing import TypeVar
 
-from rank_k.errors import InputError
 from rank_k.optional_deps import load
-from rank_k.strategies.aggregate import consensus_ranking
-from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window_size, lowest_rank
+from rank_k.strategies.base import (
+    StrategyGenerator,
+    TieTracker,
+    check_first_stage_weight,
+    check_minimum,
+    check_window_size,
+    lowest_rank,
+)
 from rank_k.strategies.bradley_terry import fit_strengths
 from rank_k.types import Candidate, Ranking, Round, Window, WindowResult
 
 T = TypeVar("T")
 
 RANK_CUTOFF = 10
-"""The rank whose two sides the last windows tell apart: quality is read at 10."""
+"""The last windows decide which passages rank above this: quality is measured at 10."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """All candidates at once in blocks of at most `window`; then the best `window` together and, at the same time, the
-    `window` passages of which it is least certain whether they belong to the first ten. A `boundary` above 1 asks about
-    those of which it is least certain by then, once more for each; 0 leaves them out.
+    """The first round ranks all candidates in blocks of at most `window`. The second ranks the best `window` together
+    and, in another window, the passages whose place among the first ten is least certain. A `boundary` above 1 adds
+    rounds with the passages that are least certain by then; 0 leaves such windows out.
 
-    A block holds passages from all over the first stage's list; with `partitions` above 1 further divisions of the
-    list, drawn at random, are asked in the same round. The ranking is that of the pairwise fit to all answers, with
-    the first stage as prior of weight `first_stage_weight` (0: ignore it). 100 candidates take 7 windows in 2 rounds.
+    A block holds passages from all over the first stage's list; with `partitions` above 1 the first round also ranks
+    further divisions of the list, drawn at random. The final ranking is that of the Bradley-Terry fit of all rankings,
+    with the first stage as prior of weight `first_stage_weight` (0: ignore it). 100 candidates take 7 windows in 2
+    rounds.
 
-    Needs numpy. Raises `InputError` for settings that make no sense and `MissingExtra` without numpy.
+    Needs numpy. Raises `InputError` for invalid settings and `MissingExtra` without numpy.
     """
 
     window: int = 20
@@ -45,15 +51,9 @@ class Blocks:
 
     def __post_init__(self) -> None:
         check_window_size(self.window)
-        if self.partitions < 1:
-            raise InputError(f"partitions is {self.partitions}", "give 1 or more")
-        if self.boundary < 0:
-            raise InputError(f"boundary is {self.boundary}", "give 0 or more")
-        if not isfinite(self.first_stage_weight) or self.first_stage_weight < 0:
-            raise InputError(
-                f"first_stage_weight is {self.first_stage_weight}",
-                "give 0 (ignore the first stage) or more; 1 is usual",
-            )
+        check_minimum("partitions", self.partitions, 1)
+        check_minimum("boundary", self.boundary, 0)
+        check_first_stage_weight(self.first_stage_weight)
         load("numpy")  # now, not after the first round has been paid for
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
@@ -85,10 +85,10 @@ class Blocks:
         return ranking
 
     def _second_round_windows(self, ranking: Ranking) -> list[tuple[str, ...]]:
-        """What to ask once the blocks are answered: the head and, at the same time, the boundary.
+        """Return the windows of the second round: the head and the boundary.
 
-        Where the least certain passages are those of the head itself, its better half meets those that follow it: what
-        the blocks may have put too low.
+        Where the least certain passages are the head itself, its better half is ranked with the passages that follow
+        it, which the blocks may have ranked too low.
         """
         head = ranking.doc_ids[: self.window]
         if not self.boundary:
@@ -100,7 +100,7 @@ class Blocks:
         return [head, boundary_window]
 
     def _first_round_blocks(self, ids: Sequence[str], random: Random) -> list[tuple[str, ...]]:
-        """What to ask in the first round. A passage left over alone has nothing to be compared with."""
+        """Return the windows of the first round, without blocks of a single passage."""
         count = ceil(len(ids) / self.window)
         partitions = [snake_deal(ids, count)]
         if count > 1:
@@ -112,19 +112,17 @@ class Blocks:
     def _update_ranking(
         self, ids: Sequence[str], round_results: Sequence[WindowResult], results: list[WindowResult], ties: TieTracker
     ) -> Ranking:
-        """The best so far, once `round_results` has joined `results` and `ties`."""
+        """Add `round_results` to `results` and `ties`, and return the best ranking so far."""
         results.extend(round_results)
         for result in round_results:
-            window_ranking = consensus_ranking(result)
-            if window_ranking.is_valid:
-                ties.record(window_ranking)
+            ties.record_consensus(result)
         fitted = fit_strengths(ids, results, self.first_stage_weight)
         ranking = ties.ranking(fitted.ranked_ids())
         return Ranking(ranking.doc_ids, ranking.tied, fitted.top_k_probabilities(RANK_CUTOFF))
 
 
 def snake_deal(items: Sequence[T], group_count: int) -> list[tuple[T, ...]]:
-    """Deal `items` into `group_count` groups, forth and back, so that each has its share of the best. Groups keep the
+    """Deal `items` into `group_count` groups, back and forth, so that each has its share of the best. Groups keep the
     order of `items` and differ in size by one at most."""
     groups: list[list[T]] = [[] for _ in range(group_count)]
     for start in range(0, len(items), group_count or 1):
@@ -135,7 +133,7 @@ def snake_deal(items: Sequence[T], group_count: int) -> list[tuple[T, ...]]:
 
 
 def _least_certain(ranking: Ranking, size: int) -> tuple[str, ...]:
-    """The `size` passages whose being among the first ten is least certain, best first."""
+    """Return the `size` passages whose place among the first ten is least certain, best first."""
     probability = ranking.probability or {}
     least_certain_ids = sorted(
         ranking.doc_ids, key=lambda doc_id: -round(probability[doc_id] * (1 - probability[doc_id]), 7)

@@ -1,15 +1,14 @@
-"""A first look at each passage by itself, comparison from there, and a ranking by both and the first stage."""
+"""Query likelihood, then a listwise strategy, and a final ranking from both and the first stage."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, log
+from math import log
 from statistics import fmean, pstdev
 
-from rank_k.errors import InputError
 from rank_k.optional_deps import load
-from rank_k.strategies.base import Strategy, StrategyGenerator, run_validated
+from rank_k.strategies.base import Strategy, StrategyGenerator, check_first_stage_weight, run_validated
 from rank_k.strategies.bradley_terry import RANK_OFFSET, fit_strengths
 from rank_k.types import Candidate, Ranking, Round, Window, WindowResult
 
@@ -24,27 +23,21 @@ Scores = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Combined:
-    """All candidates by likelihood; then `strategy`, for which the order by likelihood and first stage is what the
-    first stage's is elsewhere.
+    """Score all candidates by query likelihood, then run `strategy` on the order by likelihood and first stage.
 
-    The ranking is by the sum of what the three say, each in standard deviations from its mean over the candidates: the
-    strengths that fit the comparisons best (`bradley_terry.fit`, without a prior), `LIKELIHOOD_WEIGHT` times the
-    likelihoods, and `first_stage_weight` times -ln(rank + 10) for the first stage, as in that fit. A passage without a
-    likelihood has the mean one.
+    The final score is a weighted sum of three scores, each z-scored over the candidates: Bradley-Terry strengths
+    (`fit_strengths` without a prior; weight 1), query log-likelihoods (`LIKELIHOOD_WEIGHT`) and the first stage's
+    -ln(rank + 10) (`first_stage_weight`). A passage without a likelihood has the mean one.
 
-    It has no name in `STRATEGIES`: `Reranker(method="combined")` makes one of any strategy. Needs numpy. Raises
-    `InputError` for a weight that makes no sense and `MissingExtra` without numpy.
+    It has no name in `STRATEGIES`: `Reranker(method="combined")` makes one from any strategy. Needs numpy. Raises
+    `InputError` for an invalid weight and `MissingExtra` without numpy.
     """
 
     strategy: Strategy
     first_stage_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isfinite(self.first_stage_weight) or self.first_stage_weight < 0:
-            raise InputError(
-                f"first_stage_weight is {self.first_stage_weight}",
-                "give 0 (ignore the first stage) or more; 1 is usual",
-            )
+        check_first_stage_weight(self.first_stage_weight)
         load("numpy")  # now, not after everything has been paid for
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
@@ -83,18 +76,18 @@ class Combined:
 
 
 def first_stage_scores(ids: Sequence[str]) -> Scores:
-    """What the first stage says of `ids`, best first."""
+    """Return the z-scored first-stage scores of `ids`, best first."""
     return standardize({doc_id: -log(rank + RANK_OFFSET) for rank, doc_id in enumerate(ids)})
 
 
 def comparison_scores(ids: Sequence[str], listwise_results: Sequence[WindowResult]) -> Scores:
-    """What the comparisons say: the strengths that fit them best, without a prior."""
+    """Return the z-scored Bradley-Terry strengths of `ids`, fitted without a prior."""
     fitted = fit_strengths(ids, listwise_results, first_stage_weight=0)
     return standardize(dict(zip(fitted.doc_ids, fitted.strengths, strict=True)))
 
 
 def standardize(scores: Scores) -> Scores:
-    """In standard deviations from the mean; zeros where all are equal."""
+    """Return `scores` in standard deviations from the mean (z-scores); zeros where all are equal."""
     if not scores:
         return scores
     mean, deviation = fmean(scores.values()), pstdev(scores.values())
@@ -104,7 +97,8 @@ def standardize(scores: Scores) -> Scores:
 
 
 def rank_by_weighted_sum(ids: Sequence[str], *weighted_scores: tuple[float, Scores]) -> list[str]:
-    """`ids` by the sum of their scores, highest first; equal ones as they stand. One that is missing is a mean one."""
+    """Return `ids` by the weighted sum of their z-scores, highest first; equal sums keep the order of `ids`. A missing
+    score counts as the mean, 0."""
 
     def total(doc_id: str) -> float:
         # rounded, so that the last bits, which differ between machines, decide nothing

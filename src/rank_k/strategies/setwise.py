@@ -1,4 +1,4 @@
-"""Setwise: heapsort in which one question compares a parent with all its children.
+"""Setwise: heapsort in which one window compares a parent with all its children.
 
 Zhuang et al., "A Setwise Approach for Effective and Highly Efficient Zero-shot Ranking with Large Language Models"
 (arXiv 2310.09497), whose c children are `window` - 1 here (3 in the paper).
@@ -9,24 +9,22 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from rank_k.errors import InputError
 from rank_k.strategies.aggregate import consensus_ranking
-from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window_size
+from rank_k.strategies.base import StrategyGenerator, TieTracker, check_minimum, check_window_size
 from rank_k.types import Candidate, Round, Window, WindowResult
 
 
 @dataclass(frozen=True)
 class Setwise:
-    """A heap whose nodes have `window` - 1 children is built, subtrees of one level side by side, and gives up its
-    best passage `k` times. Only the first of an answer counts; the rest of the candidates stay as they were."""
+    """Build a heap whose nodes have `window` - 1 children, the subtrees of one level in parallel, and take its best
+    passage `k` times. Only the first of each ranking counts; the rest of the candidates keep their order."""
 
     window: int = 20
     k: int = 10
 
     def __post_init__(self) -> None:
         check_window_size(self.window)
-        if self.k < 1:
-            raise InputError(f"k is {self.k}", "give 1 or more: how many passages are to be ranked")
+        check_minimum("k", self.k, 1, ": how many passages are to be ranked")
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = [candidate.doc_id for candidate in candidates]
@@ -36,7 +34,7 @@ class Setwise:
         levels = _levels(len(heap), self.window - 1)
 
         def sift(positions: Sequence[int], remaining_in_levels: int) -> Generator[Round, list[WindowResult], None]:
-            """Let the passages at `positions` sink to where no child is better, all at once."""
+            """Move the passages at `positions` down until no child is better, all of them in parallel."""
             while windows := self._family_windows(positions, heap, len(best)):
                 remaining_windows = len(windows) + remaining_in_levels + (self.k - len(best) - 1) * len(levels)
                 results = yield Round(
@@ -61,10 +59,10 @@ class Setwise:
         return ties.ranking(_with_best_first(best, ids))
 
     def _family_windows(self, positions: Sequence[int], heap: Sequence[str], ranked_count: int) -> dict[int, Window]:
-        """A window of parent and children for each of `positions` that has children.
+        """Return a window of parent and children for each of `positions` that has children.
 
         The heap is the list that is being sorted: a window changes nothing below the last of its children, and later
-        windows show its winner again until that has risen to the head.
+        windows show its winner again until that has reached the head.
         """
         child_count = self.window - 1
         windows: dict[int, Window] = {}
@@ -76,7 +74,7 @@ class Setwise:
 
 
 def _levels(length: int, child_count: int) -> list[list[int]]:
-    """The places of a heap that have children, level by level, the deepest first."""
+    """Return the positions of a heap that have children, level by level, the deepest first."""
     levels: list[list[int]] = []
     first, size = 0, 1
     while child_count * first + 1 < length:
@@ -86,7 +84,7 @@ def _levels(length: int, child_count: int) -> list[list[int]]:
 
 
 def _winner(result: WindowResult, ties: TieTracker) -> str:
-    """The best of a window. The parent, shown first, stays where the model put nothing above it or forgot it."""
+    """Return the best passage of a window; the parent, shown first, unless the model ranked it below another."""
     ranking = consensus_ranking(result)
     parent = result.window.doc_ids[0]
     if not ranking.is_valid or parent not in ranking.ranked_ids:
@@ -96,5 +94,5 @@ def _winner(result: WindowResult, ties: TieTracker) -> str:
 
 
 def _with_best_first(best: Sequence[str], ids: Sequence[str]) -> list[str]:
-    """`best`, then the rest of `ids` as they stand."""
+    """Return `best`, then the rest of `ids` in their order."""
     return list(dict.fromkeys([*best, *ids]))

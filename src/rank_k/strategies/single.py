@@ -1,11 +1,10 @@
-"""One question about the head of the list; the rest stays as it is."""
+"""One window: the head of the list. The rest keeps its order."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rank_k.strategies.aggregate import consensus_ranking
 from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window_size
 from rank_k.types import Candidate, Round, Window
 
@@ -26,8 +25,5 @@ class Single:
         if len(head) > 1:
             window = Window(tuple(head), (1, len(head)))
             [result] = yield Round((window,), ties.ranking(ids), 1)
-            ranking = consensus_ranking(result)
-            ids[: self.window] = ranking.doc_ids
-            if ranking.is_valid:
-                ties.record(ranking)
+            ids[: self.window] = ties.record_consensus(result).doc_ids
         return ties.ranking(ids)

@@ -1,4 +1,4 @@
-"""The paper's way: a window that slides from the end of the list to its head."""
+"""The paper's strategy: a window that slides from the end of the list to its head."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rank_k.errors import InputError
-from rank_k.strategies.aggregate import consensus_ranking
 from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window_size
 from rank_k.types import Candidate, Round, Window
 
 
 def window_spans(length: int, window: int, stride: int) -> list[tuple[int, int]]:
-    """(start, end) of each window over a list of `length`, from the end to the head.
+    """Return (start, end) of each window over a list of `length`, from the end to the head.
 
-    Planned on the true length: every span is full unless the list is shorter than a window, the last one
-    starts at 0, and a list of fewer than two passages has none.
+    Every span is full unless the list is shorter than a window, the last one starts at 0, and a list of fewer than
+    two passages has none.
     """
     if length < 2:
         return []
@@ -51,8 +50,5 @@ class Sliding:
             best_rank = 1 if self.stride < self.window else start + 1
             window = Window(tuple(ids[start:end]), (best_rank, end))
             [result] = yield Round((window,), ties.ranking(ids), len(spans) - finished_count)
-            ranking = consensus_ranking(result)
-            ids[start:end] = ranking.doc_ids
-            if ranking.is_valid:
-                ties.record(ranking)
+            ids[start:end] = ties.record_consensus(result).doc_ids
         return ties.ranking(ids)

@@ -1,10 +1,10 @@
-"""The test that every strategy must pass, yours included.
+"""The conformance test that every strategy must pass, including your own.
 
     from rank_k.strategies.testing import check_strategy
     check_strategy(MyStrategy(), length=55, random=random.Random(1))
 
-It drives the strategy with legal but arbitrary answers (ties, forgotten ids, no answer at all) and raises
-`AssertionError` saying which promise of `rank_k.strategies.base.Strategy` was broken.
+It drives the strategy with legal but arbitrary rankings (ties, forgotten ids, no answer at all) and raises
+`AssertionError` that names the violation of the protocol `rank_k.strategies.base.Strategy`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from rank_k.strategies.base import Strategy, ranking_violation, round_violation
 from rank_k.types import Candidate, Ranking, Round, Window, WindowRanking, WindowResult
 
 MAX_WINDOWS_PER_PASSAGE = 50
-"""A strategy that asks more than this many windows per candidate is taken to run for ever."""
+"""A strategy that yields more windows per candidate is taken to run forever."""
 
 
 def check_strategy(strategy: Strategy, length: int, random: Random, *, samples: int = 1) -> list[Round]:
-    """Drive `strategy` over `length` candidates twice; returns the rounds it asked for."""
+    """Drive `strategy` over `length` candidates twice, and return its rounds."""
     candidates = tuple(Candidate(f"d{i}", 1 / (i + 1)) for i in range(length))
     seed = random.randrange(2**32)
     results: list[list[WindowResult]] = []
@@ -31,7 +31,7 @@ def check_strategy(strategy: Strategy, length: int, random: Random, *, samples: 
 
 
 def arbitrary_ranking(window: Window, random: Random) -> WindowRanking:
-    """A legal order of `window`: sometimes with ties, forgotten ids, or none at all."""
+    """Return a legal ranking of `window`: sometimes with ties, forgotten ids, or none at all."""
     if random.random() < 0.1:
         return WindowRanking.unranked(window)
     ids = list(window.doc_ids)
@@ -57,7 +57,7 @@ def _drive(
     random: Random | None,
     samples: int,
 ) -> tuple[list[Round], Ranking]:
-    """Run to the end, answering at random (and keeping the answers) or from `results`."""
+    """Run to the end with random results, which are appended to `results`, or without `random` with those there."""
     ids = {candidate.doc_id for candidate in candidates}
     generator = strategy(candidates, seed)
     rounds: list[Round] = []

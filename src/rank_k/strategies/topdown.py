@@ -17,9 +17,9 @@ from rank_k.types import Candidate, Round, Window, WindowResult
 
 @dataclass(frozen=True)
 class TopDown:
-    """Rank the head, take the passage in its middle as pivot, show the pivot with each part of the rest, all
-    parts at once; whatever is put before the pivot joins the head's upper half, and so on until nothing new
-    beats the pivot. Three to five rounds for 100 passages, where the sliding window has nine.
+    """Rank the head, take the passage in its middle as pivot, and rank the pivot with each part of the rest, all parts
+    in one round. Whatever is ranked above the pivot joins the head's upper half, and so on until nothing new beats the
+    pivot. 100 passages take three to five rounds; the sliding window takes nine.
     """
 
     window: int = 20
@@ -37,10 +37,7 @@ class TopDown:
             [result] = yield Round(
                 (Window(tuple(head), (1, len(contenders))),), ties.ranking(contenders + settled), remaining_windows
             )
-            ranking = consensus_ranking(result)
-            head = list(ranking.doc_ids)
-            if ranking.is_valid:
-                ties.record(ranking)
+            head = list(ties.record_consensus(result).doc_ids)
             if not rest:
                 return ties.ranking(head + settled)
             pivot_position = max(len(head) // 2 - 1, 0)
@@ -48,29 +45,25 @@ class TopDown:
             parts = _partition(rest, self.window - 1)
             windows = tuple(Window((pivot, *part), (1, len(contenders))) for part in parts)
             results = yield Round(windows, ties.ranking(head + rest + settled), len(windows) + 1)
-            winners, losers = [], []
-            for part_result in results:
-                better, worse = _split_at_pivot(pivot, part_result, ties)
-                winners.append(better)
-                losers.append(worse)
-            settled = [pivot, *below, *_interleave(losers), *settled]
-            winning_ids = _interleave(winners)
-            if not winning_ids:
+            splits = [_split_at_pivot(pivot, part_result, ties) for part_result in results]
+            settled = [pivot, *below, *_interleave([worse for _, worse in splits]), *settled]
+            winners = _interleave([better for better, _ in splits])
+            if not winners:
                 return ties.ranking(above + settled)
-            contenders = above + winning_ids
+            contenders = above + winners
         return ties.ranking(contenders + settled)
 
 
 def _partition(doc_ids: Sequence[str], size: int) -> list[tuple[str, ...]]:
-    """`doc_ids` in consecutive parts of nearly the same length, none longer than `size`."""
+    """Return `doc_ids` in consecutive parts of nearly the same length, none longer than `size`."""
     count = ceil(len(doc_ids) / size)
     bounds = [round(i * len(doc_ids) / count) for i in range(count + 1)]
     return [tuple(doc_ids[a:b]) for a, b in pairwise(bounds)]
 
 
 def _split_at_pivot(pivot: str, result: WindowResult, ties: TieTracker) -> tuple[list[str], list[str]]:
-    """Those placed before the pivot, and the rest. Without an order, or without the pivot in it, nobody has
-    beaten the pivot: what a model forgot is no evidence."""
+    """Return the passages ranked above the pivot, and the rest. Without a ranking, or without the pivot in it, no
+    passage has beaten the pivot: what a model forgot is no evidence."""
     ranking = consensus_ranking(result)
     if not ranking.is_valid or pivot not in ranking.ranked_ids:
         return [], [doc_id for doc_id in ranking.doc_ids if doc_id != pivot]
@@ -85,5 +78,5 @@ def _split_at_pivot(pivot: str, result: WindowResult, ties: TieTracker) -> tuple
 
 
 def _interleave(lists: Sequence[Sequence[str]]) -> list[str]:
-    """All firsts, then all seconds, ...: ranks within parts are the only thing known across parts."""
+    """Return all firsts, then all seconds, and so on: across parts, only ranks within parts are known."""
     return [doc_id for doc_id in chain.from_iterable(zip_longest(*lists)) if doc_id is not None]

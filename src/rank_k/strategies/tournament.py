@@ -1,4 +1,4 @@
-"""TourRank: groups, of which the better part goes on to the next stage, and a point for every stage survived.
+"""TourRank: the better part of each group advances to the next stage, and earns a point for it.
 
 Chen et al., "TourRank: Utilizing Large Language Models for Documents Ranking with a Tournament-Inspired Strategy"
 (arXiv 2406.11678).
@@ -12,20 +12,18 @@ from dataclasses import dataclass
 from math import ceil
 from random import Random
 
-from rank_k.errors import InputError
-from rank_k.strategies.aggregate import consensus_ranking
-from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window_size
+from rank_k.strategies.base import StrategyGenerator, TieTracker, check_minimum, check_window_size
 from rank_k.types import Candidate, Round, Window, WindowResult
 
 
 @dataclass(frozen=True)
 class Tournament:
     """For 100 candidates and a window of 20 the paper's stages: 100 to 50 in five groups of 20, to 20 in five of 10,
-    then to 10, 5 and 2 in one group each. Other lengths go down the same series 500, 200, 100, 50, 20, 10, 5, 2,
-    from the first that is no more than half. Groups of a stage are asked side by side.
+    then to 10, 5 and 2 in one group each. Other lengths follow the same series 500, 200, 100, 50, 20, 10, 5, 2,
+    from the first that is no more than half. The groups of a stage are one round.
 
-    `tournaments` (TourRank-r): so many of them, side by side, differ in the order in which groups are shown; their
-    points are added. Passages of equal points stand as in the first stage.
+    `tournaments` (TourRank-r): the number of parallel tournaments, which differ in the order in which groups are shown;
+    their points are added. Passages with equal points keep the order of the first stage.
     """
 
     window: int = 20
@@ -33,8 +31,7 @@ class Tournament:
 
     def __post_init__(self) -> None:
         check_window_size(self.window)
-        if self.tournaments < 1:
-            raise InputError(f"tournaments is {self.tournaments}", "give 1 or more")
+        check_minimum("tournaments", self.tournaments, 1)
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = [candidate.doc_id for candidate in candidates]
@@ -42,12 +39,12 @@ class Tournament:
         random = Random(seed)
         ties = TieTracker()
         points = Counter(dict.fromkeys(ids, 0))
-        pools = [ids] * self.tournaments  # of each tournament: who is still in it, as the first stage ranks them
+        pools = [ids] * self.tournaments  # the remaining passages of each tournament, in first-stage order
         stages = plan_stages(len(ids), self.window)
         for stage_number, (count, promoted) in enumerate(stages):
             groups = [pool[first::count] for pool in pools for first in range(count)]
             compared_groups = [random.sample(group, len(group)) for group in groups if len(group) > 1]
-            # with one tournament, who has left it stays below all who are still in it
+            # with one tournament, a passage that has left it stays below all that remain
             worst = len(pools[0]) if self.tournaments == 1 else len(ids)
             remaining_windows = len(compared_groups) + self.tournaments * sum(
                 later_groups for later_groups, _ in stages[stage_number + 1 :]
@@ -69,12 +66,12 @@ class Tournament:
 
 
 def plan_stages(length: int, window: int) -> list[tuple[int, int]]:
-    """(number of groups, how many passages go on) of each stage of a tournament of `length` passages."""
+    """Return (number of groups, number of passages that advance) of each stage of a tournament of `length` passages."""
     stages: list[tuple[int, int]] = []
     while length > (2 if stages else 1):
         min_groups = ceil(length / window)
-        promoted = max(_half_or_less(length), min_groups)  # of every group at least one goes on
-        # groups of one size with one number to go on, where not too many are needed for that
+        promoted = max(_half_or_less(length), min_groups)  # of every group at least one advances
+        # groups of equal size of which equally many advance, where that does not take too many groups
         even_counts = (n for n in range(min_groups, 2 * min_groups) if length % n == 0 and promoted % n == 0)
         stages.append((next(even_counts, min_groups), promoted))
         length = promoted
@@ -82,7 +79,7 @@ def plan_stages(length: int, window: int) -> list[tuple[int, int]]:
 
 
 def _half_or_less(length: int) -> int:
-    """The largest of 1, 2, 5, 10, 20, 50, 100, ... that is no more than half of `length`."""
+    """Return the largest of 1, 2, 5, 10, 20, 50, 100, ... that is no more than half of `length`."""
     unit = 1
     while 20 * unit <= length:
         unit *= 10
@@ -90,10 +87,8 @@ def _half_or_less(length: int) -> int:
 
 
 def _rank_group(result: WindowResult, rank: dict[str, int], ties: TieTracker) -> list[str]:
-    """The group as the model ranks it; the first stage decides ties, and about those whom the model forgot."""
-    ranking = consensus_ranking(result)
-    if ranking.is_valid:
-        ties.record(ranking)
+    """Return the group as the model ranks it; the first stage orders ties, and passages that the model forgot."""
+    ranking = ties.record_consensus(result)
     tier = {doc_id: number for number, members in enumerate(ranking.tiers) for doc_id in members}
     return sorted(
         result.window.doc_ids,
