@@ -20,7 +20,7 @@ from rank_k.types import Candidate, Passage, PassageSource, Query
 from rank_k.window.base import WindowRanker
 from rank_k.window.combined import CombinedRanker
 from rank_k.window.listwise import ListwiseRanker, ListwiseSettings
-from rank_k.window.prompt import PromptTemplate, read_template
+from rank_k.window.prompt import PromptTemplate, read_template, template_of_student
 from rank_k.window.scorers import QueryLikelihoodScorer, ScoreRanker
 
 ModelSource = str | Path | Model | None
@@ -89,7 +89,7 @@ def build_ranker(model: Model, options: RerankOptions, student: Student | None) 
     """Return what ranks a window by the options' method."""
     if options.method == "likelihood":
         return ScoreRanker(QueryLikelihoodScorer(model, options.passage_tokens))
-    template = student.template if student is not None else None
+    template = None if student is None else template_of_student(student.name, student.prompt)
     if options.prompt is not None:
         template = options.prompt if isinstance(options.prompt, PromptTemplate) else read_template(options.prompt)
     settings = ListwiseSettings(

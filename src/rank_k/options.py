@@ -251,7 +251,7 @@ class RankingOptions:
     )
     strategy: Any = option(
         "sliding",
-        f"{', '.join(STRATEGY_NAMES)}, the name of a preset, or MODULE:NAME",
+        f"which windows are compared: {', '.join(STRATEGY_NAMES)}, the name of a preset, or MODULE:NAME",
         STRATEGY,
         metavar="NAME",
         public=True,
@@ -275,7 +275,14 @@ class RankingOptions:
 class InferenceOptions:
     """How the model is asked to rank a window."""
 
-    reasoning: str = option("full", REASONING.expected, REASONING, metavar="MODE", public=True, student=True)
+    reasoning: str = option(
+        "full",
+        "reasoning per window: full, off, auto, or a number of tokens",
+        REASONING,
+        metavar="MODE",
+        public=True,
+        student=True,
+    )
     samples: int = option(
         1, "rankings per window, each with the passages in another order", whole_number(1), prefix="x"
     )

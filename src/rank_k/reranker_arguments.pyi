@@ -30,8 +30,8 @@ class RerankerArguments(TypedDict, total=False):
     both and the first stage (combined) (default: the distilled model's; likelihood for other embedded weights, unless
     an option of listwise ranking is given; else listwise)."""
     strategy: str | Strategy | None
-    """sliding, single, topdown, blocks, tournament, setwise, the name of a preset, or MODULE:NAME (default:
-    sliding)."""
+    """which windows are compared: sliding, single, topdown, blocks, tournament, setwise, the name of a preset, or
+    MODULE:NAME (default: sliding)."""
     depth: int | None
     """number of candidates to rerank per query (default: 100)."""
     window: int | None
@@ -41,7 +41,7 @@ class RerankerArguments(TypedDict, total=False):
     first_stage_weight: float | None
     """weight of the first-stage ranking, for the strategy blocks and the method combined (default: 1.0)."""
     reasoning: str | int | ReasoningMode | None
-    """full, off, auto, or reasoning tokens per window such as 500 (default: full)."""
+    """reasoning per window: full, off, auto, or a number of tokens (default: full)."""
     samples: int | None
     """rankings per window, each with the passages in another order (default: 1)."""
     passage_tokens: int | None

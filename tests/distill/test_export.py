@@ -18,7 +18,7 @@ from rank_k.distill.train import TrainingRun, train
 from rank_k.distill.training_examples import build_examples
 from rank_k.errors import InputError
 from rank_k.models.student import find_student
-from rank_k.window.prompt import read_template
+from rank_k.window.prompt import read_template, template_of_student
 from tests.support.tiny_model import (
     PROMPT,
     WORDS,
@@ -127,7 +127,9 @@ def test_export_gguf_uses_the_stored_prompt_and_base_checksum(lora_student: Path
     metadata = copy_run_with_options(lora_student, student, prompt="no-longer-there.txt")
     exported_student = find_student(export_gguf(student, adapter=True).gguf)
     assert exported_student is not None
-    assert exported_student.template.messages("q", ["a", "b"]) == read_template("compact").messages("q", ["a", "b"])
+    assert template_of_student("s", exported_student.prompt).messages("q", ["a", "b"]) == read_template(
+        "compact"
+    ).messages("q", ["a", "b"])
     (student / "run.json").write_text(json.dumps(metadata | {"base_sha256": "0" * 64}))
     with pytest.raises(InputError, match="is not what"):
         export_gguf(student, adapter=True)

@@ -11,7 +11,7 @@ from benchmarks.student_data import COLLECTIONS, EVALUATED_COLLECTIONS
 from rank_k import Reranker
 from rank_k.distill.candidate_sets import read_license
 from rank_k.models.student import SHIPPED_STUDENTS, find_student
-from rank_k.window.prompt import read_template
+from rank_k.window.prompt import read_template, template_of_student
 from tests.models.test_embedded import PASSAGES
 from tests.paths import SHARED
 from tests.support.embedded import USER_CACHE, needs_weights
@@ -66,7 +66,9 @@ def test_adapter_is_small_and_keeps_its_training_prompt(tmp_path: Path, monkeypa
     student = find_student("rank-k-nano")
     assert student is not None
     assert (student.name, student.adapter, student.verdicts) == ("rank-k-nano", ADAPTER, ("no", "partly", "yes"))
-    assert student.template.messages("q", ["a", "b"]) == read_template("compact").messages("q", ["a", "b"])
+    assert template_of_student(student.name, student.prompt).messages("q", ["a", "b"]) == read_template(
+        "compact"
+    ).messages("q", ["a", "b"])
 
 
 @needs_weights

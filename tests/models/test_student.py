@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rank_k.errors import FormatError, InputError
 from rank_k.models import student as students
 from rank_k.models import weights
 from rank_k.models.embedded import EmbeddedModel
-from rank_k.models.student import find_student, write_student
+from rank_k.models.student import TEMPLATE_FIELDS, find_student, write_student
 from rank_k.options import PRESETS, STUDENT_OPTIONS
 from rank_k.reranker import Reranker
 from rank_k.window.listwise import ListwiseRanker
@@ -45,7 +46,7 @@ def write_gguf(path: Path, content: bytes = b"numbers") -> Path:
 def export_student(folder: Path, **options: Any) -> Path:
     """A student's folder, with whole weights."""
     file = write_gguf(folder / "student.gguf")
-    write_student(file, "tiny", TEMPLATE, INFERENCE_OPTIONS | options, None)
+    write_student(file, "tiny", asdict(TEMPLATE), INFERENCE_OPTIONS | options, None)
     return folder
 
 
@@ -60,7 +61,7 @@ def test_find_student_by_folder_and_by_file(tmp_path: Path) -> None:
     assert student is not None
     assert student == find_student(str(folder / "student.gguf"))
     assert (student.name, student.adapter, student.weights.path) == ("tiny", None, folder / "student.gguf")
-    assert student.template.messages("q", ["a", "b"]) == TEMPLATE.messages("q", ["a", "b"])
+    assert dict(student.prompt) == {field: asdict(TEMPLATE)[field] for field in TEMPLATE_FIELDS}
     assert dict(student.asking) == INFERENCE_OPTIONS
 
 
@@ -106,14 +107,14 @@ def test_find_student_checks_the_base_of_an_adapter(tmp_path: Path, monkeypatch:
     base = weights.Weights("base", write_gguf(tmp_path / "base.gguf"), "ab" * 32, 2048)
     monkeypatch.setattr(students, "locate", lambda name: base)
     file = write_gguf(tmp_path / "s" / "student.gguf", b"adapter")
-    write_student(file, "tiny", TEMPLATE, INFERENCE_OPTIONS, {"name": "base", "sha256": base.sha256})
+    write_student(file, "tiny", asdict(TEMPLATE), INFERENCE_OPTIONS, {"name": "base", "sha256": base.sha256})
     student = find_student(file.parent)
     assert student is not None
     assert (student.weights.path, student.adapter, student.weights.context_length) == (base.path, file, 2048)
     with Reranker(file.parent) as reranker:
         assert isinstance(reranker.model, EmbeddedModel)
         assert reranker.model.identity == f"{base.sha256}+{weights.checksum(file)}"
-    write_student(file, "tiny", TEMPLATE, INFERENCE_OPTIONS, {"name": "base", "sha256": "cd" * 32})
+    write_student(file, "tiny", asdict(TEMPLATE), INFERENCE_OPTIONS, {"name": "base", "sha256": "cd" * 32})
     with pytest.raises(InputError, match="adapter of other weights"):
         find_student(file.parent)
 

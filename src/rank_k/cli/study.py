@@ -185,7 +185,7 @@ def _write_results(
     """Write and show what is known by now. An answer that is not complete is written only."""
     from rank_k.cli.render.evaluation_text import without_nan
     from rank_k.cli.render.study_text import notes, tables
-    from rank_k.reports.study_report import write_study_report
+    from rank_k.study.report import write_study_report
     from rank_k.study.results import StudyResults
     from rank_k.study.table import FIRST_STAGE, write_cells, write_queries
 

@@ -73,7 +73,7 @@ def export_gguf(
     weights_name = base.name if base.name in NAMED else str(base.path.absolute())
     adapter_of = {"name": weights_name, "sha256": base.sha256} if adapter else None
     label_words = recipe["verdicts"]["words"] if LabelOptions(**recipe["verdicts"]).is_enabled else ()
-    settings = write_student(target, name, template, inference_options, adapter_of, label_words)
+    settings = write_student(target, name, asdict(template), inference_options, adapter_of, label_words)
     card_path = target.with_suffix(".md")
     card_path.write_text(render_card(student, metadata, name, target.name, quantization, adapter), encoding="utf-8")
     return ExportedStudent(target, settings, card_path, target.stat().st_size)

@@ -16,18 +16,16 @@ its numbers are.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rank_k.errors import FormatError, InputError
 from rank_k.models.weights import DEFAULT_WEIGHTS, Weights, checksum, locate
 from rank_k.options import STRATEGY_NAMES, STUDENT_OPTIONS, parse_option
-from rank_k.window.prompt import PromptTemplate
 
 FOLDER_FILE = "student.json"
 SHIPPED_STUDENTS: Mapping[str, Path] = {"rank-k-nano": Path(__file__).parent / "nano" / "rank-k-nano.gguf"}
@@ -45,13 +43,14 @@ TEMPLATE_FIELDS = ("before", "passage", "between", "after", "system")
 
 @dataclass(frozen=True, slots=True)
 class Student:
-    """`weights`: what is loaded; `adapter`: a LoRA adapter on top of it, or None. `asking`: its own settings, by the
+    """`weights`: what is loaded; `adapter`: a LoRA adapter on top of it, or None. `prompt`: the
+    texts of its template, by the names of `window.prompt.PromptTemplate`. `asking`: its own settings, by the
     names that `Reranker` has for them. `verdicts`: its relevance labels, worst first, if it reasons in labels."""
 
     name: str
     weights: Weights
     adapter: Path | None
-    template: PromptTemplate
+    prompt: Mapping[str, str]
     asking: Mapping[str, Any]
     verdicts: tuple[str, ...] = ()
 
@@ -77,16 +76,12 @@ def find_student(name_or_path: str | Path) -> Student | None:
     gguf = settings_path.parent / settings["gguf"]
     if not path.is_dir() and gguf.name != path.name:
         return None  # a file of the same name that speaks of another one
-    template = PromptTemplate(
-        **{name: settings["prompt"][name] for name in TEMPLATE_FIELDS},
-        name=settings["name"],
-        sha256=_template_sha256(settings["prompt"]),
-    )
+    prompt = {name: settings["prompt"][name] for name in TEMPLATE_FIELDS}
     base, labels = settings.get("adapter_of"), tuple(settings.get("verdicts", ()))
     if base is None:
         weights = locate(gguf)
         weights = Weights(settings["name"], weights.path, weights.sha256, weights.context_length)
-        return Student(settings["name"], weights, None, template, settings["asking"], labels)
+        return Student(settings["name"], weights, None, prompt, settings["asking"], labels)
     base_weights = locate(base["name"])
     if base_weights.sha256 != base["sha256"]:
         raise InputError(
@@ -95,22 +90,22 @@ def find_student(name_or_path: str | Path) -> Student | None:
         )
     checksum(gguf)  # raises if it cannot be read, or is no GGUF file
     weights = Weights(settings["name"], base_weights.path, base_weights.sha256, base_weights.context_length)
-    return Student(settings["name"], weights, gguf, template, settings["asking"], labels)
+    return Student(settings["name"], weights, gguf, prompt, settings["asking"], labels)
 
 
 def write_student(
     gguf: Path,
     name: str,
-    template: PromptTemplate,
+    prompt: Mapping[str, str],
     inference_options: Mapping[str, Any],
     adapter_of: Mapping[str, str] | None,
     labels: Sequence[str] = (),
 ) -> Path:
     """Write the JSON file that belongs to `gguf`, and return its path."""
-    prompt = {key: value for key, value in asdict(template).items() if key in TEMPLATE_FIELDS}
     settings: dict[str, Any] = {"rank_k_student": _VERSION, "name": name, "gguf": gguf.name}
     settings |= {"adapter_of": dict(adapter_of)} if adapter_of else {}
-    settings |= {"prompt": prompt, "asking": {key: inference_options[key] for key in STUDENT_OPTIONS}}
+    settings |= {"prompt": {name: prompt[name] for name in TEMPLATE_FIELDS}}
+    settings |= {"asking": {key: inference_options[key] for key in STUDENT_OPTIONS}}
     settings |= {"verdicts": list(labels)} if labels else {}
     path = gguf.with_suffix(".json")
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -154,7 +149,3 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
     if not isinstance(labels, list) or not all(isinstance(word, str) for word in labels) or len(labels) == 1:
         raise format_error("verdicts that are not two words or more")
     return settings
-
-
-def _template_sha256(prompt: Mapping[str, str]) -> str:
-    return hashlib.sha256(json.dumps([prompt[name] for name in TEMPLATE_FIELDS]).encode()).hexdigest()

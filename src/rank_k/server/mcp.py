@@ -15,11 +15,11 @@ from uuid import uuid4
 
 from rank_k import __version__
 from rank_k.optional_deps import load
+from rank_k.options import PUBLIC_OPTIONS
 from rank_k.server.api_errors import ApiError
 from rank_k.server.config import Limits
 from rank_k.server.http_io import cancel_on_disconnect, json_object
 from rank_k.server.schema import (
-    PUBLIC_OPTIONS,
     ToolRequest,
     ToolResult,
     ToolScore,

@@ -10,55 +10,21 @@ load, an address, a file or code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
+from rank_k.options import PUBLIC_OPTIONS
 from rank_k.server.api_errors import invalid_field
 from rank_k.server.config import Limits
 from rank_k.server.http_io import printable
-from rank_k.strategies import STRATEGIES
 from rank_k.types import RankedHits
-from rank_k.window.reasoning import ReasoningMode
 
 T = TypeVar("T")
 RequestT = TypeVar("RequestT", bound="RankingRequest")
-
-
-class PublicOption(NamedTuple):
-    """An option of `Reranker` that clients may set for a request.
-
-    Attributes:
-        help: What the option does.
-        expected: What is expected, for error messages.
-        schema: The JSON schema.
-        parse: Returns the value for one that was sent. Raises `InputError` if it is invalid.
-    """
-
-    help: str
-    expected: str
-    schema: Mapping[str, Any]
-    parse: Callable[[Any], Any]
-
-
-PUBLIC_OPTIONS: Mapping[str, PublicOption] = {
-    "reasoning": PublicOption(
-        "how to reason about each window of documents: full, off, auto, or a number of tokens such as 500",
-        "full, off, auto, or reasoning tokens per window such as 500",
-        {"type": ["string", "integer"]},
-        lambda value: ReasoningMode.parse(str(value)),
-    ),
-    "strategy": PublicOption(
-        "which windows of documents are compared; leave it out unless you know",
-        f"one of {', '.join(STRATEGIES)}",
-        {"type": "string", "enum": list(STRATEGIES)},  # a module's name would be code of the client's choice
-        lambda value: value,
-    ),
-}
-"""The options that a client may set, by name: each is a field of all requests."""
 
 
 def described(description: str, default: Any = MISSING, **constraints: Any) -> Any:
@@ -69,7 +35,7 @@ def described(description: str, default: Any = MISSING, **constraints: Any) -> A
 def _with_public_options(cls: type[T]) -> type[T]:
     """Return the dataclass `cls` with a field for each option that clients may set."""
     fields = [
-        (name, Any, described(option.help, None, json_schema_extra=option.schema))
+        (name, Any, described(option.help, None, json_schema_extra=option.kind.schema))
         for name, option in PUBLIC_OPTIONS.items()
     ]
     return make_dataclass(cls.__name__, fields, bases=(cls,), frozen=True, kw_only=True)
@@ -293,11 +259,11 @@ def parse_request(cls: type[RequestT], body: Mapping[str, Any], limits: Limits) 
 def _parse_option(name: str, value: Any) -> Any:
     option = PUBLIC_OPTIONS[name]
     try:
-        if value not in option.schema.get("enum", [value]):
+        if value not in option.kind.schema.get("enum", [value]):  # a module's name would be code of the client's choice
             raise ValueError
-        return option.parse(value)
+        return option.kind.parse(value)
     except (InputError, ValueError, TypeError):
-        raise invalid_field(name, f"give {option.expected}") from None
+        raise invalid_field(name, f"give {option.kind.expected}") from None
 
 
 def tool_schemas(limits: Limits, excluded: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -100,6 +101,12 @@ def builtin_template(name: str) -> PromptTemplate:
 def default_template() -> PromptTemplate:
     """The package's own: the instructions of the Rank-K paper in our words."""
     return builtin_template("listwise")
+
+
+def template_of_student(name: str, texts: Mapping[str, str]) -> PromptTemplate:
+    """Return the template of a distilled model, whose texts are those of its file."""
+    key = [texts[field] for field in ("before", "passage", "between", "after", "system")]
+    return PromptTemplate(**texts, name=name, sha256=hashlib.sha256(json.dumps(key).encode()).hexdigest())
 
 
 def read_template(path: str | Path) -> PromptTemplate:

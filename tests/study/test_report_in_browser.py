@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from rank_k.reports.study_report import write_study_report
 from rank_k.study.grid import PublishedResult, expand_cells
+from rank_k.study.report import write_study_report
 from tests.reports.test_report_in_browser import (  # noqa: F401 (its fixture and its marks are ours too)
     CONTRASTS,
     WIDER_THAN_THE_PAGE,
