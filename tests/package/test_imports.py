@@ -24,8 +24,8 @@ SOURCE = ROOT / "src" / "rank_k"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 TIERS = (
-    ("types", "errors", "optional_deps", "loop_thread"),
-    ("options",),
+    ("types", "errors"),
+    ("optional_deps", "loop_thread", "options"),
     ("data",),
     ("retrieval",),
     ("strategies",),
