@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 import tracemalloc
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -19,7 +20,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rank_k.data.token_estimate import estimate_tokens
-from rank_k.window.repetition import MAX_PERIOD_TOKENS, RepetitionTracker
+from rank_k.window.repetition import CHECK_INTERVAL, TAIL_CHARACTERS, RepetitionDetector
 from tests.support.waiting import cpu_seconds
 
 TRACES = Path(__file__).parent / "traces"
@@ -110,16 +111,16 @@ def split_pieces(text: str, cuts: Iterable[int]) -> list[str]:
     return [text[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-def track(parts: Iterable[str], passages: int = 20) -> tuple[RepetitionTracker, int | None]:
-    """Return the tracker, and after how many characters it detected a loop (None: never)."""
-    tracker = RepetitionTracker(passages)
+def detect(parts: Iterable[str], passages: int = 20) -> tuple[RepetitionDetector, int | None]:
+    """Return the detector, and after how many characters it detected a loop (None: never)."""
+    detector = RepetitionDetector(passages)
     count = 0
     for part in parts:
         count += len(part)
-        if tracker.feed(part):
-            return tracker, count
-    assert (tracker.start, tracker.period) == (None, None)
-    return tracker, None
+        if detector.feed(part):
+            return detector, count
+    assert detector.start is None
+    return detector, None
 
 
 def repeat_unit(beginning: str, unit: str) -> str:
@@ -132,23 +133,23 @@ def remove_blanks_and_digits(text: str) -> str:
 
 
 def assert_loop_detected(beginning: str, unit: str) -> None:
-    """A loop of this unit is seen within 256 tokens and 1,000 characters of its second saying, where it begins."""
+    """Assert that a loop of this unit is detected within 320 tokens and 1,000 characters of its second appearance."""
     text = repeat_unit(beginning, unit)
-    tracker, detected_at = track(text)
+    detector, detected_at = detect(text)
     assert detected_at is not None
     delay_text = text[len(beginning) + 2 * len(unit) : detected_at]
     assert len(delay_text) <= 1000
     words = re.sub(r"(?:([^\w\s]|_)\1+|\d)", "", delay_text)  # the estimate has a token for each mark and digit
-    assert estimate_tokens(words) <= 256
-    start, period = tracker.start, tracker.period
+    assert estimate_tokens(words) <= 320
+    start = detector.start
     assert start is not None
-    assert period is not None
-    # It begins with the second saying; or before, where the beginning ends as the unit does or the unit is itself
+    # It begins with the second appearance; or before, where the beginning ends as the unit does or the unit is itself
     # a repetition.
     assert start <= len(beginning) + len(unit) + 32
     text_before, text_after = remove_blanks_and_digits(text[:start]), remove_blanks_and_digits(text[start:])
-    distance = len(remove_blanks_and_digits(text[detected_at - period : detected_at]))
-    assert text_before[len(text_before) - distance :] == text_after[:distance]
+    unit = remove_blanks_and_digits(unit)
+    period = (unit + unit).find(unit, 1)
+    assert text_before[len(text_before) - period :] == text_after[:period]
 
 
 # --- loops ---
@@ -161,12 +162,12 @@ def test_corpus_has_enough_traces_and_loops() -> None:
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_tracker_detects_recorded_loops(name: str) -> None:
+def test_detector_detects_recorded_loops(name: str) -> None:
     assert_loop_detected(*LOOPS[name])
 
 
 @pytest.mark.parametrize("unit", SHORT_UNITS)
-def test_tracker_detects_loops_of_short_units(unit: str) -> None:
+def test_detector_detects_loops_of_short_units(unit: str) -> None:
     assert_loop_detected("Okay, so.", unit)
 
 
@@ -178,36 +179,35 @@ def test_tracker_detects_loops_of_short_units(unit: str) -> None:
 @example(length=343, seed=1)  # numbers of one digit and of two
 @example(length=10, seed=32)  # a long word and a comma, in Russian
 @example(length=15, seed=222143)  # two long words, in Turkish
-def test_tracker_detects_loops_after_ordinary_traces(name: str, length: int, seed: int) -> None:
+def test_detector_detects_loops_after_ordinary_traces(name: str, length: int, seed: int) -> None:
     assert_loop_detected(*split_loop(ORDINARY_TRACES[name], length, seed))
 
 
 @settings(max_examples=10)
 @given(length=st.integers(10, 7000), seed=st.integers(0, 10**6))
-def test_tracker_detects_loops_after_long_traces(length: int, seed: int) -> None:
+def test_detector_detects_loops_after_long_traces(length: int, seed: int) -> None:
     assert_loop_detected(*split_loop(long_trace(2000, seed), length, seed))
 
 
 @pytest.mark.parametrize("name", ["counting attempts", "a step and a time"])
-def test_tracker_detects_paragraphs_with_changing_numbers(name: str) -> None:
+def test_detector_detects_paragraphs_with_changing_numbers(name: str) -> None:
     units = [COUNTING_LOOPS[name](i) for i in range(8)]
-    tracker, detected_at = track("Okay, so. " + "".join(units))
+    detector, detected_at = detect("Okay, so. " + "".join(units))
     assert detected_at is not None
-    assert detected_at <= len("Okay, so. " + units[0] + units[1]) + 1000
-    assert tracker.start is not None
-    assert abs(tracker.start - len("Okay, so. " + units[0])) < 5
-    assert abs((tracker.period or 0) - len(units[1])) < 5
+    assert detected_at <= len("Okay, so. " + units[0] + units[1]) + 1200
+    assert detector.start is not None
+    assert abs(detector.start - len("Okay, so. " + units[0])) < 5
 
 
 @pytest.mark.parametrize(("name", "limit"), [(name, 1000 if "ids" in name else 2000) for name in COUNTING_LOOPS])
-def test_tracker_detects_counting_loops(name: str, limit: int) -> None:
+def test_detector_detects_counting_loops(name: str, limit: int) -> None:
     text = "".join(COUNTING_LOOPS[name](i) for i in range(400))
-    _, detected_at = track(text)
+    _, detected_at = detect(text)
     assert detected_at is not None
     assert detected_at <= 2 * len(COUNTING_LOOPS[name](0)) + limit
 
 
-def test_tracker_detects_sentences_repeated_in_random_order() -> None:
+def test_detector_detects_sentences_repeated_in_random_order() -> None:
     random = Random(7)
     sentences = (
         "Wait, passage [3] is about the sky and not about the sea, so it is better. ",
@@ -215,18 +215,18 @@ def test_tracker_detects_sentences_repeated_in_random_order() -> None:
         "But [7] is a definition only, and the question asks for a reason. ",
     )
     text = ORDINARY_TRACES["wait and hmm"] + "".join(random.choice(sentences) for _ in range(200))
-    tracker, detected_at = track(text)
+    detector, detected_at = detect(text)
     assert detected_at is not None
     assert detected_at < len(text) / 2
-    assert tracker.start is not None
-    assert len(ORDINARY_TRACES["wait and hmm"]) < tracker.start < detected_at
+    assert detector.start is not None
+    assert len(ORDINARY_TRACES["wait and hmm"]) < detector.start < detected_at
 
 
 # --- ordinary traces ---
 
 
 @pytest.mark.parametrize("name", ORDINARY_TRACES)
-def test_tracker_accepts_ordinary_traces(name: str) -> None:
+def test_detector_accepts_ordinary_traces(name: str) -> None:
     trace = ORDINARY_TRACES[name]
     for text in (
         trace,
@@ -234,37 +234,38 @@ def test_tracker_accepts_ordinary_traces(name: str) -> None:
         f"{trace}Let me go through that once more.\n{trace}",
         trace + trace + trace[:50],
     ):
-        assert track([text])[1] is None
+        assert detect([text])[1] is None
 
 
 @settings(max_examples=30)
 @given(names=st.permutations(sorted(ORDINARY_TRACES)))
-def test_tracker_accepts_concatenated_ordinary_traces(names: list[str]) -> None:
-    assert track([ORDINARY_TRACES[name] for name in names])[1] is None
+def test_detector_accepts_concatenated_ordinary_traces(names: list[str]) -> None:
+    assert detect([ORDINARY_TRACES[name] for name in names])[1] is None
 
 
 @settings(max_examples=15)
 @given(words=st.integers(500, 4000), seed=st.integers(0, 10**6))
-def test_tracker_accepts_long_traces(words: int, seed: int) -> None:
-    assert track([long_trace(words, seed)])[1] is None
+def test_detector_accepts_long_traces(words: int, seed: int) -> None:
+    assert detect([long_trace(words, seed)])[1] is None
 
 
-def test_tracker_accepts_half_a_megabyte_of_documentation() -> None:
+def test_detector_accepts_half_a_megabyte_of_documentation() -> None:
     import pydoc_data.topics
 
-    assert track(["\n".join(pydoc_data.topics.topics.values())])[1] is None
+    assert detect(["\n".join(pydoc_data.topics.topics.values())])[1] is None
 
 
-def test_tracker_accepts_lists_as_long_as_the_window() -> None:
+def test_detector_accepts_lists_as_long_as_the_window() -> None:
     labels = "".join(f"Passage [{i}] is not relevant.\n" for i in range(1, 101))
-    assert track([labels + "So they are all tied."], passages=100)[1] is None
+    assert detect([labels + "So they are all tied."], passages=100)[1] is None
     repeated_labels = "".join(f"Passage [{i % 100 + 1}] is not relevant.\n" for i in range(300))
-    assert track([repeated_labels], passages=100)[1] is not None
+    assert detect([repeated_labels], passages=100)[1] is not None
 
 
-def test_tracker_ignores_periods_above_the_maximum() -> None:
-    text = long_trace(3 * MAX_PERIOD_TOKENS, 3)
-    assert track([text * 4])[1] is None
+def test_detector_ignores_periods_longer_than_half_the_tail() -> None:
+    text = long_trace(6000, 3)
+    assert len(text) > TAIL_CHARACTERS / 2
+    assert detect([text * 4])[1] is None
 
 
 # --- pieces, time and memory ---
@@ -272,16 +273,17 @@ def test_tracker_ignores_periods_above_the_maximum() -> None:
 
 @settings(max_examples=60)
 @given(name=st.sampled_from(sorted(LOOPS)), cuts=st.lists(st.integers(0, 10**6), max_size=40))
-def test_tracker_detects_loops_independently_of_pieces(name: str, cuts: list[int]) -> None:
+def test_detector_detects_loops_independently_of_pieces(name: str, cuts: list[int]) -> None:
     text = repeat_unit(*LOOPS[name])
-    tracker, detected_at = track(text)  # letter by letter
+    detector, detected_at = detect(text)  # letter by letter
     parts = split_pieces(text, cuts)
-    piecewise_tracker, piecewise_detected_at = track(parts)
-    assert (piecewise_tracker.start, piecewise_tracker.period) == (tracker.start, tracker.period)
+    piecewise_detector, piecewise_detected_at = detect(parts)
+    assert piecewise_detector.start == detector.start
     assert detected_at is not None
+    assert detected_at % CHECK_INTERVAL == 0
     assert piecewise_detected_at == min(end for end in itertools.accumulate(map(len, parts)) if end >= detected_at)
-    assert piecewise_tracker.feed("and what comes then is not read")
-    assert piecewise_tracker.start == tracker.start
+    assert piecewise_detector.feed("and what comes then is not read")
+    assert piecewise_detector.start == detector.start
 
 
 HOSTILE_TEXTS = st.text(st.characters(codec=None), max_size=80)
@@ -294,15 +296,14 @@ HOSTILE_TEXTS = st.text(st.characters(codec=None), max_size=80)
     times=st.integers(0, 40),
     cuts=st.lists(st.integers(0, 10**6), max_size=20),
 )
-def test_tracker_reads_any_text_independently_of_pieces(unit: str, between: str, times: int, cuts: list[int]) -> None:
+def test_detector_reads_any_text_independently_of_pieces(unit: str, between: str, times: int, cuts: list[int]) -> None:
     text = between + unit * times + between
-    tracker, detected_at = track([text])
-    piecewise_tracker = track(split_pieces(text, cuts))[0]
-    assert (piecewise_tracker.start, piecewise_tracker.period) == (tracker.start, tracker.period)
+    detector, detected_at = detect([text])
+    piecewise_detector = detect(split_pieces(text, cuts))[0]
+    assert piecewise_detector.start == detector.start
     if detected_at is not None:
-        assert tracker.start is not None
-        assert tracker.period is not None
-        assert 0 <= tracker.start < tracker.start + tracker.period <= detected_at
+        assert detector.start is not None
+        assert 0 <= detector.start < detected_at
 
 
 def hostile_text(kind: str, size: int) -> str:
@@ -322,25 +323,39 @@ def hostile_text(kind: str, size: int) -> str:
 
 
 @pytest.mark.parametrize("kind", ["ideographs", "two words", "one word", "digits", "fibonacci"])
-def test_tracker_takes_linear_time(kind: str) -> None:
+def test_detector_takes_linear_time(kind: str) -> None:
     """Eight times the text takes about eight times as long; quadratic time would be 64 times as long."""
 
     def feed(size: int) -> None:
-        tracker, text = RepetitionTracker(), hostile_text(kind, size)
+        detector, text = RepetitionDetector(), hostile_text(kind, size)
         for part in split_pieces(text, range(0, len(text), 1000)):
-            tracker.feed(part)
+            detector.feed(part)
 
     short_time, long_time = cpu_seconds(partial(feed, 12_500), partial(feed, 100_000), rounds=3)
     assert long_time < 24 * short_time
 
 
-def test_tracker_uses_little_memory() -> None:
+def test_detector_uses_little_memory() -> None:
     text = hostile_text("ideographs", 20_000)
     tracemalloc.start()
     try:
-        trackers = [RepetitionTracker() for _ in range(4)]
+        detectors = [RepetitionDetector() for _ in range(4)]
         for part in split_pieces(text, range(0, len(text), 1000)):
-            assert not any(tracker.feed(part) for tracker in trackers)
+            assert not any(detector.feed(part) for detector in detectors)
         assert tracemalloc.get_traced_memory()[0] < 4 * 500_000 + 2_000_000  # and what they share
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.slow
+def test_detector_takes_linear_time_without_loops() -> None:
+    """The last words of a million cost as much as the first; reading all text at each check costs much more."""
+    random = Random(0)
+    words = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=random.randint(2, 9))) for _ in range(20_000)]
+    detector, seconds = RepetitionDetector(), []
+    for _ in range(60):
+        text = " ".join(random.choices(words, k=20_000)) + " "
+        start = time.process_time()
+        assert not any(detector.feed(text[i : i + 64]) for i in range(0, len(text), 64))
+        seconds.append(time.process_time() - start)
+    assert min(seconds[-5:]) < 2.5 * min(seconds[:5])

@@ -29,7 +29,7 @@ from rank_k.strategies.aggregate import consensus_ranking
 from rank_k.types import Window, WindowRanking, WindowResult
 from rank_k.window.parsing import ParsedAnswer, parse_ranking
 from rank_k.window.reasoning import ranking_agreement
-from rank_k.window.repetition import RepetitionTracker
+from rank_k.window.repetition import RepetitionDetector
 from rank_k.window.sanitize import strip_template_tokens
 
 NDCG_CUTOFF = 10
@@ -157,7 +157,7 @@ def parse_sample(calls: Sequence[Call]) -> ParsedAnswer | str:
         return "truncated" if answer.reasoning_truncated else "unranked"
     if answer.repairs:
         return "repaired"
-    return "repetition_stopped" if RepetitionTracker(passage_count).feed(answer.trace) else answer
+    return "repetition_stopped" if RepetitionDetector(passage_count).feed(answer.trace) else answer
 
 
 # --- rules ---
