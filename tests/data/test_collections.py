@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from rank_k.data.collections.base import CollectionFiles, RunWithoutExcluded
-from rank_k.data.collections.registry import find_collection, load_collection
+from rank_k.data.collections.beir import load_beir
+from rank_k.data.collections.registry import find_collection
 from rank_k.data.corpus_index import open_corpus_index
 from rank_k.data.passages import read_passages
 from rank_k.data.queries import read_queries
@@ -32,17 +33,16 @@ def create_empty_files(tmp_path: Path, *names: str) -> Path:
     return tmp_path
 
 
-def test_load_collection_reads_beir_layout(tmp_path: Path) -> None:
+def test_load_beir_reads_beir_layout(tmp_path: Path) -> None:
     folder = create_empty_files(tmp_path, "corpus.jsonl", "queries.jsonl", "qrels/test.tsv", "qrels/dev.tsv")
     expected = CollectionFiles(folder / "corpus.jsonl", folder / "queries.jsonl", folder / "qrels/test.tsv")
-    assert load_collection(f"beir:{folder}") == expected
-    assert load_collection(f"beir:{folder}", split="dev").qrels == folder / "qrels/dev.tsv"
+    assert load_beir(str(folder)) == expected
 
 
-def test_load_collection_finds_trec_qrels_runs_and_compressed_files(tmp_path: Path) -> None:
+def test_load_beir_finds_trec_qrels_runs_and_compressed_files(tmp_path: Path) -> None:
     names = ["corpus.jsonl.gz", "queries.jsonl.gz", "qrels.trec", "run.b.trec.gz", "run.a.trec", "notes.md"]
     folder = create_empty_files(tmp_path, *names)
-    assert load_collection(f"beir:{folder}") == CollectionFiles(
+    assert load_beir(str(folder)) == CollectionFiles(
         folder / "corpus.jsonl.gz",
         folder / "queries.jsonl.gz",
         folder / "qrels.trec",
@@ -50,25 +50,14 @@ def test_load_collection_finds_trec_qrels_runs_and_compressed_files(tmp_path: Pa
     )
 
 
-def test_load_collection_prefers_queries_of_the_split(tmp_path: Path) -> None:
-    names = ["corpus.jsonl", "queries.jsonl", "qrels.trec", "queries.train.jsonl", "qrels.train.trec"]
-    folder = create_empty_files(tmp_path, *names)
-    train = load_collection(f"beir:{folder}", split="train")
-    assert (train.queries, train.qrels) == (folder / "queries.train.jsonl", folder / "qrels.train.trec")
-    test = load_collection(f"beir:{folder}")
-    assert (test.queries, test.qrels) == (folder / "queries.jsonl", folder / "qrels.trec")
+def test_load_beir_prefers_queries_of_the_split(tmp_path: Path) -> None:
+    names = ["corpus.jsonl", "queries.jsonl", "qrels.trec", "queries.test.jsonl", "qrels.test.trec", "qrels/train.tsv"]
+    files = load_beir(str(create_empty_files(tmp_path, *names)))
+    assert (files.queries, files.qrels) == (tmp_path / "queries.test.jsonl", tmp_path / "qrels.test.trec")
 
 
-def test_load_collection_allows_missing_qrels(tmp_path: Path) -> None:
-    assert load_collection(f"beir:{create_empty_files(tmp_path, 'corpus.jsonl', 'queries.jsonl')}").qrels is None
-
-
-def test_load_collection_rejects_split_without_qrels(tmp_path: Path) -> None:
-    folder = create_empty_files(tmp_path, "corpus.jsonl", "queries.jsonl", "qrels.trec", "qrels/dev.tsv.gz")
-    with pytest.raises(InputError) as error_info:
-        load_collection(f"beir:{folder}", split="train")
-    assert "looked for qrels/train.tsv, qrels.train.trec" in str(error_info.value)
-    assert error_info.value.remedy == "choose one of the splits dev, test"
+def test_load_beir_allows_missing_qrels(tmp_path: Path) -> None:
+    assert load_beir(str(create_empty_files(tmp_path, "corpus.jsonl", "queries.jsonl"))).qrels is None
 
 
 @pytest.mark.parametrize(
@@ -78,10 +67,10 @@ def test_load_collection_rejects_split_without_qrels(tmp_path: Path) -> None:
         (["corpus.jsonl"], "has no queries", "queries.jsonl"),
     ],
 )
-def test_load_collection_names_missing_file(tmp_path: Path, names: list[str], problem: str, remedy: str) -> None:
+def test_load_beir_names_missing_file(tmp_path: Path, names: list[str], problem: str, remedy: str) -> None:
     folder = create_empty_files(tmp_path, *names)
     with pytest.raises(InputError) as error_info:
-        load_collection(f"beir:{folder}")
+        load_beir(str(folder))
     assert f"{folder} {problem}" in str(error_info.value)
     assert remedy in error_info.value.remedy
 
@@ -92,14 +81,14 @@ def test_find_collection_rejects_unknown_name_and_lists_valid_forms(name: str) -
         find_collection(name)
 
 
-def test_load_collection_rejects_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="absent is no folder"):
-        load_collection(f"beir:{tmp_path / 'absent'}")
+def test_load_beir_rejects_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="absent is not a folder"):
+        load_beir(str(tmp_path / "absent"))
 
 
-def test_load_collection_expands_home_directory(isolated_environment: Path) -> None:
+def test_load_beir_expands_home_directory(isolated_environment: Path) -> None:
     create_empty_files(isolated_environment / "set", "corpus.jsonl", "queries.jsonl")
-    assert load_collection("beir:~/set").documents == isolated_environment / "set" / "corpus.jsonl"
+    assert load_beir("~/set").documents == isolated_environment / "set" / "corpus.jsonl"
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress, zstd.compress])
@@ -125,14 +114,14 @@ def test_corpus_index_rejects_id_with_two_texts(tmp_path: Path) -> None:
             store.get("d1")
 
 
-def test_load_collection_reads_zstandard_files(tmp_path: Path) -> None:
+def test_load_beir_reads_zstandard_files(tmp_path: Path) -> None:
     folder = create_empty_files(
         tmp_path, "corpus.jsonl.zst", "queries.jsonl.zst", "qrels/test.tsv.zst", "run.a.trec.zst"
     )
     (folder / "queries.jsonl.zst").write_bytes(zstd.compress(b'{"_id": "q", "text": "sky"}\n'))
     (folder / "qrels/test.tsv.zst").write_bytes(zstd.compress(b"query-id\tcorpus-id\tscore\nq\td\t1\n"))
     (folder / "run.a.trec.zst").write_bytes(zstd.compress(b"q Q0 d 1 0.5 t\n") + zstd.compress(b"q Q0 e 2 0.4 t\n"))
-    files = load_collection(f"beir:{folder}")
+    files = load_beir(str(folder))
     assert files.qrels is not None
     assert read_queries(files.queries)["q"].text == "sky"
     assert read_qrels(files.qrels) == {"q": {"d": 1}}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rank_k.cli import main
-from rank_k.data.collections.registry import load_collection
+from rank_k.data.collections.beir import load_beir
 from rank_k.data.long_documents import PassageSplit, SplitRun, document_id, passage_id
 from rank_k.data.passages import read_passages
 from rank_k.data.queries import read_queries
@@ -220,7 +220,7 @@ def grade_passages(
 
 
 def test_split_run_ranks_documents_by_best_passage(long_documents: dict[str, list[Passage]]) -> None:
-    files = load_collection(f"beir:{SHARED / 'cranfield'}")
+    files = load_beir(str(SHARED / "cranfield"))
     assert files.qrels is not None
     queries = {query_id: query for query_id, query in read_queries(files.queries).items() if int(query_id) <= 15}
     documents = {doc_id: Passage(doc_id, join_abstracts(abstracts)) for doc_id, abstracts in long_documents.items()}

@@ -54,7 +54,7 @@ for place in (root.joinpath(*module.split(".")) for module in demo.SOURCE_MODULE
         if source.is_file():
             ast.parse(source.read_bytes())
 parsing = time.process_time() - begin
-listed = sum(len(entry.judgments) for entry in demo._question_entries().values())
+listed = sum(len(entry['judgments']) for entry in demo._question_entries().values())
 print(json.dumps({
     "release": list(sys.version_info[:3]), "passages": count, "seconds": seconds, "parsing": parsing,
     "listed": listed,
@@ -202,9 +202,9 @@ WORDS = st.lists(st.text("abcdefgh", min_size=1, max_size=8), min_size=1, max_si
 @given(st.lists(WORDS, min_size=1, max_size=8))
 def test_split_text_keeps_every_word(paragraphs: list[str]) -> None:
     text = "\n\n".join(f"{paragraph}." for paragraph in paragraphs)
-    parts = list(demo._split_text(text, "title"))
-    assert " ".join(part.body for part in parts).split() == text.split()
-    assert all(part.title == "title" and part.body for part in parts)
+    parts = demo._split_text(text, "title")
+    assert " ".join(body for _, body in parts).split() == text.split()
+    assert all(title == "title" and body for title, body in parts)
 
 
 @given(st.lists(WORDS, min_size=1, max_size=30), st.randoms(use_true_random=False))
@@ -219,9 +219,9 @@ def test_fingerprint_depends_on_words_only(words: list[str], rng: random.Random)
 def test_split_text_realigns_after_inserted_paragraph() -> None:
     rng = random.Random(7)
     paragraphs = [f"Paragraph {n} " + "says so. " * rng.randint(8, 30) for n in range(40)]
-    bodies_before = [part.body for part in demo._split_text("\n\n".join(paragraphs), "")]
+    bodies_before = [body for _, body in demo._split_text("\n\n".join(paragraphs), "")]
     paragraphs.insert(3, "This one is new, and it is here only to move what follows it.")
-    bodies_after = [part.body for part in demo._split_text("\n\n".join(paragraphs), "")]
+    bodies_after = [body for _, body in demo._split_text("\n\n".join(paragraphs), "")]
     assert len(set(bodies_before) - set(bodies_after)) <= 6 < len(bodies_before) / 2
 
 
@@ -233,10 +233,10 @@ def test_split_text_handles_headings_definitions_and_tables() -> None:
         "+------+---------+\n| Name | Meaning |\n|======|=========|\n"
         "| 'a'  | first   |\n|      | letter  |\n+------+---------+\n"
     )
-    parts = list(demo._split_text(text, "topic"))
-    assert {part.title for part in parts} == {"Methods"}
-    assert [part.body.split()[0] for part in parts][:3] == ["The", "x.join(items)", "x.split()"]
-    body = "\n".join(part.body for part in parts)
+    parts = demo._split_text(text, "topic")
+    assert {title for title, _ in parts} == {"Methods"}
+    assert [body.split()[0] for _, body in parts][:3] == ["The", "x.join(items)", "x.split()"]
+    body = "\n".join(body for _, body in parts)
     assert "* Name: Meaning\n* 'a': first letter" in body
     assert "::=" not in body
     assert "3.9" not in body

@@ -12,7 +12,7 @@ import pytest
 
 from rank_k.data.collections.bright import SUBSETS, load_bright
 from rank_k.data.collections.ir_datasets import IrDataset
-from rank_k.data.collections.registry import find_collection, load_collection
+from rank_k.data.collections.registry import find_collection
 from rank_k.data.passages import read_passages
 from rank_k.data.queries import read_queries
 from rank_k.data.trec import read_qrels, read_run
@@ -268,10 +268,10 @@ def test_load_bright_ignores_subsets_with_same_prefix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["bright:biology", "bright:here/biology"])
-def test_load_collection_explains_how_to_get_bright(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_collection_explains_how_to_get_bright(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="BRIGHT's biology is not on this machine") as error_info:
-        load_collection(name)
+        find_collection(name)
     remedy = error_info.value.remedy
     assert "get documents/biology-*.parquet and examples/biology-*.parquet" in remedy
     assert "https://huggingface.co/datasets/xlangai/BRIGHT" in remedy
@@ -299,12 +299,12 @@ def test_find_collection_downloads_bright_from_hub(tmp_path: Path, monkeypatch: 
     assert downloads == [("xlangai/BRIGHT", {"repo_type": "dataset", "allow_patterns": patterns})]
 
 
-def test_load_collection_lists_bright_subsets_for_unknown_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_collection_lists_bright_subsets_for_unknown_one(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="no subset 'biologie'") as error_info:
-        load_collection("bright:biologie")
+        find_collection("bright:biologie")
     assert all(subset in error_info.value.remedy for subset in SUBSETS)
     with pytest.raises(InputError, match="names no subset"):
-        load_collection("bright:folder/")
+        find_collection("bright:folder/")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from rank_k.data.long_documents import (
     SplitRun,
     collapse_to_documents,
     document_id,
-    expand_to_passages,
     passage_id,
 )
 from rank_k.data.token_estimate import estimate_tokens
@@ -116,9 +115,7 @@ def make_ranking(tiers: Sequence[Sequence[str]]) -> Ranking:
 def test_collapse_ranks_documents_by_best_passage(run: tuple[list[str], list[int]], data: st.DataObject) -> None:
     doc_ids, counts = run
     count = dict(zip(doc_ids, counts, strict=True))
-    candidates = [Candidate(doc_id, -position) for position, doc_id in enumerate(doc_ids)]
-    passages = [candidate.doc_id for candidate in expand_to_passages(candidates, count.__getitem__)]
-    assert passages == [passage_id(doc_id, number) for doc_id in doc_ids for number in range(count[doc_id])]
+    passages = [passage_id(doc_id, number) for doc_id in doc_ids for number in range(count[doc_id])]
     assert list(collapse_to_documents(Ranking.untied(passages)).doc_ids) == doc_ids, "the first stage's order is kept"
 
     shuffled = data.draw(st.permutations(passages))
@@ -131,6 +128,7 @@ def test_collapse_ranks_documents_by_best_passage(run: tuple[list[str], list[int
     tier_of = {passage: number for number, tier in enumerate(tiers) for passage in tier}
     best_tiers = {doc_id: min(tier_of[passage_id(doc_id, n)] for n in range(count[doc_id])) for doc_id in doc_ids}
     document_ranking = collapse_to_documents(make_ranking(tiers))
+    assert collapse_to_documents(make_ranking([passages])).doc_ids == tuple(doc_ids), "ties keep the order"
     assert sorted(document_ranking.doc_ids) == sorted(doc_ids)
     assert [best_tiers[doc_id] for doc_id in document_ranking.doc_ids] == sorted(best_tiers.values())
     for before, after, is_tied in zip(
@@ -168,6 +166,7 @@ def test_split_run_expands_and_collapses_rankings() -> None:
             assert len(texts) > 1
             assert "".join(texts) == store[doc_id]
     assert store.get_count == 4, "a document is read and cut once for each query that has it"
+    assert expanded["q"] == ["d#0", "d#1", "d#2", "e#0", "f#1#0", "f#1#1"]
     assert expanded["empty"] == []
     assert expanded["r"] == ["e#0"]
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.cli import main
-from rank_k.data.collections.registry import load_collection
+from rank_k.data.collections.beir import load_beir
 from rank_k.data.passages import read_passages
 from rank_k.data.queries import read_queries
 from rank_k.data.topics import read_topics
@@ -165,7 +165,7 @@ def test_read_queries_reads_classic_trec_topics(tmp_path: Path, compressed: bool
     assert first.split() == "Rust & paint < 5% How is rust kept off? Paint alone is not relevant.".split()
     assert read_queries(path, "title,desc")["302"].text == "AT&T\nWho owns it?"
     assert read_queries(path, "title,desc")["303"].text == "Closed tags"
-    assert [topic.line for topic in read_topics(path, content[3:])] == [2, 17, 18]
+    assert [line for line, _, _ in read_topics(path, content[3:])] == [2, 17, 18]
 
 
 def test_read_queries_reads_xml_topics(tmp_path: Path) -> None:
@@ -176,13 +176,13 @@ def test_read_queries_reads_xml_topics(tmp_path: Path) -> None:
         "3": "A patient of 50 <years>",
     }
     topics = read_topics(path, XML.encode("latin-1"))
-    assert topics[0].fields == {
+    assert topics[0][2] == {
         "query": "déjà vu",
         "question": "what is it?",
         "subtopic": "cause\ncure",
         "narrative": "a < b & more",
     }
-    assert [topic.line for topic in topics] == [3, 9, 10]
+    assert [line for line, _, _ in topics] == [3, 9, 10]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,8 @@ def test_read_queries_reads_xml_topics(tmp_path: Path) -> None:
         ("<top>\n<num> 1 </num>\n\nlost\n<title> a </top>", 4, "text outside all fields"),
         ("<top>\n<num> 1 <title> a\n</desc></top>", 3, "</desc> unexpected"),
         ("<top><num> 1 <title> a </top>\n<title> b", 2, "<title> unexpected outside"),
-        ("<top><num> 1 <title> a </top>\nmore", 1, "text after the last topic"),
+        ("<top><num> 1 <title> a </top>\nmore", 2, "text outside all fields"),
+        ("<top 1>\n<top><num> 1 <title> a </top>", 2, "text before the first topic"),
         ("<top><num> 1 <title> a </top>\n<top><num> 1 <title> b </top>", 2, "again with another text"),
         ("<top><num> 1 <desc> a </top>", 1, "no field title"),
         ("<top><num> 1 <title>  </top>", 1, "nothing in title"),
@@ -245,7 +246,7 @@ def test_read_topics_returns_topics_or_format_error_for_any_content(text: str) -
     topics = []
     with suppress(FormatError):
         topics = read_topics(Path("topics"), text.encode("utf-8", "surrogateescape"))
-    assert all(topic.query_id and topic.line >= 1 for topic in topics)
+    assert all(query_id and line >= 1 for line, query_id, _ in topics)
     assert len(topics) <= text.lower().count("<top")
 
 
@@ -267,7 +268,7 @@ def test_read_topics_returns_written_fields(texts: dict[str, tuple[str, str]]) -
     )
     for content in (classic, f"<topics>{xml}</topics>"):
         topics = read_topics(Path("topics"), content.encode())
-        assert {topic.query_id: (topic.fields["title"], topic.fields["description"]) for topic in topics} == expected
+        assert {query_id: (fields["title"], fields["description"]) for _, query_id, fields in topics} == expected
 
 
 # --- long queries ---
@@ -278,7 +279,7 @@ def test_read_topics_returns_written_fields(texts: dict[str, tuple[str, str]]) -
 def test_reranker_keeps_long_queries_complete_and_reaches_best_ndcg(name: str, context_length: int) -> None:
     if not SHARED.is_dir():
         pytest.skip("needs the collections in ../shared beside the checkout")
-    files = load_collection(f"beir:{SHARED / name}")
+    files = load_beir(str(SHARED / name))
     assert files.qrels is not None
     queries, qrels, run = read_queries(files.queries), read_qrels(files.qrels), read_run(files.runs[0])
     passages = {passage.doc_id: passage for passage in read_passages(files.documents)}

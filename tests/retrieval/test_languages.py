@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rank_k.cli import main
 from rank_k.data.collections.base import CollectionFiles
-from rank_k.data.collections.registry import load_collection
+from rank_k.data.collections.beir import load_beir
 from rank_k.data.passages import read_passages
 from rank_k.data.queries import read_queries
 from rank_k.data.token_estimate import truncate_graphemes
@@ -151,7 +151,7 @@ RUN_CASES = {
 def load_shared_collection(name: str) -> CollectionFiles:
     if not SHARED.is_dir():
         pytest.skip("needs the collections in ../shared beside the checkout")
-    return load_collection(f"beir:{SHARED / name}")
+    return load_beir(str(SHARED / name))
 
 
 def mean_ndcg(qrels: Mapping[str, Mapping[str, int]], rankings: Mapping[str, Sequence[str]]) -> float:

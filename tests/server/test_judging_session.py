@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rank_k.data.collections.registry import load_collection
+from rank_k.data.collections.beir import load_beir
 from rank_k.data.queries import read_queries, read_translations
 from rank_k.data.trec import read_run
 from rank_k.errors import FormatError, InputError
@@ -164,7 +164,7 @@ XQUAD = SHARED / "xquad-en-ru"
 
 @pytest.mark.skipif(not XQUAD.is_dir(), reason="needs the collections in ../shared beside the checkout")
 def test_read_translations_reads_xquad() -> None:
-    files = load_collection(f"beir:{XQUAD}")
+    files = load_beir(str(XQUAD))
     translations = read_translations(files.queries)
     assert translations.keys() == read_queries(files.queries).keys()
     assert sum(any("а" <= letter <= "я" for letter in text) for text in translations.values()) > 1180

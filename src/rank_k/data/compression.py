@@ -1,4 +1,4 @@
-"""The bytes of a file, decompressed where they need to be: gzip and Zstandard, told by their first bytes."""
+"""Files that may be compressed with gzip or Zstandard, which their first bytes tell."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ def reject_pipe(path: Path, remedy: str) -> None:
 
 
 class DecompressedStream(NamedTuple):
-    """`plain` reads decompressed bytes, line by line or in parts; `raw` is the file beneath, equal to it where
-    nothing is compressed, whose position tells how far the reading has come."""
+    """`plain` reads decompressed bytes. `raw` is the file itself, whose position tells how much of it was read."""
 
     plain: IO[bytes] | gzip.GzipFile
     raw: IO[bytes]
@@ -35,8 +34,10 @@ class DecompressedStream(NamedTuple):
 def open_compressed(path: Path, expected: str) -> Iterator[DecompressedStream]:
     """Open `path` for reading. `expected` says what the file should hold, for messages.
 
-    Raises `InputError` where it cannot be opened or read, `FormatError` for a directory and for compressed
-    data that are damaged or end too early, also while it is being read; `MissingExtra` for Zstandard.
+    Raises:
+        InputError: If the file cannot be opened or read.
+        FormatError: For a directory, and for compressed data that are damaged or incomplete, also while they are read.
+        MissingExtra: For Zstandard, if the package that reads it is not installed.
     """
     if path.is_dir():
         raise FormatError(path, 0, "a directory", f"a file with {expected}")
@@ -61,8 +62,10 @@ def open_compressed(path: Path, expected: str) -> Iterator[DecompressedStream]:
 
 @contextmanager
 def _open_zstd(path: Path, raw: IO[bytes]) -> Iterator[IO[bytes]]:
-    """The standard library's module, which Python has from 3.14 on, or the same for older ones. Both, unlike
-    other packages, raise `EOFError` for a file that was cut short."""
+    """Open with the standard library's module, which Python has from 3.14 on, or with its backport.
+
+    Both, unlike other packages, raise `EOFError` for an incomplete file.
+    """
     zstd = import_module("compression.zstd") if sys.version_info >= (3, 14) else load("backports.zstd")
     try:
         with zstd.open(raw) as plain:

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -58,7 +58,9 @@ class CorpusIndex:
                     "SELECT number, text FROM passages WHERE id = ? ORDER BY number", (_id_key(doc_id),)
                 ).fetchall()
         except sqlite3.Error as error:
-            raise InputError(f"the index of {self.path} cannot be read ({error})", f"delete {self.file}") from error
+            raise InputError(
+                f"the index of {self.path} cannot be read ({error})", f"delete {self._index_file()}"
+            ) from error
         if not rows:
             raise missing_passage_error(doc_id, query_id, str(self.path))
         first_number, first_text = rows[0]
@@ -68,14 +70,7 @@ class CorpusIndex:
                 raise InputError(problem, "keep one of them")
         return Passage(doc_id, first_text)
 
-    def __len__(self) -> int:
-        with self._lock:
-            (count,) = self._db.execute("SELECT count(*) FROM passages").fetchone()
-        return int(count)
-
-    @property
-    def file(self) -> str:
-        """Path of the index; empty for a temporary one."""
+    def _index_file(self) -> str:
         return str(self._db.execute("PRAGMA database_list").fetchone()[2])
 
     def close(self) -> None:
@@ -109,13 +104,9 @@ def open_corpus_index(
     reject_pipe(path, "passages are looked up by id: write them to a file first")
     with open_compressed(path, PASSAGES.expected) as stream:
         file_stat = os.fstat(stream.raw.fileno())
-    if file_stat.st_size >= persist_from_bytes:
-        return CorpusIndex(path, _open_persistent(path, file_stat, on_progress))
-    with ExitStack() as stack:
-        db = stack.enter_context(closing(_connect("")))
-        _fill(db, path, file_stat, on_progress)
-        stack.pop_all()
-    return CorpusIndex(path, db)
+    if file_stat.st_size < persist_from_bytes:
+        return CorpusIndex(path, _make_database("", path, file_stat, on_progress))
+    return CorpusIndex(path, _open_persistent(path, file_stat, on_progress))
 
 
 def _open_persistent(path: Path, file_stat: os.stat_result, on_progress: OnProgress | None) -> sqlite3.Connection:
@@ -149,46 +140,52 @@ def _open_complete(index_path: Path, file_stat: os.stat_result) -> sqlite3.Conne
     """Return the index at `index_path` if there is one of the file in this state."""
     if not index_path.is_file():
         return None
-    with ExitStack() as stack, suppress(sqlite3.Error):  # no database, or another program's
-        # immutable: no lock files beside it, which a read-only folder could not hold
-        db = stack.enter_context(closing(_connect(f"{index_path.as_uri()}?mode=ro&immutable=1")))
+    # immutable: no lock files in the same folder, which may be read-only
+    db = _connect(f"{index_path.as_uri()}?mode=ro&immutable=1")
+    with suppress(sqlite3.Error):  # not a database, or another program's
         if db.execute("SELECT format, size, changed FROM source").fetchone() == _file_state(file_stat):
-            stack.pop_all()
             return db
+    db.close()
     return None
 
 
 def _write_index(index_path: Path, path: Path, file_stat: os.stat_result, on_progress: OnProgress | None) -> None:
     with replacement_path(index_path) as part_path:
         part_path.chmod(0o644 & file_stat.st_mode)  # whoever may read the file may use its index
-        with closing(_connect(part_path.as_uri())) as db:
-            _fill(db, path, file_stat, on_progress)
+        _make_database(part_path.as_uri(), path, file_stat, on_progress).close()
 
 
 def _connect(uri: str) -> sqlite3.Connection:
-    db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-    db.execute(f"PRAGMA cache_size = {_CACHE_SIZE}")
-    return db
+    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
 
 
 def _file_state(file_stat: os.stat_result) -> tuple[int, int, int]:
     return FORMAT_VERSION, file_stat.st_size, file_stat.st_mtime_ns
 
 
-def _fill(db: sqlite3.Connection, path: Path, file_stat: os.stat_result, on_progress: OnProgress | None) -> None:
-    """Fill an empty database with the passages of the file."""
-    db.execute("PRAGMA journal_mode = OFF")  # an incomplete index is thrown away, never repaired
-    db.execute("PRAGMA synchronous = OFF")
-    db.execute("CREATE TABLE source (format INTEGER, size INTEGER, changed INTEGER)")
-    db.execute("CREATE TABLE passages (number INTEGER PRIMARY KEY, id BLOB, text TEXT)")
-    db.execute("BEGIN")
-    rows = _read_rows(path, file_stat.st_size, on_progress or (lambda done, total: None))
-    db.executemany("INSERT INTO passages VALUES (?, ?, ?)", rows)
-    db.execute("CREATE INDEX passages_by_id ON passages (id)")  # sorted at once, much faster than row by row
-    db.execute("INSERT INTO source VALUES (?, ?, ?)", _file_state(file_stat))
-    db.execute("COMMIT")
-    if _file_state(path.stat()) != _file_state(file_stat):
-        raise InputError(f"{path} was changed while it was read", "run the same command again")
+def _make_database(
+    uri: str, path: Path, file_stat: os.stat_result, on_progress: OnProgress | None
+) -> sqlite3.Connection:
+    """Return a new database of the passages of the file."""
+    db = _connect(uri)
+    try:
+        db.execute(f"PRAGMA cache_size = {_CACHE_SIZE}")
+        db.execute("PRAGMA journal_mode = OFF")  # an incomplete index is thrown away, never repaired
+        db.execute("PRAGMA synchronous = OFF")
+        db.execute("CREATE TABLE source (format INTEGER, size INTEGER, changed INTEGER)")
+        db.execute("CREATE TABLE passages (number INTEGER PRIMARY KEY, id BLOB, text TEXT)")
+        db.execute("BEGIN")
+        rows = _read_rows(path, file_stat.st_size, on_progress or (lambda done, total: None))
+        db.executemany("INSERT INTO passages VALUES (?, ?, ?)", rows)
+        db.execute("CREATE INDEX passages_by_id ON passages (id)")  # sorted at once, much faster than row by row
+        db.execute("INSERT INTO source VALUES (?, ?, ?)", _file_state(file_stat))
+        db.execute("COMMIT")
+        if _file_state(path.stat()) != _file_state(file_stat):
+            raise InputError(f"{path} was changed while it was read", "run the same command again")
+    except BaseException:
+        db.close()
+        raise
+    return db
 
 
 def _read_rows(path: Path, size: int, on_progress: OnProgress) -> Iterator[tuple[int, bytes, str]]:

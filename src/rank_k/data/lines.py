@@ -11,7 +11,6 @@ import codecs
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ def replace_surrogates(text: str) -> str:
 
 
 def abbreviate(value: object) -> str:
-    """`repr(value)` for an error message, truncated to 60 characters."""
+    """Return `repr(value)` for an error message, truncated to 60 characters."""
     text = repr(decode(value) if isinstance(value, bytes) else value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -100,16 +99,20 @@ def parse_object(path: Path, number: int, line: bytes, expected: str) -> dict[st
 
 
 class JsonPairs(list[tuple[str, Any]]):
-    """A JSON object as its pairs: `dict` would silently keep the last of two equal keys."""
+    """A JSON object as its pairs: a `dict` would silently keep the last of two equal keys."""
 
 
-def parse_json(path: Path, number: int, text: str, expected: str, pairs: type[JsonPairs] | None = None) -> Any:
-    """The value of the JSON `text`, line `number` of the file. With `pairs`, objects are `JsonPairs`.
+_DECODER = json.JSONDecoder(strict=False)  # `json.loads` makes one for every line, which takes as long as a short line
+_PAIRS_DECODER = json.JSONDecoder(strict=False, object_pairs_hook=JsonPairs)
 
-    Raises `FormatError`.
+
+def parse_json(path: Path, number: int, text: str, expected: str, *, as_pairs: bool = False) -> Any:
+    """Return the value of the JSON `text`, which is line `number` of the file. Raises `FormatError`.
+
+    With `as_pairs`, objects are `JsonPairs`.
     """
     try:
-        return _json_decoder(pairs).decode(text)
+        return (_PAIRS_DECODER if as_pairs else _DECODER).decode(text)
     except json.JSONDecodeError as error:
         problem = f"invalid JSON ({error.msg} at column {error.colno})"
         raise FormatError(path, number or error.lineno, problem, expected) from error
@@ -117,9 +120,3 @@ def parse_json(path: Path, number: int, text: str, expected: str, pairs: type[Js
         raise FormatError(path, number, "JSON nested too deeply", expected) from error
     except ValueError as error:  # Python refuses to read numbers of thousands of digits
         raise FormatError(path, number, "JSON with an overlong number", expected) from error
-
-
-@cache
-def _json_decoder(pairs: type[JsonPairs] | None) -> json.JSONDecoder:
-    """Made once: `json.loads` makes one for every line, which takes as long as to read a short line."""
-    return json.JSONDecoder(strict=False, object_pairs_hook=pairs)

@@ -1,4 +1,4 @@
-"""TREC topics: queries whose fields stand between tags. Two families, told apart by the first tags.
+"""TREC topics: queries whose fields are in tags. The first tag tells which of two formats a file has.
 
     classic   <top> <num> Number: 301 <title> ... <desc> Description: ... <narr> Narrative: ... </top>
               (a field ends where the next begins; "&" and "<" need no escaping)
@@ -12,9 +12,9 @@ Pure: bytes in, fields out. `rank_k.data.queries` opens the file and composes th
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from html import unescape
 from pathlib import Path
-from typing import NamedTuple
 from xml.parsers import expat
 
 from rank_k.errors import FormatError
@@ -34,20 +34,16 @@ _FIELD_LABELS = {
     "dom": "Domain",
     "con": "Concept(s)",
 }
-"""What repeats the tag at the beginning of a classic field, before a colon."""
+"""Labels that repeat the tag at the beginning of a classic field, before a colon."""
 _NUMBER_KEYS = ("number", "num", "id", "identifier", "qid")
 
 
-class Topic(NamedTuple):
-    """`fields` by name, in the file's order; `desc`, `narr` and their kin under their full names."""
-
-    line: int
-    query_id: str
-    fields: dict[str, str]
+Topic = tuple[int, str, dict[str, str]]
+"""Line number, query id, and fields by name in the file's order; `desc`, `narr` and the like have their full names."""
 
 
 def read_topics(path: Path, content: bytes) -> list[Topic]:
-    """The topics in `content`, the bytes of the file at `path`. Raises `FormatError`."""
+    """Return the topics in `content`, the bytes of the file at `path`. Raises `FormatError`."""
     text = content.decode("utf-8", "replace")
     text = _COMMENT.sub(lambda comment: "\n" * comment[0].count("\n"), text)  # lines keep their numbers
     first_tag = _TAG.search(text)
@@ -57,42 +53,41 @@ def read_topics(path: Path, content: bytes) -> list[Topic]:
 
 
 def _read_classic_topics(path: Path, text: str) -> list[Topic]:
+    """Each tag has the text up to the next tag: a field's content, or blanks after `<top>` and closing tags."""
+
+    def error(position: int, problem: str) -> FormatError:
+        return FormatError(path, text.count("\n", 0, position) + 1, problem, _CLASSIC_FORMAT)
+
     topics: list[Topic] = []
     fields: dict[str, str] = {}
-    start_line = 0  # of the open <top>; 0 where none is open
+    start_line = 0  # of the open <top>; 0 if none is open
     open_field = ""
-    line, last_end = 1, 0
-    for tag in _TAG.finditer(text):
-        text_between = text[last_end : tag.start()]
-        if open_field:
-            fields[open_field] += text_between
-        elif text_between.strip():
-            line += text_between[: len(text_between) - len(text_between.lstrip())].count("\n")
-            raise FormatError(path, line, f"text outside all fields ({text_between.strip()[:40]!r})", _CLASSIC_FORMAT)
-        line += text_between.count("\n")
-        last_end = tag.end()
+    tags = list(_TAG.finditer(text))
+    if outside := text[: tags[0].start()].strip():
+        raise error(tags[0].start(), f"text before the first topic ({outside[:40]!r})")
+    for tag, content_end in zip(tags, [*(tag.start() for tag in tags[1:]), len(text)], strict=True):
+        content = text[tag.end() : content_end]
         is_closing, element = bool(tag[1]), tag[2].lower()
-        if element == "top" and is_closing == (not start_line):
-            problem = f"the topic of line {start_line} has no end" if start_line else "no topic is open"
-            raise FormatError(path, line, f"{tag[0]} where {problem}", _CLASSIC_FORMAT)
-        if element == "top" and not is_closing:
-            start_line, open_field, fields = line, "", {}
-        elif element == "top":
-            topics.append(_make_classic_topic(path, start_line, fields))
-            start_line, open_field = 0, ""
-        elif not start_line or (is_closing and element != open_field) or (not is_closing and element in fields):
+        if element == "top":
+            if is_closing != bool(start_line):
+                problem = f"the topic of line {start_line} has no end" if start_line else "no topic is open"
+                raise error(tag.start(), f"{tag[0]} where {problem}")
+            if is_closing:
+                topics.append(_make_classic_topic(path, start_line, fields))
+            start_line = 0 if is_closing else text.count("\n", 0, tag.start()) + 1
+            open_field, fields = "", {}
+        elif not start_line or (element != open_field if is_closing else element in fields):
             location = f"in the topic of line {start_line}" if start_line else "outside <top>"
             problem = "again" if start_line and not is_closing else "unexpected"
-            raise FormatError(path, line, f"{tag[0]} {problem} {location}", _CLASSIC_FORMAT)
-        elif is_closing:
-            open_field = ""
+            raise error(tag.start(), f"{tag[0]} {problem} {location}")
         else:
-            open_field = element
-            fields[open_field] = ""
+            open_field = "" if is_closing else element
+        if open_field:
+            fields[open_field] = content
+        elif outside := content.strip():
+            raise error(text.index(outside, tag.end()), f"text outside all fields ({outside[:40]!r})")
     if start_line:
         raise FormatError(path, start_line, "a topic without </top>", _CLASSIC_FORMAT)
-    if text[last_end:].strip():
-        raise FormatError(path, line, f"text after the last topic ({text[last_end:].strip()[:40]!r})", _CLASSIC_FORMAT)
     return topics
 
 
@@ -103,53 +98,43 @@ def _make_classic_topic(path: Path, line: int, fields: dict[str, str]) -> Topic:
         if name in _FIELD_LABELS:
             text = re.sub(rf"\A{re.escape(_FIELD_LABELS[name])}\s*:\s*", "", text, flags=re.IGNORECASE)
         named_fields[_FULL_FIELD_NAMES.get(name, name)] = text
-    return Topic(line, _checked_number(path, line, named_fields.pop("num", ""), _CLASSIC_FORMAT), named_fields)
+    return line, _checked_number(path, line, named_fields.pop("num", ""), _CLASSIC_FORMAT), named_fields
+
+
+@dataclass(slots=True)
+class _Element:
+    """An open XML element. `fields`: the texts of a topic's closed children, by name."""
+
+    name: str
+    attributes: dict[str, str]
+    line: int
+    text: str = ""
+    fields: dict[str, list[str]] = field(default_factory=dict)
 
 
 def _read_xml_topics(path: Path, content: bytes) -> list[Topic]:
     """Every child of the root is a topic, its children are the fields, whatever they are called."""
     topics: list[Topic] = []
-    open_elements: list[str] = []
-    numbers: list[str] = []
-    parts: dict[str, list[str]] = {}
-    topic_text: list[str] = []  # text of a topic outside its elements
-    start_line = 0
+    open_elements: list[_Element] = []
     parser = expat.ParserCreate()
 
-    def start(element: str, attributes: dict[str, str]) -> None:
-        nonlocal start_line
-        open_elements.append(element)
-        if len(open_elements) == 2:
-            start_line = parser.CurrentLineNumber
-            parts.clear()
-            topic_text.clear()
-            numbers[:] = [attributes[key] for key in _NUMBER_KEYS if key in attributes]
-        elif len(open_elements) == 3:
-            parts.setdefault(element, []).append("")
+    def start(name: str, attributes: dict[str, str]) -> None:
+        open_elements.append(_Element(name, attributes, parser.CurrentLineNumber))
 
     def text(data: str) -> None:
-        if len(open_elements) >= 3:
-            parts[open_elements[2]][-1] += data
-        elif len(open_elements) == 2:
-            topic_text.append(data)
-        elif data.strip():
-            raise FormatError(
-                path, parser.CurrentLineNumber, f"text outside all topics ({data.strip()[:40]!r})", _XML_FORMAT
-            )
+        if len(open_elements) == 1 and data.strip():
+            problem = f"text outside all topics ({data.strip()[:40]!r})"
+            raise FormatError(path, parser.CurrentLineNumber, problem, _XML_FORMAT)
+        open_elements[-1].text += data
 
     def close(_: str) -> None:
-        open_elements.pop()
+        element = open_elements.pop()
         if len(open_elements) == 1:
-            fields = {key: "\n".join(value.strip() for value in values) for key, values in parts.items()}
-            topic_ids = [*numbers, *(fields.pop(key) for key in _NUMBER_KEYS if key in fields)]
-            query_id = _checked_number(path, start_line, topic_ids[0].strip() if topic_ids else "", _XML_FORMAT)
-            if text_outside := "".join(topic_text).strip():
-                if fields:
-                    raise FormatError(path, start_line, f"text outside all fields ({text_outside[:40]!r})", _XML_FORMAT)
-                fields["text"] = text_outside
-            topics.append(
-                Topic(start_line, query_id, {_FULL_FIELD_NAMES.get(key, key): value for key, value in fields.items()})
-            )
+            topics.append(_make_xml_topic(path, element))
+        elif len(open_elements) == 2:
+            open_elements[-1].fields.setdefault(element.name, []).append(element.text.strip())
+        elif open_elements:
+            open_elements[-1].text += element.text
 
     def refuse(*_: object) -> None:
         raise FormatError(path, parser.CurrentLineNumber, "a document type with declarations", "plain XML without one")
@@ -167,6 +152,18 @@ def _read_xml_topics(path: Path, content: bytes) -> list[Topic]:
     if not topics:
         raise FormatError(path, 0, "XML without topics", _XML_FORMAT)
     return topics
+
+
+def _make_xml_topic(path: Path, topic: _Element) -> Topic:
+    fields = {_FULL_FIELD_NAMES.get(name, name): "\n".join(texts) for name, texts in topic.fields.items()}
+    numbers = [topic.attributes[key] for key in _NUMBER_KEYS if key in topic.attributes]
+    numbers += [fields.pop(key) for key in _NUMBER_KEYS if key in fields]
+    query_id = _checked_number(path, topic.line, numbers[0].strip() if numbers else "", _XML_FORMAT)
+    if outside := topic.text.strip():
+        if fields:
+            raise FormatError(path, topic.line, f"text outside all fields ({outside[:40]!r})", _XML_FORMAT)
+        fields["text"] = outside
+    return topic.line, query_id, fields
 
 
 def _checked_number(path: Path, line: int, number: str, expected: str) -> str:

@@ -17,6 +17,7 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rank_k.data.compression import open_compressed, reject_pipe
 from rank_k.data.lines import JsonPairs, abbreviate, decode, is_encodable, parse_json, read_lines, starts_with_json
@@ -191,18 +192,16 @@ def _read_trec_rows(path: Path) -> Iterator[_RunRow]:
         fields = line.split()
         if len(fields) != 6:
             raise FormatError(path, number, _describe_columns(fields), _RUN_FORMAT)
-        try:
-            score = float(fields[4])
-        except ValueError:
-            score = math.nan
-        if not math.isfinite(score) or b"_" in fields[4]:  # Python reads 1_0 as ten; no other tool does
+        score = _finite_number(fields[4])
+        if score is None or b"_" in fields[4]:  # Python reads 1_0 as ten; no other tool does
             raise FormatError(path, number, f"score {abbreviate(fields[4])}", "a finite number in column 5")
         yield decode(fields[0]), decode(fields[2]), score
 
 
 def _read_json_rows(path: Path) -> Iterator[_RunRow]:
     with open_compressed(path, _RUN_FORMAT) as stream:
-        run = parse_json(path, 0, decode(stream.plain.read().removeprefix(codecs.BOM_UTF8)), _RUN_FORMAT, JsonPairs)
+        text = decode(stream.plain.read().removeprefix(codecs.BOM_UTF8))
+        run = parse_json(path, 0, text, _RUN_FORMAT, as_pairs=True)
     if not isinstance(run, JsonPairs) or not run:
         raise FormatError(path, 0, "JSON without queries", _RUN_FORMAT)
     for query_id, scores in run:
@@ -213,11 +212,16 @@ def _read_json_rows(path: Path) -> Iterator[_RunRow]:
                 if not _fits_trec(identifier):
                     problem = f"id {abbreviate(identifier)}"
                     raise FormatError(path, 0, problem, "ids that are non-empty and without white space")
-            try:
-                value = math.nan if isinstance(score, bool | str | None) else float(score)
-            except (TypeError, OverflowError):
-                value = math.nan
-            if not math.isfinite(value):
+            value = None if isinstance(score, bool | str) else _finite_number(score)
+            if value is None:
                 problem = f"score {abbreviate(score)} of document {doc_id} for query {query_id}"
                 raise FormatError(path, 0, problem, "a finite number")
             yield query_id, doc_id, value
+
+
+def _finite_number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

@@ -23,7 +23,8 @@ NAME_FORMS = (
 class DocumentStore(PassageSource, Protocol):
     """An open corpus, which must be closed."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the store's resources."""
 
 
 class Corpus(Protocol):
@@ -45,10 +46,12 @@ class Collection(Protocol):
     `rank_k.data.trec`."""
 
     @property
-    def corpus(self) -> Corpus: ...
+    def corpus(self) -> Corpus:
+        """The documents."""
 
     @property
-    def queries(self) -> Path: ...
+    def queries(self) -> Path:
+        """The queries."""
 
     @property
     def qrels(self) -> Path | None:
@@ -59,7 +62,8 @@ class Collection(Protocol):
         """The run that the collection itself asks to be reranked, if there is one."""
 
     @property
-    def excluded(self) -> ExcludedDocuments: ...
+    def excluded(self) -> ExcludedDocuments:
+        """The documents that must not be ranked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,28 +10,22 @@ from rank_k.errors import InputError
 _SUFFIXES = ("", ".gz", ".zst")
 
 
-def load_beir(directory: str, split: str = "test") -> CollectionFiles:
-    """The files of a folder: `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`.
+def load_beir(directory: str) -> CollectionFiles:
+    """Return the files of a folder: `corpus.jsonl`, `queries.jsonl` and the judgments of the split "test".
 
-    Judgments may also be `qrels.<split>.trec`, or `qrels.trec` for the split "test", and `queries.<split>.jsonl` goes
-    before `queries.jsonl`. Each may be compressed (`.gz`, `.zst`). Nothing is read or downloaded.
+    The first file counts of `queries.test.jsonl` and `queries.jsonl`, and of `qrels/test.tsv`, `qrels.test.trec` and
+    `qrels.trec`. Each may be compressed (`.gz`, `.zst`). Nothing is read or downloaded.
 
-    Raises `InputError` naming what is missing and where it was looked for.
+    Raises `InputError` if there is no such folder or if it has no documents or queries.
     """
     folder = Path(directory).expanduser()
     if not folder.is_dir():
-        raise InputError(f"dataset beir:{directory}: {folder} is no folder", "name the one that holds corpus.jsonl")
-    qrels_names = [f"qrels/{split}.tsv", f"qrels.{split}.trec", *(["qrels.trec"] if split == "test" else [])]
-    qrels = _first_present_file(folder, qrels_names)
-    if qrels is None and (splits := _judged_splits(folder)):
-        raise InputError(
-            f"dataset beir:{directory} has no judgments for the split {split!r} (looked for {', '.join(qrels_names)})",
-            f"choose one of the splits {', '.join(splits)}",
-        )
+        problem = f"dataset beir:{directory}: {folder} is not a folder"
+        raise InputError(problem, "name the one that has corpus.jsonl")
     return CollectionFiles(
         documents=_required_file(folder, ["corpus.jsonl"], "documents"),
-        queries=_required_file(folder, [f"queries.{split}.jsonl", "queries.jsonl"], "queries"),
-        qrels=qrels,
+        queries=_required_file(folder, ["queries.test.jsonl", "queries.jsonl"], "queries"),
+        qrels=_first_present_file(folder, ["qrels/test.tsv", "qrels.test.trec", "qrels.trec"]),
         runs=tuple(sorted(path for suffix in _SUFFIXES for path in folder.glob(f"run.*.trec{suffix}"))),
     )
 
@@ -46,10 +40,3 @@ def _required_file(folder: Path, names: list[str], description: str) -> Path:
     if path is None:
         raise InputError(f"{folder} has no {description}", f"put {' or '.join(names)} (or .gz, .zst) there")
     return path
-
-
-def _judged_splits(folder: Path) -> list[str]:
-    tsv_splits = {path.name.partition(".tsv")[0] for path in folder.glob("qrels/*.tsv*")}
-    trec_splits = {path.name.split(".")[1] for path in folder.glob("qrels.*.trec*")}
-    default_split = {"test"} if _first_present_file(folder, ["qrels.trec"]) else set()
-    return sorted(tsv_splits | trec_splits | default_split)

@@ -1,11 +1,11 @@
 """Python's own documentation as a small judged collection: real text that is on every machine.
 
-The passages are made at run time from the interpreter that runs us: the topics of the language reference
-(what `help("for")` shows) and the docstrings of the standard library. The questions and their graded
-judgments are package data; `demo_questions.toml` says how they were made. `load_python_docs` makes it a data set like
-any other, `--dataset python-docs`, with its files in the cache.
+The passages are made at run time from the running interpreter: the topics of the language reference (which
+`help("for")` shows) and the docstrings of the standard library. The questions and their graded judgments are package
+data; `demo_questions.toml` says how they were made. `load_python_docs` writes them to files in the cache, like any
+other collection (`--dataset python-docs`).
 
-Needs nothing but the standard library and the modules of `rank_k` that need no more.
+This module needs nothing but the standard library and the modules of `rank_k` that need no more.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from importlib.resources import files
 from pathlib import Path
 from textwrap import dedent
 from types import FunctionType, MethodType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rank_k.data.cache_directory import cached_file
 from rank_k.data.collections.base import CollectionFiles
@@ -43,7 +43,7 @@ MIN_WORDS, DEFINITION_WORDS, FULL_WORDS, MAX_WORDS = 6, 20, 60, 130
 ends before the next definition (`str.join(iterable)`), one of FULL_WORDS before the next paragraph."""
 
 AGGREGATE_TOPICS = ("typesseq", "types", "compound", "specialnames")
-"""Topics that repeat others whole. They are read last, so that a shared text is kept under its own topic."""
+"""Topics that repeat others completely. They are read last, so that a shared text is kept under its own topic."""
 
 SOURCE_MODULES = """
     abc argparse ast asyncio asyncio.tasks asyncio.base_events asyncio.events asyncio.runners asyncio.timeouts
@@ -56,13 +56,13 @@ SOURCE_MODULES = """
     subprocess tempfile textwrap threading timeit traceback tracemalloc types typing unittest.case urllib.parse
     urllib.request uuid warnings weakref webbrowser zipfile
 """.split()
-"""Modules whose source is read, never imported, for its docstrings. What this Python lacks is passed over."""
+"""Modules whose source is read, never imported, for its docstrings. Those that this Python lacks are skipped."""
 
 COMPILED_MODULES = """
     _signal _thread array collections contextvars datetime decimal functools gc io itertools math operator os pickle
     random re sqlite3 struct sys time weakref zlib
 """.split()
-"""Modules free of side effects that are imported for the docstrings of what is compiled in them."""
+"""Modules without side effects that are imported for the docstrings of what is compiled in them."""
 
 PUBLIC_NAMES = (
     (r"^asyncio\.\w+\b(?=\.)", "asyncio"),
@@ -76,13 +76,13 @@ PUBLIC_NAMES = (
     (r"^_signal\b", "signal"),
     (r"^builtins\.", ""),
 )
-"""Where users find what is written elsewhere: patterns applied to a name one after the other."""
+"""Public names of what is defined elsewhere: patterns applied to a name one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question and what was judged for it: `judgments[doc_id]` is 3 (answers it fully), 2 (in part),
-    1 (on the topic, helps) or 0 (read and not relevant). `featured` marks the demo's default set."""
+    """A judged question. `judgments[doc_id]` is 3 (answers it fully), 2 (in part), 1 (on the topic, helps) or 0 (judged
+    not relevant). `featured`: it is in the demo's default set."""
 
     query: Query
     judgments: dict[str, int]
@@ -90,60 +90,58 @@ class Question:
 
 
 def load_passages() -> list[Passage]:
-    """The documentation of this interpreter in passages of 6 to about 130 words, each text once.
+    """Return the documentation of this interpreter in passages of 6 to about 130 words, each text once.
 
     Ids are `topic:for/names-in-the-target-list` (a topic and the first words of the passage) and qualified
     names such as `asyncio.wait_for`; the further parts of a long docstring add their first words in the same
     way. No id depends on its neighbors, so most hold in all versions of Python.
 
-    Made on the first call (about a second), then kept. Raises `InputError` where the interpreter was
+    The passages are made on the first call (about a second) and kept. Raises `InputError` if the interpreter was
     installed without its documentation.
     """
     return list(_passages_by_id().values())
 
 
 def load_questions() -> list[Question]:
-    """The judged questions, with the judgments that hold for this interpreter's text.
+    """Return the judged questions, with the judgments that hold for this interpreter's text.
 
-    A judgment is dropped where this Python has no passage of that id, or has one whose text is none of
-    those that were read. Raises what `passages` raises.
+    A judgment is dropped if this Python has no passage of that id, or has one whose text is none of those that were
+    judged. Raises what `load_passages` raises.
     """
     passages_by_id = _passages_by_id()
-    judged_questions = []
+    questions = []
     for index, (query_id, entry) in enumerate(_question_entries().items()):
-        judgments = {
-            doc_id: grade
-            for doc_id, (grade, hashes) in entry.judgments.items()
-            if doc_id in passages_by_id and fingerprint(passages_by_id[doc_id].text) in hashes
-        }
-        judged_questions.append(Question(Query(query_id, entry.text), judgments, index % FEATURED_EVERY == 0))
-    return judged_questions
+        judgments = {}
+        for doc_id, value in entry["judgments"].items():
+            grade, *fingerprints = value.split()
+            if doc_id in passages_by_id and fingerprint(passages_by_id[doc_id].text) in fingerprints:
+                judgments[doc_id] = int(grade)
+        questions.append(Question(Query(query_id, entry["text"]), judgments, index % FEATURED_EVERY == 0))
+    return questions
 
 
 def load_qrels() -> dict[str, dict[str, int]]:
-    """`query_id -> doc_id -> grade` of all questions. Raises what `passages` raises."""
+    """Return `query_id -> doc_id -> grade` of all questions. Raises what `load_passages` raises."""
     return {question.query.query_id: question.judgments for question in load_questions()}
 
 
 def fingerprint(text: str) -> str:
-    """8 hex digits of the SHA-256 of the lower-cased words: blind to layout, quotes and punctuation."""
+    """Return 8 hex digits of the SHA-256 of the lower-cased words, which ignore layout, quotes and punctuation."""
     words = " ".join(re.findall(r"\w+", text.lower()))
     return hashlib.sha256(words.encode()).hexdigest()[:8]
 
 
 def load_python_docs() -> CollectionFiles:
-    """The collection of `rank-k demo`, made from the documentation of the Python that runs us: once for each text.
+    """Return the collection of `rank-k demo` as files in the cache, made once for each text of the documentation.
 
-    Raises `InputError` where that was installed without its documentation, or where the cache cannot be written.
+    Raises `InputError` if Python was installed without its documentation, or if the cache cannot be written.
     """
-    judged_questions = load_questions()
+    questions = load_questions()
     lines_by_name = {
         "corpus.jsonl": [json_line({"_id": passage.doc_id, "text": passage.text}) for passage in load_passages()],
-        "queries.jsonl": [json_line({"_id": q.query.query_id, "text": q.query.text}) for q in judged_questions],
+        "queries.jsonl": [json_line({"_id": q.query.query_id, "text": q.query.text}) for q in questions],
         "qrels.trec": [
-            qrels_line(q.query.query_id, doc_id, grade)
-            for q in judged_questions
-            for doc_id, grade in q.judgments.items()
+            qrels_line(q.query.query_id, doc_id, grade) for q in questions for doc_id, grade in q.judgments.items()
         ],
     }
     digest = hashlib.sha256(b"".join(line for lines in lines_by_name.values() for line in lines)).hexdigest()[:16]
@@ -153,22 +151,10 @@ def load_python_docs() -> CollectionFiles:
     return CollectionFiles(documents, queries, qrels)
 
 
-class _Entry(NamedTuple):
-    """One question of the file. `judgments`: doc_id -> grade and the fingerprints of the texts read."""
-
-    text: str
-    judgments: dict[str, tuple[int, tuple[str, ...]]]
-
-
 @cache
-def _question_entries() -> dict[str, _Entry]:
-    content = tomllib.loads(files("rank_k.data.collections").joinpath(QUESTIONS_FILE).read_text(encoding="utf-8"))
-    entries = {}
-    for query_id, entry in content.items():
-        values_by_doc_id = {doc_id: value.split() for doc_id, value in entry["judgments"].items()}
-        judgments = {doc_id: (int(grade), tuple(hashes)) for doc_id, (grade, *hashes) in values_by_doc_id.items()}
-        entries[query_id] = _Entry(entry["text"], judgments)
-    return entries
+def _question_entries() -> dict[str, Any]:
+    """Return the content of the questions' file: `judgments` has a grade and the fingerprints of the judged texts."""
+    return tomllib.loads(files("rank_k.data.collections").joinpath(QUESTIONS_FILE).read_text(encoding="utf-8"))
 
 
 @cache
@@ -176,24 +162,21 @@ def _passages_by_id() -> dict[str, Passage]:
     passages_by_id: dict[str, Passage] = {}
     fingerprints: set[str] = set()
     for name, signature, text in (*_language_topics(), *_docstrings()):
-        for number, part in enumerate(_split_text(text, signature)):
-            body_fingerprint = fingerprint(part.body)
-            if part.words < MIN_WORDS or body_fingerprint in fingerprints:
+        for number, (title, body) in enumerate(_split_text(text, signature)):
+            body_fingerprint = fingerprint(body)
+            if len(body.split()) < MIN_WORDS or body_fingerprint in fingerprints:
                 continue
             fingerprints.add(body_fingerprint)
-            doc_id = name if number == 0 and not name.startswith("topic:") else f"{name}/{_first_words_slug(part.body)}"
+            first_words = "-".join(re.findall(r"\w+", body.lower())[:5])
+            doc_id = name if number == 0 and not name.startswith("topic:") else f"{name}/{first_words}"
             while doc_id in passages_by_id:
                 doc_id += "+"
-            passages_by_id[doc_id] = Passage(doc_id, f"{part.title}\n{part.body}")
+            passages_by_id[doc_id] = Passage(doc_id, f"{title}\n{body}")
     return passages_by_id
 
 
-def _first_words_slug(text: str) -> str:
-    return "-".join(re.findall(r"\w+", text.lower())[:5])
-
-
 def _language_topics() -> Iterator[tuple[str, str, str]]:
-    """`(name, title, text)` of the language reference's topics, `AGGREGATE_TOPICS` last."""
+    """Yield `(name, title, text)` of the language reference's topics, `AGGREGATE_TOPICS` last."""
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except ImportError as error:
@@ -206,7 +189,7 @@ def _language_topics() -> Iterator[tuple[str, str, str]]:
 
 
 def _docstrings() -> Iterator[tuple[str, str, str]]:
-    """`(qualified name, name with its parameters, docstring)` of the standard library, each name once."""
+    """Yield `(qualified name, name with its parameters, docstring)` of the standard library, each name once."""
     seen_names: set[str] = set()
     for name, signature, text in (
         *_docstrings_of_compiled(["builtins"]),
@@ -221,15 +204,13 @@ def _docstrings() -> Iterator[tuple[str, str, str]]:
 
 
 def _docstrings_in_source() -> Iterator[tuple[str, str, str]]:
-    """From source: it keeps its docstrings under `python -OO`, and reading runs nobody's code."""
+    """Read source: it keeps its docstrings under `python -OO`, and no code is run."""
     library = Path(sysconfig.get_path("stdlib"))
-    module_paths = [(module, library.joinpath(*module.split("."))) for module in SOURCE_MODULES]
-    candidate_paths = [
-        (module, path)
-        for module, module_path in module_paths
-        for path in (Path(f"{module_path}.py"), module_path / "__init__.py")
-    ]
-    sources = [(module, path) for module, path in candidate_paths if path.is_file()]
+    sources = []
+    for module in SOURCE_MODULES:
+        module_path = library.joinpath(*module.split("."))
+        paths = (Path(f"{module_path}.py"), module_path / "__init__.py")
+        sources += [(module, path) for path in paths if path.is_file()]
     if not sources:
         raise InputError(
             f"this Python was installed without the source of its standard library (there is none in {library})",
@@ -240,16 +221,13 @@ def _docstrings_in_source() -> Iterator[tuple[str, str, str]]:
 
 
 def _docstrings_of_node(name: str, node: ast.AST) -> Iterator[tuple[str, str, str]]:
-    """The docstring of `node`, then those of what is defined in it (never inside a function)."""
-    parameters = ""
+    """Yield the docstring of `node`, then those of what is defined in it (never inside a function)."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        parameters = f"({', '.join(_parameter_names(node.args))})"
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        text = ast.get_docstring(node)
-        if text:
-            yield name, name + parameters, text
-        if parameters:
-            return
+        if text := ast.get_docstring(node):
+            yield name, f"{name}({', '.join(_parameter_names(node.args))})", text
+        return
+    if isinstance(node, ast.Module | ast.ClassDef) and (text := ast.get_docstring(node)):
+        yield name, name, text
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if not child.name.startswith("_") or child.name == "__init__":
@@ -294,61 +272,55 @@ def _docstrings_of_members(owner: str, members: Mapping[str, object]) -> Iterato
             yield from _docstrings_of_members(qualified_name, vars(value))
 
 
-class _Part(NamedTuple):
-    title: str
-    body: str
+def _split_text(text: str, title: str) -> list[tuple[str, str]]:
+    """Return (title, body) of the parts of `text`, which is split at headings, at definitions and between paragraphs.
 
-    @property
-    def words(self) -> int:
-        return len(self.body.split())
-
-
-def _split_text(text: str, title: str) -> Iterator[_Part]:
-    """`text` cut at headings, at definitions and between paragraphs, by rules that look at neighbors only:
-    where a version of Python inserts a paragraph, the cuts fall back into step soon after it."""
+    The rules look at neighbors only: where a version of Python inserts a paragraph, the parts after it are soon the
+    same as without it.
+    """
+    parts: list[tuple[str, str]] = []
     pieces: list[str] = []
-    definition = _Block(-1, "")  # the definition we are in
-    base_indent = size = 0
+    definition = _Block(-1, "")  # the definition that the pieces belong to
+    base_indent = 0
 
-    def flush() -> Iterator[_Part]:
-        nonlocal size
+    def count_words() -> int:
+        return sum(len(piece.split()) for piece in pieces)
+
+    def finish_part() -> None:
         if pieces:
             continues_definition = definition.indent >= 0 and pieces[0] != definition.text
-            yield _Part(
-                f"{title}: {definition.text.splitlines()[0]}" if continues_definition else title, "\n".join(pieces)
-            )
-        pieces.clear()
-        size = 0
+            part_title = f"{title}: {definition.text.splitlines()[0]}" if continues_definition else title
+            parts.append((part_title, "\n".join(pieces)))
+            pieces.clear()
 
     blocks = list(_split_into_blocks(text))
     is_short = len(text.split()) <= MAX_WORDS
     for block, next_block in zip(blocks, [*blocks[1:], _Block(0, "")], strict=True):
         if block.is_heading:
-            yield from flush()
+            finish_part()
             title, definition = block.text, _Block(-1, "")
             continue
         starts_definition = not is_short and block.may_define and next_block.indent > block.indent
-        continues_block = (
-            block.indent > base_indent and not starts_definition
-        )  # an example, a list or the body of a definition
-        if size >= (DEFINITION_WORDS if starts_definition else FULL_WORDS) and not continues_block and not is_short:
-            yield from flush()
+        # an example, a list or the body of a definition
+        continues_block = block.indent > base_indent and not starts_definition
+        full_words = DEFINITION_WORDS if starts_definition else FULL_WORDS
+        if count_words() >= full_words and not continues_block and not is_short:
+            finish_part()
         if starts_definition and not pieces:
             definition = block
         elif block.indent <= definition.indent and not pieces:
             definition = _Block(-1, "")
         base_indent = base_indent if continues_block else block.indent
         for piece in _split_block(block.text):
-            words = len(piece.split())
-            if size + words > MAX_WORDS:
-                yield from flush()
+            if count_words() + len(piece.split()) > MAX_WORDS:
+                finish_part()
             pieces.append(piece)
-            size += words
-    yield from flush()
+    finish_part()
+    return parts
 
 
 class _Block(NamedTuple):
-    """What stands between two blank lines, dedented."""
+    """The text between two blank lines, dedented."""
 
     indent: int
     text: str
@@ -356,13 +328,13 @@ class _Block(NamedTuple):
 
     @property
     def may_define(self) -> bool:
-        """Like `str.join(iterable)`: a short line without a full stop, whose body is indented below it."""
+        """Whether it is like `str.join(iterable)`: short, without a full stop, and the body is indented below it."""
         return len(self.text.split()) <= 12 and self.text[-1:] not in ".:,;" and not self.text.startswith(">>>")
 
 
 _UNDERLINED_HEADING = re.compile(r"(.+)\n([*=\-~^])\2{3,}")
 _SKIPPED_BLOCK = re.compile(r"(Changed|New|Added|Deprecated) (in version|since)|.*::=|-\[ |See also:?$", re.DOTALL)
-"""What differs between versions of Python without a reader's noticing, and grammar productions."""
+"""Notes that differ between versions of Python but do not matter to a reader, and grammar productions."""
 
 
 def _split_into_blocks(text: str) -> Iterator[_Block]:
@@ -381,7 +353,7 @@ _TABLE_RULE = re.compile(r"^ *[+|][-=+|]+[+|] *$", re.MULTILINE)
 
 
 def _table_rows(table: str) -> Iterator[str]:
-    """A drawn table as a list: `* cell: cell`."""
+    """Yield the rows of a drawn table as items of a list: `* cell: cell`."""
     for row in _TABLE_RULE.split(table):
         cells = zip(*(line.strip().strip("|").split("|") for line in row.strip().splitlines()), strict=False)
         cell_texts = [" ".join(" ".join(cell).split()) for cell in cells]
@@ -390,12 +362,12 @@ def _table_rows(table: str) -> Iterator[str]:
 
 
 def _strip_markup(text: str) -> str:
-    """Without the commonest RST: roles and literal quotes."""
+    """Return `text` without the commonest RST markup: roles and literal quotes."""
     return re.sub(r":[\w:]+:`~?([^`<]+?)(?: ?<[^>`]+>)?`", r"\1", text).replace("``", "").replace("::\n", ":\n")
 
 
 def _split_block(block: str) -> list[str]:
-    """The block whole; where it is too long, its sentences, the items of a list or the lines of an example."""
+    """Return the block; of one that is too long, its sentences, the items of a list or the lines of an example."""
     if len(block.split()) <= MAX_WORDS:
         return [block]
     if block.startswith("* "):
