@@ -14,8 +14,9 @@ from random import Random
 import psutil
 import pytest
 
-from rank_k.cli import main, simulate
+from rank_k.cli import main
 from rank_k.journal import Journal
+from rank_k.simulation import processes as simulation_processes
 from rank_k.simulation.noise_file import read_noise
 from tests.support.signals import enable_sigint
 from tests.support.waiting import PATIENCE, wait_until
@@ -104,7 +105,7 @@ def test_simulate_processes_do_not_change_the_result(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     single_process_result = run_rank_k(capfd, *COMMAND, "--strategy", "sliding,single")
-    monkeypatch.setattr(simulate, "_MIN_QUERIES_FOR_PROCESSES", 0)
+    monkeypatch.setattr(simulation_processes, "MIN_QUERIES_FOR_PROCESSES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert run_rank_k(capfd, *COMMAND, "--strategy", "sliding,single") == single_process_result
 
@@ -113,7 +114,7 @@ def test_simulate_processes_do_not_change_the_result(
 def test_simulate_accepts_a_custom_strategy_and_counts_missing_queries(
     processes: int, files: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simulate, "_MIN_QUERIES_FOR_PROCESSES", 0)
+    monkeypatch.setattr(simulation_processes, "MIN_QUERIES_FOR_PROCESSES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: processes)
     (files / "mine.py").write_text(
         "from dataclasses import dataclass\nfrom rank_k.types import Ranking\n\n@dataclass(frozen=True)\n"
@@ -192,20 +193,29 @@ def test_simulate_without_a_run_names_the_missing_option(capfd: pytest.CaptureFi
 
 
 def busiest_child(pid: int) -> float:
-    """Return the most processor time that a child of the process has used, in seconds."""
-    cpu_seconds = [0.0]
+    """Return the most processor time that a child of the process has used, in seconds; -1 without children."""
+    cpu_seconds = [-1.0]
     for child in psutil.Process(pid).children():
         with suppress(psutil.NoSuchProcess):
             cpu_seconds.append(child.cpu_times().user)
     return max(cpu_seconds)
 
 
+def has_ended(process_group: int) -> bool:
+    try:
+        os.killpg(process_group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
 @pytest.mark.skipif(os.cpu_count() == 1, reason="with one core the simulation starts no processes")
-def test_simulate_ctrl_c_stops_all_processes(files: Path) -> None:
+@pytest.mark.parametrize("cpu_seconds", [-0.5, 2], ids=["while they start", "while they work"])
+def test_simulate_ctrl_c_stops_all_processes(cpu_seconds: float, files: Path) -> None:
     lines = [f"q{n} 0 d{i} {i % 3}\n" for n in range(300) for i in range(30)]
     (files / "qrels.trec").write_text("".join(lines))
     (files / "bm25.trec").write_text("".join(f"q{n} Q0 d{i} {i} {-i} t\n" for n in range(300) for i in range(30)))
-    source = Path(simulate.__file__).parents[2]
+    source = Path(simulation_processes.__file__).parents[2]
     command = [sys.executable, "-m", "rank_k.cli", *COMMAND[:-1], "5000", "--strategy", "sliding"]
     environment = os.environ | {"PYTHONPATH": str(source)}
     with subprocess.Popen(
@@ -218,11 +228,14 @@ def test_simulate_ctrl_c_stops_all_processes(files: Path) -> None:
         preexec_fn=enable_sigint,
     ) as process:
         # Two seconds of work are far more than starting takes, and far less than all of the simulation.
-        wait_until(lambda: process.poll() is not None or busiest_child(process.pid) > 2, "its processes do not begin")
+        wait_until(
+            lambda: process.poll() is not None or busiest_child(process.pid) > cpu_seconds, "its processes do not begin"
+        )
         assert process.poll() is None
         os.killpg(process.pid, signal.SIGINT)
         try:
             out, err = process.communicate(timeout=PATIENCE)
+            wait_until(lambda: has_ended(process.pid), "its processes do not end")
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

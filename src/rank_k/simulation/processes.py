@@ -1,4 +1,4 @@
-"""Simulate many judges, several at a time in processes of their own."""
+"""Simulate many judges, several at a time in processes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Simulation:
 
 
 def simulate_judges(
-    simulation: Simulation, judges: int, on_judge: Callable[[], object] = lambda: None
+    simulation: Simulation, judges: int, on_judge: Callable[[int], object] = lambda done: None
 ) -> dict[str, SimulationTotals]:
     """Return the totals of each strategy over the judges of seeds 0 to `judges` - 1.
 
@@ -54,7 +54,7 @@ def simulate_judges(
     Args:
         simulation: What is simulated.
         judges: The number of judges.
-        on_judge: Called when a judge is done.
+        on_judge: Called after each judge with the number of judges that are done.
 
     Raises:
         RankKError: If a process dies.
@@ -85,14 +85,14 @@ def simulate_judges(
 
 
 def _sum_totals(
-    results: Iterable[Mapping[str, SimulationTotals]], on_judge: Callable[[], object]
+    results: Iterable[Mapping[str, SimulationTotals]], on_judge: Callable[[int], object]
 ) -> dict[str, SimulationTotals]:
     """Return the totals of each strategy over the judges of `results`."""
     totals: dict[str, SimulationTotals] = {}
-    for result in results:
+    for done, result in enumerate(results, 1):
         for name, judge_totals in result.items():
             totals.setdefault(name, SimulationTotals()).update(judge_totals)
-        on_judge()
+        on_judge(done)
     return totals
 
 
