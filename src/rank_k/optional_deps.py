@@ -8,9 +8,11 @@ from types import ModuleType
 
 from rank_k.errors import MissingExtra
 
+BACKPORTS = () if sys.version_info >= (3, 14) else ("backports.zstd",)
+
 MODULES_OF_EXTRA = {
     "bright": ("huggingface_hub", "pyarrow"),
-    "data": ("backports", "bm25s", "ir_datasets", "Stemmer", "yaml"),
+    "data": (*BACKPORTS, "bm25s", "ir_datasets", "Stemmer", "yaml"),
     "fit": ("numpy",),
     "embedded": ("numpy", "xllamacpp"),
     "eval": ("ir_measures", "jinja2", "matplotlib", "scipy"),
@@ -24,8 +26,8 @@ MODULES_OF_EXTRA = {
     "mcp": ("anyio", "mcp", "prometheus_client", "pydantic", "sse_starlette", "starlette", "uvicorn"),
     "train": ("accelerate", "datasets", "gguf", "peft", "safetensors", "torch", "transformers", "trl"),
 }
-"""The top-level modules that each extra of `pyproject.toml` installs (a test compares the two). If several extras
-install a module, error messages name the first."""
+"""The modules that each extra of `pyproject.toml` installs (a test compares the two). If several extras install a
+module, error messages name the first."""
 
 
 def load(module: str) -> ModuleType:
@@ -33,12 +35,13 @@ def load(module: str) -> ModuleType:
     if (loaded := sys.modules.get(module)) is not None:
         return loaded
     top = module.partition(".")[0]
-    extra = next((name for name, modules in MODULES_OF_EXTRA.items() if top in modules), None)
-    if extra is None:
+    candidates = ((name, library) for name, modules in MODULES_OF_EXTRA.items() for library in modules)
+    extra, library = next((pair for pair in candidates if pair[1] in (module, top)), ("", ""))
+    if not extra:
         raise KeyError(f"{top} belongs to no extra: list it in rank_k.optional_deps")
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != top:
             raise  # the module is installed but one that it imports is missing: the message names it
-        raise MissingExtra(f"{top} is not installed", f"pip install 'rank-k[{extra}]'") from error
+        raise MissingExtra(f"{library} is not installed", f"pip install 'rank-k[{extra}]'") from error

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from contextlib import closing
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 
 from rank_k.cli import VERBS
 from rank_k.journal import Journal
+from rank_k.optional_deps import BACKPORTS
 from tests.cli.helpers import (
     BEST_RANKING,
     FIRST_STAGE_RANKING,
@@ -240,4 +242,6 @@ def test_doctor_reports_what_fails(
     assert "refused the key (401)" in last_line("--server", loopback(api_key=KEY).url)
     assert "has no model 'other'; it has: oracle" in last_line("--server", loopback().url, "--model", "other")
     assert "rank-k fetch" in last_line(), "the embedded model's weights are not there"
-    assert "[data]" in rank_k("doctor").out
+    [data_line] = [line for line in rank_k("doctor").out.splitlines() if line.startswith("[data]")]
+    for name in (*BACKPORTS, "bm25s", "ir_datasets", "PyStemmer", "PyYAML"):
+        assert f"{name} {version(name)}" in data_line

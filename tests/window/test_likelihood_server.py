@@ -196,7 +196,7 @@ def test_rerank_command_reports_the_likelihood_method(
     assert "reasoning is for comparison" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("capabilities", "message"), [("spell logprobs", "told (' blue'"), ("spell", "forgotten")])
+@pytest.mark.parametrize(("capabilities", "message"), [("spell logprobs", "supported (' blue'"), ("spell", "ignored")])
 def test_doctor_probes_likelihoods(
     llamacpp: Callable[..., FakeModelServer], capfd: pytest.CaptureFixture[str], capabilities: str, message: str
 ) -> None:

@@ -1,8 +1,8 @@
-"""The command `rank-k`: one verb a file. Only the verb that is asked for is imported.
+"""The command `rank-k`, with one module per verb. Only the module of the verb in use is imported.
 
 A verb's module has `HELP` (one line), `EXAMPLE` (a command that runs as printed), `add_arguments(parser)` and
-`run(args) -> exit code`. Exit codes: 0 done; 1 something in the input did not hold; 2 a mistake in options or
-data, or a model that cannot be had; 3 done, but with `--strict` and windows left unranked; 130 interrupted.
+`run(args) -> exit status`. Exit statuses: 0 done; 1 a check of `doctor` failed; 2 wrong options or data, or a model
+that does not respond; 3 done, but with `--strict` and windows left unranked; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NoReturn
+
+from rank_k.errors import RankKError
 
 VERBS = (
     "demo",
@@ -34,8 +37,8 @@ VERBS = (
 )
 
 GC_THRESHOLD = 50_000
-"""Objects made before Python looks for cycles among them, instead of 700. Nearly all that a command makes is either
-freed at once or lives until its end, so that looking finds nothing: it was a sixth of a run's processor time."""
+"""Allocations between two runs of the garbage collector, instead of Python's 700. Nearly every object of a command is
+freed at once or lives until its end: looking for cycles took a sixth of a run's processor time and found nothing."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.verb:
         parser.print_help()
         return 2
-    if unknown:  # named without its value, which may be a key
+    if unknown:  # without its value, which can be a key
         name = unknown[0].partition("=")[0]
         print(f"{_command_name(args)}: there is no option {name}; see {_command_name(args)} --help", file=sys.stderr)
         return 2
@@ -53,25 +56,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_verb(args: argparse.Namespace) -> int:
-    """Run the verb; a user's mistake comes out as one line, an interruption without a traceback."""
-    from rank_k.errors import RankKError
-
+    """Run the verb and return its exit status. Errors of the user are printed as one line, without a traceback."""
     gc.set_threshold(GC_THRESHOLD)
-    atexit.register(gc.freeze)  # what is left then goes with the process, cycles or not
+    atexit.register(gc.freeze)  # the end of the process frees the rest, cycles or not
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a trace may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")  # reasoning traces can have any character
     try:
         code: int = _import_verb(args.verb).run(args)
         sys.stdout.flush()
     except RankKError as error:
         return _print_mistake(args, str(error))
-    except KeyboardInterrupt:
-        print(f"\n{_command_name(args)}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        message = f"stopped; {interruption}" if interruption.args else f"{_command_name(args)}: interrupted"
+        print(f"\n{message}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # a full disk, a file that was taken away
+    except OSError as error:  # for example a full disk
         return _print_mistake(args, f"{error.filename or 'the system'}: {error.strerror or error}")
     except Exception as error:
         from sqlite3 import Error as DatabaseError
@@ -82,13 +84,22 @@ def _run_verb(args: argparse.Namespace) -> int:
     return code
 
 
+@contextmanager
+def resumable(note: str) -> Iterator[None]:
+    """Print `note`, which says how to resume, if the work in this context is interrupted with Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(note) from None
+
+
 def _print_mistake(args: argparse.Namespace, message: str) -> int:
     print(f"{_command_name(args)}: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 
 def _command_name(args: argparse.Namespace) -> str:
-    """The command as far as it names what is done: the verb, and the step of one that has steps."""
+    """Return the command without its options: `rank-k`, the verb, and the step of `distill`."""
     return " ".join(filter(None, ("rank-k", args.verb, getattr(args, "step", None))))
 
 
@@ -97,7 +108,7 @@ def _import_verb(name: str) -> ModuleType:
 
 
 def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser; of the verbs, only the one named is filled in."""
+    """Return the parser. If `arguments` name a verb, only its arguments are added."""
     from rank_k import __version__
 
     parser = _OneLineErrorParser(
@@ -110,14 +121,14 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     requested = next((argument for argument in arguments if not argument.startswith("-")), None)
     for name in VERBS:
         if requested in VERBS and name != requested:
-            verbs.add_parser(name)  # known, but not needed now
+            verbs.add_parser(name)  # listed, but not imported
             continue
         add_verb(verbs, name, _import_verb(name))
     return parser
 
 
 def add_verb(verbs: argparse._SubParsersAction[Any], name: str, module: ModuleType) -> None:
-    """What `module` says of itself, as the verb `name`."""
+    """Add the verb `name`, which `module` implements."""
     verb = verbs.add_parser(
         name,
         help=module.HELP,
@@ -130,14 +141,14 @@ def add_verb(verbs: argparse._SubParsersAction[Any], name: str, module: ModuleTy
 
 
 class _OneLineErrorParser(argparse.ArgumentParser):
-    """Says what is wrong in one line. The usage, which is long, is there for --help."""
+    """Prints an error as one line, without the usage, which is long."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, but for those that say nothing."""
+    """Shows defaults, except empty ones."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False, "") or action.required:

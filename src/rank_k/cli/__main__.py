@@ -1,4 +1,4 @@
-"""`python -m rank_k.cli`: the command, where its script is not on the path."""
+"""Run the command as `python -m rank_k.cli`."""
 
 import sys
 

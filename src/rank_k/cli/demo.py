@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rank_k.reranker import Reranker
-    from rank_k.types import Candidate, Passage, Query, RankedHits
+    from rank_k.types import Candidate, Passage, Query
 
-NAME = "demo"
 HELP = "rerank passages of Python's own documentation, and see them before and after"
 EXAMPLE = "rank-k demo"
 
@@ -60,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
         queries = {q.query.query_id: q.query for q in load_questions() if args.all or q.featured}
     first_stage = dict(retrieve(queries.values(), texts.values(), depth=args.depth))
     qrels_of_queries = {query_id: grades for query_id, grades in load_qrels().items() if query_id in queries}
-    first_stage_rankings: dict[str, Sequence[Candidate]] = {}
     reranked: dict[str, Sequence[Candidate]] = {}
     weights_name = args.model or default_model(args.method)
     is_plain = args.server is None and find_student(weights_name) is None  # no settings of its own
@@ -72,13 +70,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"{len(texts):,} passages of Python's documentation, BM25, then {reranker.model.name}")
         print(textwrap.fill(METHOD_DESCRIPTIONS[reranker.method], 96), end="\n\n")
         for query_id, query in queries.items():
-            candidates = first_stage[query_id]
-            first_stage_rankings[query_id] = candidates
-            reranked[query_id] = _rerank_question(
-                reranker, query, candidates, texts, qrels_of_queries.get(query_id, {})
-            )
+            grades = qrels_of_queries.get(query_id, {})
+            reranked[query_id] = _rerank_question(reranker, query, first_stage[query_id], texts, grades)
     if qrels_of_queries:
-        _print_quality(qrels_of_queries, first_stage_rankings, reranked)
+        _print_quality(qrels_of_queries, first_stage, reranked)
     print(f"{time.monotonic() - started:.0f} s in all", file=sys.stderr)
     return 0
 
@@ -90,7 +85,7 @@ def _rerank_question(
     texts: Mapping[str, Passage],
     grades: Mapping[str, int],
 ) -> Sequence[Candidate]:
-    """Rerank and show one question."""
+    """Rerank the candidates of a question, print them in their new order, and return them."""
     from rank_k.types import Candidate
 
     print(f"── {query.text}")
@@ -99,24 +94,18 @@ def _rerank_question(
         return candidates
     ids = [candidate.doc_id for candidate in candidates]
     hits = reranker.rank(query.text, [texts[doc_id].text for doc_id in ids])
-    _show_trace(hits)
+    trace = textwrap.shorten(" ".join(hits.traces), 400, placeholder=" ...")
+    if trace:
+        print(textwrap.indent(textwrap.fill(trace, 96), "   │ "))
     for hit in hits:
         doc_id = ids[hit.index]
         grade = f"grade {grades[doc_id]}" if doc_id in grades else "       "
-        tie = "=" if hit.tied else " "
         gist = textwrap.shorten(texts[doc_id].text, 64, placeholder="...")
         score = "" if hit.likelihood is None else f"{hit.likelihood:>8.2f}  "
-        print(f"  {tie}{hit.rank:>3}  was {hit.index + 1:>2}  {grade}  {score}{doc_id}: {gist}")
-    usage = hits.usage
+        print(f"  {'=' if hit.tied else ' '}{hit.rank:>3}  was {hit.index + 1:>2}  {grade}  {score}{doc_id}: {gist}")
     repairs = "".join(f", {kind} {count}" for kind, count in sorted(hits.repairs.items()))
-    print(f"   {usage.prompt_tokens} tokens in, {usage.completion_tokens} out{repairs}\n")
+    print(f"   {hits.usage.prompt_tokens} tokens in, {hits.usage.completion_tokens} out{repairs}\n")
     return [Candidate(ids[hit.index], hit.score) for hit in hits]
-
-
-def _show_trace(hits: RankedHits) -> None:
-    trace = " ".join(" ".join(hits.traces).split())
-    if trace:
-        print(textwrap.indent(textwrap.fill(textwrap.shorten(trace, 400, placeholder=" ..."), 96), "   │ "))
 
 
 def _print_quality(
@@ -124,15 +113,14 @@ def _print_quality(
     first_stage: Mapping[str, Sequence[Candidate]],
     reranked: Mapping[str, Sequence[Candidate]],
 ) -> None:
-    """nDCG@10 before and after, and what that says."""
+    """Print nDCG@10 before and after, and how many questions got better or worse."""
     from statistics import fmean
 
     from rank_k.evaluation.measures import evaluate
 
-    bm25_ndcg = evaluate(qrels, first_stage, ["nDCG@10"]).per_query["nDCG@10"]
-    reranked_ndcg = evaluate(qrels, reranked, ["nDCG@10"]).per_query["nDCG@10"]
-    better = sum(reranked_ndcg[q] > bm25_ndcg[q] + 1e-9 for q in bm25_ndcg)
-    worse = sum(reranked_ndcg[q] < bm25_ndcg[q] - 1e-9 for q in bm25_ndcg)
-    moved = sum(tuple(c.doc_id for c in reranked[q]) != tuple(c.doc_id for c in first_stage[q]) for q in first_stage)
-    print(f"nDCG@10  BM25 {fmean(bm25_ndcg.values()):.4f}   reranked {fmean(reranked_ndcg.values()):.4f}")
-    print(f"{len(bm25_ndcg)} questions: {better} better, {worse} worse, order changed in {moved}")
+    before, after = (evaluate(qrels, run, ["nDCG@10"]).per_query["nDCG@10"] for run in (first_stage, reranked))
+    better = sum(after[query_id] > before[query_id] + 1e-9 for query_id in before)
+    worse = sum(after[query_id] < before[query_id] - 1e-9 for query_id in before)
+    moved = sum([c.doc_id for c in reranked[q]] != [c.doc_id for c in first_stage[q]] for q in first_stage)
+    print(f"nDCG@10  BM25 {fmean(before.values()):.4f}   reranked {fmean(after.values()):.4f}")
+    print(f"{len(before)} questions: {better} better, {worse} worse, order changed in {moved}")

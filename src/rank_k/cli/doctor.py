@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.model_options import add_server_options, api_key, given_options
+from rank_k.errors import ModelError, RankKError
+from rank_k.types import Message, Request, Response
 
 if TYPE_CHECKING:
     from rank_k.models.base import Model
-    from rank_k.types import Request
 
-NAME = "doctor"
 HELP = "say what is installed, which model answers, and (with --probe) what it can do"
 EXAMPLE = "rank-k doctor --probe"
 
@@ -31,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from rank_k import __version__
-    from rank_k.errors import RankKError
 
     _print_row("rank-k", f"{__version__}, Python {platform.python_version()}, {sys.platform}")
     _print_extras()
@@ -54,23 +52,25 @@ def _print_row(label: str, text: str) -> None:
 def _print_extras() -> None:
     from rank_k.optional_deps import MODULES_OF_EXTRA
 
-    packages = metadata.packages_distributions()  # reads what every installed package brings: once is enough
-
-    def with_version(module: str) -> str:
-        names = packages.get(module, [])
-        return f"{module} {metadata.version(names[0])}" if names else module
-
+    packages = metadata.packages_distributions()  # slow: it reads the metadata of every installed distribution
     for extra, modules in MODULES_OF_EXTRA.items():
-        missing = [module for module in modules if find_spec(module) is None]
-        installed = ", ".join(with_version(module) for module in modules if module not in missing)
-        _print_row(f"[{extra}]", f"not installed: pip install 'rank-k[{extra}]'" if missing else installed)
+        versions = [_installed_version(module, packages) for module in modules]
+        installed = ", ".join(filter(None, versions))
+        _print_row(f"[{extra}]", installed if all(versions) else f"not installed: pip install 'rank-k[{extra}]'")
+
+
+def _installed_version(module: str, packages: Mapping[str, Sequence[str]]) -> str | None:
+    """Return name and version of the distribution that installs `module`, or None if it is not installed."""
+    names = packages.get(module.partition(".")[0], ())
+    name = module if "." in module else next(iter(names), "")  # many distributions share a namespace: backports.zstd
+    return f"{name} {metadata.version(name)}" if name in names else None
 
 
 def _print_prompt(path: Path) -> None:
     from rank_k.window.prompt import OFFICIAL_SHA256, read_template
 
     template = read_template(path)
-    official = ", the Rank-K authors' own" if template.sha256 == OFFICIAL_SHA256 else ""
+    official = ", the prompt of the Rank-K authors" if template.sha256 == OFFICIAL_SHA256 else ""
     _print_row("prompt", f"{template.name}, sha256 {template.sha256}{official}")
 
 
@@ -84,21 +84,11 @@ def _make_model(args: argparse.Namespace) -> Model:
 
 
 async def _check_model(model: Model, probe: bool) -> int:
-    from rank_k.errors import ModelError, RankKError
-    from rank_k.models.http import HttpModel
-
     try:
         await model.prepare()
-        _print_row("model", f"{model.name} answers")
-        if isinstance(model, HttpModel):
-            _print_row("server", f"{model.url}, server type {model.server_type.name}")
-        _print_row("context", f"{model.context_length:,} tokens{_assumed_note(model)}")
+        _print_server(model)
         if probe:
-            for label, probe_model in PROBES.items():
-                try:
-                    _print_row(label, await probe_model(model))
-                except ModelError as error:
-                    _print_row(label, f"no: {error}")
+            await _print_probes(model)
     except RankKError as error:
         _print_row("model", str(error))
         return 1
@@ -107,16 +97,28 @@ async def _check_model(model: Model, probe: bool) -> int:
     return 0
 
 
-def _assumed_note(model: Model) -> str:
+def _print_server(model: Model) -> None:
     from rank_k.models.http import HttpModel
 
-    assumed = isinstance(model, HttpModel) and not model.context_length_is_known
-    return " (assumed: the server does not say; --context-length sets it)" if assumed else ""
+    _print_row("model", f"{model.name} answers")
+    note = ""
+    if isinstance(model, HttpModel):
+        _print_row("server", f"{model.url}, server type {model.server_type.name}")
+        if not model.context_length_is_known:
+            note = " (assumed, because the server does not report it; --context-length sets it)"
+    _print_row("context", f"{model.context_length:,} tokens{note}")
+
+
+async def _print_probes(model: Model) -> None:
+    for label, probe in _probes().items():
+        try:
+            _print_row(label, await probe(model))
+        except ModelError as error:
+            _print_row(label, f"no: {error}")
 
 
 async def _probe_ranking(model: Model) -> str:
-    """One window of three passages through the whole path."""
-    from rank_k.types import Request
+    """Rank a window of three passages."""
     from rank_k.window.parsing import parse_ranking
     from rank_k.window.prompt import default_template
 
@@ -124,111 +126,112 @@ async def _probe_ranking(model: Model) -> str:
     messages = default_template().messages("why is the sky blue", passages)
     response = await model.complete(Request(messages, max_tokens=min(2000, model.context_length // 2), seed=0))
     answer = parse_ranking(response.text, 3, reasoning=response.reasoning, finish_reason=response.finish_reason)
+    ranking = " > ".join(" = ".join(f"[{number}]" for number in tier) for tier in answer.tiers)
     trace_place = "in a field of its own" if response.reasoning else "in the text" if answer.trace else "none"
-    ranking = (
-        " > ".join(" = ".join(f"[{i}]" for i in tier) for tier in answer.tiers) if answer.is_valid else "not usable"
-    )
-    usage, repairs = response.usage, _format_repairs(dict(answer.repairs))
+    usage = response.usage
+    repairs = ", ".join(f"{kind} {count}" for kind, count in answer.repairs.items())
     return (
-        f"{ranking} in {response.seconds:.1f} s; trace {trace_place}; {usage.prompt_tokens} tokens in,"
-        f" {usage.completion_tokens} out{' (estimated)' if usage.estimated else ''}; {repairs}"
+        f"{ranking if answer.is_valid else 'not usable'} in {response.seconds:.1f} s; reasoning {trace_place};"
+        f" {usage.prompt_tokens} tokens in, {usage.completion_tokens} out{' (estimated)' if usage.estimated else ''};"
+        f" {f'repairs: {repairs}' if repairs else 'no repairs'}"
     )
-
-
-def _format_repairs(repairs: dict[str, int]) -> str:
-    return "repairs: " + ", ".join(f"{k} {n}" for k, n in repairs.items()) if repairs else "no repairs"
 
 
 async def _probe_tokens(model: Model) -> str:
     tokens = await model.count_tokens("why is the sky blue")
-    return "not offered: lengths are estimated" if tokens is None else f"exact (five words: {tokens})"
+    return "not supported: lengths are estimated" if tokens is None else f"exact (five words: {tokens})"
 
 
-async def _probe_no_reasoning(model: Model) -> str:
-    """Whether asking for the answer at once is honored."""
-    response = await model.complete(_make_request("What is 2 + 2? Answer with the number.", 64, reasoning=False))
-    reasoning = response.reasoning or ("<think>" in response.text and response.text)
-    return "ignored: the model thinks all the same" if reasoning else "honored, or a model without a thought"
+@dataclass(frozen=True)
+class _Probe:
+    """A small request that shows whether the model has a capability.
+
+    Attributes:
+        request: The request.
+        describe: Returns what the response shows.
+        requirements: Fields of `Capabilities` that the request needs, each with the text for models without it.
+    """
+
+    request: Request
+    describe: Callable[[Response], str]
+    requirements: Mapping[str, str] = field(default_factory=dict)
+
+    async def __call__(self, model: Model) -> str:
+        for name, text in self.requirements.items():
+            if not getattr(model.capabilities, name):
+                return text
+        return self.describe(await model.complete(self.request))
 
 
-async def _probe_prefill(model: Model) -> str:
-    """Whether the model goes on from a given beginning."""
-    if not model.capabilities.prefill:
-        return "not offered: cut thoughts are handed back in a fresh turn"
-    prefill = "The alphabet goes: A B C D E F"
-    response = await model.complete(replace(_make_request("Say the alphabet.", 8), prefill=prefill))
-    continues = "".join(response.text.split())[:1].upper() == "G"
-    return "honored" if continues else f"accepted; it went on with {' '.join(response.text.split())[:40]!r}"
+def _probes() -> dict[str, Callable[[Model], Awaitable[str]]]:
+    def request(text: str, max_tokens: int, **options: Any) -> Request:
+        return Request((Message("user", text),), max_tokens, 0.0, seed=0, **options)
+
+    return {
+        "order": _probe_ranking,
+        "tokens": _probe_tokens,
+        "reasoning off": _Probe(
+            request("What is 2 + 2? Answer with the number.", 64, reasoning=False), _describe_reasoning
+        ),
+        "prefill": _Probe(
+            request("Say the alphabet.", 8, prefill="The alphabet goes: A B C D E F"),
+            _describe_prefill,
+            {"prefill": "not supported: truncated reasoning is sent back in a new turn"},
+        ),
+        "grammar": _Probe(
+            request("Tell me a story.", 64, reasoning=False, constrain_to_ranking_of=4),
+            _describe_grammar,
+            {"grammar": "not supported: answers are unconstrained, and repaired where necessary"},
+        ),
+        "budget": _Probe(
+            request("How many primes are below 100? Think it through.", 600, reasoning_budget=32),
+            _describe_budget,
+            {
+                "reasoning_budget": "not supported: reasoning ends at the token limit, and Rank-K closes it",
+                "reasons": "not needed: the model does not reason by itself",
+            },
+        ),
+        "logprobs": _Probe(
+            request("Say yes.", 4, reasoning=False, logprobs=True),
+            lambda response: f"supported ({len(response.tokens)} tokens)" if response.tokens else "ignored",
+            {"logprobs": "not supported: confidence comes from a second response"},
+        ),
+        "likelihood": _Probe(
+            request("The sky is", 1, forced_text=" blue"),
+            _describe_likelihood,
+            {"scores_given_text": "not supported: --method likelihood does not work with this server"},
+        ),
+    }
 
 
-async def _probe_grammar(model: Model) -> str:
-    """Whether an answer is held to a ranking that nobody would say by himself."""
+def _describe_reasoning(response: Response) -> str:
+    has_reasoned = response.reasoning or "<think>" in response.text
+    return "ignored: the model reasons anyway" if has_reasoned else "supported, or the model does not reason"
+
+
+def _describe_prefill(response: Response) -> str:
+    text = " ".join(response.text.split())
+    return "supported" if text[:1].upper() == "G" else f"accepted, but the response continues with {text[:40]!r}"
+
+
+def _describe_grammar(response: Response) -> str:
     from rank_k.models.grammar import matches_grammar
 
-    if not model.capabilities.grammar:
-        return "not offered: answers are free, and repaired where they must be"
-    response = await model.complete(
-        replace(_make_request("Tell me a story.", 64, reasoning=False), constrain_to_ranking_of=4)
-    )
     text = (response.text or response.reasoning or "").rpartition("</think>")[2]
-    return "honored" if matches_grammar(text, 4) else f"forgotten: it said {' '.join(text.split())[:40]!r}"
+    return "supported" if matches_grammar(text, 4) else f"ignored: the response is {' '.join(text.split())[:40]!r}"
 
 
-async def _probe_reasoning_budget(model: Model) -> str:
-    """Whether the server keeps a reasoning budget itself."""
-    if not model.capabilities.reasoning_budget:
-        return "not offered: thoughts are ended by the token limit and closed from here"
-    if not model.capabilities.reasons:
-        return "not needed: the model has no thought of its own"
-    response = await model.complete(
-        replace(_make_request("How many primes are below 100? Think it through.", 600), reasoning_budget=32)
-    )
-    reasoning_tokens = response.usage.reasoning_tokens
-    if not reasoning_tokens:
-        return "cannot be told: the model did not think"
-    return (
-        f"honored ({reasoning_tokens} of 32 tokens)"
-        if reasoning_tokens <= 40
-        else f"forgotten: it spent {reasoning_tokens} of 32 tokens"
-    )
+def _describe_budget(response: Response) -> str:
+    tokens = response.usage.reasoning_tokens
+    if not tokens:
+        return "unknown: the model did not reason"
+    return f"{'supported' if tokens <= 40 else 'ignored'}: {tokens} reasoning tokens with a budget of 32"
 
 
-async def _probe_logprobs(model: Model) -> str:
-    """Whether the probabilities of tokens are told."""
-    if not model.capabilities.logprobs:
-        return "not offered: confidence comes from a second look"
-    response = await model.complete(replace(_make_request("Say yes.", 4, reasoning=False), logprobs=True))
-    return f"told ({len(response.tokens)} tokens)" if response.tokens else "forgotten"
-
-
-async def _probe_likelihood(model: Model) -> str:
-    """Whether a text that is given is told the probability of."""
+def _describe_likelihood(response: Response) -> str:
     from rank_k.window.scorers import query_log_probability
 
-    if not model.capabilities.scores_given_text:
-        return "not offered: --method likelihood is not for this server"
-    response = await model.complete(replace(_make_request("The sky is", 1), forced_text=" blue"))
-    log_likelihood = query_log_probability(response, " blue")
-    return (
-        f"forgotten: it said {response.text[:40]!r}"
-        if log_likelihood is None
-        else f"told (' blue' after 'The sky is': {log_likelihood:.2f})"
-    )
-
-
-def _make_request(text: str, max_tokens: int, reasoning: bool | None = None) -> Request:
-    from rank_k.types import Message, Request
-
-    return Request((Message("user", text),), max_tokens, 0.0, seed=0, reasoning=reasoning)
-
-
-PROBES: dict[str, Callable[[Model], Awaitable[str]]] = {
-    "order": _probe_ranking,
-    "tokens": _probe_tokens,
-    "reasoning off": _probe_no_reasoning,
-    "prefill": _probe_prefill,
-    "grammar": _probe_grammar,
-    "budget": _probe_reasoning_budget,
-    "logprobs": _probe_logprobs,
-    "likelihood": _probe_likelihood,
-}
+    value = query_log_probability(response, " blue")
+    if value is None:
+        return f"ignored: the response is {response.text[:40]!r}"
+    return f"supported (' blue' after 'The sky is': {value:.2f})"

@@ -1,27 +1,47 @@
-"""Files that a command is to write."""
+"""Check the files that a command will write."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from rank_k.errors import InputError
 
 _SIDE_FILES = ("", ".part", "-wal", "-shm")
 """Suffixes of the files that are written next to one: the part file of an output, and SQLite's of a journal."""
 
 
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | None]) -> None:
+    """Check that the outputs of a command can be written and replace no other file of it, before the work begins.
+
+    Args:
+        outputs: The files to be written by the flag that names them. None stands for an option that was not given.
+        inputs: The files that the command reads.
+
+    Raises:
+        InputError: If an output cannot be written, or if it or a file written next to it is an input or another
+            output.
+    """
+    other_files = [file for file in inputs if file is not None]
+    for option, file in outputs.items():
+        if file is not None:
+            check_output(option, file, tuple(other_files))
+            other_files.append(file)
+
+
 def check_output(option: str, file: Path, other_files: tuple[Path, ...]) -> None:
-    """Check that `file` can be written and is not one of `others`, before the work begins.
+    """Check that `file` can be written and is not one of `other_files`, before the work begins.
 
     Args:
         option: The flag that names `file`, for the message.
         file: The file to be written: an output, a report, a journal.
-        others: Every other file that the command reads or writes.
+        other_files: Every other file that the command reads or writes.
 
     Raises:
-        InputError: If `file` cannot be written, or if it or a file written next to it is one of `others`.
+        InputError: If `file` cannot be written, or if it or a file written next to it is one of
+            `other_files`.
     """
-    from rank_k.errors import InputError
-
     if file.is_dir():
         raise InputError(f"{option} {file} is a directory", "name a file in it")
     folder = file.parent
@@ -36,12 +56,12 @@ def check_output(option: str, file: Path, other_files: tuple[Path, ...]) -> None
 
 
 def _identities(file: Path) -> set[object]:
-    """Return what identifies `file` and its side files: device and inode if it exists (links are equal), and path."""
+    """Return what identifies `file` and its side files: the resolved path and, if it exists, its device and inode."""
     identities: set[object] = set()
     for suffix in _SIDE_FILES:
         path = Path(f"{file}{suffix}")
         identities.add(os.path.realpath(path))
-        if path.exists() and path.is_file():
-            status = path.stat()
+        if path.is_file():
+            status = path.stat()  # equal for hard links
             identities.add((status.st_dev, status.st_ino))
     return identities

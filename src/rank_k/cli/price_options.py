@@ -1,32 +1,29 @@
-"""What tokens cost: prices per million, from options or from a file."""
+"""Prices of tokens, from options or from a file."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from rank_k.types import Usage
+from rank_k.errors import FormatError, InputError
+from rank_k.types import Usage
 
 
 class Prices(NamedTuple):
-    """Per million tokens; `cached`: prompt tokens that the server had in its cache (None: like any other)."""
+    """Prices per million tokens. `cached`: of prompt tokens in the server's cache; None: the same as `prompt`."""
 
     prompt: float
     completion: float
     cached: float | None = None
 
     def cost_of(self, usage: Usage) -> float:
-        """What `usage` costs."""
+        """Return the cost of `usage`."""
         cached_price = self.prompt if self.cached is None else self.cached
         uncached_tokens = max(usage.prompt_tokens - usage.cached_tokens, 0)
-        return (
-            uncached_tokens * self.prompt
-            + usage.cached_tokens * cached_price
-            + usage.completion_tokens * self.completion
-        ) / 1e6
+        prompt_cost = uncached_tokens * self.prompt + usage.cached_tokens * cached_price
+        return (prompt_cost + usage.completion_tokens * self.completion) / 1e6
 
 
 def add_price_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -38,18 +35,20 @@ def add_price_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
 
 
 def prices_for_model(args: argparse.Namespace, model: str) -> Prices | None:
-    """The prices for `model`; None if none are given. Raises `InputError` for a file that has none for it."""
-    from rank_k.errors import FormatError, InputError
+    """Return the prices for `model`; None if no option gives prices.
 
+    Raises:
+        InputError: If --price-file cannot be read or has no prices for `model`.
+    """
     if args.price_file is None:
         if args.price_in is None and args.price_out is None:
             return None
         return Prices(args.price_in or 0.0, args.price_out or 0.0)
     try:
         table = json.loads(args.price_file.read_text(encoding="utf-8"))
-        model_prices = table[model]
-        cached = model_prices.get("cached")
-        return Prices(float(model_prices["in"]), float(model_prices["out"]), None if cached is None else float(cached))
+        prices = table[model]
+        cached = prices.get("cached")
+        return Prices(float(prices["in"]), float(prices["out"]), None if cached is None else float(cached))
     except OSError as error:
         raise InputError(f"--price-file {args.price_file}: {error.strerror}", "name a JSON file") from error
     except KeyError as error:

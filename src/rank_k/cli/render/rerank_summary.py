@@ -1,4 +1,4 @@
-"""What a run came to: the lines at its end, and the same as JSON."""
+"""The summary of a reranked run: lines for the terminal, and a report as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rank_k.cli.price_options import Prices
     from rank_k.engine import RunStats
     from rank_k.journal import QueryCost
-    from rank_k.types import ScoringMethod
+    from rank_k.types import ScoringMethod, Usage
 
 REPAIRS = {
     "missing": "passages the model forgot or gave no likelihood, appended in input order",
@@ -42,14 +42,13 @@ REPAIRS = {
 }
 """Every kind of repair, in words."""
 
-
 LIKELIHOOD_NOTE = "ranked by query likelihood, not by comparison: see docs/embedded.md"
 
 
 def lines(
     stats: RunStats, seconds: float, price: Prices | None = None, method: ScoringMethod = "listwise"
 ) -> list[str]:
-    """The summary for people."""
+    """Return the lines of the summary."""
     usage = stats.usage
     prefix = "about " if usage.estimated else ""
     output = [
@@ -76,8 +75,7 @@ def lines(
 
 
 def report(stats: RunStats, seconds: float, settings: dict[str, Any], price: Prices | None = None) -> dict[str, Any]:
-    """The summary for programs."""
-    usage = stats.usage
+    """Return the summary as a JSON object."""
     return {
         "settings": settings,
         "queries": stats.queries,
@@ -85,14 +83,11 @@ def report(stats: RunStats, seconds: float, settings: dict[str, Any], price: Pri
         "windows": stats.windows,
         "calls": stats.calls,
         "new_calls": stats.new_calls,
-        "prompt_tokens": usage.prompt_tokens,
-        "cached_tokens": usage.cached_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "reasoning_tokens": usage.reasoning_tokens,
-        "answer_tokens": usage.completion_tokens - usage.reasoning_tokens,
+        **_token_counts(stats.usage),
+        "completion_tokens": stats.usage.completion_tokens,
         "saved_tokens": stats.saved_tokens,
-        "tokens_estimated": usage.estimated,
-        "cost": None if price is None else round(price.cost_of(usage), 6),
+        "tokens_estimated": stats.usage.estimated,
+        "cost": None if price is None else round(price.cost_of(stats.usage), 6),
         "forced_answers": stats.repairs["forced_answers"],
         "budgets_exceeded": stats.repairs["budget_exceeded"],
         "seconds": round(seconds, 3),
@@ -105,22 +100,27 @@ def report(stats: RunStats, seconds: float, settings: dict[str, Any], price: Pri
 
 
 def write_report(file: TextIO, summary: dict[str, Any], queries: Iterable[QueryCost]) -> None:
-    """The report as JSON, the queries of the run written one by one."""
+    """Write `summary` as JSON, with the costs of the queries, which are written one by one to save memory."""
     file.write(json.dumps(summary, indent=2, default=str)[:-2] + ',\n  "per_query": [')
     for index, query in enumerate(queries):
-        usage = query.usage
         row = {
             "query_id": query.query_id,
             "rounds": query.rounds,
             "windows": query.windows,
             "calls": query.calls,
-            "prompt_tokens": usage.prompt_tokens,
-            "cached_tokens": usage.cached_tokens,
-            "reasoning_tokens": usage.reasoning_tokens,
-            "answer_tokens": usage.completion_tokens - usage.reasoning_tokens,
+            **_token_counts(query.usage),
             "seconds": round(query.seconds, 3),
             "unranked_windows": query.unranked_windows,
             "repairs": dict(sorted(query.repairs.items())),
         }
         file.write(("," if index else "") + "\n    " + json.dumps(row))
     file.write("\n  ]\n}\n")
+
+
+def _token_counts(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+        "answer_tokens": usage.completion_tokens - usage.reasoning_tokens,
+    }
