@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rank_k.engine import Job
 from rank_k.errors import InputError
+from rank_k.journal import Journal
 from rank_k.models.base import Model
+from rank_k.models.cached import CachedModel
+from rank_k.models.retry import RetryPolicy
 from rank_k.models.student import Student, default_model, find_student
 from rank_k.models.weights import Weights, locate
-from rank_k.options import ReasoningMode, RerankOptions
+from rank_k.options import ReasoningMode, RerankOptions, resolve
 from rank_k.strategies import make_strategy
 from rank_k.strategies.base import Strategy
 from rank_k.strategies.combined import Combined
@@ -21,10 +24,36 @@ from rank_k.window.base import WindowRanker
 from rank_k.window.combined import CombinedRanker
 from rank_k.window.listwise import ListwiseRanker, ListwiseSettings
 from rank_k.window.prompt import PromptTemplate, read_template, template_of_student
+from rank_k.window.repetition import StopOnRepetition
 from rank_k.window.scorers import QueryLikelihoodScorer, ScoreRanker
 
 ModelSource = str | Path | Model | None
 """A model's name or path, or a model; None is the default embedded model."""
+
+
+def resolve_options(
+    model: ModelSource, given: dict[str, Any], preset: str | None = None
+) -> tuple[RerankOptions, Student | Weights | None]:
+    """Return the options of a reranker for `model`, and the student or the weights that it is, if it is embedded.
+
+    Args:
+        model: The model.
+        given: The options that the user gave, by name.
+        preset: A name of `options.PRESETS`.
+
+    Raises:
+        InputError: If an option is invalid.
+        MissingWeights: If the weights are not on this machine.
+    """
+    local_model = find_local_model(model, given)
+    options = resolve(
+        given,
+        preset=preset,
+        student=local_model.asking if isinstance(local_model, Student) else {},
+        embedded=local_model is not None,
+        default_method=getattr(model if local_model is None else local_model, "default_method", "listwise"),
+    )
+    return options, local_model
 
 
 def find_local_model(model: ModelSource, given: dict[str, Any]) -> Student | Weights | None:
@@ -85,8 +114,17 @@ def build_strategy(strategy: str | Strategy, options: RerankOptions) -> Strategy
     return strategy
 
 
-def build_ranker(model: Model, options: RerankOptions, student: Student | None) -> WindowRanker:
-    """Return what ranks a window by the options' method."""
+def build_ranker(
+    model: Model,
+    journal: Journal,
+    retries: RetryPolicy,
+    on_retry: Callable[[Exception, float], None] | None,
+    options: RerankOptions,
+    local_model: Student | Weights | None,
+) -> WindowRanker:
+    """Return what ranks a window by the options' method, with calls to `model` through `journal`."""
+    model = CachedModel(StopOnRepetition(model), journal, retries, on_retry, options.concurrency or 1)
+    student = local_model if isinstance(local_model, Student) else None
     if options.method == "likelihood":
         return ScoreRanker(QueryLikelihoodScorer(model, options.passage_tokens))
     template = None if student is None else template_of_student(student.name, student.prompt)
@@ -104,6 +142,19 @@ def build_ranker(model: Model, options: RerankOptions, student: Student | None) 
     )
     listwise = ListwiseRanker(model, settings, template)
     return CombinedRanker(QueryLikelihoodScorer(model), listwise) if options.method == "combined" else listwise
+
+
+def build_jobs(
+    run: Iterable[tuple[str, Sequence[Candidate]]],
+    queries: Mapping[str, Query],
+    passages: Mapping[str, Passage] | PassageSource,
+    depth: int,
+) -> Iterator[Job]:
+    """Yield the engine's job for each query of a run. Raises `InputError` for a query or candidate without a text."""
+    for query_id, candidates in run:
+        if query_id not in queries:
+            raise InputError(f"query {query_id} of the run has no text", "add it to the queries")
+        yield build_job(queries[query_id], candidates, passages, depth)
 
 
 def build_job(

@@ -101,6 +101,11 @@ class _OpenQuery:
     prepared: asyncio.Task[PreparedQuery] | None = None
 
 
+def deadline_after(seconds: float | None) -> float | None:
+    """Return the `time.monotonic()` that is `seconds` from now; None for no deadline."""
+    return None if seconds is None else time.monotonic() + seconds
+
+
 class Engine:
     """Runs `strategy` for one job after another and ranks its windows with `ranker`, `concurrency` at a time.
 

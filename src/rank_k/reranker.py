@@ -15,28 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 from uuid import uuid4
 
-from rank_k.build import (
-    ModelSource,
-    build_job,
-    build_model,
-    build_ranker,
-    build_strategy,
-    find_local_model,
-)
-from rank_k.document_ranker import DocumentRanker, Hook, document_text
-from rank_k.engine import Engine, Job, QueryResult, RunStats
-from rank_k.errors import InputError
+from rank_k import build
+from rank_k.document_ranker import DocumentRanker
+from rank_k.engine import Engine, Job, QueryResult, RunStats, deadline_after
 from rank_k.journal import Journal
 from rank_k.loop_thread import LoopThread
-from rank_k.models.cached import CachedModel
 from rank_k.models.retry import RetryPolicy
 from rank_k.models.run_once import run_once
-from rank_k.models.student import Student
-from rank_k.options import ReasoningMode, resolve
-from rank_k.strategies.base import Strategy
-from rank_k.types import Candidate, Passage, PassageSource, Query, RankedHits, ScoringMethod, keep_input_order
+from rank_k.options import ReasoningMode
+from rank_k.types import Candidate, Passage, PassageSource, Query, RankedHits, ScoringMethod
 from rank_k.window.base import WindowReport
-from rank_k.window.repetition import StopOnRepetition
 
 if TYPE_CHECKING:
     from rank_k.reranker_arguments import QueryArguments, RerankerArguments
@@ -58,9 +46,7 @@ class Reranker:
 
     Attributes:
         options: The resolved options; `options.sources` says where each value comes from.
-        strategy: The strategy.
-        model: The model.
-        journal: The journal.
+        strategy, model, journal: What they are made into.
         stats: Counts of the last `rerank`, during and after it.
 
     Raises:
@@ -71,7 +57,7 @@ class Reranker:
 
     def __init__(
         self,
-        model: ModelSource = None,
+        model: build.ModelSource = None,
         *,
         preset: str | None = None,
         journal: str | Path | None = None,
@@ -79,24 +65,13 @@ class Reranker:
         on_retry: Callable[[Exception, float], None] | None = None,
         **options: Unpack[RerankerArguments],
     ) -> None:
-        given: dict[str, Any] = dict(options)
-        local_model = find_local_model(model, given)
-        student = local_model if isinstance(local_model, Student) else None
-        self.options = resolve(
-            given,
-            preset=preset,
-            student=student.asking if student else {},
-            embedded=local_model is not None,
-            default_method=getattr(model if local_model is None else local_model, "default_method", "listwise"),
-        )
-        self.strategy = build_strategy(self.options.strategy, self.options)
-        self.model = build_model(model, local_model, self.options)
+        self.options, local_model = build.resolve_options(model, dict(options), preset)
+        self.strategy = build.build_strategy(self.options.strategy, self.options)
+        self.model = build.build_model(model, local_model, self.options)
         self.journal = Journal(journal)
-        concurrency = self.options.concurrency or 1
-        cached_model = CachedModel(StopOnRepetition(self.model), self.journal, retries, on_retry, concurrency)
-        self.ranker = build_ranker(cached_model, self.options, student)
+        self.ranker = build.build_ranker(self.model, self.journal, retries, on_retry, self.options, local_model)
         self.stats = RunStats()
-        self._document_ranker = DocumentRanker(self._engine, self.journal, self.model, self.options)
+        self._document_ranker: DocumentRanker | None = None
         self._loop = LoopThread()
         self._prepare = run_once(self._prepare_once)
 
@@ -119,13 +94,13 @@ class Reranker:
                 and `on_ranking(round, ranking)` (see `engine.Engine`). Hooks are called from another thread and must
                 not block.
         """
-        return self._loop.run(self._rank(query, documents, **arguments))
+        return self._loop.run(self._documents.rank(query, documents, **arguments))
 
     async def arank(
         self, query: str, documents: Sequence[str | Mapping[str, Any]], **arguments: Unpack[QueryArguments]
     ) -> RankedHits:
         """`rank` for async code. Cancelling it cancels the requests in flight."""
-        return await asyncio.wrap_future(self._loop.submit(self._rank(query, documents, **arguments)))
+        return await asyncio.wrap_future(self._loop.submit(self._documents.rank(query, documents, **arguments)))
 
     def rerank(
         self,
@@ -144,7 +119,7 @@ class Reranker:
         then, with the best ranking so far for every query. `stats` counts calls and tokens during and after the run.
         """
         pairs = run.items() if isinstance(run, Mapping) else run
-        jobs = self._jobs(pairs, queries, passages)
+        jobs = build.build_jobs(pairs, queries, passages, self.options.depth)
         return self._loop.iterate(self._results(jobs, max_seconds, token_budget, run_name, on_result))
 
     def prepare(self) -> None:
@@ -174,27 +149,25 @@ class Reranker:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @property
+    def _documents(self) -> DocumentRanker:
+        """What ranks the documents of single queries. It is made when it is first used."""
+        if self._document_ranker is None:
+            self._document_ranker = DocumentRanker(
+                self._engine, self._prepare_until, self.journal, self.model, self.options, self.strategy
+            )
+        return self._document_ranker
+
     # --- on the background loop ---
 
     async def _prepare_once(self) -> None:
         await self.model.prepare()
         await self.ranker.prepare()
 
-    def _jobs(
-        self,
-        run: Iterable[tuple[str, Sequence[Candidate]]],
-        queries: Mapping[str, Query],
-        passages: Mapping[str, Passage] | PassageSource,
-    ) -> Iterator[Job]:
-        for query_id, candidates in run:
-            if query_id not in queries:
-                raise InputError(f"query {query_id} of the run has no text", "add it to the queries")
-            yield build_job(queries[query_id], candidates, passages, self.options.depth)
-
     async def _results(
         self, jobs: Iterable[Job], max_seconds: float | None, token_budget: int | None, run_name: str, on_result: Any
     ) -> AsyncGenerator[QueryResult, None]:
-        deadline = _deadline(max_seconds)
+        deadline = deadline_after(max_seconds)
         await self._prepare_until(deadline)  # after it, the engine keeps every input order
         engine = self._engine(
             strategy=self.strategy,
@@ -226,35 +199,3 @@ class Reranker:
 
     def _engine(self, **arguments: Any) -> Engine:
         return Engine(self.ranker, journal=self.journal, concurrency=self.options.concurrency or 1, **arguments)
-
-    async def _rank(
-        self,
-        query: str,
-        documents: Sequence[str | Mapping[str, Any]],
-        *,
-        max_seconds: float | None = None,
-        strategy: str | Strategy | None = None,
-        reasoning: str | int | ReasoningMode | None = None,
-        name: str = "",
-        on_window: Hook | None = None,
-        on_chunk: Hook | None = None,
-        on_result: Hook | None = None,
-        on_ranking: Hook | None = None,
-    ) -> RankedHits:
-        deadline = _deadline(max_seconds)
-        for option, value in {"strategy": strategy, "reasoning": reasoning}.items():
-            if value is not None and self.options.method == "likelihood":
-                raise InputError(f"{option} is for comparison, not for likelihood", "leave it out")
-        texts = [document_text(document) for document in documents]
-        query_strategy = self.strategy if strategy is None else build_strategy(strategy, self.options)
-        mode = None if reasoning is None else ReasoningMode.parse(reasoning)
-        if not await self._prepare_until(deadline, mode):
-            return keep_input_order(texts)
-        hooks = (on_window, on_chunk, on_result, on_ranking)
-        return await self._document_ranker.rank(
-            query, texts, name, *hooks, strategy=query_strategy, deadline=deadline, reasoning=mode
-        )
-
-
-def _deadline(max_seconds: float | None) -> float | None:
-    return None if max_seconds is None else time.monotonic() + max_seconds

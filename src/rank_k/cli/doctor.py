@@ -75,12 +75,11 @@ def _print_prompt(path: Path) -> None:
 
 
 def _make_model(args: argparse.Namespace) -> Model:
-    from rank_k.build import build_model, find_local_model
-    from rank_k.options import resolve
+    from rank_k.build import build_model, resolve_options
 
     options = {**given_options(args), "api_key": api_key(args.server, args.api_key_env)}
-    local_model = find_local_model(args.model, options)
-    return build_model(args.model, local_model, resolve(options, embedded=local_model is not None))
+    resolved, local_model = resolve_options(args.model, options)
+    return build_model(args.model, local_model, resolved)
 
 
 async def _check_model(model: Model, probe: bool) -> int:

@@ -103,37 +103,37 @@ def query_seed(query_id: str) -> int:
     return crc32(query_id.encode("utf-8", "surrogateescape"))
 
 
-class TieTracker:
-    """Keeps, per passage, the tier of the last window that ranked it, to mark tied neighbors of a ranking.
+Ties: TypeAlias = dict[str, tuple[int, int]]
+"""By passage id: the number of the last window that ranked it, and its tier there.
 
-    Two neighbors are tied if the last window that ranked each is the same one and it put both into one tier.
-    """
+Two neighbors of a ranking are tied if the last window that ranked each is the same one and it put both into one tier.
+"""
 
-    def __init__(self) -> None:
-        self._last_tier: dict[str, tuple[int, int]] = {}
-        self._ranking_count = 0
 
-    def record_consensus(self, result: WindowResult) -> WindowRanking:
-        """Return the consensus of the samples of a window, and record it if it is valid."""
-        ranking = consensus_ranking(result)
-        if ranking.is_valid:
-            self.record(ranking)
-        return ranking
+def record_consensus(ties: Ties, result: WindowResult) -> WindowRanking:
+    """Return the consensus of the samples of a window, and record its tiers in `ties` if it is valid."""
+    ranking = consensus_ranking(result)
+    if ranking.is_valid:
+        record_ties(ties, ranking)
+    return ranking
 
-    def record(self, ranking: WindowRanking) -> None:
-        self._ranking_count += 1
-        for tier_number, tier in enumerate(ranking.tiers):
-            for doc_id in tier:
-                if doc_id in ranking.ranked_ids:
-                    self._last_tier[doc_id] = (self._ranking_count, tier_number)
-                else:
-                    self._last_tier.pop(doc_id, None)
 
-    def ranking(self, doc_ids: Iterable[str]) -> Ranking:
-        ids = tuple(doc_ids)
-        tiers = [self._last_tier.get(doc_id) for doc_id in ids]
-        tied = tuple(i > 0 and tiers[i] is not None and tiers[i] == tiers[i - 1] for i in range(len(ids)))
-        return Ranking(ids, tied)
+def record_ties(ties: Ties, ranking: WindowRanking) -> None:
+    """Record the tiers of a window's ranking in `ties`."""
+    number = 1 + max((number for number, _ in ties.values()), default=0)
+    for tier_number, tier in enumerate(ranking.tiers):
+        for doc_id in tier:
+            if doc_id in ranking.ranked_ids:
+                ties[doc_id] = (number, tier_number)
+            else:
+                ties.pop(doc_id, None)
+
+
+def tied_ranking(ties: Ties, doc_ids: Iterable[str]) -> Ranking:
+    """Return the ranking of `doc_ids` in the given order, with their ties."""
+    ids = tuple(doc_ids)
+    tiers = [ties.get(doc_id) for doc_id in ids]
+    return Ranking(ids, tuple(i > 0 and tier is not None and tier == tiers[i - 1] for i, tier in enumerate(tiers)))
 
 
 def check_minimum(name: str, value: int, minimum: int, reason: str = "") -> None:

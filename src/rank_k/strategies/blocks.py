@@ -15,11 +15,13 @@ from typing import TypeVar
 from rank_k.optional_deps import load
 from rank_k.strategies.base import (
     StrategyGenerator,
-    TieTracker,
+    Ties,
     check_first_stage_weight,
     check_minimum,
     check_window_size,
     lowest_rank,
+    record_consensus,
+    tied_ranking,
 )
 from rank_k.strategies.bradley_terry import fit_strengths
 from rank_k.types import Candidate, Ranking, Round, Window, WindowResult
@@ -60,10 +62,10 @@ class Blocks:
         ids = tuple(candidate.doc_id for candidate in candidates)
         full_range = (1, len(ids))  # a block holds passages from all over the list
         results: list[WindowResult] = []
-        ties = TieTracker()
+        ties: Ties = {}
         blocks = self._first_round_blocks(ids, Random(seed))
         if not blocks:
-            return ties.ranking(ids)
+            return tied_ranking(ties, ids)
         remaining_windows = 1 + self.boundary if len(ids) > self.window else 0
         round_results = yield Round(
             tuple(Window(block, full_range) for block in blocks), Ranking.untied(ids), len(blocks) + remaining_windows
@@ -110,14 +112,14 @@ class Blocks:
         return [block for partition in partitions for block in partition if len(block) > 1]
 
     def _update_ranking(
-        self, ids: Sequence[str], round_results: Sequence[WindowResult], results: list[WindowResult], ties: TieTracker
+        self, ids: Sequence[str], round_results: Sequence[WindowResult], results: list[WindowResult], ties: Ties
     ) -> Ranking:
         """Add `round_results` to `results` and `ties`, and return the best ranking so far."""
         results.extend(round_results)
         for result in round_results:
-            ties.record_consensus(result)
+            record_consensus(ties, result)
         fitted = fit_strengths(ids, results, self.first_stage_weight)
-        ranking = ties.ranking(fitted.ranked_ids())
+        ranking = tied_ranking(ties, fitted.ranked_ids())
         return Ranking(ranking.doc_ids, ranking.tied, fitted.top_k_probabilities(RANK_CUTOFF))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from rank_k.strategies.aggregate import consensus_ranking
-from rank_k.strategies.base import StrategyGenerator, TieTracker, check_minimum, check_window_size
+from rank_k.strategies.base import StrategyGenerator, Ties, check_minimum, check_window_size, record_ties, tied_ranking
 from rank_k.types import Candidate, Round, Window, WindowResult
 
 
@@ -30,7 +30,7 @@ class Setwise:
         ids = [candidate.doc_id for candidate in candidates]
         heap = list(ids)
         best: list[str] = []
-        ties = TieTracker()
+        ties: Ties = {}
         levels = _levels(len(heap), self.window - 1)
 
         def sift(positions: Sequence[int], remaining_in_levels: int) -> Generator[Round, list[WindowResult], None]:
@@ -38,7 +38,7 @@ class Setwise:
             while windows := self._family_windows(positions, heap, len(best)):
                 remaining_windows = len(windows) + remaining_in_levels + (self.k - len(best) - 1) * len(levels)
                 results = yield Round(
-                    tuple(windows.values()), ties.ranking(_with_best_first(best, ids)), remaining_windows
+                    tuple(windows.values()), tied_ranking(ties, _with_best_first(best, ids)), remaining_windows
                 )
                 next_positions = []
                 for position, result in zip(windows, results, strict=True):
@@ -56,7 +56,7 @@ class Setwise:
             if heap and len(best) < self.k:
                 heap[0] = last
                 yield from sift([0], 0)
-        return ties.ranking(_with_best_first(best, ids))
+        return tied_ranking(ties, _with_best_first(best, ids))
 
     def _family_windows(self, positions: Sequence[int], heap: Sequence[str], ranked_count: int) -> dict[int, Window]:
         """Return a window of parent and children for each of `positions` that has children.
@@ -83,13 +83,13 @@ def _levels(length: int, child_count: int) -> list[list[int]]:
     return levels[::-1]
 
 
-def _winner(result: WindowResult, ties: TieTracker) -> str:
+def _winner(result: WindowResult, ties: Ties) -> str:
     """Return the best passage of a window; the parent, shown first, unless the model ranked it below another."""
     ranking = consensus_ranking(result)
     parent = result.window.doc_ids[0]
     if not ranking.is_valid or parent not in ranking.ranked_ids:
         return parent
-    ties.record(ranking)
+    record_ties(ties, ranking)
     return parent if parent in ranking.tiers[0] else ranking.tiers[0][0]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window_size
+from rank_k.strategies.base import StrategyGenerator, Ties, check_window_size, record_consensus, tied_ranking
 from rank_k.types import Candidate, Round, Window
 
 
@@ -20,10 +20,10 @@ class Single:
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = [candidate.doc_id for candidate in candidates]
-        ties = TieTracker()
+        ties: Ties = {}
         head = ids[: self.window]
         if len(head) > 1:
             window = Window(tuple(head), (1, len(head)))
-            [result] = yield Round((window,), ties.ranking(ids), 1)
-            ids[: self.window] = ties.record_consensus(result).doc_ids
-        return ties.ranking(ids)
+            [result] = yield Round((window,), tied_ranking(ties, ids), 1)
+            ids[: self.window] = record_consensus(ties, result).doc_ids
+        return tied_ranking(ties, ids)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rank_k.errors import InputError
-from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window_size
+from rank_k.strategies.base import StrategyGenerator, Ties, check_window_size, record_consensus, tied_ranking
 from rank_k.types import Candidate, Round, Window
 
 
@@ -44,11 +44,11 @@ class Sliding:
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = [candidate.doc_id for candidate in candidates]
-        ties = TieTracker()
+        ties: Ties = {}
         spans = window_spans(len(ids), self.window, self.stride)
         for finished_count, (start, end) in enumerate(spans):
             best_rank = 1 if self.stride < self.window else start + 1
             window = Window(tuple(ids[start:end]), (best_rank, end))
-            [result] = yield Round((window,), ties.ranking(ids), len(spans) - finished_count)
-            ids[start:end] = ties.record_consensus(result).doc_ids
-        return ties.ranking(ids)
+            [result] = yield Round((window,), tied_ranking(ties, ids), len(spans) - finished_count)
+            ids[start:end] = record_consensus(ties, result).doc_ids
+        return tied_ranking(ties, ids)

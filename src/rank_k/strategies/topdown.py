@@ -11,7 +11,14 @@ from itertools import chain, pairwise, zip_longest
 from math import ceil
 
 from rank_k.strategies.aggregate import consensus_ranking
-from rank_k.strategies.base import StrategyGenerator, TieTracker, check_window_size
+from rank_k.strategies.base import (
+    StrategyGenerator,
+    Ties,
+    check_window_size,
+    record_consensus,
+    record_ties,
+    tied_ranking,
+)
 from rank_k.types import Candidate, Round, Window, WindowResult
 
 
@@ -30,28 +37,30 @@ class TopDown:
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         contenders = [candidate.doc_id for candidate in candidates]  # may still reach the top
         settled: list[str] = []  # below every contender, best first
-        ties = TieTracker()
+        ties: Ties = {}
         while len(contenders) > 1:
             head, rest = contenders[: self.window], contenders[self.window :]
             remaining_windows = 1 + (ceil(len(rest) / (self.window - 1)) + 1 if rest else 0)
             [result] = yield Round(
-                (Window(tuple(head), (1, len(contenders))),), ties.ranking(contenders + settled), remaining_windows
+                (Window(tuple(head), (1, len(contenders))),),
+                tied_ranking(ties, contenders + settled),
+                remaining_windows,
             )
-            head = list(ties.record_consensus(result).doc_ids)
+            head = list(record_consensus(ties, result).doc_ids)
             if not rest:
-                return ties.ranking(head + settled)
+                return tied_ranking(ties, head + settled)
             pivot_position = max(len(head) // 2 - 1, 0)
             above, pivot, below = head[:pivot_position], head[pivot_position], head[pivot_position + 1 :]
             parts = _partition(rest, self.window - 1)
             windows = tuple(Window((pivot, *part), (1, len(contenders))) for part in parts)
-            results = yield Round(windows, ties.ranking(head + rest + settled), len(windows) + 1)
+            results = yield Round(windows, tied_ranking(ties, head + rest + settled), len(windows) + 1)
             splits = [_split_at_pivot(pivot, part_result, ties) for part_result in results]
             settled = [pivot, *below, *_interleave([worse for _, worse in splits]), *settled]
             winners = _interleave([better for better, _ in splits])
             if not winners:
-                return ties.ranking(above + settled)
+                return tied_ranking(ties, above + settled)
             contenders = above + winners
-        return ties.ranking(contenders + settled)
+        return tied_ranking(ties, contenders + settled)
 
 
 def _partition(doc_ids: Sequence[str], size: int) -> list[tuple[str, ...]]:
@@ -61,13 +70,13 @@ def _partition(doc_ids: Sequence[str], size: int) -> list[tuple[str, ...]]:
     return [tuple(doc_ids[a:b]) for a, b in pairwise(bounds)]
 
 
-def _split_at_pivot(pivot: str, result: WindowResult, ties: TieTracker) -> tuple[list[str], list[str]]:
+def _split_at_pivot(pivot: str, result: WindowResult, ties: Ties) -> tuple[list[str], list[str]]:
     """Return the passages ranked above the pivot, and the rest. Without a ranking, or without the pivot in it, no
     passage has beaten the pivot: what a model forgot is no evidence."""
     ranking = consensus_ranking(result)
     if not ranking.is_valid or pivot not in ranking.ranked_ids:
         return [], [doc_id for doc_id in ranking.doc_ids if doc_id != pivot]
-    ties.record(ranking)
+    record_ties(ties, ranking)
     better: list[str] = []
     for tier in ranking.tiers:
         if pivot in tier:

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from math import ceil
 from random import Random
 
-from rank_k.strategies.base import StrategyGenerator, TieTracker, check_minimum, check_window_size
+from rank_k.strategies.base import (
+    StrategyGenerator,
+    Ties,
+    check_minimum,
+    check_window_size,
+    record_consensus,
+    tied_ranking,
+)
 from rank_k.types import Candidate, Round, Window, WindowResult
 
 
@@ -37,7 +44,7 @@ class Tournament:
         ids = [candidate.doc_id for candidate in candidates]
         rank = {doc_id: i for i, doc_id in enumerate(ids)}
         random = Random(seed)
-        ties = TieTracker()
+        ties: Ties = {}
         points = Counter(dict.fromkeys(ids, 0))
         pools = [ids] * self.tournaments  # the remaining passages of each tournament, in first-stage order
         stages = plan_stages(len(ids), self.window)
@@ -50,7 +57,7 @@ class Tournament:
                 later_groups for later_groups, _ in stages[stage_number + 1 :]
             )
             windows = tuple(Window(tuple(group), (1, worst)) for group in compared_groups)
-            results = iter((yield Round(windows, ties.ranking(_by_points(ids, points)), remaining_windows)))
+            results = iter((yield Round(windows, tied_ranking(ties, _by_points(ids, points)), remaining_windows)))
             survivors: list[list[str]] = []
             for pool_number in range(self.tournaments):
                 promoted_ids: list[str] = []
@@ -62,7 +69,7 @@ class Tournament:
                 points.update(promoted_ids)
                 survivors.append(sorted(promoted_ids, key=rank.__getitem__))
             pools = survivors
-        return ties.ranking(_by_points(ids, points))
+        return tied_ranking(ties, _by_points(ids, points))
 
 
 def plan_stages(length: int, window: int) -> list[tuple[int, int]]:
@@ -86,9 +93,9 @@ def _half_or_less(length: int) -> int:
     return max(step * unit for step in (1, 2, 5) if 2 * step * unit <= length)
 
 
-def _rank_group(result: WindowResult, rank: dict[str, int], ties: TieTracker) -> list[str]:
+def _rank_group(result: WindowResult, rank: dict[str, int], ties: Ties) -> list[str]:
     """Return the group as the model ranks it; the first stage orders ties, and passages that the model forgot."""
-    ranking = ties.record_consensus(result)
+    ranking = record_consensus(ties, result)
     tier = {doc_id: number for number, members in enumerate(ranking.tiers) for doc_id in members}
     return sorted(
         result.window.doc_ids,
