@@ -41,11 +41,8 @@ class TopDown:
         while len(contenders) > 1:
             head, rest = contenders[: self.window], contenders[self.window :]
             remaining_windows = 1 + (ceil(len(rest) / (self.window - 1)) + 1 if rest else 0)
-            [result] = yield Round(
-                (Window(tuple(head), (1, len(contenders))),),
-                tied_ranking(ties, contenders + settled),
-                remaining_windows,
-            )
+            window = Window(tuple(head), (1, len(contenders)))
+            [result] = yield Round((window,), tied_ranking(ties, contenders + settled), remaining_windows)
             head = list(record_consensus(ties, result).doc_ids)
             if not rest:
                 return tied_ranking(ties, head + settled)
