@@ -45,12 +45,8 @@ def _theme(ink: str, soft: str, rule: str, *series: str) -> dict[str, str]:
 
 
 THEMES = {
-    "light": _theme(
-        *("#1c2128", "#59636e", "#d8dde3"), *("#1f62b0", "#b4472c", "#17795a", "#8a4aa8", "#8f6a00", "#59636e")
-    ),
-    "dark": _theme(
-        *("#e4e8ed", "#a0aab6", "#333b45"), *("#7fb3f0", "#f0937a", "#5cc79f", "#c79be0", "#d9b44a", "#a0aab6")
-    ),
+    "light": _theme("#1c2128", "#59636e", "#d8dde3", "#1f62b0", "#b4472c", "#17795a", "#8a4aa8", "#8f6a00", "#59636e"),
+    "dark": _theme("#e4e8ed", "#a0aab6", "#333b45", "#7fb3f0", "#f0937a", "#5cc79f", "#c79be0", "#d9b44a", "#a0aab6"),
 }
 """The colors of the page (`templates/page.css`) in each of its color schemes."""
 
@@ -176,7 +172,8 @@ def scatter(
         else:
             axes.locator_params(axis="x", nbins=5)
         axes.xaxis.set_major_formatter("{x:,.10g}")
-        axes.figure.legend(loc="outside lower left", ncols=legend_columns)
+        if names:
+            axes.figure.legend(loc="outside lower left", ncols=legend_columns)
 
     description = "; ".join(
         f"{point.name or point.series}: {format_integer(point.x)}, {point.y:.4f}" for point in points
