@@ -1,10 +1,11 @@
-"""Figures: strings of SVG that a strict page may hold, in the page's colors, the same for the same data."""
+"""Figures: SVG documents in two themes, with every text as text, the same for the same data."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+import warnings
 from typing import Any
 from xml.etree import ElementTree
 
@@ -13,16 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError
-from rank_k.reports.charts import escape_label
-from rank_k.reports.figures import Point, bars, pareto_set, scatter
+from rank_k.reports.figures import THEMES, Figure, Point, bars, pareto_set, scatter
+from rank_k.reports.html import escape_control_characters, stylesheet
 
 POINTS = [
-    Point("sliding", 120_000, 0.512, (110_000, 130_000), (0.48, 0.54), "Rank-K"),
-    Point("blocks", 90_000, 0.521, y_interval=(0.49, 0.55), series="Rank-K"),
+    Point("sliding", 120_000, 0.512, (0.48, 0.54), "Rank-K"),
+    Point("blocks", 90_000, 0.521, (0.49, 0.55), series="Rank-K"),
     Point("<script>alert(1)</script>", 20_000, 0.45, series="other"),
-    Point("$x^2$ 中文 שלום \udcff\x00", 22_000, 0.47, series="other"),
+    Point("_$x^2$ 中文 שלום \udcff\x00", 22_000, 0.47, series="other"),
 ]
-LABELS: dict[str, Any] = {"title": "Quality against tokens", "x_label": "tokens", "y_label": "nDCG@10"}
+LABELS: dict[str, Any] = {"title": "Quality <1>", "caption": "c", "x_label": "tokens", "y_label": "nDCG@10"}
+BAR_LABELS: dict[str, Any] = {"title": "t", "description": "d", "caption": "c", "y_label": "y"}
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -31,85 +33,87 @@ def parse_svg(svg: str) -> ElementTree.Element:
     return ElementTree.fromstring(svg)
 
 
-def text_elements(svg: str) -> list[str]:
-    return [element.text or "" for element in parse_svg(svg).iter(f"{SVG}text")]
+def text_elements(figure: Figure) -> list[str]:
+    return [element.text or "" for element in parse_svg(figure.light).iter(f"{SVG}text")]
 
 
-def titled_elements(svg: str) -> dict[str, ElementTree.Element]:
-    """The elements that explain themselves when pointed at, by what they say."""
+def filled_markers(svg: str) -> list[bool]:
+    """Whether each point of a scatter plot is filled, by series. Markers are closed shapes, error bars are lines."""
     root = parse_svg(svg)
-    return {
-        title.text or "": element
-        for element in root.iter()
-        if element is not root
-        for title in element.findall(f"{SVG}title")
-    }
+    [axes] = [group for group in root.iter(f"{SVG}g") if group.attrib.get("id") == "axes_1"]
+    shapes = {f"#{path.get('id')}" for path in root.iter(f"{SVG}path") if path.attrib["d"].rstrip().endswith("z")}
+    markers = [use for use in axes.iter(f"{SVG}use") if use.get("{http://www.w3.org/1999/xlink}href") in shapes]
+    return ["fill-opacity: 0" not in marker.attrib["style"] for marker in markers]
 
 
-@pytest.mark.parametrize("svg", [scatter(POINTS, **LABELS), bars([("a", 0.2), ("b", -0.1)], title="t", y_label="d")])
-def test_figures_use_only_allowed_elements_and_page_colors(svg: str) -> None:
-    root = parse_svg(svg)
-    for element in root.iter():
-        assert element.tag.removeprefix(SVG) in set("svg title desc g path use defs text clipPath rect".split())
-        assert "style" not in element.attrib
-        assert not [name for name in element.attrib if name.startswith("on")]
-        assert element.get("href", "#").startswith("#")
-    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg\")", svg)
-    assert set(re.findall(r"#[0-9a-f]{6}\b", svg.replace('href="#', ""))) == set(
-        re.findall(r"var\(--[a-z0-9-]+, (#[0-9a-f]{6})\)", svg)
-    ), "every color is the page's, with the light theme's to fall back on"
+def luminance(color: str) -> float:
+    """Relative luminance by WCAG 2.2."""
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_scatter_ids_are_complete_and_unique_across_figures() -> None:
-    first_svg, second_svg = scatter(POINTS, **LABELS), scatter(POINTS, **{**LABELS, "title": "Quality against calls"})
-    ids_by_figure = [
-        [element.attrib["id"] for element in parse_svg(svg).iter() if "id" in element.attrib]
-        for svg in (first_svg, second_svg)
-    ]
-    assert len(set(ids_by_figure[0] + ids_by_figure[1])) == len(ids_by_figure[0]) + len(ids_by_figure[1])
-    referenced_ids = set(re.findall(r'(?:href="#|url\(#)([^")]+)', first_svg)) | set(
-        parse_svg(first_svg).attrib["aria-labelledby"].split()
+@pytest.mark.parametrize("figure", [scatter(POINTS, **LABELS), bars([("a", 0.2), ("b", -0.1)], **BAR_LABELS)])
+def test_figures_are_inert_documents_that_differ_in_colors_only(figure: Figure) -> None:
+    for svg in (figure.light, figure.dark):
+        tags = {element.tag.removeprefix(SVG) for element in parse_svg(svg).iter() if element.tag.startswith(SVG)}
+        assert tags <= set("svg title metadata defs style g path use text clipPath rect".split())
+        assert "@import" not in svg
+        assert not re.search(r"\bon\w+=|url\((?!#)", svg)
+    without_colors, dark_without_colors = (
+        re.sub(r"#[0-9a-f]{6}\b|(?<=[#\"])[mp][0-9a-f]{10}", "", svg) for svg in (figure.light, figure.dark)
     )
-    assert referenced_ids == set(ids_by_figure[0])
+    assert without_colors == dark_without_colors
+    assert figure.light != figure.dark
 
 
-def test_scatter_writes_names_as_plain_text() -> None:
-    svg = scatter(POINTS, **LABELS)
-    assert {"sliding", "blocks", "<script>ale…)</script>", "$x^2$ 中文 של…\\udcff\\x00"} <= set(text_elements(svg))
-    assert "<script" not in svg
-    assert parse_svg(svg).findtext(f"{SVG}title") == "Quality against tokens"
-    assert "<script>alert(1)</script>: 20,000, 0.4500" in titled_elements(svg)
+@pytest.mark.parametrize("theme", THEMES)
+def test_figure_colors_contrast_with_the_page(theme: str) -> None:
+    light_paper, dark_paper = re.findall(r"--paper: (#[0-9a-f]{6})", stylesheet())
+    paper = luminance(light_paper if theme == "light" else dark_paper)
+    values = " ".join(value for name, value in THEMES[theme].items() if name != "grid.color")
+    colors = set(re.findall(r"#[0-9a-f]{6}", values))
+    assert len(colors) == 7
+    for color in colors:
+        ink = luminance(color)
+        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5, f"{color}: WCAG 2.2 AA, text"
+        assert color in stylesheet() or THEMES[theme]["axes.prop_cycle"].count(color) == 1
+
+
+def test_scatter_writes_names_as_plain_text_without_warnings() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = scatter(POINTS, **LABELS)
+    assert {"sliding", "blocks", "<script>alert(1)</script>"} <= set(text_elements(figure))
+    assert " _$x^2$ 中文 שלום \\udcff\\x00" in text_elements(figure)
+    assert "<script" not in figure.light
+    assert parse_svg(figure.light).findtext(f"{SVG}title") == "Quality <1>"
+    assert "<script>alert(1)</script>: 20,000, 0.4500" in figure.description
+    long_name = scatter([Point("a" * 60 + "b" * 60, 1, 1)], **LABELS)
+    assert "a" * 26 + "…" + "b" * 25 in text_elements(long_name)
 
 
 def test_bars_are_identical_across_processes_and_matplotlib_settings() -> None:
     code = (
         "import matplotlib; matplotlib.rcParams.update({'font.size': 30, 'axes.grid': True, 'svg.fonttype': 'path'})\n"
         "import sys; from rank_k.reports.figures import bars\n"
-        "sys.stdout.write(bars([('a', 0.5), ('b', -0.25)], title='t', y_label='d'))\n"
+        "figure = bars([('a', 0.5), ('b', -0.25)], title='t', description='d', caption='c', y_label='y')\n"
+        "sys.stdout.write(figure.dark)\n"
         "assert matplotlib.rcParams['font.size'] == 30"
     )
     subprocess_svg = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert subprocess_svg == bars([("a", 0.5), ("b", -0.25)], title="t", y_label="d")
+    assert subprocess_svg == bars([("a", 0.5), ("b", -0.25)], **BAR_LABELS).dark
 
 
 def test_scatter_fills_points_on_the_pareto_set() -> None:
     assert pareto_set(POINTS) == [False, True, True, True]
     assert pareto_set([Point("a", 1, 1), Point("b", 1, 1), Point("c", 1, 0.5)]) == [True, True, False]
-    elements = titled_elements(scatter(POINTS, **LABELS))
-    is_filled = {
-        title.partition(":")[0]: "--paper" not in ElementTree.tostring(element, "unicode")
-        for title, element in elements.items()
-    }
-    assert is_filled == {
-        point.name if point.name.isprintable() else escape_label(point.name): on_pareto_set
-        for point, on_pareto_set in zip(POINTS, pareto_set(POINTS), strict=True)
-    }
+    assert filled_markers(scatter(POINTS, **LABELS).light) == pareto_set(POINTS)
 
 
 @pytest.mark.parametrize("mask", [[True, False, False, True], [False] * 4])
 def test_scatter_accepts_explicit_pareto_mask(mask: list[bool]) -> None:
-    elements = titled_elements(scatter(POINTS, **LABELS, pareto_mask=mask)).values()
-    assert ["--paper" not in ElementTree.tostring(element, "unicode") for element in elements] == mask
+    assert filled_markers(scatter(POINTS, **LABELS, pareto_mask=mask).dark) == mask
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
@@ -123,27 +127,31 @@ def test_pareto_set_dominates_every_other_point(values: list[tuple[int, int]]) -
         )
 
 
-def test_scatter_supports_logarithmic_axis() -> None:
-    assert {"20,000", "50,000", "100,000"} <= set(text_elements(scatter(POINTS, log_x=True, **LABELS)))
-    with pytest.raises(InputError, match="logarithmic"):
-        scatter([Point("free", 0, 0.5)], log_x=True, **LABELS)
+def test_scatter_has_a_logarithmic_axis_for_costs_of_different_magnitude() -> None:
+    figure = scatter([Point("a", 20_000, 0.5), Point("b", 1_000_000, 0.6)], **LABELS)
+    assert {"20,000", "100,000", "1,000,000", "tokens (logarithmic)"} <= set(text_elements(figure))
+    assert "tokens" in text_elements(scatter(POINTS, **LABELS))
+    assert "tokens" in text_elements(scatter([Point("free", 0, 0.5), *POINTS], **LABELS)), "no logarithm of zero"
     with pytest.raises(InputError, match="no points"):
         scatter([], **LABELS)
 
 
+def test_scatter_legend_lists_named_points() -> None:
+    points = [Point("whole" if n == 3 else "", n, n / 10, series="cell") for n in range(4)]
+    texts = text_elements(scatter(points, **LABELS, connect_series=True))
+    assert texts.count("whole") == 1
+    assert "cell" not in texts
+
+
 def test_bars_show_names_only_where_they_fit() -> None:
-    few_bars = bars([("q1", 0.2), ("q2", 0.0), ("q3", -0.1)], title="t", y_label="d")
-    assert set(titled_elements(few_bars)) == {"q1: +0.2000", "q2: +0.0000", "q3: -0.1000"}
-    assert {"q1", "q2", "q3", "0"} <= set(text_elements(few_bars))
-    many_bars = bars([(f"q{n}", 0.1) for n in range(100)], title="t", y_label="d")
-    assert len(titled_elements(many_bars)) == 100
+    few_bars = bars([("q1", 0.2), ("q2", 0.0), ("q3", -0.1)], **BAR_LABELS)
+    assert {"q1", "q2", "q3", "0.0"} <= set(text_elements(few_bars))
+    many_bars = bars([(f"q{n}", 0.3 - n / 2000) for n in range(1200)], **BAR_LABELS)
     assert "q1" not in text_elements(many_bars)
-    area_chart = bars([(f"q{n}", 0.3 - n / 2000) for n in range(1200)], title="t", y_label="d")
-    assert len(titled_elements(area_chart)) == 0
-    assert len(area_chart) < 300_000
+    assert len(many_bars.light) < 150_000
     with pytest.raises(InputError, match="no bars"):
-        bars([], title="t", y_label="d")
+        bars([], **BAR_LABELS)
 
 
-def test_escape_label_escapes_control_characters() -> None:
-    assert escape_label("a\x00\x1b[31m\udcff\x85é中") == "a\\x00\\x1b[31m\\udcff\\x85é中"
+def test_escape_control_characters() -> None:
+    assert escape_control_characters("a\x00\x1b[31m\udcff\x85é中") == "a\\x00\\x1b[31m\\udcff\\x85é中"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from base64 import b64decode
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 
@@ -19,7 +19,7 @@ from tests.cli.test_study import rows
 from tests.conftest import StartLoopback
 from tests.fakes.model_server.marked_passages import Dataset, make_dataset
 from tests.fakes.model_server.running import FakeModelServer
-from tests.reports.test_figures import titled_elements
+from tests.reports.test_figures import filled_markers
 
 pytestmark = pytest.mark.integration
 
@@ -166,15 +166,9 @@ def test_study_config_names_noise_file(noise_file: Path, tmp_path: Path, capsys:
     quality = {row["model"]: float(row["nDCG@10"]) for row in rows(output)}
     assert quality["ours"] < quality["exact"] == 1.0
     page = (output / "report.html").read_text(encoding="utf-8")
-    elements_by_figure = [
-        titled_elements(svg) for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if "against tokens" in svg
-    ]
-    is_filled = [
-        "--paper" not in ElementTree.tostring(element, "unicode")
-        for elements in elements_by_figure
-        for element in elements.values()
-    ]
-    assert is_filled == [False, True], "what the other model beats is hollow"
+    figures = re.findall(r'<img src="data:image/svg\+xml;base64,([^"]+)" alt="[^"]+ against tokens', page)
+    is_filled = [filled_markers(b64decode(figure).decode()) for figure in figures]
+    assert is_filled == [[False], [True]], "what the other model beats is hollow"
     assert [row["pareto"] for row in rows(output) if row["model"]] == ["", "tokens rounds"]
     capsys.readouterr()
     config.write_text(config.read_text().replace("noise.json", "nosie.json"))

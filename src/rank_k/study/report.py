@@ -1,4 +1,4 @@
-"""A study's report as one HTML file: what was found, in tables and plots, and how it was made."""
+"""A study's report as one HTML file: results in tables and plots, and how they were made."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import rank_k
-from rank_k.evaluation.significance import CONFIDENCE_LEVEL, RESAMPLES, SEED, SIGNIFICANCE_LEVEL
-from rank_k.reports.evaluation_report import Figure
-from rank_k.reports.figures import Point, bars, scatter
-from rank_k.reports.html import format_integer, format_signed, render_template
+from rank_k.evaluation.significance import SIGNIFICANCE_LEVEL
+from rank_k.reports.figures import Figure, Point, bars, scatter
+from rank_k.reports.html import INTERVALS, format_signed, render_template
 from rank_k.study.breakdowns import DifficultyRow
 from rank_k.study.results import StudyResults
 from rank_k.study.table import CellRow
@@ -22,13 +21,10 @@ _COST_LABELS = {
     "seconds": "seconds per query, all windows of a round at a time",
 }
 
-_LOGARITHMIC_FROM_RATIO = 20
-"""From so many times between the cheapest and the dearest, costs are drawn on a logarithmic axis."""
-
 
 @dataclass(frozen=True, slots=True)
 class _RunSection:
-    """A run and a model: the cells' rows, the first stage's first, and their plots."""
+    """A run and a model: the rows of the cells, after that of the first stage, and their plots."""
 
     heading: str
     rows: Sequence[CellRow]
@@ -46,20 +42,19 @@ class _DifficultySection:
 
 
 def write_study_report(path: Path, results: StudyResults, command: str = "") -> None:
-    """`command`: how the study was asked for. Raises `MissingExtra`."""
+    """Write the report to `path`. `command`: what ran the study. Raises `MissingExtra` without jinja2 or matplotlib."""
     labels = results.labels
+    comparisons = sum(row.difference is not None for row in results.rows)
     page = render_template(
         "study.html.j2",
         title=results.study.title,
         results=results,
         labels=labels,
         measure=results.study.measures[0],
-        confidence=f"{CONFIDENCE_LEVEL:.0%}".replace("%", "\u00a0%"),
-        significance_level=SIGNIFICANCE_LEVEL,
         significant_rows=[
             row for row in results.rows if row.difference is not None and row.corrected_p <= SIGNIFICANCE_LEVEL
         ],
-        comparisons=sum(row.difference is not None for row in results.rows),
+        comparisons=comparisons,
         sections=[
             _RunSection(heading, rows, _cost_figures(results, heading, rows)) for heading, rows in results.by_run()
         ],
@@ -68,7 +63,7 @@ def write_study_report(path: Path, results: StudyResults, command: str = "") -> 
             for (criterion, baseline), rows in results.difficulty_tables()
         ],
         round_figures=_round_figures(results),
-        page_facts=_reproduction_facts(results, command),
+        page_facts=_reproduction_facts(results, command, comparisons),
     )
     partial = path.with_name(path.name + ".part")
     partial.write_text(page, encoding="utf-8")
@@ -76,108 +71,87 @@ def write_study_report(path: Path, results: StudyResults, command: str = "") -> 
 
 
 def _cost_figures(results: StudyResults, heading: str, rows: Sequence[CellRow]) -> list[Figure]:
-    """Quality against each cost, with intervals; cells of one strategy look alike."""
-    figures = []
+    """Draw quality against each cost, with intervals; cells of one strategy have one color."""
+    measure = results.study.measures[0]
     cells = [(row, row.cell) for row in rows if row.cell is not None]
-    for axis in results.axes:
-        points = [
-            Point(
-                row.setting,
-                getattr(row.cost, axis),
-                row.primary_quality.mean,
-                None,
-                (row.primary_quality.low, row.primary_quality.high),
-                cell.strategy,
-            )
-            for row, cell in cells
-        ]
-        pareto_mask = [axis in row.pareto_axes for row, _ in cells]
-        figures.append(
-            _scatter_figure(
-                points, results.study.measures[0], _COST_LABELS[axis], f"{heading}: quality", pareto_mask=pareto_mask
-            )
+    return [
+        scatter(
+            [
+                Point(
+                    row.setting,
+                    getattr(row.cost, axis),
+                    row.primary_quality.mean,
+                    (row.primary_quality.low, row.primary_quality.high),
+                    cell.strategy,
+                )
+                for row, cell in cells
+            ],
+            title=f"{heading}: quality against {_COST_LABELS[axis]}",
+            caption=f"{measure} against {_COST_LABELS[axis]}.",
+            x_label=_COST_LABELS[axis],
+            y_label=measure,
+            pareto_mask=[axis in row.pareto_axes for row, _ in cells],
         )
-    return figures
-
-
-def _scatter_figure(
-    points: Sequence[Point],
-    measure: str,
-    cost_label: str,
-    title: str,
-    connect_series: bool = False,
-    pareto_mask: Sequence[bool] | None = None,
-) -> Figure:
-    costs = [point.x for point in points]
-    logarithmic = min(costs) > 0 and max(costs) / min(costs) >= _LOGARITHMIC_FROM_RATIO
-    caption = f"{measure} against {cost_label}"
-    svg = scatter(
-        points,
-        title=f"{title} against {cost_label}",
-        description="; ".join(
-            f"{point.name or point.series}: {format_integer(point.x)}, {point.y:.4f}" for point in points
-        ),
-        x_label=cost_label + (" (logarithmic)" if logarithmic else ""),
-        y_label=measure,
-        log_x=logarithmic,
-        connect_series=connect_series,
-        pareto_mask=pareto_mask,
-    )
-    return Figure(svg, f"{caption}.")
+        for axis in results.axes
+    ]
 
 
 def _difficulty_figures(results: StudyResults, criterion: str, rows: Sequence[DifficultyRow]) -> list[Figure]:
-    """A bar for each third, cell by cell, all on one scale."""
+    """Draw a bar for each third, cell by cell, all on one scale."""
     labels = results.labels
     differences = [row.against.mean for row in rows]
-    figures: list[Figure] = []
     if not any(differences):
-        return figures
-    for name in dict.fromkeys(row.name for row in rows):
-        cell_rows = [row for row in rows if row.name == name]
-        svg = bars(
+        return []
+    rows_by_cell: dict[str, list[DifficultyRow]] = {}
+    for row in rows:
+        rows_by_cell.setdefault(row.name, []).append(row)
+    return [
+        bars(
             [(row.third, row.against.mean) for row in cell_rows],
             title=f"Gains of {labels[name]} by {criterion}",
             description="; ".join(f"{row.third}: {format_signed(row.against.mean)}" for row in cell_rows),
+            caption=f"{labels[name]}, queries by {criterion}.",
             y_label=f"difference in {results.study.measures[0]}",
             y_range=(min(differences), max(differences)),
         )
-        figures.append(Figure(svg, f"{labels[name]}, queries by {criterion}."))
-    return figures
+        for name, cell_rows in rows_by_cell.items()
+    ]
 
 
 def _round_figures(results: StudyResults) -> list[Figure]:
-    """Quality by the moment of stopping, run by run; the last point of each cell is the whole of it."""
+    """Draw quality by the moment of stopping, run by run; the last point of each cell is all of its rounds."""
+    measure = results.study.measures[0]
+    label = "seconds waited, or less" if results.has_timings else "rounds waited for, or less"
     figures = []
-    axis = "seconds" if results.has_timings else "rounds"
-    cell_names = {round_row.name for round_row in results.round_rows}
     for heading, rows in results.by_run():
         points = []
         for row in rows:
-            cell_rounds = [
-                round_row for round_row in results.round_rows if round_row.name == row.name and row.name in cell_names
-            ]
+            cell_rounds = [round_row for round_row in results.round_rows if round_row.name == row.name]
             for round_row in cell_rounds:
                 x = round_row.seconds if results.has_timings else float(round_row.rounds)
                 name = row.setting if round_row is cell_rounds[-1] else ""
                 quality = round_row.quality
-                points.append(Point(name, x, quality.mean, None, (quality.low, quality.high), row.setting))
+                points.append(Point(name, x, quality.mean, (quality.low, quality.high), row.setting))
         if points:
-            label = "seconds waited, or less" if axis == "seconds" else "rounds waited for, or less"
             figures.append(
-                _scatter_figure(points, results.study.measures[0], label, f"{heading}: quality when stopped", True)
+                scatter(
+                    points,
+                    title=f"{heading}: quality when stopped against {label}",
+                    caption=f"{measure} against {label}.",
+                    x_label=label,
+                    y_label=measure,
+                    connect_series=True,
+                )
             )
     return figures
 
 
-def _reproduction_facts(results: StudyResults, command: str) -> list[tuple[str, str]]:
-    """What is needed to make the page again."""
-    resampling = f"{RESAMPLES:,} resamples, seed {SEED}, level {CONFIDENCE_LEVEL:.0%}".replace("%", "\u00a0%")
-    comparisons = sum(row.difference is not None for row in results.rows)
+def _reproduction_facts(results: StudyResults, command: str, comparisons: int) -> list[tuple[str, str]]:
+    """Return what is needed to make the page again."""
     facts = [
         ("Command", command),
         ("Measures", ", ".join(results.study.measures)),
-        ("Intervals", f"percentile bootstrap over queries, {resampling}"),
+        ("Intervals", INTERVALS),
         ("Test", "paired, two-sided randomization of signs"),
         ("Correction", f"Holm, over {comparisons} comparisons" if comparisons else "none needed"),
         *((f"Model {model.name}", model.serve) for model in results.study.models if model.serve and not model.simulate),
