@@ -21,10 +21,10 @@ from rank_k.data.collections.demo import load_passages, load_questions
 from rank_k.journal import Journal
 from rank_k.models.cached import CachedModel
 from rank_k.models.embedded import EmbeddedModel
+from rank_k.options import ReasoningMode
 from rank_k.types import Passage, Query, Window
 from rank_k.window.listwise import ListwiseRanker, ListwiseSettings
 from rank_k.window.prompt import PromptTemplate
-from rank_k.window.reasoning import ReasoningMode
 
 TEMPLATE = PromptTemplate(
     "Rank the passages by relevance to the query, best first, like [2] > [1] = [3].\nQuery: {query}\n", ""
@@ -68,7 +68,7 @@ async def rank_windows(
 ) -> AnswerStats:
     journal = Journal()
     settings = ListwiseSettings(
-        passage_tokens=24, max_tokens=512, temperature=0.5, reasoning=reasoning, constrained=constrained
+        passage_tokens=24, max_tokens=512, temperature=0.5, reasoning=str(reasoning), constrained=constrained
     )
     ranker = ListwiseRanker(CachedModel(model, journal), settings, TEMPLATE)
     stats, started = AnswerStats(), time.monotonic()

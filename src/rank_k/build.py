@@ -14,7 +14,7 @@ from rank_k.models.cached import CachedModel
 from rank_k.models.retry import RetryPolicy
 from rank_k.models.student import Student, default_model, find_student
 from rank_k.models.weights import Weights, locate
-from rank_k.options import ReasoningMode, RerankOptions, resolve
+from rank_k.options import InferenceOptions, RerankOptions, options_of, resolve
 from rank_k.strategies import make_strategy
 from rank_k.strategies.base import Strategy
 from rank_k.strategies.combined import Combined
@@ -131,13 +131,7 @@ def build_ranker(
     if options.prompt is not None:
         template = options.prompt if isinstance(options.prompt, PromptTemplate) else read_template(options.prompt)
     settings = ListwiseSettings(
-        options.passage_tokens,
-        options.max_tokens or 8000,
-        options.temperature,
-        options.top_p,
-        ReasoningMode.parse(options.reasoning),
-        options.constrained,
-        options.samples,
+        **{name: getattr(options, name) for name in options_of(InferenceOptions)},
         label_words=student.verdicts if student is not None and options.prompt is None else (),
     )
     listwise = ListwiseRanker(model, settings, template)

@@ -26,6 +26,9 @@ from typing import Any, Literal
 from rank_k.errors import InputError
 from rank_k.types import ScoringMethod
 
+DEFAULT_MAX_TOKENS = 8000
+"""Of reasoning and answer together, as in the Rank-K paper."""
+
 STRATEGY_NAMES = ("sliding", "single", "topdown", "blocks", "tournament", "setwise")
 
 # --- values ----------------------------------------------------------------------------------------
@@ -337,7 +340,7 @@ class StudentOptions(InferenceOptions, RankingOptions):
     """How a distilled model is asked once it is trained: the table `[asking]` of a recipe."""
 
     method: ScoringMethod | None = replace_default(RankingOptions, "method", "listwise")
-    max_tokens: int | None = replace_default(InferenceOptions, "max_tokens", 8000)
+    max_tokens: int | None = replace_default(InferenceOptions, "max_tokens", DEFAULT_MAX_TOKENS)
     prompt: Any = replace_default(InferenceOptions, "prompt", "listwise")
 
 
@@ -421,7 +424,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "stride": 10,
         "reasoning": "full",
         "passage_tokens": 450,
-        "max_tokens": 8000,
+        "max_tokens": DEFAULT_MAX_TOKENS,
         "temperature": 0.5,
         "top_p": None,
     },
@@ -490,7 +493,7 @@ def resolve(
     for name, value in preset_values.items():
         if name in user and user[name] != value:
             raise InputError(f"preset {preset} and {name} {user[name]} exclude each other", "leave one out")
-    defaults = {"max_tokens": 512 if embedded else 8000, "concurrency": 1 if embedded else 16}
+    defaults = {"max_tokens": 512 if embedded else DEFAULT_MAX_TOKENS, "concurrency": 1 if embedded else 16}
     layers: tuple[tuple[Source, Mapping[str, Any]], ...] = (
         ("default", defaults),
         ("student", student),

@@ -185,6 +185,7 @@ class Request:
     max_tokens: int
     temperature: float | None = 0.5
     top_p: float | None = None
+    min_p: float | None = None
     seed: int | None = None
     reasoning: bool | None = None
     reasoning_budget: int | None = None

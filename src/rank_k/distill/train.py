@@ -32,6 +32,7 @@ from rank_k.distill.training_log import OnRecord, TrainingClock, TrainingLog
 from rank_k.errors import InputError
 from rank_k.models.student import TEMPLATE_FIELDS
 from rank_k.optional_deps import load
+from rank_k.options import DEFAULT_MAX_TOKENS
 from rank_k.window.prompt import PromptTemplate, read_template
 from rank_k.window.sanitize import sanitize
 
@@ -387,7 +388,7 @@ def _training_callback(
                 control.should_save = True
             is_due = training.measure_seconds and clock.seconds - self.last_measured_seconds >= training.measure_seconds
             if measured_examples and (is_due or is_last or state.global_step % training.measure_steps == 0):
-                max_new_tokens = run.recipe.asking.max_tokens or 8000
+                max_new_tokens = run.recipe.asking.max_tokens or DEFAULT_MAX_TOKENS
                 measures = measure(
                     model,
                     base.tokenizer,

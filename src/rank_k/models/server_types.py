@@ -27,6 +27,7 @@ class ServerType:
     `max_tokens`: the key of the token limit. `extra`: sent with every request. `no_reasoning`: sent for an
     answer without reasoning. `tokenize`: (path, key of the text, key of the ids) of its tokenizer, if any.
     `context`: where a model's card states its context, as paths into the entry of GET /v1/models.
+    `seed`, `min_p`: whether it takes these sampling options.
     `lists_models`: whether GET /v1/models can be believed about which models exist.
     `keeps_connections`: False where a connection kept open is closed under the next question, as llama.cpp's server
     does after nearly every answer. `budget_path`: the path of keys under which it takes a reasoning budget, () if none.
@@ -46,6 +47,7 @@ class ServerType:
     tokenize: tuple[str, str, str] | None = None
     context: tuple[tuple[str, ...], ...] = (("max_model_len",), ("context_length",), ("context_window",))
     seed: bool = True
+    min_p: bool = False
     lists_models: bool = True
     keeps_connections: bool = True
     budget_path: tuple[str, ...] = ()
@@ -64,6 +66,7 @@ SERVER_TYPES = {
     for row in (
         ServerType(
             "vllm",
+            min_p=True,
             owners=("vllm",),
             no_reasoning=_DISABLED_REASONING,
             tokenize=("/tokenize", "prompt", "tokens"),
@@ -75,6 +78,7 @@ SERVER_TYPES = {
         ),
         ServerType(
             "sglang",
+            min_p=True,
             owners=("sglang",),
             extra={"separate_reasoning": True},
             no_reasoning=_DISABLED_REASONING,
@@ -87,6 +91,7 @@ SERVER_TYPES = {
         ),
         ServerType(
             "llamacpp",
+            min_p=True,
             owners=("llamacpp",),
             extra={"cache_prompt": True},
             no_reasoning=_DISABLED_REASONING,
@@ -107,6 +112,7 @@ SERVER_TYPES = {
         ),
         ServerType(
             "openrouter",
+            min_p=True,
             hosts=("openrouter.ai",),
             extra={"usage": {"include": True}},
             no_reasoning={"reasoning": {"enabled": False}},
@@ -230,6 +236,8 @@ def _sampling(server_type: ServerType, request: Request) -> dict[str, Any]:
         body["temperature"] = request.temperature
     if request.top_p is not None:
         body["top_p"] = request.top_p
+    if request.min_p is not None and server_type.min_p:
+        body["min_p"] = request.min_p
     if request.seed is not None and server_type.seed:
         body["seed"] = request.seed
     if request.stop:

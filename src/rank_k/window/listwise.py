@@ -14,6 +14,7 @@ from rank_k.errors import ContextOverflow, FieldRejected, PromptFiltered, Reques
 from rank_k.models.base import Model
 from rank_k.models.grammar import matches_grammar
 from rank_k.models.run_once import run_once
+from rank_k.options import DEFAULT_MAX_TOKENS, InferenceOptions, ReasoningMode
 from rank_k.strategies.base import query_seed
 from rank_k.types import (
     Message,
@@ -32,7 +33,6 @@ from rank_k.window.prompt import PromptTemplate, default_template
 from rank_k.window.prompt_builder import PreparedQuery, PromptBuilder, presented_order
 from rank_k.window.reasoning import (
     AutoReasoningPolicy,
-    ReasoningMode,
     answer_confidence,
     ranking_agreement,
     should_reason,
@@ -53,25 +53,17 @@ _FORCED_ANSWER_PROMPT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ListwiseSettings:
-    """How a window is ranked. Tokens are the model's.
+@dataclass(frozen=True, kw_only=True)
+class ListwiseSettings(InferenceOptions):
+    """How a window is ranked: the inference options, and what is not an option.
 
-    `passage_tokens` 450, `max_tokens` 8,000 (reasoning and answer) and temperature 0.5 are the paper's.
-    `temperature` None: the server's default. `constrained`: constrain answers to the grammar of a ranking where the
-    server can. `samples`: how many times each window is ranked, in different presented orders. `agreeing_samples`: stop
-    early when that many first samples agree. `auto_policy`: when to reason, for `ReasoningMode("auto")`. `label_words`:
-    labels, worst first, for models whose reasoning is one label a passage, which is then their answer (see
-    `rank_k.window.labels`).
+    Attributes:
+        agreeing_samples: Stop sampling early if that many first samples agree.
+        auto_policy: When to reason, if `reasoning` is "auto".
+        label_words: Labels, worst first, for models whose reasoning is one label per passage, which is then their
+            answer (see `rank_k.window.labels`).
     """
 
-    passage_tokens: int = 450
-    max_tokens: int = 8000
-    temperature: float | None = 0.5
-    top_p: float | None = None
-    reasoning: ReasoningMode = ReasoningMode()
-    constrained: bool = True
-    samples: int = 1
     agreeing_samples: int = 2
     auto_policy: AutoReasoningPolicy = AutoReasoningPolicy()
     label_words: tuple[str, ...] = ()
@@ -99,7 +91,9 @@ class ListwiseRanker(WindowRanker):
         self.model = model
         self.settings = settings
         self.template = template or default_template()
-        self.prompt_builder = PromptBuilder(model, self.template, settings.passage_tokens, settings.max_tokens)
+        max_tokens = settings.max_tokens or DEFAULT_MAX_TOKENS
+        self.prompt_builder = PromptBuilder(model, self.template, settings.passage_tokens, max_tokens)
+        self._reasoning = ReasoningMode.parse(settings.reasoning)
         self._accepts_grammar = run_once(self._probe_grammar)
         self._reasons_although_told_not_to = run_once(self._probe_no_reasoning)
         self._budget_rejected = False  # by the server: the token limit is used instead
@@ -111,7 +105,7 @@ class ListwiseRanker(WindowRanker):
         Only if `reasoning` (default: that of the settings) is off or auto.
         """
         capabilities = self.model.capabilities
-        mode = reasoning or self.settings.reasoning
+        mode = reasoning or self._reasoning
         if mode.kind in ("off", "auto") and capabilities.reasons and capabilities.prefill:
             self._needs_empty_reasoning = await self._reasons_although_told_not_to()
 
@@ -136,7 +130,7 @@ class ListwiseRanker(WindowRanker):
         Raises `ModelError` if the model does not respond, never for a bad answer.
         """
         report = WindowReport.unranked(window)
-        mode = reasoning or self.settings.reasoning
+        mode = reasoning or self._reasoning
         sample = _Sample(prepared_query, window, 0, self.model.context_length, mode, report, on_chunk)
         samples = await self._rank_samples(sample)
         rankings = tuple(ranking for sample_rankings, _ in samples for ranking in sample_rankings)
@@ -197,7 +191,8 @@ class ListwiseRanker(WindowRanker):
             max_tokens,
             self.settings.temperature,
             self.settings.top_p,
-            seed=(query_seed(query_id) + sample.number) % 2**31,
+            self.settings.min_p,
+            seed=(query_seed(query_id) + sample.number + self.settings.seed) % 2**31,
             sample=sample.number,
             context=RequestContext(query_id, presented_ids),
         )
