@@ -83,7 +83,7 @@ def _cost_figures(results: StudyResults, heading: str, rows: Sequence[CellRow]) 
         points = [
             Point(
                 row.setting,
-                getattr(row.cost, axis),
+                row.axis_cost(axis),
                 row.primary_quality.mean,
                 None,
                 (row.primary_quality.low, row.primary_quality.high),
