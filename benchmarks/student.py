@@ -138,7 +138,7 @@ def rerank_and_measure(
     tokens = report_values["prompt_tokens"] + report_values["completion_tokens"]
     run = {query_id: candidates[:DEPTH] for query_id, candidates in read_run(output).items()}
     cost = read_run_cost(Path(f"{output}.journal.sqlite"), output)  # what is replayed took no time now
-    return Row(name, ndcg(qrels, run), cost.seconds / len(bm25) if cost else None, tokens / len(bm25))
+    return Row(name, ndcg(qrels, run), cost.model_seconds / len(bm25) if cost else None, tokens / len(bm25))
 
 
 def ndcg(qrels: Mapping[str, Mapping[str, int]], run: Run) -> Mapping[str, float]:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.journal import Journal, WindowRecord
-from rank_k.types import Ranking, Response, Usage, Window, WindowRanking
+from rank_k.types import Ranking, Response, Window, WindowRanking
 from tests.journal.records import HARD_TEXT, make_window, texts
 
 # --- runs ---
@@ -86,19 +86,6 @@ def test_store_query_deletes_the_rounds_of_an_earlier_attempt(journal: Journal) 
     assert journal.rounds("r", 1) == []
     journal.store_query("r", 0, "a", "text")
     assert journal.rounds("r", 0) == []
-
-
-def test_queries_sum_the_cost_of_each_query(journal: Journal) -> None:
-    run = journal.begin_run({})
-    for key in "kl":
-        journal.store_call(key, "m", "ask", {}, Response("", usage=Usage(10, 2), seconds=0.5))
-    for number, keys in enumerate((("k",), ("k", "l"), ("missing",))):
-        journal.store_window(run, make_window("a", round_number=number // 2, position=number % 2, call_keys=keys))
-    journal.store_window(run, make_window("b", call_keys=("l",)))
-    first, second = journal.query_costs(run)
-    assert (first.query_id, first.rounds, first.windows, first.calls, first.unranked_windows) == ("a", 2, 3, 4, 0)
-    assert (first.usage, first.seconds, first.repairs) == (Usage(30, 6), 1.5, {"missing": 3})
-    assert (second.query_id, second.calls, second.usage) == ("b", 1, Usage(10, 2))
 
 
 # --- windows ---

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from rank_k.evaluation.run_comparison import RunComparison, compare_runs
-from rank_k.evaluation.run_costs import RunCost
-from rank_k.journal import QueryCost
+from rank_k.evaluation.run_costs import QueryCost, RunCost
 from rank_k.reports.evaluation_report import ReportOrigin, render_report
 from rank_k.reports.html import format_integer, format_p_value, format_share, format_signed, security_policy, stylesheet
 from rank_k.types import Candidate, Usage
@@ -40,23 +39,22 @@ def assessed(queries: list[str] | None = None, baseline: str = RUNS[0], seed: in
             ]
             for q, grades in qrels.items()
         }
-    costs: dict[str, RunCost | None] = {
-        name: RunCost(
-            Path(f"{name.partition(' ')[0]}.journal.sqlite"),
-            "",
-            0,
-            True,
-            "hltcoe/Rank-K-32B",
-            {
-                q: QueryCost(
-                    q, rounds, calls, calls, 1, Usage(900 * calls, 4000 * calls, 3800 * calls), 31.5 * calls, {}
+    costs: dict[str, RunCost | None] = {}
+    for name, rounds, calls, money in ((RUNS[1], 9, 9, 1.25), (RUNS[2], 3, 7, None)):
+        cost = RunCost(journal=Path(f"{name.partition(' ')[0]}.journal.sqlite"), model="hltcoe/Rank-K-32B", money=money)
+        for q in queries[1:]:
+            usage = Usage(900 * calls, 4000 * calls, 3800 * calls)
+            cost.add(
+                QueryCost(
+                    calls,
+                    usage=usage,
+                    model_seconds=31.5 * calls,
+                    query_id=q,
+                    unranked_windows=1,
+                    seconds_by_round=[[31.5]] * rounds,
                 )
-                for q in queries[1:]
-            },
-            money,
-        )
-        for name, rounds, calls, money in ((RUNS[1], 9, 9, 1.25), (RUNS[2], 3, 7, None))
-    }
+            )
+        costs[name] = cost
     return compare_runs(qrels, runs, ["nDCG@10", "AP", "Judged@10"], baseline=baseline, costs=costs)
 
 
@@ -180,7 +178,7 @@ def test_render_report_contains_every_number_of_the_comparison(comparison: RunCo
             assert {
                 format_integer(run.cost.calls),
                 format_integer(run.cost.usage.prompt_tokens),
-                format_integer(run.cost.seconds),
+                format_integer(run.cost.model_seconds),
             } <= set(cells)
     assert "1.2500" in cells
     assert "–" in cells, "no price, no cost"

@@ -22,7 +22,7 @@ from rank_k.study.grid import (
 )
 from rank_k.study.inputs import missing_files, reachable_cells
 from rank_k.study.runner import run_cell
-from rank_k.study.table import compute_averages, find_published
+from rank_k.study.table import compute_averages
 from tests.support.study_data import DATA, StudyBench
 from tests.support.study_data import bench as bench  # a fixture
 
@@ -149,4 +149,3 @@ def test_compute_averages_requires_all_collections(bench: StudyBench) -> None:
     assert cell.mean == rows[1].quality["nDCG@10"].mean
     assert cell.error == pytest.approx(rows[1].quality["nDCG@10"].error)
     assert compute_averages(rows, [CollectionAverage("all", ("c", "d"))]) == []
-    assert find_published(rows[0], ()) is None

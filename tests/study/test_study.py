@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from rank_k.data.trec import read_run
 from rank_k.errors import InputError, JournalError
 from rank_k.evaluation.measures import evaluate
+from rank_k.evaluation.run_costs import QueryCost
 from rank_k.evaluation.significance import paired_difference
 from rank_k.journal import WindowRecord
-from rank_k.study.breakdowns import average_overlap, split_into_thirds
-from rank_k.study.cell_costs import makespan, query_seed, rankings_by_round, read_costs, window_seconds
+from rank_k.study.breakdowns import average_overlap, rankings_by_round, split_into_thirds
+from rank_k.study.cell_costs import read_cell_cost, waiting_seconds, window_seconds
 from rank_k.study.grid import (
     Cell,
     expand_cells,
@@ -36,18 +37,18 @@ def test_window_seconds_adds_calls_within_a_sample_only() -> None:
     assert window_seconds([(0, 2.0), (1, 1.0), (2, 4.0), (3, 3.0)]) == 6, "the first two, then the others"
 
 
-def test_makespan_assigns_calls_to_free_slots() -> None:
-    assert makespan([]) == 0
-    assert makespan([3.0, 1.0, 2.0]) == 3
-    assert makespan([3.0, 1.0, 2.0], 1) == 6
-    assert makespan([3.0, 1.0, 2.0], 2) == 3
-    assert makespan([1.0, 1.0, 3.0], 2) == 4
+def test_waiting_seconds_assigns_windows_to_free_slots() -> None:
+    assert waiting_seconds(QueryCost()) == 0
+    query = QueryCost(seconds_by_round=[[3.0, 1.0, 2.0], [1.0, 1.0, 3.0]])
+    assert waiting_seconds(query) == 3 + 3
+    assert waiting_seconds(query, 1) == 6 + 5
+    assert waiting_seconds(query, 2) == 3 + 4
 
 
-@given(st.lists(st.floats(0.1, 10), max_size=12), st.integers(1, 12))
-def test_makespan_lies_between_longest_call_and_sum(seconds: list[float], concurrency: int) -> None:
-    duration = makespan(seconds, concurrency)
-    assert max(seconds, default=0) - 1e-9 <= duration <= sum(seconds) + 1e-9
+@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=12), st.integers(1, 12))
+def test_waiting_seconds_lie_between_longest_window_and_sum(seconds: list[float], concurrency: int) -> None:
+    duration = waiting_seconds(QueryCost(seconds_by_round=[seconds]), concurrency)
+    assert max(seconds) - 1e-9 <= duration <= sum(seconds) + 1e-9
     assert duration >= sum(seconds) / concurrency - 1e-9
 
 
@@ -117,12 +118,12 @@ def test_study_results_list_quality_and_cost_of_each_cell(bench: StudyBench, tmp
         assert row.values["nDCG@10"] == evaluation.per_query["nDCG@10"]
         assert set(row.quality) == {"nDCG@10", "AP"}
         assert row.quality["nDCG@10"].low <= row.quality["nDCG@10"].mean <= row.quality["nDCG@10"].high
-        assert row.cost.rounds == pytest.approx(5 if row.setting.startswith("sliding") else 2)
+        assert row.mean_cost["rounds"] == pytest.approx(5 if row.setting.startswith("sliding") else 2)
         if row is not baseline_row:
             assert row.difference == paired_difference(row.values["nDCG@10"], baseline_row.values["nDCG@10"])
             assert row.corrected_p >= row.difference.randomization_p if row.difference else False
         assert row.pareto_axes <= {"tokens", "rounds"}, "a simulated judge takes no time"
-    assert rows[1].cost.calls > rows[0].cost.calls
+    assert rows[1].mean_cost["calls"] > rows[0].mean_cost["calls"]
     assert any("rounds" in row.pareto_axes for row in rows)
     write_cells(tmp_path / "cells.csv", results.rows)
     lines = (tmp_path / "cells.csv").read_text().splitlines()
@@ -141,16 +142,16 @@ def test_write_queries_preserves_ids_that_are_not_utf8(bench: StudyBench, tmp_pa
     assert (tmp_path / "queries.csv").read_bytes().count(b",Q\xff,") == 2
 
 
-def test_read_costs_is_the_same_for_new_and_cached_calls(bench: StudyBench) -> None:
+def test_read_cell_cost_is_the_same_for_new_and_cached_calls(bench: StudyBench) -> None:
     cell = Cell("c", "bm25", "judge", strategy="blocks", samples=3)
     bench.run(cell)
     with bench.journal() as journal:
-        costs = list(read_costs(journal, bench.folder.journal_run(cell)))
+        cost = read_cell_cost(journal, bench.folder.journal_run(cell))
     assert bench.run(cell)[0][1] == 0
     with bench.journal() as journal:
-        assert list(read_costs(journal, bench.folder.journal_run(cell))) == costs
-    assert sum(query.calls for query in costs) == bench.run(cell)[0][0]
-    assert {len(query.seconds_by_round) for query in costs} == {2}
+        assert read_cell_cost(journal, bench.folder.journal_run(cell)) == cost
+    assert cost.calls == bench.run(cell)[0][0]
+    assert {query.rounds for query in cost.queries.values()} == {2}
 
 
 def test_compare_rows_uses_named_baseline(bench: StudyBench) -> None:
@@ -199,30 +200,26 @@ def test_round_rows_start_at_first_stage_and_end_at_result(bench: StudyBench) ->
     for row in results.rows[1:]:
         round_rows = [round_row for round_row in results.round_rows if round_row.name == row.name]
         assert [round_row.rounds for round_row in round_rows] == list(
-            range(max(len(query.seconds_by_round) for query in row.query_costs) + 1)
+            range(max(query.rounds for query in row.cost.queries.values()) + 1)
         )
         assert round_rows[0].quality.mean == pytest.approx(results.rows[0].quality["nDCG@10"].mean)
         assert round_rows[-1].quality.mean == pytest.approx(row.quality["nDCG@10"].mean)
-    assert [round_row.concurrency for round_row in results.latencies if round_row.name == cells[0].name] == [
-        1,
-        4,
-        16,
-        None,
-    ]
+    assert results.concurrency_levels == (1, 4, 16, None)
+    assert {name: len(seconds) for name, seconds in results.latencies.items()} == {cell.name: 4 for cell in cells}
 
 
 def test_rankings_by_round_rejects_windows_of_another_cell() -> None:
     candidates = [Candidate(f"d{n}", 1.0) for n in range(30)]
     cell = Cell("c", "f", "m", depth=30)
-    rounds = cell.make_strategy()(candidates, query_seed("q"))
+    rounds = cell.make_strategy()(candidates, 0)
     first_round = next(rounds)
     ranking = WindowRanking.unranked(first_round.windows[0])
     record = WindowRecord("q", 0, 0, first_round.windows[0], (), (ranking,), {})
     with pytest.raises(JournalError, match="in the midst"):
-        rankings_by_round(cell.make_strategy(), candidates, query_seed("q"), [record])
+        rankings_by_round(cell.make_strategy(), candidates, "q", [record])
     with pytest.raises(JournalError, match="not those of this cell"):
-        rankings_by_round(replace(cell, window=10).make_strategy(), candidates, query_seed("q"), [record])
-    assert rankings_by_round(cell.make_strategy(), candidates[:1], 0, [])[0].doc_ids == ("d0",)
+        rankings_by_round(replace(cell, window=10).make_strategy(), candidates, "q", [record])
+    assert rankings_by_round(cell.make_strategy(), candidates[:1], "q", [])[0].doc_ids == ("d0",)
     rounds.send([WindowResult(first_round.windows[0], (ranking,))])
 
 
@@ -237,4 +234,4 @@ def test_run_cell_splits_long_documents(bench: StudyBench) -> None:
         query: {c.doc_id for c in candidates} for query, candidates in split_run.items()
     }
     results = bench.results(bench.study({"maxp_tokens": ["none", 32], "maxp_overlap": [8], "maxp_passages": [2]}))
-    assert results.rows[2].cost.windows > results.rows[1].cost.windows
+    assert results.rows[2].mean_cost["windows"] > results.rows[1].mean_cost["windows"]

@@ -131,6 +131,7 @@ def _finish(
     args: argparse.Namespace, reranker: Reranker, price: Prices | None, seconds: float, settings: dict[str, Any]
 ) -> int:
     from rank_k.cli.render import rerank_summary
+    from rank_k.evaluation.run_costs import read_query_costs
 
     stats = reranker.stats
     if not args.quiet:
@@ -140,7 +141,7 @@ def _finish(
         report = rerank_summary.report(stats, seconds, {**settings, "option_sources": sources}, price)
         run = reranker.journal.begin_run(settings)
         with args.report.open("w", encoding="utf-8") as file:
-            rerank_summary.write_report(file, report, reranker.journal.query_costs(run))
+            rerank_summary.write_report(file, report, read_query_costs(reranker.journal, run))
     return 3 if args.strict and (stats.unranked_windows or stats.unfinished) else 0
 
 

@@ -9,6 +9,8 @@ import sys
 import time
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from rank_k.cli.study_options import add_axes, apply_server_options, connection_
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from rank_k.journal import Journal
     from rank_k.study.folder import StudyFolder
     from rank_k.study.grid import Cell, Study
     from rank_k.study.inputs import LoadedCollection, MissingFile
@@ -100,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_study(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) -> int:
-    from rank_k.errors import InputError
+    from rank_k.errors import InputError, RankKError
     from rank_k.journal import Journal
     from rank_k.optional_deps import load
     from rank_k.study.folder import StudyFolder
@@ -109,8 +112,8 @@ def _run_study(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) ->
     if args.output is None:
         raise InputError("--output is missing", "name a folder for journal, runs and report")
     for module in ("ir_measures", "jinja2", "matplotlib", "scipy"):
-        load(module)  # found out before the first call is paid
-    model_options = {model.name: connection_options(args, model) for model in study.models}
+        load(module)  # reported before the first call is paid
+    connections = {model.name: connection_options(args, model) for model in study.models}
     folder = StudyFolder(args.output)
     with ExitStack() as stack:
         progress = index_progress(args.quiet)
@@ -120,17 +123,20 @@ def _run_study(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) ->
             if cell not in cells:
                 print(f"{cell.name}: left out: at less depth all candidates are compared already", file=sys.stderr)
         _check_inputs(study, cells, folder.cells, collections)
-        folder.register(
-            {name: collection.fingerprints for name, collection in collections.items()}, study.models, cells
-        )
+        fingerprints = {name: collection.fingerprints for name, collection in collections.items()}
+        folder.register(fingerprints, study.models, cells)
         journal = stack.enter_context(closing(Journal(folder.journal)))
+        write_results = partial(_write_results, args, study, collections, folder, journal)
         try:
-            _run_cells(args, study, cells, collections, model_options, folder, journal)
+            _run_cells(args, study, cells, collections, connections, folder, journal)
         except KeyboardInterrupt:
-            _write_results(args, study, collections, folder, journal, is_complete=False)
+            write_results(show=False)
             print(f"\nstopped; every finished call is in {folder.journal}: the same command goes on", file=sys.stderr)
             return 130
-        return _write_results(args, study, collections, folder, journal, is_complete=True)
+        except RankKError:
+            write_results(show=False)
+            raise
+        return write_results(show=True)
 
 
 def _run_cells(
@@ -138,39 +144,33 @@ def _run_cells(
     study: Study,
     cells: Sequence[Cell],
     collections: Mapping[str, LoadedCollection],
-    model_options: Mapping[str, Mapping[str, Any]],
+    connections: Mapping[str, Mapping[str, Any]],
     folder: StudyFolder,
-    journal: Any,
+    journal: Journal,
 ) -> None:
-    """Rerank what is not finished. Raises a `RankKError` that says how far one has come."""
+    """Run the cells that are not finished. Raises `RankKError` with the number of those that are."""
     from rank_k.cli.progress import format_seconds, show_progress
     from rank_k.errors import ConnectionFailed, RankKError, RetriesExhausted
     from rank_k.study.runner import run_cell
 
     for number, cell in enumerate(cells, 1):
         title = f"cell {number}/{len(cells)} {cell.name}: "
-        if folder.is_finished(cell, journal):
-            _print_status(args, f"{title}finished before")
-            continue
-        started = time.monotonic()
-        model = study.model(cell.model)
+        model, collection, started = study.model(cell.model), collections[cell.collection], time.monotonic()
+        status = "finished before"
         try:
-            options = model_options[cell.model]
-            stats = run_cell(
-                cell, collections[cell.collection], model, options, folder, show_progress(args.quiet, title)
-            )
+            if not folder.is_finished(cell, journal):
+                progress = show_progress(args.quiet, title)
+                stats = run_cell(cell, collection, model, connections[cell.model], folder, progress)
+                calls = f"{stats.calls:,} calls ({stats.calls - stats.new_calls:,} from the journal)"
+                status = f"{stats.queries} queries, {calls}, {format_seconds(time.monotonic() - started)}"
         except RankKError as error:
-            _write_results(args, study, collections, folder, journal, is_complete=False)
+            remedies = [error.remedy, "the same command goes on from there"]
+            if model.serve and isinstance(error, ConnectionFailed | RetriesExhausted):
+                remedies.insert(1, f"serve it: {model.serve}")
             problem = f"{cell.name}: {error.problem}; {number - 1} of {len(cells)} cells are finished in {folder.path}"
-            serve_hint = (
-                f"serve it: {model.serve}"
-                if model.serve and isinstance(error, ConnectionFailed | RetriesExhausted)
-                else ""
-            )
-            remedy = "; ".join(filter(None, (error.remedy, serve_hint, "the same command goes on from there")))
-            raise RankKError(problem, remedy) from error
-        calls = f"{stats.calls:,} calls ({stats.calls - stats.new_calls:,} from the journal)"
-        _print_status(args, f"{title}{stats.queries} queries, {calls}, {format_seconds(time.monotonic() - started)}")
+            raise RankKError(problem, "; ".join(filter(None, remedies))) from error
+        if not args.quiet:
+            print(title + status, file=sys.stderr)
 
 
 def _write_results(
@@ -178,13 +178,14 @@ def _write_results(
     study: Study,
     collections: Mapping[str, LoadedCollection],
     folder: StudyFolder,
-    journal: Any,
+    journal: Journal,
     *,
-    is_complete: bool,
+    show: bool,
 ) -> int:
-    """Write and show what is known by now. An answer that is not complete is written only."""
+    """Write the tables and the report of the finished cells; if `show`, also print them. Returns the exit status."""
     from rank_k.cli.render.evaluation_text import without_nan
     from rank_k.cli.render.study_text import notes, tables
+    from rank_k.cli.render.tables import print_tables
     from rank_k.study.report import write_study_report
     from rank_k.study.results import StudyResults
     from rank_k.study.table import FIRST_STAGE, write_cells, write_queries
@@ -196,15 +197,17 @@ def _write_results(
         return 0
     if not any(study.baseline in (FIRST_STAGE, cell.setting, cell.name) for cell in finished):
         study = replace(study, baseline=None)  # it is not finished yet
-    results = StudyResults.collect(
-        study, finished, collections, folder, journal, [c.name for c in known_cells if c not in finished]
-    )
+    unfinished = [cell.name for cell in known_cells if cell not in finished]
+    results = StudyResults.collect(study, finished, collections, folder, journal, unfinished)
     write_cells(folder.path / "cells.csv", results.rows)
     write_queries(folder.path / "queries.csv", results.rows)
     write_study_report(folder.path / "report.html", results, _command_line(args))
-    if not is_complete:
+    if not show:
         return 0
-    print(json.dumps(without_nan(results.to_dict()), indent=2) if args.json else "\n".join(tables(results)))
+    if args.json:
+        print(json.dumps(without_nan(results.to_dict()), indent=2))
+    else:
+        print_tables(tables(results))
     print("\n".join([*notes(results), f"report: {folder.path / 'report.html'}"]), file=sys.stderr)
     return 3 if args.strict and any(row.cost.unranked for row in results.rows) else 0
 
@@ -212,26 +215,28 @@ def _write_results(
 def _check_inputs(
     study: Study, cells: Sequence[Cell], earlier_cells: Sequence[Cell], collections: Mapping[str, LoadedCollection]
 ) -> None:
-    """What can be found out before the first call: measures, the baseline's name, every text.
-    `earlier_cells`: cells of earlier commands, one of which may be the baseline."""
+    """Raise `InputError` for mistakes in the measures, the baseline or the texts, before the first call.
+
+    The baseline may be one of `earlier_cells`, those of earlier commands.
+    """
     from rank_k.errors import InputError
     from rank_k.evaluation.measures import evaluate
     from rank_k.study.table import FIRST_STAGE
 
-    known_cells = (*cells, *earlier_cells)
-    if study.baseline not in (None, FIRST_STAGE, *(name for cell in known_cells for name in (cell.setting, cell.name))):
-        settings = ", ".join(dict.fromkeys(cell.setting for cell in known_cells))
+    settings = {cell.name: cell.setting for cell in (*cells, *earlier_cells)}
+    if study.baseline not in (None, FIRST_STAGE, *settings, *settings.values()):
+        choices = ", ".join(dict.fromkeys(settings.values()))
         raise InputError(
-            f"no cell is called {study.baseline!r}", f"write {FIRST_STAGE!r}, a cell's whole name or {settings}"
+            f"no cell is called {study.baseline!r}", f"write {FIRST_STAGE!r}, a cell's whole name or {choices}"
         )
     depths: dict[tuple[str, str], int] = {}
     for cell in cells:
         run = (cell.collection, cell.first_stage)
         depths[run] = max(cell.depth, depths.get(run, 0))
-    for (collection, first_stage), depth in depths.items():
-        loaded = collections[collection]
-        evaluate(loaded.qrels, loaded.first_stage(first_stage), study.measures)
-        loaded.check_texts(first_stage, depth)
+    for (name, first_stage), depth in depths.items():
+        collection = collections[name]
+        evaluate(collection.qrels, collection.first_stage(first_stage), study.measures)
+        collection.check_texts(first_stage, depth)
 
 
 def _command_line(args: argparse.Namespace) -> str:
@@ -251,23 +256,13 @@ def _command_line(args: argparse.Namespace) -> str:
     return shlex.join(argv)
 
 
-def _print_status(args: argparse.Namespace, line: str) -> None:
-    if not args.quiet:
-        print(line, file=sys.stderr)
-
-
 def _print_missing(missing: Sequence[MissingFile]) -> None:
-    print(
-        f"rank-k study: {len(missing)} things are missing; --only NAME ... leaves parts of a study out", file=sys.stderr
-    )
-    section = ""
-    for item in missing:
-        if item.owner != section:
-            section = item.owner
-            print(f"\n{section}", file=sys.stderr)
-        print(f"  {item.location}", file=sys.stderr)
-        if item.get:
-            print(f"    {item.get}", file=sys.stderr)
+    lines = [f"rank-k study: {len(missing)} things are missing; --only NAME ... leaves parts of a study out"]
+    for owner, items in groupby(missing, key=lambda item: item.owner):
+        lines += ["", owner]
+        for item in items:
+            lines += [f"  {item.location}", *([f"    {item.get}"] if item.get else [])]
+    print("\n".join(lines), file=sys.stderr)
 
 
 def _question_names() -> tuple[str, ...]:

@@ -1,58 +1,67 @@
-"""What a run cost, from the journal in which its calls are kept."""
+"""The cost of queries and runs, read from the journal that holds their calls."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 from rank_k.errors import InputError
-from rank_k.journal import Journal, QueryCost, RunRecord
-from rank_k.types import Usage
+from rank_k.journal import Journal, RunRecord, WindowRecord
+from rank_k.types import CallTotals
 
 
-@dataclass(frozen=True)
-class RunCost:
-    """What the calls behind one run file came to. `queries`: by id, those that needed a call.
+@dataclass(slots=True)
+class QueryCost(CallTotals):
+    """The cost of one query of a run: the totals of its calls, and the seconds of each window, round by round."""
 
-    `run`: its name in the journal, empty where it is the last one there, which needs no name. `others`: how many
-    more runs the journal holds. `wrote_file`: the journal says that this run wrote the file; otherwise its last run
-    was taken. `money`: what it came to, where prices are known.
+    query_id: str = ""
+    unranked_windows: int = 0
+    seconds_by_round: list[list[float]] = field(default_factory=list)
+
+    @property
+    def rounds(self) -> int:
+        return len(self.seconds_by_round)
+
+    @property
+    def windows(self) -> int:
+        return sum(map(len, self.seconds_by_round))
+
+
+@dataclass(slots=True)
+class RunCost(CallTotals):
+    """The cost of a run: the totals of its calls, and the cost of each query that needed a call.
+
+    `journal`: the file that holds the calls. `run`: its name in the journal; empty for the last run, which needs no
+    name. `other_runs`: the number of other runs in the journal. `wrote_file`: whether the journal says that this run
+    wrote the file in question; otherwise its last run was taken. `money`: the cost in money, if prices are known.
     """
 
-    journal: Path
-    run: str
-    other_runs: int
-    wrote_file: bool
-    model: str
-    queries: Mapping[str, QueryCost]
+    queries: dict[str, QueryCost] = field(default_factory=dict)
+    journal: Path = Path()
+    run: str = ""
+    other_runs: int = 0
+    wrote_file: bool = True
+    model: str = ""
     money: float | None = None
 
-    @cached_property
-    def usage(self) -> Usage:
-        return sum((query.usage for query in self.queries.values()), Usage())
+    def add(self, query: QueryCost) -> None:
+        """Add the cost of a query."""
+        self.queries[query.query_id] = query
+        self += query
 
     @property
     def tokens(self) -> int:
-        """In and out together."""
+        """Prompt and completion tokens."""
         return self.usage.prompt_tokens + self.usage.completion_tokens
 
     @property
-    def calls(self) -> int:
-        return sum(query.calls for query in self.queries.values())
-
-    @property
     def rounds(self) -> float:
-        """Mean per query: how often one had to wait for an answer before asking on."""
+        """The mean number of rounds per query that needed a call."""
         return sum(query.rounds for query in self.queries.values()) / len(self.queries)
-
-    @property
-    def seconds(self) -> float:
-        """The calls' own durations, added up; calls at the same time make the wait shorter."""
-        return sum(query.seconds for query in self.queries.values())
 
     @property
     def unranked(self) -> int:
@@ -60,7 +69,7 @@ class RunCost:
         return sum(query.unranked_windows for query in self.queries.values())
 
     def trace_command(self, query_id: str) -> str | None:
-        """The command that shows all that was asked and thought about a query; None if nothing was."""
+        """Return the command that shows all prompts and answers of a query; None if there are none."""
         if query_id not in self.queries:
             return None
         run_option = ["--run", self.run] if self.run else []
@@ -68,17 +77,54 @@ class RunCost:
         return shlex.join(["rank-k", "journal", "show", str(self.journal), *run_option, *query_option])
 
 
+def _add_seconds(record: WindowRecord, seconds: Mapping[str, float]) -> float:
+    return sum(seconds.values())
+
+
+def read_query_costs(
+    journal: Journal, run: str, measure_window: Callable[[WindowRecord, Mapping[str, float]], float] = _add_seconds
+) -> Iterator[QueryCost]:
+    """Yield the cost of each query of a run that needed a call, by query id.
+
+    Args:
+        journal: The journal.
+        run: The name of the run.
+        measure_window: Returns how long a window takes, given the seconds of its calls by key. The default is their
+            sum.
+    """
+    for query_id, query_records in groupby(journal.windows(run), key=lambda record: record.query_id):
+        cost = QueryCost(query_id=query_id)
+        for _, round_records in groupby(query_records, key=lambda record: record.round):
+            cost.seconds_by_round.append([])
+            for record in round_records:
+                seconds: dict[str, float] = {}
+                for key in record.call_keys:
+                    response = journal.find_response(key)
+                    if response is not None:
+                        seconds[key] = response.seconds
+                        cost.usage += response.usage
+                        cost.model_seconds += response.seconds
+                cost.calls += len(record.call_keys)
+                cost.repairs.update(record.repairs)
+                cost.unranked_windows += not any(ranking.is_valid for ranking in record.rankings)
+                cost.seconds_by_round[-1].append(measure_window(record, seconds))
+        yield cost
+
+
 def find_journal(run_file: Path) -> Path | None:
-    """Where `rank-k rerank` keeps the journal of the run it writes, if there is one."""
+    """Return the journal of a run that `rank-k rerank` wrote, if it is in its usual place."""
     journal_file = run_file.with_name(run_file.name + ".journal.sqlite")
     return journal_file if journal_file.is_file() else None
 
 
 def read_run_cost(journal_file: Path, run_file: Path) -> RunCost | None:
-    """What `run_file` cost. A journal may hold several runs: the one that wrote a file of this name, the last of
-    those, or else the last of all. None if that asked nothing.
+    """Return the cost of the run in `run_file`; None if it needed no call.
 
-    Raises `InputError` if there is no such file, `JournalError` if it is no journal.
+    Of several runs in the journal, this is the last one that wrote a file of this name, or else the last one.
+
+    Raises:
+        InputError: If there is no such journal.
+        JournalError: If the file is not a journal.
     """
     if not journal_file.is_file():
         raise InputError(f"there is no journal {journal_file}", "name the file that rank-k rerank --journal wrote")
@@ -88,19 +134,18 @@ def read_run_cost(journal_file: Path, run_file: Path) -> RunCost | None:
             return None
         writers = [record for record in runs if _wrote_file(record, run_file)]
         record = (writers or runs)[0]
-        queries = {query.query_id: query for query in journal.query_costs(record.run)}
-        if not queries:
-            return None
-        return RunCost(
-            journal_file,
-            "" if record == runs[0] else record.run,
-            len(runs) - 1,
-            bool(writers),
-            journal.model_of_run(record.run),
-            queries,
+        cost = RunCost(
+            journal=journal_file,
+            run="" if record == runs[0] else record.run,
+            other_runs=len(runs) - 1,
+            wrote_file=bool(writers),
+            model=journal.model_of_run(record.run),
         )
+        for query in read_query_costs(journal, record.run):
+            cost.add(query)
+        return cost if cost.queries else None
 
 
 def _wrote_file(record: RunRecord, run_file: Path) -> bool:
-    """By the file's name: the folder may have been moved, or the command run elsewhere."""
+    """Return whether a run wrote a file of this name. Its folder may have been moved since."""
     return Path(str(record.settings.get("output", ""))).name == run_file.name

@@ -10,6 +10,6 @@
 from __future__ import annotations
 
 from rank_k.journal.calls import Call, call_key
-from rank_k.journal.runs import Journal, QueryCost, QueryRecord, RunRecord, WindowRecord, run_name
+from rank_k.journal.runs import Journal, QueryRecord, RunRecord, WindowRecord, run_name
 
-__all__ = ["Call", "Journal", "QueryCost", "QueryRecord", "RunRecord", "WindowRecord", "call_key", "run_name"]
+__all__ = ["Call", "Journal", "QueryRecord", "RunRecord", "WindowRecord", "call_key", "run_name"]

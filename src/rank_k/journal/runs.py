@@ -13,7 +13,7 @@ from typing import Any
 
 from rank_k.journal.calls import CallStore, compress_json, decompress_json
 from rank_k.journal.schema import decode_text, encode_text
-from rank_k.types import Ranking, Usage, Window, WindowRanking
+from rank_k.types import Ranking, Window, WindowRanking
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +49,6 @@ class QueryRecord:
     text: str
     started_at: float
     finished: bool
-
-
-@dataclass(frozen=True, slots=True)
-class QueryCost:
-    """The calls, tokens and seconds that a query of a run took."""
-
-    query_id: str
-    rounds: int
-    windows: int
-    calls: int
-    unranked_windows: int
-    usage: Usage
-    seconds: float
-    repairs: Mapping[str, int]
 
 
 def run_name(settings: Mapping[str, Any]) -> str:
@@ -151,22 +137,6 @@ class Journal(CallStore):
             QueryRecord(run, position, decode_text(query_id), decode_text(text), started_at, bool(finished))
             for run, position, query_id, text, started_at, finished in rows
         ]
-
-    def query_costs(self, run: str) -> Iterator[QueryCost]:
-        """Yield the cost of each query of a run, by query id."""
-        for query_id, records in groupby(self.windows(run), key=lambda record: record.query_id):
-            windows = list(records)
-            responses = [self.find_response(key) for record in windows for key in record.call_keys]
-            yield QueryCost(
-                query_id,
-                len({record.round for record in windows}),
-                len(windows),
-                len(responses),
-                sum(not any(ranking.is_valid for ranking in record.rankings) for record in windows),
-                sum((response.usage for response in responses if response), Usage()),
-                sum(response.seconds for response in responses if response),
-                sum((Counter(record.repairs) for record in windows), Counter()),
-            )
 
     # --- windows ---
 

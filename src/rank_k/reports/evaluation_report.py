@@ -68,7 +68,7 @@ def _cost_figures(comparison: RunComparison, names: Mapping[str, str]) -> list[F
     costs_by_label = {
         "tokens per query, in and out": [cost.tokens / len(cost.queries) for _, cost in runs_with_cost],
         "rounds per query": [cost.rounds for _, cost in runs_with_cost],
-        "model seconds per query": [cost.seconds / len(cost.queries) for _, cost in runs_with_cost],
+        "model seconds per query": [cost.model_seconds / len(cost.queries) for _, cost in runs_with_cost],
     }
     return [
         scatter(

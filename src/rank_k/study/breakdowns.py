@@ -1,29 +1,35 @@
-"""The tables that two of the questions are about: gains by difficulty of the query, and quality by round."""
+"""The tables of two of the questions: gains by difficulty of the query, and quality by round."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import groupby, pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, groupby, pairwise
 from statistics import fmean
 from typing import NamedTuple
 
 from rank_k.data.trec import read_run
+from rank_k.errors import JournalError
 from rank_k.evaluation.measures import evaluate
 from rank_k.evaluation.significance import PairedDifference, paired_difference
-from rank_k.journal import Journal
-from rank_k.study.cell_costs import makespan, query_seed, rankings_by_round
+from rank_k.journal import Journal, WindowRecord
+from rank_k.simulation.replay import run_strategy
+from rank_k.strategies.base import Strategy
+from rank_k.study.cell_costs import waiting_seconds
 from rank_k.study.folder import StudyFolder
 from rank_k.study.grid import Cell
 from rank_k.study.inputs import LoadedCollection
 from rank_k.study.table import CellRow, Estimate, estimate_mean
-from rank_k.types import Candidate, Ranking
+from rank_k.types import Candidate, Ranking, Round, Run, WindowResult
 
 THIRDS = ("hard", "middling", "easy")
 
 
 class DifficultyRow(NamedTuple):
-    """A cell over a third of the queries, compared with its baseline there. `criterion`: what made them hard; `low` and
-    `high`: its range in this third. `baseline` and `quality`: means; `reasoning`: tokens per query."""
+    """A cell on a third of the queries, compared with its baseline there.
+
+    `criterion`: what difficulty is measured by; `low` and `high`: its range in this third. `baseline` and `quality`:
+    means. `reasoning`: tokens per query.
+    """
 
     name: str
     criterion: str
@@ -38,64 +44,61 @@ class DifficultyRow(NamedTuple):
 
 def compare_by_difficulty(
     rows: Sequence[CellRow], collections: Mapping[str, LoadedCollection], folder: StudyFolder
-) -> list[DifficultyRow]:
-    """For every compared cell. Queries are hard by the first stage's quality, which needs judgments, and by how little
-    the baseline's first ten have in common with the first stage's, which needs none.
+) -> Iterator[DifficultyRow]:
+    """Yield three rows for every compared cell and each of two criteria of difficulty.
 
-    Neither looks at the compared cell. The first does not look at the baseline's answers either; the second does, so
-    that where these come from chance, a part of a difference may come from the choice of queries.
+    The criteria are the first stage's quality, which needs judgments, and how little the top 10 of the baseline and of
+    the first stage have in common, which needs none. Neither depends on the compared cell. The second one depends on
+    the baseline's answers, so part of a difference may come from the selection of queries.
     """
-    difficulty_rows: list[DifficultyRow] = []
     by_name = {row.name: row for row in rows}
     for row in rows:
         baseline = by_name.get(row.baseline)
-        if row.cell is None or row.difference is None or baseline is None or baseline.cell is None:
+        if row.difference is None or baseline is None or baseline.cell is None:
             continue
         first_stage = by_name[f"{row.collection}.{row.first_stage}"]
         first_stage_run = collections[row.collection].first_stage(row.first_stage)
         baseline_run = read_run(folder.run_file(baseline.cell))
-        measure = next(iter(row.quality))
-        difficulty_by_criterion = {
-            f"{measure} of the first stage": dict(first_stage.first_measure_values),
-            "agreement of first stage and baseline": {
-                query_id: average_overlap(
-                    _document_ids(first_stage_run.get(query_id, ())), _document_ids(baseline_run.get(query_id, ()))
-                )
-                for query_id in row.first_measure_values
-            },
+        overlaps = {
+            query_id: average_overlap(_document_ids(first_stage_run, query_id), _document_ids(baseline_run, query_id))
+            for query_id in row.first_measure_values
         }
-        reasoning_tokens = {query.query_id: query.usage.reasoning_tokens for query in row.query_costs}
-        for criterion, difficulty in difficulty_by_criterion.items():
+        criteria = {
+            f"{next(iter(row.quality))} of the first stage": first_stage.first_measure_values,
+            "agreement of first stage and baseline": overlaps,
+        }
+        for criterion, difficulty in criteria.items():
             for third, query_ids in zip(THIRDS, split_into_thirds(difficulty), strict=True):
-                if query_ids:
-                    cell_values = {query_id: row.first_measure_values[query_id] for query_id in query_ids}
-                    baseline_values = {query_id: baseline.first_measure_values[query_id] for query_id in query_ids}
-                    difficulty_rows.append(
-                        DifficultyRow(
-                            row.name,
-                            criterion,
-                            third,
-                            difficulty[query_ids[0]],
-                            difficulty[query_ids[-1]],
-                            fmean(baseline_values.values()),
-                            fmean(cell_values.values()),
-                            paired_difference(cell_values, baseline_values),
-                            fmean(reasoning_tokens.get(query_id, 0) for query_id in query_ids),
-                        )
-                    )
-    return difficulty_rows
+                if not query_ids:
+                    continue
+                values, baseline_values = (
+                    {query_id: compared.first_measure_values[query_id] for query_id in query_ids}
+                    for compared in (row, baseline)
+                )
+                costs = [row.cost.queries[query_id] for query_id in query_ids if query_id in row.cost.queries]
+                yield DifficultyRow(
+                    row.name,
+                    criterion,
+                    third,
+                    difficulty[query_ids[0]],
+                    difficulty[query_ids[-1]],
+                    fmean(baseline_values.values()),
+                    fmean(values.values()),
+                    paired_difference(values, baseline_values),
+                    sum(cost.usage.reasoning_tokens for cost in costs) / len(query_ids),
+                )
 
 
 def split_into_thirds(values: Mapping[str, float]) -> list[list[str]]:
-    """The ids in three groups, the lowest values first, of sizes that differ by one at most; equal values by id."""
+    """Return the ids in three groups by value, lowest first; equal values by id. The sizes differ by at most one."""
     query_ids = sorted(values, key=lambda query_id: (values[query_id], query_id))
     boundaries = [round(len(query_ids) * n / 3) for n in range(4)]
     return [query_ids[start:end] for start, end in pairwise(boundaries)]
 
 
 def average_overlap(first: Sequence[str], second: Sequence[str], depth: int = 10) -> float:
-    """From 0 to 1: the mean, over the depths 1 to `depth`, of the share that two rankings have in common down to there
-    (Fagin, Kumar and Sivakumar, SODA 2003)."""
+    """Return the average overlap of two rankings: the mean, over the depths 1 to `depth`, of the fraction of documents
+    that both have down to there (Fagin, Kumar and Sivakumar, SODA 2003)."""
     shares = []
     for cutoff in range(1, depth + 1):
         length = min(cutoff, max(len(first), len(second)))
@@ -103,8 +106,8 @@ def average_overlap(first: Sequence[str], second: Sequence[str], depth: int = 10
     return fmean(shares)
 
 
-def _document_ids(candidates: Sequence[Candidate]) -> list[str]:
-    return [candidate.doc_id for candidate in candidates]
+def _document_ids(run: Run, query_id: str) -> list[str]:
+    return [candidate.doc_id for candidate in run.get(query_id, ())]
 
 
 # --- stopping early --------------------------------------------------------------------------------
@@ -114,8 +117,8 @@ CONCURRENCY_LEVELS = (1, 4, 16, None)
 
 
 class RoundRow(NamedTuple):
-    """What a cell would have been worth, had every query been stopped after so many rounds (0: the strategy's own
-    beginning, the first stage's order). `seconds`: mean of the critical path until then."""
+    """The quality of a cell if every query stops after `rounds` rounds (0: with the first stage's order), and the mean
+    seconds until then."""
 
     name: str
     rounds: int
@@ -123,70 +126,83 @@ class RoundRow(NamedTuple):
     quality: Estimate
 
 
-class LatencyRow(NamedTuple):
-    """Mean seconds of a query that has the server to itself, with `concurrency` windows in flight."""
-
-    name: str
-    concurrency: int | None
-    seconds: float
-
-
 def evaluate_by_round(
     rows: Sequence[CellRow], collections: Mapping[str, LoadedCollection], folder: StudyFolder, journal: Journal
-) -> list[RoundRow]:
-    """For every cell that does not split its documents, by replay of the journal."""
-    round_rows: list[RoundRow] = []
+) -> Iterator[RoundRow]:
+    """Yield a row for every round of every cell that does not split its documents, by replaying the journal."""
     for row in rows:
         if row.cell is None or row.cell.passage_split is not None:
             continue
         collection = collections[row.collection]
         measure = next(iter(row.quality))
-        rankings_by_query = _replay_rankings(row.cell, collection, folder, journal)
-        seconds = {
-            query.query_id: [makespan(windows) for windows in query.seconds_by_round] for query in row.query_costs
-        }
-        for round_number in range(max(map(len, rankings_by_query.values()), default=1)):
-            run = {
-                query_id: _to_candidates(rankings[min(round_number, len(rankings) - 1)])
-                for query_id, rankings in rankings_by_query.items()
-            }
+        stages_by_query = _replay_rounds(row.cell, collection, folder, journal)
+        seconds = [list(accumulate(map(max, cost.seconds_by_round), initial=0.0)) for cost in row.cost.queries.values()]
+        for number in range(max(map(len, stages_by_query.values()))):
+            run = {query_id: stages[min(number, len(stages) - 1)] for query_id, stages in stages_by_query.items()}
             values = evaluate(collection.qrels, run, [measure]).per_query[measure]
-            mean_seconds = fmean(sum(seconds.get(query_id, [])[:round_number]) for query_id in rankings_by_query)
-            round_rows.append(RoundRow(row.name, round_number, mean_seconds, estimate_mean(list(values.values()))))
-    return round_rows
+            mean_seconds = sum(spent[min(number, len(spent) - 1)] for spent in seconds) / len(run)
+            yield RoundRow(row.name, number, mean_seconds, estimate_mean(list(values.values())))
 
 
-def latency_by_concurrency(rows: Sequence[CellRow]) -> list[LatencyRow]:
-    """What waiting costs by the calls' own durations, as they were at the study's concurrency. Nothing is asked."""
-    return [
-        LatencyRow(
-            row.name,
-            concurrency,
-            sum(query.seconds(concurrency) for query in row.query_costs) / (row.cost.queries or 1),
-        )
+def latency_by_concurrency(rows: Sequence[CellRow]) -> dict[str, list[float]]:
+    """Return by cell the mean seconds of a query that has the server to itself, at each of `CONCURRENCY_LEVELS`."""
+    return {
+        row.name: [
+            sum(waiting_seconds(query, concurrency) for query in row.cost.queries.values()) / row.run_queries
+            for concurrency in CONCURRENCY_LEVELS
+        ]
         for row in rows
         if row.cell is not None
-        for concurrency in CONCURRENCY_LEVELS
-    ]
-
-
-def _replay_rankings(
-    cell: Cell, collection: LoadedCollection, folder: StudyFolder, journal: Journal
-) -> dict[str, list[Ranking]]:
-    """Query id -> its rankings after 0, 1, ... rounds, of all its candidates."""
-    strategy = cell.make_strategy()
-    records = journal.windows(folder.journal_run(cell))
-    records_by_query = {
-        query_id: list(query_records)
-        for query_id, query_records in groupby(records, key=lambda record: record.query_id)
     }
-    rankings_by_query: dict[str, list[Ranking]] = {}
+
+
+def _replay_rounds(
+    cell: Cell, collection: LoadedCollection, folder: StudyFolder, journal: Journal
+) -> dict[str, list[list[Candidate]]]:
+    """Return all candidates of each query in the order after 0, 1, ... rounds."""
+    strategy = cell.make_strategy()
+    records_by_query = {
+        query_id: list(records)
+        for query_id, records in groupby(journal.windows(folder.journal_run(cell)), key=lambda record: record.query_id)
+    }
+    stages_by_query = {}
     for query_id, candidates in collection.runs[cell.first_stage]:
-        head, tail = candidates[: cell.depth], tuple(candidate.doc_id for candidate in candidates[cell.depth :])
-        rankings = rankings_by_round(strategy, head, query_seed(query_id), records_by_query.get(query_id, ()))
-        rankings_by_query[query_id] = [Ranking.untied((*ranking.doc_ids, *tail)) for ranking in rankings]
-    return rankings_by_query
+        head, tail = candidates[: cell.depth], candidates[cell.depth :]
+        rankings = rankings_by_round(strategy, head, query_id, records_by_query.get(query_id, ()))
+        tail_ids = [candidate.doc_id for candidate in tail]
+        stages_by_query[query_id] = [
+            [Candidate(doc_id, -rank) for rank, doc_id in enumerate([*ranking.doc_ids, *tail_ids])]
+            for ranking in rankings
+        ]
+    return stages_by_query
 
 
-def _to_candidates(ranking: Ranking) -> list[Candidate]:
-    return [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(ranking.doc_ids, 1)]
+def rankings_by_round(
+    strategy: Strategy, candidates: Sequence[Candidate], query_id: str, records: Sequence[WindowRecord]
+) -> list[Ranking]:
+    """Return the best ranking before each round of a query, and the final one, by replaying `strategy`.
+
+    Args:
+        strategy: The strategy that ranked the windows.
+        candidates: The candidates that it ranked.
+        query_id: The query.
+        records: The windows of the query, by round.
+
+    Raises:
+        JournalError: If the windows are not those of this strategy and these candidates, or not all.
+    """
+    recorded_rounds = (
+        [WindowResult(record.window, record.rankings) for record in round_records]
+        for _, round_records in groupby(records, key=lambda record: record.round)
+    )
+
+    def recorded_results(current: Round) -> list[WindowResult]:
+        results = next(recorded_rounds, None)
+        if results is None:
+            raise JournalError("the journal ends in the midst of a query", "give the same command again")
+        if [result.window for result in results] != list(current.windows):
+            raise JournalError("the journal's windows are not those of this cell", "delete the journal and ask again")
+        return results
+
+    rounds, ranking = run_strategy(strategy, candidates, query_id, recorded_results)
+    return [*(current.ranking for current in rounds), ranking]

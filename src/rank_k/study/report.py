@@ -79,7 +79,7 @@ def _cost_figures(results: StudyResults, heading: str, rows: Sequence[CellRow]) 
             [
                 Point(
                     row.setting,
-                    getattr(row.cost, axis),
+                    row.axis_cost(axis),
                     row.primary_quality.mean,
                     (row.primary_quality.low, row.primary_quality.high),
                     cell.strategy,

@@ -1,9 +1,9 @@
-"""All that a study has to say, in one value: for the terminal, for JSON and for the page."""
+"""All results of a study in one value, from which the terminal, JSON and the HTML page are made."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, Self
 
@@ -11,7 +11,6 @@ from rank_k.journal import Journal
 from rank_k.study.breakdowns import (
     CONCURRENCY_LEVELS,
     DifficultyRow,
-    LatencyRow,
     RoundRow,
     compare_by_difficulty,
     evaluate_by_round,
@@ -25,7 +24,11 @@ from rank_k.study.table import AverageRow, CellRow, build_rows, cell_to_dict, co
 
 @dataclass(frozen=True, slots=True)
 class StudyResults:
-    """`unfinished`: names of cells that have no rows."""
+    """The tables of a study.
+
+    `unfinished`: the names of cells without results. `latencies`: by cell, the mean seconds of a query that has the
+    server to itself, at each of `concurrency_levels`.
+    """
 
     study: Study
     rows: tuple[CellRow, ...]
@@ -33,7 +36,7 @@ class StudyResults:
     averages: tuple[AverageRow, ...]
     difficulty_rows: tuple[DifficultyRow, ...]
     round_rows: tuple[RoundRow, ...]
-    latencies: tuple[LatencyRow, ...]
+    latencies: Mapping[str, Sequence[float]]
 
     @classmethod
     def collect(
@@ -45,6 +48,7 @@ class StudyResults:
         journal: Journal,
         unfinished: Sequence[str] = (),
     ) -> Self:
+        """Return the results of the finished `cells`."""
         rows = build_rows(study, cells, collections, folder, journal)
         return cls(
             study,
@@ -53,7 +57,7 @@ class StudyResults:
             tuple(compute_averages(rows, study.averages)),
             tuple(compare_by_difficulty(rows, collections, folder) if study.by_difficulty else ()),
             tuple(evaluate_by_round(rows, collections, folder, journal) if study.by_round else ()),
-            tuple(latency_by_concurrency(rows) if study.by_round else ()),
+            latency_by_concurrency(rows) if study.by_round else {},
         )
 
     @property
@@ -64,41 +68,36 @@ class StudyResults:
     @property
     def has_timings(self) -> bool:
         """Whether the calls took any time: those of a simulated judge do not."""
-        return any(row.cost.seconds for row in self.rows)
+        return "seconds" in self.axes
 
     @property
     def axes(self) -> tuple[str, ...]:
+        """The costs that quality is compared with."""
         return cost_axes(self.rows)
 
     def by_run(self) -> Iterator[tuple[str, list[CellRow]]]:
-        """The rows of each run and model, under a heading; the first stage leads each."""
+        """Yield a heading and the rows of each run and model, after those of its first stage."""
         for (collection, first_stage), group in groupby(self.rows, key=lambda row: (row.collection, row.first_stage)):
-            rows = list(group)
-            first_stage_rows = [row for row in rows if row.cell is None]
-            for model in dict.fromkeys(row.cell.model for row in rows if row.cell is not None):
-                model_rows = [row for row in rows if row.cell is not None and row.cell.model == model]
-                query_count = len(rows[0].first_measure_values)
-                yield f"{collection}, {first_stage}, {model}: {query_count} queries", [*first_stage_rows, *model_rows]
+            first, *cells = group
+            for model in dict.fromkeys(row.model for row in cells):
+                heading = f"{collection}, {first_stage}, {model}: {len(first.first_measure_values)} queries"
+                yield heading, [first, *(row for row in cells if row.model == model)]
 
     def difficulty_tables(self) -> Iterator[tuple[tuple[str, str], list[DifficultyRow]]]:
-        """For each kind of difficulty and baseline."""
+        """Yield criterion and baseline, and the rows, of each table of gains by difficulty."""
         baselines = {row.name: row.baseline for row in self.rows}
-        tables = dict.fromkeys((row.criterion, baselines[row.name]) for row in self.difficulty_rows)
-        for criterion, baseline in tables:
-            yield (
-                (criterion, baseline),
-                [row for row in self.difficulty_rows if (row.criterion, baselines[row.name]) == (criterion, baseline)],
-            )
+        tables: dict[tuple[str, str], list[DifficultyRow]] = {}
+        for row in self.difficulty_rows:
+            tables.setdefault((row.criterion, baselines[row.name]), []).append(row)
+        yield from tables.items()
 
+    @property
     def concurrency_levels(self) -> tuple[int | None, ...]:
+        """The levels of `latencies`."""
         return CONCURRENCY_LEVELS
 
-    def latency_rows(self) -> Iterator[tuple[str, list[float]]]:
-        for name, group in groupby(self.latencies, key=lambda row: row.name):
-            yield name, [row.seconds for row in group]
-
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the results as JSON has them."""
         return {
             "title": self.study.title,
             "about": self.study.about,
@@ -113,16 +112,10 @@ class StudyResults:
                 for row in self.difficulty_rows
             ],
             "by_round": [{**row._asdict(), "quality": row.quality._asdict()} for row in self.round_rows],
-            "by_concurrency": [row._asdict() for row in self.latencies],
-            "published": [
-                {
-                    "collection": row.collection,
-                    "first_stage": row.first_stage,
-                    "model": row.model,
-                    "measure": row.measure,
-                    "value": row.value,
-                    "source": row.source,
-                }
-                for row in self.study.published
+            "by_concurrency": [
+                {"name": name, "concurrency": concurrency, "seconds": seconds}
+                for name, latencies in self.latencies.items()
+                for concurrency, seconds in zip(CONCURRENCY_LEVELS, latencies, strict=True)
             ],
+            "published": [asdict(row) for row in self.study.published],
         }

@@ -1,39 +1,46 @@
-"""What a study found: a row per cell with quality and cost, compared within its group, and the Pareto set.
+"""The main table of a study: a row per cell with quality and cost, compared within its group; and the Pareto set.
 
-A *group* is what can be compared query by query: the same judgments, the same kind of first stage.
+The cells of a *group* can be compared query by query: they have the same judgments and the same kind of first stage.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import nan, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+from rank_k.data.part_file import PartFile
 from rank_k.data.trec import read_run
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
+from rank_k.evaluation.run_costs import QueryCost, RunCost
 from rank_k.evaluation.significance import PairedDifference, bootstrap_interval, holm, paired_difference
 from rank_k.journal import Journal
 from rank_k.options import STUDY_OPTIONS
 from rank_k.reports.figures import Point, pareto_set
-from rank_k.study.cell_costs import CellCost, CellQueryCost, mean_cost, read_costs
+from rank_k.study.cell_costs import read_cell_cost, waiting_seconds
 from rank_k.study.folder import StudyFolder
-from rank_k.study.grid import Cell, CollectionAverage, PublishedResult, Study
+from rank_k.study.grid import Cell, CollectionAverage, Study
 from rank_k.study.inputs import LoadedCollection
-from rank_k.types import Run, Usage
+from rank_k.types import Run
 
-COST_AXES = ("tokens", "rounds", "seconds")
-"""What quality is set against. Each is a property of `CellCost`."""
+COST_AXES = {
+    "tokens": ("tokens_in", "tokens_reasoning", "tokens_answer"),
+    "rounds": ("rounds",),
+    "seconds": ("seconds",),
+}
+"""The costs that quality is compared with, and the columns that each is the sum of."""
 
 FIRST_STAGE = "first stage"
 
 
 class Estimate(NamedTuple):
-    """A mean over queries, its standard error (NaN for one query) and its 95 % bootstrap interval."""
+    """A mean over queries, its standard error (NaN for one query) and its 95% bootstrap interval."""
 
     mean: float
     error: float
@@ -41,28 +48,41 @@ class Estimate(NamedTuple):
     high: float
 
 
-class ComparisonGroup(NamedTuple):
-    """`judgments`: what the queries are judged by (their sha256)."""
-
-    judgments: str
-    first_stage: str
+def cost_columns(query: QueryCost) -> dict[str, float]:
+    """Return the cost of a query by column. `seconds`: with all windows of a round in flight at the same time."""
+    usage = query.usage
+    return {
+        "rounds": query.rounds,
+        "windows": query.windows,
+        "calls": query.calls,
+        "tokens_in": usage.prompt_tokens,
+        "tokens_cached": usage.cached_tokens,
+        "tokens_reasoning": usage.reasoning_tokens,
+        "tokens_answer": usage.completion_tokens - usage.reasoning_tokens,
+        "seconds": waiting_seconds(query),
+    }
 
 
 @dataclass(frozen=True, slots=True)
 class CellRow:
-    """`cell` None: the first stage itself, which costs nothing here. `values`: measure -> query id -> value.
-    `difference`: that from the group's baseline in the first measure (None: this is it, or there is none);
-    `corrected_p`: of its randomization test, corrected by Holm for all rows of the study. `pareto_axes`: the axes on
-    whose Pareto set it lies."""
+    """The results of one cell.
 
-    group: ComparisonGroup
+    `group`: the sha256 of the judgments, and the name of the first stage. `cell`: None for the first stage itself,
+    which costs nothing. `values`: measure -> query id -> value. `run_queries`: the number of queries of the run.
+    `mean_cost`: the mean of `cost_columns` over these queries. `difference`: from the group's baseline in the first
+    measure; None if this is the baseline or there is none. `corrected_p`: the p value of its randomization test,
+    corrected by Holm for all rows of the study. `pareto_axes`: the costs on whose Pareto set the cell is.
+    """
+
+    group: tuple[str, str]
     collection: str
     first_stage: str
     cell: Cell | None
     values: Mapping[str, Mapping[str, float]]
     quality: Mapping[str, Estimate]
-    query_costs: tuple[CellQueryCost, ...] = ()
-    cost: CellCost = field(default_factory=CellCost)
+    run_queries: int
+    cost: RunCost
+    mean_cost: Mapping[str, float]
     difference: PairedDifference | None = None
     baseline: str = ""
     corrected_p: float = nan
@@ -73,17 +93,25 @@ class CellRow:
         return f"{self.collection}.{self.first_stage}" if self.cell is None else self.cell.name
 
     @property
+    def model(self) -> str:
+        return "" if self.cell is None else self.cell.model
+
+    @property
+    def setting(self) -> str:
+        return FIRST_STAGE if self.cell is None else self.cell.setting
+
+    @property
     def primary_quality(self) -> Estimate:
-        """Of the first measure, the one that counts."""
+        """The quality in the first measure, which counts."""
         return next(iter(self.quality.values()))
 
     @property
     def first_measure_values(self) -> Mapping[str, float]:
         return next(iter(self.values.values()))
 
-    @property
-    def setting(self) -> str:
-        return FIRST_STAGE if self.cell is None else self.cell.setting
+    def axis_cost(self, axis: str) -> float:
+        """Return the mean cost per query on one of `COST_AXES`."""
+        return sum(self.mean_cost[column] for column in COST_AXES[axis])
 
 
 # --- measuring -------------------------------------------------------------------------------------
@@ -96,52 +124,54 @@ def build_rows(
     folder: StudyFolder,
     journal: Journal,
 ) -> list[CellRow]:
-    """A row for every first stage and every cell, which must be finished, the rows of a run together."""
+    """Return a row for every first stage and every cell, which must be finished; the rows of a run are together."""
     rows: list[CellRow] = []
-    measured_runs: set[tuple[str, str]] = set()
     for cell in cells:
         collection = collections[cell.collection]
-        if (cell.collection, cell.first_stage) not in measured_runs:
-            measured_runs.add((cell.collection, cell.first_stage))
-            rows.append(
-                _build_row(study, collection, cell.first_stage, None, collection.first_stage(cell.first_stage), ())
-            )
-        query_costs = tuple(read_costs(journal, folder.journal_run(cell)))
-        rows.append(_build_row(study, collection, cell.first_stage, cell, read_run(folder.run_file(cell)), query_costs))
+        if not any((row.collection, row.first_stage) == (cell.collection, cell.first_stage) for row in rows):
+            run = collection.first_stage(cell.first_stage)
+            rows.append(_build_row(study, collection, cell.first_stage, None, run, RunCost()))
+        cost = read_cell_cost(journal, folder.journal_run(cell))
+        rows.append(_build_row(study, collection, cell.first_stage, cell, read_run(folder.run_file(cell)), cost))
     return mark_pareto_set(compare_rows(rows, study.baseline))
 
 
 def _build_row(
-    study: Study,
-    collection: LoadedCollection,
-    first_stage: str,
-    cell: Cell | None,
-    run: Run,
-    query_costs: tuple[CellQueryCost, ...],
+    study: Study, collection: LoadedCollection, first_stage: str, cell: Cell | None, run: Run, cost: RunCost
 ) -> CellRow:
-    evaluation = evaluate(collection.qrels, run, study.measures)
-    values = {measure: evaluation.per_query[measure] for measure in evaluation.measures}
+    values = evaluate(collection.qrels, run, study.measures).per_query
+    run_queries = len(collection.runs[first_stage].query_ids)
+    columns = [cost_columns(query) for query in cost.queries.values()]
     return CellRow(
-        ComparisonGroup(collection.fingerprints["judgments"], first_stage),
-        collection.name,
-        first_stage,
-        cell,
-        values,
-        {measure: estimate_mean(list(values_by_query.values())) for measure, values_by_query in values.items()},
-        query_costs,
-        mean_cost(query_costs, 0 if cell is None else len(collection.runs[first_stage].query_ids)),
+        group=(collection.fingerprints["judgments"], first_stage),
+        collection=collection.name,
+        first_stage=first_stage,
+        cell=cell,
+        values=values,
+        quality={measure: estimate_mean(list(by_query.values())) for measure, by_query in values.items()},
+        run_queries=run_queries,
+        cost=cost,
+        mean_cost={name: sum(query[name] for query in columns) / run_queries for name in cost_columns(QueryCost())},
     )
 
 
 def estimate_mean(values: Sequence[float]) -> Estimate:
+    """Return the mean of values of queries with its error and interval."""
     error = stdev(values) / sqrt(len(values)) if len(values) > 1 else nan
     return Estimate(fmean(values), error, *bootstrap_interval(values))
 
 
 def compare_rows(rows: Sequence[CellRow], baseline: str | None = None) -> list[CellRow]:
-    """The rows, each cell's compared with its group's baseline: the cell whose name or setting that is (or the first
-    stage), by default the group's first cell. Raises `InputError` if no group has such a one."""
-    baselines: dict[ComparisonGroup, CellRow] = {}
+    """Return the rows, each cell compared with the baseline of its group.
+
+    Args:
+        rows: The rows.
+        baseline: The name or the setting of the baselines. The default is the first cell of each group.
+
+    Raises:
+        InputError: If no row has that name or setting.
+    """
+    baselines: dict[tuple[str, str], CellRow] = {}
     for row in rows:
         if baseline in (row.name, row.setting) or (baseline is None and row.cell is not None):
             baselines.setdefault(row.group, row)
@@ -150,7 +180,7 @@ def compare_rows(rows: Sequence[CellRow], baseline: str | None = None) -> list[C
         raise InputError(
             f"no cell is called {baseline!r}", f"write one of {', '.join(settings)}, or a cell's whole name"
         )
-    compared_rows: list[CellRow] = []
+    compared_rows = []
     for row in rows:
         baseline_row = baselines.get(row.group)
         if row.cell is None or baseline_row is None or baseline_row is row:
@@ -163,57 +193,42 @@ def compare_rows(rows: Sequence[CellRow], baseline: str | None = None) -> list[C
 
 
 def mark_pareto_set(rows: Sequence[CellRow]) -> list[CellRow]:
-    """The rows with `pareto_axes` filled in, by group; first stages, which cost nothing, are left out of it."""
-    marked_rows = list(rows)
+    """Return the rows with `pareto_axes`, by group. First stages, which cost nothing, are not on any Pareto set."""
+    axes_by_name: dict[str, set[str]] = {row.name: set() for row in rows}
     for group in dict.fromkeys(row.group for row in rows):
+        members = [row for row in rows if row.group == group and row.cell is not None]
         for axis in cost_axes(rows):
-            member_indexes = [
-                index for index, row in enumerate(marked_rows) if row.group == group and row.cell is not None
-            ]
-            points = [
-                Point(
-                    marked_rows[index].name,
-                    getattr(marked_rows[index].cost, axis),
-                    marked_rows[index].primary_quality.mean,
-                )
-                for index in member_indexes
-            ]
-            for index, on_pareto_set in zip(member_indexes, pareto_set(points), strict=True):
-                if on_pareto_set:
-                    marked_rows[index] = replace(
-                        marked_rows[index], pareto_axes=marked_rows[index].pareto_axes | {axis}
-                    )
-    return marked_rows
+            points = [Point(row.name, row.axis_cost(axis), row.primary_quality.mean) for row in members]
+            for point, is_on_set in zip(points, pareto_set(points), strict=True):
+                if is_on_set:
+                    axes_by_name[point.name].add(axis)
+    return [replace(row, pareto_axes=frozenset(axes_by_name[row.name])) for row in rows]
 
 
 def cost_axes(rows: Sequence[CellRow]) -> tuple[str, ...]:
-    """Those of `COST_AXES` that tell something: a simulated judge takes no time."""
-    return tuple(axis for axis in COST_AXES if any(getattr(row.cost, axis) for row in rows))
+    """Return those of `COST_AXES` on which there are costs: a simulated judge takes no time."""
+    return tuple(axis for axis in COST_AXES if any(row.axis_cost(axis) for row in rows))
 
 
 def short_labels(rows: Sequence[CellRow]) -> dict[str, str]:
-    """Name -> the shortest that still tells the rows apart: of collection, first stage and model those that differ."""
-    names_by_row = {
-        row.name: (row.collection, row.first_stage, "" if row.cell is None else row.cell.model) for row in rows
-    }
-    varies = [len({names[position] for names in names_by_row.values() if names[position]}) > 1 for position in range(3)]
-    return {
-        row.name: " ".join(
-            [
-                *(part for part, varies in zip(names_by_row[row.name], varies, strict=True) if varies and part),
-                row.setting,
-            ]
-        )
-        for row in rows
-    }
+    """Return the shortest unique name of each row: its setting, after those of collection, run and model that vary."""
+    parts_by_name = {row.name: (row.collection, row.first_stage, row.model) for row in rows}
+    varies = [len({part for part in column if part}) > 1 for column in zip(*parts_by_name.values(), strict=True)]
+    labels = {}
+    for row in rows:
+        parts = [part for part, is_varying in zip(parts_by_name[row.name], varies, strict=True) if is_varying and part]
+        labels[row.name] = " ".join([*parts, row.setting])
+    return labels
 
 
-# --- averages and published figures ----------------------------------------------------------------
+# --- averages --------------------------------------------------------------------------------------
 
 
 class AverageRow(NamedTuple):
-    """The mean of a measure over collections, all weighing the same; `error` from those of the collections, whose
-    queries are others."""
+    """The mean of a measure over collections of equal weight.
+
+    `error`: from the errors of the collections, whose queries are independent.
+    """
 
     average: str
     first_stage: str
@@ -224,67 +239,53 @@ class AverageRow(NamedTuple):
 
 
 def compute_averages(rows: Sequence[CellRow], averages: Sequence[CollectionAverage]) -> list[AverageRow]:
-    average_rows: list[AverageRow] = []
+    """Return the averages of every first stage, model and setting that has results in all of their collections."""
+    estimates_by_kind: dict[tuple[str, str, str], dict[str, Estimate]] = {}
+    for row in rows:
+        kind = (row.first_stage, row.model, row.setting)
+        estimates_by_kind.setdefault(kind, {})[row.collection] = row.primary_quality
+    average_rows = []
     for average in averages:
-        estimates_by_kind: dict[tuple[str, str, str], dict[str, Estimate]] = {}
-        for row in rows:
-            model = "" if row.cell is None else row.cell.model
-            estimates = estimates_by_kind.setdefault((row.first_stage, model, row.setting), {})
-            estimates[row.collection] = row.primary_quality
         for kind, by_collection in estimates_by_kind.items():
-            if all(name in by_collection for name in average.collections):
-                averaged = [by_collection[name] for name in average.collections]
-                error = sqrt(sum(estimate.error**2 for estimate in averaged)) / len(averaged)
-                average_rows.append(
-                    AverageRow(average.name, *kind, fmean(estimate.mean for estimate in averaged), error)
-                )
+            if by_collection.keys() >= {*average.collections}:
+                estimates = [by_collection[name] for name in average.collections]
+                error = sqrt(sum(estimate.error**2 for estimate in estimates)) / len(estimates)
+                mean = fmean(estimate.mean for estimate in estimates)
+                average_rows.append(AverageRow(average.name, *kind, mean, error))
     return average_rows
-
-
-def find_published(row: CellRow, published: Sequence[PublishedResult]) -> PublishedResult | None:
-    """What was published for the row's collection, first stage and model in the row's first measure."""
-    model = "" if row.cell is None else row.cell.model
-    key = (row.collection, row.first_stage, model, next(iter(row.quality)))
-    return next(
-        (
-            figure
-            for figure in published
-            if (figure.collection, figure.first_stage, figure.model, figure.measure) == key
-        ),
-        None,
-    )
 
 
 # --- files -----------------------------------------------------------------------------------------
 
 
 def write_cells(path: Path, rows: Sequence[CellRow]) -> None:
-    """A line per row: what the cell is, its quality and cost, and how it compares."""
-    _write_csv(path, map(cell_to_dict, rows))
+    """Write a line per row: the cell's settings, quality and cost, and its comparison."""
+    _write_csv(path, [cell_to_dict(row) for row in rows])
 
 
 def write_queries(path: Path, rows: Sequence[CellRow]) -> None:
-    """A line per row and query, for analyses of one's own."""
-    _write_csv(path, (line for row in rows for line in _query_rows(row)))
+    """Write a line per row and query."""
+    _write_csv(path, [line for row in rows for line in _query_lines(row)])
 
 
 def cell_to_dict(row: CellRow) -> dict[str, Any]:
-    cell, cost = row.cell, row.cost
+    """Return a row of the table as CSV and JSON have it."""
     columns: dict[str, Any] = {
         "cell": row.name,
         "collection": row.collection,
         "first_stage": row.first_stage,
-        "model": "" if cell is None else cell.model,
+        "model": row.model,
     }
     for axis in _SETTING_COLUMNS:
-        value = "" if cell is None else getattr(cell, axis)
+        value = None if row.cell is None else getattr(row.cell, axis)
         columns[axis] = "" if value is None else value
     columns["queries"] = len(row.first_measure_values)
     for measure, quality in row.quality.items():
         columns |= {measure: quality.mean, f"{measure}_error": quality.error}
         columns |= {f"{measure}_low": quality.low, f"{measure}_high": quality.high}
-    difference = row.difference
-    columns |= {
+    difference, mean_cost = row.difference, dict(row.mean_cost)
+    seconds = mean_cost.pop("seconds")
+    return columns | {
         "baseline": row.baseline,
         "difference": "" if difference is None else difference.mean,
         "difference_error": "" if difference is None else difference.standard_error,
@@ -293,57 +294,34 @@ def cell_to_dict(row: CellRow) -> dict[str, Any]:
         "p_holm": "" if difference is None else row.corrected_p,
         "better": "" if difference is None else difference.better,
         "worse": "" if difference is None else difference.worse,
-        "rounds": cost.rounds,
-        "windows": cost.windows,
-        "calls": cost.calls,
-        "tokens_in": cost.prompt_tokens,
-        "tokens_cached": cost.cached_tokens,
-        "tokens_reasoning": cost.reasoning_tokens,
-        "tokens_answer": cost.answer_tokens,
-        "tokens_estimated": int(cost.estimated),
-        "seconds": cost.seconds,
-        "model_seconds": cost.model_seconds,
-        "unranked_windows": cost.unranked,
-        "retries_exhausted_windows": cost.retries_exhausted,
-        "repairs": " ".join(f"{kind}={count}" for kind, count in sorted(cost.repairs.items())),
+        **mean_cost,
+        "tokens_estimated": int(row.cost.usage.estimated),
+        "seconds": seconds,
+        "model_seconds": row.cost.model_seconds,
+        "unranked_windows": row.cost.unranked,
+        "retries_exhausted_windows": row.cost.repairs["retries_exhausted"],
+        "repairs": " ".join(f"{kind}={count}" for kind, count in sorted(row.cost.repairs.items())),
         "pareto": " ".join(axis for axis in COST_AXES if axis in row.pareto_axes),
     }
-    return columns
 
 
 _SETTING_COLUMNS = tuple(dict.fromkeys(("strategy", "reasoning", *STUDY_OPTIONS)))
 
 
-def _query_rows(row: CellRow) -> Iterator[dict[str, Any]]:
-    costs_by_query = {query_cost.query_id: query_cost for query_cost in row.query_costs}
-    no_cost = CellQueryCost("", (), 0, Usage(), 0.0, 0, 0, {})
+def _query_lines(row: CellRow) -> Iterator[dict[str, Any]]:
+    no_cost = QueryCost()
     for query_id in row.first_measure_values:
-        query_cost = costs_by_query.get(query_id, no_cost)
-        yield {
-            "cell": row.name,
-            "query_id": query_id,
-            **{measure: values_by_query[query_id] for measure, values_by_query in row.values.items()},
-            "rounds": len(query_cost.seconds_by_round),
-            "windows": query_cost.windows,
-            "calls": query_cost.calls,
-            "tokens_in": query_cost.usage.prompt_tokens,
-            "tokens_cached": query_cost.usage.cached_tokens,
-            "tokens_reasoning": query_cost.usage.reasoning_tokens,
-            "tokens_answer": query_cost.usage.completion_tokens - query_cost.usage.reasoning_tokens,
-            "seconds": query_cost.seconds(),
-            "unranked_windows": query_cost.unranked,
-        }
+        query = row.cost.queries.get(query_id, no_cost)
+        values = {measure: values_by_query[query_id] for measure, values_by_query in row.values.items()}
+        cost = {**cost_columns(query), "unranked_windows": query.unranked_windows}
+        yield {"cell": row.name, "query_id": query_id, **values, **cost}
 
 
-def _write_csv(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer: csv.DictWriter[str] | None = None
-        for line in lines:
-            if writer is None:
-                writer = csv.DictWriter(file, list(line))
-                writer.writeheader()
-            writer.writerow(
-                {key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()}
-            )
-    partial.replace(path)
+def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(lines[0]))
+    writer.writeheader()
+    for line in lines:
+        writer.writerow({key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()})
+    with PartFile(path) as file:
+        file.write(text.getvalue().encode("utf-8", "surrogateescape"))

@@ -103,7 +103,7 @@ def _cost_lines(comparison: RunComparison) -> list[str]:
             [
                 *(name, f"{len(cost.queries):,}", f"{cost.calls:,}", f"{cost.rounds:.1f}"),
                 *(f"{prefix}{usage.prompt_tokens:,}", f"{prefix}{usage.completion_tokens:,}"),
-                *(f"{prefix}{usage.reasoning_tokens:,}", f"{cost.seconds:,.0f}", *money),
+                *(f"{prefix}{usage.reasoning_tokens:,}", f"{cost.model_seconds:,.0f}", *money),
             ]
         )
     return align_table([*columns, *(["money"] if has_money else [])], rows)
@@ -195,7 +195,7 @@ def _cost_to_dict(cost: RunCost) -> dict[str, Any]:
         "completion_tokens": cost.usage.completion_tokens,
         "reasoning_tokens": cost.usage.reasoning_tokens,
         "tokens_estimated": cost.usage.estimated,
-        "seconds": cost.seconds,
+        "seconds": cost.model_seconds,
         "unranked_windows": cost.unranked,
         "money": cost.money,
     }

@@ -11,7 +11,7 @@ from rank_k.cli.progress import format_seconds
 if TYPE_CHECKING:
     from rank_k.cli.price_options import Prices
     from rank_k.engine import RunStats
-    from rank_k.journal import QueryCost
+    from rank_k.evaluation.run_costs import QueryCost
     from rank_k.types import ScoringMethod, Usage
 
 REPAIRS = {
@@ -109,7 +109,7 @@ def write_report(file: TextIO, summary: dict[str, Any], queries: Iterable[QueryC
             "windows": query.windows,
             "calls": query.calls,
             **_token_counts(query.usage),
-            "seconds": round(query.seconds, 3),
+            "seconds": round(query.model_seconds, 3),
             "unranked_windows": query.unranked_windows,
             "repairs": dict(sorted(query.repairs.items())),
         }

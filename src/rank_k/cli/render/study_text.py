@@ -1,4 +1,4 @@
-"""What `rank-k study` shows in a terminal."""
+"""The results of `rank-k study` as text."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rank_k.cli.progress import format_count
-from rank_k.cli.render.evaluation_text import align_table
 from rank_k.cli.render.rerank_summary import REPAIRS
+from rank_k.cli.render.tables import Table
 
 if TYPE_CHECKING:
+    from rank_k.evaluation.significance import PairedDifference
     from rank_k.study.grid import Cell, Study
     from rank_k.study.results import StudyResults
-    from rank_k.study.table import CellRow
+    from rank_k.study.table import CellRow, Estimate
 
 
 def cell_listing(study: Study, cells: Sequence[Cell]) -> list[str]:
-    """The cells, and the commands that serve their models."""
+    """Return the cells, and the commands that serve their models."""
     lines = [study.title, *([study.about] if study.about else []), "", f"{len(cells)} cells:"]
     lines += [f"  {cell.name}" for cell in cells]
     for model in study.models:
@@ -25,149 +26,94 @@ def cell_listing(study: Study, cells: Sequence[Cell]) -> list[str]:
     return lines
 
 
-def tables(results: StudyResults) -> list[str]:
-    """For each run the cells with quality and cost, and what the study's question is about."""
-    lines: list[str] = []
+def tables(results: StudyResults) -> Iterator[Table]:
+    """Yield a table with quality and cost for each run, and those that the study's question asks for."""
+    measure, labels = results.study.measures[0], results.labels
     for heading, rows in results.by_run():
-        lines += ["", heading, *_cell_table(rows, results)]
-    lines += _average_table(results)
-    lines += _difficulty_tables(results)
-    lines += _round_tables(results)
-    lines += _published_table(results)
-    return lines[1:]
+        cells = [_format_row(row, results) for row in rows]
+        yield Table(list(cells[0]), [list(row.values()) for row in cells], title=heading)
+    if results.averages:
+        columns = ["average", "first stage", "model", "cell", measure, "±"]
+        yield Table(columns, [[*row[:4], f"{row.mean:.4f}", f"{row.error:.4f}"] for row in results.averages], "llll")
+    for (criterion, baseline), difficulty_rows in results.difficulty_tables():
+        columns = ["cell", "third", "range", labels[baseline], "the cell", "difference", "95 %", "reasoning"]
+        lines = [
+            [
+                *(labels[row.name], row.third, f"{row.low:.2f} to {row.high:.2f}"),
+                *(f"{row.baseline:.4f}", f"{row.quality:.4f}", *_format_difference(row.against)),
+                format_count(round(row.reasoning)),
+            ]
+            for row in difficulty_rows
+        ]
+        yield Table(columns, lines, "ll", title=f"queries by {criterion}")
+    if results.round_rows:
+        columns = ["stopped after", "round", measure, "±", "seconds"]
+        lines = [
+            [labels[row.name], str(row.rounds), *_format_estimate(row.quality), f"{row.seconds:.1f}"]
+            for row in results.round_rows
+        ]
+        end = len(columns) if results.has_timings else -1
+        yield Table(columns[:end], [line[:end] for line in lines])
+    if results.latencies and results.has_timings:
+        columns = ["seconds per query", *(f"{level or 'all'} at a time" for level in results.concurrency_levels)]
+        yield Table(
+            columns,
+            [[labels[name], *(f"{each:.1f}" for each in seconds)] for name, seconds in results.latencies.items()],
+        )
+    if results.study.published:
+        columns = ["published, not measured here", "first stage", "model", "measure", "source", "value"]
+        lines = [
+            [row.collection, row.first_stage, row.model, row.measure, row.source, f"{row.value:.4f}"]
+            for row in results.study.published
+        ]
+        yield Table(columns, lines, "lllll")
+
+
+def _format_row(row: CellRow, results: StudyResults) -> dict[str, str]:
+    """Return the text of each column of a row of the main table."""
+    mean, error = _format_estimate(row.primary_quality)
+    difference, interval = ("baseline" if row.baseline else "", "")
+    if row.difference is not None:
+        difference, interval = _format_difference(row.difference)
+    cells = {
+        "cell": row.setting,
+        results.study.measures[0]: mean,
+        "±": error,
+        "difference": difference,
+        "95 %": interval,
+        "p": "" if row.difference is None else f"{row.corrected_p:.3f}",
+        **dict.fromkeys(("rounds", "calls", "in", "reasoning", "answer", "seconds"), ""),
+        "best": " ".join(axis for axis in results.axes if axis in row.pareto_axes),
+    }
+    if row.cell is not None:
+        prefix, costs = "~" if row.cost.usage.estimated else "", row.mean_cost
+        cells |= {name: f"{costs[name]:.1f}" for name in ("rounds", "calls")}
+        cells |= {n: prefix + format_count(round(costs[f"tokens_{n}"])) for n in ("in", "reasoning", "answer")}
+        cells["seconds"] = f"{costs['seconds']:.1f}" if costs["seconds"] else "-"
+    return cells
+
+
+def _format_estimate(estimate: Estimate) -> tuple[str, str]:
+    return f"{estimate.mean:.4f}", f"{estimate.error:.4f}"
+
+
+def _format_difference(difference: PairedDifference) -> tuple[str, str]:
+    """Return the mean difference and its interval as text."""
+    return f"{difference.mean:+.4f}", f"{difference.low:+.4f} {difference.high:+.4f}"
 
 
 def notes(results: StudyResults) -> Iterator[str]:
-    """What one should know before one quotes a number."""
+    """Yield windows without a usable answer, repairs and unfinished cells."""
     for row in results.rows:
-        cost = row.cost
-        if cost.unranked:
-            windows = sum(query.windows for query in row.query_costs)
-            failed_note = (
-                f"; {cost.retries_exhausted} were given up: the same command asks again"
-                if cost.retries_exhausted
-                else ""
-            )
-            yield f"{row.name}: left in input order: {cost.unranked} of {windows} windows{failed_note}"
-        repairs = {
-            kind: count
-            for kind, count in cost.repairs.items()
-            if kind not in ("unranked", "retries_exhausted") and count
-        }
+        repairs = {kind: count for kind, count in sorted(row.cost.repairs.items()) if count}
+        repairs.pop("unranked", None)
+        given_up = repairs.pop("retries_exhausted", 0)
+        if row.cost.unranked:
+            windows = sum(query.windows for query in row.cost.queries.values())
+            given_up_note = f"; {given_up} were given up: the same command asks again" if given_up else ""
+            yield f"{row.name}: left in input order: {row.cost.unranked} of {windows} windows{given_up_note}"
         if repairs:
-            repair_text = "; ".join(f"{count:,} {REPAIRS.get(kind, kind)}" for kind, count in sorted(repairs.items()))
+            repair_text = "; ".join(f"{count:,} {REPAIRS.get(kind, kind)}" for kind, count in repairs.items())
             yield f"{row.name}: repairs: {repair_text}"
     for name in results.unfinished:
         yield f"{name}: not finished, not in the tables"
-
-
-def _cell_table(rows: Sequence[CellRow], results: StudyResults) -> list[str]:
-    measure = results.study.measures[0]
-    header = [
-        "cell",
-        measure,
-        "±",
-        "difference",
-        "95 %",
-        "p",
-        "rounds",
-        "calls",
-        "in",
-        "reasoning",
-        "answer",
-        "seconds",
-        "best",
-    ]
-    lines: list[list[str]] = []
-    for row in rows:
-        difference_to_baseline, cost = row.difference, row.cost
-        difference_cells = ["", "", ""]
-        if difference_to_baseline is not None:
-            difference_cells = [
-                f"{difference_to_baseline.mean:+.4f}",
-                f"{difference_to_baseline.low:+.4f} {difference_to_baseline.high:+.4f}",
-                f"{row.corrected_p:.3f}",
-            ]
-        elif row.baseline:
-            difference_cells = ["baseline", "", ""]
-        cost_cells = [""] * 6
-        if row.cell is not None:
-            prefix = "~" if cost.estimated else ""
-            tokens = (
-                f"{prefix}{format_count(round(n))}"
-                for n in (cost.prompt_tokens, cost.reasoning_tokens, cost.answer_tokens)
-            )
-            cost_cells = [
-                f"{cost.rounds:.1f}",
-                f"{cost.calls:.1f}",
-                *tokens,
-                f"{cost.seconds:.1f}" if cost.seconds else "-",
-            ]
-        pareto_axes = " ".join(axis for axis in results.axes if axis in row.pareto_axes)
-        quality = row.primary_quality
-        lines.append(
-            [row.setting, f"{quality.mean:.4f}", f"{quality.error:.4f}", *difference_cells, *cost_cells, pareto_axes]
-        )
-    return align_table(header, lines)
-
-
-def _average_table(results: StudyResults) -> list[str]:
-    if not results.averages:
-        return []
-    header = ["average", "first stage", "model", "cell", results.study.measures[0], "±"]
-    rows = [[*average[:4], f"{average.mean:.4f}", f"{average.error:.4f}"] for average in results.averages]
-    return ["", *align_table(header, rows, 4)]
-
-
-def _difficulty_tables(results: StudyResults) -> list[str]:
-    lines: list[str] = []
-    for (measure, baseline), rows in results.difficulty_tables():
-        labels = results.labels
-        header = ["cell", "third", "range", labels[baseline], "the cell", "difference", "95 %", "reasoning"]
-        table_rows = [
-            [
-                labels[row.name],
-                row.third,
-                f"{row.low:.2f} to {row.high:.2f}",
-                f"{row.baseline:.4f}",
-                f"{row.quality:.4f}",
-                f"{row.against.mean:+.4f}",
-                f"{row.against.low:+.4f} {row.against.high:+.4f}",
-                format_count(round(row.reasoning)),
-            ]
-            for row in rows
-        ]
-        lines += ["", f"queries by {measure}", *align_table(header, table_rows, 2)]
-    return lines
-
-
-def _round_tables(results: StudyResults) -> list[str]:
-    if not results.round_rows:
-        return []
-    labels = results.labels
-    header = ["stopped after", "round", results.study.measures[0], "±", "seconds"]
-    rows = [
-        [labels[row.name], str(row.rounds), f"{row.quality.mean:.4f}", f"{row.quality.error:.4f}", f"{row.seconds:.1f}"]
-        for row in results.round_rows
-    ]
-    if not results.has_timings:
-        return ["", *align_table(header[:-1], [row[:-1] for row in rows])]
-    time_header = [
-        "seconds per query",
-        *(f"{concurrency or 'all'} at a time" for concurrency in results.concurrency_levels()),
-    ]
-    concurrency_rows = [
-        [labels[name], *(f"{seconds:.1f}" for seconds in seconds_list)] for name, seconds_list in results.latency_rows()
-    ]
-    return ["", *align_table(header, rows), "", *align_table(time_header, concurrency_rows)]
-
-
-def _published_table(results: StudyResults) -> list[str]:
-    if not results.study.published:
-        return []
-    header = ["published, not measured here", "first stage", "model", "measure", "source", "value"]
-    rows = [
-        [result.collection, result.first_stage, result.model, result.measure, result.source, f"{result.value:.4f}"]
-        for result in results.study.published
-    ]
-    return ["", *align_table(header, rows, 5)]
