@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,20 +15,16 @@ from hypothesis import strategies as st
 from rank_k import options
 from rank_k.cli.model_options import add_options, given_options
 from rank_k.errors import InputError
+from rank_k.models.mock import ScriptedModel
 from rank_k.options import (
     OPTIONS,
     PRESETS,
     PUBLIC_OPTIONS,
-    STUDENT_OPTIONS,
-    STUDY_OPTIONS,
-    InferenceOptions,
     ReasoningMode,
-    option,
-    options_of,
     parse_option,
     resolve,
-    whole_number,
 )
+from rank_k.reranker import Reranker
 from rank_k.strategies import PRESETS as STRATEGY_PRESETS
 from rank_k.strategies import STRATEGIES
 from tests.package.reranker_stub import STUB, stub_text
@@ -132,16 +130,43 @@ def test_reranker_stub_is_up_to_date() -> None:
     assert STUB.read_text(encoding="utf-8") == stub_text(), "run: python -m tests.package.reranker_stub"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _MoreInferenceOptions(InferenceOptions):
-    top_k: int | None = option(None, "sample only the K most likely tokens", whole_number(1), metavar="K", prefix="k")
+def test_requests_have_the_sampling_options() -> None:
+    seeds = []
+    for seed in (0, 5):
+        model = ScriptedModel(["[2] > [1]"])
+        with Reranker(model, seed=seed, min_p=0.05, top_p=0.9, reasoning="off") as reranker:
+            reranker.rank("q", ["a", "b"])
+        [request] = model.history[-1:]
+        assert (request.min_p, request.top_p) == (0.05, 0.9)
+        seeds.append(request.seed or 0)
+    assert seeds[1] - seeds[0] == 5
+
+
+_ADDED_OPTION = """
+    top_k: int | None = option(
+        None, "sample from the K likeliest tokens", whole_number(1), metavar="K", public=True, student=True, prefix="k"
+    )
+"""
+
+
+def test_an_additional_option_is_in_every_derived_view(tmp_path: Path) -> None:
+    """One field more in `options.py`, and nothing else, in a process of its own."""
+    source = Path(options.__file__).read_text(encoding="utf-8")
+    changed = source.replace("    seed: int = option(", f"{_ADDED_OPTION.lstrip(chr(10))}    seed: int = option(", 1)
+    assert changed.count("top_k") == 1
+    (tmp_path / "options.py").write_text(changed, encoding="utf-8")
+    command = [sys.executable, "-m", "tests.views_of_an_added_option", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [
+        *("flags", "keyword", "stub", "study", "toml", "student", "recipe", "journal", "http", "mcp"),
+    ]
 
 
 def test_parse_option_reads_text_and_values() -> None:
-    added = options_of(_MoreInferenceOptions)
-    assert parse_option("top_k", "40", added) == parse_option("top_k", 40, added) == 40
-    assert parse_option("top_k", "none", added) is None
-    with pytest.raises(InputError, match="top_k is True"):
-        parse_option("top_k", True, added)
-    assert {"min_p", "seed"} <= set(STUDY_OPTIONS)
-    assert "min_p" not in STUDENT_OPTIONS
+    assert parse_option("min_p", "0.1") == parse_option("min_p", 0.1) == 0.1
+    assert parse_option("min_p", "none") is None
+    with pytest.raises(InputError, match="window is True"):
+        parse_option("window", True)
+    with pytest.raises(InputError, match="no option 'min_q'; did you mean min_p"):
+        parse_option("min_q", 0.1)

@@ -73,11 +73,12 @@ def test_request_body_uses_max_completion_tokens_for_openai() -> None:
 
 @pytest.mark.parametrize("name", SERVER_TYPES)
 def test_request_body_contains_sampling_options(name: str) -> None:
-    request = Request(MESSAGES, 100, temperature=None, top_p=0.9, seed=7, stop=("</think>", "\n\n"))
+    request = Request(MESSAGES, 100, temperature=None, top_p=0.9, min_p=0.1, seed=7, stop=("</think>", "\n\n"))
     body = request_body(SERVER_TYPES[name], "m", request)
     assert "temperature" not in body
     assert body["top_p"] == 0.9
     assert body.get("seed") == (None if name == "deepseek" else 7)
+    assert body.get("min_p") == (0.1 if name in ("vllm", "sglang", "llamacpp", "openrouter") else None)
     assert body["stop"] == ["</think>", "\n\n"]
 
 
