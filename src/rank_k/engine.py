@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from rank_k.errors import ModelError, PromptFiltered, RetriesExhausted
@@ -21,7 +21,6 @@ from rank_k.strategies.base import Strategy, StrategyGenerator, query_seed, run_
 from rank_k.types import (
     CallTotals,
     Candidate,
-    OnChunk,
     Passage,
     Query,
     Ranking,
@@ -113,15 +112,15 @@ class Engine:
         ranker: ranks a window.
         strategy: chooses the windows.
         journal: stores queries, windows and rankings as the run `run`.
-        concurrency: window_number of windows in flight.
+        concurrency: number of windows in flight.
         first_position: position of the first job in the input of the journal's run.
         deadline: `time.monotonic()` at which the work stops; every query then gets its best ranking so far.
         token_budget: prompt and completion tokens after which no further window starts. Windows in flight are
             finished, and every query gets its best ranking so far. Cache hits count with their tokens.
         reasoning: the reasoning mode, if not that of the ranker's settings.
-        on_window: called with (query id, round, window window_number, window) before a window is ranked.
-        on_chunk: called with (query id, round, window window_number, chunk) for each chunk of a response.
-        on_result: called with (query id, round, window window_number, report) when a window is ranked.
+        on_window: called with (query id, round, window, window) before a window is ranked.
+        on_chunk: called with (query id, round, window, chunk) for each chunk of a response.
+        on_result: called with (query id, round, window, report) when a window is ranked.
         on_ranking: called with (query id, round, ranking) after each round, with the best ranking so far.
 
     Rounds and windows count from 0.
@@ -150,7 +149,7 @@ class Engine:
         self._journal = journal
         self._concurrency = concurrency
         self._run = run
-        self._first_position = first_position
+        self._next_position = first_position  # of the next result
         self._deadline = deadline
         self._token_budget = token_budget
         self._reasoning = reasoning
@@ -161,62 +160,47 @@ class Engine:
         self._ready: list[tuple[int, int, int, _OpenQuery]] = []
         self._open: dict[int, _OpenQuery] = {}
         self._finished: dict[int, tuple[str, bool]] = {}  # by position; the ranking is in the journal
-        self._tasks: set[asyncio.Task[WindowReport]] = set()
-        self._completed: asyncio.Queue[tuple[asyncio.Task[WindowReport], _OpenQuery, int]] = asyncio.Queue()
+        self._tasks: dict[asyncio.Task[WindowReport], tuple[_OpenQuery, int]] = {}
+        self._completed: asyncio.Queue[asyncio.Task[WindowReport]] = asyncio.Queue()
         self._consecutive_failures = 0  # without an answer in between
+        self._stopped = False
 
     async def run(self, jobs: Iterable[Job]) -> AsyncGenerator[QueryResult, None]:
         """Yield the results in the order of `jobs`. Raises `ModelError` if the model stops responding."""
-        numbered_jobs = enumerate(jobs, self._first_position)
-        next_position = self._first_position
+        numbered_jobs = enumerate(jobs, self._next_position)
         exhausted = False
         try:
-            while True:
-                while not exhausted and len(self._open) < OPEN_QUERIES_PER_SLOT * self._concurrency:
+            while self._open or not exhausted:
+                if not exhausted and len(self._open) < OPEN_QUERIES_PER_SLOT * self._concurrency:
                     exhausted = not self._open_next_query(numbered_jobs)
-                self._start_windows()
-                while next_position in self._finished:
-                    yield self._pop_result(next_position)
-                    next_position += 1
-                if self._tasks and await self._process_next_result():
-                    continue
-                if self._tasks or self._is_over_budget:  # time or tokens have run out
-                    self._stop()
-                    for position, job in numbered_jobs:
-                        self._store_query(position, job)
-                        self._finish_query(position, job, Ranking.untied(c.doc_id for c in job.candidates), False)
-                        while next_position in self._finished:
-                            yield self._pop_result(next_position)
-                            next_position += 1
-                    exhausted = True
-                if exhausted and not self._open:
-                    while next_position in self._finished:
-                        yield self._pop_result(next_position)
-                        next_position += 1
-                    return
+                else:
+                    self._start_windows()
+                    if not self._tasks or not await self._process_next_result():
+                        await self._stop()  # tokens or time have run out
+                while self._next_position in self._finished:
+                    yield self._pop_result()
         finally:
             await self._cancel()
 
     # --- queries ---
 
     def _open_next_query(self, numbered_jobs: Iterable[tuple[int, Job]]) -> bool:
-        """Open one more query; False if there is none."""
+        """Open one more query, or finish it if it needs no windows or no time is left. Return False without a query."""
         for position, job in numbered_jobs:
-            self._store_query(position, job)
+            self._journal.store_query(self._run, position, job.journal_name, job.query.text)
+            if self._stopped:
+                self._finish_query(position, job, Ranking.untied(c.doc_id for c in job.candidates), False)
+                return True
             generator = run_validated(self._strategy, job.candidates, query_seed(job.query.query_id))
             try:
                 first_round = next(generator)
             except StopIteration as stop:
                 self._finish_query(position, job, stop.value, True)
             else:
-                open_query = _OpenQuery(position, job, generator, first_round)
-                self._open[position] = open_query
-                self._start_round(open_query)
+                self._open[position] = _OpenQuery(position, job, generator, first_round)
+                self._start_round(self._open[position])
             return True
         return False
-
-    def _store_query(self, position: int, job: Job) -> None:
-        self._journal.store_query(self._run, position, job.journal_name, job.query.text)
 
     def _start_round(self, open_query: _OpenQuery) -> None:
         """Store the ranking before the round and queue the windows of the round."""
@@ -253,10 +237,12 @@ class Engine:
         if not finished:
             self.stats.unfinished.append(job.query.query_id)
 
-    def _pop_result(self, position: int) -> QueryResult:
-        query_id, finished = self._finished.pop(position)
-        ranking = self._journal.find_ranking(self._run, position)
+    def _pop_result(self) -> QueryResult:
+        """Return the next result in the order of the jobs."""
+        query_id, finished = self._finished.pop(self._next_position)
+        ranking = self._journal.find_ranking(self._run, self._next_position)
         assert ranking is not None, "a finished ranking is in the journal"
+        self._next_position += 1
         return QueryResult(query_id, ranking, finished)
 
     # --- windows ---
@@ -265,11 +251,8 @@ class Engine:
         while self._ready and len(self._tasks) < self._concurrency and not self._is_over_budget:
             _, _, window_number, open_query = heapq.heappop(self._ready)
             task = asyncio.create_task(self._rank_window(open_query, window_number))
-            self._tasks.add(task)
-            task.add_done_callback(partial(self._queue_completed, open_query, window_number))
-
-    def _queue_completed(self, open_query: _OpenQuery, window_number: int, task: asyncio.Task[WindowReport]) -> None:
-        self._completed.put_nowait((task, open_query, window_number))
+            self._tasks[task] = open_query, window_number
+            task.add_done_callback(self._completed.put_nowait)
 
     @property
     def _is_over_budget(self) -> bool:
@@ -285,29 +268,25 @@ class Engine:
             )
             open_query.prepared.add_done_callback(self._count_repairs)
         prepared_query = await open_query.prepared
+        query_id = open_query.job.query.query_id
         if self._on_window is not None:
-            self._on_window(open_query.job.query.query_id, open_query.round_number, window_number, window)
+            self._on_window(query_id, open_query.round_number, window_number, window)
         try:
             report = await self._ranker.rank(
                 prepared_query,
                 window,
                 reasoning=self._reasoning,
-                on_chunk=self._chunk_callback(open_query, window_number),
+                on_chunk=self._on_chunk and partial(self._on_chunk, query_id, open_query.round_number, window_number),
             )
         except PromptFiltered as error:
             return _unranked_report(window, "content_filtered", error)
         except RetriesExhausted as error:
             self._consecutive_failures += 1
             if self._consecutive_failures >= max(3, self._concurrency):
-                raise  # no window has had an answer for long: the server is gone
+                raise  # the server is gone
             return _unranked_report(window, "retries_exhausted", error)
         self._consecutive_failures = 0
         return report
-
-    def _chunk_callback(self, open_query: _OpenQuery, window_number: int) -> OnChunk | None:
-        if self._on_chunk is None:
-            return None
-        return partial(self._on_chunk, open_query.job.query.query_id, open_query.round_number, window_number)
 
     def _count_repairs(self, task: asyncio.Task[PreparedQuery]) -> None:
         if not task.cancelled() and task.exception() is None:
@@ -315,15 +294,12 @@ class Engine:
 
     async def _process_next_result(self) -> bool:
         """Wait for a window and process its result; False if the deadline came first."""
-        if self._deadline is None:
-            task, open_query, window_number = await self._completed.get()
-        else:
-            try:
-                async with asyncio.timeout(self._deadline - time.monotonic()):
-                    task, open_query, window_number = await self._completed.get()
-            except TimeoutError:
-                return False
-        self._tasks.discard(task)
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                task = await self._completed.get()
+        except TimeoutError:
+            return False
+        open_query, window_number = self._tasks.pop(task)
         report = task.result()
         self.stats += report
         self.stats.count_window(open_query.job.query.query_id, open_query.round_number, report)
@@ -342,16 +318,12 @@ class Engine:
         self._add_result(open_query, window_number, report.result)
         return True
 
-    def _stop(self) -> None:
-        """Cancel the windows in flight; every open query gets its best ranking so far."""
-        for task in self._tasks:
-            task.cancel()
-        self._tasks.clear()
+    async def _stop(self) -> None:
+        """Cancel the windows in flight; every open query gets its best ranking so far, later ones their input order."""
+        await self._cancel()
+        self._stopped = True
         self._ready.clear()
         for position, open_query in sorted(self._open.items()):
-            open_query.generator.close()
-            if open_query.prepared is not None:
-                open_query.prepared.cancel()
             self._finish_query(position, open_query.job, open_query.round.ranking, False)
         self._open.clear()
 
@@ -368,8 +340,4 @@ class Engine:
 
 def _unranked_report(window: Window, repair: str, error: ModelError) -> WindowReport:
     """Return `window` in its input order, counted as `repair`, because of `error`."""
-    report = WindowReport.unranked(window)
-    report.traces = ("",)
-    report.repairs[repair] += 1
-    report.error = error
-    return report
+    return replace(WindowReport.unranked(window), traces=("",), repairs=Counter({repair: 1}), error=error)
