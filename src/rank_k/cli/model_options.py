@@ -20,6 +20,7 @@ from rank_k.options import (
     ModelOptions,
     Option,
     RankingOptions,
+    RerankOptions,
     ValueKind,
     number,
     options_of,
@@ -94,6 +95,16 @@ def add_server_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     return group
 
 
+def add_simulation_options(group: argparse._ArgumentGroup) -> None:
+    """Add --simulate and --noise."""
+    group.add_argument(
+        "--simulate", type=Path, metavar="QRELS", help="use a simulated model that knows these judgments, for planning"
+    )
+    group.add_argument(
+        "--noise", default="strong", metavar="NOISE", help=f"errors of the simulated model: {NOISE_HELP}"
+    )
+
+
 def add_ranking_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that decide the windows and how the model is asked about them."""
     title = "a distilled model has its own defaults"
@@ -120,6 +131,8 @@ def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
         InputError: If a strategy of the user's own cannot be imported, or the key's variable is not set.
     """
     options = given_options(args)
+    if getattr(args, "simulate", None) is not None and args.server is not None:
+        raise InputError("--simulate and --server exclude each other", "leave one out")
     if "strategy" in options:
         import_strategies([options["strategy"]])
     return {
@@ -128,6 +141,24 @@ def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
         "api_key": api_key(args.server, args.api_key_env),
         "on_retry": print_retry,
     }
+
+
+_NOT_SETTINGS = frozenset(
+    "verb quiet strict report concurrency api_key_env read_timeout max_seconds token_budget price_in price_out"
+    " price_file".split()
+)
+"""Flags that do not change the calls: with others of them, it is the same run."""
+
+
+def run_settings(args: argparse.Namespace, options: RerankOptions) -> dict[str, Any]:
+    """Return the settings of a journal's run: the flags that decide its calls, and the resolved options."""
+    flags = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
+    return {**flags, **options.settings(), "server_type": options.server_type, "revision": options.revision}
+
+
+def resume_note(journal: Path) -> str:
+    """Return what is said after Ctrl-C."""
+    return f"stopped; every finished call is in {journal}: run the same command again to resume"
 
 
 def simulated_model(qrels: Path, noise: str, *, by_passage: bool = False) -> Model:

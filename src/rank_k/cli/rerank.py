@@ -9,16 +9,19 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rank_k.cli import resumable
 from rank_k.cli.collection_options import add_collection_options, index_progress, resolve_collection
 from rank_k.cli.model_options import (
-    NOISE_HELP,
     add_options,
     add_ranking_options,
     add_server_options,
+    add_simulation_options,
     reranker_options,
+    resume_note,
+    run_settings,
     simulated_model,
 )
-from rank_k.cli.output_files import check_output
+from rank_k.cli.output_files import check_outputs
 from rank_k.cli.price_options import Prices, add_price_options, prices_for_model
 from rank_k.cli.progress import show_progress
 from rank_k.options import InferenceOptions, LimitOptions, LongDocumentOptions, RankingOptions, options_of
@@ -46,8 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query-fields", metavar="NAMES", help=fields)
     add_options(parser.add_argument_group("long documents"), options_of(LongDocumentOptions).values())
     group = add_server_options(parser)
-    group.add_argument("--simulate", type=Path, metavar="QRELS", help="a simulated judge instead: plan before you pay")
-    group.add_argument("--noise", default="strong", metavar="NOISE", help=f"of the simulated judge: {NOISE_HELP}")
+    add_simulation_options(group)
     add_ranking_options(parser)
     group = parser.add_argument_group("keeping")
     group.add_argument("--journal", type=Path, metavar="FILE", help="where calls are kept (OUTPUT.journal.sqlite)")
@@ -65,14 +67,11 @@ def run(args: argparse.Namespace) -> int:
     from rank_k.data.collections.base import RunWithoutExcluded
     from rank_k.data.queries import read_queries
     from rank_k.data.trec import RunFile, RunWriter
-    from rank_k.errors import InputError
     from rank_k.reranker import Reranker
     from rank_k.run_job import RunJob, passage_split, rerank_run, split_overrides
 
     started = time.monotonic()
     options = reranker_options(args)  # mistakes in options come before work on files
-    if args.simulate is not None and args.server is not None:
-        raise InputError("--simulate and --server exclude each other", "leave one out")
     depth = args.depth or RankingOptions.depth
     split = passage_split(vars(args), args.passage_tokens or InferenceOptions.passage_tokens)
     if split is not None:
@@ -80,11 +79,8 @@ def run(args: argparse.Namespace) -> int:
     collection = resolve_collection(args)
     run_file = collection.find_run_file(args.run)
     journal = args.journal or args.output.with_name(args.output.name + ".journal.sqlite")
-    inputs = (run_file, *collection.files, *filter(None, [args.simulate]))
-    check_output("--output", args.output, inputs)
-    check_output("--journal", journal, (*inputs, args.output))
-    if args.report is not None:
-        check_output("--report", args.report, (*inputs, args.output, journal))
+    outputs = {"--output": args.output, "--journal": journal, "--report": args.report}
+    check_outputs(outputs, (run_file, *collection.files, args.simulate))
     first_stage = RunFile(run_file)
     candidates = RunWithoutExcluded(first_stage, collection.excluded)
     queries = read_queries(collection.queries, args.query_fields)
@@ -95,36 +91,22 @@ def run(args: argparse.Namespace) -> int:
     if args.simulate is not None:
         model = simulated_model(args.simulate, args.noise, by_passage=split is not None)
     with closing(store), Reranker(model, journal=journal, **options) as reranker:
-        settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
-        settings |= reranker.options.settings() | {"depth": depth}
-        settings |= {name: getattr(reranker.options, name) for name in ("server_type", "revision")}
+        settings = run_settings(args, reranker.options) | {"depth": depth}
         limits = LimitOptions(max_seconds=args.max_seconds, token_budget=args.token_budget)
         job = RunJob(candidates, queries, store, len(first_stage), settings, split, depth, limits)
-        try:
+        with resumable(resume_note(journal)):
             reranker.prepare()
             price = prices_for_model(args, reranker.model.name)
             reranker.check(queries[query_id] for query_id in first_stage.query_ids)
             with RunWriter(args.output, args.tag) as writer:
                 for query_id, ranking in rerank_run(reranker, job, show_progress(args.quiet)):
                     writer.write(query_id, ranking.doc_ids)
-        except KeyboardInterrupt:
-            print(
-                f"\nstopped; every finished call is in {journal}: the same command goes on from there", file=sys.stderr
-            )
-            return 130
         stats = reranker.stats
         if first_stage.duplicate_count:
             stats.repairs["duplicates"] = first_stage.duplicate_count
         if excluded_count := candidates.count_excluded():
             stats.repairs["excluded"] = excluded_count
         return _finish(args, reranker, price, time.monotonic() - started, settings)
-
-
-_NOT_SETTINGS = frozenset(
-    "verb quiet strict report concurrency api_key_env read_timeout max_seconds token_budget price_in price_out"
-    " price_file".split()
-)
-"""Options that do not change what is asked: with others of them, it is the same run."""
 
 
 def _finish(

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.collection_options import DATASET_HELP
-from rank_k.cli.model_options import NOISE_HELP, import_strategies, non_negative_float, positive_int
+from rank_k.cli.model_options import NOISE_HELP, add_options, import_strategies, non_negative_float, positive_int
 from rank_k.errors import InputError
+from rank_k.options import OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,16 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", type=positive_int, default=20, metavar="N", help="so many judges, each asked everything"
     )
-    parser.add_argument("--depth", type=positive_int, default=100, metavar="N", help="candidates compared per query")
-    parser.add_argument("--window", type=positive_int, default=20, metavar="N", help="passages shown at a time")
-    parser.add_argument("--stride", type=positive_int, default=10, metavar="N", help="by which a window slides")
-    parser.add_argument(
-        "--first-stage-weight",
-        type=non_negative_float,
-        default=1.0,
-        metavar="A",
-        help="weight of the first stage's order",
-    )
+    defaults = {name: OPTIONS[name].default for name in ("depth", "window", "stride", "first_stage_weight")}
+    add_options(parser, [OPTIONS[name] for name in defaults], defaults)
     group = parser.add_argument_group("time and money", "for w passages in a window")
     group.add_argument("--call-seconds", metavar="T", help="of a call on average: 45, or 20+2.5w")
     group.add_argument("--call-spread", type=non_negative_float, default=0.3, metavar="S", help="of its logarithm")

@@ -11,12 +11,15 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from rank_k.cli import resumable
 from rank_k.cli.model_options import (
-    NOISE_HELP,
     add_inference_options,
     add_options,
     add_server_options,
+    add_simulation_options,
     reranker_options,
+    resume_note,
+    run_settings,
 )
 from rank_k.cli.price_options import add_price_options, prices_for_model
 from rank_k.cli.progress import show_progress
@@ -43,8 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--teacher", default="model", choices=("model", "labels"), help="a model, or verdicts made of the sets' grades"
     )
     group = add_server_options(parser)
-    group.add_argument("--simulate", type=Path, metavar="QRELS", help="a simulated judge instead: plan before you pay")
-    group.add_argument("--noise", default="strong", metavar="NOISE", help=f"of the simulated judge: {NOISE_HELP}")
+    add_simulation_options(group)
     add_inference_options(parser, {"samples": 4})
     group = parser.add_argument_group("labels as the teacher")
     group.add_argument(
@@ -72,10 +74,9 @@ def run(args: argparse.Namespace) -> int:
     model = _local_model(args, active_sets, counts.max_grades)
     if args.teacher == "labels":
         options |= {"samples": 1, "reasoning": "full", "server": None}
-    settings = {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
     options |= {"method": "listwise", "strategy": SINGLE_WINDOW, "depth": MAX_SET_SIZE}
     with Reranker(model or args.model, journal=args.journal, **options) as reranker:
-        try:
+        with resumable(resume_note(args.journal)):
             reranker.prepare()
             reranker.check(_read_queries(args))  # a query that is too long should be no surprise behind paid calls
             token_prices = prices_for_model(args, reranker.model.name)
@@ -84,17 +85,11 @@ def run(args: argparse.Namespace) -> int:
                 _read_teacher_sets(args),
                 active_sets,
                 set_count=counts.total,
-                settings=settings,
+                settings=run_settings(args, reranker.options),
                 show_progress=show_progress(args.quiet),
                 token_budget=args.token_budget,
             ):
                 pass
-        except KeyboardInterrupt:
-            print(
-                f"\nstopped; every finished call is in {args.journal}: the same command goes on from there",
-                file=sys.stderr,
-            )
-            return 130
         if not args.quiet:
             if counts.unjudged:
                 print(f"{counts.unjudged:,} sets left out: nothing is known of their queries", file=sys.stderr)
@@ -105,11 +100,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-_NOT_SETTINGS = frozenset(
-    "verb quiet concurrency api_key_env read_timeout token_budget price_in price_out price_file".split()
-)
-
-
 def _check_options(args: argparse.Namespace) -> None:
     from rank_k.errors import InputError
 
@@ -117,8 +107,6 @@ def _check_options(args: argparse.Namespace) -> None:
         raise InputError("--teacher labels asks no model", "leave --server, --model and --simulate out")
     if args.teacher != "labels" and (args.tokenizer or args.form != "verdicts"):
         raise InputError("--form and --tokenizer are for --teacher labels", "leave them out")
-    if args.simulate is not None and args.server is not None:
-        raise InputError("--simulate and --server exclude each other", "leave one out")
     if args.reasoning == "auto":
         raise InputError("--reasoning auto leaves some sets without a thought", "give full, off or a number of tokens")
 
