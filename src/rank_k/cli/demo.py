@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from rank_k.cli.model_options import add_options, add_server_options, positive_int, reranker_options
+from rank_k.errors import InputError
 from rank_k.options import OPTIONS
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from rank_k.data.collections.demo import load_passages, load_qrels, load_questions
-    from rank_k.errors import InputError
     from rank_k.models.student import default_model, find_student
     from rank_k.reranker import Reranker
     from rank_k.retrieval.bm25 import retrieve

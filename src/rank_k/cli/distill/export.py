@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-NAME = "export"
+from rank_k.errors import InputError
+
 HELP = "write a trained student as GGUF, with its settings and its card, or as merged weights"
 EXAMPLE = "rank-k distill export --student student --adapter"
 
@@ -24,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from rank_k.distill.export import export_gguf, export_merged
-    from rank_k.errors import InputError
 
     if args.gguf is not None and args.gguf.suffix != ".gguf":
         raise InputError(f"--gguf {args.gguf} has no .gguf at its end", "add it: that is how weights are told")
