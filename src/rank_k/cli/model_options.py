@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from rank_k.errors import InputError, RankKError
+from rank_k.errors import RankKError
 from rank_k.options import (
     OPTIONS,
     PRESETS,
@@ -161,6 +161,8 @@ def key_from_environment(variable: str, option: str = KEY_OPTION) -> str | None:
 
     `option`: the one by which the variable was named.
     """
+    from rank_k.errors import InputError
+
     if variable not in os.environ and not _VARIABLE_NAME.fullmatch(variable):  # not shown: it may be the key itself
         raise InputError(f"{option} takes the name of a variable, not a key", f"export KEY=..., {option} KEY")
     if not os.environ.get(variable):

@@ -9,6 +9,7 @@ from pathlib import Path
 from rank_k.cli.collection_options import add_collection_options, resolve_collection
 from rank_k.cli.model_options import positive_int
 
+NAME = "retrieve"
 HELP = "make a first-stage run with BM25"
 EXAMPLE = "rank-k retrieve --documents corpus.jsonl.gz --queries queries.jsonl --output bm25.trec"
 

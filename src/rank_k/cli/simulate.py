@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.collection_options import DATASET_HELP
 from rank_k.cli.model_options import NOISE_HELP, import_strategies, non_negative_float, positive_int
-from rank_k.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from rank_k.strategies.base import Strategy
     from rank_k.types import Run
 
+NAME = "simulate"
 HELP = "try strategies on a simulated judge: plan before you pay"
 EXAMPLE = "rank-k simulate --run bm25.trec --qrels qrels.trec --noise strong --call-seconds 20+2.5w --concurrency 16,64"
 
@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from rank_k.cli.progress import progress_bar
     from rank_k.cli.render.evaluation_text import without_nan
     from rank_k.cli.render.tables import Table, print_tables
+    from rank_k.errors import InputError
     from rank_k.simulation.call_times import CallTime
     from rank_k.simulation.noise_file import noise_by_name
     from rank_k.simulation.processes import Simulation, simulate_judges
@@ -132,6 +133,7 @@ def _read_inputs(args: argparse.Namespace) -> tuple[Grades, Run]:
     from rank_k.cli.collection_options import find_named_collection
     from rank_k.data.collections.base import RunWithoutExcluded
     from rank_k.data.trec import read_qrels, read_run
+    from rank_k.errors import InputError
 
     dataset = find_named_collection(args.dataset) if args.dataset else None
     qrels = args.qrels or (None if dataset is None else dataset.qrels)
