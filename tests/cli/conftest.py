@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from rank_k.cli import main
-from tests.cli.helpers import DEPTH, GRADES, TOPICS, CommandResult, RankK
+from tests.cli.helpers import DEPTH, GRADES, TOPICS, RankK
+from tests.support.commands import run_command
 
 
 @pytest.fixture
 def rank_k(capfd: pytest.CaptureFixture[str]) -> RankK:
     """`rank_k("rerank", "--run", ...)` runs the command in this process."""
 
-    def run(*arguments: str | Path) -> CommandResult:
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as error:  # argparse ends so
-            code = error.code if isinstance(error.code, int) else 1
-        return CommandResult(code, *capfd.readouterr())
-
-    return run
+    return partial(run_command, capfd)
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from tests.fakes.model_server.running import FakeModelServer
+from tests.support.commands import CommandResult
 
 KEY = "sk-loopback-0123456789"
 DEPTH = 6
@@ -17,19 +17,6 @@ TOPICS = {
     "q3": ("what moves the tides", "moves tides"),
 }
 GRADES = (0, 2, 1, 0, 3, 0)  # of a topic's six documents, in the order in which BM25 finds them
-
-
-@dataclass(frozen=True)
-class CommandResult:
-    """What a command said and how it ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.err.splitlines()
 
 
 class Terminal(io.StringIO):

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import pytest
 from scipy import stats
 
-from rank_k.cli import main
 from rank_k.data.trec import read_qrels, read_run
 from rank_k.evaluation.run_costs import read_run_cost
 from rank_k.evaluation.significance import PairedDifference
 from tests.paths import ROOT
+from tests.support.commands import run_command
 
 QUERIES = [f"q{number:02}" for number in range(12)]
 DEPTH = 12
@@ -51,15 +51,8 @@ def rank_k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
         write_run(name, {q: [f"{q}-{n}" for n in numbers] for q, numbers in rankings.items()})
 
     def run(*arguments: str | Path, code: int = 0) -> tuple[str, str]:
-        try:
-            exit_code = main([str(argument) for argument in arguments])
-        except SystemExit as error:
-            exit_code = int(error.code or 0)
-        captured = capfd.readouterr()
-        assert exit_code == code, captured.err
-        if code == 2:
-            assert captured.err.count("\n") == 1, "one line"
-        return captured.out, captured.err
+        result = run_command(capfd, *arguments, code=code)
+        return result.out, result.err
 
     return run
 

@@ -14,10 +14,10 @@ from random import Random
 import psutil
 import pytest
 
-from rank_k.cli import main
 from rank_k.journal import Journal
 from rank_k.simulation import processes as simulation_processes
 from rank_k.simulation.noise_file import read_noise
+from tests.support.commands import run_command
 from tests.support.signals import enable_sigint
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -43,15 +43,6 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 COMMAND = ("simulate", "--run", "bm25.trec", "--qrels", "qrels.trec", "--seeds", "2")
 
 
-def run_rank_k(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    try:
-        code = main(list(arguments))
-    except SystemExit as error:
-        code = int(error.code or 0)
-    captured = capfd.readouterr()
-    return code, captured.out, captured.err
-
-
 @pytest.mark.usefixtures("files")
 def test_simulate_table_has_quality_time_and_cost(capfd: pytest.CaptureFixture[str]) -> None:
     time_options = (
@@ -65,7 +56,7 @@ def test_simulate_table_has_quality_time_and_cost(capfd: pytest.CaptureFixture[s
         "1,64",
     )
     cost_options = ("--tokens-per-passage", "100", "--tokens-per-answer", "1000", "--price-in", "1", "--price-out", "2")
-    code, out, err = run_rank_k(capfd, *COMMAND, *time_options, *cost_options, "--quiet")
+    code, out, err = run_command(capfd, *COMMAND, *time_options, *cost_options, "--quiet")
     assert (code, err) == (0, "")
     caption, _, header, *rows = out.splitlines()
     assert caption.startswith("6 queries, 2 judges, noise strong; differences to sliding")
@@ -86,7 +77,7 @@ def test_simulate_table_has_quality_time_and_cost(capfd: pytest.CaptureFixture[s
 @pytest.mark.usefixtures("files")
 def test_simulate_json_has_every_query(capfd: pytest.CaptureFixture[str]) -> None:
     arguments = (*COMMAND, "--strategy", "sliding,blocks", "--baseline", "blocks", "--noise", "weak", "--json")
-    code, out, _ = run_rank_k(capfd, *arguments)
+    code, out, _ = run_command(capfd, *arguments)
     assert code == 0
     output = json.loads(out)
     assert output["settings"]["baseline"] == "blocks"
@@ -97,17 +88,17 @@ def test_simulate_json_has_every_query(capfd: pytest.CaptureFixture[str]) -> Non
     assert list(sliding["per_query"]) == [f"q{n}" for n in range(6)]
     assert "seconds" not in sliding
     assert "cost" not in sliding
-    assert run_rank_k(capfd, *arguments)[1] == out
+    assert run_command(capfd, *arguments)[1] == out
 
 
 @pytest.mark.usefixtures("files")
 def test_simulate_processes_do_not_change_the_result(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    single_process_result = run_rank_k(capfd, *COMMAND, "--strategy", "sliding,single")
+    single_process_result = run_command(capfd, *COMMAND, "--strategy", "sliding,single")
     monkeypatch.setattr(simulation_processes, "MIN_QUERIES_FOR_PROCESSES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert run_rank_k(capfd, *COMMAND, "--strategy", "sliding,single") == single_process_result
+    assert run_command(capfd, *COMMAND, "--strategy", "sliding,single") == single_process_result
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -125,7 +116,7 @@ def test_simulate_accepts_a_custom_strategy_and_counts_missing_queries(
         file.write("q9 0 d1 1\n")
     search_path = list(sys.path)
     try:
-        code, out, err = run_rank_k(capfd, *COMMAND, "--strategy", "mine:Mine,sliding")
+        code, out, err = run_command(capfd, *COMMAND, "--strategy", "mine:Mine,sliding")
     finally:
         sys.modules.pop("mine", None)
     assert code == 0
@@ -151,12 +142,12 @@ def test_simulate_dataset_with_a_single_query_has_null_error(files: Path, capfd:
         "--strategy",
         "sliding,single",
     )
-    code, out, err = run_rank_k(capfd, *command, "--json")
+    code, out, err = run_command(capfd, *command, "--json")
     assert (code, err) == (0, "")
     single = json.loads(out, parse_constant=pytest.fail)["strategies"][2]
     assert list(single["per_query"]) == ["q1"]
     assert single["difference"]["error"] is None
-    assert run_rank_k(capfd, *command)[0] == 0
+    assert run_command(capfd, *command)[0] == 0
 
 
 USER_ERRORS = {
@@ -179,7 +170,7 @@ def test_simulate_user_error_is_one_line(
     arguments: tuple[str, ...], expected: tuple[str, ...], files: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (files / "other.trec").write_text("x1 0 d1 1\n")
-    code, out, err = run_rank_k(capfd, *COMMAND, *arguments)
+    code, out, err = run_command(capfd, *COMMAND, *arguments)
     assert (code, out) == (2, "")
     assert err.startswith("rank-k simulate: ")
     assert len(err.splitlines()) == 1
@@ -187,7 +178,7 @@ def test_simulate_user_error_is_one_line(
 
 
 def test_simulate_without_a_run_names_the_missing_option(capfd: pytest.CaptureFixture[str]) -> None:
-    code, _, err = run_rank_k(capfd, "simulate", "--qrels", "qrels.trec")
+    code, _, err = run_command(capfd, "simulate", "--qrels", "qrels.trec")
     assert code == 2
     assert "--run is missing; give --run FILE" in err
 
@@ -259,9 +250,9 @@ def test_journal_fit_noise_writes_noise_for_simulate(files: Path, capfd: pytest.
         "o.trec",
     )
     judge_options = ("--simulate", "qrels.trec", "--noise", "true.json", "--samples", "3", "--quiet")
-    assert run_rank_k(capfd, "rerank", *input_options, *judge_options)[0] == 0
+    assert run_command(capfd, "rerank", *input_options, *judge_options)[0] == 0
     fit_command = ("journal", "fit-noise", "o.trec.journal.sqlite", "--qrels", "qrels.trec", "--output", "noise.json")
-    code, out, err = run_rank_k(capfd, *fit_command)
+    code, out, err = run_command(capfd, *fit_command)
     assert (code, err) == (0, "")
     assert out.startswith("36 answers about 6 queries")
     fresh_line = next(line for line in out.splitlines() if line.startswith("fresh "))
@@ -271,17 +262,19 @@ def test_journal_fit_noise_writes_noise_for_simulate(files: Path, capfd: pytest.
     assert f"{noise.fresh:.3f}" in fresh_line
     assert noise.fresh == pytest.approx(0.4, abs=0.15)
     assert json.loads((files / "noise.json").read_text())["how"]["answers"] == 36
-    assert run_rank_k(capfd, *COMMAND, "--noise", "noise.json")[0] == 0
+    assert run_command(capfd, *COMMAND, "--noise", "noise.json")[0] == 0
 
-    assert run_rank_k(capfd, "rerank", *input_options, *judge_options, "--strategy", "single", "--samples", "2")[0] == 0
+    assert (
+        run_command(capfd, "rerank", *input_options, *judge_options, "--strategy", "single", "--samples", "2")[0] == 0
+    )
     with closing(Journal(files / "o.trec.journal.sqlite", read_only=True)) as journal:
         last_run, first_run = journal.runs()
-    assert run_rank_k(capfd, *fit_command)[1].startswith("12 answers")
-    assert run_rank_k(capfd, *fit_command, "--run", last_run.run)[1].startswith("12 answers")
-    assert run_rank_k(capfd, *fit_command, "--run", first_run.run)[1].startswith("36 answers"), (
+    assert run_command(capfd, *fit_command)[1].startswith("12 answers")
+    assert run_command(capfd, *fit_command, "--run", last_run.run)[1].startswith("12 answers")
+    assert run_command(capfd, *fit_command, "--run", first_run.run)[1].startswith("36 answers"), (
         "which is not the last one"
     )
-    assert "there is no run nobody" in run_rank_k(capfd, *fit_command, "--run", "nobody")[2]
+    assert "there is no run nobody" in run_command(capfd, *fit_command, "--run", "nobody")[2]
 
 
 @pytest.mark.usefixtures("files")
@@ -289,7 +282,7 @@ def test_journal_fit_noise_writes_noise_for_simulate(files: Path, capfd: pytest.
 def test_journal_fit_noise_never_overwrites_its_inputs(output: str, capfd: pytest.CaptureFixture[str]) -> None:
     Path("j.sqlite").touch()
     original_qrels = Path("qrels.trec").read_bytes()
-    code, _, err = run_rank_k(capfd, "journal", "fit-noise", "j.sqlite", "--qrels", "qrels.trec", "--output", output)
+    code, _, err = run_command(capfd, "journal", "fit-noise", "j.sqlite", "--qrels", "qrels.trec", "--output", output)
     assert code == 2
     assert f"--output {Path(output)}" in err
     assert (Path("j.sqlite").read_bytes(), Path("qrels.trec").read_bytes()) == (b"", original_qrels)
@@ -298,6 +291,6 @@ def test_journal_fit_noise_never_overwrites_its_inputs(output: str, capfd: pytes
 @pytest.mark.usefixtures("files")
 def test_journal_fit_noise_requires_qrels(capfd: pytest.CaptureFixture[str]) -> None:
     Path("j.sqlite").touch()
-    assert "go together" in run_rank_k(capfd, "journal", "fit-noise", "j.sqlite")[2]
-    assert "go together" in run_rank_k(capfd, "journal", "cost", "j.sqlite", "--qrels", "qrels.trec")[2]
-    assert "no use for --output" in run_rank_k(capfd, "journal", "cost", "j.sqlite", "--output", "noise.json")[2]
+    assert "go together" in run_command(capfd, "journal", "fit-noise", "j.sqlite")[2]
+    assert "go together" in run_command(capfd, "journal", "cost", "j.sqlite", "--qrels", "qrels.trec")[2]
+    assert "no use for --output" in run_command(capfd, "journal", "cost", "j.sqlite", "--output", "noise.json")[2]

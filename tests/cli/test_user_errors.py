@@ -16,13 +16,13 @@ from tests.cli.helpers import (
     KEY,
     RERANK,
     SIMULATE,
-    CommandResult,
     RankK,
     error_line,
     read_ranking,
     server_options,
 )
 from tests.conftest import StartLoopback
+from tests.support.commands import CommandResult
 
 pytestmark = pytest.mark.integration
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from rank_k.cli import main
 from rank_k.data.collections.beir import load_beir
 from rank_k.data.long_documents import PassageSplit, SplitRun, document_id, passage_id
 from rank_k.data.passages import read_passages
@@ -23,6 +22,7 @@ from rank_k.reranker import Reranker
 from rank_k.retrieval.bm25 import retrieve
 from rank_k.types import Candidate, Passage, Ranking
 from tests.paths import SHARED
+from tests.support.commands import run_command
 
 pytestmark = pytest.mark.integration
 
@@ -38,12 +38,8 @@ def rank_k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     def run(*arguments: str | Path, code: int = 0) -> str:
-        exit_code = main([str(argument) for argument in arguments])
-        captured = capfd.readouterr()
-        assert exit_code == code, captured.err
-        if code == 2:
-            assert captured.err.count("\n") == 1, "one line"
-        return captured.out + captured.err
+        result = run_command(capfd, *arguments, code=code)
+        return result.out + result.err
 
     return run
 

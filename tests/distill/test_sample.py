@@ -32,6 +32,7 @@ from rank_k.distill.sample import Sampler, Sampling, draw_set, write_samples
 from rank_k.errors import FormatError, InputError
 from rank_k.retrieval.fusion import RRF_K, FusedRuns, reciprocal_rank_fusion
 from rank_k.types import Candidate, Query
+from tests.support.commands import run_command
 
 RANKING = [f"d{rank}" for rank in range(1, 51)]
 doc_id_lists = st.lists(st.sampled_from(RANKING), unique=True)
@@ -418,10 +419,4 @@ def test_distill_sample_resumes_and_reports_existing_sets(collection: Path, caps
 def test_distill_sample_reports_errors_in_one_line(
     collection: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
 ) -> None:
-    try:
-        code = main([*SAMPLE, *options, "--output", "sets.jsonl"])
-    except SystemExit as exit_error:
-        code = int(exit_error.code or 0)
-    stderr = capsys.readouterr().err
-    assert (code, stderr.count("\n")) == (2, 1)
-    assert message in stderr
+    assert message in run_command(capsys, *SAMPLE, *options, "--output", "sets.jsonl", code=2).err

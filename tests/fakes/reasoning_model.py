@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=8788)
     parser.add_argument("--journal", type=Path)
-    parser.add_argument("--pause", type=float, default=0.03)
+    parser.add_argument("--delay", type=float, default=0.03)
     args = parser.parse_args()
     with Reranker(ReasoningModel(args.delay), journal=args.journal) as reranker:
         service = RerankService(reranker)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from tests.fakes.asyncio_http import read_request, run_server_in_thread
 
 Ending = Literal["complete", "no_last_chunk", "reset", "short"]
 
@@ -66,7 +66,6 @@ class ScriptedServer:
 @contextmanager
 def scripted_server(respond: Responder) -> Iterator[ScriptedServer]:
     """Run a server on a free port of the loopback interface, in a thread."""
-    ready: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
     server = ScriptedServer("")
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -78,34 +77,21 @@ def scripted_server(respond: Responder) -> Iterator[ScriptedServer]:
         finally:
             writer.close()
 
-    async def main() -> None:
-        stop = asyncio.Event()
+    async def run(ready: Callable[[str], object], stop: asyncio.Event) -> None:
         listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-        port = listening.sockets[0].getsockname()[1]
-        ready.set_result((f"http://127.0.0.1:{port}/v1", asyncio.get_running_loop(), stop))
+        ready(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1")
         await stop.wait()
         listening.close()
 
-    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
-    thread.start()
-    server.url, loop, stop = ready.result(timeout=60)
-    try:
+    with run_server_in_thread(run) as server.url:
         yield server
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(timeout=60)
 
 
 async def _exchange(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: ScriptedServer, respond: Responder
 ) -> bool:
     """Answer one request; return whether the connection stays open."""
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    request_line, *lines = head.rstrip().split("\r\n")
-    method, path, _ = request_line.split(" ")
-    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    raw_body = await reader.readexactly(int(headers.get("content-length", 0)))
-    body = json.loads(raw_body) if raw_body else None
+    method, path, _, body = await read_request(reader)
     if method == "POST":
         server.requests.append((path, body))
     response = respond(method, path, body)

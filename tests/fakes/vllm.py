@@ -33,8 +33,11 @@ def decode_tokens(ids: list[int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class FakeVllm:
-    """`opens`: what the chat template puts behind the assistant's header. `parser`: whether the server was started
-    with --reasoning-parser. `truncates`: whether reasoning ends at the token limit."""
+    """Responds as vLLM does.
+
+    `template_opening`: what the chat template puts behind the assistant's header. `has_reasoning_parser`: whether the
+    server was started with --reasoning-parser. `truncates_reasoning`: whether reasoning ends at the token limit.
+    """
 
     template_opening: str = "<think>\n"
     has_reasoning_parser: bool = False

@@ -67,8 +67,7 @@ def _run_verb(args: argparse.Namespace) -> int:
     except RankKError as error:
         return _print_mistake(args, str(error))
     except KeyboardInterrupt as interruption:
-        message = f"stopped; {interruption}" if interruption.args else f"{_command_name(args)}: interrupted"
-        print(f"\n{message}", file=sys.stderr)
+        print(f"\n{interruption}" if interruption.args else f"\n{_command_name(args)}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

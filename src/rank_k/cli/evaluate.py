@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rank_k.cli.collection_options import DATASET_HELP, find_named_collection
-from rank_k.cli.output_files import check_output
+from rank_k.cli.output_files import check_outputs
 from rank_k.cli.price_options import add_price_options, prices_for_model
+from rank_k.errors import InputError, JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from rank_k.evaluation.run_costs import RunCost
     from rank_k.types import Run
 
-NAME = "evaluate"
 HELP = "measure runs against judgments, and compare them"
 EXAMPLE = "rank-k evaluate --qrels qrels.trec bm25.trec reranked.trec --baseline bm25.trec --report report.html"
 
@@ -65,18 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from rank_k.cli.render import evaluation_text
-    from rank_k.errors import InputError
 
     if args.preferences is not None:
         return _evaluate_preferences(args)
     if not args.runs:
         raise InputError("there is no run to evaluate", "name one or more, or --preferences FILE")
     inputs = _resolve_inputs(args)
-    if args.csv is not None:
-        check_output("--csv", args.csv, inputs.files)
-    if args.report is not None:
-        check_output("--report", args.report, (*inputs.files, *([args.csv] if args.csv else [])))
-
+    check_outputs({"--csv": args.csv, "--report": args.report}, inputs.files)
     comparison = _compare(args, inputs, intervals=bool(inputs.baseline or args.json or args.report))
     for line in evaluation_text.notes(comparison):
         print(line, file=sys.stderr)
@@ -117,8 +112,6 @@ class _Inputs:
 
 
 def _resolve_inputs(args: argparse.Namespace) -> _Inputs:
-    from rank_k.errors import InputError
-
     dataset = find_named_collection(args.dataset) if args.dataset else None
     qrels = args.qrels or (None if dataset is None else dataset.qrels)
     if qrels is None:
@@ -130,7 +123,6 @@ def _resolve_inputs(args: argparse.Namespace) -> _Inputs:
 
 def _compare(args: argparse.Namespace, inputs: _Inputs, *, intervals: bool) -> RunComparison:
     from rank_k.data.trec import read_qrels
-    from rank_k.errors import InputError
     from rank_k.evaluation.measures import DEFAULT_MEASURES
     from rank_k.evaluation.run_comparison import compare_runs
 
@@ -156,7 +148,6 @@ def _evaluate_preferences(args: argparse.Namespace) -> int:
     from itertools import chain
 
     from rank_k.cli.render import preferences_text
-    from rank_k.errors import InputError
     from rank_k.evaluation.preferences import read_judgments, summarize_preferences
 
     run_options = ("qrels", "dataset", "measures", "ties", "csv", "baseline", "report", "queries", "journal")
@@ -198,7 +189,6 @@ def read_runs(run_files: Mapping[str, Path], dataset: Collection | None, dataset
 
 def _find_journals(args: argparse.Namespace, run_files: Mapping[str, Path]) -> dict[str, Path]:
     """Where the journals of runs are: beside them, or where --journal says."""
-    from rank_k.errors import InputError
     from rank_k.evaluation.run_costs import find_journal
 
     journals = {name: journal for name, path in run_files.items() if (journal := find_journal(path))}
@@ -215,7 +205,6 @@ def _find_journals(args: argparse.Namespace, run_files: Mapping[str, Path]) -> d
 
 def _run_cost(args: argparse.Namespace, name: str, path: Path, journal: Path) -> RunCost | None:
     """What a run cost, and money where prices are given. A journal that was not asked for may be unreadable."""
-    from rank_k.errors import JournalError
     from rank_k.evaluation.run_costs import read_run_cost
 
     try:
@@ -246,7 +235,7 @@ def _render_report(
 
 def _command_line(args: argparse.Namespace) -> str:
     """The command as it was given, for whoever wants to run it again."""
-    argv = ["rank-k", NAME, *map(str, args.runs)]
+    argv = ["rank-k", "evaluate", *map(str, args.runs)]
     for option in (
         "qrels",
         "dataset",

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from http.client import HTTPConnection
 from typing import Any
 
+from tests.fakes.asyncio_http import run_server_in_thread
 from tests.fakes.model_server.fault_plan import TRANSIENT, Fault, FaultPlan
 from tests.fakes.model_server.request_log import RecordedRequest
 from tests.fakes.model_server.server import ModelServer
@@ -68,22 +69,8 @@ class FakeModelServer:
 @contextmanager
 def run_in_thread(plan: FaultPlan) -> Iterator[FakeModelServer]:
     """Run a server in a thread: quick to start, for tests."""
-    ready: Future[str] = Future()
-    handles: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
-
-    async def main() -> None:
-        stop = asyncio.Event()
-        handles.append((asyncio.get_running_loop(), stop))
-        await ModelServer(plan).run(0, ready.set_result, stop)
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
-    thread.start()
-    try:
-        yield FakeModelServer(ready.result(timeout=PATIENCE))
-    finally:
-        for loop, stop in handles:
-            loop.call_soon_threadsafe(stop.set)
-        thread.join(timeout=PATIENCE)
+    with run_server_in_thread(partial(ModelServer(plan).run, 0)) as url:
+        yield FakeModelServer(url)
 
 
 @contextmanager

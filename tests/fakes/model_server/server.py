@@ -13,6 +13,7 @@ from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any
 
+from tests.fakes.asyncio_http import read_request
 from tests.fakes.model_server.fault_plan import ENGINE_FAULT, TRANSIENT, FaultPlan
 from tests.fakes.model_server.marked_passages import MARK, passage_marks, window_key
 from tests.fakes.model_server.request_log import RecordedRequest
@@ -65,13 +66,8 @@ class ModelServer:
             writer.close()
 
     async def _serve_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        request_line, *lines = head.rstrip().split("\r\n")
-        method, path, _ = request_line.split(" ")
-        pairs = (line.partition(":") for line in lines)
-        headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
-        raw = await reader.readexactly(int(headers.get("content-length", 0)))
-        body = json.loads(raw) if raw else {}
+        method, path, headers, body = await read_request(reader)
+        body = {} if body is None else body
         record = RecordedRequest(path, time.monotonic(), authorization=headers.get("authorization", ""))
         exchange = Exchange(reader, writer, record)
         if path in ("/control", "/log"):
