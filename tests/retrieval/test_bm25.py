@@ -76,5 +76,5 @@ def test_retrieve_merges_repeated_passages_and_rejects_conflicting_texts() -> No
 def test_retrieve_rejects_missing_passages_and_zero_depth() -> None:
     with pytest.raises(InputError, match="no passages"):
         retrieve([Query("q", "sky")], [])
-    with pytest.raises(InputError, match="depth 0"):
+    with pytest.raises(InputError, match="depth must be at least 1"):
         retrieve([Query("q", "sky")], make_passages(["sky"]), depth=0)

@@ -8,9 +8,10 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rank_k.journal.schema import JournalFile, decode_text, encode_text
+from rank_k.journal.schema import decode_text, encode_text, open_database
 from rank_k.types import Response, Usage
 
 _TRANSPORT_FIELDS = frozenset(
@@ -24,6 +25,8 @@ _TRANSPORT_FIELDS = frozenset(
     }
 )
 """Fields of a request's body that say how the response is computed or sent, and not what is requested."""
+
+DEFAULT_MAX_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +50,34 @@ def call_key(identity: str, body: Mapping[str, Any], sample: int) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-class CallStore(JournalFile):
-    """The calls of a journal (see `Journal`)."""
+class CallStore:
+    """An open journal and its calls (see `Journal`)."""
+
+    def __init__(
+        self, path: str | Path | None = None, *, read_only: bool = False, max_bytes: int = DEFAULT_MAX_BYTES
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self._max_bytes = max_bytes
+        self._db = open_database(self.path, read_only=read_only)
+
+    def close(self) -> None:
+        self._db.close()
+
+    @property
+    def size_in_bytes(self) -> int:
+        """The size of the journal's content."""
+        pages, free_pages, page_bytes = (
+            self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free_pages) * page_bytes)
 
     def find_response(self, key: str) -> Response | None:
         """Return the response stored under `key`, or None."""
-        row = self._fetch_row(
+        row = self._db.execute(
             "SELECT response_text, reasoning, finish_reason, prompt_tokens, completion_tokens, reasoning_tokens,"
             " cached_tokens, usage_estimated, seconds, log_probabilities FROM calls WHERE key = ?",
-            key,
-        )
+            (key,),
+        ).fetchone()
         if row is None:
             return None
         tokens = None if row[9] is None else tuple((token, value) for token, value in decompress_json(row[9]))
@@ -105,7 +126,7 @@ class CallStore(JournalFile):
 
     def find_request(self, key: str) -> Mapping[str, Any]:
         """Return the request's body of the call `key`. Raises KeyError."""
-        row = self._fetch_row("SELECT request FROM calls WHERE key = ?", key)
+        row = self._db.execute("SELECT request FROM calls WHERE key = ?", (key,)).fetchone()
         if row is None:
             raise KeyError(key)
         body: Mapping[str, Any] = decompress_json(row[0])
@@ -113,7 +134,7 @@ class CallStore(JournalFile):
 
     def find_call(self, key: str) -> Call | None:
         """Return the call stored under `key`, or None."""
-        row = self._fetch_row("SELECT model, purpose, request, doc_ids FROM calls WHERE key = ?", key)
+        row = self._db.execute("SELECT model, purpose, request, doc_ids FROM calls WHERE key = ?", (key,)).fetchone()
         response = self.find_response(key)
         if row is None or response is None:
             return None
@@ -136,6 +157,16 @@ class CallStore(JournalFile):
             tuple(filters.values()),
         )
         return [(decode_text(row[0]), row[1], row[2], _usage(row[3:8]), row[8]) for row in rows]
+
+    def _limit_size(self) -> None:
+        """Delete the older half of a full temporary journal's calls, and all that was stored about queries but their
+        rankings, which are still to be read."""
+        if self.path is not None or self.size_in_bytes <= self._max_bytes:
+            return
+        middle = "SELECT finished_at FROM calls ORDER BY finished_at LIMIT 1 OFFSET (SELECT count(*) / 2 FROM calls)"
+        self._db.execute(f"DELETE FROM calls WHERE finished_at < ({middle})")
+        for table in ("queries", "windows", "rounds"):
+            self._db.execute(f"DELETE FROM {table}")
 
 
 def compress_json(value: Any) -> bytes:

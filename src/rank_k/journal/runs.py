@@ -83,17 +83,15 @@ class Journal(CallStore):
 
     def last_run(self) -> str:
         """Return the name of the run that was last started; empty if there is none."""
-        row = self._db.execute("SELECT run FROM runs ORDER BY started_at DESC LIMIT 1").fetchone()
-        return row[0] if row else ""
+        return next((record.run for record in self.runs()), "")
 
     def model_of_run(self, run: str) -> str:
         """Return the name of the model that ranked the run's windows; empty if there are no calls."""
-        for (call_keys,) in self._db.execute("SELECT call_keys FROM windows WHERE run = ?", (run,)):
-            for key in json.loads(call_keys):
-                row = self._db.execute("SELECT model FROM calls WHERE key = ?", (key,)).fetchone()
-                if row is not None:
-                    return decode_text(row[0])
-        return ""
+        row = self._db.execute(
+            "SELECT model FROM windows, json_each(call_keys) JOIN calls ON calls.key = value WHERE run = ? LIMIT 1",
+            (run,),
+        ).fetchone()
+        return decode_text(row[0]) if row else ""
 
     # --- queries ---
 

@@ -1,8 +1,8 @@
-"""Text to the terms that BM25 counts, by language.
+"""Analyzers, which turn text into the terms that BM25 counts, by language.
 
-All languages share one way of finding words, so that a text in another script, or in several, is not lost to the
-wrong choice: letters, digits and marks make words, and scripts that leave no blanks between words become
-character bigrams. What a language adds is a stemmer and a list of stop words.
+All languages find words in the same way, so that a wrong choice of language loses no text in another script: letters,
+digits and marks make words, and scripts without blanks between words become character bigrams. A language adds a
+stemmer and a list of stop words.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import unicodedata
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
-from typing import NamedTuple
 
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
 
 Analyzer = Callable[[str], list[str]]
-"""Text to index terms, repeated as often as they occur. The same for passages and queries."""
+"""Returns the index terms of a text, repeated as often as they occur. The same for passages and queries."""
 
 _STEMMERS = {
     "ar": "arabic",
@@ -80,7 +79,7 @@ _STOP_WORDS = {
 _LANGUAGES_WITHOUT_SPACES = ("ja", "km", "ko", "lo", "my", "th", "zh")
 
 LANGUAGES = tuple(sorted((*_STEMMERS, *_LANGUAGES_WITHOUT_SPACES, "und")))
-"""What `analyzer_for` knows: ISO 639-1 codes, and `und` ("undetermined") for words as they are, of any language."""
+"""The languages of `analyzer_for`: ISO 639-1 codes, and `und` ("undetermined") for unchanged words of any language."""
 
 _BIGRAM_BLOCKS = (
     "\u0e00-\u0eff"  # Thai, Lao
@@ -92,22 +91,16 @@ _DELETED_CHARACTERS = str.maketrans("", "", "\u00ad\u200d")  # soft hyphen, join
 _TURKISH_CAPITALS = str.maketrans("Iİ", "ıi")
 
 
-class _TokenPatterns(NamedTuple):
-    words: re.Pattern[str]
-    parts: re.Pattern[str]  # of a word: runs of a script without blanks, and what stands between them
-    graphemes: re.Pattern[str]
-
-
 def analyzer_for(language: str = "en") -> Analyzer:
-    """The analyzer for passages in `language`, one of `LANGUAGES`, and for queries put to them.
+    """Return the analyzer for passages in `language`, one of `LANGUAGES`, and for their queries.
 
     Text is normalized to NFKC and lower-cased. Words are runs of letters, digits and combining marks; stop words
     (bm25s's list, where it has one) are dropped and the rest stemmed (Snowball, where it has the language). Runs of
     Han, kana, Hangul, Thai, Lao, Khmer and Burmese become their characters and character bigrams, in every
     language; a character has its vowel signs and tone marks with it. English is the default.
 
-    Chosen by measurement, nDCG@10 over the whole corpus (k1 0.9, b 0.4, equal scores in document order); the
-    English collections first, what is chosen in the first line of each block:
+    Chosen by measurement, nDCG@10 over the whole corpus (k1 0.9, b 0.4, equal scores in document order). The English
+    collections are first, and the first line of each block is the choice:
 
                                             cranfield  vaswani  wikiqa  noveleval
         stop words, English stemmer             .4901    .4412   .5082      .6883
@@ -140,7 +133,7 @@ def analyzer_for(language: str = "en") -> Analyzer:
     if language_code in _STOP_WORDS:
         stop_words = frozenset(getattr(load("bm25s.stopwords"), f"STOPWORDS_{_STOP_WORDS[language_code]}"))
     stem = _load_stemmer(_STEMMERS[language_code]) if language_code in _STEMMERS else list
-    patterns = _token_patterns()
+    word_pattern, part_pattern, grapheme_pattern = _token_patterns()
 
     def analyze(text: str) -> list[str]:
         if not text.isascii():
@@ -149,10 +142,10 @@ def analyzer_for(language: str = "en") -> Analyzer:
             text = text.translate(_TURKISH_CAPITALS)
         words: list[str] = []
         terms: list[str] = []
-        for word in patterns.words.findall(text.lower()):
-            for bigram_run, other_word in (("", word),) if word.isascii() else patterns.parts.findall(word):
+        for word in word_pattern.findall(text.lower()):
+            for bigram_run, other_word in (("", word),) if word.isascii() else part_pattern.findall(word):
                 if bigram_run:
-                    characters = patterns.graphemes.findall(bigram_run)
+                    characters = grapheme_pattern.findall(bigram_run)
                     terms += characters
                     terms += map("".join, pairwise(characters))
                 elif other_word not in stop_words:
@@ -173,14 +166,17 @@ def _load_stemmer(algorithm: str) -> Callable[[list[str]], list[str]]:
 
 
 @cache
-def _token_patterns() -> _TokenPatterns:
-    """Made when first needed: Python's \\w has no combining marks, so they are gathered one by one."""
+def _token_patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    """Return patterns of words, of the runs of a script without blanks and other parts of a word, and of graphemes.
+
+    Made when first needed: Python's \\w has no combining marks, so they are gathered one by one.
+    """
     marks = "".join(
         character for character in map(chr, range(0x300, 0x1F000)) if unicodedata.category(character).startswith("M")
     )
-    blocks = "".join(_BIGRAM_BLOCKS)
-    return _TokenPatterns(
-        words=re.compile(rf"[\w{marks}]+"),
-        parts=re.compile(rf"([{blocks}][{blocks}{marks}]*)|([^{blocks}]+)"),
-        graphemes=re.compile(rf"[^{marks}][{marks}]*|[{marks}]+"),
+    blocks = _BIGRAM_BLOCKS
+    return (
+        re.compile(rf"[\w{marks}]+"),
+        re.compile(rf"([{blocks}][{blocks}{marks}]*)|([^{blocks}]+)"),
+        re.compile(rf"[^{marks}][{marks}]*|[{marks}]+"),
     )

@@ -1,4 +1,4 @@
-"""BM25 for those who have no run of their own."""
+"""First-stage retrieval with BM25."""
 
 from __future__ import annotations
 
@@ -21,18 +21,26 @@ def retrieve(
     k1: float = 0.9,
     b: float = 0.4,
 ) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
-    """The `depth` best passages for each query by BM25: `(query_id, candidates)` in the order of `queries`.
+    """Yield the best passages for each query by BM25: `(query_id, candidates)` in the order of `queries`.
 
-    Only passages that share a term with the query are candidates, so there can be fewer than `depth`, or
-    none. Equal scores stand in the order of `passages`. The formula is Lucene's variant (Kamphuis et al.,
-    ECIR 2020, without the constant factor k1 + 1) and k1, b are Anserini's defaults. `analyzer` is
-    `analyzer_for("en")` unless given. The index is built at once, in memory (4 bytes a term and the
-    postings); the queries are then answered one by one as the result is consumed.
+    Only passages that share a term with the query are candidates. Equal scores keep the order of `passages`. The index
+    is built at once, in memory (4 bytes per term and the postings); each query is answered when its result is consumed.
 
-    Raises `InputError` (no passages, one id with two texts, depth below 1) and `MissingExtra`.
+    Args:
+        queries: the queries.
+        passages: all passages of the corpus.
+        depth: the most candidates per query.
+        analyzer: turns texts into terms (default: `analyzer_for("en")`).
+        k1: term saturation of Lucene's variant of BM25 (Kamphuis et al., ECIR 2020, without the constant factor
+            k1 + 1). Both defaults are Anserini's.
+        b: length normalization.
+
+    Raises:
+        InputError: If there are no passages, one id has two texts, or `depth` is below 1.
+        MissingExtra: If bm25s is not installed.
     """
     if depth < 1:
-        raise InputError(f"depth {depth} is below 1", "ask for at least one candidate a query")
+        raise InputError(f"depth must be at least 1 (got {depth})", "request at least one candidate per query")
     bm25s = load("bm25s")
     analyze = analyzer or analyzer_for("en")
     doc_numbers: dict[str, int] = {}
@@ -48,7 +56,7 @@ def retrieve(
             raise InputError(problem, "keep one of them")
     if not terms_by_doc_number:
         raise InputError("there are no passages to search", "check the documents file")
-    index = None
+    index: Any = None
     if vocabulary:
         index = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy", csc_backend="numpy")
         corpus = bm25s.tokenization.Tokenized(ids=terms_by_doc_number, vocab=vocabulary)
@@ -58,20 +66,21 @@ def retrieve(
     def ranked_queries() -> Iterator[tuple[str, tuple[Candidate, ...]]]:
         for query in queries:
             terms = [vocabulary[term] for term in analyze(query.text) if term in vocabulary]
-            best = _best_doc_numbers(index.get_scores_from_ids(terms), depth) if index is not None and terms else []
+            best = _best_doc_numbers(index.get_scores_from_ids(terms), depth) if terms else []
             yield query.query_id, tuple(Candidate(doc_ids[doc_number], score) for doc_number, score in best)
 
     return ranked_queries()
 
 
 def _best_doc_numbers(scores: Any, depth: int) -> list[tuple[int, float]]:
-    """The `depth` highest positive scores with their document numbers. bm25s's own top k breaks ties at random."""
+    """Return the `depth` highest positive scores with their document numbers, ties in the documents' order.
+
+    The top k of bm25s breaks ties at random.
+    """
     import numpy as np
 
-    if depth < len(scores):
-        threshold = np.partition(scores, len(scores) - depth)[len(scores) - depth]
-        positive_doc_numbers = np.flatnonzero((scores >= threshold) & (scores > 0))
-    else:
-        positive_doc_numbers = np.flatnonzero(scores > 0)
-    order = positive_doc_numbers[np.argsort(-scores[positive_doc_numbers], kind="stable")][:depth]
+    rank = max(len(scores) - depth, 0)
+    threshold = np.partition(scores, rank)[rank]  # the score of the last candidate
+    doc_numbers = np.flatnonzero((scores >= threshold) & (scores > 0))
+    order = doc_numbers[np.argsort(-scores[doc_numbers], kind="stable")][:depth]
     return [(int(doc_number), float(scores[doc_number])) for doc_number in order]
