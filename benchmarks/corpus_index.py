@@ -1,11 +1,11 @@
-"""What the index of a big corpus costs: time to make it, memory, disk, and the time to look a passage up.
+"""Measure what the index of a big corpus costs: time to make it, memory, disk, and the time to look a passage up.
 
     python -m benchmarks.corpus_index [--passages 200000] [--forms jsonl jsonl.gz tsv.zst] [--folder DIR]
 
-A made corpus of so many passages, and a quarter and half of it, to see that time grows with the number and memory
-does not. Passages are as long as MS MARCO's (about 340 characters); their ids are random, which is the worst case for
-a sorted index. Each index is made, and looked up in, by a process of its own, whose peak memory is all of it, start-up
-included. Lookups are of 10,000 random passages, parsed, by a newly opened index over a file the system has cached.
+The corpus is generated, with this number of passages, a half and a quarter of it: time should grow with the number,
+memory should not. Passages are as long as MS MARCO's (about 340 characters). Their ids are random, which is the worst
+case for a sorted index. A separate process makes each index and looks passages up; the peak memory is that of the whole
+process. It looks up 10,000 random passages in a newly opened index that the system has cached.
 """
 
 from __future__ import annotations
