@@ -1,4 +1,4 @@
-"""`rank-k fetch`: the embedded model's weights, once."""
+"""`rank-k fetch`: download the weights of the embedded model."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from rank_k.cli.progress import progress_bar
     from rank_k.models.weights import DEFAULT_WEIGHTS, fetch, find_named_weights
 
     weights = find_named_weights(args.name or DEFAULT_WEIGHTS)
@@ -28,16 +29,8 @@ def run(args: argparse.Namespace) -> int:
         ("sha256", weights.sha256),
     ):
         print(f"{label:8} {value}", file=sys.stderr)
-    terminal = sys.stderr.isatty()
-    try:
-        path = fetch(weights.name, _print_progress if terminal else None, package=args.package)
-    finally:
-        if terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    with progress_bar("fetching") as update:
+        path = fetch(weights.name, lambda stage, done, total: update(done, total, stage), package=args.package)
     print("checked: the sha256 is right", file=sys.stderr)
     print(path)
     return 0
-
-
-def _print_progress(stage: str, done: int, total: int) -> None:
-    print(f"\r\x1b[K{stage} {done / total:.0%} of {total / 1e6:.1f} MB", end="", file=sys.stderr, flush=True)
