@@ -1,4 +1,4 @@
-"""The options that name a collection, shared by the verbs that need one."""
+"""The options that name a collection, shared by the commands that need one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_collection_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedCollection:
-    """What the options name: a collection, or the files that stand in for its parts."""
+    """The collection that the options name. Single files replace parts of it, or are all there is of it."""
 
     queries: Path
     corpus: Corpus
@@ -39,13 +39,13 @@ class ResolvedCollection:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What is read, and must not be written over."""
+        """The user's files that are read and must not be overwritten."""
         return (self.queries, *self.corpus.files)
 
     def find_run_file(self, file: Path | None) -> Path:
-        """The run to rerank: `file`, or else the collection's own. Raises `InputError` if there is none."""
-        default_run = self.collection.first_stage if file is None and self.collection is not None else None
-        if (run_file := file or default_run) is None:
+        """Return the run to rerank: `file`, or else the collection's own. Raises `InputError` if there is none."""
+        run_file = file or (self.collection.first_stage if self.collection is not None else None)
+        if run_file is None:
             run_files = getattr(self.collection, "runs", ())
             suggestion = f", such as {run_files[0]}" if run_files else "; rank-k retrieve makes one"
             raise InputError("--run is missing", f"give --run FILE{suggestion}")
@@ -53,7 +53,7 @@ class ResolvedCollection:
 
 
 def resolve_collection(args: argparse.Namespace) -> ResolvedCollection:
-    """What --dataset, --queries and --documents name. Raises `InputError` if one is not named."""
+    """Return the collection of --dataset, --queries and --documents. Raises `InputError` if a part is missing."""
     from rank_k.data.collections.base import CorpusFile
 
     collection = find_named_collection(args.dataset) if args.dataset else None
@@ -68,13 +68,14 @@ def resolve_collection(args: argparse.Namespace) -> ResolvedCollection:
 
 
 def find_named_collection(name: str) -> Collection:
+    """Return the collection that --dataset names. Raises `InputError`."""
     from rank_k.data.collections.registry import find_collection
 
     return find_collection(name)
 
 
 def index_progress(quiet: bool) -> OnProgress | None:
-    """Shows how far the making of an index has come, to people only."""
+    """Return the function that shows the progress of an index in a terminal; None if there is nothing to show it."""
     if quiet or not sys.stderr.isatty():
         return None
 

@@ -1,4 +1,4 @@
-"""`rank-k journal`: what was asked, answered and spent."""
+"""`rank-k journal`: the stored calls, their cost, and the noise of the model's answers."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rank_k.cli.output_files import check_outputs
+from rank_k.cli.output_files import check_output
 from rank_k.cli.price_options import add_price_options, prices_for_model
-from rank_k.cli.render.tables import Table, print_tables
 from rank_k.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rank_k.cli.render.tables import Table
     from rank_k.journal import Journal, WindowRecord
 
+NAME = "journal"
 HELP = "look into the file in which every call is kept"
 EXAMPLE = "rank-k journal cost reranked.trec.journal.sqlite"
 
@@ -42,15 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from rank_k.cli.render.tables import print_tables
     from rank_k.journal import Journal
 
     if not args.journal.is_file():
         raise InputError(f"there is no journal {args.journal}", "name the file that rank-k rerank --journal wrote")
     if (args.what == FIT_NOISE) != (args.qrels is not None):
         raise InputError("fit-noise and --qrels go together", f"rank-k journal {FIT_NOISE} JOURNAL --qrels FILE")
-    if args.output is not None and args.what != FIT_NOISE:
-        raise InputError(f"{args.what} has no use for --output", "it writes to standard output")
-    check_outputs({"--output": args.output}, [args.journal, args.qrels])
+    if args.output is not None:
+        if args.what != FIT_NOISE:
+            raise InputError(f"{args.what} has no use for --output", "it writes to standard output")
+        check_output("--output", args.output, (args.journal, args.qrels))
     with closing(Journal(args.journal, read_only=True)) as journal:
         if args.run is not None and args.run not in (names := [record.run for record in journal.runs()]):
             raise InputError(f"there is no run {args.run} in {args.journal}", f"one of: {', '.join(names) or 'none'}")
@@ -59,9 +62,12 @@ def run(args: argparse.Namespace) -> int:
             return 0
         records = journal.windows(args.run, args.query)
         if args.query is not None:
-            records = _require_windows(records, args)
+            if (first := next(records, None)) is None:
+                run = "the last run" if args.run is None else f"run {args.run}"
+                raise InputError(f"{run} in {args.journal} asked nothing about query {args.query}", "check --query")
+            records = chain([first], records)
         if args.what == FIT_NOISE:
-            _fit_noise(records, args)
+            print_tables(_fit_noise(records, args))
             return 0
         for record in records:
             if args.what == "export":
@@ -71,35 +77,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _require_windows(records: Iterator[WindowRecord], args: argparse.Namespace) -> Iterator[WindowRecord]:
-    """Return `records`. Raises `InputError` if there are none."""
-    first = next(records, None)
-    if first is None:
-        run = "the last run" if args.run is None else f"run {args.run}"
-        raise InputError(f"{run} in {args.journal} asked nothing about query {args.query}", "check --query")
-    return chain([first], records)
-
-
 def _cost_table(journal: Journal, args: argparse.Namespace) -> Table:
-    """Return a row for each model and purpose, with money if prices are given."""
+    """Return a row for each model and purpose, with its cost if prices are given."""
+    from rank_k.cli.render.tables import Table
+
     totals = journal.usage_totals(args.run, args.query)
     if args.query is not None and not totals:
         raise InputError(f"{args.journal} holds no call about query {args.query}", "check --query")
+    has_prices = any(value is not None for value in (args.price_in, args.price_out, args.price_file))
     columns = ["model", "purpose", "calls", "tokens in", "cached", "tokens out", "reasoning", "seconds"]
     rows = []
     for model, purpose, calls, usage, seconds in totals:
-        counts = (calls, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, usage.reasoning_tokens)
+        tokens = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, usage.reasoning_tokens)
+        row = [model, purpose, *(f"{count:,}" for count in (calls, *tokens)), f"{seconds:,.0f}"]
         price = prices_for_model(args, model)
-        cost = [] if price is None else [f"{price.cost_of(usage):,.4f}"]
-        rows.append([model, purpose, *(f"{count:,}" for count in counts), f"{seconds:,.0f}", *cost])
-    has_prices = any(value is not None for value in (args.price_in, args.price_out, args.price_file))
-    return Table([*columns, "cost"] if has_prices else columns, rows, "ll")
+        rows.append([*row, f"{price.cost_of(usage):,.4f}"] if price else row)
+    return Table([*columns, "cost"] if has_prices else columns, rows, align="ll")
 
 
-def _fit_noise(records: Iterator[WindowRecord], args: argparse.Namespace) -> None:
-    """Print the noise of a run's answers, a row per parameter, and write it to --output."""
+def _fit_noise(records: Iterator[WindowRecord], args: argparse.Namespace) -> list[Table | str]:
+    """Return the noise of a run's answers, field by field; also write it to --output."""
     from dataclasses import asdict
 
+    from rank_k.cli.render.tables import Table
     from rank_k.data.trec import read_qrels
     from rank_k.simulation.noise_file import noise_to_json
     from rank_k.simulation.noise_fit import fit_noise
@@ -117,17 +117,22 @@ def _fit_noise(records: Iterator[WindowRecord], args: argparse.Namespace) -> Non
             "assumed": dict(noise_fit.assumed),
         }
         args.output.write_text(noise_to_json(noise_fit.noise, provenance), encoding="utf-8")
-    print(
-        f"{noise_fit.observations:,} answers about {noise_fit.queries:,} queries,"
-        f" {noise_fit.comparisons:,} comparisons\n"
+    caption = (
+        f"{noise_fit.observations:,} answers about {noise_fit.queries:,} queries, {noise_fit.comparisons:,} comparisons"
     )
-    for name, value in asdict(noise_fit.noise).items():
-        error = f" +- {noise_fit.errors[name]:.3f}" if name in noise_fit.errors else ""
-        print(f"{name:<14} {value:7.3f}{error:<9}  {noise_fit.assumed.get(name, '')}".rstrip())
+    rows = [
+        (
+            name,
+            f"{value:.3f}",
+            f"+- {noise_fit.errors[name]:.3f}" if name in noise_fit.errors else "",
+            noise_fit.assumed.get(name, ""),
+        )
+        for name, value in asdict(noise_fit.noise).items()
+    ]
+    return [caption, Table(("parameter", "value", "standard error", "remark"), rows, align="lrll")]
 
 
 def _record_to_dict(journal: Journal, record: WindowRecord) -> dict[str, Any]:
-    responses = [journal.find_response(key) for key in record.call_keys]
     return {
         "query_id": record.query_id,
         "round": record.round,
@@ -142,29 +147,28 @@ def _record_to_dict(journal: Journal, record: WindowRecord) -> dict[str, Any]:
         "repairs": dict(record.repairs),
         "calls": [
             {
-                "request": journal.find_request(key),
-                "reasoning": response.reasoning,
-                "text": response.text,
-                "finish_reason": response.finish_reason,
-                "prompt_tokens": response.usage.prompt_tokens,
-                "completion_tokens": response.usage.completion_tokens,
-                "seconds": response.seconds,
+                "request": call.request,
+                "reasoning": call.response.reasoning,
+                "text": call.response.text,
+                "finish_reason": call.response.finish_reason,
+                "prompt_tokens": call.response.usage.prompt_tokens,
+                "completion_tokens": call.response.usage.completion_tokens,
+                "seconds": call.response.seconds,
             }
-            for key, response in zip(record.call_keys, responses, strict=True)
-            if response is not None
+            for call in map(journal.find_call, record.call_keys)
+            if call is not None
         ],
     }
 
 
 def _record_lines(journal: Journal, record: WindowRecord) -> Iterator[str]:
     yield f"== query {record.query_id}, round {record.round + 1}, window {record.window_number + 1}"
-    for key in record.call_keys:
-        response = journal.find_response(key)
+    for response in map(journal.find_response, record.call_keys):
         if response is not None:
             reasoning = f"<think>{response.reasoning.strip()}</think>\n" if response.reasoning else ""
             yield reasoning + response.text.strip()
     for ranking in record.rankings:
-        yield "-> " + (" > ".join(" = ".join(tier) for tier in ranking.tiers) if ranking.is_valid else "unranked")
+        yield "-> " + " > ".join(" = ".join(tier) for tier in ranking.tiers) if ranking.is_valid else "-> unranked"
     if record.repairs:
         yield "repairs: " + ", ".join(f"{kind} {count}" for kind, count in sorted(record.repairs.items()))
     yield ""

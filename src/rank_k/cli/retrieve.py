@@ -1,4 +1,4 @@
-"""`rank-k retrieve`: a BM25 run, for those who have none."""
+"""`rank-k retrieve`: make a first-stage run with BM25."""
 
 from __future__ import annotations
 
