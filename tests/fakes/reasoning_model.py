@@ -75,7 +75,7 @@ class ReasoningModel(ScriptedModel):
 
 
 def main() -> None:
-    from rank_k.server.config import AccessConfig
+    from rank_k.server.app import make_app
     from rank_k.server.run import serve
     from rank_k.server.service import RerankService
 
@@ -85,7 +85,8 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.03)
     args = parser.parse_args()
     with Reranker(ReasoningModel(args.delay), journal=args.journal) as reranker:
-        serve(RerankService(reranker), AccessConfig(), args.port, print)
+        service = RerankService(reranker)
+        serve(service, make_app(service), "127.0.0.1", args.port, print)
 
 
 if __name__ == "__main__":

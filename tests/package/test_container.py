@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import pytest
 
-from rank_k.cli.serve import CLIENT_KEYS_VARIABLE, HOST_VARIABLE
+from rank_k.cli.server_options import CLIENT_KEYS_VARIABLE, HOST_VARIABLE
 from tests.conftest import StartLoopback
 from tests.paths import ROOT
 from tests.support.serving import ServerProcess

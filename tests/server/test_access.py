@@ -17,6 +17,7 @@ import pytest
 from rank_k import Reranker, ScriptedModel
 from rank_k.cli import main
 from rank_k.errors import InputError
+from rank_k.server.app import make_app
 from rank_k.server.config import AccessConfig, Limits, check_access
 from rank_k.server.run import create_server
 from rank_k.types import Request
@@ -187,7 +188,7 @@ def test_create_server_reports_unavailable_addresses(server: ServerClient) -> No
     elsewhere = ["no.such.host.invalid", "203.0.113.9", "a..b", "a" * 64]
     for host, port in (server.address, *((host, 0) for host in elsewhere)):
         with pytest.raises(InputError, match="cannot listen"):
-            create_server(server.service, AccessConfig(host), port)
+            create_server(server.service, make_app(server.service), host, port)
 
 
 # --- bodies ---

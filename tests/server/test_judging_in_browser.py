@@ -13,7 +13,7 @@ from rank_k.evaluation.preferences import read_judgments
 from rank_k.reports.evaluation_report import render_report
 from rank_k.server.config import AccessConfig
 from rank_k.server.judging_session import pairwise_items
-from rank_k.server.report_routes import ReportRoutes
+from rank_k.server.report_routes import report_routes
 from rank_k.server.web_pages import PAGES
 from rank_k.types import Candidate, Query
 from tests.reports.test_evaluation_report import MADE, TEXTS, assessed
@@ -61,7 +61,7 @@ def run_small_study(path: Path, access: AccessConfig = AccessConfig()) -> Abstra
     }
     store = FakePassageStore({f"{q}-{n}": text for q in QUERIES for n, text in PASSAGES.items()})
     links = [(page.path, page.title, page.path == "/compare") for page in PAGES]
-    report = ReportRoutes(lambda: render_report(assessed(), MADE, TEXTS, links))
+    report = report_routes(lambda: render_report(assessed(), MADE, TEXTS, links))
     return run_judging_server(path, access, store, pairwise_items(QUERIES, TRANSLATIONS, runs), [report])
 
 

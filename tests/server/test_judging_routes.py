@@ -20,13 +20,13 @@ import pytest
 from rank_k.cli import main
 from rank_k.errors import InputError
 from rank_k.evaluation.preferences import read_judgments
-from rank_k.server.app import RouteGroup
 from rank_k.server.config import AccessConfig
+from rank_k.server.http_io import RouteGroup
 from rank_k.server.judging_routes import JudgingRoutes
 from rank_k.server.judging_session import PairwiseItems
 from rank_k.server.preferences_file import PreferencesFile
-from rank_k.server.report_routes import ReportRoutes
-from rank_k.server.web_pages import paths
+from rank_k.server.report_routes import report_routes
+from rank_k.server.web_pages import static_files
 from rank_k.types import Passage
 from tests.server.test_judging_session import HEBREW, SYSTEMS, FakePassageStore, make_items
 from tests.support.serving import Answer, ServerClient, run_server, start_server
@@ -47,7 +47,7 @@ def run_judging_server(
 ) -> Iterator[ServerClient]:
     file = PreferencesFile(path)
     try:
-        judging_routes = JudgingRoutes(items or make_items(), store or FakePassageStore(), file)
+        judging_routes = JudgingRoutes(items or make_items(), store or FakePassageStore(), file).route_group()
         with run_server(None, access=access, route_groups=[judging_routes, *other_groups]) as running:
             yield running
     finally:
@@ -171,7 +171,8 @@ def test_judging_responses_hide_system_names(tmp_path: Path) -> None:
             server.post([], "/judge/choice"),
             server.get("/judge/choice"),
             server.get("/judge/" + SYSTEMS[0][:3]),
-            *map(server.get, (*paths(), "/page/rooms.json", "/health", "/metrics", "/openapi.json", "/v1/models")),
+            *(server.get(static_file.path) for static_file in static_files()),
+            *map(server.get, ("/page/rooms.json", "/health", "/metrics", "/openapi.json", "/v1/models")),
         ]
         for answer in answers:
             output = answer.raw.decode() + str(answer.headers)
@@ -234,8 +235,8 @@ def test_open_server_denies_export_and_report(tmp_path: Path) -> None:
     """Judges may come from elsewhere without a key; the export, and the report, are for who has one."""
     file = PreferencesFile(tmp_path / "judgments.jsonl")
     route_groups: list[RouteGroup] = [
-        JudgingRoutes(make_items(), FakePassageStore(), file),
-        ReportRoutes(lambda: "secret"),
+        JudgingRoutes(make_items(), FakePassageStore(), file).route_group(),
+        report_routes(lambda: "secret"),
     ]
     with run_server(None, access=AccessConfig(host="0.0.0.0"), route_groups=route_groups) as server:
         assert post_choice(server, get_state(server), "left").status == 200
@@ -308,8 +309,8 @@ def test_report_is_rendered_once_for_concurrent_requests() -> None:
         return "<!doctype html><title>r</title>"
 
     key = "sk-compare-0123456789"
-    report_routes = ReportRoutes(render_page)
-    with run_server(None, access=AccessConfig(keys=(key,)), route_groups=[report_routes]) as server:
+    report = report_routes(render_page)
+    with run_server(None, access=AccessConfig(keys=(key,)), route_groups=[report]) as server:
         assert server.get("/compare/report").status == 401
         answers: list[Answer] = []
         waiting = [
@@ -346,7 +347,7 @@ def test_report_is_rendered_again_after_failure() -> None:
             raise result
         return result
 
-    with run_server(None, route_groups=[ReportRoutes(render_page)]) as server:
+    with run_server(None, route_groups=[report_routes(render_page)]) as server:
         refused = server.get("/compare/report")
         assert refused.status == 500
         assert "secret" not in refused.raw.decode()

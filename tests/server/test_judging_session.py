@@ -130,15 +130,14 @@ def test_displayed_pair_hides_systems() -> None:
     question = next(question for question in make_items(depth=4).items if question.query.query_id == "q1")
     for judge in ("anna", "ben", "chen", "dora"):
         pair = displayed_pair(question, judge, store)
-        displayed_text = json.dumps([pair.query, pair.translation, *map(repr, (*pair.left, *pair.right))])
+        displayed_text = json.dumps({**pair, "token": ""})
         assert "secret" not in displayed_text
         assert "q1-" not in displayed_text.replace("text of q1-", "")
-        assert pair.translation == HEBREW
-        assert {passage.number for passage in pair.left} == {passage.number for passage in pair.right} == {1, 2, 3, 4}
-        assert [passage.number for passage in pair.left] == [1, 2, 3, 4], "numbered from the left, whoever is there"
-        assert [passage.number for passage in pair.right] == [4, 3, 2, 1]
-        (truncated,) = [passage for passage in pair.left if passage.truncated]
-        assert len(truncated.text) == MAX_PASSAGE_CHARACTERS
+        assert pair["translation"] == HEBREW
+        numbers = {side: [passage["number"] for passage in pair[side]] for side in ("left", "right")}
+        assert numbers == {"left": [1, 2, 3, 4], "right": [4, 3, 2, 1]}, "numbered from the left, whoever is there"
+        (truncated,) = [passage for passage in pair["left"] if passage["truncated"]]
+        assert len(truncated["text"]) == MAX_PASSAGE_CHARACTERS
 
 
 def test_file_names_are_shortest_unique_names() -> None:
@@ -173,8 +172,8 @@ def test_read_translations_reads_xquad() -> None:
     items = pairwise_items(read_queries(files.queries), translations, {"bm25": run, "turned": reversed_run})
     with files.corpus.store() as store:
         pair = displayed_pair(items.items[0], "anna", store)
-    assert pair.translation == translations[items.items[0].query.query_id]
-    assert len(pair.left) == len(pair.right) == 10
+    assert pair["translation"] == translations[items.items[0].query.query_id]
+    assert len(pair["left"]) == len(pair["right"]) == 10
 
 
 # --- a judge's way ---

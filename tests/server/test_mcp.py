@@ -21,8 +21,7 @@ from rank_k.errors import JournalError
 from rank_k.models.retry import RetryPolicy
 from rank_k.server.api_errors import ApiError
 from rank_k.server.config import AccessConfig, Limits
-from rank_k.server.mcp import parse_tool_arguments
-from rank_k.server.mcp_http import make_mcp_app
+from rank_k.server.mcp import make_mcp_app, parse_tool_arguments
 from rank_k.server.schema import tool_schemas
 from rank_k.types import Request
 from tests.conftest import StartLoopback

@@ -14,7 +14,7 @@ import pytest
 
 from rank_k import Reranker, ScriptedModel
 from rank_k.server.config import AccessConfig, Limits
-from rank_k.server.mcp_http import make_mcp_app
+from rank_k.server.mcp import make_mcp_app
 from tests.conftest import StartLoopback
 from tests.server.test_access import reversed_order
 from tests.server.test_load import STUCK, has_calls, marked_passages, was_cancelled

@@ -237,7 +237,7 @@ def test_serve_stdio_isolates_stdin_and_stdout() -> None:
     program = """
 import subprocess, sys
 from rank_k import Reranker, ScriptedModel
-from rank_k.server.mcp_stdio import serve_stdio
+from rank_k.server.mcp import serve_stdio
 from rank_k.server.service import RerankService
 
 def answer(request):

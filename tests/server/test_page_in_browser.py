@@ -14,7 +14,7 @@ from rank_k.journal import Journal
 from rank_k.server.config import AccessConfig
 from tests.fakes.likelihood_model import make_likelihood_model
 from tests.fakes.reasoning_model import ReasoningModel
-from tests.server.test_journal_routes import create_journal
+from tests.server.test_journal_viewer import create_journal
 from tests.support.browsing import (
     CHROMIUM,
     SIZES_AND_THEMES,

@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 import psutil
 
 from rank_k import Reranker
-from rank_k.server.app import RouteGroup, make_app
+from rank_k.server.app import make_app
 from rank_k.server.config import AccessConfig, Limits
-from rank_k.server.http_io import App
+from rank_k.server.http_io import App, RouteGroup
 from rank_k.server.run import create_server
 from rank_k.server.service import RerankService
 from tests.paths import ROOT
@@ -120,7 +120,7 @@ def run_server(
     errors: list[Exception] = []
     service = RerankService(reranker, limits, errors.append, journal=journal)
     app = make_app(service, access, route_groups) if make is None else make(service, access)
-    server, sock, url = create_server(service, access, 0, app)
+    server, sock, url = create_server(service, app, access.host, 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     try:

@@ -18,10 +18,11 @@ from rank_k.cli.collection_options import (
 )
 from rank_k.cli.model_options import positive_int
 from rank_k.cli.output_files import check_output
+from rank_k.errors import InputError
+from rank_k.optional_deps import load
 
 if TYPE_CHECKING:
-    from rank_k.server.app import RouteGroup
-    from rank_k.server.judging_session import PairwiseItems
+    from rank_k.server.http_io import RouteGroup
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,17 +45,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def route_groups(args: argparse.Namespace) -> Iterator[list[RouteGroup]]:
-    """What --compare asks for, as long as the context is open. Empty without it. Raises `InputError`."""
-    from rank_k.errors import InputError
+    """Open what --compare asks for; close it on exit. Without --compare, this is nothing.
 
-    option_names = ("qrels", "preferences_file", "dataset", "queries", "documents")
+    Raises:
+        InputError: If options contradict each other, or a file cannot be used.
+    """
     if args.compare is None:
-        if given_options := [f"--{name.replace('_', '-')}" for name in option_names if getattr(args, name) is not None]:
-            raise InputError(f"{given_options[0]} is for runs to look at", "name them with --compare RUN RUN")
+        for name in ("qrels", "preferences_file", "dataset", "queries", "documents"):
+            if getattr(args, name) is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option} is for runs to look at", "name them with --compare RUN RUN")
         yield []
         return
-    for number, run in enumerate(args.compare):
-        if run.resolve() in {earlier_run.resolve() for earlier_run in args.compare[:number]}:
+    paths = [run.resolve() for run in args.compare]
+    for run, path in zip(args.compare, paths, strict=True):
+        if paths.count(path) > 1:
             raise InputError(f"--compare names {run} twice", "name each run once")
     with ExitStack() as stack:
         groups = [group for group in (_report_routes(args), _judging_routes(args, stack)) if group is not None]
@@ -67,37 +72,35 @@ def route_groups(args: argparse.Namespace) -> Iterator[list[RouteGroup]]:
 
 
 def _report_routes(args: argparse.Namespace) -> RouteGroup | None:
-    """The report that `rank-k evaluate` makes of the same arguments; None where nothing has been judged."""
+    """Return the routes of the report that `rank-k evaluate` makes of the same runs; None without qrels."""
     from rank_k.data.queries import read_queries
     from rank_k.data.trec import RunFile, read_qrels
-    from rank_k.optional_deps import load
-    from rank_k.server.report_routes import ReportRoutes
+    from rank_k.server.report_routes import report_routes
     from rank_k.server.web_pages import PAGES
 
     dataset = find_named_collection(args.dataset) if args.dataset else None
     qrels = args.qrels or (None if dataset is None else dataset.qrels)
     if qrels is None:
         return None
-    load("jinja2")  # what is missing, and mistakes in files, are found now rather than when somebody looks
+    load("jinja2")  # what is missing, and mistakes in files, are found now rather than at the first request
     read_qrels(qrels)
     for run in args.compare:
         RunFile(run)
     if args.queries is not None:
         read_queries(args.queries)
-    argv = [*map(str, args.compare), *(["--baseline", str(args.compare[0])] if len(args.compare) > 1 else [])]
-    for option in ("qrels", "dataset", "queries"):
-        if (value := getattr(args, option)) is not None:
-            argv += [f"--{option}", str(value)]
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
-    arguments = parser.parse_args(argv)
+    given = {name: getattr(args, name) for name in ("qrels", "dataset", "queries")}
+    baseline = args.compare[0] if len(args.compare) > 1 else None
+    arguments = parser.parse_args([*map(str, args.compare)], argparse.Namespace(**given, baseline=baseline))
     links = [(page.path, page.title, page.path == "/compare") for page in PAGES]
-    return ReportRoutes(lambda: evaluate.report_page(arguments, links))
+    return report_routes(lambda: evaluate.report_page(arguments, links))
 
 
 def _judging_routes(args: argparse.Namespace, stack: ExitStack) -> RouteGroup | None:
-    from rank_k.errors import InputError
+    from rank_k.data.queries import read_queries, read_translations
     from rank_k.server.judging_routes import JudgingRoutes
+    from rank_k.server.judging_session import pairwise_items, system_names
     from rank_k.server.preferences_file import PreferencesFile
 
     if args.preferences_file is None:
@@ -107,23 +110,6 @@ def _judging_routes(args: argparse.Namespace, stack: ExitStack) -> RouteGroup | 
     resolved = resolve_collection(args)
     input_files = (*args.compare, *resolved.files, *([args.qrels] if args.qrels else []))
     check_output("--preferences-file", args.preferences_file, input_files)
-    pairs = _make_pairwise_items(args)
-    store = resolved.corpus.store(index_progress(False))
-    stack.callback(store.close)
-    for pair in pairs.items:
-        for doc_id in {doc_id for ranking in pair.rankings for doc_id in ranking}:
-            store.get(doc_id, pair.query.query_id)
-    file = PreferencesFile(args.preferences_file)
-    stack.callback(file.close)
-    return JudgingRoutes(pairs, store, file)
-
-
-def _make_pairwise_items(args: argparse.Namespace) -> PairwiseItems:
-    from rank_k.data.queries import read_queries, read_translations
-    from rank_k.errors import InputError
-    from rank_k.server.judging_session import pairwise_items, system_names
-
-    resolved = resolve_collection(args)
     names = system_names([*map(str, args.compare)])
     runs = evaluate.read_runs({name: Path(path) for path, name in names.items()}, resolved.collection, args.dataset)
     translations = read_translations(resolved.queries, args.translation_field)
@@ -137,4 +123,11 @@ def _make_pairwise_items(args: argparse.Namespace) -> PairwiseItems:
             print(f"rank-k serve: {description}: {query_count}", file=sys.stderr)
     if not pairs.items:
         raise InputError("there is no query to judge", f"look whether the runs have the queries of {resolved.queries}")
-    return pairs
+    store = resolved.corpus.store(index_progress(False))
+    stack.callback(store.close)
+    for pair in pairs.items:
+        for doc_id in {doc_id for ranking in pair.rankings for doc_id in ranking}:
+            store.get(doc_id, pair.query.query_id)
+    file = PreferencesFile(args.preferences_file)
+    stack.callback(file.close)
+    return JudgingRoutes(pairs, store, file).route_group()

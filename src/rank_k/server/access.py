@@ -17,9 +17,6 @@ from rank_k.server.api_errors import ApiError
 from rank_k.server.config import LOOPBACK_NAMES, AccessConfig, host_name, is_address, is_loopback
 from rank_k.server.http_io import App, Receive, Scope, Send, error_response, response
 
-OPEN_PATHS = frozenset({"/health"})
-"""What needs no key: it tells nothing."""
-
 DEFAULT_ALLOWED = {
     "Access-Control-Allow-Methods": "GET, POST",
     "Access-Control-Allow-Headers": "Authorization, Content-Type",
@@ -40,6 +37,7 @@ class AccessMiddleware:
         app: The other application.
         access: Who is let in.
         open_paths: Paths that need no key.
+        private_paths: Paths that are refused if anybody can reach the server without a key.
         allowed: CORS headers for the allowed origins.
     """
 
@@ -47,11 +45,13 @@ class AccessMiddleware:
         self,
         app: App,
         access: AccessConfig,
-        open_paths: frozenset[str] = OPEN_PATHS,
+        open_paths: frozenset[str] = frozenset(),
+        private_paths: frozenset[str] = frozenset(),
         allowed: Mapping[str, str] = DEFAULT_ALLOWED,
     ) -> None:
         self._app = app
         self._open_paths = open_paths
+        self._refused_paths = private_paths if access.open_to_all else frozenset()
         self._allowed = {**allowed, "Access-Control-Max-Age": "600"}
         self._host_names = frozenset(map(host_name, {*access.hosts, access.host})) | LOOPBACK_NAMES
         self._accepts_any_address = not is_loopback(access.host)
@@ -75,6 +75,8 @@ class AccessMiddleware:
                     await response(b"", 204, extra_headers)(scope, receive, send)
                     return
             client = self._identify_client(scope, headers.get("authorization", ""))
+            if scope["path"] in self._refused_paths:
+                raise ApiError(403, "anybody can reach this server: it shows this only if it asks for a key")
             if scope["method"] == "POST":
                 _check_content_type(headers.get("content-type", ""))
         except ApiError as error:

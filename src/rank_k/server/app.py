@@ -4,86 +4,74 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 from uuid import uuid4
 
-from rank_k.errors import MissingExtra
+from rank_k.errors import MissingExtra, RankKError
 from rank_k.optional_deps import load
-from rank_k.server import demo_queries, journal_routes, web_pages
-from rank_k.server.access import OPEN_PATHS, AccessMiddleware
+from rank_k.server import demo_queries, journal_viewer, web_pages
+from rank_k.server.access import AccessMiddleware
 from rank_k.server.api_errors import ApiError, invalid_field
 from rank_k.server.config import AccessConfig
 from rank_k.server.event_stream import EventStream
 from rank_k.server.http_io import (
     App,
     Receive,
+    Request,
+    Response,
+    RouteGroup,
     Scope,
     Send,
-    cancel_on_disconnect,
+    client_disconnected,
     error_response,
-    json_object,
     json_response,
-    read_body,
+    read_json,
     response,
+    route,
+    run_until,
     wait_for_disconnect,
 )
 from rank_k.server.openapi import build_openapi
 from rank_k.server.schema import RerankRequest, TextsRequest, parse_request, rerank_response
 from rank_k.server.service import ProgressListener, RerankService
 
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
-
-
-class RouteGroup(Protocol):
-    """Further routes behind the same access control. Their page asks by `name` whether they are there."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def open_paths(self) -> frozenset[str]:
-        """Those that need no key."""
-
-    def routes(self, service: RerankService, access: AccessConfig) -> list[Any]:
-        """Return Starlette routes. They report their errors to `service`."""
-
 
 def make_app(
     service: RerankService, access: AccessConfig = AccessConfig(), route_groups: Sequence[RouteGroup] = ()
 ) -> App:
     """Return the application behind its access control. Raises `MissingExtra`."""
-    route: Any = load("starlette.routing").Route
     endpoints = _Endpoints(service)
-    routes = [
-        *(route(path, endpoints.rerank, methods=["POST"]) for path in ("/v2/rerank", "/v1/rerank", "/rerank")),
+    api_routes = [
+        *(route(path, endpoints.rerank, "POST") for path in ("/v2/rerank", "/v1/rerank", "/rerank")),
         route("/v1/models", endpoints.models),
         route("/metrics", endpoints.metrics),
         route("/demo", endpoints.demo),
-        route("/health", _constant({"status": "ok"})),
-        route("/openapi.json", _constant(build_openapi(service.limits, needs_key=bool(access.keys)))),
-        route("/page/rooms.json", _constant([group.name for group in route_groups])),
-        *journal_routes.routes(service.journal, access),
-        *web_pages.routes(),
+        _constant("/health", {"status": "ok"}),
+        _constant("/openapi.json", build_openapi(service.limits, needs_key=bool(access.keys))),
+        _constant("/page/rooms.json", [group.name for group in route_groups]),
     ]
-    for group in route_groups:
-        routes += group.routes(service, access)
+    api = RouteGroup("api", api_routes, open_paths=frozenset({"/health"}))
+    groups = (api, web_pages.route_group(), journal_viewer.route_group(service.journal), *route_groups)
+    routes = [one_route for group in groups for one_route in group.routes]
     http_error = load("starlette.exceptions").HTTPException
-    handlers = dict.fromkeys((http_error, ApiError, Exception), endpoints.handle_error)
+    handlers = dict.fromkeys((http_error, ApiError, RankKError, Exception), endpoints.handle_error)
     starlette = load("starlette.applications").Starlette(routes=routes, exception_handlers=handlers)
     starlette.router.redirect_slashes = False
-    open_paths = OPEN_PATHS.union(web_pages.paths(), *(group.open_paths for group in route_groups))
-    paths = frozenset(known_route.path for known_route in routes)
-    return AccessMiddleware(_MeteredApp(starlette, service, paths), access, open_paths)
+    starlette.state.limits = service.limits
+    return AccessMiddleware(
+        _MeteredApp(starlette, service, frozenset(one_route.path for one_route in routes)),
+        access,
+        open_paths=frozenset().union(*(group.open_paths for group in groups)),
+        private_paths=frozenset().union(*(group.private_paths for group in groups)),
+    )
 
 
-def _constant(value: Any) -> Callable[[Request], Awaitable[Response]]:
+def _constant(path: str, value: Any) -> Any:
     async def handle(request: Request) -> Response:
         return json_response(value)
 
-    return handle
+    return route(path, handle)
 
 
 class _Endpoints:
@@ -92,21 +80,21 @@ class _Endpoints:
         self._started = int(time.time())
 
     async def rerank(self, request: Request) -> Any:
-        service, request_id, client = self._service, str(uuid4()), request.scope["state"]["client"]
-        body = json_object(await read_body(request, service.limits))
+        service, request_id = self._service, str(uuid4())
+        body = await read_json(request)
         is_texts = request.url.path == "/rerank" and body.get("texts") is not None
         if is_texts and body.get("documents") is not None:
             raise invalid_field("texts", "give either texts or documents")
         rerank_request = parse_request(TextsRequest if is_texts else RerankRequest, body, service.limits)
 
         async def rank(listener: ProgressListener) -> Any:
-            hits = await service.rank(rerank_request, client, request_id, listener)
+            hits = await service.rank(rerank_request, request.state.client, request_id, listener)
             return rerank_response(rerank_request, hits, service.model, request_id)
 
         if isinstance(rerank_request, RerankRequest) and rerank_request.stream:
             return EventStream(rank, service.report_error)
         work = rank(ProgressListener())
-        return json_response(await cancel_on_disconnect(wait_for_disconnect(request.receive), work))
+        return json_response(await run_until(wait_for_disconnect(request.receive), work, client_disconnected()))
 
     async def models(self, request: Request) -> Response:
         """Return the one model there is, if there is one; `method` is an addition of Rank-K."""
@@ -124,12 +112,10 @@ class _Endpoints:
             return json_response({"questions": [], "missing": error.remedy})
 
     async def handle_error(self, request: Request, error: Any) -> Response:
-        """Return the response to any error. A fault of this program is reported in full, but not to the client."""
-        if isinstance(error, ApiError):
-            return error_response(error)
+        """Return the response to any error."""
         if isinstance(error, load("starlette.exceptions").HTTPException):
             message = f"there is no {request.method} {request.url.path[:100]!r} here"
-            return error_response(ApiError(error.status_code, message, headers=error.headers))
+            error = ApiError(error.status_code, message, headers=error.headers)
         return error_response(self._service.report_error(error))
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
+from typing import Any
 
 from rank_k.errors import InputError
+
+
+def _limit(default: Any, help: str, metavar: str = "N") -> Any:
+    """Return the field of a limit that is also a flag of the command line."""
+    return field(default=default, metadata={"help": help, "metavar": metavar})
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +35,13 @@ class Limits:
     """
 
     max_concurrent: int = 16
-    queue: int = 64
-    per_client: int = 8
-    max_documents: int = 1000
-    max_characters: int = 4_000_000
-    max_body: int = 16 * 2**20
-    deadline: float | None = None
-    shutdown_timeout: float = 30.0
+    queue: int = _limit(64, "requests that may wait")
+    per_client: int = _limit(8, "requests of a client worked on at once")
+    max_documents: int = _limit(1000, "of a request")
+    max_characters: int = _limit(4_000_000, "of query and documents together")
+    max_body: int = _limit(16 * 2**20, "of a request", "BYTES")
+    deadline: float | None = _limit(None, "the best ranking so far after S, if a request names no deadline", "S")
+    shutdown_timeout: float = _limit(30.0, "to finish in when told to stop", "S")
     connections: int = 1000
     head_seconds: float = 10.0
     body_seconds: float = 60.0

@@ -30,14 +30,14 @@ _PING_SECONDS = 15
 class EventStream(ProgressListener):
     """An ASGI response: the events of `rank(listener)`, which returns the result as JSON values.
 
-    The ranking is cancelled when the client disconnects. `to_error` returns the error for the client.
+    The ranking is cancelled when the client disconnects. `report_error` returns the error for the client.
     """
 
     def __init__(
-        self, rank: Callable[[ProgressListener], Awaitable[Any]], to_error: Callable[[Exception], ApiError]
+        self, rank: Callable[[ProgressListener], Awaitable[Any]], report_error: Callable[[BaseException], ApiError]
     ) -> None:
         self._rank = rank
-        self._to_error = to_error
+        self._report_error = report_error
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[str, Any] | None] = asyncio.Queue()
 
@@ -81,7 +81,7 @@ class EventStream(ProgressListener):
                 return
             disconnected.cancel()
             if first.done() and first.result() is None and (error := work.exception()):
-                await error_response(self._api_error(error))(scope, receive, send)
+                await error_response(self._report_error(error))(scope, receive, send)
                 return
             ping = sse.ServerSentEvent(comment="waiting", sep="\n")
             content = self._content(first, work)
@@ -100,16 +100,10 @@ class EventStream(ProgressListener):
             yield _format_event(*event)
             event = await self._events.get()
         if error := work.exception():
-            api_error = self._api_error(error)
+            api_error = self._report_error(error)
             yield _format_event("error", {"status": api_error.status, **api_error.body()})
         else:
             yield _format_event("result", work.result())
-
-    def _api_error(self, error: BaseException) -> ApiError:
-        if isinstance(error, ApiError):
-            return error
-        assert isinstance(error, Exception)
-        return self._to_error(error)
 
 
 def _format_event(kind: str, data: Any) -> bytes:

@@ -1,20 +1,22 @@
-"""Reads the bodies of requests, as strict JSON, and makes responses."""
+"""What all paths need: routes, the bodies of requests as strict JSON, responses."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 from rank_k.optional_deps import load
 from rank_k.server.api_errors import ApiError
 from rank_k.server.config import Limits
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
+    from starlette.requests import Request as Request
+    from starlette.responses import Response as Response
+else:
+    Request = Response = Any  # for annotations only: Starlette belongs to an extra
 
 T = TypeVar("T")
 Scope = MutableMapping[str, Any]
@@ -24,6 +26,32 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _LARGEST_INTEGER = 2**53
 """JSON readers do not distinguish integers beyond this one, so larger ones are read as this one."""
+
+
+class RouteGroup(NamedTuple):
+    """Routes of one part of the server.
+
+    Attributes:
+        name: By which the page finds out whether this part is there.
+        routes: Starlette's.
+        open_paths: Paths that need no key.
+        private_paths: Paths that are refused if anybody can reach the server without a key.
+    """
+
+    name: str
+    routes: Sequence[Any]
+    open_paths: frozenset[str] = frozenset()
+    private_paths: frozenset[str] = frozenset()
+
+
+def route(path: str, handler: Callable[[Request], Awaitable[Any]], method: str = "GET") -> Any:
+    """Return a Starlette route. Raises `MissingExtra`."""
+    return load("starlette.routing").Route(path, handler, methods=[method])
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """Return the JSON object in the body of a request. Raises `ApiError`."""
+    return json_object(await read_body(request, request.app.state.limits))
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
@@ -58,22 +86,18 @@ async def wait_for_disconnect(receive: Receive) -> None:
         pass
 
 
-async def cancel_on_disconnect(disconnected: Coroutine[Any, Any, Any], work: Coroutine[Any, Any, T]) -> T:
-    """Return the result of `work`, which is cancelled when the client disconnects, that is, when `disconnected` ends.
-
-    Raises:
-        ApiError: If the client disconnects first.
-    """
-    work_task, disconnect_task = asyncio.create_task(work), asyncio.create_task(disconnected)
+async def run_until(interruption: Coroutine[Any, Any, object], work: Coroutine[Any, Any, T], error: ApiError) -> T:
+    """Return the result of `work`. If `interruption` ends first, cancel `work` and raise `error`."""
+    work_task, interruption_task = asyncio.create_task(work), asyncio.create_task(interruption)
     try:
-        await asyncio.wait({work_task, disconnect_task}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({work_task, interruption_task}, return_when=asyncio.FIRST_COMPLETED)
         if not work_task.done():
-            raise client_disconnected()
+            raise error
         return work_task.result()
     finally:
         work_task.cancel()
-        disconnect_task.cancel()
-        await asyncio.gather(work_task, disconnect_task, return_exceptions=True)
+        interruption_task.cancel()
+        await asyncio.gather(work_task, interruption_task, return_exceptions=True)
 
 
 def client_disconnected() -> ApiError:

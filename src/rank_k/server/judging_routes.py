@@ -7,25 +7,18 @@ are named when the server is started.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from rank_k.errors import InputError, RankKError
 from rank_k.evaluation.preferences import UNDONE
-from rank_k.optional_deps import load
 from rank_k.server.api_errors import ApiError, invalid_field
-from rank_k.server.config import AccessConfig
-from rank_k.server.http_io import json_object, json_response, read_body, response
+from rank_k.server.http_io import Request, Response, RouteGroup, json_response, read_json, response, route
 from rank_k.server.judging_session import JudgingSession, PairwiseItem, PairwiseItems, displayed_pair
 from rank_k.server.preferences_file import PreferencesFile
 from rank_k.server.schema import described, validate
-from rank_k.server.service import RerankService
 from rank_k.types import PassageSource
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
 
 _MAX_NAME_LENGTH = 100
 _MAX_SECONDS = 86_400.0
@@ -46,10 +39,7 @@ class ChoiceRequest(JudgeRequest):
 
 
 class JudgingRoutes:
-    """A `RouteGroup` of the application. Owns neither `store` nor `file`."""
-
-    name = "judge"
-    open_paths: frozenset[str] = frozenset()
+    """The routes of a study. Owns neither `store` nor `file`."""
 
     def __init__(self, items: PairwiseItems, store: PassageSource, file: PreferencesFile) -> None:
         self._items = items
@@ -58,21 +48,21 @@ class JudgingRoutes:
         self._sessions: dict[str, JudgingSession] = {}
         self._write_lock = asyncio.Lock()
 
-    def routes(self, service: RerankService, access: AccessConfig) -> list[Any]:
-        route: Any = load("starlette.routing").Route
-        self._service, self._access = service, access
-        return [
+    def route_group(self) -> RouteGroup:
+        """Return the routes. Raises `MissingExtra`."""
+        routes = [
             route("/judge/question", self._get_question),
-            route("/judge/choice", self._post_choice, methods=["POST"]),
-            route("/judge/undo", self._post_undo, methods=["POST"]),
+            route("/judge/choice", self._post_choice, "POST"),
+            route("/judge/undo", self._post_undo, "POST"),
             route("/judge/judgments.jsonl", self._get_judgments),
         ]
+        return RouteGroup("judge", routes, private_paths=frozenset({"/judge/judgments.jsonl"}))
 
     async def _get_question(self, request: Request) -> Response:
         return await self._state_response(self._session(validate(JudgeRequest, request.query_params)))
 
     async def _post_choice(self, request: Request) -> Response:
-        body = validate(ChoiceRequest, await self._read_json(request))
+        body = validate(ChoiceRequest, await read_json(request))
         session = self._session(body)
         seconds = None if body.seconds is None else round(min(body.seconds, _MAX_SECONDS), 1)
         async with self._write_lock:
@@ -84,7 +74,7 @@ class JudgingRoutes:
         return await self._state_response(session)
 
     async def _post_undo(self, request: Request) -> Response:
-        session = self._session(validate(JudgeRequest, await self._read_json(request)))
+        session = self._session(validate(JudgeRequest, await read_json(request)))
         async with self._write_lock:
             item = session.last_judged()
             if item is None:
@@ -93,8 +83,6 @@ class JudgingRoutes:
         return await self._state_response(session, item)
 
     async def _get_judgments(self, request: Request) -> Response:
-        if self._access.open_to_all:
-            raise ApiError(403, "anybody can reach this server: take the file itself, or have it ask for a key")
         async with self._write_lock:
             content = await asyncio.to_thread(self._file.path.read_bytes)
         disposition = 'attachment; filename="judgments.jsonl"'
@@ -108,15 +96,14 @@ class JudgingRoutes:
         except (RankKError, OSError) as error:
             if isinstance(error, OSError):
                 error = InputError(f"the documents cannot be read ({error.strerror})", "check that they still exist")
-            self._service.report_error(error)
-            raise ApiError(500, "a passage cannot be read; whoever runs this server has been told why") from None
+            raise ApiError(500, "a passage cannot be read; whoever runs this server has been told why") from error
         state = {
             "judge": session.name,
             "done": session.done,
             "total": session.total,
             "can_undo": session.last_judged() is not None,
             "identical": self._items.identical,
-            "question": None if pair is None else asdict(pair),
+            "question": pair,
         }
         return json_response(state)
 
@@ -128,9 +115,8 @@ class JudgingRoutes:
         try:
             await asyncio.to_thread(self._file.append, row)
         except OSError as error:
-            problem = f"cannot write {self._file.path} ({error.strerror})"
-            self._service.report_error(InputError(problem, "judging continues once that is mended"))
-            raise ApiError(507, "it could not be kept; whoever runs this server has been told why") from None
+            cause = InputError(f"cannot write {self._file.path} ({error.strerror})", "judging continues once you can")
+            raise ApiError(507, "it could not be kept; whoever runs this server has been told why") from cause
         session.apply(row)
 
     def _session(self, request: JudgeRequest) -> JudgingSession:
@@ -142,6 +128,3 @@ class JudgingRoutes:
         if len(self._sessions) > _MAX_SESSIONS:
             del self._sessions[next(iter(self._sessions))]
         return session
-
-    async def _read_json(self, request: Request) -> dict[str, Any]:
-        return json_object(await read_body(request, self._service.limits))

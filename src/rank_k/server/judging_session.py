@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import combinations
+from typing import Any
 
 from rank_k.evaluation.preferences import UNDONE, Judgment, current_judgments
 from rank_k.types import PassageSource, Query, Run
@@ -37,9 +38,14 @@ class PairwiseItem:
         """Which of the two this judge sees on the left, and which on the right."""
         return (1, 0) if _digest("sides", self.digest, judge, self.query.query_id, *self.systems)[0] % 2 else (0, 1)
 
+    def displayed(self, judge: str) -> tuple[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Return the systems and the document ids, each left and right, as this judge sees them."""
+        left, right = self.sides(judge)
+        return (self.systems[left], self.systems[right]), (self.rankings[left], self.rankings[right])
+
     def token(self, judge: str) -> str:
-        """Names what this judge sees, without telling anything of it: other runs, or another depth, make another."""
-        left, right = (self.rankings[side] for side in self.sides(judge))
+        """Return a name of what this judge sees, which reveals nothing. Other runs, or another depth, have another."""
+        left, right = self.displayed(judge)[1]
         parts = (self.query.query_id, *self.systems, "left", *left, "right", *right)
         return _digest("shown", self.digest, judge, *parts).hex()[:32]
 
@@ -80,41 +86,27 @@ def pairwise_items(
     return PairwiseItems(tuple(items), depth, identical, lacking)
 
 
-@dataclass(frozen=True, slots=True)
-class DisplayedPassage:
-    """`number`: the same for the same passage on both sides. `truncated`: only its beginning is shown."""
+def displayed_pair(item: PairwiseItem, judge: str, store: PassageSource) -> dict[str, Any]:
+    """Return what a judge sees of an item, as JSON values. Reading the passages may take a while.
 
-    number: int
-    text: str
-    truncated: bool
+    A passage that is on both sides has the same number there. `truncated`: only its beginning is shown.
 
-
-@dataclass(frozen=True, slots=True)
-class DisplayedPair:
-    """What a judge sees of a question. Reading passages may take a while."""
-
-    token: str
-    query: str
-    translation: str | None
-    left: tuple[DisplayedPassage, ...]
-    right: tuple[DisplayedPassage, ...]
-
-
-def displayed_pair(item: PairwiseItem, judge: str, store: PassageSource) -> DisplayedPair:
-    """Raises `InputError` for a passage that `store` lacks."""
-    left, right = (item.rankings[side] for side in item.sides(judge))
-    numbers = {doc_id: number for number, doc_id in enumerate(dict.fromkeys(left + right), 1)}
-    passages = {}
-    for doc_id, number in numbers.items():
+    Raises:
+        InputError: If `store` lacks a passage.
+    """
+    passages: dict[str, Any] = {}
+    left, right = item.displayed(judge)[1]
+    for number, doc_id in enumerate(dict.fromkeys(left + right), 1):
         text = store.get(doc_id, item.query.query_id).text
-        passages[doc_id] = DisplayedPassage(number, text[:MAX_PASSAGE_CHARACTERS], len(text) > MAX_PASSAGE_CHARACTERS)
-    return DisplayedPair(
-        item.token(judge),
-        item.query.text,
-        item.translation,
-        tuple(passages[doc_id] for doc_id in left),
-        tuple(passages[doc_id] for doc_id in right),
-    )
+        truncated = len(text) > MAX_PASSAGE_CHARACTERS
+        passages[doc_id] = {"number": number, "text": text[:MAX_PASSAGE_CHARACTERS], "truncated": truncated}
+    return {
+        "token": item.token(judge),
+        "query": item.query.text,
+        "translation": item.translation,
+        "left": [passages[doc_id] for doc_id in left],
+        "right": [passages[doc_id] for doc_id in right],
+    }
 
 
 class JudgingSession:
@@ -128,7 +120,8 @@ class JudgingSession:
         rows = [row for row in rows if row.judge == name]
         for row in current_judgments(rows).judgments:
             item = self._by_item.get((row.query_id, row.pair))
-            if item is not None and _judged_sides(row) == _displayed_sides(item, name):
+            judged = (row.left, row.right), (row.left_doc_ids, row.right_doc_ids)
+            if item is not None and judged == item.displayed(name):
                 self._judgments[item.token(name)] = row
         self._last_time = max((row.time for row in rows), default=datetime.min.replace(tzinfo=UTC))
 
@@ -158,7 +151,7 @@ class JudgingSession:
 
     def judgment(self, item: PairwiseItem, choice: str, seconds: float | None, now: datetime) -> Judgment:
         """The row that says so. Rows of a judge are told apart by time: each is later than the one before."""
-        (left, right), (left_ids, right_ids) = _displayed_sides(item, self.name)
+        (left, right), (left_ids, right_ids) = item.displayed(self.name)
         return Judgment(
             judge=self.name,
             query_id=item.query.query_id,
@@ -191,22 +184,6 @@ class JudgingSession:
     @cached_property
     def _by_item(self) -> dict[tuple[str, tuple[str, str]], PairwiseItem]:
         return {(item.query.query_id, item.systems): item for item in self._items.items}
-
-
-_Sides = tuple[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]]
-"""Systems and document ids, each left and right."""
-
-
-def _displayed_sides(item: PairwiseItem, judge: str) -> _Sides:
-    left, right = item.sides(judge)
-    return (
-        (item.systems[left], item.systems[right]),
-        (item.rankings[left], item.rankings[right]),
-    )
-
-
-def _judged_sides(row: Judgment) -> _Sides:
-    return (row.left, row.right), (row.left_doc_ids, row.right_doc_ids)
 
 
 def _digest(*parts: str) -> bytes:

@@ -1,24 +1,40 @@
-"""The tool `rerank` for programs that speak the Model Context Protocol, whichever way their messages come.
+"""The tool `rerank` for programs that speak the Model Context Protocol, over HTTP or standard input and output.
 
-What a call may ask for, and what becomes of it, is as over HTTP: arguments are read by the same code, admitted by the
-same service, refused with the same words. A refusal is the tool's result, marked as an error, so that the model that
-called can read it and do better. A client that cancels, or goes away, ends the model's work.
+Arguments are parsed, admitted and rejected like requests over HTTP, with the same messages. An error is the tool's
+result, marked as an error, so that the model that called it can read it and correct the call. If a client cancels a
+call or disconnects, the model's work for it is cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import uuid4
 
 from rank_k import __version__
+from rank_k.loop_thread import LoopThread
 from rank_k.optional_deps import load
 from rank_k.options import PUBLIC_OPTIONS
+from rank_k.server.access import AccessMiddleware
 from rank_k.server.api_errors import ApiError
-from rank_k.server.config import Limits
-from rank_k.server.http_io import cancel_on_disconnect, json_object
+from rank_k.server.config import AccessConfig, Limits
+from rank_k.server.http_io import (
+    App,
+    Receive,
+    Scope,
+    Send,
+    client_disconnected,
+    error_response,
+    json_object,
+    read_body,
+    run_until,
+)
 from rank_k.server.schema import (
     ToolRequest,
     ToolResult,
@@ -47,6 +63,16 @@ _DESCRIPTION = (
     " that a search has found, not on a whole collection. Results name documents by their index in the list given,"
     " from 0."
 )
+PATH = "/mcp"
+
+_ALLOWED_METHODS = "POST, DELETE"
+_CORS_HEADERS = {
+    "Access-Control-Allow-Methods": _ALLOWED_METHODS,
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Mcp-Session-Id, Mcp-Protocol-Version, Mcp-Method,"
+    " Mcp-Name",
+    "Access-Control-Expose-Headers": "mcp-session-id",
+}
+_IDLE_SECONDS = 30 * 60.0  # after which a session that was not ended counts as left
 _EXCERPT_LENGTH = 100  # characters of a document in the text of a result
 
 
@@ -103,11 +129,9 @@ async def _call(
     try:
         request = parse_tool_arguments(arguments, service.limits)
         work = service.rank(request, state.get("client", "pipe"), str(uuid4()), progress)
-        hits = await cancel_on_disconnect(disconnected.wait(), work)
-    except ApiError as error:
-        return [error.message], None
-    except Exception as fault:  # of this program: it is reported in full, but not to the client
-        return [service.report_error(fault).message], None
+        hits = await run_until(disconnected.wait(), work, client_disconnected())
+    except Exception as error:
+        return [service.report_error(error).message], None
     finally:
         progress.end()
     result = _tool_result(request, hits, service.model)
@@ -119,12 +143,11 @@ async def _call(
 class _Progress(ProgressListener):
     """Reports progress to the client, if it asked for it: once per round, the number of windows answered."""
 
-    def __init__(self, report: Callable[[float, float | None, str], Awaitable[None]]) -> None:
+    def __init__(self, report: Callable[[float, float | None, str], Coroutine[Any, Any, None]]) -> None:
         self._report = report
         self._loop = asyncio.get_running_loop()
         self._windows = 0
-        self._reports: set[asyncio.Future[None]] = set()
-        self._ended = False
+        self._reports: list[Future[None]] = []
 
     def on_result(self, round_number: int, window: int, report: WindowReport) -> None:
         self._windows += 1
@@ -132,20 +155,13 @@ class _Progress(ProgressListener):
     def on_ranking(self, round_number: int, ranking: Ranking) -> None:
         best = ", ".join(ranking.doc_ids[:3])
         message = f"round {round_number + 1}, windows answered: {self._windows}, best so far: {best}"
-        self._loop.call_soon_threadsafe(self._send, self._windows, message)
+        report = self._report(self._windows, None, message)
+        self._reports.append(asyncio.run_coroutine_threadsafe(report, self._loop))
 
     def end(self) -> None:
-        """Stop reporting: the protocol forbids progress of a finished call."""
-        self._ended = True
+        """Cancel reports that the client has not taken. The SDK drops those that come later."""
         for report in self._reports:
             report.cancel()
-
-    def _send(self, windows: int, message: str) -> None:
-        if self._ended:
-            return
-        report = asyncio.ensure_future(self._report(windows, None, message))
-        self._reports.add(report)
-        report.add_done_callback(self._reports.discard)
 
 
 def parse_tool_arguments(arguments: Mapping[str, Any], limits: Limits) -> ToolRequest:
@@ -207,3 +223,98 @@ def _excerpt(text: str) -> str:
 def _replace_surrogates(text: str) -> str:
     """Return `text` with question marks for lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode()
+
+
+# --- over HTTP ---
+
+
+def make_mcp_app(service: RerankService, access: AccessConfig = AccessConfig()) -> App:
+    """Return the application behind its access control. Raises `MissingExtra`."""
+    security: Any = load("mcp.server.transport_security").TransportSecuritySettings
+    app = make_mcp_server(service).streamable_http_app(
+        streamable_http_path=PATH,
+        max_request_body_size=service.limits.max_body,
+        session_idle_timeout=_IDLE_SECONDS,
+        max_sessions=service.limits.connections,
+        transport_security=security(enable_dns_rebinding_protection=False),  # `AccessMiddleware` does that
+    )
+    return AccessMiddleware(_CompleteRequests(app, service.limits), access, allowed=_CORS_HEADERS)
+
+
+class _CompleteRequests:
+    """Passes on requests whose whole body has arrived, and notices when their client disconnects."""
+
+    def __init__(self, app: App, limits: Limits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            body = await self._read_body(scope, receive)
+        except ApiError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        disconnected = scope["state"][DISCONNECT_EVENT] = asyncio.Event()
+        messages: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive_body_first() -> Any:
+            message = messages.pop() if messages else await receive()
+            if message["type"] == "http.disconnect":
+                disconnected.set()
+            return message
+
+        await self._app(scope, receive_body_first, send)
+
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
+        if scope["path"] != PATH:
+            raise ApiError(404, f"there is nothing here but {PATH}")
+        if scope["method"] not in _ALLOWED_METHODS.split(", "):
+            raise ApiError(405, f"there is no {scope['method'][:20]} here", headers={"Allow": _ALLOWED_METHODS})
+        request: Any = load("starlette.requests").Request(scope, receive)
+        return await read_body(request, self._limits)
+
+
+# --- over standard input and output ---
+
+
+def serve_stdio(service: RerankService) -> None:
+    """Serve the program at the other end of standard input and output, until it closes one of them.
+
+    SIGINT and SIGTERM end this at once. Running calls are cancelled in all of these cases. Meanwhile, what else reads
+    standard input reads nothing, and what else is written to standard output goes to standard error.
+
+    Blocks. Raises `MissingExtra`.
+    """
+    previous_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        # Threads that this thread starts are daemons like itself: one that still reads does not delay the exit.
+        LoopThread().run(_serve(service))
+    except* KeyboardInterrupt:
+        pass
+    except* OSError:
+        pass  # nobody reads standard output anymore
+    finally:
+        signal.signal(signal.SIGTERM, previous_handler)
+
+
+async def _serve(service: RerankService) -> None:
+    server = make_mcp_server(service)
+    transport: Any = load("mcp.server.stdio")
+    source = os.fdopen(os.dup(0), "rb", closefd=False)  # not closed: a thread may still be reading
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    async with transport.stdio_server(stdin=_lines(source)) as (incoming, outgoing):
+        await server.run(incoming, outgoing, server.create_initialization_options())
+
+
+async def _lines(source: BinaryIO) -> AsyncIterator[str]:
+    """Yield lines. Lone surrogates, which the SDK's parser rejects, become question marks."""
+    to_thread: Any = load("anyio.to_thread")
+    while raw := await to_thread.run_sync(source.readline, abandon_on_cancel=True):
+        line = raw.decode("utf-8", "replace")
+        if "\\u" in line:
+            with suppress(ValueError, RecursionError):
+                line = json.dumps(json.loads(line), ensure_ascii=False).encode("utf-8", "replace").decode()
+        yield line

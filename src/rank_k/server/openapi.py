@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rank_k.server import journal_routes, schema
+from rank_k.server import journal_viewer, schema
 from rank_k.server.config import Limits
 
 _STRING = {"type": "string"}
@@ -60,7 +60,7 @@ def build_openapi(limits: Limits, *, needs_key: bool) -> dict[str, Any]:
         "/openapi.json": _get("this document"),
         "/demo": _get("the demo's questions and their passages"),
     }
-    for path, view in journal_routes.VIEWS.items():
+    for path, view in journal_viewer.VIEWS.items():
         paths[path] = _get(view.summary, errors=_JOURNAL_ERRORS, parameters=schema.query_parameters(view.parameters))
     document: dict[str, Any] = {
         "openapi": "3.1.0",

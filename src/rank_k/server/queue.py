@@ -1,4 +1,4 @@
-"""Whose turn it is: first come first served, no client with more than its share, and nobody waits without end in sight.
+"""Admits requests: first come, first served, with limits for all, for each client and for those that wait.
 
 For one event loop. Nothing here knows what the work is.
 """
@@ -10,32 +10,25 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
 
 from rank_k.server.api_errors import server_stopping, too_busy
 from rank_k.server.config import Limits
 
-_SMOOTHING = 0.1  # of the latest piece of work in the average duration
-
-
-@dataclass(eq=False, slots=True)
-class _QueuedRequest:
-    client: str
-    granted: asyncio.Future[None]
+_SMOOTHING = 0.1  # weight of the latest piece of work in the average duration
 
 
 class RequestQueue:
-    """`async with queue.admit(client)` waits for a turn and holds it. Raises `ApiError` where there is none."""
+    """`async with queue.admit(client)` waits for a turn and holds it. Raises `ApiError` if there is none."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._waiting: list[_QueuedRequest] = []  # in the order in which they came
+        self._waiting: dict[asyncio.Future[None], str] = {}  # the client of each turn, in the order of arrival
         self._running: Counter[str] = Counter()
-        self._average_seconds = 1.0  # that a piece of work takes, on average
+        self._average_seconds = 1.0  # duration of a piece of work
         self._idle = asyncio.Event()
         self._idle.set()
-        self.closed = False
+        self._closed = False
 
     @property
     def running(self) -> int:
@@ -47,7 +40,7 @@ class RequestQueue:
 
     @asynccontextmanager
     async def admit(self, client: str) -> AsyncIterator[None]:
-        await self._acquire(client)
+        await self._wait_for_turn(client)
         started = time.monotonic()
         try:
             yield
@@ -56,62 +49,63 @@ class RequestQueue:
             self._release(client)
 
     def close(self) -> None:
-        """No new work: whoever waits is turned away, whoever has a turn keeps it."""
-        self.closed = True
-        for waiting in self._waiting:
-            if not waiting.granted.done():
-                waiting.granted.set_exception(server_stopping())
+        """Admit no more work: waiting requests are rejected, running ones continue."""
+        self._closed = True
+        for turn in self._waiting:
+            if not turn.done():
+                turn.set_exception(server_stopping())
         self._waiting.clear()
 
-    async def wait_until_idle(self) -> None:
-        """Until nobody has a turn."""
-        await self._idle.wait()
+    async def wait_until_idle(self, seconds: float | None = None) -> bool:
+        """Wait until nothing runs, for at most `seconds`. Return whether nothing runs."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        return self._idle.is_set()
 
-    async def _acquire(self, client: str) -> None:
-        if self.closed:
+    async def _wait_for_turn(self, client: str) -> None:
+        if self._closed:
             raise server_stopping()
-        if self._has_capacity(client):
-            self._mark_running(client)
-            return
-        queue = self._limits.queue
-        if len(self._waiting) >= queue:
-            raise too_busy(self._expected_wait(), f"{len(self._waiting)} requests are waiting already")
-        if sum(waiting.client == client for waiting in self._waiting) >= math.ceil(queue / 2):
-            raise too_busy(self._expected_wait(), "too many requests of yours are waiting already")
-        waiting = _QueuedRequest(client, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        if not self._can_start(client):
+            self._check_capacity(client)
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting[turn] = client
+        self._grant_turns()
         try:
-            await waiting.granted
+            await turn
         except asyncio.CancelledError:
-            if waiting in self._waiting:
-                self._waiting.remove(waiting)
-            elif waiting.granted.done() and not waiting.granted.cancelled() and waiting.granted.exception() is None:
+            self._waiting.pop(turn, None)
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self._release(client)  # cancelled in the moment in which its turn came
             raise
 
-    def _has_capacity(self, client: str) -> bool:
+    def _can_start(self, client: str) -> bool:
         return self.running < self._limits.max_concurrent and self._running[client] < self._limits.per_client
 
-    def _mark_running(self, client: str) -> None:
-        self._running[client] += 1
-        self._idle.clear()
+    def _check_capacity(self, client: str) -> None:
+        """Raise `ApiError` if too many requests wait, of all clients or of this one."""
+        if self.waiting >= self._limits.queue:
+            raise too_busy(self._expected_wait(), f"{self.waiting} requests are waiting already")
+        if list(self._waiting.values()).count(client) >= math.ceil(self._limits.queue / 2):
+            raise too_busy(self._expected_wait(), "too many requests of yours are waiting already")
+
+    def _grant_turns(self) -> None:
+        for turn, client in list(self._waiting.items()):
+            if not turn.done() and self._can_start(client):  # done: cancelled, but its task has not run since
+                del self._waiting[turn]
+                self._running[client] += 1
+                self._idle.clear()
+                turn.set_result(None)
 
     def _release(self, client: str) -> None:
         self._running[client] -= 1
         if not self._running[client]:
             del self._running[client]
-        for waiting in list(self._waiting):
-            if self.running >= self._limits.max_concurrent:
-                break
-            # One whose client has just left stands here until its task runs again, and takes nothing any more.
-            if not waiting.granted.done() and self._has_capacity(waiting.client):
-                self._waiting.remove(waiting)
-                self._mark_running(waiting.client)
-                waiting.granted.set_result(None)
+        self._grant_turns()
         if not self._running:
             self._idle.set()
 
     def _expected_wait(self) -> int:
-        """Seconds until those who wait now have had their turn, going by how long the work took of late."""
-        rounds = (len(self._waiting) + self.running) / self._limits.max_concurrent
+        """Return the seconds until those who wait now have had their turn, at the average duration."""
+        rounds = (self.waiting + self.running) / self._limits.max_concurrent
         return min(max(math.ceil(rounds * self._average_seconds), 1), 120)

@@ -1,8 +1,8 @@
 """The report on several runs, as `rank-k evaluate --report` writes it, for the page *Compare*.
 
-A browser that opens a page cannot send a key with it. So the report stands at an address that nobody can guess, and
-the page, which is sent to everybody, asks for that address with the key. Nothing else in the report needs guarding: it
-holds no script, and its own policy keeps browsers from running or fetching anything.
+A browser that opens a page cannot send a key with it. So the report has an address that cannot be guessed, and the
+page *Compare*, which anybody may load, requests that address with the key. Nothing else in the report needs protection:
+it has no script, and its content security policy keeps browsers from running or loading anything.
 """
 
 from __future__ import annotations
@@ -10,68 +10,49 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from rank_k.errors import RankKError
 from rank_k.models.run_once import run_once
-from rank_k.optional_deps import load
 from rank_k.reports.html import security_policy
 from rank_k.server.api_errors import ApiError
-from rank_k.server.config import AccessConfig
-from rank_k.server.http_io import json_response, response
-from rank_k.server.service import RerankService
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
+from rank_k.server.http_io import Request, Response, RouteGroup, json_response, response, route
 
 
-class ReportRoutes:
-    """A `RouteGroup` of the application.
+def report_routes(make_report: Callable[[], str]) -> RouteGroup:
+    """Return the routes of a report.
 
-    `make_report` returns the page. It runs in a thread at the first request, may take minutes, and its result is kept.
+    Args:
+        make_report: Returns the page. It runs in a thread at the first request, may take minutes, and its result is
+            kept.
     """
+    secret = secrets.token_urlsafe(24)
 
-    name = "compare"
+    async def render() -> bytes:
+        try:
+            return (await asyncio.to_thread(make_report)).encode()
+        except (RankKError, OSError) as error:
+            raise ApiError(500, "there is no report; whoever runs this server has been told why") from error
 
-    def __init__(self, make_report: Callable[[], str]) -> None:
-        self._make_report = make_report
-        self._report = run_once(self._render)
-        self._path = f"/compare/{secrets.token_urlsafe(24)}"
+    report = run_once(render)
 
-    @property
-    def open_paths(self) -> frozenset[str]:
-        return frozenset({self._path})
+    async def get_address(request: Request) -> Response:
+        """Return the report's address once it is made."""
+        await report()
+        return json_response({"path": f"/compare/{secret}"})
 
-    def routes(self, service: RerankService, access: AccessConfig) -> list[Any]:
-        route: Any = load("starlette.routing").Route
-        self._service, self._access = service, access
-        return [route("/compare/report", self._get_address), route("/compare/{secret}", self._get_report)]
-
-    async def _get_address(self, request: Request) -> Response:
-        """Where the report is, once it is made."""
-        if self._access.open_to_all:
-            raise ApiError(403, "anybody can reach this server: it shows the report only to who has a key")
-        await self._report_or_error()
-        return json_response({"path": self._path})
-
-    async def _get_report(self, request: Request) -> Response:
-        if not secrets.compare_digest(request.url.path.encode(), self._path.encode()):
+    async def get_report(request: Request) -> Response:
+        if not secrets.compare_digest(request.path_params["secret"].encode(), secret.encode()):
             raise ApiError(404, "there is no such report")
-        report = await self._report_or_error()
         headers = {
             "Content-Type": "text/html; charset=utf-8",
             "Content-Security-Policy": f"{security_policy()}; frame-ancestors 'none'",
             "Referrer-Policy": "no-referrer",
         }
-        return response(report, 200, headers)
+        return response(await report(), 200, headers)
 
-    async def _report_or_error(self) -> bytes:
-        try:
-            return await self._report()
-        except (RankKError, OSError) as error:
-            self._service.report_error(error)
-            raise ApiError(500, "there is no report; whoever runs this server has been told why") from None
-
-    async def _render(self) -> bytes:
-        return (await asyncio.to_thread(self._make_report)).encode()
+    return RouteGroup(
+        "compare",
+        [route("/compare/report", get_address), route("/compare/{secret}", get_report)],
+        open_paths=frozenset({f"/compare/{secret}"}),
+        private_paths=frozenset({"/compare/report"}),
+    )

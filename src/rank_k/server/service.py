@@ -1,7 +1,6 @@
-"""Where requests for rankings are taken: each waits for its turn, is worked on, and is answered or refused.
+"""Ranks the requests of many clients with one reranker, whose model, journal and concurrency they share.
 
-Stands between HTTP, which it knows nothing of, and one reranker. All requests share its model, journal and
-concurrency.
+Nothing here knows of HTTP.
 """
 
 from __future__ import annotations
@@ -9,22 +8,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 from rank_k.build import build_strategy
-from rank_k.errors import InputError, RankKError
+from rank_k.errors import InputError
 from rank_k.reranker import Reranker
 from rank_k.server.api_errors import ApiError, invalid_field, server_stopping, to_api_error
 from rank_k.server.config import Limits
+from rank_k.server.http_io import run_until
 from rank_k.server.metrics import Metrics
 from rank_k.server.queue import RequestQueue
 from rank_k.server.schema import RankingRequest
 from rank_k.types import RankedHits, Ranking, ScoringMethod, StreamChunk, Window, keep_input_order
 from rank_k.window.base import WindowReport
 
-_CLEANUP_SECONDS = 5.0  # seconds that work which was ended has to clean up in: stopping must come to an end
+_CLEANUP_SECONDS = 5.0  # for cancelled requests to clean up in: stopping must end
 
 
 class ProgressListener:
@@ -44,10 +44,13 @@ class ProgressListener:
 
 
 class RerankService:
-    """`on_error` is told what goes wrong behind the server: clients get no more than its kind. Without a reranker no
-    request is worked on. `journal`: what the page shows, if not the reranker's own.
+    """Ranks the requests of all clients with one reranker.
 
-    Does not own `reranker`: whoever made it closes it, after `stop`.
+    Args:
+        reranker: Is not closed: whoever made it closes it, after `stop`. Without one, all requests are rejected.
+        limits: Of a request and of all of them.
+        on_error: Is called with errors whose details clients must not see.
+        journal: The journal that the page shows (default: the reranker's).
     """
 
     def __init__(
@@ -64,17 +67,16 @@ class RerankService:
         self.metrics = Metrics(lambda: self.queue.running, lambda: self.queue.waiting)
         self._reranker = reranker
         self._on_error = on_error
-        self._tasks: set[asyncio.Task[RankedHits]] = set()
-        self._cancelling_all = False
+        self._aborted = asyncio.Event()
 
     @property
     def model(self) -> str:
-        """The model's name; empty where there is none."""
+        """The model's name; empty if there is none."""
         return self._reranker.model.name if self._reranker else ""
 
     @property
     def method(self) -> ScoringMethod | None:
-        """What is ranked by, if anything is."""
+        """The scoring method, if there is a model."""
         return self._reranker.method if self._reranker else None
 
     async def rank(
@@ -85,13 +87,15 @@ class RerankService:
         A deadline counts from now. If it passes before the request is admitted, the documents keep their order.
 
         Raises:
-            ApiError: If the request is rejected, or the model or the journal fails.
+            ApiError: If the request is rejected.
+            RankKError: If the model or the journal fails.
         """
-        if self._reranker is None:
+        reranker = self._reranker
+        if reranker is None:
             raise ApiError(503, "this server has no model: it shows a journal and ranks nothing")
-        options = _check_options(self._reranker, request.options())
+        options = _check_options(reranker, request.options())
         seconds = self.limits.deadline if request.deadline_seconds is None else request.deadline_seconds
-        deadline = None if seconds is None else time.monotonic() + seconds
+        started = time.monotonic()
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(seconds):
@@ -99,76 +103,59 @@ class RerankService:
             except TimeoutError:
                 hits = keep_input_order(request.texts)
             else:
-                if deadline is not None:
-                    options["max_seconds"] = max(deadline - time.monotonic(), 0.0)
-                hits = await self._run_ranking(self._reranker, request, {**options, "name": request_id}, listener)
+                if seconds is not None:
+                    options["max_seconds"] = max(started + seconds - time.monotonic(), 0.0)
+                work = _rank(reranker, request, {**options, "name": request_id}, listener)
+                hits = await run_until(self._aborted.wait(), work, server_stopping())
         self.metrics.record_ranking(hits)
         return hits
 
     async def stop(self) -> None:
-        """Take no new work and turn away who waits; after the grace period, end what is still under way.
+        """Admit no more requests, reject waiting ones, and cancel those still running after the shutdown timeout.
 
-        Every call that was finished is in the journal by then.
+        Every finished call is in the journal by then.
         """
         self.queue.close()
-        try:
-            async with asyncio.timeout(self.limits.shutdown_timeout):
-                await self.queue.wait_until_idle()
-        except TimeoutError:
+        if not await self.queue.wait_until_idle(self.limits.shutdown_timeout):
             self.cancel_all()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_CLEANUP_SECONDS):
-                    await self.queue.wait_until_idle()
+            await self.queue.wait_until_idle(_CLEANUP_SECONDS)
 
     def cancel_all(self) -> None:
-        """End what is under way now: who waits for it is refused."""
-        self._cancelling_all = True
-        for task in self._tasks:
-            task.cancel()
+        """Cancel all running requests: they are answered with an error."""
+        self._aborted.set()
 
-    def report_error(self, error: Exception) -> ApiError:
-        """Report `error` in full to `on_error`, and return the error for the client."""
-        if self._on_error is not None:
-            self._on_error(error)
-        return to_api_error(error)
+    def report_error(self, error: BaseException) -> ApiError:
+        """Return the error for the client. `on_error` is called with the cause, which clients must not see."""
+        cause = error.__cause__ if isinstance(error, ApiError) else error
+        if self._on_error is not None and isinstance(cause, Exception):
+            self._on_error(cause)
+        return error if isinstance(error, ApiError) else to_api_error(error)
 
-    async def _run_ranking(
-        self, reranker: Reranker, request: RankingRequest, options: Mapping[str, Any], listener: ProgressListener
-    ) -> RankedHits:
-        answered, retries_exhausted = False, None
 
-        def on_result(round_number: int, window: int, report: WindowReport) -> None:
-            nonlocal answered, retries_exhausted
-            retries_exhausted = report.error or retries_exhausted
-            answered = answered or any(order.is_valid for order in report.result.rankings)
-            listener.on_result(round_number, window, report)
+async def _rank(
+    reranker: Reranker, request: RankingRequest, options: Mapping[str, Any], listener: ProgressListener
+) -> RankedHits:
+    """Return the ranking. Raises `RankKError` if no window has an answer since all retries failed."""
+    reports: list[WindowReport] = []
 
-        task = asyncio.create_task(
-            reranker.arank(
-                request.query,
-                request.texts,
-                on_window=listener.on_window,
-                on_chunk=listener.on_chunk,
-                on_result=on_result,
-                on_ranking=listener.on_ranking,
-                **options,
-            )
-        )
-        self._tasks.add(task)
-        try:
-            hits = await task
-        except asyncio.CancelledError:
-            if self._cancelling_all and task.cancelled() and not _is_being_cancelled():
-                raise server_stopping() from None
-            raise
-        except RankKError as error:
-            raise self.report_error(error) from None
-        finally:
-            self._tasks.discard(task)
-        if retries_exhausted is not None and not answered and hits.finished:
-            # A run would continue with its other queries, but here there is nothing else.
-            raise self.report_error(retries_exhausted)
-        return hits
+    def on_result(round_number: int, window: int, report: WindowReport) -> None:
+        reports.append(report)
+        listener.on_result(round_number, window, report)
+
+    hits = await reranker.arank(
+        request.query,
+        request.texts,
+        on_window=listener.on_window,
+        on_chunk=listener.on_chunk,
+        on_result=on_result,
+        on_ranking=listener.on_ranking,
+        **options,
+    )
+    answered = any(order.is_valid for report in reports for order in report.result.rankings)
+    errors = [report.error for report in reports if report.error is not None]
+    if errors and not answered and hits.finished:
+        raise errors[-1]  # a run would continue with its other queries, but here there is nothing else
+    return hits
 
 
 def _check_options(reranker: Reranker, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,11 +167,6 @@ def _check_options(reranker: Reranker, options: Mapping[str, Any]) -> dict[str, 
         return dict(options)
     try:
         return {**options, "strategy": build_strategy(options["strategy"], reranker.options)}
-    except InputError as error:
+    except InputError:
         message = f"{options['strategy']} does not go with this server's windows"
-        raise invalid_field("strategy", message) from error
-
-
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+        raise invalid_field("strategy", message) from None

@@ -1,24 +1,18 @@
-"""The web page: a few still pages in one shell, their style sheet and scripts, all of it files of this package.
+"""The web pages: static HTML in one shell, style sheets and scripts, all of them files of this package.
 
-A page is a row of `PAGES`, the HTML of its `main` in `web/NAME.html` and a module in `web/NAME.js`. Nothing that
-anybody wrote elsewhere is put into HTML, here or there: scripts fetch it as JSON and show it as text. The policy that
-is sent along holds browsers to that: no script, style, picture or connection but the server's own, none of them
-inline, and no text made into markup.
+A page is a row of `PAGES`, the HTML of its `main` in `web/NAME.html` and a module in `web/NAME.js`. No content from
+elsewhere is put into HTML: scripts fetch it as JSON and show it as text. The content security policy enforces that: no
+script, style, picture or connection but the server's own, none of them inline, and no text parsed as markup.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from string import Template
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-from rank_k.optional_deps import load
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
+from rank_k.server.http_io import Request, Response, RouteGroup, response, route
 
 
 class Page(NamedTuple):
@@ -48,7 +42,7 @@ _HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
 
 
 class StaticFile(NamedTuple):
-    """What is sent for a path: the same to everybody, as it tells nothing."""
+    """What is sent for a path. It is the same for all clients and reveals nothing, so it needs no key."""
 
     path: str
     kind: str
@@ -57,44 +51,29 @@ class StaticFile(NamedTuple):
 
 @cache
 def static_files() -> tuple[StaticFile, ...]:
-    """The pages, then what they are made of."""
-    return (*_pages(), *_assets())
-
-
-def paths() -> frozenset[str]:
-    """What needs no key. The data that pages show does."""
-    return frozenset(static_file.path for static_file in static_files())
-
-
-def _pages() -> Iterator[StaticFile]:
+    """Return the pages, their style sheets, scripts and pictures."""
     folder = files("rank_k.server") / "web"
     shell = Template((folder / "shell.html").read_text(encoding="utf-8"))
+    static_files = []
     for page in PAGES:
         main = (folder / f"{page.file}.html").read_text(encoding="utf-8")
         html = shell.substitute(title=page.title, file=page.file, links=_links(page), main=main)
-        yield StaticFile(page.path, "text/html", html.encode())
-
-
-def _assets() -> Iterator[StaticFile]:
-    folder = files("rank_k.server") / "web"
+        static_files.append(StaticFile(page.path, "text/html", html.encode()))
     for file in sorted(folder.iterdir(), key=lambda file: file.name):
         kind = _MEDIA_TYPES.get(file.name.rpartition(".")[2])
         if kind is not None:
-            yield StaticFile(f"/page/{file.name}", kind, file.read_bytes())
+            static_files.append(StaticFile(f"/page/{file.name}", kind, file.read_bytes()))
+    return tuple(static_files)
 
 
-def routes() -> list[Any]:
-    """Starlette's routes for `static_files()`. Raises `MissingExtra`."""
-    route, response_class = load("starlette.routing").Route, load("starlette.responses").Response
+def route_group() -> RouteGroup:
+    """Return the routes of `static_files()`. Raises `MissingExtra`."""
+    routes = [route(static_file.path, partial(_send, static_file)) for static_file in static_files()]
+    return RouteGroup("pages", routes, open_paths=frozenset(static_file.path for static_file in static_files()))
 
-    def make_route(static_file: StaticFile) -> Any:
-        async def handle(request: Request) -> Response:
-            response: Response = response_class(static_file.body, 200, _HEADERS, f"{static_file.kind}; charset=utf-8")
-            return response
 
-        return route(static_file.path, handle)
-
-    return [make_route(static_file) for static_file in static_files()]
+async def _send(static_file: StaticFile, request: Request) -> Response:
+    return response(static_file.body, 200, {**_HEADERS, "Content-Type": f"{static_file.kind}; charset=utf-8"})
 
 
 def _links(current_page: Page) -> str:

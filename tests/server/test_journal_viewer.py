@@ -15,9 +15,9 @@ import pytest
 from rank_k import Reranker, ScriptedModel
 from rank_k.errors import JournalError
 from rank_k.journal import Journal, QueryRecord
-from rank_k.server import journal_views
+from rank_k.server import journal_viewer
 from rank_k.server.config import AccessConfig
-from rank_k.server.journal_views import QueryParameters, WindowParameters
+from rank_k.server.journal_viewer import QueryParameters, WindowParameters
 from rank_k.types import Candidate, Passage, Query, Request
 from rank_k.window.prompt import builtin_template, extract_passages
 from tests.fakes.likelihood_model import make_likelihood_model
@@ -60,13 +60,13 @@ def get_view(server: ServerClient, what: str, key: str | None = None, **paramete
 
 
 def view_query(journal: Journal, record: QueryRecord) -> dict[str, Any]:
-    return journal_views.query(journal, QueryParameters(run=record.run, position=record.position))
+    return journal_viewer.query(journal, QueryParameters(run=record.run, position=record.position))
 
 
 # --- a job's run ---
 
 
-def test_journal_views_show_run_down_to_calls(path: Path) -> None:
+def test_journal_viewer_show_run_down_to_calls(path: Path) -> None:
     name = create_journal(path)
     with run_server(Reranker(ReasoningModel(), journal=path)) as server:
         [run] = get_view(server, "runs").json["runs"]
@@ -112,10 +112,10 @@ def test_queries_view_paginates_and_searches(path: Path) -> None:
         page = get_view(server, "queries", run=run, offset=2950).json
         assert (page["total"], len(page["queries"]), page["queries"][-1]["query_id"]) == (
             3000,
-            journal_views.PAGE_SIZE,
+            journal_viewer.PAGE_SIZE,
             "id-2999",
         )
-        assert len(get_view(server, "queries", run=run).json["queries"]) == journal_views.PAGE_SIZE
+        assert len(get_view(server, "queries", run=run).json["queries"]) == journal_viewer.PAGE_SIZE
         assert [q["query_id"] for q in get_view(server, "queries", find="100% SURE").json["queries"]] == ["id-1234"]
         assert [q["position"] for q in get_view(server, "queries", run=run, find="ID-0077").json["queries"]] == [77]
         assert get_view(server, "queries", find="nothing like it").json["total"] == 0
@@ -143,7 +143,7 @@ def test_query_view_shows_unfinished_ranking(path: Path) -> None:
 def test_window_view_shows_each_sample_order(path: Path) -> None:
     name = create_journal(path, 1, samples=3, strategy="single")
     with closing(Journal(path, read_only=True)) as journal:
-        view = journal_views.window(journal, WindowParameters(run=name, position=0, round=0, window=0))
+        view = journal_viewer.window(journal, WindowParameters(run=name, position=0, round=0, window=0))
     shown_places = [call["shown"] for call in view["calls"]]
     assert len(shown_places) >= 2
     assert shown_places[0] != shown_places[1]
@@ -159,7 +159,7 @@ def test_window_view_pairs_likelihoods_with_passages(path: Path) -> None:
     with closing(Journal(path, read_only=True)) as journal:
         [record] = journal.find_queries()[1]
         parameters = WindowParameters(run=record.run, position=record.position, round=0, window=0)
-        view = journal_views.window(journal, parameters)
+        view = journal_viewer.window(journal, parameters)
         assert [p["text"] for p in view_query(journal, record)["passages"]] == ["one", "three", "eleven"]
     assert [p["text"] for p in view["passages"]] == ["one", "three", "eleven"]
     assert [call["shown"] for call in view["calls"]] == [[0], [1], [2]]
@@ -195,7 +195,7 @@ def test_repeated_request_is_new_query_without_call(path: Path) -> None:
 # --- who may look, and what cannot happen ---
 
 
-def test_journal_views_do_not_modify_file(path: Path) -> None:
+def test_journal_viewer_do_not_modify_file(path: Path) -> None:
     name = create_journal(path)
     path.with_name("j.sqlite-wal").unlink(missing_ok=True)
     digest_before = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -212,7 +212,7 @@ def test_read_only_journal_rejects_writes(path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["runs", "queries", "query", "window"])
-def test_journal_views_require_client_key(path: Path, what: str) -> None:
+def test_journal_viewer_require_client_key(path: Path, what: str) -> None:
     name = create_journal(path, 1)
     parameters: dict[str, Any] = {"run": name, "position": 0, "round": 0, "window": 0}
     with run_server(Reranker(ReasoningModel(), journal=path), access=AccessConfig(keys=(KEY,))) as server:
@@ -224,7 +224,7 @@ def test_journal_views_require_client_key(path: Path, what: str) -> None:
         assert server.get("/journal/runs", Host="evil.example").status == 421
 
 
-def test_journal_views_are_denied_on_open_server(path: Path) -> None:
+def test_journal_viewer_are_denied_on_open_server(path: Path) -> None:
     create_journal(path, 1)
     with run_server(Reranker(ReasoningModel(), journal=path), access=AccessConfig(host="0.0.0.0")) as server:
         client = ServerClient(server.url.replace("0.0.0.0", "127.0.0.1"))
@@ -246,7 +246,7 @@ def test_journal_views_are_denied_on_open_server(path: Path) -> None:
         ("window", {"position": 0, "run": "RUN"}, 422, "round"),
     ],
 )
-def test_journal_views_report_invalid_parameters(
+def test_journal_viewer_report_invalid_parameters(
     path: Path, what: str, parameters: dict[str, Any], status: int, field: str
 ) -> None:
     name = create_journal(path, 1)
@@ -256,7 +256,7 @@ def test_journal_views_report_invalid_parameters(
         assert (answer.status, answer.json["field"]) == (status, field)
 
 
-def test_journal_views_without_file_are_empty() -> None:
+def test_journal_viewer_without_file_are_empty() -> None:
     with run_server(Reranker(ReasoningModel())) as server:
         assert get_view(server, "runs").json["journal"] is None
         assert get_view(server, "queries").json["total"] == 0

@@ -1,19 +1,29 @@
-"""What the page shows of a journal, as plain values: runs, their queries, a query's rounds, a window's calls.
+"""The journal viewer: runs, their queries, a query's rounds, a window's calls, as JSON for the page *Runs*. Read-only.
 
-Passages are named by their place in the first stage's order, from 0. Their texts are read out of the prompts, as a
-journal keeps no others: they are as the model saw them, cut and made harmless.
+The file is opened for each request, in a thread: a job may be writing to it. It holds texts, so only clients with a
+key, or on this machine, may read it.
+
+Passages are named by their position in the first stage's order, from 0. Their texts are extracted from the prompts,
+since a journal stores no others: they are as the model saw them, truncated and sanitized.
 """
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from rank_k.errors import JournalError
 from rank_k.journal import Call, Journal, QueryRecord, WindowRecord
 from rank_k.server.api_errors import ApiError
-from rank_k.server.schema import described
+from rank_k.server.http_io import Request, Response, RouteGroup, json_response, route
+from rank_k.server.schema import described, validate
 from rank_k.types import Ranking, Usage
 from rank_k.window.prompt import extract_passages
 from rank_k.window.scorers import LIKELIHOOD_TEMPLATE, query_log_probability
@@ -265,3 +275,52 @@ def _tiers(ranking: Ranking, places: Mapping[str, int]) -> list[list[int]]:
 
 def _excerpt(text: str | None) -> str | None:
     return text if text is None or len(text) <= _EXCERPT_LENGTH else text[: _EXCERPT_LENGTH - 1] + "…"
+
+
+# --- routes ---
+
+
+class JournalView(NamedTuple):
+    """A path of the journal viewer.
+
+    Attributes:
+        summary: What it returns, for the OpenAPI document.
+        parameters: The dataclass of its query parameters.
+        read: Returns the view's JSON values.
+    """
+
+    summary: str
+    parameters: type
+    read: Callable[[Journal, Any], dict[str, Any]]
+
+
+VIEWS = {
+    "/journal/runs": JournalView("the journal's runs, the last one begun first", RunsParameters, runs),
+    "/journal/queries": JournalView("queries of a run, or of all", QueriesParameters, queries),
+    "/journal/query": JournalView("a query's passages, rounds, windows and ranking", QueryParameters, query),
+    "/journal/window": JournalView("a window's passages, orders and calls", WindowParameters, window),
+}
+"""The views of a journal, by path."""
+
+
+def route_group(path: Path | None) -> RouteGroup:
+    """Return the routes for the journal at `path`, None if it has no file. Raises `MissingExtra`."""
+    routes = [route(address, partial(_get_view, path, view)) for address, view in VIEWS.items()]
+    return RouteGroup("journal", routes, private_paths=frozenset(VIEWS))
+
+
+async def _get_view(path: Path | None, view: JournalView, request: Request) -> Response:
+    parameters: Any = validate(view.parameters, request.query_params)
+    return json_response(await asyncio.to_thread(_read_view, path, view, parameters))
+
+
+def _read_view(path: Path | None, view: JournalView, parameters: Any) -> dict[str, Any]:
+    if path is None and isinstance(parameters, RunsParameters):
+        return {"journal": None, "total": 0, "offset": 0, "runs": [], "queries": []}
+    if path is None:
+        raise ApiError(404, "this server keeps its calls where they cannot be looked at")
+    try:
+        with closing(Journal(path, read_only=True)) as journal:
+            return {"journal": path.name, **view.read(journal, parameters)}
+    except (JournalError, sqlite3.Error) as error:
+        raise ApiError(503, "the journal cannot be read") from error
