@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from rank_k.cli.render.tables import Table
     from rank_k.journal import Journal, WindowRecord
 
-NAME = "journal"
 HELP = "look into the file in which every call is kept"
 EXAMPLE = "rank-k journal cost reranked.trec.journal.sqlite"
 

@@ -98,7 +98,7 @@ def open_service(
             # Fewer retries than a run has, since somebody is waiting.
             retries = RetryPolicy(overloaded=6, broken=3)
             reranker = stack.enter_context(Reranker(args.model, journal=journal, retries=retries, **options))
-            limits = replace(limits, max_concurrent=(reranker.options.concurrency or 1))
+            limits = replace(limits, max_concurrent=reranker.options.concurrency or 1)
             if not view_only:
                 reranker.prepare()
         except MissingWeights as error:
