@@ -1,6 +1,6 @@
 """The command `rank-k`, with one module per verb. Only the module of the verb in use is imported.
 
-A verb's module has `HELP` (one line), `EXAMPLE` (a command that runs as printed), `add_arguments(parser)` and
+A verb's module has `EXAMPLE` (a command that runs as printed), `add_arguments(parser)` and
 `run(args) -> exit status`. Exit statuses: 0 done; 1 a check of `doctor` failed; 2 wrong options or data, or a model
 that does not respond; 3 done, but with `--strict` and windows left unranked; 130 interrupted.
 """
@@ -21,20 +21,21 @@ from typing import Any, NoReturn
 
 from rank_k.errors import RankKError
 
-VERBS = (
-    "demo",
-    "fetch",
-    "retrieve",
-    "rerank",
-    "simulate",
-    "evaluate",
-    "study",
-    "distill",
-    "serve",
-    "mcp",
-    "journal",
-    "doctor",
-)
+VERBS = {
+    "demo": "rerank passages of Python's own documentation, and see them before and after",
+    "fetch": "get the weights of the embedded model",
+    "retrieve": "make a first-stage run with BM25",
+    "rerank": "rerank a first-stage run with a language model that reasons",
+    "simulate": "try strategies on a simulated judge: plan before you pay",
+    "evaluate": "measure runs against judgments, and compare them",
+    "study": "compare strategies, budgets, samples, depths and models: quality, tokens, rounds, seconds",
+    "distill": "make a student: sample candidate sets, trace a teacher, select what to learn, train, export",
+    "serve": "answer rerank requests over HTTP, as Cohere's, Jina's and other APIs do, and look at journals",
+    "mcp": "offer reranking as a tool to assistants and agents, over the Model Context Protocol",
+    "journal": "look into the file in which every call is kept",
+    "doctor": "say what is installed, which model answers, and (with --probe) what it can do",
+}
+"""The verbs and what they do. A verb is a module of this package."""
 
 GC_THRESHOLD = 50_000
 """Allocations between two runs of the garbage collector, instead of Python's 700. Nearly every object of a command is
@@ -118,20 +119,20 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rank-k {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb")
     requested = next((argument for argument in arguments if not argument.startswith("-")), None)
-    for name in VERBS:
-        if requested in VERBS and name != requested:
-            verbs.add_parser(name)  # listed, but not imported
-            continue
-        add_verb(verbs, name, _import_verb(name))
+    for name, help_text in VERBS.items():
+        if name == requested:
+            add_verb(verbs, name, help_text, _import_verb(name))
+        else:
+            verbs.add_parser(name, help=help_text)  # listed, but not imported
     return parser
 
 
-def add_verb(verbs: argparse._SubParsersAction[Any], name: str, module: ModuleType) -> None:
+def add_verb(verbs: argparse._SubParsersAction[Any], name: str, help_text: str, module: ModuleType) -> None:
     """Add the verb `name`, which `module` implements."""
     verb = verbs.add_parser(
         name,
-        help=module.HELP,
-        description=module.HELP,
+        help=help_text,
+        description=help_text,
         epilog=f"example: {module.EXAMPLE}",
         formatter_class=_HelpFormatter,
         allow_abbrev=False,

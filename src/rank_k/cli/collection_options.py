@@ -6,13 +6,11 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rank_k.data.collections.base import Collection, Corpus, CorpusFile, ExcludedDocuments
+from rank_k.data.collections.registry import find_collection
+from rank_k.data.corpus_index import OnProgress
 from rank_k.errors import InputError
-
-if TYPE_CHECKING:
-    from rank_k.data.collections.base import Collection, Corpus, ExcludedDocuments
-    from rank_k.data.corpus_index import OnProgress
 
 DATASET_HELP = "beir:DIR, bright:SUBSET, python-docs or an ir_datasets id"
 
@@ -54,8 +52,6 @@ class ResolvedCollection:
 
 def resolve_collection(args: argparse.Namespace) -> ResolvedCollection:
     """Return the collection of --dataset, --queries and --documents. Raises `InputError` if a part is missing."""
-    from rank_k.data.collections.base import CorpusFile
-
     collection = find_named_collection(args.dataset) if args.dataset else None
     queries: Path | None = args.queries
     corpus: Corpus | None = None if args.documents is None else CorpusFile(args.documents)
@@ -69,8 +65,6 @@ def resolve_collection(args: argparse.Namespace) -> ResolvedCollection:
 
 def find_named_collection(name: str) -> Collection:
     """Return the collection that --dataset names. Raises `InputError`."""
-    from rank_k.data.collections.registry import find_collection
-
     return find_collection(name)
 
 

@@ -6,19 +6,18 @@ import argparse
 import sys
 import textwrap
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 from rank_k.cli.model_options import add_options, add_server_options, positive_int, reranker_options
+from rank_k.data.collections.demo import load_passages, load_qrels, load_questions
 from rank_k.errors import InputError
+from rank_k.evaluation.measures import evaluate
+from rank_k.models.student import default_model, find_student
 from rank_k.options import OPTIONS
+from rank_k.reranker import Reranker
+from rank_k.retrieval.bm25 import retrieve
+from rank_k.types import Candidate, Passage, Query
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from rank_k.reranker import Reranker
-    from rank_k.types import Candidate, Passage, Query
-
-HELP = "rerank passages of Python's own documentation, and see them before and after"
 EXAMPLE = "rank-k demo"
 
 DEPTH = 12
@@ -43,12 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.data.collections.demo import load_passages, load_qrels, load_questions
-    from rank_k.models.student import default_model, find_student
-    from rank_k.reranker import Reranker
-    from rank_k.retrieval.bm25 import retrieve
-    from rank_k.types import Query
-
     if args.depth < 2:
         raise InputError(f"--depth is {args.depth}", "give 2 or more")
     started = time.monotonic()
@@ -86,8 +79,6 @@ def _rerank_question(
     grades: Mapping[str, int],
 ) -> Sequence[Candidate]:
     """Rerank the candidates of a question, print them in their new order, and return them."""
-    from rank_k.types import Candidate
-
     print(f"── {query.text}")
     if len(candidates) < 2:
         print("   BM25 found fewer than two passages: nothing to compare\n")
@@ -115,8 +106,6 @@ def _print_quality(
 ) -> None:
     """Print nDCG@10 before and after, and how many questions got better or worse."""
     from statistics import fmean
-
-    from rank_k.evaluation.measures import evaluate
 
     before, after = (evaluate(qrels, run, ["nDCG@10"]).per_query["nDCG@10"] for run in (first_stage, reranked))
     better = sum(after[query_id] > before[query_id] + 1e-9 for query_id in before)

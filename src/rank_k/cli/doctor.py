@@ -9,16 +9,21 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rank_k import __version__
+from rank_k.build import build_model, resolve_options
 from rank_k.cli.model_options import add_server_options, api_key, given_options
 from rank_k.errors import ModelError, RankKError
+from rank_k.models.base import Model
+from rank_k.models.grammar import matches_grammar
+from rank_k.models.http import HttpModel
+from rank_k.optional_deps import MODULES_OF_EXTRA
 from rank_k.types import Message, Request, Response
+from rank_k.window.parsing import parse_ranking
+from rank_k.window.prompt import OFFICIAL_SHA256, default_template, read_template
+from rank_k.window.scorers import query_log_probability
 
-if TYPE_CHECKING:
-    from rank_k.models.base import Model
-
-HELP = "say what is installed, which model answers, and (with --probe) what it can do"
 EXAMPLE = "rank-k doctor --probe"
 
 
@@ -29,8 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k import __version__
-
     _print_row("rank-k", f"{__version__}, Python {platform.python_version()}, {sys.platform}")
     _print_extras()
     if args.prompt is not None:
@@ -50,8 +53,6 @@ def _print_row(label: str, text: str) -> None:
 
 
 def _print_extras() -> None:
-    from rank_k.optional_deps import MODULES_OF_EXTRA
-
     packages = metadata.packages_distributions()  # slow: it reads the metadata of every installed distribution
     for extra, modules in MODULES_OF_EXTRA.items():
         versions = [_installed_version(module, packages) for module in modules]
@@ -67,16 +68,12 @@ def _installed_version(module: str, packages: Mapping[str, Sequence[str]]) -> st
 
 
 def _print_prompt(path: Path) -> None:
-    from rank_k.window.prompt import OFFICIAL_SHA256, read_template
-
     template = read_template(path)
     official = ", the prompt of the Rank-K authors" if template.sha256 == OFFICIAL_SHA256 else ""
     _print_row("prompt", f"{template.name}, sha256 {template.sha256}{official}")
 
 
 def _make_model(args: argparse.Namespace) -> Model:
-    from rank_k.build import build_model, resolve_options
-
     options = {**given_options(args), "api_key": api_key(args.server, args.api_key_env)}
     resolved, local_model = resolve_options(args.model, options)
     return build_model(args.model, local_model, resolved)
@@ -97,8 +94,6 @@ async def _check_model(model: Model, probe: bool) -> int:
 
 
 def _print_server(model: Model) -> None:
-    from rank_k.models.http import HttpModel
-
     _print_row("model", f"{model.name} answers")
     note = ""
     if isinstance(model, HttpModel):
@@ -118,9 +113,6 @@ async def _print_probes(model: Model) -> None:
 
 async def _probe_ranking(model: Model) -> str:
     """Rank a window of three passages."""
-    from rank_k.window.parsing import parse_ranking
-    from rank_k.window.prompt import default_template
-
     passages = ["Rain is water that falls from clouds.", "The sky is blue since air scatters blue light.", "Cats purr."]
     messages = default_template().messages("why is the sky blue", passages)
     response = await model.complete(Request(messages, max_tokens=min(2000, model.context_length // 2), seed=0))
@@ -214,8 +206,6 @@ def _describe_prefill(response: Response) -> str:
 
 
 def _describe_grammar(response: Response) -> str:
-    from rank_k.models.grammar import matches_grammar
-
     text = (response.text or response.reasoning or "").rpartition("</think>")[2]
     return "supported" if matches_grammar(text, 4) else f"ignored: the response is {' '.join(text.split())[:40]!r}"
 
@@ -228,8 +218,6 @@ def _describe_budget(response: Response) -> str:
 
 
 def _describe_likelihood(response: Response) -> str:
-    from rank_k.window.scorers import query_log_probability
-
     value = query_log_probability(response, " blue")
     if value is None:
         return f"ignored: the response is {response.text[:40]!r}"

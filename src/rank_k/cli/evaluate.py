@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from rank_k.evaluation.run_costs import RunCost
     from rank_k.types import Run
 
-HELP = "measure runs against judgments, and compare them"
 EXAMPLE = "rank-k evaluate --qrels qrels.trec bm25.trec reranked.trec --baseline bm25.trec --report report.html"
 
 

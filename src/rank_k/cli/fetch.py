@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from rank_k.cli.progress import progress_bar
+from rank_k.models.weights import DEFAULT_WEIGHTS, fetch, find_named_weights
 
-HELP = "get the weights of the embedded model"
 EXAMPLE = "rank-k fetch"
 
 
@@ -18,8 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.models.weights import DEFAULT_WEIGHTS, fetch, find_named_weights
-
     weights = find_named_weights(args.name or DEFAULT_WEIGHTS)
     for label, value in (
         ("weights", weights.name),

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rank_k.cli.output_files import check_output
 from rank_k.cli.price_options import add_price_options, prices_for_model
+from rank_k.cli.render.tables import Table, print_tables
+from rank_k.data.trec import read_qrels
 from rank_k.errors import InputError
+from rank_k.journal import Journal, WindowRecord
+from rank_k.simulation.noise_file import noise_to_json
+from rank_k.simulation.noise_fit import fit_noise
+from rank_k.simulation.observations import observations_of
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rank_k.cli.render.tables import Table
-    from rank_k.journal import Journal, WindowRecord
-
-HELP = "look into the file in which every call is kept"
 EXAMPLE = "rank-k journal cost reranked.trec.journal.sqlite"
 
 FIT_NOISE = "fit-noise"
@@ -42,9 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.cli.render.tables import print_tables
-    from rank_k.journal import Journal
-
     if not args.journal.is_file():
         raise InputError(f"there is no journal {args.journal}", "name the file that rank-k rerank --journal wrote")
     if (args.what == FIT_NOISE) != (args.qrels is not None):
@@ -78,8 +75,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _cost_table(journal: Journal, args: argparse.Namespace) -> Table:
     """Return a row for each model and purpose, with its cost if prices are given."""
-    from rank_k.cli.render.tables import Table
-
     totals = journal.usage_totals(args.run, args.query)
     if args.query is not None and not totals:
         raise InputError(f"{args.journal} holds no call about query {args.query}", "check --query")
@@ -97,12 +92,6 @@ def _cost_table(journal: Journal, args: argparse.Namespace) -> Table:
 def _fit_noise(records: Iterator[WindowRecord], args: argparse.Namespace) -> list[Table | str]:
     """Return the noise of a run's answers, field by field; also write it to --output."""
     from dataclasses import asdict
-
-    from rank_k.cli.render.tables import Table
-    from rank_k.data.trec import read_qrels
-    from rank_k.simulation.noise_file import noise_to_json
-    from rank_k.simulation.noise_fit import fit_noise
-    from rank_k.simulation.observations import observations_of
 
     noise_fit = fit_noise(observations_of(records), read_qrels(args.qrels))
     if args.output is not None:

@@ -11,9 +11,10 @@ from rank_k.cli.model_options import add_ranking_options, add_server_options
 from rank_k.cli.server_options import access_config, add_server_arguments, open_service
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
+from rank_k.server.mcp import PATH, make_mcp_app, serve_stdio
+from rank_k.server.run import serve
 
 NAME = "mcp"
-HELP = "offer reranking as a tool to assistants and agents, over the Model Context Protocol"
 EXAMPLE = "rank-k mcp --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal asked.sqlite"
 
 _HTTP_OPTIONS = (
@@ -31,9 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.server.mcp import PATH, make_mcp_app, serve_stdio
-    from rank_k.server.run import serve
-
     logging.getLogger().addHandler(logging.NullHandler())  # the SDK's own messages quote what clients send
     access = access_config(args) if args.http else None
     if access is None:

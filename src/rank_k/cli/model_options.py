@@ -9,10 +9,15 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
+from rank_k.data.long_documents import DocumentGrades
+from rank_k.data.trec import read_qrels
 from rank_k.errors import InputError, RankKError
+from rank_k.models.base import Model
+from rank_k.models.http import base_url
+from rank_k.models.simulated import SimulatedModel
 from rank_k.options import (
     OPTIONS,
     PRESETS,
@@ -26,9 +31,8 @@ from rank_k.options import (
     options_of,
     whole_number,
 )
-
-if TYPE_CHECKING:
-    from rank_k.models.base import Model
+from rank_k.simulation.noise_file import noise_by_name
+from rank_k.strategies import load_strategy_class
 
 DEFAULT_KEY_VARIABLE = "RANK_K_API_KEY"
 KEY_OPTION = "--api-key-env"
@@ -163,11 +167,6 @@ def resume_note(journal: Path) -> str:
 
 def simulated_model(qrels: Path, noise: str, *, by_passage: bool = False) -> Model:
     """Return the simulated model for these judgments. `by_passage`: for passages of the judged documents."""
-    from rank_k.data.long_documents import DocumentGrades
-    from rank_k.data.trec import read_qrels
-    from rank_k.models.simulated import SimulatedModel
-    from rank_k.simulation.noise_file import noise_by_name
-
     grades = read_qrels(qrels)
     if by_passage:
         return SimulatedModel({query_id: DocumentGrades(grades[query_id]) for query_id in grades}, noise_by_name(noise))
@@ -177,7 +176,6 @@ def simulated_model(qrels: Path, noise: str, *, by_passage: bool = False) -> Mod
 def api_key(server: str | None, variable: str | None) -> str | None:
     """Return the key for `server`. OPENAI_API_KEY is used for api.openai.com only; `variable`, if given,
     must be set."""
-    from rank_k.models.http import base_url
 
     if variable is not None:
         return key_from_environment(variable)
@@ -210,7 +208,6 @@ def print_retry(error: Exception, wait: float) -> None:
 def import_strategies(strategies: Iterable[str]) -> None:
     """Import those that are a user's own, MODULE:NAME, from the current folder too: the installed command does not
     look there, and nothing but these is to be taken from it. Raises `InputError` if one cannot be."""
-    from rank_k.strategies import load_strategy_class
 
     for name in strategies:
         if ":" in name:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rank_k.cli import evaluate
 from rank_k.cli.collection_options import (
@@ -18,11 +17,16 @@ from rank_k.cli.collection_options import (
 )
 from rank_k.cli.model_options import positive_int
 from rank_k.cli.output_files import check_output
+from rank_k.data.queries import read_queries, read_translations
+from rank_k.data.trec import RunFile, read_qrels
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
-
-if TYPE_CHECKING:
-    from rank_k.server.http_io import RouteGroup
+from rank_k.server.http_io import RouteGroup
+from rank_k.server.judging_routes import JudgingRoutes
+from rank_k.server.judging_session import pairwise_items, system_names
+from rank_k.server.preferences_file import PreferencesFile
+from rank_k.server.report_routes import report_routes
+from rank_k.server.web_pages import PAGES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,11 +77,6 @@ def route_groups(args: argparse.Namespace) -> Iterator[list[RouteGroup]]:
 
 def _report_routes(args: argparse.Namespace) -> RouteGroup | None:
     """Return the routes of the report that `rank-k evaluate` makes of the same runs; None without qrels."""
-    from rank_k.data.queries import read_queries
-    from rank_k.data.trec import RunFile, read_qrels
-    from rank_k.server.report_routes import report_routes
-    from rank_k.server.web_pages import PAGES
-
     dataset = find_named_collection(args.dataset) if args.dataset else None
     qrels = args.qrels or (None if dataset is None else dataset.qrels)
     if qrels is None:
@@ -98,11 +97,6 @@ def _report_routes(args: argparse.Namespace) -> RouteGroup | None:
 
 
 def _judging_routes(args: argparse.Namespace, stack: ExitStack) -> RouteGroup | None:
-    from rank_k.data.queries import read_queries, read_translations
-    from rank_k.server.judging_routes import JudgingRoutes
-    from rank_k.server.judging_session import pairwise_items, system_names
-    from rank_k.server.preferences_file import PreferencesFile
-
     if args.preferences_file is None:
         return None
     if len(args.compare) < 2:

@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from rank_k.engine import RunStats
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from rank_k.engine import RunStats
 
 _REFRESHES_PER_SECOND = 2
 _SPEED_PERIOD = 600

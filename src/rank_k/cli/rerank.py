@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rank_k.cli import resumable
 from rank_k.cli.collection_options import add_collection_options, index_progress, resolve_collection
@@ -24,17 +25,18 @@ from rank_k.cli.model_options import (
 from rank_k.cli.output_files import check_outputs
 from rank_k.cli.price_options import Prices, add_price_options, prices_for_model
 from rank_k.cli.progress import show_progress
+from rank_k.cli.render import rerank_summary
+from rank_k.data.collections.base import RunWithoutExcluded
+from rank_k.data.queries import read_queries
+from rank_k.data.trec import RunFile, RunWriter
+from rank_k.errors import InputError
+from rank_k.evaluation.run_costs import read_query_costs
 from rank_k.options import InferenceOptions, LimitOptions, LongDocumentOptions, RankingOptions, options_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from rank_k.data.trec import RunFile
-    from rank_k.reranker import Reranker
-    from rank_k.types import Candidate, PassageSource, Query
+from rank_k.reranker import Reranker
+from rank_k.run_job import RunJob, passage_split, rerank_run, split_overrides
+from rank_k.types import Candidate, PassageSource, Query
 
 NAME = "rerank"
-HELP = "rerank a first-stage run with a language model that reasons"
 EXAMPLE = (
     "rank-k rerank --run bm25.trec --queries queries.jsonl --documents corpus.jsonl.gz --output reranked.trec"
     " --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B"
@@ -64,12 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.data.collections.base import RunWithoutExcluded
-    from rank_k.data.queries import read_queries
-    from rank_k.data.trec import RunFile, RunWriter
-    from rank_k.reranker import Reranker
-    from rank_k.run_job import RunJob, passage_split, rerank_run, split_overrides
-
     started = time.monotonic()
     options = reranker_options(args)  # mistakes in options come before work on files
     depth = args.depth or RankingOptions.depth
@@ -112,9 +108,6 @@ def run(args: argparse.Namespace) -> int:
 def _finish(
     args: argparse.Namespace, reranker: Reranker, price: Prices | None, seconds: float, settings: dict[str, Any]
 ) -> int:
-    from rank_k.cli.render import rerank_summary
-    from rank_k.evaluation.run_costs import read_query_costs
-
     stats = reranker.stats
     if not args.quiet:
         print("\n".join(rerank_summary.lines(stats, seconds, price, reranker.method)), file=sys.stderr)
@@ -128,8 +121,6 @@ def _finish(
 
 
 def _check_queries(first_stage: RunFile, queries: Mapping[str, Query], file: Path) -> None:
-    from rank_k.errors import InputError
-
     missing_ids = [query_id for query_id in first_stage.query_ids if query_id not in queries]
     if missing_ids:
         examples = ", ".join(missing_ids[:3])

@@ -8,8 +8,12 @@ from pathlib import Path
 
 from rank_k.cli.collection_options import add_collection_options, resolve_collection
 from rank_k.cli.model_options import positive_int
+from rank_k.data.collections.base import RunWithoutExcluded
+from rank_k.data.queries import read_queries
+from rank_k.data.trec import RunWriter
+from rank_k.retrieval.analyzers import analyzer_for
+from rank_k.retrieval.bm25 import retrieve
 
-HELP = "make a first-stage run with BM25"
 EXAMPLE = "rank-k retrieve --documents corpus.jsonl.gz --queries queries.jsonl --output bm25.trec"
 
 
@@ -24,12 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.data.collections.base import RunWithoutExcluded
-    from rank_k.data.queries import read_queries
-    from rank_k.data.trec import RunWriter
-    from rank_k.retrieval.analyzers import analyzer_for
-    from rank_k.retrieval.bm25 import retrieve
-
     analyzer = analyzer_for(args.language)
     collection = resolve_collection(args)
     queries = read_queries(collection.queries, args.query_fields)

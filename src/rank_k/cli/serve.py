@@ -11,9 +11,11 @@ from rank_k.cli import page_options
 from rank_k.cli.model_options import add_ranking_options, add_server_options
 from rank_k.cli.server_options import access_config, add_server_arguments, open_service
 from rank_k.errors import InputError
+from rank_k.journal import Journal
+from rank_k.server.app import make_app
+from rank_k.server.run import serve
 
 NAME = "serve"
-HELP = "answer rerank requests over HTTP, as Cohere's, Jina's and other APIs do, and look at journals"
 EXAMPLE = "rank-k serve --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal served.sqlite"
 
 _JOURNAL = (
@@ -31,9 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.server.app import make_app
-    from rank_k.server.run import serve
-
     access = access_config(args)
     shown_files = [args.journal] if args.journal else args.compare
     view_only = args.server is None and args.model is None and shown_files is not None
@@ -53,8 +52,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_journal(file: Path) -> None:
-    from rank_k.journal import Journal
-
     if not file.is_file():
         raise InputError(
             f"there is no journal {file}", "name a model (--server or --model) whose calls are to be kept there"

@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from rank_k.cli.model_options import key_from_environment, positive_int, positive_seconds, reranker_options
 from rank_k.errors import ConnectionFailed, InputError, MissingWeights, RankKError
+from rank_k.models.retry import RetryPolicy
+from rank_k.reranker import Reranker
 from rank_k.server.config import AccessConfig, Limits, check_access
-
-if TYPE_CHECKING:
-    from rank_k.server.service import RerankService
+from rank_k.server.service import RerankService
 
 HOST_VARIABLE, CLIENT_KEYS_VARIABLE = "RANK_K_HOST", "RANK_K_CLIENT_KEYS"
 """Variables that stand for --host and --client-key-env where these are not given, as in a container."""
@@ -81,9 +80,6 @@ def open_service(
         access: Who may send requests; None if there is one client.
         view_only: Whether the journal is only shown. The model, if there is one, then starts with the first request.
     """
-    from rank_k.models.retry import RetryPolicy
-    from rank_k.reranker import Reranker
-    from rank_k.server.service import RerankService
 
     options = reranker_options(args)
     if access is not None and options["api_key"] in access.keys:

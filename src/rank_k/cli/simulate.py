@@ -5,25 +5,29 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rank_k.cli.collection_options import DATASET_HELP
+from rank_k.cli.collection_options import DATASET_HELP, find_named_collection
 from rank_k.cli.model_options import NOISE_HELP, add_options, import_strategies, non_negative_float, positive_int
+from rank_k.cli.progress import format_count, format_seconds, progress_bar
+from rank_k.cli.render.evaluation_text import without_nan
+from rank_k.cli.render.tables import Table, print_tables
+from rank_k.data.collections.base import RunWithoutExcluded
+from rank_k.data.trec import read_qrels, read_run
 from rank_k.errors import InputError
+from rank_k.models.simulated import Grades
 from rank_k.options import OPTIONS
+from rank_k.simulation.call_times import CallTime, expected
+from rank_k.simulation.noise_file import noise_by_name
+from rank_k.simulation.processes import Simulation, simulate_judges
+from rank_k.simulation.replay import SimulationTotals, difference, without_calls
+from rank_k.strategies import PRESETS, make_strategy
+from rank_k.strategies.base import Strategy
+from rank_k.types import Run
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from rank_k.models.simulated import Grades
-    from rank_k.simulation.call_times import CallTime
-    from rank_k.simulation.replay import SimulationTotals
-    from rank_k.strategies.base import Strategy
-    from rank_k.types import Run
-
-HELP = "try strategies on a simulated judge: plan before you pay"
 EXAMPLE = "rank-k simulate --run bm25.trec --qrels qrels.trec --noise strong --call-seconds 20+2.5w --concurrency 16,64"
 
 FIRST_STAGE = "(first stage)"
@@ -63,13 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.cli.progress import progress_bar
-    from rank_k.cli.render.evaluation_text import without_nan
-    from rank_k.cli.render.tables import Table, print_tables
-    from rank_k.simulation.call_times import CallTime
-    from rank_k.simulation.noise_file import noise_by_name
-    from rank_k.simulation.processes import Simulation, simulate_judges
-
     call_time = None if args.call_seconds is None else CallTime.parse(args.call_seconds, args.call_spread)
     if (args.price_in is not None or args.price_out is not None) and not _has_token_counts(args):
         raise InputError("prices are per token", "give --tokens-per-passage and --tokens-per-answer too")
@@ -109,9 +106,6 @@ def _make_strategies(
     names: Sequence[str], window: int, stride: int, first_stage_weight: float
 ) -> Mapping[str, Strategy]:
     """Return the strategies by name, and the first stage to compare with. Raises `InputError`."""
-    from rank_k.simulation.replay import without_calls
-    from rank_k.strategies import PRESETS, make_strategy
-
     import_strategies(names)
     strategies: dict[str, Strategy] = {FIRST_STAGE: without_calls}
     for name in names:
@@ -122,10 +116,6 @@ def _make_strategies(
 
 def _read_inputs(args: argparse.Namespace) -> tuple[Grades, Run]:
     """Return the judgments, and the run's candidates of the judged queries."""
-    from rank_k.cli.collection_options import find_named_collection
-    from rank_k.data.collections.base import RunWithoutExcluded
-    from rank_k.data.trec import read_qrels, read_run
-
     dataset = find_named_collection(args.dataset) if args.dataset else None
     qrels = args.qrels or (None if dataset is None else dataset.qrels)
     run_file = args.run or (None if dataset is None else dataset.first_stage)
@@ -150,9 +140,6 @@ def _make_row(
     name: str, sums: SimulationTotals, baseline: SimulationTotals, call_time: CallTime | None, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Return the results of one strategy as JSON has them."""
-    from rank_k.simulation.call_times import expected
-    from rank_k.simulation.replay import difference
-
     row: dict[str, Any] = {
         "strategy": name,
         "ndcg@10": sums.quality.mean,
@@ -185,8 +172,6 @@ def _has_token_counts(args: argparse.Namespace) -> bool:
 
 def _format_row(row: Mapping[str, Any]) -> dict[str, str]:
     """Return the text of each column of a row."""
-    from rank_k.cli.progress import format_count, format_seconds
-
     cells = {
         "strategy": row["strategy"],
         "nDCG@10 (se)": f"{100 * row['ndcg@10']:.2f} ({100 * row['error']:.2f})",

@@ -7,27 +7,35 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rank_k.cli.collection_options import DATASET_HELP, index_progress
 from rank_k.cli.model_options import NOISE_HELP, add_server_options
+from rank_k.cli.progress import format_seconds, show_progress
+from rank_k.cli.render.evaluation_text import without_nan
+from rank_k.cli.render.study_text import cell_listing, notes, tables
+from rank_k.cli.render.tables import print_tables
 from rank_k.cli.study_options import add_axes, apply_server_options, connection_options, study_from_args
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from rank_k.journal import Journal
-    from rank_k.study.folder import StudyFolder
-    from rank_k.study.grid import Cell, Study
-    from rank_k.study.inputs import LoadedCollection, MissingFile
+from rank_k.errors import ConnectionFailed, InputError, RankKError, RetriesExhausted
+from rank_k.evaluation.measures import evaluate
+from rank_k.journal import Journal
+from rank_k.optional_deps import load
+from rank_k.study.folder import StudyFolder
+from rank_k.study.grid import Cell, Study, expand_cells, restrict_study, select_cells
+from rank_k.study.inputs import LoadedCollection, MissingFile, missing_files, reachable_cells
+from rank_k.study.questions import QUESTIONS
+from rank_k.study.report import write_study_report
+from rank_k.study.results import StudyResults
+from rank_k.study.runner import run_cell
+from rank_k.study.table import FIRST_STAGE, write_cells, write_queries
 
 NAME = "study"
-HELP = "compare strategies, budgets, samples, depths and models on a collection: quality, tokens, rounds, seconds"
 EXAMPLE = (
     "rank-k study --dataset beir:DIR --run bm25.trec --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B"
     " --strategy sliding,blocks --reasoning off,500,full --output study"
@@ -86,10 +94,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.cli.render.study_text import cell_listing
-    from rank_k.study.grid import expand_cells, restrict_study, select_cells
-    from rank_k.study.inputs import missing_files
-
     study = study_from_args(args)
     cells = select_cells(expand_cells(study), args.only or ())
     study = apply_server_options(args, restrict_study(study, cells))
@@ -103,12 +107,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_study(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) -> int:
-    from rank_k.errors import InputError, RankKError
-    from rank_k.journal import Journal
-    from rank_k.optional_deps import load
-    from rank_k.study.folder import StudyFolder
-    from rank_k.study.inputs import LoadedCollection, reachable_cells
-
     if args.output is None:
         raise InputError("--output is missing", "name a folder for journal, runs and report")
     for module in ("ir_measures", "jinja2", "matplotlib", "scipy"):
@@ -149,10 +147,6 @@ def _run_cells(
     journal: Journal,
 ) -> None:
     """Run the cells that are not finished. Raises `RankKError` with the number of those that are."""
-    from rank_k.cli.progress import format_seconds, show_progress
-    from rank_k.errors import ConnectionFailed, RankKError, RetriesExhausted
-    from rank_k.study.runner import run_cell
-
     for number, cell in enumerate(cells, 1):
         title = f"cell {number}/{len(cells)} {cell.name}: "
         model, collection, started = study.model(cell.model), collections[cell.collection], time.monotonic()
@@ -183,13 +177,6 @@ def _write_results(
     show: bool,
 ) -> int:
     """Write the tables and the report of the finished cells; if `show`, also print them. Returns the exit status."""
-    from rank_k.cli.render.evaluation_text import without_nan
-    from rank_k.cli.render.study_text import notes, tables
-    from rank_k.cli.render.tables import print_tables
-    from rank_k.study.report import write_study_report
-    from rank_k.study.results import StudyResults
-    from rank_k.study.table import FIRST_STAGE, write_cells, write_queries
-
     runs_of_study = {(c.name, f.name) for c in study.collections for f in c.first_stages}
     known_cells = [cell for cell in folder.cells if (cell.collection, cell.first_stage) in runs_of_study]
     finished = [cell for cell in known_cells if folder.is_finished(cell, journal)]
@@ -219,9 +206,6 @@ def _check_inputs(
 
     The baseline may be one of `earlier_cells`, those of earlier commands.
     """
-    from rank_k.errors import InputError
-    from rank_k.evaluation.measures import evaluate
-    from rank_k.study.table import FIRST_STAGE
 
     settings = {cell.name: cell.setting for cell in (*cells, *earlier_cells)}
     if study.baseline not in (None, FIRST_STAGE, *settings, *settings.values()):
@@ -266,6 +250,4 @@ def _print_missing(missing: Sequence[MissingFile]) -> None:
 
 
 def _question_names() -> tuple[str, ...]:
-    from rank_k.study.questions import QUESTIONS
-
     return tuple(QUESTIONS)

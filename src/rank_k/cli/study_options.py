@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rank_k.cli.model_options import add_options, api_key, import_strategies, print_retry
+from rank_k.errors import InputError
 from rank_k.options import OPTIONS, STUDY_OPTIONS
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rank_k.study.grid import Collection, ModelPlan, Study
+from rank_k.simulation.noise_file import noise_by_name
+from rank_k.study.config import config_file, read_study
+from rank_k.study.grid import Collection, FirstStage, ModelPlan, Study, parse_setting
+from rank_k.study.questions import QUESTIONS
 
 
 def add_axes(group: argparse._ArgumentGroup) -> None:
@@ -27,9 +28,6 @@ def add_axes(group: argparse._ArgumentGroup) -> None:
 
 def study_from_args(args: argparse.Namespace) -> Study:
     """The study that the options name or make. Raises `InputError`."""
-    from rank_k.errors import InputError
-    from rank_k.study.config import config_file, read_study
-
     if args.simulate is not None and args.server is not None:
         raise InputError("--simulate and --server exclude each other", "leave one out")
     config_sources = [option for option in ("question", "config") if getattr(args, option) is not None]
@@ -64,9 +62,6 @@ def study_from_args(args: argparse.Namespace) -> Study:
 
 
 def _study_from_options(args: argparse.Namespace) -> Study:
-    from rank_k.study.grid import ModelPlan, Study, parse_setting
-    from rank_k.study.questions import QUESTIONS
-
     import_strategies([] if args.strategy is None else _values(args, "strategy"))
     parsed = {
         axis: [parse_setting(axis, value) for value in _values(args, axis)]
@@ -120,9 +115,6 @@ def _model_name(args: argparse.Namespace) -> str:
 
 def _collections(args: argparse.Namespace) -> tuple[Collection, ...]:
     """One for each data set and kind of query."""
-    from rank_k.errors import InputError
-    from rank_k.study.grid import Collection, FirstStage
-
     datasets: Sequence[str | None] = args.dataset or (None,)
     run_files: Sequence[Path] = args.run or ()
     field_sets: Sequence[str | None] = args.query_fields or (None,)
@@ -169,9 +161,6 @@ def _run_name(file: Path) -> str:
 
 def apply_server_options(args: argparse.Namespace, study: Study) -> Study:
     """The study's models as --server and --simulate would have them reached."""
-    from rank_k.errors import InputError
-    from rank_k.simulation.noise_file import noise_by_name
-
     if args.simulate is not None:
         qrels = args.simulate if args.simulate != Path() else None
         if qrels is not None and not qrels.exists():

@@ -8,18 +8,22 @@ from types import ModuleType
 
 from rank_k.cli import add_verb
 
-NAME = "distill"
-HELP = "make a student: sample candidate sets, trace a teacher, select what to learn, train, export"
 EXAMPLE = "rank-k distill sample --help"
 
-STEPS = ("sample", "trace", "select", "train", "export")
-"""In the order in which data flows. A step's module has what a verb's has."""
+STEPS = {
+    "sample": "draw candidate sets from first-stage runs, as the paper does, or with a say in their positives",
+    "trace": "ask a teacher about candidate sets; every call is kept, the same command goes on after an interruption",
+    "select": "select from a journal of traces what is worth learning, as rows of prompt and completion",
+    "train": "train a student on selected rows; the same command goes on from the last checkpoint",
+    "export": "write a trained student as GGUF, with its settings and its card, or as merged weights",
+}
+"""The steps in the order in which data flows. A step's module has what a verb's has."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_subparsers(title="steps", metavar="STEP", dest="step", required=True)
-    for name in STEPS:
-        add_verb(steps, name, _import_step(name))
+    for name, help_text in STEPS.items():
+        add_verb(steps, name, help_text, _import_step(name))
 
 
 def run(args: argparse.Namespace) -> int:

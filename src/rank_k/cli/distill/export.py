@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rank_k.errors import InputError
 
-HELP = "write a trained student as GGUF, with its settings and its card, or as merged weights"
 EXAMPLE = "rank-k distill export --student student --adapter"
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from rank_k.cli.collection_options import ResolvedCollection
 
 NAME = "sample"
-HELP = "draw candidate sets from first-stage runs, as the paper does, or with a say in their positives"
 EXAMPLE = (
     "rank-k distill sample --runs bm25.trec splade.trec --queries queries.jsonl --documents corpus.jsonl.gz"
     " --queries-count 50000 --output sets.jsonl"

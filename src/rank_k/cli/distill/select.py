@@ -13,7 +13,6 @@ from rank_k.cli.model_options import non_negative_float, positive_int
 from rank_k.cli.output_files import check_output
 
 NAME = "select"
-HELP = "select from a journal of traces what is worth learning, as rows of prompt and completion"
 EXAMPLE = "rank-k distill select --journal traces.sqlite --qrels qrels.trec --rule short --output sft.jsonl"
 
 OUTCOMES = {

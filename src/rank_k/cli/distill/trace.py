@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from rank_k.cli import resumable
 from rank_k.cli.model_options import (
@@ -23,16 +23,19 @@ from rank_k.cli.model_options import (
 )
 from rank_k.cli.price_options import add_price_options, prices_for_model
 from rank_k.cli.progress import show_progress
+from rank_k.cli.render import rerank_summary
+from rank_k.data.trec import read_qrels
+from rank_k.distill.candidate_sets import CandidateSet, read_candidate_sets
+from rank_k.distill.labels_teacher import LabelsTeacher, max_grade_by_source
+from rank_k.distill.trace import MAX_SET_SIZE, SINGLE_WINDOW, ActiveSets, SimulatedTeacher, trace_sets
+from rank_k.errors import InputError
+from rank_k.models.base import Model
 from rank_k.options import LimitOptions, options_of
-
-if TYPE_CHECKING:
-    from rank_k.distill.candidate_sets import CandidateSet
-    from rank_k.distill.trace import ActiveSets
-    from rank_k.models.base import Model
-    from rank_k.types import Query
+from rank_k.reranker import Reranker
+from rank_k.simulation.noise_file import noise_by_name
+from rank_k.types import Query
 
 NAME = "trace"
-HELP = "ask a teacher about candidate sets; every call is kept, the same command goes on after an interruption"
 EXAMPLE = (
     "rank-k distill trace --sets sets.jsonl --server https://teacher.example/v1 --model deepseek-reasoner --samples 4"
     " --journal traces.sqlite"
@@ -62,10 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.cli.render import rerank_summary
-    from rank_k.distill.trace import MAX_SET_SIZE, SINGLE_WINDOW, ActiveSets, trace_sets
-    from rank_k.reranker import Reranker
-
     start_time = time.monotonic()
     options = reranker_options(args)
     _check_options(args)
@@ -101,8 +100,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    from rank_k.errors import InputError
-
     if args.teacher == "labels" and (args.server or args.model or args.simulate):
         raise InputError("--teacher labels asks no model", "leave --server, --model and --simulate out")
     if args.teacher != "labels" and (args.tokenizer or args.form != "verdicts"):
@@ -113,16 +110,12 @@ def _check_options(args: argparse.Namespace) -> None:
 
 def _read_teacher_sets(args: argparse.Namespace) -> Iterator[CandidateSet]:
     """The sets that the teacher can be asked about: labels know nothing of queries that nobody judged."""
-    from rank_k.distill.candidate_sets import read_candidate_sets
-
     rows = chain.from_iterable(map(read_candidate_sets, args.sets))
     return (row for row in rows if row.grades is not None) if args.teacher == "labels" else rows
 
 
 def _read_queries(args: argparse.Namespace) -> Iterator[Query]:
     """Their queries; one of several sets, which stand together, once."""
-    from rank_k.types import Query
-
     return (Query(*query) for query, _ in groupby(_read_teacher_sets(args), lambda row: (row.query_id, row.query)))
 
 
@@ -135,10 +128,6 @@ class _SetCounts(NamedTuple):
 
 
 def _count_sets(args: argparse.Namespace) -> _SetCounts:
-    from rank_k.distill.candidate_sets import read_candidate_sets
-    from rank_k.distill.labels_teacher import max_grade_by_source
-    from rank_k.errors import InputError
-
     judged_counts: Counter[bool] = Counter()
 
     def counted_sets() -> Iterator[CandidateSet]:
@@ -157,13 +146,7 @@ def _count_sets(args: argparse.Namespace) -> _SetCounts:
 def _local_model(args: argparse.Namespace, active_sets: ActiveSets, max_grades: dict[str, int]) -> Model | None:
     """Return the labels teacher or the simulated model; None for a real model."""
     if args.teacher == "labels":
-        from rank_k.distill.labels_teacher import LabelsTeacher
-
         return LabelsTeacher(active_sets.get_set, max_grades, args.form, args.tokenizer)
     if args.simulate is not None:
-        from rank_k.data.trec import read_qrels
-        from rank_k.distill.trace import SimulatedTeacher
-        from rank_k.simulation.noise_file import noise_by_name
-
         return SimulatedTeacher(read_qrels(args.simulate), noise_by_name(args.noise), active_sets.get_set)
     return None

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rank_k.distill.recipes import Recipe
 
 NAME = "train"
-HELP = "train a student on selected rows; the same command goes on from the last checkpoint"
 EXAMPLE = "rank-k distill train --data sft.jsonl --heldout heldout.jsonl --recipe smollm2-135m --output student"
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from rank_k.evaluation.run_comparison import ComparedRun, PairedComparison, RunComparison
-    from rank_k.evaluation.run_costs import RunCost
+from rank_k.evaluation.run_comparison import ComparedRun, PairedComparison, RunComparison
+from rank_k.evaluation.run_costs import RunCost
 
 _MAX_LOSSES = 5
 

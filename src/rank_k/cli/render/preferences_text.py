@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rank_k.cli.render.evaluation_text import align_table
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rank_k.evaluation.agreement import Agreement
-    from rank_k.evaluation.preferences import ComparedPair, Preferences, Share, SideCounts
+from rank_k.evaluation.agreement import Agreement
+from rank_k.evaluation.preferences import ComparedPair, Preferences, Share, SideCounts
 
 
 def notes(preferences: Preferences) -> Iterator[str]:

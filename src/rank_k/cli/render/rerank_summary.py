@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
+from rank_k.cli.price_options import Prices
 from rank_k.cli.progress import format_seconds
-
-if TYPE_CHECKING:
-    from rank_k.cli.price_options import Prices
-    from rank_k.engine import RunStats
-    from rank_k.evaluation.run_costs import QueryCost
-    from rank_k.types import ScoringMethod, Usage
+from rank_k.engine import RunStats
+from rank_k.evaluation.run_costs import QueryCost
+from rank_k.types import ScoringMethod, Usage
 
 REPAIRS = {
     "missing": "passages the model forgot or gave no likelihood, appended in input order",

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from rank_k.cli.progress import format_count
 from rank_k.cli.render.rerank_summary import REPAIRS
 from rank_k.cli.render.tables import Table
-
-if TYPE_CHECKING:
-    from rank_k.evaluation.significance import PairedDifference
-    from rank_k.study.grid import Cell, Study
-    from rank_k.study.results import StudyResults
-    from rank_k.study.table import CellRow, Estimate
+from rank_k.evaluation.significance import PairedDifference
+from rank_k.study.grid import Cell, Study
+from rank_k.study.results import StudyResults
+from rank_k.study.table import CellRow, Estimate
 
 
 def cell_listing(study: Study, cells: Sequence[Cell]) -> list[str]:
