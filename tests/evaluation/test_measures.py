@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rank_k.data.trec import read_qrels, read_run
 from rank_k.errors import InputError
-from rank_k.evaluation.measures import DEFAULT_MEASURES, Ties, evaluate
+from rank_k.evaluation.measures import DEFAULT_MEASURES, Ties, evaluate, ndcg
 from rank_k.types import Candidate
 from tests.paths import SHARED
 
@@ -85,6 +85,25 @@ def test_evaluate_averages_over_all_judged_queries() -> None:
 def test_evaluate_rejects_uncomputable_measure_with_remedy() -> None:
     with pytest.raises(InputError, match=r"one of AP, Accuracy cannot be computed .* leave that measure out"):
         evaluate({"q": {"a": 1}}, {"q": ranked_candidates("a")}, ["AP", "Accuracy"])
+
+
+@given(
+    grades=st.dictionaries(st.sampled_from("abcdefgh"), st.integers(-2, 3), min_size=1),
+    ranking=st.permutations("abcdefgh"),
+    length=st.integers(1, 8),
+    cutoff=st.integers(1, 5),
+)
+def test_ndcg_equals_ir_measures(grades: dict[str, int], ranking: list[str], length: int, cutoff: int) -> None:
+    doc_ids = ranking[:length]
+    evaluation = evaluate({"q": grades}, {"q": ranked_candidates(*doc_ids)}, [f"nDCG@{cutoff}"])
+    value = ndcg([grades.get(doc_id, 0) for doc_id in doc_ids], grades.values(), cutoff)
+    assert value == pytest.approx(evaluation.means[f"nDCG@{cutoff}"])
+
+
+def test_ndcg_uses_ranked_passages_as_ideal_and_accepts_means_of_ties() -> None:
+    assert ndcg([0, 2]) == pytest.approx(1 / math.log2(3))
+    assert ndcg([1.5, 1.5, 0], [2, 1, 0]) == pytest.approx((1.5 + 1.5 / math.log2(3)) / (2 + 1 / math.log2(3)))
+    assert ndcg([0, 0]) == ndcg([]) == 0.0
 
 
 SCORES = st.sampled_from([0.0, -2.5, 1.0, 0.99999998, 0.99999999, 1e-45, 1e300, -1e300, 3.1])

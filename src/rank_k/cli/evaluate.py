@@ -1,6 +1,4 @@
-"""`rank-k evaluate`: what runs are worth by judgments, what they cost, and whether one is better than another; or which
-of two people prefer.
-"""
+"""`rank-k evaluate`: quality of runs by judgments, their costs, and tests of differences; or preferences of people."""
 
 from __future__ import annotations
 
@@ -8,18 +6,21 @@ import argparse
 import csv
 import shlex
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from rank_k.cli.collection_options import DATASET_HELP, find_named_collection
 from rank_k.cli.output_files import check_outputs
-from rank_k.cli.price_options import add_price_options, prices_for_model
+from rank_k.cli.price_options import Prices, add_price_options, prices_for_model
+from rank_k.cli.render import evaluation_text, preferences_text
+from rank_k.cli.render.tables import print_tables
 from rank_k.errors import InputError, JournalError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from rank_k.data.collections.base import Collection
     from rank_k.evaluation.run_comparison import RunComparison
     from rank_k.evaluation.run_costs import RunCost
@@ -63,117 +64,128 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.cli.render import evaluation_text
-
     if args.preferences is not None:
         return _evaluate_preferences(args)
     if not args.runs:
         raise InputError("there is no run to evaluate", "name one or more, or --preferences FILE")
-    inputs = _resolve_inputs(args)
-    check_outputs({"--csv": args.csv, "--report": args.report}, inputs.files)
-    comparison = _compare(args, inputs, intervals=bool(inputs.baseline or args.json or args.report))
-    for line in evaluation_text.notes(comparison):
-        print(line, file=sys.stderr)
-    if args.csv is not None:  # files first: whoever reads the output may have seen enough before its end
+    comparison, render_report = _evaluate(args, intervals=bool(args.baseline or args.json or args.report))
+    if args.csv is not None:  # files first: a reader of the output may close it before its end
         with args.csv.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(evaluation_text.rows(comparison))
     if args.report is not None:
-        args.report.write_text(_render_report(args, comparison, inputs), encoding="utf-8")
-    if args.json:
-        print(evaluation_text.as_json(comparison))
-    else:
-        print("\n".join(evaluation_text.lines(comparison)))
+        args.report.write_text(render_report(), encoding="utf-8")
+    _print_result(comparison, evaluation_text, args.json)
     return 0
 
 
 def report_page(args: argparse.Namespace, links: Sequence[tuple[str, str, bool]] = ()) -> str:
-    """What `--report` writes for these arguments. `links`: as `rank_k.reports.evaluation_report` takes them."""
-    inputs = _resolve_inputs(args)
-    return _render_report(args, _compare(args, inputs, intervals=True), inputs, links)
+    """Return what `--report` writes for these arguments. `links`: as `rank_k.reports.evaluation_report` takes them."""
+    _, render_report = _evaluate(args, intervals=True)
+    return render_report(links=links)
 
 
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    """What the arguments name. `runs`, `journals`: by the run's name. `baseline`: the name of one, or empty."""
+def _evaluate(args: argparse.Namespace, *, intervals: bool) -> tuple[RunComparison, Callable[..., str]]:
+    """Return the comparison of the runs that `args` names, and a function that renders its report.
 
-    qrels: Path
-    dataset: Collection | None
-    runs: Mapping[str, Path]
-    baseline: str
-    journals: Mapping[str, Path]
-    queries: Path | None
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """What is read, and must not be written over."""
-        queries = [] if self.queries is None else [self.queries]
-        return (self.qrels, *self.runs.values(), *self.journals.values(), *queries)
-
-
-def _resolve_inputs(args: argparse.Namespace) -> _Inputs:
-    dataset = find_named_collection(args.dataset) if args.dataset else None
-    qrels = args.qrels or (None if dataset is None else dataset.qrels)
-    if qrels is None:
-        note = "" if dataset is None else f" ({args.dataset} has no judgments)"
-        raise InputError(f"--qrels is missing{note}", f"give --qrels FILE, or --dataset with {DATASET_HELP}")
-    run_files, baseline = _name_runs(args)
-    return _Inputs(qrels, dataset, run_files, baseline, _find_journals(args, run_files), args.queries)
-
-
-def _compare(args: argparse.Namespace, inputs: _Inputs, *, intervals: bool) -> RunComparison:
+    Raises `InputError` for files that do not belong together.
+    """
     from rank_k.data.trec import read_qrels
     from rank_k.evaluation.measures import DEFAULT_MEASURES
     from rank_k.evaluation.run_comparison import compare_runs
+    from rank_k.evaluation.run_costs import find_journal
 
-    qrels = read_qrels(inputs.qrels)
-    runs = read_runs(inputs.runs, inputs.dataset, args.dataset)
+    dataset = find_named_collection(args.dataset) if args.dataset else None
+    qrels_file = args.qrels or (None if dataset is None else dataset.qrels)
+    if qrels_file is None:
+        note = "" if dataset is None else f" ({args.dataset} has no judgments)"
+        raise InputError(f"--qrels is missing{note}", f"give --qrels FILE, or --dataset with {DATASET_HELP}")
+    run_files, baseline = _name_runs(args.runs, args.baseline)
+    named_journals = _parse_journals(args.journal or (), run_files)
+    journals = {name: file for name, run in run_files.items() if (file := find_journal(run))} | named_journals
+    inputs = (qrels_file, *run_files.values(), *journals.values(), args.queries)
+    check_outputs({"--csv": args.csv, "--report": args.report}, inputs)
+    qrels = read_qrels(qrels_file)
+    runs = read_runs(run_files, dataset, args.dataset)
     for name, run in runs.items():
         if qrels.keys().isdisjoint(run):
             raise InputError(
-                f"none of the queries of {name} is judged in {inputs.qrels}", "give files that belong together"
+                f"none of the queries of {name} is judged in {qrels_file}", "give files that belong together"
             )
-    return compare_runs(
+    comparison = compare_runs(
         qrels,
         runs,
         args.measures or DEFAULT_MEASURES,
-        baseline=inputs.baseline,
+        baseline=baseline,
         ties=args.ties or "file",
-        costs={name: _run_cost(args, name, inputs.runs[name], file) for name, file in inputs.journals.items()},
+        costs={
+            name: _run_cost(name, run_files[name], journal, name in named_journals, partial(prices_for_model, args))
+            for name, journal in journals.items()
+        },
         intervals=intervals,
     )
+    return comparison, partial(_render_report, comparison, qrels_file, _command_line(args), args.queries, dataset)
 
 
-def _evaluate_preferences(args: argparse.Namespace) -> int:
-    from itertools import chain
+def _render_report(
+    comparison: RunComparison,
+    qrels_file: Path,
+    command: str,
+    queries_file: Path | None,
+    dataset: Collection | None,
+    links: Sequence[tuple[str, str, bool]] = (),
+) -> str:
+    from rank_k.data.queries import read_queries
+    from rank_k.reports.evaluation_report import ReportOrigin, render_report
 
-    from rank_k.cli.render import preferences_text
-    from rank_k.evaluation.preferences import read_judgments, summarize_preferences
-
-    run_options = ("qrels", "dataset", "measures", "ties", "csv", "baseline", "report", "queries", "journal")
-    ignored = ["RUN"] if args.runs else [f"--{name}" for name in run_options if getattr(args, name)]
-    if ignored:
-        raise InputError(f"--preferences has no use for {ignored[0]}", "leave it out, or give two commands")
-    result = summarize_preferences(chain.from_iterable(map(read_judgments, args.preferences)))
-    for line in preferences_text.notes(result):
-        print(line, file=sys.stderr)
-    print(preferences_text.as_json(result) if args.json else "\n".join(preferences_text.lines(result)))
-    return 0
+    queries_file = queries_file or (None if dataset is None else dataset.queries)
+    queries = {} if queries_file is None else read_queries(queries_file)
+    texts = {query_id: query.text for query_id, query in queries.items()}
+    return render_report(comparison, ReportOrigin(command, str(qrels_file)), texts, links)
 
 
-def _name_runs(args: argparse.Namespace) -> tuple[dict[str, Path], str]:
-    """The runs by name, the baseline's among them, and its name."""
-    run_files = {str(path): path for path in args.runs}
-    if args.baseline is None:
-        return run_files, ""
-    baseline_path = args.baseline.resolve()
-    for name, path in run_files.items():
-        if path.resolve() == baseline_path:
-            return run_files, name
-    return {str(args.baseline): args.baseline, **run_files}, str(args.baseline)
+def _name_runs(paths: Sequence[Path], baseline: Path | None) -> tuple[dict[str, Path], str]:
+    """Return the runs by name, the baseline's among them, and its name."""
+    runs = {str(path): path for path in paths}
+    if baseline is None:
+        return runs, ""
+    name = next((name for name, path in runs.items() if path.resolve() == baseline.resolve()), str(baseline))
+    return runs if name in runs else {name: baseline, **runs}, name
+
+
+def _parse_journals(options: Sequence[str], runs: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the journals that --journal names, by run."""
+    journals = {}
+    for option in options:
+        name = max((name for name in runs if option.startswith(f"{name}=")), key=len, default=None)
+        if name is None:
+            raise InputError(
+                f"--journal {option} names none of the runs",
+                f"write RUN=FILE, RUN as you name it: {', '.join(runs)}",
+            )
+        journals[name] = Path(option[len(name) + 1 :])
+    return journals
+
+
+def _run_cost(
+    name: str, run_file: Path, journal: Path, required: bool, prices: Callable[[str], Prices | None]
+) -> RunCost | None:
+    """Return the cost of a run, with money where prices are given. Only a `required` journal must be readable."""
+    from rank_k.evaluation.run_costs import read_run_cost
+
+    try:
+        cost = read_run_cost(journal, run_file)
+    except JournalError as error:
+        if required:
+            raise
+        print(f"{name}: without its cost: {error}", file=sys.stderr)
+        return None
+    if cost is not None and (price := prices(cost.model)) is not None:
+        cost.money = price.cost_of(cost.usage)
+    return cost
 
 
 def read_runs(run_files: Mapping[str, Path], dataset: Collection | None, dataset_name: str) -> dict[str, Run]:
-    """The runs by name, less what the data set excludes, which is told."""
+    """Return the runs by name, without the documents that the data set excludes, whose number is printed."""
     from rank_k.data.collections.base import RunWithoutExcluded
     from rank_k.data.trec import read_run
 
@@ -186,56 +198,9 @@ def read_runs(run_files: Mapping[str, Path], dataset: Collection | None, dataset
     return runs
 
 
-def _find_journals(args: argparse.Namespace, run_files: Mapping[str, Path]) -> dict[str, Path]:
-    """Where the journals of runs are: beside them, or where --journal says."""
-    from rank_k.evaluation.run_costs import find_journal
-
-    journals = {name: journal for name, path in run_files.items() if (journal := find_journal(path))}
-    for option in args.journal or ():
-        name = next((name for name in sorted(run_files, key=len, reverse=True) if option.startswith(f"{name}=")), None)
-        if name is None:
-            raise InputError(
-                f"--journal {option} names none of the runs",
-                f"write RUN=FILE, RUN as you name it: {', '.join(run_files)}",
-            )
-        journals[name] = Path(option[len(name) + 1 :])
-    return journals
-
-
-def _run_cost(args: argparse.Namespace, name: str, path: Path, journal: Path) -> RunCost | None:
-    """What a run cost, and money where prices are given. A journal that was not asked for may be unreadable."""
-    from rank_k.evaluation.run_costs import read_run_cost
-
-    try:
-        cost = read_run_cost(journal, path)
-    except JournalError as error:
-        if any(option.startswith(f"{name}=") for option in args.journal or ()):
-            raise
-        print(f"{name}: without its cost: {error}", file=sys.stderr)
-        return None
-    if cost is None:
-        return None
-    price = prices_for_model(args, cost.model)
-    return cost if price is None else replace(cost, money=price.cost_of(cost.usage))
-
-
-def _render_report(
-    args: argparse.Namespace, comparison: RunComparison, inputs: _Inputs, links: Sequence[tuple[str, str, bool]] = ()
-) -> str:
-    from rank_k.data.queries import read_queries
-    from rank_k.reports.evaluation_report import ReportOrigin, render_report
-
-    queries_file = inputs.queries or (None if inputs.dataset is None else inputs.dataset.queries)
-    texts = (
-        {} if queries_file is None else {query.query_id: query.text for query in read_queries(queries_file).values()}
-    )
-    return render_report(comparison, ReportOrigin(_command_line(args), str(inputs.qrels)), texts, links)
-
-
 def _command_line(args: argparse.Namespace) -> str:
-    """The command as it was given, for whoever wants to run it again."""
-    argv = ["rank-k", "evaluate", *map(str, args.runs)]
-    for option in (
+    """Return the command without its output to the terminal, to run it again."""
+    options = (
         "qrels",
         "dataset",
         "ties",
@@ -246,9 +211,33 @@ def _command_line(args: argparse.Namespace) -> str:
         "price_file",
         "csv",
         "report",
-    ):
+    )
+    argv = ["rank-k", NAME, *map(str, args.runs)]
+    for option in options:
         if (value := getattr(args, option)) is not None:
             argv += [f"--{option.replace('_', '-')}", str(value)]
     for journal in args.journal or ():
         argv += ["--journal", journal]
     return shlex.join([*argv, *(["--measures", *args.measures] if args.measures else [])])
+
+
+def _evaluate_preferences(args: argparse.Namespace) -> int:
+    from rank_k.evaluation.preferences import read_judgments, summarize_preferences
+
+    run_options = ("qrels", "dataset", "measures", "ties", "csv", "baseline", "report", "queries", "journal")
+    ignored = ["RUN"] if args.runs else [f"--{name}" for name in run_options if getattr(args, name)]
+    if ignored:
+        raise InputError(f"--preferences has no use for {ignored[0]}", "leave it out, or give two commands")
+    result = summarize_preferences(chain.from_iterable(map(read_judgments, args.preferences)))
+    _print_result(result, preferences_text, args.json)
+    return 0
+
+
+def _print_result(result: Any, text: ModuleType, as_json: bool) -> None:
+    """Print the notes of a result to standard error, and its JSON or its tables to standard output."""
+    for line in text.notes(result):
+        print(line, file=sys.stderr)
+    if as_json:
+        print(text.as_json(result))
+    else:
+        print_tables(text.tables(result))

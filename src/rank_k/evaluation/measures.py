@@ -1,12 +1,15 @@
-"""Quality of a run against judgments, computed by ir_measures (trec_eval underneath)."""
+"""Measure the quality of a run against judgments with ir_measures, which uses trec_eval's code."""
 
 from __future__ import annotations
 
 import ast
 import ctypes
 import difflib
-from collections.abc import Mapping, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from statistics import fmean
 from typing import Any, Literal
 
@@ -26,12 +29,12 @@ _MAX_NUMBER = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Values of one run. Measures go by ir_measures's own spelling ("nDCG@10"), in the order asked for.
+    """Values of one run. Measures have ir_measures's own spelling ("nDCG@10"), in the order given.
 
     `per_query`: measure -> query_id -> value, over every judged query. `means`: measure -> mean over the
-    same queries (for measures that count, such as NumRet, the sum). `missing`: judged queries for which the
-    run has nothing; they count as zero. `unjudged`: queries of the run without judgments; they are left out.
-    `tied`: judged queries with equal scores that stand otherwise than trec_eval would put them.
+    same queries (for measures that count, such as NumRet, the sum). `missing`: judged queries that the
+    run lacks; they count as zero. `unjudged`: queries of the run without judgments; they are left out.
+    `tied`: judged queries with equal scores whose order differs from trec_eval's.
     """
 
     measures: tuple[str, ...]
@@ -51,30 +54,28 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `run` (`query_id -> candidates`) against `qrels` (`query_id -> {doc_id: grade}`).
 
-    The candidates are put in the order of their scores, highest first, equal ones in the order they come in: that
-    of the file for `read_run`, and that in which a reranker is shown them. With `ties="trec_eval"` scores are
-    32-bit floats and equal ones stand by document id, descending. The order is used for every measure; left to
-    themselves, RR@10 and Judged@10 of ir_measures break ties otherwise than nDCG@10. nDCG has linear gains and log2
-    discounts (trec_eval's, Järvelin and Kekäläinen 2002).
+    The candidates are sorted by score, highest first; equal scores keep the order of the run (for `read_run` that of
+    the file), which is the order in which a reranker receives them. With `ties="trec_eval"` scores are 32-bit floats
+    and equal ones are sorted by document id, descending. All measures use this order; without it, RR@10 and
+    Judged@10 of ir_measures would break ties differently from nDCG@10. nDCG has linear gains and log2 discounts
+    (trec_eval's, Järvelin and Kekäläinen 2002).
 
-    Raises `InputError` for an unknown measure, one that cannot be computed for this run, a grade above a million or
-    where nothing is judged, and `MissingExtra` without ir_measures.
+    Raises:
+        InputError: A measure is unknown or cannot be computed for this run, a grade is above a million, or nothing
+            is judged.
+        MissingExtra: ir_measures is not installed.
     """
     if not qrels:
         raise InputError("there are no judgments to evaluate against", "check the qrels file")
     ir_measures = load("ir_measures")
     parsed = _parse_measures(measures)
 
-    # pytrec_eval takes neither undecodable ids nor NUL in them, so it sees numbers instead.
-    short_ids: dict[str, str] = {}
-
-    def short_id(identifier: str) -> str:
-        return short_ids.setdefault(identifier, str(len(short_ids)))
-
-    original_ids = {short_id(query_id): query_id for query_id in qrels}
+    # pytrec_eval rejects undecodable ids and NUL in them, so it is given numbers instead
+    short_ids: defaultdict[str, str] = defaultdict(lambda: str(len(short_ids)))
+    original_ids = {short_ids[query_id]: query_id for query_id in qrels}
     short_qrels = {
-        # all that is below zero means "not relevant"; trec_eval writes beyond its memory where no grade is above -2
-        short_id(query_id): {short_id(doc_id): max(grade, -1) for doc_id, grade in grades.items()}
+        # every grade below zero means "not relevant"; trec_eval writes beyond its memory where no grade is above -2
+        short_ids[query_id]: {short_ids[doc_id]: max(grade, -1) for doc_id, grade in grades.items()}
         for query_id, grades in qrels.items()
     }
     highest_grade = max((grade for grades in short_qrels.values() for grade in grades.values()), default=0)
@@ -83,7 +84,7 @@ def evaluate(
     judged_run = {query_id: candidates for query_id, candidates in run.items() if query_id in qrels and candidates}
     doc_ids_by_query = {query_id: _order_documents(candidates, ties) for query_id, candidates in judged_run.items()}
     short_run = {
-        short_id(query_id): {short_id(doc_id): -float(rank) for rank, doc_id in enumerate(doc_ids)}
+        short_ids[query_id]: {short_ids[doc_id]: -float(rank) for rank, doc_id in enumerate(doc_ids)}
         for query_id, doc_ids in doc_ids_by_query.items()
     }
     try:
@@ -101,7 +102,7 @@ def evaluate(
     return Evaluation(
         measures=tuple(parsed),
         per_query=per_query,
-        # of all judged queries: Accuracy of ir_measures takes the mean over those that have a value
+        # over all judged queries: ir_measures averages Accuracy over those that have a value
         means={
             name: fmean(per_query[name].values())
             if isinstance(measure.aggregator(), ir_measures.MeanAgg)
@@ -119,8 +120,25 @@ def evaluate(
 
 
 def canonical_names(measures: Sequence[str]) -> tuple[str, ...]:
-    """The measures in ir_measures's own spelling, each once. Raises `InputError` for one that is unknown."""
+    """Return the measures in ir_measures's own spelling, each once. Raises `InputError` for an unknown one."""
     return tuple(_parse_measures(measures))
+
+
+def ndcg(ranked_grades: Sequence[float], judged_grades: Iterable[float] | None = None, cutoff: int = 10) -> float:
+    """Return nDCG at `cutoff` with linear gains and log2 discounts, as `evaluate` does; 0 where nothing is relevant.
+
+    Args:
+        ranked_grades: The grade of each ranked passage, best rank first; 0 without judgment, and grades below 0 count
+            as 0. The members of a tie can share the mean of their grades.
+        judged_grades: The grades of all judged passages, which give the ideal ranking (default: `ranked_grades`).
+        cutoff: The number of ranks that count.
+    """
+
+    def gain(grades: Iterable[float]) -> float:
+        return sum(max(grade, 0) / math.log2(rank + 1) for rank, grade in enumerate(islice(grades, cutoff), 1))
+
+    ideal = gain(sorted(ranked_grades if judged_grades is None else judged_grades, reverse=True))
+    return gain(ranked_grades) / ideal if ideal > 0 else 0.0
 
 
 def _parse_measures(measures: Sequence[str]) -> dict[str, Any]:
@@ -131,18 +149,16 @@ def _parse_measures(measures: Sequence[str]) -> dict[str, Any]:
 
 
 def _order_documents(candidates: Sequence[Candidate], ties: Ties) -> list[str]:
-    def trec_eval_key(candidate: Candidate) -> tuple[float, bytes]:
+    def sort_key(candidate: Candidate) -> tuple[float, bytes]:
+        if ties == "file":
+            return candidate.score, b""
         return ctypes.c_float(candidate.score).value, candidate.doc_id.encode("utf-8", "surrogatepass")
 
-    def score_key(candidate: Candidate) -> float:
-        return candidate.score
-
-    best_first = sorted(candidates, key=score_key if ties == "file" else trec_eval_key, reverse=True)
-    return list(dict.fromkeys(candidate.doc_id for candidate in best_first))
+    return list(dict.fromkeys(candidate.doc_id for candidate in sorted(candidates, key=sort_key, reverse=True)))
 
 
 def _parse_measure(name: str) -> Any:
-    """The measure called `name`. ir_measures's own parser needs a part of `ast` that Python 3.14 dropped."""
+    """Return the measure called `name`. ir_measures's own parser needs a part of `ast` that Python 3.14 dropped."""
     registry = load("ir_measures").measures.registry
     try:
         node: ast.expr = ast.parse(name.strip(), mode="eval").body
@@ -159,15 +175,7 @@ def _parse_measure(name: str) -> Any:
             measure = measure @ cutoff
         measure = measure(**parameters)
         measure.validate_params()
-    except (
-        SyntaxError,
-        ValueError,
-        KeyError,
-        AssertionError,
-        TypeError,
-        RecursionError,
-        MemoryError,
-    ) as error:
+    except (SyntaxError, ValueError, LookupError, AssertionError, TypeError, RecursionError, MemoryError) as error:
         suggestion = _suggest_measure(name, registry)
         hint = f" (did you mean {suggestion}?)" if suggestion else ""
         raise InputError(f"unknown measure {name!r}{hint}", _REMEDY) from error

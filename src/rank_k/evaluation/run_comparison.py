@@ -1,6 +1,6 @@
-"""Runs beside each other: what each is worth, what it cost, and how it differs from a baseline.
+"""Compare runs: the quality and the cost of each, and its difference from a baseline.
 
-Values in, values out; the command line's tables, its CSV and JSON, and the report are made from these.
+The tables, CSV and JSON of the command line and the report all come from `RunComparison`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from rank_k.evaluation.significance import NO_DIFFERENCE, PairedDifference, boot
 from rank_k.types import Run
 
 JUDGED_MEASURE = "Judged@10"
-"""By what the share of unjudged documents is told."""
+"""The measure of the share of unjudged documents."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairedComparison:
-    """A difference, and its p values corrected by Holm for all comparisons that were made."""
+    """A difference, and its p values corrected by Holm for all comparisons."""
 
     paired: PairedDifference
     t_p: float
@@ -30,8 +30,8 @@ class PairedComparison:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of one query. `unjudged`: share of the first ten without judgment, before and after; None for a
-    run that has nothing for the query."""
+    """One query in the baseline (`before`) and in another run (`after`). `unjudged`: the share of the first ten
+    documents without judgment in each; None for a run without the query."""
 
     query_id: str
     before: float
@@ -40,15 +40,15 @@ class Change:
 
     @property
     def difference(self) -> float:
-        """What rounding leaves counts as none."""
+        """The difference; one that comes from rounding counts as none."""
         difference = self.after - self.before
         return 0.0 if abs(difference) < NO_DIFFERENCE else difference
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedRun:
-    """One run. `intervals`: of the mean of each measure that is a mean over queries. `against`: by measure, empty
-    for the baseline itself or without one."""
+    """One run. `intervals`: of each measure that is a mean over queries. `comparisons`: with the baseline, by measure;
+    empty for the baseline itself or without one."""
 
     name: str
     evaluation: Evaluation
@@ -58,7 +58,7 @@ class ComparedRun:
 
     @property
     def unjudged_per_query(self) -> Mapping[str, float]:
-        """Per judged query that the run answers, the share of its first ten documents without judgment."""
+        """The share of the first ten documents without judgment, by query, for judged queries that the run has."""
         missing = set(self.evaluation.missing)
         values = self.evaluation.per_query[JUDGED_MEASURE]
         return {query_id: 1 - value for query_id, value in values.items() if query_id not in missing}
@@ -72,8 +72,8 @@ class ComparedRun:
 
 @dataclass(frozen=True, slots=True)
 class RunComparison:
-    """`measures`: as asked for, the one that counts most first. `comparisons`: how many were made, over which p
-    values are corrected. `baseline`: the name of a run, or empty."""
+    """Compared runs. `measures`: in the order given, the most important first. `baseline`: the name of a run, or empty.
+    `comparisons`: the number of comparisons for which p values are corrected."""
 
     measures: tuple[str, ...]
     runs: tuple[ComparedRun, ...]
@@ -90,11 +90,16 @@ class RunComparison:
 
     @property
     def primary_measure(self) -> str:
-        """The measure whose queries are looked at one by one: the first that says something of quality."""
-        return next((measure for measure in self.measures if not _is_judged_measure(measure)), self.measures[0])
+        """The measure whose gains and losses are shown query by query: the first measure of quality."""
+        return next(iter(self.quality_measures), self.measures[0])
+
+    @property
+    def quality_measures(self) -> tuple[str, ...]:
+        """All measures but Judged@k."""
+        return _quality_measures(self.measures)
 
     def changes(self, run: ComparedRun, measure: str = "") -> list[Change]:
-        """What became of each query since the baseline, the largest gain first; empty without a baseline."""
+        """Return the change of each query from the baseline, the largest gain first; none without a baseline."""
         baseline = next((other for other in self.runs if other.name == self.baseline), None)
         if baseline is None:
             return []
@@ -108,7 +113,7 @@ class RunComparison:
         return sorted(changes, key=lambda change: (-change.difference, change.query_id))
 
     def largest_losses(self, run: ComparedRun, limit: int = 10) -> list[Change]:
-        """The queries that lost, the worst first."""
+        """Return the queries that lost, the worst first."""
         losses = [change for change in self.changes(run) if change.difference < 0]
         return sorted(losses, key=lambda change: (change.difference, change.query_id))[:limit]
 
@@ -123,15 +128,25 @@ def compare_runs(
     costs: Mapping[str, RunCost | None] | None = None,
     intervals: bool = True,
 ) -> RunComparison:
-    """Evaluate the runs, by name, and compare each with the one called `baseline` in every measure of quality.
+    """Evaluate the runs, by name, and compare each with the baseline in every measure of quality.
 
-    Judged@k says how far the judgments reach, not how good a run is: it is measured, but not compared.
-    `ties`: as `evaluate` takes it. Without `intervals`, and without a baseline, only ir_measures is needed.
+    Judged@k shows how far the judgments reach, not how good a run is: it is measured, but not compared.
 
-    Raises `InputError` as `evaluate` does, or if there is nothing to compare; `MissingExtra`.
+    Args:
+        qrels: The judgments: query id -> document id -> grade.
+        runs: The runs by name.
+        measures: Names of measures, the most important first.
+        baseline: The name of the run to compare with (default: no comparison).
+        ties: How equal scores are ordered (default: as the run lists them).
+        costs: The costs of runs, by name, where they are known.
+        intervals: Compute bootstrap intervals. Without them, and without a baseline, only ir_measures is needed.
+
+    Raises:
+        InputError: As `evaluate` raises it, or there is nothing to compare.
+        MissingExtra: ir_measures, numpy or scipy is not installed.
     """
     measure_names = canonical_names(measures)
-    compared_measures = [measure for measure in measure_names if not _is_judged_measure(measure)] if baseline else []
+    compared_measures = _quality_measures(measure_names)
     if baseline and len(runs) < 2:
         raise InputError(f"there is no run to compare with the baseline {baseline}", "name another run")
     if baseline and not compared_measures:
@@ -139,7 +154,17 @@ def compare_runs(
     evaluations = {
         name: evaluate(qrels, run, [*measure_names, JUDGED_MEASURE], ties=ties) for name, run in runs.items()
     }
-    comparisons = _compare_with_baseline(evaluations, baseline, compared_measures)
+    differences = {
+        (name, measure): paired_difference(evaluation.per_query[measure], evaluations[baseline].per_query[measure])
+        for name, evaluation in evaluations.items()
+        if baseline and name != baseline
+        for measure in compared_measures
+    }
+    t_ps = holm([difference.t_p for difference in differences.values()])
+    randomization_ps = holm([difference.randomization_p for difference in differences.values()])
+    comparisons: dict[str, dict[str, PairedComparison]] = {name: {} for name in runs}
+    for ((name, measure), difference), *p_values in zip(differences.items(), t_ps, randomization_ps, strict=True):
+        comparisons[name][measure] = PairedComparison(difference, *p_values)
     return RunComparison(
         measures=measure_names,
         runs=tuple(
@@ -148,44 +173,23 @@ def compare_runs(
                 evaluation,
                 _compute_intervals(evaluation, measure_names) if intervals else {},
                 (costs or {}).get(name),
-                comparisons.get(name, {}),
+                comparisons[name],
             )
             for name, evaluation in evaluations.items()
         ),
         baseline=baseline,
-        comparisons=sum(map(len, comparisons.values())),
+        comparisons=len(differences),
     )
 
 
-def _is_judged_measure(measure: str) -> bool:
-    return measure.startswith("Judged")
+def _quality_measures(measures: Sequence[str]) -> tuple[str, ...]:
+    return tuple(measure for measure in measures if not measure.startswith("Judged"))
 
 
 def _compute_intervals(evaluation: Evaluation, measures: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Of the measures whose mean is that over queries: not of sums, such as NumRet."""
+    """Return the intervals of measures whose mean is that over queries: not of sums, such as NumRet."""
     return {
         measure: bootstrap_interval(values)
         for measure in measures
         if abs(fmean(values := list(evaluation.per_query[measure].values())) - evaluation.means[measure]) < 1e-6
     }
-
-
-def _compare_with_baseline(
-    evaluations: Mapping[str, Evaluation], baseline: str, measures: Sequence[str]
-) -> dict[str, dict[str, PairedComparison]]:
-    others = [name for name in evaluations if name != baseline]
-    differences = [
-        (
-            name,
-            measure,
-            paired_difference(evaluations[name].per_query[measure], evaluations[baseline].per_query[measure]),
-        )
-        for name in (others if baseline else ())
-        for measure in measures
-    ]
-    t_ps = holm([difference.t_p for _, _, difference in differences])
-    randomization_ps = holm([difference.randomization_p for _, _, difference in differences])
-    comparisons: dict[str, dict[str, PairedComparison]] = {}
-    for (name, measure, difference), t_p, randomization_p in zip(differences, t_ps, randomization_ps, strict=True):
-        comparisons.setdefault(name, {})[measure] = PairedComparison(difference, t_p, randomization_p)
-    return comparisons

@@ -83,7 +83,11 @@ def bootstrap_interval(
     if not count:
         raise InputError("there are no queries to take an interval over", "check the judgments")
     generator = np.random.default_rng(SEED)
-    resampled = [statistic(array[generator.integers(0, count, (draws, count))]) for draws in _batch_sizes(array.size)]
+    batch = max(_BATCH_VALUES // array.size, 1)
+    resampled = [
+        statistic(array[generator.integers(0, count, (min(batch, RESAMPLES - start), count))])
+        for start in range(0, RESAMPLES, batch)
+    ]
     low, high = np.nanquantile(np.concatenate(resampled), ((1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2))
     return float(low), float(high)
 
@@ -177,9 +181,3 @@ def _randomization_test(differences: Sequence[float]) -> float:
             vectorized=True,
         )
     return float(test.pvalue)
-
-
-def _batch_sizes(values_per_draw: int) -> list[int]:
-    """Return how many draws of `values_per_draw` numbers to make at a time."""
-    batch = max(_BATCH_VALUES // values_per_draw, 1)
-    return [min(batch, RESAMPLES - start) for start in range(0, RESAMPLES, batch)]
