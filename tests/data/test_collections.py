@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_load_beir_expands_home_directory(isolated_environment: Path) -> None:
 def test_open_corpus_index_gets_passages_by_id(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "corpus.tsv"
     path.write_bytes(compress(b"d1\tone\nd2\ttwo\nd1\tone\n"))
-    with open_corpus_index(path) as store:
+    with closing(open_corpus_index(path)) as store:
         assert store.get("d1") == Passage("d1", "one")
         assert store.get("d2", "q3") == Passage("d2", "two")
         with pytest.raises(InputError) as error_info:
@@ -108,7 +109,7 @@ def test_open_corpus_index_gets_passages_by_id(tmp_path: Path, compress: Callabl
 def test_corpus_index_rejects_id_with_two_texts(tmp_path: Path) -> None:
     path = tmp_path / "corpus.tsv"
     path.write_text("d1\tone\nd2\ttwo\nd1\tother\n")
-    with open_corpus_index(path) as store:
+    with closing(open_corpus_index(path)) as store:
         assert store.get("d2") == Passage("d2", "two")
         with pytest.raises(InputError, match=r"lines 1 and 3 of .*corpus\.tsv have different texts of document d1"):
             store.get("d1")

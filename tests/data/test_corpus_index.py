@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from textwrap import dedent
 
@@ -42,8 +43,8 @@ def write_corpus(
     return path
 
 
-def open_persistent(path: Path) -> CorpusIndex:
-    return open_corpus_index(path, persist_from_bytes=0)
+def open_persistent(path: Path) -> closing[CorpusIndex]:
+    return closing(open_corpus_index(path, persist_from_bytes=0))
 
 
 def read_text(path: Path, doc_id: str) -> str:
@@ -77,7 +78,7 @@ def test_corpus_index_returns_same_passages_as_read_passages(
             open_corpus_index(path)
         return
     expected = list(read_passages(path))
-    with open_corpus_index(path, persist_from_bytes=2**60 if in_memory else 0) as index:
+    with closing(open_corpus_index(path, persist_from_bytes=2**60 if in_memory else 0)) as index:
         texts_by_id: dict[str, set[str]] = {}
         for passage in expected:
             texts_by_id.setdefault(passage.doc_id, set()).add(passage.text)
@@ -106,7 +107,7 @@ def test_corpus_index_returns_any_text_of_json(
         with pytest.raises(FormatError, match=re.escape(str(error))):
             open_corpus_index(path)
         return
-    with open_corpus_index(path) as index:
+    with closing(open_corpus_index(path)) as index:
         assert [index.get(passage.doc_id) for passage in expected] == expected
 
 
@@ -200,7 +201,7 @@ def test_open_corpus_index_reports_progress_up_to_file_size(tmp_path: Path, monk
 
 def test_open_corpus_index_rebuilds_index_of_other_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_corpus(tmp_path, compress=gzip.compress)
-    open_persistent(path).close()
+    open_corpus_index(path, persist_from_bytes=0).close()
     with sqlite3.connect(tmp_path / (path.name + SUFFIX)) as db:
         db.execute("UPDATE passages SET text = 'of the old format'")
     db.close()
@@ -226,7 +227,7 @@ def test_open_corpus_index_replaces_foreign_database(tmp_path: Path) -> None:
 
 def test_open_corpus_index_reports_or_rebuilds_truncated_index(tmp_path: Path) -> None:
     path = write_corpus(tmp_path, 3000)
-    open_persistent(path).close()
+    open_corpus_index(path, persist_from_bytes=0).close()
     index_file = tmp_path / (path.name + SUFFIX)
     index_bytes = index_file.read_bytes()
     for length in (len(index_bytes) // 2, 5000, 100):
@@ -304,7 +305,7 @@ def test_open_corpus_index_removes_stale_part_files(tmp_path: Path) -> None:
     for leftover in (old, new):
         leftover.touch()
     os.utime(old, (0, time.time() - 90_000))
-    open_persistent(path).close()
+    open_corpus_index(path, persist_from_bytes=0).close()
     assert not old.exists()
     assert new.exists()
 
@@ -321,8 +322,9 @@ def test_corpus_index_is_shared_by_threads(tmp_path: Path) -> None:
 
 READER = """
     import sys
+    from contextlib import closing
     from rank_k.data.corpus_index import open_corpus_index
-    with open_corpus_index(sys.argv[1], persist_from_bytes=0) as index:
+    with closing(open_corpus_index(sys.argv[1], persist_from_bytes=0)) as index:
         print(index.get("d19999").text[:13])
 """
 

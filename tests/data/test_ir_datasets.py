@@ -313,7 +313,7 @@ def test_find_collection_lists_bright_subsets_for_unknown_one(monkeypatch: pytes
         ("examples/biology.jsonl", '{"id": "0"}\n', "no query"),
         ("examples/biology.jsonl", "rubbish\n", "invalid JSON"),
         ("documents/biology.jsonl", '{"id": "0"}\n', "no text"),
-        ("documents/biology.parquet", "PAR1 rubbish", "no parquet data"),
+        ("documents/biology.parquet", "PAR1 rubbish", "not parquet data"),
     ],
 )
 def test_load_bright_rejects_malformed_files(tmp_path: Path, part: str, content: str, problem: str) -> None:

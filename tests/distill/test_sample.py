@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,7 @@ def test_sampler_counts_skipped_queries_and_sets() -> None:
 def store(tmp_path: Path) -> Iterator[CorpusIndex]:
     path = tmp_path / "corpus.jsonl"
     path.write_text("".join(json.dumps({"_id": doc_id, "text": f"text é of {doc_id}"}) + "\n" for doc_id in RANKING))
-    with open_corpus_index(path) as index:
+    with closing(open_corpus_index(path)) as index:
         yield index
 
 
@@ -251,7 +252,7 @@ def test_write_samples_rejects_sets_made_with_other_options(tmp_path: Path, stor
     )
     with (
         pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another passages\)"),
-        open_corpus_index(changed_corpus) as changed_index,
+        closing(open_corpus_index(changed_corpus)) as changed_index,
     ):
         write_samples(make_sampler(), changed_index, output, 3)
     assert output.read_bytes() == content

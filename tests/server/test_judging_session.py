@@ -7,6 +7,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -170,7 +171,7 @@ def test_read_translations_reads_xquad() -> None:
     run = read_run(files.runs[0])
     reversed_run = {query_id: candidates[::-1] for query_id, candidates in run.items()}
     items = pairwise_items(read_queries(files.queries), translations, {"bm25": run, "turned": reversed_run})
-    with files.corpus.store() as store:
+    with closing(files.corpus.store()) as store:
         pair = displayed_pair(items.items[0], "anna", store)
     assert pair["translation"] == translations[items.items[0].query.query_id]
     assert len(pair["left"]) == len(pair["right"]) == 10

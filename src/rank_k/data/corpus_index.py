@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
 
 from rank_k.data.cache_directory import cache_directory
 from rank_k.data.compression import open_compressed, reject_pipe
@@ -58,9 +57,8 @@ class CorpusIndex:
                     "SELECT number, text FROM passages WHERE id = ? ORDER BY number", (_id_key(doc_id),)
                 ).fetchall()
         except sqlite3.Error as error:
-            raise InputError(
-                f"the index of {self.path} cannot be read ({error})", f"delete {self._index_file()}"
-            ) from error
+            index_file = self._db.execute("PRAGMA database_list").fetchone()[2]
+            raise InputError(f"the index of {self.path} cannot be read ({error})", f"delete {index_file}") from error
         if not rows:
             raise missing_passage_error(doc_id, query_id, str(self.path))
         first_number, first_text = rows[0]
@@ -70,17 +68,8 @@ class CorpusIndex:
                 raise InputError(problem, "keep one of them")
         return Passage(doc_id, first_text)
 
-    def _index_file(self) -> str:
-        return str(self._db.execute("PRAGMA database_list").fetchone()[2])
-
     def close(self) -> None:
         self._db.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def open_corpus_index(

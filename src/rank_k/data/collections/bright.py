@@ -2,11 +2,11 @@
 JSONL.
 
     documents   id, content
-    examples    id, query, gold_ids, excluded_ids (documents that must not be ranked; "N/A" where there are none)
+    examples    id, query, gold_ids, excluded_ids (documents that must not be ranked; "N/A" if there are none)
 
-They lie in the folder that is named (`bright:DIR/SUBSET`), else in `BRIGHT` in the folder that RANK_K_DATA names
-(`bright:SUBSET`), else in the Hugging Face cache or hub, with the package huggingface_hub. What the rest of Rank-K
-reads as files is written to the cache, once for each state of these.
+They are in the folder that is named (`bright:DIR/SUBSET`), else in `BRIGHT` in the folder that RANK_K_DATA names
+(`bright:SUBSET`), else in the Hugging Face cache or hub, with the package huggingface_hub. Files that the rest of
+Rank-K can read are written to the cache, once for each state of these.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ SUBSETS = (
     *("biology", "earth_science", "economics", "psychology", "robotics", "stackoverflow", "sustainable_living"),
     *("leetcode", "pony", "aops", "theoremqa_questions", "theoremqa_theorems"),
 )
-"""Those that are published. A folder may hold others."""
+"""The published subsets. A folder may have others."""
 
 _COLUMNS = {"documents": ("id", "content"), "examples": ("id", "query", "gold_ids", "excluded_ids")}
 
 
 def load_bright(location: str) -> CollectionFiles:
-    """The files of a subset: `SUBSET` or `DIR/SUBSET`.
+    """Return the files of a subset: `SUBSET` or `DIR/SUBSET`.
 
     Raises `InputError` saying what to get and where to put it, `FormatError` for files of another layout,
-    `MissingExtra` where there is parquet and nothing to read it with.
+    `MissingExtra` for parquet if the package that reads it is not installed.
     """
     folder, _, subset = location.rpartition("/")
     if not subset:
@@ -71,7 +71,7 @@ def load_bright(location: str) -> CollectionFiles:
 
 
 def _find_files(folder: Path | None, subset: str) -> dict[str, list[Path]]:
-    """The files of each part. Asks the hub only if no folder is named and none on this machine has them."""
+    """Return the files of each part. Asks the hub only if no folder is named and none on this machine has them."""
     data_directory = os.environ.get("RANK_K_DATA")
     root = folder or (Path(data_directory).expanduser() / "BRIGHT" if data_directory else None)
     problem = "" if root is None else f"not in {root}"
@@ -91,7 +91,7 @@ def _find_files(folder: Path | None, subset: str) -> dict[str, list[Path]]:
             paths_by_part = _list_files(root, subset)
             if all(paths_by_part.values()):
                 return paths_by_part
-            reason = "the copy in its cache is not whole"
+            reason = "the copy in its cache is incomplete"
         except MissingExtra as error:
             reason = f"to download it, {error.remedy}"
         except Exception as error:  # whatever its HTTP client raises
@@ -133,7 +133,7 @@ def _documents_file(paths: list[Path], cache_name: str) -> Path:
 
 
 def _read_rows(paths: list[Path], part: str) -> Iterator[dict[str, Any]]:
-    """The rows of a part, ids as strings; every row has the columns it must have."""
+    """Yield the rows of a part, with ids as strings. Raises `FormatError` for a row without a required column."""
     for path in paths:
         for number, row in _read_parquet_rows(path, part) if path.suffix == ".parquet" else read_objects(path, part):
             for column in _COLUMNS[part][:2]:
@@ -154,7 +154,7 @@ def _read_parquet_rows(path: Path, part: str) -> Iterator[tuple[int, dict[str, A
                     number += 1
                     yield number, row
     except (pyarrow.ArrowException, OSError) as error:
-        raise FormatError(path, 0, f"no parquet data ({error})", "a file as BRIGHT publishes it") from error
+        raise FormatError(path, 0, f"not parquet data ({error})", "a file as BRIGHT publishes it") from error
 
 
 def _list_ids(row: dict[str, Any], column: str) -> list[str]:
