@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rank_k.cli import format_command
 from rank_k.cli.collection_options import DATASET_HELP, find_named_collection
 from rank_k.cli.output_files import check_outputs
 from rank_k.cli.price_options import add_price_options, prices_for_model
@@ -230,26 +230,6 @@ def _render_report(
     texts = (
         {} if queries_file is None else {query.query_id: query.text for query in read_queries(queries_file).values()}
     )
-    return render_report(comparison, ReportOrigin(_command_line(args), str(inputs.qrels)), texts, links)
-
-
-def _command_line(args: argparse.Namespace) -> str:
-    """The command as it was given, for whoever wants to run it again."""
-    argv = ["rank-k", "evaluate", *map(str, args.runs)]
-    for option in (
-        "qrels",
-        "dataset",
-        "ties",
-        "baseline",
-        "queries",
-        "price_in",
-        "price_out",
-        "price_file",
-        "csv",
-        "report",
-    ):
-        if (value := getattr(args, option)) is not None:
-            argv += [f"--{option.replace('_', '-')}", str(value)]
-    for journal in args.journal or ():
-        argv += ["--journal", journal]
-    return shlex.join([*argv, *(["--measures", *args.measures] if args.measures else [])])
+    arguments = argparse.Namespace(**{**vars(args), "json": False})  # the page does not depend on it
+    command = format_command("evaluate", add_arguments, arguments)
+    return render_report(comparison, ReportOrigin(command, str(inputs.qrels)), texts, links)
