@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 from benchmarks.overhead import write_dataset
 
-from rank_k.cli import main
-from rank_k.cli.study import _command_line, add_arguments
+from rank_k.cli import evaluate as evaluate_verb
+from rank_k.cli import format_command, main
+from rank_k.cli import study as study_verb
 from rank_k.data.trec import read_run
 from tests.conftest import StartLoopback
 from tests.fakes.model_server.marked_passages import make_dataset
@@ -134,13 +135,23 @@ def test_study_finished_prints_json_without_a_server(
 @pytest.mark.parametrize("simulate", [["--simulate"], ["--simulate", "qrels.trec"]])
 def test_study_command_line_parses_to_the_same_arguments(simulate: list[str]) -> None:
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    study_verb.add_arguments(parser)
     numbers = ["--concurrency", "1", "--max-tokens", "1", "--top-p", "1", "--read-timeout", "1.5"]
     others = ["--temperature", "none", "--data", ".", "--api-key-env", "KEY", "--only", "a b", "c", "--quiet"]
     args = parser.parse_args([*numbers, *others, *simulate, "--output", "."])
-    program, verb, *words = shlex.split(_command_line(args))
+    program, verb, *words = shlex.split(format_command("study", study_verb.add_arguments, args))
     assert (program, verb) == ("rank-k", "study")
     assert parser.parse_args(words) == args
+
+
+def test_format_command_repeats_options_and_puts_runs_first() -> None:
+    parser = argparse.ArgumentParser()
+    evaluate_verb.add_arguments(parser)
+    journals = ["--journal", "a.trec=a.sqlite", "--journal", "b.trec=b.sqlite"]
+    args = parser.parse_args(["a.trec", "b c.trec", "--measures", "nDCG@10", "AP", "--qrels", "qrels", *journals])
+    command = format_command("evaluate", evaluate_verb.add_arguments, args)
+    assert command.startswith("rank-k evaluate a.trec 'b c.trec' --qrels qrels --measures nDCG@10 AP --journal")
+    assert parser.parse_args(shlex.split(command)[2:]) == args
 
 
 def test_study_json_single_query_has_null_error(

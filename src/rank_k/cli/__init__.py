@@ -13,8 +13,9 @@ import gc
 import importlib
 import io
 import os
+import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NoReturn
@@ -91,6 +92,36 @@ def resumable(note: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(note) from None
+
+
+def format_command(
+    verb: str, add_arguments: Callable[[argparse.ArgumentParser], None], args: argparse.Namespace
+) -> str:
+    """Return the command that parses to `args`, without options that have their default.
+
+    Args:
+        verb: The verb of the command.
+        add_arguments: Adds the verb's arguments to a parser.
+        args: Its arguments. Missing ones have their default.
+    """
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    defaults = vars(parser.parse_args([]))
+    words = ["rank-k", verb]
+    for action in sorted(parser._actions, key=lambda action: bool(action.option_strings)):  # positional ones first
+        default = defaults.get(action.dest)
+        value = getattr(args, action.dest, default)
+        if value == default:
+            continue
+        name = action.option_strings[:1]
+        values = value if isinstance(value, list) else [value]
+        if isinstance(action, argparse._AppendAction):
+            words += [word for item in values for word in (*name, str(item))]
+        elif action.const is not None and value == action.const:  # of an option that is given without a value
+            words += name
+        else:
+            words += [*name, *("none" if item is None else str(item) for item in values)]
+    return shlex.join(words)
 
 
 def _print_mistake(args: argparse.Namespace, message: str) -> int:

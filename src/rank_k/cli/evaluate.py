@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import argparse
 import csv
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rank_k.cli import format_command
 from rank_k.cli.collection_options import DATASET_HELP, find_named_collection
 from rank_k.cli.output_files import check_outputs
 from rank_k.cli.price_options import Prices, add_price_options, prices_for_model
 from rank_k.cli.render import evaluation_text, preferences_text
 from rank_k.cli.render.tables import print_tables
+from rank_k.data.collections.base import Collection, RunWithoutExcluded
+from rank_k.data.queries import read_queries
+from rank_k.data.trec import read_qrels, read_run
 from rank_k.errors import InputError, JournalError
-
-if TYPE_CHECKING:
-    from rank_k.data.collections.base import Collection
-    from rank_k.evaluation.run_comparison import RunComparison
-    from rank_k.evaluation.run_costs import RunCost
-    from rank_k.types import Run
+from rank_k.evaluation.measures import DEFAULT_MEASURES
+from rank_k.evaluation.preferences import read_judgments, summarize_preferences
+from rank_k.evaluation.run_comparison import RunComparison, compare_runs
+from rank_k.evaluation.run_costs import RunCost, find_journal, read_run_cost
+from rank_k.reports.evaluation_report import ReportOrigin, render_report
+from rank_k.types import Run
 
 EXAMPLE = "rank-k evaluate --qrels qrels.trec bm25.trec reranked.trec --baseline bm25.trec --report report.html"
 
@@ -89,10 +92,6 @@ def _evaluate(args: argparse.Namespace, *, intervals: bool) -> tuple[RunComparis
 
     Raises `InputError` for files that do not belong together.
     """
-    from rank_k.data.trec import read_qrels
-    from rank_k.evaluation.measures import DEFAULT_MEASURES
-    from rank_k.evaluation.run_comparison import compare_runs
-    from rank_k.evaluation.run_costs import find_journal
 
     dataset = find_named_collection(args.dataset) if args.dataset else None
     qrels_file = args.qrels or (None if dataset is None else dataset.qrels)
@@ -134,9 +133,6 @@ def _render_report(
     dataset: Collection | None,
     links: Sequence[tuple[str, str, bool]] = (),
 ) -> str:
-    from rank_k.data.queries import read_queries
-    from rank_k.reports.evaluation_report import ReportOrigin, render_report
-
     queries_file = queries_file or (None if dataset is None else dataset.queries)
     queries = {} if queries_file is None else read_queries(queries_file)
     texts = {query_id: query.text for query_id, query in queries.items()}
@@ -170,8 +166,6 @@ def _run_cost(
     name: str, run_file: Path, journal: Path, required: bool, prices: Callable[[str], Prices | None]
 ) -> RunCost | None:
     """Return the cost of a run, with money where prices are given. Only a `required` journal must be readable."""
-    from rank_k.evaluation.run_costs import read_run_cost
-
     try:
         cost = read_run_cost(journal, run_file)
     except JournalError as error:
@@ -186,9 +180,6 @@ def _run_cost(
 
 def read_runs(run_files: Mapping[str, Path], dataset: Collection | None, dataset_name: str) -> dict[str, Run]:
     """Return the runs by name, without the documents that the data set excludes, whose number is printed."""
-    from rank_k.data.collections.base import RunWithoutExcluded
-    from rank_k.data.trec import read_run
-
     runs: dict[str, Run] = {}
     for name, path in run_files.items():
         run = RunWithoutExcluded(read_run(path).items(), {} if dataset is None else dataset.excluded)
@@ -200,30 +191,10 @@ def read_runs(run_files: Mapping[str, Path], dataset: Collection | None, dataset
 
 def _command_line(args: argparse.Namespace) -> str:
     """Return the command without its output to the terminal, to run it again."""
-    options = (
-        "qrels",
-        "dataset",
-        "ties",
-        "baseline",
-        "queries",
-        "price_in",
-        "price_out",
-        "price_file",
-        "csv",
-        "report",
-    )
-    argv = ["rank-k", NAME, *map(str, args.runs)]
-    for option in options:
-        if (value := getattr(args, option)) is not None:
-            argv += [f"--{option.replace('_', '-')}", str(value)]
-    for journal in args.journal or ():
-        argv += ["--journal", journal]
-    return shlex.join([*argv, *(["--measures", *args.measures] if args.measures else [])])
+    return format_command("evaluate", add_arguments, argparse.Namespace(**{**vars(args), "json": False}))
 
 
 def _evaluate_preferences(args: argparse.Namespace) -> int:
-    from rank_k.evaluation.preferences import read_judgments, summarize_preferences
-
     run_options = ("qrels", "dataset", "measures", "ties", "csv", "baseline", "report", "queries", "journal")
     ignored = ["RUN"] if args.runs else [f"--{name}" for name in run_options if getattr(args, name)]
     if ignored:

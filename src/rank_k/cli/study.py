@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from rank_k.cli import format_command
 from rank_k.cli.collection_options import DATASET_HELP, index_progress
 from rank_k.cli.model_options import NOISE_HELP, add_server_options
 from rank_k.cli.progress import format_seconds, show_progress
@@ -35,7 +35,6 @@ from rank_k.study.results import StudyResults
 from rank_k.study.runner import run_cell
 from rank_k.study.table import FIRST_STAGE, write_cells, write_queries
 
-NAME = "study"
 EXAMPLE = (
     "rank-k study --dataset beir:DIR --run bm25.trec --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B"
     " --strategy sliding,blocks --reasoning off,500,full --output study"
@@ -188,7 +187,7 @@ def _write_results(
     results = StudyResults.collect(study, finished, collections, folder, journal, unfinished)
     write_cells(folder.path / "cells.csv", results.rows)
     write_queries(folder.path / "queries.csv", results.rows)
-    write_study_report(folder.path / "report.html", results, _command_line(args))
+    write_study_report(folder.path / "report.html", results, format_command("study", add_arguments, args))
     if not show:
         return 0
     if args.json:
@@ -221,23 +220,6 @@ def _check_inputs(
         collection = collections[name]
         evaluate(collection.qrels, collection.first_stage(first_stage), study.measures)
         collection.check_texts(first_stage, depth)
-
-
-def _command_line(args: argparse.Namespace) -> str:
-    """The command that was given, less what is so without saying."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    options = {action.dest: action for action in parser._actions}
-    argv = ["rank-k", NAME]
-    for name, default in vars(parser.parse_args([])).items():
-        value, option = getattr(args, name), options[name]
-        if value != default:
-            argv.append(option.option_strings[0])
-            if value != option.const or option.const is None:  # which stands for the option without a value
-                argv += [
-                    "none" if item is None else str(item) for item in (value if isinstance(value, list) else [value])
-                ]
-    return shlex.join(argv)
 
 
 def _print_missing(missing: Sequence[MissingFile]) -> None:

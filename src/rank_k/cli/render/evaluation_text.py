@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rank_k.cli.render.tables import Table
-
-if TYPE_CHECKING:
-    from rank_k.evaluation.run_comparison import ComparedRun, RunComparison
-    from rank_k.evaluation.run_costs import RunCost
+from rank_k.evaluation.run_comparison import ComparedRun, RunComparison
+from rank_k.evaluation.run_costs import RunCost
 
 _MAX_LOSSES = 5
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rank_k.cli.render.tables import Table
-
-if TYPE_CHECKING:
-    from rank_k.evaluation.preferences import Preferences, Share, SideCounts
+from rank_k.evaluation.preferences import Preferences, Share, SideCounts
 
 
 def notes(preferences: Preferences) -> Iterator[str]:
