@@ -248,6 +248,7 @@ class RankingOptions:
         "scoring method: compare the passages of a window (listwise), score the query after each passage (likelihood),"
         " or both and the first stage (combined)",
         choice("listwise", "likelihood", "combined"),
+        metavar="{listwise,likelihood,combined}",
         default_text="the distilled model's; likelihood for other embedded weights, unless an option of listwise"
         " ranking is given; else listwise",
         student=True,
@@ -306,7 +307,12 @@ class InferenceOptions:
         prefix="m",
     )
     temperature: float | None = option(
-        0.5, "sampling temperature", number(none="the server's own"), metavar="T", student=True, prefix="t"
+        0.5,
+        "sampling temperature; none leaves it to the server",
+        number(none="the server's own"),
+        metavar="T",
+        student=True,
+        prefix="t",
     )
     top_p: float | None = option(
         None,

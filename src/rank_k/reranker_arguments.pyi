@@ -49,7 +49,7 @@ class RerankerArguments(TypedDict, total=False):
     max_tokens: int | None
     """maximum completion tokens, reasoning included (default: 8000; embedded models: 512)."""
     temperature: float | None
-    """sampling temperature (default: 0.5)."""
+    """sampling temperature; none leaves it to the server (default: 0.5)."""
     top_p: float | None
     """nucleus sampling: the most likely tokens up to probability P."""
     min_p: float | None

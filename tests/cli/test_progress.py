@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import threading
+import time
 from collections import Counter
 
 import pytest
@@ -13,6 +14,7 @@ from rank_k.cli.progress import format_count, format_seconds, progress_bar, show
 from rank_k.engine import RunStats
 from rank_k.types import Usage
 from tests.cli.helpers import Terminal
+from tests.support.waiting import wait_until
 
 STATS = RunStats(
     queries=3, windows=7, new_calls=5, usage=Usage(completion_tokens=1_500), repairs=Counter(unranked=2, truncated=1)
@@ -75,3 +77,17 @@ def test_format_seconds(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(("number", "text"), [(999, "999"), (1_500, "1.5k"), (1_234_567, "1.2M"), (2 * 10**9, "2.0G")])
 def test_format_count(number: int, text: str) -> None:
     assert format_count(number) == text
+
+
+def test_progress_prints_lines_where_stderr_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr("rank_k.cli.progress.LOG_SECONDS", 0.01)
+    with show_progress(False, "cell 1: ")(lambda: STATS, 30):
+        wait_until(lambda: stream.getvalue().count("\n") >= 2, "no line was printed")
+    line = stream.getvalue().splitlines()[0]
+    assert line.startswith(f"cell 1: {STATS.queries}/30 queries")
+    assert line.endswith(" left")
+    stopped = stream.getvalue()
+    time.sleep(0.05)
+    assert stream.getvalue() == stopped

@@ -1,11 +1,12 @@
-"""Progress of long work on stderr: a bar, the time left and what has been done. Only terminals show it."""
+"""Progress of long work on stderr: what has been done and the time left, as a bar in terminals, else as log lines."""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+LOG_SECONDS = 30.0
+"""Seconds between two lines where stderr is not a terminal, but a log."""
 _REFRESHES_PER_SECOND = 2
 _SPEED_PERIOD = 600
 """Seconds of work whose speed the time left is estimated from. A query can take minutes."""
@@ -31,6 +34,8 @@ def progress_bar(
 ) -> Iterator[UpdateProgress]:
     """Show a progress bar until the context is left, and yield the function that updates it.
 
+    If stderr is not a terminal, a line every `LOG_SECONDS` says what `poll` returns.
+
     Args:
         title: What is being done.
         total: How much there is to do, if it is known at the start.
@@ -38,7 +43,8 @@ def progress_bar(
         poll: Returns how much is completed, and details. It is called before each refresh, on another thread.
     """
     if quiet or not sys.stderr.isatty():
-        yield lambda completed, total=None, details="": None
+        with _log_lines(title, total, poll) if poll is not None and not quiet else nullcontext():
+            yield lambda completed, total=None, details="": None
         return
     from rich.console import Console
     from rich.live import Live
@@ -71,6 +77,28 @@ def progress_bar(
         redirect_stdout=False,
     ):
         yield update
+
+
+@contextmanager
+def _log_lines(title: str, total: float | None, poll: Callable[[], tuple[float, str]]) -> Iterator[None]:
+    """Print a line every `LOG_SECONDS`, on a thread, until the context is left."""
+    stop, started = threading.Event(), time.monotonic()
+
+    def print_lines() -> None:
+        while not stop.wait(LOG_SECONDS):
+            completed, details = poll()
+            left = ""
+            if total is not None and completed:
+                left = f", {format_seconds((total - completed) * (time.monotonic() - started) / completed)} left"
+            print(f"{title}{details}{left}", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=print_lines, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def show_progress(
