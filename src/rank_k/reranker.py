@@ -49,10 +49,8 @@ class Reranker:
         strategy, model, journal: What they are made into.
         stats: Counts of the last `rerank`, during and after it.
 
-    Raises:
-        InputError: If an option is invalid.
-
-    A reranker may be used from any thread and any event loop. Close it, or use it in a `with` statement.
+    Raises `InputError` if an option is invalid. A reranker may be used from any thread and any event loop. Close it, or
+    use it in a `with` statement.
     """
 
     def __init__(
