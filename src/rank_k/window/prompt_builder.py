@@ -20,21 +20,22 @@ _MAX_TOKEN_CHARACTERS = 64  # characters: more than any but runs of blanks and t
 _ESTIMATE_MARGIN = 1.15  # on estimated lengths, where the context is nearly full
 
 
-@dataclass(slots=True)
-class PreparedPassage:
-    """One passage, sanitized and truncated to `passage_tokens`."""
-
-    text: str
-    tokens: int | None = None  # counted only where it matters
-
-
 @dataclass(frozen=True, slots=True)
 class PreparedQuery:
-    """A query's texts, ready to be shown. `repairs`: what had to be cut or could only be estimated."""
+    """A query and its passages, sanitized and truncated, ready for prompts.
+
+    Attributes:
+        query: The query.
+        text: Its sanitized text.
+        passages: The texts of the passages by id.
+        token_counts: The tokens of the passages by id; they are counted only where it matters.
+        repairs: What had to be truncated or could only be estimated.
+    """
 
     query: Query
     text: str
-    passages: Mapping[str, PreparedPassage]
+    passages: Mapping[str, str]
+    token_counts: dict[str, int]
     repairs: Mapping[str, int]
 
 
@@ -54,15 +55,20 @@ class PromptBuilder:
         """Query and passages ready to be shown. Raises `QueryTooLong` if the query leaves no room."""
         repairs: Counter[str] = Counter()
         text = sanitize(query.text, markers=False)
-        prepared_passages = {
-            doc_id: await self._prepare_passage(passage.text, repairs) for doc_id, passage in passages.items()
-        }
+        texts: dict[str, str] = {}
+        token_counts: dict[str, int] = {}
+        for doc_id, passage in passages.items():
+            texts[doc_id], tokens = await self._prepare_passage(passage.text, repairs)
+            if tokens is not None:
+                token_counts[doc_id] = tokens
         await self._check_query(text)
-        return PreparedQuery(query, text, prepared_passages, repairs)
+        return PreparedQuery(query, text, texts, token_counts, repairs)
 
-    async def _prepare_passage(self, text: str, repairs: Counter[str]) -> PreparedPassage:
-        """Return the passage sanitized and truncated. Text far beyond the limit goes first, so that few tokens are
-        counted."""
+    async def _prepare_passage(self, text: str, repairs: Counter[str]) -> tuple[str, int | None]:
+        """Return the passage, sanitized and truncated, and its tokens if they were counted.
+
+        Text far beyond the limit is cut first, so that few tokens are counted.
+        """
         beginning = truncate_graphemes(text, self.passage_tokens * _MAX_TOKEN_CHARACTERS)
         truncated_before = repairs["passages_truncated"]
         prepared_passage = await self._truncate_passage(sanitize(beginning), self.passage_tokens, repairs)
@@ -93,29 +99,26 @@ class PromptBuilder:
     async def _fit(
         self, prepared_query: PreparedQuery, doc_ids: Sequence[str], context_length: int, repairs: Counter[str]
     ) -> tuple[list[str], int]:
-        passages = [prepared_query.passages[doc_id] for doc_id in doc_ids]
-        frame = self._prompt_without_passages(prepared_query.text, len(passages))
-        overhead = CHAT_TOKENS + _MARKER_TOKENS * len(passages)
-        bound = max_token_bound(frame) + overhead + sum(max_token_bound(passage.text) for passage in passages)
-        passage_texts = [passage.text for passage in passages]
+        texts = [prepared_query.passages[doc_id] for doc_id in doc_ids]
+        frame = self._prompt_without_passages(prepared_query.text, len(texts))
+        overhead = CHAT_TOKENS + _MARKER_TOKENS * len(texts)
+        bound = max_token_bound(frame) + overhead + sum(map(max_token_bound, texts))
         if bound + self.max_tokens <= context_length:
-            return passage_texts, self.max_tokens
+            return texts, self.max_tokens
         frame_tokens = await self._count_tokens(frame, repairs) + overhead
-        for passage in passages:
-            if passage.tokens is None:
-                passage.tokens = await self._count_tokens(passage.text, repairs)
-        allocation = allocate_tokens(
-            context_length, frame_tokens, [passage.tokens or 0 for passage in passages], self.max_tokens
-        )
+        counts = prepared_query.token_counts
+        for doc_id, text in zip(doc_ids, texts, strict=True):
+            if doc_id not in counts:
+                counts[doc_id] = await self._count_tokens(text, repairs)
+        passage_tokens = [counts[doc_id] for doc_id in doc_ids]
+        allocation = allocate_tokens(context_length, frame_tokens, passage_tokens, self.max_tokens)
         if allocation.max_tokens < self.max_tokens:
             repairs["max_tokens_lowered"] = 1
-        for i, passage in enumerate(passages):
-            if (passage.tokens or 0) > allocation.passage_tokens:
+        for i, tokens in enumerate(passage_tokens):
+            if tokens > allocation.passage_tokens:
                 repairs["context_truncated"] += 1
-                passage_texts[i] = (
-                    await self._truncate_passage(passage.text, allocation.passage_tokens, Counter())
-                ).text
-        return passage_texts, allocation.max_tokens
+                texts[i], _ = await self._truncate_passage(texts[i], allocation.passage_tokens, Counter())
+        return texts, allocation.max_tokens
 
     async def _check_query(self, text: str) -> None:
         frame = self._prompt_without_passages(text, 2)
@@ -139,23 +142,23 @@ class PromptBuilder:
             tokens = int(estimate_tokens(text) * _ESTIMATE_MARGIN)
         return tokens
 
-    async def _truncate_passage(self, text: str, max_tokens: int, repairs: Counter[str]) -> PreparedPassage:
-        """`text`, cut to `max_tokens` tokens if it has more."""
+    async def _truncate_passage(self, text: str, max_tokens: int, repairs: Counter[str]) -> tuple[str, int | None]:
+        """Return `text`, truncated to `max_tokens` tokens, and its tokens if they were counted."""
         if max_token_bound(text) <= max_tokens:
-            return PreparedPassage(text)
+            return text, None
         tokens = await self.model.count_tokens(text)
         if tokens is None:
             tokens = estimate_tokens(text)
             if tokens > max_tokens:
                 repairs["tokens_estimated"] = 1
         if tokens <= max_tokens:
-            return PreparedPassage(text, tokens)
+            return text, tokens
         repairs["passages_truncated"] += 1
         while tokens > max_tokens and text:
             text = truncate_graphemes(text, min(len(text) * max_tokens // tokens, len(text) - 1))
             token_count = await self.model.count_tokens(text)
             tokens = estimate_tokens(text) if token_count is None else token_count
-        return PreparedPassage(text, tokens)
+        return text, tokens
 
 
 def presented_order(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[str, ...]:
