@@ -12,13 +12,13 @@ from playwright.sync_api import Browser, Page, expect
 from rank_k.evaluation.preferences import read_judgments
 from rank_k.reports.evaluation_report import render_report
 from rank_k.server.config import AccessConfig
-from rank_k.server.judging_session import pairwise_items
+from rank_k.server.judging import pairwise_items
 from rank_k.server.report_routes import report_routes
 from rank_k.server.web_pages import PAGES
 from rank_k.types import Candidate, Query
 from tests.reports.test_evaluation_report import MADE, TEXTS, assessed
+from tests.server.test_judging import HEBREW, HOSTILE, SYSTEMS, FakePassageStore
 from tests.server.test_judging_routes import run_judging_server
-from tests.server.test_judging_session import HEBREW, HOSTILE, SYSTEMS, FakePassageStore
 from tests.support.browsing import (
     CHROMIUM,
     SIZES_AND_THEMES,
@@ -60,7 +60,7 @@ def run_small_study(path: Path, access: AccessConfig = AccessConfig()) -> Abstra
         for name, order in zip(SYSTEMS, ("01234", "43210"), strict=True)
     }
     store = FakePassageStore({f"{q}-{n}": text for q in QUERIES for n, text in PASSAGES.items()})
-    links = [(page.path, page.title, page.path == "/compare") for page in PAGES]
+    links = [(path, title, path == "/compare") for path, title in PAGES.items()]
     report = report_routes(lambda: render_report(assessed(), MADE, TEXTS, links))
     return run_judging_server(path, access, store, pairwise_items(QUERIES, TRANSLATIONS, runs), [report])
 

@@ -22,13 +22,11 @@ from rank_k.errors import InputError
 from rank_k.evaluation.preferences import read_judgments
 from rank_k.server.config import AccessConfig
 from rank_k.server.http_io import RouteGroup
-from rank_k.server.judging_routes import JudgingRoutes
-from rank_k.server.judging_session import PairwiseItems
-from rank_k.server.preferences_file import PreferencesFile
+from rank_k.server.judging import JudgingRoutes, PairwiseItems, PreferencesFile
 from rank_k.server.report_routes import report_routes
 from rank_k.server.web_pages import static_files
 from rank_k.types import Passage
-from tests.server.test_judging_session import HEBREW, SYSTEMS, FakePassageStore, make_items
+from tests.server.test_judging import HEBREW, SYSTEMS, FakePassageStore, make_items
 from tests.support.serving import Answer, ServerClient, run_server, start_server
 from tests.support.waiting import PATIENCE
 
@@ -171,7 +169,7 @@ def test_judging_responses_hide_system_names(tmp_path: Path) -> None:
             server.post([], "/judge/choice"),
             server.get("/judge/choice"),
             server.get("/judge/" + SYSTEMS[0][:3]),
-            *(server.get(static_file.path) for static_file in static_files()),
+            *map(server.get, static_files()),
             *map(server.get, ("/page/rooms.json", "/health", "/metrics", "/openapi.json", "/v1/models")),
         ]
         for answer in answers:

@@ -254,7 +254,7 @@ def test_rerank_tool_names_invalid_arguments(server: ServerClient, arguments: di
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["top_n", "deadline_seconds", "reasoning", "documents"])
 def test_parse_tool_arguments_rejects_nan_and_infinity(name: str, value: float) -> None:
-    with pytest.raises(ApiError, match="not a number"):
+    with pytest.raises(ApiError, match="not a finite number"):
         parse_tool_arguments({"query": "q", "documents": [], name: value}, Limits())
 
 

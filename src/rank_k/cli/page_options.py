@@ -22,9 +22,7 @@ from rank_k.data.trec import RunFile, read_qrels
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
 from rank_k.server.http_io import RouteGroup
-from rank_k.server.judging_routes import JudgingRoutes
-from rank_k.server.judging_session import pairwise_items, system_names
-from rank_k.server.preferences_file import PreferencesFile
+from rank_k.server.judging import JudgingRoutes, PreferencesFile, pairwise_items, system_names
 from rank_k.server.report_routes import report_routes
 from rank_k.server.web_pages import PAGES
 
@@ -92,7 +90,7 @@ def _report_routes(args: argparse.Namespace) -> RouteGroup | None:
     given = {name: getattr(args, name) for name in ("qrels", "dataset", "queries")}
     baseline = args.compare[0] if len(args.compare) > 1 else None
     arguments = parser.parse_args([*map(str, args.compare)], argparse.Namespace(**given, baseline=baseline))
-    links = [(page.path, page.title, page.path == "/compare") for page in PAGES]
+    links = [(path, title, path == "/compare") for path, title in PAGES.items()]
     return report_routes(lambda: evaluate.report_page(arguments, links))
 
 

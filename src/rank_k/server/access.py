@@ -17,7 +17,7 @@ from rank_k.server.api_errors import ApiError
 from rank_k.server.config import LOOPBACK_NAMES, AccessConfig, host_name, is_address, is_loopback
 from rank_k.server.http_io import App, Receive, Scope, Send, error_response, response
 
-DEFAULT_ALLOWED = {
+DEFAULT_CORS_HEADERS = {
     "Access-Control-Allow-Methods": "GET, POST",
     "Access-Control-Allow-Headers": "Authorization, Content-Type",
 }
@@ -38,7 +38,7 @@ class AccessMiddleware:
         access: Who is let in.
         open_paths: Paths that need no key.
         private_paths: Paths that are refused if anybody can reach the server without a key.
-        allowed: CORS headers for the allowed origins.
+        cors_headers: Headers that tell the pages of allowed origins what they may send and read.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class AccessMiddleware:
         access: AccessConfig,
         open_paths: frozenset[str] = frozenset(),
         private_paths: frozenset[str] = frozenset(),
-        allowed: Mapping[str, str] = DEFAULT_ALLOWED,
+        cors_headers: Mapping[str, str] = DEFAULT_CORS_HEADERS,
     ) -> None:
         self._app = app
         self._open_paths = open_paths
         self._refused_paths = private_paths if access.open_to_all else frozenset()
-        self._allowed = {**allowed, "Access-Control-Max-Age": "600"}
+        self._cors_headers = {**cors_headers, "Access-Control-Max-Age": "600"}
         self._host_names = frozenset(map(host_name, {*access.hosts, access.host})) | LOOPBACK_NAMES
         self._accepts_any_address = not is_loopback(access.host)
         self._origins = frozenset(origin.rstrip("/").lower() for origin in access.origins)
@@ -69,7 +69,7 @@ class AccessMiddleware:
         try:
             self._check_host(host)
             if origin is not None and self._is_allowed_origin(origin, host):
-                extra_headers |= {"Access-Control-Allow-Origin": origin, "Vary": "Origin", **self._allowed}
+                extra_headers |= {"Access-Control-Allow-Origin": origin, "Vary": "Origin", **self._cors_headers}
                 extra_headers["Cross-Origin-Resource-Policy"] = "cross-origin"
                 if scope["method"] == "OPTIONS":
                     await response(b"", 204, extra_headers)(scope, receive, send)

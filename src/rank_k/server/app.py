@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
 from rank_k.errors import MissingExtra, RankKError
 from rank_k.optional_deps import load
 from rank_k.server import demo_queries, journal_viewer, web_pages
-from rank_k.server.access import AccessMiddleware
+from rank_k.server.access import DEFAULT_CORS_HEADERS, AccessMiddleware
 from rank_k.server.api_errors import ApiError, invalid_field
 from rank_k.server.config import AccessConfig
 from rank_k.server.event_stream import EventStream
@@ -40,7 +40,7 @@ from rank_k.server.service import ProgressListener, RerankService
 def make_app(
     service: RerankService, access: AccessConfig = AccessConfig(), route_groups: Sequence[RouteGroup] = ()
 ) -> App:
-    """Return the application behind its access control. Raises `MissingExtra`."""
+    """Return the HTTP API, the pages and `route_groups` as an application. Raises `MissingExtra`."""
     endpoints = _Endpoints(service)
     api_routes = [
         *(route(path, endpoints.rerank, "POST") for path in ("/v2/rerank", "/v1/rerank", "/rerank")),
@@ -53,18 +53,65 @@ def make_app(
     ]
     api = RouteGroup("api", api_routes, open_paths=frozenset({"/health"}))
     groups = (api, web_pages.route_group(), journal_viewer.route_group(service.journal), *route_groups)
+    return assemble_app(service, access, groups)
+
+
+def assemble_app(
+    service: RerankService,
+    access: AccessConfig,
+    groups: Sequence[RouteGroup],
+    cors_headers: Mapping[str, str] = DEFAULT_CORS_HEADERS,
+    lifespan: Any = None,
+) -> App:
+    """Return an application with the routes of `groups`, behind its access control. Raises `MissingExtra`."""
+    http_error: Any = load("starlette.exceptions").HTTPException
+
+    async def handle_error(request: Request, error: Any) -> Response:
+        if isinstance(error, http_error):
+            message = f"there is no {request.method[:20]} {request.url.path[:100]!r} here"
+            error = ApiError(error.status_code, message, headers=error.headers)
+        return error_response(service.report_error(error))
+
     routes = [one_route for group in groups for one_route in group.routes]
-    http_error = load("starlette.exceptions").HTTPException
-    handlers = dict.fromkeys((http_error, ApiError, RankKError, Exception), endpoints.handle_error)
-    starlette = load("starlette.applications").Starlette(routes=routes, exception_handlers=handlers)
+    handlers = dict.fromkeys((http_error, ApiError, RankKError, Exception), handle_error)
+    starlette_class = load("starlette.applications").Starlette
+    starlette = starlette_class(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     starlette.router.redirect_slashes = False
     starlette.state.limits = service.limits
     return AccessMiddleware(
-        _MeteredApp(starlette, service, frozenset(one_route.path for one_route in routes)),
+        _count_requests(starlette, service, frozenset(one_route.path for one_route in routes)),
         access,
         open_paths=frozenset().union(*(group.open_paths for group in groups)),
         private_paths=frozenset().union(*(group.private_paths for group in groups)),
+        cors_headers=cors_headers,
     )
+
+
+def _count_requests(app: App, service: RerankService, paths: frozenset[str]) -> App:
+    """Return `app`, whose requests are counted by path and status. Paths that do not exist count as one."""
+
+    async def counted_app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        started, status = time.monotonic(), 499  # the client went away before anything was sent
+
+        async def send_and_record(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await app(scope, receive, send_and_record)
+        except Exception:
+            if status != 500:  # which says that the error is reported and answered
+                raise
+        finally:
+            path = scope["path"] if scope["path"] in paths else "other"
+            service.metrics.record_request(path, status, time.monotonic() - started)
+
+    return counted_app
 
 
 def _constant(path: str, value: Any) -> Any:
@@ -110,41 +157,3 @@ class _Endpoints:
             return json_response({"questions": await asyncio.to_thread(demo_queries.demo_queries)})
         except MissingExtra as error:
             return json_response({"questions": [], "missing": error.remedy})
-
-    async def handle_error(self, request: Request, error: Any) -> Response:
-        """Return the response to any error."""
-        if isinstance(error, load("starlette.exceptions").HTTPException):
-            message = f"there is no {request.method} {request.url.path[:100]!r} here"
-            error = ApiError(error.status_code, message, headers=error.headers)
-        return error_response(self._service.report_error(error))
-
-
-class _MeteredApp:
-    """Counts requests by path and status. Paths that do not exist count as one."""
-
-    def __init__(self, app: App, service: RerankService, paths: frozenset[str]) -> None:
-        self._app = app
-        self._service = service
-        self._paths = paths
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started, status = time.monotonic(), 499  # the client went away before anything was sent
-
-        async def send_and_record(message: Any) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_and_record)
-        except Exception:
-            if status not in (499, 500):  # else `handle_error` has reported and answered it
-                raise
-            status = 500
-        finally:
-            path = scope["path"] if scope["path"] in self._paths else "other"
-            self._service.metrics.record_request(path, status, time.monotonic() - started)

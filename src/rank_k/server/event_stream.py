@@ -19,7 +19,15 @@ from typing import Any
 
 from rank_k.optional_deps import load
 from rank_k.server.api_errors import ApiError
-from rank_k.server.http_io import Receive, Scope, Send, error_response, to_json_bytes, wait_for_disconnect
+from rank_k.server.http_io import (
+    Receive,
+    Scope,
+    Send,
+    client_disconnected,
+    run_until,
+    to_json_bytes,
+    wait_for_disconnect,
+)
 from rank_k.server.service import ProgressListener
 from rank_k.types import Ranking, StreamChunk, Window
 from rank_k.window.base import WindowReport
@@ -73,24 +81,19 @@ class EventStream(ProgressListener):
         work = asyncio.ensure_future(self._rank(self))
         work.add_done_callback(lambda _: self._events.put_nowait(None))
         first = asyncio.create_task(self._events.get())
-        disconnected = asyncio.create_task(wait_for_disconnect(receive))
-        tasks = (work, first, disconnected)
         try:
-            await asyncio.wait((first, disconnected), timeout=_PING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            if disconnected.done():
-                return
-            disconnected.cancel()
-            if first.done() and first.result() is None and (error := work.exception()):
-                await error_response(self._report_error(error))(scope, receive, send)
-                return
+            first_or_ping = asyncio.wait((first,), timeout=_PING_SECONDS)
+            await run_until(wait_for_disconnect(receive), first_or_ping, client_disconnected())
+            if first.done() and first.result() is None:
+                work.result()  # raises an error that comes before the first event
             ping = sse.ServerSentEvent(comment="waiting", sep="\n")
             content = self._content(first, work)
             response = sse.EventSourceResponse(content, ping=_PING_SECONDS, ping_message_factory=lambda: ping, sep="\n")
             await response(scope, receive, send)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            first.cancel()
+            work.cancel()
+            await asyncio.gather(first, work, return_exceptions=True)
 
     async def _content(
         self, first: Awaitable[tuple[str, Any] | None], work: asyncio.Future[Any]

@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rank_k.optional_deps import load
 from rank_k.server.api_errors import ApiError
@@ -44,22 +44,23 @@ class RouteGroup(NamedTuple):
     private_paths: frozenset[str] = frozenset()
 
 
-def route(path: str, handler: Callable[[Request], Awaitable[Any]], method: str = "GET") -> Any:
-    """Return a Starlette route. Raises `MissingExtra`."""
-    return load("starlette.routing").Route(path, handler, methods=[method])
+def route(path: str, handler: Callable[[Request], Awaitable[Any]], *methods: str) -> Any:
+    """Return a Starlette route (default: for GET). Raises `MissingExtra`."""
+    return load("starlette.routing").Route(path, handler, methods=methods or ("GET",))
 
 
 async def read_json(request: Request) -> dict[str, Any]:
     """Return the JSON object in the body of a request. Raises `ApiError`."""
-    return json_object(await read_body(request, request.app.state.limits))
+    return json_object(await read_body(request))
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
+async def read_body(request: Request) -> bytes:
     """Return the body of a request.
 
     Raises:
         ApiError: If the body is too large or arrives too slowly, or the client disconnects.
     """
+    limits: Limits = request.app.state.limits
     too_large = ApiError(413, f"the body has more than {limits.max_body:,} bytes", headers={"Connection": "close"})
     content_length = request.headers.get("content-length", "")
     if content_length.isdecimal() and int(content_length[:20]) > limits.max_body:
@@ -114,7 +115,7 @@ def json_object(raw: bytes) -> dict[str, Any]:
     try:
         body = json.loads(
             raw.decode("utf-8-sig"),
-            parse_constant=_reject_constant,
+            parse_constant=_finite_number,
             parse_float=_finite_number,
             parse_int=lambda text: max(-_LARGEST_INTEGER, min(int(text), _LARGEST_INTEGER)),
             object_pairs_hook=_object_with_unique_keys,
@@ -130,15 +131,11 @@ def json_object(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def _reject_constant(name: str) -> NoReturn:
-    raise ApiError(400, f"the body is not JSON: {name} is not a number in JSON")
-
-
 def _finite_number(text: str) -> float:
     """Return the number in `text`: an integer if it is whole, for JSON has one kind of number."""
     value = float(text)
     if not math.isfinite(value):
-        raise ApiError(400, "the body holds a number that is too large")
+        raise ApiError(400, f"the body is not JSON: {printable(text)} is not a finite number")
     return int(value) if value.is_integer() else value
 
 

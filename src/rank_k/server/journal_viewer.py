@@ -100,7 +100,7 @@ def query(journal: Journal, parameters: QueryParameters) -> dict[str, Any]:
         compared = dict.fromkeys(doc_id for window in windows for doc_id in window.window.doc_ids)
     final_ranking = journal.find_ranking(record.run, record.position) if record.finished else None
     places = {doc_id: number for number, doc_id in enumerate(compared)}
-    texts = _texts(journal, windows, places)
+    texts = _texts(journal, windows)
     return {
         **_identity(record),
         "passages": [{"doc_id": doc_id, "text": _excerpt(texts.get(doc_id))} for doc_id in places],
@@ -121,7 +121,7 @@ def window(journal: Journal, parameters: WindowParameters) -> dict[str, Any]:
         raise ApiError(404, "this query has no such window in the journal", "window")
     doc_ids = window_record.window.doc_ids
     places = {doc_id: number for number, doc_id in enumerate(doc_ids)}
-    texts = _texts(journal, [window_record], places)
+    texts = _texts(journal, [window_record])
     return {
         "round": parameters.round,
         "window": parameters.window,
@@ -198,7 +198,7 @@ def _orders(window: WindowRecord, places: Mapping[str, int]) -> list[dict[str, A
 
 
 def _call(call: Call, doc_ids: Sequence[str]) -> dict[str, Any]:
-    """`doc_ids`: for each number that the prompt and the trace say, the place in the window of the passage it means."""
+    """Return a call. `shown`: the positions in the window of the passages that the prompt numbers, in that order."""
     places = {doc_id: number for number, doc_id in enumerate(doc_ids)}
     numbered_ids = _numbered_ids(call, doc_ids)
     usage = call.response.usage
@@ -222,8 +222,11 @@ def _call(call: Call, doc_ids: Sequence[str]) -> dict[str, Any]:
 
 
 def _numbered_ids(call: Call, doc_ids: Sequence[str]) -> Sequence[str]:
-    """The ids behind the numbers of a prompt. Samples and second looks show a window in an order of their own, which
-    is kept with the call; but who asks the same later may call the passages by other ids."""
+    """Return the ids behind the numbers of a prompt.
+
+    Samples present a window in different orders, which are stored with the calls. A call that was made for another
+    query with the same passages has other ids.
+    """
     if call.purpose == "likelihood":
         return call.doc_ids if set(call.doc_ids) <= set(doc_ids) else ()
     return call.doc_ids if sorted(call.doc_ids) == sorted(doc_ids) else doc_ids
@@ -241,20 +244,15 @@ def _messages(request: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"role": str(role), "content": str(content)} for role, content in pairs]
 
 
-def _texts(journal: Journal, windows: Iterable[WindowRecord], doc_ids: Mapping[str, int]) -> dict[str, str]:
-    """Passages by id, as far as they can be read out of prompts."""
+def _texts(journal: Journal, windows: Iterable[WindowRecord]) -> dict[str, str]:
+    """Return the texts of passages, by id, as far as they can be extracted from prompts."""
     texts: dict[str, str] = {}
     for window in windows:
-        if all(doc_id in texts for doc_id in window.window.doc_ids):
-            continue
         for key in window.call_keys:
-            call = journal.find_call(key)
-            if call is not None:
-                texts |= _texts_in_call(call, window.window.doc_ids)
-            if call is None or call.purpose != "likelihood":
+            if all(doc_id in texts for doc_id in window.window.doc_ids):
                 break
-        if len(texts) >= len(doc_ids):
-            break
+            if (call := journal.find_call(key)) is not None:
+                texts |= _texts_in_call(call, window.window.doc_ids)
     return texts
 
 

@@ -14,25 +14,27 @@ import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 from rank_k import __version__
 from rank_k.loop_thread import LoopThread
 from rank_k.optional_deps import load
 from rank_k.options import PUBLIC_OPTIONS
-from rank_k.server.access import AccessMiddleware
 from rank_k.server.api_errors import ApiError
+from rank_k.server.app import assemble_app
 from rank_k.server.config import AccessConfig, Limits
 from rank_k.server.http_io import (
     App,
     Receive,
+    Request,
+    RouteGroup,
     Scope,
     Send,
     client_disconnected,
-    error_response,
     json_object,
     read_body,
+    route,
     run_until,
 )
 from rank_k.server.schema import (
@@ -48,11 +50,6 @@ from rank_k.server.service import ProgressListener, RerankService
 from rank_k.types import RankedHits, Ranking
 from rank_k.window.base import WindowReport
 
-if TYPE_CHECKING:
-    from mcp import types
-    from mcp.server.context import ServerRequestContext
-    from mcp.server.lowlevel import Server
-
 NAME = "rerank"
 DISCONNECT_EVENT = "rank_k.gone"
 """In the state of an HTTP request: the event that is set when its client has disconnected."""
@@ -65,9 +62,8 @@ _DESCRIPTION = (
 )
 PATH = "/mcp"
 
-_ALLOWED_METHODS = "POST, DELETE"
 _CORS_HEADERS = {
-    "Access-Control-Allow-Methods": _ALLOWED_METHODS,
+    "Access-Control-Allow-Methods": "POST, DELETE",
     "Access-Control-Allow-Headers": "Authorization, Content-Type, Mcp-Session-Id, Mcp-Protocol-Version, Mcp-Method,"
     " Mcp-Name",
     "Access-Control-Expose-Headers": "mcp-session-id",
@@ -76,8 +72,8 @@ _IDLE_SECONDS = 30 * 60.0  # after which a session that was not ended counts as 
 _EXCERPT_LENGTH = 100  # characters of a document in the text of a result
 
 
-def make_mcp_server(service: RerankService) -> Server[Any]:
-    """Return an MCP server, to be run over any transport, whose tool calls `service`. Raises `MissingExtra`."""
+def make_mcp_server(service: RerankService) -> Any:
+    """Return the SDK's server, to be run over any transport, whose tool calls `service`. Raises `MissingExtra`."""
     protocol: Any = load("mcp.types")
     listwise_only = (*PUBLIC_OPTIONS, "return_trace")
     input_schema, output_schema = tool_schemas(service.limits, listwise_only if service.method == "likelihood" else ())
@@ -92,23 +88,17 @@ def make_mcp_server(service: RerankService) -> Server[Any]:
         ),
     )
 
-    async def list_tools(context: object, params: object) -> types.ListToolsResult:
-        result: types.ListToolsResult = protocol.ListToolsResult(tools=[tool])
-        return result
+    async def list_tools(context: Any, params: Any) -> Any:
+        return protocol.ListToolsResult(tools=[tool])
 
-    async def call_tool(
-        context: ServerRequestContext[Any, Any], params: types.CallToolRequestParams
-    ) -> types.CallToolResult:
+    async def call_tool(context: Any, params: Any) -> Any:
         if params.name != NAME:
             raise load("mcp").MCPError(protocol.INVALID_PARAMS, f"there is no such tool here, only {NAME}")
         texts, content = await _call(service, context, params.arguments or {})
         blocks = [protocol.TextContent(type="text", text=text) for text in texts]
-        result: types.CallToolResult = protocol.CallToolResult(
-            content=blocks, structured_content=content, is_error=content is None
-        )
-        return result
+        return protocol.CallToolResult(content=blocks, structured_content=content, is_error=content is None)
 
-    server: Server[Any] = load("mcp.server.lowlevel").Server(
+    return load("mcp.server.lowlevel").Server(
         "rank-k",
         version=__version__,
         title="Rank-K",
@@ -116,11 +106,10 @@ def make_mcp_server(service: RerankService) -> Server[Any]:
         on_list_tools=list_tools,
         on_call_tool=call_tool,
     )
-    return server
 
 
 async def _call(
-    service: RerankService, context: ServerRequestContext[Any, Any], arguments: Mapping[str, Any]
+    service: RerankService, context: Any, arguments: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, Any] | None]:
     """Return the result of a call as texts and as JSON values: None for an error, which the text describes."""
     state = {} if context.request is None else context.request.scope["state"]
@@ -238,43 +227,26 @@ def make_mcp_app(service: RerankService, access: AccessConfig = AccessConfig()) 
         max_sessions=service.limits.connections,
         transport_security=security(enable_dns_rebinding_protection=False),  # `AccessMiddleware` does that
     )
-    return AccessMiddleware(_CompleteRequests(app, service.limits), access, allowed=_CORS_HEADERS)
 
+    async def handle(request: Request) -> App:
+        """Pass on the request when its whole body has arrived, and notice when its client disconnects."""
+        messages: list[Any] = [{"type": "http.request", "body": await read_body(request), "more_body": False}]
 
-class _CompleteRequests:
-    """Passes on requests whose whole body has arrived, and notices when their client disconnects."""
+        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+            disconnected = scope["state"][DISCONNECT_EVENT] = asyncio.Event()
 
-    def __init__(self, app: App, limits: Limits) -> None:
-        self._app = app
-        self._limits = limits
+            async def receive_body_first() -> Any:
+                message = messages.pop() if messages else await receive()
+                if message["type"] == "http.disconnect":
+                    disconnected.set()
+                return message
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        try:
-            body = await self._read_body(scope, receive)
-        except ApiError as error:
-            await error_response(error)(scope, receive, send)
-            return
-        disconnected = scope["state"][DISCONNECT_EVENT] = asyncio.Event()
-        messages: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
+            await app(scope, receive_body_first, send)
 
-        async def receive_body_first() -> Any:
-            message = messages.pop() if messages else await receive()
-            if message["type"] == "http.disconnect":
-                disconnected.set()
-            return message
+        return respond
 
-        await self._app(scope, receive_body_first, send)
-
-    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
-        if scope["path"] != PATH:
-            raise ApiError(404, f"there is nothing here but {PATH}")
-        if scope["method"] not in _ALLOWED_METHODS.split(", "):
-            raise ApiError(405, f"there is no {scope['method'][:20]} here", headers={"Allow": _ALLOWED_METHODS})
-        request: Any = load("starlette.requests").Request(scope, receive)
-        return await read_body(request, self._limits)
+    group = RouteGroup("mcp", [route(PATH, handle, "POST", "DELETE")])
+    return assemble_app(service, access, [group], _CORS_HEADERS, app.router.lifespan_context)
 
 
 # --- over standard input and output ---

@@ -131,31 +131,33 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToolResult:
-    """The structured content of the MCP tool's result."""
+class RankingResponse:
+    """What the responses have in common, except for Text Embeddings Inference's."""
 
-    results: list[ToolScore]
     model: str
     finished: bool = described("false: the deadline came first")
     unranked_windows: int = described("windows that had no usable answer and kept their order", ge=0)
-    usage: dict[str, int] = described("tokens")
     traces: list[str] | None = described("the model's reasoning, one for each window, if requested", None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RerankResponse:
+class ToolResult(RankingResponse):
+    """The structured content of the MCP tool's result."""
+
+    results: list[ToolScore]
+    usage: dict[str, int] = described("tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankResponse(RankingResponse):
     """A response of Cohere's v2 and Jina's API in one."""
 
     id: str
     object: Literal["rerank"] = "rerank"
-    model: str
     results: list[Result]
     usage: dict[str, int | dict[str, int]]
     meta: dict[str, Any]
-    finished: bool = described("false: the deadline came first")
-    unranked_windows: int = described("windows that had no usable answer and kept their order", ge=0)
     repairs: dict[str, int] = described("what had to be repaired in the model's answers, by kind")
-    traces: list[str] | None = described("the model's reasoning, one for each window, if requested", None)
 
 
 def rerank_response(request: RankingRequest, hits: RankedHits, model: str, request_id: str) -> Any:

@@ -20,15 +20,15 @@ from rank_k.data.queries import read_queries, read_translations
 from rank_k.data.trec import read_run
 from rank_k.errors import FormatError, InputError
 from rank_k.evaluation.preferences import UNDONE, Judgment, read_judgments
-from rank_k.server.judging_session import (
+from rank_k.server.judging import (
     MAX_PASSAGE_CHARACTERS,
     JudgingSession,
     PairwiseItems,
+    PreferencesFile,
     displayed_pair,
     pairwise_items,
     system_names,
 )
-from rank_k.server.preferences_file import PreferencesFile
 from rank_k.types import Candidate, Passage, Query
 from tests.paths import SHARED
 
@@ -187,17 +187,17 @@ def test_judging_session_visits_all_items_and_undoes() -> None:
         row = anna.judgment(question, "left", 1.5, NOON)  # a clock that stands still
         assert row.left_doc_ids == question.rankings[question.sides("anna")[0]]
         assert row.winner == question.systems[question.sides("anna")[0]]
-        anna.apply(row)
+        anna.apply(question, row)
         rows.append(row)
-    assert anna.done == anna.total == 11
+    assert len(anna.judgments) == len(anna.items) == 11
     assert len({row.time for row in rows}) == 11, "told apart"
     last = anna.last_judged()
     assert last is not None
-    anna.apply(anna.judgment(last, UNDONE, None, NOON - timedelta(days=1)))
-    assert (anna.done, anna.next_item()) == (10, last)
+    anna.apply(last, anna.judgment(last, UNDONE, None, NOON - timedelta(days=1)))
+    assert (len(anna.judgments), anna.next_item()) == (10, last)
     resumed = JudgingSession("anna", items, rows)
-    assert (resumed.done, resumed.last_judged()) == (11, last)
-    assert JudgingSession("ben", items, rows).done == 0
+    assert (len(resumed.judgments), resumed.last_judged()) == (11, last)
+    assert len(JudgingSession("ben", items, rows).judgments) == 0
 
 
 def test_judging_session_ignores_rows_for_other_passages() -> None:
@@ -205,9 +205,9 @@ def test_judging_session_ignores_rows_for_other_passages() -> None:
     question = anna.next_item()
     assert question is not None
     row = anna.judgment(question, "tie", None, NOON)
-    assert JudgingSession("anna", make_items(), [row]).done == 1
-    assert JudgingSession("anna", make_items(depth=2), [row]).done == 0
-    assert JudgingSession("anna", make_items(("a", "b")), [row]).done == 0
+    assert len(JudgingSession("anna", make_items(), [row]).judgments) == 1
+    assert len(JudgingSession("anna", make_items(depth=2), [row]).judgments) == 0
+    assert len(JudgingSession("anna", make_items(("a", "b")), [row]).judgments) == 0
 
 
 # --- the file ---

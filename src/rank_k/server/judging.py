@@ -1,0 +1,401 @@
+"""Human judging: two rankings of a query side by side, which one a judge prefers, and the file of all judgments.
+
+Judges must not know which system made which ranking. So what they see has nothing of the systems: no name, no score, no
+document id; only the export of all judgments names them. Sides are random, but derived from the judge, the query, the
+systems and both full rankings: they stay the same after a reload, after a restart and in whatever order the runs are
+named, and they cannot be computed without the runs.
+
+No request names a file: runs, queries, documents and the file of the judgments are named when the server is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+from rank_k.errors import FormatError, InputError, RankKError
+from rank_k.evaluation.preferences import UNDONE, Judgment, current_judgments, read_judgments
+from rank_k.server.api_errors import ApiError, invalid_field
+from rank_k.server.http_io import Request, Response, RouteGroup, json_response, read_json, response, route
+from rank_k.server.schema import described, validate
+from rank_k.types import PassageSource, Query, Run
+
+MAX_PASSAGE_CHARACTERS = 20_000
+"""The characters of a passage that are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairwiseItem:
+    """Two rankings of a query, truncated to what is shown, and their systems. `digest`: of both full rankings."""
+
+    query: Query
+    translation: str | None
+    systems: tuple[str, str]
+    rankings: tuple[tuple[str, ...], tuple[str, ...]]
+    digest: str
+
+    def sides(self, judge: str) -> tuple[int, int]:
+        """Return which of the two this judge sees on the left, and which on the right."""
+        return (1, 0) if _digest("sides", self.digest, judge, self.query.query_id, *self.systems)[0] % 2 else (0, 1)
+
+    def displayed(self, judge: str) -> tuple[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Return the systems and the document ids, each left and right, as this judge sees them."""
+        left, right = self.sides(judge)
+        return (self.systems[left], self.systems[right]), (self.rankings[left], self.rankings[right])
+
+    def token(self, judge: str) -> str:
+        """Return a name of what this judge sees, which reveals nothing. Other runs, or another depth, have another."""
+        left, right = self.displayed(judge)[1]
+        parts = (self.query.query_id, *self.systems, "left", *left, "right", *right)
+        return _digest("shown", self.digest, judge, *parts).hex()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class PairwiseItems:
+    """All items of a study.
+
+    Attributes:
+        items: In the order in which judges see them.
+        depth: How many passages of each ranking are shown.
+        identical: How often two systems show the same, so that there is nothing to judge.
+        missing: How often one of two systems has nothing for the query.
+    """
+
+    items: tuple[PairwiseItem, ...]
+    depth: int
+    identical: int = 0
+    missing: int = 0
+
+
+def pairwise_items(
+    queries: Mapping[str, Query], translations: Mapping[str, str], runs: Mapping[str, Run], depth: int = 10
+) -> PairwiseItems:
+    """Return every query with every two of `runs`, by their names: the first `depth` passages of each.
+
+    Their order is pseudo-random and the same for all judges: a judge who stops early has then judged some items of all
+    kinds, and the same ones as other judges, which agreement needs.
+    """
+    items, identical, missing = [], 0, 0
+    for query in queries.values():
+        for systems in combinations(sorted(runs), 2):
+            full_rankings = [[candidate.doc_id for candidate in runs[name].get(query.query_id, ())] for name in systems]
+            first, second = (tuple(doc_ids[:depth]) for doc_ids in full_rankings)
+            if not (first and second):
+                missing += 1
+            elif first == second:
+                identical += 1
+            else:
+                digest = _digest(*full_rankings[0], "", *full_rankings[1]).hex()
+                translation = translations.get(query.query_id)
+                items.append(PairwiseItem(query, translation, (systems[0], systems[1]), (first, second), digest))
+    items.sort(key=lambda item: _digest("order", item.query.query_id, *item.systems))
+    return PairwiseItems(tuple(items), depth, identical, missing)
+
+
+def displayed_pair(item: PairwiseItem, judge: str, store: PassageSource) -> dict[str, Any]:
+    """Return what a judge sees of an item, as JSON values. Reading the passages may take a while.
+
+    A passage that is on both sides has the same number there. `truncated`: only its beginning is shown.
+
+    Raises:
+        InputError: If `store` lacks a passage.
+    """
+    passages: dict[str, Any] = {}
+    left, right = item.displayed(judge)[1]
+    for number, doc_id in enumerate(dict.fromkeys(left + right), 1):
+        text = store.get(doc_id, item.query.query_id).text
+        truncated = len(text) > MAX_PASSAGE_CHARACTERS
+        passages[doc_id] = {"number": number, "text": text[:MAX_PASSAGE_CHARACTERS], "truncated": truncated}
+    return {
+        "token": item.token(judge),
+        "query": item.query.text,
+        "translation": item.translation,
+        "left": [passages[doc_id] for doc_id in left],
+        "right": [passages[doc_id] for doc_id in right],
+    }
+
+
+def _digest(*parts: str) -> bytes:
+    """Return the hash of texts, each prefixed with its length so that their boundaries count."""
+    joined = "".join(f"{len(part)}:{part}" for part in parts)
+    return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).digest()
+
+
+def system_names(paths: Sequence[str]) -> dict[str, str]:
+    """Return the names of systems, by path: the file's name if it is unique, else the path."""
+    base_names = [path.replace("\\", "/").rpartition("/")[2] for path in paths]
+    return {path: name if base_names.count(name) == 1 else path for path, name in zip(paths, base_names, strict=True)}
+
+
+# --- a judge's session ---
+
+
+class JudgingSession:
+    """The judgments of one judge.
+
+    Args:
+        name: The judge.
+        items: What is to be judged.
+        rows: Earlier judgments, of any judge. Only this judge's count, and only those of what would be shown again.
+
+    Attributes:
+        items: The items by token.
+        judgments: The judgments that count, by token.
+    """
+
+    def __init__(self, name: str, items: PairwiseItems, rows: Iterable[Judgment]) -> None:
+        self.name = name
+        self._depth = items.depth
+        self.items = {item.token(name): item for item in items.items}
+        self.judgments: dict[str, Judgment] = {}
+        rows = [row for row in rows if row.judge == name]
+        self._last_time = max((row.time for row in rows), default=datetime.min.replace(tzinfo=UTC))
+        tokens = {(item.query.query_id, item.systems): token for token, item in self.items.items()}
+        for row in current_judgments(rows).judgments:
+            token = tokens.get((row.query_id, row.pair), "")
+            judged = (row.left, row.right), (row.left_doc_ids, row.right_doc_ids)
+            if token and self.items[token].displayed(name) == judged:
+                self.judgments[token] = row
+
+    def next_item(self) -> PairwiseItem | None:
+        """Return the first item that is not judged; None at the end."""
+        return next((item for token, item in self.items.items() if token not in self.judgments), None)
+
+    def last_judged(self) -> PairwiseItem | None:
+        """Return the item of the latest judgment that is not undone."""
+        token = max(self.judgments, key=lambda token: self.judgments[token].time, default=None)
+        return None if token is None else self.items[token]
+
+    def judgment(self, item: PairwiseItem, choice: str, seconds: float | None, now: datetime) -> Judgment:
+        """Return the row of a judgment. Each row of a judge has a later time than the one before."""
+        (left, right), (left_ids, right_ids) = item.displayed(self.name)
+        return Judgment(
+            judge=self.name,
+            query_id=item.query.query_id,
+            left=left,
+            right=right,
+            choice=choice,
+            time=max(now, self._last_time + timedelta(microseconds=1)),
+            seconds=seconds,
+            depth=self._depth,
+            blind=True,
+            query=item.query.text,
+            translation=item.translation,
+            left_doc_ids=left_ids,
+            right_doc_ids=right_ids,
+        )
+
+    def apply(self, item: PairwiseItem, row: Judgment) -> None:
+        """Count a row of `judgment` from now on."""
+        self._last_time = row.time
+        self.judgments.pop(item.token(self.name), None)
+        if row.choice != UNDONE:
+            self.judgments[item.token(self.name)] = row
+
+
+# --- the file ---
+
+
+class PreferencesFile:
+    """The file of all judgments (JSONL). A row is on disk before it counts, and is never changed.
+
+    Only its owner can read and write it, since it says who judged what. One server at a time may open it. A row that
+    was half written when the machine stopped, and so was never acknowledged, is removed.
+
+    Attributes:
+        rows: All of its rows.
+
+    Raises:
+        InputError: If the file cannot be written, or another server has opened it.
+        FormatError: If it has something else than judgments.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {path} ({error.strerror})", "name another file for --preferences-file"
+            ) from error
+        try:
+            _lock(self._descriptor, path)
+            self.rows = self._read()
+            self._size = os.fstat(self._descriptor).st_size
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, row: Judgment) -> None:
+        """Return once the row is on disk. Raises `OSError` if that fails; the file is then unchanged."""
+        line = (json.dumps(row.to_dict()) + "\n").encode("ascii")
+        try:
+            written = 0
+            while written < len(line):
+                written += os.write(self._descriptor, line[written:])
+            os.fsync(self._descriptor)
+        except OSError:
+            os.ftruncate(self._descriptor, self._size)
+            raise
+        self._size += len(line)
+        self.rows.append(row)
+
+    def _read(self) -> list[Judgment]:
+        content = self.path.read_bytes()
+        complete_length = content.rfind(b"\n") + 1
+        try:
+            rows = read_judgments(self.path) if content.strip() else []
+        except FormatError as error:
+            if error.line != content.count(b"\n") + 1 or not _is_partial_row(content[complete_length:]):
+                raise
+            os.ftruncate(self._descriptor, complete_length)
+            return read_judgments(self.path) if complete_length else []
+        if complete_length < len(content):
+            os.write(self._descriptor, b"\n")
+        return rows
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    """Keep other servers away, if the system supports locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise InputError(
+            f"another server writes {path}", "give this one a file of its own: --preferences-file"
+        ) from error
+
+
+def _is_partial_row(line: bytes) -> bool:
+    """Return whether `line` is the beginning of a row that `PreferencesFile` wrote."""
+    if not line.startswith(b'{"judge": "'):
+        return False
+    try:
+        json.loads(line)
+    except ValueError:
+        return True
+    return False
+
+
+# --- routes ---
+
+_MAX_NAME_LENGTH = 100
+_MAX_SECONDS = 86_400.0
+_MAX_SESSIONS = 100
+"""In memory. Any other is restored from the rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeRequest:
+    judge: str = described(f"a name of 1 to {_MAX_NAME_LENGTH} letters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceRequest(JudgeRequest):
+    token: Any = described("the question's", None)
+    choice: Literal["left", "right", "tie"] = described("left, right or tie")
+    seconds: float | None = described("how long the question was on the screen", None, ge=0, strict=True)
+
+
+class JudgingRoutes:
+    """The routes of a study. Owns neither `store` nor `file`."""
+
+    def __init__(self, items: PairwiseItems, store: PassageSource, file: PreferencesFile) -> None:
+        self._identical = items.identical
+        self._store = store
+        self._file = file
+        self._session = lru_cache(_MAX_SESSIONS)(lambda name: JudgingSession(name, items, file.rows))
+        self._write_lock = asyncio.Lock()
+
+    def route_group(self) -> RouteGroup:
+        """Return the routes. Raises `MissingExtra`."""
+        routes = [
+            route("/judge/question", self._get_question),
+            route("/judge/choice", self._post_choice, "POST"),
+            route("/judge/undo", self._post_undo, "POST"),
+            route("/judge/judgments.jsonl", self._get_judgments),
+        ]
+        return RouteGroup("judge", routes, private_paths=frozenset({"/judge/judgments.jsonl"}))
+
+    async def _get_question(self, request: Request) -> Response:
+        return await self._state_response(self._find_session(validate(JudgeRequest, request.query_params)))
+
+    async def _post_choice(self, request: Request) -> Response:
+        body = validate(ChoiceRequest, await read_json(request))
+        session = self._find_session(body)
+        seconds = None if body.seconds is None else round(min(body.seconds, _MAX_SECONDS), 1)
+        async with self._write_lock:
+            item = session.items.get(body.token) if isinstance(body.token, str) else None
+            if item is None:
+                raise ApiError(409, "this is no longer asked: load the page again", "token")
+            previous = session.judgments.get(body.token)
+            if previous is None or previous.choice != body.choice:  # else it was sent twice
+                await self._store_judgment(session, item, body.choice, seconds)
+        return await self._state_response(session)
+
+    async def _post_undo(self, request: Request) -> Response:
+        session = self._find_session(validate(JudgeRequest, await read_json(request)))
+        async with self._write_lock:
+            item = session.last_judged()
+            if item is None:
+                raise ApiError(409, "there is nothing to take back")
+            await self._store_judgment(session, item, UNDONE, None)
+        return await self._state_response(session, item)
+
+    async def _get_judgments(self, request: Request) -> Response:
+        async with self._write_lock:
+            content = await asyncio.to_thread(self._file.path.read_bytes)
+        disposition = 'attachment; filename="judgments.jsonl"'
+        return response(content, 200, {"Content-Type": "application/jsonl", "Content-Disposition": disposition})
+
+    async def _state_response(self, session: JudgingSession, item: PairwiseItem | None = None) -> Response:
+        """Return a judge's progress and the next item: `item` or the first that is left."""
+        item = item or session.next_item()
+        try:
+            pair = await asyncio.to_thread(displayed_pair, item, session.name, self._store) if item else None
+        except (RankKError, OSError) as error:
+            if isinstance(error, OSError):
+                error = InputError(f"the documents cannot be read ({error.strerror})", "check that they still exist")
+            raise ApiError(500, "a passage cannot be read; whoever runs this server has been told why") from error
+        state = {
+            "judge": session.name,
+            "done": len(session.judgments),
+            "total": len(session.items),
+            "can_undo": bool(session.judgments),
+            "identical": self._identical,
+            "question": pair,
+        }
+        return json_response(state)
+
+    async def _store_judgment(
+        self, session: JudgingSession, item: PairwiseItem, choice: str, seconds: float | None
+    ) -> None:
+        """Return once the judgment is on disk, and counts."""
+        row = session.judgment(item, choice, seconds, datetime.now(UTC))
+        try:
+            await asyncio.to_thread(self._file.append, row)
+        except OSError as error:
+            cause = InputError(f"cannot write {self._file.path} ({error.strerror})", "judging continues once you can")
+            raise ApiError(507, "it could not be kept; whoever runs this server has been told why") from cause
+        session.apply(item, row)
+
+    def _find_session(self, request: JudgeRequest) -> JudgingSession:
+        name = request.judge.strip()
+        if not name or len(name) > _MAX_NAME_LENGTH or not name.isprintable():
+            raise invalid_field("judge", f"a name of 1 to {_MAX_NAME_LENGTH} letters is needed")
+        return self._session(name)
