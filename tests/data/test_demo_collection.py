@@ -38,7 +38,8 @@ PYENV_VERSIONS = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "v
 """Found at import: within a test HOME is another."""
 
 SUMMARY_PROGRAM = """
-import ast, json, sys, sysconfig, time
+import ast, json, sys, sysconfig, time, tomllib
+from importlib.resources import files
 from pathlib import Path
 begin = time.process_time()
 from rank_k.data.collections import demo
@@ -54,7 +55,8 @@ for place in (root.joinpath(*module.split(".")) for module in demo.SOURCE_MODULE
         if source.is_file():
             ast.parse(source.read_bytes())
 parsing = time.process_time() - begin
-listed = sum(len(entry['judgments']) for entry in demo._question_entries().values())
+questions = tomllib.loads(files("rank_k.data.collections").joinpath(demo.QUESTIONS_FILE).read_text(encoding="utf-8"))
+listed = sum(len(entry["judgments"]) for entry in questions.values())
 print(json.dumps({
     "release": list(sys.version_info[:3]), "passages": count, "seconds": seconds, "parsing": parsing,
     "listed": listed,

@@ -18,6 +18,7 @@ from rank_k.data.compression import open_compressed
 from rank_k.errors import FormatError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_UNENCODABLE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # the others stand for undecodable bytes
 
 
 def numbered_lines(path: Path, lines: Iterable[bytes], expected: str) -> Iterator[tuple[int, bytes]]:
@@ -73,11 +74,7 @@ def decode(field: bytes) -> str:
 
 def is_encodable(identifier: str) -> bool:
     """Return False for half a surrogate pair, which JSON can spell and no file can hold."""
-    try:
-        identifier.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return _UNENCODABLE.search(identifier) is None
 
 
 def replace_surrogates(text: str) -> str:

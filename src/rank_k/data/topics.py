@@ -53,7 +53,7 @@ def read_topics(path: Path, content: bytes) -> list[Topic]:
 
 
 def _read_classic_topics(path: Path, text: str) -> list[Topic]:
-    """Each tag has the text up to the next tag: a field's content, or blanks after `<top>` and closing tags."""
+    """Return the topics. Each tag has the text up to the next tag: a field's content, or blanks."""
 
     def error(position: int, problem: str) -> FormatError:
         return FormatError(path, text.count("\n", 0, position) + 1, problem, _CLASSIC_FORMAT)
@@ -113,7 +113,7 @@ class _Element:
 
 
 def _read_xml_topics(path: Path, content: bytes) -> list[Topic]:
-    """Every child of the root is a topic, its children are the fields, whatever they are called."""
+    """Return the topics: all children of the root. Their children are the fields, whatever their names are."""
     topics: list[Topic] = []
     open_elements: list[_Element] = []
     parser = expat.ParserCreate()

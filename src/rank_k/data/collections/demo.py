@@ -24,7 +24,7 @@ from importlib.resources import files
 from pathlib import Path
 from textwrap import dedent
 from types import FunctionType, MethodType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rank_k.data.cache_directory import cached_file
 from rank_k.data.collections.base import CollectionFiles
@@ -109,11 +109,12 @@ def load_questions() -> list[Question]:
     judged. Raises what `load_passages` raises.
     """
     passages_by_id = _passages_by_id()
+    content = files("rank_k.data.collections").joinpath(QUESTIONS_FILE).read_text(encoding="utf-8")
     questions = []
-    for index, (query_id, entry) in enumerate(_question_entries().items()):
+    for index, (query_id, entry) in enumerate(tomllib.loads(content).items()):
         judgments = {}
         for doc_id, value in entry["judgments"].items():
-            grade, *fingerprints = value.split()
+            grade, *fingerprints = value.split()  # of the texts that were judged
             if doc_id in passages_by_id and fingerprint(passages_by_id[doc_id].text) in fingerprints:
                 judgments[doc_id] = int(grade)
         questions.append(Question(Query(query_id, entry["text"]), judgments, index % FEATURED_EVERY == 0))
@@ -149,12 +150,6 @@ def load_python_docs() -> CollectionFiles:
         cached_file(f"{COLLECTION_NAME}/{digest}/{name}", lines) for name, lines in lines_by_name.items()
     )
     return CollectionFiles(documents, queries, qrels)
-
-
-@cache
-def _question_entries() -> dict[str, Any]:
-    """Return the content of the questions' file: `judgments` has a grade and the fingerprints of the judged texts."""
-    return tomllib.loads(files("rank_k.data.collections").joinpath(QUESTIONS_FILE).read_text(encoding="utf-8"))
 
 
 @cache

@@ -223,7 +223,7 @@ def _unavailable_error(name: str, part: str, error: Exception, records: Iterable
 
 
 def _attempted_urls(error: BaseException) -> Iterator[str]:
-    """The URLs that were tried."""
+    """Yield the URLs that were tried."""
     if (url := getattr(getattr(error, "request", None), "url", None)) is not None:
         yield str(url)
     for argument in error.args:
