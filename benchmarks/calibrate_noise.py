@@ -15,11 +15,12 @@ that of all judgments, as in trec_eval; means are over queries and ten judges (s
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
 from rank_k.data.trec import read_qrels, read_run
-from rank_k.models.simulated import PRESETS, Grades, Noise, with_sd
+from rank_k.models.simulated import PRESETS, Grades, Noise
 from rank_k.simulation.replay import ndcg, simulate
 from rank_k.strategies import make_strategy
 from rank_k.types import Run
@@ -65,8 +66,8 @@ def main() -> None:
         low, high = 0.1, 3.0  # quality falls as the error grows
         while high - low > 0.01:
             sd = (low + high) / 2
-            low, high = (sd, high) if fmean(qualities(with_sd(PRESETS[name], sd))) > target else (low, sd)
-        row(name, with_sd(PRESETS[name], round((low + high) / 2, 2)))
+            low, high = (sd, high) if fmean(qualities(replace(PRESETS[name], sd=sd))) > target else (low, sd)
+        row(name, replace(PRESETS[name], sd=round((low + high) / 2, 2)))
 
 
 if __name__ == "__main__":

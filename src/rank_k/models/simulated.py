@@ -1,14 +1,14 @@
-"""A judge made of judgments and noise: to test with, and to plan before paying.
+"""A simulated judge, made of judgments and noise: for tests, and for planning before paying for calls.
 
-It sees what a passage is worth as its grade plus three errors, and answers as a model would, with a trace,
-ties, and now and then a malformed answer:
+The perceived relevance of a passage is its grade plus three errors. The judge answers like a model: with a reasoning
+trace, with ties, and now and then with a malformed answer.
 
     persistent    of a passage for a query, the same in every call: repeating does not help against it
-    composition   of a pair of passages, so that who wins depends on who else is in the window
+    composition   of a pair of passages, so that the winner depends on the other passages of the window
     fresh         of a call, larger in larger windows
 
-plus what presentation does: a bonus for passages shown first, and passages in the middle seen less sharply.
-Every error is a function of ids and seed alone, so that two runs, and two strategies, meet the same judge.
+Presentation matters too: passages at the start have an advantage, and differences in the middle are perceived less.
+Every error is a function of ids and seed alone, so that all runs and all strategies meet the same judge.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, reduce
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial, reduce
 from hashlib import blake2b
 from operator import add
 from statistics import NormalDist, fmean
@@ -33,14 +33,20 @@ Grades = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """How a judge errs. Standard deviations and biases are in grades.
+    """The errors of a judge. Standard deviations and biases are in grades.
 
-    `sd`: of all errors of one look at one passage together; the shares say what part of its variance each of
-    the three has. `growth`: fresh error grows as (window / 20) to this power. `position_bias`: from the first
-    passage shown to the last. `middle`: how much of the differences is lost on passages in the middle.
-    `tie_gap`: closer than this is a tie. `malformed`: share of answers malformed at 20 passages (of these 40 %
-    hold no order, 40 % are cut short, 20 % forget ids), in proportion to the window. `query_spread`: sigma of
-    the lognormal factor by which queries differ in `sd`.
+    Attributes:
+        sd: Standard deviation of the sum of the three errors of one passage in one answer.
+        persistent: Share of the persistent error in its variance.
+        composition: Share of the composition error.
+        fresh: Share of the fresh error.
+        growth: The fresh error grows as (window / 20) to this power.
+        position_bias: Advantage of the passage presented first over the last.
+        middle: Fraction of the differences that is lost on passages in the middle.
+        tie_gap: Passages closer than this are tied.
+        malformed: Fraction of malformed answers at 20 passages; it is proportional to the window. Of these, 40% hold no
+            order, 40% are cut short, and 20% omit passages.
+        query_spread: Sigma of the lognormal factor by which queries differ in `sd`.
     """
 
     sd: float = 0.0
@@ -62,15 +68,24 @@ PRESETS = {
 }
 """`strong` errs like today's best reasoning models, `weak` like small ones.
 
-The shape of `strong` is the one whose strategies differ from each other as those of five language models did (the
-published comparison of BlitzRank, table 3); that of `weak` is an assumption. Their `sd` is what makes sliding
-windows of 20 with a stride of 10 over the published BM25 run of TREC DL 2019 reach nDCG@10 .727 and .62
+With the shape of `strong`, strategies differ from each other as they did with five language models (the published
+comparison of BlitzRank, table 3); the shape of `weak` is an assumption. Their `sd` is that at which sliding windows of
+20 with a stride of 10 over the published BM25 run of TREC DL 2019 reach nDCG@10 0.727 and 0.62
 (`benchmarks/calibrate_noise.py`).
 """
 
 
 class SimulatedModel:
-    """Ranks windows by `grades` with `noise`. Unjudged passages have grade 0. `seed` makes another judge."""
+    """A model that ranks windows by grades with noise.
+
+    Args:
+        grades: The judgments. Unjudged passages have grade 0.
+        noise: How the judge errs, or the name of a preset.
+        seed: Every seed is another judge.
+        context_length: The context length in tokens.
+    """
+
+    name = "simulated"
 
     def __init__(
         self, grades: Grades, noise: Noise | str = "none", *, seed: int = 0, context_length: int = 32_768
@@ -82,7 +97,6 @@ class SimulatedModel:
         self.capabilities = Capabilities()
         identity_json = json.dumps([grades, asdict(self.noise), seed], sort_keys=True)
         self.identity = f"simulated-{hashlib.sha256(identity_json.encode()).hexdigest()[:16]}"
-        self.name = "simulated"
 
     async def prepare(self) -> None:
         """Nothing to find out."""
@@ -110,7 +124,7 @@ class SimulatedModel:
         """Nothing to free."""
 
     def ranking_text(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> str:
-        """The text of the answer: `tiers` written down, or what a malformed answer makes of them."""
+        """Return the text of the answer: `tiers`, or a malformed version of it."""
         ranking = " > ".join(" = ".join(f"[{i + 1}]" for i in tier) for tier in self.tiers(query_id, doc_ids, sample))
         malformed_fraction = self._malformed_fraction(query_id, doc_ids, sample)
         if malformed_fraction is None:
@@ -123,46 +137,43 @@ class SimulatedModel:
         return " > ".join(listed_tiers)
 
     def is_well_formed(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> bool:
-        """Whether `ranking_text` is `tiers` written down."""
+        """Return whether `ranking_text` is exactly `tiers`."""
         return self._malformed_fraction(query_id, doc_ids, sample) is None
 
     def tiers(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> list[list[int]]:
-        """The order of the window as 0-based positions, best first, ties together."""
+        """Return the positions of the window (from 0) by perceived relevance, in tiers of tied passages."""
         return group_ties(self.perceived_relevance(query_id, doc_ids, sample), self.noise.tie_gap)
 
     def perceived_relevance(self, query_id: str, doc_ids: Sequence[str], sample: int = 0) -> list[float]:
-        """What each passage seems to be worth in that look, in grades."""
+        """Return the perceived relevance of each passage in one answer, in grades."""
         noise, size = self.noise, len(doc_ids)
         grades = self._grades.get(query_id, {})
         relevance = [float(grades.get(doc_id, 0)) for doc_id in doc_ids]
+        position = [i / max(size - 1, 1) for i in range(size)]
         if noise.middle and size > 2:
             mean = fmean(relevance)
             for i, value in enumerate(relevance):
-                centrality = 4 * (i / (size - 1)) * (1 - i / (size - 1))
+                centrality = 4 * position[i] * (1 - position[i])
                 relevance[i] = mean + (value - mean) * (1 - noise.middle * centrality)
         if noise.sd:
             errors = _query_errors(self._seed, query_id)
             sd = noise.sd * math.exp(noise.query_spread * errors.difficulty)
-            components: list[tuple[float, Iterable[float]]] = [
-                (sd * math.sqrt(noise.persistent), map(errors.persistent.__getitem__, doc_ids))
-            ]
-            if noise.composition:
-                components.append((sd * math.sqrt(noise.composition), errors.composition(doc_ids)))
-            growth = math.sqrt(noise.fresh) * (size / 20) ** noise.growth
-            if growth:
-                components.append((sd * growth, errors.fresh(doc_ids, sample)))
-            for scale, draws in components:
-                relevance = [value + scale * error for value, error in zip(relevance, draws, strict=True)]
-        if noise.position_bias and size > 1:
-            relevance = [value - noise.position_bias * i / (size - 1) for i, value in enumerate(relevance)]
-        return relevance
+            for scale, draw in (
+                (math.sqrt(noise.persistent), errors.persistent),
+                (math.sqrt(noise.composition), errors.composition),
+                (math.sqrt(noise.fresh) * (size / 20) ** noise.growth, partial(errors.fresh, sample)),
+            ):
+                if scale:
+                    draws = zip(relevance, draw(doc_ids), strict=True)
+                    relevance = [value + sd * scale * error for value, error in draws]
+        return [value - noise.position_bias * place for value, place in zip(relevance, position, strict=True)]
 
     def _malformed_fraction(self, query_id: str, doc_ids: Sequence[str], sample: int) -> float | None:
-        """None for an answer that is well formed, else a number from 0 to 1 that says in what way it is not."""
+        """Return None for a well-formed answer, else a number from 0 to 1 that decides how it is malformed."""
         chance = self.noise.malformed * len(doc_ids) / 20
         if not chance:
             return None
-        draw = _uniform(_join_names(str(self._seed), "malformed", query_id, str(sample), *doc_ids))
+        draw = _uniform(_join(self._seed, "malformed", query_id, sample, *doc_ids))
         return None if draw >= chance else draw / chance
 
 
@@ -178,91 +189,71 @@ def group_ties(relevance: Sequence[float], tie_gap: float) -> list[list[int]]:
 
 
 class _QueryErrors:
-    """All that one query's passages can meet before the judges of one seed: draws of mean 0 and variance 1.
+    """The errors of one query before the judges of one seed: draws of mean 0 and variance 1.
 
-    `level`: of the query. `persistent`: by passage. Those that other calls will meet again are kept.
+    `difficulty` is that of the query. Persistent errors and those of pairs are kept, since other calls need them again.
     """
 
     def __init__(self, seed: int, query_id: str) -> None:
-        self.difficulty = _normal(_join_names(str(seed), "query", query_id))
-        self.persistent = _PersistentErrors(_join_names(str(seed), "doc", query_id, ""))
-        self._pair_prefix = _join_names(str(seed), "pair", query_id, "")
-        self._call_prefix = _join_names(str(seed), "call", query_id, "")
-        self._composition_errors: dict[str, _CompositionErrors] = {}
+        self.difficulty = _normal(_join(seed, "query", query_id))
+        self._doc_key, self._pair_key, self._call_key = (
+            _join(seed, kind, query_id, "") for kind in ("doc", "pair", "call")
+        )
+        self._persistent: dict[str, float] = {}
+        self._pairs: dict[str, dict[str, float]] = {}
+
+    def persistent(self, doc_ids: Sequence[str]) -> list[float]:
+        """Return the error of each passage that is the same in every call."""
+        for doc_id in doc_ids:
+            if doc_id not in self._persistent:
+                self._persistent[doc_id] = _normal(self._doc_key + doc_id)
+        return [self._persistent[doc_id] for doc_id in doc_ids]
 
     def composition(self, doc_ids: Sequence[str]) -> list[float]:
-        """The error that the others in the window cause to each: antisymmetric in pairs."""
-        errors_by_doc = self._composition_errors
-        for doc_id in doc_ids:
-            if doc_id not in errors_by_doc:
-                errors_by_doc[doc_id] = _CompositionErrors(doc_id, errors_by_doc, self._pair_prefix)
+        """Return the error that the others in the window cause to each. What one of a pair gains, the other loses."""
         scale = math.sqrt(max(len(doc_ids) - 1, 1))
-        # added one by one: sum() rounds differently in newer Pythons
-        return [reduce(add, map(errors_by_doc[doc_id].__getitem__, doc_ids), 0.0) / scale for doc_id in doc_ids]
+        errors = []
+        for doc_id in doc_ids:
+            pairs = self._pairs.setdefault(doc_id, {doc_id: 0.0})
+            for other_id in doc_ids:
+                if other_id not in pairs:
+                    low, high = (doc_id, other_id) if doc_id < other_id else (other_id, doc_id)
+                    error = _normal(self._pair_key + low + _SEPARATOR + high)
+                    self._pairs.setdefault(low, {low: 0.0})[high] = -error
+                    self._pairs.setdefault(high, {high: 0.0})[low] = error
+            # Added one by one, because sum() rounds differently in newer versions of Python.
+            errors.append(reduce(add, map(pairs.__getitem__, doc_ids), 0.0) / scale)
+        return errors
 
-    def fresh(self, doc_ids: Sequence[str], sample: int) -> list[float]:
-        """Of one call, which no other has."""
-        call_key = _join_names("", str(sample), *doc_ids)
-        return [_normal(self._call_prefix + _join_names(doc_id) + call_key) for doc_id in doc_ids]
-
-
-class _PersistentErrors(dict[str, float]):
-    """By passage; drawn when first asked for."""
-
-    def __init__(self, prefix: bytes) -> None:
-        self._prefix = prefix
-
-    def __missing__(self, doc_id: str) -> float:
-        error = self[doc_id] = _normal(self._prefix + _join_names(doc_id))
-        return error
-
-
-class _CompositionErrors(dict[str, float]):
-    """What the company of each other passage adds to one passage; what it gains, the other loses."""
-
-    def __init__(self, doc_id: str, errors_by_doc: dict[str, _CompositionErrors], prefix: bytes) -> None:
-        self._doc_id, self._errors_by_doc = doc_id, errors_by_doc
-        self._encoded_id = _join_names(doc_id)
-        self._lower_id_prefix = prefix + self._encoded_id + _SEPARATOR
-        self[doc_id] = 0.0
-
-    def __missing__(self, other_id: str) -> float:
-        other = self._errors_by_doc[other_id]
-        has_lower_id = self._doc_id < other_id
-        error = _normal(
-            self._lower_id_prefix + other._encoded_id if has_lower_id else other._lower_id_prefix + self._encoded_id
-        )
-        self[other_id] = -error if has_lower_id else error
-        other[self._doc_id] = -self[other_id]
-        return self[other_id]
+    def fresh(self, sample: int, doc_ids: Sequence[str]) -> list[float]:
+        """Return the error of each passage that only this call has."""
+        call = _join("", sample, *doc_ids)
+        return [_normal(self._call_key + doc_id + call) for doc_id in doc_ids]
 
 
 @lru_cache(maxsize=8)
 def _query_errors(seed: int, query_id: str) -> _QueryErrors:
-    """Kept for the last few queries: a strategy, and others after it, come back to the same passages."""
+    """Return the errors of a query. Those of the last few queries are kept for the next window or strategy."""
     return _QueryErrors(seed, query_id)
 
 
-_SEPARATOR = b"\x1f"
+_SEPARATOR = "\x1f"
 
 
-def _join_names(*names: str) -> bytes:
-    return "\x1f".join(names).encode("utf-8", "surrogateescape")
+def _join(*names: str | int) -> str:
+    return _SEPARATOR.join(map(str, names))
 
 
-def _uniform(key: bytes) -> float:
-    """A number in (0, 1) that depends on `key` alone."""
-    return (int.from_bytes(blake2b(key, digest_size=8).digest(), "big") + 0.5) * 2.0**-64
+def _uniform(key: str) -> float:
+    """Return a number in (0, 1) that depends on `key` alone."""
+    digest = blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") + 0.5) * 2.0**-64
 
 
 _inverse_normal_cdf = NormalDist().inv_cdf
 
 
-def _normal(key: bytes) -> float:
+def _normal(key: str) -> float:
+    """Return a draw from the standard normal distribution that depends on `key` alone."""
     draw = _uniform(key)
     return _inverse_normal_cdf(draw if 1e-12 < draw < 1 - 1e-12 else min(max(draw, 1e-12), 1 - 1e-12))
-
-
-def with_sd(noise: Noise, sd: float) -> Noise:
-    """`noise` at another level."""
-    return replace(noise, sd=sd)
