@@ -24,7 +24,7 @@ MODULES_OF_EXTRA = {
     "serve": ("prometheus_client", "pydantic", "sse_starlette", "starlette", "uvicorn"),
     "tokens": ("tokenizers",),
     "mcp": ("anyio", "mcp", "prometheus_client", "pydantic", "sse_starlette", "starlette", "uvicorn"),
-    "train": ("accelerate", "datasets", "gguf", "peft", "safetensors", "torch", "transformers", "trl"),
+    "train": ("accelerate", "datasets", "gguf", "jinja2", "peft", "safetensors", "torch", "transformers", "trl"),
 }
 """The modules that each extra of `pyproject.toml` installs (a test compares the two). If several extras install a
 module, error messages name the first."""

@@ -12,12 +12,13 @@ import pytest
 
 from rank_k.data.toml_tables import TableReader, read_toml
 from rank_k.errors import FormatError, InputError
+from rank_k.options import number, option
 
 
 @dataclass(frozen=True)
 class Fruit:
     name: str
-    weight: float = 1.0
+    weight: float = option(1.0, "weight in kilograms", number(exclusive=True))
     file: Path | None = None
 
 
@@ -90,6 +91,7 @@ def test_read_converts_nested_tables() -> None:
         ("title = 'x'\nfruit = 1", "fruit = 1; expected a list"),
         ("title = 'x'\nfruit = [1]", r"fruit\[0\] = 1; expected a table"),
         ("title = 'x'\n[[fruit]]\nname = 'a'\nweight = '2'", r"fruit\[0\]\.weight = '2'; expected a number"),
+        ("title = 'x'\n[[fruit]]\nname = 'a'\nweight = -2", r"fruit\[0\]\.weight = -2; expected a number above 0"),
         ("title = 'x'\nfruit = []\nfull = 1", "full = 1; expected true or false"),
         ("title = 'x'\nfruit = []\nlimit = true", "limit = True; expected a whole number"),
         ("title = 'x'\nfruit = []\nlimit = 1.5", "limit = 1.5; expected a whole number"),

@@ -11,8 +11,7 @@ import pytest
 
 from rank_k.cli import main as rank_k
 from rank_k.distill.base_model import load_base
-from rank_k.distill.export import export_gguf, export_merged
-from rank_k.distill.model_card import render_card
+from rank_k.distill.export import export_gguf, export_merged, render_card
 from rank_k.distill.recipes import read_recipe
 from rank_k.distill.train import TrainingRun, train
 from rank_k.distill.training_examples import build_examples
@@ -83,24 +82,22 @@ def test_export_gguf_matches_transformers_in_llama_cpp(
     for student in (lora_student, full_student):
         expected = next_token_log_probabilities(*merged_model(student, tmp_path / f"merged-{student.parent.name}"))
         full_model = export_gguf(student, tmp_path / f"{student.parent.name}.gguf")
-        assert agree_within(expected, llama_cpp_log_probabilities(full_model.gguf), 0.05)
+        assert agree_within(expected, llama_cpp_log_probabilities(full_model), 0.05)
         assert not agree_within(expected, base_tokens, 0.05), "training changed nothing that shows"
     eight_bit = export_gguf(full_student, tmp_path / "eight.gguf", quantization="Q8_0")
     four_bit = export_gguf(full_student, tmp_path / "four.gguf", quantization="Q4_0")
-    assert agree_within(expected, llama_cpp_log_probabilities(eight_bit.gguf), 0.3)
-    assert four_bit.size < eight_bit.size < full_model.size
+    assert agree_within(expected, llama_cpp_log_probabilities(eight_bit), 0.3)
+    assert four_bit.stat().st_size < eight_bit.stat().st_size < full_model.stat().st_size
 
 
 def test_export_gguf_adapter_matches_full_weights(lora_student: Path, tiny_gguf: Path, tmp_path: Path) -> None:
     full_model = export_gguf(lora_student, tmp_path / "whole.gguf")
     adapter = export_gguf(lora_student, tmp_path / "adapter.gguf", adapter=True)
-    assert adapter.size < 100_000 < full_model.size
-    assert agree_within(
-        llama_cpp_log_probabilities(full_model.gguf), llama_cpp_log_probabilities(tiny_gguf, adapter.gguf), 0.02
-    )
-    adapter_student = find_student(adapter.gguf)
+    assert adapter.stat().st_size < 100_000 < full_model.stat().st_size
+    assert agree_within(llama_cpp_log_probabilities(full_model), llama_cpp_log_probabilities(tiny_gguf, adapter), 0.02)
+    adapter_student = find_student(adapter)
     assert adapter_student is not None
-    assert (adapter_student.adapter, adapter_student.weights.path) == (adapter.gguf, tiny_gguf)
+    assert (adapter_student.adapter, adapter_student.weights.path) == (adapter, tiny_gguf)
 
 
 def copy_run_with_options(run: Path, student: Path, **options: str) -> dict[str, Any]:
@@ -116,7 +113,7 @@ def test_export_gguf_keeps_combined_method_for_adapters_only(lora_student: Path,
     student = tmp_path / "student"
     copy_run_with_options(lora_student, student, method="combined")
     for adapter, method in ((True, "combined"), (False, "listwise")):
-        exported_student = find_student(export_gguf(student, tmp_path / f"{method}.gguf", adapter=adapter).gguf)
+        exported_student = find_student(export_gguf(student, tmp_path / f"{method}.gguf", adapter=adapter))
         assert exported_student is not None
         assert exported_student.asking["method"] == method
 
@@ -125,7 +122,7 @@ def test_export_gguf_uses_the_stored_prompt_and_base_checksum(lora_student: Path
     """Whatever became of the prompt's file and of the weights since."""
     student = tmp_path / "student"
     metadata = copy_run_with_options(lora_student, student, prompt="no-longer-there.txt")
-    exported_student = find_student(export_gguf(student, adapter=True).gguf)
+    exported_student = find_student(export_gguf(student, adapter=True))
     assert exported_student is not None
     assert template_of_student("s", exported_student.prompt).messages("q", ["a", "b"]) == read_template(
         "compact"
@@ -147,14 +144,14 @@ def test_export_gguf_round_trips_weights(full_student: Path, tmp_path: Path) -> 
     from safetensors.torch import load_file
 
     full_model = export_gguf(full_student, tmp_path / "whole.gguf")
-    loaded = load_base(str(full_model.gguf), bf16=False).model.state_dict()
+    loaded = load_base(str(full_model), bf16=False).model.state_dict()
     for name, values in load_file(str(full_student / "trained" / "model.safetensors")).items():
         assert torch.allclose(loaded[name], values.float(), atol=2e-3), name
 
 
 def test_export_gguf_writes_a_card_with_provenance(lora_student: Path, tmp_path: Path) -> None:
     exported = export_gguf(lora_student, tmp_path / "student.gguf", adapter=True)
-    text = exported.card.read_text(encoding="utf-8")
+    text = exported.with_suffix(".md").read_text(encoding="utf-8")
     assert "| made up | 8 | CC0 |" in text
     assert "LoRA of rank 4, 8 steps of 2 rows" in text
     assert "| 8 | " in text

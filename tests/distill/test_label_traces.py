@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rank_k.distill.label_traces import LabelTrace, corrupt_labels, parse_label_trace, ranking_from_labels
-from rank_k.distill.labels_teacher import reasoning_and_ranking
+from rank_k.distill.label_traces import LabelTrace, corrupt_labels, parse_label_trace
 from rank_k.window.parsing import parse_ranking
 from tests.support.waiting import cpu_seconds
 
@@ -23,14 +22,18 @@ def make_trace(labels: tuple[int, ...]) -> LabelTrace:
 
 
 def test_label_trace_text_has_the_documented_form() -> None:
+    assert make_trace((0, 2, 1)).reasoning == "[1] no\n[2] yes\n[3] partly"
+    assert [make_trace(labels).ranking for labels in ((0, 2, 1), (0, 0, 2, 2), (0, 0))] == [
+        "[2] > [3] > [1]",
+        "[3] = [4] > [1] = [2]",
+        "[1] = [2]",
+    ]
     assert make_trace((0, 2, 0)).text == "<think>\n[1] no\n[2] yes\n[3] no\n</think>\n\n[2] > [1] = [3]"
 
 
 @given(label_lists)
-def test_parse_label_trace_reads_labels_teacher_output(labels: tuple[int, ...]) -> None:
-    reasoning, ranking = reasoning_and_ranking(labels)
-    trace = parse_label_trace(f"<think>\n{reasoning}\n</think>\n\n{ranking}", WORDS)
-    assert trace == make_trace(labels)
+def test_parse_label_trace_reads_its_own_text(labels: tuple[int, ...]) -> None:
+    assert parse_label_trace(make_trace(labels).text, WORDS) == make_trace(labels)
 
 
 @given(label_lists)
@@ -78,7 +81,7 @@ def test_parse_label_trace_takes_linear_time() -> None:
 def test_corrupt_labels_changes_shown_labels_only(labels: tuple[int, ...], chance: float, seed: int) -> None:
     corrupted = corrupt_labels(make_trace(labels), chance, Random(seed))
     assert corrupted.target_labels == labels
-    assert ranking_from_labels(corrupted.shown_labels) in corrupted.text
+    assert corrupted.ranking == make_trace(corrupted.shown_labels).ranking
     assert parse_label_trace(corrupted.text, WORDS) == make_trace(corrupted.shown_labels)
 
 

@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rank_k.distill.candidate_sets import CandidateSet
-from rank_k.distill.labels_teacher import LabelsTeacher, label_of_grade, max_grade_by_source, reasoning_and_ranking
+from rank_k.distill.labels_teacher import LabelsTeacher, label_of_grade, max_grade_by_source
 from rank_k.distill.trace import MAX_SET_SIZE, SINGLE_WINDOW, ActiveSets, trace_sets
 from rank_k.errors import InputError
 from rank_k.models.mock import ScriptedModel
 from rank_k.reranker import Reranker
 from rank_k.types import Candidate, Passage, Query
-from rank_k.window.parsing import parse_ranking
 from rank_k.window.prompt import BUILTIN_TEMPLATES, read_template
 
 
@@ -39,26 +36,6 @@ def make_set(grades: Sequence[int | None], query: str = "what moves the tides?",
 )
 def test_label_of_grade_maps_grades_to_labels(grade: int, max_grade: int, label: int) -> None:
     assert label_of_grade(grade, max_grade) == label
-
-
-def test_reasoning_and_ranking_by_hand() -> None:
-    assert reasoning_and_ranking([0, 2, 1]) == ("[1] no\n[2] yes\n[3] partly", "[2] > [3] > [1]")
-    assert reasoning_and_ranking([0, 0, 2, 2]) == ("[1] no\n[2] no\n[3] yes\n[4] yes", "[3] = [4] > [1] = [2]")
-    assert reasoning_and_ranking([0, 0])[1] == "[1] = [2]"
-
-
-@given(st.lists(st.integers(0, 2), min_size=2, max_size=30))
-def test_reasoning_and_ranking_orders_passages_by_label(labels: list[int]) -> None:
-    reasoning, ranking = reasoning_and_ranking(labels)
-    answer = parse_ranking(ranking, len(labels), reasoning=reasoning, finish_reason="stop")
-    assert (answer.is_valid, answer.repairs, len(answer.ranked_numbers)) == (True, {}, len(labels))
-    assert [{labels[i - 1] for i in tier} for tier in answer.tiers] == [
-        {label} for label in (2, 1, 0) if label in labels
-    ]
-    assert all(list(tier) == sorted(tier) for tier in answer.tiers)
-    assert [line.split() for line in reasoning.splitlines()] == [
-        [f"[{n}]", ("no", "partly", "yes")[label]] for n, label in enumerate(labels, 1)
-    ]
 
 
 def test_max_grade_by_source_is_per_collection() -> None:

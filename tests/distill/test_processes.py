@@ -7,16 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rank_k.distill.base_model import load_base
-from rank_k.distill.export import export_merged, read_run_metadata
-from rank_k.distill.model_card import render_card
+from rank_k.distill.export import export_merged, render_card
 from rank_k.distill.recipes import RECIPES_FOLDER
-from rank_k.distill.training_log import TrainingClock
+from rank_k.distill.run_folder import TrainingClock, read_run_metadata
 from tests.support.tiny_model import LAYERS, recipe_text, rows, write_rows, write_tiny_gguf
 from tests.support.waiting import LONG_PATIENCE
 
@@ -25,11 +25,15 @@ torch = pytest.importorskip("torch", reason="pip install 'rank-k[train]'")
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore")]
 
 
-def test_training_clock_uses_the_first_process_time() -> None:
-    broadcast_values = iter([5.0, 7.5])
-    clock = TrainingClock(2.0, 10.0, lambda local_seconds: next(broadcast_values))
+def replace_first(value: float, values: list[float]) -> None:
+    values[0] = value
+
+
+def test_training_clock_uses_the_first_process_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = TrainingClock(2.0, 10.0)
     assert (clock.seconds, clock.elapsed_share) == (2.0, 0.2)
     for seconds in (5.0, 7.5):
+        monkeypatch.setattr("accelerate.utils.broadcast_object_list", partial(replace_first, seconds))
         clock.tick()
         assert (clock.seconds, clock.elapsed_share) == (seconds, seconds / 10)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from rank_k.cli import main
 from rank_k.data.corpus_index import CorpusIndex, open_corpus_index
 from rank_k.distill.candidate_sets import (
     CandidateSet,
-    CandidateSetAppender,
     encode_json_line,
     read_candidate_sets,
     read_license,
@@ -32,16 +32,18 @@ from rank_k.distill.near_duplicates import (
 from rank_k.distill.sample import Sampler, Sampling, draw_set, write_samples
 from rank_k.errors import FormatError, InputError
 from rank_k.retrieval.fusion import RRF_K, FusedRuns, reciprocal_rank_fusion
-from rank_k.types import Candidate, Query
+from rank_k.types import Candidate, Passage, PassageSource, Query
 from tests.support.commands import run_command
 
 RANKING = [f"d{rank}" for rank in range(1, 51)]
 doc_id_lists = st.lists(st.sampled_from(RANKING), unique=True)
 
 
-class Rankings(dict[str, list[str]]):
-    def ranking(self, query_id: str) -> Sequence[str]:
-        return self.get(query_id, ())
+class NoTexts:
+    """A corpus of empty passages."""
+
+    def get(self, doc_id: str, query_id: str | None = None) -> Passage:
+        return Passage(doc_id, "")
 
 
 # --- fusing ----------------------------------------------------------------------------------------
@@ -172,9 +174,13 @@ def test_sampling_rejects_invalid_values(options: dict[str, Any]) -> None:
 QUERIES = {f"q{n}": Query(f"q{n}", f"what of {n} and {n * 7}") for n in range(30)}
 
 
-def make_sampler(queries: Mapping[str, Query] = QUERIES, **options: Any) -> Sampler:
-    rankings = Rankings(dict.fromkeys(queries, RANKING))
-    return Sampler(rankings, queries, Sampling(**options), "source")
+def make_sampler(
+    queries: Mapping[str, Query] = QUERIES,
+    store: PassageSource = NoTexts(),  # noqa: B008
+    license: str | None = None,
+    **options: Any,
+) -> Sampler:
+    return Sampler(lambda query_id: RANKING, queries, store, Sampling(**options), "source", license)
 
 
 def test_sampler_sets_do_not_depend_on_other_queries() -> None:
@@ -182,7 +188,7 @@ def test_sampler_sets_do_not_depend_on_other_queries() -> None:
     after = {sampled.set_id: sampled for sampled in make_sampler({**QUERIES, "new": Query("new", "x")}).sample_sets()}
     assert len(before) == 60
     assert before.items() < after.items()
-    assert {after[name].query.query_id for name in after.keys() - before.keys()} == {"new"}
+    assert {after[name].query_id for name in after.keys() - before.keys()} == {"new"}
 
 
 def test_sampler_extends_the_same_order_and_depends_on_the_seed() -> None:
@@ -201,7 +207,10 @@ def test_sampler_counts_skipped_queries_and_sets() -> None:
     }
     excluded = NearDuplicateIndex(CONTAMINATION_SIMILARITY)
     excluded.add("who was ada  lovelace", "evaluation")
-    excluding_sampler = Sampler(Rankings(a=RANKING, b=RANKING[:10]), queries, Sampling(), "s", None, excluded)
+    rankings = {"a": RANKING, "b": RANKING[:10]}
+    excluding_sampler = Sampler(
+        lambda query_id: rankings.get(query_id, ()), queries, NoTexts(), Sampling(), "s", excluded_queries=excluded
+    )
     assert len(list(excluding_sampler.sample_sets())) == 1
     assert excluding_sampler.counts == Counter(
         contaminated=1, not_ranked=1, too_few=1, queries=1, sets=1, passages=10
@@ -219,51 +228,65 @@ def store(tmp_path: Path) -> Iterator[CorpusIndex]:
         yield index
 
 
-def test_write_samples_resumes_to_identical_bytes(tmp_path: Path, store: CorpusIndex) -> None:
+def test_write_samples_continues_a_file_of_fewer_sets(tmp_path: Path, store: CorpusIndex) -> None:
     output = tmp_path / "sets.jsonl"
-    assert write_samples(make_sampler(), store, output, 3, "CC0") == 0
+    assert write_samples(make_sampler(store=store, license="CC0"), output, 3) == 0
     content = output.read_bytes()
     rows = list(read_candidate_sets(output))
     assert len(rows) == 6
     assert all(row.passages == tuple(f"text é of {doc_id}" for doc_id in row.doc_ids) for row in rows)
-    for length in {*range(0, len(content), 997), len(content) - 1, len(content)}:
-        output.write_bytes(content[:length])
-        assert write_samples(make_sampler(), store, output, 3, "CC0") == content[:length].count(b"\n")
+    lines = content.splitlines(keepends=True)
+    for count in range(7):
+        output.write_bytes(b"".join(lines[:count]))
+        assert write_samples(make_sampler(store=store, license="CC0"), output, 3) == count
         assert output.read_bytes() == content
+
+
+def test_write_samples_writes_no_incomplete_file(tmp_path: Path, store: CorpusIndex) -> None:
+    class Interrupted(NoTexts):
+        def get(self, doc_id: str, query_id: str | None = None) -> Passage:
+            if query_id not in first_queries:
+                raise KeyboardInterrupt
+            return store.get(doc_id, query_id)
+
+    output = tmp_path / "sets.jsonl"
+    write_samples(make_sampler(store=store), output, 2)
+    content = output.read_bytes()
+    first_queries = {row.query_id for row in read_candidate_sets(output)}
+    with pytest.raises(KeyboardInterrupt):
+        write_samples(make_sampler(store=Interrupted()), output, 3)
+    assert output.read_bytes() == content
+    assert write_samples(make_sampler(store=store), output, 3) == 4
 
 
 def test_write_samples_rejects_sets_made_with_other_options(tmp_path: Path, store: CorpusIndex) -> None:
     output = tmp_path / "sets.jsonl"
-    write_samples(make_sampler(), store, output, 3)
+    write_samples(make_sampler(store=store), output, 3)
     content = output.read_bytes()
-    with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(source/.* does\)"):
-        write_samples(make_sampler(seed=1), store, output, 3)
-    with pytest.raises(InputError, match=r"sets\.jsonl:5: .* \(nothing more does\)"):
-        write_samples(make_sampler(), store, output, 2)
-    judged_sampler = make_sampler()
+    with pytest.raises(InputError, match=r"sets\.jsonl:1: the set source/.* differs .* \(set_id, query_id, "):
+        write_samples(make_sampler(store=store, seed=1), output, 3)
+    with pytest.raises(InputError, match=r"sets\.jsonl:5: the set source/.* differs"):
+        write_samples(make_sampler(store=store), output, 2)
+    judged_sampler = make_sampler(store=store)
     judged_sampler.grades = {query_id: {"d1": 1} for query_id in QUERIES}
-    with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another grades\)"):
-        write_samples(judged_sampler, store, output, 3)
-    with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another license\)"):
-        write_samples(make_sampler(), store, output, 3, "CC0")
-    changed_corpus = tmp_path / "changed.jsonl"
-    changed_corpus.write_text(
-        "".join(f'{{"_id": "{doc_id}", "text": "another"}}\n' for doc_id in RANKING), encoding="utf-8"
-    )
-    with (
-        pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(another passages\)"),
-        closing(open_corpus_index(changed_corpus)) as changed_index,
-    ):
-        write_samples(make_sampler(), changed_index, output, 3)
+    with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(grades\)"):
+        write_samples(judged_sampler, output, 3)
+    with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(license\)"):
+        write_samples(make_sampler(store=store, license="CC0"), output, 3)
+    with pytest.raises(InputError, match=r"sets\.jsonl:1: .* \(passages\)"):
+        write_samples(make_sampler(), output, 3)
     assert output.read_bytes() == content
 
 
-@pytest.mark.parametrize("content", [b"\x1f\x8b compressed\nand more", b"q1 Q0 d1 1 1.0 bm25\nq1 Q0", b'{"_id": "d1"}'])
+@pytest.mark.parametrize(
+    "content",
+    [b"\x1f\x8b compressed\nand more", b"q1 Q0 d1 1 1.0 bm25\nq1 Q0", b'{"_id": "d1"}', b"{}"],
+)
 def test_write_samples_leaves_other_files_unchanged(tmp_path: Path, store: CorpusIndex, content: bytes) -> None:
     output = tmp_path / "mine"
     output.write_bytes(content)
-    with pytest.raises(FormatError, match=r"mine:1: .* expected a file of sets to go on with"):
-        write_samples(make_sampler(), store, output, 3)
+    with pytest.raises(InputError, match=r"mine\b"):
+        write_samples(make_sampler(store=store), output, 3)
     assert output.read_bytes() == content
 
 
@@ -275,11 +298,9 @@ def test_read_candidate_sets_round_trips(
     tmp_path_factory: pytest.TempPathFactory, passages_by_id: list[tuple[str, str]], text: str, license: str | None
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "one.jsonl"
-    path.unlink(missing_ok=True)
     doc_ids, passages = zip(*passages_by_id, strict=True)
     candidate_set = CandidateSet("set", "q\udcff", text, doc_ids, passages, {doc_ids[0]: 2}, "source", license)
-    with CandidateSetAppender(path) as file:
-        file.write(candidate_set)
+    path.write_bytes(encode_json_line(asdict(candidate_set)))
     assert list(read_candidate_sets(path)) == [candidate_set]
 
 

@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 
 from rank_k.cli import main
 from rank_k.distill.near_duplicates import CONTAMINATION_SIMILARITY, NearDuplicateIndex
-from rank_k.distill.select import RULES, Selector, Trace, group_samples, is_heldout, ndcg, parse_sample, trace_qualities
+from rank_k.distill.select import (
+    RULES,
+    Selector,
+    Trace,
+    apply_rule,
+    group_samples,
+    is_heldout,
+    parse_sample,
+    tier_ndcg,
+    trace_qualities,
+)
 from rank_k.evaluation.measures import evaluate
 from rank_k.journal import Call, Journal, WindowRecord
 from rank_k.types import Candidate, Response, Window
@@ -83,8 +93,8 @@ grade_lists = st.lists(st.integers(-1, 4), min_size=1, max_size=20)
 
 
 @given(grade_lists)
-def test_ndcg_without_ties_equals_evaluation(grades_in_order: list[int]) -> None:
-    ndcg_value = ndcg([[grade] for grade in grades_in_order])
+def test_tier_ndcg_without_ties_equals_evaluation(grades_in_order: list[int]) -> None:
+    ndcg_value = tier_ndcg([[grade] for grade in grades_in_order])
     qrels = {"q": {f"d{n}": grade for n, grade in enumerate(grades_in_order)}}
     run = {"q": [Candidate(f"d{n}", -float(n)) for n in range(len(grades_in_order))]}
     evaluated = evaluate(qrels, run, ["nDCG@10"]).means["nDCG@10"]
@@ -92,14 +102,14 @@ def test_ndcg_without_ties_equals_evaluation(grades_in_order: list[int]) -> None
 
 
 @given(st.lists(grade_lists, min_size=1, max_size=4), st.randoms(use_true_random=False))
-def test_ndcg_of_ties_is_the_mean_over_tie_breaks(tiers: list[list[int]], random: Random) -> None:
-    expected = ndcg(tiers)
-    assert ndcg([random.sample(tier, len(tier)) for tier in tiers]) == pytest.approx(expected)
+def test_tier_ndcg_of_ties_is_the_mean_over_tie_breaks(tiers: list[list[int]], random: Random) -> None:
+    expected = tier_ndcg(tiers)
+    assert tier_ndcg([random.sample(tier, len(tier)) for tier in tiers]) == pytest.approx(expected)
     if expected is not None and len(tiers) == 2 and max(map(len, tiers)) <= 3:
         from itertools import permutations
 
         ndcgs = [
-            ndcg([[grade] for grade in (*first_tier, *second_tier)])
+            tier_ndcg([[grade] for grade in (*first_tier, *second_tier)])
             for first_tier in permutations(tiers[0])
             for second_tier in permutations(tiers[1])
         ]
@@ -127,21 +137,22 @@ trace_values = st.lists(st.tuples(st.integers(0, 50), st.sampled_from([0.2, 0.5,
 def test_rules_select_the_documented_traces(pairs: list[tuple[int, float]]) -> None:
     traces = [make_trace(length, quality) for length, quality in pairs]
     qualities = [quality for _, quality in pairs]
-    selected_by_rule = {name: rule(traces, qualities) for name, rule in RULES.items()}
-    assert selected_by_rule["all"] == list(range(len(pairs)))
-    assert selected_by_rule["paper"] == [0]
+    selected_by_rule = {rule: apply_rule(rule, traces) for rule in RULES}
+    assert selected_by_rule["all"] == traces
+    assert selected_by_rule["paper"] == traces[:1]
     (best,) = selected_by_rule["best"]
-    assert qualities[best] == max(qualities)
-    assert pairs[best][0] == min(length for length, quality in pairs if quality == max(qualities))
+    assert best.ndcg == max(qualities)
+    assert best.reasoning_tokens == min(length for length, quality in pairs if quality == max(qualities))
     mean_length, mean_quality = sum(length for length, _ in pairs) / len(pairs), sum(qualities) / len(pairs)
     short_enough = [length for length, quality in pairs if quality >= mean_quality - 1e-9 and length < mean_length]
-    assert [pairs[i][0] for i in selected_by_rule["short"]] == ([min(short_enough)] if short_enough else [])
-    assert all(qualities[i] >= mean_quality - 1e-9 for i in selected_by_rule["short"])
+    assert [trace.reasoning_tokens for trace in selected_by_rule["short"]] == sorted(short_enough)[:1]
+    assert all((trace.ndcg or 0) >= mean_quality - 1e-9 for trace in selected_by_rule["short"])
 
 
 def test_short_rule_selects_nothing_from_equal_traces() -> None:
-    assert RULES["short"]([make_trace(10, 0.1)] * 3, [0.1] * 3) == []
-    assert RULES["short"]([make_trace(10, 0.1), make_trace(9, 0.1), make_trace(11, 0.1)], [0.1] * 3) == [1]
+    assert apply_rule("short", [make_trace(10, 0.1)] * 3) == []
+    traces = [make_trace(length, 0.1) for length in (10, 9, 11)]
+    assert apply_rule("short", traces) == traces[1:2]
 
 
 # --- what a call is worth learning from ------------------------------------------------------------

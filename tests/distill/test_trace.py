@@ -271,7 +271,7 @@ def test_distill_trace_stops_at_the_token_budget(
         (("--simulate", "qrels.trec", "--noise", "weka"), "there is no noise 'weka'; did you mean weak?"),
         (("--simulate", "qrels.trec", "--reasoning", "auto"), "--reasoning auto leaves some sets without a thought"),
         (("--sets", "unjudged.jsonl", "--teacher", "labels"), "no set has grades that labels could speak of"),
-        (("--sets", "broken.jsonl", "--simulate", "qrels.trec"), "broken.jsonl:2: no set_id"),
+        (("--sets", "broken.jsonl", "--simulate", "qrels.trec"), "broken.jsonl:2: set_id is missing"),
     ],
 )
 def test_distill_trace_reports_errors_before_any_request(

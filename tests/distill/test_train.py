@@ -16,13 +16,20 @@ from typing import Any
 import pytest
 
 from rank_k.distill.base_model import load_base
-from rank_k.distill.batches import Batches, label_token_ids_of, tokenize_labeled_row, training_order
-from rank_k.distill.heldout_measures import auc, measure, ndcg
+from rank_k.distill.heldout_measures import auc, measure
 from rank_k.distill.label_traces import LabelTrace
 from rank_k.distill.losses import label_loss, listwise_loss
 from rank_k.distill.recipes import LabelOptions, read_recipe, recipe_names
 from rank_k.distill.train import TrainingRun, train
-from rank_k.distill.training_examples import IGNORED_LABEL, build_examples, read_rows, token_labels
+from rank_k.distill.training_examples import (
+    IGNORED_LABEL,
+    Batches,
+    build_examples,
+    label_token_ids_of,
+    read_rows,
+    tokenize_row,
+    training_order,
+)
 from rank_k.errors import FormatError, InputError
 from tests.support.tiny_model import WORDS, recipe_text, row, rows, write_rows, write_tiny_gguf
 
@@ -85,15 +92,15 @@ def test_build_examples_counts_long_rows_and_truncates_none(tokenizer: Any) -> N
     example_set = build_examples(iter(training_rows), tokenizer, 200, WORDS)
     assert (len(example_set.examples), example_set.too_long) == (1, 1)
     assert example_set.sources == {"made up": {"CC0": 1}}
-    length = len(token_labels(example_set.examples[0], tokenizer)[0])
+    length = len(tokenize_row(example_set.examples[0], tokenizer).input_ids)
     assert build_examples(iter(training_rows), tokenizer, length, WORDS).too_long == 1
     assert build_examples(iter(training_rows), tokenizer, length - 1, WORDS).too_long == 2
 
 
-def test_tokenize_labeled_row_shows_random_and_learns_target_labels(tokenizer: Any) -> None:
+def test_tokenize_row_shows_random_and_learns_target_labels(tokenizer: Any) -> None:
     example_set = build_examples(iter([row("q", ["a", "b", "c"], [0, 2, 1])]), tokenizer, 500, WORDS)
     shown_trace = LabelTrace((2, 2, 0), (0, 2, 1), WORDS)
-    tokenized_row = tokenize_labeled_row(example_set.examples[0], shown_trace, tokenizer)
+    tokenized_row = tokenize_row(example_set.examples[0], tokenizer, shown_trace)
     learned = [
         (token, label)
         for token, label in zip(tokenized_row.input_ids, tokenized_row.labels, strict=True)
@@ -142,7 +149,7 @@ def test_batches_keep_a_share_of_rows_clean(tokenizer: Any) -> None:
     batches = Batches(example_set.examples, [0] * 400, tokenizer, LabelOptions(corrupt=1.0, clean=0.25), 0)
     tokenized_rows = [batches.row(position) for position in range(400)]
     clean_count = sum(
-        tokenized_row.input_ids[-len(tokenized_row.labels) :] == token_labels(example_set.examples[0], tokenizer)[0]
+        tokenized_row.input_ids == tokenize_row(example_set.examples[0], tokenizer).input_ids
         for tokenized_row in tokenized_rows
     )
     assert 100 <= clean_count < 220  # a quarter, and random ones that happen to be right
@@ -241,22 +248,21 @@ def test_listwise_loss_by_hand() -> None:
 def test_measure_by_hand(tiny_gguf: Path) -> None:
     assert auc([3, 1, 2], [1, 0, 0]) == 1.0
     assert auc([1, 1, 2], [1, 0, 0]) == 0.25
-    assert ndcg([0, 1]) == pytest.approx(1 / math.log2(3))
     base = load_base(str(tiny_gguf), bf16=False)
     example_set = build_examples(iter(rows(6)), base.tokenizer, 500, WORDS)
     measures = measure(base.model, base.tokenizer, example_set.examples, free_answers=1, max_new_tokens=8)
-    assert measures.rows == 6
-    ids, labels = token_labels(example_set.examples[0], base.tokenizer)
+    assert measures["rows"] == 6
+    row = tokenize_row(example_set.examples[0], base.tokenizer)
     with torch.no_grad():  # of one row by the model's own loss, a mean over its tokens
-        model_loss = base.model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
-    assert measure(base.model, base.tokenizer, example_set.examples[:1]).loss == pytest.approx(
+        model_loss = base.model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss
+    assert measure(base.model, base.tokenizer, example_set.examples[:1])["loss"] == pytest.approx(
         float(model_loss), rel=1e-5
     )
-    assert measures.auc is not None
-    assert measures.early_auc is not None
-    assert 0 <= measures.auc <= 1
-    assert 0 <= measures.early_auc <= 1
-    assert (measures.free_ndcg, measures.well_formed) == (None, 0.0)  # eight random tokens are no order
+    assert measures["auc"] is not None
+    assert measures["early_auc"] is not None
+    assert 0 <= measures["auc"] <= 1
+    assert 0 <= measures["early_auc"] <= 1
+    assert (measures["free_ndcg"], measures["well_formed"]) == (None, 0.0)  # eight random tokens are no order
     assert measures == measure(base.model, base.tokenizer, example_set.examples, free_answers=1, max_new_tokens=8)
 
 
@@ -294,9 +300,9 @@ def test_train_rejects_invalid_rows(tmp_path: Path, tiny_gguf: Path) -> None:
         train(TrainingRun(tmp_path / "nowhere", make_recipe(tmp_path, tiny_gguf), tmp_path / "out"))
     (tmp_path / "deep.jsonl").write_text("[" * 100_000, encoding="utf-8")
     with pytest.raises(FormatError, match="nested too deeply"):
-        list(read_rows(tmp_path / "deep.jsonl"))
+        list(read_rows(tmp_path / "deep.jsonl", "compact"))
     with pytest.raises(FormatError, match="invalid JSON"):
-        list(read_rows(write_rows(tmp_path / "x", []).with_name("recipe.toml")))
+        list(read_rows(write_rows(tmp_path / "x", []).with_name("recipe.toml"), "compact"))
 
 
 def test_train_rejects_the_folder_of_another_run(tmp_path: Path, tiny_gguf: Path) -> None:
@@ -318,7 +324,7 @@ def test_train_rejects_rows_made_with_another_prompt(tmp_path: Path, tiny_gguf: 
     )
     run = TrainingRun(rows_file, make_recipe(tmp_path, tiny_gguf), tmp_path / "out", mixed_file)
     run = run if is_heldout else replace(run, data=mixed_file, heldout=None)
-    with pytest.raises(InputError, match=r"row 4 of .*mixed\.jsonl was not made with the prompt compact"):
+    with pytest.raises(InputError, match=r"line 4 of .*mixed\.jsonl was not made with the prompt compact"):
         train(run)
 
 

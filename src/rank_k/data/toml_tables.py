@@ -40,7 +40,8 @@ class TableReader:
     """Converts tables of one file into dataclasses.
 
     Supported types of fields are text, numbers, booleans, paths, `Literal`, `Any`, dataclasses, and lists, tuples,
-    mappings and unions of these. An integer is accepted where a float is expected.
+    mappings and unions of these. An integer is accepted where a float is expected. A field of `rank_k.options`
+    also checks its own range.
 
     Args:
         path: The file, for error messages.
@@ -75,9 +76,15 @@ class TableReader:
         for key, name in names.items():
             if name in required and key not in table:
                 raise self.error(f"{prefix}{key} is missing", _describe(types[name]))
-        return kind(
-            **{names[key]: self._convert(types[names[key]], value, prefix + key) for key, value in table.items()}
-        )
+        values = {names[key]: self._convert(types[names[key]], value, prefix + key) for key, value in table.items()}
+        option_kinds = {spec.name: spec.metadata["kind"] for spec in specs if "kind" in spec.metadata}
+        for key, name in names.items():
+            if name in values and name in option_kinds:
+                try:
+                    values[name] = option_kinds[name].parse(values[name])
+                except (InputError, LookupError, ValueError) as error:
+                    raise self.error(f"{prefix}{key} = {table[key]!r}", option_kinds[name].expected) from error
+        return kind(**values)
 
     def error(self, problem: str, expected: str) -> FormatError:
         """Return the error that something in the file is not as expected."""

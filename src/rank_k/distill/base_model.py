@@ -1,58 +1,56 @@
-"""The model a student starts from: by a name of `rank-k fetch`, a GGUF file, a folder, or a name on the hub.
+"""The model that a student starts from: a name of `rank-k fetch`, a GGUF file, a folder, or a name on the hub.
 
-GGUF weights are dequantized by transformers. What it loads that way it refuses to save, since it takes the model
-for a quantized one; the mark is removed here, for the numbers are plain ones by then.
+transformers dequantizes GGUF weights, but still takes the model for a quantized one and refuses to save it. That mark
+is removed here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rank_k.errors import InputError, RankKError
+from rank_k.errors import InputError
 from rank_k.models.weights import NAMED, Weights, locate
 from rank_k.optional_deps import load
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedBase:
-    """`gguf`: the file that the weights came from, None where they came from transformers' own format."""
+    """A model and its tokenizer."""
 
     model: Any
     tokenizer: Any
-    gguf: Weights | None
-
-    @property
-    def context_length(self) -> int:
-        """Tokens that the model was trained for."""
-        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
 
 
 def find_gguf(weights: str) -> Weights | None:
-    """The GGUF file, with its checksum; None for weights of another format. Raises `RankKError` if it cannot be had."""
+    """Return the GGUF file with its checksum, or None for weights of another format.
+
+    Raises:
+        RankKError: If there is no such file.
+    """
     return locate(weights) if weights in NAMED or weights.endswith(".gguf") else None
 
 
 def load_base(weights: str, *, bf16: bool) -> LoadedBase:
-    """Model and tokenizer. `bf16`: as brain floats, for weights that are not trained themselves.
+    """Load model and tokenizer, in bfloat16 (for weights that are not trained themselves) or in float32.
 
-    Raises `InputError` with transformers' own words if they cannot be had.
+    Raises:
+        InputError: With the message of transformers, if they cannot be loaded.
     """
     transformers, torch = load("transformers"), load("torch")
     gguf = find_gguf(weights)
-    if gguf is None:
-        load_options: dict[str, Any] = {"pretrained_model_name_or_path": weights}
-    else:
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    load_options: dict[str, Any] = {"pretrained_model_name_or_path": weights}
+    if gguf is not None:
         load_options = {"pretrained_model_name_or_path": str(gguf.path.parent), "gguf_file": gguf.path.name}
-    with quiet_libraries():
+    with _without_progress_bars():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(**load_options)
-            dtype = torch.bfloat16 if bf16 else torch.float32
             if gguf is not None and hasattr(transformers, "GgufConfig"):  # newer ones may leave weights in blocks
                 load_options["quantization_config"] = transformers.GgufConfig(dequantize=True)
             model = transformers.AutoModelForCausalLM.from_pretrained(**load_options, dtype=dtype)
-        except RankKError:
-            raise
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             message = " ".join(str(error).split())[:300]
             raise InputError(
@@ -65,17 +63,31 @@ def load_base(weights: str, *, bf16: bool) -> LoadedBase:
         model = model.to(dtype)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return LoadedBase(model, tokenizer, gguf)
+    return LoadedBase(model, tokenizer)
 
 
-class quiet_libraries:  # noqa: N801  (used as a statement: `with quiet_libraries():`)
-    """transformers writes progress bars of its own to stderr, where ours belong."""
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Keep transformers from writing its own progress bars to stderr."""
+    logging = load("transformers.utils.logging")
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
 
-    def __enter__(self) -> None:
-        logging = load("transformers.utils.logging")
-        self._bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
 
-    def __exit__(self, *_: object) -> None:
-        if self._bars:
-            load("transformers.utils.logging").enable_progress_bar()
+def bf16_is_fast() -> bool:
+    """Return whether this machine computes in bfloat16 natively.
+
+    A GPU says so itself. Of CPUs, those with instructions for it do (AVX512-BF16, AMX, Arm's BF16); the others
+    emulate it: on one with AVX2 only, a matrix product takes 48 times as long in bfloat16 as in float32. Versions of
+    torch that cannot list the CPU's instructions count as not fast, since float32 is never wrong.
+    """
+    torch = load("torch")
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    list_instructions = getattr(torch.cpu, "get_capabilities", dict)
+    return any("bf16" in name and supported is True for name, supported in list_instructions().items())

@@ -1,4 +1,4 @@
-"""Traces of verdicts: one word a passage, in order of presentation, then the order that follows from them.
+"""Reasoning traces of relevance labels: one word per passage in the order presented, then the ranking that follows.
 
     <think>
     [1] no
@@ -8,17 +8,17 @@
 
     [2] > [1] = [3]
 
-A small model trained on such rows as they are learns a trap instead of relevance: "no yes so far, so the next one
-is likelier yes". The cure is here too: verdicts that are *shown* are replaced by random ones now and then, while
-the one to be learnt at each place stays what it was. What is shown then tells nothing about what comes next, and
-the order at the end still follows from what is shown.
+A small model trained on unchanged rows learns to count instead of to judge: "no yes so far, so the next one is
+likely yes". To prevent that, *shown* labels are replaced by random ones now and then, while the target label at each
+position stays what it was. Then shown labels do not predict the next one, and the ranking at the end still follows
+from what is shown.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 _LABEL_LINE = re.compile(r"\[(\d+)\] (.+)")
@@ -26,36 +26,38 @@ _LABEL_LINE = re.compile(r"\[(\d+)\] (.+)")
 
 @dataclass(frozen=True, slots=True)
 class LabelTrace:
-    """`shown_labels[i]`: the label of passage i + 1 in the text; `target_labels[i]`: the one to be learned there.
-    Labels are indices of `words`, worst first."""
+    """Relevance labels of a window, as indices of `words`, worst first.
+
+    Args:
+        shown_labels: The label of each passage in the text.
+        target_labels: The label to be learned at each of these positions.
+        words: The labels as words.
+    """
 
     shown_labels: tuple[int, ...]
     target_labels: tuple[int, ...]
     words: tuple[str, ...]
 
     @property
-    def lines(self) -> list[str]:
-        """The text's pieces that end in a verdict each."""
-        return [f"[{i}] {self.words[label]}" for i, label in enumerate(self.shown_labels, 1)]
+    def reasoning(self) -> str:
+        """One line per passage, which ends in its label."""
+        return "\n".join(f"[{i}] {self.words[label]}" for i, label in enumerate(self.shown_labels, 1))
+
+    @property
+    def ranking(self) -> str:
+        """The ranking that follows from the shown labels: best first, equal ones tied in the order presented."""
+        labels = list(enumerate(self.shown_labels, 1))
+        tiers = sorted(set(self.shown_labels), reverse=True)
+        return " > ".join(" = ".join(f"[{i}]" for i, label in labels if label == tier) for tier in tiers)
 
     @property
     def text(self) -> str:
-        """The completion, with the order that follows from what is shown."""
-        trace = "".join(f"{line}\n" for line in self.lines)
-        return f"<think>\n{trace}</think>\n\n{ranking_from_labels(self.shown_labels)}"
-
-
-def ranking_from_labels(labels: Sequence[int]) -> str:
-    """The order that follows: best verdicts first, equal ones tied in order of presentation."""
-    tiers = [
-        " = ".join(f"[{i}]" for i, label in enumerate(labels, 1) if label == tier_label)
-        for tier_label in sorted(set(labels), reverse=True)
-    ]
-    return " > ".join(tiers)
+        """The completion."""
+        return f"<think>\n{self.reasoning}\n</think>\n\n{self.ranking}"
 
 
 def parse_label_trace(completion: str, words: Sequence[str]) -> LabelTrace | None:
-    """The verdicts in a completion of exactly the form above; None if it is of another form."""
+    """Return the labels in a completion of exactly the form above; None if it has another form."""
     before_reasoning, _, after_opening = completion.partition("<think>\n")
     reasoning, separator, _ = after_opening.partition("\n</think>\n\n")
     if before_reasoning or not separator:
@@ -71,9 +73,11 @@ def parse_label_trace(completion: str, words: Sequence[str]) -> LabelTrace | Non
 
 
 def corrupt_labels(trace: LabelTrace, probability: float, random: Random) -> LabelTrace:
-    """`trace` with each verdict that is shown replaced, by `probability`, by any of the words."""
-    label_indices = range(len(trace.words))
-    shown_labels = tuple(
-        random.choice(label_indices) if random.random() < probability else label for label in trace.target_labels
+    """Return `trace` with each shown label replaced, with this probability, by any of the words."""
+    indices = range(len(trace.words))
+    return replace(
+        trace,
+        shown_labels=tuple(
+            random.choice(indices) if random.random() < probability else label for label in trace.target_labels
+        ),
     )
-    return LabelTrace(shown_labels, trace.target_labels, trace.words)

@@ -1,18 +1,11 @@
-"""A teacher that knows nothing but the labels: for those who have judgments and no model to learn from.
+"""A teacher that only knows relevance judgments: for training from labels without a teacher model.
 
-Its thought is one verdict a passage, in the order shown; its order follows from the verdicts, equal ones tied:
+Its reasoning is one label per passage in the order presented, and its ranking follows from the labels (see
+`rank_k.distill.label_traces`): `no` for grade 0, below, and unjudged passages; `yes` for the highest grade of the
+collection; `partly` for grades in between.
 
-    <think>
-    [1] no
-    [2] yes
-    [3] partly
-    </think>
-
-    [2] > [3] > [1]
-
-The verdicts are `no` for grade 0, below, and passages that nobody judged; `yes` for the highest grade of the
-collection; `partly` for what is between. It is a `Model`, asked over the same path as any other, so that what it is
-shown is to the byte what a reranker shows, and what it says is kept and selected like any teacher's.
+It is a `Model` and takes the same path as any other, so that its prompts are byte-identical to those of a reranker, and
+its responses are stored and selected like those of any teacher.
 """
 
 from __future__ import annotations
@@ -20,39 +13,27 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from rank_k.distill.candidate_sets import CandidateSet
+from rank_k.distill.label_traces import LabelTrace
 from rank_k.errors import InputError
 from rank_k.models.base import Capabilities
 from rank_k.optional_deps import load
 from rank_k.types import OnChunk, Request, Response, StreamChunk, Usage
 
-AnswerForm = Literal["verdicts", "order"]
-ANSWER_FORMS: tuple[AnswerForm, ...] = get_args(AnswerForm)
-"""With verdicts as the thought, or the order alone."""
-
-TEACHER_NAME = "labels"
 LABEL_WORDS = ("no", "partly", "yes")
 
 
 def label_of_grade(grade: int, max_grade: int) -> int:
-    """0 (no), 1 (partly) or 2 (yes) for a grade, where `max_grade` is the collection's highest."""
+    """Return the index in `LABEL_WORDS` of a grade, where `max_grade` is the collection's highest."""
     if grade <= 0:
         return 0
     return 2 if grade >= max_grade else 1
 
 
-def reasoning_and_ranking(labels: Iterable[int]) -> tuple[str, str]:
-    """The verdicts in words, one line a passage in the order shown, and the ranking that follows."""
-    labels_in_order = list(labels)
-    reasoning = "\n".join(f"[{i}] {LABEL_WORDS[label]}" for i, label in enumerate(labels_in_order, 1))
-    tiers = ([i for i, label in enumerate(labels_in_order, 1) if label == tier_label] for tier_label in (2, 1, 0))
-    return reasoning, " > ".join(" = ".join(f"[{i}]" for i in tier) for tier in tiers if tier)
-
-
 def max_grade_by_source(sets: Iterable[CandidateSet]) -> dict[str, int]:
-    """The highest grade of each collection (`source -> grade`), 1 at least."""
+    """Return the highest grade of each collection (`source -> grade`), at least 1."""
     max_grades: defaultdict[str, int] = defaultdict(lambda: 1)
     for row in sets:
         max_grades[row.source] = max(max_grades[row.source], *(row.grades or {}).values(), 1)
@@ -60,32 +41,34 @@ def max_grade_by_source(sets: Iterable[CandidateSet]) -> dict[str, int]:
 
 
 class LabelsTeacher:
-    """Answers from the grades of the set that a request is about (`get_set`: by its id, the request's query id).
+    """Answers from the grades of the set that a request is about.
 
-    `max_grades`: see `max_grade_by_source`. `tokenizer_file`: a `tokenizer.json` for truncating passages; without it
-    lengths are estimated.
+    Args:
+        get_set: Returns a set by its id, which is the request's query id.
+        max_grades: The highest grade of each source (see `max_grade_by_source`).
+        form: Labels as the reasoning, or the ranking alone.
+        tokenizer_file: A `tokenizer.json` for truncating passages; without it, lengths are estimated.
     """
 
-    context_length = 1 << 20  # nothing is cut but passages to their own limit
+    name = identity = "labels"
+    context_length = 1 << 20  # passages are truncated only to their own limit
     capabilities = Capabilities()
 
     def __init__(
         self,
         get_set: Callable[[str], CandidateSet],
         max_grades: Mapping[str, int],
-        form: AnswerForm = "verdicts",
+        form: Literal["verdicts", "order"] = "verdicts",
         tokenizer_file: str | Path | None = None,
     ) -> None:
-        self._get_set, self._max_grades, self._answer_form = get_set, max_grades, form
-        self._load_tokenizer = None if tokenizer_file is None else _load_tokenizer(Path(tokenizer_file))
-        self.name = TEACHER_NAME
-        self.identity = TEACHER_NAME
+        self._get_set, self._max_grades, self._form = get_set, max_grades, form
+        self._tokenizer = None if tokenizer_file is None else _load_tokenizer(Path(tokenizer_file))
 
     async def prepare(self) -> None:
-        """Nothing to find out."""
+        """Do nothing."""
 
     def request_body(self, request: Request) -> Mapping[str, Any]:
-        """The question, and the answer: labels that have been mended make another call."""
+        """Return the prompt and the answer: changed labels make another call."""
         reasoning, ranking = self._answer(request)
         return {"messages": [message._asdict() for message in request.messages], "says": f"{reasoning}\n{ranking}"}
 
@@ -96,29 +79,24 @@ class LabelsTeacher:
         return Response(ranking, reasoning or None, "stop", Usage())
 
     async def count_tokens(self, text: str) -> int | None:
-        return (
-            None if self._load_tokenizer is None else len(self._load_tokenizer.encode(text, add_special_tokens=False))
-        )
+        return None if self._tokenizer is None else len(self._tokenizer.encode(text, add_special_tokens=False))
 
     async def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing."""
 
     def _answer(self, request: Request) -> tuple[str, str]:
+        """Return the reasoning and the ranking."""
         candidate_set = self._get_set(request.context.query_id)
-        if candidate_set.grades is None:
+        grades, max_grade = candidate_set.grades, self._max_grades[candidate_set.source]
+        if grades is None:
             raise InputError(f"the set {candidate_set.set_id} has no grades", "give --qrels to rank-k distill sample")
-        grades = candidate_set.grades
-        reasoning, ranking = reasoning_and_ranking(
-            label_of_grade(grades.get(doc_id, 0), self._max_grades[candidate_set.source])
-            for doc_id in request.context.doc_ids
-        )
-        return ("" if self._answer_form == "order" else reasoning), ranking
+        labels = tuple(label_of_grade(grades.get(doc_id, 0), max_grade) for doc_id in request.context.doc_ids)
+        trace = LabelTrace(labels, labels, LABEL_WORDS)
+        return "" if self._form == "order" else trace.reasoning, trace.ranking
 
 
 def _load_tokenizer(path: Path) -> Any:
     tokenizers = load("tokenizers")
-    if not path.is_file():
-        raise InputError(f"there is no file {path}", "give --tokenizer a tokenizer.json")
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more precise

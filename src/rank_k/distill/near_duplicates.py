@@ -1,4 +1,4 @@
-"""Texts that are the same, or nearly: to keep evaluation queries out of training data, and repetitions."""
+"""Detection of near-duplicate texts: evaluation queries in training data, and repeated queries."""
 
 from __future__ import annotations
 
@@ -7,83 +7,88 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
 from zlib import crc32
 
-SHINGLE_LENGTH = 3
+from rank_k.data.queries import read_queries
+
 CONTAMINATION_SIMILARITY = 0.75
-"""Similarity from which a query counts as one of those that must not be trained on: low, since leaving out one too
-many costs nothing."""
+"""Minimum similarity to a query that must not be trained on: low, since leaving out one too many costs little."""
 DUPLICATE_SIMILARITY = 0.9
-"""Similarity from which a query repeats another: high, since different questions ("what causes X") are similar too."""
+"""Minimum similarity of repeated queries: high, since different questions ("what causes X") are similar too."""
 
 _NON_WORD = re.compile(r"[\W_]+")
 
 
 def normalize_text(text: str) -> str:
-    """Lower case, compatible characters made one (NFKC), punctuation gone, words with one blank between."""
+    """Return the words of `text` in lower case, NFKC-normalized, without punctuation, separated by single spaces."""
     return _NON_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 class NearDuplicateIndex:
-    """Remembers texts and finds the one that another text repeats.
+    """Finds the texts that another text nearly repeats.
 
-    Two texts are near if their *similarity* is at least `similarity`: the Jaccard coefficient of the sets of their
-    character trigrams, normalized. Trigrams serve scripts without blanks between words, and inflection.
+    Two texts are near duplicates if the Jaccard coefficient of the sets of their normalized character trigrams is at
+    least `similarity`. Trigrams also serve inflection, and scripts without spaces between words.
+
+    Only texts that share one of their rarest trigrams are compared. The number of these trigrams is chosen such that
+    two near duplicates must share one (the prefix filter of Chaudhuri, Ganti and Kaushik, ICDE 2006). Whenever the
+    number of texts has doubled, the index is rebuilt with the current frequencies of trigrams.
     """
 
     def __init__(self, similarity: float) -> None:
-        self._min_similarity = similarity
-        self._trigram_hashes: list[array[int]] = []
+        self._similarity = similarity
         self._names: list[str] = []
-        self._shingle_counts: Counter[int] = Counter()
-        self._shingle_counts_at_rebuild: dict[int, int] = {}  # the counts as they were when the index was last made
-        self._texts_by_shingle: dict[int, list[int]] = {}  # shingle -> texts among whose rarest it is
-
-    def __len__(self) -> int:
-        return len(self._names)
+        self._trigrams: list[array[int]] = []
+        self._frequencies: Counter[int] = Counter()
+        self._indexed_frequencies: Counter[int] = Counter()  # at the last rebuild
+        self._texts_by_trigram: dict[int, list[int]] = {}
 
     def add(self, text: str, name: str) -> None:
-        shingles = _trigram_hashes(text)
-        self._trigram_hashes.append(shingles)
+        """Add a text; `find` returns its name."""
+        trigrams = _trigram_hashes(text)
         self._names.append(name)
-        self._shingle_counts.update(shingles)
+        self._trigrams.append(trigrams)
+        self._frequencies.update(trigrams)
         count = len(self._names)
-        if count & (count - 1):
-            self._index_text(count - 1)
-        else:  # twice as many as last time: another look at which ones are rare
-            self._shingle_counts_at_rebuild, self._texts_by_shingle = dict(self._shingle_counts), {}
-            for index in range(count):
-                self._index_text(index)
+        new_texts = range(count - 1, count)
+        if count & (count - 1) == 0:  # a power of two
+            self._indexed_frequencies, self._texts_by_trigram = self._frequencies.copy(), {}
+            new_texts = range(count)
+        for index in new_texts:
+            for trigram in self._rarest(self._trigrams[index]):
+                self._texts_by_trigram.setdefault(trigram, []).append(index)
 
     def find(self, text: str) -> str | None:
-        """The name of a text that is near `text`: the first one added; None if there is none."""
-        shingles = _trigram_hashes(text)
-        shingle_set = set(shingles)
-        candidate_indices = {
-            index for shingle in self._rarest_shingles(shingles) for index in self._texts_by_shingle.get(shingle, ())
-        }
-        min_size, max_size = self._min_similarity * len(shingle_set), len(shingle_set) / self._min_similarity
-        for index in sorted(candidate_indices):
-            other = self._trigram_hashes[index]
-            if min_size <= len(other) <= max_size:
-                shared_count = len(shingle_set.intersection(other))
-                if shared_count >= self._min_similarity * (len(shingle_set) + len(other) - shared_count):
+        """Return the name of the first text added that is a near duplicate of `text`, or None."""
+        trigrams = _trigram_hashes(text)
+        trigram_set = set(trigrams)
+        candidates = {index for trigram in self._rarest(trigrams) for index in self._texts_by_trigram.get(trigram, ())}
+        for index in sorted(candidates):
+            other = self._trigrams[index]
+            if self._similarity * max(len(other), len(trigrams)) <= min(len(other), len(trigrams)):
+                shared = len(trigram_set.intersection(other))
+                if shared >= self._similarity * (len(trigrams) + len(other) - shared):
                     return self._names[index]
         return None
 
-    def _index_text(self, index: int) -> None:
-        for shingle in self._rarest_shingles(self._trigram_hashes[index]):
-            self._texts_by_shingle.setdefault(shingle, []).append(index)
+    def _rarest(self, trigrams: array[int]) -> list[int]:
+        count = len(trigrams) - math.ceil(self._similarity * len(trigrams)) + 1
+        return sorted(trigrams, key=lambda trigram: (self._indexed_frequencies[trigram], trigram))[:count]
 
-    def _rarest_shingles(self, shingles: array[int]) -> list[int]:
-        """The rarest shingles of a text, so many that two near texts must share one (the prefix filter of Chaudhuri,
-        Ganti and Kaushik, ICDE 2006)."""
-        count = len(shingles) - math.ceil(self._min_similarity * len(shingles)) + 1
-        return sorted(shingles, key=lambda shingle: (self._shingle_counts_at_rebuild.get(shingle, 0), shingle))[:count]
+
+def read_excluded_queries(files: Iterable[Path]) -> NearDuplicateIndex:
+    """Return an index of the queries of `files`, which must not be trained on."""
+    index = NearDuplicateIndex(CONTAMINATION_SIMILARITY)
+    for file in files:
+        for query in read_queries(file).values():
+            index.add(query.text, f"{file}: {query.query_id}")
+    return index
 
 
 def _trigram_hashes(text: str) -> array[int]:
-    """The trigrams of `text`, each once, as checksums."""
+    """Return the checksums of the trigrams of a text, each once."""
     text = f" {normalize_text(text)} "
-    trigrams = {text[i : i + SHINGLE_LENGTH] for i in range(max(len(text) - SHINGLE_LENGTH + 1, 1))}
+    trigrams = {text[i : i + 3] for i in range(max(len(text) - 2, 1))}
     return array("I", {crc32(trigram.encode("utf-8", "surrogatepass")) for trigram in trigrams})

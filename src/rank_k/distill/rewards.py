@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rank_k.data.token_estimate import estimate_tokens
-from rank_k.distill.select import ndcg
+from rank_k.distill.select import tier_ndcg
 from rank_k.window.parsing import ParsedAnswer, parse_ranking
 
 Completion = str | Sequence[dict[str, Any]]
@@ -47,7 +47,7 @@ def ndcg_reward(
             [row_grades[number - 1] for number in tier if number in answer.ranked_numbers] for tier in answer.tiers
         ]
         unranked = [grade for number, grade in enumerate(row_grades, 1) if number not in answer.ranked_numbers]
-        value = ndcg([*filter(None, tiers), *([unranked] if unranked else [])])
+        value = tier_ndcg([*filter(None, tiers), *([unranked] if unranked else [])])
         rewards.append(value if value is None or answer.is_valid else 0.0)
     return rewards
 

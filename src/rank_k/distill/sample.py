@@ -1,24 +1,27 @@
-"""First-stage runs -> candidate sets, as the Rank-K paper draws them: 10 to 20 passages from ranks 1 to 20 and from
-ranks 10 to 30 of the fused runs, two sets a query, shuffled. Or, for training from labels, with a say in how many
-relevant passages a set holds.
+"""First-stage runs -> candidate sets.
 
-Everything drawn depends on the seed, the query and its candidates alone: another query more changes no set. Queries
-come in an order drawn by the seed, so that asking for more of them continues the same file.
+By default, sets are drawn as in the Rank-K paper: 10 to 20 passages from ranks 1 to 20 and from ranks 10 to 30 of the
+fused runs, two sets per query, shuffled. For training from judgments, options control how many relevant passages a set
+holds.
+
+Everything drawn depends on the seed, the query and its candidates alone: an additional query changes no other set.
+The seed also decides the order of the queries, so that a larger number of queries continues the same file.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from itertools import zip_longest
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple, Protocol
 
-from rank_k.distill.candidate_sets import CandidateSet, CandidateSetAppender, make_set_id
-from rank_k.distill.near_duplicates import NearDuplicateIndex
+from rank_k.data.lines import read_objects
+from rank_k.data.part_file import PartFile
+from rank_k.distill.candidate_sets import EXPECTED_FORMAT, CandidateSet, encode_json_line, make_set_id
+from rank_k.distill.near_duplicates import CONTAMINATION_SIMILARITY, NearDuplicateIndex
 from rank_k.errors import InputError
 from rank_k.types import PassageSource, Query
 
@@ -28,17 +31,22 @@ Grades = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How sets are drawn; the defaults are the paper's. Ranges are inclusive, ranks count from 1.
+    """How sets are drawn; the defaults are the paper's. Ranges are inclusive, and ranks count from 1.
 
-    The n-th set of a query is of a size drawn from `sizes` and from the n-th of `ranks` (which begin again where
-    there are more sets than ranges). A query whose range has fewer passages gives all of them, if they are at least
-    the smallest size.
+    Args:
+        sizes: The range that the size of a set is drawn from. A query whose range of ranks has fewer passages gives all
+            of them, if they are at least the smallest size.
+        ranks: The n-th set of a query is drawn from the n-th of these ranges (starting over if there are more sets).
+        sets_per_query: The number of sets per query.
+        positives: How many relevant passages a set has, as far as there are enough, whether they are ranked or not.
+            The first has the highest grade of the query; for each of the others, a grade is drawn, then a passage of
+            it. The rest of the set are passages of the range that are not judged relevant. Needs judgments.
+        none: The share of sets without passages of the highest grade, and from 0 on of lower ones.
+        skip_negatives: Leave out this many unjudged passages from the top of the whole ranking: they may be relevant.
+        seed: Decides everything that is drawn.
 
-    With `positives` (needs judgments): so many passages judged relevant are in the set, wherever they were ranked
-    or if they were not, as far as there are enough. The first of them has the highest grade that the query has, for
-    the others a grade is drawn, then a passage of it. In a share `none` of the sets there is none of the highest
-    grade, and from 0 on of lower ones. The rest are passages of the range not judged relevant. Of the unjudged ones
-    the first `skip_negatives` of the whole ranking are left out: so high up, they may be relevant.
+    Raises:
+        InputError: If a value is out of range.
     """
 
     sizes: tuple[int, int] = (10, 20)
@@ -50,56 +58,43 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.sizes[0] < 2:
-            raise InputError(f"a set of {self.sizes[0]} passages", "give sizes from 2: one passage cannot be compared")
-        ranges = (("sizes", self.sizes), *(("ranks", pair) for pair in self.ranks), ("positives", self.positives))
-        for name, pair in ranges:
-            if pair is not None and pair[0] > pair[1]:
-                raise InputError(f"{name} {pair[0]}-{pair[1]} begin after their end", "write the smaller number first")
-        if not self.ranks or min(low for low, _ in self.ranks) < 1:
-            raise InputError("ranks count from 1", "write ranges such as 1-20")
-        if not 0 <= self.none <= 1:
-            raise InputError(f"none is {self.none}", "give a share of the sets, from 0 to 1")
-        if self.skip_negatives < 0:
-            raise InputError(f"skip_negatives is {self.skip_negatives}", "give 0 or more")
-        if self.positives is None and (self.none or self.skip_negatives):
-            raise InputError("positives are not asked for, but how to leave some out", "say how many, such as 1-3")
-
-
-class SampledSet(NamedTuple):
-    """A set before its texts are read."""
-
-    set_id: str
-    query: Query
-    doc_ids: tuple[str, ...]
-    grades: Mapping[str, int] | None
-
-
-class Rankings(Protocol):
-    def ranking(self, query_id: str) -> Sequence[str]:
-        """Candidates of a query, best first; empty where there are none."""
+        ranges = {"sizes": [self.sizes], "ranks": self.ranks, "positives": [self.positives] if self.positives else []}
+        reversed_ranges = [f"{name} {a}-{b}" for name, pairs in ranges.items() for a, b in pairs if a > b]
+        checks = (
+            (self.sizes[0] >= 2, f"a set of {self.sizes[0]} passages", "give sizes from 2: one cannot be compared"),
+            (not reversed_ranges, f"{', '.join(reversed_ranges)}: a range ends before it begins", "swap its numbers"),
+            (self.ranks != () and all(a >= 1 for a, _ in self.ranks), "ranks count from 1", "give ranges such as 1-20"),
+            (0 <= self.none <= 1, f"none is {self.none}", "give a share of the sets, from 0 to 1"),
+            (self.skip_negatives >= 0, f"skip_negatives is {self.skip_negatives}", "give 0 or more"),
+            (
+                self.positives is not None or not (self.none or self.skip_negatives),
+                "positives are not asked for, but how to leave some out",
+                "say how many, such as 1-3",
+            ),
+        )
+        for is_valid, problem, remedy in checks:
+            if not is_valid:
+                raise InputError(problem, remedy)
 
 
 def draw_set(
     query_id: str, ranking: Sequence[str], grades: Mapping[str, int] | None, number: int, sampling: Sampling
 ) -> tuple[str, ...] | str:
-    """The documents of the `number`-th set (from 0) of a query in the order shown, or why there is none."""
+    """Return the documents of the `number`-th set (from 0) of a query in the order presented, or why there is none."""
     random = Random(f"{sampling.seed}|{number}|{query_id}")
     low, high = sampling.ranks[number % len(sampling.ranks)]
     size = random.randint(*sampling.sizes)
-    ranked_pool = ranking[low - 1 : high]
-    if sampling.positives is None:
-        chosen = random.sample(ranked_pool, min(size, len(ranked_pool)))
-    else:
+    pool, chosen = ranking[low - 1 : high], []
+    if sampling.positives is not None:
         judged = grades or {}
         relevant = {doc_id for doc_id, grade in judged.items() if grade > 0}
         if not relevant:
             return "no_positives"
         chosen = _sample_relevant(random, judged, sampling.positives, random.random() < sampling.none)[:size]
         unjudged = [doc_id for doc_id in ranking if doc_id not in judged]
-        excluded_ids = relevant.union(unjudged[: sampling.skip_negatives])
-        negatives = [doc_id for doc_id in ranked_pool if doc_id not in excluded_ids]
-        chosen += random.sample(negatives, min(size - len(chosen), len(negatives)))
+        excluded = relevant.union(unjudged[: sampling.skip_negatives])
+        pool = [doc_id for doc_id in pool if doc_id not in excluded]
+    chosen += random.sample(pool, min(size - len(chosen), len(pool)))
     if len(chosen) < sampling.sizes[0]:
         return "too_few"
     random.shuffle(chosen)
@@ -109,130 +104,126 @@ def draw_set(
 def _sample_relevant(
     random: Random, grades: Mapping[str, int], count: tuple[int, int], without_best: bool
 ) -> list[str]:
-    """Relevant passages for one set."""
+    """Return the relevant passages of one set."""
     ids_by_grade: dict[int, list[str]] = {}
-    for doc_id, grade in sorted(grades.items()):  # not in the order in which somebody wrote judgments down
+    for doc_id, grade in sorted(grades.items()):  # independent of the order of the judgments in their file
         if grade > 0:
             ids_by_grade.setdefault(grade, []).append(doc_id)
-    best_ids = ids_by_grade[max(ids_by_grade)]
+    best_grade = max(ids_by_grade)
     if without_best:
-        del ids_by_grade[max(ids_by_grade)]
+        del ids_by_grade[best_grade]
     count_drawn = random.randint(0 if without_best else count[0], count[1])
     chosen: list[str] = []
     while len(chosen) < count_drawn and ids_by_grade:
-        remaining = best_ids if not chosen and not without_best else ids_by_grade[random.choice(sorted(ids_by_grade))]
+        grade = best_grade if not chosen and not without_best else random.choice(sorted(ids_by_grade))
+        remaining = ids_by_grade[grade]
         chosen.append(remaining.pop(random.randrange(len(remaining))))
-        ids_by_grade = {grade: doc_ids for grade, doc_ids in ids_by_grade.items() if doc_ids}
+        if not remaining:
+            del ids_by_grade[grade]
     return chosen
 
 
 @dataclass(slots=True)
 class Sampler:
-    """Draws the sets of `queries`. `excluded_queries`: queries that must not be trained on.
+    """Draws candidate sets.
 
-    `counts`: "queries", "sets" and "passages"; "with_2_relevant" and the like, sets; and what was left out: queries
-    "contaminated" and "not_ranked", sets "too_few", "no_positives" and "repeated".
+    Args:
+        find_ranking: Returns the candidates of a query, best first; none if the query is in no run.
+        queries: The queries to draw sets for.
+        store: The passages.
+        sampling: How sets are drawn.
+        source: The name of the collection.
+        license: The license of its texts.
+        grades: The judgments.
+        excluded_queries: Queries that must not be trained on.
+        counts: Has the numbers of "queries", "sets" and "passages"; of sets "with_2_relevant" and the like; and of
+            what was left out: queries "contaminated" and "not_ranked", sets "too_few", "no_positives" and "repeated".
     """
 
-    rankings: Rankings
+    find_ranking: Callable[[str], Sequence[str]]
     queries: Mapping[str, Query]
+    store: PassageSource
     sampling: Sampling
     source: str
+    license: str | None = None
     grades: Grades | None = None
-    excluded_queries: NearDuplicateIndex | None = None
+    excluded_queries: NearDuplicateIndex = field(default_factory=lambda: NearDuplicateIndex(CONTAMINATION_SIMILARITY))
     counts: Counter[str] = field(default_factory=Counter)
 
-    def sample_sets(self, queries_count: int | None = None) -> Iterator[SampledSet]:
-        """The sets of the first `queries_count` queries that have any (None: of all)."""
-        for query_id in sorted(self.queries, key=lambda query_id: _query_order_key(self.sampling.seed, query_id)):
+    def sample_sets(self, queries_count: int | None = None) -> Iterator[CandidateSet]:
+        """Yield the sets of the first `queries_count` queries that have any (None: of all)."""
+        for query_id in sorted(self.queries, key=self._order_key):
             if queries_count is not None and self.counts["queries"] >= queries_count:
                 return
-            sampled_sets = self._sample_query(self.queries[query_id])
-            self.counts["queries"] += bool(sampled_sets)
-            yield from sampled_sets
+            candidate_sets = self._sample_query(self.queries[query_id])
+            self.counts["queries"] += bool(candidate_sets)
+            yield from candidate_sets
 
-    def _sample_query(self, query: Query) -> list[SampledSet]:
-        ranking = self.rankings.ranking(query.query_id)
+    def _order_key(self, query_id: str) -> bytes:
+        """Return where a query comes in the order drawn by the seed."""
+        return sha256(f"{self.sampling.seed}|{query_id}".encode("utf-8", "surrogatepass")).digest()
+
+    def _sample_query(self, query: Query) -> list[CandidateSet]:
+        ranking = self.find_ranking(query.query_id)
         if not ranking:
             self.counts["not_ranked"] += 1
             return []
-        if self.excluded_queries is not None and self.excluded_queries.find(query.text) is not None:
+        if self.excluded_queries.find(query.text) is not None:
             self.counts["contaminated"] += 1
             return []
         judged = None if self.grades is None else self.grades.get(query.query_id)
-        sampled_sets: list[SampledSet] = []
+        candidate_sets: list[CandidateSet] = []
         for number in range(self.sampling.sets_per_query):
             doc_ids = draw_set(query.query_id, ranking, judged, number, self.sampling)
             if isinstance(doc_ids, str):
                 self.counts[doc_ids] += 1
-            elif any(set(doc_ids) == set(other.doc_ids) for other in sampled_sets):
+            elif any(set(doc_ids) == set(other.doc_ids) for other in candidate_sets):
                 self.counts["repeated"] += 1
             else:
-                grades = None if judged is None else {doc_id: judged[doc_id] for doc_id in doc_ids if doc_id in judged}
-                set_id = make_set_id(self.source, query.query_id, number, query.text, doc_ids)
-                sampled_sets.append(SampledSet(set_id, query, doc_ids, grades))
-                self._count_set(doc_ids, grades)
-        return sampled_sets
+                candidate_sets.append(self._build_set(query, number, doc_ids, judged))
+        return candidate_sets
 
-    def _count_set(self, doc_ids: Sequence[str], grades: Mapping[str, int] | None) -> None:
-        relevant = sum(grade > 0 for grade in (grades or {}).values())
+    def _build_set(
+        self, query: Query, number: int, doc_ids: tuple[str, ...], judged: Mapping[str, int] | None
+    ) -> CandidateSet:
         self.counts.update(sets=1, passages=len(doc_ids))
-        self.counts[f"with_{relevant}_relevant"] += grades is not None
+        grades = None
+        if judged is not None:
+            grades = {doc_id: judged[doc_id] for doc_id in doc_ids if doc_id in judged}
+            self.counts[f"with_{sum(grade > 0 for grade in grades.values())}_relevant"] += 1
+        return CandidateSet(
+            make_set_id(self.source, query.query_id, number, query.text, doc_ids),
+            query.query_id,
+            query.text,
+            doc_ids,
+            tuple(self.store.get(doc_id, query.query_id).text for doc_id in doc_ids),
+            grades,
+            self.source,
+            self.license,
+        )
 
 
-def write_samples(
-    sampler: Sampler,
-    store: PassageSource,
-    output: str | Path,
-    queries_count: int | None = None,
-    license: str | None = None,
-) -> int:
-    """Write the sets to `output`, going on where an earlier run was stopped; returns how many were there already.
+def write_samples(sampler: Sampler, output: Path, queries_count: int | None = None) -> int:
+    """Write the sets to `output`, complete or not at all, and return how many were there already.
 
-    Raises `InputError` if `output` holds anything but a beginning of the same sets.
+    Raises:
+        InputError: If `output` exists and holds anything but a beginning of the same sets. It stays unchanged then.
     """
+    has_rows = output.exists() and output.stat().st_size > 0
+    existing_rows = read_objects(output, EXPECTED_FORMAT) if has_rows else iter(())
     existing_count = 0
-    with CandidateSetAppender(output) as file:
-        for sampled, existing in zip_longest(sampler.sample_sets(queries_count), file.existing_rows()):
-            candidate_set = None if sampled is None else _load_texts(sampled, store, sampler.source, license)
+    with PartFile(output) as file:
+        for candidate_set, existing in zip_longest(sampler.sample_sets(queries_count), existing_rows):
+            row = {} if candidate_set is None else asdict(candidate_set)
+            row |= {name: list(value) for name, value in row.items() if isinstance(value, tuple)}  # as in JSON
             if existing is not None:
                 number, existing_row = existing
-                if candidate_set is None or existing_row != _json_form(candidate_set):
+                if changed := [name for name in row | existing_row if existing_row.get(name) != row.get(name)]:
                     raise InputError(
-                        f"{output}:{number}: the set {existing_row.get('set_id')} is not what belongs there"
-                        f" ({_describe_difference(existing_row, candidate_set)})",
-                        "it was made with other options or data: name another --output, or remove it",
+                        f"{output}:{number}: the set {existing_row.get('set_id')} differs from what these options and"
+                        f" data give ({', '.join(changed)})",
+                        "name another --output, or remove it",
                     )
                 existing_count += 1
-            elif candidate_set is not None:
-                file.write(candidate_set)
+            file.write(encode_json_line(row))
     return existing_count
-
-
-def _load_texts(sampled: SampledSet, store: PassageSource, source: str, license: str | None) -> CandidateSet:
-    query_id = sampled.query.query_id
-    passages = tuple(store.get(doc_id, query_id).text for doc_id in sampled.doc_ids)
-    return CandidateSet(
-        sampled.set_id, query_id, sampled.query.text, sampled.doc_ids, passages, sampled.grades, source, license
-    )
-
-
-def _describe_difference(existing_row: Mapping[str, Any], candidate_set: CandidateSet | None) -> str:
-    """In what a set that is there is another one than would be written."""
-    if candidate_set is None:
-        return "nothing more does"
-    if existing_row.get("set_id") != candidate_set.set_id:
-        return f"{candidate_set.set_id} does"
-    return "another " + ", ".join(
-        name for name, value in _json_form(candidate_set).items() if existing_row.get(name) != value
-    )
-
-
-def _json_form(candidate_set: CandidateSet) -> dict[str, Any]:
-    """The set as its line of JSON says it."""
-    return asdict(candidate_set) | {"doc_ids": [*candidate_set.doc_ids], "passages": [*candidate_set.passages]}
-
-
-def _query_order_key(seed: int, query_id: str) -> bytes:
-    """Where a query comes in the order drawn by `seed`."""
-    return sha256(f"{seed}|{query_id}".encode("utf-8", "surrogatepass")).digest()

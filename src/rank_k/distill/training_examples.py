@@ -1,8 +1,11 @@
-"""Rows of training data -> tokens and what is to be learnt of them.
+"""Training rows -> examples -> batches of tokens and labels.
 
-The prompt is rendered by the model's chat template; the completion is appended to it as it stands. Chat templates
-are known to drop `<think>...</think>` from an assistant's turn, so none gets to see it. Nothing is ever cut: a row
-that is too long is counted and left out.
+The prompt is rendered by the model's chat template, and the completion is appended to it unchanged: many chat
+templates drop `<think>...</think>` from an assistant's turn. Rows that are too long are counted and left out, never
+truncated.
+
+The order of the examples, the batches and the random labels in them depend on the seed and the position alone, so that
+a resumed run gets the same batches.
 """
 
 from __future__ import annotations
@@ -10,27 +13,46 @@ from __future__ import annotations
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from rank_k.data.lines import read_objects
-from rank_k.distill.label_traces import LabelTrace, parse_label_trace
-from rank_k.errors import FormatError
+from rank_k.distill.label_traces import LabelTrace, corrupt_labels, parse_label_trace
+from rank_k.distill.recipes import LabelOptions
+from rank_k.errors import FormatError, InputError
+from rank_k.optional_deps import load
+from rank_k.window.prompt import PromptTemplate, read_template
+from rank_k.window.sanitize import sanitize
 
 IGNORED_LABEL = -100
-"""The label of a token that is not to be learnt, as torch has it."""
-
+"""The label of a token that is not to be learned, as in torch."""
 
 _NUMBERED_PASSAGE = re.compile(r"^\[(\d+)\] .*\[\1\]$", re.MULTILINE)
-"""A passage with its number at both its ends."""
+"""A passage with its number at both ends."""
+
+_BATCHES_PER_GROUP = 16
+"""Batches whose rows are sorted by length together."""
+
+
+# --- rows and examples ---
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row, ready for batches. `label_trace`: None where its trace has no relevance labels. `passage_ends`: position
-    of the last token of each passage in `prompt_ids`; empty where the prompt does not show where passages end."""
+    """A training row with its tokenized prompt.
+
+    Args:
+        row: The index of the row in its file.
+        prompt_ids: The token ids of the prompt.
+        completion: The text to be learned.
+        label_trace: The relevance labels in the completion; None if it has none.
+        passage_ends: The position of the last token of each passage in `prompt_ids`; empty if the prompt does not show
+            where passages end, or if the completion has no labels.
+    """
 
     row: int
     prompt_ids: Sequence[int]
@@ -41,44 +63,61 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class ExampleSet:
-    """`too_long`: rows left out since they have more tokens than the recipe's `max_length`."""
+    """Examples, the number of rows that were too long, and the rows per license of each source."""
 
     examples: list[Example]
     too_long: int
     sources: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
-    @property
-    def labeled_count(self) -> int:
-        return sum(example.label_trace is not None for example in self.examples)
 
+def read_rows(path: Path, prompt: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a JSONL file of `rank-k distill select`.
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSONL file as `rank-k distill select` writes them. Raises `FormatError` naming the line."""
+    Raises:
+        FormatError: If a line is not a row.
+        InputError: If a row was not made with the prompt template `prompt`.
+    """
     expected = '{"prompt": [{"role", "content"}, ...], "completion": [{"role": "assistant", "content"}], ...}'
+    template = read_template(prompt)
     for number, row in read_objects(path, expected):
         if not _is_valid_row(row):
             raise FormatError(path, number, "no prompt, or no completion by the assistant", expected)
+        if not _uses_template(row, template):
+            raise InputError(
+                f"line {number} of {path} was not made with the prompt {prompt}, which the student is to be asked with",
+                f"make it with rank-k distill trace --prompt {prompt}, or name its prompt in [asking]",
+            )
         yield row
 
 
 def _is_valid_row(row: Mapping[str, Any]) -> bool:
-    prompt, completion = row.get("prompt"), row.get("completion")
-    if not (isinstance(prompt, list) and prompt and isinstance(completion, list) and len(completion) == 1):
-        return False
-    turns = [*prompt, *completion]
-    is_complete = all(
-        isinstance(turn, dict) and isinstance(turn.get("content"), str) and turn.get("role") for turn in turns
-    )
-    return is_complete and completion[0]["role"] == "assistant" and bool(completion[0]["content"].strip())
+    match row:
+        case {"prompt": [_, *_] as turns, "completion": [{"role": "assistant", "content": str() as completion}]}:
+            are_turns = (isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in turns)
+            return bool(completion.strip()) and all(are_turns) and all(turn.get("role") for turn in turns)
+    return False
+
+
+def _uses_template(row: Mapping[str, Any], template: PromptTemplate) -> bool:
+    """Return whether a row's prompt was made with `template`; True if the row does not contain query and ids."""
+    if not isinstance(row.get("query"), str) or not isinstance(row.get("doc_ids"), list):
+        return True
+    *_, message = template.messages(sanitize(row["query"], markers=False), ["\0"] * len(row["doc_ids"]))
+    prefix, *parts_between = message.content.split("\0")
+    prompt = str(row["prompt"][-1]["content"])
+    position = len(prefix) if prompt.startswith(prefix) else -1
+    for part in parts_between:
+        position = prompt.find(part, position) if position >= 0 else -1
+    return position >= 0
 
 
 def build_examples(
-    rows: Iterator[dict[str, Any]], tokenizer: Any, max_length: int, label_words: Sequence[str]
+    rows: Iterable[Mapping[str, Any]], tokenizer: Any, max_length: int, label_words: Sequence[str]
 ) -> ExampleSet:
-    """The rows that fit into `max_length` tokens, and how many did not."""
+    """Return the rows that have at most `max_length` tokens as examples, and count the others."""
     examples: list[Example] = []
     too_long = 0
-    sources: dict[str, dict[str, int]] = {}
+    sources: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for number, row in enumerate(rows):
         prompt_ids, passage_ends = prompt_tokens(tokenizer, row["prompt"])
         completion = row["completion"][0]["content"]
@@ -88,21 +127,20 @@ def build_examples(
         label_trace = parse_label_trace(completion, label_words)
         if label_trace is None or len(passage_ends) != len(label_trace.target_labels):
             passage_ends = ()
-        examples.append(
-            Example(number, array("i", prompt_ids), completion, label_trace, passage_ends)
-        )  # a tenth of a list's size
-        license_counts = sources.setdefault(str(row.get("source") or "unnamed"), {})
-        license = str(row.get("license") or "unnamed")
-        license_counts[license] = license_counts.get(license, 0) + 1
+        compact_ids = array("i", prompt_ids)  # a tenth of the list's size
+        examples.append(Example(number, compact_ids, completion, label_trace, passage_ends))
+        sources[str(row.get("source") or "unnamed")][str(row.get("license") or "unnamed")] += 1
     return ExampleSet(examples, too_long, sources)
 
 
 def prompt_tokens(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], tuple[int, ...]]:
-    """The prompt as the model will see it when it is asked: up to where its answer begins. And the places of the
-    last tokens of passages that have their numbers at both their ends."""
+    """Return the token ids of a prompt and the positions of the last tokens of its passages.
+
+    The prompt ends where the model's answer begins. The positions are empty unless passages have their numbers at both
+    ends.
+    """
     text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    # Templates of models that always think open the thought themselves, but the completion opens it too.
-    text = text.removesuffix("<think>\n")
+    text = text.removesuffix("<think>\n")  # some templates open the reasoning, but so does the completion
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
     passages = list(_NUMBERED_PASSAGE.finditer(text)) if tokenizer.is_fast else []
     if [int(match[1]) for match in passages] != list(range(1, len(passages) + 1)):
@@ -112,11 +150,137 @@ def prompt_tokens(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> tupl
 
 
 def completion_tokens(tokenizer: Any, completion: str) -> list[int]:
-    """The completion as it stands, and the end of the turn."""
+    """Return the token ids of a completion and of the end of its turn."""
     return [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
-def token_labels(example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Token ids and labels: the completion is learnt, the prompt is not."""
-    completion = completion_tokens(tokenizer, example.completion)
-    return [*example.prompt_ids, *completion], [IGNORED_LABEL] * len(example.prompt_ids) + completion
+# --- tokenized rows ---
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedRow:
+    """One row of a batch.
+
+    Args:
+        input_ids: The tokens of prompt and completion.
+        labels: What is to be learned at each position.
+        label_positions: The positions of the relevance labels in `input_ids`.
+        target_labels: The relevance labels to be learned there.
+        passage_ends: The positions of the last tokens of the passages, if they are known.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    label_positions: list[int]
+    target_labels: Sequence[int]
+    passage_ends: Sequence[int] = ()
+
+
+def tokenize_row(example: Example, tokenizer: Any, trace: LabelTrace | None = None) -> TokenizedRow:
+    """Return the tokens of a row: the completion is to be learned, the prompt is not.
+
+    With `trace`, its text replaces the completion: its shown labels are read, its target labels are to be learned.
+    """
+    start = len(example.prompt_ids)
+    completion = completion_tokens(tokenizer, example.completion if trace is None else trace.text)
+    input_ids, labels = [*example.prompt_ids, *completion], [IGNORED_LABEL] * start + completion
+    if trace is None:
+        return TokenizedRow(input_ids, labels, [], [])
+    token_ids = label_token_ids_of(tokenizer, trace.words)
+    positions = [start + i for i, token in enumerate(completion) if token in token_ids][: len(trace.shown_labels)]
+    shown_ids = [token_ids[label] for label in trace.shown_labels]
+    assert [input_ids[position] for position in positions] == shown_ids, "a relevance label is not where it should be"
+    for position, label in zip(positions, trace.target_labels, strict=True):
+        labels[position] = token_ids[label]
+    return TokenizedRow(input_ids, labels, positions, trace.target_labels, example.passage_ends)
+
+
+def label_token_ids_of(tokenizer: Any, words: Sequence[str]) -> list[int]:
+    """Return the token of each label when it follows "[1]". Raises `InputError` for a word of several tokens."""
+    prefix_ids = tokenizer("[1]", add_special_tokens=False)["input_ids"]
+    token_ids = []
+    for word in words:
+        *first_ids, token_id = tokenizer(f"[1] {word}", add_special_tokens=False)["input_ids"]
+        if first_ids != prefix_ids:
+            raise InputError(
+                f"the verdict {word!r} is not one token to this model", "choose another word in [verdicts]"
+            )
+        token_ids.append(token_id)
+    return token_ids
+
+
+# --- batches ---
+
+
+def training_order(lengths: Sequence[int], epochs: float, batch: int, seed: int, group_by_length: bool) -> list[int]:
+    """Return the indices of rows in the order in which they are learned, all epochs in sequence.
+
+    `group_by_length`: put rows of similar length into one batch, which saves padding. The batches stay in random order.
+    """
+    order: list[int] = []
+    row_count = round(epochs * len(lengths))
+    random = Random(f"order|{seed}")
+    while len(order) < row_count:
+        rows = random.sample(range(len(lengths)), len(lengths))
+        if group_by_length:
+            groups = [sorted(group, key=lengths.__getitem__) for group in _split(rows, batch * _BATCHES_PER_GROUP)]
+            batches = [part for group in groups for part in _split(group, batch)]
+            random.shuffle(batches)
+            rows = [row for part in batches for row in part]
+        order += rows
+    return order[:row_count]
+
+
+def _split(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Makes batches of the examples at positions of `order`. The trainer's data set consists of the positions."""
+
+    examples: Sequence[Example]
+    order: Sequence[int]
+    tokenizer: Any
+    label_options: LabelOptions
+    seed: int
+
+    def __call__(self, items: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+        return pad_batch([self.row(item["position"]) for item in items], self.tokenizer.pad_token_id)
+
+    def row(self, position: int) -> TokenizedRow:
+        """Return what is learned at that position of the order."""
+        example = self.examples[self.order[position]]
+        trace = example.label_trace if self.label_options.is_enabled else None
+        random = Random(f"verdicts|{self.seed}|{position}")
+        if trace is not None and random.random() >= self.label_options.clean:
+            trace = corrupt_labels(trace, self.label_options.corrupt, random)
+        return tokenize_row(example, self.tokenizer, trace)
+
+
+def pad_batch(rows: Sequence[TokenizedRow], pad_token_id: int) -> dict[str, Any]:
+    """Return the tensors of a batch, padded on the right.
+
+    `relevance_labels` and `passage_ends` have one line (row, position, target label) per relevance label.
+    """
+    torch = load("torch")
+
+    def pad(sequences: Sequence[Sequence[int]], value: int) -> Any:
+        tensors = [torch.tensor(sequence) for sequence in sequences]
+        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+
+    def label_tensor(positions_by_row: Sequence[Sequence[int]]) -> Any:
+        entries = [
+            (number, position, label)
+            for number, positions in enumerate(positions_by_row)
+            for position, label in zip(positions, rows[number].target_labels, strict=False)
+        ]
+        return torch.tensor(entries, dtype=torch.long).reshape(-1, 3)
+
+    return {
+        "input_ids": pad([row.input_ids for row in rows], pad_token_id),
+        "attention_mask": pad([[1] * len(row.input_ids) for row in rows], 0),
+        "labels": pad([row.labels for row in rows], IGNORED_LABEL),
+        "relevance_labels": label_tensor([row.label_positions for row in rows]),
+        "passage_ends": label_tensor([row.passage_ends for row in rows]),
+    }

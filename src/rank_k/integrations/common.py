@@ -1,7 +1,7 @@
-"""What all integrations share: where their reranker comes from, and that failure shows.
+"""What all integrations share: where their reranker comes from, and how failures are reported.
 
-Frameworks pass documents on and nothing else: nobody would see there that the model was never reached or that a
-window kept its input order. So the first is raised here, and the second logged.
+Frameworks pass on documents and nothing else, so that nobody would notice that the model was never reached, or that a
+window kept its input order. The first is raised here, and the second is logged.
 """
 
 from __future__ import annotations
@@ -9,31 +9,31 @@ from __future__ import annotations
 import atexit
 import logging
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-from rank_k.engine import QueryResult
+from rank_k.build import ModelSource
 from rank_k.errors import InputError, ModelError
-from rank_k.models.base import Model
 from rank_k.reranker import Reranker
-from rank_k.types import Candidate, Hit, Passage, PassageSource, Query, RankedHits
+from rank_k.types import Candidate, Hit, Passage, PassageSource, Query
 from rank_k.window.base import WindowReport
 
 LOG = logging.getLogger("rank_k")
 
-RerankerSource: TypeAlias = Reranker | str | Path | Model | None
-"""A ready reranker, or the model for one as `Reranker` takes it."""
+RerankerSource: TypeAlias = Reranker | ModelSource
+"""A reranker, or the model for one as `Reranker` takes it."""
 
 
 def resolve_reranker(source: RerankerSource, options: Mapping[str, Any]) -> Reranker:
-    """`source` itself if it is a reranker, else one made of `source`, as its model, and `options`."""
+    """Return `source` if it is a reranker, else a reranker of the model `source` with `options`."""
     if isinstance(source, Reranker):
         if options:
             raise InputError(f"{', '.join(options)} given beside a ready reranker", "make the reranker with it")
         return source
-    reranker = Reranker(**options) if source is None else Reranker(source, **options)
-    atexit.register(_close, weakref.ref(reranker))  # frameworks have no place to say when they have done with it
+    reranker = Reranker(source, **options) if source is not None else Reranker(**options)
+    atexit.register(_close, weakref.ref(reranker))  # frameworks do not say when they no longer need it
     return reranker
 
 
@@ -44,67 +44,73 @@ def _close(reference: weakref.ref[Reranker]) -> None:
 
 
 def rank_texts(reranker: Reranker, query: str, texts: Sequence[str], top: int | None = None) -> Sequence[Hit]:
-    """The `top` best (None: all) of `texts` for `query`, best first.
+    """Return the `top` best (None: all) of `texts` for `query`, best first.
 
-    Raises `ModelError` if the model could not be had for any window, `InputError` for a `top` below 1.
+    Raises:
+        InputError: If `top` is below 1.
+        ModelError: If the model could not be reached for any window.
     """
-    _check_top(top)
-    if not texts:
-        return ()
-    counter = _WindowCounter()
-    return counter.check_and_return(reranker.rank(query, texts, on_result=counter))[:top]
+    with _checked_windows(top) as on_result:
+        return reranker.rank(query, texts, on_result=on_result)[:top] if texts else ()
 
 
 async def arank_texts(reranker: Reranker, query: str, texts: Sequence[str], top: int | None = None) -> Sequence[Hit]:
-    """`rank_texts` for async code: neither blocks the loop nor takes one of its threads; cancelling ends the work."""
-    _check_top(top)
-    if not texts:
-        return ()
-    counter = _WindowCounter()
-    return counter.check_and_return(await reranker.arank(query, texts, on_result=counter))[:top]
+    """`rank_texts` for async code: it neither blocks the loop nor takes one of its threads, and can be cancelled."""
+    with _checked_windows(top) as on_result:
+        return (await reranker.arank(query, texts, on_result=on_result))[:top] if texts else ()
 
 
 def rerank(
     reranker: Reranker,
-    run: Iterable[tuple[str, Sequence[Candidate]]],
-    queries: Mapping[str, Query],
+    candidates: Mapping[str, Collection[str]],
+    queries: Mapping[str, str],
     passages: Mapping[str, Passage] | PassageSource,
-) -> Iterator[QueryResult]:
-    """The run's queries with their new rankings, in the run's order; windows of all of them share the concurrency.
+) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield the id of each query and the ids of its documents, best first. All queries share the concurrency.
 
-    Raises `ModelError`, in the end, if the model could not be had for any window.
+    Args:
+        reranker: The reranker.
+        candidates: The document ids of each query, by query id, in the order of the first stage.
+        queries: The texts of the queries.
+        passages: The documents.
+
+    Raises:
+        ModelError: At the end, if the model could not be reached for any window.
     """
-    counter = _WindowCounter()
-    yield from reranker.rerank(run, queries, passages, on_result=counter)
-    counter.check()
+    if not candidates:
+        return
+    run = (
+        (query_id, [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(doc_ids, 1)])
+        for query_id, doc_ids in candidates.items()
+    )
+    queries_by_id = {query_id: Query(query_id, text) for query_id, text in queries.items()}
+    with _checked_windows() as on_result:
+        for result in reranker.rerank(run, queries_by_id, passages, on_result=on_result):
+            yield result.query_id, result.ranking.doc_ids
 
 
-def _check_top(top: int | None) -> None:
+@contextmanager
+def _checked_windows(top: int | None = None) -> Iterator[Callable[..., None]]:
+    """Yield a hook for the results of windows. At the end, raise an error if no window was answered, else log.
+
+    The hook is called from another thread, and the counts are read when that is done. `top`: the number of documents to
+    return, which is checked too.
+    """
     if top is not None and top < 1:
         raise InputError(f"{top} documents are asked for", "give 1 or more, or None for all")
+    counts: Counter[str] = Counter()
+    last_error: list[ModelError] = []
 
-
-class _WindowCounter:
-    """Hears what becomes of every window. Called from another thread, and read when that is done with."""
-
-    def __init__(self) -> None:
-        self._windows = self._unranked_windows = 0
-        self._error: ModelError | None = None
-        self._answered = False
-
-    def __call__(self, *window: Any) -> None:
+    def count(*window: Any) -> None:
         report: WindowReport = window[-1]
-        self._windows += 1
-        self._unranked_windows += not any(order.is_valid for order in report.result.rankings)
-        self._error = report.error or self._error
-        self._answered = self._answered or report.error is None
+        counts["windows"] += 1
+        counts["answered"] += report.error is None
+        counts["unranked"] += not any(ranking.is_valid for ranking in report.result.rankings)
+        if report.error is not None:
+            last_error[:] = [report.error]
 
-    def check(self) -> None:
-        if self._error is not None and not self._answered:
-            raise self._error
-        if self._unranked_windows:
-            LOG.warning("%d of %d windows were left in input order", self._unranked_windows, self._windows)
-
-    def check_and_return(self, hits: RankedHits) -> RankedHits:
-        self.check()
-        return hits
+    yield count
+    if last_error and not counts["answered"]:
+        raise last_error[0]
+    if counts["unranked"]:
+        LOG.warning("%d of %d windows were left in input order", counts["unranked"], counts["windows"])

@@ -1,19 +1,22 @@
-"""Rank-K in the shape of sentence-transformers' `CrossEncoder`, for code that calls one. Needs no extra."""
+"""Rank-K with the interface of sentence-transformers' `CrossEncoder`. Needs no extra."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from rank_k.errors import InputError
 from rank_k.integrations.common import RerankerSource, rank_texts, rerank, resolve_reranker
-from rank_k.types import Candidate, Passage, Query
+from rank_k.types import Passage
 
 
 class RankKCrossEncoder:
-    """`rank` and `predict`. `reranker`: a ready one, or the model for one; `options` are then `Reranker`'s.
+    """Provides `rank` and `predict`. Their arguments `batch_size` and `show_progress_bar` have no effect.
 
-    `batch_size` and `show_progress_bar` are taken, since callers give them, and have no meaning here.
+    Args:
+        reranker: A reranker, or the model for one.
+        options: The options of a new `Reranker`.
     """
 
     def __init__(self, reranker: RerankerSource = None, **options: Any) -> None:
@@ -29,8 +32,11 @@ class RankKCrossEncoder:
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
     ) -> list[dict[str, Any]]:
-        """The `top_k` best (None: all), best first: `corpus_id`, the place in `documents`; `score`, 1 / rank; with
-        `return_documents` the `text` too."""
+        """Return the `top_k` best documents (None: all), best first.
+
+        Each has a `corpus_id` (its position in `documents`), a `score` (1 / rank) and, with `return_documents`, its
+        `text`.
+        """
         hits = rank_texts(self.reranker, query, documents, top_k)
         texts = [{"text": hit.text} if return_documents else {} for hit in hits]
         return [{"corpus_id": hit.index, "score": hit.score, **text} for hit, text in zip(hits, texts, strict=True)]
@@ -42,19 +48,18 @@ class RankKCrossEncoder:
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
     ) -> list[float]:
-        """For each pair (query, document) 1 / the document's rank among those that have the same query *in this call*.
+        """Return 1 / rank for each pair (query, document), among the pairs of the same query *in this call*.
 
         So give all candidates of a query at once, and compare scores within a query only.
         """
-        documents: dict[str, list[Candidate]] = {}
+        candidates: defaultdict[str, list[str]] = defaultdict(list)
         for position, pair in enumerate(sentences):
             if isinstance(pair, str) or len(pair) != 2:
                 raise InputError("a pair is not (query, document)", "give a list of pairs")
-            documents.setdefault(pair[0], []).append(Candidate(str(position), 0.0))
-        texts = {str(position): Passage(str(position), pair[1]) for position, pair in enumerate(sentences)}
-        queries = {query: Query(query, query) for query in documents}
+            candidates[pair[0]].append(str(position))
+        passages = {str(position): Passage(str(position), text) for position, (_, text) in enumerate(sentences)}
         scores = [0.0] * len(sentences)
-        for result in rerank(self.reranker, documents.items(), queries, texts):
-            for rank, doc_id in enumerate(result.ranking.doc_ids, 1):
+        for _, doc_ids in rerank(self.reranker, candidates, {query: query for query in candidates}, passages):
+            for rank, doc_id in enumerate(doc_ids, 1):
                 scores[int(doc_id)] = 1 / rank
         return scores

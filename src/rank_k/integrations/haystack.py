@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rank_k.errors import InputError
 from rank_k.integrations.common import RerankerSource, arank_texts, rank_texts, resolve_reranker
@@ -14,21 +15,20 @@ from rank_k.optional_deps import load
 from rank_k.reranker import Reranker
 from rank_k.types import Hit
 
-if TYPE_CHECKING:
-    from haystack import Document, component, default_from_dict, default_to_dict
-    from haystack.utils import Secret
-else:
-    _haystack = load("haystack")
-    Document, component = _haystack.Document, _haystack.component
-    default_from_dict, default_to_dict = _haystack.default_from_dict, _haystack.default_to_dict
+load("haystack")
+from haystack import Document, component, default_to_dict
+from haystack.utils import Secret
 
 
 @component
 class RankKRanker:
-    """The best documents, best first, each with the score 1 / rank.
+    """Returns the best documents, best first, each with the score 1 / rank.
 
-    `reranker`: the model for one, or a ready one, which is then not closed with the pipeline and cannot be saved with
-    it; `options` are `Reranker`'s. `top_k`: how many documents to return (None: all). `api_key`: the server's.
+    Args:
+        reranker: The model for a reranker; or a reranker, which is not closed with the pipeline and cannot be saved.
+        top_k: The number of documents to return (None: all).
+        api_key: The key of the server.
+        options: The options of a new `Reranker`.
     """
 
     def __init__(
@@ -39,21 +39,14 @@ class RankKRanker:
         api_key: Secret | None = None,
         **options: Any,
     ) -> None:
-        self._source = reranker
-        self._options = options
-        self._api_key = api_key
-        self._created: Reranker | None = None
+        self._source, self._api_key, self._options = reranker, api_key, options
         self.top_k = top_k
 
-    @property
+    @cached_property
     def reranker(self) -> Reranker:
-        """The ready one, or one that is made when it is first needed: a pipeline may be loaded without its key."""
-        if isinstance(self._source, Reranker):
-            return resolve_reranker(self._source, self._options)
-        if self._created is None:
-            key = {"api_key": self._api_key.resolve_value()} if self._api_key else {}
-            self._created = resolve_reranker(self._source, self._options | key)
-        return self._created
+        """The reranker. It is made when it is first needed, since a pipeline may be loaded without its key."""
+        key = {"api_key": self._api_key.resolve_value()} if self._api_key else {}
+        return resolve_reranker(self._source, self._options | key)
 
     def warm_up(self) -> None:
         """Connect, or start the embedded model. Raises `ModelError`."""
@@ -63,27 +56,26 @@ class RankKRanker:
         await asyncio.to_thread(self.warm_up)
 
     def close(self) -> None:
-        """Free what was made here. Running again makes it anew."""
-        if self._created is not None:
-            self._created.close()
-            self._created = None
+        """Close the reranker that was made here. Running the component again makes a new one."""
+        if not isinstance(self._source, Reranker) and "reranker" in vars(self):
+            self.reranker.close()
+            del self.reranker
 
     async def close_async(self) -> None:
         await asyncio.to_thread(self.close)
 
     def to_dict(self) -> dict[str, Any]:
-        """Raises `InputError` for a ready reranker, and Haystack's own errors for a key that is not an `EnvVarSecret`
-        and for options that are more than plain values."""
+        """Return the component as Haystack saves it.
+
+        Raises:
+            InputError: If the component was made with a reranker. Haystack raises its own errors for a key that is not
+                an `EnvVarSecret`, and for options that are not plain values.
+        """
         if not isinstance(self._source, str | Path | None):
             raise InputError("a ready reranker or model cannot be saved", "make the component with options instead")
         parameters = {"reranker": self._source, "top_k": self.top_k, "api_key": self._api_key, **self._options}
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in parameters.items()}
         return dict(default_to_dict(self, **plain))
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> RankKRanker:
-        ranker: RankKRanker = default_from_dict(cls, data)
-        return ranker
 
     @component.output_types(documents=list[Document])
     def run(self, query: str, documents: list[Document], top_k: int | None = None) -> dict[str, list[Document]]:

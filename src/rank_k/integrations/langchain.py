@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from rank_k.integrations.common import RerankerSource, arank_texts, rank_texts, resolve_reranker
 from rank_k.optional_deps import load
 from rank_k.reranker import Reranker
 from rank_k.types import Hit
 
-if TYPE_CHECKING:
-    from langchain_core.documents import BaseDocumentCompressor, Document
-else:
-    BaseDocumentCompressor = load("langchain_core.documents").BaseDocumentCompressor
+load("langchain_core")
+from langchain_core.documents import BaseDocumentCompressor, Document
 
 
 class RankKCompressor(BaseDocumentCompressor):
-    """For a `ContextualCompressionRetriever`, or wherever documents are compressed: the best ones, best first.
+    """Returns the best documents, best first, for a `ContextualCompressionRetriever` and other uses of compressors.
 
-    Documents come back as copies with everything they had and `metadata["relevance_score"]`, which is 1 / rank.
-    `reranker`: a ready one, or the model for one; `options` are then `Reranker`'s. `top_n`: how many documents to
-    return (None: all).
+    Documents are copied, and `metadata["relevance_score"]` of the copies is 1 / rank.
+
+    Args:
+        reranker: A reranker, or the model for one.
+        top_n: The number of documents to return (None: all).
+        options: The options of a new `Reranker`.
     """
 
     model_config: ClassVar[Any] = {"arbitrary_types_allowed": True}
@@ -48,8 +49,9 @@ def _texts(documents: Sequence[Document]) -> list[str]:
 
 
 def _with_scores(documents: Sequence[Document], hits: Sequence[Hit]) -> list[Document]:
-    scored_documents = ((documents[hit.index], hit.score) for hit in hits)
     return [
-        document.model_copy(update={"metadata": {**document.metadata, "relevance_score": score}})
-        for document, score in scored_documents
+        documents[hit.index].model_copy(
+            update={"metadata": {**documents[hit.index].metadata, "relevance_score": hit.score}}
+        )
+        for hit in hits
     ]

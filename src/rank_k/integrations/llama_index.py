@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rank_k.errors import InputError
 from rank_k.integrations.common import RerankerSource, arank_texts, rank_texts, resolve_reranker
@@ -11,25 +11,22 @@ from rank_k.optional_deps import load
 from rank_k.reranker import Reranker
 from rank_k.types import Hit
 
-if TYPE_CHECKING:
-    from llama_index.core.instrumentation import get_dispatcher
-    from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
-    from llama_index.core.postprocessor.types import BaseNodePostprocessor
-    from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
-else:
-    BaseNodePostprocessor = load("llama_index.core.postprocessor.types").BaseNodePostprocessor
-    get_dispatcher = load("llama_index.core.instrumentation").get_dispatcher
-    _events = load("llama_index.core.instrumentation.events.rerank")
-    ReRankEndEvent, ReRankStartEvent = _events.ReRankEndEvent, _events.ReRankStartEvent
-    _schema = load("llama_index.core.schema")
-    MetadataMode, NodeWithScore = _schema.MetadataMode, _schema.NodeWithScore
+load("llama_index.core")
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
 
 class RankKPostprocessor(BaseNodePostprocessor):
-    """The best nodes, best first, each with the score 1 / rank.
+    """Returns the best nodes, best first, each with the score 1 / rank.
 
-    The model sees what an embedding model would: a node's text with the metadata meant for embedding. `reranker`: a
-    ready one, or the model for one; `options` are then `Reranker`'s. `top_n`: how many nodes to return (None: all).
+    The model sees what an embedding model would: the text of a node with the metadata meant for embedding.
+
+    Args:
+        reranker: A reranker, or the model for one.
+        top_n: The number of nodes to return (None: all).
+        options: The options of a new `Reranker`.
     """
 
     reranker: Reranker
@@ -55,7 +52,7 @@ class RankKPostprocessor(BaseNodePostprocessor):
         return _with_scores(nodes, await arank_texts(self.reranker, query, _texts(nodes), self.top_n))
 
     def _start_rerank(self, nodes: list[NodeWithScore], query: QueryBundle | None) -> str:
-        """Tells LlamaIndex's observers, and returns the query's text."""
+        """Notify the observers of LlamaIndex, and return the text of the query."""
         if query is None:
             raise InputError("there is no query to rank by", "give query_bundle or query_str")
         top_n, model = self.top_n or len(nodes), self.reranker.model.name

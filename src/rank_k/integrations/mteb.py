@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from itertools import chain
 from random import Random
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from rank_k.errors import InputError
 from rank_k.integrations.common import RerankerSource, rerank, resolve_reranker
 from rank_k.optional_deps import load
-from rank_k.types import Candidate, Passage, Query
+from rank_k.types import Passage
 
-if TYPE_CHECKING:
-    from mteb.models import ModelMeta
-else:
-    ModelMeta = load("mteb.models").ModelMeta
+load("mteb")
+from mteb.models import ModelMeta
 
 TopRanked: TypeAlias = Mapping[str, Sequence[str]]
 """`query_id -> doc_ids` of its candidates."""
@@ -25,9 +24,12 @@ class RankKSearch:
     """MTEB's `SearchProtocol` for tasks that come with candidates: Reranking tasks, and Retrieval tasks after
     `task.convert_to_reranking(folder, top_k=...)`.
 
-    Candidates of a Reranking task come in the order of the data set, in many of which the relevant ones stand first,
-    so they are shuffled (by the query's id); those of a Retrieval task are in the first stage's order and stay so.
-    `reranker`: a ready one, or the model for one; `options` are then `Reranker`'s.
+    Candidates of a Reranking task come in the order of the data set, in which relevant ones are often first, so they
+    are shuffled (by the query's id). Those of a Retrieval task keep the order of the first stage.
+
+    Args:
+        reranker: A reranker, or the model for one.
+        options: The options of a new `Reranker`.
     """
 
     def __init__(self, reranker: RerankerSource = None, **options: Any) -> None:
@@ -60,23 +62,23 @@ class RankKSearch:
     def search(
         self, queries: Any, *, task_metadata: Any, top_k: int, top_ranked: TopRanked | None = None, **_: Any
     ) -> dict[str, dict[str, float]]:
-        """`query_id -> doc_id -> 1 / rank` of the `top_k` best."""
+        """Return `query_id -> doc_id -> 1 / rank` of the `top_k` best."""
         if top_ranked is None:
             raise InputError("this task has no candidates to rerank", "task.convert_to_reranking(folder, top_k=...)")
-        queries_by_id = {str(row["id"]): Query(str(row["id"]), _query_text(row)) for row in queries}
-        shuffle = "Reranking" in task_metadata.type
-        run = ((query_id, _candidates(query_id, top_ranked.get(query_id, ()), shuffle)) for query_id in queries_by_id)
-        passages = _Corpus(
-            self._corpus, {doc_id for query_id in queries_by_id for doc_id in top_ranked.get(query_id, ())}
-        )
+        candidates = {str(row["id"]): list(top_ranked.get(str(row["id"]), ())) for row in queries}
+        if "Reranking" in task_metadata.type:
+            for query_id, doc_ids in candidates.items():
+                Random(query_id).shuffle(doc_ids)
+        texts = {str(row["id"]): _query_text(row) for row in queries}
+        passages = _Corpus(self._corpus, set(chain.from_iterable(candidates.values())))
         return {
-            result.query_id: {doc_id: 1 / rank for rank, doc_id in enumerate(result.ranking.doc_ids[:top_k], 1)}
-            for result in rerank(self.reranker, run, queries_by_id, passages)
+            query_id: {doc_id: 1 / rank for rank, doc_id in enumerate(doc_ids[:top_k], 1)}
+            for query_id, doc_ids in rerank(self.reranker, candidates, texts, passages)
         }
 
 
 class _Corpus:
-    """Passages read from MTEB's data set, which lies on disk, when their query's turn has come."""
+    """Reads passages from MTEB's data set on disk when they are needed."""
 
     def __init__(self, corpus: Any, doc_ids: set[str]) -> None:
         self._corpus = corpus
@@ -89,15 +91,8 @@ class _Corpus:
         return Passage(doc_id, " ".join(filter(None, (row.get("title"), row["text"]))))
 
 
-def _candidates(query_id: str, doc_ids: Sequence[str], shuffle: bool) -> list[Candidate]:
-    ids = list(doc_ids)
-    if shuffle:
-        Random(query_id).shuffle(ids)
-    return [Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(ids, 1)]
-
-
 def _query_text(row: Mapping[str, Any]) -> str:
-    """A query with its instruction, where it has one; a conversation's turns one after the other. As MTEB does it."""
+    """Return the text of a query with its instruction, and the turns of a conversation in sequence, as MTEB does."""
     turns = [row["text"]] if isinstance(row["text"], str) else row["text"]
     text = "; ".join(turn if isinstance(turn, str) else f"{turn['role']}: {turn['content']}" for turn in turns)
     return " ".join(filter(None, (text, row.get("instruction"))))

@@ -1,9 +1,10 @@
-"""`rank-k distill`: from a teacher's traces to a student that reranks, one step a file."""
+"""`rank-k distill`: from a teacher's traces to a student that reranks, with one step per file."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+from pathlib import Path
 from types import ModuleType
 
 from rank_k.cli import add_verb
@@ -17,7 +18,7 @@ STEPS = {
     "train": "train a student on selected rows; the same command goes on from the last checkpoint",
     "export": "write a trained student as GGUF, with its settings and its card, or as merged weights",
 }
-"""The steps in the order in which data flows. A step's module has what a verb's has."""
+"""The steps in the order in which data flows. The module of a step has the same members as that of a verb."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,3 +34,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _import_step(name: str) -> ModuleType:
     return importlib.import_module(f"rank_k.cli.distill.{name}")
+
+
+def add_exclude_queries(group: argparse._ArgumentGroup) -> None:
+    """Add the option that keeps evaluation queries out of training data."""
+    group.add_argument(
+        "--exclude-queries",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="queries to be evaluated on: the same or nearly the same are left out",
+    )

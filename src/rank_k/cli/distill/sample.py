@@ -7,17 +7,20 @@ import sys
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rank_k.cli.collection_options import add_collection_options, index_progress, resolve_collection
-from rank_k.cli.distill.exclude_options import add_exclude_queries, read_excluded_queries
+from rank_k.cli.distill import add_exclude_queries
 from rank_k.cli.model_options import non_negative_float, positive_int
-from rank_k.cli.output_files import check_output
+from rank_k.cli.output_files import check_outputs
+from rank_k.data.collections.base import RunWithoutExcluded
+from rank_k.data.queries import read_queries
+from rank_k.data.trec import RunFile, read_qrels
+from rank_k.distill.candidate_sets import read_license
+from rank_k.distill.near_duplicates import read_excluded_queries
+from rank_k.distill.sample import Sampler, Sampling, write_samples
+from rank_k.errors import InputError
+from rank_k.retrieval.fusion import FusedRuns
 
-if TYPE_CHECKING:
-    from rank_k.cli.collection_options import ResolvedCollection
-
-NAME = "sample"
 EXAMPLE = (
     "rank-k distill sample --runs bm25.trec splade.trec --queries queries.jsonl --documents corpus.jsonl.gz"
     " --queries-count 50000 --output sets.jsonl"
@@ -76,14 +79,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.data.collections.base import RunWithoutExcluded
-    from rank_k.data.queries import read_queries
-    from rank_k.data.trec import RunFile, read_qrels
-    from rank_k.distill.candidate_sets import read_license
-    from rank_k.distill.sample import Sampler, Sampling, write_samples
-    from rank_k.errors import InputError
-    from rank_k.retrieval.fusion import FusedRuns
-
     sampling = Sampling(
         args.sizes, args.ranks, args.sets_per_query, args.positives, args.none, args.skip_negatives, args.seed
     )
@@ -91,31 +86,30 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--positives needs judgments", "give --qrels FILE")
     collection = resolve_collection(args)
     qrels_file = args.qrels or (collection.collection.qrels if collection.collection is not None else None)
-    check_output("--output", args.output, (*args.runs, *collection.files, *filter(None, [qrels_file])))
-    queries = read_queries(collection.queries)
+    check_outputs({"--output": args.output}, (*args.runs, *collection.files, qrels_file))
+    first_file = args.documents or next(iter(collection.corpus.files), collection.queries)
+    folder = Path(first_file).resolve().parent
+    license = args.license or read_license(folder)
     depth = max(DEPTH, *(high for _, high in sampling.ranks))
     runs = (RunWithoutExcluded(RunFile(path), collection.excluded) for path in args.runs)
     with closing(FusedRuns(runs, depth)) as fused, closing(collection.corpus.store(index_progress(False))) as store:
         sampler = Sampler(
-            fused,
-            queries,
+            fused.ranking,
+            read_queries(collection.queries),
+            store,
             sampling,
-            args.source or _collection_folder(args, collection).name,
+            args.source or folder.name,
+            license,
             None if qrels_file is None else read_qrels(qrels_file),
-            read_excluded_queries(args),
+            read_excluded_queries(args.exclude_queries or ()),
         )
-        license = args.license or read_license(_collection_folder(args, collection))
-        try:
-            existing_count = write_samples(sampler, store, args.output, args.queries_count, license)
-        except KeyboardInterrupt:
-            print(f"\nstopped; the same command goes on with {args.output}", file=sys.stderr)
-            return 130
+        existing_count = write_samples(sampler, args.output, args.queries_count)
     print("\n".join(_summary_lines(sampler.counts, existing_count, args.output, license)), file=sys.stderr)
     return 0
 
 
 def parse_range(text: str) -> tuple[int, int]:
-    """10-20, or 5"""
+    """Parse a range such as 10-20, or 5."""
     low, separator, high = text.partition("-")
     if not low.isdecimal() or not (high.isdecimal() if separator else not high):
         raise argparse.ArgumentTypeError(f"{text!r} is no range such as 10-20")
@@ -123,14 +117,8 @@ def parse_range(text: str) -> tuple[int, int]:
 
 
 def parse_ranges(text: str) -> tuple[tuple[int, int], ...]:
-    """1-20,10-30"""
+    """Parse ranges such as 1-20,10-30."""
     return tuple(parse_range(part) for part in text.split(","))
-
-
-def _collection_folder(args: argparse.Namespace, collection: ResolvedCollection) -> Path:
-    """Where the collection lies."""
-    file = args.documents or next(iter(collection.corpus.files), collection.queries)
-    return Path(file).resolve().parent
 
 
 def _summary_lines(counts: Counter[str], existing_count: int, output: Path, license: str | None) -> list[str]:

@@ -8,11 +8,17 @@ from collections import Counter
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from rank_k.cli.distill.exclude_options import add_exclude_queries, read_excluded_queries
+from rank_k.cli.distill import add_exclude_queries
 from rank_k.cli.model_options import non_negative_float, positive_int
-from rank_k.cli.output_files import check_output
+from rank_k.cli.output_files import check_outputs
+from rank_k.data.part_file import PartFile
+from rank_k.data.trec import read_qrels
+from rank_k.distill.candidate_sets import encode_json_line, read_candidate_sets
+from rank_k.distill.near_duplicates import read_excluded_queries
+from rank_k.distill.select import RULES, Selector, is_heldout
+from rank_k.errors import InputError
+from rank_k.journal import Journal
 
-NAME = "select"
 EXAMPLE = "rank-k distill select --journal traces.sqlite --qrels qrels.trec --rule short --output sft.jsonl"
 
 OUTCOMES = {
@@ -37,9 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--journal", required=True, type=Path, metavar="FILE", help="what distill trace wrote")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the rows, as JSONL")
     group = parser.add_argument_group("selecting")
-    group.add_argument(
-        "--rule", default="paper", choices=("paper", "short", "best", "all"), help="which of a set's usable traces"
-    )
+    group.add_argument("--rule", default="paper", choices=RULES, help="which of a set's usable traces")
     group.add_argument("--qrels", type=Path, metavar="FILE", help="judgments (the grades that the sets carry)")
     group.add_argument("--sets", type=Path, nargs="+", metavar="FILE", help="only the sets of these files (all)")
     group.add_argument(
@@ -54,41 +58,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.data.trec import read_qrels
-    from rank_k.distill.candidate_sets import JsonLinesWriter, read_candidate_sets
-    from rank_k.distill.select import Selector, is_heldout
-    from rank_k.errors import InputError
-    from rank_k.journal import Journal
-
     if not 0 <= args.heldout_share < 1:
         raise InputError(f"--heldout-share is {args.heldout_share:g}", "give a share from 0 to less than 1")
     if not args.journal.is_file():
         raise InputError(f"there is no journal {args.journal}", "name the file that rank-k distill trace wrote")
-    input_files = (args.journal, *(args.exclude_queries or ()), *(args.sets or ()), *filter(None, [args.qrels]))
-    check_output("--output", args.output, input_files)
-    if args.heldout is not None:
-        check_output("--heldout", args.heldout, (*input_files, args.output))
-    set_ids = (
-        None if args.sets is None else frozenset(row.set_id for file in args.sets for row in read_candidate_sets(file))
+    excluded_files = args.exclude_queries or ()
+    check_outputs(
+        {"--output": args.output, "--heldout": args.heldout},
+        (args.journal, args.qrels, *excluded_files, *(args.sets or ())),
     )
+    sets = None if args.sets is None else (row for file in args.sets for row in read_candidate_sets(file))
     selector = Selector(
         args.rule,
         None if args.qrels is None else read_qrels(args.qrels),
-        set_ids,
+        None if sets is None else frozenset(row.set_id for row in sets),
         (args.min_tokens, args.max_tokens),
         args.min_ndcg,
-        read_excluded_queries(args),
+        read_excluded_queries(excluded_files),
     )
     heldout_count = 0
     with closing(Journal(args.journal, read_only=True)) as journal, ExitStack() as files:
-        training = files.enter_context(JsonLinesWriter(args.output))
-        heldout = None if args.heldout is None else files.enter_context(JsonLinesWriter(args.heldout))
+        training = files.enter_context(PartFile(args.output))
+        heldout = None if args.heldout is None else files.enter_context(PartFile(args.heldout))
         for row in selector.rows(journal):
             if heldout is not None and is_heldout(row["query_id"], row["source"], args.heldout_share):
-                heldout.append(row)
+                heldout.write(encode_json_line(row))
                 heldout_count += 1
             else:
-                training.append(row)
+                training.write(encode_json_line(row))
         if not selector.counts["sets"]:
             raise InputError(f"{args.journal} holds no candidate sets", "rank-k distill trace asks about some")
     print("\n".join(_summary_lines(selector.counts, heldout_count, args)), file=sys.stderr)

@@ -6,23 +6,20 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rank_k.cli.model_options import positive_int, positive_seconds
+from rank_k.distill.recipes import RECIPES_FOLDER, Recipe, estimate_memory, read_recipe, recipe_names
+from rank_k.distill.train import TrainingRun, is_main_process, train
 
-if TYPE_CHECKING:
-    from rank_k.distill.recipes import Recipe
-
-NAME = "train"
 EXAMPLE = "rank-k distill train --data sft.jsonl --heldout heldout.jsonl --recipe smollm2-135m --output student"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="rows that distill select wrote")
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="the run and its student")
-    parser.add_argument(
-        "--recipe", required=True, metavar="NAME", help="qwen3-8b, qwq-32b, smollm2-135m, or a TOML file like theirs"
-    )
+    recipe_help = f"{', '.join(recipe_names())}, or a TOML file like theirs"
+    parser.add_argument("--recipe", required=True, metavar="NAME", help=recipe_help)
     parser.add_argument("--heldout", type=Path, metavar="FILE", help="rows to measure on, which are not learnt")
     parser.add_argument(
         "--max-steps", type=positive_int, metavar="N", help="end after so many (when the rows are learnt)"
@@ -35,9 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rank_k.distill.recipes import read_recipe
-    from rank_k.distill.train import TrainingRun, is_main_process, train
-
     recipe = read_recipe(args.recipe)
     if is_main_process() and (not args.quiet or args.estimate):
         print("\n".join(_memory_lines(recipe)), file=sys.stderr)
@@ -47,23 +41,19 @@ def run(args: argparse.Namespace) -> int:
     run = TrainingRun(args.data, recipe, args.output, args.heldout, args.max_steps, args.time_limit)
     trained = train(run, on_record)
     left_out = f"; {trained.too_long:,} longer than {recipe.training.max_length} tokens left out"
-    if not is_main_process():
-        return 0
-    print(
-        f"{args.output}: {trained.steps:,} steps in {trained.seconds:.0f} s on {trained.rows:,} rows"
-        f"{left_out if trained.too_long else ''}",
-        file=sys.stderr,
-    )
+    if is_main_process():
+        print(
+            f"{args.output}: {trained.steps:,} steps in {trained.seconds:.0f} s on {trained.rows:,} rows"
+            f"{left_out if trained.too_long else ''}",
+            file=sys.stderr,
+        )
     return 0
 
 
 def _memory_lines(recipe: Recipe) -> list[str]:
-    from rank_k.distill.recipes import RECIPES_FOLDER, estimate_memory
-
-    memory = estimate_memory(recipe)
-    sizes = {"weights": memory.weights, "what is trained": memory.trained, "activations": memory.activations}
+    sizes = estimate_memory(recipe)
     breakdown = ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in sizes.items())
-    lines = [f"{recipe.name}: about {memory.total / 1e9:,.1f} GB over all devices ({breakdown})"]
+    lines = [f"{recipe.name}: about {sum(sizes.values()) / 1e9:,.1f} GB over all devices ({breakdown})"]
     if recipe.launch:
         lines.append(
             f"for several devices: accelerate launch --config_file {RECIPES_FOLDER / recipe.launch} -m rank_k.cli ..."
@@ -74,7 +64,7 @@ def _memory_lines(recipe: Recipe) -> list[str]:
 
 
 def _print_record(record: Mapping[str, Any]) -> None:
-    """A line of progress: losses now and then, held-out measures always."""
+    """Print the loss of every tenth step, and all held-out measures."""
     if record.get("bf16_requested") and not record["bf16"]:
         print("training in float32: this machine is slow in bfloat16, which the recipe asks for", file=sys.stderr)
     if "heldout" in record:

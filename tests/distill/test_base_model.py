@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from rank_k.distill import train as training
-from rank_k.distill.base_model import load_base
-from rank_k.distill.precision import bf16_is_fast
+from rank_k.distill.base_model import bf16_is_fast, load_base
 from rank_k.distill.recipes import read_recipe
 from rank_k.distill.train import TrainingRun, train
 from tests.support.tiny_model import recipe_text, rows, write_rows, write_tiny_gguf
