@@ -144,7 +144,7 @@ def test_rerank_stops_repetitive_reasoning(loopback: StartLoopback) -> None:
     results, stats = rerank(server, max_tokens=20_000)
     assert is_perfect(results)
     assert stats.repairs["repetition_stopped"] == stats.repairs["forced_answers"] == WINDOW_COUNT
-    assert stats.saved_tokens > WINDOW_COUNT * 15_000
+    assert stats.saved_tokens > WINDOW_COUNT * 10_000  # of 20,000; a busy client stops later
     wait_until(
         lambda: sum(call.cancelled for call in server.calls) == WINDOW_COUNT,
         "a stopped call was not cancelled on the server",
