@@ -7,8 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rank_k.data.collections.base import Collection, Corpus, CorpusFile, ExcludedDocuments
-from rank_k.data.collections.registry import find_collection
+from rank_k.data.collections.base import CorpusFile, ExcludedDocuments
+from rank_k.data.collections.registry import Collection, Corpus, find_collection
 from rank_k.data.corpus_index import OnProgress
 from rank_k.errors import InputError
 

@@ -18,7 +18,8 @@ from rank_k.cli.output_files import check_outputs
 from rank_k.cli.price_options import Prices, add_price_options, prices_for_model
 from rank_k.cli.render import evaluation_text, preferences_text
 from rank_k.cli.render.tables import print_tables
-from rank_k.data.collections.base import Collection, RunWithoutExcluded
+from rank_k.data.collections.base import RunWithoutExcluded
+from rank_k.data.collections.registry import Collection
 from rank_k.data.queries import read_queries
 from rank_k.data.trec import read_qrels, read_run
 from rank_k.errors import InputError, JournalError

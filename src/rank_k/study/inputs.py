@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from rank_k.data.collections.base import Corpus, CorpusFile, DocumentStore, ExcludedDocuments, RunWithoutExcluded
-from rank_k.data.collections.registry import find_collection
+from rank_k.data.collections.base import CorpusFile, ExcludedDocuments, RunWithoutExcluded
+from rank_k.data.collections.registry import Corpus, DocumentStore, find_collection
 from rank_k.data.corpus_index import OnProgress
 from rank_k.data.queries import read_queries
 from rank_k.data.trec import RunFile, read_qrels

@@ -1,15 +1,14 @@
-"""What every collection provides, and what several kinds of collections share."""
+"""Collections and corpora that are files, and runs without the documents that a collection excludes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from rank_k.data.corpus_index import CorpusIndex, OnProgress, open_corpus_index
 from rank_k.data.passages import read_passages
-from rank_k.types import Candidate, Passage, PassageSource
+from rank_k.types import Candidate, Passage
 
 ExcludedDocuments = Mapping[str, frozenset[str]]
 """`query_id -> ids of documents that its collection forbids to rank`."""
@@ -20,58 +19,17 @@ NAME_FORMS = (
 )
 
 
-class DocumentStore(PassageSource, Protocol):
-    """An open corpus, which must be closed."""
-
-    def close(self) -> None:
-        """Free the store's resources."""
-
-
-class Corpus(Protocol):
-    """All documents of a collection."""
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The user's own files that the documents are read from, which must not be overwritten."""
-
-    def passages(self) -> Iterator[Passage]:
-        """Yield all documents."""
-
-    def store(self, on_progress: OnProgress | None = None) -> DocumentStore:
-        """Return the documents by id. `on_progress` is called while they are indexed."""
-
-
-class Collection(Protocol):
-    """A collection. Queries, judgments and runs are files, in the formats of `rank_k.data.queries` and
-    `rank_k.data.trec`."""
-
-    @property
-    def corpus(self) -> Corpus:
-        """The documents."""
-
-    @property
-    def queries(self) -> Path:
-        """The queries."""
-
-    @property
-    def qrels(self) -> Path | None:
-        """The judgments; None if the collection has none."""
-
-    @property
-    def first_stage(self) -> Path | None:
-        """The run that the collection itself asks to be reranked, if there is one."""
-
-    @property
-    def excluded(self) -> ExcludedDocuments:
-        """The documents that must not be ranked."""
-
-
 @dataclass(frozen=True, slots=True)
 class CollectionFiles:
-    """A collection whose parts are files.
+    """A collection whose parts are files, in the formats of `rank_k.data.queries` and `rank_k.data.trec`.
 
-    `queries` may hold more queries than `qrels` judges: BEIR keeps all splits in one file. `runs`: first-stage runs
-    in the same folder (`run.*.trec`), by name.
+    Attributes:
+        documents: the documents.
+        queries: the queries, maybe more than `qrels` judges: BEIR keeps all splits in one file.
+        qrels: the judgments; None if there are none.
+        runs: first-stage runs in the same folder (`run.*.trec`), by name.
+        excluded: the documents that must not be ranked.
+        first_stage: the run that the collection itself asks to be reranked, if there is one.
     """
 
     documents: Path
@@ -94,12 +52,15 @@ class CorpusFile:
 
     @property
     def files(self) -> tuple[Path, ...]:
+        """The user's own files that the documents are read from, which must not be overwritten."""
         return (self.path,)
 
     def passages(self) -> Iterator[Passage]:
+        """Yield all documents."""
         return read_passages(self.path)
 
     def store(self, on_progress: OnProgress | None = None) -> CorpusIndex:
+        """Return the documents by id. `on_progress` is called while they are indexed."""
         return open_corpus_index(self.path, on_progress)
 
 

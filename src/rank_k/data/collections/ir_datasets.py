@@ -107,7 +107,7 @@ class IrDataset:
 
 
 class IrCorpus:
-    """The documents of a data set."""
+    """The documents of a data set, with the methods of `CorpusFile`."""
 
     files: tuple[Path, ...] = ()
 

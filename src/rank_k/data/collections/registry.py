@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from rank_k.data.collections.base import NAME_FORMS, Collection
+from rank_k.data.collections.base import NAME_FORMS, CollectionFiles, CorpusFile
 from rank_k.data.collections.beir import load_beir
 from rank_k.data.collections.bright import load_bright
 from rank_k.data.collections.demo import COLLECTION_NAME, load_python_docs
-from rank_k.data.collections.ir_datasets import IrDataset
+from rank_k.data.collections.ir_datasets import IrCorpus, IrDataset, IrStore
+from rank_k.data.corpus_index import CorpusIndex
 from rank_k.errors import InputError
+
+Collection = CollectionFiles | IrDataset
+"""Queries, judgments and first stage are paths of files; the corpus is a `Corpus`."""
+
+Corpus = CorpusFile | IrCorpus
+"""All documents of a collection, one by one (`passages`) or by id (`store`)."""
+
+DocumentStore = CorpusIndex | IrStore
+"""An open corpus: a `rank_k.types.PassageSource` that must be closed."""
 
 
 def find_collection(name: str) -> Collection:
