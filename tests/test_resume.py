@@ -139,7 +139,7 @@ def test_rerank_prints_one_line_after_ctrl_c_and_resumes(
             _, stderr = child.communicate(timeout=PATIENCE)
         [line] = stderr.strip().splitlines()
         assert "out.trec.journal.sqlite" in line
-        assert "goes on" in line
+        assert "run the same command again to resume" in line
         assert child.returncode == 130
         assert output.read_bytes() == b"an older run\n"
         assert not window_calls(server.calls[len(before) :]) & finished

@@ -78,7 +78,7 @@ def test_help_loads_no_heavy_modules(verb: str) -> None:
     assert not [name for name in imported if name.partition(".")[0] in HEAVY_MODULES]
 
 
-@pytest.mark.parametrize(("verb", "limit"), [("", 18), ("rerank", 10)])
+@pytest.mark.parametrize(("verb", "limit"), [("", 10), ("rerank", 30)])
 def test_help_cpu_is_a_small_multiple_of_python(verb: str, limit: float) -> None:
-    # Measured on two machines, without cached bytecode: 9.4 to 12 for all verbs, 4.9 to 6 for one.
+    # A verb imports what it needs to run, also for its help. numpy alone would add 10 or more.
     assert relative_cost("-m", "rank_k.cli", *filter(None, [verb]), "--help") < limit

@@ -260,7 +260,9 @@ def serve_stdio(service: RerankService) -> None:
 
     Blocks. Raises `MissingExtra`.
     """
-    previous_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT too: a program that starts this one in the background may have told it to ignore SIGINT.
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous_handlers = [signal.signal(number, signal.default_int_handler) for number in numbers]
     try:
         # Threads that this thread starts are daemons like itself: one that still reads does not delay the exit.
         LoopThread().run(_serve(service))
@@ -269,7 +271,8 @@ def serve_stdio(service: RerankService) -> None:
     except* OSError:
         pass  # nobody reads standard output anymore
     finally:
-        signal.signal(signal.SIGTERM, previous_handler)
+        for number, handler in zip(numbers, previous_handlers, strict=True):
+            signal.signal(number, handler)
 
 
 async def _serve(service: RerankService) -> None:
