@@ -20,8 +20,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from rank_k.data.trec import read_qrels, read_run
+from rank_k.evaluation.measures import evaluate
 from rank_k.models.simulated import PRESETS, Grades, Noise
-from rank_k.simulation.replay import ndcg, simulate
+from rank_k.simulation.replay import simulate
 from rank_k.strategies import make_strategy
 from rank_k.types import Run
 
@@ -58,7 +59,7 @@ def main() -> None:
         target = f"{TARGETS[name]:.3f}" if name in TARGETS else ""
         print(f"{name:12}{noise.sd:6.2f}{fmean(values):10.4f}{stdev(values):10.4f}{target:>8}", flush=True)
 
-    first_stage = fmean(ndcg([c.doc_id for c in run[q]], query_grades) for q, query_grades in judged.items())
+    first_stage = evaluate(judged, run, ["nDCG@10"]).means["nDCG@10"]
     print(f"judge           sd   nDCG@10  sd(seeds)  target\n{'first stage':18}{first_stage:10.4f}")
     for name, noise in PRESETS.items():
         row(name, noise)

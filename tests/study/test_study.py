@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from rank_k.errors import InputError, JournalError
 from rank_k.evaluation.measures import evaluate
 from rank_k.evaluation.run_costs import QueryCost
 from rank_k.evaluation.significance import paired_difference
-from rank_k.journal import WindowRecord
+from rank_k.journal import Journal, WindowRecord
 from rank_k.study.breakdowns import average_overlap, rankings_by_round, split_into_thirds
 from rank_k.study.cell_costs import read_cell_cost, waiting_seconds, window_seconds
 from rank_k.study.grid import (
@@ -23,7 +24,8 @@ from rank_k.study.grid import (
 )
 from rank_k.study.questions import QUESTIONS
 from rank_k.study.table import compare_rows, short_labels, write_cells, write_queries
-from rank_k.types import Candidate, WindowRanking, WindowResult
+from rank_k.types import Candidate, Response, WindowRanking, WindowResult
+from tests.journal.records import make_window
 from tests.support.study_data import DATA, StudyBench
 from tests.support.study_data import bench as bench  # a fixture
 
@@ -35,6 +37,17 @@ def test_window_seconds_adds_calls_within_a_sample_only() -> None:
     assert window_seconds([(0, 2.0), (0, 1.0)]) == 3
     assert window_seconds([(0, 2.0), (1, 1.0), (1, 0.5)]) == 2
     assert window_seconds([(0, 2.0), (1, 1.0), (2, 4.0), (3, 3.0)]) == 6, "the first two, then the others"
+
+
+@pytest.mark.parametrize("seed", [0, 123_456])
+def test_read_cell_cost_identifies_samples_by_seed(seed: int) -> None:
+    with closing(Journal()) as journal:
+        run = journal.begin_run({})
+        for sample, seconds in enumerate((2.0, 3.0, 4.0)):
+            journal.store_call(str(sample), "m", "ask", {"seed": seed + sample}, Response("", seconds=seconds))
+        journal.store_window(run, make_window("q", call_keys=("0", "1", "2")))
+        cost = read_cell_cost(journal, run)
+    assert cost.queries["q"].seconds_by_round == [[3.0 + 4.0]], "the first two at the same time, then the third"
 
 
 def test_waiting_seconds_assigns_windows_to_free_slots() -> None:

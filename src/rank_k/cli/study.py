@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--question",
         metavar="Q",
-        choices=_question_names(),
-        help=f"a ready-made grid, which --list explains: {', '.join(_question_names())}",
+        choices=list(QUESTIONS),
+        help=f"a ready-made grid, which --list explains: {', '.join(QUESTIONS)}",
     )
     group.add_argument(
         "--config", type=Path, metavar="FILE", help="a study in TOML, or the one that comes with Rank-K: rank-k-paper"
@@ -212,14 +212,10 @@ def _check_inputs(
         raise InputError(
             f"no cell is called {study.baseline!r}", f"write {FIRST_STAGE!r}, a cell's whole name or {choices}"
         )
-    depths: dict[tuple[str, str], int] = {}
-    for cell in cells:
-        run = (cell.collection, cell.first_stage)
-        depths[run] = max(cell.depth, depths.get(run, 0))
-    for (name, first_stage), depth in depths.items():
-        collection = collections[name]
-        evaluate(collection.qrels, collection.first_stage(first_stage), study.measures)
-        collection.check_texts(first_stage, depth)
+    for name, first_stage in dict.fromkeys((cell.collection, cell.first_stage) for cell in cells):
+        depth = max(cell.depth for cell in cells if (cell.collection, cell.first_stage) == (name, first_stage))
+        evaluate(collections[name].qrels, collections[name].first_stage(first_stage), study.measures)
+        collections[name].check_texts(first_stage, depth)
 
 
 def _print_missing(missing: Sequence[MissingFile]) -> None:

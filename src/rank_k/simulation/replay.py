@@ -7,22 +7,20 @@ same arguments give the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
-from math import log2, nan, sqrt
+from math import nan, sqrt
 from statistics import fmean, stdev
 from sys import maxsize
 from typing import NamedTuple
 
+from rank_k.evaluation.measures import ndcg
 from rank_k.models.simulated import Grades, Noise, SimulatedModel
 from rank_k.strategies.base import Strategy, StrategyGenerator, query_seed, run_validated
 from rank_k.types import Candidate, Ranking, Round, Run, Window, WindowRanking, WindowResult
 from rank_k.window.parsing import parse_ranking
-
-CUTOFF = 10
-"""Quality is nDCG at this rank."""
 
 _MAX_UNPARSED_SIZE = 1_000
 """The largest window whose well-formed answers need no parsing, because the parser returns them unchanged."""
@@ -106,16 +104,6 @@ def judge_window(judge: SimulatedModel, query_id: str, window: Window) -> Window
     answer = parse_ranking(judge.ranking_text(query_id, ids), len(ids), finish_reason="stop")
     tiers = tuple(tuple(ids[i - 1] for i in tier) for tier in answer.tiers)
     return WindowRanking(tiers, frozenset(ids[i - 1] for i in answer.ranked_numbers), answer.is_valid)
-
-
-def ndcg(doc_ids: Sequence[str], grades: Mapping[str, int], cutoff: int = CUTOFF) -> float:
-    """Return nDCG with linear gains and the ideal of all judgments, as in trec_eval; 0 if nothing is relevant."""
-
-    def gain(ordered: Iterable[int]) -> float:
-        return sum(max(grade, 0) / log2(rank + 1) for rank, grade in enumerate(ordered, 1))
-
-    ideal = gain(sorted(grades.values(), reverse=True)[:cutoff])
-    return gain(grades.get(doc_id, 0) for doc_id in doc_ids[:cutoff]) / ideal if ideal else 0.0
 
 
 @dataclass
@@ -205,8 +193,9 @@ def simulate(
         for cell, totals in cells.items():
             candidates = runs[cell.run].get(query_id, ())
             replayed = replay_strategy(strategies[cell.strategy], candidates[:depth], query_id, judges[cell.noise])
-            tail = tuple(candidate.doc_id for candidate in candidates[depth:][:CUTOFF])
-            totals.ndcg[query_id] = [ndcg(replayed.doc_ids + tail, query_grades)]
+            doc_ids = [*replayed.doc_ids, *(candidate.doc_id for candidate in candidates[depth:])]
+            ranked_grades = [query_grades.get(doc_id, 0) for doc_id in doc_ids]
+            totals.ndcg[query_id] = [ndcg(ranked_grades, query_grades.values())]
             totals.plays[0].append(replayed.rounds)
     return cells
 

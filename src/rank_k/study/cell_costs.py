@@ -10,7 +10,6 @@ from rank_k.errors import JournalError
 from rank_k.evaluation.run_costs import QueryCost, RunCost, read_query_costs
 from rank_k.journal import Journal, WindowRecord
 from rank_k.simulation.call_times import PendingRound, makespan
-from rank_k.strategies.base import query_seed
 from rank_k.window.listwise import ListwiseSettings
 
 AGREEING_SAMPLES = ListwiseSettings().agreeing_samples
@@ -34,12 +33,11 @@ def _measure_window(journal: Journal, record: WindowRecord, seconds: Mapping[str
         raise JournalError(f"journal {journal.path} lacks calls of its own windows", "delete it and ask again")
     if len(seconds) < 2:
         return sum(seconds.values())
-    calls = []
-    for key, call_seconds in seconds.items():
-        seed = journal.find_request(key).get("seed")
-        sample = (int(seed) - query_seed(record.query_id)) % 2**31 if isinstance(seed, int) else 0
-        calls.append((sample, call_seconds))
-    return window_seconds(calls)
+    seeds = {key: journal.find_request(key).get("seed") for key in seconds}
+    first_seed = min((seed for seed in seeds.values() if isinstance(seed, int)), default=0)  # that of sample 0
+    return window_seconds(
+        [(seed - first_seed if isinstance(seed, int) else 0, seconds[key]) for key, seed in seeds.items()]
+    )
 
 
 def window_seconds(calls: Sequence[tuple[int, float]], first_samples: int = AGREEING_SAMPLES) -> float:
