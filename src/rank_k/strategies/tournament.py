@@ -15,8 +15,8 @@ from random import Random
 from rank_k.strategies.base import (
     StrategyGenerator,
     Ties,
-    check_minimum,
-    check_window_size,
+    WindowStrategy,
+    at_least,
     record_consensus,
     tied_ranking,
 )
@@ -24,7 +24,7 @@ from rank_k.types import Candidate, Round, Window, WindowResult
 
 
 @dataclass(frozen=True)
-class Tournament:
+class Tournament(WindowStrategy):
     """For 100 candidates and a window of 20 the paper's stages: 100 to 50 in five groups of 20, to 20 in five of 10,
     then to 10, 5 and 2 in one group each. Other lengths follow the same series 500, 200, 100, 50, 20, 10, 5, 2,
     from the first that is no more than half. The groups of a stage are one round.
@@ -33,12 +33,7 @@ class Tournament:
     their points are added. Passages with equal points keep the order of the first stage.
     """
 
-    window: int = 20
-    tournaments: int = 1
-
-    def __post_init__(self) -> None:
-        check_window_size(self.window)
-        check_minimum("tournaments", self.tournaments, 1)
+    tournaments: int = at_least(1, 1)
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = [candidate.doc_id for candidate in candidates]
