@@ -18,12 +18,8 @@ def window_spans(length: int, window: int, stride: int) -> list[tuple[int, int]]
     """
     if length < 2:
         return []
-    spans = []
-    end = length
-    while end > window:
-        spans.append((end - window, end))
-        end -= stride
-    return [*spans, (0, min(window, length))]
+    full_spans = [(end - window, end) for end in range(length, window, -stride)]
+    return [*full_spans, (0, min(window, length))]
 
 
 @dataclass(frozen=True)

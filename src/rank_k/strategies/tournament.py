@@ -53,17 +53,14 @@ class Tournament(WindowStrategy):
             )
             windows = tuple(Window(tuple(group), (1, worst)) for group in compared_groups)
             results = iter((yield Round(windows, tied_ranking(ties, _by_points(ids, points)), remaining_windows)))
-            survivors: list[list[str]] = []
-            for pool_number in range(self.tournaments):
-                promoted_ids: list[str] = []
-                for group_number in range(count):
-                    group = groups[pool_number * count + group_number]
-                    promoted_count = promoted // count + (group_number < promoted % count)
-                    group_ranking = _rank_group(next(results), rank, ties) if len(group) > 1 else group
-                    promoted_ids.extend(group_ranking[:promoted_count])
+            rankings = [_rank_group(next(results), rank, ties) if len(group) > 1 else group for group in groups]
+            promoted_counts = [promoted // count + (number < promoted % count) for number in range(count)]
+            pools = []
+            for first in range(0, len(rankings), count):  # the groups of one tournament
+                tournament = zip(rankings[first : first + count], promoted_counts, strict=True)
+                promoted_ids = [doc_id for ranking, size in tournament for doc_id in ranking[:size]]
                 points.update(promoted_ids)
-                survivors.append(sorted(promoted_ids, key=rank.__getitem__))
-            pools = survivors
+                pools.append(sorted(promoted_ids, key=rank.__getitem__))
         return tied_ranking(ties, _by_points(ids, points))
 
 
