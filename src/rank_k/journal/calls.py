@@ -151,7 +151,7 @@ class CallStore:
             f" FROM calls {f'WHERE key IN ({keys})' if filters else ''} GROUP BY model, purpose ORDER BY 1, 2",
             tuple(filters.values()),
         )
-        return [(decode_text(row[0]), *row[1:3], Usage(*row[3:7], bool(row[7])), row[8]) for row in rows]
+        return [(decode_text(row[0]), *row[1:3], _decode_usage(row[3:8]), row[8]) for row in rows]
 
     def _limit_size(self) -> None:
         """Delete the older half of a full temporary journal's calls, and all that was stored about queries but their
@@ -176,4 +176,9 @@ def _decode_response(row: Sequence[Any]) -> Response:
     """Return the response stored in the columns `_RESPONSE_COLUMNS`."""
     text, reasoning, finish_reason = (None if part is None else decode_text(part) for part in row[:3])
     tokens = None if row[3] is None else tuple((token, value) for token, value in decompress_json(row[3]))
-    return Response(text or "", reasoning, finish_reason, Usage(*row[4:8], bool(row[8])), row[9], tokens)
+    return Response(text or "", reasoning, finish_reason, _decode_usage(row[4:9]), row[9], tokens)
+
+
+def _decode_usage(row: Sequence[int]) -> Usage:
+    prompt, completion, reasoning, cached, estimated = row
+    return Usage(prompt, completion, reasoning, cached, bool(estimated))
