@@ -57,6 +57,7 @@ def make_jobs(sizes: list[int], opened_positions: list[int] | None = None) -> It
             [Candidate(doc_id, -i) for i, doc_id in enumerate(ids)],
             {doc_id: Passage(doc_id, f"text of {doc_id}") for doc_id in ids},
             ("tail",),
+            f"q{number}",
         )
 
 
@@ -212,7 +213,7 @@ def test_engine_stores_queries_rounds_and_rankings_in_the_journal(tmp_path: Path
             first_position=7,
             on_window=on_window,
         )
-        jobs = [replace(job, name=name) for job, name in zip(make_jobs([30, 1]), ("named", ""), strict=True)]
+        jobs = [replace(job, journal_name=name) for job, name in zip(make_jobs([30, 1]), ("named", "q1"), strict=True)]
         results = [result async for result in engine.run(jobs)]
         assert [result.query_id for result in results] == ["q0", "q1"]
         _, records = journal.find_queries("r")

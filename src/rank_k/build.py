@@ -171,4 +171,5 @@ def build_job(
         if passage is None:
             raise InputError(f"document {doc_id} of query {query.query_id} has no text", "add it to the passages")
         passages_of_ids[doc_id] = passage
-    return Job(query, ranked, passages_of_ids, tuple(candidate.doc_id for candidate in candidates[depth:]), name)
+    tail = tuple(candidate.doc_id for candidate in candidates[depth:])
+    return Job(query, ranked, passages_of_ids, tail, name or query.query_id)

@@ -41,18 +41,14 @@ OPEN_QUERIES_PER_SLOT = 4
 class Job:
     """A query to be reranked. `candidates` are ranked; the ids in `tail` follow them in their order.
 
-    `name`: the query's id in the journal, if it differs from `query.query_id`.
+    `journal_name`: the query's id in the journal.
     """
 
     query: Query
     candidates: Sequence[Candidate]
     passages: Mapping[str, Passage]
-    tail: tuple[str, ...] = ()
-    name: str = ""
-
-    @property
-    def journal_name(self) -> str:
-        return self.name or self.query.query_id
+    tail: tuple[str, ...]
+    journal_name: str
 
 
 @dataclass(frozen=True, slots=True)

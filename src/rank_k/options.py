@@ -112,16 +112,11 @@ def number(minimum: float = 0.0, maximum: float = inf, none: str = "", exclusive
 
 
 def choice(*words: str) -> ValueKind:
-    def parse(value: Any) -> str:
-        if value not in words:
-            raise ValueError
-        return str(value)
-
-    return ValueKind(parse, f"one of {', '.join(words)}", {"type": "string", "enum": list(words)})
-
-
-def _parse_switch(value: Any) -> bool:
-    return {"auto": True, "off": False, True: True, False: False}[value]
+    return ValueKind(
+        {word: word for word in words}.__getitem__,
+        f"one of {', '.join(words)}",
+        {"type": "string", "enum": list(words)},
+    )
 
 
 def _parse_tokens(value: Any) -> int:
@@ -134,7 +129,9 @@ def _parse_tokens(value: Any) -> int:
 
 
 ANY = ValueKind(lambda value: value, "any value")
-SWITCH = ValueKind(_parse_switch, "auto or off", {"type": "boolean"})
+SWITCH = ValueKind(
+    {"auto": True, "off": False, True: True, False: False}.__getitem__, "auto or off", {"type": "boolean"}
+)
 TOKENS = ValueKind(_parse_tokens, "a number of tokens such as 500, 20k or 2M", {"type": "integer", "minimum": 1})
 REASONING = ValueKind(
     lambda value: str(ReasoningMode.parse(value)),
@@ -495,7 +492,9 @@ def resolve(
         for name, value in given.items()
         if value is not None or OPTIONS[name].is_nullable
     }
-    preset_values = dict(PRESETS[parse_preset(preset)]) if preset else {}
+    if preset and preset not in PRESETS:
+        raise InputError(f"there is no preset {preset!r}", f"write one of {', '.join(PRESETS)}")
+    preset_values = PRESETS[preset] if preset else {}
     for name, value in preset_values.items():
         if name in user and user[name] != value:
             raise InputError(f"preset {preset} and {name} {user[name]} exclude each other", "leave one out")
@@ -521,10 +520,3 @@ def resolve(
         values["passage_tokens"] = _LIKELIHOOD_PASSAGE_TOKENS
         sources["passage_tokens"] = "default"
     return RerankOptions(**values, sources=sources)
-
-
-def parse_preset(name: str) -> str:
-    """Return the name of a preset. Raises `InputError` if there is none of that name."""
-    if name not in PRESETS:
-        raise InputError(f"there is no preset {name!r}", f"write one of {', '.join(PRESETS)}")
-    return name

@@ -9,43 +9,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 from rank_k.data.long_documents import PassageSplit, SplitRun
 from rank_k.engine import RunStats
 from rank_k.errors import InputError
-from rank_k.options import InferenceOptions, LimitOptions
+from rank_k.options import InferenceOptions
 from rank_k.reranker import Reranker
 from rank_k.types import Candidate, PassageSource, Query, Ranking
 
 ShowProgress = Callable[[Callable[[], RunStats], int], AbstractContextManager[Any]]
 """Called with a function that returns the counts so far, and the number of queries; shows progress while entered."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunJob:
-    """What to rerank, and how the journal's run is named.
-
-    Attributes:
-        run: Pairs of query id and candidates. With `split`, it is iterated twice.
-        queries: The queries by id.
-        passages: The passages or, with `split`, the documents.
-        query_count: The number of queries, for the progress display.
-        settings: The settings of the journal's run: everything that decides its calls.
-        split: How long documents are split into passages, or None.
-        depth: With `split`, the number of documents to rerank per query. Else the depth of the reranker counts.
-        limits: When to stop early.
-    """
-
-    run: Iterable[tuple[str, Sequence[Candidate]]]
-    queries: Mapping[str, Query]
-    passages: PassageSource
-    query_count: int
-    settings: Mapping[str, Any]
-    split: PassageSplit | None = None
-    depth: int = 100
-    limits: LimitOptions = field(default_factory=LimitOptions)
 
 
 def no_progress(get_stats: Callable[[], RunStats], total: int) -> AbstractContextManager[None]:
@@ -54,22 +28,46 @@ def no_progress(get_stats: Callable[[], RunStats], total: int) -> AbstractContex
 
 
 def rerank_run(
-    reranker: Reranker, job: RunJob, show_progress: ShowProgress = no_progress
+    reranker: Reranker,
+    run: Iterable[tuple[str, Sequence[Candidate]]],
+    queries: Mapping[str, Query],
+    passages: PassageSource,
+    *,
+    query_count: int,
+    settings: Mapping[str, Any],
+    split: PassageSplit | None = None,
+    depth: int = 100,
+    max_seconds: float | None = None,
+    token_budget: int | None = None,
+    show_progress: ShowProgress = no_progress,
 ) -> Iterator[tuple[str, Ranking]]:
     """Yield each query id of the run with its ranking (of documents, if they are split), in the order of the run.
+
+    Args:
+        reranker: The reranker.
+        run: Pairs of query id and candidates. With `split`, it is iterated twice.
+        queries: The queries by id.
+        passages: The passages or, with `split`, the documents.
+        query_count: The number of queries, for the progress display.
+        settings: The settings of the journal's run: everything that decides its calls.
+        split: How long documents are split into passages (default: they are not).
+        depth: With `split`, the number of documents to rerank per query. Otherwise the reranker's depth counts.
+        max_seconds: Stop after this time with the best ranking so far (default: no limit).
+        token_budget: Stop after this many tokens with the best ranking so far (default: no limit).
+        show_progress: Shows the progress.
 
     Raises what `Reranker.rerank` raises.
     """
     reranker.prepare()
-    name = reranker.journal.begin_run(job.settings)
-    split_run = None if job.split is None else SplitRun(job.run, job.passages, job.split, job.depth)
-    with show_progress(lambda: reranker.stats, job.query_count):
+    name = reranker.journal.begin_run(settings)
+    split_run = None if split is None else SplitRun(run, passages, split, depth)
+    with show_progress(lambda: reranker.stats, query_count):
         results = reranker.rerank(
-            job.run if split_run is None else split_run,
-            job.queries,
-            job.passages if split_run is None else split_run,
-            max_seconds=job.limits.max_seconds,
-            token_budget=job.limits.token_budget,
+            run if split_run is None else split_run,
+            queries,
+            passages if split_run is None else split_run,
+            max_seconds=max_seconds,
+            token_budget=token_budget,
             run_name=name,
         )
         rankings = ((result.query_id, result.ranking) for result in results)

@@ -34,7 +34,6 @@ TIERS = (
     ("window",),
     ("engine",),
     ("build",),
-    ("document_ranker",),
     ("reranker",),
     ("run_job",),
     ("evaluation",),

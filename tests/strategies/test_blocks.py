@@ -169,7 +169,7 @@ def test_blocks_never_repeats_a_window() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window": 1}, "at least 2"),
+        ({"window": 1}, "window is 1; give 2 or more"),
         ({"partitions": 0}, "give 1 or more"),
         ({"boundary": -1}, "give 0 or more"),
         ({"first_stage_weight": -0.5}, "first_stage_weight is -0.5; give 0"),

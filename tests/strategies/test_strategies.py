@@ -220,7 +220,7 @@ def test_validated_rejects_duplicate_candidates(name: str) -> None:
     [
         ("slidding", {}, "did you mean sliding"),
         ("nowhere:Thing", {}, "cannot be imported"),
-        ("sliding", {"window": 1}, "at least 2"),
+        ("sliding", {"window": 1}, "window is 1; give 2 or more"),
         ("sliding", {"stride": 21}, "1 to 20"),
     ],
 )

@@ -16,9 +16,10 @@ from rank_k.models.base import Capabilities, Model
 from rank_k.models.cached import CachedModel
 from rank_k.models.mock import ScriptedModel
 from rank_k.reranker import Reranker
+from rank_k.strategies.aggregate import order_by_score
 from rank_k.types import OnChunk, Passage, Query, Request, Response, Usage, Window
 from rank_k.window.base import WindowReport
-from rank_k.window.scorers import QueryLikelihoodScorer, ScoreRanker, order_by_score, query_log_probability
+from rank_k.window.scorers import QueryLikelihoodScorer, ScoreRanker, query_log_probability
 
 CAPABILITIES = Capabilities(logprobs=True, reasons=False, scores_given_text=True)
 

@@ -33,7 +33,7 @@ from rank_k.errors import InputError
 from rank_k.evaluation.run_costs import read_query_costs
 from rank_k.options import InferenceOptions, LimitOptions, LongDocumentOptions, RankingOptions, options_of
 from rank_k.reranker import Reranker
-from rank_k.run_job import RunJob, passage_split, rerank_run, split_overrides
+from rank_k.run_job import passage_split, rerank_run, split_overrides
 from rank_k.types import Candidate, PassageSource, Query
 
 NAME = "rerank"
@@ -88,14 +88,25 @@ def run(args: argparse.Namespace) -> int:
         model = simulated_model(args.simulate, args.noise, by_passage=split is not None)
     with closing(store), Reranker(model, journal=journal, **options) as reranker:
         settings = run_settings(args, reranker.options) | {"depth": depth}
-        limits = LimitOptions(max_seconds=args.max_seconds, token_budget=args.token_budget)
-        job = RunJob(candidates, queries, store, len(first_stage), settings, split, depth, limits)
         with resumable(resume_note(journal)):
             reranker.prepare()
             price = prices_for_model(args, reranker.model.name)
             reranker.check(queries[query_id] for query_id in first_stage.query_ids)
             with RunWriter(args.output, args.tag) as writer:
-                for query_id, ranking in rerank_run(reranker, job, show_progress(args.quiet)):
+                rankings = rerank_run(
+                    reranker,
+                    candidates,
+                    queries,
+                    store,
+                    query_count=len(first_stage),
+                    settings=settings,
+                    split=split,
+                    depth=depth,
+                    max_seconds=args.max_seconds,
+                    token_budget=args.token_budget,
+                    show_progress=show_progress(args.quiet),
+                )
+                for query_id, ranking in rankings:
                     writer.write(query_id, ranking.doc_ids)
         stats = reranker.stats
         if first_stage.duplicate_count:

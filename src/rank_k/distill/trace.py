@@ -12,9 +12,8 @@ from typing import Any
 from rank_k.distill.candidate_sets import CandidateSet
 from rank_k.errors import InputError
 from rank_k.models.simulated import Grades, Noise, SimulatedModel
-from rank_k.options import LimitOptions
 from rank_k.reranker import Reranker
-from rank_k.run_job import RunJob, ShowProgress, no_progress, rerank_run
+from rank_k.run_job import ShowProgress, no_progress, rerank_run
 from rank_k.strategies.single import Single
 from rank_k.types import Candidate, OnChunk, Passage, Query, Request, RequestContext, Response
 from rank_k.window.listwise import ListwiseRanker
@@ -125,8 +124,16 @@ def trace_sets(
     # All samples are requested, also when the first ones agree.
     ranker.settings = replace(ranker.settings, agreeing_samples=ranker.settings.samples)
     run = active_sets.add_sets(sets, reranker.journal.store_set)
-    limits = LimitOptions(token_budget=token_budget)
-    job = RunJob(run, active_sets, _ActivePassages(active_sets), set_count, settings, limits=limits)
-    for set_id, _ in rerank_run(reranker, job, show_progress):
+    rankings = rerank_run(
+        reranker,
+        run,
+        active_sets,
+        _ActivePassages(active_sets),
+        query_count=set_count,
+        settings=settings,
+        token_budget=token_budget,
+        show_progress=show_progress,
+    )
+    for set_id, _ in rankings:
         active_sets.remove(set_id)
         yield set_id

@@ -26,6 +26,11 @@ _TRANSPORT_FIELDS = frozenset(
 )
 """Fields of a request's body that say how the response is computed or sent, and not what is requested."""
 
+_RESPONSE_COLUMNS = (
+    "response_text, reasoning, finish_reason, log_probabilities,"
+    " prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens, usage_estimated, seconds"
+)
+
 DEFAULT_MAX_BYTES = 256 * 2**20
 
 
@@ -73,16 +78,8 @@ class CallStore:
 
     def find_response(self, key: str) -> Response | None:
         """Return the response stored under `key`, or None."""
-        row = self._db.execute(
-            "SELECT response_text, reasoning, finish_reason, prompt_tokens, completion_tokens, reasoning_tokens,"
-            " cached_tokens, usage_estimated, seconds, log_probabilities FROM calls WHERE key = ?",
-            (key,),
-        ).fetchone()
-        if row is None:
-            return None
-        tokens = None if row[9] is None else tuple((token, value) for token, value in decompress_json(row[9]))
-        text, reasoning, finish_reason = (None if part is None else decode_text(part) for part in row[:3])
-        return Response(text or "", reasoning, finish_reason, _usage(row[3:8]), row[8], tokens)
+        row = self._db.execute(f"SELECT {_RESPONSE_COLUMNS} FROM calls WHERE key = ?", (key,)).fetchone()
+        return None if row is None else _decode_response(row)
 
     def store_call(
         self,
@@ -100,9 +97,8 @@ class CallStore:
         self._limit_size()
         usage = response.usage
         inserted = self._db.execute(
-            "INSERT OR IGNORE INTO calls (key, model, purpose, doc_ids, request, response_text, reasoning,"
-            " finish_reason, log_probabilities, prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens,"
-            " usage_estimated, seconds, finished_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT OR IGNORE INTO calls (key, model, purpose, doc_ids, request, {_RESPONSE_COLUMNS}, finished_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 key,
                 encode_text(model),
@@ -126,20 +122,19 @@ class CallStore:
 
     def find_request(self, key: str) -> Mapping[str, Any]:
         """Return the request's body of the call `key`. Raises KeyError."""
-        row = self._db.execute("SELECT request FROM calls WHERE key = ?", (key,)).fetchone()
-        if row is None:
+        if (call := self.find_call(key)) is None:
             raise KeyError(key)
-        body: Mapping[str, Any] = decompress_json(row[0])
-        return body
+        return call.request
 
     def find_call(self, key: str) -> Call | None:
         """Return the call stored under `key`, or None."""
-        row = self._db.execute("SELECT model, purpose, request, doc_ids FROM calls WHERE key = ?", (key,)).fetchone()
-        response = self.find_response(key)
-        if row is None or response is None:
+        columns = f"model, purpose, request, doc_ids, {_RESPONSE_COLUMNS}"
+        row = self._db.execute(f"SELECT {columns} FROM calls WHERE key = ?", (key,)).fetchone()
+        if row is None:
             return None
-        model, purpose, request, doc_ids = row
-        return Call(decode_text(model), purpose, decompress_json(request), response, tuple(json.loads(doc_ids)))
+        model, purpose, request, doc_ids, *response = row
+        doc_ids = tuple(json.loads(doc_ids))
+        return Call(decode_text(model), purpose, decompress_json(request), _decode_response(response), doc_ids)
 
     def usage_totals(
         self, run: str | None = None, query_id: str | None = None
@@ -156,7 +151,7 @@ class CallStore:
             f" FROM calls {f'WHERE key IN ({keys})' if filters else ''} GROUP BY model, purpose ORDER BY 1, 2",
             tuple(filters.values()),
         )
-        return [(decode_text(row[0]), row[1], row[2], _usage(row[3:8]), row[8]) for row in rows]
+        return [(decode_text(row[0]), *row[1:3], _decode_usage(row[3:8]), row[8]) for row in rows]
 
     def _limit_size(self) -> None:
         """Delete the older half of a full temporary journal's calls, and all that was stored about queries but their
@@ -177,6 +172,13 @@ def decompress_json(stored: bytes) -> Any:
     return json.loads(zlib.decompress(stored))
 
 
-def _usage(row: Sequence[int]) -> Usage:
+def _decode_response(row: Sequence[Any]) -> Response:
+    """Return the response stored in the columns `_RESPONSE_COLUMNS`."""
+    text, reasoning, finish_reason = (None if part is None else decode_text(part) for part in row[:3])
+    tokens = None if row[3] is None else tuple((token, value) for token, value in decompress_json(row[3]))
+    return Response(text or "", reasoning, finish_reason, _decode_usage(row[4:9]), row[9], tokens)
+
+
+def _decode_usage(row: Sequence[int]) -> Usage:
     prompt, completion, reasoning, cached, estimated = row
     return Usage(prompt, completion, reasoning, cached, bool(estimated))

@@ -24,12 +24,15 @@ STRATEGIES = {
 """Name -> `module:class`, a dataclass whose fields are among the options of `make_strategy`."""
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"name": "sliding", "window": 20, "stride": 10},
-    "fast": {"name": "blocks", "window": 20, "boundary": 0},
-    "balanced": {"name": "blocks", "window": 20},
-    "thorough": {"name": "blocks", "window": 20, "partitions": 2},
+    "paper": {"name": "sliding"},
+    "fast": {"name": "blocks", "boundary": 0},
+    "balanced": {"name": "blocks"},
+    "thorough": {"name": "blocks", "partitions": 2},
 }
-"""Arguments of `make_strategy`. 100 candidates take 9 windows in 9 rounds, 6 in 2, 7 in 2 and 12 in 2."""
+"""The name of a strategy, and arguments of `make_strategy` that differ from its defaults.
+
+100 candidates take 9 windows in 9 rounds, 6 in 2, 7 in 2 and 12 in 2.
+"""
 
 
 def make_strategy(
@@ -43,22 +46,19 @@ def make_strategy(
 ) -> Strategy:
     """Return the strategy called `name`, that of a preset, or the one at `MODULE:NAME` (a user's own).
 
-    It is given those options that it has.
+    The strategy receives those options that are fields of its dataclass. A preset sets its own `partitions` and
+    `boundary`.
 
     Raises:
         InputError: If there is no such strategy, or it cannot work with the options.
     """
-    if name in PRESETS:
-        options = {"window": window, "stride": stride, "first_stage_weight": first_stage_weight}
-        return make_strategy(**{**PRESETS[name], **options})
-    factory = load_strategy_class(name)
     options = {
         "window": window,
         "stride": stride,
         "first_stage_weight": first_stage_weight,
-        "partitions": partitions,
-        "boundary": boundary,
+        **PRESETS.get(name, {"name": name, "partitions": partitions, "boundary": boundary}),
     }
+    factory = load_strategy_class(options.pop("name"))
     accepted = getattr(factory, "__dataclass_fields__", {})
     try:
         strategy: Strategy = factory(**{key: value for key, value in options.items() if key in accepted})

@@ -1,12 +1,12 @@
-"""Aggregate the samples of a window to one ranking."""
+"""Rank a window by scores, and aggregate the samples of a window to one ranking."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from rank_k.types import WindowRanking, WindowResult
+from rank_k.types import Window, WindowRanking, WindowResult
 
 
 def consensus_ranking(result: WindowResult) -> WindowRanking:
@@ -17,16 +17,21 @@ def consensus_ranking(result: WindowResult) -> WindowRanking:
     ranked, so that a short answer does not favor its passages.
     """
     rankings = [ranking for ranking in result.rankings if ranking.is_valid]
-    if not rankings:
-        return WindowRanking.unranked(result.window)
     if len(rankings) == 1:
         return rankings[0]
     positions = _positions(rankings)
     means = {doc_id: round(sum(values) / len(values), 9) for doc_id, values in positions.items()}
-    ranked_ids = [doc_id for doc_id in result.window.doc_ids if doc_id in means]
-    tiers = [tuple(tier) for _, tier in groupby(sorted(ranked_ids, key=means.__getitem__), key=means.__getitem__)]
-    tiers.extend((doc_id,) for doc_id in result.window.doc_ids if doc_id not in means)
-    return WindowRanking(tuple(tiers), frozenset(means), True)
+    return order_by_score(result.window, {doc_id: -mean for doc_id, mean in means.items()})
+
+
+def order_by_score(window: Window, scores: Mapping[str, float]) -> WindowRanking:
+    """Rank `window` by `scores`: highest first, equal scores tied, passages without one last in their input order."""
+    if not scores:
+        return WindowRanking.unranked(window)
+    ranked_ids = sorted((doc_id for doc_id in window.doc_ids if doc_id in scores), key=lambda doc_id: -scores[doc_id])
+    tiers = [tuple(tier) for _, tier in groupby(ranked_ids, key=scores.__getitem__)]
+    unranked_tiers = [(doc_id,) for doc_id in window.doc_ids if doc_id not in scores]
+    return WindowRanking((*tiers, *unranked_tiers), frozenset(ranked_ids), True)
 
 
 def _positions(rankings: Sequence[WindowRanking]) -> dict[str, list[float]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing
+from dataclasses import dataclass, field, fields
 from math import isfinite
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 from zlib import crc32
 
 from rank_k.errors import InputError, StrategyError
@@ -136,15 +137,25 @@ def tied_ranking(ties: Ties, doc_ids: Iterable[str]) -> Ranking:
     return Ranking(ids, tuple(i > 0 and tier is not None and tier == tiers[i - 1] for i, tier in enumerate(tiers)))
 
 
-def check_minimum(name: str, value: int, minimum: int, reason: str = "") -> None:
-    """Raise `InputError` if the option `name` is below its minimum; `reason` is the end of the remedy."""
-    if value < minimum:
-        raise InputError(f"{name} is {value}", f"give {minimum} or more{reason}")
+def at_least(minimum: int, default: int, reason: str = "") -> Any:
+    """Return a field of `WindowStrategy` that must be `minimum` or more. `reason` is the end of the remedy."""
+    return field(default=default, metadata={"minimum": minimum, "reason": reason})
 
 
-def check_window_size(window: int) -> None:
-    if window < 2:
-        raise InputError(f"window is {window}", "give at least 2: a single passage cannot be compared")
+@dataclass(frozen=True)
+class WindowStrategy:
+    """The base of strategies that show windows of at most `window` passages.
+
+    Raises `InputError` if a field made by `at_least` is below its minimum.
+    """
+
+    window: int = at_least(2, 20, ": a single passage cannot be compared")
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value, minimum = getattr(self, option.name), option.metadata.get("minimum")
+            if minimum is not None and value < minimum:
+                raise InputError(f"{option.name} is {value}", f"give {minimum} or more{option.metadata['reason']}")
 
 
 def check_first_stage_weight(weight: float) -> None:

@@ -16,9 +16,9 @@ from rank_k.optional_deps import load
 from rank_k.strategies.base import (
     StrategyGenerator,
     Ties,
+    WindowStrategy,
+    at_least,
     check_first_stage_weight,
-    check_minimum,
-    check_window_size,
     lowest_rank,
     record_consensus,
     tied_ranking,
@@ -33,7 +33,7 @@ RANK_CUTOFF = 10
 
 
 @dataclass(frozen=True)
-class Blocks:
+class Blocks(WindowStrategy):
     """The first round ranks all candidates in blocks of at most `window`. The second ranks the best `window` together
     and, in another window, the passages whose place among the first ten is least certain. A `boundary` above 1 adds
     rounds with the passages that are least certain by then; 0 leaves such windows out.
@@ -46,15 +46,12 @@ class Blocks:
     Needs numpy. Raises `InputError` for invalid settings and `MissingExtra` without numpy.
     """
 
-    window: int = 20
-    partitions: int = 1
-    boundary: int = 1
+    partitions: int = at_least(1, 1)
+    boundary: int = at_least(0, 1)
     first_stage_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_window_size(self.window)
-        check_minimum("partitions", self.partitions, 1)
-        check_minimum("boundary", self.boundary, 0)
+        super().__post_init__()
         check_first_stage_weight(self.first_stage_weight)
         load("numpy")  # now, not after the first round has been paid for
 

@@ -10,21 +10,16 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from rank_k.strategies.aggregate import consensus_ranking
-from rank_k.strategies.base import StrategyGenerator, Ties, check_minimum, check_window_size, record_ties, tied_ranking
+from rank_k.strategies.base import StrategyGenerator, Ties, WindowStrategy, at_least, record_ties, tied_ranking
 from rank_k.types import Candidate, Round, Window, WindowResult
 
 
 @dataclass(frozen=True)
-class Setwise:
+class Setwise(WindowStrategy):
     """Build a heap whose nodes have `window` - 1 children, the subtrees of one level in parallel, and take its best
     passage `k` times. Only the first of each ranking counts; the rest of the candidates keep their order."""
 
-    window: int = 20
-    k: int = 10
-
-    def __post_init__(self) -> None:
-        check_window_size(self.window)
-        check_minimum("k", self.k, 1, ": how many passages are to be ranked")
+    k: int = at_least(1, 10, ": how many passages are to be ranked")
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = [candidate.doc_id for candidate in candidates]

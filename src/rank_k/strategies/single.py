@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rank_k.strategies.base import StrategyGenerator, Ties, check_window_size, record_consensus, tied_ranking
+from rank_k.strategies.base import StrategyGenerator, Ties, WindowStrategy, record_consensus, tied_ranking
 from rank_k.types import Candidate, Round, Window
 
 
 @dataclass(frozen=True)
-class Single:
+class Single(WindowStrategy):
     """The first `window` candidates, once."""
-
-    window: int = 20
-
-    def __post_init__(self) -> None:
-        check_window_size(self.window)
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = [candidate.doc_id for candidate in candidates]

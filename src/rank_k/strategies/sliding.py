@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rank_k.errors import InputError
-from rank_k.strategies.base import StrategyGenerator, Ties, check_window_size, record_consensus, tied_ranking
+from rank_k.strategies.base import StrategyGenerator, Ties, WindowStrategy, record_consensus, tied_ranking
 from rank_k.types import Candidate, Round, Window
 
 
@@ -18,27 +18,22 @@ def window_spans(length: int, window: int, stride: int) -> list[tuple[int, int]]
     """
     if length < 2:
         return []
-    spans = []
-    end = length
-    while end > window:
-        spans.append((end - window, end))
-        end -= stride
-    return [*spans, (0, min(window, length))]
+    full_spans = [(end - window, end) for end in range(length, window, -stride)]
+    return [*full_spans, (0, min(window, length))]
 
 
 @dataclass(frozen=True)
-class Sliding:
+class Sliding(WindowStrategy):
     """`window` passages at a time, moving by `stride`; one window a round.
 
     With stride below window the best of each window are carried into the next, so that a passage can rise
     from the end to the head in one pass. Defaults: 20 and 10, as in the paper.
     """
 
-    window: int = 20
     stride: int = 10
 
     def __post_init__(self) -> None:
-        check_window_size(self.window)
+        super().__post_init__()
         if not 1 <= self.stride <= self.window:
             raise InputError(f"stride is {self.stride}", f"give 1 to {self.window}, the window's size")
 

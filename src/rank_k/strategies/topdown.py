@@ -14,7 +14,7 @@ from rank_k.strategies.aggregate import consensus_ranking
 from rank_k.strategies.base import (
     StrategyGenerator,
     Ties,
-    check_window_size,
+    WindowStrategy,
     record_consensus,
     record_ties,
     tied_ranking,
@@ -23,16 +23,11 @@ from rank_k.types import Candidate, Round, Window, WindowResult
 
 
 @dataclass(frozen=True)
-class TopDown:
+class TopDown(WindowStrategy):
     """Rank the head, take the passage in its middle as pivot, and rank the pivot with each part of the rest, all parts
     in one round. Whatever is ranked above the pivot joins the head's upper half, and so on until nothing new beats the
     pivot. 100 passages take three to five rounds; the sliding window takes nine.
     """
-
-    window: int = 20
-
-    def __post_init__(self) -> None:
-        check_window_size(self.window)
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         contenders = [candidate.doc_id for candidate in candidates]  # may still reach the top

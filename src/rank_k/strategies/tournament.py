@@ -15,8 +15,8 @@ from random import Random
 from rank_k.strategies.base import (
     StrategyGenerator,
     Ties,
-    check_minimum,
-    check_window_size,
+    WindowStrategy,
+    at_least,
     record_consensus,
     tied_ranking,
 )
@@ -24,7 +24,7 @@ from rank_k.types import Candidate, Round, Window, WindowResult
 
 
 @dataclass(frozen=True)
-class Tournament:
+class Tournament(WindowStrategy):
     """For 100 candidates and a window of 20 the paper's stages: 100 to 50 in five groups of 20, to 20 in five of 10,
     then to 10, 5 and 2 in one group each. Other lengths follow the same series 500, 200, 100, 50, 20, 10, 5, 2,
     from the first that is no more than half. The groups of a stage are one round.
@@ -33,12 +33,7 @@ class Tournament:
     their points are added. Passages with equal points keep the order of the first stage.
     """
 
-    window: int = 20
-    tournaments: int = 1
-
-    def __post_init__(self) -> None:
-        check_window_size(self.window)
-        check_minimum("tournaments", self.tournaments, 1)
+    tournaments: int = at_least(1, 1)
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = [candidate.doc_id for candidate in candidates]
@@ -58,17 +53,14 @@ class Tournament:
             )
             windows = tuple(Window(tuple(group), (1, worst)) for group in compared_groups)
             results = iter((yield Round(windows, tied_ranking(ties, _by_points(ids, points)), remaining_windows)))
-            survivors: list[list[str]] = []
-            for pool_number in range(self.tournaments):
-                promoted_ids: list[str] = []
-                for group_number in range(count):
-                    group = groups[pool_number * count + group_number]
-                    promoted_count = promoted // count + (group_number < promoted % count)
-                    group_ranking = _rank_group(next(results), rank, ties) if len(group) > 1 else group
-                    promoted_ids.extend(group_ranking[:promoted_count])
+            rankings = [_rank_group(next(results), rank, ties) if len(group) > 1 else group for group in groups]
+            promoted_counts = [promoted // count + (number < promoted % count) for number in range(count)]
+            pools = []
+            for first in range(0, len(rankings), count):  # the groups of one tournament
+                tournament = zip(rankings[first : first + count], promoted_counts, strict=True)
+                promoted_ids = [doc_id for ranking, size in tournament for doc_id in ranking[:size]]
                 points.update(promoted_ids)
-                survivors.append(sorted(promoted_ids, key=rank.__getitem__))
-            pools = survivors
+                pools.append(sorted(promoted_ids, key=rank.__getitem__))
         return tied_ranking(ties, _by_points(ids, points))
 
 

@@ -11,7 +11,7 @@ from rank_k.engine import RunStats
 from rank_k.models.base import Model
 from rank_k.models.simulated import SimulatedModel
 from rank_k.reranker import Reranker
-from rank_k.run_job import RunJob, ShowProgress, rerank_run, split_overrides
+from rank_k.run_job import ShowProgress, rerank_run, split_overrides
 from rank_k.simulation.noise_file import noise_by_name
 from rank_k.study.folder import StudyFolder
 from rank_k.study.grid import Cell, ModelPlan
@@ -53,10 +53,19 @@ def run_cell(
         reranker.check(collection.queries[query_id] for query_id in first_stage.query_ids)
         folder.run_file(cell).unlink(missing_ok=True)  # if it exists, the cell counts as finished
         reranker.journal.delete_windows(folder.journal_run(cell))
-        settings, total = folder.journal_settings(cell), len(first_stage.query_ids)
-        job = RunJob(first_stage, collection.queries, collection.store, total, settings, split, cell.depth)
+        rankings = rerank_run(
+            reranker,
+            first_stage,
+            collection.queries,
+            collection.store,
+            query_count=len(first_stage.query_ids),
+            settings=folder.journal_settings(cell),
+            split=split,
+            depth=cell.depth,
+            show_progress=show_progress,
+        )
         with RunWriter(folder.run_file(cell)) as writer:
-            for query_id, ranking in rerank_run(reranker, job, show_progress):
+            for query_id, ranking in rankings:
                 writer.write(query_id, ranking.doc_ids)
         return reranker.stats
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
 from math import exp
 from types import MappingProxyType
@@ -36,7 +36,7 @@ def parse_labels(
     it is the best, the less sure that it is the worst; in between, and without `tokens`, they are tied. The first
     label of a passage counts; passages without one come last, as they stood, and are no evidence.
     """
-    token_probability = _TokenProbabilities(text, tokens or ())
+    token_probability = _token_probabilities(text, tokens or ())
     repairs: Counter[str] = Counter()
     scores: dict[int, float] = {}
     for line in _LINE.finditer(text):
@@ -72,18 +72,14 @@ def _score(level: int, level_count: int, probability: float) -> float:
     return level + doubt if level == 0 else float(level)
 
 
-class _TokenProbabilities:
-    """The probability of the token that holds a place of the text; 1 where that is not known."""
+def _token_probabilities(text: str, tokens: Sequence[tuple[str, float]]) -> Callable[[int], float]:
+    """Return a function of a position in `text`: the probability of the token there, or 1 where that is not known."""
+    token_text = "".join(token for token, _ in tokens)
+    offset = token_text.find(text) if text else -1
+    starts = list(accumulate((len(token) for token, _ in tokens), initial=0))
 
-    def __init__(self, response_text: str, tokens: Sequence[tuple[str, float]]) -> None:
-        self._tokens = tokens
-        token_text = "".join(text for text, _ in tokens)
-        offset = token_text.find(response_text) if response_text else -1
-        self._starts = [end - offset for end in accumulate((len(text) for text, _ in tokens), initial=0)]
-        self._is_aligned = offset >= 0
+    def token_probability(position: int) -> float:
+        token_index = bisect_right(starts, position + offset) - 1
+        return exp(min(tokens[token_index][1], 0.0)) if offset >= 0 and token_index < len(tokens) else 1.0
 
-    def __call__(self, offset: int) -> float:
-        token_index = bisect_right(self._starts, offset) - 1
-        if not self._is_aligned or not 0 <= token_index < len(self._tokens):
-            return 1.0
-        return exp(min(self._tokens[token_index][1], 0.0))
+    return token_probability

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import accumulate, combinations
 from math import exp, isnan
 
 from rank_k.options import ReasoningMode as ReasoningMode
@@ -59,19 +60,11 @@ def answer_confidence(tokens: Sequence[tuple[str, float]], size: int, top_k: int
     id_spans = _find_id_spans(text, size)
     if len(id_spans) < 2:
         return None
-    log_probabilities: list[float] = []
-    token_index = 0
-    token_end = len(tokens[0][0])  # of `token`, in `text`
+    ends = list(accumulate(len(piece) for piece, _ in tokens))  # of each token, in `text`
+    log_probabilities = []
     for id_start, id_end in id_spans[: max(top_k, 1)]:
-        while token_end <= id_start:
-            token_index += 1
-            token_end += len(tokens[token_index][0])
-        log_probability = tokens[token_index][1]
-        while token_end < id_end:
-            token_index += 1
-            token_end += len(tokens[token_index][0])
-            log_probability += tokens[token_index][1]
-        log_probabilities.append(min(log_probability, 0.0))
+        first, last = bisect_right(ends, id_start), bisect_left(ends, id_end)
+        log_probabilities.append(min(sum(value for _, value in tokens[first : last + 1]), 0.0))
     mean = sum(log_probabilities) / len(log_probabilities)
     return None if isnan(mean) else exp(mean)
 

@@ -8,14 +8,14 @@ The length of the query is the same for all its passages, so that it is not divi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
 from math import fsum, isfinite
 from typing import Protocol
 
 from rank_k.errors import InputError
 from rank_k.models.base import Model
+from rank_k.strategies.aggregate import order_by_score
 from rank_k.types import (
     Message,
     OnChunk,
@@ -25,7 +25,6 @@ from rank_k.types import (
     RequestContext,
     Response,
     Window,
-    WindowRanking,
     WindowResult,
 )
 from rank_k.window.base import WindowRanker, WindowReport
@@ -155,13 +154,3 @@ def query_log_probability(response: Response, forced_text: str) -> float | None:
         return None
     total = fsum(token_log_probability for _, token_log_probability in response.tokens)
     return min(total, 0.0) if isfinite(total) else None
-
-
-def order_by_score(window: Window, scores: Mapping[str, float]) -> WindowRanking:
-    """Rank `window` by `scores`: highest first, equal scores tied, passages without one last in their input order."""
-    if not scores:
-        return WindowRanking.unranked(window)
-    ranked_ids = sorted((doc_id for doc_id in window.doc_ids if doc_id in scores), key=lambda doc_id: -scores[doc_id])
-    tiers = [tuple(tier) for _, tier in groupby(ranked_ids, key=scores.__getitem__)]
-    unranked_tiers = [(doc_id,) for doc_id in window.doc_ids if doc_id not in scores]
-    return WindowRanking((*tiers, *unranked_tiers), frozenset(ranked_ids), True)
