@@ -11,37 +11,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 from uuid import uuid4
 
 from rank_k import build
+from rank_k.document_ranker import DocumentRanker
 from rank_k.engine import Engine, Job, QueryResult, RunStats, deadline_after
-from rank_k.errors import InputError
 from rank_k.journal import Journal
 from rank_k.loop_thread import LoopThread
 from rank_k.models.retry import RetryPolicy
 from rank_k.models.run_once import run_once
 from rank_k.options import ReasoningMode
-from rank_k.strategies.base import Strategy
-from rank_k.types import (
-    Candidate,
-    Hit,
-    Passage,
-    PassageSource,
-    Query,
-    RankedHits,
-    Ranking,
-    ScoringMethod,
-    keep_input_order,
-)
+from rank_k.types import Candidate, Passage, PassageSource, Query, RankedHits, ScoringMethod
 from rank_k.window.base import WindowReport
 
 if TYPE_CHECKING:
     from rank_k.reranker_arguments import QueryArguments, RerankerArguments
-
-Hook = Callable[..., None]
 
 
 class Reranker:
@@ -83,8 +69,7 @@ class Reranker:
         self.journal = Journal(journal)
         self.ranker = build.build_ranker(self.model, self.journal, retries, on_retry, self.options, local_model)
         self.stats = RunStats()
-        self._documents_run = ""  # the journal's run of the queries of `rank`; it starts with the first one
-        self._documents_positions = count()
+        self._document_ranker: DocumentRanker | None = None
         self._loop = LoopThread()
         self._prepare = run_once(self._prepare_once)
 
@@ -107,13 +92,13 @@ class Reranker:
                 and `on_ranking(round, ranking)` (see `engine.Engine`). Hooks are called from another thread and must
                 not block.
         """
-        return self._loop.run(self._rank_documents(query, documents, **arguments))
+        return self._loop.run(self._documents.rank(query, documents, **arguments))
 
     async def arank(
         self, query: str, documents: Sequence[str | Mapping[str, Any]], **arguments: Unpack[QueryArguments]
     ) -> RankedHits:
         """`rank` for async code. Cancelling it cancels the requests in flight."""
-        return await asyncio.wrap_future(self._loop.submit(self._rank_documents(query, documents, **arguments)))
+        return await asyncio.wrap_future(self._loop.submit(self._documents.rank(query, documents, **arguments)))
 
     def rerank(
         self,
@@ -162,74 +147,20 @@ class Reranker:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @property
+    def _documents(self) -> DocumentRanker:
+        """What ranks the documents of single queries. It is made when it is first used."""
+        if self._document_ranker is None:
+            self._document_ranker = DocumentRanker(
+                self._engine, self._prepare_until, self.journal, self.model, self.options, self.strategy
+            )
+        return self._document_ranker
+
     # --- on the background loop ---
 
     async def _prepare_once(self) -> None:
         await self.model.prepare()
         await self.ranker.prepare()
-
-    async def _rank_documents(
-        self,
-        query: str,
-        documents: Sequence[str | Mapping[str, Any]],
-        *,
-        max_seconds: float | None = None,
-        strategy: str | Strategy | None = None,
-        reasoning: str | int | ReasoningMode | None = None,
-        name: str = "",
-        on_window: Hook | None = None,
-        on_chunk: Hook | None = None,
-        on_result: Hook | None = None,
-        on_ranking: Hook | None = None,
-    ) -> RankedHits:
-        """Return the documents in the order of their relevance to `query`; see `rank`."""
-        deadline = deadline_after(max_seconds)
-        for option, value in {"strategy": strategy, "reasoning": reasoning}.items():
-            if value is not None and self.options.method == "likelihood":
-                raise InputError(f"{option} is for comparison, not for likelihood", "leave it out")
-        texts = [_document_text(document) for document in documents]
-        query_strategy = self.strategy if strategy is None else build.build_strategy(strategy, self.options)
-        mode = None if reasoning is None else ReasoningMode.parse(reasoning)
-        if not await self._prepare_until(deadline, mode):
-            return keep_input_order(texts)
-        if not self._documents_run:
-            settings = {"made": "one query at a time", "model": self.model.name, **self.options.settings()}
-            self._documents_run = self.journal.begin_run({**settings, "name": uuid4().hex})
-        position = next(self._documents_positions)
-        candidates = tuple(Candidate(str(i), 1 / (i + 1)) for i in range(len(texts)))
-        passages = {str(i): Passage(str(i), text) for i, text in enumerate(texts)}
-        job = build.build_job(Query("", query), candidates, passages, self.options.depth, name or str(position + 1))
-        traces: list[str] = []
-        likelihoods: dict[str, float] = {}
-
-        def collect_result(query_id: str, round_number: int, window_number: int, report: WindowReport) -> None:
-            traces.extend(report.traces)
-            likelihoods.update(report.result.likelihoods)
-            if on_result is not None:
-                on_result(round_number, window_number, report)
-
-        engine = self._engine(
-            strategy=query_strategy,
-            run=self._documents_run,
-            deadline=deadline,
-            reasoning=mode,
-            first_position=position,
-            on_window=_without_query_id(on_window),
-            on_result=collect_result,
-            on_chunk=_without_query_id(on_chunk),
-            on_ranking=_without_query_id(on_ranking),
-        )
-        [result] = [result async for result in engine.run([job])]
-        stats = engine.stats
-        return RankedHits(
-            _hits(texts, result.ranking, likelihoods),
-            tuple(traces),
-            stats.usage,
-            dict(stats.repairs),
-            stats.unranked_windows,
-            result.finished,
-            len(job.tail),
-        )
 
     async def _results(
         self, jobs: Iterable[Job], max_seconds: float | None, token_budget: int | None, run_name: str, on_result: Any
@@ -266,32 +197,3 @@ class Reranker:
 
     def _engine(self, **arguments: Any) -> Engine:
         return Engine(self.ranker, journal=self.journal, concurrency=self.options.concurrency or 1, **arguments)
-
-
-def _hits(texts: Sequence[str], ranking: Ranking, likelihoods: Mapping[str, float]) -> tuple[Hit, ...]:
-    """Return the documents in the order of `ranking`, whose ids are positions in `texts`."""
-    probabilities = ranking.probability or {}
-    return tuple(
-        Hit(
-            int(doc_id),
-            texts[int(doc_id)],
-            rank,
-            1 / rank,
-            tied,
-            probabilities.get(doc_id),
-            likelihoods.get(doc_id),
-        )
-        for rank, (doc_id, tied) in enumerate(zip(ranking.doc_ids, ranking.tied, strict=True), 1)
-    )
-
-
-def _without_query_id(hook: Hook | None) -> Hook | None:
-    return hook and (lambda query_id, *arguments: hook(*arguments))
-
-
-def _document_text(document: str | Mapping[str, Any]) -> str:
-    """Return the text of a document. Raises `InputError` if it is neither a text nor a mapping with a "text"."""
-    text = document.get("text") if isinstance(document, Mapping) else document
-    if not isinstance(text, str):
-        raise InputError(f"a document is of type {type(document).__name__}", 'give texts, or mappings with a "text"')
-    return text

@@ -34,6 +34,7 @@ TIERS = (
     ("window",),
     ("engine",),
     ("build",),
+    ("document_ranker",),
     ("reranker",),
     ("run_job",),
     ("evaluation",),

@@ -1,0 +1,143 @@
+"""Rank the documents of a single query, for `Reranker.rank`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+from rank_k.build import build_job, build_strategy
+from rank_k.engine import Engine, deadline_after
+from rank_k.errors import InputError
+from rank_k.journal import Journal
+from rank_k.models.base import Model
+from rank_k.options import ReasoningMode, RerankOptions
+from rank_k.strategies.base import Strategy
+from rank_k.types import Candidate, Hit, Passage, Query, RankedHits, Ranking, keep_input_order
+from rank_k.window.base import WindowReport
+
+Hook = Callable[..., None]
+
+
+class DocumentRanker:
+    """Ranks the documents of one query after another. In the journal, these queries are one run.
+
+    Args:
+        make_engine: Returns an engine; keyword arguments as those of `Engine`.
+        prepare: Prepares model and ranker until a deadline, for a reasoning mode; returns whether they are prepared.
+        journal: Where the run is stored. It starts with the first query.
+        model: The model, whose name is part of the run's settings.
+        options: The options of the reranker.
+        strategy: The strategy of queries that do not name one.
+    """
+
+    def __init__(
+        self,
+        make_engine: Callable[..., Engine],
+        prepare: Callable[[float | None, ReasoningMode | None], Awaitable[bool]],
+        journal: Journal,
+        model: Model,
+        options: RerankOptions,
+        strategy: Strategy,
+    ) -> None:
+        self._make_engine = make_engine
+        self._prepare = prepare
+        self._journal = journal
+        self._model = model
+        self._options = options
+        self._strategy = strategy
+        self._run = ""
+        self._positions = count()
+
+    async def rank(
+        self,
+        query: str,
+        documents: Sequence[str | Mapping[str, Any]],
+        *,
+        max_seconds: float | None = None,
+        strategy: str | Strategy | None = None,
+        reasoning: str | int | ReasoningMode | None = None,
+        name: str = "",
+        on_window: Hook | None = None,
+        on_chunk: Hook | None = None,
+        on_result: Hook | None = None,
+        on_ranking: Hook | None = None,
+    ) -> RankedHits:
+        """Return the documents in the order of their relevance to `query`; see `Reranker.rank`."""
+        deadline = deadline_after(max_seconds)
+        for option, value in {"strategy": strategy, "reasoning": reasoning}.items():
+            if value is not None and self._options.method == "likelihood":
+                raise InputError(f"{option} is for comparison, not for likelihood", "leave it out")
+        texts = [_document_text(document) for document in documents]
+        query_strategy = self._strategy if strategy is None else build_strategy(strategy, self._options)
+        mode = None if reasoning is None else ReasoningMode.parse(reasoning)
+        if not await self._prepare(deadline, mode):
+            return keep_input_order(texts)
+        if not self._run:
+            settings = {"made": "one query at a time", "model": self._model.name, **self._options.settings()}
+            self._run = self._journal.begin_run({**settings, "name": uuid4().hex})
+        position = next(self._positions)
+        candidates = tuple(Candidate(str(i), 1 / (i + 1)) for i in range(len(texts)))
+        passages = {str(i): Passage(str(i), text) for i, text in enumerate(texts)}
+        job = build_job(Query("", query), candidates, passages, self._options.depth, name or str(position + 1))
+        traces: list[str] = []
+        likelihoods: dict[str, float] = {}
+
+        def collect_result(query_id: str, round_number: int, window_number: int, report: WindowReport) -> None:
+            traces.extend(report.traces)
+            likelihoods.update(report.result.likelihoods)
+            if on_result is not None:
+                on_result(round_number, window_number, report)
+
+        engine = self._make_engine(
+            strategy=query_strategy,
+            run=self._run,
+            deadline=deadline,
+            reasoning=mode,
+            first_position=position,
+            on_window=_without_query_id(on_window),
+            on_result=collect_result,
+            on_chunk=_without_query_id(on_chunk),
+            on_ranking=_without_query_id(on_ranking),
+        )
+        [result] = [result async for result in engine.run([job])]
+        stats = engine.stats
+        return RankedHits(
+            _hits(texts, result.ranking, likelihoods),
+            tuple(traces),
+            stats.usage,
+            dict(stats.repairs),
+            stats.unranked_windows,
+            result.finished,
+            len(job.tail),
+        )
+
+
+def _hits(texts: Sequence[str], ranking: Ranking, likelihoods: Mapping[str, float]) -> tuple[Hit, ...]:
+    """Return the documents in the order of `ranking`, whose ids are positions in `texts`."""
+    probabilities = ranking.probability or {}
+    return tuple(
+        Hit(
+            int(doc_id),
+            texts[int(doc_id)],
+            rank,
+            1 / rank,
+            tied,
+            probabilities.get(doc_id),
+            likelihoods.get(doc_id),
+        )
+        for rank, (doc_id, tied) in enumerate(zip(ranking.doc_ids, ranking.tied, strict=True), 1)
+    )
+
+
+def _without_query_id(hook: Hook | None) -> Hook | None:
+    return hook and (lambda query_id, *arguments: hook(*arguments))
+
+
+def _document_text(document: str | Mapping[str, Any]) -> str:
+    """Return the text of a document. Raises `InputError` if it is neither a text nor a mapping with a "text"."""
+    text = document.get("text") if isinstance(document, Mapping) else document
+    if not isinstance(text, str):
+        raise InputError(f"a document is of type {type(document).__name__}", 'give texts, or mappings with a "text"')
+    return text
