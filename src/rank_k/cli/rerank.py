@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from rank_k.cli import resumable
-from rank_k.cli.collection_options import add_collection_options, index_progress, resolve_collection
+from rank_k.cli.collection_options import RequestedCollection, add_collection_options, index_progress
 from rank_k.cli.model_options import (
     add_options,
     add_ranking_options,
     add_server_options,
-    add_simulation_options,
     reranker_options,
-    resume_note,
     run_settings,
     simulated_model,
 )
@@ -36,7 +34,6 @@ from rank_k.reranker import Reranker
 from rank_k.run_job import RunJob, passage_split, rerank_run, split_overrides
 from rank_k.types import Candidate, PassageSource, Query
 
-NAME = "rerank"
 EXAMPLE = (
     "rank-k rerank --run bm25.trec --queries queries.jsonl --documents corpus.jsonl.gz --output reranked.trec"
     " --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B"
@@ -47,11 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, metavar="FILE", help="TREC run, or score.json (the data set's own)")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the new run")
     add_collection_options(parser)
-    fields = "what the model sees of a query (text), such as title,description,narrative"
-    parser.add_argument("--query-fields", metavar="NAMES", help=fields)
+    parser.add_argument(
+        "--query-fields",
+        metavar="NAMES",
+        help="what the model sees of a query (text), such as title,description,narrative",
+    )
     add_options(parser.add_argument_group("long documents"), options_of(LongDocumentOptions).values())
-    group = add_server_options(parser)
-    add_simulation_options(group)
+    add_server_options(parser, simulation=True)
     add_ranking_options(parser)
     group = parser.add_argument_group("keeping")
     group.add_argument("--journal", type=Path, metavar="FILE", help="where calls are kept (OUTPUT.journal.sqlite)")
@@ -72,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
     split = passage_split(vars(args), args.passage_tokens or InferenceOptions.passage_tokens)
     if split is not None:
         options = split_overrides(options)
-    collection = resolve_collection(args)
-    run_file = collection.find_run_file(args.run)
+    collection = RequestedCollection(args)
+    run_file = collection.file("run")
     journal = args.journal or args.output.with_name(args.output.name + ".journal.sqlite")
     outputs = {"--output": args.output, "--journal": journal, "--report": args.report}
     check_outputs(outputs, (run_file, *collection.files, args.simulate))
@@ -90,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         settings = run_settings(args, reranker.options) | {"depth": depth}
         limits = LimitOptions(max_seconds=args.max_seconds, token_budget=args.token_budget)
         job = RunJob(candidates, queries, store, len(first_stage), settings, split, depth, limits)
-        with resumable(resume_note(journal)):
+        with resumable(journal):
             reranker.prepare()
             price = prices_for_model(args, reranker.model.name)
             reranker.check(queries[query_id] for query_id in first_stage.query_ids)

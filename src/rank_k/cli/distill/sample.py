@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
-from rank_k.cli.collection_options import add_collection_options, index_progress, resolve_collection
+from rank_k.cli.collection_options import RequestedCollection, add_collection_options, index_progress
 from rank_k.cli.distill import add_exclude_queries
 from rank_k.cli.model_options import non_negative_float, positive_int
 from rank_k.cli.output_files import check_outputs
@@ -84,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.positives is not None and args.qrels is None and args.dataset is None:
         raise InputError("--positives needs judgments", "give --qrels FILE")
-    collection = resolve_collection(args)
-    qrels_file = args.qrels or (collection.collection.qrels if collection.collection is not None else None)
+    collection = RequestedCollection(args)
+    qrels_file = collection.find_file("qrels")
     check_outputs({"--output": args.output}, (*args.runs, *collection.files, qrels_file))
     first_file = args.documents or next(iter(collection.corpus.files), collection.queries)
     folder = Path(first_file).resolve().parent

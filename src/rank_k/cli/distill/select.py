@@ -67,11 +67,13 @@ def run(args: argparse.Namespace) -> int:
         {"--output": args.output, "--heldout": args.heldout},
         (args.journal, args.qrels, *excluded_files, *(args.sets or ())),
     )
-    sets = None if args.sets is None else (row for file in args.sets for row in read_candidate_sets(file))
+    sets = (
+        None if args.sets is None else frozenset(row.set_id for file in args.sets for row in read_candidate_sets(file))
+    )
     selector = Selector(
         args.rule,
         None if args.qrels is None else read_qrels(args.qrels),
-        None if sets is None else frozenset(row.set_id for row in sets),
+        sets,
         (args.min_tokens, args.max_tokens),
         args.min_ndcg,
         read_excluded_queries(excluded_files),
