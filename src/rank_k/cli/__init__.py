@@ -182,6 +182,6 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, except empty ones."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, "") or action.required:
+        if not action.default or action.required:
             return action.help
         return super()._get_help_string(action)

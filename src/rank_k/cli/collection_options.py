@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from rank_k.data.collections.base import Corpus, CorpusFile, ExcludedDocuments
+from rank_k.cli.progress import progress_bar
+from rank_k.data.collections.base import Corpus, CorpusFile, DocumentStore, ExcludedDocuments
 from rank_k.data.collections.registry import find_collection
-from rank_k.data.corpus_index import OnProgress
 from rank_k.errors import InputError
 
 DATASET_HELP = "beir:DIR, bright:SUBSET, python-docs or an ir_datasets id"
@@ -64,6 +63,11 @@ class RequestedCollection:
         """The user's files that are read and must not be overwritten."""
         return (self.queries, *self.corpus.files)
 
+    def open_store(self, *, quiet: bool = False) -> DocumentStore:
+        """Return the documents by id, which must be closed. Shows how far they are indexed, unless `quiet`."""
+        with progress_bar("indexing the documents", quiet=quiet) as update:
+            return self.corpus.store(update)
+
     def find_file(self, option: str) -> Path | None:
         """Return the file that `option` (queries, qrels or run) names, or else the data set's own.
 
@@ -71,7 +75,9 @@ class RequestedCollection:
             The file; None if there is neither.
         """
         attribute = "first_stage" if option == "run" else option
-        file: Path | None = self._options.get(option) or getattr(self._dataset, attribute, None)
+        file: Path | None = self._options.get(option)
+        if file is None and self._dataset is not None:
+            file = getattr(self._dataset, attribute)
         return file
 
     def file(self, option: str) -> Path:
@@ -81,21 +87,9 @@ class RequestedCollection:
         return file
 
     def _missing_part_error(self, option: str) -> InputError:
-        note = "" if self.name is None else f" ({self.name} has none)"
-        alternative = f", or --dataset with {DATASET_HELP}"
+        note = f" ({self.name} has none)" if self.name else ""
+        alternative = "" if self.name else f", or --dataset with {DATASET_HELP}"
         if option == "run":
             run_files = getattr(self._dataset, "runs", ())
             alternative = f", such as {run_files[0]}" if run_files else "; rank-k retrieve makes one"
         return InputError(f"--{option} is missing{note}", f"give --{option} FILE{alternative}")
-
-
-def index_progress(quiet: bool) -> OnProgress | None:
-    """Return the function that shows the progress of an index in a terminal; None if there is nothing to show it."""
-    if quiet or not sys.stderr.isatty():
-        return None
-
-    def show(done: int, total: int) -> None:
-        line = f"indexing the documents: {done / max(total, 1):.0%}" if done < total else ""
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-
-    return show

@@ -12,12 +12,8 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-from rank_k.data.long_documents import DocumentGrades
-from rank_k.data.trec import read_qrels
 from rank_k.errors import InputError, RankKError
-from rank_k.models.base import Model
 from rank_k.models.http import base_url
-from rank_k.models.simulated import SimulatedModel
 from rank_k.options import (
     OPTIONS,
     PRESETS,
@@ -31,7 +27,6 @@ from rank_k.options import (
     options_of,
     whole_number,
 )
-from rank_k.simulation.noise_file import noise_by_name
 from rank_k.strategies import load_strategy_class
 
 DEFAULT_KEY_VARIABLE = "RANK_K_API_KEY"
@@ -163,14 +158,6 @@ def run_settings(args: argparse.Namespace, options: RerankOptions) -> dict[str, 
     """Return the settings of a journal's run: the flags that decide its calls, and the resolved options."""
     flags = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
     return {**flags, **options.settings(), "server_type": options.server_type, "revision": options.revision}
-
-
-def simulated_model(qrels: Path, noise: str, *, by_passage: bool = False) -> Model:
-    """Return the simulated model for these judgments. `by_passage`: for passages of the judged documents."""
-    grades = read_qrels(qrels)
-    if by_passage:
-        return SimulatedModel({query_id: DocumentGrades(grades[query_id]) for query_id in grades}, noise_by_name(noise))
-    return SimulatedModel(grades, noise_by_name(noise))
 
 
 def api_key(server: str | None, variable: str | None) -> str | None:

@@ -11,27 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from rank_k.cli import resumable
-from rank_k.cli.collection_options import RequestedCollection, add_collection_options, index_progress
+from rank_k.cli.collection_options import RequestedCollection, add_collection_options
 from rank_k.cli.model_options import (
     add_options,
     add_ranking_options,
     add_server_options,
     reranker_options,
     run_settings,
-    simulated_model,
 )
 from rank_k.cli.output_files import check_outputs
 from rank_k.cli.price_options import Prices, add_price_options, prices_for_model
 from rank_k.cli.progress import show_progress
 from rank_k.cli.render import rerank_summary
 from rank_k.data.collections.base import RunWithoutExcluded
+from rank_k.data.long_documents import passage_grades
 from rank_k.data.queries import read_queries
-from rank_k.data.trec import RunFile, RunWriter
+from rank_k.data.trec import RunFile, RunWriter, read_qrels
 from rank_k.errors import InputError
 from rank_k.evaluation.run_costs import read_query_costs
+from rank_k.models.simulated import SimulatedModel
 from rank_k.options import InferenceOptions, LimitOptions, LongDocumentOptions, RankingOptions, options_of
 from rank_k.reranker import Reranker
 from rank_k.run_job import RunJob, passage_split, rerank_run, split_overrides
+from rank_k.simulation.noise_file import noise_by_name
 from rank_k.types import Candidate, PassageSource, Query
 
 EXAMPLE = (
@@ -80,11 +82,12 @@ def run(args: argparse.Namespace) -> int:
     candidates = RunWithoutExcluded(first_stage, collection.excluded)
     queries = read_queries(collection.queries, args.query_fields)
     _check_queries(first_stage, queries, collection.queries)
-    store = collection.corpus.store(index_progress(args.quiet))
+    store = collection.open_store(quiet=args.quiet)
     _check_documents(candidates, store, depth)
     model = args.model
     if args.simulate is not None:
-        model = simulated_model(args.simulate, args.noise, by_passage=split is not None)
+        grades = read_qrels(args.simulate)
+        model = SimulatedModel(grades if split is None else passage_grades(grades), noise_by_name(args.noise))
     with closing(store), Reranker(model, journal=journal, **options) as reranker:
         settings = run_settings(args, reranker.options) | {"depth": depth}
         limits = LimitOptions(max_seconds=args.max_seconds, token_budget=args.token_budget)

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from rank_k.cli import evaluate
-from rank_k.cli.collection_options import RequestedCollection, add_collection_options, index_progress
+from rank_k.cli.collection_options import RequestedCollection, add_collection_options
 from rank_k.cli.model_options import add_ranking_options, add_server_options, positive_int
 from rank_k.cli.output_files import check_outputs
 from rank_k.cli.server_options import access_config, add_server_arguments, open_service
@@ -157,7 +157,7 @@ def _judging_routes(args: argparse.Namespace, stack: ExitStack) -> RouteGroup | 
         raise InputError(
             "there is no query to judge", f"look whether the runs have the queries of {collection.queries}"
         )
-    store = collection.corpus.store(index_progress(False))
+    store = collection.open_store()
     stack.callback(store.close)
     for pair in pairs.items:
         for doc_id in {doc_id for ranking in pair.rankings for doc_id in ranking}:
