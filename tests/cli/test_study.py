@@ -321,7 +321,6 @@ def test_study_list_prints_the_cells(files: list[str], capsys: pytest.CaptureFix
         (["--measures", "nDGC@10", "--simulate"], "unknown measure"),
         (["--measures", "Accuracy@1", "--simulate"], "one of Accuracy@1 cannot be computed"),
         (["--simulate", "--server", "http://127.0.0.1:9/v1"], "exclude each other"),
-        (["--question", "depth", "--config", "rank-k-paper"], "exclude each other"),
         (["--config", "rank-k-papr"], "give a TOML file, or one of rank-k-paper"),
         (["--only", "nobody"], "'nobody'"),
         (["--dataset", "beir:a", "beir:b"], "several data sets"),

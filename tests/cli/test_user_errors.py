@@ -198,6 +198,7 @@ def test_other_verbs_report_user_errors_in_one_line(
         (("journal", "cost", str(journal), "--query", "q7"), ("q7",)),
         (("journal", "burn", str(journal)), ("burn", "show")),
         (("doctor", "--prompt", "none.txt"), ("none.txt",)),
+        (("study", "--question", "depth", "--config", "rank-k-paper"), ("--question", "--config")),
         (("demo", "--depth", "x"), ("--depth",)),
     ):
         line = error_line(without_stdout(rank_k(*arguments)), arguments[0])

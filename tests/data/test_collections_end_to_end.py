@@ -129,7 +129,7 @@ def test_rerank_uses_scored_documents_of_ir_datasets(
     assert read_ranked_ids("bm25.trec") == {"1": ["d1", "d2"]}
     monkeypatch.setitem(ir_datasets.registry._registered, "ours/bare", ir_datasets.Dataset(*parts[:2]))
     assert "--run is missing" in rank_k("rerank", "--dataset", "ours/bare", "--output", "x", code=2)
-    assert "ours/bare has no judgments" in rank_k("evaluate", "--dataset", "ours/bare", "out.trec", code=2)
+    assert "--qrels is missing (ours/bare has none)" in rank_k("evaluate", "--dataset", "ours/bare", "out.trec", code=2)
 
 
 def test_retrieve_reports_missing_ir_dataset_in_one_line(rank_k: RankK, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -320,7 +320,7 @@ def test_query_fields_option_differs_between_retrieve_and_rerank(
     (tmp_path / "docs.tsv").write_text("d0\tgrass\nd1\tblue paint\nd2\tthe sky at noon\n")
     (tmp_path / "qrels").write_text("1 0 d1 1\n")
     model = RecordingModel({"1": {"d1": 1}})
-    monkeypatch.setattr("rank_k.cli.rerank.simulated_model", lambda *_, **__: model)
+    monkeypatch.setattr("rank_k.cli.rerank.SimulatedModel", lambda *_, **__: model)
     monkeypatch.chdir(tmp_path)
     files = ["--queries", "topics", "--documents", "docs.tsv"]
     retrieved_ids = []

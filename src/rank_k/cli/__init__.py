@@ -14,9 +14,11 @@ import importlib
 import io
 import os
 import shlex
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -76,22 +78,20 @@ def _run_verb(args: argparse.Namespace) -> int:
         return 0
     except OSError as error:  # for example a full disk
         return _print_mistake(args, f"{error.filename or 'the system'}: {error.strerror or error}")
-    except Exception as error:
-        from sqlite3 import Error as DatabaseError
-
-        if not isinstance(error, DatabaseError):
-            raise
+    except sqlite3.Error as error:
         return _print_mistake(args, f"the journal cannot be used: {error}; give another file with --journal")
     return code
 
 
 @contextmanager
-def resumable(note: str) -> Iterator[None]:
-    """Print `note`, which says how to resume, if the work in this context is interrupted with Ctrl-C."""
+def resumable(journal: Path) -> Iterator[None]:
+    """Say how to resume if the work in this context, whose calls `journal` stores, is interrupted with Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(note) from None
+        raise KeyboardInterrupt(
+            f"stopped; every finished call is in {journal}: run the same command again to resume"
+        ) from None
 
 
 def format_command(
@@ -182,6 +182,6 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, except empty ones."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, "") or action.required:
+        if not action.default or action.required:
             return action.help
         return super()._get_help_string(action)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
+from rank_k.cli.progress import progress_bar
 from rank_k.data.collections.base import CorpusFile, ExcludedDocuments
-from rank_k.data.collections.registry import Collection, Corpus, find_collection
-from rank_k.data.corpus_index import OnProgress
+from rank_k.data.collections.registry import Corpus, DocumentStore, find_collection
 from rank_k.errors import InputError
 
 DATASET_HELP = "beir:DIR, bright:SUBSET, python-docs or an ir_datasets id"
@@ -17,64 +15,81 @@ DATASET_HELP = "beir:DIR, bright:SUBSET, python-docs or an ir_datasets id"
 
 def add_collection_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("collection", "files may be compressed (.gz, .zst); see docs/collections.md")
-    dataset_help = f"{DATASET_HELP}; stands for queries, documents and qrels together"
-    group.add_argument("--dataset", metavar="NAME", help=dataset_help)
+    group.add_argument(
+        "--dataset", metavar="NAME", help=f"{DATASET_HELP}; stands for queries, documents and qrels together"
+    )
     group.add_argument("--queries", type=Path, metavar="FILE", help="JSONL (_id, text), TSV or TREC topics")
     group.add_argument("--documents", type=Path, metavar="FILE", help="JSONL (_id, title, text) or TSV")
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedCollection:
-    """The collection that the options name. Single files replace parts of it, or are all there is of it."""
+class RequestedCollection:
+    """The data set that --dataset names, with files that replace its parts, or files alone.
 
-    queries: Path
-    corpus: Corpus
-    collection: Collection | None
+    A part is looked up when it is used; ir_datasets downloads it only then.
+
+    Args:
+        args: The options of the command. Those that the command does not have count as not given.
+
+    Raises:
+        InputError: If there is no such data set.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._options = vars(args)
+        self.name: str | None = args.dataset
+        self._dataset = find_collection(args.dataset) if args.dataset else None
 
     @property
     def excluded(self) -> ExcludedDocuments:
-        return {} if self.collection is None else self.collection.excluded
+        """The documents that must not be ranked."""
+        return {} if self._dataset is None else self._dataset.excluded
+
+    @property
+    def queries(self) -> Path:
+        """The queries. Raises `InputError` if there are none."""
+        return self.file("queries")
+
+    @property
+    def corpus(self) -> Corpus:
+        """The documents. Raises `InputError` if there are none."""
+        if (file := self._options["documents"]) is not None:
+            return CorpusFile(file)
+        if self._dataset is None:
+            raise self._missing_part_error("documents")
+        return self._dataset.corpus
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The user's files that are read and must not be overwritten."""
         return (self.queries, *self.corpus.files)
 
-    def find_run_file(self, file: Path | None) -> Path:
-        """Return the run to rerank: `file`, or else the collection's own. Raises `InputError` if there is none."""
-        run_file = file or (self.collection.first_stage if self.collection is not None else None)
-        if run_file is None:
-            run_files = getattr(self.collection, "runs", ())
-            suggestion = f", such as {run_files[0]}" if run_files else "; rank-k retrieve makes one"
-            raise InputError("--run is missing", f"give --run FILE{suggestion}")
-        return run_file
+    def open_store(self, *, quiet: bool = False) -> DocumentStore:
+        """Return the documents by id, which must be closed. Shows how far they are indexed, unless `quiet`."""
+        with progress_bar("indexing the documents", quiet=quiet) as update:
+            return self.corpus.store(update)
 
+    def find_file(self, option: str) -> Path | None:
+        """Return the file that `option` (queries, qrels or run) names, or else the data set's own.
 
-def resolve_collection(args: argparse.Namespace) -> ResolvedCollection:
-    """Return the collection of --dataset, --queries and --documents. Raises `InputError` if a part is missing."""
-    collection = find_named_collection(args.dataset) if args.dataset else None
-    queries: Path | None = args.queries
-    corpus: Corpus | None = None if args.documents is None else CorpusFile(args.documents)
-    if collection is not None:
-        queries, corpus = queries or collection.queries, corpus or collection.corpus
-    if queries is None or corpus is None:
-        option = "--queries" if queries is None else "--documents"
-        raise InputError(f"{option} is missing", f"give {option} FILE, or --dataset with {DATASET_HELP}")
-    return ResolvedCollection(queries, corpus, collection)
+        Returns:
+            The file; None if there is neither.
+        """
+        attribute = "first_stage" if option == "run" else option
+        file: Path | None = self._options.get(option)
+        if file is None and self._dataset is not None:
+            file = getattr(self._dataset, attribute)
+        return file
 
+    def file(self, option: str) -> Path:
+        """Return what `find_file` returns. Raises `InputError` if there is no file."""
+        if (file := self.find_file(option)) is None:
+            raise self._missing_part_error(option)
+        return file
 
-def find_named_collection(name: str) -> Collection:
-    """Return the collection that --dataset names. Raises `InputError`."""
-    return find_collection(name)
-
-
-def index_progress(quiet: bool) -> OnProgress | None:
-    """Return the function that shows the progress of an index in a terminal; None if there is nothing to show it."""
-    if quiet or not sys.stderr.isatty():
-        return None
-
-    def show(done: int, total: int) -> None:
-        line = f"indexing the documents: {done / max(total, 1):.0%}" if done < total else ""
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-
-    return show
+    def _missing_part_error(self, option: str) -> InputError:
+        note = f" ({self.name} has none)" if self.name else ""
+        alternative = "" if self.name else f", or --dataset with {DATASET_HELP}"
+        if option == "run":
+            run_files = getattr(self._dataset, "runs", ())
+            alternative = f", such as {run_files[0]}" if run_files else "; rank-k retrieve makes one"
+        return InputError(f"--{option} is missing{note}", f"give --{option} FILE{alternative}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import platform
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -37,15 +38,15 @@ def run(args: argparse.Namespace) -> int:
     _print_row("rank-k", f"{__version__}, Python {platform.python_version()}, {sys.platform}")
     _print_extras()
     if args.prompt is not None:
-        _print_prompt(args.prompt)
+        template = read_template(args.prompt)
+        official = ", the prompt of the Rank-K authors" if template.sha256 == OFFICIAL_SHA256 else ""
+        _print_row("prompt", f"{template.name}, sha256 {template.sha256}{official}")
     try:
-        model = _make_model(args)
+        asyncio.run(_check_model(args))
     except RankKError as error:
         _print_row("model", str(error))
         return 1
-    import asyncio
-
-    return asyncio.run(_check_model(model, args.probe))
+    return 0
 
 
 def _print_row(label: str, text: str) -> None:
@@ -67,30 +68,17 @@ def _installed_version(module: str, packages: Mapping[str, Sequence[str]]) -> st
     return f"{name} {metadata.version(name)}" if name in names else None
 
 
-def _print_prompt(path: Path) -> None:
-    template = read_template(path)
-    official = ", the prompt of the Rank-K authors" if template.sha256 == OFFICIAL_SHA256 else ""
-    _print_row("prompt", f"{template.name}, sha256 {template.sha256}{official}")
-
-
-def _make_model(args: argparse.Namespace) -> Model:
+async def _check_model(args: argparse.Namespace) -> None:
     options = {**given_options(args), "api_key": api_key(args.server, args.api_key_env)}
     resolved, local_model = resolve_options(args.model, options)
-    return build_model(args.model, local_model, resolved)
-
-
-async def _check_model(model: Model, probe: bool) -> int:
+    model = build_model(args.model, local_model, resolved)
     try:
         await model.prepare()
         _print_server(model)
-        if probe:
+        if args.probe:
             await _print_probes(model)
-    except RankKError as error:
-        _print_row("model", str(error))
-        return 1
     finally:
         await model.close()
-    return 0
 
 
 def _print_server(model: Model) -> None:

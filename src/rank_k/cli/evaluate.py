@@ -13,13 +13,12 @@ from types import ModuleType
 from typing import Any
 
 from rank_k.cli import format_command
-from rank_k.cli.collection_options import DATASET_HELP, find_named_collection
+from rank_k.cli.collection_options import DATASET_HELP, RequestedCollection
 from rank_k.cli.output_files import check_outputs
 from rank_k.cli.price_options import Prices, add_price_options, prices_for_model
 from rank_k.cli.render import evaluation_text, preferences_text
 from rank_k.cli.render.tables import print_tables
 from rank_k.data.collections.base import RunWithoutExcluded
-from rank_k.data.collections.registry import Collection
 from rank_k.data.queries import read_queries
 from rank_k.data.trec import read_qrels, read_run
 from rank_k.errors import InputError, JournalError
@@ -94,18 +93,15 @@ def _evaluate(args: argparse.Namespace, *, intervals: bool) -> tuple[RunComparis
     Raises `InputError` for files that do not belong together.
     """
 
-    dataset = find_named_collection(args.dataset) if args.dataset else None
-    qrels_file = args.qrels or (None if dataset is None else dataset.qrels)
-    if qrels_file is None:
-        note = "" if dataset is None else f" ({args.dataset} has no judgments)"
-        raise InputError(f"--qrels is missing{note}", f"give --qrels FILE, or --dataset with {DATASET_HELP}")
+    collection = RequestedCollection(args)
+    qrels_file = collection.file("qrels")
     run_files, baseline = _name_runs(args.runs, args.baseline)
     named_journals = _parse_journals(args.journal or (), run_files)
     journals = {name: file for name, run in run_files.items() if (file := find_journal(run))} | named_journals
     inputs = (qrels_file, *run_files.values(), *journals.values(), args.queries)
     check_outputs({"--csv": args.csv, "--report": args.report}, inputs)
     qrels = read_qrels(qrels_file)
-    runs = read_runs(run_files, dataset, args.dataset)
+    runs = read_runs(run_files, collection)
     for name, run in runs.items():
         if qrels.keys().isdisjoint(run):
             raise InputError(
@@ -123,21 +119,21 @@ def _evaluate(args: argparse.Namespace, *, intervals: bool) -> tuple[RunComparis
         },
         intervals=intervals,
     )
-    return comparison, partial(_render_report, comparison, qrels_file, _command_line(args), args.queries, dataset)
+    # The command is to be run again for its files, not for its output to the terminal.
+    command = format_command("evaluate", add_arguments, argparse.Namespace(**{**vars(args), "json": False}))
+    return comparison, partial(_render_report, comparison, ReportOrigin(command, str(qrels_file)), collection)
 
 
 def _render_report(
     comparison: RunComparison,
-    qrels_file: Path,
-    command: str,
-    queries_file: Path | None,
-    dataset: Collection | None,
+    origin: ReportOrigin,
+    collection: RequestedCollection,
     links: Sequence[tuple[str, str, bool]] = (),
 ) -> str:
-    queries_file = queries_file or (None if dataset is None else dataset.queries)
+    queries_file = collection.find_file("queries")
     queries = {} if queries_file is None else read_queries(queries_file)
     texts = {query_id: query.text for query_id, query in queries.items()}
-    return render_report(comparison, ReportOrigin(command, str(qrels_file)), texts, links)
+    return render_report(comparison, origin, texts, links)
 
 
 def _name_runs(paths: Sequence[Path], baseline: Path | None) -> tuple[dict[str, Path], str]:
@@ -179,20 +175,15 @@ def _run_cost(
     return cost
 
 
-def read_runs(run_files: Mapping[str, Path], dataset: Collection | None, dataset_name: str) -> dict[str, Run]:
+def read_runs(run_files: Mapping[str, Path], collection: RequestedCollection) -> dict[str, Run]:
     """Return the runs by name, without the documents that the data set excludes, whose number is printed."""
     runs: dict[str, Run] = {}
     for name, path in run_files.items():
-        run = RunWithoutExcluded(read_run(path).items(), {} if dataset is None else dataset.excluded)
+        run = RunWithoutExcluded(read_run(path).items(), collection.excluded)
         if excluded_count := run.count_excluded():
-            print(f"{path}: {excluded_count} documents that {dataset_name} excludes, left out", file=sys.stderr)
+            print(f"{path}: {excluded_count} documents that {collection.name} excludes, left out", file=sys.stderr)
         runs[name] = dict(run)
     return runs
-
-
-def _command_line(args: argparse.Namespace) -> str:
-    """Return the command without its output to the terminal, to run it again."""
-    return format_command("evaluate", add_arguments, argparse.Namespace(**{**vars(args), "json": False}))
 
 
 def _evaluate_preferences(args: argparse.Namespace) -> int:

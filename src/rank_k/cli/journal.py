@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rank_k.cli.output_files import check_output
+from rank_k.cli.output_files import check_outputs
 from rank_k.cli.price_options import add_price_options, prices_for_model
 from rank_k.cli.render.tables import Table, print_tables
 from rank_k.data.trec import read_qrels
@@ -33,8 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("journal", type=Path, metavar="FILE", help="the journal")
     parser.add_argument("--query", metavar="ID", help="only this query")
-    run_help = "of the runs in the journal, the one so named (the last one; of cost: all)"
-    parser.add_argument("--run", metavar="NAME", help=run_help)
+    parser.add_argument(
+        "--run", metavar="NAME", help="of the runs in the journal, the one so named (the last one; of cost: all)"
+    )
     add_price_options(parser)
     group = parser.add_argument_group(FIT_NOISE)
     group.add_argument("--qrels", type=Path, metavar="FILE", help="judgments of the queries that were asked about")
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         if args.what != FIT_NOISE:
             raise InputError(f"{args.what} has no use for --output", "it writes to standard output")
-        check_output("--output", args.output, (args.journal, args.qrels))
+        check_outputs({"--output": args.output}, (args.journal, args.qrels))
     with closing(Journal(args.journal, read_only=True)) as journal:
         if args.run is not None and args.run not in (names := [record.run for record in journal.runs()]):
             raise InputError(f"there is no run {args.run} in {args.journal}", f"one of: {', '.join(names) or 'none'}")

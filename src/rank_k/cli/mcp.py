@@ -14,7 +14,6 @@ from rank_k.optional_deps import load
 from rank_k.server.mcp import PATH, make_mcp_app, serve_stdio
 from rank_k.server.run import serve
 
-NAME = "mcp"
 EXAMPLE = "rank-k mcp --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal asked.sqlite"
 
 _HTTP_OPTIONS = (

@@ -12,12 +12,8 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-from rank_k.data.long_documents import DocumentGrades
-from rank_k.data.trec import read_qrels
 from rank_k.errors import InputError, RankKError
-from rank_k.models.base import Model
 from rank_k.models.http import base_url
-from rank_k.models.simulated import SimulatedModel
 from rank_k.options import (
     OPTIONS,
     PRESETS,
@@ -31,7 +27,6 @@ from rank_k.options import (
     options_of,
     whole_number,
 )
-from rank_k.simulation.noise_file import noise_by_name
 from rank_k.strategies import load_strategy_class
 
 DEFAULT_KEY_VARIABLE = "RANK_K_API_KEY"
@@ -81,11 +76,16 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def add_server_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add --server, --model and the other options of a model. Returns their group."""
+def add_server_options(parser: argparse.ArgumentParser, *, simulation: bool = False) -> argparse._ArgumentGroup:
+    """Add --server, --model and the other options of a model, with `simulation` also --simulate and --noise.
+
+    Returns:
+        The group of the options.
+    """
     group = parser.add_argument_group("model")
+    sources = group.add_mutually_exclusive_group()
     flags = options_of(ModelOptions)
-    add_options(group, [flags.pop("server")])
+    add_options(sources, [flags.pop("server")])
     group.add_argument(
         "--model",
         metavar="NAME",
@@ -93,26 +93,28 @@ def add_server_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
         " (default: rank-k-nano)",
     )
     del flags["api_key"]
-    key_help = f"environment variable with the key of the server (default: {DEFAULT_KEY_VARIABLE})"
-    group.add_argument(KEY_OPTION, metavar="NAME", help=key_help)
+    group.add_argument(
+        KEY_OPTION,
+        metavar="NAME",
+        help=f"environment variable with the key of the server (default: {DEFAULT_KEY_VARIABLE})",
+    )
     add_options(group, flags.values())
+    if simulation:
+        sources.add_argument(
+            "--simulate",
+            type=Path,
+            metavar="QRELS",
+            help="use a simulated model that knows these judgments, for planning",
+        )
+        group.add_argument(
+            "--noise", default="strong", metavar="NOISE", help=f"errors of the simulated model: {NOISE_HELP}"
+        )
     return group
-
-
-def add_simulation_options(group: argparse._ArgumentGroup) -> None:
-    """Add --simulate and --noise."""
-    group.add_argument(
-        "--simulate", type=Path, metavar="QRELS", help="use a simulated model that knows these judgments, for planning"
-    )
-    group.add_argument(
-        "--noise", default="strong", metavar="NOISE", help=f"errors of the simulated model: {NOISE_HELP}"
-    )
 
 
 def add_ranking_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that decide the windows and how the model is asked about them."""
-    title = "a distilled model has its own defaults"
-    group = parser.add_argument_group("ranking", title)
+    group = parser.add_argument_group("ranking", "a distilled model has its own defaults")
     group.add_argument(
         "--preset",
         choices=tuple(PRESETS),
@@ -135,8 +137,6 @@ def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
         InputError: If a strategy of the user's own cannot be imported, or the key's variable is not set.
     """
     options = given_options(args)
-    if getattr(args, "simulate", None) is not None and args.server is not None:
-        raise InputError("--simulate and --server exclude each other", "leave one out")
     if "strategy" in options:
         import_strategies([options["strategy"]])
     return {
@@ -158,19 +158,6 @@ def run_settings(args: argparse.Namespace, options: RerankOptions) -> dict[str, 
     """Return the settings of a journal's run: the flags that decide its calls, and the resolved options."""
     flags = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
     return {**flags, **options.settings(), "server_type": options.server_type, "revision": options.revision}
-
-
-def resume_note(journal: Path) -> str:
-    """Return what is said after Ctrl-C."""
-    return f"stopped; every finished call is in {journal}: run the same command again to resume"
-
-
-def simulated_model(qrels: Path, noise: str, *, by_passage: bool = False) -> Model:
-    """Return the simulated model for these judgments. `by_passage`: for passages of the judged documents."""
-    grades = read_qrels(qrels)
-    if by_passage:
-        return SimulatedModel({query_id: DocumentGrades(grades[query_id]) for query_id in grades}, noise_by_name(noise))
-    return SimulatedModel(grades, noise_by_name(noise))
 
 
 def api_key(server: str | None, variable: str | None) -> str | None:

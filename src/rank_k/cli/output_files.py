@@ -26,22 +26,11 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | No
     other_files = [file for file in inputs if file is not None]
     for option, file in outputs.items():
         if file is not None:
-            check_output(option, file, tuple(other_files))
+            _check_output(option, file, other_files)
             other_files.append(file)
 
 
-def check_output(option: str, file: Path, other_files: tuple[Path, ...]) -> None:
-    """Check that `file` can be written and is not one of `other_files`, before the work begins.
-
-    Args:
-        option: The flag that names `file`, for the message.
-        file: The file to be written: an output, a report, a journal.
-        other_files: Every other file that the command reads or writes.
-
-    Raises:
-        InputError: If `file` cannot be written, or if it or a file written next to it is one of
-            `other_files`.
-    """
+def _check_output(option: str, file: Path, other_files: Iterable[Path]) -> None:
     if file.is_dir():
         raise InputError(f"{option} {file} is a directory", "name a file in it")
     folder = file.parent

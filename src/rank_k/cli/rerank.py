@@ -11,32 +11,31 @@ from pathlib import Path
 from typing import Any
 
 from rank_k.cli import resumable
-from rank_k.cli.collection_options import add_collection_options, index_progress, resolve_collection
+from rank_k.cli.collection_options import RequestedCollection, add_collection_options
 from rank_k.cli.model_options import (
     add_options,
     add_ranking_options,
     add_server_options,
-    add_simulation_options,
     reranker_options,
-    resume_note,
     run_settings,
-    simulated_model,
 )
 from rank_k.cli.output_files import check_outputs
 from rank_k.cli.price_options import Prices, add_price_options, prices_for_model
 from rank_k.cli.progress import show_progress
 from rank_k.cli.render import rerank_summary
 from rank_k.data.collections.base import RunWithoutExcluded
+from rank_k.data.long_documents import passage_grades
 from rank_k.data.queries import read_queries
-from rank_k.data.trec import RunFile, RunWriter
+from rank_k.data.trec import RunFile, RunWriter, read_qrels
 from rank_k.errors import InputError
 from rank_k.evaluation.run_costs import read_query_costs
+from rank_k.models.simulated import SimulatedModel
 from rank_k.options import InferenceOptions, LimitOptions, LongDocumentOptions, RankingOptions, options_of
 from rank_k.reranker import Reranker
 from rank_k.run_job import passage_split, rerank_run, split_overrides
+from rank_k.simulation.noise_file import noise_by_name
 from rank_k.types import Candidate, PassageSource, Query
 
-NAME = "rerank"
 EXAMPLE = (
     "rank-k rerank --run bm25.trec --queries queries.jsonl --documents corpus.jsonl.gz --output reranked.trec"
     " --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B"
@@ -47,11 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, metavar="FILE", help="TREC run, or score.json (the data set's own)")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the new run")
     add_collection_options(parser)
-    fields = "what the model sees of a query (text), such as title,description,narrative"
-    parser.add_argument("--query-fields", metavar="NAMES", help=fields)
+    parser.add_argument(
+        "--query-fields",
+        metavar="NAMES",
+        help="what the model sees of a query (text), such as title,description,narrative",
+    )
     add_options(parser.add_argument_group("long documents"), options_of(LongDocumentOptions).values())
-    group = add_server_options(parser)
-    add_simulation_options(group)
+    add_server_options(parser, simulation=True)
     add_ranking_options(parser)
     group = parser.add_argument_group("keeping")
     group.add_argument("--journal", type=Path, metavar="FILE", help="where calls are kept (OUTPUT.journal.sqlite)")
@@ -72,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
     split = passage_split(vars(args), args.passage_tokens or InferenceOptions.passage_tokens)
     if split is not None:
         options = split_overrides(options)
-    collection = resolve_collection(args)
-    run_file = collection.find_run_file(args.run)
+    collection = RequestedCollection(args)
+    run_file = collection.file("run")
     journal = args.journal or args.output.with_name(args.output.name + ".journal.sqlite")
     outputs = {"--output": args.output, "--journal": journal, "--report": args.report}
     check_outputs(outputs, (run_file, *collection.files, args.simulate))
@@ -81,14 +82,15 @@ def run(args: argparse.Namespace) -> int:
     candidates = RunWithoutExcluded(first_stage, collection.excluded)
     queries = read_queries(collection.queries, args.query_fields)
     _check_queries(first_stage, queries, collection.queries)
-    store = collection.corpus.store(index_progress(args.quiet))
+    store = collection.open_store(quiet=args.quiet)
     _check_documents(candidates, store, depth)
     model = args.model
     if args.simulate is not None:
-        model = simulated_model(args.simulate, args.noise, by_passage=split is not None)
+        grades = read_qrels(args.simulate)
+        model = SimulatedModel(grades if split is None else passage_grades(grades), noise_by_name(args.noise))
     with closing(store), Reranker(model, journal=journal, **options) as reranker:
         settings = run_settings(args, reranker.options) | {"depth": depth}
-        with resumable(resume_note(journal)):
+        with resumable(journal):
             reranker.prepare()
             price = prices_for_model(args, reranker.model.name)
             reranker.check(queries[query_id] for query_id in first_stage.query_ids)

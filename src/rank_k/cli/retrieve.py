@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rank_k.cli.collection_options import add_collection_options, resolve_collection
+from rank_k.cli.collection_options import RequestedCollection, add_collection_options
 from rank_k.cli.model_options import positive_int
 from rank_k.data.collections.base import RunWithoutExcluded
 from rank_k.data.queries import read_queries
@@ -20,16 +20,23 @@ EXAMPLE = "rank-k retrieve --documents corpus.jsonl.gz --queries queries.jsonl -
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the run")
     parser.add_argument("--depth", type=positive_int, default=100, metavar="N", help="candidates per query")
-    language_help = "of the documents, an ISO 639-1 code (en); see docs/languages.md"
-    parser.add_argument("--language", default="en", metavar="CODE", help=language_help)
+    parser.add_argument(
+        "--language",
+        default="en",
+        metavar="CODE",
+        help="of the documents, an ISO 639-1 code (en); see docs/languages.md",
+    )
     add_collection_options(parser)
-    fields_help = "what to search with (text): title,description of topics, or ht, a translation the model will not see"
-    parser.add_argument("--query-fields", metavar="NAMES", help=fields_help)
+    parser.add_argument(
+        "--query-fields",
+        metavar="NAMES",
+        help="what to search with (text): title,description of topics, or ht, a translation the model will not see",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     analyzer = analyzer_for(args.language)
-    collection = resolve_collection(args)
+    collection = RequestedCollection(args)
     queries = read_queries(collection.queries, args.query_fields)
     excluded = collection.excluded
     depth = args.depth + max(map(len, excluded.values()), default=0)

@@ -30,10 +30,12 @@ def add_server_arguments(parser: argparse.ArgumentParser, default_port: int, tit
     group = parser.add_argument_group(title)
     group.add_argument("--host", metavar="ADDRESS", help=f"listen on this address ({HOST_VARIABLE}, or else 127.0.0.1)")
     group.add_argument("--port", type=port, default=default_port, metavar="N", help="0 takes a free one")
-    key_help = (
-        f"variable with the key that clients must show, or several keys with commas between ({CLIENT_KEYS_VARIABLE})"
+    group.add_argument(
+        "--client-key-env",
+        metavar="NAME",
+        help=f"variable with the key that clients must show, or several keys with commas between"
+        f" ({CLIENT_KEYS_VARIABLE})",
     )
-    group.add_argument("--client-key-env", metavar="NAME", help=key_help)
     group.add_argument("--insecure", action="store_true", help="no key, though other machines can reach the address")
     group.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a name of this server")
     group.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="pages that may ask")

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rank_k.cli.collection_options import DATASET_HELP, find_named_collection
+from rank_k.cli.collection_options import DATASET_HELP, RequestedCollection
 from rank_k.cli.model_options import NOISE_HELP, add_options, import_strategies, non_negative_float, positive_int
 from rank_k.cli.progress import format_count, format_seconds, progress_bar
 from rank_k.cli.render.evaluation_text import without_nan
@@ -116,17 +116,12 @@ def _make_strategies(
 
 def _read_inputs(args: argparse.Namespace) -> tuple[Grades, Run]:
     """Return the judgments, and the run's candidates of the judged queries."""
-    dataset = find_named_collection(args.dataset) if args.dataset else None
-    qrels = args.qrels or (None if dataset is None else dataset.qrels)
-    run_file = args.run or (None if dataset is None else dataset.first_stage)
-    if run_file is None or qrels is None:
-        option = "--run" if run_file is None else "--qrels"
-        note = "" if dataset is None else f" ({args.dataset} has none)"
-        raise InputError(f"{option} is missing{note}", f"give {option} FILE, or --dataset with {DATASET_HELP}")
+    collection = RequestedCollection(args)
+    run_file, qrels = collection.file("run"), collection.file("qrels")
     grades = read_qrels(qrels)
     if not grades:
         raise InputError(f"{qrels} holds no judgments", "give the qrels that the run is evaluated by")
-    complete_run = RunWithoutExcluded(read_run(run_file).items(), {} if dataset is None else dataset.excluded)
+    complete_run = RunWithoutExcluded(read_run(run_file).items(), collection.excluded)
     run = {query_id: candidates for query_id, candidates in complete_run if query_id in grades}
     if not run:
         raise InputError(f"none of the queries of {run_file} is judged in {qrels}", "give files that belong together")

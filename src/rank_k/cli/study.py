@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from rank_k.cli import format_command
-from rank_k.cli.collection_options import DATASET_HELP, index_progress
+from rank_k.cli.collection_options import DATASET_HELP
 from rank_k.cli.model_options import NOISE_HELP, add_server_options
-from rank_k.cli.progress import format_seconds, show_progress
+from rank_k.cli.progress import format_seconds, progress_bar, show_progress
 from rank_k.cli.render.evaluation_text import without_nan
 from rank_k.cli.render.study_text import cell_listing, notes, tables
 from rank_k.cli.render.tables import print_tables
@@ -44,13 +44,14 @@ EXAMPLE = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="journal, runs, tables and report go there")
     group = parser.add_argument_group("what to ask", "a grid of settings, or one that is ready; see docs/studies.md")
-    group.add_argument(
+    sources = group.add_mutually_exclusive_group()
+    sources.add_argument(
         "--question",
         metavar="Q",
         choices=list(QUESTIONS),
         help=f"a ready-made grid, which --list explains: {', '.join(QUESTIONS)}",
     )
-    group.add_argument(
+    sources.add_argument(
         "--config", type=Path, metavar="FILE", help="a study in TOML, or the one that comes with Rank-K: rank-k-paper"
     )
     group.add_argument("--data", type=Path, metavar="DIR", help="where the data of the study are ($RANK_K_DATA or .)")
@@ -113,13 +114,13 @@ def _run_study(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) ->
     connections = {model.name: connection_options(args, model) for model in study.models}
     folder = StudyFolder(args.output)
     with ExitStack() as stack:
-        progress = index_progress(args.quiet)
-        collections = {c.name: stack.enter_context(LoadedCollection(c, progress)) for c in study.collections}
-        cells, requested = reachable_cells(cells, collections), cells
-        for cell in requested:
-            if cell not in cells:
-                print(f"{cell.name}: left out: at less depth all candidates are compared already", file=sys.stderr)
-        _check_inputs(study, cells, folder.cells, collections)
+        with progress_bar("indexing the documents", quiet=args.quiet) as update:
+            collections = {c.name: stack.enter_context(LoadedCollection(c, update)) for c in study.collections}
+            cells, requested = reachable_cells(cells, collections), cells
+            for cell in requested:
+                if cell not in cells:
+                    print(f"{cell.name}: left out: at less depth all candidates are compared already", file=sys.stderr)
+            _check_inputs(study, cells, folder.cells, collections)
         fingerprints = {name: collection.fingerprints for name, collection in collections.items()}
         folder.register(fingerprints, study.models, cells)
         journal = stack.enter_context(closing(Journal(folder.journal)))

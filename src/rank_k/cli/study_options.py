@@ -30,9 +30,6 @@ def study_from_args(args: argparse.Namespace) -> Study:
     """The study that the options name or make. Raises `InputError`."""
     if args.simulate is not None and args.server is not None:
         raise InputError("--simulate and --server exclude each other", "leave one out")
-    config_sources = [option for option in ("question", "config") if getattr(args, option) is not None]
-    if len(config_sources) > 1:
-        raise InputError(f"--{config_sources[0]} and --{config_sources[1]} exclude each other", "leave one out")
     if args.config is None:
         return _study_from_options(args)
     for option in (
@@ -48,7 +45,7 @@ def study_from_args(args: argparse.Namespace) -> Study:
     ):
         if getattr(args, option) is not None:
             raise InputError(
-                f"--{option.replace('_', '-')} and --{config_sources[0]} exclude each other",
+                f"--{option.replace('_', '-')} and --config exclude each other",
                 "write a study of your own: --config FILE",
             )
     file = config_file(args.config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -183,3 +183,8 @@ class DocumentGrades(dict[str, int]):
 
     def get(self, doc_id: str, default: int = 0) -> int:  # type: ignore[override]
         return super().get(document_id(doc_id), default)
+
+
+def passage_grades(qrels: Mapping[str, Mapping[str, int]]) -> dict[str, DocumentGrades]:
+    """Return judgments of documents (`query_id -> doc_id -> grade`) as judgments of their passages."""
+    return {query_id: DocumentGrades(grades) for query_id, grades in qrels.items()}

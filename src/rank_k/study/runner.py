@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rank_k.data.long_documents import DocumentGrades
+from rank_k.data.long_documents import passage_grades
 from rank_k.data.trec import RunWriter, read_qrels
 from rank_k.engine import RunStats
 from rank_k.models.base import Model
@@ -43,7 +43,8 @@ def run_cell(
     options = {**cell.options, **connection}
     source: str | Model | None = model.model
     if model.simulate:
-        source = _simulated_model(model, collection, by_passage=split is not None)
+        grades = read_qrels(model.judgments) if model.judgments else collection.qrels
+        source = SimulatedModel(grades if split is None else passage_grades(grades), noise_by_name(model.simulate))
     with Reranker(
         source, journal=folder.journal, **(options if split is None else split_overrides(options))
     ) as reranker:
@@ -68,10 +69,3 @@ def run_cell(
             for query_id, ranking in rankings:
                 writer.write(query_id, ranking.doc_ids)
         return reranker.stats
-
-
-def _simulated_model(model: ModelPlan, collection: LoadedCollection, *, by_passage: bool) -> Model:
-    grades = read_qrels(model.judgments) if model.judgments else collection.qrels
-    if by_passage:
-        grades = {query_id: DocumentGrades(grades_of_query) for query_id, grades_of_query in grades.items()}
-    return SimulatedModel(grades, noise_by_name(model.simulate))

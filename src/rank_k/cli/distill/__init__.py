@@ -42,6 +42,7 @@ def add_exclude_queries(group: argparse._ArgumentGroup) -> None:
         "--exclude-queries",
         type=Path,
         nargs="+",
+        default=(),
         metavar="FILE",
         help="queries to be evaluated on: the same or nearly the same are left out",
     )

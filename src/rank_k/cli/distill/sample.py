@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
-from rank_k.cli.collection_options import add_collection_options, index_progress, resolve_collection
+from rank_k.cli.collection_options import RequestedCollection, add_collection_options
 from rank_k.cli.distill import add_exclude_queries
 from rank_k.cli.model_options import non_negative_float, positive_int
 from rank_k.cli.output_files import check_outputs
@@ -84,15 +84,15 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.positives is not None and args.qrels is None and args.dataset is None:
         raise InputError("--positives needs judgments", "give --qrels FILE")
-    collection = resolve_collection(args)
-    qrels_file = args.qrels or (collection.collection.qrels if collection.collection is not None else None)
+    collection = RequestedCollection(args)
+    qrels_file = collection.find_file("qrels")
     check_outputs({"--output": args.output}, (*args.runs, *collection.files, qrels_file))
     first_file = args.documents or next(iter(collection.corpus.files), collection.queries)
     folder = Path(first_file).resolve().parent
     license = args.license or read_license(folder)
     depth = max(DEPTH, *(high for _, high in sampling.ranks))
     runs = (RunWithoutExcluded(RunFile(path), collection.excluded) for path in args.runs)
-    with closing(FusedRuns(runs, depth)) as fused, closing(collection.corpus.store(index_progress(False))) as store:
+    with closing(FusedRuns(runs, depth)) as fused, closing(collection.open_store()) as store:
         sampler = Sampler(
             fused.ranking,
             read_queries(collection.queries),
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
             args.source or folder.name,
             license,
             None if qrels_file is None else read_qrels(qrels_file),
-            read_excluded_queries(args.exclude_queries or ()),
+            read_excluded_queries(args.exclude_queries),
         )
         existing_count = write_samples(sampler, args.output, args.queries_count)
     print("\n".join(_summary_lines(sampler.counts, existing_count, args.output, license)), file=sys.stderr)

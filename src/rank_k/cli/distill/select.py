@@ -62,19 +62,20 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--heldout-share is {args.heldout_share:g}", "give a share from 0 to less than 1")
     if not args.journal.is_file():
         raise InputError(f"there is no journal {args.journal}", "name the file that rank-k distill trace wrote")
-    excluded_files = args.exclude_queries or ()
     check_outputs(
         {"--output": args.output, "--heldout": args.heldout},
-        (args.journal, args.qrels, *excluded_files, *(args.sets or ())),
+        (args.journal, args.qrels, *args.exclude_queries, *(args.sets or ())),
     )
-    sets = None if args.sets is None else (row for file in args.sets for row in read_candidate_sets(file))
+    sets = (
+        None if args.sets is None else frozenset(row.set_id for file in args.sets for row in read_candidate_sets(file))
+    )
     selector = Selector(
         args.rule,
         None if args.qrels is None else read_qrels(args.qrels),
-        None if sets is None else frozenset(row.set_id for row in sets),
+        sets,
         (args.min_tokens, args.max_tokens),
         args.min_ndcg,
-        read_excluded_queries(excluded_files),
+        read_excluded_queries(args.exclude_queries),
     )
     heldout_count = 0
     with closing(Journal(args.journal, read_only=True)) as journal, ExitStack() as files:

@@ -9,16 +9,13 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, groupby
 from pathlib import Path
-from typing import NamedTuple
 
 from rank_k.cli import resumable
 from rank_k.cli.model_options import (
     add_inference_options,
     add_options,
     add_server_options,
-    add_simulation_options,
     reranker_options,
-    resume_note,
     run_settings,
 )
 from rank_k.cli.price_options import add_price_options, prices_for_model
@@ -35,7 +32,6 @@ from rank_k.reranker import Reranker
 from rank_k.simulation.noise_file import noise_by_name
 from rank_k.types import Query
 
-NAME = "trace"
 EXAMPLE = (
     "rank-k distill trace --sets sets.jsonl --server https://teacher.example/v1 --model deepseek-reasoner --samples 4"
     " --journal traces.sqlite"
@@ -48,8 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher", default="model", choices=("model", "labels"), help="a model, or verdicts made of the sets' grades"
     )
-    group = add_server_options(parser)
-    add_simulation_options(group)
+    add_server_options(parser, simulation=True)
     add_inference_options(parser, {"samples": 4})
     group = parser.add_argument_group("labels as the teacher")
     group.add_argument(
@@ -68,14 +63,18 @@ def run(args: argparse.Namespace) -> int:
     start_time = time.monotonic()
     options = reranker_options(args)
     _check_options(args)
-    counts = _count_sets(args)  # a fault in the files comes before the first call is paid
+    all_sets = chain.from_iterable(map(read_candidate_sets, args.sets))
+    judged_counts = Counter(row.grades is not None for row in all_sets)  # mistakes in files come before paid calls
+    unjudged_count = judged_counts[False] if args.teacher == "labels" else 0
+    if args.teacher == "labels" and not judged_counts[True]:
+        raise InputError("no set has grades that labels could speak of", "give --qrels to rank-k distill sample")
     active_sets = ActiveSets()
-    model = _local_model(args, active_sets, counts.max_grades)
+    model = _local_model(args, active_sets)
     if args.teacher == "labels":
         options |= {"samples": 1, "reasoning": "full", "server": None}
     options |= {"method": "listwise", "strategy": SINGLE_WINDOW, "depth": MAX_SET_SIZE}
     with Reranker(model or args.model, journal=args.journal, **options) as reranker:
-        with resumable(resume_note(args.journal)):
+        with resumable(args.journal):
             reranker.prepare()
             reranker.check(_read_queries(args))  # a query that is too long should be no surprise behind paid calls
             token_prices = prices_for_model(args, reranker.model.name)
@@ -83,15 +82,15 @@ def run(args: argparse.Namespace) -> int:
                 reranker,
                 _read_teacher_sets(args),
                 active_sets,
-                set_count=counts.total,
+                set_count=judged_counts.total() - unjudged_count,
                 settings=run_settings(args, reranker.options),
                 show_progress=show_progress(args.quiet),
                 token_budget=args.token_budget,
             ):
                 pass
         if not args.quiet:
-            if counts.unjudged:
-                print(f"{counts.unjudged:,} sets left out: nothing is known of their queries", file=sys.stderr)
+            if unjudged_count:
+                print(f"{unjudged_count:,} sets left out: nothing is known of their queries", file=sys.stderr)
             print(
                 "\n".join(rerank_summary.lines(reranker.stats, time.monotonic() - start_time, token_prices)),
                 file=sys.stderr,
@@ -119,33 +118,10 @@ def _read_queries(args: argparse.Namespace) -> Iterator[Query]:
     return (Query(*query) for query, _ in groupby(_read_teacher_sets(args), lambda row: (row.query_id, row.query)))
 
 
-class _SetCounts(NamedTuple):
-    """`total`: sets to rank; `unjudged`: sets without labels; `max_grades`: the highest grade of each source."""
-
-    total: int
-    unjudged: int
-    max_grades: dict[str, int]
-
-
-def _count_sets(args: argparse.Namespace) -> _SetCounts:
-    judged_counts: Counter[bool] = Counter()
-
-    def counted_sets() -> Iterator[CandidateSet]:
-        for row in chain.from_iterable(map(read_candidate_sets, args.sets)):
-            judged_counts[row.grades is not None] += 1
-            yield row
-
-    max_grades = max_grade_by_source(counted_sets())
-    if args.teacher != "labels":
-        return _SetCounts(judged_counts.total(), 0, max_grades)
-    if not judged_counts[True]:
-        raise InputError("no set has grades that labels could speak of", "give --qrels to rank-k distill sample")
-    return _SetCounts(judged_counts[True], judged_counts[False], max_grades)
-
-
-def _local_model(args: argparse.Namespace, active_sets: ActiveSets, max_grades: dict[str, int]) -> Model | None:
+def _local_model(args: argparse.Namespace, active_sets: ActiveSets) -> Model | None:
     """Return the labels teacher or the simulated model; None for a real model."""
     if args.teacher == "labels":
+        max_grades = max_grade_by_source(_read_teacher_sets(args))
         return LabelsTeacher(active_sets.get_set, max_grades, args.form, args.tokenizer)
     if args.simulate is not None:
         return SimulatedTeacher(read_qrels(args.simulate), noise_by_name(args.noise), active_sets.get_set)

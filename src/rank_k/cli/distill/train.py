@@ -18,8 +18,12 @@ EXAMPLE = "rank-k distill train --data sft.jsonl --heldout heldout.jsonl --recip
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="rows that distill select wrote")
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="the run and its student")
-    recipe_help = f"{', '.join(recipe_names())}, or a TOML file like theirs"
-    parser.add_argument("--recipe", required=True, metavar="NAME", help=recipe_help)
+    parser.add_argument(
+        "--recipe",
+        required=True,
+        metavar="NAME",
+        help=f"{', '.join(recipe_names())}, or a TOML file like theirs",
+    )
     parser.add_argument("--heldout", type=Path, metavar="FILE", help="rows to measure on, which are not learnt")
     parser.add_argument(
         "--max-steps", type=positive_int, metavar="N", help="end after so many (when the rows are learnt)"
