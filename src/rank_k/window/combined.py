@@ -44,7 +44,9 @@ class CombinedRanker(ScoreRanker):
         listwise_query = await self.listwise.prepare_query(query, passages)
         # A passage that is truncated for both is counted once.
         repairs = Counter(score_query.repairs) | Counter(listwise_query.repairs)
-        return _CombinedPreparedQuery(query, score_query.text, score_query.passages, repairs, listwise_query)
+        return _CombinedPreparedQuery(
+            query, score_query.text, score_query.passages, repairs, score_query.lengths, listwise_query
+        )
 
     async def rank(
         self,
