@@ -242,7 +242,7 @@ def test_preferences_file_writes_private_rows_immediately(tmp_path: Path, row: J
 
 def test_preferences_file_is_locked(tmp_path: Path, row: Judgment) -> None:
     file = PreferencesFile(tmp_path / "judgments.jsonl")
-    with pytest.raises(InputError, match="another server writes"):
+    with pytest.raises(InputError, match="another process is writing"):
         PreferencesFile(tmp_path / "judgments.jsonl")
     file.close()
     assert read_file(tmp_path / "judgments.jsonl") == []

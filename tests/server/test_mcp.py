@@ -232,8 +232,8 @@ def test_input_schema_omits_listwise_arguments_for_likelihood() -> None:
             {"query": "q", "documents": [], "top_n": 1.5},
             "top_n: Input should be a valid integer (how many results to return; 0 or absent: all",
         ),
-        ({"query": "q", "documents": [], "reasoning": [1]}, "reasoning: give full, off, auto"),
-        ({"query": "q", "documents": [], "strategy": "os:system"}, "strategy: give one of sliding"),
+        ({"query": "q", "documents": [], "reasoning": [1]}, "reasoning: write full, off, auto"),
+        ({"query": "q", "documents": [], "strategy": "os:system"}, "strategy: Input should be 'sliding'"),
         (
             {"query": "q", "documents": [], "deadline_seconds": 0},
             "deadline_seconds: Input should be greater than 0 (return the best ranking so far",

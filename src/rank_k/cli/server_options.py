@@ -8,12 +8,13 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 
-from rank_k.cli.model_options import key_from_environment, positive_int, positive_seconds, reranker_options
+from rank_k.cli.model_options import add_options, flag_type, key_from_environment, reranker_options
 from rank_k.errors import ConnectionFailed, InputError, MissingWeights, RankKError
 from rank_k.models.retry import RetryPolicy
+from rank_k.options import options_of, whole_number
 from rank_k.reranker import Reranker
 from rank_k.server.config import AccessConfig, Limits, check_access
 from rank_k.server.service import RerankService
@@ -21,7 +22,7 @@ from rank_k.server.service import RerankService
 HOST_VARIABLE, CLIENT_KEYS_VARIABLE = "RANK_K_HOST", "RANK_K_CLIENT_KEYS"
 """Variables that stand for --host and --client-key-env where these are not given, as in a container."""
 
-_LIMITS = {limit.name: limit for limit in fields(Limits) if "help" in limit.metadata}
+_LIMITS = options_of(Limits)
 """The limits that are flags, by name."""
 
 
@@ -29,7 +30,9 @@ def add_server_arguments(parser: argparse.ArgumentParser, default_port: int, tit
     """Add the options of the address, of access to it and of limits. `title`: of the group about access."""
     group = parser.add_argument_group(title)
     group.add_argument("--host", metavar="ADDRESS", help=f"listen on this address ({HOST_VARIABLE}, or else 127.0.0.1)")
-    group.add_argument("--port", type=port, default=default_port, metavar="N", help="0 takes a free one")
+    group.add_argument(
+        "--port", type=flag_type(whole_number(0)), default=default_port, metavar="N", help="0 takes a free one"
+    )
     group.add_argument(
         "--client-key-env",
         metavar="NAME",
@@ -39,17 +42,7 @@ def add_server_arguments(parser: argparse.ArgumentParser, default_port: int, tit
     group.add_argument("--insecure", action="store_true", help="no key, though other machines can reach the address")
     group.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a name of this server")
     group.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="pages that may ask")
-    group = parser.add_argument_group("limits")
-    for name, limit in _LIMITS.items():
-        kind = positive_int if isinstance(limit.default, int) else positive_seconds
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=limit.default, **limit.metadata)
-
-
-def port(text: str) -> int:
-    """Return a port, for argparse."""
-    if not text.isdecimal() or int(text) > 65_535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, which goes from 0 to 65535")
-    return int(text)
+    add_options(parser.add_argument_group("limits"), _LIMITS.values())
 
 
 def access_config(args: argparse.Namespace) -> AccessConfig:
@@ -89,7 +82,7 @@ def open_service(
             "the key that clients must show is the one for the model's server",
             "give clients a key of their own with --client-key-env; the model's is --api-key-env",
         )
-    limits = Limits(**{name: getattr(args, name) for name in _LIMITS})
+    limits = Limits(**{name: getattr(args, name) for name in _LIMITS if getattr(args, name) is not None})
     reranker, journal = None, None if view_only else args.journal
     with ExitStack() as stack:
         try:

@@ -85,7 +85,7 @@ class PartFile:
                 if fcntl is None:
                     os.ftruncate(descriptor, 0)
                     return descriptor
-                self._lock_exclusively(descriptor)
+                lock_exclusively(descriptor, self.target)
                 with contextlib.suppress(FileNotFoundError):  # finished and renamed by another process meanwhile
                     if os.path.samestat(os.fstat(descriptor), self.path.lstat()):
                         os.ftruncate(descriptor, 0)
@@ -95,16 +95,24 @@ class PartFile:
                 raise
             os.close(descriptor)
 
-    def _lock_exclusively(self, descriptor: int) -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"another process is writing {self.target}", "wait until it has finished, or name another file"
-            ) from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
-                raise
+
+def lock_exclusively(descriptor: int, path: Path) -> None:
+    """Lock an open file, if the system and its file system support locks. `path`: the file's name for the message.
+
+    Raises:
+        InputError: If another process has locked the file.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(
+            f"another process is writing {path}", "wait until it has finished, or name another file"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
+            raise
 
 
 _ABANDONED_AFTER_SECONDS = 86_400

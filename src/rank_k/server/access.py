@@ -56,7 +56,7 @@ class AccessMiddleware:
         self._host_names = frozenset(map(host_name, {*access.hosts, access.host})) | LOOPBACK_NAMES
         self._accepts_any_address = not is_loopback(access.host)
         self._origins = frozenset(origin.rstrip("/").lower() for origin in access.origins)
-        self._key_digests = tuple(_digest(key.encode()) for key in access.keys)
+        self._key_digests = tuple(hashlib.sha256(key.encode()).digest() for key in access.keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,7 +74,7 @@ class AccessMiddleware:
                 if scope["method"] == "OPTIONS":
                     await response(b"", 204, extra_headers)(scope, receive, send)
                     return
-            client = self._identify_client(scope, headers.get("authorization", ""))
+            scope.setdefault("state", {})["client"] = self._identify_client(scope, headers.get("authorization", ""))
             if scope["path"] in self._refused_paths:
                 raise ApiError(403, "anybody can reach this server: it shows this only if it asks for a key")
             if scope["method"] == "POST":
@@ -82,7 +82,6 @@ class AccessMiddleware:
         except ApiError as error:
             await error_response(error, extra_headers)(scope, receive, send)
             return
-        scope.setdefault("state", {})["client"] = client
 
         async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -94,9 +93,8 @@ class AccessMiddleware:
     def _check_host(self, host: str) -> None:
         """Raise unless the server is called by a name it has. An address cannot be made to point elsewhere."""
         name = host_name(host)
-        if name in self._host_names or (self._accepts_any_address and is_address(name)):
-            return
-        raise ApiError(421, "this server is not known under the name in the Host header; see --allow-host")
+        if name not in self._host_names and not (self._accepts_any_address and is_address(name)):
+            raise ApiError(421, "this server is not known under the name in the Host header; see --allow-host")
 
     def _is_allowed_origin(self, origin: str, host: str) -> bool:
         """Whether the page is one of those allowed by name; False for the server's own. Raises for all others."""
@@ -114,7 +112,7 @@ class AccessMiddleware:
         if not self._key_digests or scope["path"] in self._open_paths:
             return address_label
         scheme, _, key = authorization.partition(" ")
-        digest = _digest(key.strip().encode("latin-1", "replace"))
+        digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
         # All of them are compared, so that the time does not depend on which one matches.
         matches = [hmac.compare_digest(digest, key_digest) for key_digest in self._key_digests]
         if scheme.lower() != "bearer" or not any(matches):
@@ -127,7 +125,3 @@ def _check_content_type(value: str) -> None:
     charset = parameters.lower().replace(" ", "").replace('"', "").partition("charset=")[2] or "utf-8"
     if media_type.strip().lower() != "application/json" or charset not in ("utf-8", "utf8"):
         raise ApiError(415, "send JSON in UTF-8, with Content-Type: application/json", "Content-Type")
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()

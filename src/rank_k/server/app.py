@@ -74,8 +74,8 @@ def assemble_app(
 
     routes = [one_route for group in groups for one_route in group.routes]
     handlers = dict.fromkeys((http_error, ApiError, RankKError, Exception), handle_error)
-    starlette_class = load("starlette.applications").Starlette
-    starlette = starlette_class(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+    application: Any = load("starlette.applications")
+    starlette = application.Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     starlette.router.redirect_slashes = False
     starlette.state.limits = service.limits
     return AccessMiddleware(
@@ -104,9 +104,6 @@ def _count_requests(app: App, service: RerankService, paths: frozenset[str]) -> 
 
         try:
             await app(scope, receive, send_and_record)
-        except Exception:
-            if status != 500:  # which says that the error is reported and answered
-                raise
         finally:
             path = scope["path"] if scope["path"] in paths else "other"
             service.metrics.record_request(path, status, time.monotonic() - started)

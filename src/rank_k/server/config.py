@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any
 
 from rank_k.errors import InputError
-
-
-def _limit(default: Any, help: str, metavar: str = "N") -> Any:
-    """Return the field of a limit that is also a flag of the command line."""
-    return field(default=default, metadata={"help": help, "metavar": metavar})
+from rank_k.options import number, option, whole_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +30,18 @@ class Limits:
     """
 
     max_concurrent: int = 16
-    queue: int = _limit(64, "requests that may wait")
-    per_client: int = _limit(8, "requests of a client worked on at once")
-    max_documents: int = _limit(1000, "of a request")
-    max_characters: int = _limit(4_000_000, "of query and documents together")
-    max_body: int = _limit(16 * 2**20, "of a request", "BYTES")
-    deadline: float | None = _limit(None, "the best ranking so far after S, if a request names no deadline", "S")
-    shutdown_timeout: float = _limit(30.0, "to finish in when told to stop", "S")
+    queue: int = option(64, "maximum number of requests that wait", whole_number(1))
+    per_client: int = option(8, "maximum number of requests of one client that are worked on at once", whole_number(1))
+    max_documents: int = option(1000, "maximum number of documents of a request", whole_number(1))
+    max_characters: int = option(4_000_000, "maximum length of query and documents together", whole_number(1))
+    max_body: int = option(16 * 2**20, "maximum size of a request", whole_number(1), metavar="BYTES")
+    deadline: float | None = option(
+        None,
+        "return the best ranking so far after S if a request has no deadline",
+        number(exclusive=True),
+        metavar="S",
+    )
+    shutdown_timeout: float = option(30.0, "finish running requests within S", number(exclusive=True), metavar="S")
     connections: int = 1000
     head_seconds: float = 10.0
     body_seconds: float = 60.0

@@ -11,7 +11,10 @@ DEPTH = 12
 
 @cache
 def demo_queries() -> list[dict[str, Any]]:
-    """Some seconds of work at the first call. Raises `MissingExtra` without the extra `data`."""
+    """Return the demo's featured queries and their BM25 passages, as JSON values.
+
+    The first call takes seconds. Raises `MissingExtra` without the extra `data`.
+    """
     from rank_k.data.collections import demo
     from rank_k.retrieval.bm25 import retrieve
 

@@ -50,7 +50,7 @@ class EventStream(ProgressListener):
         self._events: asyncio.Queue[tuple[str, Any] | None] = asyncio.Queue()
 
     def on_window(self, round_number: int, number: int, window: Window) -> None:
-        self._post("window", round_number, window=number + 1, shown=_indices(window.doc_ids))
+        self._post("window", round_number, window=number + 1, shown=[*map(int, window.doc_ids)])
 
     def on_chunk(self, round_number: int, window: int, chunk: StreamChunk) -> None:
         self._post("trace", round_number, window=window + 1, **chunk._asdict())
@@ -62,15 +62,15 @@ class EventStream(ProgressListener):
                 "order",
                 round_number,
                 window=window + 1,
-                shown=_indices(report.result.window.doc_ids),
-                tiers=[_indices(tier) for tier in order.tiers],
+                shown=[*map(int, report.result.window.doc_ids)],
+                tiers=[[*map(int, tier)] for tier in order.tiers],
                 ranked=order.is_valid,
                 repairs=dict(report.repairs),
                 usage=usage,
             )
 
     def on_ranking(self, round_number: int, ranking: Ranking) -> None:
-        self._post("ranking", round_number, indices=_indices(ranking.doc_ids))
+        self._post("ranking", round_number, indices=[*map(int, ranking.doc_ids)])
 
     def _post(self, kind: str, round_number: int, **data: Any) -> None:
         """Add an event, from the model's thread."""
@@ -86,9 +86,12 @@ class EventStream(ProgressListener):
             await run_until(wait_for_disconnect(receive), first_or_ping, client_disconnected())
             if first.done() and first.result() is None:
                 work.result()  # raises an error that comes before the first event
-            ping = sse.ServerSentEvent(comment="waiting", sep="\n")
-            content = self._content(first, work)
-            response = sse.EventSourceResponse(content, ping=_PING_SECONDS, ping_message_factory=lambda: ping, sep="\n")
+            response = sse.EventSourceResponse(
+                self._content(first, work),
+                ping=_PING_SECONDS,
+                ping_message_factory=lambda: sse.ServerSentEvent(comment="waiting", sep="\n"),
+                sep="\n",
+            )
             await response(scope, receive, send)
         finally:
             first.cancel()
@@ -111,7 +114,3 @@ class EventStream(ProgressListener):
 
 def _format_event(kind: str, data: Any) -> bytes:
     return b"event: " + kind.encode() + b"\ndata: " + to_json_bytes(data) + b"\n\n"
-
-
-def _indices(doc_ids: tuple[str, ...]) -> list[int]:
-    return [int(doc_id) for doc_id in doc_ids]

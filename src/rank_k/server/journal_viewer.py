@@ -91,15 +91,13 @@ def query(journal: Journal, parameters: QueryParameters) -> dict[str, Any]:
     Both are without the candidates that were not compared, which follow in their order.
     """
     record = _find_query(journal, parameters)
-    windows = list(journal.windows(record.run, record.query_id))
     rounds = journal.rounds(record.run, record.position)
+    windows = list(journal.windows(record.run, record.query_id))
     if rounds:
         windows = [window for window in windows if window.round < len(rounds)]  # others are of an earlier attempt
-        compared: Iterable[str] = rounds[0].doc_ids
-    else:
-        compared = dict.fromkeys(doc_id for window in windows for doc_id in window.window.doc_ids)
+    compared = rounds[0].doc_ids if rounds else [doc_id for window in windows for doc_id in window.window.doc_ids]
+    places = {doc_id: number for number, doc_id in enumerate(dict.fromkeys(compared))}
     final_ranking = journal.find_ranking(record.run, record.position) if record.finished else None
-    places = {doc_id: number for number, doc_id in enumerate(compared)}
     texts = _texts(journal, windows)
     return {
         **_identity(record),
@@ -113,11 +111,10 @@ def query(journal: Journal, parameters: QueryParameters) -> dict[str, Any]:
 def window(journal: Journal, parameters: WindowParameters) -> dict[str, Any]:
     """Return all requests and responses of one window. Places and texts are as in `query`."""
     record = _find_query(journal, parameters)
+    windows = journal.windows(record.run, record.query_id)
     position = (parameters.round, parameters.window)
-    for window_record in journal.windows(record.run, record.query_id):
-        if (window_record.round, window_record.window_number) == position:
-            break
-    else:
+    window_record = next((w for w in windows if (w.round, w.window_number) == position), None)
+    if window_record is None:
         raise ApiError(404, "this query has no such window in the journal", "window")
     doc_ids = window_record.window.doc_ids
     places = {doc_id: number for number, doc_id in enumerate(doc_ids)}
@@ -313,12 +310,9 @@ async def _get_view(path: Path | None, view: JournalView, request: Request) -> R
 
 
 def _read_view(path: Path | None, view: JournalView, parameters: Any) -> dict[str, Any]:
-    if path is None and isinstance(parameters, RunsParameters):
-        return {"journal": None, "total": 0, "offset": 0, "runs": [], "queries": []}
-    if path is None:
-        raise ApiError(404, "this server keeps its calls where they cannot be looked at")
+    """Return a view as JSON values. The server's temporary journal is not shown: an empty one takes its place."""
     try:
-        with closing(Journal(path, read_only=True)) as journal:
-            return {"journal": path.name, **view.read(journal, parameters)}
+        with closing(Journal() if path is None else Journal(path, read_only=True)) as journal:
+            return {"journal": path and path.name, **view.read(journal, parameters)}
     except (JournalError, sqlite3.Error) as error:
         raise ApiError(503, "the journal cannot be read") from error

@@ -22,6 +22,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
+from rank_k.data.lines import json_line
+from rank_k.data.part_file import lock_exclusively
 from rank_k.errors import FormatError, InputError, RankKError
 from rank_k.evaluation.preferences import UNDONE, Judgment, current_judgments, read_judgments
 from rank_k.server.api_errors import ApiError, invalid_field
@@ -228,7 +230,7 @@ class PreferencesFile:
                 f"cannot write {path} ({error.strerror})", "name another file for --preferences-file"
             ) from error
         try:
-            _lock(self._descriptor, path)
+            lock_exclusively(self._descriptor, path)
             self.rows = self._read()
             self._size = os.fstat(self._descriptor).st_size
         except BaseException:
@@ -237,7 +239,7 @@ class PreferencesFile:
 
     def append(self, row: Judgment) -> None:
         """Return once the row is on disk. Raises `OSError` if that fails; the file is then unchanged."""
-        line = (json.dumps(row.to_dict()) + "\n").encode("ascii")
+        line = json_line(row.to_dict())
         try:
             written = 0
             while written < len(line):
@@ -252,44 +254,21 @@ class PreferencesFile:
     def _read(self) -> list[Judgment]:
         content = self.path.read_bytes()
         complete_length = content.rfind(b"\n") + 1
+        last_row = content[complete_length:]
         try:
             rows = read_judgments(self.path) if content.strip() else []
         except FormatError as error:
-            if error.line != content.count(b"\n") + 1 or not _is_partial_row(content[complete_length:]):
+            is_partial = last_row.startswith(b'{"judge": "') and isinstance(error.__cause__, json.JSONDecodeError)
+            if error.line != content.count(b"\n") + 1 or not is_partial:
                 raise
             os.ftruncate(self._descriptor, complete_length)
             return read_judgments(self.path) if complete_length else []
-        if complete_length < len(content):
+        if last_row:
             os.write(self._descriptor, b"\n")
         return rows
 
     def close(self) -> None:
         os.close(self._descriptor)
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    """Keep other servers away, if the system supports locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise InputError(
-            f"another server writes {path}", "give this one a file of its own: --preferences-file"
-        ) from error
-
-
-def _is_partial_row(line: bytes) -> bool:
-    """Return whether `line` is the beginning of a row that `PreferencesFile` wrote."""
-    if not line.startswith(b'{"judge": "'):
-        return False
-    try:
-        json.loads(line)
-    except ValueError:
-        return True
-    return False
 
 
 # --- routes ---
@@ -360,8 +339,11 @@ class JudgingRoutes:
     async def _get_judgments(self, request: Request) -> Response:
         async with self._write_lock:
             content = await asyncio.to_thread(self._file.path.read_bytes)
-        disposition = 'attachment; filename="judgments.jsonl"'
-        return response(content, 200, {"Content-Type": "application/jsonl", "Content-Disposition": disposition})
+        headers = {
+            "Content-Type": "application/jsonl",
+            "Content-Disposition": 'attachment; filename="judgments.jsonl"',
+        }
+        return response(content, 200, headers)
 
     async def _state_response(self, session: JudgingSession, item: PairwiseItem | None = None) -> Response:
         """Return a judge's progress and the next item: `item` or the first that is left."""

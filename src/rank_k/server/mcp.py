@@ -12,7 +12,6 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -121,12 +120,9 @@ async def _call(
         hits = await run_until(disconnected.wait(), work, client_disconnected())
     except Exception as error:
         return [service.report_error(error).message], None
-    finally:
-        progress.end()
     result = _tool_result(request, hits, service.model)
-    texts = [_result_text(request, hits)]
-    texts += [f"What the model thought of window {n}:\n{trace}" for n, trace in enumerate(result.traces or (), 1)]
-    return texts, to_json(result)
+    traces = [f"What the model thought of window {n}:\n{trace}" for n, trace in enumerate(result.traces or (), 1)]
+    return [_result_text(request, hits), *traces], to_json(result)
 
 
 class _Progress(ProgressListener):
@@ -136,7 +132,6 @@ class _Progress(ProgressListener):
         self._report = report
         self._loop = asyncio.get_running_loop()
         self._windows = 0
-        self._reports: list[Future[None]] = []
 
     def on_result(self, round_number: int, window: int, report: WindowReport) -> None:
         self._windows += 1
@@ -144,13 +139,8 @@ class _Progress(ProgressListener):
     def on_ranking(self, round_number: int, ranking: Ranking) -> None:
         best = ", ".join(ranking.doc_ids[:3])
         message = f"round {round_number + 1}, windows answered: {self._windows}, best so far: {best}"
-        report = self._report(self._windows, None, message)
-        self._reports.append(asyncio.run_coroutine_threadsafe(report, self._loop))
-
-    def end(self) -> None:
-        """Cancel reports that the client has not taken. The SDK drops those that come later."""
-        for report in self._reports:
-            report.cancel()
+        # The SDK drops a report that comes after the end of the call.
+        asyncio.run_coroutine_threadsafe(self._report(self._windows, None, message), self._loop)
 
 
 def parse_tool_arguments(arguments: Mapping[str, Any], limits: Limits) -> ToolRequest:

@@ -16,7 +16,6 @@ from rank_k.server.service import RerankService
 
 _BACKLOG = 2048
 _REFUSAL_SECONDS = 1.0  # to answer the requests that a second signal cancels
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(service: RerankService, app: App, host: str, port: int, on_ready: Callable[[str], None]) -> None:
@@ -37,7 +36,7 @@ def serve(service: RerankService, app: App, host: str, port: int, on_ready: Call
     server, sock, url = create_server(service, app, host, port)
     on_ready(url)
     # uvicorn handles these signals, and raises them again when it has stopped: they have had their effect then.
-    previous_handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _STOP_SIGNALS}
+    previous_handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run(sockets=[sock])
     finally:
@@ -87,8 +86,8 @@ def _open_listening_socket(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except (OSError, UnicodeError) as error:
-        reason = "it is not a host name" if isinstance(error, UnicodeError) else error.strerror
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = "it is not a host name" if isinstance(error, UnicodeError) else getattr(error, "strerror", error)
         raise InputError(f"cannot listen on {host} port {port}: {reason}", "give another --host or --port") from error
 
 

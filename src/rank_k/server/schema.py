@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from rank_k.errors import InputError
 from rank_k.optional_deps import load
-from rank_k.options import PUBLIC_OPTIONS
+from rank_k.options import PUBLIC_OPTIONS, parse_option
 from rank_k.server.api_errors import invalid_field
 from rank_k.server.config import Limits
 from rank_k.server.http_io import printable
@@ -33,11 +33,16 @@ def described(description: str, default: Any = MISSING, **constraints: Any) -> A
 
 
 def _with_public_options(cls: type[T]) -> type[T]:
-    """Return the dataclass `cls` with a field for each option that clients may set."""
-    fields = [
-        (name, Any, described(option.help, None, json_schema_extra=option.kind.schema))
-        for name, option in PUBLIC_OPTIONS.items()
-    ]
+    """Return the dataclass `cls` with a field for each option that clients may set.
+
+    If its values have names, no others are accepted: a module's name would be code of the client's choice.
+    """
+    fields: list[tuple[str, Any, Any]] = []
+    for name, option in PUBLIC_OPTIONS.items():
+        names = option.kind.schema.get("enum")
+        description = option.kind.expected if names else option.help
+        value_type = Literal[tuple(names)] | None if names else Any
+        fields.append((name, value_type, described(description, None, json_schema_extra=option.kind.schema)))
     return make_dataclass(cls.__name__, fields, bases=(cls,), frozen=True, kw_only=True)
 
 
@@ -71,8 +76,14 @@ class RankingRequest:
 
     def options(self) -> dict[str, Any]:
         """Return the options that the client has set. Raises `ApiError` for an invalid one."""
-        values = {name: getattr(self, name) for name in PUBLIC_OPTIONS}
-        return {name: _parse_option(name, value) for name, value in values.items() if value is not None}
+        options = {}
+        for name in PUBLIC_OPTIONS:
+            if (value := getattr(self, name)) is not None:
+                try:
+                    options[name] = parse_option(name, value, PUBLIC_OPTIONS)
+                except InputError as error:
+                    raise invalid_field(name, error.remedy) from None
+        return options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,15 +214,13 @@ def rerank_response(request: RankingRequest, hits: RankedHits, model: str, reque
 
 def response_warnings(hits: RankedHits) -> list[str]:
     """Return what a reader should know before trusting the ranking."""
-    warnings = []
-    if not hits.finished:
-        warnings.append("the deadline came first: this is the best ranking so far")
-    if hits.unranked_windows:
-        warnings.append(f"{hits.unranked_windows} windows had no usable answer and kept their order")
-    if hits.not_compared:
-        compared = len(hits) - hits.not_compared
-        warnings.append(f"only the first {compared} of {len(hits)} documents were compared: see --depth")
-    return warnings
+    compared = len(hits) - hits.not_compared
+    warnings = {
+        "the deadline came first: this is the best ranking so far": not hits.finished,
+        f"{hits.unranked_windows} windows had no usable answer and kept their order": hits.unranked_windows > 0,
+        f"only the first {compared} of {len(hits)} documents were compared: see --depth": hits.not_compared > 0,
+    }
+    return [warning for warning, applies in warnings.items() if applies]
 
 
 def to_json(value: Any) -> dict[str, Any]:
@@ -258,16 +267,6 @@ def parse_request(cls: type[RequestT], body: Mapping[str, Any], limits: Limits) 
     return request
 
 
-def _parse_option(name: str, value: Any) -> Any:
-    option = PUBLIC_OPTIONS[name]
-    try:
-        if value not in option.kind.schema.get("enum", [value]):  # a module's name would be code of the client's choice
-            raise ValueError
-        return option.kind.parse(value)
-    except (InputError, ValueError, TypeError):
-        raise invalid_field(name, f"give {option.kind.expected}") from None
-
-
 def tool_schemas(limits: Limits, excluded: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the JSON schemas of the MCP tool's arguments and result.
 
@@ -296,9 +295,10 @@ def component_schemas(limits: Limits) -> dict[str, Any]:
         RerankResponse: "serialization",
         Score: "serialization",
     }
-    adapters = [(cls, mode, _adapter(cls)) for cls, mode in modes.items()]
-    template = "#/components/schemas/{model}"
-    schemas: dict[str, Any] = load("pydantic").TypeAdapter.json_schemas(adapters, ref_template=template)[1]["$defs"]
+    _, definitions = load("pydantic").TypeAdapter.json_schemas(
+        [(cls, mode, _adapter(cls)) for cls, mode in modes.items()], ref_template="#/components/schemas/{model}"
+    )
+    schemas: dict[str, Any] = definitions["$defs"]
     _add_limits(schemas["RerankRequest"]["properties"]["documents"], limits)
     _add_limits(schemas["TextsRequest"]["properties"]["texts"], limits)
     return schemas

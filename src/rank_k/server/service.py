@@ -160,9 +160,8 @@ async def _rank(
 
 def _check_options(reranker: Reranker, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the client's options for `reranker`, the strategy made. Raises `ApiError` for one that does not fit it."""
-    for name in options:
-        if reranker.method == "likelihood":
-            raise invalid_field(name, "this server ranks by likelihood, which has none; leave it out")
+    if options and reranker.method == "likelihood":
+        raise invalid_field(next(iter(options)), "this server ranks by likelihood, which has none; leave it out")
     if "strategy" not in options:
         return dict(options)
     try:
