@@ -4,10 +4,10 @@
         [--queries N] [--output FOLDER]
 
 Uses only `heldout-*` of `benchmarks.passage_scorers.source_collections`: held-out queries of the training sources, and
-two sources that are held out entirely. Rows: BM25, cosine of MiniLM, each model alone, and the sum of z-scores of each
-model and the cosine. nDCG@10 per collection, the mean over collections, and for each model the difference to the
-cosine over all queries with the bootstrap's 95% interval. Scores are kept in the output folder, so the command can be
-run again to resume.
+two sources that are held out entirely. Rows: BM25, cosine of MiniLM, the cosine with BM25's ranks, each model alone,
+and the sum of z-scores of each model and the cosine. Prints nDCG@10 per collection, the mean over collections, and
+the difference of each row to the cosine over all queries with the bootstrap's 95% interval. Scores are kept in the
+output folder, so the command can be run again to resume.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from math import log
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -33,6 +34,8 @@ from rank_k.types import Candidate
 
 MEASURE = "nDCG@10"
 PAIR_TOKENS = 256
+FIRST_STAGE_WEIGHTS = (0.25, 0.5, 1.0)
+"""Of `-ln(rank + 10)`, as in `rank_k.strategies.combined`, beside 1 for the cosine; both are standardized."""
 
 Scores = dict[str, dict[str, float]]
 """`query_id -> doc_id -> score`."""
@@ -70,8 +73,11 @@ def main() -> None:
                 cache.write_text(json.dumps(score_all(encoder, tokenizer, queries, texts, ids)))
             stored = json.loads(cache.read_text())
             scores[name] = {query_id: stored[query_id] for query_id in ids}
+        first_stage = {q: {d: -log(r + 10) for r, d in enumerate(docs, 1)} for q, docs in ids.items()}
+        for weight in FIRST_STAGE_WEIGHTS:
+            scores[f"cosine + {weight:g} BM25"] = weighted_sum((1, scores["MiniLM cosine"]), (weight, first_stage))
         for name in list(encoders)[1:]:
-            scores[f"{name} + cosine"] = sum_of_z_scores(scores[name], scores["MiniLM cosine"])
+            scores[f"{name} + cosine"] = weighted_sum((1, scores[name]), (1, scores["MiniLM cosine"]))
         for name, by_query in scores.items():
             table.setdefault(name, {})[folder.name] = ndcg({q: qrels[q] for q in ids}, by_query)
         print(
@@ -99,12 +105,13 @@ def score_all(
     return result
 
 
-def sum_of_z_scores(*parts: Scores) -> Scores:
-    """Return the sum of several scorers' standardized scores, query by query."""
-    return {
-        query_id: {d: fmean(_standardized(part[query_id])[d] for part in parts) for d in parts[0][query_id]}
-        for query_id in parts[0]
-    }
+def weighted_sum(*parts: tuple[float, Scores]) -> Scores:
+    """Return the weighted sum of several scorers' standardized scores, query by query."""
+    result: Scores = {}
+    for query_id in parts[0][1]:
+        standardized = [(weight, _standardized(scores[query_id])) for weight, scores in parts]
+        result[query_id] = {d: sum(w * z[d] for w, z in standardized) for d in standardized[0][1]}
+    return result
 
 
 def _standardized(scores: Mapping[str, float]) -> dict[str, float]:

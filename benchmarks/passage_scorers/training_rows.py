@@ -216,14 +216,13 @@ def add_mined_negatives(
             if target == 1 and row["kind"] in ("question", "keywords"):
                 queries_of[place[doc_id]].append(number)
     treated: Counter[str] = Counter()
-    for number, row in enumerate(queries):
-        cosines = vectors @ query_vectors[number]
+    for number, (row, cosines, nearest) in enumerate(_nearest(queries, query_vectors, vectors)):
         positive_ids = {doc_id for doc_id, _ in row["positives"]}
         documents = {document_id(doc_id) for doc_id in positive_ids}
         best = max(float(cosines[place[doc_id]]) for doc_id, target in row["positives"] if target == 1)
         wanted = {True: MINED_SAME_SOURCE, False: MINED_OTHER_SOURCES}
         row["mined"] = []
-        for index in np.argsort(-cosines, kind="stable")[:NEIGHBORS]:
+        for index in nearest:
             doc_id, own = pool[index], sources[index] == row["source"]
             if not wanted[own] or document_id(doc_id) in documents:
                 continue
@@ -237,6 +236,16 @@ def add_mined_negatives(
                 row["mined"].append([doc_id, target, round(ratio, 3)])
                 wanted[own] -= 1
     return treated
+
+
+def _nearest(queries: list[Row], query_vectors: Any, vectors: Any) -> Iterator[tuple[Row, Any, Any]]:
+    """Yield each query with its cosines to the pool and the indices of its `NEIGHBORS` nearest, best first."""
+    count = min(NEIGHBORS, len(vectors)) - 1
+    for start in range(0, len(queries), 256):
+        block = slice(start, start + 256)
+        for row, cosines in zip(queries[block], query_vectors[block] @ vectors.T, strict=True):
+            nearest = np.argpartition(-cosines, count)[: count + 1]
+            yield row, cosines, nearest[np.argsort(-cosines[nearest], kind="stable")]
 
 
 def soft_target(ratio: float, similar: float) -> float | None:
