@@ -7,6 +7,7 @@ all tokens have token type 0, as in llama.cpp.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,9 @@ class Layer(nn.Module):
         batch, length, size = states.shape
         shape = (batch, length, 3, self.heads, size // self.heads)
         query, key, value = self.query_key_value(states).view(shape).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        # Not torch's fused attention: on a CPU its backward pass takes more than half of a training step.
+        weights = (query @ key.transpose(2, 3) / sqrt(size // self.heads) + mask).softmax(-1)
+        attended = weights.to(value.dtype) @ value
         attended = self.attention_output(attended.transpose(1, 2).reshape(batch, length, size))
         states = self.attention_norm(states + functional.dropout(attended, dropout, self.training))
         inner = self.down(functional.gelu(self.up(states)))

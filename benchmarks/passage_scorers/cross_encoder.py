@@ -6,10 +6,14 @@
 The score of a passage is a linear function of the mean of the last hidden states of `[CLS] query [SEP] passage [SEP]`,
 all of token type 0. So llama.cpp computes everything but the last product as an ordinary embedding, and the exported
 GGUF file holds the head as metadata. Each step takes `--groups` queries, with one positive, perhaps another graded
-positive, and negatives, `--group-size` passages in all; one of the negatives is a random passage of the source.
+positive, and negatives, `--group-size` passages in all; random passages of the source fill a group that is too small.
+
+With `--residual` the final score is 20 times MiniLM's cosine plus the cross-encoder's score, which starts near zero:
+training starts from the ranking by cosine and learns what the cosine misses. Groups then hold only passages whose
+vectors `benchmarks.passage_scorers.training_rows` has cached: positives of some query.
 
 A checkpoint is written every `--checkpoint-seconds`; the same command resumes from it. `train-log.jsonl` holds the
-mean loss and the share of groups whose highest score is the positive's, every 20 steps.
+mean loss and the share of groups whose highest score is the positive's, every 10 steps.
 """
 
 from __future__ import annotations
@@ -17,11 +21,12 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -29,13 +34,19 @@ from torch import Tensor, nn
 from benchmarks.passage_scorers.bert import Bert, length_batches, load_bert, load_tokenizer, pad, to_bert_model
 from benchmarks.passage_scorers.minilm import BertModel, read_archive, write_bert_gguf
 from benchmarks.passage_scorers.source_collections import passage_text
+from benchmarks.passage_scorers.training_rows import encode_cached
 
-QUERY_TOKENS, PAIR_TOKENS = 48, 160
+QUERY_TOKENS, PAIR_TOKENS = 48, 128
 SEPARATOR = 102
 
 Row = Mapping[str, Any]
-Group = tuple[str, list[str], list[float]]
-"""Query, passages and their targets."""
+Group = tuple[Row, list[str], list[float]]
+"""Row, ids of passages, and their targets."""
+
+HEAD_LEARNING_RATE_FACTOR = 10
+"""The head starts from nothing, the encoder from trained weights."""
+COSINE_SCALE = 20.0
+"""As in the training of all-MiniLM-L6-v2."""
 
 
 class CrossEncoder(nn.Module):
@@ -66,8 +77,9 @@ def main() -> None:
     parser.add_argument("--loss", choices=tuple(LOSSES), default="ranknet")
     parser.add_argument("--groups", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--frozen-layers", type=int, default=1, help="the embeddings are frozen as well")
+    parser.add_argument("--residual", action="store_true", help="add to MiniLM's cosine")
     parser.add_argument("--initial", type=Path, help="a checkpoint whose weights to start from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint-seconds", type=float, default=180)
@@ -82,12 +94,19 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     package = read_archive(args.package)
     tokenizer = load_tokenizer(package)
-    model = CrossEncoder(load_bert(package))
+    model = CrossEncoder(load_bert(package, dropout=0.0))
     if args.initial:
         model.load_state_dict(torch.load(args.initial)["model"])
     freeze(model.bert, args.frozen_layers)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    head = list(model.head.parameters())
+    encoder = [parameter for parameter in model.bert.parameters() if parameter.requires_grad]
+    learning_rates = (args.learning_rate, HEAD_LEARNING_RATE_FACTOR * args.learning_rate)
+    optimizer = torch.optim.AdamW(
+        [{"params": part, "lr": rate} for part, rate in zip((encoder, head), learning_rates, strict=True)],
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, args.steps))
     checkpoint, step = args.output / "checkpoint.pt", 0
     if checkpoint.exists():
@@ -98,19 +117,27 @@ def train(args: argparse.Namespace) -> None:
         step = state["step"]
     rows = read_rows(args.data / "train.jsonl", args.kinds, args.negatives)
     passages = {row["_id"]: row for row in map(json.loads, (args.data / "passages.jsonl").open())}
-    by_source = group_by_source(passages)
+    cosine = read_cosines(args.data, passages) if args.residual else None
+    by_source = group_by_source(passages, cosine)
+    allowed = {doc_id for doc_ids in by_source.values() for doc_id in doc_ids}
     model.train()
     saved = started = time.monotonic()
     losses: list[float] = []
     hits: list[bool] = []
     while step < args.steps:
         random = Random(f"{args.seed} {step}")
-        chosen = [rows[index % len(rows)] for index in epoch_indices(len(rows), step, args.groups, args.seed)]
-        groups = [make_group(row, args.negatives, args.group_size, passages, by_source, random) for row in chosen]
-        pairs = [pair_ids(tokenizer, query, text) for query, texts, _ in groups for text in texts]
+        chosen = [rows[index] for index in epoch_indices(len(rows), step, args.groups, args.seed)]
+        groups = [make_group(row, args.negatives, args.group_size, allowed, by_source, random) for row in chosen]
+        pairs = [
+            pair_ids(tokenizer, row["query"], shown_text(row, passages[doc_id]))
+            for row, doc_ids, _ in groups
+            for doc_id in doc_ids
+        ]
         with torch.autocast("cpu", torch.bfloat16):
             scores = score_pairs(model, pairs)
-        parts = scores.split([len(texts) for _, texts, _ in groups])
+        parts = list(scores.split([len(doc_ids) for _, doc_ids, _ in groups]))
+        if cosine:
+            parts = [part + COSINE_SCALE * cosine(*group[:2]) for part, group in zip(parts, groups, strict=True)]
         targets = [torch.tensor(values) for _, _, values in groups]
         loss = torch.stack([LOSSES[args.loss](*part) for part in zip(parts, targets, strict=True)]).mean()
         optimizer.zero_grad()
@@ -121,7 +148,7 @@ def train(args: argparse.Namespace) -> None:
         step += 1
         losses.append(loss.item())
         hits += [int(part.argmax()) == int(target.argmax()) for part, target in zip(parts, targets, strict=True)]
-        if step % 20 == 0:
+        if step % 10 == 0:
             row = {
                 "step": step,
                 "seconds": round(time.monotonic() - started),
@@ -168,11 +195,34 @@ def read_rows(path: Path, kinds: Sequence[str], negatives: str) -> list[Row]:
     return [row for row in rows if len(row[negatives]) >= 3]
 
 
-def group_by_source(passages: Mapping[str, Row]) -> dict[str, list[str]]:
-    """Return the ids of the passages of each source."""
+class Cosines:
+    """Cosines of queries and passages from the cached vectors."""
+
+    def __init__(self, queries: Mapping[str, Any], passages: Mapping[str, Any]) -> None:
+        self._queries, self.passages = queries, passages
+
+    def __call__(self, row: Row, doc_ids: Sequence[str]) -> Tensor:
+        """Return the cosine of the row's query with each passage."""
+        vectors = np.stack([self.passages[doc_id] for doc_id in doc_ids])
+        return torch.from_numpy(vectors @ self._queries[row["query_id"]])
+
+
+def read_cosines(data: Path, passages: Mapping[str, Row]) -> Cosines:
+    """Return the cosines of all rows of the training file with the passages that are a positive of some row."""
+    rows = [json.loads(line) for line in (data / "train.jsonl").open(encoding="utf-8")]
+    pool = sorted({doc_id for row in rows for doc_id, target in row["positives"] if target == 1})
+    vectors = encode_cached(data / "vectors", None, None, [passage_text(passages[doc_id]) for doc_id in pool])
+    query_vectors = encode_cached(data / "query-vectors", None, None, [row["query"] for row in rows])
+    query_ids = [row["query_id"] for row in rows]
+    return Cosines(dict(zip(query_ids, query_vectors, strict=True)), dict(zip(pool, vectors, strict=True)))
+
+
+def group_by_source(passages: Mapping[str, Row], cosines: Cosines | None) -> dict[str, list[str]]:
+    """Return the ids of the passages of each source that groups may hold."""
     by_source: dict[str, list[str]] = {}
     for doc_id, row in passages.items():
-        by_source.setdefault(row["source"], []).append(doc_id)
+        if cosines is None or doc_id in cosines.passages:
+            by_source.setdefault(row["source"], []).append(doc_id)
     return by_source
 
 
@@ -193,26 +243,24 @@ def _shuffled(count: int, seed: str) -> list[int]:
 
 
 def make_group(
-    row: Row, negatives: str, size: int, passages: Mapping[str, Row], by_source: Mapping[str, list[str]], random: Random
+    row: Row, negatives: str, size: int, allowed: Set[str], by_source: Mapping[str, Sequence[str]], random: Random
 ) -> Group:
-    """Return a query with its passages: the positive first, at most one more graded positive, then negatives."""
-    best = [doc_id for doc_id, target in row["positives"] if target == 1]
-    positive = random.choice(best)
+    """Return a row with passages: the positive first, at most one more graded positive, then negatives."""
+    positive = random.choice([doc_id for doc_id, target in row["positives"] if target == 1])
     members: dict[str, float] = {positive: 1.0}
-    related = [(doc_id, target) for doc_id, target in row["positives"] if doc_id != positive]
+    related = [(doc_id, target) for doc_id, target in row["positives"] if doc_id != positive and doc_id in allowed]
     if related:
         doc_id, target = random.choice(related)
         members[doc_id] = target
-    candidates = [(entry[0], entry[1]) for entry in row[negatives]]
-    random.shuffle(candidates)
-    members |= {doc_id: target for doc_id, target in candidates[: size - len(members) - 1] if doc_id not in members}
+    candidates = [(entry[0], entry[1]) for entry in row[negatives] if entry[0] in allowed]
+    for doc_id, target in random.sample(candidates, min(size - len(members), len(candidates))):
+        members.setdefault(doc_id, target)
     relevant = {doc_id for doc_id, _ in row["positives"]}
     while len(members) < size:
         doc_id = random.choice(by_source[row["source"]])
         if doc_id not in relevant:
             members.setdefault(doc_id, 0.0)
-    texts = [shown_text(row, passages[doc_id]) for doc_id in members]
-    return row["query"], texts, list(members.values())
+    return row, list(members), list(members.values())
 
 
 def shown_text(row: Row, passage: Row) -> str:

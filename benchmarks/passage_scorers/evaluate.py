@@ -5,9 +5,9 @@
 
 Uses only `heldout-*` of `benchmarks.passage_scorers.source_collections`: held-out queries of the training sources, and
 two sources that are held out entirely. Rows: BM25, cosine of MiniLM, the cosine with BM25's ranks, each model alone,
-and the sum of z-scores of each model and the cosine. Prints nDCG@10 per collection, the mean over collections, and
-the difference of each row to the cosine over all queries with the bootstrap's 95% interval. Scores are kept in the
-output folder, so the command can be run again to resume.
+and each model plus 20 times the cosine, which is what `--residual` trains. Prints nDCG@10 per collection, the mean
+over collections, and the difference of each row to the cosine over all queries with the bootstrap's 95% interval.
+Scores are kept in the output folder, so the command can be run again to resume.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.passage_scorers.bert import encode, load_bert, load_tokenizer
-from benchmarks.passage_scorers.cross_encoder import CrossEncoder, pair_ids, score_pairs
+from benchmarks.passage_scorers.cross_encoder import COSINE_SCALE, CrossEncoder, pair_ids, score_pairs
 from benchmarks.passage_scorers.minilm import read_archive
 from benchmarks.passage_scorers.source_collections import HELD_OUT_SOURCES, passage_text
 from benchmarks.student_data import rows
@@ -77,7 +77,10 @@ def main() -> None:
         for weight in FIRST_STAGE_WEIGHTS:
             scores[f"cosine + {weight:g} BM25"] = weighted_sum((1, scores["MiniLM cosine"]), (weight, first_stage))
         for name in list(encoders)[1:]:
-            scores[f"{name} + cosine"] = weighted_sum((1, scores[name]), (1, scores["MiniLM cosine"]))
+            scores[f"{name} + cosine"] = {
+                query_id: {d: score + COSINE_SCALE * scores["MiniLM cosine"][query_id][d] for d, score in row.items()}
+                for query_id, row in scores[name].items()
+            }
         for name, by_query in scores.items():
             table.setdefault(name, {})[folder.name] = ndcg({q: qrels[q] for q in ids}, by_query)
         print(
