@@ -72,13 +72,15 @@ class Bert(nn.Module):
         bias = torch.zeros(mask.shape, dtype=states.dtype).masked_fill(mask == 0, torch.finfo(states.dtype).min)
         for layer in self.layers:
             states = layer(states, bias[:, None, None, :], self.dropout)
-        return states
+        output: Tensor = states
+        return output
 
     def pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return the mean of the last hidden states over the tokens of each text, in single precision."""
         states = self(ids, mask).float()
         weights = mask[..., None].float()
-        return (states * weights).sum(1) / weights.sum(1)
+        means: Tensor = (states * weights).sum(1) / weights.sum(1)
+        return means
 
 
 def load_bert(model: BertModel, dropout: float = 0.1) -> Bert:

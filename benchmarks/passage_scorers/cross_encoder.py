@@ -135,7 +135,7 @@ def train(args: argparse.Namespace) -> None:
         ]
         with torch.autocast("cpu", torch.bfloat16):
             scores = score_pairs(model, pairs)
-        parts = list(scores.split([len(doc_ids) for _, doc_ids, _ in groups]))
+        parts = list(torch.split(scores, [len(doc_ids) for _, doc_ids, _ in groups]))
         if cosine:
             parts = [part + COSINE_SCALE * cosine(*group[:2]) for part, group in zip(parts, groups, strict=True)]
         targets = [torch.tensor(values) for _, _, values in groups]

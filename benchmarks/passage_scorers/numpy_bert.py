@@ -78,7 +78,7 @@ class NumpyBert:
         return (weights @ value).transpose(0, 2, 1, 3).reshape(-1, size)
 
 
-def _layer(tensors: Any, name: str, head_size: int) -> dict[str, Any]:
+def _layer(tensors: Any, name: str, head_size: int) -> dict[str, tuple[Any, Any]]:
     """Return the transposed weights of one layer; the query's are divided by the root of the head size."""
     scale = np.float32(1 / sqrt(head_size))
     query, key, value = (_pair(tensors, f"{name}.attention.self.{part}") for part in ("query", "key", "value"))
