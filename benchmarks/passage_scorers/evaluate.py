@@ -68,7 +68,8 @@ def main() -> None:
         queries = {row["_id"]: row["text"] for row in rows(folder, "queries")}
         scores: dict[str, Scores] = {"BM25": {q: {d: -r for r, d in enumerate(docs)} for q, docs in ids.items()}}
         for name, encoder in encoders.items():
-            cache = args.output / f"{folder.name}.{name.replace(' ', '-')}.json"
+            stem = f"{folder.name}.{name}.{len(ids)}".replace(" ", "-")
+            cache = args.output / f"{stem}.json"
             if not cache.exists():
                 cache.write_text(json.dumps(score_all(encoder, tokenizer, queries, texts, ids)))
             stored = json.loads(cache.read_text())
