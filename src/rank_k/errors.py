@@ -95,6 +95,11 @@ class RequestRejected(ModelError):
         self.status = status
         super().__init__(problem, remedy)
 
+    @property
+    def is_about_fields(self) -> bool:
+        """Whether the server may accept the request with other fields: it rejects neither the key nor the prompt."""
+        return self.status not in (401, 403) and not isinstance(self, PromptFiltered)
+
 
 class FieldRejected(RequestRejected):
     """The server refuses an optional field of the request, such as a reasoning budget."""

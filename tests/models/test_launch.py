@@ -23,6 +23,7 @@ import pytest
 
 from rank_k.errors import FormatError, InputError, MissingExtra
 from rank_k.models import launch
+from rank_k.models.embedded import EmbeddedModel
 from rank_k.models.launch import EmbeddedServer, available_cores, remedy_for
 from rank_k.models.weights import NAMED, Weights
 from tests.support.waiting import PATIENCE, wait_until
@@ -242,8 +243,8 @@ def test_start_with_an_adapter_changes_answers_and_identity(tmp_path: Path, serv
     finally:
         asyncio.run(adapted.close())
     assert abs(adapted_logprob - base_logprob) > 0.01
-    assert server.identity == WEIGHTS.sha256
-    weights_sha256, _, adapter_sha256 = adapted.identity.partition("+")
+    assert EmbeddedModel(WEIGHTS).identity == WEIGHTS.sha256
+    weights_sha256, _, adapter_sha256 = EmbeddedModel(WEIGHTS, adapter=adapter).identity.partition("+")
     assert weights_sha256 == WEIGHTS.sha256
     assert len(adapter_sha256) == 64
 
@@ -253,7 +254,7 @@ def test_start_with_an_adapter_changes_answers_and_identity(tmp_path: Path, serv
     assert "adapter.gguf" in str(error_info.value)
     adapter.write_bytes(b"junk")
     with pytest.raises(FormatError, match="not a GGUF file"):
-        start_server(adapter=adapter)
+        EmbeddedModel(WEIGHTS, adapter=adapter)
 
 
 @needs_weights

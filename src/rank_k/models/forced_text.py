@@ -10,7 +10,8 @@ is then cut may differ from one prompt to the next, and only the last part's pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from operator import index
 from typing import Any, NamedTuple
 
 
@@ -21,22 +22,15 @@ class Token(NamedTuple):
     text: bytes
 
 
-def parse_tokens(payload: Any) -> tuple[Token, ...] | None:
-    """The tokens in llama.cpp's answer to POST /tokenize `with_pieces`; None if it is none."""
-    entries = payload.get("tokens") if isinstance(payload, Mapping) else None
-    if not isinstance(entries, list):
-        return None
+def parse_tokens(entries: Any) -> tuple[Token, ...] | None:
+    """Return the tokens in llama.cpp's response to POST /tokenize with `with_pieces`; None if it has another form."""
     tokens = []
-    for entry in entries:
-        number = entry.get("id") if isinstance(entry, Mapping) else None
-        piece = entry.get("piece") if isinstance(entry, Mapping) else None
-        try:
-            text = piece.encode("utf-8") if isinstance(piece, str) else bytes(piece or ())
-        except (TypeError, ValueError):
-            return None
-        if not isinstance(number, int):
-            return None
-        tokens.append(Token(number, text))
+    try:
+        for entry in entries:
+            piece = entry["piece"]
+            tokens.append(Token(index(entry["id"]), piece.encode() if isinstance(piece, str) else bytes(piece)))
+    except (TypeError, ValueError, KeyError):
+        return None
     return tuple(tokens)
 
 

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -21,7 +22,6 @@ from rank_k.errors import (
     FieldRejected,
     InputError,
     ModelError,
-    PromptFiltered,
     RequestRejected,
     ServerError,
 )
@@ -29,7 +29,7 @@ from rank_k.models import server_types
 from rank_k.models.base import Capabilities
 from rank_k.models.forced_text import Token, parse_tokens, token_log_probabilities
 from rank_k.models.http_errors import error_for_status, error_message, retry_after_seconds
-from rank_k.models.server_types import SERVER_TYPES, ServerType
+from rank_k.models.server_types import SERVER_TYPES
 from rank_k.models.sse import MAX_RESPONSE_CHARACTERS, ResponseReader
 from rank_k.types import OnChunk, Request, Response
 
@@ -66,40 +66,28 @@ class HttpModel:
         read_timeout: float | None = None,
         reasons: bool = True,
     ) -> None:
-        self._url = base_url(url)
         if server_type != "auto" and server_type not in SERVER_TYPES:
             raise InputError(
                 f"there is no server type {server_type!r}", f"write auto or one of {', '.join(SERVER_TYPES)}"
             )
-        self._server_type = SERVER_TYPES.get(server_type, SERVER_TYPES["plain"])
+        self.url = base_url(url)
+        self.name = model or ""
+        self.server_type = SERVER_TYPES.get(server_type, SERVER_TYPES["plain"])
         self._detects_server_type = server_type == "auto"
-        self._model = model or ""
         self._api_key = api_key
         self._context_length = context_length
         self._revision = revision
         self._identity = identity
         self._read_timeout = read_timeout
         self._reasons = reasons
-        self._prefill_forms = list(self._server_type.prefill)  # forms that have not been refused
+        self._prefill_forms = list(self.server_type.prefill)  # forms that have not been refused
         self._accepts_budget = True
         self._opening_ids: tuple[int, ...] | None = None  # see `_template_opening`
         self._session: aiohttp.ClientSession | None = None
 
     @property
-    def name(self) -> str:
-        return self._model
-
-    @property
-    def url(self) -> str:
-        return self._url
-
-    @property
-    def server_type(self) -> ServerType:
-        return self._server_type
-
-    @property
     def identity(self) -> str:
-        return self._identity or f"{self._model}@{self._revision}"
+        return self._identity or f"{self.name}@{self._revision}"
 
     @property
     def context_length(self) -> int:
@@ -112,7 +100,7 @@ class HttpModel:
 
     @property
     def capabilities(self) -> Capabilities:
-        row = self._server_type
+        row = self.server_type
         budget = bool(row.budget_path) and self._accepts_budget
         return Capabilities(
             bool(self._prefill_forms), bool(row.grammar), budget, row.logprobs, self._reasons, row.scores_given_text
@@ -120,42 +108,39 @@ class HttpModel:
 
     def request_body(self, request: Request) -> Mapping[str, Any]:
         if request.forced_text is not None:
-            body = server_types.forced_text_key_body(self._model, request)
+            body = server_types.forced_text_key_body(self.name, request)
         else:
-            body = server_types.request_body(self._server_type, self._model, request)
+            body = server_types.request_body(self.server_type, self.name, request)
         if self._identity:
             body.pop("model")  # whose name depends on where the file lies
         return body
 
     async def prepare(self) -> None:
-        """Ask the server which models it has: detects server type and context length, checks address, key and model."""
+        """Ask the server which models it has: detect server type and context length, check address, key and model."""
         try:
-            models = await self._get_json("/models")
+            models = await self._request_json("GET", self.url + "/models")
         except RequestRejected as error:
             if error.status in (401, 403) or 300 <= error.status < 400:
                 raise
             models = None  # a server without this endpoint; the first request shows more
         if self._detects_server_type:
-            self._server_type = server_types.detect_server_type(self._url, models)
-            self._prefill_forms = list(self._server_type.prefill)
-        cards = server_types.model_cards(models)
-        names = [str(card.get("id")) for card in cards]
-        if not self._model:
-            if len(names) != 1:
+            self.server_type = server_types.detect_server_type(self.url, models)
+            self._prefill_forms = list(self.server_type.prefill)
+        cards = {str(card.get("id")): card for card in server_types.model_cards(models)}
+        if not self.name:
+            if len(cards) != 1:
                 raise InputError(
-                    f"the server at {self._url} has {len(names) or 'no list of'} models",
-                    f"name one with --model{': ' + ', '.join(names[:8]) if names else ''}",
+                    f"the server at {self.url} has {len(cards) or 'no list of'} models",
+                    f"name one with --model{': ' + ', '.join(islice(cards, 8)) if cards else ''}",
                 )
-            self._model = names[0]
-        card = next((card for card in cards if card.get("id") == self._model), None)
-        if card is None and names and self._server_type.lists_models and self._server_type.name != "llamacpp":
+            self.name = next(iter(cards))
+        if cards and self.name not in cards and self.server_type.lists_models:
             raise InputError(
-                f"the server at {self._url} has no model {self._model!r}", f"it has: {', '.join(names[:8])}"
+                f"the server at {self.url} has no model {self.name!r}", f"it has: {', '.join(islice(cards, 8))}"
             )
-        if card is None and len(cards) == 1:
-            card = cards[0]
+        card = cards.get(self.name) or (next(iter(cards.values())) if len(cards) == 1 else None)
         if self._context_length is None and card is not None:
-            self._context_length = server_types.context_length(self._server_type, card)
+            self._context_length = server_types.context_length(self.server_type, card)
 
     async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         """Send one request. A prefill is sent in the best form that this server has not refused.
@@ -165,35 +150,31 @@ class HttpModel:
         """
         if request.forced_text is not None:
             return await self._complete_forced_text(request, request.forced_text, on_chunk)
-        while request.prefill and self._prefill_forms:
+        if not request.prefill:
+            return await self._chat_completion(request, on_chunk)
+        while self._prefill_forms:
             form = self._prefill_forms[0]
+            send = self._text_completion if form == "raw" else self._chat_completion
             try:
-                response = await (
-                    self._text_completion(request, on_chunk)
-                    if form == "raw"
-                    else self._chat_completion(request, on_chunk)
-                )
-                if "</think>" in request.prefill:
-                    return response
-                usage = replace(response.usage, reasoning_tokens=response.usage.completion_tokens)
-                return replace(response, usage=usage)  # all of it is reasoning
-            except PromptFiltered:
-                raise
+                response = await send(request, on_chunk)
             except RequestRejected as error:
-                if error.status in (401, 403):
+                if not error.is_about_fields:
                     raise
                 if form in self._prefill_forms:
                     self._prefill_forms.remove(form)
-        if request.prefill:
-            raise RequestRejected(f"{self._url} cannot go on from a given beginning", "see docs/servers.md")
-        return await self._chat_completion(request, on_chunk)
+                continue
+            if "</think>" in request.prefill:
+                return response
+            usage = replace(response.usage, reasoning_tokens=response.usage.completion_tokens)
+            return replace(response, usage=usage)  # all of it is reasoning
+        raise RequestRejected(f"{self.url} cannot go on from a given beginning", "see docs/servers.md")
 
     async def _chat_completion(self, request: Request, on_chunk: OnChunk | None) -> Response:
-        body = server_types.request_body(self._server_type, self._model, request)
+        body = server_types.request_body(self.server_type, self.name, request)
         try:
             return await self._stream("/chat/completions", body, on_chunk, request.prefill)
         except RequestRejected as error:
-            if request.reasoning_budget is None or not server_types.rejects_budget(self._server_type, error.problem):
+            if request.reasoning_budget is None or not server_types.rejects_budget(self.server_type, error.problem):
                 raise
             self._accepts_budget = False
             raise FieldRejected(error.problem, error.remedy, error.status) from error
@@ -201,7 +182,7 @@ class HttpModel:
     async def _text_completion(self, request: Request, on_chunk: OnChunk | None) -> Response:
         """Render the chat template on the server, append the prefill, and complete it as plain text."""
         prompt = await self._render_prompt(request)
-        body = server_types.completion_body(self._server_type, self._model, request, prompt)
+        body = server_types.completion_body(self.server_type, self.name, request, prompt)
         return await self._stream("/completions", body, on_chunk)
 
     async def _complete_forced_text(self, request: Request, forced_text: str, on_chunk: OnChunk | None) -> Response:
@@ -212,36 +193,33 @@ class HttpModel:
             forced_tokens = joined_tokens[len(prompt_tokens) :]
         else:  # the last token of the prompt and the first one of the text have merged
             forced_tokens = await self._tokenize(forced_text)
-        body = server_types.forced_text_body(self._model, prompt, forced_tokens)
+        body = server_types.forced_text_body(self.name, prompt, forced_tokens)
         response = await self._stream("/completions", body, on_chunk)
         return replace(response, tokens=token_log_probabilities(forced_tokens, response.tokens or ()))
 
     async def _tokenize(self, text: str) -> tuple[Token, ...]:
+        """Return the tokens of `text`, each with its bytes."""
         tokens = None
-        if self._server_type.scores_given_text:
-            root = self._url.removesuffix("/v1")
-            tokens = parse_tokens(await self._post_json(root + "/tokenize", {"content": text, "with_pieces": True}))
+        if self.server_type.scores_given_text:
+            tokens = parse_tokens(await self._token_list({"content": text, "with_pieces": True}))
         if tokens is None:
-            raise RequestRejected(f"{self._url} does not tell how likely a text is", "see docs/servers.md", 501)
+            raise RequestRejected(f"{self.url} does not tell how likely a text is", "see docs/servers.md", 501)
         return tokens
 
     async def _render_prompt(self, request: Request) -> str | list[int]:
-        root = self._url.removesuffix("/v1")
         messages = [{"role": role, "content": content} for role, content in request.messages]
-        if self._server_type.name == "llamacpp":
-            payload = await self._post_json(root + "/apply-template", {"messages": messages})
+        prefill = request.prefill
+        if self.server_type.name == "llamacpp":
+            payload = await self._post_json("/apply-template", {"messages": messages})
             prompt = payload.get("prompt") if isinstance(payload, Mapping) else None
             if not isinstance(prompt, str):
-                raise RequestRejected(f"{self._url} does not render chat templates", "see docs/servers.md", 501)
-            return server_types.join_prefill(prompt, request.prefill)
-        # vLLM renders into token ids, which its completions take as a prompt.
-        body = {"model": self._model, "messages": messages, "add_generation_prompt": True}
-        prompt_ids = await self._request_token_ids(root + "/tokenize", body)
-        prefill = request.prefill
+                raise RequestRejected(f"{self.url} does not render chat templates", "see docs/servers.md", 501)
+            return server_types.join_prefill(prompt, prefill)
+        # vLLM renders into token ids, which its completions accept as a prompt.
+        prompt_ids = await self._token_ids({"messages": messages, "add_generation_prompt": True})
         if prefill.startswith(server_types.OPENING):
-            opening = await self._template_opening(prompt_ids)
-            prompt_ids = prompt_ids[: len(prompt_ids) - len(opening)]
-        return prompt_ids + await self._text_token_ids(prefill)
+            prompt_ids = prompt_ids[: len(prompt_ids) - len(await self._template_opening(prompt_ids))]
+        return prompt_ids + await self._token_ids({"prompt": prefill, "add_special_tokens": False})
 
     async def _template_opening(self, prompt_ids: Sequence[int]) -> tuple[int, ...]:
         """Return the token ids with which the chat template opens the reasoning block; () if it does not.
@@ -251,32 +229,33 @@ class HttpModel:
         the result is kept.
         """
         if self._opening_ids is None:
-            opening: tuple[int, ...] = ()
+            self._opening_ids = ()
             for line_ends in ("\n", "", "\n\n"):
-                ids = tuple(await self._text_token_ids(server_types.OPENING + line_ends))
-                if ids and tuple(prompt_ids[-len(ids) :]) == ids:
-                    opening = ids
+                opening = server_types.OPENING + line_ends
+                ids = await self._token_ids({"prompt": opening, "add_special_tokens": False})
+                if ids and list(prompt_ids[-len(ids) :]) == ids:
+                    self._opening_ids = tuple(ids)
                     break
-            self._opening_ids = opening
         return self._opening_ids
 
-    async def _text_token_ids(self, text: str) -> list[int]:
-        body = {"model": self._model, "prompt": text, "add_special_tokens": False}
-        return await self._request_token_ids(self._url.removesuffix("/v1") + "/tokenize", body)
-
-    async def _request_token_ids(self, url: str, body: Mapping[str, Any]) -> list[int]:
-        payload = await self._post_json(url, body)
-        tokens = payload.get("tokens") if isinstance(payload, Mapping) else None
-        if not isinstance(tokens, list):
-            raise RequestRejected(f"{self._url} does not tokenize chats", "see docs/servers.md", 501)
+    async def _token_ids(self, body: Mapping[str, Any]) -> list[int]:
+        tokens = await self._token_list({"model": self.name, **body})
+        if tokens is None:
+            raise RequestRejected(f"{self.url} does not tokenize chats", "see docs/servers.md", 501)
         return tokens
+
+    async def _token_list(self, body: Mapping[str, Any]) -> list[Any] | None:
+        """Return the answer of the server's tokenizer, None if it is not a list."""
+        payload = await self._post_json("/tokenize", body)
+        tokens = payload.get("tokens") if isinstance(payload, Mapping) else None
+        return tokens if isinstance(tokens, list) else None
 
     async def _stream(
         self, path: str, body: Mapping[str, Any], on_chunk: OnChunk | None, echoed_prefill: str = ""
     ) -> Response:
         reader = ResponseReader(on_chunk, echoed_prefill)
         started = time.monotonic()
-        async with self._send_request("POST", path, {**body, **server_types.STREAMING}) as response:
+        async with self._send_request("POST", self.url + path, {**body, **server_types.STREAMING}) as response:
             if response.headers.get("Content-Type", "").startswith("application/json"):
                 reader.read_json(await self._read_json(response))  # a server that cannot stream
             else:
@@ -284,16 +263,13 @@ class HttpModel:
         return reader.response(time.monotonic() - started)
 
     async def count_tokens(self, text: str) -> int | None:
-        if self._server_type.tokenize is None:
+        if not self.server_type.tokenizes:
             return None
-        path, text_key, ids_key = self._server_type.tokenize
-        root = self._url.removesuffix("/v1")
         try:
-            payload = await self._post_json(root + path, {"model": self._model, text_key: text})
+            tokens = await self._token_list({"model": self.name, self.server_type.tokenizes: text})
         except RequestRejected:
             return None  # switched off on this server
-        tokens = payload.get(ids_key) if isinstance(payload, Mapping) else None
-        return len(tokens) if isinstance(tokens, list) else None
+        return None if tokens is None else len(tokens)
 
     async def close(self) -> None:
         if self._session is not None:
@@ -316,21 +292,20 @@ class HttpModel:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._read_timeout),
                 headers=headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=not _is_loopback(self._url),
+                trust_env=not _is_loopback(self.url),
                 auto_decompress=True,
             )
         return self._session
 
     @contextlib.asynccontextmanager
     async def _send_request(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
+        self, method: str, url: str, body: Mapping[str, Any] | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request; whatever goes wrong comes out as a `ModelError` that says so."""
+        """Send one request and yield the response. Every failure is raised as a `ModelError`."""
         import aiohttp
 
-        url = path if path.startswith("http") else self._url + path
         headers = {} if body is None else {"Content-Type": "application/json"}
-        if not self._server_type.keeps_connections:
+        if not self.server_type.keeps_connections:
             headers["Connection"] = "close"
         session = self._open_session()
         try:
@@ -347,11 +322,11 @@ class HttpModel:
         except aiohttp.ClientConnectorError as error:
             reason = error.os_error.strerror or error.os_error or "no connection"
             raise ConnectionFailed(
-                f"nobody answers at {self._url} ({reason})", "start the server or correct --server"
+                f"nobody answers at {self.url} ({reason})", "start the server or correct --server"
             ) from error
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             raise ServerError(
-                f"the server at {self._url} dropped the connection ({type(error).__name__})",
+                f"the server at {self.url} dropped the connection ({type(error).__name__})",
                 "look into its log; the same command goes on from here",
             ) from error
 
@@ -363,40 +338,38 @@ class HttpModel:
             message = message.replace(self._api_key, "***")
         if 300 <= status < 400:
             location = response.headers.get("Location", "elsewhere")[:200]
-            return RequestRejected(f"{self._url} redirects to {location}", "give that address with --server", status)
+            return RequestRejected(f"{self.url} redirects to {location}", "give that address with --server", status)
         return error_for_status(
-            status, message, self._url, self._model, retry_after_seconds(response.headers.get("Retry-After"))
+            status, message, self.url, self.name, retry_after_seconds(response.headers.get("Retry-After"))
         )
 
     async def _read_json(self, response: aiohttp.ClientResponse) -> Any:
-        raw = b""
+        raw, broken = b"", None
         try:
             async for chunk in response.content.iter_any():
                 raw += chunk
                 if len(raw) > MAX_RESPONSE_CHARACTERS:
-                    raise ServerError(f"the server at {self._url} sends without end", "look into its log")
-        except _connection_errors():
-            if not _is_json(raw):
-                raise
+                    raise ServerError(f"the server at {self.url} sends without end", "look into its log")
+        except _connection_errors() as error:
+            broken = error  # after a complete document, perhaps
         try:
             return json.loads(raw)
-        except ValueError as error:
-            raise ServerError(f"the server at {self._url} sent what is not JSON", "is it an LLM server?") from error
+        except (ValueError, RecursionError) as error:
+            if broken is not None:
+                raise broken from None
+            raise ServerError(f"the server at {self.url} sent what is not JSON", "is it an LLM server?") from error
 
-    async def _get_json(self, path: str) -> Any:
-        async with self._send_request("GET", path) as response:
+    async def _request_json(self, method: str, url: str, body: Mapping[str, Any] | None = None) -> Any:
+        async with self._send_request(method, url, body) as response:
             return await self._read_json(response)
 
     async def _post_json(self, path: str, body: Mapping[str, Any]) -> Any:
-        """POST a small request; repeat it once at once if a connection kept open turns out to be closed."""
+        """POST a small request beside the API; repeat it once if a connection kept open turns out to be closed."""
+        url = self.url.removesuffix("/v1") + path
         try:
-            return await self._post_json_once(path, body)
+            return await self._request_json("POST", url, body)
         except ServerError:
-            return await self._post_json_once(path, body)
-
-    async def _post_json_once(self, path: str, body: Mapping[str, Any]) -> Any:
-        async with self._send_request("POST", path, body) as response:
-            return await self._read_json(response)
+            return await self._request_json("POST", url, body)
 
 
 async def _read_events(response: aiohttp.ClientResponse, reader: ResponseReader) -> None:
@@ -429,15 +402,6 @@ def _connection_errors() -> tuple[type[Exception], ...]:
     import aiohttp
 
     return (aiohttp.ClientError, ConnectionError, TimeoutError)
-
-
-def _is_json(raw: bytes) -> bool:
-    """Return whether `raw` is a JSON document. One that is cut off is not."""
-    try:
-        json.loads(raw)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def base_url(url: str) -> str:

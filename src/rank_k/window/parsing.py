@@ -1,8 +1,8 @@
-"""What a model said -> what it ranked. Pure, total, linear in the length of the text.
+"""Parse what a model responded into what it ranked. Pure, total, linear in the length of the text.
 
-Two steps. First the trace is taken off, wherever the server put it; what truncated reasoning holds is never
-read as a ranking. Then the answer is read as *chains*: ids with separators between them, as in
-`[3] > [2] = [1]`, `3, 2, 1`, a numbered list or a JSON list. One chain is chosen, by the rules at `_choose_chain`.
+Two steps. First the reasoning trace is removed, wherever the server put it; digits in truncated reasoning are never
+parsed as a ranking. Then the answer is parsed as *chains*: ids with separators between them, as in `[3] > [2] = [1]`,
+`3, 2, 1`, a numbered list or a JSON list. One chain is chosen, by the rules at `_choose_chain`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class ParsedAnswer:
-    """One reply, read.
+    """The answer in a response.
 
     `tiers`: 1-based ids, best first, ids of one tier tied; always a partition of 1..size.
-    `ranked_numbers`: the ids the model itself ranked. `is_valid`: False if there was no usable answer; `tiers` is
+    `ranked_numbers`: the ids that the model itself ranked. `is_valid`: False if there was no usable answer; `tiers` is
     then the input order. `trace`: the reasoning before the answer, "" if none.
-    `repairs`: how often something had to be mended: "missing" (ids appended at the end in input order),
-    "repeated" (later mentions dropped), "out_of_range" (dropped), "truncated" (reasoning or answer ended
-    by the token limit), "unranked" (no usable answer), "unmatched_think_tag" (a closing tag without an opening one).
+    `repairs`: how often something had to be repaired: "missing" (ids appended at the end in input order), "repeated"
+    (later mentions dropped), "out_of_range" (dropped), "truncated" (reasoning or answer ended by the token limit),
+    "unranked" (no usable answer), "unmatched_think_tag" (a closing tag without an opening one).
     """
 
     tiers: tuple[tuple[int, ...], ...]
@@ -50,40 +50,24 @@ def parse_ranking(
     finish_reason: str | None = None,
     reasoning_closed: bool = False,
 ) -> ParsedAnswer:
-    """Read a reply about a window of `size` passages.
+    """Parse a response about a window of `size` passages. Never raises, whatever the text.
 
-    `reasoning` is the reply's separate reasoning field, where the server has one. `reasoning_closed` says
-    that the caller had closed the reasoning, so that whatever came back is answer, in whichever field it is.
-    Never raises, whatever the text.
+    `reasoning`: the response's separate reasoning field, if the server has one. `reasoning_closed`: the caller had
+    closed the reasoning, so that everything in the response is answer, in whichever field it is.
     """
     parts = _split_response(text or "", reasoning or "", finish_reason, reasoning_closed)
     repairs: Counter[str] = Counter()
     if parts.unmatched_tags:
         repairs["unmatched_think_tag"] = parts.unmatched_tags
-    if parts.reasoning_truncated:
-        repairs["truncated"] = 1
-        return _unranked_answer(size, repairs, parts.trace)
-    truncated = finish_reason == "length"
-    chain = _choose_chain(_find_chains(parts.answer, size, truncated), size, truncated=truncated)
-    if chain is None and reasoning_closed and parts.alternative:
-        chain = _choose_chain(_find_chains(parts.alternative, size, truncated), size, truncated=truncated)
+    truncated = parts.reasoning_truncated or finish_reason == "length"
     if truncated:
         repairs["truncated"] = 1
-    if chain is None:
-        return _unranked_answer(size, repairs, parts.trace)
-    return _repair_chain(chain, size, repairs, parts.trace)
-
-
-def _unranked_answer(size: int, repairs: Counter[str], trace: str) -> ParsedAnswer:
-    repairs["unranked"] = 1
-    tiers = tuple((i,) for i in range(1, size + 1))
-    return ParsedAnswer(tiers, frozenset(), MappingProxyType(dict(repairs)), False, trace)
-
-
-def _repair_chain(chain: _Chain, size: int, repairs: Counter[str], trace: str) -> ParsedAnswer:
+    chain = None
+    for answer in () if parts.reasoning_truncated else (parts.answer, parts.alternative):
+        chain = chain or _choose_chain(_find_chains(answer, size, truncated), size, truncated)
     tiers: list[tuple[int, ...]] = []
     ranked_ids: set[int] = set()
-    for tier in chain.tiers:
+    for tier in chain.tiers if chain else ():
         tier_ids = []
         for i in tier:
             if not 1 <= i <= size:
@@ -96,10 +80,14 @@ def _repair_chain(chain: _Chain, size: int, repairs: Counter[str], trace: str) -
         if tier_ids:
             tiers.append(tuple(tier_ids))
     missing = [i for i in range(1, size + 1) if i not in ranked_ids]
-    if missing:
+    if chain is None:
+        repairs["unranked"] = 1
+    elif missing:
         repairs["missing"] = len(missing)
     tiers.extend((i,) for i in missing)
-    return ParsedAnswer(tuple(tiers), frozenset(ranked_ids), MappingProxyType(dict(repairs)), True, trace)
+    return ParsedAnswer(
+        tuple(tiers), frozenset(ranked_ids), MappingProxyType(dict(repairs)), chain is not None, parts.trace
+    )
 
 
 # --- The trace -----------------------------------------------------------------------------------
@@ -180,19 +168,15 @@ def _is_bare_ranking(text: str) -> bool:
 # --- The ranking ---------------------------------------------------------------------------------
 
 
-def _circled_digits() -> dict[int, str]:
-    blocks = ((0x2460, 0x249B), (0x24EA, 0x24FF), (0x2776, 0x2793), (0x3251, 0x325F), (0x32B1, 0x32BF))
-    table = {}
-    for first, last in blocks:
-        for code in range(first, last + 1):
-            value = unicodedata.numeric(chr(code), None)
-            if value is not None:
-                table[code] = f"[{int(value)}]"
-    return table
-
-
+_CIRCLED_NUMBERS = (
+    *range(0x2460, 0x249C),
+    *range(0x24EA, 0x2500),
+    *range(0x2776, 0x2794),
+    *range(0x3251, 0x3260),
+    *range(0x32B1, 0x32C0),
+)
 _SYMBOLS = {
-    **_circled_digits(),
+    **{code: f"[{unicodedata.numeric(chr(code), 0):.0f}]" for code in _CIRCLED_NUMBERS},
     **dict.fromkeys(map(ord, "→➔➜⇒⟶➝≻›»⟩"), ">"),
     **dict.fromkeys(map(ord, "≈≃∼~≡"), "="),
     **dict.fromkeys(map(ord, "、，；،؛;"), ","),
@@ -335,6 +319,10 @@ def _is_continuation(first: _Chain, second: _Chain, seen_ids: set[int]) -> bool:
     )
 
 
+_SEPARATORS = ("", "\n", " ", ",", "=", ">")
+"""What may stand between two ids, the weakest first. The strongest one counts."""
+
+
 def _scan_chains(text: str) -> Iterator[_Chain]:
     """Chains line by line; a line that ends or begins with a separator is joined to its neighbor."""
     chain = _Chain()
@@ -359,7 +347,7 @@ def _scan_chains(text: str) -> Iterator[_Chain]:
         elif kind == "sep":
             chain.at_end = False
             new_separator = ">" if ">" in value else "=" if "=" in value else ","
-            separator = _stronger_separator(separator, new_separator)
+            separator = max(separator, new_separator, key=_SEPARATORS.index)
         elif kind == "newline":
             if separator == " ":
                 separator = "\n"
@@ -380,11 +368,6 @@ def _scan_chains(text: str) -> Iterator[_Chain]:
                 chain.fills_lines = False
             clean_line, interrupted, chain.at_end = False, True, False
     yield chain
-
-
-def _stronger_separator(first: str, second: str) -> str:
-    strength = {"": 0, "\n": 1, " ": 1, ",": 2, "=": 3, ">": 4}
-    return second if strength[second] >= strength[first] else first
 
 
 _ITEM_NUMBER = re.compile(r"^[ \t|\-•#(]{0,9}\d{1,6}[ \t]{0,3}[.):|][ \t]{1,3}(?=\[?\d)", re.MULTILINE)
@@ -441,23 +424,19 @@ def _choose_chain(chains: list[_Chain], size: int, truncated: bool) -> _Chain | 
         if truncated and chain.at_end and not chain.bracketed:
             chain.tiers[-1].pop()  # the last number may be the first digit of a longer one
             chain.tiers = [tier for tier in chain.tiers if tier]
-    best: _Chain | None = None
-    best_key: tuple[bool, int, int] | None = None
-    is_only_chain = len(chains) == 1
     any_comparisons = any(chain.has_comparisons and len(_ranked_numbers(chain, size)) > 1 for chain in chains)
+    best, best_key = None, (False, 0, 0)
     for chain in chains:
-        ranked_numbers = _ranked_numbers(chain, size)
-        if not ranked_numbers or not _is_ranking(chain, len(ranked_numbers), size, is_only_chain):
+        ranked_count = len(_ranked_numbers(chain, size))
+        if not ranked_count or not _is_ranking(chain, ranked_count, size, is_only_chain=len(chains) == 1):
             continue
-        complete = len(ranked_numbers) == size
-        if complete and any_comparisons and not chain.has_comparisons and _is_ascending(chain.ids):
-            complete = False  # "[1], [2] and [3] were compared", or explained, beside a graded chain
-        key = (
-            (complete, 0, 0)
-            if complete
-            else (False, int(chain.has_comparisons or chain.is_numbered_list), len(ranked_numbers))
-        )
-        if best_key is None or key >= best_key:
+        # "[1], [2] and [3] were compared", or explained, beside a graded chain
+        is_plain_list = any_comparisons and not chain.has_comparisons and _is_ascending(chain.ids)
+        if ranked_count == size and not is_plain_list:
+            key = (True, 0, 0)
+        else:
+            key = (False, int(chain.has_comparisons or chain.is_numbered_list), ranked_count)
+        if key >= best_key:
             best, best_key = chain, key
     return best
 

@@ -144,17 +144,17 @@ def _parse_text(text: str, name: str, path: Path | None = None, between: str = "
     passage = _DEFAULT_PASSAGE
     if (passage_line := _PASSAGE_LINE.search(text)) is not None:
         passage, text = passage_line[0], f"{text[: passage_line.start()]}{{passages}}{text[passage_line.end() :]}"
-    passage_fields = [m for m in _FIELD.finditer(text) if m[1] in ("passages", "docs")]
-    if len(passage_fields) != 1:
-        field_count = "no" if not passage_fields else f"{len(passage_fields)}"
-        raise InputError(f"prompt {source} has {field_count} {{passages}} fields", "write {passages} (or {docs}) once")
+    before, *after = re.split(r"\{(?:passages|docs)\}", text)
+    if len(after) != 1:
+        raise InputError(
+            f"prompt {source} has {len(after) or 'no'} {{passages}} fields", "write {passages} (or {docs}) once"
+        )
     if "{query}" not in text:
         raise InputError(f"prompt {source} has no {{query}} field", "write {query} where the query belongs")
     sha256 = _sha256(text)
     if sha256 == OFFICIAL_SHA256:
         name, between = "Rank-K official", "\n\n"
-    before, after = text[: passage_fields[0].start()], text[passage_fields[0].end() :]
-    return PromptTemplate(before, after, passage, between, name=name, sha256=sha256)
+    return PromptTemplate(before, after[0], passage, between, name=name, sha256=sha256)
 
 
 def _parse_script(source: str, path: Path) -> PromptTemplate:

@@ -1,11 +1,13 @@
 """How prompt, reasoning and answer share the model's context. Pure.
 
-The rule: passages are cut evenly first, the longest first, down to `MIN_PASSAGE_TOKENS`; then the
-budget, down to `MIN_COMPLETION_TOKENS`; then passages again. Nothing is ever left for the server to refuse.
+The rule: passages are truncated first, the longest first, down to `MIN_PASSAGE_TOKENS`; then the budget is lowered,
+down to `MIN_COMPLETION_TOKENS`; then passages are truncated further. The server never has to reject a request for its
+length.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,7 +25,7 @@ MIN_COMPLETION_TOKENS = 512
 """Tokens reserved for reasoning and answer before passages are truncated below `MIN_PASSAGE_TOKENS`."""
 
 MIN_BARE_PASSAGE_TOKENS = 16
-"""Tokens below which a passage says nothing; a window that cannot give each this much is an error."""
+"""Tokens that each passage needs to be of use; a window with less is an error."""
 
 
 class TokenAllocation(NamedTuple):
@@ -36,7 +38,7 @@ class TokenAllocation(NamedTuple):
 def allocate_tokens(
     context_length: int, frame_tokens: int, passage_lengths: Sequence[int], max_tokens: int
 ) -> TokenAllocation:
-    """The share of each, in tokens.
+    """Return the limits of passages and completion, in tokens.
 
     `frame_tokens`: everything in the prompt that is not a passage. `passage_lengths`: the lengths of the passages.
     `max_tokens`: the requested limit of reasoning and answer. Raises `QueryTooLong` if not even bare passages and a
@@ -61,33 +63,23 @@ def allocate_tokens(
 
 
 def common_length_limit(lengths: Sequence[int], available_tokens: int) -> int:
-    """The largest limit for which `lengths`, cut to it, fit into `available_tokens` together (below 0 if none does)."""
-    if sum(lengths) <= available_tokens:
-        return max(lengths, default=0)
-    remaining_tokens, remaining_count = available_tokens, len(lengths)
-    for length in sorted(lengths):
-        if length * remaining_count > remaining_tokens:
-            return remaining_tokens // remaining_count
-        remaining_tokens -= length
-        remaining_count -= 1
-    return remaining_tokens
+    """Return the largest limit for which `lengths`, truncated to it, fit into `available_tokens` together; else -1."""
+    limits = range(max(lengths, default=0) + 1)
+    return bisect_right(limits, available_tokens, key=lambda limit: sum(min(length, limit) for length in lengths)) - 1
 
 
 def max_answer_tokens(size: int) -> int:
-    """Tokens of a ranking of `size` passages: up to eight each in a vocabulary that splits digits."""
+    """Return the tokens of a ranking of `size` passages: up to eight each in a vocabulary that splits digits."""
     return 32 + 8 * size
 
 
 def truncate_trace(trace: str, request: Request, max_tokens: int, context_length: int) -> str:
-    """The end of `trace`, as much of it as fits into `context_length` tokens together with the prompt and
-    `max_tokens`."""
+    """Return the end of `trace`, as much as fits into `context_length` with the prompt and `max_tokens`."""
     prompt_tokens = sum(estimate_tokens(message.content) for message in request.messages)
     available_tokens = max(
         context_length - prompt_tokens - max_tokens - 2 * CHAT_TOKENS, request.max_tokens - max_tokens, 64
     )
     trace_tokens = estimate_tokens(trace)
-    return (
-        trace
-        if trace_tokens <= available_tokens
-        else "... " + trace[-(len(trace) * available_tokens // trace_tokens) :]
-    )
+    if trace_tokens <= available_tokens:
+        return trace
+    return "... " + trace[-(len(trace) * available_tokens // trace_tokens) :]

@@ -87,20 +87,21 @@ def test_gbnf_spells_out_characters_split_between_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "tokens"),
+    ("entries", "tokens"),
     [
-        ({"tokens": [{"id": 1, "piece": " a"}, {"id": 2, "piece": [240, 159]}]}, ((1, b" a"), (2, b"\xf0\x9f"))),
-        ({"tokens": []}, ()),
-        ({"tokens": [1, 2]}, None),
-        ({"tokens": [{"id": 1, "piece": [999]}]}, None),
-        ({"tokens": [{"id": 1, "piece": {"a": 1}}]}, None),
-        ({"tokens": [{"id": "1", "piece": "a"}]}, None),
-        ({"error": "no"}, None),
+        ([{"id": 1, "piece": " a"}, {"id": 2, "piece": [240, 159]}], ((1, b" a"), (2, b"\xf0\x9f"))),
+        ([], ()),
+        ([1, 2], None),
+        ([{"id": 1, "piece": [999]}], None),
+        ([{"id": 1, "piece": {"a": 1}}], None),
+        ([{"id": "1", "piece": "a"}], None),
+        ([{"id": 1}], None),
+        (["error"], None),
         (None, None),
     ],
 )
-def test_parse_tokens_reads_server_answers(answer: Any, tokens: Any) -> None:
-    assert parse_tokens(answer) == tokens
+def test_parse_tokens_reads_server_answers(entries: Any, tokens: Any) -> None:
+    assert parse_tokens(entries) == tokens
 
 
 @pytest.mark.parametrize(
