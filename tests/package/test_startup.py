@@ -68,7 +68,7 @@ def test_import_loads_no_heavy_modules() -> None:
 
 
 def test_import_takes_little_more_cpu_than_python() -> None:
-    assert relative_cost("-c", "import rank_k") < 4  # measured: 2.0 without cached bytecode; numpy adds 10 or more
+    assert relative_cost("-c", "import rank_k") < 3  # measured: 2.0 without cached bytecode; numpy adds 10 or more
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
