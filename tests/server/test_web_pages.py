@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -20,7 +23,9 @@ from rank_k.server.config import AccessConfig
 from rank_k.server.web_pages import PAGES, POLICY, static_files
 from rank_k.strategies import STRATEGIES
 from tests.conftest import StartLoopback
+from tests.paths import ROOT
 from tests.support.serving import ServerClient, run_server, start_server
+from tests.support.waiting import PATIENCE
 
 KEY = "sk-page-0123456789"
 PATHS = set(static_files())
@@ -173,3 +178,19 @@ def test_serve_without_journal_leaves_no_files(loopback: StartLoopback, tmp_path
         running.signal(signal.SIGTERM)
         assert running.end()[0] == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_serve_does_not_load_mcp_sdk() -> None:
+    program = """
+import sys
+from rank_k.server.app import make_app
+from rank_k.server.run import create_server
+from rank_k.server.service import RerankService
+
+service = RerankService(None)
+create_server(service, make_app(service), "127.0.0.1", 0)
+assert "starlette" in sys.modules
+assert "mcp" not in sys.modules
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=PATIENCE)
