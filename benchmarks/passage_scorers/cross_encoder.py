@@ -141,7 +141,7 @@ def train(args: argparse.Namespace) -> None:
         targets = [torch.tensor(values) for _, _, values in groups]
         loss = torch.stack([LOSSES[args.loss](*part) for part in zip(parts, targets, strict=True)]).mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()

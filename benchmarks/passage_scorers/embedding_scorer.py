@@ -107,8 +107,8 @@ def _load_tokenizer(path: Path) -> Any:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     reader = gguf.GGUFReader(str(path))
-    tokens = reader.get_field("tokenizer.ggml.tokens").contents()  # type: ignore[union-attr]
-    types = reader.get_field("tokenizer.ggml.token_type").contents()  # type: ignore[union-attr]
+    tokens = reader.get_field("tokenizer.ggml.tokens").contents()
+    types = reader.get_field("tokenizer.ggml.token_type").contents()
     vocabulary = {
         token if kind == gguf.TokenType.CONTROL else token[1:] if token[0] == "▁" else f"##{token}": index
         for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
