@@ -25,7 +25,7 @@ from rank_k.models.retry import RetryPolicy
 from rank_k.strategies import make_strategy
 from rank_k.strategies.base import Strategy
 from rank_k.types import Candidate, OnChunk, Passage, Query, Request, Response, Usage, Window
-from rank_k.window.listwise import ListwiseRanker
+from rank_k.window.listwise import ListwiseRanker, ListwiseSettings
 from tests.support.waiting import PATIENCE, STUCK_SECONDS
 
 
@@ -62,11 +62,17 @@ def make_jobs(sizes: list[int], opened_positions: list[int] | None = None) -> It
 
 
 def run_engine(
-    model: Any, jobs: Iterator[Job], *, concurrency: int = 4, strategy: Strategy | None = None, **options: Any
+    model: Any,
+    jobs: Iterator[Job],
+    *,
+    concurrency: int = 4,
+    strategy: Strategy | None = None,
+    listwise: ListwiseSettings = ListwiseSettings(),
+    **options: Any,
 ) -> tuple[list[QueryResult], Engine]:
     async def run() -> tuple[list[QueryResult], Engine]:
         journal = Journal()
-        ranker = ListwiseRanker(CachedModel(model, journal, RetryPolicy(first=0.001, longest=0.002)))
+        ranker = ListwiseRanker(CachedModel(model, journal, RetryPolicy(first=0.001, longest=0.002)), listwise)
         engine = Engine(ranker, strategy or make_strategy("sliding"), journal, concurrency=concurrency, **options)
         try:
             return [result async for result in engine.run(jobs)], engine
@@ -193,6 +199,20 @@ def test_engine_counts_windows_whose_retries_are_exhausted() -> None:
     assert len(results) == 6
     assert engine.stats.repairs["retries_exhausted"] == 1
     assert engine.stats.unranked == [("q1", 0)]
+
+
+def test_engine_counts_a_window_as_unranked_if_no_sample_is_usable() -> None:
+    """q0: all samples are usable. q1: one of three. q2: none."""
+
+    def respond(request: Request) -> str:
+        usable_samples = {"q0": 3, "q1": 1, "q2": 0}[request.context.query_id]
+        return "[2] > [1]" if request.sample < usable_samples else "I cannot tell."
+
+    listwise = ListwiseSettings(samples=3)
+    _, engine = run_engine(ScriptedModel(respond), make_jobs([20] * 3), listwise=listwise)
+    assert engine.stats.repairs["unranked"] == 2 + 3, "samples"
+    assert engine.stats.unranked_windows == 1
+    assert engine.stats.unranked == [("q2", 0)]
 
 
 def test_engine_stores_queries_rounds_and_rankings_in_the_journal(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ import pytest
 from rank_k import Reranker, ScriptedModel
 from rank_k.errors import ConnectionFailed, InputError, MissingWeights, QueryTooLong, RequestRejected
 from rank_k.loop_thread import LoopThread
-from rank_k.types import Hit, Query, RankedHits, Response, Usage
+from rank_k.types import Hit, Query, RankedHits, Response, Usage, keep_input_order
 from tests.conftest import StartLoopback
 from tests.fakes.model_server.marked_passages import make_dataset
 from tests.fakes.model_server.request_log import peak_concurrency
@@ -66,9 +67,9 @@ def test_rank_returns_hits_with_rank_score_and_tie() -> None:
     with Reranker(ScriptedModel(["[2] > [3] = [1]"])) as reranker:
         hits = reranker.rank("q", ["a", "b", "c"])
     assert list(hits) == [
-        Hit(1, "b", 1, 1.0, False),
-        Hit(2, "c", 2, 1 / 2, False),
-        Hit(0, "a", 3, 1 / 3, True),
+        Hit(index=1, text="b", rank=1, score=1.0),
+        Hit(index=2, text="c", rank=2, score=1 / 2),
+        Hit(index=0, text="a", rank=3, score=1 / 3, tied=True),
     ]
     assert (len(hits), hits[0].text, [hit.index for hit in hits[1:]]) == (3, "b", [2, 0])
     assert (hits.finished, hits.unranked_windows, dict(hits.repairs)) == (True, 0, {})
@@ -133,6 +134,52 @@ def test_rank_accepts_mappings_with_a_text() -> None:
         for document in ({"body": "a"}, {"text": 3}, 5, None, b"bytes"):
             with pytest.raises(InputError, match=type(document).__name__):
                 reranker.rank("q", ["a", document])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("query", "documents", "problem"),
+    [
+        ("q", "a single text", "documents is a single text"),
+        ("q", {"a": "text", "b": "text"}, r"documents is a mapping; give a list: list\(documents.values\(\)\)"),
+        ("q", ["a", 1], r"documents\[1\] is of type int"),
+        ("q", [{"title": "a"}], r"documents\[0\] is of type dict and has no text"),
+        (" ", ["a", "b"], "the query is empty"),
+    ],
+)
+def test_rank_rejects_documents_and_queries_without_text(query: str, documents: Any, problem: str) -> None:
+    with Reranker(ScriptedModel([])) as reranker, pytest.raises(InputError, match=problem):
+        reranker.rank(query, documents)
+
+
+def test_rank_returns_documents_as_they_were_given() -> None:
+    documents = [{"text": "a", "id": 7}, "b"]
+    with Reranker(ScriptedModel(["[2] > [1]"])) as reranker:
+        hits = reranker.rank("q", documents)
+    assert [hit.document for hit in hits] == ["b", {"text": "a", "id": 7}]
+    assert hits[1].document is documents[0]
+
+
+def test_rank_returns_the_first_top_n_hits() -> None:
+    with Reranker(ScriptedModel(["[2] > [3] > [1]"] * 2)) as reranker:
+        assert [hit.text for hit in reranker.rank("q", ["a", "b", "c"], top_n=2)] == ["b", "c"]
+        assert len(reranker.rank("q", ["a", "b", "c"], top_n=9)) == 3
+        with pytest.raises(InputError, match="top_n must be at least 1"):
+            reranker.rank("q", ["a", "b", "c"], top_n=0)
+
+
+def test_hits_are_shown_as_a_short_table() -> None:
+    texts = ["<b>bold</b>\nnext line\x1b[2J", *(f"text {i} " + "long " * 100 for i in range(20))]
+    with Reranker(ScriptedModel([])) as reranker:
+        hits = reranker.rank("q", texts[:1])
+        many_hits = keep_input_order(texts)
+    assert repr(hits) == "<RankedHits hits=1 completion_tokens=0>"
+    assert str(hits) == "   1  <b>bold</b> next line [2J"
+    assert len(str(many_hits).splitlines()) == 11
+    assert max(map(len, str(many_hits).splitlines())) < 120
+    html = many_hits._repr_html_()
+    assert "&lt;b&gt;bold" in html
+    assert "<b>" not in html
+    assert "and 11 more" in html
 
 
 def test_rank_appends_documents_beyond_depth_in_input_order() -> None:
@@ -255,7 +302,7 @@ def test_loop_thread_stop_cancels_coroutines_before_cleanup() -> None:
 
     future = loop.submit(wait())
     loop.run(asyncio.sleep(0))  # it has started
-    loop.stop(close())
+    loop.stop(close)
     assert (future.cancelled(), events, loop.stopped) == (True, ["cancelled", "closed"], True)
 
 
@@ -275,7 +322,7 @@ def test_loop_thread_iterate_ends_with_an_error_after_stop() -> None:
 
     numbers = loop.iterate(count_up(), max_ahead=3)
     assert [next(numbers), next(numbers)] == [0, 1]
-    loop.stop(close())
+    loop.stop(close)
     assert events == ["source closed", "closed"]
     with pytest.raises(InputError, match="closed"):
         next(numbers)
@@ -407,6 +454,47 @@ def test_close_frees_thread_and_sockets(loopback: StartLoopback) -> None:
     reranker.close()  # closing again does nothing
     del reranker
     gc.collect()  # resources that are still open would warn now, and warnings are errors
+
+
+def test_reranker_closes_when_it_is_collected_as_garbage(loopback: StartLoopback) -> None:
+    server, threads = loopback(), threading.active_count()
+    reranker = Reranker(server=server.url)
+    reranker.rank("q", document_texts("Q00"))
+    unreachable = Reranker("m", server="http://127.0.0.1:9/v1")
+    with pytest.raises(ConnectionFailed):
+        unreachable.rank("q", ["a", "b"])
+    del reranker, unreachable
+    gc.collect()  # resources that are still open would warn now, and warnings are errors
+    wait_until(lambda: threading.active_count() == threads, "the event loop's thread is still running")
+    assert connections_to(server) == 0
+
+
+def test_reranker_closes_when_its_own_thread_collects_it(loopback: StartLoopback) -> None:
+    server, threads = loopback(), threading.active_count()
+    reranker = Reranker(server=server.url)
+    reranker.rank("q", document_texts("Q00"))
+    loop = reranker._loop
+
+    async def collect() -> None:
+        gc.collect()
+
+    gc.disable()  # so that nothing else collects it first
+    try:
+        del reranker
+        with suppress(CancelledError):  # the loop stops
+            loop.submit(collect()).result(timeout=PATIENCE)
+    finally:
+        gc.enable()
+    wait_until(lambda: threading.active_count() == threads, "the event loop's thread is still running")
+    wait_until(lambda: connections_to(server) == 0, "a connection is still open")
+
+
+def test_reranker_works_in_an_async_with_statement(loopback: StartLoopback) -> None:
+    async def rank() -> RankedHits:
+        async with Reranker(server=loopback().url) as reranker:
+            return await reranker.arank("q", document_texts("Q00"), top_n=10)
+
+    assert first_texts(asyncio.run(rank())) == expected_texts("Q00")
 
 
 def test_reranker_starts_no_thread_before_its_first_use() -> None:

@@ -1,4 +1,4 @@
-"""Build the parts of a `Reranker` from its options: the model, the strategy and the ranker of windows."""
+"""Build the parts of a `Reranker` from its options (model, strategy, ranker of windows, jobs), and close them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from rank_k.engine import Job
 from rank_k.errors import InputError
 from rank_k.journal import Journal
+from rank_k.loop_thread import LoopThread
 from rank_k.models.base import Model
 from rank_k.models.cached import CachedModel
 from rank_k.models.retry import RetryPolicy
@@ -136,6 +137,14 @@ def build_ranker(
     )
     listwise = ListwiseRanker(model, settings, template)
     return CombinedRanker(QueryLikelihoodScorer(model), listwise) if options.method == "combined" else listwise
+
+
+def close_parts(loop: LoopThread, model: Model, journal: Journal) -> None:
+    """Close what a reranker is made of. A function, because it also runs after the reranker is garbage."""
+    try:
+        loop.stop(model.close)
+    finally:
+        journal.close()
 
 
 def build_jobs(

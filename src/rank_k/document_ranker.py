@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import count
-from typing import Any
 from uuid import uuid4
 
 from rank_k.build import build_job, build_strategy
@@ -14,7 +13,7 @@ from rank_k.journal import Journal
 from rank_k.models.base import Model
 from rank_k.options import ReasoningMode, RerankOptions
 from rank_k.strategies.base import Strategy
-from rank_k.types import Candidate, Hit, Passage, Query, RankedHits, Ranking, keep_input_order
+from rank_k.types import Candidate, Document, Hit, Passage, Query, RankedHits, Ranking, keep_input_order
 from rank_k.window.base import WindowReport
 
 Hook = Callable[..., None]
@@ -53,8 +52,9 @@ class DocumentRanker:
     async def rank(
         self,
         query: str,
-        documents: Sequence[str | Mapping[str, Any]],
+        documents: Sequence[Document],
         *,
+        top_n: int | None = None,
         max_seconds: float | None = None,
         strategy: str | Strategy | None = None,
         reasoning: str | int | ReasoningMode | None = None,
@@ -69,11 +69,15 @@ class DocumentRanker:
         for option, value in {"strategy": strategy, "reasoning": reasoning}.items():
             if value is not None and self._options.method == "likelihood":
                 raise InputError(f"{option} is for comparison, not for likelihood", "leave it out")
-        texts = [_document_text(document) for document in documents]
+        if not query.strip():
+            raise InputError("the query is empty", "give the text of the query")
+        if top_n is not None and top_n < 1:
+            raise InputError(f"top_n must be at least 1 (got {top_n})", "leave it out to get all documents")
+        texts = document_texts(documents)
         query_strategy = self._strategy if strategy is None else build_strategy(strategy, self._options)
         mode = None if reasoning is None else ReasoningMode.parse(reasoning)
         if not await self._prepare(deadline, mode):
-            return keep_input_order(texts)
+            return keep_input_order(texts, documents, top_n)
         if not self._run:
             settings = {"made": "one query at a time", "model": self._model.name, **self._options.settings()}
             self._run = self._journal.begin_run({**settings, "name": uuid4().hex})
@@ -104,7 +108,7 @@ class DocumentRanker:
         [result] = [result async for result in engine.run([job])]
         stats = engine.stats
         return RankedHits(
-            _hits(texts, result.ranking, likelihoods),
+            _hits(documents, texts, result.ranking, likelihoods)[:top_n],
             tuple(traces),
             stats.usage,
             dict(stats.repairs),
@@ -114,18 +118,21 @@ class DocumentRanker:
         )
 
 
-def _hits(texts: Sequence[str], ranking: Ranking, likelihoods: Mapping[str, float]) -> tuple[Hit, ...]:
-    """Return the documents in the order of `ranking`, whose ids are positions in `texts`."""
+def _hits(
+    documents: Sequence[Document], texts: Sequence[str], ranking: Ranking, likelihoods: Mapping[str, float]
+) -> tuple[Hit, ...]:
+    """Return the documents in the order of `ranking`, whose ids are positions in `documents`."""
     probabilities = ranking.probability or {}
     return tuple(
         Hit(
-            int(doc_id),
-            texts[int(doc_id)],
-            rank,
-            1 / rank,
-            tied,
-            probabilities.get(doc_id),
-            likelihoods.get(doc_id),
+            index=int(doc_id),
+            text=texts[int(doc_id)],
+            rank=rank,
+            score=1 / rank,
+            tied=tied,
+            probability=probabilities.get(doc_id),
+            likelihood=likelihoods.get(doc_id),
+            document=documents[int(doc_id)],
         )
         for rank, (doc_id, tied) in enumerate(zip(ranking.doc_ids, ranking.tied, strict=True), 1)
     )
@@ -135,9 +142,23 @@ def _without_query_id(hook: Hook | None) -> Hook | None:
     return hook and (lambda query_id, *arguments: hook(*arguments))
 
 
-def _document_text(document: str | Mapping[str, Any]) -> str:
-    """Return the text of a document. Raises `InputError` if it is neither a text nor a mapping with a "text"."""
-    text = document.get("text") if isinstance(document, Mapping) else document
-    if not isinstance(text, str):
-        raise InputError(f"a document is of type {type(document).__name__}", 'give texts, or mappings with a "text"')
-    return text
+def document_texts(documents: Sequence[Document]) -> list[str]:
+    """Return the texts of `documents`.
+
+    Raises:
+        InputError: If `documents` is a single text or a mapping, or holds anything but texts and mappings with a text.
+    """
+    if isinstance(documents, str | bytes):
+        raise InputError("documents is a single text", "give a list of texts")
+    if isinstance(documents, Mapping):
+        raise InputError("documents is a mapping", "give a list: list(documents.values())")
+    texts = []
+    for position, document in enumerate(documents):
+        text = document.get("text") if isinstance(document, Mapping) else document
+        if not isinstance(text, str):
+            raise InputError(
+                f"documents[{position}] is of type {type(document).__name__} and has no text",
+                'give texts, or mappings with a "text"',
+            )
+        texts.append(text)
+    return texts

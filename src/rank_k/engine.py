@@ -67,8 +67,10 @@ class RunStats(CallTotals):
     queries: int = 0
     windows: int = 0
     rounds: int = 0
+    unranked_windows: int = 0
+    """Windows left in input order, because none of their samples has a usable answer."""
     unranked: list[tuple[str, int]] = field(default_factory=list)
-    """(query id, round) of windows left in input order, the first `MAX_LISTED` of them."""
+    """(query id, round) of these windows, at most `MAX_LISTED`."""
     unfinished: list[str] = field(default_factory=list)
 
     MAX_LISTED = 1000
@@ -76,12 +78,11 @@ class RunStats(CallTotals):
     def count_window(self, query_id: str, round_number: int, report: WindowReport) -> None:
         """Count a window. The totals of its calls are added by `+=`."""
         self.windows += 1
-        if not any(ranking.is_valid for ranking in report.result.rankings) and len(self.unranked) < self.MAX_LISTED:
+        if any(ranking.is_valid for ranking in report.result.rankings):
+            return
+        self.unranked_windows += 1
+        if len(self.unranked) < self.MAX_LISTED:
             self.unranked.append((query_id, round_number))
-
-    @property
-    def unranked_windows(self) -> int:
-        return self.repairs["unranked"] + self.repairs["retries_exhausted"] + self.repairs["content_filtered"]
 
 
 @dataclass(slots=True)

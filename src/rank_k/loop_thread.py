@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -75,25 +75,33 @@ class LoopThread:
         finally:
             producer.cancel()
 
-    def stop(self, cleanup: Coroutine[Any, Any, None]) -> None:
-        """Cancel all coroutines, run `cleanup` when they have ended, and stop. Raises what `cleanup` raises."""
+    def stop(self, cleanup: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Cancel all coroutines, run `cleanup` when they have ended, and stop. Raises what `cleanup` raises.
+
+        Without any coroutine so far there is nothing to clean up: `cleanup` is not called.
+        """
 
         async def shut_down() -> None:
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await cleanup
+            await cleanup()
 
-        try:
-            self.run(shut_down())
-        finally:
-            with self._lock:
-                self.stopped = True
-            assert self._loop is not None
-            assert self._thread is not None
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
+        loop, thread = self._loop, self._thread
+        if loop is None or thread is None:
+            self.stopped = True
+        elif thread is threading.current_thread():  # the owner was collected as garbage in this very thread
+            self.stopped = True
+            loop.create_task(shut_down()).add_done_callback(lambda _: loop.stop())
+        else:
+            try:
+                self.run(shut_down())
+            finally:
+                with self._lock:
+                    self.stopped = True
+                loop.call_soon_threadsafe(loop.stop)
+                thread.join()
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -23,7 +24,7 @@ from rank_k.loop_thread import LoopThread
 from rank_k.models.retry import RetryPolicy
 from rank_k.models.run_once import run_once
 from rank_k.options import ReasoningMode
-from rank_k.types import Candidate, Passage, PassageSource, Query, RankedHits, ScoringMethod
+from rank_k.types import Candidate, Document, Passage, PassageSource, Query, RankedHits, ScoringMethod
 from rank_k.window.base import WindowReport
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Reranker:
         stats: Counts of the last `rerank`, during and after it.
 
     Raises `InputError` if an option is invalid. A reranker may be used from any thread and any event loop. Close it, or
-    use it in a `with` statement.
+    use it in a `with` or `async with` statement.
     """
 
     def __init__(
@@ -69,34 +70,33 @@ class Reranker:
         self.journal = Journal(journal)
         self.ranker = build.build_ranker(self.model, self.journal, retries, on_retry, self.options, local_model)
         self.stats = RunStats()
-        self._document_ranker: DocumentRanker | None = None
-        self._loop = LoopThread()
+        self._documents = DocumentRanker(
+            self._engine, self._prepare_until, self.journal, self.model, self.options, self.strategy
+        )
         self._prepare = run_once(self._prepare_once)
+        self._loop = LoopThread()
+        self._close = weakref.finalize(self, build.close_parts, self._loop, self.model, self.journal)
 
     @property
     def method(self) -> ScoringMethod:
         """The scoring method."""
         return self.options.method or "listwise"
 
-    def rank(
-        self, query: str, documents: Sequence[str | Mapping[str, Any]], **arguments: Unpack[QueryArguments]
-    ) -> RankedHits:
-        """Return `documents` (texts, or mappings with a "text") in the order of their relevance to `query`.
+    def rank(self, query: str, documents: Sequence[Document], **arguments: Unpack[QueryArguments]) -> RankedHits:
+        """Return `documents` in the order of their relevance to `query`.
 
         Args:
             query: The text of the query.
             documents: Texts, or mappings with a "text".
-            arguments: For this query: `strategy` (a name or a strategy), `reasoning`, `max_seconds` (stop then and
-                return the best ranking so far), `name` (the query's id in the journal), and the hooks
-                `on_window(round, number, window)`, `on_chunk(round, number, chunk)`, `on_result(round, number, report)`
-                and `on_ranking(round, ranking)` (see `engine.Engine`). Hooks are called from another thread and must
-                not block.
+            arguments: For this query: `top_n` (return only the first N hits), `strategy` (a name or a strategy),
+                `reasoning`, `max_seconds` (stop then and return the best ranking so far), `name` (the query's id in the
+                journal), and the hooks `on_window(round, number, window)`, `on_chunk(round, number, chunk)`,
+                `on_result(round, number, report)` and `on_ranking(round, ranking)` (see `engine.Engine`). Hooks are
+                called from another thread and must not block.
         """
         return self._loop.run(self._documents.rank(query, documents, **arguments))
 
-    async def arank(
-        self, query: str, documents: Sequence[str | Mapping[str, Any]], **arguments: Unpack[QueryArguments]
-    ) -> RankedHits:
+    async def arank(self, query: str, documents: Sequence[Document], **arguments: Unpack[QueryArguments]) -> RankedHits:
         """`rank` for async code. Cancelling it cancels the requests in flight."""
         return await asyncio.wrap_future(self._loop.submit(self._documents.rank(query, documents, **arguments)))
 
@@ -136,10 +136,7 @@ class Reranker:
 
     def close(self) -> None:
         """Stop the embedded model and close the connections and the journal. Closing again does nothing."""
-        if self._loop.stopped:
-            return
-        self._loop.stop(self.model.close())
-        self.journal.close()
+        self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -147,14 +144,11 @@ class Reranker:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    @property
-    def _documents(self) -> DocumentRanker:
-        """What ranks the documents of single queries. It is made when it is first used."""
-        if self._document_ranker is None:
-            self._document_ranker = DocumentRanker(
-                self._engine, self._prepare_until, self.journal, self.model, self.options, self.strategy
-            )
-        return self._document_ranker
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await asyncio.to_thread(self.close)
 
     # --- on the background loop ---
 

@@ -64,6 +64,7 @@ class RerankerArguments(TypedDict, total=False):
     """prompt template: compact, or a file (text, rerank.py or YAML) (default: Rank-K's)."""
 
 class QueryArguments(TypedDict, total=False):
+    top_n: int | None
     strategy: str | Strategy | None
     reasoning: str | int | ReasoningMode | None
     max_seconds: float | None

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from itertools import chain
-from typing import Literal, NamedTuple, Protocol, Self, overload
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, overload
 
 
 class Message(NamedTuple):
@@ -275,35 +276,50 @@ OnChunk = Callable[[StreamChunk], bool | None]
 """Called with every chunk when it arrives. Returning True ends the response."""
 
 
-# --- what `Reranker.rank` returns ---
+# --- what `Reranker.rank` receives and returns ---
+
+Document = str | Mapping[str, Any]
+"""A text, or a mapping with a "text" and anything else."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
-    """A ranked document. `index` is its position in the input (from 0); `rank` counts from 1.
+    """A ranked document.
 
-    `score` is 1 / rank. `tied`: tied with the hit before. `probability` (of being among the top 10) is None unless the
-    strategy fits a pairwise model. `likelihood` (natural logarithm of the probability of the query after this text) is
-    None unless the method uses it.
+    Attributes:
+        index: The document's position in the input, from 0.
+        text: The text that was ranked.
+        rank: From 1.
+        score: 1 / rank.
+        tied: Whether it is tied with the hit before.
+        probability: The probability of being among the top 10; None unless the strategy fits a pairwise model.
+        likelihood: The natural logarithm of the probability of the query after this text; None unless the method
+            uses it.
+        document: The document as it was given.
     """
 
     index: int
     text: str
     rank: int
     score: float
-    tied: bool
+    tied: bool = False
     probability: float | None = None
     likelihood: float | None = None
+    document: Document = field(default="", compare=False, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RankedHits(Sequence[Hit]):
-    """All documents, best first.
+    """The hits of a query, best first: a sequence, printed as a table, and shown as a table in notebooks.
 
-    `traces`: the reasoning traces, one per window in the order of rounds; empty for likelihood. `usage`: tokens.
-    `repairs`: parse repairs and truncations by kind. `unranked_windows`: windows that kept their input order.
-    `finished`: False if time ran out. `not_compared`: documents beyond the reranker's `depth`, which come last in their
-    input order.
+    Attributes:
+        hits: The hits.
+        traces: The reasoning traces, one per window in the order of rounds; empty for query likelihood.
+        usage: Token counts.
+        repairs: Parse repairs and truncations by kind.
+        unranked_windows: The number of windows that kept their input order.
+        finished: False if time ran out.
+        not_compared: The number of documents beyond the reranker's `depth`, which come last in their input order.
     """
 
     hits: tuple[Hit, ...]
@@ -313,6 +329,8 @@ class RankedHits(Sequence[Hit]):
     unranked_windows: int = 0
     finished: bool = True
     not_compared: int = 0
+
+    MAX_SHOWN: ClassVar[int] = 10
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...
@@ -327,7 +345,36 @@ class RankedHits(Sequence[Hit]):
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)
 
+    def __repr__(self) -> str:
+        return f"<RankedHits hits={len(self)} completion_tokens={self.usage.completion_tokens}>"
 
-def keep_input_order(texts: Sequence[str]) -> RankedHits:
+    def __str__(self) -> str:
+        rows = [f"{hit.rank:>4}  {_shorten(hit.text, 100)}" for hit in self[: self.MAX_SHOWN]]
+        if len(self) > self.MAX_SHOWN:
+            rows.append(f" ...  and {len(self) - self.MAX_SHOWN} more")
+        return "\n".join(rows) or repr(self)
+
+    def _repr_html_(self) -> str:
+        """Return the table that notebooks show."""
+        rows = (
+            f"<tr><td>{hit.rank}</td><td>{hit.index}</td><td>{escape(_shorten(hit.text, 200))}</td></tr>"
+            for hit in self[: self.MAX_SHOWN]
+        )
+        head = "<tr><th>rank</th><th>index</th><th>text</th></tr>"
+        more = f"<p>and {len(self) - self.MAX_SHOWN} more</p>" if len(self) > self.MAX_SHOWN else ""
+        return f"<table>{head}{''.join(rows)}</table>{more}"
+
+
+def _shorten(text: str, max_characters: int) -> str:
+    """Return `text` on one line, without control characters, truncated to `max_characters`."""
+    line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return line if len(line) <= max_characters else line[: max_characters - 1] + "…"
+
+
+def keep_input_order(texts: Sequence[str], documents: Sequence[Document] = (), top_n: int | None = None) -> RankedHits:
     """Return the documents in their input order, for when time ran out before any window was ranked."""
-    return RankedHits(tuple(Hit(i, text, i + 1, 1 / (i + 1), False) for i, text in enumerate(texts)), finished=False)
+    hits = tuple(
+        Hit(index=i, text=text, rank=i + 1, score=1 / (i + 1), document=document)
+        for i, (text, document) in enumerate(zip(texts, documents or texts, strict=True))
+    )
+    return RankedHits(hits[:top_n], finished=False)

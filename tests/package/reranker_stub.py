@@ -31,6 +31,7 @@ class RerankerArguments(TypedDict, total=False):
 
 _TAIL = """
 class QueryArguments(TypedDict, total=False):
+    top_n: int | None
     strategy: str | Strategy | None
     reasoning: str | int | ReasoningMode | None
     max_seconds: float | None
