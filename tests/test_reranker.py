@@ -20,7 +20,7 @@ import pytest
 from rank_k import Reranker, ScriptedModel
 from rank_k.errors import ConnectionFailed, InputError, MissingWeights, QueryTooLong, RequestRejected
 from rank_k.loop_thread import LoopThread
-from rank_k.types import Hit, Query, RankedHits, Response, Usage, keep_input_order
+from rank_k.types import Document, Hit, Query, RankedHits, Response, Usage, keep_input_order
 from tests.conftest import StartLoopback
 from tests.fakes.model_server.marked_passages import make_dataset
 from tests.fakes.model_server.request_log import peak_concurrency
@@ -152,7 +152,7 @@ def test_rank_rejects_documents_and_queries_without_text(query: str, documents: 
 
 
 def test_rank_returns_documents_as_they_were_given() -> None:
-    documents = [{"text": "a", "id": 7}, "b"]
+    documents: list[Document] = [{"text": "a", "id": 7}, "b"]
     with Reranker(ScriptedModel(["[2] > [1]"])) as reranker:
         hits = reranker.rank("q", documents)
     assert [hit.document for hit in hits] == ["b", {"text": "a", "id": 7}]

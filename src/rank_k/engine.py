@@ -104,7 +104,7 @@ def deadline_after(seconds: float | None) -> float | None:
 
 
 class Engine:
-    """Runs `strategy` for one job after another and ranks its windows with `ranker`, `concurrency` at a time.
+    """Runs the strategy of each job and ranks its windows with `ranker`, `concurrency` windows at a time.
 
     Args:
         ranker: ranks a window.

@@ -18,7 +18,7 @@
         │   └── PromptFiltered  a content filter rejects one prompt; other windows are not affected
         └── RetriesExhausted    no response after all retries
 
-A bad *answer* is not an error: it is a `ParsedAnswer` with repairs (see `rank_k.window.parsing`).
+An unusable *answer* is not an error. It is a `ParsedAnswer` with repairs (see `rank_k.window.parsing`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class MissingWeights(InputError):
 
 
 class ModelError(RankKError):
-    """The model did not answer."""
+    """The model did not respond."""
 
     retryable = False
 
@@ -110,7 +110,7 @@ class PromptFiltered(RequestRejected):
 
 
 class RetriesExhausted(ModelError):
-    """Retrying ended without an answer."""
+    """The model did not respond to any attempt."""
 
 
 class JournalError(InputError):

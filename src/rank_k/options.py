@@ -164,7 +164,7 @@ class Option:
         metavar: The placeholder of the flag's value.
         public: Whether clients of `serve` and `mcp` may set it for a request.
         student: Whether distilled models have their own value.
-        prefix: What stands before the value in the name of a study's cell (default: the name).
+        prefix: The text before the value in the name of a study's cell (default: the option's name).
     """
 
     name: str
@@ -183,7 +183,7 @@ class Option:
 
     @property
     def is_nullable(self) -> bool:
-        """Whether None is a value of its own, and not the same as leaving the option out."""
+        """Whether None is a value of this option and does not mean "not given"."""
         return "or none for" in self.kind.expected
 
     @property
@@ -220,7 +220,7 @@ class ModelOptions:
     server: str | None = option(None, "OpenAI-compatible server; without it, the embedded model", metavar="URL")
     api_key: str | None = option(None, "key of the server", repr=False)
     server_type: str = option("auto", "type of the server, see docs/servers.md", metavar="NAME")
-    revision: str = option("", "revision of the model, which tells weights of one name apart", metavar="TEXT")
+    revision: str = option("", "revision of the model, to distinguish weights that have the same name", metavar="TEXT")
     context_length: int | None = option(
         None, "context length of the model, if the server does not report it", whole_number(1), metavar="TOKENS"
     )
@@ -274,7 +274,7 @@ class RankingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceOptions:
-    """How the model is asked to rank a window."""
+    """How a window is ranked: prompt, reasoning, sampling and limits."""
 
     reasoning: str = option(
         "full",
@@ -340,7 +340,7 @@ class InferenceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentOptions(InferenceOptions, RankingOptions):
-    """How a distilled model is asked once it is trained: the table `[asking]` of a recipe."""
+    """The options of a distilled model after its training: the table `[asking]` of a recipe."""
 
     method: ScoringMethod | None = replace_default(RankingOptions, "method", "listwise")
     max_tokens: int | None = replace_default(InferenceOptions, "max_tokens", DEFAULT_MAX_TOKENS)
@@ -472,7 +472,7 @@ def resolve(
     """Return the options of a reranker: the defaults, then those of the student, the preset and the user.
 
     Args:
-        given: What the user gave, by name. None is the same as left out, except where it is a value of its own.
+        given: The values given by the user, by name. None means "not given", except for options where it is a value.
         preset: A name of `PRESETS`. A given option that contradicts it is an error.
         student: The settings of a distilled model.
         embedded: Whether the model runs on this machine.

@@ -111,7 +111,7 @@ class Reranker:
         run_name: str = "",
         on_result: Callable[[str, int, int, WindowReport], None] | None = None,
     ) -> Iterator[QueryResult]:
-        """Yield each query of the run with its new ranking, in the order of the run, as soon as it is finished.
+        """Yield the new ranking of each query, in the order of the run, as soon as it is available.
 
         The first `depth` candidates of each query are reranked, the others follow in their order. `max_seconds`: stop
         then, with the best ranking so far for every query. `stats` counts calls and tokens during and after the run.

@@ -18,7 +18,7 @@ class RerankerArguments(TypedDict, total=False):
     server_type: str | None
     """type of the server, see docs/servers.md (default: auto)."""
     revision: str | None
-    """revision of the model, which tells weights of one name apart."""
+    """revision of the model, to distinguish weights that have the same name."""
     context_length: int | None
     """context length of the model, if the server does not report it."""
     concurrency: int | None

@@ -97,8 +97,8 @@ def passage_split(maxp: Mapping[str, int | None], passage_tokens: int) -> Passag
 def split_overrides(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a reranker for passages of split documents.
 
-    Its depth counts passages and is unlimited. The passages are shown as they were split, whatever a student's own
-    `passage_tokens` is.
+    Its depth counts passages and is unlimited. The prompt has the passages as they were split, whatever the
+    `passage_tokens` of a distilled model are.
     """
     passage_tokens = options.get("passage_tokens") or InferenceOptions.passage_tokens
     return {**options, "depth": sys.maxsize, "passage_tokens": passage_tokens}

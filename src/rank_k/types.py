@@ -295,7 +295,7 @@ class Hit:
         probability: The probability of being among the top 10; None unless the strategy fits a pairwise model.
         likelihood: The natural logarithm of the probability of the query after this text; None unless the method
             uses it.
-        document: The document as it was given.
+        document: The document that the caller passed.
     """
 
     index: int

@@ -26,8 +26,11 @@ from rank_k.window.reasoning import ReasoningMode
 class WindowReport(CallTotals):
     """A ranked window, with the totals of its calls.
 
-    `call_keys`: the keys of its calls in the journal. `traces`: the reasoning traces, one per sample; none if the
-    window is ranked by scores. `error`: why the model did not respond, if it did not.
+    Attributes:
+        result: The window's rankings.
+        traces: The reasoning traces, one per sample; empty if the window's method is likelihood.
+        call_keys: The keys of its calls in the journal.
+        error: The error if the model did not respond, else None.
     """
 
     result: WindowResult
@@ -37,7 +40,7 @@ class WindowReport(CallTotals):
 
     @classmethod
     def unranked(cls, window: Window) -> WindowReport:
-        """Return a report of `window` in its input order, to which its calls and its result are added."""
+        """Return a report of `window` in its input order. Its calls and its result are added later."""
         return cls(result=WindowResult(window, (WindowRanking.unranked(window),)))
 
     def add_call(self, request: Request, response: Response) -> None:
@@ -61,7 +64,7 @@ class WindowRanker(Protocol):
     prompt_builder: PromptBuilder
 
     async def prepare(self, reasoning: ReasoningMode | None = None) -> None:
-        """Find out, once, what must be known before the first window, or the first with this reasoning mode."""
+        """Probe the model before the first window, or before the first with this reasoning mode. Runs once."""
 
     async def check_query(self, query: Query) -> None:
         """Raise `QueryTooLong` if the query leaves no space for passages in the model's context."""

@@ -1,12 +1,12 @@
-"""Relevance labels as an answer: one label per passage -> the ranking that follows. Pure, total.
+"""Parse an answer that has one relevance label per passage, and rank by the labels. Pure, and never fails.
 
     [1] no
     [2] yes
     [3] no
 
-Students of one word a passage (`rank_k.distill.label_traces`) end with an order too, but a small one writes an order
-that does not follow from its own labels, and nothing in it that the labels do not say already. So the labels,
-which such a student was trained to give and nothing else, are the answer, and the order is not asked for.
+Small distilled models are trained to write such labels (`rank_k.distill.label_traces`). They could also write a
+ranking, but the ranking of a small model often contradicts its own labels and adds nothing to them. So the labels are
+the answer.
 """
 
 from __future__ import annotations
@@ -29,12 +29,18 @@ _MAX_DOUBT = 0.4
 def parse_labels(
     text: str, size: int, words: Sequence[str], tokens: Sequence[tuple[str, float]] | None = None
 ) -> ParsedAnswer:
-    """Parse relevance labels of a window of `size` passages. Never raises, whatever the text.
+    """Parse the relevance labels of a window. Never raises, whatever the text.
 
-    `words`: the labels, worst first; `tokens`: (text, log-probability) of the tokens of `text`, if they are known.
-    Passages with the better label come first. Of one label, those come first of which the model was the surer that
-    it is the best, the less sure that it is the worst; in between, and without `tokens`, they are tied. The first
-    label of a passage counts; passages without one come last, as they stood, and are no evidence.
+    Passages with a better label come first. Passages with the best label are ordered by the label's probability, most
+    probable first; those with the worst label by its probability, least probable first; all others with the same label
+    are tied, and so are all if `tokens` are unknown. Only the first label of a passage counts. Passages without a label
+    come last in their input order and do not count as compared.
+
+    Args:
+        text: The response.
+        size: The number of passages in the window.
+        words: The labels, worst first.
+        tokens: (text, log-probability) of the tokens of `text`, if they are known.
     """
     token_probability = _token_probabilities(text, tokens or ())
     repairs: Counter[str] = Counter()
@@ -73,7 +79,7 @@ def _score(level: int, level_count: int, probability: float) -> float:
 
 
 def _token_probabilities(text: str, tokens: Sequence[tuple[str, float]]) -> Callable[[int], float]:
-    """Return a function of a position in `text`: the probability of the token there, or 1 where that is not known."""
+    """Return a function that maps a position in `text` to the probability of the token there (1 if it is unknown)."""
     token_text = "".join(token for token, _ in tokens)
     offset = token_text.find(text) if text else -1
     starts = list(accumulate((len(token) for token, _ in tokens), initial=0))

@@ -1,6 +1,7 @@
-"""Rank one window by comparing its passages: with or without reasoning, forced answers, constrained decoding, samples.
+"""Rank a window by asking a model to compare its passages, with or without reasoning.
 
-This is all that asks a model to compare passages. The model is usually a `CachedModel` around a `StopOnRepetition`.
+Forced answers after truncated reasoning, constrained decoding and repeated samples are implemented here. The model is
+usually a `CachedModel` around a `StopOnRepetition`.
 """
 
 from __future__ import annotations
@@ -55,13 +56,13 @@ _FORCED_ANSWER_PROMPT = (
 
 @dataclass(frozen=True, kw_only=True)
 class ListwiseSettings(InferenceOptions):
-    """How a window is ranked: the inference options, and what is not an option.
+    """The inference options, and further settings that are not options of the user.
 
     Attributes:
         agreeing_samples: Stop sampling early if that many first samples agree.
-        auto_policy: When to reason, if `reasoning` is "auto".
-        label_words: Labels, worst first, for models whose reasoning is one label per passage, which is then their
-            answer (see `rank_k.window.labels`).
+        auto_policy: Decides when to reason, if `reasoning` is "auto".
+        label_words: The labels, worst first, of models that write one relevance label per passage instead of reasoning.
+            The labels are then the answer (see `rank_k.window.labels`). Empty for other models.
     """
 
     agreeing_samples: int = 2
@@ -71,7 +72,7 @@ class ListwiseSettings(InferenceOptions):
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """One sample of a window: what its calls have in common. `context`: the assumed context length in tokens."""
+    """One sample of a window. Its calls share these values. `context`: the assumed context length in tokens."""
 
     query: PreparedQuery
     window: Window
@@ -99,15 +100,15 @@ class ListwiseRanker(WindowRanker):
         self._budget_rejected = False  # by the server: the token limit is used instead
 
     async def prepare(self, reasoning: ReasoningMode | None = None) -> None:
-        """Find out, once, whether the model reasons although it is told not to.
+        """Probe, once, whether the model ignores the request not to reason.
 
-        Only if `reasoning` (default: that of the settings) is off or auto.
+        This matters only if `reasoning` (default: that of the settings) is off or auto.
         """
         if (reasoning or self._reasoning).kind in ("off", "auto"):
             await self._needs_empty_reasoning()
 
     async def _probe_reasoning(self) -> bool:
-        """Return whether the model reasons although it is told not to, which a prefill of empty reasoning prevents."""
+        """Return whether the model reasons despite `reasoning=False`. A prefill of empty reasoning then prevents it."""
         capabilities = self.model.capabilities
         if not capabilities.reasons or not capabilities.prefill:
             return False
@@ -118,7 +119,7 @@ class ListwiseRanker(WindowRanker):
     async def _probe_grammar(self) -> bool:
         """Return whether the server accepts a grammar.
 
-        The embedded server does. Asking it would push the prompt that it has just read out of its cache.
+        The embedded server does. A probe would evict the current prompt from its cache.
         """
         if not self.model.capabilities.reasons:
             return True
@@ -293,7 +294,7 @@ class ListwiseRanker(WindowRanker):
     async def _rank_with_prefilled_reasoning(
         self, request: Request, tokens: int | None, sample: _Sample
     ) -> ParsedAnswer:
-        """Let a model reason that does not do so by itself: the reasoning is prefilled and ended at the budget."""
+        """Make a model reason that would answer at once: prefill `<think>` and stop the reasoning at the budget."""
         size, label_words = len(sample.window.doc_ids), self.settings.label_words
         max_reasoning_tokens = max(request.max_tokens - max_answer_tokens(size), 1)
         reasoning_request = replace(
@@ -349,7 +350,7 @@ class ListwiseRanker(WindowRanker):
     # --- calls ---
 
     async def _answer_request(self, request: Request) -> Request:
-        """Return `request` for the answer alone: short, and constrained to a ranking if the server can."""
+        """Return `request` for an answer without reasoning: short, and constrained if the server supports grammars."""
         size = len(request.context.doc_ids)
         use_grammar = self.settings.constrained and self.model.capabilities.grammar and await self._accepts_grammar()
         max_tokens = min(request.max_tokens, max_answer_tokens(size))

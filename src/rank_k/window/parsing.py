@@ -1,4 +1,4 @@
-"""Parse what a model responded into what it ranked. Pure, total, linear in the length of the text.
+"""Parse the response of a model into a ranking. Pure, never fails, and takes linear time in the length of the text.
 
 Two steps. First the reasoning trace is removed, wherever the server put it; digits in truncated reasoning are never
 parsed as a ranking. Then the answer is parsed as *chains*: ids with separators between them, as in `[3] > [2] = [1]`,
@@ -38,7 +38,7 @@ class ParsedAnswer:
 
     @property
     def reasoning_truncated(self) -> bool:
-        """Whether the model never came to its answer, so that asking for it can help."""
+        """Whether the response ends before the answer, so that a forced answer can help."""
         return not self.is_valid and "truncated" in self.repairs
 
 
@@ -197,7 +197,7 @@ _PASSAGE_LABEL = re.compile(
 
 
 def _normalize(text: str) -> str:
-    """`text` with the many ways to write a digit, a bracket or a separator brought to one."""
+    """Return `text` with one form for each digit, bracket and separator, whichever of many forms it has."""
     text = _LATEX.sub(lambda m: ">" if m[1] else "=", text)
     text = _ENTITY.sub(lambda m: {"gt": ">", "rarr": ">", "equals": "="}.get(m[1], " "), text)
     text = _OTHER_TAG.sub(" ", _BREAK_TAG.sub("\n", text))
@@ -223,7 +223,7 @@ _MAX_ID_DIGITS = 9  # of a number that can be an id; int() refuses thousands of 
 
 
 def _parse_id(digits: str) -> int:
-    """The id written as `digits`; 0, which no passage has, if it cannot be one."""
+    """Return the id written as `digits`, or 0, which no passage has, if it is not a valid id."""
     return int(digits) if digits.isdecimal() and len(digits) <= _MAX_ID_DIGITS else 0
 
 
@@ -259,11 +259,11 @@ class _Chain:
 _SCANNED_CHARACTERS = 5_000
 """Characters read at each end of a long answer: a paragraph about each of 20 passages, at both ends together."""
 _SCANNED_CHARACTERS_PER_PASSAGE = 10
-"""And so many more for each passage of the window: `[1000] > ` takes nine."""
+"""Further characters per passage of the window: `[1000] > ` takes nine."""
 
 
 def _find_chains(text: str, size: int, truncated: bool = False) -> list[_Chain]:
-    """All chains of `text`, in the order in which they stand. `truncated`: its end is not where it was to end."""
+    """Return all chains of `text` in their order. `truncated`: the response was cut off by the token limit."""
     scan_length = _SCANNED_CHARACTERS + _SCANNED_CHARACTERS_PER_PASSAGE * size
     if len(text) > 2 * scan_length:
         text = f"{text[:scan_length]}\n...\n{text[-scan_length:].partition(' ')[2]}"
@@ -297,7 +297,7 @@ def _find_chains(text: str, size: int, truncated: bool = False) -> list[_Chain]:
 
 
 def _is_error(text: str) -> bool:
-    """Whether a JSON error stands where the answer should: no number in it is an id."""
+    """Return whether `text` is a JSON error instead of an answer, so that no number in it is an id."""
     if not re.match(r"\s*\{", text):
         return False
     try:
@@ -308,7 +308,7 @@ def _is_error(text: str) -> bool:
 
 
 def _is_continuation(first: _Chain, second: _Chain, seen_ids: set[int]) -> bool:
-    """Whether a chain that fills its line(s) goes on in the next line, rather than being said again."""
+    """Return whether `second`, on the next line, continues `first` instead of repeating it."""
     return (
         first.fills_lines
         and second.fills_lines
@@ -320,23 +320,23 @@ def _is_continuation(first: _Chain, second: _Chain, seen_ids: set[int]) -> bool:
 
 
 _SEPARATORS = ("", "\n", " ", ",", "=", ">")
-"""What may stand between two ids, the weakest first. The strongest one counts."""
+"""Separators of ids, the weakest first. If several separate two ids, the strongest one counts."""
 
 
 def _scan_chains(text: str) -> Iterator[_Chain]:
-    """Chains line by line; a line that ends or begins with a separator is joined to its neighbor."""
+    """Yield the chains of each line. A line that ends or begins with a separator is joined to its neighbor."""
     chain = _Chain()
-    separator = ""  # what stands between the last id and here; "" at the start of a chain
-    clean_line = True  # nothing but chains on this line so far
-    interrupted = False  # words have stood since the last id
-    after_bracket = False  # a bracket stands before the next one
+    separator = ""  # the strongest separator since the last id; "" at the start of a chain
+    clean_line = True  # this line has only chains so far
+    interrupted = False  # there are words after the last id
+    after_bracket = False  # there is a bracket before the next id
     for token in _TOKEN.finditer(text):
         kind, value = token.lastgroup, token.group()
         if kind in ("id", "bare", "group"):
             ids = [_parse_id(digits) for digits in _DIGITS.findall(value)]
             joined = bool(chain.tiers) and not interrupted and separator not in ("", "\n")
             if joined and separator == " " and not (kind != "bare" and chain.bracketed):
-                joined = chain.fills_lines and kind == "bare"  # 3 1 2: only where nothing else is on the line
+                joined = chain.fills_lines and kind == "bare"  # 3 1 2, if nothing else is on the line
             if not joined:
                 chain.at_end = False
                 yield chain
@@ -380,11 +380,11 @@ _ITEM = re.compile(
 
 
 _BARE_ITEM_NUMBER = re.compile(r"[\s|\-•#(]{0,9}(\d{1,6})\s{0,3}[.):|\-]?\s*")
-"""The beginning of an item that never came."""
+"""The number of an item whose content was cut off."""
 
 
 def _find_numbered_lists(text: str, truncated: bool) -> Iterator[_Chain]:
-    """Lists of the shape `1. [3]`, `2. [1] because ...`, counted from 1.
+    """Yield the lists of the shape `1. [3]`, `2. [1] because ...`, counted from 1.
 
     `truncated`: the last list may be incomplete.
     """
@@ -397,7 +397,7 @@ def _find_numbered_lists(text: str, truncated: bool) -> Iterator[_Chain]:
         rank = 0 if item is None or re.search(r"[>=]\s*\[?\d", item["rest"]) else int(item["rank"])
         if rank != len(chain.tiers) + 1:
             unfinished_item = _BARE_ITEM_NUMBER.fullmatch(line) if truncated and number == len(lines) - 1 else None
-            # One item is no list, but for the number of a second one.
+            # One item is not a list, unless the number of a second one follows.
             if len(chain.tiers) > 1 or (
                 unfinished_item is not None and chain.tiers and int(unfinished_item[1]) == len(chain.tiers) + 1
             ):
@@ -414,11 +414,11 @@ def _find_numbered_lists(text: str, truncated: bool) -> Iterator[_Chain]:
 
 
 def _choose_chain(chains: list[_Chain], size: int, truncated: bool) -> _Chain | None:
-    """The chain that is the answer.
+    """Return the chain that is the answer, or None.
 
-    The last one that places every id; else the one that places most, graded chains (with > or =) before
-    lists, later before earlier. A few bare numbers in the middle of a sentence are not a ranking, nor is a
-    single id unless it is all there is.
+    It is the last chain that ranks every id. Without such a chain, it is the one that ranks most ids: chains with > or
+    = come before plain lists, later chains before earlier ones. A few bare numbers within a sentence are not a ranking,
+    and a single id is one only if there is nothing else.
     """
     for chain in chains:
         if truncated and chain.at_end and not chain.bracketed:
@@ -430,7 +430,7 @@ def _choose_chain(chains: list[_Chain], size: int, truncated: bool) -> _Chain | 
         ranked_count = len(_ranked_numbers(chain, size))
         if not ranked_count or not _is_ranking(chain, ranked_count, size, is_only_chain=len(chains) == 1):
             continue
-        # "[1], [2] and [3] were compared", or explained, beside a graded chain
+        # "[1], [2] and [3] were compared" next to a chain with > or =
         is_plain_list = any_comparisons and not chain.has_comparisons and _is_ascending(chain.ids)
         if ranked_count == size and not is_plain_list:
             key = (True, 0, 0)

@@ -1,6 +1,6 @@
-"""Prompt templates: a query and the passages of a window -> the messages of a request.
+"""Prompt templates. A template turns a query and the passages of a window into the messages of a request.
 
-Pure, except for reading a template file. Text is sanitized before it gets here, see `rank_k.window.sanitize`.
+Pure, except for reading a template file. The caller sanitizes all texts first (`rank_k.window.sanitize`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rank_k.errors import InputError
 from rank_k.types import Message
 
 OFFICIAL_SHA256 = "075c6a7c2f8229976cb6154eabd39b7680bb5f3970171f1ba932d22b14f70541"
-"""Of the prompt string in the Rank-K authors' script, with which Rank-K-32B was trained."""
+"""SHA-256 of the prompt string in the Rank-K authors' script. Rank-K-32B was trained with this prompt."""
 
 
 _DEFAULT_PASSAGE = "[{i}] {text}"
@@ -27,10 +27,16 @@ _DEFAULT_PASSAGE = "[{i}] {text}"
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
-    """How windows become messages.
+    """A template for the messages about a window.
 
-    `before` and `after` hold the fields {query} and {count} (or {num}), `passage` {i} and {text} (or {rank} and
-    {candidate}); `between` stands between passages. `name` is for people, `sha256` for journals and reports.
+    Attributes:
+        before: The text before the passages. Fields: {query} and {count} (or {num}).
+        after: The text after the passages, with the same fields.
+        passage: The text of one passage. Fields: {i} and {text} (or {rank} and {candidate}).
+        between: The separator of passages.
+        system: The system message; no such message if it is empty.
+        name: The template's name in messages to the user.
+        sha256: The checksum of the template's text, stored in journals and reports.
     """
 
     before: str
@@ -42,7 +48,7 @@ class PromptTemplate:
     sha256: str = ""
 
     def messages(self, query: str, passages: Sequence[str]) -> tuple[Message, ...]:
-        """The question about `passages`, which are shown as 1, 2, ... in this order.
+        """Return the messages about `passages`, which are numbered 1, 2, ... in this order.
 
         `query` and `passages` must be sanitized (`rank_k.window.sanitize`).
         """
@@ -61,7 +67,7 @@ _PASSAGE_LINE = re.compile(r"^.*\{i\}.*\{text\}.*$", re.MULTILINE)
 
 
 def _fill_fields(template: str, values: dict[str, str]) -> str:
-    """`template` with its fields replaced, in one pass: braces in the values stay as they are."""
+    """Return `template` with its fields replaced, in one pass, so that braces in the values are not fields."""
     return _FIELD.sub(lambda m: values.get(m[1], m[0]), template)
 
 
@@ -69,15 +75,18 @@ _NUMBERED_LINE = re.compile(r"^\[(\d{1,6})\] (.+)$", re.MULTILINE)
 
 
 def extract_passages(content: str) -> tuple[str, ...]:
-    """The passages that a message shows as lines `[1] ...`, `[2] ...`, as most templates do. Of several such lists the
-    longest: an example of one comes before it. No passage can forge another: see `sanitize`."""
+    """Return the passages of a message that has them as lines `[1] ...`, `[2] ...`, as most templates do.
+
+    If there are several such lists, the longest one counts, since a short one may be an example. Sanitized passages
+    cannot contain such a line.
+    """
     longest: list[str] = []
     passages: list[str] = []
     for line in _NUMBERED_LINE.finditer(content):
         if line[1] == "1":
             passages = []
         if int(line[1]) == len(passages) + 1:
-            passages.append(line[2].removesuffix(f" [{line[1]}]"))  # where a template says the number twice
+            passages.append(line[2].removesuffix(f" [{line[1]}]"))  # some templates repeat the number
         if len(passages) > len(longest):
             longest = passages
     return tuple(longest)
@@ -87,35 +96,40 @@ def extract_passages(content: str) -> tuple[str, ...]:
 
 
 BUILTIN_TEMPLATES = {"listwise": "rank-k", "compact": "compact"}
-"""The package's own templates, by file: the instructions of the Rank-K paper in our words, which is the default; and
-a short one for small students that are trained on it. What each is called in reports."""
+"""The names of the built-in templates in reports, by file name. "listwise", the default, has the instructions of the
+Rank-K paper in our words; "compact" is a short prompt for small distilled models."""
 
 
 @cache
 def builtin_template(name: str) -> PromptTemplate:
-    """One of `BUILTIN_TEMPLATES`."""
+    """Return the built-in template called `name`, a key of `BUILTIN_TEMPLATES`."""
     text = (Path(__file__).parent / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
     return _parse_text(text.rstrip("\n"), BUILTIN_TEMPLATES[name])
 
 
 def default_template() -> PromptTemplate:
-    """The package's own: the instructions of the Rank-K paper in our words."""
+    """Return the default template: the instructions of the Rank-K paper in our words."""
     return builtin_template("listwise")
 
 
 def template_of_student(name: str, texts: Mapping[str, str]) -> PromptTemplate:
-    """Return the template of a distilled model, whose texts are those of its file."""
+    """Return the template of a distilled model, made of the `texts` in the model's file."""
     key = [texts[field] for field in ("before", "passage", "between", "after", "system")]
     return PromptTemplate(**texts, name=name, sha256=hashlib.sha256(json.dumps(key).encode()).hexdigest())
 
 
 def read_template(path: str | Path) -> PromptTemplate:
-    """A template by its name (one of `BUILTIN_TEMPLATES`), or from the user's file.
+    """Return the template with that name (a key of `BUILTIN_TEMPLATES`) or in that file.
 
-    Three kinds of files: plain text with `{query}` and `{passages}` (or `{docs}`), or in place of these a line with
-    `{i}` and `{text}` that stands for one passage; the Rank-K authors' `rerank.py`, whose `rank_k_prompt` is read
-    out of the source without running it; a rank_llm prompt template in YAML of
-    the single-turn listwise method. Raises `InputError` naming what is missing.
+    Three kinds of files can be read:
+
+    - plain text with `{query}` and `{passages}` (or `{docs}`), or with `{query}` and one line that has `{i}` and
+      `{text}`, the template of a passage;
+    - the Rank-K authors' `rerank.py`: the string `rank_k_prompt` is read from its source, which is not executed;
+    - a rank_llm prompt template (YAML) of the method `singleturn_listwise`.
+
+    Raises:
+        InputError: If the file cannot be read, or lacks a field.
     """
     path = Path(path)
     if str(path) in BUILTIN_TEMPLATES:
@@ -160,7 +174,7 @@ def _parse_text(text: str, name: str, path: Path | None = None, between: str = "
 def _parse_script(source: str, path: Path) -> PromptTemplate:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is odd about the script is not ours to tell
+            warnings.simplefilter("ignore")  # warnings about the script are no concern of the user
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"prompt {path} is not Python source", "give the authors' rerank.py") from error
@@ -185,7 +199,7 @@ def _parse_yaml(text: str, path: Path) -> PromptTemplate:
         raise InputError(f"prompt {path} is not YAML", "give a rank_llm prompt template") from error
     parts = ("method", "system_message", "prefix", "body", "suffix")
     if not isinstance(fields, dict) or not all(isinstance(fields.get(part) or "", str) for part in parts):
-        raise InputError(f"prompt {path} is no rank_llm prompt template", f"write {', '.join(parts)} as texts")
+        raise InputError(f"prompt {path} is not a rank_llm prompt template", f"write {', '.join(parts)} as texts")
     method, system, prefix, body, suffix = (fields.get(part) or "" for part in parts)
     if method != "singleturn_listwise":
         raise InputError(f"prompt {path} is of the method {method!r}", "give a template of singleturn_listwise")
@@ -195,11 +209,11 @@ def _parse_yaml(text: str, path: Path) -> PromptTemplate:
         raise InputError(f"prompt {path} has no {{query}} field", "write {query} in its prefix or suffix")
     known_fields = {"prefix": ("query", "num"), "body": ("rank", "candidate"), "suffix": ("query", "num")}
     for part, names in known_fields.items():
-        # rank_llm fills its templates by str.format: what that reads as a field must be one that is known here
+        # rank_llm fills its templates with `str.format`: whatever that treats as a field must be a known field.
         for placeholder in re.findall(r"\{\{|\}\}|\{.*?\}", fields.get(part) or ""):
             if placeholder[1:-1] not in names:
                 raise InputError(
-                    f"the {part} of prompt {path} holds {placeholder}",
-                    f"of fields, only {{{'}, {'.join(names)}}} can be filled",
+                    f"the {part} of prompt {path} has the unknown field {placeholder}",
+                    f"use only {{{'}, {'.join(names)}}}",
                 )
     return PromptTemplate(prefix, suffix, body, between="", system=system, name=path.name, sha256=_sha256(text))

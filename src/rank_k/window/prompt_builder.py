@@ -142,7 +142,7 @@ class PromptBuilder:
 
 
 def presented_order(query_id: str, doc_ids: Sequence[str], sample: int) -> tuple[str, ...]:
-    """Return the order in which a sample presents the window: the first one as it is, the others shuffled."""
+    """Return the order in which a sample presents the window: the input order for sample 0, else a shuffled order."""
     presented_ids = list(doc_ids)
     if sample:
         Random(f"{sample}|{query_id}|{'|'.join(doc_ids)}").shuffle(presented_ids)

@@ -15,11 +15,13 @@ from rank_k.types import Window, WindowRanking
 
 @dataclass(frozen=True, slots=True)
 class AutoReasoningPolicy:
-    """When to reason. Defaults: chosen by `benchmarks/auto_thinking.py`, see docs/thinking.md.
+    """When mode "auto" reasons about a window. `benchmarks/auto_thinking.py` measured the defaults.
 
-    `top_k`: the rank that matters. `max_rank`: a window that can still move ranks below this one is ranked directly,
-    since later windows show its best again; of the nine windows that slide over 100 candidates the last four are within
-    50. `min_confidence`: a window is ranked with reasoning when the confidence of its direct ranking is below this.
+    Attributes:
+        top_k: Only windows that can change the first `top_k` ranks are reasoned about.
+        max_rank: Windows that reach below this rank are ranked without reasoning, because later windows contain their
+            best passages again. Of the nine windows that slide over 100 candidates, the last four are within 50.
+        min_confidence: A window is reasoned about if the confidence of its direct ranking, from 0 to 1, is lower.
     """
 
     top_k: int = 10
@@ -27,15 +29,20 @@ class AutoReasoningPolicy:
     min_confidence: float = 0.9
 
     def positions_in_top_k(self, window: Window) -> int:
-        """How many of the first places of `window` can still be ranks down to the cut; 0: it cannot touch the top."""
+        """Return how many positions of `window` can still be among the first `top_k` ranks; 0 if none can."""
         return min(max(self.top_k - window.rank_range[0] + 1, 0), len(window.doc_ids))
 
 
 def should_reason(window: Window, direct_confidence: float | None, policy: AutoReasoningPolicy) -> bool:
-    """Whether to reason about `window`. `direct_confidence`: of its direct ranking, from 0 to 1 (None: unknown).
+    """Return whether to reason about `window` after it was ranked directly.
 
-    A pure function of what is given: nothing is learnt from other windows, so that a replay decides alike. The
-    ranking after reasoning does not replace the direct one: the result holds both.
+    The decision depends on nothing else, so that a replay decides alike. The ranking after reasoning does not replace
+    the direct one: the window's result has both.
+
+    Args:
+        window: The window.
+        direct_confidence: The confidence of its direct ranking, from 0 to 1; None if it is unknown.
+        policy: The thresholds.
     """
     return (
         policy.positions_in_top_k(window) > 0
@@ -49,12 +56,19 @@ _ID = re.compile(r"\[(\d{1,4})\]")
 
 
 def answer_confidence(tokens: Sequence[tuple[str, float]], size: int, top_k: int = 10) -> float | None:
-    """How sure a model was of the first `top_k` ids of its answer, 0 to 1: the geometric mean of their probabilities.
+    """Return the confidence in the first `top_k` ids of an answer: the geometric mean of their probabilities.
 
-    `tokens` are (text, natural log-probability) of the reply, in any tokenization. The answer is the longest chain of
-    ids in it, the last where several are. An id's probability is that of all tokens which it touches, its closing
-    bracket included: `[1]` and `[10]` begin alike. Ids outside 1..size and repeated ids are passed over. None if fewer
-    than two ids are spelt, or where a probability is no number. Never raises.
+    The answer is the longest chain of ids in the response; of equally long chains, the last. The probability of an id
+    is the product over all tokens that it touches, its closing bracket included, because `[1]` and `[10]` begin alike.
+    Ids outside 1..`size` and repeated ids are skipped. Never raises.
+
+    Args:
+        tokens: (text, natural log-probability) of the tokens of the response, in any tokenization.
+        size: The number of passages in the window.
+        top_k: The number of ids that count.
+
+    Returns:
+        A number from 0 to 1, or None if the answer has fewer than two ids or a probability is not a number.
     """
     text = "".join(piece for piece, _ in tokens)
     id_spans = _find_id_spans(text, size)
@@ -70,7 +84,7 @@ def answer_confidence(tokens: Sequence[tuple[str, float]], size: int, top_k: int
 
 
 def _find_id_spans(text: str, size: int) -> list[tuple[int, int]]:
-    """(start, end) in `text` of each id of the answer, at its first mention."""
+    """Return (start, end) in `text` of the first mention of each id of the answer."""
     longest: list[tuple[int, int]] = []
     for chain in _CHAIN.finditer(text):
         spans: dict[int, tuple[int, int]] = {}
@@ -83,11 +97,12 @@ def _find_id_spans(text: str, size: int) -> list[tuple[int, int]]:
 
 
 def ranking_agreement(first: WindowRanking, second: WindowRanking, top_k: int = 10) -> float:
-    """How far two orders of one window agree near its head, from 0 (no more than by chance) to 1.
+    """Return how well two rankings of a window agree about its top, from 0 (at most as well as random ones) to 1.
 
-    Kendall's tau, nothing below 0, over the pairs of which one passage or both are among the first `top_k` of either
-    order. A pair that only one of them ties counts as chance does; a pair that both tie, or with a passage that one of
-    them did not place, does not count. 0 where no pair is left: nothing was told apart.
+    This is Kendall's tau, raised to at least 0, over the pairs with at least one passage among the first `top_k` of
+    either ranking. A pair that only one ranking ties counts as neither agreement nor disagreement. Pairs that both tie,
+    and pairs with a passage that is unranked in either, are left out. Without any pair, or if a ranking is invalid, the
+    result is 0.
     """
     common_ids = first.ranked_ids & second.ranked_ids
     if not first.is_valid or not second.is_valid:

@@ -1,7 +1,7 @@
 """Sanitize the text of queries, passages and reasoning traces before it enters a prompt. Pure.
 
-Passages are data. Whatever in them could forge structure (the `[n]` of other passages, reasoning tags, the tokens of
-chat templates) is replaced by look-alike characters here, and only here. The text that users get back is unchanged.
+Passages are data. Anything in them that could forge structure (the `[n]` of another passage, reasoning tags, tokens of
+chat templates) is replaced by look-alike characters, here and nowhere else. Users get the original text back.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _BRACKET_TOKEN = re.compile(
 
 
 def join_lines(text: str) -> str:
-    """`text` on one line: blanks folded, control characters and lone surrogates gone."""
+    """Return `text` on one line, with single spaces and without control characters and lone surrogates."""
     return " ".join(_CONTROL.sub("", text).split())
 
 
 def sanitize(text: str, *, markers: bool = True) -> str:
-    """`text` on one line with nothing in it that the model could take for structure.
+    """Return `text` on one line, without anything that the model could mistake for structure.
 
-    `[3]` becomes `(3)` (left alone in queries: `markers=False`), `<think>`, `<|im_end|>`, `</s>` and their
-    kin get a look-alike bracket, `[INST]` becomes `(INST)`.
+    `[3]` becomes `(3)`, unless `markers` is False, as for queries. `<think>`, `<|im_end|>`, `</s>` and similar tokens
+    get a look-alike bracket. `[INST]` becomes `(INST)`.
     """
     text = join_lines(text)
     if markers and ("[" in text or "［" in text or "【" in text):
@@ -45,7 +45,7 @@ def sanitize(text: str, *, markers: bool = True) -> str:
 
 
 def strip_template_tokens(text: str) -> str:
-    """Replace reasoning tags and chat-template tokens in `text`, but keep its lines: for a model's reasoning trace."""
+    """Return a reasoning trace without reasoning tags and chat-template tokens. Its lines are kept."""
     return _replace_tokens(_CONTROL.sub("", text))
 
 

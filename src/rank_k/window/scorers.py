@@ -36,11 +36,11 @@ PASSAGE_TOKENS = 64
 """Tokens per passage for query likelihood; chosen among 64, 128 and 256 on held-out collections (docs/embedded.md)."""
 
 LIKELIHOOD_TEMPLATE = PromptTemplate("Document: ", "\nSearch query: {query}", passage="{text}", name="query likelihood")
-"""The prompt about one passage. Its end, the query and the space before it, is the text whose probability counts."""
+"""The prompt about one passage. It ends with a space and the query, whose probability is the score."""
 
 
 class Scorer(Protocol):
-    """Scores passages, each by itself. `ScoreRanker` ranks windows by the scores.
+    """Scores each passage independently of the others. `ScoreRanker` ranks windows by the scores.
 
     `prompt_builder` sanitizes and truncates the queries and passages that `score` receives.
     """

@@ -56,7 +56,7 @@ def allocate_tokens(
         available_tokens = context_length - frame_tokens - sum(min(length, limit) for length in passage_lengths)
         return TokenAllocation(limit, min(max_tokens, available_tokens))
     raise QueryTooLong(
-        f"the query and its instructions take {frame_tokens} of the model's {context_length} tokens: no room for"
+        f"the query and its instructions take {frame_tokens} of the model's {context_length} tokens: no space for"
         f" {len(passage_lengths)} passages and an answer",
         "shorten the query, use a smaller --window, or a model with a longer context",
     )
