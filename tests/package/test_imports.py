@@ -37,6 +37,7 @@ TIERS = (
     ("document_ranker",),
     ("reranker",),
     ("run_job",),
+    ("scale",),
     ("evaluation",),
     ("simulation",),
     ("reports",),

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from rank_k.journal.calls import CallStore, compress_json, decompress_json
@@ -49,6 +50,23 @@ class QueryRecord:
     text: str
     started_at: float
     finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecord:
+    """The shard of a run that a journal has.
+
+    Attributes:
+        run: The name of the run, which all of its shards have in common.
+        number: The number of the shard, from 1.
+        count: The number of shards.
+        query_ids: All queries of the run, those of other shards included, in the order of its input.
+    """
+
+    run: str
+    number: int
+    count: int
+    query_ids: tuple[str, ...]
 
 
 def run_name(settings: Mapping[str, Any]) -> str:
@@ -233,6 +251,72 @@ class Journal(CallStore):
         if self.path is None:
             self._db.execute(f"DELETE {where}", (run, position))
         return _decode_ranking(row[0])
+
+    # --- shards ---
+
+    def store_shard(self, shard: ShardRecord) -> None:
+        """Store which shard of a run this journal has."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO shards (run, number, count, query_ids) VALUES (?, ?, ?, ?)",
+            (shard.run, shard.number, shard.count, compress_json(shard.query_ids)),
+        )
+
+    def shards(self) -> list[ShardRecord]:
+        """Return the shards that this journal has, the one whose run was last started first."""
+        rows = self._db.execute(
+            "SELECT run, number, count, query_ids FROM shards JOIN runs USING (run) ORDER BY started_at DESC"
+        )
+        return [
+            ShardRecord(run, number, count, tuple(decompress_json(query_ids))) for run, number, count, query_ids in rows
+        ]
+
+    def merge_run(self, source: Path, run: str, query_ids: Sequence[str]) -> None:
+        """Copy all calls of another journal, and what it stores about `run`, into this one.
+
+        Rows that this journal already has are kept, so that merging again changes nothing. `source` is only read.
+
+        Args:
+            source: The path of the other journal.
+            run: The name of the run.
+            query_ids: All queries of the merged run in the order of its input, which decides their positions.
+
+        Raises:
+            JournalError: If one of the journals cannot be used.
+        """
+        Journal(source, read_only=True).close()  # raises if it is not a journal of this version
+        db = self._db
+        db.execute("ATTACH ? AS source", (f"{source.resolve().as_uri()}?mode=ro",))
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("CREATE TEMP TABLE positions (query_id TEXT PRIMARY KEY, position INTEGER NOT NULL)")
+            for position, query_id in enumerate(query_ids):
+                db.execute("INSERT INTO positions VALUES (?, ?)", (encode_text(query_id), position))
+            db.execute("INSERT OR IGNORE INTO calls SELECT * FROM source.calls")
+            for table in ("runs", "windows"):
+                db.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM source.{table} WHERE run = ?", (run,))
+            for table, columns in (
+                ("queries", "run, new.position, query_id, text, started_at"),
+                ("rankings", "run, new.position, query_id, ranking"),
+            ):
+                db.execute(
+                    f"INSERT OR IGNORE INTO {table} SELECT {columns} FROM source.{table}"
+                    " JOIN positions AS new USING (query_id) WHERE run = ?",
+                    (run,),
+                )
+            db.execute(
+                "INSERT OR IGNORE INTO rounds SELECT rounds.run, new.position, round, ranking"
+                " FROM source.rounds AS rounds JOIN source.queries AS queries USING (run, position) JOIN positions AS new USING (query_id)"
+                " WHERE rounds.run = ?",
+                (run,),
+            )
+            db.execute("DROP TABLE positions")
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+        finally:
+            db.execute("DETACH source")
 
     # --- candidate sets ---
 

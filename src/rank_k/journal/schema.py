@@ -84,7 +84,16 @@ _INITIAL = """
     );
 """
 
-MIGRATIONS: tuple[tuple[str, str], ...] = (("initial", _INITIAL),)
+_SHARDS = """
+    CREATE TABLE shards (
+        run TEXT PRIMARY KEY,
+        number INTEGER NOT NULL,
+        count INTEGER NOT NULL,
+        query_ids BLOB NOT NULL
+    ) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[tuple[str, str], ...] = (("initial", _INITIAL), ("shards", _SHARDS))
 """(name, SQL), applied in order. The table `migrations` lists those that a file has had, and `PRAGMA user_version` is
 their number. A migration is never edited; changes are added as new ones."""
 
