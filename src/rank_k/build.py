@@ -86,15 +86,23 @@ def build_model(model: ModelSource, local_model: Student | Weights | None, optio
     from rank_k.models.http import HttpModel
 
     assert options.server is not None, "without a server, a model is embedded or given"
-    return HttpModel(
-        options.server,
-        None if model is None else str(model),
-        api_key=options.api_key,
-        server_type=options.server_type,
-        context_length=options.context_length,
-        revision=options.revision,
-        read_timeout=options.read_timeout,
-    )
+    models = [
+        HttpModel(
+            url,
+            None if model is None else str(model),
+            api_key=options.api_key,
+            server_type=options.server_type,
+            context_length=options.context_length,
+            revision=options.revision,
+            read_timeout=options.read_timeout,
+        )
+        for url in options.server_urls
+    ]
+    if len(models) == 1:
+        return models[0]
+    from rank_k.models.balanced import BalancedModel
+
+    return BalancedModel(models)
 
 
 def build_strategy(strategy: str | Strategy, options: RerankOptions) -> Strategy:

@@ -217,7 +217,12 @@ def options_of(group: type) -> dict[str, Option]:
 class ModelOptions:
     """How the model is reached."""
 
-    server: str | None = option(None, "OpenAI-compatible server; without it, the embedded model", metavar="URL")
+    server: str | None = option(
+        None,
+        "OpenAI-compatible server, or several that serve the same model, separated by commas; without it, the embedded"
+        " model",
+        metavar="URL",
+    )
     api_key: str | None = option(None, "key of the server", repr=False)
     server_type: str = option("auto", "type of the server, see docs/servers.md", metavar="NAME")
     revision: str = option("", "revision of the model, to distinguish weights that have the same name", metavar="TEXT")
@@ -225,7 +230,7 @@ class ModelOptions:
         None, "context length of the model, if the server does not report it", whole_number(1), metavar="TOKENS"
     )
     concurrency: int | None = option(
-        None, "concurrent requests to the model", whole_number(1), default_text="16; embedded models: 1"
+        None, "concurrent requests to the model", whole_number(1), default_text="16 per server; embedded models: 1"
     )
     read_timeout: float | None = option(
         None,
@@ -383,6 +388,11 @@ class RerankOptions(InferenceOptions, RankingOptions, ModelOptions):
 
     sources: Mapping[str, Source] = field(default_factory=dict, compare=False)
 
+    @property
+    def server_urls(self) -> tuple[str, ...]:
+        """The URLs in `server`, which are separated by commas."""
+        return tuple(url.strip() for url in (self.server or "").split(",") if url.strip())
+
     def settings(self) -> dict[str, Any]:
         """Return the options that decide the rankings, by name, as JSON has them: the settings of a journal's run."""
         if self.method == "likelihood":
@@ -498,7 +508,11 @@ def resolve(
     for name, value in preset_values.items():
         if name in user and user[name] != value:
             raise InputError(f"preset {preset} and {name} {user[name]} exclude each other", "leave one out")
-    defaults = {"max_tokens": 512 if embedded else DEFAULT_MAX_TOKENS, "concurrency": 1 if embedded else 16}
+    server_count = max(len(str(given.get("server") or "").split(",")), 1)
+    defaults = {
+        "max_tokens": 512 if embedded else DEFAULT_MAX_TOKENS,
+        "concurrency": 1 if embedded else 16 * server_count,
+    }
     layers: tuple[tuple[Source, Mapping[str, Any]], ...] = (
         ("default", defaults),
         ("student", student),

@@ -12,7 +12,8 @@ from rank_k.window.prompt import PromptTemplate
 
 class RerankerArguments(TypedDict, total=False):
     server: str | None
-    """OpenAI-compatible server; without it, the embedded model."""
+    """OpenAI-compatible server, or several that serve the same model, separated by commas; without it, the embedded
+    model."""
     api_key: str | None
     """key of the server."""
     server_type: str | None
@@ -22,7 +23,7 @@ class RerankerArguments(TypedDict, total=False):
     context_length: int | None
     """context length of the model, if the server does not report it."""
     concurrency: int | None
-    """concurrent requests to the model (default: 16; embedded models: 1)."""
+    """concurrent requests to the model (default: 16 per server; embedded models: 1)."""
     read_timeout: float | None
     """fail a request after S seconds without data (default: no limit)."""
     method: ScoringMethod | None

@@ -305,8 +305,8 @@ class Journal(CallStore):
                 )
             db.execute(
                 "INSERT OR IGNORE INTO rounds SELECT rounds.run, new.position, round, ranking"
-                " FROM source.rounds AS rounds JOIN source.queries AS queries USING (run, position) JOIN positions AS new USING (query_id)"
-                " WHERE rounds.run = ?",
+                " FROM source.rounds AS rounds JOIN source.queries AS queries USING (run, position)"
+                " JOIN positions AS new USING (query_id) WHERE rounds.run = ?",
                 (run,),
             )
             db.execute("DROP TABLE positions")
