@@ -118,7 +118,8 @@ def test_balanced_model_uses_a_server_that_starts_later(loopback: StartLoopback)
 
 def test_balanced_model_rejects_servers_that_differ(loopback: StartLoopback) -> None:
     first = loopback()
-    for plan, difference in (({"model": "other"}, "model"), ({"owned_by": "llamacpp"}, "server type")):
+    cases: list[tuple[dict[str, Any], str]] = [({"model": "other"}, "model"), ({"owned_by": "llamacpp"}, "server type")]
+    for plan, difference in cases:
         second = loopback(**plan)
         with (
             Reranker(None, server=f"{first.url},{second.url}") as reranker,
