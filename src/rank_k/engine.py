@@ -3,7 +3,8 @@
 Scheduling: the next window to be ranked is that of the query with the most remaining windows, because the longest
 chain of rounds decides when the run ends; among equals, the earlier query comes first. At most `OPEN_QUERIES_PER_SLOT`
 x `concurrency` queries are open at once. Finished rankings wait in the journal for their turn, so that memory does not
-grow with the number of queries and results come in input order.
+grow with the number of queries and results come in input order. A query with a window whose request waits in a batch
+file ends after the round with its best ranking so far, so that every request of the round is in the file.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from rank_k.errors import ModelError, PromptFiltered, RetriesExhausted
+from rank_k.errors import ModelError, PromptFiltered, ResponsePending, RetriesExhausted
 from rank_k.journal import Journal, WindowRecord
 from rank_k.strategies.base import Strategy, StrategyGenerator, query_seed, run_validated
 from rank_k.types import (
@@ -95,6 +96,7 @@ class _OpenQuery:
     round: Round
     round_number: int = 0
     results: dict[int, WindowResult] = field(default_factory=dict)
+    is_pending: bool = False  # a window of the round waits for a response in a batch file
     prepared: asyncio.Task[PreparedQuery] | None = None
 
 
@@ -213,6 +215,11 @@ class Engine:
         open_query.results[window_number] = result
         if len(open_query.results) < len(open_query.round.windows):
             return
+        if open_query.is_pending:
+            open_query.generator.close()
+            del self._open[open_query.position]
+            self._finish_query(open_query.position, open_query.job, open_query.round.ranking, False)
+            return
         results = [open_query.results[i] for i in range(len(open_query.round.windows))]
         open_query.results = {}
         self.stats.rounds += 1
@@ -276,6 +283,8 @@ class Engine:
                 reasoning=self._reasoning,
                 on_chunk=self._on_chunk and partial(self._on_chunk, query_id, open_query.round_number, window_number),
             )
+        except ResponsePending as error:
+            return _unranked_report(window, "pending", error)
         except PromptFiltered as error:
             return _unranked_report(window, "content_filtered", error)
         except RetriesExhausted as error:
@@ -299,6 +308,10 @@ class Engine:
             return False
         open_query, window_number = self._tasks.pop(task)
         report = task.result()
+        if isinstance(report.error, ResponsePending):
+            open_query.is_pending = True
+            self._add_result(open_query, window_number, report.result)
+            return True
         self.stats += report
         self.stats.count_window(open_query.job.query.query_id, open_query.round_number, report)
         record = WindowRecord(

@@ -16,6 +16,7 @@
         ├── RequestRejected     any other 4xx: wrong key, unknown model, bad request
         │   ├── FieldRejected   the server rejects an optional field; the request can be sent without it
         │   └── PromptFiltered  a content filter rejects one prompt; other windows are not affected
+        ├── ResponsePending     the request waits in a batch file
         └── RetriesExhausted    no response after all retries
 
 An unusable *answer* is not an error. It is a `ParsedAnswer` with repairs (see `rank_k.window.parsing`).
@@ -107,6 +108,10 @@ class FieldRejected(RequestRejected):
 
 class PromptFiltered(RequestRejected):
     """The server's content filter refuses one prompt. The next prompt may be accepted."""
+
+
+class ResponsePending(ModelError):
+    """The request was written to a batch file and has no response yet."""
 
 
 class RetriesExhausted(ModelError):

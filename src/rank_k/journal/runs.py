@@ -12,7 +12,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rank_k.journal.calls import CallStore, compress_json, decompress_json
+from rank_k.journal.batches import BatchStore
+from rank_k.journal.calls import compress_json, decompress_json
 from rank_k.journal.schema import decode_text, encode_text
 from rank_k.types import Ranking, Window, WindowRanking
 
@@ -74,7 +75,7 @@ def run_name(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(_settings_json(settings).encode()).hexdigest()[:16]
 
 
-class Journal(CallStore):
+class Journal(BatchStore):
     """The calls, runs, queries and rankings in one SQLite file, which only its owner may read (0600).
 
     `Journal(path)` opens or creates the file. `Journal()` creates a temporary one on disk, which is deleted with the

@@ -93,7 +93,28 @@ _SHARDS = """
     ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[tuple[str, str], ...] = (("initial", _INITIAL), ("shards", _SHARDS))
+_BATCHES = """
+    CREATE TABLE pending_calls (
+        key TEXT PRIMARY KEY,
+        model TEXT NOT NULL,
+        purpose TEXT NOT NULL,
+        doc_ids TEXT NOT NULL,
+        request BLOB NOT NULL,
+        file TEXT NOT NULL,
+        failures INTEGER NOT NULL,
+        error TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE batches (
+        file TEXT PRIMARY KEY,
+        server TEXT NOT NULL,
+        input_file_id TEXT NOT NULL,
+        batch_id TEXT NOT NULL,
+        status TEXT NOT NULL,
+        updated_at REAL NOT NULL
+    ) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[tuple[str, str], ...] = (("initial", _INITIAL), ("shards", _SHARDS), ("batches", _BATCHES))
 """(name, SQL), applied in order. The table `migrations` lists those that a file has had, and `PRAGMA user_version` is
 their number. A migration is never edited; changes are added as new ones."""
 
