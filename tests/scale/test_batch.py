@@ -58,19 +58,19 @@ class BatchJob:
     def run(self, fake: FakeBatchServer) -> int:
         """Submit and ingest until every query is ranked; return the number of rounds of files."""
 
-        async def submit(files: list[Path]) -> None:
+        async def submit() -> None:
             async with BatchServer(fake.url, retries=QUICK) as server:
                 with closing(Journal(self.journal)) as journal:
-                    await submit_files(journal, server, files)
+                    await submit_files(journal, server, self.folder)
                     running = 1
                     while running:
                         _, running = await ingest_finished_batches(journal, server)
 
         for rounds in range(20):
-            files = self.write_next()
+            self.write_next()
             if len(self.rankings) == len(DATA.run):
                 return rounds
-            asyncio.run(submit(list(files)))
+            asyncio.run(submit())
         raise AssertionError("the job does not finish")
 
 
@@ -159,7 +159,7 @@ def test_submission_that_crashed_before_it_was_recorded_is_not_repeated(
 ) -> None:
     """The client dies after the server has started the batch, before the journal knows its id."""
     job = BatchJob(tmp_path)
-    files = list(job.write_next())
+    job.write_next()
 
     async def submit(crashes: bool) -> None:
         async with BatchServer(fake.url, retries=QUICK) as server:
@@ -172,7 +172,7 @@ def test_submission_that_crashed_before_it_was_recorded_is_not_repeated(
             if crashes:
                 monkeypatch.setattr(server, "create", create_and_crash)
             with closing(Journal(job.journal)) as journal:
-                await submit_files(journal, server, files)
+                await submit_files(journal, server, job.folder)
 
     with run_batch_server(loopback(quirk="reasoning").url) as fake:
         with pytest.raises(KeyboardInterrupt):
@@ -199,12 +199,12 @@ def test_requests_that_are_refused_twice_leave_their_window_in_input_order(tmp_p
 
 def test_failed_batch_is_an_error_that_names_the_reason(loopback: StartLoopback, tmp_path: Path) -> None:
     job = BatchJob(tmp_path)
-    files = list(job.write_next())
+    job.write_next()
 
     async def run() -> None:
         async with BatchServer(fake.url, retries=QUICK) as server:
             with closing(Journal(job.journal)) as journal:
-                await submit_files(journal, server, files)
+                await submit_files(journal, server, job.folder)
                 [batch] = fake.batches.values()
                 batch |= {"status": "failed", "errors": {"data": [{"message": "token limit exceeded"}]}}
                 fake.faults.polls_before_end = 99

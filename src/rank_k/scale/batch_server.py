@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -137,17 +137,17 @@ class BatchServer:
             raise ServerError(f"{self.url} dropped the connection ({type(error).__name__})") from error
 
 
-async def submit_files(journal: Journal, server: BatchServer, files: Sequence[Path]) -> None:
-    """Submit the batch files that were not submitted yet.
+async def submit_files(journal: Journal, server: BatchServer, folder: Path) -> None:
+    """Submit the batch files in `folder` whose requests wait for responses and that were not submitted yet.
 
     The journal stores each step before the next one, and which file is about to be submitted before it is. After a
     crash in between, the server is asked whether it has the batch, so that no file is submitted twice.
     """
     known = {batch.file: batch for batch in journal.batches()}
-    for path in files:
-        record = known.get(path.name)
+    for name in filter(None, journal.count_pending()):
+        record = known.get(name)
         if record is None:
-            record = BatchRecord(path.name, server.url, await server.upload(path))
+            record = BatchRecord(name, server.url, await server.upload(folder / name))
             journal.store_batch(record)
             await _start(journal, server, record)
         elif not record.batch_id:
