@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,20 +71,26 @@ def write_dataset(dataset: Dataset, folder: Path) -> list[str]:
 
 
 def measure(
-    concurrency: int, flush: float = 0.05, queries: int = 40, *options: str, source: str = "src", **plan: Any
+    concurrency: int,
+    flush: float = 0.05,
+    queries: int = 40,
+    *options: str,
+    source: str = "src",
+    server_count: int = 1,
+    **plan: Any,
 ) -> Cost:
-    """Run the command of the package in `source` once, against a fresh server and journal."""
+    """Run the command of the package in `source` once, against fresh servers and a fresh journal."""
     dataset = make_dataset(queries, 100)
     strategy = options[options.index("--strategy") + 1] if "--strategy" in options else "sliding"
     bound = simulate_dataset(dataset, concurrency, strategy=strategy).makespan
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        run_in_process(FaultPlan().changed({"flush": flush, **plan})) as server,
-    ):
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        server_plan = FaultPlan().changed({"flush": flush, **plan})
+        servers = [stack.enter_context(run_in_process(server_plan)) for _ in range(server_count)]
         command = [sys.executable, "-m", "rank_k.cli", "rerank", "--quiet", *write_dataset(dataset, Path(folder))]
-        command += ["--server", server.url, "--model", "oracle", "--concurrency", str(concurrency), *options]
-        usage = _run(command, source)
-        calls = server.calls
+        command += ["--server", ",".join(server.url for server in servers), "--model", "oracle"]
+        usage = _run([*command, "--concurrency", str(concurrency), *options], source)
+        calls = [call for server in servers for call in server.calls]
         ranked = _read_ranking(Path(folder) / "out.trec")
     perfect = all(
         _grades(dataset, query_id, ranked[query_id]) == _grades(dataset, query_id, dataset.perfect(query_id))
