@@ -6,11 +6,9 @@ import asyncio
 import gc
 import socket
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +19,7 @@ from rank_k import Reranker, ScriptedModel
 from rank_k.errors import ConnectionFailed, InputError, MissingWeights, QueryTooLong, RequestRejected
 from rank_k.loop_thread import LoopThread
 from rank_k.types import Document, Hit, Query, RankedHits, Response, Usage, keep_input_order
+from rank_k.window.base import WindowReport
 from tests.conftest import StartLoopback
 from tests.fakes.model_server.marked_passages import make_dataset
 from tests.fakes.model_server.request_log import peak_concurrency
@@ -267,14 +266,16 @@ def url_of(listener: socket.socket) -> str:
 
 
 def test_rerank_cancels_calls_in_flight_when_iteration_stops(loopback: StartLoopback) -> None:
-    data = make_dataset(100, 30, strict=True)  # so many that calls are still in flight after the first result
-    queries = {query.query_id: query for query in data.queries}
     server = loopback(**SLOW)
-    with Reranker(server=server.url, concurrency=2) as reranker:
-        for result in reranker.rerank(data.run, queries, data.passages):
-            assert result.query_id == data.queries[0].query_id
+
+    def stop_responding(query_id: str, round_number: int, window_number: int, report: WindowReport) -> None:
+        if query_id == "Q00" and round_number == 1:  # its last window
             server.change(**STUCK)
-            wait_until(partial(calls_started_after, server, time.monotonic(), 2), "no call is in flight")
+
+    with Reranker(server=server.url, concurrency=2) as reranker:
+        for result in reranker.rerank(DATA.run, QUERIES, DATA.passages, on_result=stop_responding):
+            assert result.query_id == "Q00"
+            wait_until(lambda: sum(call.end is None for call in server.calls) == 2, "no call is in flight")
             break
         wait_until(
             lambda: sum(call.cancelled for call in server.calls) == 2,
