@@ -50,11 +50,6 @@ def has_calls(server: FakeModelServer, calls: int = 1) -> Callable[[], bool]:
     return lambda: len(server.calls) >= calls
 
 
-def calls_started_after(server: FakeModelServer, moment: float, number: int) -> bool:
-    """Return whether exactly `number` calls are in flight, all started after `moment`."""
-    return [call.start > moment for call in server.calls if call.end is None] == [True] * number
-
-
 def has_cancelled_calls(server: FakeModelServer) -> Callable[[], bool]:
     return lambda: all(call.cancelled for call in server.calls)
 
