@@ -21,6 +21,7 @@ MODULES_OF_EXTRA = {
     "llama-index": ("llama_index",),
     "mteb": ("mteb",),
     "pyterrier": ("pyterrier",),
+    "ray": ("pyarrow", "ray"),
     "serve": ("prometheus_client", "pydantic", "sse_starlette", "starlette", "uvicorn"),
     "tokens": ("tokenizers",),
     "mcp": ("anyio", "mcp", "prometheus_client", "pydantic", "sse_starlette", "starlette", "uvicorn"),

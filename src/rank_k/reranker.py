@@ -59,7 +59,7 @@ class Reranker:
         model: build.ModelSource = None,
         *,
         preset: str | None = None,
-        journal: str | Path | None = None,
+        journal: str | Path | Journal | None = None,
         retries: RetryPolicy = RetryPolicy(),
         on_retry: Callable[[Exception, float], None] | None = None,
         **options: Unpack[RerankerArguments],
@@ -67,7 +67,7 @@ class Reranker:
         self.options, local_model = build.resolve_options(model, dict(options), preset)
         self.strategy = build.build_strategy(self.options.strategy, self.options)
         self.model = build.build_model(model, local_model, self.options)
-        self.journal = Journal(journal)
+        self.journal = journal if isinstance(journal, Journal) else Journal(journal)
         self.ranker = build.build_ranker(self.model, self.journal, retries, on_retry, self.options, local_model)
         self.stats = RunStats()
         self._documents = DocumentRanker(

@@ -1,0 +1,66 @@
+"""A journal that also finds the calls of other journals in its folder."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from pathlib import Path
+
+from rank_k.errors import JournalError
+from rank_k.journal.runs import Journal
+from rank_k.types import Response
+
+RESCAN_SECONDS = 5.0
+"""Seconds after which the folder is searched for new journals again."""
+
+
+class SharedFolderJournal(Journal):
+    """A journal that is written by one process, and looks up calls in all journals of its folder.
+
+    A process that takes over the work of another one, which has died, so finds the calls that were already paid. They
+    are copied when they are found. Journals that cannot be read, because they are new or damaged, are skipped.
+
+    Args:
+        path: The file of this journal. The others are the files in its folder with the same suffix.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._folder = path.parent
+        self._suffix = path.suffix
+        self._own_path = path.resolve()
+        self._others: dict[Path, Journal] = {}
+        self._next_scan = 0.0
+
+    def find_response(self, key: str) -> Response | None:
+        """Return the response stored under `key` in any journal of the folder, or None."""
+        response = super().find_response(key)
+        if response is not None:
+            return response
+        self._scan_folder()
+        for other in self._others.values():
+            try:
+                call = other.find_call(key)
+            except (JournalError, sqlite3.Error):
+                continue
+            if call is not None:
+                return self.store_call(key, call.model, call.purpose, call.request, call.response, call.doc_ids)
+        return None
+
+    def close(self) -> None:
+        for other in self._others.values():
+            other.close()
+        super().close()
+
+    def _scan_folder(self) -> None:
+        """Open the journals that are new in the folder."""
+        now = time.monotonic()
+        if now < self._next_scan:
+            return
+        self._next_scan = now + RESCAN_SECONDS
+        for path in sorted(self._folder.glob(f"*{self._suffix}")):
+            if path not in self._others and path.resolve() != self._own_path:
+                try:
+                    self._others[path] = Journal(path, read_only=True)
+                except JournalError:
+                    continue
