@@ -115,8 +115,8 @@ def _report_routes(args: argparse.Namespace) -> RouteGroup | None:
     for name, value in (
         ("qrels", args.qrels),
         ("dataset", args.dataset),
-        ("queries", args.queries),
         ("baseline", baseline),
+        ("queries", args.queries),
     ):
         if value is not None:
             command += [f"--{name}", str(value)]

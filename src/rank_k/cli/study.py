@@ -35,7 +35,6 @@ from rank_k.study.results import StudyResults
 from rank_k.study.runner import run_cell
 from rank_k.study.table import FIRST_STAGE, write_cells, write_queries
 
-
 _SIMULATE = {
     "nargs": "?",
     "const": Path(),
