@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -86,9 +87,9 @@ class StudyResults:
     def difficulty_tables(self) -> Iterator[tuple[tuple[str, str], list[DifficultyRow]]]:
         """Yield criterion and baseline, and the rows, of each table of gains by difficulty."""
         baselines = {row.name: row.baseline for row in self.rows}
-        tables: dict[tuple[str, str], list[DifficultyRow]] = {}
+        tables: dict[tuple[str, str], list[DifficultyRow]] = defaultdict(list)
         for row in self.difficulty_rows:
-            tables.setdefault((row.criterion, baselines[row.name]), []).append(row)
+            tables[row.criterion, baselines[row.name]].append(row)
         yield from tables.items()
 
     @property
