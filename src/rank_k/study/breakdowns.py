@@ -59,13 +59,14 @@ def compare_by_difficulty(
         first_stage = by_name[f"{row.collection}.{row.first_stage}"]
         first_stage_run = collections[row.collection].first_stage(row.first_stage)
         baseline_run = read_run(folder.run_file(baseline.cell))
-        overlaps = {
-            query_id: average_overlap(_document_ids(first_stage_run, query_id), _document_ids(baseline_run, query_id))
-            for query_id in row.first_measure_values
-        }
         criteria = {
             f"{next(iter(row.quality))} of the first stage": first_stage.first_measure_values,
-            "agreement of first stage and baseline": overlaps,
+            "agreement of first stage and baseline": {
+                query_id: average_overlap(
+                    _document_ids(first_stage_run, query_id), _document_ids(baseline_run, query_id)
+                )
+                for query_id in row.first_measure_values
+            },
         }
         for criterion, difficulty in criteria.items():
             for third, query_ids in zip(THIRDS, split_into_thirds(difficulty), strict=True):

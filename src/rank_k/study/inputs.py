@@ -170,10 +170,10 @@ def reachable_cells(cells: Sequence[Cell], collections: Mapping[str, LoadedColle
 
     That is so if the run has no more candidates.
     """
-    shallowest: dict[Cell, Cell] = {}
-    for cell in sorted(cells, key=lambda cell: cell.depth):
-        max_depth = collections[cell.collection].runs[cell.first_stage].max_depth
-        shallowest.setdefault(replace(cell, depth=min(cell.depth, max_depth)), cell)
+    shallowest = {
+        replace(cell, depth=min(cell.depth, collections[cell.collection].runs[cell.first_stage].max_depth)): cell
+        for cell in sorted(cells, key=lambda cell: cell.depth, reverse=True)
+    }
     return tuple(cell for cell in cells if cell in shallowest.values())
 
 

@@ -14,12 +14,12 @@ def _question(
     fixed: str,
     interpretation: str,
     grids: tuple[Mapping[str, Sequence[Any]], ...],
-    **tables: bool,
+    **tables: Any,
 ) -> Study:
     """Return a study without collections and models.
 
     `varies`, `fixed`: what the cells differ in and what they share. `interpretation`: how to read the results, one
-    sentence.
+    sentence. `tables`: the fields of the study that ask for additional tables.
     """
     return Study(title, (), (), grids, f"Varies: {varies}. Holds: {fixed}. {interpretation}", **tables)
 

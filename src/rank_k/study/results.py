@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from rank_k.journal import Journal
 from rank_k.study.breakdowns import (
@@ -38,6 +38,7 @@ class StudyResults:
     difficulty_rows: tuple[DifficultyRow, ...]
     round_rows: tuple[RoundRow, ...]
     latencies: Mapping[str, Sequence[float]]
+    concurrency_levels: ClassVar[tuple[int | None, ...]] = CONCURRENCY_LEVELS
 
     @classmethod
     def collect(
@@ -91,11 +92,6 @@ class StudyResults:
         for row in self.difficulty_rows:
             tables[row.criterion, baselines[row.name]].append(row)
         yield from tables.items()
-
-    @property
-    def concurrency_levels(self) -> tuple[int | None, ...]:
-        """The levels of `latencies`."""
-        return CONCURRENCY_LEVELS
 
     def to_dict(self) -> dict[str, Any]:
         """Return the results as JSON has them."""

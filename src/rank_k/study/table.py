@@ -131,8 +131,8 @@ def build_rows(
     for cell in cells:
         collection = collections[cell.collection]
         if not any((row.collection, row.first_stage) == (cell.collection, cell.first_stage) for row in rows):
-            run = collection.first_stage(cell.first_stage)
-            rows.append(_build_row(study, collection, cell.first_stage, None, run, RunCost()))
+            first_stage = collection.first_stage(cell.first_stage)
+            rows.append(_build_row(study, collection, cell.first_stage, None, first_stage, RunCost()))
         cost = read_cell_cost(journal, folder.journal_run(cell))
         rows.append(_build_row(study, collection, cell.first_stage, cell, read_run(folder.run_file(cell)), cost))
     return mark_pareto_set(compare_rows(rows, study.baseline))
@@ -173,10 +173,11 @@ def compare_rows(rows: Sequence[CellRow], baseline: str | None = None) -> list[C
     Raises:
         InputError: If no row has that name or setting.
     """
-    baselines: dict[tuple[str, str], CellRow] = {}
-    for row in rows:
-        if baseline in (row.name, row.setting) or (baseline is None and row.cell is not None):
-            baselines.setdefault(row.group, row)
+    baselines = {
+        row.group: row
+        for row in reversed(rows)  # of several in a group, the first one stays
+        if baseline in (row.name, row.setting) or (baseline is None and row.cell is not None)
+    }
     if rows and not baselines:
         settings = dict.fromkeys(row.setting for row in rows)
         raise InputError(
@@ -193,9 +194,7 @@ def compare_rows(rows: Sequence[CellRow], baseline: str | None = None) -> list[C
         replace(
             row,
             difference=differences.get(row.name),
-            baseline=baselines[row.group].name
-            if row.name in differences or row is baselines.get(row.group)
-            else "",
+            baseline=baselines[row.group].name if row.name in differences or row is baselines.get(row.group) else "",
             corrected_p=corrected_ps.get(row.name, nan),
         )
         for row in rows
@@ -222,9 +221,7 @@ def short_labels(rows: Sequence[CellRow]) -> dict[str, str]:
     """Return the shortest unique name of each row: its setting, after those of collection, run and model that vary."""
     parts_by_name = {row.name: (row.collection, row.first_stage, row.model) for row in rows}
     varies = [len({*column} - {""}) > 1 for column in zip(*parts_by_name.values(), strict=True)]
-    return {
-        row.name: " ".join([*filter(None, compress(parts_by_name[row.name], varies)), row.setting]) for row in rows
-    }
+    return {row.name: " ".join([*filter(None, compress(parts_by_name[row.name], varies)), row.setting]) for row in rows}
 
 
 # --- averages --------------------------------------------------------------------------------------
