@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         print("\n".join(cell_listing(study, cells)))
         return 0
-    if missing := missing_files(study):
+    if missing := list(missing_files(study)):
         _print_missing(missing)
         return 2
     return _run_study(args, study, cells)

@@ -19,8 +19,7 @@ AGREEING_SAMPLES = ListwiseSettings().agreeing_samples
 def read_cell_cost(journal: Journal, run: str) -> RunCost:
     """Return the cost of a run. Raises `JournalError` if the journal lacks calls of its windows."""
     cost = RunCost()
-    for query in read_query_costs(journal, run, partial(_measure_window, journal)):
-        cost.add(query)
+    cost.add(read_query_costs(journal, run, partial(_measure_window, journal)))
     return cost
 
 
