@@ -43,7 +43,6 @@ def make_row(content: bytes) -> NamedWeights:
         license="Apache-2.0",
         source="made for this test",
         context_length=64,
-        chat_template="chatml",
         default_method="likelihood",
     )
 

@@ -375,9 +375,7 @@ class HttpModel:
             return await self._request_json("POST", url, body)
 
 
-async def _read_events(
-    response: aiohttp.ClientResponse, events: list[ResponseEvent], on_chunk: OnChunk | None
-) -> None:
+async def _read_events(response: aiohttp.ClientResponse, events: list[ResponseEvent], on_chunk: OnChunk | None) -> None:
     """Append the events of a stream to `events`, until the server or `on_chunk` ends the response.
 
     A complete response is kept even if the connection breaks before the HTTP body ends, as with proxies that drop the
@@ -452,7 +450,6 @@ def _keepalive_socket(address_info: Any) -> socket.socket:
     family, socket_type, protocol, _, _ = address_info
     connection = socket.socket(family, socket_type, protocol)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 6)):
         if hasattr(socket, option):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

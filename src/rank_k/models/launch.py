@@ -68,10 +68,6 @@ class EmbeddedServer:
             MissingExtra: without xllamacpp.
             InputError: if it does not start; the message has the server's own words.
         """
-        threads = available_cores() if threads is None else threads
-        for name, value in (("context_length", context_length), ("concurrency", concurrency), ("threads", threads)):
-            if value < 1:
-                raise InputError(f"{name} is {value}", "give 1 or more")
         if importlib.util.find_spec("xllamacpp") is None:
             optional_deps.load("xllamacpp")  # raises, and names the extra
         server = cls(*_start_process())
@@ -82,7 +78,7 @@ class EmbeddedServer:
             "api_key": server.api_key,
             "context_length": context_length,
             "concurrency": concurrency,
-            "threads": threads,
+            "threads": threads or available_cores(),
         }
         try:
             startup = await asyncio.wait_for(asyncio.to_thread(server._send, configuration), load_timeout)
