@@ -232,9 +232,7 @@ class Selector:
                 continue
             traces = self._usable_traces(metadata, filter(None, map(journal.find_call, keys)))
             selected = apply_rule(self.rule, traces) if traces else []
-            self.counts["without_trace"] += not traces
-            self.counts["not_by_rule"] += len(traces) - len(selected)
-            self.counts["rows"] += len(selected)
+            self.counts.update(without_trace=not traces, not_by_rule=len(traces) - len(selected), rows=len(selected))
             if selected:
                 self._remember_set(metadata)
             for trace in selected:

@@ -409,8 +409,6 @@ def _append_event(events: list[ResponseEvent], event: ResponseEvent, on_chunk: O
 
 async def _drain(response: aiohttp.ClientResponse) -> None:
     """Read past the last event, so that the connection can serve the next request too."""
-    if response.content.at_eof():
-        return
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1):
             async for _ in response.content.iter_any():

@@ -129,16 +129,11 @@ class EmbeddedServer:
             self._end_process_now()
 
     def _end_process_now(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
         try:
-            self._process.wait(5)
+            self._process.communicate(timeout=5)  # closes its stdin and waits
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+            self._process.communicate()
 
     def _exit_message(self) -> str:
         """Return the child's first errors, which name the cause, or else its last lines, on one line."""

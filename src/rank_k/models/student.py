@@ -77,20 +77,18 @@ def find_student(name_or_path: str | Path) -> Student | None:
     if not path.is_dir() and gguf.name != path.name:
         return None  # a file of the same name that speaks of another one
     prompt = {name: settings["prompt"][name] for name in TEMPLATE_FIELDS}
-    base, labels = settings.get("adapter_of"), tuple(settings.get("verdicts", ()))
-    if base is None:
-        weights = locate(gguf)
-        weights = Weights(settings["name"], weights.path, weights.sha256, weights.context_length)
-        return Student(settings["name"], weights, None, prompt, settings["asking"], labels)
-    base_weights = locate(base["name"])
-    if base_weights.sha256 != base["sha256"]:
-        raise InputError(
-            f"{gguf} is an adapter of other weights than {base_weights.path}",
-            f"sha256 {base['sha256'][:16]}... is wanted",
-        )
-    checksum(gguf)  # raises if it cannot be read, or is no GGUF file
-    weights = Weights(settings["name"], base_weights.path, base_weights.sha256, base_weights.context_length)
-    return Student(settings["name"], weights, gguf, prompt, settings["asking"], labels)
+    base = settings.get("adapter_of")
+    loaded = locate(gguf if base is None else base["name"])
+    if base is not None:
+        if loaded.sha256 != base["sha256"]:
+            raise InputError(
+                f"{gguf} is an adapter of other weights than {loaded.path}",
+                f"sha256 {base['sha256'][:16]}... is wanted",
+            )
+        checksum(gguf)  # raises if it cannot be read, or is no GGUF file
+    weights = Weights(settings["name"], loaded.path, loaded.sha256, loaded.context_length)
+    adapter, labels = None if base is None else gguf, tuple(settings.get("verdicts", ()))
+    return Student(settings["name"], weights, adapter, prompt, settings["asking"], labels)
 
 
 def write_student(
