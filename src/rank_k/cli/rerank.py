@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
                     show_progress=show_progress(args.quiet),
                 )
                 for query_id, ranking in rankings:
-                    writer.write(query_id, ranking.doc_ids)
+                    writer.write_query(query_id, ranking.doc_ids)
         stats = reranker.stats
         if first_stage.duplicate_count:
             stats.repairs["duplicates"] = first_stage.duplicate_count
