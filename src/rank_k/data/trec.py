@@ -182,17 +182,16 @@ def _read_trec_rows(path: Path) -> Iterator[_RunRow]:
 def _read_json_rows(path: Path) -> Iterator[_RunRow]:
     with open_compressed(path, _RUN_FORMAT) as stream:
         text = decode(stream.plain.read().removeprefix(codecs.BOM_UTF8))
-        run = parse_json(path, 0, text, _RUN_FORMAT, as_pairs=True)
+    run = parse_json(path, 0, text, _RUN_FORMAT, as_pairs=True)
     if not isinstance(run, JsonPairs) or not run:
         raise FormatError(path, 0, "JSON without queries", _RUN_FORMAT)
     for query_id, scores in run:
         if not isinstance(scores, JsonPairs):
             raise FormatError(path, 0, f"query {abbreviate(query_id)} with {abbreviate(scores)}", _RUN_FORMAT)
         for doc_id, score in scores:
-            for identifier in (query_id, doc_id):
-                if not _fits_trec(identifier):
-                    problem = f"id {abbreviate(identifier)}"
-                    raise FormatError(path, 0, problem, "ids that are non-empty and without white space")
+            if unfit_ids := [identifier for identifier in (query_id, doc_id) if not _fits_trec(identifier)]:
+                problem = f"id {abbreviate(unfit_ids[0])}"
+                raise FormatError(path, 0, problem, "ids that are non-empty and without white space")
             value = None if isinstance(score, bool | str) else _finite_number(score)
             if value is None:
                 problem = f"score {abbreviate(score)} of document {doc_id} for query {query_id}"

@@ -120,12 +120,6 @@ class CallStore:
         )
         return response if inserted.rowcount else self.find_response(key) or response
 
-    def find_request(self, key: str) -> Mapping[str, Any]:
-        """Return the request's body of the call `key`. Raises KeyError."""
-        if (call := self.find_call(key)) is None:
-            raise KeyError(key)
-        return call.request
-
     def find_call(self, key: str) -> Call | None:
         """Return the call stored under `key`, or None."""
         columns = f"model, purpose, request, doc_ids, {_RESPONSE_COLUMNS}"

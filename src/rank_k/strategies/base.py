@@ -93,12 +93,6 @@ def ranking_violation(ranking: object, ids: AbstractSet[str]) -> str:
     return ""
 
 
-def lowest_rank(doc_ids: Iterable[str], ranked: Iterable[str]) -> int:
-    """Return the rank, from 1, of the last of `doc_ids` in the list `ranked`, which holds them all."""
-    id_set = set(doc_ids)
-    return max(rank for rank, doc_id in enumerate(ranked, 1) if doc_id in id_set)
-
-
 def query_seed(query_id: str) -> int:
     """Return the seed of a query, which depends on nothing but its id."""
     return crc32(query_id.encode("utf-8", "surrogateescape"))

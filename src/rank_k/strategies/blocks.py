@@ -19,7 +19,6 @@ from rank_k.strategies.base import (
     WindowStrategy,
     at_least,
     check_first_stage_weight,
-    lowest_rank,
     record_consensus,
     tied_ranking,
 )
@@ -75,8 +74,10 @@ class Blocks(WindowStrategy):
             if not new_windows:  # the same question has the same answer, which must not count twice
                 break
             submitted.update(new_windows)
-            # it decides among the ranks that its passages stand at; through the fit, others move a little
-            windows = (Window(doc_ids, (1, lowest_rank(doc_ids, ranking.doc_ids))) for doc_ids in new_windows)
+            # a window decides among the ranks of its passages; through the fit, others move a little
+            windows = (
+                Window(doc_ids, (1, 1 + max(map(ranking.doc_ids.index, doc_ids)))) for doc_ids in new_windows
+            )
             round_results = yield Round(tuple(windows), ranking, remaining_windows)
             remaining_windows -= len(next_windows)
             ranking = self._update_ranking(ids, round_results, results, ties)
