@@ -61,10 +61,9 @@ class CorpusIndex:
         if not rows:
             raise missing_passage_error(doc_id, query_id, str(self.path))
         first_number, first_text = rows[0]
-        for number, text in rows:
-            if text != first_text:
-                problem = f"lines {first_number} and {number} of {self.path} have different texts of document {doc_id}"
-                raise InputError(problem, "keep one of them")
+        if other_numbers := [number for number, text in rows if text != first_text]:
+            lines = f"lines {first_number} and {other_numbers[0]} of {self.path}"
+            raise InputError(f"{lines} have different texts of document {doc_id}", "keep one of them")
         return Passage(doc_id, first_text)
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ import re
 import sysconfig
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -112,11 +113,11 @@ def load_questions() -> list[Question]:
     content = files("rank_k.data.collections").joinpath(QUESTIONS_FILE).read_text(encoding="utf-8")
     questions = []
     for index, (query_id, entry) in enumerate(tomllib.loads(content).items()):
-        judgments = {}
-        for doc_id, value in entry["judgments"].items():
-            grade, *fingerprints = value.split()  # of the texts that were judged
-            if doc_id in passages_by_id and fingerprint(passages_by_id[doc_id].text) in fingerprints:
-                judgments[doc_id] = int(grade)
+        judgments = {
+            doc_id: int(judgment.split()[0])
+            for doc_id, judgment in entry["judgments"].items()  # a grade, then the fingerprints of the judged texts
+            if doc_id in passages_by_id and fingerprint(passages_by_id[doc_id].text) in judgment.split()[1:]
+        }
         questions.append(Question(Query(query_id, entry["text"]), judgments, index % FEATURED_EVERY == 0))
     return questions
 
@@ -249,11 +250,8 @@ def _without_self(parameters: str) -> str:
 
 def _docstrings_of_compiled(modules: Iterable[str]) -> Iterator[tuple[str, str, str]]:
     for module in modules:
-        try:
-            members = vars(importlib.import_module(module))
-        except ImportError:
-            continue  # sqlite3 and zlib are optional parts of Python
-        yield from _docstrings_of_members(module, members)
+        with suppress(ImportError):  # sqlite3 and zlib are optional parts of Python
+            yield from _docstrings_of_members(module, vars(importlib.import_module(module)))
 
 
 def _docstrings_of_members(owner: str, members: Mapping[str, object]) -> Iterator[tuple[str, str, str]]:
