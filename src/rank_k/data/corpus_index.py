@@ -34,7 +34,13 @@ FORMAT_VERSION = 3
 PERSIST_FROM_BYTES = 8 * 2**20
 """Size of a file from which its index is kept. Indexing a smaller one takes about a second or less."""
 
-_CACHE_SIZE = -32_768  # SQLite's unit: 32 MiB, for sorting and for pages
+_SCHEMA = """
+    PRAGMA cache_size = -32768;  -- in SQLite's unit: 32 MiB, for sorting and for pages
+    PRAGMA journal_mode = OFF;  -- an incomplete index is thrown away, never repaired
+    PRAGMA synchronous = OFF;
+    CREATE TABLE source (format INTEGER, size INTEGER, changed INTEGER);
+    CREATE TABLE passages (number INTEGER PRIMARY KEY, id BLOB, text TEXT);
+"""
 
 
 class CorpusIndex:
@@ -155,11 +161,7 @@ def _make_database(uri: str, path: Path, file_stat: os.stat_result, on_progress:
     """Return a new database of the passages of the file."""
     db = _connect(uri)
     try:
-        db.execute(f"PRAGMA cache_size = {_CACHE_SIZE}")
-        db.execute("PRAGMA journal_mode = OFF")  # an incomplete index is thrown away, never repaired
-        db.execute("PRAGMA synchronous = OFF")
-        db.execute("CREATE TABLE source (format INTEGER, size INTEGER, changed INTEGER)")
-        db.execute("CREATE TABLE passages (number INTEGER PRIMARY KEY, id BLOB, text TEXT)")
+        db.executescript(_SCHEMA)
         db.execute("BEGIN")
         size = file_stat.st_size
         passages = read_numbered_passages(path, lambda done: on_progress(done, size))

@@ -7,7 +7,7 @@ Chen et al., "TourRank: Utilizing Large Language Models for Documents Ranking wi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from random import Random
@@ -79,7 +79,7 @@ def plan_stages(length: int, window: int) -> list[tuple[int, int]]:
 
 def _half_or_less(length: int) -> int:
     """Return the largest of 1, 2, 5, 10, 20, 50, 100, ... that is no more than half of `length`, 2 or more."""
-    series = (step * 10**power for power in range(len(str(length))) for step in (1, 2, 5))
+    series: Iterator[int] = (step * 10**power for power in range(len(str(length))) for step in (1, 2, 5))
     return max(size for size in series if 2 * size <= length)
 
 
