@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
                     show_progress=show_progress(args.quiet),
                 )
                 for query_id, ranking in rankings:
-                    writer.write(query_id, ranking.doc_ids)
+                    writer.write_query(query_id, ranking.doc_ids)
         repairs = {"duplicates": first_stage.duplicate_count, "excluded": candidates.count_excluded()}
         reranker.stats.repairs += Counter(repairs)  # without those that are 0
         return _finish(args, reranker, price, time.monotonic() - started, settings)
