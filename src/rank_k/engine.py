@@ -18,6 +18,7 @@ from functools import partial
 
 from rank_k.errors import ModelError, PromptFiltered, RetriesExhausted
 from rank_k.journal import Journal, WindowRecord
+from rank_k.option_values import ReasoningMode
 from rank_k.strategies.base import Strategy, StrategyGenerator, query_seed, run_validated
 from rank_k.types import (
     CallTotals,
@@ -32,7 +33,6 @@ from rank_k.types import (
 )
 from rank_k.window.base import WindowRanker, WindowReport
 from rank_k.window.prompt_builder import PreparedQuery
-from rank_k.window.reasoning import ReasoningMode
 
 OPEN_QUERIES_PER_SLOT = 4
 

@@ -22,7 +22,7 @@ from rank_k.journal import Journal
 from rank_k.loop_thread import LoopThread
 from rank_k.models.retry import RetryPolicy
 from rank_k.models.run_once import run_once
-from rank_k.options import ReasoningMode
+from rank_k.option_values import ReasoningMode
 from rank_k.types import Candidate, Passage, PassageSource, Query, RankedHits, ScoringMethod
 from rank_k.window.base import WindowReport
 
@@ -69,9 +69,11 @@ class Reranker:
         self.journal = Journal(journal)
         self.ranker = build.build_ranker(self.model, self.journal, retries, on_retry, self.options, local_model)
         self.stats = RunStats()
-        self._document_ranker: DocumentRanker | None = None
-        self._loop = LoopThread()
+        self._documents = DocumentRanker(
+            self._engine, self._prepare_until, self.journal, self.model, self.options, self.strategy
+        )
         self._prepare = run_once(self._prepare_once)
+        self._loop = LoopThread()
 
     @property
     def method(self) -> ScoringMethod:
@@ -146,15 +148,6 @@ class Reranker:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    @property
-    def _documents(self) -> DocumentRanker:
-        """What ranks the documents of single queries. It is made when it is first used."""
-        if self._document_ranker is None:
-            self._document_ranker = DocumentRanker(
-                self._engine, self._prepare_until, self.journal, self.model, self.options, self.strategy
-            )
-        return self._document_ranker
 
     # --- on the background loop ---
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rank_k.errors import InputError, RankKError
-from rank_k.options import ValueKind, number, whole_number
+from rank_k.option_values import ValueKind, number, whole_number
 
 
 def flag_type(kind: ValueKind) -> Callable[[str], Any]:

@@ -15,7 +15,8 @@ from rank_k.cli.common_flags import flag_type
 from rank_k.cli.model_options import add_options, key_from_environment, reranker_options
 from rank_k.errors import ConnectionFailed, InputError, MissingWeights, RankKError
 from rank_k.models.retry import RetryPolicy
-from rank_k.options import options_of, whole_number
+from rank_k.option_values import whole_number
+from rank_k.options import options_of
 from rank_k.reranker import Reranker
 from rank_k.server.config import AccessConfig, Limits, check_access
 from rank_k.server.http_io import App

@@ -25,7 +25,8 @@ from typing import Any
 
 from rank_k.errors import FormatError, InputError
 from rank_k.models.weights import DEFAULT_WEIGHTS, Weights, checksum, locate
-from rank_k.options import STRATEGY_NAMES, STUDENT_OPTIONS, parse_option
+from rank_k.option_values import STRATEGY_NAMES
+from rank_k.options import STUDENT_OPTIONS, parse_option
 
 FOLDER_FILE = "student.json"
 SHIPPED_STUDENTS: Mapping[str, Path] = {"rank-k-nano": Path(__file__).parent / "nano" / "rank-k-nano.gguf"}

@@ -17,14 +17,7 @@ from typing import Any
 
 from rank_k.data.long_documents import PassageSplit
 from rank_k.errors import InputError
-from rank_k.options import (
-    OPTIONS,
-    STUDY_OPTIONS,
-    InferenceOptions,
-    LongDocumentOptions,
-    RankingOptions,
-    parse_option,
-)
+from rank_k.options import OPTIONS, STUDY_OPTIONS, InferenceOptions, LongDocumentOptions, RankingOptions, parse_option
 from rank_k.run_job import passage_split
 from rank_k.strategies import make_strategy
 from rank_k.strategies.base import Strategy
