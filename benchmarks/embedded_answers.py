@@ -21,7 +21,7 @@ from rank_k.data.collections.demo import load_passages, load_questions
 from rank_k.journal import Journal
 from rank_k.models.cached import CachedModel
 from rank_k.models.embedded import EmbeddedModel
-from rank_k.options import ReasoningMode
+from rank_k.option_values import ReasoningMode
 from rank_k.types import Passage, Query, Window
 from rank_k.window.listwise import ListwiseRanker, ListwiseSettings
 from rank_k.window.prompt import PromptTemplate

@@ -98,7 +98,7 @@ def measure_collection(
     run_file = folder / "bm25.trec"
     with RunWriter(run_file, "bm25") as writer:
         for query_id, run in first_stage.items():
-            writer.write(query_id, [candidate.doc_id for candidate in run])
+            writer.write_query(query_id, [candidate.doc_id for candidate in run])
     bm25 = {query_id: run[:DEPTH] for query_id, run in first_stage.items()}
     random = {query_id: shuffle_candidates(query_id, run) for query_id, run in bm25.items()}
     yield Row("random order", ndcg(qrels, random))

@@ -194,7 +194,7 @@ def write_held_out(name: str, held_out: Path, output: Path) -> None:
     ):
         for query_id in query_ids:
             qrels_file.writelines(f"{query_id} 0 {doc_id} {grade}\n" for doc_id, grade in qrels[query_id].items())
-            writer.write(query_id, [candidate.doc_id for candidate in run[query_id]])
+            writer.write_query(query_id, [candidate.doc_id for candidate in run[query_id]])
 
 
 def rows(folder: Path, name: str) -> Iterator[Document]:
@@ -245,7 +245,7 @@ def write_judgments(collection: Collection, part_folders: list[Path], topics: di
                 partly_relevant, doubtful = related(query_id, [p for p in ranking if grades.get(p, 0) <= 0], grades)
                 grades.update(dict.fromkeys(partly_relevant, 1))
                 qrels.writelines(f"{query_id} 0 {doc_id} {grade}\n" for doc_id, grade in grades.items())
-                writer.write(query_id, [doc_id for doc_id in ranking if doc_id not in doubtful])
+                writer.write_query(query_id, [doc_id for doc_id in ranking if doc_id not in doubtful])
 
 
 FindRelated = Callable[[str, list[str], dict[str, int]], tuple[list[str], list[str]]]

@@ -16,14 +16,8 @@ from rank_k import options
 from rank_k.cli.model_options import add_options, given_options
 from rank_k.errors import InputError
 from rank_k.models.mock import ScriptedModel
-from rank_k.options import (
-    OPTIONS,
-    PRESETS,
-    PUBLIC_OPTIONS,
-    ReasoningMode,
-    parse_option,
-    resolve,
-)
+from rank_k.option_values import STRATEGY_NAMES, ReasoningMode
+from rank_k.options import OPTIONS, PRESETS, PUBLIC_OPTIONS, parse_option, resolve
 from rank_k.reranker import Reranker
 from rank_k.strategies import PRESETS as STRATEGY_PRESETS
 from rank_k.strategies import STRATEGIES
@@ -118,7 +112,7 @@ def test_reasoning_mode_round_trip() -> None:
 
 
 def test_strategy_names_equal_the_strategies() -> None:
-    assert tuple(STRATEGIES) == options.STRATEGY_NAMES
+    assert tuple(STRATEGIES) == STRATEGY_NAMES
     assert set(STRATEGY_PRESETS) == set(PRESETS)
 
 

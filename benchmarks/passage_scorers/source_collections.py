@@ -148,7 +148,7 @@ def write_heldout(source: Path, folder: Path, queries: list[Row]) -> int:
     with (folder / "qrels.trec").open("w") as file, RunWriter(folder / "run.bm25.trec") as writer:
         for query_id in chosen:
             file.writelines(f"{query_id} 0 {doc_id} {grade}\n" for doc_id, grade in qrels[query_id].items())
-            writer.write(query_id, [candidate.doc_id for candidate in bm25[query_id]])
+            writer.write_query(query_id, [candidate.doc_id for candidate in bm25[query_id]])
     return len(chosen)
 
 

@@ -11,7 +11,8 @@ from rank_k.engine import Engine, deadline_after
 from rank_k.errors import InputError
 from rank_k.journal import Journal
 from rank_k.models.base import Model
-from rank_k.options import ReasoningMode, RerankOptions
+from rank_k.option_values import ReasoningMode
+from rank_k.options import RerankOptions
 from rank_k.strategies.base import Strategy
 from rank_k.types import Candidate, Document, Hit, Passage, Query, RankedHits, Ranking, keep_input_order
 from rank_k.window.base import WindowReport

@@ -19,6 +19,7 @@ from functools import partial
 
 from rank_k.errors import ModelError, PromptFiltered, ResponsePending, RetriesExhausted
 from rank_k.journal import Journal, WindowRecord
+from rank_k.option_values import ReasoningMode
 from rank_k.strategies.base import Strategy, StrategyGenerator, query_seed, run_validated
 from rank_k.types import (
     CallTotals,
@@ -33,7 +34,6 @@ from rank_k.types import (
 )
 from rank_k.window.base import WindowRanker, WindowReport
 from rank_k.window.prompt_builder import PreparedQuery
-from rank_k.window.reasoning import ReasoningMode
 
 OPEN_QUERIES_PER_SLOT = 4
 

@@ -23,7 +23,7 @@ from rank_k.journal import Journal
 from rank_k.loop_thread import LoopThread
 from rank_k.models.retry import RetryPolicy
 from rank_k.models.run_once import run_once
-from rank_k.options import ReasoningMode
+from rank_k.option_values import ReasoningMode
 from rank_k.types import Candidate, Document, Passage, PassageSource, Query, RankedHits, ScoringMethod
 from rank_k.window.base import WindowReport
 

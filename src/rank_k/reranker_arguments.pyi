@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
-from rank_k.options import ReasoningMode
+from rank_k.option_values import ReasoningMode
 from rank_k.strategies.base import Strategy
 from rank_k.types import Ranking, ScoringMethod, StreamChunk, Window
 from rank_k.window.base import WindowReport

@@ -7,7 +7,7 @@ nothing calls a model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import chain
@@ -341,9 +341,6 @@ class RankedHits(Sequence[Hit]):
 
     def __len__(self) -> int:
         return len(self.hits)
-
-    def __iter__(self) -> Iterator[Hit]:
-        return iter(self.hits)
 
     def __repr__(self) -> str:
         return f"<RankedHits hits={len(self)} completion_tokens={self.usage.completion_tokens}>"

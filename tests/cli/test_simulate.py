@@ -155,7 +155,7 @@ USER_ERRORS = {
     "no strategy": (("--strategy", ","), ("--strategy", "must name")),
     "baseline": (("--baseline", "single"), ("--baseline single", "sliding, topdown, blocks")),
     "noise": (("--noise", "weka"), ("weka", "did you mean weak")),
-    "noise file": (("--noise", "qrels.trec"), ("qrels.trec", "no JSON")),
+    "noise file": (("--noise", "qrels.trec"), ("qrels.trec", "invalid JSON")),
     "seconds": (("--call-seconds", "fast"), ("fast", "20+2.5w")),
     "concurrency": (("--concurrency", "16,x"), ("--concurrency", "x")),
     "price without tokens": (("--price-in", "1"), ("--tokens-per-passage",)),

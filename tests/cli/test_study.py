@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -18,9 +16,7 @@ from typing import Any
 import pytest
 from benchmarks.overhead import write_dataset
 
-from rank_k.cli import evaluate as evaluate_verb
-from rank_k.cli import format_command, main
-from rank_k.cli import study as study_verb
+from rank_k.cli import main
 from rank_k.data.trec import read_run
 from tests.conftest import StartLoopback
 from tests.fakes.model_server.marked_passages import make_dataset
@@ -132,26 +128,10 @@ def test_study_finished_prints_json_without_a_server(
     assert results["unfinished"] == []
 
 
-@pytest.mark.parametrize("simulate", [["--simulate"], ["--simulate", "qrels.trec"]])
-def test_study_command_line_parses_to_the_same_arguments(simulate: list[str]) -> None:
-    parser = argparse.ArgumentParser()
-    study_verb.add_arguments(parser)
-    numbers = ["--concurrency", "1", "--max-tokens", "1", "--top-p", "1", "--read-timeout", "1.5"]
-    others = ["--temperature", "none", "--data", ".", "--api-key-env", "KEY", "--only", "a b", "c", "--quiet"]
-    args = parser.parse_args([*numbers, *others, *simulate, "--output", "."])
-    program, verb, *words = shlex.split(format_command("study", study_verb.add_arguments, args))
-    assert (program, verb) == ("rank-k", "study")
-    assert parser.parse_args(words) == args
-
-
-def test_format_command_repeats_options_and_puts_runs_first() -> None:
-    parser = argparse.ArgumentParser()
-    evaluate_verb.add_arguments(parser)
-    journals = ["--journal", "a.trec=a.sqlite", "--journal", "b.trec=b.sqlite"]
-    args = parser.parse_args(["a.trec", "b c.trec", "--measures", "nDCG@10", "AP", "--qrels", "qrels", *journals])
-    command = format_command("evaluate", evaluate_verb.add_arguments, args)
-    assert command.startswith("rank-k evaluate a.trec 'b c.trec' --qrels qrels --measures nDCG@10 AP --journal")
-    assert parser.parse_args(shlex.split(command)[2:]) == args
+def test_study_report_shows_the_command_as_typed(files: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "a study"
+    assert main(["study", *files, "--simulate", "--output", str(output)]) == 0
+    assert f"--simulate --output &#39;{output}&#39;" in (output / "report.html").read_text(encoding="utf-8")
 
 
 def test_study_json_single_query_has_null_error(
@@ -218,7 +198,7 @@ def test_study_resumes_without_repeating_finished_calls(
     server, output = loopback(**SLOW_PLAN), tmp_path / "study"
     stderr = kill_and_resume(files, server, output, number, kills)
     if number is signal.SIGINT:
-        assert "the same command goes on" in stderr
+        assert "run the same command again to resume" in stderr
     in_flight = 16 * kills  # at most so many were asked and not finished at each kill
     assert needed_calls <= count_window_calls(server) <= needed_calls + in_flight
     for run in (undisturbed / "runs").iterdir():
@@ -320,7 +300,6 @@ def test_study_list_prints_the_cells(files: list[str], capsys: pytest.CaptureFix
         (["--baseline", "nothing", "--simulate"], "no cell is called 'nothing'"),
         (["--measures", "nDGC@10", "--simulate"], "unknown measure"),
         (["--measures", "Accuracy@1", "--simulate"], "one of Accuracy@1 cannot be computed"),
-        (["--simulate", "--server", "http://127.0.0.1:9/v1"], "exclude each other"),
         (["--config", "rank-k-papr"], "give a TOML file, or one of rank-k-paper"),
         (["--only", "nobody"], "'nobody'"),
         (["--dataset", "beir:a", "beir:b"], "several data sets"),
@@ -335,6 +314,12 @@ def test_study_user_error_is_one_line_before_any_call(
     assert out == ""
     [line] = err.strip().splitlines()
     assert problem in line
+
+
+def test_study_rejects_simulate_with_server(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["study", *files, "--server", "http://127.0.0.1:9/v1", "--simulate"])
+    assert "argument --simulate: not allowed with argument --server" in read_output(capsys)[1]
 
 
 def test_study_skips_depths_beyond_the_run(

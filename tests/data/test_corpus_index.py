@@ -20,7 +20,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rank_k.data import corpus_index
+from rank_k.data import corpus_index, lines
 from rank_k.data.corpus_index import SUFFIX, CorpusIndex, open_corpus_index
 from rank_k.data.lines import is_json
 from rank_k.data.passages import read_passages
@@ -186,7 +186,7 @@ def test_open_corpus_index_rebuilds_only_when_file_changes(tmp_path: Path) -> No
 
 
 def test_open_corpus_index_reports_progress_up_to_file_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus_index, "_PROGRESS_EVERY_LINES", 50)
+    monkeypatch.setattr(lines, "_PROGRESS_EVERY_LINES", 50)
     for name, compress in COMPRESSORS.items():
         path, progress = write_corpus(tmp_path, compress=compress, name=name), list[tuple[int, int]]()
 

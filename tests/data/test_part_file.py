@@ -18,10 +18,10 @@ WRITER = """
 import sys
 from rank_k.data.trec import RunWriter
 with RunWriter(sys.argv[1], sys.argv[2]) as run:
-    run.write("q1", ["d1"])
+    run.write_query("q1", ["d1"])
     print("writing", flush=True)
     sys.stdin.readline()
-    run.write("q2", ["d2"])
+    run.write_query("q2", ["d2"])
 """
 
 
@@ -59,7 +59,7 @@ def test_run_writer_replaces_part_file_of_killed_process(tmp_path: Path) -> None
     killed_writer.communicate()
     assert (tmp_path / "out.trec.part").read_text().endswith("killed\n")
     with RunWriter(path) as run:
-        run.write("q1", ["d1"])
+        run.write_query("q1", ["d1"])
     assert path.read_text() == "q1 Q0 d1 1 1.000000000000 rank-k\n"
 
 
@@ -73,7 +73,7 @@ for turn in range(200):
     try:
         with RunWriter(path, f"{sys.argv[2]}-{turn}") as run:
             for query in range(3):
-                run.write(str(query), ["d"])
+                run.write_query(str(query), ["d"])
     except InputError as error:
         assert "another process" in str(error), error
         continue
@@ -145,7 +145,7 @@ def test_rerank_rejects_output_written_by_another_process(
     rerank_arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with RunWriter("out.trec", "first") as writer:
-        writer.write("q1", ["d1"])
+        writer.write_query("q1", ["d1"])
         assert main([*rerank_arguments, "--output", "out.trec"]) == 2
         assert "another process is writing" in capsys.readouterr().err
     assert Path("out.trec").read_text() == "q1 Q0 d1 1 1.000000000000 first\n"

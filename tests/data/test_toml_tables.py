@@ -12,7 +12,8 @@ import pytest
 
 from rank_k.data.toml_tables import TableReader, read_toml
 from rank_k.errors import FormatError, InputError
-from rank_k.options import number, option
+from rank_k.option_values import number
+from rank_k.options import option
 
 
 @dataclass(frozen=True)

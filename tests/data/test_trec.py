@@ -174,9 +174,9 @@ def test_run_file_rejects_pipe(tmp_path: Path) -> None:
 def test_run_writer_writes_trec_that_run_file_reads(tmp_path: Path) -> None:
     path = tmp_path / "out.trec"
     with RunWriter(path, tag="mine") as run:
-        run.write("q1", ["b", "a", "c"])
-        run.write("q2", [])
-        run.write("q3", ["z"])
+        run.write_query("q1", ["b", "a", "c"])
+        run.write_query("q2", [])
+        run.write_query("q3", ["z"])
     assert path.read_text().splitlines() == [
         "q1 Q0 b 1 1.000000000000 mine",
         "q1 Q0 a 2 0.500000000000 mine",
@@ -191,7 +191,7 @@ def test_run_writer_scores_decrease_strictly_in_32_bits(tmp_path: Path) -> None:
     import numpy as np
 
     with RunWriter(tmp_path / "long") as run:
-        run.write("q", [str(i) for i in range(100_000)])
+        run.write_query("q", [str(i) for i in range(100_000)])
     scores = [line.split()[4] for line in (tmp_path / "long").read_text().splitlines()]
     assert len(scores) == 100_000
     assert all(before > after for before, after in pairwise(scores))
@@ -203,7 +203,7 @@ def test_run_writer_keeps_old_output_and_part_file_after_error(tmp_path: Path) -
 
     def interrupt_writer() -> None:
         with RunWriter(path) as run:
-            run.write("q1", ["a"])
+            run.write_query("q1", ["a"])
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -214,7 +214,7 @@ def test_run_writer_keeps_old_output_and_part_file_after_error(tmp_path: Path) -
 
 def test_run_writer_flushes_each_query(tmp_path: Path) -> None:
     with RunWriter(tmp_path / "out") as run:
-        run.write("q1", ["a"])
+        run.write_query("q1", ["a"])
         assert (tmp_path / "out.part").read_text().startswith("q1 ")
         assert not (tmp_path / "out").exists()
 
@@ -223,7 +223,7 @@ def test_run_writer_follows_symbolic_link(tmp_path: Path) -> None:
     target = write_file(tmp_path, "old", "target")
     (tmp_path / "link").symlink_to(target)
     with RunWriter(tmp_path / "link") as run:
-        run.write("q1", ["a"])
+        run.write_query("q1", ["a"])
     assert (tmp_path / "link").is_symlink()
     assert target.read_text().startswith("q1 ")
 
@@ -231,9 +231,9 @@ def test_run_writer_follows_symbolic_link(tmp_path: Path) -> None:
 @pytest.mark.parametrize("invalid_id", ["", "a b", "a\tb", "a\nb", "a\0b", "\ud800"])
 def test_run_writer_rejects_ids_with_white_space(tmp_path: Path, invalid_id: str) -> None:
     with pytest.raises(InputError, match="cannot be written to a TREC file"), RunWriter(tmp_path / "1") as run:
-        run.write(invalid_id, ["a"])
+        run.write_query(invalid_id, ["a"])
     with pytest.raises(InputError, match="cannot be written to a TREC file"), RunWriter(tmp_path / "2") as run:
-        run.write("q", ["a", invalid_id])
+        run.write_query("q", ["a", invalid_id])
     assert (tmp_path / "2.part").read_bytes() == b"", "a query is written whole or not at all"
     with pytest.raises(InputError, match="cannot be written to a TREC file"):
         RunWriter(tmp_path / "3", tag=invalid_id)
@@ -264,7 +264,7 @@ def test_run_file_and_writer_preserve_ids_byte_for_byte(
     )
     with RunWriter(tmp_path / "out") as writer:
         for query_id, candidates in RunFile(path):
-            writer.write(query_id, [candidate.doc_id for candidate in candidates])
+            writer.write_query(query_id, [candidate.doc_id for candidate in candidates])
     fields = [line.split(b" ") for line in (tmp_path / "out").read_bytes().split(b"\n")[:-1]]
     assert [(line[0], line[2]) for line in fields] == [(raw_query_id, raw_doc_id) for raw_doc_id in doc_ids]
 

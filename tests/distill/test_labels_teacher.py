@@ -68,7 +68,9 @@ def test_labels_teacher_gets_the_same_prompt_as_a_reranker(tmp_path: Path, promp
     with Reranker(teacher, strategy=SINGLE_WINDOW, depth=MAX_SET_SIZE, **options) as reranker:
         list(trace_sets(reranker, [candidate_set], active_sets))
         ((_, (key,)),) = reranker.journal.sets_with_calls()
-        teacher_messages = reranker.journal.find_request(key)["messages"]
+        call = reranker.journal.find_call(key)
+        assert call is not None
+        teacher_messages = call.request["messages"]
     model = ScriptedModel(["[1] > [2] > [3] > [4] > [5] > [6]"])
     with Reranker(model, strategy="sliding", depth=6, **options) as reranker:
         run = {"q": [Candidate(doc_id, 0) for doc_id in candidate_set.doc_ids]}
@@ -124,7 +126,9 @@ def test_labels_teacher_truncates_passages_with_the_given_tokenizer(tmp_path: Pa
     with Reranker(teacher, strategy=SINGLE_WINDOW, depth=MAX_SET_SIZE, prompt="compact", passage_tokens=20) as reranker:
         list(trace_sets(reranker, [candidate_set], active_sets))
         ((_, (key,)),) = reranker.journal.sets_with_calls()
-        lines = reranker.journal.find_request(key)["messages"][0]["content"].splitlines()
+        call = reranker.journal.find_call(key)
+        assert call is not None
+        lines = call.request["messages"][0]["content"].splitlines()
     assert [len(line.split()) - 2 for line in lines[1:4]] == [6, 19, 20]  # its number stands before and after
     with pytest.raises(InputError, match=r"is no tokenizer"):
         LabelsTeacher(active_sets.get_set, {}, "verdicts", __file__)

@@ -50,7 +50,7 @@ def count_new_calls(model: Any, sets: list[CandidateSet], journal: Path, **optio
     active_sets = ActiveSets()
     with Reranker(model, strategy=SINGLE_WINDOW, depth=MAX_SET_SIZE, journal=journal, **options) as reranker:
         assert list(trace_sets(reranker, sets, active_sets)) == [candidate_set.set_id for candidate_set in sets]
-        assert not active_sets
+        assert not active_sets.queries
         return reranker.stats.new_calls
 
 
@@ -105,7 +105,7 @@ def test_trace_sets_reads_sets_lazily(tmp_path: Path) -> None:
     def read_sets() -> Iterator[CandidateSet]:
         nonlocal max_active
         for row in make_sets(400):
-            max_active = max(max_active, len(active_sets))
+            max_active = max(max_active, len(active_sets.queries))
             yield row
 
     with Reranker(

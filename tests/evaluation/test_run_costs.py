@@ -27,8 +27,7 @@ def test_read_query_costs_sums_the_calls_of_each_query() -> None:
     assert (second.query_id, second.calls, second.usage) == ("b", 1, Usage(10, 2))
 
     cost = RunCost()
-    for query in (first, second):
-        cost.add(query)
+    cost.add([first, second])
     assert (cost.calls, cost.tokens, cost.model_seconds, cost.rounds, cost.unranked) == (5, 48, 2.0, 1.5, 0)
     assert cost.repairs == first.repairs + second.repairs
     assert list(cost.queries) == ["a", "b"]

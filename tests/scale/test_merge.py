@@ -49,7 +49,7 @@ def rerank(output: Path, shard: Shard | None = None, query_ids: tuple[str, ...] 
         with RunWriter(output) as writer:
             rankings = rerank_run(reranker, run, QUERIES, Passages(), query_count=len(run), settings=SETTINGS)
             for query_id, ranking in rankings:
-                writer.write(query_id, ranking.doc_ids)
+                writer.write_query(query_id, ranking.doc_ids)
         return reranker.stats.new_calls
 
 

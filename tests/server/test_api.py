@@ -363,6 +363,16 @@ def test_informational_paths_return_their_documents(server: ServerClient) -> Non
     }
 
 
+def test_openapi_defaults_are_allowed_by_their_schemas(server: ServerClient) -> None:
+    components = server.get("/openapi.json").json["components"]["schemas"]
+    fields = [field for schema in components.values() for field in schema.get("properties", {}).values()]
+    nullable = [field for field in fields if "default" in field and field["default"] is None]
+    assert len(nullable) > 10
+    for field in nullable:
+        assert "type" not in field, field
+        assert {"type": "null"} in field["anyOf"], field
+
+
 def test_unknown_paths_and_methods_return_json_errors(server: ServerClient) -> None:
     for method, path, status in (("GET", "/nothing", 404), ("GET", "/v2/rerank", 405), ("DELETE", "/health", 405)):
         answer = server.send(method, path)

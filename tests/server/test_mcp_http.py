@@ -182,7 +182,7 @@ def test_mcp_http_rejects_malformed_messages(server: ServerClient, raw: bytes, v
 def test_mcp_http_replaces_lone_surrogates(server: ServerClient) -> None:
     answer = post(server, call_message(query="q", documents=["\ud800 a", "b"], return_documents=True))
     assert indices(answer) == [1, 0]
-    assert answer.json["result"]["structuredContent"]["results"][1]["text"] == "? a"
+    assert answer.json["result"]["structuredContent"]["results"][1]["text"] == "\ufffd a"
 
 
 @pytest.mark.parametrize("version", [VERSION, "2025-06-18"])

@@ -200,8 +200,8 @@ def test_noise_by_name_finds_presets_and_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no JSON"),
-        ("[1]", "a list"),
+        ("", "invalid JSON"),
+        ("[1]", "not an object"),
         ('{"std": 1}', "unknown key std (did you mean sd?)"),
         ('{"sd": -1}', "sd = -1"),
         ('{"sd": "1"}', "sd = '1'"),

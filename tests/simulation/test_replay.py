@@ -227,8 +227,6 @@ def test_expected_with_fixed_times() -> None:
     assert expected([[blocks]], CallTime(10), 1) == (30, 30)
     assert expected([[blocks], [sliding]], CallTime(0, 1), 2) == ((30 + 40) / 2, (30 + 40) / 2)
     assert expected([], CallTime(1), 1) == (0, 0)
-    with pytest.raises(InputError, match="concurrency is 0"):
-        expected([], CallTime(1), 0)
 
 
 def test_draw_seconds_is_lognormal_and_deterministic() -> None:

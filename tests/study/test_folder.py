@@ -102,7 +102,7 @@ def test_missing_files_lists_everything_at_once(bench: StudyBench, tmp_path: Pat
         Collection("near", (FirstStage("own"),), None, bench.collection.queries, bench.collection.documents),
     )
     model_with_prompt = ModelPlan("m", prompt=tmp_path / "prompt.txt", get="write it")
-    missing = missing_files(Study("s", collections, (model_with_prompt,), ({},)))
+    missing = list(missing_files(Study("s", collections, (model_with_prompt,), ({},))))
     assert [(item.owner, item.get) for item in missing] == [
         ("c", "run splade"),
         ("far", "download it"),

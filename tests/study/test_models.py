@@ -125,7 +125,7 @@ def test_study_command_rejects_changed_noise_file(
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("weka", "did you mean weak?"), ("broken.json", "no JSON"), ("half.json", "shares that sum to 1")],
+    [("weka", "did you mean weak?"), ("broken.json", "invalid JSON"), ("half.json", "shares that sum to 1")],
 )
 def test_study_command_reports_invalid_noise_before_running(
     name: str, message: str, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any

@@ -90,12 +90,6 @@ def test_combined_strategy_gives_the_mean_score_without_a_likelihood() -> None:
     assert steps.send([window_result(window, "abc", a=-9.0, c=-1.0)]).ranking.doc_ids == ("c", "b", "a")
 
 
-@pytest.mark.parametrize("first_stage_weight", [-1.0, float("nan"), float("inf")])
-def test_combined_strategy_rejects_invalid_first_stage_weight(first_stage_weight: float) -> None:
-    with pytest.raises(InputError, match="first_stage_weight"):
-        Combined(Single(3), first_stage_weight)
-
-
 class LengthAndXModel(ScriptedModel):
     """Likelihood grows with a passage's length; compared, what holds an x comes first."""
 

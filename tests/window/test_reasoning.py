@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rank_k.errors import InputError
+from rank_k.option_values import ReasoningMode
 from rank_k.types import Window, WindowRanking
 from rank_k.window.reasoning import (
     AutoReasoningPolicy,
-    ReasoningMode,
     answer_confidence,
     ranking_agreement,
     should_reason,

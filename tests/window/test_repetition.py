@@ -20,7 +20,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rank_k.data.token_estimate import estimate_tokens
-from rank_k.window.repetition import CHECK_INTERVAL, TAIL_CHARACTERS, RepetitionDetector
+from rank_k.window.repetition import CHECK_INTERVAL, TAIL_CHARACTERS, repetition_detector
 from tests.support.waiting import cpu_seconds
 
 TRACES = Path(__file__).parent / "traces"
@@ -111,16 +111,15 @@ def split_pieces(text: str, cuts: Iterable[int]) -> list[str]:
     return [text[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-def detect(parts: Iterable[str], passages: int = 20) -> tuple[RepetitionDetector, int | None]:
-    """Return the detector, and after how many characters it detected a loop (None: never)."""
-    detector = RepetitionDetector(passages)
+def detect(parts: Iterable[str], passages: int = 20) -> tuple[int | None, int | None]:
+    """Return where a loop starts, and after how many characters it was detected (None: never)."""
+    find_repetition = repetition_detector(passages)
     count = 0
     for part in parts:
         count += len(part)
-        if detector.feed(part):
-            return detector, count
-    assert detector.start is None
-    return detector, None
+        if (start := find_repetition(part)) is not None:
+            return start, count
+    return None, None
 
 
 def repeat_unit(beginning: str, unit: str) -> str:
@@ -135,13 +134,12 @@ def remove_blanks_and_digits(text: str) -> str:
 def assert_loop_detected(beginning: str, unit: str) -> None:
     """Assert that a loop of this unit is detected within 320 tokens and 1,000 characters of its second appearance."""
     text = repeat_unit(beginning, unit)
-    detector, detected_at = detect(text)
+    start, detected_at = detect(text)
     assert detected_at is not None
     delay_text = text[len(beginning) + 2 * len(unit) : detected_at]
     assert len(delay_text) <= 1000
     words = re.sub(r"(?:([^\w\s]|_)\1+|\d)", "", delay_text)  # the estimate has a token for each mark and digit
     assert estimate_tokens(words) <= 320
-    start = detector.start
     assert start is not None
     # It begins with the second appearance; or before, where the beginning ends as the unit does or the unit is itself
     # a repetition.
@@ -192,11 +190,11 @@ def test_detector_detects_loops_after_long_traces(length: int, seed: int) -> Non
 @pytest.mark.parametrize("name", ["counting attempts", "a step and a time"])
 def test_detector_detects_paragraphs_with_changing_numbers(name: str) -> None:
     units = [COUNTING_LOOPS[name](i) for i in range(8)]
-    detector, detected_at = detect("Okay, so. " + "".join(units))
+    start, detected_at = detect("Okay, so. " + "".join(units))
     assert detected_at is not None
     assert detected_at <= len("Okay, so. " + units[0] + units[1]) + 1200
-    assert detector.start is not None
-    assert abs(detector.start - len("Okay, so. " + units[0])) < 5
+    assert start is not None
+    assert abs(start - len("Okay, so. " + units[0])) < 5
 
 
 @pytest.mark.parametrize(("name", "limit"), [(name, 1000 if "ids" in name else 2000) for name in COUNTING_LOOPS])
@@ -215,11 +213,11 @@ def test_detector_detects_sentences_repeated_in_random_order() -> None:
         "But [7] is a definition only, and the question asks for a reason. ",
     )
     text = ORDINARY_TRACES["wait and hmm"] + "".join(random.choice(sentences) for _ in range(200))
-    detector, detected_at = detect(text)
+    start, detected_at = detect(text)
     assert detected_at is not None
     assert detected_at < len(text) / 2
-    assert detector.start is not None
-    assert len(ORDINARY_TRACES["wait and hmm"]) < detector.start < detected_at
+    assert start is not None
+    assert len(ORDINARY_TRACES["wait and hmm"]) < start < detected_at
 
 
 # --- ordinary traces ---
@@ -275,15 +273,15 @@ def test_detector_ignores_periods_longer_than_half_the_tail() -> None:
 @given(name=st.sampled_from(sorted(LOOPS)), cuts=st.lists(st.integers(0, 10**6), max_size=40))
 def test_detector_detects_loops_independently_of_pieces(name: str, cuts: list[int]) -> None:
     text = repeat_unit(*LOOPS[name])
-    detector, detected_at = detect(text)  # letter by letter
+    start, detected_at = detect(text)  # letter by letter
     parts = split_pieces(text, cuts)
-    piecewise_detector, piecewise_detected_at = detect(parts)
-    assert piecewise_detector.start == detector.start
+    piecewise_start, piecewise_detected_at = detect(parts)
+    assert piecewise_start == start
     assert detected_at is not None
     assert detected_at % CHECK_INTERVAL == 0
     assert piecewise_detected_at == min(end for end in itertools.accumulate(map(len, parts)) if end >= detected_at)
-    assert piecewise_detector.feed("and what comes then is not read")
-    assert piecewise_detector.start == detector.start
+    find_repetition = repetition_detector()
+    assert [find_repetition(part) for part in (text, "and what comes then is not read")] == [start, start]
 
 
 HOSTILE_TEXTS = st.text(st.characters(codec=None), max_size=80)
@@ -298,12 +296,11 @@ HOSTILE_TEXTS = st.text(st.characters(codec=None), max_size=80)
 )
 def test_detector_reads_any_text_independently_of_pieces(unit: str, between: str, times: int, cuts: list[int]) -> None:
     text = between + unit * times + between
-    detector, detected_at = detect([text])
-    piecewise_detector = detect(split_pieces(text, cuts))[0]
-    assert piecewise_detector.start == detector.start
+    start, detected_at = detect([text])
+    assert detect(split_pieces(text, cuts))[0] == start
     if detected_at is not None:
-        assert detector.start is not None
-        assert 0 <= detector.start < detected_at
+        assert start is not None
+        assert 0 <= start < detected_at
 
 
 def hostile_text(kind: str, size: int) -> str:
@@ -327,9 +324,9 @@ def test_detector_takes_linear_time(kind: str) -> None:
     """Eight times the text takes about eight times as long; quadratic time would be 64 times as long."""
 
     def feed(size: int) -> None:
-        detector, text = RepetitionDetector(), hostile_text(kind, size)
+        find_repetition, text = repetition_detector(), hostile_text(kind, size)
         for part in split_pieces(text, range(0, len(text), 1000)):
-            detector.feed(part)
+            find_repetition(part)
 
     short_time, long_time = cpu_seconds(partial(feed, 12_500), partial(feed, 100_000), rounds=3)
     assert long_time < 24 * short_time
@@ -339,9 +336,9 @@ def test_detector_uses_little_memory() -> None:
     text = hostile_text("ideographs", 20_000)
     tracemalloc.start()
     try:
-        detectors = [RepetitionDetector() for _ in range(4)]
+        detectors = [repetition_detector() for _ in range(4)]
         for part in split_pieces(text, range(0, len(text), 1000)):
-            assert not any(detector.feed(part) for detector in detectors)
+            assert all(find_repetition(part) is None for find_repetition in detectors)
         assert tracemalloc.get_traced_memory()[0] < 4 * 500_000 + 2_000_000  # and what they share
     finally:
         tracemalloc.stop()
@@ -352,10 +349,10 @@ def test_detector_takes_linear_time_without_loops() -> None:
     """The last words of a million cost as much as the first; reading all text at each check costs much more."""
     random = Random(0)
     words = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=random.randint(2, 9))) for _ in range(20_000)]
-    detector, seconds = RepetitionDetector(), []
+    find_repetition, seconds = repetition_detector(), []
     for _ in range(60):
         text = " ".join(random.choices(words, k=20_000)) + " "
         start = time.process_time()
-        assert not any(detector.feed(text[i : i + 64]) for i in range(0, len(text), 64))
+        assert all(find_repetition(text[i : i + 64]) is None for i in range(0, len(text), 64))
         seconds.append(time.process_time() - start)
     assert min(seconds[-5:]) < 2.5 * min(seconds[:5])

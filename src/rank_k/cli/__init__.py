@@ -1,7 +1,7 @@
 """The command `rank-k`, with one module per verb. Only the module of the verb in use is imported.
 
-A verb's module has `EXAMPLE` (a command that runs as printed), `add_arguments(parser)` and
-`run(args) -> exit status`. Exit statuses: 0 done; 1 a check of `doctor` failed; 2 wrong options or data, or a model
+A verb's module has `add_arguments(parser)` and `run(args) -> exit status`. `args.command_line` is the command as it
+was typed. Exit statuses: 0 done; 1 a check of `doctor` failed; 2 wrong options or data, or a model
 that does not respond; 3 done, but with `--strict` and windows left unranked; 130 interrupted.
 """
 
@@ -16,29 +16,67 @@ import os
 import shlex
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from rank_k.errors import RankKError
 
+
+class Command(NamedTuple):
+    """A verb, or a step of `distill`. `example` is a command that runs as printed."""
+
+    help: str
+    example: str
+
+
 VERBS = {
-    "demo": "rerank passages of Python's own documentation, and see them before and after",
-    "fetch": "get the weights of the embedded model",
-    "retrieve": "make a first-stage run with BM25",
-    "rerank": "rerank a first-stage run with a language model that reasons",
-    "simulate": "try strategies on a simulated judge: plan before you pay",
-    "evaluate": "measure runs against judgments, and compare them",
-    "study": "compare strategies, budgets, samples, depths and models: quality, tokens, rounds, seconds",
-    "distill": "make a student: sample candidate sets, trace a teacher, select what to learn, train, export",
-    "serve": "answer rerank requests over HTTP, as Cohere's, Jina's and other APIs do, and look at journals",
-    "mcp": "offer reranking as a tool to assistants and agents, over the Model Context Protocol",
-    "journal": "look into the file in which every call is kept",
-    "doctor": "say what is installed, which model answers, and (with --probe) what it can do",
+    "demo": Command("rerank passages of Python's own documentation, and see them before and after", "rank-k demo"),
+    "fetch": Command("get the weights of the embedded model", "rank-k fetch"),
+    "retrieve": Command(
+        "make a first-stage run with BM25",
+        "rank-k retrieve --documents corpus.jsonl.gz --queries queries.jsonl --output bm25.trec",
+    ),
+    "rerank": Command(
+        "rerank a first-stage run with a language model that reasons",
+        "rank-k rerank --run bm25.trec --queries queries.jsonl --documents corpus.jsonl.gz --output reranked.trec"
+        " --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B",
+    ),
+    "simulate": Command(
+        "try strategies on a simulated judge: plan before you pay",
+        "rank-k simulate --run bm25.trec --qrels qrels.trec --noise strong --call-seconds 20+2.5w --concurrency 16,64",
+    ),
+    "evaluate": Command(
+        "measure runs against judgments, and compare them",
+        "rank-k evaluate --qrels qrels.trec bm25.trec reranked.trec --baseline bm25.trec --report report.html",
+    ),
+    "study": Command(
+        "compare strategies, budgets, samples, depths and models: quality, tokens, rounds, seconds",
+        "rank-k study --dataset beir:DIR --run bm25.trec --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B"
+        " --strategy sliding,blocks --reasoning off,500,full --output study",
+    ),
+    "distill": Command(
+        "make a student: sample candidate sets, trace a teacher, select what to learn, train, export",
+        "rank-k distill sample --help",
+    ),
+    "serve": Command(
+        "answer rerank requests over HTTP, as Cohere's, Jina's and other APIs do, and look at journals",
+        "rank-k serve --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal served.sqlite",
+    ),
+    "mcp": Command(
+        "offer reranking as a tool to assistants and agents, over the Model Context Protocol",
+        "rank-k mcp --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal asked.sqlite",
+    ),
+    "journal": Command(
+        "look into the file in which every call is kept", "rank-k journal cost reranked.trec.journal.sqlite"
+    ),
+    "doctor": Command(
+        "say what is installed, which model answers, and (with --probe) what it can do", "rank-k doctor --probe"
+    ),
 }
-"""The verbs and what they do. A verb is a module of this package."""
+"""The verbs. Each is a module of this package."""
 
 GC_THRESHOLD = 50_000
 """Allocations between two runs of the garbage collector, instead of Python's 700. Nearly every object of a command is
@@ -54,8 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if unknown:  # without its value, which can be a key
         name = unknown[0].partition("=")[0]
-        print(f"{_command_name(args)}: there is no option {name}; see {_command_name(args)} --help", file=sys.stderr)
-        return 2
+        return _print_mistake(args, f"there is no option {name}; see {_command_name(args)} --help")
+    args.command_line = shlex.join(("rank-k", *arguments))
     return _run_verb(args)
 
 
@@ -94,36 +132,6 @@ def resumable(journal: Path) -> Iterator[None]:
         ) from None
 
 
-def format_command(
-    verb: str, add_arguments: Callable[[argparse.ArgumentParser], None], args: argparse.Namespace
-) -> str:
-    """Return the command that parses to `args`, without options that have their default.
-
-    Args:
-        verb: The verb of the command.
-        add_arguments: Adds the verb's arguments to a parser.
-        args: Its arguments. Missing ones have their default.
-    """
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    defaults = vars(parser.parse_args([]))
-    words = ["rank-k", verb]
-    for action in sorted(parser._actions, key=lambda action: bool(action.option_strings)):  # positional ones first
-        default = defaults.get(action.dest)
-        value = getattr(args, action.dest, default)
-        if value == default:
-            continue
-        name = action.option_strings[:1]
-        values = value if isinstance(value, list) else [value]
-        if isinstance(action, argparse._AppendAction):
-            words += [word for item in values for word in (*name, str(item))]
-        elif action.const is not None and value == action.const:  # of an option that is given without a value
-            words += name
-        else:
-            words += [*name, *("none" if item is None else str(item) for item in values)]
-    return shlex.join(words)
-
-
 def _print_mistake(args: argparse.Namespace, message: str) -> int:
     print(f"{_command_name(args)}: {' '.join(message.split())}", file=sys.stderr)
     return 2
@@ -150,25 +158,25 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rank-k {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb")
     requested = next((argument for argument in arguments if not argument.startswith("-")), None)
-    for name, help_text in VERBS.items():
+    for name, command in VERBS.items():
         if name == requested:
-            add_verb(verbs, name, help_text, _import_verb(name))
+            add_command(verbs, name, command, _import_verb(name))
         else:
-            verbs.add_parser(name, help=help_text)  # listed, but not imported
+            verbs.add_parser(name, help=command.help)  # listed, but not imported
     return parser
 
 
-def add_verb(verbs: argparse._SubParsersAction[Any], name: str, help_text: str, module: ModuleType) -> None:
-    """Add the verb `name`, which `module` implements."""
-    verb = verbs.add_parser(
+def add_command(commands: argparse._SubParsersAction[Any], name: str, command: Command, module: ModuleType) -> None:
+    """Add the verb or step `name`, which `module` implements."""
+    parser = commands.add_parser(
         name,
-        help=help_text,
-        description=help_text,
-        epilog=f"example: {module.EXAMPLE}",
+        help=command.help,
+        description=command.help,
+        epilog=f"example: {command.example}",
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
-    module.add_arguments(verb)
+    module.add_arguments(parser)
 
 
 class _OneLineErrorParser(argparse.ArgumentParser):

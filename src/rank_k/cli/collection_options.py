@@ -5,21 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rank_k.cli.common_flags import DATASET_HELP, add_flags
 from rank_k.cli.progress import progress_bar
 from rank_k.data.collections.base import CorpusFile, ExcludedDocuments
 from rank_k.data.collections.registry import Corpus, DocumentStore, find_collection
 from rank_k.errors import InputError
 
-DATASET_HELP = "beir:DIR, bright:SUBSET, python-docs or an ir_datasets id"
-
 
 def add_collection_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("collection", "files may be compressed (.gz, .zst); see docs/collections.md")
-    group.add_argument(
-        "--dataset", metavar="NAME", help=f"{DATASET_HELP}; stands for queries, documents and qrels together"
-    )
-    group.add_argument("--queries", type=Path, metavar="FILE", help="JSONL (_id, text), TSV or TREC topics")
-    group.add_argument("--documents", type=Path, metavar="FILE", help="JSONL (_id, title, text) or TSV")
+    add_flags(group, "--dataset", "--queries", "--documents")
 
 
 class RequestedCollection:

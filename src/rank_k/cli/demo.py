@@ -8,7 +8,8 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 
-from rank_k.cli.model_options import add_options, add_server_options, positive_int, reranker_options
+from rank_k.cli.common_flags import positive_int
+from rank_k.cli.model_options import add_options, add_server_options, reranker_options
 from rank_k.data.collections.demo import load_passages, load_qrels, load_questions
 from rank_k.errors import InputError
 from rank_k.evaluation.measures import evaluate
@@ -17,8 +18,6 @@ from rank_k.options import OPTIONS
 from rank_k.reranker import Reranker
 from rank_k.retrieval.bm25 import retrieve
 from rank_k.types import Candidate, Passage, Query
-
-EXAMPLE = "rank-k demo"
 
 DEPTH = 12
 PASSAGE_TOKENS = 120  # a docstring's gist; the embedded model reads some 200 tokens a second

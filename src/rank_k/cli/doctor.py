@@ -25,8 +25,6 @@ from rank_k.window.parsing import parse_ranking
 from rank_k.window.prompt import OFFICIAL_SHA256, default_template, read_template
 from rank_k.window.scorers import query_log_probability
 
-EXAMPLE = "rank-k doctor --probe"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--probe", action="store_true", help="ask the model a few small questions")

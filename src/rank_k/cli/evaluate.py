@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rank_k.cli import format_command
-from rank_k.cli.collection_options import DATASET_HELP, RequestedCollection
-from rank_k.cli.output_files import check_outputs
-from rank_k.cli.price_options import Prices, add_price_options, prices_for_model
+from rank_k.cli.collection_options import RequestedCollection
+from rank_k.cli.common_flags import add_flags, reject_flags
+from rank_k.cli.file_checks import check_outputs
+from rank_k.cli.price_options import add_price_options, prices_for_model
 from rank_k.cli.render import evaluation_text, preferences_text
 from rank_k.cli.render.tables import print_tables
 from rank_k.data.collections.base import RunWithoutExcluded
@@ -29,25 +28,15 @@ from rank_k.evaluation.run_costs import RunCost, find_journal, read_run_cost
 from rank_k.reports.evaluation_report import ReportOrigin, render_report
 from rank_k.types import Run
 
-EXAMPLE = "rank-k evaluate --qrels qrels.trec bm25.trec reranked.trec --baseline bm25.trec --report report.html"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="TREC runs, or score.json files")
-    parser.add_argument("--qrels", type=Path, metavar="FILE", help="TREC or BEIR judgments")
-    parser.add_argument("--dataset", metavar="NAME", help=f"{DATASET_HELP}, whose judgments are used")
-    parser.add_argument(
-        "--measures",
-        nargs="+",
-        metavar="M",
-        help="as ir_measures writes them (nDCG@10 nDCG@20 AP RR@10 R@100 Judged@10), the one that counts most first",
-    )
+    add_flags(parser, "--qrels", "--dataset", "--measures", "--json")
     parser.add_argument(
         "--ties",
         choices=("file", "trec_eval"),
         help="equal scores: in the order of the file (the default), or by descending id as in trec_eval",
     )
-    parser.add_argument("--json", action="store_true", help="JSON with every query's values, on stdout")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="a line for each run, measure and query")
     group = parser.add_argument_group(
         "comparison", "paired by query, corrected for their number; see docs/evaluation.md"
@@ -71,28 +60,26 @@ def run(args: argparse.Namespace) -> int:
         return _evaluate_preferences(args)
     if not args.runs:
         raise InputError("there is no run to evaluate", "name one or more, or --preferences FILE")
-    comparison, render_report = _evaluate(args, intervals=bool(args.baseline or args.json or args.report))
+    comparison = _compare(args, intervals=bool(args.baseline or args.json or args.report))
     if args.csv is not None:  # files first: a reader of the output may close it before its end
         with args.csv.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(evaluation_text.rows(comparison))
     if args.report is not None:
-        args.report.write_text(render_report(), encoding="utf-8")
+        args.report.write_text(_render_report(args, comparison), encoding="utf-8")
     _print_result(comparison, evaluation_text, args.json)
     return 0
 
 
 def report_page(args: argparse.Namespace, links: Sequence[tuple[str, str, bool]] = ()) -> str:
     """Return what `--report` writes for these arguments. `links`: as `rank_k.reports.evaluation_report` takes them."""
-    _, render_report = _evaluate(args, intervals=True)
-    return render_report(links=links)
+    return _render_report(args, _compare(args, intervals=True), links)
 
 
-def _evaluate(args: argparse.Namespace, *, intervals: bool) -> tuple[RunComparison, Callable[..., str]]:
-    """Return the comparison of the runs that `args` names, and a function that renders its report.
+def _compare(args: argparse.Namespace, *, intervals: bool) -> RunComparison:
+    """Return the comparison of the runs that `args` names. Raises `InputError` for files that do not belong together.
 
-    Raises `InputError` for files that do not belong together.
+    `intervals`: also compute the confidence intervals of the means.
     """
-
     collection = RequestedCollection(args)
     qrels_file = collection.file("qrels")
     run_files, baseline = _name_runs(args.runs, args.baseline)
@@ -107,33 +94,26 @@ def _evaluate(args: argparse.Namespace, *, intervals: bool) -> tuple[RunComparis
             raise InputError(
                 f"none of the queries of {name} is judged in {qrels_file}", "give files that belong together"
             )
-    comparison = compare_runs(
+    costs = {name: _run_cost(args, name, run_files[name], journals[name], name in named_journals) for name in journals}
+    return compare_runs(
         qrels,
         runs,
         args.measures or DEFAULT_MEASURES,
         baseline=baseline,
         ties=args.ties or "file",
-        costs={
-            name: _run_cost(name, run_files[name], journal, name in named_journals, partial(prices_for_model, args))
-            for name, journal in journals.items()
-        },
+        costs=costs,
         intervals=intervals,
     )
-    # The command is to be run again for its files, not for its output to the terminal.
-    command = format_command("evaluate", add_arguments, argparse.Namespace(**{**vars(args), "json": False}))
-    return comparison, partial(_render_report, comparison, ReportOrigin(command, str(qrels_file)), collection)
 
 
 def _render_report(
-    comparison: RunComparison,
-    origin: ReportOrigin,
-    collection: RequestedCollection,
-    links: Sequence[tuple[str, str, bool]] = (),
+    args: argparse.Namespace, comparison: RunComparison, links: Sequence[tuple[str, str, bool]] = ()
 ) -> str:
+    collection = RequestedCollection(args)
     queries_file = collection.find_file("queries")
     queries = {} if queries_file is None else read_queries(queries_file)
     texts = {query_id: query.text for query_id, query in queries.items()}
-    return render_report(comparison, origin, texts, links)
+    return render_report(comparison, ReportOrigin(args.command_line, str(collection.file("qrels"))), texts, links)
 
 
 def _name_runs(paths: Sequence[Path], baseline: Path | None) -> tuple[dict[str, Path], str]:
@@ -159,9 +139,7 @@ def _parse_journals(options: Sequence[str], runs: Mapping[str, Path]) -> dict[st
     return journals
 
 
-def _run_cost(
-    name: str, run_file: Path, journal: Path, required: bool, prices: Callable[[str], Prices | None]
-) -> RunCost | None:
+def _run_cost(args: argparse.Namespace, name: str, run_file: Path, journal: Path, required: bool) -> RunCost | None:
     """Return the cost of a run, with money where prices are given. Only a `required` journal must be readable."""
     try:
         cost = read_run_cost(journal, run_file)
@@ -170,7 +148,7 @@ def _run_cost(
             raise
         print(f"{name}: without its cost: {error}", file=sys.stderr)
         return None
-    if cost is not None and (price := prices(cost.model)) is not None:
+    if cost is not None and (price := prices_for_model(args, cost.model)) is not None:
         cost.money = price.cost_of(cost.usage)
     return cost
 
@@ -187,10 +165,11 @@ def read_runs(run_files: Mapping[str, Path], collection: RequestedCollection) ->
 
 
 def _evaluate_preferences(args: argparse.Namespace) -> int:
+    remedy = "leave it out, or give two commands"
+    if args.runs:
+        raise InputError("--preferences has no use for RUN", remedy)
     run_options = ("qrels", "dataset", "measures", "ties", "csv", "baseline", "report", "queries", "journal")
-    ignored = ["RUN"] if args.runs else [f"--{name}" for name in run_options if getattr(args, name)]
-    if ignored:
-        raise InputError(f"--preferences has no use for {ignored[0]}", "leave it out, or give two commands")
+    reject_flags(args, run_options, "--preferences has no use for {flag}", remedy)
     result = summarize_preferences(chain.from_iterable(map(read_judgments, args.preferences)))
     _print_result(result, preferences_text, args.json)
     return 0

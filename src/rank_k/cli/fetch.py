@@ -9,8 +9,6 @@ from pathlib import Path
 from rank_k.cli.progress import progress_bar
 from rank_k.models.weights import DEFAULT_WEIGHTS, fetch, find_named_weights
 
-EXAMPLE = "rank-k fetch"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="which weights; smollm2-135m-instruct if left out")

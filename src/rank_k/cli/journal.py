@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rank_k.cli.output_files import check_outputs
+from rank_k.cli.file_checks import check_outputs, open_journal
 from rank_k.cli.price_options import add_price_options, prices_for_model
 from rank_k.cli.render.tables import Table, print_tables
 from rank_k.data.trec import read_qrels
@@ -19,8 +19,6 @@ from rank_k.journal import Journal, WindowRecord
 from rank_k.simulation.noise_file import noise_to_json
 from rank_k.simulation.noise_fit import fit_noise
 from rank_k.simulation.observations import observations_of
-
-EXAMPLE = "rank-k journal cost reranked.trec.journal.sqlite"
 
 FIT_NOISE = "fit-noise"
 
@@ -43,15 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if not args.journal.is_file():
-        raise InputError(f"there is no journal {args.journal}", "name the file that rank-k rerank --journal wrote")
     if (args.what == FIT_NOISE) != (args.qrels is not None):
         raise InputError("fit-noise and --qrels go together", f"rank-k journal {FIT_NOISE} JOURNAL --qrels FILE")
     if args.output is not None:
         if args.what != FIT_NOISE:
             raise InputError(f"{args.what} has no use for --output", "it writes to standard output")
         check_outputs({"--output": args.output}, (args.journal, args.qrels))
-    with closing(Journal(args.journal, read_only=True)) as journal:
+    with closing(open_journal(args.journal, "name the file that rank-k rerank --journal wrote")) as journal:
         if args.run is not None and args.run not in (names := [record.run for record in journal.runs()]):
             raise InputError(f"there is no run {args.run} in {args.journal}", f"one of: {', '.join(names) or 'none'}")
         if args.what == "cost":

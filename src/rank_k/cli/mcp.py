@@ -7,14 +7,11 @@ import logging
 import sys
 from pathlib import Path
 
+from rank_k.cli.common_flags import reject_flags
 from rank_k.cli.model_options import add_ranking_options, add_server_options
-from rank_k.cli.server_options import access_config, add_server_arguments, open_service
-from rank_k.errors import InputError
+from rank_k.cli.server_options import access_config, add_server_arguments, open_service, serve_app
 from rank_k.optional_deps import load
 from rank_k.server.mcp import PATH, make_mcp_app, serve_stdio
-from rank_k.server.run import serve
-
-EXAMPLE = "rank-k mcp --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal asked.sqlite"
 
 _HTTP_OPTIONS = (
     *("host", "port", "client_key_env", "insecure", "allow_host", "allow_origin"),
@@ -27,14 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_server_options(parser)
     add_ranking_options(parser)
     parser.add_argument("--journal", type=Path, metavar="FILE", help="keeps every call (a temporary one)")
-    add_server_arguments(parser, 8788, "who may ask (with --http)")
+    add_server_arguments(parser, "mcp", "who may ask (with --http)")
 
 
 def run(args: argparse.Namespace) -> int:
     logging.getLogger().addHandler(logging.NullHandler())  # the SDK's own messages quote what clients send
     access = access_config(args) if args.http else None
     if access is None:
-        _check_stdio_options(args)
+        reject_flags(args, _HTTP_OPTIONS, "{flag} goes with --http", "add --http, or leave it out")
     load("mcp")  # or report that it is missing, before a model is started
     with open_service(args, access) as service:
         model = service.model or "the model"
@@ -42,22 +39,6 @@ def run(args: argparse.Namespace) -> int:
             print(f"rank-k mcp: {model} on standard input and output", file=sys.stderr)
             serve_stdio(service)
         else:
-            app = make_mcp_app(service, access)
-            serve(
-                service,
-                app,
-                access.host,
-                args.port,
-                lambda url: print(f"rank-k mcp: {model} at {url}{PATH}", flush=True),
-            )
+            serve_app(args, service, make_mcp_app(service, access), access.host, model, PATH)
     print("rank-k mcp: stopped", file=sys.stderr)
     return 0
-
-
-def _check_stdio_options(args: argparse.Namespace) -> None:
-    """Raise `InputError` for an option that would be without effect."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    for name in _HTTP_OPTIONS:
-        if getattr(args, name) != parser.get_default(name):
-            raise InputError(f"--{name.replace('_', '-')} goes with --http", "add --http, or leave it out")

@@ -6,13 +6,14 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-from rank_k.errors import InputError, RankKError
+from rank_k.cli.common_flags import add_flags, flag_type
+from rank_k.errors import InputError
 from rank_k.models.http import base_url
 from rank_k.options import (
     OPTIONS,
@@ -22,36 +23,21 @@ from rank_k.options import (
     Option,
     RankingOptions,
     RerankOptions,
-    ValueKind,
-    number,
     options_of,
-    whole_number,
 )
 from rank_k.strategies import load_strategy_class
 
 DEFAULT_KEY_VARIABLE = "RANK_K_API_KEY"
 KEY_OPTION = "--api-key-env"
 
-NOISE_HELP = "none, strong, weak, or a FILE from rank-k journal fit-noise"
+_SIMULATE: Mapping[str, Any] = {
+    "type": Path,
+    "metavar": "QRELS",
+    "help": "use a simulated model that knows these judgments, for planning",
+}
+"""How `add_argument` adds --simulate."""
 
 _VARIABLE_NAME = re.compile("[A-Z_][A-Z0-9_]*")
-
-
-def flag_type(kind: ValueKind) -> Callable[[str], Any]:
-    """Return the argparse type of a kind of value."""
-
-    def parse(text: str) -> Any:
-        try:
-            return kind.parse(text)
-        except (ValueError, KeyError, RankKError) as error:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {kind.expected}") from error
-
-    return parse
-
-
-positive_int = flag_type(whole_number(1))
-positive_seconds = flag_type(number(exclusive=True))
-non_negative_float = flag_type(number())
 
 
 def add_options(
@@ -76,11 +62,13 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def add_server_options(parser: argparse.ArgumentParser, *, simulation: bool = False) -> argparse._ArgumentGroup:
-    """Add --server, --model and the other options of a model, with `simulation` also --simulate and --noise.
+def add_server_options(parser: argparse.ArgumentParser, simulation: Mapping[str, Any] | None = None) -> None:
+    """Add --server, --model and the other options of a model.
 
-    Returns:
-        The group of the options.
+    Args:
+        parser: The parser of the command.
+        simulation: Arguments of `add_argument` for --simulate other than the usual ones. If None, there is neither
+            --simulate nor --noise.
     """
     group = parser.add_argument_group("model")
     sources = group.add_mutually_exclusive_group()
@@ -99,17 +87,9 @@ def add_server_options(parser: argparse.ArgumentParser, *, simulation: bool = Fa
         help=f"environment variable with the key of the server (default: {DEFAULT_KEY_VARIABLE})",
     )
     add_options(group, flags.values())
-    if simulation:
-        sources.add_argument(
-            "--simulate",
-            type=Path,
-            metavar="QRELS",
-            help="use a simulated model that knows these judgments, for planning",
-        )
-        group.add_argument(
-            "--noise", default="strong", metavar="NOISE", help=f"errors of the simulated model: {NOISE_HELP}"
-        )
-    return group
+    if simulation is not None:
+        sources.add_argument("--simulate", **{**_SIMULATE, **simulation})
+        add_flags(group, "--noise")
 
 
 def add_ranking_options(parser: argparse.ArgumentParser) -> None:
@@ -148,8 +128,8 @@ def reranker_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 _NOT_SETTINGS = frozenset(
-    "verb quiet strict report concurrency api_key_env read_timeout max_seconds token_budget price_in price_out"
-    " price_file".split()
+    "verb command_line quiet strict report concurrency api_key_env read_timeout max_seconds token_budget"
+    " price_in price_out price_file".split()
 )
 """Flags that do not change the calls: with others of them, it is the same run."""
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from rank_k.cli.common_flags import add_flags
 from rank_k.errors import FormatError, InputError
 from rank_k.types import Usage
 
@@ -27,8 +28,7 @@ class Prices(NamedTuple):
 
 
 def add_price_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    parser.add_argument("--price-in", type=float, metavar="P", help="per million tokens in")
-    parser.add_argument("--price-out", type=float, metavar="P", help="per million tokens out, reasoning included")
+    add_flags(parser, "--price-in", "--price-out")
     parser.add_argument(
         "--price-file", type=Path, metavar="FILE", help='JSON: {"model": {"in": 0.5, "out": 2, "cached": 0.1}, ...}'
     )
@@ -38,7 +38,8 @@ def prices_for_model(args: argparse.Namespace, model: str) -> Prices | None:
     """Return the prices for `model`; None if no option gives prices.
 
     Raises:
-        InputError: If --price-file cannot be read or has no prices for `model`.
+        InputError: If --price-file has no prices for `model`.
+        OSError: If it cannot be read.
     """
     if args.price_file is None:
         if args.price_in is None and args.price_out is None:
@@ -49,8 +50,6 @@ def prices_for_model(args: argparse.Namespace, model: str) -> Prices | None:
         prices = table[model]
         cached = prices.get("cached")
         return Prices(float(prices["in"]), float(prices["out"]), None if cached is None else float(cached))
-    except OSError as error:
-        raise InputError(f"--price-file {args.price_file}: {error.strerror}", "name a JSON file") from error
     except KeyError as error:
         raise InputError(
             f"--price-file {args.price_file} has no {error} for the model {model}", 'write {"in": ..., "out": ...}'

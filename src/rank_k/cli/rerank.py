@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 from rank_k.cli import resumable
 from rank_k.cli.collection_options import RequestedCollection, add_collection_options
+from rank_k.cli.common_flags import add_flags
+from rank_k.cli.file_checks import check_outputs
 from rank_k.cli.model_options import (
     add_options,
     add_ranking_options,
@@ -19,7 +22,6 @@ from rank_k.cli.model_options import (
     reranker_options,
     run_settings,
 )
-from rank_k.cli.output_files import check_outputs
 from rank_k.cli.price_options import Prices, add_price_options, prices_for_model
 from rank_k.cli.progress import show_progress
 from rank_k.cli.render import rerank_summary
@@ -36,14 +38,9 @@ from rank_k.run_job import passage_split, rerank_run, split_overrides
 from rank_k.simulation.noise_file import noise_by_name
 from rank_k.types import Candidate, PassageSource, Query
 
-EXAMPLE = (
-    "rank-k rerank --run bm25.trec --queries queries.jsonl --documents corpus.jsonl.gz --output reranked.trec"
-    " --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B"
-)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", type=Path, metavar="FILE", help="TREC run, or score.json (the data set's own)")
+    add_flags(parser, "--run")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the new run")
     add_collection_options(parser)
     parser.add_argument(
@@ -52,18 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the model sees of a query (text), such as title,description,narrative",
     )
     add_options(parser.add_argument_group("long documents"), options_of(LongDocumentOptions).values())
-    add_server_options(parser, simulation=True)
+    add_server_options(parser, simulation={})
     add_ranking_options(parser)
     group = parser.add_argument_group("keeping")
     group.add_argument("--journal", type=Path, metavar="FILE", help="where calls are kept (OUTPUT.journal.sqlite)")
     group.add_argument("--report", type=Path, metavar="FILE", help="the summary as JSON")
     add_options(group, options_of(LimitOptions).values())
     add_price_options(group)
-    group.add_argument(
-        "--strict", action="store_true", help="exit 3 if a window was left in input order or a query unfinished"
-    )
     group.add_argument("--tag", default="rank-k", metavar="TEXT", help="last column of the new run")
-    group.add_argument("--quiet", action="store_true", help="no progress, no summary")
+    add_flags(group, "--strict", "--quiet")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -109,12 +103,9 @@ def run(args: argparse.Namespace) -> int:
                     show_progress=show_progress(args.quiet),
                 )
                 for query_id, ranking in rankings:
-                    writer.write(query_id, ranking.doc_ids)
-        stats = reranker.stats
-        if first_stage.duplicate_count:
-            stats.repairs["duplicates"] = first_stage.duplicate_count
-        if excluded_count := candidates.count_excluded():
-            stats.repairs["excluded"] = excluded_count
+                    writer.write_query(query_id, ranking.doc_ids)
+        repairs = {"duplicates": first_stage.duplicate_count, "excluded": candidates.count_excluded()}
+        reranker.stats.repairs += Counter(repairs)  # without those that are 0
         return _finish(args, reranker, price, time.monotonic() - started, settings)
 
 

@@ -7,14 +7,12 @@ import sys
 from pathlib import Path
 
 from rank_k.cli.collection_options import RequestedCollection, add_collection_options
-from rank_k.cli.model_options import positive_int
+from rank_k.cli.common_flags import positive_int
 from rank_k.data.collections.base import RunWithoutExcluded
 from rank_k.data.queries import read_queries
 from rank_k.data.trec import RunWriter
 from rank_k.retrieval.analyzers import analyzer_for
 from rank_k.retrieval.bm25 import retrieve
-
-EXAMPLE = "rank-k retrieve --documents corpus.jsonl.gz --queries queries.jsonl --output bm25.trec"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         results = retrieve(queries.values(), collection.corpus.passages(), depth=depth, analyzer=analyzer)
         for query_id, candidates in RunWithoutExcluded(results, excluded):
             empty_count += not candidates
-            writer.write(query_id, [candidate.doc_id for candidate in candidates[: args.depth]])
+            writer.write_query(query_id, [candidate.doc_id for candidate in candidates[: args.depth]])
     note = f"; {empty_count} of them found nothing" if empty_count else ""
     print(f"{len(queries)} queries{note}: {args.output}", file=sys.stderr)
     return 0

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rank_k.cli import evaluate
 from rank_k.cli.collection_options import RequestedCollection, add_collection_options
-from rank_k.cli.model_options import add_ranking_options, add_server_options, positive_int
-from rank_k.cli.output_files import check_outputs
-from rank_k.cli.server_options import access_config, add_server_arguments, open_service
+from rank_k.cli.common_flags import add_flags, positive_int, reject_flags
+from rank_k.cli.file_checks import check_outputs, open_journal
+from rank_k.cli.model_options import add_ranking_options, add_server_options
+from rank_k.cli.server_options import access_config, add_server_arguments, open_service, serve_app
 from rank_k.data.queries import read_queries, read_translations
 from rank_k.data.trec import RunFile, read_qrels
 from rank_k.errors import InputError
-from rank_k.journal import Journal
 from rank_k.optional_deps import load
 from rank_k.server.app import make_app
 from rank_k.server.http_io import RouteGroup
 from rank_k.server.judging import JudgingRoutes, PreferencesFile, pairwise_items, system_names
 from rank_k.server.report_routes import report_routes
-from rank_k.server.run import serve
 from rank_k.server.web_pages import PAGES
-
-EXAMPLE = "rank-k serve --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B --journal served.sqlite"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("pages Compare and Judge", "of runs that lie on disk; see docs/judging.md")
     group.add_argument("--compare", nargs="+", type=Path, metavar="RUN", help="TREC runs, the baseline first")
-    group.add_argument("--qrels", type=Path, metavar="FILE", help="judgments, for Compare (the data set's)")
+    add_flags(group, "--qrels")
     group.add_argument(
         "--preferences-file",
         type=Path,
@@ -57,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="field of a query that holds its translation, shown in Judge",
     )
     add_collection_options(parser)
-    add_server_arguments(parser, 8787, "who may ask")
+    add_server_arguments(parser, "serve", "who may ask")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,27 +63,15 @@ def run(args: argparse.Namespace) -> int:
     shown_files = [args.journal] if args.journal else args.compare
     view_only = args.server is None and args.model is None and shown_files is not None
     if view_only and args.journal is not None:
-        _check_journal(args.journal)
+        open_journal(args.journal, "name a model (--server or --model) whose calls are to be kept there").close()
     with _route_groups(args) as route_groups, open_service(args, access, view_only=view_only) as service:
         method = "comparison and likelihood" if service.method == "combined" else service.method
         description = f"{service.model or 'the model'}, by {method},"
         if view_only:
             description = ", ".join(map(str, shown_files))
-        app = make_app(service, access, route_groups)
-        serve(
-            service, app, access.host, args.port, lambda url: print(f"rank-k serve: {description} at {url}", flush=True)
-        )
+        serve_app(args, service, make_app(service, access, route_groups), access.host, description)
     print("rank-k serve: stopped", file=sys.stderr)
     return 0
-
-
-def _check_journal(file: Path) -> None:
-    if not file.is_file():
-        raise InputError(
-            f"there is no journal {file}", "name a model (--server or --model) whose calls are to be kept there"
-        )
-    with closing(Journal(file, read_only=True)):
-        pass
 
 
 @contextmanager
@@ -96,10 +82,8 @@ def _route_groups(args: argparse.Namespace) -> Iterator[list[RouteGroup]]:
         InputError: If options contradict each other, or a file cannot be used.
     """
     if args.compare is None:
-        for name in ("qrels", "preferences_file", "dataset", "queries", "documents"):
-            if getattr(args, name) is not None:
-                option = f"--{name.replace('_', '-')}"
-                raise InputError(f"{option} is for runs to look at", "name them with --compare RUN RUN")
+        run_options = ("qrels", "preferences_file", "dataset", "queries", "documents")
+        reject_flags(args, run_options, "{flag} is for runs to look at", "name them with --compare RUN RUN")
         yield []
         return
     paths = [run.resolve() for run in args.compare]
@@ -126,11 +110,19 @@ def _report_routes(args: argparse.Namespace) -> RouteGroup | None:
         RunFile(run)
     if args.queries is not None:
         read_queries(args.queries)
+    command = ["rank-k", "evaluate", *map(str, args.compare)]
+    baseline = args.compare[0] if len(args.compare) > 1 else None
+    for name, value in (
+        ("qrels", args.qrels),
+        ("dataset", args.dataset),
+        ("baseline", baseline),
+        ("queries", args.queries),
+    ):
+        if value is not None:
+            command += [f"--{name}", str(value)]
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
-    given = {name: getattr(args, name) for name in ("qrels", "dataset", "queries")}
-    baseline = args.compare[0] if len(args.compare) > 1 else None
-    arguments = parser.parse_args([*map(str, args.compare)], argparse.Namespace(**given, baseline=baseline))
+    arguments = parser.parse_args(command[2:], argparse.Namespace(command_line=shlex.join(command)))
     links = [(path, title, path == "/compare") for path, title in PAGES.items()]
     return report_routes(lambda: evaluate.report_page(arguments, links))
 

@@ -11,12 +11,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
-from rank_k.cli.model_options import add_options, flag_type, key_from_environment, reranker_options
+from rank_k.cli.common_flags import flag_type
+from rank_k.cli.model_options import add_options, key_from_environment, reranker_options
 from rank_k.errors import ConnectionFailed, InputError, MissingWeights, RankKError
 from rank_k.models.retry import RetryPolicy
-from rank_k.options import options_of, whole_number
+from rank_k.option_values import whole_number
+from rank_k.options import options_of
 from rank_k.reranker import Reranker
 from rank_k.server.config import AccessConfig, Limits, check_access
+from rank_k.server.http_io import App
+from rank_k.server.run import serve
 from rank_k.server.service import RerankService
 
 HOST_VARIABLE, CLIENT_KEYS_VARIABLE = "RANK_K_HOST", "RANK_K_CLIENT_KEYS"
@@ -26,12 +30,19 @@ _LIMITS = options_of(Limits)
 """The limits that are flags, by name."""
 
 
-def add_server_arguments(parser: argparse.ArgumentParser, default_port: int, title: str) -> None:
+DEFAULT_PORTS = {"serve": 8787, "mcp": 8788}
+"""Ports by verb, where --port is not given."""
+
+
+def add_server_arguments(parser: argparse.ArgumentParser, verb: str, title: str) -> None:
     """Add the options of the address, of access to it and of limits. `title`: of the group about access."""
     group = parser.add_argument_group(title)
     group.add_argument("--host", metavar="ADDRESS", help=f"listen on this address ({HOST_VARIABLE}, or else 127.0.0.1)")
     group.add_argument(
-        "--port", type=flag_type(whole_number(0)), default=default_port, metavar="N", help="0 takes a free one"
+        "--port",
+        type=flag_type(whole_number(0)),
+        metavar="N",
+        help=f"port of the server; 0 takes a free one (default: {DEFAULT_PORTS[verb]})",
     )
     group.add_argument(
         "--client-key-env",
@@ -102,6 +113,17 @@ def open_service(
             limits = replace(limits, per_client=limits.max_concurrent)
         shown_journal = args.journal if view_only else None
         yield RerankService(reranker, limits, partial(_print_error, args.verb), journal=shown_journal)
+
+
+def serve_app(
+    args: argparse.Namespace, service: RerankService, app: App, host: str, subject: str, path: str = ""
+) -> None:
+    """Serve `app` until the process is interrupted, and print the address of `path` at the start.
+
+    `subject` says what is served.
+    """
+    port = DEFAULT_PORTS[args.verb] if args.port is None else args.port
+    serve(service, app, host, port, lambda url: print(f"rank-k {args.verb}: {subject} at {url}{path}", flush=True))
 
 
 def _print_error(verb: str, error: Exception) -> None:

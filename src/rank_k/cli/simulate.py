@@ -7,11 +7,11 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from rank_k.cli.collection_options import DATASET_HELP, RequestedCollection
-from rank_k.cli.model_options import NOISE_HELP, add_options, import_strategies, non_negative_float, positive_int
+from rank_k.cli.collection_options import RequestedCollection
+from rank_k.cli.common_flags import add_flags, non_negative_float, positive_int
+from rank_k.cli.model_options import add_options, import_strategies
 from rank_k.cli.progress import format_count, format_seconds, progress_bar
 from rank_k.cli.render.evaluation_text import without_nan
 from rank_k.cli.render.tables import Table, print_tables
@@ -28,15 +28,11 @@ from rank_k.strategies import PRESETS, make_strategy
 from rank_k.strategies.base import Strategy
 from rank_k.types import Run
 
-EXAMPLE = "rank-k simulate --run bm25.trec --qrels qrels.trec --noise strong --call-seconds 20+2.5w --concurrency 16,64"
-
 FIRST_STAGE = "(first stage)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", type=Path, metavar="FILE", help="TREC run, or score.json (the data set's own)")
-    parser.add_argument("--qrels", type=Path, metavar="FILE", help="judgments, which are what the judge knows")
-    parser.add_argument("--dataset", metavar="NAME", help=f"{DATASET_HELP}, whose judgments and run are used")
+    add_flags(parser, "--run", "--qrels", "--dataset")
     parser.add_argument(
         "--strategy",
         dest="strategies",
@@ -46,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with commas between: strategies, presets (with windows of their own) or MODULE:NAME",
     )
     parser.add_argument("--baseline", metavar="NAME", help="the strategy to compare with (the first one)")
-    parser.add_argument("--noise", default="strong", metavar="NOISE", help=NOISE_HELP)
+    add_flags(parser, "--noise")
     parser.add_argument(
         "--seeds", type=positive_int, default=20, metavar="N", help="so many judges, each asked everything"
     )
@@ -60,10 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tokens-per-answer", type=non_negative_float, metavar="N", help="tokens out per call, reasoning included"
     )
-    group.add_argument("--price-in", type=non_negative_float, metavar="P", help="per million tokens in")
-    group.add_argument("--price-out", type=non_negative_float, metavar="P", help="per million tokens out")
-    parser.add_argument("--json", action="store_true", help="JSON with every query's values, on stdout")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    add_flags(group, "--price-in", "--price-out")
+    add_flags(parser, "--json", "--quiet")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,7 +83,9 @@ def run(args: argparse.Namespace) -> int:
         totals = simulate_judges(simulation, args.seeds, update)
     rows = [_make_row(name, sums, totals[baseline], call_time, args) for name, sums in totals.items()]
     if args.json:
-        settings = {key: value for key, value in vars(args).items() if key not in ("verb", "json", "quiet")}
+        settings = {
+            key: value for key, value in vars(args).items() if key not in ("verb", "command_line", "json", "quiet")
+        }
         output = {"settings": settings | {"baseline": baseline}, "strategies": without_nan(rows)}
         print(json.dumps(output, indent=2, default=str))
         return 0

@@ -14,9 +14,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rank_k.cli import format_command
-from rank_k.cli.collection_options import DATASET_HELP
-from rank_k.cli.model_options import NOISE_HELP, add_server_options
+from rank_k.cli import resumable
+from rank_k.cli.common_flags import DATASET_HELP, add_flags
+from rank_k.cli.model_options import add_server_options
 from rank_k.cli.progress import format_seconds, progress_bar, show_progress
 from rank_k.cli.render.evaluation_text import without_nan
 from rank_k.cli.render.study_text import cell_listing, notes, tables
@@ -35,10 +35,11 @@ from rank_k.study.results import StudyResults
 from rank_k.study.runner import run_cell
 from rank_k.study.table import FIRST_STAGE, write_cells, write_queries
 
-EXAMPLE = (
-    "rank-k study --dataset beir:DIR --run bm25.trec --server http://localhost:8000/v1 --model hltcoe/Rank-K-32B"
-    " --strategy sliding,blocks --reasoning off,500,full --output study"
-)
+_SIMULATE = {
+    "nargs": "?",
+    "const": Path(),
+    "help": "use a simulated model that knows these judgments, or those of the collection, for planning",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,9 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_axes(group)
     group = parser.add_argument_group("collection", "see docs/collections.md")
     group.add_argument("--dataset", nargs="+", metavar="NAME", help=DATASET_HELP)
-    group.add_argument("--queries", type=Path, metavar="FILE", help="JSONL (_id, text), TSV or TREC topics")
-    group.add_argument("--documents", type=Path, metavar="FILE", help="JSONL (_id, title, text) or TSV")
-    group.add_argument("--qrels", type=Path, metavar="FILE", help="TREC or BEIR judgments")
+    add_flags(group, "--queries", "--documents", "--qrels")
     group.add_argument("--run", nargs="+", type=Path, metavar="FILE", help="first stages, or one per --dataset")
     group.add_argument(
         "--query-fields",
@@ -71,26 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="what the model sees of a query; side by side if several",
     )
-    group = add_server_options(parser)
-    group.add_argument(
-        "--simulate",
-        nargs="?",
-        const=Path(),
-        type=Path,
-        metavar="QRELS",
-        help="a simulated judge instead, by these judgments or the collection's",
-    )
-    group.add_argument("--noise", default="strong", metavar="NOISE", help=f"of the simulated judge: {NOISE_HELP}")
+    add_server_options(parser, simulation=_SIMULATE)
     group = parser.add_argument_group("answer")
-    group.add_argument(
-        "--measures", nargs="+", metavar="M", help="as ir_measures writes them; the first counts (nDCG@10)"
-    )
     group.add_argument(
         "--baseline", metavar="CELL", help="to which the others are compared (the first), or 'first stage'"
     )
-    group.add_argument("--json", action="store_true", help="the tables as JSON, on stdout")
-    group.add_argument("--strict", action="store_true", help="exit 3 if a window was left in input order")
-    group.add_argument("--quiet", action="store_true", help="no progress")
+    add_flags(group, "--measures", "--json", "--strict", "--quiet")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         print("\n".join(cell_listing(study, cells)))
         return 0
-    if missing := missing_files(study):
+    if missing := list(missing_files(study)):
         _print_missing(missing)
         return 2
     return _run_study(args, study, cells)
@@ -126,12 +111,9 @@ def _run_study(args: argparse.Namespace, study: Study, cells: Sequence[Cell]) ->
         journal = stack.enter_context(closing(Journal(folder.journal)))
         write_results = partial(_write_results, args, study, collections, folder, journal)
         try:
-            _run_cells(args, study, cells, collections, connections, folder, journal)
-        except KeyboardInterrupt:
-            write_results(show=False)
-            print(f"\nstopped; every finished call is in {folder.journal}: the same command goes on", file=sys.stderr)
-            return 130
-        except RankKError:
+            with resumable(folder.journal):
+                _run_cells(args, study, cells, collections, connections, folder, journal)
+        except (KeyboardInterrupt, RankKError):
             write_results(show=False)
             raise
         return write_results(show=True)
@@ -188,7 +170,7 @@ def _write_results(
     results = StudyResults.collect(study, finished, collections, folder, journal, unfinished)
     write_cells(folder.path / "cells.csv", results.rows)
     write_queries(folder.path / "queries.csv", results.rows)
-    write_study_report(folder.path / "report.html", results, format_command("study", add_arguments, args))
+    write_study_report(folder.path / "report.html", results, args.command_line)
     if not show:
         return 0
     if args.json:
@@ -226,7 +208,3 @@ def _print_missing(missing: Sequence[MissingFile]) -> None:
         for item in items:
             lines += [f"  {item.location}", *([f"    {item.get}"] if item.get else [])]
     print("\n".join(lines), file=sys.stderr)
-
-
-def _question_names() -> tuple[str, ...]:
-    return tuple(QUESTIONS)

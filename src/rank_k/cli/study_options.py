@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rank_k.cli.common_flags import reject_flags
 from rank_k.cli.model_options import add_options, api_key, import_strategies, print_retry
 from rank_k.errors import InputError
 from rank_k.options import OPTIONS, STUDY_OPTIONS
@@ -28,26 +29,15 @@ def add_axes(group: argparse._ArgumentGroup) -> None:
 
 def study_from_args(args: argparse.Namespace) -> Study:
     """The study that the options name or make. Raises `InputError`."""
-    if args.simulate is not None and args.server is not None:
-        raise InputError("--simulate and --server exclude each other", "leave one out")
     if args.config is None:
         return _study_from_options(args)
-    for option in (
-        *STUDY_OPTIONS,
-        "prompt",
-        "dataset",
-        "queries",
-        "documents",
-        "qrels",
-        "run",
-        "query_fields",
-        "model",
-    ):
-        if getattr(args, option) is not None:
-            raise InputError(
-                f"--{option.replace('_', '-')} and --config exclude each other",
-                "write a study of your own: --config FILE",
-            )
+    collection_options = ("dataset", "queries", "documents", "qrels", "run", "query_fields")
+    reject_flags(
+        args,
+        (*STUDY_OPTIONS, *collection_options, "prompt", "model"),
+        "{flag} and --config exclude each other",
+        "write a study of your own: --config FILE",
+    )
     file = config_file(args.config)
     is_user_file = file == args.config
     data = args.data or (
@@ -116,11 +106,12 @@ def _collections(args: argparse.Namespace) -> tuple[Collection, ...]:
     run_files: Sequence[Path] = args.run or ()
     field_sets: Sequence[str | None] = args.query_fields or (None,)
     if len(datasets) > 1:
-        for option in ("queries", "documents", "qrels"):
-            if getattr(args, option) is not None:
-                raise InputError(
-                    f"--{option} cannot stand for several data sets", "write a study of your own: --config FILE"
-                )
+        reject_flags(
+            args,
+            ("queries", "documents", "qrels"),
+            "{flag} cannot stand for several data sets",
+            "write a study of your own: --config FILE",
+        )
         if run_files and len(run_files) != len(datasets):
             raise InputError(
                 f"{len(run_files)} runs for {len(datasets)} data sets", "give one --run for each, in their order"

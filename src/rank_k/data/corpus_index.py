@@ -12,15 +12,15 @@ import hashlib
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from rank_k.data.cache_directory import cache_directory
 from rank_k.data.compression import open_compressed, reject_pipe
-from rank_k.data.lines import numbered_lines
+from rank_k.data.lines import id_key
 from rank_k.data.part_file import replacement_path
-from rank_k.data.passages import PASSAGES, missing_passage_error, parse_passages
+from rank_k.data.passages import PASSAGES, missing_passage_error, read_numbered_passages
 from rank_k.errors import InputError
 from rank_k.types import Passage
 
@@ -34,8 +34,13 @@ FORMAT_VERSION = 3
 PERSIST_FROM_BYTES = 8 * 2**20
 """Size of a file from which its index is kept. Indexing a smaller one takes about a second or less."""
 
-_CACHE_SIZE = -32_768  # SQLite's unit: 32 MiB, for sorting and for pages
-_PROGRESS_EVERY_LINES = 20_000
+_SCHEMA = """
+    PRAGMA cache_size = -32768;  -- in SQLite's unit: 32 MiB, for sorting and for pages
+    PRAGMA journal_mode = OFF;  -- an incomplete index is thrown away, never repaired
+    PRAGMA synchronous = OFF;
+    CREATE TABLE source (format INTEGER, size INTEGER, changed INTEGER);
+    CREATE TABLE passages (number INTEGER PRIMARY KEY, id BLOB, text TEXT);
+"""
 
 
 class CorpusIndex:
@@ -54,7 +59,7 @@ class CorpusIndex:
         try:
             with self._lock:
                 rows = self._db.execute(
-                    "SELECT number, text FROM passages WHERE id = ? ORDER BY number", (_id_key(doc_id),)
+                    "SELECT number, text FROM passages WHERE id = ? ORDER BY number", (id_key(doc_id),)
                 ).fetchall()
         except sqlite3.Error as error:
             index_file = self._db.execute("PRAGMA database_list").fetchone()[2]
@@ -62,10 +67,9 @@ class CorpusIndex:
         if not rows:
             raise missing_passage_error(doc_id, query_id, str(self.path))
         first_number, first_text = rows[0]
-        for number, text in rows:
-            if text != first_text:
-                problem = f"lines {first_number} and {number} of {self.path} have different texts of document {doc_id}"
-                raise InputError(problem, "keep one of them")
+        if other_numbers := [number for number, text in rows if text != first_text]:
+            lines = f"lines {first_number} and {other_numbers[0]} of {self.path}"
+            raise InputError(f"{lines} have different texts of document {doc_id}", "keep one of them")
         return Passage(doc_id, first_text)
 
     def close(self) -> None:
@@ -90,6 +94,7 @@ def open_corpus_index(
         InputError: If the file cannot be read or is a pipe, or if its index can be stored nowhere.
     """
     path = Path(path)
+    on_progress = on_progress or (lambda done, total: None)
     reject_pipe(path, "passages are looked up by id: write them to a file first")
     with open_compressed(path, PASSAGES.expected) as stream:
         file_stat = os.fstat(stream.raw.fileno())
@@ -98,7 +103,7 @@ def open_corpus_index(
     return CorpusIndex(path, _open_persistent(path, file_stat, on_progress))
 
 
-def _open_persistent(path: Path, file_stat: os.stat_result, on_progress: OnProgress | None) -> sqlite3.Connection:
+def _open_persistent(path: Path, file_stat: os.stat_result, on_progress: OnProgress) -> sqlite3.Connection:
     """Return the kept index of the file in this state, or make it."""
     real_path = Path(os.path.realpath(path))
     digest = hashlib.sha256(os.fsencode(real_path)).hexdigest()[:16]
@@ -138,7 +143,7 @@ def _open_complete(index_path: Path, file_stat: os.stat_result) -> sqlite3.Conne
     return None
 
 
-def _write_index(index_path: Path, path: Path, file_stat: os.stat_result, on_progress: OnProgress | None) -> None:
+def _write_index(index_path: Path, path: Path, file_stat: os.stat_result, on_progress: OnProgress) -> None:
     with replacement_path(index_path) as part_path:
         part_path.chmod(0o644 & file_stat.st_mode)  # whoever may read the file may use its index
         _make_database(part_path.as_uri(), path, file_stat, on_progress).close()
@@ -152,20 +157,17 @@ def _file_state(file_stat: os.stat_result) -> tuple[int, int, int]:
     return FORMAT_VERSION, file_stat.st_size, file_stat.st_mtime_ns
 
 
-def _make_database(
-    uri: str, path: Path, file_stat: os.stat_result, on_progress: OnProgress | None
-) -> sqlite3.Connection:
+def _make_database(uri: str, path: Path, file_stat: os.stat_result, on_progress: OnProgress) -> sqlite3.Connection:
     """Return a new database of the passages of the file."""
     db = _connect(uri)
     try:
-        db.execute(f"PRAGMA cache_size = {_CACHE_SIZE}")
-        db.execute("PRAGMA journal_mode = OFF")  # an incomplete index is thrown away, never repaired
-        db.execute("PRAGMA synchronous = OFF")
-        db.execute("CREATE TABLE source (format INTEGER, size INTEGER, changed INTEGER)")
-        db.execute("CREATE TABLE passages (number INTEGER PRIMARY KEY, id BLOB, text TEXT)")
+        db.executescript(_SCHEMA)
         db.execute("BEGIN")
-        rows = _read_rows(path, file_stat.st_size, on_progress or (lambda done, total: None))
+        size = file_stat.st_size
+        passages = read_numbered_passages(path, lambda done: on_progress(done, size))
+        rows = ((number, id_key(passage.doc_id), passage.text) for number, passage in passages)
         db.executemany("INSERT INTO passages VALUES (?, ?, ?)", rows)
+        on_progress(size, size)
         db.execute("CREATE INDEX passages_by_id ON passages (id)")  # sorted at once, much faster than row by row
         db.execute("INSERT INTO source VALUES (?, ?, ?)", _file_state(file_stat))
         db.execute("COMMIT")
@@ -175,17 +177,3 @@ def _make_database(
         db.close()
         raise
     return db
-
-
-def _read_rows(path: Path, size: int, on_progress: OnProgress) -> Iterator[tuple[int, bytes, str]]:
-    with open_compressed(path, PASSAGES.expected) as stream:
-        lines = numbered_lines(path, stream.plain, PASSAGES.expected)
-        for number, passage in parse_passages(path, lines):
-            yield number, _id_key(passage.doc_id), passage.text
-            if number % _PROGRESS_EVERY_LINES == 0:
-                on_progress(stream.raw.tell(), size)
-    on_progress(size, size)
-
-
-def _id_key(doc_id: str) -> bytes:
-    return doc_id.encode("utf-8", "surrogatepass")  # ids may have undecodable bytes, which SQLite's text cannot hold

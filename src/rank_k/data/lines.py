@@ -10,41 +10,46 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rank_k.data.compression import open_compressed
 from rank_k.errors import FormatError
 
+_PROGRESS_EVERY_LINES = 20_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNENCODABLE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # the others stand for undecodable bytes
 
 
-def numbered_lines(path: Path, lines: Iterable[bytes], expected: str) -> Iterator[tuple[int, bytes]]:
-    """Yield the number (from 1) and bytes of each line that is not blank, without its line end.
+def read_lines(
+    path: Path, expected: str, on_progress: Callable[[int], None] | None = None
+) -> Iterator[tuple[int, bytes]]:
+    """Yield the number (from 1) and bytes of each line of a file that is not blank, without its line end.
 
-    Every reader of lines uses this function, so that columns in error messages never depend on the reader.
-    Raises `FormatError` for a NUL byte and where all lines are blank.
+    Args:
+        path: the file, which may be compressed.
+        expected: what the file should hold, for messages.
+        on_progress: called every 20,000 lines with the number of bytes of the file read so far.
+
+    Raises:
+        FormatError: For a NUL byte, and if all lines are blank.
     """
-    empty = True
-    for number, line in enumerate(lines, 1):
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
-        if b"\0" in line:
-            problem = "a NUL byte (binary data, or UTF-16)"
-            raise FormatError(path, number, problem, f"UTF-8 text, {expected}")
-        if line.strip():
-            empty = False
-            yield number, line.rstrip(b"\r\n")
-    if empty:
-        raise FormatError(path, 0, "an empty file", expected)
-
-
-def read_lines(path: Path, expected: str) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a file that are not blank, without their line ends, numbered from 1; at least one."""
+    is_empty = True
     with open_compressed(path, expected) as stream:
-        yield from numbered_lines(path, stream.plain, expected)
+        for number, line in enumerate(stream.plain, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if b"\0" in line:
+                problem = "a NUL byte (binary data, or UTF-16)"
+                raise FormatError(path, number, problem, f"UTF-8 text, {expected}")
+            if line.strip():
+                is_empty = False
+                yield number, line.rstrip(b"\r\n")
+            if on_progress is not None and number % _PROGRESS_EVERY_LINES == 0:
+                on_progress(stream.raw.tell())
+    if is_empty:
+        raise FormatError(path, 0, "an empty file", expected)
 
 
 def read_objects(path: Path, expected: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -70,6 +75,11 @@ def json_line(value: Mapping[str, Any]) -> bytes:
 
 def decode(field: bytes) -> str:
     return field.decode("utf-8", "surrogateescape")
+
+
+def id_key(identifier: str) -> bytes:
+    """Return an id as a key of a database, whose text cannot hold undecodable bytes."""
+    return identifier.encode("utf-8", "surrogatepass")
 
 
 def is_encodable(identifier: str) -> bool:

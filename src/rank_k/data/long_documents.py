@@ -35,7 +35,8 @@ class PassageSplit:
             them costs nothing, and most documents say what they are about at the beginning.
 
     Raises:
-        InputError: For values out of range.
+        InputError: For values out of range: `tokens` below `MIN_PASSAGE_TOKENS`, `overlap` above half of `tokens`, or
+            `max_passages` below 1.
     """
 
     tokens: int
@@ -49,9 +50,7 @@ class PassageSplit:
             problem = f"passages of {self.tokens} tokens cannot overlap by {self.overlap}"
             raise InputError(problem, f"give at most half, {self.tokens // 2}")
         if self.max_passages is not None and self.max_passages < 1:
-            raise InputError(
-                f"the passages per document must be at least 1 (got {self.max_passages})", "give 1 or more"
-            )
+            raise InputError(f"max_passages must be at least 1 (got {self.max_passages})", "give 1 or more")
 
     def passages(self, text: str) -> Iterator[str]:
         """Yield the passages of a document, at least one. Without `overlap` and `max_passages` they are the whole text
@@ -120,8 +119,7 @@ def collapse_to_documents(ranking: Ranking) -> Ranking:
     tied_by_id: dict[str, bool] = {}
     for tier in ranking.tiers:
         new_ids = [doc_id for doc_id in dict.fromkeys(map(document_id, tier)) if doc_id not in tied_by_id]
-        for index, doc_id in enumerate(new_ids):
-            tied_by_id[doc_id] = index > 0
+        tied_by_id |= {doc_id: index > 0 for index, doc_id in enumerate(new_ids)}
     return Ranking(tuple(tied_by_id), tuple(tied_by_id.values()))
 
 

@@ -78,16 +78,13 @@ class PartFile:
 
     def _lock(self) -> int:
         """Return a descriptor of the empty part file, locked for this process."""
+        flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         while True:
-            flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
             descriptor = os.open(self.path, flags, 0o666)
             try:
-                if fcntl is None:
-                    os.ftruncate(descriptor, 0)
-                    return descriptor
                 lock_exclusively(descriptor, self.target)
                 with contextlib.suppress(FileNotFoundError):  # finished and renamed by another process meanwhile
-                    if os.path.samestat(os.fstat(descriptor), self.path.lstat()):
+                    if fcntl is None or os.path.samestat(os.fstat(descriptor), self.path.lstat()):
                         os.ftruncate(descriptor, 0)
                         return descriptor
             except BaseException:

@@ -8,7 +8,7 @@ See `rank_k.data.lines` for compression and encodings.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rank_k.data.lines import read_lines
@@ -24,19 +24,25 @@ PASSAGES = RecordFormat(
 
 
 def read_passages(path: str | Path) -> Iterator[Passage]:
-    """Stream the passages of a corpus, in the file's order.
+    """Stream the passages of a corpus, in the file's order. See `read_numbered_passages`."""
+    return (passage for _, passage in read_numbered_passages(Path(path)))
+
+
+def read_numbered_passages(
+    path: Path, on_progress: Callable[[int], None] | None = None
+) -> Iterator[tuple[int, Passage]]:
+    """Stream the passages of a corpus with their line numbers, in the file's order.
 
     The text is "title text"; the title is left out when it is empty or the text already begins with it.
-    Raises `FormatError` while reading.
+
+    Args:
+        path: the file, TSV or JSONL, compressed or not.
+        on_progress: called every now and then with the number of bytes of the file read so far.
+
+    Raises:
+        FormatError: While reading, for a line that is not a passage.
     """
-    path = Path(path)
-    for _, passage in parse_passages(path, read_lines(path, PASSAGES.expected)):
-        yield passage
-
-
-def parse_passages(path: Path, lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, Passage]]:
-    """Yield the passages in numbered lines of the file `path`, each with its line number. Raises `FormatError`."""
-    for number, doc_id, title, text in parse_records(path, lines, PASSAGES):
+    for number, doc_id, title, text in parse_records(path, read_lines(path, PASSAGES.expected, on_progress), PASSAGES):
         if title and not text.startswith(title):
             text = f"{title} {text}" if text else title
         yield number, Passage(doc_id, text)

@@ -12,9 +12,9 @@ Pure: bytes in, fields out. `rank_k.data.queries` opens the file and composes th
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from html import unescape
 from pathlib import Path
+from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from rank_k.errors import FormatError
@@ -22,8 +22,13 @@ from rank_k.errors import FormatError
 _CLASSIC_FORMAT = "<top> <num> Number: 301 <title> ... <desc> Description: ... </top>"
 _XML_FORMAT = '<topic number="1"> elements with its texts </topic>'
 
-_TAG = re.compile(r"<(/?)([A-Za-z][\w-]*)>")
+_FIRST_TAG = re.compile(r"</?([A-Za-z][\w-]*)>")
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_CLASSIC_TOPIC = re.compile(r"<top>(?P<fields>.*?)(?P<end></top>|(?=<top>)|\Z)", re.DOTALL | re.IGNORECASE)
+_CLASSIC_FIELD = re.compile(
+    r"<(?P<name>[a-z][\w-]*)>(?P<text>.*?)(?:</(?P=name)>|(?=</?[a-z][\w-]*>)|\Z)", re.DOTALL | re.IGNORECASE
+)
+"""A field ends with its own closing tag, else before any other tag or with the topic."""
 _FULL_FIELD_NAMES = {"desc": "description", "narr": "narrative", "smry": "summary", "dom": "domain", "con": "concepts"}
 _FIELD_LABELS = {
     "num": "Number",
@@ -35,6 +40,8 @@ _FIELD_LABELS = {
     "con": "Concept(s)",
 }
 """Labels that repeat the tag at the beginning of a classic field, before a colon."""
+_LINE_ATTRIBUTE = " line"
+"""Holds the line number of an XML element. No attribute in a file has a name with a blank."""
 _NUMBER_KEYS = ("number", "num", "id", "identifier", "qid")
 
 
@@ -46,48 +53,41 @@ def read_topics(path: Path, content: bytes) -> list[Topic]:
     """Return the topics in `content`, the bytes of the file at `path`. Raises `FormatError`."""
     text = content.decode("utf-8", "replace")
     text = _COMMENT.sub(lambda comment: "\n" * comment[0].count("\n"), text)  # lines keep their numbers
-    first_tag = _TAG.search(text)
-    if first_tag and first_tag[2].lower() == "top" and not text.lstrip().startswith("<?"):
+    first_tag = _FIRST_TAG.search(text)
+    if first_tag and first_tag[1].lower() == "top" and not text.lstrip().startswith("<?"):
         return _read_classic_topics(path, text)
     return _read_xml_topics(path, content)
 
 
 def _read_classic_topics(path: Path, text: str) -> list[Topic]:
-    """Return the topics. Each tag has the text up to the next tag: a field's content, or blanks."""
+    def line_number(position: int) -> int:
+        return text.count("\n", 0, position) + 1
 
-    def error(position: int, problem: str) -> FormatError:
-        return FormatError(path, text.count("\n", 0, position) + 1, problem, _CLASSIC_FORMAT)
+    def require_blank(start: int, end: int) -> None:
+        if extra_text := text[start:end].strip():
+            problem = f"text outside all fields ({extra_text[:40]!r})"
+            raise FormatError(path, line_number(text.index(extra_text, start)), problem, _CLASSIC_FORMAT)
 
     topics: list[Topic] = []
-    fields: dict[str, str] = {}
-    start_line = 0  # of the open <top>; 0 if none is open
-    open_field = ""
-    tags = list(_TAG.finditer(text))
-    if outside := text[: tags[0].start()].strip():
-        raise error(tags[0].start(), f"text before the first topic ({outside[:40]!r})")
-    for tag, content_end in zip(tags, [*(tag.start() for tag in tags[1:]), len(text)], strict=True):
-        content = text[tag.end() : content_end]
-        is_closing, element = bool(tag[1]), tag[2].lower()
-        if element == "top":
-            if is_closing != bool(start_line):
-                problem = f"the topic of line {start_line} has no end" if start_line else "no topic is open"
-                raise error(tag.start(), f"{tag[0]} where {problem}")
-            if is_closing:
-                topics.append(_make_classic_topic(path, start_line, fields))
-            start_line = 0 if is_closing else text.count("\n", 0, tag.start()) + 1
-            open_field, fields = "", {}
-        elif not start_line or (element != open_field if is_closing else element in fields):
-            location = f"in the topic of line {start_line}" if start_line else "outside <top>"
-            problem = "again" if start_line and not is_closing else "unexpected"
-            raise error(tag.start(), f"{tag[0]} {problem} {location}")
-        else:
-            open_field = "" if is_closing else element
-        if open_field:
-            fields[open_field] = content
-        elif outside := content.strip():
-            raise error(text.index(outside, tag.end()), f"text outside all fields ({outside[:40]!r})")
-    if start_line:
-        raise FormatError(path, start_line, "a topic without </top>", _CLASSIC_FORMAT)
+    position = 0
+    for topic in _CLASSIC_TOPIC.finditer(text):
+        require_blank(position, topic.start())
+        position, end = topic.span("fields")
+        fields: dict[str, str] = {}
+        for field in _CLASSIC_FIELD.finditer(text, position, end):
+            require_blank(position, field.start())
+            name = field["name"].lower()
+            if name in fields:
+                raise FormatError(path, line_number(field.start()), f"<{name}> again in a topic", _CLASSIC_FORMAT)
+            fields[name] = field["text"]
+            position = field.end()
+        require_blank(position, end)
+        position = topic.end()
+        start_line = line_number(topic.start())
+        if not topic["end"]:
+            raise FormatError(path, start_line, "a topic without </top>", _CLASSIC_FORMAT)
+        topics.append(_make_classic_topic(path, start_line, fields))
+    require_blank(position, len(text))
     return topics
 
 
@@ -101,47 +101,21 @@ def _make_classic_topic(path: Path, line: int, fields: dict[str, str]) -> Topic:
     return line, _checked_number(path, line, named_fields.pop("num", ""), _CLASSIC_FORMAT), named_fields
 
 
-@dataclass(slots=True)
-class _Element:
-    """An open XML element. `fields`: the texts of a topic's closed children, by name."""
-
-    name: str
-    attributes: dict[str, str]
-    line: int
-    text: str = ""
-    fields: dict[str, list[str]] = field(default_factory=dict)
-
-
 def _read_xml_topics(path: Path, content: bytes) -> list[Topic]:
     """Return the topics: all children of the root. Their children are the fields, whatever their names are."""
-    topics: list[Topic] = []
-    open_elements: list[_Element] = []
+    builder = TreeBuilder()
     parser = expat.ParserCreate()
 
-    def start(name: str, attributes: dict[str, str]) -> None:
-        open_elements.append(_Element(name, attributes, parser.CurrentLineNumber))
+    def start_element(name: str, attributes: dict[str, str]) -> None:
+        builder.start(name, {**attributes, _LINE_ATTRIBUTE: str(parser.CurrentLineNumber)})
 
-    def text(data: str) -> None:
-        if len(open_elements) == 1 and data.strip():
-            problem = f"text outside all topics ({data.strip()[:40]!r})"
-            raise FormatError(path, parser.CurrentLineNumber, problem, _XML_FORMAT)
-        open_elements[-1].text += data
-
-    def close(_: str) -> None:
-        element = open_elements.pop()
-        if len(open_elements) == 1:
-            topics.append(_make_xml_topic(path, element))
-        elif len(open_elements) == 2:
-            open_elements[-1].fields.setdefault(element.name, []).append(element.text.strip())
-        elif open_elements:
-            open_elements[-1].text += element.text
-
-    def refuse(*_: object) -> None:
+    def reject_declaration(*_: object) -> None:
         raise FormatError(path, parser.CurrentLineNumber, "a document type with declarations", "plain XML without one")
 
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, close, text
-    parser.EntityDeclHandler = refuse  # entities can blow up, or name other files
-    parser.buffer_text = True
+    parser.StartElementHandler = start_element
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    parser.EntityDeclHandler = reject_declaration  # entities can blow up, or name other files
     try:
         parser.Parse(content, True)
     except expat.ExpatError as error:
@@ -149,21 +123,35 @@ def _read_xml_topics(path: Path, content: bytes) -> list[Topic]:
         raise FormatError(path, error.lineno, problem, f"{_XML_FORMAT}, or {_CLASSIC_FORMAT}") from error
     except (LookupError, ValueError) as error:  # an encoding that Python does not know
         raise FormatError(path, 1, f"XML that cannot be read ({error})", "UTF-8") from error
-    if not topics:
+    root = builder.close()
+    if len(root) == 0:
         raise FormatError(path, 0, "XML without topics", _XML_FORMAT)
-    return topics
+    if extra_text := _text_between_children(root):
+        line = int(root[0].attrib[_LINE_ATTRIBUTE])
+        raise FormatError(path, line, f"text outside all topics ({extra_text[:40]!r})", _XML_FORMAT)
+    return [_make_xml_topic(path, topic) for topic in root]
 
 
-def _make_xml_topic(path: Path, topic: _Element) -> Topic:
-    fields = {_FULL_FIELD_NAMES.get(name, name): "\n".join(texts) for name, texts in topic.fields.items()}
-    numbers = [topic.attributes[key] for key in _NUMBER_KEYS if key in topic.attributes]
+def _make_xml_topic(path: Path, topic: Element) -> Topic:
+    line = int(topic.attrib[_LINE_ATTRIBUTE])
+    texts_by_name: dict[str, list[str]] = {}
+    for child in topic:
+        name = _FULL_FIELD_NAMES.get(child.tag, child.tag)
+        texts_by_name.setdefault(name, []).append("".join(child.itertext()).strip())
+    fields = {name: "\n".join(texts) for name, texts in texts_by_name.items()}
+    numbers = [topic.attrib[key] for key in _NUMBER_KEYS if key in topic.attrib]
     numbers += [fields.pop(key) for key in _NUMBER_KEYS if key in fields]
-    query_id = _checked_number(path, topic.line, numbers[0].strip() if numbers else "", _XML_FORMAT)
-    if outside := topic.text.strip():
+    query_id = _checked_number(path, line, numbers[0].strip() if numbers else "", _XML_FORMAT)
+    if text := _text_between_children(topic):
         if fields:
-            raise FormatError(path, topic.line, f"text outside all fields ({outside[:40]!r})", _XML_FORMAT)
-        fields["text"] = outside
-    return topic.line, query_id, fields
+            raise FormatError(path, line, f"text outside all fields ({text[:40]!r})", _XML_FORMAT)
+        fields["text"] = text
+    return line, query_id, fields
+
+
+def _text_between_children(element: Element) -> str:
+    """Return the text of `element` itself, without that of the elements in it."""
+    return "".join([element.text or "", *(child.tail or "" for child in element)]).strip()
 
 
 def _checked_number(path: Path, line: int, number: str, expected: str) -> str:

@@ -13,10 +13,10 @@ import codecs
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from functools import partial
+from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rank_k.data.compression import open_compressed, reject_pipe
@@ -47,7 +47,7 @@ class RunFile:
     Attributes:
         path: the file.
         query_ids: the queries, in the file's order.
-        duplicate_count: number of repeated documents that were dropped.
+        duplicate_count: number of repeated documents that iterating leaves out.
 
     Raises:
         FormatError: For the first malformed line.
@@ -57,35 +57,30 @@ class RunFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         reject_pipe(self.path, "a run is read twice: write it to a file first")
-        is_json = starts_with_json(self.path, _RUN_FORMAT)
-        self._read_rows: Callable[[Path], Iterator[_RunRow]] = _read_json_rows if is_json else _read_trec_rows
-        self._candidates_by_query: dict[str, tuple[Candidate, ...]] | None = None
+        reader = _read_json_rows if starts_with_json(self.path, _RUN_FORMAT) else _read_trec_rows
+        self._read_rows: Callable[[], Iterable[_RunRow]] = partial(reader, self.path)
         self.duplicate_count = 0
-        query_ids: dict[str, None] = {}
-        is_grouped = True
-        for query_id, rows in groupby(self._read_rows(self.path), itemgetter(0)):
-            is_grouped = is_grouped and query_id not in query_ids
-            query_ids[query_id] = None
-            doc_ids = [doc_id for _, doc_id, _ in rows]
-            self.duplicate_count += len(doc_ids) - len(set(doc_ids))
-        self.query_ids = tuple(query_ids)
-        if not is_grouped:
-            rows_by_query: dict[str, list[_RunRow]] = {query_id: [] for query_id in query_ids}
-            for row in self._read_rows(self.path):
+        query_id_of_each_group = []
+        for query_id, rows in groupby(self._read_rows(), itemgetter(0)):
+            query_id_of_each_group.append(query_id)
+            self.duplicate_count += _count_duplicates(rows)
+        self.query_ids = tuple(dict.fromkeys(query_id_of_each_group))
+        if len(self.query_ids) < len(query_id_of_each_group):
+            rows_by_query: dict[str, list[_RunRow]] = {query_id: [] for query_id in self.query_ids}
+            for row in self._read_rows():
                 rows_by_query[row[0]].append(row)
-            by_query = {query_id: _candidates_best_first(rows) for query_id, rows in rows_by_query.items()}
-            self.duplicate_count = sum(len(rows) - len(by_query[query_id]) for query_id, rows in rows_by_query.items())
-            self._candidates_by_query = by_query
+            self.duplicate_count = sum(map(_count_duplicates, rows_by_query.values()))
+            self._read_rows = partial(chain.from_iterable, rows_by_query.values())
 
     def __len__(self) -> int:
         return len(self.query_ids)
 
     def __iter__(self) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
-        if self._candidates_by_query is not None:
-            yield from self._candidates_by_query.items()
-            return
-        for query_id, rows in groupby(self._read_rows(self.path), itemgetter(0)):
-            yield query_id, _candidates_best_first(rows)
+        for query_id, rows in groupby(self._read_rows(), itemgetter(0)):
+            candidates: dict[str, Candidate] = {}
+            for _, doc_id, score in sorted(rows, key=lambda row: -row[2]):
+                candidates.setdefault(doc_id, Candidate(doc_id, score))
+            yield query_id, tuple(candidates.values())
 
 
 def read_run(path: str | Path) -> dict[str, tuple[Candidate, ...]]:
@@ -93,38 +88,26 @@ def read_run(path: str | Path) -> dict[str, tuple[Candidate, ...]]:
     return dict(iter(RunFile(path)))
 
 
-class RunWriter:
-    """A TREC run to be written: `with RunWriter(path) as run: run.write(query_id, doc_ids)`.
+class RunWriter(PartFile):
+    """A TREC run to be written: `with RunWriter(path) as run: run.write_query(query_id, doc_ids)`.
 
     The run is complete or absent, and one process writes it at a time (see `PartFile`); queries are appended to
     `path` + ".part" one by one. The score is 1/rank with 12 decimals, which decreases strictly up to rank 999,999.
     """
 
     def __init__(self, path: str | Path, tag: str = "rank-k") -> None:
+        super().__init__(path)
         self._tag = trec_field("tag", tag)
-        self._file = PartFile(path)
 
-    def __enter__(self) -> RunWriter:
-        self._file.__enter__()
-        return self
-
-    def write(self, query_id: str, doc_ids: Sequence[str]) -> None:
+    def write_query(self, query_id: str, doc_ids: Sequence[str]) -> None:
         """Append one query, `doc_ids` best first. Raises `InputError` for an id that TREC cannot hold."""
         query = trec_field("query id", query_id)
         lines = [
             b"%b Q0 %b %d %.12f %b\n" % (query, trec_field("document id", doc_id), rank, 1 / rank, self._tag)
             for rank, doc_id in enumerate(doc_ids, 1)
         ]
-        self._file.write(b"".join(lines))
-        self._file.flush()
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._file.__exit__(exception_type, exception, traceback)
+        self.write(b"".join(lines))
+        self.flush()
 
 
 def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
@@ -180,11 +163,9 @@ def _describe_columns(fields: Sequence[bytes]) -> str:
     return f"{len(fields)} column{'s' * (len(fields) != 1)} ({abbreviate(b' '.join(fields))})"
 
 
-def _candidates_best_first(rows: Iterable[_RunRow]) -> tuple[Candidate, ...]:
-    best: dict[str, Candidate] = {}
-    for _, doc_id, score in sorted(rows, key=lambda row: -row[2]):
-        best.setdefault(doc_id, Candidate(doc_id, score))
-    return tuple(best.values())
+def _count_duplicates(rows: Iterable[_RunRow]) -> int:
+    doc_ids = [doc_id for _, doc_id, _ in rows]
+    return len(doc_ids) - len(set(doc_ids))
 
 
 def _read_trec_rows(path: Path) -> Iterator[_RunRow]:
@@ -201,17 +182,16 @@ def _read_trec_rows(path: Path) -> Iterator[_RunRow]:
 def _read_json_rows(path: Path) -> Iterator[_RunRow]:
     with open_compressed(path, _RUN_FORMAT) as stream:
         text = decode(stream.plain.read().removeprefix(codecs.BOM_UTF8))
-        run = parse_json(path, 0, text, _RUN_FORMAT, as_pairs=True)
+    run = parse_json(path, 0, text, _RUN_FORMAT, as_pairs=True)
     if not isinstance(run, JsonPairs) or not run:
         raise FormatError(path, 0, "JSON without queries", _RUN_FORMAT)
     for query_id, scores in run:
         if not isinstance(scores, JsonPairs):
             raise FormatError(path, 0, f"query {abbreviate(query_id)} with {abbreviate(scores)}", _RUN_FORMAT)
         for doc_id, score in scores:
-            for identifier in (query_id, doc_id):
-                if not _fits_trec(identifier):
-                    problem = f"id {abbreviate(identifier)}"
-                    raise FormatError(path, 0, problem, "ids that are non-empty and without white space")
+            if unfit_ids := [identifier for identifier in (query_id, doc_id) if not _fits_trec(identifier)]:
+                problem = f"id {abbreviate(unfit_ids[0])}"
+                raise FormatError(path, 0, problem, "ids that are non-empty and without white space")
             value = None if isinstance(score, bool | str) else _finite_number(score)
             if value is None:
                 problem = f"score {abbreviate(score)} of document {doc_id} for query {query_id}"

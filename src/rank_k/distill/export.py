@@ -127,7 +127,7 @@ def render_card(
     template = Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8")
     jinja2 = load("jinja2")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    card: str = environment.from_string(template).render(
+    card = environment.from_string(template).render(
         name=name,
         gguf_name=gguf_name,
         quantization=quantization,
@@ -140,4 +140,4 @@ def render_card(
         rows_per_step=rows_per_step,
         learned_rows=min(last_record["step"] * rows_per_step, round(metadata["rows"] * training["epochs"])),
     )
-    return card
+    return str(card)

@@ -46,8 +46,6 @@ def label_loss(
     def loss_at(logits: Any, target_labels: Any, label_rows: Any) -> Any:
         weights = torch.where(label_rows[:, 2] == len(word_ids) - 1, options.best_weight, 1.0)
         loss = (cross_entropy(logits, target_labels, reduction="none") * weights).sum() / weights.sum()
-        if not options.listwise:
-            return loss
         label_logits = logits if logits.shape[1] == len(word_ids) else logits[:, word_ids]
         return loss + options.listwise * listwise_loss(label_logits, label_rows[:, 0], label_rows[:, 2])
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rank_k.data.toml_tables import TableReader, read_toml
 from rank_k.errors import InputError
-from rank_k.options import STRATEGY_NAMES, StudentOptions, choice, number, option, whole_number
+from rank_k.option_values import STRATEGY_NAMES, choice, number, whole_number
+from rank_k.options import StudentOptions, option
 
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
 

@@ -27,13 +27,10 @@ FREE_TOKENS = 2000
 
 def format_reward(completions: Sequence[Completion], grades: Sequence[Sequence[int]], **columns: object) -> list[float]:
     """1 for a complete order after a thought that was closed; 0.5 less for each kind of repair; 0 for no order."""
-    return [_format_score(answer) for answer, _, _ in _parse_completions(completions, grades)]
-
-
-def _format_score(answer: ParsedAnswer) -> float:
-    if not answer.is_valid:
-        return 0.0
-    return max(0.0, 1.0 - 0.5 * len(answer.repairs) - (0.0 if answer.trace.strip() else 0.5))
+    return [
+        max(0.0, 1.0 - 0.5 * (len(answer.repairs) + (not answer.trace.strip()))) if answer.is_valid else 0.0
+        for answer, _, _ in _parse_completions(completions, grades)
+    ]
 
 
 def ndcg_reward(

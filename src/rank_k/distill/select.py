@@ -34,7 +34,7 @@ from rank_k.strategies.aggregate import consensus_ranking
 from rank_k.types import Window, WindowRanking, WindowResult
 from rank_k.window.parsing import ParsedAnswer, parse_ranking
 from rank_k.window.reasoning import ranking_agreement
-from rank_k.window.repetition import RepetitionDetector
+from rank_k.window.repetition import repetition_detector
 from rank_k.window.sanitize import strip_template_tokens
 
 RULES = ("paper", "short", "best", "all")
@@ -146,7 +146,8 @@ def parse_sample(calls: Sequence[Call]) -> ParsedAnswer | str:
     if answer.repairs:
         return "repaired"
     trace = _reasoning_text(first_call) if is_prefilled else answer.trace
-    return "repetition_stopped" if RepetitionDetector(passage_count).feed(trace) else replace(answer, trace=trace)
+    is_repetitive = repetition_detector(passage_count)(trace) is not None
+    return "repetition_stopped" if is_repetitive else replace(answer, trace=trace)
 
 
 # --- rules ---
@@ -231,9 +232,7 @@ class Selector:
                 continue
             traces = self._usable_traces(metadata, filter(None, map(journal.find_call, keys)))
             selected = apply_rule(self.rule, traces) if traces else []
-            self.counts["without_trace"] += not traces
-            self.counts["not_by_rule"] += len(traces) - len(selected)
-            self.counts["rows"] += len(selected)
+            self.counts.update(without_trace=not traces, not_by_rule=len(traces) - len(selected), rows=len(selected))
             if selected:
                 self._remember_set(metadata)
             for trace in selected:

@@ -23,13 +23,15 @@ SINGLE_WINDOW = Single(MAX_SET_SIZE)
 """The strategy: everything in one window."""
 
 
-class ActiveSets(Mapping[str, Query]):
-    """The sets that are being asked about, by id; the rest has not been read yet or is forgotten.
+class ActiveSets:
+    """The sets that are being ranked, by id; the others have not been read yet, or are finished.
 
-    As a mapping it gives the query of a set, as `Reranker.rerank` takes queries.
+    Attributes:
+        queries: The query of each set, as `Reranker.rerank` takes queries.
     """
 
     def __init__(self) -> None:
+        self.queries: dict[str, Query] = {}
         self._candidate_sets: dict[str, CandidateSet] = {}
 
     def add_sets(
@@ -37,40 +39,24 @@ class ActiveSets(Mapping[str, Query]):
     ) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
         """Yield the sets as a run, one by one, and pass the metadata of each to `store_set`."""
         for candidate_set in sets:
-            if candidate_set.set_id in self._candidate_sets:
+            set_id = candidate_set.set_id
+            if set_id in self.queries:
                 continue  # the same set twice in a row
-            self._candidate_sets[candidate_set.set_id] = candidate_set
-            store_set(candidate_set.set_id, candidate_set.metadata)
-            yield (
-                candidate_set.set_id,
-                tuple(Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(candidate_set.doc_ids, 1)),
-            )
+            self.queries[set_id] = Query(set_id, candidate_set.query)
+            self._candidate_sets[set_id] = candidate_set
+            store_set(set_id, candidate_set.metadata)
+            yield set_id, tuple(Candidate(doc_id, 1 / rank) for rank, doc_id in enumerate(candidate_set.doc_ids, 1))
 
     def get_set(self, set_id: str) -> CandidateSet:
         return self._candidate_sets[set_id]
 
-    def remove(self, set_id: str) -> None:
-        self._candidate_sets.pop(set_id, None)
-
-    def __getitem__(self, set_id: str) -> Query:
-        return Query(set_id, self._candidate_sets[set_id].query)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._candidate_sets)
-
-    def __len__(self) -> int:
-        return len(self._candidate_sets)
-
-
-class _ActivePassages:
-    """The passages of the active sets, as `Reranker.rerank` takes them."""
-
-    def __init__(self, active_sets: ActiveSets) -> None:
-        self._active_sets = active_sets
-
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
-        candidate_set = self._active_sets.get_set(query_id or "")
+        """Return a passage of the set `query_id`, as a source of passages does."""
+        candidate_set = self._candidate_sets[query_id or ""]
         return Passage(doc_id, candidate_set.passages[candidate_set.doc_ids.index(doc_id)])
+
+    def remove(self, set_id: str) -> None:
+        del self.queries[set_id], self._candidate_sets[set_id]
 
 
 class SimulatedTeacher(SimulatedModel):
@@ -127,8 +113,8 @@ def trace_sets(
     rankings = rerank_run(
         reranker,
         run,
+        active_sets.queries,
         active_sets,
-        _ActivePassages(active_sets),
         query_count=set_count,
         settings=settings,
         token_budget=token_budget,

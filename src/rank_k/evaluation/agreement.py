@@ -10,13 +10,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import Any
 
-from rank_k.evaluation.significance import bootstrap_interval
+from rank_k.evaluation.significance import Floats, bootstrap_interval
 from rank_k.optional_deps import load
-
-if TYPE_CHECKING:
-    from rank_k.evaluation.significance import Floats
 
 COHEN_KAPPA, KRIPPENDORFF_ALPHA = "Cohen's kappa", "Krippendorff's alpha"
 
@@ -63,9 +61,8 @@ def cohen_kappa(table: Floats) -> Floats:
 
     NaN where it is not defined.
     """
-    np = load("numpy")
     shares = table / table.sum(axis=(-2, -1), keepdims=True)
-    observed = np.trace(shares, axis1=-2, axis2=-1)
+    observed = shares.trace(axis1=-2, axis2=-1)
     expected = (shares.sum(axis=-1) * shares.sum(axis=-2)).sum(axis=-1)
     return _chance_corrected(1 - observed, 1 - expected)
 
@@ -75,9 +72,8 @@ def krippendorff_alpha(table: Floats) -> Floats:
 
     Judges need not have judged the same things. NaN where it is not defined.
     """
-    np = load("numpy")
     total = table.sum(axis=(-2, -1))
-    observed = total - np.trace(table, axis1=-2, axis2=-1)
+    observed = total - table.trace(axis1=-2, axis2=-1)
     expected = (total**2 - (table.sum(axis=-1) ** 2).sum(axis=-1)) / (total - 1)
     return _chance_corrected(observed, expected)
 
@@ -97,28 +93,26 @@ def _compute_agreement(judges: tuple[str, ...], items: dict[tuple[str, Any], dic
     np = load("numpy")
     category_count = 1 + max(category for categories in items.values() for category in categories.values())
     by_query: dict[str, Floats] = defaultdict(lambda: np.zeros((category_count, category_count)))
-    item_count, agreeing_pairs, pairs = 0, 0, 0
-    for (query_id, _), categories in items.items():
-        ratings = [categories[judge] for judge in judges if judge in categories]
-        if len(ratings) < 2:
-            continue
-        item_count += 1
+    ratings_by_item = [
+        (query_id, ratings)
+        for (query_id, _), categories in items.items()
+        if len(ratings := [categories[judge] for judge in judges if judge in categories]) >= 2
+    ]
+    if not ratings_by_item:
+        return None
+    for query_id, ratings in ratings_by_item:
         if len(judges) == 2:
             by_query[query_id][ratings[0], ratings[1]] += 1
         else:
             by_query[query_id] += coincidence_table(ratings, category_count)
-        agreeing_pairs += sum(first == second for first, second in combinations(ratings, 2))
-        pairs += len(ratings) * (len(ratings) - 1) // 2
-    if not item_count:
-        return None
+    observed = fmean(first == second for _, ratings in ratings_by_item for first, second in combinations(ratings, 2))
     name, coefficient = (COHEN_KAPPA, cohen_kappa) if len(judges) == 2 else (KRIPPENDORFF_ALPHA, krippendorff_alpha)
     tables = np.stack([by_query[query_id] for query_id in sorted(by_query)])
-    observed = agreeing_pairs / pairs
     value = float(coefficient(tables.sum(axis=0)))
-    if np.isnan(value):
-        return Agreement(judges, name, item_count, len(tables), observed, None, None, None)
-    low, high = bootstrap_interval(tables, lambda draws: coefficient(draws.sum(axis=1)))
-    return Agreement(judges, name, item_count, len(tables), observed, value, low, high)
+    estimates: tuple[float | None, ...] = (None, None, None)
+    if not np.isnan(value):
+        estimates = (value, *bootstrap_interval(tables, lambda draws: coefficient(draws.sum(axis=1))))
+    return Agreement(judges, name, len(ratings_by_item), len(tables), observed, *estimates)
 
 
 def _chance_corrected(observed: Floats, expected: Floats) -> Floats:

@@ -37,7 +37,6 @@ class Evaluation:
     `tied`: judged queries with equal scores whose order differs from trec_eval's.
     """
 
-    measures: tuple[str, ...]
     per_query: Mapping[str, Mapping[str, float]]
     means: Mapping[str, float]
     missing: tuple[str, ...]
@@ -68,7 +67,7 @@ def evaluate(
     if not qrels:
         raise InputError("there are no judgments to evaluate against", "check the qrels file")
     ir_measures = load("ir_measures")
-    parsed = _parse_measures(measures)
+    parsed = parse_measures(measures)
 
     # pytrec_eval rejects undecodable ids and NUL in them, so it is given numbers instead
     short_ids: defaultdict[str, str] = defaultdict(lambda: str(len(short_ids)))
@@ -100,7 +99,6 @@ def evaluate(
     for metric in result.per_query:
         per_query[str(metric.measure)][original_ids[metric.query_id]] = metric.value
     return Evaluation(
-        measures=tuple(parsed),
         per_query=per_query,
         # over all judged queries: ir_measures averages Accuracy over those that have a value
         means={
@@ -117,11 +115,6 @@ def evaluate(
             if ties == "file" and doc_ids_by_query[query_id] != _order_documents(candidates, "trec_eval")
         ),
     )
-
-
-def canonical_names(measures: Sequence[str]) -> tuple[str, ...]:
-    """Return the measures in ir_measures's own spelling, each once. Raises `InputError` for an unknown one."""
-    return tuple(_parse_measures(measures))
 
 
 def ndcg(ranked_grades: Sequence[float], judged_grades: Iterable[float] | None = None, cutoff: int = 10) -> float:
@@ -141,7 +134,8 @@ def ndcg(ranked_grades: Sequence[float], judged_grades: Iterable[float] | None =
     return gain(ranked_grades) / ideal if ideal > 0 else 0.0
 
 
-def _parse_measures(measures: Sequence[str]) -> dict[str, Any]:
+def parse_measures(measures: Sequence[str]) -> dict[str, Any]:
+    """Return ir_measures's measures by their own spelling, each once. Raises `InputError` for an unknown one."""
     parsed = {str(measure): measure for measure in map(_parse_measure, measures)}
     if not parsed:
         raise InputError("no measure is given", _REMEDY)

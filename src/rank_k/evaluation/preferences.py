@@ -164,14 +164,6 @@ def _is_time(value: object) -> bool:
         return False
 
 
-def _is_duration(value: Any) -> bool:
-    return value is None or (type(value) in (int, float) and 0 <= value < math.inf)
-
-
-def _is_string_list(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
 _ROW_FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
         ("judge", "query_id", "left", "right"),
@@ -179,12 +171,21 @@ _ROW_FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "choice": (f"one of {', '.join((*CHOICES, UNDONE))}", (*CHOICES, UNDONE).__contains__),
     "time": ("a time with its zone, such as 2026-05-04T09:30:00+00:00", _is_time),
-    "seconds": ("a number from 0, or null", _is_duration),
+    "seconds": (
+        "a number from 0, or null",
+        lambda value: value is None or (type(value) in (int, float) and 0 <= value < math.inf),
+    ),
     "depth": ("a whole number from 1, or null", lambda value: value is None or (type(value) is int and value >= 1)),
     "blind": ("true or false", lambda value: isinstance(value, bool)),
     "query": ("a string", lambda value: isinstance(value, str)),
     "translation": ("a string, or null", lambda value: isinstance(value, str | None)),
-    **dict.fromkeys(("left_doc_ids", "right_doc_ids"), ("a list of strings", _is_string_list)),
+    **dict.fromkeys(
+        ("left_doc_ids", "right_doc_ids"),
+        (
+            "a list of strings",
+            lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+        ),
+    ),
 }
 """What each key of a row must hold, in words and as a check."""
 
@@ -193,27 +194,23 @@ _REQUIRED_KEYS = ("judge", "query_id", "left", "right", "choice", "time")
 
 def _parse_judgment(row: Mapping[str, Any], path: Path, line_number: int) -> Judgment:
     """Return a row as a `Judgment`. Raises `FormatError`, with path and line number."""
-    values: dict[str, Any] = {}
     for key, (expected, is_valid) in _ROW_FIELDS.items():
-        if key in row or key in _REQUIRED_KEYS:
-            values[key] = value = row.get(key)
-            if not is_valid(value):
-                problem = f"{key} {abbreviate(value)}" if key in row else f"no {key}"
-                raise FormatError(path, line_number, problem, f"{key}: {expected}")
+        if (key in row or key in _REQUIRED_KEYS) and not is_valid(row.get(key)):
+            problem = f"{key} {abbreviate(row[key])}" if key in row else f"no {key}"
+            raise FormatError(path, line_number, problem, f"{key}: {expected}")
+    values = {key: row[key] for key in _ROW_FIELDS if key in row}
     if values["left"] == values["right"]:
         raise FormatError(path, line_number, f"{abbreviate(values['left'])} on both sides", "two systems")
-    for key in ("left_doc_ids", "right_doc_ids"):
-        values[key] = tuple(values.get(key, ()))
-    return Judgment(**values | {"time": datetime.fromisoformat(values["time"])})
+    doc_ids = {key: tuple(values.get(key, ())) for key in ("left_doc_ids", "right_doc_ids")}
+    return Judgment(**values | doc_ids | {"time": datetime.fromisoformat(values["time"])})
 
 
 def current_judgments(rows: Iterable[Judgment]) -> CurrentJudgments:
     """Return those of `rows`, in any order, that count; sorted by judge, query and systems."""
-    all_rows = list(rows)
-    distinct_rows = set(all_rows)
+    row_counts = Counter(rows)
     latest: dict[tuple[str, str, Pair], Judgment] = {}
     replaced = undone = 0
-    for row in sorted(distinct_rows, key=lambda row: (row.time, repr(row))):
+    for row in sorted(row_counts, key=lambda row: (row.time, repr(row))):
         item = (row.judge, row.query_id, row.pair)
         previous = latest.pop(item, None)
         if row.choice != UNDONE:
@@ -222,7 +219,7 @@ def current_judgments(rows: Iterable[Judgment]) -> CurrentJudgments:
         else:
             undone += previous is not None
     judgments = tuple(latest[item] for item in sorted(latest))
-    return CurrentJudgments(judgments, len(all_rows) - len(distinct_rows), replaced, undone)
+    return CurrentJudgments(judgments, row_counts.total() - len(row_counts), replaced, undone)
 
 
 # --- statistics ---
@@ -284,8 +281,19 @@ def _compare_pairs(judgments: Iterable[Judgment]) -> tuple[ComparedPair, ...]:
             estimate_share(min(1.0, fmean(values)), len(by_query)) for values in (scores, won, tied, lost)
         )
         test = paired_difference(dict(zip(by_query, scores, strict=True)), dict.fromkeys(by_query, 0.5))
-        shares = (win_rate, won_share, tied_share, lost_share)
-        pairs.append(ComparedPair(first, second, len(by_query), len(rows_of_pair), *shares, test.randomization_p))
+        pairs.append(
+            ComparedPair(
+                first,
+                second,
+                queries=len(by_query),
+                judgments=len(rows_of_pair),
+                win_rate=win_rate,
+                won=won_share,
+                tied=tied_share,
+                lost=lost_share,
+                p=test.randomization_p,
+            )
+        )
     corrected = holm([pair.p for pair in pairs])
     return tuple(replace(pair, p=p) for pair, p in zip(pairs, corrected, strict=True))
 

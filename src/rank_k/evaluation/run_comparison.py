@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from rank_k.errors import InputError
-from rank_k.evaluation.measures import Evaluation, Ties, canonical_names, evaluate
+from rank_k.evaluation.measures import Evaluation, Ties, evaluate, parse_measures
 from rank_k.evaluation.run_costs import RunCost
 from rank_k.evaluation.significance import NO_DIFFERENCE, PairedDifference, bootstrap_interval, holm, paired_difference
 from rank_k.types import Run
@@ -145,7 +145,7 @@ def compare_runs(
         InputError: As `evaluate` raises it, or there is nothing to compare.
         MissingExtra: ir_measures, numpy or scipy is not installed.
     """
-    measure_names = canonical_names(measures)
+    measure_names = tuple(parse_measures(measures))
     compared_measures = _quality_measures(measure_names)
     if baseline and len(runs) < 2:
         raise InputError(f"there is no run to compare with the baseline {baseline}", "name another run")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
 from rank_k.errors import InputError
-from rank_k.journal import Journal, RunRecord, WindowRecord
+from rank_k.journal import Journal, WindowRecord
 from rank_k.types import CallTotals
 
 
@@ -48,10 +48,11 @@ class RunCost(CallTotals):
     model: str = ""
     money: float | None = None
 
-    def add(self, query: QueryCost) -> None:
-        """Add the cost of a query."""
-        self.queries[query.query_id] = query
-        self += query
+    def add(self, queries: Iterable[QueryCost]) -> None:
+        """Add the costs of queries."""
+        for query in queries:
+            self.queries[query.query_id] = query
+            self += query
 
     @property
     def tokens(self) -> int:
@@ -77,12 +78,10 @@ class RunCost(CallTotals):
         return shlex.join(["rank-k", "journal", "show", str(self.journal), *run_option, *query_option])
 
 
-def _add_seconds(record: WindowRecord, seconds: Mapping[str, float]) -> float:
-    return sum(seconds.values())
-
-
 def read_query_costs(
-    journal: Journal, run: str, measure_window: Callable[[WindowRecord, Mapping[str, float]], float] = _add_seconds
+    journal: Journal,
+    run: str,
+    measure_window: Callable[[WindowRecord, Mapping[str, float]], float] = lambda _, seconds: sum(seconds.values()),
 ) -> Iterator[QueryCost]:
     """Yield the cost of each query of a run that needed a call, by query id.
 
@@ -99,11 +98,10 @@ def read_query_costs(
             for record in round_records:
                 seconds: dict[str, float] = {}
                 for key in record.call_keys:
-                    response = journal.find_response(key)
-                    if response is not None:
+                    if (response := journal.find_response(key)) is not None:
                         seconds[key] = response.seconds
                         cost.usage += response.usage
-                        cost.model_seconds += response.seconds
+                cost.model_seconds += sum(seconds.values())
                 cost.calls += len(record.call_keys)
                 cost.repairs.update(record.repairs)
                 cost.unranked_windows += not any(ranking.is_valid for ranking in record.rankings)
@@ -132,7 +130,9 @@ def read_run_cost(journal_file: Path, run_file: Path) -> RunCost | None:
         runs = journal.runs()
         if not runs:
             return None
-        writers = [record for record in runs if _wrote_file(record, run_file)]
+        writers = [  # by the name of the file alone, as its folder may have been moved since
+            record for record in runs if Path(str(record.settings.get("output", ""))).name == run_file.name
+        ]
         record = (writers or runs)[0]
         cost = RunCost(
             journal=journal_file,
@@ -141,11 +141,5 @@ def read_run_cost(journal_file: Path, run_file: Path) -> RunCost | None:
             wrote_file=bool(writers),
             model=journal.model_of_run(record.run),
         )
-        for query in read_query_costs(journal, record.run):
-            cost.add(query)
+        cost.add(read_query_costs(journal, record.run))
         return cost if cost.queries else None
-
-
-def _wrote_file(record: RunRecord, run_file: Path) -> bool:
-    """Return whether a run wrote a file of this name. Its folder may have been moved since."""
-    return Path(str(record.settings.get("output", ""))).name == run_file.name

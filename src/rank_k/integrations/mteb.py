@@ -42,10 +42,8 @@ class RankKSearch:
         self.reranker.prepare()
         name, ranker = self.reranker.model.name, self.reranker.ranker
         hashed_settings = (getattr(ranker, "settings", None), getattr(ranker, "template", None), self.reranker.strategy)
-        settings = self.reranker.options.settings()
-        settings["settings"] = sha256(repr(hashed_settings).encode()).hexdigest()[
-            :8
-        ]  # all of them; the others are to be read
+        digest = sha256(repr(hashed_settings).encode()).hexdigest()[:8]
+        settings = {**self.reranker.options.settings(), "settings": digest}  # the digest is of all settings
         revision = self.reranker.model.identity.rpartition("@")[2]
         overwrites = {
             "name": name if "/" in name else f"rank-k/{name or 'model'}",

@@ -120,12 +120,6 @@ class CallStore:
         )
         return response if inserted.rowcount else self.find_response(key) or response
 
-    def find_request(self, key: str) -> Mapping[str, Any]:
-        """Return the request's body of the call `key`. Raises KeyError."""
-        if (call := self.find_call(key)) is None:
-            raise KeyError(key)
-        return call.request
-
     def find_call(self, key: str) -> Call | None:
         """Return the call stored under `key`, or None."""
         columns = f"model, purpose, request, doc_ids, {_RESPONSE_COLUMNS}"
@@ -141,15 +135,13 @@ class CallStore:
     ) -> list[tuple[str, str, int, Usage, float]]:
         """Return (model, purpose, calls, usage, seconds), summed over the whole file or over the windows of a run, of a
         query, or of a query in a run."""
-        columns = {"run": run, "query_id": None if query_id is None else encode_text(query_id)}
-        filters = {name: value for name, value in columns.items() if value is not None}
-        condition = " AND ".join(f"{name} = ?" for name in filters)
+        condition, values = condition_on(run, query_id)
         keys = f"SELECT value FROM windows, json_each(call_keys) WHERE {condition}"
         rows = self._db.execute(
             "SELECT model, purpose, count(*), sum(prompt_tokens), sum(completion_tokens),"
             " sum(reasoning_tokens), sum(cached_tokens), max(usage_estimated), sum(seconds)"
-            f" FROM calls {f'WHERE key IN ({keys})' if filters else ''} GROUP BY model, purpose ORDER BY 1, 2",
-            tuple(filters.values()),
+            f" FROM calls {f'WHERE key IN ({keys})' if values else ''} GROUP BY model, purpose ORDER BY 1, 2",
+            values,
         )
         return [(decode_text(row[0]), *row[1:3], _decode_usage(row[3:8]), row[8]) for row in rows]
 
@@ -162,6 +154,13 @@ class CallStore:
         self._db.execute(f"DELETE FROM calls WHERE finished_at < ({middle})")
         for table in ("queries", "windows", "rounds"):
             self._db.execute(f"DELETE FROM {table}")
+
+
+def condition_on(run: str | None, query_id: str | None = None) -> tuple[str, list[str | bytes]]:
+    """Return the SQL condition that a row belongs to a run and a query, where they are given, and its parameters."""
+    columns = {"run": run, "query_id": None if query_id is None else encode_text(query_id)}
+    given = {name: value for name, value in columns.items() if value is not None}
+    return " AND ".join(f"{name} = ?" for name in given) or "TRUE", list(given.values())
 
 
 def compress_json(value: Any) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rank_k.journal.batches import BatchStore
-from rank_k.journal.calls import compress_json, decompress_json
+from rank_k.journal.calls import compress_json, condition_on, decompress_json
 from rank_k.journal.schema import decode_text, encode_text
 from rank_k.types import Ranking, Window, WindowRanking
 
@@ -129,9 +129,7 @@ class Journal(BatchStore):
 
         `find`: only queries whose id or text contains it; the case of the letters a to z does not matter.
         """
-        condition, values = "TRUE", list[str | bytes]()
-        if run is not None:
-            condition, values = "run = ?", [run]
+        condition, values = condition_on(run)
         if find:
             condition += " AND (query_id LIKE ? ESCAPE '!' OR text LIKE ? ESCAPE '!')"
             values += [encode_text("%" + "".join(f"!{c}" if c in "%_!" else c for c in find) + "%")] * 2
@@ -186,10 +184,7 @@ class Journal(BatchStore):
 
     def windows(self, run: str | None = None, query_id: str | None = None) -> Iterator[WindowRecord]:
         """Yield the windows of a run (default: the last one started), of one query or all, in the order of rounds."""
-        condition = "run = ?"
-        values: list[str | bytes] = [run or self.last_run()]
-        if query_id is not None:
-            condition, values = condition + " AND query_id = ?", [*values, encode_text(query_id)]
+        condition, values = condition_on(run or self.last_run(), query_id)
         rows = self._db.execute(
             "SELECT query_id, round, window, doc_ids, rank_range, method, call_keys, rankings, repairs FROM windows"
             f" WHERE {condition} ORDER BY query_id, round, window",

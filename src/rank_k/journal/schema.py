@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -161,10 +160,8 @@ def open_database(path: Path | None, *, read_only: bool = False) -> sqlite3.Conn
 def _create_private_file(path: Path) -> None:
     """Create the file if it does not exist. Only its owner may read a new or empty file."""
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-        status = os.fstat(descriptor)
-        os.close(descriptor)
-        if stat.S_ISREG(status.st_mode) and not status.st_size:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        if path.is_file() and path.stat().st_size == 0:
             path.chmod(0o600)  # an empty file that existed before becomes a journal
     except OSError as error:
         problem = f"journal {path} cannot be written: {error.strerror}"

@@ -39,7 +39,7 @@ def gbnf(tokens: Sequence[Token]) -> str:
     parts = (
         f"<[{group[0].number}]>" if len(group) == 1 else _quoted_literal(group) for group in _character_groups(tokens)
     )
-    return f"root ::= {' '.join(parts) or _EMPTY}"
+    return "root ::= " + (" ".join(parts) or '""')
 
 
 def max_token_bound(tokens: Sequence[Token]) -> int:
@@ -67,9 +67,6 @@ def token_log_probabilities(
         if len(group) == 1 and text:
             log_probabilities.append(server_token)
     return tuple(log_probabilities)
-
-
-_EMPTY = '""'
 
 
 def _character_groups(tokens: Sequence[Token]) -> Iterator[tuple[Token, ...]]:

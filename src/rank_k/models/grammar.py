@@ -21,8 +21,6 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from rank_k.errors import InputError
-
 MAX_EXACT_SIZE = 8
 """Passages up to which `ranking_gbnf` accepts permutations only: 2^8 rules are 15 kB of grammar. Each further passage
 more than doubles that, and the grammar is part of every request."""
@@ -32,11 +30,7 @@ _LEADING_WHITESPACE = r'(" " | "\n" "\n"?)?'
 
 @lru_cache(maxsize=64)
 def ranking_gbnf(size: int) -> str:
-    """Return the grammar for a window of `size` passages in GBNF; its first rule is `root`.
-
-    Raises `InputError` if `size` is less than 1.
-    """
-    _check_size(size)
+    """Return the grammar for a window of `size` passages in GBNF; its first rule is `root`."""
     if size <= MAX_EXACT_SIZE:
         return _permutation_rules(size)
     return "\n".join(
@@ -51,10 +45,8 @@ def ranking_gbnf(size: int) -> str:
 def ranking_regex(size: int) -> str:
     """Return a regular expression without anchors, for servers that match the whole response.
 
-    Each of `size` ids is one of 1..size. Ids may be repeated: no short expression excludes that. Raises `InputError` if
-    `size` is less than 1.
+    Each of `size` ids is one of 1..size. Ids may be repeated: no short expression excludes that.
     """
-    _check_size(size)
     numeral = f"(?:{'|'.join(_number_alternatives(size))})"
     other_ids = rf"(?: [>=] \[{numeral}\]){{{size - 1}}}" if size > 1 else ""
     return rf"(?: |\n\n?)?\[{numeral}\]{other_ids}"
@@ -68,11 +60,6 @@ def matches_grammar(text: str, size: int, *, each_once: bool = False) -> bool:
     if re.fullmatch(ranking_regex(size), text) is None:
         return False
     return not each_once or len(set(re.findall(r"\d+", text))) == size
-
-
-def _check_size(size: int) -> None:
-    if size < 1:
-        raise InputError(f"a ranking of {size} passages has no grammar", "give 1 or more")
 
 
 def _permutation_rules(size: int) -> str:

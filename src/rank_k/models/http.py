@@ -30,7 +30,7 @@ from rank_k.models.base import Capabilities
 from rank_k.models.forced_text import Token, parse_tokens, token_log_probabilities
 from rank_k.models.http_errors import error_for_status, error_message, retry_after_seconds
 from rank_k.models.server_types import SERVER_TYPES
-from rank_k.models.sse import MAX_RESPONSE_CHARACTERS, ResponseReader
+from rank_k.models.sse import ResponseEvent, join_events, parse_event, parse_payload
 from rank_k.types import OnChunk, Request, Response
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ DEFAULT_CONTEXT_LENGTH = 32_768
 
 _KEEPALIVE_SECONDS = 4.0  # seconds an idle connection is kept: less than the 5 s of uvicorn's and llama.cpp's servers
 _MAX_ERROR_BYTES = 65_536  # bytes of an error's body that are read
+_MAX_RESPONSE_BYTES = 64_000_000  # a server that sends more is broken or hostile
 
 
 class HttpModel:
@@ -253,14 +254,16 @@ class HttpModel:
     async def _stream(
         self, path: str, body: Mapping[str, Any], on_chunk: OnChunk | None, echoed_prefill: str = ""
     ) -> Response:
-        reader = ResponseReader(on_chunk, echoed_prefill)
         started = time.monotonic()
+        events: list[ResponseEvent] = []
         async with self._send_request("POST", self.url + path, {**body, **server_types.STREAMING}) as response:
-            if response.headers.get("Content-Type", "").startswith("application/json"):
-                reader.read_json(await self._read_json(response))  # a server that cannot stream
+            if response.headers.get("Content-Type", "").startswith("application/json"):  # a server that cannot stream
+                event = parse_payload(await self._read_json(response))
+                chunk = event.chunk._replace(text=event.chunk.text.removeprefix(echoed_prefill))
+                _append_event(events, event._replace(chunk=chunk, is_last=True), on_chunk)
             else:
-                await _read_events(response, reader)
-        return reader.response(time.monotonic() - started)
+                await _read_events(response, events, on_chunk)
+        return join_events(events, time.monotonic() - started)
 
     async def count_tokens(self, text: str) -> int | None:
         if not self.server_type.tokenizes:
@@ -348,7 +351,7 @@ class HttpModel:
         try:
             async for chunk in response.content.iter_any():
                 raw += chunk
-                if len(raw) > MAX_RESPONSE_CHARACTERS:
+                if len(raw) > _MAX_RESPONSE_BYTES:
                     raise ServerError(f"the server at {self.url} sends without end", "look into its log")
         except _connection_errors() as error:
             broken = error  # after a complete document, perhaps
@@ -372,21 +375,36 @@ class HttpModel:
             return await self._request_json("POST", url, body)
 
 
-async def _read_events(response: aiohttp.ClientResponse, reader: ResponseReader) -> None:
-    """Feed the events of a stream to `reader`, to the end of the reply.
+async def _read_events(response: aiohttp.ClientResponse, events: list[ResponseEvent], on_chunk: OnChunk | None) -> None:
+    """Append the events of a stream to `events`, until the server or `on_chunk` ends the response.
 
-    A reply that is complete is kept even if the connection breaks before the HTTP body ends, as with proxies that
-    drop the last chunk: it is paid for, and another request would cost the same again.
+    A complete response is kept even if the connection breaks before the HTTP body ends, as with proxies that drop the
+    last chunk: it is paid for, and another request would cost the same again.
     """
+    pending, received_bytes = b"", 0
     try:
-        async for chunk in response.content.iter_any():
-            if reader.feed(chunk):
-                break
-        if reader.complete and not response.content.at_eof():
-            await _drain(response)
+        async for data in response.content.iter_any():
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                if line.startswith(b"data:") and _append_event(events, parse_event(line[5:].strip()), on_chunk):
+                    if events[-1].is_last:
+                        await _drain(response)
+                    return
+            received_bytes += len(data)
+            if received_bytes > _MAX_RESPONSE_BYTES:
+                raise ServerError("the server sends a response without end", "look into its log")
     except _connection_errors():
-        if not reader.finished:
+        if not any(event.ends_response for event in events):
             raise
+
+
+def _append_event(events: list[ResponseEvent], event: ResponseEvent, on_chunk: OnChunk | None) -> bool:
+    """Append an event. Return whether the server or `on_chunk` has ended the response."""
+    events.append(event)
+    if on_chunk is not None and any(event.chunk) and on_chunk(event.chunk):
+        events.append(ResponseEvent(finish_reason="stopped"))
+        return True
+    return event.is_last
 
 
 async def _drain(response: aiohttp.ClientResponse) -> None:
@@ -430,7 +448,6 @@ def _keepalive_socket(address_info: Any) -> socket.socket:
     family, socket_type, protocol, _, _ = address_info
     connection = socket.socket(family, socket_type, protocol)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 6)):
         if hasattr(socket, option):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

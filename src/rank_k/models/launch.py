@@ -68,10 +68,6 @@ class EmbeddedServer:
             MissingExtra: without xllamacpp.
             InputError: if it does not start; the message has the server's own words.
         """
-        threads = available_cores() if threads is None else threads
-        for name, value in (("context_length", context_length), ("concurrency", concurrency), ("threads", threads)):
-            if value < 1:
-                raise InputError(f"{name} is {value}", "give 1 or more")
         if importlib.util.find_spec("xllamacpp") is None:
             optional_deps.load("xllamacpp")  # raises, and names the extra
         server = cls(*_start_process())
@@ -82,7 +78,7 @@ class EmbeddedServer:
             "api_key": server.api_key,
             "context_length": context_length,
             "concurrency": concurrency,
-            "threads": threads,
+            "threads": threads or available_cores(),
         }
         try:
             startup = await asyncio.wait_for(asyncio.to_thread(server._send, configuration), load_timeout)
@@ -133,16 +129,11 @@ class EmbeddedServer:
             self._end_process_now()
 
     def _end_process_now(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
         try:
-            self._process.wait(5)
+            self._process.communicate(timeout=5)  # closes its stdin and waits
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+            self._process.communicate()
 
     def _exit_message(self) -> str:
         """Return the child's first errors, which name the cause, or else its last lines, on one line."""

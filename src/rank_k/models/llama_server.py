@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from typing import Any, TextIO
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -29,11 +29,10 @@ def main() -> None:
     if os.name == "posix":
         threading.Thread(target=_exit_when_parent_ends, args=(os.getppid(),), daemon=True).start()
     server = _start_server(configuration)
-    _write_status(
-        status_stream,
-        url=server.listening_address,
-        context_length=_read_context_length(server.listening_address, configuration["api_key"]),
-    )
+    url = server.listening_address
+    status = {"url": url, "context_length": _read_context_length(url, configuration["api_key"])}
+    with status_stream:
+        status_stream.write(json.dumps(status) + "\n")
     threading.Event().wait()
 
 
@@ -91,11 +90,6 @@ def _read_context_length(url: str, api_key: str) -> int:
     model_card = json.load(connection.getresponse())["data"][0]
     connection.close()
     return int(model_card["meta"]["n_ctx"])
-
-
-def _write_status(status_stream: TextIO, **status: Any) -> None:
-    status_stream.write(json.dumps(status) + "\n")
-    status_stream.close()
 
 
 if __name__ == "__main__":

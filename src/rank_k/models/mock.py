@@ -28,8 +28,8 @@ class ScriptedModel:
         tokens: Callable[[str], int] | None = None,
         capabilities: Capabilities = Capabilities(),
     ) -> None:
-        self._respond = responses if callable(responses) else None
-        self._responses = iter(()) if callable(responses) else iter(responses)
+        remaining = iter(()) if callable(responses) else iter(responses)
+        self._respond = responses if callable(responses) else lambda request: next(remaining, None)
         self._count_tokens = tokens
         self.capabilities = capabilities
         self.context_length = context_length
@@ -51,7 +51,7 @@ class ScriptedModel:
 
     async def complete(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         self.history.append(request)
-        scripted = self._respond(request) if self._respond is not None else next(self._responses, None)
+        scripted = self._respond(request)
         if scripted is None:
             raise ModelError("the script is at its end", "give ScriptedModel more responses")
         if isinstance(scripted, Exception):

@@ -29,9 +29,6 @@ class RetryPolicy:
     longest: float = 30.0
     longest_wait: float = 300.0
 
-    def max_attempts(self, error: ModelError) -> int:
-        return self.overloaded if isinstance(error, ServerOverloaded) else self.broken
-
     def delay(self, failures: int, error: ModelError, random: Random) -> float:
         """Seconds to wait after the `failures`-th failure of this kind."""
         if isinstance(error, ServerOverloaded) and error.retry_after is not None:
@@ -57,7 +54,7 @@ async def call_with_retries(
                 raise
             is_overload = isinstance(error, ServerOverloaded)
             failures[is_overload] += 1
-            if failures[is_overload] >= policy.max_attempts(error):
+            if failures[is_overload] >= (policy.overloaded if is_overload else policy.broken):
                 raise RetriesExhausted(
                     f"no answer after {failures.total()} tries: {error.problem}", error.remedy
                 ) from error

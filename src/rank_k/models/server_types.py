@@ -7,8 +7,9 @@ servers: whatever a row asks for has to be verified on the reply.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -134,15 +135,10 @@ SERVER_TYPES = {
 
 def detect_server_type(url: str, models: Json | None) -> ServerType:
     """The row of a server, from its host name or its answer to GET /v1/models; "plain" if neither tells."""
-    host = urlsplit(url).hostname or ""
-    for row in SERVER_TYPES.values():
-        if any(host == name or host.endswith("." + name) for name in row.hosts):
-            return row
-    for card in model_cards(models):
-        for row in SERVER_TYPES.values():
-            if card.get("owned_by") in row.owners:
-                return row
-    return SERVER_TYPES["plain"]
+    host, rows = urlsplit(url).hostname or "", SERVER_TYPES.values()
+    by_host = (row for row in rows if any(f".{host}".endswith(f".{name}") for name in row.hosts))
+    by_owner = (row for card in model_cards(models) for row in rows if card.get("owned_by") in row.owners)
+    return next(chain(by_host, by_owner), SERVER_TYPES["plain"])
 
 
 def model_cards(models: Json | None) -> list[Json]:
@@ -226,30 +222,26 @@ def forced_text_body(model: str, prompt: str, tokens: Sequence[Token]) -> dict[s
 
 def _sampling(server_type: ServerType, request: Request) -> dict[str, Any]:
     """What both endpoints take alike."""
-    body: dict[str, Any] = {server_type.max_tokens: request.max_tokens}
-    if request.temperature is not None:
-        body["temperature"] = request.temperature
-    if request.top_p is not None:
-        body["top_p"] = request.top_p
-    if request.min_p is not None and server_type.min_p:
-        body["min_p"] = request.min_p
-    if request.seed is not None and server_type.seed:
-        body["seed"] = request.seed
-    if request.stop:
-        body["stop"] = list(request.stop)
-    if request.constrain_to_ranking_of is not None:
-        body.update(_constraint(server_type, request.constrain_to_ranking_of))
-    return body
+    size = request.constrain_to_ranking_of
+    fields = {
+        server_type.max_tokens: request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "min_p": request.min_p if server_type.min_p else None,
+        "seed": request.seed if server_type.seed else None,
+        "stop": list(request.stop) or None,
+        **({} if size is None else _CONSTRAINTS[server_type.grammar](size)),
+    }
+    return {key: value for key, value in fields.items() if value is not None}
 
 
-def _constraint(server_type: ServerType, size: int) -> dict[str, Any]:
-    if server_type.grammar == "gbnf":
-        return {"grammar": grammar.ranking_gbnf(size)}
-    if server_type.grammar == "structured":
-        return {"structured_outputs": {"regex": grammar.ranking_regex(size)}}
-    if server_type.grammar == "regex":
-        return {"regex": grammar.ranking_regex(size)}
-    return {}
+_CONSTRAINTS: Mapping[str, Callable[[int], Json]] = {
+    "": lambda size: {},
+    "gbnf": lambda size: {"grammar": grammar.ranking_gbnf(size)},
+    "structured": lambda size: {"structured_outputs": {"regex": grammar.ranking_regex(size)}},
+    "regex": lambda size: {"regex": grammar.ranking_regex(size)},
+}
+"""The fields that constrain the answer to a ranking of so many passages, by `ServerType.grammar`."""
 
 
 def rejects_budget(server_type: ServerType, message: str) -> bool:

@@ -1,107 +1,87 @@
-"""Read server-sent events, as bytes, into a `Response`. Pure, except for `on_chunk`, which receives every chunk."""
+"""The events of a streamed chat completion, and the response that they add up to. Pure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
 
 from rank_k.errors import ServerError
 from rank_k.models import server_types
 from rank_k.models.http_errors import error_from_event
-from rank_k.types import OnChunk, Response, StreamChunk
-
-MAX_RESPONSE_CHARACTERS = 8_000_000
-"""Characters; a server that sends more is broken or hostile."""
+from rank_k.types import Response, StreamChunk
 
 
-class ResponseReader:
-    """Reads server-sent events, fed as bytes, into a `Response`."""
+class ResponseEvent(NamedTuple):
+    """A part of a response.
 
-    def __init__(self, on_chunk: OnChunk | None, echoed_prefill: str = "") -> None:
-        self._on_chunk = on_chunk
-        self._echoed_prefill = echoed_prefill  # a prefill that some servers say again at the beginning of a whole reply
-        self._tokens: list[tuple[str, float]] = []
-        self._pending = b""
-        self._reasoning: list[str] = []
-        self._text: list[str] = []
-        self._character_count = 0
-        self._usage: Any = None
-        self._finish_reason: str | None = None
-        self.complete = False
+    Attributes:
+        chunk: The part of the reasoning and of the text.
+        finish_reason: Why the response ended, in the event that says so.
+        tokens: (text, log-probability) of the chunk's tokens, if the server sends them.
+        usage: The server's token counts, in the event that has them.
+        is_last: Whether the server ends the stream with this event.
+    """
+
+    chunk: StreamChunk = StreamChunk("", "")
+    finish_reason: str | None = None
+    tokens: Sequence[tuple[str, float]] = ()
+    usage: Mapping[str, Any] | None = None
+    is_last: bool = False
 
     @property
-    def finished(self) -> bool:
-        """Whether the server has ended the response, with a finish reason or the last event."""
-        return self.complete or self._finish_reason is not None
+    def ends_response(self) -> bool:
+        """Whether the response is complete after this event."""
+        return self.is_last or self.finish_reason is not None
 
-    def feed(self, chunk: bytes) -> bool:
-        """Read the next bytes. Return True when the server or `on_chunk` has ended the response."""
-        lines = (self._pending + chunk).split(b"\n")
-        self._pending = lines.pop()
-        if len(self._pending) > MAX_RESPONSE_CHARACTERS:
-            raise ServerError("the server sent an event without end", "look into its log")
-        for line in lines:
-            if line.startswith(b"data:") and self._read_event(line[5:].strip()):
-                return True
-        return False
 
-    def _read_event(self, data: bytes) -> bool:
-        if data == b"[DONE]":
-            self.complete = True
-            return True
-        try:
-            event = json.loads(data.decode("utf-8", "replace"))
-        except ValueError as error:
-            raise ServerError("the server sent an event that is not JSON", "look into its log") from error
-        return self._read_payload(event, "delta")
+def parse_event(data: bytes) -> ResponseEvent:
+    """Return the event with this data. Raises `ServerError` if the data is not JSON or reports an error."""
+    if data == b"[DONE]":
+        return ResponseEvent(is_last=True)
+    try:
+        payload = json.loads(data.decode("utf-8", "replace"))
+    except ValueError as error:
+        raise ServerError("the server sent an event that is not JSON", "look into its log") from error
+    return parse_payload(payload)
 
-    def read_json(self, body: Any) -> None:
-        """Read a response that came in one piece."""
-        self._read_payload(body, "message")
-        self._text = ["".join(self._text).removeprefix(self._echoed_prefill)]
-        self.complete = True
 
-    def _read_payload(self, event: Any, key: str) -> bool:
-        if not isinstance(event, Mapping):
-            return False
-        if event.get("error"):
-            raise error_from_event(event["error"])
-        if isinstance(event.get("usage"), Mapping):
-            self._usage = event["usage"]
-        choices = event.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
-            return False
-        choice = choices[0]
-        if isinstance(choice.get("finish_reason"), str):
-            self._finish_reason = choice["finish_reason"]
-        self._tokens += server_types.read_logprobs(choice)
-        message = choice.get(key)
-        if message is None and isinstance(choice.get("text"), str):  # of /v1/completions
-            message = {"content": choice["text"]}
-        return isinstance(message, Mapping) and self._append_chunk(server_types.read_delta(message))
+def parse_payload(payload: Any) -> ResponseEvent:
+    """Return what the JSON of an event, or of a response that is not streamed, contains.
 
-    def _append_chunk(self, delta: StreamChunk) -> bool:
-        self._reasoning.append(delta.reasoning)
-        self._text.append(delta.text)
-        self._character_count += len(delta.reasoning) + len(delta.text)
-        if self._character_count > MAX_RESPONSE_CHARACTERS:
-            self._finish_reason = "length"
-            return True
-        if self._on_chunk is not None and (delta.reasoning or delta.text) and self._on_chunk(delta):
-            self._finish_reason = "stopped"
-            return True
-        return False
+    Raises `ModelError` if it reports an error.
+    """
+    if not isinstance(payload, Mapping):
+        return ResponseEvent()
+    if payload.get("error"):
+        raise error_from_event(payload["error"])
+    usage = payload["usage"] if isinstance(payload.get("usage"), Mapping) else None
+    choices = payload.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
+        return ResponseEvent(usage=usage)
+    choice = choices[0]
+    finish_reason = choice["finish_reason"] if isinstance(choice.get("finish_reason"), str) else None
+    message = choice.get("delta", choice.get("message"))
+    if message is None:
+        message = {"content": choice.get("text")}  # of /v1/completions
+    chunk = server_types.read_delta(message) if isinstance(message, Mapping) else StreamChunk("", "")
+    return ResponseEvent(chunk, finish_reason, server_types.read_logprobs(choice), usage)
 
-    def response(self, seconds: float) -> Response:
-        if not self.finished:
-            raise ServerError("the server ended the stream in mid-reply", "look into its log")
-        reasoning, text = "".join(self._reasoning), "".join(self._text)
-        return Response(
-            text=text,
-            reasoning=reasoning or None,
-            finish_reason=self._finish_reason,
-            usage=server_types.read_usage(self._usage, len(reasoning), len(text)),
-            seconds=seconds,
-            tokens=tuple(self._tokens) or None,
-        )
+
+def join_events(events: Sequence[ResponseEvent], seconds: float) -> Response:
+    """Return the response that took `seconds`. Raises `ServerError` if the events end before the response does."""
+    if not any(event.ends_response for event in events):
+        raise ServerError("the server ended the stream in mid-reply", "look into its log")
+    reasoning = "".join(event.chunk.reasoning for event in events)
+    text = "".join(event.chunk.text for event in events)
+    usages = [event.usage for event in events if event.usage is not None]
+    finish_reasons = [event.finish_reason for event in events if event.finish_reason is not None]
+    return Response(
+        text=text,
+        reasoning=reasoning or None,
+        finish_reason=finish_reasons[-1] if finish_reasons else None,
+        usage=server_types.read_usage(usages[-1] if usages else None, len(reasoning), len(text)),
+        seconds=seconds,
+        tokens=tuple(chain.from_iterable(event.tokens for event in events)) or None,
+    )

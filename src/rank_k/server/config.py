@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from rank_k.errors import InputError
-from rank_k.options import number, option, whole_number
+from rank_k.option_values import number, whole_number
+from rank_k.options import option
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_LARGEST_INTEGER = 2**53
+LARGEST_INTEGER = 2**53
 """JSON readers do not distinguish integers beyond this one, so larger ones are read as this one."""
 
 
@@ -117,7 +117,7 @@ def json_object(raw: bytes) -> dict[str, Any]:
             raw.decode("utf-8-sig"),
             parse_constant=_finite_number,
             parse_float=_finite_number,
-            parse_int=lambda text: max(-_LARGEST_INTEGER, min(int(text), _LARGEST_INTEGER)),
+            parse_int=lambda text: max(-LARGEST_INTEGER, min(int(text), LARGEST_INTEGER)),
             object_pairs_hook=_object_with_unique_keys,
         )
     except UnicodeDecodeError as error:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from rank_k.errors import JournalError
 from rank_k.journal import Call, Journal, QueryRecord, WindowRecord
 from rank_k.server.api_errors import ApiError
-from rank_k.server.http_io import Request, Response, RouteGroup, json_response, route
+from rank_k.server.http_io import LARGEST_INTEGER, Request, Response, RouteGroup, json_response, route
 from rank_k.server.schema import described, validate
 from rank_k.types import Ranking, Usage
 from rank_k.window.prompt import extract_passages
@@ -34,12 +34,9 @@ PAGE_SIZE = 50
 _EXCERPT_LENGTH = 300  # characters
 
 
-_MAX_INTEGER = 2**53  # the largest that JSON readers hold exactly
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunsParameters:
-    offset: int = described("of the first row, from 0", 0, ge=0, le=_MAX_INTEGER)
+    offset: int = described("of the first row, from 0", 0, ge=0, le=LARGEST_INTEGER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +48,13 @@ class QueriesParameters(RunsParameters):
 @dataclass(frozen=True, kw_only=True)
 class QueryParameters:
     run: str = described("a run's name", "")
-    position: int = described("in its run, from 0", ge=0, le=_MAX_INTEGER)
+    position: int = described("in its run, from 0", ge=0, le=LARGEST_INTEGER)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowParameters(QueryParameters):
-    round: int = described("from 0", ge=0, le=_MAX_INTEGER)
-    window: int = described("of the round, from 0", ge=0, le=_MAX_INTEGER)
+    round: int = described("from 0", ge=0, le=LARGEST_INTEGER)
+    window: int = described("of the round, from 0", ge=0, le=LARGEST_INTEGER)
 
 
 def runs(journal: Journal, parameters: RunsParameters) -> dict[str, Any]:
@@ -153,16 +150,13 @@ def _identity(record: QueryRecord) -> dict[str, Any]:
 
 def _query_summary(journal: Journal, record: QueryRecord) -> dict[str, Any]:
     windows = list(journal.windows(record.run, record.query_id))
-    repairs: Counter[str] = Counter()
-    for window in windows:
-        repairs.update(window.repairs)
     return {
         **_identity(record),
         "text": _excerpt(record.text),
         "rounds": len({window.round for window in windows}),
         "windows": len(windows),
         "passages": len({doc_id for window in windows for doc_id in window.window.doc_ids}),
-        "repairs": dict(repairs),
+        "repairs": dict(sum((Counter(window.repairs) for window in windows), Counter())),
     }
 
 

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from uuid import uuid4
 
 from rank_k import __version__
+from rank_k.data.lines import replace_surrogates
 from rank_k.loop_thread import LoopThread
 from rank_k.optional_deps import load
 from rank_k.options import PUBLIC_OPTIONS
@@ -163,7 +164,7 @@ def _tool_result(request: ToolRequest, hits: RankedHits, model: str) -> ToolResu
             index=hit.index,
             score=hit.score,
             tied=hit.tied,
-            text=_replace_surrogates(hit.text) if request.return_documents else None,
+            text=replace_surrogates(hit.text) if request.return_documents else None,
         )
         for hit in hits[: request.top_n or None]
     ]
@@ -177,7 +178,7 @@ def _tool_result(request: ToolRequest, hits: RankedHits, model: str) -> ToolResu
             "completion_tokens": usage.completion_tokens,
             "reasoning_tokens": usage.reasoning_tokens,
         },
-        traces=[_replace_surrogates(trace) for trace in hits.traces] if request.return_trace else None,
+        traces=[replace_surrogates(trace) for trace in hits.traces] if request.return_trace else None,
     )
 
 
@@ -197,11 +198,6 @@ def _excerpt(text: str) -> str:
     line = " ".join(line.split())
     is_whole = len(line) <= _EXCERPT_LENGTH and len(text) <= 4 * _EXCERPT_LENGTH
     return line if is_whole else f"{line[:_EXCERPT_LENGTH]}..."
-
-
-def _replace_surrogates(text: str) -> str:
-    """Return `text` with question marks for lone surrogates, which UTF-8 cannot encode."""
-    return text.encode("utf-8", "replace").decode()
 
 
 # --- over HTTP ---
@@ -256,10 +252,8 @@ def serve_stdio(service: RerankService) -> None:
     try:
         # Threads that this thread starts are daemons like itself: one that still reads does not delay the exit.
         LoopThread().run(_serve(service))
-    except* KeyboardInterrupt:
-        pass
-    except* OSError:
-        pass  # nobody reads standard output anymore
+    except* (KeyboardInterrupt, OSError):
+        pass  # OSError: nobody reads standard output anymore
     finally:
         for number, handler in zip(numbers, previous_handlers, strict=True):
             signal.signal(number, handler)
@@ -275,11 +269,11 @@ async def _serve(service: RerankService) -> None:
 
 
 async def _lines(source: BinaryIO) -> AsyncIterator[str]:
-    """Yield lines. Lone surrogates, which the SDK's parser rejects, become question marks."""
+    """Yield lines. Lone surrogates, which the SDK's parser rejects, are replaced."""
     to_thread: Any = load("anyio.to_thread")
     while raw := await to_thread.run_sync(source.readline, abandon_on_cancel=True):
         line = raw.decode("utf-8", "replace")
         if "\\u" in line:
             with suppress(ValueError, RecursionError):
-                line = json.dumps(json.loads(line), ensure_ascii=False).encode("utf-8", "replace").decode()
+                line = replace_surrogates(json.dumps(json.loads(line), ensure_ascii=False))
         yield line

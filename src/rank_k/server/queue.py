@@ -23,11 +23,10 @@ class RequestQueue:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._waiting: dict[asyncio.Future[None], str] = {}  # the client of each turn, in the order of arrival
-        self._running: Counter[str] = Counter()
+        self._waiting: dict[object, str] = {}  # the client of each waiting request, in the order of arrival
+        self._running: Counter[str] = Counter()  # requests by client
         self._average_seconds = 1.0  # duration of a piece of work
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._changed = asyncio.Event()
         self._closed = False
 
     @property
@@ -41,43 +40,45 @@ class RequestQueue:
     @asynccontextmanager
     async def admit(self, client: str) -> AsyncIterator[None]:
         await self._wait_for_turn(client)
+        self._running[client] += 1
         started = time.monotonic()
         try:
             yield
         finally:
             self._average_seconds += _SMOOTHING * (time.monotonic() - started - self._average_seconds)
-            self._release(client)
+            self._running -= Counter({client: 1})  # which removes clients without running requests
+            self._notify_all()
 
     def close(self) -> None:
         """Admit no more work: waiting requests are rejected, running ones continue."""
         self._closed = True
-        for turn in self._waiting:
-            if not turn.done():
-                turn.set_exception(server_stopping())
-        self._waiting.clear()
+        self._notify_all()
 
     async def wait_until_idle(self, seconds: float | None = None) -> bool:
         """Wait until nothing runs, for at most `seconds`. Return whether nothing runs."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._idle.wait()
-        return self._idle.is_set()
+                while self._running:
+                    await self._changed.wait()
+        return not self._running
 
     async def _wait_for_turn(self, client: str) -> None:
+        if not (self._closed or self._can_start(client)):
+            self._check_capacity(client)
+        request = object()
+        self._waiting[request] = client
+        try:
+            while not self._closed and self._next_request() is not request:
+                await self._changed.wait()
+        finally:
+            del self._waiting[request]
+            self._notify_all()  # the next request may have waited for this one only
         if self._closed:
             raise server_stopping()
-        if not self._can_start(client):
-            self._check_capacity(client)
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting[turn] = client
-        self._grant_turns()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            self._waiting.pop(turn, None)
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._release(client)  # cancelled in the moment in which its turn came
-            raise
+
+    def _next_request(self) -> object | None:
+        """Return the first waiting request whose client may start one now."""
+        return next((request for request, client in self._waiting.items() if self._can_start(client)), None)
 
     def _can_start(self, client: str) -> bool:
         return self.running < self._limits.max_concurrent and self._running[client] < self._limits.per_client
@@ -89,21 +90,10 @@ class RequestQueue:
         if list(self._waiting.values()).count(client) >= math.ceil(self._limits.queue / 2):
             raise too_busy(self._expected_wait(), "too many requests of yours are waiting already")
 
-    def _grant_turns(self) -> None:
-        for turn, client in list(self._waiting.items()):
-            if not turn.done() and self._can_start(client):  # done: cancelled, but its task has not run since
-                del self._waiting[turn]
-                self._running[client] += 1
-                self._idle.clear()
-                turn.set_result(None)
-
-    def _release(self, client: str) -> None:
-        self._running[client] -= 1
-        if not self._running[client]:
-            del self._running[client]
-        self._grant_turns()
-        if not self._running:
-            self._idle.set()
+    def _notify_all(self) -> None:
+        """Wake everything that waits for a change. The event does not stay set: it stands for a change, not a state."""
+        self._changed.set()
+        self._changed.clear()
 
     def _expected_wait(self) -> int:
         """Return the seconds until those who wait now have had their turn, at the average duration."""

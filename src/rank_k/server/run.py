@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import signal
 import socket
 from collections.abc import Callable
@@ -102,47 +101,31 @@ def _protocol_with_timeouts(read_seconds: float, stall_seconds: float) -> Any:
     class TimeoutProtocol(base):  # type: ignore[misc]
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
-            self._timers: dict[str, asyncio.TimerHandle] = {}
-            self._start_timer("read", read_seconds, transport.abort)
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self.cycle is not None and not self.cycle.response_complete:
-                self._stop_timer("read")
-            elif "read" not in self._timers:
-                self._start_timer("read", read_seconds, self.transport.abort)
-
-        def timeout_keep_alive_handler(self) -> None:
-            super().timeout_keep_alive_handler()  # which waits until all that was sent has been read
-            self._start_timer("read", read_seconds, self.transport.abort)
-
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._check_progress(math.inf)
+            self._last_progress = self.loop.time()
+            self._unread_bytes = 0
+            self._schedule_check()
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            self._stop_timer("stall")
+            self._last_progress = self.loop.time()
 
         def connection_lost(self, error: Exception | None) -> None:
-            self._stop_timer("read")
-            self._stop_timer("stall")
+            self._next_check.cancel()
             super().connection_lost(error)
 
-        def _check_progress(self, previous_size: float) -> None:
-            """Close the connection if the client has read nothing since the last check, else check again later."""
-            size = self.transport.get_write_buffer_size()
-            if size >= previous_size:
+        def _schedule_check(self) -> None:
+            self._next_check = self.loop.call_later(min(read_seconds, stall_seconds) / 4, self._check_progress)
+
+        def _check_progress(self) -> None:
+            """Close the connection if the client has kept the server waiting for too long, else check again later."""
+            unread_bytes = self.transport.get_write_buffer_size()
+            is_serving = self.cycle is not None and not self.cycle.response_complete
+            if unread_bytes < self._unread_bytes or (is_serving and not self.flow.write_paused):
+                self._last_progress = self.loop.time()
+            self._unread_bytes = unread_bytes
+            if self.loop.time() - self._last_progress > (stall_seconds if unread_bytes else read_seconds):
                 self.transport.abort()
             else:
-                self._start_timer("stall", stall_seconds, self._check_progress, size)
-
-        def _start_timer(self, name: str, seconds: float, action: Callable[..., object], *arguments: object) -> None:
-            self._stop_timer(name)
-            self._timers[name] = self.loop.call_later(seconds, action, *arguments)
-
-        def _stop_timer(self, name: str) -> None:
-            if name in self._timers:
-                self._timers.pop(name).cancel()
+                self._schedule_check()
 
     return TimeoutProtocol

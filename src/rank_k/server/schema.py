@@ -42,7 +42,8 @@ def _with_public_options(cls: type[T]) -> type[T]:
         names = option.kind.schema.get("enum")
         description = option.kind.expected if names else option.help
         value_type = Literal[tuple(names)] | None if names else Any
-        fields.append((name, value_type, described(description, None, json_schema_extra=option.kind.schema)))
+        schema = {"anyOf": [option.kind.schema, {"type": "null"}]}
+        fields.append((name, value_type, described(description, None, json_schema_extra=schema)))
     return make_dataclass(cls.__name__, fields, bases=(cls,), frozen=True, kw_only=True)
 
 

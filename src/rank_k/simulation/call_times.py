@@ -94,8 +94,8 @@ class CallTime:
     spread: float = 0.0
 
     def __post_init__(self) -> None:
-        numbers = (self.fixed, self.per_passage, self.spread)
-        if not all(0 <= number < inf for number in numbers) or self.fixed + self.per_passage <= 0:
+        are_valid = all(0 <= number < inf for number in (self.fixed, self.per_passage, self.spread))
+        if not are_valid or self.fixed + self.per_passage <= 0:
             raise InputError(
                 f"a call cannot take {self.fixed:g}+{self.per_passage:g}w seconds with spread {self.spread:g}",
                 "give seconds above 0, such as 20+2.5w, and a spread of at least 0",
@@ -131,8 +131,6 @@ class Seconds(NamedTuple):
 
 def expected(plays: Sequence[Sequence[Sequence[RoundSizes]]], call_time: CallTime, concurrency: int) -> Seconds:
     """Return the seconds at a concurrency of `concurrency`, the mean over `plays` (each: the rounds of every query)."""
-    if concurrency < 1:
-        raise InputError(f"concurrency is {concurrency}", "give 1 or more")
     query_seconds: list[float] = []
     run_seconds: list[float] = []
     for number, play in enumerate(plays):

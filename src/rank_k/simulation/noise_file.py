@@ -15,6 +15,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from rank_k.data.compression import open_compressed
+from rank_k.data.lines import parse_object
 from rank_k.data.toml_tables import TableReader
 from rank_k.errors import InputError
 from rank_k.models.simulated import PRESETS, Noise
@@ -39,14 +41,9 @@ def noise_by_name(name: str) -> Noise:
 def read_noise(path: Path) -> Noise:
     """Return the noise in a file. Raises `FormatError` if the file does not describe the noise of a judge."""
     reader = TableReader(path)
-    try:
-        payload = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}", "name a file that rank-k journal fit-noise wrote") from error
-    except ValueError as error:
-        raise reader.error("no JSON", '{"sd": 1.1, "persistent": 0.9, "fresh": 0.1}') from error
-    if not isinstance(payload, dict):
-        raise reader.error(f"a {type(payload).__name__}", '{"sd": 1.1, "persistent": 0.9, "fresh": 0.1}')
+    expected = 'JSON such as {"sd": 1.1, "persistent": 0.9, "fresh": 0.1}'
+    with open_compressed(path, expected) as stream:
+        payload = parse_object(path, 0, stream.plain.read(), expected)
     noise = reader.read(Noise, {name: value for name, value in payload.items() if name != PROVENANCE_KEY})
     for name, value in asdict(noise).items():
         if not isfinite(value) or (value < 0 and name != "position_bias"):

@@ -24,15 +24,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from math import exp, pi, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rank_k.errors import InputError
+from rank_k.evaluation.significance import Floats
 from rank_k.models.simulated import PRESETS, Grades, Noise, SimulatedModel, group_ties
 from rank_k.optional_deps import load
 from rank_k.simulation.observations import Observation
-
-if TYPE_CHECKING:
-    from rank_k.evaluation.significance import Floats
 
 DEFAULT = PRESETS["strong"]
 """The values that fields keep if the answers do not determine them."""
@@ -76,9 +74,9 @@ def fit_noise(observations: Sequence[Observation], grades: Grades) -> NoiseFit:
     for observation in judged:
         if observation.sample < _REGULAR_SAMPLES:
             regular.setdefault(observation.query_id, []).append(observation)
-    malformed = sum(not observation.is_complete for observation in judged)
     windows_of_20 = sum(len(observation.doc_ids) for observation in judged) / 20
-    noise = replace(DEFAULT, malformed=min(malformed / windows_of_20, 1.0), tie_gap=0.0)
+    malformed = sum(not observation.is_complete for observation in judged) / windows_of_20
+    noise = replace(DEFAULT, malformed=min(malformed, 1.0), tie_gap=0.0)
     assumed = {
         "growth": "as in strong: the windows do not tell error by size apart",
         "query_spread": "as in strong: the difference between queries is not told apart from chance",

@@ -58,9 +58,10 @@ def observations_of(records: Iterable[WindowRecord]) -> list[Observation]:
                 shown_ids |= set(window_ids)
                 # After a sample with two answers, the order in which later samples were presented is unknown.
                 rankings = record.rankings[:1] if record.repairs.get("windows_reasoned") else record.rankings
-                for sample, ranking in enumerate(rankings):
-                    doc_ids = presented_order(query_id, window_ids, sample)
-                    unseen = frozenset(window_ids) - earlier_ids
-                    observations.append(Observation(query_id, doc_ids, ranking, unseen, sample))
+                unseen = frozenset(window_ids) - earlier_ids
+                observations += [
+                    Observation(query_id, presented_order(query_id, window_ids, sample), ranking, unseen, sample)
+                    for sample, ranking in enumerate(rankings)
+                ]
             earlier_ids = shown_ids
     return observations

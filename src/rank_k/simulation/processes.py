@@ -64,12 +64,13 @@ def simulate_judges(
     if processes == 1 or rankings < MIN_QUERIES_FOR_PROCESSES:
         return _sum_totals(map(simulation.simulate, range(judges)), on_judge)
     other_children = active_children()
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, (simulation,))
+    threads = os.environ.get("OPENBLAS_NUM_THREADS", "1")  # every core has a process already
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), os.putenv, ("OPENBLAS_NUM_THREADS", threads))
     try:
         # The processes inherit the blocked SIGINT: only this process reacts to Ctrl-C, and ends them.
         signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            results = pool.map(_simulate_in_worker, range(judges))
+            results = pool.map(simulation.simulate, range(judges))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
         return _sum_totals(results, on_judge)
@@ -94,18 +95,3 @@ def _sum_totals(
             totals.setdefault(name, SimulationTotals()).update(judge_totals)
         on_judge(done)
     return totals
-
-
-_simulation: Simulation | None = None
-"""The simulation of a worker process."""
-
-
-def _start_worker(simulation: Simulation) -> None:
-    global _simulation
-    _simulation = simulation
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # every core has a process already
-
-
-def _simulate_in_worker(seed: int) -> dict[str, SimulationTotals]:
-    assert _simulation is not None, "_start_worker runs first"
-    return _simulation.simulate(seed)

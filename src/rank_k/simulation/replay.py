@@ -7,7 +7,7 @@ same arguments give the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
@@ -133,15 +133,15 @@ class SimulationTotals:
     @property
     def calls(self) -> float:
         """The mean per query, as for `passages` and `rounds`."""
-        return self._per_query(sum(len(round_sizes.sizes) for round_sizes in self._rounds()))
+        return self._per_query(lambda round_sizes: len(round_sizes.sizes))
 
     @property
     def passages(self) -> float:
-        return self._per_query(sum(sum(round_sizes.sizes) for round_sizes in self._rounds()))
+        return self._per_query(lambda round_sizes: sum(round_sizes.sizes))
 
     @property
     def rounds(self) -> float:
-        return self._per_query(sum(1 for _ in self._rounds()))
+        return self._per_query(lambda round_sizes: 1)
 
     @property
     def most(self) -> tuple[int, int]:
@@ -150,11 +150,10 @@ class SimulationTotals:
         calls = (sum(len(round_sizes.sizes) for round_sizes in rounds) for rounds in query_rounds)
         return max(calls, default=0), max(map(len, query_rounds), default=0)
 
-    def _rounds(self) -> Iterator[RoundSizes]:
-        return (round_sizes for play in self.plays for rounds in play for round_sizes in rounds)
-
-    def _per_query(self, total: int) -> float:
-        return total / max(sum(map(len, self.plays)), 1)
+    def _per_query(self, count: Callable[[RoundSizes], int]) -> float:
+        """Return the sum of `count` over the rounds of a query, the mean over all queries and judges."""
+        query_rounds = [rounds for play in self.plays for rounds in play]
+        return sum(count(round_sizes) for rounds in query_rounds for round_sizes in rounds) / max(len(query_rounds), 1)
 
 
 class Cell(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from statistics import fmean
 
 from rank_k.types import Window, WindowRanking, WindowResult
 
@@ -19,9 +20,8 @@ def consensus_ranking(result: WindowResult) -> WindowRanking:
     rankings = [ranking for ranking in result.rankings if ranking.is_valid]
     if len(rankings) == 1:
         return rankings[0]
-    positions = _positions(rankings)
-    means = {doc_id: round(sum(values) / len(values), 9) for doc_id, values in positions.items()}
-    return order_by_score(result.window, {doc_id: -mean for doc_id, mean in means.items()})
+    scores = {doc_id: -round(fmean(positions), 9) for doc_id, positions in _positions(rankings).items()}
+    return order_by_score(result.window, scores)
 
 
 def order_by_score(window: Window, scores: Mapping[str, float]) -> WindowRanking:

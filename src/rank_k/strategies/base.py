@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass, field, fields
-from math import isfinite
+from math import inf
 from typing import Any, Protocol, TypeAlias
 from zlib import crc32
 
@@ -93,12 +93,6 @@ def ranking_violation(ranking: object, ids: AbstractSet[str]) -> str:
     return ""
 
 
-def lowest_rank(doc_ids: Iterable[str], ranked: Iterable[str]) -> int:
-    """Return the rank, from 1, of the last of `doc_ids` in the list `ranked`, which holds them all."""
-    id_set = set(doc_ids)
-    return max(rank for rank, doc_id in enumerate(ranked, 1) if doc_id in id_set)
-
-
 def query_seed(query_id: str) -> int:
     """Return the seed of a query, which depends on nothing but its id."""
     return crc32(query_id.encode("utf-8", "surrogateescape"))
@@ -137,7 +131,7 @@ def tied_ranking(ties: Ties, doc_ids: Iterable[str]) -> Ranking:
     return Ranking(ids, tuple(i > 0 and tier is not None and tier == tiers[i - 1] for i, tier in enumerate(tiers)))
 
 
-def at_least(minimum: int, default: int, reason: str = "") -> Any:
+def at_least(minimum: int, default: float, reason: str = "") -> Any:
     """Return a field of `WindowStrategy` that must be `minimum` or more. `reason` is the end of the remedy."""
     return field(default=default, metadata={"minimum": minimum, "reason": reason})
 
@@ -154,10 +148,5 @@ class WindowStrategy:
     def __post_init__(self) -> None:
         for option in fields(self):
             value, minimum = getattr(self, option.name), option.metadata.get("minimum")
-            if minimum is not None and value < minimum:
+            if minimum is not None and not minimum <= value < inf:
                 raise InputError(f"{option.name} is {value}", f"give {minimum} or more{option.metadata['reason']}")
-
-
-def check_first_stage_weight(weight: float) -> None:
-    if not isfinite(weight) or weight < 0:
-        raise InputError(f"first_stage_weight is {weight}", "give 0 (ignore the first stage) or more; 1 is usual")

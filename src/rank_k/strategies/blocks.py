@@ -18,8 +18,6 @@ from rank_k.strategies.base import (
     Ties,
     WindowStrategy,
     at_least,
-    check_first_stage_weight,
-    lowest_rank,
     record_consensus,
     tied_ranking,
 )
@@ -48,11 +46,10 @@ class Blocks(WindowStrategy):
 
     partitions: int = at_least(1, 1)
     boundary: int = at_least(0, 1)
-    first_stage_weight: float = 1.0
+    first_stage_weight: float = at_least(0, 1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_first_stage_weight(self.first_stage_weight)
         load("numpy")  # now, not after the first round has been paid for
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
@@ -75,8 +72,8 @@ class Blocks(WindowStrategy):
             if not new_windows:  # the same question has the same answer, which must not count twice
                 break
             submitted.update(new_windows)
-            # it decides among the ranks that its passages stand at; through the fit, others move a little
-            windows = (Window(doc_ids, (1, lowest_rank(doc_ids, ranking.doc_ids))) for doc_ids in new_windows)
+            # a window decides among the ranks of its passages; through the fit, others move a little
+            windows = (Window(doc_ids, (1, 1 + max(map(ranking.doc_ids.index, doc_ids)))) for doc_ids in new_windows)
             round_results = yield Round(tuple(windows), ranking, remaining_windows)
             remaining_windows -= len(next_windows)
             ranking = self._update_ranking(ids, round_results, results, ties)

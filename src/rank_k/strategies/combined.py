@@ -8,7 +8,7 @@ from math import log
 from statistics import fmean, pstdev
 
 from rank_k.optional_deps import load
-from rank_k.strategies.base import Strategy, StrategyGenerator, check_first_stage_weight, run_validated
+from rank_k.strategies.base import Strategy, StrategyGenerator, run_validated
 from rank_k.strategies.bradley_terry import RANK_OFFSET, fit_strengths
 from rank_k.types import Candidate, Ranking, Round, Window, WindowResult
 
@@ -30,14 +30,13 @@ class Combined:
     -ln(rank + 10) (`first_stage_weight`). A passage without a likelihood has the mean one.
 
     It has no name in `STRATEGIES`: `Reranker(method="combined")` makes one from any strategy. Needs numpy. Raises
-    `InputError` for an invalid weight and `MissingExtra` without numpy.
+    `MissingExtra` without numpy.
     """
 
     strategy: Strategy
     first_stage_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_first_stage_weight(self.first_stage_weight)
         load("numpy")  # now, not after everything has been paid for
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:

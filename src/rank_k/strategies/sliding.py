@@ -22,6 +22,23 @@ def window_spans(length: int, window: int, stride: int) -> list[tuple[int, int]]
     return [*full_spans, (0, min(window, length))]
 
 
+def rank_spans(candidates: Sequence[Candidate], spans: Sequence[tuple[int, int]], overlap: bool) -> StrategyGenerator:
+    """Rank spans of the list of candidates one after the other, each in a round of its own.
+
+    Args:
+        candidates: the candidates, best first.
+        spans: (start, end) of each window, from the end of the list to the head.
+        overlap: whether neighboring spans share passages, so that a passage can rise to the head of the list.
+    """
+    ids = [candidate.doc_id for candidate in candidates]
+    ties: Ties = {}
+    for finished_count, (start, end) in enumerate(spans):
+        window = Window(tuple(ids[start:end]), (1 if overlap else start + 1, end))
+        [result] = yield Round((window,), tied_ranking(ties, ids), len(spans) - finished_count)
+        ids[start:end] = record_consensus(ties, result).doc_ids
+    return tied_ranking(ties, ids)
+
+
 @dataclass(frozen=True)
 class Sliding(WindowStrategy):
     """`window` passages at a time, moving by `stride`; one window a round.
@@ -38,12 +55,5 @@ class Sliding(WindowStrategy):
             raise InputError(f"stride is {self.stride}", f"give 1 to {self.window}, the window's size")
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
-        ids = [candidate.doc_id for candidate in candidates]
-        ties: Ties = {}
-        spans = window_spans(len(ids), self.window, self.stride)
-        for finished_count, (start, end) in enumerate(spans):
-            best_rank = 1 if self.stride < self.window else start + 1
-            window = Window(tuple(ids[start:end]), (best_rank, end))
-            [result] = yield Round((window,), tied_ranking(ties, ids), len(spans) - finished_count)
-            ids[start:end] = record_consensus(ties, result).doc_ids
-        return tied_ranking(ties, ids)
+        spans = window_spans(len(candidates), self.window, self.stride)
+        return rank_spans(candidates, spans, overlap=self.stride < self.window)

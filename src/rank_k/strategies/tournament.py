@@ -7,7 +7,7 @@ Chen et al., "TourRank: Utilizing Large Language Models for Documents Ranking wi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from random import Random
@@ -78,11 +78,9 @@ def plan_stages(length: int, window: int) -> list[tuple[int, int]]:
 
 
 def _half_or_less(length: int) -> int:
-    """Return the largest of 1, 2, 5, 10, 20, 50, 100, ... that is no more than half of `length`."""
-    unit = 1
-    while 20 * unit <= length:
-        unit *= 10
-    return max(step * unit for step in (1, 2, 5) if 2 * step * unit <= length)
+    """Return the largest of 1, 2, 5, 10, 20, 50, 100, ... that is no more than half of `length`, 2 or more."""
+    series: Iterator[int] = (step * 10**power for power in range(len(str(length))) for step in (1, 2, 5))
+    return max(size for size in series if 2 * size <= length)
 
 
 def _rank_group(result: WindowResult, rank: dict[str, int], ties: Ties) -> list[str]:

@@ -59,13 +59,14 @@ def compare_by_difficulty(
         first_stage = by_name[f"{row.collection}.{row.first_stage}"]
         first_stage_run = collections[row.collection].first_stage(row.first_stage)
         baseline_run = read_run(folder.run_file(baseline.cell))
-        overlaps = {
-            query_id: average_overlap(_document_ids(first_stage_run, query_id), _document_ids(baseline_run, query_id))
-            for query_id in row.first_measure_values
-        }
         criteria = {
             f"{next(iter(row.quality))} of the first stage": first_stage.first_measure_values,
-            "agreement of first stage and baseline": overlaps,
+            "agreement of first stage and baseline": {
+                query_id: average_overlap(
+                    _document_ids(first_stage_run, query_id), _document_ids(baseline_run, query_id)
+                )
+                for query_id in row.first_measure_values
+            },
         }
         for criterion, difficulty in criteria.items():
             for third, query_ids in zip(THIRDS, split_into_thirds(difficulty), strict=True):
@@ -99,11 +100,9 @@ def split_into_thirds(values: Mapping[str, float]) -> list[list[str]]:
 def average_overlap(first: Sequence[str], second: Sequence[str], depth: int = 10) -> float:
     """Return the average overlap of two rankings: the mean, over the depths 1 to `depth`, of the fraction of documents
     that both have down to there (Fagin, Kumar and Sivakumar, SODA 2003)."""
-    shares = []
-    for cutoff in range(1, depth + 1):
-        length = min(cutoff, max(len(first), len(second)))
-        shares.append(len({*first[:cutoff]} & {*second[:cutoff]}) / length if length else 1.0)
-    return fmean(shares)
+    longest = max(len(first), len(second), 1)
+    shared = (len({*first[:cutoff]} & {*second[:cutoff]}) / min(cutoff, longest) for cutoff in range(1, depth + 1))
+    return fmean(shared) if first or second else 1.0
 
 
 def _document_ids(run: Run, query_id: str) -> list[str]:
@@ -167,9 +166,9 @@ def _replay_rounds(
     }
     stages_by_query = {}
     for query_id, candidates in collection.runs[cell.first_stage]:
-        head, tail = candidates[: cell.depth], candidates[cell.depth :]
-        rankings = rankings_by_round(strategy, head, query_id, records_by_query.get(query_id, ()))
-        tail_ids = [candidate.doc_id for candidate in tail]
+        records = records_by_query.get(query_id, ())
+        rankings = rankings_by_round(strategy, candidates[: cell.depth], query_id, records)
+        tail_ids = [candidate.doc_id for candidate in candidates[cell.depth :]]
         stages_by_query[query_id] = [
             [Candidate(doc_id, -rank) for rank, doc_id in enumerate([*ranking.doc_ids, *tail_ids])]
             for ranking in rankings

@@ -19,8 +19,7 @@ AGREEING_SAMPLES = ListwiseSettings().agreeing_samples
 def read_cell_cost(journal: Journal, run: str) -> RunCost:
     """Return the cost of a run. Raises `JournalError` if the journal lacks calls of its windows."""
     cost = RunCost()
-    for query in read_query_costs(journal, run, partial(_measure_window, journal)):
-        cost.add(query)
+    cost.add(read_query_costs(journal, run, partial(_measure_window, journal)))
     return cost
 
 
@@ -33,7 +32,7 @@ def _measure_window(journal: Journal, record: WindowRecord, seconds: Mapping[str
         raise JournalError(f"journal {journal.path} lacks calls of its own windows", "delete it and ask again")
     if len(seconds) < 2:
         return sum(seconds.values())
-    seeds = {key: journal.find_request(key).get("seed") for key in seconds}
+    seeds = {key: call.request.get("seed") for key in seconds if (call := journal.find_call(key)) is not None}
     first_seed = min((seed for seed in seeds.values() if isinstance(seed, int)), default=0)  # that of sample 0
     return window_seconds(
         [(seed - first_seed if isinstance(seed, int) else 0, seconds[key]) for key, seed in seeds.items()]

@@ -119,8 +119,9 @@ def _check_study(reader: TableReader, study: Study) -> None:
             raise reader.error(f"the study has no {part}", f"a table [[{part}]]")
     if not study.measures:
         raise reader.error("measures = []", 'a list such as ["nDCG@10"]')
-    collections = [collection.name for collection in study.collections]
-    models = [model.name for model in study.models]
+    collections, models, averages = (
+        [part.name for part in parts] for parts in (study.collections, study.models, study.averages)
+    )
     runs = {f"runs of {c.name}": [run.name for run in c.first_stages] for c in study.collections}
     for part, names in {"collections": collections, "models": models, **runs}.items():
         if len(set(names)) < len(names):
@@ -128,7 +129,6 @@ def _check_study(reader: TableReader, study: Study) -> None:
     for average in study.averages:
         for name in set(average.collections) - set(collections):
             raise reader.error(f"the average {average.name} is over {name!r}", "names of collections")
-    averages = [average.name for average in study.averages]
     for published in study.published:
         if published.collection not in (*collections, *averages) or published.model not in models:
             raise reader.error(

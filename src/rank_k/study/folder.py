@@ -60,14 +60,15 @@ class StudyFolder:
         for name, fingerprints in collections.items():
             self._record_unchanged("collections", name, fingerprints)
         for model in models:
-            is_preset = model.simulate in ("", *NOISE_PRESETS)
             identity = {
                 "model": model.model or "",
                 "server_type": model.server_type,
                 "revision": model.revision,
                 "context_length": model.context_length,
                 # A noise from a file is identified by its values, not by its path.
-                "simulate": model.simulate if is_preset else asdict(noise_by_name(model.simulate)),
+                "simulate": model.simulate
+                if model.simulate in ("", *NOISE_PRESETS)
+                else asdict(noise_by_name(model.simulate)),
                 "prompt": "" if model.prompt is None else file_sha256(model.prompt),
             }
             self._record_unchanged("models", model.name, identity)
@@ -120,6 +121,8 @@ class StudyFolder:
     def is_finished(self, cell: Cell, journal: Journal) -> bool:
         """Return whether no calls are left to make. Windows without a response after all retries are tried again."""
         run = self.journal_run(cell)
-        if not self.run_file(cell).exists() or all(record.run != run for record in journal.runs()):
-            return False
-        return not any(record.repairs.get("retries_exhausted") for record in journal.windows(run))
+        return (
+            self.run_file(cell).exists()
+            and any(record.run == run for record in journal.runs())
+            and not any(record.repairs.get("retries_exhausted") for record in journal.windows(run))
+        )

@@ -7,8 +7,9 @@ names stand for. Pure: nothing is opened here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
@@ -16,14 +17,7 @@ from typing import Any
 
 from rank_k.data.long_documents import PassageSplit
 from rank_k.errors import InputError
-from rank_k.options import (
-    OPTIONS,
-    STUDY_OPTIONS,
-    InferenceOptions,
-    LongDocumentOptions,
-    RankingOptions,
-    parse_option,
-)
+from rank_k.options import OPTIONS, STUDY_OPTIONS, InferenceOptions, LongDocumentOptions, RankingOptions, parse_option
 from rank_k.run_job import passage_split
 from rank_k.strategies import make_strategy
 from rank_k.strategies.base import Strategy
@@ -112,9 +106,6 @@ class Study:
     by_difficulty: bool = False
     by_round: bool = False
 
-    def collection(self, name: str) -> Collection:
-        return next(collection for collection in self.collections if collection.name == name)
-
     def model(self, name: str) -> ModelPlan:
         return next(model for model in self.models if model.name == name)
 
@@ -137,12 +128,9 @@ class Cell(LongDocumentOptions, InferenceOptions, RankingOptions):
         parts = [self.strategy.replace(":", "."), self.reasoning]
         for name, spec in STUDY_OPTIONS.items():
             value = getattr(self, name)
-            if name in ("strategy", "reasoning") or value == spec.default:
-                continue
-            if isinstance(value, bool):
-                parts.append("free")
-            else:
-                parts.append((spec.prefix or name) + (f"{value:g}" if isinstance(value, float) else str(value)))
+            if name not in ("strategy", "reasoning") and value != spec.default:
+                written = f"{value:g}" if isinstance(value, float) else str(value)
+                parts.append("free" if isinstance(value, bool) else (spec.prefix or name) + written)
         return _sanitize_file_name("-".join(parts))
 
     @property
@@ -181,19 +169,14 @@ def expand_cells(study: Study) -> tuple[Cell, ...]:
     Settings that a strategy has no use for are left at their defaults, so that they make no cells of their own.
     Raises `InputError` for a value that cannot be, and for a model's setting that no cell has.
     """
-    cells: dict[Cell, None] = {}
-    for collection in study.collections:
-        for first_stage in collection.first_stages:
-            for model in study.models:
-                for settings in _expand_grids(study.grids, model.settings):
-                    cell = _normalize_cell(Cell(collection.name, first_stage.name, model.name, **settings))
-                    cells.setdefault(cell)
     cells_by_name: dict[str, Cell] = {}
-    for cell in cells:
-        existing = cells_by_name.setdefault(cell.name, cell)
-        if existing is not cell:
-            raise InputError(f"two cells of the study are called {cell.name}", "give their parts other names")
-    return tuple(cells)
+    for collection in study.collections:
+        for first_stage, model in product(collection.first_stages, study.models):
+            for settings in _expand_grids(study.grids, model.settings):
+                cell = _normalize_cell(Cell(collection.name, first_stage.name, model.name, **settings))
+                if cells_by_name.setdefault(cell.name, cell) != cell:
+                    raise InputError(f"two cells of the study are called {cell.name}", "give their parts other names")
+    return tuple(cells_by_name.values())
 
 
 def _expand_grids(
@@ -211,58 +194,52 @@ def _normalize_cell(cell: Cell) -> Cell:
 
     Raises `InputError` if there is no such strategy, or the options do not go together.
     """
-    strategy = cell.make_strategy()
-    unused = []
-    if is_dataclass(strategy):
-        used = {spec.name for spec in fields(strategy)}
-        unused = [axis for axis in ("window", "stride", "first_stage_weight") if axis not in used]
+    strategy_options = ("window", "stride", "first_stage_weight")
+    used = getattr(cell.make_strategy(), "__dataclass_fields__", strategy_options)
+    unused = [option for option in strategy_options if option not in used]
     if cell.maxp_tokens is None:
         unused += ["maxp_overlap", "maxp_passages"]
     cell = replace(cell, **{axis: STUDY_OPTIONS[axis].default for axis in unused})
-    _ = cell.passage_split
+    _ = cell.passage_split  # raises if its options contradict each other
     return cell
 
 
 # --- choosing --------------------------------------------------------------------------------------
 
 
+_MATCHES: Mapping[str, Callable[[Cell, str], bool]] = {
+    "collection": lambda cell, name: cell.collection == name,
+    "first stage": lambda cell, name: cell.first_stage == name,
+    "model": lambda cell, name: cell.model == name,
+    "cell": lambda cell, pattern: fnmatchcase(cell.name, pattern) or fnmatchcase(cell.setting, pattern),
+}
+"""What a name can stand for, and whether it stands for that of a cell."""
+
+
 def select_cells(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...]:
     """The cells that `names` (of collections, first stages, models, or patterns of cells) leave: names of one kind
     add up, kinds narrow each other down. All cells where there are no names. Raises `InputError` for one that
     fits nothing."""
-    if not names:
-        return tuple(cells)
-    names_by_axis: dict[str, set[str]] = {}
+    names_by_kind: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        axis = next((axis for axis in _NAME_AXES if any(getattr(cell, axis) == name for cell in cells)), None)
-        if axis is None and not any(_matches_pattern(cell, name) for cell in cells):
-            known_names = [sorted({getattr(cell, axis) for cell in cells}) for axis in _NAME_AXES]
-            choices = "; ".join(
-                f"{axis.replace('_', ' ')}s {', '.join(axis_names)}"
-                for axis, axis_names in zip(_NAME_AXES, known_names, strict=True)
-            )
+        kind = next((kind for kind, matches in _MATCHES.items() if any(matches(cell, name) for cell in cells)), None)
+        if kind is None:
+            known = {
+                "collections": {cell.collection for cell in cells},
+                "first stages": {cell.first_stage for cell in cells},
+                "models": {cell.model for cell in cells},
+            }
+            choices = "; ".join(f"{kinds} {', '.join(sorted(known_names))}" for kinds, known_names in known.items())
             raise InputError(f"nothing in the study is called {name!r}", f"it has the {choices}")
-        names_by_axis.setdefault(axis or "", set()).add(name)
-    selected = [
+        names_by_kind[kind].append(name)
+    selected = tuple(
         cell
         for cell in cells
-        if all(
-            getattr(cell, axis) in names_of_axis
-            if axis
-            else any(_matches_pattern(cell, name) for name in names_of_axis)
-            for axis, names_of_axis in names_by_axis.items()
-        )
-    ]
+        if all(any(_MATCHES[kind](cell, name) for name in names_by_kind[kind]) for kind in names_by_kind)
+    )
     if not selected:
         raise InputError(f"no cell of the study fits all of {', '.join(names)}", "name fewer of them")
-    return tuple(selected)
-
-
-_NAME_AXES = ("collection", "first_stage", "model")
-
-
-def _matches_pattern(cell: Cell, pattern: str) -> bool:
-    return fnmatchcase(cell.name, pattern) or fnmatchcase(cell.setting, pattern)
+    return selected
 
 
 def restrict_study(study: Study, cells: Sequence[Cell]) -> Study:
@@ -270,13 +247,11 @@ def restrict_study(study: Study, cells: Sequence[Cell]) -> Study:
     runs = {(cell.collection, cell.first_stage) for cell in cells}
     models = {cell.model for cell in cells}
     collections = (
-        replace(c, first_stages=tuple(f for f in c.first_stages if (c.name, f.name) in runs))
-        for c in study.collections
-        if any(c.name == name for name, _ in runs)
+        replace(c, first_stages=tuple(f for f in c.first_stages if (c.name, f.name) in runs)) for c in study.collections
     )
     return replace(
         study,
-        collections=tuple(collections),
+        collections=tuple(collection for collection in collections if collection.first_stages),
         models=tuple(model for model in study.models if model.name in models),
     )
 

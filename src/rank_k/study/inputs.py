@@ -35,43 +35,39 @@ class _CollectionFiles(NamedTuple):
     default_run: Path | None
 
 
-def missing_files(study: Study) -> list[MissingFile]:
-    """Return everything that is missing, so that it can be fetched at once.
+def missing_files(study: Study) -> Iterator[MissingFile]:
+    """Yield everything that is missing, so that it can be fetched at once.
 
     The documents of ir_datasets, which may be many gigabytes, are not looked for.
     """
-    missing: list[MissingFile] = []
     for collection in study.collections:
         files = None
         try:
             files = _find_files(collection)
         except InputError as error:
-            missing.append(MissingFile(collection.name, error.problem, collection.get or error.remedy))
+            yield MissingFile(collection.name, error.problem, collection.get or error.remedy)
         for first_stage in collection.first_stages:
             if first_stage.file is not None and not first_stage.file.exists():
-                missing.append(MissingFile(collection.name, f"{first_stage.file} is not there", first_stage.get))
+                yield MissingFile(collection.name, f"{first_stage.file} is not there", first_stage.get)
             elif first_stage.file is None and files is not None and files.default_run is None:
-                missing.append(
-                    MissingFile(
-                        collection.name, "it has no run of its own", "give --run FILE; rank-k retrieve makes one"
-                    )
+                yield MissingFile(
+                    collection.name, "it has no run of its own", "give --run FILE; rank-k retrieve makes one"
                 )
     for model in study.models:
         if model.prompt is not None and not model.prompt.exists():
-            missing.append(MissingFile(model.name, f"its prompt {model.prompt} is not there", model.get))
-    return missing
+            yield MissingFile(model.name, f"its prompt {model.prompt} is not there", model.get)
 
 
 def _find_files(collection: Collection) -> _CollectionFiles:
     """Return the files of a collection. Raises `InputError` if one is missing."""
     dataset = None if collection.dataset is None else find_collection(collection.dataset)
-    queries, qrels = collection.queries, collection.qrels
-    corpus: Corpus | None = None if collection.documents is None else CorpusFile(collection.documents)
-    default_run: Path | None = None
-    if dataset is not None:
-        queries, qrels, corpus = queries or dataset.queries, qrels or dataset.qrels, corpus or dataset.corpus
-        runs: tuple[Path, ...] = getattr(dataset, "runs", ())
-        default_run = dataset.first_stage or (runs[0] if len(runs) == 1 else None)
+    queries: Path | None = collection.queries or getattr(dataset, "queries", None)
+    qrels: Path | None = collection.qrels or getattr(dataset, "qrels", None)
+    corpus: Corpus | None = (
+        CorpusFile(collection.documents) if collection.documents else getattr(dataset, "corpus", None)
+    )
+    runs: tuple[Path, ...] = getattr(dataset, "runs", ())
+    default_run = getattr(dataset, "first_stage", None) or (runs[0] if len(runs) == 1 else None)
     if queries is None or corpus is None or qrels is None:
         part = "queries" if queries is None else "documents" if corpus is None else "judgments"
         raise InputError(f"{collection.name} has no {part}", f"name a file of {part}, or a data set that has them")
@@ -174,10 +170,10 @@ def reachable_cells(cells: Sequence[Cell], collections: Mapping[str, LoadedColle
 
     That is so if the run has no more candidates.
     """
-    shallowest: dict[Cell, Cell] = {}
-    for cell in sorted(cells, key=lambda cell: cell.depth):
-        max_depth = collections[cell.collection].runs[cell.first_stage].max_depth
-        shallowest.setdefault(replace(cell, depth=min(cell.depth, max_depth)), cell)
+    shallowest = {
+        replace(cell, depth=min(cell.depth, collections[cell.collection].runs[cell.first_stage].max_depth)): cell
+        for cell in sorted(cells, key=lambda cell: cell.depth, reverse=True)
+    }
     return tuple(cell for cell in cells if cell in shallowest.values())
 
 

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from rank_k.study.grid import Study
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """`varies`, `fixed`: what the cells differ in and what they share. `interpretation`: how to read the results, one
-    sentence. `grids`: as in a `Study`."""
 
-    title: str
-    varies: str
-    fixed: str
-    interpretation: str
-    grids: tuple[Mapping[str, Sequence[Any]], ...]
-    by_difficulty: bool = False
-    by_round: bool = False
+def _question(
+    title: str,
+    varies: str,
+    fixed: str,
+    interpretation: str,
+    grids: tuple[Mapping[str, Sequence[Any]], ...],
+    **tables: Any,
+) -> Study:
+    """Return a study without collections and models.
 
-    @property
-    def about(self) -> str:
-        return f"Varies: {self.varies}. Holds: {self.fixed}. {self.interpretation}"
+    `varies`, `fixed`: what the cells differ in and what they share. `interpretation`: how to read the results, one
+    sentence. `tables`: the fields of the study that ask for additional tables.
+    """
+    return Study(title, (), (), grids, f"Varies: {varies}. Holds: {fixed}. {interpretation}", **tables)
 
 
 QUESTIONS = {
-    "reasoning": Question(
+    "reasoning": _question(
         "Does a thought help, and on which queries?",
         "whether a window is thought about (off, full)",
         "the windows: one per query, the first 20 candidates, shown to both alike",
@@ -35,7 +34,7 @@ QUESTIONS = {
         ({"strategy": ["single"], "reasoning": ["off", "full"]},),
         by_difficulty=True,
     ),
-    "budget": Question(
+    "budget": _question(
         "How much thought is enough?",
         "reasoning tokens per window (off, 250, 500, 1000, 2000, full)",
         "strategy, depth, windows and samples",
@@ -43,7 +42,7 @@ QUESTIONS = {
         " interval of the difference holds 0.",
         ({"strategy": ["sliding"], "reasoning": ["off", "250", "500", "1000", "2000", "full"]},),
     ),
-    "depth": Question(
+    "depth": _question(
         "How deep should one rerank?",
         "how many candidates are compared (20, 50, 100, and 200 where the run has them)",
         "strategy, window and thought",
@@ -51,7 +50,7 @@ QUESTIONS = {
         " for weak first stages and may hurt over strong ones.",
         ({"strategy": ["sliding"], "depth": [20, 50, 100, 200]},),
     ),
-    "strategy": Question(
+    "strategy": _question(
         "Which strategy?",
         "the strategy (sliding, topdown, blocks, its presets fast and thorough, tournament, setwise)",
         "depth, window, thought and samples",
@@ -59,7 +58,7 @@ QUESTIONS = {
         " set costs more for less.",
         ({"strategy": ["sliding", "topdown", "blocks", "fast", "thorough", "tournament", "setwise"]},),
     ),
-    "language": Question(
+    "language": _question(
         "Does the language of the query matter?",
         "collections, or the fields of a query (--query-fields text ht: the query and its human translation)",
         "the candidates, strategy, window and thought",
@@ -67,7 +66,7 @@ QUESTIONS = {
         " across collections only the columns can be compared, as the queries are others.",
         ({"strategy": ["sliding"]},),
     ),
-    "documents": Question(
+    "documents": _question(
         "How should long documents be shown?",
         "how much of a document the model sees: its first 128, 256, 450 or 900 tokens, or passages of 225 of which the"
         " best one counts (MaxP)",
@@ -79,7 +78,7 @@ QUESTIONS = {
             {"strategy": ["sliding"], "maxp_tokens": [225], "maxp_overlap": [50], "maxp_passages": [4]},
         ),
     ),
-    "latency": Question(
+    "latency": _question(
         "How good is an answer that cannot wait?",
         "the strategy, and after which round one stops; windows at a time (1, 4, 16, all)",
         "depth, window and thought",

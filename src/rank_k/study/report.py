@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import rank_k
+from rank_k.data.part_file import PartFile
 from rank_k.evaluation.significance import SIGNIFICANCE_LEVEL
 from rank_k.reports.figures import Figure, Point, bars, scatter
 from rank_k.reports.html import INTERVALS, format_signed, render_template
@@ -20,25 +21,6 @@ _COST_LABELS = {
     "rounds": "rounds per query",
     "seconds": "seconds per query, all windows of a round at a time",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class _RunSection:
-    """A run and a model: the rows of the cells, after that of the first stage, and their plots."""
-
-    heading: str
-    rows: Sequence[CellRow]
-    figures: Sequence[Figure]
-
-
-@dataclass(frozen=True, slots=True)
-class _DifficultySection:
-    """Cells over the thirds of the queries, by one kind of difficulty and against one baseline."""
-
-    criterion: str
-    baseline: str
-    rows: Sequence[DifficultyRow]
-    figures: Sequence[Figure]
 
 
 def write_study_report(path: Path, results: StudyResults, command: str = "") -> None:
@@ -56,18 +38,23 @@ def write_study_report(path: Path, results: StudyResults, command: str = "") -> 
         ],
         comparisons=comparisons,
         sections=[
-            _RunSection(heading, rows, _cost_figures(results, heading, rows)) for heading, rows in results.by_run()
+            {"heading": heading, "rows": rows, "figures": _cost_figures(results, heading, rows)}
+            for heading, rows in results.by_run()
         ],
         difficulty_sections=[
-            _DifficultySection(criterion, labels[baseline], rows, _difficulty_figures(results, criterion, rows))
+            {
+                "criterion": criterion,
+                "baseline": labels[baseline],
+                "rows": rows,
+                "figures": _difficulty_figures(results, criterion, rows),
+            }
             for (criterion, baseline), rows in results.difficulty_tables()
         ],
         round_figures=_round_figures(results),
         page_facts=_reproduction_facts(results, command, comparisons),
     )
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    with PartFile(path) as file:
+        file.write(page.encode())
 
 
 def _cost_figures(results: StudyResults, heading: str, rows: Sequence[CellRow]) -> list[Figure]:
@@ -102,9 +89,7 @@ def _difficulty_figures(results: StudyResults, criterion: str, rows: Sequence[Di
     differences = [row.against.mean for row in rows]
     if not any(differences):
         return []
-    rows_by_cell: dict[str, list[DifficultyRow]] = {}
-    for row in rows:
-        rows_by_cell.setdefault(row.name, []).append(row)
+    rows_by_cell = ((name, list(cell_rows)) for name, cell_rows in groupby(rows, key=lambda row: row.name))
     return [
         bars(
             [(row.third, row.against.mean) for row in cell_rows],
@@ -114,7 +99,7 @@ def _difficulty_figures(results: StudyResults, criterion: str, rows: Sequence[Di
             y_label=f"difference in {results.study.measures[0]}",
             y_range=(min(differences), max(differences)),
         )
-        for name, cell_rows in rows_by_cell.items()
+        for name, cell_rows in rows_by_cell
     ]
 
 
@@ -122,16 +107,21 @@ def _round_figures(results: StudyResults) -> list[Figure]:
     """Draw quality by the moment of stopping, run by run; the last point of each cell is all of its rounds."""
     measure = results.study.measures[0]
     label = "seconds waited, or less" if results.has_timings else "rounds waited for, or less"
+    last_rounds = {row.name: row for row in results.round_rows}
     figures = []
     for heading, rows in results.by_run():
-        points = []
-        for row in rows:
-            cell_rounds = [round_row for round_row in results.round_rows if round_row.name == row.name]
-            for round_row in cell_rounds:
-                x = round_row.seconds if results.has_timings else float(round_row.rounds)
-                name = row.setting if round_row is cell_rounds[-1] else ""
-                quality = round_row.quality
-                points.append(Point(name, x, quality.mean, (quality.low, quality.high), row.setting))
+        settings = {row.name: row.setting for row in rows}
+        points = [
+            Point(
+                settings[row.name] if row is last_rounds[row.name] else "",
+                row.seconds if results.has_timings else float(row.rounds),
+                row.quality.mean,
+                (row.quality.low, row.quality.high),
+                settings[row.name],
+            )
+            for row in results.round_rows
+            if row.name in settings
+        ]
         if points:
             figures.append(
                 scatter(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from rank_k.journal import Journal
 from rank_k.study.breakdowns import (
@@ -37,6 +38,7 @@ class StudyResults:
     difficulty_rows: tuple[DifficultyRow, ...]
     round_rows: tuple[RoundRow, ...]
     latencies: Mapping[str, Sequence[float]]
+    concurrency_levels: ClassVar[tuple[int | None, ...]] = CONCURRENCY_LEVELS
 
     @classmethod
     def collect(
@@ -86,15 +88,10 @@ class StudyResults:
     def difficulty_tables(self) -> Iterator[tuple[tuple[str, str], list[DifficultyRow]]]:
         """Yield criterion and baseline, and the rows, of each table of gains by difficulty."""
         baselines = {row.name: row.baseline for row in self.rows}
-        tables: dict[tuple[str, str], list[DifficultyRow]] = {}
+        tables: dict[tuple[str, str], list[DifficultyRow]] = defaultdict(list)
         for row in self.difficulty_rows:
-            tables.setdefault((row.criterion, baselines[row.name]), []).append(row)
+            tables[row.criterion, baselines[row.name]].append(row)
         yield from tables.items()
-
-    @property
-    def concurrency_levels(self) -> tuple[int | None, ...]:
-        """The levels of `latencies`."""
-        return CONCURRENCY_LEVELS
 
     def to_dict(self) -> dict[str, Any]:
         """Return the results as JSON has them."""

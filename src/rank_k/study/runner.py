@@ -67,5 +67,5 @@ def run_cell(
         )
         with RunWriter(folder.run_file(cell)) as writer:
             for query_id, ranking in rankings:
-                writer.write(query_id, ranking.doc_ids)
+                writer.write_query(query_id, ranking.doc_ids)
         return reranker.stats

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress, product
 from math import nan, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
@@ -129,8 +131,8 @@ def build_rows(
     for cell in cells:
         collection = collections[cell.collection]
         if not any((row.collection, row.first_stage) == (cell.collection, cell.first_stage) for row in rows):
-            run = collection.first_stage(cell.first_stage)
-            rows.append(_build_row(study, collection, cell.first_stage, None, run, RunCost()))
+            first_stage = collection.first_stage(cell.first_stage)
+            rows.append(_build_row(study, collection, cell.first_stage, None, first_stage, RunCost()))
         cost = read_cell_cost(journal, folder.journal_run(cell))
         rows.append(_build_row(study, collection, cell.first_stage, cell, read_run(folder.run_file(cell)), cost))
     return mark_pareto_set(compare_rows(rows, study.baseline))
@@ -171,37 +173,42 @@ def compare_rows(rows: Sequence[CellRow], baseline: str | None = None) -> list[C
     Raises:
         InputError: If no row has that name or setting.
     """
-    baselines: dict[tuple[str, str], CellRow] = {}
-    for row in rows:
-        if baseline in (row.name, row.setting) or (baseline is None and row.cell is not None):
-            baselines.setdefault(row.group, row)
+    baselines = {
+        row.group: row
+        for row in reversed(rows)  # of several in a group, the first one stays
+        if baseline in (row.name, row.setting) or (baseline is None and row.cell is not None)
+    }
     if rows and not baselines:
         settings = dict.fromkeys(row.setting for row in rows)
         raise InputError(
             f"no cell is called {baseline!r}", f"write one of {', '.join(settings)}, or a cell's whole name"
         )
-    compared_rows = []
-    for row in rows:
-        baseline_row = baselines.get(row.group)
-        if row.cell is None or baseline_row is None or baseline_row is row:
-            compared_rows.append(replace(row, baseline=row.name if baseline_row is row else ""))
-        else:
-            difference = paired_difference(row.first_measure_values, baseline_row.first_measure_values)
-            compared_rows.append(replace(row, difference=difference, baseline=baseline_row.name))
-    corrected_ps = iter(holm([row.difference.randomization_p for row in compared_rows if row.difference is not None]))
-    return [row if row.difference is None else replace(row, corrected_p=next(corrected_ps)) for row in compared_rows]
+    differences = {
+        row.name: paired_difference(row.first_measure_values, baselines[row.group].first_measure_values)
+        for row in rows
+        if row.cell is not None and baselines.get(row.group, row) is not row
+    }
+    p_values = holm([difference.randomization_p for difference in differences.values()])
+    corrected_ps = dict(zip(differences, p_values, strict=True))
+    return [
+        replace(
+            row,
+            difference=differences.get(row.name),
+            baseline=baselines[row.group].name if row.name in differences or row is baselines.get(row.group) else "",
+            corrected_p=corrected_ps.get(row.name, nan),
+        )
+        for row in rows
+    ]
 
 
 def mark_pareto_set(rows: Sequence[CellRow]) -> list[CellRow]:
     """Return the rows with `pareto_axes`, by group. First stages, which cost nothing, are not on any Pareto set."""
-    axes_by_name: dict[str, set[str]] = {row.name: set() for row in rows}
-    for group in dict.fromkeys(row.group for row in rows):
+    axes_by_name: dict[str, set[str]] = defaultdict(set)
+    for axis, group in product(cost_axes(rows), {row.group for row in rows}):
         members = [row for row in rows if row.group == group and row.cell is not None]
-        for axis in cost_axes(rows):
-            points = [Point(row.name, row.axis_cost(axis), row.primary_quality.mean) for row in members]
-            for point, is_on_set in zip(points, pareto_set(points), strict=True):
-                if is_on_set:
-                    axes_by_name[point.name].add(axis)
+        points = [Point(row.name, row.axis_cost(axis), row.primary_quality.mean) for row in members]
+        for row in compress(members, pareto_set(points)):
+            axes_by_name[row.name].add(axis)
     return [replace(row, pareto_axes=frozenset(axes_by_name[row.name])) for row in rows]
 
 
@@ -213,12 +220,8 @@ def cost_axes(rows: Sequence[CellRow]) -> tuple[str, ...]:
 def short_labels(rows: Sequence[CellRow]) -> dict[str, str]:
     """Return the shortest unique name of each row: its setting, after those of collection, run and model that vary."""
     parts_by_name = {row.name: (row.collection, row.first_stage, row.model) for row in rows}
-    varies = [len({part for part in column if part}) > 1 for column in zip(*parts_by_name.values(), strict=True)]
-    labels = {}
-    for row in rows:
-        parts = [part for part, is_varying in zip(parts_by_name[row.name], varies, strict=True) if is_varying and part]
-        labels[row.name] = " ".join([*parts, row.setting])
-    return labels
+    varies = [len({*column} - {""}) > 1 for column in zip(*parts_by_name.values(), strict=True)]
+    return {row.name: " ".join([*filter(None, compress(parts_by_name[row.name], varies)), row.setting]) for row in rows}
 
 
 # --- averages --------------------------------------------------------------------------------------
@@ -240,18 +243,16 @@ class AverageRow(NamedTuple):
 
 def compute_averages(rows: Sequence[CellRow], averages: Sequence[CollectionAverage]) -> list[AverageRow]:
     """Return the averages of every first stage, model and setting that has results in all of their collections."""
-    estimates_by_kind: dict[tuple[str, str, str], dict[str, Estimate]] = {}
+    estimates_by_kind: dict[tuple[str, str, str], dict[str, Estimate]] = defaultdict(dict)
     for row in rows:
-        kind = (row.first_stage, row.model, row.setting)
-        estimates_by_kind.setdefault(kind, {})[row.collection] = row.primary_quality
+        estimates_by_kind[row.first_stage, row.model, row.setting][row.collection] = row.primary_quality
     average_rows = []
-    for average in averages:
-        for kind, by_collection in estimates_by_kind.items():
-            if by_collection.keys() >= {*average.collections}:
-                estimates = [by_collection[name] for name in average.collections]
-                error = sqrt(sum(estimate.error**2 for estimate in estimates)) / len(estimates)
-                mean = fmean(estimate.mean for estimate in estimates)
-                average_rows.append(AverageRow(average.name, *kind, mean, error))
+    for average, (kind, by_collection) in product(averages, estimates_by_kind.items()):
+        if by_collection.keys() >= {*average.collections}:
+            estimates = [by_collection[name] for name in average.collections]
+            error = sqrt(sum(estimate.error**2 for estimate in estimates)) / len(estimates)
+            mean = fmean(estimate.mean for estimate in estimates)
+            average_rows.append(AverageRow(average.name, *kind, mean, error))
     return average_rows
 
 
@@ -270,22 +271,22 @@ def write_queries(path: Path, rows: Sequence[CellRow]) -> None:
 
 def cell_to_dict(row: CellRow) -> dict[str, Any]:
     """Return a row of the table as CSV and JSON have it."""
-    columns: dict[str, Any] = {
+    settings = {axis: getattr(row.cell, axis, None) for axis in _SETTING_COLUMNS}
+    difference = row.difference
+    return {
         "cell": row.name,
         "collection": row.collection,
         "first_stage": row.first_stage,
         "model": row.model,
-    }
-    for axis in _SETTING_COLUMNS:
-        value = None if row.cell is None else getattr(row.cell, axis)
-        columns[axis] = "" if value is None else value
-    columns["queries"] = len(row.first_measure_values)
-    for measure, quality in row.quality.items():
-        columns |= {measure: quality.mean, f"{measure}_error": quality.error}
-        columns |= {f"{measure}_low": quality.low, f"{measure}_high": quality.high}
-    difference, mean_cost = row.difference, dict(row.mean_cost)
-    seconds = mean_cost.pop("seconds")
-    return columns | {
+        **{axis: "" if value is None else value for axis, value in settings.items()},
+        "queries": len(row.first_measure_values),
+        **{
+            column: value
+            for measure, quality in row.quality.items()
+            for column, value in zip(
+                (measure, f"{measure}_error", f"{measure}_low", f"{measure}_high"), quality, strict=True
+            )
+        },
         "baseline": row.baseline,
         "difference": "" if difference is None else difference.mean,
         "difference_error": "" if difference is None else difference.standard_error,
@@ -294,9 +295,9 @@ def cell_to_dict(row: CellRow) -> dict[str, Any]:
         "p_holm": "" if difference is None else row.corrected_p,
         "better": "" if difference is None else difference.better,
         "worse": "" if difference is None else difference.worse,
-        **mean_cost,
+        **{column: value for column, value in row.mean_cost.items() if column != "seconds"},
         "tokens_estimated": int(row.cost.usage.estimated),
-        "seconds": seconds,
+        "seconds": row.mean_cost["seconds"],
         "model_seconds": row.cost.model_seconds,
         "unranked_windows": row.cost.unranked,
         "retries_exhausted_windows": row.cost.repairs["retries_exhausted"],
@@ -309,12 +310,15 @@ _SETTING_COLUMNS = tuple(dict.fromkeys(("strategy", "reasoning", *STUDY_OPTIONS)
 
 
 def _query_lines(row: CellRow) -> Iterator[dict[str, Any]]:
-    no_cost = QueryCost()
     for query_id in row.first_measure_values:
-        query = row.cost.queries.get(query_id, no_cost)
-        values = {measure: values_by_query[query_id] for measure, values_by_query in row.values.items()}
-        cost = {**cost_columns(query), "unranked_windows": query.unranked_windows}
-        yield {"cell": row.name, "query_id": query_id, **values, **cost}
+        query = row.cost.queries.get(query_id, QueryCost())
+        yield {
+            "cell": row.name,
+            "query_id": query_id,
+            **{measure: values_by_query[query_id] for measure, values_by_query in row.values.items()},
+            **cost_columns(query),
+            "unranked_windows": query.unranked_windows,
+        }
 
 
 def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rank_k.errors import ModelError
+from rank_k.option_values import ReasoningMode
 from rank_k.types import (
     CallTotals,
     OnChunk,
@@ -19,7 +20,6 @@ from rank_k.types import (
     WindowResult,
 )
 from rank_k.window.prompt_builder import PreparedQuery, PromptBuilder
-from rank_k.window.reasoning import ReasoningMode
 
 
 @dataclass(slots=True, kw_only=True)

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rank_k.option_values import ReasoningMode
 from rank_k.types import OnChunk, Passage, Query, Window
 from rank_k.window.base import WindowReport
 from rank_k.window.listwise import ListwiseRanker
 from rank_k.window.prompt_builder import PreparedQuery
-from rank_k.window.reasoning import ReasoningMode
 from rank_k.window.scorers import Scorer, ScoreRanker
 
 

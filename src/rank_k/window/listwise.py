@@ -15,7 +15,8 @@ from rank_k.errors import ContextOverflow, FieldRejected, RequestRejected
 from rank_k.models.base import Model
 from rank_k.models.grammar import matches_grammar
 from rank_k.models.run_once import run_once
-from rank_k.options import DEFAULT_MAX_TOKENS, InferenceOptions, ReasoningMode
+from rank_k.option_values import ReasoningMode
+from rank_k.options import DEFAULT_MAX_TOKENS, InferenceOptions
 from rank_k.strategies.base import query_seed
 from rank_k.types import (
     Message,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import accumulate, combinations
 from math import exp, isnan
 
-from rank_k.options import ReasoningMode as ReasoningMode
 from rank_k.types import Window, WindowRanking
 
 

@@ -1,6 +1,6 @@
 """Stop responses that repeat themselves.
 
-`RepetitionDetector` reads a text while it streams. Reasoning often repeats something without being stuck: a trace may
+`repetition_detector` reads a text while it streams. Reasoning often repeats something without being stuck: a trace may
 go through its list twice, and a list of labels is the same sentence with other numbers. So a text repeats itself only
 if it ends with one of the following:
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from itertools import islice
 
@@ -63,68 +63,69 @@ _TOKEN = re.compile(rf"[^\W\d_{_UNSPACED_SCRIPTS}]+|\d{{1,3}}|\S")
 _NUMBER = re.compile(r"\d+")
 
 
-class RepetitionDetector:
-    """Reads a text piece by piece and reports where it begins to repeat itself.
+def repetition_detector(passages: int = 20) -> Callable[[str], int | None]:
+    """Return a function that reads a text piece by piece and returns where the text begins to repeat itself.
 
-    `passages`: how many the window has. `start`: where the repetition begins, in characters: `text[:start]` has the
-    repeated text once. None until a repetition is detected, which does not depend on how the text is cut into pieces.
+    Args:
+        passages: The number of passages of the window.
+
+    Returns:
+        A function that receives the next piece and returns the start of the repetition in characters: `text[:start]`
+        contains the repeated text once. It returns None until a repetition is detected, which does not depend on how
+        the text is cut into pieces. Later pieces are ignored.
     """
+    detection = _detect_repetition(passages)
+    next(detection)
+    return detection.send
 
-    def __init__(self, passages: int = 20) -> None:
-        self.start: int | None = None
-        self._passages = passages
-        self._pieces: list[str] = []  # not checked yet
-        self._piece_characters = 0
-        self._read_characters = 0
-        self._tail = ""
-        self._shape = ""  # the tail with all numbers alike
 
-    def feed(self, text: str) -> bool:
-        """Read the next piece. Return True once the text repeats itself; later pieces are ignored."""
-        self._pieces.append(text)
-        self._piece_characters += len(text)
-        if self._piece_characters >= CHECK_INTERVAL and self.start is None:
-            unread = "".join(self._pieces)
-            for end in range(CHECK_INTERVAL, len(unread) + 1, CHECK_INTERVAL):
-                self._read(unread[end - CHECK_INTERVAL : end])
-                if repeated_characters := self._repeated_characters():
-                    self.start = self._read_characters - repeated_characters
-                    break
-            self._pieces = [unread[len(unread) - len(unread) % CHECK_INTERVAL :]]
-            self._piece_characters = len(self._pieces[0])
-        return self.start is not None
+def _detect_repetition(passages: int) -> Generator[int | None, str, None]:
+    unchecked = ""
+    checked_characters = 0
+    tail = ""
+    shape = ""  # the tail with all numbers alike
+    start = None
+    while True:
+        piece = yield start
+        if start is not None:
+            continue
+        unchecked += piece
+        for end in range(CHECK_INTERVAL, len(unchecked) + 1, CHECK_INTERVAL):
+            text = unchecked[end - CHECK_INTERVAL : end]
+            text_shape = _NUMBER.sub("0", text)
+            if text[0].isdecimal() and tail[-1:].isdecimal():
+                text_shape = text_shape[1:]  # the rest of a number
+            checked_characters += len(text)
+            tail = (tail + text)[-TAIL_CHARACTERS:]
+            shape = (shape + text_shape)[-TAIL_CHARACTERS:]
+            if repeated_characters := _repeated_characters(tail, shape, passages):
+                start = checked_characters - repeated_characters
+                break
+        unchecked = unchecked[len(unchecked) - len(unchecked) % CHECK_INTERVAL :]
 
-    def _read(self, text: str) -> None:
-        shape = _NUMBER.sub("0", text)
-        if text[0].isdecimal() and self._tail[-1:].isdecimal():
-            shape = shape[1:]  # the rest of a number
-        self._read_characters += len(text)
-        self._tail = (self._tail + text)[-TAIL_CHARACTERS:]
-        self._shape = (self._shape + shape)[-TAIL_CHARACTERS:]
 
-    def _repeated_characters(self) -> int:
-        """Return the length of the repetition at the end of the text, from the second appearance on; 0 if none."""
-        tail, shape = self._tail, self._shape
-        for period, run in islice(_runs(tail, COPIED_TOKENS), 4):  # the nearest is usually right
-            if run - period >= COPIED_CHARACTERS or _count_tokens(tail[period - run :]) >= COPIED_TOKENS:
-                return run
-        for period, run in islice(_runs(shape, COPIED_CHARACTERS), 1):
-            numbers = _NUMBER.findall(tail)[::-1]
-            run_numbers, shift = numbers[: shape[-run:].count("0")], shape[-period:].count("0")
-            changes = sum(a != b for a, b in zip(run_numbers, numbers[shift:], strict=False))
-            is_list = run > LISTS * self._passages * period and _count_tokens(shape[-run:]) >= LIST_TOKENS
-            is_paragraph = (
-                changes * period <= PARAGRAPH_CHANGES * run
-                and _count_tokens(shape[-period:]) >= PARAGRAPH_TOKENS
-                and _count_tokens(shape[period - run :]) >= PARAGRAPH_COPIED_TOKENS
-            )
-            if is_list or is_paragraph:
-                return min(run + sum(len(number) - 1 for number in run_numbers), len(tail))
-        recent = tail[-PHRASES_WITHIN:]
-        starts = range(len(recent) - PHRASES_CHARACTERS, len(recent) - _PHRASE, 8)
-        if starts[0] > 0 and all(recent.count(recent[i : i + _PHRASE]) > PHRASES_TIMES for i in starts):
-            return PHRASES_CHARACTERS
-        return 0
+def _repeated_characters(tail: str, shape: str, passages: int) -> int:
+    """Return the length of the repetition at the end of the text, from the second appearance on; 0 if none."""
+    for period, run in islice(_runs(tail, COPIED_TOKENS), 4):  # the nearest is usually right
+        if run - period >= COPIED_CHARACTERS or _count_tokens(tail[period - run :]) >= COPIED_TOKENS:
+            return run
+    for period, run in islice(_runs(shape, COPIED_CHARACTERS), 1):
+        numbers = _NUMBER.findall(tail)[::-1]
+        run_numbers, shift = numbers[: shape[-run:].count("0")], shape[-period:].count("0")
+        changes = sum(a != b for a, b in zip(run_numbers, numbers[shift:], strict=False))
+        is_list = run > LISTS * passages * period and _count_tokens(shape[-run:]) >= LIST_TOKENS
+        is_paragraph = (
+            changes * period <= PARAGRAPH_CHANGES * run
+            and _count_tokens(shape[-period:]) >= PARAGRAPH_TOKENS
+            and _count_tokens(shape[period - run :]) >= PARAGRAPH_COPIED_TOKENS
+        )
+        if is_list or is_paragraph:
+            return min(run + sum(len(number) - 1 for number in run_numbers), len(tail))
+    recent = tail[-PHRASES_WITHIN:]
+    starts = range(len(recent) - PHRASES_CHARACTERS, len(recent) - _PHRASE, 8)
+    if starts[0] > 0 and all(recent.count(recent[i : i + _PHRASE]) > PHRASES_TIMES for i in starts):
+        return PHRASES_CHARACTERS
+    return 0
 
 
 def _runs(text: str, min_copied: int) -> Iterator[tuple[int, int]]:
@@ -166,18 +167,17 @@ class StopOnRepetition(ModelWrapper):
         if request.forced_text is not None:  # nothing is generated
             return await self.model.complete(request, on_chunk)
         passages = max(len(request.context.doc_ids), 1)
-        reasoning_detector, text_detector = RepetitionDetector(passages), RepetitionDetector(passages)
+        find_in_reasoning, find_in_text = repetition_detector(passages), repetition_detector(passages)
+        reasoning_end: int | None = None
+        text_end: int | None = None
 
         def pass_on(chunk: StreamChunk) -> bool:
+            nonlocal reasoning_end, text_end
             is_stopped = on_chunk is not None and bool(on_chunk(chunk))
-            if chunk.reasoning and reasoning_detector.feed(chunk.reasoning):
-                is_stopped = True
-            if chunk.text and text_detector.feed(chunk.text):
-                is_stopped = True
-            return is_stopped
+            reasoning_end, text_end = find_in_reasoning(chunk.reasoning), find_in_text(chunk.text)
+            return is_stopped or reasoning_end is not None or text_end is not None
 
         response = await self.model.complete(request, pass_on)
-        reasoning_end, text_end = reasoning_detector.start, text_detector.start
         if reasoning_end is None and text_end is None:
             return response
         reasoning = response.reasoning and response.reasoning[:reasoning_end]

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from rank_k.errors import InputError
 from rank_k.models.base import Model
+from rank_k.option_values import ReasoningMode
 from rank_k.strategies.aggregate import order_by_score
 from rank_k.types import (
     Message,
@@ -30,7 +31,6 @@ from rank_k.types import (
 from rank_k.window.base import WindowRanker, WindowReport
 from rank_k.window.prompt import PromptTemplate
 from rank_k.window.prompt_builder import PreparedQuery, PromptBuilder
-from rank_k.window.reasoning import ReasoningMode
 
 PASSAGE_TOKENS = 64
 """Tokens per passage for query likelihood; chosen among 64, 128 and 256 on held-out collections (docs/embedded.md)."""

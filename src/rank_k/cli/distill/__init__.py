@@ -7,24 +7,39 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from rank_k.cli import add_verb
-
-EXAMPLE = "rank-k distill sample --help"
+from rank_k.cli import Command, add_command
 
 STEPS = {
-    "sample": "draw candidate sets from first-stage runs, as the paper does, or with a say in their positives",
-    "trace": "ask a teacher about candidate sets; every call is kept, the same command goes on after an interruption",
-    "select": "select from a journal of traces what is worth learning, as rows of prompt and completion",
-    "train": "train a student on selected rows; the same command goes on from the last checkpoint",
-    "export": "write a trained student as GGUF, with its settings and its card, or as merged weights",
+    "sample": Command(
+        "draw candidate sets from first-stage runs, as the paper does, or with a say in their positives",
+        "rank-k distill sample --runs bm25.trec splade.trec --queries queries.jsonl --documents corpus.jsonl.gz"
+        " --queries-count 50000 --output sets.jsonl",
+    ),
+    "trace": Command(
+        "ask a teacher about candidate sets; every call is kept, the same command goes on after an interruption",
+        "rank-k distill trace --sets sets.jsonl --server https://teacher.example/v1 --model deepseek-reasoner"
+        " --samples 4 --journal traces.sqlite",
+    ),
+    "select": Command(
+        "select from a journal of traces what is worth learning, as rows of prompt and completion",
+        "rank-k distill select --journal traces.sqlite --qrels qrels.trec --rule short --output sft.jsonl",
+    ),
+    "train": Command(
+        "train a student on selected rows; the same command goes on from the last checkpoint",
+        "rank-k distill train --data sft.jsonl --heldout heldout.jsonl --recipe smollm2-135m --output student",
+    ),
+    "export": Command(
+        "write a trained student as GGUF, with its settings and its card, or as merged weights",
+        "rank-k distill export --student student --adapter",
+    ),
 }
 """The steps in the order in which data flows. The module of a step has the same members as that of a verb."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_subparsers(title="steps", metavar="STEP", dest="step", required=True)
-    for name, help_text in STEPS.items():
-        add_verb(steps, name, help_text, _import_step(name))
+    for name, step in STEPS.items():
+        add_command(steps, name, step, _import_step(name))
 
 
 def run(args: argparse.Namespace) -> int:

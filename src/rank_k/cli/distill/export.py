@@ -10,8 +10,6 @@ from rank_k.distill.export import export_gguf, export_merged
 from rank_k.distill.gguf_writer import QUANTIZATION_TYPES
 from rank_k.errors import InputError
 
-EXAMPLE = "rank-k distill export --student student --adapter"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--student", required=True, type=Path, metavar="FOLDER", help="the --output of distill train")

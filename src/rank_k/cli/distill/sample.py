@@ -9,9 +9,9 @@ from contextlib import closing
 from pathlib import Path
 
 from rank_k.cli.collection_options import RequestedCollection, add_collection_options
+from rank_k.cli.common_flags import add_flags, non_negative_float, positive_int
 from rank_k.cli.distill import add_exclude_queries
-from rank_k.cli.model_options import non_negative_float, positive_int
-from rank_k.cli.output_files import check_outputs
+from rank_k.cli.file_checks import check_outputs
 from rank_k.data.collections.base import RunWithoutExcluded
 from rank_k.data.queries import read_queries
 from rank_k.data.trec import RunFile, read_qrels
@@ -20,11 +20,6 @@ from rank_k.distill.near_duplicates import read_excluded_queries
 from rank_k.distill.sample import Sampler, Sampling, write_samples
 from rank_k.errors import InputError
 from rank_k.retrieval.fusion import FusedRuns
-
-EXAMPLE = (
-    "rank-k distill sample --runs bm25.trec splade.trec --queries queries.jsonl --documents corpus.jsonl.gz"
-    " --queries-count 50000 --output sets.jsonl"
-)
 
 OUTCOMES = {
     "not_ranked": "queries left out: no run has them",
@@ -57,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn")
     add_exclude_queries(group)
     group = parser.add_argument_group("judgments")
-    group.add_argument("--qrels", type=Path, metavar="FILE", help="the grades that sets carry")
+    add_flags(group, "--qrels")
     group.add_argument("--positives", type=parse_range, metavar="A-B", help="relevant passages in a set, ranked or not")
     group.add_argument(
         "--none",

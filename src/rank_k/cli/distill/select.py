@@ -8,18 +8,15 @@ from collections import Counter
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+from rank_k.cli.common_flags import non_negative_float, positive_int
 from rank_k.cli.distill import add_exclude_queries
-from rank_k.cli.model_options import non_negative_float, positive_int
-from rank_k.cli.output_files import check_outputs
+from rank_k.cli.file_checks import check_outputs, open_journal
 from rank_k.data.part_file import PartFile
 from rank_k.data.trec import read_qrels
 from rank_k.distill.candidate_sets import encode_json_line, read_candidate_sets
 from rank_k.distill.near_duplicates import read_excluded_queries
 from rank_k.distill.select import RULES, Selector, is_heldout
 from rank_k.errors import InputError
-from rank_k.journal import Journal
-
-EXAMPLE = "rank-k distill select --journal traces.sqlite --qrels qrels.trec --rule short --output sft.jsonl"
 
 OUTCOMES = {
     "contaminated": "sets left out: query the same or nearly the same as one of --exclude-queries",
@@ -60,8 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if not 0 <= args.heldout_share < 1:
         raise InputError(f"--heldout-share is {args.heldout_share:g}", "give a share from 0 to less than 1")
-    if not args.journal.is_file():
-        raise InputError(f"there is no journal {args.journal}", "name the file that rank-k distill trace wrote")
     check_outputs(
         {"--output": args.output, "--heldout": args.heldout},
         (args.journal, args.qrels, *args.exclude_queries, *(args.sets or ())),
@@ -78,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
         read_excluded_queries(args.exclude_queries),
     )
     heldout_count = 0
-    with closing(Journal(args.journal, read_only=True)) as journal, ExitStack() as files:
+    with ExitStack() as files:
+        journal_file = open_journal(args.journal, "name the file that rank-k distill trace wrote")
+        journal = files.enter_context(closing(journal_file))
         training = files.enter_context(PartFile(args.output))
         heldout = None if args.heldout is None else files.enter_context(PartFile(args.heldout))
         for row in selector.rows(journal):

@@ -11,6 +11,7 @@ from itertools import chain, groupby
 from pathlib import Path
 
 from rank_k.cli import resumable
+from rank_k.cli.common_flags import add_flags
 from rank_k.cli.model_options import (
     add_inference_options,
     add_options,
@@ -32,11 +33,6 @@ from rank_k.reranker import Reranker
 from rank_k.simulation.noise_file import noise_by_name
 from rank_k.types import Query
 
-EXAMPLE = (
-    "rank-k distill trace --sets sets.jsonl --server https://teacher.example/v1 --model deepseek-reasoner --samples 4"
-    " --journal traces.sqlite"
-)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sets", required=True, type=Path, nargs="+", metavar="FILE", help="what distill sample wrote")
@@ -44,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher", default="model", choices=("model", "labels"), help="a model, or verdicts made of the sets' grades"
     )
-    add_server_options(parser, simulation=True)
+    add_server_options(parser, simulation={})
     add_inference_options(parser, {"samples": 4})
     group = parser.add_argument_group("labels as the teacher")
     group.add_argument(
@@ -56,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("spending")
     add_options(group, [options_of(LimitOptions)["token_budget"]])
     add_price_options(group)
-    group.add_argument("--quiet", action="store_true", help="no progress, no summary")
+    add_flags(group, "--quiet")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rank_k.cli.model_options import positive_int, positive_seconds
+from rank_k.cli.common_flags import add_flags, positive_int, positive_seconds
 from rank_k.distill.recipes import RECIPES_FOLDER, Recipe, estimate_memory, read_recipe, recipe_names
 from rank_k.distill.train import TrainingRun, is_main_process, train
-
-EXAMPLE = "rank-k distill train --data sft.jsonl --heldout heldout.jsonl --recipe smollm2-135m --output student"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--time-limit", type=positive_seconds, metavar="S", help="end after so many seconds, all parts of a run"
     )
     parser.add_argument("--estimate", action="store_true", help="say what memory it takes, and no more")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    add_flags(parser, "--quiet")
 
 
 def run(args: argparse.Namespace) -> int:

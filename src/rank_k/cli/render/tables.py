@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table as RichTable
 
 _MIN_NUMBER_WIDTH = 7
@@ -38,13 +39,15 @@ def print_tables(blocks: Iterable[Table | str]) -> None:
     A terminal gets bold headers (`NO_COLOR` and `TERM=dumb` are respected), and cells wrap between words where a row is
     wider than the terminal. Pipes and files get plain text: no box characters, no wrapping and no truncation.
     """
+    from rich.console import Console
+
     for number, block in enumerate(blocks):
         if number:
             print()
         if isinstance(block, str):
             print(block)
         elif sys.stdout.isatty():
-            _print_styled(block)
+            _print_table(Console(markup=False, emoji=False, highlight=False), block, no_wrap=False)
         else:
             print("\n".join(format_table(block)))
 
@@ -55,18 +58,14 @@ def format_table(table: Table) -> list[str]:
 
     output = io.StringIO()
     console = Console(file=output, width=_UNLIMITED_WIDTH, force_terminal=False, markup=False, emoji=False)
-    console.print(_make_rich_table(table, no_wrap=True))
-    title = [table.title] if table.title else []
-    return [*title, *(line.rstrip() for line in output.getvalue().splitlines()), *table.notes]
+    _print_table(console, table, no_wrap=True)
+    return [line.rstrip() for line in output.getvalue().splitlines()]
 
 
-def _print_styled(table: Table) -> None:
-    from rich.console import Console
-
-    console = Console(markup=False, emoji=False, highlight=False)
+def _print_table(console: Console, table: Table, *, no_wrap: bool) -> None:
     if table.title:
         console.print(table.title, style="bold")
-    console.print(_make_rich_table(table, no_wrap=False), crop=False)
+    console.print(_make_rich_table(table, no_wrap), crop=False)
     for note in table.notes:
         console.print(note, style="dim")
 
@@ -80,11 +79,9 @@ def _make_rich_table(table: Table, no_wrap: bool) -> RichTable:
     letters = table.align.ljust(len(table.columns), "r")
     for name, letter, *cells in zip(table.columns, letters, *rows, strict=True):
         longest_word = max((cell_len(word) for text in (name, *cells) for word in text.split()), default=0)
-        if letter == "l":
-            rich_table.add_column(name, no_wrap=no_wrap, min_width=longest_word)
-        else:
-            min_width = max(longest_word, _MIN_NUMBER_WIDTH)
-            rich_table.add_column(name, justify="right", no_wrap=no_wrap, min_width=min_width)
+        is_left = letter == "l"
+        min_width = longest_word if is_left else max(longest_word, _MIN_NUMBER_WIDTH)
+        rich_table.add_column(name, justify="left" if is_left else "right", no_wrap=no_wrap, min_width=min_width)
     for row in rows:
         rich_table.add_row(*row)
     return rich_table

@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Iterator
 from glob import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def _list_files(root: Path, subset: str) -> dict[str, list[Path]]:
 
 
 def _all_paths(paths_by_part: dict[str, list[Path]]) -> list[Path]:
-    return [path for paths in paths_by_part.values() for path in paths]
+    return list(chain.from_iterable(paths_by_part.values()))
 
 
 def _documents_file(paths: list[Path], cache_name: str) -> Path:
@@ -148,11 +149,8 @@ def _read_parquet_rows(path: Path, part: str) -> Iterator[tuple[int, dict[str, A
     try:
         with parquet.ParquetFile(path) as file:
             columns = [name for name in _COLUMNS[part] if name in file.schema_arrow.names]
-            number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
+            batches = file.iter_batches(batch_size=1024, columns=columns)
+            yield from enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1)
     except (pyarrow.ArrowException, OSError) as error:
         raise FormatError(path, 0, f"not parquet data ({error})", "a file as BRIGHT publishes it") from error
 

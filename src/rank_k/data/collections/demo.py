@@ -18,6 +18,7 @@ import re
 import sysconfig
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -112,11 +113,11 @@ def load_questions() -> list[Question]:
     content = files("rank_k.data.collections").joinpath(QUESTIONS_FILE).read_text(encoding="utf-8")
     questions = []
     for index, (query_id, entry) in enumerate(tomllib.loads(content).items()):
-        judgments = {}
-        for doc_id, value in entry["judgments"].items():
-            grade, *fingerprints = value.split()  # of the texts that were judged
-            if doc_id in passages_by_id and fingerprint(passages_by_id[doc_id].text) in fingerprints:
-                judgments[doc_id] = int(grade)
+        judgments = {
+            doc_id: int(judgment.split()[0])
+            for doc_id, judgment in entry["judgments"].items()  # a grade, then the fingerprints of the judged texts
+            if doc_id in passages_by_id and fingerprint(passages_by_id[doc_id].text) in judgment.split()[1:]
+        }
         questions.append(Question(Query(query_id, entry["text"]), judgments, index % FEATURED_EVERY == 0))
     return questions
 
@@ -201,11 +202,12 @@ def _docstrings() -> Iterator[tuple[str, str, str]]:
 def _docstrings_in_source() -> Iterator[tuple[str, str, str]]:
     """Read source: it keeps its docstrings under `python -OO`, and no code is run."""
     library = Path(sysconfig.get_path("stdlib"))
-    sources = []
-    for module in SOURCE_MODULES:
-        module_path = library.joinpath(*module.split("."))
-        paths = (Path(f"{module_path}.py"), module_path / "__init__.py")
-        sources += [(module, path) for path in paths if path.is_file()]
+    sources = [
+        (module, path)
+        for module in SOURCE_MODULES
+        for path in (library / f"{module.replace('.', '/')}.py", library.joinpath(*module.split("."), "__init__.py"))
+        if path.is_file()
+    ]
     if not sources:
         raise InputError(
             f"this Python was installed without the source of its standard library (there is none in {library})",
@@ -219,7 +221,7 @@ def _docstrings_of_node(name: str, node: ast.AST) -> Iterator[tuple[str, str, st
     """Yield the docstring of `node`, then those of what is defined in it (never inside a function)."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         if text := ast.get_docstring(node):
-            yield name, f"{name}({', '.join(_parameter_names(node.args))})", text
+            yield name, name + _without_self(_parameters(node.args)), text
         return
     if isinstance(node, ast.Module | ast.ClassDef) and (text := ast.get_docstring(node)):
         yield name, name, text
@@ -231,25 +233,25 @@ def _docstrings_of_node(name: str, node: ast.AST) -> Iterator[tuple[str, str, st
             yield from _docstrings_of_node(name, child)
 
 
-def _parameter_names(arguments: ast.arguments) -> Iterator[str]:
-    names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
-    yield from names[1:] if names[:1] in (["self"], ["cls"]) else names
-    if arguments.vararg:
-        yield f"*{arguments.vararg.arg}"
-    elif arguments.kwonlyargs:
-        yield "*"
-    yield from (argument.arg for argument in arguments.kwonlyargs)
-    if arguments.kwarg:
-        yield f"**{arguments.kwarg.arg}"
+def _parameters(arguments: ast.arguments) -> str:
+    """Return the parameters of a function in parentheses, without annotations and defaults."""
+    for argument in ast.walk(arguments):
+        if isinstance(argument, ast.arg):
+            argument.annotation = None
+    arguments.defaults = []
+    arguments.kw_defaults = [None] * len(arguments.kwonlyargs)
+    return f"({ast.unparse(arguments)})"
+
+
+def _without_self(parameters: str) -> str:
+    """Return `parameters` without the first one of a method and without "/"."""
+    return re.sub(r"(\$\w+|(?<=\()(self|cls)\b)(, )?|, /|/(, )?", "", parameters)
 
 
 def _docstrings_of_compiled(modules: Iterable[str]) -> Iterator[tuple[str, str, str]]:
     for module in modules:
-        try:
-            members = vars(importlib.import_module(module))
-        except ImportError:
-            continue  # sqlite3 and zlib are optional parts of Python
-        yield from _docstrings_of_members(module, members)
+        with suppress(ImportError):  # sqlite3 and zlib are optional parts of Python
+            yield from _docstrings_of_members(module, vars(importlib.import_module(module)))
 
 
 def _docstrings_of_members(owner: str, members: Mapping[str, object]) -> Iterator[tuple[str, str, str]]:
@@ -262,7 +264,7 @@ def _docstrings_of_members(owner: str, members: Mapping[str, object]) -> Iterato
         qualified_name, text = f"{owner}.{name}", inspect.getdoc(value)
         if text:
             parameters = getattr(value, "__text_signature__", None) or ""
-            yield qualified_name, qualified_name + re.sub(r"\$\w+(, )?|, /|/(, )?", "", parameters), text
+            yield qualified_name, qualified_name + _without_self(parameters), text
         if inspect.isclass(value):
             yield from _docstrings_of_members(qualified_name, vars(value))
 

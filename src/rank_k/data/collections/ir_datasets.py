@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -208,7 +209,7 @@ def _errors_as_input_error(name: str, part: str) -> Iterator[None]:
 def _unavailable_error(name: str, part: str, error: Exception, records: Iterable[logging.LogRecord]) -> InputError:
     messages = dict.fromkeys(record.getMessage() for record in records if record.levelno == logging.INFO)
     hints = [message for message in messages if not message.startswith(("[", "download error"))]
-    urls = ", ".join(dict.fromkeys(_attempted_urls(error)))
+    urls = ", ".join(_attempted_urls(error))
     if urls:
         problem = f"the {part} of {name} are not on this machine and cannot be downloaded ({urls})"
     else:
@@ -222,12 +223,11 @@ def _unavailable_error(name: str, part: str, error: Exception, records: Iterable
     return InputError(problem, " ".join(hints) if any(str(home) in hint for hint in hints) else copy_hint)
 
 
-def _attempted_urls(error: BaseException) -> Iterator[str]:
-    """Yield the URLs that were tried."""
-    if (url := getattr(getattr(error, "request", None), "url", None)) is not None:
-        yield str(url)
-    for argument in error.args:
-        for attempt in argument if isinstance(argument, list) else ():
-            mirror = attempt[0] if isinstance(attempt, tuple) and attempt else None
-            if (url := getattr(mirror, "url", None)) is not None:
-                yield str(url)
+def _attempted_urls(error: BaseException) -> list[str]:
+    """Return the URLs that were tried: those of an HTTP request or of all mirrors, which an error may have as pairs."""
+    lists_of_mirrors = [argument for argument in error.args if isinstance(argument, list)]
+    mirrors = [
+        attempt[0] for attempt in chain.from_iterable(lists_of_mirrors) if isinstance(attempt, tuple) and attempt
+    ]
+    urls = [getattr(source, "url", None) for source in (getattr(error, "request", None), *mirrors)]
+    return [str(url) for url in dict.fromkeys(urls) if url is not None]

@@ -1,19 +1,21 @@
-"""Check the files that a command will write."""
+"""Check the files of a command before its work begins: those that it will write, and journals that it reads."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 
 from rank_k.errors import InputError
+from rank_k.journal import Journal
 
 _SIDE_FILES = ("", ".part", "-wal", "-shm")
 """Suffixes of the files that are written next to one: the part file of an output, and SQLite's of a journal."""
 
 
 def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | None]) -> None:
-    """Check that the outputs of a command can be written and replace no other file of it, before the work begins.
+    """Check that the outputs of a command can be written and do not replace another file of the command.
 
     Args:
         outputs: The files to be written by the flag that names them. None stands for an option that was not given.
@@ -36,21 +38,32 @@ def _check_output(option: str, file: Path, other_files: Iterable[Path]) -> None:
     folder = file.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(f"{option} {file}: there is no folder {folder} that can be written to", "make it first")
-    written = _identities(file)
     for other_file in other_files:
-        if written & _identities(other_file):
+        side_files = ([Path(f"{path}{suffix}") for suffix in _SIDE_FILES] for path in (file, other_file))
+        if any(_is_same_file(*pair) for pair in product(*side_files)):
             raise InputError(
                 f"{option} {file} would replace {other_file}, which this command also uses", "name another file"
             )
 
 
-def _identities(file: Path) -> set[object]:
-    """Return what identifies `file` and its side files: the resolved path and, if it exists, its device and inode."""
-    identities: set[object] = set()
-    for suffix in _SIDE_FILES:
-        path = Path(f"{file}{suffix}")
-        identities.add(os.path.realpath(path))
-        if path.is_file():
-            status = path.stat()  # equal for hard links
-            identities.add((status.st_dev, status.st_ino))
-    return identities
+def _is_same_file(first: Path, second: Path) -> bool:
+    """Return whether two paths name the same file, which need not exist. Hard links to one file are the same."""
+    if first.is_file() and second.is_file():
+        return first.samefile(second)
+    return os.path.realpath(first) == os.path.realpath(second)
+
+
+def open_journal(file: Path, remedy: str) -> Journal:
+    """Return a journal for reading, which must be closed.
+
+    Args:
+        file: The journal.
+        remedy: What to do if there is no such journal.
+
+    Raises:
+        InputError: If there is no such file.
+        JournalError: If it is not a journal.
+    """
+    if not file.is_file():
+        raise InputError(f"there is no journal {file}", remedy)
+    return Journal(file, read_only=True)

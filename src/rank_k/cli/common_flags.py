@@ -1,0 +1,81 @@
+"""Flags that several commands have, each defined once, and the check that a flag has an effect."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from rank_k.errors import InputError, RankKError
+from rank_k.option_values import ValueKind, number, whole_number
+
+
+def flag_type(kind: ValueKind) -> Callable[[str], Any]:
+    """Return the argparse type of a kind of value."""
+
+    def parse(text: str) -> Any:
+        try:
+            return kind.parse(text)
+        except (ValueError, KeyError, RankKError) as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {kind.expected}") from error
+
+    return parse
+
+
+positive_int = flag_type(whole_number(1))
+positive_seconds = flag_type(number(exclusive=True))
+non_negative_float = flag_type(number())
+
+NOISE_HELP = "none, strong, weak, or a FILE from rank-k journal fit-noise"
+DATASET_HELP = "beir:DIR, bright:SUBSET, python-docs or an ir_datasets id"
+
+_FLAGS: dict[str, dict[str, Any]] = {
+    "--dataset": {
+        "metavar": "NAME",
+        "help": f"{DATASET_HELP}; stands for queries, documents, qrels and a run together",
+    },
+    "--queries": {"type": Path, "metavar": "FILE", "help": "JSONL (_id, text), TSV or TREC topics"},
+    "--documents": {"type": Path, "metavar": "FILE", "help": "JSONL (_id, title, text) or TSV"},
+    "--qrels": {"type": Path, "metavar": "FILE", "help": "TREC or BEIR judgments (the data set's)"},
+    "--run": {"type": Path, "metavar": "FILE", "help": "TREC run, or score.json (the data set's)"},
+    "--noise": {"default": "strong", "metavar": "NOISE", "help": f"errors of the simulated model: {NOISE_HELP}"},
+    "--measures": {
+        "nargs": "+",
+        "metavar": "M",
+        "help": "as ir_measures writes them, the most important one first (default: nDCG@10; for evaluate also"
+        " nDCG@20 AP RR@10 R@100 Judged@10)",
+    },
+    "--price-in": {"type": non_negative_float, "metavar": "P", "help": "per million tokens in"},
+    "--price-out": {"type": non_negative_float, "metavar": "P", "help": "per million tokens out, reasoning included"},
+    "--json": {"action": "store_true", "help": "print JSON to standard output instead of tables"},
+    "--strict": {
+        "action": "store_true",
+        "help": "exit with status 3 if a window was left in input order or a query unfinished",
+    },
+    "--quiet": {"action": "store_true", "help": "no progress and no summary"},
+}
+
+
+def add_flags(group: argparse._ActionsContainer, *flags: str) -> None:
+    """Add flags that other commands have too."""
+    for flag in flags:
+        group.add_argument(flag, **_FLAGS[flag])
+
+
+def reject_flags(args: argparse.Namespace, names: Iterable[str], problem: str, remedy: str) -> None:
+    """Check that none of the options `names` was given.
+
+    Args:
+        args: The options of the command. One that was not given is None, False or an empty list.
+        names: The names of options in `args`.
+        problem: What is wrong if one was given; `{flag}` stands for its flag.
+        remedy: What to do instead.
+
+    Raises:
+        InputError: For the first of the options that was given.
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value is not False and value != []:
+            raise InputError(problem.format(flag=f"--{name.replace('_', '-')}"), remedy)
