@@ -21,6 +21,7 @@ from rank_k.models.server_types import read_logprobs
 from rank_k.models.weights import DEFAULT_WEIGHTS, locate
 from rank_k.reranker import Reranker
 from rank_k.types import Message, Request, Response
+from rank_k.window.sanitize import sanitize
 from tests.paths import SHARED
 from tests.support.embedded import USER_CACHE, needs_weights
 
@@ -47,6 +48,25 @@ def reasoning_reranker() -> Iterator[Reranker]:
         patch.setenv("RANK_K_CACHE", str(USER_CACHE))
         with Reranker(DEFAULT_WEIGHTS, reasoning=32, max_tokens=128, context_length=2048) as reranker:
             yield reranker
+
+
+SPECIAL_TOKENS = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>", "<filename>"),
+    *("<gh_stars>", "<issue_start>", "<issue_comment>", "<issue_closed>", "<jupyter_start>", "<jupyter_text>"),
+    *("<jupyter_code>", "<jupyter_output>", "<jupyter_script>", "<empty_output>"),
+)
+"""All special tokens of SmolLM2's vocabulary."""
+
+
+@needs_weights
+def test_sanitized_passages_have_no_special_tokens(reasoning_reranker: Reranker) -> None:
+    async def count(text: str) -> int | None:
+        return await reasoning_reranker.model.count_tokens(text)
+
+    reasoning_reranker.prepare()
+    for token in SPECIAL_TOKENS:
+        assert reasoning_reranker._loop.run(count(token)) == 1, "a special token"
+        assert (reasoning_reranker._loop.run(count(sanitize(token))) or 0) > 1
 
 
 @needs_weights

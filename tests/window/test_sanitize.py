@@ -22,9 +22,24 @@ TOKENS = (
     *("<tool_call>", "</tool_call>", "<tool_response>", "<function_calls>", "<tools>", "<fim_prefix>", "[TOOL_CALLS]"),
     *("<think>", "</think>", "<THINK>", "</ think >", "<think/>", '<think mode="x">', "<thinking>", "</thought>"),
     *("<reasoning>", "<answer>", "</answer>", "<analysis>", "[THINK]", "[/THINK]", "◁think▷", "◁/think▷"),
+    *("<beginning_of_sentence>", "<begin_of_document>", "<longcat_think>", "</longcat_think>", "<longcat_tool_call>"),
+    *("<role>", "</role>", "[unused16]", "[unused10]", "[BOS]", "[EOS]", "[EOT]", "[PAD]", "[UNK]", "[SEP]", "[CLS]"),
+    *("[start_header_id]", "[end_header_id]", "[IMG]", "[PREFIX]", "[MASK]", "[sMASK]", "<arg_key>", "<response>"),
+    *("<repo_name>", "<reponame>", "<file_sep>", "<filename>", "<gh_stars>", "<issue_start>", "<jupyter_code>"),
+    *("<empty_output>", "<reserved_106>", "<_user>", "<_bot>", "/no_think", "/nothink", "/No-Think"),
     *("<seed:think>", "<seed:bos>", "<minimax:tool_call>", "]~!b[", "]~b]", "[e~[", "[|user|]", "[|endofturn|]"),
 )
-MARKERS = ("[1]", "[ 20 ]", "[999]", "［3］", "[٣]", "【4】", "[5】")
+MARKERS = ("[1]", "[ 20 ]", "[999]", "［3］", "[٣]", "【4】", "[5】", "〔3〕", "⟦3⟧", "[③]", "[³]")
+DECORATED_MARKERS = (
+    "[3.]",
+    "[#3]",
+    "[3:]",
+    "[Passage 3]",
+    "[document 3]",
+    "[doc. 3]",
+    "&#91;3&#93;",
+    "&lsqb;3&RBRACK;",
+)
 ORDINARY = (
     *("if a < b and c > d", "x <y> z", "i<n; s<t", "a < s", "p<0.05", "1 < 2 > 1", "<3", "->", "a || b", "x |> f(y)"),
     *("<strong>bold</strong>", "<b>", "<span class='x'>", "<sup>2</sup>", "<section>", "<!-- note -->", "vector<int>"),
@@ -74,9 +89,27 @@ def test_sanitize_replaces_template_tokens_and_reasoning_tags(token: str) -> Non
 
 @pytest.mark.parametrize("marker", MARKERS)
 def test_sanitize_replaces_passage_markers_except_in_queries(marker: str) -> None:
-    number = marker.strip("[]［］【】 ")
+    number = marker.strip("[]［］【】〔〕⟦⟧ ")
     assert sanitize(f"as shown {marker} above") == f"as shown ({number}) above"
     assert marker in sanitize(f"as shown {marker} above", markers=False)
+
+
+@pytest.mark.parametrize("marker", DECORATED_MARKERS)
+def test_sanitize_replaces_decorated_passage_markers(marker: str) -> None:
+    assert sanitize(f"as shown {marker} above") == "as shown (3) above"
+
+
+@pytest.mark.parametrize(
+    "invisible", ["\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u00ad", "\U000e0041", "\u202e"]
+)
+def test_sanitize_removes_invisible_characters_that_hide_structure(invisible: str) -> None:
+    assert sanitize(f"[{invisible}3{invisible}] <th{invisible}ink> /no{invisible}_think") == "(3) ‹think> ∕no_think"
+
+
+def test_sanitize_replaces_reasoning_switches_in_addresses() -> None:
+    assert sanitize("see https://example.org/no_think for more") == "see https://example.org∕no_think for more"
+    assert sanitize("/think hard, </no_think") == "∕think hard, <∕no_think"
+    assert sanitize("and/or /nothing a/rethink no thinking") == "and/or /nothing a/rethink no thinking"
 
 
 @pytest.mark.parametrize("text", ORDINARY)
@@ -101,8 +134,14 @@ def test_strip_template_tokens_keeps_lines_and_is_idempotent(text: str) -> None:
     assert cleaned.count("\n") == text.count("\n")
 
 
-@given(st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="[［【<◁~\ufffe\uffff")))
-def test_sanitize_only_folds_blanks_in_any_script(text: str) -> None:
+@given(
+    st.text(
+        st.characters(
+            exclude_categories=["Cs", "Cc", "Cf", "Mn", "Lo"], exclude_characters="[［【〔⟦〖〚❲⁅<◁~/&\ufffe\uffff"
+        )
+    )
+)
+def test_sanitize_only_folds_blanks_in_ordinary_text(text: str) -> None:
     assert sanitize(text) == " ".join(text.split())
 
 

@@ -8,22 +8,47 @@ from __future__ import annotations
 
 import re
 
-_MARKER = re.compile(r"[\[［【]\s*(\d{1,4})\s*[\]］】]")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
+
+# --- characters that readers do not see ---
+
+_INVISIBLE = re.compile(
+    # soft hyphen, joiners and fillers without a glyph, direction marks, byte order mark, annotation marks
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    # tags and variation selectors, which can carry whole texts
+    "\U000e0000-\U000e007f\U000e0100-\U000e01ef]"
+)
+_JOINER = re.compile("(?<![^\x00-\x7f])[\u200c\u200d]+|[\u200c\u200d]+(?![^\x00-\x7f])")
+"""Zero-width joiners and non-joiners next to ASCII. Between other characters, Persian, Hindi and emoji need them."""
+
+# --- numbers of passages ---
+
+_DIGIT = "[\\d⁰¹²³⁴-⁹₀-₉①-⑳⓪㉑-㉟㊱-㊿❶-❿➀-➓]"
+_MARKER = re.compile(
+    rf"[\[［【〔⟦〖〚❲⁅]\s*(?:(?:passage|document|doc|no)\.?\s*)?\#?\s*({_DIGIT}{{1,4}})\s*[.:)]?\s*[\]］】〕⟧〗〛❳⁆]",
+    re.IGNORECASE,
+)
+_BRACKET_ENTITY = re.compile(r"&(?:(\#0*91|\#x0*5b|lsqb|lbrack)|\#0*93|\#x0*5d|rsqb|rbrack);", re.IGNORECASE)
+
+# --- tokens of chat templates ---
+
 _TOKEN = re.compile(
     # <|im_end|>, <｜User｜>; and with one bar only: <|turn>, <turn|>
     r"<(?=[|｜▁]|/?\w{1,20}[|｜]>)"
+    # any word with an underscore: <start_of_turn>, <file_sep>, <longcat_think>, <reserved_106>
+    r"|<(?=\s?/?\s?(?:\w+:)?\w{0,40}_\w{0,40}(?:[\s=][^>]{0,60})?\s?/?>)"
     # tags of reasoning, turns, tools and sequences; with the closing bracket: `a < s` is mathematics
-    r"|<(?=\s?/?\s?(?:\w+:)?(?i:think|thinking|thought|reasoning|analysis|answer|sys|s|mask|unk|pad|bos|eos|sep|cls|sop|eop"
-    r"|(?:unused|extra_id_|special_)\d+|tools?|(?:tool|function)_(?:call|response|output)s?|im_\w+|(?:start|end)_of_\w+"
-    r"|(?:fim|cot)_\w+|\w{0,12}_token)(?:[\s=][^>]{0,60})?\s?/?>)"
+    r"|<(?=\s?/?\s?(?:\w+:)?(?i:think|thinking|thought|reasoning|analysis|answer|response|role|sys|s|mask|unk|pad|bos"
+    r"|eos|sep|cls|sop|eop|unused\d+|tools?|reponame|filename)(?:[\s=][^>]{0,60})?\s?/?>)"
     # ◁think▷; [|user|]; ]~b] and [e~[
     r"|◁(?=/?think)|\[(?=\|(?:user|assistant|system|tool|endofturn)\|\])|~(?:(?<=\]~)(?=!?b[\[\]])|(?<=\[e~)(?=\[))"
+    # /no_think and /think, which switch the reasoning of some models, anywhere in a message; not the tag </think>
+    r"|/(?=(?i:no[_-]?think))|(?<![<‹\[(])/(?=(?i:think))"
 )
-_LOOK_ALIKE = {"<": "‹", "◁": "‹", "[": "(", "~": "∼"}
+_LOOK_ALIKE = {"<": "‹", "◁": "‹", "[": "(", "~": "∼", "/": "∕"}
 _BRACKET_TOKEN = re.compile(
-    r"\[(/?(?:INST|THINK|ARGS|CALL_ID|gMASK|SYSTEM_PROMPT|MODEL_SETTINGS|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT)))\]",
-    re.IGNORECASE,
+    # [INST], [BOS], [TOOL_CALLS]; [start_header_id]; [unused17], [gMASK], [sMASK]
+    r"\[(/?(?:[A-Z][A-Z0-9_]{1,40}|\w{0,40}_\w{0,40}|(?i:inst|think|args|unused\d+|[gs]?mask)))\]"
 )
 
 
@@ -35,11 +60,13 @@ def join_lines(text: str) -> str:
 def sanitize(text: str, *, markers: bool = True) -> str:
     """Return `text` on one line, without anything that the model could mistake for structure.
 
-    `[3]` becomes `(3)`, unless `markers` is False, as for queries. `<think>`, `<|im_end|>`, `</s>` and similar tokens
-    get a look-alike bracket. `[INST]` becomes `(INST)`.
+    `[3]` and its many variants become `(3)`, unless `markers` is False, as for queries. `<think>`, `<|im_end|>`, `</s>`
+    and similar tokens get a look-alike bracket, `[INST]` becomes `(INST)`, and the slash of `/no_think` is replaced.
+    Invisible characters are removed, except where a script needs them.
     """
-    text = join_lines(text)
-    if markers and ("[" in text or "［" in text or "【" in text):
+    text = join_lines(_JOINER.sub("", join_lines(_INVISIBLE.sub("", text))))
+    if markers:
+        text = _BRACKET_ENTITY.sub(lambda match: "(" if match[1] else ")", text)
         text = _MARKER.sub(r"(\1)", text)
     return _replace_tokens(text)
 
@@ -50,4 +77,4 @@ def strip_template_tokens(text: str) -> str:
 
 
 def _replace_tokens(text: str) -> str:
-    return _BRACKET_TOKEN.sub(r"(\1)", _TOKEN.sub(lambda m: _LOOK_ALIKE[m[0]], text))
+    return _BRACKET_TOKEN.sub(r"(\1)", _TOKEN.sub(lambda match: _LOOK_ALIKE[match[0]], text))
