@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rank_k import Reranker
@@ -94,7 +95,7 @@ def test_ray_finishes_when_a_node_and_an_actor_die(cluster: Any, loopback: Start
     worker.start()
     wait_until(lambda: len(server.calls) >= 6, "no call arrives")
     cluster.remove_node(extra_node)
-    victim = next(iter(_actor_pids()))
+    victim = _actor_pids()[0]
     in_flight = 2 * 2
     os.kill(victim, signal.SIGKILL)
     worker.join(300)
@@ -105,9 +106,15 @@ def test_ray_finishes_when_a_node_and_an_actor_die(cluster: Any, loopback: Start
 
 
 def _actor_pids() -> list[int]:
-    from ray.util.state import list_actors
-
-    return [actor.pid for actor in list_actors(filters=[("state", "=", "ALIVE")]) if actor.pid]
+    """Return the processes of this test's actors. Ray names a process after the actor's class."""
+    ancestors = {process.pid for process in psutil.Process().parents()}
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if process.pid not in ancestors
+        and "ray::" in (name := " ".join(process.info["cmdline"] or ()))
+        and "RerankActor" in name
+    ]
 
 
 def test_ray_reports_errors_in_a_column(cluster: Any, loopback: StartLoopback, tmp_path: Path) -> None:
