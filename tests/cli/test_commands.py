@@ -163,13 +163,14 @@ def test_journal_show_export_and_cost_agree_with_the_report(
     assert Path(journal).stat().st_mode & 0o777 == 0o600
 
     output = rank_k("journal", "show", journal, "--query", "q2").out
-    assert output.startswith("== query q2, round 1, window 1\n")
+    assert output.startswith(f"== query q2, round 1, window 1\nquery: {TOPICS['q2'][0]}\n")
     assert "<think>" in output, "the trace"
     assert "-> q2-d4 > q2-d1 > q2-d2 > q2-d0 = q2-d3 = q2-d5" in output
     assert "q1" not in output
 
     records = [json.loads(line) for line in rank_k("journal", "export", journal).out.splitlines()]
     assert [record["query_id"] for record in records] == list(TOPICS)
+    assert {(record["round"], record["window"]) for record in records} == {(1, 1)}
     assert records[0]["doc_ids"] == FIRST_STAGE_RANKING["q1"]
     assert records[0]["orders"][0]["tiers"] == [["q1-d4"], ["q1-d1"], ["q1-d2"], ["q1-d0", "q1-d3", "q1-d5"]]
     [call] = records[0]["calls"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rank_k.cli import main
+from rank_k.data.trec import RunFile
 from rank_k.errors import InputError
 from rank_k.retrieval.bm25 import retrieve
 from rank_k.types import Passage, Query
@@ -52,6 +55,18 @@ def test_retrieve_keeps_first_of_equal_passages() -> None:
     texts = ["sky", *["blue sky"] * 500, "blue blue sky"]
     [(_, candidates)] = retrieve([Query("q", "blue")], make_passages(texts), depth=4)
     assert [candidate.doc_id for candidate in candidates] == ["d501", "d1", "d2", "d3"]
+
+
+def test_retrieve_command_writes_bm25_scores(tmp_path: Path) -> None:
+    texts = ["sky", *["blue sky"] * 3, "blue blue sky"]
+    (tmp_path / "documents.tsv").write_text("".join(f"d{i}\t{text}\n" for i, text in enumerate(texts)))
+    (tmp_path / "queries.tsv").write_text("q\tblue\n")
+    files = ["--documents", str(tmp_path / "documents.tsv"), "--queries", str(tmp_path / "queries.tsv")]
+    assert main(["retrieve", *files, "--output", str(tmp_path / "run.trec")]) == 0
+    [(_, expected)] = retrieve([Query("q", "blue")], make_passages(texts))
+    [(_, written)] = RunFile(tmp_path / "run.trec")
+    assert [candidate.doc_id for candidate in written] == ["d4", "d1", "d2", "d3"]
+    assert [candidate.score for candidate in written] == pytest.approx([candidate.score for candidate in expected])
 
 
 def test_retrieve_keeps_query_order_and_allows_empty_results() -> None:

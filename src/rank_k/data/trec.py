@@ -10,6 +10,7 @@ A field of a TREC file ends at ASCII white space only. See `rank_k.data.lines` f
 from __future__ import annotations
 
 import codecs
+import ctypes
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ _QRELS_FORMAT = "'query_id iteration doc_id grade' on each line, or BEIR's 'quer
 
 _RunRow = tuple[str, str, float]
 _NOT_IN_TREC = re.compile(r"[ \t\n\r\v\f\0]")
+_SIGNIFICAND_BITS, _MIN_EXPONENT = 24, -125  # of single precision, as `math.frexp` counts the exponent
 _BEIR_HEADER = (b"query-id", b"query_id", b"qid")
 _GRADE = re.compile(rb"[+-]?[0-9]{1,9}")  # trec_eval keeps grades in 32 bits
 
@@ -91,23 +93,62 @@ def read_run(path: str | Path) -> dict[str, tuple[Candidate, ...]]:
 class RunWriter(PartFile):
     """A TREC run to be written: `with RunWriter(path) as run: run.write_query(query_id, doc_ids)`.
 
-    The run is complete or absent, and one process writes it at a time (see `PartFile`); queries are appended to
-    `path` + ".part" one by one. The score is 1/rank with 12 decimals, which decreases strictly up to rank 999,999.
+    The run is complete or absent, and one process writes it at a time (see `PartFile`). Queries are appended to
+    `path` + ".part" one by one.
+
+    Scores strictly decrease within a query, in single precision too, so that every reader keeps the order of the file:
+    trec_eval and pytrec_eval ignore the rank column, read scores in single precision and sort ties by document id.
+    There are two kinds of scores:
+
+        BM25 (`rank-k retrieve`)      the BM25 score. Of equal scores, each is lowered to the next smaller
+                                      single-precision number below the one before it.
+        1 / rank (`rank-k rerank`)    1.0, 0.5, 0.333... with 12 decimals. A reranked list is an order: the score says
+                                      nothing about how relevant a document is, and cannot be compared between queries.
+
+    Args:
+        path: the file.
+        tag: the name of the run, in the last column of every line.
+
+    Raises:
+        InputError: If the tag is empty or has white space, or if the file cannot be written.
     """
 
     def __init__(self, path: str | Path, tag: str = "rank-k") -> None:
         super().__init__(path)
         self._tag = trec_field("tag", tag)
 
-    def write_query(self, query_id: str, doc_ids: Sequence[str]) -> None:
-        """Append one query, `doc_ids` best first. Raises `InputError` for an id that TREC cannot hold."""
+    def write_query(self, query_id: str, doc_ids: Sequence[str], scores: Iterable[float] | None = None) -> None:
+        """Append the ranking of one query.
+
+        Args:
+            query_id: the query.
+            doc_ids: its documents, best first.
+            scores: a score for each document, highest first (default: 1 / rank).
+
+        Raises:
+            InputError: For an id that is empty or has white space.
+        """
         query = trec_field("query id", query_id)
+        if scores is None:
+            score_texts = [b"%.12f" % (1 / rank) for rank in range(1, len(doc_ids) + 1)]
+        else:
+            score_texts = [b"%.9g" % score for score in _strictly_decreasing(scores)]  # 9 digits: exact in single
         lines = [
-            b"%b Q0 %b %d %.12f %b\n" % (query, trec_field("document id", doc_id), rank, 1 / rank, self._tag)
-            for rank, doc_id in enumerate(doc_ids, 1)
+            b"%b Q0 %b %d %b %b\n" % (query, trec_field("document id", doc_id), rank, score_text, self._tag)
+            for rank, (doc_id, score_text) in enumerate(zip(doc_ids, score_texts, strict=True), 1)
         ]
         self.write(b"".join(lines))
         self.flush()
+
+
+def _strictly_decreasing(scores: Iterable[float]) -> Iterator[float]:
+    """Yield `scores` as single-precision numbers, lowered where they are not below the one before by one step."""
+    limit = math.inf
+    for score in scores:
+        score = min(ctypes.c_float(score).value, limit)
+        yield score
+        exponent = max(math.frexp(score)[1], _MIN_EXPONENT)
+        limit = score - math.ldexp(1, exponent - _SIGNIFICAND_BITS)
 
 
 def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:

@@ -122,6 +122,10 @@ class Journal(CallStore):
         """Return the query at this place of the run's input, or None."""
         return next(iter(self._query_records("run = ? AND position = ?", (run, position))), None)
 
+    def query_texts(self, run: str | None = None) -> dict[str, str]:
+        """Return the text of each query of a run (default: the last one started), by query id."""
+        return {record.query_id: record.text for record in self.find_queries(run or self.last_run())[1]}
+
     def _query_records(self, condition: str, values: Sequence[Any]) -> list[QueryRecord]:
         rows = self._db.execute(
             "SELECT run, position, query_id, text, started_at, EXISTS"

@@ -92,30 +92,41 @@ class _Connection(sqlite3.Connection):
     """A connection that raises `JournalError` if SQLite fails, for example because the disk is full."""
 
     path: Path | None = None
+    remedy = "give another file with --journal"
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         try:
             return super().execute(sql, parameters)
         except sqlite3.Error as error:
-            raise _journal_error(self.path, error) from error
+            raise _journal_error(self.path, error, self.remedy) from error
 
 
 def open_database(path: Path | None, *, read_only: bool = False) -> sqlite3.Connection:
-    """Return a connection to the journal in a file, which is created if it does not exist and has every migration.
+    """Return a connection to a journal.
 
-    Without `path`, the journal is a temporary one on disk, which is deleted with the process. Raises `JournalError`.
+    Args:
+        path: the file, which is created if it does not exist (default: a temporary journal on disk, which is deleted
+            with the process).
+        read_only: reject all changes, and leave no file beside the journal. Other processes may write meanwhile.
+
+    Raises:
+        JournalError: If the file cannot be opened, or is not a journal of this version.
     """
     if path is not None and not read_only:
         _create_private_file(path)
-    database = "" if path is None else f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rw'}"
+    remedy = _remedy_for_reading(path) if read_only else _Connection.remedy
+    database = "" if path is None else f"{path.resolve().as_uri()}?{_open_mode(path.resolve(), read_only)}"
     try:
         db = sqlite3.connect(
             database, uri=True, timeout=30, isolation_level=None, check_same_thread=False, factory=_Connection
         )
     except sqlite3.Error as error:
-        raise _journal_error(path, error) from error
+        raise _journal_error(path, error, remedy) from error
     db.path = path
+    db.remedy = remedy
     try:
+        if read_only:
+            db.execute("PRAGMA query_only = TRUE")
         _migrate(db, read_only)
         if not read_only:
             db.execute("PRAGMA journal_mode = WAL")
@@ -127,6 +138,27 @@ def open_database(path: Path | None, *, read_only: bool = False) -> sqlite3.Conn
     return db
 
 
+def _open_mode(path: Path, read_only: bool) -> str:
+    """Return the parameters of the URI with which to open a journal.
+
+    A reader opens the file for writing where it may, because only such a connection deletes the files `-wal` and
+    `-shm` when it is the last one to close. Where nothing can be written, these files cannot be created either: the
+    journal is then opened as a file that no process changes, unless they show that one does.
+    """
+    if not read_only or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+        return "mode=rw"
+    in_use = any(path.with_name(path.name + suffix).exists() for suffix in ("-wal", "-shm"))
+    return "mode=ro" if in_use else "mode=ro&immutable=1"
+
+
+def _remedy_for_reading(path: Path | None) -> str:
+    """Return what to do if a file that should be read is not a journal: often it is the run beside the journal."""
+    usual_journal = Path(f"{path}.journal.sqlite")
+    if usual_journal.is_file():
+        return f"did you mean {usual_journal}?"
+    return "name a file that rank-k rerank --journal wrote"
+
+
 def _create_private_file(path: Path) -> None:
     """Create the file if it does not exist. Only its owner may read a new or empty file."""
     try:
@@ -135,7 +167,7 @@ def _create_private_file(path: Path) -> None:
             path.chmod(0o600)  # an empty file that existed before becomes a journal
     except OSError as error:
         problem = f"journal {path} cannot be written: {error.strerror}"
-        raise JournalError(problem, "give another file with --journal") from error
+        raise JournalError(problem, _Connection.remedy) from error
 
 
 def _migrate(db: _Connection, read_only: bool) -> None:
@@ -160,12 +192,10 @@ def _missing_migrations(db: _Connection) -> tuple[tuple[str, str], ...]:
     if not tables:
         return MIGRATIONS
     if "calls" not in tables:
-        raise JournalError(f"{db.path} is a database but no journal", "give another file with --journal")
+        raise JournalError(f"{db.path} is a database but not a journal", db.remedy)
     if "migrations" not in tables:
-        raise JournalError(
-            f"journal {db.path} was made by a development version of rank-k and cannot be read",
-            "give another file with --journal",
-        )
+        problem = f"journal {db.path} was made by a development version of rank-k and cannot be read"
+        raise JournalError(problem, db.remedy)
     applied = [name for (name,) in db.execute("SELECT name FROM migrations ORDER BY rowid")]
     if applied != [name for name, _ in MIGRATIONS[: len(applied)]]:
         raise JournalError(f"journal {db.path} was made by a newer rank-k", "update: pip install -U rank-k")
@@ -185,6 +215,8 @@ def decode_text(stored: str | bytes) -> str:
     return stored if isinstance(stored, str) else stored.decode("utf-8", "surrogatepass")
 
 
-def _journal_error(path: Path | None, error: sqlite3.Error) -> JournalError:
+def _journal_error(path: Path | None, error: sqlite3.Error, remedy: str) -> JournalError:
+    if getattr(error, "sqlite_errorname", "") == "SQLITE_NOTADB":
+        return JournalError(f"{path} is not a journal", remedy)
     name = "the temporary journal" if path is None else f"journal {path}"
-    return JournalError(f"{name} cannot be used: {error}", "give another file with --journal")
+    return JournalError(f"{name} cannot be used: {error}", remedy)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
 
@@ -76,9 +77,19 @@ _STOP_WORDS = {
 }
 """Lists of bm25s; the English one is Lucene's of 33 words."""
 
-_LANGUAGES_WITHOUT_SPACES = ("ja", "km", "ko", "lo", "my", "th", "zh")
+_LANGUAGES_WITHOUT_SPACES = {
+    "ja": "japanese",
+    "km": "khmer",
+    "ko": "korean",
+    "lo": "lao",
+    "my": "burmese",
+    "th": "thai",
+    "zh": "chinese",
+}
 
-LANGUAGES = tuple(sorted((*_STEMMERS, *_LANGUAGES_WITHOUT_SPACES, "und")))
+_LANGUAGE_NAMES = {**_STEMMERS, **_LANGUAGES_WITHOUT_SPACES, "und": "undetermined"}
+
+LANGUAGES = tuple(sorted(_LANGUAGE_NAMES))
 """The languages of `analyzer_for`: ISO 639-1 codes, and `und` ("undetermined") for unchanged words of any language."""
 
 _BIGRAM_BLOCKS = (
@@ -125,9 +136,13 @@ def analyzer_for(language: str = "en") -> Analyzer:
     """
     language_code = language.lower()
     if language_code not in LANGUAGES:
+        names = [*_LANGUAGE_NAMES.values(), *LANGUAGES]
+        matches = get_close_matches(re.split("[-_]", language_code)[0], names, n=1)
+        codes = [code for code, name in _LANGUAGE_NAMES.items() if {code, name} & {*matches}]
+        suggestion = f"did you mean {' or '.join(codes)}? " if codes else ""
         raise InputError(
             f"there is no analyzer for the language {language!r}",
-            f"give one of {', '.join(LANGUAGES)}; und leaves words of any language as they are",
+            f"{suggestion}write one of {', '.join(LANGUAGES)}; und leaves words of any language as they are",
         )
     stop_words: frozenset[str] = frozenset()
     if language_code in _STOP_WORDS:
