@@ -303,7 +303,7 @@ def test_find_collection_lists_bright_subsets_for_unknown_one(monkeypatch: pytes
     with pytest.raises(InputError, match="no subset 'biologie'") as error_info:
         find_collection("bright:biologie")
     assert all(subset in error_info.value.remedy for subset in SUBSETS)
-    with pytest.raises(InputError, match="names no subset"):
+    with pytest.raises(InputError, match="does not name a subset"):
         find_collection("bright:folder/")
 
 
@@ -313,7 +313,7 @@ def test_find_collection_lists_bright_subsets_for_unknown_one(monkeypatch: pytes
         ("examples/biology.jsonl", '{"id": "0"}\n', "no query"),
         ("examples/biology.jsonl", "rubbish\n", "invalid JSON"),
         ("documents/biology.jsonl", '{"id": "0"}\n', "no text"),
-        ("documents/biology.parquet", "PAR1 rubbish", "not parquet data"),
+        ("documents/biology.parquet", "PAR1 rubbish", "not Parquet data"),
     ],
 )
 def test_load_bright_rejects_malformed_files(tmp_path: Path, part: str, content: str, problem: str) -> None:

@@ -1,4 +1,4 @@
-"""Read TOML files into frozen dataclasses, and name what is wrong by the path of its key."""
+"""Read TOML files into frozen dataclasses. Error messages name the key of the wrong value."""
 
 from __future__ import annotations
 
