@@ -125,7 +125,7 @@ def test_strategy_module_is_imported_from_the_current_folder(collection_folder: 
     study_command = ("study", *RERANK[1:-2], "--qrels", "qrels.trec", "--simulate", "--strategy", "own:Backwards")
     assert run(*study_command, "--output", "study").returncode == 0
     for name, result in {
-        "own:Failing": "cannot be made: no such luck",
+        "own:Failing": "cannot be created: no such luck",
         "own:Backward": "cannot be imported: module 'own' has no attribute 'Backward'",
         "broken:A": "cannot be imported: '(' was never closed",
         "failing:A": "cannot be imported: division by zero",

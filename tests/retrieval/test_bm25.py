@@ -84,7 +84,7 @@ def test_retrieve_merges_repeated_passages_and_rejects_conflicting_texts() -> No
     passages = [Passage("d", "blue sky"), Passage("e", "blue"), Passage("d", "blue sky")]
     [(_, candidates)] = retrieve([Query("q", "sky")], passages)
     assert [candidate.doc_id for candidate in candidates] == ["d"]
-    with pytest.raises(InputError, match="document d is given twice"):
+    with pytest.raises(InputError, match="document d appears twice"):
         retrieve([Query("q", "sky")], [Passage("d", "blue"), Passage("d", "green")])
 
 

@@ -87,7 +87,7 @@ class TableReader:
         return kind(**values)
 
     def error(self, problem: str, expected: str) -> FormatError:
-        """Return the error that something in the file is not as expected."""
+        """Return the error that the file has a problem where something else is expected."""
         return FormatError(self.path, 0, problem, expected)
 
     def _convert(self, expected: Any, value: Any, key: str) -> Any:
