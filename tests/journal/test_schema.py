@@ -219,7 +219,7 @@ def test_journal_of_a_development_version_is_rejected_and_not_changed(
     before = path.read_bytes()
     with pytest.raises(JournalError) as raised:
         Journal(path, read_only=read_only)
-    problem = f"journal {path} was made by a development version of rank-k and cannot be read"
+    problem = f"journal {path} was written by a development version of Rank-K and cannot be read"
     assert str(raised.value) == f"{problem}; {REMEDIES[read_only]}"
     assert path.read_bytes() == before
 

@@ -1,6 +1,6 @@
-"""The journal's tables and migrations, and opening and checking a file.
+"""The tables and migrations of the journal. This module opens and checks files.
 
-`docs/journal-schema.md` describes every table and column; a test compares it with the tables below.
+`docs/journal-schema.md` describes every table and column. A test compares it with the tables below.
 """
 
 from __future__ import annotations
@@ -84,12 +84,17 @@ _INITIAL = """
 """
 
 MIGRATIONS: tuple[tuple[str, str], ...] = (("initial", _INITIAL),)
-"""(name, SQL), applied in order. The table `migrations` lists those that a file has had, and `PRAGMA user_version` is
-their number. A migration is never edited; changes are added as new ones."""
+"""Pairs of name and SQL, in the order in which they are applied. The table `migrations` lists the migrations of a file,
+and `PRAGMA user_version` is their number. Existing migrations must never be edited: add a new one for each change."""
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that raises `JournalError` if SQLite fails, for example because the disk is full."""
+    """A connection that raises `JournalError` if SQLite fails, for example because the disk is full.
+
+    Attributes:
+        path: The file (None: a temporary journal).
+        remedy: What the user can do after an error.
+    """
 
     path: Path | None = None
     remedy = "give another file with --journal"
@@ -105,9 +110,10 @@ def open_database(path: Path | None, *, read_only: bool = False) -> sqlite3.Conn
     """Return a connection to a journal.
 
     Args:
-        path: the file, which is created if it does not exist (default: a temporary journal on disk, which is deleted
-            with the process).
-        read_only: reject all changes, and leave no file beside the journal. Other processes may write meanwhile.
+        path: The file, which is created if it does not exist (None: a temporary file on disk, which is deleted when
+            the process ends).
+        read_only: Reject all changes, and leave no other files next to the journal. Other processes may write to the
+            journal at the same time (default: False).
 
     Raises:
         JournalError: If the file cannot be opened, or is not a journal of this version.
@@ -130,7 +136,7 @@ def open_database(path: Path | None, *, read_only: bool = False) -> sqlite3.Conn
         _migrate(db, read_only)
         if not read_only:
             db.execute("PRAGMA journal_mode = WAL")
-            # NORMAL loses nothing when the process dies; after a power cut the last calls may be gone.
+            # NORMAL loses nothing if the process is killed. After a power failure, the last calls may be missing.
             db.execute("PRAGMA synchronous = NORMAL")
     except JournalError:
         db.close()
@@ -139,11 +145,12 @@ def open_database(path: Path | None, *, read_only: bool = False) -> sqlite3.Conn
 
 
 def _open_mode(path: Path, read_only: bool) -> str:
-    """Return the parameters of the URI with which to open a journal.
+    """Return the parameters of the URI that opens a journal.
 
-    A reader opens the file for writing where it may, because only such a connection deletes the files `-wal` and
-    `-shm` when it is the last one to close. Where nothing can be written, these files cannot be created either: the
-    journal is then opened as a file that no process changes, unless they show that one does.
+    SQLite needs the files `-wal` and `-shm` next to a journal that is in use, and creates them for readers, too. The
+    last connection that closes deletes them, if it was opened for writing. Readers are therefore opened for writing if
+    possible (`PRAGMA query_only` rejects changes). If the file or its directory is read-only, the journal is opened as
+    immutable, unless these files show that another process uses it.
     """
     if not read_only or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
         return "mode=rw"
@@ -152,15 +159,15 @@ def _open_mode(path: Path, read_only: bool) -> str:
 
 
 def _remedy_for_reading(path: Path | None) -> str:
-    """Return what to do if a file that should be read is not a journal: often it is the run beside the journal."""
-    usual_journal = Path(f"{path}.journal.sqlite")
-    if usual_journal.is_file():
-        return f"did you mean {usual_journal}?"
+    """Return what to do if a file to read is not a journal. Often, it is the run that the journal belongs to."""
+    journal_of_run = Path(f"{path}.journal.sqlite")
+    if journal_of_run.is_file():
+        return f"did you mean {journal_of_run}?"
     return "name a file that rank-k rerank --journal wrote"
 
 
 def _create_private_file(path: Path) -> None:
-    """Create the file if it does not exist. Only its owner may read a new or empty file."""
+    """Create the file if it does not exist. Only its owner may read it, if it is new or empty."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         if path.is_file() and path.stat().st_size == 0:
@@ -171,12 +178,14 @@ def _create_private_file(path: Path) -> None:
 
 
 def _migrate(db: _Connection, read_only: bool) -> None:
-    """Check that the file is a journal and apply the migrations that it has not had."""
+    """Check that the file is a journal, and apply the migrations that are missing."""
     if not _missing_migrations(db):
         return
     if read_only:
-        raise JournalError(f"journal {db.path} is of an older version", "run any command that writes to it")
-    db.execute("BEGIN IMMEDIATE")  # another process may be creating the same file
+        raise JournalError(
+            f"journal {db.path} has an older version", "run a command that writes to it, such as rank-k rerank"
+        )
+    db.execute("BEGIN IMMEDIATE")  # another process may create the same file at the same time
     missing = _missing_migrations(db)
     for number, (name, sql) in enumerate(missing, len(MIGRATIONS) - len(missing) + 1):
         for statement in sql.split(";"):
@@ -187,23 +196,29 @@ def _migrate(db: _Connection, read_only: bool) -> None:
 
 
 def _missing_migrations(db: _Connection) -> tuple[tuple[str, str], ...]:
-    """Return the migrations that the file has not had. Raises `JournalError` if it is not a journal of this version."""
+    """Return the migrations that are missing in a file.
+
+    Raises:
+        JournalError: If the file is not a journal, or has a newer version.
+    """
     tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not tables:
         return MIGRATIONS
     if "calls" not in tables:
         raise JournalError(f"{db.path} is a database but not a journal", db.remedy)
     if "migrations" not in tables:
-        problem = f"journal {db.path} was made by a development version of rank-k and cannot be read"
+        problem = f"journal {db.path} was written by a development version of Rank-K and cannot be read"
         raise JournalError(problem, db.remedy)
     applied = [name for (name,) in db.execute("SELECT name FROM migrations ORDER BY rowid")]
     if applied != [name for name, _ in MIGRATIONS[: len(applied)]]:
-        raise JournalError(f"journal {db.path} was made by a newer rank-k", "update: pip install -U rank-k")
+        raise JournalError(
+            f"journal {db.path} was written by a newer version of Rank-K", "update with pip install -U rank-k"
+        )
     return MIGRATIONS[len(applied) :]
 
 
 def encode_text(text: str) -> str | bytes:
-    """Return `text` as SQLite stores it: bytes if it has lone surrogates (from undecodable ids), else text."""
+    """Return `text` as it is stored: as bytes if it has lone surrogates, from undecodable ids, and else as text."""
     try:
         text.encode()
     except UnicodeEncodeError:
