@@ -131,7 +131,7 @@ def test_read_queries_omits_empty_fields_and_rejects_empty_queries(tmp_path: Pat
     ("content", "fields", "line", "problem"),
     [
         ('{"_id": "1", "title": "a"}\n{"_id": "2", "text": "b"}', "title", 2, "no field title"),
-        ('{"_id": "1", "title": 7}', "title", 1, "7 as title"),
+        ('{"_id": "1", "title": 7}', "title", 1, "the field title is 7"),
         ("1\twhy\n", "title", 1, "TSV"),
     ],
 )

@@ -49,7 +49,7 @@ def write_cached(name: str, lines: Iterable[bytes]) -> Path:
         with replacement_path(path) as part_path, part_path.open("wb") as file:
             file.writelines(lines)
     except OSError as error:
-        problem = f"{error.filename or path}: {error.strerror or error}"
+        problem = f"cannot write {error.filename or path} ({error.strerror or error})"
         raise InputError(problem, "free disk space or set RANK_K_CACHE to another directory") from error
     return path
 

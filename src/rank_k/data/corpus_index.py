@@ -140,7 +140,7 @@ def _open_persistent(path: Path, file_stat: os.stat_result, on_progress: OnProgr
 
 
 def _open_complete(index_path: Path, file_stat: os.stat_result) -> sqlite3.Connection | None:
-    """Return the index at `index_path` if it exists and was built from the file as it is now."""
+    """Return the index at `index_path` if it exists and is up to date."""
     if not index_path.is_file():
         return None
     # immutable: SQLite creates no lock files; the directory may be read-only

@@ -71,7 +71,7 @@ def read_translations(path: str | Path, field: str = "ht") -> dict[str, str]:
     for number, row in read_objects(path, QUERIES.expected):
         value = row.get(field) or ""
         if not isinstance(value, str):
-            raise FormatError(path, number, f"{abbreviate(value)} as {field}", "a string")
+            raise FormatError(path, number, f"the field {field} is {abbreviate(value)}", "a string")
         if value.strip():
             translations[record_id(path, number, row, QUERIES.id_keys)] = replace_surrogates(value.strip())
     return translations

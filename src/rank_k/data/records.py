@@ -72,7 +72,7 @@ def parse_records(
         )
         for part in (text, title):
             if not isinstance(part, str):
-                raise FormatError(path, number, f"{abbreviate(part)} as text or title", "strings")
+                raise FormatError(path, number, f"the text or title is {abbreviate(part)}", "a string")
         yield number, doc_id, replace_surrogates(title).strip(), replace_surrogates(text)
 
 
@@ -110,7 +110,7 @@ def join_fields(path: Path, number: int, record: Mapping[str, Any], fields: Sequ
         if key is None:
             raise FormatError(path, number, f"no field {name}", f"one of the fields {', '.join(record) or '(none)'}")
         if not isinstance(record[key], str | None):
-            raise FormatError(path, number, f"{abbreviate(record[key])} as {key}", "strings")
+            raise FormatError(path, number, f"the field {key} is {abbreviate(record[key])}", "a string")
         parts.append((record[key] or "").strip())
     if not any(parts):
         raise FormatError(path, number, f"no text in {', '.join(fields)}", "a query that is not empty")

@@ -218,7 +218,7 @@ def _missing_migrations(db: _Connection) -> tuple[tuple[str, str], ...]:
 
 
 def encode_text(text: str) -> str | bytes:
-    """Return `text` as it is stored: as bytes if it has lone surrogates, from undecodable ids, and else as text."""
+    """Return `text` in its stored form: bytes if it has lone surrogates, from undecodable ids, and otherwise text."""
     try:
         text.encode()
     except UnicodeEncodeError:

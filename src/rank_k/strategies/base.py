@@ -119,7 +119,7 @@ def query_seed(query_id: str) -> int:
 Ties: TypeAlias = dict[str, tuple[int, int]]
 """For each passage, by id: the number of the last window that ranked it, and its tier in that window.
 
-Two neighbors of a ranking are tied if both were last ranked by the same window, in the same tier.
+Two neighbors of a ranking are tied if the same window ranked both last, in the same tier.
 """
 
 

@@ -59,7 +59,7 @@ class Sliding(WindowStrategy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.stride <= self.window:
-            raise InputError(f"stride is {self.stride}", f"give 1 to {self.window}, the window's size")
+            raise InputError(f"stride is {self.stride}", f"give 1 to {self.window}, the size of the window")
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         spans = window_spans(len(candidates), self.window, self.stride)
