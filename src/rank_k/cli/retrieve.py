@@ -1,4 +1,4 @@
-"""`rank-k retrieve`: create a first-stage run with BM25."""
+"""`rank-k retrieve`: make a first-stage run with BM25."""
 
 from __future__ import annotations
 
@@ -18,26 +18,19 @@ EXAMPLE = "rank-k retrieve --documents corpus.jsonl.gz --queries queries.jsonl -
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the run to write, with BM25 scores")
-    parser.add_argument(
-        "--depth",
-        type=positive_int,
-        default=100,
-        metavar="N",
-        help="maximum number of candidates per query (default: 100)",
-    )
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the run")
+    parser.add_argument("--depth", type=positive_int, default=100, metavar="N", help="candidates per query")
     parser.add_argument(
         "--language",
         default="en",
         metavar="CODE",
-        help="language of the documents, an ISO 639-1 code (default: en); see docs/languages.md",
+        help="of the documents, an ISO 639-1 code (en); see docs/languages.md",
     )
     add_collection_options(parser)
     parser.add_argument(
         "--query-fields",
         metavar="NAMES",
-        help="comma-separated fields of the queries to search with, such as title,description, or ht for a translation"
-        " (default: text)",
+        help="what to search with (text): title,description of topics, or ht, a translation the model will not see",
     )
 
 
