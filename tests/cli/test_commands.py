@@ -184,6 +184,7 @@ def test_journal_show_export_and_cost_agree_with_the_report(
     cost = (2 * report["prompt_tokens"] + 10 * report["completion_tokens"]) / 1e6
     assert float(cells[-1]) == pytest.approx(cost, abs=1e-4)
     assert "cost" not in rank_k("journal", "cost", journal).out
+    assert [path.name for path in Path().glob(f"{journal}*")] == [journal], "readers leave no files"
 
     rank_k(*RERANK, *server_options(loopback()), "--depth", "3")
     cost_of_all, cost_of_query = rank_k("journal", "cost", journal), rank_k("journal", "cost", journal, "--query", "q2")

@@ -18,7 +18,7 @@ def estimate_tokens(text: str) -> int:
 
     The estimate counts one token per five letters of a Latin word (rounded up), one per two accented Latin, Cyrillic,
     Hebrew, Arabic or Thai letters, two per character beyond the basic multilingual plane, and one per other character;
-    blanks count nothing. It is fitted to a multilingual vocabulary of 150,000 tokens. Tokenizers made for English
+    blanks are not counted. It is fitted to a multilingual vocabulary of 150,000 tokens. Tokenizers made for English
     alone need up to three times as many tokens for other languages (`benchmarks/token_estimate.py` compares both).
     """
     return len(_TOKEN.findall(text)) + len(_ASTRAL.findall(text))

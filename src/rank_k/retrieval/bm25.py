@@ -26,7 +26,7 @@ def retrieve(
     The variant of BM25 is that of Lucene, without the constant factor k1 + 1 (Kamphuis et al., ECIR 2020). Passages
     without any term of the query are never candidates. Passages with equal scores keep their order.
 
-    The index is built when the function is called. It is in memory and takes 4 bytes per term, and the postings. A
+    The index is built when the function is called. It is in memory and takes 4 bytes per term, plus the postings. A
     query is processed when its result is requested.
 
     Args:
