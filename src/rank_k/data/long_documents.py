@@ -61,7 +61,7 @@ class PassageSplit:
         """Yield the start and end of each passage in `text`.
 
         A passage ends after the last sentence that fits, if the passage is then more than half full. Otherwise it ends
-        after the last word that fits, or, within long words and in scripts without blanks, after a grapheme.
+        after the last word that fits, or, within long words and in scripts without spaces, after a grapheme.
         """
         positions, token_counts = _cut_positions(text, max(MIN_PASSAGE_TOKENS // 2, self.tokens // 16))
         first, last = 0, len(positions) - 1
@@ -79,13 +79,13 @@ class PassageSplit:
             if end == last or number == self.max_passages:
                 return
             first = bisect_left(token_counts, token_counts[end] - self.overlap)
-            first = min(end, bisect_right(token_counts, token_counts[first]) - 1)  # skip blanks, which have no tokens
+            first = min(end, bisect_right(token_counts, token_counts[first]) - 1)  # skip spaces, which have no tokens
 
 
 def _cut_positions(text: str, max_tokens: int) -> tuple[list[int], list[int]]:
     """Return the positions where `text` may be cut, and the number of tokens before each. Both lists begin with 0.
 
-    The text may be cut after a sentence, after a word and the blanks that follow it, and inside a long word, so that no
+    The text may be cut after a sentence, after a word and the spaces that follow it, and inside a long word, so that no
     piece has more than `max_tokens` tokens. The counts are exact, except that they are too high for a word that is cut.
     """
     positions, token_counts = [0], [0]

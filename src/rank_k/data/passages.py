@@ -33,7 +33,7 @@ def read_numbered_passages(
 ) -> Iterator[tuple[int, Passage]]:
     """Yield the passages of a corpus file with their line numbers, in the file's order.
 
-    The text of a passage is its title, a blank and its text. The title is left out if the text already begins with it.
+    The text of a passage is its title, a space and its text. The title is left out if the text already begins with it.
 
     Args:
         path: The file, TSV or JSONL, which may be compressed.

@@ -18,7 +18,7 @@ def estimate_tokens(text: str) -> int:
 
     The estimate counts one token per five letters of a Latin word (rounded up), one per two accented Latin, Cyrillic,
     Hebrew, Arabic or Thai letters, two per character beyond the basic multilingual plane, and one per other character;
-    blanks are not counted. It is fitted to a multilingual vocabulary of 150,000 tokens. Tokenizers made for English
+    spaces are not counted. It is fitted to a multilingual vocabulary of 150,000 tokens. Tokenizers made for English
     alone need up to three times as many tokens for other languages (`benchmarks/token_estimate.py` compares both).
     """
     return len(_TOKEN.findall(text)) + len(_ASTRAL.findall(text))
@@ -35,8 +35,8 @@ def max_token_bound(text: str) -> int:
 def truncate_graphemes(text: str, length: int) -> str:
     """Return at most the first `length` characters of `text`, without splitting a grapheme.
 
-    If one of the last 24 characters is a blank, the text ends there, so that no word is split. Otherwise, for example
-    in scripts without blanks, it ends after the last complete grapheme. A grapheme is a character with its combining
+    If one of the last 24 characters is a space, the text ends there, so that no word is split. Otherwise, for example
+    in scripts without spaces, it ends after the last complete grapheme. A grapheme is a character with its combining
     marks, joiners, variation selectors and skin tones; conjuncts, Hangul syllables and flags are single graphemes.
     """
     if length >= len(text):

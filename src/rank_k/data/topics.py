@@ -41,7 +41,7 @@ _FIELD_LABELS = {
 }
 """Classic fields may begin with a label and a colon, by tag. They are removed."""
 _LINE_ATTRIBUTE = " line"
-"""The attribute for the line number of an XML element. Attributes in files cannot have a blank in their name."""
+"""The attribute for the line number of an XML element. Attributes in files cannot have a space in their name."""
 _NUMBER_KEYS = ("number", "num", "id", "identifier", "qid")
 
 

@@ -1,7 +1,7 @@
 """Analyzers by language: they convert text to the index terms of BM25.
 
 All analyzers split text in the same way: words consist of letters, digits and combining marks, and scripts without
-blanks between words become characters and character bigrams. Therefore no text is lost if it is in another language
+spaces between words become characters and character bigrams. Therefore no text is lost if it is in another language
 than expected. Languages differ only in their stemmers and stop words.
 """
 
@@ -95,7 +95,7 @@ LANGUAGES = tuple(sorted(_LANGUAGE_NAMES))
 _BIGRAM_BLOCKS = (
     "\u0e00-\u0eff"  # Thai, Lao
     "\u1000-\u109f\u1780-\u17ff"  # Burmese, Khmer
-    "\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff"  # Hangul, which has blanks but long compounds
+    "\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff"  # Hangul, which has spaces but long compounds
     "\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\U0001b000-\U0001b16f\U00020000-\U0003ffff"  # Han, kana
 )
 _DELETED_CHARACTERS = str.maketrans(
