@@ -105,5 +105,5 @@ def test_read_passages_rejects_malformed_tsv(tmp_path: Path, line: str, problem:
 
 def test_read_queries_rejects_id_with_two_texts(tmp_path: Path) -> None:
     assert len(read_queries(write_file(tmp_path, "1\twhy\n1\twhy\n"))) == 1
-    with pytest.raises(FormatError, match="file:2: query 1 again"):
+    with pytest.raises(FormatError, match="file:2: query 1 appears again"):
         read_queries(write_file(tmp_path, "1\twhy\n1\twhat\n"))
