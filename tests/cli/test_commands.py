@@ -125,7 +125,7 @@ def test_strategy_module_is_imported_from_the_current_folder(collection_folder: 
     study_command = ("study", *RERANK[1:-2], "--qrels", "qrels.trec", "--simulate", "--strategy", "own:Backwards")
     assert run(*study_command, "--output", "study").returncode == 0
     for name, result in {
-        "own:Failing": "cannot be made: no such luck",
+        "own:Failing": "cannot be created: no such luck",
         "own:Backward": "cannot be imported: module 'own' has no attribute 'Backward'",
         "broken:A": "cannot be imported: '(' was never closed",
         "failing:A": "cannot be imported: division by zero",
@@ -163,13 +163,14 @@ def test_journal_show_export_and_cost_agree_with_the_report(
     assert Path(journal).stat().st_mode & 0o777 == 0o600
 
     output = rank_k("journal", "show", journal, "--query", "q2").out
-    assert output.startswith("== query q2, round 1, window 1\n")
+    assert output.startswith(f"== query q2, round 1, window 1\nquery: {TOPICS['q2'][0]}\n")
     assert "<think>" in output, "the trace"
     assert "-> q2-d4 > q2-d1 > q2-d2 > q2-d0 = q2-d3 = q2-d5" in output
     assert "q1" not in output
 
     records = [json.loads(line) for line in rank_k("journal", "export", journal).out.splitlines()]
     assert [record["query_id"] for record in records] == list(TOPICS)
+    assert {(record["round"], record["window"]) for record in records} == {(1, 1)}
     assert records[0]["doc_ids"] == FIRST_STAGE_RANKING["q1"]
     assert records[0]["orders"][0]["tiers"] == [["q1-d4"], ["q1-d1"], ["q1-d2"], ["q1-d0", "q1-d3", "q1-d5"]]
     [call] = records[0]["calls"]
@@ -183,6 +184,7 @@ def test_journal_show_export_and_cost_agree_with_the_report(
     cost = (2 * report["prompt_tokens"] + 10 * report["completion_tokens"]) / 1e6
     assert float(cells[-1]) == pytest.approx(cost, abs=1e-4)
     assert "cost" not in rank_k("journal", "cost", journal).out
+    assert [path.name for path in Path().glob(f"{journal}*")] == [journal], "readers leave no files"
 
     rank_k(*RERANK, *server_options(loopback()), "--depth", "3")
     cost_of_all, cost_of_query = rank_k("journal", "cost", journal), rank_k("journal", "cost", journal, "--query", "q2")

@@ -124,7 +124,7 @@ USER_ERRORS: dict[str, tuple[ChangeFiles, tuple[str, ...], tuple[str, ...]]] = {
     "report is a folder": (with_subfolder, ("--report", "sub"), ("sub", "directory")),
     "report is the output": (unchanged, ("--report", "out.trec"), ("out.trec", "replace")),
     "journal is a text": (unchanged, ("--journal", "run.trec"), ("run.trec", "--journal")),
-    "journal is a database": (with_database, ("--journal", "other.sqlite"), ("other.sqlite", "no journal")),
+    "journal is a database": (with_database, ("--journal", "other.sqlite"), ("other.sqlite", "not a journal")),
     "journal is a folder": (with_subfolder, ("--journal", "sub"), ("sub", "--journal")),
     "journal's folder": (unchanged, ("--journal", "none/j.sqlite"), ("none/j.sqlite", "--journal")),
     # the server

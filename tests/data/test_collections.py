@@ -83,7 +83,7 @@ def test_find_collection_rejects_unknown_name_and_lists_valid_forms(name: str) -
 
 
 def test_load_beir_rejects_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="absent is not a folder"):
+    with pytest.raises(InputError, match="absent is not a directory"):
         load_beir(str(tmp_path / "absent"))
 
 

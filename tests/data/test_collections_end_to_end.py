@@ -137,7 +137,7 @@ def test_retrieve_reports_missing_ir_dataset_in_one_line(rank_k: RankK, monkeypa
     monkeypatch.setenv("IR_DATASETS_DL_TRIES", "1")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert "cannot be downloaded" in rank_k("retrieve", "--dataset", "vaswani", "--output", "out.trec", code=2)
-    assert "there is no data set" in rank_k("retrieve", "--dataset", "vaswani2", "--output", "out.trec", code=2)
+    assert "there is no dataset" in rank_k("retrieve", "--dataset", "vaswani2", "--output", "out.trec", code=2)
 
 
 def test_rerank_suggests_run_of_the_collection(tmp_path: Path, rank_k: RankK) -> None:

@@ -156,7 +156,7 @@ def test_corpus_index_finds_undecodable_ids(tmp_path: Path) -> None:
         (b"a\tone\nno tab\n", 2, "no tab"),
         (b'{"_id": "a", "text": ""}\n\n{"text": "x"}\n', 3, "no id"),
         (b'{"_id": "a", "text": ""}\n{"_id": "b"', 2, "invalid JSON"),
-        (b'{"_id": "a", "text": ""}\n{"_id": "b", "text": 7}', 2, "as text"),
+        (b'{"_id": "a", "text": ""}\n{"_id": "b", "text": 7}', 2, "the text or title is 7"),
         (b"a\tone\nb\0\ttwo\n", 2, "NUL"),
         (b"", 0, "empty"),
     ],

@@ -110,7 +110,7 @@ def test_find_collection_reads_all_parts_of_ir_dataset(tmp_path: Path, register_
     ]
     store = collection.corpus.store()
     assert store.get("d2") == Passage("d2", "tw\u00f6")
-    with pytest.raises(InputError, match="document d9 of query 1 is not in data set ours/test"):
+    with pytest.raises(InputError, match="document d9 of query 1 is not in dataset ours/test"):
         store.get("d9", "1")
     store.close()
 
@@ -144,9 +144,9 @@ def test_ir_dataset_reports_missing_parts(register_dataset: Any) -> None:
     register_dataset("ours", FakeQrels(("1", "d1", 1)))
     dataset = IrDataset("ours")
     assert dataset.first_stage is None
-    with pytest.raises(InputError, match="data set ours has no queries"):
+    with pytest.raises(InputError, match="dataset ours has no queries"):
         _ = dataset.queries
-    with pytest.raises(InputError, match="data set ours has no documents"):
+    with pytest.raises(InputError, match="dataset ours has no documents"):
         _ = dataset.corpus
 
 
@@ -157,7 +157,7 @@ def test_ir_dataset_rejects_ids_with_white_space(register_dataset: Any) -> None:
 
 
 def test_ir_dataset_suggests_similar_ids() -> None:
-    with pytest.raises(InputError, match="there is no data set 'msmarco-pasage'") as error_info:
+    with pytest.raises(InputError, match="there is no dataset 'msmarco-pasage'") as error_info:
         IrDataset("msmarco-pasage")
     assert "did you mean msmarco-passage" in error_info.value.remedy
     assert "beir:DIR" in error_info.value.remedy
@@ -303,7 +303,7 @@ def test_find_collection_lists_bright_subsets_for_unknown_one(monkeypatch: pytes
     with pytest.raises(InputError, match="no subset 'biologie'") as error_info:
         find_collection("bright:biologie")
     assert all(subset in error_info.value.remedy for subset in SUBSETS)
-    with pytest.raises(InputError, match="names no subset"):
+    with pytest.raises(InputError, match="does not name a subset"):
         find_collection("bright:folder/")
 
 
@@ -313,7 +313,7 @@ def test_find_collection_lists_bright_subsets_for_unknown_one(monkeypatch: pytes
         ("examples/biology.jsonl", '{"id": "0"}\n', "no query"),
         ("examples/biology.jsonl", "rubbish\n", "invalid JSON"),
         ("documents/biology.jsonl", '{"id": "0"}\n', "no text"),
-        ("documents/biology.parquet", "PAR1 rubbish", "not parquet data"),
+        ("documents/biology.parquet", "PAR1 rubbish", "not Parquet data"),
     ],
 )
 def test_load_bright_rejects_malformed_files(tmp_path: Path, part: str, content: str, problem: str) -> None:

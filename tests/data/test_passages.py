@@ -78,8 +78,8 @@ def test_read_passages_keeps_undecodable_ids_and_replaces_them_in_text(tmp_path:
         ("[1]", "not an object"),
         ('{"text": "x"}', "no id (keys: 'text')"),
         ('{"_id": "2", "body": "x"}', "no text (keys: '_id, body')"),
-        ('{"_id": "2", "text": null}', "None as text"),
-        ('{"_id": "2", "text": "x", "title": 3}', "3 as text or title"),
+        ('{"_id": "2", "text": null}', "text or title is None"),
+        ('{"_id": "2", "text": "x", "title": 3}', "text or title is 3"),
         ('{"_id": "", "text": "x"}', "id ''"),
         ('{"_id": null, "text": "x"}', "id None"),
         ('{"_id": true, "text": "x"}', "id True"),
@@ -105,5 +105,5 @@ def test_read_passages_rejects_malformed_tsv(tmp_path: Path, line: str, problem:
 
 def test_read_queries_rejects_id_with_two_texts(tmp_path: Path) -> None:
     assert len(read_queries(write_file(tmp_path, "1\twhy\n1\twhy\n"))) == 1
-    with pytest.raises(FormatError, match="file:2: query 1 again"):
+    with pytest.raises(FormatError, match="file:2: query 1 appears again"):
         read_queries(write_file(tmp_path, "1\twhy\n1\twhat\n"))

@@ -120,7 +120,7 @@ def test_read_queries_omits_empty_fields_and_rejects_empty_queries(tmp_path: Pat
     path = write_queries(
         tmp_path, '{"_id": "1", "title": "a", "narrative": null}\n{"_id": "2", "title": "", "narrative": " "}'
     )
-    with pytest.raises(FormatError, match="nothing in title, narrative") as error_info:
+    with pytest.raises(FormatError, match="no text in title, narrative") as error_info:
         read_queries(path, "title,narrative")
     assert error_info.value.line == 2
     path = write_queries(tmp_path, '{"_id": "1", "title": "a", "narrative": null}')
@@ -131,7 +131,7 @@ def test_read_queries_omits_empty_fields_and_rejects_empty_queries(tmp_path: Pat
     ("content", "fields", "line", "problem"),
     [
         ('{"_id": "1", "title": "a"}\n{"_id": "2", "text": "b"}', "title", 2, "no field title"),
-        ('{"_id": "1", "title": 7}', "title", 1, "7 as title"),
+        ('{"_id": "1", "title": 7}', "title", 1, "the field title is 7"),
         ("1\twhy\n", "title", 1, "TSV"),
     ],
 )
@@ -193,15 +193,15 @@ def test_read_queries_reads_xml_topics(tmp_path: Path) -> None:
         ("<top>\n<num> 1 <title> a </top>\n</top>", 3, "text outside all fields"),
         ("<top>\n<title> a </top>", 1, "without a number"),
         ("<top>\n<num> Number: 1 2 <title> a </top>", 1, "number '1 2'"),
-        ("<top>\n<num> 1\n<title> a\n<title> b </top>", 4, "<title> again"),
+        ("<top>\n<num> 1\n<title> a\n<title> b </top>", 4, "<title> appears again"),
         ("<top>\n<num> 1 </num>\n\nlost\n<title> a </top>", 4, "text outside all fields"),
         ("<top>\n<num> 1 <title> a\n</desc></top>", 3, "text outside all fields ('</desc>')"),
         ("<top><num> 1 <title> a </top>\n<title> b", 2, "text outside all fields ('<title> b')"),
         ("<top><num> 1 <title> a </top>\nmore", 2, "text outside all fields"),
         ("<top 1>\n<top><num> 1 <title> a </top>", 1, "text outside all fields"),
-        ("<top><num> 1 <title> a </top>\n<top><num> 1 <title> b </top>", 2, "again with another text"),
+        ("<top><num> 1 <title> a </top>\n<top><num> 1 <title> b </top>", 2, "appears again with another text"),
         ("<top><num> 1 <desc> a </top>", 1, "no field title"),
-        ("<top><num> 1 <title>  </top>", 1, "nothing in title"),
+        ("<top><num> 1 <title>  </top>", 1, "no text in title"),
         ("<topics>\n<topic number='1'>\n<query>a</topic></topics>", 3, "bad XML"),
         ("<topics>\n<topic><query>a</query></topic></topics>", 2, "without a number"),
         ("<topics>\nlost<topic number='1'>a</topic></topics>", 2, "text outside all topics"),

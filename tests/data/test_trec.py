@@ -142,7 +142,7 @@ def test_run_file_reports_malformed_line_when_opened(tmp_path: Path, line: str, 
         ('{"q1": {"a": [1]}}', "score [1]"),
         ('{"q1": {"a": NaN}}', "score nan"),
         ('{"q1": {"a": 1' + "0" * 400 + "}}", "score 1000"),
-        ('{"q1": {"a": ' + "1" * 5000 + "}}", "overlong number"),
+        ('{"q1": {"a": ' + "1" * 5000 + "}}", "number of too many digits"),
         ('{"q1": {"a b": 1}}', "'a b'"),
         ('{"": {"a": 1}}', "id ''"),
         ('{"q1": {"\\ud800": 1}}', "id '\\ud800'"),
@@ -196,6 +196,55 @@ def test_run_writer_scores_decrease_strictly_in_32_bits(tmp_path: Path) -> None:
     assert len(scores) == 100_000
     assert all(before > after for before, after in pairwise(scores))
     assert (np.diff(np.array(scores, dtype=np.float32)) < 0).all(), "trec_eval keeps scores in 32 bits"
+
+
+def test_run_writer_lowers_only_tied_scores_by_one_step(tmp_path: Path) -> None:
+    import numpy as np
+
+    with RunWriter(tmp_path / "out") as run:
+        run.write_query("q", ["b", "a", "c", "d"], [12.5, 7.25, 7.25, 7.25])
+    scores = [line.split()[4] for line in (tmp_path / "out").read_text().splitlines()]
+    assert scores[:2] == ["12.5", "7.25"]
+    step_down = np.nextafter(np.float32(7.25), np.float32(0))
+    assert np.float32(scores[2]) == step_down
+    assert np.float32(scores[3]) == np.nextafter(step_down, np.float32(0))
+
+
+@without_health_checks
+@given(
+    scores=st.lists(
+        st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False) | st.sampled_from([0.0, 1.0, 2.0**-126, 7.25]),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_every_reader_keeps_the_order_of_written_scores(tmp_path: Path, scores: list[float]) -> None:
+    import numpy as np
+
+    doc_ids = [f"d{number}" for number in range(len(scores))]
+    with RunWriter(tmp_path / "out") as run:
+        run.write_query("q", doc_ids, sorted(scores, reverse=True))
+    lines = (tmp_path / "out").read_text().splitlines()
+    score_texts = [line.split()[4] for line in lines]
+    assert all(float(before) > float(after) for before, after in pairwise(score_texts))
+    single_precision = np.array(score_texts, dtype=np.float32)
+    assert (single_precision[1:] < single_precision[:-1]).all()
+    [(_, candidates)] = RunFile(tmp_path / "out")
+    assert [candidate.doc_id for candidate in candidates] == doc_ids
+    written_scores = [candidate.score for candidate in candidates]
+    assert written_scores == pytest.approx(sorted(scores, reverse=True), rel=1e-5, abs=1e-5)
+
+
+def test_pytrec_eval_keeps_the_order_of_tied_scores(tmp_path: Path) -> None:
+    """It reads scores in single precision and sorts ties by document id, the last in the alphabet first."""
+    pytrec_eval = pytest.importorskip("pytrec_eval", reason="needs the extra [eval]")
+    with RunWriter(tmp_path / "out") as run:
+        run.write_query("q", ["a", "b", "c"], [3.2, 3.2, 3.2])
+    [(_, candidates)] = RunFile(tmp_path / "out")
+    scores = {candidate.doc_id: candidate.score for candidate in candidates}
+    for rank, doc_id in enumerate(["a", "b", "c"], 1):
+        evaluator = pytrec_eval.RelevanceEvaluator({"q": {doc_id: 1}}, {"recip_rank"})
+        assert evaluator.evaluate({"q": scores})["q"]["recip_rank"] == pytest.approx(1 / rank)
 
 
 def test_run_writer_keeps_old_output_and_part_file_after_error(tmp_path: Path) -> None:
@@ -295,7 +344,7 @@ def test_read_qrels_reads_trec_and_beir(tmp_path: Path) -> None:
         ("1 0 a 2\n1 0 a 1\n", 2, "judged 1 here and 2 before"),
         ("query-id\tcorpus-id\tscore\n1\ta\n", 2, "2 columns"),
         ("query-id\tcorpus-id\tscore\n1\t\t1\n", 2, "3 columns"),
-        ("query-id\tcorpus-id\tscore\n", 0, "nothing below"),
+        ("query-id\tcorpus-id\tscore\n", 0, "a header without judgments"),
     ],
 )
 def test_read_qrels_rejects_malformed_lines(tmp_path: Path, content: str, line: int, problem: str) -> None:

@@ -7,8 +7,11 @@ import random
 import re
 import sqlite3
 import stat
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -112,7 +115,79 @@ def test_temporary_journal_leaves_no_file_behind(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
 
 
+# --- reading ---
+
+
+def files_beside(path: Path) -> list[str]:
+    return sorted(file.name for file in path.parent.iterdir())
+
+
+def test_reader_leaves_no_file_beside_the_journal(path: Path) -> None:
+    with closing(Journal(path)) as journal:
+        journal.store_call("k", "m", "ask", {}, make_response())
+    before = path.read_bytes()
+    with closing(Journal(path, read_only=True)) as reader:
+        assert reader.find_response("k") == make_response()
+    assert files_beside(path) == [path.name]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("first_to_close", ["reader", "writer"])
+def test_reader_and_writer_at_once_leave_no_file(path: Path, first_to_close: str) -> None:
+    journals = {"writer": Journal(path), "reader": Journal(path, read_only=True)}
+    journals["writer"].store_call("k", "m", "ask", {}, make_response())
+    assert journals["reader"].find_response("k") == make_response()
+    journals.pop(first_to_close).close()
+    [journal] = journals.values()
+    assert journal.find_response("k") == make_response()
+    journal.close()
+    assert files_beside(path) == [path.name]
+
+
+READ_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from rank_k.journal import Journal
+if os.geteuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+journal = Journal(Path(sys.argv[1]), read_only=True)
+print(journal.find_response("k").text)
+journal.close()
+"""
+
+
+@pytest.mark.parametrize("was_killed", [False, True])
+def test_journal_in_a_read_only_folder_can_be_read(was_killed: bool) -> None:
+    with TemporaryDirectory(prefix="rank-k-journal-") as name:
+        folder, path = Path(name), Path(name, "j.sqlite")
+        journal = Journal(path)
+        journal.store_call("k", "m", "ask", {}, Response("stored"))
+        if was_killed:
+            for file in list(folder.iterdir()):
+                (folder / f"copy.{file.name}").write_bytes(file.read_bytes())
+            path = folder / "copy.j.sqlite"
+        journal.close()
+        before = files_beside(path)
+        for file in folder.iterdir():
+            file.chmod(0o444)
+        folder.chmod(0o555)
+        try:
+            command = [sys.executable, "-c", READ_AS_NOBODY, str(path)]
+            result = subprocess.run(command, capture_output=True, text=True)
+        finally:
+            folder.chmod(0o755)
+        assert (result.stdout, result.stderr) == ("stored\n", "")
+        assert files_beside(path) == before
+
+
 # --- files that cannot be used ---
+
+REMEDIES = {
+    False: "give another file with --journal",
+    True: "name a file that rank-k rerank --journal wrote",
+}
+"""What to do about a file that is not a journal, by whether it should only be read."""
 
 
 def create_database(path: Path, *statements: str) -> None:
@@ -128,9 +203,9 @@ def test_another_database_is_rejected_and_not_changed(path: Path, version: int, 
     accounts = ("CREATE TABLE accounts (name TEXT)", "INSERT INTO accounts VALUES ('mine')")
     create_database(path, *accounts, f"PRAGMA user_version = {version}")
     before = path.read_bytes()
-    with pytest.raises(JournalError, match="no journal") as raised:
+    with pytest.raises(JournalError, match="is a database but not a journal") as raised:
         Journal(path, read_only=read_only)
-    assert "--journal" in raised.value.remedy
+    assert raised.value.remedy == REMEDIES[read_only]
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 
@@ -144,10 +219,8 @@ def test_journal_of_a_development_version_is_rejected_and_not_changed(
     before = path.read_bytes()
     with pytest.raises(JournalError) as raised:
         Journal(path, read_only=read_only)
-    assert str(raised.value) == (
-        f"journal {path} was made by a development version of rank-k and cannot be read;"
-        " give another file with --journal"
-    )
+    problem = f"journal {path} was written by a development version of Rank-K and cannot be read"
+    assert str(raised.value) == f"{problem}; {REMEDIES[read_only]}"
     assert path.read_bytes() == before
 
 
@@ -155,9 +228,19 @@ def test_journal_of_a_development_version_is_rejected_and_not_changed(
 def test_text_file_is_rejected_and_not_changed(path: Path, read_only: bool) -> None:
     path.write_text("q1 Q0 d1 1 0.5 run\n" * 100)
     before = path.read_bytes()
-    with pytest.raises(JournalError, match="not a database"):
+    with pytest.raises(JournalError) as raised:
         Journal(path, read_only=read_only)
+    assert str(raised.value) == f"{path} is not a journal; {REMEDIES[read_only]}"
     assert path.read_bytes() == before
+
+
+def test_run_read_as_a_journal_suggests_the_journal_beside_it(tmp_path: Path) -> None:
+    run_file = tmp_path / "reranked.trec"
+    run_file.write_text("q1 Q0 d1 1 0.5 run\n" * 100)
+    Journal(tmp_path / "reranked.trec.journal.sqlite").close()
+    with pytest.raises(JournalError) as raised:
+        Journal(run_file, read_only=True)
+    assert str(raised.value) == f"{run_file} is not a journal; did you mean {run_file}.journal.sqlite?"
 
 
 def test_journal_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rank_k.cli import main
+from rank_k.data.trec import RunFile
 from rank_k.errors import InputError
 from rank_k.retrieval.bm25 import retrieve
 from rank_k.types import Passage, Query
@@ -54,6 +57,18 @@ def test_retrieve_keeps_first_of_equal_passages() -> None:
     assert [candidate.doc_id for candidate in candidates] == ["d501", "d1", "d2", "d3"]
 
 
+def test_retrieve_command_writes_bm25_scores(tmp_path: Path) -> None:
+    texts = ["sky", *["blue sky"] * 3, "blue blue sky"]
+    (tmp_path / "documents.tsv").write_text("".join(f"d{i}\t{text}\n" for i, text in enumerate(texts)))
+    (tmp_path / "queries.tsv").write_text("q\tblue\n")
+    files = ["--documents", str(tmp_path / "documents.tsv"), "--queries", str(tmp_path / "queries.tsv")]
+    assert main(["retrieve", *files, "--output", str(tmp_path / "run.trec")]) == 0
+    [(_, expected)] = retrieve([Query("q", "blue")], make_passages(texts))
+    [(_, written)] = RunFile(tmp_path / "run.trec")
+    assert [candidate.doc_id for candidate in written] == ["d4", "d1", "d2", "d3"]
+    assert [candidate.score for candidate in written] == pytest.approx([candidate.score for candidate in expected])
+
+
 def test_retrieve_keeps_query_order_and_allows_empty_results() -> None:
     queries = [Query("2", "zebra"), Query("1", "the sky"), Query("0", "")]
     run = list(retrieve(queries, make_passages(["blue sky", "grass"])))
@@ -69,7 +84,7 @@ def test_retrieve_merges_repeated_passages_and_rejects_conflicting_texts() -> No
     passages = [Passage("d", "blue sky"), Passage("e", "blue"), Passage("d", "blue sky")]
     [(_, candidates)] = retrieve([Query("q", "sky")], passages)
     assert [candidate.doc_id for candidate in candidates] == ["d"]
-    with pytest.raises(InputError, match="document d is given twice"):
+    with pytest.raises(InputError, match="document d appears twice"):
         retrieve([Query("q", "sky")], [Passage("d", "blue"), Passage("d", "green")])
 
 

@@ -89,9 +89,27 @@ def test_analyzers_stemmers_exist_in_snowball() -> None:
     assert set(analyzers._STEMMERS.values()) <= set(stemmer.algorithms())
 
 
-@pytest.mark.parametrize("language", ["xx", "", "english", "zho", "en-US"])
+@pytest.mark.parametrize("language", ["xx", "", "qq-QQ"])
 def test_analyzer_for_lists_languages_for_unknown_one(language: str) -> None:
-    with pytest.raises(InputError, match=rf"{language!r}; give one of ar, .* und leaves"):
+    with pytest.raises(InputError, match=rf"{language!r}; write one of ar, .* und is for other languages"):
+        analyzer_for(language)
+
+
+@pytest.mark.parametrize(
+    ("language", "suggestion"),
+    [
+        ("persian", "fa"),
+        ("Persian", "fa"),
+        ("english", "en"),
+        ("japanesse", "ja"),
+        ("norwegian", "nb or nn or no"),
+        ("zho", "zh"),
+        ("en-US", "en"),
+        ("pt_BR", "pt"),
+    ],
+)
+def test_analyzer_for_suggests_code_for_language_name(language: str, suggestion: str) -> None:
+    with pytest.raises(InputError, match=rf"{language!r}; did you mean {suggestion}\? write one of ar, "):
         analyzer_for(language)
 
 

@@ -169,7 +169,7 @@ def test_fit_divides_a_windows_weight_among_samples() -> None:
 
 
 def test_fit_rejects_unknown_ids() -> None:
-    with pytest.raises(InputError, match="'z', which is no candidate"):
+    with pytest.raises(InputError, match="'z', which is not a candidate"):
         fit_strengths(tuple("ab"), [result_of("a", "z")])
 
 

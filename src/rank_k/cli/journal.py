@@ -62,11 +62,13 @@ def run(args: argparse.Namespace) -> int:
         if args.what == FIT_NOISE:
             print_tables(_fit_noise(records, args))
             return 0
-        for record in records:
-            if args.what == "export":
+        if args.what == "export":
+            for record in records:
                 print(json.dumps(_record_to_dict(journal, record)))
-            else:
-                print("\n".join(_record_lines(journal, record)))
+        else:
+            texts = journal.query_texts(args.run)
+            for record in records:
+                print("\n".join(_record_lines(journal, record, texts.get(record.query_id, ""))))
     return 0
 
 
@@ -120,8 +122,8 @@ def _fit_noise(records: Iterator[WindowRecord], args: argparse.Namespace) -> lis
 def _record_to_dict(journal: Journal, record: WindowRecord) -> dict[str, Any]:
     return {
         "query_id": record.query_id,
-        "round": record.round,
-        "window": record.window_number,
+        "round": record.round + 1,
+        "window": record.window_number + 1,
         "doc_ids": record.window.doc_ids,
         "reach": record.window.rank_range,
         "method": record.window.method,
@@ -146,8 +148,10 @@ def _record_to_dict(journal: Journal, record: WindowRecord) -> dict[str, Any]:
     }
 
 
-def _record_lines(journal: Journal, record: WindowRecord) -> Iterator[str]:
+def _record_lines(journal: Journal, record: WindowRecord, query_text: str) -> Iterator[str]:
     yield f"== query {record.query_id}, round {record.round + 1}, window {record.window_number + 1}"
+    if query_text:
+        yield f"query: {query_text}"
     for response in map(journal.find_response, record.call_keys):
         if response is not None:
             reasoning = f"<think>{response.reasoning.strip()}</think>\n" if response.reasoning else ""

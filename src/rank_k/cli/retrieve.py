@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
         results = retrieve(queries.values(), collection.corpus.passages(), depth=depth, analyzer=analyzer)
         for query_id, candidates in RunWithoutExcluded(results, excluded):
             empty_count += not candidates
-            writer.write_query(query_id, [candidate.doc_id for candidate in candidates[: args.depth]])
+            kept = candidates[: args.depth]
+            scores = [candidate.score for candidate in kept]
+            writer.write_query(query_id, [candidate.doc_id for candidate in kept], scores)
     note = f"; {empty_count} of them found nothing" if empty_count else ""
     print(f"{len(queries)} queries{note}: {args.output}", file=sys.stderr)
     return 0

@@ -1,4 +1,4 @@
-"""Files that may be compressed with gzip or Zstandard, which their first bytes tell."""
+"""Open files that may be compressed with gzip or Zstandard. The first bytes of a file show its compression."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 def reject_pipe(path: Path, remedy: str) -> None:
-    """Raise `InputError` if `path` is not a file, which can be read more than once, but a pipe or device."""
+    """Raise `InputError` with `remedy` if `path` is a pipe or device, which cannot be read twice."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise InputError(f"{path} is a pipe or device", remedy)
 
 
 class DecompressedStream(NamedTuple):
-    """`plain` reads decompressed bytes. `raw` is the file itself, whose position tells how much of it was read."""
+    """An open file.
+
+    Attributes:
+        plain: The decompressed content.
+        raw: The file itself. Its position is the number of bytes read so far.
+    """
 
     plain: IO[bytes] | gzip.GzipFile
     raw: IO[bytes]
@@ -32,12 +37,16 @@ class DecompressedStream(NamedTuple):
 
 @contextmanager
 def open_compressed(path: Path, expected: str) -> Iterator[DecompressedStream]:
-    """Open `path` for reading. `expected` says what the file should hold, for messages.
+    """Open a file for reading, decompressed.
+
+    Args:
+        path: The file.
+        expected: The expected content of the file, for error messages.
 
     Raises:
         InputError: If the file cannot be opened or read.
-        FormatError: For a directory, and for compressed data that are damaged or incomplete, also while they are read.
-        MissingExtra: For Zstandard, if the package that reads it is not installed.
+        FormatError: If `path` is a directory, or if compressed data turn out to be damaged or incomplete.
+        MissingExtra: If the file is compressed with Zstandard and no package that reads it is installed.
     """
     if path.is_dir():
         raise FormatError(path, 0, "a directory", f"a file with {expected}")
@@ -55,20 +64,20 @@ def open_compressed(path: Path, expected: str) -> Iterator[DecompressedStream]:
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file", "check the path") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise FormatError(path, 0, f"damaged gzip data ({error})", "a whole gzip file") from error
+        raise FormatError(path, 0, f"damaged gzip data ({error})", "a complete gzip file") from error
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror or error})", "check its permissions") from error
 
 
 @contextmanager
 def _open_zstd(path: Path, raw: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Open with the standard library's module, which Python has from 3.14 on, or with its backport.
+    """Open a file with the Zstandard module of Python 3.14, or with its backport.
 
-    Both, unlike other packages, raise `EOFError` for an incomplete file.
+    Unlike other packages, both raise `EOFError` if the file is incomplete.
     """
     zstd = import_module("compression.zstd") if sys.version_info >= (3, 14) else load("backports.zstd")
     try:
         with zstd.open(raw) as plain:
             yield plain
     except (zstd.ZstdError, EOFError) as error:
-        raise FormatError(path, 0, f"damaged Zstandard data ({error})", "a whole Zstandard file") from error
+        raise FormatError(path, 0, f"damaged Zstandard data ({error})", "a complete Zstandard file") from error

@@ -1,9 +1,9 @@
-"""The passages of a corpus file by id, in an SQLite database, so that no corpus is held in memory.
+"""Look up passages of a corpus file by id. An SQLite database holds them, so that no corpus has to fit in memory.
 
-The database has a row for each passage: line number, id and text. A big file's database is kept as its index, in the
-same folder, or in the user's cache if that folder cannot be written to. It is written under a temporary name and
-renamed when it is complete, so that no process reads an incomplete one and any number of processes may make it at once.
-It is made again when the file's size or time of change differs. A small file's database is temporary.
+The database has one row per passage: line number, id and text. For a large file, the database is saved as an index in
+the same directory, or in the user's cache if that directory is read-only. The index is rebuilt when the size or the
+modification time of the file has changed. It is written under a temporary name and renamed when it is complete;
+several processes may build it at the same time. For a small file, the database is temporary.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from rank_k.errors import InputError
 from rank_k.types import Passage
 
 OnProgress = Callable[[int, int], None]
-"""Called while an index is made with the bytes of the file read so far and its size."""
+"""Called while an index is built, with the number of bytes read so far and the size of the file in bytes."""
 
 SUFFIX = ".index.sqlite"
 FORMAT_VERSION = 3
-"""Part of every index. An index with another number is made again."""
+"""Stored in every index. An index with another version is rebuilt."""
 
 PERSIST_FROM_BYTES = 8 * 2**20
-"""Size of a file from which its index is kept. Indexing a smaller one takes about a second or less."""
+"""The index of a file of at least this size is saved. Smaller files are indexed in about a second or less."""
 
 _SCHEMA = """
     PRAGMA cache_size = -32768;  -- in SQLite's unit: 32 MiB, for sorting and for pages
-    PRAGMA journal_mode = OFF;  -- an incomplete index is thrown away, never repaired
+    PRAGMA journal_mode = OFF;  -- an incomplete index is discarded, never repaired
     PRAGMA synchronous = OFF;
     CREATE TABLE source (format INTEGER, size INTEGER, changed INTEGER);
     CREATE TABLE passages (number INTEGER PRIMARY KEY, id BLOB, text TEXT);
@@ -44,9 +44,10 @@ _SCHEMA = """
 
 
 class CorpusIndex:
-    """The passages that the file `path` had when it was indexed. Any thread may use it.
+    """The passages of a corpus file by id. `open_corpus_index` returns one. Any thread may use it.
 
-    `open_corpus_index` makes it.
+    Attributes:
+        path: The corpus file.
     """
 
     def __init__(self, path: Path, db: sqlite3.Connection) -> None:
@@ -54,8 +55,16 @@ class CorpusIndex:
         self._db, self._lock = db, threading.Lock()
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
-        """Return the passage. Raises `InputError` if the file has none or several texts of that id, or if its index is
-        damaged; `query_id` is for the message."""
+        """Return a passage.
+
+        Args:
+            doc_id: The id of the passage.
+            query_id: The query whose candidate it is, for error messages.
+
+        Raises:
+            InputError: If the file has no passage with this id, or several with different texts, or if the index is
+                damaged.
+        """
         try:
             with self._lock:
                 rows = self._db.execute(
@@ -69,7 +78,7 @@ class CorpusIndex:
         first_number, first_text = rows[0]
         if other_numbers := [number for number, text in rows if text != first_text]:
             lines = f"lines {first_number} and {other_numbers[0]} of {self.path}"
-            raise InputError(f"{lines} have different texts of document {doc_id}", "keep one of them")
+            raise InputError(f"{lines} have different texts of document {doc_id}", "remove one of them")
         return Passage(doc_id, first_text)
 
     def close(self) -> None:
@@ -79,23 +88,23 @@ class CorpusIndex:
 def open_corpus_index(
     path: str | Path, on_progress: OnProgress | None = None, *, persist_from_bytes: int = PERSIST_FROM_BYTES
 ) -> CorpusIndex:
-    """Return the index of the passages in a file, TSV or JSONL, compressed or not. It is made first if need be.
+    """Return the index of a corpus file, which is built if it does not exist or is out of date.
 
-    Making one takes about 10 s per million passages and at most about 100 MB of memory, whatever their number
+    Building takes about 10 s per million passages and at most about 100 MB of memory
     (`python -m benchmarks.corpus_index`).
 
     Args:
-        path: the file.
-        on_progress: called while the index is made.
-        persist_from_bytes: size of the file from which its index is kept.
+        path: The file, TSV or JSONL, which may be compressed.
+        on_progress: Called while the index is built.
+        persist_from_bytes: Save the index if the file has at least this size (default: 8 MiB).
 
     Raises:
-        FormatError: For a line that is not a passage, with its number.
-        InputError: If the file cannot be read or is a pipe, or if its index can be stored nowhere.
+        FormatError: If a line is not a passage.
+        InputError: If the file cannot be read or is a pipe, or if the index cannot be saved.
     """
     path = Path(path)
     on_progress = on_progress or (lambda done, total: None)
-    reject_pipe(path, "passages are looked up by id: write them to a file first")
+    reject_pipe(path, "passages are looked up by id: write them to a file")
     with open_compressed(path, PASSAGES.expected) as stream:
         file_stat = os.fstat(stream.raw.fileno())
     if file_stat.st_size < persist_from_bytes:
@@ -104,7 +113,7 @@ def open_corpus_index(
 
 
 def _open_persistent(path: Path, file_stat: os.stat_result, on_progress: OnProgress) -> sqlite3.Connection:
-    """Return the kept index of the file in this state, or make it."""
+    """Return the saved index of the file, which is built if it does not exist or is out of date."""
     real_path = Path(os.path.realpath(path))
     digest = hashlib.sha256(os.fsencode(real_path)).hexdigest()[:16]
     index_paths = (
@@ -125,18 +134,18 @@ def _open_persistent(path: Path, file_stat: os.stat_result, on_progress: OnProgr
                 return db
             problems.append(f"{index_path.parent}: another process replaced it")
     raise InputError(
-        f"the index of {path} cannot be stored ({'; '.join(problems)})",
-        "make room in one of these folders, or name another with RANK_K_CACHE",
+        f"the index of {path} cannot be saved ({'; '.join(problems)})",
+        "free space in one of these directories or set RANK_K_CACHE to another one",
     )
 
 
 def _open_complete(index_path: Path, file_stat: os.stat_result) -> sqlite3.Connection | None:
-    """Return the index at `index_path` if there is one of the file in this state."""
+    """Return the index at `index_path` if it exists and is up to date."""
     if not index_path.is_file():
         return None
-    # immutable: no lock files in the same folder, which may be read-only
+    # immutable: SQLite creates no lock files; the directory may be read-only
     db = _connect(f"{index_path.as_uri()}?mode=ro&immutable=1")
-    with suppress(sqlite3.Error):  # not a database, or another program's
+    with suppress(sqlite3.Error):  # not a database, or the database of another program
         if db.execute("SELECT format, size, changed FROM source").fetchone() == _file_state(file_stat):
             return db
     db.close()
@@ -145,7 +154,7 @@ def _open_complete(index_path: Path, file_stat: os.stat_result) -> sqlite3.Conne
 
 def _write_index(index_path: Path, path: Path, file_stat: os.stat_result, on_progress: OnProgress) -> None:
     with replacement_path(index_path) as part_path:
-        part_path.chmod(0o644 & file_stat.st_mode)  # whoever may read the file may use its index
+        part_path.chmod(0o644 & file_stat.st_mode)  # all users who may read the file may use its index
         _make_database(part_path.as_uri(), path, file_stat, on_progress).close()
 
 
@@ -158,7 +167,7 @@ def _file_state(file_stat: os.stat_result) -> tuple[int, int, int]:
 
 
 def _make_database(uri: str, path: Path, file_stat: os.stat_result, on_progress: OnProgress) -> sqlite3.Connection:
-    """Return a new database of the passages of the file."""
+    """Return a new database of the passages in the file."""
     db = _connect(uri)
     try:
         db.executescript(_SCHEMA)
@@ -168,11 +177,12 @@ def _make_database(uri: str, path: Path, file_stat: os.stat_result, on_progress:
         rows = ((number, id_key(passage.doc_id), passage.text) for number, passage in passages)
         db.executemany("INSERT INTO passages VALUES (?, ?, ?)", rows)
         on_progress(size, size)
-        db.execute("CREATE INDEX passages_by_id ON passages (id)")  # sorted at once, much faster than row by row
+        # after the rows: sorting all of them at once is much faster
+        db.execute("CREATE INDEX passages_by_id ON passages (id)")
         db.execute("INSERT INTO source VALUES (?, ?, ?)", _file_state(file_stat))
         db.execute("COMMIT")
         if _file_state(path.stat()) != _file_state(file_stat):
-            raise InputError(f"{path} was changed while it was read", "run the same command again")
+            raise InputError(f"{path} changed while it was read", "run the same command again")
     except BaseException:
         db.close()
         raise

@@ -1,8 +1,8 @@
-"""Lines of text files, decompressed, numbered and checked, and the JSON in them. All readers of files share these.
+"""Read the lines of text files and the JSON in them. All readers of input files use this module.
 
-Gzip and Zstandard are recognized by their first bytes, never by the file's name. A byte order mark, CRLF and blank
-lines are accepted. Ids are decoded as UTF-8 with surrogateescape, so that they are written as the bytes they were read
-as. In the text of queries and passages, bytes that cannot be decoded become U+FFFD.
+Files may be compressed with gzip or Zstandard; the first bytes of the file decide, not its name. A byte order mark,
+CRLF line ends and blank lines are accepted. Ids are decoded as UTF-8 with surrogateescape, so that the output has the
+same bytes as the input. Undecodable bytes in the text of queries and passages become U+FFFD.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from rank_k.errors import FormatError
 
 _PROGRESS_EVERY_LINES = 20_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_UNENCODABLE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # the others stand for undecodable bytes
+_UNENCODABLE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # the other surrogates stand for undecodable bytes
 
 
 def read_lines(
     path: Path, expected: str, on_progress: Callable[[int], None] | None = None
 ) -> Iterator[tuple[int, bytes]]:
-    """Yield the number (from 1) and bytes of each line of a file that is not blank, without its line end.
+    """Yield the number and content of each line that is not blank. Numbers count from 1, blank lines included.
 
     Args:
-        path: the file, which may be compressed.
-        expected: what the file should hold, for messages.
-        on_progress: called every 20,000 lines with the number of bytes of the file read so far.
+        path: The file, which may be compressed.
+        expected: The expected content of the file, for error messages.
+        on_progress: Called every 20,000 lines with the number of bytes of the file read so far.
 
     Raises:
-        FormatError: For a NUL byte, and if all lines are blank.
+        FormatError: If the file has a NUL byte, if all lines are blank, or if compressed data are damaged.
+        InputError: If the file cannot be read.
     """
     is_empty = True
     with open_compressed(path, expected) as stream:
@@ -41,7 +42,7 @@ def read_lines(
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if b"\0" in line:
-                problem = "a NUL byte (binary data, or UTF-16)"
+                problem = "a NUL byte (the file is binary or UTF-16)"
                 raise FormatError(path, number, problem, f"UTF-8 text, {expected}")
             if line.strip():
                 is_empty = False
@@ -53,18 +54,22 @@ def read_lines(
 
 
 def read_objects(path: Path, expected: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the objects of a JSONL file, each with its line number. Raises `FormatError` while reading."""
+    """Yield the line number and object of each line of a JSONL file.
+
+    Raises:
+        FormatError: If a line is not a JSON object.
+    """
     for number, line in read_lines(path, expected):
         yield number, parse_object(path, number, line, expected)
 
 
 def starts_with_json(path: Path, expected: str) -> bool:
-    """Return whether a file's first line is JSON. Raises what `read_lines` raises."""
+    """Return whether the first line of a file begins a JSON object. Raises the errors of `read_lines`."""
     return is_json(next(read_lines(path, expected))[1])
 
 
 def is_json(line: bytes) -> bool:
-    """Return whether a line begins a JSON object."""
+    """Return whether a line begins with a JSON object."""
     return line.lstrip().startswith(b"{")
 
 
@@ -78,12 +83,12 @@ def decode(field: bytes) -> str:
 
 
 def id_key(identifier: str) -> bytes:
-    """Return an id as a key of a database, whose text cannot hold undecodable bytes."""
+    """Return an id as a database key. It is bytes because text in SQLite cannot hold undecodable bytes."""
     return identifier.encode("utf-8", "surrogatepass")
 
 
 def is_encodable(identifier: str) -> bool:
-    """Return False for half a surrogate pair, which JSON can spell and no file can hold."""
+    """Return whether an id can be written to a file. JSON can escape half of a surrogate pair, which cannot."""
     return _UNENCODABLE.search(identifier) is None
 
 
@@ -92,13 +97,23 @@ def replace_surrogates(text: str) -> str:
 
 
 def abbreviate(value: object) -> str:
-    """Return `repr(value)` for an error message, truncated to 60 characters."""
+    """Return `repr(value)`, truncated to 60 characters, for an error message. Bytes are decoded first."""
     text = repr(decode(value) if isinstance(value, bytes) else value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def parse_object(path: Path, number: int, line: bytes, expected: str) -> dict[str, Any]:
-    """Return the JSON object in line `number` of the file. Raises `FormatError`."""
+    """Return the JSON object in a line.
+
+    Args:
+        path: The file, for error messages.
+        number: The number of the line.
+        line: The line.
+        expected: The expected format, for error messages.
+
+    Raises:
+        FormatError: If the line is not a JSON object.
+    """
     value = parse_json(path, number, decode(line), expected)
     if not isinstance(value, dict):
         raise FormatError(path, number, f"JSON that is not an object: {abbreviate(value)}", expected)
@@ -106,17 +121,25 @@ def parse_object(path: Path, number: int, line: bytes, expected: str) -> dict[st
 
 
 class JsonPairs(list[tuple[str, Any]]):
-    """A JSON object as its pairs: a `dict` would silently keep the last of two equal keys."""
+    """A JSON object as a list of pairs. A `dict` would silently keep only the last of two equal keys."""
 
 
-_DECODER = json.JSONDecoder(strict=False)  # `json.loads` makes one for every line, which takes as long as a short line
+_DECODER = json.JSONDecoder(strict=False)  # `json.loads` would create one per line, which is slow
 _PAIRS_DECODER = json.JSONDecoder(strict=False, object_pairs_hook=JsonPairs)
 
 
 def parse_json(path: Path, number: int, text: str, expected: str, *, as_pairs: bool = False) -> Any:
-    """Return the value of the JSON `text`, which is line `number` of the file. Raises `FormatError`.
+    """Return the value of a JSON text.
 
-    With `as_pairs`, objects are `JsonPairs`.
+    Args:
+        path: The file, for error messages.
+        number: The number of the line (0: the text is the whole file).
+        text: The JSON text.
+        expected: The expected format, for error messages.
+        as_pairs: Return objects as `JsonPairs` and not as `dict`.
+
+    Raises:
+        FormatError: If the text is not valid JSON.
     """
     try:
         return (_PAIRS_DECODER if as_pairs else _DECODER).decode(text)
@@ -125,5 +148,5 @@ def parse_json(path: Path, number: int, text: str, expected: str, *, as_pairs: b
         raise FormatError(path, number or error.lineno, problem, expected) from error
     except RecursionError as error:
         raise FormatError(path, number, "JSON nested too deeply", expected) from error
-    except ValueError as error:  # Python refuses to read numbers of thousands of digits
-        raise FormatError(path, number, "JSON with an overlong number", expected) from error
+    except ValueError as error:  # Python rejects numbers of thousands of digits
+        raise FormatError(path, number, "JSON with a number of too many digits", expected) from error

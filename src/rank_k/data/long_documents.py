@@ -1,8 +1,7 @@
-"""Long documents: split into passages, reranked as passages, and ranked by their best passage (MaxP, Dai and Callan,
-SIGIR 2019).
+"""Split long documents into passages, and rank each document where its best passage ranks.
 
-The passages of document `d` are `d#0`, `d#1`, ...: the number follows the last `#`, so that their ids are unique
-whatever the ids of the documents are.
+This is MaxP (Dai and Callan, SIGIR 2019). The passages of document `d` have the ids `d#0`, `d#1`, ... The number
+follows the last `#`, so that ids are unique even if the ids of documents contain `#`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from rank_k.errors import InputError
 from rank_k.types import Candidate, Passage, PassageSource, Ranking
 
 MIN_PASSAGE_TOKENS = 16
-"""The shortest passages: words and characters must fit into them."""
+"""The minimum of `PassageSplit.tokens`. Every character must fit into a passage."""
 
 _CUTTABLE_PIECE = re.compile(r"\s+|\S+?[。！？｡]+[”’」』）]*\s*|\S+\s*")
 _SENTENCE_END = re.compile(r"(?:[.!?؟۔।…][\"'”’»)\]]*\s+|[。！？｡]+[”’」』）]*\s*|\n\s*\n\s*)\Z")
@@ -29,14 +28,13 @@ class PassageSplit:
     """How documents are split into passages.
 
     Attributes:
-        tokens: the most tokens that a passage has, as `estimate_tokens` counts them.
-        overlap: the most tokens at the end of a passage that the next one repeats.
-        max_passages: number of passages that are kept of each document (None: all). The first ones are kept: choosing
-            them costs nothing, and most documents say what they are about at the beginning.
+        tokens: Maximum number of tokens of a passage, as estimated by `estimate_tokens`.
+        overlap: Maximum number of tokens at the end of a passage that the next passage repeats (default: 0).
+        max_passages: Number of passages per document, from its beginning (default: all).
 
     Raises:
-        InputError: For values out of range: `tokens` below `MIN_PASSAGE_TOKENS`, `overlap` above half of `tokens`, or
-            `max_passages` below 1.
+        InputError: If `tokens` is below `MIN_PASSAGE_TOKENS`, `overlap` is above half of `tokens`, or `max_passages`
+            is below 1.
     """
 
     tokens: int
@@ -53,15 +51,17 @@ class PassageSplit:
             raise InputError(f"max_passages must be at least 1 (got {self.max_passages})", "give 1 or more")
 
     def passages(self, text: str) -> Iterator[str]:
-        """Yield the passages of a document, at least one. Without `overlap` and `max_passages` they are the whole text
-        when joined."""
+        """Yield the passages of a document, at least one.
+
+        Without `overlap` and `max_passages`, the passages together are the complete text.
+        """
         return (text[start:end] for start, end in self.spans(text))
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
         """Yield the start and end of each passage in `text`.
 
-        A passage ends with the last sentence that fits if that fills more than half of it, else with a word, else, in
-        long words and scripts without blanks, with a grapheme.
+        A passage ends after the last sentence that fits, if the passage is then more than half full. Otherwise it ends
+        after the last word that fits, or, within long words and in scripts without spaces, after a grapheme.
         """
         positions, token_counts = _cut_positions(text, max(MIN_PASSAGE_TOKENS // 2, self.tokens // 16))
         first, last = 0, len(positions) - 1
@@ -79,14 +79,14 @@ class PassageSplit:
             if end == last or number == self.max_passages:
                 return
             first = bisect_left(token_counts, token_counts[end] - self.overlap)
-            first = min(end, bisect_right(token_counts, token_counts[first]) - 1)  # past blanks, which count nothing
+            first = min(end, bisect_right(token_counts, token_counts[first]) - 1)  # skip spaces, which have no tokens
 
 
 def _cut_positions(text: str, max_tokens: int) -> tuple[list[int], list[int]]:
-    """Return where `text` may be cut and how many tokens are before each position; both begin with 0.
+    """Return the positions where `text` may be cut, and the number of tokens before each. Both lists begin with 0.
 
-    It may be cut after words with the blanks that follow them, after sentences, and so that no piece has more than
-    `max_tokens` tokens. Counts add up because a word never spans a blank; in a long word that is cut they are too high.
+    The text may be cut after a sentence, after a word and the spaces that follow it, and inside a long word, so that no
+    piece has more than `max_tokens` tokens. The counts are exact, except that they are too high for a word that is cut.
     """
     positions, token_counts = [0], [0]
 
@@ -96,7 +96,7 @@ def _cut_positions(text: str, max_tokens: int) -> tuple[list[int], list[int]]:
 
     for match in _CUTTABLE_PIECE.finditer(text):
         start, end = match.span()
-        # letters are at least 1/5 token
+        # a letter counts at least 1/5 token
         while estimate_tokens(text[start : min(end, start + 8 * max_tokens)]) > max_tokens:
             position = start + (len(truncate_graphemes(text[start : start + max_tokens + 1], max_tokens)) or max_tokens)
             cut(start, position)
@@ -110,12 +110,16 @@ def passage_id(doc_id: str, number: int) -> str:
 
 
 def document_id(passage_doc_id: str) -> str:
-    """Return the id of the document that a passage belongs to."""
+    """Return the id of the document that contains a passage."""
     return passage_doc_id.rpartition("#")[0]
 
 
 def collapse_to_documents(ranking: Ranking) -> Ranking:
-    """Return the ranking of documents by their best passages (MaxP). Two are tied if their best passages are."""
+    """Return the ranking of documents by their best passages (MaxP).
+
+    Args:
+        ranking: A ranking of passages. Documents are tied if their best passages are tied.
+    """
     tied_by_id: dict[str, bool] = {}
     for tier in ranking.tiers:
         new_ids = [doc_id for doc_id in dict.fromkeys(map(document_id, tier)) if doc_id not in tied_by_id]
@@ -124,10 +128,16 @@ def collapse_to_documents(ranking: Ranking) -> Ranking:
 
 
 class SplitRun:
-    """A run of documents as a run of passages: the first `depth` documents of each query, split.
+    """A run of documents as a run of their passages. It is also the source of these passages.
 
-    Iterating yields `(query_id, candidates)`, `get` returns the passages, and `document_rankings` turns their rankings
-    into rankings of all the run's documents. Memory holds one query at a time.
+    Iterating yields pairs of query id and candidates, which are passages of the first `depth` documents of the query.
+    `document_rankings` converts rankings of passages to rankings of documents. Only one query is in memory at a time.
+
+    Args:
+        run: Pairs of query id and candidate documents. It is iterated twice.
+        store: The documents.
+        split: How documents are split.
+        depth: Number of documents per query that are split (default: 100).
     """
 
     def __init__(
@@ -138,7 +148,7 @@ class SplitRun:
         depth: int = 100,
     ) -> None:
         self._run, self._store, self._split, self._depth = run, store, split, depth
-        self._passages_by_doc_id: dict[str, tuple[str, ...]] = {}  # of the query that was yielded last
+        self._passages_by_doc_id: dict[str, tuple[str, ...]] = {}  # of the current query
 
     def __iter__(self) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
         for query_id, candidates in self._run:
@@ -153,14 +163,26 @@ class SplitRun:
             )
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
-        """Return the passage `doc_id` (`d#3`). Raises `InputError` if the store has no such document."""
+        """Return a passage of a document.
+
+        Args:
+            doc_id: The id of the passage, such as `d#3`.
+            query_id: The query whose candidate it is, for error messages.
+
+        Raises:
+            InputError: If the document does not exist.
+        """
         document, _, number = doc_id.rpartition("#")
         return Passage(doc_id, self._split_document(document, query_id)[int(number)])
 
     def document_rankings(self, rankings: Iterable[tuple[str, Ranking]]) -> Iterator[tuple[str, Ranking]]:
-        """Yield `(query_id, ranking of documents)` from rankings of passages in the run's order.
+        """Convert rankings of passages to rankings of documents.
 
-        Documents beyond `depth` follow in the run's order.
+        Args:
+            rankings: Pairs of query id and ranking of passages, in the order of the run.
+
+        Yields:
+            Pairs of query id and ranking of all documents. Documents beyond `depth` come last, in the order of the run.
         """
         for (query_id, ranking), (_, candidates) in zip(rankings, self._run, strict=True):
             document_ranking = collapse_to_documents(ranking)
@@ -177,12 +199,12 @@ class SplitRun:
 
 
 class DocumentGrades(dict[str, int]):
-    """Grades of documents, which are also those of their passages."""
+    """Grades of documents by document id. `get` returns the grade of a passage's document."""
 
     def get(self, doc_id: str, default: int = 0) -> int:  # type: ignore[override]
         return super().get(document_id(doc_id), default)
 
 
 def passage_grades(qrels: Mapping[str, Mapping[str, int]]) -> dict[str, DocumentGrades]:
-    """Return judgments of documents (`query_id -> doc_id -> grade`) as judgments of their passages."""
+    """Return judgments of documents, `query_id -> {doc_id: grade}`, as judgments of their passages."""
     return {query_id: DocumentGrades(grades) for query_id, grades in qrels.items()}

@@ -1,7 +1,7 @@
-"""Files that are complete or absent.
+"""Write files so that they are complete or absent, whenever the process ends.
 
-PartFile           an output, which one process writes at a time
-replacement_path   a cached file, which any number of processes may write at once
+PartFile           for outputs, which only one process writes at a time
+replacement_path   for cached files, which several processes may write at the same time
 """
 
 from __future__ import annotations
@@ -21,20 +21,23 @@ from rank_k.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # Windows, where a file that is open for writing cannot be replaced anyway
+except ImportError:  # Windows, where a file that is open for writing cannot be replaced
     fcntl = None  # type: ignore[assignment]
 
 
 class PartFile:
-    """A binary file that takes the place of `path` once it is complete.
+    """A binary output file, which replaces `path` when it is complete.
 
-    Bytes go to `path` + ".part". A clean exit from the `with` block renames that file to `path`; after an exception
-    it stays for inspection, and the file at `path` is untouched. A link at `path` is followed; one at the part file
-    is not. The part file is locked while it is written, so that two commands with the same output never mix their
-    lines: the second one is refused. The lock ends with the process, however that ends.
+    Data are written to `path` + ".part". When the `with` block ends, that file is renamed to `path`. After an
+    exception, the part file stays for inspection and `path` is unchanged. A symbolic link at `path` is followed; one
+    at the part file is an error. The part file is locked while it is written, so that two commands with the same
+    output cannot mix their lines. The lock ends with the process.
+
+    Args:
+        path: The file to write.
 
     Raises:
-        InputError: On entering, if the file cannot be written or another process is writing it.
+        InputError: If `path` is not a regular file, if the file cannot be written, or if another process writes it.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -54,11 +57,11 @@ class PartFile:
         return self
 
     def write(self, data: bytes) -> None:
-        """Append `data`. It may stay in a buffer until `flush`."""
+        """Append `data`, which may be buffered until `flush` is called."""
         self._file.write(data)
 
     def flush(self) -> None:
-        """Hand everything written so far to the operating system."""
+        """Pass everything written so far to the operating system."""
         self._file.flush()
 
     def __exit__(
@@ -71,19 +74,19 @@ class PartFile:
             if exception_type is None:
                 self._file.flush()
                 os.fsync(self._file.fileno())
-                if fcntl is not None:  # renamed while it is locked, or the next process would write into it
+                if fcntl is not None:  # while the file is locked: otherwise another process might start to write it
                     self.path.replace(self.target)
         if exception_type is None and fcntl is None:
             self.path.replace(self.target)
 
     def _lock(self) -> int:
-        """Return a descriptor of the empty part file, locked for this process."""
+        """Return a descriptor of the part file, which is empty and locked."""
         flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         while True:
             descriptor = os.open(self.path, flags, 0o666)
             try:
                 lock_exclusively(descriptor, self.target)
-                with contextlib.suppress(FileNotFoundError):  # finished and renamed by another process meanwhile
+                with contextlib.suppress(FileNotFoundError):  # another process has renamed it in the meantime
                     if fcntl is None or os.path.samestat(os.fstat(descriptor), self.path.lstat()):
                         os.ftruncate(descriptor, 0)
                         return descriptor
@@ -94,7 +97,11 @@ class PartFile:
 
 
 def lock_exclusively(descriptor: int, path: Path) -> None:
-    """Lock an open file, if the system and its file system support locks. `path`: the file's name for the message.
+    """Lock an open file, if the operating system and the file system support locks.
+
+    Args:
+        descriptor: The open file.
+        path: The name of the file, for error messages.
 
     Raises:
         InputError: If another process has locked the file.
@@ -108,20 +115,21 @@ def lock_exclusively(descriptor: int, path: Path) -> None:
             f"another process is writing {path}", "wait until it has finished, or name another file"
         ) from error
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # the file system has no locks
             raise
 
 
 _ABANDONED_AFTER_SECONDS = 86_400
-"""Temporary files older than a day belong to processes that were killed."""
+"""A temporary file that is older than this was left by a process that was killed."""
 
 
 @contextlib.contextmanager
 def replacement_path(path: Path) -> Iterator[Path]:
-    """Yield the path of a new, empty file in the same folder, which replaces `path` unless the block raises.
+    """Yield the path of a new, empty file, which replaces `path` when the `with` block ends without an exception.
 
-    Any number of processes may replace the same file at once: each writes a separate file, and the last one to finish
-    wins. The folder is created. A killed process leaves its file behind; a later call removes it.
+    Several processes may replace the same file at the same time: each one writes a separate file in the same
+    directory, and the last one to finish wins. The directory is created if necessary. If a process is killed, its
+    file stays until a later call deletes it.
 
     Raises:
         OSError: If the file cannot be written.

@@ -1,9 +1,9 @@
-"""Passages on disk.
+"""Read passages from files.
 
-    JSONL: `_id`, `id`, `doc_id` or `docid`, with `text`, `contents` or `content`, maybe `title`
+    JSONL: `_id`, `id`, `doc_id` or `docid`, with `text`, `contents` or `content`, and optionally `title`
     TSV:   `id<TAB>text`
 
-See `rank_k.data.lines` for compression and encodings.
+`rank_k.data.lines` describes compression and encodings.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ PASSAGES = RecordFormat(
 
 
 def read_passages(path: str | Path) -> Iterator[Passage]:
-    """Stream the passages of a corpus, in the file's order. See `read_numbered_passages`."""
+    """Yield the passages of a corpus file in the file's order, as `read_numbered_passages` does."""
     return (passage for _, passage in read_numbered_passages(Path(path)))
 
 
 def read_numbered_passages(
     path: Path, on_progress: Callable[[int], None] | None = None
 ) -> Iterator[tuple[int, Passage]]:
-    """Stream the passages of a corpus with their line numbers, in the file's order.
+    """Yield the passages of a corpus file with their line numbers, in the file's order.
 
-    The text is "title text"; the title is left out when it is empty or the text already begins with it.
+    The text of a passage is its title, a space and its text. The title is left out if the text already begins with it.
 
     Args:
-        path: the file, TSV or JSONL, compressed or not.
-        on_progress: called every now and then with the number of bytes of the file read so far.
+        path: The file, TSV or JSONL, which may be compressed.
+        on_progress: Called every 20,000 lines with the number of bytes of the file read so far.
 
     Raises:
-        FormatError: While reading, for a line that is not a passage.
+        FormatError: If a line is not a passage.
     """
     for number, doc_id, title, text in parse_records(path, read_lines(path, PASSAGES.expected, on_progress), PASSAGES):
         if title and not text.startswith(title):
@@ -49,8 +49,14 @@ def read_numbered_passages(
 
 
 def missing_passage_error(doc_id: str, query_id: str | None, source: str) -> InputError:
-    """Return the error for a document that `source` lacks."""
+    """Return the error that a document is not in `source`.
+
+    Args:
+        doc_id: The document.
+        query_id: The query whose candidate it is (None: unknown).
+        source: The name of the corpus, for the message.
+    """
     of_query = "" if query_id is None else f" of query {query_id}"
     return InputError(
-        f"document {doc_id}{of_query} is not in {source}", "give the documents that the run was made from"
+        f"document {doc_id}{of_query} is not in {source}", "give the documents that the run was retrieved from"
     )

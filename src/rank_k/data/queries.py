@@ -1,10 +1,10 @@
-"""Queries on disk.
+"""Read queries from files.
 
-    JSONL:       `_id`, `id`, `query_id` or `qid`, with `text` or `query`, or any other fields
+    JSONL:       `_id`, `id`, `query_id` or `qid`, with `text` or `query`, or with other fields that are requested
     TSV:         `id<TAB>text`
-    TREC topics: classic or XML, see `rank_k.data.topics`
+    TREC topics: classic or XML (`rank_k.data.topics`)
 
-See `rank_k.data.lines` for compression and encodings.
+`rank_k.data.lines` describes compression and encodings.
 """
 
 from __future__ import annotations
@@ -29,33 +29,40 @@ def read_queries(path: str | Path, fields: str | None = None) -> dict[str, Query
     """Return queries by id, in the file's order.
 
     Args:
-        path: the file.
-        fields: names of the fields that make up a query's text ("title,description"), joined one below the other
-            without empty ones. Without it, the text is `text` or `query`; of TREC topics `title`, `query` or `text`.
-            `desc` and `narr` also stand for `description` and `narrative`.
+        path: The file.
+        fields: Comma-separated names of the fields that make up the text of a query, such as "title,description".
+            Their texts are joined by newlines; empty ones are left out. `desc` and `narr` are accepted for
+            `description` and `narrative`. By default, the text is the field `text` or `query`, and in TREC topics the
+            field `title`, `query` or `text`.
 
     Raises:
-        FormatError: For a malformed line, a query without one of the fields or with no text in any, and for one id
-            with two texts.
-        InputError: For field names that are empty or repeated.
+        FormatError: If a line is malformed, if a query lacks one of the fields or has no text in any of them, or if
+            two queries with the same id have different texts.
+        InputError: If a field name is empty or repeated.
     """
     path = Path(path)
     names = [] if fields is None else [name.strip() for name in fields.split(",")]
     if "" in names or len(set(names)) < len(names):
         problem = f"query fields {fields!r}: a name is empty or repeated"
-        raise InputError(problem, "write names of fields with commas between, such as title,description")
+        raise InputError(problem, "separate field names with commas, as in title,description")
     queries: dict[str, Query] = {}
     for number, query_id, text in _read_query_rows(path, names):
         if queries.setdefault(query_id, Query(query_id, text)).text != text:
-            raise FormatError(path, number, f"query {query_id} again with another text", "each query id once")
+            raise FormatError(path, number, f"query {query_id} appears again with another text", "each query id once")
     return queries
 
 
 def read_translations(path: str | Path, field: str = "ht") -> dict[str, str]:
-    """Return the value of `field` of each query, by id, where it is not empty.
+    """Return translations of queries by query id, without empty ones.
 
-    In cross-language sets in BEIR's layout `ht` is a translation by hand. Files other than JSONL have no such fields.
-    Raises `FormatError`.
+    Only JSONL files have translations; for other files, the result is empty.
+
+    Args:
+        path: The file.
+        field: The field that holds the translation. `ht` is the human translation in cross-language collections.
+
+    Raises:
+        FormatError: If a line is malformed, or a translation is not a string.
     """
     path = Path(path)
     translations: dict[str, str] = {}
@@ -64,17 +71,17 @@ def read_translations(path: str | Path, field: str = "ht") -> dict[str, str]:
     for number, row in read_objects(path, QUERIES.expected):
         value = row.get(field) or ""
         if not isinstance(value, str):
-            raise FormatError(path, number, f"{abbreviate(value)} as {field}", "a string")
+            raise FormatError(path, number, f"the field {field} is {abbreviate(value)}", "a string")
         if value.strip():
             translations[record_id(path, number, row, QUERIES.id_keys)] = replace_surrogates(value.strip())
     return translations
 
 
 def _read_query_rows(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """Yield line number, id and text of every query."""
+    """Yield the line number, id and text of every query."""
     lines = read_lines(path, QUERIES.expected)
     first = next(lines)
-    lines = chain([first], lines)  # read once: it may be a pipe
+    lines = chain([first], lines)  # the file may be a pipe, which can be read only once
     if not first[1].lstrip().startswith(b"<"):
         for number, query_id, _, text in parse_records(path, lines, QUERIES, fields):
             yield number, query_id, text

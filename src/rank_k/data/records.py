@@ -1,7 +1,7 @@
-"""Records of JSONL and TSV files: one line with an id, a text and sometimes a title, for queries and passages.
+"""Records of JSONL and TSV files, for queries and passages: each line has an id, a text and sometimes a title.
 
-The format, JSONL or TSV, is detected from the first line. TSV is `id<TAB>text`; further tabs belong to the text. Where
-a JSON object has several accepted keys, the first in the list of keys counts.
+The first line shows whether a file is JSONL or TSV. TSV lines are `id<TAB>text`; further tabs belong to the text. If a
+JSON object has several of the accepted keys, the first one in the list of accepted keys is used.
 """
 
 from __future__ import annotations
@@ -21,11 +21,17 @@ _FIELD_SYNONYMS = {
     "narrative": ("narr",),
     "narr": ("narrative",),
 }
-"""Other names of query fields."""
+"""Alternative names of query fields."""
 
 
 class RecordFormat(NamedTuple):
-    """The accepted keys of a JSON object's id and text, and what a file should hold, for messages."""
+    """A format of records.
+
+    Attributes:
+        id_keys: Accepted keys of the id in a JSON object.
+        text_keys: Accepted keys of the text in a JSON object.
+        expected: The format of a line, for error messages.
+    """
 
     id_keys: Sequence[str]
     text_keys: Sequence[str]
@@ -35,13 +41,16 @@ class RecordFormat(NamedTuple):
 def parse_records(
     path: Path, lines: Iterable[tuple[int, bytes]], record_format: RecordFormat, fields: Sequence[str] = ()
 ) -> Iterator[tuple[int, str, str, str]]:
-    """Yield line number, id, title and text of every record. Raises `FormatError`.
+    """Yield the line number, id, title and text of every record.
 
     Args:
-        path: the file, for messages.
-        lines: its lines with their numbers.
-        record_format: keys of id and text.
-        fields: if any are given, the text is joined from these instead.
+        path: The file, for error messages.
+        lines: The lines of the file with their numbers.
+        record_format: The accepted keys of id and text.
+        fields: Names of JSON fields. If there are any, the text consists of these fields instead.
+
+    Raises:
+        FormatError: If a line is not a record.
     """
     jsonl: bool | None = None
     for number, line in lines:
@@ -50,7 +59,7 @@ def parse_records(
         if not jsonl:
             doc_id, text = _parse_tsv(path, number, line, record_format.expected)
             if fields:
-                raise FormatError(path, number, "TSV, which has no fields to choose from", "JSONL or TREC topics")
+                raise FormatError(path, number, "TSV, which has no named fields", "JSONL or TREC topics")
             yield number, doc_id, "", text
             continue
         record = parse_object(path, number, line, record_format.expected)
@@ -63,7 +72,7 @@ def parse_records(
         )
         for part in (text, title):
             if not isinstance(part, str):
-                raise FormatError(path, number, f"{abbreviate(part)} as text or title", "strings")
+                raise FormatError(path, number, f"the text or title is {abbreviate(part)}", "a string")
         yield number, doc_id, replace_surrogates(title).strip(), replace_surrogates(text)
 
 
@@ -76,27 +85,35 @@ def _parse_tsv(path: Path, number: int, line: bytes, expected: str) -> tuple[str
 
 
 def record_id(path: Path, number: int, record: Mapping[str, Any], id_keys: Sequence[str]) -> str:
-    """Return the id of a JSON object. Whole numbers count as strings. Raises `FormatError`."""
+    """Return the id of a JSON object as a string; it may be a whole number in the file.
+
+    Raises:
+        FormatError: If there is no id, or if it is empty or cannot be encoded.
+    """
     identifier = _first_value(path, number, record, id_keys, "id")
     if isinstance(identifier, int) and not isinstance(identifier, bool):
         identifier = str(identifier)
     if not isinstance(identifier, str) or not identifier or not is_encodable(identifier):
-        raise FormatError(path, number, f"id {abbreviate(identifier)}", "an id that is a non-empty string")
+        raise FormatError(path, number, f"id {abbreviate(identifier)}", "a non-empty string as id")
     return identifier
 
 
 def join_fields(path: Path, number: int, record: Mapping[str, Any], fields: Sequence[str]) -> str:
-    """Return the texts of `fields`, one below the other, without empty ones. Raises `FormatError` if all are empty."""
+    """Return the texts of `fields`, joined by newlines. Empty fields are left out.
+
+    Raises:
+        FormatError: If a field is missing or is not a string, or if all are empty.
+    """
     parts = []
     for name in fields:
         key = next((key for key in (name, *_FIELD_SYNONYMS.get(name, ())) if key in record), None)
         if key is None:
             raise FormatError(path, number, f"no field {name}", f"one of the fields {', '.join(record) or '(none)'}")
         if not isinstance(record[key], str | None):
-            raise FormatError(path, number, f"{abbreviate(record[key])} as {key}", "strings")
+            raise FormatError(path, number, f"the field {key} is {abbreviate(record[key])}", "a string")
         parts.append((record[key] or "").strip())
     if not any(parts):
-        raise FormatError(path, number, f"nothing in {', '.join(fields)}", "a query with some text")
+        raise FormatError(path, number, f"no text in {', '.join(fields)}", "a query that is not empty")
     return "\n".join(filter(None, parts))
 
 

@@ -1,4 +1,4 @@
-"""Read TOML files into frozen dataclasses, and name what is wrong by the path of its key."""
+"""Read TOML files into frozen dataclasses. Error messages name the key of the wrong value."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class TableReader:
         return kind(**values)
 
     def error(self, problem: str, expected: str) -> FormatError:
-        """Return the error that something in the file is not as expected."""
+        """Return the error that the file has a problem where something else is expected."""
         return FormatError(self.path, 0, problem, expected)
 
     def _convert(self, expected: Any, value: Any, key: str) -> Any:

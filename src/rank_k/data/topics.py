@@ -1,12 +1,12 @@
-"""TREC topics: queries whose fields are in tags. The first tag tells which of two formats a file has.
+"""Parse TREC topics: queries whose fields are marked by tags. The first tag of a file shows which format it has.
 
     classic   <top> <num> Number: 301 <title> ... <desc> Description: ... <narr> Narrative: ... </top>
-              (a field ends where the next begins; "&" and "<" need no escaping)
+              Fields need no closing tags. "&" and "<" need not be escaped.
     XML       <topics> <topic number="1"> <query>...</query> <question>...</question> </topic> </topics>
-              (children of the root, whatever they are called; the number as attribute or element; a topic
-              that has no elements is all `text`)
+              Topics are the children of the root element, whatever their name is. The number is an attribute or an
+              element. The text of a topic without elements is its field `text`.
 
-Pure: bytes in, fields out. `rank_k.data.queries` opens the file and composes the queries.
+This module reads no files: `rank_k.data.queries` does, and composes the queries.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CLASSIC_TOPIC = re.compile(r"<top>(?P<fields>.*?)(?P<end></top>|(?=<top>)|\Z)",
 _CLASSIC_FIELD = re.compile(
     r"<(?P<name>[a-z][\w-]*)>(?P<text>.*?)(?:</(?P=name)>|(?=</?[a-z][\w-]*>)|\Z)", re.DOTALL | re.IGNORECASE
 )
-"""A field ends with its own closing tag, else before any other tag or with the topic."""
+"""A field ends with its closing tag, or before any other tag, or at the end of the topic."""
 _FULL_FIELD_NAMES = {"desc": "description", "narr": "narrative", "smry": "summary", "dom": "domain", "con": "concepts"}
 _FIELD_LABELS = {
     "num": "Number",
@@ -39,20 +39,28 @@ _FIELD_LABELS = {
     "dom": "Domain",
     "con": "Concept(s)",
 }
-"""Labels that repeat the tag at the beginning of a classic field, before a colon."""
+"""Classic fields may begin with a label and a colon, by tag. They are removed."""
 _LINE_ATTRIBUTE = " line"
-"""Holds the line number of an XML element. No attribute in a file has a name with a blank."""
+"""The attribute for the line number of an XML element. Attributes in files cannot have a space in their name."""
 _NUMBER_KEYS = ("number", "num", "id", "identifier", "qid")
 
 
 Topic = tuple[int, str, dict[str, str]]
-"""Line number, query id, and fields by name in the file's order; `desc`, `narr` and the like have their full names."""
+"""A topic: line number, query id, and texts of the fields by name. Abbreviated names such as `desc` are written out."""
 
 
 def read_topics(path: Path, content: bytes) -> list[Topic]:
-    """Return the topics in `content`, the bytes of the file at `path`. Raises `FormatError`."""
+    """Return the topics of a file.
+
+    Args:
+        path: The file, for error messages.
+        content: The content of the file.
+
+    Raises:
+        FormatError: If the content is malformed.
+    """
     text = content.decode("utf-8", "replace")
-    text = _COMMENT.sub(lambda comment: "\n" * comment[0].count("\n"), text)  # lines keep their numbers
+    text = _COMMENT.sub(lambda comment: "\n" * comment[0].count("\n"), text)  # line numbers stay the same
     first_tag = _FIRST_TAG.search(text)
     if first_tag and first_tag[1].lower() == "top" and not text.lstrip().startswith("<?"):
         return _read_classic_topics(path, text)
@@ -78,7 +86,7 @@ def _read_classic_topics(path: Path, text: str) -> list[Topic]:
             require_blank(position, field.start())
             name = field["name"].lower()
             if name in fields:
-                raise FormatError(path, line_number(field.start()), f"<{name}> again in a topic", _CLASSIC_FORMAT)
+                raise FormatError(path, line_number(field.start()), f"<{name}> appears again", _CLASSIC_FORMAT)
             fields[name] = field["text"]
             position = field.end()
         require_blank(position, end)
@@ -102,7 +110,7 @@ def _make_classic_topic(path: Path, line: int, fields: dict[str, str]) -> Topic:
 
 
 def _read_xml_topics(path: Path, content: bytes) -> list[Topic]:
-    """Return the topics: all children of the root. Their children are the fields, whatever their names are."""
+    """Return the topics, which are all children of the root element. The children of a topic are its fields."""
     builder = TreeBuilder()
     parser = expat.ParserCreate()
 
@@ -110,18 +118,18 @@ def _read_xml_topics(path: Path, content: bytes) -> list[Topic]:
         builder.start(name, {**attributes, _LINE_ATTRIBUTE: str(parser.CurrentLineNumber)})
 
     def reject_declaration(*_: object) -> None:
-        raise FormatError(path, parser.CurrentLineNumber, "a document type with declarations", "plain XML without one")
+        raise FormatError(path, parser.CurrentLineNumber, "a document type with declarations", "XML without them")
 
     parser.StartElementHandler = start_element
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
-    parser.EntityDeclHandler = reject_declaration  # entities can blow up, or name other files
+    parser.EntityDeclHandler = reject_declaration  # entities can expand to huge texts or refer to other files
     try:
         parser.Parse(content, True)
     except expat.ExpatError as error:
         problem = f"bad XML ({expat.ErrorString(error.code)} at column {error.offset})"
         raise FormatError(path, error.lineno, problem, f"{_XML_FORMAT}, or {_CLASSIC_FORMAT}") from error
-    except (LookupError, ValueError) as error:  # an encoding that Python does not know
+    except (LookupError, ValueError) as error:  # Python does not know the encoding
         raise FormatError(path, 1, f"XML that cannot be read ({error})", "UTF-8") from error
     root = builder.close()
     if len(root) == 0:
@@ -150,7 +158,7 @@ def _make_xml_topic(path: Path, topic: Element) -> Topic:
 
 
 def _text_between_children(element: Element) -> str:
-    """Return the text of `element` itself, without that of the elements in it."""
+    """Return the text of `element` without the text of its children."""
     return "".join([element.text or "", *(child.tail or "" for child in element)]).strip()
 
 

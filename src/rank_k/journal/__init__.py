@@ -1,7 +1,7 @@
-"""The journal: every call to a model in one SQLite file, for caching, resuming, accounting and training data.
+"""The journal: every model call in one SQLite file. Caching, resuming, accounting and training data are based on it.
 
-    schema  the tables and their migrations; opening and checking a file
-    calls   storing and finding calls, and the keys that they are found by
+    schema  tables, migrations, opening and checking a file
+    calls   calls and their keys
     runs    runs, queries, windows, rounds, rankings and candidate sets
 
 `docs/journal-schema.md` describes every table and column.

@@ -1,4 +1,4 @@
-"""Storing and finding calls, and the keys that they are found by."""
+"""Store and find model calls, and compute their keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rank_k.types import Response, Usage
 
 _TRANSPORT_FIELDS = frozenset(
     {
-        "cache_prompt",  # llama.cpp: reuse the computation of the prompt's beginning
+        "cache_prompt",  # llama.cpp: reuse the computation of a common prefix of prompts
         "separate_reasoning",  # SGLang: send the reasoning in a separate field
         "stream",
         "stream_options",
@@ -24,7 +24,7 @@ _TRANSPORT_FIELDS = frozenset(
         "usage",  # OpenRouter: count the tokens
     }
 )
-"""Fields of a request's body that say how the response is computed or sent, and not what is requested."""
+"""Fields of a request's body that are not part of the key, because they only affect how the response is sent."""
 
 _RESPONSE_COLUMNS = (
     "response_text, reasoning, finish_reason, log_probabilities,"
@@ -36,7 +36,15 @@ DEFAULT_MAX_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A stored call. `doc_ids`: the passages that it is about, in the order in which the prompt presents them."""
+    """A stored call.
+
+    Attributes:
+        model: The name of the model.
+        purpose: The purpose of the call ("ask", "direct", "close", "likelihood" or "probe").
+        request: The body of the request.
+        response: The response.
+        doc_ids: The ids of the passages in the prompt, in the order of the prompt.
+    """
 
     model: str
     purpose: str
@@ -46,9 +54,12 @@ class Call:
 
 
 def call_key(identity: str, body: Mapping[str, Any], sample: int) -> str:
-    """Return the key of a call: the sha256 of the model's identity, the semantic request and the sample's number.
+    """Return the key of a call, a SHA-256 hash. Streaming, timeouts and the server's address do not change it.
 
-    Streaming, timeouts and the server's address do not change it.
+    Args:
+        identity: The identity of the model.
+        body: The body of the request.
+        sample: The number of the sample, which distinguishes identical requests.
     """
     semantic = {name: value for name, value in body.items() if name not in _TRANSPORT_FIELDS}
     canonical = json.dumps([identity, semantic, sample], sort_keys=True, separators=(",", ":"))
@@ -56,7 +67,7 @@ def call_key(identity: str, body: Mapping[str, Any], sample: int) -> str:
 
 
 class CallStore:
-    """An open journal and its calls (see `Journal`)."""
+    """The part of a `Journal` that stores calls."""
 
     def __init__(
         self, path: str | Path | None = None, *, read_only: bool = False, max_bytes: int = DEFAULT_MAX_BYTES
@@ -70,14 +81,14 @@ class CallStore:
 
     @property
     def size_in_bytes(self) -> int:
-        """The size of the journal's content."""
+        """The size of the content in bytes, without free pages of the file."""
         pages, free_pages, page_bytes = (
             self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
         )
         return int((pages - free_pages) * page_bytes)
 
     def find_response(self, key: str) -> Response | None:
-        """Return the response stored under `key`, or None."""
+        """Return the response of the call with this key; None if there is no such call."""
         row = self._db.execute(f"SELECT {_RESPONSE_COLUMNS} FROM calls WHERE key = ?", (key,)).fetchone()
         return None if row is None else _decode_response(row)
 
@@ -90,9 +101,22 @@ class CallStore:
         response: Response,
         doc_ids: Sequence[str] = (),
     ) -> Response:
-        """Store a finished call; returns the response that the journal now holds (another process may have been first).
+        """Store a finished call.
 
-        `doc_ids`: the passages that the call is about, in the order in which the prompt presents them.
+        Args:
+            key: The key of the call (`call_key`).
+            model: The name of the model.
+            purpose: The purpose of the call (see `Call`).
+            body: The body of the request.
+            response: The response.
+            doc_ids: The ids of the passages in the prompt, in the order of the prompt (default: none).
+
+        Returns:
+            The stored response. If another process has already stored a call with this key, it is the response of that
+            call.
+
+        Raises:
+            JournalError: If the call cannot be stored.
         """
         self._limit_size()
         usage = response.usage
@@ -121,7 +145,7 @@ class CallStore:
         return response if inserted.rowcount else self.find_response(key) or response
 
     def find_call(self, key: str) -> Call | None:
-        """Return the call stored under `key`, or None."""
+        """Return the call with this key; None if there is no such call."""
         columns = f"model, purpose, request, doc_ids, {_RESPONSE_COLUMNS}"
         row = self._db.execute(f"SELECT {columns} FROM calls WHERE key = ?", (key,)).fetchone()
         if row is None:
@@ -133,8 +157,15 @@ class CallStore:
     def usage_totals(
         self, run: str | None = None, query_id: str | None = None
     ) -> list[tuple[str, str, int, Usage, float]]:
-        """Return (model, purpose, calls, usage, seconds), summed over the whole file or over the windows of a run, of a
-        query, or of a query in a run."""
+        """Return token counts and seconds, summed by model and purpose.
+
+        Args:
+            run: Only calls of this run (default: all calls in the file).
+            query_id: Only calls of windows of this query (default: all).
+
+        Returns:
+            Tuples of model, purpose, number of calls, token counts, and seconds that the model took.
+        """
         condition, values = condition_on(run, query_id)
         keys = f"SELECT value FROM windows, json_each(call_keys) WHERE {condition}"
         rows = self._db.execute(
@@ -146,8 +177,10 @@ class CallStore:
         return [(decode_text(row[0]), *row[1:3], _decode_usage(row[3:8]), row[8]) for row in rows]
 
     def _limit_size(self) -> None:
-        """Delete the older half of a full temporary journal's calls, and all that was stored about queries but their
-        rankings, which are still to be read."""
+        """If a temporary journal is full, delete the older half of its calls, and all windows and rounds.
+
+        Rankings are kept, because they have not been read yet.
+        """
         if self.path is not None or self.size_in_bytes <= self._max_bytes:
             return
         middle = "SELECT finished_at FROM calls ORDER BY finished_at LIMIT 1 OFFSET (SELECT count(*) / 2 FROM calls)"
@@ -157,7 +190,7 @@ class CallStore:
 
 
 def condition_on(run: str | None, query_id: str | None = None) -> tuple[str, list[str | bytes]]:
-    """Return the SQL condition that a row belongs to a run and a query, where they are given, and its parameters."""
+    """Return an SQL condition that selects a run and a query, and its parameters. None selects all."""
     columns = {"run": run, "query_id": None if query_id is None else encode_text(query_id)}
     given = {name: value for name, value in columns.items() if value is not None}
     return " AND ".join(f"{name} = ?" for name in given) or "TRUE", list(given.values())
@@ -172,7 +205,7 @@ def decompress_json(stored: bytes) -> Any:
 
 
 def _decode_response(row: Sequence[Any]) -> Response:
-    """Return the response stored in the columns `_RESPONSE_COLUMNS`."""
+    """Return the response in a row of the columns `_RESPONSE_COLUMNS`."""
     text, reasoning, finish_reason = (None if part is None else decode_text(part) for part in row[:3])
     tokens = None if row[3] is None else tuple((token, value) for token, value in decompress_json(row[3]))
     return Response(text or "", reasoning, finish_reason, _decode_usage(row[4:9]), row[9], tokens)

@@ -1,4 +1,4 @@
-"""Runs, and what happened in them: queries, windows, rounds, rankings and candidate sets."""
+"""Store and find runs and their queries, windows, rounds, rankings and candidate sets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,17 @@ from rank_k.types import Ranking, Window, WindowRanking
 
 @dataclass(frozen=True, slots=True)
 class WindowRecord:
-    """A window as stored. `round` and `position` (in the round) count from 0; `call_keys`: the calls that ranked it."""
+    """A stored window.
+
+    Attributes:
+        query_id: The query.
+        round: The number of the round, from 0.
+        window_number: The number of the window in its round, from 0.
+        window: The passages.
+        call_keys: The keys of the calls that ranked the window.
+        rankings: The rankings, one per sample.
+        repairs: Number of parse repairs and truncations by kind.
+    """
 
     query_id: str
     round: int
@@ -33,7 +43,13 @@ class WindowRecord:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run: its name, when it was last started (seconds since 1970) and its settings."""
+    """A stored run.
+
+    Attributes:
+        run: The name of the run, which depends on its settings.
+        started_at: When it was last started or resumed, in seconds since 1970.
+        settings: The settings.
+    """
 
     run: str
     started_at: float
@@ -42,8 +58,16 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class QueryRecord:
-    """A query of a run. `position`: its place in the run's input, from 0. `started_at`: seconds since 1970.
-    `finished`: whether it has a ranking."""
+    """A stored query of a run.
+
+    Attributes:
+        run: The name of the run.
+        position: The position of the query in the input of the run, from 0.
+        query_id: The id of the query.
+        text: The text of the query.
+        started_at: When it was last started, in seconds since 1970.
+        finished: Whether it has a final ranking.
+    """
 
     run: str
     position: int
@@ -71,23 +95,30 @@ class ShardRecord:
 
 
 def run_name(settings: Mapping[str, Any]) -> str:
-    """Return the name of the run with these settings."""
+    """Return the name of the run with these settings: 16 hex digits of their SHA-256."""
     return hashlib.sha256(_settings_json(settings).encode()).hexdigest()[:16]
 
 
 class Journal(BatchStore):
-    """The calls, runs, queries and rankings in one SQLite file, which only its owner may read (0600).
+    """Calls, runs, queries and rankings in one SQLite file, which only its owner may read (mode 0600).
 
-    `Journal(path)` opens or creates the file. `Journal()` creates a temporary one on disk, which is deleted with the
-    process and drops its oldest content so that it takes at most about `max_bytes` bytes. Raises `JournalError` if the
-    file is not a journal or was made by a newer version, and when nothing can be stored, for example on a full disk.
-    Only one thread may use a journal at a time; several processes may share a file.
+    Only one thread may use a journal at a time. Several processes may use the same file.
+
+    Args:
+        path: The file, which is created if it does not exist. By default, the journal is a temporary file on disk,
+            which is deleted when the process ends.
+        read_only: Reject all changes, and leave no other files next to the journal (default: False).
+        max_bytes: Maximum size of a temporary journal in bytes (default: 256 MiB). The oldest content is deleted.
+
+    Raises:
+        JournalError: If the file is not a journal or is of a newer version, or if it cannot be read or written, for
+            example because the disk is full.
     """
 
     # --- runs ---
 
     def begin_run(self, settings: Mapping[str, Any]) -> str:
-        """Store that a run with these settings starts or resumes; returns its name."""
+        """Store that a run with these settings starts or resumes, and return its name."""
         run = run_name(settings)
         self._db.execute(
             "INSERT OR REPLACE INTO runs (run, started_at, settings) VALUES (?, ?, ?)",
@@ -96,16 +127,16 @@ class Journal(BatchStore):
         return run
 
     def runs(self) -> list[RunRecord]:
-        """Return all runs, the last one started first."""
+        """Return all runs. The run that was started last is the first one."""
         rows = self._db.execute("SELECT run, started_at, settings FROM runs ORDER BY started_at DESC")
         return [RunRecord(run, started_at, json.loads(settings)) for run, started_at, settings in rows]
 
     def last_run(self) -> str:
-        """Return the name of the run that was last started; empty if there is none."""
+        """Return the name of the run that was started last; empty if there are no runs."""
         return next((record.run for record in self.runs()), "")
 
     def model_of_run(self, run: str) -> str:
-        """Return the name of the model that ranked the run's windows; empty if there are no calls."""
+        """Return the name of the model of a run; empty if the run has no calls."""
         row = self._db.execute(
             "SELECT model FROM windows, json_each(call_keys) JOIN calls ON calls.key = value WHERE run = ? LIMIT 1",
             (run,),
@@ -115,7 +146,14 @@ class Journal(BatchStore):
     # --- queries ---
 
     def store_query(self, run: str, position: int, query_id: str, text: str) -> None:
-        """Store that the query at this place of a run's input starts (or starts again: its rounds are deleted)."""
+        """Store that a query starts. If it starts again, its rounds are deleted.
+
+        Args:
+            run: The name of the run.
+            position: The position of the query in the input of the run, from 0.
+            query_id: The id of the query.
+            text: The text of the query.
+        """
         self._db.execute(
             "INSERT OR REPLACE INTO queries (run, position, query_id, text, started_at) VALUES (?, ?, ?, ?, ?)",
             (run, position, encode_text(query_id), encode_text(text), time.time()),
@@ -125,9 +163,16 @@ class Journal(BatchStore):
     def find_queries(
         self, run: str | None = None, *, find: str = "", offset: int = 0, limit: int | None = None
     ) -> tuple[int, list[QueryRecord]]:
-        """Return the number of queries of a run (default: of all runs), and those from `offset` on, in input order.
+        """Find queries, in the order of their runs' inputs.
 
-        `find`: only queries whose id or text contains it; the case of the letters a to z does not matter.
+        Args:
+            run: The name of the run (default: all runs).
+            find: Only queries whose id or text contains this string. Case is ignored for the letters a to z.
+            offset: Number of queries to skip (default: 0).
+            limit: Maximum number of queries to return (default: no limit).
+
+        Returns:
+            The number of all matching queries, and the requested ones.
         """
         condition, values = condition_on(run)
         if find:
@@ -138,8 +183,12 @@ class Journal(BatchStore):
         return total, self._query_records(f"{condition} {page}", (*values, -1 if limit is None else limit, offset))
 
     def find_query(self, run: str, position: int) -> QueryRecord | None:
-        """Return the query at this place of the run's input, or None."""
+        """Return the query at a position in the input of a run; None if there is no such query."""
         return next(iter(self._query_records("run = ? AND position = ?", (run, position))), None)
+
+    def query_texts(self, run: str | None = None) -> dict[str, str]:
+        """Return the texts of the queries of a run (default: the run that was started last), by query id."""
+        return {record.query_id: record.text for record in self.find_queries(run or self.last_run())[1]}
 
     def _query_records(self, condition: str, values: Sequence[Any]) -> list[QueryRecord]:
         rows = self._db.execute(
@@ -183,7 +232,12 @@ class Journal(BatchStore):
         )
 
     def windows(self, run: str | None = None, query_id: str | None = None) -> Iterator[WindowRecord]:
-        """Yield the windows of a run (default: the last one started), of one query or all, in the order of rounds."""
+        """Yield the windows of a run, sorted by query id, round and window number.
+
+        Args:
+            run: The name of the run (default: the run that was started last).
+            query_id: Only windows of this query (default: all queries).
+        """
         condition, values = condition_on(run or self.last_run(), query_id)
         rows = self._db.execute(
             "SELECT query_id, round, window, doc_ids, rank_range, method, call_keys, rankings, repairs FROM windows"
@@ -208,30 +262,37 @@ class Journal(BatchStore):
             )
 
     def delete_windows(self, run: str) -> None:
-        """Delete the windows of a run, not its calls.
+        """Delete the windows of a run that starts again, but not its calls.
 
-        For a run that starts again: if a window that was unranked has an answer now, fewer windows may follow.
+        The run may have fewer windows this time, for example if a window gets an answer that had none before.
         """
         self._db.execute("DELETE FROM windows WHERE run = ?", (run,))
 
     # --- rounds and rankings ---
 
     def store_round(self, run: str, position: int, number: int, ranking: Ranking) -> None:
-        """Store a query's ranking before its round `number`; before round 0 it is the first stage's."""
+        """Store the ranking of a query before one of its rounds. Before round 0, it is the first-stage ranking.
+
+        Args:
+            run: The name of the run.
+            position: The position of the query in the input of the run, from 0.
+            number: The number of the round, from 0.
+            ranking: The ranking.
+        """
         self._db.execute(
             "INSERT OR REPLACE INTO rounds (run, position, round, ranking) VALUES (?, ?, ?, ?)",
             (run, position, number, _encode_ranking(ranking)),
         )
 
     def rounds(self, run: str, position: int) -> list[Ranking]:
-        """Return a query's ranking before each of its rounds."""
+        """Return the ranking of a query before each of its rounds."""
         rows = self._db.execute(
             "SELECT ranking FROM rounds WHERE run = ? AND position = ? ORDER BY round", (run, position)
         )
         return [_decode_ranking(ranking) for (ranking,) in rows]
 
     def store_ranking(self, run: str, position: int, query_id: str, ranking: Ranking) -> None:
-        """Store the final ranking of the query at this place of a run's input."""
+        """Store the final ranking of the query at a position in the input of a run."""
         self._limit_size()
         self._db.execute(
             "INSERT OR REPLACE INTO rankings (run, position, query_id, ranking) VALUES (?, ?, ?, ?)",
@@ -239,7 +300,7 @@ class Journal(BatchStore):
         )
 
     def find_ranking(self, run: str, position: int) -> Ranking | None:
-        """Return a query's final ranking, or None. A temporary journal returns it once and deletes it."""
+        """Return the final ranking of a query; None if there is none. A temporary journal deletes it after that."""
         where = "FROM rankings WHERE run = ? AND position = ?"
         row = self._db.execute(f"SELECT ranking {where}", (run, position)).fetchone()
         if row is None:
@@ -317,7 +378,7 @@ class Journal(BatchStore):
     # --- candidate sets ---
 
     def store_set(self, set_id: str, metadata: Mapping[str, Any]) -> None:
-        """Store the metadata of a candidate set. Its window is ranked under the query id `set_id`."""
+        """Store the metadata of a candidate set. `set_id` is also the query id of its window."""
         self._db.execute(
             "INSERT INTO sets (set_id, metadata) VALUES (?, ?)"
             " ON CONFLICT (set_id) DO UPDATE SET metadata = excluded.metadata",
@@ -325,8 +386,11 @@ class Journal(BatchStore):
         )
 
     def sets_with_calls(self) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
-        """Yield the metadata of each candidate set that has windows, in the order in which the sets were first stored,
-        and the keys of its calls: no key twice, those of the latest run first."""
+        """Yield each candidate set that has windows, in the order in which the sets were stored.
+
+        Yields:
+            The metadata of the set, and the keys of its calls without duplicates, those of the latest run first.
+        """
         rows = self._db.execute(
             "SELECT number, metadata, call_keys FROM windows JOIN sets ON set_id = query_id"
             " LEFT JOIN runs USING (run) ORDER BY number, started_at DESC, run"

@@ -1,6 +1,6 @@
-"""The journal's tables and migrations, and opening and checking a file.
+"""The tables and migrations of the journal. This module opens and checks files.
 
-`docs/journal-schema.md` describes every table and column; a test compares it with the tables below.
+`docs/journal-schema.md` describes every table and column. A test compares it with the tables below.
 """
 
 from __future__ import annotations
@@ -114,42 +114,59 @@ _BATCHES = """
 """
 
 MIGRATIONS: tuple[tuple[str, str], ...] = (("initial", _INITIAL), ("shards", _SHARDS), ("batches", _BATCHES))
-"""(name, SQL), applied in order. The table `migrations` lists those that a file has had, and `PRAGMA user_version` is
-their number. A migration is never edited; changes are added as new ones."""
+"""Pairs of name and SQL, in the order in which they are applied. The table `migrations` lists the migrations of a file,
+and `PRAGMA user_version` is their number. Existing migrations must never be edited: add a new one for each change."""
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that raises `JournalError` if SQLite fails, for example because the disk is full."""
+    """A connection that raises `JournalError` if SQLite fails, for example because the disk is full.
+
+    Attributes:
+        path: The file (None: a temporary journal).
+        remedy: What the user can do after an error.
+    """
 
     path: Path | None = None
+    remedy = "give another file with --journal"
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         try:
             return super().execute(sql, parameters)
         except sqlite3.Error as error:
-            raise _journal_error(self.path, error) from error
+            raise _journal_error(self.path, error, self.remedy) from error
 
 
 def open_database(path: Path | None, *, read_only: bool = False) -> sqlite3.Connection:
-    """Return a connection to the journal in a file, which is created if it does not exist and has every migration.
+    """Return a connection to a journal.
 
-    Without `path`, the journal is a temporary one on disk, which is deleted with the process. Raises `JournalError`.
+    Args:
+        path: The file, which is created if it does not exist (None: a temporary file on disk, which is deleted when
+            the process ends).
+        read_only: Reject all changes, and leave no other files next to the journal. Other processes may write to the
+            journal at the same time (default: False).
+
+    Raises:
+        JournalError: If the file cannot be opened, or is not a journal of this version.
     """
     if path is not None and not read_only:
         _create_private_file(path)
-    database = "" if path is None else f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rw'}"
+    remedy = _remedy_for_reading(path) if read_only else _Connection.remedy
+    database = "" if path is None else f"{path.resolve().as_uri()}?{_open_mode(path.resolve(), read_only)}"
     try:
         db = sqlite3.connect(
             database, uri=True, timeout=30, isolation_level=None, check_same_thread=False, factory=_Connection
         )
     except sqlite3.Error as error:
-        raise _journal_error(path, error) from error
+        raise _journal_error(path, error, remedy) from error
     db.path = path
+    db.remedy = remedy
     try:
+        if read_only:
+            db.execute("PRAGMA query_only = TRUE")
         _migrate(db, read_only)
         if not read_only:
             db.execute("PRAGMA journal_mode = WAL")
-            # NORMAL loses nothing when the process dies; after a power cut the last calls may be gone.
+            # NORMAL loses nothing if the process is killed. After a power failure, the last calls may be missing.
             db.execute("PRAGMA synchronous = NORMAL")
     except JournalError:
         db.close()
@@ -157,24 +174,48 @@ def open_database(path: Path | None, *, read_only: bool = False) -> sqlite3.Conn
     return db
 
 
+def _open_mode(path: Path, read_only: bool) -> str:
+    """Return the parameters of the URI that opens a journal.
+
+    SQLite needs the files `-wal` and `-shm` next to a journal that is in use, and creates them for readers, too. The
+    last connection that closes deletes them, if it was opened for writing. Readers are therefore opened for writing if
+    possible (`PRAGMA query_only` rejects changes). If the file or its directory is read-only, the journal is opened as
+    immutable, unless these files show that another process uses it.
+    """
+    if not read_only or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+        return "mode=rw"
+    in_use = any(path.with_name(path.name + suffix).exists() for suffix in ("-wal", "-shm"))
+    return "mode=ro" if in_use else "mode=ro&immutable=1"
+
+
+def _remedy_for_reading(path: Path | None) -> str:
+    """Return what to do if a file to read is not a journal. Often, it is the run that the journal belongs to."""
+    journal_of_run = Path(f"{path}.journal.sqlite")
+    if journal_of_run.is_file():
+        return f"did you mean {journal_of_run}?"
+    return "name a file that rank-k rerank --journal wrote"
+
+
 def _create_private_file(path: Path) -> None:
-    """Create the file if it does not exist. Only its owner may read a new or empty file."""
+    """Create the file if it does not exist. Only its owner may read it, if it is new or empty."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         if path.is_file() and path.stat().st_size == 0:
             path.chmod(0o600)  # an empty file that existed before becomes a journal
     except OSError as error:
         problem = f"journal {path} cannot be written: {error.strerror}"
-        raise JournalError(problem, "give another file with --journal") from error
+        raise JournalError(problem, _Connection.remedy) from error
 
 
 def _migrate(db: _Connection, read_only: bool) -> None:
-    """Check that the file is a journal and apply the migrations that it has not had."""
+    """Check that the file is a journal, and apply the migrations that are missing."""
     if not _missing_migrations(db):
         return
     if read_only:
-        raise JournalError(f"journal {db.path} is of an older version", "run any command that writes to it")
-    db.execute("BEGIN IMMEDIATE")  # another process may be creating the same file
+        raise JournalError(
+            f"journal {db.path} has an older version", "run a command that writes to it, such as rank-k rerank"
+        )
+    db.execute("BEGIN IMMEDIATE")  # another process may create the same file at the same time
     missing = _missing_migrations(db)
     for number, (name, sql) in enumerate(missing, len(MIGRATIONS) - len(missing) + 1):
         for statement in sql.split(";"):
@@ -185,25 +226,29 @@ def _migrate(db: _Connection, read_only: bool) -> None:
 
 
 def _missing_migrations(db: _Connection) -> tuple[tuple[str, str], ...]:
-    """Return the migrations that the file has not had. Raises `JournalError` if it is not a journal of this version."""
+    """Return the migrations that are missing in a file.
+
+    Raises:
+        JournalError: If the file is not a journal, or has a newer version.
+    """
     tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not tables:
         return MIGRATIONS
     if "calls" not in tables:
-        raise JournalError(f"{db.path} is a database but no journal", "give another file with --journal")
+        raise JournalError(f"{db.path} is a database but not a journal", db.remedy)
     if "migrations" not in tables:
-        raise JournalError(
-            f"journal {db.path} was made by a development version of rank-k and cannot be read",
-            "give another file with --journal",
-        )
+        problem = f"journal {db.path} was written by a development version of Rank-K and cannot be read"
+        raise JournalError(problem, db.remedy)
     applied = [name for (name,) in db.execute("SELECT name FROM migrations ORDER BY rowid")]
     if applied != [name for name, _ in MIGRATIONS[: len(applied)]]:
-        raise JournalError(f"journal {db.path} was made by a newer rank-k", "update: pip install -U rank-k")
+        raise JournalError(
+            f"journal {db.path} was written by a newer version of Rank-K", "update with pip install -U rank-k"
+        )
     return MIGRATIONS[len(applied) :]
 
 
 def encode_text(text: str) -> str | bytes:
-    """Return `text` as SQLite stores it: bytes if it has lone surrogates (from undecodable ids), else text."""
+    """Return `text` in its stored form: bytes if it has lone surrogates, from undecodable ids, and otherwise text."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -215,6 +260,8 @@ def decode_text(stored: str | bytes) -> str:
     return stored if isinstance(stored, str) else stored.decode("utf-8", "surrogatepass")
 
 
-def _journal_error(path: Path | None, error: sqlite3.Error) -> JournalError:
+def _journal_error(path: Path | None, error: sqlite3.Error, remedy: str) -> JournalError:
+    if getattr(error, "sqlite_errorname", "") == "SQLITE_NOTADB":
+        return JournalError(f"{path} is not a journal", remedy)
     name = "the temporary journal" if path is None else f"journal {path}"
-    return JournalError(f"{name} cannot be used: {error}", "give another file with --journal")
+    return JournalError(f"{name} cannot be used: {error}", remedy)

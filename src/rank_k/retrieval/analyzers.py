@@ -1,8 +1,8 @@
-"""Analyzers, which turn text into the terms that BM25 counts, by language.
+"""Analyzers by language: they convert text to the index terms of BM25.
 
-All languages find words in the same way, so that a wrong choice of language loses no text in another script: letters,
-digits and marks make words, and scripts without blanks between words become character bigrams. A language adds a
-stemmer and a list of stop words.
+All analyzers split text in the same way: words consist of letters, digits and combining marks, and scripts without
+spaces between words become characters and character bigrams. Therefore no text is lost if it is in another language
+than expected. Languages differ only in their stemmers and stop words.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
 
@@ -17,7 +18,7 @@ from rank_k.errors import InputError
 from rank_k.optional_deps import load
 
 Analyzer = Callable[[str], list[str]]
-"""Returns the index terms of a text, repeated as often as they occur. The same for passages and queries."""
+"""Returns the index terms of a passage or query, with repetitions."""
 
 _STEMMERS = {
     "ar": "arabic",
@@ -57,7 +58,7 @@ _STEMMERS = {
     "tr": "turkish",
     "yi": "yiddish",
 }
-"""Snowball's algorithms."""
+"""Names of Snowball stemmers by ISO 639-1 code."""
 
 _STOP_WORDS = {
     "de": "GERMAN",
@@ -74,33 +75,45 @@ _STOP_WORDS = {
     "sv": "SWEDISH",
     "tr": "TURKISH",
 }
-"""Lists of bm25s; the English one is Lucene's of 33 words."""
+"""Names of the stop word lists of bm25s by ISO 639-1 code. The English list has the 33 stop words of Lucene."""
 
-_LANGUAGES_WITHOUT_SPACES = ("ja", "km", "ko", "lo", "my", "th", "zh")
+_LANGUAGES_WITHOUT_SPACES = {
+    "ja": "japanese",
+    "km": "khmer",
+    "ko": "korean",
+    "lo": "lao",
+    "my": "burmese",
+    "th": "thai",
+    "zh": "chinese",
+}
 
-LANGUAGES = tuple(sorted((*_STEMMERS, *_LANGUAGES_WITHOUT_SPACES, "und")))
-"""The languages of `analyzer_for`: ISO 639-1 codes, and `und` ("undetermined") for unchanged words of any language."""
+_LANGUAGE_NAMES = {**_STEMMERS, **_LANGUAGES_WITHOUT_SPACES, "und": "undetermined"}
+
+LANGUAGES = tuple(sorted(_LANGUAGE_NAMES))
+"""The languages of `analyzer_for`: ISO 639-1 codes, and `und` ("undetermined") for words without stemming."""
 
 _BIGRAM_BLOCKS = (
     "\u0e00-\u0eff"  # Thai, Lao
     "\u1000-\u109f\u1780-\u17ff"  # Burmese, Khmer
-    "\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff"  # Hangul: it has blanks, but long compounds
+    "\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff"  # Hangul, which has spaces but long compounds
     "\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\U0001b000-\U0001b16f\U00020000-\U0003ffff"  # Han, kana
 )
-_DELETED_CHARACTERS = str.maketrans("", "", "\u00ad\u200d")  # soft hyphen, joiner: invisible, and inside words
+_DELETED_CHARACTERS = str.maketrans(
+    "", "", "\u00ad\u200d"
+)  # soft hyphen and joiner, which are invisible and may be inside words
 _TURKISH_CAPITALS = str.maketrans("Iİ", "ıi")
 
 
 def analyzer_for(language: str = "en") -> Analyzer:
-    """Return the analyzer for passages in `language`, one of `LANGUAGES`, and for their queries.
+    """Return the analyzer for passages in a language and for their queries.
 
-    Text is normalized to NFKC and lower-cased. Words are runs of letters, digits and combining marks; stop words
-    (bm25s's list, where it has one) are dropped and the rest stemmed (Snowball, where it has the language). Runs of
-    Han, kana, Hangul, Thai, Lao, Khmer and Burmese become their characters and character bigrams, in every
-    language; a character has its vowel signs and tone marks with it. English is the default.
+    Text is normalized to NFKC and converted to lower case. Words are sequences of letters, digits and combining marks.
+    Stop words are removed (with the list of bm25s, if it has one for the language), and the other words are stemmed
+    (with Snowball, if it has the language). In every language, sequences of Han, kana, Hangul, Thai, Lao, Khmer and
+    Burmese characters become characters and character bigrams; vowel signs and tone marks belong to their characters.
 
-    Chosen by measurement, nDCG@10 over the whole corpus (k1 0.9, b 0.4, equal scores in document order). The English
-    collections are first, and the first line of each block is the choice:
+    These rules had the best results in measurements of nDCG@10 (k1 0.9, b 0.4, equal scores in document order). The
+    first line of each block is the rule in use:
 
                                             cranfield  vaswani  wikiqa  noveleval
         stop words, English stemmer             .4901    .4412   .5082      .6883
@@ -118,16 +131,25 @@ def analyzer_for(language: str = "en") -> Analyzer:
         bigrams, with marks                   .9497        .9524      .9374    .9272
         bigrams of code points                .9497        .9524      .9374    .8650
 
-    Dropping words of one letter (bm25s's own tokenizer) gains on cranfield and vaswani (.4906, .4449), loses on
-    wikiqa (.5023), and loses what such words can mean ("vitamin C").
+    Removing words of one letter, like the tokenizer of bm25s, is better on cranfield and vaswani (.4906, .4449) and
+    worse on wikiqa (.5023). Such words can matter ("vitamin C"), so they stay.
 
-    Raises `InputError` (an unknown code, an old PyStemmer without the language) and `MissingExtra`.
+    Args:
+        language: One of `LANGUAGES`, in any case (default: "en").
+
+    Raises:
+        InputError: If there is no such language, or if the installed PyStemmer is too old for it.
+        MissingExtra: If bm25s or PyStemmer is not installed.
     """
     language_code = language.lower()
     if language_code not in LANGUAGES:
+        names = [*_LANGUAGE_NAMES.values(), *LANGUAGES]
+        matches = get_close_matches(re.split("[-_]", language_code)[0], names, n=1)
+        codes = [code for code, name in _LANGUAGE_NAMES.items() if {code, name} & {*matches}]
+        suggestion = f"did you mean {' or '.join(codes)}? " if codes else ""
         raise InputError(
             f"there is no analyzer for the language {language!r}",
-            f"give one of {', '.join(LANGUAGES)}; und leaves words of any language as they are",
+            f"{suggestion}write one of {', '.join(LANGUAGES)}; und is for other languages, without stemming",
         )
     stop_words: frozenset[str] = frozenset()
     if language_code in _STOP_WORDS:
@@ -167,9 +189,9 @@ def _load_stemmer(algorithm: str) -> Callable[[list[str]], list[str]]:
 
 @cache
 def _token_patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    """Return patterns of words, of the runs of a script without blanks and other parts of a word, and of graphemes.
+    """Return patterns that match words, parts of words by script, and graphemes.
 
-    Made when first needed: Python's \\w has no combining marks, so they are gathered one by one.
+    Python's \\w does not match combining marks, so the patterns list them. They are created at the first call.
     """
     marks = "".join(
         character for character in map(chr, range(0x300, 0x1F000)) if unicodedata.category(character).startswith("M")

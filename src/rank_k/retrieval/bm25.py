@@ -21,26 +21,32 @@ def retrieve(
     k1: float = 0.9,
     b: float = 0.4,
 ) -> Iterator[tuple[str, tuple[Candidate, ...]]]:
-    """Yield the best passages for each query by BM25: `(query_id, candidates)` in the order of `queries`.
+    """Retrieve the best passages for each query with BM25.
 
-    Only passages that share a term with the query are candidates. Equal scores keep the order of `passages`. The index
-    is built at once, in memory (4 bytes per term and the postings); each query is answered when its result is consumed.
+    The variant of BM25 is that of Lucene, without the constant factor k1 + 1 (Kamphuis et al., ECIR 2020). Passages
+    without any term of the query are never candidates. Passages with equal scores keep their order.
+
+    The index is built when the function is called. It is in memory and takes 4 bytes per term, plus the postings. A
+    query is processed when its result is requested.
 
     Args:
-        queries: the queries.
-        passages: all passages of the corpus.
-        depth: the most candidates per query.
-        analyzer: turns texts into terms (default: `analyzer_for("en")`).
-        k1: term saturation of Lucene's variant of BM25 (Kamphuis et al., ECIR 2020, without the constant factor
-            k1 + 1). Both defaults are Anserini's.
-        b: length normalization.
+        queries: The queries.
+        passages: All passages of the corpus.
+        depth: Maximum number of candidates per query (default: 100).
+        analyzer: Converts text to index terms (default: `analyzer_for("en")`).
+        k1: Term saturation (default: 0.9, as in Anserini).
+        b: Length normalization (default: 0.4, as in Anserini).
+
+    Returns:
+        An iterator over pairs of query id and candidates, in the order of `queries`. Candidates are sorted by their
+        BM25 scores, highest first.
 
     Raises:
-        InputError: If there are no passages, one id has two texts, or `depth` is below 1.
+        InputError: If there are no passages, if an id has two different texts, or if `depth` is below 1.
         MissingExtra: If bm25s is not installed.
     """
     if depth < 1:
-        raise InputError(f"depth must be at least 1 (got {depth})", "request at least one candidate per query")
+        raise InputError(f"depth must be at least 1 (got {depth})", "retrieve at least one candidate per query")
     bm25s = load("bm25s")
     analyze = analyzer or analyzer_for("en")
     doc_numbers: dict[str, int] = {}
@@ -52,7 +58,7 @@ def retrieve(
         if doc_number == len(terms_by_doc_number):
             terms_by_doc_number.append(terms)
         elif terms_by_doc_number[doc_number] != terms:
-            problem = f"document {passage.doc_id} is given twice, with different texts"
+            problem = f"document {passage.doc_id} appears twice with different texts"
             raise InputError(problem, "keep one of them")
     if not terms_by_doc_number:
         raise InputError("there are no passages to search", "check the documents file")
@@ -73,9 +79,9 @@ def retrieve(
 
 
 def _best_doc_numbers(scores: Any, depth: int) -> list[tuple[int, float]]:
-    """Return the `depth` highest positive scores with their document numbers, ties in the documents' order.
+    """Return document numbers and scores of the `depth` highest positive scores. Ties keep the order of documents.
 
-    The top k of bm25s breaks ties at random.
+    The corresponding function of bm25s breaks ties at random.
     """
     import numpy as np
 

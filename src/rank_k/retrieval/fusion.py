@@ -1,4 +1,4 @@
-"""First-stage runs of the same queries, fused into one ranking each."""
+"""Reciprocal rank fusion of first-stage runs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from rank_k.data.lines import id_key
 from rank_k.types import Candidate
 
 RRF_K = 60
-"""The constant of reciprocal rank fusion, from Cormack, Clarke and Büttcher (SIGIR 2009), where it was not tuned."""
+"""The constant of reciprocal rank fusion in Cormack, Clarke and Büttcher (SIGIR 2009)."""
 
 
 def reciprocal_rank_fusion(rankings: Iterable[Sequence[str]], k: int = RRF_K) -> list[str]:
-    """Return ids by the sum of 1 / (k + rank) over the rankings that have them; equal sums keep the order of input."""
+    """Return document ids, sorted by the sum of 1 / (k + rank) over all rankings, highest first.
+
+    Args:
+        rankings: Rankings of document ids, best first. Documents with equal sums keep the order of the rankings.
+        k: The constant (default: 60).
+    """
     scores: defaultdict[str, float] = defaultdict(float)
     for ranking in rankings:
         for rank, doc_id in enumerate(ranking, 1):
@@ -24,10 +29,13 @@ def reciprocal_rank_fusion(rankings: Iterable[Sequence[str]], k: int = RRF_K) ->
 
 
 class FusedRuns:
-    """Several runs by query, in any order of queries.
+    """Several runs, fused query by query. The runs may have different orders of queries.
 
-    They are in a temporary file, which is deleted with the process, and not in memory. `depth`: number of candidates
-    that count of each run.
+    The runs are in a temporary file on disk and not in memory. The file is deleted when the process ends.
+
+    Args:
+        runs: The runs: pairs of query id and candidates.
+        depth: Number of candidates of each run that are fused, per query.
     """
 
     def __init__(self, runs: Iterable[Iterable[tuple[str, Sequence[Candidate]]]], depth: int) -> None:
@@ -44,7 +52,7 @@ class FusedRuns:
         self._db.execute("COMMIT")
 
     def ranking(self, query_id: str) -> list[str]:
-        """Return all candidates of a query, best first; none for a query that no run has."""
+        """Return all candidates of a query, best first. The list is empty if no run has the query."""
         rows = self._db.execute("SELECT doc_ids FROM ranked WHERE query_id = ? ORDER BY run", (id_key(query_id),))
         return reciprocal_rank_fusion(json.loads(doc_ids) for (doc_ids,) in rows)
 

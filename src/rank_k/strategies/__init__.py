@@ -1,7 +1,7 @@
-"""Strategies by name, one per module; `rank_k.strategies.base` has the protocol.
+"""Create strategies by name. Each strategy has its own module; `rank_k.strategies.base` defines the protocol.
 
-A strategy is a generator that yields rounds of windows and is sent their results. It does no I/O: it
-never knows whether a model, a simulated judge or a journal replied.
+A strategy is a generator: it yields rounds of windows and receives their results. It does no I/O and does not depend on
+the source of the results, which may be a model, a simulated judge or a journal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STRATEGIES = {
     "tournament": "rank_k.strategies.tournament:Tournament",
     "setwise": "rank_k.strategies.setwise:Setwise",
 }
-"""Name -> `module:class`, a dataclass whose fields are among the options of `make_strategy`."""
+"""The classes of strategies by name, as `module:class`: dataclasses whose fields are options of `make_strategy`."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"name": "sliding"},
@@ -29,9 +29,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {"name": "blocks"},
     "thorough": {"name": "blocks", "partitions": 2},
 }
-"""The name of a strategy, and arguments of `make_strategy` that differ from its defaults.
+"""Arguments of `make_strategy` by name of a preset. Other arguments have their defaults.
 
-100 candidates take 9 windows in 9 rounds, 6 in 2, 7 in 2 and 12 in 2.
+For 100 candidates, `paper` takes 9 windows in 9 rounds, `fast` 6 in 2, `balanced` 7 in 2 and `thorough` 12 in 2.
 """
 
 
@@ -44,13 +44,21 @@ def make_strategy(
     partitions: int = 1,
     boundary: int = 1,
 ) -> Strategy:
-    """Return the strategy called `name`, that of a preset, or the one at `MODULE:NAME` (a user's own).
+    """Return a strategy.
 
-    The strategy receives those options that are fields of its dataclass. A preset sets its own `partitions` and
-    `boundary`.
+    Options that a strategy does not have are ignored. Presets set `partitions` and `boundary` themselves.
+
+    Args:
+        name: The name of a strategy or preset, or `MODULE:NAME` for a class of the user.
+        window: Maximum number of passages per window (default: 20).
+        stride: Number of passages that the sliding window moves by (default: 10).
+        first_stage_weight: Weight of the first-stage ranking in `blocks`, 0 or more (default: 1).
+        partitions: Number of times that `blocks` ranks all candidates in the first round (default: 1).
+        boundary: Number of windows of `blocks` for passages that are least certain to be in the top 10 (default: 1).
 
     Raises:
-        InputError: If there is no such strategy, or it cannot work with the options.
+        InputError: If there is no such strategy, or if it rejects an option.
+        MissingExtra: If a package that the strategy needs is not installed.
     """
     options = {
         "window": window,
@@ -64,17 +72,24 @@ def make_strategy(
         strategy: Strategy = factory(**{key: value for key, value in options.items() if key in accepted})
     except InputError:
         raise
-    except Exception as error:  # whatever a user's own class may raise
+    except Exception as error:  # the class of a user may raise any exception
         raise InputError(
-            f"strategy {name!r} cannot be made: {error}", "name a class that needs no arguments"
+            f"strategy {name!r} cannot be created: {error}", "name a class without required arguments"
         ) from error
     if not callable(strategy):
-        raise InputError(f"{name!r} is no strategy", "name a class whose objects are strategies")
+        raise InputError(f"{name!r} is not a strategy", "name a class whose instances are strategies")
     return strategy
 
 
 def load_strategy_class(name: str) -> Any:
-    """Import the class of the strategy called `name`. Raises `InputError` if there is none."""
+    """Return the class of a strategy.
+
+    Args:
+        name: The name of a strategy, or `MODULE:NAME` for a class of the user.
+
+    Raises:
+        InputError: If there is no such strategy, or if it cannot be imported.
+    """
     path = STRATEGIES.get(name, name)
     module_name, _, attribute = path.partition(":")
     if not attribute:
@@ -83,8 +98,8 @@ def load_strategy_class(name: str) -> Any:
         raise InputError(f"there is no strategy {name!r}", f"{hint}write one of {', '.join(STRATEGIES)} or MODULE:NAME")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # whatever the code of a user's own module may raise
+    except Exception as error:  # the module of a user may raise any exception
         raise InputError(
             f"strategy {name!r} cannot be imported: {error}",
-            "check the module's name and that it is on the Python path",
+            "check the name of the module and the Python path",
         ) from error

@@ -1,4 +1,4 @@
-"""Rank a window by scores, and aggregate the samples of a window to one ranking."""
+"""Rank a window by scores, and aggregate the samples of a window into one ranking."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rank_k.types import Window, WindowRanking, WindowResult
 
 
 def consensus_ranking(result: WindowResult) -> WindowRanking:
-    """Return the passages of a window by their mean position in its samples (Borda), equal means tied.
+    """Return the consensus of a window's samples: passages sorted by their mean position (Borda count).
 
-    The members of a tier share the mean of its positions. A passage counts only where a sample ranked it;
-    one that no sample ranked comes last, in input order. Positions are scaled by the number of passages that a sample
-    ranked, so that a short answer does not favor its passages.
+    Passages with equal means are tied. In each sample, positions are from 0 (first) to 1 (last), and tied passages
+    share the mean of their positions. Only passages that the model itself ranked have a position in a sample. Passages
+    that no sample ranked come last, in input order.
     """
     rankings = [ranking for ranking in result.rankings if ranking.is_valid]
     if len(rankings) == 1:
@@ -25,7 +25,12 @@ def consensus_ranking(result: WindowResult) -> WindowRanking:
 
 
 def order_by_score(window: Window, scores: Mapping[str, float]) -> WindowRanking:
-    """Rank `window` by `scores`: highest first, equal scores tied, passages without one last in their input order."""
+    """Return the ranking of a window by scores, highest first. Passages with equal scores are tied.
+
+    Args:
+        window: The window.
+        scores: Scores by passage id. Passages without a score come last, in input order.
+    """
     if not scores:
         return WindowRanking.unranked(window)
     ranked_ids = sorted((doc_id for doc_id in window.doc_ids if doc_id in scores), key=lambda doc_id: -scores[doc_id])
@@ -35,7 +40,7 @@ def order_by_score(window: Window, scores: Mapping[str, float]) -> WindowRanking
 
 
 def _positions(rankings: Sequence[WindowRanking]) -> dict[str, list[float]]:
-    """Return, per passage, its position in each ranking that has it, from 0 (first) to 1 (last)."""
+    """Return the positions of each passage in the rankings that have it, from 0 (first) to 1 (last)."""
     positions: dict[str, list[float]] = defaultdict(list)
     for ranking in rankings:
         preceding = 0

@@ -1,7 +1,7 @@
-"""Blocks in parallel, one Bradley-Terry fit of all rankings, then windows that decide the head.
+"""Rank blocks in parallel, fit a Bradley-Terry model to all rankings, and then rank the most important passages again.
 
-This design came out best of a simulation (see docs/strategies.md): as good as the sliding window or better, in
-two rounds instead of nine.
+In simulations, this strategy was as good as the sliding window or better, in two rounds instead of nine
+(docs/strategies.md).
 """
 
 from __future__ import annotations
@@ -27,21 +27,29 @@ from rank_k.types import Candidate, Ranking, Round, Window, WindowResult
 T = TypeVar("T")
 
 RANK_CUTOFF = 10
-"""The last windows decide which passages rank above this: quality is measured at 10."""
+"""The second round decides which passages are among this number of best ones. Quality is measured at 10."""
 
 
 @dataclass(frozen=True)
 class Blocks(WindowStrategy):
-    """The first round ranks all candidates in blocks of at most `window`. The second ranks the best `window` together
-    and, in another window, the passages whose place among the first ten is least certain. A `boundary` above 1 adds
-    rounds with the passages that are least certain by then; 0 leaves such windows out.
+    """Rank all candidates in blocks, and then the head and the least certain passages.
 
-    A block holds passages from all over the first stage's list; with `partitions` above 1 the first round also ranks
-    further divisions of the list, drawn at random. The final ranking is that of the Bradley-Terry fit of all rankings,
-    with the first stage as prior of weight `first_stage_weight` (0: ignore it). 100 candidates take 7 windows in 2
-    rounds.
+    The first round ranks all candidates in blocks of at most `window` passages from all parts of the list. The second
+    round ranks the best `window` passages in one window and, in another, the passages that are least certain to be in
+    the top 10. The final ranking is sorted by the strengths of a Bradley-Terry model, which is fitted to all rankings.
+    100 candidates take 7 windows in 2 rounds. numpy is required.
 
-    Needs numpy. Raises `InputError` for invalid settings and `MissingExtra` without numpy.
+    Attributes:
+        partitions: Number of times that the first round ranks all candidates (default: 1). The blocks of the second
+            and later partitions are random.
+        boundary: Number of windows with the least certain passages (default: 1). Each one after the first takes
+            another round.
+        first_stage_weight: Weight of the first-stage ranking, which is the prior of the model (default: 1; 0 ignores
+            the first stage).
+
+    Raises:
+        InputError: If an option is out of range.
+        MissingExtra: If numpy is not installed.
     """
 
     partitions: int = at_least(1, 1)
@@ -50,11 +58,11 @@ class Blocks(WindowStrategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        load("numpy")  # now, not after the first round has been paid for
+        load("numpy")  # fail now, before the first round has cost anything
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = tuple(candidate.doc_id for candidate in candidates)
-        full_range = (1, len(ids))  # a block holds passages from all over the list
+        full_range = (1, len(ids))  # a block has passages from all parts of the list
         results: list[WindowResult] = []
         ties: Ties = {}
         blocks = self._first_round_blocks(ids, Random(seed))
@@ -69,10 +77,10 @@ class Blocks(WindowStrategy):
         next_windows = self._second_round_windows(ranking)
         while remaining_windows > 0:
             new_windows = [doc_ids for doc_ids in next_windows if doc_ids not in submitted]
-            if not new_windows:  # the same question has the same answer, which must not count twice
+            if not new_windows:  # the same window has the same result, which must not count twice
                 break
             submitted.update(new_windows)
-            # a window decides among the ranks of its passages; through the fit, others move a little
+            # a window decides about the ranks of its passages; other passages hardly move
             windows = (Window(doc_ids, (1, 1 + max(map(ranking.doc_ids.index, doc_ids)))) for doc_ids in new_windows)
             round_results = yield Round(tuple(windows), ranking, remaining_windows)
             remaining_windows -= len(next_windows)
@@ -81,10 +89,10 @@ class Blocks(WindowStrategy):
         return ranking
 
     def _second_round_windows(self, ranking: Ranking) -> list[tuple[str, ...]]:
-        """Return the windows of the second round: the head and the boundary.
+        """Return the windows of the second round: the head and the least certain passages.
 
-        Where the least certain passages are the head itself, its better half is ranked with the passages that follow
-        it, which the blocks may have ranked too low.
+        If these are the same passages, the second window has the better half of the head and the passages that follow
+        the head, because the first round may have ranked them too low.
         """
         head = ranking.doc_ids[: self.window]
         if not self.boundary:
@@ -96,7 +104,7 @@ class Blocks(WindowStrategy):
         return [head, boundary_window]
 
     def _first_round_blocks(self, ids: Sequence[str], random: Random) -> list[tuple[str, ...]]:
-        """Return the windows of the first round, without blocks of a single passage."""
+        """Return the blocks of the first round, except those with a single passage."""
         count = ceil(len(ids) / self.window)
         partitions = [snake_deal(ids, count)]
         if count > 1:
@@ -108,7 +116,7 @@ class Blocks(WindowStrategy):
     def _update_ranking(
         self, ids: Sequence[str], round_results: Sequence[WindowResult], results: list[WindowResult], ties: Ties
     ) -> Ranking:
-        """Add `round_results` to `results` and `ties`, and return the best ranking so far."""
+        """Add the results of a round to `results` and `ties`, and return the best ranking so far."""
         results.extend(round_results)
         for result in round_results:
             record_consensus(ties, result)
@@ -118,8 +126,10 @@ class Blocks(WindowStrategy):
 
 
 def snake_deal(items: Sequence[T], group_count: int) -> list[tuple[T, ...]]:
-    """Deal `items` into `group_count` groups, back and forth, so that each has its share of the best. Groups keep the
-    order of `items` and differ in size by one at most."""
+    """Deal `items` into groups, back and forth, so that each group has its share of the best ones.
+
+    Groups keep the order of `items`. Their sizes differ by at most one.
+    """
     groups: list[list[T]] = [[] for _ in range(group_count)]
     for start in range(0, len(items), group_count or 1):
         ordered_groups = groups if start // group_count % 2 == 0 else groups[::-1]
@@ -129,7 +139,7 @@ def snake_deal(items: Sequence[T], group_count: int) -> list[tuple[T, ...]]:
 
 
 def _least_certain(ranking: Ranking, size: int) -> tuple[str, ...]:
-    """Return the `size` passages whose place among the first ten is least certain, best first."""
+    """Return the `size` passages that are least certain to be in the top 10, in the order of the ranking."""
     probability = ranking.probability or {}
     least_certain_ids = sorted(
         ranking.doc_ids, key=lambda doc_id: -round(probability[doc_id] * (1 - probability[doc_id]), 7)

@@ -1,8 +1,8 @@
-"""Bradley-Terry: one strength per passage from all windows, with the first stage as prior.
+"""The Bradley-Terry model (1952): estimate one strength per passage from the rankings of all windows.
 
-A passage that is ranked above another has beaten it, with probability 1 / (1 + exp(strength of the other - its own))
-(Bradley and Terry, 1952). The strengths are the most probable ones (MAP) under independent normal priors around
-the first stage's; their standard errors come from the curvature there (Laplace's approximation).
+A passage with strength a is ranked above a passage with strength b with probability 1 / (1 + exp(b - a)). The estimates
+are maximum a posteriori: the prior of each strength is a normal distribution whose mean depends on the rank in the
+first stage. Their standard errors come from the curvature of the posterior at its maximum (Laplace approximation).
 """
 
 from __future__ import annotations
@@ -23,36 +23,43 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.float64]
 
 PRIOR_PRECISION = 0.15
-"""Of the prior. Chosen, as the other constants here, by simulation (docs/strategies.md says how)."""
+"""Precision (1 / variance) of the normal priors. This and the other constants were chosen by simulation
+(docs/strategies.md)."""
 
 RANK_OFFSET = 10
-"""Added to the first-stage rank (from 0) before the logarithm: the first ten hardly differ in merit."""
+"""Added to the first-stage rank, counted from 0, before taking the logarithm, so that the first ten differ little."""
 
 _STEP_TOLERANCE = 1e-6
-"""The last of Newton's steps: the error that remains is of the order of its square."""
+"""Newton's method ends when no strength changes by more than this. The remaining error is about its square."""
 
 _MAX_STEPS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class BradleyTerryFit:
-    """Strengths in log-odds, centered like the prior around 0, and their standard errors, one per id of `doc_ids`."""
+    """A fitted model.
+
+    Attributes:
+        doc_ids: The candidates, in the order of the first stage.
+        strengths: The strength of each candidate, in log-odds. Their prior means have mean 0.
+        errors: The standard error of each strength.
+    """
 
     doc_ids: tuple[str, ...]
     strengths: tuple[float, ...]
     errors: tuple[float, ...]
 
     def ranked_ids(self) -> tuple[str, ...]:
-        """Return the ids, strongest first; equal ones in the order of `doc_ids`."""
+        """Return the ids sorted by strength, highest first. Equal strengths keep the order of `doc_ids`."""
         strength = dict(zip(self.doc_ids, self.strengths, strict=True))
-        # rounded, so that the last bits, which differ between machines, decide nothing
+        # rounded, because the last bits differ between machines
         return tuple(sorted(self.doc_ids, key=lambda doc_id: -round(strength[doc_id], 7)))
 
     def top_k_probabilities(self, k: int = 10) -> Mapping[str, float]:
-        """Return, per id, the probability of being among the `k` best.
+        """Return the probability of each candidate to be among the `k` best, by id.
 
-        That is the probability that its strength exceeds the threshold above which `k` passages are expected.
-        All are 1 where there are no more than `k`.
+        It is the probability that the strength exceeds a threshold, which is chosen so that the expected number of
+        candidates above it is `k`. With at most `k` candidates, all probabilities are 1.
         """
         if k >= len(self.doc_ids):
             return dict.fromkeys(self.doc_ids, 1.0)
@@ -65,7 +72,7 @@ class BradleyTerryFit:
             threshold = (low + high) / 2
             probabilities = [erfc((threshold - strength) * scale) / 2 for strength, scale in scaled]
             excess = sum(probabilities) - k
-            if abs(excess) < 1e-11:  # well below any difference that matters
+            if abs(excess) < 1e-11:  # far below any difference that matters
                 break
             low, high = (threshold, high) if excess > 0 else (low, threshold)
         return dict(zip(self.doc_ids, probabilities, strict=True))
@@ -74,20 +81,21 @@ class BradleyTerryFit:
 def fit_strengths(
     doc_ids: Sequence[str], results: Iterable[WindowResult], first_stage_weight: float = 1.0
 ) -> BradleyTerryFit:
-    """Return the most probable strengths of `doc_ids` given the rankings of windows in `results`.
+    """Fit the strengths of candidates to the rankings of windows.
 
-    In a window of n passages every pair weighs 2 / n, so that a window weighs as much as the n - 1 comparisons that
-    sorting needs at least; ties count half each way; the samples of a window share its weight. Only ids that the model
-    ranked count. Newton's method finds the maximum; time grows with the cube of the number of ids.
+    In a window of n passages, each pair has the weight 2 / n. A window then weighs as much as n - 1 comparisons, the
+    minimum for sorting n passages. A tie counts as half a win for both passages. The samples of a window share its
+    weight. Passages that the model left out are ignored. The time grows with the cube of the number of candidates.
 
     Args:
-        doc_ids: The candidates, best of the first stage first.
+        doc_ids: The candidates, in the order of the first stage (best first).
         results: Ranked windows of these candidates.
-        first_stage_weight: w in the prior means -w x ln(rank + 10), which are centered (default: 1).
+        first_stage_weight: Weight w of the first stage (default: 1). The prior mean of a strength is -w ln(rank + 10),
+            minus the mean of these values over all candidates; ranks count from 0.
 
     Raises:
-        InputError: An id in `results` is not in `doc_ids`.
-        MissingExtra: numpy is not installed.
+        InputError: If `results` has an id that is not in `doc_ids`.
+        MissingExtra: If numpy is not installed.
     """
     ids = tuple(doc_ids)
     if not ids:
@@ -100,7 +108,7 @@ def fit_strengths(
     won, weight = wins[first, second], wins[first, second] + wins[second, first]
 
     def evaluate(strengths: Floats) -> tuple[float, Floats]:
-        """Return ln of the posterior, up to a constant, and the probability that the first of each pair wins."""
+        """Return the log-posterior up to a constant, and the probability that the first passage of each pair wins."""
         differences = strengths[first] - strengths[second]
         log_normalizers = np.logaddexp(0, differences)
         log_likelihood = (won * differences - weight * log_normalizers).sum()
@@ -117,7 +125,7 @@ def fit_strengths(
         np.fill_diagonal(curvature, PRIOR_PRECISION - curvature.sum(axis=1))
         step = np.linalg.solve(curvature, gradient - PRIOR_PRECISION * (strengths - prior))
         minimum = log_posterior - 1e-9
-        # The posterior is concave: close to the maximum every full step is uphill, and far away a shorter one is.
+        # The log-posterior is concave: a step that is short enough increases it.
         while (evaluated := evaluate(strengths + step))[0] < minimum:
             step /= 2
         strengths = strengths + step
@@ -129,14 +137,14 @@ def fit_strengths(
 
 
 def _win_weights(ids: Sequence[str], results: Iterable[WindowResult]) -> Floats:
-    """Return the matrix of weights with which passage i has beaten passage j, by their positions in `ids`."""
+    """Return a matrix: element [i, j] is the total weight of the wins of `ids[i]` over `ids[j]`."""
     np = load("numpy")
     position = {doc_id: i for i, doc_id in enumerate(ids)}
     wins: Floats = np.zeros((len(ids), len(ids)))
     for result in results:
         if unknown_id := next((doc_id for doc_id in result.window.doc_ids if doc_id not in position), None):
             raise InputError(
-                f"an outcome holds {unknown_id!r}, which is no candidate", "fit outcomes of one query only"
+                f"a window has {unknown_id!r}, which is not a candidate", "fit the windows of one query only"
             )
         valid_rankings = [ranking for ranking in result.rankings if ranking.is_valid]
         for ranking in valid_rankings:

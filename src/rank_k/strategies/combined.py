@@ -1,4 +1,4 @@
-"""Query likelihood, then a listwise strategy, and a final ranking from both and the first stage."""
+"""Combine query likelihood, a listwise strategy and the first stage into one ranking."""
 
 from __future__ import annotations
 
@@ -13,31 +13,40 @@ from rank_k.strategies.bradley_terry import RANK_OFFSET, fit_strengths
 from rank_k.types import Candidate, Ranking, Round, Window, WindowResult
 
 LIKELIHOOD_WEIGHT = 2.0
-"""The weight of the likelihoods beside the comparisons' 1, chosen for rank-k-nano (docs/student.md says on what)."""
+"""Weight of the query likelihoods, if the listwise rankings have weight 1. It was chosen for rank-k-nano
+(docs/student.md)."""
 
 _MIN_DEVIATION = 1e-9
-"""A deviation that is no more than rounding."""
+"""Smaller standard deviations are rounding errors."""
 
 Scores = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Combined:
-    """Score all candidates by query likelihood, then run `strategy` on the order by likelihood and first stage.
+    """Score all candidates with query likelihood, and then rerank the best ones with a listwise strategy.
 
-    The final score is a weighted sum of three scores, each z-scored over the candidates: Bradley-Terry strengths
-    (`fit_strengths` without a prior; weight 1), query log-likelihoods (`LIKELIHOOD_WEIGHT`) and the first stage's
-    -ln(rank + 10) (`first_stage_weight`). A passage without a likelihood has the mean one.
+    The first round computes query likelihoods. The candidates are sorted by the sum of the likelihood and the
+    first-stage score, and this order is the input of the listwise strategy. The final score is a weighted sum of three
+    scores, each of them z-scored over the candidates: Bradley-Terry strengths without a prior (weight 1), query
+    log-likelihoods (weight `LIKELIHOOD_WEIGHT`), and the first-stage score -ln(rank + 10) (weight
+    `first_stage_weight`). A passage without a likelihood gets the mean.
 
-    It has no name in `STRATEGIES`: `Reranker(method="combined")` makes one from any strategy. Needs numpy. Raises
-    `MissingExtra` without numpy.
+    This strategy has no name in `STRATEGIES`; `Reranker(method="combined")` creates it. numpy is required.
+
+    Attributes:
+        strategy: The listwise strategy.
+        first_stage_weight: Weight of the first stage, 0 or more (default: 1).
+
+    Raises:
+        MissingExtra: If numpy is not installed.
     """
 
     strategy: Strategy
     first_stage_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        load("numpy")  # now, not after everything has been paid for
+        load("numpy")  # fail now, before the first round has cost anything
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = tuple(candidate.doc_id for candidate in candidates)
@@ -75,18 +84,18 @@ class Combined:
 
 
 def first_stage_scores(ids: Sequence[str]) -> Scores:
-    """Return the z-scored first-stage scores of `ids`, best first."""
+    """Return z-scored first-stage scores by id. `ids` is sorted by the first stage, best first."""
     return standardize({doc_id: -log(rank + RANK_OFFSET) for rank, doc_id in enumerate(ids)})
 
 
 def comparison_scores(ids: Sequence[str], listwise_results: Sequence[WindowResult]) -> Scores:
-    """Return the z-scored Bradley-Terry strengths of `ids`, fitted without a prior."""
+    """Return z-scored Bradley-Terry strengths by id, without the first stage as prior."""
     fitted = fit_strengths(ids, listwise_results, first_stage_weight=0)
     return standardize(dict(zip(fitted.doc_ids, fitted.strengths, strict=True)))
 
 
 def standardize(scores: Scores) -> Scores:
-    """Return `scores` in standard deviations from the mean (z-scores); zeros where all are equal."""
+    """Return z-scores by id: differences from the mean in standard deviations. They are 0 if all scores are equal."""
     if not scores:
         return scores
     mean, deviation = fmean(scores.values()), pstdev(scores.values())
@@ -96,11 +105,15 @@ def standardize(scores: Scores) -> Scores:
 
 
 def rank_by_weighted_sum(ids: Sequence[str], *weighted_scores: tuple[float, Scores]) -> list[str]:
-    """Return `ids` by the weighted sum of their z-scores, highest first; equal sums keep the order of `ids`. A missing
-    score counts as the mean, 0."""
+    """Return `ids` sorted by the weighted sum of z-scores, highest first. Equal sums keep the order of `ids`.
+
+    Args:
+        ids: The ids.
+        weighted_scores: Pairs of weight and z-scores by id. A missing score counts as 0, the mean.
+    """
 
     def total(doc_id: str) -> float:
-        # rounded, so that the last bits, which differ between machines, decide nothing
+        # rounded, because the last bits differ between machines
         return round(sum(weight * scores.get(doc_id, 0.0) for weight, scores in weighted_scores), 7)
 
     return sorted(ids, key=total, reverse=True)

@@ -1,7 +1,7 @@
-"""Setwise: heapsort in which one window compares a parent with all its children.
+"""Setwise: heapsort in which one window compares a parent with all of its children.
 
 Zhuang et al., "A Setwise Approach for Effective and Highly Efficient Zero-shot Ranking with Large Language Models"
-(arXiv 2310.09497), whose c children are `window` - 1 here (3 in the paper).
+(arXiv 2310.09497). The number of children c of the paper, 3, is `window` - 1 here.
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ from rank_k.types import Candidate, Round, Window, WindowResult
 
 @dataclass(frozen=True)
 class Setwise(WindowStrategy):
-    """Build a heap whose nodes have `window` - 1 children, the subtrees of one level in parallel, and take its best
-    passage `k` times. Only the first of each ranking counts; the rest of the candidates keep their order."""
+    """Rank the best `k` passages with a heap whose nodes have `window` - 1 children.
 
-    k: int = at_least(1, 10, ": how many passages are to be ranked")
+    The heap is built level by level, with all windows of a level in parallel. Then the best passage is removed `k`
+    times. Only the first passage of each ranking is used. The other candidates keep their order.
+
+    Attributes:
+        k: Number of passages to rank (default: 10).
+    """
+
+    k: int = at_least(1, 10, ": it is the number of passages to rank")
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         ids = [candidate.doc_id for candidate in candidates]
@@ -29,7 +35,7 @@ class Setwise(WindowStrategy):
         levels = _levels(len(heap), self.window - 1)
 
         def sift(positions: Sequence[int], remaining_in_levels: int) -> Generator[Round, list[WindowResult], None]:
-            """Move the passages at `positions` down until no child is better, all of them in parallel."""
+            """Move the passages at `positions` down, in parallel, until no child is better."""
             while windows := self._family_windows(positions, heap, len(best)):
                 remaining_windows = len(windows) + remaining_in_levels + (self.k - len(best) - 1) * len(levels)
                 results = yield Round(
@@ -54,10 +60,12 @@ class Setwise(WindowStrategy):
         return tied_ranking(ties, _with_best_first(best, ids))
 
     def _family_windows(self, positions: Sequence[int], heap: Sequence[str], ranked_count: int) -> dict[int, Window]:
-        """Return a window of parent and children for each of `positions` that has children.
+        """Return a window of a parent and its children for each of `positions` that has children.
 
-        The heap is the list that is being sorted: a window changes nothing below the last of its children, and later
-        windows show its winner again until that has reached the head.
+        Args:
+            positions: Positions in the heap.
+            heap: The heap, which holds the passages that are not ranked yet.
+            ranked_count: Number of passages that are ranked. They precede the heap in the final ranking.
         """
         child_count = self.window - 1
         windows: dict[int, Window] = {}
@@ -69,7 +77,7 @@ class Setwise(WindowStrategy):
 
 
 def _levels(length: int, child_count: int) -> list[list[int]]:
-    """Return the positions of a heap that have children, level by level, the deepest first."""
+    """Return the positions in a heap that have children, level by level. The deepest level is first."""
     levels: list[list[int]] = []
     first, size = 0, 1
     while child_count * first + 1 < length:
@@ -79,7 +87,7 @@ def _levels(length: int, child_count: int) -> list[list[int]]:
 
 
 def _winner(result: WindowResult, ties: Ties) -> str:
-    """Return the best passage of a window; the parent, shown first, unless the model ranked it below another."""
+    """Return the best passage of a window. It is the parent, which comes first in the window, if there is doubt."""
     ranking = consensus_ranking(result)
     parent = result.window.doc_ids[0]
     if not ranking.is_valid or parent not in ranking.ranked_ids:
@@ -89,5 +97,5 @@ def _winner(result: WindowResult, ties: Ties) -> str:
 
 
 def _with_best_first(best: Sequence[str], ids: Sequence[str]) -> list[str]:
-    """Return `best`, then the rest of `ids` in their order."""
+    """Return `best`, followed by the other `ids` in their order."""
     return list(dict.fromkeys([*best, *ids]))

@@ -1,4 +1,4 @@
-"""One window: the head of the list. The rest keeps its order."""
+"""Rank only the first window. All other candidates keep their order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rank_k.types import Candidate
 
 @dataclass(frozen=True)
 class Single(WindowStrategy):
-    """The first `window` candidates, once."""
+    """Rank the first `window` candidates, in a single window. The other candidates follow in their order."""
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         head_span = window_spans(len(candidates), self.window, stride=self.window)[-1:]

@@ -1,4 +1,4 @@
-"""The paper's strategy: a window that slides from the end of the list to its head."""
+"""The strategy of the Rank-K paper: a window that slides from the end of the list to its head."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from rank_k.types import Candidate, Round, Window
 
 
 def window_spans(length: int, window: int, stride: int) -> list[tuple[int, int]]:
-    """Return (start, end) of each window over a list of `length`, from the end to the head.
+    """Return the start and end of each window, from the end of the list to its head.
 
-    Every span is full unless the list is shorter than a window, the last one starts at 0, and a list of fewer than
-    two passages has none.
+    All windows are full, unless the list is shorter than a window. The last window starts at 0.
+
+    Args:
+        length: Number of candidates. With fewer than two, there are no windows.
+        window: Number of passages per window.
+        stride: Number of passages that the window moves by.
     """
     if length < 2:
         return []
@@ -23,12 +27,12 @@ def window_spans(length: int, window: int, stride: int) -> list[tuple[int, int]]
 
 
 def rank_spans(candidates: Sequence[Candidate], spans: Sequence[tuple[int, int]], overlap: bool) -> StrategyGenerator:
-    """Rank spans of the list of candidates one after the other, each in a round of its own.
+    """Rank parts of the list one after the other, one window per round.
 
     Args:
-        candidates: the candidates, best first.
-        spans: (start, end) of each window, from the end of the list to the head.
-        overlap: whether neighboring spans share passages, so that a passage can rise to the head of the list.
+        candidates: The candidates, best first.
+        spans: The start and end of each window, from the end of the list to its head.
+        overlap: Whether consecutive windows overlap, so that a passage can rise from the end to the head of the list.
     """
     ids = [candidate.doc_id for candidate in candidates]
     ties: Ties = {}
@@ -41,10 +45,13 @@ def rank_spans(candidates: Sequence[Candidate], spans: Sequence[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Sliding(WindowStrategy):
-    """`window` passages at a time, moving by `stride`; one window a round.
+    """Rank windows of `window` passages that move by `stride` from the end of the list to its head, one per round.
 
-    With stride below window the best of each window are carried into the next, so that a passage can rise
-    from the end to the head in one pass. Defaults: 20 and 10, as in the paper.
+    If `stride` is smaller than `window`, the best passages of each window are also in the next one, so that a passage
+    can rise from the end to the head. The defaults are those of the paper: windows of 20 and a stride of 10.
+
+    Raises:
+        InputError: If `window` is below 2, or `stride` is not between 1 and `window`.
     """
 
     stride: int = 10
@@ -52,7 +59,7 @@ class Sliding(WindowStrategy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.stride <= self.window:
-            raise InputError(f"stride is {self.stride}", f"give 1 to {self.window}, the window's size")
+            raise InputError(f"stride is {self.stride}", f"give 1 to {self.window}, the size of the window")
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
         spans = window_spans(len(candidates), self.window, self.stride)

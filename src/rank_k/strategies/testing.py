@@ -1,10 +1,10 @@
-"""The conformance test that every strategy must pass, including your own.
+"""A conformance test for strategies, for use in the tests of your strategy.
 
     from rank_k.strategies.testing import check_strategy
     check_strategy(MyStrategy(), length=55, random=random.Random(1))
 
-It drives the strategy with legal but arbitrary rankings (ties, forgotten ids, no answer at all) and raises
-`AssertionError` that names the violation of the protocol `rank_k.strategies.base.Strategy`.
+It runs the strategy with valid random results: rankings with ties, with missing ids, or no ranking at all. If the
+strategy violates the protocol (`rank_k.strategies.base.Strategy`), it raises an `AssertionError` that says how.
 """
 
 from __future__ import annotations
@@ -15,23 +15,33 @@ from rank_k.strategies.base import Strategy, ranking_violation, round_violation
 from rank_k.types import Candidate, Ranking, Round, Window, WindowRanking, WindowResult
 
 MAX_WINDOWS_PER_PASSAGE = 50
-"""A strategy that yields more windows per candidate is taken to run forever."""
+"""The maximum number of windows per candidate, to detect strategies that never end."""
 
 
 def check_strategy(strategy: Strategy, length: int, random: Random, *, samples: int = 1) -> list[Round]:
-    """Drive `strategy` over `length` candidates twice, and return its rounds."""
+    """Run a strategy twice with the same results, check that it conforms to the protocol, and return its rounds.
+
+    Args:
+        strategy: The strategy.
+        length: Number of candidates.
+        random: Source of the random results.
+        samples: Number of rankings per window (default: 1).
+
+    Raises:
+        AssertionError: If the strategy violates the protocol or is not deterministic.
+    """
     candidates = tuple(Candidate(f"d{i}", 1 / (i + 1)) for i in range(length))
     seed = random.randrange(2**32)
     results: list[list[WindowResult]] = []
     rounds, ranking = _drive(strategy, candidates, seed, results, random, samples)
     replayed_rounds, replayed_ranking = _drive(strategy, candidates, seed, results, None, samples)
-    assert replayed_rounds == rounds, "the same outcomes led to other rounds: a replay must rebuild the same state"
-    assert replayed_ranking == ranking, "the same outcomes led to another ranking"
+    assert replayed_rounds == rounds, "the same results led to different rounds"
+    assert replayed_ranking == ranking, "the same results led to a different ranking"
     return rounds
 
 
 def arbitrary_ranking(window: Window, random: Random) -> WindowRanking:
-    """Return a legal ranking of `window`: sometimes with ties, forgotten ids, or none at all."""
+    """Return a valid random ranking of `window`, which may have ties and missing ids, or be no ranking at all."""
     if random.random() < 0.1:
         return WindowRanking.unranked(window)
     ids = list(window.doc_ids)
@@ -57,7 +67,10 @@ def _drive(
     random: Random | None,
     samples: int,
 ) -> tuple[list[Round], Ranking]:
-    """Run to the end with random results, which are appended to `results`, or without `random` with those there."""
+    """Run the strategy to its end, and return its rounds and its ranking.
+
+    With `random`, results are random and are appended to `results`. Without it, `results` are used.
+    """
     ids = {candidate.doc_id for candidate in candidates}
     generator = strategy(candidates, seed)
     rounds: list[Round] = []
@@ -67,7 +80,9 @@ def _drive(
         while True:
             _check_round(next_round, ids)
             window_count += len(next_round.windows)
-            assert window_count <= MAX_WINDOWS_PER_PASSAGE * max(len(ids), 1), f"{window_count} windows and no end"
+            assert window_count <= MAX_WINDOWS_PER_PASSAGE * max(len(ids), 1), (
+                f"the strategy does not end: it yielded {window_count} windows"
+            )
             rounds.append(next_round)
             if random is not None:
                 results.append(
@@ -96,4 +111,4 @@ def _check_round(candidate_round: Round, ids: set[str]) -> None:
 
 def _check_ranking(ranking: Ranking, ids: set[str]) -> None:
     assert not (violation := ranking_violation(ranking, ids)), violation
-    assert not (ranking.tied and ranking.tied[0]), "the first passage has nobody before it to be tied with"
+    assert not (ranking.tied and ranking.tied[0]), "the first passage cannot be tied with the one before it"

@@ -1,4 +1,4 @@
-"""Top-down partitioning: compare everything with a good pivot, keep what beats it, repeat.
+"""Top-down partitioning: compare all passages with a good pivot, keep those ranked above it, and repeat.
 
 Parry, MacAvaney and Ganguly, "Top-Down Partitioning for Efficient List-Wise Ranking" (arXiv 2405.14589).
 """
@@ -24,14 +24,17 @@ from rank_k.types import Candidate, Round, Window, WindowResult
 
 @dataclass(frozen=True)
 class TopDown(WindowStrategy):
-    """Rank the head, take the passage in its middle as pivot, and rank the pivot with each part of the rest, all parts
-    in one round. Whatever is ranked above the pivot joins the head's upper half, and so on until nothing new beats the
+    """Rank the head of the list, and then only the passages that are better than a pivot from its middle.
+
+    The first round ranks the first `window` passages. The passage in the middle of this ranking is the pivot. The
+    second round divides all other passages into parts and ranks each part together with the pivot. Passages ranked
+    above the pivot join the upper half of the head, and the procedure is repeated until no passage is ranked above the
     pivot. 100 passages take three to five rounds; the sliding window takes nine.
     """
 
     def __call__(self, candidates: Sequence[Candidate], seed: int) -> StrategyGenerator:
-        contenders = [candidate.doc_id for candidate in candidates]  # may still reach the top
-        settled: list[str] = []  # below every contender, best first
+        contenders = [candidate.doc_id for candidate in candidates]  # these may still reach the top
+        settled: list[str] = []  # these rank below every contender, best first
         ties: Ties = {}
         while len(contenders) > 1:
             head, rest = contenders[: self.window], contenders[self.window :]
@@ -56,15 +59,17 @@ class TopDown(WindowStrategy):
 
 
 def _partition(doc_ids: Sequence[str], size: int) -> list[tuple[str, ...]]:
-    """Return `doc_ids` in consecutive parts of nearly the same length, none longer than `size`."""
+    """Divide `doc_ids` into consecutive parts of nearly the same length, none longer than `size`."""
     count = ceil(len(doc_ids) / size)
     bounds = [round(i * len(doc_ids) / count) for i in range(count + 1)]
     return [tuple(doc_ids[a:b]) for a, b in pairwise(bounds)]
 
 
 def _split_at_pivot(pivot: str, result: WindowResult, ties: Ties) -> tuple[list[str], list[str]]:
-    """Return the passages ranked above the pivot, and the rest. Without a ranking, or without the pivot in it, no
-    passage has beaten the pivot: what a model forgot is no evidence."""
+    """Return the passages ranked above the pivot, and the other ones.
+
+    If there is no valid ranking, or if the model left the pivot out, no passage counts as ranked above it.
+    """
     ranking = consensus_ranking(result)
     if not ranking.is_valid or pivot not in ranking.ranked_ids:
         return [], [doc_id for doc_id in ranking.doc_ids if doc_id != pivot]
@@ -79,5 +84,5 @@ def _split_at_pivot(pivot: str, result: WindowResult, ties: Ties) -> tuple[list[
 
 
 def _interleave(lists: Sequence[Sequence[str]]) -> list[str]:
-    """Return all firsts, then all seconds, and so on: across parts, only ranks within parts are known."""
+    """Return the first passages of all lists, then the second ones, and so on, since lists cannot be compared."""
     return [doc_id for doc_id in chain.from_iterable(zip_longest(*lists)) if doc_id is not None]

@@ -1,4 +1,4 @@
-"""TourRank: the better part of each group advances to the next stage, and earns a point for it.
+"""TourRank: the best passages of each group advance to the next stage and earn a point.
 
 Chen et al., "TourRank: Utilizing Large Language Models for Documents Ranking with a Tournament-Inspired Strategy"
 (arXiv 2406.11678).
@@ -25,12 +25,16 @@ from rank_k.types import Candidate, Round, Window, WindowResult
 
 @dataclass(frozen=True)
 class Tournament(WindowStrategy):
-    """For 100 candidates and a window of 20 the paper's stages: 100 to 50 in five groups of 20, to 20 in five of 10,
-    then to 10, 5 and 2 in one group each. Other lengths follow the same series 500, 200, 100, 50, 20, 10, 5, 2,
-    from the first that is no more than half. The groups of a stage are one round.
+    """Rank passages by their points in a tournament.
 
-    `tournaments` (TourRank-r): the number of parallel tournaments, which differ in the order in which groups are shown;
-    their points are added. Passages with equal points keep the order of the first stage.
+    For 100 candidates and windows of 20, the stages are those of the paper: from 100 passages to 50 in five groups of
+    20, to 20 in five groups of 10, and to 10, 5 and 2 in one group each. For other lengths, the number of passages
+    after the first stage is the largest of 500, 200, 100, 50, 20, 10, 5 and 2 that is at most half of the length. The
+    groups of a stage form one round. Passages with equal points keep the order of the first stage.
+
+    Attributes:
+        tournaments: Number of parallel tournaments, r in TourRank-r (default: 1). The order of passages within groups
+            is random, and the points of all tournaments are added.
     """
 
     tournaments: int = at_least(1, 1)
@@ -41,12 +45,12 @@ class Tournament(WindowStrategy):
         random = Random(seed)
         ties: Ties = {}
         points = Counter(dict.fromkeys(ids, 0))
-        pools = [ids] * self.tournaments  # the remaining passages of each tournament, in first-stage order
+        pools = [ids] * self.tournaments  # the passages of each tournament that remain, in first-stage order
         stages = plan_stages(len(ids), self.window)
         for stage_number, (count, promoted) in enumerate(stages):
             groups = [pool[first::count] for pool in pools for first in range(count)]
             compared_groups = [random.sample(group, len(group)) for group in groups if len(group) > 1]
-            # with one tournament, a passage that has left it stays below all that remain
+            # in a single tournament, passages that are out rank below all that remain
             worst = len(pools[0]) if self.tournaments == 1 else len(ids)
             remaining_windows = len(compared_groups) + self.tournaments * sum(
                 later_groups for later_groups, _ in stages[stage_number + 1 :]
@@ -56,7 +60,7 @@ class Tournament(WindowStrategy):
             rankings = [_rank_group(next(results), rank, ties) if len(group) > 1 else group for group in groups]
             promoted_counts = [promoted // count + (number < promoted % count) for number in range(count)]
             pools = []
-            for first in range(0, len(rankings), count):  # the groups of one tournament
+            for first in range(0, len(rankings), count):  # for each tournament
                 tournament = zip(rankings[first : first + count], promoted_counts, strict=True)
                 promoted_ids = [doc_id for ranking, size in tournament for doc_id in ranking[:size]]
                 points.update(promoted_ids)
@@ -65,12 +69,17 @@ class Tournament(WindowStrategy):
 
 
 def plan_stages(length: int, window: int) -> list[tuple[int, int]]:
-    """Return (number of groups, number of passages that advance) of each stage of a tournament of `length` passages."""
+    """Return the number of groups and the number of passages that advance, for each stage of a tournament.
+
+    Args:
+        length: Number of candidates.
+        window: Maximum number of passages per group.
+    """
     stages: list[tuple[int, int]] = []
     while length > (2 if stages else 1):
         min_groups = ceil(length / window)
-        promoted = max(_half_or_less(length), min_groups)  # of every group at least one advances
-        # groups of equal size of which equally many advance, where that does not take too many groups
+        promoted = max(_half_or_less(length), min_groups)  # at least one passage of each group advances
+        # prefer groups of equal size with equal numbers of passages that advance, if there are not too many groups
         even_counts = (n for n in range(min_groups, 2 * min_groups) if length % n == 0 and promoted % n == 0)
         stages.append((next(even_counts, min_groups), promoted))
         length = promoted
@@ -78,13 +87,16 @@ def plan_stages(length: int, window: int) -> list[tuple[int, int]]:
 
 
 def _half_or_less(length: int) -> int:
-    """Return the largest of 1, 2, 5, 10, 20, 50, 100, ... that is no more than half of `length`, 2 or more."""
+    """Return the largest of 1, 2, 5, 10, 20, 50, 100, ... that is at most half of `length`, which is 2 or more."""
     series: Iterator[int] = (step * 10**power for power in range(len(str(length))) for step in (1, 2, 5))
     return max(size for size in series if 2 * size <= length)
 
 
 def _rank_group(result: WindowResult, rank: dict[str, int], ties: Ties) -> list[str]:
-    """Return the group as the model ranks it; the first stage orders ties, and passages that the model forgot."""
+    """Return the passages of a group in the order of the model.
+
+    Tied passages and those that the model left out, which come last, keep the order of the first stage (`rank`).
+    """
     ranking = record_consensus(ties, result)
     tier = {doc_id: number for number, members in enumerate(ranking.tiers) for doc_id in members}
     return sorted(

@@ -1,4 +1,4 @@
-"""Collections and corpora that are files, and runs without the documents that a collection excludes."""
+"""Collections and corpora in files, and runs without the documents that a collection excludes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rank_k.data.passages import read_passages
 from rank_k.types import Candidate, Passage
 
 ExcludedDocuments = Mapping[str, frozenset[str]]
-"""`query_id -> ids of documents that its collection forbids to rank`."""
+"""`query_id -> ids of documents`: documents that must not be ranked for a query."""
 
 NAME_FORMS = (
     "beir:DIR, bright:SUBSET, bright:DIR/SUBSET, python-docs or an ir_datasets id such as"
@@ -21,15 +21,15 @@ NAME_FORMS = (
 
 @dataclass(frozen=True, slots=True)
 class CollectionFiles:
-    """A collection whose parts are files, in the formats of `rank_k.data.queries` and `rank_k.data.trec`.
+    """A collection of files, in the formats of `rank_k.data.queries` and `rank_k.data.trec`.
 
     Attributes:
-        documents: the documents.
-        queries: the queries, maybe more than `qrels` judges: BEIR keeps all splits in one file.
-        qrels: the judgments; None if there are none.
-        runs: first-stage runs in the same folder (`run.*.trec`), by name.
-        excluded: the documents that must not be ranked.
-        first_stage: the run that the collection itself asks to be reranked, if there is one.
+        documents: The documents.
+        queries: The queries. Some may have no judgments, for example because BEIR keeps all splits in one file.
+        qrels: The judgments (None: there are none).
+        runs: First-stage runs in the same directory (`run.*.trec`), sorted by name.
+        excluded: The documents that must not be ranked.
+        first_stage: The run to rerank that belongs to the collection (None: there is none).
     """
 
     documents: Path
@@ -46,26 +46,39 @@ class CollectionFiles:
 
 @dataclass(frozen=True, slots=True)
 class CorpusFile:
-    """Documents in one file, TSV or JSONL."""
+    """The documents of a collection in one file, TSV or JSONL."""
 
     path: Path
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The user's own files that the documents are read from, which must not be overwritten."""
+        """The files that hold the documents. Commands must not overwrite them."""
         return (self.path,)
 
     def passages(self) -> Iterator[Passage]:
-        """Yield all documents."""
+        """Yield all documents. Raises `FormatError` if a line is malformed."""
         return read_passages(self.path)
 
     def store(self, on_progress: OnProgress | None = None) -> CorpusIndex:
-        """Return the documents by id. `on_progress` is called while they are indexed."""
+        """Return the documents by id.
+
+        Args:
+            on_progress: Called while the documents are indexed.
+
+        Raises:
+            FormatError: If a line is malformed.
+            InputError: If the file cannot be read, or if its index cannot be saved.
+        """
         return open_corpus_index(self.path, on_progress)
 
 
 class RunWithoutExcluded:
-    """A run without the documents that its collection forbids for each query. It can be iterated as often as `run`."""
+    """A run without the documents that its collection excludes. It can be iterated as often as `run`.
+
+    Args:
+        run: Pairs of query id and candidates.
+        excluded: The excluded documents of each query.
+    """
 
     def __init__(self, run: Iterable[tuple[str, Sequence[Candidate]]], excluded: ExcludedDocuments) -> None:
         self._run, self._excluded = run, excluded
@@ -76,7 +89,7 @@ class RunWithoutExcluded:
             yield query_id, tuple(candidate for candidate in candidates if candidate.doc_id not in forbidden)
 
     def count_excluded(self) -> int:
-        """Return the number of candidates that are left out. Reads the run."""
+        """Return the number of candidates that are left out. This reads the complete run."""
         return sum(
             candidate.doc_id in self._excluded.get(query_id, frozenset())
             for query_id, candidates in (self._run if self._excluded else ())

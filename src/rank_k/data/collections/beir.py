@@ -1,4 +1,4 @@
-"""Folders in the layout of BEIR (Thakur et al. 2021)."""
+"""Collections in the directory layout of BEIR (Thakur et al., 2021)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ _SUFFIXES = ("", ".gz", ".zst")
 
 
 def load_beir(directory: str) -> CollectionFiles:
-    """Return the files of a folder: `corpus.jsonl`, `queries.jsonl` and the judgments of the split "test".
+    """Return the files of a collection. They are neither read nor downloaded.
 
-    The first file counts of `queries.test.jsonl` and `queries.jsonl`, and of `qrels/test.tsv`, `qrels.test.trec` and
-    `qrels.trec`. Each may be compressed (`.gz`, `.zst`). Nothing is read or downloaded.
+    The documents are in `corpus.jsonl`. The queries are in `queries.test.jsonl` or else `queries.jsonl`. The judgments
+    are in `qrels/test.tsv`, or else `qrels.test.trec` or `qrels.trec`. Files may be compressed (`.gz`, `.zst`).
 
-    Raises `InputError` if there is no such folder or if it has no documents or queries.
+    Args:
+        directory: The directory. `~` stands for the home directory.
+
+    Raises:
+        InputError: If the directory does not exist, or has no documents or no queries.
     """
     folder = Path(directory).expanduser()
     if not folder.is_dir():
-        problem = f"dataset beir:{directory}: {folder} is not a folder"
-        raise InputError(problem, "name the one that has corpus.jsonl")
+        problem = f"dataset beir:{directory}: {folder} is not a directory"
+        raise InputError(problem, "name the directory that has corpus.jsonl")
     return CollectionFiles(
         documents=_required_file(folder, ["corpus.jsonl"], "documents"),
         queries=_required_file(folder, ["queries.test.jsonl", "queries.jsonl"], "queries"),

@@ -1,12 +1,11 @@
-"""BRIGHT (Su et al., ICLR 2025) in its published layout: `documents/SUBSET*` and `examples/SUBSET*`, as parquet or
-JSONL.
+"""BRIGHT (Su et al., ICLR 2025) in its published layout: `documents/SUBSET*` and `examples/SUBSET*`, Parquet or JSONL.
 
     documents   id, content
     examples    id, query, gold_ids, excluded_ids (documents that must not be ranked; "N/A" if there are none)
 
-They are in the folder that is named (`bright:DIR/SUBSET`), else in `BRIGHT` in the folder that RANK_K_DATA names
-(`bright:SUBSET`), else in the Hugging Face cache or hub, with the package huggingface_hub. Files that the rest of
-Rank-K can read are written to the cache, once for each state of these.
+`bright:DIR/SUBSET` reads the files in DIR. `bright:SUBSET` reads them in the directory `BRIGHT` of RANK_K_DATA, or else
+in the Hugging Face cache; if they are not there, huggingface_hub downloads them. The files are converted to formats
+that the rest of Rank-K can read. The converted files are cached until the original ones change.
 """
 
 from __future__ import annotations
@@ -32,20 +31,28 @@ SUBSETS = (
     *("biology", "earth_science", "economics", "psychology", "robotics", "stackoverflow", "sustainable_living"),
     *("leetcode", "pony", "aops", "theoremqa_questions", "theoremqa_theorems"),
 )
-"""The published subsets. A folder may have others."""
+"""The published subsets. A directory that the user names may have others."""
 
 _COLUMNS = {"documents": ("id", "content"), "examples": ("id", "query", "gold_ids", "excluded_ids")}
 
 
 def load_bright(location: str) -> CollectionFiles:
-    """Return the files of a subset: `SUBSET` or `DIR/SUBSET`.
+    """Return the converted files of a subset.
 
-    Raises `InputError` saying what to get and where to put it, `FormatError` for files of another layout,
-    `MissingExtra` for parquet if the package that reads it is not installed.
+    Args:
+        location: `SUBSET` or `DIR/SUBSET`.
+
+    Raises:
+        InputError: If the subset is not on this machine and cannot be downloaded. The message says which files to get
+            and where to put them.
+        FormatError: If a file is malformed.
+        MissingExtra: If the package that reads Parquet is not installed.
     """
     folder, _, subset = location.rpartition("/")
     if not subset:
-        raise InputError(f"bright:{location} names no subset", f"write bright:{location}SUBSET, such as {SUBSETS[0]}")
+        raise InputError(
+            f"bright:{location} does not name a subset", f"write bright:{location}SUBSET, such as {SUBSETS[0]}"
+        )
     paths_by_part = _find_files(Path(folder or "/").expanduser() if "/" in location else None, subset)
     state = [
         (os.path.realpath(path), path.stat().st_size, path.stat().st_mtime_ns)
@@ -72,7 +79,12 @@ def load_bright(location: str) -> CollectionFiles:
 
 
 def _find_files(folder: Path | None, subset: str) -> dict[str, list[Path]]:
-    """Return the files of each part. Asks the hub only if no folder is named and none on this machine has them."""
+    """Return the files of each part.
+
+    Args:
+        folder: The directory that the user named. Without one, the files may be downloaded.
+        subset: The subset.
+    """
     data_directory = os.environ.get("RANK_K_DATA")
     root = folder or (Path(data_directory).expanduser() / "BRIGHT" if data_directory else None)
     problem = "" if root is None else f"not in {root}"
@@ -95,17 +107,19 @@ def _find_files(folder: Path | None, subset: str) -> dict[str, list[Path]]:
             reason = "the copy in its cache is incomplete"
         except MissingExtra as error:
             reason = f"to download it, {error.remedy}"
-        except Exception as error:  # whatever its HTTP client raises
+        except Exception as error:  # its HTTP client raises many kinds of errors
             reason = f"it cannot be downloaded: {type(error).__name__}"
         problem = f"{problem or 'RANK_K_DATA is not set'}; {reason}"
     raise InputError(f"BRIGHT's {subset} is not on this machine ({problem})", _describe_remedy(subset, folder))
 
 
 def _describe_remedy(subset: str, folder: Path | None) -> str:
-    destination = str(folder) if folder else "$RANK_K_DATA/BRIGHT, or into any folder DIR and name bright:DIR/" + subset
+    destination = (
+        str(folder) if folder else "$RANK_K_DATA/BRIGHT, or into a directory DIR and write bright:DIR/" + subset
+    )
     return (
-        f"get documents/{subset}-*.parquet and examples/{subset}-*.parquet of"
-        f" https://huggingface.co/datasets/{REPOSITORY} and put them, in these two folders, into {destination}"
+        f"get documents/{subset}-*.parquet and examples/{subset}-*.parquet from"
+        f" https://huggingface.co/datasets/{REPOSITORY} and put both directories into {destination}"
     )
 
 
@@ -127,14 +141,14 @@ def _all_paths(paths_by_part: dict[str, list[Path]]) -> list[Path]:
 
 def _documents_file(paths: list[Path], cache_name: str) -> Path:
     if len(paths) == 1 and paths[0].suffix != ".parquet":
-        return paths[0]  # JSONL that can be read as it is
+        return paths[0]  # JSONL needs no conversion
     return cached_file(
         cache_name, (json_line({"_id": row["id"], "text": row["content"]}) for row in _read_rows(paths, "documents"))
     )
 
 
 def _read_rows(paths: list[Path], part: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a part, with ids as strings. Raises `FormatError` for a row without a required column."""
+    """Yield the rows of a part. Ids become strings. Raises `FormatError` if a row lacks a required column."""
     for path in paths:
         for number, row in _read_parquet_rows(path, part) if path.suffix == ".parquet" else read_objects(path, part):
             for column in _COLUMNS[part][:2]:
@@ -152,7 +166,9 @@ def _read_parquet_rows(path: Path, part: str) -> Iterator[tuple[int, dict[str, A
             batches = file.iter_batches(batch_size=1024, columns=columns)
             yield from enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1)
     except (pyarrow.ArrowException, OSError) as error:
-        raise FormatError(path, 0, f"not parquet data ({error})", "a file as BRIGHT publishes it") from error
+        raise FormatError(
+            path, 0, f"not Parquet data ({error})", "a file in the format that BRIGHT publishes"
+        ) from error
 
 
 def _list_ids(row: dict[str, Any], column: str) -> list[str]:

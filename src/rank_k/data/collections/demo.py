@@ -1,11 +1,11 @@
-"""Python's own documentation as a small judged collection: real text that is on every machine.
+"""The documentation of the running Python as a small judged collection, which is available on every machine.
 
-The passages are made at run time from the running interpreter: the topics of the language reference (which
-`help("for")` shows) and the docstrings of the standard library. The questions and their graded judgments are package
-data; `demo_questions.toml` says how they were made. `load_python_docs` writes them to files in the cache, like any
-other collection (`--dataset python-docs`).
+The passages are created at run time from the topics of the language reference, which `help("for")` shows, and from the
+docstrings of the standard library. The questions and their graded judgments are in `demo_questions.toml`, which also
+describes how they were created. `load_python_docs` writes the collection to files in the cache
+(`--dataset python-docs`).
 
-This module needs nothing but the standard library and the modules of `rank_k` that need no more.
+This module and the modules that it imports need nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ from rank_k.types import Passage, Query
 COLLECTION_NAME = "python-docs"
 QUESTIONS_FILE = "demo_questions.toml"
 FEATURED_EVERY = 7
-"""Every seventh question, from the first on, is featured: a rule that knows nothing of any ranking."""
+"""The first question and every seventh one after it are featured. This rule does not depend on any ranking."""
 
 MIN_WORDS, DEFINITION_WORDS, FULL_WORDS, MAX_WORDS = 6, 20, 60, 130
-"""Texts of fewer than MIN_WORDS are skipped, those of more than MAX_WORDS are split. A passage of DEFINITION_WORDS
-ends before the next definition (`str.join(iterable)`), one of FULL_WORDS before the next paragraph."""
+"""How texts are split, in words. Texts shorter than MIN_WORDS are skipped, and texts longer than MAX_WORDS are split.
+A passage ends before the next definition (`str.join(iterable)`) when it has DEFINITION_WORDS, and before the next
+paragraph when it has FULL_WORDS."""
 
 AGGREGATE_TOPICS = ("typesseq", "types", "compound", "specialnames")
-"""Topics that repeat others completely. They are read last, so that a shared text is kept under its own topic."""
+"""Topics that include the texts of others. They are read last, so that a shared text belongs to the other topic."""
 
 SOURCE_MODULES = """
     abc argparse ast asyncio asyncio.tasks asyncio.base_events asyncio.events asyncio.runners asyncio.timeouts
@@ -57,17 +58,17 @@ SOURCE_MODULES = """
     subprocess tempfile textwrap threading timeit traceback tracemalloc types typing unittest.case urllib.parse
     urllib.request uuid warnings weakref webbrowser zipfile
 """.split()
-"""Modules whose source is read, never imported, for its docstrings. Those that this Python lacks are skipped."""
+"""Modules whose docstrings are read from source code, without importing it. Missing modules are skipped."""
 
 COMPILED_MODULES = """
     _signal _thread array collections contextvars datetime decimal functools gc io itertools math operator os pickle
     random re sqlite3 struct sys time weakref zlib
 """.split()
-"""Modules without side effects that are imported for the docstrings of what is compiled in them."""
+"""Modules that are imported for the docstrings of their compiled functions and classes. None has side effects."""
 
 PUBLIC_NAMES = (
     (r"^asyncio\.\w+\b(?=\.)", "asyncio"),
-    (r"^(pathlib\._\w+|pathlib)\.(Pure)?PathBase", r"pathlib.\2Path"),  # where 3.13 keeps some docstrings
+    (r"^(pathlib\._\w+|pathlib)\.(Pure)?PathBase", r"pathlib.\2Path"),  # some docstrings of Python 3.13 are here
     (r"^(pathlib|concurrent\.futures)\._\w+|^(concurrent\.futures)\.(thread|process)\b", r"\1\2"),
     (r"^(posixpath|genericpath)\b", "os.path"),
     (r"^(json|unittest|multiprocessing)\.(decoder|encoder|case|context|pool)\b", r"\1"),
@@ -77,13 +78,19 @@ PUBLIC_NAMES = (
     (r"^_signal\b", "signal"),
     (r"^builtins\.", ""),
 )
-"""Public names of what is defined elsewhere: patterns applied to a name one after the other."""
+"""Patterns and replacements that turn the name of a definition into its public name. They are applied in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A judged question. `judgments[doc_id]` is 3 (answers it fully), 2 (in part), 1 (on the topic, helps) or 0 (judged
-    not relevant). `featured`: it is in the demo's default set."""
+    """A question with judgments.
+
+    Attributes:
+        query: The question.
+        judgments: Grades by passage id: 3 (answers the question), 2 (answers a part of it), 1 (is on the topic and
+            helps) or 0 (not relevant).
+        featured: Whether the demo shows the question by default.
+    """
 
     query: Query
     judgments: dict[str, int]
@@ -91,23 +98,28 @@ class Question:
 
 
 def load_passages() -> list[Passage]:
-    """Return the documentation of this interpreter in passages of 6 to about 130 words, each text once.
+    """Return the documentation of the running Python as passages of 6 to about 130 words, without duplicates.
 
-    Ids are `topic:for/names-in-the-target-list` (a topic and the first words of the passage) and qualified
-    names such as `asyncio.wait_for`; the further parts of a long docstring add their first words in the same
-    way. No id depends on its neighbors, so most hold in all versions of Python.
+    Passage ids are `topic:for/names-in-the-target-list`, which is a topic and the first words of the passage, or
+    qualified names such as `asyncio.wait_for`. The second and later parts of a long docstring have their first words
+    after the name. Most ids are the same in all versions of Python.
 
-    The passages are made on the first call (about a second) and kept. Raises `InputError` if the interpreter was
-    installed without its documentation.
+    The first call takes about a second; later calls return the same passages.
+
+    Raises:
+        InputError: If Python was installed without its documentation.
     """
     return list(_passages_by_id().values())
 
 
 def load_questions() -> list[Question]:
-    """Return the judged questions, with the judgments that hold for this interpreter's text.
+    """Return the questions with the judgments that are valid for the running Python.
 
-    A judgment is dropped if this Python has no passage of that id, or has one whose text is none of those that were
-    judged. Raises what `load_passages` raises.
+    A judgment is left out if there is no passage with its id, or if the text of the passage differs from all judged
+    texts.
+
+    Raises:
+        InputError: If Python was installed without its documentation.
     """
     passages_by_id = _passages_by_id()
     content = files("rank_k.data.collections").joinpath(QUESTIONS_FILE).read_text(encoding="utf-8")
@@ -123,20 +135,21 @@ def load_questions() -> list[Question]:
 
 
 def load_qrels() -> dict[str, dict[str, int]]:
-    """Return `query_id -> doc_id -> grade` of all questions. Raises what `load_passages` raises."""
+    """Return the judgments of all questions as `query_id -> {doc_id: grade}`. Raises the errors of `load_questions`."""
     return {question.query.query_id: question.judgments for question in load_questions()}
 
 
 def fingerprint(text: str) -> str:
-    """Return 8 hex digits of the SHA-256 of the lower-cased words, which ignore layout, quotes and punctuation."""
+    """Return 8 hex digits of the SHA-256 of the words of `text`. Case, layout and punctuation are ignored."""
     words = " ".join(re.findall(r"\w+", text.lower()))
     return hashlib.sha256(words.encode()).hexdigest()[:8]
 
 
 def load_python_docs() -> CollectionFiles:
-    """Return the collection of `rank-k demo` as files in the cache, made once for each text of the documentation.
+    """Return the collection of `rank-k demo` as files in the cache. They are written if they do not exist.
 
-    Raises `InputError` if Python was installed without its documentation, or if the cache cannot be written.
+    Raises:
+        InputError: If Python was installed without its documentation, or if the cache cannot be written.
     """
     questions = load_questions()
     lines_by_name = {
@@ -172,20 +185,20 @@ def _passages_by_id() -> dict[str, Passage]:
 
 
 def _language_topics() -> Iterator[tuple[str, str, str]]:
-    """Yield `(name, title, text)` of the language reference's topics, `AGGREGATE_TOPICS` last."""
+    """Yield the name, title and text of the topics of the language reference, `AGGREGATE_TOPICS` last."""
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except ImportError as error:
         raise InputError(
-            "this Python was installed without the text of help() (its module pydoc_data)",
-            "install the full standard library (on Debian the package libpython3-stdlib) or another Python",
+            "this Python was installed without the texts of help(), the module pydoc_data",
+            "install the full standard library (on Debian, the package libpython3-stdlib) or another Python",
         ) from error
     for topic in sorted(topics, key=lambda topic: (topic in AGGREGATE_TOPICS, topic)):
         yield f"topic:{topic}", topic, topics[topic]
 
 
 def _docstrings() -> Iterator[tuple[str, str, str]]:
-    """Yield `(qualified name, name with its parameters, docstring)` of the standard library, each name once."""
+    """Yield the qualified name, the signature and the docstring of definitions in the standard library."""
     seen_names: set[str] = set()
     for name, signature, text in (
         *_docstrings_of_compiled(["builtins"]),
@@ -200,7 +213,7 @@ def _docstrings() -> Iterator[tuple[str, str, str]]:
 
 
 def _docstrings_in_source() -> Iterator[tuple[str, str, str]]:
-    """Read source: it keeps its docstrings under `python -OO`, and no code is run."""
+    """Yield docstrings from source code, which has them even with `python -OO`. No code is executed."""
     library = Path(sysconfig.get_path("stdlib"))
     sources = [
         (module, path)
@@ -218,7 +231,7 @@ def _docstrings_in_source() -> Iterator[tuple[str, str, str]]:
 
 
 def _docstrings_of_node(name: str, node: ast.AST) -> Iterator[tuple[str, str, str]]:
-    """Yield the docstring of `node`, then those of what is defined in it (never inside a function)."""
+    """Yield the docstring of `node` and those of the definitions in it, but not those inside functions."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         if text := ast.get_docstring(node):
             yield name, name + _without_self(_parameters(node.args)), text
@@ -244,7 +257,7 @@ def _parameters(arguments: ast.arguments) -> str:
 
 
 def _without_self(parameters: str) -> str:
-    """Return `parameters` without the first one of a method and without "/"."""
+    """Return `parameters` without `self` or `cls` and without "/"."""
     return re.sub(r"(\$\w+|(?<=\()(self|cls)\b)(, )?|, /|/(, )?", "", parameters)
 
 
@@ -260,7 +273,7 @@ def _docstrings_of_members(owner: str, members: Mapping[str, object]) -> Iterato
         if name.startswith("_") or not (is_compiled or inspect.isclass(value)):
             continue
         if getattr(value, "__name__", name) in members.keys() - {name}:
-            continue  # another name of what is listed under its own
+            continue  # an alias of another member
         qualified_name, text = f"{owner}.{name}", inspect.getdoc(value)
         if text:
             parameters = getattr(value, "__text_signature__", None) or ""
@@ -270,14 +283,14 @@ def _docstrings_of_members(owner: str, members: Mapping[str, object]) -> Iterato
 
 
 def _split_text(text: str, title: str) -> list[tuple[str, str]]:
-    """Return (title, body) of the parts of `text`, which is split at headings, at definitions and between paragraphs.
+    """Split `text` at headings, at definitions and between paragraphs, and return the title and body of each part.
 
-    The rules look at neighbors only: where a version of Python inserts a paragraph, the parts after it are soon the
-    same as without it.
+    The rules depend only on neighboring paragraphs: if a version of Python inserts a paragraph, only a few parts
+    change.
     """
     parts: list[tuple[str, str]] = []
     pieces: list[str] = []
-    definition = _Block(-1, "")  # the definition that the pieces belong to
+    definition = _Block(-1, "")  # the definition that the current pieces belong to
     base_indent = 0
 
     def count_words() -> int:
@@ -317,7 +330,7 @@ def _split_text(text: str, title: str) -> list[tuple[str, str]]:
 
 
 class _Block(NamedTuple):
-    """The text between two blank lines, dedented."""
+    """A paragraph, without its indentation."""
 
     indent: int
     text: str
@@ -325,13 +338,13 @@ class _Block(NamedTuple):
 
     @property
     def may_define(self) -> bool:
-        """Whether it is like `str.join(iterable)`: short, without a full stop, and the body is indented below it."""
+        """Whether the paragraph may be the head of a definition like `str.join(iterable)`: short, without full stop."""
         return len(self.text.split()) <= 12 and self.text[-1:] not in ".:,;" and not self.text.startswith(">>>")
 
 
 _UNDERLINED_HEADING = re.compile(r"(.+)\n([*=\-~^])\2{3,}")
 _SKIPPED_BLOCK = re.compile(r"(Changed|New|Added|Deprecated) (in version|since)|.*::=|-\[ |See also:?$", re.DOTALL)
-"""Notes that differ between versions of Python but do not matter to a reader, and grammar productions."""
+"""Matches paragraphs that are left out: notes about versions of Python, and grammar productions."""
 
 
 def _split_into_blocks(text: str) -> Iterator[_Block]:
@@ -350,7 +363,7 @@ _TABLE_RULE = re.compile(r"^ *[+|][-=+|]+[+|] *$", re.MULTILINE)
 
 
 def _table_rows(table: str) -> Iterator[str]:
-    """Yield the rows of a drawn table as items of a list: `* cell: cell`."""
+    """Yield the rows of a text table as list items: `* cell: cell`."""
     for row in _TABLE_RULE.split(table):
         cells = zip(*(line.strip().strip("|").split("|") for line in row.strip().splitlines()), strict=False)
         cell_texts = [" ".join(" ".join(cell).split()) for cell in cells]
@@ -359,12 +372,12 @@ def _table_rows(table: str) -> Iterator[str]:
 
 
 def _strip_markup(text: str) -> str:
-    """Return `text` without the commonest RST markup: roles and literal quotes."""
+    """Return `text` without the most common reStructuredText markup: roles and literal quotes."""
     return re.sub(r":[\w:]+:`~?([^`<]+?)(?: ?<[^>`]+>)?`", r"\1", text).replace("``", "").replace("::\n", ":\n")
 
 
 def _split_block(block: str) -> list[str]:
-    """Return the block; of one that is too long, its sentences, the items of a list or the lines of an example."""
+    """Return the paragraph as a whole, or split it into sentences, list items or lines if it is too long."""
     if len(block.split()) <= MAX_WORDS:
         return [block]
     if block.startswith("* "):

@@ -1,7 +1,7 @@
-"""The data sets of ir_datasets (MacAvaney et al., SIGIR 2021), by their ids.
+"""The datasets of ir_datasets (MacAvaney et al., SIGIR 2021).
 
-Queries, judgments and scored documents are written to files in the cache each time they are needed, so that everything
-else reads them as it reads the user's own files. Documents stay in the store of ir_datasets.
+Queries, judgments and scored documents are written to files in the cache whenever they are needed, so that the rest of
+Rank-K reads them like files of the user. Documents stay in the store of ir_datasets.
 """
 
 from __future__ import annotations
@@ -31,13 +31,17 @@ from rank_k.types import Passage
 
 
 class IrDataset:
-    """A data set of ir_datasets. Each part is downloaded by ir_datasets when it is first needed.
+    """A dataset of ir_datasets, which downloads each part when it is first needed.
 
-    ir_datasets shows its own terms of use, and its progress if standard error is a terminal.
+    ir_datasets prints terms of use, and its progress if standard error is a terminal.
+
+    Args:
+        name: The id of the dataset.
 
     Raises:
-        InputError: For an unknown id, a part that the data set lacks, and data that can neither be found nor
-            downloaded: one message with all that ir_datasets says about where to get them and where to put them.
+        InputError: If the id is unknown, if the dataset lacks a part, or if a part cannot be downloaded. The message
+            then includes the instructions of ir_datasets: where to get the data and where to put them.
+        MissingExtra: If ir_datasets is not installed.
     """
 
     def __init__(self, name: str) -> None:
@@ -48,7 +52,7 @@ class IrDataset:
         except KeyError:
             similar_names = difflib.get_close_matches(name, known_names, 3, 0.8)
             suggestion = f"did you mean {' or '.join(similar_names)}? " if similar_names else ""
-            raise InputError(f"there is no data set {name!r}", f"{suggestion}write {NAME_FORMS}") from None
+            raise InputError(f"there is no dataset {name!r}", f"{suggestion}write {NAME_FORMS}") from None
 
     @property
     def corpus(self) -> IrCorpus:
@@ -57,14 +61,17 @@ class IrDataset:
 
     @cached_property
     def queries(self) -> Path:
-        """JSONL: `text` is what ir_datasets takes for the text; all fields that are text are there too."""
+        """The queries, a JSONL file. `text` is the default text in ir_datasets; other fields with text follow."""
         self._require_part("queries", "queries")
         queries = _rows(self.name, "queries", self._dataset.queries_iter)
         return self._write("queries.jsonl", map(_query_line, queries))
 
     @cached_property
     def qrels(self) -> Path | None:
-        """TREC format, without excluded documents. Judged for several subtopics, the highest grade counts."""
+        """The judgments in TREC format, without excluded documents. With several subtopics, the highest grade counts.
+
+        None if there are no judgments.
+        """
         if not self._dataset.has_qrels():
             return None
         grades: dict[tuple[str, str], int] = {}
@@ -76,7 +83,7 @@ class IrDataset:
 
     @cached_property
     def first_stage(self) -> Path | None:
-        """The scored documents, in TREC format."""
+        """The scored documents as a run in TREC format; None if there are none."""
         if not self._dataset.has_scoreddocs():
             return None
         scored = _rows(self.name, "scored documents", self._dataset.scoreddocs_iter)
@@ -84,7 +91,7 @@ class IrDataset:
 
     @cached_property
     def excluded(self) -> ExcludedDocuments:
-        """Documents whose grade means that they are excluded, as in the data sets of BRIGHT."""
+        """Documents that must not be ranked because their grade means "excluded", as in the datasets of BRIGHT."""
         doc_ids_by_query: dict[str, set[str]] = {}
         if self._excluded_grades:
             for qrel in _rows(self.name, "judgments", self._dataset.qrels_iter):
@@ -104,11 +111,13 @@ class IrDataset:
 
     def _require_part(self, part: str, label: str) -> None:
         if not self._dataset.has(part):
-            raise InputError(f"data set {self.name} has no {label}", "name a part of it that has, or give the files")
+            raise InputError(
+                f"dataset {self.name} has no {label}", "name one of its subsets that has, or give the files"
+            )
 
 
 class IrCorpus:
-    """The documents of a data set, with the methods of `CorpusFile`."""
+    """The documents of a dataset, with the methods of `CorpusFile`."""
 
     files: tuple[Path, ...] = ()
 
@@ -128,31 +137,47 @@ class IrCorpus:
 
 
 class IrStore:
-    """The documents of a data set by id, from the store of ir_datasets. Any thread may use it."""
+    """The documents of a dataset by id, from the store of ir_datasets. Any thread may use it."""
 
     def __init__(self, name: str, store: Any) -> None:
         self._name, self._store, self._lock = name, store, threading.Lock()
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
-        """Return the passage. Raises `InputError` if the data set lacks it; `query_id` is for the message."""
+        """Return a passage.
+
+        Args:
+            doc_id: The id of the passage.
+            query_id: The query whose candidate it is, for error messages.
+
+        Raises:
+            InputError: If the dataset has no such document, or if it cannot be read.
+        """
         try:
             with self._lock:
                 return Passage(doc_id, _text_of(self._store.get(doc_id)))
         except KeyError:
-            raise missing_passage_error(doc_id, query_id, f"data set {self._name}") from None
+            raise missing_passage_error(doc_id, query_id, f"dataset {self._name}") from None
         except Exception as error:
             raise _unavailable_error(self._name, "documents", error, []) from error
 
     def close(self) -> None:
-        """Do nothing: ir_datasets keeps its files open."""
+        """Do nothing, because ir_datasets keeps its files open."""
 
 
 def _rows(name: str, part: str, iterate: Callable[[], Iterable[Any]]) -> Iterator[Any]:
-    """Yield the rows of a part of a data set. Any error of ir_datasets is raised as an `InputError`."""
+    """Yield the rows of a part of a dataset. Errors of ir_datasets are raised as `InputError`.
+
+    Args:
+        name: The id of the dataset.
+        part: The part, for error messages.
+        iterate: Returns the rows.
+    """
     with _errors_as_input_error(name, part):
         rows = iter(iterate())
     while True:
-        with _errors_as_input_error(name, part):  # not around `yield`: the caller's errors are its own
+        with _errors_as_input_error(
+            name, part
+        ):  # the context does not include `yield`, so that output of the caller is not suppressed
             row = next(rows, None)
         if row is None:
             return
@@ -174,7 +199,7 @@ def _run_line(row: Any) -> bytes:
 
 
 def _text_of(record: Any) -> str:
-    """Return what ir_datasets takes for the text of a query or document, else its first field after the id."""
+    """Return the default text of a query or document in ir_datasets, or else the first field after its id."""
     if hasattr(record, "default_text"):
         return str(record.default_text() or "")
     return str(getattr(record, "text", record[1]) or "")
@@ -182,7 +207,12 @@ def _text_of(record: Any) -> str:
 
 @contextmanager
 def _errors_as_input_error(name: str, part: str) -> Iterator[None]:
-    """Raise whatever goes wrong inside as one `InputError`, with what ir_datasets logged about it before."""
+    """Raise any exception as an `InputError`, which includes the instructions that ir_datasets has logged.
+
+    Args:
+        name: The id of the dataset.
+        part: The part that is read, for error messages.
+    """
     logger = logging.getLogger("ir_datasets")
     records: list[logging.LogRecord] = []
 
@@ -195,14 +225,14 @@ def _errors_as_input_error(name: str, part: str) -> Iterator[None]:
             logger.addFilter(collect_record)
             stack.callback(logger.removeFilter, collect_record)
             if not sys.stderr.isatty():
-                stack.enter_context(redirect_stderr(io.StringIO()))  # progress bars are for people
+                stack.enter_context(redirect_stderr(io.StringIO()))  # no progress bars in log files
             yield
     except InputError:
         raise
-    except Exception as error:  # ir_datasets and its readers raise all kinds
+    except Exception as error:  # ir_datasets and its readers raise many kinds of errors
         raise _unavailable_error(name, part, error, records) from error
     for record in records:
-        if "agree" in record.getMessage():  # to the terms of use
+        if "agree" in record.getMessage():  # a request to agree to the terms of use
             logger.handle(record)
 
 
@@ -217,14 +247,14 @@ def _unavailable_error(name: str, part: str, error: Exception, records: Iterable
     home = load("ir_datasets").util.home_path()
     documentation_url = f"https://ir-datasets.com/{name.partition('/')[0]}.html"
     copy_hint = (
-        f"run this once where they can be downloaded and copy {home / name.partition('/')[0]} here,"
+        f"run this once on a machine that can download them and copy {home / name.partition('/')[0]} from there;"
         f" see {documentation_url}"
     )
     return InputError(problem, " ".join(hints) if any(str(home) in hint for hint in hints) else copy_hint)
 
 
 def _attempted_urls(error: BaseException) -> list[str]:
-    """Return the URLs that were tried: those of an HTTP request or of all mirrors, which an error may have as pairs."""
+    """Return the URLs that could not be downloaded: of a failed HTTP request, or of all mirrors that were tried."""
     lists_of_mirrors = [argument for argument in error.args if isinstance(argument, list)]
     mirrors = [
         attempt[0] for attempt in chain.from_iterable(lists_of_mirrors) if isinstance(attempt, tuple) and attempt

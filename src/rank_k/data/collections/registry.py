@@ -1,4 +1,4 @@
-"""Collections by name: BEIR folders, BRIGHT, Python's documentation and ir_datasets."""
+"""Find collections by name: BEIR directories, BRIGHT, Python's documentation and the datasets of ir_datasets."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from rank_k.data.corpus_index import CorpusIndex
 from rank_k.errors import InputError
 
 Collection = CollectionFiles | IrDataset
-"""Queries, judgments and first stage are paths of files; the corpus is a `Corpus`."""
+"""A collection. Its queries, judgments and first-stage run are files; its corpus is a `Corpus`."""
 
 Corpus = CorpusFile | IrCorpus
-"""All documents of a collection, one by one (`passages`) or by id (`store`)."""
+"""The documents of a collection: `passages` yields all, and `store` opens them for access by id."""
 
 DocumentStore = CorpusIndex | IrStore
-"""An open corpus: a `rank_k.types.PassageSource` that must be closed."""
+"""An open corpus, which must be closed. It is a `rank_k.types.PassageSource`."""
 
 
 def find_collection(name: str) -> Collection:
-    """Return the collection called `name`.
+    """Return a collection by its name.
 
-    `beir:DIR` is a folder, `bright:SUBSET` and `bright:DIR/SUBSET` are subsets of BRIGHT, `python-docs` is Python's own
-    documentation, which is on every machine; any other name is an id of ir_datasets.
+    Args:
+        name: `beir:DIR` for a directory, `bright:SUBSET` or `bright:DIR/SUBSET` for a subset of BRIGHT, `python-docs`
+            for the documentation of the running Python, or an id of ir_datasets.
 
-    Raises `InputError` saying what is missing, what to get and where to put it; `MissingExtra`.
+    Raises:
+        InputError: If there is no such collection, or if it is not on this machine and cannot be downloaded. The
+            message says which files to get and where to put them.
+        MissingExtra: If the package that reads the collection is not installed.
     """
     scheme, _, location = name.partition(":")
     if scheme == "beir" and location:
