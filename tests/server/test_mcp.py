@@ -217,6 +217,7 @@ def test_input_schema_omits_listwise_arguments_for_likelihood() -> None:
     [
         ({}, "query: Field required (the text of the query)"),
         ({"query": "", "documents": []}, "query: must not be empty"),
+        ({"query": " \n", "documents": []}, "query: must not be empty"),
         ({"query": "q"}, "documents: Field required (the texts to rank, or objects with a text"),
         ({"query": "q", "documents": "one"}, "documents: Input should be a valid list (the texts to rank"),
         (

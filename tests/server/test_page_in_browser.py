@@ -291,6 +291,7 @@ def test_try_page_disables_reasoning_for_likelihood(browser: Browser, tmp_path: 
     reranker = Reranker(model, method="likelihood", journal=tmp_path / "j.sqlite")
     with run_server(reranker) as running, open_page(browser, f"{running.url}/") as page:
         expect(page.locator("#model")).to_contain_text("likelihood")
+        expect(page.locator("#intro-reasoning")).to_be_hidden()
         assert page.locator("#reasoning").is_disabled()
         page.fill("#query", "long")
         page.fill("#passages", "a\nbbbbbb\nccc")
@@ -301,6 +302,7 @@ def test_try_page_disables_reasoning_for_likelihood(browser: Browser, tmp_path: 
         page.click(".chip")
         expect(page.locator(".likelihoods li")).to_have_count(3)
         assert page.locator(".likelihoods li .mention").all_inner_texts() == ["[2]", "[3]", "[1]"]
+        assert page.locator("#calls h3").last.inner_text() == "Order"
         save_screenshot(page, tmp_path, "likelihood")
         assert_page_valid(page)
 

@@ -196,8 +196,8 @@ def _excerpt(text: str) -> str:
     """Return the beginning of `text` on one line, without control characters."""
     line = "".join(c if c.isprintable() else " " for c in text[: 4 * _EXCERPT_LENGTH])
     line = " ".join(line.split())
-    is_whole = len(line) <= _EXCERPT_LENGTH and len(text) <= 4 * _EXCERPT_LENGTH
-    return line if is_whole else f"{line[:_EXCERPT_LENGTH]}..."
+    is_complete = len(line) <= _EXCERPT_LENGTH and len(text) <= 4 * _EXCERPT_LENGTH
+    return line if is_complete else f"{line[:_EXCERPT_LENGTH]}..."
 
 
 # --- over HTTP ---

@@ -284,7 +284,7 @@ def parse_request(cls: type[RequestT], body: Mapping[str, Any], limits: Limits) 
         ApiError: If the request is invalid or exceeds the limits.
     """
     request = validate(cls, body)
-    if not request.query:
+    if not request.query.strip():
         raise invalid_field("query", "must not be empty")
     documents_field = "texts" if isinstance(request, TextsRequest) else "documents"
     if len(request.documents) > limits.max_documents:

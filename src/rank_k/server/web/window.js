@@ -56,7 +56,7 @@ export function renderWindow(record, hueOf, nameOf) {
   };
   const likelihoods = calls.length > 0 && calls.every(call => call.purpose === "likelihood");
   show(byId("calls"), likelihoods ? renderLikelihoods(calls, passageTarget) : calls.map(call => renderCall(call, passageTarget)),
-    orders.map((order, number) => h("section", {}, h("h3", {}, orders.length > 1 ? `Order read from answer ${number + 1}` : "Order read from the answer"),
+    orders.map((order, number) => h("section", {}, h("h3", {}, likelihoods ? "Order" : orders.length > 1 ? `Order read from answer ${number + 1}` : "Order read from the answer"),
       order.ranked ? renderOrder(order.tiers, place => place + 1, n => passageTarget(n - 1)) : h("p", { class: "error" }, "The answer had no usable order: the window kept its input order."))));
   for (const box of byId("calls").querySelectorAll(".words, .order")) makeSingleTabStop(box, "button.mention");
 }
