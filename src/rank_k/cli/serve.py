@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         _check_journal(args.journal)
     with _route_groups(args) as route_groups, open_service(args, access, view_only=view_only) as service:
         method = "comparison and likelihood" if service.method == "combined" else service.method
-        description = f"{service.model or 'the model'}, by {method}, web page and API"
+        description = f"{service.model or 'the model'}, by {method},"
         if view_only:
             description = ", ".join(map(str, shown_files))
         app = make_app(service, access, route_groups)
