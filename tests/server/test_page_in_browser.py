@@ -283,6 +283,8 @@ def test_try_page_explains_missing_model(browser: Browser, tmp_path: Path) -> No
     ):
         expect(page.locator("#silent")).to_contain_text("no model")
         assert page.locator("#go").is_disabled()
+        assert page.locator("#example").is_disabled()
+        assert page.locator("#intro").is_hidden()
         assert_page_valid(page)
 
 

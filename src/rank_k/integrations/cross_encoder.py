@@ -44,7 +44,7 @@ class RankKCrossEncoder:
 
         Returns:
             For each document its `corpus_id` (the position in `documents`), its `score` (1 / rank) and, with
-            `return_documents`, the document as it was given, as `text`.
+            `return_documents`, the unchanged document as `text`.
 
         Raises:
             InputError: If `top_k` is below 1.

@@ -21,7 +21,7 @@ class Limits:
         max_documents: The maximum number of documents of a request.
         max_characters: The maximum number of characters of the query and the documents of a request together.
         max_body: The maximum number of bytes of a request body.
-        deadline: The deadline of requests that have none of their own. None: no limit.
+        deadline: The default deadline of requests. None: no limit.
         shutdown_timeout: How long running requests may continue when the server stops.
         connections: The maximum number of open connections.
         head_seconds: How long the headers of a request may take to arrive.

@@ -203,7 +203,7 @@ class JudgingSession:
         Args:
             item: The item.
             choice: "left", "right", "tie" or "undone".
-            seconds: How long the judge looked at the item, if known.
+            seconds: How long the item was visible, if known.
             now: The current time.
         """
         (left, right), (left_ids, right_ids) = item.displayed(self.name)
@@ -323,7 +323,7 @@ class ChoiceRequest(JudgeRequest):
 
     token: Any = described("the token of the item", None)
     choice: Literal["left", "right", "tie"] = described("left, right or tie")
-    seconds: float | None = described("how long the judge looked at the item", None, ge=0, strict=True)
+    seconds: float | None = described("how long the item was visible", None, ge=0, strict=True)
 
 
 class JudgingRoutes:

@@ -267,7 +267,7 @@ async function showExample() {
 function disableRanking(message) {
   show(byId("silent"), message);
   byId("silent").hidden = false;
-  byId("go").disabled = byId("example").disabled = true;
+  byId("go").disabled = byId("example").disabled = byId("intro").hidden = true;
 }
 
 byId("ask").addEventListener("submit", event => { event.preventDefault(); submitQuery(); });
