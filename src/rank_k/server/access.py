@@ -1,9 +1,9 @@
 """Access control: the middleware that checks every request before its body is read.
 
 Every web page in a browser can send requests to a server on 127.0.0.1: from the origin of the page, or through a host
-name that the page has rebound to 127.0.0.1. Therefore the Host header must be one of a list of
-names, requests from pages of other origins are rejected, and the body of a POST must be declared as JSON, which makes
-browsers send a preflight request first.
+name that the page has rebound to 127.0.0.1. Therefore the Host header must be one of a list of names, requests from
+pages of other origins are rejected, and the body of a POST must be declared as JSON, which makes browsers send a
+preflight request first.
 """
 
 from __future__ import annotations
