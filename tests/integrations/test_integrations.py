@@ -72,7 +72,7 @@ def test_resolve_reranker_accepts_options_or_reranker() -> None:
         encoder.reranker.close()
     with Reranker(model) as ready:
         assert RankKCrossEncoder(ready).reranker is ready
-        with pytest.raises(InputError, match="window, depth given beside a ready reranker"):
+        with pytest.raises(InputError, match="options for an existing reranker: window, depth"):
             RankKCrossEncoder(ready, window=7, depth=2)
     with pytest.raises(TypeError, match="windw"):
         RankKCrossEncoder(model, windw=7)
@@ -102,7 +102,10 @@ def test_cross_encoder_logs_unranked_windows(caplog: pytest.LogCaptureFixture) -
         assert not caplog.messages
         assert [hit["corpus_id"] for hit in encoder.rank("q", ["bad", "b"])] == [0, 1]
         assert encoder.predict([("p", "a"), ("p", "b"), ("q", "bad"), ("q", "b")]) == [0.5, 1.0, 1.0, 0.5]
-    assert caplog.messages == ["1 of 1 windows were left in input order", "1 of 2 windows were left in input order"]
+    assert caplog.messages == [
+        "1 of 1 windows could not be ranked and kept their input order",
+        "1 of 2 windows could not be ranked and kept their input order",
+    ]
 
 
 def test_cross_encoder_closes_itself_at_exit(loopback: StartLoopback) -> None:
@@ -128,9 +131,14 @@ def test_rank_matches_cross_encoder_interface(loopback: StartLoopback) -> None:
         assert ranked == [{"corpus_id": doc_ids.index(d), "score": 1 / n} for n, d in enumerate(BEST, 1)]
         hits = encoder.rank(QUERY.text, texts, return_documents=True)
         assert [hit["text"] for hit in hits] == [texts[hit["corpus_id"]] for hit in hits]
+        mappings = [{"text": text, "id": doc_id} for doc_id, text in TEXTS.items()]
+        hits = encoder.rank(QUERY.text, mappings, return_documents=True)
+        assert all(hit["text"] is mappings[hit["corpus_id"]] for hit in hits), (
+            "documents are returned as they were given"
+        )
         assert sorted(hit["corpus_id"] for hit in hits) == list(range(len(texts)))
         assert encoder.rank(QUERY.text, []) == []
-        with pytest.raises(InputError, match="0 documents are asked for"):
+        with pytest.raises(InputError, match="at least 1 \\(got 0\\)"):
             encoder.rank(QUERY.text, texts, top_k=0)
 
 
@@ -144,7 +152,7 @@ def test_predict_ranks_within_queries_concurrently(loopback: StartLoopback) -> N
         scores = encoder.predict([(query.text, data.passages[doc_id].text) for query, doc_id in pairs])
         assert encoder.predict([]) == []
         for wrong in (["query", "document"], [("query", "document", "more")]):
-            with pytest.raises(InputError, match="not \\(query, document\\)"):
+            with pytest.raises(InputError, match="sentences\\[0\\] is not a pair"):
                 encoder.predict(wrong)
     for query in data.queries:
         ranked_pairs = sorted(

@@ -287,7 +287,7 @@ def test_image_serves_and_passes_its_health_check(
 def test_image_reports_missing_key_and_weights(image: Image, image_user: dict[str, int]) -> None:
     without_key = run_in_image(image, image_user, start_command())
     assert (without_key.returncode, without_key.stdout) == (2, "")
-    assert "anybody who reaches 0.0.0.0 could spend your model's time" in without_key.stderr
+    assert "everyone who can reach 0.0.0.0 could use your model" in without_key.stderr
     without_weights = run_in_image(image, image_user, start_command(), **{CLIENT_KEYS_VARIABLE: CLIENT_KEY})
     assert without_weights.returncode == 2
     assert "rank-k fetch" in without_weights.stderr

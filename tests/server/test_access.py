@@ -450,7 +450,7 @@ def test_serve_requires_key_for_host_from_environment(
     if key is not None:
         monkeypatch.setenv("RANK_K_CLIENT_KEYS", key)
     assert main(["serve", *UNREACHABLE_MODEL_OPTIONS]) == 2
-    assert "anybody who reaches 0.0.0.0 could spend your model's time" in capsys.readouterr().err
+    assert "everyone who can reach 0.0.0.0 could use your model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["serve", "mcp"])

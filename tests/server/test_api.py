@@ -83,7 +83,11 @@ def test_rerank_warns_of_documents_beyond_depth(count: int) -> None:
     with run_server(Reranker(ScriptedModel(rank_second_first), depth=5)) as shallow:
         answer = shallow.rerank([f"text {i}" for i in range(count)], top_n=3)
     assert answer.indices == [1, 0, 2]
-    warnings = ["only the first 5 of 9 documents were compared: see --depth"] if count == 9 else []
+    warnings = (
+        ["only the first 5 of 9 documents were compared; the rest follows in input order (see --depth)"]
+        if count == 9
+        else []
+    )
     assert answer.json["meta"]["warnings"] == warnings
 
 
@@ -281,7 +285,7 @@ def test_journal_write_errors_return_507() -> None:
         reranker.journal._db.execute("PRAGMA query_only = ON")  # as if the disk were full
         answers = [server.rerank(DOCUMENTS), server.rerank(DOCUMENTS, stream=True)]
     for answer in answers:
-        assert (answer.status, answer.json["message"]) == (507, "the answer could not be kept")
+        assert (answer.status, answer.json["message"]) == (507, "the response could not be stored in the journal")
     assert [type(error) for error in server.errors] == [JournalError] * 2
 
 
@@ -377,5 +381,9 @@ def test_unknown_paths_and_methods_return_json_errors(server: ServerClient) -> N
     for method, path, status in (("GET", "/nothing", 404), ("GET", "/v2/rerank", 405), ("DELETE", "/health", 405)):
         answer = server.send(method, path)
         assert (answer.status, answer.json["message"]) == (status, answer.json["detail"])
+        assert ("allow" in answer.headers) == (status == 405)
+    answer = server.get("/v2/rerank")
+    assert answer.headers["allow"] == "POST"
+    assert answer.json["message"] == "'/v2/rerank' accepts only POST"
     assert server.post({}, "/nothing").status == 404
     assert b'path="/nothing"' not in server.get("/metrics").raw

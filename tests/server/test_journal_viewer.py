@@ -120,6 +120,13 @@ def test_queries_view_paginates_and_searches(path: Path) -> None:
         assert [q["position"] for q in get_view(server, "queries", run=run, find="ID-0077").json["queries"]] == [77]
         assert get_view(server, "queries", find="nothing like it").json["total"] == 0
         assert get_view(server, "queries", run=run, offset=10**9).json["queries"] == []
+        newest = [
+            get_view(server, "queries", run=run, newest_first="true", offset=n).json for n in (0, 50, 2990, 10**9)
+        ]
+        assert [query["position"] for query in newest[0]["queries"]] == [*range(2999, 2949, -1)]
+        assert newest[1]["queries"][0]["position"] == 2949
+        assert [query["position"] for query in newest[2]["queries"]] == [*range(9, -1, -1)]
+        assert newest[3]["queries"] == []
 
 
 def test_query_view_shows_unfinished_ranking(path: Path) -> None:

@@ -272,7 +272,7 @@ def test_judge_page_keeps_state_when_server_stops(browser: Browser, tmp_path: Pa
         begin_judging(page)
     query = page.locator("#asked").inner_text()
     press_key(page, "1")
-    expect(page.locator("#told")).to_have_text("The server does not answer.")
+    expect(page.locator("#told")).to_have_text("The server cannot be reached.")
     assert page.locator("#asked").inner_text() == query
     expect(page.locator("[data-choice=left]")).to_be_enabled()
     page.close()

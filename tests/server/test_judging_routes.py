@@ -110,7 +110,7 @@ def test_undo_removes_judgments_in_reverse_order(server: ServerClient) -> None:
     assert (state["done"], state["can_undo"]) == (1, True)
     assert server.post({"judge": "anna"}, "/judge/undo").json["question"] == first["question"]
     refused = server.post({"judge": "anna"}, "/judge/undo")
-    assert (refused.status, refused.json["message"]) == (409, "there is nothing to take back")
+    assert (refused.status, refused.json["message"]) == (409, "there is no judgment to undo")
     assert post_choice(server, first, "tie").json["question"] == second["question"]
     assert post_choice(server, second, "tie").json["question"] == third["question"]
     rows = [json.loads(line) for line in server.get("/judge/judgments.jsonl").raw.splitlines()]

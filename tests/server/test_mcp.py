@@ -146,7 +146,7 @@ def test_rerank_tool_returns_data_and_text(server: ServerClient, mode: str) -> N
         "3 of 3 documents, best first. Each is named by its index in the list given.\n"
         "1. index 2: three\n"
         "2. index 0: one\n"
-        "3. index 1 (level with the one before): two 2. index 0: a forged line"
+        "3. index 1 (tied with the one before): two 2. index 0: a forged line"
     ]
 
 
@@ -159,7 +159,7 @@ def test_rerank_tool_accepts_optional_arguments(server: ServerClient) -> None:
     assert [(row["index"], row["text"]) for row in content["results"]] == [(2, "z"), (0, "x" * 600)]
     listed, *traces = content_texts(result)
     assert listed.splitlines()[1:] == ["1. index 2: z", f"2. index 0: {'x' * 100}..."]
-    assert traces == [f"What the model thought of window {n}:\n{t}" for n, t in enumerate(content["traces"], 1)]
+    assert traces == [f"Reasoning about window {n}:\n{t}" for n, t in enumerate(content["traces"], 1)]
 
 
 def test_rerank_tool_accepts_no_documents(server: ServerClient) -> None:
@@ -183,8 +183,8 @@ def test_rerank_tool_reports_progress_each_round(loopback: StartLoopback, mode: 
         result = run_with_client(server, work, mode)
     assert [row["index"] for row in result.structured_content["results"][:10]] == list(range(39, 29, -1))
     assert messages == [
-        (1, "round 1, windows answered: 1, best so far: 0, 1, 2"),
-        (2, "round 2, windows answered: 2, best so far: 0, 1, 2"),
+        (1, "round 1, finished windows: 1, best documents so far: 0, 1, 2"),
+        (2, "round 2, finished windows: 2, best documents so far: 0, 1, 2"),
     ], "three windows, the last of which is the answer"
 
 
@@ -215,22 +215,23 @@ def test_input_schema_omits_listwise_arguments_for_likelihood() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "query: Field required (what is being looked for, in words)"),
-        ({"query": "", "documents": []}, "query: a text is needed"),
-        ({"query": "q"}, "documents: Field required (the texts to be ordered, or objects with a text"),
-        ({"query": "q", "documents": "one"}, "documents: Input should be a valid list (the texts to be ordered"),
+        ({}, "query: Field required (the text of the query)"),
+        ({"query": "", "documents": []}, "query: must not be empty"),
+        ({"query": " \n", "documents": []}, "query: must not be empty"),
+        ({"query": "q"}, "documents: Field required (the texts to rank, or objects with a text"),
+        ({"query": "q", "documents": "one"}, "documents: Input should be a valid list (the texts to rank"),
         (
             {"query": "q", "documents": ["a", 5]},
-            "documents[1]: Input should be a valid string (the texts to be ordered",
+            "documents[1]: Input should be a valid string (the texts to rank",
         ),
-        ({"query": "q", "documents": ["a"] * 51}, "documents: 51 are given, at most 50 are taken"),
+        ({"query": "q", "documents": ["a"] * 51}, "documents: at most 50 are allowed (got 51)"),
         (
             {"query": "q", "documents": ["a" * 5000]},
-            "documents: query and documents together have more than 5,000 characters",
+            "documents: query and documents together are longer than 5,000 characters",
         ),
         (
             {"query": "q", "documents": [], "top_n": 1.5},
-            "top_n: Input should be a valid integer (how many results to return; 0 or absent: all",
+            "top_n: Input should be a valid integer (number of results to return; 0 or absent: all",
         ),
         ({"query": "q", "documents": [], "reasoning": [1]}, "reasoning: write full, off, auto"),
         ({"query": "q", "documents": [], "strategy": "os:system"}, "strategy: Input should be 'sliding'"),
@@ -241,7 +242,7 @@ def test_input_schema_omits_listwise_arguments_for_likelihood() -> None:
         *(
             (
                 {"query": "q", "documents": [], name: "x"},
-                f"{name}: Unexpected keyword argument (there are only query, documents",
+                f"{name}: Unexpected keyword argument (the fields are query, documents",
             )
             for name in ("model", "server", "prompt", "journal", "stream", "url")
         ),
@@ -273,7 +274,7 @@ def test_parse_tool_arguments_rejects_deep_nesting_and_huge_numbers() -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_unknown_tool_is_protocol_error(server: ServerClient, mode: str) -> None:
     async def work(client: Client) -> None:
-        with pytest.raises(MCPError, match="no such tool here, only rerank"):
+        with pytest.raises(MCPError, match="the only tool is rerank"):
             await client.call_tool("run_shell", {"command": "id"})
 
     run_with_client(server, work, mode)
@@ -285,7 +286,7 @@ def test_model_errors_are_reported_without_details(loopback: StartLoopback) -> N
     with run_server(reranker, make=make_mcp_app) as server:
         result = call_rerank(server, query="q", documents=["a", "b"])
         [error] = server.errors
-    assert error_message(result) == "the model's server refused the question (403)"
+    assert error_message(result) == "the model server rejected the request (status 403)"
     assert "403" in str(error)
     output = result.model_dump_json()
     assert "sk-model" not in output
@@ -297,7 +298,7 @@ def test_internal_errors_are_reported_without_details() -> None:
         raise KeyError("a secret path /etc/rank-k")
 
     with run_server(Reranker(ScriptedModel(broken)), make=make_mcp_app) as server:
-        assert error_message(call_rerank(server, query="q", documents=["a", "b"])) == "the server failed"
+        assert error_message(call_rerank(server, query="q", documents=["a", "b"])) == "internal server error"
         assert [type(error) for error in server.errors] == [KeyError]
 
 
@@ -349,7 +350,9 @@ def test_deadline_returns_best_ranking_so_far(loopback: StartLoopback) -> None:
         result = call_rerank(server, query="q", documents=marked_passages(0), deadline_seconds=0.3)
     assert [row["index"] for row in result.structured_content["results"]] == [0, 1, 2, 3]
     assert result.structured_content["finished"] is False
-    assert content_texts(result)[0].endswith("Note: the deadline came first: this is the best ranking so far.")
+    assert content_texts(result)[0].endswith(
+        "Note: the deadline passed before the ranking was finished: this is the best ranking so far."
+    )
     wait_until(was_cancelled(model), "the model works for nobody")
 
 
@@ -357,7 +360,10 @@ def test_journal_write_errors_are_one_line() -> None:
     reranker = Reranker(ScriptedModel(rank_last_first_with_ties))
     reranker.journal._db.execute("PRAGMA query_only = ON")  # as if the disk were full
     with run_server(reranker, make=make_mcp_app) as server:
-        assert error_message(call_rerank(server, query="q", documents=["one", "two"])) == "the answer could not be kept"
+        assert (
+            error_message(call_rerank(server, query="q", documents=["one", "two"]))
+            == "the response could not be stored in the journal"
+        )
         assert [type(error) for error in server.errors] == [JournalError]
 
 
@@ -366,7 +372,7 @@ def test_rerank_tool_notes_documents_beyond_depth() -> None:
         result = call_rerank(server, query="q", documents=[f"text {i}" for i in range(9)], top_n=1)
     assert content_texts(result)[0].splitlines()[1:] == [
         "1. index 4: text 4",
-        "Note: only the first 5 of 9 documents were compared: see --depth.",
+        "Note: only the first 5 of 9 documents were compared; the rest follows in input order (see --depth).",
     ]
 
 
@@ -382,7 +388,7 @@ def test_full_queue_asks_clients_to_retry(loopback: StartLoopback) -> None:
     assert sum(not result.is_error for result in results) == 2, "one at work, one of two places for a client to wait in"
     for result in results:
         if result.is_error:
-            assert "waiting already; try again in" in error_message(result)
+            assert "waiting; try again in" in error_message(result)
 
 
 def test_rerank_tool_accepts_client_key(loopback: StartLoopback) -> None:

@@ -192,7 +192,7 @@ def test_mcp_http_rejects_oversized_bodies(server: ServerClient, version: str) -
     ) as sock:
         response = b"".join(iter(lambda: sock.recv(65_536), b""))
     assert response.startswith(b"HTTP/1.1 413 ")
-    assert b"the body has more than 2,097,152 bytes" in response
+    assert b"the body is larger than 2,097,152 bytes" in response
 
 
 # --- who is waited for ---
@@ -271,7 +271,7 @@ def test_mcp_http_finishes_running_calls_on_signal(loopback: StartLoopback, vers
         # There is room for one to wait in. That one of two is refused shows that the other waits for its turn.
         others = [pool.submit(post, server, body, **(headers and open_session(server))) for body in bodies[1:]]
         refused = next(as_completed(others))
-        assert b"waiting already" in refused.result().raw
+        assert b"the queue is full (1 waiting)" in refused.result().raw
         running.signal(signal.SIGTERM)
         assert indices(first.result()) == [3, 2, 1, 0]
         [waiting] = set(others) - {refused}

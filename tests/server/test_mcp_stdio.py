@@ -166,7 +166,7 @@ def test_mcp_stdio_skips_malformed_lines_and_ends_with_stdin(loopback: StartLoop
         message = server.receive()["result"]
         assert message["isError"] is True
         assert message["content"][0]["text"].startswith(
-            "documents: query and documents together have more than 4,000,000"
+            "documents: query and documents together are longer than 4,000,000"
         )
         server.write(
             b'{"jsonrpc":"2.0","id":3,"method":"tools/call","params":{"name":"rerank","arguments":'
@@ -266,7 +266,7 @@ print("after")
         (("--port", "1"), "--port goes with --http; add --http, or leave it out"),
         (("--shutdown-timeout", "5"), "--shutdown-timeout goes with --http; add --http, or leave it out"),
         (("--client-key-env", "X"), "--client-key-env goes with --http; add --http, or leave it out"),
-        (("--http", "--host", "0.0.0.0"), "anybody who reaches 0.0.0.0 could spend your model's time; ask for a key"),
+        (("--http", "--host", "0.0.0.0"), "everyone who can reach 0.0.0.0 could use your model; require a key"),
     ],
 )
 def test_mcp_reports_option_errors_in_one_line(

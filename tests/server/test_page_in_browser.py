@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from rank_k import Reranker, ScriptedModel
+from rank_k.errors import MissingExtra
 from rank_k.journal import Journal
 from rank_k.server.config import AccessConfig
 from tests.fakes.likelihood_model import make_likelihood_model
@@ -33,6 +34,22 @@ pytestmark = [
 ]
 
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+CLIPPED_LABELS = """() => [...document.querySelectorAll("main button, main .button, main select, main label")]
+  .filter(element => element.checkVisibility() && !element.matches(".unseen"))
+  .filter(element => {
+    if (element.matches("select")) {
+      const probe = document.createElement("span");
+      probe.style.font = getComputedStyle(element).font;
+      probe.style.position = "absolute";
+      probe.textContent = element.selectedOptions[0].textContent;
+      document.body.append(probe);
+      const width = probe.getBoundingClientRect().width;
+      probe.remove();
+      return width > element.clientWidth - 30;
+    }
+    return element.scrollWidth > element.clientWidth + 1;
+  }).map(element => element.outerHTML.slice(0, 100))"""
+"""The controls whose label or selected option does not fit; 30 pixels of a select are padding and arrow."""
 HEBREW = "מה גורם לגאות ולשפל"
 KEY = "sk-browser-0123456789"
 
@@ -73,7 +90,7 @@ def test_try_page_works_by_keyboard(
 ) -> None:
     passages = [f"{HOSTILE} tides {n} {'moon ' * (n % 3)}" for n in range(24)]
     with open_page(browser, f"{server.url}/", size, theme) as page:
-        expect(page.locator("#model")).to_have_text("scripted")
+        expect(page.locator("#model")).to_have_text("Model: scripted")
         tab_to(page, "#query")
         page.keyboard.type(f"tides and the moon {size} {theme} {HOSTILE}")
         tab_to(page, "#passages")
@@ -141,7 +158,7 @@ def test_try_page_shows_server_errors(browser: Browser) -> None:
         page.fill("#query", "too many")
         page.fill("#passages", "\n".join(f"text {n}" for n in range(1001)))
         page.click("#go")
-        expect(page.locator("#error")).to_contain_text("1,001 are given, at most 1,000 are taken")
+        expect(page.locator("#error")).to_contain_text("at most 1,000 are allowed (got 1,001)")
         assert_page_valid(page)
 
 
@@ -167,7 +184,7 @@ def test_key_dialog_asks_once_and_hides_key(browser: Browser) -> None:
             expect(page.locator("dialog [role=alert]")).to_be_visible()
             page.keyboard.type(KEY)
             page.keyboard.press("Enter")
-            expect(page.locator("#model")).to_have_text("scripted")
+            expect(page.locator("#model")).to_have_text("Model: scripted")
             expect(page.locator("dialog")).to_have_count(0)
             page.click("nav a:has-text('Runs')")
             page.wait_for_load_state()
@@ -178,7 +195,7 @@ def test_key_dialog_asks_once_and_hides_key(browser: Browser) -> None:
         assert not [url for url in urls if KEY in url or "wrong" in url]
 
 
-def test_try_page_loads_passages_from_file_and_demo(browser: Browser, server: ServerClient, tmp_path: Path) -> None:
+def test_try_page_loads_passages_from_file(browser: Browser, server: ServerClient, tmp_path: Path) -> None:
     files = {
         "lines.txt": ("one\ntwo\n", "one\ntwo"),
         "blocks.txt": ("one\nmore of it\n\ntwo\r\n", "one\nmore of it\n\ntwo"),
@@ -191,11 +208,71 @@ def test_try_page_loads_passages_from_file_and_demo(browser: Browser, server: Se
             (tmp_path / name).write_text(content, encoding="utf-8")
             page.set_input_files("#file", tmp_path / name)
             expect(page.locator("#passages")).to_have_value(expected)
-        page.locator("#demo").focus()
-        expect(page.locator("#demo option")).to_have_count(7)
-        page.keyboard.press("ArrowDown")
+
+
+@every_size_and_theme
+def test_try_page_explains_itself_and_ranks_example(
+    browser: Browser, server: ServerClient, tmp_path: Path, size: str, theme: Theme
+) -> None:
+    with open_page(browser, f"{server.url}/", size, theme) as page:
+        expect(page.locator("#intro")).to_contain_text("ranks each window by relevance to the query")
+        save_screenshot(page, tmp_path, "introduction")
+        assert_page_valid(page)
+        page.click("#how summary")
+        clipped = page.evaluate(CLIPPED_LABELS)
+        assert clipped == [], "labels are cut off"
+        page.focus("#example")
+        page.keyboard.press("Enter")
         expect(page.locator("#count")).to_have_text("12 passages")
-        assert page.input_value("#query").startswith("how do I give up waiting")
+        first_query = page.input_value("#query")
+        expect(page.locator("#intro")).to_be_hidden()
+        expect(page.locator("#seen")).to_be_visible()
+        assert page.locator("#ranking li").count() == 12
+        save_screenshot(page, tmp_path, "example")
+        assert_page_valid(page)
+        expect(page.locator("#example")).to_have_text("Show another example")
+        page.click("#example")
+        expect(page.locator("#query")).not_to_have_value(first_query)
+        expect(page.locator("#seen")).to_be_visible()
+
+
+def test_try_page_reports_missing_examples(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_missing_extra() -> None:
+        raise MissingExtra("no bm25s", "pip install 'rank-k[data]'")
+
+    monkeypatch.setattr("rank_k.server.demo_queries.demo_queries", raise_missing_extra)
+    with run_server(Reranker(ScriptedModel([]))) as running, open_page(browser, f"{running.url}/") as page:
+        page.click("#example")
+        expect(page.locator("#example-note")).to_contain_text("pip install 'rank-k[data]'")
+
+
+def test_try_page_keeps_reasoning_and_answer_after_order(browser: Browser) -> None:
+    """Whether the server sends the reasoning separately or as a part of the text."""
+    inline = ScriptedModel(["<think>the second is better</think> [2] > [1]"])
+    labels = ScriptedModel(["[1] no [2] yes\n[2] > [1]"])
+    for model, text in (
+        (ReasoningModel(), "Let me look"),
+        (inline, "the second is better"),
+        (labels, "[1] no [2] yes"),
+    ):
+        with run_server(Reranker(model)) as running, open_page(browser, f"{running.url}/") as page:
+            page.fill("#query", "what stays")
+            page.fill("#passages", "one\ntwo")
+            page.click("#go")
+            expect(page.locator("#windows .order")).to_have_count(1)
+            expect(page.locator("#status.busy")).to_have_count(0)
+            expect(page.locator("#windows .said")).to_contain_text(text)
+
+
+def test_try_page_shows_plain_order_once(browser: Browser) -> None:
+    model = ScriptedModel(["[2] > [1]"])
+    with run_server(Reranker(model)) as running, open_page(browser, f"{running.url}/") as page:
+        page.fill("#query", "an order")
+        page.fill("#passages", "one\ntwo")
+        page.click("#go")
+        expect(page.locator("#status.busy")).to_have_count(0)
+        expect(page.locator("#windows .order")).to_have_text("[2] > [1]")
+        assert page.locator("#windows .said").inner_text().count("[2] > [1]") == 1
 
 
 def test_try_page_explains_missing_model(browser: Browser, tmp_path: Path) -> None:
@@ -206,6 +283,8 @@ def test_try_page_explains_missing_model(browser: Browser, tmp_path: Path) -> No
     ):
         expect(page.locator("#silent")).to_contain_text("no model")
         assert page.locator("#go").is_disabled()
+        assert page.locator("#example").is_disabled()
+        assert page.locator("#intro").is_hidden()
         assert_page_valid(page)
 
 
@@ -214,6 +293,7 @@ def test_try_page_disables_reasoning_for_likelihood(browser: Browser, tmp_path: 
     reranker = Reranker(model, method="likelihood", journal=tmp_path / "j.sqlite")
     with run_server(reranker) as running, open_page(browser, f"{running.url}/") as page:
         expect(page.locator("#model")).to_contain_text("likelihood")
+        expect(page.locator("#intro-reasoning")).to_be_hidden()
         assert page.locator("#reasoning").is_disabled()
         page.fill("#query", "long")
         page.fill("#passages", "a\nbbbbbb\nccc")
@@ -224,6 +304,7 @@ def test_try_page_disables_reasoning_for_likelihood(browser: Browser, tmp_path: 
         page.click(".chip")
         expect(page.locator(".likelihoods li")).to_have_count(3)
         assert page.locator(".likelihoods li .mention").all_inner_texts() == ["[2]", "[3]", "[1]"]
+        assert page.locator("#calls h3").last.inner_text() == "Order"
         save_screenshot(page, tmp_path, "likelihood")
         assert_page_valid(page)
 
@@ -270,6 +351,7 @@ def test_runs_page_works_by_keyboard(
         assert page.locator("#ranking li.on").count() == page.locator(".chart .line.on").count() == 1
         followed = page.locator("#followed").inner_text()
         assert "doc-" in followed
+        assert "rank" in followed
         assert "→" in followed
         assert_page_valid(page)
         save_screenshot(page, tmp_path, "query")
@@ -355,6 +437,37 @@ def test_runs_page_finds_oldest_and_reports_missing_run(browser: Browser, tmp_pa
         assert_page_valid(page)
         page.click("#silent a")
         expect(chosen).to_contain_text("latest.trec")
+
+
+def test_runs_page_shows_newest_query_first_and_groups_repeated_ones(browser: Browser, tmp_path: Path) -> None:
+    reranker = Reranker(ReasoningModel(), journal=tmp_path / "j.sqlite")
+    with run_server(reranker) as running:
+        for query in ("first query", "repeated", "repeated", "last query", "repeated"):
+            assert running.rerank(["about moons", "about tides", "about wine"], query=query).status == 200
+        with open_page(browser, f"{running.url}/runs") as page:
+            rows = page.locator("#queries tr")
+            expect(rows).to_have_count(3)
+            assert page.locator("#queries tr > th > a").all_inner_texts() == ["repeated", "last query", "first query"]
+            page.click("#queries summary:has-text('2 earlier requests with this query')")
+            assert_page_valid(page)
+            oldest = page.locator("#queries details a").last
+            oldest.click()
+            expect(page.locator("#text")).to_have_text("repeated")
+            assert page.evaluate("location.hash").endswith("&query=2"), "the second query of the run"
+
+
+def test_runs_page_counts_passages_and_ranks_from_one(browser: Browser, tmp_path: Path) -> None:
+    reranker = Reranker(ScriptedModel(["[3] > [1] > [2]"]), journal=tmp_path / "j.sqlite")
+    with run_server(reranker) as running:
+        running.rerank(["one", "two", "three"], query="numbers")
+        with open_page(browser, f"{running.url}/runs") as page:
+            page.click("#queries a")
+            page.focus("#ranking li:nth-child(1) button.passage")
+            expect(page.locator("#followed")).to_contain_text("passage 3 rank 3 → 1")
+            page.click(".chip")
+            expect(page.locator("#window-title")).to_have_text("Round 1, window 1")
+            assert page.evaluate("location.hash").endswith("&query=1&round=1&window=1")
+            assert page.locator("#shown .small").all_inner_texts() == ["passage 1", "passage 2", "passage 3"]
 
 
 def test_runs_page_clears_search_box(browser: Browser, server: ServerClient) -> None:

@@ -20,7 +20,7 @@ from rank_k.cli.demo import DEPTH
 from rank_k.errors import MissingExtra
 from rank_k.server import demo_queries
 from rank_k.server.config import AccessConfig
-from rank_k.server.web_pages import PAGES, POLICY, static_files
+from rank_k.server.web_pages import OPTIONAL_PAGES, PAGES, POLICY, static_files
 from rank_k.strategies import STRATEGIES
 from tests.conftest import StartLoopback
 from tests.paths import ROOT
@@ -105,6 +105,18 @@ def test_scripts_never_build_markup_from_text() -> None:
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", source), "nothing from elsewhere"
         for imported in re.findall(r"^import .* from \"(.*)\";$", source, re.MULTILINE):
             assert imported in PATHS
+
+
+@pytest.mark.parametrize("names", [(), ("compare",), ("judge",), ("compare", "judge")])
+def test_navigation_shows_only_available_pages(names: tuple[str, ...]) -> None:
+    pages = static_files(frozenset(names))
+    for path, title in PAGES.items():
+        html = pages[path][1].decode()
+        for other_path, other_title in PAGES.items():
+            is_available = other_title not in OPTIONAL_PAGES or other_title.lower() in names
+            assert (f'<a href="{other_path}"' in html.split("<nav")[1].split("</nav>")[0]) == (
+                is_available or other_title == title
+            )
 
 
 # --- what the scripts count on ---

@@ -1,5 +1,5 @@
-"""Rank-K inside other people's frameworks: one small class each, whose module alone imports the framework.
+"""Integrations of Rank-K into other frameworks: one class per framework, in a module that imports the framework.
 
-Every class is made of a `Reranker`, or of what makes one: `RankKCompressor("hltcoe/Rank-K-32B", server="http://...")`.
-The reranker is their attribute `reranker`; `reranker.close()` frees what it holds.
+Each class takes a `Reranker`, or the arguments for a new one: `RankKCompressor("hltcoe/Rank-K-32B", server="http://...")`.
+Its attribute `reranker` is the reranker; `reranker.close()` closes connections and stops the embedded model.
 """

@@ -1,7 +1,7 @@
-"""What all integrations share: where their reranker comes from, and how failures are reported.
+"""Functions that all integrations share: they create the reranker, rank, and report failures.
 
-Frameworks pass on documents and nothing else, so that nobody would notice that the model was never reached, or that a
-window kept its input order. The first is raised here, and the second is logged.
+Frameworks return only documents, so failures would go unnoticed. If no window could be ranked because the model did not
+respond, an error is raised. Single windows that kept their input order are logged as a warning.
 """
 
 from __future__ import annotations
@@ -27,13 +27,21 @@ RerankerSource: TypeAlias = Reranker | ModelSource
 
 
 def resolve_reranker(source: RerankerSource, options: Mapping[str, Any]) -> Reranker:
-    """Return `source` if it is a reranker, else a reranker of the model `source` with `options`."""
+    """Return `source` if it is a reranker, else a new reranker.
+
+    Args:
+        source: A reranker, or the model for a new one.
+        options: The options of a new reranker.
+
+    Raises:
+        InputError: If `source` is a reranker and there are options.
+    """
     if isinstance(source, Reranker):
         if options:
-            raise InputError(f"{', '.join(options)} given beside a ready reranker", "make the reranker with it")
+            raise InputError(f"options for an existing reranker: {', '.join(options)}", "pass them to Reranker(...)")
         return source
     reranker = Reranker(source, **options) if source is not None else Reranker(**options)
-    atexit.register(_close, weakref.ref(reranker))  # frameworks do not say when they no longer need it
+    atexit.register(_close, weakref.ref(reranker))  # frameworks do not close their components
     return reranker
 
 
@@ -43,8 +51,16 @@ def _close(reference: weakref.ref[Reranker]) -> None:
         reranker.close()
 
 
-def rank_texts(reranker: Reranker, query: str, texts: Sequence[str], top: int | None = None) -> Sequence[Hit]:
-    """Return the `top` best (None: all) of `texts` for `query`, best first.
+def rank_texts(
+    reranker: Reranker, query: str, texts: Sequence[str | Mapping[str, Any]], top: int | None = None
+) -> Sequence[Hit]:
+    """Return the best `texts` for `query`, the best first.
+
+    Args:
+        reranker: The reranker.
+        query: The text of the query.
+        texts: The texts of the documents, or mappings with a "text".
+        top: The number of hits to return (None: all).
 
     Raises:
         InputError: If `top` is below 1.
@@ -55,7 +71,7 @@ def rank_texts(reranker: Reranker, query: str, texts: Sequence[str], top: int | 
 
 
 async def arank_texts(reranker: Reranker, query: str, texts: Sequence[str], top: int | None = None) -> Sequence[Hit]:
-    """`rank_texts` for async code: it neither blocks the loop nor takes one of its threads, and can be cancelled."""
+    """`rank_texts` for async code. It does not block the event loop, and cancelling it cancels the calls in flight."""
     with _checked_windows(top) as on_result:
         return (await reranker.arank(query, texts, on_result=on_result))[:top] if texts else ()
 
@@ -66,13 +82,13 @@ def rerank(
     queries: Mapping[str, str],
     passages: Mapping[str, Passage] | PassageSource,
 ) -> Iterator[tuple[str, Sequence[str]]]:
-    """Yield the id of each query and the ids of its documents, best first. All queries share the concurrency.
+    """Yield the id of each query with the ids of its documents, the best first. Queries are ranked concurrently.
 
     Args:
         reranker: The reranker.
-        candidates: The document ids of each query, by query id, in the order of the first stage.
-        queries: The texts of the queries.
-        passages: The documents.
+        candidates: The document ids of each query in first-stage order, by query id.
+        queries: The texts of the queries by query id.
+        passages: The documents by id, or a source of them.
 
     Raises:
         ModelError: At the end, if the model could not be reached for any window.
@@ -91,13 +107,12 @@ def rerank(
 
 @contextmanager
 def _checked_windows(top: int | None = None) -> Iterator[Callable[..., None]]:
-    """Yield a hook for the results of windows. At the end, raise an error if no window was answered, else log.
+    """Yield an `on_result` hook that counts windows. Afterwards, raise or log failures as the module describes.
 
-    The hook is called from another thread, and the counts are read when that is done. `top`: the number of documents to
-    return, which is checked too.
+    The hook is called in another thread. The counts are read after the ranking. `top` is checked too.
     """
     if top is not None and top < 1:
-        raise InputError(f"{top} documents are asked for", "give 1 or more, or None for all")
+        raise InputError(f"the number of documents must be at least 1 (got {top})", "use None for all documents")
     counts: Counter[str] = Counter()
     last_error: list[ModelError] = []
 
@@ -113,4 +128,6 @@ def _checked_windows(top: int | None = None) -> Iterator[Callable[..., None]]:
     if last_error and not counts["answered"]:
         raise last_error[0]
     if counts["unranked"]:
-        LOG.warning("%d of %d windows were left in input order", counts["unranked"], counts["windows"])
+        LOG.warning(
+            "%d of %d windows could not be ranked and kept their input order", counts["unranked"], counts["windows"]
+        )

@@ -1,9 +1,9 @@
-"""Rank-K with the interface of sentence-transformers' `CrossEncoder`. Needs no extra."""
+"""Rank-K with the interface of the `CrossEncoder` of sentence-transformers. No extra is required."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rank_k.errors import InputError
@@ -12,7 +12,7 @@ from rank_k.types import Passage
 
 
 class RankKCrossEncoder:
-    """Provides `rank` and `predict`. Their arguments `batch_size` and `show_progress_bar` have no effect.
+    """A reranker with the methods `rank` and `predict` of a `CrossEncoder`.
 
     Args:
         reranker: A reranker, or the model for one.
@@ -25,21 +25,34 @@ class RankKCrossEncoder:
     def rank(
         self,
         query: str,
-        documents: Sequence[str],
+        documents: Sequence[str | Mapping[str, Any]],
         top_k: int | None = None,
         return_documents: bool = False,
         *,
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
     ) -> list[dict[str, Any]]:
-        """Return the `top_k` best documents (None: all), best first.
+        """Return the best documents, the best first.
 
-        Each has a `corpus_id` (its position in `documents`), a `score` (1 / rank) and, with `return_documents`, its
-        `text`.
+        Args:
+            query: The text of the query.
+            documents: Texts, or mappings with a "text".
+            top_k: The number of documents to return (None: all).
+            return_documents: Whether to return the documents.
+            batch_size: Has no effect.
+            show_progress_bar: Has no effect.
+
+        Returns:
+            For each document its `corpus_id` (the position in `documents`), its `score` (1 / rank) and, with
+            `return_documents`, the unchanged document as `text`.
+
+        Raises:
+            InputError: If `top_k` is below 1.
+            ModelError: If no window could be ranked because the model did not respond.
         """
         hits = rank_texts(self.reranker, query, documents, top_k)
-        texts = [{"text": hit.text} if return_documents else {} for hit in hits]
-        return [{"corpus_id": hit.index, "score": hit.score, **text} for hit, text in zip(hits, texts, strict=True)]
+        rows: list[dict[str, Any]] = [{"corpus_id": hit.index, "score": hit.score} for hit in hits]
+        return [row | {"text": documents[row["corpus_id"]]} for row in rows] if return_documents else rows
 
     def predict(
         self,
@@ -48,14 +61,24 @@ class RankKCrossEncoder:
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
     ) -> list[float]:
-        """Return 1 / rank for each pair (query, document), among the pairs of the same query *in this call*.
+        """Return the score 1 / rank of each pair of a query and a document.
 
-        So give all candidates of a query at once, and compare scores within a query only.
+        The rank is the rank among the documents of the same query in this call. Therefore pass all candidates of a
+        query in one call, and compare only scores of the same query.
+
+        Args:
+            sentences: Pairs (query, document).
+            batch_size: Has no effect.
+            show_progress_bar: Has no effect.
+
+        Raises:
+            InputError: If an item of `sentences` is not a pair.
+            ModelError: If no window could be ranked because the model did not respond.
         """
         candidates: defaultdict[str, list[str]] = defaultdict(list)
         for position, pair in enumerate(sentences):
             if isinstance(pair, str) or len(pair) != 2:
-                raise InputError("a pair is not (query, document)", "give a list of pairs")
+                raise InputError(f"sentences[{position}] is not a pair", "pass a list of pairs (query, document)")
             candidates[pair[0]].append(str(position))
         passages = {str(position): Passage(str(position), text) for position, (_, text) in enumerate(sentences)}
         scores = [0.0] * len(sentences)

@@ -1,4 +1,4 @@
-"""Rank-K as a ranker component of Haystack. Needs `pip install 'rank-k[haystack]'`."""
+"""Rank-K as a ranker component of Haystack. Requires `pip install 'rank-k[haystack]'`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from haystack.utils import Secret
 
 @component
 class RankKRanker:
-    """Returns the best documents, best first, each with the score 1 / rank.
+    """Ranks documents. Returns copies of the best ones with the score 1 / rank, the best first.
 
     Args:
-        reranker: The model for a reranker; or a reranker, which is not closed with the pipeline and cannot be saved.
+        reranker: The model for a new reranker. Or an existing reranker, which is not closed with the pipeline and
+            cannot be saved with it.
         top_k: The number of documents to return (None: all).
         api_key: The key of the server.
         options: The options of a new `Reranker`.
@@ -44,41 +45,46 @@ class RankKRanker:
 
     @cached_property
     def reranker(self) -> Reranker:
-        """The reranker. It is made when it is first needed, since a pipeline may be loaded without its key."""
+        """The reranker. It is created at its first use, because a pipeline may be loaded without its key."""
         key = {"api_key": self._api_key.resolve_value()} if self._api_key else {}
         return resolve_reranker(self._source, self._options | key)
 
     def warm_up(self) -> None:
-        """Connect, or start the embedded model. Raises `ModelError`."""
+        """Connect to the server or start the embedded model. Raises `ModelError`."""
         self.reranker.prepare()
 
     async def warm_up_async(self) -> None:
+        """`warm_up` for async pipelines."""
         await asyncio.to_thread(self.warm_up)
 
     def close(self) -> None:
-        """Close the reranker that was made here. Running the component again makes a new one."""
+        """Close the reranker, unless it was passed to the component. The next run creates a new one."""
         if not isinstance(self._source, Reranker) and "reranker" in vars(self):
             self.reranker.close()
             del self.reranker
 
     async def close_async(self) -> None:
+        """`close` for async pipelines."""
         await asyncio.to_thread(self.close)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the component as Haystack saves it.
+        """Return the component in the format of saved pipelines.
 
         Raises:
-            InputError: If the component was made with a reranker. Haystack raises its own errors for a key that is not
-                an `EnvVarSecret`, and for options that are not plain values.
+            InputError: If the component was created with an existing reranker. Haystack raises its own errors for a
+                key that is not an `EnvVarSecret` and for options that are not plain values.
         """
         if not isinstance(self._source, str | Path | None):
-            raise InputError("a ready reranker or model cannot be saved", "make the component with options instead")
+            raise InputError(
+                "an existing reranker or model cannot be saved", "create the component with options instead"
+            )
         parameters = {"reranker": self._source, "top_k": self.top_k, "api_key": self._api_key, **self._options}
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in parameters.items()}
         return dict(default_to_dict(self, **plain))
 
     @component.output_types(documents=list[Document])
     def run(self, query: str, documents: list[Document], top_k: int | None = None) -> dict[str, list[Document]]:
+        """Return the ranked `documents`. `top_k` overrides the number given to the component."""
         hits = rank_texts(self.reranker, query, _texts(documents), self.top_k if top_k is None else top_k)
         return {"documents": _with_scores(documents, hits)}
 
@@ -86,6 +92,7 @@ class RankKRanker:
     async def run_async(
         self, query: str, documents: list[Document], top_k: int | None = None
     ) -> dict[str, list[Document]]:
+        """`run` for async pipelines."""
         hits = await arank_texts(self.reranker, query, _texts(documents), self.top_k if top_k is None else top_k)
         return {"documents": _with_scores(documents, hits)}
 

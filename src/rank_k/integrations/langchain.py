@@ -1,4 +1,4 @@
-"""Rank-K as a document compressor of LangChain. Needs `pip install 'rank-k[langchain]'`."""
+"""Rank-K as a document compressor of LangChain. Requires `pip install 'rank-k[langchain]'`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 
 
 class RankKCompressor(BaseDocumentCompressor):
-    """Returns the best documents, best first, for a `ContextualCompressionRetriever` and other uses of compressors.
+    """Ranks documents, for example in a `ContextualCompressionRetriever`.
 
-    Documents are copied, and `metadata["relevance_score"]` of the copies is 1 / rank.
+    It returns copies of the best documents, the best first, whose `metadata["relevance_score"]` is 1 / rank.
 
     Args:
         reranker: A reranker, or the model for one.
@@ -36,11 +36,13 @@ class RankKCompressor(BaseDocumentCompressor):
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: object = None
     ) -> Sequence[Document]:
+        """Return the best of `documents` for `query`. `callbacks` has no effect."""
         return _with_scores(documents, rank_texts(self.reranker, query, _texts(documents), self.top_n))
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: object = None
     ) -> Sequence[Document]:
+        """`compress_documents` for async code."""
         return _with_scores(documents, await arank_texts(self.reranker, query, _texts(documents), self.top_n))
 
 

@@ -1,4 +1,4 @@
-"""Rank-K as a node postprocessor of LlamaIndex. Needs `pip install 'rank-k[llama-index]'`."""
+"""Rank-K as a node postprocessor of LlamaIndex. Requires `pip install 'rank-k[llama-index]'`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
 
 class RankKPostprocessor(BaseNodePostprocessor):
-    """Returns the best nodes, best first, each with the score 1 / rank.
+    """Ranks nodes. Returns the best ones with the score 1 / rank, the best first.
 
-    The model sees what an embedding model would: the text of a node with the metadata meant for embedding.
+    The model reads the text that an embedding model would read: the text of a node and its metadata for embedding.
 
     Args:
         reranker: A reranker, or the model for one.
@@ -37,6 +37,7 @@ class RankKPostprocessor(BaseNodePostprocessor):
 
     @classmethod
     def class_name(cls) -> str:
+        """Return the name of the class, for saved components."""
         return "RankKPostprocessor"
 
     def _postprocess_nodes(
@@ -52,9 +53,9 @@ class RankKPostprocessor(BaseNodePostprocessor):
         return _with_scores(nodes, await arank_texts(self.reranker, query, _texts(nodes), self.top_n))
 
     def _start_rerank(self, nodes: list[NodeWithScore], query: QueryBundle | None) -> str:
-        """Notify the observers of LlamaIndex, and return the text of the query."""
+        """Send the start event of LlamaIndex, and return the text of the query."""
         if query is None:
-            raise InputError("there is no query to rank by", "give query_bundle or query_str")
+            raise InputError("the query is missing", "pass query_bundle or query_str")
         top_n, model = self.top_n or len(nodes), self.reranker.model.name
         get_dispatcher(__name__).event(ReRankStartEvent(query=query, nodes=nodes, top_n=top_n, model_name=model))
         return str(query.query_str)

@@ -1,4 +1,4 @@
-"""Rank-K as a search model of MTEB 2, for its reranking tasks. Needs `pip install 'rank-k[mteb]'`."""
+"""Rank-K as a search model of MTEB 2, for reranking tasks. Requires `pip install 'rank-k[mteb]'`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ load("mteb")
 from mteb.models import ModelMeta
 
 TopRanked: TypeAlias = Mapping[str, Sequence[str]]
-"""`query_id -> doc_ids` of its candidates."""
+"""The document ids of the candidates by query id."""
 
 
 class RankKSearch:
-    """MTEB's `SearchProtocol` for tasks that come with candidates: Reranking tasks, and Retrieval tasks after
+    """A model with the `SearchProtocol` of MTEB, for tasks with candidates: Reranking tasks, and Retrieval tasks after
     `task.convert_to_reranking(folder, top_k=...)`.
 
-    Candidates of a Reranking task come in the order of the data set, in which relevant ones are often first, so they
-    are shuffled (by the query's id). Those of a Retrieval task keep the order of the first stage.
+    In the data sets of Reranking tasks, relevant candidates often come first. Therefore their candidates are shuffled,
+    with the query id as the seed. The candidates of Retrieval tasks keep their first-stage order.
 
     Args:
         reranker: A reranker, or the model for one.
@@ -38,12 +38,12 @@ class RankKSearch:
 
     @property
     def mteb_model_meta(self) -> ModelMeta:
-        """Names model and settings: MTEB takes results of the same name from its cache."""
+        """The name and settings of the model. MTEB reuses cached results of models with the same metadata."""
         self.reranker.prepare()
         name, ranker = self.reranker.model.name, self.reranker.ranker
         hashed_settings = (getattr(ranker, "settings", None), getattr(ranker, "template", None), self.reranker.strategy)
         digest = sha256(repr(hashed_settings).encode()).hexdigest()[:8]
-        settings = {**self.reranker.options.settings(), "settings": digest}  # the digest is of all settings
+        settings = {**self.reranker.options.settings(), "settings": digest}  # the digest covers all settings
         revision = self.reranker.model.identity.rpartition("@")[2]
         overwrites = {
             "name": name if "/" in name else f"rank-k/{name or 'model'}",
@@ -55,14 +55,26 @@ class RankKSearch:
         return ModelMeta.create_empty(overwrites=overwrites)
 
     def index(self, corpus: Any, **_: Any) -> None:
+        """Store the corpus, from which `search` reads passages."""
         self._corpus = corpus
 
     def search(
         self, queries: Any, *, task_metadata: Any, top_k: int, top_ranked: TopRanked | None = None, **_: Any
     ) -> dict[str, dict[str, float]]:
-        """Return `query_id -> doc_id -> 1 / rank` of the `top_k` best."""
+        """Return the scores (1 / rank) of the `top_k` best documents, by query id and document id.
+
+        Args:
+            queries: The queries of the task.
+            task_metadata: The metadata of the task.
+            top_k: The number of documents per query.
+            top_ranked: The candidates of each query.
+
+        Raises:
+            InputError: If there are no candidates.
+            ModelError: If no window could be ranked because the model did not respond.
+        """
         if top_ranked is None:
-            raise InputError("this task has no candidates to rerank", "task.convert_to_reranking(folder, top_k=...)")
+            raise InputError("this task has no candidates", "call task.convert_to_reranking(folder, top_k=...) first")
         candidates = {str(row["id"]): list(top_ranked.get(str(row["id"]), ())) for row in queries}
         if "Reranking" in task_metadata.type:
             for query_id, doc_ids in candidates.items():
@@ -76,7 +88,7 @@ class RankKSearch:
 
 
 class _Corpus:
-    """Reads passages from MTEB's data set on disk when they are needed."""
+    """Reads passages from the data set of MTEB on disk when they are needed."""
 
     def __init__(self, corpus: Any, doc_ids: set[str]) -> None:
         self._corpus = corpus
@@ -84,13 +96,13 @@ class _Corpus:
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
         if doc_id not in self._rows:
-            raise InputError(f"document {doc_id} of query {query_id} is not in the corpus", "mend the candidates")
+            raise InputError(f"document {doc_id} of query {query_id} is not in the corpus", "check the candidates")
         row = self._corpus[self._rows[doc_id]]
         return Passage(doc_id, " ".join(filter(None, (row.get("title"), row["text"]))))
 
 
 def _query_text(row: Mapping[str, Any]) -> str:
-    """Return the text of a query with its instruction, and the turns of a conversation in sequence, as MTEB does."""
+    """Return the text of a query with its instruction. The turns of a conversation are joined as MTEB does it."""
     turns = [row["text"]] if isinstance(row["text"], str) else row["text"]
     text = "; ".join(turn if isinstance(turn, str) else f"{turn['role']}: {turn['content']}" for turn in turns)
     return " ".join(filter(None, (text, row.get("instruction"))))

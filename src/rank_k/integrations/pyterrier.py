@@ -1,4 +1,4 @@
-"""Rank-K as a transformer of PyTerrier. Needs `pip install 'rank-k[pyterrier]'`."""
+"""Rank-K as a transformer of PyTerrier. Requires `pip install 'rank-k[pyterrier]'`."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ import pyterrier as pt
 
 
 class RankKReranker(pt.Transformer):
-    """`retriever >> pt.text.get_text(dataset) >> RankKReranker(...)`: result frames with text, reranked.
+    """Reranks result frames with text: `retriever >> pt.text.get_text(dataset) >> RankKReranker(...)`.
 
-    The order of the first stage is that of the column `rank`, else that of `score`, else that of the rows. Every column
-    is kept; `score` becomes 1 / rank (from 1), and `rank` counts from 0 as everywhere in PyTerrier. All queries of a
-    frame are reranked at the same time.
+    The first-stage order is given by the column `rank`, or else by `score`, or else by the order of the rows. The
+    result has all columns of the input. Its `rank` counts from 0, as in all of PyTerrier, and its `score` is
+    1 / (rank + 1). The queries of a frame are reranked concurrently.
 
     Args:
         reranker: A reranker, or the model for one.
-        text_field: The column of the passages.
+        text_field: The column with the text of the passages.
         options: The options of a new `Reranker`.
     """
 
-    schematic: ClassVar[Mapping[str, Any]] = {"label": "Rank-K", "help_url": None}  # else PyTerrier's site is asked
+    # Without it, PyTerrier sends a request to its site.
+    schematic: ClassVar[Mapping[str, Any]] = {"label": "Rank-K", "help_url": None}
 
     def __init__(self, reranker: RerankerSource = None, *, text_field: str = "text", **options: Any) -> None:
         self.reranker = resolve_reranker(reranker, options)
         self.text_field = text_field
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows of a result frame in their new order."""
         pt.validate.result_frame(inp, extra_columns=["query", self.text_field], context=self)
         column = next((name for name in ("rank", "score") if name in inp.columns), None)
         frame = inp if column is None else inp.sort_values(column, ascending=column == "rank", kind="stable")
@@ -50,7 +52,7 @@ class RankKReranker(pt.Transformer):
 
 
 class _Rows:
-    """The rows of a frame, by query id and document id, as a source of passages."""
+    """The rows of a frame by query id and document id, as a source of passages."""
 
     def __init__(self, frame: pd.DataFrame, text_field: str) -> None:
         query_ids, doc_ids = frame["qid"].map(str), frame["docno"].map(str)
@@ -59,10 +61,10 @@ class _Rows:
         self.by_query: defaultdict[str, dict[str, int]] = defaultdict(dict)
         for row, (query_id, doc_id) in enumerate(zip(query_ids, doc_ids, strict=True)):
             if self.by_query[query_id].setdefault(doc_id, row) != row:
-                raise InputError(f"query {query_id} has document {doc_id} twice", "drop one: what is its rank?")
+                raise InputError(f"query {query_id} has document {doc_id} twice", "remove one of the rows")
 
     def get(self, doc_id: str, query_id: str | None = None) -> Passage:
         text = self._texts[self.by_query[query_id or ""][doc_id]]
         if not isinstance(text, str):
-            raise InputError(f"document {doc_id} of query {query_id} has no text", "add it with pt.text.get_text")
+            raise InputError(f"document {doc_id} of query {query_id} has no text", "add the text with pt.text.get_text")
         return Passage(doc_id, text)

@@ -1,8 +1,9 @@
-"""Access control: who may use the server, checked before anything else is read.
+"""Access control: the middleware that checks every request before its body is read.
 
-Loopback is not trust: any page that a browser shows can send requests there, under its own name (an origin) or under
-a name that it made point here (a rebound host). So the names by which the server is called are a list, pages of other
-origins are turned away, and what is posted must say that it is JSON, which no page can do without asking first.
+Every web page in a browser can send requests to a server on 127.0.0.1: from the origin of the page, or through a host
+name that the page has rebound to 127.0.0.1. Therefore the Host header must be one of a list of names, requests from
+pages of other origins are rejected, and the body of a POST must be declared as JSON, which makes browsers send a
+preflight request first.
 """
 
 from __future__ import annotations
@@ -30,15 +31,17 @@ _COMMON_HEADERS = {
 
 
 class AccessMiddleware:
-    """An ASGI application that lets requests through to another. It names the client, by a key's digest or an address,
-    in the scope's state.
+    """ASGI middleware that passes allowed requests on to an application.
+
+    It stores the name of the client, made of the digest of its key or of its address, as `client` in the state of the
+    scope.
 
     Args:
-        app: The other application.
-        access: Who is let in.
+        app: The application.
+        access: Who may use the application.
         open_paths: Paths that need no key.
-        private_paths: Paths that are refused if anybody can reach the server without a key.
-        cors_headers: Headers that tell the pages of allowed origins what they may send and read.
+        private_paths: Paths that are not available if the server has no keys and other machines can reach it.
+        cors_headers: CORS headers for the pages of allowed origins.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class AccessMiddleware:
                     return
             scope.setdefault("state", {})["client"] = self._identify_client(scope, headers.get("authorization", ""))
             if scope["path"] in self._refused_paths:
-                raise ApiError(403, "anybody can reach this server: it shows this only if it asks for a key")
+                raise ApiError(403, "only available if the server requires a key (--client-key-env)")
             if scope["method"] == "POST":
                 _check_content_type(headers.get("content-type", ""))
         except ApiError as error:
@@ -91,20 +94,26 @@ class AccessMiddleware:
         await self._app(scope, receive, send_with_headers)
 
     def _check_host(self, host: str) -> None:
-        """Raise unless the server is called by a name it has. An address cannot be made to point elsewhere."""
+        """Raise `ApiError` unless the Host header has a name of this server. IP addresses cannot be rebound."""
         name = host_name(host)
         if name not in self._host_names and not (self._accepts_any_address and is_address(name)):
-            raise ApiError(421, "this server is not known under the name in the Host header; see --allow-host")
+            raise ApiError(421, "unknown name in the Host header; the server's operator can allow it with --allow-host")
 
     def _is_allowed_origin(self, origin: str, host: str) -> bool:
-        """Whether the page is one of those allowed by name; False for the server's own. Raises for all others."""
+        """Return True for an origin that is allowed by name and False for the server's own pages.
+
+        Raises:
+            ApiError: For all other origins.
+        """
         origin = origin.lower()
         if origin in self._origins:
             return True
         scheme, _, authority = origin.partition("://")
         if scheme in ("http", "https") and authority == host.lower():
             return False
-        raise ApiError(403, "pages of this origin may not use this server; see --allow-origin")
+        raise ApiError(
+            403, "pages of this origin may not use the server; its operator can allow it with --allow-origin"
+        )
 
     def _identify_client(self, scope: Scope, authorization: str) -> str:
         address = scope.get("client")
@@ -113,10 +122,11 @@ class AccessMiddleware:
             return address_label
         scheme, _, key = authorization.partition(" ")
         digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
-        # All of them are compared, so that the time does not depend on which one matches.
+        # All keys are compared, so that the response time does not reveal which one matches.
         matches = [hmac.compare_digest(digest, key_digest) for key_digest in self._key_digests]
         if scheme.lower() != "bearer" or not any(matches):
-            raise ApiError(401, "a key is needed: Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"})
+            message = "missing or unknown key; send the header Authorization: Bearer KEY"
+            raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
         return f"key {digest.hex()}"
 
 
@@ -124,4 +134,4 @@ def _check_content_type(value: str) -> None:
     media_type, _, parameters = value.partition(";")
     charset = parameters.lower().replace(" ", "").replace('"', "").partition("charset=")[2] or "utf-8"
     if media_type.strip().lower() != "application/json" or charset not in ("utf-8", "utf8"):
-        raise ApiError(415, "send JSON in UTF-8, with Content-Type: application/json", "Content-Type")
+        raise ApiError(415, "send JSON in UTF-8 with the header Content-Type: application/json", "Content-Type")

@@ -1,6 +1,6 @@
-"""Errors of the API: a status and a JSON body `{"message", "detail"}`, and `field` if a field is invalid.
+"""Errors of the HTTP API: a status and a JSON body `{"message", "detail"}`, with `field` if a field is invalid.
 
-`message` and `detail` have the same text: some clients read the one, some the other.
+`message` and `detail` have the same text, because some clients read `message` and others `detail`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from rank_k.errors import (
 
 
 class ApiError(Exception):
-    """A request that gets no ranking. What it is raised from is reported to whoever runs the server."""
+    """An error response. The cause of the exception is reported to the operator of the server, not to the client.
+
+    Args:
+        status: The HTTP status.
+        message: The text for the client.
+        field: The invalid field of the request, if there is one.
+        headers: Additional response headers.
+    """
 
     def __init__(self, status: int, message: str, field: str = "", headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -32,6 +39,7 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
+        """Return the JSON values of the response body."""
         body = {"message": self.message, "detail": self.message}
         return {**body, "field": self.field} if self.field else body
 
@@ -42,32 +50,34 @@ def invalid_field(field: str, message: str) -> ApiError:
 
 
 def too_busy(seconds: int, message: str) -> ApiError:
+    """Return the error for a full queue, with the number of seconds after which the client should try again."""
     return ApiError(429, f"{message}; try again in {seconds} s", headers={"Retry-After": str(seconds)})
 
 
 def server_stopping() -> ApiError:
+    """Return the error for requests that are still waiting or running when the server stops."""
     return ApiError(503, "the server is stopping", headers={"Retry-After": "30"})
 
 
 _STATUS_AND_MESSAGE: Mapping[type[Exception], tuple[int, str]] = {
-    ServerOverloaded: (503, "the model's server has too much to do"),
-    ConnectionFailed: (502, "the model's server cannot be reached"),
-    PromptFiltered: (422, "the model's content filter refused the query or a document"),
-    RequestRejected: (502, "the model's server refused the question ({status})"),
-    ModelError: (502, "the model's server failed"),
-    JournalError: (507, "the answer could not be kept"),
-    InputError: (502, "the model cannot be asked as this server is set up"),
-    Exception: (500, "the server failed"),
+    ServerOverloaded: (503, "the model server is overloaded"),
+    ConnectionFailed: (502, "the model server cannot be reached"),
+    PromptFiltered: (422, "the content filter of the model server rejected the query or a document"),
+    RequestRejected: (502, "the model server rejected the request (status {status})"),
+    ModelError: (502, "the model server failed"),
+    JournalError: (507, "the response could not be stored in the journal"),
+    InputError: (502, "the model cannot be used with the options of this server"),
+    Exception: (500, "internal server error"),
 }
-"""By type of error; the first that fits counts."""
+"""Status and message by type of error. The first matching type counts."""
 
 
 def to_api_error(error: BaseException) -> ApiError:
-    """Return the error for the client. It has no addresses, keys or messages of the model's server."""
+    """Return the error for the client. It contains no addresses, keys or messages of the model server."""
     if isinstance(error, QueryTooLong):
-        return invalid_field("query", "it is too long for the model's context")
+        return invalid_field("query", "too long for the context of the model")
     if isinstance(error, ModelError) and _is_timeout(error):
-        return ApiError(504, "the model did not answer in time")
+        return ApiError(504, "the model did not respond in time")
     cause = error.__cause__ if isinstance(error, RetriesExhausted) and error.__cause__ else error
     status, message = next(row for kind, row in _STATUS_AND_MESSAGE.items() if isinstance(cause, kind))
     headers = {"Retry-After": "30"} if status == 503 else {}

@@ -1,4 +1,4 @@
-"""The HTTP API as an ASGI application: paths, bodies and responses. The service does the work."""
+"""The HTTP API as an ASGI application: paths, request bodies and responses. `RerankService` does the ranking."""
 
 from __future__ import annotations
 
@@ -40,7 +40,16 @@ from rank_k.server.service import ProgressListener, RerankService
 def make_app(
     service: RerankService, access: AccessConfig = AccessConfig(), route_groups: Sequence[RouteGroup] = ()
 ) -> App:
-    """Return the HTTP API, the pages and `route_groups` as an application. Raises `MissingExtra`."""
+    """Return the HTTP API and the web pages as an ASGI application.
+
+    Args:
+        service: The service that ranks.
+        access: Who may use the application.
+        route_groups: Additional routes, such as those of the pages *Compare* and *Judge*.
+
+    Raises:
+        MissingExtra: If the extra `serve` is not installed.
+    """
     endpoints = _Endpoints(service)
     api_routes = [
         *(route(path, endpoints.rerank, "POST") for path in ("/v2/rerank", "/v1/rerank", "/rerank")),
@@ -52,7 +61,8 @@ def make_app(
         _constant("/page/rooms.json", [group.name for group in route_groups]),
     ]
     api = RouteGroup("api", api_routes, open_paths=frozenset({"/health"}))
-    groups = (api, web_pages.route_group(), journal_viewer.route_group(service.journal), *route_groups)
+    pages = web_pages.route_group(frozenset(group.name for group in route_groups))
+    groups = (api, pages, journal_viewer.route_group(service.journal), *route_groups)
     return assemble_app(service, access, groups)
 
 
@@ -63,12 +73,24 @@ def assemble_app(
     cors_headers: Mapping[str, str] = DEFAULT_CORS_HEADERS,
     lifespan: Any = None,
 ) -> App:
-    """Return an application with the routes of `groups`, behind its access control. Raises `MissingExtra`."""
+    """Return an ASGI application with the routes of `groups` behind the access control.
+
+    Args:
+        service: Its metrics count the requests, and it reports errors.
+        access: Who may use the application.
+        groups: The routes.
+        cors_headers: CORS headers for the pages of allowed origins.
+        lifespan: The lifespan of the application, as Starlette takes it.
+
+    Raises:
+        MissingExtra: If the extra `serve` is not installed.
+    """
     http_error: Any = load("starlette.exceptions").HTTPException
 
     async def handle_error(request: Request, error: Any) -> Response:
         if isinstance(error, http_error):
-            message = f"there is no {request.method[:20]} {request.url.path[:100]!r} here"
+            path, allowed_methods = request.url.path[:100], (error.headers or {}).get("Allow")
+            message = f"{path!r} accepts only {allowed_methods}" if allowed_methods else f"unknown path {path!r}"
             error = ApiError(error.status_code, message, headers=error.headers)
         return error_response(service.report_error(error))
 
@@ -88,13 +110,13 @@ def assemble_app(
 
 
 def _count_requests(app: App, service: RerankService, paths: frozenset[str]) -> App:
-    """Return `app`, whose requests are counted by path and status. Paths that do not exist count as one."""
+    """Return `app` with metrics that count its requests by path and status. Unknown paths are counted together."""
 
     async def counted_app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        started, status = time.monotonic(), 499  # the client went away before anything was sent
+        started, status = time.monotonic(), 499  # kept if the client disconnects before the response starts
 
         async def send_and_record(message: Any) -> None:
             nonlocal status
@@ -128,7 +150,7 @@ class _Endpoints:
         body = await read_json(request)
         is_texts = request.url.path == "/rerank" and body.get("texts") is not None
         if is_texts and body.get("documents") is not None:
-            raise invalid_field("texts", "give either texts or documents")
+            raise invalid_field("texts", "give either texts or documents, not both")
         rerank_request = parse_request(TextsRequest if is_texts else RerankRequest, body, service.limits)
 
         async def rank(listener: ProgressListener) -> Any:
@@ -141,7 +163,7 @@ class _Endpoints:
         return json_response(await run_until(wait_for_disconnect(request.receive), work, client_disconnected()))
 
     async def models(self, request: Request) -> Response:
-        """Return the one model there is, if there is one; `method` is an addition of Rank-K."""
+        """Return the list of models: the one model of this server, or none. `method` is a field of Rank-K's own."""
         service = self._service
         card = {"id": service.model, "object": "model", "created": self._started, "owned_by": "rank-k"}
         return json_response({"object": "list", "data": [{**card, "method": service.method}] if service.method else []})

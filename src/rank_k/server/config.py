@@ -1,4 +1,4 @@
-"""What the server allows: how much, how long, and from whom. Plain values; `InputError` for what cannot be."""
+"""The limits of the server, and who may use it."""
 
 from __future__ import annotations
 
@@ -13,36 +13,38 @@ from rank_k.options import option
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of one request and of all requests together, and timeouts in seconds.
+    """Limits per request and for all requests together. Times are in seconds.
 
     Attributes:
-        max_concurrent: Requests that are worked on at once.
-        queue: Further requests that may wait. No client holds more than half of these places.
-        per_client: Requests of one client that are worked on at once.
-        max_documents: Documents of a request.
-        max_characters: Characters of a request's query and documents together.
-        max_body: Bytes of a request's body.
-        deadline: For requests that name no deadline themselves. None: no limit.
-        shutdown_timeout: To finish running requests in when the server stops.
-        connections: Connections that are open at once.
-        head_seconds: For a request's headers to arrive.
-        body_seconds: For a request's body to arrive.
-        stall_seconds: For a client to read what is sent.
+        max_concurrent: The maximum number of running requests.
+        queue: The maximum number of waiting requests. A single client may have at most half of them.
+        per_client: The maximum number of running requests of one client.
+        max_documents: The maximum number of documents of a request.
+        max_characters: The maximum number of characters of the query and the documents of a request together.
+        max_body: The maximum number of bytes of a request body.
+        deadline: The default deadline of requests. None: no limit.
+        shutdown_timeout: How long running requests may continue when the server stops.
+        connections: The maximum number of open connections.
+        head_seconds: How long the headers of a request may take to arrive.
+        body_seconds: How long the body of a request may take to arrive.
+        stall_seconds: How long a client may leave a response unread.
     """
 
     max_concurrent: int = 16
-    queue: int = option(64, "maximum number of requests that wait", whole_number(1))
-    per_client: int = option(8, "maximum number of requests of one client that are worked on at once", whole_number(1))
-    max_documents: int = option(1000, "maximum number of documents of a request", whole_number(1))
-    max_characters: int = option(4_000_000, "maximum length of query and documents together", whole_number(1))
-    max_body: int = option(16 * 2**20, "maximum size of a request", whole_number(1), metavar="BYTES")
+    queue: int = option(64, "maximum number of waiting requests", whole_number(1))
+    per_client: int = option(8, "maximum number of running requests of one client", whole_number(1))
+    max_documents: int = option(1000, "maximum number of documents per request", whole_number(1))
+    max_characters: int = option(4_000_000, "maximum total length of query and documents", whole_number(1))
+    max_body: int = option(16 * 2**20, "maximum size of a request body", whole_number(1), metavar="BYTES")
     deadline: float | None = option(
         None,
-        "return the best ranking so far after S if a request has no deadline",
+        "return the best ranking so far after S seconds, unless the request has its own deadline",
         number(exclusive=True),
         metavar="S",
     )
-    shutdown_timeout: float = option(30.0, "finish running requests within S", number(exclusive=True), metavar="S")
+    shutdown_timeout: float = option(
+        30.0, "let running requests continue for S seconds at shutdown", number(exclusive=True), metavar="S"
+    )
     connections: int = 1000
     head_seconds: float = 10.0
     body_seconds: float = 60.0
@@ -51,11 +53,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class AccessConfig:
-    """Who may come in.
+    """Who may use the server.
 
-    `host`: the address listened on. `keys`: any one of them opens; none needed if there is none. `hosts`: names,
-    beside the loopback ones and `host` itself, by which the server may be called. `origins`: pages that may call it,
-    like `https://app.example.com`, beside those that it serves itself.
+    Attributes:
+        host: The address on which the server listens.
+        keys: The keys of clients. Each of them gives access; without any, clients need none.
+        hosts: Names that the Host header may have, in addition to `host` and the loopback names.
+        origins: Origins of pages that may use the server, such as `https://app.example.com`, in addition to its own.
     """
 
     host: str = "127.0.0.1"
@@ -65,7 +69,7 @@ class AccessConfig:
 
     @property
     def open_to_all(self) -> bool:
-        """Whether anybody may come in, from anywhere."""
+        """Whether other machines can reach the server and need no key."""
         return not (is_loopback(self.host) or self.keys)
 
 
@@ -87,7 +91,7 @@ def is_loopback(host: str) -> bool:
 
 
 def host_name(host: str) -> str:
-    """The name in a Host header, without port, brackets and final dot."""
+    """Return the name in a Host header without the port, brackets and a final dot."""
     name = host.strip().lower()
     if name.startswith("["):
         return name[1:].partition("]")[0]
@@ -96,22 +100,29 @@ def host_name(host: str) -> str:
 
 
 _ORIGIN = re.compile(r"(?!http://.*:80$|https://.*:443$)[a-z][a-z0-9+.-]*://[\w.:\[\]-]+", re.ASCII)
-"""As browsers send it: no path, no port that goes without saying, and not `null`, which any page may be."""
+"""An origin as browsers send it: without a path or a default port. `null` is excluded, because any page can send it."""
 
 
 def check_access(access: AccessConfig, *, insecure: bool) -> None:
-    """Raise `InputError` for a server that anybody could use without having been told to be one, and for names and
-    origins that nobody can come by."""
+    """Check the access configuration.
+
+    Args:
+        access: The configuration.
+        insecure: Whether the operator has said that no keys are needed, although other machines can reach the server.
+
+    Raises:
+        InputError: If other machines could use the server without a key, or if a name or an origin is invalid.
+    """
     if not (is_loopback(access.host) or access.keys or insecure):
         raise InputError(
-            f"anybody who reaches {access.host} could spend your model's time",
-            "ask for a key with --client-key-env NAME, or say --insecure",
+            f"everyone who can reach {access.host} could use your model",
+            "require a key with --client-key-env NAME, or confirm with --insecure",
         )
     if "*" in access.hosts or "*" in access.origins:
-        raise InputError("--allow-host and --allow-origin take no wildcards", "give each name")
+        raise InputError("--allow-host and --allow-origin do not accept wildcards", "give each name")
     for name in access.hosts:
         if not name or "/" in name or host_name(name) != name.lower().removesuffix("."):
-            raise InputError(f"--allow-host {name} is not a name alone", "write it like rerank.example.com")
+            raise InputError(f"--allow-host {name} is not a host name", "write it like rerank.example.com")
     for origin in access.origins:
         if not _ORIGIN.fullmatch(origin.lower().rstrip("/")):
-            raise InputError(f"--allow-origin {origin} names no origin", "write it like https://app.example.com")
+            raise InputError(f"--allow-origin {origin} is not an origin", "write it like https://app.example.com")

@@ -1,4 +1,4 @@
-"""The demo's questions with their passages, for the page to try the server on."""
+"""The questions of `rank-k demo` with their passages: the examples of the page *Try*."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from functools import cache
 from typing import Any
 
 DEPTH = 12
-"""Passages per question, as `rank-k demo` takes."""
+"""Passages per question, as in `rank-k demo`."""
 
 
 @cache
 def demo_queries() -> list[dict[str, Any]]:
-    """Return the demo's featured queries and their BM25 passages, as JSON values.
+    """Return the featured queries of the demo and their BM25 passages as JSON values.
 
-    The first call takes seconds. Raises `MissingExtra` without the extra `data`.
+    The first call takes some seconds.
+
+    Raises:
+        MissingExtra: If the extra `data` is not installed.
     """
     from rank_k.data.collections import demo
     from rank_k.retrieval.bm25 import retrieve

@@ -1,14 +1,14 @@
-"""A ranking as server-sent events: the model's reasoning, each window's ranking, the ranking so far, the result.
+"""A ranking as server-sent events.
 
-    event: window    {"round", "window", "shown"}                    it is sent to the model
-    event: trace     {"round", "window", "reasoning", "text"}        chunks, to be concatenated
-    event: order     {"round", "window", "shown", "tiers", "ranked", "repairs", "usage"}
-    event: ranking   {"round", "indices"}                            the best so far, if more rounds follow
+    event: window    {"round", "window", "shown"}                    a window is sent to the model
+    event: trace     {"round", "window", "reasoning", "text"}        a chunk of the response, to be concatenated
+    event: order     {"round", "window", "shown", "tiers", "ranked", "repairs", "usage"}    the ranking of the window
+    event: ranking   {"round", "indices"}                            the best ranking so far, if more rounds follow
     event: result    the response to the same request without `stream`
     event: error     {"status", "message", "detail"}                 instead of a result
 
-Rounds and windows count from 1; documents are named by their index. The status is 200 from the first event on. A
-request that is rejected before that gets an ordinary error.
+Rounds and windows count from 1. Documents are identified by their index in the request, from 0. Once the first event
+is sent, the status is 200; a request that fails before that gets an ordinary error response.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ _PING_SECONDS = 15
 
 
 class EventStream(ProgressListener):
-    """An ASGI response: the events of `rank(listener)`, which returns the result as JSON values.
+    """An ASGI response that streams the events of a ranking. The ranking is cancelled when the client disconnects.
 
-    The ranking is cancelled when the client disconnects. `report_error` returns the error for the client.
+    Args:
+        rank: Ranks, calls the methods of its argument, and returns the result as JSON values.
+        report_error: Returns the error for the client, and reports it to the operator.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class EventStream(ProgressListener):
         self._post("ranking", round_number, indices=[*map(int, ranking.doc_ids)])
 
     def _post(self, kind: str, round_number: int, **data: Any) -> None:
-        """Add an event, from the model's thread."""
+        """Queue an event. Called from the thread of the model."""
         self._loop.call_soon_threadsafe(self._events.put_nowait, (kind, {"round": round_number + 1, **data}))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,7 +87,7 @@ class EventStream(ProgressListener):
             first_or_ping = asyncio.wait((first,), timeout=_PING_SECONDS)
             await run_until(wait_for_disconnect(receive), first_or_ping, client_disconnected())
             if first.done() and first.result() is None:
-                work.result()  # raises an error that comes before the first event
+                work.result()  # raises the error of a ranking that failed before its first event
             response = sse.EventSourceResponse(
                 self._content(first, work),
                 ping=_PING_SECONDS,

@@ -1,4 +1,4 @@
-"""What all paths need: routes, the bodies of requests as strict JSON, responses."""
+"""Routes, request bodies as strict JSON, and responses, for all parts of the server."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LARGEST_INTEGER = 2**53
-"""JSON readers do not distinguish integers beyond this one, so larger ones are read as this one."""
+"""The largest integer that every JSON reader stores exactly. Larger ones are read as this one."""
 
 
 class RouteGroup(NamedTuple):
-    """Routes of one part of the server.
+    """The routes of one part of the server.
 
     Attributes:
-        name: By which the page finds out whether this part is there.
-        routes: Starlette's.
+        name: The name of the part, from which the web pages know that it is available.
+        routes: Routes of Starlette.
         open_paths: Paths that need no key.
-        private_paths: Paths that are refused if anybody can reach the server without a key.
+        private_paths: Paths that are not available if the server has no keys and other machines can reach it.
     """
 
     name: str
@@ -45,12 +45,12 @@ class RouteGroup(NamedTuple):
 
 
 def route(path: str, handler: Callable[[Request], Awaitable[Any]], *methods: str) -> Any:
-    """Return a Starlette route (default: for GET). Raises `MissingExtra`."""
+    """Return a route of Starlette for `methods` (default: GET). Raises `MissingExtra`."""
     return load("starlette.routing").Route(path, handler, methods=methods or ("GET",))
 
 
 async def read_json(request: Request) -> dict[str, Any]:
-    """Return the JSON object in the body of a request. Raises `ApiError`."""
+    """Return the JSON object in the body of a request. Raises what `read_body` and `json_object` raise."""
     return json_object(await read_body(request))
 
 
@@ -61,7 +61,7 @@ async def read_body(request: Request) -> bytes:
         ApiError: If the body is too large or arrives too slowly, or the client disconnects.
     """
     limits: Limits = request.app.state.limits
-    too_large = ApiError(413, f"the body has more than {limits.max_body:,} bytes", headers={"Connection": "close"})
+    too_large = ApiError(413, f"the body is larger than {limits.max_body:,} bytes", headers={"Connection": "close"})
     content_length = request.headers.get("content-length", "")
     if content_length.isdecimal() and int(content_length[:20]) > limits.max_body:
         raise too_large
@@ -82,13 +82,19 @@ async def read_body(request: Request) -> bytes:
 
 
 async def wait_for_disconnect(receive: Receive) -> None:
-    """Return when the client has disconnected, or has its whole response. The body must have been read."""
+    """Wait until the client disconnects or has received the response. The request body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def run_until(interruption: Coroutine[Any, Any, object], work: Coroutine[Any, Any, T], error: ApiError) -> T:
-    """Return the result of `work`. If `interruption` ends first, cancel `work` and raise `error`."""
+    """Return the result of `work`.
+
+    Args:
+        interruption: If it ends before `work`, `work` is cancelled.
+        work: A coroutine.
+        error: Raised after an interruption.
+    """
     work_task, interruption_task = asyncio.create_task(work), asyncio.create_task(interruption)
     try:
         await asyncio.wait({work_task, interruption_task}, return_when=asyncio.FIRST_COMPLETED)
@@ -102,15 +108,16 @@ async def run_until(interruption: Coroutine[Any, Any, object], work: Coroutine[A
 
 
 def client_disconnected() -> ApiError:
-    return ApiError(499, "the client went away")
+    """Return the error for a request whose client has disconnected."""
+    return ApiError(499, "the client disconnected")
 
 
 def json_object(raw: bytes) -> dict[str, Any]:
     """Return the JSON object in `raw`.
 
     Raises:
-        ApiError: If there is none, or it has NaN, a number beyond the range of a double, a key that is given twice, or
-            unbounded nesting.
+        ApiError: If `raw` is not a JSON object in UTF-8, repeats a key, is nested too deeply, or contains a number that
+            is not finite.
     """
     try:
         body = json.loads(
@@ -132,7 +139,7 @@ def json_object(raw: bytes) -> dict[str, Any]:
 
 
 def _finite_number(text: str) -> float:
-    """Return the number in `text`: an integer if it is whole, for JSON has one kind of number."""
+    """Return the number in `text`, as an integer if it has no fraction. JSON does not distinguish 1 from 1.0."""
     value = float(text)
     if not math.isfinite(value):
         raise ApiError(400, f"the body is not JSON: {printable(text)} is not a finite number")
@@ -143,29 +150,32 @@ def _object_with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in pairs:
         if name in result:
-            raise ApiError(400, f"{printable(name)} is given twice", printable(name))
+            raise ApiError(400, f"{printable(name)} occurs twice", printable(name))
         result[name] = value
     return result
 
 
 def printable(name: str) -> str:
-    """Return a name that a client chose, shortened and without control characters."""
+    """Return a text of the client, truncated and without control characters, for an error message."""
     return "".join(c if c.isprintable() else "?" for c in name[:60])
 
 
 def to_json_bytes(value: Any) -> bytes:
-    """Return JSON in ASCII, so that lone surrogates, which UTF-8 cannot encode, are returned unchanged."""
+    """Return JSON in ASCII. Lone surrogates, which UTF-8 cannot encode, remain as escape sequences."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return `value` as a JSON response."""
     return response(to_json_bytes(value), status, {**(headers or {}), "Content-Type": "application/json"})
 
 
 def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
+    """Return `error` as a response with its status, body and headers, and with additional `headers`."""
     return json_response(error.body(), error.status, {**(headers or {}), **error.headers})
 
 
 def response(body: bytes, status: int, headers: Mapping[str, str]) -> Response:
+    """Return a response of Starlette. Raises `MissingExtra`."""
     make: Callable[..., Response] = load("starlette.responses").Response
     return make(body, status, headers)

@@ -1,10 +1,11 @@
-"""The journal viewer: runs, their queries, a query's rounds, a window's calls, as JSON for the page *Runs*. Read-only.
+"""The journal viewer: runs, queries, rounds, windows and calls as JSON for the page *Runs*.
 
-The file is opened for each request, in a thread: a job may be writing to it. It holds texts, so only clients with a
-key, or on this machine, may read it.
+The journal is read only. It is opened for each request, in a thread, because another process may be writing to it. It
+contains texts, so only clients with a key or on this machine may read it.
 
-Passages are named by their position in the first stage's order, from 0. Their texts are extracted from the prompts,
-since a journal stores no others: they are as the model saw them, truncated and sanitized.
+In the JSON, queries, rounds and windows count from 0, as in the journal, and a passage is identified by its position in
+the first-stage order, from 0. The page shows all of them from 1. A journal has no passages apart from its prompts, so
+their texts are extracted from the prompts: truncated and sanitized, as the model saw them.
 """
 
 from __future__ import annotations
@@ -29,36 +30,45 @@ from rank_k.window.prompt import extract_passages
 from rank_k.window.scorers import LIKELIHOOD_TEMPLATE, query_log_probability
 
 PAGE_SIZE = 50
-"""Rows at a time."""
+"""Rows per page."""
 
 _EXCERPT_LENGTH = 300  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunsParameters:
-    offset: int = described("of the first row, from 0", 0, ge=0, le=LARGEST_INTEGER)
+    """The query parameters of `/journal/runs`."""
+
+    offset: int = described("number of rows to skip", 0, ge=0, le=LARGEST_INTEGER)
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueriesParameters(RunsParameters):
-    run: str | None = described("a run's name", None)
-    find: str = described("only those whose id or text holds this", "")
+    """The query parameters of `/journal/queries`."""
+
+    run: str | None = described("name of a run (default: all runs)", None)
+    find: str = described("only queries whose id or text contains this", "")
+    newest_first: bool = described("whether the query that started last comes first", False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueryParameters:
-    run: str = described("a run's name", "")
-    position: int = described("in its run, from 0", ge=0, le=LARGEST_INTEGER)
+    """The query parameters of `/journal/query`."""
+
+    run: str = described("name of the run", "")
+    position: int = described("position of the query in the run, from 0", ge=0, le=LARGEST_INTEGER)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowParameters(QueryParameters):
-    round: int = described("from 0", ge=0, le=LARGEST_INTEGER)
-    window: int = described("of the round, from 0", ge=0, le=LARGEST_INTEGER)
+    """The query parameters of `/journal/window`."""
+
+    round: int = described("number of the round, from 0", ge=0, le=LARGEST_INTEGER)
+    window: int = described("number of the window in the round, from 0", ge=0, le=LARGEST_INTEGER)
 
 
 def runs(journal: Journal, parameters: RunsParameters) -> dict[str, Any]:
-    """Return a page of runs, the last one begun first."""
+    """Return a page of runs, the one that started last first."""
     records = journal.runs()
     rows = [
         {
@@ -74,24 +84,27 @@ def runs(journal: Journal, parameters: RunsParameters) -> dict[str, Any]:
 
 def queries(journal: Journal, parameters: QueriesParameters) -> dict[str, Any]:
     """Return a page of the queries of a run, or of all runs."""
-    total, records = journal.find_queries(
-        parameters.run, find=parameters.find[:500], offset=parameters.offset, limit=PAGE_SIZE
-    )
+    find = partial(journal.find_queries, parameters.run, find=parameters.find[:500])
+    total, records = find(offset=parameters.offset, limit=PAGE_SIZE)
+    if parameters.newest_first:
+        end = max(total - parameters.offset, 0)
+        start = max(end - PAGE_SIZE, 0)
+        records = find(offset=start, limit=end - start)[1][::-1]
     rows = [_query_summary(journal, record) for record in records]
     return {"total": total, "offset": parameters.offset, "queries": rows}
 
 
 def query(journal: Journal, parameters: QueryParameters) -> dict[str, Any]:
-    """Return how a query's ranking came about.
+    """Return the passages, rounds, windows and ranking of a query.
 
-    `rounds`: the ranking before each round, as tiers; `ranking`: the final one, None while the query is unfinished.
-    Both are without the candidates that were not compared, which follow in their order.
+    `rounds` contains the ranking before each round, and `ranking` the final ranking, or None if the query is not
+    finished. Both are lists of ties, and omit the candidates that were not compared, which follow in input order.
     """
     record = _find_query(journal, parameters)
     rounds = journal.rounds(record.run, record.position)
     windows = list(journal.windows(record.run, record.query_id))
-    if rounds:
-        windows = [window for window in windows if window.round < len(rounds)]  # others are of an earlier attempt
+    if rounds:  # later windows are from an interrupted run
+        windows = [window for window in windows if window.round < len(rounds)]
     compared = rounds[0].doc_ids if rounds else [doc_id for window in windows for doc_id in window.window.doc_ids]
     places = {doc_id: number for number, doc_id in enumerate(dict.fromkeys(compared))}
     final_ranking = journal.find_ranking(record.run, record.position) if record.finished else None
@@ -106,13 +119,13 @@ def query(journal: Journal, parameters: QueryParameters) -> dict[str, Any]:
 
 
 def window(journal: Journal, parameters: WindowParameters) -> dict[str, Any]:
-    """Return all requests and responses of one window. Places and texts are as in `query`."""
+    """Return the passages, orders, requests and responses of one window."""
     record = _find_query(journal, parameters)
     windows = journal.windows(record.run, record.query_id)
     position = (parameters.round, parameters.window)
     window_record = next((w for w in windows if (w.round, w.window_number) == position), None)
     if window_record is None:
-        raise ApiError(404, "this query has no such window in the journal", "window")
+        raise ApiError(404, "the journal has no such window", "window")
     doc_ids = window_record.window.doc_ids
     places = {doc_id: number for number, doc_id in enumerate(doc_ids)}
     texts = _texts(journal, [window_record])
@@ -133,7 +146,7 @@ def window(journal: Journal, parameters: WindowParameters) -> dict[str, Any]:
 def _find_query(journal: Journal, parameters: QueryParameters) -> QueryRecord:
     record = journal.find_query(parameters.run, parameters.position)
     if record is None:
-        raise ApiError(404, "there is no such query in the journal", "position")
+        raise ApiError(404, "the journal has no such query", "position")
     return record
 
 
@@ -189,7 +202,7 @@ def _orders(window: WindowRecord, places: Mapping[str, int]) -> list[dict[str, A
 
 
 def _call(call: Call, doc_ids: Sequence[str]) -> dict[str, Any]:
-    """Return a call. `shown`: the positions in the window of the passages that the prompt numbers, in that order."""
+    """Return a call. `shown` contains the positions in the window of the passages of the prompt, in its order."""
     places = {doc_id: number for number, doc_id in enumerate(doc_ids)}
     numbered_ids = _numbered_ids(call, doc_ids)
     usage = call.response.usage
@@ -213,10 +226,10 @@ def _call(call: Call, doc_ids: Sequence[str]) -> dict[str, Any]:
 
 
 def _numbered_ids(call: Call, doc_ids: Sequence[str]) -> Sequence[str]:
-    """Return the ids behind the numbers of a prompt.
+    """Return the document ids in the order in which the prompt numbers the passages.
 
-    Samples present a window in different orders, which are stored with the calls. A call that was made for another
-    query with the same passages has other ids.
+    Samples show a window in different orders, which are stored with the calls. Calls shared with another query that has
+    the same passages have the ids of that query.
     """
     if call.purpose == "likelihood":
         return call.doc_ids if set(call.doc_ids) <= set(doc_ids) else ()
@@ -224,7 +237,7 @@ def _numbered_ids(call: Call, doc_ids: Sequence[str]) -> Sequence[str]:
 
 
 def _messages(request: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the messages that were sent, for every server type."""
+    """Return the messages of a request, for every server type."""
     messages = request.get("messages")
     if not isinstance(messages, list):
         return [{"role": "prompt", "content": str(request.get("prompt") or "")}]
@@ -236,7 +249,7 @@ def _messages(request: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _texts(journal: Journal, windows: Iterable[WindowRecord]) -> dict[str, str]:
-    """Return the texts of passages, by id, as far as they can be extracted from prompts."""
+    """Return the texts of passages by document id, as far as they can be extracted from the prompts."""
     texts: dict[str, str] = {}
     for window in windows:
         for key in window.call_keys:
@@ -273,9 +286,9 @@ class JournalView(NamedTuple):
     """A path of the journal viewer.
 
     Attributes:
-        summary: What it returns, for the OpenAPI document.
-        parameters: The dataclass of its query parameters.
-        read: Returns the view's JSON values.
+        summary: What the path returns, for the OpenAPI document.
+        parameters: The dataclass of the query parameters.
+        read: Returns the JSON values.
     """
 
     summary: str
@@ -284,16 +297,16 @@ class JournalView(NamedTuple):
 
 
 VIEWS = {
-    "/journal/runs": JournalView("the journal's runs, the last one begun first", RunsParameters, runs),
-    "/journal/queries": JournalView("queries of a run, or of all", QueriesParameters, queries),
-    "/journal/query": JournalView("a query's passages, rounds, windows and ranking", QueryParameters, query),
-    "/journal/window": JournalView("a window's passages, orders and calls", WindowParameters, window),
+    "/journal/runs": JournalView("the runs of the journal, the one that started last first", RunsParameters, runs),
+    "/journal/queries": JournalView("the queries of a run or of all runs", QueriesParameters, queries),
+    "/journal/query": JournalView("the passages, rounds, windows and ranking of a query", QueryParameters, query),
+    "/journal/window": JournalView("the passages, orders and calls of a window", WindowParameters, window),
 }
-"""The views of a journal, by path."""
+"""The paths of the journal viewer."""
 
 
 def route_group(path: Path | None) -> RouteGroup:
-    """Return the routes for the journal at `path`, None if it has no file. Raises `MissingExtra`."""
+    """Return the routes for the journal at `path` (None: a temporary journal). Raises `MissingExtra`."""
     routes = [route(address, partial(_get_view, path, view)) for address, view in VIEWS.items()]
     return RouteGroup("journal", routes, private_paths=frozenset(VIEWS))
 
@@ -304,7 +317,7 @@ async def _get_view(path: Path | None, view: JournalView, request: Request) -> R
 
 
 def _read_view(path: Path | None, view: JournalView, parameters: Any) -> dict[str, Any]:
-    """Return a view as JSON values. The server's temporary journal is not shown: an empty one takes its place."""
+    """Return a view as JSON values. Instead of a temporary journal, an empty one is shown."""
     try:
         with closing(Journal() if path is None else Journal(path, read_only=True)) as journal:
             return {"journal": path and path.name, **view.read(journal, parameters)}

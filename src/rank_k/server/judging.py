@@ -1,11 +1,11 @@
-"""Human judging: two rankings of a query side by side, which one a judge prefers, and the file of all judgments.
+"""Human judging: judges see two rankings of a query side by side, and a file stores which one they prefer.
 
-Judges must not know which system made which ranking. So what they see has nothing of the systems: no name, no score, no
-document id; only the export of all judgments names them. Sides are random, but derived from the judge, the query, the
-systems and both full rankings: they stay the same after a reload, after a restart and in whatever order the runs are
-named, and they cannot be computed without the runs.
+Judges must not know which system made which ranking. Therefore the page shows no system names, scores or document ids;
+only the export of all judgments contains them. The sides are pseudo-random: they are derived from the judge, the query,
+the systems and both full rankings. They stay the same after a reload or a restart and for any order of the runs, and
+cannot be computed without the runs.
 
-No request names a file: runs, queries, documents and the file of the judgments are named when the server is started.
+Requests cannot name files: the runs, queries, documents and the preferences file are options of the server.
 """
 
 from __future__ import annotations
@@ -32,12 +32,20 @@ from rank_k.server.schema import described, validate
 from rank_k.types import PassageSource, Query, Run
 
 MAX_PASSAGE_CHARACTERS = 20_000
-"""The characters of a passage that are shown."""
+"""The maximum number of characters of a passage that the page shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairwiseItem:
-    """Two rankings of a query, truncated to what is shown, and their systems. `digest`: of both full rankings."""
+    """Two rankings of a query, to be compared by judges.
+
+    Attributes:
+        query: The query.
+        translation: The translation of the query, if there is one.
+        systems: The names of the two systems.
+        rankings: The document ids of the passages that the page shows, for each system.
+        digest: A hash of both full rankings.
+    """
 
     query: Query
     translation: str | None
@@ -46,16 +54,16 @@ class PairwiseItem:
     digest: str
 
     def sides(self, judge: str) -> tuple[int, int]:
-        """Return which of the two this judge sees on the left, and which on the right."""
+        """Return which of the two rankings this judge sees on the left and which on the right, as positions."""
         return (1, 0) if _digest("sides", self.digest, judge, self.query.query_id, *self.systems)[0] % 2 else (0, 1)
 
     def displayed(self, judge: str) -> tuple[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]]:
-        """Return the systems and the document ids, each left and right, as this judge sees them."""
+        """Return the left and right systems and the left and right document ids, as this judge sees them."""
         left, right = self.sides(judge)
         return (self.systems[left], self.systems[right]), (self.rankings[left], self.rankings[right])
 
     def token(self, judge: str) -> str:
-        """Return a name of what this judge sees, which reveals nothing. Other runs, or another depth, have another."""
+        """Return an id of what this judge sees. It depends on runs and depth, and does not reveal the systems."""
         left, right = self.displayed(judge)[1]
         parts = (self.query.query_id, *self.systems, "left", *left, "right", *right)
         return _digest("shown", self.digest, judge, *parts).hex()[:32]
@@ -63,13 +71,13 @@ class PairwiseItem:
 
 @dataclass(frozen=True, slots=True)
 class PairwiseItems:
-    """All items of a study.
+    """All items of a judging study.
 
     Attributes:
-        items: In the order in which judges see them.
-        depth: How many passages of each ranking are shown.
-        identical: How often two systems show the same, so that there is nothing to judge.
-        missing: How often one of two systems has nothing for the query.
+        items: The items in the order in which judges see them.
+        depth: The number of passages per ranking.
+        identical: The number of pairs that are left out because both rankings are the same.
+        missing: The number of pairs that are left out because a run lacks the query.
     """
 
     items: tuple[PairwiseItem, ...]
@@ -81,10 +89,16 @@ class PairwiseItems:
 def pairwise_items(
     queries: Mapping[str, Query], translations: Mapping[str, str], runs: Mapping[str, Run], depth: int = 10
 ) -> PairwiseItems:
-    """Return every query with every two of `runs`, by their names: the first `depth` passages of each.
+    """Return an item for each query and each pair of runs.
 
-    Their order is pseudo-random and the same for all judges: a judge who stops early has then judged some items of all
-    kinds, and the same ones as other judges, which agreement needs.
+    The order of the items is pseudo-random and the same for all judges. Judges who stop early have therefore judged a
+    sample of all pairs, and the same sample as other judges, so that their agreement can be computed.
+
+    Args:
+        queries: The queries by id.
+        translations: Translations of queries by query id.
+        runs: The runs by name.
+        depth: The number of passages per ranking.
     """
     items, identical, missing = [], 0, 0
     for query in queries.values():
@@ -104,9 +118,15 @@ def pairwise_items(
 
 
 def displayed_pair(item: PairwiseItem, judge: str, store: PassageSource) -> dict[str, Any]:
-    """Return what a judge sees of an item, as JSON values. Reading the passages may take a while.
+    """Return the two rankings of an item as JSON values.
 
-    A passage that is on both sides has the same number there. `truncated`: only its beginning is shown.
+    A passage that is in both rankings has the same number in both. `truncated` says that only the beginning of its text
+    is included.
+
+    Args:
+        item: The item.
+        judge: The name of the judge.
+        store: The passages. Reading them may take some time.
 
     Raises:
         InputError: If `store` lacks a passage.
@@ -127,13 +147,13 @@ def displayed_pair(item: PairwiseItem, judge: str, store: PassageSource) -> dict
 
 
 def _digest(*parts: str) -> bytes:
-    """Return the hash of texts, each prefixed with its length so that their boundaries count."""
+    """Return a hash of texts. Each is prefixed with its length, so that the hash depends on their boundaries."""
     joined = "".join(f"{len(part)}:{part}" for part in parts)
     return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).digest()
 
 
 def system_names(paths: Sequence[str]) -> dict[str, str]:
-    """Return the names of systems, by path: the file's name if it is unique, else the path."""
+    """Return the names of systems by path: the name of the file if it is unique, else the path."""
     base_names = [path.replace("\\", "/").rpartition("/")[2] for path in paths]
     return {path: name if base_names.count(name) == 1 else path for path, name in zip(paths, base_names, strict=True)}
 
@@ -145,13 +165,13 @@ class JudgingSession:
     """The judgments of one judge.
 
     Args:
-        name: The judge.
-        items: What is to be judged.
-        rows: Earlier judgments, of any judge. Only this judge's count, and only those of what would be shown again.
+        name: The name of the judge.
+        items: The items of the study.
+        rows: Earlier judgments of all judges. Those of other judges, and of rankings that have changed, are ignored.
 
     Attributes:
         items: The items by token.
-        judgments: The judgments that count, by token.
+        judgments: The current judgments by token.
     """
 
     def __init__(self, name: str, items: PairwiseItems, rows: Iterable[Judgment]) -> None:
@@ -169,16 +189,23 @@ class JudgingSession:
                 self.judgments[token] = row
 
     def next_item(self) -> PairwiseItem | None:
-        """Return the first item that is not judged; None at the end."""
+        """Return the first item without a judgment, or None if all items are judged."""
         return next((item for token, item in self.items.items() if token not in self.judgments), None)
 
     def last_judged(self) -> PairwiseItem | None:
-        """Return the item of the latest judgment that is not undone."""
+        """Return the item of the latest judgment that is not undone, or None."""
         token = max(self.judgments, key=lambda token: self.judgments[token].time, default=None)
         return None if token is None else self.items[token]
 
     def judgment(self, item: PairwiseItem, choice: str, seconds: float | None, now: datetime) -> Judgment:
-        """Return the row of a judgment. Each row of a judge has a later time than the one before."""
+        """Return the row of a judgment. Its time is later than that of all earlier rows of this judge.
+
+        Args:
+            item: The item.
+            choice: "left", "right", "tie" or "undone".
+            seconds: How long the item was visible, if known.
+            now: The current time.
+        """
         (left, right), (left_ids, right_ids) = item.displayed(self.name)
         return Judgment(
             judge=self.name,
@@ -197,7 +224,7 @@ class JudgingSession:
         )
 
     def apply(self, item: PairwiseItem, row: Judgment) -> None:
-        """Count a row of `judgment` from now on."""
+        """Replace the judgment of `item` by `row`."""
         self._last_time = row.time
         self.judgments.pop(item.token(self.name), None)
         if row.choice != UNDONE:
@@ -208,17 +235,20 @@ class JudgingSession:
 
 
 class PreferencesFile:
-    """The file of all judgments (JSONL). A row is on disk before it counts, and is never changed.
+    """The file of all judgments (JSONL). Rows are only appended, and synchronized to disk before they are used.
 
-    Only its owner can read and write it, since it says who judged what. One server at a time may open it. A row that
-    was half written when the machine stopped, and so was never acknowledged, is removed.
+    Only the owner of the file can read and write it, because it contains the names of judges. Only one server at a time
+    can open it. If the last row is incomplete because the machine stopped while writing it, the row is removed.
+
+    Args:
+        path: The file. It is created if it does not exist.
 
     Attributes:
-        rows: All of its rows.
+        rows: All rows of the file.
 
     Raises:
         InputError: If the file cannot be written, or another server has opened it.
-        FormatError: If it has something else than judgments.
+        FormatError: If the file contains anything but judgments.
     """
 
     def __init__(self, path: Path) -> None:
@@ -227,7 +257,7 @@ class PreferencesFile:
             self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError as error:
             raise InputError(
-                f"cannot write {path} ({error.strerror})", "name another file for --preferences-file"
+                f"cannot write {path} ({error.strerror})", "choose another file with --preferences-file"
             ) from error
         try:
             lock_exclusively(self._descriptor, path)
@@ -238,7 +268,7 @@ class PreferencesFile:
             raise
 
     def append(self, row: Judgment) -> None:
-        """Return once the row is on disk. Raises `OSError` if that fails; the file is then unchanged."""
+        """Append a row and synchronize the file. If that raises an `OSError`, the file is unchanged."""
         line = json_line(row.to_dict())
         try:
             written = 0
@@ -268,6 +298,7 @@ class PreferencesFile:
         return rows
 
     def close(self) -> None:
+        """Close the file and release its lock."""
         os.close(self._descriptor)
 
 
@@ -276,23 +307,33 @@ class PreferencesFile:
 _MAX_NAME_LENGTH = 100
 _MAX_SECONDS = 86_400.0
 _MAX_SESSIONS = 100
-"""In memory. Any other is restored from the rows."""
+"""The maximum number of sessions in memory. The others are restored from the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeRequest:
-    judge: str = described(f"a name of 1 to {_MAX_NAME_LENGTH} letters")
+    """The fields that all requests of a judge share."""
+
+    judge: str = described(f"a name of 1 to {_MAX_NAME_LENGTH} printable characters")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceRequest(JudgeRequest):
-    token: Any = described("the question's", None)
+    """The body of `/judge/choice`."""
+
+    token: Any = described("the token of the item", None)
     choice: Literal["left", "right", "tie"] = described("left, right or tie")
-    seconds: float | None = described("how long the question was on the screen", None, ge=0, strict=True)
+    seconds: float | None = described("how long the item was visible", None, ge=0, strict=True)
 
 
 class JudgingRoutes:
-    """The routes of a study. Owns neither `store` nor `file`."""
+    """The routes of the page *Judge*.
+
+    Args:
+        items: The items of the study.
+        store: The passages. The caller closes it.
+        file: The preferences file. The caller closes it.
+    """
 
     def __init__(self, items: PairwiseItems, store: PassageSource, file: PreferencesFile) -> None:
         self._identical = items.identical
@@ -302,7 +343,7 @@ class JudgingRoutes:
         self._write_lock = asyncio.Lock()
 
     def route_group(self) -> RouteGroup:
-        """Return the routes. Raises `MissingExtra`."""
+        """Return the routes. Raises `MissingExtra` if the extra `serve` is not installed."""
         routes = [
             route("/judge/question", self._get_question),
             route("/judge/choice", self._post_choice, "POST"),
@@ -321,9 +362,9 @@ class JudgingRoutes:
         async with self._write_lock:
             item = session.items.get(body.token) if isinstance(body.token, str) else None
             if item is None:
-                raise ApiError(409, "this is no longer asked: load the page again", "token")
+                raise ApiError(409, "this pair has changed: reload the page", "token")
             previous = session.judgments.get(body.token)
-            if previous is None or previous.choice != body.choice:  # else it was sent twice
+            if previous is None or previous.choice != body.choice:  # repeated requests have no effect
                 await self._store_judgment(session, item, body.choice, seconds)
         return await self._state_response(session)
 
@@ -332,7 +373,7 @@ class JudgingRoutes:
         async with self._write_lock:
             item = session.last_judged()
             if item is None:
-                raise ApiError(409, "there is nothing to take back")
+                raise ApiError(409, "there is no judgment to undo")
             await self._store_judgment(session, item, UNDONE, None)
         return await self._state_response(session, item)
 
@@ -346,14 +387,14 @@ class JudgingRoutes:
         return response(content, 200, headers)
 
     async def _state_response(self, session: JudgingSession, item: PairwiseItem | None = None) -> Response:
-        """Return a judge's progress and the next item: `item` or the first that is left."""
+        """Return the progress of a judge, and `item` or else the next item to judge."""
         item = item or session.next_item()
         try:
             pair = await asyncio.to_thread(displayed_pair, item, session.name, self._store) if item else None
         except (RankKError, OSError) as error:
             if isinstance(error, OSError):
-                error = InputError(f"the documents cannot be read ({error.strerror})", "check that they still exist")
-            raise ApiError(500, "a passage cannot be read; whoever runs this server has been told why") from error
+                error = InputError(f"cannot read the documents ({error.strerror})", "check that the files still exist")
+            raise ApiError(500, "a passage could not be read; the server has printed the reason") from error
         state = {
             "judge": session.name,
             "done": len(session.judgments),
@@ -367,17 +408,19 @@ class JudgingRoutes:
     async def _store_judgment(
         self, session: JudgingSession, item: PairwiseItem, choice: str, seconds: float | None
     ) -> None:
-        """Return once the judgment is on disk, and counts."""
+        """Store a judgment on disk, then update the session."""
         row = session.judgment(item, choice, seconds, datetime.now(UTC))
         try:
             await asyncio.to_thread(self._file.append, row)
         except OSError as error:
-            cause = InputError(f"cannot write {self._file.path} ({error.strerror})", "judging continues once you can")
-            raise ApiError(507, "it could not be kept; whoever runs this server has been told why") from cause
+            cause = InputError(
+                f"cannot write {self._file.path} ({error.strerror})", "judges can continue once the file is writable"
+            )
+            raise ApiError(507, "the judgment could not be stored; the server has printed the reason") from cause
         session.apply(item, row)
 
     def _find_session(self, request: JudgeRequest) -> JudgingSession:
         name = request.judge.strip()
         if not name or len(name) > _MAX_NAME_LENGTH or not name.isprintable():
-            raise invalid_field("judge", f"a name of 1 to {_MAX_NAME_LENGTH} letters is needed")
+            raise invalid_field("judge", f"enter a name of 1 to {_MAX_NAME_LENGTH} printable characters")
         return self._session(name)

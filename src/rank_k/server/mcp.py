@@ -1,8 +1,8 @@
-"""The tool `rerank` for programs that speak the Model Context Protocol, over HTTP or standard input and output.
+"""The tool `rerank` of the Model Context Protocol (MCP), over HTTP or standard input and output.
 
-Arguments are parsed, admitted and rejected like requests over HTTP, with the same messages. An error is the tool's
-result, marked as an error, so that the model that called it can read it and correct the call. If a client cancels a
-call or disconnects, the model's work for it is cancelled.
+Calls are validated and queued like requests to the HTTP API, with the same error messages. Errors are returned as the
+result of the tool, marked as errors, so that the calling model can read them and correct its call. If a client cancels
+a call or disconnects, the calls to the model for it are cancelled.
 """
 
 from __future__ import annotations
@@ -52,13 +52,12 @@ from rank_k.window.base import WindowReport
 
 NAME = "rerank"
 DISCONNECT_EVENT = "rank_k.gone"
-"""In the state of an HTTP request: the event that is set when its client has disconnected."""
+"""The key of an event in the state of an HTTP request. The event is set when the client disconnects."""
 
 _DESCRIPTION = (
-    "Orders documents by how relevant they are to a query, best first. A language model compares the documents with"
-    " each other and reasons about them, so it takes seconds to minutes: use it on a few to a hundred candidates"
-    " that a search has found, not on a whole collection. Results name documents by their index in the list given,"
-    " from 0."
+    "Ranks documents by relevance to a query, the best first. A language model compares the documents with each other"
+    " and reasons about them, which takes seconds to minutes. Use it for up to about 100 search results, not for a"
+    " whole collection. Results identify documents by their index in the list of documents, from 0."
 )
 PATH = "/mcp"
 
@@ -68,12 +67,12 @@ _CORS_HEADERS = {
     " Mcp-Name",
     "Access-Control-Expose-Headers": "mcp-session-id",
 }
-_IDLE_SECONDS = 30 * 60.0  # after which a session that was not ended counts as left
+_IDLE_SECONDS = 30 * 60.0  # after which an unused session ends
 _EXCERPT_LENGTH = 100  # characters of a document in the text of a result
 
 
 def make_mcp_server(service: RerankService) -> Any:
-    """Return the SDK's server, to be run over any transport, whose tool calls `service`. Raises `MissingExtra`."""
+    """Return a server of the MCP SDK, for any transport, whose tool calls `service`. Raises `MissingExtra`."""
     protocol: Any = load("mcp.types")
     listwise_only = (*PUBLIC_OPTIONS, "return_trace")
     input_schema, output_schema = tool_schemas(service.limits, listwise_only if service.method == "likelihood" else ())
@@ -93,7 +92,7 @@ def make_mcp_server(service: RerankService) -> Any:
 
     async def call_tool(context: Any, params: Any) -> Any:
         if params.name != NAME:
-            raise load("mcp").MCPError(protocol.INVALID_PARAMS, f"there is no such tool here, only {NAME}")
+            raise load("mcp").MCPError(protocol.INVALID_PARAMS, f"unknown tool; the only tool is {NAME}")
         texts, content = await _call(service, context, params.arguments or {})
         blocks = [protocol.TextContent(type="text", text=text) for text in texts]
         return protocol.CallToolResult(content=blocks, structured_content=content, is_error=content is None)
@@ -102,7 +101,7 @@ def make_mcp_server(service: RerankService) -> Any:
         "rank-k",
         version=__version__,
         title="Rank-K",
-        instructions=f"One tool, {NAME}: use it to order search results before reading them.",
+        instructions=f"Use the tool {NAME} to rank search results before reading them.",
         on_list_tools=list_tools,
         on_call_tool=call_tool,
     )
@@ -111,9 +110,10 @@ def make_mcp_server(service: RerankService) -> Any:
 async def _call(
     service: RerankService, context: Any, arguments: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, Any] | None]:
-    """Return the result of a call as texts and as JSON values: None for an error, which the text describes."""
+    """Return the result of a call as texts and as JSON values. For an error, the values are None."""
     state = {} if context.request is None else context.request.scope["state"]
-    disconnected: asyncio.Event = state.get(DISCONNECT_EVENT) or asyncio.Event()  # a pipe's end cancels this task
+    # Over standard input and output there is no such event: the SDK cancels this task.
+    disconnected: asyncio.Event = state.get(DISCONNECT_EVENT) or asyncio.Event()
     progress = _Progress(context.session.report_progress)
     try:
         request = parse_tool_arguments(arguments, service.limits)
@@ -122,12 +122,12 @@ async def _call(
     except Exception as error:
         return [service.report_error(error).message], None
     result = _tool_result(request, hits, service.model)
-    traces = [f"What the model thought of window {n}:\n{trace}" for n, trace in enumerate(result.traces or (), 1)]
+    traces = [f"Reasoning about window {n}:\n{trace}" for n, trace in enumerate(result.traces or (), 1)]
     return [_result_text(request, hits), *traces], to_json(result)
 
 
 class _Progress(ProgressListener):
-    """Reports progress to the client, if it asked for it: once per round, the number of windows answered."""
+    """Reports the number of finished windows to the client after each round, if the client requested progress."""
 
     def __init__(self, report: Callable[[float, float | None, str], Coroutine[Any, Any, None]]) -> None:
         self._report = report
@@ -139,21 +139,21 @@ class _Progress(ProgressListener):
 
     def on_ranking(self, round_number: int, ranking: Ranking) -> None:
         best = ", ".join(ranking.doc_ids[:3])
-        message = f"round {round_number + 1}, windows answered: {self._windows}, best so far: {best}"
-        # The SDK drops a report that comes after the end of the call.
+        message = f"round {round_number + 1}, finished windows: {self._windows}, best documents so far: {best}"
+        # The SDK ignores reports after the end of the call.
         asyncio.run_coroutine_threadsafe(self._report(self._windows, None, message), self._loop)
 
 
 def parse_tool_arguments(arguments: Mapping[str, Any], limits: Limits) -> ToolRequest:
-    """Return the request in the arguments of a call, which are parsed like the body of one over HTTP.
+    """Return the request in the arguments of a call, parsed like the body of an HTTP request.
 
     Raises:
-        ApiError: If an argument is invalid, or does not exist.
+        ApiError: If an argument is invalid or unknown, or exceeds the limits.
     """
     try:
         raw = json.dumps(arguments).encode("ascii")
     except (ValueError, RecursionError):
-        raise ApiError(400, "the arguments are nested too deeply, or hold a number that is too large") from None
+        raise ApiError(400, "the arguments are nested too deeply or contain a number that is too large") from None
     return parse_request(ToolRequest, json_object(raw), limits)
 
 
@@ -183,28 +183,36 @@ def _tool_result(request: ToolRequest, hits: RankedHits, model: str) -> ToolResu
 
 
 def _result_text(request: ToolRequest, hits: RankedHits) -> str:
-    """Return the ranking as a list for a model. A document has one line, so that it cannot forge another's place."""
+    """Return the ranking as a numbered list. Each document is one line, so that it cannot imitate another item."""
     top_hits = hits[: request.top_n or None]
     lines = [f"{len(top_hits)} of {len(hits)} documents, best first. Each is named by its index in the list given."]
     for hit in top_hits:
-        tie_note = " (level with the one before)" if hit.tied else ""
+        tie_note = " (tied with the one before)" if hit.tied else ""
         lines.append(f"{hit.rank}. index {hit.index}{tie_note}: {_excerpt(hit.text)}")
     return "\n".join([*lines, *(f"Note: {warning}." for warning in response_warnings(hits))])
 
 
 def _excerpt(text: str) -> str:
-    """Return the beginning of `text` without line breaks and invisible characters."""
+    """Return the beginning of `text` on one line, without control characters."""
     line = "".join(c if c.isprintable() else " " for c in text[: 4 * _EXCERPT_LENGTH])
     line = " ".join(line.split())
-    is_whole = len(line) <= _EXCERPT_LENGTH and len(text) <= 4 * _EXCERPT_LENGTH
-    return line if is_whole else f"{line[:_EXCERPT_LENGTH]}..."
+    is_complete = len(line) <= _EXCERPT_LENGTH and len(text) <= 4 * _EXCERPT_LENGTH
+    return line if is_complete else f"{line[:_EXCERPT_LENGTH]}..."
 
 
 # --- over HTTP ---
 
 
 def make_mcp_app(service: RerankService, access: AccessConfig = AccessConfig()) -> App:
-    """Return the application behind its access control. Raises `MissingExtra`."""
+    """Return the MCP server over HTTP as an ASGI application.
+
+    Args:
+        service: The service that ranks.
+        access: Who may use the application.
+
+    Raises:
+        MissingExtra: If the extra `mcp` is not installed.
+    """
     security: Any = load("mcp.server.transport_security").TransportSecuritySettings
     app = make_mcp_server(service).streamable_http_app(
         streamable_http_path=PATH,
@@ -215,7 +223,7 @@ def make_mcp_app(service: RerankService, access: AccessConfig = AccessConfig()) 
     )
 
     async def handle(request: Request) -> App:
-        """Pass on the request when its whole body has arrived, and notice when its client disconnects."""
+        """Pass the request on once its body has arrived, and set an event when the client disconnects."""
         messages: list[Any] = [{"type": "http.request", "body": await read_body(request), "more_body": False}]
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
@@ -239,21 +247,24 @@ def make_mcp_app(service: RerankService, access: AccessConfig = AccessConfig()) 
 
 
 def serve_stdio(service: RerankService) -> None:
-    """Serve the program at the other end of standard input and output, until it closes one of them.
+    """Serve the program that started this one, over standard input and output, until it closes one of them.
 
-    SIGINT and SIGTERM end this at once. Running calls are cancelled in all of these cases. Meanwhile, what else reads
-    standard input reads nothing, and what else is written to standard output goes to standard error.
+    SIGINT and SIGTERM also end this function. In each case, running calls are cancelled. In the meantime, standard
+    input is empty for all other readers, and everything else that is written to standard output goes to standard error.
 
-    Blocks. Raises `MissingExtra`.
+    This function blocks.
+
+    Raises:
+        MissingExtra: If the extra `mcp` is not installed.
     """
-    # SIGINT too: a program that starts this one in the background may have told it to ignore SIGINT.
+    # A program that starts this one in the background may have made it ignore SIGINT.
     numbers = (signal.SIGINT, signal.SIGTERM)
     previous_handlers = [signal.signal(number, signal.default_int_handler) for number in numbers]
     try:
-        # Threads that this thread starts are daemons like itself: one that still reads does not delay the exit.
+        # Threads that this daemon thread starts are daemons too, so that a blocked reader does not delay the exit.
         LoopThread().run(_serve(service))
     except* (KeyboardInterrupt, OSError):
-        pass  # OSError: nobody reads standard output anymore
+        pass  # an OSError means that the client has closed standard output
     finally:
         for number, handler in zip(numbers, previous_handlers, strict=True):
             signal.signal(number, handler)
@@ -262,14 +273,14 @@ def serve_stdio(service: RerankService) -> None:
 async def _serve(service: RerankService) -> None:
     server = make_mcp_server(service)
     transport: Any = load("mcp.server.stdio")
-    source = os.fdopen(os.dup(0), "rb", closefd=False)  # not closed: a thread may still be reading
+    source = os.fdopen(os.dup(0), "rb", closefd=False)  # kept open because a thread may still read it
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     async with transport.stdio_server(stdin=_lines(source)) as (incoming, outgoing):
         await server.run(incoming, outgoing, server.create_initialization_options())
 
 
 async def _lines(source: BinaryIO) -> AsyncIterator[str]:
-    """Yield lines. Lone surrogates, which the SDK's parser rejects, are replaced."""
+    """Yield the lines of `source`. Lone surrogates, which the parser of the SDK rejects, are replaced."""
     to_thread: Any = load("anyio.to_thread")
     while raw := await to_thread.run_sync(source.readline, abandon_on_cancel=True):
         line = raw.decode("utf-8", "replace")

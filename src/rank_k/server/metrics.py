@@ -1,4 +1,4 @@
-"""Counters of the server for Prometheus. Each server has its own, so that two in one process do not mix."""
+"""The server's metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
-    """`running` and `waiting` return the number of requests; they are called when the metrics are read."""
+    """The metrics of one server. Servers in one process do not share them.
+
+    Args:
+        running: Returns the number of running requests. Called when the metrics are read, like `waiting`.
+        waiting: Returns the number of waiting requests.
+    """
 
     def __init__(self, running: Callable[[], int], waiting: Callable[[], int]) -> None:
         prometheus: Any = load("prometheus_client")
@@ -24,22 +29,27 @@ class Metrics:
         )
         self._requests = counter("requests", "Requests, by path and status", ["path", "status"])
         self._seconds = histogram(
-            "request_seconds", "From arrival to the end of the answer", ["path"], buckets=_BUCKETS
+            "request_seconds",
+            "Seconds from the arrival of a request to the end of its response",
+            ["path"],
+            buckets=_BUCKETS,
         )
-        self._tokens = counter("tokens", "Tokens that answers took, journaled ones included", ["kind"])
-        self._repairs = counter("repairs", "What had to be mended in the model's answers", ["kind"])
-        self._unranked = counter("unranked_windows", "Windows left in input order")
-        self._unfinished = counter("unfinished", "Rankings cut short by their deadline")
-        gauge("requests_running", "Requests being worked on").set_function(running)
-        gauge("requests_waiting", "Requests waiting for their turn").set_function(waiting)
+        self._tokens = counter("tokens", "Tokens by kind, including those of calls found in the journal", ["kind"])
+        self._repairs = counter("repairs", "Parse repairs and truncations by kind", ["kind"])
+        self._unranked = counter("unranked_windows", "Windows that could not be ranked and kept their input order")
+        self._unfinished = counter("unfinished", "Rankings that were not finished at their deadline")
+        gauge("requests_running", "Running requests").set_function(running)
+        gauge("requests_waiting", "Waiting requests").set_function(waiting)
         self.render: Callable[[], bytes] = partial(prometheus.generate_latest, registry)
         self.content_type: str = prometheus.CONTENT_TYPE_PLAIN_0_0_4
 
     def record_request(self, path: str, status: int, seconds: float) -> None:
+        """Count a request that took `seconds` and was answered with `status`."""
         self._requests.labels(path, str(status)).inc()
         self._seconds.labels(path).observe(seconds)
 
     def record_ranking(self, hits: RankedHits) -> None:
+        """Count the tokens, repairs and unranked windows of a ranking."""
         for kind in ("prompt", "cached", "completion", "reasoning"):
             self._tokens.labels(kind).inc(getattr(hits.usage, f"{kind}_tokens"))
         for kind, number in hits.repairs.items():

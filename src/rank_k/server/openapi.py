@@ -1,4 +1,4 @@
-"""What the API takes and gives, as an OpenAPI 3.1 document."""
+"""The OpenAPI 3.1 document of the HTTP API."""
 
 from __future__ import annotations
 
@@ -18,34 +18,39 @@ _EVENT = {
     "type": "object",
     "properties": {"event": {"enum": ["window", "trace", "order", "ranking", "result", "error"]}, "data": _STRING},
     "required": ["event", "data"],
-    "description": "each event",
+    "description": "one event of the stream",
 }
 _RERANK_ERRORS = {
-    "400": "no JSON object in UTF-8",
-    "401": "no key, or none that is known",
-    "403": "a page of another origin",
+    "400": "the body is not a JSON object in UTF-8",
+    "401": "missing or unknown key",
+    "403": "a page of an origin that is not allowed",
     "408": "the body did not arrive in time",
     "413": "the body is too large",
-    "415": "not application/json",
+    "415": "the Content-Type is not application/json",
     "421": "an unknown name in the Host header",
-    "422": "a field is not what it should be",
-    "429": "too many requests wait; Retry-After says when to come again",
-    "500": "the server failed",
-    "502": "the model cannot be had",
-    "503": "the server is stopping, or the model's is overloaded",
-    "504": "the model did not answer in time",
-    "507": "the answer could not be kept",
+    "422": "a field is invalid; `field` names it",
+    "429": "too many waiting requests; Retry-After says when to try again",
+    "500": "internal server error",
+    "502": "the model server cannot be reached or failed",
+    "503": "the server is stopping, or the model server is overloaded",
+    "504": "the model did not respond in time",
+    "507": "the response could not be stored in the journal",
 }
 _JOURNAL_ERRORS = {
-    "403": "without keys, the journal is shown on this machine only",
-    "404": "there is no such query or window",
+    "403": "the server requires no key and other machines can reach it",
+    "404": "the journal has no such query or window",
     "422": _RERANK_ERRORS["422"],
     "503": "the journal cannot be read",
 }
 
 
 def build_openapi(limits: Limits, *, needs_key: bool) -> dict[str, Any]:
-    """Return the document for a server with these limits."""
+    """Return the document as JSON values.
+
+    Args:
+        limits: The limits of the server.
+        needs_key: Whether clients need a key.
+    """
     from rank_k import __version__
 
     request, texts_request, response = map(_reference, ("RerankRequest", "TextsRequest", "RerankResponse"))
@@ -54,17 +59,21 @@ def build_openapi(limits: Limits, *, needs_key: bool) -> dict[str, Any]:
         "/v2/rerank": _rerank("v2_rerank", request, response),
         "/v1/rerank": _rerank("v1_rerank", request, response),
         "/rerank": _rerank("rerank", {"anyOf": [request, texts_request]}, {"anyOf": [response, scores]}),
-        "/v1/models": _get("the model behind this server"),
-        "/health": _get("alive", security=[]),
-        "/metrics": _get("counters for Prometheus", {"text/plain": {"schema": _STRING}}),
+        "/v1/models": _get("the model of this server"),
+        "/health": _get("whether the server is running", security=[]),
+        "/metrics": _get("metrics for Prometheus", {"text/plain": {"schema": _STRING}}),
         "/openapi.json": _get("this document"),
-        "/demo": _get("the demo's questions and their passages"),
+        "/demo": _get("the questions of the demo and their passages"),
     }
     for path, view in journal_viewer.VIEWS.items():
         paths[path] = _get(view.summary, errors=_JOURNAL_ERRORS, parameters=schema.query_parameters(view.parameters))
     document: dict[str, Any] = {
         "openapi": "3.1.0",
-        "info": {"title": "Rank-K", "version": __version__, "description": "Listwise reranking, see docs/serving.md"},
+        "info": {
+            "title": "Rank-K",
+            "version": __version__,
+            "description": "Listwise reranking with a reasoning language model",
+        },
         "paths": paths,
         "components": {"schemas": {**schema.component_schemas(limits), "Error": _ERROR}},
     }
@@ -81,10 +90,12 @@ def _reference(name: str) -> dict[str, str]:
 def _rerank(operation_id: str, request: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
     content = {"application/json": {"schema": response}, "text/event-stream": {"schema": _EVENT}}
     operation = {
-        "summary": "order documents by their relevance to a query",
+        "summary": "rank documents by relevance to a query",
         "operationId": operation_id,
         "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
-        "responses": _responses("the ranking; with `stream`, server-sent events", content, _RERANK_ERRORS),
+        "responses": _responses(
+            "the ranking, or server-sent events if the request has `stream`", content, _RERANK_ERRORS
+        ),
     }
     return {"post": operation}
 

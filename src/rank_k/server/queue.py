@@ -1,6 +1,6 @@
-"""Admits requests: first come, first served, with limits for all, for each client and for those that wait.
+"""The queue of requests: first in, first out, with limits for running and waiting requests and per client.
 
-For one event loop. Nothing here knows what the work is.
+A queue belongs to one event loop.
 """
 
 from __future__ import annotations
@@ -15,30 +15,37 @@ from contextlib import asynccontextmanager, suppress
 from rank_k.server.api_errors import server_stopping, too_busy
 from rank_k.server.config import Limits
 
-_SMOOTHING = 0.1  # weight of the latest piece of work in the average duration
+_SMOOTHING = 0.1  # weight of the latest request in the average duration
 
 
 class RequestQueue:
-    """`async with queue.admit(client)` waits for a turn and holds it. Raises `ApiError` if there is none."""
+    """Admits requests within `limits`."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._waiting: dict[object, str] = {}  # the client of each waiting request, in the order of arrival
         self._running: Counter[str] = Counter()  # requests by client
-        self._average_seconds = 1.0  # duration of a piece of work
+        self._average_seconds = 1.0  # duration of a request
         self._changed = asyncio.Event()
         self._closed = False
 
     @property
     def running(self) -> int:
+        """The number of running requests."""
         return self._running.total()
 
     @property
     def waiting(self) -> int:
+        """The number of waiting requests."""
         return len(self._waiting)
 
     @asynccontextmanager
     async def admit(self, client: str) -> AsyncIterator[None]:
+        """Wait until a request of `client` may run. It counts as running until the `async with` block ends.
+
+        Raises:
+            ApiError: If too many requests are waiting, or the queue is closed.
+        """
         await self._wait_for_turn(client)
         self._running[client] += 1
         started = time.monotonic()
@@ -50,12 +57,12 @@ class RequestQueue:
             self._notify_all()
 
     def close(self) -> None:
-        """Admit no more work: waiting requests are rejected, running ones continue."""
+        """Reject waiting and new requests. Running requests continue."""
         self._closed = True
         self._notify_all()
 
     async def wait_until_idle(self, seconds: float | None = None) -> bool:
-        """Wait until nothing runs, for at most `seconds`. Return whether nothing runs."""
+        """Wait at most `seconds` until no request is running. Return whether no request is running."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._running:
@@ -84,18 +91,18 @@ class RequestQueue:
         return self.running < self._limits.max_concurrent and self._running[client] < self._limits.per_client
 
     def _check_capacity(self, client: str) -> None:
-        """Raise `ApiError` if too many requests wait, of all clients or of this one."""
+        """Raise `ApiError` if there are too many waiting requests, in total or of this client."""
         if self.waiting >= self._limits.queue:
-            raise too_busy(self._expected_wait(), f"{self.waiting} requests are waiting already")
+            raise too_busy(self._expected_wait(), f"the queue is full ({self.waiting} waiting)")
         if list(self._waiting.values()).count(client) >= math.ceil(self._limits.queue / 2):
-            raise too_busy(self._expected_wait(), "too many requests of yours are waiting already")
+            raise too_busy(self._expected_wait(), "too many of your requests are already waiting")
 
     def _notify_all(self) -> None:
-        """Wake everything that waits for a change. The event does not stay set: it stands for a change, not a state."""
+        """Wake all tasks that wait for a change. The event is cleared at once, so that it signals only this change."""
         self._changed.set()
         self._changed.clear()
 
     def _expected_wait(self) -> int:
-        """Return the seconds until those who wait now have had their turn, at the average duration."""
+        """Return after how many seconds, from 1 to 120, all current requests are finished at the average duration."""
         rounds = (self.waiting + self.running) / self._limits.max_concurrent
         return min(max(math.ceil(rounds * self._average_seconds), 1), 120)

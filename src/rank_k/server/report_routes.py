@@ -1,8 +1,8 @@
-"""The report on several runs, as `rank-k evaluate --report` writes it, for the page *Compare*.
+"""The report of `rank-k evaluate --report`, for the page *Compare*.
 
-A browser that opens a page cannot send a key with it. So the report has an address that cannot be guessed, and the
-page *Compare*, which anybody may load, requests that address with the key. Nothing else in the report needs protection:
-it has no script, and its content security policy keeps browsers from running or loading anything.
+Browsers cannot send a key when they open a page. Therefore the report has an unguessable address, and the script of
+the page *Compare* requests this address with the key. The report contains no scripts, and its content security policy
+prevents browsers from running or loading any.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def report_routes(make_report: Callable[[], str]) -> RouteGroup:
     """Return the routes of a report.
 
     Args:
-        make_report: Returns the page. It runs in a thread at the first request, may take minutes, and its result is
-            kept.
+        make_report: Returns the HTML of the report. It is called once, in a thread, at the first request, and may take
+            minutes.
     """
     secret = secrets.token_urlsafe(24)
 
@@ -31,18 +31,18 @@ def report_routes(make_report: Callable[[], str]) -> RouteGroup:
         try:
             return (await asyncio.to_thread(make_report)).encode()
         except (RankKError, OSError) as error:
-            raise ApiError(500, "there is no report; whoever runs this server has been told why") from error
+            raise ApiError(500, "the report could not be created; the server has printed the reason") from error
 
     report = run_once(render)
 
     async def get_address(request: Request) -> Response:
-        """Return the report's address once it is made."""
+        """Create the report if necessary, and return its address."""
         await report()
         return json_response({"path": f"/compare/{secret}"})
 
     async def get_report(request: Request) -> Response:
         if not secrets.compare_digest(request.path_params["secret"].encode(), secret.encode()):
-            raise ApiError(404, "there is no such report")
+            raise ApiError(404, "unknown report")
         headers = {
             "Content-Type": "text/html; charset=utf-8",
             "Content-Security-Policy": f"{security_policy()}; frame-ancestors 'none'",

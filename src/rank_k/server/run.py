@@ -1,4 +1,4 @@
-"""Runs an application with uvicorn, with timeouts for slow clients and a shutdown that finishes running requests."""
+"""Run an application with uvicorn, with timeouts for slow clients and a shutdown that finishes running requests."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from rank_k.server.http_io import App
 from rank_k.server.service import RerankService
 
 _BACKLOG = 2048
-_REFUSAL_SECONDS = 1.0  # to answer the requests that a second signal cancels
+_REFUSAL_SECONDS = 1.0  # time for sending the errors of requests that a second signal has cancelled
 
 
 def serve(service: RerankService, app: App, host: str, port: int, on_ready: Callable[[str], None]) -> None:
-    """Serve `app` until SIGINT or SIGTERM, then finish running requests; at a second SIGINT, cancel them.
+    """Serve `app` until SIGINT or SIGTERM, then finish running requests; a second SIGINT cancels them.
 
-    Blocks. For the main thread only.
+    This function blocks and must be called in the main thread.
 
     Args:
         service: The service behind the application.
         app: The ASGI application.
         host: The address to listen on.
-        port: The port; 0 takes a free one.
-        on_ready: Is called with the URL.
+        port: The port; 0 selects a free port.
+        on_ready: Called with the URL once the server accepts connections.
 
     Raises:
         InputError: If the address is not available.
     """
     server, sock, url = create_server(service, app, host, port)
     on_ready(url)
-    # uvicorn handles these signals, and raises them again when it has stopped: they have had their effect then.
+    # uvicorn handles these signals and raises them again after it has stopped, when they must have no effect.
     previous_handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run(sockets=[sock])
@@ -44,16 +44,16 @@ def serve(service: RerankService, app: App, host: str, port: int, on_ready: Call
 
 
 def create_server(service: RerankService, app: App, host: str, port: int) -> tuple[Any, socket.socket, str]:
-    """Return a uvicorn server that is yet to be run, its listening socket and its URL. Raises `InputError`."""
+    """Return a uvicorn server that is not running yet, its listening socket and its URL. Raises `InputError`."""
     uvicorn: Any = load("uvicorn")
-    # Event streams must not end at the first signal: the service finishes running requests, whose results end them.
+    # Event streams must not end at the first signal, because running requests are finished.
     load("sse_starlette.sse").AppStatus.disable_automatic_graceful_drain()
     limits = service.limits
     sock = _open_listening_socket(host, port)
 
     class Server(uvicorn.Server):  # type: ignore[misc]
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            """Finish running requests; at a second Ctrl-C, which uvicorn calls `force_exit`, cancel them."""
+            """Finish running requests. Cancel them after a second Ctrl-C, which sets `force_exit`."""
             tasks = pending = {asyncio.create_task(service.stop()), asyncio.create_task(super().shutdown(sockets))}
             while pending and not self.force_exit:
                 _, pending = await asyncio.wait(pending, timeout=0.1)
@@ -69,9 +69,9 @@ def create_server(service: RerankService, app: App, host: str, port: int) -> tup
         ws="none",
         lifespan="on",
         log_config=None,
-        log_level="critical",  # its messages quote what clients send; ours go through the service
+        log_level="critical",  # the messages of uvicorn quote requests; the service reports errors
         access_log=False,
-        proxy_headers=False,  # a client must not name itself
+        proxy_headers=False,  # clients must not be able to choose their address
         server_header=False,
         limit_concurrency=limits.connections,
         timeout_keep_alive=int(limits.head_seconds),
@@ -86,15 +86,15 @@ def _open_listening_socket(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except (OSError, OverflowError, UnicodeError) as error:
-        reason = "it is not a host name" if isinstance(error, UnicodeError) else getattr(error, "strerror", error)
-        raise InputError(f"cannot listen on {host} port {port}: {reason}", "give another --host or --port") from error
+        reason = "invalid host name" if isinstance(error, UnicodeError) else getattr(error, "strerror", error)
+        raise InputError(f"cannot listen on {host} port {port}: {reason}", "choose another --host or --port") from error
 
 
 def _protocol_with_timeouts(read_seconds: float, stall_seconds: float) -> Any:
-    """Return uvicorn's HTTP/1.1 protocol with timeouts where uvicorn itself waits forever.
+    """Return the HTTP/1.1 protocol of uvicorn with two timeouts that uvicorn lacks.
 
-    A connection is closed if its request line and headers take more than `read_seconds`, or if nothing of a response
-    is read for `stall_seconds` while more is ready.
+    A connection is closed if the request line and headers do not arrive within `read_seconds`, or if the client reads
+    nothing of a response for `stall_seconds` although there is more to read.
     """
     base: Any = load("uvicorn.protocols.http.h11_impl").H11Protocol
 
@@ -117,7 +117,7 @@ def _protocol_with_timeouts(read_seconds: float, stall_seconds: float) -> Any:
             self._next_check = self.loop.call_later(min(read_seconds, stall_seconds) / 4, self._check_progress)
 
         def _check_progress(self) -> None:
-            """Close the connection if the client has kept the server waiting for too long, else check again later."""
+            """Close the connection if the server has waited for the client too long, else schedule the next check."""
             unread_bytes = self.transport.get_write_buffer_size()
             is_serving = self.cycle is not None and not self.cycle.response_complete
             if unread_bytes < self._unread_bytes or (is_serving and not self.flow.write_paused):

@@ -1,11 +1,11 @@
-"""The requests and responses of the HTTP API and the MCP tool, each defined once.
+"""The requests and responses of the HTTP API and the MCP tool.
 
-Each is a dataclass whose fields have their description and their bounds as metadata, as pydantic reads them. From these
-classes come the validation of what clients send (`validate`), the OpenAPI document and the schemas of the MCP tool.
+They are dataclasses. The metadata of their fields contain descriptions and bounds in the form that pydantic reads. The
+validation of requests (`validate`), the OpenAPI document and the schemas of the MCP tool are derived from them.
 
-The request formats are Cohere's v2 and Jina's (`documents`), and that of Text Embeddings Inference (`texts`). Unknown
-fields are ignored, and `null` is the same as left out, since clients send both. Nothing in a request names a model to
-load, an address, a file or code.
+The request formats are those of Cohere's v2 and Jina's API (`documents`) and of Text Embeddings Inference (`texts`).
+Unknown fields are ignored and `null` means that a field is left out, because existing clients send both. A request
+cannot name a model to load, an address, a file or code.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ RequestT = TypeVar("RequestT", bound="RankingRequest")
 
 
 def described(description: str, default: Any = MISSING, **constraints: Any) -> Any:
-    """Return the field of a dataclass, with its description and pydantic's `constraints`."""
+    """Return the field of a dataclass with a description, a default and `constraints` of pydantic."""
     return field(default=default, metadata={"description": description, **constraints})
 
 
 def _with_public_options(cls: type[T]) -> type[T]:
     """Return the dataclass `cls` with a field for each option that clients may set.
 
-    If its values have names, no others are accepted: a module's name would be code of the client's choice.
+    An option with named values accepts only these: a module name would let clients choose which code runs.
     """
     fields: list[tuple[str, Any, Any]] = []
     for name, option in PUBLIC_OPTIONS.items():
@@ -59,24 +59,25 @@ class Document:
 @_with_public_options
 @dataclass(frozen=True, kw_only=True)
 class RankingRequest:
-    """What all requests have in common."""
+    """The fields that all requests share."""
 
-    query: str = described("what is being looked for, in words", json_schema_extra={"minLength": 1})
+    query: str = described("the text of the query", json_schema_extra={"minLength": 1})
     documents: list[str | Document] = described(
-        "the texts to be ordered, or objects with a text, in the order of the search that found them", fail_fast=True
+        "the texts to rank, or objects with a text, in the order of the first-stage search", fail_fast=True
     )
-    return_documents: bool | None = described("repeat each document's whole text in its result", None, strict=True)
-    return_trace: bool | None = described("return the model's reasoning too", None, strict=True)
+    return_documents: bool | None = described("return the text of each document", None, strict=True)
+    return_trace: bool | None = described("return the reasoning traces of the model", None, strict=True)
     deadline_seconds: float | None = described(
-        "return the best ranking so far after this time, with finished: false", None, gt=0, strict=True
+        "return the best ranking so far after this number of seconds, with finished: false", None, gt=0, strict=True
     )
 
     @property
     def texts(self) -> list[str]:
+        """The texts of the documents."""
         return [document if isinstance(document, str) else document.text for document in self.documents]
 
     def options(self) -> dict[str, Any]:
-        """Return the options that the client has set. Raises `ApiError` for an invalid one."""
+        """Return the options that the client has set, by name. Raises `ApiError` for an invalid one."""
         options = {}
         for name in PUBLIC_OPTIONS:
             if (value := getattr(self, name)) is not None:
@@ -91,9 +92,9 @@ class RankingRequest:
 class ToolRequest(RankingRequest):
     """The arguments of the MCP tool."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # a model that has misremembered a name should hear of it
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # so that a model learns about misspelled arguments
     top_n: int | None = described(
-        "how many results to return; 0 or absent: all. As many documents are compared either way",
+        "number of results to return; 0 or absent: all. It does not change how many documents are ranked",
         None,
         ge=0,
         strict=True,
@@ -105,16 +106,18 @@ class RerankRequest(ToolRequest):
     """A request of Cohere's v2 or Jina's API."""
 
     __pydantic_config__: ClassVar = {"extra": "ignore"}
-    model: str | None = described("ignored: this server has one model", None)
-    stream: bool | None = described("send server-sent events", None, strict=True)
+    model: str | None = described("ignored, because this server has one model", None)
+    stream: bool | None = described("return server-sent events", None, strict=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextsRequest(RankingRequest):
     """A request of Text Embeddings Inference's API."""
 
-    documents: list[str | Document] = described("the texts to be ordered", alias="texts", fail_fast=True)
-    return_documents: bool | None = described("repeat each text in its result", None, strict=True, alias="return_text")
+    documents: list[str | Document] = described("the texts to rank", alias="texts", fail_fast=True)
+    return_documents: bool | None = described(
+        "return the text of each document", None, strict=True, alias="return_text"
+    )
 
 
 # --- responses ---
@@ -131,25 +134,29 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class ToolScore(Score):
-    tied: bool = described("level with the result before")
+    """A result of the MCP tool."""
+
+    tied: bool = described("whether the document is tied with the result before it")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
+    """A result of Cohere's v2 and Jina's API."""
+
     index: int = described("position of the document in the request, from 0", ge=0)
     relevance_score: float = described("1 / rank", gt=0, le=1)
-    tied: Literal[True] | None = described("level with the result before", None)
+    tied: Literal[True] | None = described("true if the document is tied with the result before it", None)
     document: Document | None = described("the document, if requested", None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankingResponse:
-    """What the responses have in common, except for Text Embeddings Inference's."""
+    """The fields that the responses share, except for those of Text Embeddings Inference."""
 
     model: str
-    finished: bool = described("false: the deadline came first")
-    unranked_windows: int = described("windows that had no usable answer and kept their order", ge=0)
-    traces: list[str] | None = described("the model's reasoning, one for each window, if requested", None)
+    finished: bool = described("false if the deadline passed before the ranking was finished")
+    unranked_windows: int = described("number of windows that could not be ranked and kept their input order", ge=0)
+    traces: list[str] | None = described("the reasoning traces, one per window, if requested", None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,23 +164,30 @@ class ToolResult(RankingResponse):
     """The structured content of the MCP tool's result."""
 
     results: list[ToolScore]
-    usage: dict[str, int] = described("tokens")
+    usage: dict[str, int] = described("token counts")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RerankResponse(RankingResponse):
-    """A response of Cohere's v2 and Jina's API in one."""
+    """A response that has the fields of both Cohere's v2 and Jina's API."""
 
     id: str
     object: Literal["rerank"] = "rerank"
     results: list[Result]
     usage: dict[str, int | dict[str, int]]
     meta: dict[str, Any]
-    repairs: dict[str, int] = described("what had to be repaired in the model's answers, by kind")
+    repairs: dict[str, int] = described("parse repairs and truncations by kind")
 
 
 def rerank_response(request: RankingRequest, hits: RankedHits, model: str, request_id: str) -> Any:
-    """Return the response to `request` as JSON values. Scores are 1 / rank: within (0, 1] and strictly decreasing."""
+    """Return the response to a request as JSON values. The score of a document is 1 / rank.
+
+    Args:
+        request: The request, which decides the format.
+        hits: The ranking.
+        model: The name of the model.
+        request_id: The id of the request.
+    """
     texts = [hit.text if request.return_documents else None for hit in hits]
     if not isinstance(request, RerankRequest):
         return [
@@ -214,18 +228,20 @@ def rerank_response(request: RankingRequest, hits: RankedHits, model: str, reque
 
 
 def response_warnings(hits: RankedHits) -> list[str]:
-    """Return what a reader should know before trusting the ranking."""
+    """Return the warnings about a ranking: an exceeded deadline, unranked windows and documents beyond the depth."""
     compared = len(hits) - hits.not_compared
+    windows = "1 window" if hits.unranked_windows == 1 else f"{hits.unranked_windows} windows"
     warnings = {
-        "the deadline came first: this is the best ranking so far": not hits.finished,
-        f"{hits.unranked_windows} windows had no usable answer and kept their order": hits.unranked_windows > 0,
-        f"only the first {compared} of {len(hits)} documents were compared: see --depth": hits.not_compared > 0,
+        "the deadline passed before the ranking was finished: this is the best ranking so far": not hits.finished,
+        f"{windows} could not be ranked and kept the input order": hits.unranked_windows > 0,
+        f"only the first {compared} of {len(hits)} documents were compared; the rest follows in input order"
+        " (see --depth)": hits.not_compared > 0,
     }
     return [warning for warning, applies in warnings.items() if applies]
 
 
 def to_json(value: Any) -> dict[str, Any]:
-    """Return one of these dataclasses as JSON values. Fields that are None are left out."""
+    """Return an instance of one of these dataclasses as JSON values, without the fields that are None."""
     return asdict(value, dict_factory=lambda pairs: {name: item for name, item in pairs if item is not None})
 
 
@@ -233,10 +249,14 @@ def to_json(value: Any) -> dict[str, Any]:
 
 
 def validate(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Return the dataclass `cls` with these values. None is the same as left out.
+    """Return an instance of the dataclass `cls`.
+
+    Args:
+        cls: The dataclass.
+        values: The values of the fields by name. None means that a field is left out.
 
     Raises:
-        ApiError: If a value is missing or invalid, or `cls` has no such field and forbids others.
+        ApiError: If a value is missing or invalid, or if a field is unknown and `cls` forbids unknown fields.
     """
     request_class: Any = cls
     given = {name: value for name, value in values.items() if value is not None}
@@ -247,31 +267,44 @@ def validate(cls: type[T], values: Mapping[str, Any]) -> T:
         name, *path = first["loc"]
         index = f"[{path[0]}]" if path and isinstance(path[0], int) else ""
         descriptions = {f.metadata.get("alias", f.name): f.metadata["description"] for f in fields(request_class)}
-        remedy = descriptions.get(name) or f"there are only {', '.join(descriptions)}"
+        remedy = descriptions.get(name) or f"the fields are {', '.join(descriptions)}"
         raise invalid_field(f"{printable(name)}{index}", f"{first['msg']} ({remedy})") from None
     return instance
 
 
 def parse_request(cls: type[RequestT], body: Mapping[str, Any], limits: Limits) -> RequestT:
-    """Return the request in `body`. Raises `ApiError` if it is invalid or exceeds the limits."""
+    """Return the request in a body.
+
+    Args:
+        cls: The class of the request.
+        body: The JSON values of the body.
+        limits: The limits of the server.
+
+    Raises:
+        ApiError: If the request is invalid or exceeds the limits.
+    """
     request = validate(cls, body)
-    if not request.query:
-        raise invalid_field("query", "a text is needed")
+    if not request.query.strip():
+        raise invalid_field("query", "must not be empty")
     documents_field = "texts" if isinstance(request, TextsRequest) else "documents"
     if len(request.documents) > limits.max_documents:
-        message = f"{len(request.documents):,} are given, at most {limits.max_documents:,} are taken"
+        message = f"at most {limits.max_documents:,} are allowed (got {len(request.documents):,})"
         raise invalid_field(documents_field, message)
     if sum(map(len, request.texts)) + len(request.query) > limits.max_characters:
         field_name = "query" if len(request.query) > limits.max_characters else documents_field
-        message = f"query and documents together have more than {limits.max_characters:,} characters"
+        message = f"query and documents together are longer than {limits.max_characters:,} characters"
         raise invalid_field(field_name, message)
     return request
 
 
 def tool_schemas(limits: Limits, excluded: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the JSON schemas of the MCP tool's arguments and result.
+    """Return the JSON schemas of the arguments and of the result of the MCP tool.
 
-    The arguments are without `excluded` ones, and without the nulls, which models need not know of.
+    The schema of the arguments does not mention null, which models need not use.
+
+    Args:
+        limits: The limits of the server.
+        excluded: Names of arguments that the schema omits.
     """
     schema: dict[str, Any] = _adapter(ToolRequest).json_schema()
     _add_limits(schema["properties"]["documents"], limits)
@@ -289,7 +322,7 @@ def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def component_schemas(limits: Limits) -> dict[str, Any]:
-    """Return the JSON schemas of the HTTP API's requests and responses, by the name of their class."""
+    """Return the JSON schemas of the requests and responses of the HTTP API, by the name of their class."""
     modes = {
         RerankRequest: "validation",
         TextsRequest: "validation",
@@ -306,7 +339,7 @@ def component_schemas(limits: Limits) -> dict[str, Any]:
 
 
 def query_parameters(cls: type) -> list[dict[str, Any]]:
-    """Return the fields of the dataclass `cls` as OpenAPI has the parameters of an address."""
+    """Return the fields of the dataclass `cls` as query parameters in the format of OpenAPI."""
     schema = _adapter(cls).json_schema()
     return [
         {

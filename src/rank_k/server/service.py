@@ -1,6 +1,6 @@
-"""Ranks the requests of many clients with one reranker, whose model, journal and concurrency they share.
+"""Rank the requests of many clients with one reranker: they share its model, journal and concurrency.
 
-Nothing here knows of HTTP.
+This module does not depend on HTTP.
 """
 
 from __future__ import annotations
@@ -24,33 +24,41 @@ from rank_k.server.schema import RankingRequest
 from rank_k.types import RankedHits, Ranking, ScoringMethod, StreamChunk, Window, keep_input_order
 from rank_k.window.base import WindowReport
 
-_CLEANUP_SECONDS = 5.0  # for cancelled requests to clean up in: stopping must end
+_CLEANUP_SECONDS = 5.0  # how long `stop` waits for cancelled requests
 
 
 class ProgressListener:
-    """Receives the progress of a ranking. Called in another thread; must not block. Rounds and windows count from 0."""
+    """Receives the progress of a ranking, and ignores it unless a subclass overrides these methods.
+
+    They are called in the thread of the model and must not block. Rounds and windows count from 0.
+    """
 
     def on_window(self, round_number: int, number: int, window: Window) -> None:
-        """A window is sent to the model."""
+        """Called when a window is sent to the model."""
 
     def on_chunk(self, round_number: int, window: int, chunk: StreamChunk) -> None:
-        """A chunk of the model's response to a window has arrived."""
+        """Called when a chunk of the model's response to a window has arrived."""
 
     def on_result(self, round_number: int, window: int, report: WindowReport) -> None:
-        """A window is finished."""
+        """Called when a window is finished."""
 
     def on_ranking(self, round_number: int, ranking: Ranking) -> None:
-        """A round is finished and others follow: the best ranking so far. Ids are the documents' indices."""
+        """Called after each round but the last with the best ranking so far, whose ids are indices of documents."""
 
 
 class RerankService:
     """Ranks the requests of all clients with one reranker.
 
     Args:
-        reranker: Is not closed: whoever made it closes it, after `stop`. Without one, all requests are rejected.
-        limits: Of a request and of all of them.
-        on_error: Is called with errors whose details clients must not see.
-        journal: The journal that the page shows (default: the reranker's).
+        reranker: The reranker. The caller closes it after `stop`. None: all requests are rejected.
+        limits: The limits per request and for all requests together.
+        on_error: Called with the errors whose details clients must not see.
+        journal: The journal that the page *Runs* shows (default: the journal of the reranker).
+
+    Attributes:
+        journal, limits: As above.
+        queue: The running and waiting requests.
+        metrics: The metrics for Prometheus.
     """
 
     def __init__(
@@ -71,20 +79,26 @@ class RerankService:
 
     @property
     def model(self) -> str:
-        """The model's name; empty if there is none."""
+        """The name of the model; empty if there is no model."""
         return self._reranker.model.name if self._reranker else ""
 
     @property
     def method(self) -> ScoringMethod | None:
-        """The scoring method, if there is a model."""
+        """The scoring method; None if there is no model."""
         return self._reranker.method if self._reranker else None
 
     async def rank(
         self, request: RankingRequest, client: str, request_id: str, listener: ProgressListener
     ) -> RankedHits:
-        """Return the ranking, which the journal stores as `request_id`. Cancelling it cancels the requests in flight.
+        """Return the ranking of a request. Cancelling this coroutine cancels the calls in flight.
 
-        A deadline counts from now. If it passes before the request is admitted, the documents keep their order.
+        The deadline starts now. If it passes before the request can run, the documents keep their input order.
+
+        Args:
+            request: The request.
+            client: The name of the client, for the limits per client.
+            request_id: The id of the query in the journal.
+            listener: Receives the progress.
 
         Raises:
             ApiError: If the request is rejected.
@@ -92,7 +106,7 @@ class RerankService:
         """
         reranker = self._reranker
         if reranker is None:
-            raise ApiError(503, "this server has no model: it shows a journal and ranks nothing")
+            raise ApiError(503, "this server has no model: it only shows a journal")
         options = _check_options(reranker, request.options())
         seconds = self.limits.deadline if request.deadline_seconds is None else request.deadline_seconds
         started = time.monotonic()
@@ -111,9 +125,9 @@ class RerankService:
         return hits
 
     async def stop(self) -> None:
-        """Admit no more requests, reject waiting ones, and cancel those still running after the shutdown timeout.
+        """Reject new and waiting requests, and cancel those that still run after the shutdown timeout.
 
-        Every finished call is in the journal by then.
+        Afterwards the journal contains every finished call.
         """
         self.queue.close()
         if not await self.queue.wait_until_idle(self.limits.shutdown_timeout):
@@ -121,11 +135,11 @@ class RerankService:
             await self.queue.wait_until_idle(_CLEANUP_SECONDS)
 
     def cancel_all(self) -> None:
-        """Cancel all running requests: they are answered with an error."""
+        """Cancel all running requests. Their clients get an error."""
         self._aborted.set()
 
     def report_error(self, error: BaseException) -> ApiError:
-        """Return the error for the client. `on_error` is called with the cause, which clients must not see."""
+        """Return the error for the client, and call `on_error` with the cause, which clients must not see."""
         cause = error.__cause__ if isinstance(error, ApiError) else error
         if self._on_error is not None and isinstance(cause, Exception):
             self._on_error(cause)
@@ -135,7 +149,7 @@ class RerankService:
 async def _rank(
     reranker: Reranker, request: RankingRequest, options: Mapping[str, Any], listener: ProgressListener
 ) -> RankedHits:
-    """Return the ranking. Raises `RankKError` if no window has an answer since all retries failed."""
+    """Return the ranking. Raises the last error of the model if no window could be ranked because of errors."""
     reports: list[WindowReport] = []
 
     def on_result(round_number: int, window: int, report: WindowReport) -> None:
@@ -154,18 +168,20 @@ async def _rank(
     answered = any(order.is_valid for report in reports for order in report.result.rankings)
     errors = [report.error for report in reports if report.error is not None]
     if errors and not answered and hits.finished:
-        raise errors[-1]  # a run would continue with its other queries, but here there is nothing else
+        raise errors[-1]
     return hits
 
 
 def _check_options(reranker: Reranker, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the client's options for `reranker`, the strategy made. Raises `ApiError` for one that does not fit it."""
+    """Return the options of a request, with the strategy built. Raises `ApiError` for an option that does not apply."""
     if options and reranker.method == "likelihood":
-        raise invalid_field(next(iter(options)), "this server ranks by likelihood, which has none; leave it out")
+        raise invalid_field(
+            next(iter(options)), "does not apply to this server, which ranks by query likelihood; leave it out"
+        )
     if "strategy" not in options:
         return dict(options)
     try:
         return {**options, "strategy": build_strategy(options["strategy"], reranker.options)}
     except InputError:
-        message = f"{options['strategy']} does not go with this server's windows"
+        message = f"{options['strategy']} does not work with the window and stride of this server"
         raise invalid_field("strategy", message) from None

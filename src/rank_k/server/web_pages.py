@@ -1,8 +1,9 @@
-"""The web pages: static HTML in one shell, style sheets and scripts, all of them files of this package.
+"""The web pages: static HTML, style sheets and scripts from the folder `web` of this package.
 
-A page is an item of `PAGES`, the HTML of its `main` in `web/NAME.html` and a module in `web/NAME.js`. No content from
-elsewhere is put into HTML: scripts fetch it as JSON and show it as text. The content security policy enforces that: no
-script, style, picture or connection but the server's own, none of them inline, and no text parsed as markup.
+Each page of `PAGES` has the HTML of its `main` element in `web/NAME.html` and a script in `web/NAME.js`; all share
+`web/shell.html`. Scripts fetch content as JSON and show it as text, never as HTML. The content security policy enforces
+this: it allows only scripts, styles, images and connections of this server, nothing inline, and no parsing of text as
+markup.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from string import Template
 from rank_k.server.http_io import Request, Response, RouteGroup, response, route
 
 PAGES = {"/": "Try", "/runs": "Runs", "/compare": "Compare", "/judge": "Judge"}
-"""The titles of the pages, by path, in the order of the navigation. Their files have the same names in lower case."""
+"""The titles of the pages by path, in the order of the navigation. Their files have the same names in lower case."""
+
+OPTIONAL_PAGES = frozenset(("Compare", "Judge"))
+"""The pages that need a route group with their name in lower case. Without it, the navigation does not show them, and
+the pages themselves explain how to start the server."""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none';"
@@ -27,17 +32,20 @@ _HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
 
 
 @cache
-def static_files() -> dict[str, tuple[str, bytes]]:
-    """Return the media type and the content of the pages, style sheets, scripts and pictures, by path.
+def static_files(route_groups: frozenset[str] = frozenset()) -> dict[str, tuple[str, bytes]]:
+    """Return the media type and the content of the pages, style sheets, scripts and images, by path.
 
-    They are the same for all clients and reveal nothing, so they need no key.
+    They are the same for all clients and contain no data, so they need no key.
+
+    Args:
+        route_groups: The names of the server's route groups, which decide the links of the navigation.
     """
     folder = files("rank_k.server") / "web"
     shell = Template((folder / "shell.html").read_text(encoding="utf-8"))
     static_files = {}
     for path, title in PAGES.items():
         main = (folder / f"{title.lower()}.html").read_text(encoding="utf-8")
-        html = shell.substitute(title=title, file=title.lower(), links=_links(path), main=main)
+        html = shell.substitute(title=title, file=title.lower(), links=_links(path, route_groups), main=main)
         static_files[path] = ("text/html", html.encode())
     for file in folder.iterdir():
         media_type = _MEDIA_TYPES.get(file.name.rpartition(".")[2])
@@ -46,17 +54,22 @@ def static_files() -> dict[str, tuple[str, bytes]]:
     return static_files
 
 
-def route_group() -> RouteGroup:
-    """Return the routes of `static_files()`. Raises `MissingExtra`."""
-    return RouteGroup("pages", [route(path, _send) for path in static_files()], open_paths=frozenset(static_files()))
+def route_group(route_groups: frozenset[str]) -> RouteGroup:
+    """Return the routes of `static_files(route_groups)`. Raises `MissingExtra`."""
+    files_by_path = static_files(route_groups)
+
+    async def send(request: Request) -> Response:
+        media_type, content = files_by_path[request.url.path]
+        return response(content, 200, {**_HEADERS, "Content-Type": f"{media_type}; charset=utf-8"})
+
+    return RouteGroup("pages", [route(path, send) for path in files_by_path], open_paths=frozenset(files_by_path))
 
 
-async def _send(request: Request) -> Response:
-    media_type, content = static_files()[request.url.path]
-    return response(content, 200, {**_HEADERS, "Content-Type": f"{media_type}; charset=utf-8"})
-
-
-def _links(current_path: str) -> str:
-    """Return the links to all pages; that to the current one is marked."""
+def _links(current_path: str, route_groups: frozenset[str]) -> str:
+    """Return the links to the available pages and the current one, which is marked."""
     marks = {current_path: ' aria-current="page"'}
-    return "".join(f'<a href="{path}"{marks.get(path, "")}>{title}</a>' for path, title in PAGES.items())
+    return "".join(
+        f'<a href="{path}"{marks.get(path, "")}>{title}</a>'
+        for path, title in PAGES.items()
+        if path == current_path or title not in OPTIONAL_PAGES or title.lower() in route_groups
+    )

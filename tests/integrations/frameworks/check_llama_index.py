@@ -48,7 +48,7 @@ def check_with_server(url: str) -> None:
     check(asyncio.run(run_without_blocking(lambda: postprocessor.apostprocess_nodes(NODES, query_str=NEW_QUERY))))
     assert [node.score for node in NODES] == [0.5] * len(NODES), "the nodes given stay as they are"
     assert postprocessor.postprocess_nodes([], query_str=QUERY.text) == []
-    with assert_raises(InputError, "no query"):
+    with assert_raises(InputError, "query is missing"):
         postprocessor.postprocess_nodes(NODES)
 
 

@@ -1,11 +1,11 @@
-// The server's API, as seen from its own pages. Where a key is needed it is asked for once, kept for this tab
-// (sessionStorage) and sent in a header: never in an address.
+// Requests to the server. If the server needs a key, the page asks for it once, stores it for this tab (sessionStorage)
+// and sends it in a header, never in an address.
 
 import { h } from "/page/dom.js";
 
 const KEY_STORAGE = "rank-k key";
 
-/** What the server said instead of an answer. `field`: which one is at fault, if one is. */
+/** An error of the server. `field`: the invalid field of the request, if there is one. */
 export class RequestError extends Error {
   constructor(status, message, field) {
     super(message);
@@ -18,19 +18,19 @@ export async function getJson(path, signal) {
   return (await fetchWithKey(path, { signal })).json();
 }
 
-/** The JSON that comes for `body`. Throws `RequestError`. */
+/** The JSON response to a POST of `body`. Throws `RequestError`. */
 export async function postJson(path, body, signal) {
   return (await fetchWithKey(path, { ...postOptions(body), signal })).json();
 }
 
-/** Have the browser save what is at `path` as a file called `name`. Throws `RequestError`. */
+/** Download `path` as a file with this name. Throws `RequestError`. */
 export async function downloadFile(path, name) {
   const address = URL.createObjectURL(await (await fetchWithKey(path, {})).blob());
   h("a", { href: address, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(address), 60_000);
 }
 
-/** Server-sent events that come for `body`, one after another, as [kind, data]. Throws `RequestError`. Ends by `signal`. */
+/** The server-sent events of the response to `body`, as [kind, data], until `signal` aborts. Throws `RequestError`. */
 export async function* streamEvents(path, body, signal) {
   const response = await fetchWithKey(path, { ...postOptions(body), signal });
   let rest = "";
@@ -53,7 +53,7 @@ export async function* streamEvents(path, body, signal) {
   }
 }
 
-/** The response at `path`. Asks for a key where one is needed. Throws `RequestError`. */
+/** The response for `path`. Asks for a key if the server needs one. Throws `RequestError`. */
 async function fetchWithKey(path, options) {
   for (;;) {
     const key = sessionStorage.getItem(KEY_STORAGE);
@@ -63,7 +63,7 @@ async function fetchWithKey(path, options) {
       response = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit" });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new RequestError(0, "The server does not answer.");
+      throw new RequestError(0, "The server cannot be reached.");
     }
     if (response.ok) return response;
     const body = await response.json().catch(() => ({}));
@@ -79,18 +79,18 @@ function postOptions(body) {
 
 let pendingKeyDialog = null;
 
-/** Until a key was given: one dialog, however many ask. Throws `RequestError` if it is closed without one. */
+/** Wait until the user has entered a key. All callers share one dialog. Throws `RequestError` if it is cancelled. */
 function requestKey(wasRejected) {
   if (sessionStorage.getItem(KEY_STORAGE)) return Promise.resolve();
   pendingKeyDialog ??= new Promise((resolve, reject) => {
     const input = h("input", { type: "password", id: "key", autocomplete: "off", required: true, spellcheck: "false" });
     const dialog = h("dialog", { class: "key", "aria-labelledby": "key-title" },
       h("form", { method: "dialog", onsubmit: () => sessionStorage.setItem(KEY_STORAGE, input.value.trim()) },
-        h("h2", { id: "key-title" }, "This server asks for a key"),
+        h("h2", { id: "key-title" }, "This server needs a key"),
         wasRejected && h("p", { class: "error", role: "alert" }, "The key was not accepted."),
         h("label", { for: "key" }, "Key"), input,
-        h("p", { class: "soft" }, "It is kept for this tab only, and sent to this server only."),
-        h("div", { class: "row" }, h("button", { class: "main" }, "Go on"),
+        h("p", { class: "soft" }, "The key is stored for this tab only and sent to this server only."),
+        h("div", { class: "row" }, h("button", { class: "main" }, "Continue"),
           h("button", { type: "button", onclick: () => dialog.close() }, "Cancel"))));
     dialog.addEventListener("close", () => {
       dialog.remove();

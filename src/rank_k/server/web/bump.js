@@ -1,14 +1,14 @@
-// The bump chart: a line for each passage through the rounds, beside a list of the passages whose rows are its rows.
+// The bump chart: a line for each passage through the rounds, beside the list of passages, whose rows have the same height.
 
 import { h, svg } from "/page/dom.js";
 
-const ROW = 28; // CSS pixels; the list's rows are as high (page.css: --row)
+const ROW = 28; // CSS pixels; the rows of the list have the same height (page.css: --row)
 const TOP = 26;
 
 /**
- * Draws in `container`, an element, and fills `list`. `columns`: { label, tiers, compared } each, `compared` the set of passages
- * that the round asks about; the last one is the ranking as it ended, or stands. `passages`: { name, text, hue } each.
- * At most `maxRows` rows, the rest lies below. `onFollow(passage, ranks)` hears which one is followed, or null.
+ * Draw the chart in the element `container` and fill `list`. `columns`: the rankings, as { label, tiers, compared };
+ * `compared` is the set of passages that the next round compares. `passages`: { name, text, hue } each. The chart has at
+ * most `maxRows` rows. `onFollow(passage, ranks)` is called with the highlighted passage and its ranks, or with null.
  */
 export function drawBumpChart(container, list, { columns, passages, maxRows, onFollow }) {
   const ranks = columns.map(({ tiers }) => passageRanks(tiers, passages.length));
@@ -50,7 +50,7 @@ export function drawBumpChart(container, list, { columns, passages, maxRows, onF
       onfocus: () => setFollowed(p), onblur: () => setFollowed(null), onpointerenter: () => setFollowed(p), onpointerleave: () => setFollowed(null),
     }, passages[p].text ?? passages[p].name);
     const item = h("li", { class: passages[p].hue }, h("span", { class: "rank n" },
-      tiedPassages.has(p) && h("span", { class: "tie", title: "level with the one above" }, "="), String(last[p] + 1)),
+      tiedPassages.has(p) && h("span", { class: "tie", title: "tied with the passage above" }, "="), String(last[p] + 1)),
       h("span", { class: "dot", "aria-hidden": "true" }), button);
     Object.assign(lines.get(p), { item, button });
     return item;
@@ -69,7 +69,7 @@ export function drawBumpChart(container, list, { columns, passages, maxRows, onF
   return { mark: set => { for (const [p, { line }] of lines) line.classList.toggle("marked", set !== null && set.has(p)); chart.classList.toggle("marking", set !== null); } };
 }
 
-/** For each passage its rank in `tiers`, from 0. */
+/** The rank of each passage in `tiers`, from 0. */
 function passageRanks(tiers, count) {
   const ranks = new Array(count).fill(count);
   tiers.flat().forEach((passage, rank) => { ranks[passage] = rank; });

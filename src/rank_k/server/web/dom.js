@@ -1,9 +1,8 @@
-// Elements made of tags, attributes and texts. Whatever is shown goes through here, as text: there is no way from a
-// string to markup.
+// Functions that create elements. All content is inserted as text, so that strings are never parsed as markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element. Attributes: functions are listeners (`onclick`), null and false are left out, true is empty. */
+/** An element. Functions among the attributes are listeners (`onclick`); null and false are omitted; true is empty. */
 export function h(tag, attributes = {}, ...children) {
   return fillElement(document.createElement(tag), attributes, children);
 }
@@ -13,7 +12,7 @@ export function svg(tag, attributes = {}, ...children) {
   return fillElement(document.createElementNS(SVG, tag), attributes, children);
 }
 
-/** Put `children` (nodes, texts, or lists of them) in place of what `element` holds. */
+/** Replace the content of `element` by `children`: nodes, texts, or lists of them. */
 export function show(element, ...children) {
   element.replaceChildren(...children.flat(Infinity).filter(isPresent));
 }
@@ -21,13 +20,13 @@ export function show(element, ...children) {
 /** The element with this id. */
 export const byId = id => document.getElementById(id);
 
-/** The color class of the passage that is shown as number `n` (from 1): one of twelve, by turns. */
+/** The color class of the passage with number `n`, from 1: one of twelve colors in rotation. */
 export const hueClass = n => `hue-${(n - 1) % 12}`;
 
-/** 1234 as 1,234. */
+/** Format 1234 as 1,234. */
 export const formatInteger = number => Math.round(number).toLocaleString("en");
 
-/** 75 as 1 min 15 s. */
+/** Format 75 as 1 min 15 s. */
 export function formatSeconds(number) {
   if (number < 10) return `${number.toFixed(1)} s`;
   if (number < 60) return `${Math.round(number)} s`;

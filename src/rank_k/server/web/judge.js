@@ -1,5 +1,5 @@
-// Judging: one question at a time, by keys or buttons. The server keeps what is said and knows where a judge stands;
-// here is only the name. Texts are shown as text, each line in its own direction.
+// Judge: one pair of rankings at a time, with keys or buttons. The server stores the judgments and the progress of each
+// judge; the browser stores only the judge's name.
 
 import { downloadFile, getJson, postJson } from "/page/api.js";
 import { byId, h, pluralize, show } from "/page/dom.js";
@@ -7,18 +7,18 @@ import { byId, h, pluralize, show } from "/page/dom.js";
 const NAME_STORAGE = "rank-k judge";
 const KEYS = { 1: "left", 2: "right", 0: "tie" };
 const ANNOUNCEMENTS = { left: "Ranking 1 preferred", right: "Ranking 2 preferred", tie: "No difference" };
-const MIN_DELAY = 300; // milliseconds: a key pressed twice is not a judgment of what comes next
+const MIN_DELAY = 300; // milliseconds, so that a double key press does not judge the next pair
 
 let judge = localStorage.getItem(NAME_STORAGE) ?? "";
 let state = null;
 let busy = false;
-let visibleMilliseconds = 0; // milliseconds of the question in sight, before `visibleSince`
-let visibleSince = null; // when it came in sight; null while it is not
+let visibleMilliseconds = 0; // how long the pair was visible before `visibleSince`
+let visibleSince = null; // when the pair became visible; null while the page is hidden
 
 const SECTIONS = ["none", "welcome", "work", "end"];
 const showSection = name => SECTIONS.forEach(part => { byId(part).hidden = part !== name; });
 
-/** Do `work`, which brings the state that is shown next; say what went wrong, and change nothing then. */
+/** Show the state that `work` returns. If it fails, show the error and change nothing else. */
 async function runAction(work, announcement) {
   if (busy) return;
   busy = true;
@@ -52,7 +52,7 @@ function choose(choice) {
 }
 
 function undo() {
-  if (state?.can_undo) runAction(() => postJson("/judge/undo", { judge }), "Taken back");
+  if (state?.can_undo) runAction(() => postJson("/judge/undo", { judge }), "Judgment undone");
 }
 
 function renderState(announcement) {
@@ -77,7 +77,7 @@ function renderState(announcement) {
     byId("asked").focus({ preventScroll: true });
   } else {
     show(byId("end-told"), `You have judged ${pluralize(done, "pair")} of rankings.`,
-      identical ? ` Where both rankings are the same (${identical}), nothing was asked.` : "");
+      identical ? ` ${pluralize(identical, "pair")} with identical rankings ${identical === 1 ? "was" : "were"} left out.` : "");
     byId("undo-last").hidden = !state.can_undo;
     byId("end-title").focus({ preventScroll: true });
   }
@@ -86,7 +86,7 @@ function renderState(announcement) {
   visibleSince = document.hidden ? null : performance.now();
 }
 
-/** The passages of a ranking. `otherPassages`: those of the other one, to say where the same passage stands there. */
+/** The passages of a ranking. `otherPassages`: the other ranking, for the rank of the same passage in it. */
 function renderRanking(passages, otherPassages, otherName) {
   const places = new Map(otherPassages.map((passage, place) => [passage.number, place + 1]));
   return passages.map(({ number, text, truncated }, place) => {
@@ -98,12 +98,12 @@ function renderRanking(passages, otherPassages, otherName) {
       onpointerenter: () => mark(number, true), onpointerleave: () => mark(number, false) },
       h("span", { class: "place", "aria-hidden": "true" }, place + 1),
       h("div", {}, body, h("div", { class: "under small soft" }, more,
-        truncated && h("span", {}, "Only the beginning is shown."),
-        places.has(number) && h("span", {}, `no. ${places.get(number)} in ${otherName}`))));
+        truncated && h("span", {}, "The passage is truncated."),
+        places.has(number) && h("span", {}, `rank ${places.get(number)} in ${otherName}`))));
   });
 }
 
-/** The same passage on both sides, while it is pointed at. */
+/** Highlight a passage on both sides while the pointer is over it. */
 function mark(number, on) {
   const sameItems = document.querySelectorAll(`.offered[data-number="${number}"]`);
   sameItems.forEach(item => item.classList.toggle("same", on && sameItems.length > 1));
@@ -115,7 +115,7 @@ function expand(button, body, isFull) {
   show(button, isFull ? "Show less" : "Show all", h("span", { class: "unseen" }, ` of passage ${Number(body.id.split("-")[1]) + 1}`));
 }
 
-/** All passages in full, or all short; where a short one shows everything, there is nothing to press. */
+/** Show all passages in full, or all of them short. Passages that fit have no button. */
 function setExpanded(isFull) {
   byId("all").setAttribute("aria-pressed", isFull);
   show(byId("all"), isFull ? "Show all short" : "Show all in full", " ", h("kbd", {}, "X"));
@@ -176,7 +176,7 @@ byId("enter").addEventListener("submit", event => {
   loadNext();
 });
 let width = innerWidth;
-addEventListener("resize", () => { // a phone's bars come and go: only the width says how long texts are
+addEventListener("resize", () => { // only the width changes the length of texts; phones change the height while scrolling
   if (width !== innerWidth && state?.question) setExpanded(byId("all").getAttribute("aria-pressed") === "true");
   width = innerWidth;
 });

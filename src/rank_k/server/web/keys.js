@@ -1,9 +1,9 @@
-// Many things to press under one tab stop: arrows go from one to the next.
+// Keyboard navigation for lists of buttons: one tab stop per list, and arrow keys within it.
 
 const BACK_KEYS = ["ArrowUp", "ArrowLeft"];
 const FORWARD_KEYS = ["ArrowDown", "ArrowRight"];
 
-/** One tab stop for what `selector` finds in `element`, now and later: arrows, Home and End move within. */
+/** Give the elements that match `selector` in `element`, also later ones, one tab stop with arrow keys, Home and End. */
 export function makeSingleTabStop(element, selector) {
   const findItems = () => [...element.querySelectorAll(selector)];
   const updateTabStops = () => findItems().forEach((item, index, items) => {

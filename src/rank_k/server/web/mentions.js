@@ -1,4 +1,4 @@
-// Texts in which passages are mentioned by number, as `[3]`: the mentions become buttons in the passage's color.
+// Texts with references to passages, such as `[3]`: they become buttons in the color of the passage.
 
 import { h } from "/page/dom.js";
 
@@ -6,8 +6,8 @@ const MENTION = /[[［【]\s*(\d{1,4})\s*[\]］】]/g;
 const PARTIAL_MENTION = /[[［【][\s\d]{0,6}$/;
 
 /**
- * Nodes for `text`. `passage(n)` tells of the passage that is meant by number n: { hue, title, go }, or null if none
- * is: such a number stays text. `go` is called when the mention is pressed.
+ * Nodes for `text`. `passage(n)` returns { hue, title, go } for the passage with number n, or null if there is none: the
+ * number then stays text. `go` is called when the button is clicked.
  */
 export function renderMentions(text, passage) {
   const nodes = [];
@@ -22,7 +22,7 @@ export function renderMentions(text, passage) {
   return nodes.filter(node => node !== "");
 }
 
-/** A text that grows piece by piece, at the end of `element`: a mention that is still being written waits. */
+/** A text that is streamed to the end of `element`. An incomplete reference waits for its next chunk. */
 export class StreamedText {
   constructor(element, passage) {
     Object.assign(this, { element, passage, text: "", pending: "" });
@@ -37,14 +37,14 @@ export class StreamedText {
     this.element.append(...renderMentions(ready, this.passage));
   }
 
-  /** Nothing more comes. */
+  /** Append the rest: no more chunks follow. */
   end() {
     this.element.append(this.pending);
     this.pending = "";
   }
 }
 
-/** An order as `[3] > [2] = [1]`. `tiers`: lists of whatever `number` makes a number of. */
+/** An order such as `[3] > [2] = [1]`. `tiers`: lists of tied items; `number(item)` returns the number of an item. */
 export function renderOrder(tiers, number, passage) {
   const nodes = tiers.flatMap((tier, place) => tier.flatMap((item, index) => {
     const n = number(item);

@@ -1,10 +1,10 @@
-// A ranking as a list that rearranges itself under the reader's eyes.
+// A ranking as a list whose rows move to their new ranks.
 
 import { h, hueClass } from "/page/dom.js";
 
 const REDUCED_MOTION = matchMedia("(prefers-reduced-motion: reduce)");
 
-/** Shows `passages` (texts) in `list`, an `ol`. They are named by their place, from 0, in which they came. */
+/** Shows `passages` (texts) in `list`, an `ol`. A place is the position of a passage in `passages`, from 0. */
 export class RankingList {
   constructor(list, passages) {
     this.list = list;
@@ -12,7 +12,7 @@ export class RankingList {
     this.set(passages.map((_, place) => [place]));
   }
 
-  /** `tiers`: places, best first, those of one tier level. */
+  /** Show a new ranking. `tiers`: lists of places, best first; the places of a list are tied. */
   set(tiers) {
     const previousTops = new Map(this.rows.map(row => [row, row.element.getBoundingClientRect().top]));
     let rank = 0;
@@ -27,13 +27,13 @@ export class RankingList {
     }
   }
 
-  /** Mark the passages at these places (of a window, say), and no others. */
+  /** Mark the passages at these places, such as those of a window, and no others. */
   mark(places) {
     const marked = new Set(places);
     this.rows.forEach((row, place) => row.element.classList.toggle("marked", marked.has(place)));
   }
 
-  /** Show where the passage at `place` stands. */
+  /** Scroll to the passage at `place` and focus it. */
   point(place) {
     this.rows[place].element.scrollIntoView({ block: "nearest" });
     this.rows[place].button.focus({ preventScroll: true });
@@ -57,11 +57,11 @@ class Row {
 
   update(rank, level, levelWithNext) {
     const up = this.place + 1 - rank;
-    this.rank.replaceChildren(level ? h("span", { class: "tie", title: "level with the one above" }, "=") : "", String(rank));
+    this.rank.replaceChildren(level ? h("span", { class: "tie", title: "tied with the passage above" }, "=") : "", String(rank));
     this.element.classList.toggle("level", level);
     this.element.classList.toggle("level-next", levelWithNext);
     this.move.className = `move n ${up > 0 ? "gain" : up < 0 ? "loss" : "soft"}`;
-    this.move.title = `was ${this.place + 1}`;
+    this.move.title = `rank ${this.place + 1} in the input`;
     this.move.replaceChildren(up > 0 ? `▲ ${up}` : up < 0 ? `▼ ${-up}` : "–");
     return this;
   }

@@ -1,4 +1,5 @@
-// Runs: what a journal holds. The address says what is looked at: #run=…&query=…&round=…&window=…
+// Runs: the queries, rankings and calls in a journal. The address names what is shown: #run=…&query=…&round=…&window=…
+// In the address and on the page, queries, rounds and windows count from 1; in the journal they count from 0.
 
 import { getJson } from "/page/api.js";
 import { drawBumpChart } from "/page/bump.js";
@@ -6,13 +7,20 @@ import { byId, h, hueClass, pluralize, formatSeconds, show, formatInteger } from
 import { makeSingleTabStop } from "/page/keys.js";
 import { renderWindow } from "/page/window.js";
 
-const MAX_ROWS = 25; // rows of a chart, unless all are asked for
+const MAX_ROWS = 25; // rows of a chart, until the reader shows all
+const NUMBERS = ["query", "round", "window"]; // the parameters of the address that count from 1
 let runs = [];
-let latestRequest = 0; // what is asked for last is what is shown, however late the rest comes
+let latestRequest = 0; // only the latest request is shown, even if earlier ones are answered after it
 let currentQuery = null;
 
-const readLocation = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
-const makeHash = params => `#${new URLSearchParams(Object.entries(params).filter(([, value]) => value !== undefined && value !== ""))}`;
+/** The parameters of the address; numbers count from 0. */
+const readLocation = () => Object.fromEntries([...new URLSearchParams(location.hash.slice(1))]
+  .map(([name, value]) => [name, NUMBERS.includes(name) ? Number(value) - 1 : value]));
+
+/** The address for `params`, whose numbers count from 0. */
+const makeHash = params => `#${new URLSearchParams(Object.entries(params)
+  .filter(([, value]) => value !== undefined && value !== "")
+  .map(([name, value]) => [name, NUMBERS.includes(name) ? value + 1 : value]))}`;
 const formatTime = time => time === null ? "" : new Date(1000 * time).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
 const handleError = error => { if (error.name !== "AbortError") showError(error); };
 
@@ -47,18 +55,18 @@ async function showList(params, requestNumber) {
   document.title = "Runs · Rank-K";
   show(byId("journal"), journal);
   if (!run) {
-    if (journal === null) show(byId("silent"), "This server keeps its calls where they cannot be looked at. Give it a --journal FILE.");
-    else if (!runs.length) show(byId("silent"), "Nothing has been asked yet. What is asked in Try, or by any client of this server, is found here.");
-    else show(byId("silent"), ["This journal has no such run. ", h("a", { href: "/runs" }, "Look at the latest one")]);
+    if (journal === null) show(byId("silent"), "This server stores its calls in a temporary file only. Start it with --journal FILE to see them here.");
+    else if (!runs.length) show(byId("silent"), "There are no queries yet. Queries that you send in Try, or with any other client of this server, appear here.");
+    else show(byId("silent"), ["This journal has no such run. ", h("a", { href: "/runs" }, "Show the latest run")]);
     return;
   }
   show(byId("run"), runs.map(listedRun => h("option", { value: listedRun.run, selected: listedRun === run }, `${runTitle(listedRun)} · ${formatTime(listedRun.started_at)} · ${pluralize(listedRun.queries, "query", "queries")}`)));
   byId("find").value = params.find ?? "";
   showSettings(run.settings);
   const offset = Number(params.offset ?? 0);
-  const page = await getJson(`/journal/queries?${new URLSearchParams({ run: run.run, find: params.find ?? "", offset })}`);
+  const page = await getJson(`/journal/queries?${new URLSearchParams({ run: run.run, find: params.find ?? "", offset, newest_first: true })}`);
   if (requestNumber !== latestRequest) return;
-  show(byId("queries"), page.queries.map(query => renderRow(query)));
+  show(byId("queries"), groupRepeated(page.queries).map(([latest, ...earlier]) => renderRow(latest, earlier)));
   byId("none").hidden = page.queries.length > 0;
   const last = offset + page.queries.length;
   byId("pager").hidden = page.total <= page.queries.length;
@@ -70,7 +78,7 @@ async function showList(params, requestNumber) {
   byId("on").onclick = () => { location.hash = makeHash({ ...params, run: run.run, offset: last }); };
 }
 
-/** Read all runs anew, older ones only where some are not known yet. Returns the journal's name. */
+/** Read the list of runs again; pages of older runs only if they are not known yet. Returns the journal's name. */
 async function readRuns() {
   const first = await getJson("/journal/runs");
   const others = runs.filter(({ run }) => first.runs.every(listedRun => listedRun.run !== run));
@@ -85,10 +93,21 @@ async function readRuns() {
   return first.journal;
 }
 
-/** What a run is called: what it read or wrote, or that it is of single queries. */
+/** The title of a run: the file that it wrote or read. Queries that were sent one by one have none. */
 function runTitle({ settings, run }) {
+  if (settings.made) return "Single queries";
   const file = [settings.output, settings.run, settings.cell].find(value => typeof value === "string");
-  return settings.made ?? (file ? file.split("/").at(-1) : run);
+  return file ? file.split("/").at(-1) : run;
+}
+
+/** Lists of the queries with the same text and the same number of passages, in the order of their first ones. */
+function groupRepeated(queries) {
+  const groups = new Map();
+  for (const query of queries) {
+    const key = query.text?.trim() ? `${query.passages} ${query.text}` : query.position;
+    groups.set(key, [...(groups.get(key) ?? []), query]);
+  }
+  return [...groups.values()];
 }
 
 function showSettings(settings) {
@@ -97,12 +116,16 @@ function showSettings(settings) {
     [h("dt", {}, name.replaceAll("_", " ")), h("dd", { dir: "auto" }, typeof value === "object" ? JSON.stringify(value) : String(value))]));
 }
 
-function renderRow(query) {
+/** A row for a query. `earlier`: older requests with the same query. */
+function renderRow(query, earlier) {
+  const address = ({ run, position }) => makeHash({ run, query: position });
   const repairs = Object.entries(query.repairs).map(([kind, count]) => `${kind.replaceAll("_", " ")} ${count}`).join(", ");
   return h("tr", {},
     h("th", { scope: "row" },
-      h("a", { href: makeHash({ run: query.run, query: query.position }), dir: "auto" }, query.text?.trim() || query.query_id || "(no text)"),
-      h("span", { class: "soft small" }, [query.query_id, formatTime(query.opened_at), query.finished ? null : "no ranking yet"].filter(Boolean).join(" · "))),
+      h("a", { href: address(query), dir: "auto" }, query.text?.trim() || query.query_id || "(no text)"),
+      h("span", { class: "soft small" }, [query.query_id, formatTime(query.opened_at), query.finished ? null : "no ranking yet"].filter(Boolean).join(" · ")),
+      earlier.length > 0 && h("details", { class: "small" }, h("summary", {}, `${pluralize(earlier.length, "earlier request")} with this query`),
+        earlier.map(other => h("a", { href: address(other) }, `${formatTime(other.opened_at)} · ${other.query_id}`)))),
     h("td", { class: "n wide" }, formatInteger(query.passages)), h("td", { class: "n" }, formatInteger(query.rounds)), h("td", { class: "n" }, formatInteger(query.windows)),
     h("td", { class: "small wide" }, repairs || "–"));
 }
@@ -123,13 +146,19 @@ async function showQuery(params, requestNumber) {
   await showWindow(params, requestNumber);
 }
 
-/** By doc id: the best twelve have colors of their own. */
+/** The color class of each passage by document id, in the order of the ranking. */
 function assignHues({ passages, ranking, rounds }) {
   const order = (ranking ?? rounds.at(-1) ?? []).flat();
   return new Map(order.map((place, rank) => [passages[place].doc_id, hueClass(rank + 1)]));
 }
 
 const hueOfDocument = id => currentQuery.hues.get(id) ?? "";
+
+/** The name of a passage: its document id. In single queries that is the position in the input, which is shown from 1. */
+function nameOfDocument(id) {
+  const isPosition = currentQuery.query.passages.every(({ doc_id: other }, place) => other === String(place));
+  return isPosition ? `passage ${Number(id) + 1}` : id;
+}
 
 function renderQuery(query, params) {
   const { windows, rounds, ranking, passages } = query;
@@ -139,9 +168,9 @@ function renderQuery(query, params) {
   const tokens = windows.reduce((sum, window) => sum + window.prompt_tokens + window.completion_tokens, 0);
   const totalSeconds = windows.reduce((sum, window) => sum + window.seconds, 0);
   show(byId("facts"), [query.query_id, pluralize(passages.length, "passage"), pluralize(new Set(windows.map(w => w.round)).size, "round"),
-    pluralize(windows.length, "window"), pluralize(tokens, "token"), `${formatSeconds(totalSeconds)} of the model's time`, formatTime(query.opened_at)].filter(Boolean).join(" · "));
-  const state = !query.finished ? "No ranking yet: it is under way (reload the page to see more), or was ended before it had one."
-    : rounds.length || passages.length < 2 ? "" : "This journal was begun by an older version, which did not keep how rankings stood between rounds.";
+    pluralize(windows.length, "window"), pluralize(tokens, "token"), `${formatSeconds(totalSeconds)} of model time`, formatTime(query.opened_at)].filter(Boolean).join(" · "));
+  const state = !query.finished ? "There is no ranking yet. The query is still running (reload the page to see more) or was interrupted."
+    : rounds.length || passages.length < 2 ? "" : "This journal is from an older version of Rank-K, which did not store the ranking after each round.";
   byId("state").hidden = !state;
   show(byId("state"), state);
   renderWindows(query, renderChart(query, MAX_ROWS), params);
@@ -150,8 +179,8 @@ function renderQuery(query, params) {
 function renderChart(query, maxRows) {
   const { passages, rounds, ranking, windows } = query;
   const comparedIn = round => new Set(windows.filter(window => window.round === round).flatMap(window => window.shown));
-  const columns = rounds.map((tiers, round) => ({ label: round ? String(round) : "first", tiers, compared: comparedIn(round) }));
-  if (ranking) columns.push({ label: "end", tiers: ranking, compared: new Set() });
+  const columns = rounds.map((tiers, round) => ({ label: round ? String(round) : "input", tiers, compared: comparedIn(round) }));
+  if (ranking) columns.push({ label: "final", tiers: ranking, compared: new Set() });
   byId("all").hidden = passages.length <= MAX_ROWS;
   show(byId("all"), maxRows === MAX_ROWS ? `Show all ${formatInteger(passages.length)}` : `Show the best ${MAX_ROWS}`);
   byId("all").onclick = () => renderChart(query, maxRows === MAX_ROWS ? passages.length : MAX_ROWS);
@@ -162,12 +191,14 @@ function renderChart(query, maxRows) {
   }
   const chart = drawBumpChart(byId("chart"), byId("ranking"), {
     columns, maxRows,
-    passages: passages.map(({ doc_id: name, text }) => ({ name, text, hue: hueOfDocument(name) })),
+    passages: passages.map(({ doc_id: id, text }) => ({ name: nameOfDocument(id), text, hue: hueOfDocument(id) })),
     onFollow: (place, ranks) => {
       byId("followed").hidden = place === null;
       if (place === null) return;
-      const { doc_id: name, text } = passages[place];
-      show(byId("followed"), h("span", { class: `dot ${hueOfDocument(name)}`, "aria-hidden": "true" }), h("b", {}, name), " ", h("span", { class: "n" }, ranks.filter((rank, index) => rank !== ranks[index - 1]).join(" → ")), h("span", { class: "soft", dir: "auto" }, text ?? ""));
+      const { doc_id: id, text } = passages[place];
+      const rankChanges = ranks.filter((rank, index) => rank !== ranks[index - 1]).join(" → ");
+      show(byId("followed"), h("span", { class: `dot ${hueOfDocument(id)}`, "aria-hidden": "true" }), h("b", {}, nameOfDocument(id)), " ",
+        h("span", { class: "n" }, `rank ${rankChanges}`), h("span", { class: "soft", dir: "auto" }, text ?? ""));
     },
   });
   makeSingleTabStop(byId("ranking"), "button.passage");
@@ -186,7 +217,7 @@ function renderWindows({ windows, run, position }, chart, params) {
         class: `button chip${isUnranked ? " bad" : ""}`, href: makeHash({ run, query: position, round, window: window.window }),
         onfocus: () => mark(new Set(window.shown)), onblur: () => mark(null), onpointerenter: () => mark(new Set(window.shown)), onpointerleave: () => mark(null),
         "data-window": `${round}.${window.window}`,
-      }, h("b", {}, String(window.window + 1)), h("span", { class: "soft small n" }, summary), isUnranked ? h("span", { class: "small error" }, "no answer") : repairCount > 0 && h("span", { class: "small soft" }, pluralize(repairCount, "repair")));
+      }, h("b", {}, String(window.window + 1)), h("span", { class: "soft small n" }, summary), isUnranked ? h("span", { class: "small error" }, "not ranked") : repairCount > 0 && h("span", { class: "small soft" }, pluralize(repairCount, "repair")));
     })))));
 }
 
@@ -200,7 +231,7 @@ async function showWindow(params, requestNumber) {
   const parameters = new URLSearchParams({ run: params.run, position: params.query, round: params.round, window: params.window });
   const record = await getJson(`/journal/window?${parameters}`);
   if (requestNumber !== latestRequest) return;
-  renderWindow(record, hueOfDocument);
+  renderWindow(record, hueOfDocument, nameOfDocument);
   byId("window").hidden = false;
   byId("window").scrollIntoView();
   byId("window-title").focus({ preventScroll: true });

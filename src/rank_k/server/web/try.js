@@ -1,4 +1,4 @@
-// Try: a query and passages in, the model's thought and the ranking as they form.
+// Try: rank passages for a query, and show the model's reasoning and the ranking while they form.
 
 import { RequestError, streamEvents, getJson } from "/page/api.js";
 import { byId, h, hueClass, pluralize, formatSeconds, show, formatInteger } from "/page/dom.js";
@@ -7,18 +7,19 @@ import { StreamedText, renderOrder } from "/page/mentions.js";
 import { RankingList } from "/page/ranking.js";
 
 const controls = { query: byId("query"), passages: byId("passages"), reasoning: byId("reasoning"), strategy: byId("strategy"), deadline: byId("deadline") };
-let demo = [];
+let examples = null; // the demo's questions, which the server sends at the first click
+let nextExample = 0;
 let abortController = null;
 
-// --- what is asked ---
+// --- the request ---
 
-/** Passages in a text: with a blank line between any two, or else one on each line. */
+/** The passages in a text: separated by blank lines, or one per line if there are no blank lines. */
 export function splitPassages(text) {
   const blocks = text.replace(/\r\n?/g, "\n").split(/\n[^\S\n]*\n/).map(block => block.trim()).filter(Boolean);
   return blocks.length > 1 ? blocks : text.split(/\r\n?|\n/).map(line => line.trim()).filter(Boolean);
 }
 
-/** The texts in a file: JSON or JSON lines of texts or of objects with a text; anything else is plain text. */
+/** The passages in a file: JSON or JSONL with texts or with objects that have a text. Other files are plain text. */
 function parseTexts(content) {
   const text = item => typeof item === "string" ? item : item.text ?? item.contents ?? item.passage;
   const textsOf = items => items.length && items.every(item => typeof text(item ?? {}) === "string") ? items.map(text) : null;
@@ -45,12 +46,13 @@ function updateCount() {
   show(byId("count"), count ? pluralize(count, "passage") : "");
 }
 
-// --- the outcome ---
+// --- the result ---
 
 class RankingView {
   constructor(passages) {
     Object.assign(this, { passages, started: performance.now(), windows: new Map(), tokens: 0, windowCount: 0, isFinished: false });
     byId("outcome").hidden = false;
+    byId("intro").hidden = true;
     byId("error").hidden = byId("seen").hidden = byId("said").hidden = true;
     show(byId("windows"));
     this.ranking = new RankingList(byId("ranking"), passages);
@@ -86,7 +88,7 @@ class RankingView {
     return this.windows.get(key);
   }
 
-  /** Between two rankings: a window's passages in the places they hold together, in the order that was given. */
+  /** Between two rankings: put the passages of a window into the ranks that they share, in the order of the answer. */
   applyWindowOrder({ shown, tiers, ranked }) {
     if (!ranked) return;
     const order = tiers.flat();
@@ -113,12 +115,12 @@ class RankingView {
     this.end(meta.warnings);
     getJson(`/journal/queries?find=${encodeURIComponent(id)}`).then(({ queries: [query] }) => {
       if (!query) return;
-      byId("seen").href = `/runs#run=${encodeURIComponent(query.run)}&query=${query.position}`;
+      byId("seen").href = `/runs#run=${encodeURIComponent(query.run)}&query=${query.position + 1}`;
       byId("seen").hidden = false;
     }, () => {});
   }
 
-  /** Nothing more comes. */
+  /** Stop the clock: no more events follow. */
   end(notes) {
     clearInterval(this.clock);
     for (const window of this.windows.values()) window.end();
@@ -132,7 +134,7 @@ class RankingView {
     const elapsed = this.isFinished ? this.duration : performance.now() - this.started;
     const rounds = new Set([...this.windows.keys()].map(key => key.split(".")[0])).size;
     const facts = [
-      this.isFinished ? null : this.windows.size ? `Round ${rounds}` : "Waiting",
+      this.isFinished ? null : this.windows.size ? `Round ${rounds}` : "Waiting for the model",
       this.windowCount || this.isFinished ? pluralize(this.windowCount, "window") : null,
       this.tokens ? pluralize(this.tokens, "token") : null,
       formatSeconds(elapsed / 1000),
@@ -148,11 +150,16 @@ class WindowView {
     Object.assign(this, { shown, rankingView, orders: [] });
     this.facts = h("span", { class: "soft" }, pluralize(shown.length, "passage"));
     this.text = h("div", { class: "said", dir: "auto" });
-    this.trace = new StreamedText(h("div", { class: "trace", dir: "auto" }), n => this.passage(n));
-    this.answer = new StreamedText(h("div", { class: "answer", dir: "auto" }), n => this.passage(n));
+    this.parts = { reasoning: this.makePart("Reasoning", "trace"), text: this.makePart("Answer", "answer") };
     this.element = h("details", { class: "window", open: true },
       h("summary", {}, h("span", {}, `Round ${round}, window ${window}`), this.facts), this.text);
     makeSingleTabStop(this.text, "button.mention");
+  }
+
+  /** A labeled part of the response, which is shown from its first chunk on. */
+  makePart(title, kind) {
+    const body = h("div", { class: kind, dir: "auto" });
+    return { element: h("div", {}, h("p", { class: "part-title" }, title), body), streamed: new StreamedText(body, n => this.passage(n)) };
   }
 
   passage(n) {
@@ -162,20 +169,20 @@ class WindowView {
     return { hue: hueClass(place + 1), title, go: () => this.rankingView.ranking.point(place) };
   }
 
-  appendChunk({ reasoning, text }) {
+  appendChunk(chunk) {
     byId("said").hidden = false;
     const scrollToEnd = this.keepScrolledToEnd();
-    for (const [part, piece] of [[this.trace, reasoning], [this.answer, text]]) {
-      if (!piece) continue;
+    for (const [name, part] of Object.entries(this.parts)) {
+      if (!chunk[name]) continue;
       if (!part.element.isConnected) this.text.append(part.element);
-      part.add(piece);
+      part.streamed.add(chunk[name]);
     }
     const first = this.text.querySelector("button.mention");
     if (first && !this.text.querySelector('button.mention[tabindex="0"]')) first.tabIndex = 0;
     scrollToEnd();
   }
 
-  /** What scrolls on to the end if that is what is looked at now. */
+  /** A function that scrolls to the end if the end is in view now. */
   keepScrolledToEnd() {
     const { scrollHeight, scrollTop, clientHeight } = this.text;
     return scrollHeight - scrollTop - clientHeight < 40 ? () => { this.text.scrollTop = this.text.scrollHeight; } : () => {};
@@ -185,31 +192,32 @@ class WindowView {
     byId("said").hidden = false;
     const scrollToEnd = this.keepScrolledToEnd();
     this.end();
-    if (ranked) this.answer.element.remove(); // it is shown as it was read; word for word it stands in Runs
     this.orders.push(tiers);
-    const number = place => this.shown.indexOf(place) + 1;
-    if (ranked) this.text.append(renderOrder(tiers, number, n => this.passage(n)));
-    else this.text.append(h("p", { class: "error" }, "No usable answer: the window keeps its order."));
+    if (ranked) {
+      const order = renderOrder(tiers, place => this.shown.indexOf(place) + 1, n => this.passage(n));
+      const answer = this.parts.text;
+      if (answer.streamed.text.trim() === order.textContent) answer.element.remove(); // the order says the same
+      this.text.append(h("p", { class: "part-title" }, "Order"), order);
+    } else this.text.append(h("p", { class: "error" }, "The answer had no usable order: the window keeps its input order."));
     const repairText = Object.entries(repairs).map(([kind, count]) => `${kind.replaceAll("_", " ")} ${count}`).join(", ");
-    const facts = [pluralize(this.shown.length, "passage"), `${formatInteger(usage.prompt_tokens)} + ${formatInteger(usage.completion_tokens)} tokens`, repairText];
+    const facts = [pluralize(this.shown.length, "passage"), `${formatInteger(usage.prompt_tokens)} tokens in, ${formatInteger(usage.completion_tokens)} out`, repairText];
     show(this.facts, facts.filter(Boolean).join(" · "));
     scrollToEnd();
   }
 
   end() {
-    this.trace.end();
-    this.answer.end();
+    for (const part of Object.values(this.parts)) part.streamed.end();
   }
 }
 
-// --- asking ---
+// --- sending ---
 
 async function submitQuery() {
   const passages = splitPassages(controls.passages.value);
   if (abortController || !passages.length || !controls.query.value.trim()) return;
   abortController = new AbortController();
   const { signal } = abortController;
-  byId("go").disabled = true;
+  byId("go").disabled = byId("example").disabled = true;
   byId("stop").disabled = false;
   const rankingView = new RankingView(passages);
   if (innerWidth < 900) byId("outcome").scrollIntoView();
@@ -220,7 +228,7 @@ async function submitQuery() {
   if (deadline.value) body.deadline_seconds = Number(deadline.value);
   try {
     for await (const [kind, data] of streamEvents("/v2/rerank", body, signal)) rankingView.handleEvent(kind, data);
-    if (!rankingView.isFinished) throw new RequestError(0, "The server went away before it was done.");
+    if (!rankingView.isFinished) throw new RequestError(0, "The server closed the connection before the ranking was finished.");
   } catch (error) {
     rankingView.end([signal.aborted ? "stopped" : "no result"]);
     if (!signal.aborted) {
@@ -230,15 +238,36 @@ async function submitQuery() {
     }
   } finally {
     abortController = null;
-    byId("go").disabled = false;
+    byId("go").disabled = byId("example").disabled = false;
     byId("stop").disabled = true;
+  }
+}
+
+/** Fill in the next question of the demo and rank it. */
+async function showExample() {
+  byId("example").disabled = true;
+  show(byId("example-note"), "Loading the example …");
+  try {
+    const { questions, missing } = examples ??= await getJson("/demo");
+    if (!questions.length) throw new RequestError(0, `The examples need another package. Run on the server: ${missing}`);
+    const { query, passages } = questions[nextExample];
+    nextExample = (nextExample + 1) % questions.length;
+    controls.query.value = query;
+    fillPassages(passages);
+    show(byId("example"), "Show another example");
+    show(byId("example-note"), "A question about Python, and passages of its documentation.");
+    submitQuery();
+  } catch (error) {
+    byId("example").disabled = false;
+    show(byId("example-note"), error.message);
+    if (!(error instanceof RequestError)) throw error;
   }
 }
 
 function disableRanking(message) {
   show(byId("silent"), message);
   byId("silent").hidden = false;
-  byId("go").disabled = true;
+  byId("go").disabled = byId("example").disabled = byId("intro").hidden = true;
 }
 
 byId("ask").addEventListener("submit", event => { event.preventDefault(); submitQuery(); });
@@ -252,24 +281,16 @@ byId("file").addEventListener("change", async event => {
   if (file) fillPassages(parseTexts(await file.text()));
   event.target.value = "";
 });
-byId("demo").addEventListener("change", event => {
-  const chosen = demo[Number(event.target.value)];
-  if (event.target.value === "" || !chosen) return;
-  controls.query.value = chosen.query;
-  fillPassages(chosen.passages);
-});
+byId("example").addEventListener("click", showExample);
 
 updateCount();
 getJson("/v1/models").then(({ data: [model] }) => {
   if (!model) {
-    disableRanking("This server has no model: it shows a journal. Look at Runs; or start it with --server or --model to rank.");
+    disableRanking("This server has no model and only shows a journal: open Runs. To rank here, start it with --server or --model.");
     return;
   }
   const likelihood = model.method === "likelihood";
-  show(byId("model"), likelihood ? `${model.id}, by the likelihood of the query: nothing is thought` : model.id);
+  show(byId("model"), `Model: ${model.id}${likelihood ? " (query likelihood, without reasoning)" : ""}`);
   controls.reasoning.disabled = controls.strategy.disabled = likelihood;
-}, error => disableRanking(error.message)).then(() => getJson("/demo")).then(({ questions }) => {
-  demo = questions;
-  byId("demo").hidden = !demo.length;
-  byId("demo").append(...questions.map(({ query }, number) => h("option", { value: number }, query)));
-}, () => { byId("demo").hidden = true; });
+  byId("intro-reasoning").hidden = likelihood;
+}, error => disableRanking(error.message));
