@@ -157,17 +157,12 @@ class HttpModel:
             form = self._prefill_forms[0]
             send = self._text_completion if form == "raw" else self._chat_completion
             try:
-                response = await send(request, on_chunk)
+                return await send(request, on_chunk)
             except RequestRejected as error:
                 if not error.is_about_fields:
                     raise
                 if form in self._prefill_forms:
                     self._prefill_forms.remove(form)
-                continue
-            if "</think>" in request.prefill:
-                return response
-            usage = replace(response.usage, reasoning_tokens=response.usage.completion_tokens)
-            return replace(response, usage=usage)  # all of it is reasoning
         raise RequestRejected(f"{self.url} cannot go on from a given beginning", "see docs/servers.md")
 
     async def _chat_completion(self, request: Request, on_chunk: OnChunk | None) -> Response:
@@ -184,7 +179,7 @@ class HttpModel:
         """Render the chat template on the server, append the prefill, and complete it as plain text."""
         prompt = await self._render_prompt(request)
         body = server_types.completion_body(self.server_type, self.name, request, prompt)
-        return await self._stream("/completions", body, on_chunk)
+        return await self._stream("/completions", body, on_chunk, request.prefill)
 
     async def _complete_forced_text(self, request: Request, forced_text: str, on_chunk: OnChunk | None) -> Response:
         """Return the log-probabilities of `forced_text`, in the tokens that it has after the prompt."""
@@ -252,18 +247,18 @@ class HttpModel:
         return tokens if isinstance(tokens, list) else None
 
     async def _stream(
-        self, path: str, body: Mapping[str, Any], on_chunk: OnChunk | None, echoed_prefill: str = ""
+        self, path: str, body: Mapping[str, Any], on_chunk: OnChunk | None, prefill: str = ""
     ) -> Response:
         started = time.monotonic()
         events: list[ResponseEvent] = []
         async with self._send_request("POST", self.url + path, {**body, **server_types.STREAMING}) as response:
             if response.headers.get("Content-Type", "").startswith("application/json"):  # a server that cannot stream
                 event = parse_payload(await self._read_json(response))
-                chunk = event.chunk._replace(text=event.chunk.text.removeprefix(echoed_prefill))
+                chunk = event.chunk._replace(text=event.chunk.text.removeprefix(prefill))  # some servers echo it
                 _append_event(events, event._replace(chunk=chunk, is_last=True), on_chunk)
             else:
                 await _read_events(response, events, on_chunk)
-        return join_events(events, time.monotonic() - started)
+        return join_events(events, time.monotonic() - started, prefill)
 
     async def count_tokens(self, text: str) -> int | None:
         if not self.server_type.tokenizes:

@@ -316,25 +316,31 @@ def read_delta(message: Json) -> StreamChunk:
     return StreamChunk("", text)
 
 
-def read_usage(usage: Json | None, reasoning_chars: int, text_chars: int) -> Usage:
+def read_usage(usage: Json | None, reasoning_characters: int, characters: int) -> Usage:
     """Return the token counts of a response, from the server's `usage` if it has one.
 
-    Reasoning tokens that the server does not count separately are the completion tokens in the proportion of the
-    characters. Without any `usage`, everything is estimated at four characters per token.
+    Args:
+        usage: The counts as the server sent them.
+        reasoning_characters: The length of the reasoning trace, wherever the server put it.
+        characters: The length of the whole response.
+
+    Reasoning tokens that the server does not count separately are estimated: the completion tokens in the proportion of
+    the characters. Without any `usage`, everything is estimated at four characters per token.
     """
     prompt = _token_count(usage, "prompt_tokens") or 0
     completion = _token_count(usage, "completion_tokens")
     if completion is None:
-        return Usage(prompt, -(-(reasoning_chars + text_chars) // 4), -(-reasoning_chars // 4), 0, True)
-    reasoning = _token_count(usage, "completion_tokens_details", "reasoning_tokens")
-    if reasoning is None:
-        reasoning = _token_count(usage, "reasoning_tokens")
-    if reasoning is None or (reasoning == 0 and reasoning_chars):
-        reasoning = round(completion * reasoning_chars / max(reasoning_chars + text_chars, 1))
+        return Usage(prompt, -(-characters // 4), -(-reasoning_characters // 4), 0, True)
+    paths = (("completion_tokens_details", "reasoning_tokens"), ("reasoning_tokens",))
+    counts = (_token_count(usage, *path) for path in paths)
+    reasoning = next((count for count in counts if count is not None), 0)
+    is_estimated = not reasoning and 0 < reasoning_characters < characters
+    if not reasoning and reasoning_characters:
+        reasoning = min(max(round(completion * reasoning_characters / characters), 1), completion)
     cached = _token_count(usage, "prompt_tokens_details", "cached_tokens")
     if cached is None:
         cached = _token_count(usage, "prompt_cache_hit_tokens")  # DeepSeek
-    return Usage(prompt, completion, reasoning, cached or 0)
+    return Usage(prompt, completion, reasoning, cached or 0, reasoning_estimated=is_estimated)
 
 
 def _token_count(value: Any, *path: str) -> int | None:
