@@ -1,4 +1,4 @@
-"""The journal -> training rows.
+"""Selection of training rows from the journal.
 
 A trace is *usable* if it ends in a complete ranking: nothing repaired, no truncated or repetitive reasoning,
 a length within the given range. A *rule* selects from the usable traces of a set:

@@ -44,13 +44,17 @@ LIKELIHOOD_NOTE = "ranked by query likelihood, not by comparison: see docs/embed
 
 
 def lines(
-    stats: RunStats, seconds: float, price: Prices | None = None, method: ScoringMethod = "listwise"
+    stats: RunStats,
+    seconds: float,
+    price: Prices | None = None,
+    method: ScoringMethod = "listwise",
+    unit: str = "queries",
 ) -> list[str]:
-    """Return the lines of the summary."""
+    """Return the lines of the summary. `unit`: what was ranked."""
     usage = stats.usage
     prefix, reasoning_prefix = "~" if usage.estimated else "", "~" if usage.reasoning_is_estimated else ""
     output = [
-        f"{stats.queries} queries, {stats.rounds} rounds, {stats.calls} calls"
+        f"{stats.queries} {unit}, {stats.rounds} rounds, {stats.calls} calls"
         f" ({stats.calls - stats.new_calls} from the journal), {format_seconds(seconds)}",
         f"tokens: {prefix}{usage.prompt_tokens:,} in ({usage.cached_tokens:,} cached),"
         f" {prefix}{usage.completion_tokens:,} out, of these {reasoning_prefix}{usage.reasoning_tokens:,} reasoning",
