@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -94,5 +95,5 @@ def test_labels_after_a_prefilled_opening_are_the_trace() -> None:
         "[1] no\n[2] yes", "", reasoning_truncated=True
     )
     assert split_continuation("<think>\nx\n</think>\n\n", Response("[2] > [1]"))[:2] == ("", "[2] > [1]")
-    for other_request in ({}, {"messages": []}, {"messages": ["x"]}, {"messages": request["messages"][:1]}):
-        assert stored_prefill(other_request) == ""
+    requests_without_prefill: list[dict[str, Any]] = [{}, {"messages": []}, {"messages": request["messages"][:1]}]
+    assert {*map(stored_prefill, requests_without_prefill)} == {""}

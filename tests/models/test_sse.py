@@ -63,5 +63,5 @@ def test_join_events_counts_no_reasoning_in_an_answer() -> None:
 
 
 def test_join_events_rejects_a_stream_that_ends_early() -> None:
-    with pytest.raises(ServerError, match="mid-reply"):
+    with pytest.raises(ServerError, match="before the response was complete"):
         join_events(events({"content": ANSWER})[:1], 1.0)

@@ -78,7 +78,8 @@ def _separate(is_reasoning: bool | None) -> Generator[StreamChunk, StreamChunk |
     while True:
         chunk = yield output
         is_end = chunk is None
-        reasoning, text = [], []
+        reasoning: list[str] = []
+        text: list[str] = []
         if chunk is not None:
             pending += chunk.text
             if chunk.reasoning:

@@ -45,7 +45,7 @@ def parse_event(data: bytes) -> ResponseEvent:
     try:
         payload = json.loads(data.decode("utf-8", "replace"))
     except ValueError as error:
-        raise ServerError("the server sent an event that is not JSON", "look into its log") from error
+        raise ServerError("the server sent an event that is not JSON", "see its log") from error
     return parse_payload(payload)
 
 
@@ -77,7 +77,7 @@ def join_events(events: Sequence[ResponseEvent], seconds: float, prefill: str = 
     Raises `ServerError` if the events end before the response does.
     """
     if not any(event.ends_response for event in events):
-        raise ServerError("the server ended the stream in mid-reply", "look into its log")
+        raise ServerError("the server ended the stream before the response was complete", "see its log")
     reasoning = "".join(event.chunk.reasoning for event in events)
     text = "".join(event.chunk.text for event in events)
     usages = [event.usage for event in events if event.usage is not None]
