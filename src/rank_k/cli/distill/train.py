@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(_memory_lines(recipe)), file=sys.stderr)
     if args.estimate:
         return 0
-    on_record = (lambda record: None) if args.quiet else _ProgressPrinter(args.time_limit)
+    on_record = (lambda record: None) if args.quiet else ProgressPrinter(args.time_limit)
     run = TrainingRun(args.data, recipe, args.output, args.heldout, args.max_steps, args.time_limit)
     trained = train(run, on_record)
     left_out = f"; {trained.too_long:,} longer than {recipe.training.max_length} tokens left out"
@@ -71,7 +71,7 @@ def _memory_lines(recipe: Recipe) -> list[str]:
     return lines
 
 
-class _ProgressPrinter:
+class ProgressPrinter:
     """Prints records of training: the first and the last step, a step every few seconds, and held-out measures."""
 
     def __init__(self, time_limit: float | None) -> None:
