@@ -97,3 +97,4 @@ def test_labels_after_a_prefilled_opening_are_the_trace() -> None:
     assert split_continuation("<think>\nx\n</think>\n\n", Response("[2] > [1]"))[:2] == ("", "[2] > [1]")
     requests_without_prefill: list[dict[str, Any]] = [{}, {"messages": []}, {"messages": request["messages"][:1]}]
     assert {*map(stored_prefill, requests_without_prefill)} == {""}
+    assert stored_prefill({"messages": [], "stop": ["</think>"]}) == "<think>"

@@ -151,11 +151,15 @@ def split_continuation(prefill: str, response: Response) -> ResponseParts:
 
 
 def stored_prefill(request: Mapping[str, Any]) -> str:
-    """Return the beginning of the assistant's message in a stored request, "" if there is none."""
-    messages = request.get("messages")
-    last = messages[-1] if isinstance(messages, list) and messages else None
-    is_prefill = isinstance(last, Mapping) and last.get("role") == "assistant"
-    return str(last.get("content") or "") if is_prefill and isinstance(last, Mapping) else ""
+    """Return the beginning of the assistant's message in a stored request, "" if there is none.
+
+    A request that stops at the end of the reasoning begins inside of it.
+    """
+    match request.get("messages"):
+        case [*_, {"role": "assistant", "content": str() as content}]:
+            return content
+    ends_with_reasoning = any(stop in _CLOSINGS for stop in request.get("stop") or ())
+    return REASONING_MARKERS[0].opening if ends_with_reasoning else ""
 
 
 def split_response(text: str, reasoning: str, finish_reason: str | None, reasoning_closed: bool) -> ResponseParts:
