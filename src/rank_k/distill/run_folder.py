@@ -123,7 +123,7 @@ class TrainingLog:
 
 
 class TrainingClock:
-    """Seconds of training, including earlier parts of the run.
+    """The duration of a run in seconds, including loading and earlier parts of the run.
 
     All processes that train together have the first one's time, so that what depends on time happens in the same step
     everywhere. The time changes only in `tick`.

@@ -38,7 +38,7 @@ def interrupt_after(seconds: float | None) -> Iterator[Interruption]:
         seconds: The seconds left; None for no limit.
 
     Yields:
-        Says whether the work may be interrupted. The block sets it.
+        The `Interruption`, in which the block states whether the work may be interrupted (at first, it may).
     """
     interruption = Interruption()
     is_main_thread = threading.current_thread() is threading.main_thread()

@@ -81,7 +81,14 @@ class TrainingRun:
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """How a run ended. `too_long`: rows left out of training and held-out data for their length."""
+    """The result of a training run.
+
+    Attributes:
+        steps: The number of steps, including those of earlier parts of the run.
+        seconds: The duration, including earlier parts of the run.
+        rows: The number of training rows.
+        too_long: The number of rows that were left out because of their length, held-out rows included.
+    """
 
     steps: int
     seconds: float
@@ -94,10 +101,12 @@ def train(run: TrainingRun, on_record: OnRecord = lambda record: None) -> Traini
 
     Args:
         run: What to train.
-        on_record: Called by the first of the processes that train together.
+        on_record: Called with every record (see `run_folder.OnRecord`), only in the first of the processes that train
+            together (default: nothing is called).
 
     Raises:
-        InputError: Before the first step, if the recipe, the rows, the base model or the output folder do not fit.
+        InputError: If the recipe, the rows, the base model and the output folder do not fit together, or if the time
+            limit passes before the first step.
     """
     for module in ("torch", "transformers", "trl", "peft", "datasets"):
         load(module)

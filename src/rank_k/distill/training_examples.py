@@ -113,7 +113,14 @@ def _uses_template(row: Mapping[str, Any], template: PromptTemplate) -> bool:
 def build_examples(
     rows: Iterable[Mapping[str, Any]], tokenizer: Any, max_length: int, label_words: Sequence[str]
 ) -> ExampleSet:
-    """Return the rows that have at most `max_length` tokens as examples, and count the others."""
+    """Return the rows that are not too long as examples, and count the others.
+
+    Args:
+        rows: The rows (see `read_rows`).
+        tokenizer: The tokenizer of the base model.
+        max_length: The maximum number of tokens of prompt and completion.
+        label_words: The relevance labels of the recipe, worst first.
+    """
     examples: list[Example] = []
     too_long = 0
     sources: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -215,7 +222,13 @@ def label_token_ids_of(tokenizer: Any, words: Sequence[str]) -> list[int]:
 def training_order(lengths: Sequence[int], epochs: float, batch: int, seed: int, group_by_length: bool) -> list[int]:
     """Return the indices of rows in the order in which they are learned, all epochs in sequence.
 
-    `group_by_length`: put rows of similar length into one batch, which saves padding. The batches stay in random order.
+    Args:
+        lengths: The length of each row.
+        epochs: How often each row is learned. A fraction learns a random part of the rows.
+        batch: The number of rows in a batch.
+        seed: The seed of the random order.
+        group_by_length: Put rows of similar length into one batch, which saves padding. The batches stay in random
+            order.
     """
     order: list[int] = []
     row_count = round(epochs * len(lengths))

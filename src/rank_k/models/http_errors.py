@@ -25,7 +25,15 @@ _CONTENT_FILTER = re.compile(
 
 
 def error_for_status(status: int, message: str, url: str, model: str, retry_after: float | None) -> ModelError:
-    """Return the error for an HTTP status and the server's message."""
+    """Return the error for an HTTP status.
+
+    Args:
+        status: The status.
+        message: The server's message, or "".
+        url: The address of the server.
+        model: The name of the requested model.
+        retry_after: The seconds of the header Retry-After, or None.
+    """
     detail = f": {message}" if message else ""
     if status in (400, 413, 422) and _CONTEXT_WORDS.search(message):
         return ContextOverflow(f"the prompt does not fit the model's context{detail}", "lower --passage-tokens")

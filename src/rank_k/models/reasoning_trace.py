@@ -144,7 +144,12 @@ class ResponseParts(NamedTuple):
 
 
 def split_continuation(prefill: str, response: Response) -> ResponseParts:
-    """Return the parts of a response that continues `prefill`, the beginning of the assistant's message (or "")."""
+    """Return the parts of a response.
+
+    Args:
+        prefill: The beginning of the assistant's message, which the response continues; "" if there is none.
+        response: The response.
+    """
     opening = REASONING_MARKERS[0].opening if _ends_in_reasoning(prefill) else ""
     is_closed = bool(prefill) and not opening
     return split_response(opening + response.text, response.reasoning or "", response.finish_reason, is_closed)

@@ -50,7 +50,18 @@ async def call_with_retries(
     random: Random,
     on_retry: Callable[[ModelError, float], None] | None = None,
 ) -> T:
-    """Return `call()`, repeated while it raises a retryable `ModelError`; then raise `RetriesExhausted`."""
+    """Return the result of `call`, which is repeated while it raises a retryable `ModelError`.
+
+    Args:
+        call: The request.
+        policy: How often it is repeated.
+        random: Draws the delays.
+        on_retry: Called with the error and the seconds to wait before each retry.
+
+    Raises:
+        RetriesExhausted: After the last attempt.
+        ModelError: If the error is not retryable.
+    """
     failures: Counter[bool] = Counter()
     while True:
         try:

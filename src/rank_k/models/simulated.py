@@ -81,7 +81,7 @@ class SimulatedModel:
     Args:
         grades: The judgments. Unjudged passages have grade 0.
         noise: How the judge errs, or the name of a preset.
-        seed: Every seed is another judge.
+        seed: The seed of all errors. Another seed simulates another judge.
         context_length: The context length in tokens.
     """
 
