@@ -9,7 +9,7 @@ import pytest
 
 from rank_k.cli import main as rank_k
 from rank_k.data.trec import read_run
-from rank_k.models.weights import DEFAULT_WEIGHTS, NAMED
+from tests.support.embedded import USER_CACHE, needs_weights
 
 pytestmark = [pytest.mark.training, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -29,11 +29,12 @@ rank-k rerank --dataset python-docs --run bm25.trec --depth 4 --max-seconds 30 -
 """Commands, one per line; indented lines continue a command. Without `--max-steps 2`, the student learns something."""
 
 
-@pytest.mark.skipif(not NAMED[DEFAULT_WEIGHTS].path.exists(), reason="the embedded weights are not here: rank-k fetch")
+@needs_weights
 def test_worked_example_runs_as_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANK_K_CACHE", str(USER_CACHE))
     for command in WORKED_EXAMPLE.replace("\n    ", " ").strip().splitlines():
         program, *arguments = shlex.split(command)
         assert program == "rank-k"

@@ -292,8 +292,11 @@ def test_context_length_reads_the_model_card(name: str, card: dict[str, Any], to
         ),
         ({"content": [{"type": "text", "text": None}, {"type": "image_url"}, "x", None]}, ("", "")),
         # digits of a thought must not get into the answer
-        ({"content": [{"type": "reasoning", "text": "[9] > [8]"}, {"type": "text", "text": "[1]"}]}, ("", "[1]")),
-        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "[9]"}]}]}, ("", "")),
+        (
+            {"content": [{"type": "reasoning", "text": "[9] > [8]"}, {"type": "text", "text": "[1]"}]},
+            ("[9] > [8]", "[1]"),
+        ),
+        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "[9]"}]}]}, ("[9]", "")),
         ({"content": {"text": "x"}, "reasoning": 5, "reasoning_content": ["x"]}, ("", "")),
     ],
 )

@@ -307,23 +307,32 @@ _REASONING_FIELDS = ("reasoning", "reasoning_content")  # vLLM and OpenRouter; S
 def read_delta(message: Json) -> StreamChunk:
     """Return the reasoning and the text of a `delta` (streaming) or of a `message` (not streaming)."""
     content = message.get("content")
-    if isinstance(content, list):  # a list of content parts
-        content = "".join(
-            part["text"]
-            for part in content
-            if isinstance(part, Mapping)
-            and part.get("type", "text") in ("text", "output_text")
-            and isinstance(part.get("text"), str)
-        )
-    text = content if isinstance(content, str) else ""
+    parts = content if isinstance(content, list) else []
+    text_parts = (_part_text(part) for part in parts if _part_type(part) in ("text", "output_text"))
+    text = content if isinstance(content, str) else "".join(text_parts)
     for key in _REASONING_FIELDS:
         if isinstance(value := message.get(key), str) and value:
             return StreamChunk(value, text)
     details = message.get("reasoning_details")
     if isinstance(details, list):
-        parts = (part.get("text") or part.get("summary") for part in details if isinstance(part, Mapping))
-        return StreamChunk("".join(part for part in parts if isinstance(part, str)), text)
-    return StreamChunk("", text)
+        return StreamChunk("".join(map(_part_text, details)), text)
+    reasoning_parts = (_part_text(part) for part in parts if _part_type(part) in ("reasoning", "thinking"))
+    return StreamChunk("".join(reasoning_parts), text)
+
+
+def _part_type(part: Any) -> Any:
+    """Return the type of a content part: some servers (Mistral's, for example) send reasoning as a part."""
+    return part.get("type", "text") if isinstance(part, Mapping) else None
+
+
+def _part_text(part: Any) -> str:
+    """Return the text of a part of the content or of the reasoning; a part of type "thinking" has parts itself."""
+    if not isinstance(part, Mapping):
+        return ""
+    text = part.get("text") or part.get("summary") or part.get("thinking")
+    if isinstance(text, list):
+        text = "".join(item["text"] for item in text if isinstance(item, Mapping) and isinstance(item.get("text"), str))
+    return text if isinstance(text, str) else ""
 
 
 def read_usage(usage: Json | None, reasoning_characters: int, characters: int) -> Usage:
